@@ -1,0 +1,171 @@
+"""One run configuration, from flags, a TOML file or Python, and the strategy mini-language.
+
+``NAME[:option=value[,value…]]…``: a comma list of values makes one operating point each; several
+options are separated by ``:`` (or by a comma before ``option=``), and several lists make their product.
+Nothing here knows which strategies exist; the runner resolves names.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from harness.contracts import KVPolicy, Weights
+from harness.errors import ConfigError, did_you_mean
+
+__all__ = ["DEMO_STRATEGIES", "RunConfig", "StrategySpec", "parse_strategies"]
+
+EnergyChoice = Literal["auto", "nvml", "rapl", "estimate", "none"]
+Protocol = Literal["green-code", "codexglue-line"]
+
+DEMO_STRATEGIES = (
+    "full",
+    "fixed:layer=22,26",
+    "confidence:threshold=0.9",
+    "saturation:threshold=0.95",
+    "oracle",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StrategySpec:
+    """One operating point as written: a strategy name and the options given for it, still text.
+
+    Attributes:
+        name: strategy name.
+        options: option name → value as text.
+    """
+
+    name: str
+    options: tuple[tuple[str, str], ...] = ()
+
+    def __str__(self) -> str:
+        return ":".join([self.name, *(f"{key}={value}" for key, value in self.options)])
+
+
+def parse_strategies(text: str) -> list[StrategySpec]:
+    """Expand ``NAME[:option=value[,value…]]…`` to one spec per combination of values.
+
+    Raises:
+        ConfigError: the text does not have that form.
+    """
+    name, _, rest = text.strip().partition(":")
+    if not name.strip():
+        raise ConfigError(f"--strategy '{text}' names no strategy. Write NAME or NAME:option=value.")
+    choices: dict[str, list[str]] = {}
+    current: str | None = None
+    for group in rest.split(":") if rest else []:
+        current = None
+        for item in group.split(","):
+            key, equals, value = item.partition("=")
+            if equals:
+                current = key.strip()
+                if current in choices:
+                    raise ConfigError(f"--strategy '{text}' gives option '{current}' twice.")
+                choices[current] = []
+            else:
+                value = item
+            if current is None or not current or not value.strip():
+                raise ConfigError(f"--strategy '{text}' cannot be read at '{item}'. Write NAME:option=value[,value…].")
+            choices[current].append(value.strip())
+    combinations = itertools.product(*choices.values())
+    return [StrategySpec(name.strip(), tuple(zip(choices, values, strict=True))) for values in combinations]
+
+
+class RunConfig(BaseModel):
+    """Everything that decides a run. Frozen; saved whole in the manifest.
+
+    Attributes:
+        strategies: operating points in the mini-language of this module; full depth is always added.
+        model: catalogue name, hub id or local folder.
+        tasks: registered task names.
+        protocol: ``green-code`` (the next 15 tokens of a file) or ``codexglue-line`` (to the line's end).
+        source: ``embedded``, ``hub``, or a path to a JSONL file or dataset folder.
+        limit: samples per task; ``None`` for all.
+        max_new_tokens: overrides the protocol's limit.
+        kv: what happens to K,V of skipped layers.
+        exit_points: ``paper`` (GREEN-CODE's rule), ``all``, or a comma list of layers.
+        batch_size: samples decoded together.
+        dtype: torch dtype name of weights and activations.
+        device: torch device; ``auto`` takes CUDA when there is one.
+        threads: CPU threads; ``None`` leaves torch's choice.
+        weights: ``pretrained``, or ``random`` for runs at full size without weights.
+        energy: which meter; ``auto`` takes the best sensor found, else the labelled estimate.
+        tdp_w: power the estimate assumes for the whole CPU package, watts; ``None`` for its default.
+        repeats: how often each block is repeated.
+        block_size: samples per interleaved block; ``None`` lets the meter's sensor period decide.
+        seed: decides sampling, order and random strategies.
+        out: run directory; ``None`` makes a new one under ``runs/``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    strategies: tuple[str, ...] = DEMO_STRATEGIES
+    model: str = "smollm2-135m"
+    tasks: tuple[str, ...] = ("py150",)
+    protocol: Protocol = "green-code"
+    source: str = "embedded"
+    limit: Annotated[int, Field(ge=1)] | None = 20
+    max_new_tokens: Annotated[int, Field(ge=1, le=4096)] | None = None
+    kv: KVPolicy = KVPolicy.PROPAGATE
+    exit_points: str = "paper"
+    batch_size: Annotated[int, Field(ge=1, le=1024)] = 1
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: str = "auto"
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    weights: Weights = "pretrained"
+    energy: EnergyChoice = "auto"
+    tdp_w: Annotated[float, Field(gt=0, le=10_000)] | None = None
+    repeats: Annotated[int, Field(ge=1, le=1000)] = 1
+    block_size: Annotated[int, Field(ge=1)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    out: Path | None = None
+
+    @field_validator("strategies", "tasks", mode="after")
+    @classmethod
+    def _not_empty(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("names nothing")
+        return tuple(dict.fromkeys(value))
+
+    @classmethod
+    def build(cls, values: Mapping[str, Any]) -> Self:
+        """Validate a mapping and turn pydantic's report into one line.
+
+        Raises:
+            ConfigError: unknown name, wrong type or out of range; says which and what is allowed.
+        """
+        for key in values:
+            if key not in cls.model_fields:
+                raise ConfigError(f"unknown configuration key '{key}'.{did_you_mean(key, cls.model_fields)}")
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"][:1])
+            raise ConfigError(f"{where} = {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}.") from None
+
+    @classmethod
+    def read_toml(cls, path: Path) -> dict[str, Any]:
+        """Return the keys of a TOML file, for :meth:`build` after flags were laid over them.
+
+        Raises:
+            ConfigError: the file cannot be read or parsed.
+        """
+        try:
+            with path.open("rb") as file:
+                return tomllib.load(file)
+        except OSError as error:
+            raise ConfigError(f"cannot read configuration {path}: {error.strerror}.") from None
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"configuration {path} is not valid TOML: {error}.") from None
+
+    def specs(self) -> list[StrategySpec]:
+        """Return the operating points as written, expanded, each once, in order."""
+        return list(dict.fromkeys(spec for text in self.strategies for spec in parse_strategies(text)))

@@ -1,0 +1,83 @@
+"""The exception tree.
+
+Everything the harness refuses on purpose derives from :class:`HarnessError`, so that the
+command line can print one line and exit, and a library caller can catch one class. Anything
+else that escapes is a defect and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "ConfigError",
+    "DataError",
+    "HarnessError",
+    "MeterError",
+    "ModelError",
+    "OptionError",
+    "OutOfMemoryError",
+    "RegistryError",
+    "StoreError",
+    "UnknownNameError",
+    "did_you_mean",
+]
+
+
+class HarnessError(Exception):
+    """Root of every refusal. The message says what failed, the value, and the remedy.
+
+    Attributes:
+        exit_code: what the ``harness`` command returns for it.
+    """
+
+    exit_code = 2
+
+
+class ConfigError(HarnessError):
+    """A run configuration, a flag or a configuration file that cannot be used."""
+
+
+class RegistryError(HarnessError):
+    """An entry point that cannot be loaded, or two that claim one name."""
+
+
+class UnknownNameError(HarnessError):
+    """A strategy, task, model or meter that nobody registered."""
+
+    def __init__(self, noun: str, name: str, known: Iterable[str], remedy: str = "") -> None:
+        names = sorted(known)
+        hint = did_you_mean(name, names)
+        listing = "" if hint else f" Known: {', '.join(names)}." if names else ""
+        super().__init__(f"unknown {noun} '{name}'.{hint}{listing}{' ' + remedy if remedy else ''}")
+
+
+class OptionError(HarnessError):
+    """A strategy option that does not exist, is out of range, or does not fit the model."""
+
+
+class ModelError(HarnessError):
+    """Weights, tokenizer or architecture that cannot be had or are not supported."""
+
+
+class DataError(HarnessError):
+    """A data source that cannot be read, or that cannot be scored honestly."""
+
+
+class MeterError(HarnessError):
+    """An energy sensor that was asked for and is not there, or that failed."""
+
+
+class StoreError(HarnessError):
+    """A run directory that is damaged, foreign, or belongs to another configuration."""
+
+
+class OutOfMemoryError(HarnessError):
+    """Memory ran out while decoding; every finished record is on disk."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ``" Did you mean 'x'?"`` for the closest known name, or an empty string."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" Did you mean '{close[0]}'?" if close else ""

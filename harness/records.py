@@ -1,0 +1,317 @@
+"""What is written to a run directory, versioned.
+
+Files others build on: ``manifest.json`` (:class:`Manifest`), ``samples.jsonl`` (one
+:class:`SampleRecord` a line), ``windows.jsonl`` (one :class:`WindowRecord` a line) and
+``summary.json`` (:class:`Summary`). Readers ignore fields they do not know; a change that would
+mislead an older reader raises ``SCHEMA_VERSION``. ``None`` always means "not measured" or "not
+defined", never zero.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from harness.contracts import KVPolicy, Weights
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "Manifest",
+    "MeterRecord",
+    "ModelRecord",
+    "OperatingPointRecord",
+    "SampleRecord",
+    "Summary",
+    "SummaryRow",
+    "TaskRecord",
+    "WindowRecord",
+]
+
+SCHEMA_VERSION = 1
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+
+class OperatingPointRecord(_Record):
+    """One strategy at one setting.
+
+    Attributes:
+        name: unique label in the run, for example ``confidence:threshold=0.9``.
+        strategy: registered strategy name.
+        options: every option with its effective value.
+        exit_points: layers at which it is asked on this model.
+    """
+
+    name: str
+    strategy: str
+    options: dict[str, Any]
+    exit_points: tuple[int, ...]
+
+
+class ModelRecord(_Record):
+    """The model as it ran.
+
+    Attributes:
+        name: as asked for.
+        family: transformers ``model_type``.
+        weights: ``pretrained`` or ``random``.
+        weights_source: where the weights came from, in words.
+        weights_sha256: hash over the weights; ``None`` for random weights, whose seed is in the config.
+        tokenizer_source: where the tokenizer came from; says so when another model's stands in.
+        num_layers, hidden_size, vocab_size, exit_points, dtype: see ``ModelInfo``.
+        layer_bytes, lm_head_bytes, kv_projection_bytes, kv_entry_bytes: see ``ModelInfo``.
+    """
+
+    name: str
+    family: str
+    weights: Weights
+    weights_source: str
+    weights_sha256: str | None
+    tokenizer_source: str
+    num_layers: int
+    hidden_size: int
+    vocab_size: int
+    exit_points: tuple[int, ...]
+    dtype: str
+    layer_bytes: int
+    lm_head_bytes: int
+    kv_projection_bytes: int
+    kv_entry_bytes: int
+
+
+class TaskRecord(_Record):
+    """One task as it was drawn.
+
+    Attributes:
+        name: registered task name.
+        language: ``python`` or ``java``.
+        protocol: ``green-code`` or ``codexglue-line``.
+        source_kind: ``path``, ``hub`` or ``embedded``.
+        source: human label of the source.
+        fingerprint: SHA-256 over the drawn rows.
+        samples: number of samples drawn.
+        bad_rows: number of rows that could not become samples.
+        detail: further facts about the source.
+    """
+
+    name: str
+    language: str
+    protocol: str
+    source_kind: Literal["path", "hub", "embedded"]
+    source: str
+    fingerprint: str
+    samples: int
+    bad_rows: int
+    detail: dict[str, str] = Field(default_factory=dict)
+
+
+class MeterRecord(_Record):
+    """The energy meter of a run: its source, a one-line description, and why a better one is missing."""
+
+    source: str
+    description: str
+    sensor_period_s: float | None
+    unavailable: dict[str, str] = Field(default_factory=dict)
+
+
+class Manifest(_Record):
+    """What was run, on what, from what. Written once, before the first sample.
+
+    Attributes:
+        schema_version: of every file in the directory.
+        created: UTC time, ISO 8601.
+        config: the resolved run configuration.
+        operating_points: in the order given, full depth first.
+        model, tasks, meter: what was used.
+        block_size: samples per interleaved block.
+        bandwidth_bytes_per_s: measured matrix-vector bandwidth; ``None`` when not measured.
+        environment: machine, operating system, threads, git commit, package versions.
+    """
+
+    schema_version: int
+    created: str
+    config: dict[str, Any]
+    operating_points: tuple[OperatingPointRecord, ...]
+    model: ModelRecord
+    tasks: tuple[TaskRecord, ...]
+    meter: MeterRecord
+    block_size: int
+    bandwidth_bytes_per_s: float | None
+    environment: dict[str, Any]
+
+
+class SampleRecord(_Record):
+    """One sample under one operating point.
+
+    Attributes:
+        window: id of the window it ran in; its line in ``windows.jsonl`` commits it.
+        operating_point: label.
+        task, sample_id, repeat: which sample, and which repetition of it, 0-based.
+        prompt_ids, token_ids, reference_ids: model tokens.
+        exit_layers: layers executed for each generated token. With a KV cache the first token comes
+            from prefill, at full depth, and no strategy is asked for it.
+        token_times_s: seconds from the start of the batch to each token.
+        text, reference: what is scored against what.
+        scores: per-sample scores.
+        latency_s: start of the batch to this sample's last token.
+        ttft_s: start of the batch to the first token.
+        finish_reason: ``stop`` (line's end), ``eos`` or ``length``.
+        exit_checks: times the strategy was asked about this sample.
+        lm_head_evaluations: LM-head evaluations charged to this sample, output included.
+        layers_executed: decoder layers run for generated tokens after prefill, by recomputation included.
+        kv_fill_layers: layers whose K,V were filled from an exit hidden state.
+        error: one line when the sample failed; the measured fields are then empty or ``None``.
+    """
+
+    window: int
+    operating_point: str
+    task: str
+    sample_id: str
+    repeat: int = 0
+    prompt_ids: tuple[int, ...] = ()
+    token_ids: tuple[int, ...] = ()
+    reference_ids: tuple[int, ...] = ()
+    exit_layers: tuple[int, ...] = ()
+    token_times_s: tuple[float, ...] = ()
+    text: str = ""
+    reference: str = ""
+    scores: dict[str, float | None] = Field(default_factory=dict)
+    latency_s: float | None = None
+    ttft_s: float | None = None
+    finish_reason: Literal["stop", "eos", "length"] | None = None
+    exit_checks: int = 0
+    lm_head_evaluations: int = 0
+    layers_executed: int = 0
+    kv_fill_layers: int = 0
+    error: str | None = None
+
+
+class WindowRecord(_Record):
+    """One measured window: one block of samples under one operating point. Commits its samples.
+
+    Attributes:
+        window: id, counting up in the order written.
+        task, block, repeat, operating_point: what ran.
+        warmup: left out of every summary.
+        samples: number of sample lines this window commits.
+        failed: how many of those are error records.
+        tokens: generated tokens.
+        started: UTC time, ISO 8601.
+        duration_s: window length, monotonic clock.
+        cpu_time_s: CPU seconds of this process.
+        energy_j, energy_source, energy_scope, sensor_period_s, flags, energy_reason: see ``EnergyReading``.
+    """
+
+    window: int
+    task: str
+    block: int
+    repeat: int
+    operating_point: str
+    warmup: bool = False
+    samples: int
+    failed: int = 0
+    tokens: int
+    started: str
+    duration_s: float
+    cpu_time_s: float
+    energy_j: float | None = None
+    energy_source: str = "none"
+    energy_scope: str = ""
+    sensor_period_s: float | None = None
+    flags: tuple[str, ...] = ()
+    energy_reason: str | None = None
+
+
+class SummaryRow(_Record):
+    """One operating point on one task. Medians, totals over totals, and paired ratios to full depth.
+
+    Attributes:
+        operating_point, strategy, options, task, language, protocol, source, model, weights, kv,
+            batch_size, dtype: what ran.
+        n: samples scored. errors: samples that failed. repeats: repetitions timed.
+        exit_layer_mean: layers executed per decoded token (the token that prefill yields is left out).
+        layers_skipped: 1 − exit_layer_mean / num_layers, a fraction.
+        agreement: share of tokens equal to full depth's at the same place of the same sample.
+        token_accuracy: share of tokens equal to the reference's at the same place.
+        exact_match, edit_similarity, bleu, rouge_l, codebleu, syntax, dataflow, chrf: task scores, 0…1.
+        dataflow_defined: share of samples whose reference has any data flow.
+        energy_j: total over the windows. energy_j_per_token: total over total. energy_source: its source.
+        latency_p50_s, latency_p90_s, latency_p99_s: per sample, whole request.
+        ttft_p50_s, tpot_p50_s: first token; time per later token.
+        tokens_per_s: total tokens over total window time.
+        speedup: time of full depth over this one's, whole request, paired; speedup_ci: bootstrap 95 %.
+        decode_speedup, decode_speedup_ci: the same for the time per token after the first.
+        roofline_speedup: what the bytes moved per decoded token would allow, to compare with decode_speedup.
+        roofline_fraction: bytes moved per second of decoding over the measured bandwidth.
+        oracle_fraction: layers skipped over the layers the oracle skipped on the same samples.
+        exit_checks_per_token, lm_head_per_token, kv_fill_layers_per_token: cost counts per decoded token.
+        pareto: on the front of (quality up, cost down) among the rows of its table.
+    """
+
+    operating_point: str
+    strategy: str
+    options: dict[str, Any]
+    task: str
+    language: str
+    protocol: str
+    source: str
+    model: str
+    weights: Weights
+    kv: KVPolicy
+    batch_size: int
+    dtype: str
+    n: int
+    errors: int
+    repeats: int
+    exit_layer_mean: float | None = None
+    layers_skipped: float | None = None
+    agreement: float | None = None
+    token_accuracy: float | None = None
+    exact_match: float | None = None
+    edit_similarity: float | None = None
+    bleu: float | None = None
+    rouge_l: float | None = None
+    codebleu: float | None = None
+    syntax: float | None = None
+    dataflow: float | None = None
+    dataflow_defined: float | None = None
+    chrf: float | None = None
+    energy_j: float | None = None
+    energy_j_per_token: float | None = None
+    energy_source: str = "none"
+    latency_p50_s: float | None = None
+    latency_p90_s: float | None = None
+    latency_p99_s: float | None = None
+    ttft_p50_s: float | None = None
+    tpot_p50_s: float | None = None
+    tokens_per_s: float | None = None
+    speedup: float | None = None
+    speedup_ci: tuple[float, float] | None = None
+    decode_speedup: float | None = None
+    decode_speedup_ci: tuple[float, float] | None = None
+    roofline_speedup: float | None = None
+    roofline_fraction: float | None = None
+    oracle_fraction: float | None = None
+    exit_checks_per_token: float | None = None
+    lm_head_per_token: float | None = None
+    kv_fill_layers_per_token: float | None = None
+    pareto: bool = False
+
+
+class Summary(_Record):
+    """``summary.json``: one row per task × operating point, and what a reader must know beside them.
+
+    Attributes:
+        schema_version: of this file.
+        machine: one line that describes where it was measured.
+        notes: sentences a table must carry (random weights, tokenizer stand-in, estimated energy …).
+        rows: the results.
+    """
+
+    schema_version: int
+    machine: str
+    notes: tuple[str, ...]
+    rows: tuple[SummaryRow, ...]

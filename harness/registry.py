@@ -1,0 +1,158 @@
+"""Typed, lazy names over entry points.
+
+Built-ins and third parties register in the same way: a distribution declares an entry point in
+one of the groups below and the name appears in ``harness list``. Listing never imports the
+registered module (a strategy imports torch, and ``harness list`` must stay instant): the one-line
+summary is read from the source text.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any, Generic, TypeVar, cast
+
+from harness.errors import RegistryError, UnknownNameError
+
+__all__ = ["METERS", "MODELS", "STRATEGIES", "TASKS", "Entry", "Registry"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One registered name.
+
+    Attributes:
+        name: what the user types.
+        target: ``module:attribute`` that holds the object.
+        distribution: the installed package that declared it.
+        summary: first line of the object's docstring, read without importing it; may be empty.
+    """
+
+    name: str
+    target: str
+    distribution: str
+    summary: str
+
+
+class Registry(Generic[T]):
+    """Lazy name → object for one entry-point group.
+
+    Args:
+        group: entry-point group, for example ``harness.strategies``.
+        noun: what an entry is called in messages, for example ``strategy``.
+    """
+
+    def __init__(self, group: str, noun: str) -> None:
+        self.group = group
+        self.noun = noun
+
+    @cached_property
+    def _points(self) -> dict[str, EntryPoint]:
+        found: dict[str, EntryPoint] = {}
+        for point in entry_points(group=self.group):
+            other = found.get(point.name)
+            if other is not None and other.value != point.value:
+                raise RegistryError(
+                    f"two packages register the {self.noun} '{point.name}': "
+                    f"{_distribution(other)} ({other.value}) and {_distribution(point)} ({point.value}). "
+                    "Uninstall one of them."
+                )
+            found[point.name] = point
+        if not found:
+            raise RegistryError(
+                f"no entry points in group '{self.group}': the package is not installed. "
+                "Run `pip install -e .` in the project folder."
+            )
+        return found
+
+    def names(self) -> tuple[str, ...]:
+        """Return every registered name, sorted."""
+        return tuple(sorted(self._points))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._points
+
+    def entries(self) -> tuple[Entry, ...]:
+        """Return what is registered, sorted by name, without importing any of it."""
+        return tuple(self.entry(name) for name in self.names())
+
+    def entry(self, name: str) -> Entry:
+        """Return one entry without importing its object.
+
+        Raises:
+            UnknownNameError: nobody registered the name.
+        """
+        point = self._point(name)
+        return Entry(name, point.value, _distribution(point), _summary(point))
+
+    def load(self, name: str) -> T:
+        """Import and return the registered object.
+
+        Raises:
+            UnknownNameError: nobody registered the name.
+            RegistryError: its module cannot be imported.
+        """
+        point = self._point(name)
+        try:
+            return cast(T, point.load())
+        except (ImportError, AttributeError) as error:
+            raise RegistryError(
+                f"the {self.noun} '{name}' of {_distribution(point)} cannot be imported ({point.value}): {error}"
+            ) from error
+
+    def _point(self, name: str) -> EntryPoint:
+        try:
+            return self._points[name]
+        except KeyError:
+            raise UnknownNameError(self.noun, name, self._points) from None
+
+
+def _distribution(point: EntryPoint) -> str:
+    return point.dist.name if point.dist is not None else "unknown distribution"
+
+
+def _summary(point: EntryPoint) -> str:
+    """First docstring line of ``module:attribute``, from the source text.
+
+    A class or function brings its own docstring; a module-level constant is described by the
+    string literal that follows its assignment.
+    """
+    try:
+        spec = importlib.util.find_spec(point.module)
+    except (ImportError, ValueError):
+        return ""
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        return ""
+    body = ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body
+    for index, node in enumerate(body):
+        text: str | None = None
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == point.attr:
+            text = ast.get_docstring(node)
+        elif _assigns(node, point.attr) and index + 1 < len(body):
+            text = _literal(body[index + 1])
+        if text:
+            return text.strip().splitlines()[0]
+    return ""
+
+
+def _assigns(node: ast.stmt, name: str) -> bool:
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    return any(isinstance(target, ast.Name) and target.id == name for target in targets)
+
+
+def _literal(node: ast.stmt) -> str | None:
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+        return node.value.value
+    return None
+
+
+STRATEGIES: Registry[Any] = Registry("harness.strategies", "strategy")
+TASKS: Registry[Any] = Registry("harness.tasks", "task")
+MODELS: Registry[Any] = Registry("harness.models", "model")
+METERS: Registry[Any] = Registry("harness.meters", "meter")
