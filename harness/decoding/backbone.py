@@ -1,0 +1,112 @@
+"""A decoder-only transformer as the engine sees it, whatever family it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from harness.decoding.blocks import Block, HeadShape, LayerNorm, Linear, Norm, RMSNorm, Rotary
+
+__all__ = ["Backbone", "fuse", "layer_norm", "linear", "rms_norm", "rotary_tables"]
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """Weights and arithmetic of one model.
+
+    Attributes:
+        blocks: decoder layers in order.
+        heads: attention geometry, the same in every layer.
+        embed: token ids ``[n]`` and positions ``[n]`` → hidden states ``[n, hidden_size]``.
+        rotary: makes the rotary tables for so many positions; ``None`` for learned positions.
+        final_norm: norm before the LM head, or ``None`` (post-norm models).
+        project_out: map between final norm and LM head (OPT-350m), or ``None``.
+        lm_head: vocabulary projection.
+    """
+
+    blocks: Sequence[Block]
+    heads: HeadShape
+    embed: Callable[[Tensor, Tensor], Tensor]
+    rotary: Callable[[int], Rotary] | None
+    final_norm: Norm | None
+    project_out: Linear | None
+    lm_head: Linear
+
+    @property
+    def num_layers(self) -> int:
+        """Decoder layers."""
+        return len(self.blocks)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.lm_head.weight.device
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return the shared exit head's logits, ``[n, hidden_size]`` → ``[n, vocab_size]``."""
+        if self.final_norm is not None:
+            hidden = self.final_norm(hidden)
+        if self.project_out is not None:
+            hidden = self.project_out(hidden)
+        return self.lm_head(hidden)
+
+
+def linear(module: nn.Module) -> Linear:
+    """Take an ``nn.Linear``'s tensors, or a GPT-2 ``Conv1D``'s transposed; storage is shared."""
+    weight, bias = _tensor(module, "weight"), _tensor(module, "bias")
+    assert weight is not None  # noqa: S101
+    if type(module).__name__ != "Conv1D":
+        return Linear(weight, bias)
+    rows = weight.t().contiguous()
+    module.weight.data = rows.t()  # type: ignore[union-attr]
+    return Linear(rows, bias)
+
+
+def fuse(*modules: nn.Module) -> Linear:
+    """Stack several ``nn.Linear`` of one input into one; the modules become views of the result.
+
+    Weights stay in memory once, and the transformers model stays usable.
+    """
+    parts = [linear(module) for module in modules]
+    weight = torch.cat([part.weight for part in parts])
+    biases = [part.bias for part in parts if part.bias is not None]
+    bias = torch.cat(biases) if len(biases) == len(parts) else None
+    row = 0
+    for module, part in zip(modules, parts, strict=True):
+        end = row + part.weight.shape[0]
+        module.weight.data = weight[row:end]  # type: ignore[union-attr]
+        if bias is not None:
+            module.bias.data = bias[row:end]  # type: ignore[union-attr]
+        row = end
+    return Linear(weight, bias)
+
+
+def rms_norm(module: nn.Module) -> RMSNorm:
+    """Take a transformers RMSNorm."""
+    weight = _tensor(module, "weight")
+    assert weight is not None  # noqa: S101
+    return RMSNorm(weight, float(module.variance_epsilon))  # type: ignore[arg-type]
+
+
+def layer_norm(module: nn.Module) -> LayerNorm:
+    """Take an ``nn.LayerNorm``, with or without gain and bias."""
+    assert isinstance(module, nn.LayerNorm)  # noqa: S101
+    return LayerNorm(_tensor(module, "weight"), _tensor(module, "bias"), module.eps, module.normalized_shape[0])
+
+
+def rotary_tables(module: nn.Module, head_dim: int, like: Tensor) -> Callable[[int], Rotary]:
+    """Make rotary tables with transformers' own module, so that every scaling rule is its own."""
+
+    def make(positions: int) -> Rotary:
+        cos, sin = module(like, torch.arange(positions, device=like.device).unsqueeze(0))
+        return Rotary(cos[0], sin[0], head_dim)
+
+    return make
+
+
+def _tensor(module: nn.Module, name: str) -> Tensor | None:
+    value = getattr(module, name, None)
+    return None if value is None else value.detach()

@@ -1,0 +1,73 @@
+"""Who decides where a token stops: a strategy that is asked, or a schedule that is replayed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from harness.contracts import ExitRule
+from harness.decoding.generation import Generation
+from harness.decoding.view import LayerView
+from harness.errors import OptionError
+
+__all__ = ["AskedExits", "Exits", "ScheduledExits"]
+
+
+class Exits(Protocol):
+    """Decides, row by row, where tokens stop."""
+
+    def points(self, rows: Sequence[int], step: int) -> Sequence[int]:
+        """Return the layers to stop at and decide, sorted, for the ``step``-th token of these rows."""
+
+    def leaving(self, view: LayerView, step: int) -> list[bool]:
+        """Return which rows of the view stop here."""
+
+
+class AskedExits:
+    """Asks a strategy's rule.
+
+    Args:
+        rule: per-batch decision maker.
+        points: layers at which it wants to be asked.
+        tally: exit checks are charged to these.
+    """
+
+    def __init__(self, rule: ExitRule, points: Sequence[int], tally: Sequence[Generation]) -> None:
+        self._rule, self._points, self._tally = rule, tuple(points), tally
+
+    def points(self, rows: Sequence[int], step: int) -> Sequence[int]:  # noqa: ARG002
+        """The strategy's points, always."""
+        return self._points
+
+    def leaving(self, view: LayerView, step: int) -> list[bool]:  # noqa: ARG002
+        """Ask, and charge a check to every row."""
+        for row in view.row_list:
+            self._tally[row].exit_checks += 1
+        decided = self._rule.should_exit(view)
+        if decided.shape != (len(view.row_list),):
+            raise OptionError(
+                f"{type(self._rule).__name__}.should_exit returned shape {tuple(decided.shape)} at layer "
+                f"{view.exit_layer} for {len(view.row_list)} row(s). Return one bool per row."
+            )
+        answer: list[bool] = decided.bool().tolist()
+        return answer
+
+
+class ScheduledExits:
+    """Replays known exit layers, one list per row; nothing is asked and nothing is charged.
+
+    Args:
+        exit_layers: for each row of the batch, the exit layer of each token.
+        num_layers: decoder layers of the model.
+    """
+
+    def __init__(self, exit_layers: Sequence[Sequence[int]], num_layers: int) -> None:
+        self._layers, self._num_layers = exit_layers, num_layers
+
+    def points(self, rows: Sequence[int], step: int) -> Sequence[int]:
+        """The layers some row is scheduled to stop at."""
+        return sorted({self._layers[row][step] for row in rows} - {self._num_layers})
+
+    def leaving(self, view: LayerView, step: int) -> list[bool]:
+        """Rows scheduled for this layer."""
+        return [self._layers[row][step] == view.exit_layer for row in view.row_list]

@@ -1,0 +1,48 @@
+"""GPT-2: learned positions, LayerNorm, ``Conv1D`` projections (weights stored transposed)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from harness.decoding.backbone import Backbone, layer_norm, linear
+from harness.decoding.blocks import Block, HeadShape
+
+__all__ = ["read"]
+
+
+def read(model: Any) -> Backbone:
+    """Read a transformers GPT-2 model."""
+    core, config = model.transformer, model.config
+    heads = HeadShape(
+        config.num_attention_heads, config.num_attention_heads, config.hidden_size // config.num_attention_heads
+    )
+    words, places = core.wte.weight.detach(), core.wpe.weight.detach()
+
+    def embed(token_ids: Tensor, positions: Tensor) -> Tensor:
+        return words[token_ids] + places[positions]
+
+    return Backbone(
+        blocks=[_block(layer, heads) for layer in core.h],
+        heads=heads,
+        embed=embed,
+        rotary=None,
+        final_norm=layer_norm(core.ln_f),
+        project_out=None,
+        lm_head=linear(model.lm_head),
+    )
+
+
+def _block(layer: Any, heads: HeadShape) -> Block:
+    return Block(
+        heads=heads,
+        scale=layer.attn.scaling,
+        attention_norm=layer_norm(layer.ln_1),
+        mlp_norm=layer_norm(layer.ln_2),
+        qkv=linear(layer.attn.c_attn),
+        output=linear(layer.attn.c_proj),
+        mlp_in=linear(layer.mlp.c_fc),
+        mlp_out=linear(layer.mlp.c_proj),
+        activation=layer.mlp.act,
+    )

@@ -1,0 +1,67 @@
+"""GPT-NeoX and Pythia: LayerNorm, partial rotary positions, attention and MLP side by side.
+
+transformers stores query, key and value interleaved per head; the engine wants them apart, so the
+matrix is reordered once and the transformers module gives its own copy up.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.decoding.backbone import Backbone, layer_norm, linear, rotary_tables
+from harness.decoding.blocks import Block, HeadShape, Linear
+
+__all__ = ["read"]
+
+
+def read(model: Any) -> Backbone:
+    """Read a transformers GPT-NeoX model; its query-key-value modules are emptied."""
+    core, config = model.gpt_neox, model.config
+    heads = HeadShape(
+        config.num_attention_heads, config.num_attention_heads, config.hidden_size // config.num_attention_heads
+    )
+    table = core.embed_in.weight.detach()
+
+    def embed(token_ids: Tensor, positions: Tensor) -> Tensor:  # noqa: ARG001
+        return table[token_ids]
+
+    return Backbone(
+        blocks=[_block(layer, heads) for layer in core.layers],
+        heads=heads,
+        embed=embed,
+        rotary=rotary_tables(core.rotary_emb, heads.head_dim, table),
+        final_norm=layer_norm(core.final_layer_norm),
+        project_out=None,
+        lm_head=linear(model.get_output_embeddings()),
+    )
+
+
+def _block(layer: Any, heads: HeadShape) -> Block:
+    return Block(
+        heads=heads,
+        scale=layer.attention.scaling,
+        attention_norm=layer_norm(layer.input_layernorm),
+        mlp_norm=layer_norm(layer.post_attention_layernorm),
+        qkv=_separate(layer.attention.query_key_value, heads),
+        output=linear(layer.attention.dense),
+        mlp_in=linear(layer.mlp.dense_h_to_4h),
+        mlp_out=linear(layer.mlp.dense_4h_to_h),
+        activation=layer.mlp.act,
+        parallel=layer.use_parallel_residual,
+    )
+
+
+def _separate(module: Any, heads: HeadShape) -> Linear:
+    """Reorder rows from (head, q|k|v, dim) to (q|k|v, head, dim)."""
+
+    def reorder(tensor: Tensor) -> Tensor:
+        split = tensor.detach().view(heads.query_heads, 3, heads.head_dim, -1).transpose(0, 1)
+        return split.reshape(tensor.shape).contiguous()
+
+    weight = reorder(module.weight)
+    bias = None if module.bias is None else reorder(module.bias)
+    module.weight.data = torch.empty(0, dtype=weight.dtype)
+    return Linear(weight, bias)

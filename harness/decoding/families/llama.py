@@ -1,0 +1,56 @@
+"""Llama-like models: Llama, SmolLM2, Mistral, Qwen2/2.5, Qwen3.
+
+RMSNorm before attention and a gated MLP, rotary positions, grouped-query attention. Qwen2 adds
+biases to query, key and value; Qwen3 adds per-head norms; both are read from the modules present.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from harness.decoding.backbone import Backbone, fuse, linear, rms_norm, rotary_tables
+from harness.decoding.blocks import Block, HeadShape
+
+__all__ = ["read"]
+
+
+def read(model: Any) -> Backbone:
+    """Read a Llama-like transformers model."""
+    core, config = model.model, model.config
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    heads = HeadShape(config.num_attention_heads, config.num_key_value_heads, head_dim)
+    table = core.embed_tokens.weight.detach()
+
+    def embed(token_ids: Tensor, positions: Tensor) -> Tensor:  # noqa: ARG001
+        return table[token_ids]
+
+    return Backbone(
+        blocks=[_block(layer, heads) for layer in core.layers],
+        heads=heads,
+        embed=embed,
+        rotary=rotary_tables(core.rotary_emb, head_dim, table),
+        final_norm=rms_norm(core.norm),
+        project_out=None,
+        lm_head=linear(model.lm_head),
+    )
+
+
+def _block(layer: Any, heads: HeadShape) -> Block:
+    attention, mlp = layer.self_attn, layer.mlp
+    per_head = hasattr(attention, "q_norm")
+    return Block(
+        heads=heads,
+        scale=attention.scaling,
+        attention_norm=rms_norm(layer.input_layernorm),
+        mlp_norm=rms_norm(layer.post_attention_layernorm),
+        qkv=fuse(attention.q_proj, attention.k_proj, attention.v_proj),
+        query_norm=rms_norm(attention.q_norm) if per_head else None,
+        key_norm=rms_norm(attention.k_norm) if per_head else None,
+        output=linear(attention.o_proj),
+        mlp_in=fuse(mlp.gate_proj, mlp.up_proj),
+        mlp_out=linear(mlp.down_proj),
+        activation=mlp.act_fn,
+        gated=True,
+    )

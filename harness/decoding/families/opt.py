@@ -1,0 +1,58 @@
+"""OPT (Zhang 2022, arXiv 2205.01068): learned positions with an offset of two, LayerNorm, plain MLP.
+
+OPT-350m normalises after the residual sum and has a narrower embedding; both are handled.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from harness.decoding.backbone import Backbone, fuse, layer_norm, linear
+from harness.decoding.blocks import Block, HeadShape
+
+__all__ = ["read"]
+
+
+def read(model: Any) -> Backbone:
+    """Read a transformers OPT model."""
+    core, config = model.model.decoder, model.config
+    heads = HeadShape(
+        config.num_attention_heads, config.num_attention_heads, config.hidden_size // config.num_attention_heads
+    )
+    words, places = core.embed_tokens.weight.detach(), core.embed_positions.weight.detach()
+    offset = core.embed_positions.offset
+    project_in = linear(core.project_in) if core.project_in is not None else None
+
+    def embed(token_ids: Tensor, positions: Tensor) -> Tensor:
+        hidden = words[token_ids]
+        if project_in is not None:
+            hidden = project_in(hidden)
+        return hidden + places[positions + offset]
+
+    return Backbone(
+        blocks=[_block(layer, heads) for layer in core.layers],
+        heads=heads,
+        embed=embed,
+        rotary=None,
+        final_norm=layer_norm(core.final_layer_norm) if core.final_layer_norm is not None else None,
+        project_out=linear(core.project_out) if core.project_out is not None else None,
+        lm_head=linear(model.lm_head),
+    )
+
+
+def _block(layer: Any, heads: HeadShape) -> Block:
+    attention = layer.self_attn
+    return Block(
+        heads=heads,
+        scale=attention.scaling,
+        attention_norm=layer_norm(layer.self_attn_layer_norm),
+        mlp_norm=layer_norm(layer.final_layer_norm),
+        qkv=fuse(attention.q_proj, attention.k_proj, attention.v_proj),
+        output=linear(attention.out_proj),
+        mlp_in=linear(layer.fc1),
+        mlp_out=linear(layer.fc2),
+        activation=layer.activation_fn,
+        post_norm=not layer.do_layer_norm_before,
+    )

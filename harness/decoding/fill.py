@@ -1,0 +1,88 @@
+"""Fill keys and values of skipped layers from an exit hidden state (the ``propagate`` policy).
+
+CALM (Schuster 2022, arXiv 2207.07061, section 3): a token that exits after layer e leaves, for every
+deeper layer, the keys and values that layer would compute from the exit hidden state. Only the norm
+and the key and value projections run. Norms of one vector differ between layers in gain and bias
+alone, and rotation is the same in all of them, so both are done once for all layers; what remains
+is one matrix per layer, read at memory bandwidth.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from harness.decoding.backbone import Backbone
+from harness.decoding.blocks import LayerNorm, RMSNorm, Rotary
+from harness.decoding.cache import KVCache
+
+__all__ = ["KVFiller"]
+
+
+class KVFiller:
+    """Writes what exited tokens leave behind.
+
+    Args:
+        backbone: the model whose layers are filled.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        self._backbone = backbone
+        self._maps = [block.qkv.rows(block.heads.query_width) for block in backbone.blocks]
+        norms = [block.attention_norm for block in backbone.blocks]
+        first = backbone.blocks[0]
+        self._joint = first.key_norm is None and not first.post_norm and all(n.weight is not None for n in norms)
+        if self._joint:
+            self._gain = torch.stack([cast(Tensor, norm.weight) for norm in norms]).unsqueeze(1)
+            biases = [norm.bias for norm in norms if isinstance(norm, LayerNorm) and norm.bias is not None]
+            self._shift = torch.stack(biases).unsqueeze(1) if biases else None
+
+    def fill(
+        self, cache: KVCache, rotary: Rotary | None, layer: int, rows: list[int], positions: list[int], hidden: Tensor
+    ) -> None:
+        """Fill all layers from ``layer`` on.
+
+        Args:
+            cache: where to write.
+            rotary: position tables, or ``None``.
+            layer: exit layer; layers with 0-based index ≥ ``layer`` are filled.
+            rows: rows of the slots.
+            positions: their positions.
+            hidden: exit hidden states, ``[n, hidden_size]``.
+        """
+        device = hidden.device
+        places = torch.tensor(positions, device=device)
+        tables = None if rotary is None else rotary.tables(places)
+        index = torch.tensor(rows, device=device)
+        if not self._joint:
+            for deeper in range(layer, self._backbone.num_layers):
+                keys, values = self._backbone.blocks[deeper].fill(hidden, rotary, tables)
+                cache.write(deeper, index, places, keys, values)
+            return
+        keys, values = self._all_layers(layer, hidden)
+        if rotary is not None and tables is not None:
+            keys = rotary.apply(keys, tables)
+        if len(rows) == 1:
+            cache.keys[layer:, rows[0], :, positions[0]] = keys[:, 0]
+            cache.values[layer:, rows[0], :, positions[0]] = values[:, 0]
+        else:
+            cache.keys[layer:, index, :, places] = keys.transpose(0, 1)
+            cache.values[layer:, index, :, places] = values.transpose(0, 1)
+
+    def _all_layers(self, layer: int, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values before rotation, each ``[layers, n, KV, head_dim]``."""
+        heads = self._backbone.heads
+        norm = self._backbone.blocks[layer].attention_norm
+        if isinstance(norm, RMSNorm):
+            standard = norm.standardise(hidden)
+        else:
+            standard = F.layer_norm(hidden, (norm.width,), eps=norm.eps)
+        normed = standard * self._gain[layer:]
+        if self._shift is not None:
+            normed = normed + self._shift[layer:]
+        fused = torch.stack([project(x) for project, x in zip(self._maps[layer:], normed, strict=True)])
+        fused = fused.view(len(fused), -1, 2 * heads.kv_heads, heads.head_dim)
+        return fused[:, :, : heads.kv_heads], fused[:, :, heads.kv_heads :]

@@ -1,0 +1,36 @@
+"""What decoding one row yields, and the counts that cost attribution needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+__all__ = ["FinishReason", "Generation"]
+
+FinishReason = Literal["stop", "eos", "length"]
+
+
+@dataclass(slots=True)
+class Generation:
+    """One decoded row, filled while it runs.
+
+    Attributes:
+        token_ids: generated tokens; an end-of-sequence token is the last of them.
+        exit_layers: decoder layers executed for each token.
+        token_times_s: seconds from the start of the batch to each token.
+        finish_reason: why it ended; ``None`` while it runs.
+        exit_checks: times a strategy was asked about it.
+        lm_head_evaluations: LM-head evaluations after prefill, the outputs' own included.
+        layers_executed: decoder layers run after prefill, catch-up work of ``recompute`` included;
+            without a cache, one layer over the whole prefix counts as one.
+        kv_fill_layers: layers whose keys and values were filled from an exit hidden state.
+    """
+
+    token_ids: list[int] = field(default_factory=list)
+    exit_layers: list[int] = field(default_factory=list)
+    token_times_s: list[float] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    exit_checks: int = 0
+    lm_head_evaluations: int = 0
+    layers_executed: int = 0
+    kv_fill_layers: int = 0

@@ -1,0 +1,346 @@
+"""One token's way through the layers, for every row that is still running.
+
+A pass advances segment by segment and can be left by some rows at any exit point. ``PrefixPass``
+runs whole prefixes (prefill, and every token of the ``none`` policy); ``TokenPass`` runs one new
+token per row against the cache, and under ``recompute`` the earlier tokens that had stopped short.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from harness.contracts import KVPolicy
+from harness.decoding.backbone import Backbone
+from harness.decoding.blocks import Rotary
+from harness.decoding.cache import KVCache
+from harness.decoding.generation import Generation
+
+__all__ = ["Pass", "PrefixPass", "Stash", "TokenPass"]
+
+
+class Pass(Protocol):
+    """Rows on their way through the layers."""
+
+    rows: list[int]
+    layer: int
+
+    @property
+    def positions(self) -> list[int]:
+        """Position of the token each row is processing, 0-based."""
+
+    def advance(self, layer: int) -> None:
+        """Run the remaining rows until ``layer`` layers are executed."""
+
+    def hidden(self) -> Tensor:
+        """Return the hidden state of each remaining row's token, ``[n, hidden_size]``."""
+
+    def leave(self, staying: Sequence[int]) -> None:
+        """Keep only the rows at these places of ``rows``; the others stop here."""
+
+    def rehearse(self) -> Tensor:
+        """Return the hidden states the last layer would give, without moving the pass."""
+
+
+class PrefixPass:
+    """Whole prefixes of several rows, right-padded: causal attention never looks at the padding.
+
+    Args:
+        backbone: the model.
+        rotary: position tables long enough for the prefixes.
+        prefixes: tokens of each row, all of them.
+        rows: which rows of the batch these are.
+        cache: where to store keys and values, or ``None`` to keep nothing.
+        tally: counts are charged to these, one per row of the batch; ``None`` charges nobody (prefill).
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        rotary: Rotary | None,
+        prefixes: Sequence[Sequence[int]],
+        rows: list[int],
+        cache: KVCache | None = None,
+        tally: Sequence[Generation] | None = None,
+    ) -> None:
+        self._backbone, self._cache, self._tally, self._rotary = backbone, cache, tally, rotary
+        self.rows, self.layer = list(rows), 0
+        lengths = [len(prefix) for prefix in prefixes]
+        longest = max(lengths)
+        device = backbone.device
+        padded = torch.tensor([[*prefix, *[0] * (longest - len(prefix))] for prefix in prefixes], device=device)
+        places = torch.arange(longest, device=device).repeat(len(prefixes))
+        self._hidden = backbone.embed(padded.flatten(), places).view(len(prefixes), longest, -1)
+        self._last = torch.tensor(lengths, device=device) - 1
+        self._tables = None if rotary is None else rotary.tables(torch.arange(longest, device=device))
+
+    @property
+    def positions(self) -> list[int]:
+        """Position of each row's last token."""
+        return [int(last) for last in self._last.tolist()]
+
+    def advance(self, layer: int) -> None:
+        """Run whole prefixes up to ``layer``."""
+        self._hidden = self._run(self._hidden, self.layer, layer, keep=True)
+        if self._tally is not None:
+            for row in self.rows:
+                self._tally[row].layers_executed += layer - self.layer
+        self.layer = layer
+
+    def hidden(self) -> Tensor:
+        """Return the last position of each row."""
+        return self._at_last(self._hidden)
+
+    def leave(self, staying: Sequence[int]) -> None:
+        """Keep some rows."""
+        index = torch.tensor(staying, dtype=torch.int64, device=self._hidden.device)
+        self.rows = [self.rows[place] for place in staying]
+        self._hidden, self._last = self._hidden[index], self._last[index]
+
+    def rehearse(self) -> Tensor:
+        """Run a copy to the last layer."""
+        return self._at_last(self._run(self._hidden, self.layer, self._backbone.num_layers, keep=False))
+
+    def _at_last(self, hidden: Tensor) -> Tensor:
+        return hidden[torch.arange(hidden.shape[0], device=hidden.device), self._last]
+
+    def _run(self, hidden: Tensor, start: int, end: int, *, keep: bool) -> Tensor:
+        count, length, width = hidden.shape
+        heads = self._backbone.heads
+        tables = self._tables
+        if tables is not None and count > 1:
+            tables = (tables[0].repeat(count, 1, 1), tables[1].repeat(count, 1, 1))
+        flat = hidden.reshape(count * length, width)
+        for index in range(start, end):
+            block = self._backbone.blocks[index]
+            queries, keys, values = (
+                part.view(count, length, -1, heads.head_dim).transpose(1, 2)
+                for part in block.project(flat, self._rotary, tables)
+            )
+            if keep and self._cache is not None:
+                self._cache.write_prompt(index, keys, values)
+            attended = F.scaled_dot_product_attention(
+                queries, keys, values, is_causal=True, scale=block.scale, enable_gqa=heads.group > 1
+            )
+            flat = block.finish(flat, attended.transpose(1, 2).reshape(count * length, heads.query_width))
+        return flat.view(count, length, width)
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """Consecutive positions of one row that stopped after ``depth`` layers: hidden ``[k, hidden_size]``."""
+
+    depth: int
+    start: int
+    hidden: Tensor
+
+
+class Stash:
+    """Tokens that exited under ``recompute`` and still owe the deeper layers their keys and values.
+
+    Per row a stack whose depths fall towards the top: whoever goes deeper takes everybody of the
+    same depth along, so what joins at a layer is always a run of positions ending at the new token.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self._stacks: list[list[_Held]] = [[] for _ in range(rows)]
+
+    def hold(self, row: int, depth: int, start: int, hidden: Tensor) -> None:
+        """Keep ``hidden`` ``[k, hidden_size]`` of positions ``start``… until somebody goes deeper."""
+        self._stacks[row].append(_Held(depth, start, hidden))
+
+    def take(self, row: int, depth: int) -> _Held | None:
+        """Remove and return the positions of a row that wait at ``depth``, or ``None``."""
+        taken: list[_Held] = []
+        stack = self._stacks[row]
+        while stack and stack[-1].depth == depth:
+            taken.append(stack.pop())
+        if not taken:
+            return None
+        return _Held(depth, taken[-1].start, torch.cat([held.hidden for held in reversed(taken)]))
+
+    def next_depth(self, row: int, above: int) -> int | None:
+        """Return the smallest depth greater than ``above`` at which positions of a row wait."""
+        return next((held.depth for held in reversed(self._stacks[row]) if held.depth > above), None)
+
+    def copy(self) -> Stash:
+        """Return an independent stash over the same tensors."""
+        twin = Stash(0)
+        twin._stacks = [list(stack) for stack in self._stacks]
+        return twin
+
+
+class TokenPass:
+    """One new token per row against the cache.
+
+    Args:
+        backbone: the model.
+        rotary: position tables, or ``None``.
+        cache: keys and values of everything before.
+        policy: what exits leave behind: ``skip`` masks holes, ``recompute`` uses ``stash``.
+        rows: rows of the batch that are running.
+        tokens: their newest tokens.
+        positions: where those stand.
+        tally: counts are charged to these, one per row of the batch.
+        stash: tokens that owe deeper layers, under ``recompute``.
+        seen: exit depths met so far in this batch, under ``skip``.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        rotary: Rotary | None,
+        cache: KVCache,
+        policy: KVPolicy,
+        rows: list[int],
+        tokens: list[int],
+        positions: list[int],
+        tally: Sequence[Generation],
+        stash: Stash,
+        seen: set[int],
+    ) -> None:
+        self._backbone, self._rotary, self._cache, self._policy = backbone, rotary, cache, policy
+        self._tally, self._stash, self._seen = tally, stash, seen
+        self.rows, self.layer, self._positions = list(rows), 0, list(positions)
+        device = backbone.device
+        places = torch.tensor(positions, device=device)
+        self._state = backbone.embed(torch.tensor(tokens, device=device), places)
+        self._starts = list(positions)  # first position of each row's run of slots; the run ends at the new token
+        if policy is KVPolicy.SKIP:
+            cache.depth[torch.tensor(rows, device=device), places] = backbone.num_layers
+
+    @property
+    def positions(self) -> list[int]:
+        """Position of each row's new token."""
+        return self._positions
+
+    def advance(self, layer: int) -> None:
+        """Run up to ``layer``, taking along whoever waits on the way."""
+        while self.layer < layer:
+            self._join()
+            stop = self._next_stop(layer)
+            self._run(stop)
+            self.layer = stop
+
+    def hidden(self) -> Tensor:
+        """Return the new token's state of each row."""
+        if self._state.shape[0] == len(self.rows):
+            return self._state
+        lengths = [p - s + 1 for p, s in zip(self._positions, self._starts, strict=True)]
+        ends = torch.tensor(lengths, device=self._state.device).cumsum(0) - 1
+        return self._state[ends]
+
+    def leave(self, staying: Sequence[int]) -> None:
+        """Keep some rows; under ``recompute`` the others are stashed, under ``skip`` their depth is noted."""
+        runs = self._runs()
+        gone = set(range(len(self.rows))) - set(staying)
+        for place in gone:
+            row, run = self.rows[place], runs[place]
+            if self._policy is KVPolicy.RECOMPUTE:
+                self._stash.hold(row, self.layer, self._starts[place], self._state[run])
+            elif self._policy is KVPolicy.SKIP:
+                self._cache.depth[row, self._positions[place]] = self.layer
+                self._seen.add(self.layer)
+        if staying:
+            self._state = torch.cat([self._state[runs[place]] for place in staying])
+        self.rows = [self.rows[place] for place in staying]
+        self._positions = [self._positions[place] for place in staying]
+        self._starts = [self._starts[place] for place in staying]
+
+    def rehearse(self) -> Tensor:
+        """Run a copy to the last layer. What it writes lies beyond this layer and is written again or hidden."""
+        twin = object.__new__(TokenPass)
+        twin.__dict__.update(self.__dict__)
+        twin._stash = self._stash.copy()
+        twin._starts = list(self._starts)
+        twin.advance(self._backbone.num_layers)
+        return twin.hidden()
+
+    def _runs(self) -> list[slice]:
+        runs, begin = [], 0
+        for position, start in zip(self._positions, self._starts, strict=True):
+            end = begin + position - start + 1
+            runs.append(slice(begin, end))
+            begin = end
+        return runs
+
+    def _join(self) -> None:
+        if self._policy is not KVPolicy.RECOMPUTE or self.layer == 0:
+            return
+        held = [self._stash.take(row, self.layer) for row in self.rows]
+        if not any(held):
+            return
+        parts: list[Tensor] = []
+        for place, (run, waiting) in enumerate(zip(self._runs(), held, strict=True)):
+            if waiting is not None:
+                parts.append(waiting.hidden)
+                self._starts[place] = waiting.start
+            parts.append(self._state[run])
+        self._state = torch.cat(parts)
+
+    def _next_stop(self, layer: int) -> int:
+        if self._policy is KVPolicy.RECOMPUTE:
+            depths = [self._stash.next_depth(row, self.layer) for row in self.rows]
+            return min([layer, *(depth for depth in depths if depth is not None)])
+        if self._policy is KVPolicy.SKIP:
+            return min([layer, *(depth for depth in self._seen if depth > self.layer)])
+        return layer
+
+    def _run(self, stop: int) -> None:
+        lengths = [p - s + 1 for p, s in zip(self._positions, self._starts, strict=True)]
+        for row, length in zip(self.rows, lengths, strict=True):
+            self._tally[row].layers_executed += (stop - self.layer) * length
+        if len(self._state) == len(self.rows):
+            self._run_tokens(stop)
+        else:
+            self._run_spans(stop, lengths)
+
+    def _run_tokens(self, stop: int) -> None:
+        """One slot per row."""
+        device = self._state.device
+        single = len(self.rows) == 1
+        positions = torch.tensor(self._positions, device=device)
+        rows = torch.tensor(self.rows, device=device)
+        longest = max(self._positions) + 1
+        mask = None
+        if self._policy is KVPolicy.SKIP and self._seen:
+            mask = self._cache.visible(rows, positions, stop)
+        elif min(self._positions) + 1 < longest:
+            mask = self._cache.visible(rows, positions, None)
+        first, last = self.rows[0], self.rows[-1]
+        reach = slice(first, last + 1) if last - first + 1 == len(self.rows) else rows
+        tables = None if self._rotary is None else self._rotary.tables(positions)
+        state, cache = self._state, self._cache
+        for index in range(self.layer, stop):
+            block = self._backbone.blocks[index]
+            queries, keys, values = block.project(state, self._rotary, tables)
+            if single:
+                cache.write_one(index, first, longest - 1, keys, values)
+            else:
+                cache.write(index, rows, positions, keys, values)
+            attended = cache.attend(index, queries, reach, longest, mask, block.scale)
+            state = block.finish(state, attended)
+        self._state = state
+
+    def _run_spans(self, stop: int, lengths: list[int]) -> None:
+        """A run of consecutive slots per row: linear maps over all of them, attention row by row."""
+        device = self._state.device
+        positions = torch.cat(
+            [torch.arange(s, p + 1, device=device) for s, p in zip(self._starts, self._positions, strict=True)]
+        )
+        rows = torch.tensor(self.rows, device=device).repeat_interleave(torch.tensor(lengths, device=device))
+        tables = None if self._rotary is None else self._rotary.tables(positions)
+        spans = list(zip(self.rows, self._starts, self._runs(), strict=True))
+        for index in range(self.layer, stop):
+            block = self._backbone.blocks[index]
+            queries, keys, values = block.project(self._state, self._rotary, tables)
+            self._cache.write(index, rows, positions, keys, values)
+            attended = [
+                self._cache.attend_span(index, queries[run], row, start, block.scale) for row, start, run in spans
+            ]
+            self._state = block.finish(self._state, torch.cat(attended))

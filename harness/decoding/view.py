@@ -1,0 +1,136 @@
+"""What a strategy sees at an exit point; logits and everything derived from them are lazy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from harness.decoding.backbone import Backbone
+from harness.decoding.generation import Generation
+from harness.decoding.passes import Pass
+
+__all__ = ["LayerView"]
+
+
+class LayerView:
+    """The rows of a pass at one exit point. Implements :class:`harness.contracts.ExitView`.
+
+    Args:
+        backbone: the model, for its exit head.
+        current: the pass, standing at the exit point.
+        tally: counts are charged to these, one per row of the batch.
+        previous: view of the exit point before, over the rows of that time.
+        places: where these rows stood in ``previous``; ``None`` when none has left since.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        current: Pass,
+        tally: Sequence[Generation],
+        previous: LayerView | None,
+        places: list[int] | None,
+    ) -> None:
+        self._backbone, self._pass, self._tally = backbone, current, tally
+        self._previous, self._places = previous, places
+        self._rows = list(current.rows)
+        self._hidden = current.hidden()
+        self._layer = current.layer
+        self._logits: Tensor | None = None
+        self._top: Tensor | None = None
+        self._deep: Tensor | None = None
+
+    @property
+    def exit_layer(self) -> int:
+        """Decoder layers executed so far for this token."""
+        return self._layer
+
+    @property
+    def row_list(self) -> list[int]:
+        """Rows of the batch, as a list."""
+        return self._rows
+
+    @property
+    def rows(self) -> Tensor:
+        """Rows of the batch, ``[n]``."""
+        return torch.tensor(self._rows, device=self._hidden.device)
+
+    @property
+    def position(self) -> Tensor:
+        """Position of the token being processed, ``[n]``."""
+        return torch.tensor(self._pass.positions, device=self._hidden.device)
+
+    @property
+    def token_ids(self) -> Sequence[Sequence[int]]:
+        """Tokens generated so far by each row."""
+        return [self._tally[row].token_ids for row in self._rows]
+
+    @property
+    def hidden_state(self) -> Tensor:
+        """Residual stream before the final norm, ``[n, hidden_size]``."""
+        return self._hidden
+
+    @property
+    def logits(self) -> Tensor:
+        """Exit head's logits, ``[n, vocab_size]``."""
+        if self._logits is None:
+            self._logits = self._backbone.logits(self._hidden)
+            self._charge(self._rows)
+        return self._logits
+
+    @property
+    def top_token(self) -> Tensor:
+        """Arg-max of the logits, ``[n]``."""
+        if self._top is None:
+            self._top = self.logits.argmax(-1)
+        return self._top
+
+    @property
+    def full_depth_token(self) -> Tensor:
+        """Token of the last layer from here, ``[n]``; the layers it runs are charged."""
+        if self._deep is None:
+            earlier = self.previous
+            if earlier is not None and earlier._deep is not None:
+                self._deep = earlier._deep
+            else:
+                self._deep = self._backbone.logits(self._pass.rehearse()).argmax(-1)
+                self._charge(self._rows)
+        return self._deep
+
+    @property
+    def previous(self) -> LayerView | None:
+        """View of the exit point before, over these rows."""
+        if self._previous is not None and self._places is not None:
+            self._previous = self._previous._narrow(self._places)
+            self._places = None
+        return self._previous
+
+    def tokens(self, places: list[int]) -> list[int]:
+        """Return the output tokens of the rows at these places, reusing logits that were asked for."""
+        if self._logits is not None or len(places) == len(self._rows):
+            top: list[int] = self.top_token.tolist()
+            return [top[place] for place in places]
+        hidden = self._hidden[torch.tensor(places, device=self._hidden.device)]
+        self._charge([self._rows[place] for place in places])
+        tokens: list[int] = self._backbone.logits(hidden).argmax(-1).tolist()
+        return tokens
+
+    def _charge(self, rows: list[int]) -> None:
+        for row in rows:
+            self._tally[row].lm_head_evaluations += 1
+
+    def _narrow(self, places: list[int]) -> LayerView:
+        """This view over fewer rows; what was computed is kept."""
+        index = torch.tensor(places, device=self._hidden.device)
+        twin = object.__new__(LayerView)
+        twin._backbone, twin._pass, twin._tally = self._backbone, self._pass, self._tally
+        twin._previous, twin._layer = self._previous, self._layer
+        twin._places = places if self._places is None else [self._places[place] for place in places]
+        twin._rows = [self._rows[place] for place in places]
+        twin._hidden = self._hidden[index]
+        twin._logits = None if self._logits is None else self._logits[index]
+        twin._top = None if self._top is None else self._top[index]
+        twin._deep = None if self._deep is None else self._deep[index]
+        return twin
