@@ -1,0 +1,32 @@
+"""Exit on the probability of the best token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
+from torch import Tensor
+
+from harness.contracts import ExitView, Strategy
+
+__all__ = ["Confidence"]
+
+
+@dataclass(frozen=True)
+class Confidence(Strategy):
+    """Exit when the best token's probability reaches a threshold.
+
+    Rule: max p_l ≥ τ, p_l the softmax of the exit head. Higher score = more certain. Cost per check: one
+    LM-head evaluation.
+
+    Source: Varshney et al., "LITE", 2023, arXiv 2310.18581, section 3.2 (confidence-based exiting); Chen et al.,
+    "EE-LLM", 2023, arXiv 2312.04916.
+    """
+
+    threshold: Annotated[float, Field(ge=0, le=1, description="τ, probability of the best token")] = 0.9
+
+    def should_exit(self, view: ExitView) -> Tensor:
+        """Compare max p, from the log-sum-exp of the logits, with τ."""
+        logits = view.logits.float()
+        return (logits.amax(-1) - logits.logsumexp(-1)).exp() >= self.threshold

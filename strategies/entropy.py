@@ -1,0 +1,37 @@
+"""Exit on the entropy of the prediction."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
+from torch import Tensor
+
+from harness.contracts import ExitView, Strategy
+
+__all__ = ["Entropy"]
+
+
+@dataclass(frozen=True)
+class Entropy(Strategy):
+    """Exit when the entropy of the prediction, relative to its maximum, falls below a threshold.
+
+    Rule: H(p_l) / log V < τ, with H = log Σ eˣ − Σ x·eˣ / Σ eˣ over logits x shifted by their maximum. Lower score
+    = more certain. Cost per check: one LM-head evaluation and one pass over the vocabulary.
+
+    Source: Xin et al., "DeeBERT", ACL 2020, arXiv 2004.12993, section 3.3. Deviation: divided by log V, so that
+    one τ means the same for every vocabulary.
+    """
+
+    threshold: Annotated[float, Field(ge=0, le=1, description="τ, entropy over log V")] = 0.1
+
+    def should_exit(self, view: ExitView) -> Tensor:
+        """Compare normalised entropy with τ."""
+        shifted = view.logits.float()
+        shifted = shifted - shifted.amax(-1, keepdim=True)
+        weights = shifted.exp()
+        total = weights.sum(-1)
+        entropy = total.log() - (shifted * weights).sum(-1) / total
+        return entropy / math.log(shifted.shape[-1]) < self.threshold

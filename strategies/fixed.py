@@ -1,0 +1,50 @@
+"""Fixed-depth exit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from harness.contracts import ExitView, ModelInfo, Strategy
+from harness.errors import OptionError
+
+__all__ = ["Fixed"]
+
+
+@dataclass(frozen=True)
+class Fixed(Strategy):
+    """Exit every token after the same layer.
+
+    Rule: exit at layer k. Cost per check: 0, nothing is computed.
+
+    Source: Ilager, Briem and Brandic, "GREEN-CODE", 2025, Fig. 1 (fixed exiting); the control any
+    adaptive strategy has to beat at equal mean depth.
+    """
+
+    layer: Annotated[int, Field(ge=1, description="decoder layers executed for every token; an exit point")] = 14
+
+    def exit_points(self, model: ModelInfo) -> tuple[int, ...]:
+        """Ask at the one layer.
+
+        Raises:
+            OptionError: the layer is not an exit point of the model.
+        """
+        if self.layer == model.num_layers:
+            raise OptionError(f"fixed:layer={self.layer} is the last layer of {model.name}. Use --strategy full.")
+        if self.layer > model.num_layers:
+            raise OptionError(f"fixed:layer={self.layer} is beyond {model.name}, which has {model.num_layers} layers.")
+        if self.layer not in model.exit_points:
+            known = ", ".join(str(point) for point in model.exit_points)
+            raise OptionError(
+                f"fixed:layer={self.layer} is not an exit point of {model.name} (exit points: {known}). "
+                "Choose one of them, or widen them with --exit-points all."
+            )
+        return (self.layer,)
+
+    def should_exit(self, view: ExitView) -> Tensor:
+        """Leave."""
+        return torch.ones_like(view.rows, dtype=torch.bool)

@@ -1,0 +1,30 @@
+"""The upper bound no strategy can pass without changing tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from harness.contracts import ExitView, Strategy
+
+__all__ = ["Oracle"]
+
+
+@dataclass(frozen=True)
+class Oracle(Strategy):
+    """Exit at the first exit point whose token is the one full depth would give.
+
+    Rule: exit when argmax p_l = argmax p_L, with p_L from running the remaining layers under the same
+    KV policy. It looks at the answer, so it is rehearsed: its decisions are made once outside the measured
+    window and replayed inside it at no cost. Upper bound on the layers a strategy can skip losslessly, up
+    to what the KV policy itself changes. Source: optimal exit of GREEN-CODE (2025), section IV-D, ℓ_opt;
+    "oracle" of CALM (Schuster 2022, arXiv 2207.07061).
+    """
+
+    rehearsed: ClassVar[bool] = True
+
+    def should_exit(self, view: ExitView) -> Tensor:
+        """Compare this exit head's token with the last layer's."""
+        return view.top_token == view.full_depth_token

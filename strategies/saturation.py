@@ -1,0 +1,35 @@
+"""Exit when the hidden state has stopped turning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from harness.contracts import ExitView, Strategy
+
+__all__ = ["Saturation"]
+
+
+@dataclass(frozen=True)
+class Saturation(Strategy):
+    """Exit when the hidden state points where it pointed at the exit point before.
+
+    Rule: cos(h_l, h_prev) ≥ τ, never at the first exit point. Higher score = more settled. Cost per check: one dot
+    product of the hidden size, no LM head. τ > 1 never exits, which measures the cost of asking.
+
+    Source: Schuster et al., "CALM", 2022, arXiv 2207.07061, section 3.5 (hidden-state saturation).
+    Deviation: compared between exit points, not adjacent layers, since only exit points are asked.
+    """
+
+    threshold: Annotated[float, Field(ge=-1, le=2, description="τ, cosine with the previous exit point")] = 0.95
+
+    def should_exit(self, view: ExitView) -> Tensor:
+        """Compare the cosine with τ."""
+        before = view.previous
+        if before is None:
+            return torch.zeros_like(view.rows, dtype=torch.bool)
+        return torch.cosine_similarity(view.hidden_state.float(), before.hidden_state.float(), dim=-1) >= self.threshold
