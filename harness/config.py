@@ -19,11 +19,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from harness.contracts import KVPolicy, Weights
 from harness.errors import ConfigError, did_you_mean
 
-__all__ = ["DEMO_STRATEGIES", "RunConfig", "StrategySpec", "parse_strategies"]
+__all__ = ["BASELINE", "DEMO_STRATEGIES", "RunConfig", "StrategySpec", "parse_strategies"]
 
-EnergyChoice = Literal["auto", "nvml", "rapl", "estimate", "none"]
 Protocol = Literal["green-code", "codexglue-line"]
 
+BASELINE = "full"  # the operating point every other one is paired with
 DEMO_STRATEGIES = (
     "full",
     "fixed:layer=22,26",
@@ -96,8 +96,8 @@ class RunConfig(BaseModel):
         device: torch device; ``auto`` takes CUDA when there is one.
         threads: CPU threads; ``None`` leaves torch's choice.
         weights: ``pretrained``, or ``random`` for runs at full size without weights.
-        energy: which meter; ``auto`` takes the best sensor found, else the labelled estimate.
-        tdp_w: power the estimate assumes for the whole CPU package, watts; ``None`` for its default.
+        energy: which meter, by registered name; ``auto`` takes the best sensor found, else the labelled estimate.
+        tdp_w: power the estimate spreads over the logical cores the system shows, watts; ``None`` for its default.
         repeats: how often each block is repeated.
         block_size: samples per interleaved block; ``None`` lets the meter's sensor period decide.
         seed: decides sampling, order and random strategies.
@@ -120,7 +120,7 @@ class RunConfig(BaseModel):
     device: str = "auto"
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     weights: Weights = "pretrained"
-    energy: EnergyChoice = "auto"
+    energy: str = "auto"
     tdp_w: Annotated[float, Field(gt=0, le=10_000)] | None = None
     repeats: Annotated[int, Field(ge=1, le=1000)] = 1
     block_size: Annotated[int, Field(ge=1)] | None = None

@@ -364,7 +364,11 @@ class EnergyReading:
 
 @runtime_checkable
 class Meter(Protocol):
-    """Reads energy over windows; one window at a time."""
+    """Reads energy over windows; one window at a time.
+
+    A registered meter is a class that takes the keywords ``device`` and ``tdp_w``, and may offer
+    ``probe(device) -> str | None``: why it cannot be used here, with the remedy.
+    """
 
     @property
     def source(self) -> str:

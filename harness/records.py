@@ -43,12 +43,14 @@ class OperatingPointRecord(_Record):
         strategy: registered strategy name.
         options: every option with its effective value.
         exit_points: layers at which it is asked on this model.
+        rehearsed: it looked at the answer outside the measured window; an upper bound, not a strategy to deploy.
     """
 
     name: str
     strategy: str
     options: dict[str, Any]
     exit_points: tuple[int, ...]
+    rehearsed: bool = False
 
 
 class ModelRecord(_Record):
@@ -60,7 +62,8 @@ class ModelRecord(_Record):
         weights: ``pretrained`` or ``random``.
         weights_source: where the weights came from, in words.
         weights_sha256: hash over the weights; ``None`` for random weights, whose seed is in the config.
-        tokenizer_source: where the tokenizer came from; says so when another model's stands in.
+        tokenizer_source: where the tokenizer came from, in words.
+        tokenizer_stand_in: another model's tokenizer stands in.
         num_layers, hidden_size, vocab_size, exit_points, dtype: see ``ModelInfo``.
         layer_bytes, lm_head_bytes, kv_projection_bytes, kv_entry_bytes: see ``ModelInfo``.
     """
@@ -71,6 +74,7 @@ class ModelRecord(_Record):
     weights_source: str
     weights_sha256: str | None
     tokenizer_source: str
+    tokenizer_stand_in: bool = False
     num_layers: int
     hidden_size: int
     vocab_size: int
@@ -128,6 +132,7 @@ class Manifest(_Record):
         model, tasks, meter: what was used.
         block_size: samples per interleaved block.
         bandwidth_bytes_per_s: measured matrix-vector bandwidth; ``None`` when not measured.
+        bandwidth_detail: kernel, buffer and what limited it, or why it was not measured.
         environment: machine, operating system, threads, git commit, package versions.
     """
 
@@ -140,6 +145,7 @@ class Manifest(_Record):
     meter: MeterRecord
     block_size: int
     bandwidth_bytes_per_s: float | None
+    bandwidth_detail: dict[str, Any] = Field(default_factory=dict)
     environment: dict[str, Any]
 
 
@@ -160,7 +166,7 @@ class SampleRecord(_Record):
         ttft_s: start of the batch to the first token.
         finish_reason: ``stop`` (line's end), ``eos`` or ``length``.
         exit_checks: times the strategy was asked about this sample.
-        lm_head_evaluations: LM-head evaluations charged to this sample, output included.
+        lm_head_evaluations: LM-head evaluations after prefill charged to this sample, outputs included.
         layers_executed: decoder layers run for generated tokens after prefill, by recomputation included.
         kv_fill_layers: layers whose K,V were filled from an exit hidden state.
         error: one line when the sample failed; the measured fields are then empty or ``None``.

@@ -1,0 +1,13 @@
+"""Energy and bandwidth: what a window of work cost, and what the memory could have delivered.
+
+Meters register under the entry-point group ``harness.meters``; :func:`open_meter` turns a name into
+an open one. Importing this package touches no sensor and loads neither torch nor zeus.
+"""
+
+from __future__ import annotations
+
+from harness.metering.bandwidth import BandwidthReading, measure_bandwidth
+from harness.metering.choose import open_meter
+from harness.metering.window import MeteredWindow, metered
+
+__all__ = ["BandwidthReading", "MeteredWindow", "measure_bandwidth", "metered", "open_meter"]

@@ -1,0 +1,300 @@
+"""The ``harness`` command. Results go to stdout, progress and logs to stderr.
+
+Exit codes: 0 done; 2 something that was asked for cannot be done (one line says what and the remedy);
+130 interrupted. Heavy imports happen inside the subcommands, so that ``--help`` and ``list`` are instant.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from harness.errors import HarnessError, UnknownNameError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from harness.config import RunConfig
+    from harness.records import Summary
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="harness",
+    help="Benchmark early-exit decoding of code language models: accuracy, time, energy and layers, compared fairly.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> None:
+    """Run the command and turn refusals into one line and an exit code."""
+    try:
+        app()
+    except HarnessError as error:
+        _stderr().print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)
+
+
+@app.command()
+def run(
+    strategy: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME[:option=value[,value…]]; a comma list makes one operating point each. Repeatable. "
+            "Full depth is always added as the baseline.",
+            metavar="SPEC",
+        ),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Catalogue name, hub id or folder. [smollm2-135m]")] = None,
+    task: Annotated[list[str] | None, typer.Option(help="py150, javacorpus. Repeatable. [py150]")] = None,
+    protocol: Annotated[str | None, typer.Option(help="green-code or codexglue-line. [green-code]")] = None,
+    source: Annotated[
+        str | None, typer.Option(help="embedded, hub, or PATH of a JSONL file or dataset folder. [embedded]")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Samples per task; 0 for all. [20]")] = None,
+    kv: Annotated[
+        str | None, typer.Option(help="K,V of skipped layers: propagate, recompute, none, skip. [propagate]")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Samples decoded together. [1]")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16. [float32]")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N. [auto]")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads. [torch's choice]")] = None,
+    weights: Annotated[str | None, typer.Option(help="pretrained or random. [pretrained]")] = None,
+    energy: Annotated[str | None, typer.Option(help="auto, nvml, rapl, estimate or none. [auto]")] = None,
+    repeats: Annotated[int | None, typer.Option(help="Repetitions of each block. [1]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Decides sampling, order and random strategies. [0]")] = None,
+    exit_points: Annotated[
+        str | None, typer.Option(help="paper, all, or layers such as 4,8,12. [paper]", metavar="LAYERS")
+    ] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Overrides the protocol's limit.")] = None,
+    block_size: Annotated[int | None, typer.Option(help="Samples per interleaved block. [from the meter]")] = None,
+    tdp_w: Annotated[
+        float | None, typer.Option(help="Watts the energy estimate assumes for all cores. [4 W per core]")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run directory. [runs/TIME-MODEL-TASK]", metavar="DIR")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Continue a run directory.", metavar="DIR")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file with the same names; flags win.", metavar="FILE")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print summary.json instead of the table.")] = False,
+) -> None:
+    """Run operating points over a task and print the comparison. Without options: the demo."""
+    given: dict[str, Any] = {
+        "strategies": tuple(strategy) if strategy else None,
+        "model": model,
+        "tasks": tuple(task) if task else None,
+        "protocol": protocol,
+        "source": source,
+        "limit": limit,
+        "kv": kv,
+        "batch_size": batch_size,
+        "dtype": dtype,
+        "device": device,
+        "threads": threads,
+        "weights": weights,
+        "energy": energy,
+        "repeats": repeats,
+        "seed": seed,
+        "exit_points": exit_points,
+        "max_new_tokens": max_new_tokens,
+        "block_size": block_size,
+        "tdp_w": tdp_w,
+        "out": out,
+    }
+    settings = _settings({key: value for key, value in given.items() if value is not None}, config, resume)
+    _log_to_stderr()
+    from harness.progress import RunProgress
+    from harness.runner import execute
+
+    console = _stderr()
+    with RunProgress(console) as progress:
+        try:
+            result = execute(settings, resume=resume, observer=progress)
+        except KeyboardInterrupt:
+            progress.interrupted()
+            raise
+    _show(result.summary, as_json=as_json)
+    console.print(f"[dim]Records, report.md, summary.csv and summary.json are in {_escape(str(result.directory))}[/]")
+
+
+@app.command("list")
+def list_(
+    kind: Annotated[
+        str | None, typer.Argument(help="strategies, tasks, models or meters; all of them when left out.")
+    ] = None,
+) -> None:
+    """List what is registered, third-party packages included."""
+    from rich.table import Table
+
+    registries = _registries()
+    if kind is not None and kind not in registries:
+        raise UnknownNameError("kind of thing", kind, registries)
+    console = _stdout()
+    for noun in [kind] if kind else list(registries):
+        table = Table(title=noun, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2))
+        table.add_column("name", style="cyan", no_wrap=True)
+        table.add_column("what it is", overflow="fold")
+        table.add_column("from", style="dim", overflow="fold")
+        for entry in registries[noun].entries():
+            table.add_row(entry.name, entry.summary, entry.distribution)
+        console.print(table)
+        console.print()
+
+
+@app.command()
+def show(name: Annotated[str, typer.Argument(help="A strategy, task, model or meter.")]) -> None:
+    """Show one strategy, task, model or meter: source paper, options, ranges and defaults."""
+    registries = _registries()
+    holders = [noun for noun, registry in registries.items() if name in registry]
+    if not holders:
+        known = [known for registry in registries.values() for known in registry.names()]
+        raise UnknownNameError("name", name, known, "See `harness list`.")
+    for noun in holders:
+        _show_entry(noun, name)
+
+
+@app.command()
+def report(
+    directories: Annotated[list[Path], typer.Argument(help="Run directories.", metavar="RUN_DIR…")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Print the tables and Pareto fronts of run directories, and write report.md, summary.csv and summary.json."""
+    from harness.runner import summarise_directory
+    from reports.export import write_report
+
+    summaries = []
+    for directory in directories:
+        summary = summarise_directory(directory)
+        write_report(summary, directory)
+        summaries.append(summary)
+    if as_json:
+        parts = [summary.model_dump(mode="json") for summary in summaries]
+        print(json.dumps(parts if len(parts) > 1 else parts[0], indent=2))
+        return
+    for summary in summaries:
+        _show(summary, as_json=False)
+
+
+def _settings(given: dict[str, Any], config: Path | None, resume: Path | None) -> RunConfig:
+    """Lay flags over a file, or over the configuration of the run to resume."""
+    from harness.config import RunConfig
+
+    base: dict[str, Any] = {}
+    if resume is not None:
+        from harness.store import RunDirectory
+
+        with RunDirectory.read(resume) as store:
+            base = dict(store.manifest.config)
+        base["out"] = None
+    elif config is not None:
+        base = RunConfig.read_toml(config)
+    values = {**base, **given}
+    if values.get("limit") == 0:
+        values["limit"] = None
+    return RunConfig.build(values)
+
+
+def _show(summary: Summary, *, as_json: bool) -> None:
+    if as_json:
+        print(summary.model_dump_json(indent=2))
+        return
+    from reports.terminal import render
+
+    _stdout().print(render(summary))
+
+
+def _show_entry(noun: str, name: str) -> None:
+    import inspect
+
+    registry = _registries()[noun]
+    entry, console = registry.entry(name), _stdout()
+    console.print(f"[bold cyan]{name}[/] [dim]({registry.noun} from {entry.distribution}, {entry.target})[/]")
+    thing = registry.load(name)
+    if isinstance(thing, type):
+        console.print(_escape(inspect.getdoc(thing) or ""), highlight=False)
+    else:
+        console.print(_escape(entry.summary), highlight=False)
+        _show_facts(console, thing)
+    if noun == "strategies":
+        _show_options(console, name)
+    console.print()
+
+
+def _show_facts(console: Console, thing: Any) -> None:
+    """Print the fields of a catalogue entry."""
+    import dataclasses
+
+    if not dataclasses.is_dataclass(thing):
+        return
+    for field in dataclasses.fields(thing):
+        value = getattr(thing, field.name)
+        if value and field.name != "name":
+            console.print(f"  [dim]{field.name}[/] {_escape(str(value))}", highlight=False)
+
+
+def _show_options(console: Console, name: str) -> None:
+    from rich.table import Table
+
+    from harness.options import option_facts
+
+    facts = option_facts(name)
+    if not facts:
+        console.print("\nNo options.")
+        return
+    table = Table(title="Options", title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2))
+    for column in ("option", "type", "range", "default", "meaning"):
+        table.add_column(column, style="cyan" if column == "option" else "", overflow="fold")
+    for fact in facts:
+        table.add_row(fact.name, fact.kind, fact.limits, str(fact.default), fact.description)
+    console.print()
+    console.print(table)
+    console.print(f"\n[dim]harness run --strategy {name}:{facts[0].name}={facts[0].default}[/]")
+
+
+def _registries() -> dict[str, Any]:
+    from harness.registry import METERS, MODELS, STRATEGIES, TASKS
+
+    return {"strategies": STRATEGIES, "tasks": TASKS, "models": MODELS, "meters": METERS}
+
+
+def _log_to_stderr() -> None:
+    import logging
+
+    from rich.logging import RichHandler
+
+    handler = RichHandler(console=_stderr(), show_path=False, show_time=False)
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], format="%(message)s")
+
+
+def _stdout() -> Console:
+    from rich.console import Console
+
+    return Console()
+
+
+def _stderr() -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+if __name__ == "__main__":
+    main()

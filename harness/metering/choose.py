@@ -1,0 +1,66 @@
+"""From ``--energy`` to an open meter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from harness.contracts import Meter
+from harness.errors import MeterError
+from harness.registry import METERS
+
+__all__ = ["AUTO_ORDER", "open_meter"]
+
+AUTO_ORDER = ("nvml", "rapl", "estimate")
+"""What ``auto`` tries, best first: a sensor of the device that works, then the labelled guess."""
+
+
+def open_meter(choice: str, device: str, tdp_w: float | None = None) -> tuple[Meter, dict[str, str]]:
+    """Return an open meter, and why the better ones that ``auto`` passed over are not available.
+
+    Args:
+        choice: ``auto`` or a registered meter, a third party's included. A registered class is called
+            with ``device=`` and ``tdp_w=``; its classmethod ``probe(device) -> str | None``, if it has
+            one, is asked first.
+        device: torch device on which the measured work runs, ``cpu`` or ``cuda[:N]``.
+        tdp_w: power an estimate assumes for all logical cores, watts; ``None`` for its default.
+
+    Returns:
+        The meter, and meter name → reason for each one that ``auto`` could not take (empty for a
+        meter that was asked for by name).
+
+    Raises:
+        UnknownNameError: nobody registered ``choice``.
+        MeterError: the sensor that was asked for is not there, or cannot be opened.
+    """
+    if choice != "auto":
+        factory = METERS.load(choice)
+        reason = _probe(factory, device)
+        if reason is not None:
+            raise MeterError(
+                f"--energy {choice} cannot measure here: {reason}. "
+                "Alternatives: --energy estimate (a labelled guess), --energy none."
+            )
+        return _open(choice, factory, device, tdp_w), {}
+    unavailable: dict[str, str] = {}
+    for name in AUTO_ORDER:
+        factory = METERS.load(name)
+        reason = _probe(factory, device)
+        if reason is None:
+            try:
+                return _open(name, factory, device, tdp_w), unavailable
+            except MeterError as error:
+                reason = str(error)
+        unavailable[name] = reason
+    raise MeterError(f"no meter can be opened: {unavailable}. Use --energy none.")
+
+
+def _probe(factory: object, device: str) -> str | None:
+    probe: Callable[[str], str | None] | None = getattr(factory, "probe", None)
+    return probe(device) if probe is not None else None
+
+
+def _open(name: str, factory: Callable[..., object], device: str, tdp_w: float | None) -> Meter:
+    meter = factory(device=device, tdp_w=tdp_w)
+    if not isinstance(meter, Meter):
+        raise MeterError(f"the meter '{name}' ({type(meter).__qualname__}) does not implement harness.contracts.Meter.")
+    return meter

@@ -1,0 +1,115 @@
+"""From a strategy as written to a strategy as built: its options, their ranges and their defaults.
+
+A strategy's options are the fields of its dataclass; their annotations carry range and description
+(``Annotated[float, Field(ge=0, le=1, description=…)]``). Values are validated by pydantic, one by one, so
+that a message can name the option, the value and what is allowed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+
+from harness.config import StrategySpec
+from harness.contracts import Strategy
+from harness.errors import OptionError, RegistryError, did_you_mean
+from harness.registry import STRATEGIES
+
+__all__ = ["OptionFacts", "build_strategy", "effective_options", "option_facts"]
+
+
+@dataclass(frozen=True, slots=True)
+class OptionFacts:
+    """One option as ``harness show`` prints it.
+
+    Attributes:
+        name: option name.
+        kind: type name, for example ``float``.
+        limits: allowed range in words; empty when there is none.
+        default: default value, ``None`` when it must be given.
+        description: what it means.
+    """
+
+    name: str
+    kind: str
+    limits: str
+    default: Any
+    description: str
+
+
+def build_strategy(spec: StrategySpec) -> Strategy:
+    """Build the strategy of one operating point.
+
+    Raises:
+        UnknownNameError: no such strategy.
+        OptionError: no such option, or a value out of range.
+    """
+    cls = _strategy_class(spec.name)
+    hints = get_type_hints(cls, include_extras=True)
+    names = [field.name for field in dataclasses.fields(cls) if field.init]
+    values: dict[str, Any] = {}
+    for name, text in spec.options:
+        if name not in names:
+            known = f" Options: {', '.join(names)}." if names else " It has none."
+            raise OptionError(f"strategy '{spec.name}' has no option '{name}'.{did_you_mean(name, names)}{known}")
+        try:
+            values[name] = TypeAdapter(hints[name]).validate_python(text)
+        except ValidationError as error:
+            message = error.errors()[0]["msg"]
+            raise OptionError(
+                f"{spec.name}:{name}={text} is not allowed: {message[0].lower()}{message[1:]}. "
+                f"See `harness show {spec.name}`."
+            ) from None
+    missing = [
+        field.name
+        for field in dataclasses.fields(cls)
+        if field.init and field.name not in values
+        and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    ]  # fmt: skip
+    if missing:
+        raise OptionError(f"strategy '{spec.name}' needs {', '.join(missing)}. See `harness show {spec.name}`.")
+    strategy: Strategy = cls(**values)
+    return strategy
+
+
+def effective_options(strategy: Strategy) -> dict[str, Any]:
+    """Return every option with its value."""
+    return {field.name: getattr(strategy, field.name) for field in dataclasses.fields(strategy) if field.init}  # type: ignore[arg-type]
+
+
+def option_facts(name: str) -> list[OptionFacts]:
+    """Return the options of a registered strategy.
+
+    Raises:
+        UnknownNameError: no such strategy.
+    """
+    cls = _strategy_class(name)
+    hints = get_type_hints(cls, include_extras=True)
+    facts = []
+    for field in dataclasses.fields(cls):
+        info = FieldInfo.from_annotation(hints[field.name])
+        kind = getattr(info.annotation, "__name__", str(info.annotation))
+        default = None if field.default is dataclasses.MISSING else field.default
+        facts.append(OptionFacts(field.name, kind, _limits(info), default, info.description or ""))
+    return facts
+
+
+def _strategy_class(name: str) -> Any:
+    cls = STRATEGIES.load(name)
+    if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
+        raise RegistryError(f"strategy '{name}' is not a dataclass; its fields would be its options.")
+    return cls
+
+
+def _limits(info: FieldInfo) -> str:
+    words = []
+    for piece in info.metadata:
+        for attribute, sign in (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<")):
+            value = getattr(piece, attribute, None)
+            if value is not None:
+                words.append(f"{sign} {value}")
+    return ", ".join(words)

@@ -1,0 +1,166 @@
+"""Everything a run needs, checked before the first weight is read.
+
+A plan is made in the order of cost: names and options first, then the meter, the model's facts, the
+tokenizer and the samples. Whatever is wrong is refused here, and nothing has been written yet.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.config import BASELINE, RunConfig, StrategySpec
+from harness.contracts import ModelInfo, StopRule, Strategy, Task, TaskData, TaskRequest, TextCodec
+from harness.errors import ConfigError, DataError
+from harness.models.loading import ResolvedModel, load_codec, resolve
+from harness.options import build_strategy, effective_options
+from harness.records import OperatingPointRecord, TaskRecord
+from harness.registry import TASKS
+
+__all__ = ["OperatingPoint", "Plan", "PlannedTask", "default_directory", "make_plan", "resolve_device"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """One strategy at one setting, ready to decode.
+
+    Attributes:
+        strategy: the built strategy.
+        record: what the run directory says of it.
+    """
+
+    strategy: Strategy
+    record: OperatingPointRecord
+
+    @property
+    def name(self) -> str:
+        """Unique label in the run."""
+        return self.record.name
+
+
+@dataclass(frozen=True)
+class PlannedTask:
+    """One task with its samples.
+
+    Attributes:
+        task: scores completions.
+        data: samples, bad rows, source.
+        stop: ends a completion.
+        record: what the manifest says of it.
+    """
+
+    task: Task
+    data: TaskData
+    stop: StopRule
+    record: TaskRecord
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked run.
+
+    Attributes:
+        config: what was asked for.
+        device: resolved torch device.
+        points: operating points, full depth first.
+        model: facts and where the weights are.
+        codec: the tokenizer. codec_source: where it came from.
+        tasks: tasks with samples.
+    """
+
+    config: RunConfig
+    device: str
+    points: tuple[OperatingPoint, ...]
+    model: ResolvedModel
+    codec: TextCodec
+    codec_source: str
+    tasks: tuple[PlannedTask, ...]
+
+
+def make_plan(config: RunConfig) -> Plan:
+    """Check a configuration and gather what it names; reads no weights and writes nothing.
+
+    Raises:
+        HarnessError: anything that cannot be run, in one line with the remedy.
+    """
+    specs = config.specs()
+    baseline = StrategySpec(BASELINE)
+    specs = [baseline, *(spec for spec in specs if spec != baseline)]
+    built = [(spec, build_strategy(spec)) for spec in specs]
+    tasks: list[Task] = [TASKS.load(name)() for name in config.tasks]
+    device = resolve_device(config.device)
+    model = resolve(config.model, weights=config.weights, dtype=config.dtype, exit_points=config.exit_points)
+    points = tuple(_point(spec, strategy, model.info) for spec, strategy in built)
+    codec, codec_source = load_codec(model)
+    planned = tuple(_draw(task, config, codec, model.info) for task in tasks)
+    return Plan(config, device, points, model, codec, codec_source, planned)
+
+
+def resolve_device(name: str) -> str:
+    """Return a torch device name: ``auto`` takes CUDA when there is one.
+
+    Raises:
+        ConfigError: torch does not know the device, or it is not there.
+    """
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device '{name}' is unknown to torch. Use cpu, cuda or cuda:N.") from None
+    if device.type not in {"cpu", "cuda"}:
+        raise ConfigError(f"device '{name}' is not supported. Use cpu, cuda or cuda:N.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device '{name}' is not here: torch sees {torch.cuda.device_count()} CUDA device(s).")
+    return name
+
+
+def _point(spec: StrategySpec, strategy: Strategy, info: ModelInfo) -> OperatingPoint:
+    record = OperatingPointRecord(
+        name=str(spec),
+        strategy=spec.name,
+        options=effective_options(strategy),
+        exit_points=strategy.exit_points(info),
+        rehearsed=strategy.rehearsed,
+    )
+    return OperatingPoint(strategy, record)
+
+
+def _draw(task: Task, config: RunConfig, codec: TextCodec, info: ModelInfo) -> PlannedTask:
+    request = TaskRequest(
+        protocol=config.protocol,
+        source=config.source,
+        limit=config.limit,
+        seed=config.seed,
+        max_new_tokens=config.max_new_tokens,
+        max_positions=info.max_positions,
+    )
+    data = task.load(request, codec)
+    if not data.samples:
+        reason = f" First reason: {data.bad_rows[0].reason}" if data.bad_rows else ""
+        raise DataError(f"{task.name}: no row of {data.source.label} can be used.{reason}")
+    for row in data.bad_rows:
+        logger.warning("%s: %s", task.name, row.reason)
+    record = TaskRecord(
+        name=task.name,
+        language=task.language,
+        protocol=config.protocol,
+        source_kind=data.source.kind,
+        source=data.source.label,
+        fingerprint=data.source.fingerprint,
+        samples=len(data.samples),
+        bad_rows=len(data.bad_rows),
+        detail=dict(data.source.detail),
+    )
+    return PlannedTask(task, data, task.stop_rule(config.protocol, codec), record)
+
+
+def default_directory(config: RunConfig, stamp: str) -> Path:
+    """Return a new run directory's path under ``runs/``, named by time, model and tasks."""
+    model = Path(config.model).name
+    return Path("runs") / f"{stamp}-{model}-{'-'.join(config.tasks)}"

@@ -1,0 +1,148 @@
+"""Files of a summary: ``summary.json`` for programs, ``summary.csv`` for spreadsheets, ``report.md`` for people.
+
+JSON is the summary itself and reads back equal. CSV and the pandas frame are flat: options are JSON text, an
+interval is two columns (``…_low``, ``…_high``), the machine stands in every row, and an empty cell is "not
+measured". Markdown has the terminal's tables in full, with the same notes.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import StoreError
+from harness.records import Summary, SummaryRow
+from reports.columns import DETAILS, HEADLINE, Column, columns_of
+from reports.plot import draw_front
+from reports.tables import LEGEND, ResultTable, mark, split_tables
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+__all__ = ["FILES", "to_csv", "to_frame", "to_json", "to_markdown", "write_report"]
+
+FILES = ("summary.json", "summary.csv", "report.md")
+_INTERVALS = frozenset({"speedup_ci", "decode_speedup_ci"})
+_NUMBERS = frozenset(name for name, field in SummaryRow.model_fields.items() if field.annotation == (float | None))
+
+
+def to_json(summary: Summary) -> str:
+    """Return the summary as indented JSON; ``Summary.model_validate_json`` reads it back."""
+    return summary.model_dump_json(indent=2) + "\n"
+
+
+def to_csv(summary: Summary) -> str:
+    """Return one line per row under a header; the columns are those of :func:`to_frame`."""
+    buffer = io.StringIO()
+    writer: csv.DictWriter[str] = csv.DictWriter(buffer, _flat_names(), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(_flat(summary))
+    return buffer.getvalue()
+
+
+def to_frame(summary: Summary) -> DataFrame:
+    """Return the rows as a pandas frame; numbers that were not measured are NaN."""
+    import pandas  # late: half a second that no other report needs
+
+    frame = pandas.DataFrame(list(_flat(summary)), columns=_flat_names())
+    numbers = {name: "float64" for name in frame.columns if name in _NUMBERS or name.endswith(("_low", "_high"))}
+    return frame.astype(numbers)
+
+
+def to_markdown(summary: Summary) -> str:
+    """Return a report that GitHub renders: per table the headline, the Pareto plot and the details; then notes."""
+    lines = ["# Early-exit benchmark report"]
+    tables = split_tables(summary)
+    for table in tables:
+        lines.extend(_markdown_table(table))
+    if tables:
+        lines.extend(_markdown_legend(tables[0]))
+    if summary.notes:
+        lines.extend(["", "## Notes", "", *(f"- {_escaped(note)}" for note in summary.notes)])
+    return "\n".join(lines) + "\n"
+
+
+def write_report(summary: Summary, directory: Path) -> tuple[Path, ...]:
+    """Write ``summary.json``, ``summary.csv`` and ``report.md``, each replaced whole; return their paths.
+
+    Raises:
+        StoreError: a file cannot be written.
+    """
+    texts = (to_json(summary), to_csv(summary), to_markdown(summary))
+    paths = tuple(directory / name for name in FILES)
+    for path, text in zip(paths, texts, strict=True):
+        unfinished = path.with_name(f".{path.name}.part")
+        try:
+            unfinished.write_text(text, encoding="utf-8", newline="")
+            unfinished.replace(path)
+        except OSError as error:
+            raise StoreError(f"cannot write {path}: {error.strerror}.") from None
+    return paths
+
+
+def _flat_names() -> list[str]:
+    names = ["machine"]
+    for name in SummaryRow.model_fields:
+        names.extend((f"{name}_low", f"{name}_high") if name in _INTERVALS else (name,))
+    return names
+
+
+def _flat(summary: Summary) -> Iterator[dict[str, Any]]:
+    for row in summary.rows:
+        values: dict[str, Any] = {"machine": summary.machine}
+        for name, value in row.model_dump(mode="json").items():
+            if name in _INTERVALS:
+                values[f"{name}_low"], values[f"{name}_high"] = value or (None, None)
+            else:
+                values[name] = json.dumps(value, sort_keys=True) if name == "options" else value
+        yield values
+
+
+def _markdown_table(table: ResultTable) -> Iterator[str]:
+    columns = columns_of(table)
+    yield from ("", f"## {_escaped(table.heading)}", "")
+    for line in table.subheadings:
+        label, _, text = line.partition(" ")
+        yield f"- {label}: {_escaped(text.strip())}"
+    keys = [key for key in HEADLINE.keys if not columns[key].empty and (key not in ("n", "errors") or table.uneven)]
+    yield from ("", f"**{HEADLINE.title}**", "", *_pipes(table, [columns[key] for key in keys]))
+    picture = draw_front(table)
+    if picture is not None:
+        yield from ("", "```text", *(line.rstrip() for line in picture.plain.splitlines()), "```")
+    for section in DETAILS:
+        yield from ("", f"**{section.title}**", "", *_pipes(table, [columns[key] for key in section.keys]))
+
+
+def _pipes(table: ResultTable, columns: Sequence[Column]) -> Iterator[str]:
+    yield _piped(["", "", "operating point", *(_header(column) for column in columns)])
+    yield _piped([":-:", ":-:", ":--", *(":--" if column.left else "--:" for column in columns)])
+    for index, (row, letter) in enumerate(zip(table.rows, table.letters, strict=True)):
+        yield _piped(
+            [mark(row).strip(), letter, f"`{row.operating_point}`", *(column.cells[index] for column in columns)]
+        )
+
+
+def _piped(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _header(column: Column) -> str:
+    return f"{column.term}<br>{column.unit}" if column.unit else column.term
+
+
+def _markdown_legend(table: ResultTable) -> Iterator[str]:
+    yield from ("", "## How to read this", "")
+    yield from (f"- {line}" for line in LEGEND)
+    columns = columns_of(table)
+    for key in dict.fromkeys(key for section in (HEADLINE, *DETAILS) for key in section.keys):
+        yield f"- **{columns[key].term}**: {columns[key].meaning}"
+
+
+def _escaped(text: str) -> str:
+    for character in "\\`*_<[":
+        text = text.replace(character, f"\\{character}")
+    return text

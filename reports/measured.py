@@ -1,0 +1,174 @@
+"""What counts: the finished measurements of one operating point on one task, and how they pair.
+
+Every definition of the summary starts here. Warm-up windows and everything in them are left out. A sample
+counts only when its window was committed to ``windows.jsonl``. A sample that failed is counted, never
+scored and never timed; where two operating points are compared, only what both finished is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from harness.contracts import KVPolicy
+from harness.errors import StoreError
+from harness.records import Manifest, OperatingPointRecord, SampleRecord, TaskRecord, WindowRecord
+from reports.statistics import Pair, pooled
+
+__all__ = ["Measured", "Regime", "SampleKey", "select"]
+
+SampleKey: TypeAlias = tuple[str, int]  # sample id, repeat
+
+
+@dataclass(frozen=True, slots=True)
+class Regime:
+    """How a whole run decoded.
+
+    Attributes:
+        kv: policy for the keys and values of skipped layers.
+        batch_size: samples decoded together.
+    """
+
+    kv: KVPolicy
+    batch_size: int
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> Regime:
+        """Read it from a manifest's configuration.
+
+        Raises:
+            StoreError: the configuration does not say, or says something unknown.
+        """
+        try:
+            return cls(KVPolicy(manifest.config["kv"]), int(manifest.config["batch_size"]))
+        except (KeyError, ValueError, TypeError) as error:
+            raise StoreError(
+                f"the manifest's config has no usable 'kv' and 'batch_size' ({error}). "
+                "The run directory is damaged or foreign; start a new run with `harness run`."
+            ) from None
+
+    @property
+    def cached(self) -> bool:
+        """Whether a KV cache is kept: prefill then yields the first token, at full depth."""
+        return self.kv is not KVPolicy.NONE
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One operating point on one task.
+
+    Attributes:
+        task, point: what ran.
+        regime: how it decoded.
+        windows: committed, warm-up left out, by id.
+        samples: finished samples of every repeat.
+        failed: samples that ended in an error, with their repeat.
+    """
+
+    task: TaskRecord
+    point: OperatingPointRecord
+    regime: Regime
+    windows: dict[int, WindowRecord]
+    samples: dict[SampleKey, SampleRecord]
+    failed: dict[SampleKey, SampleRecord]
+
+    @property
+    def scored(self) -> list[SampleRecord]:
+        """Finished samples of the first repeat: later ones generate the same text again."""
+        return [sample for (_, repeat), sample in self.samples.items() if repeat == 0]
+
+    @property
+    def errors(self) -> int:
+        """Distinct samples that failed in any repeat."""
+        return len({sample_id for sample_id, _ in self.failed})
+
+    @property
+    def repeats(self) -> int:
+        """Repetitions that were timed."""
+        return len({window.repeat for window in self.windows.values()})
+
+    def decoded_layers(self, sample: SampleRecord) -> Sequence[int]:
+        """Return the layers executed for each token a strategy was, or could have been, asked about.
+
+        With a KV cache the first token comes from prefill and is left out; without one all count.
+        """
+        return sample.exit_layers[1:] if self.regime.cached else sample.exit_layers
+
+    def shared(self, other: Measured) -> list[SampleKey]:
+        """Return what both finished, in this one's order."""
+        return [key for key in self.samples if key in other.samples]
+
+    def window_pairs(self, baseline: Measured) -> list[Pair]:
+        """Return seconds per block under the baseline and here, whole requests.
+
+        Windows pair by block and repeat, and only where both finished the same samples; the repeats of a
+        block are added up, since they are the same prompts.
+        """
+        others = {(window.block, window.repeat): window for window in baseline.windows.values()}
+        mine, theirs = self._finished_by_window(), baseline._finished_by_window()
+        pairs: list[tuple[Hashable, Pair]] = []
+        for window in self.windows.values():
+            other = others.get((window.block, window.repeat))
+            if other is None or mine.get(window.window) != theirs.get(other.window):
+                continue
+            if mine.get(window.window):
+                pairs.append((window.block, Pair(other.duration_s, window.duration_s)))
+        return pooled(pairs)
+
+    def decode_pairs(self, baseline: Measured) -> list[Pair]:
+        """Return seconds and tokens after the first token under the baseline and here, by sample.
+
+        The completions may differ in length, so both sides carry their token count. Rows of one batch
+        share their clock: with a batch size above 1 the whole block is the unit.
+        """
+        pairs: list[tuple[Hashable, Pair]] = []
+        for key in self.shared(baseline):
+            here, there = self.samples[key], baseline.samples[key]
+            if len(here.token_times_s) < 2 or len(there.token_times_s) < 2:
+                continue
+            unit: Hashable = key[0] if self.regime.batch_size == 1 else self.windows[here.window].block
+            pairs.append((unit, Pair(_decode_s(there), _decode_s(here), _later(there), _later(here))))
+        return pooled(pairs)
+
+    def _finished_by_window(self) -> dict[int, set[str]]:
+        finished: dict[int, set[str]] = {}
+        for (sample_id, _), sample in self.samples.items():
+            finished.setdefault(sample.window, set()).add(sample_id)
+        return finished
+
+
+def select(
+    manifest: Manifest, windows: Iterable[WindowRecord], samples: Iterable[SampleRecord]
+) -> dict[tuple[str, str], Measured]:
+    """Sort a run's records by (task, operating point), in the manifest's order.
+
+    A record that appears twice (a window cut off by a kill and run again) counts once, the last time.
+    """
+    regime = Regime.of(manifest)
+    cells = {
+        (task.name, point.name): Measured(task, point, regime, {}, {}, {})
+        for task in manifest.tasks
+        for point in manifest.operating_points
+    }
+    for window in windows:
+        cell = cells.get((window.task, window.operating_point))
+        if cell is not None and not window.warmup:
+            cell.windows[window.window] = window
+    for sample in samples:
+        cell = cells.get((sample.task, sample.operating_point))
+        if cell is None or sample.window not in cell.windows:
+            continue
+        key = (sample.sample_id, sample.repeat)
+        cell.samples.pop(key, None)
+        cell.failed.pop(key, None)
+        (cell.samples if sample.error is None else cell.failed)[key] = sample
+    return cells
+
+
+def _decode_s(sample: SampleRecord) -> float:
+    return sample.token_times_s[-1] - sample.token_times_s[0]
+
+
+def _later(sample: SampleRecord) -> int:
+    return len(sample.token_times_s) - 1

@@ -1,0 +1,94 @@
+"""What one table is: the rows that may be compared with each other, and what its title must say.
+
+Rows are comparable when they share task, protocol, data source, model, weights, KV policy, dtype and batch
+size (and the machine, which a summary has only one of). Everything else that differs is an operating point.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from harness.records import Summary, SummaryRow
+
+__all__ = ["LEGEND", "ORACLE", "ResultTable", "is_candidate", "mark", "split_tables"]
+
+ORACLE = "oracle"
+LEGEND = (
+    "● on the Pareto front: no other row is at least as good and as cheap (chance is not considered)",
+    "◇ an upper bound, not a candidate",
+    "– not measured, or not defined",
+)
+_LETTERS = string.ascii_uppercase + string.ascii_lowercase
+
+
+@dataclass(frozen=True, slots=True)
+class ResultTable:
+    """Rows of one task × model × machine, full depth first.
+
+    Attributes:
+        rows: at least one.
+        machine: where they were measured.
+    """
+
+    rows: tuple[SummaryRow, ...]
+    machine: str
+
+    @property
+    def letters(self) -> tuple[str, ...]:
+        """One character per row that names it in every part of the report; ``+`` beyond the 52nd."""
+        return tuple(_LETTERS[index] if index < len(_LETTERS) else "+" for index in range(len(self.rows)))
+
+    @property
+    def heading(self) -> str:
+        """Task and protocol."""
+        return f"{self.rows[0].task} · {self.rows[0].protocol}"
+
+    @property
+    def subheadings(self) -> tuple[str, ...]:
+        """Data, model and machine: one line each."""
+        row = self.rows[0]
+        weights = (
+            "random weights (accuracy columns mean nothing)" if row.weights == "random" else f"{row.weights} weights"
+        )
+        return (
+            f"data      {row.source} ({row.language}), {self.size}",
+            f"model     {row.model}, {weights}, {row.dtype}, kv {row.kv.value}, batch {row.batch_size}",
+            f"machine   {self.machine}",
+        )
+
+    @property
+    def size(self) -> str:
+        """Samples and repeats, as a range where operating points differ."""
+        n, repeats = _span([row.n for row in self.rows]), _span([row.repeats for row in self.rows])
+        return f"n = {n} samples × {repeats} repeat{'' if repeats == '1' else 's'}"
+
+    @property
+    def uneven(self) -> bool:
+        """Whether operating points scored different numbers of samples, or any sample failed."""
+        return len({row.n for row in self.rows}) > 1 or any(row.errors for row in self.rows)
+
+
+def split_tables(summary: Summary) -> tuple[ResultTable, ...]:
+    """Group a summary's rows into tables, in order of first appearance."""
+    groups: dict[tuple[object, ...], list[SummaryRow]] = {}
+    for row in summary.rows:
+        key = (row.task, row.protocol, row.source, row.model, row.weights, row.kv, row.dtype, row.batch_size)
+        groups.setdefault(key, []).append(row)
+    return tuple(ResultTable(tuple(rows), summary.machine) for rows in groups.values())
+
+
+def is_candidate(row: SummaryRow) -> bool:
+    """Whether a row is something one could deploy. The oracle is a bound: it knows the answer for free."""
+    return row.strategy != ORACLE
+
+
+def mark(row: SummaryRow) -> str:
+    """Return the character that says without colour what kind of row it is; a space for an ordinary one."""
+    return "●" if row.pareto else " " if is_candidate(row) else "◇"
+
+
+def _span(values: Sequence[int]) -> str:
+    low, high = min(values), max(values)
+    return str(low) if low == high else f"{low}–{high}"

@@ -1,0 +1,98 @@
+"""What every code-completion task shares; a task adds its language, its datasets and its embedded source."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from typing import ClassVar
+
+from harness.contracts import Score, StopRule, TaskData, TaskRequest, TextCodec
+from harness.errors import DataError, UnknownNameError
+from tasks.draw import draw
+from tasks.languages import Language
+from tasks.protocols import Protocol
+from tasks.protocols.codexglue_line import CodexglueLine
+from tasks.protocols.green_code import GreenCode
+from tasks.rows import Rows
+from tasks.scores import corpus_scores, sample_scores
+from tasks.sources import HubDataset
+from tasks.sources.hub import open_hub
+from tasks.sources.path import open_path
+
+__all__ = ["PROTOCOLS", "CodeCompletion"]
+
+PROTOCOLS: dict[str, type[Protocol]] = {protocol.name: protocol for protocol in (GreenCode, CodexglueLine)}
+"""Protocol name → class."""
+
+
+class CodeCompletion:
+    """A task of :class:`harness.contracts.Task` over one programming language.
+
+    Subclass it, set the class attributes, and return local code from :meth:`embedded` where there is any.
+
+    Attributes:
+        name: registered name.
+        code: the language.
+        documents: hub dataset of whole files, for the protocols that read documents.
+        lines: hub dataset of contexts and the lines they break off in.
+    """
+
+    name: ClassVar[str]
+    code: ClassVar[Language]
+    documents: ClassVar[HubDataset]
+    lines: ClassVar[HubDataset]
+
+    @property
+    def language(self) -> str:
+        """Programming language."""
+        return self.code.name
+
+    def embedded(self) -> Rows:
+        """Return rows that need no download.
+
+        Raises:
+            DataError: there are none on this machine; says how to get them.
+        """
+        raise DataError(f"the task '{self.name}' has no embedded source. Use --source PATH or --source hub.")
+
+    def load(self, request: TaskRequest, codec: TextCodec) -> TaskData:
+        """Draw the samples; see :mod:`tasks.draw` for the order.
+
+        Raises:
+            DataError: the source cannot be read or cannot be scored.
+            UnknownNameError: no such protocol.
+        """
+        protocol = self._protocol(request.protocol)
+        dataset = self.documents if protocol.wants == "documents" else self.lines
+        if request.source == "embedded":
+            rows = self.embedded()
+        elif request.source == "hub":
+            rows = open_hub(dataset)
+        else:
+            rows = open_path(request.source, dataset)
+        with closing(rows):
+            return draw(rows, protocol, codec, request)
+
+    def stop_rule(self, protocol: str, codec: TextCodec) -> StopRule:
+        """Return a predicate on the tokens generated so far: true when the completion is over."""
+        return self._protocol(protocol).stop_rule(codec)
+
+    def completion(self, protocol: str, text: str) -> str:
+        """Return the part of generated text that is scored."""
+        return self._protocol(protocol).completion(text)
+
+    def score(
+        self, text: str, reference: str, token_ids: Sequence[int], reference_ids: Sequence[int]
+    ) -> dict[str, Score]:
+        """Return the scores of one sample; see :mod:`tasks.scores`."""
+        return sample_scores(text, reference, token_ids, reference_ids)
+
+    def score_corpus(self, texts: Sequence[str], references: Sequence[str]) -> dict[str, Score]:
+        """Return the corpus-level scores; see :mod:`tasks.scores`."""
+        return corpus_scores(texts, references, self.language)
+
+    def _protocol(self, name: str) -> Protocol:
+        try:
+            return PROTOCOLS[name](self.code)
+        except KeyError:
+            raise UnknownNameError("protocol", name, PROTOCOLS) from None

@@ -1,0 +1,91 @@
+"""Draw samples from rows: seeded, lazy, and the same whatever the limit.
+
+The rows are visited in an order that the seed alone decides (a shuffle of the row numbers), and reading stops as
+soon as ``limit`` samples are made. So the same seed gives the same samples, a smaller limit gives the first of
+those a larger one gives, and twenty samples cost about twenty rows of reading and tokenising. Bad rows
+met on the way are reported beside the samples and do not count towards the limit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections import Counter
+from collections.abc import Sequence
+
+from harness.contracts import BadRow, Sample, SourceInfo, TaskData, TaskRequest, TextCodec
+from harness.errors import DataError
+from tasks.protocols import Protocol, Skipped
+from tasks.rows import Rows
+
+__all__ = ["draw", "fingerprint"]
+
+
+def draw(rows: Rows, protocol: Protocol, codec: TextCodec, request: TaskRequest) -> TaskData:
+    """Return the samples of a request, in the order they were drawn.
+
+    Raises:
+        DataError: not one row became a sample; says why, and what to use instead.
+    """
+    order = list(range(len(rows)))
+    random.Random(f"order of rows, seed {request.seed}").shuffle(order)
+    samples: dict[str, Sample] = {}
+    bad: list[BadRow] = []
+    skipped: Counter[str] = Counter()
+    origins: Counter[str] = Counter()
+    visited = 0
+    for index in order:
+        if request.limit is not None and len(samples) >= request.limit:
+            break
+        visited += 1
+        row = rows.read(index)
+        made = row if isinstance(row, BadRow) else protocol.sample(row, codec, request)
+        if isinstance(made, Skipped):
+            skipped[made.reason] += 1
+        elif isinstance(made, BadRow):
+            bad.append(made)
+        elif made.sample_id in samples:
+            bad.append(BadRow(f"row-{index + 1}", f"row {index + 1}: id '{made.sample_id}' was used before"))
+        else:
+            samples[made.sample_id] = made
+            origins[protocol.origins[type(row)]] += 1
+    if not samples:
+        raise DataError(_nothing_drawn(rows, protocol, bad, skipped))
+    detail = {
+        **rows.detail,
+        "rows": str(len(rows)),
+        "rows_visited": str(visited),
+        "order": f"shuffled, seed {request.seed}",
+        "samples_from": _counts(origins),
+    }
+    if skipped:
+        detail["skipped"] = _counts(skipped)
+    drawn = tuple(samples.values())
+    return TaskData(drawn, tuple(bad), SourceInfo(rows.kind, rows.label, fingerprint(drawn), detail))
+
+
+def fingerprint(samples: Sequence[Sample]) -> str:
+    """Return the SHA-256 over ids, prompt tokens, references and limits of samples in their order, hex."""
+    digest = hashlib.sha256()
+    for sample in samples:
+        parts = [sample.sample_id, sample.prompt_ids, sample.reference, sample.reference_ids, sample.max_new_tokens]
+        digest.update(json.dumps(parts).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _nothing_drawn(rows: Rows, protocol: Protocol, bad: Sequence[BadRow], skipped: Counter[str]) -> str:
+    if bad and not skipped and all(protocol.is_withheld(row) for row in bad):
+        return (
+            f"every 'gt' of {rows.label} is empty: its test answers are withheld (CodeXGLUE scores them on its own "
+            "server), so nothing can be scored here. Use rows with answers (the dev set: --source PATH), "
+            "--source embedded, or --protocol green-code."
+        )
+    causes = [f"{len(bad)} bad, the first one: {bad[0].reason}"] if bad else []
+    causes += [f"skipped: {_counts(skipped)}"] if skipped else []
+    remedy = "Ask for fewer new tokens." if rows.kind == "embedded" else "Correct the data, or use --source embedded."
+    return f"{rows.label}: none of its {len(rows)} rows can be used ({'; '.join(causes)}). {remedy}"
+
+
+def _counts(counter: Counter[str]) -> str:
+    return "; ".join(f"{count} × {name}" for name, count in sorted(counter.items()))

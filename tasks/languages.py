@@ -1,0 +1,148 @@
+"""Where a line of code ends, and where it may be cut: the facts of each programming language.
+
+One definition of "line" serves the stop rule, the text that is scored and the references cut from raw
+files, so that the three can never disagree. The definition is CodeXGLUE's, read from text instead of from
+its own tokenizer's break tokens (microsoft/CodeXGLUE, Code-Code/CodeCompletion-line, README and
+``code/run_lm.py``): Python ends at ``<EOL>``; Java ends at the first ``;`` or ``}``, which belong to the line,
+or at ``{``, which does not. Two additions for models that were never trained on that format: a newline ends a
+line too, and in Java a mark inside a string or character literal does not count.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+__all__ = ["END_OF_LINE", "JAVA", "PYTHON", "Language", "Token"]
+
+END_OF_LINE = "<EOL>"
+
+# Stand where something was taken out; no source file holds these characters.
+_COMMENT, _DOCSTRING = "\0", "\1"
+_COMMENT_LINE = re.compile(r"^[ \t]*(?:\0[ \t]*)+(?:\n|\Z)", re.MULTILINE)
+_COMMENT_TAIL = re.compile(r"[ \t]*\0[ \t]*$", re.MULTILINE)
+_DOCSTRING_BEFORE_BODY = re.compile(r"^([ \t]*)\x01[ \t]*\n(?=(?:[ \t]*\n)*\1(?![ \t\n]))", re.MULTILINE)
+_DOCSTRING_ALONE = re.compile(r"(?<=[ \t])\x01")
+
+_LITERAL_TOKEN = r"<(?:STR|NUM|CHAR)_LIT(?::[^<>\n]*)?>"
+_PREFIX = "(?:[rRbBuUfF][rRbBfF]?)?"
+_STRING = r'"(?:\\.|[^"\\\n])*"|' + r"'(?:\\.|[^'\\\n])*'"
+_TEXT = r'"""(?:\\.|[^\\])*?(?:"""|\Z)|' + r"'''(?:\\.|[^\\])*?(?:'''|\Z)"
+_WORD_OR_OPERATOR = r"\d[\w.]*|\w+|[-+*/%&|^=<>!~]+|\.\.\.|::|[^\w\s]"
+# A literal that the generated text has not closed yet runs to the end of the text or of the line.
+_OPEN_STRING = r'"(?:\\.|[^"\\\n])*"?|' + r"'(?:\\.|[^'\\\n])*'?"
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One lexical token of a document.
+
+    Attributes:
+        start, end: character offsets.
+        kind: ``newline``, ``comment``, ``text`` (a string that may span lines) or ``code``.
+    """
+
+    start: int
+    end: int
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class Language:
+    """How one programming language is cut into lines.
+
+    Attributes:
+        name: as CodeBLEU and the hub datasets call it.
+        line_marks: pattern of everything that matters when a line's end is searched: string literals, which
+            are stepped over, and the marks themselves, in a group named ``mark``.
+        kept_marks: the marks that belong to the line they end.
+        lexer: pattern with the groups of :attr:`Token.kind`; what matches none of them is white space.
+        mark_characters: the characters that can be the last of a mark.
+        docstrings: whether a ``text`` that stands as a statement is documentation.
+    """
+
+    name: str
+    line_marks: re.Pattern[str]
+    kept_marks: frozenset[str]
+    lexer: re.Pattern[str]
+    mark_characters: frozenset[str]
+    docstrings: bool
+
+    def line_end(self, text: str, start: int = 0) -> int | None:
+        """Return the offset where the line that runs at ``start`` ends, or ``None`` when it does not.
+
+        ``start`` must lie outside a string literal. Appending text never moves an end once found.
+        """
+        for match in self.line_marks.finditer(text, start):
+            mark = match["mark"]
+            if mark is not None:
+                return match.end() if mark in self.kept_marks else match.start()
+        return None
+
+    def line(self, text: str) -> str:
+        """Return the line that ``text`` begins with, without its end mark and outer white space."""
+        return text[: self.line_end(text)].strip()
+
+    def may_end_line(self, piece: str) -> bool:
+        """Return whether a piece of text holds a character that can complete an end mark."""
+        return not self.mark_characters.isdisjoint(piece)
+
+    def tokens(self, text: str) -> list[Token]:
+        """Return the lexical tokens of a document, in order, white space left out."""
+        return [Token(match.start(), match.end(), match.lastgroup or "code") for match in self.lexer.finditer(text)]
+
+    def without_comments(self, text: str) -> str:
+        """Return a document without comments and docstrings; lines that held nothing else go with them.
+
+        A docstring that is all there is of a body leaves ``pass`` behind.
+        """
+        kept: list[str] = []
+        position = depth = 0
+        starts_line = True
+        for token in self.tokens(text):
+            spelling = text[token.start : token.end]
+            is_docstring = self.docstrings and token.kind == "text" and starts_line and depth == 0
+            if token.kind == "comment" or is_docstring:
+                kept += [text[position : token.start], _DOCSTRING if is_docstring else _COMMENT]
+                position = token.end
+            elif token.kind == "newline":
+                starts_line = text[token.start - 1 : token.start] != "\\"  # else the line goes on
+            else:
+                starts_line = False
+                depth += (spelling in "([{") - (spelling in ")]}")
+        marked = "".join([*kept, text[position:]])
+        marked = _COMMENT_LINE.sub("", marked)
+        marked = _COMMENT_TAIL.sub("", marked).replace(_COMMENT, "")
+        marked = _DOCSTRING_BEFORE_BODY.sub("", marked)
+        return _DOCSTRING_ALONE.sub("pass", marked).replace(_DOCSTRING, "").lstrip("\n")
+
+
+PYTHON = Language(
+    name="python",
+    line_marks=re.compile(r"(?P<mark>\n|<EOL>)"),
+    kept_marks=frozenset(),
+    lexer=re.compile(
+        r"(?P<newline>\n|<EOL>)"
+        r"|(?P<comment>\#[^\n]*)"
+        rf"|(?P<text>{_PREFIX}(?:{_TEXT}))"
+        rf"|(?P<code>{_LITERAL_TOKEN}|{_PREFIX}(?:{_STRING})|{_WORD_OR_OPERATOR})",
+        re.DOTALL,
+    ),
+    mark_characters=frozenset("\n>"),
+    docstrings=True,
+)
+
+JAVA = Language(
+    name="java",
+    line_marks=re.compile(rf"{_OPEN_STRING}|(?P<mark>[\n;{{}}])"),
+    kept_marks=frozenset(";}"),
+    lexer=re.compile(
+        r"(?P<newline>\n)"
+        r"|(?P<comment>//[^\n]*|/\*.*?(?:\*/|\Z))"
+        rf"|(?P<text>{_TEXT})"
+        rf"|(?P<code>{_LITERAL_TOKEN}|{_STRING}|{_WORD_OR_OPERATOR})",
+        re.DOTALL,
+    ),
+    mark_characters=frozenset("\n;{}"),
+    docstrings=False,
+)

@@ -1,0 +1,77 @@
+"""Protocols: how a row becomes a prompt and a reference, when a completion is over, and what of it is scored."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from harness.contracts import BadRow, Sample, StopRule, TaskRequest, TextCodec
+from tasks.languages import Language
+from tasks.rows import Document, LineRow
+
+__all__ = ["Protocol", "Skipped", "too_long"]
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A sound row that the protocol does not use, for instance a document that is too short.
+
+    Attributes:
+        reason: the same words for every row skipped for it, since they are counted.
+    """
+
+    reason: str
+
+
+class Protocol(ABC):
+    """One way to make and judge completions, for one language.
+
+    Attributes:
+        name: as in ``--protocol``.
+        wants: which of a task's datasets it reads.
+        origins: row type → in words, how this protocol makes a sample of it.
+        language: of the code.
+    """
+
+    name: ClassVar[str]
+    wants: ClassVar[Literal["documents", "lines"]]
+    origins: ClassVar[Mapping[type, str]]
+
+    def __init__(self, language: Language) -> None:
+        self.language = language
+
+    @abstractmethod
+    def sample(self, row: Document | LineRow, codec: TextCodec, request: TaskRequest) -> Sample | BadRow | Skipped:
+        """Return the sample of one row, or why there is none. Depends on nothing but its arguments."""
+
+    @abstractmethod
+    def stop_rule(self, codec: TextCodec) -> StopRule:
+        """Return a predicate on the tokens generated so far: true when the completion is over."""
+
+    @abstractmethod
+    def completion(self, text: str) -> str:
+        """Return the part of generated text that is scored."""
+
+    def is_withheld(self, row: BadRow) -> bool:
+        """Return whether a row was bad only because its answer is empty."""
+        return False
+
+
+def too_long(row: Document | LineRow, prompt: int, new: int, request: TaskRequest) -> BadRow | None:
+    """Return a bad row when a prompt and its completion do not fit the model's positions.
+
+    Args:
+        row: where the prompt came from.
+        prompt: prompt length, tokens.
+        new: completion limit, tokens.
+        request: carries the model's positions; without them everything fits.
+    """
+    if request.max_positions is None or prompt + new <= request.max_positions:
+        return None
+    return BadRow(
+        row.sample_id,
+        f"row {row.number}: the prompt has {prompt} tokens, the model's {request.max_positions} positions leave "
+        f"{max(0, request.max_positions - new)} beside {new} new tokens",
+    )

@@ -1,0 +1,94 @@
+"""CodeXGLUE's line-level code completion: finish the line, judged by exact match and edit similarity.
+
+Source: Lu et al., "CodeXGLUE", 2021, arXiv 2102.04664; microsoft/CodeXGLUE, Code-Code/CodeCompletion-line, commit
+0401a76: ``code/dataset.py`` (class ``lineDataset``: the prompt is ``input`` as it stands, ``<s>`` and ``<EOL>``
+included, cut on the left to its last 1024 − 100 tokens), ``code/run_lm.py`` (``eval_line_completion``: at most 100 new
+tokens; break at ``<EOL>``, or for Java at ``Ġ;``, ``Ġ}``, ``Ġ{``), ``evaluator/evaluator.py`` (see
+:mod:`tasks.scores.match`).
+
+Deviations: decoding is the run's own (greedy), not beam search of width 5; line ends are read from the text, since a
+model's tokenizer need not have CodeXGLUE's special tokens (see :mod:`tasks.languages`); where the official code strips
+any of the letters ``<EOL>`` from both ends of a prediction, the text is cut at the mark.
+
+A raw document (``{id, code}`` or an embedded source file) has no official prompt. It is cut here, as CodeXGLUE cut its
+own test set: at a random token of a random line (see :mod:`tasks.protocols.line_cut`).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
+
+from harness.contracts import BadRow, Sample, StopRule, TaskRequest, TextCodec
+from tasks.protocols import Protocol, Skipped, too_long
+from tasks.protocols.line_cut import cut_line
+from tasks.rows import Document, LineRow
+
+__all__ = ["MAX_CONTEXT", "NEW_TOKENS", "CodexglueLine"]
+
+NEW_TOKENS = 100
+"""Limit of a completion, tokens, unless the request overrides it."""
+
+MAX_CONTEXT = 1024 - NEW_TOKENS
+"""Longest prompt, tokens; the official code keeps the last ones."""
+
+_NO_ANSWER = "'gt' is empty, the answer is withheld"
+
+
+class CodexglueLine(Protocol):
+    """Prompt: the code up to somewhere in a line. Reference: the rest of that line."""
+
+    name: ClassVar[str] = "codexglue-line"
+    wants: ClassVar[Literal["documents", "lines"]] = "lines"
+    origins: ClassVar[Mapping[type, str]] = {
+        Document: "document cut by the harness at a seeded token of a seeded line",
+        LineRow: "input and gt as given",
+    }
+
+    def sample(self, row: Document | LineRow, codec: TextCodec, request: TaskRequest) -> Sample | BadRow | Skipped:
+        """Encode the prompt and keep its last 924 tokens; cut a document first."""
+        if isinstance(row, LineRow):
+            if not row.answer.strip():
+                return BadRow(row.sample_id, f"row {row.number}: {_NO_ANSWER}")
+            prompt, rest = row.prompt, row.answer if row.prompt[-1].isspace() else " " + row.answer
+        else:
+            chance = random.Random(f"line of {row.sample_id}, seed {request.seed}")
+            pieces = cut_line(row.text, self.language, chance)
+            if pieces is None:
+                return Skipped("document without a line to complete")
+            prompt, rest = pieces
+        new = NEW_TOKENS if request.max_new_tokens is None else request.max_new_tokens
+        prompt_ids = tuple(codec.encode(prompt)[-MAX_CONTEXT:])
+        if not prompt_ids:
+            return BadRow(row.sample_id, f"row {row.number}: the tokenizer makes no token of the prompt")
+        if bad := too_long(row, len(prompt_ids), new, request):
+            return bad
+        return Sample(row.sample_id, prompt_ids, rest.strip(), tuple(codec.encode(rest.rstrip())), new)
+
+    def stop_rule(self, codec: TextCodec) -> StopRule:
+        """Return a rule that is true once the line has ended.
+
+        An end mark may span tokens, so the text of all tokens is searched; but only when some token holds a
+        character that can complete a mark, which one dictionary look-up per token tells.
+        """
+        suspects: dict[int, bool] = {}
+
+        def line_is_over(token_ids: Sequence[int]) -> bool:
+            suspicious = False
+            for token_id in token_ids:
+                known = suspects.get(token_id)
+                if known is None:
+                    known = suspects[token_id] = self.language.may_end_line(codec.decode([token_id]))
+                suspicious = suspicious or known
+            return suspicious and self.language.line_end(codec.decode(token_ids)) is not None
+
+        return line_is_over
+
+    def completion(self, text: str) -> str:
+        """Return the text up to the line's end, outer white space removed."""
+        return self.language.line(text)
+
+    def is_withheld(self, row: BadRow) -> bool:
+        """Return whether the row lacked nothing but its answer."""
+        return row.reason.endswith(_NO_ANSWER)

@@ -1,0 +1,79 @@
+"""The protocol of GREEN-CODE: the next 15 tokens of a source file.
+
+Source: Ilager et al., "GREEN-CODE: Learning to Optimize Energy Efficiency in LLM-based Code Generation", 2025,
+section VI-C, and the authors' ``src/eval/evaluator.py`` (Large-scale-Sustainable-Computing-LSC/green-code, commit
+a9e8377). It is not line completion: nothing stops at a line's end, and the reference may begin inside a token
+of the language.
+
+Deviations from the published code: a context longer than 512 tokens keeps exactly 512 (there it falls to
+512 − 1 − 15); no begin-of-sequence token is added, because a codec adds none; documents too short for a full
+reference are skipped (there they are scored on what is left). All references are the same for every
+operating point, which they were not in the published Python runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
+
+from harness.contracts import BadRow, Sample, StopRule, TaskRequest, TextCodec
+from tasks.protocols import Protocol, Skipped, too_long
+from tasks.rows import Document, LineRow
+
+__all__ = ["CONTEXT_PART", "MAX_CONTEXT", "NEW_TOKENS", "GreenCode"]
+
+CONTEXT_PART = 5
+"""The context is the first fifth (20 %) of a document's tokens, rounded down."""
+
+MAX_CONTEXT = 512
+"""Longest context, tokens."""
+
+NEW_TOKENS = 15
+"""Length of the reference and limit of the completion, tokens, unless the request overrides it."""
+
+
+class GreenCode(Protocol):
+    """Context: the first 20 % of a document's tokens, at most 512. Reference: the next 15 tokens."""
+
+    name: ClassVar[str] = "green-code"
+    wants: ClassVar[Literal["documents", "lines"]] = "documents"
+    origins: ClassVar[Mapping[type, str]] = {
+        Document: "document",
+        LineRow: "document rebuilt from input and gt",
+    }
+
+    def sample(self, row: Document | LineRow, codec: TextCodec, request: TaskRequest) -> Sample | BadRow | Skipped:
+        """Tokenise the whole document and split it; a document that is too short is skipped."""
+        new = NEW_TOKENS if request.max_new_tokens is None else request.max_new_tokens
+        token_ids = codec.encode(_document(row))
+        context = min(len(token_ids) // CONTEXT_PART, MAX_CONTEXT)
+        if context < 1 or len(token_ids) < context + new:
+            return Skipped(f"document too short for a context and {new} further tokens")
+        if bad := too_long(row, context, new, request):
+            return bad
+        reference_ids = tuple(token_ids[context : context + new])
+        return Sample(
+            sample_id=row.sample_id,
+            prompt_ids=tuple(token_ids[:context]),
+            reference=codec.decode(reference_ids),
+            reference_ids=reference_ids,
+            max_new_tokens=new,
+        )
+
+    def stop_rule(self, codec: TextCodec) -> StopRule:
+        """Return a rule that never stops: the length limit does."""
+        return _never
+
+    def completion(self, text: str) -> str:
+        """Return the text unchanged: all of it is scored."""
+        return text
+
+
+def _never(token_ids: Sequence[int]) -> bool:
+    return False
+
+
+def _document(row: Document | LineRow) -> str:
+    if isinstance(row, Document):
+        return row.text
+    return f"{row.prompt.removeprefix('<s>').strip()} {row.answer.strip()}".strip()

@@ -1,0 +1,191 @@
+"""CodeBLEU from its components, with an honest dataflow.
+
+Source: Ren et al., "CodeBLEU: a Method for Automatic Evaluation of Code Synthesis", 2020, arXiv 2009.10297; the library
+codebleu 0.7.0 for n-grams, syntax trees and the extraction of data flow. Its own final formula is not used, for it
+takes ``dataflow or 1``: a dataflow of 0, whether nothing matched or nothing was there to match, becomes full marks.
+
+Deviations from the library:
+
+- dataflow is taken over the samples whose reference has any (``dataflow_defined`` is their share) and is ``None``
+  when none has; CodeBLEU is then the mean of the other three components, else of all four;
+- n-grams are those of :func:`tasks.scores.text.code_tokens`, so that keywords get their weight in ``return;`` too;
+- the variables an edge comes from are ordered by position. The library orders them by Python's string hash,
+  which differs from one process to the next, and its score with it.
+
+As in the library, an n-gram order longer than a text counts as one miss, so short texts score below 1 on both
+n-gram components even when they equal their reference. Completions are fragments: syntax and dataflow are those of
+what the parser recovers from them, for text and reference alike.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from statistics import fmean
+from typing import Any, TypeAlias
+
+from harness.errors import ConfigError
+from tasks.scores.text import as_source, code_tokens
+
+__all__ = ["CodeBleu", "code_bleu", "data_flow"]
+
+_PLAIN_WEIGHT = 0.2
+"""Weight of a token that is no keyword, as in the library."""
+
+_MALFORMED = (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError)
+"""What the library's extraction raises on trees with holes; it then says "no data flow", and so do we."""
+
+Edge: TypeAlias = tuple[int, str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class CodeBleu:
+    """The components over a corpus, each in 0…1.
+
+    Attributes:
+        ngram: BLEU-4 with counts pooled.
+        weighted_ngram: the same with keywords weighing five times as much among single tokens.
+        syntax: share of the references' subtrees found in the texts.
+        dataflow: share of the references' data-flow edges found in the texts; ``None`` when there are none.
+        dataflow_defined: share of samples whose reference has any edge.
+    """
+
+    ngram: float
+    weighted_ngram: float
+    syntax: float
+    dataflow: float | None
+    dataflow_defined: float
+
+    @property
+    def score(self) -> float:
+        """CodeBLEU: the mean of the components that are defined."""
+        parts = [self.ngram, self.weighted_ngram, self.syntax]
+        return fmean(parts if self.dataflow is None else [*parts, self.dataflow])
+
+
+def code_bleu(pairs: Sequence[tuple[str, str]], language: str) -> CodeBleu | None:
+    """Return the components over (text, reference) pairs, or ``None`` for a language the library does not know.
+
+    Raises:
+        ConfigError: the language's grammar is not installed.
+    """
+    from codebleu import bleu, syntax_match, weighted_ngram_match
+
+    if language not in syntax_match.dfg_function:
+        return None
+    sources = [(as_source(text).strip(), as_source(reference).strip()) for text, reference in pairs]
+    texts = [code_tokens(text) for text, _ in sources]
+    references = [code_tokens(reference) for _, reference in sources]
+    keywords = _keywords(language)
+    weighted = [
+        [[reference, {token: 1 if token in keywords else _PLAIN_WEIGHT for token in reference}]]
+        for reference in references
+    ]
+    flows = [(data_flow(text, language), data_flow(reference, language)) for text, reference in sources]
+    defined = [(found, wanted) for found, wanted in flows if wanted]
+    return CodeBleu(
+        ngram=float(bleu.corpus_bleu([[reference] for reference in references], texts)),
+        weighted_ngram=float(weighted_ngram_match.corpus_bleu(weighted, texts)),
+        syntax=float(
+            syntax_match.corpus_syntax_match(
+                [[reference] for _, reference in sources],
+                [text for text, _ in sources],
+                language,
+                tree_sitter_language=_grammar(language),
+            )
+        ),
+        dataflow=_flow_match(defined) if defined else None,
+        dataflow_defined=len(defined) / len(flows),
+    )
+
+
+def data_flow(code: str, language: str) -> list[Edge]:
+    """Return the data-flow edges of code: (variable, relation, variables it comes from).
+
+    Variables are numbered in the order they appear, so that renaming them changes nothing.
+    """
+    from codebleu.dataflow_match import dfg_function
+
+    code = _without_comments(code, language)
+    root = _parser(language).parse(code.encode()).root_node
+    names, index_to_code = [], {}
+    for position, leaf in enumerate(_leaves(root)):
+        names.append(leaf.text.decode())
+        index_to_code[leaf.start_point, leaf.end_point] = (position, names[-1])
+    try:
+        found, _ = dfg_function[language](root, index_to_code, {})
+    except _MALFORMED:
+        return []
+    relations: dict[int, str] = {}
+    origins: dict[int, set[int]] = {}
+    for _, position, relation, _, from_positions in found:
+        relations.setdefault(position, relation)
+        origins.setdefault(position, set()).update(from_positions)
+    connected = {position for position, sources in origins.items() if sources}.union(*origins.values())
+    numbers: dict[str, int] = {}
+    edges: list[Edge] = []
+    for position in sorted(connected & origins.keys()):
+        sources = dict.fromkeys(names[source] for source in sorted(origins[position]))
+        numbered = tuple(numbers.setdefault(name, len(numbers)) for name in sources)
+        edges.append((numbers.setdefault(names[position], len(numbers)), relations[position], numbered))
+    return edges
+
+
+def _flow_match(flows: Sequence[tuple[list[Edge], list[Edge]]]) -> float:
+    matched = sum((Counter(found) & Counter(wanted)).total() for found, wanted in flows)
+    return matched / sum(len(wanted) for _, wanted in flows)
+
+
+def _without_comments(code: str, language: str) -> str:
+    import tokenize
+
+    from codebleu.parser import remove_comments_and_docstrings
+
+    try:
+        return str(remove_comments_and_docstrings(code, language))
+    except (SyntaxError, tokenize.TokenError):  # a fragment that Python's own tokenizer refuses stays as it is
+        return code
+
+
+def _leaves(root: Any) -> list[Any]:
+    """Return the nodes the library counts as tokens: leaves and whole string literals, comments excepted."""
+    leaves, stack = [], [root]
+    while stack:
+        node = stack.pop()
+        whole = not node.children or node.type in ("string_literal", "string", "character_literal")
+        if whole and node.type != "comment":
+            leaves.append(node)
+        else:
+            stack.extend(reversed(node.children))
+    return leaves
+
+
+@lru_cache(maxsize=8)
+def _grammar(language: str) -> Any:
+    from codebleu.utils import get_tree_sitter_language
+
+    try:
+        return get_tree_sitter_language(language)
+    except ImportError:
+        package = f"tree-sitter-{language.replace('_', '-')}"
+        raise ConfigError(f"CodeBLEU needs the grammar of {language}. Run `pip install {package}==0.21.0`.") from None
+
+
+@lru_cache(maxsize=8)
+def _parser(language: str) -> Any:
+    from tree_sitter import Parser
+
+    parser = Parser()
+    parser.language = _grammar(language)
+    return parser
+
+
+@lru_cache(maxsize=8)
+def _keywords(language: str) -> frozenset[str]:
+    import codebleu
+
+    file = Path(codebleu.__file__).parent / "keywords" / f"{language}.txt"
+    return frozenset(line.strip() for line in file.read_text(encoding="utf-8").splitlines())

@@ -1,0 +1,42 @@
+"""Scores of equality, as CodeXGLUE's evaluator computes them.
+
+Source: microsoft/CodeXGLUE, Code-Code/CodeCompletion-line/evaluator/evaluator.py, commit 0401a76. It compares with
+``fuzzywuzzy.fuzz.ratio``, which rounds every pair's ratio to an integer (Python's ``round``: halves to even) before the
+mean is taken. Its published results come from python-Levenshtein's ratio, 1 − (insertions + deletions) / total length,
+which fuzzywuzzy uses when it is installed; ``difflib``'s, its fallback, misses them (70.32 instead of 71.05 on the
+golden pairs of 2020-09-09). So does rounding halves up (71.06), and no rounding at all (43.51 instead of 43.8 on the
+golden pairs of HEAD).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rapidfuzz.distance import Indel
+
+__all__ = ["edit_similarity", "exact_match", "token_accuracy"]
+
+
+def exact_match(text: str, reference: str) -> float:
+    """Return 1 when the two have the same white-space separated words, else 0."""
+    return float(text.split() == reference.split())
+
+
+def edit_similarity(text: str, reference: str) -> int:
+    """Return the official edit similarity of one pair, an integer in 0…100.
+
+    Outer white space does not count. (The official evaluator strips the prediction; its references have none.)
+    """
+    text, reference = text.strip(), reference.strip()
+    length = len(text) + len(reference)
+    return 100 if not length else round(100 * ((length - Indel.distance(text, reference)) / length))
+
+
+def token_accuracy(token_ids: Sequence[int], reference_ids: Sequence[int]) -> float | None:
+    """Return the share of reference positions at which the same token was generated; ``None`` without a reference.
+
+    A position that the completion did not reach counts as wrong; tokens beyond the reference do not count.
+    """
+    if not reference_ids:
+        return None
+    return sum(a == b for a, b in zip(token_ids, reference_ids, strict=False)) / len(reference_ids)

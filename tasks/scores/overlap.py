@@ -1,0 +1,79 @@
+"""Scores of overlap: BLEU and chrF by sacrebleu, ROUGE-L by rouge-score.
+
+BLEU and ROUGE-L compare the tokens of :func:`tasks.scores.text.code_tokens` and not the libraries' own, which are made
+for prose (ROUGE's drops every operator and the case of names). Numbers are therefore comparable within this project,
+not with papers that used the defaults. chrF compares characters, white space left out, n-grams up to 6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+from tasks.scores.text import code_tokens
+
+__all__ = ["chrf", "corpus_bleu", "corpus_chrf", "rouge_l", "sentence_bleu"]
+
+
+def sentence_bleu(text: str, reference: str) -> float:
+    """Return BLEU-4 of one pair, 0…1: exponential smoothing, orders longer than the text left out."""
+    return _fraction(_bleu().sentence_score(_joined(text), [_joined(reference)]))
+
+
+def corpus_bleu(pairs: Sequence[tuple[str, str]]) -> float:
+    """Return BLEU-4 of (text, reference) pairs with counts pooled, 0…1; orders that no text reaches are left out."""
+    texts = [_joined(text) for text, _ in pairs]
+    references = [_joined(reference) for _, reference in pairs]
+    return _fraction(_bleu().corpus_score(texts, [references]))
+
+
+def chrf(text: str, reference: str) -> float:
+    """Return chrF2 of one pair, 0…1."""
+    return _fraction(_chrf().sentence_score(text, [reference]))
+
+
+def corpus_chrf(pairs: Sequence[tuple[str, str]]) -> float:
+    """Return chrF2 of (text, reference) pairs with counts pooled, 0…1."""
+    return _fraction(_chrf().corpus_score([text for text, _ in pairs], [[reference for _, reference in pairs]]))
+
+
+def rouge_l(text: str, reference: str) -> float:
+    """Return the F1 of the longest common subsequence of tokens, 0…1."""
+    return float(_rouge().score(reference, text)["rougeL"].fmeasure)
+
+
+def _fraction(result: Any) -> float:
+    return min(float(result.score) / 100, 1.0)  # sacrebleu's logarithms can end at 100.00000000000004
+
+
+def _joined(text: str) -> str:
+    return " ".join(code_tokens(text))
+
+
+class _CodeTokenizer:
+    """The interface rouge-score asks of a tokenizer."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return code_tokens(text)
+
+
+@lru_cache(maxsize=1)
+def _bleu() -> Any:
+    from sacrebleu.metrics import BLEU  # late: a quarter of a second
+
+    return BLEU(tokenize="none", smooth_method="exp", effective_order=True, force=True)
+
+
+@lru_cache(maxsize=1)
+def _chrf() -> Any:
+    from sacrebleu.metrics import CHRF
+
+    return CHRF()
+
+
+@lru_cache(maxsize=1)
+def _rouge() -> Any:
+    from rouge_score.rouge_scorer import RougeScorer  # late: a second
+
+    return RougeScorer(["rougeL"], tokenizer=_CodeTokenizer())

@@ -1,0 +1,173 @@
+"""Rows from source code that is on the machine already: Python's standard library, the JDK's ``src.zip``.
+
+They make every task run with nothing downloaded. They are not PY150 or JavaCorpus, and their label says so. A
+model may have seen this code in training, as it may have seen the datasets.
+
+Formatting stays, but comments and docstrings are taken out, as in CodeXGLUE's preparation of both datasets (comments
+are dropped, a docstring becomes an empty literal). With them in, a task would not measure code: of the references
+that the green-code protocol cuts from whole files, 83 % (JDK 25) and 40 % (Python 3.11) were mostly prose, and half of
+the JDK's lay in the licence header.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import sys
+import sysconfig
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from harness.contracts import BadRow
+from harness.errors import DataError
+from tasks.languages import JAVA, PYTHON, Language
+from tasks.rows import Document, Row, Rows
+
+__all__ = ["SourceFiles", "jdk_homes", "jdk_sources", "standard_library"]
+
+_TESTS = {"test", "tests", "idle_test", "lib2to3", "__phello__"}
+_PACKAGES = {"site-packages", "dist-packages", "ensurepip", "__pycache__", "lib-dynload"}
+_PROGRAMS = {"idlelib", "turtledemo"}
+_TABLES = {"encodings", "pydoc_data"}
+_NOT_LIBRARY = _TESTS | _PACKAGES | _PROGRAMS | _TABLES
+
+
+class SourceFiles(Rows):
+    """Source files without their comments, in the order of their names.
+
+    Args:
+        label: see :class:`~tasks.rows.Rows`.
+        language: of the files.
+        names: of the files, relative to where they lie; they become sample ids.
+        content: returns a file's bytes.
+        detail: see :class:`~tasks.rows.Rows`.
+        release: releases what ``content`` holds open.
+    """
+
+    kind: Literal["path", "hub", "embedded"] = "embedded"
+
+    def __init__(
+        self,
+        label: str,
+        language: Language,
+        names: Sequence[str],
+        *,
+        content: Callable[[str], bytes],
+        detail: Mapping[str, str],
+        release: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.label = label
+        self.detail = {**detail, "comments": "removed"}
+        self._language = language
+        self._names = sorted(names)
+        self._content = content
+        self._release = release
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def read(self, index: int) -> Row:
+        """Return one file as a document; see :class:`~tasks.rows.Rows`."""
+        name = self._names[index]
+        try:
+            text = self._content(name).decode("utf-8")
+        except UnicodeDecodeError as error:
+            return BadRow(name, f"row {index + 1}: {name} is not UTF-8 (byte {error.start + 1})")
+        except (OSError, zipfile.BadZipFile) as error:
+            return BadRow(name, f"row {index + 1}: {name} cannot be read ({error})")
+        return Document(index + 1, name, self._language.without_comments(text))
+
+    def close(self) -> None:
+        """Release files that were kept open."""
+        self._release()
+
+
+def standard_library() -> SourceFiles:
+    """Return the modules of the running Python's standard library, without its tests.
+
+    Raises:
+        DataError: this Python has its library in no folder of source files.
+    """
+    folder = Path(sysconfig.get_path("stdlib"))
+    names: list[str] = []
+    for here, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if name not in _NOT_LIBRARY]
+        modules = [name for name in files if name.endswith(".py") and not name.startswith("_sysconfigdata")]
+        names += [(Path(here) / name).relative_to(folder).as_posix() for name in modules]
+    if not names:
+        raise DataError(f"this Python has no source files in {folder}. Give rows with --source PATH.")
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    return SourceFiles(
+        f"embedded: Python {version} standard library",
+        PYTHON,
+        names,
+        content=lambda name: (folder / name).read_bytes(),
+        detail={"path": str(folder), "python": platform.python_version()},
+    )
+
+
+def jdk_sources() -> SourceFiles:
+    """Return the classes of ``java.base`` from the ``src.zip`` of the first installed JDK that has one.
+
+    Raises:
+        DataError: no JDK with sources is installed, or its archive is damaged.
+    """
+    homes = list(jdk_homes())
+    for home in homes:
+        for archive in (home / "lib" / "src.zip", home / "src.zip"):
+            if archive.is_file():
+                return _open_archive(archive, home)
+    found = next((version for home in homes if (version := _version(home))), "21")
+    raise DataError(
+        "no JDK with its sources (lib/src.zip) is installed. Install them, for example "
+        f"`apt-get install openjdk-{found.split('.')[0]}-source`, set JAVA_HOME, or give rows with --source PATH."
+    )
+
+
+def jdk_homes() -> Iterator[Path]:
+    """Yield where a JDK may lie: ``JAVA_HOME``, the ``java`` on the path, then the usual folders, newest first."""
+    if home := os.environ.get("JAVA_HOME"):
+        yield Path(home)
+    if java := shutil.which("java"):
+        yield Path(java).resolve().parent.parent
+    roots = [(Path("/usr/lib/jvm"), "*"), (Path("/Library/Java/JavaVirtualMachines"), "*/Contents/Home")]
+    for root, pattern in roots:
+        yield from sorted(root.glob(pattern), key=lambda home: (_release_number(home), home.name), reverse=True)
+
+
+def _open_archive(path: Path, home: Path) -> SourceFiles:
+    try:
+        archive = zipfile.ZipFile(path)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise DataError(f"cannot read the JDK's sources {path}: {error}. Install the JDK's source package.") from None
+    everything = [name for name in archive.namelist() if name.endswith(".java")]
+    modular = [name for name in everything if name.startswith("java.base/")]
+    names = modular or [name for name in everything if name.startswith("java/")]  # before JDK 9
+    names = [name for name in names if not name.endswith(("package-info.java", "module-info.java"))]
+    if not names:
+        archive.close()
+        raise DataError(f"the JDK's sources {path} hold no java.base. Install the JDK's source package.")
+    version = _version(home) or "of unknown version"
+    return SourceFiles(
+        f"embedded: JDK {version.split('.')[0]} java.base sources",
+        JAVA,
+        names,
+        content=archive.read,
+        detail={"path": str(path), "jdk": version},
+        release=archive.close,
+    )
+
+
+def _version(home: Path) -> str:
+    release = home / "release"
+    text = release.read_text(encoding="utf-8", errors="replace") if release.is_file() else ""
+    found = re.search(r'^JAVA_VERSION="?([\d.]+)', text, re.MULTILINE)
+    return found[1].removeprefix("1.") if found else ""  # 1.8.0 is release 8
+
+
+def _release_number(home: Path) -> int:
+    return int((_version(home) or "0").split(".")[0] or 0)

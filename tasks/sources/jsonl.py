@@ -1,0 +1,72 @@
+"""Rows of a JSON-lines file, parsed only when they are drawn."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from harness.contracts import BadRow
+from harness.errors import DataError
+from tasks.rows import Row, Rows, parse_record
+
+__all__ = ["JsonLines"]
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_WIDE_MARKS = (b"\xff\xfe", b"\xfe\xff")
+
+
+class JsonLines(Rows):
+    """One JSON object a line, UTF-8. Blank lines are no rows; a row's number is its line's.
+
+    Opening reads the file once to find its lines; a row is read and parsed when it is asked for.
+
+    Raises:
+        DataError: the file cannot be read, is empty, or is UTF-16/32.
+    """
+
+    kind: Literal["path", "hub", "embedded"] = "path"
+
+    def __init__(self, path: Path, label: str, detail: Mapping[str, str]) -> None:
+        self.path = path
+        self.label = label
+        self.detail = detail
+        self._lines: list[tuple[int, int, int]] = []  # line number, offset, length
+        try:
+            self._index()
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error.strerror or error}.") from None
+        if not self._lines:
+            raise DataError(f"{path} is empty. Give a JSONL file of {{id, input, gt}} or {{id, code}} rows.")
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def read(self, index: int) -> Row:
+        """Return one row; see :class:`~tasks.rows.Rows`."""
+        number, offset, length = self._lines[index]
+        try:
+            with self.path.open("rb") as file:
+                file.seek(offset)
+                line = file.read(length)
+        except OSError as error:
+            return BadRow(f"row-{number}", f"row {number}: cannot be read ({error.strerror or error})")
+        try:
+            return parse_record(number, json.loads(line.removeprefix(_BYTE_ORDER_MARK).decode("utf-8")))
+        except UnicodeDecodeError as error:
+            return BadRow(f"row-{number}", f"row {number}: is not UTF-8 (byte {error.start + 1} of the line)")
+        except json.JSONDecodeError as error:
+            return BadRow(f"row-{number}", f"row {number}: is not JSON ({error.msg}, column {error.colno})")
+        except (ValueError, RecursionError) as error:  # a number of too many digits, arrays nested too deep
+            return BadRow(f"row-{number}", f"row {number}: is not usable JSON ({str(error).splitlines()[0]})")
+
+    def _index(self) -> None:
+        offset = 0
+        with self.path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if number == 1 and line.startswith(_WIDE_MARKS):
+                    raise DataError(f"{self.path} is UTF-16 or UTF-32. Convert it: iconv -t UTF-8.")
+                if line.removeprefix(_BYTE_ORDER_MARK).strip():
+                    self._lines.append((number, offset, len(line)))
+                offset += len(line)

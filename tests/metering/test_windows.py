@@ -1,0 +1,164 @@
+"""Window edges: one at a time, closed whatever happens, the clock just inside the sensor."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from harness.contracts import Meter
+from harness.errors import MeterError
+from harness.metering import metered, window
+from harness.metering.estimate import DEFAULT_W_PER_LOGICAL_CORE, Estimate
+from harness.metering.none import NoMeter
+from harness.metering.nvml import Nvml
+
+
+@pytest.fixture(params=[NoMeter, Estimate, Nvml], ids=lambda kind: kind.__name__)
+def meter(request: pytest.FixtureRequest, monitors: Any, monkeypatch: pytest.MonkeyPatch) -> Meter:
+    monkeypatch.setattr(window, "synchronise", lambda device: None)
+    kind: Callable[..., Meter] = request.param
+    return kind(device="cuda" if kind is Nvml else "cpu", tdp_w=None)
+
+
+def test_built_in_meters_fulfil_the_contract(meter: Meter) -> None:
+    assert isinstance(meter, Meter)
+    assert "\n" not in meter.description
+    meter.begin()
+    reading = meter.end()
+    assert reading.source == meter.source
+    assert reading.sensor_period_s == meter.sensor_period_s
+    assert reading.duration_s >= 0
+    assert (reading.energy_j is None) == (reading.reason is not None)
+
+
+def test_a_window_cannot_be_opened_twice_and_survives_the_attempt(meter: Meter) -> None:
+    meter.begin()
+    with pytest.raises(MeterError, match="open already"):
+        meter.begin()
+    meter.end()
+    with pytest.raises(MeterError, match="no window"):
+        meter.end()
+    meter.begin()
+
+
+def test_a_closed_meter_stays_closed(meter: Meter) -> None:
+    meter.begin()
+    meter.close()
+    meter.close()
+    with pytest.raises(MeterError, match="was closed"):
+        meter.begin()
+
+
+def test_failing_work_closes_the_window_and_keeps_its_own_exception(meter: Meter) -> None:
+    with pytest.raises(ZeroDivisionError), metered(meter) as broken:
+        1 / 0  # noqa: B018
+    assert broken.reading is None
+    with metered(meter) as fine:
+        assert fine.reading is None
+    assert fine.reading is not None
+
+
+def test_the_window_measures_the_work_and_only_the_work(clock: Any) -> None:
+    meter = NoMeter(device="cpu")
+    clock.work(wall_s=5, cpu_s=5)
+    meter.begin()
+    clock.work(wall_s=2.5, cpu_s=4)
+    reading = meter.end()
+    clock.work(wall_s=5, cpu_s=5)
+    assert (reading.duration_s, reading.cpu_time_s) == (2.5, 4)
+    assert (reading.energy_j, reading.source) == (None, "none")
+
+
+def test_real_clocks_agree_with_real_work() -> None:
+    meter = NoMeter(device="cpu")
+    meter.begin()
+    until = time.process_time() + 0.02
+    while time.process_time() < until:
+        pass
+    busy = meter.end()
+    meter.begin()
+    time.sleep(0.02)
+    idle = meter.end()
+    assert busy.cpu_time_s >= 0.02
+    assert idle.duration_s >= 0.02
+    assert idle.cpu_time_s < busy.cpu_time_s
+
+
+def test_the_device_is_synchronised_before_both_edges(monkeypatch: pytest.MonkeyPatch, monitors: Any) -> None:
+    import torch
+
+    meter = Nvml(device="cuda:1")
+    events = monitors.opened[0].calls
+    events.clear()
+    monkeypatch.setattr(torch, "cuda", SimpleNamespace(synchronize=lambda device: events.append(f"sync {device}")))
+    meter.begin()
+    events.append("work")
+    meter.end()
+    assert events == ["sync cuda:1", "restart", "work", "sync cuda:1", "end"]
+
+
+def test_a_cpu_is_not_synchronised(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch, "cuda", None)
+    meter = NoMeter(device="cpu")
+    meter.begin()
+    meter.end()
+
+
+def test_a_device_that_fails_at_the_end_leaves_no_window_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    meter = NoMeter(device="cuda")
+    monkeypatch.setattr(window, "synchronise", lambda device: None)
+    meter.begin()
+    with monkeypatch.context() as patch:
+        patch.setattr(window, "synchronise", lambda device: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            meter.end()
+    meter.begin()
+
+
+# ------------------------------------------------------------------------------------ estimate
+
+
+def test_the_estimate_is_cpu_time_by_the_share_of_a_core(clock: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    meter = Estimate(device="cpu", tdp_w=120)
+    meter.begin()
+    clock.work(wall_s=1, cpu_s=3)
+    reading = meter.end()
+    assert reading.energy_j == pytest.approx(3 * 120 / 8)
+    assert (reading.source, reading.scope) == ("estimate", "process (CPU time × TDP share)")
+    assert "120 W / 8 logical cores (as given)" in meter.description
+
+
+def test_the_default_power_is_per_core_and_printed(clock: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for cores in (1, 2, 96):
+        monkeypatch.setattr("os.cpu_count", lambda cores=cores: cores)
+        meter = Estimate(device="cpu")
+        meter.begin()
+        clock.work(wall_s=1, cpu_s=1)
+        assert meter.end().energy_j == pytest.approx(DEFAULT_W_PER_LOGICAL_CORE)
+        assert f"default of {DEFAULT_W_PER_LOGICAL_CORE:g} W per logical core" in meter.description
+
+
+def test_an_estimate_says_nothing_of_a_gpu(clock: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(window, "synchronise", lambda device: None)
+    meter = Estimate(device="cuda:0", tdp_w=100)
+    meter.begin()
+    clock.work(wall_s=1, cpu_s=1)
+    reading = meter.end()
+    assert reading.energy_j is None
+    assert reading.reason is not None
+    assert "cuda:0" in reading.reason
+
+
+def test_logging_is_left_as_it_was_by_meters_without_a_sensor() -> None:
+    before = logging.getLogger("zeus").level
+    for kind in (NoMeter, Estimate):
+        kind(device="cpu").close()
+    assert logging.getLogger("zeus").level == before

@@ -1,0 +1,166 @@
+"""Builds the records of tiny runs whose summaries can be worked out by hand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from harness.records import (
+    SCHEMA_VERSION,
+    Manifest,
+    MeterRecord,
+    ModelRecord,
+    OperatingPointRecord,
+    SampleRecord,
+    Summary,
+    SummaryRow,
+    TaskRecord,
+    WindowRecord,
+)
+from reports.summarise import summarise
+
+LAYERS = 10
+
+
+def no_corpus_scores(task: str, texts: Any, references: Any) -> dict[str, float | None]:
+    return {}
+
+
+@dataclass
+class RunBuilder:
+    """A run with a 10-layer model whose layer reads 100 bytes and whose LM head reads 200."""
+
+    points: tuple[str, ...] = ("full", "fixed:layer=5")
+    tasks: tuple[str, ...] = ("py150",)
+    kv: str = "propagate"
+    batch_size: int = 1
+    weights: str = "pretrained"
+    tokenizer_source: str = "the model's own"
+    source_kind: str = "path"
+    source: str = "path: shared/data"
+    bad_rows: int = 0
+    meter: MeterRecord = field(
+        default_factory=lambda: MeterRecord(source="none", description="no meter", sensor_period_s=None)
+    )
+    bandwidth: float | None = None
+    windows: list[WindowRecord] = field(default_factory=list)
+    samples: list[SampleRecord] = field(default_factory=list)
+
+    def window(
+        self,
+        point: str,
+        *samples: dict[str, Any],
+        duration: float = 1.0,
+        block: int = 0,
+        repeat: int = 0,
+        task: str = "py150",
+        **more: Any,
+    ) -> None:
+        """Add a window and its samples; a sample is what differs from :meth:`_sample`'s defaults."""
+        window = len(self.windows)
+        records = [
+            self._sample(window, point, task, repeat, {"sample_id": f"{block}-{index}", **sample})
+            for index, sample in enumerate(samples)
+        ]
+        self.samples.extend(records)
+        self.windows.append(
+            WindowRecord(
+                window=window,
+                task=task,
+                block=block,
+                repeat=repeat,
+                operating_point=point,
+                samples=len(records),
+                tokens=sum(len(record.token_ids) for record in records),
+                started="2025-01-01T00:00:00Z",
+                duration_s=duration,
+                cpu_time_s=duration,
+                **more,
+            )
+        )
+
+    def _sample(self, window: int, point: str, task: str, repeat: int, values: dict[str, Any]) -> SampleRecord:
+        defaults: dict[str, Any] = {"window": window, "operating_point": point, "task": task, "repeat": repeat}
+        if values.get("error") is None:
+            tokens = values.get("token_ids", (1, 2, 3))
+            layers = values.get("exit_layers", (LAYERS,) * len(tokens))
+            decoded = layers if self.kv == "none" else layers[1:]
+            defaults |= {
+                "prompt_ids": (7,) * 4,
+                "token_ids": tokens,
+                "exit_layers": layers,
+                "token_times_s": tuple(0.1 * (index + 1) for index in range(len(tokens))),
+                "latency_s": 0.1 * len(tokens),
+                "ttft_s": 0.1,
+                "layers_executed": sum(decoded),
+                "lm_head_evaluations": len(decoded),
+                "text": "x",
+                "reference": "x",
+            }
+        return SampleRecord.model_validate(defaults | values)
+
+    @property
+    def manifest(self) -> Manifest:
+        return Manifest.model_validate(
+            {
+                "schema_version": SCHEMA_VERSION,
+                "created": "2025-01-01T00:00:00Z",
+                "config": {"kv": self.kv, "batch_size": self.batch_size},
+                "operating_points": [_point(name) for name in self.points],
+                "model": ModelRecord(
+                    name="tiny",
+                    family="llama",
+                    weights=self.weights,  # type: ignore[arg-type]
+                    weights_source="made up",
+                    weights_sha256=None,
+                    tokenizer_source=self.tokenizer_source,
+                    num_layers=LAYERS,
+                    hidden_size=8,
+                    vocab_size=16,
+                    exit_points=(2, 5, 8),
+                    dtype="float32",
+                    layer_bytes=100,
+                    lm_head_bytes=200,
+                    kv_projection_bytes=10,
+                    kv_entry_bytes=1,
+                ),
+                "tasks": [
+                    TaskRecord(
+                        name=name,
+                        language="python",
+                        protocol="green-code",
+                        source_kind=self.source_kind,  # type: ignore[arg-type]
+                        source=self.source,
+                        fingerprint="0",
+                        samples=1,
+                        bad_rows=self.bad_rows,
+                    )
+                    for name in self.tasks
+                ],
+                "meter": self.meter,
+                "block_size": 1,
+                "bandwidth_bytes_per_s": self.bandwidth,
+                "environment": {"cpu": "Test CPU", "threads": 2, "os": "Linux"},
+            }
+        )
+
+    def summary(self, score_corpus: Any = no_corpus_scores, **options: Any) -> Summary:
+        return summarise(self.manifest, self.windows, self.samples, score_corpus, **options)
+
+    def row(self, point: str, task: str = "py150", score_corpus: Any = no_corpus_scores) -> SummaryRow:
+        rows = self.summary(score_corpus).rows
+        return next(row for row in rows if row.operating_point == point and row.task == task)
+
+
+def _point(name: str) -> OperatingPointRecord:
+    strategy, _, rest = name.partition(":")
+    options = dict(part.split("=") for part in rest.split(":")) if rest else {}
+    return OperatingPointRecord(name=name, strategy=strategy, options=options, exit_points=(2, 5, 8))
+
+
+@pytest.fixture
+def build() -> type[RunBuilder]:
+    """The builder class: a test makes its own run."""
+    return RunBuilder

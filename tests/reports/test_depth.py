@@ -1,0 +1,113 @@
+"""Layers, work, rooflines and the oracle, worked out by hand on a 10-layer model.
+
+Its layer reads 100 bytes, its LM head 200, a KV fill 10, one cached position in one layer 1; prompts have
+4 tokens.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+FULL, FIXED = "full", "fixed:layer=5"
+
+
+def test_with_a_cache_the_token_of_prefill_does_not_count(build) -> None:
+    run = build()
+    run.window(FULL, {"exit_layers": (10, 4, 6)})
+    row = run.row(FULL)
+    assert row.exit_layer_mean == 5.0
+    assert row.layers_skipped == pytest.approx(0.5)
+
+
+def test_without_a_cache_every_token_counts(build) -> None:
+    run = build(kv="none")
+    run.window(FULL, {"exit_layers": (10, 4, 4)})
+    assert run.row(FULL).exit_layer_mean == 6.0
+
+
+def test_the_mean_depth_is_weighted_by_tokens(build) -> None:
+    run = build()
+    run.window(
+        FULL, {"token_ids": (1, 2), "exit_layers": (10, 2)}, {"token_ids": (1,) * 4, "exit_layers": (10, 8, 8, 8)}
+    )
+    assert run.row(FULL).exit_layer_mean == pytest.approx((2 + 24) / 4)
+
+
+def test_a_completion_of_one_token_has_no_depth(build) -> None:
+    run = build()
+    run.window(FULL, {"token_ids": (1,)})
+    row = run.row(FULL)
+    assert row.exit_layer_mean is None
+    assert row.layers_skipped is None
+    assert row.lm_head_per_token is None
+
+
+def test_work_is_counted_per_decoded_token(build) -> None:
+    run = build()
+    run.window(FIXED, {"exit_checks": 6, "lm_head_evaluations": 8, "kv_fill_layers": 10})  # 2 decoded tokens
+    row = run.row(FIXED)
+    assert (row.exit_checks_per_token, row.lm_head_per_token, row.kv_fill_layers_per_token) == (3.0, 4.0, 5.0)
+
+
+def test_roofline_counts_weights_heads_fills_and_cache(build) -> None:
+    run = build(bandwidth=10_000.0)
+    run.window(FULL, {"token_times_s": (0.0, 0.5, 1.0)})
+    run.window(FIXED, {"exit_layers": (10, 5, 5), "kv_fill_layers": 10, "token_times_s": (0.0, 0.25, 0.5)})
+    full = 20 * 100 + 2 * 200 + 10 * (5 + 6)  # layers, heads, cache over positions 5 then 6
+    fixed = 10 * 100 + 2 * 200 + 10 * 10 + 5 * (5 + 6)
+    assert run.row(FULL).roofline_speedup == 1.0
+    assert run.row(FIXED).roofline_speedup == pytest.approx(full / fixed)
+    assert run.row(FULL).roofline_fraction == pytest.approx(full / 1.0 / 10_000)
+    assert run.row(FIXED).roofline_fraction == pytest.approx(fixed / 0.5 / 10_000)
+
+
+def test_roofline_compares_bytes_per_token(build) -> None:
+    run = build()
+    run.window(FULL, {"token_ids": (1, 2), "prompt_ids": ()})
+    run.window(FIXED, {"token_ids": (1, 2, 3), "prompt_ids": ()})
+    full, other = 1000 + 200 + 10, (2000 + 400 + 10 * (1 + 2)) / 2
+    assert run.row(FIXED).roofline_speedup == pytest.approx(full / other)
+
+
+def test_recomputed_layers_share_the_weight_reads_of_their_pass(build) -> None:
+    run = build(kv="recompute")
+    # the second token stops at 5; its layers 6…10 run beside the third token's: 15 reads, 20 layer × tokens
+    run.window(FULL, {"prompt_ids": ()})
+    run.window(FIXED, {"exit_layers": (10, 5, 10), "layers_executed": 20, "prompt_ids": ()})
+    full, other = 2000 + 400 + 10 * (1 + 2), 1500 + 400 + 5 + 20
+    assert run.row(FIXED).roofline_speedup == pytest.approx(full / other)
+
+
+@pytest.mark.parametrize("regime", [{"kv": "none"}, {"batch_size": 4}])
+def test_no_roofline_where_bytes_do_not_explain_time(build, regime) -> None:
+    run = build(bandwidth=10_000.0, **regime)
+    run.window(FULL, {})
+    run.window(FIXED, {"exit_layers": (10, 5, 5)})
+    for row in run.summary().rows:
+        assert (row.roofline_speedup, row.roofline_fraction) == (None, None)
+
+
+def test_no_bandwidth_no_fraction(build) -> None:
+    run = build()
+    run.window(FULL, {})
+    assert run.row(FULL).roofline_fraction is None
+
+
+def test_oracle_fraction_is_over_the_samples_both_finished(build) -> None:
+    run = build(points=(FULL, FIXED, "oracle"))
+    run.window(FULL, {}, {})
+    run.window(FIXED, {"exit_layers": (10, 8, 8)}, {"exit_layers": (10, 2, 2)})  # skips 20 % of the first
+    run.window("oracle", {"exit_layers": (10, 5, 7)}, {"error": "broken"})  # skips 40 %
+    assert run.row(FIXED).oracle_fraction == pytest.approx(0.5)
+    assert run.row("oracle").oracle_fraction == pytest.approx(1.0)
+    assert run.row(FULL).oracle_fraction == 0.0  # measured: it skips nothing
+
+
+def test_no_oracle_fraction_without_an_oracle_or_when_it_skipped_nothing(build) -> None:
+    run = build()
+    run.window(FULL, {})
+    assert run.row(FULL).oracle_fraction is None
+    run = build(points=(FULL, "oracle"))
+    run.window(FULL, {})
+    run.window("oracle", {})
+    assert run.row(FULL).oracle_fraction is None

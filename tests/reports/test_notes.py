@@ -1,0 +1,104 @@
+"""No number without its catch."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.records import MeterRecord
+
+FULL, OTHER = "full", "fixed:layer=5"
+
+
+def notes_of(run) -> str:
+    return "\n".join(run.summary().notes)
+
+
+def finished(run, blocks: int = 1, repeats: int = 1, **more):
+    for block in range(blocks):
+        for repeat in range(repeats):
+            for point in run.points:
+                run.window(point, {}, block=block, repeat=repeat, **more)
+    return run
+
+
+def test_random_weights_void_the_accuracy_columns(build) -> None:
+    assert "random weights: accuracy columns mean nothing" in notes_of(finished(build(weights="random")))
+    assert "base weights" in notes_of(finished(build()))
+
+
+def test_a_stand_in_tokenizer_is_named(build) -> None:
+    run = finished(build(tokenizer_source="smollm2-135m stands in"))
+    assert "tokenizer stand-in: smollm2-135m stands in" in notes_of(run)
+    assert "tokenizer" not in notes_of(finished(build()))
+
+
+def test_embedded_data_is_never_taken_for_the_published_set(build) -> None:
+    run = finished(build(source_kind="embedded", source="embedded: Python 3.11 standard library"))
+    assert (
+        "py150: the samples come from Python 3.11 standard library, not from the published py150 test set"
+        in notes_of(run)
+    )
+    assert "published" not in notes_of(finished(build()))
+
+
+def test_an_estimate_says_how_it_is_made_and_why(build) -> None:
+    meter = MeterRecord(
+        source="estimate",
+        description="CPU-seconds × 65 W / 8 cores",
+        sensor_period_s=None,
+        unavailable={"nvml": "absent"},
+    )
+    text = notes_of(finished(build(meter=meter), energy_j=1.0, energy_source="estimate"))
+    assert "estimate, not a measurement (CPU-seconds × 65 W / 8 cores)" in text
+    assert "nvml: absent" in text
+
+
+def test_missing_energy_is_said_with_its_reason(build) -> None:
+    meter = MeterRecord(source="none", description="", sensor_period_s=None, unavailable={"rapl": "permission denied"})
+    assert "energy was not measured (rapl: permission denied)" in notes_of(finished(build(meter=meter)))
+    run = finished(build(), energy_source="nvml", energy_reason="window shorter than 10 sensor periods")
+    assert "2 of 2 windows have no energy reading (window shorter than 10 sensor periods)" in notes_of(run)
+
+
+def test_flagged_windows_are_counted(build) -> None:
+    run = finished(build(), energy_j=1.0, energy_source="nvml", flags=("short-window",))
+    assert "2 of 2 windows are flagged 'short-window'" in notes_of(run)
+
+
+@pytest.mark.parametrize(
+    ("regime", "words"),
+    [
+        ({"kv": "none"}, "compute-bound"),
+        ({"batch_size": 4}, "rows share each read"),
+        ({"kv": "recompute"}, "run later"),
+        ({"kv": "skip"}, "holes"),
+        ({}, "bandwidth was not measured"),
+    ],
+)
+def test_the_regime_says_what_its_columns_mean(build, regime, words) -> None:
+    assert words in notes_of(finished(build(**regime)))
+
+
+def test_small_runs_say_so_and_large_ones_do_not(build) -> None:
+    small = notes_of(finished(build()))
+    assert "single repeat" in small
+    assert "few samples (1)" in small
+    assert "without an interval" in small
+    assert "p99 is close to the slowest sample" in small
+    large = notes_of(finished(build(), blocks=50, repeats=2))
+    for words in ("single repeat", "few samples", "without an interval", "p99"):
+        assert words not in large
+
+
+def test_errors_bad_rows_and_unfinished_runs_are_said(build) -> None:
+    run = build(bad_rows=2)
+    run.window(FULL, {}, {})
+    run.window(OTHER, {}, {"error": "broken"})
+    text = notes_of(run)
+    assert "2 row(s) of the data could not become samples" in text
+    assert "py150: 1 failure(s)" in text
+    assert "finished 1 to 2 samples" in text
+
+
+def test_a_run_without_windows_says_so(build) -> None:
+    assert "no window has finished yet" in notes_of(build())

@@ -1,0 +1,95 @@
+"""Small real codecs, rows in memory, and the official rows where they are at hand."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.contracts import TaskRequest
+from tasks.rows import RecordRows
+
+
+class PieceCodec:
+    """Cuts text by a pattern and numbers the pieces as it meets them; decoding joins them. Loses nothing."""
+
+    eos_token_ids: frozenset[int] = frozenset()
+
+    def __init__(self, pattern: str) -> None:
+        self.pattern = re.compile(pattern, re.DOTALL)
+        self.ids: dict[str, int] = {}
+        self.pieces: list[str] = []
+        self.encoded: list[str] = []
+        self.decodes = 0
+
+    def encode(self, text: str) -> list[int]:
+        self.encoded.append(text)
+        found = self.pattern.findall(text)
+        assert "".join(found) == text
+        for piece in found:
+            if piece not in self.ids:
+                self.ids[piece] = len(self.pieces)
+                self.pieces.append(piece)
+        return [self.ids[piece] for piece in found]
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        self.decodes += 1
+        return "".join(self.pieces[token_id] for token_id in token_ids)
+
+
+class ByteCodec:
+    """One token per UTF-8 byte, so that every mark longer than one character spans tokens."""
+
+    eos_token_ids: frozenset[int] = frozenset()
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return bytes(token_ids).decode("utf-8", errors="replace")
+
+
+CODECS: dict[str, Callable[[], Any]] = {
+    "bytes": ByteCodec,
+    "words": lambda: PieceCodec(r" ?\w+|\s|[^\w\s]"),
+    "threes": lambda: PieceCodec(r".{1,3}"),
+}
+
+
+@pytest.fixture(params=sorted(CODECS))
+def codec(request: pytest.FixtureRequest) -> Any:
+    return CODECS[request.param]()
+
+
+@pytest.fixture
+def words() -> Any:
+    return CODECS["words"]()
+
+
+@pytest.fixture
+def make_rows() -> Callable[..., RecordRows]:
+    def make(records: Sequence[Mapping[str, object]], kind: Any = "path") -> RecordRows:
+        return RecordRows(kind, "rows in memory", len(records), records.__getitem__)
+
+    return make
+
+
+@pytest.fixture
+def green() -> Callable[..., TaskRequest]:
+    return lambda source="embedded", **more: TaskRequest("green-code", str(source), **more)
+
+
+@pytest.fixture
+def line() -> Callable[..., TaskRequest]:
+    return lambda source="embedded", **more: TaskRequest("codexglue-line", str(source), **more)
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    folder = Path(__file__).resolve().parents[2].parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("the official CodeXGLUE dev rows are not at hand (../shared/data)")
+    return folder

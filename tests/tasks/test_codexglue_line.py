@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.contracts import BadRow, Sample, TaskRequest
+from tasks.languages import JAVA, PYTHON, Language
+from tasks.protocols import Skipped
+from tasks.protocols.codexglue_line import CodexglueLine
+from tasks.rows import Document, LineRow
+
+REQUEST = TaskRequest("codexglue-line", "x")
+STREAMS = {
+    "python": [" a", " > b", " <", " <EO", "<EOL>", "<EOL> x", "\n", " = ", "é", ">", "EOL"],
+    "java": [" a", " ;", ");", " {", "{\n", " }", '"', "'", ' "x;"', "\\", "\n", " = ", "é", "<CHAR_LIT:;>"],
+}
+
+
+@pytest.mark.parametrize("language", [PYTHON, JAVA])
+def test_stop_rule_agrees_with_the_line_however_text_is_tokenised(codec: Any, language: Language) -> None:
+    """At every length: stopped ⇔ the line has ended; and what is scored is final from then on."""
+    protocol = CodexglueLine(language)
+    chance = random.Random(3)
+    stops = 0
+    for _ in range(150):
+        text = "".join(chance.choice(STREAMS[language.name]) for _ in range(12))
+        token_ids = codec.encode(text)
+        is_over = protocol.stop_rule(codec)
+        for size in range(1, len(token_ids) + 1):
+            so_far = codec.decode(token_ids[:size])
+            assert is_over(token_ids[:size]) == (language.line_end(so_far) is not None)
+            if is_over(token_ids[:size]):
+                stops += 1
+                assert protocol.completion(so_far) == protocol.completion(text)
+                break
+    assert stops > 50
+
+
+def test_stop_rule_sees_an_end_in_the_middle_of_a_token(words: Any) -> None:
+    codec = type(words)(r"foo\);\n  bar| x|.")
+    token_ids = codec.encode(" xfoo);\n  bar")
+    is_over = CodexglueLine(JAVA).stop_rule(codec)
+    assert not is_over(token_ids[:1])
+    assert is_over(token_ids)
+    assert CodexglueLine(JAVA).completion(codec.decode(token_ids)) == "xfoo);"
+
+
+def test_stop_rule_decodes_only_where_a_mark_is_possible(words: Any) -> None:
+    token_ids = words.encode(" a b c d" * 25)
+    is_over = CodexglueLine(PYTHON).stop_rule(words)
+    for size in range(1, len(token_ids) + 1):
+        assert not is_over(token_ids[:size])
+    assert words.decodes == len(set(token_ids))
+
+
+def test_one_stop_rule_serves_several_rows_of_a_batch(words: Any) -> None:
+    is_over = CodexglueLine(PYTHON).stop_rule(words)
+    first, second = words.encode(" a > b"), words.encode(" c\n")
+    assert [is_over(first[:1]), is_over(second), is_over(first)] == [False, True, False]
+
+
+def test_official_prompt_is_the_input_as_it_stands(codec: Any) -> None:
+    sample = CodexglueLine(PYTHON).sample(LineRow(4, "a", "<s> x = <EOL> y", "= z"), codec, REQUEST)
+    assert isinstance(sample, Sample)
+    assert codec.decode(sample.prompt_ids) == "<s> x = <EOL> y"
+    assert sample.reference == "= z"
+    assert codec.decode(sample.reference_ids) == " = z"
+    assert sample.max_new_tokens == 100
+
+
+def test_long_prompts_keep_their_last_924_tokens(words: Any) -> None:
+    text = "".join(f" w{index}" for index in range(1000))
+    sample = CodexglueLine(PYTHON).sample(LineRow(1, "a", text, "end"), words, REQUEST)
+    assert isinstance(sample, Sample)
+    assert list(sample.prompt_ids) == words.encode(text)[-924:]
+
+
+def test_prompt_longer_than_the_positions_is_bad_with_both_numbers(words: Any) -> None:
+    row = LineRow(6, "a", " w" * 50, "end")
+    request = TaskRequest("codexglue-line", "x", max_new_tokens=20, max_positions=69)
+    bad = CodexglueLine(PYTHON).sample(row, words, request)
+    assert isinstance(bad, BadRow)
+    assert all(part in bad.reason for part in ("row 6", "50 tokens", "leave 49"))
+
+
+def test_an_empty_answer_is_bad_and_known_as_withheld(words: Any) -> None:
+    protocol = CodexglueLine(PYTHON)
+    bad = protocol.sample(LineRow(3, "a", "x", " "), words, REQUEST)
+    assert isinstance(bad, BadRow)
+    assert "row 3" in bad.reason
+    assert protocol.is_withheld(bad)
+    assert not protocol.is_withheld(BadRow("a", "row 3: is not JSON"))
+
+
+def test_a_document_is_cut_and_the_pieces_fit(codec: Any) -> None:
+    text = "import os\n\ndef first(a, b):\n    value = a + b\n    return value * 2\n"
+    for seed in range(20):
+        request = TaskRequest("codexglue-line", "x", seed=seed)
+        sample = CodexglueLine(PYTHON).sample(Document(1, "a", text), codec, request)
+        assert isinstance(sample, Sample)
+        joined = codec.decode(sample.prompt_ids) + codec.decode(sample.reference_ids)
+        assert text.startswith(joined + "\n")
+        assert CodexglueLine(PYTHON).completion(text[len(codec.decode(sample.prompt_ids)) :]) == sample.reference
+
+
+def test_the_cut_depends_on_seed_and_row_only(words: Any) -> None:
+    text = "\n".join(f"value_{index} = call(a, b, c)" for index in range(50))
+    protocol = CodexglueLine(PYTHON)
+    cuts = [
+        protocol.sample(Document(1, row, text), words, TaskRequest("codexglue-line", "x", seed=seed))
+        for row, seed in [("a", 0), ("a", 0), ("b", 0), ("a", 1)]
+    ]
+    assert cuts[0] == cuts[1]
+    assert len({cut.prompt_ids for cut in cuts if isinstance(cut, Sample)}) == 3
+
+
+def test_a_document_without_a_line_is_skipped(words: Any) -> None:
+    assert isinstance(CodexglueLine(JAVA).sample(Document(1, "a", "// a b c\n"), words, REQUEST), Skipped)
+
+
+@pytest.mark.parametrize("language", [PYTHON, JAVA])
+def test_every_official_row_is_completed_by_its_own_answer(data: Path, language: Language) -> None:
+    """Generating the answer and then a mark stops at the mark, not before, and scores the whole answer."""
+    codec = __import__("tests_codec", fromlist=["x"]) if False else None
+    assert codec is None
+    protocol = CodexglueLine(language)
+    mark = {"python": " <EOL>", "java": ""}[language.name]
+    with (data / "codexglue_line" / f"{language.name}.jsonl").open(encoding="utf-8") as file:
+        rows = [json.loads(row) for row in file][:300]
+
+    class Bytes:
+        eos_token_ids: frozenset[int] = frozenset()
+
+        def encode(self, text: str) -> list[int]:
+            return list(text.encode())
+
+        def decode(self, token_ids: Any) -> str:
+            return bytes(token_ids).decode()
+
+    is_over = protocol.stop_rule(Bytes())
+    for row in rows:
+        answer = Bytes().encode(" " + row["gt"])
+        assert not is_over(answer[:-1])
+        ended = answer + Bytes().encode(mark)
+        assert is_over(ended) == (language is PYTHON or row["gt"][-1] in ";}")
+        assert protocol.completion(Bytes().decode(ended)) == row["gt"]

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from harness.contracts import BadRow, Sample, TaskRequest
+from tasks.languages import PYTHON
+from tasks.protocols import Skipped
+from tasks.protocols.green_code import GreenCode
+from tasks.rows import Document, LineRow
+
+PROTOCOL = GreenCode(PYTHON)
+REQUEST = TaskRequest("green-code", "embedded")
+
+
+def numbered(size: int) -> Document:
+    return Document(1, "a", "".join(f" w{index}" for index in range(size)))
+
+
+@pytest.mark.parametrize(("size", "context"), [(75, 15), (76, 15), (99, 19), (100, 20), (2559, 511), (2565, 512), (9000, 512)])
+def test_context_is_a_fifth_rounded_down_and_at_most_512(words: Any, size: int, context: int) -> None:
+    sample = PROTOCOL.sample(numbered(size), words, REQUEST)
+    assert isinstance(sample, Sample)
+    whole = words.encode(numbered(size).text)
+    assert list(sample.prompt_ids) == whole[:context]
+    assert list(sample.reference_ids) == whole[context : context + 15]
+    assert sample.max_new_tokens == 15
+
+
+def test_prompt_and_reference_are_the_document_itself(codec: Any) -> None:
+    document = numbered(200)
+    sample = PROTOCOL.sample(document, codec, REQUEST)
+    assert isinstance(sample, Sample)
+    assert document.text.startswith(codec.decode(sample.prompt_ids) + sample.reference)
+    assert codec.decode(sample.reference_ids) == sample.reference
+
+
+@pytest.mark.parametrize("size", [0, 1, 4, 15, 18])
+def test_documents_too_short_are_skipped(words: Any, size: int) -> None:
+    assert isinstance(PROTOCOL.sample(numbered(size), words, REQUEST), Skipped)
+
+
+def test_the_shortest_document_that_works(words: Any) -> None:
+    assert isinstance(PROTOCOL.sample(numbered(17), words, REQUEST), Skipped)
+    assert isinstance(PROTOCOL.sample(numbered(18), words, REQUEST), Skipped)
+    assert isinstance(PROTOCOL.sample(numbered(19), words, TaskRequest("green-code", "x", max_new_tokens=16)), Sample)
+
+
+def test_max_new_tokens_sets_reference_and_limit(words: Any) -> None:
+    sample = PROTOCOL.sample(numbered(100), words, TaskRequest("green-code", "x", max_new_tokens=3))
+    assert isinstance(sample, Sample)
+    assert (len(sample.reference_ids), sample.max_new_tokens) == (3, 3)
+
+
+def test_prompt_longer_than_the_positions_is_bad_with_both_numbers(words: Any) -> None:
+    fits = TaskRequest("green-code", "x", max_positions=35)
+    assert isinstance(PROTOCOL.sample(numbered(100), words, fits), Sample)
+    bad = PROTOCOL.sample(numbered(100), words, TaskRequest("green-code", "x", max_positions=34))
+    assert isinstance(bad, BadRow)
+    assert "row 1" in bad.reason
+    assert "20 tokens" in bad.reason
+    assert "leave 19" in bad.reason
+
+
+def test_a_line_row_is_put_together_again(words: Any) -> None:
+    row = LineRow(1, "a", "<s> " + " ".join(f"w{index}" for index in range(99)), "w99 end")
+    whole = Document(1, "a", " ".join([*(f"w{index}" for index in range(100)), "end"]))
+    assert PROTOCOL.sample(row, words, REQUEST) == PROTOCOL.sample(whole, words, REQUEST)
+
+
+def test_nothing_stops_it_and_all_text_is_scored(words: Any) -> None:
+    text = " a ;\n } { <EOL> "
+    assert not PROTOCOL.stop_rule(words)(words.encode(text))
+    assert PROTOCOL.completion(text) == text
