@@ -173,7 +173,8 @@ class ExitView(Protocol):
     @property
     def full_depth_token(self) -> Tensor:
         """Token the last layer would give from here, ``[n]`` int64. Runs the remaining layers: only
-        for rehearsed strategies (the oracle), whose cost lies outside the measured window."""
+        for rehearsed strategies (the oracle), whose cost lies outside the measured window.
+        """
 
     @property
     def previous(self) -> ExitView | None:

@@ -24,7 +24,7 @@ __all__ = ["RunProgress"]
 
 
 class RunProgress:
-    """Implements :class:`harness.runner.Observer` with rich; a context manager.
+    """Implements :class:`harness.session.Observer` with rich; a context manager.
 
     Refreshed between windows only: a timer thread that redraws inside a window would be measured.
 

@@ -100,7 +100,7 @@ class Registry(Generic[T]):
         """
         point = self._point(name)
         try:
-            return cast(T, point.load())
+            return cast("T", point.load())
         except (ImportError, AttributeError) as error:
             raise RegistryError(
                 f"the {self.noun} '{name}' of {_distribution(point)} cannot be imported ({point.value}): {error}"

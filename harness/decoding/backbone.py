@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from harness.decoding.blocks import Block, HeadShape, LayerNorm, Linear, Norm, RMSNorm, Rotary
 
-__all__ = ["Backbone", "fuse", "layer_norm", "linear", "rms_norm", "rotary_tables"]
+__all__ = ["Backbone", "fuse", "layer_norm", "linear", "rms_norm", "rotary_tables", "table"]
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,19 @@ class Backbone:
 def linear(module: nn.Module) -> Linear:
     """Take an ``nn.Linear``'s tensors, or a GPT-2 ``Conv1D``'s transposed; storage is shared."""
     weight, bias = _tensor(module, "weight"), _tensor(module, "bias")
-    assert weight is not None  # noqa: S101
+    assert weight is not None
     if type(module).__name__ != "Conv1D":
         return Linear(weight, bias)
     rows = weight.t().contiguous()
-    module.weight.data = rows.t()  # type: ignore[union-attr]
+    module.weight.data = rows.t()
     return Linear(rows, bias)
+
+
+def table(module: nn.Module) -> Tensor:
+    """Take an embedding's rows."""
+    weight = _tensor(module, "weight")
+    assert weight is not None
+    return weight
 
 
 def fuse(*modules: nn.Module) -> Linear:
@@ -77,9 +84,9 @@ def fuse(*modules: nn.Module) -> Linear:
     row = 0
     for module, part in zip(modules, parts, strict=True):
         end = row + part.weight.shape[0]
-        module.weight.data = weight[row:end]  # type: ignore[union-attr]
+        module.weight.data = weight[row:end]
         if bias is not None:
-            module.bias.data = bias[row:end]  # type: ignore[union-attr]
+            module.bias.data = bias[row:end]
         row = end
     return Linear(weight, bias)
 
@@ -87,13 +94,13 @@ def fuse(*modules: nn.Module) -> Linear:
 def rms_norm(module: nn.Module) -> RMSNorm:
     """Take a transformers RMSNorm."""
     weight = _tensor(module, "weight")
-    assert weight is not None  # noqa: S101
+    assert weight is not None
     return RMSNorm(weight, float(module.variance_epsilon))  # type: ignore[arg-type]
 
 
 def layer_norm(module: nn.Module) -> LayerNorm:
     """Take an ``nn.LayerNorm``, with or without gain and bias."""
-    assert isinstance(module, nn.LayerNorm)  # noqa: S101
+    assert isinstance(module, nn.LayerNorm)
     return LayerNorm(_tensor(module, "weight"), _tensor(module, "bias"), module.eps, module.normalized_shape[0])
 
 

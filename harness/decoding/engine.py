@@ -16,8 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from harness.contracts import Batch, KVPolicy, StopRule, Strategy
-from harness.contracts import ModelInfo
+from harness.contracts import Batch, KVPolicy, ModelInfo, StopRule, Strategy
 from harness.decoding.backbone import Backbone
 from harness.decoding.blocks import Rotary
 from harness.decoding.cache import KVCache
@@ -170,10 +169,10 @@ class Engine:
 class _Never:
     """No exit points: prefill."""
 
-    def points(self, rows: Sequence[int], step: int) -> Sequence[int]:  # noqa: ARG002
+    def points(self, rows: Sequence[int], step: int) -> Sequence[int]:
         return ()
 
-    def leaving(self, view: LayerView, step: int) -> list[bool]:  # noqa: ARG002
+    def leaving(self, view: LayerView, step: int) -> list[bool]:
         return [False] * len(view.row_list)
 
 
@@ -260,11 +259,12 @@ class _State:
             staying = [place for place, row in enumerate(rows) if row in running]
             if not staying:
                 continue
+            states = hidden
             if len(staying) < len(rows):
-                hidden = hidden[torch.tensor(staying, device=hidden.device)]
+                states = hidden[torch.tensor(staying, device=hidden.device)]
             kept = [rows[place] for place in staying]
-            assert self._cache is not None  # noqa: S101
-            self._engine.fill(self._cache, layer, kept, [positions[place] for place in staying], hidden)
+            assert self._cache is not None
+            self._engine.fill(self._cache, layer, kept, [positions[place] for place in staying], states)
             for row in kept:
                 self._tally[row].kv_fill_layers += self._engine.info.num_layers - layer
         self._owed.clear()

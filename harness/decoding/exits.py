@@ -35,11 +35,11 @@ class AskedExits:
     def __init__(self, rule: ExitRule, points: Sequence[int], tally: Sequence[Generation]) -> None:
         self._rule, self._points, self._tally = rule, tuple(points), tally
 
-    def points(self, rows: Sequence[int], step: int) -> Sequence[int]:  # noqa: ARG002
+    def points(self, rows: Sequence[int], step: int) -> Sequence[int]:
         """The strategy's points, always."""
         return self._points
 
-    def leaving(self, view: LayerView, step: int) -> list[bool]:  # noqa: ARG002
+    def leaving(self, view: LayerView, step: int) -> list[bool]:
         """Ask, and charge a check to every row."""
         for row in view.row_list:
             self._tally[row].exit_checks += 1

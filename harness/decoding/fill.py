@@ -36,7 +36,7 @@ class KVFiller:
         first = backbone.blocks[0]
         self._joint = first.key_norm is None and not first.post_norm and all(n.weight is not None for n in norms)
         if self._joint:
-            self._gain = torch.stack([cast(Tensor, norm.weight) for norm in norms]).unsqueeze(1)
+            self._gain = torch.stack([cast("Tensor", norm.weight) for norm in norms]).unsqueeze(1)
             biases = [norm.bias for norm in norms if isinstance(norm, LayerNorm) and norm.bias is not None]
             self._shift = torch.stack(biases).unsqueeze(1) if biases else None
 

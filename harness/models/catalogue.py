@@ -13,13 +13,13 @@ from harness.models.spec import GgufWheel, ModelSpec
 __all__ = [
     "LLAMA_3_2_1B",
     "LLAMA_3_2_3B",
-    "OPT_125M",
     "OPT_1_3B",
     "OPT_2_7B",
-    "OPT_350M",
     "OPT_6_7B",
-    "SMOLLM2_135M",
+    "OPT_125M",
+    "OPT_350M",
     "SMOLLM2_1_7B",
+    "SMOLLM2_135M",
     "SMOLLM2_360M",
 ]
 

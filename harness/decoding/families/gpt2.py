@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from harness.decoding.backbone import Backbone, layer_norm, linear
+from harness.decoding.backbone import Backbone, layer_norm, linear, table
 from harness.decoding.blocks import Block, HeadShape
 
 __all__ = ["read"]
@@ -18,7 +18,7 @@ def read(model: Any) -> Backbone:
     heads = HeadShape(
         config.num_attention_heads, config.num_attention_heads, config.hidden_size // config.num_attention_heads
     )
-    words, places = core.wte.weight.detach(), core.wpe.weight.detach()
+    words, places = table(core.wte), table(core.wpe)
 
     def embed(token_ids: Tensor, positions: Tensor) -> Tensor:
         return words[token_ids] + places[positions]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.decoding.backbone import Backbone, layer_norm, linear, rotary_tables
+from harness.decoding.backbone import Backbone, layer_norm, linear, rotary_tables, table
 from harness.decoding.blocks import Block, HeadShape, Linear
 
 __all__ = ["read"]
@@ -23,16 +23,16 @@ def read(model: Any) -> Backbone:
     heads = HeadShape(
         config.num_attention_heads, config.num_attention_heads, config.hidden_size // config.num_attention_heads
     )
-    table = core.embed_in.weight.detach()
+    words = table(core.embed_in)
 
-    def embed(token_ids: Tensor, positions: Tensor) -> Tensor:  # noqa: ARG001
-        return table[token_ids]
+    def embed(token_ids: Tensor, positions: Tensor) -> Tensor:
+        return words[token_ids]
 
     return Backbone(
         blocks=[_block(layer, heads) for layer in core.layers],
         heads=heads,
         embed=embed,
-        rotary=rotary_tables(core.rotary_emb, heads.head_dim, table),
+        rotary=rotary_tables(core.rotary_emb, heads.head_dim, words),
         final_norm=layer_norm(core.final_layer_norm),
         project_out=None,
         lm_head=linear(model.get_output_embeddings()),

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from harness.decoding.backbone import Backbone, fuse, linear, rms_norm, rotary_tables
+from harness.decoding.backbone import Backbone, fuse, linear, rms_norm, rotary_tables, table
 from harness.decoding.blocks import Block, HeadShape
 
 __all__ = ["read"]
@@ -21,16 +21,16 @@ def read(model: Any) -> Backbone:
     core, config = model.model, model.config
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     heads = HeadShape(config.num_attention_heads, config.num_key_value_heads, head_dim)
-    table = core.embed_tokens.weight.detach()
+    words = table(core.embed_tokens)
 
-    def embed(token_ids: Tensor, positions: Tensor) -> Tensor:  # noqa: ARG001
-        return table[token_ids]
+    def embed(token_ids: Tensor, positions: Tensor) -> Tensor:
+        return words[token_ids]
 
     return Backbone(
         blocks=[_block(layer, heads) for layer in core.layers],
         heads=heads,
         embed=embed,
-        rotary=rotary_tables(core.rotary_emb, head_dim, table),
+        rotary=rotary_tables(core.rotary_emb, head_dim, words),
         final_norm=rms_norm(core.norm),
         project_out=None,
         lm_head=linear(model.lm_head),

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from harness.decoding.backbone import Backbone, fuse, layer_norm, linear
+from harness.decoding.backbone import Backbone, fuse, layer_norm, linear, table
 from harness.decoding.blocks import Block, HeadShape
 
 __all__ = ["read"]
@@ -21,7 +21,7 @@ def read(model: Any) -> Backbone:
     heads = HeadShape(
         config.num_attention_heads, config.num_attention_heads, config.hidden_size // config.num_attention_heads
     )
-    words, places = core.embed_tokens.weight.detach(), core.embed_positions.weight.detach()
+    words, places = table(core.embed_tokens), table(core.embed_positions)
     offset = core.embed_positions.offset
     project_in = linear(core.project_in) if core.project_in is not None else None
 
