@@ -1,7 +1,8 @@
 """The ``harness`` command. Results go to stdout, progress and logs to stderr.
 
-Exit codes: 0 done; 2 something that was asked for cannot be done (one line says what and the remedy);
-130 interrupted. Heavy imports happen inside the subcommands, so that ``--help`` and ``list`` are instant.
+Exit codes: 0 done; 1 the reader of stdout went away, or a defect (with its traceback); 2 something that was
+asked for cannot be done (one line says what and the remedy); 130 interrupted. Heavy imports happen inside the
+subcommands, so that ``--help`` and ``list`` are instant.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness.errors import HarnessError, UnknownNameError
+from harness.errors import ConfigError, HarnessError, UnknownNameError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,10 +24,12 @@ if TYPE_CHECKING:
 
 __all__ = ["app", "main"]
 
+# Base of the parser's complaints. typer exports this one of them, whichever click it is built on.
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
 app = typer.Typer(
     name="harness",
     help="Benchmark early-exit decoding of code language models: accuracy, time, energy and layers, compared fairly.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -36,15 +39,18 @@ app = typer.Typer(
 def main() -> None:
     """Run the command and turn refusals into one line and an exit code."""
     try:
-        app()
+        code = app(args=sys.argv[1:] or ["--help"], prog_name="harness", standalone_mode=False)
     except HarnessError as error:
-        _stderr().print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
+        _refuse(str(error))
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except _UsageError as error:
+        context = getattr(error, "ctx", None)
+        where = getattr(context, "command_path", "harness")
+        _refuse(f"{error.format_message().rstrip('.')}. See `{where} --help`.")  # type: ignore[attr-defined]
+        sys.exit(HarnessError.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(0)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 @app.command()
@@ -114,11 +120,11 @@ def run(
         "out": out,
     }
     settings = _settings({key: value for key, value in given.items() if value is not None}, config, resume)
-    _log_to_stderr()
+    console = _stderr()
+    _log_to(console)
     from harness.progress import RunProgress
     from harness.runner import execute
 
-    console = _stderr()
     with RunProgress(console) as progress:
         try:
             result = execute(settings, resume=resume, observer=progress)
@@ -126,7 +132,10 @@ def run(
             progress.interrupted()
             raise
     _show(result.summary, as_json=as_json)
-    console.print(f"[dim]Records, report.md, summary.csv and summary.json are in {_escape(str(result.directory))}[/]")
+    console.print(
+        f"[dim]Records, report.md, summary.csv and summary.json are in {_escape(str(result.directory))}[/]",
+        soft_wrap=True,
+    )
 
 
 @app.command("list")
@@ -174,36 +183,34 @@ def report(
     from harness.runner import summarise_directory
     from reports.export import write_report
 
-    summaries = []
-    for directory in directories:
-        summary = summarise_directory(directory)
-        write_report(summary, directory)
-        summaries.append(summary)
+    summaries = [summarise_directory(directory) for directory in directories]
     if as_json:
         parts = [summary.model_dump(mode="json") for summary in summaries]
         print(json.dumps(parts if len(parts) > 1 else parts[0], indent=2))
-        return
-    for summary in summaries:
-        _show(summary, as_json=False)
+    else:
+        for summary in summaries:
+            _show(summary, as_json=False)
+    for summary, directory in zip(summaries, directories, strict=True):  # last: it fails where only reading is allowed
+        write_report(summary, directory)
 
 
 def _settings(given: dict[str, Any], config: Path | None, resume: Path | None) -> RunConfig:
-    """Lay flags over a file, or over the configuration of the run to resume."""
+    """Lay flags over a file, and both over the configuration of the run to resume."""
     from harness.config import RunConfig
 
-    base: dict[str, Any] = {}
+    before: dict[str, Any] = {}
     if resume is not None:
         from harness.store import RunDirectory
 
         with RunDirectory.read(resume) as store:
-            base = dict(store.manifest.config)
-        base["out"] = None
-    elif config is not None:
-        base = RunConfig.read_toml(config)
-    values = {**base, **given}
+            before = {key: value for key, value in store.manifest.config.items() if key != "out"}
+    values = {**before, **(RunConfig.read_toml(config) if config is not None else {}), **given}
     if values.get("limit") == 0:
         values["limit"] = None
-    return RunConfig.build(values)
+    settings = RunConfig.build(values)
+    if resume is not None and settings.out is not None and settings.out.absolute() != resume.absolute():
+        raise ConfigError(f"--out {settings.out} and --resume {resume} name two directories. Leave --out away.")
+    return settings
 
 
 def _show(summary: Summary, *, as_json: bool) -> None:
@@ -269,25 +276,31 @@ def _registries() -> dict[str, Any]:
     return {"strategies": STRATEGIES, "tasks": TASKS, "models": MODELS, "meters": METERS}
 
 
-def _log_to_stderr() -> None:
+def _refuse(message: str) -> None:
+    """Print one line, whatever line breaks a file name or another library brought into the message."""
+    _stderr().print(f"[bold red]error:[/] {_escape(' '.join(message.split()))}", highlight=False, soft_wrap=True)
+
+
+def _log_to(console: Console) -> None:
+    """Send warnings to the console that draws the progress bar, so that neither overwrites the other."""
     import logging
 
     from rich.logging import RichHandler
 
-    handler = RichHandler(console=_stderr(), show_path=False, show_time=False)
+    handler = RichHandler(console=console, show_path=False, show_time=False)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], format="%(message)s")
 
 
 def _stdout() -> Console:
     from rich.console import Console
 
-    return Console()
+    return Console(emoji=False)
 
 
 def _stderr() -> Console:
     from rich.console import Console
 
-    return Console(stderr=True)
+    return Console(stderr=True, emoji=False)
 
 
 def _escape(text: str) -> str:

@@ -163,7 +163,7 @@ class RunConfig(BaseModel):
                 return tomllib.load(file)
         except OSError as error:
             raise ConfigError(f"cannot read configuration {path}: {error.strerror}.") from None
-        except tomllib.TOMLDecodeError as error:
+        except ValueError as error:  # TOMLDecodeError, or bytes that are not UTF-8
             raise ConfigError(f"configuration {path} is not valid TOML: {error}.") from None
 
     def specs(self) -> list[StrategySpec]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from harness.config import BASELINE, RunConfig, StrategySpec
 from harness.contracts import ModelInfo, StopRule, Strategy, Task, TaskData, TaskRequest, TextCodec
-from harness.errors import ConfigError, DataError
+from harness.errors import ConfigError, DataError, OptionError
 from harness.models.loading import ResolvedModel, load_codec, resolve
 from harness.options import build_strategy, effective_options
 from harness.records import OperatingPointRecord, TaskRecord
@@ -121,11 +121,17 @@ def resolve_device(name: str) -> str:
 
 
 def _point(spec: StrategySpec, strategy: Strategy, info: ModelInfo) -> OperatingPoint:
+    points = tuple(strategy.exit_points(info))
+    if list(points) != sorted(set(points) & set(info.exit_points)):
+        raise OptionError(
+            f"{spec} asks to stop after layers {points}, which are not sorted exit points of {info.name} "
+            f"(exit points: {', '.join(map(str, info.exit_points)) or 'none'})."
+        )
     record = OperatingPointRecord(
         name=str(spec),
         strategy=spec.name,
         options=effective_options(strategy),
-        exit_points=strategy.exit_points(info),
+        exit_points=points,
         rehearsed=strategy.rehearsed,
     )
     return OperatingPoint(strategy, record)
@@ -162,5 +168,5 @@ def _draw(task: Task, config: RunConfig, codec: TextCodec, info: ModelInfo) -> P
 
 def default_directory(config: RunConfig, stamp: str) -> Path:
     """Return a new run directory's path under ``runs/``, named by time, model and tasks."""
-    model = Path(config.model).name
+    model = Path(config.model).resolve().name  # "." has no name
     return Path("runs") / f"{stamp}-{model}-{'-'.join(config.tasks)}"

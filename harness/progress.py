@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -29,7 +30,7 @@ class RunProgress:
     Refreshed between windows only: a timer thread that redraws inside a window would be measured.
 
     Args:
-        console: where to draw; a console that is not a terminal gets one line per stage.
+        console: where to draw; a console that is not a terminal gets one line per stage and tenth.
     """
 
     def __init__(self, console: Console) -> None:
@@ -51,22 +52,23 @@ class RunProgress:
         )
 
     def __enter__(self) -> Self:
-        self._progress.start()
+        if self._console.is_terminal:
+            self._progress.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        self._stop()
 
     def stage(self, text: str) -> None:
         """Name the slow thing that begins."""
         if not self._console.is_terminal:
-            self._console.print(f"{text} …", highlight=False)
+            self._console.print(f"{escape(text)} …", highlight=False, soft_wrap=True)
             return
         if self._stage is not None:
             self._progress.remove_task(self._stage)
-        self._stage = self._progress.add_task(f"{text} …", total=None)
+        self._stage = self._progress.add_task(f"{escape(text)} …", total=None)
         self._progress.refresh()
 
     def begin(self, total: int, done: int, directory: Path) -> None:
@@ -75,18 +77,29 @@ class RunProgress:
             self._progress.remove_task(self._stage)
             self._stage = None
         self._directory = directory
-        self._console.print(f"[dim]{total} windows into {directory}[/]" + (f", {done} kept" if done else ""))
+        kept = f", {done} kept" if done else ""
+        self._console.print(f"[dim]{total} windows into {escape(str(directory))}{kept}[/]", soft_wrap=True)
         self._task = self._progress.add_task("measuring", total=total, completed=done)
         self._progress.refresh()
 
     def window(self, record: WindowRecord) -> None:
         """Advance the bar."""
-        if self._task is not None:
-            self._progress.update(self._task, advance=1, description=f"{record.task} {record.operating_point}"[:44])
+        if self._task is None:
+            return
+        label = f"{record.task} {record.operating_point}"
+        self._progress.update(self._task, advance=1, description=escape(label[:44]))
+        task = self._progress.tasks[-1]
+        if self._console.is_terminal:
             self._progress.refresh()
+        elif task.total and int(10 * task.completed / task.total) > int(10 * (task.completed - 1) / task.total):
+            self._console.print(f"{task.completed:.0f} of {task.total:.0f} windows", highlight=False)
 
     def interrupted(self) -> None:
         """Say what a stopped run has kept and how it goes on."""
-        self._progress.stop()
-        where = f" Continue with `harness run --resume {self._directory}`." if self._directory else ""
-        self._console.print(f"Stopped; every finished window is kept.{where}" if where else "Stopped.")
+        self._stop()
+        where = f" Continue with `harness run --resume {escape(str(self._directory))}`." if self._directory else ""
+        self._console.print(f"Stopped; every finished window is kept.{where}" if where else "Stopped.", soft_wrap=True)
+
+    def _stop(self) -> None:
+        if self._console.is_terminal:  # elsewhere nothing was started, and stopping would print an empty line
+            self._progress.stop()

@@ -6,6 +6,7 @@ measured window, so that drift of the machine favours nobody and everything is p
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,8 +17,8 @@ from harness import environment
 from harness.config import RunConfig
 from harness.contracts import Meter
 from harness.decoding.engine import Engine
-from harness.errors import ConfigError, StoreError
-from harness.manifest import describe_run, load_model
+from harness.errors import ConfigError, OutOfMemoryError, StoreError
+from harness.manifest import describe_run, is_out_of_memory, load_model
 from harness.metering import open_meter
 from harness.plan import default_directory, make_plan
 from harness.records import Manifest, Summary, WindowRecord
@@ -86,7 +87,7 @@ def execute(config: RunConfig, *, resume: Path | None = None, observer: Observer
         engine = Engine(loaded.backbone, plan.model.info)
         session = Session(plan, engine, meter)
         watch.stage("warming up")
-        warmup = session.warm_up()
+        warmup = _warm_up(session, config)
         manifest = describe_run(plan, loaded, meter, unavailable, _block_size(config, before, meter, warmup), before)
         path = resume or config.out or default_directory(config, f"{datetime.now(UTC):%Y%m%d-%H%M%S}")
         with _open(path, manifest, resume=resume is not None) as store:
@@ -124,11 +125,24 @@ def _summarise(store: RunDirectory) -> Summary:
     return summarise(manifest, store.windows(), store.samples(), score_corpus, machine=line)
 
 
+def _warm_up(session: Session, config: RunConfig) -> list[WindowRecord]:
+    try:
+        return session.warm_up()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemoryError(
+            f"out of memory while warming up with a batch of {config.batch_size}; nothing was measured yet. "
+            "Use a smaller --batch-size, --dtype bfloat16 or a smaller --model."
+        ) from error
+
+
 def _before(config: RunConfig, resume: Path | None) -> Manifest | None:
     """Look at the target directory before anything slow: it must be new, or be the run to resume."""
     if resume is not None:
         with RunDirectory.read(resume) as store:
             return store.manifest
+    _check_writable(config.out or Path("runs"))
     if config.out is not None and config.out.exists():
         if not config.out.is_dir():
             raise ConfigError(f"--out {config.out} is a file.")
@@ -138,6 +152,15 @@ def _before(config: RunConfig, resume: Path | None) -> Manifest | None:
                 "or use another --out."
             )
     return None
+
+
+def _check_writable(path: Path) -> None:
+    """Refuse a folder that could not be made, before a model is loaded for it."""
+    folder = next(parent for parent in [path, *path.absolute().parents] if parent.exists())
+    if folder != path and not folder.is_dir():
+        raise ConfigError(f"the run directory {path} cannot be made: {folder} is a file. Use another --out.")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigError(f"the run directory {path} cannot be made: {folder} is not writable. Use another --out.")
 
 
 def _open(path: Path, manifest: Manifest, *, resume: bool) -> RunDirectory:

@@ -31,5 +31,8 @@ class Saturation(Strategy):
         """Compare the cosine with τ."""
         before = view.previous
         if before is None:
-            return torch.zeros_like(view.rows, dtype=torch.bool)
-        return torch.cosine_similarity(view.hidden_state.float(), before.hidden_state.float(), dim=-1) >= self.threshold
+            return torch.zeros(len(view.hidden_state), dtype=torch.bool, device=view.hidden_state.device)
+        here, there = view.hidden_state.float(), before.hidden_state.float()
+        norms = torch.linalg.vector_norm(here, dim=-1) * torch.linalg.vector_norm(there, dim=-1)
+        settled: Tensor = torch.linalg.vecdot(here, there) >= self.threshold * norms
+        return settled

@@ -104,12 +104,12 @@ def layer_norm(module: nn.Module) -> LayerNorm:
     return LayerNorm(_tensor(module, "weight"), _tensor(module, "bias"), module.eps, module.normalized_shape[0])
 
 
-def rotary_tables(module: nn.Module, head_dim: int, like: Tensor) -> Callable[[int], Rotary]:
+def rotary_tables(module: nn.Module, heads: HeadShape, like: Tensor) -> Callable[[int], Rotary]:
     """Make rotary tables with transformers' own module, so that every scaling rule is its own."""
 
     def make(positions: int) -> Rotary:
         cos, sin = module(like, torch.arange(positions, device=like.device).unsqueeze(0))
-        return Rotary(cos[0], sin[0], head_dim)
+        return Rotary(cos[0], sin[0], heads)
 
     return make
 

@@ -9,6 +9,7 @@ number of kernel launches is what separates an engine from the memory bandwidth.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -17,14 +18,17 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-__all__ = ["Block", "HeadShape", "LayerNorm", "Linear", "Norm", "RMSNorm", "Rotary"]
+__all__ = ["Block", "HeadShape", "LayerNorm", "Linear", "Norm", "RMSNorm", "Rotary", "Tables"]
 
 Activation: TypeAlias = Callable[[Tensor], Tensor]
+Tables: TypeAlias = tuple[Tensor, Tensor]
+
+_ZERO = torch.zeros(())
 
 
 @dataclass(frozen=True, slots=True)
 class HeadShape:
-    """Attention geometry: query heads, key/value heads, width of one head, softmax scale."""
+    """Attention geometry: query heads, key/value heads, width of one head."""
 
     query_heads: int
     kv_heads: int
@@ -36,14 +40,18 @@ class HeadShape:
         return self.query_heads * self.head_dim
 
     @property
-    def kv_width(self) -> int:
-        """Columns of the key projection, and of the value projection."""
-        return self.kv_heads * self.head_dim
+    def grouped(self) -> bool:
+        """Whether several query heads share one key/value head."""
+        return self.query_heads != self.kv_heads
 
     @property
-    def group(self) -> int:
-        """Query heads that share one key/value head."""
-        return self.query_heads // self.kv_heads
+    def fused(self) -> tuple[int, int]:
+        """Heads and width of the fused projection: queries, keys, values."""
+        return self.query_heads + 2 * self.kv_heads, self.head_dim
+
+    def kv_part(self, tables: Tables) -> Tables:
+        """Return the part of rotary tables that belongs to keys and values."""
+        return tables[0][:, self.query_heads :], tables[1][:, self.query_heads :]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +88,12 @@ class RMSNorm:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Normalise the last axis of ``x``."""
+        if x.dim() == 2 and x.shape[0] == 1 and x.dtype is torch.float32 and x.device.type == "cpu":
+            # One row: torch's CPU kernels are five here, and each runs on cold caches after a streamed
+            # matrix. A dot product, a scalar root and one fused product take half the time.
+            row = x[0]
+            scale = 1.0 / math.sqrt(torch.dot(row, row).item() / row.shape[0] + self.eps)
+            return torch.addcmul(_ZERO, x, self.weight, value=scale)
         return self.weight * self.standardise(x)
 
     def standardise(self, x: Tensor) -> Tensor:
@@ -108,25 +122,31 @@ Norm: TypeAlias = RMSNorm | LayerNorm
 class Rotary:
     """Rotary position embedding (Su 2021, arXiv 2104.09864) from precomputed tables.
 
+    Queries, keys and values leave one fused projection side by side, so all of them are turned in one
+    go: the tables hold cosine 1 and sine 0 for values, and for dimensions that do not turn (GPT-NeoX).
+
     Args:
         cos: ``[positions, rotary_dim]``, halves repeated as transformers lays them out.
         sin: the same shape.
-        head_dim: width of a head; dimensions beyond ``rotary_dim`` pass through (GPT-NeoX).
+        heads: attention geometry.
     """
 
-    def __init__(self, cos: Tensor, sin: Tensor, head_dim: int) -> None:
+    def __init__(self, cos: Tensor, sin: Tensor, heads: HeadShape) -> None:
         half = cos.shape[-1] // 2
-        self._cos = cos.unsqueeze(1)
-        self._sin = torch.cat((-sin[:, :half], sin[:, half:]), dim=-1).unsqueeze(1)
-        self._dim = cos.shape[-1]
-        self._partial = self._dim != head_dim
+        self._cos, self._heads, self._dim = cos, heads, cos.shape[-1]
+        self._sin = torch.cat((-sin[:, :half], sin[:, half:]), dim=-1)
+        self._partial = self._dim != heads.head_dim
 
-    def tables(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Return cosines and signed sines for ``positions`` ``[n]``, each ``[n, 1, rotary_dim]``."""
-        return self._cos[positions], self._sin[positions]
+    def tables(self, positions: Tensor) -> Tables:
+        """Return cosines and signed sines of all heads at ``positions`` ``[n]``, each ``[n, H + 2 KV, rotary_dim]``."""
+        turning = self._heads.query_heads + self._heads.kv_heads
+        cos = self._cos[positions].unsqueeze(1).expand(-1, turning, -1)
+        sin = self._sin[positions].unsqueeze(1).expand(-1, turning, -1)
+        still = cos.new_ones((len(positions), self._heads.kv_heads, self._dim))
+        return torch.cat((cos, still), dim=1), torch.cat((sin, torch.zeros_like(still)), dim=1)
 
-    def apply(self, heads: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
-        """Rotate ``[…, n, heads, head_dim]`` by tables that broadcast over the leading axes."""
+    def turn(self, heads: Tensor, tables: Tables) -> Tensor:
+        """Rotate ``[…, n, heads, head_dim]`` by tables of the same heads; leading axes broadcast."""
         cos, sin = tables
         if not self._partial:
             return torch.addcmul(heads * cos, heads.roll(self._dim // 2, -1), sin)
@@ -169,35 +189,29 @@ class Block:
     parallel: bool = False
     post_norm: bool = False
 
-    def project(
-        self, hidden: Tensor, rotary: Rotary | None, tables: tuple[Tensor, Tensor] | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries ``[n, H, D]``, keys and values ``[n, KV, D]`` of hidden states ``[n, hidden]``."""
+    def project(self, hidden: Tensor, rotary: Rotary | None, tables: Tables | None) -> tuple[Tensor, Tensor]:
+        """Return queries ``[n, H, D]`` and keys with values ``[n, 2 KV, D]`` of hidden states ``[n, hidden]``."""
         shape = self.heads
-        fused = self.qkv(hidden if self.post_norm else self.attention_norm(hidden))
-        fused = fused.view(-1, shape.query_heads + 2 * shape.kv_heads, shape.head_dim)
-        turning = shape.query_heads + shape.kv_heads
-        queries_keys, values = fused[:, :turning], fused[:, turning:]
+        fused = self.qkv(hidden if self.post_norm else self.attention_norm(hidden)).view(-1, *shape.fused)
         if self.query_norm is not None and self.key_norm is not None:
-            queries, keys = queries_keys[:, : shape.query_heads], queries_keys[:, shape.query_heads :]
-            queries_keys = torch.cat((self.query_norm(queries), self.key_norm(keys)), dim=1)
+            queries, entries = fused[:, : shape.query_heads], fused[:, shape.query_heads :]
+            keys, values = entries.chunk(2, dim=1)
+            fused = torch.cat((self.query_norm(queries), self.key_norm(keys), values), dim=1)
         if rotary is not None and tables is not None:
-            queries_keys = rotary.apply(queries_keys, tables)
-        return queries_keys[:, : shape.query_heads], queries_keys[:, shape.query_heads :], values
+            fused = rotary.turn(fused, tables)
+        return fused[:, : shape.query_heads], fused[:, shape.query_heads :]
 
-    def fill(
-        self, hidden: Tensor, rotary: Rotary | None, tables: tuple[Tensor, Tensor] | None
-    ) -> tuple[Tensor, Tensor]:
-        """Return only keys and values ``[n, KV, D]``: what a token that skips this layer leaves behind."""
+    def fill(self, hidden: Tensor, rotary: Rotary | None, tables: Tables | None) -> Tensor:
+        """Return only keys and values ``[n, 2 KV, D]``: what a token that skips this layer leaves behind."""
         shape = self.heads
         normed = hidden if self.post_norm else self.attention_norm(hidden)
         fused = self.qkv.rows(shape.query_width)(normed).view(-1, 2 * shape.kv_heads, shape.head_dim)
-        keys, values = fused[:, : shape.kv_heads], fused[:, shape.kv_heads :]
         if self.key_norm is not None:
-            keys = self.key_norm(keys)
+            keys, values = fused.chunk(2, dim=1)
+            fused = torch.cat((self.key_norm(keys), values), dim=1)
         if rotary is not None and tables is not None:
-            keys = rotary.apply(keys, tables)
-        return keys, values
+            fused = rotary.turn(fused, shape.kv_part(tables))
+        return fused
 
     def finish(self, hidden: Tensor, attended: Tensor) -> Tensor:
         """Return the layer's output from its input and the attention result, both ``[n, …]``."""

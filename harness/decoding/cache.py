@@ -12,11 +12,11 @@ from torch import Tensor
 
 from harness.decoding.blocks import HeadShape
 
-__all__ = ["KVCache"]
+__all__ = ["KVCache", "attend"]
 
 
 class KVCache:
-    """A dense cache ``[layers, rows, KV heads, positions, head_dim]`` for keys and one for values.
+    """A dense cache ``[layers, rows, 2 × KV heads, positions, head_dim]``: keys first, then values.
 
     Args:
         num_layers: decoder layers.
@@ -24,32 +24,37 @@ class KVCache:
         positions: longest sequence it must hold.
         heads: attention geometry.
         like: a tensor whose dtype and device it takes.
+
+    Attributes:
+        entries: the cache.
+        depth: layers held at each ``[row, position]``; kept under the ``skip`` policy only.
     """
 
     def __init__(self, num_layers: int, rows: int, positions: int, heads: HeadShape, like: Tensor) -> None:
-        shape = (num_layers, rows, heads.kv_heads, positions, heads.head_dim)
+        shape = (num_layers, rows, 2 * heads.kv_heads, positions, heads.head_dim)
         self._heads = heads
         # Zeros, not empty: a masked position still enters attention with weight 0, and 0 × NaN is NaN.
-        self.keys = torch.zeros(shape, dtype=like.dtype, device=like.device)
-        self.values = torch.zeros(shape, dtype=like.dtype, device=like.device)
+        self.entries = torch.zeros(shape, dtype=like.dtype, device=like.device)
         self.depth = torch.zeros((rows, positions), dtype=torch.int64, device=like.device)
         self._positions = torch.arange(positions, device=like.device)
 
-    def write_prompt(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        """Store a whole prompt pass, ``[rows, KV, length, head_dim]``, from position 0 on."""
-        length = keys.shape[2]
-        self.keys[layer, :, :, :length] = keys
-        self.values[layer, :, :, :length] = values
+    @property
+    def keys(self) -> Tensor:
+        """Keys, ``[layers, rows, KV heads, positions, head_dim]``."""
+        return self.entries[:, :, : self._heads.kv_heads]
 
-    def write(self, layer: int, rows: Tensor, positions: Tensor, keys: Tensor, values: Tensor) -> None:
-        """Store slots: keys and values ``[n, KV, head_dim]`` at ``rows``, ``positions``, both ``[n]``."""
-        self.keys[layer, rows, :, positions] = keys
-        self.values[layer, rows, :, positions] = values
+    @property
+    def values(self) -> Tensor:
+        """Values, shaped as :attr:`keys`."""
+        return self.entries[:, :, self._heads.kv_heads :]
 
-    def write_one(self, layer: int, row: int, position: int, keys: Tensor, values: Tensor) -> None:
-        """Store a single slot, ``[1, KV, head_dim]``, without index tensors."""
-        self.keys[layer, row, :, position] = keys[0]
-        self.values[layer, row, :, position] = values[0]
+    def write_prompt(self, layer: int, entries: Tensor) -> None:
+        """Store a whole prompt pass, ``[rows, 2 KV, length, head_dim]``, from position 0 on."""
+        self.entries[layer, :, :, : entries.shape[2]] = entries
+
+    def write(self, layer: int, rows: Tensor, positions: Tensor, entries: Tensor) -> None:
+        """Store slots ``[n, 2 KV, head_dim]`` at ``rows``, ``positions``, both ``[n]``."""
+        self.entries[layer, rows, :, positions] = entries
 
     def visible(self, rows: Tensor, positions: Tensor, layers: int | None) -> Tensor:
         """Return which cached positions a slot may attend to, ``[n, longest]`` bool.
@@ -63,35 +68,50 @@ class KVCache:
         mask = self._positions[:length] <= positions.unsqueeze(1)
         return mask if layers is None else mask & (self.depth[rows, :length] >= layers)
 
-    def attend(
-        self, layer: int, queries: Tensor, rows: Tensor | slice, length: int, mask: Tensor | None, scale: float
-    ) -> Tensor:
-        """One query per row: ``[n, H, D]`` → ``[n, H * D]``.
+    def views(self, rows: slice, length: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Return keys and values of neighbouring rows as views, one per layer, cut in one go.
 
-        Args:
-            layer: 0-based layer.
-            queries: one slot per row.
-            rows: which rows: a slice (no copy) where they are neighbours, else ``[n]`` indices.
-            length: cached positions to look at.
-            mask: ``[n, length]`` bool, or ``None`` when all are visible.
-            scale: factor on query·key.
+        Cutting them layer by layer would cost as much as a norm, each time on cold caches.
         """
-        heads = self._heads
-        keys, values = self.keys[layer, rows, :, :length], self.values[layer, rows, :, :length]
-        # Query heads of one group become the "sequence" of their key/value head: no repeat of K and V.
-        grouped = queries.reshape(-1, heads.kv_heads, heads.group, heads.head_dim)
-        allowed = None if mask is None else mask[:, None, None, :].expand(-1, heads.kv_heads, heads.group, -1)
-        out = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=allowed, scale=scale)
-        return out.reshape(-1, heads.query_width)
+        reach = self.entries[:, rows, :, :length]
+        return reach[:, :, : self._heads.kv_heads].unbind(0), reach[:, :, self._heads.kv_heads :].unbind(0)
+
+    def gather(self, layer: int, rows: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """Return copies of keys and values of scattered rows ``[n]``."""
+        keys, values = self.entries[layer, rows, :, :length].chunk(2, dim=1)
+        return keys, values
+
+    def slots(self, row: int, position: int) -> tuple[Tensor, ...]:
+        """Return one slot as views ``[2 KV, head_dim]``, one per layer, to copy new entries into."""
+        return self.entries[:, row, :, position].unbind(0)
 
     def attend_span(self, layer: int, queries: Tensor, row: int, start: int, scale: float) -> Tensor:
         """Consecutive positions ``start``… of one row, causal: ``[n, H, D]`` → ``[n, H * D]``."""
-        heads = self._heads
         count = queries.shape[0]
         end = start + count
-        keys, values = self.keys[layer, row, None, :, :end], self.values[layer, row, None, :, :end]
+        keys, values = self.entries[layer, row, None, :, :end].chunk(2, dim=1)
         mask = self._positions[:end] <= self._positions[start:end].unsqueeze(1)
         out = F.scaled_dot_product_attention(
-            queries.transpose(0, 1).unsqueeze(0), keys, values, attn_mask=mask, scale=scale, enable_gqa=heads.group > 1
-        )
-        return out[0].transpose(0, 1).reshape(count, heads.query_width)
+            queries.transpose(0, 1).unsqueeze(0), keys, values, attn_mask=mask, scale=scale,
+            enable_gqa=self._heads.grouped,
+        )  # fmt: skip
+        return out[0].transpose(0, 1).reshape(count, -1)
+
+
+def attend(
+    queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, heads: HeadShape, scale: float
+) -> Tensor:
+    """Attend with one query per row: ``[n, H, D]`` → ``[n, H * D]``.
+
+    Args:
+        queries: one slot per row.
+        keys: ``[n, KV, length, D]``.
+        values: the same shape.
+        mask: ``[n, 1, 1, length]`` bool, or ``None`` when all positions are visible.
+        heads: attention geometry.
+        scale: factor on query·key.
+    """
+    out = F.scaled_dot_product_attention(
+        queries.unsqueeze(2), keys, values, attn_mask=mask, scale=scale, enable_gqa=heads.grouped
+    )
+    return out.reshape(-1, heads.query_width)

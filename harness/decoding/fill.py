@@ -59,21 +59,18 @@ class KVFiller:
         index = torch.tensor(rows, device=device)
         if not self._joint:
             for deeper in range(layer, self._backbone.num_layers):
-                keys, values = self._backbone.blocks[deeper].fill(hidden, rotary, tables)
-                cache.write(deeper, index, places, keys, values)
+                cache.write(deeper, index, places, self._backbone.blocks[deeper].fill(hidden, rotary, tables))
             return
-        keys, values = self._all_layers(layer, hidden)
+        entries = self._all_layers(layer, hidden)
         if rotary is not None and tables is not None:
-            keys = rotary.apply(keys, tables)
+            entries = rotary.turn(entries, self._backbone.heads.kv_part(tables))
         if len(rows) == 1:
-            cache.keys[layer:, rows[0], :, positions[0]] = keys[:, 0]
-            cache.values[layer:, rows[0], :, positions[0]] = values[:, 0]
+            cache.entries[layer:, rows[0], :, positions[0]] = entries[:, 0]
         else:
-            cache.keys[layer:, index, :, places] = keys.transpose(0, 1)
-            cache.values[layer:, index, :, places] = values.transpose(0, 1)
+            cache.entries[layer:, index, :, places] = entries.transpose(0, 1)
 
-    def _all_layers(self, layer: int, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values before rotation, each ``[layers, n, KV, head_dim]``."""
+    def _all_layers(self, layer: int, hidden: Tensor) -> Tensor:
+        """Keys and values before rotation, ``[layers, n, 2 KV, head_dim]``."""
         heads = self._backbone.heads
         norm = self._backbone.blocks[layer].attention_norm
         if isinstance(norm, RMSNorm):
@@ -84,5 +81,4 @@ class KVFiller:
         if self._shift is not None:
             normed = normed + self._shift[layer:]
         fused = torch.stack([project(x) for project, x in zip(self._maps[layer:], normed, strict=True)])
-        fused = fused.view(len(fused), -1, 2 * heads.kv_heads, heads.head_dim)
-        return fused[:, :, : heads.kv_heads], fused[:, :, heads.kv_heads :]
+        return fused.view(len(fused), -1, 2 * heads.kv_heads, heads.head_dim)

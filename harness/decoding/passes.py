@@ -17,8 +17,8 @@ from torch import Tensor
 
 from harness.contracts import KVPolicy
 from harness.decoding.backbone import Backbone
-from harness.decoding.blocks import Rotary
-from harness.decoding.cache import KVCache
+from harness.decoding.blocks import Rotary, Tables
+from harness.decoding.cache import KVCache, attend
 from harness.decoding.generation import Generation
 
 __all__ = ["Pass", "PrefixPass", "Stash", "TokenPass"]
@@ -118,14 +118,15 @@ class PrefixPass:
         flat = hidden.reshape(count * length, width)
         for index in range(start, end):
             block = self._backbone.blocks[index]
-            queries, keys, values = (
+            queries, entries = (
                 part.view(count, length, -1, heads.head_dim).transpose(1, 2)
                 for part in block.project(flat, self._rotary, tables)
             )
             if keep and self._cache is not None:
-                self._cache.write_prompt(index, keys, values)
+                self._cache.write_prompt(index, entries)
+            keys, values = entries.chunk(2, dim=1)
             attended = F.scaled_dot_product_attention(
-                queries, keys, values, is_causal=True, scale=block.scale, enable_gqa=heads.group > 1
+                queries, keys, values, is_causal=True, scale=block.scale, enable_gqa=heads.grouped
             )
             flat = block.finish(flat, attended.transpose(1, 2).reshape(count * length, heads.query_width))
         return flat.view(count, length, width)
@@ -175,6 +176,20 @@ class Stash:
         return twin
 
 
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    """The slots of a token pass: one per row. ``keys``, ``values`` and ``slots`` are views per layer, or empty."""
+
+    positions: Tensor
+    rows: Tensor
+    length: int
+    tables: Tables | None
+    mask: Tensor | None
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    slots: tuple[Tensor, ...]
+
+
 class TokenPass:
     """One new token per row against the cache.
 
@@ -210,6 +225,7 @@ class TokenPass:
         device = backbone.device
         places = torch.tensor(positions, device=device)
         self._state = backbone.embed(torch.tensor(tokens, device=device), places)
+        self._frame: _Frame | None = None
         self._starts = list(positions)  # first position of each row's run of slots; the run ends at the new token
         if policy is KVPolicy.SKIP:
             cache.depth[torch.tensor(rows, device=device), places] = backbone.num_layers
@@ -248,6 +264,7 @@ class TokenPass:
                 self._seen.add(self.layer)
         if staying:
             self._state = torch.cat([self._state[runs[place]] for place in staying])
+        self._frame = None
         self.rows = [self.rows[place] for place in staying]
         self._positions = [self._positions[place] for place in staying]
         self._starts = [self._starts[place] for place in staying]
@@ -302,30 +319,46 @@ class TokenPass:
 
     def _run_tokens(self, stop: int) -> None:
         """One slot per row."""
-        device = self._state.device
-        single = len(self.rows) == 1
-        positions = torch.tensor(self._positions, device=device)
-        rows = torch.tensor(self.rows, device=device)
-        longest = max(self._positions) + 1
-        mask = None
+        if self._frame is None:
+            self._frame = self._make_frame()
+        frame, cache, heads, state = self._frame, self._cache, self._backbone.heads, self._state
+        mask = frame.mask
         if self._policy is KVPolicy.SKIP and self._seen:
-            mask = self._cache.visible(rows, positions, stop)
-        elif min(self._positions) + 1 < longest:
-            mask = self._cache.visible(rows, positions, None)
-        first, last = self.rows[0], self.rows[-1]
-        reach = slice(first, last + 1) if last - first + 1 == len(self.rows) else rows
-        tables = None if self._rotary is None else self._rotary.tables(positions)
-        state, cache = self._state, self._cache
+            mask = cache.visible(frame.rows, frame.positions, stop)[:, None, None, :]
         for index in range(self.layer, stop):
             block = self._backbone.blocks[index]
-            queries, keys, values = block.project(state, self._rotary, tables)
-            if single:
-                cache.write_one(index, first, longest - 1, keys, values)
+            queries, entries = block.project(state, self._rotary, frame.tables)
+            if frame.slots:
+                frame.slots[index].copy_(entries[0])
             else:
-                cache.write(index, rows, positions, keys, values)
-            attended = cache.attend(index, queries, reach, longest, mask, block.scale)
-            state = block.finish(state, attended)
+                cache.write(index, frame.rows, frame.positions, entries)
+            if frame.keys:
+                keys, values = frame.keys[index], frame.values[index]
+            else:
+                keys, values = cache.gather(index, frame.rows, frame.length)
+            state = block.finish(state, attend(queries, keys, values, mask, heads, block.scale))
         self._state = state
+
+    def _make_frame(self) -> _Frame:
+        """Gather what is the same in every segment until a row leaves."""
+        device, cache = self._state.device, self._cache
+        positions = torch.tensor(self._positions, device=device)
+        rows = torch.tensor(self.rows, device=device)
+        length = max(self._positions) + 1
+        ragged = min(self._positions) + 1 < length
+        first, last = self.rows[0], self.rows[-1]
+        neighbours = last - first + 1 == len(self.rows)
+        keys, values = cache.views(slice(first, last + 1), length) if neighbours else ((), ())
+        return _Frame(
+            positions=positions,
+            rows=rows,
+            length=length,
+            tables=None if self._rotary is None else self._rotary.tables(positions),
+            mask=cache.visible(rows, positions, None)[:, None, None, :] if ragged else None,
+            keys=keys,
+            values=values,
+            slots=cache.slots(first, length - 1) if len(self.rows) == 1 else (),
+        )
 
     def _run_spans(self, stop: int, lengths: list[int]) -> None:
         """A run of consecutive slots per row: linear maps over all of them, attention row by row."""
@@ -338,8 +371,8 @@ class TokenPass:
         spans = list(zip(self.rows, self._starts, self._runs(), strict=True))
         for index in range(self.layer, stop):
             block = self._backbone.blocks[index]
-            queries, keys, values = block.project(self._state, self._rotary, tables)
-            self._cache.write(index, rows, positions, keys, values)
+            queries, entries = block.project(self._state, self._rotary, tables)
+            self._cache.write(index, rows, positions, entries)
             attended = [
                 self._cache.attend_span(index, queries[run], row, start, block.scale) for row, start, run in spans
             ]

@@ -33,7 +33,10 @@ def parquet_rows(files: Sequence[Path], label: str, detail: Mapping[str, str]) -
     for file in files:
         try:
             with parquet.ParquetFile(file) as content:
-                columns = [name for name in content.schema_arrow.names if name in _COLUMNS]
+                names = content.schema_arrow.names
+                columns = [name for name in names if name in _COLUMNS]
+                if not columns:
+                    raise DataError(f"{file} has none of the columns {', '.join(_COLUMNS)}; it has {', '.join(names)}.")
                 tables.append(content.read(columns=columns))
         except (OSError, arrow.ArrowException) as error:
             raise DataError(f"cannot read {file} as Parquet: {_first_line(error)}. Fetch it again.") from None

@@ -36,8 +36,10 @@ def open_path(source: str, dataset: HubDataset) -> Rows:
     Raises:
         DataError: nothing there, nothing usable there, or the file cannot be read.
     """
-    path = Path(source).expanduser()
+    if not source:
+        raise DataError(f"--source is empty. Give {_FORMS}; or --source embedded.")
     try:
+        path = Path(source).expanduser()
         if path.is_dir():
             return _open_folder(path, dataset)
         if path.is_file():
@@ -45,6 +47,8 @@ def open_path(source: str, dataset: HubDataset) -> Rows:
         exists = path.exists()
     except OSError as error:
         raise DataError(f"cannot read --source '{source}': {error.strerror or error}.") from None
+    except RuntimeError:  # what pathlib says of ~nobody
+        raise DataError(f"--source '{source}': there is no such user. Give {_FORMS}; or --source embedded.") from None
     if exists:
         raise DataError(f"--source '{source}' is neither a file nor a folder. Give {_FORMS}.")
     hint = did_you_mean(source, ("embedded", "hub"))

@@ -44,5 +44,5 @@ def _block(layer: Any, heads: HeadShape) -> Block:
         output=linear(layer.attn.c_proj),
         mlp_in=linear(layer.mlp.c_fc),
         mlp_out=linear(layer.mlp.c_proj),
-        activation=layer.mlp.act,
+        activation=layer.mlp.act.forward,  # without the cost of a module call
     )

@@ -32,7 +32,7 @@ def read(model: Any) -> Backbone:
         blocks=[_block(layer, heads) for layer in core.layers],
         heads=heads,
         embed=embed,
-        rotary=rotary_tables(core.rotary_emb, heads.head_dim, words),
+        rotary=rotary_tables(core.rotary_emb, heads, words),
         final_norm=layer_norm(core.final_layer_norm),
         project_out=None,
         lm_head=linear(model.get_output_embeddings()),
@@ -49,7 +49,7 @@ def _block(layer: Any, heads: HeadShape) -> Block:
         output=linear(layer.attention.dense),
         mlp_in=linear(layer.mlp.dense_h_to_4h),
         mlp_out=linear(layer.mlp.dense_4h_to_h),
-        activation=layer.mlp.act,
+        activation=layer.mlp.act.forward,  # without the cost of a module call
         parallel=layer.use_parallel_residual,
     )
 

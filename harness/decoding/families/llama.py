@@ -30,7 +30,7 @@ def read(model: Any) -> Backbone:
         blocks=[_block(layer, heads) for layer in core.layers],
         heads=heads,
         embed=embed,
-        rotary=rotary_tables(core.rotary_emb, head_dim, words),
+        rotary=rotary_tables(core.rotary_emb, heads, words),
         final_norm=rms_norm(core.norm),
         project_out=None,
         lm_head=linear(model.lm_head),
@@ -51,6 +51,6 @@ def _block(layer: Any, heads: HeadShape) -> Block:
         output=linear(attention.o_proj),
         mlp_in=fuse(mlp.gate_proj, mlp.up_proj),
         mlp_out=linear(mlp.down_proj),
-        activation=mlp.act_fn,
+        activation=mlp.act_fn.forward,  # without the cost of a module call
         gated=True,
     )

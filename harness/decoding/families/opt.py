@@ -53,6 +53,6 @@ def _block(layer: Any, heads: HeadShape) -> Block:
         output=linear(attention.out_proj),
         mlp_in=linear(layer.fc1),
         mlp_out=linear(layer.fc2),
-        activation=layer.activation_fn,
+        activation=layer.activation_fn.forward,  # without the cost of a module call
         post_norm=not layer.do_layer_norm_before,
     )
