@@ -69,7 +69,7 @@ def run(
     source: Annotated[
         str | None, typer.Option(help="embedded, hub, or PATH of a JSONL file or dataset folder. [embedded]")
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Samples per task; 0 for all. [20]")] = None,
+    limit: Annotated[int | None, typer.Option(help="Samples per task; 0 for all. [16]")] = None,
     kv: Annotated[
         str | None, typer.Option(help="K,V of skipped layers: propagate, recompute, none, skip. [propagate]")
     ] = None,

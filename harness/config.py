@@ -111,7 +111,7 @@ class RunConfig(BaseModel):
     tasks: tuple[str, ...] = ("py150",)
     protocol: Protocol = "green-code"
     source: str = "embedded"
-    limit: Annotated[int, Field(ge=1)] | None = 20
+    limit: Annotated[int, Field(ge=1)] | None = 16
     max_new_tokens: Annotated[int, Field(ge=1, le=4096)] | None = None
     kv: KVPolicy = KVPolicy.PROPAGATE
     exit_points: str = "paper"

@@ -144,8 +144,6 @@ def _before(config: RunConfig, resume: Path | None) -> Manifest | None:
             return store.manifest
     _check_writable(config.out or Path("runs"))
     if config.out is not None and config.out.exists():
-        if not config.out.is_dir():
-            raise ConfigError(f"--out {config.out} is a file.")
         if any(config.out.iterdir()):
             raise StoreError(
                 f"{config.out} is not empty. Continue it with `harness run --resume {config.out}`, "
@@ -157,7 +155,7 @@ def _before(config: RunConfig, resume: Path | None) -> Manifest | None:
 def _check_writable(path: Path) -> None:
     """Refuse a folder that could not be made, before a model is loaded for it."""
     folder = next(parent for parent in [path, *path.absolute().parents] if parent.exists())
-    if folder != path and not folder.is_dir():
+    if not folder.is_dir():
         raise ConfigError(f"the run directory {path} cannot be made: {folder} is a file. Use another --out.")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ConfigError(f"the run directory {path} cannot be made: {folder} is not writable. Use another --out.")

@@ -1,0 +1,146 @@
+"""How fast the engine is, as paired ratios inside one process.
+
+SmolLM2-135M, float32, two threads, 400 prompt tokens, 30 new tokens. Every round runs transformers'
+``generate``, full depth, fixed exits and a never-exiting strategy once, with the bandwidth of matrix ×
+vector before and after; figures are medians over the rounds. Times are printed beside their targets, not
+asserted: a shared machine would make such a test lie. Run with ``make bench``.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+
+from harness.contracts import KVPolicy, ModelInfo, Strategy
+from strategies.fixed import Fixed
+from strategies.full import Full
+from strategies.saturation import Saturation
+
+PROMPT, NEW, ROUNDS = 400, 30, 8
+FIXED = (22, 14, 4)
+
+pytestmark = pytest.mark.model
+
+
+@dataclass
+class Rounds:
+    """Seconds and bytes per second of every round, by name."""
+
+    whole_s: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    per_token_s: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    bandwidth: list[float] = field(default_factory=list)
+
+    def ratio(self, above: list[float], below: list[float]) -> float:
+        return statistics.median(a / b for a, b in zip(above, below, strict=True))
+
+
+def decode_bytes(info: ModelInfo, layers: int) -> int:
+    """Bytes moved per token after the first: layers, LM head, K,V reads, K,V fill of skipped layers."""
+    cached = PROMPT + NEW // 2
+    return (
+        layers * (info.layer_bytes + cached * info.kv_entry_bytes)
+        + info.lm_head_bytes
+        + (info.num_layers - layers) * info.kv_projection_bytes
+    )
+
+
+def stream_bandwidth(matrices: list[torch.Tensor]) -> float:
+    row = torch.ones(1, matrices[0].shape[1])
+    start = time.perf_counter()
+    with torch.inference_mode():
+        for matrix in matrices:
+            torch.nn.functional.linear(row, matrix)
+    return sum(matrix.nbytes for matrix in matrices) / (time.perf_counter() - start)
+
+
+@pytest.fixture(scope="module")
+def rounds(smollm2: Any) -> Rounds:
+    torch.set_num_threads(2)
+    prompt = torch.randint(100, 40_000, (PROMPT,), generator=torch.Generator().manual_seed(0)).tolist()
+    ids = torch.tensor([prompt])
+    matrices = [torch.randn(8192, smollm2.info.hidden_size) for _ in range(60)]
+    strategies: dict[str, Strategy] = {
+        "full": Full(),
+        **{f"fixed {layer}": Fixed(layer=layer) for layer in FIXED},
+        "saturation, never exiting": Saturation(threshold=2.0),
+    }
+
+    def generate() -> list[int]:
+        with torch.inference_mode():
+            out = smollm2.module.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False
+            )
+        tokens: list[int] = out[0, PROMPT:].tolist()
+        return tokens
+
+    measured = Rounds()
+    for number in range(ROUNDS + 1):
+        before = stream_bandwidth(matrices)
+        start = time.perf_counter()
+        generate()
+        seconds = {"generate": time.perf_counter() - start}
+        per_token = {}
+        for name, strategy in strategies.items():
+            (made,) = smollm2.engine.decode([prompt], strategy, kv=KVPolicy.PROPAGATE, max_new_tokens=[NEW])
+            seconds[name] = made.token_times_s[-1]
+            per_token[name] = (made.token_times_s[-1] - made.token_times_s[0]) / (NEW - 1)
+        after = stream_bandwidth(matrices)
+        if number == 0:
+            continue  # warm-up
+        measured.bandwidth.append((before + after) / 2)
+        for name, value in seconds.items():
+            measured.whole_s[name].append(value)
+        for name, value in per_token.items():
+            measured.per_token_s[name].append(value)
+    return measured
+
+
+def report(benchmark: Any, what: str, value: float, target: str) -> None:
+    benchmark.extra_info[what] = round(value, 3)
+    print(f"\n  {what}: {value:.3f}  (target {target})")
+    assert value > 0
+
+
+def track(benchmark: Any, smollm2: Any, strategy: Strategy) -> None:
+    """Let pytest-benchmark time whole requests too, so that its comparison notices a regression."""
+    prompt = list(range(100, 100 + PROMPT))
+
+    def request() -> None:
+        smollm2.engine.decode([prompt], strategy, kv=KVPolicy.PROPAGATE, max_new_tokens=[NEW])
+
+    benchmark.pedantic(request, rounds=4, warmup_rounds=1)
+
+
+def test_full_depth_against_generate(benchmark: Any, rounds: Rounds, smollm2: Any) -> None:
+    track(benchmark, smollm2, Full())
+    speed_up = rounds.ratio(rounds.whole_s["generate"], rounds.whole_s["full"])
+    report(benchmark, "full depth over transformers' generate, whole request", speed_up, "≥ 1.05")
+
+
+def test_full_depth_against_bandwidth(benchmark: Any, rounds: Rounds, smollm2: Any) -> None:
+    track(benchmark, smollm2, Full())
+    moved = decode_bytes(smollm2.info, smollm2.info.num_layers)
+    share = rounds.ratio([moved / s for s in rounds.per_token_s["full"]], rounds.bandwidth)
+    report(benchmark, "full depth, share of the bandwidth roofline", share, "≥ 0.80")
+
+
+@pytest.mark.parametrize("layer", FIXED)
+def test_fixed_exit_against_its_roofline(benchmark: Any, rounds: Rounds, smollm2: Any, layer: int) -> None:
+    track(benchmark, smollm2, Fixed(layer=layer))
+    info = smollm2.info
+    possible = decode_bytes(info, info.num_layers) / decode_bytes(info, layer)
+    speed_up = rounds.ratio(rounds.per_token_s["full"], rounds.per_token_s[f"fixed {layer}"])
+    print(f"\n  fixed at {layer}: {speed_up:.2f}× per token, roofline {possible:.2f}×", end="")
+    report(benchmark, f"fixed at {layer}, share of its roofline speed-up", speed_up / possible, "≥ 0.92")
+
+
+def test_cost_of_asking(benchmark: Any, rounds: Rounds, smollm2: Any) -> None:
+    track(benchmark, smollm2, Saturation(threshold=2.0))
+    cost = rounds.ratio(rounds.per_token_s["saturation, never exiting"], rounds.per_token_s["full"])
+    report(benchmark, "never-exiting saturation over full depth, per token", cost, "≤ 1.03")
