@@ -254,6 +254,7 @@ class SummaryRow(_Record):
         roofline_fraction: bytes moved per second of decoding over the measured bandwidth.
         oracle_fraction: layers skipped over the layers the oracle skipped on the same samples.
         exit_checks_per_token, lm_head_per_token, kv_fill_layers_per_token: cost counts per decoded token.
+        rehearsed: it saw the answer outside the measured window: an upper bound, never on the front.
         pareto: on the front of (quality up, cost down) among the rows of its table.
     """
 
@@ -304,6 +305,7 @@ class SummaryRow(_Record):
     exit_checks_per_token: float | None = None
     lm_head_per_token: float | None = None
     kv_fill_layers_per_token: float | None = None
+    rehearsed: bool = False
     pareto: bool = False
 
 

@@ -143,12 +143,10 @@ def _before(config: RunConfig, resume: Path | None) -> Manifest | None:
         with RunDirectory.read(resume) as store:
             return store.manifest
     _check_writable(config.out or Path("runs"))
-    if config.out is not None and config.out.exists():
-        if any(config.out.iterdir()):
-            raise StoreError(
-                f"{config.out} is not empty. Continue it with `harness run --resume {config.out}`, "
-                "or use another --out."
-            )
+    if config.out is not None and config.out.exists() and any(config.out.iterdir()):
+        raise StoreError(
+            f"{config.out} is not empty. Continue it with `harness run --resume {config.out}`, or use another --out."
+        )
     return None
 
 

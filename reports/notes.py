@@ -14,7 +14,7 @@ from harness.records import Manifest, MeterRecord, SummaryRow
 from reports.cost import MIXED
 from reports.measured import Measured, Regime
 from reports.statistics import MINIMUM_PAIRS
-from reports.tables import ORACLE, is_candidate
+from reports.tables import is_candidate
 
 __all__ = ["notes"]
 
@@ -47,8 +47,9 @@ def _about_model(manifest: Manifest) -> Iterator[str]:
             "base weights: the model was not fine-tuned for early exit, so its early layers predict badly and "
             "exits cost more quality than they would after tuning."
         )
-    if "stand" in model.tokenizer_source.lower():
-        yield f"tokenizer stand-in: {model.tokenizer_source}. Token counts and texts are not the real model's."
+        yield f"weights: {model.weights_source}."
+    if model.tokenizer_stand_in:
+        yield f"tokenizer {model.tokenizer_source}. Token counts and texts are not the real model's."
 
 
 def _about_data(manifest: Manifest, rows: Sequence[SummaryRow]) -> Iterator[str]:
@@ -141,9 +142,9 @@ def _about_sample_size(cells: Sequence[Measured], rows: Sequence[SummaryRow], ba
 
 
 def _about_oracle(rows: Sequence[SummaryRow]) -> Iterator[str]:
-    if any(row.n and not is_candidate(row) for row in rows):
+    for name in dict.fromkeys(row.operating_point for row in rows if row.n and not is_candidate(row)):
         yield (
-            f"{ORACLE} leaves at the first exit point that has full depth's token and pays nothing to know it: an "
+            f"{name} leaves at the first exit point that has full depth's token and pays nothing to know it: an "
             "upper bound, never on the Pareto front."
         )
 

@@ -16,7 +16,6 @@ from reports.measured import Measured, select
 from reports.notes import notes
 from reports.pareto import mark_front
 from reports.quality import CorpusScorer, agreement, quality
-from reports.tables import ORACLE
 
 __all__ = ["summarise"]
 
@@ -62,7 +61,7 @@ def _row(
 ) -> SummaryRow:
     model = manifest.model
     full = cells[cell.task.name, manifest.operating_points[0].name]
-    oracles = [point.name for point in manifest.operating_points if point.strategy == ORACLE]
+    oracles = [point.name for point in manifest.operating_points if point.rehearsed]
     oracle = cells[cell.task.name, oracles[0]] if oracles else None
     return SummaryRow.model_validate(
         {
@@ -81,6 +80,7 @@ def _row(
             "n": len(cell.scored),
             "errors": cell.errors,
             "repeats": cell.repeats,
+            "rehearsed": cell.point.rehearsed,
             "agreement": agreement(cell, full),
             "oracle_fraction": oracle_fraction(cell, oracle, model.num_layers),
             **quality(cell, score_corpus),

@@ -116,6 +116,7 @@ class RunBuilder:
                     weights_source="made up",
                     weights_sha256=None,
                     tokenizer_source=self.tokenizer_source,
+                    tokenizer_stand_in=self.tokenizer_source.startswith("stand-in"),
                     num_layers=LAYERS,
                     hidden_size=8,
                     vocab_size=16,
@@ -157,7 +158,9 @@ class RunBuilder:
 def _point(name: str) -> OperatingPointRecord:
     strategy, _, rest = name.partition(":")
     options = dict(part.split("=") for part in rest.split(":")) if rest else {}
-    return OperatingPointRecord(name=name, strategy=strategy, options=options, exit_points=(2, 5, 8))
+    return OperatingPointRecord(
+        name=name, strategy=strategy, options=options, exit_points=(2, 5, 8), rehearsed=strategy == "oracle"
+    )
 
 
 @pytest.fixture

@@ -27,8 +27,8 @@ def test_random_weights_void_the_accuracy_columns(build) -> None:
 
 
 def test_a_stand_in_tokenizer_is_named(build) -> None:
-    run = finished(build(tokenizer_source="smollm2-135m stands in"))
-    assert "tokenizer stand-in: smollm2-135m stands in" in notes_of(run)
+    run = finished(build(tokenizer_source="stand-in: smollm2-135m"))
+    assert "tokenizer stand-in: smollm2-135m" in notes_of(run)
     assert "tokenizer" not in notes_of(finished(build()))
 
 

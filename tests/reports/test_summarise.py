@@ -16,7 +16,7 @@ from reports.summarise import summarise
 FULL, OTHER = "full", "fixed:layer=5"
 IDENTITY = {
     "operating_point", "strategy", "options", "task", "language", "protocol", "source", "model", "weights", "kv",
-    "batch_size", "dtype", "n", "errors", "repeats", "energy_source", "pareto",
+    "batch_size", "dtype", "n", "errors", "repeats", "energy_source", "pareto", "rehearsed",
 }  # fmt: skip
 
 

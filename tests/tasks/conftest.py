@@ -70,6 +70,11 @@ def words() -> Any:
 
 
 @pytest.fixture
+def byte_codec() -> Any:
+    return ByteCodec()
+
+
+@pytest.fixture
 def make_rows() -> Callable[..., RecordRows]:
     def make(records: Sequence[Mapping[str, object]], kind: Any = "path") -> RecordRows:
         return RecordRows(kind, "rows in memory", len(records), records.__getitem__)

@@ -123,28 +123,15 @@ def test_a_document_without_a_line_is_skipped(words: Any) -> None:
 
 
 @pytest.mark.parametrize("language", [PYTHON, JAVA])
-def test_every_official_row_is_completed_by_its_own_answer(data: Path, language: Language) -> None:
+def test_every_official_row_is_completed_by_its_own_answer(data: Path, byte_codec: Any, language: Language) -> None:
     """Generating the answer and then a mark stops at the mark, not before, and scores the whole answer."""
-    codec = __import__("tests_codec", fromlist=["x"]) if False else None
-    assert codec is None
     protocol = CodexglueLine(language)
-    mark = {"python": " <EOL>", "java": ""}[language.name]
+    is_over = protocol.stop_rule(byte_codec)
+    mark = " <EOL>" if language is PYTHON else ""
     with (data / "codexglue_line" / f"{language.name}.jsonl").open(encoding="utf-8") as file:
-        rows = [json.loads(row) for row in file][:300]
-
-    class Bytes:
-        eos_token_ids: frozenset[int] = frozenset()
-
-        def encode(self, text: str) -> list[int]:
-            return list(text.encode())
-
-        def decode(self, token_ids: Any) -> str:
-            return bytes(token_ids).decode()
-
-    is_over = protocol.stop_rule(Bytes())
-    for row in rows:
-        answer = Bytes().encode(" " + row["gt"])
-        assert not is_over(answer[:-1])
-        ended = answer + Bytes().encode(mark)
-        assert is_over(ended) == (language is PYTHON or row["gt"][-1] in ";}")
-        assert protocol.completion(Bytes().decode(ended)) == row["gt"]
+        answers = [json.loads(row)["gt"] for row in file][:300]
+    for answer in answers:
+        token_ids = byte_codec.encode(" " + answer + mark)
+        assert not is_over(token_ids[:-1])
+        assert is_over(token_ids) == (language is PYTHON or answer[-1] in ";}")
+        assert protocol.completion(byte_codec.decode(token_ids)) == answer

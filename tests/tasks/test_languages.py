@@ -49,7 +49,9 @@ def test_java_line_ends_at_the_first_mark_outside_literals(text: str, line: str)
 def test_an_end_once_found_never_moves(language: object) -> None:
     chance = random.Random(7)
     for _ in range(500):
-        text = "".join(chance.choice(["a", " ", '"', "'", "\\", ";", "{", "}", "\n", "<EOL>", ">", "<"]) for _ in range(30))
+        text = "".join(
+            chance.choice(["a", " ", '"', "'", "\\", ";", "{", "}", "\n", "<EOL>", ">", "<"]) for _ in range(30)
+        )
         ends = [language.line_end(text[:size]) for size in range(len(text) + 1)]  # type: ignore[attr-defined]
         found = [end for end in ends if end is not None]
         assert len(set(found)) <= 1
@@ -123,14 +125,21 @@ def test_removing_comments_keeps_python_valid() -> None:
 
 
 def test_java_comments_go_and_code_stays() -> None:
-    source = '/* licence\n */\n\npackage a; // b\n/** doc */\nString s = "/* no */ // no"; /* x */ int y;\nchar c = \'"\';\n'
+    source = (
+        '/* licence\n */\n\npackage a; // b\n/** doc */\nString s = "/* no */ // no"; /* x */ int y;\nchar c = \'"\';\n'
+    )
     assert JAVA.without_comments(source) == 'package a;\nString s = "/* no */ // no";  int y;\nchar c = \'"\';\n'
 
 
 def test_a_cut_lies_between_tokens_of_a_code_line() -> None:
     source = '# only prose here, several words\n"""More\nprose = here\n"""\nvalue != other == "a b c d"\nx\n'
     cuts = {cut_line(source, PYTHON, random.Random(seed)) for seed in range(60)}
-    assert {rest for _, rest in cuts} == {" != other == \"a b c d\"", ' other == "a b c d"', ' == "a b c d"', ' "a b c d"'}
+    assert {rest for _, rest in cuts} == {
+        ' != other == "a b c d"',
+        ' other == "a b c d"',
+        ' == "a b c d"',
+        ' "a b c d"',
+    }
     assert all(source.startswith(before + rest + "\n") for before, rest in cuts)
 
 

@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from harness.records import SummaryRow
+from tasks.py150 import Py150
+from tasks.scores import CORPUS_SCORES, corpus_scores, sample_scores
+from tasks.scores.match import edit_similarity, exact_match, token_accuracy
+from tasks.scores.overlap import chrf, corpus_bleu, corpus_chrf, rouge_l, sentence_bleu
+from tasks.scores.text import code_tokens, restore_literals
+
+LINES = ["return x + 1 ;", "foo ( bar )", "x", "if a != b :", 'String s = "text" ;']
+
+
+def test_the_official_evaluator_s_published_scores_are_reproduced(data: Path) -> None:
+    golden = data / "codexglue_line" / "golden"
+    expected = json.loads((golden / "EXPECTED.json").read_text())
+    assert len(expected) == 2
+    for case in expected:
+        references = [json.loads(row)["gt"] for row in (golden / case["answers"]).read_text().splitlines()]
+        texts = (golden / case["predictions"]).read_text().splitlines()
+        assert len(texts) == len(references) == case["n"]
+        scores = corpus_scores(texts, references, case["lang"])
+        assert round(100 * (scores["exact_match"] or 0), 2) == case["EM"]
+        assert round(100 * (scores["edit_similarity"] or 0), 2) == case["edit_sim"]
+        rows = [sample_scores(*pair, [], []) for pair in zip(texts, references, strict=True)]
+        for name in ("exact_match", "edit_similarity", "rouge_l"):
+            assert sum(row[name] or 0 for row in rows) / len(rows) == pytest.approx(scores[name])
+
+
+@pytest.mark.parametrize(
+    ("text", "restored"),
+    [
+        ("f ( '<STR_LIT>' , <NUM_LIT> )", "f ( '' , 0 )"),
+        ("f ( '<STR_LIT:a b>' , <NUM_LIT:2> , '<CHAR_LIT:;>' )", "f ( 'a b' , 2 , ';' )"),
+        ("a < b > c", "a < b > c"),
+    ],
+)
+def test_literals_are_restored(text: str, restored: str) -> None:
+    assert restore_literals(text) == restored
+    assert sample_scores(text, restored, [], [])["exact_match"] == 1
+
+
+def test_exact_match_ignores_white_space_only() -> None:
+    assert exact_match(" a  b\n", "a b") == 1
+    assert exact_match("ab", "a b") == 0
+    assert exact_match("A b", "a b") == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "reference", "score"),
+    [
+        ("abcd", "abcd", 100),
+        ("", "", 100),
+        ("abcd", "", 0),
+        ("abcd", "wxyz", 0),
+        ("ab", "abcd", 67),  # 4 of 6 characters
+        ("axxxxxxx", "ayyyyyyy", 12),  # 12.5, half to even
+        ("aaaaaaax", "aaaaaaay", 88),  # 87.5, half to even
+        ("abcdefgh", "efghabcd", 50),  # a common subsequence, however it is found
+    ],
+)
+def test_edit_similarity_by_hand(text: str, reference: str, score: int) -> None:
+    assert edit_similarity(text, reference) == edit_similarity(reference, text) == score
+    assert edit_similarity(f"\n {text} ", reference) == score
+
+
+@pytest.mark.parametrize(
+    ("token_ids", "reference_ids", "score"),
+    [
+        ([1, 2, 3], [1, 2, 3], 1.0),
+        ([1, 2, 3, 4, 5], [1, 2, 3], 1.0),
+        ([1], [1, 2, 3, 4], 0.25),
+        ([9, 2, 9, 4], [1, 2, 3, 4], 0.5),
+        ([2, 3, 4], [1, 2, 3], 0.0),
+        ([], [1], 0.0),
+        ([1], [], None),
+    ],
+)
+def test_token_accuracy(token_ids: list[int], reference_ids: list[int], score: float | None) -> None:
+    assert token_accuracy(token_ids, reference_ids) == score
+
+
+def test_code_tokens_keep_operators_case_and_line_ends() -> None:
+    assert code_tokens("self.x != Foo(1)  <EOL>é") == ["self", ".", "x", "!", "=", "Foo", "(", "1", ")", "<EOL>", "é"]
+
+
+def test_rouge_l_by_hand() -> None:
+    assert rouge_l("a + b", "a - b") == pytest.approx(2 / 3)
+    assert rouge_l("a b", "a x b y") == pytest.approx(2 * 1.0 * 0.5 / 1.5)
+    assert rouge_l("A", "a") == 0
+
+
+def test_bleu_by_hand() -> None:
+    precisions = [3 / 4, 2 / 3, 1 / 2, 1 / 2]  # the last order has no match: exponential smoothing gives 1 / (2 · 1)
+    expected = (precisions[0] * precisions[1] * precisions[2] * precisions[3]) ** 0.25
+    assert sentence_bleu("a b c x", "a b c d") == pytest.approx(expected)
+    assert sentence_bleu("d c b a", "a b c d") < sentence_bleu("a b c x", "a b c d")
+
+
+def test_corpus_bleu_pools_counts() -> None:
+    pairs = [("a b c d e f g h", "a b c d e f g h"), ("x", "y")]
+    assert 0.5 * (sentence_bleu(*pairs[0]) + sentence_bleu(*pairs[1])) < corpus_bleu(pairs) < 1
+
+
+@pytest.mark.parametrize("score", [sentence_bleu, rouge_l, chrf])
+def test_overlap_is_1_for_equal_and_0_for_foreign_text(score: object) -> None:
+    for text in LINES:
+        assert score(text, text) == pytest.approx(1)  # type: ignore[operator]
+        assert score(text, "§§ §§") == pytest.approx(0)  # type: ignore[operator]
+        assert score("", text) == 0  # type: ignore[operator]
+        assert 0 <= score(text, LINES[0]) <= 1  # type: ignore[operator]
+
+
+def test_formatting_does_not_move_bleu_or_rouge() -> None:
+    for score in (sentence_bleu, rouge_l):
+        assert score("foo(bar, 1)", "foo ( bar , 1 )") == pytest.approx(1)
+
+
+def test_corpus_of_equals_is_perfect_and_in_range() -> None:
+    scores = corpus_scores(LINES, LINES, "java")
+    assert set(scores) == set(CORPUS_SCORES)
+    for name in ("exact_match", "edit_similarity", "bleu", "rouge_l", "chrf", "syntax"):
+        assert scores[name] == pytest.approx(1)
+    assert all(value is None or 0 <= value <= 1 for value in scores.values())
+    assert corpus_chrf([(line, line) for line in LINES]) == 1
+
+
+def test_order_of_samples_does_not_matter() -> None:
+    references = LINES[1:] + LINES[:1]
+    forth = corpus_scores(LINES, references, "java")
+    back = corpus_scores(LINES[::-1], references[::-1], "java")
+    assert forth == pytest.approx(back)
+
+
+def test_empty_corpus_has_no_scores() -> None:
+    assert set(corpus_scores([], [], "python").values()) == {None}
+
+
+def test_corpus_of_unequal_lists_is_a_defect() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        corpus_scores(["a"], [], "python")
+
+
+def test_names_are_those_of_the_summary() -> None:
+    assert set(CORPUS_SCORES) <= set(SummaryRow.model_fields)
+    assert set(Py150().score("a", "a", [1], [1])) <= set(SummaryRow.model_fields)

@@ -1,0 +1,302 @@
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.contracts import TaskRequest
+from harness.errors import DataError
+from tasks.javacorpus import JavaCorpus
+from tasks.py150 import Py150
+from tasks.sources import HubDataset, embedded, hub
+from tasks.sources.path import open_path
+
+CLASS = "\n".join(["/* licence */", "class A {", *(f"    int field{index} = {index} ;" for index in range(40)), "}"])
+ROWS = [{"id": index, "input": f"<s> a{index} =", "gt": f"b{index} ( )"} for index in range(6)]
+TOKENS = ["<s>", *(f"w{index}" for index in range(100)), "</s>"]
+
+
+def write_jsonl(path: Path, rows: list[Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def write_parquet(path: Path, rows: list[dict[str, Any]]) -> Path:
+    import pandas
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pandas.DataFrame(rows).to_parquet(path)
+    return path
+
+
+@pytest.fixture
+def hub_folder(tmp_path: Path) -> Path:
+    """A dataset folder in hub layout with two shards of one split."""
+    for shard in range(2):
+        rows = [{"id": 10 * shard + index, "code": TOKENS} for index in range(3)]
+        write_parquet(tmp_path / "set" / "python" / f"test-0000{shard}-of-00002.parquet", rows)
+    return tmp_path / "set"
+
+
+# ------------------------------------------------------------------------------------------ path
+
+
+def test_jsonl_file(tmp_path: Path, words: Any, line: Any) -> None:
+    file = write_jsonl(tmp_path / "mine.jsonl", ROWS)
+    data = Py150().load(line(file), words)
+    assert {sample.sample_id for sample in data.samples} == {"0", "1", "2", "3", "4", "5"}
+    assert (data.source.kind, data.source.label) == ("path", "path: mine.jsonl")
+    assert data.source.detail["path"] == str(file)
+
+
+@pytest.mark.parametrize("code", [" ".join(TOKENS[1:-1]), TOKENS, TOKENS[1:-1]])
+def test_code_as_text_or_tokens_gives_one_document(tmp_path: Path, words: Any, green: Any, code: object) -> None:
+    sample = Py150().load(green(write_jsonl(tmp_path / "a.jsonl", [{"id": "a", "code": code}])), words).samples[0]
+    assert words.decode(sample.prompt_ids) == " ".join(f"w{index}" for index in range(20))
+
+
+def test_byte_order_mark_blank_lines_and_missing_ids(tmp_path: Path, words: Any, line: Any) -> None:
+    rows = [json.dumps({"input": "a", "gt": "b"}), "", "  ", json.dumps({"input": "c", "gt": "d"})]
+    file = tmp_path / "a.jsonl"
+    file.write_bytes(b"\xef\xbb\xbf" + "\n".join(rows).encode())
+    data = Py150().load(line(file), words)
+    assert {sample.sample_id for sample in data.samples} == {"row-1", "row-4"}
+    assert not data.bad_rows
+
+
+def test_hub_layout_folder_joins_its_shards(hub_folder: Path, words: Any, green: Any) -> None:
+    data = Py150().load(green(hub_folder), words)
+    assert sorted(int(sample.sample_id) for sample in data.samples) == [0, 1, 2, 10, 11, 12]
+    assert data.source.label == "path: set"
+    assert data.source.detail["split"] == "test"
+
+
+def test_folder_of_dataset_folders(hub_folder: Path, words: Any, green: Any, line: Any, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    shutil.copytree(hub_folder, home / "code_x_glue_cc_code_completion_token")
+    write_jsonl(home / "codexglue_line" / "python.jsonl", ROWS)
+    assert Py150().load(green(home), words).source.label == "path: code_x_glue_cc_code_completion_token"
+    assert Py150().load(line(home), words).source.label == "path: python.jsonl"
+
+
+def test_a_language_finds_its_own_rows(tmp_path: Path, words: Any, line: Any) -> None:
+    write_jsonl(tmp_path / "python.jsonl", ROWS)
+    write_jsonl(tmp_path / "java.jsonl", ROWS[:2])
+    assert len(Py150().load(line(tmp_path), words).samples) == 6
+    assert len(JavaCorpus().load(line(tmp_path), words).samples) == 2
+
+
+def test_official_only_when_a_readme_says_so(tmp_path: Path, words: Any, line: Any) -> None:
+    file = write_jsonl(tmp_path / "lines" / "python.jsonl", ROWS)
+    other = write_jsonl(tmp_path / "lines" / "mine.jsonl", ROWS)
+    (tmp_path / "README.md").write_text("`lines/python.jsonl`: official CodeXGLUE line-completion **dev** rows.")
+    assert Py150().load(line(file), words).source.label == "official CodeXGLUE dev rows (path: python.jsonl)"
+    assert Py150().load(line(other), words).source.label == "path: mine.jsonl"
+    (tmp_path / "README.md").write_text("elsewhere: official CodeXGLUE dev rows.")
+    assert Py150().load(line(file), words).source.label == "path: python.jsonl"
+
+
+@pytest.mark.parametrize("task", [Py150(), JavaCorpus()])
+@pytest.mark.parametrize(
+    ("protocol", "place"),
+    [
+        ("green-code", ""),
+        ("green-code", "code_x_glue_cc_code_completion_token"),
+        ("codexglue-line", ""),
+        ("codexglue-line", "code_x_glue_cc_code_completion_line"),
+        ("codexglue-line", "codexglue_line"),
+    ],
+)
+def test_official_rows_by_every_road(task: Any, protocol: str, place: str, words: Any, data: Path) -> None:
+    drawn = task.load(TaskRequest(protocol, str(data / place), limit=5), words)
+    assert len(drawn.samples) == 5
+    assert not drawn.bad_rows
+    assert drawn.source.kind == "path"
+    assert drawn.source.label.startswith("official CodeXGLUE dev rows")
+    assert str(data) not in drawn.source.label
+
+
+# ------------------------------------------------------------------------------------------- hub
+
+
+def test_unreachable_hub_is_one_clear_line_at_once(monkeypatch: pytest.MonkeyPatch, words: Any, green: Any) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    started = time.monotonic()
+    with pytest.raises(DataError) as refusal:
+        Py150().load(green("hub"), words)
+    assert time.monotonic() - started < hub.PATIENCE_S + 5
+    message = str(refusal.value)
+    assert all(
+        part in message for part in ("code_x_glue_cc_code_completion_token", "--source PATH", "--source embedded")
+    )
+    assert "\n" not in message
+    assert refusal.value.__cause__ is None
+    assert refusal.value.__suppress_context__
+
+
+@pytest.fixture
+def fake_hub(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], list[tuple[Any, Any]]]:
+    """Answer ``datasets.load_dataset`` from memory and record how it was asked."""
+    import datasets
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+    def install(answer: Any) -> list[tuple[Any, Any]]:
+        calls: list[tuple[Any, Any]] = []
+
+        def load_dataset(*args: Any, **options: Any) -> Any:
+            calls.append((args, options))
+            if isinstance(answer, Exception):
+                raise answer
+            return datasets.Dataset.from_list(answer)
+
+        monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+        return calls
+
+    return install
+
+
+def test_hub_rows(fake_hub: Any, words: Any, green: Any) -> None:
+    calls = fake_hub([{"id": index, "code": TOKENS} for index in range(4)])
+    data = JavaCorpus().load(green("hub"), words)
+    assert len(data.samples) == 4
+    assert data.source.label == "hub: google/code_x_glue_cc_code_completion_token (java, test)"
+    assert calls == [(("google/code_x_glue_cc_code_completion_token", "java"), {"split": "test"})]  # no remote code
+
+
+def test_hub_lines_have_no_answers_and_are_refused(fake_hub: Any, words: Any, line: Any) -> None:
+    calls = fake_hub([{"id": index, "input": "<s> x", "gt": ""} for index in range(4)])
+    with pytest.raises(DataError, match="withheld"):
+        Py150().load(line("hub", limit=2), words)
+    assert calls == [(("google/code_x_glue_cc_code_completion_line", "python"), {"split": "train"})]
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionError("no way\nthrough"), ValueError("no config"), FileNotFoundError("gone")]
+)
+def test_hub_failures_are_one_line(fake_hub: Any, words: Any, green: Any, error: Exception) -> None:
+    fake_hub(error)
+    with pytest.raises(DataError, match="--source embedded") as refusal:
+        Py150().load(green("hub"), words)
+    assert "\n" not in str(refusal.value)
+
+
+# -------------------------------------------------------------------------------------- embedded
+
+
+def test_standard_library(words: Any, green: Any) -> None:
+    data = Py150().load(green(limit=4), words)
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    assert len(data.samples) == 4
+    assert (data.source.kind, data.source.label) == ("embedded", f"embedded: Python {version} standard library")
+
+
+def test_standard_library_is_ordered_and_has_no_tests() -> None:
+    rows = embedded.standard_library()
+    names = [rows.read(index).sample_id for index in range(len(rows))]
+    assert names == sorted(names)
+    assert {"abc.py", "json/decoder.py", "collections/__init__.py"} <= set(names)
+    folders = {part for name in names for part in name.split("/")[:-1]}
+    assert not folders & {"test", "tests", "site-packages", "idlelib", "encodings", "__pycache__"}
+
+
+def make_jdk(home: Path, files: dict[str, str], version: str = "21.0.4") -> Path:
+    (home / "lib").mkdir(parents=True)
+    (home / "release").write_text(f'IMPLEMENTOR="x"\nJAVA_VERSION="{version}"\n')
+    with zipfile.ZipFile(home / "lib" / "src.zip", "w") as archive:
+        for name, text in files.items():
+            archive.writestr(name, text)
+    return home
+
+
+def test_jdk_of_java_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: Any, green: Any) -> None:
+    files = {f"java.base/java/lang/{name}.java": CLASS for name in "BAC"}
+    noise = {"java.base/module-info.java": CLASS, "java.xml/A.java": CLASS, "java.base/java/lang/readme.txt": CLASS}
+    monkeypatch.setenv("JAVA_HOME", str(make_jdk(tmp_path / "jdk", {**files, **noise})))
+    rows = embedded.jdk_sources()
+    assert [rows.read(index).sample_id for index in range(len(rows))] == sorted(files)
+    data = JavaCorpus().load(green(), words)
+    assert data.source.label == "embedded: JDK 21 java.base sources"
+    assert len(data.samples) == 3
+    assert "licence" not in words.decode(data.samples[0].prompt_ids)
+
+
+def test_jdk_8_has_no_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = make_jdk(tmp_path / "jdk", {"java/util/A.java": CLASS, "javax/B.java": CLASS}, "1.8.0_392")
+    shutil.move(home / "lib" / "src.zip", home / "src.zip")
+    monkeypatch.setenv("JAVA_HOME", str(home))
+    rows = embedded.jdk_sources()
+    assert len(rows) == 1
+    assert rows.label == "embedded: JDK 8 java.base sources"
+
+
+def test_homes_without_sources_are_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = make_jdk(tmp_path / "jdk", {"java.base/A.java": CLASS})
+    monkeypatch.setattr(embedded, "jdk_homes", lambda: iter([tmp_path / "nowhere", home]))
+    assert len(embedded.jdk_sources()) == 1
+
+
+def test_the_java_on_the_path_is_resolved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = make_jdk(tmp_path / "jdk", {"java.base/A.java": CLASS})
+    (home / "bin").mkdir()
+    java = home / "bin" / "java"
+    java.write_text("#!/bin/sh\n")
+    java.chmod(0o755)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "java").symlink_to(java)
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    assert next(embedded.jdk_homes()) == home.resolve()
+
+
+@pytest.mark.parametrize("version", ["17.0.1", None])
+def test_no_jdk_says_how_to_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str | None) -> None:
+    homes = []
+    if version:
+        homes = [make_jdk(tmp_path / "jdk", {}, version)]
+        (homes[0] / "lib" / "src.zip").unlink()
+    monkeypatch.setattr(embedded, "jdk_homes", lambda: iter(homes))
+    with pytest.raises(DataError, match=f"apt-get install openjdk-{'17' if version else '21'}-source.*--source PATH"):
+        embedded.jdk_sources()
+
+
+@pytest.mark.parametrize("content", [b"no zip", None])
+def test_a_damaged_or_empty_archive_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None
+) -> None:
+    home = make_jdk(tmp_path / "jdk", {"java.xml/A.java": CLASS})
+    if content:
+        (home / "lib" / "src.zip").write_bytes(content)
+    monkeypatch.setattr(embedded, "jdk_homes", lambda: iter([home]))
+    with pytest.raises(DataError, match=r"src\.zip"):
+        embedded.jdk_sources()
+
+
+def test_dataset_folder_is_the_repository_name() -> None:
+    assert HubDataset("owner/name", "java", "test").folder == "name"
+    with pytest.raises(DataError, match="does not exist"):
+        open_path("no/such/path", HubDataset("owner/name", "java", "test"))
+
+
+@pytest.mark.parametrize("protocol", ["green-code", "codexglue-line"])
+def test_the_jdk_of_this_machine(words: Any, protocol: str) -> None:
+    try:
+        embedded.jdk_sources().close()
+    except DataError as error:
+        pytest.skip(str(error))
+    data = JavaCorpus().load(TaskRequest(protocol, "embedded", limit=3), words)
+    assert len(data.samples) == 3
+    assert all("Copyright" not in words.decode(sample.prompt_ids) for sample in data.samples)

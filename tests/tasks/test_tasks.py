@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any, ClassVar
+
+import pytest
+
+from harness.contracts import TaskRequest
+from harness.errors import DataError
+from harness.registry import TASKS
+from tasks.code_completion import PROTOCOLS, CodeCompletion
+from tasks.javacorpus import JavaCorpus
+from tasks.languages import JAVA
+from tasks.py150 import Py150
+from tasks.rows import RecordRows, Rows
+from tasks.sources import HubDataset
+
+
+@pytest.mark.parametrize(("name", "language"), [("py150", "python"), ("javacorpus", "java")])
+def test_registered_tasks_know_themselves(name: str, language: str) -> None:
+    task = TASKS.load(name)()
+    assert (task.name, task.language) == (name, language)
+    assert TASKS.entry(name).summary
+
+
+def test_both_protocols_are_there() -> None:
+    assert set(PROTOCOLS) == {"green-code", "codexglue-line"}
+
+
+@pytest.mark.parametrize("task", [Py150(), JavaCorpus()])
+def test_line_protocol_of_a_task_is_its_language_s(task: Any, words: Any) -> None:
+    text = " a ; b\n c"
+    expected = "a ;" if task.language == "java" else "a ; b"
+    assert task.completion("codexglue-line", text) == expected
+    assert task.completion("green-code", text) == text
+    assert task.stop_rule("codexglue-line", words)(words.encode(text))
+    assert not task.stop_rule("green-code", words)(words.encode(text))
+
+
+def test_a_stranger_adds_a_task_in_a_few_lines(words: Any) -> None:
+    class Jokes(CodeCompletion):
+        name: ClassVar[str] = "jokes"
+        code = JAVA
+        documents = HubDataset("me/jokes", "java", "test")
+        lines = HubDataset("me/joke-lines", "java", "test")
+
+        def embedded(self) -> Rows:
+            record = {"id": "a", "code": "int a = 1 ;\n" * 20}
+            return RecordRows("embedded", "embedded: one joke", 1, lambda index: record)
+
+    task = Jokes()
+    for protocol in PROTOCOLS:
+        data = task.load(TaskRequest(protocol, "embedded"), words)
+        assert data.source.label == "embedded: one joke"
+        sample = data.samples[0]
+        perfect = task.score(sample.reference, sample.reference, sample.reference_ids, sample.reference_ids)
+        assert set(perfect.values()) == {1.0}
+
+
+def test_a_task_without_embedded_code_says_so(words: Any) -> None:
+    class Bare(Py150):
+        name = "bare"
+        embedded = CodeCompletion.embedded
+
+    with pytest.raises(DataError, match="'bare' has no embedded source"):
+        Bare().load(TaskRequest("green-code", "embedded"), words)
+
+
+def test_importing_a_task_is_light() -> None:
+    heavy = "torch transformers datasets pandas pyarrow codebleu tree_sitter sacrebleu rouge_score nltk huggingface_hub"
+    code = f"import sys, tasks.py150, tasks.javacorpus; print(*(set({heavy.split()!r}) & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
