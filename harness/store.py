@@ -5,8 +5,6 @@ sample lines, then its own line, each step flushed to the disk (``fsync``). **Th
 So whatever moment a run dies at, the files hold every committed window in full, and behind it at most
 some sample lines that no window commits and at most one torn line; resuming cuts off exactly those.
 
-One module, though a long one: all of it guards this one invariant.
-
 Not promised: writers on a file system without ``flock`` (they are refused, not raced), locking on
 Windows (there is none), and protection against somebody who edits the files.
 """
@@ -16,15 +14,16 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import IO, Any, Self, TypeVar
+from typing import IO, Self, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from harness.errors import StoreError
 from harness.records import SCHEMA_VERSION, Manifest, SampleRecord, Summary, WindowRecord
+from harness.same_run import refuse_other_run
 
 if sys.platform != "win32":
     import fcntl
@@ -42,20 +41,6 @@ WINDOWS = "windows.jsonl"
 SUMMARY = "summary.json"
 LOCK = ".lock"
 TEMPORARY = ".tmp"
-
-DECIDING = ("config", "operating_points", "model", "tasks", "block_size", "meter", "environment")
-"""Parts of a manifest that decide results, in the order in which a difference is looked for."""
-
-NOT_DECIDING = {
-    "config": {"out"},
-    "model": {"weights_source", "tokenizer_source"},  # words; the hash and the fingerprints decide
-    "tasks": {"source", "detail"},
-    "meter": {"unavailable"},
-}
-
-SAME_MACHINE = ("cpu", "logical_cores", "gpus", "gpu_driver", "torch_threads", "python", "packages")
-"""Parts of the environment that must not change within a run: times of two machines have no ratio, and
-scores of two package versions are not comparable. Load, governor and git commit may change."""
 
 
 class RunDirectory:
@@ -113,7 +98,7 @@ class RunDirectory:
                 (names the first difference with both values).
         """
         before = _read_manifest(path)
-        _refuse_difference(path, before, manifest)
+        refuse_other_run(path, before, manifest)
         with ExitStack() as on_error:
             run = cls(path, before, on_error.enter_context(_lock(path)))
             try:
@@ -369,7 +354,7 @@ def _lock(path: Path) -> IO[bytes]:
     return lock
 
 
-# ------------------------------------------------------------------------- documents and comparison
+# ------------------------------------------------------------------------------------ documents
 
 
 def _read_manifest(path: Path) -> Manifest:
@@ -398,46 +383,3 @@ def _read_document(kind: type[R], file: Path) -> R:
             "Use the version of early-exit-harness that wrote it."
         )
     return _parse(kind, data, file)
-
-
-def _refuse_difference(path: Path, before: Manifest, now: Manifest) -> None:
-    """Raise at the first thing that decides results and is not as it was."""
-    old, new = before.model_dump(mode="json"), now.model_dump(mode="json")
-    for part in DECIDING:
-        for document in (old, new):
-            document[part] = _deciding(part, document[part])
-        difference = _first_difference(part, old[part], new[part])
-        if difference is None:
-            continue
-        key, was, is_now = difference
-        if part == "environment":
-            raise StoreError(
-                f"{path} was measured in another environment: {key} was {was}, now {is_now}. Numbers of two machines "
-                "or package versions must not be mixed in one run; start a new one with another --out."
-            )
-        raise StoreError(
-            f"{path} is a run of another configuration: {key} was {was}, now {is_now}. "
-            "Resume with the same configuration, or start a new run with another --out."
-        )
-
-
-def _deciding(part: str, value: Any) -> Any:
-    if isinstance(value, list):
-        return [_deciding(part, item) for item in value]
-    if part == "environment":
-        return {key: value.get(key) for key in SAME_MACHINE}
-    if not isinstance(value, dict):
-        return value
-    return {key: item for key, item in value.items() if key not in NOT_DECIDING.get(part, set())}
-
-
-def _first_difference(key: str, old: Any, new: Any) -> tuple[str, str, str] | None:
-    """Return (key, old value, new value) of the first leaf that differs, values as JSON."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        names = [*old, *(name for name in new if name not in old)]
-        pairs = [(f"{key}.{name}", old.get(name), new.get(name)) for name in names]
-    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        pairs = [(f"{key}[{index}]", *items) for index, items in enumerate(zip(old, new, strict=True))]
-    else:
-        return None if old == new else (key, json.dumps(old), json.dumps(new))
-    return next(filter(None, (_first_difference(*pair) for pair in pairs)), None)

@@ -1,0 +1,74 @@
+"""Is this the same run? What may differ between a run and its continuation, and what may not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from harness.errors import StoreError
+from harness.records import Manifest
+
+__all__ = ["refuse_other_run"]
+
+DECIDING = ("config", "operating_points", "model", "tasks", "block_size", "meter", "environment")
+"""Parts of a manifest that decide results, in the order in which a difference is looked for."""
+
+NOT_DECIDING = {
+    "config": {"out"},
+    "model": {"weights_source", "tokenizer_source"},  # words; the hash and the fingerprints decide
+    "tasks": {"source", "detail"},
+    "meter": {"unavailable"},
+}
+
+SAME_MACHINE = ("cpu", "logical_cores", "gpus", "gpu_driver", "torch_threads", "python", "packages")
+"""Parts of the environment that must not change within a run: times of two machines have no ratio, and
+scores of two package versions are not comparable. Load, governor and git commit may change."""
+
+
+def refuse_other_run(path: Path, before: Manifest, now: Manifest) -> None:
+    """Compare what a run directory says with what would run now.
+
+    Raises:
+        StoreError: at the first thing that decides results and is not as it was, with both values.
+    """
+    old, new = before.model_dump(mode="json"), now.model_dump(mode="json")
+    for part in DECIDING:
+        for document in (old, new):
+            document[part] = _deciding(part, document[part])
+        difference = _first_difference(part, old[part], new[part])
+        if difference is None:
+            continue
+        key, was, is_now = difference
+        if part == "environment":
+            raise StoreError(
+                f"{path} was measured in another environment: {key} was {was}, now {is_now}. Numbers of two machines "
+                "or package versions must not be mixed in one run; start a new one with another --out."
+            )
+        raise StoreError(
+            f"{path} is a run of another configuration: {key} was {was}, now {is_now}. "
+            "Resume with the same configuration, or start a new run with another --out."
+        )
+
+
+def _deciding(part: str, value: Any) -> Any:
+    if isinstance(value, list):
+        return [_deciding(part, item) for item in value]
+    if part == "environment":
+        return {key: value.get(key) for key in SAME_MACHINE}
+    if not isinstance(value, dict):
+        return value
+    return {key: item for key, item in value.items() if key not in NOT_DECIDING.get(part, set())}
+
+
+def _first_difference(key: str, old: Any, new: Any) -> tuple[str, str, str] | None:
+    """Return (key, old value, new value) of the first leaf that differs, values as JSON."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        names = [*old, *(name for name in new if name not in old)]
+        pairs = [(f"{key}.{name}", old.get(name), new.get(name)) for name in names]
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        pairs = [(f"{key}[{index}]", *items) for index, items in enumerate(zip(old, new, strict=True))]
+    else:
+        return None if old == new else (key, json.dumps(old), json.dumps(new))
+    return next(filter(None, (_first_difference(*pair) for pair in pairs)), None)
