@@ -63,33 +63,37 @@ def run(
             metavar="SPEC",
         ),
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Catalogue name, hub id or folder. [smollm2-135m]")] = None,
-    task: Annotated[list[str] | None, typer.Option(help="py150, javacorpus. Repeatable. [py150]")] = None,
-    protocol: Annotated[str | None, typer.Option(help="green-code or codexglue-line. [green-code]")] = None,
+    model: Annotated[str | None, typer.Option(help="Catalogue name, hub id or folder. Default: smollm2-135m.")] = None,
+    task: Annotated[list[str] | None, typer.Option(help="py150, javacorpus. Repeatable. Default: py150.")] = None,
+    protocol: Annotated[str | None, typer.Option(help="green-code or codexglue-line. Default: green-code.")] = None,
     source: Annotated[
-        str | None, typer.Option(help="embedded, hub, or PATH of a JSONL file or dataset folder. [embedded]")
+        str | None, typer.Option(help="embedded, hub, or PATH of a JSONL file or dataset folder. Default: embedded.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Samples per task; 0 for all. [16]")] = None,
+    limit: Annotated[int | None, typer.Option(help="Samples per task; 0 for all. Default: 16.")] = None,
     kv: Annotated[
-        str | None, typer.Option(help="K,V of skipped layers: propagate, recompute, none, skip. [propagate]")
+        str | None, typer.Option(help="K,V of skipped layers: propagate, recompute, none, skip. Default: propagate.")
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Samples decoded together. [1]")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16. [float32]")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N. [auto]")] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads. [torch's choice]")] = None,
-    weights: Annotated[str | None, typer.Option(help="pretrained or random. [pretrained]")] = None,
-    energy: Annotated[str | None, typer.Option(help="auto, nvml, rapl, estimate or none. [auto]")] = None,
-    repeats: Annotated[int | None, typer.Option(help="Repetitions of each block. [1]")] = None,
-    seed: Annotated[int | None, typer.Option(help="Decides sampling, order and random strategies. [0]")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Samples decoded together. Default: 1.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16. Default: float32.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N. Default: auto.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads. Default: torch's choice.")] = None,
+    weights: Annotated[str | None, typer.Option(help="pretrained or random. Default: pretrained.")] = None,
+    energy: Annotated[str | None, typer.Option(help="auto, nvml, rapl, estimate or none. Default: auto.")] = None,
+    repeats: Annotated[int | None, typer.Option(help="Repetitions of each block. Default: 1.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Decides sampling, order and random strategies. Default: 0.")] = None,
     exit_points: Annotated[
-        str | None, typer.Option(help="paper, all, or layers such as 4,8,12. [paper]", metavar="LAYERS")
+        str | None, typer.Option(help="paper, all, or layers such as 4,8,12. Default: paper.", metavar="LAYERS")
     ] = None,
     max_new_tokens: Annotated[int | None, typer.Option(help="Overrides the protocol's limit.")] = None,
-    block_size: Annotated[int | None, typer.Option(help="Samples per interleaved block. [from the meter]")] = None,
-    tdp_w: Annotated[
-        float | None, typer.Option(help="Watts the energy estimate assumes for all cores. [4 W per core]")
+    block_size: Annotated[
+        int | None, typer.Option(help="Samples per interleaved block. Default: from the meter.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Run directory. [runs/TIME-MODEL-TASK]", metavar="DIR")] = None,
+    tdp_w: Annotated[
+        float | None, typer.Option(help="Watts the energy estimate assumes for all cores. Default: 4 W per core.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run directory. Default: runs/TIME-MODEL-TASK.", metavar="DIR")
+    ] = None,
     resume: Annotated[Path | None, typer.Option(help="Continue a run directory.", metavar="DIR")] = None,
     config: Annotated[
         Path | None, typer.Option(help="TOML file with the same names; flags win.", metavar="FILE")
@@ -285,10 +289,12 @@ def _log_to(console: Console) -> None:
     """Send warnings to the console that draws the progress bar, so that neither overwrites the other."""
     import logging
 
-    from rich.logging import RichHandler
+    class OneLine(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            message = _escape(" ".join(record.getMessage().split()))
+            console.print(f"[yellow]{record.levelname.lower()}:[/] {message}", highlight=False, soft_wrap=True)
 
-    handler = RichHandler(console=console, show_path=False, show_time=False)
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], format="%(message)s")
+    logging.basicConfig(level=logging.WARNING, handlers=[OneLine()])
 
 
 def _stdout() -> Console:

@@ -107,10 +107,10 @@ class RunConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     strategies: tuple[str, ...] = DEMO_STRATEGIES
-    model: str = "smollm2-135m"
+    model: Annotated[str, Field(min_length=1)] = "smollm2-135m"
     tasks: tuple[str, ...] = ("py150",)
     protocol: Protocol = "green-code"
-    source: str = "embedded"
+    source: Annotated[str, Field(min_length=1)] = "embedded"
     limit: Annotated[int, Field(ge=1)] | None = 16
     max_new_tokens: Annotated[int, Field(ge=1, le=4096)] | None = None
     kv: KVPolicy = KVPolicy.PROPAGATE

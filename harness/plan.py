@@ -10,7 +10,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.config import BASELINE, RunConfig, StrategySpec
+from harness.config import BASELINE, DEMO_STRATEGIES, RunConfig, StrategySpec
 from harness.contracts import ModelInfo, StopRule, Strategy, Task, TaskData, TaskRequest, TextCodec
 from harness.errors import ConfigError, DataError, OptionError
 from harness.models.loading import ResolvedModel, load_codec, resolve
@@ -21,6 +21,8 @@ from harness.registry import TASKS
 __all__ = ["OperatingPoint", "Plan", "PlannedTask", "default_directory", "make_plan", "resolve_device"]
 
 logger = logging.getLogger(__name__)
+
+SHOWN_BAD_ROWS = 5  # the samples file has them all
 
 
 @dataclass(frozen=True)
@@ -89,11 +91,16 @@ def make_plan(config: RunConfig) -> Plan:
     specs = config.specs()
     baseline = StrategySpec(BASELINE)
     specs = [baseline, *(spec for spec in specs if spec != baseline)]
-    built = [(spec, build_strategy(spec)) for spec in specs]
+    built = _distinct([(spec, build_strategy(spec)) for spec in specs])
     tasks: list[Task] = [TASKS.load(name)() for name in config.tasks]
     device = resolve_device(config.device)
     model = resolve(config.model, weights=config.weights, dtype=config.dtype, exit_points=config.exit_points)
-    points = tuple(_point(spec, strategy, model.info) for spec, strategy in built)
+    try:
+        points = tuple(_point(spec, strategy, model.info) for spec, strategy in built)
+    except OptionError as error:
+        if config.strategies != DEMO_STRATEGIES:
+            raise
+        raise OptionError(f"{error} It belongs to the demo; name your own operating points with --strategy.") from None
     codec, codec_source = load_codec(model)
     planned = tuple(_draw(task, config, codec, model.info) for task in tasks)
     return Plan(config, device, points, model, codec, codec_source, planned)
@@ -118,6 +125,18 @@ def resolve_device(name: str) -> str:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device '{name}' is not here: torch sees {torch.cuda.device_count()} CUDA device(s).")
     return name
+
+
+def _distinct(built: list[tuple[StrategySpec, Strategy]]) -> list[tuple[StrategySpec, Strategy]]:
+    """Leave out operating points that are earlier ones spelled differently (``layer=04``, a default given)."""
+    kept: list[tuple[StrategySpec, Strategy]] = []
+    for spec, strategy in built:
+        twin = next((other for other, known in kept if other.name == spec.name and known == strategy), None)
+        if twin is None:
+            kept.append((spec, strategy))
+        else:
+            logger.warning("%s is %s again and left out", spec, twin)
+    return kept
 
 
 def _point(spec: StrategySpec, strategy: Strategy, info: ModelInfo) -> OperatingPoint:
@@ -150,8 +169,10 @@ def _draw(task: Task, config: RunConfig, codec: TextCodec, info: ModelInfo) -> P
     if not data.samples:
         reason = f" First reason: {data.bad_rows[0].reason}" if data.bad_rows else ""
         raise DataError(f"{task.name}: no row of {data.source.label} can be used.{reason}")
-    for row in data.bad_rows:
+    for row in data.bad_rows[:SHOWN_BAD_ROWS]:
         logger.warning("%s: %s", task.name, row.reason)
+    if len(data.bad_rows) > SHOWN_BAD_ROWS:
+        logger.warning("%s: %d further rows cannot be used", task.name, len(data.bad_rows) - SHOWN_BAD_ROWS)
     record = TaskRecord(
         name=task.name,
         language=task.language,

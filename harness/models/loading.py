@@ -23,7 +23,7 @@ from harness.contracts import ModelInfo, Weights
 from harness.decoding.backbone import Backbone
 from harness.decoding.families import check_config, position_limit, read
 from harness.errors import ModelError, UnknownNameError
-from harness.models.hub import hub_in_reach
+from harness.hub import hub_in_reach
 from harness.models.spec import GgufWheel, ModelSpec, parse_exit_points
 from harness.models.tokenizer import TokenizerCodec
 from harness.registry import MODELS

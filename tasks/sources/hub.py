@@ -6,19 +6,14 @@ before it gives up. With ``HF_HUB_OFFLINE`` set the question is left out and a c
 
 from __future__ import annotations
 
-import ssl
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 
 from harness.errors import DataError
+from harness.hub import hub_offline, hub_trouble
 from tasks.rows import RecordRows
 from tasks.sources import HubDataset
 
-__all__ = ["PATIENCE_S", "open_hub"]
-
-PATIENCE_S = 5.0
-"""How long the hub may take to answer before it counts as out of reach, seconds."""
+__all__ = ["open_hub"]
 
 _REMEDY = "Use --source PATH (a local copy or your own rows) or --source embedded (code that is on this machine)."
 
@@ -33,8 +28,12 @@ def open_hub(dataset: HubDataset) -> RecordRows:
     from huggingface_hub import constants
     from huggingface_hub.errors import HfHubHTTPError
 
-    if not constants.HF_HUB_OFFLINE:
-        _ask(constants.ENDPOINT, dataset)
+    if not hub_offline():
+        trouble = hub_trouble(constants.ENDPOINT)
+        if trouble is not None:
+            raise DataError(
+                f"cannot reach the hub at {constants.ENDPOINT} for {dataset.repository}: {trouble}. {_REMEDY}"
+            )
     # The base of the hub's own error is the root error of its HTTP client, whichever client that is.
     refusals = (OSError, ValueError, datasets.exceptions.DatasetsError, *HfHubHTTPError.__bases__)
     try:
@@ -52,17 +51,3 @@ def open_hub(dataset: HubDataset) -> RecordRows:
     label = f"hub: {dataset.repository} ({dataset.config}, {dataset.split})"
     detail = {"repository": dataset.repository, "config": dataset.config, "split": dataset.split}
     return RecordRows("hub", label, len(split), record, {**detail, "datasets_fingerprint": split._fingerprint})
-
-
-def _ask(endpoint: str, dataset: HubDataset) -> None:
-    try:
-        with urllib.request.urlopen(f"{endpoint}/api/datasets/{dataset.repository}", timeout=PATIENCE_S):
-            return
-    except urllib.error.HTTPError:
-        return  # it answered; what it thinks of the dataset is told by loading it
-    except OSError as error:
-        reason = error.reason if isinstance(error, urllib.error.URLError) else error
-        if isinstance(reason, ssl.SSLError):
-            return  # it answered; the hub's own client brings its certificates
-        said = (reason.strerror if isinstance(reason, OSError) else None) or reason
-        raise DataError(f"cannot reach the hub at {endpoint} for {dataset.repository}: {said}. {_REMEDY}") from None

@@ -1,0 +1,48 @@
+"""Is the hub in reach? Asked once, quickly, so that being offline costs seconds, not minutes.
+
+transformers and datasets retry an unreachable hub for half a minute per file and more. One short question
+decides instead whether files are fetched or only looked up in the local cache.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import ssl
+import urllib.error
+import urllib.request
+
+__all__ = ["PATIENCE_S", "hub_endpoint", "hub_in_reach", "hub_offline", "hub_trouble"]
+
+PATIENCE_S = 5.0
+"""How long the hub may take to answer before it counts as out of reach, seconds."""
+
+
+def hub_offline() -> bool:
+    """Return whether the user switched the hub off with ``HF_HUB_OFFLINE``."""
+    return os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}
+
+
+def hub_in_reach() -> bool:
+    """Return whether files may be fetched from the hub; false in offline mode."""
+    return not hub_offline() and hub_trouble(hub_endpoint()) is None
+
+
+def hub_endpoint() -> str:
+    """Return the hub's address, which ``HF_ENDPOINT`` may set."""
+    return os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+
+
+@functools.cache
+def hub_trouble(endpoint: str) -> str | None:
+    """Return why the hub does not answer, in a few words, or ``None`` when it does. Proxies are honoured."""
+    try:
+        with urllib.request.urlopen(f"{endpoint}/api/models?limit=1", timeout=PATIENCE_S):
+            return None
+    except urllib.error.HTTPError:
+        return None  # it answered
+    except OSError as error:
+        reason = error.reason if isinstance(error, urllib.error.URLError) else error
+        if isinstance(reason, ssl.SSLError):
+            return None  # it answered; the hub's own client brings its certificates
+        return str((reason.strerror if isinstance(reason, OSError) else None) or reason)
