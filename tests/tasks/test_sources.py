@@ -144,7 +144,6 @@ def test_unreachable_hub_is_one_clear_line_at_once(monkeypatch: pytest.MonkeyPat
     )
     assert "\n" not in message
     assert refusal.value.__cause__ is None
-    assert refusal.value.__suppress_context__
 
 
 @pytest.fixture
