@@ -9,28 +9,33 @@ from __future__ import annotations
 
 import itertools
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from harness.contracts import KVPolicy, Weights
 from harness.errors import ConfigError, did_you_mean
 
-__all__ = ["BASELINE", "DEMO_STRATEGIES", "RunConfig", "StrategySpec", "parse_strategies"]
+__all__ = ["BASELINE", "RunConfig", "StrategySpec", "demo_strategies", "parse_all", "parse_strategies"]
 
 Protocol = Literal["green-code", "codexglue-line"]
 
 BASELINE = "full"  # the operating point every other one is paired with
-DEMO_STRATEGIES = (
-    "full",
-    "fixed:layer=22,26",
-    "confidence:threshold=0.9",
-    "saturation:threshold=0.95",
-    "oracle",
-)
+
+
+def demo_strategies(exit_points: Sequence[int]) -> tuple[str, ...]:
+    """Return the operating points of a run that names none: six, on any model with two exit points."""
+    late = ",".join(str(point) for point in exit_points[-2:])
+    return (
+        BASELINE,
+        *([f"fixed:layer={late}"] if late else []),
+        "confidence:threshold=0.9",
+        "saturation:threshold=0.95",
+        "oracle",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +83,17 @@ def parse_strategies(text: str) -> list[StrategySpec]:
     return [StrategySpec(name.strip(), tuple(zip(choices, values, strict=True))) for values in combinations]
 
 
+def parse_all(texts: Sequence[str]) -> list[StrategySpec]:
+    """Expand several texts, each operating point once, in order; see :func:`parse_strategies`."""
+    return list(dict.fromkeys(spec for text in texts for spec in parse_strategies(text)))
+
+
 class RunConfig(BaseModel):
     """Everything that decides a run. Frozen; saved whole in the manifest.
 
     Attributes:
-        strategies: operating points in the mini-language of this module; full depth is always added.
+        strategies: operating points in the mini-language of this module; full depth is always added, and none
+            stands for :func:`demo_strategies`.
         model: catalogue name, hub id or local folder.
         tasks: registered task names.
         protocol: ``green-code`` (the next 15 tokens of a file) or ``codexglue-line`` (to the line's end).
@@ -106,7 +117,7 @@ class RunConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    strategies: tuple[str, ...] = DEMO_STRATEGIES
+    strategies: tuple[str, ...] = ()
     model: Annotated[str, Field(min_length=1)] = "smollm2-135m"
     tasks: tuple[str, ...] = ("py150",)
     protocol: Protocol = "green-code"
@@ -129,8 +140,8 @@ class RunConfig(BaseModel):
 
     @field_validator("strategies", "tasks", mode="after")
     @classmethod
-    def _not_empty(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if not value:
+    def _each_once(cls, value: tuple[str, ...], field: ValidationInfo) -> tuple[str, ...]:
+        if not value and field.field_name == "tasks":
             raise ValueError("names nothing")
         return tuple(dict.fromkeys(value))
 
@@ -168,4 +179,4 @@ class RunConfig(BaseModel):
 
     def specs(self) -> list[StrategySpec]:
         """Return the operating points as written, expanded, each once, in order."""
-        return list(dict.fromkeys(spec for text in self.strategies for spec in parse_strategies(text)))
+        return parse_all(self.strategies)

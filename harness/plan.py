@@ -7,10 +7,11 @@ tokenizer and the samples. Whatever is wrong is refused here, and nothing has be
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.config import BASELINE, DEMO_STRATEGIES, RunConfig, StrategySpec
+from harness.config import BASELINE, RunConfig, StrategySpec, demo_strategies, parse_all
 from harness.contracts import ModelInfo, StopRule, Strategy, Task, TaskData, TaskRequest, TextCodec
 from harness.errors import ConfigError, DataError, OptionError
 from harness.models.loading import ResolvedModel, load_codec, resolve
@@ -88,19 +89,15 @@ def make_plan(config: RunConfig) -> Plan:
     Raises:
         HarnessError: anything that cannot be run, in one line with the remedy.
     """
-    specs = config.specs()
     baseline = StrategySpec(BASELINE)
-    specs = [baseline, *(spec for spec in specs if spec != baseline)]
-    built = _distinct([(spec, build_strategy(spec)) for spec in specs])
+    built = _build(config.specs())
     tasks: list[Task] = [TASKS.load(name)() for name in config.tasks]
     device = resolve_device(config.device)
     model = resolve(config.model, weights=config.weights, dtype=config.dtype, exit_points=config.exit_points)
-    try:
-        points = tuple(_point(spec, strategy, model.info) for spec, strategy in built)
-    except OptionError as error:
-        if config.strategies != DEMO_STRATEGIES:
-            raise
-        raise OptionError(f"{error} It belongs to the demo; name your own operating points with --strategy.") from None
+    if not config.strategies:
+        built = _build(parse_all(demo_strategies(model.info.exit_points)))
+    built = [*_build([baseline]), *(pair for pair in built if pair[0] != baseline)]
+    points = tuple(_point(spec, strategy, model.info) for spec, strategy in _distinct(built))
     codec, codec_source = load_codec(model)
     planned = tuple(_draw(task, config, codec, model.info) for task in tasks)
     return Plan(config, device, points, model, codec, codec_source, planned)
@@ -125,6 +122,10 @@ def resolve_device(name: str) -> str:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device '{name}' is not here: torch sees {torch.cuda.device_count()} CUDA device(s).")
     return name
+
+
+def _build(specs: Sequence[StrategySpec]) -> list[tuple[StrategySpec, Strategy]]:
+    return [(spec, build_strategy(spec)) for spec in specs]
 
 
 def _distinct(built: list[tuple[StrategySpec, Strategy]]) -> list[tuple[StrategySpec, Strategy]]:

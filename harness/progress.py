@@ -37,9 +37,10 @@ class RunProgress:
         self._console = console
         self._directory: Path | None = None
         self._task: TaskID | None = None
-        self._stage: TaskID | None = None
+        self._stages = Progress(
+            SpinnerColumn(), TextColumn("{task.description}"), console=console, auto_refresh=False, transient=True
+        )
         self._progress = Progress(
-            SpinnerColumn(finished_text="✓"),
             TextColumn("{task.description}"),
             BarColumn(bar_width=28),
             MofNCompleteColumn(),
@@ -52,8 +53,6 @@ class RunProgress:
         )
 
     def __enter__(self) -> Self:
-        if self._console.is_terminal:
-            self._progress.start()
         return self
 
     def __exit__(
@@ -66,21 +65,23 @@ class RunProgress:
         if not self._console.is_terminal:
             self._console.print(f"{escape(text)} …", highlight=False, soft_wrap=True)
             return
-        if self._stage is not None:
-            self._progress.remove_task(self._stage)
-        self._stage = self._progress.add_task(f"{escape(text)} …", total=None)
-        self._progress.refresh()
+        self._stop()
+        self._stages.start()
+        for task in self._stages.task_ids:
+            self._stages.remove_task(task)
+        self._stages.add_task(f"{escape(text)} …", total=None)
+        self._stages.refresh()
 
     def begin(self, total: int, done: int, directory: Path) -> None:
         """Start the bar."""
-        if self._stage is not None:
-            self._progress.remove_task(self._stage)
-            self._stage = None
+        self._stop()
         self._directory = directory
         kept = f", {done} kept" if done else ""
         self._console.print(f"[dim]{total} windows into {escape(str(directory))}{kept}[/]", soft_wrap=True)
         self._task = self._progress.add_task("measuring", total=total, completed=done)
-        self._progress.refresh()
+        if self._console.is_terminal:
+            self._progress.start()
+            self._progress.refresh()
 
     def window(self, record: WindowRecord) -> None:
         """Advance the bar."""
@@ -102,4 +103,5 @@ class RunProgress:
 
     def _stop(self) -> None:
         if self._console.is_terminal:  # elsewhere nothing was started, and stopping would print an empty line
+            self._stages.stop()
             self._progress.stop()

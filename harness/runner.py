@@ -23,6 +23,7 @@ from harness.metering import open_meter
 from harness.plan import default_directory, make_plan
 from harness.records import Manifest, Summary, WindowRecord
 from harness.registry import TASKS
+from harness.same_run import refuse_other_configuration
 from harness.session import Observer, Session
 from harness.store import RunDirectory
 from reports.export import to_frame, write_report
@@ -141,6 +142,7 @@ def _before(config: RunConfig, resume: Path | None) -> Manifest | None:
     """Look at the target directory before anything slow: it must be new, or be the run to resume."""
     if resume is not None:
         with RunDirectory.read(resume) as store:
+            refuse_other_configuration(resume, store.manifest, config.model_dump(mode="json"))
             return store.manifest
     _check_writable(config.out or Path("runs"))
     if config.out is not None and config.out.exists() and any(config.out.iterdir()):

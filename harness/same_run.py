@@ -10,7 +10,7 @@ from typing import Any
 from harness.errors import StoreError
 from harness.records import Manifest
 
-__all__ = ["refuse_other_run"]
+__all__ = ["refuse_other_configuration", "refuse_other_run"]
 
 DECIDING = ("config", "operating_points", "model", "tasks", "block_size", "meter", "environment")
 """Parts of a manifest that decide results, in the order in which a difference is looked for."""
@@ -46,10 +46,21 @@ def refuse_other_run(path: Path, before: Manifest, now: Manifest) -> None:
                 f"{path} was measured in another environment: {key} was {was}, now {is_now}. Numbers of two machines "
                 "or package versions must not be mixed in one run; start a new one with another --out."
             )
-        raise StoreError(
-            f"{path} is a run of another configuration: {key} was {was}, now {is_now}. "
-            "Resume with the same configuration, or start a new run with another --out."
-        )
+        raise _other_configuration(path, key, was, is_now)
+
+
+def refuse_other_configuration(path: Path, before: Manifest, config: Mapping[str, Any]) -> None:
+    """Compare configurations alone, before anything is loaded; raises as :func:`refuse_other_run`."""
+    difference = _first_difference("config", _deciding("config", before.config), _deciding("config", dict(config)))
+    if difference is not None:
+        raise _other_configuration(path, *difference)
+
+
+def _other_configuration(path: Path, key: str, was: str, is_now: str) -> StoreError:
+    return StoreError(
+        f"{path} is a run of another configuration: {key} was {was}, now {is_now}. "
+        "Resume with the same configuration, or start a new run with another --out."
+    )
 
 
 def _deciding(part: str, value: Any) -> Any:

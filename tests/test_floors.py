@@ -34,6 +34,7 @@ FLOORS: dict[str, int] = {
     "harness.metering": 2,
     "harness.store": 2,
     "harness.same_run": 2,
+    "harness.hub": 2,
     "harness.environment": 2,
     "harness.options": 2,
     "harness.contracts": 1,
@@ -46,7 +47,11 @@ FLOORS: dict[str, int] = {
 
 FRONT_DOOR = "harness"  # its __init__ shows what a library caller needs; imported by nobody inside
 
-SIDEWAYS = {("harness.models", "harness.decoding"), ("harness.store", "harness.same_run")}
+SIDEWAYS = {
+    ("harness.models", "harness.decoding"),
+    ("harness.store", "harness.same_run"),
+    ("harness.models", "harness.hub"),
+}
 """On floors 2 and 3 a room may not look into its neighbours, but for these: (importer, imported)."""
 
 ORCHESTRATION = [room for room, floor in FLOORS.items() if floor == 4]
@@ -100,7 +105,7 @@ def room(module: str) -> str | None:
 
 
 def is_ours(module: str) -> bool:
-    return module.split(".")[0] in PACKAGES
+    return module.partition(".")[0] in PACKAGES
 
 
 def test_every_module_lives_on_a_floor() -> None:
@@ -138,9 +143,9 @@ def test_no_import_cycles() -> None:
         for name, path in known.items()
         if name != FRONT_DOOR
     }
-    for name in graph:  # a package re-exports its modules: that is no cycle
+    for name, targets in graph.items():  # a package re-exports its modules: that is no cycle
         if known[name].name == "__init__.py":
-            graph[name] = {target for target in graph[name] if not target.startswith(f"{name}.")}
+            graph[name] = {target for target in targets if not target.startswith(f"{name}.")}
     assert list(TopologicalSorter(graph).static_order())
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+import torch
+from torch import Tensor
+
 from harness.contracts import ExitRule
 from harness.decoding.generation import Generation
 from harness.decoding.view import LayerView
@@ -44,13 +47,21 @@ class AskedExits:
         for row in view.row_list:
             self._tally[row].exit_checks += 1
         decided = self._rule.should_exit(view)
-        if decided.shape != (len(view.row_list),):
-            raise OptionError(
-                f"{type(self._rule).__name__}.should_exit returned shape {tuple(decided.shape)} at layer "
-                f"{view.exit_layer} for {len(view.row_list)} row(s). Return one bool per row."
-            )
-        answer: list[bool] = decided.bool().tolist()
+        if not isinstance(decided, Tensor) or decided.dtype is not torch.bool or decided.dim() != 1:
+            raise OptionError(self._complaint(decided, view))
+        answer: list[bool] = decided.tolist()
+        if len(answer) != len(view.row_list):
+            raise OptionError(self._complaint(decided, view))
         return answer
+
+    def _complaint(self, decided: object, view: LayerView) -> str:
+        what = type(decided).__name__
+        if isinstance(decided, Tensor):
+            what = f"a tensor of shape {tuple(decided.shape)} and {decided.dtype}"
+        return (
+            f"{type(self._rule).__name__}.should_exit returned {what} at layer {view.exit_layer}; "
+            f"return a bool tensor of shape ({len(view.row_list)},), one answer per running row."
+        )
 
 
 class ScheduledExits:

