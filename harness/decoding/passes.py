@@ -86,10 +86,8 @@ class PrefixPass:
 
     def advance(self, layer: int) -> None:
         """Run whole prefixes up to ``layer``."""
+        self._charge(layer - self.layer)
         self._hidden = self._run(self._hidden, self.layer, layer, keep=True)
-        if self._tally is not None:
-            for row in self.rows:
-                self._tally[row].layers_executed += layer - self.layer
         self.layer = layer
 
     def hidden(self) -> Tensor:
@@ -104,7 +102,13 @@ class PrefixPass:
 
     def rehearse(self) -> Tensor:
         """Run a copy to the last layer."""
+        self._charge(self._backbone.num_layers - self.layer)
         return self._at_last(self._run(self._hidden, self.layer, self._backbone.num_layers, keep=False))
+
+    def _charge(self, layers: int) -> None:
+        if self._tally is not None:
+            for row in self.rows:
+                self._tally[row].layers_executed += layers
 
     def _at_last(self, hidden: Tensor) -> Tensor:
         return hidden[torch.arange(hidden.shape[0], device=hidden.device), self._last]

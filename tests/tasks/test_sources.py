@@ -150,6 +150,7 @@ def test_unreachable_hub_is_one_clear_line_at_once(monkeypatch: pytest.MonkeyPat
 def fake_hub(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], list[tuple[Any, Any]]]:
     """Answer ``datasets.load_dataset`` from memory and record how it was asked."""
     import datasets
+
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
     def install(answer: Any) -> list[tuple[Any, Any]]:

@@ -1,0 +1,164 @@
+"""Every layer, check, LM-head evaluation and K,V fill is counted, and logits are computed once if at all."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from harness.contracts import KVPolicy, Strategy
+from harness.decoding.blocks import Linear
+from harness.decoding.engine import Engine
+from strategies.confidence import Confidence
+from strategies.fixed import Fixed
+from strategies.full import Full
+from strategies.oracle import Oracle
+from strategies.patience import Patience
+from strategies.random import Random
+from strategies.saturation import Saturation
+
+# The first token at full depth (prefill), then 2, 6 and 4 layers of 6; asked at layers 2 and 4.
+LAYERS, POINTS = [6, 2, 6, 4], (2, 4)
+
+COUNTS = {
+    # layers: 2 + 6 + 4; the fill after the last token is never made, nobody would read it
+    KVPolicy.PROPAGATE: {"layers_executed": 12, "kv_fill_layers": 4},
+    # the second token catches up four layers with the third; the last still waits
+    KVPolicy.RECOMPUTE: {"layers_executed": 2 + (6 + 4) + 4, "kv_fill_layers": 0},
+    KVPolicy.SKIP: {"layers_executed": 12, "kv_fill_layers": 0},
+}
+
+
+@pytest.mark.parametrize("kv", COUNTS)
+@pytest.mark.parametrize("looking", [False, True])
+def test_counts_of_a_cached_run(
+    llama: Any, kv: KVPolicy, looking: bool, prompts: list[list[int]], schedule: Any
+) -> None:
+    plan = schedule([LAYERS], points=POINTS, looking=looking)
+    done = llama.engine.decode(prompts[:1], plan, kv=kv, max_new_tokens=[4])[0]
+    assert done.exit_layers == LAYERS
+    assert done.layers_executed == COUNTS[kv]["layers_executed"]
+    assert done.kv_fill_layers == COUNTS[kv]["kv_fill_layers"]
+    assert done.exit_checks == 1 + 2 + 2
+    # looking: at 2; at 2, 4 and the last layer; at 2 and 4. Not looking: one output each.
+    assert done.lm_head_evaluations == (1 + 3 + 2 if looking else 3)
+
+
+@pytest.mark.parametrize("looking", [False, True])
+def test_counts_without_a_cache(llama: Any, looking: bool, prompts: list[list[int]], schedule: Any) -> None:
+    plan = schedule([[4, 2, 6, 4]], points=POINTS, looking=looking)
+    done = llama.engine.decode(prompts[:1], plan, kv=KVPolicy.NONE, max_new_tokens=[4])[0]
+    assert done.layers_executed == 4 + 2 + 6 + 4
+    assert done.kv_fill_layers == 0
+    assert done.exit_checks == 2 + 1 + 2 + 2
+    assert done.lm_head_evaluations == (2 + 1 + 3 + 2 if looking else 4)
+
+
+def test_a_run_of_waiting_tokens_is_charged_for_each_of_them(
+    llama: Any, prompts: list[list[int]], schedule: Any
+) -> None:
+    # After 1, 1, 3: two tokens join at layer 1 for two layers; then all three join at 3 for three layers.
+    plan = schedule([[6, 1, 1, 3, 6]])
+    done = llama.engine.decode(prompts[:1], plan, kv=KVPolicy.RECOMPUTE, max_new_tokens=[5])[0]
+    assert done.layers_executed == 1 + 1 + (3 + 2 * 2) + (6 + 3 * 3)
+
+
+def test_full_depth_is_never_asked_and_charged_one_evaluation_a_token(llama: Any, prompts: list[list[int]]) -> None:
+    done = llama.engine.decode(prompts[:1], Full(), kv=KVPolicy.PROPAGATE, max_new_tokens=[5])[0]
+    assert (done.exit_checks, done.lm_head_evaluations) == (0, 4)
+    assert (done.layers_executed, done.kv_fill_layers) == (24, 0)
+
+
+@pytest.mark.parametrize("kv", [KVPolicy.RECOMPUTE, KVPolicy.SKIP, KVPolicy.PROPAGATE])
+def test_the_oracle_is_charged_what_it_looks_at(llama: Any, kv: KVPolicy, prompts: list[list[int]]) -> None:
+    done = llama.engine.decode(prompts[:1], Oracle(), kv=kv, max_new_tokens=[10])[0]
+    asked = [min(layer, 5) for layer in done.exit_layers[1:]]
+    # One look per exit point, one at the full-depth token, and the output's own where no exit point served.
+    assert done.exit_checks == sum(asked)
+    assert done.lm_head_evaluations == sum(asked) + 9 + done.exit_layers[1:].count(6)
+
+
+class CountingHead:
+    """An LM head that remembers how many rows each call had."""
+
+    def __init__(self, head: Linear) -> None:
+        self._head = head
+        self.weight = head.weight
+        self.calls: list[int] = []
+
+    def __call__(self, states: Tensor) -> Tensor:
+        self.calls.append(len(states))
+        return self._head(states)
+
+
+@pytest.fixture
+def counted(llama: Any) -> tuple[Engine, CountingHead]:
+    backbone = llama.engine.backbone
+    head = CountingHead(backbone.lm_head)
+    return Engine(dataclasses.replace(backbone, lm_head=head), llama.info), head
+
+
+@pytest.mark.parametrize("kv", KVPolicy)
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        Full(),
+        Fixed(layer=2),
+        Random(probability=0.4),
+        Saturation(threshold=0.8),
+        Confidence(threshold=0.6),
+        Patience(patience=2),
+        Oracle(),
+    ],
+    ids=lambda strategy: type(strategy).__name__,
+)
+def test_every_evaluation_is_counted_and_no_other(
+    counted: tuple[Engine, CountingHead], strategy: Strategy, kv: KVPolicy, prompts: list[list[int]]
+) -> None:
+    engine, head = counted
+    done = engine.decode(prompts, strategy, kv=kv, max_new_tokens=[8, 8, 5], seeds=[1, 2, 3])
+    prefill = 0 if kv is KVPolicy.NONE else 3
+    assert sum(head.calls) == prefill + sum(one.lm_head_evaluations for one in done)
+
+
+@pytest.mark.parametrize(
+    "strategy", [Fixed(layer=2), Random(probability=0.4), Saturation(threshold=0.8)], ids=lambda s: type(s).__name__
+)
+def test_who_never_looks_pays_for_the_output_alone(
+    counted: tuple[Engine, CountingHead], strategy: Strategy, prompts: list[list[int]]
+) -> None:
+    engine, head = counted
+    done = engine.decode(prompts, strategy, kv=KVPolicy.PROPAGATE, max_new_tokens=[8] * 3, seeds=[1, 2, 3])
+    assert any(layer < 6 for one in done for layer in one.exit_layers)
+    assert [one.lm_head_evaluations for one in done] == [7, 7, 7]
+    assert sum(head.calls) == 3 + 21
+
+
+def test_logits_that_were_asked_for_serve_as_the_output(
+    counted: tuple[Engine, CountingHead], prompts: list[list[int]]
+) -> None:
+    engine, head = counted
+    done = engine.decode(prompts[:1], Confidence(threshold=0.0), kv=KVPolicy.PROPAGATE, max_new_tokens=[6])[0]
+    assert done.exit_layers == [6, 1, 1, 1, 1, 1]
+    assert head.calls == [1] * 6
+    assert done.lm_head_evaluations == 5
+
+
+def test_asking_again_costs_nothing(counted: tuple[Engine, CountingHead], prompts: list[list[int]]) -> None:
+    engine, head = counted
+
+    @dataclasses.dataclass(frozen=True)
+    class Nosy(Strategy):
+        def should_exit(self, view: Any) -> Tensor:
+            for _ in range(3):
+                assert view.logits is view.logits
+                assert torch.equal(view.top_token, view.logits.argmax(-1))
+                assert view.previous is None or torch.equal(view.previous.top_token, view.previous.logits.argmax(-1))
+            return torch.zeros(len(view.rows), dtype=torch.bool)
+
+    done = engine.decode(prompts[:1], Nosy(), kv=KVPolicy.PROPAGATE, max_new_tokens=[3])[0]
+    assert done.lm_head_evaluations == 2 * (5 + 1)
+    assert len(head.calls) == 1 + 2 * 6

@@ -1,0 +1,240 @@
+"""What each KV policy leaves in the cache and decodes from it, against transformers steered to do the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from harness.contracts import Batch, ExitRule, ExitView, KVPolicy, ModelInfo, Strategy
+from harness.decoding.cache import KVCache
+from strategies.full import Full
+
+NEW, LAYERS = 12, 6
+
+
+def close(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, atol=2e-3, rtol=2e-3)
+
+
+@pytest.mark.parametrize("kv", KVPolicy)
+def test_exits_decode_as_the_reference_does(
+    case: Any, kv: KVPolicy, prompts: list[list[int]], schedule: Any, exits: Any, follow: Any
+) -> None:
+    planned = exits(3, NEW, first=2 if kv is KVPolicy.NONE else LAYERS)
+    done = case.engine.decode(prompts, schedule(planned), kv=kv, max_new_tokens=[NEW] * 3)
+    for prompt, layers, one in zip(prompts, planned, done, strict=True):
+        assert one.exit_layers == layers
+        assert one.token_ids == follow(case, kv, prompt, layers).sequence[len(prompt) :]
+
+
+def test_the_policies_differ(llama: Any, prompts: list[list[int]], schedule: Any, exits: Any) -> None:
+    # Where they agreed anyway, the test above could not tell them apart.
+    planned = exits(3, NEW)
+    tokens = {
+        kv: [one.token_ids for one in llama.engine.decode(prompts, schedule(planned), kv=kv, max_new_tokens=[NEW] * 3)]
+        for kv in (KVPolicy.PROPAGATE, KVPolicy.RECOMPUTE, KVPolicy.SKIP)
+    }
+    assert tokens[KVPolicy.PROPAGATE] != tokens[KVPolicy.RECOMPUTE]
+    assert tokens[KVPolicy.PROPAGATE] != tokens[KVPolicy.SKIP]
+    assert tokens[KVPolicy.RECOMPUTE] != tokens[KVPolicy.SKIP]
+
+
+@pytest.mark.parametrize("kv", KVPolicy)
+def test_what_a_strategy_sees_is_the_residual_stream_and_its_logits(
+    case: Any, kv: KVPolicy, prompts: list[list[int]], schedule: Any, exits: Any, reference: Any
+) -> None:
+    planned = exits(3, 6, first=4 if kv is KVPolicy.NONE else LAYERS)
+    plan = schedule(planned, looking=True)
+    case.engine.decode(prompts, plan, kv=kv, max_new_tokens=[6] * 3)
+    for row, (prompt, layers) in enumerate(zip(prompts, planned, strict=True)):
+        beside = reference(case.reference, kv, prompt)
+        for layer in layers:
+            position = len(beside.sequence) - 1
+            expected = beside.look()
+            seen = [sight for sight in plan.seen if (sight.row, sight.position) == (row, position)]
+            if kv is KVPolicy.NONE or position >= len(prompt):
+                assert [sight.layer for sight in seen] == [point for point in range(1, LAYERS) if point <= layer]
+            for sight in seen:
+                close(sight.logits, expected[sight.layer - 1])
+            beside.leave(layer)
+
+
+def test_the_first_hidden_states_are_those_of_transformers(case: Any, prompts: list[list[int]], schedule: Any) -> None:
+    plan = schedule([[6, 6]])
+    done = case.engine.decode(prompts[:1], plan, kv=KVPolicy.PROPAGATE, max_new_tokens=[2])[0]
+    with torch.no_grad():
+        ids = torch.tensor([prompts[0] + done.token_ids[:1]])
+        states = case.reference(ids, output_hidden_states=True).hidden_states
+    assert [sight.layer for sight in plan.seen] == [1, 2, 3, 4, 5]
+    for sight in plan.seen:
+        close(sight.hidden_state, states[sight.layer][0, -1])
+
+
+# ---------------------------------------------------------------------------------- recompute
+
+
+def test_recompute_holds_the_keys_and_values_of_full_depth(
+    case: Any, prompts: list[list[int]], schedule: Any, exits: Any, caches: list[KVCache]
+) -> None:
+    planned = exits(3, NEW, seed=1)
+    done = case.engine.decode(prompts, schedule(planned), kv=KVPolicy.RECOMPUTE, max_new_tokens=[NEW] * 3)
+    assert len({layer for layers in planned for layer in layers}) == LAYERS
+    for row, (prompt, layers) in enumerate(zip(prompts, planned, strict=True)):
+        with torch.no_grad():
+            expected = case.reference(torch.tensor([prompt + done[row].token_ids[:-1]])).past_key_values
+        for place in range(len(prompt) + NEW - 1):
+            # Settled as deep as the deepest token from this one on; below that it still waits.
+            settled = LAYERS if place < len(prompt) else max(layers[place - len(prompt) + 1 :])
+            for layer in range(settled):
+                close(caches[0].keys[layer, row, :, place], expected.layers[layer].keys[0, :, place])
+                close(caches[0].values[layer, row, :, place], expected.layers[layer].values[0, :, place])
+
+
+def test_recompute_owes_nothing_after_a_full_depth_token(
+    llama: Any, prompts: list[list[int]], schedule: Any, caches: list[KVCache]
+) -> None:
+    planned = [[6, 4, 4, 2, 3, 1, 2, 5, 1, 6]]
+    done = llama.engine.decode(prompts[:1], schedule(planned), kv=KVPolicy.RECOMPUTE, max_new_tokens=[10])[0]
+    ids = prompts[0] + done.token_ids[:-1]
+    with torch.no_grad():
+        expected = llama.reference(torch.tensor([ids])).past_key_values
+    for layer in range(LAYERS):
+        close(caches[0].keys[layer, 0, :, : len(ids)], expected.layers[layer].keys[0])
+        close(caches[0].values[layer, 0, :, : len(ids)], expected.layers[layer].values[0])
+
+
+# ---------------------------------------------------------------------------------- propagate
+
+
+def test_propagate_leaves_what_each_deeper_layer_makes_of_the_exit_hidden_state(
+    case: Any, prompts: list[list[int]], schedule: Any, exits: Any, follow: Any, caches: list[KVCache]
+) -> None:
+    planned = exits(3, NEW, seed=2)
+    case.engine.decode(prompts, schedule(planned), kv=KVPolicy.PROPAGATE, max_new_tokens=[NEW] * 3)
+    for row, (prompt, layers) in enumerate(zip(prompts, planned, strict=True)):
+        expected = follow(case, KVPolicy.PROPAGATE, prompt, layers).cache
+        for layer in range(LAYERS):
+            length = len(prompt) + NEW - 2  # the last token's exit is never filled: nobody reads it
+            close(caches[0].keys[layer, row, :, :length], expected.layers[layer].keys[0, :, :length])
+            close(caches[0].values[layer, row, :, :length], expected.layers[layer].values[0, :, :length])
+
+
+def test_propagate_written_out_for_llama(
+    llama: Any, prompts: list[list[int]], schedule: Any, caches: list[KVCache]
+) -> None:
+    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+    plan = schedule([[6, 2, 6]])
+    llama.engine.decode(prompts[:1], plan, kv=KVPolicy.PROPAGATE, max_new_tokens=[3])
+    place = len(prompts[0])
+    (left,) = [sight for sight in plan.seen if (sight.layer, sight.position) == (2, place)]
+    core = llama.reference.model
+    with torch.no_grad():
+        state = left.hidden_state.clone()[None, None]
+        turn = core.rotary_emb(state, torch.tensor([[place]]))
+        for index in range(2, LAYERS):
+            layer = core.layers[index]
+            normed = layer.input_layernorm(state)
+            keys = layer.self_attn.k_proj(normed).view(1, 1, 2, 16).transpose(1, 2)
+            keys, _ = apply_rotary_pos_emb(keys, keys, *turn)
+            close(caches[0].keys[index, 0, :, place], keys[0, :, 0])
+            close(caches[0].values[index, 0, :, place], layer.self_attn.v_proj(normed).view(2, 16))
+
+
+# --------------------------------------------------------------------------------------- skip
+
+
+class Vandal(Strategy):
+    """Overwrites the deeper entries of every token that has left, then leaves where the schedule says."""
+
+    def __init__(self, planned: list[list[int]], prompts: list[list[int]], caches: list[KVCache]) -> None:
+        self.planned, self.prompts, self.caches = planned, prompts, caches
+
+    def exit_points(self, model: ModelInfo) -> tuple[int, ...]:
+        return model.exit_points
+
+    def start(self, model: ModelInfo, batch: Batch) -> ExitRule:
+        return self
+
+    def should_exit(self, view: ExitView) -> Tensor:
+        answer = []
+        for row, tokens in zip(view.rows.tolist(), view.token_ids, strict=True):
+            for step in range(1, len(tokens)):
+                place = len(self.prompts[row]) + step - 1
+                self.caches[-1].entries[self.planned[row][step] :, row, :, place] = 1000.0
+            answer.append(self.planned[row][len(tokens)] == view.exit_layer)
+        return torch.tensor(answer)
+
+
+@pytest.mark.parametrize("kv", [KVPolicy.SKIP, KVPolicy.PROPAGATE])
+def test_a_skipped_position_is_never_looked_at(
+    case: Any,
+    kv: KVPolicy,
+    prompts: list[list[int]],
+    schedule: Any,
+    exits: Any,
+    caches: list[KVCache],
+) -> None:
+    planned = exits(3, NEW, seed=3)
+    untouched = case.engine.decode(prompts, schedule(planned), kv=kv, max_new_tokens=[NEW] * 3)
+    damaged = case.engine.decode(prompts, Vandal(planned, prompts, caches), kv=kv, max_new_tokens=[NEW] * 3)
+    unchanged = [one.token_ids for one in untouched] == [one.token_ids for one in damaged]
+    assert unchanged == (kv is KVPolicy.SKIP)  # where positions are looked at, the damage must show
+
+
+def test_skip_hides_the_layers_that_did_not_run_and_no_others(
+    llama: Any, prompts: list[list[int]], schedule: Any, follow: Any
+) -> None:
+    # A token at layer 4 stands between one that left at 2 and one that left at 5.
+    planned = [[6, 2, 5, 4, 6]]
+    done = llama.engine.decode(prompts[:1], schedule(planned), kv=KVPolicy.SKIP, max_new_tokens=[5])[0]
+    assert done.token_ids == follow(llama, KVPolicy.SKIP, prompts[0], planned[0]).sequence[len(prompts[0]) :]
+
+
+# --------------------------------------------------------------------------------------- none
+
+
+def test_without_a_cache_the_whole_prefix_runs_through_some_layers_for_every_token(
+    llama: Any, prompts: list[list[int]], schedule: Any, caches: list[KVCache]
+) -> None:
+    planned, prompt = [3, 6, 1, 5], prompts[1]
+    done = llama.engine.decode([prompt], schedule([planned]), kv=KVPolicy.NONE, max_new_tokens=[4])[0]
+
+    core, sequence = llama.reference.model, list(prompt)
+    with torch.no_grad():
+        for layers in planned:
+            state = core.embed_tokens(torch.tensor([sequence]))
+            turn = core.rotary_emb(state, torch.arange(len(sequence))[None])
+            for layer in core.layers[:layers]:
+                state = layer(state, attention_mask=None, position_embeddings=turn)
+            sequence.append(int(llama.reference.lm_head(core.norm(state[0, -1])).argmax()))
+    assert done.token_ids == sequence[len(prompt) :]
+    assert caches == []
+
+
+@pytest.mark.parametrize("kv", KVPolicy)
+def test_the_prompt_runs_at_full_depth_where_there_is_a_cache(
+    llama: Any, kv: KVPolicy, prompts: list[list[int]], schedule: Any
+) -> None:
+    plan = schedule([[1]] * 3)
+    done = llama.engine.decode(prompts, plan, kv=kv, max_new_tokens=[1] * 3)
+    full = llama.engine.decode(prompts, Full(), kv=kv, max_new_tokens=[1] * 3)
+    asked = kv is KVPolicy.NONE
+    assert [one.exit_layers for one in done] == [[1 if asked else LAYERS]] * 3
+    assert ([one.token_ids for one in done] == [one.token_ids for one in full]) != asked
+    assert bool(plan.seen) == asked
+
+
+def test_a_batch_meets_as_many_orders_of_exits_as_it_can(
+    llama: Any, prompts: list[list[int]], schedule: Any, exits: Callable[..., list[list[int]]], follow: Any
+) -> None:
+    for seed in range(4, 7):
+        planned = exits(3, 20, seed=seed)
+        for kv in (KVPolicy.RECOMPUTE, KVPolicy.SKIP, KVPolicy.PROPAGATE):
+            done = llama.engine.decode(prompts, schedule(planned), kv=kv, max_new_tokens=[20] * 3)
+            for prompt, layers, one in zip(prompts, planned, done, strict=True):
+                assert one.token_ids == follow(llama, kv, prompt, layers).sequence[len(prompt) :]

@@ -1,0 +1,138 @@
+"""What a strategy is shown: its rows, where they stand, and the exit points it met before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from harness.contracts import Batch, ExitRule, KVPolicy, ModelInfo, Strategy
+
+LAYERS = 6
+
+
+class Spy(Strategy):
+    """Hands every view to a function before leaving where the schedule says."""
+
+    def __init__(self, planned: Sequence[Sequence[int]], look: Callable[[Any], None]) -> None:
+        self.planned, self.look = planned, look
+        self.batch: Batch | None = None
+
+    def exit_points(self, model: ModelInfo) -> tuple[int, ...]:
+        return model.exit_points
+
+    def start(self, model: ModelInfo, batch: Batch) -> ExitRule:
+        self.batch = batch
+        return self
+
+    def should_exit(self, view: Any) -> Tensor:
+        self.look(view)
+        steps = zip(view.rows.tolist(), view.token_ids, strict=True)
+        return torch.tensor([self.planned[row][len(tokens)] == view.exit_layer for row, tokens in steps])
+
+
+PLANNED = [[6, 2, 5, 3, 6], [6, 4, 1, 6, 2], [6, 4, 5, 3, 1]]
+
+
+@pytest.mark.parametrize("kv", KVPolicy)
+def test_rows_positions_and_tokens(llama: Any, kv: KVPolicy, prompts: list[list[int]]) -> None:
+    met: dict[tuple[int, int], list[int]] = {}
+    steps: list[list[list[int]]] = []
+
+    def look(view: Any) -> None:
+        assert view.rows.dtype == view.position.dtype == torch.int64
+        assert view.hidden_state.shape == (len(view.rows), 64)
+        assert view.logits.shape == (len(view.rows), 97)
+        assert view.top_token.tolist() == view.logits.argmax(-1).tolist()
+        steps.append([list(tokens) for tokens in view.token_ids])
+        for row, position, tokens in zip(view.rows.tolist(), view.position.tolist(), view.token_ids, strict=True):
+            assert position == len(prompts[row]) + len(tokens) - 1
+            met.setdefault((row, len(tokens)), []).append(view.exit_layer)
+
+    done = llama.engine.decode(prompts, Spy(PLANNED, look), kv=kv, max_new_tokens=[5] * 3)
+
+    first = 0 if kv is KVPolicy.NONE else 1
+    assert met == {
+        (row, step): [layer for layer in range(1, LAYERS) if layer <= PLANNED[row][step]]
+        for row in range(3)
+        for step in range(first, 5)
+    }
+    ends = [tokens for step in steps for tokens in step if len(tokens) == 4]
+    assert all(tokens in [one.token_ids[:4] for one in done] for tokens in ends)
+
+
+@pytest.mark.parametrize("kv", KVPolicy)
+@pytest.mark.parametrize("eager", [True, False])
+def test_previous_is_the_last_exit_point_over_the_rows_that_are_left(
+    llama: Any, kv: KVPolicy, eager: bool, prompts: list[list[int]]
+) -> None:
+    """Whether it is looked at once each time or only from the deepest exit point, all the way back."""
+    seen: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
+    depths = []
+
+    def look(view: Any) -> None:
+        for place, (row, position) in enumerate(zip(view.rows.tolist(), view.position.tolist(), strict=True)):
+            logits = view.logits[place].clone()
+            seen[row, position, view.exit_layer] = view.hidden_state[place].clone(), logits
+        if not eager and view.exit_layer < 5:
+            return
+        rows, positions, layer, earlier = view.rows.tolist(), view.position.tolist(), view.exit_layer, view.previous
+        while earlier is not None:
+            layer -= 1
+            assert earlier.exit_layer == layer
+            assert earlier.rows.tolist() == rows
+            assert earlier.hidden_state.shape[0] == earlier.logits.shape[0] == len(rows)
+            for place, (row, position) in enumerate(zip(rows, positions, strict=True)):
+                state, logits = seen[row, position, layer]
+                assert torch.equal(earlier.hidden_state[place], state)
+                assert torch.equal(earlier.logits[place], logits)
+                assert earlier.top_token[place] == logits.argmax()
+            earlier = earlier.previous
+        assert layer == 1
+        depths.append(view.exit_layer)
+
+    llama.engine.decode(prompts, Spy(PLANNED, look), kv=kv, max_new_tokens=[5] * 3)
+    assert 5 in depths
+
+
+def test_logits_of_an_earlier_exit_point_are_charged_to_who_is_left(llama: Any, prompts: list[list[int]]) -> None:
+    def look(view: Any) -> None:
+        if view.exit_layer == 3:
+            assert view.previous.previous.logits.shape[0] == len(view.rows) == 1
+
+    # Row 0 leaves at layer 2; row 1 looks back from layer 3 to layer 1, and leaves at 4.
+    done = llama.engine.decode(prompts[:2], Spy([[6, 2], [6, 4]], look), kv=KVPolicy.SKIP, max_new_tokens=[2, 2])
+    assert [one.lm_head_evaluations for one in done] == [1, 2]
+
+
+@pytest.mark.parametrize("kv", KVPolicy)
+def test_the_full_depth_token_is_the_same_from_every_exit_point(
+    llama: Any, kv: KVPolicy, prompts: list[list[int]]
+) -> None:
+    seen: dict[tuple[int, int], set[int]] = {}
+
+    def look(view: Any) -> None:
+        if view.exit_layer == 3:
+            return  # not asked for here: from 4 on it is run anew or taken over
+        for row, position, token in zip(
+            view.rows.tolist(), view.position.tolist(), view.full_depth_token.tolist(), strict=True
+        ):
+            seen.setdefault((row, position), set()).add(token)
+
+    planned = [[6] * 5, [6, 4, 6, 6, 6], [6, 6, 2, 6, 6]]
+    done = llama.engine.decode(prompts, Spy(planned, look), kv=kv, max_new_tokens=[5] * 3)
+    assert all(len(tokens) == 1 for tokens in seen.values())
+    for row, one in enumerate(done):
+        for step in range(1, 5):
+            if planned[row][step] == 6:
+                assert seen[row, len(prompts[row]) + step - 1] == {one.token_ids[step]}
+
+
+def test_a_strategy_starts_with_the_batch_and_its_seeds(llama: Any, prompts: list[list[int]]) -> None:
+    spy = Spy(PLANNED, lambda view: None)
+    llama.engine.decode(prompts, spy, kv=KVPolicy.SKIP, max_new_tokens=[2] * 3, seeds=[7, 8, 9])
+    assert spy.batch == Batch((7, 8, 9), "cpu")
+    assert spy.batch.size == 3

@@ -1,0 +1,132 @@
+"""Views made by hand: what a strategy is shown, without a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from harness.contracts import ModelInfo
+
+
+@dataclass
+class View:
+    """An exit view; whoever touches what is not there fails."""
+
+    exit_layer: int = 4
+    given_logits: Tensor | None = None
+    given_state: Tensor | None = None
+    previous: View | None = None
+    token_ids: Sequence[Sequence[int]] = ()
+    rows: Tensor = field(default_factory=lambda: torch.tensor([0]))
+    deep: Tensor | None = None
+
+    @property
+    def logits(self) -> Tensor:
+        assert self.given_logits is not None, "logits were not to be computed"
+        return self.given_logits
+
+    @property
+    def top_token(self) -> Tensor:
+        return self.logits.argmax(-1)
+
+    @property
+    def hidden_state(self) -> Tensor:
+        assert self.given_state is not None, "the hidden state was not to be read"
+        return self.given_state
+
+    @property
+    def full_depth_token(self) -> Tensor:
+        assert self.deep is not None, "the last layer was not to be run"
+        return self.deep
+
+    @property
+    def position(self) -> Tensor:
+        return torch.tensor([10 + len(tokens) for tokens in self.token_ids])
+
+    def row(self, place: int) -> View:
+        """The same view of one row."""
+
+        def one(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor[place : place + 1]
+
+        return View(
+            self.exit_layer,
+            one(self.given_logits),
+            one(self.given_state),
+            None if self.previous is None else self.previous.row(place),
+            [self.token_ids[place]] if self.token_ids else (),
+            self.rows[place : place + 1],
+            one(self.deep),
+        )
+
+
+@pytest.fixture(scope="session")
+def view() -> Callable[..., View]:
+    """``view(logits=…, hidden_state=…, previous=…, generated=…, rows=…, deep=…)``."""
+
+    def make(
+        *,
+        logits: Any = None,
+        hidden_state: Any = None,
+        previous: View | None = None,
+        generated: Sequence[int] | None = None,
+        rows: Sequence[int] | None = None,
+        deep: Any = None,
+        exit_layer: int = 4,
+    ) -> View:
+        def tensor(value: Any) -> Tensor | None:
+            return None if value is None else torch.as_tensor(value)
+
+        known = next((len(value) for value in (logits, hidden_state, rows, generated) if value is not None), 1)
+        return View(
+            exit_layer,
+            tensor(logits),
+            tensor(hidden_state),
+            previous,
+            [[0] * count for count in (generated if generated is not None else [0] * known)],
+            torch.tensor(list(rows) if rows is not None else range(known)),
+            tensor(deep),
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def probabilities() -> Callable[..., Tensor]:
+    """Logits whose softmax is what was asked for, one list per row; a shift of all of them changes nothing."""
+
+    def make(*rows: Sequence[float], shift: float = 3.0) -> Tensor:
+        return torch.tensor(rows, dtype=torch.float64).log().float() + shift
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def model() -> ModelInfo:
+    return ModelInfo(
+        "model", "llama", 28, 8, 5, (4, 6, 8, 10, 12, 14, 18, 22, 26), 100, "float32", "random", 1, 1, 1, 1
+    )
+
+
+@pytest.fixture(scope="session")
+def random_view(view: Callable[..., View]) -> View:
+    """Twelve rows at their third exit point."""
+    generator = torch.Generator().manual_seed(0)
+    made: View | None = None
+    for layer in (4, 6, 8):
+        logits = torch.randn(12, 4, generator=generator) * 1.5
+        made = view(
+            logits=logits,
+            hidden_state=torch.randn(12, 3, generator=generator),
+            previous=made,
+            generated=list(range(12)),
+            deep=(logits.argmax(-1) + torch.arange(12) % 2) % 4,
+            exit_layer=layer,
+        )
+    assert made is not None
+    return made

@@ -1,0 +1,58 @@
+"""What every registered strategy promises."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+
+from harness.config import StrategySpec
+from harness.contracts import Batch, ModelInfo
+from harness.options import build_strategy, option_facts
+
+NAMES = ("confidence", "entropy", "fixed", "full", "margin", "oracle", "patience", "random", "saturation")
+TELLING = {
+    "confidence": {"threshold": "0.6"},
+    "entropy": {"threshold": "0.7"},
+    "margin": {"threshold": "0.4", "decay": "3"},
+    "patience": {"patience": "2"},
+    "saturation": {"threshold": "0.2"},
+    "random": {"probability": "0.5"},
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_n_rows_at_once_are_n_rows_one_by_one(name: str, random_view: Any, model: ModelInfo) -> None:
+    strategy = build_strategy(StrategySpec(name, tuple(TELLING.get(name, {}).items())))
+    together = strategy.start(model, Batch(tuple(range(12)), "cpu")).should_exit(random_view)
+    alone = []
+    for place in range(12):
+        rule = strategy.start(model, Batch(tuple(range(12)), "cpu"))
+        alone.append(rule.should_exit(random_view.row(place)))
+    assert together.shape == (12,)
+    assert together.dtype == torch.bool
+    assert torch.equal(together, torch.cat(alone))
+    if name not in ("full", "fixed"):
+        assert together.any()
+        assert not together.all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_strategy_is_frozen_and_documented(name: str) -> None:
+    strategy = build_strategy(StrategySpec(name))
+    assert type(strategy).__doc__
+    assert dataclasses.is_dataclass(strategy)
+    for facts in option_facts(name):
+        assert facts.description
+        assert facts.limits
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(strategy, facts.name, facts.default)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_exit_points_are_the_model_s(name: str, model: ModelInfo) -> None:
+    points = build_strategy(StrategySpec(name)).exit_points(model)
+    assert set(points) <= set(model.exit_points)
+    assert list(points) == sorted(points)

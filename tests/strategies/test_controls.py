@@ -1,0 +1,111 @@
+"""full, fixed, random and oracle: the rules that read no certainty."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+
+from harness.contracts import Batch, ModelInfo
+from harness.errors import OptionError
+from strategies.fixed import Fixed
+from strategies.full import Full
+from strategies.oracle import Oracle
+from strategies.random import Random
+
+
+def test_full_asks_nowhere_and_stays(view: Any, model: ModelInfo) -> None:
+    assert Full().exit_points(model) == ()
+    assert Full().should_exit(view(rows=[0, 3])).tolist() == [False, False]
+
+
+@pytest.mark.parametrize("layer", [4, 14, 26])
+def test_fixed_asks_at_its_layer_and_leaves_without_looking(view: Any, model: ModelInfo, layer: int) -> None:
+    rule = Fixed(layer=layer)
+    assert rule.exit_points(model) == (layer,)
+    answer = rule.should_exit(view(rows=[0, 3, 4]))
+    assert (answer.tolist(), answer.dtype) == ([True] * 3, torch.bool)
+
+
+@pytest.mark.parametrize(
+    ("layer", "reason"),
+    [
+        (28, r"fixed:layer=28 is the last layer of model\. Use --strategy full"),
+        (29, r"fixed:layer=29 is beyond model, which has 28 layers"),
+        (5, r"fixed:layer=5 is not an exit point of model \(exit points: 4, 6, .*26\).*--exit-points all"),
+        (27, r"fixed:layer=27 is not an exit point"),
+    ],
+)
+def test_fixed_refuses_a_layer_that_does_not_fit(model: ModelInfo, layer: int, reason: str) -> None:
+    with pytest.raises(OptionError, match=reason):
+        Fixed(layer=layer).exit_points(model)
+
+
+def test_fixed_takes_what_the_model_offers(model: ModelInfo) -> None:
+    assert Fixed(layer=5).exit_points(dataclasses.replace(model, exit_points=(5,))) == (5,)
+
+
+def test_oracle_compares_with_the_last_layer(view: Any) -> None:
+    seen = view(logits=[[0.0, 1.0, 0.0], [3.0, 1.0, 2.0], [0.0, 1.0, 2.0]], deep=[1, 2, 2])
+    assert Oracle().should_exit(seen).tolist() == [True, False, True]
+
+
+def test_only_the_oracle_is_rehearsed() -> None:
+    assert Oracle.rehearsed
+    assert not any(strategy.rehearsed for strategy in (Full, Fixed, Random))
+
+
+# -------------------------------------------------------------------------------------- random
+
+
+def draws(
+    rule: Random, model: ModelInfo, view: Any, seeds: tuple[int, ...], asked: list[list[int]]
+) -> list[list[bool]]:
+    """Answers of one batch, for the rows asked each time."""
+    started = rule.start(model, Batch(seeds, "cpu"))
+    return [started.should_exit(view(rows=rows)).tolist() for rows in asked]
+
+
+def test_random_leaves_with_its_probability(view: Any, model: ModelInfo) -> None:
+    for probability in (0.2, 0.7):
+        answers = draws(Random(probability=probability), model, view, tuple(range(50)), [list(range(50))] * 80)
+        share = sum(map(sum, answers)) / 4000
+        assert abs(share - probability) < 0.03  # four standard deviations
+
+
+def test_random_never_and_always(view: Any, model: ModelInfo) -> None:
+    assert draws(Random(probability=0), model, view, (1, 2), [[0, 1]] * 50) == [[False, False]] * 50
+    assert draws(Random(probability=1), model, view, (1, 2), [[0, 1]] * 50) == [[True, True]] * 50
+
+
+def test_a_row_draws_alike_whatever_the_batch(view: Any, model: ModelInfo) -> None:
+    rule = Random(probability=0.5)
+    asked = [[0, 1, 2], [0, 2], [2], [0, 1, 2], [1, 2]] * 10
+    together = draws(rule, model, view, (7, 8, 9), asked)
+    for row, seed in enumerate((7, 8, 9)):
+        mine = [answers[rows.index(row)] for rows, answers in zip(asked, together, strict=True) if row in rows]
+        alone = draws(rule, model, view, (seed,), [[0]] * len(mine))
+        assert mine == [answer for (answer,) in alone]
+
+
+def test_starting_again_draws_again_the_same(view: Any, model: ModelInfo) -> None:
+    rule = Random(probability=0.5)
+    runs = [draws(rule, model, view, (3, 4), [[0, 1]] * 30) for _ in range(2)]
+    assert runs[0] == runs[1]
+
+
+def test_seeds_of_run_and_option_both_count(view: Any, model: ModelInfo) -> None:
+    found = [
+        draws(Random(probability=0.5, seed=option), model, view, (seed,), [[0]] * 60)
+        for option in (0, 1)
+        for seed in (0, 1, 2**63 - 1)
+    ]
+    assert len({str(answers) for answers in found}) == len(found)
+
+
+def test_torch_s_own_generator_is_left_alone(view: Any, model: ModelInfo) -> None:
+    before = torch.get_rng_state()
+    draws(Random(), model, view, (1,), [[0]] * 5)
+    assert torch.equal(before, torch.get_rng_state())
