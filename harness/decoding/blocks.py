@@ -199,7 +199,8 @@ class Block:
             fused = torch.cat((self.query_norm(queries), self.key_norm(keys), values), dim=1)
         if rotary is not None and tables is not None:
             fused = rotary.turn(fused, tables)
-        return fused[:, : shape.query_heads], fused[:, shape.query_heads :]
+        queries, entries = torch.split(fused, [shape.query_heads, 2 * shape.kv_heads], 1)
+        return queries, entries
 
     def fill(self, hidden: Tensor, rotary: Rotary | None, tables: Tables | None) -> Tensor:
         """Return only keys and values ``[n, 2 KV, D]``: what a token that skips this layer leaves behind."""

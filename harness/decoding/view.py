@@ -25,6 +25,11 @@ class LayerView:
         places: where these rows stood in ``previous``; ``None`` when none has left since.
     """
 
+    __slots__ = (
+        *("_backbone", "_deep", "_hidden", "_layer", "_logits", "_pass"),
+        *("_places", "_previous", "_rows", "_tally", "_top"),
+    )
+
     def __init__(
         self,
         backbone: Backbone,

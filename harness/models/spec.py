@@ -55,7 +55,7 @@ def exit_points(num_layers: int) -> tuple[int, ...]:
     """
     half = num_layers // 2
     first = list(range(4, half + 1, 2))
-    start = first[-1] if first else 4
+    start = first[-1] if first else 0
     return (*first, *range(start + 4, num_layers, 4))
 
 

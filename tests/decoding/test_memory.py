@@ -8,8 +8,9 @@ import sys
 
 import pytest
 
-# Python's and torch's own needs while decoding (thread pools, kernels first used, allocator slack), bytes.
-ALLOWANCE = 64 * 2**20
+# Python's and torch's own needs while decoding (thread pools, kernels first used, allocator slack), bytes. The head
+# is not tied: transformers makes a tied one twice before it drops one, which would hide a copy of the engine's.
+ALLOWANCE = 32 * 2**20
 
 SCRIPT = """
 import json, resource, sys
@@ -40,10 +41,10 @@ def decode(config):
 
 torch.set_num_threads(1)
 shape = dict(intermediate_size=2048, num_hidden_layers=12, num_attention_heads=12, num_key_value_heads=4,
-             max_position_embeddings=128, tie_word_embeddings=True)
+             max_position_embeddings=128, tie_word_embeddings=False)
 decode(AutoConfig.for_model("llama", **shape | dict(hidden_size=24, intermediate_size=8, vocab_size=8)))  # first use
 before = peak()
-weights = decode(AutoConfig.for_model("llama", **shape | dict(hidden_size=768, vocab_size=40000)))
+weights = decode(AutoConfig.for_model("llama", **shape | dict(hidden_size=768, vocab_size=20000)))
 print(json.dumps({"weights": weights, "grown": peak() - before}))
 """
 

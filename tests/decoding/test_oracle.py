@@ -59,3 +59,16 @@ def test_the_layers_a_rehearsal_runs_are_charged(llama: Any, kv: KVPolicy, promp
         asked = one.exit_layers if kv is KVPolicy.NONE else one.exit_layers[1:]
         # Every token is rehearsed once, from the first exit point: from layer 1 through the five others.
         assert one.layers_executed == sum(asked) + 5 * len(asked)
+
+
+def test_a_rehearsal_under_recompute_takes_along_whoever_waits_and_leaves_them_waiting(
+    llama: Any, prompts: list[list[int]]
+) -> None:
+    done = llama.engine.decode(prompts, Oracle(), kv=KVPolicy.RECOMPUTE, max_new_tokens=[NEW] * 3)
+    for one in done:
+        layers, waiting = 0, list[int]()
+        for leaving in one.exit_layers[1:]:
+            layers += 5 + sum(6 - depth for depth in waiting)  # rehearsed from layer 1 to the last
+            layers += leaving + sum(leaving - depth for depth in waiting if depth < leaving)
+            waiting = [max(depth, leaving) for depth in [*waiting, leaving]]
+        assert one.layers_executed == layers

@@ -234,9 +234,20 @@ def test_the_real_stand_in_fits(resolved: Any, name: str, smollm2: Any) -> None:
     assert max(ids) < len(codec.tokenizer) <= found.info.vocab_size
 
 
-def test_special_tokens_are_neither_added_nor_hidden(tiny_tokenizer: Any) -> None:
-    codec = TokenizerCodec(tiny_tokenizer, frozenset({0}))
+def test_special_tokens_are_neither_added_nor_hidden() -> None:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({"<s>": 0} | {letter: at for at, letter in enumerate(alphabet, 1)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    codec = TokenizerCodec(PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>"), frozenset({0}))
+
+    assert codec.tokenizer.encode("a")[0] == 0  # left to itself it would begin with one, as Llama's does
     assert codec.encode("") == []
-    assert 0 not in codec.encode("a b")
-    assert codec.decode([*codec.encode("a , b ."), 0]) == "a , b .<eos>"
-    assert codec.decode(tuple(codec.encode("x"))) == "x"
+    ids = codec.encode("a , b .")
+    assert len(ids) == 7
+    assert 0 not in ids
+    assert codec.decode((0, *ids, 0)) == "<s>a , b .<s>"
