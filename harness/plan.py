@@ -1,7 +1,7 @@
 """Everything a run needs, checked before the first weight is read.
 
-A plan is made in the order of cost: names and options first, then the meter, the model's facts, the
-tokenizer and the samples. Whatever is wrong is refused here, and nothing has been written yet.
+A plan is made in the order of cost: names and options first, then the model's facts, the tokenizer and the
+samples. Whatever is wrong is refused here, and nothing has been written yet.
 """
 
 from __future__ import annotations

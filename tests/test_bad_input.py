@@ -207,7 +207,7 @@ def test_weights_of_another_shape(refused: Refused, make_model: Callable[..., Pa
 
 
 def test_a_tokenizer_larger_than_the_vocabulary(refused: Refused, make_model: Callable[..., Path]) -> None:
-    refused("--model", make_model("llama", vocab_size=100))
+    assert "embeds only 100" in refused("--model", make_model("llama", vocab_size=100))
 
 
 # -------------------------------------------------------------------------------------- data

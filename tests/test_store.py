@@ -576,4 +576,5 @@ def test_what_decides_no_result_may_change(tmp_path: Path, path: str, value: Any
 def test_a_configuration_of_python_objects_is_compared_as_written(tmp_path: Path) -> None:
     config = {"out": tmp_path, "source": Path("a/file"), "tasks": ("py150",)}
     RunDirectory.create(tmp_path / "run", make_manifest(config=config)).close()
-    RunDirectory.resume(tmp_path / "run", make_manifest(config=config)).close()
+    with RunDirectory.resume(tmp_path / "run", make_manifest(config=config)) as run:
+        assert run.manifest.config["tasks"] == ["py150"]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from harness.decoding.blocks import Block, HeadShape, LayerNorm, Linear, Norm, RMSNorm, Rotary
 
-__all__ = ["Backbone", "fuse", "layer_norm", "linear", "rms_norm", "rotary_tables", "table"]
+__all__ = ["Backbone", "fuse", "layer_norm", "linear", "rms_norm", "rotary_tables", "table", "word_embedding"]
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,15 @@ def table(module: nn.Module) -> Tensor:
     weight = _tensor(module, "weight")
     assert weight is not None
     return weight
+
+
+def word_embedding(words: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the ``embed`` of models whose positions enter in attention alone (rotary)."""
+
+    def embed(token_ids: Tensor, positions: Tensor) -> Tensor:
+        return words[token_ids]
+
+    return embed
 
 
 def fuse(*modules: nn.Module) -> Linear:

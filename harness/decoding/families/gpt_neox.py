@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.decoding.backbone import Backbone, layer_norm, linear, rotary_tables, table
+from harness.decoding.backbone import Backbone, layer_norm, linear, rotary_tables, table, word_embedding
 from harness.decoding.blocks import Block, HeadShape, Linear
 
 __all__ = ["read"]
@@ -25,13 +25,10 @@ def read(model: Any) -> Backbone:
     )
     words = table(core.embed_in)
 
-    def embed(token_ids: Tensor, positions: Tensor) -> Tensor:
-        return words[token_ids]
-
     return Backbone(
         blocks=[_block(layer, heads) for layer in core.layers],
         heads=heads,
-        embed=embed,
+        embed=word_embedding(words),
         rotary=rotary_tables(core.rotary_emb, heads, words),
         final_norm=layer_norm(core.final_layer_norm),
         project_out=None,

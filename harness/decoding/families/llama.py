@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
-
-from harness.decoding.backbone import Backbone, fuse, linear, rms_norm, rotary_tables, table
+from harness.decoding.backbone import Backbone, fuse, linear, rms_norm, rotary_tables, table, word_embedding
 from harness.decoding.blocks import Block, HeadShape
 
 __all__ = ["read"]
@@ -23,13 +21,10 @@ def read(model: Any) -> Backbone:
     heads = HeadShape(config.num_attention_heads, config.num_key_value_heads, head_dim)
     words = table(core.embed_tokens)
 
-    def embed(token_ids: Tensor, positions: Tensor) -> Tensor:
-        return words[token_ids]
-
     return Backbone(
         blocks=[_block(layer, heads) for layer in core.layers],
         heads=heads,
-        embed=embed,
+        embed=word_embedding(words),
         rotary=rotary_tables(core.rotary_emb, heads, words),
         final_norm=rms_norm(core.norm),
         project_out=None,
