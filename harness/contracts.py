@@ -11,6 +11,7 @@ norm; quantities carry SI suffixes (``_s``, ``_j``, ``_w``, ``_bytes``); ``None`
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -22,15 +23,19 @@ if TYPE_CHECKING:
 __all__ = [
     "BadRow",
     "Batch",
+    "Corpus",
+    "Document",
     "EnergyReading",
     "ExitRule",
     "ExitView",
+    "KVInput",
     "KVPolicy",
     "Meter",
     "ModelInfo",
     "Sample",
     "Score",
     "SourceInfo",
+    "Split",
     "StopRule",
     "Strategy",
     "Task",
@@ -38,10 +43,15 @@ __all__ = [
     "TaskRequest",
     "TextCodec",
     "Weights",
+    "WeightsChoice",
+    "document_key",
 ]
 
-Weights: TypeAlias = Literal["pretrained", "random"]
+Weights: TypeAlias = Literal["pretrained", "tuned", "random"]
+WeightsChoice: TypeAlias = Literal["auto", "pretrained", "tuned", "random"]
 Score: TypeAlias = float | None
+KVInput: TypeAlias = Literal["hidden", "shortcut"]
+Split: TypeAlias = Literal["train", "validation", "test"]
 StopRule: TypeAlias = Callable[[Sequence[int]], bool]
 
 
@@ -76,11 +86,16 @@ class ModelInfo:
         exit_points: sorted layers where strategies are asked; all below ``num_layers``.
         max_positions: longest sequence the position embedding covers, tokens.
         dtype: torch dtype name, for example ``float32``.
-        weights: ``pretrained`` or ``random``.
+        weights: ``pretrained`` (the base weights), ``tuned`` (an adapter merged into them) or ``random``.
         layer_bytes: weight bytes one decoder layer reads for a token.
         lm_head_bytes: weight bytes one LM-head evaluation reads.
         kv_projection_bytes: weight bytes of one layer's norm + K,V projections (a KV fill).
         kv_entry_bytes: bytes of K and V of one position in one layer.
+        fingerprint: tells the weights from others, 16 hex digits; what trained artefacts are checked against.
+        base_fingerprint: the same of the weights before tuning.
+        exit_head: ``shared``, or ``shortcut:`` and the hash of the maps in use.
+        shortcut_bytes: weight bytes one exit's shortcut reads; 0 with the shared head.
+        artefacts: folders in which trained artefacts are looked for, in this order.
     """
 
     name: str
@@ -96,6 +111,11 @@ class ModelInfo:
     lm_head_bytes: int
     kv_projection_bytes: int
     kv_entry_bytes: int
+    fingerprint: str = ""
+    base_fingerprint: str = ""
+    exit_head: str = "shared"
+    shortcut_bytes: int = 0
+    artefacts: tuple[str, ...] = ()
 
 
 class TextCodec(Protocol):
@@ -163,6 +183,12 @@ class ExitView(Protocol):
         """Residual stream before the final norm, ``[n, hidden_size]``."""
 
     @property
+    def exit_state(self) -> Tensor:
+        """What the final norm reads at this exit, ``[n, hidden_size]``: the hidden state through the exit's shortcut,
+        or the hidden state itself with the shared head. Computed when first asked for; the LM head is not run.
+        """
+
+    @property
     def logits(self) -> Tensor:
         """Exit head's logits, ``[n, vocab_size]``; computed when first asked for."""
 
@@ -206,6 +232,10 @@ class Strategy(Protocol):
         """
         return model.exit_points
 
+    def artefacts(self, model: ModelInfo) -> Mapping[str, str]:
+        """Return the trained parts it runs on for this model: name → SHA-256, for the record."""
+        return {}
+
     def start(self, model: ModelInfo, batch: Batch) -> ExitRule:
         """Return the decision maker of one batch; state that lives across tokens lives there."""
         return self
@@ -226,6 +256,8 @@ class TaskRequest:
         source: ``embedded``, ``hub``, or a path.
         limit: at most so many samples; ``None`` for all.
         seed: decides every random choice of the sampling.
+        split: part of the dataset, where it has several. A source of one file is taken whole.
+        seen: keys (:func:`document_key`) of documents the model was tuned on; they are never drawn.
         max_new_tokens: overrides the protocol's own limit.
         max_positions: longest prompt + completion the model covers, tokens.
     """
@@ -234,8 +266,48 @@ class TaskRequest:
     source: str
     limit: int | None = None
     seed: int = 0
+    split: Split = "test"
+    seen: frozenset[str] = frozenset()
     max_new_tokens: int | None = None
     max_positions: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A piece of source code, whole or from its beginning.
+
+    Attributes:
+        number: 1-based row number in its source.
+        sample_id: the row's own id, or ``row-NUMBER`` when it has none.
+        text: the code; of a token list, the tokens joined with single spaces.
+    """
+
+    number: int
+    sample_id: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """Whole documents to learn from.
+
+    Attributes:
+        documents: in an order that the seed alone decides.
+        source: where they came from; its fingerprint is over ids and texts.
+    """
+
+    documents: tuple[Document, ...]
+    source: SourceInfo
+
+
+def document_key(text: str) -> str:
+    """Return what a document is recognised by wherever it turns up: 16 hex digits over its beginning.
+
+    White space is left out and 300 further characters count, so that one file has one key as raw text, as a joined
+    token list, or broken off in the middle. Two files that begin alike share a key, which errs on the safe side.
+    """
+    head = "".join(text[:4096].removeprefix("<s>").split())[:300]
+    return hashlib.sha256(head.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,6 +390,13 @@ class Task(Protocol):
 
         Raises:
             DataError: the source cannot be read or cannot be scored.
+        """
+
+    def corpus(self, source: str, split: Split, *, limit: int | None = None, seed: int = 0) -> Corpus:
+        """Return whole documents of a source, at most ``limit``.
+
+        Raises:
+            DataError: the source cannot be read, or it holds no document.
         """
 
     def stop_rule(self, protocol: str, codec: TextCodec) -> StopRule:

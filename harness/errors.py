@@ -11,6 +11,7 @@ import difflib
 from collections.abc import Iterable
 
 __all__ = [
+    "ArtefactError",
     "ConfigError",
     "DataError",
     "HarnessError",
@@ -20,6 +21,7 @@ __all__ = [
     "OutOfMemoryError",
     "RegistryError",
     "StoreError",
+    "TrainingError",
     "UnknownNameError",
     "did_you_mean",
 ]
@@ -71,6 +73,14 @@ class MeterError(HarnessError):
 
 class StoreError(HarnessError):
     """A run directory that is damaged, foreign, or belongs to another configuration."""
+
+
+class ArtefactError(HarnessError):
+    """A trained artefact (adapter, maps, heads, agent, traces) that is missing, damaged, or made for something else."""
+
+
+class TrainingError(HarnessError):
+    """Training that cannot begin or go on; the last good checkpoint is kept."""
 
 
 class OutOfMemoryError(HarnessError):

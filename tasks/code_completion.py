@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from contextlib import closing
 from typing import ClassVar
 
-from harness.contracts import Score, StopRule, TaskData, TaskRequest, TextCodec
+from harness.contracts import Corpus, Score, Split, StopRule, TaskData, TaskRequest, TextCodec
 from harness.errors import DataError, UnknownNameError
-from tasks.draw import draw
+from tasks.draw import collect, draw
 from tasks.languages import Language
 from tasks.protocols import Protocol
 from tasks.protocols.codexglue_line import CodexglueLine
@@ -16,6 +16,7 @@ from tasks.protocols.green_code import GreenCode
 from tasks.rows import Rows
 from tasks.scores import corpus_scores, sample_scores
 from tasks.sources import HubDataset
+from tasks.sources.embedded import SourceFiles
 from tasks.sources.hub import open_hub
 from tasks.sources.path import open_path
 
@@ -64,14 +65,25 @@ class CodeCompletion:
         """
         protocol = self._protocol(request.protocol)
         dataset = self.documents if protocol.wants == "documents" else self.lines
-        if request.source == "embedded":
-            rows = self.embedded()
-        elif request.source == "hub":
-            rows = open_hub(dataset)
-        else:
-            rows = open_path(request.source, dataset)
-        with closing(rows):
+        with closing(self._open(request.source, dataset, request.split)) as rows:
             return draw(rows, protocol, codec, request)
+
+    def corpus(self, source: str, split: Split, *, limit: int | None = None, seed: int = 0) -> Corpus:
+        """Return whole documents; see :func:`tasks.draw.collect` for the order.
+
+        Raises:
+            DataError: the source cannot be read, or it holds no document.
+        """
+        with closing(self._open(source, self.documents, split)) as rows:
+            return collect(rows, limit=limit, seed=seed)
+
+    def _open(self, source: str, dataset: HubDataset, split: Split) -> Rows:
+        if source == "embedded":
+            rows = self.embedded()
+            return rows.part(split) if isinstance(rows, SourceFiles) else rows
+        if source == "hub":
+            return open_hub(dataset.at(split))
+        return open_path(source, dataset.at(split))
 
     def stop_rule(self, protocol: str, codec: TextCodec) -> StopRule:
         """Return a predicate on the tokens generated so far: true when the completion is over."""

@@ -14,12 +14,22 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 
-from harness.contracts import BadRow, Sample, SourceInfo, TaskData, TaskRequest, TextCodec
+from harness.contracts import (
+    BadRow,
+    Corpus,
+    Document,
+    Sample,
+    SourceInfo,
+    TaskData,
+    TaskRequest,
+    TextCodec,
+    document_key,
+)  # fmt: skip
 from harness.errors import DataError
 from tasks.protocols import Protocol, Skipped
-from tasks.rows import Rows
+from tasks.rows import Rows, whole
 
-__all__ = ["draw", "fingerprint"]
+__all__ = ["collect", "draw", "fingerprint"]
 
 
 def draw(rows: Rows, protocol: Protocol, codec: TextCodec, request: TaskRequest) -> TaskData:
@@ -28,8 +38,7 @@ def draw(rows: Rows, protocol: Protocol, codec: TextCodec, request: TaskRequest)
     Raises:
         DataError: not one row became a sample; says why, and what to use instead.
     """
-    order = list(range(len(rows)))
-    random.Random(f"order of rows, seed {request.seed}").shuffle(order)
+    order = _order(rows, request.seed)
     samples: dict[str, Sample] = {}
     bad: list[BadRow] = []
     skipped: Counter[str] = Counter()
@@ -40,7 +49,12 @@ def draw(rows: Rows, protocol: Protocol, codec: TextCodec, request: TaskRequest)
             break
         visited += 1
         row = rows.read(index)
-        made = row if isinstance(row, BadRow) else protocol.sample(row, codec, request)
+        if isinstance(row, BadRow):
+            made: Sample | BadRow | Skipped = row
+        elif request.seen and document_key(whole(row)) in request.seen:
+            made = Skipped("document the model was tuned on")
+        else:
+            made = protocol.sample(row, codec, request)
         if isinstance(made, Skipped):
             skipped[made.reason] += 1
         elif isinstance(made, BadRow):
@@ -63,6 +77,38 @@ def draw(rows: Rows, protocol: Protocol, codec: TextCodec, request: TaskRequest)
         detail["skipped"] = _counts(skipped)
     drawn = tuple(samples.values())
     return TaskData(drawn, tuple(bad), SourceInfo(rows.kind, rows.label, fingerprint(drawn), detail))
+
+
+def collect(rows: Rows, *, limit: int | None, seed: int) -> Corpus:
+    """Return whole documents in the order :func:`draw` visits rows; a row of context and line is joined again.
+
+    Raises:
+        DataError: not one row is a document.
+    """
+    documents: list[Document] = []
+    bad: list[BadRow] = []
+    digest = hashlib.sha256()
+    for index in _order(rows, seed):
+        if limit is not None and len(documents) >= limit:
+            break
+        row = rows.read(index)
+        if isinstance(row, BadRow):
+            bad.append(row)
+            continue
+        document = Document(row.number, row.sample_id, whole(row))
+        documents.append(document)
+        digest.update(json.dumps([document.sample_id, document.text]).encode() + b"\n")
+    if not documents:
+        first = f" First reason: {bad[0].reason}" if bad else ""
+        raise DataError(f"{rows.label} holds no document to learn from.{first} Give another --source or --split.")
+    detail = {**rows.detail, "rows": str(len(rows)), "bad_rows": str(len(bad)), "order": f"shuffled, seed {seed}"}
+    return Corpus(tuple(documents), SourceInfo(rows.kind, rows.label, digest.hexdigest(), detail))
+
+
+def _order(rows: Rows, seed: int) -> list[int]:
+    order = list(range(len(rows)))
+    random.Random(f"order of rows, seed {seed}").shuffle(order)
+    return order
 
 
 def fingerprint(samples: Sequence[Sample]) -> str:

@@ -20,7 +20,7 @@ class JavaCorpus(CodeCompletion):
     name = "javacorpus"
     code = JAVA
     documents = HubDataset("google/code_x_glue_cc_code_completion_token", "java", "test")
-    lines = HubDataset("google/code_x_glue_cc_code_completion_line", "java", "train")
+    lines = HubDataset("google/code_x_glue_cc_code_completion_line", "java", "train", single_split=True)
 
     def embedded(self) -> Rows:
         """Return the sources of the installed JDK."""

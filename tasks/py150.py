@@ -20,7 +20,7 @@ class Py150(CodeCompletion):
     name = "py150"
     code = PYTHON
     documents = HubDataset("google/code_x_glue_cc_code_completion_token", "python", "test")
-    lines = HubDataset("google/code_x_glue_cc_code_completion_line", "python", "train")
+    lines = HubDataset("google/code_x_glue_cc_code_completion_line", "python", "train", single_split=True)
 
     def embedded(self) -> Rows:
         """Return the running Python's standard library."""

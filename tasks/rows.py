@@ -12,24 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from harness.contracts import BadRow
+from harness.contracts import BadRow, Document
 
-__all__ = ["Document", "LineRow", "RecordRows", "Row", "Rows", "parse_record"]
-
-
-@dataclass(frozen=True, slots=True)
-class Document:
-    """A piece of source code, whole or from its beginning.
-
-    Attributes:
-        number: 1-based row number in its source.
-        sample_id: the row's own id, or ``row-NUMBER`` when it has none.
-        text: the code; of a token list, the tokens joined with single spaces.
-    """
-
-    number: int
-    sample_id: str
-    text: str
+__all__ = ["Document", "LineRow", "RecordRows", "Row", "Rows", "parse_record", "whole"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +22,7 @@ class LineRow:
     """A code context and the rest of the line it breaks off in.
 
     Attributes:
-        number, sample_id: as a document's.
+        number, sample_id: as a :class:`~harness.contracts.Document`'s.
         prompt: the context, never empty.
         answer: the rest of the line; empty where a dataset withholds it.
     """
@@ -46,6 +31,13 @@ class LineRow:
     sample_id: str
     prompt: str
     answer: str
+
+
+def whole(row: Document | LineRow) -> str:
+    """Return the code of a row as one document; a context and its line are joined again."""
+    if isinstance(row, Document):
+        return row.text
+    return f"{row.prompt.removeprefix('<s>').strip()} {row.answer.strip()}".strip()
 
 
 Row: TypeAlias = Document | LineRow | BadRow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +25,12 @@ class TokenizerCodec:
     def eos_token_ids(self) -> frozenset[int]:
         """Ids that end a generation."""
         return self._eos
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash over the vocabulary, 16 hex digits."""
+        words = sorted(self.tokenizer.get_vocab().items())
+        return hashlib.sha256(repr(words).encode()).hexdigest()[:16]
 
     def encode(self, text: str) -> list[int]:
         """Return token ids, no special tokens added; text of any length is encoded whole."""

@@ -18,7 +18,7 @@ from typing import ClassVar, Literal
 
 from harness.contracts import BadRow, Sample, StopRule, TaskRequest, TextCodec
 from tasks.protocols import Protocol, Skipped, too_long
-from tasks.rows import Document, LineRow
+from tasks.rows import Document, LineRow, whole
 
 __all__ = ["CONTEXT_PART", "MAX_CONTEXT", "NEW_TOKENS", "GreenCode"]
 
@@ -45,7 +45,7 @@ class GreenCode(Protocol):
     def sample(self, row: Document | LineRow, codec: TextCodec, request: TaskRequest) -> Sample | BadRow | Skipped:
         """Tokenise the whole document and split it; a document that is too short is skipped."""
         new = NEW_TOKENS if request.max_new_tokens is None else request.max_new_tokens
-        token_ids = codec.encode(_document(row))
+        token_ids = codec.encode(whole(row))
         context = min(len(token_ids) // CONTEXT_PART, MAX_CONTEXT)
         if context < 1 or len(token_ids) < context + new:
             return Skipped(f"document too short for a context and {new} further tokens")
@@ -71,9 +71,3 @@ class GreenCode(Protocol):
 
 def _never(token_ids: Sequence[int]) -> bool:
     return False
-
-
-def _document(row: Document | LineRow) -> str:
-    if isinstance(row, Document):
-        return row.text
-    return f"{row.prompt.removeprefix('<s>').strip()} {row.answer.strip()}".strip()

@@ -11,6 +11,7 @@ the JDK's lay in the licence header.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import re
@@ -22,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from harness.contracts import BadRow
+from harness.contracts import BadRow, Split
 from harness.errors import DataError
 from tasks.languages import JAVA, PYTHON, Language
 from tasks.rows import Document, Row, Rows
@@ -34,6 +35,10 @@ _PACKAGES = {"site-packages", "dist-packages", "ensurepip", "__pycache__", "lib-
 _PROGRAMS = {"idlelib", "turtledemo"}
 _TABLES = {"encodings", "pydoc_data"}
 _NOT_LIBRARY = _TESTS | _PACKAGES | _PROGRAMS | _TABLES
+
+
+TRAIN_SHARE, VALIDATION_SHARE = 0.60, 0.05
+"""Of the files; the rest are for tests. Python has fewer than 500, and a comparison wants at least 100."""
 
 
 class SourceFiles(Rows):
@@ -70,6 +75,15 @@ class SourceFiles(Rows):
     def __len__(self) -> int:
         return len(self._names)
 
+    def part(self, split: Split) -> SourceFiles:
+        """Return the files of one split: their names alone decide, so that a file is never in two of them."""
+        label = f"{self.label}, {split} files" if split != "test" else self.label
+        names = [name for name in self._names if _split_of(name) == split]
+        detail = {**self.detail, "split": f"{split}, by hash of the file name"}
+        return SourceFiles(
+            label, self._language, names, content=self._content, detail=detail, release=self._release
+        )  # fmt: skip
+
     def read(self, index: int) -> Row:
         """Return one file as a document; see :class:`~tasks.rows.Rows`."""
         name = self._names[index]
@@ -84,6 +98,11 @@ class SourceFiles(Rows):
     def close(self) -> None:
         """Release files that were kept open."""
         self._release()
+
+
+def _split_of(name: str) -> Split:
+    share = int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) / 2**32
+    return "train" if share < TRAIN_SHARE else "test" if share < 1 - VALIDATION_SHARE else "validation"
 
 
 def standard_library() -> SourceFiles:

@@ -222,14 +222,16 @@ def make_jdk(home: Path, files: dict[str, str], version: str = "21.0.4") -> Path
 
 
 def test_jdk_of_java_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: Any, green: Any) -> None:
-    files = {f"java.base/java/lang/{name}.java": CLASS for name in "BAC"}
+    files = {f"java.base/java/lang/{name}.java": CLASS for name in "GFEDCBA"}
     noise = {"java.base/module-info.java": CLASS, "java.xml/A.java": CLASS, "java.base/java/lang/readme.txt": CLASS}
     monkeypatch.setenv("JAVA_HOME", str(make_jdk(tmp_path / "jdk", {**files, **noise})))
     rows = embedded.jdk_sources()
     assert [rows.read(index).sample_id for index in range(len(rows))] == sorted(files)
     data = JavaCorpus().load(green(), words)
     assert data.source.label == "embedded: JDK 21 java.base sources"
-    assert len(data.samples) == 3
+    drawn = {sample.sample_id for sample in data.samples}
+    assert drawn == {rows.part("test").read(index).sample_id for index in range(len(rows.part("test")))}
+    assert 0 < len(drawn) < len(files)
     assert "licence" not in words.decode(data.samples[0].prompt_ids)
 
 
