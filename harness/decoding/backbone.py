@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from harness.decoding.blocks import Block, HeadShape, LayerNorm, Linear, Norm, RMSNorm, Rotary
 
-__all__ = ["Backbone", "fuse", "layer_norm", "linear", "rms_norm", "rotary_tables", "table", "word_embedding"]
+__all__ = [
+    "Backbone",
+    "HeadModules",
+    "fuse",
+    "layer_norm",
+    "linear",
+    "rms_norm",
+    "rotary_tables",
+    "table",
+    "word_embedding",
+]
 
 
 @dataclass(frozen=True)
@@ -25,6 +35,7 @@ class Backbone:
         final_norm: norm before the LM head, or ``None`` (post-norm models).
         project_out: map between final norm and LM head (OPT-350m), or ``None``.
         lm_head: vocabulary projection.
+        shortcuts: exit layer → linear map to the last layer's hidden state; empty with the shared exit head.
     """
 
     blocks: Sequence[Block]
@@ -34,6 +45,7 @@ class Backbone:
     final_norm: Norm | None
     project_out: Linear | None
     lm_head: Linear
+    shortcuts: Mapping[int, Linear] = field(default_factory=dict)
 
     @property
     def num_layers(self) -> int:
@@ -45,13 +57,39 @@ class Backbone:
         """Where the weights are."""
         return self.lm_head.weight.device
 
+    def exit_state(self, hidden: Tensor, layer: int) -> Tensor:
+        """Return what the final norm reads at an exit, ``[n, hidden_size]`` → the same shape."""
+        shortcut = self.shortcuts.get(layer)
+        return hidden if shortcut is None else shortcut(hidden)
+
     def logits(self, hidden: Tensor) -> Tensor:
-        """Return the shared exit head's logits, ``[n, hidden_size]`` → ``[n, vocab_size]``."""
+        """Return the LM head's logits of states before the final norm, ``[n, hidden_size]`` → ``[n, vocab_size]``."""
         if self.final_norm is not None:
             hidden = self.final_norm(hidden)
         if self.project_out is not None:
             hidden = self.project_out(hidden)
         return self.lm_head(hidden)
+
+
+@dataclass(frozen=True, slots=True)
+class HeadModules:
+    """The shared exit head as transformers modules, for training: gradients reach their parameters.
+
+    Attributes:
+        norm: final norm, or ``None`` (post-norm models).
+        project_out: map between final norm and LM head (OPT-350m), or ``None``.
+        lm_head: vocabulary projection, with ``weight`` ``[vocab_size, width]`` and perhaps ``bias``.
+    """
+
+    norm: nn.Module | None
+    project_out: nn.Module | None
+    lm_head: nn.Module
+
+    def read(self, hidden: Tensor) -> Tensor:
+        """Return what the LM head multiplies, from hidden states before the final norm."""
+        if self.norm is not None:
+            hidden = self.norm(hidden)
+        return hidden if self.project_out is None else self.project_out(hidden)
 
 
 def linear(module: nn.Module) -> Linear:

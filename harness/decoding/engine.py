@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from harness.contracts import Batch, KVPolicy, ModelInfo, StopRule, Strategy
+from harness.contracts import Batch, KVInput, KVPolicy, ModelInfo, StopRule, Strategy
 from harness.decoding.backbone import Backbone
 from harness.decoding.blocks import Rotary
 from harness.decoding.cache import KVCache
@@ -36,11 +36,14 @@ class Engine:
     Args:
         backbone: the model's weights and arithmetic.
         info: its facts, handed to strategies.
+        kv_input: what skipped layers are filled from under ``propagate``: the exit's ``hidden`` state, or the line from
+            there to what its ``shortcut`` makes of it.
     """
 
-    def __init__(self, backbone: Backbone, info: ModelInfo) -> None:
+    def __init__(self, backbone: Backbone, info: ModelInfo, kv_input: KVInput = "hidden") -> None:
         self.backbone = backbone
         self.info = info
+        self.kv_input = kv_input
         self._filler = KVFiller(backbone)
         self._rotary: Rotary | None = None
         self._rotary_reach = 0
@@ -131,7 +134,7 @@ class Engine:
             going = [place for place, leaves in enumerate(leaving) if leaves]
             places = [place for place, leaves in enumerate(leaving) if not leaves]
             clock.record([current.rows[place] for place in going], view.tokens(going), point)
-            state.note_exits(current, going, point, view.hidden_state)
+            state.note_exits(current, going, view)
             current.leave(places)
             if not places:
                 return
@@ -142,6 +145,21 @@ class Engine:
                 clock.tally[row].lm_head_evaluations += 1
         clock.record(current.rows, tokens, self.info.num_layers)
 
+    @torch.inference_mode()
+    def read(self, token_ids: Sequence[int], layers: Sequence[int]) -> list[Tensor]:
+        """Run one sequence once and return its hidden states after each of ``layers``, ``[tokens, hidden_size]``.
+
+        Raises:
+            ModelError: no token, or more than the model's positions.
+        """
+        self._check([token_ids], [0])
+        current = PrefixPass(self.backbone, self.rotary(len(token_ids)), [token_ids], [0])
+        states = []
+        for layer in layers:
+            current.advance(layer)
+            states.append(current.states()[0])
+        return states
+
     def rotary(self, positions: int) -> Rotary | None:
         """Return position tables for at least so many positions, made once and grown on demand."""
         if self.backbone.rotary is not None and positions > self._rotary_reach:
@@ -149,9 +167,17 @@ class Engine:
             self._rotary = self.backbone.rotary(self._rotary_reach)
         return self._rotary
 
-    def fill(self, cache: KVCache, layer: int, rows: list[int], positions: list[int], hidden: Tensor) -> None:
+    def fill(
+        self,
+        cache: KVCache,
+        layer: int,
+        rows: list[int],
+        positions: list[int],
+        hidden: Tensor,
+        final: Tensor | None = None,
+    ) -> None:
         """Fill keys and values from ``layer`` on, see :class:`KVFiller`."""
-        self._filler.fill(cache, self._rotary, layer, rows, positions, hidden)
+        self._filler.fill(cache, self._rotary, layer, rows, positions, hidden, final)
 
     def _check(self, prompts: Sequence[Sequence[int]], max_new_tokens: Sequence[int]) -> int:
         reach = 0
@@ -217,7 +243,7 @@ class _State:
         self._engine, self._prompts, self._kv, self._tally = engine, prompts, kv, tally
         self._rotary = engine.rotary(reach)
         self._stash, self._seen = Stash(len(prompts)), set[int]()
-        self._owed: list[tuple[int, list[int], list[int], Tensor]] = []
+        self._owed: list[tuple[int, list[int], list[int], Tensor, Tensor | None]] = []
         backbone = engine.backbone
         self._cache: KVCache | None = None
         if kv is not KVPolicy.NONE:
@@ -245,26 +271,31 @@ class _State:
             True,
         )  # fmt: skip
 
-    def note_exits(self, current: Pass, going: list[int], layer: int, hidden: Tensor) -> None:
+    def note_exits(self, current: Pass, going: list[int], view: LayerView) -> None:
         """Remember what exited rows owe the deeper layers under ``propagate``."""
         if self._kv is not KVPolicy.PROPAGATE:
             return
         positions = current.positions
-        chosen = hidden if len(going) == len(positions) else hidden[torch.tensor(going, device=hidden.device)]
-        self._owed.append((layer, [current.rows[p] for p in going], [positions[p] for p in going], chosen))
+        hidden, final = view.hidden_state, view.exit_state if self._engine.kv_input == "shortcut" else None
+        if len(going) < len(positions):
+            index = torch.tensor(going, device=hidden.device)
+            hidden, final = hidden[index], None if final is None else final[index]
+        rows = [current.rows[place] for place in going]
+        self._owed.append((view.exit_layer, rows, [positions[place] for place in going], hidden, final))
 
     def _settle(self, running: list[int]) -> None:
         """Fill what the last token left open, for rows that go on."""
-        for layer, rows, positions, hidden in self._owed:
+        for layer, rows, positions, states, finals in self._owed:
             staying = [place for place, row in enumerate(rows) if row in running]
             if not staying:
                 continue
-            states = hidden
+            hidden, final = states, finals
             if len(staying) < len(rows):
-                states = hidden[torch.tensor(staying, device=hidden.device)]
+                index = torch.tensor(staying, device=states.device)
+                hidden, final = states[index], None if finals is None else finals[index]
             kept = [rows[place] for place in staying]
             assert self._cache is not None
-            self._engine.fill(self._cache, layer, kept, [positions[place] for place in staying], states)
+            self._engine.fill(self._cache, layer, kept, [positions[place] for place in staying], hidden, final)
             for row in kept:
                 self._tally[row].kv_fill_layers += self._engine.info.num_layers - layer
         self._owed.clear()

@@ -41,7 +41,14 @@ class KVFiller:
             self._shift = torch.stack(biases).unsqueeze(1) if biases else None
 
     def fill(
-        self, cache: KVCache, rotary: Rotary | None, layer: int, rows: list[int], positions: list[int], hidden: Tensor
+        self,
+        cache: KVCache,
+        rotary: Rotary | None,
+        layer: int,
+        rows: list[int],
+        positions: list[int],
+        hidden: Tensor,
+        final: Tensor | None = None,
     ) -> None:
         """Fill all layers from ``layer`` on.
 
@@ -52,6 +59,8 @@ class KVFiller:
             rows: rows of the slots.
             positions: their positions.
             hidden: exit hidden states, ``[n, hidden_size]``.
+            final: estimates of the last layer's hidden states, same shape; each skipped layer is then filled from the
+                point between the two where it stands, instead of from the exit hidden state.
         """
         device = hidden.device
         places = torch.tensor(positions, device=device)
@@ -59,9 +68,11 @@ class KVFiller:
         index = torch.tensor(rows, device=device)
         if not self._joint:
             for deeper in range(layer, self._backbone.num_layers):
-                cache.write(deeper, index, places, self._backbone.blocks[deeper].fill(hidden, rotary, tables))
+                share = (deeper - layer) / (self._backbone.num_layers - layer)
+                entered = hidden if final is None else torch.lerp(hidden, final, share)
+                cache.write(deeper, index, places, self._backbone.blocks[deeper].fill(entered, rotary, tables))
             return
-        entries = self._all_layers(layer, hidden)
+        entries = self._all_layers(layer, hidden, final)
         if rotary is not None and tables is not None:
             entries = rotary.turn(entries, self._backbone.heads.kv_part(tables))
         if len(rows) == 1:
@@ -69,8 +80,12 @@ class KVFiller:
         else:
             cache.entries[layer:, index, :, places] = entries.transpose(0, 1)
 
-    def _all_layers(self, layer: int, hidden: Tensor) -> Tensor:
+    def _all_layers(self, layer: int, hidden: Tensor, final: Tensor | None) -> Tensor:
         """Keys and values before rotation, ``[layers, n, 2 KV, head_dim]``."""
+        if final is not None:  # the input of every skipped layer, [layers, n, hidden_size]
+            left = self._backbone.num_layers - layer
+            shares = torch.arange(left, dtype=hidden.dtype, device=hidden.device) / left
+            hidden = torch.lerp(hidden.unsqueeze(0), final.unsqueeze(0), shares.view(-1, 1, 1))
         heads = self._backbone.heads
         norm = self._backbone.blocks[layer].attention_norm
         if isinstance(norm, RMSNorm):

@@ -24,6 +24,7 @@ class Generation:
         layers_executed: decoder layers run after prefill, catch-up work of ``recompute`` included;
             without a cache, one layer over the whole prefix counts as one.
         kv_fill_layers: layers whose keys and values were filled from an exit hidden state.
+        shortcut_evaluations: times an exit's linear map was applied.
     """
 
     token_ids: list[int] = field(default_factory=list)
@@ -34,3 +35,4 @@ class Generation:
     lm_head_evaluations: int = 0
     layers_executed: int = 0
     kv_fill_layers: int = 0
+    shortcut_evaluations: int = 0

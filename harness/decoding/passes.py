@@ -94,6 +94,10 @@ class PrefixPass:
         """Return the last position of each row."""
         return self._at_last(self._hidden)
 
+    def states(self) -> Tensor:
+        """Return the hidden states of every position, ``[n, longest, hidden_size]``; padding is rubbish."""
+        return self._hidden
+
     def leave(self, staying: Sequence[int]) -> None:
         """Keep some rows."""
         index = torch.tensor(staying, dtype=torch.int64, device=self._hidden.device)

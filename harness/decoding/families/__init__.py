@@ -6,12 +6,13 @@ Adding a family is one file with ``read(model) -> Backbone`` and one line here.
 from __future__ import annotations
 
 import importlib
+from types import ModuleType
 from typing import Any
 
-from harness.decoding.backbone import Backbone
+from harness.decoding.backbone import Backbone, HeadModules
 from harness.errors import ModelError
 
-__all__ = ["FAMILIES", "check_config", "position_limit", "read"]
+__all__ = ["FAMILIES", "check_config", "head_modules", "position_limit", "read"]
 
 FAMILIES: dict[str, str] = {
     "llama": "llama",
@@ -57,6 +58,16 @@ def position_limit(config: Any) -> int:
     return min(limit, int(window)) if slides and window else limit
 
 
+def head_modules(model: Any) -> HeadModules:
+    """Return the modules of a transformers causal LM's shared exit head.
+
+    Raises:
+        ModelError: the family is not supported.
+    """
+    found: HeadModules = _adapter(model.config).head_modules(model)
+    return found
+
+
 def read(model: Any) -> Backbone:
     """Read a transformers causal LM.
 
@@ -69,7 +80,10 @@ def read(model: Any) -> Backbone:
     Raises:
         ModelError: the family is not supported.
     """
-    check_config(model.config)
-    module = importlib.import_module(f"{__name__}.{FAMILIES[model.config.model_type]}")
-    backbone: Backbone = module.read(model.eval())
+    backbone: Backbone = _adapter(model.config).read(model.eval())
     return backbone
+
+
+def _adapter(config: Any) -> ModuleType:
+    check_config(config)
+    return importlib.import_module(f"{__name__}.{FAMILIES[config.model_type]}")

@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
-from harness.decoding.backbone import Backbone, layer_norm, linear, table
+from harness.decoding.backbone import Backbone, HeadModules, layer_norm, linear, table
 from harness.decoding.blocks import Block, HeadShape
 
-__all__ = ["read"]
+__all__ = ["head_modules", "read"]
 
 
 def read(model: Any) -> Backbone:
@@ -32,6 +32,12 @@ def read(model: Any) -> Backbone:
         project_out=None,
         lm_head=linear(model.lm_head),
     )
+
+
+def head_modules(model: Any) -> HeadModules:
+    """Return the modules of the shared exit head."""
+    core = model.transformer
+    return HeadModules(core.ln_f, None, model.lm_head)
 
 
 def _block(layer: Any, heads: HeadShape) -> Block:

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.decoding.backbone import Backbone, layer_norm, linear, rotary_tables, table, word_embedding
+from harness.decoding.backbone import Backbone, HeadModules, layer_norm, linear, rotary_tables, table, word_embedding
 from harness.decoding.blocks import Block, HeadShape, Linear
 
-__all__ = ["read"]
+__all__ = ["head_modules", "read"]
 
 
 def read(model: Any) -> Backbone:
@@ -34,6 +34,12 @@ def read(model: Any) -> Backbone:
         project_out=None,
         lm_head=linear(model.get_output_embeddings()),
     )
+
+
+def head_modules(model: Any) -> HeadModules:
+    """Return the modules of the shared exit head."""
+    core = model.gpt_neox
+    return HeadModules(core.final_layer_norm, None, model.get_output_embeddings())
 
 
 def _block(layer: Any, heads: HeadShape) -> Block:

@@ -8,10 +8,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.decoding.backbone import Backbone, fuse, linear, rms_norm, rotary_tables, table, word_embedding
+from harness.decoding.backbone import (
+    Backbone,
+    HeadModules,
+    fuse,
+    linear,
+    rms_norm,
+    rotary_tables,
+    table,
+    word_embedding,
+)
 from harness.decoding.blocks import Block, HeadShape
 
-__all__ = ["read"]
+__all__ = ["head_modules", "read"]
 
 
 def read(model: Any) -> Backbone:
@@ -30,6 +39,12 @@ def read(model: Any) -> Backbone:
         project_out=None,
         lm_head=linear(model.lm_head),
     )
+
+
+def head_modules(model: Any) -> HeadModules:
+    """Return the modules of the shared exit head."""
+    core = model.model
+    return HeadModules(core.norm, None, model.lm_head)
 
 
 def _block(layer: Any, heads: HeadShape) -> Block:

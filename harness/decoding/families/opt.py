@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
-from harness.decoding.backbone import Backbone, fuse, layer_norm, linear, table
+from harness.decoding.backbone import Backbone, HeadModules, fuse, layer_norm, linear, table
 from harness.decoding.blocks import Block, HeadShape
 
-__all__ = ["read"]
+__all__ = ["head_modules", "read"]
 
 
 def read(model: Any) -> Backbone:
@@ -40,6 +40,12 @@ def read(model: Any) -> Backbone:
         project_out=linear(core.project_out) if core.project_out is not None else None,
         lm_head=linear(model.lm_head),
     )
+
+
+def head_modules(model: Any) -> HeadModules:
+    """Return the modules of the shared exit head."""
+    core = model.model.decoder
+    return HeadModules(core.final_layer_norm, core.project_out, model.lm_head)
 
 
 def _block(layer: Any, heads: HeadShape) -> Block:

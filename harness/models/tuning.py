@@ -1,0 +1,168 @@
+"""What was trained for a model: LoRA adapters, merged at load, and the linear shortcuts of its exits.
+
+Artefacts are looked for in ``artefacts/MODEL`` below the working directory, where ``harness train`` puts them, and
+then among those that ship with the harness. Whether one belongs to a model is decided by fingerprint, never by name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from harness.artefacts import Artefact, read_artefact
+from harness.decoding.blocks import Linear
+from harness.errors import ArtefactError, ConfigError
+from harness.models import fingerprint
+
+__all__ = [
+    "SHIPPED",
+    "ExitHead",
+    "artefact_folders",
+    "find_adapter",
+    "find_shortcut",
+    "merge",
+    "read_shortcuts",
+    "require_adapter",
+    "require_shortcut",
+    "seen_documents",
+]
+
+SHIPPED = Path(__file__).resolve().parents[1] / "shipped"
+"""Artefacts that come with the harness, one folder per model and recipe."""
+
+ExitHead: TypeAlias = Literal["auto", "shared", "shortcut"]
+
+
+def artefact_folders(model: str, given: str | None) -> tuple[Path, ...]:
+    """Return where artefacts of a model are looked for, in this order.
+
+    Args:
+        model: catalogue name, hub id or folder name.
+        given: ``--artefacts``: a folder, or the name of a shipped set; ``None`` for the usual places.
+
+    Raises:
+        ConfigError: the folder given does not exist.
+    """
+    name = Path(model).name
+    if given is None:
+        return tuple(folder for folder in (Path("artefacts") / name, SHIPPED / name) if folder.is_dir())
+    for folder in (Path(given), SHIPPED / given):
+        if folder.is_dir():
+            return (folder,)
+    shipped = sorted(folder.name for folder in SHIPPED.iterdir() if folder.is_dir()) if SHIPPED.is_dir() else []
+    raise ConfigError(f"--artefacts {given} is no folder. Shipped sets: {', '.join(shipped) or 'none'}.")
+
+
+def find_adapter(base: str, folders: Sequence[Path]) -> Artefact | None:
+    """Return the first adapter that was trained on the weights with this fingerprint."""
+    for folder in folders:
+        if (folder / "adapter.json").is_file():
+            adapter = read_artefact(folder / "adapter.json", "adapter")
+            if adapter.facts["model_fingerprint"] == base:
+                return adapter
+    return None
+
+
+def require_adapter(model: str, base: str, folders: Sequence[Path]) -> Artefact:
+    """Return what :func:`find_adapter` finds.
+
+    Raises:
+        ArtefactError: nothing; says how to make one, or whose the adapters there are.
+    """
+    found = find_adapter(base, folders)
+    if found is not None:
+        return found
+    others = ""
+    for file in (folder / "adapter.json" for folder in folders if (folder / "adapter.json").is_file()):
+        theirs = read_artefact(file, "adapter").facts["model_fingerprint"]
+        others += f" {file} was trained on weights {theirs}, these are {base}."
+    raise ArtefactError(
+        f"there is no adapter for {model}.{others} "
+        f"Make it with `harness train lite --model {model}`, or use --weights pretrained."
+    )
+
+
+def find_shortcut(model: str, weights: str, folders: Sequence[Path], exit_points: Sequence[int]) -> Artefact | None:
+    """Return the first shortcuts that lead from these exit points of the weights with this fingerprint."""
+    for folder in folders:
+        for file in sorted(folder.glob("shortcut*.json")):
+            found = read_artefact(file, "shortcut")
+            if _belongs_to(found) == weights and set(exit_points) <= set(found.facts["exit_points"]):
+                return found
+    return None
+
+
+def require_shortcut(model: str, weights: str, folders: Sequence[Path], exit_points: Sequence[int]) -> Artefact:
+    """Return what :func:`find_shortcut` finds.
+
+    Raises:
+        ArtefactError: nothing; says how to make them.
+    """
+    found = find_shortcut(model, weights, folders, exit_points)
+    if found is not None:
+        return found
+    traces = f"traces/{Path(model).name}"
+    raise ArtefactError(
+        f"there are no shortcuts for {model} (weights {weights}, exit points {', '.join(map(str, exit_points))}). Make "
+        f"them with `harness trace --model {model} --exit-head shared --out {traces}` and `harness train shortcut "
+        f"--model {model} --traces {traces}` (minutes), or use --exit-head shared."
+    )
+
+
+def _belongs_to(shortcut: Artefact) -> str:
+    """Return the fingerprint of the weights that shortcuts belong to: base weights, or with an adapter merged."""
+    base, adapter = shortcut.facts["model_fingerprint"], shortcut.facts.get("adapter_sha256")
+    return fingerprint.tuned(base, adapter) if adapter else str(base)
+
+
+def seen_documents(base: str, folders: Sequence[Path]) -> frozenset[str]:
+    """Return the keys of all documents that artefacts of these base weights were trained on.
+
+    Tuned or not, no run draws them: base and tuned rows are of the same samples, and none of those was seen.
+    """
+    keys: set[str] = set()
+    for folder in folders:
+        for file in sorted(folder.glob("*.json")):
+            try:
+                facts = json.loads(file.read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                continue  # whoever needs this file will be told what is wrong with it
+            if isinstance(facts, dict) and base in (facts.get("base_fingerprint"), facts.get("model_fingerprint")):
+                keys.update(facts.get("documents", ()))
+    return frozenset(keys)
+
+
+def merge(module: Any, adapter: Artefact) -> None:
+    """Add an adapter's low-rank updates to the weights of a transformers model, in place.
+
+    ``W += scale · B A`` in float32 (Hu 2021, arXiv 2106.09685), so that decoding pays nothing for it.
+
+    Raises:
+        ArtefactError: the adapter names a module the model has not, or one of another shape.
+    """
+    factors: dict[str, dict[str, Any]] = {}
+    for name, tensor in adapter.tensors().items():
+        target, _, side = name.rpartition(".")
+        factors.setdefault(target, {})[side] = tensor
+    modules = dict(module.named_modules())
+    scale = float(adapter.facts["scale"])
+    for target, sides in factors.items():
+        weight = getattr(modules.get(target), "weight", None)
+        if weight is None or set(sides) != {"lora_A", "lora_B"}:
+            raise ArtefactError(f"{adapter.path} tunes {target}, which this model has not.")
+        update = scale * (sides["lora_B"].float() @ sides["lora_A"].float())
+        if type(modules[target]).__name__ == "Conv1D":
+            update = update.t()
+        if update.shape != weight.shape:
+            raise ArtefactError(f"{adapter.path}: {target} has shape {tuple(weight.shape)}, not {tuple(update.shape)}.")
+        weight.data = (weight.data.float() + update).to(weight.dtype)
+
+
+def read_shortcuts(shortcut: Artefact, exit_points: Sequence[int], dtype: Any, device: str) -> Mapping[int, Linear]:
+    """Return exit layer → linear map, in the model's dtype."""
+    tensors = shortcut.tensors(device)
+    return {
+        layer: Linear(tensors[f"{layer}.weight"].to(dtype), tensors[f"{layer}.bias"].to(dtype)) for layer in exit_points
+    }
