@@ -1,0 +1,79 @@
+"""Exit when a reinforcement-learning agent says so: GREEN-CODE's controller."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+from torch import Tensor
+
+from harness.contracts import Batch, ExitRule, ExitView, ModelInfo, Strategy
+from harness.controllers import Controller, Scorer, find_controller
+
+__all__ = ["ReinforcementLearning"]
+
+
+@dataclass(frozen=True)
+class ReinforcementLearning(Strategy):
+    """Exit iff the agent prefers to exit and softmax(logits / temperature)[exit] ≥ threshold.
+
+    GREEN-CODE (Ilager 2025, sections IV and V): a PPO policy on the hidden state, actions *continue* and *exit*,
+    deployed as a plain network. What the paper calls "temperature threshold T" is ``threshold``; its temperature is 1.
+    With two actions both conditions are one comparison of logit(exit) − logit(continue). The agent was trained for
+    0…1 rewards with coefficients that its JSON names; ``harness show`` does not read it.
+    """
+
+    threshold: Annotated[
+        float | None,
+        Field(ge=0, le=1, description="least probability of exit; the agent's own when left out; 1 never exits"),
+    ] = None
+    temperature: Annotated[
+        float | None, Field(gt=0, description="divides both logits; the agent's own when left out")
+    ] = None
+    agent: Annotated[str, Field(description="trained agent: a path, a name, or empty for the model's own")] = ""
+
+    def exit_points(self, model: ModelInfo) -> tuple[int, ...]:
+        """Every exit point of the model, once its agent is found and checked."""
+        self._find(model)
+        return model.exit_points
+
+    def artefacts(self, model: ModelInfo) -> Mapping[str, str]:
+        """The agent."""
+        return {"agent": self._find(model).artefact.sha256}
+
+    def start(self, model: ModelInfo, batch: Batch) -> ExitRule:
+        """Load the agent; loaded once, however many batches there are."""
+        agent = self._find(model)
+        threshold = agent.artefact.facts["threshold"] if self.threshold is None else self.threshold
+        temperature = agent.artefact.facts["temperature"] if self.temperature is None else self.temperature
+        return _Agent(agent.scorer(batch.device), _least_difference(threshold, temperature))
+
+    def _find(self, model: ModelInfo) -> Controller:
+        folder = f"traces/{Path(model.name).name}"
+        remedy = (
+            f"`harness train lite --model {model.name}` (hours; without it the base weights serve)",
+            f"`harness trace --model {model.name} --out {folder}` (minutes to hours)",
+            f"`harness train rl --model {model.name} --traces {folder}` (minutes)",
+        )
+        return find_controller("rl", self.agent, model, remedy)
+
+
+@dataclass(frozen=True, slots=True)
+class _Agent:
+    score: Scorer
+    least: float
+
+    def should_exit(self, view: ExitView) -> Tensor:
+        """Compare the difference of the two logits."""
+        return self.score(view) >= self.least
+
+
+def _least_difference(threshold: float, temperature: float) -> float:
+    """Return what logit(exit) − logit(continue) must reach: p ≥ threshold, and exit the more probable one."""
+    if threshold >= 1:
+        return math.inf
+    return max(0.0, temperature * math.log(threshold / (1 - threshold))) if threshold > 0 else 0.0
