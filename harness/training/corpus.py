@@ -1,0 +1,130 @@
+"""Token packs to learn from: whole documents of several sources, in equal shares, some held out."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from harness.contracts import Corpus, Document, SourceInfo, Split, Task, TextCodec, document_key
+from harness.errors import DataError
+
+__all__ = ["PackedStreams", "Stream", "pack", "read_streams"]
+
+HELD_OUT = 0.04
+"""Share of each stream's documents that training never sees: the tables before and after come from them."""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One task's documents from one source, as token packs.
+
+    Attributes:
+        name: task and source, for tables.
+        source: where the documents came from.
+        packs: to learn from, ``[n, length]`` int32.
+        held_out: to be measured on, the same shape.
+        keys: of every document in either (:func:`harness.contracts.document_key`).
+    """
+
+    name: str
+    source: SourceInfo
+    packs: Tensor
+    held_out: Tensor
+    keys: tuple[str, ...]
+
+
+def read_streams(
+    tasks: Sequence[Task],
+    sources: Sequence[str],
+    codec: TextCodec,
+    *,
+    split: Split,
+    length: int,
+    documents: int | None,
+    seed: int,
+    note: Callable[[str], None],
+) -> list[Stream]:
+    """Read every task from every source.
+
+    Args:
+        tasks: whose documents.
+        sources: ``embedded``, ``hub`` or paths.
+        codec: the model's tokenizer.
+        split: part of each dataset.
+        length: tokens a pack.
+        documents: at most so many of each stream; ``None`` for all.
+        seed: decides the order and which documents are held out.
+        note: is told what is being read.
+
+    Raises:
+        DataError: a source cannot be read, or is too small for one pack to learn from and one to measure on.
+    """
+    corpora: list[tuple[str, Corpus, int]] = []
+    unseen: set[str] = set()
+    for task in tasks:
+        for source in sources:
+            note(f"reading {task.name} from {source}")
+            corpus = task.corpus(source, split, limit=documents, seed=seed)
+            kept = max(1, round(len(corpus.documents) * HELD_OUT))
+            unseen.update(document_key(document.text) for document in corpus.documents[:kept])
+            corpora.append((task.name, corpus, kept))
+    streams = []
+    for name, corpus, kept in corpora:
+        # a copy of what is held out, here or in another source, is not learned from either
+        learned = [document for document in corpus.documents[kept:] if document_key(document.text) not in unseen]
+        held_out, packs = pack(corpus.documents[:kept], codec, length), pack(learned, codec, length)
+        if not len(packs) or not len(held_out):
+            raise DataError(
+                f"{corpus.source.label} ({name}, {split}) is too small: {len(corpus.documents)} documents do "
+                f"not fill one pack of {length} tokens to learn from and one to measure on. Give more documents."
+            )
+        keys = tuple(sorted({document_key(document.text) for document in corpus.documents}))
+        streams.append(Stream(f"{name}, {corpus.source.label}", corpus.source, packs, held_out, keys))
+    return streams
+
+
+def pack(documents: Sequence[Document], codec: TextCodec, length: int) -> Tensor:
+    """Return the tokens of documents, end-of-text between them, cut into rows ``[n, length]`` int32.
+
+    What does not fill the last row is left out.
+    """
+    end = sorted(codec.eos_token_ids)[:1]
+    tokens: list[int] = []
+    for document in documents:
+        tokens += [*codec.encode(document.text), *end]
+    rows = len(tokens) // length
+    return torch.tensor(tokens[: rows * length], dtype=torch.int32).view(rows, length)
+
+
+class PackedStreams(torch.utils.data.Dataset[dict[str, Tensor]]):
+    """Endless packs of several streams, each stream as often as any other, each reshuffled when it is used up.
+
+    Args:
+        streams: where packs come from.
+        size: how many packs there shall be.
+        seed: decides the order.
+    """
+
+    def __init__(self, streams: Sequence[Stream], size: int, seed: int) -> None:
+        self._packs = [stream.packs for stream in streams]
+        self._order: list[tuple[int, int]] = []
+        decks: list[list[int]] = [[] for _ in streams]
+        chance = random.Random(seed)
+        for number in range(size):
+            stream = number % len(decks)
+            if not decks[stream]:
+                decks[stream] = list(range(len(self._packs[stream])))
+                chance.shuffle(decks[stream])
+            self._order.append((stream, decks[stream].pop()))
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """Return one pack as ``{"input_ids": [length] int64}``."""
+        stream, row = self._order[index]
+        return {"input_ids": self._packs[stream][row].long()}

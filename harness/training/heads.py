@@ -1,0 +1,179 @@
+"""Training of the supervised controllers on traces: classifier heads (CALM) and learning-to-exit heads (BERxiT).
+
+All exits learn at once, as one batched network. Besides the label (is the exit's token the last layer's?) a head also
+predicts the exit's confidence and entropy, which the trace holds: two smoother targets of which the label is a noisy
+sign. Those two outputs are thrown away afterwards. Measured on 19,000 tokens of SmolLM2-135M (width 256, 20 epochs):
+98 % agreement at mean layer 25.1 with them, 25.5 without them at width 64; normalising the input changed nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from harness.controllers import Network, Observation
+from harness.errors import TrainingError
+from harness.training.watch import Watch
+
+__all__ = ["HeadRecipe", "HeadTargets", "train_heads"]
+
+
+Objective: TypeAlias = Literal["likelihood", "certainty"]
+
+
+@dataclass(frozen=True, slots=True)
+class HeadRecipe:
+    """How to train heads.
+
+    Attributes:
+        objective: ``likelihood``: cross-entropy with the label; ``certainty``: mean squared error (BERxiT).
+        shared: one network for all exit points instead of one each.
+        hidden: width of the hidden layer; 0 for a linear head.
+        epochs: passes over the tokens.
+        learning_rate: peak of a one-cycle schedule, AdamW.
+        weight_decay: of AdamW.
+        auxiliary: weight of the two further targets; 0 leaves them out.
+        batch: tokens a step, each at every exit point.
+    """
+
+    objective: Objective = "likelihood"
+    shared: bool = False
+    hidden: int = 128
+    epochs: int = 20
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-2
+    auxiliary: float = 0.3
+    batch: int = 512
+
+
+@dataclass(frozen=True, slots=True)
+class HeadTargets:
+    """What heads learn, each ``[n, exits]`` float32.
+
+    Attributes:
+        right: 1 where the exit's token is the last layer's, else 0.
+        confidence: logit of the exit's best probability, standardised.
+        entropy: of the exit's distribution, standardised.
+    """
+
+    right: Tensor
+    confidence: Tensor
+    entropy: Tensor
+
+    @classmethod
+    def of(cls, top: Tensor, final: Tensor, top1: Tensor, entropy: Tensor) -> HeadTargets:
+        """Make them from trace columns."""
+        confidence = torch.logit(top1.float().clamp(1e-3, 1 - 1e-3))
+        return cls((top == final.unsqueeze(1)).float(), _standard(confidence), _standard(entropy.float()))
+
+
+class _Heads(nn.Module):
+    """``groups`` networks side by side: ``[groups, n, width]`` → ``[groups, n, 3]``."""
+
+    def __init__(self, groups: int, width: int, hidden: int) -> None:
+        super().__init__()
+        sizes = [(width, hidden), (hidden, 3)] if hidden else [(width, 3)]
+        self.weights = nn.ParameterList(torch.randn(groups, i, o) / math.sqrt(i) for i, o in sizes)
+        self.biases = nn.ParameterList(torch.zeros(groups, 1, o) for _, o in sizes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for place, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            x = torch.baddbmm(bias, torch.relu(x) if place else x, weight)
+        return x
+
+    def network(self, group: int, mean: Tensor, deviation: Tensor) -> Network:
+        """Return one group's first output, with the standardisation of its input folded into its first map."""
+        layers = [
+            (weight[group].detach().t().contiguous(), bias[group, 0].detach().clone())
+            for weight, bias in zip(self.weights, self.biases, strict=True)
+        ]
+        weight, bias = layers[0]
+        layers[0] = (weight / deviation, bias - (weight / deviation) @ mean)
+        weight, bias = layers[-1]
+        layers[-1] = (weight[:1].contiguous(), bias[:1].contiguous())
+        return Network(tuple(layers), "relu")
+
+
+def train_heads(
+    states: Tensor,
+    observation: Observation,
+    targets: HeadTargets,
+    exit_points: Sequence[int],
+    recipe: HeadRecipe,
+    *,
+    seed: int,
+    watch: Watch,
+) -> dict[str, Network]:
+    """Train heads.
+
+    Args:
+        states: what the observation is built from, ``[n, exits, hidden_size]``.
+        observation: what the heads look at.
+        targets: what they learn.
+        exit_points: layers of the exits.
+        recipe: how.
+        seed: decides initial weights and order.
+        watch: is told how it goes on.
+
+    Returns:
+        ``shared``, or one network per exit point, named by its layer; one output each.
+
+    Raises:
+        TrainingError: the loss is no number any more.
+    """
+    torch.manual_seed(seed)
+    tokens, exits, _ = states.shape
+    mean, deviation = _moments(states, observation)
+    shared = recipe.shared
+    if shared:
+        deviation = (deviation.pow(2) + (mean - mean.mean(0)).pow(2)).mean(0, keepdim=True).sqrt().expand(exits, -1)
+        mean = mean.mean(0, keepdim=True).expand(exits, -1)
+    heads = _Heads(1 if shared else exits, mean.shape[1], recipe.hidden)
+    optimiser = torch.optim.AdamW(heads.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    each = math.ceil(tokens / recipe.batch)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, recipe.learning_rate, total_steps=recipe.epochs * each + 1, pct_start=0.1
+    )
+    watch.begin("training heads", recipe.epochs * each)
+    for epoch in range(recipe.epochs):
+        for step, rows in enumerate(torch.split(torch.randperm(tokens), recipe.batch)):
+            x = ((observation.build_all(states[rows]) - mean) / deviation).transpose(0, 1)
+            out = heads(x.reshape(1, -1, x.shape[-1])).view(exits, len(rows), 3) if shared else heads(x)
+            loss = _loss(out, targets, rows, recipe)
+            if not math.isfinite(loss.item()):
+                raise TrainingError(f"the loss is {loss.item()} in epoch {epoch + 1}. Lower --learning-rate.")
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            schedule.step()
+            watch.step(epoch * each + step + 1, f"loss {loss.item():.3f}")
+    if shared:
+        return {"shared": heads.network(0, mean[0], deviation[0])}
+    return {str(point): heads.network(e, mean[e], deviation[e]) for e, point in enumerate(exit_points)}
+
+
+def _loss(out: Tensor, targets: HeadTargets, rows: Tensor, recipe: HeadRecipe) -> Tensor:
+    right = targets.right[rows].t()
+    if recipe.objective == "likelihood":
+        loss = F.binary_cross_entropy_with_logits(out[..., 0], right)
+    else:
+        loss = F.mse_loss(out[..., 0], right)
+    for place, further in ((1, targets.confidence), (2, targets.entropy)):
+        loss = loss + recipe.auxiliary * F.mse_loss(out[..., place], further[rows].t())
+    return loss
+
+
+def _moments(states: Tensor, observation: Observation) -> tuple[Tensor, Tensor]:
+    """Return mean and deviation of the observation at each exit point, ``[exits, width]``, from 20,000 tokens."""
+    sample = observation.build_all(states[:: max(1, len(states) // 20_000)])
+    return sample.mean(0), sample.std(0).clamp_min(1e-4)
+
+
+def _standard(values: Tensor) -> Tensor:
+    return (values - values.mean()) / values.std().clamp_min(1e-6)

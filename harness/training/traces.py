@@ -1,0 +1,240 @@
+"""Traces on disk: what a model's exits said about each token of some documents, run once at full depth.
+
+A trace is a folder: shards of safetensors, and ``index.json`` that lists them together with the documents and with what
+the trace belongs to (weights, tokenizer, exit points, exit head). A shard is listed once it is whole, so that a full
+disk or a kill leaves a trace of everything before. Reading maps shards into memory.
+
+Columns, one row per token, the rows of a document consecutive (E exit points, D hidden size):
+
+==============  ==================  =============================================================
+``hidden``      ``[n, E, D]`` f16   residual stream at each exit point, before the final norm
+``last``        ``[n, D]`` f16      the same after the last layer
+``top``         ``[n, E]`` i32      token the exit head gives there
+``top1``        ``[n, E]`` f16      its probability
+``top2``        ``[n, E]`` f16      probability of the second
+``entropy``     ``[n, E]`` f16      of the exit head's distribution, nats
+``final``       ``[n]`` i32         the last layer's token
+``final1``      ``[n]`` f16         its probability
+``input``       ``[n]`` i32         token that was read
+``position``    ``[n]`` i32         its position, from 0
+``document``    ``[n]`` i32         index into the index's documents
+==============  ==================  =============================================================
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.contracts import ModelInfo
+from harness.errors import ArtefactError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["TraceWriter", "Traces"]
+
+FORMAT = 1
+SHARD_TOKENS = 8192
+
+
+class TraceWriter:
+    """Appends documents to a trace folder.
+
+    Args:
+        folder: made if missing.
+        facts: what the trace belongs to, see :meth:`Traces.check`.
+        resume: go on with a trace that is there.
+        shard_tokens: a shard is written when it holds so many.
+
+    Raises:
+        ArtefactError: there is a trace already and ``resume`` is false, or one of something else; or nothing can be
+            written there.
+    """
+
+    def __init__(
+        self, folder: Path, facts: Mapping[str, Any], *, resume: bool, shard_tokens: int = SHARD_TOKENS
+    ) -> None:
+        self.folder, self._shard_tokens = folder, shard_tokens
+        self._buffer: list[dict[str, Tensor]] = []
+        self._waiting: list[dict[str, Any]] = []
+        self._tokens = 0
+        self._index: dict[str, Any] = {"format": FORMAT, **facts, "shards": [], "documents": []}
+        file = folder / "index.json"
+        if file.is_file():
+            if not resume:
+                raise ArtefactError(f"{folder} holds a trace already. Add --resume to go on, or give another --out.")
+            found = _read_index(file)
+            for key, value in facts.items():
+                if found.get(key) != value:
+                    raise ArtefactError(
+                        f"{folder} is a trace with {key} {found.get(key)!r}, now it is {value!r}. Give another --out."
+                    )
+            self._index = found
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ArtefactError(f"cannot make {folder}: {error.strerror}.") from None
+
+    @property
+    def documents(self) -> list[str]:
+        """Ids of the documents that are on disk."""
+        return [document["id"] for document in self._index["documents"]]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are on disk."""
+        return sum(int(shard["tokens"]) for shard in self._index["shards"])
+
+    def add(self, document: Mapping[str, Any], columns: Mapping[str, Tensor]) -> None:
+        """Append the tokens of one document; ``columns`` as in the module docstring, ``document`` left out.
+
+        Args:
+            document: JSON-able facts with an ``id``; ``stream``, ``key`` and ``length`` are expected by readers.
+            columns: one row per token.
+        """
+        import torch
+
+        count = len(columns["final"])
+        number = len(self._index["documents"]) + len(self._waiting)
+        self._buffer.append({**columns, "document": torch.full((count,), number, dtype=torch.int32)})
+        self._waiting.append({**document, "tokens": count})
+        self._tokens += count
+        if self._tokens >= self._shard_tokens:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what waits as a shard.
+
+        Raises:
+            ArtefactError: the disk is full; the shards before stay usable.
+        """
+        if not self._buffer:
+            return
+        import torch
+        from safetensors.torch import save
+
+        name = f"shard-{len(self._index['shards']):05d}.safetensors"
+        columns = {key: torch.cat([part[key] for part in self._buffer]).contiguous() for key in self._buffer[0]}
+        content = save(columns)
+        try:
+            _replace(self.folder / name, content)
+            self._index["shards"].append({"file": name, "bytes": len(content), "tokens": self._tokens})
+            self._index["documents"] += self._waiting
+            _replace(self.folder / "index.json", (json.dumps(self._index, indent=1) + "\n").encode())
+        except OSError as error:
+            raise ArtefactError(
+                f"cannot write {self.folder / name}: {error.strerror}. The finished shards ({self.tokens} tokens) stay "
+                "usable; make room and go on with --resume."
+            ) from None
+        self._buffer, self._waiting, self._tokens = [], [], 0
+
+
+@dataclass(frozen=True)
+class Traces:
+    """A trace folder to read from.
+
+    Attributes:
+        folder: where it lies.
+        index: everything ``index.json`` says.
+    """
+
+    folder: Path
+    index: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, folder: Path) -> Traces:
+        """Open a trace.
+
+        Raises:
+            ArtefactError: missing, damaged, or without a token.
+        """
+        if folder.name == "index.json":
+            folder = folder.parent
+        index = _read_index(folder / "index.json")
+        for shard in index["shards"]:
+            file = folder / shard["file"]
+            size = file.stat().st_size if file.is_file() else None
+            if size != shard["bytes"]:
+                raise ArtefactError(f"{file} has {size} bytes and should have {shard['bytes']}. Trace again.")
+        if not index["shards"]:
+            raise ArtefactError(f"the trace {folder} holds no token. Go on with `harness trace … --resume`.")
+        return cls(folder, index)
+
+    @property
+    def exit_points(self) -> tuple[int, ...]:
+        """Layers it was taken at."""
+        return tuple(self.index["exit_points"])
+
+    @property
+    def documents(self) -> Sequence[Mapping[str, Any]]:
+        """Facts of the documents, in the order of their numbers."""
+        found: Sequence[Mapping[str, Any]] = self.index["documents"]
+        return found
+
+    @property
+    def tokens(self) -> int:
+        """Number of rows."""
+        return sum(int(shard["tokens"]) for shard in self.index["shards"])
+
+    def check(self, model: ModelInfo, tokenizer: str) -> None:
+        """Refuse a trace of another model.
+
+        Raises:
+            ArtefactError: weights, tokenizer, exit points or exit head are not those of the model; gives both values.
+        """
+        for what, theirs, ours in (
+            ("weights", self.index["model_fingerprint"], model.fingerprint),
+            ("tokenizer", self.index["tokenizer_fingerprint"], tokenizer),
+            ("exit points", list(self.exit_points), list(model.exit_points)),
+            ("exit head", self.index["exit_head"], model.exit_head),
+        ):
+            if theirs != ours:
+                raise ArtefactError(
+                    f"{self.folder} is a trace with {what} {theirs} ({self.index['model']}); {model.name} has {ours} "
+                    f"now. Trace again: `harness trace --model {model.name} --out DIR`."
+                )
+
+    def shards(self, *names: str) -> Iterator[dict[str, Tensor]]:
+        """Yield some columns shard by shard, mapped into memory."""
+        from safetensors import safe_open
+
+        for shard in self.index["shards"]:
+            with safe_open(self.folder / shard["file"], framework="pt") as content:
+                yield {name: content.get_tensor(name) for name in names}
+
+    def columns(self, *names: str) -> dict[str, Tensor]:
+        """Return whole columns in memory."""
+        import torch
+
+        parts = list(self.shards(*names))
+        return {name: torch.cat([part[name] for part in parts]) for name in names}
+
+
+def _read_index(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ArtefactError(
+            f"cannot read the trace {file.parent} ({error.strerror}). Make one with "
+            f"`harness trace --out {file.parent}`."
+        ) from None
+    except ValueError:
+        raise ArtefactError(f"{file} is not JSON. Trace again.") from None
+    needed = {"shards", "documents", "exit_points", "model", "model_fingerprint", "tokenizer_fingerprint", "exit_head"}
+    if not isinstance(found, dict) or found.get("format") != FORMAT or not needed <= found.keys():
+        raise ArtefactError(f"{file} is no trace index of format {FORMAT}. Trace again.")
+    return found
+
+
+def _replace(file: Path, content: bytes) -> None:
+    part = file.with_name(f"{file.name}.part")
+    try:
+        part.write_bytes(content)
+        os.replace(part, file)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,156 @@
+"""How fast an agent learns on a trace, and what one decision of it costs.
+
+Random observations as wide as SmolLM2-135M's, nine exit points, two threads; the learning loop is PPO's whole one, at
+the paper's settings. Figures are printed beside their targets, not asserted: a shared machine would make such a test
+lie. Run with ``make bench``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from harness.contracts import Batch, ModelInfo
+from harness.controllers import Network, write_controller
+from harness.training.agent_checkpoints import AgentCheckpoints
+from harness.training.episodes import Episodes, TracedDocument
+from harness.training.exit_env import ExitEnv, ReplayedTokens
+from harness.training.exit_vec_env import ExitVecEnv
+from harness.training.ppo import PRESETS, learn
+from harness.training.reward import REWARDS, reward_table
+from harness.training.rl_job import AGENT_OBSERVATIONS
+from harness.training.watch import Silent
+from strategies.rl import ReinforcementLearning
+
+POINTS, LAYERS, HIDDEN = (4, 6, 8, 10, 12, 14, 18, 22, 26), 30, 576
+DOCUMENTS, TOKENS = 50, 600
+
+
+@pytest.fixture(autouse=True)
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def episodes() -> Episodes:
+    chance = torch.Generator().manual_seed(0)
+    total = DOCUMENTS * TOKENS
+    right = torch.rand(total, len(POINTS), generator=chance) < 0.4
+    rewards, optimal = reward_table(right, POINTS, LAYERS, REWARDS["python"])
+    documents = tuple(
+        TracedDocument(number, str(number), "py150, x", number * TOKENS, TOKENS, 0, TOKENS)
+        for number in range(DOCUMENTS)
+    )
+    observations = torch.randn(total, len(POINTS), HIDDEN, generator=chance).numpy()
+    return Episodes(
+        observations, rewards.numpy(), right.numpy(), optimal.numpy(), documents, 15,
+        generated=False, exit_points=POINTS, num_layers=LAYERS,
+    )  # fmt: skip
+
+
+def report(benchmark: Any, what: str, value: float, target: str) -> None:
+    benchmark.extra_info[what] = round(value, 3)
+    print(f"\n  {what}: {value:,.1f}  (target {target})")
+    assert value > 0
+
+
+def rate(benchmark: Any) -> float:
+    return 1 / statistics.median(benchmark.stats.stats.data)
+
+
+def test_one_environment(benchmark: Any, episodes: Episodes) -> None:
+    env = ExitEnv(ReplayedTokens(episodes))
+    env.reset(seed=0)
+    actions = itertools.cycle((np.random.default_rng(0).random(997) < 0.3).astype(int).tolist())
+
+    def steps() -> None:
+        for _ in range(1000):
+            if env.step(next(actions))[2]:
+                env.reset()
+
+    benchmark.pedantic(steps, rounds=5, warmup_rounds=1)
+    report(benchmark, "single environment, steps/s without learning", 1000 * rate(benchmark), "none")
+
+
+def test_many_environments(benchmark: Any, episodes: Episodes) -> None:
+    count = PRESETS["paper"].envs
+    env = ExitVecEnv(episodes, count)
+    env.reset()
+    actions = itertools.cycle([*(np.random.default_rng(0).random((997, count)) < 0.3).astype(np.int64)])
+
+    def steps() -> None:
+        for _ in range(500):
+            env.step(next(actions))
+
+    benchmark.pedantic(steps, rounds=5, warmup_rounds=1)
+    report(benchmark, "vectorised, steps/s without learning", 500 * count * rate(benchmark), "≥ 10,000")
+
+
+def test_learning(benchmark: Any, episodes: Episodes, tmp_path: Path) -> None:
+    settings = replace(PRESETS["paper"], steps=4 * 4096)
+
+    def loop() -> float:
+        start = time.perf_counter()
+        learn(
+            ExitVecEnv(episodes, settings.envs), settings, [*POINTS, LAYERS], seed=0,
+            checkpoints=AgentCheckpoints(tmp_path / "checkpoint", "agent", {}), log=tmp_path / "log.jsonl",
+            save_steps=4096, resume=False, watch=Silent(), stop=threading.Event(),
+        )  # fmt: skip
+        return time.perf_counter() - start
+
+    benchmark.pedantic(loop, rounds=3, warmup_rounds=1)
+    speed = settings.steps * rate(benchmark)
+    report(benchmark, "whole learning loop, steps/s", speed, "≥ 10,000")
+    report(benchmark, "500,000 steps, minutes", 500_000 / speed / 60, "about 1")
+
+
+@pytest.mark.parametrize("name", AGENT_OBSERVATIONS)
+def test_decision(benchmark: Any, name: str, tmp_path: Path) -> None:
+    """Through the strategy, one row, at every exit point but the first in turn; the shared exit head."""
+    observation = AGENT_OBSERVATIONS[name]
+    torch.manual_seed(0)
+    width = observation.width(HIDDEN, len(POINTS))
+    modules = [
+        torch.nn.Linear(width, 64), torch.nn.Tanh(), torch.nn.Linear(64, 64), torch.nn.Tanh(), torch.nn.Linear(64, 2),
+    ]  # fmt: skip
+    facts = {
+        "model": "m", "model_fingerprint": "f", "exit_head": "shared", "hidden_size": HIDDEN,
+        "exit_points": list(POINTS), "threshold": 0.9, "temperature": 1.0,
+    }  # fmt: skip
+    write_controller(
+        tmp_path / "rl.json", "rl", observation, {"shared": Network.of_module(modules).difference(1, 0)}, facts
+    )
+    info = ModelInfo(
+        "m", "llama", LAYERS, HIDDEN, 49152, POINTS, 2048, "float32", "pretrained", 1, 1, 1, 1,
+        fingerprint="f", artefacts=(str(tmp_path),),
+    )  # fmt: skip
+    rule = ReinforcementLearning().start(info, Batch((0,), "cpu"))
+    views, before = [], None
+    for point in POINTS:
+        state = torch.randn(1, HIDDEN)
+        before = SimpleNamespace(exit_layer=point, hidden_state=state, exit_state=state, previous=before)
+        views.append(before)
+
+    def decide() -> None:
+        with torch.inference_mode():
+            for _ in range(50):
+                for view in views[1:]:
+                    rule.should_exit(view)  # type: ignore[arg-type]
+
+    benchmark.pedantic(decide, rounds=15, warmup_rounds=2)
+    asked = 50 * (len(POINTS) - 1)
+    report(benchmark, f"decision on the {name} observation, µs", 1e6 / (asked * rate(benchmark)), "≤ 40")

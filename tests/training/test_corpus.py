@@ -1,0 +1,197 @@
+"""Packs: whole documents, end-of-text between them, equal shares, and some that training never sees."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from harness.contracts import Document, SourceInfo, document_key
+from harness.errors import DataError
+from harness.training.corpus import PackedStreams, Stream, pack, read_streams
+from tasks.py150 import Py150
+
+END = 7
+
+
+class NumberCodec:
+    """A text of numbers is its tokens."""
+
+    eos_token_ids = frozenset({END, 9})
+
+    def encode(self, text: str) -> list[int]:
+        return [int(number) for number in re.findall(r"\d+", text)]
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return " ".join(map(str, token_ids))
+
+
+def document(*numbers: int) -> Document:
+    return Document(1, "d", " ".join(map(str, numbers)))
+
+
+# --------------------------------------------------------------------------------------- packing
+
+
+def test_end_of_text_stands_between_documents_and_the_rest_is_left_out() -> None:
+    packs = pack([document(1, 2, 3), document(4), document(5, 6)], NumberCodec(), 4)
+    assert packs.tolist() == [[1, 2, 3, END], [4, END, 5, 6]]
+    assert packs.dtype == torch.int32
+    assert pack([document(1, 2, 3), document(4), document(5, 6)], NumberCodec(), 5).tolist() == [[1, 2, 3, END, 4]]
+
+
+def test_a_document_longer_than_a_pack_goes_on_in_the_next() -> None:
+    assert pack([document(*range(10, 20))], NumberCodec(), 3).tolist() == [[10, 11, 12], [13, 14, 15], [16, 17, 18]]
+
+
+def test_too_few_tokens_make_no_pack() -> None:
+    assert pack([document(1, 2)], NumberCodec(), 4).shape == (0, 4)
+
+
+def test_without_an_end_token_documents_follow_each_other() -> None:
+    class Endless(NumberCodec):
+        eos_token_ids = frozenset()
+
+    assert pack([document(1, 2), document(3, 4)], Endless(), 4).tolist() == [[1, 2, 3, 4]]
+
+
+# --------------------------------------------------------------------------------------- streams
+
+
+@pytest.fixture
+def numbers_file(tmp_path: Path) -> Path:
+    """Fifty documents of twenty tokens; the hundreds of a token tell its document."""
+    file = tmp_path / "numbers.jsonl"
+    rows = [{"id": n, "code": " ".join(str(1000 + 100 * n + k) for k in range(20))} for n in range(50)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return file
+
+
+def read(file: Path, *, length: int = 8, documents: int | None = None, seed: int = 0) -> Stream:
+    (stream,) = read_streams(
+        [Py150()], [str(file)], NumberCodec(), split="train", length=length, documents=documents, seed=seed,
+        note=lambda text: None,
+    )  # fmt: skip
+    return stream
+
+
+def documents_in(packs: torch.Tensor) -> set[int]:
+    return {(token - 1000) // 100 for token in packs.flatten().tolist() if token != END}
+
+
+def test_held_out_documents_are_never_learned_from(numbers_file: Path) -> None:
+    stream = read(numbers_file)
+    learned, held = documents_in(stream.packs), documents_in(stream.held_out)
+    assert not learned & held
+    assert len(held) == 2  # 4 % of 50
+    assert len(learned) == 48
+    assert set(stream.packs.flatten().tolist()) <= {END, *range(1000, 6000)}
+
+
+def test_keys_are_those_of_every_document(numbers_file: Path) -> None:
+    texts = [json.loads(line)["code"] for line in numbers_file.read_text().splitlines()]
+    assert set(read(numbers_file).keys) == {document_key(text) for text in texts}
+    some = read(numbers_file, documents=25)
+    assert len(some.keys) == 25
+    assert set(some.keys) < {document_key(text) for text in texts}
+
+
+def test_the_same_seed_gives_the_same_streams(numbers_file: Path) -> None:
+    first, again, other = (read(numbers_file, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(first.packs, again.packs)
+    assert torch.equal(first.held_out, again.held_out)
+    assert first.source == again.source
+    assert not torch.equal(first.packs, other.packs)
+    assert documents_in(first.held_out) != documents_in(other.held_out)
+
+
+def test_every_task_is_read_from_every_source(numbers_file: Path, tmp_path: Path) -> None:
+    from tasks.javacorpus import JavaCorpus
+
+    second = tmp_path / "second.jsonl"
+    second.write_bytes(numbers_file.read_bytes())
+    said: list[str] = []
+    streams = read_streams(
+        [Py150(), JavaCorpus()], [str(numbers_file), str(second)], NumberCodec(), split="train", length=8,
+        documents=None, seed=0, note=said.append,
+    )  # fmt: skip
+    assert [stream.name for stream in streams] == [
+        f"{task}, path: {name}.jsonl" for task in ("py150", "javacorpus") for name in ("numbers", "second")
+    ]
+    assert len(said) == 4
+    assert said[0] == f"reading py150 from {numbers_file}"
+
+
+@pytest.mark.parametrize(("length", "documents"), [(2000, None), (8, 1), (30, 20)])
+def test_too_small_a_source_is_refused(numbers_file: Path, length: int, documents: int | None) -> None:
+    with pytest.raises(DataError, match=r"path: numbers\.jsonl \(py150, train\) is too small") as refusal:
+        read(numbers_file, length=length, documents=documents)
+    assert f"{documents or 50} documents" in str(refusal.value)
+    assert f"{length} tokens" in str(refusal.value)
+    assert "Give more documents" in str(refusal.value)
+
+
+def write_copies(file: Path, copies: range) -> Path:
+    texts = [" ".join(str(1000 + 100 * n + k) for k in range(20)) for n in range(12)]
+    rows = [{"id": f"{n}-{copy}", "code": text} for n, text in enumerate(texts) for copy in copies]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return file
+
+
+def test_copies_of_what_is_held_out_are_not_learned_from(tmp_path: Path) -> None:
+    file = write_copies(tmp_path / "copies.jsonl", range(5))
+    for seed in range(4):
+        stream = read(file, seed=seed)
+        assert not documents_in(stream.packs) & documents_in(stream.held_out)
+
+
+def test_nor_are_copies_in_another_source(tmp_path: Path) -> None:
+    files = [write_copies(tmp_path / f"{name}.jsonl", range(1)) for name in "ab"]
+    streams = read_streams(
+        [Py150()], list(map(str, files)), NumberCodec(), split="train", length=8, documents=None, seed=0,
+        note=lambda text: None,
+    )  # fmt: skip
+    held = set.union(*(documents_in(stream.held_out) for stream in streams))
+    assert not any(documents_in(stream.packs) & held for stream in streams)
+
+
+# ----------------------------------------------------------------------------------------- order
+
+
+def stream(name: str, first: int, count: int) -> Stream:
+    packs = torch.arange(first, first + count, dtype=torch.int32).unsqueeze(1).repeat(1, 4)
+    return Stream(name, SourceInfo("path", name, "0"), packs, packs, ())
+
+
+def order(size: int, seed: int = 0) -> list[int]:
+    data = PackedStreams([stream("short", 0, 3), stream("long", 100, 10)], size, seed)
+    assert len(data) == size
+    rows: list[Any] = [data[index]["input_ids"] for index in range(size)]
+    assert all(row.dtype == torch.int64 and row.shape == (4,) for row in rows)
+    return [int(row[0]) for row in rows]
+
+
+def test_streams_have_equal_shares_whatever_their_size() -> None:
+    drawn = order(60)
+    assert [number >= 100 for number in drawn] == [False, True] * 30
+    assert set(Counter(number for number in drawn if number < 100).values()) == {10}
+    assert set(Counter(number for number in drawn if number >= 100).values()) == {3}
+
+
+def test_no_pack_comes_again_before_all_have_come() -> None:
+    short = [number for number in order(60) if number < 100]
+    rounds = [tuple(short[start : start + 3]) for start in range(0, 30, 3)]
+    assert all(sorted(part) == [0, 1, 2] for part in rounds)
+    assert len(set(rounds)) > 1  # reshuffled
+
+
+def test_the_order_follows_the_seed_and_a_longer_one_begins_alike() -> None:
+    assert order(40, seed=3) == order(40, seed=3)
+    assert order(40, seed=3) != order(40, seed=4)
+    assert order(60, seed=3)[:40] == order(40, seed=3)
