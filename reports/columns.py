@@ -112,6 +112,10 @@ DETAILS = (
         ),
     ),
     Section(
+        "Against fixed exit at the same mean depth",
+        ("agreement_over_fixed", "edit_similarity_over_fixed"),
+    ),
+    Section(
         "Scores",
         (
             "exact_match",
@@ -172,6 +176,12 @@ def columns_of(table: ResultTable) -> Mapping[str, Column]:
         _speedup(table, "decode_speedup", "decoding speed-up", "speed-up of the time per token after the first"),
         _ratio(table, "roofline_speedup", "roof-\nline", "decoding speed-up if only bytes moved took time"),
         _percent(table, "roofline_fraction", "of band-\nwidth", "bytes moved per second over the measured bandwidth"),
+        _difference(
+            table, "agreement_over_fixed", "agreement", "agreement minus that of fixed exits as deep, per sample"
+        ),
+        _difference(
+            table, "edit_similarity_over_fixed", "edit similarity", "edit similarity minus that of fixed exits as deep"
+        ),
         _fraction(table, "exact_match", "exact\nmatch", "share of completions identical to the reference"),
         _fraction(table, "token_accuracy", "token\nacc.", "share of tokens that equal the reference's"),
         _fraction(table, "bleu", "BLEU", "n-gram precision"),
@@ -223,6 +233,15 @@ def _quantity(table: ResultTable, key: str, header: str, meaning: str, *, scale:
     largest = max((abs(value) for value in values if value is not None), default=0.0)
     decimals = max(0, 2 - math.floor(math.log10(largest))) if largest > 0 else 0
     return Column(key, header, _written(values, lambda value: f"{value:.{decimals}f}"), meaning, unit)
+
+
+def _difference(table: ResultTable, key: str, header: str, meaning: str) -> Column:
+    cells = []
+    for row in table.rows:
+        value, interval = getattr(row, key), getattr(row, f"{key}_ci")
+        text = MISSING if value is None else f"{value:+.3f}"
+        cells.append(text if interval is None else f"{text} [{interval[0]:+.3f}, {interval[1]:+.3f}]")
+    return Column(key, header, tuple(cells), meaning, "[95 % interval]", left=True)
 
 
 def _speedup(table: ResultTable, key: str, header: str, meaning: str) -> Column:

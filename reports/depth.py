@@ -65,6 +65,7 @@ def decode_bytes(sample: SampleRecord, model: ModelRecord, kv: KVPolicy) -> int:
     return (
         weight_reads * model.layer_bytes
         + sample.lm_head_evaluations * model.lm_head_bytes
+        + sample.shortcut_evaluations * model.shortcut_bytes
         + sample.kv_fill_layers * model.kv_projection_bytes
         + cache_reads * model.kv_entry_bytes
     )

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["FILES", "to_csv", "to_frame", "to_json", "to_markdown", "write_report"]
 
 FILES = ("summary.json", "summary.csv", "report.md")
-_INTERVALS = frozenset({"speedup_ci", "decode_speedup_ci"})
+_INTERVALS = frozenset(name for name in SummaryRow.model_fields if name.endswith("_ci"))
 _NUMBERS = frozenset(name for name, field in SummaryRow.model_fields.items() if field.annotation == (float | None))
 
 
@@ -114,7 +114,9 @@ def _markdown_table(table: ResultTable) -> Iterator[str]:
     if picture is not None:
         yield from ("", "```text", *(line.rstrip() for line in picture.plain.splitlines()), "```")
     for section in DETAILS:
-        yield from ("", f"**{section.title}**", "", *_pipes(table, [columns[key] for key in section.keys]))
+        chosen = [columns[key] for key in section.keys]
+        if not all(column.empty for column in chosen):
+            yield from ("", f"**{section.title}**", "", *_pipes(table, chosen))
 
 
 def _pipes(table: ResultTable, columns: Sequence[Column]) -> Iterator[str]:

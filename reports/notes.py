@@ -42,11 +42,17 @@ def _about_model(manifest: Manifest) -> Iterator[str]:
             "random weights: accuracy columns mean nothing. Time and work are those of the real shapes, with "
             "exit decisions that real weights would not make."
         )
+    elif model.weights == "tuned":
+        yield (
+            "tuned weights: the model was fine-tuned for early exit, and full depth here is the tuned model's. What "
+            "tuning cost or gained the last layer shows beside a run with --weights pretrained."
+        )
     else:
         yield (
             "base weights: the model was not fine-tuned for early exit, so its early layers predict badly and "
             "exits cost more quality than they would after tuning."
         )
+    if model.weights != "random":
         yield f"weights: {model.weights_source}."
     if model.tokenizer_stand_in:
         yield f"tokenizer {model.tokenizer_source}. Token counts and texts are not the real model's."

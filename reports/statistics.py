@@ -23,6 +23,7 @@ __all__ = [
     "Pair",
     "bootstrap_interval",
     "mean",
+    "mean_interval",
     "median",
     "paired_ratio",
     "percentile",
@@ -131,6 +132,25 @@ def bootstrap_interval(
         return None
     tail = 100 * _expanded_tail(n)
     low, high = np.percentile(baseline * other_units / below, [tail, 100 - tail])
+    return float(low), float(high)
+
+
+def mean_interval(values: Sequence[float], *, resamples: int = RESAMPLES, seed: int = 0) -> tuple[float, float] | None:
+    """Return the 95 % interval of the mean of independent values, ``None`` below ``MINIMUM_PAIRS`` of them.
+
+    Arguments as :func:`bootstrap_interval`.
+    """
+    n = len(values)
+    if n < MINIMUM_PAIRS:
+        return None
+    table = np.asarray(values, dtype=float)
+    generator = np.random.default_rng(seed)
+    step = max(1, _CHUNK // n)
+    sizes = [min(step, resamples - start) for start in range(0, resamples, step)]
+    uniform = np.full(n, 1 / n)
+    means = np.concatenate([generator.multinomial(n, uniform, size=size) @ table for size in sizes]) / n
+    tail = 100 * _expanded_tail(n)
+    low, high = np.percentile(means, [tail, 100 - tail])
     return float(low), float(high)
 
 

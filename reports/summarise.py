@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from harness.records import SCHEMA_VERSION, Manifest, SampleRecord, Summary, SummaryRow, WindowRecord
 from reports.cost import energy, speedups, timing
 from reports.depth import depth, oracle_fraction, roofline, work
+from reports.equal_depth import over_fixed
 from reports.measured import Measured, select
 from reports.notes import notes
 from reports.pareto import mark_front
@@ -74,6 +75,7 @@ def _row(
             "source": cell.task.source,
             "model": model.name,
             "weights": model.weights,
+            "exit_head": model.exit_head.partition(":")[0],
             "kv": cell.regime.kv,
             "batch_size": cell.regime.batch_size,
             "dtype": model.dtype,
@@ -82,6 +84,7 @@ def _row(
             "repeats": cell.repeats,
             "rehearsed": cell.point.rehearsed,
             "agreement": agreement(cell, full),
+            **over_fixed(cell, [c for (task, _), c in cells.items() if task == cell.task.name], model.num_layers),
             "oracle_fraction": oracle_fraction(cell, oracle, model.num_layers),
             **quality(cell, score_corpus),
             **depth(cell, model.num_layers),

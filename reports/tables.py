@@ -53,7 +53,8 @@ class ResultTable:
         )
         return (
             f"data      {row.source} ({row.language}), {self.size}",
-            f"model     {row.model}, {weights}, {row.dtype}, kv {row.kv.value}, batch {row.batch_size}",
+            f"model     {row.model}, {weights}, exit head {row.exit_head}",
+            f"decoding  {row.dtype}, kv {row.kv.value}, batch {row.batch_size}",
             f"machine   {self.machine}",
         )
 
@@ -73,7 +74,17 @@ def split_tables(summary: Summary) -> tuple[ResultTable, ...]:
     """Group a summary's rows into tables, in order of first appearance."""
     groups: dict[tuple[object, ...], list[SummaryRow]] = {}
     for row in summary.rows:
-        key = (row.task, row.protocol, row.source, row.model, row.weights, row.kv, row.dtype, row.batch_size)
+        key = (
+            row.task,
+            row.protocol,
+            row.source,
+            row.model,
+            row.weights,
+            row.exit_head,
+            row.kv,
+            row.dtype,
+            row.batch_size,
+        )
         groups.setdefault(key, []).append(row)
     return tuple(ResultTable(tuple(rows), summary.machine) for rows in groups.values())
 

@@ -102,6 +102,8 @@ def _one_table(
     yield from _plot(table, options)
     for section in DETAILS if details else ():
         rest = [columns[key] for key in section.keys if key not in shown]
+        if all(column.empty for column in rest):
+            continue
         for index, chunk in enumerate(_chunks(table, rest, console, options)):
             yield Text()
             yield _section_title(section.title if index == 0 else f"{section.title}, continued")

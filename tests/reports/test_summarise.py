@@ -15,8 +15,8 @@ from reports.summarise import summarise
 
 FULL, OTHER = "full", "fixed:layer=5"
 IDENTITY = {
-    "operating_point", "strategy", "options", "task", "language", "protocol", "source", "model", "weights", "kv",
-    "batch_size", "dtype", "n", "errors", "repeats", "energy_source", "pareto", "rehearsed",
+    "operating_point", "strategy", "options", "task", "language", "protocol", "source", "model", "weights", "exit_head",
+    "kv", "batch_size", "dtype", "n", "errors", "repeats", "energy_source", "pareto", "rehearsed",
 }  # fmt: skip
 
 
@@ -109,11 +109,12 @@ def test_nothing_paired_without_full_depth(build) -> None:
 
 def test_every_computed_field_is_one_the_record_has(build) -> None:
     """The record ignores names it does not know, so a typing error would lose a column silently."""
-    run = build(points=(FULL, "oracle"), bandwidth=1e4)
+    run = build(points=(FULL, "fixed:layer=5", "oracle"), bandwidth=1e4)
+    depths = {FULL: (10, 10, 10), "fixed:layer=5": (10, 5, 5), "oracle": (10, 5, 10)}
     for block in range(6):
-        for point in (FULL, "oracle"):
-            layers = (10, 5, 5) if point == "oracle" else (10, 10, 10)
-            run.window(point, {"exit_layers": layers}, block=block, energy_j=1.0, energy_source="rapl")
+        for point, layers in depths.items():
+            sample = {"exit_layers": layers, "scores": {"edit_similarity": 0.5}}
+            run.window(point, sample, block=block, energy_j=1.0, energy_source="rapl")
     row = run.row("oracle", score_corpus=lambda *_: dict.fromkeys(SCORES, 0.5))
     assert [name for name, value in row if value is None] == []
     assert set(SCORES) < set(SummaryRow.model_fields)
