@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from harness import training_commands
 from harness.errors import ConfigError, HarnessError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(training_commands.app)
+app.command()(training_commands.trace)
 
 
 def main() -> None:
@@ -73,11 +76,26 @@ def run(
     kv: Annotated[
         str | None, typer.Option(help="K,V of skipped layers: propagate, recompute, none, skip. Default: propagate.")
     ] = None,
+    kv_input: Annotated[
+        str | None,
+        typer.Option(help="What propagate fills them from: hidden, or shortcut. Default: hidden."),
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Samples decoded together. Default: 1.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16. Default: float32.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N. Default: auto.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads. Default: torch's choice.")] = None,
-    weights: Annotated[str | None, typer.Option(help="pretrained or random. Default: pretrained.")] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="auto, tuned, pretrained or random. Default: auto, tuned where there is an adapter."),
+    ] = None,
+    exit_head: Annotated[
+        str | None,
+        typer.Option(help="auto, shared or shortcut. Default: auto, shortcut where there are maps for the weights."),
+    ] = None,
+    artefacts: Annotated[
+        str | None,
+        typer.Option(help="Folder of `harness train`, or a shipped set. Default: artefacts/MODEL, then shipped."),
+    ] = None,
     energy: Annotated[str | None, typer.Option(help="auto, nvml, rapl, estimate or none. Default: auto.")] = None,
     repeats: Annotated[int | None, typer.Option(help="Repetitions of each block. Default: 1.")] = None,
     seed: Annotated[int | None, typer.Option(help="Decides sampling, order and random strategies. Default: 0.")] = None,
@@ -109,11 +127,14 @@ def run(
         "source": source,
         "limit": limit,
         "kv": kv,
+        "kv_input": kv_input,
         "batch_size": batch_size,
         "dtype": dtype,
         "device": device,
         "threads": threads,
         "weights": weights,
+        "exit_head": exit_head,
+        "artefacts": artefacts,
         "energy": energy,
         "repeats": repeats,
         "seed": seed,
@@ -161,7 +182,7 @@ def list_(
         table.add_column("what it is", overflow="fold")
         table.add_column("from", style="dim", overflow="fold")
         for entry in registries[noun].entries():
-            table.add_row(entry.name, entry.summary, entry.distribution)
+            table.add_row(entry.name, _escape(entry.summary), entry.distribution)
         console.print(table)
         console.print()
 
@@ -268,10 +289,12 @@ def _show_options(console: Console, name: str) -> None:
     for column in ("option", "type", "range", "default", "meaning"):
         table.add_column(column, style="cyan" if column == "option" else "", overflow="fold")
     for fact in facts:
-        table.add_row(fact.name, fact.kind, fact.limits, str(fact.default), fact.description)
+        default = "" if fact.default is None else _escape(str(fact.default))
+        table.add_row(fact.name, fact.kind, fact.limits, default, _escape(fact.description))
     console.print()
     console.print(table)
-    console.print(f"\n[dim]harness run --strategy {name}:{facts[0].name}={facts[0].default}[/]")
+    example = "" if facts[0].default is None else f":{facts[0].name}={facts[0].default}"
+    console.print(f"\n[dim]harness run --strategy {name}{example}[/]")
 
 
 def _registries() -> dict[str, Any]:

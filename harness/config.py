@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from harness.contracts import KVPolicy, Weights
+from harness.contracts import KVInput, KVPolicy, WeightsChoice
 from harness.errors import ConfigError, did_you_mean
 
 __all__ = ["BASELINE", "RunConfig", "StrategySpec", "demo_strategies", "parse_all", "parse_strategies"]
@@ -27,13 +27,18 @@ BASELINE = "full"  # the operating point every other one is paired with
 
 
 def demo_strategies(exit_points: Sequence[int]) -> tuple[str, ...]:
-    """Return the operating points of a run that names none: six, on any model with two exit points."""
+    """Return the operating points of a run that names none, for any model.
+
+    Those that run on trained artefacts are left out by the plan where the model has none.
+    """
     late = ",".join(str(point) for point in exit_points[-2:])
     return (
         BASELINE,
         *([f"fixed:layer={late}"] if late else []),
         "confidence:threshold=0.9",
         "saturation:threshold=0.95",
+        "classifier",
+        "rl",
         "oracle",
     )
 
@@ -101,12 +106,19 @@ class RunConfig(BaseModel):
         limit: samples per task; ``None`` for all.
         max_new_tokens: overrides the protocol's limit.
         kv: what happens to K,V of skipped layers.
+        kv_input: what ``propagate`` fills them from: the exit's ``hidden`` state, or the line from there to what the
+            exit's ``shortcut`` makes of it.
         exit_points: ``paper`` (GREEN-CODE's rule), ``all``, or a comma list of layers.
         batch_size: samples decoded together.
         dtype: torch dtype name of weights and activations.
         device: torch device; ``auto`` takes CUDA when there is one.
         threads: CPU threads; ``None`` leaves torch's choice.
-        weights: ``pretrained``, or ``random`` for runs at full size without weights.
+        weights: ``pretrained`` (base), ``tuned`` (with the adapter of ``harness train lite``), ``random`` for runs at
+            full size without weights, or ``auto``: tuned where there is an adapter.
+        exit_head: what reads an exit: ``shared`` (the model's own head), ``shortcut`` (a linear map per exit before
+            it), or ``auto``: shortcut where there are maps for the weights.
+        artefacts: folder of trained artefacts or name of a shipped set; ``None`` for ``artefacts/MODEL`` and the
+            shipped ones.
         energy: which meter, by registered name; ``auto`` takes the best sensor found, else the labelled estimate.
         tdp_w: power the estimate spreads over the logical cores the system shows, watts; ``None`` for its default.
         repeats: how often each block is repeated.
@@ -125,12 +137,15 @@ class RunConfig(BaseModel):
     limit: Annotated[int, Field(ge=1)] | None = 16
     max_new_tokens: Annotated[int, Field(ge=1, le=4096)] | None = None
     kv: KVPolicy = KVPolicy.PROPAGATE
+    kv_input: KVInput = "hidden"
     exit_points: str = "paper"
     batch_size: Annotated[int, Field(ge=1, le=1024)] = 1
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str = "auto"
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
-    weights: Weights = "pretrained"
+    weights: WeightsChoice = "auto"
+    exit_head: Literal["auto", "shared", "shortcut"] = "auto"
+    artefacts: str | None = None
     energy: str = "auto"
     tdp_w: Annotated[float, Field(gt=0, le=10_000)] | None = None
     repeats: Annotated[int, Field(ge=1, le=1000)] = 1

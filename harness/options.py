@@ -102,7 +102,11 @@ def _strategy_class(name: str) -> Any:
     cls = STRATEGIES.load(name)
     if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
         raise RegistryError(f"strategy '{name}' is not a dataclass; its fields would be its options.")
-    missing = [member for member in ("rehearsed", "exit_points", "start", "should_exit") if not hasattr(cls, member)]
+    missing = [
+        member
+        for member in ("rehearsed", "exit_points", "artefacts", "start", "should_exit")
+        if not hasattr(cls, member)
+    ]
     if missing:
         raise RegistryError(
             f"strategy '{name}' lacks {', '.join(missing)}: subclass harness.contracts.Strategy, which brings them."

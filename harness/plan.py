@@ -13,7 +13,7 @@ from pathlib import Path
 
 from harness.config import BASELINE, RunConfig, StrategySpec, demo_strategies, parse_all
 from harness.contracts import ModelInfo, StopRule, Strategy, Task, TaskData, TaskRequest, TextCodec
-from harness.errors import ConfigError, DataError, OptionError
+from harness.errors import ArtefactError, ConfigError, DataError, OptionError
 from harness.models.loading import ResolvedModel, load_codec, resolve
 from harness.options import build_strategy, effective_options
 from harness.records import OperatingPointRecord, TaskRecord
@@ -93,13 +93,26 @@ def make_plan(config: RunConfig) -> Plan:
     built = _build(config.specs())
     tasks: list[Task] = [TASKS.load(name)() for name in config.tasks]
     device = resolve_device(config.device)
-    model = resolve(config.model, weights=config.weights, dtype=config.dtype, exit_points=config.exit_points)
+    model = resolve(
+        config.model,
+        weights=config.weights,
+        dtype=config.dtype,
+        exit_points=config.exit_points,
+        exit_head=config.exit_head,
+        artefacts=config.artefacts,
+        seed=config.seed,
+    )
+    if config.kv_input == "shortcut" and model.shortcut is None:
+        raise ConfigError(
+            "--kv-input shortcut needs the exits' shortcuts, and this run has the shared exit head. Use --exit-head "
+            "shortcut, which says how to make them where there are none."
+        )
     if not config.strategies:
-        built = _build(parse_all(demo_strategies(model.info.exit_points)))
+        built = _usable(_build(parse_all(demo_strategies(model.info.exit_points))), model.info)
     built = [*_build([baseline]), *(pair for pair in built if pair[0] != baseline)]
     points = tuple(_point(spec, strategy, model.info) for spec, strategy in _distinct(built))
     codec, codec_source = load_codec(model)
-    planned = tuple(_draw(task, config, codec, model.info) for task in tasks)
+    planned = tuple(_draw(task, config, codec, model) for task in tasks)
     return Plan(config, device, points, model, codec, codec_source, planned)
 
 
@@ -128,6 +141,19 @@ def _build(specs: Sequence[StrategySpec]) -> list[tuple[StrategySpec, Strategy]]
     return [(spec, build_strategy(spec)) for spec in specs]
 
 
+def _usable(built: list[tuple[StrategySpec, Strategy]], info: ModelInfo) -> list[tuple[StrategySpec, Strategy]]:
+    """Leave out strategies that nobody asked for by name and nothing was trained for."""
+    kept = []
+    for spec, strategy in built:
+        try:
+            strategy.exit_points(info)
+        except ArtefactError:
+            logger.info("%s is left out: nothing is trained for it and %s", spec, info.name)
+        else:
+            kept.append((spec, strategy))
+    return kept
+
+
 def _distinct(built: list[tuple[StrategySpec, Strategy]]) -> list[tuple[StrategySpec, Strategy]]:
     """Leave out operating points that are earlier ones spelled differently (``layer=04``, a default given)."""
     kept: list[tuple[StrategySpec, Strategy]] = []
@@ -153,18 +179,20 @@ def _point(spec: StrategySpec, strategy: Strategy, info: ModelInfo) -> Operating
         options=effective_options(strategy),
         exit_points=points,
         rehearsed=strategy.rehearsed,
+        artefacts=dict(strategy.artefacts(info)),
     )
     return OperatingPoint(strategy, record)
 
 
-def _draw(task: Task, config: RunConfig, codec: TextCodec, info: ModelInfo) -> PlannedTask:
+def _draw(task: Task, config: RunConfig, codec: TextCodec, model: ResolvedModel) -> PlannedTask:
     request = TaskRequest(
         protocol=config.protocol,
         source=config.source,
         limit=config.limit,
         seed=config.seed,
         max_new_tokens=config.max_new_tokens,
-        max_positions=info.max_positions,
+        max_positions=model.info.max_positions,
+        seen=model.seen,
     )
     data = task.load(request, codec)
     if not data.samples:

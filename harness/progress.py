@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -21,7 +22,7 @@ from rich.progress import (
 
 from harness.records import WindowRecord
 
-__all__ = ["RunProgress"]
+__all__ = ["RunProgress", "TrainingProgress"]
 
 
 class RunProgress:
@@ -105,3 +106,67 @@ class RunProgress:
         if self._console.is_terminal:  # elsewhere nothing was started, and stopping would print an empty line
             self._stages.stop()
             self._progress.stop()
+
+
+class TrainingProgress:
+    """Implements :class:`harness.training.watch.Watch` with rich; a context manager.
+
+    Args:
+        console: where to draw; a console that is not a terminal gets a line per stage and twentieth.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._what, self._since, self._first = "", 0.0, 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end()
+
+    def stage(self, text: str) -> None:
+        """Name the slow thing that begins."""
+        self._end()
+        self._console.print(f"{escape(text)} …", highlight=False, soft_wrap=True)
+
+    def begin(self, what: str, total: int, done: int = 0) -> None:
+        """Start the bar."""
+        self._end()
+        self._what, self._since, self._first = what, time.monotonic(), done
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=28),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("[dim]left[/]"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            TextColumn("[dim]{task.fields[note]}[/]"),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._bar.start()
+        self._task = self._bar.add_task(escape(what), total=total, completed=done, note="")
+
+    def step(self, done: int, note: str = "") -> None:
+        """Advance the bar."""
+        if self._bar is None or self._task is None:
+            return
+        before = self._bar.tasks[0].completed
+        total = self._bar.tasks[0].total or 1
+        self._bar.update(self._task, completed=done, note=escape(note))
+        if not self._console.is_terminal and int(20 * done / total) > int(20 * before / total):
+            left = (time.monotonic() - self._since) / max(1, done - self._first) * (total - done)
+            self._console.print(
+                f"{self._what}: {done} of {total:.0f}, {left / 60:.0f} min left{', ' + note if note else ''}",
+                highlight=False, markup=False, soft_wrap=True,
+            )  # fmt: skip
+
+    def _end(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

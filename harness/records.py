@@ -44,6 +44,7 @@ class OperatingPointRecord(_Record):
         options: every option with its effective value.
         exit_points: layers at which it is asked on this model.
         rehearsed: it looked at the answer outside the measured window; an upper bound, not a strategy to deploy.
+        artefacts: what trained parts it runs on: name → SHA-256.
     """
 
     name: str
@@ -51,6 +52,7 @@ class OperatingPointRecord(_Record):
     options: dict[str, Any]
     exit_points: tuple[int, ...]
     rehearsed: bool = False
+    artefacts: dict[str, str] = Field(default_factory=dict)
 
 
 class ModelRecord(_Record):
@@ -59,13 +61,14 @@ class ModelRecord(_Record):
     Attributes:
         name: as asked for.
         family: transformers ``model_type``.
-        weights: ``pretrained`` or ``random``.
+        weights: ``pretrained`` (base), ``tuned`` or ``random``.
         weights_source: where the weights came from, in words.
         weights_sha256: hash over the weights; ``None`` for random weights, whose seed is in the config.
         tokenizer_source: where the tokenizer came from, in words.
         tokenizer_stand_in: another model's tokenizer stands in.
         num_layers, hidden_size, vocab_size, exit_points, dtype: see ``ModelInfo``.
         layer_bytes, lm_head_bytes, kv_projection_bytes, kv_entry_bytes: see ``ModelInfo``.
+        fingerprint, exit_head, shortcut_bytes: see ``ModelInfo``; a record of before they existed has the defaults.
     """
 
     name: str
@@ -84,6 +87,9 @@ class ModelRecord(_Record):
     lm_head_bytes: int
     kv_projection_bytes: int
     kv_entry_bytes: int
+    fingerprint: str = ""
+    exit_head: str = "shared"
+    shortcut_bytes: int = 0
 
 
 class TaskRecord(_Record):
@@ -169,6 +175,7 @@ class SampleRecord(_Record):
         lm_head_evaluations: LM-head evaluations after prefill charged to this sample, outputs included.
         layers_executed: decoder layers run for generated tokens after prefill, by recomputation included.
         kv_fill_layers: layers whose K,V were filled from an exit hidden state.
+        shortcut_evaluations: times an exit's linear map was applied for this sample.
         error: one line when the sample failed; the measured fields are then empty or ``None``.
     """
 
@@ -192,6 +199,7 @@ class SampleRecord(_Record):
     lm_head_evaluations: int = 0
     layers_executed: int = 0
     kv_fill_layers: int = 0
+    shortcut_evaluations: int = 0
     error: str | None = None
 
 
@@ -235,7 +243,7 @@ class SummaryRow(_Record):
     """One operating point on one task. Medians, totals over totals, and paired ratios to full depth.
 
     Attributes:
-        operating_point, strategy, options, task, language, protocol, source, model, weights, kv,
+        operating_point, strategy, options, task, language, protocol, source, model, weights, exit_head, kv,
             batch_size, dtype: what ran.
         n: samples scored. errors: samples that failed. repeats: repetitions timed.
         exit_layer_mean: layers executed per decoded token (the token that prefill yields is left out).
@@ -253,6 +261,8 @@ class SummaryRow(_Record):
         roofline_speedup: what the bytes moved per decoded token would allow, to compare with decode_speedup.
         roofline_fraction: bytes moved per second of decoding over the measured bandwidth.
         oracle_fraction: layers skipped over the layers the oracle skipped on the same samples.
+        agreement_over_fixed, edit_similarity_over_fixed: difference to fixed exit at the same mean depth, per sample,
+            with 95 % intervals (``_ci``); ``None`` where the run has no fixed exit at least as shallow.
         exit_checks_per_token, lm_head_per_token, kv_fill_layers_per_token: cost counts per decoded token.
         rehearsed: it saw the answer outside the measured window: an upper bound, never on the front.
         pareto: on the front of (quality up, cost down) among the rows of its table.
@@ -267,6 +277,7 @@ class SummaryRow(_Record):
     source: str
     model: str
     weights: Weights
+    exit_head: str = "shared"
     kv: KVPolicy
     batch_size: int
     dtype: str
@@ -302,6 +313,10 @@ class SummaryRow(_Record):
     roofline_speedup: float | None = None
     roofline_fraction: float | None = None
     oracle_fraction: float | None = None
+    agreement_over_fixed: float | None = None
+    agreement_over_fixed_ci: tuple[float, float] | None = None
+    edit_similarity_over_fixed: float | None = None
+    edit_similarity_over_fixed_ci: tuple[float, float] | None = None
     exit_checks_per_token: float | None = None
     lm_head_per_token: float | None = None
     kv_fill_layers_per_token: float | None = None

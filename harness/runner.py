@@ -85,7 +85,7 @@ def execute(config: RunConfig, *, resume: Path | None = None, observer: Observer
     try:
         watch.stage(f"loading {plan.model.info.name}")
         loaded = load_model(plan)
-        engine = Engine(loaded.backbone, plan.model.info)
+        engine = Engine(loaded.backbone, plan.model.info, config.kv_input)
         session = Session(plan, engine, meter)
         watch.stage("warming up")
         warmup = _warm_up(session, config)

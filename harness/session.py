@@ -235,6 +235,7 @@ class Session:
             lm_head_evaluations=outcome.lm_head_evaluations,
             layers_executed=outcome.layers_executed,
             kv_fill_layers=outcome.kv_fill_layers,
+            shortcut_evaluations=outcome.shortcut_evaluations,
         )
 
 

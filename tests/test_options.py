@@ -91,7 +91,7 @@ def test_defaults_are_the_dataclass_s_own() -> None:
     ("text", "error", "reason"),
     [
         ("confidance", UnknownNameError, r"unknown strategy 'confidance'\. Did you mean 'confidence'\?"),
-        ("zzz", UnknownNameError, r"unknown strategy 'zzz'\. Known: confidence, entropy, .*saturation"),
+        ("zzz", UnknownNameError, r"unknown strategy 'zzz'\. Known: classifier, confidence, entropy, .*saturation"),
         (
             "confidence:treshold=1",
             OptionError,
@@ -175,7 +175,7 @@ def test_an_option_without_a_default_must_be_given(plug_in: Callable[..., None])
         ("def Outside(): ...", "strategy 'odd' is not a dataclass"),
         (
             "@dataclass(frozen=True)\nclass Outside:\n    def should_exit(self, view): ...",
-            r"strategy 'odd' lacks rehearsed, exit_points, start: subclass harness\.contracts\.Strategy",
+            r"strategy 'odd' lacks rehearsed, exit_points, artefacts, start: subclass harness\.contracts\.Strategy",
         ),
     ],
 )

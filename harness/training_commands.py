@@ -1,0 +1,372 @@
+"""``harness train …``: the commands that make what strategies learn from and run on."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from harness.errors import ConfigError
+
+__all__ = ["app", "trace"]
+
+WEIGHTS = ("auto", "tuned", "pretrained", "random")
+
+app = typer.Typer(
+    name="train",
+    help="Train what early exits need: exit-capable weights, exit heads, classifiers, RL agents.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Model = Annotated[str, typer.Option(help="Catalogue name, hub id or folder.")]
+Tasks = Annotated[list[str] | None, typer.Option(help="py150, javacorpus. Repeatable. Default: both.")]
+Sources = Annotated[
+    list[str] | None, typer.Option(help="embedded, hub, or PATH. Repeatable; each in equal shares. Default: embedded.")
+]
+Out = Annotated[Path | None, typer.Option(help="Folder for what is made. Default: artefacts/MODEL.", metavar="DIR")]
+
+Weights = Annotated[str, typer.Option(help="auto (tuned where there is an adapter), tuned, pretrained or random.")]
+ExitHead = Annotated[str, typer.Option(help="auto (shortcut where there are maps), shared or shortcut.")]
+TraceFolder = Annotated[Path, typer.Option("--traces", help="Folder that `harness trace` made.", metavar="DIR")]
+ObservationName = Annotated[
+    str,
+    typer.Option(help="What it sees: paper (the hidden state), normal (divided by its size), rich (its change too)."),
+]
+Keep = Annotated[float, typer.Option(help="Agreement with the last layer that the suggested threshold keeps.")]
+Seed = Annotated[int, typer.Option(help="Decides everything random.")]
+Artefacts = Annotated[str | None, typer.Option(help="Folder of `harness train`, or a shipped set.")]
+
+
+@app.command()
+def lite(
+    model: Model = "smollm2-135m",
+    task: Tasks = None,
+    source: Sources = None,
+    out: Out = None,
+    preset: Annotated[str, typer.Option(help="paper, cpu, or auto: paper where there is a GPU.")] = "auto",
+    method: Annotated[str | None, typer.Option(help="lora or full.")] = None,
+    exit_head: Annotated[
+        str | None, typer.Option(help="shared (the model's own head) or shortcut (a linear map per exit before it).")
+    ] = None,
+    weights_rule: Annotated[str | None, typer.Option(help="Loss weights: green-code or uniform.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
+    length: Annotated[int | None, typer.Option(help="Tokens a pack.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Packs at once.")] = None,
+    accumulate: Annotated[int | None, typer.Option(help="Gradient accumulation steps.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Of weights or LoRA factors.")] = None,
+    rank: Annotated[int | None, typer.Option(help="Of LoRA.")] = None,
+    exits_per_step: Annotated[int | None, typer.Option(help="Random exits a step besides the last; 0 for all.")] = None,
+    token_share: Annotated[float | None, typer.Option(help="Share of tokens each step's loss looks at.")] = None,
+    distill: Annotated[float | None, typer.Option(help="Share of the loss that follows the last layer.")] = None,
+    checkpointing: Annotated[bool | None, typer.Option(help="Recompute activations to save memory.")] = None,
+    weights: Annotated[str, typer.Option(help="pretrained or random.")] = "pretrained",
+    exit_points: Annotated[str, typer.Option(help="paper, all, or layers such as 4,8,12.")] = "paper",
+    split: Annotated[str, typer.Option(help="Part of each dataset to learn from.")] = "train",
+    documents: Annotated[int | None, typer.Option(help="Documents of each source at most. Default: all.")] = None,
+    seed: Annotated[int, typer.Option(help="Decides order, sampling and initial factors.")] = 0,
+    save_steps: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 50,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
+) -> None:
+    """Tune a model with the aggregated loss of all its exits (LITE; GREEN-CODE Eq. 1)."""
+    from harness.training.lite_job import build_recipe, train_lite
+
+    names = (
+        "method", "exit_head", "weights_rule", "steps", "length", "batch", "accumulate", "learning_rate", "rank",
+        "exits_per_step", "token_share", "distill", "checkpointing",
+    )  # fmt: skip
+    given: dict[str, Any] = dict(locals())
+    start = _check_choice("weights", weights, ("pretrained", "random"))  # an adapter belongs to base weights
+    _check_least(
+        ("save-steps", save_steps, 1), ("documents", 1 if documents is None else documents, 1), ("seed", seed, 0)
+    )
+    if seed >= 2**32:
+        raise ConfigError(f"--seed {seed} is too large; below 4294967296.")
+    recipe = build_recipe(preset, {name: given[name] for name in names})
+    folder = out or Path("artefacts") / Path(model).name
+    with _progress() as progress:
+        result = train_lite(
+            model, task or ["py150", "javacorpus"], source or ["embedded"], folder, recipe,
+            weights=start, exit_points=exit_points, split=_split(split), documents=documents, seed=seed,
+            save_steps=save_steps, resume=resume, command=_command(), watch=progress,
+        )  # fmt: skip
+    if not result.finished:
+        _say(f"Stopped; the checkpoint is kept. Go on with the same command and --resume. ({folder})")
+        raise typer.Exit(130)
+    print(result.report)
+    if recipe.method == "full":
+        _say(f"The tuned model is {folder / 'model'}: use it with --model {folder / 'model'} --artefacts {folder}")
+    else:
+        _say(f"Adapter, maps, exits.md and training.jsonl are in {folder}")
+
+
+@app.command()
+def shortcut(
+    traces: TraceFolder,
+    model: Model = "smollm2-135m",
+    out: Out = None,
+    name: Annotated[str, typer.Option(help="File name without its ending; begins with shortcut.")] = "shortcut",
+    ridge: Annotated[float, typer.Option(help="Damping, relative to the mean variance.")] = 1e-4,
+    artefacts: Artefacts = None,
+    seed: Seed = 0,
+) -> None:
+    """Fit linear maps from every exit to the last layer, in closed form: an exit head for untuned weights."""
+    from harness.training.shortcut_job import train_shortcut
+
+    if not name.startswith("shortcut"):
+        raise ConfigError(f"--name '{name}' would not be found: shortcuts are looked for as shortcut*.json.")
+    if ridge < 0:
+        raise ConfigError(f"--ridge {ridge} is negative.")
+    folder = out or Path("artefacts") / Path(model).name
+    with _progress() as progress:
+        result = train_shortcut(
+            model, traces, folder, name=name, ridge=ridge, artefacts=artefacts, seed=seed, command=_command(),
+            watch=progress,
+        )  # fmt: skip
+    print("| exit layer | agreement before | with the maps |\n|--:|--:|--:|")
+    for layer, (before, after) in result.agreement.items():
+        print(f"| {layer} | {before:.3f} | {after:.3f} |")
+    _say(f"{result.tokens} held-out tokens. The maps are in {result.artefact.path}")
+
+
+@app.command()
+def classifier(
+    traces: TraceFolder,
+    model: Model = "smollm2-135m",
+    out: Out = None,
+    name: Annotated[str, typer.Option(help="File name without its ending.")] = "classifier",
+    task: Annotated[list[str] | None, typer.Option(help="Learn from these tasks' documents only. Repeatable.")] = None,
+    hidden: Annotated[int, typer.Option(help="Width of the hidden layer; 0: linear, as in CALM.")] = 128,
+    epochs: Annotated[int, typer.Option(help="Passes over the trace.")] = 20,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
+    observation: ObservationName = "rich",
+    keep: Keep = 0.98,
+    artefacts: Artefacts = None,
+    seed: Seed = 0,
+) -> None:
+    """Train one head per exit point that tells whether the answer is already there (CALM)."""
+    kind = "classifier"
+    _heads(kind, traces, model, out, name, task, hidden, epochs, learning_rate, observation, keep, artefacts, seed)
+
+
+@app.command()
+def lte(
+    traces: TraceFolder,
+    model: Model = "smollm2-135m",
+    out: Out = None,
+    name: Annotated[str, typer.Option(help="File name without its ending.")] = "lte",
+    task: Annotated[list[str] | None, typer.Option(help="Learn from these tasks' documents only. Repeatable.")] = None,
+    hidden: Annotated[int, typer.Option(help="Width of the hidden layer; 0: linear, as in BERxiT.")] = 256,
+    epochs: Annotated[int, typer.Option(help="Passes over the trace.")] = 20,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
+    observation: ObservationName = "rich",
+    keep: Keep = 0.98,
+    artefacts: Artefacts = None,
+    seed: Seed = 0,
+) -> None:
+    """Train one head for all exit points that regresses their certainty (BERxiT's learning to exit)."""
+    _heads("lte", traces, model, out, name, task, hidden, epochs, learning_rate, observation, keep, artefacts, seed)
+
+
+@app.command()
+def rl(
+    traces: TraceFolder,
+    model: Model = "smollm2-135m",
+    out: Out = None,
+    name: Annotated[str, typer.Option(help="File name without its ending.")] = "rl",
+    task: Annotated[list[str] | None, typer.Option(help="Learn from these tasks' documents only. Repeatable.")] = None,
+    preset: Annotated[str, typer.Option(help="paper (GREEN-CODE's Table III) or tuned.")] = "tuned",
+    steps: Annotated[int | None, typer.Option(help="Decisions to learn from. Default: 500000.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="At the beginning; linear to 0.")] = None,
+    envs: Annotated[int | None, typer.Option(help="Episodes at once; 1 with --live.")] = None,
+    reward: Annotated[str, typer.Option(help="Coefficients: java, python, or auto, the documents' language.")] = "auto",
+    alpha: Annotated[float | None, typer.Option(help="Weight of exiting right but late, 0 to 1.")] = None,
+    beta: Annotated[float | None, typer.Option(help="Weight of exiting too early, 0 to 1.")] = None,
+    gamma: Annotated[float | None, typer.Option(help="Weight of continuing in vain, 0 to 1.")] = None,
+    epsilon: Annotated[float | None, typer.Option(help="Penalty of exiting wrong and late, 0 to 1.")] = None,
+    tokens: Annotated[int, typer.Option(help="Tokens of an episode.")] = 15,
+    observation: ObservationName = "rich",
+    keep: Keep = 0.98,
+    live: Annotated[bool, typer.Option("--live", help="Let the model generate (slow) instead of replaying.")] = False,
+    source: Annotated[list[str] | None, typer.Option(help="With --live: where the trace's documents are.")] = None,
+    device: Annotated[str, typer.Option(help="With --live: auto, cpu, cuda or cuda:N.")] = "auto",
+    artefacts: Artefacts = None,
+    seed: Seed = 0,
+    save_steps: Annotated[int, typer.Option(help="Decisions between checkpoints.")] = 50_000,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
+) -> None:
+    """Train GREEN-CODE's agent (PPO) to decide where each token exits; minutes, on traces."""
+    from importlib.util import find_spec
+
+    _check_least(("save-steps", save_steps, 1), ("seed", seed, 0))
+    if find_spec("stable_baselines3") is None:
+        raise ConfigError("stable-baselines3 is not installed: pip install 'early-exit-harness[train]'")
+    from harness.plan import resolve_device
+    from harness.training.rl_job import AgentRequest, build_settings, train_rl
+
+    overrides = {"steps": steps, "learning_rate": learning_rate, "envs": envs}
+    request = AgentRequest(
+        name=name,
+        observation=observation,
+        reward=reward,
+        tasks=task or (),
+        length=tokens,
+        keep=keep,
+        live=live,
+        coefficients={"alpha": alpha, "beta": beta, "gamma": gamma, "epsilon": epsilon},
+        sources=source or ("embedded",),
+        artefacts=artefacts,
+        device=resolve_device(device) if live else "cpu",
+        seed=seed,
+        save_steps=save_steps,
+        resume=resume,
+    )
+    folder = out or Path("artefacts") / Path(model).name
+    settings = build_settings(preset, overrides)
+    with _progress() as progress:
+        result = train_rl("rl", model, traces, folder, settings, request, command=_command(), watch=progress)
+    if not result.finished:
+        _say(f"Stopped; the checkpoint is kept. Go on with the same command and --resume. ({folder})")
+        raise typer.Exit(130)
+    print(result.report)
+    _say(f"The agent is {result.path}; {name}-training.jsonl beside it has its rewards.")
+
+
+def _heads(
+    kind: str,
+    traces: Path,
+    model: str,
+    out: Path | None,
+    name: str,
+    task: list[str] | None,
+    hidden: int,
+    epochs: int,
+    learning_rate: float,
+    observation: str,
+    keep: float,
+    artefacts: str | None,
+    seed: int,
+) -> None:
+    from harness.training.heads import HeadRecipe
+    from harness.training.heads_job import OBSERVATIONS, train_on_traces
+    from harness.training.replay import render_replay
+
+    _check_choice("observation", observation, tuple(OBSERVATIONS))
+    if hidden < 0 or epochs < 1 or not 0 < keep <= 1 or learning_rate <= 0:
+        raise ConfigError("--hidden is 0 or more, --epochs 1 or more, --keep in (0, 1], --learning-rate positive.")
+    shared = kind == "lte"
+    recipe = HeadRecipe(
+        objective="certainty" if shared else "likelihood",
+        shared=shared,
+        hidden=hidden,
+        epochs=epochs,
+        learning_rate=learning_rate,
+    )
+    seen = OBSERVATIONS[observation]
+    with _progress() as progress:
+        result = train_on_traces(
+            model,
+            traces,
+            out or Path("artefacts") / Path(model).name,
+            recipe,
+            seen,
+            kind=kind,
+            name=name,
+            tasks=task or [],
+            keep=keep,
+            artefacts=artefacts,
+            seed=seed,
+            command=_command(),
+            watch=progress,
+        )
+    print(render_replay("threshold", result.rows))
+    kept = result.kept
+    advice = f" No exit keeps {keep:.0%}."
+    if kept:
+        advice = f" {keep:.0%} agreement from threshold {kept['threshold']:.4f} on."
+    _say(f"{result.tokens} held-out tokens, replayed.{advice} The heads are in {result.artefact.path}")
+
+
+def trace(
+    model: Model = "smollm2-135m",
+    task: Tasks = None,
+    source: Sources = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the trace. Default: traces/MODEL.", metavar="DIR")] = None,
+    documents: Annotated[int, typer.Option(help="Documents of each task and source; 0 for all.")] = 100,
+    split: Annotated[str, typer.Option(help="Part of each dataset: train, validation or test.")] = "train",
+    length: Annotated[int, typer.Option(help="Tokens a document is cut at.")] = 640,
+    new_tokens: Annotated[
+        int, typer.Option(help="Trace so many generated tokens per document; 0: the document's own tokens.")
+    ] = 0,
+    weights: Weights = "auto",
+    exit_head: ExitHead = "auto",
+    artefacts: Artefacts = None,
+    exit_points: Annotated[str, typer.Option(help="paper, all, or layers such as 4,8,12.")] = "paper",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    seed: Annotated[int, typer.Option(help="Decides which documents, and the contexts.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the trace in --out.")] = False,
+) -> None:
+    """Run a model once at full depth and keep what its exits said, for everything that learns from it."""
+    from harness.plan import resolve_device
+    from harness.training.trace_job import TraceRequest
+    from harness.training.trace_job import trace as make
+
+    _check_choice("dtype", dtype, ("float32", "bfloat16", "float16"))
+    head = _check_choice("exit-head", exit_head, ("auto", "shared", "shortcut"))
+    start = _check_choice("weights", weights, WEIGHTS)
+    _check_least(("documents", documents, 0), ("length", length, 16), ("new-tokens", new_tokens, 0), ("seed", seed, 0))
+    folder = out or Path("traces") / Path(model).name
+    request = TraceRequest(documents or None, length, new_tokens, _split(split), seed)
+    with _progress() as progress:
+        try:
+            traces = make(
+                model, task or ["py150", "javacorpus"], source or ["embedded"], folder, request, weights=start,
+                exit_head=head, artefacts=artefacts, exit_points=exit_points, dtype=dtype,
+                device=resolve_device(device), resume=resume, watch=progress,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            _say(f"Stopped; finished shards are kept. Go on with the same command and --resume. ({folder})")
+            raise
+    _say(f"{traces.tokens} tokens of {len(traces.documents)} documents are in {folder}")
+
+
+def _check_choice(flag: str, value: str, allowed: tuple[str, ...]) -> Any:
+    if value not in allowed:
+        raise ConfigError(f"--{flag} '{value}' is unknown. Use {', '.join(allowed)}.")
+    return value
+
+
+def _check_least(*flags: tuple[str, int, int]) -> None:
+    for flag, value, least in flags:
+        if value < least:
+            raise ConfigError(f"--{flag} {value} is too small; at least {least}.")
+
+
+def _split(name: str) -> Any:
+    if name not in ("train", "validation", "test"):
+        raise ConfigError(f"--split '{name}' is unknown. Use train, validation or test.")
+    return name
+
+
+def _command() -> str:
+    """Return the command as typed, for the record of what it made."""
+    import shlex
+
+    return shlex.join(["harness", *sys.argv[1:]])
+
+
+def _say(text: str) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+
+    Console(stderr=True, emoji=False).print(f"[dim]{escape(text)}[/]", soft_wrap=True)
+
+
+def _progress() -> Any:
+    from rich.console import Console
+
+    from harness.progress import TrainingProgress
+
+    return TrainingProgress(Console(stderr=True, emoji=False))
