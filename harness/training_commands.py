@@ -70,7 +70,7 @@ def lite(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
 ) -> None:
     """Tune a model with the aggregated loss of all its exits (LITE; GREEN-CODE Eq. 1)."""
-    from harness.training.lite_job import build_recipe, train_lite
+    from harness.training.lite.job import build_recipe, train_lite
 
     names = (
         "method", "exit_head", "weights_rule", "steps", "length", "batch", "accumulate", "learning_rate", "rank",
@@ -112,7 +112,7 @@ def shortcut(
     seed: Seed = 0,
 ) -> None:
     """Fit linear maps from every exit to the last layer, in closed form: an exit head for untuned weights."""
-    from harness.training.shortcut_job import train_shortcut
+    from harness.training.shortcut.job import train_shortcut
 
     if not name.startswith("shortcut"):
         raise ConfigError(f"--name '{name}' would not be found: shortcuts are looked for as shortcut*.json.")
@@ -203,7 +203,7 @@ def rl(
     if find_spec("stable_baselines3") is None:
         raise ConfigError("stable-baselines3 is not installed: pip install 'early-exit-harness[train]'")
     from harness.plan import resolve_device
-    from harness.training.rl_job import AgentRequest, build_settings, train_rl
+    from harness.training.agents.job import AgentRequest, build_settings, train_rl
 
     overrides = {"steps": steps, "learning_rate": learning_rate, "envs": envs}
     request = AgentRequest(
@@ -248,9 +248,10 @@ def _heads(
     artefacts: str | None,
     seed: int,
 ) -> None:
-    from harness.training.heads import HeadRecipe
-    from harness.training.heads_job import OBSERVATIONS, train_on_traces
-    from harness.training.replay import render_replay
+    from harness.controllers import OBSERVATIONS
+    from harness.training.heads.job import train_on_traces
+    from harness.training.heads.learning import HeadRecipe
+    from harness.training.traces.replay import render_replay
 
     _check_choice("observation", observation, tuple(OBSERVATIONS))
     if hidden < 0 or epochs < 1 or not 0 < keep <= 1 or learning_rate <= 0:
@@ -310,8 +311,8 @@ def trace(
 ) -> None:
     """Run a model once at full depth and keep what its exits said, for everything that learns from it."""
     from harness.plan import resolve_device
-    from harness.training.trace_job import TraceRequest
-    from harness.training.trace_job import trace as make
+    from harness.training.traces.job import TraceRequest
+    from harness.training.traces.job import trace as make
 
     _check_choice("dtype", dtype, ("float32", "bfloat16", "float16"))
     head = _check_choice("exit-head", exit_head, ("auto", "shared", "shortcut"))

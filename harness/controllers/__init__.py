@@ -6,6 +6,15 @@ trained on one signal and run on another (as GREEN-CODE's published Llama agent 
 
 from harness.controllers.controller import Controller, Scorer, controller_path, find_controller, write_controller
 from harness.controllers.network import Network
-from harness.controllers.observation import Observation
+from harness.controllers.observation import OBSERVATIONS, Observation
 
-__all__ = ["Controller", "Network", "Observation", "Scorer", "controller_path", "find_controller", "write_controller"]
+__all__ = [
+    "OBSERVATIONS",
+    "Controller",
+    "Network",
+    "Observation",
+    "Scorer",
+    "controller_path",
+    "find_controller",
+    "write_controller",
+]

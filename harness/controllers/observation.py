@@ -10,7 +10,7 @@ from torch import Tensor
 
 from harness.errors import ArtefactError
 
-__all__ = ["Observation"]
+__all__ = ["OBSERVATIONS", "Observation"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +85,15 @@ class Observation:
         if found.state not in ("hidden", "exit"):
             raise ArtefactError(f"the observation {facts} is not known to this version. Train the controller again.")
         return found
+
+
+OBSERVATIONS = {
+    "paper": Observation(),
+    "normal": Observation(normalise=True),
+    "rich": Observation(normalise=True, change=True),
+    "exit": Observation(state="exit", normalise=True, change=True),
+}
+"""What ``--observation`` may name; ``paper`` is GREEN-CODE's (section IV-B): the hidden state as it is."""
 
 
 def _change(state: Tensor, scale: Tensor, previous: Tensor | None) -> list[Tensor]:

@@ -1,0 +1,250 @@
+"""PPO on the early-exit environment: its settings, and the loop around stable-baselines3's algorithm.
+
+The loop calls ``learn`` for one rollout at a time and seeds all chance from the run's seed and the step before each, so
+that a run that was stopped and resumed is the run that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.utils import set_random_seed
+from stable_baselines3.common.vec_env import VecEnv
+
+from harness.controllers import Network
+from harness.errors import ConfigError, TrainingError
+from harness.training.agents.checkpoints import AgentCheckpoints
+from harness.training.agents.exit_env import Tally
+from harness.training.agents.exit_vec_env import ExitVecEnv
+from harness.training.watch import Watch
+
+__all__ = ["PRESETS", "AgentSettings", "Learned", "learn", "policy_network"]
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSettings:
+    """How PPO learns (Schulman 2017, arXiv 1707.06347).
+
+    Attributes:
+        steps: decisions in all, rounded up to whole rollouts.
+        rollout: decisions between two updates, over all episodes that run at once.
+        batch: decisions per gradient step.
+        epochs: times each rollout is gone through.
+        learning_rate: at the beginning; linear to 0.
+        discount: of rewards a step later (γ in the paper's Table III).
+        gae_lambda: of advantages (Schulman 2016, arXiv 1506.02438).
+        entropy: weight of the policy's entropy.
+        hidden: units of the hidden layers, of policy and value net alike; tanh between.
+        envs: episodes at once.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+
+    steps: int = 500_000
+    rollout: int = 4096
+    batch: int = 512
+    epochs: int = 6
+    learning_rate: float = 5e-5
+    discount: float = 0.99
+    gae_lambda: float = 0.95
+    entropy: float = 0.0
+    hidden: tuple[int, ...] = (64, 64)
+    envs: int = 64
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ConfigError(f"--steps {self.steps} is too small; at least 1.")
+        if self.envs < 1 or self.rollout % self.envs:
+            raise ConfigError(f"--envs {self.envs} must divide the {self.rollout} steps of a rollout.")
+        if not self.learning_rate > 0:
+            raise ConfigError(f"--learning-rate {self.learning_rate:g} must be above 0.")
+
+
+PRESETS = {"paper": AgentSettings(), "tuned": AgentSettings()}
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What learning leaves.
+
+    Attributes:
+        policy: logits of continue and exit.
+        steps: decisions it learned from.
+        finished: false when it was stopped; the checkpoint continues it.
+        tally: of all episodes.
+    """
+
+    policy: Network
+    steps: int
+    finished: bool
+    tally: Tally
+
+
+def policy_network(policy: Any) -> Network:
+    """Return the part of a stable-baselines3 policy that decides: two outputs, the logits of continue and exit."""
+    return Network.of_module([*policy.mlp_extractor.policy_net, policy.action_net])
+
+
+def learn(
+    env: VecEnv,
+    settings: AgentSettings,
+    layers: Sequence[int],
+    *,
+    seed: int,
+    checkpoints: AgentCheckpoints,
+    log: Path,
+    save_steps: int,
+    resume: bool,
+    watch: Watch,
+    stop: threading.Event,
+) -> Learned:
+    """Let PPO learn.
+
+    Args:
+        env: environments that answer ``env_method("take_tally")``.
+        settings: how.
+        layers: exit points and the last layer, for the log.
+        seed: decides everything.
+        checkpoints: where they go.
+        log: JSON lines, one per rollout: reward per step and per episode (GREEN-CODE Fig. 6), share of exits per
+            layer; the last one counts the best exits of all tokens met (Fig. 7).
+        save_steps: decisions between checkpoints.
+        resume: go on from the last checkpoint.
+        watch: is told how it goes on.
+        stop: set it to stop at the next decision; the rollout it falls into is not learned from.
+
+    Raises:
+        TrainingError: the loss is no number any more, or there is no checkpoint to resume from.
+    """
+    share_left = [1.0]
+    model = _algorithm(env, settings, seed, share_left)
+    steps, total = 0, Tally.empty(len(layers) - 1)
+    if resume:
+        saved = checkpoints.load(model.policy)
+        steps, total = saved.steps, saved.tally
+        if isinstance(env, ExitVecEnv) and saved.env:
+            env.restore(saved.env)
+    _truncate(log, steps)
+    model.policy.optimizer.register_step_pre_hook(lambda *_: _refuse_nan(model, steps, checkpoints))
+    watch.begin("learning", settings.steps, min(steps, settings.steps))
+    callback, kept = _StopOrGoOn(stop, watch, settings.steps), steps
+    while steps < settings.steps and not stop.is_set():
+        before = env.state() if isinstance(env, ExitVecEnv) else {}
+        share_left[0] = 1 - steps / settings.steps
+        chance = (seed * 1_000_003 + steps) % 2**32
+        set_random_seed(chance)
+        env.seed(chance)
+        callback.before = steps
+        model.learn(settings.rollout, callback, log_interval=None, reset_num_timesteps=False)
+        tally = _take(env)
+        if callback.stopped:
+            checkpoints.save(model.policy, steps, before, total)
+            break
+        steps += settings.rollout
+        total.add(tally)
+        line = _line(model, steps, tally, layers)
+        _append(log, line)
+        mean = sum(share * int(layer) for layer, share in line["exits"].items())
+        watch.step(min(steps, settings.steps), f"reward {line['reward_per_step']:+.3f} a step, mean exit {mean:.1f}")
+        if steps - kept >= save_steps or steps >= settings.steps or stop.is_set():
+            checkpoints.save(model.policy, steps, env.state() if isinstance(env, ExitVecEnv) else {}, total)
+            kept = steps
+    finished = steps >= settings.steps
+    if finished:
+        _append(log, {"steps": steps, "optimal_exits": _by_layer(total.optimal, layers)})
+    return Learned(policy_network(model.policy), steps, finished, total)
+
+
+def _algorithm(env: VecEnv, settings: AgentSettings, seed: int, share_left: list[float]) -> Any:
+    model = PPO(
+        "MlpPolicy",
+        env,
+        learning_rate=lambda _: settings.learning_rate * share_left[0],
+        n_steps=settings.rollout // env.num_envs,
+        batch_size=settings.batch,
+        n_epochs=settings.epochs,
+        gamma=settings.discount,
+        gae_lambda=settings.gae_lambda,
+        ent_coef=settings.entropy,
+        policy_kwargs={"net_arch": {"pi": list(settings.hidden), "vf": list(settings.hidden)}},
+        seed=seed % 2**32,
+        device="cpu",
+    )
+    model.set_logger(Logger(None, []))
+    return model
+
+
+class _StopOrGoOn(BaseCallback):  # type: ignore[misc]
+    """Ends a rollout when asked to, and tells a slow one's progress."""
+
+    def __init__(self, stop: threading.Event, watch: Watch, steps: int) -> None:
+        super().__init__()
+        self._stop, self._watch, self._steps = stop, watch, steps
+        self.before, self.stopped = 0, False
+
+    def _on_step(self) -> bool:
+        self.stopped = self._stop.is_set()
+        if self.training_env.num_envs == 1:  # a live model
+            done = self.before + self.n_calls % self.model.n_steps
+            self._watch.step(min(done, self._steps))
+        return not self.stopped
+
+
+def _refuse_nan(model: Any, steps: int, checkpoints: AgentCheckpoints) -> None:
+    """Stop before a step that would spoil the policy; gradient clipping makes one NaN every parameter's."""
+    gradients = (model.policy.action_net.bias.grad, model.policy.value_net.bias.grad)
+    if all(bool(torch.isfinite(gradient).all()) for gradient in gradients):
+        return
+    kept = checkpoints.latest()
+    left = f"the last good checkpoint is {kept}; `--resume` goes on from it" if kept else "no checkpoint is kept"
+    raise TrainingError(f"the loss is no number after step {steps}; {left}. Lower --learning-rate, or trace again.")
+
+
+def _take(env: VecEnv) -> Tally:
+    first, *others = env.env_method("take_tally")
+    for other in others:
+        first.add(other)
+    tally: Tally = first
+    return tally
+
+
+def _line(model: Any, steps: int, tally: Tally, layers: Sequence[int]) -> dict[str, Any]:
+    said = model.logger.name_to_value
+    exits = tally.exits / max(1, tally.exits.sum())
+    return {
+        "steps": steps,
+        "reward_per_step": round(float(model.rollout_buffer.rewards.mean()), 5),
+        "reward_per_episode": round(tally.reward / tally.episodes, 4) if tally.episodes else None,
+        "episodes": tally.episodes,
+        "exits": {str(layer): round(float(share), 4) for layer, share in zip(layers, exits, strict=True)},
+        "entropy": round(-float(said["train/entropy_loss"]), 4),
+        "value_loss": round(float(said["train/value_loss"]), 4),
+        "learning_rate": float(said["train/learning_rate"]),
+    }
+
+
+def _by_layer(counts: Any, layers: Sequence[int]) -> dict[str, int]:
+    return {str(layer): int(count) for layer, count in zip(layers, counts, strict=True)}
+
+
+def _append(log: Path, line: dict[str, Any]) -> None:
+    with log.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def _truncate(log: Path, steps: int) -> None:
+    """Keep the lines up to a step; those behind it will be written again."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    lines = log.read_text(encoding="utf-8").splitlines() if steps and log.is_file() else []
+    kept = [line for line in lines if json.loads(line)["steps"] <= steps and "optimal_exits" not in line]
+    log.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")

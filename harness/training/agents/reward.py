@@ -1,0 +1,88 @@
+"""What an agent earns for stopping a token, or for letting it run on: GREEN-CODE's equations 2 and 3."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from harness.errors import ConfigError
+from harness.training.traces.replay import exit_places
+
+__all__ = ["CONTINUE", "EXIT", "REWARDS", "RewardCoefficients", "reward_table"]
+
+CONTINUE, EXIT = 0, 1
+"""The two actions."""
+
+
+@dataclass(frozen=True, slots=True)
+class RewardCoefficients:
+    """Weights of the penalties, each in [0, 1]; rewards are always 1.
+
+    GREEN-CODE (Ilager 2025, Eq. 2 and 3) names them α, β, γ, ε. PPO's discount, which it calls γ too, is
+    :attr:`harness.training.agents.ppo.AgentSettings.discount`.
+
+    Attributes:
+        alpha: of stopping right but later than the first exit that is right.
+        beta: of stopping too early, with a wrong token. The paper wants α ≤ β.
+        gamma: of running on from an exit that was right, or past one.
+        epsilon: penalty of stopping, with a wrong token, behind an exit that was right.
+
+    Raises:
+        ConfigError: one of them outside [0, 1].
+    """
+
+    alpha: float
+    beta: float
+    gamma: float
+    epsilon: float = 0.1
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not 0 <= value <= 1:
+                raise ConfigError(f"--{field.name} {value:g} is out of range; the paper's coefficients lie in 0…1.")
+
+
+REWARDS = {"java": RewardCoefficients(1.0, 1.0, 1.0), "python": RewardCoefficients(0.5, 0.5, 0.5)}
+"""Language → the paper's setting (section VI-D: β = γ = 1 for JavaCorpus, 0.5 for PY150).
+
+The paper says no more of α than α ≤ β, and nothing of ε: here α = β and ε = 0.1.
+"""
+
+
+def reward_table(
+    right: Tensor, exit_points: Sequence[int], num_layers: int, coefficients: RewardCoefficients
+) -> tuple[Tensor, Tensor]:
+    """Return the reward of both actions at every exit of some tokens, and the place of each token's best exit.
+
+    ℓ_opt is the first exit point whose token is the last layer's, else the last layer. ℓ_next is the next exit point,
+    the last layer behind the last one. Layer distances are divided by the longest there is, last layer − first exit
+    point, so that penalties lie in [−1, 0]; the rewards of 1 stay 1. (The published code divides everything by one
+    number, which leaves 0.04 of the reward and cancels γ.)
+
+    Args:
+        right: whether the exit's token is the last layer's, ``[n, exits]`` bool.
+        exit_points: layers of the exits, sorted.
+        num_layers: decoder layers.
+        coefficients: weights of the penalties.
+
+    Returns:
+        Rewards ``[n, exits, 2]`` float32, of :data:`CONTINUE` and :data:`EXIT`; and the best places ``[n]`` int64,
+        ``exits`` for the last layer.
+    """
+    layers = torch.tensor([*exit_points, num_layers], dtype=torch.float32)
+    span = num_layers - exit_points[0]
+    best = exit_places(right)
+    optimal = layers[best].unsqueeze(1)  # [n, 1]
+    current, following = layers[:-1].unsqueeze(0), layers[1:].unsqueeze(0)  # [1, exits]
+    one = torch.ones(())
+    leave = torch.where(
+        right,
+        torch.where(current == optimal, one, (optimal - current) * coefficients.alpha / span),
+        torch.where(current < optimal, (current - optimal) * coefficients.beta / span, -coefficients.epsilon * one),
+    )
+    go_on = torch.where(current < optimal, one, (optimal - following) * coefficients.gamma / span)
+    return torch.stack((go_on, leave), dim=-1), best

@@ -1,0 +1,1 @@
+"""Supervised controllers, one small network per exit: classifier and learning-to-exit heads."""

@@ -1,0 +1,1 @@
+"""LITE: tuning a model with the losses of all its exits."""

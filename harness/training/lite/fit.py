@@ -1,0 +1,224 @@
+"""The LITE training job: data, weights, Trainer, checkpoints, tables before and after, artefacts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.artefacts import write_artefact
+from harness.decoding.families import head_modules
+from harness.errors import TrainingError
+from harness.models import fingerprint
+from harness.models.quiet import quiet
+from harness.training.corpus import Stream
+from harness.training.interrupt import stop_on_interrupt
+from harness.training.lite.exit_table import ExitRow, exit_table, render
+from harness.training.lite.recipe import LiteModel, LiteRecipe
+from harness.training.lite.trainer import StepWatcher, build_trainer, last_checkpoint
+from harness.training.shortcut.least_squares import ShortcutMoments
+from harness.training.watch import Watch
+
+__all__ = ["FitResult", "fit", "initial_shortcuts"]
+
+INITIAL_TOKENS = 32_768
+TABLE_PACKS = 12
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What tuning leaves.
+
+    Attributes:
+        finished: false when it was interrupted; the checkpoint continues it.
+        before, after: what each exit could do; see :mod:`harness.training.lite.exit_table`.
+        report: both as Markdown.
+    """
+
+    finished: bool
+    before: tuple[ExitRow, ...]
+    after: tuple[ExitRow, ...]
+    report: str
+
+
+def fit(
+    module: Any,
+    exit_points: Sequence[int],
+    recipe: LiteRecipe,
+    streams: Sequence[Stream],
+    out: Path,
+    *,
+    facts: Mapping[str, Any],
+    seed: int,
+    save_steps: int,
+    resume: bool,
+    watch: Watch,
+) -> FitResult:
+    """Tune a model and write what came of it to a folder.
+
+    Args:
+        module: transformers causal LM, on the CPU; moved by accelerate where it wants it.
+        exit_points: exits to train.
+        recipe: how.
+        streams: what to learn from.
+        out: receives ``checkpoints/``, ``training.jsonl``, ``exits.md`` and the artefacts; or, tuned whole, the
+            weights in ``model/`` and ``tuning.json``, which tells what they were made from.
+        facts: what the artefacts say of the model and the data.
+        seed: decides order, sampling and initial factors.
+        save_steps: steps between checkpoints.
+        resume: go on from the last checkpoint in ``out``.
+        watch: is told how it goes on.
+
+    Raises:
+        TrainingError: the loss is no number any more; or there is no checkpoint to resume from, one of another recipe,
+            or one that would be overwritten.
+    """
+    torch.manual_seed(seed)
+    kept = last_checkpoint(out / "checkpoints")
+    if resume and kept is None:
+        raise TrainingError(f"{out} holds no checkpoint to resume from. Leave --resume away to begin.")
+    if kept and not resume:  # --resume would later go on from whichever has the highest number
+        raise TrainingError(
+            f"{out} holds checkpoints of an earlier training ({kept}). Add --resume to go on, give another --out, or "
+            f"remove {out / 'checkpoints'}."
+        )
+    last = kept if resume else None
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(f"cannot make {out}: {error.strerror}. Give another --out.") from None
+    held_out = [(stream.name, stream.held_out[:TABLE_PACKS]) for stream in streams]
+    shortcuts = None
+    if recipe.exit_head == "shortcut":
+        watch.stage("fitting linear shortcuts in closed form")
+        shortcuts = initial_shortcuts(module, exit_points, streams)
+    model = LiteModel(_prepare(module, recipe), exit_points, recipe, shortcuts)
+    before = _before(out, resume, lambda: measure(model, held_out, watch, "measuring the exits before tuning"))
+    trainer = build_trainer(model, recipe, streams, out, seed, save_steps, watch)
+    done = int(Path(last).name.rpartition("-")[2]) if last else 0
+    _forget_steps_after(done, out / "training.jsonl")
+    watch.begin("tuning", recipe.steps, done)
+    with stop_on_interrupt() as stop:
+        trainer.add_callback(StepWatcher(model, recipe, out / "training.jsonl", watch, stop))
+        trainer.train(resume_from_checkpoint=last)
+    if trainer.state.global_step < recipe.steps:
+        return FitResult(False, before, (), "")
+    after = measure(model, held_out, watch, "measuring the exits after tuning")
+    report = render(before, after)
+    (out / "exits.md").write_text(report + "\n", encoding="utf-8")
+    described = {
+        **facts,
+        "recipe": asdict(recipe),
+        "seed": seed,
+        "exits": {"before": list(before), "after": list(after)},
+    }
+    _write(model, recipe, out, described)
+    return FitResult(True, before, after, report)
+
+
+def initial_shortcuts(
+    module: Any, exit_points: Sequence[int], streams: Sequence[Stream]
+) -> dict[int, tuple[Tensor, Tensor]]:
+    """Fit each exit's map to the last layer on the first packs of every stream; see :class:`ShortcutMoments`."""
+    moments = ShortcutMoments(exit_points, int(module.config.hidden_size))
+    grabbed: dict[str, Tensor] = {}
+    head = head_modules(module)
+    reader = head.norm if head.norm is not None else head.project_out
+
+    def grab(_: Any, inputs: tuple[Tensor, ...]) -> None:
+        grabbed["last"] = inputs[0]
+
+    hook = reader.register_forward_pre_hook(grab) if reader is not None else None
+    length = streams[0].packs.shape[1]
+    each = max(1, INITIAL_TOKENS // (length * len(streams)))
+    with torch.inference_mode():
+        for stream in streams:
+            for packs in torch.split(stream.packs[:each].long(), 8):
+                out = module.base_model(input_ids=packs, output_hidden_states=True, use_cache=False)
+                last = grabbed["last"] if hook is not None else out.hidden_states[-1]
+                moments.add(
+                    {layer: out.hidden_states[layer].flatten(0, 1) for layer in exit_points}, last.flatten(0, 1)
+                )
+    if hook is not None:
+        hook.remove()
+    return moments.solve()
+
+
+def measure(model: LiteModel, held_out: Sequence[tuple[str, Tensor]], watch: Watch, what: str) -> tuple[ExitRow, ...]:
+    """Return what the exits of a model can do on held-out packs."""
+    watch.stage(what)
+    model.eval()
+    device = next(model.parameters()).device
+
+    def read(packs: Tensor) -> tuple[list[Tensor], Tensor]:
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            return model.exit_states(packs.to(device), model.exit_points)
+
+    rows = exit_table(read, head_modules(model.core).lm_head, model.exit_points, model.num_layers, held_out)
+    model.train()
+    return tuple(rows)
+
+
+def _prepare(module: Any, recipe: LiteRecipe) -> Any:
+    module.config.use_cache = False
+    if recipe.checkpointing:
+        module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        module.enable_input_require_grads()
+    if recipe.method == "full":
+        return module.requires_grad_(requires_grad=True)
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=recipe.rank, lora_alpha=2 * recipe.rank, lora_dropout=0.0, target_modules="all-linear")
+    return get_peft_model(module, config)
+
+
+def _before(out: Path, resume: bool, compute: Callable[[], tuple[ExitRow, ...]]) -> tuple[ExitRow, ...]:
+    """Return the table before tuning; measured once and kept, since a resumed model is tuned already."""
+    file = out / "before.json"
+    if resume and file.is_file():
+        return tuple(json.loads(file.read_text(encoding="utf-8")))
+    rows = compute()
+    file.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    return rows
+
+
+def _forget_steps_after(step: int, log: Path) -> None:
+    """Drop lines of steps that are done again: after a kill, the log is ahead of the checkpoint."""
+    if not log.is_file():
+        return
+    kept = []
+    for line in log.read_text(encoding="utf-8").splitlines(keepends=True):
+        with suppress(ValueError):  # a kill breaks a line off
+            kept += [line] if json.loads(line)["step"] <= step else []
+    log.write_text("".join(kept), encoding="utf-8")
+
+
+def _write(model: LiteModel, recipe: LiteRecipe, out: Path, facts: Mapping[str, Any]) -> None:
+    adapter, belongs = None, dict(facts)
+    if recipe.method == "lora":
+        factors = {
+            name.removeprefix("module.base_model.model.").replace(".default.weight", ""): parameter.bfloat16()
+            for name, parameter in model.named_parameters()
+            if ".lora_" in name
+        }
+        adapter = write_artefact(out / "adapter.json", "adapter", factors, {**facts, "scale": 2.0})
+    else:
+        with quiet():
+            model.core.save_pretrained(out / "model")
+        # whole weights are a model of their own: maps belong to them, and both models have seen the documents
+        belongs["model_fingerprint"] = fingerprint.of_files(sorted((out / "model").glob("*.safetensors")))
+        (out / "tuning.json").write_text(json.dumps(belongs, indent=1) + "\n", encoding="utf-8")
+    if model.shortcuts:
+        maps = {
+            f"{layer}.{part}": getattr(linear, part).bfloat16()
+            for layer, linear in model.shortcuts.items()
+            for part in ("weight", "bias")
+        }
+        tuned = adapter.sha256 if adapter else None
+        write_artefact(out / "shortcut.json", "shortcut", maps, {**belongs, "adapter_sha256": tuned})

@@ -1,0 +1,197 @@
+"""LITE: tuning a model so that its head can read intermediate layers (GREEN-CODE section III-D, Eq. 1).
+
+The loss is the weighted sum of the cross-entropies of all exits, each read by the model's own final norm and LM head,
+or by a linear shortcut before them. :mod:`harness.training.lite.exit_loss` keeps its memory constant in the number of
+exits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from harness.decoding.families import head_modules
+from harness.training.lite.exit_loss import exit_losses
+
+__all__ = ["PRESETS", "LiteModel", "LiteRecipe", "loss_weights"]
+
+WeightsRule = Literal["green-code", "uniform"]
+
+_BUDGETS, _LAST_BUDGET, _RATIO = (0.7, 0.2), 0.1, 0.9
+
+
+def loss_weights(exit_points: Sequence[int], num_layers: int, rule: WeightsRule) -> tuple[float, ...]:
+    """Return one loss weight per exit point and one for the last layer; they sum to 1.
+
+    ``green-code`` (section III-D): budgets 0.7 for exits in the first half of the layers and 0.2 for the second,
+    geometric with ratio 0.9 inside a half; 0.1 for the last layer. A half without exits leaves its budget to the
+    other one. ``uniform``: all alike.
+    """
+    if rule == "uniform":
+        return (1 / (len(exit_points) + 1),) * (len(exit_points) + 1)
+    halves = [[p for p in exit_points if p <= num_layers // 2], [p for p in exit_points if p > num_layers // 2]]
+    budgets = [budget if half else 0.0 for budget, half in zip(_BUDGETS, halves, strict=True)]
+    share = (1 - _LAST_BUDGET) / sum(budgets) if sum(budgets) else 0.0
+    weights: list[float] = []
+    for half, budget in zip(halves, budgets, strict=True):
+        ratios = [_RATIO**place for place in range(len(half))]
+        weights += [share * budget * ratio / sum(ratios) for ratio in ratios]
+    return (*weights, 1 - sum(weights))
+
+
+@dataclass(frozen=True, slots=True)
+class LiteRecipe:
+    """How to tune; what a preset fills in and flags override.
+
+    Attributes:
+        method: ``lora`` (Hu 2021, arXiv 2106.09685) on every linear map of every layer, or ``full``.
+        exit_head: ``shared``, or ``shortcut``: a linear map per exit, trained along.
+        weights_rule: see :func:`loss_weights`.
+        learning_rate: of the weights, or of LoRA's factors.
+        shortcut_learning_rate: of the shortcuts.
+        schedule: learning-rate schedule, a transformers name; warm-up is 3 % of the steps.
+        steps: optimiser steps.
+        length: tokens a pack.
+        batch: packs a device takes at once.
+        accumulate: gradient accumulation steps.
+        exits_per_step: so many random exits in each step besides the last layer (stochastic exits); ``None`` for all.
+        token_share: share of the tokens that each step's loss looks at.
+        distill: share of an early exit's loss that follows the last layer instead of the label.
+        rank: of LoRA; its scale is twice that.
+        checkpointing: recompute activations in the backward pass instead of keeping them.
+    """
+
+    method: Literal["lora", "full"] = "lora"
+    exit_head: Literal["shared", "shortcut"] = "shortcut"
+    weights_rule: WeightsRule = "uniform"
+    learning_rate: float = 3e-4
+    shortcut_learning_rate: float = 5e-4
+    schedule: str = "cosine"
+    steps: int = 1000
+    length: int = 256
+    batch: int = 8
+    accumulate: int = 1
+    exits_per_step: int | None = 3
+    token_share: float = 0.5
+    distill: float = 0.5
+    rank: int = 32
+    checkpointing: bool = False
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens that one optimiser step reads."""
+        return self.length * self.batch * self.accumulate
+
+
+PRESETS: dict[str, LiteRecipe] = {
+    "paper": LiteRecipe(
+        method="full",
+        exit_head="shared",
+        weights_rule="green-code",
+        learning_rate=1e-5,
+        schedule="linear",
+        steps=2500,
+        length=1024,
+        batch=4,
+        accumulate=32,
+        exits_per_step=None,
+        token_share=1.0,
+        distill=0.0,
+        checkpointing=True,
+    ),
+    "cpu": LiteRecipe(),
+}
+"""``paper``: GREEN-CODE's setting (learning rate 1e-5, 4 × 32 packs a step, 2–3k steps, all exits, all tokens).
+``cpu``: what two cores can do in an hour."""
+
+
+class LiteModel(nn.Module):
+    """A causal LM with its exits, as a module whose forward pass is the aggregated loss.
+
+    Args:
+        module: a transformers causal LM, LoRA already inside if wanted.
+        exit_points: exits to train.
+        recipe: of the loss.
+        shortcuts: exit layer → (weight, bias) to begin with; needed when the recipe wants shortcuts.
+
+    Attributes:
+        last_losses: cross-entropy of the exits of the latest step, by layer, nats.
+    """
+
+    def __init__(
+        self,
+        module: Any,
+        exit_points: Sequence[int],
+        recipe: LiteRecipe,
+        shortcuts: dict[int, tuple[Tensor, Tensor]] | None = None,
+    ) -> None:
+        super().__init__()
+        self.module = module
+        self.config = module.config
+        self.exit_points = tuple(exit_points)
+        self.num_layers = int(module.config.num_hidden_layers)
+        self.recipe = recipe
+        self.shortcuts = nn.ModuleDict()
+        for layer, (weight, bias) in (shortcuts or {}).items():
+            linear = nn.Linear(weight.shape[1], weight.shape[0])
+            linear.weight.data, linear.bias.data = weight.clone(), bias.clone()
+            self.shortcuts[str(layer)] = linear
+        self._weights = dict(
+            zip(
+                (*exit_points, self.num_layers),
+                loss_weights(exit_points, self.num_layers, recipe.weights_rule),
+                strict=True,
+            )
+        )
+        self.last_losses: dict[int, float] = {}
+
+    @property
+    def core(self) -> Any:
+        """The causal LM, without peft's wrapping."""
+        return (
+            getattr(getattr(self.module, "base_model", None), "model", self.module)
+            if _is_peft(self.module)
+            else self.module
+        )
+
+    def exit_states(self, input_ids: Tensor, layers: Sequence[int]) -> tuple[list[Tensor], Tensor]:
+        """Return what the LM head reads at some exits and at the last layer, each ``[batch, length, width]``."""
+        out = self.core.base_model(input_ids=input_ids, output_hidden_states=True, use_cache=False)
+        head = head_modules(self.core)
+        states = []
+        for layer in layers:
+            hidden = out.hidden_states[layer]
+            if str(layer) in self.shortcuts:
+                hidden = self.shortcuts[str(layer)](hidden)
+            states.append(head.read(hidden))
+        return states, out.last_hidden_state
+
+    def forward(self, input_ids: Tensor) -> dict[str, Tensor]:
+        """Return ``{"loss": scalar}`` of packs ``[batch, length]``."""
+        recipe = self.recipe
+        layers = list(self.exit_points)
+        scale = 1.0
+        if recipe.exits_per_step is not None and recipe.exits_per_step < len(layers):
+            chosen = torch.randperm(len(layers))[: recipe.exits_per_step].tolist()
+            scale = len(layers) / len(chosen)  # so that the expected loss is the full sum
+            layers = sorted(layers[place] for place in chosen)
+        states, last = self.exit_states(input_ids, layers)
+        labels = input_ids[:, 1:].flatten()
+        picked = slice(None)
+        if recipe.token_share < 1:
+            picked = torch.randperm(len(labels), device=labels.device)[: max(1, int(len(labels) * recipe.token_share))]  # type: ignore[assignment]
+        head = head_modules(self.core).lm_head
+        weight, bias = cast("Tensor", head.weight), cast("Tensor | None", getattr(head, "bias", None))
+        rows = [state[:, :-1].flatten(0, 1)[picked].to(weight.dtype) for state in (*states, last)]
+        weights = [*(self._weights[layer] * scale for layer in layers), self._weights[self.num_layers]]
+        loss, each = exit_losses(rows, weight, bias, labels[picked], weights, distill=recipe.distill)
+        self.last_losses = dict(zip((*layers, self.num_layers), each.tolist(), strict=True))
+        return {"loss": loss}
+
+
+def _is_peft(module: Any) -> bool:
+    return hasattr(module, "peft_config")

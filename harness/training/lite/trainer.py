@@ -1,0 +1,157 @@
+"""transformers' Trainer for LITE: its arguments, what it saves, when it stops."""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from harness.errors import TrainingError
+from harness.training.corpus import PackedStreams, Stream
+from harness.training.lite.recipe import LiteModel, LiteRecipe
+from harness.training.watch import Watch
+
+__all__ = ["LiteTrainer", "StepWatcher", "build_trainer", "last_checkpoint"]
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """Return the checkpoint with the most steps in a folder."""
+    return get_last_checkpoint(str(folder)) if folder.is_dir() else None
+
+
+def build_trainer(
+    model: LiteModel, recipe: LiteRecipe, streams: Sequence[Stream], out: Path, seed: int, save_steps: int, watch: Watch
+) -> LiteTrainer:
+    """Return transformers' Trainer for a recipe; accelerate's configuration decides where it runs."""
+    cuda = torch.cuda.is_available()
+    arguments = TrainingArguments(
+        output_dir=str(out / "checkpoints"),
+        max_steps=recipe.steps,
+        per_device_train_batch_size=recipe.batch,
+        gradient_accumulation_steps=recipe.accumulate,
+        learning_rate=recipe.learning_rate,
+        lr_scheduler_type=recipe.schedule,
+        warmup_steps=max(1, round(0.03 * recipe.steps)),
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        bf16=True,
+        use_cpu=not cuda,
+        save_steps=save_steps,
+        save_total_limit=2,
+        logging_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        seed=seed,
+        dataloader_pin_memory=cuda,
+        remove_unused_columns=False,
+        eval_strategy="no",
+    )
+    data = PackedStreams(streams, recipe.steps * recipe.batch * recipe.accumulate, seed)
+    trainer = LiteTrainer(model=model, args=arguments, train_dataset=data, recipe=recipe)
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+class LiteTrainer(Trainer):  # type: ignore[misc]
+    """A Trainer that saves only what is trained, reads packs in their own order, and refuses a loss of NaN."""
+
+    def __init__(self, *, recipe: LiteRecipe, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._recipe = recipe
+        self.model_accepts_loss_kwargs = False  # the loss is a mean over the batch, so accumulation averages it
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """Give the shortcuts a learning rate of their own."""
+        if getattr(self, "optimizer", None) is None:
+            maps = {id(parameter) for parameter in self.model.shortcuts.parameters()}
+            rest = [p for p in self.model.parameters() if p.requires_grad and id(p) not in maps]
+            groups = [
+                {"params": rest, "lr": self._recipe.learning_rate},
+                {"params": list(self.model.shortcuts.parameters()), "lr": self._recipe.shortcut_learning_rate},
+            ]
+            self.optimizer = torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=0.0)
+        return self.optimizer
+
+    def _get_train_sampler(self, *_: Any, **__: Any) -> Any:
+        return torch.utils.data.SequentialSampler(self.train_dataset)
+
+    def training_step(self, *arguments: Any, **named: Any) -> Tensor:
+        """Take a step; raise :class:`TrainingError` where the loss is no number."""
+        loss: Tensor = super().training_step(*arguments, **named)
+        if not math.isfinite(loss.item()):
+            kept = last_checkpoint(Path(self.args.output_dir))
+            left = (
+                f"the last good checkpoint is {kept}; `--resume` goes on from it" if kept else "no checkpoint is kept"
+            )
+            raise TrainingError(
+                f"the loss is {loss.item()} at step {self.state.global_step + 1}; {left}. "
+                "Lower --learning-rate, or give other data."
+            )
+        return loss
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(_trained(self.model), folder / "model.safetensors")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        state = load_file(Path(resume_from_checkpoint) / "model.safetensors")
+        theirs = {name: tuple(tensor.shape) for name, tensor in state.items()}
+        ours = {name: tuple(tensor.shape) for name, tensor in _trained(model or self.model).items()}
+        if theirs != ours:
+            name = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))[0]
+            raise TrainingError(
+                f"{resume_from_checkpoint} is of another recipe: {name} is {theirs.get(name, 'not in it')}, and now "
+                f"{ours.get(name, 'not trained')}. Resume with the flags it began with, or give another --out."
+            )
+        (model or self.model).load_state_dict(state, strict=False)
+
+
+def _trained(model: LiteModel) -> dict[str, Tensor]:
+    """Return the parameters that are trained, tied ones once."""
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.data_ptr() not in seen:
+            seen.add(parameter.data_ptr())
+            found[name] = parameter.detach().contiguous()
+    return found
+
+
+class StepWatcher(TrainerCallback):  # type: ignore[misc]
+    """Logs every step's losses and tells the one who waits."""
+
+    def __init__(self, model: LiteModel, recipe: LiteRecipe, log: Path, watch: Watch, stop: threading.Event) -> None:
+        self._model, self._recipe, self._log, self._watch, self._stop = model, recipe, log, watch, stop
+        self._since = time.perf_counter()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Start the clock."""
+        self._since = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Log the step, and stop where that was asked for."""
+        took = time.perf_counter() - self._since
+        losses = self._model.last_losses
+        line = {
+            "step": state.global_step,
+            "tokens": state.global_step * self._recipe.tokens_per_step,
+            "seconds": round(took, 3),
+            "cross_entropy": {str(layer): round(value, 4) for layer, value in losses.items()},
+        }
+        with self._log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        rate = self._recipe.tokens_per_step / took
+        self._watch.step(state.global_step, f"last layer {losses[self._model.num_layers]:.3f} nats, {rate:.0f} tok/s")
+        if self._stop.is_set():
+            control.should_save = control.should_training_stop = True

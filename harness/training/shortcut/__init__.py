@@ -1,0 +1,1 @@
+"""Linear maps from each exit to the last layer, fitted in closed form."""

@@ -1,0 +1,83 @@
+"""A trace opened for training: the model it belongs to, what exits saw, and the documents kept out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from harness.controllers import Observation
+from harness.decoding.blocks import Linear
+from harness.errors import DataError
+from harness.models.loading import ResolvedModel, load_codec, resolve
+from harness.models.tuning import read_shortcuts
+from harness.training.traces.store import Traces
+
+__all__ = ["HELD_OUT", "exit_maps", "exit_states", "held_out_rows", "open_traces"]
+
+HELD_OUT = 0.1
+"""Share of a trace's documents that heads never learn from: the replayed comparison is of them."""
+
+
+def open_traces(model: str, folder: Path, *, artefacts: str | None) -> tuple[Traces, ResolvedModel]:
+    """Open a trace and find the model it was taken from, with the trace's own weights, exit points and exit head.
+
+    Raises:
+        ArtefactError: no trace there, or one of another model.
+    """
+    traces = Traces.open(folder)
+    points = ",".join(map(str, traces.exit_points))
+    resolved = resolve(
+        model,
+        weights=traces.index["weights"],
+        dtype=traces.index["dtype"],
+        exit_points=points,
+        exit_head="shared" if traces.index["exit_head"] == "shared" else "shortcut",
+        artefacts=artefacts,
+        seed=traces.index["seed"],
+    )
+    codec, _ = load_codec(resolved)
+    traces.check(resolved.info, codec.fingerprint)
+    return traces, resolved
+
+
+def exit_maps(traces: Traces, resolved: ResolvedModel, observation: Observation) -> Mapping[int, Linear]:
+    """Return exit layer → the map that makes an observation's state of a hidden state; empty where it is itself."""
+    if observation.state != "exit" or resolved.shortcut is None:
+        return {}
+    return read_shortcuts(resolved.shortcut, traces.exit_points, torch.float32, "cpu")
+
+
+def exit_states(traces: Traces, maps: Mapping[int, Linear]) -> Tensor:
+    """Return the hidden states, through :func:`exit_maps`, as ``[n, exits, hidden_size]`` float16 in memory."""
+    parts = []
+    for shard in traces.shards("hidden"):
+        hidden = shard["hidden"]
+        if maps:
+            mapped = [maps[point](hidden[:, e].float()) for e, point in enumerate(traces.exit_points)]
+            hidden = torch.stack(mapped, dim=1).half()
+        parts.append(hidden)
+    return torch.cat(parts)
+
+
+def held_out_rows(traces: Traces, document: Tensor, *, seed: int) -> Tensor:
+    """Return which rows belong to held-out documents, ``[n]`` bool; at least one document of each stream.
+
+    Raises:
+        DataError: a stream has a single document.
+    """
+    streams: dict[str, list[int]] = {}
+    for number, facts in enumerate(traces.documents):
+        streams.setdefault(facts["stream"], []).append(number)
+    chance = torch.Generator().manual_seed(seed)
+    held: list[int] = []
+    for stream, numbers in streams.items():
+        if len(numbers) < 2:
+            raise DataError(
+                f"the trace has one document of {stream}: none is left to check on. Trace more --documents."
+            )
+        order = torch.randperm(len(numbers), generator=chance)[: max(1, round(HELD_OUT * len(numbers)))]
+        held += [numbers[place] for place in order.tolist()]
+    return torch.isin(document.long(), torch.tensor(held))

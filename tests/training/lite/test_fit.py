@@ -1,0 +1,404 @@
+"""Tuning tiny models for real: what it writes, what a run makes of it, and how it stops and goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from harness.artefacts import read_artefact
+from harness.contracts import document_key
+from harness.errors import TrainingError
+from harness.models import fingerprint
+from harness.models.loading import load, load_codec, resolve
+from harness.models.tuning import merge, seen_documents
+from harness.training.lite.fit import FitResult
+from harness.training.lite.job import train_lite
+from harness.training.lite.recipe import LiteRecipe
+from harness.training.watch import Silent
+
+QUICK = LiteRecipe(steps=4, length=32, batch=2, rank=4, learning_rate=0.01, token_share=1.0)
+FLAGS = ("--task", "py150", "--preset", "cpu", "--length", 32, "--batch", 2, "--rank", 4)
+
+
+@pytest.fixture(scope="session")
+def tune(corpus_file: Path) -> Callable[..., FitResult]:
+    """``tune(model folder, out, recipe=…)``: `harness train lite` as a function."""
+
+    def run(model: Path, out: Path, recipe: LiteRecipe = QUICK, **changes: Any) -> FitResult:
+        settings: dict[str, Any] = {
+            "weights": "pretrained", "exit_points": "paper", "split": "train", "documents": 30, "seed": 0,
+            "save_steps": 2, "resume": False, "command": "harness train lite", "watch": Silent(),
+        }  # fmt: skip
+        return train_lite(str(model), ["py150"], [str(corpus_file)], out, recipe, **settings | changes)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def tuned(tune: Callable[..., FitResult], tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny llama's artefacts, after four steps."""
+    out = tmp_path_factory.mktemp("tuned") / "artefacts"
+    assert tune(tiny_llama, out).finished
+    return out
+
+
+@pytest.fixture
+def ids() -> Tensor:
+    return torch.randint(1, 300, (2, 24), generator=torch.Generator().manual_seed(3))
+
+
+def log_of(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "training.jsonl").read_text().splitlines()]
+
+
+def weights_of(out: Path) -> dict[str, Tensor]:
+    files = sorted(out.glob("*.safetensors"))
+    assert files
+    return {f"{file.stem}/{name}": tensor for file in files for name, tensor in load_file(file).items()}
+
+
+# ------------------------------------------------------------------------------- through the command
+
+
+def test_the_command_leaves_everything_it_says(cli: Any, tiny_llama: Path, corpus_file: Path, tmp_path: Path) -> None:
+    arguments = ("train", "lite", "--model", tiny_llama, "--source", corpus_file, *FLAGS, "--steps", 3)
+    ran = cli(*arguments, "--out", "made", "--save-steps", 2)
+    assert ran.code == 0, ran.err
+    out = tmp_path / "made"
+    assert {path.name for path in out.iterdir()} >= {
+        "adapter.json", "adapter.safetensors", "shortcut.json", "shortcut.safetensors", "exits.md", "training.jsonl",
+        "checkpoints",
+    }  # fmt: skip
+    assert ran.out.strip() == (out / "exits.md").read_text().strip()
+    table = [line.split("|") for line in ran.out.splitlines()[2:]]
+    assert [int(row[2]) for row in table] == [4, 6, 10, 12]
+
+    adapter, shortcut = read_artefact(out / "adapter.json", "adapter"), read_artefact(out / "shortcut.json", "shortcut")
+    base = resolve(str(tiny_llama), weights="pretrained", dtype="float32", exit_points="paper").info
+    for artefact in (adapter, shortcut):
+        assert artefact.facts["model_fingerprint"] == base.fingerprint
+        assert artefact.facts["made"]["command"].startswith("harness train lite --model")
+        assert artefact.facts["recipe"]["rank"] == 4
+    assert shortcut.facts["adapter_sha256"] == adapter.sha256
+    texts = [json.loads(line)["code"] for line in corpus_file.read_text().splitlines()]
+    assert set(adapter.facts["documents"]) == {document_key(text) for text in texts}
+    assert str(tmp_path) not in json.dumps(adapter.facts["data"])
+
+
+def test_every_step_logs_the_loss_of_every_exit(tuned: Path) -> None:
+    lines = log_of(tuned)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert [line["tokens"] for line in lines] == [64, 128, 192, 256]
+    for line in lines:
+        assert list(line["cross_entropy"]) == ["4", "6", "10", "12"]
+        assert all(0 < value < 30 for value in line["cross_entropy"].values())
+
+
+# --------------------------------------------------------------------------------- what a run makes of it
+
+
+@pytest.mark.parametrize("family", ["llama", "opt", "gpt2", "gpt_neox"])
+def test_merging_the_adapter_gives_peft_s_own_model(
+    family: str, tune: Callable[..., FitResult], make_model: Callable[..., Path], tmp_path: Path, ids: Tensor
+) -> None:
+    """The factors on disk, put into peft's LoRA and merged by peft, against the harness's merge at load."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    folder = make_model(family)
+    tune(folder, tmp_path / "out", replace(QUICK, steps=2))
+    adapter = read_artefact(tmp_path / "out" / "adapter.json", "adapter")
+    config = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, target_modules="all-linear")
+    theirs = get_peft_model(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), config)
+    parameters = {name: value for name, value in theirs.named_parameters() if ".lora_" in name}
+    factors = adapter.tensors()
+    assert len(factors) == len(parameters)
+    for name, tensor in factors.items():
+        parameters[f"base_model.model.{name}.default.weight"].data = tensor.float()
+    theirs = theirs.merge_and_unload().eval()
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        before, expected = base(ids).logits, theirs(ids).logits
+        merge(base, adapter)
+        got = base(ids).logits
+    assert (expected - before).abs().max() > 0.1
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_run_finds_adapter_and_shortcuts_of_its_own_accord(tuned: Path, tiny_llama: Path) -> None:
+    found = resolve(
+        str(tiny_llama), weights="auto", dtype="float32", exit_points="paper", exit_head="auto", artefacts=str(tuned)
+    )
+    adapter, shortcut = (
+        read_artefact(tuned / "adapter.json", "adapter"),
+        read_artefact(tuned / "shortcut.json", "shortcut"),
+    )
+    base = resolve(str(tiny_llama), weights="pretrained", dtype="float32", exit_points="paper")
+    assert found.info.weights == "tuned"
+    assert found.info.fingerprint == fingerprint.tuned(base.info.fingerprint, adapter.sha256)
+    assert found.info.exit_head == f"shortcut:{shortcut.sha256[:16]}"
+    assert found.info.shortcut_bytes == (32 * 32 + 32) * 4
+    loaded = load(found, device="cpu", seed=0)
+    assert list(loaded.backbone.shortcuts) == [4, 6, 10]
+    assert torch.equal(loaded.backbone.shortcuts[6].weight, shortcut.tensors()["6.weight"].float())
+    assert adapter.sha256[:12] in loaded.weights_source
+    untuned = load(base, device="cpu", seed=0).backbone
+    assert not torch.equal(loaded.backbone.blocks[0].output.weight, untuned.blocks[0].output.weight)
+
+
+def test_the_maps_of_tuned_weights_are_not_those_of_the_base(tuned: Path, tiny_llama: Path) -> None:
+    found = resolve(
+        str(tiny_llama),
+        weights="pretrained",
+        dtype="float32",
+        exit_points="paper",
+        exit_head="auto",
+        artefacts=str(tuned),
+    )
+    assert found.info.exit_head == "shared"
+    assert found.info.weights == "pretrained"
+    assert found.seen  # but no run draws what was learned from, base weights or not
+
+
+def test_the_exits_of_a_run_are_those_that_were_trained(tuned: Path, tiny_llama: Path, corpus_file: Path) -> None:
+    """The table after tuning, computed by the engine from the artefacts; bfloat16 in between."""
+    from harness.decoding.engine import Engine
+    from harness.training.corpus import read_streams
+    from tasks.py150 import Py150
+
+    found = resolve(
+        str(tiny_llama),
+        weights="tuned",
+        dtype="float32",
+        exit_points="paper",
+        exit_head="shortcut",
+        artefacts=str(tuned),
+    )
+    codec, _ = load_codec(found)
+    (stream,) = read_streams(
+        [Py150()], [str(corpus_file)], codec, split="train", length=32, documents=30, seed=0, note=lambda text: None
+    )
+    engine = Engine(load(found, device="cpu", seed=0).backbone, found.info)
+    same = dict.fromkeys((4, 6, 10), 0)
+    for pack in stream.held_out.tolist():
+        *exits, last = engine.read(pack, (4, 6, 10, 12))
+        final = engine.backbone.logits(last[:-1]).argmax(-1)
+        for layer, state in zip(same, exits, strict=True):
+            tokens = engine.backbone.logits(engine.backbone.exit_state(state[:-1], layer)).argmax(-1)
+            same[layer] += int((tokens == final).sum())
+    rows = json.loads((tuned / "shortcut.json").read_text())["exits"]["after"]
+    reported = {row["layer"]: row["agreement"] for row in rows}
+    for layer, count in same.items():
+        assert count / (len(stream.held_out) * 31) == pytest.approx(reported[layer], abs=0.05)
+    before = json.loads((tuned / "shortcut.json").read_text())["exits"]["before"]
+    assert rows != before
+
+
+def test_whole_weights_are_a_model_of_their_own(
+    tune: Callable[..., FitResult], tiny_llama: Path, tmp_path: Path, ids: Tensor
+) -> None:
+    """`--method full`: small steps are not rounded away, and maps and documents belong to what came of it."""
+    from transformers import AutoModelForCausalLM
+
+    out = tmp_path / "out"
+    recipe = replace(QUICK, method="full", learning_rate=1e-5, schedule="constant", steps=3)
+    assert tune(tiny_llama, out, recipe).finished
+    before, after = load_file(tiny_llama / "model.safetensors"), load_file(out / "model" / "model.safetensors")
+    moved = torch.cat([(after[name] - before[name]).abs().flatten() for name in before])
+    assert (moved > 0).float().mean() > 0.8
+    assert 5e-6 < moved.median() < 4e-5  # Adam's first steps are of about the learning rate
+
+    found = resolve(
+        str(out / "model"), weights="auto", dtype="float32", exit_points="paper", exit_head="auto", artefacts=str(out)
+    )
+    assert found.info.exit_head.startswith("shortcut:")
+    assert len(found.seen) == 30
+    codec, _ = load_codec(found)
+    assert codec.decode(codec.encode("def load_path(items):")) == "def load_path(items):"
+    expected = AutoModelForCausalLM.from_pretrained(out / "model", dtype=torch.float32)(ids).logits
+    torch.testing.assert_close(load(found, device="cpu", seed=0).module(ids).logits, expected)
+
+    base = resolve(
+        str(tiny_llama), weights="auto", dtype="float32", exit_points="paper", exit_head="auto", artefacts=str(out)
+    )
+    assert (base.info.weights, base.info.exit_head) == ("pretrained", "shared")
+    assert base.seen == found.seen
+
+
+def test_documents_are_known_without_maps_too(tune: Callable[..., FitResult], tiny_llama: Path, tmp_path: Path) -> None:
+    tune(tiny_llama, tmp_path / "out", replace(QUICK, method="full", exit_head="shared", steps=1))
+    base = fingerprint.of_files([tiny_llama / "model.safetensors"])
+    whole = fingerprint.of_files([tmp_path / "out" / "model" / "model.safetensors"])
+    assert len(seen_documents(base, [tmp_path / "out"])) == 30
+    assert seen_documents(whole, [tmp_path / "out"]) == seen_documents(base, [tmp_path / "out"])
+
+
+# ------------------------------------------------------------------------------------- learning
+
+
+@pytest.mark.parametrize("changes", [{"rank": 16}, {"method": "full", "exit_head": "shared"}])
+def test_every_exit_learns(tiny_llama: Path, tmp_path: Path, corpus_file: Path, changes: dict[str, Any]) -> None:
+    """Ten documents, thirty steps: losses fall by nats, and the document held out is read better at every exit."""
+    few = tmp_path / "few.jsonl"
+    few.write_text("".join(corpus_file.read_text().splitlines(keepends=True)[:10]))
+    result = train_lite(
+        str(tiny_llama), ["py150"], [str(few)], tmp_path / "out", replace(QUICK, steps=30, **changes),
+        weights="pretrained", exit_points="paper", split="train", documents=None, seed=0, save_steps=100, resume=False,
+        command="", watch=Silent(),
+    )  # fmt: skip
+    lines = log_of(tmp_path / "out")
+    for layer in ("4", "6", "10", "12"):
+        first, last = (sum(line["cross_entropy"][layer] for line in part) / 4 for part in (lines[:4], lines[-4:]))
+        assert last < first - 1, layer
+    before, after = ({row["layer"]: row["accuracy"] for row in rows} for rows in (result.before, result.after))
+    assert all(after[layer] > before[layer] + 0.02 for layer in (4, 6, 10, 12)), (before, after)
+
+
+# ------------------------------------------------------------------------------ stopping and going on
+
+
+@pytest.mark.parametrize("recipe", [QUICK, replace(QUICK, exits_per_step=1, token_share=0.5, accumulate=2)])
+def test_resuming_is_as_if_nothing_had_happened(
+    tune: Callable[..., FitResult], tiny_llama: Path, tmp_path: Path, recipe: LiteRecipe
+) -> None:
+    recipe = replace(recipe, steps=4)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    expected = tune(tiny_llama, whole, recipe, save_steps=2)
+
+    tune(tiny_llama, parts, recipe, save_steps=2)
+    shutil.rmtree(parts / "checkpoints" / "checkpoint-4")  # killed after step 3: the log is ahead of the checkpoint
+    for file in parts.glob("*.safetensors"):
+        file.unlink()
+    with (parts / "training.jsonl").open("a") as log:
+        log.write('{"step": 4, "tok')  # and broken off
+    got = tune(tiny_llama, parts, recipe, save_steps=2, resume=True)
+
+    left, right = weights_of(whole), weights_of(parts)
+    assert left.keys() == right.keys()
+    for name, tensor in left.items():
+        torch.testing.assert_close(right[name], tensor, rtol=0, atol=0, msg=name)
+    assert got == expected
+    assert [line["step"] for line in log_of(parts)] == [1, 2, 3, 4]
+    for one, other in zip(log_of(whole), log_of(parts), strict=True):
+        assert one["cross_entropy"] == other["cross_entropy"]
+
+
+def test_going_on_after_the_end_changes_nothing(
+    tune: Callable[..., FitResult], tiny_llama: Path, tuned: Path, tmp_path: Path
+) -> None:
+    again = tmp_path / "again"
+    shutil.copytree(tuned, again)
+    assert tune(tiny_llama, again, resume=True).finished
+    assert all(torch.equal(weights_of(again)[name], tensor) for name, tensor in weights_of(tuned).items())
+    assert log_of(again) == log_of(tuned)
+
+
+def test_nothing_to_resume_from(tune: Callable[..., FitResult], tiny_llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"holds no checkpoint to resume from\. Leave --resume away"):
+        tune(tiny_llama, tmp_path / "out", resume=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_checkpoints_of_an_earlier_training_are_not_mixed_with_new_ones(
+    tune: Callable[..., FitResult], tiny_llama: Path, tuned: Path
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in tuned.rglob("*")}
+    with pytest.raises(TrainingError, match=r"holds checkpoints of an earlier training .*--resume.*--out"):
+        tune(tiny_llama, tuned)
+    assert {path: path.stat().st_mtime_ns for path in tuned.rglob("*")} == before
+
+
+@pytest.mark.parametrize("change", [{"rank": 8}, {"exit_head": "shared"}, {"method": "full"}])
+def test_a_checkpoint_of_another_recipe_is_refused(
+    tune: Callable[..., FitResult], tiny_llama: Path, tuned: Path, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    shutil.copytree(tuned, tmp_path / "copy")
+    with pytest.raises(
+        TrainingError, match=r"checkpoint-4 is of another recipe: .*Resume with the flags it began with"
+    ):
+        tune(tiny_llama, tmp_path / "copy", replace(QUICK, **change), resume=True)
+
+
+@pytest.mark.parametrize(("at", "kept"), [(1, None), (2, None), (4, "checkpoint-2")])
+def test_a_loss_that_is_no_number_stops_the_training(
+    tune: Callable[..., FitResult],
+    tiny_llama: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    at: int,
+    kept: str | None,
+) -> None:
+    from harness.training.lite import recipe
+
+    real, calls = recipe.exit_losses, iter(range(1, 100))
+
+    def breaking(*arguments: Any, **named: Any) -> Any:
+        total, each = real(*arguments, **named)
+        return (total * float("nan") if next(calls) == at else total), each
+
+    monkeypatch.setattr(recipe, "exit_losses", breaking)
+    with pytest.raises(TrainingError, match=rf"the loss is nan at step {at}; .*Lower --learning-rate") as refusal:
+        tune(tiny_llama, tmp_path / "out")
+    message = str(refusal.value)
+    if kept:
+        assert f"the last good checkpoint is {tmp_path / 'out' / 'checkpoints' / kept}; `--resume` goes on" in message
+    else:
+        assert "no checkpoint is kept" in message
+    assert not list((tmp_path / "out").glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_an_output_that_cannot_be_made(
+    tune: Callable[..., FitResult], tiny_llama: Path, tmp_path: Path, place: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TrainingError, match=r"cannot make .*Give another --out"):
+        tune(tiny_llama, tmp_path / place)
+
+
+@pytest.mark.slow
+def test_an_interrupt_keeps_a_checkpoint_and_resume_finishes(
+    cli: Any, tiny_llama: Path, corpus_file: Path, tmp_path: Path
+) -> None:
+    arguments = ["train", "lite", "--model", tiny_llama, "--source", corpus_file, *FLAGS, "--steps", 40]
+    arguments += ["--out", tmp_path / "out", "--save-steps", 1000]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "harness.cli", *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, env=environment, cwd=tmp_path,
+    )  # fmt: skip
+    log, deadline = tmp_path / "out" / "training.jsonl", time.monotonic() + 100
+    while not (log.is_file() and log.read_text().count("\n") >= 3):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert out == ""
+    assert "Traceback" not in err
+    assert re.search(r"Stopped; the checkpoint is kept\. Go on with the same command and --resume", err)
+    done = len(log_of(tmp_path / "out"))
+    assert 3 <= done < 40
+    assert (tmp_path / "out" / "checkpoints" / f"checkpoint-{done}" / "model.safetensors").is_file()
+    assert not (tmp_path / "out" / "adapter.json").exists()
+
+    ran = cli(*arguments, "--resume")
+    assert ran.code == 0, ran.err
+    assert [line["step"] for line in log_of(tmp_path / "out")] == list(range(1, 41))
+    assert (tmp_path / "out" / "adapter.json").is_file()
