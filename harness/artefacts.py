@@ -1,7 +1,7 @@
 """Trained artefacts on disk: tensors as safetensors, and beside them a JSON that says what they are and belong to.
 
-Nothing here is ever unpickled. Which model an artefact belongs to is told by a fingerprint of its weights and
-tokenizer; a reader that finds another one is refused with both values.
+Nothing here is ever unpickled. Which model an artefact belongs to is told by a fingerprint of its weights; a reader
+that finds another one is refused with both values.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from harness.errors import ArtefactError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Artefact", "read_artefact", "write_artefact"]
+__all__ = ["PICKLES", "Artefact", "read_artefact", "write_artefact"]
 
 FORMAT = 1
-_PICKLES = {".pt", ".pth", ".pkl", ".pickle", ".bin", ".zip", ".ckpt"}
+PICKLES = frozenset({".pt", ".pth", ".pkl", ".pickle", ".bin", ".zip", ".ckpt"})
+"""Endings of files that may run code when they are read."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,9 +78,12 @@ def write_artefact(path: Path, kind: str, tensors: Mapping[str, Tensor], facts: 
     text = json.dumps({"format": FORMAT, "kind": kind, "sha256": digest, **facts}, indent=1) + "\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        parts = []
         for file, data in ((path.with_suffix(".safetensors"), content), (path, text.encode())):
             part = file.with_name(f"{file.name}.part")
             part.write_bytes(data)
+            parts.append((part, file))
+        for part, file in parts:
             os.replace(part, file)
     except OSError as error:
         raise ArtefactError(f"cannot write {path}: {error.strerror}.") from None
@@ -92,7 +96,7 @@ def read_artefact(path: Path, kind: str) -> Artefact:
     Raises:
         ArtefactError: missing, not JSON, of another kind or format, or a pickle.
     """
-    if path.suffix in _PICKLES:
+    if path.suffix in PICKLES:
         raise ArtefactError(
             f"{path} may be a pickle, which can run code when it is read; the harness reads safetensors with a JSON "
             f"beside them only. Give the .json that `harness train` wrote."
@@ -102,11 +106,13 @@ def read_artefact(path: Path, kind: str) -> Artefact:
         facts = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ArtefactError(f"cannot read the {kind} {path}: {error.strerror}.") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ArtefactError(f"{path} is not JSON. Give the .json that `harness train` wrote.") from None
-    if not isinstance(facts, dict) or facts.get("format") != FORMAT or "sha256" not in facts:
+    if not isinstance(facts, dict) or facts.get("format") != FORMAT:
         found = facts.get("format") if isinstance(facts, dict) else None
         raise ArtefactError(f"{path} is not an artefact of format {FORMAT} (it says {found!r}). Make it again.")
+    if "sha256" not in facts:
+        raise ArtefactError(f"{path} does not say which tensors belong to it (sha256). Make it again.")
     if facts.pop("kind", None) != kind:
         raise ArtefactError(f"{path} holds no {kind}. Give the .json that `harness train` wrote for it.")
     facts.pop("format")

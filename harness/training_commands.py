@@ -77,12 +77,10 @@ def lite(
         "exits_per_step", "token_share", "distill", "checkpointing",
     )  # fmt: skip
     given: dict[str, Any] = dict(locals())
+    _check_installed("accelerate", *(() if method == "full" else ("peft",)))
     start = _check_choice("weights", weights, ("pretrained", "random"))  # an adapter belongs to base weights
-    _check_least(
-        ("save-steps", save_steps, 1), ("documents", 1 if documents is None else documents, 1), ("seed", seed, 0)
-    )
-    if seed >= 2**32:
-        raise ConfigError(f"--seed {seed} is too large; below 4294967296.")
+    _check_least(("save-steps", save_steps, 1), ("documents", 1 if documents is None else documents, 1))
+    _check_seed(seed)
     recipe = build_recipe(preset, {name: given[name] for name in names})
     folder = out or Path("artefacts") / Path(model).name
     with _progress() as progress:
@@ -114,10 +112,12 @@ def shortcut(
     """Fit linear maps from every exit to the last layer, in closed form: an exit head for untuned weights."""
     from harness.training.shortcut.job import train_shortcut
 
+    _check_seed(seed)
+    _check_name(name)
     if not name.startswith("shortcut"):
         raise ConfigError(f"--name '{name}' would not be found: shortcuts are looked for as shortcut*.json.")
-    if ridge < 0:
-        raise ConfigError(f"--ridge {ridge} is negative.")
+    if not 0 <= ridge < float("inf"):
+        raise ConfigError(f"--ridge {ridge} must be 0 or more, and finite.")
     folder = out or Path("artefacts") / Path(model).name
     with _progress() as progress:
         result = train_shortcut(
@@ -197,11 +197,10 @@ def rl(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
 ) -> None:
     """Train GREEN-CODE's agent (PPO) to decide where each token exits; minutes, on traces."""
-    from importlib.util import find_spec
-
-    _check_least(("save-steps", save_steps, 1), ("seed", seed, 0))
-    if find_spec("stable_baselines3") is None:
-        raise ConfigError("stable-baselines3 is not installed: pip install 'early-exit-harness[train]'")
+    _check_least(("save-steps", save_steps, 1))
+    _check_seed(seed)
+    _check_name(name)
+    _check_installed("stable_baselines3", "gymnasium")
     from harness.plan import resolve_device
     from harness.training.agents.job import AgentRequest, build_settings, train_rl
 
@@ -254,7 +253,9 @@ def _heads(
     from harness.training.traces.replay import render_replay
 
     _check_choice("observation", observation, tuple(OBSERVATIONS))
-    if hidden < 0 or epochs < 1 or not 0 < keep <= 1 or learning_rate <= 0:
+    _check_seed(seed)
+    _check_name(name)
+    if hidden < 0 or epochs < 1 or not 0 < keep <= 1 or not 0 < learning_rate < float("inf"):
         raise ConfigError("--hidden is 0 or more, --epochs 1 or more, --keep in (0, 1], --learning-rate positive.")
     shared = kind == "lte"
     recipe = HeadRecipe(
@@ -317,7 +318,8 @@ def trace(
     _check_choice("dtype", dtype, ("float32", "bfloat16", "float16"))
     head = _check_choice("exit-head", exit_head, ("auto", "shared", "shortcut"))
     start = _check_choice("weights", weights, WEIGHTS)
-    _check_least(("documents", documents, 0), ("length", length, 16), ("new-tokens", new_tokens, 0), ("seed", seed, 0))
+    _check_least(("documents", documents, 0), ("length", length, 16), ("new-tokens", new_tokens, 0))
+    _check_seed(seed)
     folder = out or Path("traces") / Path(model).name
     request = TraceRequest(documents or None, length, new_tokens, _split(split), seed)
     with _progress() as progress:
@@ -343,6 +345,26 @@ def _check_least(*flags: tuple[str, int, int]) -> None:
     for flag, value, least in flags:
         if value < least:
             raise ConfigError(f"--{flag} {value} is too small; at least {least}.")
+
+
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**32:
+        raise ConfigError(f"--seed {seed} is out of range; 0 to 4294967295.")
+
+
+def _check_name(name: str) -> None:
+    import re
+
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
+        raise ConfigError(f"--name '{name}' is no plain file name: letters, digits, and . _ - behind the first.")
+
+
+def _check_installed(*modules: str) -> None:
+    from importlib.util import find_spec
+
+    missing = [module for module in modules if find_spec(module) is None]
+    if missing:
+        raise ConfigError(f"{' and '.join(missing)} not installed: pip install 'early-exit-harness[train]'")
 
 
 def _split(name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,8 @@ class LearnToExit(Strategy):
         """Load the head; loaded once, however many batches there are."""
         head = self._find(model)
         threshold = head.artefact.facts["threshold"] if self.threshold is None else self.threshold
-        return _AtLeast(head.scorer(batch.device), threshold)
+        never = threshold >= 2  # a regression may score anything
+        return _AtLeast(head.scorer(batch.device), math.inf if never else threshold)
 
     def _find(self, model: ModelInfo) -> Controller:
         folder = f"traces/{Path(model.name).name}"

@@ -31,6 +31,8 @@ from tasks.rows import Rows, whole
 
 __all__ = ["collect", "draw", "fingerprint"]
 
+SEEN = "document the model was tuned on"
+
 
 def draw(rows: Rows, protocol: Protocol, codec: TextCodec, request: TaskRequest) -> TaskData:
     """Return the samples of a request, in the order they were drawn.
@@ -52,7 +54,7 @@ def draw(rows: Rows, protocol: Protocol, codec: TextCodec, request: TaskRequest)
         if isinstance(row, BadRow):
             made: Sample | BadRow | Skipped = row
         elif request.seen and document_key(whole(row)) in request.seen:
-            made = Skipped("document the model was tuned on")
+            made = Skipped(SEEN)
         else:
             made = protocol.sample(row, codec, request)
         if isinstance(made, Skipped):
@@ -129,6 +131,11 @@ def _nothing_drawn(rows: Rows, protocol: Protocol, bad: Sequence[BadRow], skippe
         )
     causes = [f"{len(bad)} bad, the first one: {bad[0].reason}"] if bad else []
     causes += [f"skipped: {_counts(skipped)}"] if skipped else []
+    if set(skipped) == {SEEN}:
+        return (
+            f"{rows.label}: the model was tuned on every one of its {len(rows)} rows, so none can test it. Give other "
+            "data with --source, or run base weights from an empty --artefacts folder."
+        )
     remedy = "Ask for fewer new tokens." if rows.kind == "embedded" else "Correct the data, or use --source embedded."
     return f"{rows.label}: none of its {len(rows)} rows can be used ({'; '.join(causes)}). {remedy}"
 

@@ -10,13 +10,16 @@ from typing import Any
 
 from torch import Tensor
 
-from harness.artefacts import Artefact, read_artefact, write_artefact
+from harness.artefacts import PICKLES, Artefact, read_artefact, write_artefact
 from harness.contracts import ExitView, ModelInfo
 from harness.controllers.network import Activation, Network
 from harness.controllers.observation import Observation
 from harness.errors import ArtefactError
 
 __all__ = ["Controller", "Scorer", "controller_path", "find_controller", "write_controller"]
+
+FILES = {".json", ".safetensors", *PICKLES}
+"""Endings by which a path is known from a name such as ``rl-0.5``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +113,7 @@ def controller_path(kind: str, name: str, model: ModelInfo, remedy: Sequence[str
         ArtefactError: nothing there; names the commands.
     """
     given = Path(name or kind)
-    if given.suffix or len(given.parts) > 1:
+    if given.suffix in FILES or len(given.parts) > 1:
         return given
     for folder in model.artefacts:
         path = Path(folder) / f"{given}.json"
@@ -162,6 +165,7 @@ def _read(path: Path, kind: str, changed: int) -> Controller:
         facts = artefact.facts
         observation = Observation.of(facts["observation"])
         points = tuple(int(point) for point in facts["exit_points"])
+        float(facts["threshold"])
         for key in ("model", "model_fingerprint", "exit_head", "hidden_size", "activation"):
             facts[key]
     except (KeyError, TypeError, ValueError) as error:

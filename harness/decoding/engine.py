@@ -276,10 +276,10 @@ class _State:
         if self._kv is not KVPolicy.PROPAGATE:
             return
         positions = current.positions
-        hidden, final = view.hidden_state, view.exit_state if self._engine.kv_input == "shortcut" else None
+        hidden = view.hidden_state
+        final = view.leaving_states(going) if self._engine.kv_input == "shortcut" else None
         if len(going) < len(positions):
-            index = torch.tensor(going, device=hidden.device)
-            hidden, final = hidden[index], None if final is None else final[index]
+            hidden = hidden[torch.tensor(going, device=hidden.device)]
         rows = [current.rows[place] for place in going]
         self._owed.append((view.exit_layer, rows, [positions[place] for place in going], hidden, final))
 

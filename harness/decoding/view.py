@@ -26,7 +26,7 @@ class LayerView:
     """
 
     __slots__ = (
-        *("_backbone", "_deep", "_exit_state", "_hidden", "_layer", "_logits", "_pass"),
+        *("_backbone", "_deep", "_exit_state", "_hidden", "_layer", "_leaving", "_logits", "_pass"),
         *("_places", "_previous", "_rows", "_tally", "_top"),
     )
 
@@ -44,6 +44,7 @@ class LayerView:
         self._hidden = current.hidden()
         self._layer = current.layer
         self._exit_state: Tensor | None = None
+        self._leaving: Tensor | None = None
         self._logits: Tensor | None = None
         self._top: Tensor | None = None
         self._deep: Tensor | None = None
@@ -83,9 +84,7 @@ class LayerView:
         """Hidden state through the exit's shortcut, ``[n, hidden_size]``."""
         if self._exit_state is None:
             self._exit_state = self._backbone.exit_state(self._hidden, self._layer)
-            if self._layer in self._backbone.shortcuts:
-                for row in self._rows:
-                    self._tally[row].shortcut_evaluations += 1
+            self._charge_shortcut(self._rows)
         return self._exit_state
 
     @property
@@ -128,10 +127,27 @@ class LayerView:
         if self._logits is not None or len(places) == len(self._rows):
             top: list[int] = self.top_token.tolist()
             return [top[place] for place in places]
-        states = self.exit_state[torch.tensor(places, device=self._hidden.device)]
+        states = self.leaving_states(places)
         self._charge([self._rows[place] for place in places])
         tokens: list[int] = self._backbone.logits(states).argmax(-1).tolist()
         return tokens
+
+    def leaving_states(self, places: list[int]) -> Tensor:
+        """Exit states of the rows that leave, ``[len(places), hidden_size]``; the others are not mapped for it."""
+        if len(places) == len(self._rows):
+            return self.exit_state
+        index = torch.tensor(places, device=self._hidden.device)
+        if self._exit_state is not None:
+            return self._exit_state[index]
+        if self._leaving is None:
+            self._charge_shortcut([self._rows[place] for place in places])
+            self._leaving = self._backbone.exit_state(self._hidden[index], self._layer)
+        return self._leaving
+
+    def _charge_shortcut(self, rows: list[int]) -> None:
+        if self._layer in self._backbone.shortcuts:
+            for row in rows:
+                self._tally[row].shortcut_evaluations += 1
 
     def _charge(self, rows: list[int]) -> None:
         for row in rows:
@@ -146,6 +162,7 @@ class LayerView:
         twin._places = places if self._places is None else [self._places[place] for place in places]
         twin._rows = [self._rows[place] for place in places]
         twin._hidden = self._hidden[index]
+        twin._leaving = None
         twin._exit_state = None if self._exit_state is None else self._exit_state[index]
         twin._logits = None if self._logits is None else self._logits[index]
         twin._top = None if self._top is None else self._top[index]

@@ -87,7 +87,7 @@ def require_adapter(model: str, base: str, folders: Sequence[Path]) -> Artefact:
 def find_shortcut(model: str, weights: str, folders: Sequence[Path], exit_points: Sequence[int]) -> Artefact | None:
     """Return the first shortcuts that lead from these exit points of the weights with this fingerprint."""
     for folder in folders:
-        for file in sorted(folder.glob("shortcut*.json")):
+        for file in _shortcut_files(folder):
             found = read_artefact(file, "shortcut")
             if _belongs_to(found) == weights and set(exit_points) <= set(found.facts["exit_points"]):
                 return found
@@ -104,11 +104,22 @@ def require_shortcut(model: str, weights: str, folders: Sequence[Path], exit_poi
     if found is not None:
         return found
     traces = f"traces/{Path(model).name}"
+    others = ""
+    for file in (file for folder in folders for file in _shortcut_files(folder)):
+        theirs = read_artefact(file, "shortcut")
+        points = ", ".join(map(str, theirs.facts["exit_points"]))
+        others += f" {file} is of weights {_belongs_to(theirs)}, exit points {points}."
+    wanted = ", ".join(map(str, exit_points))
     raise ArtefactError(
-        f"there are no shortcuts for {model} (weights {weights}, exit points {', '.join(map(str, exit_points))}). Make "
-        f"them with `harness trace --model {model} --exit-head shared --out {traces}` and `harness train shortcut "
+        f"there are no shortcuts for {model} (weights {weights}, exit points {wanted}).{others} Make them "
+        f"with `harness trace --model {model} --exit-head shared --out {traces}` and `harness train shortcut "
         f"--model {model} --traces {traces}` (minutes), or use --exit-head shared."
     )
+
+
+def _shortcut_files(folder: Path) -> list[Path]:
+    """Return the shortcuts of a folder, the one with the plain name first."""
+    return sorted(folder.glob("shortcut*.json"), key=lambda file: (file.stem != "shortcut", file.name))
 
 
 def _belongs_to(shortcut: Artefact) -> str:

@@ -130,7 +130,7 @@ def train_rl(
     maps = exit_maps(traces, resolved, observation)
     everything = read_episodes(traces, request.tasks, request.length, observation, maps, coefficients)
     number = traces.columns("document")["document"]
-    held = set(number[held_out_rows(traces, number, seed=request.seed)].tolist())
+    held = set(number[held_out_rows(traces, number, seed=request.seed, tasks=request.tasks)].tolist())
     learning, held_out = split(everything, held)
     if request.live:
         settings = replace(settings, envs=1)

@@ -66,8 +66,8 @@ class AgentSettings:
             raise ConfigError(f"--steps {self.steps} is too small; at least 1.")
         if self.envs < 1 or self.rollout % self.envs:
             raise ConfigError(f"--envs {self.envs} must divide the {self.rollout} steps of a rollout.")
-        if not self.learning_rate > 0:
-            raise ConfigError(f"--learning-rate {self.learning_rate:g} must be above 0.")
+        if not 0 < self.learning_rate < float("inf"):
+            raise ConfigError(f"--learning-rate {self.learning_rate:g} must be above 0, and finite.")
 
 
 PRESETS = {"paper": AgentSettings(), "tuned": AgentSettings()}

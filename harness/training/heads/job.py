@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from harness.controllers import Network, Observation, write_controller
 from harness.errors import ArtefactError
 from harness.training.heads.learning import HeadRecipe, HeadTargets, train_heads
 from harness.training.identity import identity, provenance
-from harness.training.traces.reading import exit_maps, exit_states, held_out_rows, open_traces
+from harness.training.traces.reading import exit_maps, exit_states, held_out_rows, matches, open_traces
 from harness.training.traces.replay import ReplayRow, replay_rows, threshold_keeping
 from harness.training.traces.store import Traces
 from harness.training.watch import Watch
@@ -95,7 +94,7 @@ def train_on_traces(
     watch.stage(f"reading {traces.tokens} tokens")
     columns = traces.columns("top", "final", "top1", "entropy", "document")
     wanted = _of_tasks(traces, columns["document"], tasks)
-    held = held_out_rows(traces, columns["document"], seed=seed)
+    held = held_out_rows(traces, columns["document"], seed=seed, tasks=tasks)
     states = exit_states(traces, exit_maps(traces, resolved, observation))
     learn, check = (wanted & ~held).nonzero().squeeze(1), (wanted & held).nonzero().squeeze(1)
     targets = HeadTargets.of(*(columns[key][learn] for key in ("top", "final", "top1", "entropy")))
@@ -115,10 +114,10 @@ def train_on_traces(
         "recipe": asdict(recipe),
         "seed": seed,
         "trained_on": {
-            "streams": sorted({d["stream"] for d in traces.documents if _matches(d, tasks)}),
+            "streams": sorted({d["stream"] for d in traces.documents if matches(d, tasks)}),
             "tokens": len(learn),
         },
-        "documents": sorted({d["key"] for d in traces.documents if _matches(d, tasks)}),
+        "documents": sorted({d["key"] for d in traces.documents if matches(d, tasks)}),
         "replayed": {"held_out_tokens": len(check), "rows": list(rows), "keep": keep, "kept": kept},
         "made": provenance(command),
     }
@@ -127,14 +126,10 @@ def train_on_traces(
 
 
 def _of_tasks(traces: Traces, document: Tensor, tasks: Sequence[str]) -> Tensor:
-    chosen = [number for number, facts in enumerate(traces.documents) if _matches(facts, tasks)]
+    chosen = [number for number, facts in enumerate(traces.documents) if matches(facts, tasks)]
     if not chosen:
         known = sorted({facts["stream"] for facts in traces.documents})
         raise ArtefactError(
             f"the trace {traces.folder} has no document of {', '.join(tasks)}; it has {'; '.join(known)}."
         )
     return torch.isin(document.long(), torch.tensor(chosen))
-
-
-def _matches(document: Mapping[str, Any], tasks: Sequence[str]) -> bool:
-    return not tasks or str(document["stream"]).split(",")[0] in tasks

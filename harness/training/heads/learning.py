@@ -153,6 +153,8 @@ def train_heads(
             optimiser.step()
             schedule.step()
             watch.step(epoch * each + step + 1, f"loss {loss.item():.3f}")
+    if not all(bool(torch.isfinite(parameter).all()) for parameter in heads.parameters()):
+        raise TrainingError("the last step left weights that are no numbers. Lower --learning-rate.")
     if shared:
         return {"shared": heads.network(0, mean[0], deviation[0])}
     return {str(point): heads.network(e, mean[e], deviation[e]) for e, point in enumerate(exit_points)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,31 +93,38 @@ def trace(
         "new_tokens": request.new_tokens,
         "seed": request.seed,
     }
-    writer = TraceWriter(out, facts, resume=resume)
+    if request.new_tokens >= length:
+        raise ConfigError(
+            f"--new-tokens {request.new_tokens} leaves no room for a context: documents have {length} tokens."
+        )
     wanted: list[tuple[str, Document]] = []
     for task in loaders:
         for source in sources:
             watch.stage(f"reading {task.name} from {source}")
             corpus = task.corpus(source, request.split, limit=request.documents, seed=request.seed)
             wanted += [(f"{task.name}, {corpus.source.label}", document) for document in corpus.documents]
+    writer = TraceWriter(out, facts, resume=resume)
     watch.stage(f"loading {info.name}")
     engine = Engine(load(resolved, device=device, seed=request.seed).backbone, info)
     done = set(writer.documents)
     watch.begin("tracing", len(wanted), len(done))
     for number, (stream, document) in enumerate(wanted, start=1):
-        identifier = f"{stream}, {document.sample_id}"
+        key = document_key(document.text)
+        identifier = f"{stream}, {document.sample_id}, {key[:12]}"  # names repeat, in files of several sources
         if identifier in done:
             continue
         prepared = _prepare(document, codec, engine, request, length)
         if prepared is not None:
             token_ids, first, whole = prepared
             columns = _columns(engine, token_ids, first)
-            described = {"id": identifier, "stream": stream, "key": document_key(document.text), "length": whole}
+            described = {"id": identifier, "stream": stream, "key": key, "length": whole}
             writer.add(described, columns)
         watch.step(number, f"{writer.tokens} tokens on disk")
     writer.flush()
     if not writer.documents:
-        raise DataError(f"not one document is longer than {FIRST} tokens. Give other data with --source.")
+        with suppress(OSError):
+            out.rmdir()
+        raise DataError(f"not one document is longer than {FIRST + 1} tokens. Give other data with --source.")
     return Traces.open(out)
 
 

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from harness.controllers import Observation
 from harness.decoding.blocks import Linear
-from harness.errors import DataError
+from harness.errors import ArtefactError, ConfigError, DataError
 from harness.models.loading import ResolvedModel, load_codec, resolve
 from harness.models.tuning import read_shortcuts
 from harness.training.traces.store import Traces
 
-__all__ = ["HELD_OUT", "exit_maps", "exit_states", "held_out_rows", "open_traces"]
+__all__ = ["HELD_OUT", "exit_maps", "exit_states", "held_out_rows", "matches", "open_traces"]
 
 HELD_OUT = 0.1
 """Share of a trace's documents that heads never learn from: the replayed comparison is of them."""
@@ -29,15 +30,23 @@ def open_traces(model: str, folder: Path, *, artefacts: str | None) -> tuple[Tra
     """
     traces = Traces.open(folder)
     points = ",".join(map(str, traces.exit_points))
-    resolved = resolve(
-        model,
-        weights=traces.index["weights"],
-        dtype=traces.index["dtype"],
-        exit_points=points,
-        exit_head="shared" if traces.index["exit_head"] == "shared" else "shortcut",
-        artefacts=artefacts,
-        seed=traces.index["seed"],
-    )
+    try:
+        resolved = resolve(
+            model,
+            weights=traces.index["weights"],
+            dtype=traces.index["dtype"],
+            exit_points=points,
+            exit_head="shared" if traces.index["exit_head"] == "shared" else "shortcut",
+            artefacts=artefacts,
+            seed=traces.index["seed"],
+        )
+    except ConfigError as error:
+        if "--exit-points" not in str(error):
+            raise
+        raise ArtefactError(
+            f"{folder} is a trace of {traces.index['model']} at exit points {points}, which {model} cannot have. Trace "
+            f"again: `harness trace --model {model} --out DIR`."
+        ) from None
     codec, _ = load_codec(resolved)
     traces.check(resolved.info, codec.fingerprint)
     return traces, resolved
@@ -62,22 +71,36 @@ def exit_states(traces: Traces, maps: Mapping[int, Linear]) -> Tensor:
     return torch.cat(parts)
 
 
-def held_out_rows(traces: Traces, document: Tensor, *, seed: int) -> Tensor:
+def matches(document: Mapping[str, Any], tasks: Sequence[str]) -> bool:
+    """Tell whether a traced document belongs to one of these tasks; to any if there are none."""
+    return not tasks or str(document["stream"]).partition(",")[0] in tasks
+
+
+def held_out_rows(traces: Traces, document: Tensor, *, seed: int, tasks: Sequence[str] = ()) -> Tensor:
     """Return which rows belong to held-out documents, ``[n]`` bool; at least one document of each stream.
+
+    Args:
+        traces: whose rows.
+        document: number of each row's document, ``[n]``.
+        seed: decides which documents.
+        tasks: only their streams; all if empty.
 
     Raises:
         DataError: a stream has a single document.
     """
     streams: dict[str, list[int]] = {}
     for number, facts in enumerate(traces.documents):
-        streams.setdefault(facts["stream"], []).append(number)
+        if matches(facts, tasks):
+            streams.setdefault(facts["stream"], []).append(number)
     chance = torch.Generator().manual_seed(seed)
-    held: list[int] = []
+    held: set[str] = set()
     for stream, numbers in streams.items():
         if len(numbers) < 2:
             raise DataError(
                 f"the trace has one document of {stream}: none is left to check on. Trace more --documents."
             )
         order = torch.randperm(len(numbers), generator=chance)[: max(1, round(HELD_OUT * len(numbers)))]
-        held += [numbers[place] for place in order.tolist()]
-    return torch.isin(document.long(), torch.tensor(held))
+        held |= {str(traces.documents[numbers[place]]["key"]) for place in order.tolist()}
+    # by key, so that a copy of a held-out document is not learned from
+    chosen = [number for number, facts in enumerate(traces.documents) if facts["key"] in held]
+    return torch.isin(document.long(), torch.tensor(chosen))

@@ -41,6 +41,11 @@ __all__ = ["TraceWriter", "Traces"]
 FORMAT = 1
 SHARD_TOKENS = 8192
 
+_FACTS = {
+    "shards", "documents", "model", "model_fingerprint", "tokenizer_fingerprint", "exit_head", "exit_points",
+    "num_layers", "hidden_size", "weights", "dtype", "seed",
+}  # fmt: skip
+
 
 class TraceWriter:
     """Appends documents to a trace folder.
@@ -74,6 +79,7 @@ class TraceWriter:
                     raise ArtefactError(
                         f"{folder} is a trace with {key} {found.get(key)!r}, now it is {value!r}. Give another --out."
                     )
+            _check_shards(folder, found)
             self._index = found
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -121,16 +127,21 @@ class TraceWriter:
         name = f"shard-{len(self._index['shards']):05d}.safetensors"
         columns = {key: torch.cat([part[key] for part in self._buffer]).contiguous() for key in self._buffer[0]}
         content = save(columns)
+        shard = {"file": name, "bytes": len(content), "tokens": self._tokens}
+        index = {
+            **self._index,
+            "shards": [*self._index["shards"], shard],
+            "documents": [*self._index["documents"], *self._waiting],
+        }
         try:
             _replace(self.folder / name, content)
-            self._index["shards"].append({"file": name, "bytes": len(content), "tokens": self._tokens})
-            self._index["documents"] += self._waiting
-            _replace(self.folder / "index.json", (json.dumps(self._index, indent=1) + "\n").encode())
+            _replace(self.folder / "index.json", (json.dumps(index, indent=1) + "\n").encode())
         except OSError as error:
             raise ArtefactError(
                 f"cannot write {self.folder / name}: {error.strerror}. The finished shards ({self.tokens} tokens) stay "
                 "usable; make room and go on with --resume."
             ) from None
+        self._index = index
         self._buffer, self._waiting, self._tokens = [], [], 0
 
 
@@ -156,11 +167,7 @@ class Traces:
         if folder.name == "index.json":
             folder = folder.parent
         index = _read_index(folder / "index.json")
-        for shard in index["shards"]:
-            file = folder / shard["file"]
-            size = file.stat().st_size if file.is_file() else None
-            if size != shard["bytes"]:
-                raise ArtefactError(f"{file} has {size} bytes and should have {shard['bytes']}. Trace again.")
+        _check_shards(folder, index)
         if not index["shards"]:
             raise ArtefactError(f"the trace {folder} holds no token. Go on with `harness trace … --resume`.")
         return cls(folder, index)
@@ -225,10 +232,25 @@ def _read_index(file: Path) -> dict[str, Any]:
         ) from None
     except ValueError:
         raise ArtefactError(f"{file} is not JSON. Trace again.") from None
-    needed = {"shards", "documents", "exit_points", "model", "model_fingerprint", "tokenizer_fingerprint", "exit_head"}
-    if not isinstance(found, dict) or found.get("format") != FORMAT or not needed <= found.keys():
+    if not isinstance(found, dict) or found.get("format") != FORMAT or not found.keys() >= _FACTS or not _lists(found):
         raise ArtefactError(f"{file} is no trace index of format {FORMAT}. Trace again.")
     return found
+
+
+def _lists(index: Mapping[str, Any]) -> bool:
+    """Tell whether shards and documents are what a writer makes of them."""
+    return all(
+        isinstance(index[name], list) and all(isinstance(entry, dict) and keys <= entry.keys() for entry in index[name])
+        for name, keys in (("shards", {"file", "bytes", "tokens"}), ("documents", {"id", "stream", "key", "tokens"}))
+    )
+
+
+def _check_shards(folder: Path, index: Mapping[str, Any]) -> None:
+    for shard in index["shards"]:
+        file = folder / shard["file"]
+        size = file.stat().st_size if file.is_file() else None
+        if size != shard["bytes"]:
+            raise ArtefactError(f"{file} has {size} bytes and should have {shard['bytes']}. Trace again.")
 
 
 def _replace(file: Path, content: bytes) -> None:

@@ -1,0 +1,365 @@
+"""An exit's linear map: what its tokens are, what it costs, and that no map is the identity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from harness.contracts import ExitView, KVPolicy, Strategy
+from harness.decoding.blocks import Linear
+from harness.decoding.engine import Engine
+from harness.decoding.generation import Generation
+from strategies.confidence import Confidence
+from strategies.fixed import Fixed
+from strategies.full import Full
+from strategies.oracle import Oracle
+from strategies.patience import Patience
+from strategies.random import Random
+from strategies.saturation import Saturation
+
+LAYERS, NEW = 6, 6
+
+
+def maps(width: int, points: Sequence[int] = (1, 2, 3, 4, 5)) -> dict[int, Linear]:
+    """A map of its own for every exit, far enough from the identity that other tokens win."""
+    chance = torch.Generator().manual_seed(7)
+    return {
+        point: Linear(
+            torch.eye(width) + 0.4 * torch.randn(width, width, generator=chance), torch.randn(width, generator=chance)
+        )
+        for point in points
+    }
+
+
+def engine_with(case: Any, shortcuts: Mapping[int, Any]) -> Engine:
+    return Engine(replace(case.engine.backbone, shortcuts=shortcuts), case.info)
+
+
+def tokens_of(done: Sequence[Generation]) -> list[list[int]]:
+    return [one.token_ids for one in done]
+
+
+@pytest.fixture
+def read_out(reference: Any) -> Callable[[Any, Tensor], int]:
+    """The token of transformers' own final norm and LM head, from one state."""
+
+    def read(case: Any, state: Tensor) -> int:
+        with torch.no_grad():
+            return int(reference(case.reference, KVPolicy.NONE, [1])._head(state.unsqueeze(0)).argmax())
+
+    return read
+
+
+# ------------------------------------------------------------------------------------- exit states
+
+
+def test_an_exit_state_is_the_map_of_its_layer_or_the_hidden_state_itself(llama: Any) -> None:
+    some = maps(64, (2, 4))
+    backbone = engine_with(llama, some).backbone
+    states = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
+    for layer, linear in some.items():
+        assert linear.bias is not None
+        expected = torch.stack([linear.weight @ state + linear.bias for state in states])
+        torch.testing.assert_close(backbone.exit_state(states, layer), expected, atol=1e-4, rtol=1e-4)
+    for layer in (1, 3, 5, LAYERS):
+        assert backbone.exit_state(states, layer) is states
+    assert not llama.engine.backbone.shortcuts
+    assert llama.engine.backbone.exit_state(states, 2) is states
+
+
+def test_a_view_shows_both_states(llama: Any, prompts: list[list[int]]) -> None:
+    some, layers = maps(64, (2, 4)), []
+
+    class Looking(Strategy):
+        def should_exit(self, view: ExitView) -> Tensor:
+            layers.append(view.exit_layer)
+            linear = some.get(view.exit_layer)
+            expected = view.hidden_state if linear is None else linear(view.hidden_state)
+            assert torch.equal(view.exit_state, expected)
+            assert view.exit_state is view.exit_state
+            assert torch.equal(view.logits, llama.engine.backbone.logits(expected))
+            if view.previous is not None:
+                before = some.get(view.exit_layer - 1)
+                earlier = view.previous.hidden_state
+                assert torch.equal(view.previous.exit_state, earlier if before is None else before(earlier))
+            return torch.zeros(len(view.rows), dtype=torch.bool)
+
+    engine_with(llama, some).decode(prompts, Looking(), kv=KVPolicy.PROPAGATE, max_new_tokens=[3] * 3)
+    assert layers == [1, 2, 3, 4, 5] * 2
+
+
+# ------------------------------------------------------------------------------------------ tokens
+
+
+def test_an_exit_s_token_is_the_head_of_the_mapped_state_of_transformers(
+    case: Any, prompts: list[list[int]], schedule: Any, exits: Any, read_out: Callable[[Any, Tensor], int]
+) -> None:
+    """Without a cache: every token is argmax(lm_head(norm(W h + b))), h transformers' own hidden state."""
+    shortcuts, planned = maps(case.info.hidden_size), exits(3, NEW, first=2)
+    done = engine_with(case, shortcuts).decode(prompts, schedule(planned), kv=KVPolicy.NONE, max_new_tokens=[NEW] * 3)
+    plain = case.engine.decode(prompts, schedule(planned), kv=KVPolicy.NONE, max_new_tokens=[NEW] * 3)
+    assert tokens_of(done) != tokens_of(plain)
+    for prompt, one, layers in zip(prompts, done, planned, strict=True):
+        assert one.exit_layers == layers
+        for step, layer in enumerate(layers):
+            ids = torch.tensor([[*prompt, *one.token_ids[:step]]])
+            with torch.no_grad():
+                out = case.reference(ids, output_hidden_states=True)
+            if layer == LAYERS:
+                expected = int(out.logits[0, -1].argmax())
+            else:
+                linear, state = shortcuts[layer], out.hidden_states[layer][0, -1]
+                expected = read_out(case, linear.weight @ state + linear.bias)
+            assert one.token_ids[step] == expected, (step, layer)
+
+
+@pytest.mark.parametrize("kv", KVPolicy)
+@pytest.mark.parametrize("looking", [True, False])
+def test_every_policy_reads_its_tokens_through_the_map(
+    llama: Any,
+    kv: KVPolicy,
+    looking: bool,
+    prompts: list[list[int]],
+    schedule: Any,
+    exits: Any,
+    read_out: Callable[[Any, Tensor], int],
+) -> None:
+    shortcuts = maps(64)
+    plan = schedule(exits(3, NEW), looking=looking)
+    done = engine_with(llama, shortcuts).decode(prompts, plan, kv=kv, max_new_tokens=[NEW] * 3)
+    checked = 0
+    for sight in plan.seen:
+        step = sight.position - len(prompts[sight.row]) + 1
+        if done[sight.row].exit_layers[step] == sight.layer:
+            linear = shortcuts[sight.layer]
+            expected = read_out(llama, linear.weight @ sight.hidden_state + linear.bias)
+            assert done[sight.row].token_ids[step] == expected
+            checked += 1
+    assert checked == sum(layer < LAYERS for one in done for layer in one.exit_layers)
+    assert checked > 5
+
+
+def test_each_exit_has_its_own_map_and_the_others_the_shared_head(
+    llama: Any, prompts: list[list[int]], schedule: Any
+) -> None:
+    some = maps(64, (2, 4))
+    engine = engine_with(llama, some)
+    for layer in range(1, LAYERS):
+        planned = [[layer]] * 3
+        got, plain = (
+            each.decode(prompts, schedule(planned), kv=KVPolicy.NONE, max_new_tokens=[1] * 3)
+            for each in (engine, llama.engine)
+        )
+        assert (tokens_of(got) == tokens_of(plain)) is (layer not in some)
+
+
+@pytest.mark.parametrize("kv", KVPolicy)
+def test_the_last_layer_never_goes_through_a_map(llama: Any, kv: KVPolicy, prompts: list[list[int]]) -> None:
+    engine = engine_with(llama, {**maps(64), LAYERS: Linear(torch.zeros(64, 64))})
+    full, plain = (each.decode(prompts, Full(), kv=kv, max_new_tokens=[NEW] * 3) for each in (engine, llama.engine))
+    assert tokens_of(full) == tokens_of(plain)
+    assert [one.shortcut_evaluations for one in full] == [0] * 3
+
+
+@pytest.mark.parametrize("kv", KVPolicy)
+def test_maps_that_change_nothing_are_the_shared_head(
+    case: Any, kv: KVPolicy, prompts: list[list[int]], schedule: Any, exits: Any
+) -> None:
+    """Token for token and exit for exit, whoever decides."""
+    width = case.info.hidden_size
+    same = engine_with(case, dict.fromkeys(range(1, LAYERS), Linear(torch.eye(width), torch.zeros(width))))
+    for strategy in (schedule(exits(3, NEW)), Confidence(threshold=0.5), Oracle()):
+        got, plain = (each.decode(prompts, strategy, kv=kv, max_new_tokens=[NEW] * 3) for each in (same, case.engine))
+        assert tokens_of(got) == tokens_of(plain)
+        assert [one.exit_layers for one in got] == [one.exit_layers for one in plain]
+        assert [replace(one, shortcut_evaluations=0, token_times_s=[]) for one in got] == [
+            replace(one, token_times_s=[]) for one in plain
+        ]
+
+
+@pytest.mark.parametrize("kv", KVPolicy)
+def test_replayed_exits_go_through_the_maps_too(
+    llama: Any, kv: KVPolicy, prompts: list[list[int]], schedule: Any, exits: Any
+) -> None:
+    engine, planned = engine_with(llama, maps(64)), exits(3, NEW)
+    asked = engine.decode(prompts, schedule(planned), kv=kv, max_new_tokens=[NEW] * 3)
+    replayed = engine.replay(prompts, planned, kv=kv, max_new_tokens=[NEW] * 3)
+    assert tokens_of(replayed) == tokens_of(asked)
+
+
+# ------------------------------------------------------------------------------------------- costs
+
+
+class CountingMap:
+    """A map that remembers how many rows each call had."""
+
+    def __init__(self, linear: Linear, calls: list[int]) -> None:
+        self._linear, self._calls = linear, calls
+
+    def __call__(self, states: Tensor) -> Tensor:
+        self._calls.append(len(states))
+        return self._linear(states)
+
+
+@pytest.fixture
+def counted(llama: Any) -> tuple[Engine, list[int]]:
+    """An engine with maps after layers 2 to 5, and the rows of every call of theirs."""
+    calls: list[int] = []
+    some = {layer: CountingMap(linear, calls) for layer, linear in maps(64, (2, 3, 4, 5)).items()}
+    return engine_with(llama, some), calls
+
+
+@pytest.mark.parametrize("kv", KVPolicy)
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        Full(),
+        Fixed(layer=3),
+        Random(probability=0.4),
+        Saturation(threshold=0.8),
+        Confidence(threshold=0.3),
+        Patience(patience=2),
+        Oracle(),
+    ],
+    ids=lambda strategy: type(strategy).__name__,
+)
+def test_every_map_is_counted_and_no_other(
+    counted: tuple[Engine, list[int]], strategy: Strategy, kv: KVPolicy, prompts: list[list[int]]
+) -> None:
+    engine, calls = counted
+    done = engine.decode(prompts, strategy, kv=kv, max_new_tokens=[8, 8, 5], seeds=[1, 2, 3])
+    assert sum(calls) == sum(one.shortcut_evaluations for one in done)
+    assert (sum(calls) == 0) is isinstance(strategy, Full)
+
+
+def test_filling_from_a_map_applies_none_anew(
+    counted: tuple[Engine, list[int]], llama: Any, prompts: list[list[int]]
+) -> None:
+    engine, calls = counted
+    filling = Engine(engine.backbone, llama.info, kv_input="shortcut")
+    done = filling.decode(prompts, Fixed(layer=3), kv=KVPolicy.PROPAGATE, max_new_tokens=[5] * 3)
+    assert [one.kv_fill_layers for one in done] == [3 * 3] * 3
+    assert [one.shortcut_evaluations for one in done] == [4] * 3
+    assert calls == [3] * 4
+
+
+# After prefill 3, 6 and 5 layers of 6; asked at layers 1, 3 and 5, no map leads from layer 1.
+PLANNED, POINTS = [6, 3, 6, 5], (1, 3, 5)
+
+
+@pytest.mark.parametrize(("looking", "evaluations"), [(False, 2), (True, 1 + 2 + 2)])
+def test_counts_of_one_row(
+    counted: tuple[Engine, list[int]],
+    looking: bool,
+    evaluations: int,
+    prompts: list[list[int]],
+    schedule: Any,
+) -> None:
+    engine, calls = counted
+    plan = schedule([PLANNED], points=POINTS, looking=looking)
+    done = engine.decode(prompts[:1], plan, kv=KVPolicy.PROPAGATE, max_new_tokens=[4])[0]
+    assert done.exit_layers == PLANNED
+    assert done.shortcut_evaluations == evaluations  # logits that were asked for serve as the output
+    assert calls == [1] * evaluations
+
+
+@dataclass(frozen=True)
+class Reading(Strategy):
+    """Reads the exit state at every exit point, several times, and never the logits; leaves at the last."""
+
+    def should_exit(self, view: ExitView) -> Tensor:
+        for _ in range(3):
+            assert view.exit_state.shape == view.hidden_state.shape
+        return torch.full((len(view.rows),), view.exit_layer == 5)
+
+
+def test_an_exit_state_costs_a_map_and_no_head(counted: tuple[Engine, list[int]], prompts: list[list[int]]) -> None:
+    engine, calls = counted
+    done = engine.decode(prompts[:1], Reading(), kv=KVPolicy.PROPAGATE, max_new_tokens=[4])[0]
+    assert done.exit_layers == [6, 5, 5, 5]
+    assert done.shortcut_evaluations == 3 * 4  # what was read at layer 5 serves the output too
+    assert done.lm_head_evaluations == 3
+    assert calls == [1] * 12
+
+
+def test_an_earlier_exit_state_is_charged_to_who_is_left(
+    counted: tuple[Engine, list[int]], prompts: list[list[int]]
+) -> None:
+    engine, _ = counted
+
+    class LookingBack(Strategy):
+        def should_exit(self, view: ExitView) -> Tensor:
+            if view.exit_layer == 4:
+                assert view.previous is not None
+                assert view.previous.exit_state.shape[0] == len(view.rows) == 1
+            leaves = torch.tensor([2, 4])[view.rows]
+            return leaves == view.exit_layer
+
+    # Row 0 leaves at layer 2; row 1 looks back to 3 from 4, and leaves there. Of layer 2 it has use for no map, and
+    # whether it is mapped there beside row 0 is left open here.
+    done = engine.decode(prompts[:2], LookingBack(), kv=KVPolicy.SKIP, max_new_tokens=[2, 2])
+    assert [one.exit_layers for one in done] == [[6, 2], [6, 4]]
+    assert done[0].shortcut_evaluations == 1
+    assert done[1].shortcut_evaluations in (2, 3)
+
+
+def test_an_exit_state_that_was_read_is_kept_for_who_is_left(
+    counted: tuple[Engine, list[int]], prompts: list[list[int]]
+) -> None:
+    engine, calls = counted
+    some = maps(64, (2, 3, 4, 5))
+
+    class ReadingBack(Strategy):
+        def should_exit(self, view: ExitView) -> Tensor:
+            assert len(view.exit_state) == len(view.rows)
+            before = view.previous
+            if before is not None and before.exit_layer > 1:
+                torch.testing.assert_close(before.exit_state, some[before.exit_layer](before.hidden_state))
+            return torch.tensor([2, 4])[view.rows] == view.exit_layer
+
+    # The first row leaves at 2, the second goes through the maps of 2, 3 and 4, and looks back to two of them.
+    done = engine.decode(prompts[:2], ReadingBack(), kv=KVPolicy.SKIP, max_new_tokens=[2, 2])
+    assert [one.shortcut_evaluations for one in done] == [1, 3]
+    assert calls == [2, 1, 1]
+
+
+def test_without_maps_nothing_is_counted(llama: Any, prompts: list[list[int]]) -> None:
+    done = llama.engine.decode(prompts, Confidence(threshold=0.3), kv=KVPolicy.PROPAGATE, max_new_tokens=[NEW] * 3)
+    assert any(layer < LAYERS for one in done for layer in one.exit_layers)
+    assert [one.shortcut_evaluations for one in done] == [0] * 3
+
+
+def test_the_roofline_pays_for_every_map(
+    counted: tuple[Engine, list[int]], llama: Any, prompts: list[list[int]], schedule: Any
+) -> None:
+    """Bytes worked out by hand: 14 layers, 3 heads, 5 maps, one fill of 3 layers, and the cache behind them."""
+    from harness.records import ModelRecord, SampleRecord
+    from reports.depth import decode_bytes
+
+    engine, _ = counted
+    plan = schedule([PLANNED], points=POINTS, looking=True)
+    done = engine.decode(prompts[:1], plan, kv=KVPolicy.PROPAGATE, max_new_tokens=[4])[0]
+    sample = SampleRecord(
+        window=0, operating_point="x", task="t", sample_id="s", prompt_ids=tuple(prompts[0]),
+        token_ids=tuple(done.token_ids), exit_layers=tuple(done.exit_layers), exit_checks=done.exit_checks,
+        lm_head_evaluations=done.lm_head_evaluations, layers_executed=done.layers_executed,
+        kv_fill_layers=done.kv_fill_layers, shortcut_evaluations=done.shortcut_evaluations,
+    )  # fmt: skip
+    info = llama.info
+    model = ModelRecord(
+        name=info.name, family=info.family, weights="random", weights_source="", weights_sha256=None,
+        tokenizer_source="", num_layers=LAYERS, hidden_size=64, vocab_size=97, exit_points=info.exit_points,
+        dtype="float32", layer_bytes=1_000_000, lm_head_bytes=10_000, kv_projection_bytes=100, kv_entry_bytes=1,
+        shortcut_bytes=64 * 65 * 4,
+    )  # fmt: skip
+    heads = 1 + 1 + (1 + 1 + 1 + 1) + (1 + 1 + 1)  # at 1 and 3; at 1, 3, 5 and the last layer; at 1, 3 and 5
+    cache = 3 * 8 + 6 * 9 + 5 * 10  # layers × positions: seven of the prompt and the token's own
+    expected = 14_000_000 + heads * 10_000 + 3 * 100 + cache
+    assert decode_bytes(sample, model.model_copy(update={"shortcut_bytes": 0}), KVPolicy.PROPAGATE) == expected
+    assert decode_bytes(sample, model, KVPolicy.PROPAGATE) == expected + 5 * 64 * 65 * 4
+    assert {linear.nbytes for linear in maps(64).values()} == {64 * 65 * 4}

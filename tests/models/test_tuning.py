@@ -1,0 +1,445 @@
+"""Which adapter and which shortcuts a model takes, whose are refused, and what a merge does to weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from harness.artefacts import Artefact, read_artefact, write_artefact
+from harness.errors import ArtefactError, ConfigError
+from harness.models import fingerprint
+from harness.models.loading import ResolvedModel, load, resolve
+from harness.models.tuning import (
+    artefact_folders,
+    find_adapter,
+    find_shortcut,
+    merge,
+    read_shortcuts,
+    require_adapter,
+    require_shortcut,
+    seen_documents,
+)
+
+BASE, OTHER = "ba5e" * 4, "07e4" * 4
+POINTS, WIDTH = (4, 6, 10), 32
+
+
+def write_adapter(
+    folder: Path, base: str = BASE, factors: Mapping[str, Tensor] | None = None, scale: float = 2.0, **facts: Any
+) -> Artefact:
+    tensors = {"up.lora_A": torch.ones(1, 2), "up.lora_B": torch.ones(3, 1)} if factors is None else factors
+    return write_artefact(
+        folder / "adapter.json", "adapter", tensors, {"model_fingerprint": base, "scale": scale, **facts}
+    )
+
+
+def write_shortcut(
+    folder: Path,
+    base: str = BASE,
+    *,
+    adapter: Artefact | None = None,
+    points: Sequence[int] = POINTS,
+    name: str = "shortcut",
+    **facts: Any,
+) -> Artefact:
+    chance = torch.Generator().manual_seed(sum(points))
+    tensors: dict[str, Tensor] = {}
+    for point in points:
+        tensors[f"{point}.weight"] = torch.randn(WIDTH, WIDTH, generator=chance).bfloat16()
+        tensors[f"{point}.bias"] = torch.randn(WIDTH, generator=chance).bfloat16()
+    belongs = {"model_fingerprint": base, "exit_points": list(points), "adapter_sha256": adapter and adapter.sha256}
+    return write_artefact(folder / f"{name}.json", "shortcut", tensors, belongs | facts)
+
+
+# ------------------------------------------------------------------------------------- where to look
+
+
+@pytest.fixture
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """Folders of the user's artefacts and of shipped sets, both empty."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("harness.models.tuning.SHIPPED", tmp_path / "shipped")
+    (tmp_path / "artefacts").mkdir()
+    (tmp_path / "shipped").mkdir()
+    return Path("artefacts"), tmp_path / "shipped"
+
+
+@pytest.mark.parametrize("model", ["m", "owner/m", "somewhere/on/disk/m"])
+def test_the_user_s_folder_comes_before_the_shipped_set(places: tuple[Path, Path], model: str) -> None:
+    user, shipped = places
+    assert artefact_folders(model, None) == ()
+    (shipped / "m").mkdir()
+    assert artefact_folders(model, None) == (shipped / "m",)
+    (user / "m").mkdir()
+    assert artefact_folders(model, None) == (user / "m", shipped / "m")
+    (shipped / "m").rmdir()
+    assert artefact_folders(model, None) == (user / "m",)
+
+
+def test_a_folder_that_is_given_is_the_only_one(places: tuple[Path, Path], tmp_path: Path) -> None:
+    user, shipped = places
+    for folder in (user / "m", shipped / "m", tmp_path / "mine", shipped / "m-paper"):
+        folder.mkdir()
+    assert artefact_folders("m", str(tmp_path / "mine")) == (tmp_path / "mine",)
+    assert artefact_folders("m", "m-paper") == (shipped / "m-paper",)
+    (tmp_path / "m-paper").mkdir()
+    assert artefact_folders("m", "m-paper") == (Path("m-paper"),)  # one's own before a shipped one of that name
+
+
+def test_a_folder_that_is_not_there_names_the_shipped_sets(places: tuple[Path, Path]) -> None:
+    _, shipped = places
+    with pytest.raises(ConfigError, match=r"^--artefacts nowhere is no folder\. Shipped sets: none\.$"):
+        artefact_folders("m", "nowhere")
+    for name in ("m-paper", "m"):
+        (shipped / name).mkdir()
+    (shipped / "README.md").write_text("no set")
+    with pytest.raises(ConfigError, match=r"^--artefacts nowhere is no folder\. Shipped sets: m, m-paper\.$"):
+        artefact_folders("m", "nowhere")
+    shipped.rename(shipped.with_name("gone"))
+    with pytest.raises(ConfigError, match=r"Shipped sets: none\.$"):
+        artefact_folders("m", "nowhere")
+
+
+# ------------------------------------------------------------------------------- which one belongs
+
+
+def test_the_first_adapter_of_the_weights_is_taken(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("empty", "foreign", "mine", "shipped")]
+    bases = (OTHER, BASE, BASE)
+    foreign, mine, shipped = (write_adapter(folder, base) for folder, base in zip(folders[1:], bases, strict=True))
+    found = [find_adapter(BASE, some) for some in (folders, folders[::-1], folders[:2], [])]
+    assert [adapter and adapter.path for adapter in found] == [mine.path, shipped.path, None, None]
+    adapter = find_adapter(OTHER, folders)
+    assert adapter is not None
+    assert adapter.path == foreign.path
+
+
+def test_no_adapter_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(ArtefactError) as refused:
+        require_adapter("owner/m", BASE, [tmp_path])
+    assert str(refused.value) == (
+        "there is no adapter for owner/m. "
+        "Make it with `harness train lite --model owner/m`, or use --weights pretrained."
+    )
+
+
+def test_an_adapter_of_other_weights_is_refused_with_both_values(tmp_path: Path) -> None:
+    adapter = write_adapter(tmp_path, OTHER)
+    with pytest.raises(
+        ArtefactError, match=r"`harness train lite --model m`, or use --weights pretrained\.$"
+    ) as refused:
+        require_adapter("m", BASE, [tmp_path])
+    assert f" {adapter.path} was trained on weights {OTHER}, these are {BASE}. " in str(refused.value)
+    assert require_adapter("m", OTHER, [tmp_path]).sha256 == adapter.sha256
+
+
+def test_shortcuts_belong_to_base_weights_or_to_those_with_one_adapter(tmp_path: Path) -> None:
+    adapter = write_adapter(tmp_path)
+    of_base = write_shortcut(tmp_path / "base")
+    of_tuned = write_shortcut(tmp_path / "tuned", adapter=adapter)
+    folders = [tmp_path / "base", tmp_path / "tuned"]
+    weights = {
+        BASE: of_base,
+        fingerprint.tuned(BASE, adapter.sha256): of_tuned,
+        OTHER: None,
+        fingerprint.tuned(OTHER, adapter.sha256): None,
+        fingerprint.tuned(BASE, of_base.sha256): None,  # the same base with another adapter
+    }
+    for known, expected in weights.items():
+        for order in (folders, folders[::-1]):
+            found = find_shortcut("m", known, order, POINTS)
+            assert (found and found.path) == (expected and expected.path)
+            if expected is None:
+                with pytest.raises(ArtefactError, match=f"weights {known}, exit points 4, 6, 10"):
+                    require_shortcut("m", known, order, POINTS)
+            else:
+                assert require_shortcut("m", known, order, POINTS).sha256 == expected.sha256
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [((4, 6, 10), True), ((6,), True), ((4, 10), True), ((5,), False), ((4, 6, 8, 10), False), ((4, 6, 11), False)],
+)
+def test_every_exit_point_needs_a_shortcut(tmp_path: Path, asked: tuple[int, ...], found: bool) -> None:
+    write_shortcut(tmp_path)
+    assert (find_shortcut("m", BASE, [tmp_path], asked) is not None) is found
+
+
+def test_the_first_shortcuts_that_fit_are_taken(tmp_path: Path) -> None:
+    few, foreign, many = (
+        write_shortcut(tmp_path, base, points=points, name=name)
+        for name, base, points in (
+            ("shortcut-a", BASE, (4,)),
+            ("shortcut-b", OTHER, (4, 6, 8, 10)),
+            ("shortcut-c", BASE, POINTS),
+        )
+    )
+    for weights, points, expected in ((BASE, (4,), few), (BASE, (4, 6), many), (OTHER, (4, 6), foreign)):
+        found = find_shortcut("m", weights, [tmp_path], points)
+        assert found is not None
+        assert found.path == expected.path
+
+
+def test_no_shortcuts_say_how_to_make_them() -> None:
+    with pytest.raises(ArtefactError) as refused:
+        require_shortcut("owner/m", BASE, [], (4, 6))
+    message = str(refused.value)
+    assert message.startswith(f"there are no shortcuts for owner/m (weights {BASE}, exit points 4, 6). ")
+    trace = message.index("`harness trace --model owner/m --exit-head shared --out traces/m`")
+    assert trace < message.index("`harness train shortcut --model owner/m --traces traces/m`")
+    assert message.endswith("or use --exit-head shared.")
+
+
+def test_a_damaged_artefact_is_not_passed_over(tmp_path: Path) -> None:
+    write_shortcut(tmp_path / "later")
+    write_adapter(tmp_path / "later")
+    for name in ("shortcut", "adapter"):
+        (tmp_path / f"{name}.json").write_text("{")
+    folders = [tmp_path, tmp_path / "later"]
+    with pytest.raises(ArtefactError, match=r"shortcut\.json is not JSON"):
+        find_shortcut("m", BASE, folders, POINTS)
+    with pytest.raises(ArtefactError, match=r"adapter\.json is not JSON"):
+        find_adapter(BASE, folders)
+
+
+# -------------------------------------------------------------------------------------------- seen
+
+
+def test_documents_of_every_artefact_of_the_base_weights_were_seen(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    write_adapter(first, documents=["a", "b"])
+    write_shortcut(first, "7u4ed", base_fingerprint=BASE, documents=["b", "c"])  # maps of tuned weights
+    write_artefact(second / "rl.json", "rl", {}, {"model_fingerprint": BASE, "documents": ["d"]})
+    write_artefact(second / "other.json", "rl", {}, {"model_fingerprint": OTHER, "documents": ["x"]})
+    write_artefact(second / "none.json", "rl", {}, {"model_fingerprint": BASE})
+    (second / "broken.json").write_text('{"documents": ["y"')
+    (second / "list.json").write_text('["z"]')
+    assert seen_documents(BASE, [first, second]) == {"a", "b", "c", "d"}
+    assert seen_documents(OTHER, [first, second]) == {"x"}
+    assert seen_documents("none", [first, second]) == frozenset()
+    assert seen_documents(BASE, []) == frozenset()
+
+
+# ------------------------------------------------------------------------------------------- merge
+
+
+def small() -> Any:
+    """Two linear layers, GPT-2's transposed one, and something without a weight."""
+    from transformers.pytorch_utils import Conv1D
+
+    torch.manual_seed(0)
+    return nn.ModuleDict(
+        {
+            "up": nn.Linear(5, 7),
+            "deep": nn.ModuleDict({"down": Conv1D(7, 5)}),
+            "same": nn.Linear(5, 7),
+            "act": nn.GELU(),
+        }
+    ).requires_grad_(requires_grad=False)
+
+
+def factors(**shapes: tuple[int, int]) -> dict[str, Tensor]:
+    """Rank 2: ``name=(in, out)``; two underscores for a dot."""
+    chance = torch.Generator().manual_seed(1)
+    made: dict[str, Tensor] = {}
+    for name, (width, height) in shapes.items():
+        target = name.replace("__", ".")
+        made[f"{target}.lora_A"] = torch.randn(2, width, generator=chance)
+        made[f"{target}.lora_B"] = torch.randn(height, 2, generator=chance)
+    return made
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+def test_a_merge_adds_scale_b_a(tmp_path: Path, scale: float, stored: torch.dtype) -> None:
+    module, base = small(), small()
+    low = {name: tensor.to(stored) for name, tensor in factors(up=(5, 7), deep__down=(5, 7)).items()}
+    merge(module, write_adapter(tmp_path, factors=low, scale=scale))
+    for name, before, transposed in (("up", base["up"], False), ("deep.down", base["deep"]["down"], True)):
+        a, b = low[f"{name}.lora_A"].double(), low[f"{name}.lora_B"].double()
+        after = module.get_submodule(name).weight
+        assert after.shape == before.weight.shape
+        for row in range(7):
+            for column in range(5):
+                update = scale * sum(b[row, rank] * a[rank, column] for rank in range(2))
+                place = (column, row) if transposed else (row, column)
+                assert after[place].item() == pytest.approx((before.weight[place] + update).item(), abs=1e-5)
+    assert not torch.equal(module["up"].weight, base["up"].weight)
+    for name, tensor in base.state_dict().items():
+        if name not in ("up.weight", "deep.down.weight"):
+            assert torch.equal(module.state_dict()[name], tensor), name
+
+
+def test_a_merge_into_bfloat16_rounds_once(tmp_path: Path) -> None:
+    module = small().bfloat16()
+    low = factors(up=(5, 7))
+    before = module["up"].weight.float()
+    merge(module, write_adapter(tmp_path, factors=low, scale=2.0))
+    expected = before + 2.0 * (low["up.lora_B"] @ low["up.lora_A"])
+    assert module["up"].weight.dtype is torch.bfloat16
+    assert torch.equal(module["up"].weight, expected.bfloat16())
+
+
+@pytest.mark.parametrize("target", ["left", "deep", "act", "deep.up"])
+def test_a_module_the_model_has_not_is_refused(tmp_path: Path, target: str) -> None:
+    adapter = write_adapter(tmp_path, factors=factors(**{target.replace(".", "__"): (5, 7)}))
+    with pytest.raises(ArtefactError) as refused:
+        merge(small(), adapter)
+    assert str(refused.value) == f"{adapter.path} tunes {target}, which this model has not."
+
+
+@pytest.mark.parametrize(
+    ("target", "shape", "has", "given"),
+    [("up", (5, 6), (7, 5), (6, 5)), ("up", (7, 5), (7, 5), (5, 7)), ("deep__down", (7, 5), (5, 7), (7, 5))],
+)
+def test_another_shape_is_refused_with_both(
+    tmp_path: Path, target: str, shape: tuple[int, int], has: tuple[int, int], given: tuple[int, int]
+) -> None:
+    adapter = write_adapter(tmp_path, factors=factors(**{target: shape}))
+    with pytest.raises(ArtefactError) as refused:
+        merge(small(), adapter)
+    assert str(refused.value) == f"{adapter.path}: {target.replace('__', '.')} has shape {has}, not {given}."
+
+
+@pytest.mark.parametrize("missing", ["lora_A", "lora_B"])
+def test_half_an_update_is_refused(tmp_path: Path, missing: str) -> None:
+    low = factors(up=(5, 7))
+    del low[f"up.{missing}"]
+    with pytest.raises(ArtefactError, match=r"adapter\.json tunes up, which this model has not"):
+        merge(small(), write_adapter(tmp_path, factors=low))
+
+
+# --------------------------------------------------------------------------------------- shortcuts
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_shortcuts_come_in_the_model_s_dtype_and_only_those_asked_for(tmp_path: Path, dtype: torch.dtype) -> None:
+    written = write_shortcut(tmp_path)
+    maps = read_shortcuts(written, (4, 10), dtype, "cpu")
+    assert list(maps) == [4, 10]
+    stored = written.tensors()
+    for layer, linear in maps.items():
+        assert torch.equal(linear.weight, stored[f"{layer}.weight"].to(dtype))
+        assert linear.bias is not None
+        assert torch.equal(linear.bias, stored[f"{layer}.bias"].to(dtype))
+
+
+# --------------------------------------------------------------------------------- a model as a whole
+
+
+@pytest.fixture
+def find(tiny_llama: Path) -> Callable[..., ResolvedModel]:
+    """``find(weights=…, exit_head=…, artefacts=…, …)``: the tiny llama and what was trained for it."""
+
+    def run(**changes: Any) -> ResolvedModel:
+        asked: dict[str, Any] = {
+            "weights": "auto", "dtype": "float32", "exit_points": "paper", "exit_head": "auto", "artefacts": None,
+        }  # fmt: skip
+        return resolve(str(tiny_llama), **asked | changes)
+
+    return run
+
+
+@pytest.fixture
+def base(tiny_llama: Path) -> str:
+    """Fingerprint of the tiny llama's own weights."""
+    return fingerprint.of_files([tiny_llama / "model.safetensors"])
+
+
+TUNED = "model.layers.3.mlp.up_proj"
+
+
+def tune(folder: Path, base: str) -> tuple[Artefact, Artefact]:
+    adapter = write_adapter(folder, base, factors(**{TUNED.replace(".", "__"): (32, 64)}), scale=0.5, documents=["k"])
+    return adapter, write_shortcut(folder, base, adapter=adapter)
+
+
+def test_a_folder_of_the_user_s_serves_without_being_asked_for(
+    find: Callable[..., ResolvedModel], base: str, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    adapter, shortcut = tune(Path("artefacts") / tiny_llama.name, base)
+    found = find()
+    assert (found.info.weights, found.info.base_fingerprint) == ("tuned", base)
+    assert found.info.fingerprint == fingerprint.tuned(base, adapter.sha256)
+    assert found.info.exit_head == f"shortcut:{shortcut.sha256[:16]}"
+    assert found.info.artefacts == (str(Path("artefacts") / tiny_llama.name),)
+    assert found.seen == {"k"}
+
+    loaded = load(found, device="cpu", seed=0)
+    stored, low = load_file(tiny_llama / "model.safetensors"), adapter.tensors()
+    for name, weight in loaded.module.state_dict().items():
+        update = 0.5 * (low[f"{TUNED}.lora_B"] @ low[f"{TUNED}.lora_A"]) if name == f"{TUNED}.weight" else 0.0
+        torch.testing.assert_close(weight, stored[name] + update, msg=name)
+    assert (loaded.module.get_submodule(TUNED).weight - stored[f"{TUNED}.weight"]).abs().max() > 0.1
+    assert list(loaded.backbone.shortcuts) == list(POINTS)
+    assert {linear.nbytes for linear in loaded.backbone.shortcuts.values()} == {found.info.shortcut_bytes}
+
+
+def test_what_is_not_asked_for_is_not_used(find: Callable[..., ResolvedModel], base: str, tmp_path: Path) -> None:
+    tune(tmp_path, base)
+    plain = find(weights="pretrained", exit_head="shared", artefacts=str(tmp_path))
+    assert (plain.info.weights, plain.info.fingerprint, plain.info.exit_head) == ("pretrained", base, "shared")
+    assert (plain.adapter, plain.shortcut, plain.info.shortcut_bytes) == (None, None, 0)
+    random = find(weights="random", artefacts=str(tmp_path))
+    assert (random.adapter, random.shortcut, random.info.weights) == (None, None, "random")
+    assert find(artefacts=str(tmp_path), exit_points="4,6,8").shortcut is None  # no map leads from 8
+
+
+def test_an_adapter_of_other_weights_is_passed_over_or_refused(
+    find: Callable[..., ResolvedModel], base: str, tmp_path: Path
+) -> None:
+    adapter, _ = tune(tmp_path, OTHER)
+    found = find(artefacts=str(tmp_path))
+    assert (found.info.weights, found.info.fingerprint, found.info.exit_head) == ("pretrained", base, "shared")
+    with pytest.raises(ArtefactError) as refused:
+        find(weights="tuned", artefacts=str(tmp_path))
+    assert f"{adapter.path} was trained on weights {OTHER}, these are {base}." in str(refused.value)
+
+
+def test_shortcuts_of_another_adapter_are_passed_over_or_refused(
+    find: Callable[..., ResolvedModel], base: str, tmp_path: Path
+) -> None:
+    tune(tmp_path, base)
+    again = write_adapter(tmp_path, base, factors(model__layers__0__mlp__up_proj=(32, 64)))  # tuned once more
+    known = fingerprint.tuned(base, again.sha256)
+    found = find(artefacts=str(tmp_path))
+    assert (found.info.fingerprint, found.info.exit_head) == (known, "shared")
+    for weights, ours in (("tuned", known), ("pretrained", base)):
+        with pytest.raises(ArtefactError, match=rf"no shortcuts for .* \(weights {ours}, exit points 4, 6, 10\)"):
+            find(weights=weights, exit_head="shortcut", artefacts=str(tmp_path))
+
+
+def test_shortcuts_are_asked_for_only_where_there_are_exits(
+    find: Callable[..., ResolvedModel], base: str, tmp_path: Path
+) -> None:
+    write_shortcut(tmp_path, base, points=(4, 6))
+    asked = {"weights": "pretrained", "exit_head": "shortcut", "artefacts": str(tmp_path)}
+    assert find(**asked, exit_points="4,6").info.exit_head.startswith("shortcut:")
+    with pytest.raises(ArtefactError, match="exit points 4, 6, 10"):
+        find(**asked, exit_points="paper")
+
+
+def test_an_adapter_changed_after_training_is_refused_at_load(
+    find: Callable[..., ResolvedModel], base: str, tmp_path: Path
+) -> None:
+    adapter, _ = tune(tmp_path, base)
+    file = adapter.path.with_suffix(".safetensors")
+    file.write_bytes(file.read_bytes()[:-1] + b"\x7f")
+    with pytest.raises(ArtefactError, match=r"is not the file adapter\.json describes"):
+        load(find(artefacts=str(tmp_path)), device="cpu", seed=0)
+
+
+def test_a_name_says_nothing(find: Callable[..., ResolvedModel], base: str, tmp_path: Path) -> None:
+    adapter, _ = tune(tmp_path, base)
+    said = json.loads(adapter.path.read_text()) | {"model": "quite-another-model"}
+    adapter.path.write_text(json.dumps(said))
+    assert find(artefacts=str(tmp_path)).info.weights == "tuned"
+    assert read_artefact(adapter.path, "adapter").facts["model"] == "quite-another-model"

@@ -1,0 +1,322 @@
+"""What is learned from is never drawn: splits of every source, and documents that a model has seen."""
+
+from __future__ import annotations
+
+import json
+import sys
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from harness.contracts import Split, TaskRequest, document_key
+from harness.errors import DataError
+from harness.models.loading import resolve
+from tasks.draw import collect, draw
+from tasks.javacorpus import JavaCorpus
+from tasks.languages import PYTHON
+from tasks.protocols.codexglue_line import CodexglueLine
+from tasks.protocols.green_code import GreenCode
+from tasks.py150 import Py150
+from tasks.rows import LineRow, Rows, parse_record, whole
+from tasks.sources import HubDataset, embedded
+from tasks.sources.embedded import SourceFiles
+
+SPLITS: tuple[Split, ...] = get_args(Split)
+DOCUMENTS, LINES = GreenCode(PYTHON), CodexglueLine(PYTHON)
+
+
+def names_of(rows: Rows) -> list[str]:
+    return [row.sample_id for row in (rows.read(index) for index in range(len(rows)))]
+
+
+def in_memory(names: Iterable[str]) -> SourceFiles:
+    return SourceFiles("embedded: toy", PYTHON, list(names), content=lambda name: f"x = '{name}'".encode(), detail={})
+
+
+# ------------------------------------------------------------------------------------ embedded files
+
+
+def test_every_file_is_in_one_split() -> None:
+    rows = in_memory(f"folder{number % 9}/module_{number}.py" for number in range(3000))
+    parts = {split: names_of(rows.part(split)) for split in SPLITS}
+    assert sorted(name for names in parts.values() for name in names) == names_of(rows)
+    shares = {split: len(names) / 3000 for split, names in parts.items()}
+    assert shares == pytest.approx({"train": 0.60, "validation": 0.05, "test": 0.35}, abs=0.03)
+
+
+def test_the_name_alone_decides() -> None:
+    """Another Python or JDK has more files; those it shares with this one stay where they are."""
+    few, many = in_memory(f"{n}.py" for n in range(0, 300, 3)), in_memory(f"{n}.py" for n in range(300))
+    for split in SPLITS:
+        assert set(names_of(few.part(split))) == set(names_of(many.part(split))) & set(names_of(few))
+
+
+def test_a_part_of_a_part_is_empty_or_itself() -> None:
+    rows = in_memory(f"{n}.py" for n in range(50))
+    assert names_of(rows.part("train").part("train")) == names_of(rows.part("train"))
+    assert len(rows.part("train").part("test")) == 0
+
+
+def test_a_part_says_what_it_is() -> None:
+    rows = in_memory(f"{n}.py" for n in range(50))
+    assert rows.part("test").label == "embedded: toy"  # the label of results
+    assert rows.part("train").label == "embedded: toy, train files"
+    assert rows.part("validation").detail["split"] == "validation, by hash of the file name"
+
+
+@pytest.fixture(scope="module")
+def library() -> dict[Split, set[str]]:
+    """Split → files of the standard library."""
+    rows = embedded.standard_library()
+    return {split: set(names_of(rows.part(split))) for split in SPLITS}
+
+
+def test_the_standard_library_is_split(library: dict[Split, set[str]], words: Any, green: Any) -> None:
+    task, parts = Py150(), library
+    assert sum(map(len, parts.values())) == len(embedded.standard_library()) == len(set.union(*parts.values()))
+    assert len(parts["test"]) >= 100  # enough for a comparison
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    for split in SPLITS:
+        corpus = task.corpus("embedded", split, limit=4)
+        assert {document.sample_id for document in corpus.documents} <= parts[split]
+        what = "" if split == "test" else f", {split} files"
+        assert corpus.source.label == f"embedded: Python {version} standard library{what}"
+        drawn = task.load(green(limit=4, split=split), words)
+        assert {sample.sample_id for sample in drawn.samples} <= parts[split]
+
+
+def test_the_jdk_is_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lib").mkdir()
+    names = [f"java.base/java/lang/A{number}.java" for number in range(60)]
+    with zipfile.ZipFile(tmp_path / "lib" / "src.zip", "w") as archive:
+        for name in names:
+            archive.writestr(name, f"class {Path(name).stem} {{ }}")
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path))
+    found = {
+        split: {document.sample_id for document in JavaCorpus().corpus("embedded", split).documents} for split in SPLITS
+    }
+    assert Counter(name for part in found.values() for name in part) == Counter(names)
+    assert all(found.values())
+
+
+def test_a_split_without_a_file_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = in_memory(f"{n}.py" for n in range(3))
+    empty = next(split for split in SPLITS if not len(rows.part(split)))
+    monkeypatch.setattr(Py150, "embedded", lambda self: rows)
+    with pytest.raises(DataError, match=r"holds no document to learn from.*--split"):
+        Py150().corpus("embedded", empty)
+
+
+# --------------------------------------------------------------------------------------- hub and paths
+
+
+def test_a_dataset_at_another_split() -> None:
+    dataset = HubDataset("owner/name", "python", "test")
+    assert [dataset.at(split).split for split in SPLITS] == list(SPLITS)
+    assert dataset.at("train") == HubDataset("owner/name", "python", "train")
+    single = HubDataset("owner/name", "python", "train", single_split=True)
+    assert all(single.at(split) is single for split in SPLITS)
+
+
+@pytest.mark.parametrize("task", [Py150(), JavaCorpus()])
+def test_documents_have_splits_and_lines_have_one(task: Any) -> None:
+    assert not task.documents.single_split
+    assert task.documents.split == "test"
+    assert task.lines.single_split
+
+
+def test_the_hub_is_asked_for_the_split(monkeypatch: pytest.MonkeyPatch, words: Any, green: Any, line: Any) -> None:
+    import datasets
+
+    asked: list[tuple[str, str, str]] = []
+
+    def load_dataset(repository: str, config: str, *, split: str) -> Any:
+        asked.append((repository.rpartition("_")[2], config, split))
+        row = {"id": 0, "code": "w " * 100} if repository.endswith("token") else {"id": 0, "input": "x =", "gt": "y"}
+        return datasets.Dataset.from_list([row])
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    for split in SPLITS:
+        Py150().corpus("hub", split)
+        JavaCorpus().load(green("hub", split=split), words)
+        Py150().load(line("hub", split=split), words)
+    Py150().load(green("hub"), words)  # unless told otherwise
+    assert asked == [
+        *(
+            row
+            for split in SPLITS
+            for row in (("token", "python", split), ("token", "java", split), ("line", "python", "train"))
+        ),
+        ("token", "python", "test"),
+    ]
+
+
+@pytest.fixture
+def hub_folder(tmp_path: Path) -> Path:
+    """A dataset folder in hub layout, each split with rows of its own."""
+    import pandas
+
+    (tmp_path / "set" / "python").mkdir(parents=True)
+    for split in ("train", "test"):
+        rows = [{"id": f"{split}-{number}", "code": "w " * 90 + f"{split} {number}"} for number in range(5)]
+        pandas.DataFrame(rows).to_parquet(tmp_path / "set" / "python" / f"{split}-00000-of-00001.parquet")
+    return tmp_path / "set"
+
+
+def test_a_folder_in_hub_layout_has_its_splits(hub_folder: Path, words: Any, green: Any) -> None:
+    learned = {document.sample_id for document in Py150().corpus(str(hub_folder), "train").documents}
+    drawn = {sample.sample_id for sample in Py150().load(green(hub_folder), words).samples}
+    assert learned == {f"train-{number}" for number in range(5)}
+    assert drawn == {f"test-{number}" for number in range(5)}
+
+
+def test_a_folder_without_the_split_is_refused_naming_what_it_has(hub_folder: Path) -> None:
+    with pytest.raises(DataError, match=r"split 'validation'.*it has python/test-.*python/train-"):
+        Py150().corpus(str(hub_folder), "validation")
+
+
+def test_a_source_of_one_file_is_taken_whole(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({"id": n, "code": f"x = {n}"}) + "\n" for n in range(9)))
+    for split in SPLITS:
+        assert {document.sample_id for document in Py150().corpus(str(file), split).documents} == set("012345678")
+
+
+# -------------------------------------------------------------------------------------- what was seen
+
+
+def text_of(number: int) -> str:
+    return "\n".join(f"def function_{number}_{line}(argument):\n    return argument + {line}" for line in range(20))
+
+
+def test_a_document_has_one_key_however_it_is_written() -> None:
+    text = text_of(1)
+    tokens = text.split()
+    for same in (
+        " ".join(tokens),
+        f"<s> {' '.join(tokens)}",
+        "\r\n".join(text.splitlines()),
+        f"\n\n{text}\n",
+        text[:700],  # broken off in the middle
+        text + text_of(2),
+    ):
+        assert document_key(same) == document_key(text)
+    assert len(document_key(text)) == 16
+    assert document_key(text_of(2)) != document_key(text)
+    assert document_key(text.replace("1_0", "1_x")) != document_key(text)
+
+
+def record(number: int, form: str) -> dict[str, object]:
+    """One document as a source may hold it."""
+    text = text_of(number)
+    if form == "text":
+        return {"id": number, "code": text}
+    tokens = text.split()
+    if form == "tokens":
+        return {"id": number, "code": ["<s>", *tokens, "</s>"]}
+    return {"id": number, "input": f"<s> {' '.join(tokens[:-20])}", "gt": " ".join(tokens[-20:-15])}
+
+
+@pytest.mark.parametrize("form", ["text", "tokens", "line"])
+@pytest.mark.parametrize("learned_as", ["text", "tokens", "line"])
+def test_what_was_learned_from_is_not_drawn_in_any_form(
+    make_rows: Callable[..., Any], words: Any, form: str, learned_as: str
+) -> None:
+    corpus = collect(make_rows([record(number, learned_as) for number in range(6)]), limit=None, seed=0)
+    seen = frozenset(document_key(document.text) for document in corpus.documents)
+    rows = make_rows([record(number, form) for number in range(10)])
+    protocol = LINES if form == "line" else DOCUMENTS
+    data = draw(rows, protocol, words, TaskRequest(protocol.name, "x", seen=seen))
+    assert {sample.sample_id for sample in data.samples} == {"6", "7", "8", "9"}
+    assert not data.bad_rows
+    assert data.source.detail["skipped"] == "6 × document the model was tuned on"
+
+
+@pytest.mark.parametrize("limit", [3, 10, None])
+def test_the_rest_comes_in_the_order_it_had(make_rows: Callable[..., Any], words: Any, limit: int | None) -> None:
+    rows = make_rows([record(number, "text") for number in range(30)])
+    seen = frozenset(document_key(text_of(number)) for number in range(0, 30, 2))
+    everything = draw(rows, DOCUMENTS, words, TaskRequest("green-code", "x"))
+    rest = tuple(sample for sample in everything.samples if int(sample.sample_id) % 2)
+    data = draw(rows, DOCUMENTS, words, TaskRequest("green-code", "x", limit=limit, seen=seen))
+    assert data.samples == rest[:limit]
+    assert len(data.samples) == min(limit or 15, 15)
+
+
+def test_where_everything_was_seen_it_says_so(make_rows: Callable[..., Any], words: Any) -> None:
+    rows = make_rows([record(number, "text") for number in range(3)])
+    seen = frozenset(document_key(text_of(number)) for number in range(3))
+    with pytest.raises(DataError, match=r"none of its 3 rows can be used .*3 × document the model was tuned on"):
+        draw(rows, DOCUMENTS, words, TaskRequest("green-code", "x", seen=seen))
+
+
+def test_bad_rows_are_no_documents(make_rows: Callable[..., Any]) -> None:
+    rows = make_rows([record(0, "text"), {"id": 1}, record(2, "line")])
+    corpus = collect(rows, limit=None, seed=0)
+    assert {document.sample_id for document in corpus.documents} == {"0", "2"}
+    assert corpus.source.detail["bad_rows"] == "1"
+
+
+@pytest.mark.parametrize(("task", "language"), [(Py150(), "python"), (JavaCorpus(), "java")])
+def test_official_lines_and_documents_of_one_file_have_one_key(task: Any, language: str, data: Path) -> None:
+    """A model that learned from the documents is not measured on their lines."""
+    file = data / "codexglue_line" / f"{language}.jsonl"
+    lines = [parse_record(number, json.loads(row)) for number, row in enumerate(file.read_text().splitlines(), start=1)]
+    keys = {row.sample_id: document_key(whole(row)) for row in lines if isinstance(row, LineRow)}
+    documents = task.corpus(str(data / "code_x_glue_cc_code_completion_token"), "test").documents
+    shared = [document for document in documents if document.sample_id in keys]
+    assert len(shared) > 50
+    assert all(document_key(document.text) == keys[document.sample_id] for document in shared)
+    assert len(set(keys.values())) > 0.9 * len(keys)
+
+
+# -------------------------------------------------------------------------------------------- real runs
+
+
+def drawn_by(folder: Path) -> list[str]:
+    rows = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    return [row["sample_id"] for row in rows if not row["error"]]
+
+
+def test_a_run_draws_test_files(tiny_run: Callable[..., Any], library: dict[Split, set[str]], tmp_path: Path) -> None:
+    ran = tiny_run("--source", "embedded", "--limit", 6, "--out", "out")
+    assert ran.code == 0, ran.err
+    drawn = drawn_by(tmp_path / "out")
+    assert len(drawn) == 6
+    assert set(drawn) <= library["test"]
+    (task,) = json.loads((tmp_path / "out" / "manifest.json").read_text())["tasks"]
+    assert task["detail"]["split"] == "test, by hash of the file name"
+
+
+def learn_from(folder: Path, model: Path, texts: Sequence[str]) -> None:
+    """What ``harness train`` leaves beside its tensors, as far as a run asks: whose it is, and what was seen."""
+    info = resolve(str(model), weights="pretrained", dtype="float32", exit_points="paper").info
+    folder.mkdir(parents=True)
+    facts = {"model_fingerprint": info.fingerprint, "documents": [document_key(text) for text in texts]}
+    (folder / "tuning.json").write_text(json.dumps(facts))
+
+
+def test_a_run_passes_over_what_anything_trained_for_its_model_has_seen(
+    tiny_run: Callable[..., Any], tiny_llama: Path, tiny_opt: Path, documents: list[str], tmp_path: Path
+) -> None:
+    learn_from(tmp_path / "artefacts" / tiny_llama.name, tiny_llama, documents[:5])
+    learn_from(tmp_path / "artefacts" / tiny_opt.name, tiny_opt, documents[5:])  # nobody else's business
+    ran = tiny_run("--limit", 0, "--out", "out")
+    assert ran.code == 0, ran.err
+    assert sorted(drawn_by(tmp_path / "out")) == ["doc-5", "doc-6", "doc-7"]
+    (task,) = json.loads((tmp_path / "out" / "manifest.json").read_text())["tasks"]
+    assert task["detail"]["skipped"] == "5 × document the model was tuned on"
+
+
+def test_a_run_on_nothing_unseen_is_refused(
+    refused: Callable[..., str], tiny_llama: Path, documents: list[str], tmp_path: Path
+) -> None:
+    learn_from(tmp_path / "seen", tiny_llama, documents)
+    line = refused("--limit", 0, "--artefacts", "seen")
+    assert "none of its 8 rows can be used" in line
+    assert "8 × document the model was tuned on" in line

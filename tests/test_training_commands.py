@@ -1,0 +1,469 @@
+"""What a user can get wrong with ``harness trace`` and ``harness train`` is one line with the remedy, and no file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Command = Callable[..., Any]
+Refusal = Callable[..., str]
+
+KINDS = ("shortcut", "classifier", "lte", "rl")
+"""What learns from a trace."""
+
+
+def files_below(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def refusal(cli: Command, tmp_path: Path) -> Refusal:
+    """Run a command, and return the one line it must be refused with; no file came or changed."""
+
+    def run(*arguments: object) -> str:
+        before = files_below(tmp_path)
+        line: str = cli(*arguments).error
+        assert files_below(tmp_path) == before
+        return line
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def ready_trace(tiny_llama: Path, rows_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trace of the tiny model's eight documents."""
+    from harness.training.traces.job import TraceRequest, trace
+    from harness.training.watch import Silent
+
+    folder = tmp_path_factory.mktemp("ready") / "t"
+    trace(
+        str(tiny_llama), ["py150"], [str(rows_file)], folder, TraceRequest(length=64), weights="pretrained",
+        exit_head="shared", artefacts=None, exit_points="paper", dtype="float32", device="cpu", resume=False,
+        watch=Silent(),
+    )  # fmt: skip
+    return folder
+
+
+@pytest.fixture
+def traces(ready_trace: Path, tmp_path: Path) -> Path:
+    """A copy that a test may change, in ``t``."""
+    return Path(shutil.copytree(ready_trace, tmp_path / "t"))
+
+
+@pytest.fixture
+def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is wrong is found before weights are read."""
+
+    def too_late(*_: object, **__: object) -> None:
+        pytest.fail("the model was loaded first")
+
+    monkeypatch.setattr("harness.training.lite.job.load_module", too_late)
+    monkeypatch.setattr("harness.models.loading.load_module", too_late)
+
+
+# -------------------------------------------------------------------------------------------- commands
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train", "lit"], "lit"),
+        (["train", "lite", "--step", "3"], "--step"),
+        (["train", "lite", "--steps", "few"], "--steps"),
+        (["train", "lite", "surplus"], "surplus"),
+        (["trace", "--out"], "--out"),
+        *((["train", kind], "--traces") for kind in KINDS),
+    ],
+)
+def test_a_command_that_cannot_be_read(refusal: Refusal, arguments: list[str], said: str) -> None:
+    assert said in refusal(*arguments)
+
+
+def test_help_names_every_kind_of_training(cli: Command) -> None:
+    said = cli("train", "--help").out
+    assert all(f" {kind} " in said for kind in ("lite", *KINDS))
+    assert "trace" in cli("--help").out
+
+
+# ------------------------------------------------------------------------------------------ harness trace
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--dtype", "float64"), "--dtype 'float64' is unknown. Use float32, bfloat16, float16."),
+        (("--exit-head", "own"), "--exit-head 'own' is unknown. Use auto, shared, shortcut."),
+        (("--weights", "tune"), "--weights 'tune' is unknown. Use auto, tuned, pretrained, random."),
+        (("--split", "dev"), "--split 'dev' is unknown. Use train, validation or test."),
+        (("--documents", -1), "--documents -1 is too small; at least 0."),
+        (("--length", 15), "--length 15 is too small; at least 16."),
+        (("--new-tokens", -1), "--new-tokens -1 is too small; at least 0."),
+        (("--seed", -1), "--seed -1 is too small; at least 0."),
+        (("--device", "abacus"), "unknown to torch"),
+        (("--device", "cuda:99"), "'cuda:99' is not here"),
+        (("--exit-points", "4,12"), "--exit-points 4,12: layers run from 1 to 11"),
+        (("--exit-points", "papr"), "Write 'paper', 'all', or layers such as 4,8,12."),
+        (("--task", "py15"), "Did you mean 'py150'?"),
+        (("--model", "smollm2-135"), "Did you mean 'smollm2-135m'?"),
+        (("--model", "."), "holds no transformers model"),
+        (("--source", "nowhere"), "--source 'nowhere' does not exist."),
+        (("--source", "embeded"), "Did you mean 'embedded'?"),
+        (("--artefacts", "nowhere"), "--artefacts nowhere is no folder."),
+    ],
+)
+def test_a_trace_that_cannot_be_made(
+    refusal: Refusal, tiny_llama: Path, rows_file: Path, arguments: tuple[object, ...], said: str
+) -> None:
+    given = ("trace", "--model", tiny_llama, "--task", "py150", "--source", rows_file, "--out", "t")
+    assert said in refusal(*given, *arguments)
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_a_trace_of_parts_that_were_never_trained_names_the_commands(refusal: Refusal, tiny_llama: Path) -> None:
+    name = tiny_llama.name
+    line = refusal("trace", "--model", tiny_llama, "--weights", "tuned")
+    assert f"there is no adapter for {name}" in line
+    assert f"`harness train lite --model {name}`" in line
+    line = refusal("trace", "--model", tiny_llama, "--exit-head", "shortcut")
+    commands = (
+        f"harness trace --model {name} --exit-head shared --out traces/{name}",
+        f"harness train shortcut --model {name} --traces traces/{name}",
+    )
+    places = [line.index(command) for command in commands]
+    assert places == sorted(places)
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize("command", [("trace",), ("train", "lite")])
+def test_a_model_too_shallow_for_exits(refusal: Refusal, make_model: Command, command: tuple[str, ...]) -> None:
+    line = refusal(*command, "--model", make_model("llama", num_hidden_layers=4), "--out", "o")
+    assert "has no exit points to tra" in line
+    assert "Give --exit-points." in line
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize("command", [("trace",), ("train", "lite", "--length", 64)])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [("", "rows.jsonl is empty"), ("\n\n", "rows.jsonl is empty"), ("{broken\n", "rows.jsonl holds no document")],
+)
+def test_an_empty_corpus(
+    refusal: Refusal, tiny_llama: Path, tmp_path: Path, command: tuple[object, ...], content: str, said: str
+) -> None:
+    (tmp_path / "rows.jsonl").write_text(content)
+    line = refusal(*command, "--model", tiny_llama, "--task", "py150", "--source", "rows.jsonl", "--out", "o")
+    assert said in line
+
+
+def test_documents_too_short_for_a_trace(refusal: Refusal, tiny_llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"id": 1, "code": "x = 1"}) + "\n")
+    line = refusal("trace", "--model", tiny_llama, "--task", "py150", "--source", "rows.jsonl", "--out", "o")
+    assert "not one document is longer than" in line
+    assert "--source" in line
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_a_trace_that_is_there(refusal: Refusal, tiny_llama: Path, rows_file: Path, traces: Path) -> None:
+    given = ("trace", "--model", tiny_llama, "--task", "py150", "--source", rows_file, "--length", 64, "--out", "t")
+    assert "t holds a trace already. Add --resume to go on, or give another --out." in refusal(*given)
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--length", 32), "length 64, now it is 32"),
+        (("--split", "test"), "split 'train', now it is 'test'"),
+        (("--seed", 1), "seed 0, now it is 1"),
+        (("--new-tokens", 5), "new_tokens 0, now it is 5"),
+        (("--exit-points", "4,6"), "exit_points [4, 6, 10], now it is [4, 6]"),
+        (("--dtype", "bfloat16"), "dtype 'float32', now it is 'bfloat16'"),
+    ],
+)
+def test_going_on_with_a_trace_of_something_else(
+    refusal: Refusal, tiny_llama: Path, rows_file: Path, traces: Path, arguments: tuple[object, ...], said: str
+) -> None:
+    given = ("trace", "--model", tiny_llama, "--task", "py150", "--source", rows_file, "--length", 64, "--out", "t")
+    line = refusal(*given, "--resume", *arguments)
+    assert f"t is a trace with {said}. Give another --out." in line
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_a_trace_into_a_file(refusal: Refusal, tiny_llama: Path, rows_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("thesis")
+    for out in ("mine", "mine/below"):
+        assert f"cannot make {out}" in refusal("trace", "--model", tiny_llama, "--source", rows_file, "--out", out)
+
+
+# ------------------------------------------------------------------------------------- harness train lite
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--preset", "fast"), "--preset 'fast' is unknown. Use auto, paper, cpu."),
+        (("--method", "qlora"), "--method 'qlora' is unknown. Use lora or full."),
+        (("--exit-head", "own"), "--exit-head 'own' is unknown. Use shared or shortcut."),
+        (("--weights-rule", "flat"), "--weights-rule 'flat' is unknown. Use green-code or uniform."),
+        (("--weights", "tuned"), "--weights 'tuned' is unknown. Use pretrained, random."),
+        (("--split", "dev"), "--split 'dev' is unknown. Use train, validation or test."),
+        (("--steps", 0), "--steps 0 is too small"),
+        (("--length", 1), "--length 1 is too small"),
+        (("--batch", 0), "--batch 0 is too small"),
+        (("--accumulate", 0), "--accumulate 0 is too small"),
+        (("--rank", -1), "--rank -1 is too small"),
+        (("--save-steps", 0), "--save-steps 0 is too small; at least 1."),
+        (("--documents", 0), "--documents 0 is too small; at least 1."),
+        (("--seed", -1), "--seed -1 is too small; at least 0."),
+        (("--seed", 2**32), "--seed 4294967296 is too large"),
+        (("--learning-rate", 0), "--learning-rate 0.0 is not positive."),
+        (("--learning-rate", "nan"), "--learning-rate nan is not positive."),
+        (("--learning-rate", "inf"), "--learning-rate inf is not positive."),
+        (("--exits-per-step", -1), "--exits-per-step -1 is too small; 0 for all."),
+        (("--token-share", 0), "--token-share lies in (0, 1]"),
+        (("--token-share", 1.5), "--token-share lies in (0, 1]"),
+        (("--distill", "nan"), "--distill in [0, 1]"),
+        (("--length", 300), "--length 300: {name} has 256 positions."),
+        (("--exit-points", "12"), "layers run from 1 to 11"),
+        (("--task", "javacorpu"), "Did you mean 'javacorpus'?"),
+        (("--model", "smollm2-135"), "Did you mean 'smollm2-135m'?"),
+        (("--source", "nowhere"), "--source 'nowhere' does not exist."),
+        (("--length", 250), "do not fill one pack of 250 tokens"),
+    ],
+)
+def test_a_tuning_that_cannot_begin(
+    refusal: Refusal, tiny_llama: Path, rows_file: Path, arguments: tuple[object, ...], said: str
+) -> None:
+    given = ("train", "lite", "--model", tiny_llama, "--task", "py150", "--source", rows_file, "--length", 64)
+    line = refusal(*given, "--preset", "cpu", "--out", "o", *arguments)
+    assert said.format(name=tiny_llama.name) in line
+
+
+def test_a_tuning_without_a_checkpoint_to_resume_from(refusal: Refusal, tiny_llama: Path, rows_file: Path) -> None:
+    given = ("train", "lite", "--model", tiny_llama, "--task", "py150", "--source", rows_file, "--length", 64)
+    line = refusal(*given, "--preset", "cpu", "--out", "o", "--resume")
+    assert "o holds no checkpoint to resume from. Leave --resume away to begin." in line
+
+
+# ------------------------------------------------------------------------------------- from traces
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_trace_names_the_command_that_makes_one(refusal: Refusal, tiny_llama: Path, kind: str) -> None:
+    line = refusal("train", kind, "--model", tiny_llama, "--traces", "traces/x", "--out", "o")
+    assert "cannot read the trace traces/x" in line
+    assert "`harness trace --out traces/x`" in line
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_trace_of_another_model(
+    refusal: Refusal, traces: Path, tiny_llama: Path, tiny_opt: Path, kind: str
+) -> None:
+    theirs = json.loads((traces / "index.json").read_text())["model_fingerprint"]
+    line = refusal("train", kind, "--model", tiny_opt, "--traces", "t", "--out", "o")
+    assert f"t is a trace with weights {theirs} ({tiny_llama.name}); {tiny_opt.name} has " in line
+    assert f"Trace again: `harness trace --model {tiny_opt.name} --out DIR`." in line
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("index.json", b"{", "index.json is not JSON. Trace again."),
+        ("index.json", b'{"format": 2}', "no trace index of format 1"),
+        ("shard-00000.safetensors", b"half", "shard-00000.safetensors has 4 bytes and should have"),
+    ],
+)
+def test_a_damaged_trace(
+    refusal: Refusal, traces: Path, tiny_llama: Path, kind: str, file: str, content: bytes, said: str
+) -> None:
+    (traces / file).write_bytes(content)
+    assert said in refusal("train", kind, "--model", tiny_llama, "--traces", "t", "--out", "o")
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize("kind", ["shortcut", "classifier", "lte"])
+def test_a_trace_of_one_document(refusal: Refusal, traces: Path, tiny_llama: Path, kind: str) -> None:
+    index = json.loads((traces / "index.json").read_text())
+    index["documents"] = [{**document, "stream": str(n)} for n, document in enumerate(index["documents"])]
+    (traces / "index.json").write_text(json.dumps(index))
+    line = refusal("train", kind, "--model", tiny_llama, "--traces", "t", "--out", "o")
+    assert "the trace has one document of 0: none is left to check on. Trace more --documents." in line
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize("kind", ["classifier", "lte"])
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--observation", "all"), "--observation 'all' is unknown. Use paper, normal, rich, exit."),
+        (("--hidden", -1), "--hidden is 0 or more"),
+        (("--epochs", 0), "--epochs 1 or more"),
+        (("--keep", 0), "--keep in (0, 1]"),
+        (("--keep", 1.01), "--keep in (0, 1]"),
+        (("--keep", "nan"), "--keep in (0, 1]"),
+        (("--learning-rate", 0), "--learning-rate positive"),
+        (("--task", "rust"), "has no document of rust; it has py150, path: rows.jsonl."),
+    ],
+)
+def test_heads_that_cannot_be_trained(
+    refusal: Refusal, traces: Path, tiny_llama: Path, kind: str, arguments: tuple[object, ...], said: str
+) -> None:
+    assert said in refusal("train", kind, "--model", tiny_llama, "--traces", "t", "--out", "o", *arguments)
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--ridge", -1), "--ridge -1.0 is negative."),
+        (("--name", "maps"), "shortcuts are looked for as shortcut*.json"),
+        (("--artefacts", "nowhere"), "--artefacts nowhere is no folder."),
+    ],
+)
+def test_maps_that_cannot_be_fitted(
+    refusal: Refusal, traces: Path, tiny_llama: Path, arguments: tuple[object, ...], said: str
+) -> None:
+    assert said in refusal("train", "shortcut", "--model", tiny_llama, "--traces", "t", "--out", "o", *arguments)
+
+
+@pytest.mark.parametrize("kind", ["shortcut", "classifier", "lte"])
+def test_an_output_that_cannot_be_written(
+    refusal: Refusal, traces: Path, tiny_llama: Path, tmp_path: Path, kind: str
+) -> None:
+    (tmp_path / "mine").write_text("thesis")
+    epochs = () if kind == "shortcut" else ("--epochs", 1)
+    line = refusal("train", kind, "--model", tiny_llama, "--traces", "t", "--out", "mine", *epochs)
+    assert f"cannot write mine/{kind}.json" in line
+
+
+def test_agents_need_the_packages_of_training(
+    refusal: Refusal, traces: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib.util
+
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *more: None if name == "stable_baselines3" else real(name, *more)
+    )
+    line = refusal("train", "rl", "--model", tiny_llama, "--traces", "t", "--out", "o")
+    assert "pip install 'early-exit-harness[train]'" in line
+
+
+# ---------------------------------------------------------------------------- runs on what was trained
+
+
+@pytest.fixture
+def trained(cli: Command, tiny_llama: Path, traces: Path, tmp_path: Path) -> Path:
+    """Heads of the tiny model, in ``a``."""
+    for kind in ("classifier", "lte"):
+        ran = cli("train", kind, "--model", tiny_llama, "--traces", "t", "--out", "a", "--epochs", 1, "--hidden", 4)
+        assert ran.code == 0, ran.err
+    return tmp_path / "a"
+
+
+@pytest.fixture
+def unseen(tmp_path: Path) -> Path:
+    """A document that nothing was trained on."""
+    file = tmp_path / "unseen.jsonl"
+    code = "class New:\n    def run(self, x):\n        return x + 1\n" * 9
+    file.write_text(json.dumps({"id": "new", "code": code}) + "\n")
+    return file
+
+
+@pytest.mark.parametrize(
+    ("strategy", "commands"),
+    [
+        ("rl", ("harness train lite --model {0}", "harness trace --model {0} --out traces/{0}",
+                "harness train rl --model {0} --traces traces/{0}")),
+        ("classifier", ("harness trace --model {0} --out traces/{0}",
+                        "harness train classifier --model {0} --traces traces/{0}")),
+        ("lte", ("harness trace --model {0} --out traces/{0}", "harness train lte --model {0} --traces traces/{0}")),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["", "mine"])
+def test_a_strategy_that_nothing_was_trained_for_names_the_commands_in_order(
+    refused: Refusal, tiny_llama: Path, strategy: str, commands: tuple[str, ...], name: str
+) -> None:
+    option = {"": "", "mine": f":{'agent' if strategy == 'rl' else 'heads'}=mine"}[name]
+    line = refused("--strategy", f"{strategy}{option}")
+    assert f"there is no {name or strategy}.json for {tiny_llama.name} in artefacts/{tiny_llama.name}." in line
+    places = [line.index(f"`{command.format(tiny_llama.name)}`") for command in commands]
+    assert places == sorted(places)
+
+
+def test_a_name_that_nobody_trained_is_refused_with_those_there_are(refused: Refusal, trained: Path) -> None:
+    line = refused("--strategy", "classifier:heads=large", "--artefacts", "a")
+    assert "there is no large.json" in line
+    assert "There are: classifier." in line
+    line = refused("--strategy", "classifier:heads=a/large.json")
+    assert "cannot read the classifier a/large.json: No such file or directory." in line
+
+
+def test_what_was_trained_is_found_in_the_usual_place_and_where_it_is_told(
+    tiny_run: Command, trained: Path, tiny_llama: Path, unseen: Path
+) -> None:
+    arguments = ("--strategy", "classifier", "--strategy", "lte", "--source", unseen, "--limit", 1)
+    assert "there is no classifier.json" in tiny_run(*arguments).error
+    assert tiny_run(*arguments, "--artefacts", "a", "--out", "told").code == 0
+    shutil.copytree(trained, f"artefacts/{tiny_llama.name}")
+    assert tiny_run(*arguments, "--out", "usual").code == 0
+
+
+def test_heads_of_another_kind(refused: Refusal, trained: Path) -> None:
+    assert "lte.json holds no classifier." in refused("--strategy", f"classifier:heads={trained / 'lte.json'}")
+    assert "classifier.json holds no rl." in refused("--strategy", f"rl:agent={trained / 'classifier.json'}")
+
+
+@pytest.mark.parametrize("strategy", ["classifier", "lte"])
+def test_heads_for_other_exit_points_or_weights(refused: Refusal, trained: Path, tiny_opt: Path, strategy: str) -> None:
+    spec = f"{strategy}:heads={trained / f'{strategy}.json'}"
+    line = refused("--strategy", spec, "--exit-points", "4,6")
+    assert "was trained at exit points 4, 6, 10; this run has 4, 6." in line
+    assert "Use --exit-points 4,6,10." in line
+    assert f"harness train {strategy} --model" in line
+    theirs = json.loads((trained / f"{strategy}.json").read_text())["model_fingerprint"]
+    line = refused("--strategy", spec, "--model", tiny_opt)
+    assert f"was trained with weights {theirs}" in line
+    assert f"{tiny_opt.name} runs with " in line
+
+
+class Trap:
+    """Writes a file when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path("sprung"),)
+
+
+@pytest.mark.parametrize("strategy", ["rl:agent", "classifier:heads", "lte:heads"])
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".pkl", ".pickle", ".bin", ".zip", ".ckpt"])
+def test_pickles_are_refused_unread(refused: Refusal, tmp_path: Path, strategy: str, suffix: str) -> None:
+    file = tmp_path / f"agent{suffix}"
+    file.write_bytes(pickle.dumps(Trap()))
+    line = refused("--strategy", f"{strategy}={file}")
+    assert f"{file} may be a pickle" in line
+    assert "Give the .json that `harness train` wrote." in line
+    assert not Path("sprung").exists()
+
+
+def test_a_pickle_in_disguise_is_not_unpickled(tiny_run: Command, trained: Path, unseen: Path) -> None:
+    content = pickle.dumps(Trap())
+    facts = json.loads((trained / "lte.json").read_text())
+    (trained / "lte.safetensors").write_bytes(content)
+    arguments = ("--strategy", "lte", "--artefacts", "a", "--source", unseen, "--limit", 1)
+    assert "its hash differs" in tiny_run(*arguments, "--out", "first").error
+    (trained / "lte.json").write_text(json.dumps(facts | {"sha256": hashlib.sha256(content).hexdigest()}))
+    assert "lte.safetensors is damaged" in tiny_run(*arguments, "--out", "second").error
+    assert not Path("sprung").exists()

@@ -1,0 +1,263 @@
+"""A trace opened for training: the model it belongs to, what its exits saw, and documents that are kept out."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from harness.artefacts import write_artefact
+from harness.controllers import OBSERVATIONS
+from harness.decoding.blocks import Linear
+from harness.errors import ArtefactError, ConfigError, DataError
+from harness.models.loading import load, resolve
+from harness.training.identity import identity
+from harness.training.traces.job import TraceRequest, trace
+from harness.training.traces.reading import HELD_OUT, exit_maps, exit_states, held_out_rows, open_traces
+from harness.training.traces.store import Traces, TraceWriter
+from harness.training.watch import Silent
+
+POINTS, WIDTH = (4, 6, 10), 32
+
+# ------------------------------------------------------------------------------- held-out documents
+
+
+def toy(folder: Path, streams: Sequence[str], tokens: int = 3) -> Traces:
+    """One document per stream named."""
+    facts = {
+        "model": "m", "model_fingerprint": "f", "tokenizer_fingerprint": "t", "exit_head": "shared",
+        "exit_points": list(POINTS),
+    }  # fmt: skip
+    writer = TraceWriter(folder, facts, resume=False)
+    for number, stream in enumerate(streams):
+        count = tokens + number % 4
+        columns = {"final": torch.zeros(count, dtype=torch.int32)}
+        writer.add({"id": str(number), "stream": stream, "key": f"k{number}", "length": count}, columns)
+    writer.flush()
+    return Traces.open(folder)
+
+
+def held_of(traces: Traces, seed: int) -> set[int]:
+    """Numbers of held-out documents; every row of one is held out, or none."""
+    document = traces.columns("document")["document"]
+    rows = held_out_rows(traces, document, seed=seed)
+    assert rows.dtype == torch.bool
+    assert rows.shape == document.shape
+    held = set(document[rows].tolist())
+    assert not held & set(document[~rows].tolist())
+    return held
+
+
+def test_a_tenth_of_each_stream_is_held_out_and_at_least_one(tmp_path: Path) -> None:
+    sizes = {"py150, a": 40, "javacorpus, b": 14, "py150, c": 2}
+    streams = [name for name, size in sizes.items() for _ in range(size)]
+    random.Random(0).shuffle(streams)
+    traces = toy(tmp_path / "t", streams)
+    for seed in range(5):
+        held = held_of(traces, seed)
+        counts = {name: sum(traces.documents[number]["stream"] == name for number in held) for name in sizes}
+        assert counts == {name: max(1, round(HELD_OUT * size)) for name, size in sizes.items()}
+        assert counts == {"py150, a": 4, "javacorpus, b": 1, "py150, c": 1}
+
+
+def test_the_seed_decides_which(tmp_path: Path) -> None:
+    traces = toy(tmp_path / "t", ["s"] * 40)
+    assert held_of(traces, 1) == held_of(traces, 1)
+    assert len({frozenset(held_of(traces, seed)) for seed in range(6)}) > 1
+
+
+def test_any_document_may_be_held_out(tmp_path: Path) -> None:
+    traces = toy(tmp_path / "t", ["s"] * 4)
+    assert set.union(*(held_of(traces, seed) for seed in range(40))) == {0, 1, 2, 3}
+
+
+def test_a_stream_of_one_document_is_refused(tmp_path: Path) -> None:
+    traces = toy(tmp_path / "t", ["py150, a", "py150, a", "javacorpus, b"])
+    with pytest.raises(DataError) as refusal:
+        held_of(traces, 0)
+    assert "one document of javacorpus, b" in str(refusal.value)
+    assert "Trace more --documents" in str(refusal.value)
+
+
+# ----------------------------------------------------------------------------------- a model's trace
+
+
+def make_trace(model: Path, source: Path, out: Path, *, artefacts: Path | None = None, points: str = "paper") -> Traces:
+    return trace(
+        str(model), ["py150"], [str(source)], out, TraceRequest(documents=4, length=40), weights="pretrained",
+        exit_head="shortcut" if artefacts else "shared", artefacts=str(artefacts) if artefacts else None,
+        exit_points=points, dtype="float32", device="cpu", resume=False, watch=Silent(),
+    )  # fmt: skip
+
+
+def write_maps(folder: Path, model: Path, seed: int = 0) -> dict[int, tuple[Tensor, Tensor]]:
+    """Random maps of every exit as an artefact of the model, with the values it keeps."""
+    info = resolve(str(model), weights="pretrained", dtype="float32", exit_points="paper").info
+    chance = torch.Generator().manual_seed(seed)
+    maps = {
+        point: (
+            torch.randn(WIDTH, WIDTH, generator=chance).bfloat16().float(),
+            torch.randn(WIDTH, generator=chance).bfloat16().float(),
+        )
+        for point in POINTS
+    }
+    tensors = {
+        f"{point}.{part}": tensor.bfloat16()
+        for point, pair in maps.items()
+        for part, tensor in zip(("weight", "bias"), pair, strict=True)
+    }
+    write_artefact(folder / "shortcut.json", "shortcut", tensors, identity(info, "t"))
+    return maps
+
+
+@pytest.fixture
+def model(tiny_llama: Path, tmp_path: Path) -> Path:
+    """A copy that a test may change."""
+    return Path(shutil.copytree(tiny_llama, tmp_path / "mine"))
+
+
+@pytest.mark.parametrize("points", ["paper", "all", "3,7"])
+def test_a_trace_brings_its_model_s_settings_with_it(
+    tiny_llama: Path, corpus_file: Path, tmp_path: Path, points: str
+) -> None:
+    made = make_trace(tiny_llama, corpus_file, tmp_path / "t", points=points)
+    traces, resolved = open_traces(str(tiny_llama), tmp_path / "t", artefacts=None)
+    assert traces == made
+    assert resolved.info.exit_points == made.exit_points
+    assert resolved.info.fingerprint == made.index["model_fingerprint"]
+    assert (resolved.info.weights, resolved.info.dtype, resolved.shortcut) == ("pretrained", "float32", None)
+
+
+def test_a_trace_of_random_weights_knows_its_seed(tiny_llama: Path, corpus_file: Path, tmp_path: Path) -> None:
+    made = trace(
+        str(tiny_llama), ["py150"], [str(corpus_file)], tmp_path / "t", TraceRequest(documents=2, length=40, seed=3),
+        weights="random", exit_head="shared", artefacts=None, exit_points="paper", dtype="float32", device="cpu",
+        resume=False, watch=Silent(),
+    )  # fmt: skip
+    _, resolved = open_traces(str(tiny_llama), tmp_path / "t", artefacts=None)
+    assert resolved.info.weights == "random"
+    assert resolved.info.fingerprint == made.index["model_fingerprint"]
+    others = resolve(str(tiny_llama), weights="random", dtype="float32", exit_points="paper", seed=4)
+    assert others.info.fingerprint != resolved.info.fingerprint
+
+
+def changed_weights(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.5.mlp.up_proj.weight"][0, 0] += 1
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def changed_tokenizer(folder: Path) -> None:
+    """Two words change their numbers."""
+    facts = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    words = facts["model"]["vocab"]
+    words["a"], words["b"] = words["b"], words["a"]
+    (folder / "tokenizer.json").write_text(json.dumps(facts), encoding="utf-8")
+
+
+@pytest.mark.parametrize(("change", "what"), [(changed_weights, "weights"), (changed_tokenizer, "tokenizer")])
+def test_a_model_that_was_changed_is_refused(
+    model: Path, corpus_file: Path, tmp_path: Path, change: Callable[..., None], what: str
+) -> None:
+    made = make_trace(model, corpus_file, tmp_path / "t")
+    open_traces(str(model), tmp_path / "t", artefacts=None)
+    change(model)
+    now = make_trace(model, corpus_file, tmp_path / "now")
+    key = {"weights": "model_fingerprint", "tokenizer": "tokenizer_fingerprint"}[what]
+    assert made.index[key] != now.index[key]
+    with pytest.raises(ArtefactError) as refusal:
+        open_traces(str(model), tmp_path / "t", artefacts=None)
+    assert f"is a trace with {what} {made.index[key]} (mine); mine has {now.index[key]} now." in str(refusal.value)
+    assert "Trace again" in str(refusal.value)
+
+
+def test_another_model_is_refused(tiny_llama: Path, tiny_opt: Path, corpus_file: Path, tmp_path: Path) -> None:
+    make_trace(tiny_llama, corpus_file, tmp_path / "t")
+    with pytest.raises(ArtefactError, match=rf"\({tiny_llama.name}\); {tiny_opt.name} has"):
+        open_traces(str(tiny_opt), tmp_path / "t", artefacts=None)
+
+
+def test_a_model_with_fewer_layers_is_refused(
+    tiny_llama: Path, make_model: Callable[..., Path], corpus_file: Path, tmp_path: Path
+) -> None:
+    make_trace(tiny_llama, corpus_file, tmp_path / "t")
+    with pytest.raises((ArtefactError, ConfigError), match=r"4, ?6, ?10"):
+        open_traces(str(make_model("llama", num_hidden_layers=8)), tmp_path / "t", artefacts=None)
+
+
+def test_maps_that_were_made_again_are_refused(tiny_llama: Path, corpus_file: Path, tmp_path: Path) -> None:
+    write_maps(tmp_path / "a", tiny_llama)
+    made = make_trace(tiny_llama, corpus_file, tmp_path / "t", artefacts=tmp_path / "a")
+    open_traces(str(tiny_llama), tmp_path / "t", artefacts=str(tmp_path / "a"))
+    write_maps(tmp_path / "a", tiny_llama, seed=1)
+    with pytest.raises(ArtefactError, match=rf"exit head {made.index['exit_head']} .* has shortcut:"):
+        open_traces(str(tiny_llama), tmp_path / "t", artefacts=str(tmp_path / "a"))
+    shutil.rmtree(tmp_path / "a")
+    (tmp_path / "a").mkdir()
+    with pytest.raises(ArtefactError, match="there are no shortcuts"):
+        open_traces(str(tiny_llama), tmp_path / "t", artefacts=str(tmp_path / "a"))
+
+
+# ---------------------------------------------------------------------------------- what exits saw
+
+
+def test_with_the_shared_head_a_state_is_itself(tiny_llama: Path, corpus_file: Path, tmp_path: Path) -> None:
+    make_trace(tiny_llama, corpus_file, tmp_path / "t")
+    traces, resolved = open_traces(str(tiny_llama), tmp_path / "t", artefacts=None)
+    for name in OBSERVATIONS:
+        assert exit_maps(traces, resolved, OBSERVATIONS[name]) == {}
+    assert torch.equal(exit_states(traces, {}), traces.columns("hidden")["hidden"])
+
+
+def test_only_what_looks_at_exit_states_goes_through_the_maps(
+    tiny_llama: Path, corpus_file: Path, tmp_path: Path
+) -> None:
+    maps = write_maps(tmp_path / "a", tiny_llama)
+    make_trace(tiny_llama, corpus_file, tmp_path / "t", artefacts=tmp_path / "a")
+    traces, resolved = open_traces(str(tiny_llama), tmp_path / "t", artefacts=str(tmp_path / "a"))
+    for name in ("paper", "normal", "rich"):
+        assert exit_maps(traces, resolved, OBSERVATIONS[name]) == {}
+    found = exit_maps(traces, resolved, OBSERVATIONS["exit"])
+    assert list(found) == list(POINTS)
+    for point, (weight, bias) in maps.items():
+        assert torch.equal(found[point].weight, weight)
+        kept = found[point].bias
+        assert kept is not None
+        assert torch.equal(kept, bias)
+
+    states = exit_states(traces, found)
+    hidden = traces.columns("hidden")["hidden"].float()
+    assert states.dtype == torch.float16
+    assert states.shape == hidden.shape
+    for e, point in enumerate(POINTS):
+        expected = hidden[:, e] @ maps[point][0].t() + maps[point][1]
+        torch.testing.assert_close(states[:, e].float(), expected, rtol=2e-3, atol=2e-3)
+
+    # what the head makes of these states is what the trace says of the exits
+    backbone = load(resolved, device="cpu", seed=0).backbone
+    top = torch.stack([backbone.logits(states[:, e].float()).argmax(-1) for e in range(len(POINTS))], dim=1)
+    assert (top == traces.columns("top")["top"]).float().mean() > 0.98  # float16 turns a tie now and then
+
+
+def test_several_shards_are_one(tmp_path: Path) -> None:
+    facts = {"model": "m", "model_fingerprint": "f", "tokenizer_fingerprint": "t", "exit_head": "shared"}
+    writer = TraceWriter(tmp_path / "t", facts | {"exit_points": [2, 3]}, resume=False, shard_tokens=5)
+    hidden = torch.arange(16 * 2 * 2).view(16, 2, 2).half()
+    for number, part in enumerate(hidden.split(4)):
+        columns = {"final": torch.zeros(4, dtype=torch.int32), "hidden": part.contiguous()}
+        writer.add({"id": str(number), "stream": "s", "key": "k", "length": 4}, columns)
+    writer.flush()
+    traces = Traces.open(tmp_path / "t")
+    assert len(traces.index["shards"]) == 2
+    assert torch.equal(exit_states(traces, {}), hidden)
+    double = Linear(2 * torch.eye(2), None)
+    expected = torch.stack((2 * hidden[:, 0], 2 * hidden[:, 1] + 1), dim=1)
+    assert torch.equal(exit_states(traces, {2: double, 3: replace(double, bias=torch.ones(2))}), expected)

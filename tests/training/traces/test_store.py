@@ -1,0 +1,375 @@
+"""A trace on disk: whole shards or none, never one of something else, and mapped when it is read."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from harness.contracts import ModelInfo
+from harness.errors import ArtefactError
+from harness.training.traces.store import Traces, TraceWriter
+
+EXITS, WIDTH = (4, 6), 8
+FACTS: dict[str, Any] = {
+    "model": "toy",
+    "model_fingerprint": "a" * 16,
+    "tokenizer_fingerprint": "b" * 16,
+    "exit_points": list(EXITS),
+    "exit_head": "shared",
+    "length": 64,
+}
+NAMES = ("hidden", "last", "top", "top1", "top2", "entropy", "final", "final1", "input", "position")
+SHARD = 20
+
+
+def columns(number: int, tokens: int) -> dict[str, Tensor]:
+    """Every column of one document; another number, other values."""
+    chance = torch.Generator().manual_seed(number)
+    shapes: dict[str, tuple[int, ...]] = {"hidden": (len(EXITS), WIDTH), "last": (WIDTH,)}
+    shapes |= dict.fromkeys(("top", "top1", "top2", "entropy"), (len(EXITS),))
+    made = {}
+    for name in NAMES:
+        shape = (tokens, *shapes.get(name, ()))
+        whole = name in ("top", "final", "input", "position")
+        made[name] = (
+            torch.randint(300, shape, generator=chance, dtype=torch.int32)
+            if whole
+            else torch.randn(shape, generator=chance).half()
+        )
+    return made
+
+
+def writer(folder: Path, *, resume: bool = False, **changes: Any) -> TraceWriter:
+    return TraceWriter(folder, FACTS | changes, resume=resume, shard_tokens=SHARD)
+
+
+def write(folder: Path, lengths: Sequence[int], *, first: int = 0, resume: bool = False) -> TraceWriter:
+    """Add documents of these lengths, numbered from ``first``, without the last flush."""
+    made = writer(folder, resume=resume)
+    for number, tokens in enumerate(lengths, start=first):
+        made.add(
+            {"id": f"doc-{number}", "stream": "toy", "key": f"k{number}", "length": tokens}, columns(number, tokens)
+        )
+    return made
+
+
+def expected(lengths: Sequence[int]) -> dict[str, Tensor]:
+    parts = [columns(number, tokens) for number, tokens in enumerate(lengths)]
+    whole = {name: torch.cat([part[name] for part in parts]) for name in NAMES}
+    numbers = [torch.full((tokens,), number, dtype=torch.int32) for number, tokens in enumerate(lengths)]
+    return whole | {"document": torch.cat(numbers)}
+
+
+def assert_holds(folder: Path, lengths: Sequence[int]) -> None:
+    """The folder reads as a trace of exactly these documents."""
+    traces = Traces.open(folder)
+    want = expected(lengths)
+    got = traces.columns(*want)
+    for name, column in want.items():
+        assert got[name].dtype == column.dtype, name
+        assert torch.equal(got[name], column), name
+    assert traces.tokens == sum(lengths)
+    assert [(d["id"], d["tokens"]) for d in traces.documents] == [(f"doc-{n}", t) for n, t in enumerate(lengths)]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+# ------------------------------------------------------------------------------------ round trip
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    lengths = (12, 9, 30, 3, 1)
+    write(tmp_path / "t", lengths).flush()
+    assert_holds(tmp_path / "t", lengths)
+    traces = Traces.open(tmp_path / "t")
+    assert traces.exit_points == EXITS
+    assert {key: traces.index[key] for key in FACTS} == FACTS
+    assert [(d["stream"], d["key"], d["length"]) for d in traces.documents][1] == ("toy", "k1", 9)
+
+
+def test_a_shard_is_written_as_soon_as_it_is_full(tmp_path: Path) -> None:
+    made = write(tmp_path / "t", (12, 9, 30, 3))
+    assert made.tokens == 12 + 9 + 30
+    assert made.documents == ["doc-0", "doc-1", "doc-2"]
+    assert_holds(tmp_path / "t", (12, 9, 30))  # the last one waits in memory
+    assert sorted(files(tmp_path / "t")) == ["index.json", "shard-00000.safetensors", "shard-00001.safetensors"]
+    made.flush()
+    assert [shard["tokens"] for shard in Traces.open(tmp_path / "t").index["shards"]] == [21, 30, 3]
+
+
+def test_flushing_nothing_writes_nothing(tmp_path: Path) -> None:
+    made = write(tmp_path / "t", (12,))
+    made.flush()
+    before = files(tmp_path / "t")
+    made.flush()
+    assert files(tmp_path / "t") == before
+
+
+def test_a_trace_is_opened_by_its_folder_or_its_index(tmp_path: Path) -> None:
+    write(tmp_path / "t", (12,)).flush()
+    assert Traces.open(tmp_path / "t" / "index.json") == Traces.open(tmp_path / "t")
+
+
+def test_shards_come_one_after_the_other_with_the_columns_asked_for(tmp_path: Path) -> None:
+    write(tmp_path / "t", (12, 9, 30, 3)).flush()
+    shards = list(Traces.open(tmp_path / "t").shards("final", "document"))
+    assert [sorted(shard) for shard in shards] == [["document", "final"]] * 3
+    assert [sorted(set(shard["document"].tolist())) for shard in shards] == [[0, 1], [2], [3]]
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="the kernel does not list what is mapped")
+def test_a_shard_is_mapped_and_not_read_into_memory(tmp_path: Path) -> None:
+    write(tmp_path / "t", (12,)).flush()
+    file = tmp_path / "t" / "shard-00000.safetensors"
+    (shard,) = Traces.open(tmp_path / "t").shards("hidden")
+    address = shard["hidden"].data_ptr()
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        place = line.split()[0]
+        low, _, high = place.partition("-")
+        if int(low, 16) <= address < int(high, 16):
+            assert line.endswith(str(file.resolve()))
+            break
+    else:
+        pytest.fail("the column lies in no mapping")
+
+
+# ---------------------------------------------------------------------------------------- resume
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3, 4])
+def test_resume_goes_on_where_the_shards_end(tmp_path: Path, stop: int) -> None:
+    """However many documents were added when it stopped: those in no shard are to be added again."""
+    lengths = (12, 9, 30, 3, 22)
+    done = len(write(tmp_path / "t", lengths[:stop]).documents)
+    assert done == (0, 2, 3, 3)[stop - 1]
+    again = write(tmp_path / "t", lengths[done:], first=done, resume=True)
+    again.flush()
+    assert_holds(tmp_path / "t", lengths)
+
+
+def test_resume_knows_what_is_there(tmp_path: Path) -> None:
+    write(tmp_path / "t", (12, 9)).flush()
+    again = writer(tmp_path / "t", resume=True)
+    assert again.documents == ["doc-0", "doc-1"]
+    assert again.tokens == 21
+
+
+def test_resume_of_nothing_begins(tmp_path: Path) -> None:
+    write(tmp_path / "deep" / "t", (12, 9), resume=True).flush()
+    assert_holds(tmp_path / "deep" / "t", (12, 9))
+
+
+def test_a_trace_is_not_overwritten(tmp_path: Path) -> None:
+    write(tmp_path / "t", (12, 9)).flush()
+    before = files(tmp_path / "t")
+    with pytest.raises(ArtefactError, match=r"holds a trace already\. Add --resume to go on, or give another --out"):
+        writer(tmp_path / "t")
+    assert files(tmp_path / "t") == before
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model_fingerprint", "c" * 16),
+        ("tokenizer_fingerprint", "c" * 16),
+        ("exit_points", [4, 6, 10]),
+        ("exit_head", "shortcut:0123"),
+        ("length", 128),
+    ],
+)
+def test_other_facts_are_refused_with_both_values(tmp_path: Path, key: str, value: object) -> None:
+    write(tmp_path / "t", (12, 9)).flush()
+    before = files(tmp_path / "t")
+    with pytest.raises(ArtefactError) as refusal:
+        writer(tmp_path / "t", resume=True, **{key: value})
+    assert f"is a trace with {key} {FACTS[key]!r}, now it is {value!r}. Give another --out." in str(refusal.value)
+    assert files(tmp_path / "t") == before
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_folder_that_cannot_be_made(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ArtefactError, match=r"cannot make .*file"):
+        writer(tmp_path / place)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+# ----------------------------------------------------------------------------- kills and full disks
+
+
+def test_a_kill_between_shard_and_index_loses_that_shard_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, lengths = tmp_path / "t", (12, 9, 30, 3)
+    write(folder, lengths[:2])
+    real = os.replace
+
+    def kill(source: Path, target: Path) -> None:
+        if Path(target).name == "index.json":
+            raise KeyboardInterrupt
+        real(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", kill)
+        with pytest.raises(KeyboardInterrupt):
+            write(folder, lengths[2:], first=2, resume=True)
+    assert (folder / "shard-00001.safetensors").is_file()  # whole, but listed nowhere
+    assert_holds(folder, lengths[:2])
+    write(folder, lengths[2:], first=2, resume=True).flush()
+    assert_holds(folder, lengths)
+
+
+class FullDisk:
+    """Takes whole writes up to a number, then half a one."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, writes: int) -> None:
+        self.left, self._real = writes, Path.write_bytes
+        disk = self
+
+        def write_bytes(path: Path, data: bytes) -> int:
+            if not disk.left:
+                disk._real(path, data[: len(data) // 2])
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            disk.left -= 1
+            return disk._real(path, data)
+
+        monkeypatch.setattr(Path, "write_bytes", write_bytes)
+
+
+@pytest.mark.parametrize("writes", [0, 1])
+def test_a_full_disk_is_one_line_and_finished_shards_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int
+) -> None:
+    """Full at the shard, or between the shard and the index."""
+    folder, lengths = tmp_path / "t", (12, 9, 30, 3)
+    made = write(folder, lengths[:2])
+    with monkeypatch.context() as patch:
+        FullDisk(patch, writes)
+        with pytest.raises(ArtefactError) as refusal:
+            made.add({"id": "doc-2", "stream": "toy", "key": "k2", "length": 30}, columns(2, 30))
+    message = str(refusal.value)
+    assert "No space left on device" in message
+    assert "shard-00001.safetensors" in message
+    assert "--resume" in message
+    assert "\n" not in message
+    assert not list(folder.glob("*.part"))
+    assert_holds(folder, lengths[:2])
+    write(folder, lengths[2:], first=2, resume=True).flush()  # room was made
+    assert_holds(folder, lengths)
+
+
+def test_a_full_disk_says_how_many_tokens_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = write(tmp_path / "t", (12, 9, 3))
+    FullDisk(monkeypatch, 0)
+    with pytest.raises(ArtefactError, match=r"The finished shards \(21 tokens\) stay usable"):
+        made.flush()
+
+
+# ---------------------------------------------------------------------------------------- damage
+
+
+@pytest.mark.parametrize("change", [-1, 1])
+def test_a_shard_of_another_size_is_refused(tmp_path: Path, change: int) -> None:
+    write(tmp_path / "t", (12, 9, 30)).flush()
+    file = tmp_path / "t" / "shard-00001.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(content[:change] if change < 0 else content + b"\0")
+    with pytest.raises(ArtefactError) as refusal:
+        Traces.open(tmp_path / "t")
+    assert str(refusal.value) == (
+        f"{file} has {len(content) + change} bytes and should have {len(content)}. Trace again."
+    )
+
+
+def test_a_missing_shard_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "t", (12, 9, 30)).flush()
+    (tmp_path / "t" / "shard-00000.safetensors").unlink()
+    with pytest.raises(ArtefactError, match=r"shard-00000\.safetensors has None bytes"):
+        Traces.open(tmp_path / "t")
+
+
+def test_a_folder_without_a_trace_names_the_command(tmp_path: Path) -> None:
+    with pytest.raises(ArtefactError) as refusal:
+        Traces.open(tmp_path / "t")
+    assert "No such file" in str(refusal.value)
+    assert f"`harness trace --out {tmp_path / 't'}`" in str(refusal.value)
+
+
+EMPTY: dict[str, Any] = {"format": 1, **FACTS, "shards": [], "documents": []}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "no trace index of format 1"),
+        ("{}", "no trace index of format 1"),
+        (json.dumps(EMPTY | {"format": 2}), "no trace index of format 1"),
+        (json.dumps({key: value for key, value in EMPTY.items() if key != "exit_head"}), "no trace index of format 1"),
+    ],
+)
+def test_an_index_that_is_none(tmp_path: Path, content: str, said: str) -> None:
+    (tmp_path / "index.json").write_text(content, encoding="utf-8")
+    for read in (lambda: Traces.open(tmp_path), lambda: writer(tmp_path, resume=True)):
+        with pytest.raises(ArtefactError, match=rf"index\.json.*{said}.*Trace again"):
+            read()
+    assert files(tmp_path) == {"index.json": content.encode()}
+
+
+def test_a_trace_without_a_token_can_only_be_gone_on_with(tmp_path: Path) -> None:
+    (tmp_path / "index.json").write_text(json.dumps(EMPTY), encoding="utf-8")
+    with pytest.raises(ArtefactError, match=r"holds no token\. Go on with `harness trace … --resume`"):
+        Traces.open(tmp_path)
+    write(tmp_path, (12, 9), resume=True).flush()
+    assert_holds(tmp_path, (12, 9))
+
+
+def test_an_index_that_is_not_text(tmp_path: Path) -> None:
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t" / "index.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ArtefactError, match="is not JSON"):
+        Traces.open(tmp_path / "t")
+
+
+# ----------------------------------------------------------------------------------------- check
+
+INFO = ModelInfo(
+    name="mine", family="llama", num_layers=8, hidden_size=WIDTH, vocab_size=300, exit_points=EXITS, max_positions=64,
+    dtype="float32", weights="pretrained", layer_bytes=1, lm_head_bytes=1, kv_projection_bytes=1, kv_entry_bytes=1,
+    fingerprint="a" * 16, base_fingerprint="a" * 16,
+)  # fmt: skip
+
+
+def test_the_trace_of_a_model_is_accepted(tmp_path: Path) -> None:
+    write(tmp_path / "t", (12,)).flush()
+    Traces.open(tmp_path / "t").check(INFO, "b" * 16)
+
+
+@pytest.mark.parametrize(
+    ("change", "tokenizer", "theirs", "ours"),
+    [
+        ({"fingerprint": "c" * 16}, "b" * 16, "weights " + "a" * 16, "c" * 16),
+        ({}, "c" * 16, "tokenizer " + "b" * 16, "c" * 16),
+        ({"exit_points": (4, 6, 7)}, "b" * 16, "exit points [4, 6]", "[4, 6, 7]"),
+        ({"exit_head": "shortcut:0123"}, "b" * 16, "exit head shared", "shortcut:0123"),
+    ],
+)
+def test_the_trace_of_another_model_is_refused_with_both_values(
+    tmp_path: Path, change: dict[str, Any], tokenizer: str, theirs: str, ours: str
+) -> None:
+    write(tmp_path / "t", (12,)).flush()
+    with pytest.raises(ArtefactError) as refusal:
+        Traces.open(tmp_path / "t").check(replace(INFO, **change), tokenizer)
+    message = str(refusal.value)
+    assert f"is a trace with {theirs} (toy); mine has {ours} now." in message
+    assert "`harness trace --model mine --out DIR`" in message
+    assert "\n" not in message
