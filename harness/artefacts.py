@@ -19,7 +19,7 @@ from harness.errors import ArtefactError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["PICKLES", "Artefact", "read_artefact", "write_artefact"]
+__all__ = ["PICKLES", "Artefact", "json_path", "read_artefact", "write_artefact"]
 
 FORMAT = 1
 PICKLES = frozenset({".pt", ".pth", ".pkl", ".pickle", ".bin", ".zip", ".ckpt"})
@@ -90,6 +90,13 @@ def write_artefact(path: Path, kind: str, tensors: Mapping[str, Tensor], facts: 
     return Artefact(kind, path, dict(facts), digest)
 
 
+def json_path(path: Path) -> Path:
+    """Return the JSON of an artefact that is given by either file or by its name alone, which may hold dots."""
+    if path.suffix in (".json", ".safetensors"):
+        return path.with_suffix(".json")
+    return path.with_name(f"{path.name}.json")
+
+
 def read_artefact(path: Path, kind: str) -> Artefact:
     """Read an artefact's JSON; its tensors are read when they are asked for.
 
@@ -101,7 +108,7 @@ def read_artefact(path: Path, kind: str) -> Artefact:
             f"{path} may be a pickle, which can run code when it is read; the harness reads safetensors with a JSON "
             f"beside them only. Give the .json that `harness train` wrote."
         )
-    path = path.with_suffix(".json")
+    path = json_path(path)
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -255,8 +255,8 @@ def _heads(
     _check_choice("observation", observation, tuple(OBSERVATIONS))
     _check_seed(seed)
     _check_name(name)
-    if hidden < 0 or epochs < 1 or not 0 < keep <= 1 or not 0 < learning_rate < float("inf"):
-        raise ConfigError("--hidden is 0 or more, --epochs 1 or more, --keep in (0, 1], --learning-rate positive.")
+    if hidden < 0 or epochs < 1 or not 0 < keep <= 1 or not 0 < learning_rate <= 1:
+        raise ConfigError("--hidden is 0 or more, --epochs 1 or more, --keep in (0, 1], --learning-rate in (0, 1].")
     shared = kind == "lte"
     recipe = HeadRecipe(
         objective="certainty" if shared else "likelihood",

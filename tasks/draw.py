@@ -131,7 +131,7 @@ def _nothing_drawn(rows: Rows, protocol: Protocol, bad: Sequence[BadRow], skippe
         )
     causes = [f"{len(bad)} bad, the first one: {bad[0].reason}"] if bad else []
     causes += [f"skipped: {_counts(skipped)}"] if skipped else []
-    if set(skipped) == {SEEN}:
+    if set(skipped) == {SEEN} and not bad:
         return (
             f"{rows.label}: the model was tuned on every one of its {len(rows)} rows, so none can test it. Give other "
             "data with --source, or run base weights from an empty --artefacts folder."

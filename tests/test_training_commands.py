@@ -19,13 +19,14 @@ KINDS = ("shortcut", "classifier", "lte", "rl")
 """What learns from a trace."""
 
 
-def files_below(folder: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+def files_below(folder: Path) -> dict[str, bytes | None]:
+    """Every path below a folder, with the content of files."""
+    return {str(path): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
 @pytest.fixture
 def refusal(cli: Command, tmp_path: Path) -> Refusal:
-    """Run a command, and return the one line it must be refused with; no file came or changed."""
+    """Run a command, and return the one line it must be refused with; no file or folder came or changed."""
 
     def run(*arguments: object) -> str:
         before = files_below(tmp_path)
@@ -106,7 +107,9 @@ def test_help_names_every_kind_of_training(cli: Command) -> None:
         (("--documents", -1), "--documents -1 is too small; at least 0."),
         (("--length", 15), "--length 15 is too small; at least 16."),
         (("--new-tokens", -1), "--new-tokens -1 is too small; at least 0."),
-        (("--seed", -1), "--seed -1 is too small; at least 0."),
+        (("--length", 64, "--new-tokens", 64), "--new-tokens 64 leaves no room for a context: documents have 64 to"),
+        (("--seed", -1), "--seed -1 is out of range; 0 to 4294967295."),
+        (("--seed", 2**32), "--seed 4294967296 is out of range; 0 to 4294967295."),
         (("--device", "abacus"), "unknown to torch"),
         (("--device", "cuda:99"), "'cuda:99' is not here"),
         (("--exit-points", "4,12"), "--exit-points 4,12: layers run from 1 to 11"),
@@ -166,7 +169,7 @@ def test_an_empty_corpus(
 def test_documents_too_short_for_a_trace(refusal: Refusal, tiny_llama: Path, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text(json.dumps({"id": 1, "code": "x = 1"}) + "\n")
     line = refusal("trace", "--model", tiny_llama, "--task", "py150", "--source", "rows.jsonl", "--out", "o")
-    assert "not one document is longer than" in line
+    assert "not one document is longer than 9 tokens." in line
     assert "--source" in line
 
 
@@ -223,8 +226,8 @@ def test_a_trace_into_a_file(refusal: Refusal, tiny_llama: Path, rows_file: Path
         (("--rank", -1), "--rank -1 is too small"),
         (("--save-steps", 0), "--save-steps 0 is too small; at least 1."),
         (("--documents", 0), "--documents 0 is too small; at least 1."),
-        (("--seed", -1), "--seed -1 is too small; at least 0."),
-        (("--seed", 2**32), "--seed 4294967296 is too large"),
+        (("--seed", -1), "--seed -1 is out of range; 0 to 4294967295."),
+        (("--seed", 2**32), "--seed 4294967296 is out of range; 0 to 4294967295."),
         (("--learning-rate", 0), "--learning-rate 0.0 is not positive."),
         (("--learning-rate", "nan"), "--learning-rate nan is not positive."),
         (("--learning-rate", "inf"), "--learning-rate inf is not positive."),
@@ -255,6 +258,25 @@ def test_a_tuning_without_a_checkpoint_to_resume_from(refusal: Refusal, tiny_lla
 
 
 # ------------------------------------------------------------------------------------- from traces
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_out_of_range(refusal: Refusal, traces: Path, tiny_llama: Path, kind: str, seed: int) -> None:
+    line = refusal("train", kind, "--model", tiny_llama, "--traces", "t", "--out", "o", "--seed", seed)
+    assert f"--seed {seed} is out of range; 0 to 4294967295." in line
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["", ".", "..", ".{0}", "../{0}", "sub/{0}", "{0} b", "{0}\n", "{0}*", "é{0}"])
+def test_a_name_that_is_no_plain_file_name(
+    refusal: Refusal, traces: Path, tiny_llama: Path, kind: str, name: str
+) -> None:
+    given = name.format(kind)
+    line = refusal("train", kind, "--model", tiny_llama, "--traces", "t", "--out", "o", "--name", given)
+    assert " ".join(f"--name '{given}' is no plain file name".split()) in line
 
 
 @pytest.mark.usefixtures("no_weights")
@@ -315,6 +337,8 @@ def test_a_trace_of_one_document(refusal: Refusal, traces: Path, tiny_llama: Pat
         (("--keep", 1.01), "--keep in (0, 1]"),
         (("--keep", "nan"), "--keep in (0, 1]"),
         (("--learning-rate", 0), "--learning-rate positive"),
+        (("--learning-rate", "nan"), "--learning-rate positive"),
+        (("--learning-rate", "inf"), "--learning-rate positive"),
         (("--task", "rust"), "has no document of rust; it has py150, path: rows.jsonl."),
     ],
 )
@@ -328,7 +352,9 @@ def test_heads_that_cannot_be_trained(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--ridge", -1), "--ridge -1.0 is negative."),
+        (("--ridge", -1), "--ridge -1.0 must be 0 or more, and finite."),
+        (("--ridge", "nan"), "--ridge nan must be 0 or more, and finite."),
+        (("--ridge", "inf"), "--ridge inf must be 0 or more, and finite."),
         (("--name", "maps"), "shortcuts are looked for as shortcut*.json"),
         (("--artefacts", "nowhere"), "--artefacts nowhere is no folder."),
     ],
@@ -337,6 +363,13 @@ def test_maps_that_cannot_be_fitted(
     refusal: Refusal, traces: Path, tiny_llama: Path, arguments: tuple[object, ...], said: str
 ) -> None:
     assert said in refusal("train", "shortcut", "--model", tiny_llama, "--traces", "t", "--out", "o", *arguments)
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize("rate", ["nan", "inf", "-inf", 0])
+def test_an_agent_s_learning_rate(refusal: Refusal, traces: Path, tiny_llama: Path, rate: object) -> None:
+    line = refusal("train", "rl", "--model", tiny_llama, "--traces", "t", "--out", "o", "--learning-rate", rate)
+    assert f"--learning-rate {rate} must be above 0, and finite." in line
 
 
 @pytest.mark.parametrize("kind", ["shortcut", "classifier", "lte"])
@@ -349,17 +382,52 @@ def test_an_output_that_cannot_be_written(
     assert f"cannot write mine/{kind}.json" in line
 
 
-def test_agents_need_the_packages_of_training(
-    refusal: Refusal, traces: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def uninstall(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """``uninstall(*modules)``: as if these were not installed."""
     import importlib.util
 
     real = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *more: None if name == "stable_baselines3" else real(name, *more)
-    )
-    line = refusal("train", "rl", "--model", tiny_llama, "--traces", "t", "--out", "o")
-    assert "pip install 'early-exit-harness[train]'" in line
+
+    def run(*modules: str) -> None:
+        def find(name: str, package: str | None = None) -> Any:
+            return None if name in modules else real(name, package)
+
+        monkeypatch.setattr(importlib.util, "find_spec", find)
+
+    return run
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize(
+    ("kind", "missing", "said"),
+    [
+        ("rl", ["stable_baselines3"], "stable_baselines3"),
+        ("rl", ["gymnasium"], "gymnasium"),
+        ("rl", ["stable_baselines3", "gymnasium"], "stable_baselines3 and gymnasium"),
+        ("lite", ["peft"], "peft"),
+        ("lite", ["accelerate"], "accelerate"),
+        ("lite", ["accelerate", "peft"], "accelerate and peft"),
+    ],
+)
+def test_training_needs_its_packages(
+    refusal: Refusal, uninstall: Callable[..., None], traces: Path, tiny_llama: Path, rows_file: Path, kind: str,
+    missing: list[str], said: str,
+) -> None:  # fmt: skip
+    given = ("--traces", "t") if kind == "rl" else ("--task", "py150", "--source", rows_file, "--preset", "cpu")
+    uninstall(*missing)
+    line = refusal("train", kind, "--model", tiny_llama, *given, "--out", "o")
+    assert f"{said} not installed: pip install 'early-exit-harness[train]'" in line
+
+
+def test_without_lora_peft_is_not_needed(
+    refusal: Refusal, uninstall: Callable[..., None], tiny_llama: Path, rows_file: Path
+) -> None:
+    given = ("train", "lite", "--model", tiny_llama, "--task", "py150", "--source", rows_file, "--method", "full")
+    uninstall("peft")
+    assert "--steps 0 is too small" in refusal(*given, "--steps", 0)  # so it got further
+    uninstall("peft", "accelerate")
+    assert "error: accelerate not installed" in refusal(*given, "--steps", 0)
 
 
 # ---------------------------------------------------------------------------- runs on what was trained

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from harness.artefacts import PICKLES, Artefact, read_artefact, write_artefact
+from harness.artefacts import PICKLES, Artefact, json_path, read_artefact, write_artefact
 from harness.contracts import ExitView, ModelInfo
 from harness.controllers.network import Activation, Network
 from harness.controllers.observation import Observation
@@ -134,7 +134,7 @@ def find_controller(kind: str, name: str, model: ModelInfo, remedy: Sequence[str
         ArtefactError: missing, or made for other weights, exit points or another exit head; gives both values.
     """
     path = controller_path(kind, name, model, remedy)
-    stamp = path.with_suffix(".json")
+    stamp = json_path(path)
     changed = stamp.stat().st_mtime_ns if stamp.is_file() else 0
     controller = _read(path, kind, changed)
     facts = controller.artefact.facts

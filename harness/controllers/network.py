@@ -48,6 +48,11 @@ class Network:
         """Return the same network in another dtype."""
         return Network(tuple((weight.to(dtype), bias.to(dtype)) for weight, bias in self.layers), self.activation)
 
+    @property
+    def finite(self) -> bool:
+        """Whether every weight is a number."""
+        return all(bool(torch.isfinite(tensor).all()) for layer in self.layers for tensor in layer)
+
     def tensors(self, prefix: str) -> dict[str, Tensor]:
         """Return the tensors by name, for an artefact."""
         return {

@@ -143,6 +143,18 @@ def test_a_name_with_a_suffix_is_a_path(
     assert find(model, "rl.json").artefact.sha256 == here.sha256
 
 
+@pytest.mark.parametrize("name", ["rl-0.5", "rl-v1.2.3", "rl.java"])
+def test_a_name_may_have_dots(folder: Path, model: ModelInfo, name: str) -> None:
+    """What is behind the last one is no ending of a file."""
+    write(folder / "rl.json", model)
+    written = write(folder / f"{name}.json", model, CHAINED)
+    assert controller_path("rl", name, model, REMEDY) == folder / f"{name}.json"
+    found = find(model, name)
+    assert found.artefact.sha256 == written.sha256
+    assert found.scorer("cpu")
+    assert refusal(model, f"{name}9").startswith(f"there is no {name}9.json for owner/m in {folder}. ")
+
+
 def test_the_first_folder_with_the_name_is_taken(folder: Path, model: ModelInfo, tmp_path: Path) -> None:
     folders = [tmp_path / name for name in ("none", "first", "second")]
     several = replace(model, artefacts=tuple(map(str, folders)))
@@ -263,15 +275,24 @@ def test_a_controller_that_lacks_a_fact_is_refused(folder: Path, model: ModelInf
     assert refusal(model) == f"{path} lacks what a rl needs ('{key}'). Train it again."
 
 
+@pytest.mark.parametrize("threshold", [None, "strict", "", [0.9], {}])
+def test_a_threshold_that_is_no_number_is_refused(folder: Path, model: ModelInfo, threshold: Any) -> None:
+    facts = {**identity(model, "t"), "threshold": threshold}
+    write_controller(folder / "rl.json", "rl", ALONE, networks(ALONE, shared=True), facts)
+    message = refusal(model)
+    assert message.startswith(f"{folder / 'rl.json'} lacks what a rl needs (")
+    assert message.endswith("). Train it again.")
+
+
 @pytest.mark.parametrize("points", [None, ["four"], 4])
 def test_exit_points_that_are_no_layers_are_refused(folder: Path, model: ModelInfo, points: Any) -> None:
-    described = identity(model, "t") | {"observation": ALONE.as_dict(), "activation": "relu", "exit_points": points}
-    write_artefact(folder / "rl.json", "rl", {}, described)
+    described = identity(model, "t") | {"observation": ALONE.as_dict(), "activation": "relu", "threshold": 0.9}
+    write_artefact(folder / "rl.json", "rl", {}, described | {"exit_points": points})
     assert "rl.json lacks what a rl needs" in refusal(model)
 
 
 def test_an_observation_of_another_version_is_refused(folder: Path, model: ModelInfo) -> None:
-    described = identity(model, "t") | {"observation": {"state": "logits"}, "activation": "relu"}
+    described = identity(model, "t") | {"observation": {"state": "logits"}, "activation": "relu", "threshold": 0.9}
     write_artefact(folder / "rl.json", "rl", {}, described)
     assert "the observation {'state': 'logits'} is not known to this version" in refusal(model)
 

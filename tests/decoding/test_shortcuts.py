@@ -290,7 +290,7 @@ def test_an_exit_state_costs_a_map_and_no_head(counted: tuple[Engine, list[int]]
 def test_an_earlier_exit_state_is_charged_to_who_is_left(
     counted: tuple[Engine, list[int]], prompts: list[list[int]]
 ) -> None:
-    engine, _ = counted
+    engine, calls = counted
 
     class LookingBack(Strategy):
         def should_exit(self, view: ExitView) -> Tensor:
@@ -300,12 +300,36 @@ def test_an_earlier_exit_state_is_charged_to_who_is_left(
             leaves = torch.tensor([2, 4])[view.rows]
             return leaves == view.exit_layer
 
-    # Row 0 leaves at layer 2; row 1 looks back to 3 from 4, and leaves there. Of layer 2 it has use for no map, and
-    # whether it is mapped there beside row 0 is left open here.
+    # Row 0 leaves at layer 2; row 1 is not mapped there, looks back to 3 from 4, and leaves there.
     done = engine.decode(prompts[:2], LookingBack(), kv=KVPolicy.SKIP, max_new_tokens=[2, 2])
     assert [one.exit_layers for one in done] == [[6, 2], [6, 4]]
-    assert done[0].shortcut_evaluations == 1
-    assert done[1].shortcut_evaluations in (2, 3)
+    assert [one.shortcut_evaluations for one in done] == [1, 2]
+    assert calls == [1] * 3
+
+
+@pytest.mark.parametrize("looking", [True, False])
+@pytest.mark.parametrize(("kv", "kv_input"), [*((kv, "hidden") for kv in KVPolicy), (KVPolicy.PROPAGATE, "shortcut")])
+def test_a_row_s_counts_do_not_depend_on_its_neighbours(
+    counted: tuple[Engine, list[int]],
+    llama: Any,
+    kv: KVPolicy,
+    kv_input: Any,
+    looking: bool,
+    prompts: list[list[int]],
+    schedule: Any,
+    exits: Any,
+) -> None:
+    engine, calls = Engine(counted[0].backbone, llama.info, kv_input=kv_input), counted[1]
+    planned = exits(3, NEW)
+    assert any(len({plan[step] for plan in planned}) > 1 for step in range(1, NEW))
+    together = engine.decode(prompts, schedule(planned, looking=looking), kv=kv, max_new_tokens=[NEW] * 3)
+    assert sum(calls) == sum(one.shortcut_evaluations for one in together)
+    for prompt, plan, one in zip(prompts, planned, together, strict=True):
+        (alone,) = engine.decode([prompt], schedule([plan], looking=looking), kv=kv, max_new_tokens=[NEW])
+        assert one.shortcut_evaluations == alone.shortcut_evaluations
+        assert one.lm_head_evaluations == alone.lm_head_evaluations
+        if not looking:
+            assert one.shortcut_evaluations == sum(layer in (2, 3, 4, 5) for layer in plan)
 
 
 def test_an_exit_state_that_was_read_is_kept_for_who_is_left(

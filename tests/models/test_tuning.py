@@ -187,11 +187,48 @@ def test_the_first_shortcuts_that_fit_are_taken(tmp_path: Path) -> None:
         assert found.path == expected.path
 
 
+def test_the_plain_name_comes_before_the_others_of_its_folder(tmp_path: Path) -> None:
+    """Also before ``shortcut-a``, whose file name sorts first; a folder before the next one all the same."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder, names in ((first, ("shortcut-a", "shortcutz")), (second, ("shortcut-a", "shortcut", "shortcut2"))):
+        for name in names:
+            write_shortcut(folder, name=name)
+    for folders, expected in (
+        ([second], second / "shortcut.json"),
+        ([second, first], second / "shortcut.json"),
+        ([first, second], first / "shortcut-a.json"),
+    ):
+        found = find_shortcut("m", BASE, folders, POINTS)
+        assert found is not None
+        assert found.path == expected
+    some = find_shortcut("m", BASE, [second], (4,))
+    assert some is not None
+    assert some.path == second / "shortcut.json"
+
+
+def test_no_shortcuts_that_fit_say_whose_there_are(tmp_path: Path) -> None:
+    adapter = write_adapter(tmp_path)
+    foreign = write_shortcut(tmp_path, OTHER, points=(4,))
+    few = write_shortcut(tmp_path, points=(4, 6), name="shortcut-b")
+    tuned = write_shortcut(tmp_path / "tuned", adapter=adapter)
+    with pytest.raises(ArtefactError) as refused:
+        require_shortcut("m", BASE, [tmp_path, tmp_path / "tuned"], POINTS)
+    message = str(refused.value)
+    assert message.startswith(
+        f"there are no shortcuts for m (weights {BASE}, exit points 4, 6, 10). "
+        f"{foreign.path} is of weights {OTHER}, exit points 4. "
+        f"{few.path} is of weights {BASE}, exit points 4, 6. "
+        f"{tuned.path} is of weights {fingerprint.tuned(BASE, adapter.sha256)}, exit points 4, 6, 10. "
+        "Make them with `harness trace "
+    )
+    assert "\n" not in message
+
+
 def test_no_shortcuts_say_how_to_make_them() -> None:
     with pytest.raises(ArtefactError) as refused:
         require_shortcut("owner/m", BASE, [], (4, 6))
     message = str(refused.value)
-    assert message.startswith(f"there are no shortcuts for owner/m (weights {BASE}, exit points 4, 6). ")
+    assert message.startswith(f"there are no shortcuts for owner/m (weights {BASE}, exit points 4, 6). Make them with ")
     trace = message.index("`harness trace --model owner/m --exit-head shared --out traces/m`")
     assert trace < message.index("`harness train shortcut --model owner/m --traces traces/m`")
     assert message.endswith("or use --exit-head shared.")

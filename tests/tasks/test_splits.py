@@ -251,8 +251,21 @@ def test_the_rest_comes_in_the_order_it_had(make_rows: Callable[..., Any], words
 def test_where_everything_was_seen_it_says_so(make_rows: Callable[..., Any], words: Any) -> None:
     rows = make_rows([record(number, "text") for number in range(3)])
     seen = frozenset(document_key(text_of(number)) for number in range(3))
-    with pytest.raises(DataError, match=r"none of its 3 rows can be used .*3 × document the model was tuned on"):
+    with pytest.raises(DataError) as refusal:
         draw(rows, DOCUMENTS, words, TaskRequest("green-code", "x", seen=seen))
+    assert str(refusal.value) == (
+        f"{rows.label}: the model was tuned on every one of its 3 rows, so none can test it. Give other data with "
+        "--source, or run base weights from an empty --artefacts folder."
+    )
+
+
+def test_where_only_some_were_seen_the_other_causes_are_named_too(make_rows: Callable[..., Any], words: Any) -> None:
+    rows = make_rows([record(0, "text"), record(1, "text"), {"id": 2, "code": "x = 1"}])
+    seen = frozenset(document_key(text_of(number)) for number in range(2))
+    with pytest.raises(DataError, match=r"none of its 3 rows can be used .*2 × document the model was tuned on") as no:
+        draw(rows, DOCUMENTS, words, TaskRequest("green-code", "x", seen=seen))
+    assert "1 × " in str(no.value)
+    assert "every one" not in str(no.value)
 
 
 def test_bad_rows_are_no_documents(make_rows: Callable[..., Any]) -> None:
@@ -318,5 +331,17 @@ def test_a_run_on_nothing_unseen_is_refused(
 ) -> None:
     learn_from(tmp_path / "seen", tiny_llama, documents)
     line = refused("--limit", 0, "--artefacts", "seen")
-    assert "none of its 8 rows can be used" in line
-    assert "8 × document the model was tuned on" in line
+    assert "the model was tuned on every one of its 8 rows, so none can test it." in line
+    assert "--source" in line
+    assert "an empty --artefacts folder" in line
+
+
+def test_the_remedy_for_nothing_unseen_works(
+    tiny_run: Callable[..., Any], tiny_llama: Path, documents: list[str], tmp_path: Path
+) -> None:
+    learn_from(tmp_path / "artefacts" / tiny_llama.name, tiny_llama, documents)
+    (tmp_path / "empty").mkdir()
+    assert "tuned on every one of its 8 rows" in tiny_run("--limit", 2).error
+    ran = tiny_run("--limit", 2, "--artefacts", "empty", "--out", "out")
+    assert ran.code == 0, ran.err
+    assert len(drawn_by(tmp_path / "out")) == 2

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from harness.artefacts import Artefact
 from harness.controllers import Network, Observation, write_controller
-from harness.errors import ArtefactError
+from harness.errors import ArtefactError, TrainingError
 from harness.training.heads.learning import HeadRecipe, HeadTargets, train_heads
 from harness.training.identity import identity, provenance
 from harness.training.traces.reading import exit_maps, exit_states, held_out_rows, matches, open_traces
@@ -101,6 +101,8 @@ def train_on_traces(
     networks = train_heads(states[learn], observation, targets, traces.exit_points, recipe, seed=seed, watch=watch)
     halved = {key: network.to(torch.float16) for key, network in networks.items()}  # noise of training is larger
     networks = {key: network.to(torch.float32) for key, network in halved.items()}
+    if not all(network.finite for network in networks.values()):
+        raise TrainingError("training left weights that are no numbers. Lower --learning-rate.")
     scores = score_all(networks, observation, states[check], traces.exit_points)
     if recipe.objective == "likelihood":
         scores = scores.sigmoid()  # thresholds are probabilities

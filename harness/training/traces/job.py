@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -122,8 +121,6 @@ def trace(
         watch.step(number, f"{writer.tokens} tokens on disk")
     writer.flush()
     if not writer.documents:
-        with suppress(OSError):
-            out.rmdir()
         raise DataError(f"not one document is longer than {FIRST + 1} tokens. Give other data with --source.")
     return Traces.open(out)
 

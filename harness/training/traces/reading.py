@@ -103,4 +103,6 @@ def held_out_rows(traces: Traces, document: Tensor, *, seed: int, tasks: Sequenc
         held |= {str(traces.documents[numbers[place]]["key"]) for place in order.tolist()}
     # by key, so that a copy of a held-out document is not learned from
     chosen = [number for number, facts in enumerate(traces.documents) if facts["key"] in held]
+    if len(chosen) == len(traces.documents):
+        raise DataError(f"all documents of {traces.folder} are copies of one another. Trace other data.")
     return torch.isin(document.long(), torch.tensor(chosen))

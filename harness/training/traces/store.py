@@ -230,7 +230,7 @@ def _read_index(file: Path) -> dict[str, Any]:
             f"cannot read the trace {file.parent} ({error.strerror}). Make one with "
             f"`harness trace --out {file.parent}`."
         ) from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ArtefactError(f"{file} is not JSON. Trace again.") from None
     if not isinstance(found, dict) or found.get("format") != FORMAT or not found.keys() >= _FACTS or not _lists(found):
         raise ArtefactError(f"{file} is no trace index of format {FORMAT}. Trace again.")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ from harness.config import parse_strategies
 from harness.contracts import KVPolicy
 from harness.controllers import OBSERVATIONS, Network, find_controller
 from harness.decoding.engine import Engine
-from harness.errors import ArtefactError, DataError
+from harness.errors import ArtefactError, DataError, TrainingError
 from harness.models.loading import ResolvedModel, load, resolve
 from harness.options import build_strategy
 from harness.training.heads.job import NEVER, HeadsResult, train_on_traces
@@ -266,10 +269,52 @@ def test_a_task_the_trace_has_not_is_refused_naming_what_there_is(train: Train, 
     assert not (tmp_path / "a").exists()
 
 
+def test_a_stream_of_one_document_is_no_obstacle_to_another_task(train: Train, both: Path, tmp_path: Path) -> None:
+    lonely = Path(shutil.copytree(both, tmp_path / "lonely"))
+    index = json.loads((lonely / "index.json").read_text())
+    assert index["documents"][-1]["stream"] == "javacorpus, path: java.jsonl"
+    index["documents"][-1]["stream"] = "rust, path: rust.jsonl"
+    (lonely / "index.json").write_text(json.dumps(index))
+    assert train(tasks=["py150"], folder=lonely).artefact.sha256 == train(tasks=["py150"]).artefact.sha256
+    for tasks in ([], ["rust"], ["py150", "rust"]):
+        with pytest.raises(DataError, match="one document of rust"):
+            train(tasks=tasks, folder=lonely)
+
+
+def test_a_copy_of_what_is_held_out_is_not_learned_from(train: Train, both: Path, tmp_path: Path) -> None:
+    """Every Java document passes for a copy of a Python one: with that one it is held out."""
+    copies = Path(shutil.copytree(both, tmp_path / "copies"))
+    index = json.loads((copies / "index.json").read_text())
+    documents = index["documents"]
+    for document, original in zip(documents[14:], documents[:14], strict=True):
+        document["key"] = original["key"]
+    (copies / "index.json").write_text(json.dumps(index))
+    traces = Traces.open(copies)
+    number = traces.columns("document")["document"]
+    held = set(number[held_out_rows(traces, number, seed=0)].tolist())
+    assert held == {place + other for place in {each % 14 for each in held} for other in (0, 14)}
+    made = train(folder=copies, recipe=replace(RECIPES["classifier"], epochs=2))
+    assert made.tokens == sum(documents[each]["tokens"] for each in held)
+    assert made.artefact.facts["trained_on"]["tokens"] == traces.tokens - made.tokens
+
+
 def test_a_stream_of_one_document_is_refused(train: Train, tiny_llama: Path, folder: Path, tmp_path: Path) -> None:
     make_trace(tiny_llama, folder, tmp_path / "one", documents=1)
     with pytest.raises(DataError, match="one document of py150, path: python"):
         train(folder=tmp_path / "one")
+    assert not (tmp_path / "a").exists()
+
+
+# ---------------------------------------------------------------------------------------- divergence
+
+
+@pytest.mark.parametrize("kind", RECIPES)
+def test_weights_that_the_last_step_blew_up_are_refused(train: Train, tmp_path: Path, kind: str) -> None:
+    """One step: its loss was a number, and no further one is looked at."""
+    recipe = replace(RECIPES[kind], epochs=1, batch=10**6, learning_rate=math.inf)
+    with pytest.raises(TrainingError) as refusal:
+        train(kind, recipe=recipe)
+    assert str(refusal.value) == "training left weights that are no numbers. Lower --learning-rate."
     assert not (tmp_path / "a").exists()
 
 

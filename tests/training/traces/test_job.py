@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from harness.contracts import document_key
 from harness.decoding.engine import Engine
-from harness.errors import DataError
+from harness.errors import ConfigError, DataError
 from harness.models.loading import load_codec, resolve
 from harness.models.tuning import read_shortcuts
 from harness.training.shortcut.job import train_shortcut
@@ -34,13 +34,13 @@ def tracer(model: Path, source: Path, out: Path, documents: int | None = 5, **ch
     """``harness trace`` as a function; changes of the request and of the rest."""
     request = {"length": LENGTH, "new_tokens": 0, "split": "train", "seed": 0}
     settings: dict[str, Any] = {
-        "tasks": ["py150"], "weights": "pretrained", "exit_head": "shared", "artefacts": None, "exit_points": "paper",
-        "dtype": "float32", "device": "cpu", "resume": False, "watch": Silent(),
+        "tasks": ["py150"], "more": (), "weights": "pretrained", "exit_head": "shared", "artefacts": None,
+        "exit_points": "paper", "dtype": "float32", "device": "cpu", "resume": False, "watch": Silent(),
     }  # fmt: skip
     asked = TraceRequest(documents, **{name: changes.pop(name, value) for name, value in request.items()})
     settings |= changes
-    tasks = settings.pop("tasks")
-    return trace(str(model), tasks, [str(source)], out, asked, **settings)
+    tasks, sources = settings.pop("tasks"), [source, *settings.pop("more")]
+    return trace(str(model), tasks, list(map(str, sources)), out, asked, **settings)
 
 
 def texts_of(source: Path) -> dict[str, str]:
@@ -87,8 +87,16 @@ def rows_of(traces: Traces) -> list[tuple[str, dict[str, Tensor]]]:
     for number, facts in enumerate(traces.documents):
         rows = columns["document"] == number
         assert rows.sum() == facts["tokens"]
-        found.append((str(facts["id"]).rpartition(", ")[2], {name: column[rows] for name, column in columns.items()}))
+        found.append((name_of(facts), {name: column[rows] for name, column in columns.items()}))
     return found
+
+
+def name_of(facts: Mapping[str, Any]) -> str:
+    """A document's own id: without the stream before it, and the beginning of the key behind."""
+    stream, key = facts["stream"], facts["key"][:12]
+    name = str(facts["id"]).removeprefix(f"{stream}, ").removesuffix(f", {key}")
+    assert facts["id"] == f"{stream}, {name}, {key}"
+    return name
 
 
 def assert_reads(columns: dict[str, Tensor], states: Sequence[Tensor], read_out: Callable[[Tensor], Tensor]) -> None:
@@ -182,8 +190,8 @@ def test_the_index_says_whose_trace_it_is_and_of_what(tiny_llama: Path, corpus_f
     }  # fmt: skip
     texts = texts_of(corpus_file)
     for facts in traces.documents:
-        stream, _, name = facts["id"].rpartition(", ")
-        assert stream == facts["stream"] == "py150, path: corpus.jsonl"
+        name = name_of(facts)
+        assert facts["stream"] == "py150, path: corpus.jsonl"
         assert facts["key"] == document_key(texts[name])
         assert facts["length"] == min(LENGTH, len(codec.encode(texts[name])))
 
@@ -314,6 +322,24 @@ def test_resume_traces_the_rest_alone_and_gives_the_same(
     assert_same(resumed, whole)
 
 
+def test_resume_with_a_second_source_of_equal_ids_traces_it(
+    tiny_llama: Path, documents: list[str], tmp_path: Path, reads: list[int]
+) -> None:
+    """Both files are ``rows.jsonl`` with documents ``d0`` to ``d2``: only their texts tell them apart."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    first = write_source(tmp_path / "a" / "rows.jsonl", *documents[:3])
+    second = write_source(tmp_path / "b" / "rows.jsonl", *documents[3:6])
+    whole = tracer(tiny_llama, first, tmp_path / "whole", more=[second])
+    tracer(tiny_llama, first, tmp_path / "t")
+    reads.clear()
+    resumed = tracer(tiny_llama, first, tmp_path / "t", more=[second], resume=True)
+    assert len(reads) == 3
+    assert {facts["key"] for facts in resumed.documents} == set(map(document_key, documents[:6]))
+    assert len({facts["id"] for facts in resumed.documents}) == 6
+    assert_same(resumed, whole)
+
+
 def test_resuming_what_is_whole_traces_nothing(
     tiny_llama: Path, corpus_file: Path, tmp_path: Path, reads: list[int]
 ) -> None:
@@ -380,21 +406,39 @@ def test_a_document_of_ten_tokens_is_the_shortest(
 
 def test_short_documents_alone_are_refused(tiny_llama: Path, tmp_path: Path) -> None:
     source = write_source(tmp_path / "rows.jsonl", "x = 1", "pass")
-    with pytest.raises(DataError, match=r"not one document is longer than \d+ tokens\. Give other data with --source"):
+    with pytest.raises(DataError, match=r"not one document is longer than 9 tokens\. Give other data with --source"):
         tracer(tiny_llama, source, tmp_path / "t", None)
-    assert not list((tmp_path / "t").glob("*"))
+    assert not list((tmp_path / "t").iterdir())
+
+
+def too_late(*_: object, **__: object) -> None:
+    pytest.fail("the model was loaded first")
+
+
+@pytest.mark.parametrize(
+    ("length", "new_tokens", "said"),
+    [(LENGTH, LENGTH, 60), (LENGTH, LENGTH + 1, 60), (10_000, 256, 256)],  # the last one: of the model's positions
+)
+def test_no_room_for_a_context_is_refused_before_the_model_is_loaded(
+    tiny_llama: Path, corpus_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    length: int, new_tokens: int, said: int,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(job, "load", too_late)
+    with pytest.raises(ConfigError) as refusal:
+        tracer(tiny_llama, corpus_file, tmp_path / "t", length=length, new_tokens=new_tokens)
+    assert str(refusal.value) == (
+        f"--new-tokens {new_tokens} leaves no room for a context: documents have {said} tokens."
+    )
+    assert not (tmp_path / "t").exists()
 
 
 @pytest.mark.parametrize("content", ["", "\n\n", "{broken\n[1]\n"])
 def test_an_empty_corpus_is_refused_before_the_model_is_loaded(
     tiny_llama: Path, tmp_path: Path, content: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def too_late(*_: object, **__: object) -> None:
-        pytest.fail("the model was loaded first")
-
     monkeypatch.setattr(job, "load", too_late)
     (tmp_path / "rows.jsonl").write_text(content)
     with pytest.raises(DataError, match=r"rows\.jsonl") as refusal:
         tracer(tiny_llama, tmp_path / "rows.jsonl", tmp_path / "t")
     assert "\n" not in str(refusal.value)
-    assert not list((tmp_path / "t").glob("*"))
+    assert not (tmp_path / "t").exists()

@@ -17,38 +17,40 @@ from torch import Tensor
 from harness.artefacts import write_artefact
 from harness.controllers import OBSERVATIONS
 from harness.decoding.blocks import Linear
-from harness.errors import ArtefactError, ConfigError, DataError
+from harness.errors import ArtefactError, DataError
 from harness.models.loading import load, resolve
 from harness.training.identity import identity
 from harness.training.traces.job import TraceRequest, trace
-from harness.training.traces.reading import HELD_OUT, exit_maps, exit_states, held_out_rows, open_traces
+from harness.training.traces.reading import HELD_OUT, exit_maps, exit_states, held_out_rows, matches, open_traces
 from harness.training.traces.store import Traces, TraceWriter
 from harness.training.watch import Silent
 
 POINTS, WIDTH = (4, 6, 10), 32
+FACTS = {
+    "model": "m", "model_fingerprint": "f", "tokenizer_fingerprint": "t", "exit_head": "shared",
+    "exit_points": list(POINTS), "num_layers": 12, "hidden_size": WIDTH, "weights": "pretrained", "dtype": "float32",
+    "seed": 0,
+}  # fmt: skip
 
 # ------------------------------------------------------------------------------- held-out documents
 
 
-def toy(folder: Path, streams: Sequence[str], tokens: int = 3) -> Traces:
-    """One document per stream named."""
-    facts = {
-        "model": "m", "model_fingerprint": "f", "tokenizer_fingerprint": "t", "exit_head": "shared",
-        "exit_points": list(POINTS),
-    }  # fmt: skip
-    writer = TraceWriter(folder, facts, resume=False)
+def toy(folder: Path, streams: Sequence[str], keys: Sequence[str] | None = None, tokens: int = 3) -> Traces:
+    """One document per stream named, each with a key of its own unless they are given."""
+    writer = TraceWriter(folder, FACTS, resume=False)
     for number, stream in enumerate(streams):
         count = tokens + number % 4
         columns = {"final": torch.zeros(count, dtype=torch.int32)}
-        writer.add({"id": str(number), "stream": stream, "key": f"k{number}", "length": count}, columns)
+        key = f"k{number}" if keys is None else keys[number]
+        writer.add({"id": str(number), "stream": stream, "key": key, "length": count}, columns)
     writer.flush()
     return Traces.open(folder)
 
 
-def held_of(traces: Traces, seed: int) -> set[int]:
+def held_of(traces: Traces, seed: int, tasks: Sequence[str] = ()) -> set[int]:
     """Numbers of held-out documents; every row of one is held out, or none."""
     document = traces.columns("document")["document"]
-    rows = held_out_rows(traces, document, seed=seed)
+    rows = held_out_rows(traces, document, seed=seed, tasks=tasks)
     assert rows.dtype == torch.bool
     assert rows.shape == document.shape
     held = set(document[rows].tolist())
@@ -85,6 +87,50 @@ def test_a_stream_of_one_document_is_refused(tmp_path: Path) -> None:
         held_of(traces, 0)
     assert "one document of javacorpus, b" in str(refusal.value)
     assert "Trace more --documents" in str(refusal.value)
+
+
+def test_of_tasks_that_are_named_the_others_hold_nothing_out(tmp_path: Path) -> None:
+    """As if the trace held no other documents; a lonely one among them is no obstacle."""
+    traces = toy(tmp_path / "t", ["py150, a"] * 12 + ["py150, b"] * 5 + ["javacorpus, a"] * 12 + ["rust, a"])
+    alone = toy(tmp_path / "alone", ["py150, a"] * 12 + ["py150, b"] * 5)
+    for seed in range(5):
+        held = held_of(traces, seed, ["py150"])
+        assert held == held_of(alone, seed)
+        assert max(held) < 17
+        both = held_of(traces, seed, ["javacorpus", "py150"])
+        assert {traces.documents[number]["stream"] for number in both} == {"py150, a", "py150, b", "javacorpus, a"}
+    for tasks in ([], ["rust"], ["rust", "py150"]):
+        with pytest.raises(DataError, match="one document of rust, a"):
+            held_of(traces, 0, tasks)
+
+
+def test_a_copy_of_a_held_out_document_is_held_out(tmp_path: Path) -> None:
+    """Whichever stream it is in, asked for or not."""
+    streams = ["py150, a"] * 20 + ["py150, b"] * 20 + ["javacorpus, a"] * 20
+    keys = [f"k{number % 15}" for number in range(60)]
+    traces = toy(tmp_path / "t", streams, keys)
+    for seed, tasks in ((0, []), (1, []), (2, ["py150"]), (3, ["javacorpus"])):
+        held = held_of(traces, seed, tasks)
+        chosen = {keys[number] for number in held}
+        assert 2 <= len(chosen) <= 6
+        assert held == {number for number, key in enumerate(keys) if key in chosen}
+        assert {streams[number] for number in held} == set(streams)
+
+
+@pytest.mark.parametrize(
+    ("stream", "tasks", "found"),
+    [
+        ("py150, path: a.jsonl", [], True),
+        ("py150, path: a.jsonl", ["py150"], True),
+        ("py150, path: a.jsonl", ["javacorpus", "py150"], True),
+        ("py150, path: a.jsonl", ["javacorpus"], False),
+        ("py150, path: a.jsonl", ["py15"], False),
+        ("py150, path: a.jsonl", ["path: a.jsonl"], False),
+        ("javacorpus, path: py150", ["py150"], False),
+    ],
+)
+def test_a_document_is_of_the_task_its_stream_begins_with(stream: str, tasks: list[str], found: bool) -> None:
+    assert matches({"stream": stream}, tasks) is found
 
 
 # ----------------------------------------------------------------------------------- a model's trace
@@ -189,8 +235,13 @@ def test_a_model_with_fewer_layers_is_refused(
     tiny_llama: Path, make_model: Callable[..., Path], corpus_file: Path, tmp_path: Path
 ) -> None:
     make_trace(tiny_llama, corpus_file, tmp_path / "t")
-    with pytest.raises((ArtefactError, ConfigError), match=r"4, ?6, ?10"):
-        open_traces(str(make_model("llama", num_hidden_layers=8)), tmp_path / "t", artefacts=None)
+    shallow = make_model("llama", num_hidden_layers=8)
+    with pytest.raises(ArtefactError) as refusal:
+        open_traces(str(shallow), tmp_path / "t", artefacts=None)
+    assert str(refusal.value) == (
+        f"{tmp_path / 't'} is a trace of {tiny_llama.name} at exit points 4,6,10, which {shallow} cannot have. "
+        f"Trace again: `harness trace --model {shallow} --out DIR`."
+    )
 
 
 def test_maps_that_were_made_again_are_refused(tiny_llama: Path, corpus_file: Path, tmp_path: Path) -> None:
@@ -248,8 +299,7 @@ def test_only_what_looks_at_exit_states_goes_through_the_maps(
 
 
 def test_several_shards_are_one(tmp_path: Path) -> None:
-    facts = {"model": "m", "model_fingerprint": "f", "tokenizer_fingerprint": "t", "exit_head": "shared"}
-    writer = TraceWriter(tmp_path / "t", facts | {"exit_points": [2, 3]}, resume=False, shard_tokens=5)
+    writer = TraceWriter(tmp_path / "t", FACTS | {"exit_points": [2, 3]}, resume=False, shard_tokens=5)
     hidden = torch.arange(16 * 2 * 2).view(16, 2, 2).half()
     for number, part in enumerate(hidden.split(4)):
         columns = {"final": torch.zeros(4, dtype=torch.int32), "hidden": part.contiguous()}

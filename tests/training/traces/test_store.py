@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,11 @@ FACTS: dict[str, Any] = {
     "tokenizer_fingerprint": "b" * 16,
     "exit_points": list(EXITS),
     "exit_head": "shared",
+    "num_layers": 8,
+    "hidden_size": WIDTH,
+    "weights": "pretrained",
+    "dtype": "float32",
+    "seed": 0,
     "length": 64,
 }
 NAMES = ("hidden", "last", "top", "top1", "top2", "entropy", "final", "final1", "input", "position")
@@ -259,42 +264,60 @@ def test_a_full_disk_is_one_line_and_finished_shards_stay(
     message = str(refusal.value)
     assert "No space left on device" in message
     assert "shard-00001.safetensors" in message
-    assert "--resume" in message
+    assert "The finished shards (21 tokens) stay usable; make room and go on with --resume." in message
     assert "\n" not in message
     assert not list(folder.glob("*.part"))
     assert_holds(folder, lengths[:2])
+    assert (made.tokens, made.documents) == (21, ["doc-0", "doc-1"])
     write(folder, lengths[2:], first=2, resume=True).flush()  # room was made
     assert_holds(folder, lengths)
 
 
-def test_a_full_disk_says_how_many_tokens_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("writes", [0, 1])
+def test_what_a_full_disk_kept_waiting_is_written_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int
+) -> None:
     made = write(tmp_path / "t", (12, 9, 3))
-    FullDisk(monkeypatch, 0)
-    with pytest.raises(ArtefactError, match=r"The finished shards \(21 tokens\) stay usable"):
-        made.flush()
+    with monkeypatch.context() as patch:
+        FullDisk(patch, writes)
+        for _ in range(2):
+            with pytest.raises(ArtefactError, match=r"\(21 tokens\)"):
+                made.flush()
+    made.flush()
+    assert_holds(tmp_path / "t", (12, 9, 3))
 
 
 # ---------------------------------------------------------------------------------------- damage
 
 
+def resume_of(folder: Path) -> TraceWriter:
+    return writer(folder, resume=True)
+
+
+READERS = pytest.mark.parametrize("read", [Traces.open, resume_of], ids=["open", "resume"])
+"""Whoever takes a trace that is there refuses a damaged one, before a token is traced."""
+
+
+@READERS
 @pytest.mark.parametrize("change", [-1, 1])
-def test_a_shard_of_another_size_is_refused(tmp_path: Path, change: int) -> None:
+def test_a_shard_of_another_size_is_refused(tmp_path: Path, change: int, read: Callable[[Path], object]) -> None:
     write(tmp_path / "t", (12, 9, 30)).flush()
     file = tmp_path / "t" / "shard-00001.safetensors"
     content = file.read_bytes()
     file.write_bytes(content[:change] if change < 0 else content + b"\0")
     with pytest.raises(ArtefactError) as refusal:
-        Traces.open(tmp_path / "t")
+        read(tmp_path / "t")
     assert str(refusal.value) == (
         f"{file} has {len(content) + change} bytes and should have {len(content)}. Trace again."
     )
 
 
-def test_a_missing_shard_is_refused(tmp_path: Path) -> None:
+@READERS
+def test_a_missing_shard_is_refused(tmp_path: Path, read: Callable[[Path], object]) -> None:
     write(tmp_path / "t", (12, 9, 30)).flush()
     (tmp_path / "t" / "shard-00000.safetensors").unlink()
     with pytest.raises(ArtefactError, match=r"shard-00000\.safetensors has None bytes"):
-        Traces.open(tmp_path / "t")
+        read(tmp_path / "t")
 
 
 def test_a_folder_without_a_trace_names_the_command(tmp_path: Path) -> None:
@@ -305,6 +328,22 @@ def test_a_folder_without_a_trace_names_the_command(tmp_path: Path) -> None:
 
 
 EMPTY: dict[str, Any] = {"format": 1, **FACTS, "shards": [], "documents": []}
+SHARD_ENTRY = {"file": "shard-00000.safetensors", "bytes": 1, "tokens": 12}
+DOCUMENT_ENTRY = {"id": "doc-0", "stream": "toy", "key": "k0", "tokens": 12}
+OF_NO_FORMAT: list[dict[str, Any]] = [
+    {},
+    EMPTY | {"format": 2},
+    *(
+        {key: value for key, value in EMPTY.items() if key != left}
+        for left in EMPTY
+        if left not in ("format", "length")
+    ),
+    *(
+        EMPTY | {name: wrong}
+        for name, entry in (("shards", SHARD_ENTRY), ("documents", DOCUMENT_ENTRY))
+        for wrong in (None, {}, [[]], ["x"], *([{k: v for k, v in entry.items() if k != left}] for left in entry))
+    ),
+]
 
 
 @pytest.mark.parametrize(
@@ -312,17 +351,25 @@ EMPTY: dict[str, Any] = {"format": 1, **FACTS, "shards": [], "documents": []}
     [
         ("{", "is not JSON"),
         ("[]", "no trace index of format 1"),
-        ("{}", "no trace index of format 1"),
-        (json.dumps(EMPTY | {"format": 2}), "no trace index of format 1"),
-        (json.dumps({key: value for key, value in EMPTY.items() if key != "exit_head"}), "no trace index of format 1"),
+        *((json.dumps(index), "no trace index of format 1") for index in OF_NO_FORMAT),
     ],
 )
 def test_an_index_that_is_none(tmp_path: Path, content: str, said: str) -> None:
     (tmp_path / "index.json").write_text(content, encoding="utf-8")
-    for read in (lambda: Traces.open(tmp_path), lambda: writer(tmp_path, resume=True)):
+    for read in (Traces.open, resume_of):
         with pytest.raises(ArtefactError, match=rf"index\.json.*{said}.*Trace again"):
-            read()
+            read(tmp_path)
     assert files(tmp_path) == {"index.json": content.encode()}
+
+
+def test_an_index_needs_no_more_than_that(tmp_path: Path) -> None:
+    """With all that was left out of the refused ones it is read."""
+    write(tmp_path, (12,)).flush()
+    shard = SHARD_ENTRY | {"bytes": (tmp_path / "shard-00000.safetensors").stat().st_size}
+    index = EMPTY | {"shards": [shard], "documents": [DOCUMENT_ENTRY]}
+    del index["length"]
+    (tmp_path / "index.json").write_text(json.dumps(index), encoding="utf-8")
+    assert_holds(tmp_path, (12,))
 
 
 def test_a_trace_without_a_token_can_only_be_gone_on_with(tmp_path: Path) -> None:
