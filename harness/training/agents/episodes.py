@@ -12,7 +12,7 @@ from torch import Tensor
 
 from harness.controllers import Observation
 from harness.errors import ArtefactError, TrainingError
-from harness.training.agents.reward import RewardCoefficients, reward_table
+from harness.training.agents.reward import Reward, reward_table
 from harness.training.traces.store import Traces
 
 __all__ = ["CONTEXT", "Episodes", "TracedDocument", "read_episodes", "split"]
@@ -123,7 +123,7 @@ def read_episodes(
     length: int,
     observation: Observation,
     states: Mapping[int, States],
-    coefficients: RewardCoefficients,
+    reward: Reward,
 ) -> Episodes:
     """Read a trace's documents into memory as episodes.
 
@@ -133,7 +133,7 @@ def read_episodes(
         length: tokens of an episode.
         observation: what the agent looks at.
         states: exit layer → map of hidden states to what the observation wants; those missing stay as they are.
-        coefficients: of the reward.
+        reward: what decisions earn.
 
     Raises:
         ArtefactError: no document of these tasks, or states that are no numbers.
@@ -156,7 +156,7 @@ def read_episodes(
                 raise ArtefactError(f"{traces.folder} holds states beyond float16. Trace other layers: --exit-points.")
             observations[begin:end] = made
             right[begin:end] = shard["top"][part] == shard["final"][part].unsqueeze(1)
-    rewards, optimal = reward_table(right, points, num_layers, coefficients)
+    rewards, optimal = reward_table(right, points, num_layers, reward)
     generated = bool(traces.index.get("new_tokens", 0))
     return Episodes(
         observations=observations,

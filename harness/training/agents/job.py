@@ -22,7 +22,7 @@ from harness.training.agents.exit_vec_env import ExitVecEnv
 from harness.training.agents.live_tokens import LiveTokens
 from harness.training.agents.ppo import PRESETS, AgentSettings, learn
 from harness.training.agents.replay import replay_agent
-from harness.training.agents.reward import CONTINUE, EXIT, REWARDS, RewardCoefficients
+from harness.training.agents.reward import CONTINUE, EXIT, REWARDS, Reward, describe
 from harness.training.identity import identity, provenance
 from harness.training.interrupt import stop_on_interrupt
 from harness.training.traces.reading import exit_maps, held_out_rows, open_traces
@@ -46,7 +46,7 @@ class AgentRequest:
     Attributes:
         name: of the files.
         observation: key of :data:`AGENT_OBSERVATIONS`.
-        reward: ``java``, ``python``, or ``auto``: the language of the documents, ``python`` where they have several.
+        reward: key of :data:`REWARDS`, or ``auto``: the language of the documents, ``python`` where they have several.
         coefficients: reward coefficient → value that replaces the preset's; ``None`` for the preset's own.
         tasks: keep documents of these tasks; empty for all.
         length: tokens of an episode.
@@ -125,21 +125,21 @@ def train_rl(
     _check(request)
     observation = AGENT_OBSERVATIONS[request.observation]
     traces, resolved = open_traces(model, folder, artefacts=request.artefacts)
-    coefficients = _coefficients(request, traces)
+    reward = _reward(request, traces)
     watch.stage(f"reading {traces.tokens} tokens of {folder}")
     maps = exit_maps(traces, resolved, observation)
-    everything = read_episodes(traces, request.tasks, request.length, observation, maps, coefficients)
+    everything = read_episodes(traces, request.tasks, request.length, observation, maps, reward)
     number = traces.columns("document")["document"]
     held = set(number[held_out_rows(traces, number, seed=request.seed, tasks=request.tasks)].tolist())
     learning, held_out = split(everything, held)
     if request.live:
         settings = replace(settings, envs=1)
-        env = _live(resolved, traces, learning, observation, coefficients, request, watch)
+        env = _live(resolved, traces, learning, observation, reward, request, watch)
     else:
         env = ExitVecEnv(learning, settings.envs, request.seed)
     how = {
         "observation": observation.as_dict(),
-        "reward": asdict(coefficients),
+        "reward": describe(reward),
         "ppo": {name: value for name, value in asdict(settings).items() if name != "steps"},
         "seed": request.seed,
         "trained_on": _trained_on(learning, request),
@@ -188,14 +188,17 @@ def _check(request: AgentRequest) -> None:
         TASKS.load(task)
 
 
-def _coefficients(request: AgentRequest, traces: Traces) -> RewardCoefficients:
-    reward = request.reward
-    if reward == "auto":
+def _reward(request: AgentRequest, traces: Traces) -> Reward:
+    name = request.reward
+    if name == "auto":
         names = _tasks(traces, request.tasks)
         languages = {TASKS.load(name)().language for name in names if name in TASKS}
-        reward = languages.pop() if len(languages) == 1 else "python"
-    given = {name: value for name, value in request.coefficients.items() if value is not None}
-    return replace(REWARDS.get(reward, REWARDS["python"]), **given)
+        name = languages.pop() if len(languages) == 1 else "python"
+    reward = REWARDS.get(name, REWARDS["python"])
+    given = {key: value for key, value in request.coefficients.items() if value is not None}
+    for key in given.keys() - asdict(reward).keys():
+        raise ConfigError(f"--{key} is no part of the {name} reward, which has {', '.join(asdict(reward))}.")
+    return replace(reward, **given)  # type: ignore[arg-type]  # the keys were checked
 
 
 def _tasks(traces: Traces, wanted: Sequence[str]) -> list[str]:
@@ -216,7 +219,7 @@ def _trained_on(episodes: Episodes, request: AgentRequest) -> dict[str, Any]:
 
 def _live(
     resolved: ResolvedModel, traces: Traces, learning: Episodes, observation: Observation,
-    coefficients: RewardCoefficients, request: AgentRequest, watch: Watch,
+    reward: Reward, request: AgentRequest, watch: Watch,
 ) -> VecEnv:  # fmt: skip
     """Return an environment that steps the model, on those of the trace's documents that are learned from."""
     keys = {document.key for document in learning.documents}
@@ -240,6 +243,6 @@ def _live(
     loaded = load(resolved, device=request.device, seed=int(traces.index.get("seed", 0)))
     tokens = LiveTokens(
         Engine(loaded.backbone, resolved.info), [codec.encode(texts[key])[:cut] for key in sorted(texts)],
-        request.length, observation, coefficients, codec.eos_token_ids,
+        request.length, observation, reward, codec.eos_token_ids,
     )  # fmt: skip
     return DummyVecEnv([lambda: ExitEnv(tokens)])

@@ -23,7 +23,7 @@ from harness.decoding.passes import PrefixPass, Stash, TokenPass
 from harness.errors import TrainingError
 from harness.training.agents.episodes import CONTEXT
 from harness.training.agents.exit_env import Token
-from harness.training.agents.reward import RewardCoefficients, reward_table
+from harness.training.agents.reward import Reward, reward_table
 
 __all__ = ["LiveTokens"]
 
@@ -36,7 +36,7 @@ class LiveTokens:
         documents: tokens of each document; a context is 20–60 % of one.
         length: tokens of an episode; fewer where the model ends its text.
         observation: what the agent looks at.
-        coefficients: of the reward.
+        reward: what decisions earn.
         eos_token_ids: tokens that end an episode.
 
     Raises:
@@ -49,13 +49,13 @@ class LiveTokens:
         documents: Sequence[Sequence[int]],
         length: int,
         observation: Observation,
-        coefficients: RewardCoefficients,
+        reward: Reward,
         eos_token_ids: Collection[int] = (),
     ) -> None:
         if not documents:
             raise TrainingError("there is no document to generate from. Give the trace's data with --source.")
         self._engine, self._documents, self._length = engine, documents, length
-        self._observation, self._coefficients, self._eos = observation, coefficients, eos_token_ids
+        self._observation, self._reward, self._eos = observation, reward, eos_token_ids
         self.exits = len(engine.info.exit_points)
         self.width = observation.width(engine.info.hidden_size, self.exits)
         self._cache: KVCache | None = None
@@ -120,5 +120,5 @@ class LiveTokens:
         self._choices.append(final)
         seen = self._exit_states if self._observation.state == "exit" else self._states
         observations = self._observation.build_all(torch.stack(seen, dim=1))[0].cpu().numpy()
-        rewards, best = reward_table(right, info.exit_points, info.num_layers, self._coefficients)
+        rewards, best = reward_table(right, info.exit_points, info.num_layers, self._reward)
         return Token(observations, rewards[0].numpy(), int(best[0]))

@@ -1,9 +1,16 @@
-"""What an agent earns for stopping a token, or for letting it run on: GREEN-CODE's equations 2 and 3."""
+"""What an agent earns for stopping a token, or for letting it run on: GREEN-CODE's Eq. 2 and 3, and a plainer rule.
+
+The equations pay 1 for stopping at the first right exit and next to nothing at a later one, which is as right: once
+the first is missed, what is left at stake is the penalty of some layers (about 0.05) against 1 for a wrong stop. An
+agent that hesitates early then has little reason to stop at all. :class:`SavingsReward` pays for what early exit is
+for.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -11,7 +18,7 @@ from torch import Tensor
 from harness.errors import ConfigError
 from harness.training.traces.replay import exit_places
 
-__all__ = ["CONTINUE", "EXIT", "REWARDS", "RewardCoefficients", "reward_table"]
+__all__ = ["CONTINUE", "EXIT", "REWARDS", "Reward", "RewardCoefficients", "SavingsReward", "describe", "reward_table"]
 
 CONTINUE, EXIT = 0, 1
 """The two actions."""
@@ -46,16 +53,47 @@ class RewardCoefficients:
                 raise ConfigError(f"--{field.name} {value:g} is out of range; the paper's coefficients lie in 0…1.")
 
 
-REWARDS = {"java": RewardCoefficients(1.0, 1.0, 1.0), "python": RewardCoefficients(0.5, 0.5, 0.5)}
-"""Language → the paper's setting (section VI-D: β = γ = 1 for JavaCorpus, 0.5 for PY150).
+@dataclass(frozen=True, slots=True)
+class SavingsReward:
+    """Right stops earn the layers they save, wrong ones cost a fixed price, running on is free.
+
+    Stopping right after layer l earns (L − l) / (L − first exit point), wherever the first right exit was. That makes
+    an optimal-stopping problem of each token; ``penalty`` sets the precision asked for.
+
+    Attributes:
+        penalty: of stopping with a wrong token.
+
+    Raises:
+        ConfigError: it is not above 0.
+    """
+
+    penalty: float = 4.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.penalty < float("inf"):
+            raise ConfigError(f"--penalty {self.penalty:g} must be above 0, and finite.")
+
+
+Reward: TypeAlias = RewardCoefficients | SavingsReward
+
+REWARDS: dict[str, Reward] = {
+    "java": RewardCoefficients(1.0, 1.0, 1.0),
+    "python": RewardCoefficients(0.5, 0.5, 0.5),
+    "savings": SavingsReward(),
+}
+"""Name → reward. ``java`` and ``python`` are the paper's (section VI-D: β = γ = 1 for JavaCorpus, 0.5 for PY150).
 
 The paper says no more of α than α ≤ β, and nothing of ε: here α = β and ε = 0.1.
 """
 
 
-def reward_table(
-    right: Tensor, exit_points: Sequence[int], num_layers: int, coefficients: RewardCoefficients
-) -> tuple[Tensor, Tensor]:
+def describe(reward: Reward) -> dict[str, Any]:
+    """Return a reward as JSON-able facts."""
+    rule = "GREEN-CODE Eq. 2 and 3" if isinstance(reward, RewardCoefficients) else "savings"
+    return {"rule": rule, **asdict(reward)}
+
+
+def reward_table(right: Tensor, exit_points: Sequence[int], num_layers: int, reward: Reward) -> tuple[Tensor, Tensor]:
     """Return the reward of both actions at every exit of some tokens, and the place of each token's best exit.
 
     ℓ_opt is the first exit point whose token is the last layer's, else the last layer. ℓ_next is the next exit point,
@@ -67,7 +105,7 @@ def reward_table(
         right: whether the exit's token is the last layer's, ``[n, exits]`` bool.
         exit_points: layers of the exits, sorted.
         num_layers: decoder layers.
-        coefficients: weights of the penalties.
+        reward: the rule.
 
     Returns:
         Rewards ``[n, exits, 2]`` float32, of :data:`CONTINUE` and :data:`EXIT`; and the best places ``[n]`` int64,
@@ -79,10 +117,13 @@ def reward_table(
     optimal = layers[best].unsqueeze(1)  # [n, 1]
     current, following = layers[:-1].unsqueeze(0), layers[1:].unsqueeze(0)  # [1, exits]
     one = torch.ones(())
+    if isinstance(reward, SavingsReward):
+        leave = torch.where(right, (num_layers - current) / span, -reward.penalty * one)
+        return torch.stack((torch.zeros_like(leave), leave), dim=-1), best
     leave = torch.where(
         right,
-        torch.where(current == optimal, one, (optimal - current) * coefficients.alpha / span),
-        torch.where(current < optimal, (current - optimal) * coefficients.beta / span, -coefficients.epsilon * one),
+        torch.where(current == optimal, one, (optimal - current) * reward.alpha / span),
+        torch.where(current < optimal, (current - optimal) * reward.beta / span, -reward.epsilon * one),
     )
-    go_on = torch.where(current < optimal, one, (optimal - following) * coefficients.gamma / span)
+    go_on = torch.where(current < optimal, one, (optimal - following) * reward.gamma / span)
     return torch.stack((go_on, leave), dim=-1), best

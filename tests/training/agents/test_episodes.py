@@ -31,6 +31,9 @@ def write(folder: Path, documents: list[tuple[str, int]], *, new_tokens: int = 0
         "exit_points": list(POINTS),
         "num_layers": LAYERS,
         "hidden_size": WIDTH,
+        "weights": "pretrained",
+        "dtype": "float32",
+        "seed": 0,
         "new_tokens": new_tokens,
     }
     writer = TraceWriter(folder, facts, resume=False, shard_tokens=50)

@@ -87,7 +87,8 @@ def test_from_a_trace_to_decoding(
     assert 0.5 <= facts["threshold"] <= 1
     assert facts["steps"] == 4096
     assert set(facts["documents"]) == {document["key"] for document in traces.documents}
-    assert facts["reward"] == {"alpha": 0.5, "beta": 0.5, "gamma": 0.5, "epsilon": 0.1}  # the documents are Python
+    python = {"alpha": 0.5, "beta": 0.5, "gamma": 0.5, "epsilon": 0.1}  # as the documents are
+    assert facts["reward"] == {"rule": "GREEN-CODE Eq. 2 and 3", **python}
     assert resolved.seen == set(facts["documents"])  # no run draws what it has learned from
     engine = Engine(load(resolved, device="cpu", seed=0).backbone, resolved.info)
     layers = {}
@@ -212,10 +213,12 @@ def test_no_trace_and_empty_traces(train: Command, trace: Path, tmp_path: Path) 
     ("arguments", "message"),
     [
         (("--preset", "fast"), "--preset 'fast' is unknown. Use paper or tuned."),
-        (("--reward", "rust"), "--reward 'rust' is unknown. Use auto, java, python."),
+        (("--reward", "rust"), "--reward 'rust' is unknown. Use auto, java, python, savings."),
         (("--observation", "all"), "--observation 'all' is unknown. Use paper, normal, rich, exit."),
         (("--alpha", 2), "--alpha 2 is out of range"),
         (("--epsilon", -1), "--epsilon -1 is out of range"),
+        (("--penalty", 2), "--penalty is no part of the python reward, which has alpha, beta, gamma, epsilon."),
+        (("--reward", "savings", "--alpha", 1), "--alpha is no part of the savings reward, which has penalty."),
         (("--steps", 0), "--steps 0 is too small"),
         (("--envs", 3), "--envs 3 must divide"),
         (("--keep", 0), "--keep 0 must lie in (0, 1]"),

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from harness.errors import ConfigError
-from harness.training.agents.reward import CONTINUE, EXIT, REWARDS, RewardCoefficients, reward_table
+from harness.training.agents.reward import CONTINUE, EXIT, REWARDS, RewardCoefficients, SavingsReward, reward_table
 
 POINTS, LAYERS = (4, 6, 10), 12  # the longest distance is 12 − 4 = 8
 COEFFICIENTS = RewardCoefficients(alpha=0.2, beta=0.5, gamma=0.8, epsilon=0.1)
@@ -55,7 +55,21 @@ def test_every_coefficient_counts() -> None:
 def test_presets_of_the_paper() -> None:
     assert REWARDS["java"] == RewardCoefficients(1, 1, 1, 0.1)
     assert REWARDS["python"] == RewardCoefficients(0.5, 0.5, 0.5, 0.1)
-    assert all(each.alpha <= each.beta for each in REWARDS.values())
+    assert all(each.alpha <= each.beta for each in REWARDS.values() if isinstance(each, RewardCoefficients))
+
+
+def test_savings_pay_for_layers_not_run() -> None:
+    right = torch.tensor([[False, True, False, True]])
+    rewards, places = reward_table(right, (2, 4, 6, 8), 10, SavingsReward(penalty=3))
+    assert rewards[0, :, CONTINUE].tolist() == [0, 0, 0, 0]
+    assert rewards[0, :, EXIT].tolist() == [-3, 0.75, -3, 0.25]  # late and right is still right
+    assert places.tolist() == [1]
+
+
+@pytest.mark.parametrize("penalty", [0, -1, float("nan"), float("inf")])
+def test_a_penalty_is_a_positive_number(penalty: float) -> None:
+    with pytest.raises(ConfigError, match="--penalty"):
+        SavingsReward(penalty)
 
 
 @pytest.mark.parametrize("name", ["alpha", "beta", "gamma", "epsilon"])
