@@ -35,8 +35,23 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(training_commands.app)
-app.command()(training_commands.trace)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"early-exit-harness {version('early-exit-harness')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and stop.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
 
 
 def main() -> None:
@@ -217,6 +232,10 @@ def report(
             _show(summary, as_json=False)
     for summary, directory in zip(summaries, directories, strict=True):  # last: it fails where only reading is allowed
         write_report(summary, directory)
+
+
+app.command()(training_commands.trace)
+app.add_typer(training_commands.app)
 
 
 def _settings(given: dict[str, Any], config: Path | None, resume: Path | None) -> RunConfig:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,12 @@ def test_help_names_every_command(cli: Command, arguments: list[str]) -> None:
     assert ran.err == ""
     for command in ("run", "list", "show", "report"):
         assert f" {command} " in ran.out
+
+
+def test_the_version_is_the_package_s(cli: Command) -> None:
+    ran = cli("--version")
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.out.split() == ["early-exit-harness", metadata.version("early-exit-harness")]
 
 
 def test_help_of_run_names_every_option_of_the_issue(cli: Command, monkeypatch: pytest.MonkeyPatch) -> None:
