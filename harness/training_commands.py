@@ -177,12 +177,18 @@ def rl(
     name: Annotated[str, typer.Option(help="File name without its ending.")] = "rl",
     task: Annotated[list[str] | None, typer.Option(help="Learn from these tasks' documents only. Repeatable.")] = None,
     preset: Annotated[str, typer.Option(help="paper (GREEN-CODE's Table III) or tuned.")] = "tuned",
-    steps: Annotated[int | None, typer.Option(help="Decisions to learn from. Default: 500000.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Decisions to learn from. Default: the preset's, 500000 or 2000000.")
+    ] = None,
     learning_rate: Annotated[float | None, typer.Option(help="At the beginning; linear to 0.")] = None,
     envs: Annotated[int | None, typer.Option(help="Episodes at once; 1 with --live.")] = None,
     reward: Annotated[
-        str, typer.Option(help="GREEN-CODE's, java or python; savings; or auto: java or python by the documents.")
-    ] = "auto",
+        str | None,
+        typer.Option(
+            help="savings; or GREEN-CODE's, java, python, or auto: one of these by the documents. Default: savings; "
+            "auto with --preset paper or one of its coefficients."
+        ),
+    ] = None,
     alpha: Annotated[float | None, typer.Option(help="Weight of exiting right but late, 0 to 1.")] = None,
     beta: Annotated[float | None, typer.Option(help="Weight of exiting too early, 0 to 1.")] = None,
     gamma: Annotated[float | None, typer.Option(help="Weight of continuing in vain, 0 to 1.")] = None,
@@ -208,10 +214,11 @@ def rl(
     from harness.training.agents.job import AgentRequest, build_settings, train_rl
 
     overrides = {"steps": steps, "learning_rate": learning_rate, "envs": envs}
+    papers = preset == "paper" or any(value is not None for value in (alpha, beta, gamma, epsilon))
     request = AgentRequest(
         name=name,
         observation=observation,
-        reward=reward,
+        reward=reward or ("auto" if papers else "savings"),
         tasks=task or (),
         length=tokens,
         keep=keep,
