@@ -418,6 +418,7 @@ def test_the_real_model_completes_what_everybody_knows(tmp_path: Path, cli: Comm
         *("run", "--model", "smollm2-135m", "--source", "known.jsonl", "--protocol", "codexglue-line", "--limit", 2),
         *("--max-new-tokens", 4, "--threads", 1, "--energy", "estimate", "--kv", "recompute", "--out", "out", "--json"),
         *("--strategy", "fixed:layer=22", "--strategy", "oracle", "--strategy", "entropy:threshold=0.1"),
+        *("--weights", "pretrained", "--exit-head", "shared"),
     )
     assert ran.code == 0, ran.err
     found = rows(tmp_path / "out")

@@ -336,9 +336,9 @@ def test_a_trace_of_one_document(refusal: Refusal, traces: Path, tiny_llama: Pat
         (("--keep", 0), "--keep in (0, 1]"),
         (("--keep", 1.01), "--keep in (0, 1]"),
         (("--keep", "nan"), "--keep in (0, 1]"),
-        (("--learning-rate", 0), "--learning-rate positive"),
-        (("--learning-rate", "nan"), "--learning-rate positive"),
-        (("--learning-rate", "inf"), "--learning-rate positive"),
+        (("--learning-rate", 0), "--learning-rate in (0, 1]"),
+        (("--learning-rate", "nan"), "--learning-rate in (0, 1]"),
+        (("--learning-rate", "inf"), "--learning-rate in (0, 1]"),
         (("--task", "rust"), "has no document of rust; it has py150, path: rows.jsonl."),
     ],
 )

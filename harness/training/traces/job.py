@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -121,6 +122,8 @@ def trace(
         watch.step(number, f"{writer.tokens} tokens on disk")
     writer.flush()
     if not writer.documents:
+        with suppress(OSError):
+            out.rmdir()  # empty, and of no use
         raise DataError(f"not one document is longer than {FIRST + 1} tokens. Give other data with --source.")
     return Traces.open(out)
 

