@@ -23,8 +23,8 @@ class ReinforcementLearning(Strategy):
 
     GREEN-CODE (Ilager 2025, sections IV and V): a PPO policy on the hidden state, actions *continue* and *exit*,
     deployed as a plain network. What the paper calls "temperature threshold T" is ``threshold``; its temperature is 1.
-    With two actions both conditions are one comparison of logit(exit) − logit(continue). The agent was trained for
-    0…1 rewards with coefficients that its JSON names; ``harness show`` does not read it.
+    With two actions both conditions are one comparison of logit(exit) − logit(continue). The reward that the agent was
+    trained for is in its JSON: GREEN-CODE's Eq. 2 and 3, or a plainer one that pays for the layers it saves.
     """
 
     threshold: Annotated[

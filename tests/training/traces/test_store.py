@@ -398,7 +398,9 @@ INFO = ModelInfo(
 
 def test_the_trace_of_a_model_is_accepted(tmp_path: Path) -> None:
     write(tmp_path / "t", (12,)).flush()
-    Traces.open(tmp_path / "t").check(INFO, "b" * 16)
+    traces = Traces.open(tmp_path / "t")
+    traces.check(INFO, "b" * 16)
+    assert traces.tokens == 12
 
 
 @pytest.mark.parametrize(
