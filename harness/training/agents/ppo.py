@@ -76,6 +76,8 @@ PRESETS = {
 }
 """``paper``: GREEN-CODE's Table III. ``tuned``: what stopped earliest at 98 % agreement, with the savings reward.
 
+With discount 0 an agent weighs each decision by its own reward alone: it learns where stopping pays, not how to plan.
+
 SmolLM2-135M, 253,000 traced tokens, held-out mean exit layer at 98 % agreement: Table III with Eq. 2 and 3 28.6;
 learning rate 1e-3, discount 0.9, entropy 0.05 27.9; with the savings reward and entropy 0.02 24.5; then discount 1
 27.5, discount 0 23.9; from there entropy 0.05 23.3, four times the steps 23.3, penalty 10 instead of 4 23.6, 128
