@@ -45,6 +45,9 @@ class OperatingPointRecord(_Record):
         exit_points: layers at which it is asked on this model.
         rehearsed: it looked at the answer outside the measured window; an upper bound, not a strategy to deploy.
         artefacts: what trained parts it runs on: name → SHA-256.
+        kv: what happens to K,V of skipped layers; ``None``: what the configuration says.
+        never_exits: the strategy is asked at every exit point and its answer ignored: full depth plus the cost of
+            asking. A probe for the attribution of costs, never a candidate.
     """
 
     name: str
@@ -53,6 +56,8 @@ class OperatingPointRecord(_Record):
     exit_points: tuple[int, ...]
     rehearsed: bool = False
     artefacts: dict[str, str] = Field(default_factory=dict)
+    kv: KVPolicy | None = None
+    never_exits: bool = False
 
 
 class ModelRecord(_Record):
@@ -176,6 +181,8 @@ class SampleRecord(_Record):
         layers_executed: decoder layers run for generated tokens after prefill, by recomputation included.
         kv_fill_layers: layers whose K,V were filled from an exit hidden state.
         shortcut_evaluations: times an exit's linear map was applied for this sample.
+        arrival_s, queue_s: with a fixed arrival rate, when the request came, from the start of its window, and how
+            long it waited; ``latency_s`` and ``ttft_s`` then count from its arrival. ``None`` back to back.
         error: one line when the sample failed; the measured fields are then empty or ``None``.
     """
 
@@ -200,6 +207,8 @@ class SampleRecord(_Record):
     layers_executed: int = 0
     kv_fill_layers: int = 0
     shortcut_evaluations: int = 0
+    arrival_s: float | None = None
+    queue_s: float | None = None
     error: str | None = None
 
 
@@ -210,12 +219,16 @@ class WindowRecord(_Record):
         window: id, counting up in the order written.
         task, block, repeat, operating_point: what ran.
         warmup: left out of every summary.
+        idle: nothing ran; the model was loaded. Its task and operating point are empty, its power is the machine's own.
+        superseded: contaminated and measured again (``--strict``); left out of every summary and counted there.
         samples: number of sample lines this window commits.
         failed: how many of those are error records.
         tokens: generated tokens.
         started: UTC time, ISO 8601.
         duration_s: window length, monotonic clock.
         cpu_time_s: CPU seconds of this process.
+        foreign_cpu_s: CPU seconds of everything else on this machine; ``None`` where it cannot be read.
+        stolen_cpu_s: CPU seconds the hypervisor gave to others; ``None`` where it cannot be read.
         energy_j, energy_source, energy_scope, sensor_period_s, flags, energy_reason: see ``EnergyReading``.
     """
 
@@ -225,12 +238,16 @@ class WindowRecord(_Record):
     repeat: int
     operating_point: str
     warmup: bool = False
+    idle: bool = False
+    superseded: bool = False
     samples: int
     failed: int = 0
     tokens: int
     started: str
     duration_s: float
     cpu_time_s: float
+    foreign_cpu_s: float | None = None
+    stolen_cpu_s: float | None = None
     energy_j: float | None = None
     energy_source: str = "none"
     energy_scope: str = ""
