@@ -89,7 +89,10 @@ def run(
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Samples per task; 0 for all. Default: 16.")] = None,
     kv: Annotated[
-        str | None, typer.Option(help="K,V of skipped layers: propagate, recompute, none, skip. Default: propagate.")
+        str | None,
+        typer.Option(
+            help="K,V of skipped layers: propagate, recompute, none, skip; a comma list compares. Default: propagate."
+        ),
     ] = None,
     kv_input: Annotated[
         str | None,
@@ -112,6 +115,10 @@ def run(
         typer.Option(help="Folder of `harness train`, or a shipped set. Default: artefacts/MODEL, then shipped."),
     ] = None,
     energy: Annotated[str | None, typer.Option(help="auto, nvml, rapl, estimate or none. Default: auto.")] = None,
+    attribute: Annotated[
+        bool | None,
+        typer.Option("--attribute", help="Measure where the time goes: adds a run of each strategy that never exits."),
+    ] = None,
     repeats: Annotated[int | None, typer.Option(help="Repetitions of each block. Default: 1.")] = None,
     seed: Annotated[int | None, typer.Option(help="Decides sampling, order and random strategies. Default: 0.")] = None,
     exit_points: Annotated[
@@ -151,6 +158,7 @@ def run(
         "exit_head": exit_head,
         "artefacts": artefacts,
         "energy": energy,
+        "attribute": attribute,
         "repeats": repeats,
         "seed": seed,
         "exit_points": exit_points,

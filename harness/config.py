@@ -105,7 +105,8 @@ class RunConfig(BaseModel):
         source: ``embedded``, ``hub``, or a path to a JSONL file or dataset folder.
         limit: samples per task; ``None`` for all.
         max_new_tokens: overrides the protocol's limit.
-        kv: what happens to K,V of skipped layers.
+        kv: what happens to K,V of skipped layers; a comma list compares several policies in one run, the first one's
+            full depth being the baseline.
         kv_input: what ``propagate`` fills them from: the exit's ``hidden`` state, or the line from there to what the
             exit's ``shortcut`` makes of it.
         exit_points: ``paper`` (GREEN-CODE's rule), ``all``, or a comma list of layers.
@@ -123,6 +124,7 @@ class RunConfig(BaseModel):
         tdp_w: power the estimate spreads over the logical cores the system shows, watts; ``None`` for its default.
         repeats: how often each block is repeated.
         block_size: samples per interleaved block; ``None`` lets the meter's sensor period decide.
+        attribute: add a probe per strategy, which asks it and never exits, so that costs can be attributed.
         seed: decides sampling, order and random strategies.
         out: run directory; ``None`` makes a new one under ``runs/``.
     """
@@ -136,7 +138,7 @@ class RunConfig(BaseModel):
     source: Annotated[str, Field(min_length=1)] = "embedded"
     limit: Annotated[int, Field(ge=1)] | None = 16
     max_new_tokens: Annotated[int, Field(ge=1, le=4096)] | None = None
-    kv: KVPolicy = KVPolicy.PROPAGATE
+    kv: KVPolicy | tuple[KVPolicy, ...] = KVPolicy.PROPAGATE
     kv_input: KVInput = "hidden"
     exit_points: str = "paper"
     batch_size: Annotated[int, Field(ge=1, le=1024)] = 1
@@ -150,6 +152,7 @@ class RunConfig(BaseModel):
     tdp_w: Annotated[float, Field(gt=0, le=10_000)] | None = None
     repeats: Annotated[int, Field(ge=1, le=1000)] = 1
     block_size: Annotated[int, Field(ge=1)] | None = None
+    attribute: bool = False
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     out: Path | None = None
 
@@ -159,6 +162,22 @@ class RunConfig(BaseModel):
         if not value and field.field_name == "tasks":
             raise ValueError("names nothing")
         return tuple(dict.fromkeys(value))
+
+    @field_validator("kv", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        """Take ``none,propagate`` apart; a list of one is that one."""
+        if isinstance(value, str) and "," in value:
+            value = [part.strip() for part in value.split(",")]
+        if isinstance(value, list | tuple):
+            once = tuple(dict.fromkeys(value))
+            return once[0] if len(once) == 1 else once
+        return value
+
+    @property
+    def kv_policies(self) -> tuple[KVPolicy, ...]:
+        """The KV policies to compare, at least one."""
+        return self.kv if isinstance(self.kv, tuple) else (self.kv,)
 
     @classmethod
     def build(cls, values: Mapping[str, Any]) -> Self:

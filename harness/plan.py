@@ -7,41 +7,22 @@ samples. Whatever is wrong is refused here, and nothing has been written yet.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.config import BASELINE, RunConfig, StrategySpec, demo_strategies, parse_all
-from harness.contracts import ModelInfo, StopRule, Strategy, Task, TaskData, TaskRequest, TextCodec
-from harness.errors import ArtefactError, ConfigError, DataError, OptionError
+from harness.config import RunConfig, demo_strategies, parse_all
+from harness.contracts import StopRule, Task, TaskData, TaskRequest, TextCodec
+from harness.errors import ConfigError, DataError
 from harness.models.loading import ResolvedModel, load_codec, resolve
-from harness.options import build_strategy, effective_options
-from harness.records import OperatingPointRecord, TaskRecord
+from harness.operating_points import OperatingPoint, build_all, operating_points, usable
+from harness.records import TaskRecord
 from harness.registry import TASKS
 
-__all__ = ["OperatingPoint", "Plan", "PlannedTask", "default_directory", "make_plan", "resolve_device"]
+__all__ = ["Plan", "PlannedTask", "default_directory", "make_plan", "resolve_device"]
 
 logger = logging.getLogger(__name__)
 
 SHOWN_BAD_ROWS = 5  # the samples file has them all
-
-
-@dataclass(frozen=True)
-class OperatingPoint:
-    """One strategy at one setting, ready to decode.
-
-    Attributes:
-        strategy: the built strategy.
-        record: what the run directory says of it.
-    """
-
-    strategy: Strategy
-    record: OperatingPointRecord
-
-    @property
-    def name(self) -> str:
-        """Unique label in the run."""
-        return self.record.name
 
 
 @dataclass(frozen=True)
@@ -89,8 +70,7 @@ def make_plan(config: RunConfig) -> Plan:
     Raises:
         HarnessError: anything that cannot be run, in one line with the remedy.
     """
-    baseline = StrategySpec(BASELINE)
-    built = _build(config.specs())
+    specs = build_all(config.specs())
     tasks: list[Task] = [TASKS.load(name)() for name in config.tasks]
     device = resolve_device(config.device)
     model = resolve(
@@ -108,9 +88,8 @@ def make_plan(config: RunConfig) -> Plan:
             "shortcut, which says how to make them where there are none."
         )
     if not config.strategies:
-        built = _usable(_build(parse_all(demo_strategies(model.info.exit_points))), model.info)
-    built = [*_build([baseline]), *(pair for pair in built if pair[0] != baseline)]
-    points = tuple(_point(spec, strategy, model.info) for spec, strategy in _distinct(built))
+        specs = usable(build_all(parse_all(demo_strategies(model.info.exit_points))), model.info)
+    points = operating_points(specs, config, model.info)
     codec, codec_source = load_codec(model)
     planned = tuple(_draw(task, config, codec, model) for task in tasks)
     return Plan(config, device, points, model, codec, codec_source, planned)
@@ -135,53 +114,6 @@ def resolve_device(name: str) -> str:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device '{name}' is not here: torch sees {torch.cuda.device_count()} CUDA device(s).")
     return name
-
-
-def _build(specs: Sequence[StrategySpec]) -> list[tuple[StrategySpec, Strategy]]:
-    return [(spec, build_strategy(spec)) for spec in specs]
-
-
-def _usable(built: list[tuple[StrategySpec, Strategy]], info: ModelInfo) -> list[tuple[StrategySpec, Strategy]]:
-    """Leave out strategies that nobody asked for by name and nothing was trained for."""
-    kept = []
-    for spec, strategy in built:
-        try:
-            strategy.exit_points(info)
-        except ArtefactError:
-            logger.info("%s is left out: nothing is trained for it and %s", spec, info.name)
-        else:
-            kept.append((spec, strategy))
-    return kept
-
-
-def _distinct(built: list[tuple[StrategySpec, Strategy]]) -> list[tuple[StrategySpec, Strategy]]:
-    """Leave out operating points that are earlier ones spelled differently (``layer=04``, a default given)."""
-    kept: list[tuple[StrategySpec, Strategy]] = []
-    for spec, strategy in built:
-        twin = next((other for other, known in kept if other.name == spec.name and known == strategy), None)
-        if twin is None:
-            kept.append((spec, strategy))
-        else:
-            logger.warning("%s is %s again and left out", spec, twin)
-    return kept
-
-
-def _point(spec: StrategySpec, strategy: Strategy, info: ModelInfo) -> OperatingPoint:
-    points = tuple(strategy.exit_points(info))
-    if list(points) != sorted(set(points) & set(info.exit_points)):
-        raise OptionError(
-            f"{spec} asks to stop after layers {points}, which are not sorted exit points of {info.name} "
-            f"(exit points: {', '.join(map(str, info.exit_points)) or 'none'})."
-        )
-    record = OperatingPointRecord(
-        name=str(spec),
-        strategy=spec.name,
-        options=effective_options(strategy),
-        exit_points=points,
-        rehearsed=strategy.rehearsed,
-        artefacts=dict(strategy.artefacts(info)),
-    )
-    return OperatingPoint(strategy, record)
 
 
 def _draw(task: Task, config: RunConfig, codec: TextCodec, model: ResolvedModel) -> PlannedTask:

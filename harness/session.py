@@ -19,7 +19,8 @@ from harness.decoding.generation import Generation
 from harness.errors import ModelError, OutOfMemoryError
 from harness.manifest import is_out_of_memory, utc_now
 from harness.metering import metered
-from harness.plan import OperatingPoint, Plan, PlannedTask
+from harness.operating_points import OperatingPoint
+from harness.plan import Plan, PlannedTask
 from harness.records import SampleRecord, WindowRecord
 from harness.store import RunDirectory
 
@@ -186,7 +187,7 @@ class Session:
         return self._engine.replay(
             [sample.prompt_ids for sample in batch],
             known,
-            kv=self._plan.config.kv,
+            kv=point.kv,
             max_new_tokens=[sample.max_new_tokens for sample in batch],
             stop=planned.stop,
             eos_token_ids=self._plan.codec.eos_token_ids,
@@ -196,7 +197,7 @@ class Session:
         return self._engine.decode(
             [sample.prompt_ids for sample in batch],
             point.strategy,
-            kv=self._plan.config.kv,
+            kv=point.kv,
             max_new_tokens=[sample.max_new_tokens for sample in batch],
             seeds=[self._plan.config.seed + crc32(sample.sample_id.encode()) for sample in batch],
             stop=planned.stop,

@@ -22,6 +22,7 @@ FLOORS: dict[str, int] = {
     "harness.progress": 5,
     "harness.runner": 4,
     "harness.plan": 4,
+    "harness.operating_points": 4,
     "harness.session": 4,
     "harness.manifest": 4,
     "harness.sweep": 4,
