@@ -69,6 +69,10 @@ class NeverExits(Strategy):
         """Start the strategy."""
         return _Deaf(self.asked.start(model, batch))
 
+    def should_exit(self, view: ExitView) -> Tensor:
+        """Ask the strategy without a start, and answer no."""
+        return _Deaf(self.asked).should_exit(view)
+
 
 @dataclass(frozen=True, slots=True)
 class _Deaf:

@@ -43,6 +43,7 @@ FLOORS: dict[str, int] = {
     "harness.controllers": 2,
     "harness.contracts": 1,
     "harness.records": 1,
+    "harness.cost_records": 1,
     "harness.config": 1,
     "harness.errors": 0,
     "harness.registry": 0,
