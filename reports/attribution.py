@@ -104,7 +104,7 @@ class _System:
 
     @property
     def blocks(self) -> int:
-        return self.cost.shape[1]
+        return int(self.cost.shape[1])
 
     @classmethod
     def of(cls, cells: Sequence[Measured], read: Callable[[WindowRecord], float | None]) -> _System | None:
@@ -259,7 +259,7 @@ class _Ranged:
 def _by_block(
     cell: Measured, names: tuple[str, ...], read: Callable[[WindowRecord], float | None]
 ) -> dict[int, list[float]] | None:
-    """Return block → counts, cost, seconds, seconds of prefill, decoded tokens, over its repeats and failed ones out."""
+    """Return block → counts, cost, seconds, seconds of prefill, decoded tokens; blocks with a failure are left out."""
     samples: dict[int, list[SampleRecord]] = {}
     for sample in cell.samples.values():
         samples.setdefault(sample.window, []).append(sample)
