@@ -1,0 +1,98 @@
+"""``harness reproduce``: a published figure, measured again here, beside the published numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from harness.errors import ConfigError
+
+__all__ = ["reproduce"]
+
+PAPERS = ("green-code",)
+FIGURES = ("kv",)
+
+
+def reproduce(
+    paper: Annotated[str, typer.Argument(help="green-code.")] = "green-code",
+    figure: Annotated[
+        str, typer.Option(help="kv: early exit without a KV cache, as published, beside full depth with one.")
+    ] = "kv",
+    strategy: Annotated[
+        list[str] | None,
+        typer.Option(help="Early exits to show. Repeatable. Default: rl, and fixed in the middle.", metavar="SPEC"),
+    ] = None,
+    model: Annotated[str, typer.Option(help="Catalogue name, hub id or folder.")] = "smollm2-135m",
+    weights: Annotated[str, typer.Option(help="auto, tuned, pretrained or random.")] = "auto",
+    task: Annotated[list[str] | None, typer.Option(help="py150, javacorpus. Repeatable. Default: py150.")] = None,
+    source: Annotated[str, typer.Option(help="embedded, hub, or PATH.")] = "embedded",
+    limit: Annotated[int, typer.Option(help="Samples per task; without a cache each takes seconds.")] = 16,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    energy: Annotated[str, typer.Option(help="auto, nvml, rapl, estimate or none.")] = "auto",
+    out: Annotated[
+        Path | None, typer.Option(help="Run directory. Default: runs/TIME-MODEL-TASK.", metavar="DIR")
+    ] = None,
+    resume: Annotated[Path | None, typer.Option(help="Continue a run directory.", metavar="DIR")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figure's rows as JSON.")] = False,
+) -> None:
+    """Measure a published figure again, here, and show both: the paper's numbers and ours, never mixed."""
+    for what, given, known in (("paper", paper, PAPERS), ("figure", figure, FIGURES)):
+        if given not in known:
+            raise ConfigError(f"unknown {what} '{given}'. Known: {', '.join(known)}.")
+    from harness.config import RunConfig
+
+    values: dict[str, Any] = {
+        "strategies": tuple(strategy or _early_exits(model, weights)),
+        "model": model,
+        "weights": weights,
+        "tasks": tuple(task or ("py150",)),
+        "source": source,
+        "limit": limit or None,
+        "dtype": dtype,
+        "energy": energy,
+        "kv": "none,propagate,recompute",  # the first one's full depth is the baseline, as in the paper
+        "out": out,
+    }
+    _kv(RunConfig.build(values), resume, as_json=as_json)
+
+
+def _early_exits(model: str, weights: str) -> list[str]:
+    """The paper's agent where there is one for the model, and the plainest exit halfway, which every model has."""
+    from harness.config import parse_all
+    from harness.models.loading import resolve
+    from harness.operating_points import build_all, usable
+
+    info = resolve(model, weights=weights, dtype="float32", exit_points="paper", exit_head="auto").info  # type: ignore[arg-type]
+    middle = min(info.exit_points, key=lambda point: abs(point - info.num_layers / 2))
+    wished = build_all(parse_all(["rl", f"fixed:layer={middle}"]))
+    return [str(spec) for spec, _ in usable(wished, info)]
+
+
+def _kv(config: Any, resume: Path | None, *, as_json: bool) -> None:
+    import dataclasses
+    import json
+
+    from rich.console import Console
+
+    from harness.progress import RunProgress
+    from harness.runner import execute
+    from reports.kv_figure import kv_figure, kv_markdown, render_kv_figure
+
+    with RunProgress(Console(stderr=True, emoji=False)) as progress:
+        try:
+            result = execute(config, resume=resume, observer=progress)
+        except KeyboardInterrupt:
+            progress.interrupted()
+            raise
+    file = result.directory / "kv.md"
+    file.write_text(kv_markdown(result.summary), encoding="utf-8")
+    if as_json:
+        tasks = dict.fromkeys(row.task for row in result.summary.rows)
+        rows = {task: [dataclasses.asdict(row) for row in kv_figure(result.summary, task)] for task in tasks}
+        print(json.dumps(rows, indent=2))
+        return
+    console = Console(emoji=False)
+    console.print(render_kv_figure(result.summary))
+    console.print(f"[dim]The same as Markdown: {file}; every record beside it.[/]", soft_wrap=True)

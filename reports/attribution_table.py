@@ -1,0 +1,122 @@
+"""An attribution as tables of text: what a request's parts cost, what deciding costs, and whether two ways agree.
+
+The second one has the form of GREEN-CODE's Table IV: the controller's overhead over the early-exit run and over full
+depth. Terminal and Markdown share these tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from harness.cost_records import PARTS, Attribution, OperatingPointCost, Quantity, Ranged
+from reports.columns import MISSING
+
+__all__ = ["TextTable", "attribution_notes", "attribution_tables"]
+
+NAMES = {
+    "prefill": "prefill",
+    "layers": "layers",
+    "exit_checks": "exit checks",
+    "check_heads": "LM heads of checks",
+    "output_head": "LM head",
+    "kv_fill": "KV fill",
+    "rest": "rest",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TextTable:
+    """A table that is ready to print.
+
+    Attributes:
+        title: what it answers.
+        header: one cell per column; the first column is text, the others are numbers.
+        rows: as many cells each.
+    """
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def attribution_tables(attribution: Attribution) -> tuple[TextTable, ...]:
+    """Return the tables of one task and quantity; parts that no operating point has are left out."""
+    scale, unit = _scale((row.total for row in attribution.rows), attribution.quantity)
+    what = f"{attribution.quantity}, {unit}"
+    source = "" if attribution.quantity == "time" else f", {attribution.source}"
+    shown = [part for part in PARTS if any(row.parts[part].value for row in attribution.rows)]
+    parts = TextTable(
+        f"{attribution.task}: where a request's {what}{source} goes (fit, ± half of the 95 % interval)",
+        ("operating point", "measured", *(NAMES[part] for part in shown)),
+        tuple(
+            (row.operating_point, f"{row.total * scale:.1f}", *(_plus_minus(row.parts[part], scale) for part in shown))
+            for row in attribution.rows
+        ),
+    )
+    decided = [row for row in attribution.rows if row.overhead is not None]
+    overhead = TextTable(
+        f"{attribution.task}: what deciding costs, {attribution.quantity} (probe − full depth; the paper's Table IV)",
+        ("operating point", "per request", "of this run", "of full depth"),
+        tuple(_overhead(row, scale, unit) for row in decided),
+    )
+    costs = (check.direct.value for check in attribution.checks if check.direct)
+    fine, small = _scale(costs, attribution.quantity)
+    checks = TextTable(
+        f"{attribution.task}: one exit check, its LM heads included, {attribution.quantity}, {small}",
+        ("strategy", "probe − full depth", "fit", "the two"),
+        tuple(
+            (
+                check.strategy,
+                _interval(check.direct, fine, 2),
+                _interval(check.fitted, fine, 2),
+                {None: MISSING, True: "agree", False: "disagree"}[check.agree],
+            )
+            for check in attribution.checks
+            if check.direct or check.fitted
+        ),
+    )
+    return tuple(table for table in (parts, overhead, checks) if table.rows)
+
+
+def attribution_notes(attribution: Attribution) -> Iterator[str]:
+    """Yield what must stand under the tables."""
+    yield (
+        f"{attribution.task}, {attribution.quantity}: the fit leaves {100 * attribution.residual:.1f} % of a window "
+        f"unexplained (median); intervals resample {attribution.blocks} blocks."
+    )
+    if attribution.source == "estimate":
+        yield "energy here is an estimate from CPU time, so it repeats the time columns."
+    apart = [check.strategy for check in attribution.checks if check.agree is False]
+    if apart:
+        yield (
+            f"{', '.join(apart)}: the probe and the fit disagree about the cost of a check. Asking costs otherwise "
+            "where tokens run to the end than where they leave, or the run is too short; trust the probe."
+        )
+
+
+def _scale(values: Iterable[float], quantity: Quantity) -> tuple[float, str]:
+    """Return what to multiply by, and the unit then."""
+    largest, unit = max(values, default=0.0), "s" if quantity == "time" else "J"
+    return (1.0, unit) if largest >= 10 else (1e3, f"m{unit}") if largest >= 1e-2 else (1e6, f"µ{unit}")
+
+
+def _plus_minus(part: Ranged, scale: float) -> str:
+    if part.ci is None:
+        return f"{part.value * scale:.1f}"
+    return f"{part.value * scale:.1f} ± {(part.ci[1] - part.ci[0]) / 2 * scale:.1f}"
+
+
+def _interval(part: Ranged | None, scale: float, decimals: int) -> str:
+    if part is None:
+        return MISSING
+    text = f"{part.value * scale:.{decimals}f}"
+    return text if part.ci is None else f"{text} [{part.ci[0] * scale:.{decimals}f}, {part.ci[1] * scale:.{decimals}f}]"
+
+
+def _overhead(row: OperatingPointCost, scale: float, unit: str) -> tuple[str, ...]:
+    def percent(share: Ranged | None) -> str:
+        return MISSING if share is None else f"{_interval(share, 100, 1)} %"
+
+    per_request = f"{_interval(row.overhead, scale, 1)} {unit}"
+    return row.operating_point, per_request, percent(row.overhead_of_run), percent(row.overhead_of_full)

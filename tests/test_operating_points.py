@@ -1,0 +1,114 @@
+"""Operating points of a run: several KV policies side by side, and probes that ask and never exit."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import RunConfig, run
+from harness.contracts import KVPolicy
+from harness.errors import ConfigError
+
+Command = Callable[..., Any]
+
+
+@pytest.fixture
+def config(cli: Command, tiny_llama: Path, rows_file: Path, tmp_path: Path) -> dict[str, Any]:
+    return {
+        "model": str(tiny_llama),
+        "source": str(rows_file),
+        "limit": 3,
+        "max_new_tokens": 5,
+        "energy": "none",
+        "threads": 1,
+        "out": tmp_path / "out",
+    }
+
+
+def samples(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """Operating point → sample id → record."""
+    found: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
+    for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        found[record["operating_point"]][record["sample_id"]] = record
+    return found
+
+
+@pytest.mark.parametrize(
+    ("written", "policies"),
+    [
+        ("none", (KVPolicy.NONE,)),
+        ("none, propagate", (KVPolicy.NONE, KVPolicy.PROPAGATE)),
+        (["recompute", "recompute"], (KVPolicy.RECOMPUTE,)),
+        (("skip", "none", "skip"), (KVPolicy.SKIP, KVPolicy.NONE)),
+    ],
+)
+def test_kv_takes_one_policy_or_several(written: Any, policies: tuple[KVPolicy, ...]) -> None:
+    config = RunConfig.build({"kv": written})
+    assert config.kv_policies == policies
+    again = RunConfig.build(config.model_dump(mode="json"))
+    assert again == config
+    assert (config.model_dump(mode="json")["kv"] == policies[0].value) is (len(policies) == 1)
+
+
+@pytest.mark.parametrize("written", ["none,nothing", "", ",", [], "none,"])
+def test_an_unknown_policy_is_refused(written: Any) -> None:
+    with pytest.raises(ConfigError, match="kv = "):
+        RunConfig.build({"kv": written})
+
+
+def test_several_policies_run_side_by_side_on_the_same_samples(config: dict[str, Any], tmp_path: Path) -> None:
+    frame = run(RunConfig.build(config | {"kv": "none,propagate,recompute,skip", "strategies": ("fixed:layer=4",)}))
+    assert list(frame["operating_point"]) == [
+        "full@none", "full@propagate",  # what never exits is the same under every policy with a cache
+        *(f"fixed:layer=4@{kv}" for kv in ("none", "propagate", "recompute", "skip")),
+    ]  # fmt: skip
+    assert list(frame["kv"]) == ["none", "propagate", "none", "propagate", "recompute", "skip"]
+    found = samples(tmp_path / "out")
+    assert len({frozenset(records) for records in found.values()}) == 1
+    for sample_id, record in found["full@none"].items():
+        assert found["full@propagate"][sample_id]["token_ids"] == record["token_ids"]
+        assert set(found["fixed:layer=4@none"][sample_id]["exit_layers"]) == {4}  # no prefill: the first one exits too
+        assert found["fixed:layer=4@propagate"][sample_id]["exit_layers"][0] == 12
+        assert found["fixed:layer=4@propagate"][sample_id]["kv_fill_layers"] > 0
+        assert found["fixed:layer=4@recompute"][sample_id]["kv_fill_layers"] == 0
+    depth = dict(zip(frame["operating_point"], frame["layers_skipped"], strict=True))
+    assert depth["full@none"] == depth["full@propagate"] == 0
+    assert depth["fixed:layer=4@none"] == pytest.approx(1 - 4 / 12)
+
+
+def test_a_single_policy_leaves_the_names_alone(config: dict[str, Any]) -> None:
+    frame = run(RunConfig.build(config | {"kv": "recompute", "strategies": ("fixed:layer=4",)}))
+    assert list(frame["operating_point"]) == ["full", "fixed:layer=4"]
+    assert list(frame["kv"]) == ["recompute", "recompute"]
+
+
+def test_a_probe_is_asked_everywhere_and_never_exits(config: dict[str, Any], tmp_path: Path) -> None:
+    strategies = ("confidence:threshold=0,0.5", "fixed:layer=4", "oracle")
+    frame = run(RunConfig.build(config | {"strategies": strategies, "attribute": True}))
+    assert not [name for name in frame["operating_point"] if "never exits" in name]  # no candidate in any table
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    probes = [point["name"] for point in manifest["operating_points"] if point["never_exits"]]
+    assert probes == ["confidence:threshold=0 (never exits)", "fixed:layer=4 (never exits)"]
+    found = samples(tmp_path / "out")
+    for sample_id, full in found["full"].items():
+        probe = found["confidence:threshold=0 (never exits)"][sample_id]
+        later = len(full["token_ids"]) - 1
+        assert probe["token_ids"] == full["token_ids"]
+        assert probe["exit_layers"] == full["exit_layers"]
+        assert probe["exit_checks"] == 3 * later  # exit points 4, 6, 10 of 12 layers
+        assert probe["lm_head_evaluations"] == 4 * later
+        assert found["confidence:threshold=0"][sample_id]["exit_layers"][1:] == [4] * later
+
+
+def test_a_run_with_probes_continues(config: dict[str, Any], tmp_path: Path) -> None:
+    settings = RunConfig.build(config | {"strategies": ("confidence",), "attribute": True})
+    run(settings)
+    before = (tmp_path / "out" / "samples.jsonl").read_text()
+    run(settings, resume=tmp_path / "out")
+    assert (tmp_path / "out" / "samples.jsonl").read_text() == before
