@@ -111,7 +111,9 @@ def run(
         str | None,
         typer.Option(help="Folder of `harness train`, or a shipped set. Default: artefacts/MODEL, then shipped."),
     ] = None,
-    energy: Annotated[str | None, typer.Option(help="auto, nvml, rapl, estimate or none. Default: auto.")] = None,
+    energy: Annotated[
+        str | None, typer.Option(help="auto, nvml, rapl, estimate, none or replay:FILE. Default: auto.")
+    ] = None,
     repeats: Annotated[int | None, typer.Option(help="Repetitions of each block. Default: 1.")] = None,
     seed: Annotated[int | None, typer.Option(help="Decides sampling, order and random strategies. Default: 0.")] = None,
     exit_points: Annotated[
@@ -123,6 +125,13 @@ def run(
     ] = None,
     tdp_w: Annotated[
         float | None, typer.Option(help="Watts the energy estimate assumes for all cores. Default: 4 W per core.")
+    ] = None,
+    strict: Annotated[
+        bool | None, typer.Option("--strict", help="Measure windows that other work contaminated again, up to 3 times.")
+    ] = None,
+    idle_s: Annotated[
+        float | None,
+        typer.Option(help="Seconds of idle power before and after the work; 0 for none. Default: from the sensor."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Run directory. Default: runs/TIME-MODEL-TASK.", metavar="DIR")
@@ -157,6 +166,8 @@ def run(
         "max_new_tokens": max_new_tokens,
         "block_size": block_size,
         "tdp_w": tdp_w,
+        "strict": strict,
+        "idle_s": idle_s,
         "out": out,
     }
     settings = _settings({key: value for key, value in given.items() if value is not None}, config, resume)

@@ -123,6 +123,9 @@ class RunConfig(BaseModel):
         tdp_w: power the estimate spreads over the logical cores the system shows, watts; ``None`` for its default.
         repeats: how often each block is repeated.
         block_size: samples per interleaved block; ``None`` lets the meter's sensor period decide.
+        strict: a window that something else on the machine contaminated is measured again, up to three times.
+        idle_s: seconds of waiting, with the model loaded, measured before and after the work; 0 for none, ``None`` for
+            as long as the sensor needs, which is 0 without one.
         seed: decides sampling, order and random strategies.
         out: run directory; ``None`` makes a new one under ``runs/``.
     """
@@ -150,6 +153,8 @@ class RunConfig(BaseModel):
     tdp_w: Annotated[float, Field(gt=0, le=10_000)] | None = None
     repeats: Annotated[int, Field(ge=1, le=1000)] = 1
     block_size: Annotated[int, Field(ge=1)] | None = None
+    strict: bool = False
+    idle_s: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     out: Path | None = None
 
