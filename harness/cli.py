@@ -114,7 +114,9 @@ def run(
         str | None,
         typer.Option(help="Folder of `harness train`, or a shipped set. Default: artefacts/MODEL, then shipped."),
     ] = None,
-    energy: Annotated[str | None, typer.Option(help="auto, nvml, rapl, estimate or none. Default: auto.")] = None,
+    energy: Annotated[
+        str | None, typer.Option(help="auto, nvml, rapl, estimate, none or replay:FILE. Default: auto.")
+    ] = None,
     attribute: Annotated[
         bool | None,
         typer.Option("--attribute", help="Measure where the time goes: adds a run of each strategy that never exits."),
@@ -130,6 +132,13 @@ def run(
     ] = None,
     tdp_w: Annotated[
         float | None, typer.Option(help="Watts the energy estimate assumes for all cores. Default: 4 W per core.")
+    ] = None,
+    strict: Annotated[
+        bool | None, typer.Option("--strict", help="Measure windows that other work contaminated again, up to 3 times.")
+    ] = None,
+    idle_s: Annotated[
+        float | None,
+        typer.Option(help="Seconds of idle power before and after the work; 0 for none. Default: from the sensor."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Run directory. Default: runs/TIME-MODEL-TASK.", metavar="DIR")
@@ -165,6 +174,8 @@ def run(
         "max_new_tokens": max_new_tokens,
         "block_size": block_size,
         "tdp_w": tdp_w,
+        "strict": strict,
+        "idle_s": idle_s,
         "out": out,
     }
     settings = _settings({key: value for key, value in given.items() if value is not None}, config, resume)

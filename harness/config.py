@@ -125,6 +125,9 @@ class RunConfig(BaseModel):
         repeats: how often each block is repeated.
         block_size: samples per interleaved block; ``None`` lets the meter's sensor period decide.
         attribute: add a probe per strategy, which asks it and never exits, so that costs can be attributed.
+        strict: a window that something else on the machine contaminated is measured again, up to three times.
+        idle_s: seconds of waiting, with the model loaded, measured before and after the work; 0 for none, ``None`` for
+            as long as the sensor needs, which is 0 without one.
         seed: decides sampling, order and random strategies.
         out: run directory; ``None`` makes a new one under ``runs/``.
     """
@@ -153,6 +156,8 @@ class RunConfig(BaseModel):
     repeats: Annotated[int, Field(ge=1, le=1000)] = 1
     block_size: Annotated[int, Field(ge=1)] | None = None
     attribute: bool = False
+    strict: bool = False
+    idle_s: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     out: Path | None = None
 

@@ -423,7 +423,7 @@ class EnergyReading:
 
     Attributes:
         energy_j: joules, ``None`` when there is no number.
-        source: ``nvml``, ``rapl``, ``soc``, ``estimate`` or ``none``.
+        source: ``nvml``, ``rapl``, ``soc``, ``estimate``, ``replay`` or ``none``.
         scope: what the number covers, for example ``gpu board``, ``cpu package``, ``process``.
         duration_s: window length by a monotonic clock.
         cpu_time_s: CPU seconds of this process inside the window.
@@ -447,12 +447,13 @@ class Meter(Protocol):
     """Reads energy over windows; one window at a time.
 
     A registered meter is a class that takes the keywords ``device`` and ``tdp_w``, and may offer
-    ``probe(device) -> str | None``: why it cannot be used here, with the remedy.
+    ``probe(device) -> str | None``: why it cannot be used here, with the remedy. One that also takes
+    ``argument`` gets what follows the colon in ``--energy NAME:ARGUMENT``.
     """
 
     @property
     def source(self) -> str:
-        """``nvml``, ``rapl``, ``soc``, ``estimate`` or ``none``."""
+        """``nvml``, ``rapl``, ``soc``, ``estimate``, ``replay`` or ``none``."""
 
     @property
     def description(self) -> str:

@@ -20,6 +20,7 @@ from harness.decoding.engine import Engine
 from harness.errors import ConfigError, OutOfMemoryError, StoreError
 from harness.manifest import describe_run, is_out_of_memory, load_model
 from harness.metering import open_meter
+from harness.metering.pacing import samples_per_block
 from harness.plan import default_directory, make_plan
 from harness.records import Manifest, Summary, WindowRecord
 from harness.registry import TASKS
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["RunResult", "execute", "run", "summarise_directory"]
-
-SENSOR_PERIODS = 50  # a window should span so many ticks of the energy sensor
 
 
 class _Silent:
@@ -87,12 +86,15 @@ def execute(config: RunConfig, *, resume: Path | None = None, observer: Observer
         loaded = load_model(plan)
         engine = Engine(loaded.backbone, plan.model.info, config.kv_input)
         session = Session(plan, engine, meter)
+        if session.idle_s:
+            watch.stage(f"measuring the machine at rest for {session.idle_s:g} s")
+        idle = session.rest()
         watch.stage("warming up")
         warmup = _warm_up(session, config)
         manifest = describe_run(plan, loaded, meter, unavailable, _block_size(config, before, meter, warmup), before)
         path = resume or config.out or default_directory(config, f"{datetime.now(UTC):%Y%m%d-%H%M%S}")
         with _open(path, manifest, resume=resume is not None) as store:
-            session.measure(store, warmup, watch)
+            session.measure(store, [*idle, *warmup], watch)
             watch.stage("scoring")
             summary = _summarise(store)
             write_report(summary, store.path)
@@ -171,8 +173,4 @@ def _block_size(config: RunConfig, before: Manifest | None, meter: Meter, warmup
         return before.block_size
     if config.block_size is not None:
         return config.block_size
-    batches = 1
-    if meter.sensor_period_s is not None and warmup:
-        fastest = min(record.duration_s for record in warmup) / 4  # an early exit may be four times as fast
-        batches = max(1, round(SENSOR_PERIODS * meter.sensor_period_s / fastest + 0.5))
-    return batches * config.batch_size
+    return samples_per_block(meter.sensor_period_s, [record.duration_s for record in warmup], config.batch_size)

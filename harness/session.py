@@ -1,8 +1,8 @@
 """Measures the windows of one run: what is timed, what is not, and what becomes a record.
 
 Inside a window there is decoding and nothing else. Rehearsals of strategies that look at the answer come
-before it; texts and scores after it. A window line commits its samples, so whatever is killed loses at most
-the window it was in.
+before it; texts and scores after it. What else the machine did is read at its edges, outside the clock. A
+window line commits its samples, so whatever is killed loses at most the window it was in.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from zlib import crc32
 from harness.contracts import BadRow, Meter, Sample
 from harness.decoding.engine import Engine
 from harness.decoding.generation import Generation
-from harness.errors import ModelError, OutOfMemoryError
+from harness.errors import MeterError, ModelError, OutOfMemoryError
 from harness.manifest import is_out_of_memory, utc_now
-from harness.metering import metered
+from harness.metering import Surroundings, observed
+from harness.metering.idle import default_idle_s, rest
+from harness.metering.pacing import WARMUP_PASSES, settled
 from harness.operating_points import OperatingPoint
 from harness.plan import Plan, PlannedTask
 from harness.records import SampleRecord, WindowRecord
 from harness.store import RunDirectory
+from harness.windows import judged, window_record
 
 __all__ = ["Observer", "Session"]
-
-WARMUP_PASSES = 10
-WARMUP_DRIFT = 0.02
 
 
 class Observer(Protocol):
@@ -44,33 +44,85 @@ class Observer(Protocol):
 
 
 class Session:
-    """Measures the windows of one plan with one engine."""
+    """Measures the windows of one plan with one engine.
 
-    def __init__(self, plan: Plan, engine: Engine, meter: Meter) -> None:
+    Args:
+        plan: what runs.
+        engine: decodes it.
+        meter: opens the windows.
+        surroundings: what else the machine does; by default that of the plan's device.
+    """
+
+    def __init__(self, plan: Plan, engine: Engine, meter: Meter, surroundings: Surroundings | None = None) -> None:
         self._plan, self._engine, self._meter = plan, engine, meter
+        self._surroundings = surroundings or Surroundings.of(plan.device)
         self._rehearsed: dict[tuple[str, str, str], list[int]] = {}
 
+    @property
+    def idle_s(self) -> float:
+        """Seconds of each idle window; 0 for none."""
+        given = self._plan.config.idle_s
+        return default_idle_s(self._meter.sensor_period_s) if given is None else given
+
+    def rest(self) -> list[WindowRecord]:
+        """Measure the machine at rest with the model loaded; returns records still to be committed.
+
+        Before the warm-up rather than after it, so that the first measured window finds the machine warm.
+        """
+        records: list[WindowRecord] = []
+        while self.idle_s and (not records or records[-1].superseded):
+            started = utc_now()
+            record = window_record(
+                rest(self._meter, self._surroundings, self.idle_s), window=0, task="", block=0, repeat=0,
+                operating_point="", idle=True, samples=0, tokens=0, started=started,
+            )  # fmt: skip
+            records.append(judged(record, strict=self._plan.config.strict, attempts=len(records)))
+        return records
+
     def warm_up(self) -> list[WindowRecord]:
-        """Run full depth on the first batch until its time settles; returns records still to be committed."""
+        """Run full depth on the first batch until its time settles; returns records still to be committed.
+
+        The last one is flagged ``not-settled`` if it never did.
+        """
         planned, point = self._plan.tasks[0], self._plan.points[0]
         batch = planned.data.samples[: self._plan.config.batch_size]
         records: list[WindowRecord] = []
-        while len(records) < WARMUP_PASSES and not _settled(records):
+        while len(records) < WARMUP_PASSES and not settled([record.duration_s for record in records]):
             record, _ = self._window(len(records), planned, 0, 0, point, [batch], warmup=True)
             records.append(record)
+        if not settled([record.duration_s for record in records]):
+            records[-1] = records[-1].model_copy(update={"flags": (*records[-1].flags, "not-settled")})
         return records
 
-    def measure(self, store: RunDirectory, warmup: Sequence[WindowRecord], watch: Observer) -> None:
-        """Measure every window that is not on disk yet."""
+    def measure(self, store: RunDirectory, before: Sequence[WindowRecord], watch: Observer) -> None:
+        """Measure every window that is not on disk yet.
+
+        Args:
+            store: where they go.
+            before: the records of :meth:`rest` and :meth:`warm_up`.
+            watch: is told of every window that counts.
+
+        Raises:
+            MeterError: the sensor failed, or a clock; what was finished is kept.
+            OutOfMemoryError: memory ran out; what was finished is kept.
+        """
+        try:
+            self._measure(store, before, watch)
+        except MeterError as error:
+            raise MeterError(
+                f"{error} {len(store.finished())} finished windows are kept in {store.path}; when the meter works "
+                f"again, continue with --resume {store.path}."
+            ) from error
+
+    def _measure(self, store: RunDirectory, before: Sequence[WindowRecord], watch: Observer) -> None:
         config = self._plan.config
         blocks = {task.record.name: self._blocks(task, store.manifest.block_size) for task in self._plan.tasks}
         total = sum(len(cut) for cut in blocks.values()) * config.repeats * len(self._plan.points)
         finished = store.finished()
         watch.begin(total, len(finished), store.path)
-        if len(finished) == total:
+        if len(finished) == total and (not self.idle_s or _ends_at_rest(store)):
             return
-        for record in warmup:
-            store.commit(record.model_copy(update={"window": store.next_window}), [])
+        _commit_bare(store, before)
         for planned in self._plan.tasks:
             for index, block in enumerate(blocks[planned.record.name]):
                 for repeat in range(config.repeats):
@@ -78,6 +130,7 @@ class Session:
                         if (planned.record.name, index, repeat, point.name) in finished:
                             continue
                         watch.window(self._measure_one(store, planned, index, repeat, point, block))
+        _commit_bare(store, self.rest())
 
     def _blocks(self, planned: PlannedTask, size: int) -> list[Sequence[Sample]]:
         samples = planned.data.samples
@@ -98,11 +151,35 @@ class Session:
         point: OperatingPoint,
         samples: Sequence[Sample],
     ) -> WindowRecord:
+        """Measure one window until it counts; under ``strict`` contaminated ones are kept as superseded."""
         size = self._plan.config.batch_size
         batches = [samples[start : start + size] for start in range(0, len(samples), size)]
+        key = (planned.record.name, block, repeat, point.name)
+        while True:
+            window, outcomes = self._attempt(store, planned, block, repeat, point, batches)
+            records = [self._record(window, planned, sample, outcome) for sample, outcome in outcomes]
+            if block == 0:
+                records += [_bad_record(window, planned, row) for row in planned.data.bad_rows]
+            window = judged(window, strict=self._plan.config.strict, attempts=store.attempts(key)).model_copy(
+                update={"samples": len(records), "failed": sum(record.error is not None for record in records)}
+            )
+            store.commit(window, records)
+            if not window.superseded:
+                return window
+
+    def _attempt(
+        self,
+        store: RunDirectory,
+        planned: PlannedTask,
+        block: int,
+        repeat: int,
+        point: OperatingPoint,
+        batches: Sequence[Sequence[Sample]],
+    ) -> tuple[WindowRecord, list[tuple[Sample, Generation | str]]]:
+        size = self._plan.config.batch_size
         try:
             self._rehearse(planned, point, batches)
-            window, outcomes = self._window(store.next_window, planned, block, repeat, point, batches)
+            return self._window(store.next_window, planned, block, repeat, point, batches)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -111,14 +188,6 @@ class Session:
                 f"{len(store.finished())} finished windows are kept in {store.path}. "
                 "Free memory and use --resume, or start again with a smaller --batch-size."
             ) from error
-        records = [self._record(window, planned, sample, outcome) for sample, outcome in outcomes]
-        if block == 0:
-            records += [_bad_record(window, planned, row) for row in planned.data.bad_rows]
-        window = window.model_copy(
-            update={"samples": len(records), "failed": sum(record.error is not None for record in records)}
-        )
-        store.commit(window, records)
-        return window
 
     def _rehearse(self, planned: PlannedTask, point: OperatingPoint, batches: Sequence[Sequence[Sample]]) -> None:
         """Let a strategy that looks at the answer do so outside the window; its exits are replayed inside."""
@@ -145,19 +214,18 @@ class Session:
         """Decode the batches of one block inside one measured window."""
         started = utc_now()
         results: list[list[Generation] | str] = []
-        with metered(self._meter) as measured:
+        with observed(self._meter, self._surroundings) as closed:
             for batch in batches:
                 try:
                     results.append(self._decode_measured(planned, point, batch))
                 except ModelError as error:
                     results.append(str(error))
-        reading = measured.reading
-        assert reading is not None
         outcomes: list[tuple[Sample, Generation | str]] = []
         for batch, result in zip(batches, results, strict=True):
             each = [result] * len(batch) if isinstance(result, str) else result
             outcomes.extend(zip(batch, each, strict=True))
-        record = WindowRecord(
+        record = window_record(
+            closed,
             window=number,
             task=planned.record.name,
             block=block,
@@ -167,14 +235,6 @@ class Session:
             samples=0,
             tokens=sum(len(o.token_ids) for _, o in outcomes if isinstance(o, Generation)),
             started=started,
-            duration_s=reading.duration_s,
-            cpu_time_s=reading.cpu_time_s,
-            energy_j=reading.energy_j,
-            energy_source=reading.source,
-            energy_scope=reading.scope,
-            sensor_period_s=reading.sensor_period_s,
-            flags=reading.flags,
-            energy_reason=reading.reason,
         )
         return record, outcomes
 
@@ -251,7 +311,11 @@ def _bad_record(window: WindowRecord, planned: PlannedTask, row: BadRow) -> Samp
     )
 
 
-def _settled(records: Sequence[WindowRecord]) -> bool:
-    """Whether the last three passes differ by less than the allowed drift."""
-    last = [record.duration_s for record in records[-3:]]
-    return len(last) == 3 and (max(last) - min(last)) / min(last) < WARMUP_DRIFT
+def _commit_bare(store: RunDirectory, records: Sequence[WindowRecord]) -> None:
+    """Write windows that have no samples, with the numbers that are next."""
+    for record in records:
+        store.commit(record.model_copy(update={"window": store.next_window}), [])
+
+
+def _ends_at_rest(store: RunDirectory) -> bool:
+    return any(window.idle for window in list(store.windows())[-1:])

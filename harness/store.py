@@ -60,7 +60,7 @@ class RunDirectory:
         self._lock = lock
         self._windows, self._windows_end = _committed_windows(path / WINDOWS)
         self._samples_end = _committed_samples_end(path / SAMPLES, self._windows)
-        self._finished = {_key(window) for window in self._windows if not window.warmup}
+        self._finished = {_key(window) for window in self._windows if _counts(window)}
 
     # ------------------------------------------------------------------------------- opening
 
@@ -137,15 +137,22 @@ class RunDirectory:
         return len(self._windows)
 
     def finished(self) -> frozenset[WindowKey]:
-        """Return (task, block, repeat, operating point) of every committed window, warm-ups left out."""
+        """Return (task, block, repeat, operating point) of every committed window that counts.
+
+        Warm-up and idle windows are left out, and those that were to be measured again.
+        """
         return frozenset(self._finished)
 
+    def attempts(self, key: WindowKey) -> int:
+        """Return how often this was measured and found contaminated."""
+        return sum(window.superseded and _key(window) == key for window in self._windows)
+
     def windows(self) -> Iterator[WindowRecord]:
-        """Iterate the committed windows in the order written, warm-ups included."""
+        """Iterate the committed windows in the order written, those that do not count included."""
         return iter(tuple(self._windows))
 
     def samples(self) -> Iterator[SampleRecord]:
-        """Iterate the committed samples in the order written, those of warm-up windows included.
+        """Iterate the committed samples in the order written, those of windows that do not count included.
 
         Raises:
             StoreError: a line is damaged.
@@ -189,7 +196,7 @@ class RunDirectory:
         self._samples_end += len(sample_lines)
         self._windows_end += len(window_line)
         self._windows.append(window)
-        if not window.warmup:
+        if _counts(window):
             self._finished.add(_key(window))
 
     def write_summary(self, summary: Summary) -> None:
@@ -216,7 +223,7 @@ class RunDirectory:
             problem = f"announces {window.samples} samples, {window.failed} failed, and has {len(samples)}, {failed}"
         elif any((each.window, each.task, each.repeat, each.operating_point) != origin for each in samples):
             problem = "is given samples of another window"
-        elif not window.warmup and _key(window) in self._finished:
+        elif not (window.warmup or window.idle) and _key(window) in self._finished:
             problem = f"repeats {_key(window)}, which is finished"
         if problem:
             raise StoreError(f"the window to be written to {self.path} {problem}.")
@@ -236,6 +243,11 @@ class RunDirectory:
 
 def _key(window: WindowRecord) -> WindowKey:
     return (window.task, window.block, window.repeat, window.operating_point)
+
+
+def _counts(window: WindowRecord) -> bool:
+    """Whether it finishes what it measured."""
+    return not (window.warmup or window.idle or window.superseded)
 
 
 def _line(record: BaseModel) -> bytes:

@@ -1,7 +1,7 @@
 """What counts: the finished measurements of one operating point on one task, and how they pair.
 
-Every definition of the summary starts here. Warm-up windows and everything in them are left out. A sample
-counts only when its window was committed to ``windows.jsonl``. A sample that failed is counted, never
+Every definition of the summary starts here. Warm-up, idle and superseded windows and everything in them are left
+out. A sample counts only when its window was committed to ``windows.jsonl``. A sample that failed is counted, never
 scored and never timed; where two operating points are compared, only what both finished is used.
 """
 
@@ -153,7 +153,7 @@ def select(
     }
     for window in windows:
         cell = cells.get((window.task, window.operating_point))
-        if cell is not None and not window.warmup:
+        if cell is not None and not (window.warmup or window.idle or window.superseded):
             cell.windows[window.window] = window
     for sample in samples:
         cell = cells.get((sample.task, sample.operating_point))

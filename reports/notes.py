@@ -10,7 +10,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from harness.contracts import KVPolicy
-from harness.records import Manifest, MeterRecord, SummaryRow
+from harness.metering.contamination import CLOCK_CHANGE, CONTAMINATED, FOREIGN_SHARE, STOLEN_SHARE
+from harness.metering.counters import INVALID_BELOW_PERIODS, SHORT_BELOW_PERIODS
+from harness.metering.pacing import WARMUP_DRIFT
+from harness.records import Manifest, MeterRecord, SummaryRow, WindowRecord
 from reports.cost import MIXED
 from reports.measured import Measured, Regime
 from reports.statistics import MINIMUM_PAIRS
@@ -19,16 +22,34 @@ from reports.tables import is_candidate
 __all__ = ["notes"]
 
 FEW_SAMPLES = 30
+FLAGS = {
+    "foreign-cpu": f"other processes took more than {FOREIGN_SHARE:.0%} of the machine's core-seconds",
+    "stolen-cpu": f"the hypervisor gave more than {STOLEN_SHARE:.0%} of the machine's core-seconds to others",
+    "throttled": "a processor lowered its clock because of heat or its power supply",
+    "clock-change": f"the clock differed by more than {CLOCK_CHANGE:.0%} between the edges",
+    "short-window": f"fewer than {SHORT_BELOW_PERIODS} ticks of the sensor",
+    "invalid-window": f"fewer than {INVALID_BELOW_PERIODS} ticks of the sensor, so there is no energy",
+}
 FEW_TIMINGS = 100  # fewer latencies than this and the 99th percentile is close to the slowest one
 
 
-def notes(manifest: Manifest, cells: Sequence[Measured], rows: Sequence[SummaryRow]) -> tuple[str, ...]:
-    """Return the notes of a run, each one sentence or two of plain text."""
+def notes(
+    manifest: Manifest, cells: Sequence[Measured], rows: Sequence[SummaryRow], windows: Sequence[WindowRecord] = ()
+) -> tuple[str, ...]:
+    """Return the notes of a run, each one sentence or two of plain text.
+
+    Args:
+        manifest: what ran.
+        cells: what counts.
+        rows: the results.
+        windows: everything that was committed, what does not count included.
+    """
     regime = Regime.of(manifest)
     return (
         *_about_model(manifest),
         *_about_data(manifest, rows),
         *_about_energy(manifest.meter, cells),
+        *_about_windows(cells, windows),
         *_about_regime(regime, manifest),
         *_about_sample_size(cells, rows, manifest.operating_points[0].name),
         *_about_oracle(rows),
@@ -91,6 +112,8 @@ def _about_energy(meter: MeterRecord, cells: Sequence[Measured]) -> Iterator[str
             "it adds no evidence to the time columns and never decides the Pareto front."
             + (f" No sensor: {missing.rstrip('.')}." if missing else "")
         )
+    elif "replay" in sources:
+        yield f"energy is none of this run's ({meter.description.rstrip('.')}): it never decides the Pareto front."
     elif sources == {"none"}:
         yield f"energy was not measured{' (' + missing.rstrip('.') + ')' if missing else ''}."
     elif missing:
@@ -102,8 +125,28 @@ def _about_energy(meter: MeterRecord, cells: Sequence[Measured]) -> Iterator[str
         reasons = sorted({window.energy_reason for window in silent if window.energy_reason})
         why = f" ({'; '.join(reasons)})" if reasons else ""
         yield f"{len(silent)} of {len(windows)} windows have no energy reading{why}: their rows show none."
-    for flag, count in Counter(flag for window in windows for flag in window.flags).most_common():
-        yield f"{count} of {len(windows)} windows are flagged '{flag}' by the meter."
+
+
+def _about_windows(cells: Sequence[Measured], everything: Sequence[WindowRecord]) -> Iterator[str]:
+    """Flags of the windows that count, and what was measured and does not count."""
+    counted = [window for cell in cells for window in cell.windows.values()]
+    for flag, count in Counter(flag for window in counted for flag in window.flags).most_common():
+        meaning = FLAGS.get(flag)
+        yield f"{count} of {len(counted)} windows are flagged '{flag}'{f': {meaning}' if meaning else ''}."
+    superseded = [window for window in everything if window.superseded]
+    if superseded:
+        causes = ", ".join(sorted({flag for window in superseded for flag in window.flags if flag in CONTAMINATED}))
+        yield (
+            f"{len(superseded)} window(s) were contaminated ({causes}) and measured again (--strict); they are kept in "
+            "windows.jsonl and left out of every number here."
+        )
+    warm_up = [window for window in everything if window.warmup]
+    if any("not-settled" in window.flags for window in warm_up):
+        yield (
+            f"the machine had not settled when the warm-up ended (no three passes in a row came within "
+            f"{WARMUP_DRIFT:.0%}): times drift or scatter, which the random order spreads over the operating points "
+            "and the intervals show."
+        )
 
 
 def _about_regime(regime: Regime, manifest: Manifest) -> Iterator[str]:

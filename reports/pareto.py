@@ -21,7 +21,7 @@ from reports.tables import ResultTable, is_candidate, split_tables
 __all__ = ["QUALITY", "Axes", "choose_axes", "coordinates", "front", "mark_front"]
 
 QUALITY = "edit_similarity"
-UNMEASURED = frozenset({"none", "estimate", MIXED})
+UNMEASURED = frozenset({"none", "estimate", "replay", MIXED})
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,12 +46,13 @@ def summarise(
     Raises:
         StoreError: the manifest's configuration cannot be understood.
     """
+    windows = tuple(windows)
     cells = select(manifest, windows, samples)
     rows = tuple(_row(cell, cells, manifest, score_corpus) for cell in cells.values())
     summary = Summary(
         schema_version=SCHEMA_VERSION,
         machine=machine or str(manifest.environment.get("cpu") or "machine not recorded"),
-        notes=notes(manifest, tuple(cells.values()), rows),
+        notes=notes(manifest, tuple(cells.values()), rows, windows),
         rows=rows,
     )
     return mark_front(summary)

@@ -28,6 +28,7 @@ FLOORS: dict[str, int] = {
     "harness.repeats": 4,
     "harness.arrivals": 4,
     "harness.session": 4,
+    "harness.windows": 4,
     "harness.manifest": 4,
     "harness.sweep": 4,
     "harness.serving": 4,

@@ -8,6 +8,17 @@ from __future__ import annotations
 
 from harness.metering.bandwidth import BandwidthReading, measure_bandwidth
 from harness.metering.choose import open_meter
+from harness.metering.contamination import CONTAMINATED, ObservedWindow, Surroundings, observed
 from harness.metering.window import MeteredWindow, metered
 
-__all__ = ["BandwidthReading", "MeteredWindow", "measure_bandwidth", "metered", "open_meter"]
+__all__ = [
+    "CONTAMINATED",
+    "BandwidthReading",
+    "MeteredWindow",
+    "ObservedWindow",
+    "Surroundings",
+    "measure_bandwidth",
+    "metered",
+    "observed",
+    "open_meter",
+]

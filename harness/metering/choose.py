@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 from collections.abc import Callable
 
 from harness.contracts import Meter
@@ -20,7 +22,7 @@ def open_meter(choice: str, device: str, tdp_w: float | None = None) -> tuple[Me
     Args:
         choice: ``auto`` or a registered meter, a third party's included. A registered class is called
             with ``device=`` and ``tdp_w=``; its classmethod ``probe(device) -> str | None``, if it has
-            one, is asked first.
+            one, is asked first. What follows a colon (``replay:FILE``) is given to it as ``argument=``.
         device: torch device on which the measured work runs, ``cpu`` or ``cuda[:N]``.
         tdp_w: power an estimate assumes for all logical cores, watts; ``None`` for its default.
 
@@ -33,14 +35,17 @@ def open_meter(choice: str, device: str, tdp_w: float | None = None) -> tuple[Me
         MeterError: the sensor that was asked for is not there, or cannot be opened.
     """
     if choice != "auto":
-        factory = METERS.load(choice)
+        name, colon, argument = choice.partition(":")
+        factory = METERS.load(name)
+        if colon and "argument" not in inspect.signature(factory).parameters:
+            raise MeterError(f"--energy {choice}: the meter '{name}' takes nothing after a colon. Use --energy {name}.")
         reason = _probe(factory, device)
         if reason is not None:
             raise MeterError(
                 f"--energy {choice} cannot measure here: {reason}. "
                 "Alternatives: --energy estimate (a labelled guess), --energy none."
             )
-        return _open(choice, factory, device, tdp_w), {}
+        return _open(name, factory, device, tdp_w, **({"argument": argument} if colon else {})), {}
     unavailable: dict[str, str] = {}
     for name in AUTO_ORDER:
         factory = METERS.load(name)
@@ -59,8 +64,12 @@ def _probe(factory: object, device: str) -> str | None:
     return probe(device) if probe is not None else None
 
 
-def _open(name: str, factory: Callable[..., object], device: str, tdp_w: float | None) -> Meter:
-    meter = factory(device=device, tdp_w=tdp_w)
+def _open(name: str, factory: Callable[..., object], device: str, tdp_w: float | None, **more: str) -> Meter:
+    meter = factory(device=device, tdp_w=tdp_w, **more)
     if not isinstance(meter, Meter):
         raise MeterError(f"the meter '{name}' ({type(meter).__qualname__}) does not implement harness.contracts.Meter.")
+    period_s = meter.sensor_period_s
+    if period_s is not None and not (math.isfinite(period_s) and period_s > 0):
+        meter.close()
+        raise MeterError(f"the meter '{name}' says that its sensor ticks every {period_s} s, which is no period.")
     return meter

@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 
 from harness.contracts import EnergyReading
-from harness.metering.window import Elapsed, WindowedMeter
+from harness.metering.clock import SYSTEM_CLOCK, Clock, Elapsed
+from harness.metering.window import WindowedMeter
 
 __all__ = ["DEFAULT_W_PER_LOGICAL_CORE", "Estimate"]
 
@@ -36,13 +37,14 @@ class Estimate(WindowedMeter):
         device: torch device, synchronised at both edges.
         tdp_w: power of all logical cores that the operating system shows, watts; ``None`` for
             ``DEFAULT_W_PER_LOGICAL_CORE`` each.
+        clock: what times the windows.
     """
 
     source = "estimate"
     scope = "process (CPU time × TDP share)"
 
-    def __init__(self, *, device: str, tdp_w: float | None = None) -> None:
-        super().__init__(device)
+    def __init__(self, *, device: str, tdp_w: float | None = None, clock: Clock = SYSTEM_CLOCK) -> None:
+        super().__init__(device, clock=clock)
         self._cores = os.cpu_count() or 1
         self._assumed = tdp_w is None
         self._tdp_w = DEFAULT_W_PER_LOGICAL_CORE * self._cores if tdp_w is None else tdp_w

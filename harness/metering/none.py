@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from harness.contracts import EnergyReading
-from harness.metering.window import Elapsed, WindowedMeter
+from harness.metering.clock import SYSTEM_CLOCK, Clock, Elapsed
+from harness.metering.window import WindowedMeter
 
 __all__ = ["NoMeter"]
 
@@ -14,12 +15,13 @@ class NoMeter(WindowedMeter):
     Args:
         device: torch device, synchronised at both edges.
         tdp_w: not used.
+        clock: what times the windows.
     """
 
     source = "none"
 
-    def __init__(self, *, device: str, tdp_w: float | None = None) -> None:
-        super().__init__(device)
+    def __init__(self, *, device: str, tdp_w: float | None = None, clock: Clock = SYSTEM_CLOCK) -> None:
+        super().__init__(device, clock=clock)
 
     @classmethod
     def probe(cls, device: str) -> str | None:

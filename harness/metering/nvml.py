@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from harness.metering.clock import SYSTEM_CLOCK, Clock
 from harness.metering.zeus_window import ZeusMeter, quiet_zeus
 
 __all__ = ["NVML_PERIOD_S", "Nvml"]
@@ -24,6 +25,7 @@ class Nvml(ZeusMeter):
     Args:
         device: ``cuda`` or ``cuda:N``.
         tdp_w: not used.
+        clock: what times the windows.
 
     Raises:
         MeterError: the counter cannot be opened.
@@ -33,9 +35,9 @@ class Nvml(ZeusMeter):
     scope = "gpu board"
     period_s = NVML_PERIOD_S
 
-    def __init__(self, *, device: str, tdp_w: float | None = None) -> None:
+    def __init__(self, *, device: str, tdp_w: float | None = None, clock: Clock = SYSTEM_CLOCK) -> None:
         self._index = gpu_index(device)
-        super().__init__(device, gpu_indices=[self._index])
+        super().__init__(device, gpu_indices=[self._index], clock=clock)
 
     @classmethod
     def probe(cls, device: str) -> str | None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness.errors import MeterError
+from harness.metering.clock import SYSTEM_CLOCK, Clock
 from harness.metering.zeus_window import ZeusMeter
 
 __all__ = ["RAPL_PERIOD_S", "Rapl", "package_zones"]
@@ -38,11 +40,12 @@ class Rapl(ZeusMeter):
 
     Whole packages: whatever else runs on them is counted too. The DRAM counter is added where the
     package has one and the scope says so. The ``psys`` zone (the whole platform, packages included)
-    is left out, or the packages would be counted twice.
+    is left out, or the packages would be counted twice. A wrap that zeus missed is corrected.
 
     Args:
         device: ``cpu``.
         tdp_w: not used.
+        clock: what times the windows.
 
     Raises:
         MeterError: there are no counters, or they cannot be opened.
@@ -51,13 +54,14 @@ class Rapl(ZeusMeter):
     source = "rapl"
     period_s = RAPL_PERIOD_S
 
-    def __init__(self, *, device: str, tdp_w: float | None = None) -> None:
+    def __init__(self, *, device: str, tdp_w: float | None = None, clock: Clock = SYSTEM_CLOCK) -> None:
         self._zones = package_zones()
         if not self._zones:
             raise MeterError(f"the rapl sensor cannot be opened: {self.probe(device)}. Use --energy estimate or none.")
-        super().__init__(device, cpu_indices=[zone.index for zone in self._zones])
+        super().__init__(device, cpu_indices=[zone.index for zone in self._zones], clock=clock)
         dram = self._first.dram_energy or {}
         self._with_dram = frozenset(zone.index for zone in self._zones if zone.index in dram)
+        self._ranges_j = _ranges_j(self._zones)
         self.scope = "cpu package + dram" if self._with_dram else "cpu package"
 
     @classmethod
@@ -102,10 +106,39 @@ def package_zones() -> tuple[Zone, ...]:
     root = _root()
     if root is None:
         return ()
-    numbered = [path for path in root.glob("intel-rapl:*") if path.name.partition(":")[2].isdigit()]
-    numbered.sort(key=lambda path: int(path.name.partition(":")[2]))
-    zones = (Zone(index, (path / "name").read_text(encoding="utf-8").strip()) for index, path in enumerate(numbered))
+    zones = (Zone(index, _name(path)) for index, path in enumerate(_numbered(root)))
     return tuple(zone for zone in zones if zone.name.startswith("package"))
+
+
+def _ranges_j(zones: Sequence[Zone]) -> dict[str, float]:
+    """Return how far each counter counts before it starts again at zero; those the kernel does not say are left out.
+
+    zeus watches for wraps from a helper process and adds them; when the helper comes late, the difference
+    is negative by exactly this much.
+    """
+    root = _root()
+    if root is None:
+        return {}
+    numbered = _numbered(root)
+    ranges: dict[str, float] = {}
+    for zone in zones:
+        folder = numbered[zone.index]
+        folders = {zone.name: folder}
+        folders |= {f"{zone.name} dram": part for part in folder.glob(f"{folder.name}:*") if _name(part) == "dram"}
+        for name, place in folders.items():
+            with suppress(OSError, ValueError):
+                ranges[name] = int((place / "max_energy_range_uj").read_text(encoding="utf-8")) / 1e6
+    return ranges
+
+
+def _numbered(root: Path) -> list[Path]:
+    """Return the top-level zones in zeus' order."""
+    numbered = [path for path in root.glob("intel-rapl:*") if path.name.partition(":")[2].isdigit()]
+    return sorted(numbered, key=lambda path: int(path.name.partition(":")[2]))
+
+
+def _name(zone: Path) -> str:
+    return (zone / "name").read_text(encoding="utf-8").strip()
 
 
 def _root() -> Path | None:

@@ -4,35 +4,25 @@ One window at a time. The device is synchronised before both edges, so that exac
 :meth:`WindowedMeter.begin` and :meth:`WindowedMeter.end` is counted; the sensor is read just outside
 the clock. A window whose work or sensor failed is closed all the same: the next ``begin`` works.
 
+Readings of any meter, a third party's included, leave :func:`metered` sound: a number that is none
+becomes ``None`` with a reason, and a clock that ran backwards ends the run.
+
 Not promised: nesting, threads (one meter belongs to one thread), and CPU time of child processes.
 """
 
 from __future__ import annotations
 
-import time
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from harness.contracts import EnergyReading, Meter
 from harness.errors import MeterError
+from harness.metering.clock import SYSTEM_CLOCK, Clock, Elapsed, Instant
 
-__all__ = ["Elapsed", "MeteredWindow", "WindowedMeter", "metered", "synchronise"]
-
-
-@dataclass(frozen=True, slots=True)
-class Elapsed:
-    """How long a window was.
-
-    Attributes:
-        duration_s: by a monotonic clock.
-        cpu_time_s: user and system CPU seconds of all threads of this process; child processes are
-            not included.
-    """
-
-    duration_s: float
-    cpu_time_s: float
+__all__ = ["MeteredWindow", "WindowedMeter", "metered", "sound", "synchronise"]
 
 
 @dataclass(slots=True)
@@ -54,7 +44,7 @@ def metered(meter: Meter) -> Iterator[MeteredWindow]:
     no reading.
 
     Raises:
-        MeterError: the sensor failed at an edge, or a window is open already.
+        MeterError: the sensor failed at an edge, a clock ran backwards, or a window is open already.
     """
     window = MeteredWindow()
     finished = False
@@ -66,7 +56,30 @@ def metered(meter: Meter) -> Iterator[MeteredWindow]:
         if not finished:
             with suppress(MeterError):  # the body's exception is the one to report
                 meter.end()
-    window.reading = meter.end()
+    window.reading = sound(meter.end())
+
+
+def sound(reading: EnergyReading) -> EnergyReading:
+    """Return a reading that records can hold, whoever made it: no NaN, no infinity, nothing below zero.
+
+    Raises:
+        MeterError: the window's length or CPU time is no number of seconds: nothing of it can be used.
+    """
+    for name, value in (("length", reading.duration_s), ("CPU time", reading.cpu_time_s)):
+        if not math.isfinite(value) or value < 0:
+            raise MeterError(
+                f"the '{reading.source}' meter gave a window a {name} of {value} s. "
+                "Use --energy estimate for a labelled guess, or --energy none."
+            )
+    energy_j = reading.energy_j
+    if energy_j is None:
+        return reading if reading.reason else replace(reading, reason=f"the '{reading.source}' meter gave no reason")
+    if not math.isfinite(energy_j):
+        return replace(reading, energy_j=None, reason=f"the '{reading.source}' meter read {energy_j}")
+    if energy_j < 0:
+        reason = f"the '{reading.source}' meter read {energy_j:.3g} J, which is below zero"
+        return replace(reading, energy_j=None, flags=(*reading.flags, "negative-reading"), reason=reason)
+    return reading
 
 
 def synchronise(device: str) -> None:
@@ -82,13 +95,15 @@ class WindowedMeter(ABC):
 
     Args:
         device: torch device on which the measured work runs.
+        clock: what times the windows.
     """
 
     source = "none"
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, *, clock: Clock = SYSTEM_CLOCK) -> None:
         self._device = device
-        self._started: tuple[float, float] | None = None
+        self._clock = clock
+        self._started: Instant | None = None
         self._released = False
 
     @property
@@ -113,20 +128,19 @@ class WindowedMeter(ABC):
             raise MeterError(f"a window of the '{self.source}' meter is open already; end it before the next begins.")
         synchronise(self._device)
         self._begin_sensor()
-        self._started = (time.process_time(), time.perf_counter())
+        self._started = Instant.left_edge(self._clock)
 
     def end(self) -> EnergyReading:
         """Close the window. The device is synchronised first.
 
         Raises:
-            MeterError: no window is open, or the sensor failed.
+            MeterError: no window is open, the sensor failed, or a clock ran backwards.
         """
         if self._started is None:
             raise MeterError(f"no window of the '{self.source}' meter is open; begin one before ending it.")
-        (cpu_started, started), self._started = self._started, None
+        started, self._started = self._started, None
         synchronise(self._device)
-        stopped, cpu_stopped = time.perf_counter(), time.process_time()
-        return self._end_sensor(Elapsed(stopped - started, cpu_stopped - cpu_started))
+        return self._end_sensor(started.until(Instant.right_edge(self._clock)))
 
     def close(self) -> None:
         """Release the sensor; an open window is dropped. Closing twice is allowed."""

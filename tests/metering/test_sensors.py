@@ -48,7 +48,7 @@ def powercap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def read_gpu(clock: Any, monitors: Any, duration_s: float, energy: dict[int, float]) -> EnergyReading:
-    meter = Nvml(device="cuda:1")
+    meter = Nvml(device="cuda:1", clock=clock)
     monitors.opened[-1].energy = {"gpu_energy": energy}
     meter.begin()
     clock.work(wall_s=duration_s, cpu_s=0.25)
@@ -112,7 +112,7 @@ def test_a_reading_that_is_none_is_none_and_not_zero(
 def test_a_sensor_that_vanishes_stops_the_run_and_leaves_no_window(clock: Any, monitors: Any, no_sync: None) -> None:
     from zeus.device.gpu.common import ZeusGPULostError
 
-    meter = Nvml(device="cuda")
+    meter = Nvml(device="cuda", clock=clock)
     monitor = monitors.opened[0]
     meter.begin()
     monitor.failure = ZeusGPULostError("GPU is lost")
@@ -135,7 +135,7 @@ def test_a_sensor_that_cannot_be_opened_is_one_line(monitors: Any) -> None:
 
 
 def test_psys_is_left_out_and_zones_keep_zeus_numbers(clock: Any, monitors: Any, powercap: Path) -> None:
-    Rapl(device="cpu")
+    Rapl(device="cpu", clock=clock)
     assert (monitors.opened[0].gpu_indices, monitors.opened[0].cpu_indices) == ([], [0, 2])
 
 
@@ -150,7 +150,7 @@ def test_zones_are_ordered_by_number_as_zeus_does(powercap: Path) -> None:
 
 def test_packages_and_their_memory_add_up(clock: Any, monitors: Any, powercap: Path) -> None:
     monitors.energy = {"cpu_energy": {0: 0.1, 2: 0.1}, "dram_energy": {0: 0.01, 2: 0.01}}
-    meter = Rapl(device="cpu")
+    meter = Rapl(device="cpu", clock=clock)
     monitors.opened[0].energy = {"cpu_energy": {0: 10.0, 2: 20.0}, "dram_energy": {0: 1.0, 2: 2.0}}
     meter.begin()
     clock.work(wall_s=1.0)
@@ -172,7 +172,7 @@ def test_packages_and_their_memory_add_up(clock: Any, monitors: Any, powercap: P
 )
 def test_a_partial_reading_is_no_reading(clock: Any, monitors: Any, powercap: Path, energy: dict[str, Any]) -> None:
     monitors.energy = {"cpu_energy": {0: 0.1, 2: 0.1}, "dram_energy": {0: 0.01, 2: 0.01}}
-    meter = Rapl(device="cpu")
+    meter = Rapl(device="cpu", clock=clock)
     monitors.opened[0].energy = energy
     meter.begin()
     clock.work(wall_s=1.0)
@@ -183,7 +183,7 @@ def test_a_partial_reading_is_no_reading(clock: Any, monitors: Any, powercap: Pa
 
 def test_without_a_dram_counter_the_scope_says_so(clock: Any, monitors: Any, powercap: Path) -> None:
     monitors.energy = {"cpu_energy": {0: 4.0, 2: 5.0}}
-    meter = Rapl(device="cpu")
+    meter = Rapl(device="cpu", clock=clock)
     meter.begin()
     clock.work(wall_s=1.0)
     reading = meter.end()
@@ -218,7 +218,7 @@ def test_real_zeus_over_a_made_up_powercap_tree(
     monkeypatch.setattr(zeus.device.cpu, "_cpus", None)
     zeus_rapl.rapl_is_available.cache_clear()
     try:
-        meter = Rapl(device="cpu")
+        meter = Rapl(device="cpu", clock=clock)
         for _ in range(2):
             meter.begin()
             clock.work(wall_s=2.0)

@@ -64,7 +64,7 @@ def test_failing_work_closes_the_window_and_keeps_its_own_exception(meter: Meter
 
 
 def test_the_window_measures_the_work_and_only_the_work(clock: Any) -> None:
-    meter = NoMeter(device="cpu")
+    meter = NoMeter(device="cpu", clock=clock)
     clock.work(wall_s=5, cpu_s=5)
     meter.begin()
     clock.work(wall_s=2.5, cpu_s=4)
@@ -127,7 +127,7 @@ def test_a_device_that_fails_at_the_end_leaves_no_window_open(monkeypatch: pytes
 
 def test_the_estimate_is_cpu_time_by_the_share_of_a_core(clock: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 8)
-    meter = Estimate(device="cpu", tdp_w=120)
+    meter = Estimate(device="cpu", tdp_w=120, clock=clock)
     meter.begin()
     clock.work(wall_s=1, cpu_s=3)
     reading = meter.end()
@@ -139,7 +139,7 @@ def test_the_estimate_is_cpu_time_by_the_share_of_a_core(clock: Any, monkeypatch
 def test_the_default_power_is_per_core_and_printed(clock: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for cores in (1, 2, 96):
         monkeypatch.setattr("os.cpu_count", lambda cores=cores: cores)
-        meter = Estimate(device="cpu")
+        meter = Estimate(device="cpu", clock=clock)
         meter.begin()
         clock.work(wall_s=1, cpu_s=1)
         assert meter.end().energy_j == pytest.approx(DEFAULT_W_PER_LOGICAL_CORE)
@@ -148,7 +148,7 @@ def test_the_default_power_is_per_core_and_printed(clock: Any, monkeypatch: pyte
 
 def test_an_estimate_says_nothing_of_a_gpu(clock: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(window, "synchronise", lambda device: None)
-    meter = Estimate(device="cuda:0", tdp_w=100)
+    meter = Estimate(device="cuda:0", tdp_w=100, clock=clock)
     meter.begin()
     clock.work(wall_s=1, cpu_s=1)
     reading = meter.end()

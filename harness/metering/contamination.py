@@ -1,0 +1,245 @@
+"""What else the machine did while a window was open: other processes, the hypervisor, heat, clocks.
+
+Counters of the kernel (and of a GPU's driver) are read just outside the meter's edges and compared. What
+cannot be read is ``None`` and flags nothing: macOS has no ``/proc``, a container may hide the host's
+counters or show a sandbox's own, a virtual machine has no thermal sensors. Child processes of this one
+count as foreign.
+
+Thresholds leave room for the kernel's 10 ms ticks, so a short window must be dirtier to be flagged.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from harness.contracts import EnergyReading, Meter
+from harness.metering.clock import SYSTEM_CLOCK, Clock
+from harness.metering.throttling import THERMAL_REASONS, GpuClocks
+from harness.metering.window import metered
+
+__all__ = [
+    "CLOCK_CHANGE",
+    "CONTAMINATED",
+    "FOREIGN_SHARE",
+    "STOLEN_SHARE",
+    "Contamination",
+    "Glance",
+    "ObservedWindow",
+    "Surroundings",
+    "observed",
+]
+
+CONTAMINATED = frozenset({"foreign-cpu", "stolen-cpu", "throttled", "clock-change"})
+"""Flags of windows that ``--strict`` measures again."""
+
+FOREIGN_SHARE = 0.05
+"""``foreign-cpu``: everything else took more than this share of the window's core-seconds (cores × length)."""
+
+STOLEN_SHARE = 0.01
+"""``stolen-cpu``: the hypervisor gave more than this share of the window's core-seconds to other machines."""
+
+CLOCK_CHANGE = 0.10
+"""``clock-change``: the fastest core's clock differs by more than this between the edges."""
+
+RESOLUTION_TICKS = 2
+"""Kernel ticks by which a core's counters, and those of this process, may be apart at two edges."""
+
+WATCHED_CORES = 16
+"""Cores whose clock and throttle counters are read, so that an edge stays cheap on a large machine."""
+
+PROC_STAT = Path("/proc/stat")
+CPU_ROOT = Path("/sys/devices/system/cpu")
+
+
+@dataclass(frozen=True, slots=True)
+class Glance:
+    """The counters at one edge.
+
+    Attributes:
+        monotonic_s: when.
+        own_s: CPU seconds of this process so far.
+        busy_s: CPU seconds of everything on this machine so far; ``None`` where it cannot be read.
+        stolen_s: CPU seconds the hypervisor gave away so far.
+        throttle_counts: thermal throttle events so far, by the path of their counter; empty where there are none.
+        clock_hz: clock of the fastest watched core.
+        gpu_reasons: NVML's clock event reasons, a bit mask; ``None`` without a GPU.
+    """
+
+    monotonic_s: float
+    own_s: float
+    busy_s: float | None = None
+    stolen_s: float | None = None
+    throttle_counts: Mapping[str, int] | None = None
+    clock_hz: float | None = None
+    gpu_reasons: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Contamination:
+    """What else happened between two edges.
+
+    Attributes:
+        foreign_cpu_s: CPU seconds of everything else on this machine; ``None`` where it cannot be read.
+        stolen_cpu_s: CPU seconds the hypervisor gave to others; ``None`` where it cannot be read.
+        flags: those of ``CONTAMINATED`` that apply.
+    """
+
+    foreign_cpu_s: float | None
+    stolen_cpu_s: float | None
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class ObservedWindow:
+    """What :func:`observed` yields; both are ``None`` while the window is open, and for good if its work raised."""
+
+    reading: EnergyReading | None = None
+    contamination: Contamination | None = None
+
+
+class Surroundings:
+    """Reads what the machine does besides; an edge takes some tens of microseconds.
+
+    Args:
+        gpu: the GPU whose clocks are asked about; ``None`` on a CPU.
+        clock: times the edges and this process.
+    """
+
+    def __init__(self, gpu: GpuClocks | None = None, *, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._clock, self._gpu = clock, gpu
+        self._cores = _core_count()
+        self._tick_s = 1 / os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 0.01
+        cores = _watched_cores()
+        self._throttle = [str(path) for path in _throttle_counters(cores)]
+        self._clocks = [str(path) for core in cores if (path := core / "cpufreq" / "scaling_cur_freq").exists()]
+
+    @classmethod
+    def of(cls, device: str) -> Self:
+        """Return the surroundings of work on a torch device."""
+        return cls(GpuClocks.of(device))
+
+    def glance(self) -> Glance:
+        """Read every counter once."""
+        busy_s, stolen_s = self._processor_s()
+        own_s, now_s = self._clock.process_cpu_s(), self._clock.monotonic_s()
+        throttle = {path: count for path in self._throttle if (count := _integer(path)) is not None}
+        clocks = [khz for path in self._clocks if (khz := _integer(path)) is not None]
+        reasons = self._gpu.reasons() if self._gpu is not None else None
+        return Glance(now_s, own_s, busy_s, stolen_s, throttle, max(clocks) * 1e3 if clocks else None, reasons)
+
+    def compare(self, before: Glance, after: Glance) -> Contamination:
+        """Return what happened between two edges."""
+        core_s = self._cores * max(0.0, after.monotonic_s - before.monotonic_s)
+        slack_s = RESOLUTION_TICKS * self._tick_s
+        foreign = self._foreign_s(before, after)
+        stolen = _growth(before.stolen_s, after.stolen_s)
+        flags = {
+            "foreign-cpu": foreign is not None and foreign > max(FOREIGN_SHARE * core_s, self._cores * slack_s),
+            "stolen-cpu": stolen is not None and stolen > max(STOLEN_SHARE * core_s, slack_s),
+            "throttled": _throttled(before, after),
+            "clock-change": _changed(before.clock_hz, after.clock_hz),
+        }
+        return Contamination(foreign, stolen, tuple(name for name, applies in flags.items() if applies))
+
+    def _foreign_s(self, before: Glance, after: Glance) -> float | None:
+        busy = _growth(before.busy_s, after.busy_s)
+        own = after.own_s - before.own_s
+        if busy is None or busy + self._cores * RESOLUTION_TICKS * self._tick_s < own:
+            return None  # a sandbox whose counters leave this process out, or do not count at all
+        return max(0.0, busy - own)  # within the ticks, less than nothing is nothing
+
+    def _processor_s(self) -> tuple[float | None, float | None]:
+        """Return busy and stolen CPU seconds of all cores since the machine started."""
+        text = _read(str(PROC_STAT))
+        if text is None or not text.startswith(b"cpu "):
+            return None, None
+        try:
+            ticks = [int(field) for field in text[: text.index(b"\n")].split()[1:]]
+        except ValueError:
+            return None, None
+        if len(ticks) < 7:
+            return None, None
+        user, nice, system, _idle, _iowait, irq, softirq, *rest = ticks  # guests' time is in user and nice already
+        return (user + nice + system + irq + softirq) * self._tick_s, rest[0] * self._tick_s if rest else None
+
+
+@contextmanager
+def observed(meter: Meter, surroundings: Surroundings) -> Iterator[ObservedWindow]:
+    """Run the body in one window of ``meter``, with a look at the machine before and after it.
+
+    Raises:
+        MeterError: as :func:`harness.metering.metered`.
+    """
+    window = ObservedWindow()
+    before = surroundings.glance()
+    with metered(meter) as inner:
+        yield window
+    window.contamination = surroundings.compare(before, surroundings.glance())
+    window.reading = inner.reading
+
+
+def _growth(before: float | None, after: float | None) -> float | None:
+    return after - before if before is not None and after is not None and after >= before else None
+
+
+def _throttled(before: Glance, after: Glance) -> bool:
+    if ((before.gpu_reasons or 0) | (after.gpu_reasons or 0)) & THERMAL_REASONS:
+        return True
+    old, new = before.throttle_counts or {}, after.throttle_counts or {}
+    return any(new[path] > old[path] for path in new if path in old)
+
+
+def _changed(before_hz: float | None, after_hz: float | None) -> bool:
+    if before_hz is None or after_hz is None or before_hz <= 0:
+        return False
+    return abs(after_hz - before_hz) > CLOCK_CHANGE * before_hz
+
+
+def _core_count() -> int:
+    """Return the cores that ``/proc/stat`` adds up, which in a container may be more than this process may use."""
+    lines = (_read(str(PROC_STAT)) or b"").split(b"\n")
+    return sum(line.startswith(b"cpu") and line[3:4].isdigit() for line in lines) or os.cpu_count() or 1
+
+
+def _watched_cores() -> list[Path]:
+    numbers = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    return [CPU_ROOT / f"cpu{number}" for number in numbers[:WATCHED_CORES]]
+
+
+def _throttle_counters(cores: Sequence[Path]) -> list[Path]:
+    """Return each watched core's counter and each package's once, whichever core shows it."""
+    counters: dict[str, Path] = {}
+    for core in cores:
+        package = _integer(str(core / "topology" / "physical_package_id"))
+        place = _integer(str(core / "topology" / "core_id"))
+        for name, key in (("core", f"{package}.{place}"), ("package", f"{package}")):
+            path = core / "thermal_throttle" / f"{name}_throttle_count"
+            if path.exists():
+                counters.setdefault(f"{name} {key}" if package is not None else str(path), path)
+    return list(counters.values())
+
+
+def _integer(path: str) -> int | None:
+    try:
+        return int(_read(path) or b"")
+    except ValueError:
+        return None
+
+
+def _read(path: str) -> bytes | None:
+    """Return the beginning of a file of the kernel's; ``None`` if it cannot be read. No buffers, no decoding."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        return os.read(descriptor, 1 << 16)
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)

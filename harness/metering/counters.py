@@ -1,0 +1,161 @@
+"""What an energy counter may do wrong, turned into words: shared by everything that reads one.
+
+A counter only ever grows, so a window's joules are the difference of two readings. Missing, negative,
+non-finite and unmoved counters are ``None`` with a reason here, never zero and never a smaller total.
+A counter that wrapped is corrected where the kernel says how far it counts; a fall or a jump that no
+wrap explains (a reset, a suspended machine) is refused.
+
+Not promised: a counter that went round more than once within a window. The smallest RAPL range,
+65.7 kJ, lasts 160 s at 400 W.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from harness.contracts import EnergyReading
+from harness.metering.clock import SYSTEM_CLOCK, Clock, Elapsed
+from harness.metering.window import WindowedMeter
+
+__all__ = [
+    "INVALID_BELOW_PERIODS",
+    "LARGEST_W",
+    "SHORT_BELOW_PERIODS",
+    "CounterMeter",
+    "Verdict",
+    "difference",
+    "judge",
+]
+
+INVALID_BELOW_PERIODS = 10
+"""A window of fewer sensor periods has no energy: one tick more or less would move it by 10 % and more."""
+
+SHORT_BELOW_PERIODS = 50
+"""A window of fewer sensor periods is flagged ``short-window``: one tick moves it by more than 2 %."""
+
+LARGEST_W = 2000.0
+"""No single CPU package, memory bank or GPU board draws more: a wrap that would mean more is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What counters are worth over one window.
+
+    Attributes:
+        energy_j: their sum; ``None`` when any of them cannot be trusted.
+        flags: quality remarks.
+        reason: why there is no energy.
+    """
+
+    energy_j: float | None
+    flags: tuple[str, ...] = ()
+    reason: str | None = None
+
+
+def judge(
+    joules: Mapping[str, float | None],
+    *,
+    source: str,
+    period_s: float,
+    duration_s: float,
+    ranges_j: Mapping[str, float] | None = None,
+) -> Verdict:
+    """Return the energy of a window, or why it has none.
+
+    Args:
+        joules: counter name → difference over the window; ``None`` for a counter that gave nothing.
+        source: what the counters are called in messages.
+        period_s: how often they tick, seconds.
+        duration_s: window length, seconds.
+        ranges_j: counter name → joules after which it starts again at zero, where known.
+    """
+    if not joules:
+        return Verdict(None, reason=f"{source} gave no reading")
+    total = 0.0
+    for name, value in joules.items():
+        if value is None or not math.isfinite(value):
+            return Verdict(None, reason=f"the counter of {name} gave no reading")
+        range_j = (ranges_j or {}).get(name)
+        grown = _unwrapped(value, range_j, LARGEST_W * max(duration_s, INVALID_BELOW_PERIODS * period_s))
+        if grown is None:
+            return Verdict(
+                None, ("negative-reading" if value < 0 else "counter-jump",), _unexplained(name, value, range_j)
+            )
+        total += grown
+    periods = duration_s / period_s
+    if periods < INVALID_BELOW_PERIODS:
+        limit_s = INVALID_BELOW_PERIODS * period_s
+        reason = f"a window of {duration_s:.3g} s is shorter than 10 sensor periods ({limit_s:.3g} s)"
+        return Verdict(None, ("invalid-window",), reason)
+    if total == 0:
+        return Verdict(None, ("stuck-counter",), f"the {source} counter did not move in {duration_s:.3g} s")
+    return Verdict(total, ("short-window",) if periods < SHORT_BELOW_PERIODS else ())
+
+
+def difference(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float | None]:
+    """Return counter name → growth; ``None`` for a counter that is not in both readings."""
+    names = [*before, *(name for name in after if name not in before)]
+    return {name: after[name] - before[name] if name in before and name in after else None for name in names}
+
+
+class CounterMeter(WindowedMeter):
+    """A meter whose sensor is a set of counters; subclasses read them at both edges.
+
+    Args:
+        device: torch device, synchronised at both edges.
+        clock: what times the windows.
+    """
+
+    scope = ""
+    period_s = 1.0
+
+    def __init__(self, device: str, *, clock: Clock = SYSTEM_CLOCK) -> None:
+        super().__init__(device, clock=clock)
+        self._ranges_j: Mapping[str, float] = {}
+
+    @property
+    def sensor_period_s(self) -> float | None:
+        """How often the counters tick, seconds."""
+        return self.period_s
+
+    @abstractmethod
+    def _end_counters(self) -> Mapping[str, float | None]:
+        """Return joules by counter name since the window began; ``None`` for a counter that gave nothing."""
+
+    def _end_sensor(self, elapsed: Elapsed) -> EnergyReading:
+        verdict = judge(
+            self._end_counters(),
+            source=self.source,
+            period_s=self.period_s,
+            duration_s=elapsed.duration_s,
+            ranges_j=self._ranges_j,
+        )
+        return EnergyReading(
+            energy_j=verdict.energy_j,
+            source=self.source,
+            scope=self.scope,
+            duration_s=elapsed.duration_s,
+            cpu_time_s=elapsed.cpu_time_s,
+            sensor_period_s=self.period_s,
+            flags=verdict.flags,
+            reason=verdict.reason,
+        )
+
+
+def _unwrapped(value: float, range_j: float | None, largest_j: float) -> float | None:
+    """Return what a counter has counted; ``None`` if its difference cannot be that.
+
+    With a known range: one wrap too few in the difference makes it negative, one too many (counted late, by a helper
+    process) adds a whole range.
+    """
+    if range_j is None:
+        return value if value >= 0 else None
+    return next((grown for grown in (value, value + range_j, value - range_j) if 0 <= grown <= largest_j), None)
+
+
+def _unexplained(name: str, value: float, range_j: float | None) -> str:
+    cause = "it wrapped, and its range is not known" if range_j is None else "no wrap explains it"
+    return f"the counter of {name} {'ran backwards' if value < 0 else 'jumped'} ({value:.3g} J): {cause}"

@@ -1,0 +1,162 @@
+"""Counter readings from a file instead of a sensor: for tests, demonstrations, and readings somebody sent.
+
+What a run says of a replayed meter is ``replay``, never the sensor it was recorded from: the joules do
+not belong to the work that runs now.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from harness.errors import MeterError
+from harness.metering.clock import SYSTEM_CLOCK, Clock
+from harness.metering.counters import CounterMeter, difference
+
+__all__ = ["Recording", "Replay"]
+
+PSYS = "psys"
+"""Name of the RAPL zone of the whole platform: the packages are in it, so it never counts."""
+
+
+class Recording(BaseModel):
+    """What a counter showed, in the order in which it was read.
+
+    Attributes:
+        recorded_from: what kind of sensor it was, in words.
+        scope: what the counters cover, for example ``cpu package``.
+        period_s: how often they tick.
+        readings: one for each window edge, counter name → joules since some start. A string in place of a reading is
+            the sensor's failure, in its words. ``NaN`` and ``Infinity`` are readings.
+        times_s: with these, a reading is not an edge's but a tick's, at so many seconds after the meter was opened; an
+            edge reads the last tick before it, as a slow sensor does.
+        ranges_j: counter name → joules after which it starts again at zero; a wrap of any other is refused.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    recorded_from: str = "a counter"
+    scope: str = "unknown"
+    period_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.001
+    readings: Annotated[tuple[dict[str, float] | str, ...], Field(min_length=1)]
+    times_s: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] | None = None
+    ranges_j: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _times_fit(self) -> Self:
+        if self.times_s is not None:
+            if len(self.times_s) != len(self.readings):
+                raise ValueError(f"{len(self.readings)} readings have {len(self.times_s)} times")
+            if list(self.times_s) != sorted(self.times_s):
+                raise ValueError("times_s must not run backwards")
+        return self
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a JSON file.
+
+        Raises:
+            MeterError: it is not there, not JSON, or not a recording.
+        """
+        try:
+            return cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        except OSError as error:
+            raise MeterError(f"cannot read the recording {path}: {error.strerror}. {_USAGE}") from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = "".join(f"{part}: " for part in first["loc"])
+            raise MeterError(f"{path} is no recording of a meter: {where}{first['msg']}. {_USAGE}") from None
+        except ValueError as error:
+            raise MeterError(f"{path} is not JSON ({error}). {_USAGE}") from None
+
+
+class Replay(CounterMeter):
+    """Recorded counter readings in place of a sensor: ``--energy replay:FILE.json``. Never a measurement.
+
+    Args:
+        device: torch device, synchronised at both edges.
+        tdp_w: not used.
+        argument: the file of a :class:`Recording`.
+        recording: a recording that is at hand already.
+        clock: what times the windows, and ticks.
+
+    Raises:
+        MeterError: there is no usable recording, or it begins with a failure.
+    """
+
+    source = "replay"
+
+    def __init__(
+        self,
+        *,
+        device: str,
+        tdp_w: float | None = None,
+        argument: str | None = None,
+        recording: Recording | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        super().__init__(device, clock=clock)
+        if recording is None:
+            if not argument:
+                raise MeterError(f"the replay meter needs a recording. {_USAGE}")
+            recording = Recording.read(Path(argument))
+        self._recording = recording
+        self._name = Path(argument).name if argument else "a list"
+        self._next = 0
+        self._opened_s = clock.monotonic_s()
+        self._before: Mapping[str, float] = {}
+        self.scope, self.period_s, self._ranges_j = recording.scope, recording.period_s, recording.ranges_j
+        if isinstance(recording.readings[0], str):
+            raise MeterError(
+                f"the {self.source} sensor cannot be opened: {recording.readings[0].rstrip('.')}. "
+                "Use --energy estimate for a labelled guess, or --energy none."
+            )
+
+    @property
+    def description(self) -> str:
+        """One line: where the readings come from, and that they are none of this run."""
+        return (
+            f"readings replayed from {self._name} (recorded from {self._recording.recorded_from}), not measured here; "
+            f"ticks about every {self.period_s * 1000:g} ms"
+        )
+
+    def _begin_sensor(self) -> None:
+        self._before = self._read("began")
+
+    def _end_counters(self) -> Mapping[str, float | None]:
+        return difference(self._before, self._read("ended"))
+
+    def _read(self, edge: str) -> Mapping[str, float]:
+        reading = self._at_edge()
+        if reading is None:
+            raise self._failure(edge, f"the recording {self._name} ends here")
+        if isinstance(reading, str):
+            raise self._failure(edge, reading)
+        return {name: value for name, value in reading.items() if not name.startswith(PSYS)}
+
+    def _at_edge(self) -> dict[str, float] | str | None:
+        """Return the reading of the edge that is reached now; ``None`` behind the last one."""
+        readings: Sequence[dict[str, float] | str] = self._recording.readings
+        times_s = self._recording.times_s
+        if times_s is None:
+            self._next += 1
+            return readings[self._next - 1] if self._next <= len(readings) else None
+        now_s = self._clock.monotonic_s() - self._opened_s
+        if now_s >= times_s[-1] + self.period_s or math.isnan(now_s):
+            return None
+        return readings[max(0, bisect_right(times_s, now_s) - 1)]
+
+    def _failure(self, edge: str, words: str) -> MeterError:
+        return MeterError(
+            f"the {self.source} sensor failed when a window {edge}: {words.rstrip('.')}. "
+            "Use --energy estimate for a labelled guess, or --energy none."
+        )
+
+
+_USAGE = "Write --energy replay:FILE with a JSON file of counter readings (harness show replay)."
