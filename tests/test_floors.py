@@ -19,6 +19,7 @@ PACKAGES = ("harness", "strategies", "tasks", "reports")
 FLOORS: dict[str, int] = {
     "harness.cli": 5,
     "harness.training_commands": 5,
+    "harness.sweep_command": 5,
     "harness.progress": 5,
     "harness.runner": 4,
     "harness.plan": 4,
