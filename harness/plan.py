@@ -19,7 +19,16 @@ from harness.options import build_strategy, effective_options
 from harness.records import OperatingPointRecord, TaskRecord
 from harness.registry import TASKS
 
-__all__ = ["OperatingPoint", "Plan", "PlannedTask", "default_directory", "make_plan", "resolve_device"]
+__all__ = [
+    "OperatingPoint",
+    "Plan",
+    "PlannedTask",
+    "default_directory",
+    "distinct",
+    "make_plan",
+    "operating_point",
+    "resolve_device",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +119,7 @@ def make_plan(config: RunConfig) -> Plan:
     if not config.strategies:
         built = _usable(_build(parse_all(demo_strategies(model.info.exit_points))), model.info)
     built = [*_build([baseline]), *(pair for pair in built if pair[0] != baseline)]
-    points = tuple(_point(spec, strategy, model.info) for spec, strategy in _distinct(built))
+    points = tuple(operating_point(spec, strategy, model.info) for spec, strategy in distinct(built))
     codec, codec_source = load_codec(model)
     planned = tuple(_draw(task, config, codec, model) for task in tasks)
     return Plan(config, device, points, model, codec, codec_source, planned)
@@ -154,7 +163,7 @@ def _usable(built: list[tuple[StrategySpec, Strategy]], info: ModelInfo) -> list
     return kept
 
 
-def _distinct(built: list[tuple[StrategySpec, Strategy]]) -> list[tuple[StrategySpec, Strategy]]:
+def distinct(built: list[tuple[StrategySpec, Strategy]]) -> list[tuple[StrategySpec, Strategy]]:
     """Leave out operating points that are earlier ones spelled differently (``layer=04``, a default given)."""
     kept: list[tuple[StrategySpec, Strategy]] = []
     for spec, strategy in built:
@@ -166,7 +175,12 @@ def _distinct(built: list[tuple[StrategySpec, Strategy]]) -> list[tuple[Strategy
     return kept
 
 
-def _point(spec: StrategySpec, strategy: Strategy, info: ModelInfo) -> OperatingPoint:
+def operating_point(spec: StrategySpec, strategy: Strategy, info: ModelInfo) -> OperatingPoint:
+    """Check a built strategy against a model.
+
+    Raises:
+        HarnessError: it does not fit, or what it runs on is missing or made for another model.
+    """
     points = tuple(strategy.exit_points(info))
     if list(points) != sorted(set(points) & set(info.exit_points)):
         raise OptionError(
