@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness import reproduce_command, training_commands
+from harness import reproduce_command, sweep_command, training_commands
 from harness.errors import ConfigError, HarnessError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -255,6 +255,7 @@ def report(
 
 app.command()(reproduce_command.reproduce)
 app.command()(training_commands.trace)
+app.command()(sweep_command.sweep)
 app.add_typer(training_commands.app)
 
 

@@ -12,7 +12,7 @@ norm; quantities carry SI suffixes (``_s``, ``_j``, ``_w``, ``_bytes``); ``None`
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
@@ -195,6 +195,31 @@ class ExitView(Protocol):
     @property
     def top_token(self) -> Tensor:
         """Arg-max of ``logits``, ``[n]`` int64; costs what ``logits`` costs."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Columns of ``logits``; nothing is computed."""
+
+    @property
+    def top_probability(self) -> Tensor:
+        """Probability of the best token, ``[n]`` float32; costs what ``logits`` costs. A trace holds it, and not the
+        logits: a strategy that asks for this and its neighbours can be replayed (``harness sweep``).
+        """
+
+    @property
+    def second_probability(self) -> Tensor:
+        """Probability of the second token, ``[n]`` float32; the best one's is found on the way."""
+
+    @property
+    def entropy(self) -> Tensor:
+        """Entropy of the exit head's distribution, ``[n]`` float32, nats."""
+
+    def once(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
+        """Return ``compute()``, ``[n, …]``, computed at most once for a key.
+
+        For what options do not change, such as the score that a threshold is compared with: where many operating
+        points are replayed together, all share the result. The key must say whose it is: ``"saturation: dots"``.
+        """
 
     @property
     def full_depth_token(self) -> Tensor:

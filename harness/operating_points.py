@@ -20,7 +20,7 @@ from harness.errors import ArtefactError, OptionError
 from harness.options import build_strategy, effective_options
 from harness.records import OperatingPointRecord
 
-__all__ = ["NeverExits", "OperatingPoint", "build_all", "operating_points", "usable"]
+__all__ = ["NeverExits", "OperatingPoint", "build_all", "operating_point", "operating_points", "usable"]
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ def operating_points(built: Built, config: RunConfig, info: ModelInfo) -> tuple[
     named = _distinct([*build_all([baseline]), *(pair for pair in built if pair[0] != baseline)])
     several = len(config.kv_policies) > 1
     points = [
-        _point(f"{spec}@{kv}" if several else str(spec), spec, strategy, info, kv, several=several)
+        operating_point(spec, strategy, info, kv, several=several)
         for spec, strategy in named
         for kv in _policies(strategy, config.kv_policies, info)
     ]
@@ -161,9 +161,26 @@ def _distinct(built: Built) -> Built:
     return kept
 
 
-def _point(
-    name: str, spec: StrategySpec, strategy: Strategy, info: ModelInfo, kv: KVPolicy, *, several: bool
+def operating_point(
+    spec: StrategySpec,
+    strategy: Strategy,
+    info: ModelInfo,
+    kv: KVPolicy = KVPolicy.PROPAGATE,
+    *,
+    several: bool = False,
 ) -> OperatingPoint:
+    """Check a built strategy against a model.
+
+    Args:
+        spec: as written.
+        strategy: as built.
+        info: the model.
+        kv: its policy.
+        several: the run compares policies, so that the name must say which.
+
+    Raises:
+        HarnessError: it does not fit, or what it runs on is missing or made for another model.
+    """
     points = tuple(strategy.exit_points(info))
     if list(points) != sorted(set(points) & set(info.exit_points)):
         raise OptionError(
@@ -171,7 +188,7 @@ def _point(
             f"(exit points: {', '.join(map(str, info.exit_points)) or 'none'})."
         )
     record = OperatingPointRecord(
-        name=name,
+        name=f"{spec}@{kv}" if several else str(spec),
         strategy=spec.name,
         options=effective_options(strategy),
         exit_points=points,

@@ -19,7 +19,7 @@ from harness.contracts import Strategy
 from harness.errors import OptionError, RegistryError, did_you_mean
 from harness.registry import STRATEGIES
 
-__all__ = ["OptionFacts", "build_strategy", "effective_options", "option_facts"]
+__all__ = ["OptionFacts", "build_strategy", "effective_options", "option_facts", "option_range"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +96,18 @@ def option_facts(name: str) -> list[OptionFacts]:
         default = None if field.default is dataclasses.MISSING else field.default
         facts.append(OptionFacts(field.name, kind, _limits(info), default, info.description or ""))
     return facts
+
+
+def option_range(name: str, option: str) -> tuple[float, float] | None:
+    """Return the least and the greatest value an option allows; ``None`` where there is no such option or no end.
+
+    Raises:
+        UnknownNameError: no such strategy.
+    """
+    hint = get_type_hints(_strategy_class(name), include_extras=True).get(option)
+    pieces = FieldInfo.from_annotation(hint).metadata if hint is not None else []
+    ends = [next((getattr(p, end) for p in pieces if getattr(p, end, None) is not None), None) for end in ("ge", "le")]
+    return (float(ends[0]), float(ends[1])) if ends[0] is not None and ends[1] is not None else None
 
 
 def _strategy_class(name: str) -> Any:

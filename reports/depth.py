@@ -12,12 +12,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from harness.contracts import KVPolicy
+from harness.contracts import KVPolicy, ModelInfo
 from harness.records import ModelRecord, SampleRecord
 from reports.measured import Measured, SampleKey
 from reports.statistics import ratio
 
-__all__ = ["decode_bytes", "depth", "oracle_fraction", "roofline", "work"]
+__all__ = ["bytes_moved", "decode_bytes", "depth", "oracle_fraction", "roofline", "work"]
 
 
 def depth(cell: Measured, num_layers: int) -> dict[str, float | None]:
@@ -62,11 +62,31 @@ def decode_bytes(sample: SampleRecord, model: ModelRecord, kv: KVPolicy) -> int:
     weight_reads = sum(layers) if kv is KVPolicy.RECOMPUTE else sample.layers_executed
     first = len(sample.prompt_ids) + 1  # positions the second token's pass attends to
     cache_reads = sum(executed * (first + step) for step, executed in enumerate(layers))
+    return bytes_moved(
+        model,
+        layers=weight_reads,
+        lm_head_evaluations=sample.lm_head_evaluations,
+        shortcut_evaluations=sample.shortcut_evaluations,
+        kv_fill_layers=sample.kv_fill_layers,
+        cache_reads=cache_reads,
+    )
+
+
+def bytes_moved(
+    model: ModelRecord | ModelInfo,
+    *,
+    layers: int,
+    lm_head_evaluations: int,
+    shortcut_evaluations: int,
+    kv_fill_layers: int,
+    cache_reads: int,
+) -> int:
+    """Return the bytes that so much work reads at batch 1; ``cache_reads`` counts positions × layers attended to."""
     return (
-        weight_reads * model.layer_bytes
-        + sample.lm_head_evaluations * model.lm_head_bytes
-        + sample.shortcut_evaluations * model.shortcut_bytes
-        + sample.kv_fill_layers * model.kv_projection_bytes
+        layers * model.layer_bytes
+        + lm_head_evaluations * model.lm_head_bytes
+        + shortcut_evaluations * model.shortcut_bytes
+        + kv_fill_layers * model.kv_projection_bytes
         + cache_reads * model.kv_entry_bytes
     )
 

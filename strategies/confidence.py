@@ -27,6 +27,5 @@ class Confidence(Strategy):
     threshold: Annotated[float, Field(ge=0, le=1, description="τ, probability of the best token")] = 0.9
 
     def should_exit(self, view: ExitView) -> Tensor:
-        """Compare max p, from the log-sum-exp of the logits, with τ."""
-        logits = view.logits.float()
-        return (logits.amax(-1) - logits.logsumexp(-1)).exp() >= self.threshold
+        """Compare max p with τ."""
+        return view.top_probability >= self.threshold

@@ -35,13 +35,12 @@ class Margin(Strategy):
 
     def should_exit(self, view: ExitView) -> Tensor:
         """Compare p₁ − p₂ with τ(t)."""
-        logits = view.logits.float()
-        best = (logits.topk(2, dim=-1).values - logits.logsumexp(-1, keepdim=True)).exp()
-        return best[:, 0] - best[:, 1] >= self._threshold(view)
+        second = view.second_probability  # first: the best one's is found on the way
+        return view.top_probability - second >= self._threshold(view)
 
     def _threshold(self, view: ExitView) -> Tensor | float:
         if self.decay == 0:
             return self.threshold
-        generated = torch.tensor([len(tokens) for tokens in view.token_ids], device=view.logits.device)
+        generated = torch.tensor([len(tokens) for tokens in view.token_ids], device=view.rows.device)
         decayed = 0.9 * self.threshold + 0.1 * torch.exp(-self.decay * generated / self.horizon)
         return decayed.clamp(0, 1)

@@ -33,6 +33,9 @@ class Saturation(Strategy):
         if before is None:
             return torch.zeros(len(view.hidden_state), dtype=torch.bool, device=view.hidden_state.device)
         here, there = view.hidden_state.float(), before.hidden_state.float()
-        norms = torch.linalg.vector_norm(here, dim=-1) * torch.linalg.vector_norm(there, dim=-1)
-        settled: Tensor = torch.linalg.vecdot(here, there) >= self.threshold * norms
-        return settled
+        norms = view.once(
+            "saturation: norms",
+            lambda: torch.linalg.vector_norm(here, dim=-1) * torch.linalg.vector_norm(there, dim=-1),
+        )
+        dots = view.once("saturation: dots", lambda: torch.linalg.vecdot(here, there))
+        return dots >= self.threshold * norms

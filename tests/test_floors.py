@@ -21,6 +21,7 @@ FLOORS: dict[str, int] = {
     "harness.training_commands": 5,
     "harness.reproduce_command": 5,
     "harness.repeat_process": 5,
+    "harness.sweep_command": 5,
     "harness.progress": 5,
     "harness.runner": 4,
     "harness.plan": 4,

@@ -63,6 +63,9 @@ class Scorer:
 
     def __call__(self, view: ExitView) -> Tensor:
         """Return the score of each row of a view, ``[n]`` float32; what it means is the strategy's business."""
+        return view.once(self, lambda: self._score(view))
+
+    def _score(self, view: ExitView) -> Tensor:
         place, network = self._networks[view.exit_layer]
         observation = self._observation
         before = view.previous if observation.change and place else None

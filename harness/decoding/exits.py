@@ -13,7 +13,7 @@ from harness.decoding.generation import Generation
 from harness.decoding.view import LayerView
 from harness.errors import OptionError
 
-__all__ = ["AskedExits", "Exits", "ScheduledExits"]
+__all__ = ["AskedExits", "Exits", "ScheduledExits", "complaint"]
 
 
 class Exits(Protocol):
@@ -48,20 +48,22 @@ class AskedExits:
             self._tally[row].exit_checks += 1
         decided = self._rule.should_exit(view)
         if not isinstance(decided, Tensor) or decided.dtype is not torch.bool or decided.dim() != 1:
-            raise OptionError(self._complaint(decided, view))
+            raise OptionError(complaint(self._rule, decided, view.exit_layer, len(view.row_list)))
         answer: list[bool] = decided.tolist()
         if len(answer) != len(view.row_list):
-            raise OptionError(self._complaint(decided, view))
+            raise OptionError(complaint(self._rule, decided, view.exit_layer, len(view.row_list)))
         return answer
 
-    def _complaint(self, decided: object, view: LayerView) -> str:
-        what = type(decided).__name__
-        if isinstance(decided, Tensor):
-            what = f"a tensor of shape {tuple(decided.shape)} and {decided.dtype}"
-        return (
-            f"{type(self._rule).__name__}.should_exit returned {what} at layer {view.exit_layer}; "
-            f"return a bool tensor of shape ({len(view.row_list)},), one answer per running row."
-        )
+
+def complaint(rule: ExitRule, decided: object, exit_layer: int, rows: int) -> str:
+    """Return what is wrong with an answer that is not one bool per row, in one line."""
+    what = type(decided).__name__
+    if isinstance(decided, Tensor):
+        what = f"a tensor of shape {tuple(decided.shape)} and {decided.dtype}"
+    return (
+        f"{type(rule).__name__}.should_exit returned {what} at layer {exit_layer}; "
+        f"return a bool tensor of shape ({rows},), one answer per running row."
+    )
 
 
 class ScheduledExits:

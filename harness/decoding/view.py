@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
 from torch import Tensor
 
+from harness.decoding import certainty
 from harness.decoding.backbone import Backbone
 from harness.decoding.generation import Generation
 from harness.decoding.passes import Pass
@@ -26,7 +27,7 @@ class LayerView:
     """
 
     __slots__ = (
-        *("_backbone", "_deep", "_exit_state", "_hidden", "_layer", "_leaving", "_logits", "_pass"),
+        *("_backbone", "_deep", "_derived", "_exit_state", "_hidden", "_layer", "_leaving", "_logits", "_pass"),
         *("_places", "_previous", "_rows", "_tally", "_top"),
     )
 
@@ -47,6 +48,7 @@ class LayerView:
         self._leaving: Tensor | None = None
         self._logits: Tensor | None = None
         self._top: Tensor | None = None
+        self._derived: dict[Hashable, Tensor] = {}
         self._deep: Tensor | None = None
 
     @property
@@ -101,6 +103,35 @@ class LayerView:
         if self._top is None:
             self._top = self.logits.argmax(-1)
         return self._top
+
+    @property
+    def vocab_size(self) -> int:
+        """Columns of the logits."""
+        return self._backbone.lm_head.weight.shape[0]
+
+    @property
+    def top_probability(self) -> Tensor:
+        """Probability of the best token, ``[n]``."""
+        if "view: two best" in self._derived:
+            return self._derived["view: two best"][:, 0]
+        return self.once("view: best", lambda: certainty.top_probability(self.logits))
+
+    @property
+    def second_probability(self) -> Tensor:
+        """Probability of the second token, ``[n]``."""
+        return self.once("view: two best", lambda: certainty.two_best(self.logits))[:, 1]
+
+    @property
+    def entropy(self) -> Tensor:
+        """Entropy of the exit head's distribution, ``[n]``, nats."""
+        return self.once("view: entropy", lambda: certainty.entropy(self.logits))
+
+    def once(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
+        """Compute something once for these rows, or for those of them that are left later."""
+        found = self._derived.get(key)
+        if found is None:
+            found = self._derived[key] = compute()
+        return found
 
     @property
     def full_depth_token(self) -> Tensor:
@@ -166,5 +197,6 @@ class LayerView:
         twin._exit_state = None if self._exit_state is None else self._exit_state[index]
         twin._logits = None if self._logits is None else self._logits[index]
         twin._top = None if self._top is None else self._top[index]
+        twin._derived = {key: value[index] for key, value in self._derived.items()}
         twin._deep = None if self._deep is None else self._deep[index]
         return twin

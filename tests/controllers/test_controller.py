@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -324,6 +324,9 @@ class View:
     def previous(self) -> View | None:
         self.looks.append(f"previous {self.exit_layer}")
         return self.before
+
+    def once(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
+        return compute()
 
 
 @pytest.fixture

@@ -137,3 +137,46 @@ def test_a_strategy_starts_with_the_batch_and_its_seeds(llama: Any, prompts: lis
     llama.engine.decode(prompts, spy, kv=KVPolicy.SKIP, max_new_tokens=[2] * 3, seeds=[7, 8, 9])
     assert spy.batch == Batch((7, 8, 9), "cpu")
     assert spy.batch.size == 3
+
+
+def test_what_is_derived_from_logits_is_its_definition_and_costs_one_evaluation(
+    llama: Any, prompts: list[list[int]]
+) -> None:
+    seen = 0
+
+    def look(view: Any) -> None:
+        nonlocal seen
+        best, second, entropy = view.top_probability, view.second_probability, view.entropy
+        probabilities = view.logits.double().softmax(-1)
+        ordered = probabilities.sort(-1, descending=True).values
+        torch.testing.assert_close(best.double(), ordered[:, 0], rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(second.double(), ordered[:, 1], rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(view.top_probability.double(), ordered[:, 0], rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(
+            entropy.double(), -(probabilities * probabilities.log()).sum(-1), rtol=1e-4, atol=1e-5
+        )
+        assert view.vocab_size == 97
+        seen += len(best)
+
+    # Two rows are asked at 1 to 5 and go on, one leaves at 3: an evaluation at every exit asked, and the last layer's.
+    done = llama.engine.decode(prompts, Spy([[6, 6], [6, 6], [6, 3]], look), kv=KVPolicy.SKIP, max_new_tokens=[2] * 3)
+    assert [one.lm_head_evaluations for one in done] == [6, 6, 3]
+    assert seen == 13
+
+
+def test_once_computes_once_and_keeps_the_rows_that_are_left(llama: Any, prompts: list[list[int]]) -> None:
+    computed: list[int] = []
+
+    def look(view: Any) -> None:
+        def compute() -> Tensor:
+            computed.append(view.exit_layer)
+            return view.rows * 10 + view.exit_layer
+
+        for _ in range(2):
+            assert view.once("mine", compute).tolist() == [row * 10 + view.exit_layer for row in view.rows.tolist()]
+        if view.previous is not None:  # computed there for more rows than are left
+            before = view.previous.once("mine", lambda: pytest.fail("computed again"))
+            assert before.tolist() == [row * 10 + view.exit_layer - 1 for row in view.rows.tolist()]
+
+    llama.engine.decode(prompts, Spy([[6, 6], [6, 2], [6, 4]], look), kv=KVPolicy.SKIP, max_new_tokens=[2] * 3)
+    assert computed == [1, 2, 3, 4, 5]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from harness.contracts import ModelInfo
+from harness.decoding import certainty
 
 
 @dataclass
@@ -33,6 +34,25 @@ class View:
     @property
     def top_token(self) -> Tensor:
         return self.logits.argmax(-1)
+
+    @property
+    def vocab_size(self) -> int:
+        return self.logits.shape[-1]
+
+    @property
+    def top_probability(self) -> Tensor:
+        return certainty.top_probability(self.logits)
+
+    @property
+    def second_probability(self) -> Tensor:
+        return certainty.two_best(self.logits)[:, 1]
+
+    @property
+    def entropy(self) -> Tensor:
+        return certainty.entropy(self.logits)
+
+    def once(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
+        return compute()
 
     @property
     def hidden_state(self) -> Tensor:

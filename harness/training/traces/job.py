@@ -23,7 +23,7 @@ from harness.training.identity import identity
 from harness.training.traces.store import Traces, TraceWriter
 from harness.training.watch import Watch
 
-__all__ = ["TraceRequest", "trace"]
+__all__ = ["TraceRequest", "exit_columns", "trace"]
 
 CHUNK = 256
 CONTEXT = (0.2, 0.6)
@@ -116,7 +116,7 @@ def trace(
         prepared = _prepare(document, codec, engine, request, length)
         if prepared is not None:
             token_ids, first, whole = prepared
-            columns = _columns(engine, token_ids, first)
+            columns = exit_columns(engine, token_ids, first)
             described = {"id": identifier, "stream": stream, "key": key, "length": whole}
             writer.add(described, columns)
         watch.step(number, f"{writer.tokens} tokens on disk")
@@ -149,8 +149,8 @@ def _prepare(
 
 
 @torch.inference_mode()
-def _columns(engine: Engine, token_ids: Sequence[int], first: int) -> dict[str, Tensor]:
-    """Run one sequence and return the trace columns of its positions from ``first`` on."""
+def exit_columns(engine: Engine, token_ids: Sequence[int], first: int) -> dict[str, Tensor]:
+    """Run one sequence and return the trace columns of its positions from ``first`` on, ``document`` left out."""
     backbone, points = engine.backbone, engine.info.exit_points
     states = [state[first:] for state in engine.read(token_ids, (*points, backbone.num_layers))]
     exits = [_read_out(engine, backbone.exit_state(state, point)) for state, point in zip(states, points, strict=False)]

@@ -1,0 +1,74 @@
+"""``sweep.json`` for programs, ``sweep.csv`` for spreadsheets: every line says that it is replayed."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from harness.errors import StoreError
+from harness.sweep.records import Sweep, SweepRow
+
+__all__ = ["FILES", "check_writable", "to_csv", "write_sweep"]
+
+FILES = ("sweep.json", "sweep.csv")
+_INTERVAL = "agreement_ci"
+_JSON = frozenset({"options", "artefacts", "exits", "exit_points"})
+
+
+def to_csv(sweep: Sweep) -> str:
+    """Return one line per row under a header; an interval is two columns, options and exits are JSON text."""
+    names: list[str] = []
+    for name in SweepRow.model_fields:
+        names.extend((f"{name}_low", f"{name}_high") if name == _INTERVAL else (name,))
+    buffer = io.StringIO()
+    writer: csv.DictWriter[str] = csv.DictWriter(buffer, ["model", "traces", *names], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(_flat(sweep))
+    return buffer.getvalue()
+
+
+def check_writable(folder: Path) -> None:
+    """Make a folder before anything slow.
+
+    Raises:
+        StoreError: it cannot be made, or holds something else.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        others = sorted(path.name for path in folder.iterdir() if path.name not in {*FILES, "live"})
+    except OSError as error:
+        raise StoreError(f"cannot make {folder}: {error.strerror}. Use another --out.") from None
+    if others:
+        raise StoreError(f"{folder} holds other files ({others[0]}). Use another --out.")
+
+
+def write_sweep(sweep: Sweep, folder: Path) -> tuple[Path, ...]:
+    """Write both files, each replaced whole; return their paths.
+
+    Raises:
+        StoreError: a file cannot be written.
+    """
+    paths = tuple(folder / name for name in FILES)
+    for path, text in zip(paths, (sweep.model_dump_json(indent=2) + "\n", to_csv(sweep)), strict=True):
+        unfinished = path.with_name(f".{path.name}.part")
+        try:
+            unfinished.write_text(text, encoding="utf-8", newline="")
+            unfinished.replace(path)
+        except OSError as error:
+            raise StoreError(f"cannot write {path}: {error.strerror}.") from None
+    return paths
+
+
+def _flat(sweep: Sweep) -> Iterator[dict[str, Any]]:
+    for row in sweep.rows:
+        values: dict[str, Any] = {"model": sweep.model, "traces": sweep.traces}
+        for name, value in row.model_dump(mode="json").items():
+            if name == _INTERVAL:
+                values[f"{name}_low"], values[f"{name}_high"] = value or (None, None)
+            else:
+                values[name] = json.dumps(value, sort_keys=True) if name in _JSON else value
+        yield values

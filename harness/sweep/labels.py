@@ -1,0 +1,91 @@
+"""What must stand beside replayed numbers: which documents they are of, who learned from those, what is left out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from harness.contracts import KVPolicy, ModelInfo
+from harness.models.loading import ResolvedModel
+from harness.operating_points import OperatingPoint
+from harness.sweep.records import DocumentSplit
+from harness.training.traces.reading import matches
+from harness.training.traces.store import Traces
+
+__all__ = ["notes_of", "title_of"]
+
+
+def title_of(traces: Traces, split: DocumentSplit, tasks: Sequence[str], tokens: int, documents: int) -> str:
+    """Return what was replayed, in one line."""
+    streams = sorted({str(d["stream"]).partition(",")[0] for d in traces.documents if matches(d, tasks)})
+    which = "held-out documents" if split == "held-out" else "documents, those the heads learned from included"
+    return f"replayed: {' + '.join(streams)}, {tokens:,} tokens of {documents} {which}"
+
+
+def notes_of(
+    traces: Traces,
+    resolved: ResolvedModel,
+    points: Sequence[OperatingPoint],
+    tokens: Tensor,
+    split: DocumentSplit,
+    seed: int,
+    kv: KVPolicy,
+) -> tuple[str, ...]:
+    """Return the sentences that the numbers need.
+
+    Args:
+        traces: what was replayed.
+        resolved: the model.
+        points: operating points.
+        tokens: replayed tokens by document, ``[documents]``.
+        split: which documents.
+        seed: of the held-out split.
+        kv: policy of the expected speed-up.
+    """
+    replayed = {str(traces.documents[number]["key"]) for number in tokens.nonzero().squeeze(1).tolist()}
+    whose = "what the model generated at full depth" if traces.index.get("new_tokens") else "the documents' own"
+    notes = [
+        f"Every row is replayed: tokens are {whose}, so the drift that real exits cause is not included. "
+        "Final numbers come from live decoding (`harness run`, or --live N here).",
+        f"Expected speed-up: bytes that full depth reads per token over bytes read here, batch 1, kv {kv.value}; "
+        "what memory traffic alone would allow, not a measurement. Learned exit heads' own weights are not counted.",
+        "The trace holds probabilities as float16: thresholds closer than 0.0005 to each other near 1 decide alike.",
+    ]
+    if split == "held-out":
+        notes.append(
+            f"Documents: the tenth that heads trained on this trace with seed {seed} never learned from; they are of "
+            f"the {traces.index.get('split', 'traced')} split."
+        )
+    else:
+        notes.append("Documents: all of the trace. It includes documents the heads learned from.")
+    if resolved.adapter is not None:
+        known = len(replayed & set(resolved.adapter.facts.get("documents", ())))
+        notes.append(f"{known} of these {len(replayed)} documents were among those the weights were tuned on.")
+    everything = {str(document["key"]) for document in traces.documents}
+    for name, facts in _trained(resolved.info, points):
+        learned = set(facts.get("documents", ()))
+        held_out = split == "held-out" and learned == everything and facts.get("seed") == seed
+        if not held_out and learned & replayed:
+            notes.append(
+                f"{name} was trained with seed {facts.get('seed')} on {len(learned)} documents, "
+                f"{len(learned & replayed)} of these among them; it may have learned from some of what is replayed."
+            )
+    return tuple(notes)
+
+
+def _trained(model: ModelInfo, points: Sequence[OperatingPoint]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the artefacts that operating points run on, as far as they lie where artefacts are looked for."""
+    hashes = {digest for point in points for digest in point.record.artefacts.values()}
+    for folder in model.artefacts:
+        for file in sorted(Path(folder).glob("*.json")):
+            try:
+                facts = json.loads(file.read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                continue  # none that an operating point runs on: those were read
+            if isinstance(facts, dict) and facts.get("sha256") in hashes:
+                hashes.discard(facts["sha256"])
+                yield file.name, facts

@@ -1,0 +1,189 @@
+"""The drift that replaying leaves out: some operating points of a sweep decoded live, side by side with their replay.
+
+Live samples are other documents than the trace's, so two things differ at once. The *twin* tells them apart: what full
+depth generated for the very samples of the live run is read once more, and the operating points are replayed on that.
+Twin against live is drift alone; sweep against twin is the choice of documents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from harness.config import BASELINE, RunConfig
+from harness.contracts import ModelInfo
+from harness.controllers import Observation
+from harness.decoding.engine import Engine
+from harness.errors import ConfigError, DataError
+from harness.models.loading import load
+from harness.operating_points import OperatingPoint
+from harness.registry import TASKS
+from harness.runner import execute
+from harness.session import Observer
+from harness.store import RunDirectory
+from harness.sweep.job import SweepResult
+from harness.sweep.records import DriftRow, Sweep, SweepRow
+from harness.sweep.replay import replay
+from harness.sweep.tokens import TracedTokens
+from harness.training.traces.job import exit_columns
+from harness.training.traces.reading import exit_maps
+from reports.measured import Measured, select
+from reports.pareto import front
+from reports.statistics import Pair, bootstrap_interval
+
+__all__ = ["LiveRequest", "pick", "with_drift"]
+
+
+@dataclass(frozen=True, slots=True)
+class LiveRequest:
+    """What to decode live.
+
+    Attributes:
+        samples: so many of every task of the trace.
+        most: operating points at most.
+        source: where the samples come from; see :class:`harness.config.RunConfig`.
+        max_new_tokens: overrides the protocol's limit.
+        artefacts: where trained artefacts are looked for.
+        out: run directory; ``None`` for a new one under ``runs/``.
+    """
+
+    samples: int
+    most: int = 4
+    source: str = "embedded"
+    max_new_tokens: int | None = None
+    artefacts: str | None = None
+    out: Path | None = None
+
+
+def with_drift(result: SweepResult, request: LiveRequest, *, observer: Observer | None = None) -> Sweep:
+    """Return the sweep with some of its operating points decoded live.
+
+    Args:
+        result: the sweep.
+        request: what to decode.
+        observer: is told how the run goes on.
+
+    Raises:
+        HarnessError: the run cannot be made.
+    """
+    chosen = pick(result.sweep.rows, request.most)
+    if not chosen:
+        raise ConfigError("there is no operating point to decode live: give --strategy one that is not a bound.")
+    run = execute(_configuration(result, request, chosen), observer=observer)
+    with RunDirectory.read(run.directory) as store:
+        cells = select(store.manifest, store.windows(), store.samples())
+    if observer is not None:
+        observer.stage("replaying on the live samples")
+    fulls = [cell for (_, name), cell in cells.items() if name == BASELINE]
+    twin = _read_again(result, fulls)
+    points = {point.name: point for point in result.points}
+    drift = []
+    for row in chosen:
+        pairs = [(cells[full.task.name, row.operating_point], full) for full in fulls]
+        drift.append(_drift(row, points[row.operating_point], pairs, twin, result.resolved.info))
+    return result.sweep.model_copy(update={"drift": tuple(drift), "live_directory": str(run.directory)})
+
+
+def pick(rows: Sequence[SweepRow], most: int) -> list[SweepRow]:
+    """Return what is worth decoding live: all that was asked for, or an even choice along its front if that is more."""
+    asked = [row for row in rows if not row.reference and not row.rehearsed and row.operating_point != BASELINE]
+    if len(asked) > most:
+        flags = front([(1 / row.expected_speedup, row.agreement) for row in asked])
+        asked = sorted(
+            (row for row, flag in zip(asked, flags, strict=True) if flag), key=lambda row: -row.exit_layer_mean
+        )
+    if len(asked) > most:
+        asked = [asked[int((place + 0.5) * len(asked) / most)] for place in range(most)]
+    return asked
+
+
+def _configuration(result: SweepResult, request: LiveRequest, chosen: Sequence[SweepRow]) -> RunConfig:
+    traces, info, sweep = result.traces, result.resolved.info, result.sweep
+    tasks = sorted({str(document["stream"]).partition(",")[0] for document in traces.documents})
+    tasks = [name for name in tasks if name in (result.request.tasks or tasks)]
+    unknown = [name for name in tasks if name not in TASKS]
+    if unknown:
+        raise ConfigError(f"the trace is of {unknown[0]}, which is not registered here. Use --task {TASKS.names()[0]}.")
+    return RunConfig.build(
+        {
+            "strategies": tuple(row.operating_point for row in chosen),
+            "model": info.name,
+            "tasks": tuple(tasks),
+            "source": request.source,
+            "limit": request.samples,
+            "max_new_tokens": request.max_new_tokens,
+            "kv": sweep.kv,
+            "exit_points": ",".join(map(str, info.exit_points)),
+            "dtype": info.dtype,
+            "weights": info.weights,
+            "exit_head": info.exit_head.partition(":")[0],
+            "artefacts": request.artefacts,
+            "energy": "none",
+            "seed": traces.index["seed"],
+            "out": request.out,
+        }
+    )
+
+
+def _read_again(result: SweepResult, fulls: Sequence[Measured]) -> TracedTokens:
+    """Return what the exits say of the tokens that full depth generated, the one from prefill left out."""
+    resolved = result.resolved
+    samples = [sample for full in fulls for sample in full.scored if len(sample.token_ids) > 1]
+    if not samples:
+        raise DataError("no live sample has a second token: there is nothing to compare. Use --live with more samples.")
+    config = result.traces.index
+    engine = Engine(load(resolved, device="cpu", seed=config["seed"]).backbone, resolved.info)
+    parts, documents = [], []
+    for number, sample in enumerate(samples):
+        read = [*sample.prompt_ids, *sample.token_ids[:-1]]
+        columns = exit_columns(engine, read, len(sample.prompt_ids) - 1)
+        count = len(columns["final"])
+        parts.append({**columns, "document": torch.full((count,), number, dtype=torch.int32)})
+        documents.append(f"{sample.task} {sample.sample_id}")
+    shard = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    asked = torch.ones(len(shard["document"]), dtype=torch.bool)
+    asked[1:] = shard["document"][1:] == shard["document"][:-1]
+    asked[0] = False
+    maps = exit_maps(result.traces, resolved, Observation(state="exit"))
+    rows = asked.nonzero().squeeze(1)
+    return TracedTokens(resolved.info.exit_points, [(shard, rows)], maps, documents, generated=True)
+
+
+def _drift(
+    row: SweepRow,
+    point: OperatingPoint,
+    pairs: Sequence[tuple[Measured, Measured]],
+    twin: TracedTokens,
+    model: ModelInfo,
+) -> DriftRow:
+    with torch.inference_mode():
+        outcome = replay(point, twin, model)
+    layers: list[Pair] = []
+    same: list[Pair] = []
+    for cell, full in pairs:
+        for key in cell.shared(full):
+            here, there = cell.samples[key], full.samples[key]
+            if len(here.token_ids) > 1:
+                layers.append(Pair(sum(here.exit_layers[1:]), len(here.exit_layers) - 1))
+            if len(there.token_ids) > 1:
+                equal = sum(a == b for a, b in zip(here.token_ids[1:], there.token_ids[1:], strict=False))
+                same.append(Pair(equal, len(there.token_ids) - 1))
+    if not layers or not same:
+        raise DataError(f"{row.operating_point}: no live sample was finished. See the run's samples for the errors.")
+    tokens = sum(int(pair.other) for pair in layers)
+    return DriftRow(
+        operating_point=row.operating_point,
+        samples=len(layers),
+        tokens=tokens,
+        replayed_exit_layer=row.exit_layer_mean,
+        replayed_agreement=row.agreement,
+        twin_exit_layer=outcome.layers / outcome.count,
+        twin_agreement=int(outcome.right.sum()) / outcome.count,
+        live_exit_layer=sum(pair.baseline for pair in layers) / tokens,
+        live_agreement=sum(pair.baseline for pair in same) / sum(pair.other for pair in same),
+        live_exit_layer_ci=bootstrap_interval(layers),
+        live_agreement_ci=bootstrap_interval(same),
+    )

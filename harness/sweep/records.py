@@ -1,0 +1,134 @@
+"""``sweep.json``: what a sweep found, with the words a reader needs beside the numbers.
+
+Every number of a :class:`SweepRow` is replayed: the tokens are the trace's and not those that earlier exits would have
+led to, so the drift of live decoding is not in them. Only a :class:`DriftRow` holds live numbers, and says which.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from harness.contracts import KVPolicy, Weights
+
+__all__ = ["DocumentSplit", "DriftRow", "Sweep", "SweepRow"]
+
+DocumentSplit: TypeAlias = Literal["held-out", "all"]
+Interval: TypeAlias = tuple[float, float]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+
+class SweepRow(_Record):
+    """One operating point, replayed.
+
+    Attributes:
+        measurement: how it was found out.
+        operating_point, strategy, options, exit_points, artefacts: as in a run's manifest.
+        reference: put there for comparison (full depth, fixed exits, the bound), asked for by nobody.
+        rehearsed: it looks at the answer: a bound, never on the front.
+        tokens, documents: how much was replayed.
+        exit_layer_mean: layers executed per token.
+        layers_skipped: 1 − exit_layer_mean / num_layers.
+        agreement: share of tokens equal to the last layer's. agreement_ci: bootstrap 95 % over documents; ``None`` with
+            fewer than five.
+        exit_checks_per_token, lm_head_per_token, shortcut_per_token, kv_fill_layers_per_token: counts as live decoding
+            charges them.
+        expected_speedup: full depth's bytes per token over this one's: what decoding at batch 1 would gain if nothing
+            but memory traffic took time; an expectation, not a measurement.
+        oracle_fraction: layers skipped over those skipped by leaving at the first exit whose token is the last
+            layer's; ``None`` where that skips none.
+        exits: exit layer → share of tokens that left there, the last layer included.
+        pareto: no other row has at least this agreement and this expected speed-up, and more of one.
+    """
+
+    measurement: Literal["replayed"] = "replayed"
+    operating_point: str
+    strategy: str
+    options: dict[str, Any]
+    exit_points: tuple[int, ...]
+    artefacts: dict[str, str] = Field(default_factory=dict)
+    reference: bool = False
+    rehearsed: bool = False
+    tokens: int
+    documents: int
+    exit_layer_mean: float
+    layers_skipped: float
+    agreement: float
+    agreement_ci: Interval | None
+    exit_checks_per_token: float
+    lm_head_per_token: float
+    shortcut_per_token: float
+    kv_fill_layers_per_token: float
+    expected_speedup: float
+    oracle_fraction: float | None
+    exits: dict[int, float]
+    pareto: bool = False
+
+
+class DriftRow(_Record):
+    """One operating point replayed and live.
+
+    Attributes:
+        operating_point: as in the sweep.
+        samples, tokens: how much was decoded live; the token that prefill yields is left out.
+        replayed_exit_layer, replayed_agreement: of the sweep, on the trace's documents.
+        twin_exit_layer, twin_agreement: replayed on what full depth generated for the very samples of the live run:
+            other documents than the sweep's, but no drift yet.
+        live_exit_layer, live_agreement: decoded. Agreement live is the share of full depth's tokens that stand at the
+            same place, so that it also counts what follows from an earlier exit.
+        live_exit_layer_ci, live_agreement_ci: bootstrap 95 % over samples; ``None`` with fewer than five.
+    """
+
+    operating_point: str
+    samples: int
+    tokens: int
+    replayed_exit_layer: float
+    replayed_agreement: float
+    twin_exit_layer: float
+    twin_agreement: float
+    live_exit_layer: float
+    live_agreement: float
+    live_exit_layer_ci: Interval | None
+    live_agreement_ci: Interval | None
+
+
+class Sweep(_Record):
+    """A whole sweep.
+
+    Attributes:
+        measurement: of its rows.
+        title: what was replayed, in words.
+        traces: folder of the trace. traced_documents: which of its documents.
+        tokens, documents: how many.
+        model, weights, dtype, exit_head, num_layers, exit_points, fingerprint: the model.
+        kv: policy of the expected speed-up and of live runs.
+        notes: sentences that must stand beside the numbers.
+        rows: full depth first.
+        drift: operating points that were also decoded live. live_directory: that run's directory.
+        replay_s: seconds that choosing thresholds, replaying and intervals took, once the trace was open.
+    """
+
+    schema_version: int = 1
+    measurement: Literal["replayed"] = "replayed"
+    title: str
+    traces: str
+    traced_documents: DocumentSplit
+    tokens: int
+    documents: int
+    model: str
+    weights: Weights
+    dtype: str
+    exit_head: str
+    num_layers: int
+    exit_points: tuple[int, ...]
+    fingerprint: str
+    kv: KVPolicy
+    notes: tuple[str, ...]
+    rows: tuple[SweepRow, ...]
+    drift: tuple[DriftRow, ...] = ()
+    live_directory: str | None = None
+    replay_s: float

@@ -1,0 +1,87 @@
+"""From outcomes to the rows of ``sweep.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from torch import Tensor
+
+from harness.contracts import KVPolicy, ModelInfo
+from harness.operating_points import OperatingPoint
+from harness.sweep.records import SweepRow
+from harness.sweep.replay import Outcome
+from reports.pareto import front
+from reports.statistics import Pair, bootstrap_interval, ratio
+
+__all__ = ["make_rows", "share_interval"]
+
+
+def make_rows(
+    points: Sequence[OperatingPoint],
+    outcomes: Sequence[Outcome],
+    model: ModelInfo,
+    kv: KVPolicy,
+    references: Collection[str],
+) -> tuple[SweepRow, ...]:
+    """Return one row per operating point.
+
+    Args:
+        points: full depth first.
+        outcomes: of the same tokens.
+        model: facts.
+        kv: policy of the expected speed-up.
+        references: names of operating points that nobody asked for.
+    """
+    rehearsed = [outcome for point, outcome in zip(points, outcomes, strict=True) if point.strategy.rehearsed]
+    best = min(rehearsed, key=lambda outcome: outcome.layers, default=None)
+    rows = [
+        _row(point, outcome, outcomes[0], best, model, kv, point.name in references)
+        for point, outcome in zip(points, outcomes, strict=True)
+    ]
+    placed = [place for place, row in enumerate(rows) if not row.rehearsed]
+    flags = front([(1 / rows[place].expected_speedup, rows[place].agreement) for place in placed])
+    for place, on_front in zip(placed, flags, strict=True):
+        rows[place] = rows[place].model_copy(update={"pareto": on_front})
+    return tuple(rows)
+
+
+def share_interval(right: Tensor, tokens: Tensor) -> tuple[float, float] | None:
+    """Return the bootstrap 95 % interval of Σ right / Σ tokens over documents, ``[documents]`` each."""
+    pairs = [Pair(r, t) for r, t in zip(right.tolist(), tokens.tolist(), strict=True) if t]
+    return bootstrap_interval(pairs)
+
+
+def _row(
+    point: OperatingPoint,
+    outcome: Outcome,
+    full: Outcome,
+    best: Outcome | None,
+    model: ModelInfo,
+    kv: KVPolicy,
+    reference: bool,
+) -> SweepRow:
+    count, layers = outcome.count, outcome.layers
+    deepest = count * model.num_layers
+    filled = deepest - layers if kv is KVPolicy.PROPAGATE else 0
+    return SweepRow(
+        operating_point=point.name,
+        strategy=point.record.strategy,
+        options=point.record.options,
+        exit_points=point.record.exit_points,
+        artefacts=point.record.artefacts,
+        reference=reference,
+        rehearsed=point.strategy.rehearsed,
+        tokens=count,
+        documents=int((outcome.tokens > 0).sum()),
+        exit_layer_mean=layers / count,
+        layers_skipped=1 - layers / deepest,
+        agreement=int(outcome.right.sum()) / count,
+        agreement_ci=share_interval(outcome.right, outcome.tokens),
+        exit_checks_per_token=outcome.checks / count,
+        lm_head_per_token=outcome.lm_head_evaluations / count,
+        shortcut_per_token=outcome.shortcut_evaluations / count,
+        kv_fill_layers_per_token=filled / count,
+        expected_speedup=full.moved(model, kv) / outcome.moved(model, kv),
+        oracle_fraction=None if best is None else ratio(deepest - layers, deepest - best.layers),
+        exits={layer: tokens / count for layer, tokens in sorted(outcome.exits.items())},
+    )

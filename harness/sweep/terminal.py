@@ -1,0 +1,141 @@
+"""A sweep in a terminal: what keeps the agreement that was asked for, the plot, every row, the drift, the notes."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Iterator, Sequence
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from harness.sweep.records import Sweep, SweepRow
+from reports.plot import BOUND, FRONT, Marker, draw
+from reports.terminal import fold_label
+
+__all__ = ["render"]
+
+LEGEND = (
+    "● no other row has at least this agreement and this expected speed-up (chance is not considered)",
+    "◇ a bound that looks at the answer, not a candidate",
+    "agree: tokens equal to the last layer's, with the bootstrap 95 % interval over documents",
+    "expected: full depth's bytes per token over this row's, not a measurement",
+    "of bound: layers skipped over those the bound skips; above 1 where tokens leave before they are right",
+    "checks, heads: times the strategy is asked, LM-head evaluations, per token",
+)
+_WIDEST = 78
+
+
+def render(sweep: Sweep, *, keep: float, width: int) -> RenderableType:
+    """Return a rich renderable.
+
+    Args:
+        sweep: what was found.
+        keep: agreement that the first table asks for.
+        width: columns of the terminal.
+    """
+    letters = _letters(sweep.rows)
+    parts: list[RenderableType] = [
+        Text(),
+        Text(sweep.title, "bold"),
+        Text(
+            f"{sweep.model}, {sweep.weights} weights, {sweep.dtype}, exit head {sweep.exit_head.partition(':')[0]}",
+            "dim",
+        ),
+        Text(),
+        Text(f"Shallowest that agrees on at least {keep:.0%} of tokens, replayed", "bold"),
+        _table(_keeping(sweep.rows, keep), letters, width),
+        Text(),
+        Text("Agreement against bytes per token, replayed", "bold"),
+        draw(
+            [
+                Marker(letters[row.strategy], 1 / row.expected_speedup, row.agreement, row.pareto, row.rehearsed)
+                for row in sweep.rows
+            ],
+            "bytes read per token, full depth = 1 (less is better)",
+            "agreement with the last layer (more is better)",
+            width=max(30, min(width, _WIDEST)),
+        ),
+        Text("  ".join(f"{letter} {strategy}" for strategy, letter in letters.items()), "dim"),
+        Text(),
+        Text(f"All {len(sweep.rows)} operating points, replayed", "bold"),
+        _table(sweep.rows, letters, width),
+    ]
+    if sweep.drift:
+        parts += [Text(), Text("Drift: the same operating points decoded live", "bold"), _drift(sweep)]
+    parts += [Text(), *(Text(line, "dim") for line in LEGEND), Text(), *_notes(sweep.notes)]
+    return Group(*parts)
+
+
+def _letters(rows: Sequence[SweepRow]) -> dict[str, str]:
+    names = dict.fromkeys(row.strategy for row in rows)
+    return {name: string.ascii_uppercase[place] if place < 26 else "+" for place, name in enumerate(names)}
+
+
+def _keeping(rows: Sequence[SweepRow], keep: float) -> list[SweepRow]:
+    """Return each strategy's row of the fewest layers that agrees often enough."""
+    best: dict[str, SweepRow] = {}
+    for row in rows:
+        if row.agreement >= keep and row.exit_layer_mean < best.get(row.strategy, row).exit_layer_mean + 1e-12:
+            best[row.strategy] = row
+    return sorted(best.values(), key=lambda row: row.exit_layer_mean)
+
+
+def _table(rows: Sequence[SweepRow], letters: dict[str, str], width: int) -> Table:
+    table = _grid()
+    for column in ("mean\nlayer", "skipped", "agree", "95 %", "of\nbound", "expected\nspeed-up", "checks", "heads"):
+        table.add_column(Text(column), justify="right", no_wrap=True, vertical="bottom")
+    for row in rows:
+        style = FRONT if row.pareto else BOUND if row.rehearsed else ""
+        sign = "●" if row.pareto else "◇" if row.rehearsed else " "
+        cells = (
+            f"{row.exit_layer_mean:.2f}",
+            f"{row.layers_skipped:.1%}",
+            f"{row.agreement:.4f}",
+            "–" if row.agreement_ci is None else "{:.4f} … {:.4f}".format(*row.agreement_ci),
+            "–" if row.oracle_fraction is None else f"{row.oracle_fraction:.2f}",
+            f"{row.expected_speedup:.2f}×",
+            f"{row.exit_checks_per_token:.1f}",
+            f"{row.lm_head_per_token:.1f}",
+        )
+        name = fold_label(row.operating_point, max(20, width // 4))
+        table.add_row(
+            Text(f"{sign} {letters[row.strategy]}", style), Text(name, style), *(Text(c, style) for c in cells)
+        )
+    return table
+
+
+def _drift(sweep: Sweep) -> Table:
+    table = _grid()
+    for column in ("", "mean\nlayer", "95 %", "agree", "95 %"):
+        table.add_column(Text(column), justify="right" if column else "left", no_wrap=True, vertical="bottom")
+    for row in sweep.drift:
+        live_layer = "–" if row.live_exit_layer_ci is None else "{:.2f} … {:.2f}".format(*row.live_exit_layer_ci)
+        live_agree = "–" if row.live_agreement_ci is None else "{:.3f} … {:.3f}".format(*row.live_agreement_ci)
+        table.add_row(
+            "", row.operating_point, "replayed, the trace's documents", f"{row.replayed_exit_layer:.2f}", "",
+            f"{row.replayed_agreement:.4f}", "",
+        )  # fmt: skip
+        table.add_row(
+            "", "", "replayed, the live samples", f"{row.twin_exit_layer:.2f}", "", f"{row.twin_agreement:.4f}", ""
+        )
+        table.add_row(
+            "", "", f"live, {row.samples} samples, {row.tokens} tokens", f"{row.live_exit_layer:.2f}", live_layer,
+            f"{row.live_agreement:.4f}", live_agree,
+        )  # fmt: skip
+    return table
+
+
+def _grid() -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="dim")
+    table.add_column("", no_wrap=True)
+    table.add_column("operating point", no_wrap=True)
+    return table
+
+
+def _notes(notes: Sequence[str]) -> Iterator[RenderableType]:
+    for note in notes:
+        grid = Table.grid(padding=(0, 1, 0, 0))
+        grid.add_row(Text("•"), Text(note))
+        yield grid

@@ -1,0 +1,197 @@
+"""What a strategy sees of traced tokens at an exit point, and what its looks would have cost live.
+
+Every traced token is a row, and all rows are shown at every exit point, also behind the one where they left: what is
+said of them there is dropped. Since a rule answers each row by itself, the exits are those of asking survivors alone.
+State that a rule carries from one token to the next starts afresh with every token.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+from torch import Tensor
+
+from harness.contracts import ModelInfo
+from harness.errors import ConfigError
+from harness.sweep.tokens import TracedTokens
+
+__all__ = ["Charges", "ReplayView"]
+
+
+@dataclass
+class Charges:
+    """Counts what is looked at, once per exit and token, as live decoding charges it: to the rows still running.
+
+    Attributes:
+        running: how many rows have not left yet.
+        spent: ``logits``, ``shortcut`` and ``deep`` (running the remaining layers): how many rows each was made for;
+            ``deep_layers``: how many layers that took.
+    """
+
+    running: int
+    spent: Counter[str] = field(default_factory=Counter)
+    _seen: set[tuple[str, int]] = field(default_factory=set)
+    _recorders: list[set[tuple[str, int]]] = field(default_factory=list)
+
+    def look(self, what: str, layer: int) -> bool:
+        """Charge a look; returns whether it was the first one."""
+        for recorder in self._recorders:
+            recorder.add((what, layer))
+        if (what, layer) in self._seen:
+            return False
+        self._seen.add((what, layer))
+        self.spent[what] += self.running
+        return True
+
+    def seen(self, what: str, layer: int) -> bool:
+        """Whether it was looked at for the rows that run now."""
+        return (what, layer) in self._seen
+
+    def record(self, compute: Callable[[], Tensor]) -> tuple[Tensor, frozenset[tuple[str, int]]]:
+        """Return what is computed and all that was looked at for it."""
+        self._recorders.append(set())
+        try:
+            value = compute()
+        finally:
+            looks = self._recorders.pop()
+        return value, frozenset(looks)
+
+
+class ReplayView:
+    """Traced tokens at one exit point. Implements :class:`harness.contracts.ExitView`.
+
+    Args:
+        name: of the operating point, for refusals.
+        tokens: the rows.
+        layer: of the exit point.
+        previous: the exit point that was asked before.
+        model: facts.
+        charges: what looks are charged to.
+    """
+
+    __slots__ = ("_charges", "_layer", "_model", "_name", "_path", "_previous", "_tokens")
+
+    def __init__(
+        self,
+        name: str,
+        tokens: TracedTokens,
+        layer: int,
+        previous: ReplayView | None,
+        model: ModelInfo,
+        charges: Charges,
+    ) -> None:
+        self._name, self._tokens, self._layer, self._previous = name, tokens, layer, previous
+        self._model, self._charges = model, charges
+        self._path: tuple[int, ...] = (*(previous._path if previous is not None else ()), layer)
+
+    @property
+    def exit_layer(self) -> int:
+        """Decoder layers executed so far."""
+        return self._layer
+
+    @property
+    def rows(self) -> Tensor:
+        """0…n−1."""
+        return self._tokens.rows
+
+    @property
+    def position(self) -> Tensor:
+        """Position of each token in its document, ``[n]``."""
+        return self._tokens.position
+
+    @property
+    def token_ids(self) -> Sequence[Sequence[int]]:
+        """Tokens generated before each row's."""
+        if not self._tokens.generated:
+            self._refuse(
+                "the tokens generated so far", "Trace what the model generates: `harness trace --new-tokens 15`"
+            )
+        return self._tokens.generated_before
+
+    @property
+    def hidden_state(self) -> Tensor:
+        """Residual stream before the final norm, ``[n, hidden_size]`` float32."""
+        return self._tokens.hidden(self._layer)
+
+    @property
+    def exit_state(self) -> Tensor:
+        """Hidden state through the exit's shortcut, ``[n, hidden_size]`` float32."""
+        self._map()
+        return self._tokens.exit_state(self._layer)
+
+    @property
+    def logits(self) -> NoReturn:
+        """Not to be had.
+
+        Raises:
+            ConfigError: always.
+        """
+        self._refuse("logits", "top_token, top_probability, second_probability and entropy are in a trace")
+
+    @property
+    def vocab_size(self) -> int:
+        """Columns that the logits would have."""
+        return self._model.vocab_size
+
+    @property
+    def top_token(self) -> Tensor:
+        """Token the exit head gives, ``[n]``."""
+        self._read_out()
+        return self._tokens.top(self._layer)
+
+    @property
+    def top_probability(self) -> Tensor:
+        """Its probability, ``[n]``."""
+        self._read_out()
+        return self._tokens.number("top1", self._layer)
+
+    @property
+    def second_probability(self) -> Tensor:
+        """Probability of the second token, ``[n]``."""
+        self._read_out()
+        return self._tokens.number("top2", self._layer)
+
+    @property
+    def entropy(self) -> Tensor:
+        """Entropy of the exit head's distribution, ``[n]``, nats."""
+        self._read_out()
+        return self._tokens.number("entropy", self._layer)
+
+    @property
+    def full_depth_token(self) -> Tensor:
+        """Token of the last layer, ``[n]``."""
+        if self._charges.look("deep", 0):
+            self._charges.spent["deep_layers"] += self._charges.running * (self._model.num_layers - self._layer)
+        return self._tokens.final
+
+    @property
+    def previous(self) -> ReplayView | None:
+        """The exit point asked before."""
+        return self._previous
+
+    def once(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
+        """Compute something once for all operating points that come to this exit by the same ones."""
+        memo, place = self._tokens.memo, (key, self._path)
+        if place not in memo:
+            memo[place] = self._charges.record(compute)
+        value, looks = memo[place]
+        for what, layer in sorted(looks):
+            self._charges.look(what, layer)
+        return value
+
+    def _map(self) -> None:
+        if self._layer in self._tokens.maps:
+            self._charges.look("shortcut", self._layer)
+
+    def _read_out(self) -> None:
+        self._map()
+        self._charges.look("logits", self._layer)
+
+    def _refuse(self, what: str, advice: str) -> NoReturn:
+        raise ConfigError(
+            f"{self._name} cannot be replayed on this trace: it asks for {what}, which the trace does not hold. "
+            f"{advice}; or run it live: `harness run --strategy {self._name}`."
+        )
