@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness import training_commands
+from harness import doctor_command, training_commands
 from harness.errors import ConfigError, HarnessError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -234,6 +234,7 @@ def report(
         write_report(summary, directory)
 
 
+app.command()(doctor_command.doctor)
 app.command()(training_commands.trace)
 app.add_typer(training_commands.app)
 
