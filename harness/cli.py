@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness import reproduce_command, sweep_command, training_commands
+from harness import doctor_command, reproduce_command, sweep_command, training_commands
 from harness.errors import ConfigError, HarnessError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -253,6 +253,7 @@ def report(
         write_report(summary, directory)
 
 
+app.command()(doctor_command.doctor)
 app.command()(reproduce_command.reproduce)
 app.command()(training_commands.trace)
 app.command()(sweep_command.sweep)

@@ -7,8 +7,10 @@ from typing import Any
 
 from harness import environment
 from harness.contracts import Meter
-from harness.errors import OutOfMemoryError
-from harness.metering import measure_bandwidth
+from harness.doctor.examine import examine
+from harness.doctor.sensors import sensors_of_meter
+from harness.errors import OutOfMemoryError, is_out_of_memory
+from harness.machine import MachineRecord
 from harness.models.loading import LoadedModel, load
 from harness.plan import Plan
 from harness.records import SCHEMA_VERSION, Manifest, MeterRecord, ModelRecord
@@ -19,12 +21,6 @@ __all__ = ["describe_run", "is_out_of_memory", "load_model", "utc_now"]
 def utc_now() -> str:
     """Return the time as ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on the CPU or on a GPU."""
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
 
 
 def load_model(plan: Plan) -> LoadedModel:
@@ -61,10 +57,16 @@ def describe_run(
         meter: the meter in use.
         unavailable: why better meters are not.
         block_size: samples per interleaved block.
-        before: the manifest of a run to resume, whose measured bandwidth is kept.
+        before: the manifest of a run to resume, whose measured machine and bandwidth are kept.
     """
     info = plan.model.info
-    bandwidth, detail = _bandwidth(plan) if before is None else (before.bandwidth_bytes_per_s, before.bandwidth_detail)
+    surroundings = environment.describe()
+    machine = before.machine if before is not None else _examine(plan, meter, unavailable, surroundings)
+    if before is not None:
+        bandwidth, detail = before.bandwidth_bytes_per_s, before.bandwidth_detail
+    else:
+        assert machine is not None
+        bandwidth, detail = machine.bandwidth_bytes_per_s, _bandwidth_detail(machine)
     return Manifest(
         schema_version=SCHEMA_VERSION,
         created=utc_now(),
@@ -101,22 +103,29 @@ def describe_run(
         block_size=block_size,
         bandwidth_bytes_per_s=bandwidth,
         bandwidth_detail=detail,
-        environment=environment.describe(),
+        environment=surroundings,
+        machine=machine,
     )
 
 
-def _bandwidth(plan: Plan) -> tuple[float | None, dict[str, Any]]:
-    try:
-        reading = measure_bandwidth(plan.config.dtype, plan.device)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        return None, {"reason": "no memory left for the measurement"}
-    detail = {
-        "kernel": reading.kernel,
-        "buffer_bytes": reading.buffer_bytes,
-        "cache_bytes": reading.cache_bytes,
-        "limited_by": reading.limited_by,
-        "threads": reading.threads,
+def _examine(plan: Plan, meter: Meter, unavailable: dict[str, str], surroundings: dict[str, Any]) -> MachineRecord:
+    return examine(
+        plan.device,
+        plan.config.dtype,
+        meter=meter.source,
+        meter_description=meter.description,
+        sensors=sensors_of_meter(meter, unavailable, plan.device),
+        environment=surroundings,
+    )
+
+
+def _bandwidth_detail(machine: MachineRecord) -> dict[str, Any]:
+    if machine.bandwidth_bytes_per_s is None:
+        return {"reason": machine.missing["bandwidth"]}
+    return {
+        "kernel": machine.bandwidth_kernel,
+        "buffer_bytes": machine.bandwidth_buffer_bytes,
+        "cache_bytes": machine.bandwidth_cache_bytes,
+        "limited_by": machine.bandwidth_limited_by,
+        "threads": machine.threads,
     }
-    return reading.bytes_per_s, detail

@@ -113,10 +113,11 @@ class TrainingProgress:
 
     Args:
         console: where to draw; a console that is not a terminal gets a line per stage and twentieth.
+        timer: let a thread redraw the bar; without it only steps do, which disturbs nothing that is being measured.
     """
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def __init__(self, console: Console, *, timer: bool = True) -> None:
+        self._console, self._timer = console, timer
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._what, self._since, self._first = "", 0.0, 0
@@ -148,6 +149,7 @@ class TrainingProgress:
             TextColumn("[dim]{task.fields[note]}[/]"),
             console=self._console,
             disable=not self._console.is_terminal,
+            auto_refresh=self._timer,
         )
         self._bar.start()
         self._task = self._bar.add_task(escape(what), total=total, completed=done, note="")
@@ -158,7 +160,7 @@ class TrainingProgress:
             return
         before = self._bar.tasks[0].completed
         total = self._bar.tasks[0].total or 1
-        self._bar.update(self._task, completed=done, note=escape(note))
+        self._bar.update(self._task, completed=done, note=escape(note), refresh=not self._timer)
         if not self._console.is_terminal and int(20 * done / total) > int(20 * before / total):
             left = (time.monotonic() - self._since) / max(1, done - self._first) * (total - done)
             self._console.print(

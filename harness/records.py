@@ -14,6 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from harness.contracts import KVPolicy, Weights
+from harness.machine import MachineRecord
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -145,6 +146,7 @@ class Manifest(_Record):
         bandwidth_bytes_per_s: measured matrix-vector bandwidth; ``None`` when not measured.
         bandwidth_detail: kernel, buffer and what limited it, or why it was not measured.
         environment: machine, operating system, threads, git commit, package versions.
+        machine: what decided, at the start, how far its numbers can be trusted; ``None`` in older runs.
     """
 
     schema_version: int
@@ -158,6 +160,7 @@ class Manifest(_Record):
     bandwidth_bytes_per_s: float | None
     bandwidth_detail: dict[str, Any] = Field(default_factory=dict)
     environment: dict[str, Any]
+    machine: MachineRecord | None = None
 
 
 class SampleRecord(_Record):

@@ -1,4 +1,4 @@
-"""The process of one repeat: ``python -m harness.repeat_process DIRECTORY REPEAT``, started by :mod:`harness.repeats`."""
+"""The process of one repeat, ``python -m harness.repeat_process DIRECTORY REPEAT``; :mod:`harness.repeats` starts it."""
 
 from __future__ import annotations
 

@@ -164,16 +164,16 @@ def cli(
     """Run the command in this process, from an empty folder, and return what it said.
 
     As ``harness`` on the command line, exit code included, without its seconds of importing torch and of
-    measuring the memory's bandwidth.
+    measuring the machine.
     """
     import torch
 
-    from harness.metering import BandwidthReading
+    from harness.machine import MachineRecord
 
     threads = torch.get_num_threads()
 
-    reading = BandwidthReading(1e10, 1, "float32", 2, "pretended", {"pretended": 1e10}, None, None)
-    monkeypatch.setattr("harness.manifest.measure_bandwidth", lambda dtype, device: reading)
+    machine = MachineRecord(device="cpu", dtype="float32", bandwidth_bytes_per_s=1e10, bandwidth_kernel="pretended")
+    monkeypatch.setattr("harness.manifest.examine", lambda device, dtype, **given: machine)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
 

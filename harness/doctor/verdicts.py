@@ -1,0 +1,215 @@
+"""From facts to a verdict per metric: what may be published from this machine as it is now.
+
+A pure function of :class:`MachineRecord`: the same facts give the same verdicts, those of an old manifest
+included. A verdict is as bad as its worst remark; every remark has its reason and, where there is one, the
+remedy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+from harness.machine import MachineRecord
+
+__all__ = ["Level", "Remark", "Verdict", "judge"]
+
+FOREIGN_SHARE = 0.10
+"""Of the cores' time: from here on other processes delay single requests visibly."""
+
+STOLEN_SHARE = 0.01
+COARSE_TIMER_S = 1e-5
+"""A token takes milliseconds: a coarser clock is an error of a percent and more."""
+
+SLOW_DISPATCH_S = 2e-5
+PERIOD_RATIO = 2.0
+CACHE_MULTIPLE = 4
+LOW_PRECISION = ("bfloat16", "float16")
+GUESSES = ("estimate",)
+
+
+class Level(StrEnum):
+    """How far a metric can be trusted, best first."""
+
+    TRUSTWORTHY = "trustworthy"
+    CARE = "usable with care"
+    NOT_AVAILABLE = "not available"
+
+
+@dataclass(frozen=True, slots=True)
+class Remark:
+    """One thing to know about a metric.
+
+    Attributes:
+        level: what it does to the verdict.
+        reason: one line.
+        remedy: what helps; empty when nothing has to be done, or nothing can.
+    """
+
+    level: Level
+    reason: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What one metric is worth here.
+
+    Attributes:
+        metric: ``latency``, ``throughput``, ``energy``, ``depth``, ``accuracy`` or ``roofline``.
+        level: the worst of the remarks'.
+        remarks: worst first, never empty.
+    """
+
+    metric: str
+    level: Level
+    remarks: tuple[Remark, ...]
+
+
+def judge(facts: MachineRecord) -> tuple[Verdict, ...]:
+    """Return one verdict per metric, in a fixed order."""
+    return (
+        _verdict("latency", [*_clockwork(facts), *_disturbances(facts)], _quiet(facts)),
+        _verdict("throughput", [*_disturbances(facts)], _quiet(facts)),
+        _verdict("energy", [*_energy(facts)], _sensor_words(facts)),
+        _verdict("depth", [], _exactness(facts, "layers, checks and heads are counted, not timed")),
+        _verdict("accuracy", [*_scoring(facts)], _exactness(facts, "scores follow from the tokens alone")),
+        _verdict("roofline", [*_roofline(facts)], _bandwidth_words(facts)),
+    )
+
+
+def _verdict(metric: str, remarks: list[Remark], otherwise: str) -> Verdict:
+    """Judge by the remarks; without any, the metric is trustworthy and ``otherwise`` says why."""
+    order = list(Level)
+    found = sorted(remarks, key=lambda remark: order.index(remark.level), reverse=True)
+    found = found or [Remark(Level.TRUSTWORTHY, otherwise)]
+    return Verdict(metric, found[0].level, tuple(found))
+
+
+def _clockwork(facts: MachineRecord) -> Iterator[Remark]:
+    if facts.timer_backward_steps:
+        reason = f"the clock ran backwards {facts.timer_backward_steps} times while it was read"
+        yield Remark(Level.NOT_AVAILABLE, reason, "choose another clock source, or measure on another machine")
+    elif facts.timer_resolution_s is None:
+        yield Remark(Level.NOT_AVAILABLE, "the clock did not move while it was read", "measure on another machine")
+    elif facts.timer_resolution_s > COARSE_TIMER_S:
+        reason = f"the clock moves in steps of {facts.timer_resolution_s * 1e6:.3g} µs"
+        yield Remark(Level.CARE, reason, "compare whole windows, not single tokens")
+
+
+def _disturbances(facts: MachineRecord) -> Iterator[Remark]:
+    """What makes times vary."""
+    foreign, stolen = facts.foreign_share, facts.stolen_share
+    if foreign is None:
+        yield Remark(Level.CARE, "the load of other processes cannot be seen here", "make sure that nothing else runs")
+    elif foreign > FOREIGN_SHARE:
+        reason = f"other processes take {foreign:.0%} of the usable cores' time"
+        yield Remark(Level.CARE, reason, "stop them, or wait; trust paired ratios rather than times")
+    if stolen is not None and stolen > STOLEN_SHARE:
+        reason = f"the hypervisor gave {stolen:.1%} of the cores' time to other machines"
+        yield Remark(Level.CARE, reason, "use a machine with cores of its own, or more --repeats")
+    elif facts.hypervisor is not None and stolen is None:
+        reason = "a virtual machine, and what its hypervisor takes away cannot be seen"
+        yield Remark(Level.CARE, reason, "repeat at another hour, or use a machine of your own")
+    moving = [name for name in facts.governors or () if name != "performance"]
+    if moving:
+        reason = f"the governor '{moving[0]}' changes the clock with the load"
+        yield Remark(Level.CARE, reason, "sudo cpupower frequency-set -g performance")
+    room = facts.room
+    if facts.device.startswith("cpu") and facts.threads and room is not None and facts.threads > room:
+        reason = f"{facts.threads} threads share {room:g} cores and wait for each other"
+        yield Remark(Level.CARE, reason, f"--threads {max(1, int(room))}")
+
+
+def _quiet(facts: MachineRecord) -> str:
+    foreign = facts.foreign_share or 0.0
+    return f"a steady clock, and others take {foreign:.1%} of the cores' time"
+
+
+def _energy(facts: MachineRecord) -> Iterator[Remark]:
+    if facts.meter == "none":
+        yield Remark(Level.NOT_AVAILABLE, _no_sensor(facts), _enable(facts))
+        return
+    if facts.meter in GUESSES:
+        yield Remark(Level.NOT_AVAILABLE, f"estimate only, from CPU time: {_no_sensor(facts)}", _enable(facts))
+        return
+    sensor = facts.sensor(facts.meter)
+    if sensor is None or sensor.period_s is None:
+        why = (sensor.period_reason if sensor else None) or "it was not polled"
+        yield Remark(Level.CARE, f"the sensor's period was not measured: {why}", "make windows long: --block-size")
+    elif sensor.stated_period_s is not None and sensor.period_s > PERIOD_RATIO * sensor.stated_period_s:
+        reason = (
+            f"the sensor ticks every {sensor.period_s * 1e3:.3g} ms, not every {sensor.stated_period_s * 1e3:.3g} ms"
+        )
+        yield Remark(Level.CARE, reason, "make windows longer in proportion: --block-size")
+    foreign = facts.foreign_share
+    if facts.device.startswith("cpu"):
+        if foreign is None:
+            yield Remark(Level.CARE, "the sensor counts all processes, and theirs cannot be seen", "run nothing else")
+        elif foreign > FOREIGN_SHARE:
+            reason = f"the sensor counts all processes, and others take {foreign:.0%} of the cores' time"
+            yield Remark(Level.CARE, reason, "stop them, or wait")
+
+
+def _sensor_words(facts: MachineRecord) -> str:
+    sensor = facts.sensor(facts.meter)
+    period_s = None if sensor is None else sensor.period_s
+    return f"{facts.meter} answers" + ("" if period_s is None else f" and ticks every {period_s * 1e3:.3g} ms")
+
+
+def _no_sensor(facts: MachineRecord) -> str:
+    usable = [sensor.name for sensor in facts.sensors if sensor.unavailable is None]
+    return f"{usable[0]} is here and not in use" if usable else "no sensor serves this device"
+
+
+def _enable(facts: MachineRecord) -> str:
+    usable = [sensor.name for sensor in facts.sensors if sensor.unavailable is None]
+    if usable:
+        return f"--energy {usable[0]}"
+    return "see the sensors above" if facts.sensors else "harness doctor says why"
+
+
+def _scoring(facts: MachineRecord) -> Iterator[Remark]:
+    if facts.packages_missing:
+        names = " ".join(facts.packages_missing)
+        yield Remark(Level.CARE, f"scorers are not installed: {names}", f"pip install {names}")
+
+
+def _exactness(facts: MachineRecord, what: str) -> str:
+    if facts.dtype in LOW_PRECISION:
+        return f"{what}; in {facts.dtype} another machine may break near-ties of tokens differently"
+    return f"{what}; load and clock do not touch them"
+
+
+def _roofline(facts: MachineRecord) -> Iterator[Remark]:
+    if facts.bandwidth_bytes_per_s is None:
+        why = facts.missing.get("bandwidth", "it was not measured")
+        yield Remark(Level.NOT_AVAILABLE, f"no memory bandwidth: {why}", "free memory, then run this again")
+        return
+    foreign, stolen = facts.foreign_share, facts.stolen_share
+    if foreign is not None and foreign > FOREIGN_SHARE:
+        reason = f"others took {foreign:.0%} of the cores' time while the bandwidth was measured"
+        yield Remark(Level.CARE, reason, "stop them: the true roof is higher")
+    if stolen is not None and stolen > STOLEN_SHARE:
+        yield Remark(Level.CARE, "the hypervisor took time away while the bandwidth was measured", "measure again")
+    yield from _cached(facts)
+    if facts.dispatch_s is not None and facts.dispatch_s > SLOW_DISPATCH_S:
+        reason = f"an operation costs {facts.dispatch_s * 1e6:.0f} µs before it computes anything"
+        yield Remark(Level.CARE, reason, "small models will stay below the roof: use a larger one, or larger batches")
+
+
+def _cached(facts: MachineRecord) -> Iterator[Remark]:
+    """A buffer that a cache may hold shows the cache's speed."""
+    size, cache = facts.bandwidth_buffer_bytes, facts.bandwidth_cache_bytes
+    if cache is None and facts.device.startswith("cpu"):
+        yield Remark(Level.CARE, "the cache's size is hidden, so the bandwidth may be a cache's", "compare data sheets")
+    elif size is not None and cache is not None and size < CACHE_MULTIPLE * cache * 0.99:
+        limit = "free more memory" if facts.bandwidth_limited_by == "memory" else ""
+        reason = f"the buffer is {size / cache:.2g} caches instead of {CACHE_MULTIPLE}, so part of it may be cached"
+        yield Remark(Level.CARE, reason, limit)
+
+
+def _bandwidth_words(facts: MachineRecord) -> str:
+    assert facts.bandwidth_bytes_per_s is not None
+    return f"weights stream at {facts.bandwidth_bytes_per_s / 1e9:.3g} GB/s with the decode kernel"

@@ -1,0 +1,175 @@
+"""``harness doctor``: what this machine can measure, and whether its error bars hold."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from harness.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+    from harness.config import RunConfig
+    from harness.progress import TrainingProgress
+
+__all__ = ["doctor"]
+
+WIDTH = 80
+
+
+def doctor(
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    threads: Annotated[int | None, typer.Option(help="CPU threads. Default: torch's choice.")] = None,
+    energy: Annotated[str, typer.Option(help="auto, nvml, rapl, estimate or none.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print facts and verdicts as JSON.")] = False,
+    self_test: Annotated[
+        bool,
+        typer.Option("--aa", help="Compare full depth with itself instead: do 95 % of the error bars cover 1?"),
+    ] = False,
+    pairs: Annotated[int, typer.Option(help="With --aa: real comparisons of the same work under two names.")] = 20,
+    windows: Annotated[int, typer.Option(help="With --aa: paired windows of each, one sample a window.")] = 8,
+    simulated: Annotated[int, typer.Option(help="With --aa: simulated comparisons per number of pairs.")] = 2000,
+    model: Annotated[str | None, typer.Option(help="With --aa: as of `harness run`. Default: smollm2-135m.")] = None,
+    task: Annotated[str | None, typer.Option(help="With --aa: py150 or javacorpus. Default: py150.")] = None,
+    source: Annotated[str | None, typer.Option(help="With --aa: embedded, hub or PATH. Default: embedded.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="With --aa: tokens of a window.")] = 4,
+    seed: Annotated[int, typer.Option(help="With --aa: decides samples, order and synthetic times.")] = 0,
+) -> None:
+    """Say what this machine can measure and how far each metric can be trusted."""
+    from harness.config import RunConfig
+
+    given: dict[str, Any] = {
+        "device": device,
+        "dtype": dtype,
+        "threads": threads,
+        "energy": energy,
+        "seed": seed,
+        "max_new_tokens": max_new_tokens,
+        "strategies": (),
+    }
+    named = {"model": model, "tasks": None if task is None else (task,), "source": source}
+    config = RunConfig.build(given | {key: value for key, value in named.items() if value is not None})
+    if self_test:
+        _check_sizes(pairs, windows, simulated)
+        _compare(config, pairs, windows, simulated, as_json=as_json)
+    else:
+        _examine(config, as_json=as_json)
+
+
+def _check_sizes(pairs: int, windows: int, simulated: int) -> None:
+    from reports.statistics import MINIMUM_PAIRS
+
+    for flag, value, least, why in (
+        ("pairs", pairs, 1, ""),
+        ("windows", windows, MINIMUM_PAIRS, ": fewer have no interval"),
+        ("simulated", simulated, 1, ""),
+    ):
+        if value < least:
+            raise ConfigError(f"--{flag} {value} is too small; at least {least}{why}.")
+
+
+def _examine(config: RunConfig, *, as_json: bool) -> None:
+    import torch
+
+    from harness import environment
+    from harness.doctor.examine import examine
+    from harness.doctor.sensors import look_for_sensors
+    from harness.doctor.table import render_examination
+    from harness.doctor.verdicts import judge
+    from harness.plan import resolve_device
+
+    device = resolve_device(config.device)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    surroundings = environment.describe()
+    with _progress() as progress:
+        progress.stage("looking for energy sensors")
+        source, description = _meter(config, device)
+        sensors = look_for_sensors(device)
+        facts = examine(
+            device,
+            config.dtype,
+            meter=source,
+            meter_description=description,
+            sensors=sensors,
+            environment=surroundings,
+            stage=lambda what: progress.stage(f"measuring {what}"),
+        )
+    verdicts = judge(facts)
+    line = environment.machine_line(surroundings)
+    if as_json:
+        found = {
+            "machine": line,
+            "facts": facts.model_dump(mode="json"),
+            "environment": surroundings,
+            "verdicts": [dataclasses.asdict(verdict) for verdict in verdicts],
+        }
+        print(json.dumps(found, indent=2))
+    else:
+        _print(render_examination(line, facts, verdicts))
+
+
+def _compare(config: RunConfig, pairs: int, windows: int, simulated: int, *, as_json: bool) -> None:
+    import torch
+
+    from harness.doctor.aa_table import real_verdict, render_real, render_simulated, simulated_verdict
+    from harness.doctor.paired import compare_with_itself
+    from harness.doctor.simulated import NUMBERS_OF_PAIRS, simulate_coverage
+
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    with _progress() as progress:
+        # the real part first: what it refuses, it refuses at once
+        real = compare_with_itself(config, pairs, windows, progress)
+        if not as_json:
+            _print(render_real(real))
+        progress.begin("simulated comparisons", len(NUMBERS_OF_PAIRS) * simulated)
+        synthetic = simulate_coverage(comparisons=simulated, seed=config.seed, step=progress.step)
+    if as_json:
+        found = {
+            "real": dataclasses.asdict(real) | {"verdict": real_verdict(real)},
+            "simulated": [dataclasses.asdict(one) | {"verdict": simulated_verdict(one)} for one in synthetic],
+        }
+        print(json.dumps(found, indent=2))
+    else:
+        _print("")
+        _print(render_simulated(synthetic))
+
+
+def _meter(config: RunConfig, device: str) -> tuple[str, str]:
+    """Open the meter a run would use, and say what it is; a sensor that was asked for and fails is a finding."""
+    from harness.errors import MeterError
+    from harness.metering import open_meter
+
+    try:
+        meter, _ = open_meter(config.energy, device, config.tdp_w)
+    except MeterError as error:
+        return "none", str(error)
+    try:
+        return meter.source, meter.description
+    finally:
+        meter.close()
+
+
+def _print(what: RenderableType) -> None:
+    from rich.console import Console
+
+    console = Console(emoji=False, highlight=False)
+    console.print(what, width=min(WIDTH, console.width))
+
+
+def _progress() -> TrainingProgress:
+    from harness.progress import TrainingProgress
+
+    return TrainingProgress(_stderr(), timer=False)  # a thread that redraws inside a window would be measured
+
+
+def _stderr() -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True, emoji=False)

@@ -1,0 +1,137 @@
+"""What the operating system tells of the processor: cores, quota, clock, governor, hypervisor.
+
+Read from Linux' ``/proc`` and ``/sys``; elsewhere, and wherever a virtual machine or a container hides a
+file, the answer is ``None``. Nothing is measured here: a virtual machine repeats what its host told it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["Clock", "clock", "governors", "hypervisor", "quota_cores", "usable_cores"]
+
+PROC = Path("/proc")
+SYS = Path("/sys")
+
+MACHINE_WORDS = (
+    "kvm",
+    "qemu",
+    "virtualbox",
+    "vmware",
+    "virtual machine",
+    "xen",
+    "hvm",
+    "bhyve",
+    "google compute",
+    "ec2",
+)
+"""In the firmware's product or vendor name these say that the machine is a virtual one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """Present clock of the cores this process may use.
+
+    Attributes:
+        mhz: one value per core, megahertz.
+        source: ``cpufreq`` (what the kernel set or measured last) or ``cpuinfo`` (in a virtual machine often a
+            constant that the host handed over).
+    """
+
+    mhz: tuple[float, ...]
+    source: str
+
+
+def usable_cores() -> tuple[int, ...] | None:
+    """Return the cores this process may run on; ``None`` where the system does not tell."""
+    return tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else None
+
+
+def quota_cores(proc: Path = PROC, sys: Path = SYS) -> float | None:
+    """Return how many cores' worth of time the control groups allow; ``None`` without a limit (or without groups)."""
+    limits = [limit for limit in _quotas(proc, sys / "fs" / "cgroup") if limit is not None]
+    return min(limits, default=None)
+
+
+def clock(proc: Path = PROC, sys: Path = SYS) -> Clock | None:
+    """Return the present clock of every usable core; ``None`` where it is hidden."""
+    cores = usable_cores()
+    texts = [_read(folder / "cpufreq" / "scaling_cur_freq") for folder in _core_folders(sys, cores)]
+    if texts and all(texts):
+        return Clock(tuple(round(int(text) / 1000, 1) for text in texts if text), "cpufreq")
+    stated: dict[int, float] = {}
+    number = -1
+    for line in (_read(proc / "cpuinfo") or "").splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == "processor":
+            number = int(value)
+        elif key.strip() == "cpu MHz":
+            stated[number] = round(float(value), 1)
+    mhz = tuple(value for core, value in stated.items() if cores is None or core in cores)
+    return Clock(mhz, "cpuinfo") if mhz else None
+
+
+def governors(sys: Path = SYS) -> tuple[str, ...] | None:
+    """Return the different frequency governors of the usable cores, sorted; ``None`` where they are hidden."""
+    found = {_read(folder / "cpufreq" / "scaling_governor") for folder in _core_folders(sys, usable_cores())}
+    return tuple(sorted(name for name in found if name)) or None
+
+
+def hypervisor(proc: Path = PROC, sys: Path = SYS) -> str | None:
+    """Return the hypervisor's name, or ``unnamed`` when the processor only says that there is one.
+
+    ``None`` when nothing hints at one; a hypervisor may hide.
+    """
+    flagged = any(
+        key.strip() == "flags" and "hypervisor" in value.split()
+        for key, _, value in (line.partition(":") for line in (_read(proc / "cpuinfo") or "").splitlines())
+    )
+    kind = _read(sys / "hypervisor" / "type")
+    dmi = sys / "class" / "dmi" / "id"
+    product = " ".join(filter(None, (_read(dmi / "sys_vendor"), _read(dmi / "product_name"))))
+    if kind:
+        return kind
+    if product and (flagged or any(word in product.lower() for word in MACHINE_WORDS)):
+        return product
+    return "unnamed" if flagged else None
+
+
+def _core_folders(sys: Path, cores: tuple[int, ...] | None) -> list[Path]:
+    root = sys / "devices" / "system" / "cpu"
+    folders = {int(path.name[3:]): path for path in root.glob("cpu[0-9]*") if path.name[3:].isdigit()}
+    return [path for core, path in sorted(folders.items()) if cores is None or core in cores]
+
+
+def _quotas(proc: Path, root: Path) -> Iterator[float | None]:
+    """Limits of this process' control group and of all above it, in both layouts."""
+    for line in (_read(proc / "self" / "cgroup") or "").splitlines():
+        _, controllers, group = [*line.split(":", 2), "", ""][:3]
+        if controllers == "":
+            for folder in _upwards(root, group):
+                quota, _, period = (_read(folder / "cpu.max") or "").partition(" ")
+                yield _share(quota, period)
+        elif "cpu" in controllers.split(","):
+            for folder in _upwards(root / "cpu", group):
+                yield _share(_read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us"))
+
+
+def _upwards(root: Path, group: str) -> Iterator[Path]:
+    parts = [part for part in group.split("/") if part not in ("", "..")]
+    for depth in range(len(parts), -1, -1):
+        yield root.joinpath(*parts[:depth])
+
+
+def _share(quota: str | None, period: str | None) -> float | None:
+    if not quota or not period or not quota.isdigit() or not period.isdigit() or int(period) == 0:
+        return None  # "max" and -1 mean no limit
+    return int(quota) / int(period)
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip() or None
+    except OSError:
+        return None
