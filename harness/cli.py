@@ -121,7 +121,13 @@ def run(
         bool | None,
         typer.Option("--attribute", help="Measure where the time goes: adds a run of each strategy that never exits."),
     ] = None,
-    repeats: Annotated[int | None, typer.Option(help="Repetitions of each block. Default: 1.")] = None,
+    repeats: Annotated[
+        int | None, typer.Option(help="Repetitions of each block, each in a fresh process. Default: 1.")
+    ] = None,
+    arrival_rate: Annotated[
+        float | None,
+        typer.Option(help="Requests per second, at random times, with a queue. Default: one after the other."),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Decides sampling, order and random strategies. Default: 0.")] = None,
     exit_points: Annotated[
         str | None, typer.Option(help="paper, all, or layers such as 4,8,12. Default: paper.", metavar="LAYERS")
@@ -169,6 +175,7 @@ def run(
         "energy": energy,
         "attribute": attribute,
         "repeats": repeats,
+        "arrival_rate": arrival_rate,
         "seed": seed,
         "exit_points": exit_points,
         "max_new_tokens": max_new_tokens,

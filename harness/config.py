@@ -122,7 +122,9 @@ class RunConfig(BaseModel):
             shipped ones.
         energy: which meter, by registered name; ``auto`` takes the best sensor found, else the labelled estimate.
         tdp_w: power the estimate spreads over the logical cores the system shows, watts; ``None`` for its default.
-        repeats: how often each block is repeated.
+        repeats: how often each block is repeated, each time in a fresh process.
+        arrival_rate: requests per second, in a Poisson process, which wait in a queue when they must; ``None`` sends
+            the next when one is done.
         block_size: samples per interleaved block; ``None`` lets the meter's sensor period decide.
         attribute: add a probe per strategy, which asks it and never exits, so that costs can be attributed.
         strict: a window that something else on the machine contaminated is measured again, up to three times.
@@ -154,6 +156,7 @@ class RunConfig(BaseModel):
     energy: str = "auto"
     tdp_w: Annotated[float, Field(gt=0, le=10_000)] | None = None
     repeats: Annotated[int, Field(ge=1, le=1000)] = 1
+    arrival_rate: Annotated[float, Field(gt=0, le=10_000)] | None = None
     block_size: Annotated[int, Field(ge=1)] | None = None
     attribute: bool = False
     strict: bool = False
@@ -176,6 +179,8 @@ class RunConfig(BaseModel):
             value = [part.strip() for part in value.split(",")]
         if isinstance(value, list | tuple):
             once = tuple(dict.fromkeys(value))
+            if not once:
+                raise ValueError("names no policy")
             return once[0] if len(once) == 1 else once
         return value
 

@@ -70,6 +70,10 @@ def make_plan(config: RunConfig) -> Plan:
     Raises:
         HarnessError: anything that cannot be run, in one line with the remedy.
     """
+    if config.arrival_rate is not None and config.batch_size > 1:
+        raise ConfigError(
+            f"--arrival-rate serves one request at a time and --batch-size is {config.batch_size}. Leave one away."
+        )
     specs = build_all(config.specs())
     tasks: list[Task] = [TASKS.load(name)() for name in config.tasks]
     device = resolve_device(config.device)

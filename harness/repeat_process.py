@@ -1,9 +1,11 @@
-"""The process of one repeat, ``python -m harness.repeat_process DIRECTORY REPEAT``; :mod:`harness.repeats` starts it."""
+"""One repeat's process, ``python -m harness.repeat_process DIRECTORY REPEAT``, that :mod:`harness.repeats` starts."""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
+import threading
 from pathlib import Path
 
 from harness.errors import HarnessError
@@ -24,8 +26,15 @@ class _Reporter:
         print(record.model_dump_json(), flush=True)
 
 
+def _end_with_the_parent() -> None:
+    """Wait for the end of standard input, which comes when the parent dies, and end at once: no window is half there."""
+    sys.stdin.read()
+    os._exit(1)
+
+
 def main() -> None:
     """Entry point of the process: ``DIRECTORY REPEAT``."""
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
     directory, repeat = Path(sys.argv[1]), int(sys.argv[2])
     try:
         measure_repeat(directory, repeat, _Reporter())

@@ -32,14 +32,20 @@ def run_repeat(directory: Path, repeat: int, watch: Observer) -> None:
     """
     command = [sys.executable, "-m", "harness.repeat_process", str(directory), str(repeat)]
     refusal = ""
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, encoding="utf-8") as process:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8"
+    ) as process:
         assert process.stdout is not None
-        for line in process.stdout:
-            message = json.loads(line)
-            if "error" in message:
-                refusal = message["error"]
-            else:
-                watch.window(WindowRecord.model_validate(message))
+        try:
+            for line in process.stdout:
+                message = json.loads(line)
+                if "error" in message:
+                    refusal = message["error"]
+                else:
+                    watch.window(WindowRecord.model_validate(message))
+        except BaseException:
+            process.kill()  # every window that it reported is on disk, and the next is whole or not there
+            raise
     if process.returncode:
         raise HarnessError(
             refusal

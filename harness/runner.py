@@ -24,6 +24,7 @@ from harness.metering.pacing import samples_per_block
 from harness.plan import default_directory, make_plan
 from harness.records import Manifest, Summary, WindowRecord
 from harness.registry import TASKS
+from harness.repeats import run_repeat
 from harness.same_run import refuse_other_configuration
 from harness.session import Observer, Session
 from harness.store import RunDirectory
@@ -33,7 +34,10 @@ from reports.summarise import summarise
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["RunResult", "execute", "run", "summarise_directory"]
+__all__ = ["RunResult", "execute", "measure_repeat", "run", "summarise_directory"]
+
+QUEUED_REQUESTS = 8
+"""Requests in a window with a fixed arrival rate, so that a queue can form."""
 
 
 class _Silent:
@@ -72,9 +76,33 @@ def run(config: RunConfig, *, resume: Path | None = None) -> pd.DataFrame:
 
 def execute(config: RunConfig, *, resume: Path | None = None, observer: Observer | None = None) -> RunResult:
     """Run a configuration, with progress reported to ``observer``; see :func:`run`."""
+    watch = observer or _Silent()
+    path = _measure(config, resume, 0, watch)
+    for repeat in range(1, config.repeats):
+        watch.stage(f"repeat {repeat + 1} of {config.repeats}, in a fresh process")
+        run_repeat(path, repeat, watch)
+    watch.stage("scoring")
+    with RunDirectory.read(path) as store:
+        summary = _summarise(store)
+    write_report(summary, path)
+    return RunResult(path, summary)
+
+
+def measure_repeat(directory: Path, repeat: int, watch: Observer) -> None:
+    """Measure one repeat of a run that is on disk, here; what :mod:`harness.repeat_process` does.
+
+    Raises:
+        HarnessError: the run cannot go on.
+    """
+    with RunDirectory.read(directory) as store:
+        config = RunConfig.build({key: value for key, value in store.manifest.config.items() if key != "out"})
+    _measure(config, directory, repeat, watch)
+
+
+def _measure(config: RunConfig, resume: Path | None, repeat: int, watch: Observer) -> Path:
+    """Load what a run needs, measure one repeat, and let go of everything; returns the run directory."""
     import torch
 
-    watch = observer or _Silent()
     before = _before(config, resume)
     watch.stage("checking the configuration and drawing samples")
     plan = make_plan(config)
@@ -94,13 +122,12 @@ def execute(config: RunConfig, *, resume: Path | None = None, observer: Observer
         manifest = describe_run(plan, loaded, meter, unavailable, _block_size(config, before, meter, warmup), before)
         path = resume or config.out or default_directory(config, f"{datetime.now(UTC):%Y%m%d-%H%M%S}")
         with _open(path, manifest, resume=resume is not None) as store:
-            session.measure(store, [*idle, *warmup], watch)
-            watch.stage("scoring")
-            summary = _summarise(store)
-            write_report(summary, store.path)
+            session.measure(store, [*idle, *warmup], watch, repeat)
     finally:
         meter.close()
-    return RunResult(path, summary)
+        if plan.device.startswith("cuda"):
+            torch.cuda.empty_cache()  # a repeat's process needs the room
+    return path
 
 
 def summarise_directory(path: Path) -> Summary:
@@ -173,4 +200,5 @@ def _block_size(config: RunConfig, before: Manifest | None, meter: Meter, warmup
         return before.block_size
     if config.block_size is not None:
         return config.block_size
-    return samples_per_block(meter.sensor_period_s, [record.duration_s for record in warmup], config.batch_size)
+    needed = samples_per_block(meter.sensor_period_s, [record.duration_s for record in warmup], config.batch_size)
+    return needed if config.arrival_rate is None else max(needed, QUEUED_REQUESTS)

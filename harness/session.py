@@ -8,12 +8,15 @@ window line commits its samples, so whatever is killed loses at most the window 
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 from zlib import crc32
 
-from harness.contracts import BadRow, Meter, Sample
+from harness.arrivals import Schedule, poisson
+from harness.completions import Outcome, bad_record, sample_record
+from harness.contracts import Meter, Sample
 from harness.decoding.engine import Engine
 from harness.decoding.generation import Generation
 from harness.errors import MeterError, ModelError, OutOfMemoryError
@@ -23,7 +26,7 @@ from harness.metering.idle import default_idle_s, rest
 from harness.metering.pacing import WARMUP_PASSES, settled
 from harness.operating_points import OperatingPoint
 from harness.plan import Plan, PlannedTask
-from harness.records import SampleRecord, WindowRecord
+from harness.records import WindowRecord
 from harness.store import RunDirectory
 from harness.windows import judged, window_record
 
@@ -94,42 +97,42 @@ class Session:
             records[-1] = records[-1].model_copy(update={"flags": (*records[-1].flags, "not-settled")})
         return records
 
-    def measure(self, store: RunDirectory, before: Sequence[WindowRecord], watch: Observer) -> None:
-        """Measure every window that is not on disk yet.
+    def measure(self, store: RunDirectory, before: Sequence[WindowRecord], watch: Observer, repeat: int = 0) -> None:
+        """Measure every window of one repeat that is not on disk yet.
 
         Args:
             store: where they go.
             before: the records of :meth:`rest` and :meth:`warm_up`.
             watch: is told of every window that counts.
+            repeat: which repeat; each has a process of its own, see :mod:`harness.repeats`.
 
         Raises:
             MeterError: the sensor failed, or a clock; what was finished is kept.
             OutOfMemoryError: memory ran out; what was finished is kept.
         """
         try:
-            self._measure(store, before, watch)
+            self._measure(store, before, watch, repeat)
         except MeterError as error:
             raise MeterError(
                 f"{error} {len(store.finished())} finished windows are kept in {store.path}; when the meter works "
                 f"again, continue with --resume {store.path}."
             ) from error
 
-    def _measure(self, store: RunDirectory, before: Sequence[WindowRecord], watch: Observer) -> None:
-        config = self._plan.config
+    def _measure(self, store: RunDirectory, before: Sequence[WindowRecord], watch: Observer, repeat: int) -> None:
         blocks = {task.record.name: self._blocks(task, store.manifest.block_size) for task in self._plan.tasks}
-        total = sum(len(cut) for cut in blocks.values()) * config.repeats * len(self._plan.points)
+        count = sum(len(cut) for cut in blocks.values()) * len(self._plan.points)
         finished = store.finished()
-        watch.begin(total, len(finished), store.path)
-        if len(finished) == total and (not self.idle_s or _ends_at_rest(store)):
+        watch.begin(count * self._plan.config.repeats, len(finished), store.path)
+        mine = sum(key[2] == repeat for key in finished)
+        if mine == count and (not self.idle_s or _ends_at_rest(store) or len(finished) > mine):
             return
         _commit_bare(store, before)
         for planned in self._plan.tasks:
             for index, block in enumerate(blocks[planned.record.name]):
-                for repeat in range(config.repeats):
-                    for point in self._order(planned.record.name, index, repeat):
-                        if (planned.record.name, index, repeat, point.name) in finished:
-                            continue
-                        watch.window(self._measure_one(store, planned, index, repeat, point, block))
+                for point in self._order(planned.record.name, index, repeat):
+                    if (planned.record.name, index, repeat, point.name) in finished:
+                        continue
+                    watch.window(self._measure_one(store, planned, index, repeat, point, block))
         _commit_bare(store, self.rest())
 
     def _blocks(self, planned: PlannedTask, size: int) -> list[Sequence[Sample]]:
@@ -157,9 +160,9 @@ class Session:
         key = (planned.record.name, block, repeat, point.name)
         while True:
             window, outcomes = self._attempt(store, planned, block, repeat, point, batches)
-            records = [self._record(window, planned, sample, outcome) for sample, outcome in outcomes]
+            records = [sample_record(window, self._plan, planned, outcome) for outcome in outcomes]
             if block == 0:
-                records += [_bad_record(window, planned, row) for row in planned.data.bad_rows]
+                records += [bad_record(window, planned, row) for row in planned.data.bad_rows]
             window = judged(window, strict=self._plan.config.strict, attempts=store.attempts(key)).model_copy(
                 update={"samples": len(records), "failed": sum(record.error is not None for record in records)}
             )
@@ -175,7 +178,7 @@ class Session:
         repeat: int,
         point: OperatingPoint,
         batches: Sequence[Sequence[Sample]],
-    ) -> tuple[WindowRecord, list[tuple[Sample, Generation | str]]]:
+    ) -> tuple[WindowRecord, list[Outcome]]:
         size = self._plan.config.batch_size
         try:
             self._rehearse(planned, point, batches)
@@ -210,20 +213,26 @@ class Session:
         batches: Sequence[Sequence[Sample]],
         *,
         warmup: bool = False,
-    ) -> tuple[WindowRecord, list[tuple[Sample, Generation | str]]]:
+    ) -> tuple[WindowRecord, list[Outcome]]:
         """Decode the batches of one block inside one measured window."""
         started = utc_now()
+        schedule = None if warmup else self._schedule(planned, block, repeat, len(batches))
         results: list[list[Generation] | str] = []
+        queued: list[float] = []
         with observed(self._meter, self._surroundings) as closed:
-            for batch in batches:
+            opened = time.perf_counter()
+            for place, batch in enumerate(batches):
+                if schedule is not None:
+                    queued.append(schedule.wait(place, opened))
                 try:
                     results.append(self._decode_measured(planned, point, batch))
                 except ModelError as error:
                     results.append(str(error))
-        outcomes: list[tuple[Sample, Generation | str]] = []
-        for batch, result in zip(batches, results, strict=True):
-            each = [result] * len(batch) if isinstance(result, str) else result
-            outcomes.extend(zip(batch, each, strict=True))
+        outcomes: list[Outcome] = []
+        for place, (batch, result) in enumerate(zip(batches, results, strict=True)):
+            each: Sequence[Generation | str] = [result] * len(batch) if isinstance(result, str) else result
+            came = None if schedule is None else (schedule.arrivals_s[place], queued[place])
+            outcomes.extend(Outcome(sample, made, came) for sample, made in zip(batch, each, strict=True))
         record = window_record(
             closed,
             window=number,
@@ -233,10 +242,17 @@ class Session:
             operating_point=point.name,
             warmup=warmup,
             samples=0,
-            tokens=sum(len(o.token_ids) for _, o in outcomes if isinstance(o, Generation)),
+            tokens=sum(len(o.made.token_ids) for o in outcomes if isinstance(o.made, Generation)),
             started=started,
         )
         return record, outcomes
+
+    def _schedule(self, planned: PlannedTask, block: int, repeat: int, requests: int) -> Schedule | None:
+        """Return when the requests of a block come, alike for every operating point; ``None`` back to back."""
+        config = self._plan.config
+        if config.arrival_rate is None:
+            return None
+        return poisson(config.arrival_rate, requests, (config.seed, planned.record.name, block, repeat))
 
     def _decode_measured(
         self, planned: PlannedTask, point: OperatingPoint, batch: Sequence[Sample]
@@ -263,52 +279,6 @@ class Session:
             stop=planned.stop,
             eos_token_ids=self._plan.codec.eos_token_ids,
         )
-
-    def _record(
-        self, window: WindowRecord, planned: PlannedTask, sample: Sample, outcome: Generation | str
-    ) -> SampleRecord:
-        base: dict[str, Any] = {
-            "window": window.window,
-            "operating_point": window.operating_point,
-            "task": window.task,
-            "repeat": window.repeat,
-            "sample_id": sample.sample_id,
-            "prompt_ids": sample.prompt_ids,
-            "reference_ids": sample.reference_ids,
-            "reference": sample.reference,
-        }
-        if isinstance(outcome, str):
-            return SampleRecord(**base, error=outcome)
-        codec, protocol = self._plan.codec, self._plan.config.protocol
-        spoken = outcome.token_ids[:-1] if outcome.finish_reason == "eos" else outcome.token_ids
-        text = planned.task.completion(protocol, codec.decode(spoken))
-        return SampleRecord(
-            **base,
-            token_ids=tuple(outcome.token_ids),
-            exit_layers=tuple(outcome.exit_layers),
-            token_times_s=tuple(round(t, 7) for t in outcome.token_times_s),
-            text=text,
-            scores=planned.task.score(text, sample.reference, outcome.token_ids, sample.reference_ids),
-            latency_s=outcome.token_times_s[-1],
-            ttft_s=outcome.token_times_s[0],
-            finish_reason=outcome.finish_reason,
-            exit_checks=outcome.exit_checks,
-            lm_head_evaluations=outcome.lm_head_evaluations,
-            layers_executed=outcome.layers_executed,
-            kv_fill_layers=outcome.kv_fill_layers,
-            shortcut_evaluations=outcome.shortcut_evaluations,
-        )
-
-
-def _bad_record(window: WindowRecord, planned: PlannedTask, row: BadRow) -> SampleRecord:
-    return SampleRecord(
-        window=window.window,
-        operating_point=window.operating_point,
-        task=planned.record.name,
-        sample_id=row.sample_id,
-        repeat=window.repeat,
-        error=row.reason,
-    )
 
 
 def _commit_bare(store: RunDirectory, records: Sequence[WindowRecord]) -> None:

@@ -29,6 +29,7 @@ FLOORS: dict[str, int] = {
     "harness.operating_points": 4,
     "harness.repeats": 4,
     "harness.arrivals": 4,
+    "harness.completions": 4,
     "harness.session": 4,
     "harness.windows": 4,
     "harness.manifest": 4,

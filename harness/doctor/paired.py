@@ -144,7 +144,7 @@ def _window(engine: Engine, plan: Plan, meter: Meter, sample: Sample) -> float:
         engine.decode(
             [sample.prompt_ids[-PROMPT_TOKENS:]],
             plan.points[0].strategy,
-            kv=config.kv,
+            kv=plan.points[0].kv,
             max_new_tokens=[sample.max_new_tokens],
             seeds=[config.seed + crc32(sample.sample_id.encode())],
             stop=plan.tasks[0].stop,

@@ -1,0 +1,80 @@
+"""From what was decoded to its record: text, scores, times and counts of one sample. Nothing here is timed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from harness.contracts import BadRow, Sample
+from harness.decoding.generation import Generation
+from harness.plan import Plan, PlannedTask
+from harness.records import SampleRecord, WindowRecord
+
+__all__ = ["Outcome", "bad_record", "sample_record"]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one sample in one window.
+
+    Attributes:
+        sample: which.
+        made: what was decoded, or why nothing was.
+        came: with a fixed arrival rate, seconds from the window's start to its arrival, and how long it waited.
+    """
+
+    sample: Sample
+    made: Generation | str
+    came: tuple[float, float] | None = None
+
+
+def sample_record(window: WindowRecord, plan: Plan, planned: PlannedTask, outcome: Outcome) -> SampleRecord:
+    """Return the record of a sample, scored; a failed one becomes an error record."""
+    sample, made = outcome.sample, outcome.made
+    base: dict[str, Any] = {
+        "window": window.window,
+        "operating_point": window.operating_point,
+        "task": window.task,
+        "repeat": window.repeat,
+        "sample_id": sample.sample_id,
+        "prompt_ids": sample.prompt_ids,
+        "reference_ids": sample.reference_ids,
+        "reference": sample.reference,
+    }
+    if isinstance(made, str):
+        return SampleRecord(**base, error=made)
+    codec, protocol = plan.codec, plan.config.protocol
+    spoken = made.token_ids[:-1] if made.finish_reason == "eos" else made.token_ids
+    text = planned.task.completion(protocol, codec.decode(spoken))
+    arrival_s, queue_s = outcome.came or (None, None)
+    waited = queue_s or 0.0
+    return SampleRecord(
+        **base,
+        token_ids=tuple(made.token_ids),
+        exit_layers=tuple(made.exit_layers),
+        token_times_s=tuple(round(t, 7) for t in made.token_times_s),
+        text=text,
+        scores=planned.task.score(text, sample.reference, made.token_ids, sample.reference_ids),
+        latency_s=waited + made.token_times_s[-1],
+        ttft_s=waited + made.token_times_s[0],
+        finish_reason=made.finish_reason,
+        exit_checks=made.exit_checks,
+        lm_head_evaluations=made.lm_head_evaluations,
+        layers_executed=made.layers_executed,
+        kv_fill_layers=made.kv_fill_layers,
+        shortcut_evaluations=made.shortcut_evaluations,
+        arrival_s=arrival_s,
+        queue_s=queue_s,
+    )
+
+
+def bad_record(window: WindowRecord, planned: PlannedTask, row: BadRow) -> SampleRecord:
+    """Return the error record of a row that could not become a sample."""
+    return SampleRecord(
+        window=window.window,
+        operating_point=window.operating_point,
+        task=planned.record.name,
+        sample_id=row.sample_id,
+        repeat=window.repeat,
+        error=row.reason,
+    )
