@@ -52,7 +52,7 @@ def render_simulated(found: Sequence[Coverage]) -> RenderableType:
             f"{one.comparisons:,}",
             f"{one.share:.1%}",
             f"{low:.1%} to {high:.1%}",
-            f"±{one.half_width:.1%}",
+            _half(one),
             simulated_verdict(one),
         )
     legend = "True ratio 1; noise of 2 % a window, drift, 2 % outliers. Wanted: 95 %."
@@ -68,7 +68,7 @@ def render_real(found: RealCoverage) -> RenderableType:
         str(one.comparisons),
         str(one.covered),
         f"{found.expected[0]} to {found.expected[1]}",
-        f"±{one.half_width:.1%}",
+        _half(one),
         f"{found.window_s:.2f} s",
     )
     lines: list[RenderableType] = [Text(f"Real A/A comparisons: {found.model} at full depth", "bold"), table]
@@ -85,6 +85,10 @@ def render_real(found: RealCoverage) -> RenderableType:
         )
     lines += [Text(), Text(real_verdict(found))]
     return Group(*lines)
+
+
+def _half(found: Coverage) -> str:
+    return "—" if found.half_width is None else f"±{found.half_width:.1%}"
 
 
 def _table(*columns: str) -> Table:

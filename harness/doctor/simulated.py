@@ -41,7 +41,8 @@ class Coverage:
         comparisons: comparisons made.
         covered: how many of their intervals contain 1.
         share: covered ÷ comparisons. share_ci: its 95 % interval (Wilson).
-        half_width: median half-width of the intervals: the smallest difference that such a comparison can see.
+        half_width: median half-width of the intervals, the smallest difference that such a comparison can see;
+            ``None`` when there is no interval.
     """
 
     pairs: int
@@ -49,7 +50,7 @@ class Coverage:
     covered: int
     share: float
     share_ci: tuple[float, float]
-    half_width: float
+    half_width: float | None
 
 
 def simulate_coverage(
@@ -88,7 +89,7 @@ def coverage(pairs: int, intervals: Sequence[tuple[float, float] | None]) -> Cov
         covered=covered,
         share=covered / len(intervals),
         share_ci=wilson_interval(covered, len(intervals)),
-        half_width=float(np.median(halves)) if halves else float("nan"),
+        half_width=float(np.median(halves)) if halves else None,
     )
 
 

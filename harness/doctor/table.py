@@ -58,10 +58,10 @@ def _table() -> Table:
 
 def _facts(facts: MachineRecord) -> Iterator[tuple[str, str]]:
     yield "cores", _cores(facts)
-    yield "threads", f"{facts.threads} in an operation, {facts.interop_threads} between operations"
+    yield "threads", _threads(facts)
     yield (
         "hypervisor",
-        {"unnamed": "there is one; it gives no name"}.get(facts.hypervisor or "", facts.hypervisor or "none seen"),
+        _hypervisor(facts),
     )
     yield "clock", _clock(facts)
     yield "governor", ", ".join(facts.governors) if facts.governors else "hidden"
@@ -75,7 +75,19 @@ def _facts(facts: MachineRecord) -> Iterator[tuple[str, str]]:
 def _cores(facts: MachineRecord) -> str:
     quota = "no quota" if facts.quota_cores is None else f"a quota of {facts.quota_cores:g}"
     usable = facts.usable_cores if facts.usable_cores is not None else facts.logical_cores
-    return f"{usable} usable of {facts.logical_cores}, {quota}"
+    return "hidden" if usable is None else f"{usable} usable of {facts.logical_cores or 'an unknown number'}, {quota}"
+
+
+def _hypervisor(facts: MachineRecord) -> str:
+    if facts.hypervisor is None:
+        return "none seen"
+    return "there is one that gives no name" if facts.hypervisor == "unnamed" else facts.hypervisor
+
+
+def _threads(facts: MachineRecord) -> str:
+    if facts.threads is None or facts.interop_threads is None:
+        return "not read"
+    return f"{facts.threads} in an operation, {facts.interop_threads} between operations"
 
 
 def _clock(facts: MachineRecord) -> str:

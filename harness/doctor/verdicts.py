@@ -123,8 +123,8 @@ def _disturbances(facts: MachineRecord) -> Iterator[Remark]:
 
 
 def _quiet(facts: MachineRecord) -> str:
-    foreign = facts.foreign_share or 0.0
-    return f"a steady clock, and others take {foreign:.1%} of the cores' time"
+    share = facts.foreign_share
+    return "" if share is None else f"others take {share:.1%} of the cores' time, and nothing else is seen to disturb"
 
 
 def _energy(facts: MachineRecord) -> Iterator[Remark]:
@@ -211,5 +211,5 @@ def _cached(facts: MachineRecord) -> Iterator[Remark]:
 
 
 def _bandwidth_words(facts: MachineRecord) -> str:
-    assert facts.bandwidth_bytes_per_s is not None
-    return f"weights stream at {facts.bandwidth_bytes_per_s / 1e9:.3g} GB/s with the decode kernel"
+    rate = facts.bandwidth_bytes_per_s
+    return "" if rate is None else f"weights stream at {rate / 1e9:.3g} GB/s with the decode kernel"

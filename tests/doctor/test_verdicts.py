@@ -1,0 +1,157 @@
+"""Verdicts are a function of the facts: hand-made machines, and what may be said of each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from harness.doctor.verdicts import Level, Verdict, judge
+from harness.machine import MachineRecord, SensorRecord
+
+CARE, TRUST, NOT = Level.CARE, Level.TRUSTWORTHY, Level.NOT_AVAILABLE
+
+QUIET: dict[str, Any] = {
+    "device": "cpu",
+    "dtype": "float32",
+    "logical_cores": 8,
+    "usable_cores": 8,
+    "threads": 8,
+    "governors": ("performance",),
+    "load_span_s": 2.0,
+    "load_cores": 8,
+    "own_cpu_s": 12.0,
+    "foreign_cpu_s": 0.1,
+    "stolen_cpu_s": 0.0,
+    "timer_resolution_s": 4e-8,
+    "timer_backward_steps": 0,
+    "bandwidth_bytes_per_s": 4e10,
+    "bandwidth_buffer_bytes": 256 << 20,
+    "bandwidth_cache_bytes": 64 << 20,
+    "gemm_flops_per_s": 1e12,
+    "dispatch_s": 1e-6,
+    "meter": "rapl",
+    "sensors": (SensorRecord(name="rapl", stated_period_s=0.001, period_s=0.00098),),
+}
+"""A machine of which nothing bad can be said."""
+
+
+def verdicts(**changes: Any) -> dict[str, Verdict]:
+    return {verdict.metric: verdict for verdict in judge(MachineRecord(**QUIET | changes))}
+
+
+def levels(**changes: Any) -> dict[str, Level]:
+    return {metric: verdict.level for metric, verdict in verdicts(**changes).items()}
+
+
+ALL_WELL = dict.fromkeys(("latency", "throughput", "energy", "depth", "accuracy", "roofline"), TRUST)
+
+
+def test_a_quiet_machine_is_trusted_in_everything() -> None:
+    assert levels() == ALL_WELL
+
+
+@pytest.mark.parametrize(
+    ("changes", "differences"),
+    [
+        # load: 10 % of 2 s × 8 cores is 1.6 CPU seconds
+        ({"foreign_cpu_s": 1.59}, {}),
+        ({"foreign_cpu_s": 1.61}, {"latency": CARE, "throughput": CARE, "energy": CARE, "roofline": CARE}),
+        (
+            {"load_span_s": None, "load_cores": None, "foreign_cpu_s": None, "stolen_cpu_s": None},
+            {"latency": CARE, "throughput": CARE, "energy": CARE},
+        ),
+        # virtual machines: only what is taken away counts, or that it cannot be seen
+        ({"hypervisor": "KVM"}, {}),
+        ({"hypervisor": "KVM", "stolen_cpu_s": 0.2}, {"latency": CARE, "throughput": CARE, "roofline": CARE}),
+        ({"hypervisor": "KVM", "stolen_cpu_s": None}, {"latency": CARE, "throughput": CARE}),
+        ({"governors": ("powersave",)}, {"latency": CARE, "throughput": CARE}),
+        ({"governors": ("performance", "schedutil")}, {"latency": CARE, "throughput": CARE}),
+        ({"governors": None}, {}),
+        ({"threads": 9}, {"latency": CARE, "throughput": CARE}),
+        ({"quota_cores": 4.0}, {"latency": CARE, "throughput": CARE}),
+        ({"quota_cores": 4.0, "threads": 4}, {}),
+        ({"timer_resolution_s": 1.6e-2}, {"latency": CARE}),
+        ({"timer_resolution_s": None}, {"latency": NOT}),
+        ({"timer_backward_steps": 2}, {"latency": NOT}),
+        # energy
+        ({"meter": "estimate"}, {"energy": NOT}),
+        ({"meter": "none"}, {"energy": NOT}),
+        ({"sensors": (SensorRecord(name="rapl", period_reason="stuck"),)}, {"energy": CARE}),
+        ({"sensors": ()}, {"energy": CARE}),
+        ({"sensors": (SensorRecord(name="rapl", stated_period_s=0.001, period_s=0.015),)}, {"energy": CARE}),
+        # a GPU's board counter does not see other processes on the CPU, and CPU threads do not matter
+        (
+            {
+                "device": "cuda",
+                "meter": "nvml",
+                "threads": 99,
+                "foreign_cpu_s": 8.0,
+                "sensors": (SensorRecord(name="nvml", stated_period_s=0.1, period_s=0.1),),
+            },
+            {"latency": CARE, "throughput": CARE, "roofline": CARE},
+        ),
+        # roofline
+        ({"bandwidth_bytes_per_s": None}, {"roofline": NOT}),
+        ({"bandwidth_buffer_bytes": 100 << 20, "bandwidth_limited_by": "memory"}, {"roofline": CARE}),
+        ({"bandwidth_cache_bytes": None}, {"roofline": CARE}),
+        ({"dispatch_s": 5e-5}, {"roofline": CARE}),
+        ({"packages_missing": ("codebleu",)}, {"accuracy": CARE}),
+        ({"dtype": "bfloat16"}, {}),
+    ],
+)
+def test_each_fact_moves_the_metrics_it_touches_and_no_other(
+    changes: dict[str, Any], differences: dict[str, Level]
+) -> None:
+    assert levels(**changes) == ALL_WELL | differences
+
+
+def words(metric: str, **changes: Any) -> str:
+    return " | ".join(f"{remark.reason} → {remark.remedy}" for remark in verdicts(**changes)[metric].remarks)
+
+
+def test_an_estimate_is_called_one_and_the_sensors_say_how_to_do_better() -> None:
+    absent = (SensorRecord(name="rapl", unavailable="readable by root only"),)
+    said = words("energy", meter="estimate", sensors=absent)
+    assert "estimate only" in said
+    assert "no sensor serves this device" in said
+    assert "rapl is here and not in use → --energy rapl" in words("energy", meter="estimate")
+
+
+def test_reasons_carry_their_numbers_and_remedies() -> None:
+    assert "other processes take 25% of the usable cores' time → stop them" in words("latency", foreign_cpu_s=4.0)
+    assert "gave 5.0% of the cores' time" in words("latency", stolen_cpu_s=0.8)
+    assert "8 threads share 1.5 cores and wait for each other → --threads 1" in words("latency", quota_cores=1.5)
+    assert "'powersave'" in words("latency", governors=("powersave",))
+    assert "cpupower frequency-set -g performance" in words("latency", governors=("powersave",))
+    assert "ticks every 15 ms, not every 1 ms" in words(
+        "energy", sensors=(SensorRecord(name="rapl", stated_period_s=0.001, period_s=0.015),)
+    )
+    assert "no memory left" in words("roofline", bandwidth_bytes_per_s=None, missing={"bandwidth": "no memory left"})
+    assert "bfloat16 another machine may break near-ties" in words("accuracy", dtype="bfloat16")
+
+
+def test_the_worst_remark_comes_first_and_decides() -> None:
+    verdict = verdicts(timer_backward_steps=1, foreign_cpu_s=8.0, governors=("powersave",))["latency"]
+    order = list(Level)
+    ranks = [order.index(remark.level) for remark in verdict.remarks]
+    assert ranks == sorted(ranks, reverse=True)
+    assert verdict.level == verdict.remarks[0].level == NOT
+    assert len(verdict.remarks) == 3
+
+
+@pytest.mark.parametrize("metric", ALL_WELL)
+def test_a_machine_of_which_nothing_is_known_gets_a_verdict_all_the_same(metric: str) -> None:
+    verdict = next(found for found in judge(MachineRecord(device="cpu", dtype="float32")) if found.metric == metric)
+    assert verdict.remarks
+    assert all("\n" not in remark.reason and "None" not in remark.reason for remark in verdict.remarks)
+    assert verdict.level is (TRUST if metric in ("depth", "accuracy") else verdict.level)
+    if metric in ("energy", "roofline", "latency"):
+        assert verdict.level is NOT
+
+
+def test_facts_read_back_from_a_manifest_give_the_same_verdicts() -> None:
+    facts = MachineRecord(**QUIET | {"foreign_cpu_s": 8.0, "missing": {"gemm": "no memory"}})
+    again = MachineRecord.model_validate_json(facts.model_dump_json())
+    assert again == facts
+    assert judge(again) == judge(facts)
