@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import StoreError
 from harness.records import Summary, SummaryRow
-from reports.columns import DETAILS, HEADLINE, Column, columns_of
+from reports.columns import Column, columns_of
 from reports.plot import draw_front
+from reports.sections import DETAILS, HEADLINE, unmeasured
 from reports.tables import LEGEND, ResultTable, mark, split_tables
 
 if TYPE_CHECKING:
@@ -114,9 +115,12 @@ def _markdown_table(table: ResultTable) -> Iterator[str]:
     if picture is not None:
         yield from ("", "```text", *(line.rstrip() for line in picture.plain.splitlines()), "```")
     for section in DETAILS:
-        chosen = [columns[key] for key in section.keys]
-        if not all(column.empty for column in chosen):
+        chosen = section.filled(columns)
+        if chosen:
             yield from ("", f"**{section.title}**", "", *_pipes(table, chosen))
+    absent = unmeasured(columns, DETAILS)
+    if absent:
+        yield from ("", _escaped(absent))
 
 
 def _pipes(table: ResultTable, columns: Sequence[Column]) -> Iterator[str]:
