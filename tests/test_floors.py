@@ -23,6 +23,7 @@ FLOORS: dict[str, int] = {
     "harness.runner": 4,
     "harness.plan": 4,
     "harness.session": 4,
+    "harness.scoring": 4,
     "harness.manifest": 4,
     "harness.sweep": 4,
     "harness.serving": 4,
