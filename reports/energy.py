@@ -19,8 +19,8 @@ from reports.statistics import ratio
 __all__ = ["MIXED", "UNMEASURED", "energy", "has_energy", "idle_power_w"]
 
 MIXED = "mixed"
-UNMEASURED = frozenset({"none", "estimate", MIXED})
-"""Sources that are no sensor."""
+UNMEASURED = frozenset({"none", "estimate", "replay", MIXED})
+"""Sources that are no sensor, or not of this run."""
 
 
 def energy(cell: Measured, idle: Sequence[WindowRecord]) -> dict[str, float | str | None]:

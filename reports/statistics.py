@@ -31,6 +31,7 @@ __all__ = [
     "percentile",
     "pooled",
     "ratio",
+    "replicate_interval",
 ]
 
 MINIMUM_PAIRS = 5
@@ -129,9 +130,7 @@ def bootstrap_interval(
     below = other * baseline_units
     if not np.all(below > 0):
         return None
-    tail = 100 * _expanded_tail(n)
-    low, high = np.percentile(baseline * other_units / below, [tail, 100 - tail])
-    return float(low), float(high)
+    return replicate_interval(baseline * other_units / below, n)
 
 
 def mean_interval(values: Sequence[float], *, resamples: int = RESAMPLES, seed: int = 0) -> tuple[float, float] | None:
@@ -144,8 +143,20 @@ def mean_interval(values: Sequence[float], *, resamples: int = RESAMPLES, seed: 
         return None
     table = np.asarray(values, dtype=float)
     means = np.concatenate([counts @ table for counts in _resampled(n, resamples, seed)]) / n
+    return replicate_interval(means, n)
+
+
+def replicate_interval(replicates: NDArray[np.float64], n: int) -> tuple[float, float] | None:
+    """Return the 95 % interval that bootstrap replicates of a statistic span.
+
+    Args:
+        replicates: the statistic of each resampling.
+        n: independent units that were resampled; ``None`` comes back below ``MINIMUM_PAIRS`` of them.
+    """
+    if n < MINIMUM_PAIRS or not np.all(np.isfinite(replicates)):
+        return None
     tail = 100 * _expanded_tail(n)
-    low, high = np.percentile(means, [tail, 100 - tail])
+    low, high = np.percentile(replicates, [tail, 100 - tail])
     return float(low), float(high)
 
 
