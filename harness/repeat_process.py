@@ -27,7 +27,7 @@ class _Reporter:
 
 
 def _end_with_the_parent() -> None:
-    """Wait for the end of standard input, which comes when the parent dies, and end at once: no window is half there."""
+    """Wait for the end of standard input, which comes when the parent dies, and end: no window is half there."""
     sys.stdin.read()
     os._exit(1)
 

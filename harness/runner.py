@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from harness import environment
 from harness.config import RunConfig
@@ -23,13 +23,14 @@ from harness.metering import open_meter
 from harness.metering.pacing import samples_per_block
 from harness.plan import default_directory, make_plan
 from harness.records import Manifest, Summary, WindowRecord
-from harness.registry import TASKS
 from harness.repeats import run_repeat
 from harness.same_run import refuse_other_configuration
+from harness.scoring import CorpusScores
 from harness.session import Observer, Session
 from harness.store import RunDirectory
 from reports.export import to_frame, write_report
-from reports.summarise import summarise
+from reports.quality import corpora
+from reports.summarise import candidates, summarise
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -143,16 +144,9 @@ def summarise_directory(path: Path) -> Summary:
 
 
 def _summarise(store: RunDirectory) -> Summary:
-    tasks: dict[str, Any] = {}
-
-    def score_corpus(name: str, texts: Sequence[str], references: Sequence[str]) -> dict[str, float | None]:
-        task = tasks.setdefault(name, TASKS.load(name)())
-        scores: dict[str, float | None] = task.score_corpus(texts, references)
-        return scores
-
-    manifest = store.manifest
-    line = environment.machine_line(manifest.environment)
-    return summarise(manifest, store.windows(), store.samples(), score_corpus, machine=line)
+    manifest, windows, samples = store.manifest, tuple(store.windows()), tuple(store.samples())
+    scores = CorpusScores(corpora(candidates(manifest, windows, samples)))
+    return summarise(manifest, windows, samples, scores, machine=environment.machine_line(manifest.environment))
 
 
 def _warm_up(session: Session, config: RunConfig) -> list[WindowRecord]:

@@ -1,7 +1,8 @@
 """The columns of a report: how each number is written, and what it means in plain words.
 
 Terminal and Markdown share them, so that a number never looks different in two places. Decimals are decided
-per column from its largest value (three significant digits), never per cell. Not measured is ``–``.
+per column from its largest value (three significant digits), never per cell. Not measured is ``–``. A comparison with
+full depth that passes its test carries a ``*``; which column stands where is in :mod:`reports.sections`.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from harness.records import SummaryRow
+from reports.against_full import is_distinguishable
 from reports.tables import ResultTable
 
-__all__ = ["DETAILS", "HEADLINE", "MISSING", "Column", "Section", "columns_of", "time_unit"]
+__all__ = ["MISSING", "Column", "columns_of", "time_unit"]
 
 MISSING = "–"
 _MILLISECONDS_BELOW_S = 10.0
@@ -31,6 +33,7 @@ class Column:
         meaning: one phrase for the footer.
         unit: a line of its own under the header; for energy, where the number comes from.
         left: align left (text and intervals) instead of right.
+        prose: sentences, which may wrap.
     """
 
     key: str
@@ -39,6 +42,7 @@ class Column:
     meaning: str
     unit: str = ""
     left: bool = False
+    prose: bool = False
 
     @property
     def lines(self) -> str:
@@ -54,84 +58,6 @@ class Column:
     def empty(self) -> bool:
         """Whether no row has a value."""
         return all(cell == MISSING for cell in self.cells)
-
-
-@dataclass(frozen=True, slots=True)
-class Section:
-    """Columns that belong together.
-
-    Attributes:
-        title: what they answer.
-        keys: fields of the summary row, in reading order.
-    """
-
-    title: str
-    keys: tuple[str, ...]
-
-
-HEADLINE = Section(
-    "What each operating point gives and saves",
-    (
-        "n",
-        "errors",
-        "edit_similarity",
-        "agreement",
-        "layers_skipped",
-        "oracle_fraction",
-        "speedup",
-        "latency_p50_s",
-        "energy_j_per_token",
-    ),
-)
-DETAILS = (
-    Section(
-        "Time and energy",
-        (
-            "latency_p50_s",
-            "latency_p90_s",
-            "latency_p99_s",
-            "ttft_p50_s",
-            "tpot_p50_s",
-            "tokens_per_s",
-            "energy_j_per_token",
-            "energy_j",
-        ),
-    ),
-    Section(
-        "Depth and decoding speed",
-        (
-            "exit_layer_mean",
-            "layers_skipped",
-            "oracle_fraction",
-            "exit_checks_per_token",
-            "lm_head_per_token",
-            "kv_fill_layers_per_token",
-            "decode_speedup",
-            "roofline_speedup",
-            "roofline_fraction",
-        ),
-    ),
-    Section(
-        "Against fixed exit at the same mean depth",
-        ("agreement_over_fixed", "edit_similarity_over_fixed"),
-    ),
-    Section(
-        "Scores",
-        (
-            "exact_match",
-            "edit_similarity",
-            "token_accuracy",
-            "agreement",
-            "bleu",
-            "rouge_l",
-            "codebleu",
-            "syntax",
-            "dataflow",
-            "dataflow_defined",
-            "chrf",
-        ),
-    ),
-)
 
 
 def time_unit(seconds: Iterable[float | None]) -> tuple[str, float]:
@@ -164,8 +90,21 @@ def columns_of(table: ResultTable) -> Mapping[str, Column]:
         _quantity(table, "tpot_p50_s", "TPOT", "median time per later token", scale=scale, unit=unit),
         _quantity(table, "tokens_per_s", "tokens\nper s", "all tokens over all time"),
         _quantity(
+            table, "prefill_s", "prefill", "mean time to the first token, waiting left out", scale=scale, unit=unit
+        ),
+        _quantity(table, "decode_s", "decode", "mean time of a request after the first token", scale=scale, unit=unit),
+        _percent(table, "prefill_share", "prefill\nshare", "prefill over prefill and decode, all requests"),
+        _quantity(table, "queue_p50_s", "wait\np50", "median wait before a request began", scale=scale, unit=unit),
+        _quantity(table, "queue_p99_s", "wait\np99", "99th percentile of that wait", scale=scale, unit=unit),
+        _quantity(
             table, "energy_j_per_token", "J/token", "energy over generated tokens, prefill included", unit=source
         ),
+        _quantity(table, "energy_j_per_request", "J/re-\nquest", "energy over finished samples", unit=source),
+        _quantity(table, "energy_net_j_per_token", "net\nJ/token", "the same as J/token less idle power", unit=source),
+        _quantity(table, "mean_power_w", "mean\nW", "energy over time", unit=source),
+        _quantity(table, "idle_power_w", "idle\nW", "power with the model loaded and nothing running", unit=source),
+        _speedup(table, "energy_ratio", "energy ratio", "full depth's energy over this one's, same prompts", source),
+        _speedup(table, "energy_net_ratio", "net energy ratio", "the same net of idle power", source),
         _quantity(table, "energy_j", "J total", "energy of all windows", unit=source),
         _quantity(table, "exit_layer_mean", "layers\n/token", "decoder layers a decoded token ran"),
         _quantity(table, "exit_checks_per_token", "checks\n/token", "times the strategy was asked"),
@@ -174,13 +113,37 @@ def columns_of(table: ResultTable) -> Mapping[str, Column]:
             table, "kv_fill_layers_per_token", "KV fills\n/token", "skipped layers whose keys, values were filled"
         ),
         _speedup(table, "decode_speedup", "decoding speed-up", "speed-up of the time per token after the first"),
-        _ratio(table, "roofline_speedup", "roof-\nline", "decoding speed-up if only bytes moved took time"),
+        _ratio(table, "layers_speedup", "layers\nonly", "decoding speed-up that the skipped layers' bytes alone allow"),
+        _ratio(table, "heads_speedup", "after\nheads", "the same with the LM heads evaluated to decide"),
+        _ratio(table, "shortcuts_speedup", "after\nmaps", "and with the exits' shortcut maps"),
+        _ratio(
+            table,
+            "roofline_speedup",
+            "roof-\nline",
+            "and with KV fills: decoding speed-up if only bytes moved took time",
+        ),
+        _percent(
+            table,
+            "roofline_achieved",
+            "of roof-\nline",
+            "decoding speed-up over its roofline (above 100 %: large reads are faster than small)",
+        ),
         _percent(table, "roofline_fraction", "of band-\nwidth", "bytes moved per second over the measured bandwidth"),
+        _difference(table, "edit_similarity_difference", "Δ edit sim.", "edit similarity minus full depth's"),
+        _difference(table, "exact_match_difference", "Δ exact match", "exact match minus full depth's"),
+        _difference(table, "codebleu_difference", "Δ CodeBLEU", "CodeBLEU minus full depth's, mean over samples"),
+        _prose(table, "verdict", "in words", "what may be said, with 95 % intervals"),
         _difference(
-            table, "agreement_over_fixed", "agreement", "agreement minus that of fixed exits as deep, per sample"
+            table,
+            "agreement_over_fixed",
+            "agreement over fixed",
+            "agreement minus that of fixed exits as deep, per sample",
         ),
         _difference(
-            table, "edit_similarity_over_fixed", "edit similarity", "edit similarity minus that of fixed exits as deep"
+            table,
+            "edit_similarity_over_fixed",
+            "edit sim. over fixed",
+            "edit similarity minus that of fixed exits as deep",
         ),
         _fraction(table, "exact_match", "exact\nmatch", "share of completions identical to the reference"),
         _fraction(table, "token_accuracy", "token\nacc.", "share of tokens that equal the reference's"),
@@ -236,18 +199,28 @@ def _quantity(table: ResultTable, key: str, header: str, meaning: str, *, scale:
 
 
 def _difference(table: ResultTable, key: str, header: str, meaning: str) -> Column:
+    return _with_interval(table, key, header, meaning, "{:+.3f}", "{:+.3f}", "")
+
+
+def _speedup(table: ResultTable, key: str, header: str, meaning: str, source: str = "") -> Column:
+    return _with_interval(table, key, header, meaning, "{:.2f}×", "{:.2f}", source)
+
+
+def _with_interval(
+    table: ResultTable, key: str, header: str, meaning: str, number: str, bound: str, source: str
+) -> Column:
     cells = []
     for row in table.rows:
         value, interval = getattr(row, key), getattr(row, f"{key}_ci")
-        text = MISSING if value is None else f"{value:+.3f}"
-        cells.append(text if interval is None else f"{text} [{interval[0]:+.3f}, {interval[1]:+.3f}]")
-    return Column(key, header, tuple(cells), meaning, "[95 % interval]", left=True)
+        text = MISSING if value is None else number.format(value)
+        if interval is not None:
+            text += f" [{bound.format(interval[0])}, {bound.format(interval[1])}]"
+        cells.append(f"{text} *" if is_distinguishable(row, key) else text)
+    unit = f"[95 %], {source}" if source else "[95 % interval]"
+    return Column(key, header, tuple(cells), meaning, unit, left=True)
 
 
-def _speedup(table: ResultTable, key: str, header: str, meaning: str) -> Column:
-    cells = []
-    for row in table.rows:
-        value, interval = getattr(row, key), getattr(row, f"{key}_ci")
-        text = MISSING if value is None else f"{value:.2f}×"
-        cells.append(text if interval is None else f"{text} [{interval[0]:.2f}, {interval[1]:.2f}]")
-    return Column(key, header, tuple(cells), meaning, "[95 % interval]", left=True)
+def _prose(table: ResultTable, key: str, header: str, meaning: str) -> Column:
+    return Column(
+        key, header, tuple(getattr(row, key) or MISSING for row in table.rows), meaning, left=True, prose=True
+    )

@@ -5,19 +5,28 @@ LM head once per evaluation, the K,V projections of every layer it fills, and th
 runs. Full depth's bytes per token over an operating point's bytes per token is the speed-up it would have
 if nothing but memory traffic took time. Writes and activations are left out (together below 1 % for
 contexts of hundreds of tokens), and the holes of ``skip`` count as if they were read.
+
+Between "so many layers skipped" and the speed-up measured stands a **ladder** of the same bytes, added up in steps:
+what the executed layers alone would give (with the one LM head that every token needs), what remains after the LM
+heads evaluated to decide, after the exits' shortcut maps, and after KV fills. The last is the roofline. Below it is
+what bytes do not explain: the time of asking itself, small operations, cold caches.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from itertools import accumulate
 
 from harness.contracts import KVPolicy, ModelInfo
 from harness.records import ModelRecord, SampleRecord
 from reports.measured import Measured, SampleKey
 from reports.statistics import ratio
 
-__all__ = ["bytes_moved", "decode_bytes", "depth", "oracle_fraction", "roofline", "work"]
+__all__ = ["LADDER", "bytes_by_cause", "decode_bytes", "depth", "oracle_fraction", "roofline", "work"]
+
+LADDER = ("layers_speedup", "heads_speedup", "shortcuts_speedup", "roofline_speedup")
+"""Fields of the summary row: decode speed-ups that bytes allow, each with one more cost counted."""
 
 
 def depth(cell: Measured, num_layers: int) -> dict[str, float | None]:
@@ -53,65 +62,82 @@ def work(cell: Measured) -> dict[str, float | None]:
 
 
 def decode_bytes(sample: SampleRecord, model: ModelRecord, kv: KVPolicy) -> int:
-    """Return the bytes that decoding one sample after its first token moves at batch 1.
-
-    With ``recompute`` the layers an exited token missed run in the same pass as the next deeper token's
-    own, so that their weights are read once: the layers of each pass count, not layers × tokens.
-    """
-    layers = sample.exit_layers[1:]
-    weight_reads = sum(layers) if kv is KVPolicy.RECOMPUTE else sample.layers_executed
-    first = len(sample.prompt_ids) + 1  # positions the second token's pass attends to
-    cache_reads = sum(executed * (first + step) for step, executed in enumerate(layers))
-    return bytes_moved(
-        model,
-        layers=weight_reads,
-        lm_head_evaluations=sample.lm_head_evaluations,
-        shortcut_evaluations=sample.shortcut_evaluations,
-        kv_fill_layers=sample.kv_fill_layers,
-        cache_reads=cache_reads,
-    )
-
-
-def bytes_moved(
-    model: ModelRecord | ModelInfo,
-    *,
-    layers: int,
-    lm_head_evaluations: int,
-    shortcut_evaluations: int,
-    kv_fill_layers: int,
-    cache_reads: int,
-) -> int:
-    """Return the bytes that so much work reads at batch 1; ``cache_reads`` counts positions × layers attended to."""
-    return (
-        layers * model.layer_bytes
-        + lm_head_evaluations * model.lm_head_bytes
-        + shortcut_evaluations * model.shortcut_bytes
-        + kv_fill_layers * model.kv_projection_bytes
-        + cache_reads * model.kv_entry_bytes
-    )
+    """Return the bytes that decoding one sample after its first token moves at batch 1."""
+    return sum(_bytes_by_cause(sample, model, kv))
 
 
 def roofline(
     cell: Measured, full: Measured, model: ModelRecord, bandwidth_bytes_per_s: float | None
 ) -> dict[str, float | None]:
-    """Return the speed-up that bytes moved would allow, and the share of the bandwidth that was reached.
+    """Return the ladder of speed-ups that bytes moved would allow, and the share of the bandwidth that was reached.
 
-    Both are ``None`` without a KV cache (every token runs the whole prefix: compute-bound, bytes say
+    All are ``None`` without a KV cache (every token runs the whole prefix: compute-bound, bytes say
     nothing) and at batch sizes above 1 (rows share weight reads in a way the records do not hold).
     """
+    found: dict[str, float | None] = dict.fromkeys((*LADDER, "roofline_fraction"))
     regime = cell.regime
     if not regime.cached or regime.batch_size > 1:
-        return {"roofline_speedup": None, "roofline_fraction": None}
-    both = cell.shared(full)
-    here, there = _bytes_per_token(cell, both, model), _bytes_per_token(full, both, model)
+        return found
     timed = [sample for sample in cell.samples.values() if len(sample.token_times_s) >= 2]
     moved = sum(decode_bytes(sample, model, regime.kv) for sample in timed)
     seconds = math.fsum(sample.token_times_s[-1] - sample.token_times_s[0] for sample in timed)
     rate = ratio(moved, seconds)
-    return {
-        "roofline_speedup": there / here if here and there is not None else None,
-        "roofline_fraction": rate / bandwidth_bytes_per_s if rate is not None and bandwidth_bytes_per_s else None,
-    }
+    if rate is not None and bandwidth_bytes_per_s:
+        found["roofline_fraction"] = rate / bandwidth_bytes_per_s
+    both = cell.shared(full)
+    here, there = _bytes_per_token(cell, both, model), _bytes_per_token(full, both, model)
+    if full.regime.cached and here is not None and there is not None:
+        found |= {name: there[-1] / bytes_sofar for name, bytes_sofar in zip(LADDER, here, strict=True)}
+    return found
+
+
+def _bytes_by_cause(sample: SampleRecord, model: ModelRecord, kv: KVPolicy) -> tuple[int, int, int, int]:
+    """Bytes of one sample after its first token, by :func:`bytes_by_cause`.
+
+    With ``recompute`` the layers an exited token missed run in the same pass as the next deeper token's
+    own, so that their weights are read once: the layers of each pass count, not layers × tokens.
+    """
+    layers = sample.exit_layers[1:]
+    first = len(sample.prompt_ids) + 1  # positions the second token's pass attends to
+    return bytes_by_cause(
+        model,
+        tokens=len(layers),
+        layers=sum(layers) if kv is KVPolicy.RECOMPUTE else sample.layers_executed,
+        lm_head_evaluations=sample.lm_head_evaluations,
+        shortcut_evaluations=sample.shortcut_evaluations,
+        kv_fill_layers=sample.kv_fill_layers,
+        cache_reads=sum(executed * (first + step) for step, executed in enumerate(layers)),
+    )
+
+
+def bytes_by_cause(
+    model: ModelRecord | ModelInfo,
+    *,
+    tokens: int,
+    layers: int,
+    lm_head_evaluations: int,
+    shortcut_evaluations: int,
+    kv_fill_layers: int,
+    cache_reads: int,
+) -> tuple[int, int, int, int]:
+    """Return what so much work reads at batch 1: layers with one LM head a token, further heads, maps, KV fills.
+
+    Args:
+        model: whose bytes.
+        tokens: how many were decoded.
+        layers: layers run for them.
+        lm_head_evaluations: of outputs and of checks.
+        shortcut_evaluations: maps of exits.
+        kv_fill_layers: layers whose K,V were filled.
+        cache_reads: positions × layers attended to.
+    """
+    outputs = min(tokens, lm_head_evaluations)
+    return (
+        layers * model.layer_bytes + cache_reads * model.kv_entry_bytes + outputs * model.lm_head_bytes,
+        (lm_head_evaluations - outputs) * model.lm_head_bytes,
+        shortcut_evaluations * model.shortcut_bytes,
+        kv_fill_layers * model.kv_projection_bytes,
+    )
 
 
 def _mean_layers(cell: Measured, keys: Iterable[SampleKey]) -> float | None:
@@ -119,7 +145,10 @@ def _mean_layers(cell: Measured, keys: Iterable[SampleKey]) -> float | None:
     return ratio(sum(layers), len(layers))
 
 
-def _bytes_per_token(cell: Measured, keys: Iterable[SampleKey], model: ModelRecord) -> float | None:
+def _bytes_per_token(cell: Measured, keys: Iterable[SampleKey], model: ModelRecord) -> list[float] | None:
+    """Bytes per decoded token, added up over the causes; the last is all of them."""
     samples = [cell.samples[key] for key in keys]
-    moved = sum(decode_bytes(sample, model, cell.regime.kv) for sample in samples)
-    return ratio(moved, sum(len(cell.decoded_layers(sample)) for sample in samples))
+    tokens = sum(len(cell.decoded_layers(sample)) for sample in samples)
+    causes = [_bytes_by_cause(sample, model, cell.regime.kv) for sample in samples]
+    total = list(accumulate(map(sum, zip(*causes, strict=True))))
+    return [moved / tokens for moved in total] if tokens and total and total[0] else None

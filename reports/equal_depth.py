@@ -2,9 +2,9 @@
 
 Any strategy looks good beside full depth if it is allowed to be wrong, so the fair rival of one that runs 25.3 layers
 a token is fixed exit at 25.3 layers. No such layer exists; the rival is the mixture of the two neighbouring fixed
-operating points of the same run (full depth is the deepest of them) whose mean depth is the strategy's, which anybody
-could deploy by tossing a coin per request. The difference is taken sample by sample and its 95 % interval resamples
-them. The mixture's weight counts as known.
+operating points of the same run and KV policy (full depth is the deepest of them) whose mean depth is the strategy's,
+which anybody could deploy by tossing a coin per request. The difference is taken sample by sample and its 95 % interval
+resamples them. The mixture's weight counts as known.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ def over_fixed(cell: Measured, cells: Sequence[Measured], num_layers: int) -> di
     nothing: dict[str, object] = dict.fromkeys(
         f"{name}_over_fixed{suffix}" for name in ("agreement", "edit_similarity") for suffix in ("", "_ci")
     )
-    anchors = {layer: other for other in cells if (layer := _constant_layer(other)) is not None}
+    alike = [other for other in cells if other.regime == cell.regime]
+    anchors = {layer: other for other in alike if (layer := _constant_layer(other)) is not None}
     here = _mean_layers(cell)
     if here is None or _constant_layer(cell) is not None:
         return nothing

@@ -14,10 +14,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.cost_records import Attribution
 from harness.errors import StoreError
 from harness.records import Summary, SummaryRow
-from reports.columns import DETAILS, HEADLINE, Column, columns_of
+from reports.attribution_table import attribution_notes, attribution_tables
+from reports.columns import Column, columns_of
 from reports.plot import draw_front
+from reports.sections import DETAILS, HEADLINE, unmeasured
 from reports.tables import LEGEND, ResultTable, mark, split_tables
 
 if TYPE_CHECKING:
@@ -59,6 +62,8 @@ def to_markdown(summary: Summary) -> str:
     tables = split_tables(summary)
     for table in tables:
         lines.extend(_markdown_table(table))
+    for attribution in summary.attributions:
+        lines.extend(_markdown_attribution(attribution))
     if tables:
         lines.extend(_markdown_legend(tables[0]))
     if summary.notes:
@@ -114,9 +119,12 @@ def _markdown_table(table: ResultTable) -> Iterator[str]:
     if picture is not None:
         yield from ("", "```text", *(line.rstrip() for line in picture.plain.splitlines()), "```")
     for section in DETAILS:
-        chosen = [columns[key] for key in section.keys]
-        if not all(column.empty for column in chosen):
+        chosen = section.filled(columns)
+        if chosen:
             yield from ("", f"**{section.title}**", "", *_pipes(table, chosen))
+    absent = unmeasured(columns, DETAILS)
+    if absent:
+        yield from ("", _escaped(absent))
 
 
 def _pipes(table: ResultTable, columns: Sequence[Column]) -> Iterator[str]:
@@ -134,6 +142,18 @@ def _piped(cells: Iterable[str]) -> str:
 
 def _header(column: Column) -> str:
     return f"{column.term}<br>{column.unit}" if column.unit else column.term
+
+
+def _markdown_attribution(attribution: Attribution) -> Iterator[str]:
+    yield from ("", f"## {_escaped(attribution.task)} · where the {attribution.quantity} goes")
+    for table in attribution_tables(attribution):
+        yield from ("", f"**{_escaped(table.title)}**", "")
+        yield _piped(table.header)
+        yield _piped([":--", *("--:" for _ in table.header[1:])])
+        for name, *cells in table.rows:
+            yield _piped([f"`{name}`", *cells])
+    yield ""
+    yield from (f"- {_escaped(note)}" for note in attribution_notes(attribution))
 
 
 def _markdown_legend(table: ResultTable) -> Iterator[str]:

@@ -1,19 +1,24 @@
 """What counts: the finished measurements of one operating point on one task, and how they pair.
 
-Every definition of the summary starts here. Warm-up, idle and superseded windows and everything in them are left
-out. A sample counts only when its window was committed to ``windows.jsonl``. A sample that failed is counted, never
-scored and never timed; where two operating points are compared, only what both finished is used.
+Every definition of the summary starts here. Warm-up, idle and superseded windows and everything in them are left out,
+and so is what cannot be true (:mod:`reports.admission`). A sample counts only when its window was committed to
+``windows.jsonl``. A sample that failed is counted, never scored and never timed; where two operating points are
+compared, only what both finished is used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+import math
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeAlias
 
 from harness.contracts import KVPolicy
 from harness.errors import StoreError
 from harness.records import Manifest, OperatingPointRecord, SampleRecord, TaskRecord, WindowRecord
+from reports.admission import refuse_sample, refuse_window, without_false_reading
 from reports.statistics import Pair, pooled
 
 __all__ = ["Measured", "Regime", "SampleKey", "select"]
@@ -23,7 +28,7 @@ SampleKey: TypeAlias = tuple[str, int]  # sample id, repeat
 
 @dataclass(frozen=True, slots=True)
 class Regime:
-    """How a whole run decoded.
+    """How an operating point decoded.
 
     Attributes:
         kv: policy for the keys and values of skipped layers.
@@ -34,14 +39,15 @@ class Regime:
     batch_size: int
 
     @classmethod
-    def of(cls, manifest: Manifest) -> Regime:
-        """Read it from a manifest's configuration.
+    def of(cls, manifest: Manifest, point: OperatingPointRecord | None = None) -> Regime:
+        """Read it from a manifest: the operating point's own KV policy, else the configuration's.
 
         Raises:
             StoreError: the configuration does not say, or says something unknown.
         """
         try:
-            return cls(KVPolicy(manifest.config["kv"]), int(manifest.config["batch_size"]))
+            kv = point.kv if point is not None else None
+            return cls(kv or KVPolicy(manifest.config["kv"]), int(manifest.config["batch_size"]))
         except (KeyError, ValueError, TypeError) as error:
             raise StoreError(
                 f"the manifest's config has no usable 'kv' and 'batch_size' ({error}). "
@@ -102,19 +108,21 @@ class Measured:
     def window_pairs(self, baseline: Measured) -> list[Pair]:
         """Return seconds per block under the baseline and here, whole requests.
 
-        Windows pair by block and repeat, and only where both finished the same samples; the repeats of a
-        block are added up, since they are the same prompts.
+        Back to back that is the windows' time. With a fixed arrival rate a window is as long as its arrivals, so
+        there it is the requests' latencies, each from its arrival.
         """
-        others = {(window.block, window.repeat): window for window in baseline.windows.values()}
-        mine, theirs = self._finished_by_window(), baseline._finished_by_window()
-        pairs: list[tuple[Hashable, Pair]] = []
-        for window in self.windows.values():
-            other = others.get((window.block, window.repeat))
-            if other is None or mine.get(window.window) != theirs.get(other.window):
-                continue
-            if mine.get(window.window):
-                pairs.append((window.block, Pair(other.duration_s, window.duration_s)))
-        return pooled(pairs)
+        return self._block_pairs(baseline, Measured._request_s)
+
+    def energy_pairs(self, baseline: Measured, idle_w: float = 0.0) -> list[Pair]:
+        """Return joules per block under the baseline and here, less ``idle_w`` times the windows' seconds.
+
+        Windows without a reading have no pair.
+        """
+
+        def joules(_: Measured, window: WindowRecord) -> float | None:
+            return None if window.energy_j is None else window.energy_j - idle_w * window.duration_s
+
+        return self._block_pairs(baseline, joules)
 
     def decode_pairs(self, baseline: Measured) -> list[Pair]:
         """Return seconds and tokens after the first token under the baseline and here, by sample.
@@ -131,30 +139,53 @@ class Measured:
             pairs.append((unit, Pair(_decode_s(there), _decode_s(here), _later(there), _later(here))))
         return pooled(pairs)
 
+    def _block_pairs(self, baseline: Measured, cost: Callable[[Measured, WindowRecord], float | None]) -> list[Pair]:
+        """Pair windows by block and repeat, where both finished the same samples; a block's repeats are added up."""
+        others = {(window.block, window.repeat): window for window in baseline.windows.values()}
+        mine, theirs = self._finished_by_window(), baseline._finished_by_window()
+        pairs: list[tuple[Hashable, Pair]] = []
+        for window in self.windows.values():
+            other = others.get((window.block, window.repeat))
+            if other is None or not mine.get(window.window) or mine[window.window] != theirs.get(other.window):
+                continue
+            before, now = cost(baseline, other), cost(self, window)
+            if before is not None and now is not None:
+                pairs.append((window.block, Pair(before, now)))
+        return pooled(pairs)
+
+    def _request_s(self, window: WindowRecord) -> float | None:
+        arrived = [sample for sample in self._by_window.get(window.window, ()) if sample.arrival_s is not None]
+        if not arrived:
+            return window.duration_s
+        latencies = [sample.latency_s for sample in arrived if sample.latency_s is not None]
+        return math.fsum(latencies) if len(latencies) == len(arrived) else None
+
     def _finished_by_window(self) -> dict[int, set[str]]:
-        finished: dict[int, set[str]] = {}
-        for (sample_id, _), sample in self.samples.items():
-            finished.setdefault(sample.window, set()).add(sample_id)
-        return finished
+        return {window: {sample.sample_id for sample in samples} for window, samples in self._by_window.items()}
+
+    @cached_property
+    def _by_window(self) -> dict[int, list[SampleRecord]]:
+        found: dict[int, list[SampleRecord]] = defaultdict(list)
+        for sample in self.samples.values():
+            found[sample.window].append(sample)
+        return dict(found)
 
 
 def select(
     manifest: Manifest, windows: Iterable[WindowRecord], samples: Iterable[SampleRecord]
 ) -> dict[tuple[str, str], Measured]:
-    """Sort a run's records by (task, operating point), in the manifest's order.
+    """Sort a run's records by (task, operating point), in the manifest's order; probes that never exit included.
 
     A record that appears twice (a window cut off by a kill and run again) counts once, the last time.
     """
-    regime = Regime.of(manifest)
     cells = {
-        (task.name, point.name): Measured(task, point, regime, {}, {}, {})
+        (task.name, point.name): Measured(task, point, Regime.of(manifest, point), {}, {}, {})
         for task in manifest.tasks
         for point in manifest.operating_points
     }
     for window in windows:
-        cell = cells.get((window.task, window.operating_point))
-        if cell is not None and not (window.warmup or window.idle or window.superseded):
-            cell.windows[window.window] = window
+        if not window.warmup and not window.idle and refuse_window(window, manifest) is None:
+            cells[window.task, window.operating_point].windows[window.window] = without_false_reading(window)
     for sample in samples:
         cell = cells.get((sample.task, sample.operating_point))
         if cell is None or sample.window not in cell.windows:
@@ -162,7 +193,10 @@ def select(
         key = (sample.sample_id, sample.repeat)
         cell.samples.pop(key, None)
         cell.failed.pop(key, None)
-        (cell.samples if sample.error is None else cell.failed)[key] = sample
+        if sample.error is not None:
+            cell.failed[key] = sample
+        elif refuse_sample(sample, manifest.model.num_layers) is None:
+            cell.samples[key] = sample
     return cells
 
 

@@ -10,12 +10,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from harness.contracts import KVPolicy
-from harness.metering.contamination import CLOCK_CHANGE, CONTAMINATED, FOREIGN_SHARE, STOLEN_SHARE
+from harness.metering.contamination import CLOCK_CHANGE, FOREIGN_SHARE, STOLEN_SHARE
 from harness.metering.counters import INVALID_BELOW_PERIODS, SHORT_BELOW_PERIODS
 from harness.metering.pacing import WARMUP_DRIFT
-from harness.records import Manifest, MeterRecord, SummaryRow, WindowRecord
-from reports.cost import MIXED
-from reports.measured import Measured, Regime
+from harness.records import Manifest, MeterRecord, SampleRecord, SummaryRow, WindowRecord
+from reports.admission import describe_left_out
+from reports.energy import MIXED, UNMEASURED
+from reports.measured import Measured
 from reports.statistics import MINIMUM_PAIRS
 from reports.tables import is_candidate
 
@@ -30,28 +31,38 @@ FLAGS = {
     "short-window": f"fewer than {SHORT_BELOW_PERIODS} ticks of the sensor",
     "invalid-window": f"fewer than {INVALID_BELOW_PERIODS} ticks of the sensor, so there is no energy",
 }
+CONSTANT_POWER = 0.03  # mean powers closer than this are one power
+IDLE_SHARE = 0.05  # gross and net energy further apart than this must both be read
 FEW_TIMINGS = 100  # fewer latencies than this and the 99th percentile is close to the slowest one
 
 
 def notes(
-    manifest: Manifest, cells: Sequence[Measured], rows: Sequence[SummaryRow], windows: Sequence[WindowRecord] = ()
+    manifest: Manifest,
+    cells: Sequence[Measured],
+    rows: Sequence[SummaryRow],
+    windows: Sequence[WindowRecord] = (),
+    samples: Sequence[SampleRecord] = (),
 ) -> tuple[str, ...]:
     """Return the notes of a run, each one sentence or two of plain text.
 
     Args:
-        manifest: what ran.
-        cells: what counts.
-        rows: the results.
-        windows: everything that was committed, what does not count included.
+        manifest: of the run.
+        cells: what became rows.
+        rows: what they became.
+        windows: all of the run, to count what was left out.
+        samples: all of the run, likewise.
     """
-    regime = Regime.of(manifest)
     return (
         *_about_model(manifest),
         *_about_data(manifest, rows),
+        *_about_baseline(manifest, cells),
+        *describe_left_out(manifest, windows, samples),
         *_about_energy(manifest.meter, cells),
         *_about_windows(cells, windows),
-        *_about_regime(regime, manifest),
+        *_about_power(rows),
+        *_about_regimes(cells, manifest),
         *_about_sample_size(cells, rows, manifest.operating_points[0].name),
+        *_about_chance(rows),
         *_about_oracle(rows),
     )
 
@@ -133,13 +144,6 @@ def _about_windows(cells: Sequence[Measured], everything: Sequence[WindowRecord]
     for flag, count in Counter(flag for window in counted for flag in window.flags).most_common():
         meaning = FLAGS.get(flag)
         yield f"{count} of {len(counted)} windows are flagged '{flag}'{f': {meaning}' if meaning else ''}."
-    superseded = [window for window in everything if window.superseded]
-    if superseded:
-        causes = ", ".join(sorted({flag for window in superseded for flag in window.flags if flag in CONTAMINATED}))
-        yield (
-            f"{len(superseded)} window(s) were contaminated ({causes}) and measured again (--strict); they are kept in "
-            "windows.jsonl and left out of every number here."
-        )
     warm_up = [window for window in everything if window.warmup]
     if any("not-settled" in window.flags for window in warm_up):
         yield (
@@ -149,28 +153,90 @@ def _about_windows(cells: Sequence[Measured], everything: Sequence[WindowRecord]
         )
 
 
-def _about_regime(regime: Regime, manifest: Manifest) -> Iterator[str]:
-    if regime.kv is KVPolicy.NONE:
+def _about_power(rows: Sequence[SummaryRow]) -> Iterator[str]:
+    """What energy says beside time, and what idling has to do with it; only of sensors."""
+    measured = [row for row in rows if row.mean_power_w is not None and row.energy_source not in UNMEASURED]
+    watts = [row.mean_power_w for row in measured if row.mean_power_w]
+    if len(watts) > 1 and max(watts) / min(watts) - 1 < CONSTANT_POWER:
+        yield (
+            f"energy saved ≈ time saved: power is constant (mean power of the rows is {min(watts):.3g} to "
+            f"{max(watts):.3g} W, less than 3 % apart), so the energy columns are no evidence beside the time columns."
+        )
+    shares = [
+        1 - row.energy_net_j_per_token / row.energy_j_per_token
+        for row in measured
+        if row.energy_net_j_per_token is not None and row.energy_j_per_token
+    ]
+    if shares and max(shares) > IDLE_SHARE:
+        idle = next(row.idle_power_w for row in measured if row.idle_power_w is not None)
+        yield (
+            f"gross and net-of-idle energy differ by up to {100 * max(shares):.0f} %: with nothing running the machine "
+            f"draws {idle:.3g} W. Gross is what the machine used; net is what decoding added."
+        )
+    if measured and not shares:
+        yield "idle power was not measured (the run has no idle windows), so energy is gross: idle power is part of it."
+
+
+def _about_regimes(cells: Sequence[Measured], manifest: Manifest) -> Iterator[str]:
+    regimes = list(dict.fromkeys(cell.regime for cell in cells))
+    policies = {regime.kv for regime in regimes}
+    if len(policies) > 1:
+        yield (
+            f"operating points differ in their KV policy; all are compared with {cells[0].point.name} "
+            f"(kv {cells[0].regime.kv.value}), while fixed exits and the oracle of the same policy are their measure."
+        )
+    if KVPolicy.NONE in policies:
         yield (
             "kv none: every token runs its whole prefix again, which is compute-bound, so the roofline columns "
             "(bytes moved) do not apply. A KV cache saves more than any exit strategy: compare with a cached run."
         )
-    elif regime.kv is KVPolicy.RECOMPUTE:
+    if KVPolicy.RECOMPUTE in policies:
         yield "kv recompute: layers an exited token skipped are run later, beside the next token that goes deeper."
-    elif regime.kv is KVPolicy.SKIP:
+    if KVPolicy.SKIP in policies:
         yield "kv skip: exited tokens leave holes in the cache, a lossy control."
-    if regime.batch_size > 1:
+    batch = max((regime.batch_size for regime in regimes), default=1)
+    if batch > 1:
         yield (
-            f"batch {regime.batch_size}: rows share each read of the weights, so the roofline columns do not apply; "
+            f"batch {batch}: rows share each read of the weights, so the roofline columns do not apply; "
             "latency counts from the start of the batch."
         )
-    if regime.cached:
+    cached = any(regime.cached for regime in regimes)
+    if cached:
         yield (
             "the first token of a completion comes from prefill at full depth: it counts in agreement, scores and "
             "latency, not in layers, work or decoding speed."
         )
-    if manifest.bandwidth_bytes_per_s is None and regime.cached and regime.batch_size == 1:
+    if manifest.bandwidth_bytes_per_s is None and cached and batch == 1:
         yield "memory bandwidth was not measured, so the share of it that decoding reached is unknown."
+    if any(sample.arrival_s is not None for cell in cells for sample in cell.samples.values()):
+        yield (
+            "requests arrive at a fixed rate: latency, TTFT and speed-up count from the arrival, waiting included; "
+            "tokens per second and energy include idling between requests."
+        )
+
+
+def _about_baseline(manifest: Manifest, cells: Sequence[Measured]) -> Iterator[str]:
+    for task in manifest.tasks:
+        alike = [cell for cell in cells if cell.task.name == task.name]
+        if not task.samples:
+            yield f"{task.name}: no sample was drawn, so it has no results. Check --limit and --source."
+        elif alike and not alike[0].samples and any(cell.samples for cell in alike):
+            why = "has no finished window" if not alike[0].windows else "finished no sample"
+            yield (
+                f"{task.name}: full depth {why}, so nothing is compared with it (speed-up, agreement, differences). "
+                "Finish the run with `harness run --resume`."
+            )
+
+
+def _about_chance(rows: Sequence[SummaryRow]) -> Iterator[str]:
+    compared = [row for row in rows if row.speedup_p is not None or row.edit_similarity_difference_p is not None]
+    if compared:
+        most = max(Counter(row.task for row in compared).values())
+        yield (
+            "differences to full depth are told from chance by paired permutation tests with Holm's correction over "
+            f"the {most} operating point(s) of a table, at 5 % for each measure. Not distinguishable does not mean "
+            "equal."
+        )
 
 
 def _about_sample_size(cells: Sequence[Measured], rows: Sequence[SummaryRow], baseline: str) -> Iterator[str]:

@@ -15,13 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from harness.records import Summary, SummaryRow
-from reports.cost import MIXED
+from reports.energy import UNMEASURED
 from reports.tables import ResultTable, is_candidate, split_tables
 
 __all__ = ["QUALITY", "Axes", "choose_axes", "coordinates", "front", "mark_front"]
 
 QUALITY = "edit_similarity"
-UNMEASURED = frozenset({"none", "estimate", "replay", MIXED})
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,17 +7,33 @@ meaningless, which the summary's notes say.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from harness.contracts import Score
 from reports.measured import Measured
 from reports.statistics import mean, ratio
 
-__all__ = ["SCORES", "CorpusScorer", "agreement", "quality"]
+__all__ = ["SCORES", "Corpus", "CorpusScorer", "agreement", "corpora", "quality"]
 
 CorpusScorer: TypeAlias = Callable[[str, Sequence[str], Sequence[str]], dict[str, Score]]
 """``(task name, texts, references) -> scores``: the runner passes the task's own ``score_corpus``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """What is scored together: the completions of one operating point on one task.
+
+    Attributes:
+        task: registered name.
+        texts: completions. references: ground truths, as many.
+    """
+
+    task: str
+    texts: tuple[str, ...]
+    references: tuple[str, ...]
+
 
 SCORES = (
     "exact_match",
@@ -33,6 +49,11 @@ SCORES = (
 )
 
 
+def corpora(cells: Iterable[Measured]) -> list[Corpus]:
+    """Return each different corpus that :func:`quality` will ask about, so that they can be scored together."""
+    return list(dict.fromkeys(_corpus(cell) for cell in cells if cell.scored))
+
+
 def quality(cell: Measured, score_corpus: CorpusScorer) -> dict[str, Score]:
     """Return every score of a summary row by field name; ``None`` where a score is not defined.
 
@@ -42,7 +63,8 @@ def quality(cell: Measured, score_corpus: CorpusScorer) -> dict[str, Score]:
     scored = cell.scored
     if not scored:
         return dict.fromkeys(SCORES)
-    corpus = score_corpus(cell.task.name, [s.text for s in scored], [s.reference for s in scored])
+    asked = _corpus(cell)
+    corpus = score_corpus(asked.task, list(asked.texts), list(asked.references))
     row: dict[str, Score] = {}
     for name in SCORES:
         if name in corpus:
@@ -51,6 +73,11 @@ def quality(cell: Measured, score_corpus: CorpusScorer) -> dict[str, Score]:
             values = (sample.scores.get(name) for sample in scored)
             row[name] = mean(value for value in values if value is not None)
     return row
+
+
+def _corpus(cell: Measured) -> Corpus:
+    scored = cell.scored
+    return Corpus(cell.task.name, tuple(sample.text for sample in scored), tuple(sample.reference for sample in scored))
 
 
 def agreement(cell: Measured, full: Measured) -> float | None:

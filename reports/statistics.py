@@ -12,8 +12,9 @@ interval at all, because resampling so few values would look more certain than i
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
@@ -36,7 +37,8 @@ __all__ = [
 MINIMUM_PAIRS = 5
 RESAMPLES = 4_000
 CONFIDENCE = 0.95
-_CHUNK = 2_000_000  # resampled counts held at once: 16 MB
+_CHUNK = 2_000_000  # resampled counts in use at once: 16 MB
+_KEPT = 10_000_000  # resampled counts that are kept for the next interval of as many units: 20 MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +125,7 @@ def bootstrap_interval(
     if n < MINIMUM_PAIRS:
         return None
     table = np.array([[p.baseline, p.other, p.baseline_units, p.other_units] for p in pairs])
-    generator = np.random.default_rng(seed)
-    step = max(1, _CHUNK // n)
-    sizes = [min(step, resamples - start) for start in range(0, resamples, step)]
-    uniform = np.full(n, 1 / n)
-    sums = np.vstack([generator.multinomial(n, uniform, size=size) @ table for size in sizes])  # [resamples, 4]
+    sums = np.vstack([counts @ table for counts in _resampled(n, resamples, seed)])  # [resamples, 4]
     baseline, other, baseline_units, other_units = sums.T
     below = other * baseline_units
     if not np.all(below > 0):
@@ -144,11 +142,7 @@ def mean_interval(values: Sequence[float], *, resamples: int = RESAMPLES, seed: 
     if n < MINIMUM_PAIRS:
         return None
     table = np.asarray(values, dtype=float)
-    generator = np.random.default_rng(seed)
-    step = max(1, _CHUNK // n)
-    sizes = [min(step, resamples - start) for start in range(0, resamples, step)]
-    uniform = np.full(n, 1 / n)
-    means = np.concatenate([generator.multinomial(n, uniform, size=size) @ table for size in sizes]) / n
+    means = np.concatenate([counts @ table for counts in _resampled(n, resamples, seed)]) / n
     return replicate_interval(means, n)
 
 
@@ -164,6 +158,29 @@ def replicate_interval(replicates: NDArray[np.float64], n: int) -> tuple[float, 
     tail = 100 * _expanded_tail(n)
     low, high = np.percentile(replicates, [tail, 100 - tail])
     return float(low), float(high)
+
+
+def _resampled(n: int, resamples: int, seed: int) -> Iterator[NDArray[np.float64]]:
+    """Yield how often each of ``n`` units was drawn, a row per resample; the same draws whenever n is the same."""
+    step = max(1, _CHUNK // n)
+    if n * resamples <= _KEPT:
+        kept = _kept_counts(n, resamples, seed)
+        for start in range(0, resamples, step):
+            yield kept[start : start + step].astype(float)
+        return
+    generator = np.random.default_rng(seed)
+    for start in range(0, resamples, step):
+        yield _counts(generator, n, min(step, resamples - start)).astype(float)
+
+
+@lru_cache(maxsize=4)
+def _kept_counts(n: int, resamples: int, seed: int) -> NDArray[np.uint16]:
+    return _counts(np.random.default_rng(seed), n, resamples).astype(np.uint16)
+
+
+def _counts(generator: np.random.Generator, n: int, resamples: int) -> NDArray[np.int64]:
+    drawn = generator.integers(0, n, (resamples, n)) + n * np.arange(resamples)[:, None]
+    return np.bincount(drawn.ravel(), minlength=resamples * n).reshape(resamples, n)
 
 
 def _expanded_tail(n: int) -> float:

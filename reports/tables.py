@@ -1,7 +1,8 @@
 """What one table is: the rows that may be compared with each other, and what its title must say.
 
-Rows are comparable when they share task, protocol, data source, model, weights, KV policy, dtype and batch
-size (and the machine, which a summary has only one of). Everything else that differs is an operating point.
+Rows are comparable when they share task, protocol, data source, model, weights, dtype and batch size (and the
+machine, which a summary has only one of). Everything else that differs is an operating point, a KV policy of its own
+included.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ __all__ = ["LEGEND", "ResultTable", "is_candidate", "mark", "split_tables"]
 LEGEND = (
     "● on the Pareto front: no other row is at least as good and as cheap (chance is not considered)",
     "◇ an upper bound, not a candidate",
+    "* differs from full depth: Holm-corrected p ≤ 0.05, and the interval excludes no difference",
     "– not measured, or not defined",
 )
 _LETTERS = string.ascii_uppercase + string.ascii_lowercase
@@ -54,9 +56,14 @@ class ResultTable:
         return (
             f"data      {row.source} ({row.language}), {self.size}",
             f"model     {row.model}, {weights}, exit head {row.exit_head}",
-            f"decoding  {row.dtype}, kv {row.kv.value}, batch {row.batch_size}",
+            f"decoding  {row.dtype}, kv {self.policies}, batch {row.batch_size}",
             f"machine   {self.machine}",
         )
+
+    @property
+    def policies(self) -> str:
+        """KV policies of the rows, full depth's first."""
+        return ", ".join(dict.fromkeys(row.kv.value for row in self.rows))
 
     @property
     def size(self) -> str:
@@ -81,7 +88,6 @@ def split_tables(summary: Summary) -> tuple[ResultTable, ...]:
             row.model,
             row.weights,
             row.exit_head,
-            row.kv,
             row.dtype,
             row.batch_size,
         )

@@ -1,9 +1,9 @@
 """The report in a terminal: a table that explains itself, at any width from 60 columns on.
 
 Per table: what was run on what, the headline (quality beside saving), the Pareto plot, and the details.
-Columns the headline has room for are not repeated below; what does not fit moves to the details, and details
-that do not fit are split into further tables. Numbers never wrap. Colour only repeats what marks already say
-(``●`` on the front, ``◇`` a bound), so nothing is lost without it.
+Columns the headline has room for are not repeated below; what does not fit moves to the details. Details that
+do not fit name their rows by letter alone, and are split into further tables if need be. Numbers never wrap.
+Colour only repeats what marks already say (``●`` on the front, ``◇`` a bound), so nothing is lost without it.
 """
 
 from __future__ import annotations
@@ -18,9 +18,12 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from harness.cost_records import Attribution
 from harness.records import Summary, SummaryRow
-from reports.columns import DETAILS, HEADLINE, Column, columns_of
+from reports.attribution_table import attribution_notes, attribution_tables
+from reports.columns import MISSING, Column, columns_of
 from reports.plot import BOUND, FRONT, draw_front
+from reports.sections import DETAILS, HEADLINE, unmeasured
 from reports.tables import LEGEND, ResultTable, is_candidate, mark, split_tables
 
 __all__ = ["Report", "fold_label", "render"]
@@ -36,6 +39,8 @@ _PRIORITY = (
     "latency_p50_s",
     "oracle_fraction",
 )
+WHOLE = ("Expected and realised decoding speed-up",)
+"""Sections that are read from left to right: what the headline shows already is repeated in them."""
 _WIDEST = 132
 _PLOT_WIDTH = 78
 
@@ -68,6 +73,8 @@ class Report:
         tables = split_tables(self.summary)
         for table in tables:
             parts.extend(_one_table(table, self.details, console, options))
+        for attribution in self.summary.attributions:
+            parts.extend(_attribution(attribution, options))
         if tables:
             parts.extend(_how_to_read(columns_of(tables[0]), self.details, options))
         parts.extend(_notes(self.summary.notes, options))
@@ -101,13 +108,39 @@ def _one_table(
     yield _grid(table, [columns[key] for key in shown], options)
     yield from _plot(table, options)
     for section in DETAILS if details else ():
-        rest = [columns[key] for key in section.keys if key not in shown]
-        if all(column.empty for column in rest):
-            continue
-        for index, chunk in enumerate(_chunks(table, rest, console, options)):
+        rest = [column for column in section.filled(columns) if column.key not in shown or section.title in WHOLE]
+        numbers = [column for column in rest if not column.prose]
+        for index, chunk in enumerate(_chunks(table, numbers, console, options)):
             yield Text()
             yield _section_title(section.title if index == 0 else f"{section.title}, continued")
-            yield _grid(table, chunk, options)
+            yield _grid(
+                table, chunk, options, named=len(chunk) == len(numbers) and _fits(table, chunk, console, options)
+            )
+        for column in rest:
+            if column.prose:
+                yield from _sentences(table, column)
+    absent = unmeasured(columns, DETAILS) if details else ""
+    if absent:
+        yield Text()
+        yield Text(absent, "dim")
+
+
+def _attribution(attribution: Attribution, options: ConsoleOptions) -> Iterator[RenderableType]:
+    yield Text()
+    yield _banner(f"{attribution.task} · where the {attribution.quantity} goes", options)
+    for table in attribution_tables(attribution):
+        grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="dim")
+        grid.add_column(table.header[0], overflow="fold")
+        for header in table.header[1:]:
+            grid.add_column(header, justify="right", vertical="bottom", overflow="fold")
+        for row in table.rows:
+            grid.add_row(*(Text(cell) for cell in row))
+        yield Text()
+        yield _section_title(table.title)
+        yield grid
+    yield Text()
+    for note in attribution_notes(attribution):
+        yield Text(note, "dim")
 
 
 def _banner(title: str, options: ConsoleOptions) -> Text:
@@ -136,27 +169,33 @@ def _headline_keys(
 def _chunks(
     table: ResultTable, columns: Sequence[Column], console: Console, options: ConsoleOptions
 ) -> list[list[Column]]:
-    """Split columns over as few tables as fit the width, evenly filled."""
+    """Split columns over as few tables as fit the width, evenly filled; without names unless one is enough."""
     if not columns:
         return []
+    if _fits(table, columns, console, options):
+        return [list(columns)]
     for parts in range(1, len(columns) + 1):
         size = -(-len(columns) // parts)
         chunks = [list(columns[start : start + size]) for start in range(0, len(columns), size)]
-        if all(_fits(table, chunk, console, options) for chunk in chunks):
+        if all(_fits(table, chunk, console, options, named=False) for chunk in chunks):
             return chunks
     return [[column] for column in columns]
 
 
-def _fits(table: ResultTable, columns: Sequence[Column], console: Console, options: ConsoleOptions) -> bool:
+def _fits(
+    table: ResultTable, columns: Sequence[Column], console: Console, options: ConsoleOptions, *, named: bool = True
+) -> bool:
     wide_open = options.update(width=10_000)
-    grid = _grid(table, columns, options)
+    grid = _grid(table, columns, options, named=named)
     return Measurement.get(console, wide_open, grid).maximum <= options.max_width
 
 
-def _grid(table: ResultTable, columns: Sequence[Column], options: ConsoleOptions) -> Table:
+def _grid(table: ResultTable, columns: Sequence[Column], options: ConsoleOptions, *, named: bool = True) -> Table:
+    """Rows by letter, and by name where there is room; the letters stand beside the names in the headline."""
     grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="dim")
     grid.add_column("", no_wrap=True)
-    grid.add_column("operating point", no_wrap=True)
+    if named:
+        grid.add_column("operating point", no_wrap=True)
     for column in columns:
         grid.add_column(Text(column.lines), justify="left" if column.left else "right", no_wrap=True, vertical="bottom")
     name_width = max(20, options.max_width // 3)
@@ -164,10 +203,22 @@ def _grid(table: ResultTable, columns: Sequence[Column], options: ConsoleOptions
         style = _style(row)
         grid.add_row(
             Text(f"{mark(row)} {letter}", style),
-            Text(fold_label(row.operating_point, name_width), style),
+            *([Text(fold_label(row.operating_point, name_width), style)] if named else []),
             *(Text(column.cells[index], style) for column in columns),
         )
     return grid
+
+
+def _sentences(table: ResultTable, column: Column) -> Iterator[RenderableType]:
+    """A column of prose, below its section's numbers: one wrapping line per operating point."""
+    grid = Table.grid(padding=(0, 1, 0, 0))
+    grid.add_column(no_wrap=True)
+    grid.add_column()
+    for row, letter, cell in zip(table.rows, table.letters, column.cells, strict=True):
+        if cell != MISSING:
+            grid.add_row(Text(f"{mark(row)} {letter}", _style(row)), Text(cell))
+    yield Text()
+    yield grid
 
 
 def _plot(table: ResultTable, options: ConsoleOptions) -> Iterator[RenderableType]:

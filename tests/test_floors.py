@@ -32,6 +32,7 @@ FLOORS: dict[str, int] = {
     "harness.completions": 4,
     "harness.session": 4,
     "harness.windows": 4,
+    "harness.scoring": 4,
     "harness.manifest": 4,
     "harness.doctor": 4,
     "harness.sweep": 4,

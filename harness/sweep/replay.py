@@ -15,7 +15,7 @@ from harness.errors import OptionError
 from harness.operating_points import OperatingPoint
 from harness.sweep.tokens import TracedTokens
 from harness.sweep.view import Charges, ReplayView
-from reports.depth import bytes_moved
+from reports.depth import bytes_by_cause
 
 __all__ = ["Outcome", "answers", "replay"]
 
@@ -73,14 +73,16 @@ class Outcome:
     def moved(self, model: ModelInfo, kv: KVPolicy) -> int:
         """Return the bytes that decoding the tokens one by one would read, see :mod:`reports.depth`."""
         filled = sum((model.num_layers - layer) * tokens for layer, tokens in self.exits.items())
-        return bytes_moved(
+        causes = bytes_by_cause(
             model,
+            tokens=self.count,
             layers=self.layers + self.deep_layers,
             lm_head_evaluations=self.lm_head_evaluations,
             shortcut_evaluations=self.shortcut_evaluations,
             kv_fill_layers=filled if kv is KVPolicy.PROPAGATE else 0,
             cache_reads=self.cache_reads,
         )
+        return sum(causes)
 
 
 def answers(

@@ -46,6 +46,8 @@ class RunBuilder:
         default_factory=lambda: MeterRecord(source="none", description="no meter", sensor_period_s=None)
     )
     bandwidth: float | None = None
+    probes: tuple[str, ...] = ()
+    policies: dict[str, KVPolicy] = field(default_factory=dict)
     windows: list[WindowRecord] = field(default_factory=list)
     samples: list[SampleRecord] = field(default_factory=list)
 
@@ -82,6 +84,10 @@ class RunBuilder:
             )
         )
 
+    def idle(self, *, energy_j: float | None, duration: float, **more: Any) -> None:
+        """Add a window in which nothing ran."""
+        self.window("", duration=duration, task="", energy_j=energy_j, idle=True, **more)
+
     def _sample(self, window: int, point: str, task: str, repeat: int, values: dict[str, Any]) -> SampleRecord:
         defaults: dict[str, Any] = {"window": window, "operating_point": point, "task": task, "repeat": repeat}
         if values.get("error") is None:
@@ -109,7 +115,10 @@ class RunBuilder:
                 "schema_version": SCHEMA_VERSION,
                 "created": "2025-01-01T00:00:00Z",
                 "config": {"kv": self.kv, "batch_size": self.batch_size},
-                "operating_points": [_point(name) for name in self.points],
+                "operating_points": [
+                    _point(name).model_copy(update={"never_exits": name in self.probes, "kv": self.policies.get(name)})
+                    for name in self.points
+                ],
                 "model": ModelRecord(
                     name="tiny",
                     family="llama",
@@ -127,6 +136,7 @@ class RunBuilder:
                     lm_head_bytes=200,
                     kv_projection_bytes=10,
                     kv_entry_bytes=1,
+                    shortcut_bytes=30,
                 ),
                 "tasks": [
                     TaskRecord(

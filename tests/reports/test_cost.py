@@ -1,4 +1,4 @@
-"""Time and energy, worked out by hand; what is missing is None and never zero."""
+"""Times, worked out by hand; what is missing is None and never zero."""
 
 from __future__ import annotations
 
@@ -113,31 +113,34 @@ def test_decode_speedup_is_none_without_later_tokens(build) -> None:
     assert run.row(OTHER).decode_speedup is None
 
 
-def test_energy_is_total_over_total(build) -> None:
+def test_prefill_and_decode_are_parts_of_the_latency(build) -> None:
     run = build()
-    run.window(FULL, {"token_ids": (1, 2)}, energy_j=6.0, energy_source="rapl")
-    run.window(FULL, {"token_ids": (1, 2, 3, 4)}, block=1, energy_j=6.0, energy_source="rapl")
+    run.window(FULL, {"latency_s": 1.0, "ttft_s": 0.2}, {"latency_s": 3.0, "ttft_s": 0.6})
     row = run.row(FULL)
-    assert (row.energy_j, row.energy_j_per_token, row.energy_source) == (12.0, 2.0, "rapl")
+    assert (row.prefill_s, row.decode_s) == pytest.approx((0.4, 1.6))
+    assert row.prefill_share == pytest.approx(0.2)  # 0.8 of 4 seconds, not the mean of the shares
 
 
-def test_one_window_without_a_reading_leaves_no_energy(build) -> None:
+def test_waiting_is_neither_prefill_nor_decode(build) -> None:
     run = build()
-    run.window(FULL, {}, energy_j=6.0, energy_source="nvml")
-    run.window(FULL, {}, block=1, energy_j=None, energy_source="nvml", energy_reason="window too short")
+    late = {"arrival_s": 0.5, "queue_s": 0.3, "ttft_s": 0.4, "latency_s": 0.6}
+    run.window(FULL, late, {**late, "queue_s": 0.1, "ttft_s": 0.2, "latency_s": 0.4})
     row = run.row(FULL)
-    assert (row.energy_j, row.energy_j_per_token, row.energy_source) == (None, None, "nvml")
+    assert (row.prefill_s, row.decode_s) == pytest.approx((0.1, 0.2))
+    assert row.queue_p50_s == pytest.approx(0.2)
+    assert row.queue_p99_s == pytest.approx(0.298)
+    assert row.ttft_p50_s == pytest.approx(0.3)  # from the arrival
 
 
-def test_measured_zero_energy_is_zero(build) -> None:
+def test_back_to_back_nobody_waits(build) -> None:
     run = build()
-    run.window(FULL, {}, energy_j=0.0, energy_source="rapl")
-    assert run.row(FULL).energy_j == 0.0
+    run.window(FULL, {})
+    assert (run.row(FULL).queue_p50_s, run.row(FULL).queue_p99_s) == (None, None)
 
 
-def test_an_estimate_and_a_measurement_are_never_added(build) -> None:
+def test_with_arrivals_the_speedup_is_that_of_latencies_not_of_windows(build) -> None:
     run = build()
-    run.window(FULL, {}, energy_j=6.0, energy_source="rapl")
-    run.window(FULL, {}, block=1, energy_j=6.0, energy_source="estimate")
-    row = run.row(FULL)
-    assert (row.energy_j, row.energy_source) == (None, "mixed")
+    for block in range(6):  # the window is as long as its arrivals, whoever decodes
+        run.window(FULL, {"arrival_s": 1.0, "queue_s": 0.0, "latency_s": 0.9}, duration=5.0, block=block)
+        run.window(OTHER, {"arrival_s": 1.0, "queue_s": 0.0, "latency_s": 0.6}, duration=5.0, block=block)
+    assert run.row(OTHER).speedup == pytest.approx(1.5)

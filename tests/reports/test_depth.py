@@ -1,7 +1,7 @@
 """Layers, work, rooflines and the oracle, worked out by hand on a 10-layer model.
 
-Its layer reads 100 bytes, its LM head 200, a KV fill 10, one cached position in one layer 1; prompts have
-4 tokens.
+Its layer reads 100 bytes, its LM head 200, a shortcut map 30, a KV fill 10, one cached position in one layer 1; prompts
+have 4 tokens.
 """
 
 from __future__ import annotations
@@ -61,6 +61,37 @@ def test_roofline_counts_weights_heads_fills_and_cache(build) -> None:
     assert run.row(FIXED).roofline_fraction == pytest.approx(fixed / 0.5 / 10_000)
 
 
+def test_the_ladder_adds_one_cost_after_the_other(build) -> None:
+    run = build()
+    run.window(FULL, {"prompt_ids": ()})
+    work = {"lm_head_evaluations": 5, "shortcut_evaluations": 4, "kv_fill_layers": 10}
+    run.window(FIXED, {"exit_layers": (10, 5, 5), "prompt_ids": (), **work})
+    full = 20 * 100 + 2 * 200 + 10 * (1 + 2)
+    layers = 10 * 100 + 2 * 200 + 5 * (1 + 2)  # two tokens, each with the one LM head it needs
+    heads = layers + 3 * 200
+    maps = heads + 4 * 30
+    fills = maps + 10 * 10
+    row = run.row(FIXED)
+    ladder = (row.layers_speedup, row.heads_speedup, row.shortcuts_speedup, row.roofline_speedup)
+    assert ladder == pytest.approx([full / layers, full / heads, full / maps, full / fills])
+
+
+def test_full_depth_stands_on_every_step_of_the_ladder(build) -> None:
+    run = build()
+    run.window(FULL, {})
+    row = run.row(FULL)
+    assert (row.layers_speedup, row.heads_speedup, row.shortcuts_speedup, row.roofline_speedup) == (1, 1, 1, 1)
+    assert row.roofline_achieved == 1.0
+
+
+def test_what_was_achieved_is_the_realised_over_the_expected_speedup(build) -> None:
+    run = build()
+    run.window(FULL, {"token_times_s": (0.0, 0.5, 1.0), "prompt_ids": ()})
+    run.window(FIXED, {"exit_layers": (10, 5, 5), "token_times_s": (0.0, 0.4, 0.8), "prompt_ids": ()})
+    expected = (2000 + 400 + 30) / (1000 + 400 + 15)
+    assert run.row(FIXED).roofline_achieved == pytest.approx(1.25 / expected)
+
+
 def test_roofline_compares_bytes_per_token(build) -> None:
     run = build()
     run.window(FULL, {"token_ids": (1, 2), "prompt_ids": ()})
@@ -84,7 +115,7 @@ def test_no_roofline_where_bytes_do_not_explain_time(build, regime) -> None:
     run.window(FULL, {})
     run.window(FIXED, {"exit_layers": (10, 5, 5)})
     for row in run.summary().rows:
-        assert (row.roofline_speedup, row.roofline_fraction) == (None, None)
+        assert (row.layers_speedup, row.roofline_speedup, row.roofline_achieved, row.roofline_fraction) == (None,) * 4
 
 
 def test_no_bandwidth_no_fraction(build) -> None:

@@ -75,11 +75,22 @@ def test_markdown_tables_are_regular_and_complete(summary) -> None:
         elif block:
             blocks.append(block)
             block = []
-    assert len(blocks) == 2 + 3  # two headlines; details of the one task that was measured
+    assert len(blocks) == 2 + 5  # two headlines; details of the one task that was measured
     for lines in blocks:
         assert len(lines) == 2 + 3
         assert len({line.count("|") for line in lines}) == 1
         assert set(lines[1]) <= set("|:- ")
+
+
+def test_verdicts_are_in_every_format_but_absent_columns_in_none(summary) -> None:
+    verdict = summary.rows[1].verdict
+    assert "edit similarity" in verdict
+    text = to_markdown(summary)
+    assert f"| {verdict} |" in text
+    assert verdict in to_json(summary)
+    assert to_frame(summary).loc[1, "verdict"] == verdict
+    assert "No row has a value, so no column:" in text
+    assert "| Δ CodeBLEU" not in text
 
 
 def test_markdown_shows_the_front_in_a_code_block(summary) -> None:

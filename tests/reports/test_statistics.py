@@ -114,6 +114,8 @@ def test_chunks_of_resamples_do_not_change_their_number(monkeypatch: pytest.Monk
     whole = bootstrap_interval(pairs)
     monkeypatch.setattr("reports.statistics._CHUNK", 50 * 7)  # 7 resamples at a time
     assert bootstrap_interval(pairs) == pytest.approx(whole)
+    monkeypatch.setattr("reports.statistics._KEPT", 0)  # and drawn when they are needed
+    assert bootstrap_interval(pairs) == pytest.approx(whole)
 
 
 def test_pooling_adds_up_the_repeats_of_one_unit_in_order() -> None:

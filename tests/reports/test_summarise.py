@@ -10,13 +10,14 @@ import pytest
 from harness.contracts import KVPolicy
 from harness.errors import StoreError
 from harness.records import SummaryRow
+from reports.measured import select
 from reports.quality import SCORES
 from reports.summarise import summarise
 
 FULL, OTHER = "full", "fixed:layer=5"
 IDENTITY = {
     "operating_point", "strategy", "options", "task", "language", "protocol", "source", "model", "weights", "exit_head",
-    "kv", "batch_size", "dtype", "n", "errors", "repeats", "energy_source", "pareto", "rehearsed",
+    "kv", "batch_size", "dtype", "n", "errors", "repeats", "energy_source", "pareto", "rehearsed", "verdict",
 }  # fmt: skip
 
 
@@ -113,11 +114,57 @@ def test_every_computed_field_is_one_the_record_has(build) -> None:
     depths = {FULL: (10, 10, 10), "fixed:layer=5": (10, 5, 5), "oracle": (10, 5, 10)}
     for block in range(6):
         for point, layers in depths.items():
-            sample = {"exit_layers": layers, "scores": {"edit_similarity": 0.5}}
+            scores = {"edit_similarity": 0.5, "exact_match": 0.0, "codebleu": 0.5}
+            sample = {"exit_layers": layers, "scores": scores, "arrival_s": 0.0, "queue_s": 0.0}
             run.window(point, sample, block=block, energy_j=1.0, energy_source="rapl")
+    run.idle(energy_j=0.1, duration=1.0, energy_source="rapl")
     row = run.row("oracle", score_corpus=lambda *_: dict.fromkeys(SCORES, 0.5))
     assert [name for name, value in row if value is None] == []
     assert set(SCORES) < set(SummaryRow.model_fields)
+
+
+def test_probes_that_never_exit_get_no_row_and_change_nothing(build) -> None:
+    def filled(points, probes=()):
+        run = build(points=points, probes=probes)
+        for block in range(8):
+            for index, point in enumerate(points):
+                scores = {"edit_similarity": 0.5 + 0.1 * index}
+                run.window(point, {"scores": scores}, block=block, duration=1.0 / (1 + index))
+        return run
+
+    plain = filled((FULL, OTHER)).summary()
+    probed = filled((FULL, OTHER, "probe"), ("probe",))
+    assert probed.summary() == plain
+    assert ("py150", "probe") in select(probed.manifest, probed.windows, probed.samples)
+
+
+def test_each_operating_point_may_have_its_own_kv_policy(build) -> None:
+    run = build(points=(FULL, OTHER, "uncached"), policies={"uncached": KVPolicy.NONE})
+    for block in range(6):
+        for point in run.points:
+            run.window(point, {"exit_layers": (10, 4, 4)}, block=block, duration=3.0 if point == "uncached" else 1.0)
+    rows = {row.operating_point: row for row in run.summary().rows}
+    assert [row.kv.value for row in rows.values()] == ["propagate", "propagate", "none"]
+    assert rows[OTHER].exit_layer_mean == 4.0  # the token of prefill does not count
+    assert rows["uncached"].exit_layer_mean == 6.0
+    assert rows["uncached"].speedup == pytest.approx(1 / 3)  # full depth of the first policy is everybody's baseline
+    assert rows["uncached"].roofline_speedup is None
+    assert "operating points differ in their KV policy" in " ".join(run.summary().notes)
+
+
+def test_the_oracle_is_the_measure_of_its_own_kv_policy(build) -> None:
+    run = build(points=(FULL, OTHER, "oracle", "other policy"), policies={"other policy": KVPolicy.RECOMPUTE})
+    for point in run.points:
+        run.window(point, {"exit_layers": (10, 5, 5)})
+    rows = {row.operating_point: row for row in run.summary().rows}
+    assert rows[OTHER].oracle_fraction == 1.0
+    assert rows["other policy"].oracle_fraction is None
+
+
+@pytest.mark.parametrize("points", [(), ("probe",)])
+def test_a_manifest_without_full_depth_is_refused(build, points) -> None:
+    with pytest.raises(StoreError, match="does not begin with full depth"):
+        build(points=points, probes=points).summary()
 
 
 def test_the_machine_is_what_the_caller_says(build) -> None:

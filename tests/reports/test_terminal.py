@@ -8,8 +8,10 @@ import re
 import pytest
 from rich.console import Console
 
+from harness.contracts import KVPolicy
 from harness.records import Summary
-from reports.columns import DETAILS, HEADLINE, columns_of
+from reports.columns import columns_of
+from reports.sections import DETAILS, HEADLINE
 from reports.tables import split_tables
 from reports.terminal import fold_label, render
 
@@ -43,8 +45,31 @@ def test_no_line_is_longer_than_the_terminal_and_every_cell_is_whole(summary, wi
     columns = columns_of(table)
     for section in DETAILS:
         for key in section.keys:
-            for cell in columns[key].cells:
+            for cell in columns[key].cells if not columns[key].empty and not columns[key].prose else ():
                 assert re.search(rf"(^|\s){re.escape(cell)}(\s|$)", text, re.MULTILINE), f"{key}: {cell} at {width}"
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_verdicts_wrap_and_stand_whole_beside_their_letter(summary, width) -> None:
+    text = " ".join(printed(summary, width).split())
+    for letter, row in zip("ABCD", summary.rows, strict=True):
+        assert row.verdict
+        assert f"{letter} {row.verdict}" in text
+
+
+@pytest.mark.parametrize("width", [60, 120])
+def test_columns_without_any_value_are_named_and_not_shown(summary, width) -> None:
+    text = " ".join(printed(summary, width).split())
+    absent = text.partition("No row has a value, so no column: ")[2]
+    for term in ("chrF", "idle W", "net J/token", "wait p99"):
+        assert f" {term}," in f" {absent.partition('━')[0]}" or f" {term}." in absent
+    assert "Δ edit sim." not in absent.partition("━")[0]
+
+
+def test_rows_with_different_kv_policies_stand_in_one_table_that_names_them_all(summary) -> None:
+    rows = (*summary.rows[:3], summary.rows[3].model_copy(update={"kv": KVPolicy.RECOMPUTE}))
+    (table,) = split_tables(summary.model_copy(update={"rows": rows}))
+    assert "decoding  float32, kv propagate, recompute, batch 1" in table.subheadings
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])
@@ -90,7 +115,7 @@ def test_missing_is_a_dash_and_zero_is_a_zero(summary) -> None:
 def test_decimals_are_the_same_for_a_whole_column(build) -> None:
     run = build()
     run.window("full", {"latency_s": 0.12345, "token_times_s": (0.1, 0.2, 0.3)})
-    run.window("fixed:layer=5", {"latency_s": 0.0123456})
+    run.window("fixed:layer=5", {"latency_s": 0.0123456, "ttft_s": 0.01})
     cells = columns_of(split_tables(run.summary())[0])["latency_p50_s"].cells
     assert cells == ("123", "12")  # three significant digits of the largest, in milliseconds
 
@@ -160,7 +185,6 @@ def test_every_column_is_in_some_section_and_explained(summary) -> None:
         {"source": "hub"},
         {"model": "other"},
         {"weights": "random"},
-        {"kv": "none"},
         {"dtype": "bfloat16"},
         {"batch_size": 2},
     ],
