@@ -116,7 +116,9 @@ class RunBuilder:
                 "created": "2025-01-01T00:00:00Z",
                 "config": {"kv": self.kv, "batch_size": self.batch_size},
                 "operating_points": [
-                    _point(name).model_copy(update={"never_exits": name in self.probes, "kv": self.policies.get(name)})
+                    (point := _point(name)).model_copy(
+                        update={"never_exits": name in self.probes, "kv": self.policies.get(name, point.kv)}
+                    )
                     for name in self.points
                 ],
                 "model": ModelRecord(

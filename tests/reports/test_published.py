@@ -53,8 +53,8 @@ def figure_run() -> Summary:
 def test_shares_are_of_uncached_full_depth() -> None:
     rows = {row.operating_point: row for row in kv_figure(figure_run(), "py150")}
     assert str(rows["full@none"].time) == "1.00"
-    assert rows["full@propagate"].time == Share(0.25, 0.25, 0.25)
-    assert rows["rl@propagate"].time == Share(0.2, 0.2, 0.2)
+    assert str(rows["full@propagate"].time) == "0.25 [0.25, 0.25]"
+    assert str(rows["rl@propagate"].time) == "0.20 [0.20, 0.20]"
     assert rows["rl@none"].energy is None  # nothing was measured, which is not zero
 
 
@@ -74,7 +74,7 @@ def test_published_shares_stand_only_where_there_is_such_a_run() -> None:
 def test_markdown_says_what_is_missing() -> None:
     text = kv_markdown(figure_run())
     assert "| `rl@propagate` | – | – | 0.20 [0.20, 0.20] | – |" in text
-    assert "Quadro RTX 8000" in text.replace("RTX \n", "RTX ")
+    assert "Quadro RTX 8000" in text
 
 
 def test_a_run_without_the_uncached_baseline_is_refused() -> None:

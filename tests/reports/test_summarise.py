@@ -134,7 +134,7 @@ def test_probes_that_never_exit_get_no_row_and_change_nothing(build) -> None:
 
     plain = filled((FULL, OTHER)).summary()
     probed = filled((FULL, OTHER, "probe"), ("probe",))
-    assert probed.summary() == plain
+    assert probed.summary().model_copy(update={"attributions": ()}) == plain
     assert ("py150", "probe") in select(probed.manifest, probed.windows, probed.samples)
 
 
