@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from harness.errors import ConfigError
+from harness.errors import ConfigError, UnknownNameError
 
 __all__ = ["sweep"]
 
@@ -90,7 +90,14 @@ def sweep(
     errors = Console(stderr=True, emoji=False)
     with TrainingProgress(errors) as progress:
         name = model or str(traces.index["model"])
-        result = replay_all(name, traces.folder, request, artefacts=artefacts, watch=progress)
+        try:
+            result = replay_all(name, traces.folder, request, artefacts=artefacts, watch=progress)
+        except UnknownNameError as error:
+            if model is not None or f"'{name}'" not in str(error):
+                raise
+            raise ConfigError(
+                f"the trace {replay} is of '{name}', which is no known model. Say where it is: --model DIR."
+            ) from None
     found = result.sweep
     if live:
         from harness.progress import RunProgress

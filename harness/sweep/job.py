@@ -64,11 +64,13 @@ class SweepResult:
     Attributes:
         sweep: its rows and notes.
         points: the operating points, in the order of the rows.
+        model: as it was asked for.
         traces, resolved, request: what it was of.
     """
 
     sweep: Sweep
     points: tuple[OperatingPoint, ...]
+    model: str
     traces: Traces
     resolved: ResolvedModel
     request: SweepRequest
@@ -124,7 +126,7 @@ def sweep(model: str, folder: Path, request: SweepRequest, *, artefacts: str | N
         rows=rows,
         replay_s=round(seconds, 3),
     )
-    return SweepResult(found, points, traces, resolved, request)
+    return SweepResult(found, points, model, traces, resolved, request)
 
 
 def _wanted(traces: Traces, request: SweepRequest) -> Tensor:

@@ -110,7 +110,7 @@ def _configuration(result: SweepResult, request: LiveRequest, chosen: Sequence[S
     return RunConfig.build(
         {
             "strategies": tuple(row.operating_point for row in chosen),
-            "model": info.name,
+            "model": result.model,
             "tasks": tuple(tasks),
             "source": request.source,
             "limit": request.samples,
@@ -163,15 +163,19 @@ def _drift(
         outcome = replay(point, twin, model)
     layers: list[Pair] = []
     same: list[Pair] = []
+    prefix: list[Pair] = []
     for cell, full in pairs:
         for key in cell.shared(full):
             here, there = cell.samples[key], full.samples[key]
             if len(here.token_ids) > 1:
                 layers.append(Pair(sum(here.exit_layers[1:]), len(here.exit_layers) - 1))
             if len(there.token_ids) > 1:
-                equal = sum(a == b for a, b in zip(here.token_ids[1:], there.token_ids[1:], strict=False))
-                same.append(Pair(equal, len(there.token_ids) - 1))
-    if not layers or not same:
+                equal = [a == b for a, b in zip(here.token_ids[1:], there.token_ids[1:], strict=False)]
+                same.append(Pair(sum(equal), len(there.token_ids) - 1))
+                alike = equal.index(False) if False in equal else len(equal)
+                prefix.append(Pair(alike, alike + (False in equal)))
+    prefix = [pair for pair in prefix if pair.other]
+    if not layers or not prefix:
         raise DataError(f"{row.operating_point}: no live sample was finished. See the run's samples for the errors.")
     tokens = sum(int(pair.other) for pair in layers)
     return DriftRow(
@@ -182,8 +186,14 @@ def _drift(
         replayed_agreement=row.agreement,
         twin_exit_layer=outcome.layers / outcome.count,
         twin_agreement=int(outcome.right.sum()) / outcome.count,
-        live_exit_layer=sum(pair.baseline for pair in layers) / tokens,
-        live_agreement=sum(pair.baseline for pair in same) / sum(pair.other for pair in same),
+        live_exit_layer=_share(layers),
+        live_same_prefix=_share(prefix),
+        live_agreement=_share(same),
+        live_same_prefix_ci=bootstrap_interval(prefix),
         live_exit_layer_ci=bootstrap_interval(layers),
         live_agreement_ci=bootstrap_interval(same),
     )
+
+
+def _share(pairs: Sequence[Pair]) -> float:
+    return sum(pair.baseline for pair in pairs) / sum(pair.other for pair in pairs)

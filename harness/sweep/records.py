@@ -78,9 +78,13 @@ class DriftRow(_Record):
         replayed_exit_layer, replayed_agreement: of the sweep, on the trace's documents.
         twin_exit_layer, twin_agreement: replayed on what full depth generated for the very samples of the live run:
             other documents than the sweep's, but no drift yet.
-        live_exit_layer, live_agreement: decoded. Agreement live is the share of full depth's tokens that stand at the
-            same place, so that it also counts what follows from an earlier exit.
-        live_exit_layer_ci, live_agreement_ci: bootstrap 95 % over samples; ``None`` with fewer than five.
+        live_exit_layer: layers per decoded token.
+        live_same_prefix: share of tokens equal to full depth's, up to the first that differs in each sample: as in a
+            replay all tokens before were full depth's; what remains of drift is in the keys and values alone.
+        live_agreement: share of full depth's tokens that stand at the same place, to the end: it also counts what
+            follows from the first difference.
+        live_exit_layer_ci, live_same_prefix_ci, live_agreement_ci: bootstrap 95 % over samples; ``None`` with fewer
+            than five.
     """
 
     operating_point: str
@@ -91,8 +95,10 @@ class DriftRow(_Record):
     twin_exit_layer: float
     twin_agreement: float
     live_exit_layer: float
+    live_same_prefix: float
     live_agreement: float
     live_exit_layer_ci: Interval | None
+    live_same_prefix_ci: Interval | None
     live_agreement_ci: Interval | None
 
 

@@ -24,6 +24,10 @@ LEGEND = (
     "of bound: layers skipped over those the bound skips; above 1 where tokens leave before they are right",
     "checks, heads: times the strategy is asked, LM-head evaluations, per token",
 )
+DRIFT = (
+    "agree: up to the first token of a sample that is not full depth's, the only place where live and replayed can be "
+    "compared token by token; to the end: at the same place, all that follows from it included"
+)
 _WIDEST = 78
 
 
@@ -63,7 +67,12 @@ def render(sweep: Sweep, *, keep: float, width: int) -> RenderableType:
         _table(sweep.rows, letters, width),
     ]
     if sweep.drift:
-        parts += [Text(), Text("Drift: the same operating points decoded live", "bold"), _drift(sweep)]
+        parts += [
+            Text(),
+            Text("Drift: the same operating points decoded live", "bold"),
+            _drift(sweep),
+            Text(DRIFT, "dim"),
+        ]
     parts += [Text(), *(Text(line, "dim") for line in LEGEND), Text(), *_notes(sweep.notes)]
     return Group(*parts)
 
@@ -93,7 +102,7 @@ def _table(rows: Sequence[SweepRow], letters: dict[str, str], width: int) -> Tab
             f"{row.exit_layer_mean:.2f}",
             f"{row.layers_skipped:.1%}",
             f"{row.agreement:.4f}",
-            "–" if row.agreement_ci is None else "{:.4f} … {:.4f}".format(*row.agreement_ci),
+            _interval(row.agreement_ci, 4),
             "–" if row.oracle_fraction is None else f"{row.oracle_fraction:.2f}",
             f"{row.expected_speedup:.2f}×",
             f"{row.exit_checks_per_token:.1f}",
@@ -108,23 +117,23 @@ def _table(rows: Sequence[SweepRow], letters: dict[str, str], width: int) -> Tab
 
 def _drift(sweep: Sweep) -> Table:
     table = _grid()
-    for column in ("", "mean\nlayer", "95 %", "agree", "95 %"):
+    for column in ("", "mean\nlayer", "95 %", "agree", "95 %", "to the\nend", "95 %"):
         table.add_column(Text(column), justify="right" if column else "left", no_wrap=True, vertical="bottom")
     for row in sweep.drift:
-        live_layer = "–" if row.live_exit_layer_ci is None else "{:.2f} … {:.2f}".format(*row.live_exit_layer_ci)
-        live_agree = "–" if row.live_agreement_ci is None else "{:.3f} … {:.3f}".format(*row.live_agreement_ci)
+        cells = ("replayed, trace", f"{row.replayed_exit_layer:.2f}", "", f"{row.replayed_agreement:.3f}")
+        table.add_row("", fold_label(row.operating_point, 30), *cells)
+        cells = ("replayed, live samples", f"{row.twin_exit_layer:.2f}", "", f"{row.twin_agreement:.3f}")
+        table.add_row("", "", *cells)
         table.add_row(
-            "", row.operating_point, "replayed, the trace's documents", f"{row.replayed_exit_layer:.2f}", "",
-            f"{row.replayed_agreement:.4f}", "",
-        )  # fmt: skip
-        table.add_row(
-            "", "", "replayed, the live samples", f"{row.twin_exit_layer:.2f}", "", f"{row.twin_agreement:.4f}", ""
-        )
-        table.add_row(
-            "", "", f"live, {row.samples} samples, {row.tokens} tokens", f"{row.live_exit_layer:.2f}", live_layer,
-            f"{row.live_agreement:.4f}", live_agree,
+            "", "", f"live, {row.samples} samples", f"{row.live_exit_layer:.2f}", _interval(row.live_exit_layer_ci, 2),
+            f"{row.live_same_prefix:.3f}", _interval(row.live_same_prefix_ci, 3), f"{row.live_agreement:.3f}",
+            _interval(row.live_agreement_ci, 3),
         )  # fmt: skip
     return table
+
+
+def _interval(interval: tuple[float, float] | None, places: int) -> str:
+    return "–" if interval is None else f"{interval[0]:.{places}f} … {interval[1]:.{places}f}"
 
 
 def _grid() -> Table:

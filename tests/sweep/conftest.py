@@ -1,0 +1,142 @@
+"""A tiny model, what its exits say of given tokens, and a small trace of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from harness.config import parse_strategies
+from harness.contracts import ModelInfo
+from harness.decoding.blocks import Linear
+from harness.decoding.engine import Engine
+from harness.models.loading import load, resolve
+from harness.options import build_strategy
+from harness.plan import OperatingPoint, operating_point
+from harness.sweep.tokens import TracedTokens
+from harness.training.traces.job import TraceRequest, exit_columns, trace
+from harness.training.watch import Silent
+
+POINTS, LAYERS, WIDTH = (4, 6, 10), 12, 32
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiny:
+    """A model of 12 layers, with maps at its exits or without."""
+
+    engine: Engine
+    info: ModelInfo
+    maps: dict[int, Linear]
+
+    def tokens(self, prompts: Sequence[Sequence[int]], generated: Sequence[Sequence[int]]) -> TracedTokens:
+        """What the exits say of tokens generated after prompts; those of prefill are left out."""
+        parts = []
+        for number, (prompt, made) in enumerate(zip(prompts, generated, strict=True)):
+            columns = exit_columns(self.engine, [*prompt, *made[:-1]], len(prompt) - 1)
+            parts.append({**columns, "document": torch.full((len(made),), number, dtype=torch.int32)})
+        shard = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        ends = torch.tensor([0, *[len(made) for made in generated]]).cumsum(0)
+        rows = torch.tensor([row for row in range(int(ends[-1])) if row not in ends.tolist()])
+        names = [f"prompt {number}" for number in range(len(prompts))]
+        return TracedTokens(self.info.exit_points, [(shard, rows)], self.maps, names, generated=True)
+
+
+@pytest.fixture(scope="session", params=["shared head", "shortcuts"])
+def tiny(request: pytest.FixtureRequest, tiny_llama: Path) -> Tiny:
+    resolved = resolve(str(tiny_llama), weights="pretrained", dtype="float32", exit_points="paper")
+    backbone, info = load(resolved, device="cpu", seed=0).backbone, resolved.info
+    maps: dict[int, Linear] = {}
+    if request.param == "shortcuts":
+        chance = torch.Generator().manual_seed(3)
+        maps = {
+            point: Linear(torch.eye(WIDTH) + 0.3 * torch.randn(WIDTH, WIDTH, generator=chance), torch.zeros(WIDTH))
+            for point in POINTS
+        }
+        backbone = dataclasses.replace(backbone, shortcuts=maps)
+        info = dataclasses.replace(info, exit_head="shortcut:test", shortcut_bytes=4 * WIDTH * (WIDTH + 1))
+    return Tiny(Engine(backbone, info), info, maps)
+
+
+@pytest.fixture(scope="session")
+def point_of() -> Callable[[str, ModelInfo], OperatingPoint]:
+    def make(text: str, info: ModelInfo) -> OperatingPoint:
+        (spec,) = parse_strategies(text)
+        return operating_point(spec, build_strategy(spec), info)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def made() -> Callable[..., TracedTokens]:
+    """``made(top=…, final=…, …)``: traced tokens with given columns at exits 4, 6 and 10, one document unless told."""
+
+    def make(*, top: Any, final: Any, document: Any = None, position: Any = None, **columns: Any) -> TracedTokens:
+        count = len(final)
+
+        def halves(name: str) -> Tensor:
+            return torch.as_tensor(columns.get(name, torch.zeros(count, len(POINTS)))).half()
+
+        shard = {
+            "hidden": torch.as_tensor(columns.get("hidden", torch.zeros(count, len(POINTS), WIDTH))).half(),
+            "top": torch.as_tensor(top).int(),
+            "final": torch.as_tensor(final).int(),
+            "document": torch.as_tensor(document if document is not None else [0] * count).int(),
+            "position": torch.as_tensor(position if position is not None else range(count)).int(),
+            "input": torch.zeros(count, dtype=torch.int32),
+            **{name: halves(name) for name in ("top1", "top2", "entropy")},
+        }
+        documents = [f"document {number}" for number in range(int(shard["document"].max()) + 1)]
+        return TracedTokens(POINTS, [(shard, torch.arange(count))], {}, documents, generated=False)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def info() -> ModelInfo:
+    """Facts of a model whose bytes are round numbers."""
+    return ModelInfo(
+        "model", "llama", LAYERS, WIDTH, 50, POINTS, 100, "float32", "random", layer_bytes=1000, lm_head_bytes=500,
+        kv_projection_bytes=100, kv_entry_bytes=1,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty Python files, all different."""
+    file = tmp_path_factory.mktemp("source") / "rows.jsonl"
+    lines = []
+    for number in range(40):
+        code = "\n".join(
+            f"def {verb}_{number % 7}(items, limit={number}):\n    for item in items:\n        total = {number}\n"
+            f"    return {verb}(total, limit)\n"
+            for verb in ("load", "save", "merge", "count")
+        )
+        lines.append(json.dumps({"id": f"doc-{number}", "code": f"# {number}\n{code}"}))
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="session")
+def traced(tiny_llama: Path, source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trace of the tiny model, of forty documents' own tokens."""
+    out = tmp_path_factory.mktemp("traces") / "tiny"
+    trace(
+        str(tiny_llama), ["py150"], [str(source)], out, TraceRequest(40, length=64), weights="pretrained",
+        exit_head="shared", artefacts=None, exit_points="paper", dtype="float32", device="cpu", resume=False,
+        watch=Silent(),
+    )  # fmt: skip
+    return out
