@@ -24,10 +24,10 @@ __all__ = ["notes"]
 
 FEW_SAMPLES = 30
 FLAGS = {
-    "foreign-cpu": f"other processes took more than {FOREIGN_SHARE:.0%} of the machine's core-seconds",
-    "stolen-cpu": f"the hypervisor gave more than {STOLEN_SHARE:.0%} of the machine's core-seconds to others",
+    "foreign-cpu": f"other processes took more than {100 * FOREIGN_SHARE:g} % of the machine's core-seconds",
+    "stolen-cpu": f"the hypervisor gave more than {100 * STOLEN_SHARE:g} % of the machine's core-seconds to others",
     "throttled": "a processor lowered its clock because of heat or its power supply",
-    "clock-change": f"the clock differed by more than {CLOCK_CHANGE:.0%} between the edges",
+    "clock-change": f"the clock differed by more than {100 * CLOCK_CHANGE:g} % between the edges",
     "short-window": f"fewer than {SHORT_BELOW_PERIODS} ticks of the sensor",
     "invalid-window": f"fewer than {INVALID_BELOW_PERIODS} ticks of the sensor, so there is no energy",
 }
@@ -148,8 +148,8 @@ def _about_windows(cells: Sequence[Measured], everything: Sequence[WindowRecord]
     if any("not-settled" in window.flags for window in warm_up):
         yield (
             f"the machine had not settled when the warm-up ended (no three passes in a row came within "
-            f"{WARMUP_DRIFT:.0%}): times drift or scatter, which the random order spreads over the operating points "
-            "and the intervals show."
+            f"{100 * WARMUP_DRIFT:g} %): times drift or scatter, which the random order spreads over the operating "
+            "points and the intervals show."
         )
 
 

@@ -81,6 +81,8 @@ def test_empty_names(refused: Refused, arguments: list[str]) -> None:
         (["--max-new-tokens", "0"], "max_new_tokens = 0"),
         (["--block-size", "0"], "block_size = 0"),
         (["--tdp-w", "-5"], "tdp_w = -5"),
+        (["--idle-s", "-1"], "idle_s = -1"),
+        (["--idle-s", "nan"], "idle_s = nan"),
         (["--strategy", "confidence:threshold=1.5"], "confidence:threshold=1.5"),
         (["--strategy", "confidence:threshold=nan"], "confidence:threshold=nan"),
         (["--strategy", "confidence:threshold=high"], "confidence:threshold=high"),
@@ -465,7 +467,7 @@ def test_out_of_memory_keeps_the_records_and_can_be_resumed(tiny_run: Command, c
     arguments = ["--strategy", "fixed:layer=4,6"]
     assert tiny_run(*arguments, "--out", "whole").code == 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("harness.session.WARMUP_DRIFT", -1.0)  # never settled, so 10 of them are warm-up
+        patch.setattr("harness.metering.pacing.WARMUP_DRIFT", -1.0)  # never settled, so 10 of them are warm-up
         run_out_of_memory(patch, after=14)
         line = tiny_run(*arguments, "--out", "out").error
     assert "out of memory" in line

@@ -158,6 +158,26 @@ def test_warm_up_windows_are_stored_but_not_finished(tmp_path: Path) -> None:
         assert [window.warmup for window in run.windows()] == [True, False]
 
 
+def test_idle_and_superseded_windows_finish_nothing(tmp_path: Path) -> None:
+    """A window to be measured again must not stop its own repetition, before or after a resume."""
+    key = ("py150", 0, 0, "full")
+    with RunDirectory.create(tmp_path, make_manifest()) as run:
+        run.commit(*make_window(0, samples=0, idle=True, task="", operating_point="", block=0))
+        run.commit(*make_window(1, superseded=True, block=0))
+        assert (run.finished(), run.attempts(key)) == (frozenset(), 1)
+    with RunDirectory.resume(tmp_path, make_manifest()) as run:
+        run.commit(*make_window(2, superseded=True, block=0))
+        assert (run.finished(), run.attempts(key)) == (frozenset(), 2)
+        run.commit(*make_window(3, block=0))
+        assert run.finished() == {key}
+        for late in (make_window(4, block=0), make_window(4, superseded=True, block=0)):
+            with pytest.raises(StoreError, match="which is finished"):
+                run.commit(*late)
+        run.commit(*make_window(4, samples=0, idle=True, task="", operating_point="", block=0))
+        assert [each.window for each in run.samples()] == [1, 1, 2, 2, 3, 3]
+    assert RunDirectory.read(tmp_path).finished() == {key}
+
+
 def test_a_window_may_have_no_samples(tmp_path: Path) -> None:
     with RunDirectory.create(tmp_path, make_manifest()) as run:
         run.commit(*make_window(0, samples=0))

@@ -35,6 +35,10 @@ class Wattmeter:
     def close(self) -> None: ...
 
 
+class Timeless(Wattmeter):
+    sensor_period_s = 0.0
+
+
 class HalfAMeter:
     def __init__(self, *, device: str, tdp_w: float | None) -> None: ...
 
@@ -42,7 +46,7 @@ class HalfAMeter:
 @pytest.fixture
 def third_party(monkeypatch: pytest.MonkeyPatch) -> None:
     points = dict(METERS._points)
-    for name, kind in (("wattmeter", Wattmeter), ("half", HalfAMeter)):
+    for name, kind in (("wattmeter", Wattmeter), ("timeless", Timeless), ("half", HalfAMeter)):
         points[name] = EntryPoint(name, f"{__name__}:{kind.__name__}", METERS.group)
     monkeypatch.setitem(METERS.__dict__, "_points", points)
 
@@ -117,11 +121,16 @@ def test_a_class_that_is_no_meter_is_refused(third_party: None) -> None:
         open_meter("half", "cpu", None)
 
 
+def test_a_sensor_that_ticks_in_no_time_is_refused(third_party: None) -> None:
+    with pytest.raises(MeterError, match=r"'timeless' says that its sensor ticks every 0\.0 s"):
+        open_meter("timeless", "cpu", None)
+
+
 def test_importing_the_room_loads_no_sensor_library() -> None:
     code = (
         "import sys, harness.metering, harness.environment, harness.store\n"
         "from harness.registry import METERS\n"
-        "[METERS.load(name) for name in ('nvml', 'rapl', 'estimate', 'none')]\n"
+        "[METERS.load(name) for name in ('nvml', 'rapl', 'estimate', 'none', 'replay')]\n"
         "harness.environment.describe()\n"
         "print(sorted({'torch', 'zeus', 'pandas', 'pynvml'} & set(sys.modules)))"
     )

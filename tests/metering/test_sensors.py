@@ -181,6 +181,19 @@ def test_a_partial_reading_is_no_reading(clock: Any, monitors: Any, powercap: Pa
     assert reading.reason is not None
 
 
+def test_a_wrap_that_zeus_missed_is_corrected_by_the_kernels_range(clock: Any, monitors: Any, powercap: Path) -> None:
+    monitors.energy = {"cpu_energy": {0: 0.1, 2: 0.1}, "dram_energy": {0: 0.01, 2: 0.01}}
+    meter = Rapl(device="cpu", clock=clock)
+    range_j = 262_143.328850
+    monitors.opened[0].energy = {
+        "cpu_energy": {0: 10.0, 2: 20.0 - range_j},
+        "dram_energy": {0: 1.0 - range_j, 2: 2.0},
+    }
+    meter.begin()
+    clock.work(wall_s=1.0)
+    assert meter.end().energy_j == pytest.approx(33.0)
+
+
 def test_without_a_dram_counter_the_scope_says_so(clock: Any, monitors: Any, powercap: Path) -> None:
     monitors.energy = {"cpu_energy": {0: 4.0, 2: 5.0}}
     meter = Rapl(device="cpu", clock=clock)

@@ -74,6 +74,28 @@ def test_the_window_measures_the_work_and_only_the_work(clock: Any) -> None:
     assert (reading.energy_j, reading.source) == (None, "none")
 
 
+@pytest.mark.parametrize(
+    ("wall_s", "cpu_s", "words"),
+    [
+        (-0.5, 0.1, "monotonic clock ran backwards by 0.5 s"),
+        (1.0, -0.25, "CPU clock ran backwards by 0.25 s"),
+        (float("nan"), 0.1, "monotonic clock gave no number"),
+    ],
+)
+def test_a_clock_that_runs_backwards_stops_the_run(clock: Any, wall_s: float, cpu_s: float, words: str) -> None:
+    meter = Estimate(device="cpu", clock=clock)
+    meter.begin()
+    before = (clock.wall_s, clock.cpu_s)
+    clock.work(wall_s=wall_s, cpu_s=cpu_s)
+    with pytest.raises(MeterError, match=words) as caught:
+        meter.end()
+    assert "\n" not in str(caught.value)
+    clock.wall_s, clock.cpu_s = before
+    meter.begin()  # no window was left open
+    clock.work(wall_s=1.0, cpu_s=1.0)
+    assert meter.end().duration_s == 1.0
+
+
 def test_real_clocks_agree_with_real_work() -> None:
     meter = NoMeter(device="cpu")
     meter.begin()

@@ -65,6 +65,34 @@ def test_flagged_windows_are_counted(build) -> None:
     assert "2 of 2 windows are flagged 'short-window'" in notes_of(run)
 
 
+def test_a_flag_says_what_it_means(build) -> None:
+    run = finished(build())
+    run.window(FULL, {}, block=1, flags=("foreign-cpu", "unheard-of"))
+    text = notes_of(run)
+    assert "1 of 3 windows are flagged 'foreign-cpu': other processes took more than 5 % of the machine" in text
+    assert "1 of 3 windows are flagged 'unheard-of'." in text
+
+
+def test_what_does_not_count_is_counted_and_changes_no_row(build) -> None:
+    run = finished(build())
+    rows = run.summary().rows
+    run.window(FULL, {}, superseded=True, duration=99.0, flags=("throttled", "short-window"))
+    run.window(OTHER, {}, superseded=True, duration=99.0, flags=("foreign-cpu",))
+    run.window("", task="", idle=True, flags=("stolen-cpu",))
+    run.window(FULL, warmup=True, flags=("not-settled",))
+    assert run.summary().rows == rows
+    text = notes_of(run)
+    assert "2 window(s) were contaminated (foreign-cpu, throttled) and measured again" in text
+    assert "had not settled" in text
+    assert "are flagged" not in text
+
+
+def test_replayed_readings_are_no_measurement(build) -> None:
+    meter = MeterRecord(source="replay", description="readings replayed from a.json", sensor_period_s=0.1)
+    run = finished(build(meter=meter), energy_j=1.0, energy_source="replay")
+    assert "energy is none of this run's (readings replayed from a.json)" in notes_of(run)
+
+
 @pytest.mark.parametrize(
     ("regime", "words"),
     [

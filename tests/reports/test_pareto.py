@@ -65,7 +65,8 @@ def test_a_row_that_lacks_a_coordinate_is_not_on_the_front_and_beats_nobody(buil
 
 
 def test_measured_energy_decides_and_an_estimate_never_does(build) -> None:
-    for source, on_front in (("rapl", {FULL: True, OTHER: False}), ("estimate", {FULL: True, OTHER: True})):
+    both, full_only = {FULL: True, OTHER: True}, {FULL: True, OTHER: False}
+    for source, on_front in (("rapl", full_only), ("estimate", both), ("replay", both)):
         run = build()
         measured(run, FULL, 0.5, 1.0, energy_j=1.0, energy_source=source)
         measured(run, OTHER, 0.4, 0.5, energy_j=2.0, energy_source=source)  # faster, but hungrier
