@@ -115,10 +115,7 @@ class RunBuilder:
                 "schema_version": SCHEMA_VERSION,
                 "created": "2025-01-01T00:00:00Z",
                 "config": {"kv": self.kv, "batch_size": self.batch_size},
-                "operating_points": [
-                    _point(name).model_copy(update={"never_exits": name in self.probes, "kv": self.policies.get(name)})
-                    for name in self.points
-                ],
+                "operating_points": [self._record(_point(name)) for name in self.points],
                 "model": ModelRecord(
                     name="tiny",
                     family="llama",
@@ -157,6 +154,10 @@ class RunBuilder:
                 "environment": {"cpu": "Test CPU", "threads": 2, "os": "Linux"},
             }
         )
+
+    def _record(self, point: OperatingPointRecord) -> OperatingPointRecord:
+        kv = self.policies.get(point.name, point.kv)
+        return point.model_copy(update={"never_exits": point.name in self.probes, "kv": kv})
 
     def summary(self, score_corpus: Any = no_corpus_scores, **options: Any) -> Summary:
         return summarise(self.manifest, self.windows, self.samples, score_corpus, **options)
