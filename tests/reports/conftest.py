@@ -115,12 +115,7 @@ class RunBuilder:
                 "schema_version": SCHEMA_VERSION,
                 "created": "2025-01-01T00:00:00Z",
                 "config": {"kv": self.kv, "batch_size": self.batch_size},
-                "operating_points": [
-                    (point := _point(name)).model_copy(
-                        update={"never_exits": name in self.probes, "kv": self.policies.get(name, point.kv)}
-                    )
-                    for name in self.points
-                ],
+                "operating_points": [self._record(_point(name)) for name in self.points],
                 "model": ModelRecord(
                     name="tiny",
                     family="llama",
@@ -160,6 +155,10 @@ class RunBuilder:
             }
         )
 
+    def _record(self, point: OperatingPointRecord) -> OperatingPointRecord:
+        kv = self.policies.get(point.name, point.kv)
+        return point.model_copy(update={"never_exits": point.name in self.probes, "kv": kv})
+
     def summary(self, score_corpus: Any = no_corpus_scores, **options: Any) -> Summary:
         return summarise(self.manifest, self.windows, self.samples, score_corpus, **options)
 
@@ -169,13 +168,11 @@ class RunBuilder:
 
 
 def _point(name: str) -> OperatingPointRecord:
-    written, _, kv = name.partition("@")
-    strategy, _, rest = written.partition(":")
+    strategy, _, rest = name.partition(":")
     options = dict(part.split("=") for part in rest.split(":")) if rest else {}
     return OperatingPointRecord(
-        name=name, strategy=strategy, options=options, exit_points=(2, 5, 8), rehearsed=strategy == "oracle",
-        kv=KVPolicy(kv) if kv else None,
-    )  # fmt: skip
+        name=name, strategy=strategy, options=options, exit_points=(2, 5, 8), rehearsed=strategy == "oracle"
+    )
 
 
 @pytest.fixture

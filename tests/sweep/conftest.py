@@ -17,8 +17,8 @@ from harness.contracts import ModelInfo
 from harness.decoding.blocks import Linear
 from harness.decoding.engine import Engine
 from harness.models.loading import load, resolve
+from harness.operating_points import OperatingPoint, operating_point
 from harness.options import build_strategy
-from harness.plan import OperatingPoint, operating_point
 from harness.sweep.tokens import TracedTokens
 from harness.training.traces.job import TraceRequest, exit_columns, trace
 from harness.training.watch import Silent

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from harness.contracts import ExitView, KVPolicy, ModelInfo, Strategy
 from harness.errors import ConfigError, OptionError
-from harness.plan import OperatingPoint
+from harness.operating_points import OperatingPoint
 from harness.records import OperatingPointRecord
 from harness.sweep.replay import Outcome, replay
 
