@@ -18,7 +18,7 @@ from harness.records import Manifest, SampleRecord, WindowRecord
 
 __all__ = ["describe_left_out", "idle_windows", "is_idle", "refuse_sample", "refuse_window", "without_false_reading"]
 
-SUPERSEDED = "measured again because something else disturbed it (superseded)"
+SUPERSEDED = "a measurement that was repeated"
 BACKWARDS = "a clock that stood still or ran backwards"
 FOREIGN = "a task or operating point that the manifest does not name"
 STRAY = "a window that was not committed"
@@ -75,9 +75,9 @@ def describe_left_out(
     """Yield one sentence per reason for which windows or samples were left out, with their number."""
     measured = [window for window in windows if not window.warmup and not window.idle]
     refused: Counter[str] = Counter(reason for window in measured if (reason := refuse_window(window, manifest)))
+    refused.pop(SUPERSEDED, None)  # counted with their causes in reports.notes
     for reason, count in refused.most_common():
-        why = reason if reason == SUPERSEDED else f"for {reason}"
-        yield f"{count} of {len(measured)} windows left out, with their samples: {why}."
+        yield f"{count} of {len(measured)} windows left out, with their samples: for {reason}."
     idle = [window for window in windows if window.idle]
     unusable = sum(not is_idle(window) for window in idle)
     if unusable:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from harness.contracts import KVPolicy
-from harness.metering.contamination import CLOCK_CHANGE, FOREIGN_SHARE, STOLEN_SHARE
+from harness.metering.contamination import CLOCK_CHANGE, CONTAMINATED, FOREIGN_SHARE, STOLEN_SHARE
 from harness.metering.counters import INVALID_BELOW_PERIODS, SHORT_BELOW_PERIODS
 from harness.metering.pacing import WARMUP_DRIFT
 from harness.records import Manifest, MeterRecord, SampleRecord, SummaryRow, WindowRecord
@@ -144,6 +144,13 @@ def _about_windows(cells: Sequence[Measured], everything: Sequence[WindowRecord]
     for flag, count in Counter(flag for window in counted for flag in window.flags).most_common():
         meaning = FLAGS.get(flag)
         yield f"{count} of {len(counted)} windows are flagged '{flag}'{f': {meaning}' if meaning else ''}."
+    superseded = [window for window in everything if window.superseded]
+    if superseded:
+        causes = ", ".join(sorted({flag for window in superseded for flag in window.flags if flag in CONTAMINATED}))
+        yield (
+            f"{len(superseded)} window(s), idle ones included, were contaminated ({causes}) and measured again "
+            "(--strict); superseded, they are kept in windows.jsonl and left out of every number here."
+        )
     warm_up = [window for window in everything if window.warmup]
     if any("not-settled" in window.flags for window in warm_up):
         yield (
