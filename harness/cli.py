@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from harness.config import RunConfig
-    from harness.records import Summary
+    from harness.summary import Summary
 
 __all__ = ["app", "main"]
 

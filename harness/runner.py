@@ -22,12 +22,13 @@ from harness.manifest import describe_run, is_out_of_memory, load_model
 from harness.metering import open_meter
 from harness.metering.pacing import samples_per_block
 from harness.plan import default_directory, make_plan
-from harness.records import Manifest, Summary, WindowRecord
+from harness.records import Manifest, WindowRecord
 from harness.repeats import run_repeat
 from harness.same_run import refuse_other_configuration
 from harness.scoring import CorpusScores
 from harness.session import Observer, Session
 from harness.store import RunDirectory
+from harness.summary import Summary
 from reports.export import to_frame, write_report
 from reports.quality import corpora
 from reports.summarise import candidates, summarise

@@ -22,8 +22,9 @@ from typing import IO, Self, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from harness.errors import StoreError
-from harness.records import SCHEMA_VERSION, Manifest, SampleRecord, Summary, WindowRecord
+from harness.records import SCHEMA_VERSION, Manifest, SampleRecord, WindowRecord
 from harness.same_run import refuse_other_run
+from harness.summary import Summary
 
 if sys.platform != "win32":
     import fcntl

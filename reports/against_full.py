@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from harness.records import SummaryRow
+from harness.summary import SummaryRow
 from reports.energy import UNMEASURED, has_energy
 from reports.measured import Measured
 from reports.significance import LEVEL, holm, ratio_p, sign_flip_p, smallest_p

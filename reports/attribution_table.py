@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from harness.cost_records import PARTS, Attribution, OperatingPointCost, Quantity, Ranged
 from reports.columns import MISSING
 
-__all__ = ["TextTable", "attribution_notes", "attribution_tables"]
+__all__ = ["TextTable", "attribution_notes", "attribution_tables", "without_plus_minus"]
 
 NAMES = {
     "prefill": "prefill",
@@ -43,11 +43,10 @@ class TextTable:
 def attribution_tables(attribution: Attribution) -> tuple[TextTable, ...]:
     """Return the tables of one task and quantity; parts that no operating point has are left out."""
     scale, unit = _scale((row.total for row in attribution.rows), attribution.quantity)
-    what = f"{attribution.quantity}, {unit}"
     source = "" if attribution.quantity == "time" else f", {attribution.source}"
     shown = [part for part in PARTS if any(row.parts[part].value for row in attribution.rows)]
     parts = TextTable(
-        f"{attribution.task}: where a request's {what}{source} goes (fit, ± half of the 95 % interval)",
+        f"Where the {attribution.quantity} of a request goes, {unit} (by the fit{source}; ± half of the 95 % interval)",
         ("operating point", "measured", *(NAMES[part] for part in shown)),
         tuple(
             (row.operating_point, f"{row.total * scale:.1f}", *(_plus_minus(row.parts[part], scale) for part in shown))
@@ -56,14 +55,14 @@ def attribution_tables(attribution: Attribution) -> tuple[TextTable, ...]:
     )
     decided = [row for row in attribution.rows if row.overhead is not None]
     overhead = TextTable(
-        f"{attribution.task}: what deciding costs, {attribution.quantity} (probe − full depth; the paper's Table IV)",
+        f"What deciding costs, {unit} (probe − full depth; the paper's Table IV)",
         ("operating point", "per request", "of this run", "of full depth"),
-        tuple(_overhead(row, scale, unit) for row in decided),
+        tuple(_overhead(row, scale) for row in decided),
     )
     costs = (check.direct.value for check in attribution.checks if check.direct)
     fine, small = _scale(costs, attribution.quantity)
     checks = TextTable(
-        f"{attribution.task}: one exit check, its LM heads included, {attribution.quantity}, {small}",
+        f"One exit check, its LM heads included, {small}",
         ("strategy", "probe − full depth", "fit", "the two"),
         tuple(
             (
@@ -77,6 +76,12 @@ def attribution_tables(attribution: Attribution) -> tuple[TextTable, ...]:
         ),
     )
     return tuple(table for table in (parts, overhead, checks) if table.rows)
+
+
+def without_plus_minus(table: TextTable) -> TextTable:
+    """Return a table without its ± figures, for narrow screens; the files have them."""
+    rows = tuple(tuple(cell.partition(" ± ")[0] for cell in row) for row in table.rows)
+    return TextTable(table.title.replace("; ± half of the 95 % interval", ""), table.header, rows)
 
 
 def attribution_notes(attribution: Attribution) -> Iterator[str]:
@@ -114,9 +119,13 @@ def _interval(part: Ranged | None, scale: float, decimals: int) -> str:
     return text if part.ci is None else f"{text} [{part.ci[0] * scale:.{decimals}f}, {part.ci[1] * scale:.{decimals}f}]"
 
 
-def _overhead(row: OperatingPointCost, scale: float, unit: str) -> tuple[str, ...]:
+def _overhead(row: OperatingPointCost, scale: float) -> tuple[str, ...]:
     def percent(share: Ranged | None) -> str:
         return MISSING if share is None else f"{_interval(share, 100, 1)} %"
 
-    per_request = f"{_interval(row.overhead, scale, 1)} {unit}"
-    return row.operating_point, per_request, percent(row.overhead_of_run), percent(row.overhead_of_full)
+    return (
+        row.operating_point,
+        _interval(row.overhead, scale, 1),
+        percent(row.overhead_of_run),
+        percent(row.overhead_of_full),
+    )

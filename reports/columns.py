@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from harness.records import SummaryRow
+from harness.summary import SummaryRow
 from reports.against_full import is_distinguishable
 from reports.tables import ResultTable
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.cost_records import Attribution
 from harness.errors import StoreError
-from harness.records import Summary, SummaryRow
+from harness.summary import Summary, SummaryRow
 from reports.attribution_table import attribution_notes, attribution_tables
 from reports.columns import Column, columns_of
 from reports.plot import draw_front

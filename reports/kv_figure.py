@@ -18,7 +18,7 @@ from rich.text import Text
 
 from harness.contracts import KVPolicy
 from harness.errors import StoreError
-from harness.records import Summary, SummaryRow
+from harness.summary import Summary, SummaryRow
 from reports.columns import MISSING
 from reports.published.green_code import green_code
 

@@ -13,7 +13,8 @@ from harness.contracts import KVPolicy
 from harness.metering.contamination import CLOCK_CHANGE, CONTAMINATED, FOREIGN_SHARE, STOLEN_SHARE
 from harness.metering.counters import INVALID_BELOW_PERIODS, SHORT_BELOW_PERIODS
 from harness.metering.pacing import WARMUP_DRIFT
-from harness.records import Manifest, MeterRecord, SampleRecord, SummaryRow, WindowRecord
+from harness.records import Manifest, MeterRecord, SampleRecord, WindowRecord
+from harness.summary import SummaryRow
 from reports.admission import describe_left_out
 from reports.energy import MIXED, UNMEASURED
 from reports.measured import Measured

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from harness.records import Summary, SummaryRow
+from harness.summary import Summary, SummaryRow
 from reports.energy import UNMEASURED
 from reports.tables import ResultTable, is_candidate, split_tables
 

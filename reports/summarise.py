@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from harness.errors import StoreError
-from harness.records import SCHEMA_VERSION, Manifest, SampleRecord, Summary, SummaryRow, WindowRecord
+from harness.records import SCHEMA_VERSION, Manifest, SampleRecord, WindowRecord
+from harness.summary import Summary, SummaryRow
 from reports.admission import idle_windows
 from reports.against_full import compare, corrected, verdict
 from reports.attribution import attribute

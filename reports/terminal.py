@@ -19,8 +19,8 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.cost_records import Attribution
-from harness.records import Summary, SummaryRow
-from reports.attribution_table import attribution_notes, attribution_tables
+from harness.summary import Summary, SummaryRow
+from reports.attribution_table import attribution_notes, attribution_tables, without_plus_minus
 from reports.columns import MISSING, Column, columns_of
 from reports.plot import BOUND, FRONT, draw_front
 from reports.sections import DETAILS, HEADLINE, unmeasured
@@ -43,6 +43,7 @@ WHOLE = ("Expected and realised decoding speed-up",)
 """Sections that are read from left to right: what the headline shows already is repeated in them."""
 _WIDEST = 132
 _PLOT_WIDTH = 78
+_WIDE_ENOUGH_FOR_INTERVALS = 110
 
 
 def render(summary: Summary, *, details: bool = True) -> Report:
@@ -128,13 +129,15 @@ def _one_table(
 def _attribution(attribution: Attribution, options: ConsoleOptions) -> Iterator[RenderableType]:
     yield Text()
     yield _banner(f"{attribution.task} · where the {attribution.quantity} goes", options)
-    for table in attribution_tables(attribution):
+    narrow = options.max_width < _WIDE_ENOUGH_FOR_INTERVALS
+    for whole in attribution_tables(attribution):
+        table = without_plus_minus(whole) if narrow else whole
         grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="dim")
-        grid.add_column(table.header[0], overflow="fold")
+        grid.add_column(table.header[0], no_wrap=True)
         for header in table.header[1:]:
-            grid.add_column(header, justify="right", vertical="bottom", overflow="fold")
-        for row in table.rows:
-            grid.add_row(*(Text(cell) for cell in row))
+            grid.add_column(header, justify="right", vertical="bottom")
+        for name, *cells in table.rows:
+            grid.add_row(Text(fold_label(name, max(20, options.max_width // 4))), *(Text(cell) for cell in cells))
         yield Text()
         yield _section_title(table.title)
         yield grid

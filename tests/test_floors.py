@@ -55,6 +55,7 @@ FLOORS: dict[str, int] = {
     "harness.contracts": 1,
     "harness.records": 1,
     "harness.cost_records": 1,
+    "harness.summary": 1,
     "harness.machine": 1,
     "harness.config": 1,
     "harness.errors": 0,

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from harness.records import SCHEMA_VERSION, SampleRecord, Summary, SummaryRow, WindowRecord
+from harness.records import SCHEMA_VERSION, SampleRecord, WindowRecord
+from harness.summary import Summary, SummaryRow
 
 SAMPLE: dict[str, Any] = {"window": 3, "operating_point": "full", "task": "py150", "sample_id": "a"}
 WINDOW: dict[str, Any] = {

@@ -17,7 +17,8 @@ import pytest
 
 from harness import RunConfig, run
 from harness.errors import StoreError
-from harness.records import Manifest, SampleRecord, Summary, WindowRecord
+from harness.records import Manifest, SampleRecord, WindowRecord
+from harness.summary import Summary
 
 Command = Callable[..., Any]
 

@@ -24,12 +24,11 @@ from harness.records import (
     ModelRecord,
     OperatingPointRecord,
     SampleRecord,
-    Summary,
-    SummaryRow,
     TaskRecord,
     WindowRecord,
 )
 from harness.store import RunDirectory
+from harness.summary import Summary, SummaryRow
 
 
 def make_manifest(**changes: Any) -> Manifest:

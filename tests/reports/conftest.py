@@ -15,11 +15,10 @@ from harness.records import (
     ModelRecord,
     OperatingPointRecord,
     SampleRecord,
-    Summary,
-    SummaryRow,
     TaskRecord,
     WindowRecord,
 )
+from harness.summary import Summary, SummaryRow
 from reports.summarise import summarise
 
 LAYERS = 10

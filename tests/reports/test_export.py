@@ -10,7 +10,7 @@ import pandas
 import pytest
 
 from harness.errors import StoreError
-from harness.records import Summary, SummaryRow
+from harness.summary import Summary, SummaryRow
 from reports.export import FILES, to_csv, to_frame, to_json, to_markdown, write_report
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from harness.contracts import KVPolicy
 from harness.errors import StoreError
-from harness.records import Summary
+from harness.summary import Summary
 from reports.kv_figure import Share, kv_figure, kv_markdown
 from reports.published.green_code import green_code
 from tests.reports.conftest import RunBuilder

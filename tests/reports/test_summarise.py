@@ -9,7 +9,7 @@ import pytest
 
 from harness.contracts import KVPolicy
 from harness.errors import StoreError
-from harness.records import SummaryRow
+from harness.summary import SummaryRow
 from reports.measured import select
 from reports.quality import SCORES
 from reports.summarise import summarise

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from harness.contracts import KVPolicy
-from harness.records import Summary
+from harness.summary import Summary
 from reports.columns import columns_of
 from reports.sections import DETAILS, HEADLINE
 from reports.tables import split_tables
