@@ -137,8 +137,8 @@ def _about_windows(cells: Sequence[Measured], everything: Sequence[WindowRecord]
     if superseded:
         causes = ", ".join(sorted({flag for window in superseded for flag in window.flags if flag in CONTAMINATED}))
         yield (
-            f"{len(superseded)} window(s) were contaminated ({causes}) and measured again (--strict); they are kept in "
-            "windows.jsonl and left out of every number here."
+            f"{len(superseded)} window(s), idle ones included, were contaminated ({causes}) and measured again "
+            "(--strict); they are kept in windows.jsonl and left out of every number here."
         )
     warm_up = [window for window in everything if window.warmup]
     if any("not-settled" in window.flags for window in warm_up):
