@@ -10,9 +10,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from harness.contracts import KVPolicy
-from harness.metering.contamination import CLOCK_CHANGE, CONTAMINATED, FOREIGN_SHARE, STOLEN_SHARE
-from harness.metering.counters import INVALID_BELOW_PERIODS, SHORT_BELOW_PERIODS
-from harness.metering.pacing import WARMUP_DRIFT
 from harness.records import Manifest, MeterRecord, SampleRecord, WindowRecord
 from harness.summary import SummaryRow
 from reports.admission import describe_left_out
@@ -20,18 +17,11 @@ from reports.energy import MIXED, UNMEASURED
 from reports.measured import Measured
 from reports.statistics import MINIMUM_PAIRS
 from reports.tables import is_candidate
+from reports.window_notes import about_windows
 
 __all__ = ["notes"]
 
 FEW_SAMPLES = 30
-FLAGS = {
-    "foreign-cpu": f"other processes took more than {100 * FOREIGN_SHARE:g} % of the machine's core-seconds",
-    "stolen-cpu": f"the hypervisor gave more than {100 * STOLEN_SHARE:g} % of the machine's core-seconds to others",
-    "throttled": "a processor lowered its clock because of heat or its power supply",
-    "clock-change": f"the clock differed by more than {100 * CLOCK_CHANGE:g} % between the edges",
-    "short-window": f"fewer than {SHORT_BELOW_PERIODS} ticks of the sensor",
-    "invalid-window": f"fewer than {INVALID_BELOW_PERIODS} ticks of the sensor, so there is no energy",
-}
 CONSTANT_POWER = 0.03  # mean powers closer than this are one power
 IDLE_SHARE = 0.05  # gross and net energy further apart than this must both be read
 FEW_TIMINGS = 100  # fewer latencies than this and the 99th percentile is close to the slowest one
@@ -59,7 +49,7 @@ def notes(
         *_about_baseline(manifest, cells),
         *describe_left_out(manifest, windows, samples),
         *_about_energy(manifest.meter, cells),
-        *_about_windows(cells, windows),
+        *about_windows(cells, windows),
         *_about_power(rows),
         *_about_regimes(cells, manifest),
         *_about_sample_size(cells, rows, manifest.operating_points[0].name),
@@ -137,28 +127,6 @@ def _about_energy(meter: MeterRecord, cells: Sequence[Measured]) -> Iterator[str
         reasons = sorted({window.energy_reason for window in silent if window.energy_reason})
         why = f" ({'; '.join(reasons)})" if reasons else ""
         yield f"{len(silent)} of {len(windows)} windows have no energy reading{why}: their rows show none."
-
-
-def _about_windows(cells: Sequence[Measured], everything: Sequence[WindowRecord]) -> Iterator[str]:
-    """Flags of the windows that count, and what was measured and does not count."""
-    counted = [window for cell in cells for window in cell.windows.values()]
-    for flag, count in Counter(flag for window in counted for flag in window.flags).most_common():
-        meaning = FLAGS.get(flag)
-        yield f"{count} of {len(counted)} windows are flagged '{flag}'{f': {meaning}' if meaning else ''}."
-    superseded = [window for window in everything if window.superseded]
-    if superseded:
-        causes = ", ".join(sorted({flag for window in superseded for flag in window.flags if flag in CONTAMINATED}))
-        yield (
-            f"{len(superseded)} window(s), idle ones included, were contaminated ({causes}) and measured again "
-            "(--strict); superseded, they are kept in windows.jsonl and left out of every number here."
-        )
-    warm_up = [window for window in everything if window.warmup]
-    if any("not-settled" in window.flags for window in warm_up):
-        yield (
-            f"the machine had not settled when the warm-up ended (no three passes in a row came within "
-            f"{100 * WARMUP_DRIFT:g} %): times drift or scatter, which the random order spreads over the operating "
-            "points and the intervals show."
-        )
 
 
 def _about_power(rows: Sequence[SummaryRow]) -> Iterator[str]:

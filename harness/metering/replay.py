@@ -77,7 +77,16 @@ class Recording(BaseModel):
 
 
 class Replay(CounterMeter):
-    """Recorded counter readings in place of a sensor: ``--energy replay:FILE.json``. Never a measurement.
+    """Recorded counter readings in place of a sensor: ``--energy replay:FILE``. Never a measurement.
+
+    The file is JSON, one reading for each window edge in joules, a string where the sensor failed::
+
+        {"scope": "cpu package", "period_s": 0.001, "ranges_j": {"package-0": 262143.3},
+         "readings": [{"package-0": 262140.1}, {"package-0": 3.2}, "the device was unplugged"]}
+
+    With ``times_s`` (seconds since the meter was opened, one for each reading) the readings are ticks, and an
+    edge reads the last one before it. A ``psys`` counter never counts. A run has two edges for each idle,
+    warm-up and measured window.
 
     Args:
         device: torch device, synchronised at both edges.
