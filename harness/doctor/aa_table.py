@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.doctor.paired import RealCoverage
-from harness.doctor.simulated import NOMINAL, Coverage
+from harness.doctor.simulated import NOMINAL, Coverage, most_covered
 
 __all__ = ["real_verdict", "render_real", "render_simulated", "simulated_verdict"]
 
@@ -56,7 +56,14 @@ def render_simulated(found: Sequence[Coverage]) -> RenderableType:
             simulated_verdict(one),
         )
     legend = "True ratio 1; noise of 2 % a window, drift, 2 % outliers. Wanted: 95 %."
-    return Group(Text("Simulated A/A comparisons", "bold"), table, Text(legend, "dim"))
+    lines: list[RenderableType] = [Text("Simulated A/A comparisons", "bold"), table, Text(legend, "dim")]
+    for one in found:
+        if most_covered(one.pairs) < NOMINAL:
+            why = "all differences have one sign more often than that"
+            lines.append(
+                Text(f"Resampling {one.pairs} pairs covers {most_covered(one.pairs):.1%} at most: {why}.", "dim")
+            )
+    return Group(*lines)
 
 
 def render_real(found: RealCoverage) -> RenderableType:
@@ -74,7 +81,8 @@ def render_real(found: RealCoverage) -> RenderableType:
     lines: list[RenderableType] = [Text(f"Real A/A comparisons: {found.model} at full depth", "bold"), table]
     if both.ratio is not None and both.interval is not None:
         low, high = both.interval
-        lines.append(Text(f"All windows together: ratio {both.ratio:.4f} [{low:.4f}, {high:.4f}].", "dim"))
+        chance = "" if low <= 1 <= high else " This one does not cover 1, as 1 honest one in 20."
+        lines.append(Text(f"All windows together: ratio {both.ratio:.4f} [{low:.4f}, {high:.4f}].{chance}", "dim"))
     if found.foreign_share is not None and found.stolen_share is not None:
         lines.append(
             Text(

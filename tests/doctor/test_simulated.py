@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from harness.doctor import simulated
-from harness.doctor.simulated import coverage, simulate_coverage, synthetic_pairs
+from harness.doctor.simulated import coverage, most_covered, simulate_coverage, synthetic_pairs
 from reports.statistics import Pair, bootstrap_interval
 
 
@@ -61,3 +61,18 @@ def test_a_difference_of_five_percent_is_not_covered() -> None:
         pairs = [Pair(pair.baseline * 1.05, pair.other) for pair in synthetic_pairs(generator, 20)]
         intervals.append(bootstrap_interval(pairs, resamples=1000, seed=number))
     assert coverage(20, intervals).share < 0.2
+
+
+@pytest.mark.parametrize("pairs", [5, 6])
+def test_no_interval_of_resamples_reaches_beyond_the_pairs(pairs: int) -> None:
+    """One name wins all pairs in 2 of 2**pairs comparisons, and then 1 is out of reach."""
+    generator = np.random.default_rng(1)
+    one_sided = 0
+    for number in range(600):
+        drawn = synthetic_pairs(generator, pairs)
+        if len({pair.baseline > pair.other for pair in drawn}) == 1:
+            one_sided += 1
+            interval = bootstrap_interval(drawn, resamples=500, seed=number)
+            assert interval is not None
+            assert not interval[0] <= 1 <= interval[1]
+    assert one_sided / 600 == pytest.approx(1 - most_covered(pairs), abs=4 * (0.06 * 0.94 / 600) ** 0.5)
