@@ -167,10 +167,16 @@ class RunBuilder:
 
 
 def _point(name: str) -> OperatingPointRecord:
-    strategy, _, rest = name.partition(":")
+    written, _, kv = name.partition("@")
+    strategy, _, rest = written.partition(":")
     options = dict(part.split("=") for part in rest.split(":")) if rest else {}
     return OperatingPointRecord(
-        name=name, strategy=strategy, options=options, exit_points=(2, 5, 8), rehearsed=strategy == "oracle"
+        name=name,
+        strategy=strategy,
+        options=options,
+        exit_points=(2, 5, 8),
+        rehearsed=strategy == "oracle",
+        kv=KVPolicy(kv) if kv else None,
     )
 
 
