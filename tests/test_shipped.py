@@ -29,6 +29,13 @@ KINDS = {
 }
 
 
+REFERENCE = SHIPPED / "smollm2-135m-shared"
+"""GREEN-CODE's own recipe: the shared head, and its agents."""
+
+EVERY = [(folder, name) for folder, names in ((FOLDER, KINDS), (REFERENCE, ("adapter", "rl", "rl-java", "rl-python")))
+         for name in names]  # fmt: skip
+
+
 @pytest.fixture
 def tuned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ResolvedModel:
     """The default model as it loads without any option, where nothing was trained."""
@@ -38,24 +45,27 @@ def tuned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ResolvedModel:
     return resolve("smollm2-135m", weights="auto", dtype="float32", exit_points="paper", exit_head="auto")
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_every_artefact_is_whole_and_says_how_it_was_made(name: str) -> None:
-    artefact = read_artefact(FOLDER / f"{name}.json", KINDS[name])
+@pytest.mark.parametrize(("folder", "name"), EVERY)
+def test_every_artefact_is_whole_and_says_how_it_was_made(folder: Path, name: str) -> None:
+    artefact = read_artefact(folder / f"{name}.json", KINDS[name])
     made = artefact.facts["made"]
     assert made["command"].startswith("harness train ")
     assert artefact.facts["seed"] == 0
     assert artefact.facts["exit_points"] == [4, 6, 8, 10, 12, 14, 18, 22, 26]
     assert all(tensor.isfinite().all() for tensor in artefact.tensors().values())
-    assert "/root" not in (FOLDER / f"{name}.json").read_text()
+    assert "/root" not in (folder / f"{name}.json").read_text()
 
 
-def test_nothing_else_ships() -> None:
-    names = {path.name.partition(".")[0].removesuffix("-training") for path in FOLDER.iterdir()}
-    assert names == {*KINDS, "CARD", "exits", "training"}
+@pytest.mark.parametrize("folder", [FOLDER, REFERENCE], ids=lambda folder: folder.name)
+def test_nothing_else_ships(folder: Path) -> None:
+    names = {path.name.partition(".")[0].removesuffix("-training") for path in folder.iterdir()}
+    assert names == {*(name for home, name in EVERY if home == folder), "CARD", "exits", "training"}
+    assert {path for path in SHIPPED.iterdir() if path.is_dir()} == {FOLDER, REFERENCE}
 
 
-def test_the_adapter_is_bfloat16_and_at_most_25_mb() -> None:
-    file = FOLDER / "adapter.safetensors"
+@pytest.mark.parametrize("folder", [FOLDER, REFERENCE], ids=lambda folder: folder.name)
+def test_the_adapter_is_bfloat16_and_at_most_25_mb(folder: Path) -> None:
+    file = folder / "adapter.safetensors"
     assert file.stat().st_size <= 25_000_000
     with safe_open(file, "pt") as content:
         assert {content.get_slice(name).get_dtype() for name in content.keys()} == {"BF16"}  # noqa: SIM118
@@ -81,6 +91,18 @@ def test_the_default_model_is_the_tuned_one(tuned: ResolvedModel) -> None:
         known = facts["base_fingerprint"] if name == "shortcut" else facts["model_fingerprint"]
         assert known in (tuned.info.fingerprint, tuned.info.base_fingerprint)
     assert json.loads((FOLDER / "rl.json").read_text())["model_fingerprint"] == tuned.info.fingerprint
+
+
+@pytest.mark.model
+def test_the_paper_s_reference_is_chosen_by_name(tuned: ResolvedModel) -> None:
+    resolved = resolve(
+        "smollm2-135m", weights="auto", dtype="float32", exit_points="paper", exit_head="auto", artefacts=REFERENCE.name
+    )
+    assert (resolved.info.weights, resolved.info.exit_head) == ("tuned", "shared")
+    assert resolved.info.fingerprint != tuned.info.fingerprint
+    for name in ("rl", "rl-java", "rl-python"):
+        facts = json.loads((REFERENCE / f"{name}.json").read_text())
+        assert (facts["model_fingerprint"], facts["exit_head"]) == (resolved.info.fingerprint, "shared")
 
 
 @pytest.mark.slow
