@@ -92,41 +92,52 @@ def _keeping(rows: Sequence[SweepRow], keep: float) -> list[SweepRow]:
 
 
 def _table(rows: Sequence[SweepRow], letters: dict[str, str], width: int) -> Table:
-    table = _grid()
-    for column in ("mean\nlayer", "skipped", "agree", "95 %", "of\nbound", "expected\nspeed-up", "checks", "heads"):
-        table.add_column(Text(column), justify="right", no_wrap=True, vertical="bottom")
-    for row in rows:
+    """Lay rows out; columns that a narrow terminal has no room for are left to the files."""
+    marks = [f"{'●' if row.pareto else '◇' if row.rehearsed else ' '} {letters[row.strategy]}" for row in rows]
+    names = [fold_label(row.operating_point, max(20, width // 4)) for row in rows]
+    columns = {
+        "mean\nlayer": [f"{row.exit_layer_mean:.2f}" for row in rows],
+        "skipped": [f"{row.layers_skipped:.1%}" for row in rows],
+        "agree": [f"{row.agreement:.4f}" for row in rows],
+        "95 %": [_interval(row.agreement_ci, 4) for row in rows],
+        "of\nbound": ["–" if row.oracle_fraction is None else f"{row.oracle_fraction:.2f}" for row in rows],
+        "expected\nspeed-up": [f"{row.expected_speedup:.2f}×" for row in rows],
+        "checks": [f"{row.exit_checks_per_token:.1f}" for row in rows],
+        "heads": [f"{row.lm_head_per_token:.1f}" for row in rows],
+    }
+    for key in ("checks", "skipped", "heads", "of\nbound", "95 %"):
+        lists = [marks, ["operating point", *names], *([name, *cells] for name, cells in columns.items())]
+        if sum(_wide(cells) + 2 for cells in lists) <= width:  # a column is padded, and divided from the next
+            break
+        del columns[key]
+    table = _grid("", "operating point")
+    for name in columns:
+        table.add_column(Text(name), justify="right", no_wrap=True, vertical="bottom")
+    for place, row in enumerate(rows):
         style = FRONT if row.pareto else BOUND if row.rehearsed else ""
-        sign = "●" if row.pareto else "◇" if row.rehearsed else " "
-        cells = (
-            f"{row.exit_layer_mean:.2f}",
-            f"{row.layers_skipped:.1%}",
-            f"{row.agreement:.4f}",
-            _interval(row.agreement_ci, 4),
-            "–" if row.oracle_fraction is None else f"{row.oracle_fraction:.2f}",
-            f"{row.expected_speedup:.2f}×",
-            f"{row.exit_checks_per_token:.1f}",
-            f"{row.lm_head_per_token:.1f}",
-        )
-        name = fold_label(row.operating_point, max(20, width // 4))
-        table.add_row(
-            Text(f"{sign} {letters[row.strategy]}", style), Text(name, style), *(Text(c, style) for c in cells)
-        )
+        cells = (marks[place], names[place], *(column[place] for column in columns.values()))
+        table.add_row(*(Text(cell, style) for cell in cells))
     return table
 
 
+def _wide(cells: Sequence[str]) -> int:
+    return max((len(line) for cell in cells for line in cell.split("\n")), default=0)
+
+
 def _drift(sweep: Sweep) -> Table:
-    table = _grid()
-    for column in ("", "mean\nlayer", "95 %", "agree", "95 %", "to the\nend", "95 %"):
-        table.add_column(Text(column), justify="right" if column else "left", no_wrap=True, vertical="bottom")
+    table = _grid("operating point")
+    for column in ("mean layer", "agree", "to the end"):
+        table.add_column(column, justify="right", no_wrap=True)
     for row in sweep.drift:
-        cells = ("replayed, trace", f"{row.replayed_exit_layer:.2f}", "", f"{row.replayed_agreement:.3f}")
-        table.add_row("", fold_label(row.operating_point, 30), *cells)
-        cells = ("replayed, live samples", f"{row.twin_exit_layer:.2f}", "", f"{row.twin_agreement:.3f}")
-        table.add_row("", "", *cells)
+        table.add_row(row.operating_point)
+        table.add_row("  replayed, trace", f"{row.replayed_exit_layer:.2f}", f"{row.replayed_agreement:.3f}")
+        table.add_row("  replayed, live samples", f"{row.twin_exit_layer:.2f}", f"{row.twin_agreement:.3f}")
         table.add_row(
-            "", "", f"live, {row.samples} samples", f"{row.live_exit_layer:.2f}", _interval(row.live_exit_layer_ci, 2),
-            f"{row.live_same_prefix:.3f}", _interval(row.live_same_prefix_ci, 3), f"{row.live_agreement:.3f}",
+            f"  live, {row.samples} samples", f"{row.live_exit_layer:.2f}", f"{row.live_same_prefix:.3f}",
+            f"{row.live_agreement:.3f}",
+        )  # fmt: skip
+        table.add_row(
+            "  95 %", _interval(row.live_exit_layer_ci, 2), _interval(row.live_same_prefix_ci, 3),
             _interval(row.live_agreement_ci, 3),
         )  # fmt: skip
     return table
@@ -136,10 +147,10 @@ def _interval(interval: tuple[float, float] | None, places: int) -> str:
     return "–" if interval is None else f"{interval[0]:.{places}f} … {interval[1]:.{places}f}"
 
 
-def _grid() -> Table:
+def _grid(*names: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="dim")
-    table.add_column("", no_wrap=True)
-    table.add_column("operating point", no_wrap=True)
+    for name in names:
+        table.add_column(name, no_wrap=True, vertical="bottom")
     return table
 
 

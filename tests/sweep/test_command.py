@@ -46,7 +46,8 @@ def test_tables_and_files_say_that_they_are_replayed(sweep: Command, tmp_path: P
         assert float(line["agreement"]) == row.agreement
         assert float(line["expected_speedup"]) == row.expected_speedup
         assert {int(layer): share for layer, share in json.loads(line["exits"]).items()} == row.exits
-        assert row.operating_point in "".join(done.out.split()) or row.operating_point in done.out
+        name, *options = row.operating_point.split(":")
+        assert all(piece in done.out for piece in (name, *options))
     assert {"full", "oracle", "fixed:layer=4", "fixed:layer=6", "fixed:layer=10"} <= {
         row.operating_point for row in found.rows
     }
@@ -214,3 +215,17 @@ def test_what_is_decoded_live_is_what_was_asked_for_or_its_front() -> None:
     assert [row.operating_point for row in pick(rows, 8)] == [f"front {number}" for number in range(8)]
     assert [row.operating_point for row in pick(rows, 2)] == ["front 2", "front 6"]
     assert pick(rows[:3], 4) == []
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 140])
+def test_numbers_are_never_cut_off(sweep: Command, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    done = sweep("--strategy", "confidence", "--points", 3)
+    assert max(map(len, done.out.splitlines())) <= width
+    rows = json.loads(sweep("--strategy", "confidence", "--points", 3, "--json").out)["rows"]
+    for row in rows:
+        assert f" {row['agreement']:.4f}" in done.out
+        assert f"{row['expected_speedup']:.2f}×" in done.out
+    assert "…" not in done.out.replace(" … ", "")
+    head = done.out.partition("All ")[2].partition("●")[0]
+    assert ("checks" in head) == (width >= 100)
