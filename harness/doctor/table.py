@@ -96,7 +96,8 @@ def _clock(facts: MachineRecord) -> str:
     low, high = min(facts.clock_mhz), max(facts.clock_mhz)
     span = f"{low:,.0f} MHz" if high - low < 1 else f"{low:,.0f} to {high:,.0f} MHz"
     stated = facts.clock_source == "cpuinfo" and facts.hypervisor is not None
-    return f"{span} on {len(facts.clock_mhz)} cores" + (", as the hypervisor states it" if stated else "")
+    cores = f"{len(facts.clock_mhz)} core{'s' if len(facts.clock_mhz) > 1 else ''}"
+    return f"{span} on {cores}" + (", as the hypervisor states it" if stated else "")
 
 
 def _load(facts: MachineRecord) -> str:
