@@ -228,7 +228,7 @@ class WindowRecord(_Record):
         started: UTC time, ISO 8601.
         duration_s: window length, monotonic clock.
         cpu_time_s: CPU seconds of this process.
-        foreign_cpu_s: CPU seconds of everything else on this machine; ``None`` where it cannot be read.
+        foreign_cpu_s: CPU seconds of everything else on the usable cores; ``None`` where it cannot be read.
         stolen_cpu_s: CPU seconds the hypervisor gave to others; ``None`` where it cannot be read.
         energy_j, energy_source, energy_scope, sensor_period_s, flags, energy_reason: see ``EnergyReading``.
     """

@@ -17,10 +17,10 @@ __all__ = ["TextTable", "attribution_notes", "attribution_tables", "without_plus
 NAMES = {
     "prefill": "prefill",
     "layers": "layers",
-    "exit_checks": "exit checks",
-    "check_heads": "LM heads of checks",
-    "output_head": "LM head",
-    "kv_fill": "KV fill",
+    "exit_checks": "exit\nchecks",
+    "check_heads": "LM heads\nof checks",
+    "output_head": "LM\nhead",
+    "kv_fill": "KV\nfill",
     "rest": "rest",
 }
 
@@ -31,7 +31,7 @@ class TextTable:
 
     Attributes:
         title: what it answers.
-        header: one cell per column; the first column is text, the others are numbers.
+        header: one cell per column, of one line or two; the first column is text, the others are numbers.
         rows: as many cells each.
     """
 
@@ -47,7 +47,7 @@ def attribution_tables(attribution: Attribution) -> tuple[TextTable, ...]:
     shown = [part for part in PARTS if any(row.parts[part].value for row in attribution.rows)]
     parts = TextTable(
         f"Where the {attribution.quantity} of a request goes, {unit} (by the fit{source}; ± half of the 95 % interval)",
-        ("operating point", "measured", *(NAMES[part] for part in shown)),
+        ("operating point", "total", *(NAMES[part] for part in shown)),
         tuple(
             (row.operating_point, f"{row.total * scale:.1f}", *(_plus_minus(row.parts[part], scale) for part in shown))
             for row in attribution.rows
@@ -56,19 +56,20 @@ def attribution_tables(attribution: Attribution) -> tuple[TextTable, ...]:
     decided = [row for row in attribution.rows if row.overhead is not None]
     overhead = TextTable(
         f"What deciding costs, {unit} (probe − full depth; the paper's Table IV)",
-        ("operating point", "per request", "of this run", "of full depth"),
+        ("operating point", "per request", "of this\nrun, %", "of full\ndepth, %"),
         tuple(_overhead(row, scale) for row in decided),
     )
     costs = (check.direct.value for check in attribution.checks if check.direct)
     fine, small = _scale(costs, attribution.quantity)
+    decimals = 0 if small.startswith("µ") else 2
     checks = TextTable(
         f"One exit check, its LM heads included, {small}",
-        ("strategy", "probe − full depth", "fit", "the two"),
+        ("strategy", "probe −\nfull depth", "fit", "the two"),
         tuple(
             (
                 check.strategy,
-                _interval(check.direct, fine, 2),
-                _interval(check.fitted, fine, 2),
+                _interval(check.direct, fine, decimals),
+                _interval(check.fitted, fine, decimals),
                 {None: MISSING, True: "agree", False: "disagree"}[check.agree],
             )
             for check in attribution.checks
@@ -121,7 +122,7 @@ def _interval(part: Ranged | None, scale: float, decimals: int) -> str:
 
 def _overhead(row: OperatingPointCost, scale: float) -> tuple[str, ...]:
     def percent(share: Ranged | None) -> str:
-        return MISSING if share is None else f"{_interval(share, 100, 1)} %"
+        return _interval(share, 100, 1)
 
     return (
         row.operating_point,

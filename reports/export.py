@@ -148,7 +148,7 @@ def _markdown_attribution(attribution: Attribution) -> Iterator[str]:
     yield from ("", f"## {_escaped(attribution.task)} · where the {attribution.quantity} goes")
     for table in attribution_tables(attribution):
         yield from ("", f"**{_escaped(table.title)}**", "")
-        yield _piped(table.header)
+        yield _piped(cell.replace("\n", " ") for cell in table.header)
         yield _piped([":--", *("--:" for _ in table.header[1:])])
         for name, *cells in table.rows:
             yield _piped([f"`{name}`", *cells])

@@ -19,6 +19,7 @@ from typing import Self
 
 from harness.contracts import EnergyReading, Meter
 from harness.metering.clock import SYSTEM_CLOCK, Clock
+from harness.metering.cpu_load import STAT, read_core_times
 from harness.metering.throttling import THERMAL_REASONS, GpuClocks
 from harness.metering.window import metered
 
@@ -38,7 +39,7 @@ CONTAMINATED = frozenset({"foreign-cpu", "stolen-cpu", "throttled", "clock-chang
 """Flags of windows that ``--strict`` measures again."""
 
 FOREIGN_SHARE = 0.05
-"""``foreign-cpu``: everything else took more than this share of the window's core-seconds (cores × length)."""
+"""``foreign-cpu``: everything else took more than this share of the window's core-seconds (usable cores × length)."""
 
 STOLEN_SHARE = 0.01
 """``stolen-cpu``: the hypervisor gave more than this share of the window's core-seconds to other machines."""
@@ -52,7 +53,7 @@ RESOLUTION_TICKS = 2
 WATCHED_CORES = 16
 """Cores whose clock and throttle counters are read, so that an edge stays cheap on a large machine."""
 
-PROC_STAT = Path("/proc/stat")
+PROC_STAT = STAT
 CPU_ROOT = Path("/sys/devices/system/cpu")
 
 
@@ -63,7 +64,7 @@ class Glance:
     Attributes:
         monotonic_s: when.
         own_s: CPU seconds of this process so far.
-        busy_s: CPU seconds of everything on this machine so far; ``None`` where it cannot be read.
+        busy_s: CPU seconds of everything on the cores this process may use, so far; ``None`` where it cannot be read.
         stolen_s: CPU seconds the hypervisor gave away so far.
         throttle_counts: thermal throttle events so far, by the path of their counter; empty where there are none.
         clock_hz: clock of the fastest watched core.
@@ -84,8 +85,9 @@ class Contamination:
     """What else happened between two edges.
 
     Attributes:
-        foreign_cpu_s: CPU seconds of everything else on this machine; ``None`` where it cannot be read.
-        stolen_cpu_s: CPU seconds the hypervisor gave to others; ``None`` where it cannot be read.
+        foreign_cpu_s: CPU seconds of everything else on the cores this process may use; ``None`` where it cannot be
+            read.
+        stolen_cpu_s: CPU seconds of those cores that the hypervisor gave to others; ``None`` where it cannot be read.
         flags: those of ``CONTAMINATED`` that apply.
     """
 
@@ -112,7 +114,8 @@ class Surroundings:
 
     def __init__(self, gpu: GpuClocks | None = None, *, clock: Clock = SYSTEM_CLOCK) -> None:
         self._clock, self._gpu = clock, gpu
-        self._cores = _core_count()
+        self._usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+        self._cores = len(self._usable or ()) or os.cpu_count() or 1
         self._tick_s = 1 / os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 0.01
         cores = _watched_cores()
         self._throttle = [str(path) for path in _throttle_counters(cores)]
@@ -125,12 +128,20 @@ class Surroundings:
 
     def glance(self) -> Glance:
         """Read every counter once."""
-        busy_s, stolen_s = self._processor_s()
+        times = read_core_times(self._usable, PROC_STAT)
         own_s, now_s = self._clock.process_cpu_s(), self._clock.monotonic_s()
         throttle = {path: count for path in self._throttle if (count := _integer(path)) is not None}
         clocks = [khz for path in self._clocks if (khz := _integer(path)) is not None]
         reasons = self._gpu.reasons() if self._gpu is not None else None
-        return Glance(now_s, own_s, busy_s, stolen_s, throttle, max(clocks) * 1e3 if clocks else None, reasons)
+        return Glance(
+            monotonic_s=now_s,
+            own_s=own_s,
+            busy_s=None if times is None else times.busy_s,
+            stolen_s=None if times is None else times.stolen_s,
+            throttle_counts=throttle,
+            clock_hz=max(clocks) * 1e3 if clocks else None,
+            gpu_reasons=reasons,
+        )
 
     def compare(self, before: Glance, after: Glance) -> Contamination:
         """Return what happened between two edges."""
@@ -152,20 +163,6 @@ class Surroundings:
         if busy is None or busy + self._cores * RESOLUTION_TICKS * self._tick_s < own:
             return None  # a sandbox whose counters leave this process out, or do not count at all
         return max(0.0, busy - own)  # within the ticks, less than nothing is nothing
-
-    def _processor_s(self) -> tuple[float | None, float | None]:
-        """Return busy and stolen CPU seconds of all cores since the machine started."""
-        text = _read(str(PROC_STAT))
-        if text is None or not text.startswith(b"cpu "):
-            return None, None
-        try:
-            ticks = [int(field) for field in text[: text.index(b"\n")].split()[1:]]
-        except ValueError:
-            return None, None
-        if len(ticks) < 7:
-            return None, None
-        user, nice, system, _idle, _iowait, irq, softirq, *rest = ticks  # guests' time is in user and nice already
-        return (user + nice + system + irq + softirq) * self._tick_s, rest[0] * self._tick_s if rest else None
 
 
 @contextmanager
@@ -198,12 +195,6 @@ def _changed(before_hz: float | None, after_hz: float | None) -> bool:
     if before_hz is None or after_hz is None or before_hz <= 0:
         return False
     return abs(after_hz - before_hz) > CLOCK_CHANGE * before_hz
-
-
-def _core_count() -> int:
-    """Return the cores that ``/proc/stat`` adds up, which in a container may be more than this process may use."""
-    lines = (_read(str(PROC_STAT)) or b"").split(b"\n")
-    return sum(line.startswith(b"cpu") and line[3:4].isdigit() for line in lines) or os.cpu_count() or 1
 
 
 def _watched_cores() -> list[Path]:

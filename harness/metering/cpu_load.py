@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["CoreTimes", "LoadReading", "LoadWatch", "read_core_times"]
+__all__ = ["STAT", "CoreTimes", "LoadReading", "LoadWatch", "read_core_times"]
 
 STAT = Path("/proc/stat")
 
@@ -98,7 +98,7 @@ def read_core_times(cores: set[int] | None, stat: Path = STAT) -> CoreTimes | No
         ticks = [[int(field) for field in rows[f"cpu{core}"]] for core in sorted(cores or ())]
     except (KeyError, ValueError):
         return None
-    if not ticks or any(len(row) < 8 for row in ticks):
+    if not ticks or any(len(row) < 8 for row in ticks):  # kernels before 2.6.11 do not tell what was stolen
         return None
     second = os.sysconf("SC_CLK_TCK")
     user, nice, system, idle, waiting, interrupts, soft_interrupts, stolen = (

@@ -37,7 +37,9 @@ class Machine:
         part, rest = divmod(round(self.busy_s / TICK_S), 5)
         ticks = [part + rest, part, part, 999_999, 88_888, part, part, round(self.stolen_s / TICK_S), part, 0][:fields]
         line = " ".join(map(str, ticks))
-        self.stat.write_text(f"cpu  {line}\ncpu0 {line}\ncpu1 {line}\nintr 12345 0 0\nctxt 1\n")
+        none = " ".join("0" for _ in ticks)
+        rows = f"cpu  {line}\ncpu0 {line}\ncpu1 {none}\ncpu2 {line}\n"  # cpu2 is not for this process
+        self.stat.write_text(f"{rows}intr 12345 0 0\nctxt 1\n")
 
     def core(self, number: int, name: str, value: int | None) -> None:
         file = self.cpus / f"cpu{number}" / name
@@ -115,10 +117,10 @@ def test_stolen_time_is_flagged_by_its_share(
     assert found.foreign_cpu_s == 0.0  # what is stolen is nobody's here
 
 
-def test_a_kernel_that_counts_no_stolen_time_leaves_it_unknown(machine: Machine, surroundings: Surroundings) -> None:
+def test_a_kernel_that_counts_no_stolen_time_is_not_read(machine: Machine, surroundings: Surroundings) -> None:
     machine.write(fields=7)
     before = surroundings.glance()
-    assert surroundings.compare(before, surroundings.glance()) == Contamination(0.0, None)
+    assert surroundings.compare(before, surroundings.glance()) == Contamination(None, None)
 
 
 def test_ticks_that_lag_behind_this_process_are_no_negative_time(machine: Machine, surroundings: Surroundings) -> None:
@@ -132,7 +134,9 @@ def test_counters_that_leave_this_process_out_are_not_believed(machine: Machine,
     assert found == Contamination(None, 0.0)
 
 
-@pytest.mark.parametrize("text", [None, "", "cpu\n", "cpu  1 2 three 4 5 6 7\n", "cpu  1 2\n", "intr 0\n"])
+@pytest.mark.parametrize(
+    "text", [None, "", "cpu0\ncpu1\n", "cpu0 1 2 three 4 5 6 7 8\ncpu1 1\n", "cpu0 1 2 3 4 5 6 7 8\n", "intr 0\n"]
+)
 def test_what_cannot_be_read_is_none_and_flags_nothing(
     machine: Machine, surroundings: Surroundings, text: str | None
 ) -> None:
