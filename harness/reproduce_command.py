@@ -94,5 +94,5 @@ def _kv(config: Any, resume: Path | None, *, as_json: bool) -> None:
         print(json.dumps(rows, indent=2))
         return
     console = Console(emoji=False)
-    console.print(render_kv_figure(result.summary))
+    console.print(render_kv_figure(result.summary, console.width))
     console.print(f"[dim]The same as Markdown: {file}; every record beside it.[/]", soft_wrap=True)

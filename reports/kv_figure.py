@@ -33,7 +33,8 @@ CAVEATS = (
     "published: medians over Llama-3.2-3B and OPT-2.7B, Java and Python, with the range; one run each, energy of a "
     "Quadro RTX 8000; the cached runs have longer prompts (30 % of the file, not 20 %), which counts against them; "
     "rl at threshold 0.9",
-    "measured: another model and machine; what carries over is the order of the settings, not the shares",
+    "measured: another model and machine; what carries over is the order of the settings, not the shares; ~ marks an "
+    "estimate of energy, which repeats the time",
 )
 
 
@@ -120,23 +121,32 @@ def _published(row: SummaryRow, quantity: str) -> Share | None:
     return Share(median(shares)) if len(set(shares)) == 1 else Share(median(shares), min(shares), max(shares))
 
 
-def render_kv_figure(summary: Summary) -> RenderableType:
-    """Return the figure of every task for a terminal: a table with bars, and what to know about it."""
+def render_kv_figure(summary: Summary, width: int = 80) -> RenderableType:
+    """Return the figure of every task for a terminal: a table, bars where there is room, and what to know about it.
+
+    Args:
+        summary: of a run whose baseline is full depth without a cache.
+        width: of the terminal, characters.
+    """
     parts: list[RenderableType] = []
+    shown = (0, 2, 3, 4) if width < _ALL_COLUMNS else (0, 1, 2, 3, 4)  # energy is what the paper is about
     for task in dict.fromkeys(row.task for row in summary.rows):
         grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="dim")
-        for header, left in zip(HEADER, (True, False, False, True, False, True), strict=True):
-            grid.add_column(header, justify="left" if left else "right", no_wrap=True, vertical="bottom")
+        for place in shown:
+            grid.add_column(HEADER[place], justify="right" if place else "left", no_wrap=True, vertical="bottom")
+        grid.add_column("", no_wrap=True)
         for row in kv_figure(summary, task):
-            bar = "█" * max(1, round(BAR * min(1.0, row.time.value))) if row.time else ""
+            bar = "█" * max(1, round(BAR * min(1.0, row.time.value))) if row.time and width >= _WITH_BARS else ""
             style = "" if row.kv is KVPolicy.NONE else "green"
-            grid.add_row(*(Text(cell, style) for cell in _cells(row)), Text(bar, style))
+            cells = _cells(row)
+            grid.add_row(*(Text(cells[place], style) for place in shown), Text(bar, style))
         parts.extend([Text(), Text(f"{task}: share of full depth without a KV cache", "bold"), grid])
     parts.extend(Text(f"• {line}", "dim") for line in (*CAVEATS, *summary.notes))
     return Group(*parts)
 
 
-HEADER = ("operating point", "published\ntime", "published\nenergy", "measured\ntime", "measured\nenergy", "")
+_ALL_COLUMNS, _WITH_BARS = 98, 120  # characters
+HEADER = ("operating point", "published\ntime", "published\nenergy", "measured\ntime", "measured\nenergy")
 
 
 def _cells(row: KVFigureRow) -> list[str]:
