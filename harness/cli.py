@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from harness import doctor_command, reproduce_command, sweep_command, training_commands
-from harness.errors import ConfigError, HarnessError, UnknownNameError
+from harness.errors import HarnessError, UnknownNameError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from harness.config import RunConfig
     from harness.summary import Summary
 
 __all__ = ["app", "main"]
@@ -185,7 +184,9 @@ def run(
         "idle_s": idle_s,
         "out": out,
     }
-    settings = _settings({key: value for key, value in given.items() if value is not None}, config, resume)
+    from harness.settings import resolve_settings
+
+    settings = resolve_settings(given, config, resume)
     console = _stderr()
     _log_to(console)
     from harness.progress import RunProgress
@@ -265,25 +266,6 @@ app.command()(reproduce_command.reproduce)
 app.command()(training_commands.trace)
 app.command()(sweep_command.sweep)
 app.add_typer(training_commands.app)
-
-
-def _settings(given: dict[str, Any], config: Path | None, resume: Path | None) -> RunConfig:
-    """Lay flags over a file, and both over the configuration of the run to resume."""
-    from harness.config import RunConfig
-
-    before: dict[str, Any] = {}
-    if resume is not None:
-        from harness.store import RunDirectory
-
-        with RunDirectory.read(resume) as store:
-            before = {key: value for key, value in store.manifest.config.items() if key != "out"}
-    values = {**before, **(RunConfig.read_toml(config) if config is not None else {}), **given}
-    if values.get("limit") == 0:
-        values["limit"] = None
-    settings = RunConfig.build(values)
-    if resume is not None and settings.out is not None and settings.out.absolute() != resume.absolute():
-        raise ConfigError(f"--out {settings.out} and --resume {resume} name two directories. Leave --out away.")
-    return settings
 
 
 def _show(summary: Summary, *, as_json: bool) -> None:

@@ -39,8 +39,8 @@ class OperatingPointCost(_Record):
         operating_point: label.
         total: measured, per request (s or J).
         parts: name of :data:`PARTS` → per request, by the fit.
-        overhead: deciding (checks and the LM heads they wanted) by the direct way, per request; ``None`` without a
-            probe.
+        overhead: deciding, per request: checks by the direct way, less (at the fit's price) the LM heads of checks that
+            served as the output; ``None`` without a probe.
         overhead_of_run: the same over this operating point's total.
         overhead_of_full: the same over full depth's total.
     """
@@ -60,7 +60,8 @@ class CheckCost(_Record):
         strategy: registered name.
         direct: (probe − full depth) / checks: the strategy is asked at every exit point and never exits.
         fitted: from the fit over all operating points but the probes.
-        agree: whether the two intervals overlap; ``None`` where one is missing.
+        agree: whether the interval of their difference, over the same resamplings, holds 0; ``None`` where one is
+            missing.
     """
 
     strategy: str
@@ -76,7 +77,8 @@ class Attribution(_Record):
         task: task name.
         quantity: ``time`` (seconds) or ``energy`` (joules).
         source: ``clock``, or the energy source.
-        blocks: blocks of samples, the unit that is resampled.
+        blocks: blocks of samples, the unit that is resampled; those that every operating point finished.
+        blocks_left_out: blocks that only some of them finished.
         residual: median of |measured − fitted| / measured over the windows.
         unit_costs: count → cost of one (seconds or joules).
         rows: operating points in the run's order, probes left out.
@@ -87,6 +89,7 @@ class Attribution(_Record):
     quantity: Quantity
     source: str
     blocks: int
+    blocks_left_out: int = 0
     residual: float
     unit_costs: dict[str, float]
     rows: tuple[OperatingPointCost, ...]

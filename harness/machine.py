@@ -56,7 +56,8 @@ class MachineRecord(_Facts):
         meter: source of the meter in use. meter_description: its own words.
         sensors: every kind of energy sensor that was looked for.
         packages_missing: packages of the scorers that are not installed.
-        missing: field → why it is ``None``, where there is more to say than that it is hidden.
+        missing: what is not known (a field, or a measurement of several) → why, where there is more to say than that it
+            is hidden.
     """
 
     device: str

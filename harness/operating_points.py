@@ -123,7 +123,7 @@ def operating_points(built: Built, config: RunConfig, info: ModelInfo) -> tuple[
         for kv in _policies(strategy, config.kv_policies, info)
     ]
     if config.attribute:
-        points.extend(_probes(points, info))
+        points.extend(_probes(tuple(points)))
     return tuple(points)
 
 
@@ -137,12 +137,12 @@ def _policies(strategy: Strategy, policies: Sequence[KVPolicy], info: ModelInfo)
         yield kv
 
 
-def _probes(points: Sequence[OperatingPoint], info: ModelInfo) -> Iterator[OperatingPoint]:
-    """Return one probe per strategy that is asked anything, under its first operating point's options and policy."""
+def _probes(points: Sequence[OperatingPoint]) -> Iterator[OperatingPoint]:
+    """Return one probe per strategy that is asked anything, by its first operating point that keeps a cache."""
     seen = set()
     for point in points:
         name = point.record.strategy
-        if name in seen or not point.record.exit_points or point.strategy.rehearsed:
+        if name in seen or not point.record.exit_points or point.strategy.rehearsed or point.kv is KVPolicy.NONE:
             continue
         seen.add(name)
         record = point.record.model_copy(update={"name": f"{point.name} (never exits)", "never_exits": True})

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.config import RunConfig, demo_strategies, parse_all
-from harness.contracts import StopRule, Task, TaskData, TaskRequest, TextCodec
+from harness.contracts import KVPolicy, StopRule, Task, TaskData, TaskRequest, TextCodec
 from harness.errors import ConfigError, DataError
 from harness.models.loading import ResolvedModel, load_codec, resolve
 from harness.operating_points import OperatingPoint, build_all, operating_points, usable
@@ -70,10 +70,7 @@ def make_plan(config: RunConfig) -> Plan:
     Raises:
         HarnessError: anything that cannot be run, in one line with the remedy.
     """
-    if config.arrival_rate is not None and config.batch_size > 1:
-        raise ConfigError(
-            f"--arrival-rate serves one request at a time and --batch-size is {config.batch_size}. Leave one away."
-        )
+    _refuse_contradictions(config)
     specs = build_all(config.specs())
     tasks: list[Task] = [TASKS.load(name)() for name in config.tasks]
     device = resolve_device(config.device)
@@ -97,6 +94,22 @@ def make_plan(config: RunConfig) -> Plan:
     codec, codec_source = load_codec(model)
     planned = tuple(_draw(task, config, codec, model) for task in tasks)
     return Plan(config, device, points, model, codec, codec_source, planned)
+
+
+def _refuse_contradictions(config: RunConfig) -> None:
+    """Refuse settings that would be measured and then mean nothing together."""
+    if config.arrival_rate is not None and config.batch_size > 1:
+        raise ConfigError(
+            f"--arrival-rate serves one request at a time and --batch-size is {config.batch_size}. Leave one away."
+        )
+    if not config.attribute:
+        return
+    if config.batch_size > 1 or config.arrival_rate is not None:
+        raise ConfigError(
+            "--attribute counts what single requests did, back to back. Leave --batch-size and --arrival-rate away."
+        )
+    if KVPolicy.NONE in config.kv_policies and len(config.kv_policies) == 1:
+        raise ConfigError("--attribute needs a KV cache: without one every token is a prefill. Use another --kv.")
 
 
 def resolve_device(name: str) -> str:

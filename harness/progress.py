@@ -76,10 +76,11 @@ class RunProgress:
     def begin(self, total: int, done: int, directory: Path) -> None:
         """Start the bar."""
         self._stop()
+        if self._task is None:  # a repeat begins where the one before ended
+            kept = f", {done} kept" if done else ""
+            self._console.print(f"[dim]{total} windows into {escape(str(directory))}{kept}[/]", soft_wrap=True)
+            self._task = self._progress.add_task("measuring", total=total, completed=done)
         self._directory = directory
-        kept = f", {done} kept" if done else ""
-        self._console.print(f"[dim]{total} windows into {escape(str(directory))}{kept}[/]", soft_wrap=True)
-        self._task = self._progress.add_task("measuring", total=total, completed=done)
         if self._console.is_terminal:
             self._progress.start()
             self._progress.refresh()

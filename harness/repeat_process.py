@@ -1,12 +1,18 @@
-"""One repeat's process, ``python -m harness.repeat_process DIRECTORY REPEAT``, that :mod:`harness.repeats` starts."""
+"""One repeat's process, ``python -m harness.repeat_process DIRECTORY REPEAT``, that :mod:`harness.repeats` starts.
+
+It tells its parent by one JSON line per event and waits for the parent's answer, which comes when the event has been
+drawn; when the parent is gone it ends. Whatever else prints goes to standard error.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import queue
 import sys
 import threading
 from pathlib import Path
+from typing import IO
 
 from harness.errors import HarnessError
 from harness.records import WindowRecord
@@ -16,30 +22,47 @@ __all__ = ["main"]
 
 
 class _Reporter:
-    """Passes windows on to the parent; it says the stages itself."""
+    """Implements :class:`harness.session.Observer`: passes everything on."""
 
-    def stage(self, text: str) -> None: ...
+    def __init__(self, parent: IO[str]) -> None:
+        self._parent = parent
+        self._answers: queue.SimpleQueue[str] = queue.SimpleQueue()
+        threading.Thread(target=self._listen, daemon=True).start()
 
-    def begin(self, total: int, done: int, directory: Path) -> None: ...
+    def _listen(self) -> None:
+        """Pass answers on, and end at once with the parent, even inside a window: on disk none is half there."""
+        for line in sys.stdin:
+            self._answers.put(line)
+        os._exit(1)
+
+    def stage(self, text: str) -> None:
+        self.tell(json.dumps({"stage": text}))
+
+    def begin(self, total: int, done: int, directory: Path) -> None:
+        self.tell(json.dumps({"begin": total, "done": done}))
 
     def window(self, record: WindowRecord) -> None:
-        print(record.model_dump_json(), flush=True)
+        self.tell(record.model_dump_json())
 
-
-def _end_with_the_parent() -> None:
-    """Wait for the end of standard input, which comes when the parent dies, and end: no window is half there."""
-    sys.stdin.read()
-    os._exit(1)
+    def tell(self, line: str) -> None:
+        """Send a line and wait for the answer."""
+        try:
+            self._parent.write(f"{line}\n")
+            self._parent.flush()
+        except BrokenPipeError:
+            os._exit(1)
+        self._answers.get()
 
 
 def main() -> None:
-    """Entry point of the process: ``DIRECTORY REPEAT``."""
-    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    """Entry point of the process."""
+    messages = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # a strategy that prints must not speak to the parent
     directory, repeat = Path(sys.argv[1]), int(sys.argv[2])
     try:
-        measure_repeat(directory, repeat, _Reporter())
+        measure_repeat(directory, repeat, _Reporter(messages))
     except HarnessError as error:
-        print(json.dumps({"error": str(error)}), flush=True)
+        print(json.dumps({"error": str(error)}), file=messages, flush=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)

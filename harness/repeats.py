@@ -2,17 +2,19 @@
 
 Memory layout, thread placement and the code paths that libraries choose once are drawn anew by each process and kept
 until its end; repeats inside one process would all inherit the same draw and agree too well. The parent run starts this
-module, reads one JSON line per finished window from its standard output, and owns the progress bar.
+module, reads one JSON line per event from its standard output, answers each when it has been drawn, and owns the
+progress bar.
 """
 
 from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 from harness.errors import HarnessError
+from harness.interpreter import fresh_interpreter
 from harness.records import WindowRecord
 from harness.session import Observer
 
@@ -30,19 +32,31 @@ def run_repeat(directory: Path, repeat: int, watch: Observer) -> None:
     Raises:
         HarnessError: the process was refused or died; what it finished is kept.
     """
-    command = [sys.executable, "-m", "harness.repeat_process", str(directory), str(repeat)]
     refusal = ""
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8"
-    ) as process:
+    process = fresh_interpreter(
+        "harness.repeat_process", str(directory), str(repeat), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with process:
         assert process.stdout is not None
+        assert process.stdin is not None
         try:
             for line in process.stdout:
-                message = json.loads(line)
+                message = _message(line)
+                if message is None:
+                    continue
                 if "error" in message:
                     refusal = message["error"]
+                    continue
+                if "stage" in message:
+                    watch.stage(f"repeat {repeat + 1}, in a fresh process: {message['stage']}")
+                elif "begin" in message:
+                    watch.begin(message["begin"], message["done"], directory)
                 else:
                     watch.window(WindowRecord.model_validate(message))
+                process.stdin.write(b"\n")  # the process waits, so that nothing here is drawn inside a window
+                process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it died; its exit code says so
         except BaseException:
             process.kill()  # every window that it reported is on disk, and the next is whole or not there
             raise
@@ -52,3 +66,12 @@ def run_repeat(directory: Path, repeat: int, watch: Observer) -> None:
             or f"the process of repeat {repeat} ended with exit code {process.returncode}; finished windows are kept. "
             f"Continue with `harness run --resume {directory}`."
         )
+
+
+def _message(line: bytes) -> dict[str, Any] | None:
+    """Return what the process says; ``None`` for a line that something printed while it was still being imported."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from harness.errors import ConfigError
 
+if TYPE_CHECKING:
+    from harness.config import RunConfig
+
 __all__ = ["reproduce"]
 
 PAPERS = ("green-code",)
 FIGURES = ("kv",)
+KV_POLICIES = "none,propagate,recompute"  # the first one's full depth is the baseline, as in the paper
 
 
 def reproduce(
@@ -24,13 +28,15 @@ def reproduce(
         list[str] | None,
         typer.Option(help="Early exits to show. Repeatable. Default: rl, and fixed in the middle.", metavar="SPEC"),
     ] = None,
-    model: Annotated[str, typer.Option(help="Catalogue name, hub id or folder.")] = "smollm2-135m",
-    weights: Annotated[str, typer.Option(help="auto, tuned, pretrained or random.")] = "auto",
+    model: Annotated[str | None, typer.Option(help="Catalogue name, hub id or folder. Default: smollm2-135m.")] = None,
+    weights: Annotated[str | None, typer.Option(help="auto, tuned, pretrained or random. Default: auto.")] = None,
     task: Annotated[list[str] | None, typer.Option(help="py150, javacorpus. Repeatable. Default: py150.")] = None,
-    source: Annotated[str, typer.Option(help="embedded, hub, or PATH.")] = "embedded",
-    limit: Annotated[int, typer.Option(help="Samples per task; without a cache each takes seconds.")] = 16,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
-    energy: Annotated[str, typer.Option(help="auto, nvml, rapl, estimate or none.")] = "auto",
+    source: Annotated[str | None, typer.Option(help="embedded, hub, or PATH. Default: embedded.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Samples per task; without a cache each takes seconds. Default: 16.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16. Default: float32.")] = None,
+    energy: Annotated[str | None, typer.Option(help="auto, nvml, rapl, estimate or none. Default: auto.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="Run directory. Default: runs/TIME-MODEL-TASK.", metavar="DIR")
     ] = None,
@@ -41,36 +47,40 @@ def reproduce(
     for what, given, known in (("paper", paper, PAPERS), ("figure", figure, FIGURES)):
         if given not in known:
             raise ConfigError(f"unknown {what} '{given}'. Known: {', '.join(known)}.")
-    from harness.config import RunConfig
+    from harness.settings import resolve_settings
 
-    values: dict[str, Any] = {
-        "strategies": tuple(strategy or _early_exits(model, weights)),
+    given: dict[str, Any] = {
+        "strategies": tuple(strategy) if strategy else None,
         "model": model,
         "weights": weights,
-        "tasks": tuple(task or ("py150",)),
+        "tasks": tuple(task) if task else None,
         "source": source,
-        "limit": limit or None,
+        "limit": limit,
         "dtype": dtype,
         "energy": energy,
-        "kv": "none,propagate,recompute",  # the first one's full depth is the baseline, as in the paper
         "out": out,
     }
-    _kv(RunConfig.build(values), resume, as_json=as_json)
+    if resume is None:
+        given["kv"] = KV_POLICIES
+        given["strategies"] = given["strategies"] or tuple(_early_exits(resolve_settings(given, None, None)))
+    _kv(resolve_settings(given, None, resume), resume, as_json=as_json)
 
 
-def _early_exits(model: str, weights: str) -> list[str]:
-    """The paper's agent where there is one for the model, and the plainest exit halfway, which every model has."""
+def _early_exits(config: RunConfig) -> list[str]:
+    """The paper's agent where there is one for the model, and the plainest exit halfway."""
     from harness.config import parse_all
     from harness.models.loading import resolve
     from harness.operating_points import build_all, usable
 
-    info = resolve(model, weights=weights, dtype="float32", exit_points="paper", exit_head="auto").info  # type: ignore[arg-type]
+    info = resolve(config.model, weights=config.weights, dtype="float32", exit_points="paper", exit_head="auto").info
+    if not info.exit_points:
+        raise ConfigError(f"{info.name} has {info.num_layers} layers and no exit point. Name exits with --strategy.")
     middle = min(info.exit_points, key=lambda point: abs(point - info.num_layers / 2))
     wished = build_all(parse_all(["rl", f"fixed:layer={middle}"]))
     return [str(spec) for spec, _ in usable(wished, info)]
 
 
-def _kv(config: Any, resume: Path | None, *, as_json: bool) -> None:
+def _kv(config: RunConfig, resume: Path | None, *, as_json: bool) -> None:
     import dataclasses
     import json
 

@@ -6,6 +6,7 @@ measured window, so that drift of the machine favours nobody and everything is p
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from harness.errors import ConfigError, OutOfMemoryError, StoreError
 from harness.manifest import describe_run, is_out_of_memory, load_model
 from harness.metering import open_meter
 from harness.metering.pacing import samples_per_block
-from harness.plan import default_directory, make_plan
+from harness.plan import Plan, default_directory, make_plan
 from harness.records import Manifest, WindowRecord
 from harness.repeats import run_repeat
 from harness.same_run import refuse_other_configuration
@@ -31,12 +32,15 @@ from harness.store import RunDirectory
 from harness.summary import Summary
 from reports.export import to_frame, write_report
 from reports.quality import corpora
+from reports.statistics import MINIMUM_PAIRS
 from reports.summarise import candidates, summarise
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["RunResult", "execute", "measure_repeat", "run", "summarise_directory"]
+
+logger = logging.getLogger(__name__)
 
 QUEUED_REQUESTS = 8
 """Requests in a window with a fixed arrival rate, so that a queue can form."""
@@ -80,14 +84,33 @@ def execute(config: RunConfig, *, resume: Path | None = None, observer: Observer
     """Run a configuration, with progress reported to ``observer``; see :func:`run`."""
     watch = observer or _Silent()
     path = _measure(config, resume, 0, watch)
+    _free_memory()
     for repeat in range(1, config.repeats):
-        watch.stage(f"repeat {repeat + 1} of {config.repeats}, in a fresh process")
-        run_repeat(path, repeat, watch)
+        if not _is_finished(path, repeat):
+            run_repeat(path, repeat, watch)
     watch.stage("scoring")
     with RunDirectory.read(path) as store:
         summary = _summarise(store)
     write_report(summary, path)
     return RunResult(path, summary)
+
+
+def _free_memory() -> None:
+    """Give back what the model of this process took, since a repeat's process needs the room."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def _is_finished(path: Path, repeat: int) -> bool:
+    """Whether a repeat has every window that the first one has, which is complete by now."""
+    with RunDirectory.read(path) as store:
+        done = store.finished()
+    return {key[:2] + key[3:] for key in done if key[2] == 0} == {key[:2] + key[3:] for key in done if key[2] == repeat}
 
 
 def measure_repeat(directory: Path, repeat: int, watch: Observer) -> None:
@@ -102,7 +125,7 @@ def measure_repeat(directory: Path, repeat: int, watch: Observer) -> None:
 
 
 def _measure(config: RunConfig, resume: Path | None, repeat: int, watch: Observer) -> Path:
-    """Load what a run needs, measure one repeat, and let go of everything; returns the run directory."""
+    """Load what a run needs and measure one repeat; returns the run directory."""
     import torch
 
     before = _before(config, resume)
@@ -124,11 +147,10 @@ def _measure(config: RunConfig, resume: Path | None, repeat: int, watch: Observe
         manifest = describe_run(plan, loaded, meter, unavailable, _block_size(config, before, meter, warmup), before)
         path = resume or config.out or default_directory(config, f"{datetime.now(UTC):%Y%m%d-%H%M%S}")
         with _open(path, manifest, resume=resume is not None) as store:
+            _warn_of_few_blocks(plan, manifest.block_size)
             session.measure(store, [*idle, *warmup], watch, repeat)
     finally:
         meter.close()
-        if plan.device.startswith("cuda"):
-            torch.cuda.empty_cache()  # a repeat's process needs the room
     return path
 
 
@@ -142,6 +164,19 @@ def summarise_directory(path: Path) -> Summary:
         if not store.finished():
             raise StoreError(f"{path} holds no finished window yet. Continue it with `harness run --resume {path}`.")
         return _summarise(store)
+
+
+def _warn_of_few_blocks(plan: Plan, block_size: int) -> None:
+    """Say before an hour of measuring that its intervals will be missing."""
+    fewest = min(len(task.data.samples) for task in plan.tasks)
+    if MINIMUM_PAIRS <= fewest < MINIMUM_PAIRS * block_size - block_size + 1:
+        logger.warning(
+            "a block holds %d samples (the energy sensor's tick, --block-size or --arrival-rate), so %d samples make "
+            "too few blocks for intervals of time and energy: use --limit %d or more",
+            block_size,
+            fewest,
+            MINIMUM_PAIRS * block_size,
+        )
 
 
 def _summarise(store: RunDirectory) -> Summary:

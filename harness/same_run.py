@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from harness.config import RunConfig
 from harness.errors import StoreError
 from harness.records import Manifest
 
@@ -70,6 +71,8 @@ def _deciding(part: str, value: Any) -> Any:
         return {key: value.get(key) for key in SAME_MACHINE}
     if not isinstance(value, dict):
         return value
+    if part == "config":  # a run of before an option existed had its default
+        value = {**RunConfig().model_dump(mode="json"), **value}
     return {key: item for key, item in value.items() if key not in NOT_DECIDING.get(part, set())}
 
 

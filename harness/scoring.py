@@ -1,10 +1,8 @@
 """Scores the corpora of a run, in parallel processes where that is worth their start.
 
-The processes are fresh interpreters running this module, each with its share of the corpora in a file and its scores in
-another. They are not made by ``multiprocessing``: its spawn imports the caller's main module again, and a script that
-calls :func:`harness.run` without a guard would then measure a second time, in the background. What a process cannot
-do (a task that only this interpreter knows, a grammar that is missing) is done again here, so that the result, or the
-refusal, is that of one process.
+The processes are fresh interpreters running this module (:mod:`harness.interpreter`), each with its share of the
+corpora in a file and its scores in another. What a process cannot do (a task that only this interpreter knows, a
+grammar that is missing) is done again here, so that the result, or the refusal, is that of one process.
 """
 
 from __future__ import annotations
@@ -18,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import IO, Any
 
+from harness.interpreter import fresh_interpreter
 from harness.registry import TASKS
 from reports.quality import Corpus
 
@@ -83,11 +82,9 @@ class _Worker:
         with tempfile.TemporaryFile() as task:
             task.write(json.dumps([[c.task, c.texts, c.references] for c in corpora]).encode())
             task.seek(0)
-            environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "harness.scoring"],
-                stdin=task, stdout=self._output, stderr=subprocess.DEVNULL, env=environment,
-            )  # fmt: skip
+            self._process = fresh_interpreter(
+                "harness.scoring", stdin=task, stdout=self._output, stderr=subprocess.DEVNULL
+            )
 
     def results(self) -> list[Scores] | None:
         """Wait; return one result per corpus, or ``None`` when the process failed."""

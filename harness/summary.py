@@ -48,6 +48,9 @@ class SummaryRow(_Record):
         prefill_share: prefill over prefill and decode, totals over totals.
         queue_p50_s, queue_p99_s: waiting before a request began; ``None`` back to back.
         tokens_per_s: total tokens over total window time.
+        speedup_pairs: blocks that both finished whole, the units of the speed-up.
+        speedup_range, decode_speedup_range: smallest and largest ratio over the repeats, each of a process of its own;
+            ``None`` with a single one.
         speedup: time of full depth over this one's, whole request, paired.
         decode_speedup: the same for the time per token after the first.
         layers_speedup: decode speed-up that the skipped layers alone would give, counted in bytes moved per token.
@@ -122,6 +125,9 @@ class SummaryRow(_Record):
     queue_p50_s: float | None = None
     queue_p99_s: float | None = None
     tokens_per_s: float | None = None
+    speedup_pairs: int = 0
+    speedup_range: tuple[float, float] | None = None
+    decode_speedup_range: tuple[float, float] | None = None
     speedup: float | None = None
     speedup_ci: tuple[float, float] | None = None
     speedup_p: float | None = None

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from harness.errors import ConfigError, UnknownNameError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from harness.sweep.job import SweepResult
+    from harness.sweep.records import Sweep
 
 __all__ = ["sweep"]
 
@@ -99,15 +105,11 @@ def sweep(
                 f"the trace {replay} is of '{name}', which is no known model. Say where it is: --model DIR."
             ) from None
     found = result.sweep
-    if live:
-        from harness.progress import RunProgress
-        from harness.sweep.live import LiveRequest, with_drift
-
-        asked = LiveRequest(live, live_points, source, max_new_tokens, artefacts, None if out is None else out / "live")
-        with RunProgress(errors) as run_progress:
-            found = with_drift(result, asked, observer=run_progress)
     if out is not None:
-        write_sweep(found, out)
+        write_sweep(found, out)  # before anything that takes minutes and can be interrupted
+    if live:
+        folder = None if out is None else out / "live"
+        found = _decode_live(result, (live, live_points, source, max_new_tokens, artefacts, folder), errors)
     if as_json:
         print(found.model_dump_json(indent=2))
     else:
@@ -120,3 +122,17 @@ def sweep(
         f"({each * 1e6:.2f} µs each).{'' if out is None else ' sweep.json and sweep.csv are in --out.'}[/]",
         soft_wrap=True, highlight=False,
     )  # fmt: skip
+
+
+def _decode_live(result: SweepResult, asked: tuple[Any, ...], errors: Console) -> Sweep:
+    """Decode some operating points live; with a folder, the files are written again."""
+    from harness.progress import RunProgress
+    from harness.sweep.files import write_sweep
+    from harness.sweep.live import LiveRequest, with_drift
+
+    request = LiveRequest(*asked)
+    with RunProgress(errors) as progress:
+        found = with_drift(result, request, observer=progress)
+    if request.out is not None:
+        write_sweep(found, request.out.parent)
+    return found

@@ -45,6 +45,9 @@ def refuse_sample(sample: SampleRecord, num_layers: int) -> str | None:
     late = sample.latency_s is not None and sample.ttft_s is not None and sample.ttft_s > sample.latency_s
     if late or any(value < 0 for value in measured) or any(b < a for a, b in itertools.pairwise(times)):
         return BACKWARDS
+    counts = {len(sample.token_ids), len(sample.exit_layers), len(times)}
+    if len(counts) > 1 or not times:
+        return "tokens, exit layers and times that are missing or not equally many"
     if not all(1 <= layer <= num_layers for layer in sample.exit_layers):
         return f"an exit layer outside 1…{num_layers}"
     return None
@@ -79,9 +82,9 @@ def describe_left_out(
     for reason, count in refused.most_common():
         yield f"{count} of {len(measured)} windows left out, with their samples: for {reason}."
     idle = [window for window in windows if window.idle]
-    unusable = sum(not is_idle(window) for window in idle)
+    unusable = sum(not is_idle(window) and not window.superseded for window in idle)
     if unusable:
-        yield f"{unusable} of {len(idle)} idle windows left out: superseded, or {BACKWARDS}."
+        yield f"{unusable} of {len(idle)} idle windows left out for {BACKWARDS}."
     known = {window.window: window for window in windows}
     strange: Counter[str] = Counter()
     for sample in samples:

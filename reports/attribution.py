@@ -48,7 +48,8 @@ COMMON = (*PREFILL, "layer step", "attended position", "LM head", "KV fill")
 def attribute(cells: Sequence[Measured], *, seed: int = 0) -> tuple[Attribution, ...]:
     """Return the attribution of one task, in time and, where every window has it from one source, in energy.
 
-    Nothing where the run has no probe, several samples in a batch, or no KV cache.
+    Nothing where the run has no probe, several samples in a batch, no KV cache, or requests that arrive at a fixed rate
+    (their windows hold idle time).
 
     Args:
         cells: all operating points of the task, full depth first, probes among them.
@@ -57,10 +58,12 @@ def attribute(cells: Sequence[Measured], *, seed: int = 0) -> tuple[Attribution,
     usable = [cell for cell in cells if cell.regime.kv is not KVPolicy.NONE and not cell.point.rehearsed]
     if not any(cell.point.never_exits for cell in cells) or any(cell.regime.batch_size > 1 for cell in cells):
         return ()
+    if any(sample.arrival_s is not None for cell in cells for sample in cell.samples.values()):
+        return ()
     found = []
     for quantity, read in _QUANTITIES:
         system = _System.of(usable, read)
-        if system is not None and system.blocks:
+        if system is not None and system.blocks and np.all(system.cost > 0):
             sources = {window.energy_source for cell in usable for window in cell.windows.values()}
             source = "clock" if quantity == "time" else next(iter(sources))
             if quantity == "time" or len(sources) == 1:
@@ -93,6 +96,7 @@ class _System:
         cost: ``[operating points, blocks]``, seconds or joules.
         prefill_share: share of the time to the first token in the windows' time, ``[operating points, blocks]``.
         free_heads: LM-head evaluations any decoding needs, one per decoded token, ``[operating points, blocks]``.
+        finished: blocks that any operating point finished.
     """
 
     cells: Sequence[Measured]
@@ -101,6 +105,7 @@ class _System:
     cost: Array
     prefill_share: Array
     free_heads: Array
+    finished: int
 
     @property
     def blocks(self) -> int:
@@ -115,11 +120,15 @@ class _System:
         if any(table is None for table in tables):
             return None
         whole = [table for table in tables if table is not None]
-        shared = sorted(set.intersection(*(set(table) for table in whole))) if whole else []
-        stacked = np.array([[table[block] for block in shared] for table in whole], dtype=float)
-        stacked = stacked.reshape(len(cells), len(shared), len(names) + 4)
-        cost, seconds, prefill, tokens = np.moveaxis(stacked[..., -4:], -1, 0)
-        return cls(cells, names, stacked[..., :-4], cost, prefill / seconds, tokens)
+        shared = sorted(set.intersection(*(set(table) for table in whole))) if whole else []  # block and repeat
+        blocks = list(dict.fromkeys(block for block, _ in shared))
+        pooled = np.zeros((len(whole), len(blocks), len(names) + 4))
+        for place, table in enumerate(whole):
+            for block, repeat in shared:
+                pooled[place, blocks.index(block)] += table[block, repeat]
+        cost, seconds, prefill, tokens = np.moveaxis(pooled[..., -4:], -1, 0)
+        finished = len({block for table in whole for block, _ in table})
+        return cls(cells, names, pooled[..., :-4], cost, prefill / seconds, tokens, finished)
 
     def solve(self, quantity: Quantity, source: str, seed: int) -> Attribution:
         """Attribute, with intervals over resampled blocks."""
@@ -147,6 +156,7 @@ class _System:
             quantity=quantity,
             source=source,
             blocks=self.blocks,
+            blocks_left_out=self.finished - self.blocks,
             residual=float(np.median(off)),
             unit_costs=dict(zip(self.names, costs.tolist(), strict=True)),
             rows=tuple(self._rows(ranged)),
@@ -182,6 +192,7 @@ class _System:
                 wanted[strategy] = (self._count(counts[place], "LM head") - free[place]) / checks
                 found[f"direct {strategy}"] = direct[strategy]
                 found[f"fitted {strategy}"] = cost[f"check {strategy}"] + wanted[strategy] * cost["LM head"]
+                found[f"apart {strategy}"] = found[f"direct {strategy}"] - found[f"fitted {strategy}"]
         for place, cell in enumerate(self.cells):
             did = dict(zip(self.names, counts[place], strict=True))
             requests, name = did["request"], cell.point.name
@@ -232,9 +243,8 @@ class _System:
         for name in self.names[len(COMMON) :]:
             strategy = name.removeprefix("check ")
             direct, fitted = ranged(f"direct {strategy}"), ranged(f"fitted {strategy}")
-            agree = None
-            if direct is not None and fitted is not None and direct.ci is not None and fitted.ci is not None:
-                agree = direct.ci[0] <= fitted.ci[1] and fitted.ci[0] <= direct.ci[1]
+            apart = ranged(f"apart {strategy}")  # of the same resamplings, so that what both share cancels
+            agree = None if apart is None or apart.ci is None else apart.ci[0] <= 0 <= apart.ci[1]
             yield CheckCost(strategy=strategy, direct=direct, fitted=fitted, agree=agree)
 
 
@@ -258,20 +268,18 @@ class _Ranged:
 
 def _by_block(
     cell: Measured, names: tuple[str, ...], read: Callable[[WindowRecord], float | None]
-) -> dict[int, list[float]] | None:
-    """Return block → counts, cost, seconds, seconds of prefill, decoded tokens; blocks with a failure are left out."""
+) -> dict[tuple[int, int], list[float]] | None:
+    """Return (block, repeat) → counts, cost, seconds, seconds of prefill, decoded tokens; without those that failed."""
     samples: dict[int, list[SampleRecord]] = {}
     for sample in cell.samples.values():
         samples.setdefault(sample.window, []).append(sample)
-    failed = {
-        cell.windows[sample.window].block for sample in cell.failed.values() if sample.token_ids or sample.prompt_ids
-    }
-    found: dict[int, list[float]] = {}
+    failed = {sample.window for sample in cell.failed.values() if sample.prompt_ids}  # a bad row has no prompt
+    found: dict[tuple[int, int], list[float]] = {}
     for window in cell.windows.values():
         cost = read(window)
         if cost is None:
             return None
-        if window.block in failed or window.window not in samples:
+        if window.window in failed or window.window not in samples:
             continue
         counts = dict.fromkeys(names, 0.0)
         tokens, prefill_s = 0, 0.0
@@ -289,7 +297,7 @@ def _by_block(
             if sample.exit_checks:
                 counts[f"check {cell.point.strategy}"] += sample.exit_checks
         row = [*counts.values(), cost, window.duration_s, prefill_s, float(tokens)]
-        found[window.block] = [a + b for a, b in zip(found.get(window.block, [0.0] * len(row)), row, strict=True)]
+        found[window.block, window.repeat] = row
     return found
 
 
@@ -307,7 +315,7 @@ def _least_squares(gram: Array, right: Array) -> Array:
     values, vectors = np.linalg.eigh(scaled)
     root = np.sqrt(np.clip(values, values.max() * 1e-12, None))
     half = root[:, None] * vectors.T  # half.T @ half is the scaled Gram matrix
-    solution, _ = nnls(half, (vectors.T @ (right[used] / length[used])) / root)
+    solution, _ = nnls(half, (vectors.T @ (right[used] / length[used])) / root, maxiter=100 * len(right))
     costs = np.zeros(len(right))
     costs[used] = solution / length[used]
     return costs

@@ -44,6 +44,7 @@ def attribution_tables(attribution: Attribution) -> tuple[TextTable, ...]:
     """Return the tables of one task and quantity; parts that no operating point has are left out."""
     scale, unit = _scale((row.total for row in attribution.rows), attribution.quantity)
     source = "" if attribution.quantity == "time" else f", {attribution.source}"
+    label = "" if attribution.quantity == "time" else f"; {attribution.source}"
     shown = [part for part in PARTS if any(row.parts[part].value for row in attribution.rows)]
     parts = TextTable(
         f"Where the {attribution.quantity} of a request goes, {unit} (by the fit{source}; ± half of the 95 % interval)",
@@ -55,7 +56,7 @@ def attribution_tables(attribution: Attribution) -> tuple[TextTable, ...]:
     )
     decided = [row for row in attribution.rows if row.overhead is not None]
     overhead = TextTable(
-        f"What deciding costs, {unit} (probe − full depth; the paper's Table IV)",
+        f"What deciding costs, {unit} (probe − full depth{label}; the paper's Table IV)",
         ("operating point", "per request", "of this\nrun, %", "of full\ndepth, %"),
         tuple(_overhead(row, scale) for row in decided),
     )
@@ -63,7 +64,7 @@ def attribution_tables(attribution: Attribution) -> tuple[TextTable, ...]:
     fine, small = _scale(costs, attribution.quantity)
     decimals = 0 if small.startswith("µ") else 2
     checks = TextTable(
-        f"One exit check, its LM heads included, {small}",
+        f"One exit check, its LM heads included, {small}{label and f' ({attribution.source})'}",
         ("strategy", "probe −\nfull depth", "fit", "the two"),
         tuple(
             (
@@ -89,10 +90,13 @@ def attribution_notes(attribution: Attribution) -> Iterator[str]:
     """Yield what must stand under the tables."""
     yield (
         f"{attribution.task}, {attribution.quantity}: the fit leaves {100 * attribution.residual:.1f} % of a window "
-        f"unexplained (median); intervals resample {attribution.blocks} blocks."
+        f"unexplained (median); intervals resample {attribution.blocks} blocks"
+        + (f" ({attribution.blocks_left_out} more were not finished by all)." if attribution.blocks_left_out else ".")
     )
     if attribution.source == "estimate":
         yield "energy here is an estimate from CPU time, so it repeats the time columns."
+    elif attribution.source == "replay":
+        yield "energy here is replayed from recorded readings and was not measured in this run."
     apart = [check.strategy for check in attribution.checks if check.agree is False]
     if apart:
         yield (

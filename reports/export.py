@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["FILES", "to_csv", "to_frame", "to_json", "to_markdown", "write_report"]
 
 FILES = ("summary.json", "summary.csv", "report.md")
-_INTERVALS = frozenset(name for name in SummaryRow.model_fields if name.endswith("_ci"))
+_INTERVALS = frozenset(name for name in SummaryRow.model_fields if name.endswith(("_ci", "_range")))
 _NUMBERS = frozenset(name for name, field in SummaryRow.model_fields.items() if field.annotation == (float | None))
 
 

@@ -20,6 +20,7 @@ from harness.contracts import KVPolicy
 from harness.errors import StoreError
 from harness.summary import Summary, SummaryRow
 from reports.columns import MISSING
+from reports.energy import UNMEASURED
 from reports.published.green_code import green_code
 
 __all__ = ["KVFigureRow", "Share", "kv_figure", "kv_markdown", "render_kv_figure"]
@@ -33,8 +34,8 @@ CAVEATS = (
     "published: medians over Llama-3.2-3B and OPT-2.7B, Java and Python, with the range; one run each, energy of a "
     "Quadro RTX 8000; the cached runs have longer prompts (30 % of the file, not 20 %), which counts against them; "
     "rl at threshold 0.9",
-    "measured: another model and machine; what carries over is the order of the settings, not the shares; ~ marks an "
-    "estimate of energy, which repeats the time",
+    "measured: another model and machine; what carries over is the order of the settings, not the shares; ~ marks "
+    "energy that no sensor read in this run: an estimate repeats the time",
 )
 
 
@@ -87,23 +88,28 @@ def kv_figure(summary: Summary, task: str) -> tuple[KVFigureRow, ...]:
         raise StoreError(
             "this run's baseline is not full depth without a KV cache. Run `harness reproduce green-code --figure kv`."
         )
-    return tuple(_row(row, rows[0]) for row in rows)
+    return tuple(map(_row, rows))
 
 
-def _row(row: SummaryRow, baseline: SummaryRow) -> KVFigureRow:
-    low, high = row.speedup_ci or (None, None)
-    measured_energy = row.energy_j is not None and baseline.energy_j and row.n == baseline.n
+def _row(row: SummaryRow) -> KVFigureRow:
     return KVFigureRow(
         operating_point=row.operating_point,
         kv=row.kv,
         published_time=_published(row, "time_s"),
         published_energy=_published(row, "energy_j"),
-        time=None if not row.speedup else Share(1 / row.speedup, 1 / high if high else None, 1 / low if low else None),
-        energy=Share((row.energy_j or 0.0) / (baseline.energy_j or 1.0)) if measured_energy else None,
+        time=_inverse(row.speedup, row.speedup_ci),
+        energy=_inverse(row.energy_ratio, row.energy_ratio_ci),
         energy_source=row.energy_source,
         agreement=row.agreement,
         layers_skipped=row.layers_skipped,
     )
+
+
+def _inverse(ratio: float | None, interval: tuple[float, float] | None) -> Share | None:
+    """The share of the baseline's cost that a ratio of the baseline's cost over this one's leaves."""
+    if not ratio:
+        return None
+    return Share(1 / ratio) if interval is None else Share(1 / ratio, 1 / interval[1], 1 / interval[0])
 
 
 def _published(row: SummaryRow, quantity: str) -> Share | None:
@@ -151,7 +157,7 @@ HEADER = ("operating point", "published\ntime", "published\nenergy", "measured\n
 
 def _cells(row: KVFigureRow) -> list[str]:
     energy = MISSING if row.energy is None else str(row.energy)
-    if row.energy is not None and row.energy_source == "estimate":
+    if row.energy is not None and row.energy_source in UNMEASURED:
         energy = f"~{energy}"
     shares = (row.published_time, row.published_energy, row.time)
     return [row.operating_point, *(MISSING if share is None else str(share) for share in shares), energy]

@@ -105,13 +105,13 @@ class Measured:
         """Return what both finished, in this one's order."""
         return [key for key in self.samples if key in other.samples]
 
-    def window_pairs(self, baseline: Measured) -> list[Pair]:
-        """Return seconds per block under the baseline and here, whole requests.
+    def window_pairs(self, baseline: Measured, repeat: int | None = None) -> list[Pair]:
+        """Return seconds per block under the baseline and here, whole requests; of one repeat, or of all.
 
         Back to back that is the windows' time. With a fixed arrival rate a window is as long as its arrivals, so
         there it is the requests' latencies, each from its arrival.
         """
-        return self._block_pairs(baseline, Measured._request_s)
+        return self._block_pairs(baseline, Measured._request_s, repeat)
 
     def energy_pairs(self, baseline: Measured, idle_w: float = 0.0) -> list[Pair]:
         """Return joules per block under the baseline and here, less ``idle_w`` times the windows' seconds.
@@ -124,14 +124,16 @@ class Measured:
 
         return self._block_pairs(baseline, joules)
 
-    def decode_pairs(self, baseline: Measured) -> list[Pair]:
-        """Return seconds and tokens after the first token under the baseline and here, by sample.
+    def decode_pairs(self, baseline: Measured, repeat: int | None = None) -> list[Pair]:
+        """Return seconds and tokens after the first token under the baseline and here, by sample; of one repeat or all.
 
         The completions may differ in length, so both sides carry their token count. Rows of one batch
         share their clock: with a batch size above 1 the whole block is the unit.
         """
         pairs: list[tuple[Hashable, Pair]] = []
         for key in self.shared(baseline):
+            if repeat not in (None, key[1]):
+                continue
             here, there = self.samples[key], baseline.samples[key]
             if len(here.token_times_s) < 2 or len(there.token_times_s) < 2:
                 continue
@@ -139,13 +141,20 @@ class Measured:
             pairs.append((unit, Pair(_decode_s(there), _decode_s(here), _later(there), _later(here))))
         return pooled(pairs)
 
-    def _block_pairs(self, baseline: Measured, cost: Callable[[Measured, WindowRecord], float | None]) -> list[Pair]:
+    def _block_pairs(
+        self,
+        baseline: Measured,
+        cost: Callable[[Measured, WindowRecord], float | None],
+        repeat: int | None = None,
+    ) -> list[Pair]:
         """Pair windows by block and repeat, where both finished the same samples; a block's repeats are added up."""
         others = {(window.block, window.repeat): window for window in baseline.windows.values()}
         mine, theirs = self._finished_by_window(), baseline._finished_by_window()
         pairs: list[tuple[Hashable, Pair]] = []
         for window in self.windows.values():
             other = others.get((window.block, window.repeat))
+            if repeat not in (None, window.repeat):
+                continue
             if other is None or not mine.get(window.window) or mine[window.window] != theirs.get(other.window):
                 continue
             before, now = cost(baseline, other), cost(self, window)

@@ -13,6 +13,7 @@ from harness.contracts import KVPolicy
 from harness.records import Manifest, MeterRecord, SampleRecord, WindowRecord
 from harness.summary import SummaryRow
 from reports.admission import describe_left_out
+from reports.between_repeats import about_repeats
 from reports.energy import MIXED, UNMEASURED
 from reports.measured import Measured
 from reports.statistics import MINIMUM_PAIRS
@@ -38,18 +39,21 @@ def notes(
 
     Args:
         manifest: of the run.
-        cells: what became rows.
+        cells: all operating points, probes that never exit among them; those count for windows and failures only.
         rows: what they became.
-        windows: all of the run, to count what was left out.
+        windows: all of the ru    everything, cells = cells, [cell for cell in cells if not cell.point.never_exits]
+    n, to count what was left out.
         samples: all of the run, likewise.
     """
+    everything, cells = cells, [cell for cell in cells if not cell.point.never_exits]
     return (
         *_about_model(manifest),
         *_about_data(manifest, rows),
+        *_about_probes(everything),
         *_about_baseline(manifest, cells),
         *describe_left_out(manifest, windows, samples),
         *_about_energy(manifest.meter, cells),
-        *about_windows(cells, windows),
+        *about_windows(everything, windows),
         *_about_power(rows),
         *_about_regimes(cells, manifest),
         *_about_sample_size(cells, rows, manifest.operating_points[0].name),
@@ -93,7 +97,7 @@ def _about_data(manifest: Manifest, rows: Sequence[SummaryRow]) -> Iterator[str]
     for task_name, failed in _totals((row.task, row.errors) for row in rows):
         yield (
             f"{task_name}: {failed} failure(s) over the operating points, counted as errors; they are neither "
-            "scored nor timed, and paired columns leave those samples out."
+            "scored nor timed; paired columns leave those samples out, and ratios of requests and energy their blocks."
         )
     for task in manifest.tasks:
         counts = {row.n for row in rows if row.task == task.name}
@@ -102,6 +106,13 @@ def _about_data(manifest: Manifest, rows: Sequence[SummaryRow]) -> Iterator[str]
                 f"{task.name}: operating points finished {min(counts)} to {max(counts)} samples (an unfinished run, "
                 "or errors), so unpaired columns cover different samples."
             )
+
+
+def _about_probes(cells: Sequence[Measured]) -> Iterator[str]:
+    probes = [cell for cell in cells if cell.point.never_exits]
+    failed = sum(sample.repeat == 0 and bool(sample.prompt_ids) for cell in probes for sample in cell.failed.values())
+    if failed:
+        yield f"{failed} failure(s) of probes that never exit: their blocks are missing in the attribution."
 
 
 def _about_energy(meter: MeterRecord, cells: Sequence[Measured]) -> Iterator[str]:
@@ -220,8 +231,7 @@ def _about_sample_size(cells: Sequence[Measured], rows: Sequence[SummaryRow], ba
     if not measured:
         yield "no window has finished yet."
         return
-    if any(row.repeats == 1 for row in measured):
-        yield "single repeat: nothing here shows how much a second run would differ."
+    yield from about_repeats(measured)
     fewest = min(row.n for row in measured)
     if fewest < FEW_SAMPLES:
         yield f"few samples ({fewest}): differences between scores may well be chance."

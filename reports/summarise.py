@@ -17,6 +17,7 @@ from harness.summary import Summary, SummaryRow
 from reports.admission import idle_windows
 from reports.against_full import compare, corrected, verdict
 from reports.attribution import attribute
+from reports.between_repeats import ranges
 from reports.cost import timing
 from reports.depth import depth, oracle_fraction, roofline, work
 from reports.energy import energy, idle_power_w
@@ -63,7 +64,7 @@ def summarise(
     summary = Summary(
         schema_version=SCHEMA_VERSION,
         machine=machine or str(manifest.environment.get("cpu") or "machine not recorded"),
-        notes=notes(manifest, cells, rows, windows, samples),
+        notes=notes(manifest, measured, rows, windows, samples),
         rows=rows,
         attributions=tuple(
             attribution
@@ -107,6 +108,8 @@ def _table(
             **_identity(cell, manifest),
             **_measures(cell, cells, manifest, score_corpus),
             **joules,
+            **ranges(cell, full),
+            "speedup_pairs": comparisons[0].pairs,
             **{name: value for one in comparisons for name, value in one.fields.items()},
             "verdict": verdict(cell, full, comparisons, str(joules["energy_source"]), manifest.model.weights),
         }

@@ -28,6 +28,8 @@ FLOORS: dict[str, int] = {
     "harness.plan": 4,
     "harness.operating_points": 4,
     "harness.repeats": 4,
+    "harness.settings": 4,
+    "harness.interpreter": 0,
     "harness.arrivals": 4,
     "harness.completions": 4,
     "harness.session": 4,

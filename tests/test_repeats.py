@@ -52,7 +52,7 @@ def test_each_repeat_warms_up_and_measures_in_its_own_process(config: RunConfig,
     result = execute(config, observer=watched)
     assert watched.total == len(watched.windows) == 3 * 2 * 2  # repeats, blocks, operating points
     assert [record.repeat for record in watched.windows] == [0] * 4 + [1] * 4 + [2] * 4
-    assert "repeat 3 of 3, in a fresh process" in watched.stages
+    assert any(stage.startswith("repeat 3, in a fresh process: loading") for stage in watched.stages)
     order = [("warm-up" if window["warmup"] else window["repeat"]) for window in windows(tmp_path / "out")]
     changes = [now for before, now in zip([None, *order], order, strict=False) if now != before]
     assert changes == ["warm-up", 0, "warm-up", 1, "warm-up", 2]
@@ -80,6 +80,10 @@ def test_a_run_that_lost_a_repeat_goes_on_with_it(config: RunConfig, tmp_path: P
 
     assert measured(windows(out)) == measured(whole)
     assert len(watched.windows) < 12
+    again = Watched()
+    execute(config, resume=out, observer=again)
+    assert not again.windows
+    assert not any(stage.startswith("repeat") for stage in again.stages)  # what is complete starts no process
 
 
 def test_what_a_repeat_s_process_is_refused_is_said_in_its_words(config: RunConfig, tmp_path: Path) -> None:
@@ -93,3 +97,23 @@ def test_what_a_repeat_s_process_is_refused_is_said_in_its_words(config: RunConf
 
     with pytest.raises(HarnessError, match="gone"):
         run_repeat(tmp_path / "out", 1, Watched())
+
+
+def test_what_prints_in_a_repeat_does_not_speak_to_the_parent(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "site"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(
+        "import sys, threading, time\n"
+        "def talk():\n"
+        "    while True:\n"
+        "        time.sleep(0.02)\n"
+        "        print('hello', flush=True)\n"
+        "if 'harness.repeat_process' in sys.orig_argv:\n"
+        "    threading.Thread(target=talk, daemon=True).start()\n"
+    )
+    monkeypatch.syspath_prepend(str(folder))
+    watched = Watched()
+    execute(config.model_copy(update={"repeats": 2}), observer=watched)
+    assert len(watched.windows) == 8

@@ -39,7 +39,7 @@ def real_verdict(found: RealCoverage) -> str:
         )
     if total < FEWEST_COMPARISONS:
         return f"{counted} Too few comparisons to tell; use --pairs {FEWEST_COMPARISONS} or more."
-    return f"{counted} The error bars of this machine can be believed."
+    return f"{counted} The error bars of windows measured next to each other can be believed on this machine."
 
 
 def render_simulated(found: Sequence[Coverage]) -> RenderableType:

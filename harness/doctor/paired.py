@@ -23,7 +23,7 @@ from harness.manifest import load_model
 from harness.metering import metered, open_meter
 from harness.metering.cpu_load import LoadReading, LoadWatch
 from harness.plan import Plan, make_plan
-from reports.statistics import MINIMUM_PAIRS, Pair, bootstrap_interval, paired_ratio
+from reports.statistics import MINIMUM_PAIRS, Pair, bootstrap_interval, median, paired_ratio
 
 __all__ = ["Comparison", "RealCoverage", "compare_with_itself"]
 
@@ -159,7 +159,7 @@ def _result(plan: Plan, measured: list[list[Pair]], load: LoadReading | str) -> 
         Comparison(paired_ratio(pairs), bootstrap_interval(pairs, seed=number)) for number, pairs in enumerate(measured)
     )
     everything = [pair for pairs in measured for pair in pairs]
-    times = sorted(seconds for pair in everything for seconds in (pair.baseline, pair.other))
+    times = [seconds for pair in everything for seconds in (pair.baseline, pair.other)]
     seen = None if isinstance(load, str) else load
     return RealCoverage(
         model=plan.model.info.name,
@@ -167,7 +167,7 @@ def _result(plan: Plan, measured: list[list[Pair]], load: LoadReading | str) -> 
         expected=central_range(len(found), NOMINAL),
         comparisons=found,
         overall=Comparison(paired_ratio(everything), bootstrap_interval(everything)),
-        window_s=times[len(times) // 2],
+        window_s=median(times) or 0.0,
         foreign_share=None if seen is None else seen.foreign_share,
         stolen_share=None if seen is None else seen.stolen_share,
     )

@@ -12,21 +12,18 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from harness.machine import MachineRecord
+from harness.metering.bandwidth import CACHE_MULTIPLE
+from harness.metering.contamination import FOREIGN_SHARE, STOLEN_SHARE
 
 __all__ = ["Level", "Remark", "Verdict", "judge"]
 
-FOREIGN_SHARE = 0.10
-"""Of the cores' time: from here on other processes delay single requests visibly."""
-
-STOLEN_SHARE = 0.01
 COARSE_TIMER_S = 1e-5
 """A token takes milliseconds: a coarser clock is an error of a percent and more."""
 
 SLOW_DISPATCH_S = 2e-5
 PERIOD_RATIO = 2.0
-CACHE_MULTIPLE = 4
 LOW_PRECISION = ("bfloat16", "float16")
-GUESSES = ("estimate",)
+GUESSES = ("estimate", "replay")
 
 
 class Level(StrEnum):
@@ -132,7 +129,8 @@ def _energy(facts: MachineRecord) -> Iterator[Remark]:
         yield Remark(Level.NOT_AVAILABLE, _no_sensor(facts), _enable(facts))
         return
     if facts.meter in GUESSES:
-        yield Remark(Level.NOT_AVAILABLE, f"estimate only, from CPU time: {_no_sensor(facts)}", _enable(facts))
+        what = "estimate only, from CPU time" if facts.meter == "estimate" else "recorded readings, not of this machine"
+        yield Remark(Level.NOT_AVAILABLE, f"{what}: {_no_sensor(facts)}", _enable(facts))
         return
     sensor = facts.sensor(facts.meter)
     if sensor is None or sensor.period_s is None:

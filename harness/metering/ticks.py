@@ -1,7 +1,7 @@
 """The period of an energy counter, found by polling it.
 
-Documentation says about 100 ms for NVML and about 1 ms for RAPL; drivers and firmware differ, and windows
-are sized by this number, so it is measured where there is a counter.
+Documentation says about 100 ms for NVML and about 1 ms for RAPL, which is what windows are sized by; drivers and
+firmware differ, so the period is measured where there is a counter, and a verdict says when the two do not fit.
 """
 
 from __future__ import annotations

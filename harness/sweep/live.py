@@ -47,7 +47,7 @@ class LiveRequest:
         source: where the samples come from; see :class:`harness.config.RunConfig`.
         max_new_tokens: overrides the protocol's limit.
         artefacts: where trained artefacts are looked for.
-        out: run directory; ``None`` for a new one under ``runs/``.
+        out: run directory, gone on with when it holds the same run; ``None`` for a new one under ``runs/``.
     """
 
     samples: int
@@ -72,7 +72,8 @@ def with_drift(result: SweepResult, request: LiveRequest, *, observer: Observer 
     chosen = pick(result.sweep.rows, request.most)
     if not chosen:
         raise ConfigError("there is no operating point to decode live: give --strategy one that is not a bound.")
-    run = execute(_configuration(result, request, chosen), observer=observer)
+    begun = request.out is not None and (request.out / "manifest.json").is_file()
+    run = execute(_configuration(result, request, chosen), resume=request.out if begun else None, observer=observer)
     with RunDirectory.read(run.directory) as store:
         cells = select(store.manifest, store.windows(), store.samples())
     if observer is not None:

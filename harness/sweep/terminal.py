@@ -48,7 +48,7 @@ def render(sweep: Sweep, *, keep: float, width: int) -> RenderableType:
             "dim",
         ),
         Text(),
-        Text(f"Shallowest that agrees on at least {keep:.0%} of tokens, replayed", "bold"),
+        Text(f"Shallowest that agrees on at least {100 * keep:g} % of tokens, replayed", "bold"),
         _table(_keeping(sweep.rows, keep), letters, width),
         Text(),
         Text("Agreement against bytes per token, replayed", "bold"),
