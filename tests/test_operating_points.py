@@ -112,3 +112,37 @@ def test_a_run_with_probes_continues(config: dict[str, Any], tmp_path: Path) -> 
     before = (tmp_path / "out" / "samples.jsonl").read_text()
     run(settings, resume=tmp_path / "out")
     assert (tmp_path / "out" / "samples.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"batch_size": 2}, "--attribute counts what single requests did"),
+        ({"arrival_rate": 5.0}, "--attribute counts what single requests did"),
+        ({"kv": "none"}, "--attribute needs a KV cache"),
+    ],
+)
+def test_an_attribution_that_would_mean_nothing_is_refused(
+    config: dict[str, Any], given: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        run(RunConfig.build(config | given | {"strategies": ("confidence",), "attribute": True}))
+
+
+def test_probes_keep_a_cache_where_policies_are_compared(config: dict[str, Any], tmp_path: Path) -> None:
+    run(RunConfig.build(config | {"kv": "none,recompute", "strategies": ("confidence",), "attribute": True}))
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    (probe,) = [point for point in manifest["operating_points"] if point["never_exits"]]
+    assert probe["name"] == "confidence@recompute (never exits)"
+    assert probe["kv"] == "recompute"
+
+
+def test_a_run_of_before_an_option_existed_continues(config: dict[str, Any], tmp_path: Path) -> None:
+    settings = RunConfig.build(config | {"strategies": ("fixed:layer=4",)})
+    run(settings)
+    manifest = tmp_path / "out" / "manifest.json"
+    facts = json.loads(manifest.read_text())
+    for name in ("attribute", "strict", "idle_s", "arrival_rate"):
+        del facts["config"][name]
+    manifest.write_text(json.dumps(facts))
+    run(settings, resume=tmp_path / "out")

@@ -37,7 +37,7 @@ def test_the_kv_figure_is_measured_and_shown_beside_the_paper_s(
     assert "0.27" in ran.out  # the authors' cached full depth, Llama on Java
     text = (tmp_path / "out" / "kv.md").read_text(encoding="utf-8")
     assert "| `full@none` | 1.00 | 1.00 | 1.00 | – | 0.0 % |" in text
-    again = cli(*arguments[:-2], "--resume", "out", "--json")
+    again = cli("reproduce", "--resume", "out", "--json")  # the run knows its settings
     assert again.code == 0, again.err
     rows = json.loads(again.out)["py150"]
     assert [row["operating_point"] for row in rows][:2] == ["full@none", "full@propagate"]

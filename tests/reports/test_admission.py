@@ -39,8 +39,11 @@ def test_superseded_windows_are_replaced_by_their_repetition_and_counted(build) 
     pairs(run)
     assert run.row(FULL).n == 6
     assert run.row(FULL).tokens_per_s == pytest.approx(3 / 2)
-    assert "1 of 13 windows left out" in notes_of(run)
-    assert "superseded" in notes_of(run)
+    assert (
+        "1 window(s), idle ones included, were contaminated () and measured again (--strict); superseded"
+        in notes_of(run)
+    )
+    assert "windows left out" not in notes_of(run)  # counted once
 
 
 def test_records_of_another_run_are_left_out_and_counted(build) -> None:
@@ -101,3 +104,11 @@ def test_a_task_without_samples_says_so(build) -> None:
 
     summary = summarise(manifest.model_copy(update={"tasks": (task,)}), [], [], lambda *_: {})
     assert any("py150: no sample was drawn" in note for note in summary.notes)
+
+
+@pytest.mark.parametrize("broken", [{"token_ids": ()}, {"token_times_s": ()}, {"exit_layers": (10, 10)}])
+def test_a_sample_whose_lists_do_not_match_is_left_out_and_counted(build, broken) -> None:
+    run = pairs(build())
+    run.samples[1] = run.samples[1].model_copy(update=broken)
+    assert run.row(OTHER).n == 5
+    assert "1 of 12 sample records left out for tokens, exit layers and times that are missing" in notes_of(run)

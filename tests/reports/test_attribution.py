@@ -169,6 +169,38 @@ def test_nothing_is_attributed_without_a_probe() -> None:
     assert attribute([cell for cell in built(6) if not cell.point.never_exits]) == ()
 
 
+def test_nothing_is_attributed_where_windows_hold_idle_time() -> None:
+    cells = built(6)
+    arrived = {
+        key: sample.model_copy(update={"arrival_s": 0.1, "queue_s": 0.0}) for key, sample in cells[0].samples.items()
+    }
+    assert attribute([dataclasses.replace(cells[0], samples=arrived), *cells[1:]]) == ()
+
+
+def test_a_repeat_that_only_some_finished_counts_for_nobody() -> None:
+    whole = built(8)
+    again = []
+    for cell in whole:
+        windows, samples = dict(cell.windows), dict(cell.samples)
+        if not cell.point.never_exits:  # killed in the second repeat, before the probes
+            for number, window in cell.windows.items():
+                windows[number + 1000] = window.model_copy(update={"window": number + 1000, "repeat": 1})
+            for (sample_id, _), sample in cell.samples.items():
+                samples[sample_id, 1] = sample.model_copy(update={"window": sample.window + 1000, "repeat": 1})
+        again.append(dataclasses.replace(cell, windows=windows, samples=samples))
+    assert attribute(again) == attribute(whole)
+
+
+def test_blocks_that_only_some_finished_are_counted() -> None:
+    cells = built(8)
+    windows = dict(list(cells[2].windows.items())[:-3])
+    samples = {key: sample for key, sample in cells[2].samples.items() if sample.window in windows}
+    attribution = only(
+        attribute([*cells[:2], dataclasses.replace(cells[2], windows=windows, samples=samples), *cells[3:]])
+    )
+    assert (attribution.blocks, attribution.blocks_left_out) == (5, 3)
+
+
 def test_few_blocks_give_no_interval() -> None:
     attribution = only(attribute(built(4)))
     assert all(part.ci is None for row in attribution.rows for part in row.parts.values())
