@@ -88,6 +88,7 @@ def _kv(config: RunConfig, resume: Path | None, *, as_json: bool) -> None:
 
     from harness.progress import RunProgress
     from harness.runner import execute
+    from reports.files import write_files
     from reports.kv_figure import kv_figure, kv_markdown, render_kv_figure
 
     with RunProgress(Console(stderr=True, emoji=False)) as progress:
@@ -96,8 +97,7 @@ def _kv(config: RunConfig, resume: Path | None, *, as_json: bool) -> None:
         except KeyboardInterrupt:
             progress.interrupted()
             raise
-    file = result.directory / "kv.md"
-    file.write_text(kv_markdown(result.summary), encoding="utf-8")
+    (file,) = write_files(result.directory, {"kv.md": kv_markdown(result.summary)})
     if as_json:
         tasks = dict.fromkeys(row.task for row in result.summary.rows)
         rows = {task: [dataclasses.asdict(row) for row in kv_figure(result.summary, task)] for task in tasks}

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.cost_records import Attribution
-from harness.errors import StoreError
 from harness.summary import Summary, SummaryRow
 from reports.attribution_table import attribution_notes, attribution_tables
 from reports.columns import Column, columns_of
+from reports.files import write_files
 from reports.plot import draw_front
 from reports.sections import DETAILS, HEADLINE, unmeasured
 from reports.tables import LEGEND, ResultTable, mark, split_tables
@@ -78,15 +78,7 @@ def write_report(summary: Summary, directory: Path) -> tuple[Path, ...]:
         StoreError: a file cannot be written.
     """
     texts = (to_json(summary), to_csv(summary), to_markdown(summary))
-    paths = tuple(directory / name for name in FILES)
-    for path, text in zip(paths, texts, strict=True):
-        unfinished = path.with_name(f".{path.name}.part")
-        try:
-            unfinished.write_text(text, encoding="utf-8", newline="")
-            unfinished.replace(path)
-        except OSError as error:
-            raise StoreError(f"cannot write {path}: {error.strerror}.") from None
-    return paths
+    return write_files(directory, dict(zip(FILES, texts, strict=True)))
 
 
 def _flat_names() -> list[str]:

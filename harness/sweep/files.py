@@ -11,6 +11,7 @@ from typing import Any
 
 from harness.errors import StoreError
 from harness.sweep.records import Sweep, SweepRow
+from reports.files import write_files
 
 __all__ = ["FILES", "check_writable", "to_csv", "write_sweep"]
 
@@ -52,15 +53,8 @@ def write_sweep(sweep: Sweep, folder: Path) -> tuple[Path, ...]:
     Raises:
         StoreError: a file cannot be written.
     """
-    paths = tuple(folder / name for name in FILES)
-    for path, text in zip(paths, (sweep.model_dump_json(indent=2) + "\n", to_csv(sweep)), strict=True):
-        unfinished = path.with_name(f".{path.name}.part")
-        try:
-            unfinished.write_text(text, encoding="utf-8", newline="")
-            unfinished.replace(path)
-        except OSError as error:
-            raise StoreError(f"cannot write {path}: {error.strerror}.") from None
-    return paths
+    texts = (sweep.model_dump_json(indent=2) + "\n", to_csv(sweep))
+    return write_files(folder, dict(zip(FILES, texts, strict=True)))
 
 
 def _flat(sweep: Sweep) -> Iterator[dict[str, Any]]:
