@@ -39,7 +39,7 @@ class OperatingPoint:
 
     strategy: Strategy
     record: OperatingPointRecord
-    kv: KVPolicy
+    kv: KVPolicy = KVPolicy.PROPAGATE
 
     @property
     def name(self) -> str:

@@ -44,9 +44,9 @@ def reproduce(
     as_json: Annotated[bool, typer.Option("--json", help="Print the figure's rows as JSON.")] = False,
 ) -> None:
     """Measure a published figure again, here, and show both: the paper's numbers and ours, never mixed."""
-    for what, given, known in (("paper", paper, PAPERS), ("figure", figure, FIGURES)):
-        if given not in known:
-            raise ConfigError(f"unknown {what} '{given}'. Known: {', '.join(known)}.")
+    for what, name, known in (("paper", paper, PAPERS), ("figure", figure, FIGURES)):
+        if name not in known:
+            raise ConfigError(f"unknown {what} '{name}'. Known: {', '.join(known)}.")
     from harness.settings import resolve_settings
 
     given: dict[str, Any] = {

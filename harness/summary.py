@@ -125,7 +125,7 @@ class SummaryRow(_Record):
     queue_p50_s: float | None = None
     queue_p99_s: float | None = None
     tokens_per_s: float | None = None
-    speedup_pairs: int = 0
+    speedup_pairs: int | None = None
     speedup_range: tuple[float, float] | None = None
     decode_speedup_range: tuple[float, float] | None = None
     speedup: float | None = None

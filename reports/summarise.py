@@ -109,7 +109,7 @@ def _table(
             **_measures(cell, cells, manifest, score_corpus),
             **joules,
             **ranges(cell, full),
-            "speedup_pairs": comparisons[0].pairs,
+            "speedup_pairs": comparisons[0].pairs or None,
             **{name: value for one in comparisons for name, value in one.fields.items()},
             "verdict": verdict(cell, full, comparisons, str(joules["energy_source"]), manifest.model.weights),
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 
@@ -77,11 +78,14 @@ def test_samples_of_a_window_that_was_never_committed_do_not_count(build) -> Non
     assert run.row(FULL).n == 1
 
 
+ONE_TOKEN = {"token_ids": (1,), "exit_layers": (10,), "token_times_s": (0.1,)}
+
+
 def test_a_sample_that_was_written_twice_counts_as_its_last_record(build) -> None:
     run = build()
     run.window(FULL, {"error": "killed"}, {"scores": {"bleu": 0.1}})
     again = [
-        run.samples[0].model_copy(update={"error": None, "scores": {"bleu": 0.3}, "token_ids": (1,)}),
+        run.samples[0].model_copy(update={"error": None, "scores": {"bleu": 0.3}} | ONE_TOKEN),
         run.samples[1].model_copy(update={"scores": {"bleu": 0.5}}),
     ]
     run.samples.extend(again)
@@ -112,11 +116,10 @@ def test_every_computed_field_is_one_the_record_has(build) -> None:
     """The record ignores names it does not know, so a typing error would lose a column silently."""
     run = build(points=(FULL, "fixed:layer=5", "oracle"), bandwidth=1e4)
     depths = {FULL: (10, 10, 10), "fixed:layer=5": (10, 5, 5), "oracle": (10, 5, 10)}
-    for block in range(6):
-        for point, layers in depths.items():
-            scores = {"edit_similarity": 0.5, "exact_match": 0.0, "codebleu": 0.5}
-            sample = {"exit_layers": layers, "scores": scores, "arrival_s": 0.0, "queue_s": 0.0}
-            run.window(point, sample, block=block, energy_j=1.0, energy_source="rapl")
+    for block, repeat, point in itertools.product(range(6), range(2), depths):
+        scores = {"edit_similarity": 0.5, "exact_match": 0.0, "codebleu": 0.5}
+        sample = {"exit_layers": depths[point], "scores": scores, "arrival_s": 0.0, "queue_s": 0.0}
+        run.window(point, sample, block=block, repeat=repeat, energy_j=1.0, energy_source="rapl")
     run.idle(energy_j=0.1, duration=1.0, energy_source="rapl")
     row = run.row("oracle", score_corpus=lambda *_: dict.fromkeys(SCORES, 0.5))
     assert [name for name, value in row if value is None] == []
