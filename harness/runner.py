@@ -96,13 +96,13 @@ def execute(config: RunConfig, *, resume: Path | None = None, observer: Observer
 
 
 def _free_memory() -> None:
-    """Give back what the model of this process took, since a repeat's process needs the room."""
+    """Give back what the model of this process took of a GPU, since a repeat's process needs the room."""
     import gc
 
     import torch
 
-    gc.collect()
     if torch.cuda.is_available():
+        gc.collect()
         torch.cuda.empty_cache()
 
 

@@ -549,7 +549,7 @@ def changed(path: str, value: Any) -> Manifest:
     ("path", "value", "message"),
     [
         ("config.kv", "recompute", r'config\.kv was "propagate", now "recompute"'),
-        ("config.limit", 5, r"config\.limit was null, now 5"),
+        ("config.limit", 5, r"config\.limit was 16, now 5"),
         ("operating_points.1.options.threshold", 0.8, r"operating_points\[1\]\.options\.threshold was 0\.9, now 0\.8"),
         ("operating_points", [], r"operating_points was .*, now \[\]"),
         ("model.weights_sha256", "ee", r"model\.weights_sha256 was \"abab"),
