@@ -374,7 +374,14 @@ def test_a_stopped_run_goes_on_where_it_was(
         *("--energy", "none", "--repeats", 4, "--strategy", "random:probability=0.4", "--strategy", "oracle"),
     ]
     command = [sys.executable, "-m", "harness.cli", "run", *map(str, arguments), "--out", "out"]
-    process = subprocess.Popen(command, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
+    )
     wait_for_windows(process, tmp_path / "out" / "windows.jsonl", 20)
     if stop is signal.SIGKILL:
         process.send_signal(signal.SIGSTOP)  # it holds still, and the lock
