@@ -380,7 +380,7 @@ def test_a_stopped_run_goes_on_where_it_was(
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - background jobs ignore it
     )
     wait_for_windows(process, tmp_path / "out" / "windows.jsonl", 20)
     if stop is signal.SIGKILL:
