@@ -142,7 +142,13 @@ def test_decision(benchmark: Any, name: str, tmp_path: Path) -> None:
     views, before = [], None
     for point in POINTS:
         state = torch.randn(1, HIDDEN)
-        before = SimpleNamespace(exit_layer=point, hidden_state=state, exit_state=state, previous=before)
+        before = SimpleNamespace(
+            exit_layer=point,
+            hidden_state=state,
+            exit_state=state,
+            previous=before,
+            once=lambda key, compute: compute(),  # a view answers each rule once
+        )
         views.append(before)
 
     def decide() -> None:
