@@ -225,15 +225,17 @@ def snapshot(folder: Path) -> dict[str, bytes | None]:
     return {str(path): path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
 
 
+OUTSIDE = itertools.count()
+"""Numbers the modules of :func:`plug_in`: an id of an object would come back when that is gone."""
+
+
 @pytest.fixture
 def plug_in(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., None]]:
     """``plug_in(name, class source)`` registers a strategy as an installed package would, for one test."""
     from harness.registry import STRATEGIES
 
-    serial = itertools.count(id(monkeypatch))
-
     def register(name: str, source: str) -> None:
-        module = f"outside_{name}_{next(serial)}"  # never imported before
+        module = f"outside_{name}_{next(OUTSIDE)}"  # never imported before
         site = tmp_path_factory.mktemp("site")
         head = "import torch\nfrom dataclasses import dataclass\nfrom harness.contracts import Strategy\n\n"
         (site / f"{module}.py").write_text(head + textwrap.dedent(source), encoding="utf-8")
