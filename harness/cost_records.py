@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from harness.record import Record
 
 __all__ = ["PARTS", "Attribution", "CheckCost", "Interval", "OperatingPointCost", "Quantity", "Ranged"]
 
@@ -21,18 +21,14 @@ explains; it can be negative.
 """
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
-
-
-class Ranged(_Record):
+class Ranged(Record):
     """A number with its bootstrap 95 % interval, ``None`` where too few blocks were measured."""
 
     value: float
     ci: Interval | None = None
 
 
-class OperatingPointCost(_Record):
+class OperatingPointCost(Record):
     """One operating point's request, taken apart.
 
     Attributes:
@@ -53,7 +49,7 @@ class OperatingPointCost(_Record):
     overhead_of_full: Ranged | None = None
 
 
-class CheckCost(_Record):
+class CheckCost(Record):
     """What asking a strategy once costs, its LM-head evaluations included, found in two independent ways.
 
     Attributes:
@@ -70,7 +66,7 @@ class CheckCost(_Record):
     agree: bool | None
 
 
-class Attribution(_Record):
+class Attribution(Record):
     """The costs of one task's operating points in one quantity.
 
     Attributes:

@@ -7,16 +7,14 @@ means not known; ``missing`` says why.
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from harness.record import Record
 
 __all__ = ["MachineRecord", "SensorRecord"]
 
 
-class _Facts(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
-
-
-class SensorRecord(_Facts):
+class SensorRecord(Record):
     """One kind of energy sensor.
 
     Attributes:
@@ -34,7 +32,7 @@ class SensorRecord(_Facts):
     period_reason: str | None = None
 
 
-class MachineRecord(_Facts):
+class MachineRecord(Record):
     """Facts that decide which metrics can be trusted.
 
     Attributes:

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from harness.contracts import KVPolicy, Weights
 from harness.machine import MachineRecord
+from harness.record import Record
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -30,11 +31,7 @@ __all__ = [
 SCHEMA_VERSION = 1
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
-
-
-class OperatingPointRecord(_Record):
+class OperatingPointRecord(Record):
     """One strategy at one setting.
 
     Attributes:
@@ -59,7 +56,7 @@ class OperatingPointRecord(_Record):
     never_exits: bool = False
 
 
-class ModelRecord(_Record):
+class ModelRecord(Record):
     """The model as it ran.
 
     Attributes:
@@ -96,7 +93,7 @@ class ModelRecord(_Record):
     shortcut_bytes: int = 0
 
 
-class TaskRecord(_Record):
+class TaskRecord(Record):
     """One task as it was drawn.
 
     Attributes:
@@ -122,7 +119,7 @@ class TaskRecord(_Record):
     detail: dict[str, str] = Field(default_factory=dict)
 
 
-class MeterRecord(_Record):
+class MeterRecord(Record):
     """The energy meter of a run: its source, a one-line description, and why a better one is missing."""
 
     source: str
@@ -131,7 +128,7 @@ class MeterRecord(_Record):
     unavailable: dict[str, str] = Field(default_factory=dict)
 
 
-class Manifest(_Record):
+class Manifest(Record):
     """What was run, on what, from what. Written once, before the first sample.
 
     Attributes:
@@ -161,7 +158,7 @@ class Manifest(_Record):
     machine: MachineRecord | None = None
 
 
-class SampleRecord(_Record):
+class SampleRecord(Record):
     """One sample under one operating point.
 
     Attributes:
@@ -213,7 +210,7 @@ class SampleRecord(_Record):
     error: str | None = None
 
 
-class WindowRecord(_Record):
+class WindowRecord(Record):
     """One measured window: one block of samples under one operating point. Commits its samples.
 
     Attributes:

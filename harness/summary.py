@@ -7,19 +7,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
 from harness.contracts import KVPolicy, Weights
 from harness.cost_records import Attribution
+from harness.record import Record
 
 __all__ = ["Summary", "SummaryRow"]
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
-
-
-class SummaryRow(_Record):
+class SummaryRow(Record):
     """One operating point on one task. Medians, totals over totals, and paired ratios to full depth.
 
     ``…_ci`` is a bootstrap 95 % interval, ``…_p`` the p-value of a paired permutation test of "no difference", and
@@ -167,7 +162,7 @@ class SummaryRow(_Record):
     pareto: bool = False
 
 
-class Summary(_Record):
+class Summary(Record):
     """``summary.json``: one row per task × operating point, and what a reader must know beside them.
 
     Attributes:

@@ -56,6 +56,7 @@ FLOORS: dict[str, int] = {
     "harness.controllers": 2,
     "harness.contracts": 1,
     "harness.records": 1,
+    "harness.record": 0,
     "harness.cost_records": 1,
     "harness.summary": 1,
     "harness.machine": 1,

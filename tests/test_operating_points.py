@@ -145,4 +145,7 @@ def test_a_run_of_before_an_option_existed_continues(config: dict[str, Any], tmp
     for name in ("attribute", "strict", "idle_s", "arrival_rate"):
         del facts["config"][name]
     manifest.write_text(json.dumps(facts))
-    run(settings, resume=tmp_path / "out")
+    before = (tmp_path / "out" / "samples.jsonl").read_bytes()
+    frame = run(settings, resume=tmp_path / "out")
+    assert list(frame["operating_point"]) == ["full", "fixed:layer=4"]
+    assert (tmp_path / "out" / "samples.jsonl").read_bytes() == before  # nothing was measured again

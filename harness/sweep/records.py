@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from harness.contracts import KVPolicy, Weights
+from harness.record import Record
 
 __all__ = ["DocumentSplit", "DriftRow", "Sweep", "SweepRow"]
 
@@ -18,11 +19,7 @@ DocumentSplit: TypeAlias = Literal["held-out", "all"]
 Interval: TypeAlias = tuple[float, float]
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
-
-
-class SweepRow(_Record):
+class SweepRow(Record):
     """One operating point, replayed.
 
     Attributes:
@@ -69,7 +66,7 @@ class SweepRow(_Record):
     pareto: bool = False
 
 
-class DriftRow(_Record):
+class DriftRow(Record):
     """One operating point replayed and live.
 
     Attributes:
@@ -102,7 +99,7 @@ class DriftRow(_Record):
     live_agreement_ci: Interval | None
 
 
-class Sweep(_Record):
+class Sweep(Record):
     """A whole sweep.
 
     Attributes:
