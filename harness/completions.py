@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness.contracts import BadRow, Sample
+from harness.contracts import BadRow, Sample, TextCodec
 from harness.decoding.generation import Generation
 from harness.plan import Plan, PlannedTask
 from harness.records import SampleRecord, WindowRecord
 
-__all__ = ["Outcome", "bad_record", "sample_record"]
+__all__ = ["Outcome", "bad_record", "sample_record", "token_texts"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,7 @@ def sample_record(window: WindowRecord, plan: Plan, planned: PlannedTask, outcom
     codec, protocol = plan.codec, plan.config.protocol
     spoken = made.token_ids[:-1] if made.finish_reason == "eos" else made.token_ids
     text = planned.task.completion(protocol, codec.decode(spoken))
+    pieces = token_texts(codec, spoken)
     arrival_s, queue_s = outcome.came or (None, None)
     waited = queue_s or 0.0
     return SampleRecord(
@@ -54,6 +57,7 @@ def sample_record(window: WindowRecord, plan: Plan, planned: PlannedTask, outcom
         exit_layers=tuple(made.exit_layers),
         token_times_s=tuple(round(t, 7) for t in made.token_times_s),
         text=text,
+        token_texts=(*pieces, *[""] * (len(made.token_ids) - len(pieces))),
         scores=planned.task.score(text, sample.reference, made.token_ids, sample.reference_ids),
         latency_s=waited + made.token_times_s[-1],
         ttft_s=waited + made.token_times_s[0],
@@ -66,6 +70,25 @@ def sample_record(window: WindowRecord, plan: Plan, planned: PlannedTask, outcom
         arrival_s=arrival_s,
         queue_s=queue_s,
     )
+
+
+def token_texts(codec: TextCodec, token_ids: Sequence[int]) -> tuple[str, ...]:
+    """Return what each token adds to the text of all; joined they are that text.
+
+    A token that ends inside a character adds nothing, the one that completes it adds the character.
+    """
+    whole = codec.decode(token_ids)
+    ends = [0]
+    for count in range(1, len(token_ids)):
+        so_far = codec.decode(token_ids[:count])
+        ends.append(max(ends[-1], _common(so_far, whole)))
+    ends.append(len(whole))
+    return tuple(whole[start:end] for start, end in itertools.pairwise(ends)) if token_ids else ()
+
+
+def _common(one: str, other: str) -> int:
+    """Characters that two texts begin with alike."""
+    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def bad_record(window: WindowRecord, planned: PlannedTask, row: BadRow) -> SampleRecord:

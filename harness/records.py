@@ -170,6 +170,8 @@ class SampleRecord(Record):
             from prefill, at full depth, and no strategy is asked for it.
         token_times_s: seconds from the start of the batch to each token.
         text, reference: what is scored against what.
+        token_texts: what each token added; together all that was spoken, of which ``text`` may be a part. A token that
+            ends inside a character adds nothing, the one that completes it adds it. Empty in older runs.
         scores: per-sample scores.
         latency_s: start of the batch to this sample's last token.
         ttft_s: start of the batch to the first token.
@@ -195,6 +197,7 @@ class SampleRecord(Record):
     exit_layers: tuple[int, ...] = ()
     token_times_s: tuple[float, ...] = ()
     text: str = ""
+    token_texts: tuple[str, ...] = ()
     reference: str = ""
     scores: dict[str, float | None] = Field(default_factory=dict)
     latency_s: float | None = None

@@ -14,7 +14,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness import environment
 from harness.config import RunConfig
 from harness.contracts import Meter
 from harness.decoding.engine import Engine
@@ -23,22 +22,20 @@ from harness.manifest import describe_run, is_out_of_memory, load_model
 from harness.metering import open_meter
 from harness.metering.pacing import samples_per_block
 from harness.plan import Plan, default_directory, make_plan
+from harness.reading import read_run
 from harness.records import Manifest, WindowRecord
 from harness.repeats import run_repeat
 from harness.same_run import refuse_other_configuration
-from harness.scoring import CorpusScores
 from harness.session import Observer, Session
 from harness.store import RunDirectory
 from harness.summary import Summary
 from reports.export import to_frame, write_report
-from reports.quality import corpora
 from reports.statistics import MINIMUM_PAIRS
-from reports.summarise import candidates, summarise
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["RunResult", "execute", "measure_repeat", "run", "summarise_directory"]
+__all__ = ["RunResult", "execute", "measure_repeat", "run"]
 
 logger = logging.getLogger(__name__)
 
@@ -89,8 +86,7 @@ def execute(config: RunConfig, *, resume: Path | None = None, observer: Observer
         if not _is_finished(path, repeat):
             run_repeat(path, repeat, watch)
     watch.stage("scoring")
-    with RunDirectory.read(path) as store:
-        summary = _summarise(store)
+    summary = read_run(path).summary
     write_report(summary, path)
     return RunResult(path, summary)
 
@@ -154,18 +150,6 @@ def _measure(config: RunConfig, resume: Path | None, repeat: int, watch: Observe
     return path
 
 
-def summarise_directory(path: Path) -> Summary:
-    """Summarise what a run directory holds so far.
-
-    Raises:
-        StoreError: missing, damaged or foreign directory, or one without a finished window.
-    """
-    with RunDirectory.read(path) as store:
-        if not store.finished():
-            raise StoreError(f"{path} holds no finished window yet. Continue it with `harness run --resume {path}`.")
-        return _summarise(store)
-
-
 def _warn_of_few_blocks(plan: Plan, block_size: int) -> None:
     """Say before an hour of measuring that its intervals will be missing."""
     fewest = min(len(task.data.samples) for task in plan.tasks)
@@ -177,12 +161,6 @@ def _warn_of_few_blocks(plan: Plan, block_size: int) -> None:
             fewest,
             MINIMUM_PAIRS * block_size,
         )
-
-
-def _summarise(store: RunDirectory) -> Summary:
-    manifest, windows, samples = store.manifest, tuple(store.windows()), tuple(store.samples())
-    scores = CorpusScores(corpora(candidates(manifest, windows, samples)))
-    return summarise(manifest, windows, samples, scores, machine=environment.machine_line(manifest.environment))
 
 
 def _warm_up(session: Session, config: RunConfig) -> list[WindowRecord]:

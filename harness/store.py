@@ -29,7 +29,7 @@ from harness.summary import Summary
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["RunDirectory", "WindowKey"]
+__all__ = ["LOCK", "MANIFEST", "RunDirectory", "WindowKey"]
 
 R = TypeVar("R", bound=BaseModel)
 

@@ -18,11 +18,8 @@ PACKAGES = ("harness", "strategies", "tasks", "reports")
 
 FLOORS: dict[str, int] = {
     "harness.cli": 5,
-    "harness.training_commands": 5,
-    "harness.reproduce_command": 5,
+    "harness.commands": 5,
     "harness.repeat_process": 5,
-    "harness.sweep_command": 5,
-    "harness.doctor_command": 5,
     "harness.progress": 5,
     "harness.runner": 4,
     "harness.plan": 4,
@@ -35,6 +32,7 @@ FLOORS: dict[str, int] = {
     "harness.session": 4,
     "harness.windows": 4,
     "harness.scoring": 4,
+    "harness.reading": 4,
     "harness.manifest": 4,
     "harness.doctor": 4,
     "harness.sweep": 4,

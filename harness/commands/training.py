@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from harness.commands.console import escape, stderr
 from harness.errors import ConfigError
 
 __all__ = ["app", "trace"]
@@ -391,15 +392,10 @@ def _command() -> str:
 
 
 def _say(text: str) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-
-    Console(stderr=True, emoji=False).print(f"[dim]{escape(text)}[/]", soft_wrap=True)
+    stderr().print(f"[dim]{escape(text)}[/]", soft_wrap=True)
 
 
 def _progress() -> Any:
-    from rich.console import Console
-
     from harness.progress import TrainingProgress
 
-    return TrainingProgress(Console(stderr=True, emoji=False))
+    return TrainingProgress(stderr())

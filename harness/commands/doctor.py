@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from harness.commands.console import stderr
 from harness.errors import ConfigError
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import RenderableType
 
     from harness.config import RunConfig
     from harness.progress import TrainingProgress
@@ -166,10 +167,4 @@ def _print(what: RenderableType) -> None:
 def _progress() -> TrainingProgress:
     from harness.progress import TrainingProgress
 
-    return TrainingProgress(_stderr(), timer=False)  # a thread that redraws inside a window would be measured
-
-
-def _stderr() -> Console:
-    from rich.console import Console
-
-    return Console(stderr=True, emoji=False)
+    return TrainingProgress(stderr(), timer=False)  # a thread that redraws inside a window would be measured

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from harness.commands.console import stderr, stdout
 from harness.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -84,14 +85,12 @@ def _kv(config: RunConfig, resume: Path | None, *, as_json: bool) -> None:
     import dataclasses
     import json
 
-    from rich.console import Console
-
     from harness.progress import RunProgress
     from harness.runner import execute
     from reports.files import write_files
     from reports.kv_figure import kv_figure, kv_markdown, render_kv_figure
 
-    with RunProgress(Console(stderr=True, emoji=False)) as progress:
+    with RunProgress(stderr()) as progress:
         try:
             result = execute(config, resume=resume, observer=progress)
         except KeyboardInterrupt:
@@ -103,6 +102,6 @@ def _kv(config: RunConfig, resume: Path | None, *, as_json: bool) -> None:
         rows = {task: [dataclasses.asdict(row) for row in kv_figure(result.summary, task)] for task in tasks}
         print(json.dumps(rows, indent=2))
         return
-    console = Console(emoji=False)
+    console = stdout()
     console.print(render_kv_figure(result.summary, console.width))
     console.print(f"[dim]The same as Markdown: {file}; every record beside it.[/]", soft_wrap=True)

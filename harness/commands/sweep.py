@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from harness.commands.console import stderr, stdout
 from harness.errors import ConfigError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -70,7 +71,6 @@ def sweep(
             raise ConfigError(f"--{flag} {value} is out of range; {least} to {most}.")
     if not 0 < keep <= 1:
         raise ConfigError(f"--keep {keep} is out of range; above 0, at most 1.")
-    from rich.console import Console
 
     from harness.contracts import KVPolicy
     from harness.progress import TrainingProgress
@@ -93,7 +93,7 @@ def sweep(
         kv=KVPolicy(kv),
         seed=seed,
     )
-    errors = Console(stderr=True, emoji=False)
+    errors = stderr()
     with TrainingProgress(errors) as progress:
         name = model or str(traces.index["model"])
         try:
@@ -113,7 +113,7 @@ def sweep(
     if as_json:
         print(found.model_dump_json(indent=2))
     else:
-        console = Console(emoji=False)
+        console = stdout()
         console.print(render(found, keep=keep, width=console.width))
     sys.stdout.flush()
     each = found.replay_s / (found.tokens * len(found.rows))

@@ -1,0 +1,1 @@
+"""One module per subcommand of ``harness``; nothing heavy is imported before a command runs."""

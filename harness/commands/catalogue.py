@@ -1,0 +1,105 @@
+"""``harness list`` and ``harness show``: what is registered, third-party packages included."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from harness.commands.console import escape, stdout
+from harness.errors import UnknownNameError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["list_", "show"]
+
+
+def list_(
+    kind: Annotated[
+        str | None, typer.Argument(help="strategies, tasks, models or meters; all of them when left out.")
+    ] = None,
+) -> None:
+    """List what is registered, third-party packages included."""
+    from rich.table import Table
+
+    registries = _registries()
+    if kind is not None and kind not in registries:
+        raise UnknownNameError("kind of thing", kind, registries)
+    console = stdout()
+    for noun in [kind] if kind else list(registries):
+        table = Table(title=noun, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2))
+        table.add_column("name", style="cyan", no_wrap=True)
+        table.add_column("what it is", overflow="fold")
+        table.add_column("from", style="dim", overflow="fold")
+        for entry in registries[noun].entries():
+            table.add_row(entry.name, escape(entry.summary), entry.distribution)
+        console.print(table)
+        console.print()
+
+
+def show(name: Annotated[str, typer.Argument(help="A strategy, task, model or meter.")]) -> None:
+    """Show one strategy, task, model or meter: source paper, options, ranges and defaults."""
+    registries = _registries()
+    holders = [noun for noun, registry in registries.items() if name in registry]
+    if not holders:
+        known = [known for registry in registries.values() for known in registry.names()]
+        raise UnknownNameError("name", name, known, "See `harness list`.")
+    for noun in holders:
+        _show_entry(noun, name)
+
+
+def _show_entry(noun: str, name: str) -> None:
+    import inspect
+
+    registry = _registries()[noun]
+    entry, console = registry.entry(name), stdout()
+    console.print(f"[bold cyan]{name}[/] [dim]({registry.noun} from {entry.distribution}, {entry.target})[/]")
+    thing = registry.load(name)
+    if isinstance(thing, type):
+        console.print(escape(inspect.getdoc(thing) or ""), highlight=False)
+    else:
+        console.print(escape(entry.summary), highlight=False)
+        _show_facts(console, thing)
+    if noun == "strategies":
+        _show_options(console, name)
+    console.print()
+
+
+def _show_facts(console: Console, thing: Any) -> None:
+    """Print the fields of a catalogue entry."""
+    import dataclasses
+
+    if not dataclasses.is_dataclass(thing):
+        return
+    for field in dataclasses.fields(thing):
+        value = getattr(thing, field.name)
+        if value and field.name != "name":
+            console.print(f"  [dim]{field.name}[/] {escape(str(value))}", highlight=False)
+
+
+def _show_options(console: Console, name: str) -> None:
+    from rich.table import Table
+
+    from harness.options import option_facts
+
+    facts = option_facts(name)
+    if not facts:
+        console.print("\nNo options.")
+        return
+    table = Table(title="Options", title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2))
+    for column in ("option", "type", "range", "default", "meaning"):
+        table.add_column(column, style="cyan" if column == "option" else "", overflow="fold")
+    for fact in facts:
+        default = "" if fact.default is None else escape(str(fact.default))
+        table.add_row(fact.name, fact.kind, fact.limits, default, escape(fact.description))
+    console.print()
+    console.print(table)
+    example = "" if facts[0].default is None else f":{facts[0].name}={facts[0].default}"
+    console.print(f"\n[dim]harness run --strategy {name}{example}[/]")
+
+
+def _registries() -> dict[str, Any]:
+    from harness.registry import METERS, MODELS, STRATEGIES, TASKS
+
+    return {"strategies": STRATEGIES, "tasks": TASKS, "models": MODELS, "meters": METERS}

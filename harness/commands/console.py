@@ -1,0 +1,48 @@
+"""Where commands speak: results on stdout, progress, warnings and refusals on stderr."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["escape", "log_to", "refuse", "stderr", "stdout"]
+
+
+def stdout() -> Console:
+    """Return the console of results."""
+    from rich.console import Console
+
+    return Console(emoji=False)
+
+
+def stderr() -> Console:
+    """Return the console of everything else."""
+    from rich.console import Console
+
+    return Console(stderr=True, emoji=False)
+
+
+def escape(text: str) -> str:
+    """Return a text that rich prints as it stands."""
+    from rich.markup import escape as escaped
+
+    return escaped(text)
+
+
+def refuse(message: str) -> None:
+    """Print one line, whatever line breaks a file name or another library brought into the message."""
+    stderr().print(f"[bold red]error:[/] {escape(' '.join(message.split()))}", highlight=False, soft_wrap=True)
+
+
+def log_to(console: Console) -> None:
+    """Send warnings to the console that draws the progress bar, so that neither overwrites the other."""
+    import logging
+
+    class OneLine(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            message = escape(" ".join(record.getMessage().split()))
+            console.print(f"[yellow]{record.levelname.lower()}:[/] {message}", highlight=False, soft_wrap=True)
+
+    logging.basicConfig(level=logging.WARNING, handlers=[OneLine()])

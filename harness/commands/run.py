@@ -1,0 +1,150 @@
+"""``harness run``: operating points over tasks, measured and compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from harness.commands.console import escape, log_to, stderr, stdout
+
+__all__ = ["run"]
+
+
+def run(
+    strategy: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME[:option=value[,value…]]; a comma list makes one operating point each. Repeatable. "
+            "Full depth is always added as the baseline.",
+            metavar="SPEC",
+        ),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Catalogue name, hub id or folder. Default: smollm2-135m.")] = None,
+    task: Annotated[list[str] | None, typer.Option(help="py150, javacorpus. Repeatable. Default: py150.")] = None,
+    protocol: Annotated[str | None, typer.Option(help="green-code or codexglue-line. Default: green-code.")] = None,
+    source: Annotated[
+        str | None, typer.Option(help="embedded, hub, or PATH of a JSONL file or dataset folder. Default: embedded.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Samples per task; 0 for all. Default: 16.")] = None,
+    kv: Annotated[
+        str | None,
+        typer.Option(
+            help="K,V of skipped layers: propagate, recompute, none, skip; a comma list compares. Default: propagate."
+        ),
+    ] = None,
+    kv_input: Annotated[
+        str | None,
+        typer.Option(help="What propagate fills them from: hidden, or shortcut. Default: hidden."),
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Samples decoded together. Default: 1.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16. Default: float32.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N. Default: auto.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads. Default: torch's choice.")] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="auto, tuned, pretrained or random. Default: auto, tuned where there is an adapter."),
+    ] = None,
+    exit_head: Annotated[
+        str | None,
+        typer.Option(help="auto, shared or shortcut. Default: auto, shortcut where there are maps for the weights."),
+    ] = None,
+    artefacts: Annotated[
+        str | None,
+        typer.Option(help="Folder of `harness train`, or a shipped set. Default: artefacts/MODEL, then shipped."),
+    ] = None,
+    energy: Annotated[
+        str | None, typer.Option(help="auto, nvml, rapl, estimate, none or replay:FILE. Default: auto.")
+    ] = None,
+    attribute: Annotated[
+        bool | None,
+        typer.Option("--attribute", help="Measure where the time goes: adds a run of each strategy that never exits."),
+    ] = None,
+    repeats: Annotated[
+        int | None, typer.Option(help="Repetitions of each block, each in a fresh process. Default: 1.")
+    ] = None,
+    arrival_rate: Annotated[
+        float | None,
+        typer.Option(help="Requests per second, at random times, with a queue. Default: one after the other."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Decides sampling, order and random strategies. Default: 0.")] = None,
+    exit_points: Annotated[
+        str | None, typer.Option(help="paper, all, or layers such as 4,8,12. Default: paper.", metavar="LAYERS")
+    ] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Overrides the protocol's limit.")] = None,
+    block_size: Annotated[
+        int | None, typer.Option(help="Samples per interleaved block. Default: from the meter.")
+    ] = None,
+    tdp_w: Annotated[
+        float | None, typer.Option(help="Watts the energy estimate assumes for all cores. Default: 4 W per core.")
+    ] = None,
+    strict: Annotated[
+        bool | None, typer.Option("--strict", help="Measure windows that other work contaminated again, up to 3 times.")
+    ] = None,
+    idle_s: Annotated[
+        float | None,
+        typer.Option(help="Seconds of idle power before and after the work; 0 for none. Default: from the sensor."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run directory. Default: runs/TIME-MODEL-TASK.", metavar="DIR")
+    ] = None,
+    resume: Annotated[Path | None, typer.Option(help="Continue a run directory.", metavar="DIR")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file with the same names; flags win.", metavar="FILE")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print summary.json instead of the table.")] = False,
+) -> None:
+    """Run operating points over a task and print the comparison. Without options: the demo."""
+    given: dict[str, Any] = {
+        "strategies": tuple(strategy) if strategy else None,
+        "model": model,
+        "tasks": tuple(task) if task else None,
+        "protocol": protocol,
+        "source": source,
+        "limit": limit,
+        "kv": kv,
+        "kv_input": kv_input,
+        "batch_size": batch_size,
+        "dtype": dtype,
+        "device": device,
+        "threads": threads,
+        "weights": weights,
+        "exit_head": exit_head,
+        "artefacts": artefacts,
+        "energy": energy,
+        "attribute": attribute,
+        "repeats": repeats,
+        "arrival_rate": arrival_rate,
+        "seed": seed,
+        "exit_points": exit_points,
+        "max_new_tokens": max_new_tokens,
+        "block_size": block_size,
+        "tdp_w": tdp_w,
+        "strict": strict,
+        "idle_s": idle_s,
+        "out": out,
+    }
+    from harness.settings import resolve_settings
+
+    settings = resolve_settings(given, config, resume)
+    console = stderr()
+    log_to(console)
+    from harness.progress import RunProgress
+    from harness.runner import execute
+    from reports.terminal import render
+
+    with RunProgress(console) as progress:
+        try:
+            result = execute(settings, resume=resume, observer=progress)
+        except KeyboardInterrupt:
+            progress.interrupted()
+            raise
+    if as_json:
+        print(result.summary.model_dump_json(indent=2))
+    else:
+        stdout().print(render(result.summary))
+    console.print(
+        f"[dim]Records, report.md, summary.csv and summary.json are in {escape(str(result.directory))}[/]",
+        soft_wrap=True,
+    )
