@@ -1,0 +1,77 @@
+"""What a figure is, and how it becomes files.
+
+Files of one input are the same bytes every time: no date, no random identifiers.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.errors import StoreError
+from reports.figures.style import styled
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Canvas
+
+__all__ = ["FORMATS", "Figure", "save_figures"]
+
+FORMATS = ("svg", "pdf", "png")
+_DPI = 160
+_UNDATED = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {"Software": None}}
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One figure, not drawn yet.
+
+    Attributes:
+        name: stem of its files, unique in a report: lower case, digits and hyphens.
+        title: what it shows, a few words.
+        caption: what a reader must know to trust it: where the numbers come from, how many samples, what the
+            intervals are, what is estimated or replayed. Plain text.
+        draw: makes it; called inside the project's style.
+    """
+
+    name: str
+    title: str
+    caption: str
+    draw: Callable[[], Canvas]
+
+
+def save_figures(figures: Iterable[Figure], folder: Path) -> list[Path]:
+    """Draw figures and write ``NAME.svg``, ``NAME.pdf`` and ``NAME.png`` of each, every file replaced whole.
+
+    Raises:
+        StoreError: a file cannot be written.
+    """
+    paths = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"cannot make the folder {folder}: {error.strerror}. Use another --out.") from None
+    for figure in figures:
+        for suffix, content in _drawn(figure).items():
+            path = folder / f"{figure.name}.{suffix}"
+            unfinished = path.with_name(f".{path.name}.part")
+            try:
+                unfinished.write_bytes(content)
+                unfinished.replace(path)
+            except OSError as error:
+                raise StoreError(f"cannot write {path}: {error.strerror}.") from None
+            paths.append(path)
+    return paths
+
+
+def _drawn(figure: Figure) -> dict[str, bytes]:
+    contents = {}
+    with styled(figure.name):
+        canvas = figure.draw()
+        for suffix in FORMATS:
+            buffer = io.BytesIO()
+            canvas.savefig(buffer, format=suffix, dpi=_DPI, metadata=_UNDATED[suffix])
+            contents[suffix] = buffer.getvalue()
+    return contents

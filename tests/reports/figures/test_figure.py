@@ -1,0 +1,49 @@
+"""Figures become files: three formats, the same bytes every time, replaced whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.errors import StoreError
+from reports.figures.figure import Figure, save_figures
+from reports.figures.style import look_of
+
+
+def line(label: str) -> Any:
+    from matplotlib.figure import Figure as Canvas
+
+    canvas = Canvas(figsize=(4, 3))
+    axes = canvas.subplots()
+    axes.plot([0, 1], [0, 1], label=label)
+    axes.legend()
+    return canvas
+
+
+def test_three_formats_of_the_same_bytes_every_time(tmp_path: Path) -> None:
+    figure = Figure("a-line", "A line", "Made up.", lambda: line("rl"))
+    first = {path.name: path.read_bytes() for path in save_figures([figure], tmp_path / "a")}
+    again = {path.name: path.read_bytes() for path in save_figures([figure], tmp_path / "b")}
+    assert sorted(first) == ["a-line.pdf", "a-line.png", "a-line.svg"]
+    assert first == again
+    assert {path.name for path in (tmp_path / "a").iterdir()} == set(first)
+    assert first["a-line.svg"].startswith(b"<?xml")
+    assert first["a-line.pdf"].startswith(b"%PDF")
+
+
+def test_a_name_is_never_a_formula(tmp_path: Path) -> None:
+    assert len(save_figures([Figure("odd", "Odd", "Made up.", lambda: line("$\\frac$ <b>"))], tmp_path)) == 3
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="Use another --out"):
+        save_figures([], tmp_path / "file" / "x")
+
+
+def test_known_strategies_look_different_and_unknown_ones_always_the_same() -> None:
+    known = [look_of(name) for name in ("full", "oracle", "fixed", "confidence", "entropy", "classifier", "lte", "rl")]
+    assert len(set(known)) == len(known)
+    assert look_of("norm-growth") == look_of("norm-growth")
