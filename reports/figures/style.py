@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 from zlib import crc32
 
 __all__ = ["BOUND", "FULL", "INK", "QUIET", "Look", "look_of", "styled"]
@@ -60,7 +61,7 @@ def styled(salt: str) -> Iterator[None]:
     """
     import matplotlib as mpl
 
-    settings = {
+    settings: Any = {
         "figure.facecolor": "white",
         "figure.constrained_layout.use": True,
         "savefig.facecolor": "white",
