@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -175,7 +176,9 @@ def _prepare(module: Any, recipe: LiteRecipe) -> Any:
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(r=recipe.rank, lora_alpha=2 * recipe.rank, lora_dropout=0.0, target_modules="all-linear")
-    return get_peft_model(module, config)
+    with warnings.catch_warnings():  # peft asks transformers under a name that will go
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        return get_peft_model(module, config)
 
 
 def _before(out: Path, resume: bool, compute: Callable[[], tuple[ExitRow, ...]]) -> tuple[ExitRow, ...]:
