@@ -145,7 +145,9 @@ def _caption(lines: Sequence[_Line], left_out: int, metrics: dict[str, str], pub
     parts += [f"{line.label}: run {line.table.run.name}, {line.table.table.size}." for line in lines]
     if len({_fingerprint(line) for line in lines}) > 1:
         parts.append("The curves are of different samples.")
-    parts.append(lines[0].table.intervals.replace("Error bars", "Bands"))
+    parts.append(
+        f"Data: {lines[0].table.table.rows[0].source}. Bands: 95 % intervals, bootstrap over blocks of samples."
+    )
     if "codebleu" in metrics:
         parts.append("A corpus score that is no mean of samples (CodeBLEU) has no interval.")
     if "agreement" in metrics:

@@ -72,7 +72,7 @@ def _drawer(run: RecordedRun, one: Attribution) -> Callable[[], Canvas]:
         from matplotlib.figure import Figure as Canvas
 
         largest, unit = max(row.total for row in one.rows), "s" if one.quantity == "time" else "J"
-        scale, unit = (1.0, unit) if largest >= 10 else (1e3, f"m{unit}")
+        scale, unit = (1.0, unit) if largest >= (10 if unit == "s" else 1) else (1e3, f"m{unit}")
         label = f"estimated {one.quantity}" if one.source == "estimate" else one.quantity
         canvas = Canvas(figsize=(9.2, 0.36 * len(one.rows) + 1.9))
         bars, points = canvas.subplots(1, 2, sharey=True, width_ratios=(3, 1.6))
@@ -82,7 +82,7 @@ def _drawer(run: RecordedRun, one: Attribution) -> Callable[[], Canvas]:
         bars.set_xlabel(f"{label} of a request ({unit})")
         bars.set_title("by the fit")
         _overheads(points, run, one)
-        points.set_xlabel(f"overhead, % of full depth's {label}")
+        points.set_xlabel(f"overhead\n(% of full depth's {label})")
         points.set_title("deciding, by probes")
         handles, labels = bars.get_legend_handles_labels()
         canvas.legend(handles, labels, loc="outside lower center", ncols=4, columnspacing=1.6)
@@ -104,7 +104,7 @@ def _stack(axes: Axes, one: Attribution, scale: float) -> None:
     for place, row in enumerate(one.rows):
         total = row.total * scale
         axes.vlines(total, place - 0.36, place + 0.36, color=INK, linewidth=1.4, zorder=3)
-        axes.annotate(f"{total:.0f}", (max(total, ends[place][1]), place), (4, 0), textcoords="offset points",
+        axes.annotate(f"{total:.3g}" if total < 1000 else f"{total:.0f}", (max(total, ends[place][1]), place), (4, 0), textcoords="offset points",
                       va="center", fontsize=8)  # fmt: skip
     axes.plot([], [], color=INK, linewidth=1.4, label="measured total")
     axes.grid(visible=False, axis="y")

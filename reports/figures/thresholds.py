@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from reports.columns import MISSING
 from reports.energy import UNMEASURED
 from reports.figures.figure import Figure
 from reports.figures.style import INK
@@ -207,7 +208,11 @@ def _bars(axes: Axes, series: Sequence[Series]) -> None:
         xs = [x + offset for x, _ in kept]
         axes.bar(xs, [bar.value for _, bar in kept], width * 0.92, color=one.colour, label=one.label, zorder=2, **look)
         for x, bar in kept:
+            if not bar.value:
+                axes.annotate("0", (x + offset, 0), (0, 2), textcoords="offset points", ha="center", fontsize=7)
             if bar.ci is not None:
                 axes.vlines(x + offset, *bar.ci, color=INK, linewidth=0.9, zorder=3)
+        for x in (x for x, bar in enumerate(one.bars) if bar is None):
+            axes.annotate(MISSING, (x + offset, 0), (0, 2), textcoords="offset points", ha="center", fontsize=7)
     axes.grid(visible=False, axis="x")
     axes.set_ylim(bottom=0)
