@@ -29,7 +29,7 @@ _SPECIAL = {
     "|": r"\textbar{}", '"': r"{\char34}", "'": r"\textquotesingle{}", "`": r"\textasciigrave{}",
     "–": "{--}", "—": "{---}", "×": r"$\times$", "≥": r"$\geq$", "≤": r"$\leq$", "±": r"$\pm$", "−": r"$-$",
     "Δ": r"$\Delta$", "µ": r"\textmu{}", "σ": r"$\sigma$", "●": r"$\bullet$", "◇": r"$\diamond$", "…": r"\dots{}",
-    "·": r"$\cdot$", "≈": r"$\approx$", "’": "'", "→": r"$\rightarrow$",
+    "\ue000": "{}", "·": r"$\cdot$", "≈": r"$\approx$", "’": "'", "→": r"$\rightarrow$",
 }  # fmt: skip
 _PREAMBLE = r"""% Tables of `harness report`. Compile this file as it is, or \input it where booktabs is loaded.
 \ifx\toprule\undefined
@@ -48,8 +48,9 @@ _PREAMBLE = r"""% Tables of `harness report`. Compile this file as it is, or \in
 
 def escape_latex(text: str) -> str:
     """Return LaTeX that prints a text of one line as it stands, in any engine."""
-    written = "".join(_character(character) for character in " ".join(text.split()))
-    return re.sub(r"([-,])(?=\1)", r"\1{}", written)  # two hyphens or commas would become another character
+    line = " ".join(text.split())
+    apart = re.sub(r"([-,])(?=\1)", "\\1\ue000", line)  # two hyphens or commas would become another character
+    return "".join(_character(character) for character in apart)
 
 
 def to_latex(runs: Sequence[tuple[str, RecordedRun]]) -> str:

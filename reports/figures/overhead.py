@@ -104,8 +104,9 @@ def _stack(axes: Axes, one: Attribution, scale: float) -> None:
     for place, row in enumerate(one.rows):
         total = row.total * scale
         axes.vlines(total, place - 0.36, place + 0.36, color=INK, linewidth=1.4, zorder=3)
-        axes.annotate(f"{total:.3g}" if total < 1000 else f"{total:.0f}", (max(total, ends[place][1]), place), (4, 0), textcoords="offset points",
-                      va="center", fontsize=8)  # fmt: skip
+        text = f"{total:.3g}" if total < 1000 else f"{total:.0f}"
+        end = (max(total, ends[place][1]), place)
+        axes.annotate(text, end, (4, 0), textcoords="offset points", va="center", fontsize=8)
     axes.plot([], [], color=INK, linewidth=1.4, label="measured total")
     axes.grid(visible=False, axis="y")
     lowest, highest = min(low for low, _ in ends), max(high for _, high in ends)
