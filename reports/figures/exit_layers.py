@@ -130,7 +130,7 @@ def _has_texts(point: PlacedPoint) -> bool:
 def _caption(table: TaskTable, points: Sequence[PlacedPoint]) -> str:
     parts = [
         table.provenance.replace("Error bars", "Vertical bars on the line of means"),
-        "Colour: share of the tokens in a column that left after each layer.",
+        "Colour: share of the tokens in a column that left after each layer; a mean without bar: too few blocks.",
     ]
     if any(point.cell.regime.cached for point in points):
         parts.append("The first token comes from prefill at full depth and is not shown.")

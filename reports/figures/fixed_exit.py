@@ -244,5 +244,5 @@ def _draw_published(axes: Axes, name: str, depth: int, curves: Sequence[tuple[st
                 linestyle=_PUBLISHED_STYLES[model],
                 linewidth=1.0,
                 zorder=1,
-                label=f"published: {model}, {weights}",
+                label=f"published (GREEN-CODE): {model}, {weights}",
             )
