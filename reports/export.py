@@ -26,7 +26,19 @@ from reports.tables import LEGEND, ResultTable, mark, split_tables
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-__all__ = ["FILES", "to_csv", "to_frame", "to_json", "to_markdown", "write_report"]
+__all__ = [
+    "FILES",
+    "escape_markdown",
+    "markdown_legend",
+    "markdown_results",
+    "markdown_row",
+    "runs_to_csv",
+    "to_csv",
+    "to_frame",
+    "to_json",
+    "to_markdown",
+    "write_report",
+]
 
 FILES = ("summary.json", "summary.csv", "report.md")
 _INTERVALS = frozenset(name for name in SummaryRow.model_fields if name.endswith(("_ci", "_range")))
@@ -40,10 +52,20 @@ def to_json(summary: Summary) -> str:
 
 def to_csv(summary: Summary) -> str:
     """Return one line per row under a header; the columns are those of :func:`to_frame`."""
+    return _written(_flat_names(), _flat(summary))
+
+
+def runs_to_csv(summaries: Iterable[tuple[str, Summary]]) -> str:
+    """Return the lines of several runs under one header, with the name given to each run in the first column."""
+    lines = ({"run": name, **values} for name, summary in summaries for values in _flat(summary))
+    return _written(["run", *_flat_names()], lines)
+
+
+def _written(names: list[str], lines: Iterable[dict[str, Any]]) -> str:
     buffer = io.StringIO()
-    writer: csv.DictWriter[str] = csv.DictWriter(buffer, _flat_names(), lineterminator="\n")
+    writer: csv.DictWriter[str] = csv.DictWriter(buffer, names, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(_flat(summary))
+    writer.writerows(lines)
     return buffer.getvalue()
 
 
@@ -58,17 +80,36 @@ def to_frame(summary: Summary) -> DataFrame:
 
 def to_markdown(summary: Summary) -> str:
     """Return a report that GitHub renders: per table the headline, the Pareto plot and the details; then notes."""
-    lines = ["# Early-exit benchmark report"]
-    tables = split_tables(summary)
-    for table in tables:
-        lines.extend(_markdown_table(table))
-    for attribution in summary.attributions:
-        lines.extend(_markdown_attribution(attribution))
-    if tables:
-        lines.extend(_markdown_legend(tables[0]))
+    lines = ["# Early-exit benchmark report", *markdown_results(summary), *markdown_legend(summary)]
     if summary.notes:
-        lines.extend(["", "## Notes", "", *(f"- {_escaped(note)}" for note in summary.notes)])
+        lines.extend(["", "## Notes", "", *(f"- {escape_markdown(note)}" for note in summary.notes)])
     return "\n".join(lines) + "\n"
+
+
+def markdown_results(summary: Summary, level: int = 2) -> Iterator[str]:
+    """Yield the lines of all tables and attributions under headings of a level."""
+    for table in split_tables(summary):
+        yield from _markdown_table(table, level)
+    for attribution in summary.attributions:
+        yield from _markdown_attribution(attribution, level)
+
+
+def markdown_legend(summary: Summary) -> Iterator[str]:
+    """Yield the lines that explain marks and columns; they are the same for every run."""
+    for table in split_tables(summary)[:1]:
+        yield from _markdown_legend(table)
+
+
+def markdown_row(cells: Iterable[str]) -> str:
+    """Return one row of a Markdown table."""
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def escape_markdown(text: str) -> str:
+    """Return Markdown that shows a text as it stands."""
+    for character in "\\`*_<[":
+        text = text.replace(character, f"\\{character}")
+    return text
 
 
 def write_report(summary: Summary, directory: Path) -> tuple[Path, ...]:
@@ -99,12 +140,12 @@ def _flat(summary: Summary) -> Iterator[dict[str, Any]]:
         yield values
 
 
-def _markdown_table(table: ResultTable) -> Iterator[str]:
+def _markdown_table(table: ResultTable, level: int) -> Iterator[str]:
     columns = columns_of(table)
-    yield from ("", f"## {_escaped(table.heading)}", "")
+    yield from ("", f"{'#' * level} {escape_markdown(table.heading)}", "")
     for line in table.subheadings:
         label, _, text = line.partition(" ")
-        yield f"- {label}: {_escaped(text.strip())}"
+        yield f"- {label}: {escape_markdown(text.strip())}"
     keys = [key for key in HEADLINE.keys if not columns[key].empty and (key not in ("n", "errors") or table.uneven)]
     yield from ("", f"**{HEADLINE.title}**", "", *_pipes(table, [columns[key] for key in keys]))
     picture = draw_front(table)
@@ -116,36 +157,32 @@ def _markdown_table(table: ResultTable) -> Iterator[str]:
             yield from ("", f"**{section.title}**", "", *_pipes(table, chosen))
     absent = unmeasured(columns, DETAILS)
     if absent:
-        yield from ("", _escaped(absent))
+        yield from ("", escape_markdown(absent))
 
 
 def _pipes(table: ResultTable, columns: Sequence[Column]) -> Iterator[str]:
-    yield _piped(["", "", "operating point", *(_header(column) for column in columns)])
-    yield _piped([":-:", ":-:", ":--", *(":--" if column.left else "--:" for column in columns)])
+    yield markdown_row(["", "", "operating point", *(_header(column) for column in columns)])
+    yield markdown_row([":-:", ":-:", ":--", *(":--" if column.left else "--:" for column in columns)])
     for index, (row, letter) in enumerate(zip(table.rows, table.letters, strict=True)):
-        yield _piped(
+        yield markdown_row(
             [mark(row).strip(), letter, f"`{row.operating_point}`", *(column.cells[index] for column in columns)]
         )
-
-
-def _piped(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def _header(column: Column) -> str:
     return f"{column.term}<br>{column.unit}" if column.unit else column.term
 
 
-def _markdown_attribution(attribution: Attribution) -> Iterator[str]:
-    yield from ("", f"## {_escaped(attribution.task)} · where the {attribution.quantity} goes")
+def _markdown_attribution(attribution: Attribution, level: int) -> Iterator[str]:
+    yield from ("", f"{'#' * level} {escape_markdown(attribution.task)} · where the {attribution.quantity} goes")
     for table in attribution_tables(attribution):
-        yield from ("", f"**{_escaped(table.title)}**", "")
-        yield _piped(cell.replace("\n", " ") for cell in table.header)
-        yield _piped([":--", *("--:" for _ in table.header[1:])])
+        yield from ("", f"**{escape_markdown(table.title)}**", "")
+        yield markdown_row(cell.replace("\n", " ") for cell in table.header)
+        yield markdown_row([":--", *("--:" for _ in table.header[1:])])
         for name, *cells in table.rows:
-            yield _piped([f"`{name}`", *cells])
+            yield markdown_row([f"`{name}`", *cells])
     yield ""
-    yield from (f"- {_escaped(note)}" for note in attribution_notes(attribution))
+    yield from (f"- {escape_markdown(note)}" for note in attribution_notes(attribution))
 
 
 def _markdown_legend(table: ResultTable) -> Iterator[str]:
@@ -154,9 +191,3 @@ def _markdown_legend(table: ResultTable) -> Iterator[str]:
     columns = columns_of(table)
     for key in dict.fromkeys(key for section in (HEADLINE, *DETAILS) for key in section.keys):
         yield f"- **{columns[key].term}**: {columns[key].meaning}"
-
-
-def _escaped(text: str) -> str:
-    for character in "\\`*_<[":
-        text = text.replace(character, f"\\{character}")
-    return text

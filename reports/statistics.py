@@ -24,6 +24,7 @@ __all__ = [
     "MINIMUM_PAIRS",
     "Pair",
     "bootstrap_interval",
+    "draws",
     "mean",
     "mean_interval",
     "median",
@@ -158,6 +159,14 @@ def replicate_interval(replicates: NDArray[np.float64], n: int) -> tuple[float, 
     tail = 100 * _expanded_tail(n)
     low, high = np.percentile(replicates, [tail, 100 - tail])
     return float(low), float(high)
+
+
+def draws(n: int, *, resamples: int = RESAMPLES, seed: int = 0) -> NDArray[np.float64]:
+    """Return how often each of ``n`` units is drawn, ``[resamples, n]``, for statistics that go together.
+
+    What is computed of the same draws is paired: the difference of two statistics has its own interval then.
+    """
+    return np.concatenate(list(_resampled(n, resamples, seed)))
 
 
 def _resampled(n: int, resamples: int, seed: int) -> Iterator[NDArray[np.float64]]:

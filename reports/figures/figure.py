@@ -70,6 +70,8 @@ def _drawn(figure: Figure) -> dict[str, bytes]:
     contents = {}
     with styled(figure.name):
         canvas = figure.draw()
+        canvas.draw_without_rendering()
+        canvas.set_layout_engine("none")  # it is final, and each format would work it out again
         for suffix in FORMATS:
             buffer = io.BytesIO()
             canvas.savefig(buffer, format=suffix, dpi=_DPI, metadata=_UNDATED[suffix])

@@ -1,0 +1,184 @@
+"""One report of many runs in a folder of its own: tables, LaTeX, figures; the run directories are only read.
+
+``report.md`` for people, ``summary.csv`` and ``summary.json`` for programs, ``tables.tex`` for papers, ``figures/``
+with each figure as SVG, PDF and PNG. Runs that could not be read stand in it with the reason, and those that are not
+finished say so wherever their numbers do.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from harness.errors import ConfigError, StoreError
+from reports.attribution_table import TextTable
+from reports.export import escape_markdown, markdown_legend, markdown_results, markdown_row, runs_to_csv
+from reports.figures.catalogue import PAGES, Catalogue, Page, catalogue
+from reports.figures.figure import Figure, save_figures
+from reports.files import write_files
+from reports.hypervolume_table import NOTE, hypervolume_tables
+from reports.latex import to_latex
+from reports.recorded import RecordedRun
+
+__all__ = ["FIGURES", "MOST_RUNS_DRAWN", "Collection", "check_folder", "write_collection"]
+
+FIGURES = "figures"
+MOST_RUNS_DRAWN = 20
+"""With more runs than this, figures of each are drawn only when asked for: they take seconds a run."""
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Runs that are reported together.
+
+    Attributes:
+        runs: that could be read.
+        refused: directory and reason of those that could not.
+    """
+
+    runs: tuple[RecordedRun, ...]
+    refused: tuple[tuple[str, str], ...] = ()
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """A name for each run, no two alike: of its folder, or the whole path where folders are called the same."""
+        taken = Counter(run.name for run in self.runs)
+        return tuple(run.name if taken[run.name] == 1 else str(run.directory) for run in self.runs)
+
+    @property
+    def named(self) -> list[tuple[str, RecordedRun]]:
+        """Each run with its name."""
+        return list(zip(self.names, self.runs, strict=True))
+
+    def as_json(self) -> list[dict[str, Any]]:
+        """Return one entry per run, those that could not be read last, without a summary and with the reason."""
+        found: list[dict[str, Any]] = [
+            {
+                "run": name,
+                "directory": str(run.directory),
+                "state": run.state,
+                "summary": run.summary.model_dump(mode="json"),
+            }
+            for name, run in self.named
+        ]
+        return found + [{"run": path, "directory": path, "refused": why, "summary": None} for path, why in self.refused]
+
+
+def check_folder(out: Path) -> None:
+    """Refuse a folder that a report must not be written to.
+
+    Raises:
+        ConfigError: it is a file, or a run directory, whose files would be lost.
+    """
+    if (out / "manifest.json").exists():
+        raise ConfigError(f"{out} is a run directory, and its summary.json would be lost. Use another --out.")
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is a file. Use another --out.")
+
+
+def write_collection(
+    collection: Collection,
+    out: Path,
+    *,
+    figures: bool | None = None,
+    watch: Callable[[int, int], None] | None = None,
+) -> list[Path]:
+    """Write a report; return the paths of its files, ``report.md`` first.
+
+    Args:
+        collection: what to report; at least one run.
+        out: folder, made where it is missing. Files of an earlier report are replaced.
+        figures: draw them; ``None``: those that runs share, and those of each run unless there are more than
+            ``MOST_RUNS_DRAWN``.
+        watch: is told after each figure how many of how many are drawn.
+
+    Raises:
+        StoreError: a file cannot be written.
+    """
+    each = figures if figures is not None else len(collection.runs) <= MOST_RUNS_DRAWN
+    drawn = Catalogue((), (), (), ()) if figures is False else catalogue(collection.runs, each=each)
+    undrawn = "" if each else "Figures of single runs are left out of a report of so many. Draw them with --figures."
+    if figures is False:
+        undrawn = "No figures: left out on request."
+    pages = [page for make in PAGES for page in make(collection.runs)]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"cannot make the folder {out}: {error.strerror}. Use another --out.") from None
+    texts = {
+        "report.md": "\n".join(_markdown(collection, drawn, pages, undrawn)) + "\n",
+        "summary.csv": runs_to_csv((name, run.summary) for name, run in collection.named),
+        "summary.json": json.dumps(collection.as_json(), indent=2) + "\n",
+        "tables.tex": to_latex(collection.named),
+    }
+    written = list(write_files(out, texts | {page.name: page.content() for page in pages}))
+    everything = drawn.figures
+    for number, figure in enumerate(everything, 1):
+        written += save_figures([figure], out / FIGURES)
+        if watch is not None:
+            watch(number, len(everything))
+    return written
+
+
+def _markdown(collection: Collection, drawn: Catalogue, pages: Sequence[Page], undrawn: str) -> Iterator[str]:
+    yield "# Early-exit benchmark report"
+    yield from _overview(collection)
+    if undrawn:
+        yield from ("", undrawn)
+    if pages:
+        yield from ("", "## Pages", "", *(f"- [{escape_markdown(page.title)}]({page.name})" for page in pages))
+    if drawn.of_all or drawn.absent_of_all:
+        yield from ("", "## Runs side by side")
+        yield from _figures(drawn.of_all, drawn.absent_of_all)
+    for place, (name, run) in enumerate(collection.named):
+        yield from ("", f"## Run {_line(name)}")
+        if run.state:
+            yield from ("", f"**Not complete:** {_line(run.state)}.")
+        yield from markdown_results(run.summary, 3)
+        for task, table in hypervolume_tables(run):
+            yield from _text_table(f"{task}: {table.title}", table)
+            yield from ("", NOTE)
+        if drawn.of_one:
+            yield from _figures(drawn.of_one[place], drawn.absent_of_one[place])
+        if run.summary.notes:
+            yield from ("", "**Notes**", "", *(f"- {_line(note)}" for note in run.summary.notes))
+    yield from markdown_legend(collection.runs[0].summary)
+
+
+def _overview(collection: Collection) -> Iterator[str]:
+    yield from ("", markdown_row(["run", "model", "weights", "tasks", "operating points", "what to know"]))
+    yield markdown_row([":--", ":--", ":--", ":--", "--:", ":--"])
+    for name, run in collection.named:
+        model = run.manifest.model
+        tasks = ", ".join(f"{task.name} ({task.protocol})" for task in run.manifest.tasks)
+        points = sum(not point.never_exits for point in run.manifest.operating_points)
+        yield markdown_row([_line(name), _line(model.name), model.weights, _line(tasks), str(points), _line(run.state)])
+    if collection.refused:
+        yield from ("", f"**Left out, because they could not be read ({len(collection.refused)}):**", "")
+        yield from (f"- {_line(path)}: {_line(why)}" for path, why in collection.refused)
+
+
+def _figures(figures: Sequence[Figure], absent: Sequence[str]) -> Iterator[str]:
+    for figure in figures:
+        path = f"{FIGURES}/{figure.name}"
+        yield from ("", f"![{_line(figure.title).replace(']', '&#93;')}]({path}.svg)", "")
+        yield f"**{_line(figure.title)}.** {_line(figure.caption)} [PDF]({path}.pdf) · [PNG]({path}.png)"
+    yield from ("", *(f"- {_line(why[:1].upper() + why[1:])}." for why in absent)) if absent else ()
+
+
+def _text_table(title: str, table: TextTable) -> Iterator[str]:
+    yield from ("", f"**{_line(title)}**", "")
+    yield markdown_row(cell.replace("\n", " ") for cell in table.header)
+    yield markdown_row([":--", *("--:" for _ in table.header[1:])])
+    for name, *cells in table.rows:
+        yield markdown_row([f"`{name}`", *cells])
+
+
+def _line(text: str) -> str:
+    """Return Markdown of one line that shows a text as it stands."""
+    return escape_markdown(" ".join(text.split()))

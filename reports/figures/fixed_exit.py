@@ -1,0 +1,248 @@
+"""Quality against the layer of a fixed exit (the form of GREEN-CODE's Fig. 1), base and tuned weights side by side.
+
+Runs of one task, data source and model share a figure, with a line for each kind of weights, exit head and KV policy.
+GREEN-CODE's own curves stand behind them in grey, as what they are: published, of other models on another machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from harness.contracts import KVPolicy
+from reports.figures.figure import Figure
+from reports.figures.style import QUIET
+from reports.figures.task_table import PlacedPoint, TaskTable, shortened, slug, task_tables
+from reports.published.green_code import PublishedRun, green_code
+from reports.recorded import RecordedRun
+from reports.resampling import Estimate
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Canvas
+
+__all__ = ["absence", "figures"]
+
+PANELS = {
+    "edit_similarity": "edit similarity",
+    "agreement": "agreement with full depth",
+    "exact_match": "exact match",
+    "codebleu": "CodeBLEU",
+    "rouge_l": "ROUGE-L",
+}
+_MOST_LINES = 8
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#7f5af0", "#8c6d31", "#56b4e9")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
+_PUBLISHED_LAYERS = {"Llama-3.2-3B": 28, "OPT-2.7B": 32}
+_PUBLISHED_STYLES = {"Llama-3.2-3B": (0, (1, 1.2)), "OPT-2.7B": (0, (5, 2))}
+_PUBLISHED_WEIGHTS = {"pretrained": "base", "tuned": "tuned"}
+
+
+@dataclass(frozen=True)
+class _Line:
+    """One curve: its label and (layers executed, metric → estimate) from shallow to deep."""
+
+    label: str
+    weights: str
+    table: TaskTable
+    places: tuple[tuple[int, PlacedPoint], ...]
+    metrics: dict[str, list[tuple[int, Estimate]]] = field(default_factory=dict)
+
+
+def figures(runs: Sequence[RecordedRun]) -> list[Figure]:
+    """Return one figure per task, data source and model that some run has fixed exits of; none of random weights."""
+    groups: dict[tuple[str, ...], list[_Line]] = {}
+    for run in runs:
+        for table in task_tables(run):
+            row = table.table.rows[0]
+            if not table.random_weights:
+                key = (row.task, row.protocol, row.source, row.model)
+                groups.setdefault(key, []).extend(_lines(table))
+    return [_figure(key, lines) for key, lines in groups.items() if lines]
+
+
+def absence(runs: Sequence[RecordedRun]) -> str:
+    """Return why no run has a curve; empty where one has."""
+    if figures(runs):
+        return ""
+    return "no curve of quality against a fixed exit's layer: no run with real weights has the strategy fixed"
+
+
+def _lines(table: TaskTable) -> list[_Line]:
+    """Return a table's curves: fixed exits of one KV policy, and full depth of the same policy as the deepest."""
+    depth = table.run.manifest.model.num_layers
+    found = []
+    for kv in dict.fromkeys(point.row.kv for point in table.points):
+        places = {}
+        for point in table.points:
+            if point.row.kv is kv and point.row.strategy in {"fixed", "full"}:
+                layer = depth if point.row.strategy == "full" else point.row.options.get("layer")
+                if isinstance(layer, int):
+                    places[layer] = point
+        if any(point.row.strategy == "fixed" for point in places.values()):
+            row = table.table.rows[0]
+            weights = {"pretrained": "base"}.get(row.weights, row.weights)
+            label = f"{weights} weights, {row.exit_head} head, kv {kv.value}"
+            found.append(_Line(label, row.weights, table, tuple(sorted(places.items())), {}))
+    return found
+
+
+def _figure(key: tuple[str, ...], lines: list[_Line]) -> Figure:
+    task, _, _, model = key
+    shown: dict[str, _Line] = {}
+    for line in lines:  # a second run of the same kind is another sample of it, not another curve
+        shown.setdefault(line.label, line)
+    kept = list(shown.values())[:_MOST_LINES]
+    for line in kept:
+        line.metrics.update(_metrics(line))
+    metrics = {name: title for name, title in PANELS.items() if any(line.metrics[name] for line in kept)}
+    published = _published(kept)
+    return Figure(
+        f"{slug(task)}-{slug(model)}-fixed-exit",
+        f"Quality against the layer of a fixed exit: {task}, {model}",
+        _caption(kept, len(lines) - len(kept), metrics, bool(published)),
+        _drawer(kept, metrics, published),
+    )
+
+
+def _metrics(line: _Line) -> dict[str, list[tuple[int, Estimate]]]:
+    table, full = line.table, line.table.full
+    found: dict[str, list[tuple[int, Estimate]]] = {name: [] for name in PANELS}
+    for layer, point in line.places:
+        for name in PANELS:
+            if name != "agreement":
+                estimate = table.resampling.score(point.cell, name, getattr(point.row, name))
+            else:
+                estimate = table.resampling.agreement(point.cell, full.cell) if full else None
+            if estimate is not None:
+                found[name].append((layer, estimate))
+    return found
+
+
+def _published(lines: Sequence[_Line]) -> list[tuple[str, str, list[PublishedRun]]]:
+    """Return the authors' curves of the same language and kind of weights, cached as ours: (model, weights, runs)."""
+    row = lines[0].table.table.rows[0]
+    if row.protocol != "green-code" or all(line.places[0][1].row.kv is not KVPolicy.PROPAGATE for line in lines):
+        return []
+    wanted = {_PUBLISHED_WEIGHTS[line.weights] for line in lines if line.weights in _PUBLISHED_WEIGHTS}
+    curves = []
+    for model in _PUBLISHED_LAYERS:
+        for weights in sorted(wanted):
+            runs = [
+                run
+                for run in green_code()
+                if (run.model, run.weights, run.language, run.kv) == (model, weights, row.language, KVPolicy.PROPAGATE)
+                and run.strategy in {"fixed", "full"}
+            ]
+            if runs:
+                curves.append((model, weights, sorted(runs, key=lambda run: run.exit_layer_mean)))
+    return curves
+
+
+def _caption(lines: Sequence[_Line], left_out: int, metrics: dict[str, str], published: bool) -> str:
+    parts = ["Quality of completions when every token leaves after the same layer; the last point is full depth."]
+    parts += [f"{line.label}: run {line.table.run.name}, {line.table.table.size}." for line in lines]
+    if len({_fingerprint(line) for line in lines}) > 1:
+        parts.append("The curves are of different samples.")
+    parts.append(
+        f"Data: {lines[0].table.table.rows[0].source}. Bands: 95 % intervals, bootstrap over blocks of samples."
+    )
+    if "codebleu" in metrics:
+        parts.append("A corpus score that is no mean of samples (CodeBLEU) has no interval.")
+    if "agreement" in metrics:
+        parts.append("Agreement is with full depth of the same run.")
+    missing = [title for name, title in PANELS.items() if name not in metrics]
+    if missing:
+        parts.append(f"Not measured, so not drawn: {', '.join(missing)}.")
+    if left_out:
+        parts.append(f"{left_out} further curves of the same kinds are left out.")
+    if published:
+        parts.append(
+            "Grey: published results of GREEN-CODE's authors, not measured here: Llama-3.2-3B and OPT-2.7B on one "
+            "Quadro RTX 8000, other data and longer prompts, placed at the same share of the model's depth."
+        )
+    return " ".join(parts)
+
+
+def _fingerprint(line: _Line) -> str:
+    return line.places[0][1].cell.task.fingerprint
+
+
+def _drawer(
+    lines: Sequence[_Line], metrics: dict[str, str], published: Sequence[tuple[str, str, list[PublishedRun]]]
+) -> Callable[[], Canvas]:
+    def draw() -> Canvas:
+        from matplotlib.figure import Figure as Canvas
+        from matplotlib.ticker import MaxNLocator
+
+        across = 3 if len(metrics) > 4 else 2 if len(metrics) > 1 else 1
+        down = -(-len(metrics) // across)
+        canvas = Canvas(figsize=(3.1 * across + (0 if len(metrics) < across * down else 2.6), 2.5 * down + 0.4))
+        grid = canvas.subplots(down, across, squeeze=False, sharex=True)
+        panels: list[Axes] = list(grid.flat)
+        depth = lines[0].table.run.manifest.model.num_layers
+        for axes, (name, title) in zip(panels, metrics.items(), strict=False):
+            _draw_published(axes, name, depth, published)
+            for place, line in enumerate(lines):
+                _draw_line(axes, line, name, place)
+            axes.set_title(title)
+            axes.set_ylim(0, max(axes.get_ylim()[1], 0.05))
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        for axes in panels[len(metrics) :]:
+            axes.set_axis_off()
+        for column in range(across):
+            used = [row for row in range(down) if row * across + column < len(metrics)]
+            grid[used[-1]][column].set_xlabel("layers executed per token")
+            grid[used[-1]][column].xaxis.set_tick_params(labelbottom=True)
+        handles: dict[str, Any] = {}
+        for axes in panels[: len(metrics)]:
+            for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+                handles.setdefault(label, handle)
+        spare = panels[len(metrics)] if len(panels) > len(metrics) else None
+        if spare is not None:
+            spare.legend(handles=list(handles.values()), loc="center left", bbox_to_anchor=(-0.12, 0.5))
+        else:
+            canvas.legend(handles=list(handles.values()), loc="outside right center")
+        return canvas
+
+    return draw
+
+
+def _draw_line(axes: Axes, line: _Line, name: str, place: int) -> None:
+    curve = line.metrics[name]
+    if not curve:
+        return
+    colour, layers = _COLOURS[place], [layer for layer, _ in curve]
+    look: Any = {"color": colour, "marker": _MARKERS[place], "markersize": 4.5, "zorder": 4, "clip_on": False}
+    axes.plot(layers, [estimate.value for _, estimate in curve], label=shortened(line.label, 48), **look)
+    banded = [(layer, estimate.ci) for layer, estimate in curve if estimate.ci is not None]
+    if len(banded) == len(curve):
+        axes.fill_between(
+            layers,
+            [ci[0] for _, ci in banded],
+            [ci[1] for _, ci in banded],
+            color=colour,
+            alpha=0.15,
+            linewidth=0,
+            zorder=3,
+        )
+
+
+def _draw_published(axes: Axes, name: str, depth: int, curves: Sequence[tuple[str, str, list[PublishedRun]]]) -> None:
+    for model, weights, runs in curves:
+        places = [
+            (depth * run.exit_layer_mean / _PUBLISHED_LAYERS[model], score)
+            for run in runs
+            if (score := getattr(run, name, None)) is not None
+        ]
+        if places:
+            axes.plot(
+                [x for x, _ in places],
+                [y for _, y in places],
+                color=QUIET if weights == "tuned" else "#c4c4c4",
+                linestyle=_PUBLISHED_STYLES[model],
+                linewidth=1.0,
+                zorder=1,
+                label=f"published (GREEN-CODE): {model}, {weights}",
+            )

@@ -1,0 +1,287 @@
+"""Pareto fronts: quality against what a completion costs, with intervals on both axes and the hypervolume.
+
+One figure per cost (time, energy, layers), two qualities beside each other: edit similarity to the reference, and
+agreement with full depth, which is faithfulness and says nothing about being right. A front is that of the measured
+points; whether two of them really differ is what the tables' tests say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from reports.columns import time_unit
+from reports.energy import UNMEASURED
+from reports.figures.figure import Figure
+from reports.figures.labels import Labelled, place_labels
+from reports.figures.style import BOUND, INK, look_of
+from reports.figures.task_table import PlacedPoint, TaskTable, shortened, task_tables
+from reports.hypervolume import Candidate, Hypervolume, hypervolumes
+from reports.pareto import choose_axes, front
+from reports.recorded import RecordedRun
+from reports.resampling import Estimate
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Canvas
+
+__all__ = ["COSTS", "QUALITIES", "Cost", "Front", "absence", "figures", "front_of"]
+
+_MANY = 26  # points; beyond that a letter and a line of the legend each would cover the plot
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """A cost axis.
+
+    Attributes:
+        key: part of a file's name.
+        title: what it is, in a caption.
+        field: of the summary row that the table's own front may use.
+    """
+
+    key: str
+    title: str
+    field: str
+
+
+COSTS = (
+    Cost("latency", "median latency of a request", "latency_p50_s"),
+    Cost("energy", "energy per generated token", "energy_j_per_token"),
+    Cost("layers", "layers executed per decoded token", "exit_layer_mean"),
+)
+QUALITIES = {"edit_similarity": "edit similarity to the reference", "agreement": "agreement with full depth"}
+
+
+@dataclass(frozen=True, slots=True)
+class Front:
+    """The points of one table, placed.
+
+    Attributes:
+        points: each with its cost and quality.
+        on_front: flags, in their order; bounds are never on it.
+        hypervolume: of the candidates; ``None`` where full depth was not measured.
+    """
+
+    points: tuple[tuple[PlacedPoint, Estimate, Estimate], ...]
+    on_front: tuple[bool, ...]
+    hypervolume: Hypervolume | None
+
+
+def figures(run: RecordedRun) -> list[Figure]:
+    """Return up to three figures per table; none of random weights, or of a single operating point."""
+    found = []
+    for table in task_tables(run):
+        for cost in COSTS:
+            if _drawable(table, cost):
+                title = f"Quality against {cost.title}: {table.task}"
+                name = table.stem(f"front-{cost.key}")
+                found.append(Figure(name, title, _caption(table, cost), _drawer(table, cost)))
+    return found
+
+
+def absence(run: RecordedRun) -> str:
+    """Return why a run has no or not all fronts; empty where it has."""
+    tables = list(task_tables(run))
+    if not tables:
+        return "no figures: no operating point finished a sample"
+    if any(table.random_weights for table in tables):
+        return "no figures of quality: with random weights every score is meaningless"
+    if all(len(table.points) < 2 for table in tables):
+        return "no Pareto fronts: only one operating point was measured"
+    if not any(_drawable(table, COSTS[1]) for table in tables):
+        return "no front of energy: it was not measured in every window, or not by one source"
+    return ""
+
+
+def front_of(table: TaskTable, cost: Cost, quality: str) -> Front:
+    """Place the points of a table on two axes; those that lack a coordinate are left out."""
+    placed = [
+        (point, x, y)
+        for point in table.points
+        if (x := _cost(table, point, cost)) is not None and (y := _quality(table, point, quality)) is not None
+    ]
+    candidates = [index for index, (point, _, _) in enumerate(placed) if not point.bound]
+    flags = front([(placed[index][1].value, placed[index][2].value) for index in candidates])
+    best = {index for index, flag in zip(candidates, flags, strict=True) if flag}
+    full = next((x for point, x, _ in placed if point is table.full), None)
+    volume = None
+    if full is not None and full.value > 0:
+        volume = hypervolumes(
+            [Candidate(placed[i][0].row.strategy, placed[i][1], placed[i][2]) for i in candidates], full, table.blocks
+        )
+    return Front(tuple(placed), tuple(index in best for index in range(len(placed))), volume)
+
+
+def _drawable(table: TaskTable, cost: Cost) -> bool:
+    """Whether a front means anything: real weights, two points, and a cost that all of them have."""
+    if table.random_weights or len(table.points) < 2 or table.full is None:
+        return False
+    sources = {point.row.energy_source for point in table.points}
+    if cost.key == "energy" and (len(sources) > 1 or sources <= {"none", "mixed"}):
+        return False
+    return all(_cost(table, point, cost) is not None for point in table.points)
+
+
+def _cost(table: TaskTable, point: PlacedPoint, cost: Cost) -> Estimate | None:
+    if cost.key == "latency":
+        return table.resampling.latency(point.cell)
+    if cost.key == "energy":
+        return table.resampling.energy(point.cell)
+    return table.resampling.layers(point.cell, table.run.manifest.model.num_layers)
+
+
+def _quality(table: TaskTable, point: PlacedPoint, quality: str) -> Estimate | None:
+    if quality == "agreement":
+        return None if table.full is None else table.resampling.agreement(point.cell, table.full.cell)
+    return table.resampling.score(point.cell, quality, getattr(point.row, quality))
+
+
+def _axis(table: TaskTable, cost: Cost) -> tuple[str, float]:
+    """Return the label of the cost axis, and what to multiply by."""
+    if cost.key == "latency":
+        unit, scale = time_unit(point.row.latency_p99_s for point in table.points)
+        return f"median latency of a request ({unit})", scale
+    if cost.key == "layers":
+        return "layers executed per token (% of full depth)", 100.0
+    source = table.points[0].row.energy_source
+    label = f"{source}d" if source == "estimate" else "not of this run" if source in UNMEASURED else source
+    largest = max((point.row.energy_j_per_token or 0.0 for point in table.points), default=0.0)
+    unit, scale = ("mJ", 1e3) if largest < 1 else ("J", 1.0)
+    return f"energy per token, {label} ({unit})", scale
+
+
+def _caption(table: TaskTable, cost: Cost) -> str:
+    axes = choose_axes(table.table.rows)
+    decides = axes is not None and axes.cost == cost.field
+    parts = [f"Quality against {cost.title}.", table.provenance]
+    parts.append(
+        "Line: the Pareto front of the measured values (filled points), which does not consider chance. Dashed: the "
+        "oracle, which knows full depth's answer and is no candidate (where K,V come from early exits it loses "
+        "agreement itself). HV: hypervolume, the best quality within a budget, averaged over budgets from 0 "
+        "to full depth's cost (reference point: quality 0 at full depth's cost)."
+    )
+    if decides:
+        parts.append("The front of edit similarity is the one that the tables mark with ●.")
+    source = table.points[0].row.energy_source
+    if cost.key == "energy" and source in UNMEASURED:
+        what = "estimated from CPU time, not measured" if source == "estimate" else "not measured in this run"
+        parts.append(f"Energy is {what}: this figure adds nothing to that of latency and decides no ranking.")
+    if table.blocks >= 5 and any(getattr(point.row, "agreement", None) is not None for point in table.points):
+        parts.append("Agreement is counted in free running: after the first different token the contexts differ.")
+    return " ".join(parts)
+
+
+def _drawer(table: TaskTable, cost: Cost) -> Callable[[], Canvas]:
+    def draw() -> Canvas:
+        from matplotlib.figure import Figure as Canvas
+
+        label, scale = _axis(table, cost)
+        canvas = Canvas(figsize=(9.6, max(3.7, 0.19 * min(len(table.points), _MANY) + 0.8)))
+        panels: Sequence[Axes] = canvas.subplots(1, 2)
+        labelled = []
+        for axes, (quality, title) in zip(panels, QUALITIES.items(), strict=True):
+            placed = front_of(table, cost, quality)
+            labelled.append(_panel(axes, placed, scale))
+            axes.set_title(title)
+            axes.set_xlabel(label)
+            if placed.hypervolume is not None:
+                total = placed.hypervolume.total
+                interval = f" [{total.ci[0]:.3f}, {total.ci[1]:.3f}]" if total.ci else ""
+                axes.text(
+                    0.98,
+                    0.03,
+                    f"HV {total.value:.3f}{interval}",
+                    transform=axes.transAxes,
+                    ha="right",
+                    fontsize=8,
+                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
+                )
+        panels[0].set_ylabel("quality")
+        _legend(canvas, table)
+        canvas.draw_without_rendering()
+        for axes, points in zip(panels, labelled, strict=True):
+            place_labels(axes, points)
+        return canvas
+
+    return draw
+
+
+def _panel(axes: Axes, placed: Front, scale: float) -> list[Labelled]:
+    """Draw one front; return the letters that belong to it."""
+    letters = []
+    for (point, x, y), best in zip(placed.points, placed.on_front, strict=True):
+        look = look_of(point.row.strategy)
+        colour = BOUND if point.bound else look.colour
+        axes.errorbar(
+            x.value * scale,
+            y.value,
+            xerr=_reach(x, scale),
+            yerr=_reach(y),
+            fmt=look.marker,
+            color=colour,
+            markerfacecolor=colour if best else "white",
+            markersize=9 if look.marker == "*" else 6,
+            elinewidth=0.8,
+            capsize=0,
+            zorder=4 if best else 3,
+        )
+        if len(placed.points) <= _MANY:
+            left, right = x.ci or (x.value, x.value)
+            bars = (left * scale, right * scale, *(y.ci or (y.value, y.value)))
+            letters.append(Labelled(x.value * scale, y.value, point.letter, bars))
+    low, high = axes.get_ylim()
+    room = 0.03 * (high - low)
+    axes.set_ylim(low - room, high + room)
+    left, right = axes.get_xlim()
+    for bound in (False, True):
+        reached = sorted(
+            (x.value * scale, y.value)
+            for (point, x, y), best in zip(placed.points, placed.on_front, strict=True)
+            if (point.bound if bound else best)
+        )
+        if reached:
+            _staircase(axes, reached, bound=bound)
+    axes.set_xlim(left, right)
+    return letters
+
+
+def _staircase(axes: Axes, reached: list[tuple[float, float]], *, bound: bool) -> None:
+    """Draw the edge of what was reached: nothing above and to the left of it was."""
+    bottom, right = axes.get_ylim()[0], axes.get_xlim()[1]
+    xs = [reached[0][0], *(x for x, _ in reached), right]
+    ys = [bottom, *(y for _, y in reached), reached[-1][1]]
+    colour, style = (BOUND, (0, (4, 2))) if bound else (INK, "solid")
+    look: Any = {"linestyle": style, "color": colour, "linewidth": 1.0, "zorder": 2}
+    axes.step(xs, ys, where="post", **look)
+    axes.set_ylim(bottom=bottom)
+
+
+def _reach(estimate: Estimate, scale: float = 1.0) -> list[list[float]] | None:
+    """Lengths of an error bar below and above; an interval of a skewed statistic may leave its value outside."""
+    if estimate.ci is None:
+        return None
+    low, high = estimate.ci
+    return [[max(0.0, estimate.value - low) * scale], [max(0.0, high - estimate.value) * scale]]
+
+
+def _legend(canvas: Canvas, table: TaskTable) -> None:
+    from matplotlib.lines import Line2D
+
+    handles: list[Any] = []
+    seen: dict[str, None] = {}
+    many = len(table.points) > _MANY
+    for point in table.points:
+        name = point.row.strategy if many else f"{point.letter}  {point.row.operating_point}"
+        if name in seen:
+            continue
+        seen[name] = None
+        look = look_of(point.row.strategy)
+        colour = BOUND if point.bound else look.colour
+        label = shortened(name) + (" (a bound)" if point.bound else "")
+        handles.append(
+            Line2D([], [], marker=look.marker, color=colour, linestyle="", markerfacecolor="white", label=label)
+        )
+    handles.append(Line2D([], [], color=INK, linewidth=1.0, marker="o", markersize=5, label="Pareto front (filled)"))
+    canvas.legend(handles=handles, loc="outside right center", handletextpad=0.4)

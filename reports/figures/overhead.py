@@ -1,0 +1,136 @@
+"""Where the time of a request goes and what deciding costs (the form of GREEN-CODE's Table IV).
+
+Runs of ``--attribute`` have it. The bars are the fit of :mod:`reports.attribution`, stacked in the order of a request;
+the points beside them are the other way of measuring, probes that never exit less full depth, and share nothing with
+the fit but full depth's windows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from harness.cost_records import PARTS, Attribution
+from reports.energy import UNMEASURED
+from reports.figures.figure import Figure
+from reports.figures.style import INK, look_of
+from reports.figures.task_table import shortened, slug
+from reports.recorded import RecordedRun
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Canvas
+
+__all__ = ["absence", "figures"]
+
+_PARTS = {
+    "prefill": ("prefill", "#c9c9c9"),
+    "layers": ("layers", "#0072b2"),
+    "exit_checks": ("exit checks", "#d55e00"),
+    "check_heads": ("LM heads of checks", "#e69f00"),
+    "output_head": ("LM head of the output", "#56b4e9"),
+    "kv_fill": ("KV fill", "#009e73"),
+    "rest": ("rest (unexplained)", "#5b5b5b"),
+}
+
+
+def figures(run: RecordedRun) -> list[Figure]:
+    """Return one figure per task and quantity that was attributed."""
+    found = []
+    for one in run.summary.attributions:
+        name = f"{slug(run.name)}-{slug(one.task)}-overhead-{one.quantity}"
+        title = f"Where the {one.quantity} of a request goes: {one.task}"
+        found.append(Figure(name, title, _caption(run, one), _drawer(run, one)))
+    return found
+
+
+def absence(run: RecordedRun) -> str:
+    """Return why a run has no such figure; empty where it has."""
+    if run.summary.attributions:
+        return ""
+    return "no figure of overhead: nothing was attributed (run with --attribute, batch 1 and a KV cache)"
+
+
+def _caption(run: RecordedRun, one: Attribution) -> str:
+    model = run.manifest.model
+    parts = [
+        f"Run {run.name}: {one.task}, {model.name}, {model.weights} weights, {model.dtype}; {run.summary.machine}.",
+        f"Left: a request taken apart by least squares over {one.blocks} blocks of samples; the fit leaves "
+        f"{100 * one.residual:.1f} % of a window unexplained (median). "
+        "Right: the overhead of deciding, a probe that never exits less full depth; 95 % intervals, bootstrap over "
+        "blocks. A strategy without a point was not probed.",
+    ]
+    if one.quantity == "energy" and one.source in UNMEASURED:
+        parts.append("Energy is estimated from CPU time, not measured: it repeats the time and decides nothing.")
+    if run.state:
+        parts.append(f"This run is not complete: {run.state}.")
+    return " ".join(parts)
+
+
+def _drawer(run: RecordedRun, one: Attribution) -> Callable[[], Canvas]:
+    def draw() -> Canvas:
+        from matplotlib.figure import Figure as Canvas
+
+        largest, unit = max(row.total for row in one.rows), "s" if one.quantity == "time" else "J"
+        scale, unit = (1.0, unit) if largest >= (10 if unit == "s" else 1) else (1e3, f"m{unit}")
+        label = f"estimated {one.quantity}" if one.source == "estimate" else one.quantity
+        canvas = Canvas(figsize=(9.2, 0.36 * len(one.rows) + 1.9))
+        bars, points = canvas.subplots(1, 2, sharey=True, width_ratios=(3, 1.6))
+        _stack(bars, one, scale)
+        bars.set_yticks(range(len(one.rows)), [shortened(row.operating_point, 34) for row in one.rows])
+        bars.invert_yaxis()
+        bars.set_xlabel(f"{label} of a request ({unit})")
+        bars.set_title("by the fit")
+        _overheads(points, run, one)
+        points.set_xlabel(f"overhead\n(% of full depth's {label})")
+        points.set_title("deciding, by probes")
+        handles, labels = bars.get_legend_handles_labels()
+        canvas.legend(handles, labels, loc="outside lower center", ncols=4, columnspacing=1.6)
+        return canvas
+
+    return draw
+
+
+def _stack(axes: Axes, one: Attribution, scale: float) -> None:
+    shown = [part for part in PARTS if any(row.parts[part].value for row in one.rows)]
+    ends = [[0.0, 0.0] for _ in one.rows]  # of what is below zero and above
+    for part in shown:
+        label, colour = _PARTS[part]
+        values = [row.parts[part].value * scale for row in one.rows]
+        left = [ends[place][value > 0] for place, value in enumerate(values)]
+        axes.barh(range(len(values)), values, 0.72, left=left, color=colour, label=label, zorder=2)
+        for place, value in enumerate(values):
+            ends[place][value > 0] += value
+    for place, row in enumerate(one.rows):
+        total = row.total * scale
+        axes.vlines(total, place - 0.36, place + 0.36, color=INK, linewidth=1.4, zorder=3)
+        text = f"{total:.3g}" if total < 1000 else f"{total:.0f}"
+        end = (max(total, ends[place][1]), place)
+        axes.annotate(text, end, (4, 0), textcoords="offset points", va="center", fontsize=8)
+    axes.plot([], [], color=INK, linewidth=1.4, label="measured total")
+    axes.grid(visible=False, axis="y")
+    lowest, highest = min(low for low, _ in ends), max(high for _, high in ends)
+    axes.set_xlim(1.02 * lowest if lowest < -0.01 * highest else 0, 1.1 * highest)
+
+
+def _overheads(axes: Axes, run: RecordedRun, one: Attribution) -> None:
+    from matplotlib.patheffects import withStroke
+
+    strategies = {point.name: point.strategy for point in run.manifest.operating_points}
+    axes.axvline(0, color=INK, linewidth=0.8)
+    for place, row in enumerate(one.rows):
+        share = row.overhead_of_full
+        if share is None:
+            continue
+        look = look_of(strategies.get(row.operating_point, row.operating_point))
+        if share.ci is not None:
+            axes.hlines(place, 100 * share.ci[0], 100 * share.ci[1], color=look.colour, linewidth=1.2)
+        axes.plot(100 * share.value, place, look.marker, color=look.colour, markersize=6)
+        text = f"{100 * share.value:.1f}".replace("-", "−")
+        halo = [withStroke(linewidth=2, foreground="white")]
+        axes.annotate(
+            text, (100 * share.value, place), (0, 6), textcoords="offset points", ha="center", fontsize=7.5,
+            path_effects=halo,
+        )  # fmt: skip
+    axes.grid(visible=False, axis="y")
+    axes.margins(x=0.12)

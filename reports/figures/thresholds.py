@@ -1,0 +1,218 @@
+"""What a strategy's threshold trades (the form of GREEN-CODE's Figs. 8 to 11): accuracy above, resources below.
+
+One figure per strategy that a run has at two thresholds or more, everything else about it equal. Bars begin at zero;
+time and energy are shares of full depth's on the same prompts, paired.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from reports.columns import MISSING
+from reports.energy import UNMEASURED
+from reports.figures.figure import Figure
+from reports.figures.style import INK
+from reports.figures.task_table import PlacedPoint, TaskTable, shortened, slug, task_tables
+from reports.recorded import RecordedRun
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Canvas
+
+__all__ = ["Bar", "Series", "absence", "figures", "resources"]
+
+OPTION = "threshold"
+_MOST = 16  # thresholds that one figure has room for
+_SCORES = {"edit_similarity": ("edit similarity", "#0072b2"), "rouge_l": ("ROUGE-L", "#56b4e9"),
+           "codebleu": ("CodeBLEU", "#009e73")}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A number and its 95 % interval, where it has one."""
+
+    value: float
+    ci: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One measure over all thresholds.
+
+    Attributes:
+        label: for the legend.
+        colour: hexadecimal.
+        bars: one per threshold; ``None`` was not measured.
+        estimated: hatched, since no sensor read it.
+    """
+
+    label: str
+    colour: str
+    bars: tuple[Bar | None, ...]
+    estimated: bool = False
+
+
+def figures(run: RecordedRun) -> list[Figure]:
+    """Return a figure per table and strategy with several thresholds; with random weights resources only."""
+    found = []
+    for table in task_tables(run):
+        for name, points in _families(table).items():
+            stem = table.stem(f"thresholds-{slug(name)}")
+            found.append(
+                Figure(
+                    stem,
+                    f"{shortened(name)}: what the threshold trades, {table.task}",
+                    _caption(table, points),
+                    _drawer(table, points),
+                )
+            )
+    return found
+
+
+def absence(run: RecordedRun) -> str:
+    """Return why a run has no such figure; empty where it has."""
+    if any(_families(table) for table in task_tables(run)):
+        return ""
+    return "no figure of thresholds: no strategy was run at two thresholds or more"
+
+
+def _families(table: TaskTable) -> dict[str, list[PlacedPoint]]:
+    """Return the points that differ in their threshold alone, lowest first, by a name for them."""
+    groups: dict[tuple[str, str, str], list[PlacedPoint]] = {}
+    for point in table.points:
+        row = point.row
+        if OPTION in row.options and isinstance(row.options[OPTION], int | float | None):
+            others = json.dumps({key: value for key, value in row.options.items() if key != OPTION}, sort_keys=True)
+            groups.setdefault((row.strategy, others, row.kv.value), []).append(point)
+    found: dict[str, list[PlacedPoint]] = {}
+    for (strategy, others, kv), points in groups.items():
+        if len({point.row.options[OPTION] for point in points}) < 2:
+            continue
+        same = [key for key in groups if key[0] == strategy and len(groups[key]) > 1]
+        settings = ":".join(f"{key}={value}" for key, value in json.loads(others).items() if value is not None)
+        name = strategy if len(same) == 1 else f"{strategy}:{settings}@{kv}"
+        found[name] = sorted(points, key=lambda point: _threshold(point) or 0.0)[:_MOST]
+    return found
+
+
+def _threshold(point: PlacedPoint) -> float | None:
+    """The option's value; ``None`` is the one that a trained exit carries itself."""
+    value: float | None = point.row.options[OPTION]
+    return value
+
+
+def _scores(table: TaskTable, points: Sequence[PlacedPoint]) -> list[Series]:
+    """Return the accuracy of each point; nothing with random weights."""
+    if table.random_weights:
+        return []
+    found = []
+    for name, (label, colour) in _SCORES.items():
+        estimates = [table.resampling.score(point.cell, name, getattr(point.row, name)) for point in points]
+        if any(estimates):
+            bars = tuple(None if one is None else Bar(one.value, one.ci) for one in estimates)
+            found.append(Series(label, colour, bars))
+    return found
+
+
+def resources(table: TaskTable, points: Sequence[PlacedPoint]) -> list[Series]:
+    """Return layers skipped, and time and energy as shares of full depth's, of each point."""
+    depth = table.run.manifest.model.num_layers
+    executed = [table.resampling.layers(point.cell, depth) for point in points]
+    skipped = tuple(
+        None if one is None else Bar(1 - one.value, (1 - one.ci[1], 1 - one.ci[0]) if one.ci else None)
+        for one in executed
+    )
+    time = tuple(_share(point.row.speedup, point.row.speedup_ci) for point in points)
+    energy = tuple(_share(point.row.energy_ratio, point.row.energy_ratio_ci) for point in points)
+    sources = {point.row.energy_source for point in points}
+    estimated = bool(sources & UNMEASURED)
+    source = "estimated" if sources == {"estimate"} else "not of this run" if estimated else ", ".join(sorted(sources))
+    series = [
+        Series("layers skipped", "#8c6d31", skipped),
+        Series("time, share of full depth", "#d55e00", time),
+        Series(f"energy, share of full depth ({source})", "#cc79a7", energy, estimated),
+    ]
+    return [one for one in series if any(one.bars)]
+
+
+def _share(ratio: float | None, ci: tuple[float, float] | None) -> Bar | None:
+    """Turn full depth's cost over this one's into this one's share of full depth's."""
+    if not ratio:
+        return None
+    return Bar(1 / ratio, (1 / ci[1], 1 / ci[0]) if ci and ci[0] > 0 else None)
+
+
+def _caption(table: TaskTable, points: Sequence[PlacedPoint]) -> str:
+    parts = [table.provenance, "Time is that of whole requests, paired by block with full depth on the same prompts."]
+    shown = resources(table, points)
+    if any(one.estimated for one in shown):
+        parts.append(
+            "Energy (hatched) is estimated from CPU time, not measured: it repeats the time and decides nothing."
+        )
+    elif not any(one.label.startswith("energy") for one in shown):
+        parts.append("Energy was not measured and is not drawn.")
+    if table.random_weights:
+        parts.append("Random weights: scores are meaningless and not drawn.")
+    if any(_threshold(point) is None for point in points):
+        parts.append("Its own: the threshold that was chosen when the exit was trained.")
+    if not table.random_weights:
+        if any(point.row.codebleu is not None for point in points):
+            parts.append("CodeBLEU is a corpus score and has no interval.")
+        missing = [label for name, (label, _) in _SCORES.items() if all(getattr(p.row, name) is None for p in points)]
+        if missing:
+            parts.append(f"Not measured, so not drawn: {', '.join(missing)}.")
+        parts.append("Dotted lines: full depth.")
+    return " ".join(parts)
+
+
+def _drawer(table: TaskTable, points: Sequence[PlacedPoint]) -> Callable[[], Canvas]:
+    def draw() -> Canvas:
+        from matplotlib.figure import Figure as Canvas
+
+        scores, costs = _scores(table, points), resources(table, points)
+        panels = [("accuracy", scores), ("resources", costs)] if scores else [("resources", costs)]
+        canvas = Canvas(figsize=(max(5.8, 0.75 * len(points) + 4.0), 2.3 * len(panels) + 0.4))
+        grid = canvas.subplots(len(panels), 1, squeeze=False, sharex=True)
+        full = [table.full] if table.full is not None and scores else []
+        for axes, (title, series) in zip(grid[:, 0], panels, strict=True):
+            _bars(axes, series)
+            axes.set_title(title)
+            axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+        if full:
+            for one, name in zip(scores, [name for name in _SCORES if _has(points, name)], strict=True):
+                value = getattr(full[0].row, name)
+                if value is not None:
+                    grid[0, 0].axhline(value, color=one.colour, linestyle=":", linewidth=1.0, zorder=1)
+        grid[-1, 0].axhline(1.0, color=INK, linestyle=":", linewidth=1.0, zorder=1)
+        names = ["its own" if (value := _threshold(point)) is None else f"{value:.4g}" for point in points]
+        grid[-1, 0].set_xticks(range(len(points)), names)
+        grid[-1, 0].set_xlabel("threshold")
+        return canvas
+
+    return draw
+
+
+def _has(points: Sequence[PlacedPoint], name: str) -> bool:
+    return any(getattr(point.row, name) is not None for point in points)
+
+
+def _bars(axes: Axes, series: Sequence[Series]) -> None:
+    width = 0.8 / max(1, len(series))
+    for place, one in enumerate(series):
+        offset = (place - (len(series) - 1) / 2) * width
+        kept = [(x, bar) for x, bar in enumerate(one.bars) if bar is not None]
+        look: Any = {"hatch": "////", "edgecolor": "white"} if one.estimated else {}
+        xs = [x + offset for x, _ in kept]
+        axes.bar(xs, [bar.value for _, bar in kept], width * 0.92, color=one.colour, label=one.label, zorder=2, **look)
+        for x, bar in kept:
+            if not bar.value:
+                axes.annotate("0", (x + offset, 0), (0, 2), textcoords="offset points", ha="center", fontsize=7)
+            if bar.ci is not None:
+                axes.vlines(x + offset, *bar.ci, color=INK, linewidth=0.9, zorder=3)
+        for x in (x for x, bar in enumerate(one.bars) if bar is None):
+            axes.annotate(MISSING, (x + offset, 0), (0, 2), textcoords="offset points", ha="center", fontsize=7)
+    axes.grid(visible=False, axis="x")
+    axes.set_ylim(bottom=0)

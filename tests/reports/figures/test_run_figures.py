@@ -1,0 +1,226 @@
+"""Figures show what was measured, leave out what was not, and say which is which."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.cost_records import PARTS, Attribution, OperatingPointCost, Ranged
+from reports.figures import exit_layers, fixed_exit, fronts, overhead, thresholds
+from reports.figures.catalogue import catalogue, figures_of
+from reports.figures.figure import Figure, save_figures
+from reports.figures.style import styled
+from reports.figures.task_table import shortened, slug, task_tables
+from reports.recorded import RecordedRun
+
+POINTS = ("full", "fixed:layer=5", "rl:threshold=0.5", "rl:threshold=0.9", "oracle")
+QUALITY = {"full": 0.6, "fixed:layer=5": 0.3, "rl:threshold=0.5": 0.45, "rl:threshold=0.9": 0.4, "oracle": 0.58}
+LATENCY = {"full": 1.0, "fixed:layer=5": 0.5, "rl:threshold=0.5": 0.75, "rl:threshold=0.9": 0.8, "oracle": 0.4}
+LAYERS = {"full": (10, 10), "fixed:layer=5": (5, 5), "rl:threshold=0.5": (5, 8), "rl:threshold=0.9": (8, 10),
+          "oracle": (2, 5)}  # fmt: skip
+
+Make = Callable[..., RecordedRun]
+
+
+@pytest.fixture
+def make(build: Any) -> Make:
+    """A run of five operating points and six blocks, with a name."""
+
+    def made(
+        name: str = "one", *, source: str = "estimate", energy: bool = True, texts: bool = True, **more: Any
+    ) -> Any:
+        run = build(**{"points": POINTS, **more})
+        for block in range(6):
+            for point in run.points:
+                run.window(
+                    point,
+                    {
+                        "token_ids": (1, 2, 3) if point == "full" or block % 2 else (1, 2, 4),
+                        "exit_layers": (10, *LAYERS[point]),
+                        "latency_s": LATENCY[point],
+                        "scores": {"edit_similarity": QUALITY[point], "rouge_l": QUALITY[point]},
+                        "token_texts": ("def", " x", " 1") if texts else (),
+                    },
+                    duration=LATENCY[point],
+                    block=block,
+                    energy_source=source if energy else "none",
+                    energy_j=10 * LATENCY[point] if energy else None,
+                )
+        manifest = run.manifest
+        points = tuple(
+            point.model_copy(
+                update={
+                    "options": {
+                        key: float(value) if "." in value else int(value) for key, value in point.options.items()
+                    }
+                }
+            )
+            for point in manifest.operating_points
+        )
+        manifest = manifest.model_copy(update={"operating_points": points})
+        from reports.summarise import summarise
+
+        summary = summarise(manifest, run.windows, run.samples, lambda *_: {})
+        return RecordedRun(Path("runs") / name, manifest, tuple(run.windows), tuple(run.samples), summary)
+
+    return made
+
+
+def drawn(figure: Figure) -> Any:
+    with styled(figure.name):
+        return figure.draw()
+
+
+def test_a_front_by_hand(make: Make) -> None:
+    (table,) = task_tables(make())
+    front = fronts.front_of(table, fronts.COSTS[0], "edit_similarity")
+    on_front = [
+        point.row.operating_point for (point, _, _), best in zip(front.points, front.on_front, strict=True) if best
+    ]
+    assert on_front == ["full", "fixed:layer=5", "rl:threshold=0.5"]  # the oracle is better and no candidate
+    assert front.hypervolume is not None
+    assert front.hypervolume.total.value == pytest.approx(0.25 * 0.3 + 0.25 * 0.45)
+    assert front.hypervolume.total.ci == pytest.approx((0.1875, 0.1875))
+    assert "oracle" not in front.hypervolume.alone
+    table_front = [row.operating_point for row in table.table.rows if row.pareto]
+    assert table_front == on_front
+
+
+def test_an_estimate_is_called_one_on_the_axis_and_in_the_caption(make: Make) -> None:
+    figure = next(figure for figure in fronts.figures(make()) if "energy" in figure.name)
+    assert "decides no ranking" in figure.caption
+    assert "estimated from CPU time" in figure.caption
+    labels = [axes.get_xlabel() for axes in drawn(figure).axes]
+    assert all("estimated" in label and "J" in label for label in labels)
+    measured = next(figure for figure in fronts.figures(make(source="rapl")) if "energy" in figure.name)
+    assert "estimate" not in measured.caption
+    assert "tables mark" in measured.caption
+    assert all("rapl" in axes.get_xlabel() for axes in drawn(measured).axes)
+
+
+def test_what_was_not_measured_is_not_drawn(make: Make) -> None:
+    run = make(energy=False)
+    assert not any("energy" in figure.name for figure in fronts.figures(run))
+    assert "no front of energy" in fronts.absence(run)
+    figure = thresholds.figures(run)[0]
+    assert "Energy was not measured" in figure.caption
+    assert "CodeBLEU" in figure.caption.partition("Not measured, so not drawn:")[2]
+
+
+def test_random_weights_have_no_quality(make: Make) -> None:
+    run = make(weights="random")
+    assert fronts.figures(run) == []
+    assert fixed_exit.figures([run]) == []
+    assert "random weights" in fronts.absence(run)
+    (figure,) = thresholds.figures(run)  # resources only
+    assert "Random weights" in figure.caption
+    assert [axes.get_title("left") for axes in drawn(figure).axes] == ["resources"]
+
+
+def test_every_operating_point_has_its_letter_and_its_line_in_the_legend(make: Make) -> None:
+    canvas = drawn(fronts.figures(make())[0])
+    for axes in canvas.axes:
+        assert sorted(text.get_text() for text in axes.texts if len(text.get_text()) == 1) == list("ABCDE")
+    named = [text.get_text() for text in canvas.legends[0].get_texts()]
+    assert [name.split()[0] for name in named[:5]] == list("ABCDE")
+    assert named[4].endswith("(a bound)")
+
+
+def test_bars_of_thresholds_by_hand(make: Make) -> None:
+    (figure,) = thresholds.figures(make())
+    assert figure.name == "one-py150-thresholds-rl"
+    (table,) = task_tables(make())
+    points = [point for point in table.points if point.row.strategy == "rl"]
+    skipped, time, energy = thresholds.resources(table, points)
+    assert [bar.value for bar in skipped.bars if bar] == pytest.approx([0.35, 0.1])
+    assert [bar.value for bar in time.bars if bar] == pytest.approx([0.75, 0.8])
+    assert energy.estimated
+    assert not time.estimated
+    canvas = drawn(figure)
+    assert [label.get_text() for label in canvas.axes[-1].get_xticklabels()] == ["0.5", "0.9"]
+    assert all(axes.get_ylim()[0] == 0 for axes in canvas.axes)
+
+
+def test_base_and_tuned_are_lines_of_one_figure(make: Make) -> None:
+    base, tuned, again = make("base"), make("tuned", weights="tuned"), make("again", weights="tuned")
+    (figure,) = fixed_exit.figures([base, tuned, again])
+    assert "1 further curves of the same kinds are left out" in figure.caption
+    assert "published results of GREEN-CODE's authors, not measured here" in figure.caption
+    panels = {axes.get_title("left"): axes for axes in drawn(figure).axes}
+    lines = {line.get_label(): line for line in panels["edit similarity"].get_lines()}
+    assert set(lines) == {"base weights, shared head, kv propagate", "tuned weights, shared head, kv propagate"}
+    assert [list(line.get_xdata()) for line in lines.values()] == [[5, 10]] * 2
+    assert [list(line.get_ydata()) for line in lines.values()] == [[0.3, 0.6]] * 2
+    published = [line.get_label() for line in panels["ROUGE-L"].get_lines() if "published" in str(line.get_label())]
+    assert len(published) == 4
+    assert "CodeBLEU" not in panels
+
+
+def test_exit_layers_by_place_and_kind(make: Make) -> None:
+    (table,) = task_tables(make())
+    point = next(point for point in table.points if point.row.operating_point == "rl:threshold=0.5")
+    places, kinds = exit_layers.by_position(table, point), exit_layers.by_kind(table, point)
+    assert dict(places.counts) == {(2, 5): 6, (3, 8): 6}
+    assert dict(kinds.counts) == {("identifier", 5): 6, ("number", 8): 6}
+    assert places.share(2, 5) == 1.0
+    assert places.means[3][1].value == 8.0
+    (figure,) = exit_layers.figures(make())
+    assert len(drawn(figure).axes) == 3 * 2 + 1  # three that decide, two halves, one scale
+
+
+def test_an_older_run_still_has_places(make: Make) -> None:
+    run = make(texts=False)
+    (figure,) = exit_layers.figures(run)
+    assert "no token texts" in figure.caption
+    assert "before token texts" in exit_layers.absence(run)
+    assert len(drawn(figure).axes) == 3 + 1
+
+
+def test_an_attribution_adds_up_to_the_measured_total(make: Make) -> None:
+    run = make()
+    parts = dict.fromkeys(PARTS, Ranged(value=0.0)) | {"layers": Ranged(value=0.7), "rest": Ranged(value=-0.1)}
+    row = OperatingPointCost(operating_point="rl:threshold=0.5", total=0.6, parts=parts,
+                             overhead_of_full=Ranged(value=0.05, ci=(0.02, 0.08)))  # fmt: skip
+    one = Attribution(task="py150", quantity="energy", source="estimate", blocks=6, residual=0.02, unit_costs={},
+                      rows=(row,), checks=())  # fmt: skip
+    assert overhead.figures(run) == []
+    assert "--attribute" in overhead.absence(run)
+    run = RecordedRun(
+        run.directory, run.manifest, run.windows, run.samples, run.summary.model_copy(update={"attributions": (one,)})
+    )
+    (figure,) = overhead.figures(run)
+    assert "estimated from CPU time" in figure.caption
+    bars, points = drawn(figure).axes
+    ends = [patch.get_x() + patch.get_width() for patch in bars.patches]
+    assert ends == pytest.approx([700, -100])  # mJ, to both sides of zero
+    assert "estimated" in bars.get_xlabel()
+    assert "estimated" in points.get_xlabel()
+
+
+def test_a_report_has_no_two_figures_of_one_name(make: Make) -> None:
+    runs = [make("same"), make("same"), make("Same!")]
+    names = [figure.name for figure in figures_of(runs)]
+    assert len(names) == len(set(names)) > 3 * 4
+    assert all(name == slug(name)[:48] or set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-") for name in names)
+    assert catalogue(runs, each=False).of_one == ((), (), ())
+
+
+def test_the_same_run_gives_the_same_bytes(make: Make, tmp_path: Path) -> None:
+    for folder in ("first", "second"):
+        save_figures(fronts.figures(make())[:1], tmp_path / folder)
+    first = {path.name: path.read_bytes() for path in (tmp_path / "first").iterdir()}
+    assert len(first) == 3
+    assert first == {path.name: path.read_bytes() for path in (tmp_path / "second").iterdir()}
+
+
+def test_names_in_a_legend_stay_short() -> None:
+    assert shortened("rl:threshold=0.9") == "rl:threshold=0.9"
+    long = "mine:path=" + "x" * 200 + ":end=1"
+    assert len(shortened(long)) == 44
+    assert shortened(long).endswith(":end=1")
+    assert "\n" not in shortened("a\nb")
+    assert slug("../Ünïcode $x$") == "n-code-x"
+    assert slug("–") == "x"
