@@ -213,7 +213,7 @@ def _p(
 
 
 def _p_of_log_ratios(a: Floats, b: Floats) -> tuple[float, float]:
-    """Return the p-value for a median, paired: the same swaps of pairs, with the mean log ratio of the pairs as statistic.
+    """Return the p-value for a median, paired: the same swaps; the statistic is the mean log ratio.
 
     The difference of two medians hangs on the few prompts in the middle, so that swapping pairs hardly ever shows even
     a change that every single pair shows.
