@@ -16,10 +16,11 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Paired ratios against transformers and the memory roofline; compares with the last saved run of this machine.
+# Paired ratios against transformers and the memory roofline. Each benchmark's ratio to an in-process reference is compared
+# with the last saved run of this class of machine; make bench BENCHFLAGS=--benchmark-ratio-fail=20 makes it fail.
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests/benchmarks -o addopts="" --import-mode=importlib -p no:cacheprovider -q -s \
-		--benchmark-only --benchmark-autosave --benchmark-storage=.benchmarks --benchmark-columns=median,iqr,rounds
+		--benchmark-only --benchmark-autosave --benchmark-storage=.benchmarks --benchmark-columns=median,iqr,rounds $(BENCHFLAGS)
 
 $(VENV)/.installed: pyproject.toml Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

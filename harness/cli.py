@@ -1,8 +1,9 @@
 """The ``harness`` command. Results go to stdout, progress and logs to stderr.
 
-Exit codes: 0 done; 1 the reader of stdout went away, or a defect (with its traceback); 2 something that was
-asked for cannot be done (one line says what and the remedy); 130 interrupted. Heavy imports happen inside the
-subcommands, so that ``--help`` and ``list`` are instant.
+Exit codes: 0 done; 1 a condition of ``compare --fail-if`` holds, the reader of stdout went away, or a defect (with its
+traceback); 2 something that was asked for cannot be done (one line says what and the remedy), a condition that cannot
+be judged included; 130 interrupted. Heavy imports happen inside the subcommands, so that ``--help`` and ``list`` are
+instant.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Annotated
 import typer
 
 from harness.commands.catalogue import list_, show
+from harness.commands.compare import compare
 from harness.commands.console import refuse
 from harness.commands.doctor import doctor
 from harness.commands.report import report
@@ -73,6 +75,7 @@ def main() -> None:
 
 app.command()(run)
 app.command()(report)
+app.command()(compare)
 app.command("list")(list_)
 app.command()(show)
 app.command()(doctor)

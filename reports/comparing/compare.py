@@ -1,0 +1,188 @@
+"""Two runs, operating point by operating point: pairs, changes, Holm's correction per task, and words.
+
+A is the run before, B the run after. Cost is shown twice: as measured, where drift of the machine between the two runs
+is part of the change, and as the speed-up over each run's own full depth, which was measured interleaved with it, so
+that a machine that is slower today mostly cancels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from harness.errors import ConfigError, StoreError, did_you_mean
+from reports.comparing.change import Change, change, corrected, level_of_both
+from reports.comparing.differences import cost_obstacle, differences, energy_obstacle, score_obstacle
+from reports.comparing.metrics import AGREEMENT, METRICS, Metric
+from reports.comparing.notes import notes
+from reports.comparing.results import PointChange, RunChange
+from reports.comparing.units import Matched, agreement_units, match, units_of
+from reports.comparing.words import overall, verdict
+from reports.measured import Measured
+from reports.recorded import RecordedRun
+
+__all__ = ["Wanted", "compare_runs"]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What to compare.
+
+    Attributes:
+        points: names; empty means all that both have.
+        pair: one name in A, another in B, instead.
+    """
+
+    points: tuple[str, ...] = ()
+    pair: tuple[str, str] | None = None
+
+
+def compare_runs(a: RecordedRun, b: RecordedRun, wanted: Wanted) -> RunChange:
+    """Compare two runs.
+
+    Raises:
+        ConfigError: an operating point that is not there, or the same thing twice.
+        StoreError: nothing that both finished.
+    """
+    pairs = _pairs(a, b, wanted)
+    tasks = dict.fromkeys(task for task, _, _ in pairs)
+    points: list[PointChange] = []
+    skipped: list[tuple[str, str, str]] = []
+    for task in tasks:
+        compared: list[PointChange] = []
+        for _, one, other in (pair for pair in pairs if pair[0] == task):
+            cells = a.cells[task, one], b.cells[task, other]
+            reason = next(filter(None, (_unusable(cell, name) for cell, name in zip(cells, "AB", strict=True))), "")
+            if reason:
+                skipped.append((task, one, reason))
+            else:
+                compared.append(_compare(a, b, *cells))
+        points.extend(_corrected(compared))
+    if not points:
+        task, name, reason = skipped[0]
+        raise StoreError(
+            f"{a.directory} and {b.directory} have nothing to compare: {task}, {name}: {reason}. "
+            "Continue the run with `harness run --resume`, or start another."
+        )
+    interleaved = a.directory.resolve() == b.directory.resolve()
+    points = [replace(point, verdict=verdict(point)) for point in points]
+    return RunChange(
+        a, b, differences(a.manifest, b.manifest), tuple(points), tuple(skipped), overall(points),
+        tuple(notes(a, b, points, interleaved=interleaved)),
+    )  # fmt: skip
+
+
+def _pairs(a: RecordedRun, b: RecordedRun, wanted: Wanted) -> list[tuple[str, str, str]]:
+    """(task, operating point of A, operating point of B) to compare."""
+    same = a.directory.resolve() == b.directory.resolve()
+    copy = a.manifest == b.manifest and a.windows == b.windows and a.samples == b.samples
+    tasks = [task.name for task in a.manifest.tasks if task.name in {other.name for other in b.manifest.tasks}]
+    if not tasks:
+        listed = [", ".join(task.name for task in run.manifest.tasks) for run in (a, b)]
+        raise StoreError(f"no task in common: A ({a.directory}) has {listed[0]}; B ({b.directory}) has {listed[1]}.")
+    if wanted.pair is not None:
+        for name, run, letter in zip(wanted.pair, (a, b), "ab", strict=True):
+            _known(name, run, f"--point-{letter}")
+        if (same or copy) and wanted.pair[0] == wanted.pair[1]:
+            raise ConfigError(f"--point-a and --point-b are both '{wanted.pair[0]}' of one run. Name two of them.")
+        return [(task, *wanted.pair) for task in tasks]
+    if same or copy:
+        how = f"are the same directory, {a.directory}" if same else "hold the same records"
+        raise ConfigError(f"A and B {how}. Compare two runs, or two operating points with --point-a and --point-b.")
+    for name in wanted.points:
+        for run in (a, b):
+            _known(name, run, "--point")
+    theirs = _names(b)
+    common = [name for name in _names(a) if name in theirs and (not wanted.points or name in wanted.points)]
+    if not common:
+        raise StoreError(
+            f"no operating point in common: A ({a.directory}) has {', '.join(_names(a))}; B ({b.directory}) has "
+            f"{', '.join(theirs)}. Compare two of them with --point-a and --point-b."
+        )
+    return [(task, name, name) for task in tasks for name in common]
+
+
+def _names(run: RecordedRun) -> list[str]:
+    return [point.name for point in run.manifest.operating_points if not point.never_exits]
+
+
+def _known(name: str, run: RecordedRun, flag: str) -> None:
+    names = _names(run)
+    if name not in names:
+        hint = did_you_mean(name, names) or f" It has {', '.join(names)}."
+        raise ConfigError(f"{flag} '{name}' is no operating point of {run.directory}.{hint}")
+
+
+def _unusable(cell: Measured, letter: str) -> str:
+    if cell.samples:
+        return ""
+    if cell.failed:
+        return f"every sample failed in {letter}, the first with: {next(iter(cell.failed.values())).error}"
+    return f"{letter} has not finished any sample of it"
+
+
+def _compare(a: RecordedRun, b: RecordedRun, one: Measured, other: Measured) -> PointChange:
+    task = one.task.name
+    fulls = [run.cells[task, run.manifest.operating_points[0].name] for run in (a, b)]
+    matched = match(one, other)
+    agreement = agreement_units(one, other, matched)
+    baseline = one is fulls[0] and other is fulls[1]
+    changes = tuple(_change(metric, a, b, (one, other), fulls, matched, baseline=baseline) for metric in METRICS)
+    identical = sum(row[0] == row[1] for row in agreement.values())
+    names = one.point.name, other.point.name
+    return PointChange(task, *names, matched, changes, baseline=baseline, identical=(identical, len(agreement)))
+
+
+def _change(
+    metric: Metric,
+    a: RecordedRun,
+    b: RecordedRun,
+    cells: tuple[Measured, Measured],
+    fulls: Sequence[Measured],
+    matched: Matched,
+    *,
+    baseline: bool,
+) -> Change:
+    if metric.in_run and baseline:
+        return Change(metric, reason="full depth is what it is compared with", applies=False)
+    reason, source = _obstacle(metric, a, b, cells, matched)
+    if reason:
+        return Change(metric, reason=reason, source=source)
+    if metric.name == AGREEMENT:
+        return level_of_both(metric, agreement_units(*cells, matched))
+    layers = [run.manifest.model.num_layers for run in (a, b)]
+    one, other = (
+        units_of(metric, cell, full, num) for cell, full, num in zip(cells, fulls, layers, strict=True)
+    )  # fmt: skip
+    common = matched.same_reference if metric.kind == "score" else matched.same
+    shared = [key for key in one if key in other and key <= common]
+    if shared:
+        found = change(metric, {key: one[key] for key in shared}, {key: other[key] for key in shared}, paired=True)
+    else:
+        if matched.paired and one and other:
+            reason = "the runs form their blocks of different prompts: unpaired"
+        found = change(metric, one, other, paired=False)
+    return replace(found, source=source, reason=found.reason or reason)
+
+
+def _obstacle(
+    metric: Metric, a: RecordedRun, b: RecordedRun, cells: tuple[Measured, Measured], matched: Matched
+) -> tuple[str, str]:
+    """Why a metric is not compared, and the source of an energy."""
+    if metric.kind in ("score", "agreement") and not matched.paired:
+        return "the prompts differ", ""
+    if metric.kind == "score":
+        if not matched.same_reference:
+            return "the references differ", ""
+        return score_obstacle(a, b), ""
+    reason = cost_obstacle(a.manifest, b.manifest) if metric.is_cost else ""
+    if reason or metric.kind != "energy":
+        return reason, ""
+    return energy_obstacle(*cells)
+
+
+def _corrected(points: list[PointChange]) -> list[PointChange]:
+    """Holm's correction over the operating points of a task, metric by metric."""
+    columns = [corrected(list(column)) for column in zip(*(point.changes for point in points), strict=True)]
+    rows = zip(*columns, strict=True)
+    return [replace(point, changes=tuple(row)) for point, row in zip(points, rows, strict=True)]

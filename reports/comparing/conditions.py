@@ -1,0 +1,180 @@
+"""Conditions that make a comparison fail: ``METRIC (>|<|>=|<=) [+-]NUMBER[%] [@ [TASK/]POINT]``.
+
+A number with ``%`` is a relative change from A to B, one without an absolute change in the metric's unit; for the
+agreement of the two runs it is the agreement itself. A condition **holds** only when the whole 95 % interval lies
+beyond the threshold. When only the estimate does, it is a warning. What cannot be judged (not measured, another
+machine, too few prompts) is neither passed nor failed: it is an error of its own.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from harness.errors import ConfigError
+from reports.comparing.change import Change
+from reports.comparing.metrics import AGREEMENT, Metric, find_metric
+from reports.comparing.results import PointChange
+from reports.energy import UNMEASURED
+
+__all__ = ["Condition", "Judgement", "grouped", "judge", "parse_condition"]
+
+_GRAMMAR = re.compile(
+    r"\s*(?P<metric>[A-Za-z_]\w*)\s*(?P<sign>>=|<=|>|<)\s*(?P<number>[+\-−]?(?:\d+\.?\d*|\.\d+))\s*(?P<percent>%?)\s*"
+    r"(?:@\s*(?P<where>\S.*?)\s*)?",
+)
+_EXAMPLE = (
+    "Write METRIC, one of > < >= <=, a number, and perhaps % and @ POINT: latency_p50>+5% or edit_similarity<-0.01."
+)
+_SIGNS = {">": operator.gt, "<": operator.lt, ">=": operator.ge, "<=": operator.le}
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One condition.
+
+    Attributes:
+        text: as written.
+        metric: what it is about.
+        sign: how the change is compared with the threshold.
+        threshold: change, as a fraction when ``relative``.
+        relative: the number had a ``%``.
+        where: operating point, ``TASK/`` before it or not; empty for all.
+    """
+
+    text: str
+    metric: Metric
+    sign: str
+    threshold: float
+    relative: bool
+    where: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What became of a condition at one operating point.
+
+    Attributes:
+        condition: which. task, point: where; empty when it was judged nowhere.
+        outcome: ``holds``, ``perhaps`` (the estimate is beyond the threshold, the interval is not), ``passed`` or
+            ``unknown``.
+        about: what was found, in words.
+    """
+
+    condition: Condition
+    task: str
+    point: str
+    outcome: Literal["holds", "perhaps", "passed", "unknown"]
+    about: str
+
+    @property
+    def words(self) -> str:
+        """One line: condition, place, what was found."""
+        what = self.condition.text.partition("@")[0].strip()
+        where = (
+            f" at {self.task}, {self.point}"
+            if self.point
+            else f" @ {self.condition.where}" * bool(self.condition.where)
+        )
+        return f"{what}{where}: {self.about}"
+
+
+def parse_condition(text: str) -> Condition:
+    """Read a condition.
+
+    Raises:
+        ConfigError: it is none, or one that would surprise.
+        UnknownNameError: unknown metric.
+    """
+    found = _GRAMMAR.fullmatch(text)
+    if found is None:
+        raise ConfigError(f"--fail-if '{text}' is no condition. {_EXAMPLE}")
+    metric = find_metric(found["metric"])
+    number, relative = found["number"].replace("−", "-"), bool(found["percent"])
+    threshold = float(number) / (100 if relative else 1)
+    if metric.name == AGREEMENT:
+        if relative or number[0] in "+-" or not 0 <= threshold <= 1:
+            raise ConfigError(f"--fail-if '{text}': {AGREEMENT} is a share from 0 to 1, not a change: agreement<0.99.")
+    elif not relative and threshold != 0 and number[0] not in "+-":
+        raise ConfigError(
+            f"--fail-if '{text}' compares a change from A to B, which has a sign: "
+            f"{metric.name}{found['sign']}+{number}, or -{number}."
+        )
+    return Condition(text.strip(), metric, found["sign"], threshold, relative, found["where"] or "")
+
+
+def judge(condition: Condition, points: Sequence[PointChange]) -> list[Judgement]:
+    """Judge a condition wherever it applies.
+
+    Raises:
+        ConfigError: it names an operating point that was not compared.
+    """
+    chosen = _chosen(condition, points)
+    told = [(point, point.of(condition.metric.name)) for point in chosen]
+    judged = [_judged(condition, point, one) for point, one in told if one.applies]
+    if not judged:
+        reason = told[0][1].reason
+        return [Judgement(condition, "", "", "unknown", f"cannot be judged: {reason}.")]
+    return judged
+
+
+def grouped(judged: Sequence[Judgement]) -> list[tuple[str, Judgement]]:
+    """Return one line per thing to say and its first judgement: what is the same at many places is said once."""
+    groups: dict[tuple[str, str, str], list[Judgement]] = {}
+    for one in judged:
+        groups.setdefault((one.condition.text, one.outcome, one.about), []).append(one)
+    lines = []
+    for first, *rest in groups.values():
+        more = f" (and at {len(rest)} more operating points)" if rest else ""
+        lines.append((f"{first.words.removesuffix('.')}{more}.", first))
+    return lines
+
+
+def _chosen(condition: Condition, points: Sequence[PointChange]) -> list[PointChange]:
+    where = condition.where
+    if not where:
+        return list(points)
+    chosen = [
+        point
+        for point in points
+        if where
+        in (point.a, point.b, point.name, f"{point.task}/", f"{point.task}/{point.a}", f"{point.task}/{point.name}")
+    ]
+    if not chosen:
+        names = ", ".join(dict.fromkeys(f"{point.task}/{point.name}" for point in points))
+        raise ConfigError(f"--fail-if '{condition.text}': '{where}' was not compared. Compared: {names}.")
+    return chosen
+
+
+def _judged(condition: Condition, point: PointChange, one: Change) -> Judgement:
+    value = one.relative if condition.relative else one.absolute
+    interval = one.relative_interval if condition.relative else one.absolute_interval
+
+    def outcome(which: Literal["holds", "perhaps", "passed", "unknown"], words: str) -> Judgement:
+        return Judgement(condition, point.task, point.name, which, words)
+
+    if condition.metric.kind == "energy" and one.source in UNMEASURED:
+        return outcome("unknown", f"cannot be judged: {one.reason or f'energy is an {one.source}, no measurement'}.")
+    if value is None:
+        return outcome("unknown", f"cannot be judged: {one.reason or 'A has 0, which nothing is relative to'}.")
+    if interval is None or not all(map(math.isfinite, interval)):
+        return outcome("unknown", f"cannot be judged: {one.reason or 'there is no interval'}.")
+    beyond = _SIGNS[condition.sign]
+    text = f"{_written(condition, value)} [{_written(condition, interval[0])}, {_written(condition, interval[1])}]"
+    if all(beyond(bound, condition.threshold) for bound in interval):
+        return outcome("holds", f"holds: {text}.")
+    if beyond(value, condition.threshold):
+        return outcome("perhaps", f"perhaps: {text}; the interval reaches the threshold, so this fails nothing.")
+    return outcome("passed", f"does not hold: {text}.")
+
+
+def _written(condition: Condition, value: float) -> str:
+    if condition.relative:
+        return f"{100 * value:+.1f} %"
+    if condition.metric.name == AGREEMENT:
+        return f"{value:.3f}"
+    return f"{value:+.4g}{f' {condition.metric.unit}' if condition.metric.unit not in ('', '×') else ''}"

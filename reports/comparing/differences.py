@@ -1,0 +1,177 @@
+"""What two runs were made with that differs, and what for that reason must not be compared.
+
+Costs compare only on one class of machine: same processor, cores, accelerator, threads, number format, device, and way
+of arriving. Energy compares only within one source. Versions of packages and of this harness may differ: that is what
+one wants to compare, so they are named, not refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from harness.records import Manifest, OperatingPointRecord, TaskRecord
+from reports.energy import UNMEASURED, energy
+from reports.measured import Measured
+from reports.recorded import RecordedRun
+
+__all__ = ["Difference", "cost_obstacle", "differences", "energy_obstacle", "machine_class", "score_obstacle"]
+
+HARDWARE = ("cpu", "architecture", "logical_cores", "usable_cores", "gpus", "torch_threads")
+"""Parts of the environment that make a machine class."""
+
+_WRITTEN_ELSEWHERE = frozenset(
+    {"out", "strategies", "model", "tasks", "source", "artefacts", "weights", "dtype", "kv", "protocol", "exit_head"}
+)
+"""Configuration that another line of the list says better, or that is a folder's name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One thing that was not the same.
+
+    Attributes:
+        what: in words.
+        a, b: values, short.
+    """
+
+    what: str
+    a: str
+    b: str
+
+
+def differences(a: Manifest, b: Manifest) -> tuple[Difference, ...]:
+    """Return everything that differs between two manifests and can matter; time of day and folders left out."""
+    found = []
+    for (what, before), (_, after) in zip(_facts(a), _facts(b), strict=True):
+        if before != after:
+            found.append(Difference(what, _short(before), _short(after)))
+    for what, one, other in (
+        ("option", a.config, b.config),
+        ("package", _packages(a), _packages(b)),
+    ):
+        keys = sorted((one.keys() | other.keys()) - (_WRITTEN_ELSEWHERE if what == "option" else set()))
+        if what == "option":  # a run of before an option existed had its default, which is not known here
+            keys = [key for key in keys if key in one and key in other]
+        found.extend(
+            Difference(f"{what} {key}", _short(one.get(key)), _short(other.get(key)))
+            for key in keys
+            if one.get(key) != other.get(key)
+        )
+    for task in a.tasks:
+        twin = next((one for one in b.tasks if one.name == task.name), None)
+        found.extend(_of_task(task, twin) if twin is not None else ())
+    for point in a.operating_points:
+        same = next((one for one in b.operating_points if one.name == point.name), None)
+        found.extend(_of_point(point, same) if same is not None and not point.never_exits else ())
+    return tuple(found)
+
+
+def cost_obstacle(a: Manifest, b: Manifest) -> str:
+    """Return why times and energies of two runs have no ratio; empty when they have one."""
+    for key in HARDWARE:
+        one, other = a.environment.get(key), b.environment.get(key)
+        if one != other:
+            return f"another machine class: {key.replace('_', ' ')} is {_short(one)} in A, {_short(other)} in B"
+    for what, one, other in (
+        ("number format", a.model.dtype, b.model.dtype),
+        ("device", _device(a), _device(b)),
+        ("arrival rate", a.config.get("arrival_rate"), b.config.get("arrival_rate")),
+    ):
+        if one != other:
+            return f"another {what}: {_short(one)} in A, {_short(other)} in B"
+    return ""
+
+
+def energy_obstacle(a: Measured, b: Measured) -> tuple[str, str]:
+    """Return why two energies must not be compared (empty when they may be) and the source of both."""
+    sources = [str(energy(cell, ())["energy_source"]) for cell in (a, b)]
+    if sources[0] != sources[1]:
+        return f"energy comes from {sources[0]} in A and from {sources[1]} in B", ""
+    source = sources[0]
+    if source in UNMEASURED - {"estimate"}:
+        return "no energy was measured" if source == "none" else f"energy is {source}", source
+    if any(energy(cell, ()).get("energy_j") is None for cell in (a, b)):
+        return "some windows have no energy reading", source
+    return "", source
+
+
+def score_obstacle(a: RecordedRun, b: RecordedRun) -> str:
+    """Return why no score of two runs means anything; empty when they do."""
+    random = [name for name, run in (("A", a), ("B", b)) if run.manifest.model.weights == "random"]
+    return f"random weights in {' and '.join(random)}: scores mean nothing" if random else ""
+
+
+def machine_class(environment: Mapping[str, Any], dtype: str) -> str:
+    """Return the machine class of a run in one line: what must be equal for its costs to be compared."""
+    values = [environment.get(key) for key in HARDWARE]
+    cpu, architecture, logical, usable, gpus, threads = (("?" if value is None else value) for value in values)
+    accelerator = "no GPU" if gpus in ([], "?") else ", ".join(map(str, gpus))
+    return f"{cpu}, {architecture}, {usable} of {logical} cores, {accelerator}, {threads} threads, {dtype}"
+
+
+def _facts(manifest: Manifest) -> Iterator[tuple[str, object]]:
+    model, environment = manifest.model, manifest.environment
+    yield "model", model.name
+    yield "weights", model.weights
+    yield "weights hash", model.weights_sha256
+    yield "exit head", model.exit_head
+    yield "tokenizer", model.tokenizer_source
+    yield "exit points", ",".join(map(str, model.exit_points))
+    yield "number format", model.dtype
+    yield "kv", manifest.config.get("kv")
+    yield "block size", manifest.block_size
+    yield "energy from", manifest.meter.source
+    for key in (*HARDWARE, "memory_bytes", "os", "python", "governor", "gpu_driver", "cuda"):
+        yield key.replace("_", " "), environment.get(key)
+    commit = environment.get("git") or {}
+    yield (
+        "harness commit",
+        commit.get("commit") and f"{commit['commit'][:12]}{'+changes' if commit.get('dirty') else ''}",
+    )
+
+
+def _packages(manifest: Manifest) -> dict[str, Any]:
+    return dict(manifest.environment.get("packages") or {})
+
+
+def _device(manifest: Manifest) -> object:
+    machine = manifest.machine
+    gpus = manifest.environment.get("gpus")
+    asked = manifest.config.get("device")
+    if machine is not None:
+        return machine.device
+    return "cpu" if asked == "auto" and not gpus else asked
+
+
+def _of_task(a: TaskRecord, b: TaskRecord) -> Iterator[Difference]:
+    for what, one, other in (
+        ("protocol", a.protocol, b.protocol),
+        ("data", a.source, b.source),
+        ("samples", a.samples, b.samples),
+        ("data hash", a.fingerprint, b.fingerprint),
+    ):
+        if one != other:
+            yield Difference(f"{a.name}: {what}", _short(one), _short(other))
+
+
+def _of_point(a: OperatingPointRecord, b: OperatingPointRecord) -> Iterator[Difference]:
+    for name in sorted(a.artefacts.keys() | b.artefacts.keys()):
+        if a.artefacts.get(name) != b.artefacts.get(name):
+            one, other = _short(a.artefacts.get(name)), _short(b.artefacts.get(name))
+            yield Difference(f"{a.name}: artefact {name}", one, other)
+    for key in sorted(a.options.keys() | b.options.keys()):
+        if a.options.get(key) != b.options.get(key):
+            yield Difference(f"{a.name}: option {key}", _short(a.options.get(key)), _short(b.options.get(key)))
+
+
+def _short(value: object) -> str:
+    """A value in a few characters: hashes by their beginning, nothing as a dash."""
+    if value is None or value == "":
+        return "–"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value)) or "none"
+    text = str(value)
+    is_hash = len(text) >= 40 and all(character in "0123456789abcdef" for character in text)
+    return text[:12] if is_hash else text if len(text) <= 60 else f"{text[:57]}…"

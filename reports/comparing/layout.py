@@ -1,0 +1,133 @@
+"""How a change is written: the same text in the terminal and in Markdown."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from reports.columns import MISSING, time_unit
+from reports.comparing.change import Change
+from reports.comparing.results import PointChange, RunChange
+
+__all__ = [
+    "DETAIL_HEADER",
+    "HEADLINE",
+    "LEGEND",
+    "Detail",
+    "change_text",
+    "detail_rows",
+    "header",
+    "interval_text",
+    "runs",
+]
+
+HEADLINE = (
+    "edit_similarity",
+    "latency_p50",
+    "speedup",
+    "agreement",
+    "layers_skipped",
+    "tpot_p50",
+    "decode_speedup",
+    "tokens_per_s",
+)
+"""Metrics of the first table, the most telling first: a narrow terminal drops the last ones."""
+
+DETAIL_HEADER = ("", "A", "B", "change", "95 % interval", "p (Holm)", "")
+
+LEGEND = (
+    "Changes from A to B: relative for costs (%), absolute for scores and layers (pp: percentage points).",
+    "A = B: share of tokens that are the same in both; no change, but their agreement itself.",
+    "Speed-up: over full depth of the same run, so that a machine that is slower or faster in B mostly cancels.",
+    "* a change: Holm-corrected p ≤ 0.05, and the interval excludes none · – not compared, for the reason given",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Detail:
+    """One metric of one operating point, as text.
+
+    Attributes:
+        cells: as ``DETAIL_HEADER`` names them.
+        distinguishable: there is a change.
+    """
+
+    cells: tuple[str, str, str, str, str, str, str]
+    distinguishable: bool
+
+
+def runs(comparison: RunChange) -> tuple[tuple[str, str], ...]:
+    """Return two lines that say what A and B are: letter, folder, time and model."""
+    lines = []
+    for letter, run in (("A", comparison.a), ("B", comparison.b)):
+        model = run.manifest.model
+        sha = f" {model.weights_sha256[:12]}" if model.weights_sha256 else ""
+        words = f"{run.name}, {run.manifest.created[:16]} UTC, {model.name}, {model.weights} weights{sha}"
+        lines.append((letter, words))
+    return tuple(lines)
+
+
+def header(one: Change) -> str:
+    """Return the column header of a metric's change."""
+    sign = "" if one.metric.name == "agreement" else "Δ "
+    source = f" ({one.source})" if one.source == "estimate" else ""
+    return f"{sign}{one.metric.title}{source}"
+
+
+def change_text(one: Change) -> str:
+    """Return the change itself, marked when it is one."""
+    if one.value is None:
+        return MISSING
+    return _changed(one, one.value) + (" *" if one.distinguishable else "")
+
+
+def interval_text(one: Change) -> str:
+    """Return the interval of the change in brackets; empty without one."""
+    if one.interval is None:
+        return ""
+    low, high = (_changed(one, bound).removesuffix(" %").removesuffix(" pp") for bound in one.interval)
+    return f"[{low}, {high}]"
+
+
+def detail_rows(point: PointChange) -> tuple[Detail, ...]:
+    """Return every metric of an operating point that applies to it."""
+    rows = []
+    for one in point.changes:
+        if one.applies:
+            p = MISSING if one.p_holm is None else f"{one.p_holm:.3f}" if one.p_holm >= 0.001 else "< 0.001"
+            title = header(one).removeprefix("Δ ")
+            a, b = _level(one, one.a), _level(one, one.b)
+            note = one.reason or ("" if one.paired else "unpaired")
+            cells = (title, a, b, change_text(one), interval_text(one) or MISSING, p, note)
+            rows.append(Detail(cells, one.distinguishable))
+    return tuple(rows)
+
+
+def _changed(one: Change, value: float) -> str:
+    name = one.metric.name
+    if name == "agreement":
+        return f"{value:.3f}"
+    if one.metric.is_cost or name == "layers_skipped":
+        return _signed(f"{100 * value:+.1f} {'%' if one.metric.is_cost else 'pp'}")
+    return _signed(f"{value:+.2f}" if name == "exit_layer_mean" else f"{value:+.3f}")
+
+
+def _signed(text: str) -> str:
+    """A true minus, and no sign before what rounds to nothing."""
+    digits = text.strip("+-%p ")
+    return text.lstrip("+-") if not digits.strip("0.") else text.replace("-", "−")
+
+
+def _level(one: Change, value: float | None) -> str:
+    if value is None:
+        return MISSING
+    name, unit = one.metric.name, one.metric.unit
+    if unit == "s":
+        symbol, scale = time_unit([one.a, one.b])
+        return f"{value * scale:.1f} {symbol}" if symbol == "ms" else f"{value:.2f} s"
+    if unit == "×":
+        return f"{value:.3f}×"
+    if name == "layers_skipped":
+        return f"{100 * value:.1f} %"
+    if unit in ("J", "1/s"):
+        return f"{value:.4g}{' J' if unit == 'J' else ''}"
+    return f"{value:.2f}" if name == "exit_layer_mean" else f"{value:.3f}"

@@ -1,0 +1,79 @@
+"""What must be said beside a comparison of two runs: its limits, and what was left out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from reports.comparing.differences import cost_obstacle, score_obstacle
+from reports.comparing.results import PointChange
+from reports.recorded import RecordedRun
+
+__all__ = ["notes"]
+
+
+def notes(a: RecordedRun, b: RecordedRun, points: Sequence[PointChange], *, interleaved: bool) -> Iterator[str]:
+    """Yield one sentence per thing that a reader must know.
+
+    Args:
+        a: run of before.
+        b: run of after.
+        points: what was compared.
+        interleaved: both sides are of one run.
+    """
+    for letter, run in (("A", a), ("B", b)) if not interleaved else (("The run", a),):
+        if run.state:
+            yield f"{letter} is {run.state}; what both finished is compared."
+    yield from _pairing(points)
+    yield from _costs(a, b, points, interleaved=interleaved)
+    reason = score_obstacle(a, b)
+    if reason:
+        yield f"Scores are not compared: {reason}."
+    if any(point.of("energy_per_token").source == "estimate" for point in points):
+        yield (
+            "Energy is an estimate made of CPU time, no measurement: it repeats the time, is in no verdict and decides "
+            "no condition."
+        )
+    yield (
+        "Intervals resample prompts. What another process or another day would change is not in them; a percentile "
+        "has an interval only where five prompts lie beyond it."
+    )
+
+
+def _pairing(points: Sequence[PointChange]) -> Iterator[str]:
+    said: dict[tuple[str, str], list[str]] = {}
+    for point in points:
+        said.setdefault((point.task, point.matched.words), []).append(point.name)
+    for (task, words), names in said.items():
+        everywhere = len(names) == sum(point.task == task for point in points)
+        yield f"{task}{'' if everywhere else ', ' + ', '.join(names)}: {words}."
+    different = next((point for point in points if point.matched.paired and not point.matched.same_reference), None)
+    if different is not None:
+        yield "Scores are not compared: the prompts are the same and the references are not."
+    blocks = [point for point in points if point.matched.paired and not point.of("tokens_per_s").paired]
+    if any(point.of("tokens_per_s").value is not None for point in blocks):
+        yield "The runs form their blocks of different prompts, so throughput, energy and speed-up are unpaired."
+
+
+def _costs(a: RecordedRun, b: RecordedRun, points: Sequence[PointChange], *, interleaved: bool) -> Iterator[str]:
+    reason = cost_obstacle(a.manifest, b.manifest)
+    if reason:
+        yield f"Costs are not compared: {reason}."
+        return
+    if any(not point.matched.paired for point in points):
+        yield "Prompts differ, so that a change of cost may come from them; it is tested unpaired."
+    if interleaved:
+        yield "Both sides are of one run and were measured interleaved: drift of the machine favours neither."
+        return
+    yield (
+        f"The runs were measured one after the other (A {a.manifest.created[:16]}, B {b.manifest.created[:16]} UTC), "
+        "not interleaved: drift of the machine is part of a change of cost. The speed-ups over each run's own full "
+        "depth were measured interleaved with it; where they did not change, the machine probably did."
+    )
+    for point in points:
+        one = point.of("latency_p50")
+        if point.baseline and one.distinguishable and one.value is not None:
+            slower = "slower" if one.value > 0 else "faster"
+            yield (
+                f"{point.task}: full depth itself is {100 * abs(one.value):.1f} % {slower} in B. Where every operating "
+                "point changed alike, look at machine and engine before you look at strategies."
+            )

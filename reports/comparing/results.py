@@ -1,0 +1,66 @@
+"""What a comparison of two runs holds, for tables, files and conditions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from reports.comparing.change import Change
+from reports.comparing.differences import Difference
+from reports.comparing.units import Matched
+from reports.recorded import RecordedRun
+
+__all__ = ["PointChange", "RunChange"]
+
+
+@dataclass(frozen=True, slots=True)
+class PointChange:
+    """One operating point of one task in both runs.
+
+    Attributes:
+        task: its name. a, b: operating points, the same but for ``--point-a`` and ``--point-b``.
+        matched: prompts in common.
+        changes: one per metric, in the order of ``METRICS``.
+        verdict: in words.
+        baseline: full depth in both.
+        identical: completions with the same tokens, of so many compared.
+    """
+
+    task: str
+    a: str
+    b: str
+    matched: Matched
+    changes: tuple[Change, ...]
+    verdict: str = ""
+    baseline: bool = False
+    identical: tuple[int, int] = (0, 0)
+
+    @property
+    def name(self) -> str:
+        """As tables write it."""
+        return self.a if self.a == self.b else f"{self.a} → {self.b}"
+
+    def of(self, metric: str) -> Change:
+        """Return the change of one metric."""
+        return next(one for one in self.changes if one.metric.name == metric)
+
+
+@dataclass(frozen=True, slots=True)
+class RunChange:
+    """Two runs compared.
+
+    Attributes:
+        a, b: the runs.
+        differences: what they were made with that is not the same.
+        points: by task, in A's order.
+        skipped: (task, operating point, reason): what both have and could not be compared.
+        verdict: of all, in words.
+        notes: what a reader must know.
+    """
+
+    a: RecordedRun
+    b: RecordedRun
+    differences: tuple[Difference, ...]
+    points: tuple[PointChange, ...]
+    skipped: tuple[tuple[str, str, str], ...]
+    verdict: str
+    notes: tuple[str, ...]

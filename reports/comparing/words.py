@@ -1,0 +1,110 @@
+"""What may be said of a change: per operating point, and of two runs as a whole.
+
+A change is named only where test and interval agree that there is one. "No distinguishable change" does not mean equal;
+"too few" means that so few prompts could not have shown one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from reports.comparing.change import Change
+from reports.comparing.results import PointChange
+from reports.energy import UNMEASURED
+
+__all__ = ["overall", "verdict"]
+
+NO_CHANGE = "no distinguishable change"
+TOO_FEW = "too few prompts to tell"
+
+_COSTS = {
+    "latency_p50": ("requests {} faster", "requests {} slower"),
+    "tpot_p50": ("decodes {} faster", "decodes {} slower"),
+    "energy_per_token": ("{} less energy", "{} more energy"),
+    "speedup": ("speed-up over its own full depth {} higher", "speed-up over its own full depth {} lower"),
+    "decode_speedup": ("decoding speed-up {} higher", "decoding speed-up {} lower"),
+}
+_OTHERS = {
+    "edit_similarity": ("edit similarity {} higher", "edit similarity {} lower"),
+    "exact_match": ("exact match {} higher", "exact match {} lower"),
+    "layers_skipped": ("skips {} more layers", "skips {} fewer layers"),
+}
+
+
+def verdict(point: PointChange) -> str:
+    """Say in words what changed at one operating point.
+
+    Energy is named only where a sensor measured it.
+    """
+    told = [point.of(name) for name in (*_COSTS, *_OTHERS)]
+    told = [one for one in told if one.value is not None and one.source not in UNMEASURED]
+    if not told:
+        return "nothing could be compared"
+    said = [_words(one) for one in told if one.distinguishable]
+    if not said:
+        said = [TOO_FEW if all(one.too_few for one in told) else NO_CHANGE]
+    return "; ".join([*said, *_tokens(point)])
+
+
+def overall(points: Sequence[PointChange]) -> str:
+    """Say in words what changed from run A to run B."""
+    sentences = [
+        _counted(points, "Time of requests", lambda point: point.of("latency_p50"), ("slower", "faster")),
+        _counted(points, "Against full depth of its own run", lambda point: point.of("speedup"), ("faster", "slower")),
+        _counted(points, "Edit similarity", lambda point: point.of("edit_similarity"), ("higher", "lower")),
+    ]
+    compared = [point for point in points if point.identical[1]]
+    if compared:
+        same = sum(point.identical[0] == point.identical[1] for point in compared)
+        sentences.append(
+            "Tokens: all the same." if same == len(compared) else f"Tokens: the same at {same} of {len(compared)}."
+        )
+    return " ".join(filter(None, sentences)) or "Nothing could be compared."
+
+
+def _counted(
+    points: Sequence[PointChange], subject: str, pick: Callable[[PointChange], Change], words: tuple[str, str]
+) -> str:
+    """One sentence of counts; ``words``: for a larger number, for a smaller one."""
+    told = [one for one in map(pick, points) if one.applies]
+    known = [one for one in told if one.value is not None]
+    if not known:
+        reasons = list(dict.fromkeys(one.reason for one in told if one.reason))
+        return f"{subject}: not compared ({'; '.join(reasons)})." if reasons else ""
+    counts: dict[str, int] = {}
+    for one in known:
+        value = one.value or 0.0
+        word = words[0] if value > 0 else words[1]
+        if not one.distinguishable:
+            word = TOO_FEW if one.too_few else NO_CHANGE
+        counts[word] = counts.get(word, 0) + 1
+    order = sorted(counts, key=lambda word: word in (TOO_FEW, NO_CHANGE))
+    first, *rest = [f"{word} at {counts[word]}" for word in order]
+    tasks = " of all tasks" if len({point.task for point in points}) > 1 else ""
+    noun = f"operating point{'s' if len(known) > 1 else ''}{tasks}"
+    return f"{subject}: {first} of {len(known)} {noun}{''.join(f', {part}' for part in rest)}."
+
+
+def _words(one: Change) -> str:
+    assert one.value is not None
+    assert one.interval is not None
+    name = one.metric.name
+    better, worse = (_COSTS if one.metric.is_cost else _OTHERS)[name]
+    up = one.value > 0
+    good = up if one.metric.better >= 0 else not up
+    low, high = sorted(map(abs, one.interval))
+    if one.metric.is_cost or name == "layers_skipped":
+        unit = "%" if one.metric.is_cost else "percentage points"
+        amount = f"{100 * abs(one.value):.1f} {unit} [{100 * low:.1f}, {100 * high:.1f}]"
+    else:
+        amount = f"{abs(one.value):.3f} [{low:.3f}, {high:.3f}]"
+    return (better if good else worse).format(amount)
+
+
+def _tokens(point: PointChange) -> list[str]:
+    same, compared = point.identical
+    if not compared:
+        return []
+    if same == compared:
+        return ["every token the same"]
+    return [f"{compared - same} of {compared} completions have other tokens"]

@@ -1,0 +1,75 @@
+"""``harness compare`` on real runs of the tiny model: output, files and exit codes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Command = Callable[..., Any]
+
+
+@pytest.fixture
+def two_runs(tiny_run: Command, tmp_path: Path) -> tuple[Path, Path]:
+    """The same run twice."""
+    folders = tmp_path / "before", tmp_path / "after"
+    for folder in folders:
+        assert tiny_run("--strategy", "fixed:layer=6", "--limit", 8, "--out", folder).code == 0
+    return folders
+
+
+def test_the_same_run_twice_has_the_same_tokens(cli: Command, two_runs: tuple[Path, Path], tmp_path: Path) -> None:
+    file = tmp_path / "comment.md"
+    ran = cli(
+        "compare", *two_runs, "--json", "--markdown", file,
+        *("--fail-if", "agreement<1", "--fail-if", "layers_skipped<0", "--fail-if", "edit_similarity<0"),
+    )  # fmt: skip
+    assert ran.code == 0, ran
+    found = json.loads(ran.out)
+    assert [point["operating_point_a"] for point in found["points"]] == ["full", "fixed:layer=6"]
+    for point in found["points"]:
+        assert point["prompts_matched"] == point["completions_identical"] == 8
+        assert point["metrics"]["agreement"]["absolute"] == 1.0
+        assert point["metrics"]["edit_similarity"]["absolute"] == 0.0
+        assert point["metrics"]["energy_per_token"]["reason"] == "no energy was measured"
+        assert point["metrics"]["latency_p90"]["relative_interval"] is None
+    assert {one["outcome"] for one in found["conditions"]} == {"passed"}
+    assert found["differences"] == []
+    assert "every token the same" in file.read_text(encoding="utf-8")
+
+
+def test_a_condition_that_holds_exits_with_1(cli: Command, two_runs: tuple[Path, Path]) -> None:
+    pair = ("--point-a", "full", "--point-b", "fixed:layer=6")
+    ran = cli("compare", two_runs[0], two_runs[0], *pair, "--fail-if", "layers_skipped>+0.4")
+    assert ran.code == 1
+    assert ran.err.startswith("failed: layers_skipped>+0.4 at py150, full → fixed:layer=6: holds: +0.5")
+    assert "interleaved: drift" in ran.out.replace("\n", " ")
+    both = cli(
+        "compare", two_runs[0], two_runs[0], *pair, "--fail-if", "layers_skipped>+0.4", "--fail-if", "latency_p99>0"
+    )
+    assert both.code == 1
+    assert "error: latency_p99>0" in both.err
+
+
+def test_a_condition_that_cannot_be_judged_exits_with_2(cli: Command, two_runs: tuple[Path, Path]) -> None:
+    ran = cli("compare", *two_runs, "--fail-if", "energy_per_token>+5%")
+    assert ran.code == 2
+    assert "cannot be judged: no energy was measured (and at 1 more operating points)." in ran.err
+    assert "fixed:layer=6" in ran.out  # the tables are printed nonetheless
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--fail-if", "latncy_p50>+5%"], "Did you mean 'latency_p50'?"),
+        (["--point-a", "full"], "--point-b is missing"),
+        (["--point", "full", "--point-a", "full", "--point-b", "full"], "Use one or the other"),
+        (["--markdown", "nowhere/x.md"], "the folder nowhere does not exist"),
+        ([], "nothing does not exist"),
+    ],
+)
+def test_bad_flags_are_refused_before_anything_is_read(cli: Command, more: list[str], said: str) -> None:
+    assert said in cli("compare", "nothing", "nothing-else", *more).error

@@ -1,0 +1,145 @@
+"""The change of one number: hand-computed values, symmetry, and as many false alarms as promised."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from reports.comparing.change import Change, change, corrected, level_of_both
+from reports.comparing.metrics import METRICS, find_metric
+from reports.comparing.units import Units
+
+
+def units(*rows: tuple[float, ...]) -> Units:
+    return {frozenset([f"s{index}"]): row for index, row in enumerate(rows)}
+
+
+def scores(values: list[float]) -> Units:
+    return units(*((value, 1.0) for value in values))
+
+
+EDIT, LATENCY, SPEEDUP = map(find_metric, ("edit_similarity", "latency_p50", "speedup"))
+
+
+def test_a_mean_difference_and_its_exact_p() -> None:
+    a, b = [0.1 * k for k in range(8)], [0.1 * k + 0.02 for k in range(8)]
+    found = change(EDIT, scores(a), scores(b), paired=True)
+    assert found.a == pytest.approx(0.35)
+    assert found.b == pytest.approx(0.37)
+    assert found.absolute == found.value == pytest.approx(0.02)
+    assert found.interval == pytest.approx((0.02, 0.02))
+    assert found.p == pytest.approx(2 / 2**8)  # all swapped, none swapped
+    assert found.distinguishable
+
+
+def test_a_median_ratio() -> None:
+    a = [float(k) for k in range(1, 12)]
+    found = change(LATENCY, units(*((s,) for s in a)), units(*((1.1 * s,) for s in a)), paired=True)
+    assert (found.a, found.b) == pytest.approx((6.0, 6.6))
+    assert found.value == found.relative == pytest.approx(0.1)
+    assert found.absolute == pytest.approx(0.6)
+    assert found.interval == pytest.approx((0.1, 0.1))
+
+
+def test_a_ratio_of_ratios() -> None:
+    """Full depth 2 s over 1 s in A, 3 s over 2 s in B: speed-ups 2 and 1.5."""
+    a, b = units(*[(2.0, 1.0, 1.0, 1.0)] * 6), units(*[(3.0, 1.0, 2.0, 1.0)] * 6)
+    found = change(SPEEDUP, a, b, paired=True)
+    assert (found.a, found.b, found.relative) == pytest.approx((2.0, 1.5, -0.25))
+
+
+def test_rates_are_totals_over_totals() -> None:
+    rate = find_metric("tokens_per_s")
+    found = change(rate, units((10, 1), (10, 9)), units((10, 1), (10, 9)), paired=True)
+    assert found.a == pytest.approx(2.0)  # not the mean of 10 and 1.1
+    assert found.interval is None
+    assert found.reason == "an interval needs 5 prompts, there are 2"
+
+
+def test_nothing_changed() -> None:
+    rows = [(float(k),) for k in range(1, 30)]
+    found = change(LATENCY, units(*rows), units(*rows), paired=True)
+    assert (found.value, found.interval, found.p) == (0.0, (0.0, 0.0), 1.0)
+    assert not found.distinguishable
+
+
+def test_forth_and_back_cancel() -> None:
+    chance = np.random.default_rng(3)
+    one, other = (units(*((float(s),) for s in chance.gamma(5, 1, 40))) for _ in range(2))
+    there, back = change(LATENCY, one, other, paired=True), change(LATENCY, other, one, paired=True)
+    assert there.relative is not None
+    assert back.relative is not None
+    assert (1 + there.relative) * (1 + back.relative) == pytest.approx(1)
+    assert there.p == back.p
+
+
+def test_pairs_see_what_unpaired_prompts_hide() -> None:
+    chance = np.random.default_rng(0)
+    a = chance.gamma(2, 1, 60)
+    before, after = units(*((float(s),) for s in a)), units(*((float(1.05 * s),) for s in a))
+    paired, unpaired = (change(LATENCY, before, after, paired=how) for how in (True, False))
+    assert paired.distinguishable
+    assert not unpaired.distinguishable
+    assert paired.relative == unpaired.relative
+
+
+def test_unpaired_sees_what_is_clear() -> None:
+    chance = np.random.default_rng(1)
+    found = change(
+        EDIT, scores(list(chance.normal(0.3, 0.05, 40))), scores(list(chance.normal(0.6, 0.05, 25))), paired=False
+    )
+    assert found.distinguishable
+    assert found.interval is not None
+    assert found.interval[0] < 0.3 < found.interval[1]
+
+
+@pytest.mark.parametrize(("metric", "paired"), [(EDIT, True), (LATENCY, True), (EDIT, False)])
+def test_false_alarms_are_as_rare_as_promised(metric: object, paired: bool) -> None:
+    """200 comparisons without a difference: at 5 % one expects 10; 20 would come up once in 500 tries."""
+    chance = np.random.default_rng(7)
+    alarms = 0
+    for _ in range(200):
+        size = (2, 12)
+        rows = chance.gamma(4, 1, size) if metric is LATENCY else chance.normal(0.5, 0.1, size)
+        a, b = (units(*(((float(x),) if metric is LATENCY else (float(x), 1.0)) for x in row)) for row in rows)
+        found = change(metric, a, b, paired=paired)  # type: ignore[arg-type]
+        alarms += found.distinguishable
+    assert alarms < 20
+
+
+@pytest.mark.parametrize(("name", "needed"), [("latency_p50", 10), ("latency_p90", 50), ("latency_p99", 500)])
+def test_a_percentile_needs_five_prompts_beyond_it(name: str, needed: int) -> None:
+    metric = find_metric(name)
+    assert metric.needed == needed
+    few = [(float(k),) for k in range(needed - 1)]
+    assert change(metric, units(*few), units(*few), paired=True).interval is None
+    enough = [(float(k + 1),) for k in range(needed)]
+    assert change(metric, units(*enough), units(*enough), paired=True).interval == (0.0, 0.0)
+
+
+def test_repeats_do_not_make_prompts() -> None:
+    """Ten repeats of six prompts are six units, and prompts may lack a repeat."""
+    rows = [(1.0, 1.1, 1.2)] * 11 + [(1.1,)]
+    found = change(LATENCY, units(*rows), units(*rows), paired=True)
+    assert found.units == 12
+    assert found.a == pytest.approx(1.1)
+
+
+def test_agreement_is_a_level() -> None:
+    found = level_of_both(find_metric("agreement"), units((3.0, 4.0), (4.0, 4.0), (4.0, 4.0), (4.0, 4.0), (4.0, 4.0)))
+    assert found.value == pytest.approx(19 / 20)
+    assert found.a is None
+    assert found.interval is not None
+    assert found.interval[1] == 1.0
+    assert found.p is None
+
+
+def test_holm_counts_what_was_tested() -> None:
+    family = [Change(EDIT, p=0.02), Change(EDIT, p=0.01), Change(EDIT)]
+    assert [one.p_holm for one in corrected(family)] == pytest.approx([0.02, 0.02, None])
+
+
+def test_names_are_told_apart() -> None:
+    assert len({metric.name for metric in METRICS}) == len(METRICS)
+    with pytest.raises(Exception, match="Did you mean 'latency_p50'"):
+        find_metric("latncy_p50")

@@ -1,0 +1,223 @@
+"""Two whole runs: what pairs, what is refused, and what is said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from harness.errors import ConfigError, StoreError
+from reports.comparing.compare import Wanted, compare_runs
+from reports.comparing.results import RunChange
+from reports.recorded import RecordedRun
+
+Make = Callable[..., RecordedRun]
+TIMES = [1.0, 1.1, 0.9, 1.2, 1.0, 1.3, 0.8, 1.0, 1.1, 0.95, 1.05, 1.15]
+FIXED = "fixed:layer=5"
+
+
+def compared(a: RecordedRun, b: RecordedRun, *points: str, pair: tuple[str, str] | None = None) -> RunChange:
+    return compare_runs(a, b, Wanted(points, pair))
+
+
+def seconds(full: float = 1.0, fixed: float = 0.5) -> dict[str, list[float]]:
+    return {"full": [full * s for s in TIMES], FIXED: [fixed * s for s in TIMES]}
+
+
+def test_a_slower_machine_cancels_in_the_speed_up(recorded: Make) -> None:
+    found = compared(recorded("a", seconds=seconds()), recorded("b", seconds=seconds(1.3, 0.65)))
+    full, fixed = found.points
+    for point in (full, fixed):
+        for name in ("latency_p50", "tpot_p50", "ttft_p50"):
+            assert point.of(name).relative == pytest.approx(0.3)
+        assert point.of("latency_p50").distinguishable
+        assert point.of("tokens_per_s").relative == pytest.approx(1 / 1.3 - 1)
+    assert fixed.of("speedup").a == pytest.approx(2.0)
+    assert fixed.of("speedup").relative == pytest.approx(0.0, abs=1e-12)
+    assert fixed.of("decode_speedup").relative == pytest.approx(0.0, abs=1e-12)
+    assert not full.of("speedup").applies
+    assert fixed.verdict == (
+        "requests 30.0 % [30.0, 30.0] slower; decodes 30.0 % [30.0, 30.0] slower; every token the same"
+    )
+    assert any("full depth itself is 30.0 % slower in B" in note for note in found.notes)
+    assert any("not interleaved" in note for note in found.notes)
+    assert "slower at 2 of 2" in found.verdict
+    assert "Against full depth of its own run: no distinguishable change at 1 of 1" in found.verdict
+
+
+def test_a_strategy_that_became_slower_does_not(recorded: Make) -> None:
+    found = compared(recorded("a", seconds=seconds()), recorded("b", seconds=seconds(1.0, 0.6)))
+    fixed = found.points[1].of("speedup")
+    assert fixed.relative == pytest.approx(0.5 / 0.6 - 1)
+    assert fixed.distinguishable
+    assert not any("full depth itself" in note for note in found.notes)
+
+
+def test_layers_tokens_and_scores(recorded: Make) -> None:
+    other = [(1, 2, 3, 4)] * 11 + [(1, 9, 9, 4)]
+    a = recorded("a", seconds=seconds(), scores={FIXED: [0.5] * 12})
+    b = recorded("b", seconds=seconds(), scores={FIXED: [0.6] * 12}, layers={FIXED: 8}, tokens={FIXED: other})
+    fixed = compared(a, b).points[1]
+    assert fixed.of("layers_skipped").absolute == pytest.approx(0.2 - 0.5)
+    assert fixed.of("exit_layer_mean").absolute == pytest.approx(3)
+    assert fixed.of("agreement").value == pytest.approx(46 / 48)
+    assert fixed.of("edit_similarity").absolute == pytest.approx(0.1)
+    assert fixed.of("exact_match").reason == "not measured in both"
+    assert "edit similarity 0.100 [0.100, 0.100] higher" in fixed.verdict
+    assert "skips 30.0 percentage points [30.0, 30.0] fewer layers" in fixed.verdict
+    assert "1 of 12 completions have other tokens" in fixed.verdict
+
+
+def test_a_longer_completion_is_no_agreement(recorded: Make) -> None:
+    """Beyond A's end B's tokens agree with nothing, and the other way round."""
+    longer = {"full": [(1, 2, 3, 4, 5, 6, 7, 8)] * 8}
+    one, other = recorded("a"), recorded("b", tokens=longer)
+    for a, b in ((one, other), (other, one)):
+        full = compared(a, b).points[0]
+        assert full.of("agreement").value == pytest.approx(0.5)
+        assert full.identical == (0, 8)
+
+
+def test_other_prompts_are_compared_unpaired_and_only_in_cost(recorded: Make) -> None:
+    scored = {FIXED: [0.5] * 12}
+    a = recorded("a", seconds=seconds(), scores=scored)
+    b = recorded("b", seconds=seconds(2.0, 1.0), scores=scored, prompts=lambda index: (index, 8))
+    fixed = compared(a, b).points[1]
+    assert fixed.of("edit_similarity").reason == "the prompts differ"
+    assert fixed.of("agreement").value is None
+    latency = fixed.of("latency_p50")
+    assert not latency.paired
+    assert latency.relative == pytest.approx(1.0)
+    assert latency.distinguishable
+    assert fixed.of("layers_skipped").value == pytest.approx(0.0)
+    assert any("no prompt in common (A has 12, B 12): unpaired" in note for note in compared(a, b).notes)
+
+
+def test_what_matches_is_paired_and_counted(recorded: Make) -> None:
+    a = recorded("a", seconds=seconds())
+    b = recorded("b", seconds={name: times[:7] for name, times in seconds().items()})
+    found = compared(a, b)
+    assert found.points[1].of("layers_skipped").units == 7
+    assert "py150: 7 prompts matched (A has 12, B 7)." in found.notes
+
+
+def test_other_references_forbid_scores_alone(recorded: Make) -> None:
+    scored = {FIXED: [0.5] * 8}
+    found = compared(recorded("a", scores=scored), recorded("b", scores=scored, reference="y"))
+    fixed = found.points[1]
+    assert fixed.of("edit_similarity").reason == "the references differ"
+    assert fixed.of("agreement").value == 1.0
+    assert any("references are not" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"environment": {"cpu": "Other CPU"}}, "another machine class: cpu is Test CPU in A, Other CPU in B"),
+        ({"environment": {"torch_threads": 4}}, "another machine class: torch threads is – in A, 4 in B"),
+        ({"environment": {"gpus": ["H100"]}}, "another machine class: gpus is – in A, H100 in B"),
+        ({"model": {"dtype": "bfloat16"}}, "another number format: float32 in A, bfloat16 in B"),
+        (
+            {"manifest": {"config": {"kv": "propagate", "batch_size": 1, "arrival_rate": 2.0}}},
+            "another arrival rate: – in A, 2.0 in B",
+        ),
+    ],
+)
+def test_costs_of_two_machines_have_no_ratio(recorded: Make, change: dict[str, Any], reason: str) -> None:
+    scored = {FIXED: [0.5] * 8}
+    found = compared(recorded("a", scores=scored), recorded("b", scores=scored, **change))
+    fixed = found.points[1]
+    for one in fixed.changes:
+        if one.metric.is_cost:
+            assert one.value is None
+            assert one.reason == reason
+    assert fixed.of("edit_similarity").absolute == 0.0
+    assert f"Costs are not compared: {reason}." in found.notes
+
+
+def test_package_versions_may_differ_and_are_named(recorded: Make) -> None:
+    before, after = ({"packages": {"torch": version, "zeus": "1"}} for version in ("2.6", "2.7"))
+    found = compared(recorded("a", environment=before), recorded("b", environment=after))
+    assert [(one.what, one.a, one.b) for one in found.differences] == [("package torch", "2.6", "2.7")]
+    assert found.points[1].of("latency_p50").value == 0.0
+
+
+def test_energy_needs_one_source(recorded: Make) -> None:
+    rapl, nvml = recorded("a", energy=("rapl", 5.0)), recorded("b", energy=("nvml", 5.0))
+    assert compared(rapl, nvml).points[1].of("energy_per_token").reason == (
+        "energy comes from rapl in A and from nvml in B"
+    )
+    same = compared(rapl, recorded("b", energy=("rapl", 6.0))).points[1].of("energy_per_token")
+    assert (same.a, same.b, same.source) == (pytest.approx(5 * 0.5 / 4), pytest.approx(6 * 0.5 / 4), "rapl")
+    assert same.relative == pytest.approx(0.2)
+
+
+def test_an_estimate_is_named_and_decides_nothing(recorded: Make) -> None:
+    found = compared(recorded("a", energy=("estimate", 5.0)), recorded("b", energy=("estimate", 9.0)))
+    assert found.points[1].of("energy_per_token").relative == pytest.approx(0.8)
+    assert "energy" not in found.points[1].verdict
+    assert any("no measurement" in note for note in found.notes)
+
+
+def test_random_weights_have_no_scores(recorded: Make) -> None:
+    scored = {FIXED: [0.5] * 8}
+    found = compared(recorded("a", scores=scored), recorded("b", scores=scored, model={"weights": "random"}))
+    assert found.points[1].of("edit_similarity").reason == "random weights in B: scores mean nothing"
+    assert found.points[1].of("agreement").value == 1.0
+
+
+def test_an_unfinished_run_is_compared_as_far_as_it_got(recorded: Make) -> None:
+    b = recorded("b", seconds={"full": TIMES, FIXED: TIMES[:6]}, samples=12)
+    found = compared(recorded("a", seconds=seconds()), b)
+    assert "B is not finished: 18 of 24 windows; what both finished is compared." in found.notes
+    assert found.points[1].of("layers_skipped").units == 6
+
+
+def test_a_run_of_errors_is_refused(recorded: Make) -> None:
+    broken = recorded("b", errors=frozenset({"full", FIXED}))
+    with pytest.raises(StoreError, match=r"nothing to compare: py150, full: every sample failed in B, .* it broke"):
+        compared(recorded("a"), broken)
+    half = compared(recorded("a"), recorded("b", errors=frozenset({FIXED})))
+    assert half.skipped == (("py150", FIXED, "every sample failed in B, the first with: it broke"),)
+    assert [point.name for point in half.points] == ["full"]
+
+
+def test_nothing_in_common_lists_both(recorded: Make) -> None:
+    a, b = recorded("a", seconds={"full": TIMES}), recorded("b", seconds={FIXED: TIMES})
+    with pytest.raises(StoreError, match=rf"A \(a\) has full; B \(b\) has {FIXED}"):
+        compared(a, b)
+    with pytest.raises(StoreError, match=r"no task in common: A \(a\) has py150; B \(c\) has javacorpus"):
+        compared(a, recorded("c", seconds={"full": TIMES}, task="javacorpus"))
+
+
+def test_one_run_is_compared_with_itself_only_by_name(recorded: Make) -> None:
+    a = recorded("a", seconds=seconds())
+    with pytest.raises(ConfigError, match="are the same directory, a"):
+        compared(a, a)
+    with pytest.raises(ConfigError, match="hold the same records"):
+        compared(a, replace(a, directory=a.directory / "copy"))
+    with pytest.raises(ConfigError, match="both 'full' of one run"):
+        compared(a, a, pair=("full", "full"))
+    (point,) = compared(a, a, pair=("full", FIXED)).points
+    assert point.name == f"full → {FIXED}"
+    assert point.of("latency_p50").relative == pytest.approx(-0.5)
+    assert any("interleaved: drift" in note for note in compared(a, a, pair=("full", FIXED)).notes)
+
+
+def test_points_can_be_chosen(recorded: Make) -> None:
+    a, b = recorded("a"), recorded("b", seconds=seconds())
+    assert [point.name for point in compared(a, b, FIXED).points] == [FIXED]
+    with pytest.raises(ConfigError, match=f"Did you mean '{FIXED}'"):
+        compared(a, b, "fixed:layer=6")
+
+
+def test_few_prompts_are_too_few(recorded: Make) -> None:
+    short = {"full": TIMES[:3], FIXED: TIMES[:3]}
+    found = compared(
+        recorded("a", seconds=short), recorded("b", seconds={n: [2 * s for s in t] for n, t in short.items()})
+    )
+    assert found.points[1].verdict == "too few prompts to tell; every token the same"
+    assert found.points[1].of("latency_p50").relative == pytest.approx(1.0)
+    assert found.points[1].of("latency_p50").interval is None

@@ -1,0 +1,125 @@
+"""Conditions: their grammar, and that nothing passes by accident."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from harness.errors import HarnessError
+from reports.comparing.compare import Wanted, compare_runs
+from reports.comparing.conditions import grouped, judge, parse_condition
+from reports.comparing.results import PointChange
+from reports.recorded import RecordedRun
+
+Make = Callable[..., RecordedRun]
+FIXED = "fixed:layer=5"
+TIMES = [1.0, 1.1, 0.9, 1.2, 1.0, 1.3, 0.8, 1.0, 1.1, 0.95, 1.05, 1.15]
+
+
+@pytest.mark.parametrize(
+    ("text", "metric", "sign", "threshold", "relative", "where"),
+    [
+        ("latency_p50>+5%", "latency_p50", ">", 0.05, True, ""),
+        ("latency_p50 > 5 %", "latency_p50", ">", 0.05, True, ""),
+        ("edit_similarity<-0.01", "edit_similarity", "<", -0.01, False, ""),
+        ("edit_similarity<−0.01", "edit_similarity", "<", -0.01, False, ""),
+        ("speedup<=-3%@py150/full@none", "speedup", "<=", -0.03, True, "py150/full@none"),
+        ("exact_match<0", "exact_match", "<", 0.0, False, ""),
+        ("agreement<0.99 @ confidence:threshold=0.9", "agreement", "<", 0.99, False, "confidence:threshold=0.9"),
+        ("latency_p90>=+.5", "latency_p90", ">=", 0.5, False, ""),
+    ],
+)
+def test_what_can_be_written(text: str, metric: str, sign: str, threshold: float, relative: bool, where: str) -> None:
+    found = parse_condition(text)
+    assert (found.metric.name, found.sign, found.relative, found.where) == (metric, sign, relative, where)
+    assert found.threshold == pytest.approx(threshold)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("latncy_p50>+5%", "Did you mean 'latency_p50'?"),
+        ("latency_p50", "is no condition"),
+        ("latency_p50=5", "is no condition"),
+        ("latency_p50>five", "is no condition"),
+        ("latency_p50>+5%%", "is no condition"),
+        ("latency_p50>+5% @", "is no condition"),
+        ("", "is no condition"),
+        ("edit_similarity<0.5", "has a sign: edit_similarity<+0.5, or -0.5"),
+        ("agreement<-1%", "is a share from 0 to 1"),
+        ("agreement<99", "is a share from 0 to 1"),
+    ],
+)
+def test_what_would_surprise_is_refused(text: str, said: str) -> None:
+    with pytest.raises(HarnessError, match=said.replace("?", r"\?").replace("+", r"\+")):
+        parse_condition(text)
+
+
+@pytest.fixture
+def points(recorded: Make) -> tuple[PointChange, ...]:
+    """Full depth as before; the fixed exit slower by 10 % on average, and by anything from 0 to 20 % per prompt."""
+    slower = [1.0, 1.2] * 6
+    before = {"full": TIMES, FIXED: [0.5 * s for s in TIMES]}
+    after = {"full": TIMES, FIXED: [0.5 * s * f for s, f in zip(TIMES, slower, strict=True)]}
+    return compare_runs(recorded("a", seconds=before), recorded("b", seconds=after), Wanted()).points
+
+
+def outcome(condition: str, points: tuple[PointChange, ...]) -> dict[str, str]:
+    return {one.point: one.outcome for one in judge(parse_condition(condition), points)}
+
+
+def test_it_holds_with_the_whole_interval(points: tuple[PointChange, ...]) -> None:
+    low, high = points[1].of("tokens_per_s").relative_interval or (0, 0)
+    assert low < -0.08 < high < 0
+    assert outcome("tokens_per_s<-1%", points) == {"full": "passed", FIXED: "holds"}
+    assert outcome(f"tokens_per_s<-8.5% @ {FIXED}", points) == {FIXED: "perhaps"}
+    assert outcome("tokens_per_s<-30%", points) == {"full": "passed", FIXED: "passed"}
+    assert outcome("agreement<1", points) == {"full": "passed", FIXED: "passed"}
+    assert outcome("agreement>=1", points) == {"full": "holds", FIXED: "holds"}
+
+
+def test_absolute_changes_have_the_unit_of_the_metric(points: tuple[PointChange, ...]) -> None:
+    (one,) = judge(parse_condition(f"latency_p50>+0.001 @ py150/{FIXED}"), points)
+    assert one.outcome in ("holds", "perhaps")
+    assert " s [" in one.about
+
+
+def test_full_depth_has_no_speed_up_to_fail(points: tuple[PointChange, ...]) -> None:
+    assert outcome("speedup<-50%", points) == {FIXED: "passed"}
+    (alone,) = judge(parse_condition("speedup<-50% @ full"), points)
+    assert alone.outcome == "unknown"
+    assert alone.words == "speedup<-50% @ full: cannot be judged: full depth is what it is compared with."
+
+
+def test_what_cannot_be_judged_does_not_pass(recorded: Make, points: tuple[PointChange, ...]) -> None:
+    judged = judge(parse_condition("latency_p99>+5%"), points)
+    assert {one.outcome for one in judged} == {"unknown"}
+    ((line, _),) = grouped(judged)
+    assert line == (
+        "latency_p99>+5% at py150, full: cannot be judged: an interval needs 500 prompts, there are 12 "
+        "(and at 1 more operating points)."
+    )
+    assert set(outcome("edit_similarity<0", points).values()) == {"unknown"}
+    assert set(outcome("energy_per_token>+5%", points).values()) == {"unknown"}
+    run = {"seconds": {"full": TIMES, FIXED: TIMES}}
+    other = recorded("b", **run, environment={"cpu": "Other"})
+    elsewhere = compare_runs(recorded("a", **run), other, Wanted()).points
+    (one, _) = judge(parse_condition("latency_p50>+5%"), elsewhere)
+    assert one.about == "cannot be judged: another machine class: cpu is Test CPU in A, Other in B."
+
+
+def test_estimated_energy_is_no_judge(recorded: Make) -> None:
+    run = {"seconds": {"full": TIMES, FIXED: TIMES}}
+    a, b = recorded("a", **run, energy=("estimate", 1.0)), recorded("b", **run, energy=("estimate", 9.0))
+    judged = judge(parse_condition("energy_per_token>+5%"), compare_runs(a, b, Wanted()).points)
+    assert {one.about for one in judged} == {"cannot be judged: energy is an estimate, no measurement."}
+    a, b = recorded("a", **run, energy=("rapl", 1.0)), recorded("b", **run, energy=("rapl", 9.0))
+    judged = judge(parse_condition("energy_per_token>+5%"), compare_runs(a, b, Wanted()).points)
+    assert {one.outcome for one in judged} == {"holds"}
+
+
+def test_a_place_that_was_not_compared_is_refused(points: tuple[PointChange, ...]) -> None:
+    with pytest.raises(HarnessError, match=r"'oracle' was not compared\. Compared: py150/full, py150/fixed:layer=5"):
+        judge(parse_condition("latency_p50>+5% @ oracle"), points)
+    assert outcome("latency_p50>+500% @ py150/", points) == {"full": "passed", FIXED: "passed"}
