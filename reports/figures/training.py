@@ -83,8 +83,8 @@ def rewards(logs: TrainingLogs, prefix: str) -> list[Figure]:
         return []
     caption = (
         f"Reward while the agents of {logs.name} were trained with PPO, exploration included. Dots: one rollout. "
-        f"Lines: running mean over {100 * _SMOOTH:.0f} % of the rollouts. Rewards of different rules have different units: "
-        "panels compare an agent with itself. "
+        f"Lines: running mean over {100 * _SMOOTH:.0f} % of the rollouts. Rewards of different rules have different "
+        "units: panels compare an agent with itself. "
         + " ".join(f"{agent.name}: {agent.reward}{_on(agent.text)}." for agent in agents if agent.reward)
     )
     return [
@@ -200,10 +200,8 @@ def _leave_out_the_beginning(axes: Axes, values: Sequence[float]) -> None:
     room = 0.06 * (high - low)
     if max(values) - min(values) > 2 * (high - low) > 0:
         axes.set_ylim(low - room, high + room)
-        axes.text(
-            0.98, 0.05, f"begins at {values[0]:.3g}, outside".replace("-", "−"), transform=axes.transAxes, ha="right", fontsize=7,
-            color=INK,
-        )  # fmt: skip
+        where = f"begins at {values[0]:.3g}, outside".replace("-", "−")
+        axes.text(0.98, 0.05, where, transform=axes.transAxes, ha="right", fontsize=7, color=INK)
 
 
 def _exits(agents: Sequence[AgentLog]) -> Canvas:
