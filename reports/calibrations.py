@@ -16,12 +16,12 @@ _KNOWN = 1
 
 
 def find_calibrations(paths: Iterable[Path]) -> list[Path]:
-    """Return the sweep folders with a calibration among paths, and those right below a folder without one, each once."""
+    """Return the sweep folders with a calibration among paths, or right below one without, each once."""
     found: dict[Path, Path] = {}
     for path in paths:
-        below = [] if (path / CALIBRATION).is_file() else sorted(path.glob(f"*/{CALIBRATION}"))
-        for folder in [file.parent for file in below] or ([path] if (path / CALIBRATION).is_file() else []):
-            found.setdefault(folder.resolve(), folder)
+        here = path / CALIBRATION
+        for file in [here] if here.is_file() else sorted(path.glob(f"*/{CALIBRATION}")):
+            found.setdefault(file.parent.resolve(), file.parent)
     return list(found.values())
 
 

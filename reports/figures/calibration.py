@@ -42,8 +42,8 @@ def reliability(calibration: Calibration, prefix: str) -> list[Figure]:
         return []
     caption = (
         f"{_where(calibration)} Share of tokens that are the last layer's, against the score that estimates its "
-        "probability, in ten bins of about equal size; on the dashed line the estimate holds, below it the score is too "
-        "sure. Black: all exit points together, with 95 % intervals (bootstrap over documents). Coloured: single exit "
+        "probability, in ten bins of about equal size; on the dashed line the estimate holds, below it the score is "
+        "too sure. Black: all exit points together, with 95 % intervals (bootstrap over documents). Coloured: single exit "
         "points, shallow bright, deep dark. ECE: expected calibration error of all together."
     )
     return [Figure(f"calibration-{prefix}-reliability", "Does the probability hold?", caption, partial(_grid, scores))]
@@ -55,8 +55,8 @@ def agreement_by_score(calibration: Calibration, prefix: str) -> list[Figure]:
     if not scores:
         return []
     caption = (
-        f"{_where(calibration)} Share of tokens that are the last layer's, by quantile of the score over all exit points: "
-        "the least certain tenth is on the left. A useful score climbs from low to high; a useless one stays at the grey "
+        f"{_where(calibration)} Share of tokens that are the last layer's, by quantile of the score over all exit "
+        "points: the least certain tenth is on the left. A useful score climbs from low to high; a useless one stays at the grey "
         "line, the mean. Bars: 95 % intervals (bootstrap over documents). Wide steps are ties."
     )
     title = "Agreement by certainty of the score"
@@ -125,7 +125,8 @@ def _quantiles(scores: Sequence[ScoreCalibration]) -> Canvas:
         _with_intervals(axes, at, agreement, score.pooled, look, score.score, line)
         for each in score.pooled.bins:
             if each.quantiles[1] - each.quantiles[0] > 0.2:  # a tie: no more than that is known
-                axes.hlines(each.agreement, *(100 * q for q in each.quantiles), color=look.colour, linewidth=0.8)
+                low, high = each.quantiles
+                axes.hlines(each.agreement, 100 * low, 100 * high, color=look.colour, linewidth=0.8)
     axes.set(xlabel="quantile of the score, %: least certain to most certain", ylabel="agreement with the last layer")
     axes.set(xlim=(0, 100), ylim=(0, 1.02))
     _legend_beside(axes)
