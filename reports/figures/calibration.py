@@ -5,13 +5,12 @@ All of it is replayed and teacher-forced (:mod:`harness.calibration_records`), a
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 from harness.calibration_records import Calibration, ExitCalibration, ScoreCalibration
-from reports.depth_colours import depth_colour
+from reports.figures.curves import blank, exit_colours, slug
 from reports.figures.figure import Figure
 from reports.figures.style import INK, QUIET, Look, look_of
 
@@ -29,7 +28,7 @@ def calibration_figures(calibrations: Iterable[Calibration]) -> list[Figure]:
     """Return the figures of sweeps; of several sweeps, numbered."""
     found: list[Figure] = []
     for number, calibration in enumerate(calibrations):
-        prefix = _slug(calibration.model) + (f"-{number + 1}" if number else "")
+        prefix = slug(calibration.model) + (f"-{number + 1}" if number else "")
         for make in (reliability, agreement_by_score, auroc_by_exit):
             found.extend(make(calibration, prefix))
     return found
@@ -43,8 +42,8 @@ def reliability(calibration: Calibration, prefix: str) -> list[Figure]:
     caption = (
         f"{_where(calibration)} Share of tokens that are the last layer's, against the score that estimates its "
         "probability, in ten bins of about equal size; on the dashed line the estimate holds, below it the score is "
-        "too sure. Black: all exit points together, with 95 % intervals (bootstrap over documents). Coloured: single exit "
-        "points, shallow bright, deep dark. ECE: expected calibration error of all together."
+        "too sure. Black: all exit points together, with 95 % intervals (bootstrap over documents). Coloured: single "
+        "exit points, shallow bright, deep dark. ECE: expected calibration error of all together."
     )
     return [Figure(f"calibration-{prefix}-reliability", "Does the probability hold?", caption, partial(_grid, scores))]
 
@@ -56,8 +55,8 @@ def agreement_by_score(calibration: Calibration, prefix: str) -> list[Figure]:
         return []
     caption = (
         f"{_where(calibration)} Share of tokens that are the last layer's, by quantile of the score over all exit "
-        "points: the least certain tenth is on the left. A useful score climbs from low to high; a useless one stays at the grey "
-        "line, the mean. Bars: 95 % intervals (bootstrap over documents). Wide steps are ties."
+        "points: the least certain tenth is on the left. A useful score climbs from low to high; a useless one stays "
+        "at the grey line, the mean. Bars: 95 % intervals (bootstrap over documents). Wide steps are ties."
     )
     title = "Agreement by certainty of the score"
     return [Figure(f"calibration-{prefix}-quantiles", title, caption, partial(_quantiles, scores))]
@@ -71,9 +70,9 @@ def auroc_by_exit(calibration: Calibration, prefix: str) -> list[Figure]:
     without = [score.score for score in calibration.scores if score not in scores]
     caption = (
         f"{_where(calibration)} AUROC: probability that a token which is the last layer's scores higher than one which "
-        "is not; 0.5 is chance, below it the score points the wrong way. Bars: 95 % intervals (bootstrap over documents). "
-        "Ties count one half, so a score that its rule cuts off below some value looks worse than what it was made from. "
-        + (f"No value: {', '.join(without)}." if without else "")
+        "is not; 0.5 is chance, below it the score points the wrong way. Bars: 95 % intervals (bootstrap over "
+        "documents). Ties count one half, so a score that its rule cuts off below some value looks worse than what it "
+        "was made from. " + (f"No value: {', '.join(without)}." if without else "")
     )
     title = "How well scores rank right exits"
     return [
@@ -87,13 +86,13 @@ def auroc_by_exit(calibration: Calibration, prefix: str) -> list[Figure]:
 def _grid(scores: Sequence[ScoreCalibration]) -> Canvas:
     columns = min(_COLUMNS, len(scores))
     rows = -(-len(scores) // columns)
-    canvas = _canvas(2.6 * columns + 0.9, 2.65 * rows + 0.35)
+    canvas = blank(2.6 * columns + 0.9, 2.65 * rows + 0.35)
     grid = canvas.subplots(rows, columns, squeeze=False, sharey=True)
     for axes, score in zip(grid.flat, scores, strict=False):
         axes.plot([0, 1], [0, 1], "--", color=QUIET, linewidth=1)
         deepest = max(each.exit_layer or 0 for each in score.exits)
-        for place, each in enumerate(score.exits):
-            colour = depth_colour(0.1 + 0.9 * place / max(1, len(score.exits) - 1))
+        colours = exit_colours([each.exit_layer or 0 for each in score.exits])
+        for each, colour in zip(score.exits, colours.values(), strict=True):
             deep = each.exit_layer in (score.exits[0].exit_layer, deepest)
             axes.plot(
                 *_points(each), color=colour, linewidth=1, alpha=0.9, label=f"layer {each.exit_layer}" if deep else None
@@ -115,7 +114,7 @@ def _grid(scores: Sequence[ScoreCalibration]) -> Canvas:
 
 
 def _quantiles(scores: Sequence[ScoreCalibration]) -> Canvas:
-    canvas = _canvas(6.4, 3.9)
+    canvas = blank(6.4, 3.9)
     axes = canvas.subplots()
     axes.axhline(scores[0].pooled.agreement, color=QUIET, linewidth=1)
     for score, line in _lines(scores):
@@ -134,7 +133,7 @@ def _quantiles(scores: Sequence[ScoreCalibration]) -> Canvas:
 
 
 def _aurocs(scores: Sequence[ScoreCalibration], exit_points: Sequence[int]) -> Canvas:
-    canvas = _canvas(max(5.6, 0.62 * len(exit_points) + 2.4), 3.8)
+    canvas = blank(max(5.6, 0.62 * len(exit_points) + 2.4), 3.8)
     axes = canvas.subplots()
     axes.axhline(0.5, color=QUIET, linewidth=1, linestyle="--")
     axes.annotate("chance", (1, 0.5), xycoords=("axes fraction", "data"), xytext=(3, 0), textcoords="offset points",
@@ -201,13 +200,3 @@ def _where(calibration: Calibration) -> str:
 
 def _wrapped(text: str, width: int) -> str:
     return "\n".join(text[place : place + width] for place in range(0, len(text), width))
-
-
-def _canvas(width: float, height: float) -> Canvas:
-    from matplotlib.figure import Figure as Canvas
-
-    return Canvas(figsize=(width, height))
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "model"

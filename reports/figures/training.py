@@ -5,26 +5,24 @@ What is drawn was measured while training, on what was trained on; none of it sa
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING
 
 from harness.loss_weights import loss_weights
-from reports.depth_colours import depth_colour
+from reports.figures.agents import exits_of_training, rewards
+from reports.figures.curves import SMOOTHING, blank, exit_colours, label_ends, slug, smoothed
 from reports.figures.figure import Figure
-from reports.figures.style import INK, QUIET
-from reports.training_logs import AgentLog, LiteLog, TrainingLogs
+from reports.figures.style import INK
+from reports.training_logs import LiteLog, TrainingLogs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
 
-__all__ = ["cross_entropy", "exits_of_training", "loss_weight_bars", "rewards", "training_figures"]
+__all__ = ["cross_entropy", "loss_weight_bars", "training_figures"]
 
-_PAPER, _OWN, _OPTIMAL, _TAKEN = "#009e73", "#0072b2", "#d55e00", "#0072b2"
-_SMOOTH = 0.05
-"""Share of a log that one point of a smoothed line looks at."""
+_PAPER, _OWN = "#009e73", "#0072b2"
 
 
 def training_figures(trainings: Iterable[TrainingLogs]) -> list[Figure]:
@@ -32,7 +30,7 @@ def training_figures(trainings: Iterable[TrainingLogs]) -> list[Figure]:
     found: list[Figure] = []
     taken: set[str] = set()
     for logs in trainings:
-        stem = _slug(logs.name)
+        stem = slug(logs.name)
         prefix = next(name for name in (stem, *(f"{stem}-{n}" for n in range(2, len(taken) + 3))) if name not in taken)
         taken.add(prefix)
         for make in (loss_weight_bars, cross_entropy, rewards, exits_of_training):
@@ -64,51 +62,16 @@ def cross_entropy(logs: TrainingLogs, prefix: str) -> list[Figure]:
     lite = logs.lite
     if lite is None or len(lite.steps) < 2:
         return []
+    on = f" on {lite.text}" if lite.text else ""
     gaps = any(set(step.cross_entropy) != set(lite.steps[0].cross_entropy) for step in lite.steps)
     caption = (
-        f"Cross-entropy per token of each exit while {logs.name} was tuned{_on(lite.text)}: of the tokens that were "
+        f"Cross-entropy per token of each exit while {logs.name} was tuned{on}: of the tokens that were "
         "being learned from, not of held-out ones. Dots: single steps. Lines: running mean over "
-        f"{100 * _SMOOTH:.0f} % of an exit's steps, fewer at both ends. "
+        f"{100 * SMOOTHING:.0f} % of an exit's steps, fewer at both ends. "
         + ("A step trains a few random exits and the last layer, so an exit has no dot where it was not drawn." * gaps)
     )
     return [
         Figure(f"training-{prefix}-loss", f"LITE loss per exit: {logs.name}", caption.strip(), partial(_losses, lite))
-    ]
-
-
-def rewards(logs: TrainingLogs, prefix: str) -> list[Figure]:
-    """Return the reward per episode and per decision of all agents of a folder; nothing without agents."""
-    agents = [agent for agent in logs.agents if len(agent.steps) >= 2]
-    if not agents:
-        return []
-    caption = (
-        f"Reward while the agents of {logs.name} were trained with PPO, exploration included. Dots: one rollout. "
-        f"Lines: running mean over {100 * _SMOOTH:.0f} % of the rollouts. Rewards of different rules have different "
-        "units: panels compare an agent with itself. "
-        + " ".join(f"{agent.name}: {agent.reward}{_on(agent.text)}." for agent in agents if agent.reward)
-    )
-    return [
-        Figure(
-            f"training-{prefix}-reward", f"Reward of agents: {logs.name}", caption.strip(), partial(_rewards, agents)
-        )
-    ]
-
-
-def exits_of_training(logs: TrainingLogs, prefix: str) -> list[Figure]:
-    """Return optimal exits beside those that were taken, and how the latter changed; nothing without agents."""
-    agents = [agent for agent in logs.agents if len(agent.steps) >= 2]
-    if not agents:
-        return []
-    caption = (
-        f"Left: optimal exits of the tokens that the agents of {logs.name} met in training (the first layer whose "
-        "token is the last layer's; the last layer itself: no exit is right) beside the exits they took in the last "
-        "tenth of the training. Right: exits taken in each rollout, exploration included. Replayed from a trace unless "
-        "an agent was trained live."
-    )
-    return [
-        Figure(
-            f"training-{prefix}-exits", f"Exits of agents in training: {logs.name}", caption, partial(_exits, agents)
-        )
     ]
 
 
@@ -124,7 +87,7 @@ def _bars(lite: LiteLog) -> Canvas:
     elif lite.weights_rule is not None:
         own = loss_weights(lite.exit_points, lite.num_layers, lite.weights_rule)
         series["this training (all alike)"] = (own, _OWN, "")
-    canvas = _canvas(max(5.0, 0.62 * len(layers) + 1.0), 3.0)
+    canvas = blank(max(5.0, 0.62 * len(layers) + 1.0), 3.0)
     axes = canvas.subplots()
     width = 0.8 / len(series)
     for number, (label, (weights, colour, hatch)) in enumerate(series.items()):
@@ -147,8 +110,8 @@ def _losses(lite: LiteLog) -> Canvas:
             at.append(step.step)
             losses.append(loss)
     last = lite.num_layers or max(by_layer)
-    colours = {**_colours(sorted(by_layer)), last: INK}
-    canvas = _canvas(7.0, 4.2)
+    colours = {**exit_colours(sorted(by_layer)), last: INK}
+    canvas = blank(7.0, 4.2)
     axes = canvas.subplots()
     ends = {}
     for layer, (at, losses) in sorted(by_layer.items()):
@@ -163,143 +126,8 @@ def _losses(lite: LiteLog) -> Canvas:
     else:
         axes.set_ylim(bottom=0)
     axes.set(xlabel="optimiser step", ylabel="cross-entropy, nats per token", xlim=(0, lite.steps[-1].step))
-    _label_ends(axes, ends)
+    label_ends(axes, ends)
     return canvas
-
-
-def _rewards(agents: Sequence[AgentLog]) -> Canvas:
-    canvas = _canvas(7.4, 1.9 * len(agents) + 0.3)
-    grid = canvas.subplots(len(agents), 2, squeeze=False)
-    for row, agent in zip(grid, agents, strict=True):
-        steps = [step.steps / 1000 for step in agent.steps]
-        ended = [
-            (step.steps / 1000, step.reward_per_episode) for step in agent.steps if step.reward_per_episode is not None
-        ]
-        columns = (
-            ("reward per episode", [at for at, _ in ended], [reward for _, reward in ended]),
-            ("reward per decision", steps, [step.reward_per_step for step in agent.steps]),
-        )
-        for axes, (what, at, values) in zip(row, columns, strict=True):
-            axes.axhline(0, color=QUIET, linewidth=0.8)
-            axes.plot(at, values, ".", color=_TAKEN, markersize=3, alpha=0.4, markeredgewidth=0)
-            axes.plot(at, smoothed(values), color=_TAKEN, linewidth=1.6)
-            axes.set(ylabel=what, xlim=(0, steps[-1]))
-            _leave_out_the_beginning(axes, values)
-        row[0].set_title(agent.name)
-    for axes in grid[-1]:
-        axes.set_xlabel("decisions, thousands")
-    return canvas
-
-
-def _leave_out_the_beginning(axes: Axes, values: Sequence[float]) -> None:
-    """Where the first twentieth would squeeze all the rest, cut it off and say where it began."""
-    later = values[len(values) // 20 :]
-    if not later:
-        return
-    low, high = min(*later, 0.0), max(*later, 0.0)
-    room = 0.06 * (high - low)
-    if max(values) - min(values) > 2 * (high - low) > 0:
-        axes.set_ylim(low - room, high + room)
-        where = f"begins at {values[0]:.3g}, outside".replace("-", "−")
-        axes.text(0.98, 0.05, where, transform=axes.transAxes, ha="right", fontsize=7, color=INK)
-
-
-def _exits(agents: Sequence[AgentLog]) -> Canvas:
-    canvas = _canvas(7.8, 2.3 * len(agents) + 0.4)
-    grid = canvas.subplots(len(agents), 2, squeeze=False, width_ratios=(1.15, 1))
-    for number, (row, agent) in enumerate(zip(grid, agents, strict=True)):
-        layers = sorted({*agent.optimal_exits, *(layer for step in agent.steps for layer in step.exits)})
-        _histogram(row[0], agent, layers)
-        _stack(row[1], agent, layers)
-        row[0].set_title(agent.name)
-        row[1].set_title("exits taken, layer at the right edge" if number == 0 else "", fontweight="normal", fontsize=8)
-    grid[-1][0].set_xlabel("layer")
-    grid[-1][1].set_xlabel("decisions, thousands")
-    return canvas
-
-
-def _histogram(axes: Axes, agent: AgentLog, layers: Sequence[int]) -> None:
-    tail = agent.steps[-max(1, len(agent.steps) // 10) :]
-    taken = {layer: sum(step.exits.get(layer, 0.0) for step in tail) / len(tail) for layer in layers}
-    total = sum(agent.optimal_exits.values())
-    series: list[tuple[str, Mapping[int, float], str, str]] = [("taken, last tenth of training", taken, _TAKEN, "")]
-    if total:
-        optimal = {layer: agent.optimal_exits.get(layer, 0) / total for layer in layers}
-        series.insert(0, (f"optimal, {_short(total)} tokens", optimal, _OPTIMAL, "//"))
-    width = 0.8 / len(series)
-    for number, (label, shares, colour, hatch) in enumerate(series):
-        places = [place + width * (number - (len(series) - 1) / 2) for place in range(len(layers))]
-        mean = sum(layer * share for layer, share in shares.items()) / (sum(shares.values()) or 1)
-        axes.bar(
-            places, [100 * shares[layer] for layer in layers], width * 0.94, color=colour, hatch=hatch,
-            edgecolor="white", linewidth=0.4, label=f"{label}: mean layer {mean:.1f}",
-        )  # fmt: skip
-    axes.set_xticks(range(len(layers)), [str(layer) for layer in layers])
-    axes.grid(visible=False, axis="x")
-    axes.set_ylabel("tokens, %")
-    axes.margins(y=0.3)
-    axes.legend(loc="upper center", fontsize=7)
-
-
-def _stack(axes: Axes, agent: AgentLog, layers: Sequence[int]) -> None:
-    at = [step.steps / 1000 for step in agent.steps]
-    bottom, colours = [0.0] * len(at), _colours(layers)
-    for layer in layers:
-        top = [low + 100 * step.exits.get(layer, 0.0) for low, step in zip(bottom, agent.steps, strict=True)]
-        axes.fill_between(at, bottom, top, color=colours[layer], linewidth=0)
-        middle = (bottom[-1] + top[-1]) / 2
-        if top[-1] - bottom[-1] >= 7:
-            axes.annotate(
-                str(layer), (at[-1], middle), xytext=(3, 0), textcoords="offset points", va="center", fontsize=7,
-                annotation_clip=False,
-            )  # fmt: skip
-        bottom = top
-    axes.grid(visible=False)
-    axes.set(ylabel="tokens, %", ylim=(0, 100), xlim=(at[0], at[-1]))
-
-
-def smoothed(values: Sequence[float]) -> list[float]:
-    """Return the mean of the :data:`_SMOOTH` share of values around each, at least 5.
-
-    Near the beginning, where a training changes fast, fewer, and as many on either side; near the end those there are.
-    """
-    reach = max(2, round(len(values) * _SMOOTH) // 2)
-    windows = (
-        values[place - min(reach, place) : place + min(reach, place if place < len(values) / 2 else reach) + 1]
-        for place in range(len(values))
-    )
-    return [sum(window) / len(window) for window in windows]
-
-
-def _label_ends(axes: Axes, ends: Mapping[str, tuple[float, str]]) -> None:
-    """Write each line's name right of the axes at its last value, moved up or down as little as keeps names apart."""
-    height = axes.bbox.height * 72 / axes.figure.dpi  # points; a little less in the end
-    ordered = sorted(ends.items(), key=lambda item: item[1][0])
-    axes.autoscale_view()
-    heights = [float(axes.transAxes.inverted().transform(axes.transData.transform((0, y)))[1]) for _, (y, _) in ordered]
-    for (label, (_, colour)), here, spot in zip(ordered, heights, _apart(heights, 10.5 / height), strict=True):
-        axes.plot(
-            [1, 1.025, 1.035], [here, spot, spot], color=colour, linewidth=1.4, transform=axes.transAxes, clip_on=False
-        )
-        axes.text(1.042, spot, label, transform=axes.transAxes, va="center", fontsize=7.5, color=INK)
-
-
-def _apart(wanted: Sequence[float], least: float) -> Iterator[float]:
-    """Yield ascending positions, each at least so far from the one before, around the wanted ones."""
-    blocks: list[tuple[float, int]] = []  # centre, members
-    for position in wanted:
-        centre, members = position, 1
-        while blocks and blocks[-1][0] + least * blocks[-1][1] / 2 > centre - least * members / 2:
-            before, count = blocks.pop()
-            centre, members = (before * count + centre * members) / (count + members), count + members
-        blocks.append((centre, members))
-    for centre, members in blocks:
-        yield from (centre + least * (place - (members - 1) / 2) for place in range(members))
-
-
-def _colours(layers: Sequence[int]) -> dict[int, str]:
-    """Return a colour per exit layer by its place among the exits, so that neighbours can be told apart."""
-    return {layer: depth_colour(0.1 + 0.9 * place / max(1, len(layers) - 1)) for place, layer in enumerate(layers)}
 
 
 def _plain_numbers(axes: Axes) -> None:
@@ -308,21 +136,3 @@ def _plain_numbers(axes: Axes) -> None:
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
-
-
-def _canvas(width: float, height: float) -> Canvas:
-    from matplotlib.figure import Figure as Canvas
-
-    return Canvas(figsize=(width, height))
-
-
-def _on(text: str) -> str:
-    return f" on {text}" if text else ""
-
-
-def _short(count: int) -> str:
-    return f"{count / 1000:,.0f} thousand" if count >= 10_000 else f"{count:,}"
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "folder"
