@@ -16,7 +16,7 @@ from reports.depth_colours import depth_shade
 from reports.measured import Measured
 from reports.recorded import RecordedRun
 
-__all__ = ["Shown", "choose_samples", "completion_page"]
+__all__ = ["Shown", "choose_samples", "coloured_tokens", "completion_page"]
 
 SCORES = (("edit_similarity", "edit similarity"), ("exact_match", "exact match"))
 

@@ -92,7 +92,6 @@ def test_what_cannot_be_seen_is_named(character: str, name: str) -> None:
 
 def test_old_runs_failures_and_nothing_take_one_line() -> None:
     old = sample("a").model_copy(update={"token_texts": ()})
-    assert "needs a run" not in coloured_tokens(sample("a"), 12, None)
     assert "Colours need a run of this version" in coloured_tokens(old, 12, None)
     assert "failed: &lt;b&gt;" in coloured_tokens(sample(error="<b>"), 12, None)
     assert "no token" in coloured_tokens(sample(), 12, None)

@@ -34,7 +34,8 @@ def made(*scores: tuple[str, bool], auroc: float | None = 0.8, interval: bool = 
         {
             "title": "replayed: py150, 20 tokens of 6 held-out documents", "traces": "traces/x", "tokens": 20,
             "documents": 6, "generated": False, "model": "tiny", "weights": "random", "dtype": "float32",
-            "exit_head": "shared", "num_layers": 12, "exit_points": (4, 6), "fingerprint": "f", "notes": (), "seconds": 0,
+            "exit_head": "shared", "num_layers": 12, "exit_points": (4, 6), "fingerprint": "f", "notes": (),
+            "seconds": 0,
             "scores": [
                 {
                     "score": name, "strategy": name.partition(":")[0], "options": {}, "probability": probability,
@@ -88,8 +89,9 @@ def test_files_are_found_and_damaged_ones_refused(tmp_path: Path) -> None:
     (tmp_path / "s" / CALIBRATION).write_text(made(("rl", False)).model_dump_json())
     assert find_calibrations([tmp_path, tmp_path / "s", tmp_path / "none"]) == [tmp_path / "s"]
     assert read_calibration(tmp_path / "s") == made(("rl", False))
-    for text, expected in (("{", "is no calibration"), ('{"schema_version": 1}', "is no calibration: title"),
-                           (made().model_copy(update={"schema_version": 2}).model_dump_json(), "has version 2")):  # fmt: skip
+    later = made().model_copy(update={"schema_version": 2}).model_dump_json()
+    damaged = {"{": "is no calibration", '{"schema_version": 1}': "is no calibration: title", later: "has version 2"}
+    for text, expected in damaged.items():
         (tmp_path / "s" / CALIBRATION).write_text(text)
         with pytest.raises(StoreError, match=expected):
             read_calibration(tmp_path / "s")
