@@ -117,7 +117,7 @@ def sweep(
         print(found.model_dump_json(indent=2))
     else:
         console = stdout()
-        console.print(render(found, keep=keep, width=console.width))
+        console.print(render(found, keep=keep, width=console.width, calibration=result.calibration))
     sys.stdout.flush()
     each = found.replay_s / (found.tokens * len(found.rows))
     errors.print(

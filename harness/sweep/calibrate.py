@@ -68,8 +68,7 @@ def describe_scores(
 def _score(tally: ScoreTally) -> ScoreCalibration:
     point = tally.points[0]
     probability = point.strategy.probabilistic
-    documents = (tally.tokens.sum((0, 2)) > 0).nonzero().squeeze(1)
-    right, tokens = tally.right[:, documents].numpy(), tally.tokens[:, documents].numpy()
+    right, tokens = tally.right.numpy().astype(np.int64), tally.tokens.numpy().astype(np.int64)
     values = np.array(tally.thresholds)
     each = [
         _exit(layer, right[place], tokens[place], values, probability) for place, layer in enumerate(tally.exit_points)

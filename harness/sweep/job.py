@@ -113,7 +113,7 @@ def sweep(model: str, folder: Path, request: SweepRequest, *, artefacts: str | N
     observed = _observed(traces, wanted, maps, request.seed)
     asked = _expanded(specs, request, observed, info)
     points, extra = _points(references, asked, info)
-    tallies, left_out = _tallies(specs, request, observed, info)
+    tallies, left_out = _tallies(specs, request, traces, wanted, observed, info)
     outcomes = _replay_all(points, tallies, traces, wanted, maps, info, request.seed, watch)
     rows = make_rows(points, outcomes, info, request.kv, extra)
     seconds = time.perf_counter() - began - sum(tally.seconds for tally in tallies)
@@ -193,16 +193,22 @@ def _expanded(
 
 
 def _tallies(
-    specs: Sequence[StrategySpec], request: SweepRequest, observed: Callable[[], TracedTokens], info: ModelInfo
+    specs: Sequence[StrategySpec],
+    request: SweepRequest,
+    traces: Traces,
+    wanted: Tensor,
+    observed: Callable[[], TracedTokens],
+    info: ModelInfo,
 ) -> tuple[list[ScoreTally], dict[str, str]]:
     """Return what counts the scores of the strategies, if that is wanted, and why some have none."""
     if not request.calibrate:
         return [], {}
     scored, left_out = families(specs)
+    documents = traces.columns("document")["document"].long()[wanted].unique()
     tallies = []
     for spec in scored:
         with torch.inference_mode():
-            tally = find_levels(spec, observed(), info, len(observed().documents))
+            tally = find_levels(spec, observed(), info, documents)
         if tally is None:
             left_out[str(spec)] = "it decides alike at both ends of its threshold"
         else:

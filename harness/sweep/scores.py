@@ -8,7 +8,7 @@ at which it lets go place its score between two of them. Thresholds are laid so 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -42,7 +42,8 @@ class ScoreTally:
             leaves, 0…``len(thresholds)``; higher is more certain.
         points: the strategy at each of them.
         ascending: higher thresholds let fewer go.
-        right, tokens: by exit point, document and level, ``[exits, documents, levels]`` int64.
+        documents: numbers of the trace's documents that are counted, ascending, ``[documents]`` int64.
+        right, tokens: by exit point, document and level, ``[exits, documents, levels]`` int32.
         seconds: what all this took.
     """
 
@@ -50,6 +51,7 @@ class ScoreTally:
     thresholds: tuple[float, ...]
     points: tuple[OperatingPoint, ...]
     ascending: bool
+    documents: Tensor
     right: Tensor
     tokens: Tensor
     seconds: float = field(default=0.0)
@@ -67,8 +69,9 @@ class ScoreTally:
             for place, (_, decided) in enumerate(answers(point, tokens, model, Charges(len(tokens)))):
                 levels[place] += decided
         _, documents, width = self.tokens.shape
+        rows = torch.searchsorted(self.documents, tokens.document) * width
         for place, layer in enumerate(self.exit_points):
-            cell = tokens.document * width + levels[place]
+            cell = rows + levels[place]
             right = tokens.top(layer) == tokens.final
             self.tokens[place] += torch.bincount(cell, minlength=documents * width).view(documents, width)
             self.right[place] += torch.bincount(cell[right], minlength=documents * width).view(documents, width)
@@ -88,14 +91,14 @@ def families(specs: Sequence[StrategySpec]) -> tuple[list[StrategySpec], dict[st
     return kept, left_out
 
 
-def find_levels(spec: StrategySpec, observed: TracedTokens, model: ModelInfo, documents: int) -> ScoreTally | None:
+def find_levels(spec: StrategySpec, observed: TracedTokens, model: ModelInfo, documents: Tensor) -> ScoreTally | None:
     """Return a strategy's levels, chosen on some tokens, with nothing counted yet; ``None`` if it always says the same.
 
     Args:
         spec: of :func:`families`.
         observed: tokens that the thresholds are laid on.
         model: facts.
-        documents: of the trace.
+        documents: numbers of those that will be counted, ascending, ``[documents]`` int64.
     """
     began = time.perf_counter()
     limits = option_range(spec.name, SWEPT)
@@ -129,10 +132,10 @@ def find_levels(spec: StrategySpec, observed: TracedTokens, model: ModelInfo, do
         for before, here, after in zip([None, *ordered], ordered, [*ordered[1:], None], strict=False)
         if before is None or after is None or not _alike(exits(before), exits(here), exits(after))
     ]
-    shape = (len(seen[few][0].record.exit_points), documents, len(thresholds) + 1)
-    counts: Mapping[str, Tensor] = {name: torch.zeros(shape, dtype=torch.int64) for name in ("right", "tokens")}
+    shape = (len(seen[few][0].record.exit_points), len(documents), len(thresholds) + 1)
+    right, counted = torch.zeros(shape, dtype=torch.int32), torch.zeros(shape, dtype=torch.int32)
     points = tuple(seen[threshold][0] for threshold in thresholds)
-    tally = ScoreTally(spec, tuple(thresholds), points, few > many, counts["right"], counts["tokens"])
+    tally = ScoreTally(spec, tuple(thresholds), points, few > many, documents, right, counted)
     tally.seconds = time.perf_counter() - began
     return tally
 

@@ -91,7 +91,7 @@ def test_a_perfect_and_a_perverse_score(made: Callable[..., TracedTokens], info:
     tokens = made(top=right.int(), final=[1] * count, top1=top1, entropy=top1, document=[n // 10 for n in range(count)])
     for name, expected in (("confidence", 1.0), ("entropy", 0.0)):
         (spec,) = parse_strategies(name)
-        tally = find_levels(spec, tokens, info, 6)
+        tally = find_levels(spec, tokens, info, torch.arange(6))
         assert tally is not None
         tally.add(tokens, info)
         assert tally.tokens.sum((1, 2)).tolist() == [count] * 3
@@ -107,7 +107,7 @@ def test_a_strategy_that_never_asks_twice_has_no_score(made: Callable[..., Trace
     assert left_out == {"patience": "it has no option threshold with a range"}
     alike = made(top=[[1, 1, 1]] * 9, final=[1] * 9, hidden=torch.ones(9, 3, 32))
     (spec,) = parse_strategies("saturation")
-    tally = find_levels(spec, alike, info, 1)
+    tally = find_levels(spec, alike, info, torch.arange(1))
     assert tally is not None, "never at the first exit, always at the others"
     tally.add(alike, info)
     assert (tally.tokens > 0).sum((1, 2)).tolist() == [1, 1, 1]
@@ -154,12 +154,15 @@ def test_the_command_writes_it_beside_the_sweep(
     assert "calibration.json" in done.err
     assert find_calibrations([tmp_path, tmp_path / "s"]) == [tmp_path / "s"]
     found = read_calibration(tmp_path / "s")
+    assert "right exits from wrong ones, replayed, teacher-forced" in done.out
+    assert f"{found.scores[0].pooled.auroc:.3f}" in done.out
     written = json.loads((tmp_path / "s" / "sweep.json").read_text())
     assert found.measurement == "replayed, teacher-forced"
     assert (found.tokens, found.documents, found.title) == (written["tokens"], written["documents"], written["title"])
     assert found.left_out == {"patience": "it has no option threshold with a range"}
     held = int(held_out_rows(Traces.open(traced), Traces.open(traced).columns("document")["document"], seed=0).sum())
     assert {each.tokens for each in found.scores[0].exits} == {held}
+    assert "right exits from wrong ones" not in cli(*arguments).out, "without --out nothing is judged"
     again = cli(*arguments, "--out", tmp_path / "s")
     assert again.code == 0, again.err
     assert isinstance(read_calibration(tmp_path / "s").scores[0], ScoreCalibration)
