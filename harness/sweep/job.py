@@ -204,7 +204,7 @@ def _tallies(
     if not request.calibrate:
         return [], {}
     scored, left_out = families(specs)
-    documents = traces.columns("document")["document"].long()[wanted].unique()
+    documents = torch.tensor(sorted(set(traces.columns("document")["document"][wanted].tolist())))
     tallies = []
     for spec in scored:
         with torch.inference_mode():

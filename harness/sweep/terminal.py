@@ -30,8 +30,8 @@ DRIFT = (
     "compared token by token; to the end: at the same place, all that follows from it included"
 )
 SCORES = (
-    "AUROC: a right token scores higher than a wrong one so often, over all exit points; 0.5 is chance; error: of a score "
-    "that is a probability, its mean distance from the agreement observed"
+    "AUROC: a right token scores higher than a wrong one so often, over all exit points; 0.5 is chance; error: of a "
+    "score that is a probability, its mean distance from the agreement observed"
 )
 _WIDEST = 78
 
