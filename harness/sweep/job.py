@@ -16,12 +16,12 @@ from harness.config import BASELINE, StrategySpec, parse_all
 from harness.contracts import KVPolicy, ModelInfo
 from harness.controllers import Observation
 from harness.decoding.blocks import Linear
-from harness.errors import ArtefactError, ConfigError
+from harness.errors import ArtefactError, ConfigError, OptionError
 from harness.models.loading import ResolvedModel
 from harness.operating_points import OperatingPoint, operating_point
 from harness.options import build_strategy
 from harness.sweep.calibrate import describe_scores
-from harness.sweep.grid import asks_for_thresholds, with_thresholds
+from harness.sweep.grid import SWEPT, asks_for_thresholds, with_thresholds
 from harness.sweep.labels import notes_of, title_of
 from harness.sweep.records import DocumentSplit, Sweep
 from harness.sweep.replay import Outcome, replay
@@ -207,8 +207,12 @@ def _tallies(
     documents = torch.tensor(sorted(set(traces.columns("document")["document"][wanted].tolist())))
     tallies = []
     for spec in scored:
-        with torch.inference_mode():
-            tally = find_levels(spec, observed(), info, documents)
+        try:
+            with torch.inference_mode():
+                tally = find_levels(spec, observed(), info, documents)
+        except OptionError as error:  # whole numbers, for example
+            left_out[str(spec)] = f"a {SWEPT} between its ends is refused: {error}"
+            continue
         if tally is None:
             left_out[str(spec)] = "it decides alike at both ends of its threshold"
         else:

@@ -145,6 +145,30 @@ def test_a_score_from_outside_is_judged_like_one_from_here(
     assert score.pooled.ece > 1
 
 
+def test_a_threshold_of_whole_numbers_is_left_out_and_the_sweep_goes_on(
+    calibrated: Callable[..., Calibration], plug_in: Callable[..., None]
+) -> None:
+    plug_in(
+        "depth",
+        """
+        from typing import Annotated
+        from pydantic import Field
+
+        @dataclass(frozen=True)
+        class Outside(Strategy):
+            '''Exit from a layer on.'''
+
+            threshold: Annotated[int, Field(ge=1, le=12, description="layer")] = 6
+
+            def should_exit(self, view):
+                return torch.full_like(view.rows, view.exit_layer >= self.threshold, dtype=torch.bool)
+        """,
+    )
+    found = calibrated("depth:threshold=6", "confidence:threshold=0.5")
+    assert [score.score for score in found.scores] == ["confidence"]
+    assert "a threshold between its ends is refused: depth:threshold=6.5" in found.left_out["depth"]
+
+
 def test_the_command_writes_it_beside_the_sweep(
     cli: Callable[..., Any], tiny_llama: Path, traced: Path, tmp_path: Path
 ) -> None:
