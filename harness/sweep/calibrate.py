@@ -23,7 +23,8 @@ _NOTES = (
     "Scores of every traced token at every exit point, also behind the one where a rule would have left; a token is "
     "right where the exit's token is the last layer's, whatever the text says.",
     "A score is known as far as thresholds tell it apart: a learned score below what its rule ever lets go counts as a "
-    "tie. Intervals resample documents, 95 %.",
+    "tie. Intervals resample documents, 95 %. Over all exit points, deeper exits are right more often, so that a score "
+    "which grows with depth ranks better there than at any single one.",
     f"Expected calibration error: {BINS} bins of about equal size, only for scores that are the strategy's own "
     "estimate of the probability that an exit is right.",
 )
