@@ -19,7 +19,10 @@ from harness.errors import ArtefactError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["PICKLES", "Artefact", "json_path", "read_artefact", "write_artefact"]
+__all__ = ["PICKLES", "SHIPPED", "Artefact", "json_path", "read_artefact", "write_artefact"]
+
+SHIPPED = Path(__file__).resolve().parent / "shipped"
+"""Artefacts that come with the harness, one folder per model and recipe."""
 
 FORMAT = 1
 PICKLES = frozenset({".pt", ".pth", ".pkl", ".pickle", ".bin", ".zip", ".ckpt"})

@@ -244,10 +244,13 @@ class Strategy(Protocol):
 
     Field annotations carry the range: ``threshold: Annotated[float, Field(ge=0, le=1, description=…)]``.
     A stateless strategy is its own rule. ``rehearsed`` strategies are decoded once outside the measured
-    window; inside it their exits are replayed at no decision cost (the oracle).
+    window; inside it their exits are replayed at no decision cost (the oracle). ``probabilistic`` ones have a
+    ``threshold`` that is the least probability, by their own estimate, that the exit's token is right: whether that
+    estimate holds can be checked (``harness sweep --out`` writes calibration).
     """
 
     rehearsed: ClassVar[bool] = False
+    probabilistic: ClassVar[bool] = False
 
     def exit_points(self, model: ModelInfo) -> tuple[int, ...]:
         """Return the layers at which this strategy wants to be asked, sorted, a subset of the model's.

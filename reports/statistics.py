@@ -33,6 +33,7 @@ __all__ = [
     "pooled",
     "ratio",
     "replicate_interval",
+    "resampled",
 ]
 
 MINIMUM_PAIRS = 5
@@ -126,7 +127,7 @@ def bootstrap_interval(
     if n < MINIMUM_PAIRS:
         return None
     table = np.array([[p.baseline, p.other, p.baseline_units, p.other_units] for p in pairs])
-    sums = np.vstack([counts @ table for counts in _resampled(n, resamples, seed)])  # [resamples, 4]
+    sums = np.vstack([counts @ table for counts in resampled(n, resamples, seed)])  # [resamples, 4]
     baseline, other, baseline_units, other_units = sums.T
     below = other * baseline_units
     if not np.all(below > 0):
@@ -143,7 +144,7 @@ def mean_interval(values: Sequence[float], *, resamples: int = RESAMPLES, seed: 
     if n < MINIMUM_PAIRS:
         return None
     table = np.asarray(values, dtype=float)
-    means = np.concatenate([counts @ table for counts in _resampled(n, resamples, seed)]) / n
+    means = np.concatenate([counts @ table for counts in resampled(n, resamples, seed)]) / n
     return replicate_interval(means, n)
 
 
@@ -166,11 +167,14 @@ def draws(n: int, *, resamples: int = RESAMPLES, seed: int = 0) -> NDArray[np.fl
 
     What is computed of the same draws is paired: the difference of two statistics has its own interval then.
     """
-    return np.concatenate(list(_resampled(n, resamples, seed)))
+    return np.concatenate(list(resampled(n, resamples, seed)))
 
 
-def _resampled(n: int, resamples: int, seed: int) -> Iterator[NDArray[np.float64]]:
-    """Yield how often each of ``n`` units was drawn, a row per resample; the same draws whenever n is the same."""
+def resampled(n: int, resamples: int, seed: int) -> Iterator[NDArray[np.float64]]:
+    """Yield how often each of ``n`` units was drawn, a row per resample, some rows at a time.
+
+    The same draws whenever ``n``, ``resamples`` and ``seed`` are the same.
+    """
     step = max(1, _CHUNK // n)
     if n * resamples <= _KEPT:
         kept = _kept_counts(n, resamples, seed)

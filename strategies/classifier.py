@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 from torch import Tensor
@@ -26,6 +26,8 @@ class Classifier(Strategy):
     only where a token exits, so a check costs about a fiftieth of a layer. The heads' own threshold kept 98 % of
     held-out tokens as the last layer would have them, replayed.
     """
+
+    probabilistic: ClassVar[bool] = True
 
     threshold: Annotated[
         float | None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 from torch import Tensor
@@ -23,6 +23,8 @@ class Confidence(Strategy):
     Source: Varshney et al., "LITE", 2023, arXiv 2310.18581, section 3.2 (confidence-based exiting); Chen et al.,
     "EE-LLM", 2023, arXiv 2312.04916.
     """
+
+    probabilistic: ClassVar[bool] = True
 
     threshold: Annotated[float, Field(ge=0, le=1, description="τ, probability of the best token")] = 0.9
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 from torch import Tensor
@@ -25,6 +25,8 @@ class LearnToExit(Strategy):
     right and 0 elsewhere, fitted by mean squared error. Here an answer is right when it is the last layer's. The score
     is an estimate of that certainty and may lie a little outside 0…1.
     """
+
+    probabilistic: ClassVar[bool] = True
 
     threshold: Annotated[
         float | None,

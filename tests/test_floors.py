@@ -58,6 +58,8 @@ FLOORS: dict[str, int] = {
     "harness.record": 0,
     "harness.cost_records": 1,
     "harness.summary": 1,
+    "harness.calibration_records": 1,
+    "harness.loss_weights": 1,
     "harness.machine": 1,
     "harness.config": 1,
     "harness.errors": 0,

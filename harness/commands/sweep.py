@@ -53,7 +53,9 @@ def sweep(
     source: Annotated[str, typer.Option(help="Where live samples come from: embedded, hub, or PATH.")] = "embedded",
     max_new_tokens: Annotated[int | None, typer.Option(help="Of a live sample; overrides the protocol's.")] = None,
     seed: Annotated[int, typer.Option(help="Decides which documents are held out; the heads' own is 0.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Folder for sweep.json and sweep.csv.", metavar="DIR")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for sweep.json, sweep.csv and calibration.json.", metavar="DIR")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print sweep.json instead of the tables.")] = False,
 ) -> None:
     """Replay strategies on a trace: depth, agreement and expected speed-up of every threshold, in seconds."""
@@ -92,6 +94,7 @@ def sweep(
         tasks=tuple(task or ()),
         kv=KVPolicy(kv),
         seed=seed,
+        calibrate=out is not None,
     )
     errors = stderr()
     with TrainingProgress(errors) as progress:
@@ -106,7 +109,7 @@ def sweep(
             ) from None
     found = result.sweep
     if out is not None:
-        write_sweep(found, out)  # before anything that takes minutes and can be interrupted
+        write_sweep(found, out, result.calibration)  # before anything that takes minutes and can be interrupted
     if live:
         folder = None if out is None else out / "live"
         found = _decode_live(result, (live, live_points, source, max_new_tokens, artefacts, folder), errors)
@@ -114,14 +117,20 @@ def sweep(
         print(found.model_dump_json(indent=2))
     else:
         console = stdout()
-        console.print(render(found, keep=keep, width=console.width))
+        console.print(render(found, keep=keep, width=console.width, calibration=result.calibration))
     sys.stdout.flush()
     each = found.replay_s / (found.tokens * len(found.rows))
     errors.print(
         f"[dim]{len(found.rows)} operating points × {found.tokens} tokens replayed in {found.replay_s:.1f} s "
-        f"({each * 1e6:.2f} µs each).{'' if out is None else ' sweep.json and sweep.csv are in --out.'}[/]",
+        f"({each * 1e6:.2f} µs each).{'' if out is None else f' {_written(result)}'}[/]",
         soft_wrap=True, highlight=False,
     )  # fmt: skip
+
+
+def _written(result: SweepResult) -> str:
+    judged = result.calibration
+    scores = f", scores judged in {judged.seconds:.1f} s" if judged is not None else ""
+    return f"sweep.json, sweep.csv and calibration.json are in --out{scores}."
 
 
 def _decode_live(result: SweepResult, asked: tuple[Any, ...], errors: Console) -> Sweep:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from harness.artefacts import Artefact, read_artefact
+from harness.artefacts import SHIPPED, Artefact, read_artefact
 from harness.decoding.blocks import Linear
 from harness.errors import ArtefactError, ConfigError
 from harness.models import fingerprint
@@ -28,9 +28,6 @@ __all__ = [
     "require_shortcut",
     "seen_documents",
 ]
-
-SHIPPED = Path(__file__).resolve().parents[1] / "shipped"
-"""Artefacts that come with the harness, one folder per model and recipe."""
 
 ExitHead: TypeAlias = Literal["auto", "shared", "shortcut"]
 

@@ -1,4 +1,6 @@
-"""``sweep.json`` for programs, ``sweep.csv`` for spreadsheets: every line says that it is replayed."""
+"""``sweep.json`` for programs, ``sweep.csv`` for spreadsheets, ``calibration.json`` for the scores: all of it says that
+it is replayed.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from harness.calibration_records import CALIBRATION, Calibration
 from harness.errors import StoreError
 from harness.sweep.records import Sweep, SweepRow
 from reports.files import write_files
 
 __all__ = ["FILES", "check_writable", "to_csv", "write_sweep"]
 
-FILES = ("sweep.json", "sweep.csv")
+FILES = ("sweep.json", "sweep.csv", CALIBRATION)
 _INTERVAL = "agreement_ci"
 _JSON = frozenset({"options", "artefacts", "exits", "exit_points"})
 
@@ -47,14 +50,16 @@ def check_writable(folder: Path) -> None:
         raise StoreError(f"{folder} holds other files ({others[0]}). Use another --out.")
 
 
-def write_sweep(sweep: Sweep, folder: Path) -> tuple[Path, ...]:
-    """Write both files, each replaced whole; return their paths.
+def write_sweep(sweep: Sweep, folder: Path, calibration: Calibration | None = None) -> tuple[Path, ...]:
+    """Write the sweep's two files, and that of its scores if there is one, each replaced whole; return their paths.
 
     Raises:
         StoreError: a file cannot be written.
     """
-    texts = (sweep.model_dump_json(indent=2) + "\n", to_csv(sweep))
-    return write_files(folder, dict(zip(FILES, texts, strict=True)))
+    texts = [sweep.model_dump_json(indent=2) + "\n", to_csv(sweep)]
+    if calibration is not None:
+        texts.append(calibration.model_dump_json(indent=2) + "\n")
+    return write_files(folder, dict(zip(FILES, texts, strict=False)))
 
 
 def _flat(sweep: Sweep) -> Iterator[dict[str, Any]]:

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from harness.calibration_records import Calibration
 from harness.config import BASELINE, StrategySpec, parse_all
 from harness.contracts import KVPolicy, ModelInfo
 from harness.controllers import Observation
 from harness.decoding.blocks import Linear
-from harness.errors import ArtefactError, ConfigError
+from harness.errors import ArtefactError, ConfigError, OptionError
 from harness.models.loading import ResolvedModel
 from harness.operating_points import OperatingPoint, operating_point
 from harness.options import build_strategy
-from harness.sweep.grid import asks_for_thresholds, with_thresholds
+from harness.sweep.calibrate import describe_scores
+from harness.sweep.grid import SWEPT, asks_for_thresholds, with_thresholds
 from harness.sweep.labels import notes_of, title_of
 from harness.sweep.records import DocumentSplit, Sweep
 from harness.sweep.replay import Outcome, replay
 from harness.sweep.rows import make_rows
-from harness.sweep.tokens import read_tokens
+from harness.sweep.scores import ScoreTally, families, find_levels
+from harness.sweep.tokens import TracedTokens, read_tokens
 from harness.training.traces.reading import exit_maps, held_out_rows, matches, open_traces
 from harness.training.traces.store import Traces
 from harness.training.watch import Watch
@@ -46,6 +50,7 @@ class SweepRequest:
         tasks: only documents of these tasks; all if empty.
         kv: policy of the expected speed-up.
         seed: decides which documents are held out, and what random strategies draw.
+        calibrate: also say how well each score tells right exits from wrong ones.
     """
 
     strategies: tuple[str, ...]
@@ -55,6 +60,7 @@ class SweepRequest:
     tasks: tuple[str, ...] = ()
     kv: KVPolicy = KVPolicy.PROPAGATE
     seed: int = 0
+    calibrate: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,7 @@ class SweepResult:
         points: the operating points, in the order of the rows.
         model: as it was asked for.
         traces, resolved, request: what it was of.
+        calibration: of the scores; ``None`` unless the request says so.
     """
 
     sweep: Sweep
@@ -74,6 +81,7 @@ class SweepResult:
     traces: Traces
     resolved: ResolvedModel
     request: SweepRequest
+    calibration: Calibration | None = None
 
 
 def sweep(model: str, folder: Path, request: SweepRequest, *, artefacts: str | None, watch: Watch) -> SweepResult:
@@ -102,11 +110,13 @@ def sweep(model: str, folder: Path, request: SweepRequest, *, artefacts: str | N
     maps = exit_maps(traces, resolved, Observation(state="exit"))
     began = time.perf_counter()
     references = [StrategySpec(BASELINE), *parse_all(request.references)]
-    asked = _expanded(specs, request, traces, wanted, maps, info)
+    observed = _observed(traces, wanted, maps, request.seed)
+    asked = _expanded(specs, request, observed, info)
     points, extra = _points(references, asked, info)
-    outcomes = _replay_all(points, traces, wanted, maps, info, request.seed, watch)
+    tallies, left_out = _tallies(specs, request, traces, wanted, observed, info)
+    outcomes = _replay_all(points, tallies, traces, wanted, maps, info, request.seed, watch)
     rows = make_rows(points, outcomes, info, request.kv, extra)
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - began - sum(tally.seconds for tally in tallies)
     count, documents = outcomes[0].count, int((outcomes[0].tokens > 0).sum())
     found = Sweep(
         title=title_of(traces, request.documents, request.tasks, count, documents),
@@ -126,7 +136,11 @@ def sweep(model: str, folder: Path, request: SweepRequest, *, artefacts: str | N
         rows=rows,
         replay_s=round(seconds, 3),
     )
-    return SweepResult(found, points, model, traces, resolved, request)
+    calibration = None
+    if request.calibrate:
+        watch.stage("judging the scores")
+        calibration = describe_scores(found, tallies, left_out, generated=bool(traces.index.get("new_tokens")))
+    return SweepResult(found, points, model, traces, resolved, request, calibration)
 
 
 def _wanted(traces: Traces, request: SweepRequest) -> Tensor:
@@ -152,27 +166,58 @@ def _wanted(traces: Traces, request: SweepRequest) -> Tensor:
     return wanted
 
 
+def _observed(traces: Traces, wanted: Tensor, maps: Mapping[int, Linear], seed: int) -> Callable[[], TracedTokens]:
+    """Return what reads some of the wanted tokens, spread over all of them, once."""
+
+    @cache
+    def read() -> TracedTokens:
+        rows = wanted.nonzero().squeeze(1)
+        some = torch.zeros_like(wanted)
+        some[rows[:: max(1, len(rows) // OBSERVED)]] = True
+        (observed,) = read_tokens(traces, some, maps, seed=seed, part=2 * OBSERVED)
+        return observed
+
+    return read
+
+
 def _expanded(
-    specs: Sequence[StrategySpec],
-    request: SweepRequest,
-    traces: Traces,
-    wanted: Tensor,
-    maps: Mapping[int, Linear],
-    info: ModelInfo,
+    specs: Sequence[StrategySpec], request: SweepRequest, observed: Callable[[], TracedTokens], info: ModelInfo
 ) -> list[StrategySpec]:
     """Put thresholds where none is given, behind the strategy's own."""
-    if not any(asks_for_thresholds(spec) for spec in specs):
-        return list(specs)
-    rows = wanted.nonzero().squeeze(1)
-    some = torch.zeros_like(wanted)
-    some[rows[:: max(1, len(rows) // OBSERVED)]] = True
-    (observed,) = read_tokens(traces, some, maps, seed=request.seed, part=2 * OBSERVED)
     found: list[StrategySpec] = []
     for spec in specs:
         found.append(spec)
         if asks_for_thresholds(spec):
-            found += with_thresholds(spec, request.points, observed, info)
+            found += with_thresholds(spec, request.points, observed(), info)
     return found
+
+
+def _tallies(
+    specs: Sequence[StrategySpec],
+    request: SweepRequest,
+    traces: Traces,
+    wanted: Tensor,
+    observed: Callable[[], TracedTokens],
+    info: ModelInfo,
+) -> tuple[list[ScoreTally], dict[str, str]]:
+    """Return what counts the scores of the strategies, if that is wanted, and why some have none."""
+    if not request.calibrate:
+        return [], {}
+    scored, left_out = families(specs)
+    documents = torch.tensor(sorted(set(traces.columns("document")["document"][wanted].tolist())))
+    tallies = []
+    for spec in scored:
+        try:
+            with torch.inference_mode():
+                tally = find_levels(spec, observed(), info, documents)
+        except OptionError as error:  # whole numbers, for example
+            left_out[str(spec)] = f"a {SWEPT} between its ends is refused: {error}"
+            continue
+        if tally is None:
+            left_out[str(spec)] = "it decides alike at both ends of its threshold"
+        else:
+            tallies.append(tally)
+    return tallies, left_out
 
 
 def _points(
@@ -195,6 +240,7 @@ def _points(
 
 def _replay_all(
     points: Sequence[OperatingPoint],
+    tallies: Sequence[ScoreTally],
     traces: Traces,
     wanted: Tensor,
     maps: Mapping[int, Linear],
@@ -209,6 +255,8 @@ def _replay_all(
         for tokens in read_tokens(traces, wanted, maps, seed=seed):
             for place, point in enumerate(points):
                 outcomes[place] += replay(point, tokens, info)
+            for tally in tallies:
+                tally.add(tokens, info)
             done += len(tokens)
             watch.step(done, "tokens")
     return outcomes

@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from harness.calibration_records import Calibration
 from harness.sweep.records import Sweep, SweepRow
 from reports.plot import BOUND, FRONT, Marker, draw
 from reports.terminal import fold_label
@@ -28,16 +29,21 @@ DRIFT = (
     "agree: up to the first token of a sample that is not full depth's, the only place where live and replayed can be "
     "compared token by token; to the end: at the same place, all that follows from it included"
 )
+SCORES = (
+    "AUROC: a right token scores higher than a wrong one so often, over all exit points; 0.5 is chance; error: of a "
+    "score that is a probability, its mean distance from the agreement observed"
+)
 _WIDEST = 78
 
 
-def render(sweep: Sweep, *, keep: float, width: int) -> RenderableType:
+def render(sweep: Sweep, *, keep: float, width: int, calibration: Calibration | None = None) -> RenderableType:
     """Return a rich renderable.
 
     Args:
         sweep: what was found.
         keep: agreement that the first table asks for.
         width: columns of the terminal.
+        calibration: of the same scores, where they were judged.
     """
     letters = _letters(sweep.rows)
     parts: list[RenderableType] = [
@@ -66,6 +72,13 @@ def render(sweep: Sweep, *, keep: float, width: int) -> RenderableType:
         Text(f"All {len(sweep.rows)} operating points, replayed", "bold"),
         _table(sweep.rows, letters, width),
     ]
+    if calibration is not None and calibration.scores:
+        parts += [
+            Text(),
+            Text(f"How well scores tell right exits from wrong ones, {calibration.measurement}", "bold"),
+            _scores(calibration, width),
+            Text(SCORES, "dim"),
+        ]
     if sweep.drift:
         parts += [
             Text(),
@@ -140,6 +153,21 @@ def _drift(sweep: Sweep) -> Table:
             "  95 %", _interval(row.live_exit_layer_ci, 2), _interval(row.live_same_prefix_ci, 3),
             _interval(row.live_agreement_ci, 3),
         )  # fmt: skip
+    return table
+
+
+def _scores(calibration: Calibration, width: int) -> Table:
+    table = _grid("score")
+    for column in ("AUROC", "95 %", "error"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for score in calibration.scores:
+        area, error = score.pooled.auroc, score.pooled.ece
+        table.add_row(
+            Text(fold_label(score.score, max(20, width // 4))),
+            "–" if area is None else f"{area:.3f}",
+            _interval(score.pooled.auroc_ci, 3),
+            "–" if error is None else f"{error:.3f}",
+        )
     return table
 
 

@@ -1,0 +1,46 @@
+"""Reads the ``calibration.json`` of sweeps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from harness.calibration_records import CALIBRATION, Calibration
+from harness.errors import StoreError
+
+__all__ = ["find_calibrations", "read_calibration"]
+
+_KNOWN = 1
+
+
+def find_calibrations(paths: Iterable[Path]) -> list[Path]:
+    """Return the sweep folders with a calibration among paths, or right below one without, each once."""
+    found: dict[Path, Path] = {}
+    for path in paths:
+        here = path / CALIBRATION
+        for file in [here] if here.is_file() else sorted(path.glob(f"*/{CALIBRATION}")):
+            found.setdefault(file.parent.resolve(), file.parent)
+    return list(found.values())
+
+
+def read_calibration(folder: Path) -> Calibration:
+    """Read what `harness sweep --out FOLDER` wrote.
+
+    Raises:
+        StoreError: nothing there, or it is damaged or of a later version.
+    """
+    path = folder / CALIBRATION
+    again = "Make it again: `harness sweep --replay TRACE --strategy NAME --out DIR`."
+    try:
+        found = Calibration.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise StoreError(f"cannot read {path}: {error.strerror}. {again}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise StoreError(f"{path} is no calibration: {where}: {first['msg']}. {again}") from None
+    if found.schema_version > _KNOWN:
+        raise StoreError(f"{path} has version {found.schema_version}, this harness reads up to {_KNOWN}. Update it.")
+    return found

@@ -1,0 +1,274 @@
+"""Reads what trainings left in an artefact folder: what every step of LITE and of PPO logged.
+
+Read-only, and as tolerant as a report must be: a training may be writing the log, or was killed in the middle of a
+line. What cannot be read is left out and said in one line; nothing is made up for it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.loss_weights import WeightsRule
+
+__all__ = ["AgentLog", "AgentStep", "LiteLog", "LiteStep", "TrainingLogs", "holds_training", "read_training"]
+
+LITE_LOG, AGENT_LOG = "training.jsonl", "-training.jsonl"
+TUNED = ("adapter.json", "tuning.json")
+"""What says how weights were tuned: the adapter's facts, or those of weights that were tuned whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class LiteStep:
+    """One optimiser step.
+
+    Attributes:
+        step: 1-based.
+        cross_entropy: layer → nats per token, of the layers that this step trained.
+    """
+
+    step: int
+    cross_entropy: Mapping[int, float]
+
+
+@dataclass(frozen=True, slots=True)
+class LiteLog:
+    """How weights were tuned.
+
+    Attributes:
+        steps: in order.
+        exit_points, num_layers: of the model; empty and ``None`` where no adapter says them yet.
+        weights_rule: how the losses were weighted; ``None`` where unknown.
+        exits_per_step: random exits a step besides the last layer; ``None`` for all.
+        exit_head: ``shared`` or ``shortcut``; empty where unknown.
+        text: what was learned from, in words; empty where unknown.
+    """
+
+    steps: tuple[LiteStep, ...]
+    exit_points: tuple[int, ...] = ()
+    num_layers: int | None = None
+    weights_rule: WeightsRule | None = None
+    exits_per_step: int | None = None
+    exit_head: str = ""
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AgentStep:
+    """One rollout of PPO.
+
+    Attributes:
+        steps: decisions so far, these included.
+        reward_per_step: mean reward of a decision.
+        reward_per_episode: mean over episodes that ended; ``None`` where none did.
+        episodes: how many ended.
+        exits: exit layer → share of tokens that left there, exploration included.
+    """
+
+    steps: int
+    reward_per_step: float
+    reward_per_episode: float | None
+    episodes: int
+    exits: Mapping[int, float]
+
+
+@dataclass(frozen=True, slots=True)
+class AgentLog:
+    """How an agent was trained.
+
+    Attributes:
+        name: of its files.
+        steps: in order.
+        optimal_exits: layer → tokens whose first right exit it was, over the whole training; empty in a training that
+            is not finished.
+        reward: its rule with the coefficients, in words; empty where no agent says it yet.
+        text: what was learned from, in words; empty where unknown.
+    """
+
+    name: str
+    steps: tuple[AgentStep, ...]
+    optimal_exits: Mapping[int, int]
+    reward: str = ""
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingLogs:
+    """Everything of one folder.
+
+    Attributes:
+        folder: where it was read.
+        lite: ``None`` where no weights were tuned.
+        agents: by name, the plain one first.
+        problems: a line for each thing that could not be read.
+    """
+
+    folder: Path
+    lite: LiteLog | None
+    agents: tuple[AgentLog, ...]
+    problems: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Name of the folder."""
+        return self.folder.resolve().name
+
+
+def holds_training(folder: Path) -> bool:
+    """Whether a folder holds anything that :func:`read_training` reads."""
+    if not folder.is_dir():
+        return False
+    named = (LITE_LOG, *TUNED)
+    return any((folder / name).is_file() for name in named) or any(folder.glob(f"*{AGENT_LOG}"))
+
+
+def read_training(folder: Path) -> TrainingLogs:
+    """Read a folder that `harness train` wrote to, or a shipped one; never fails, see ``problems``."""
+    problems: list[str] = []
+    if not folder.is_dir():
+        problems.append(f"{folder} is no folder. Give one that `harness train` wrote to.")
+    lite = _read_lite(folder, problems)
+    agents = [_read_agent(file, problems) for file in sorted(folder.glob(f"*{AGENT_LOG}"))]
+    kept = sorted((agent for agent in agents if agent.steps), key=lambda agent: (len(agent.name), agent.name))
+    if not problems and lite is None and not kept:
+        problems.append(f"{folder} holds no log of a training. Give a folder that `harness train` wrote to.")
+    return TrainingLogs(folder, lite, tuple(kept), tuple(problems))
+
+
+def _read_lite(folder: Path, problems: list[str]) -> LiteLog | None:
+    steps = []
+    for line in _lines(folder / LITE_LOG, problems):
+        losses = {layer: loss for layer, loss in _by_layer(line, "cross_entropy").items() if loss >= 0}
+        steps.append(LiteStep(int(line["step"]), losses))
+    found = next((folder / name for name in TUNED if (folder / name).is_file()), None)
+    facts = {} if found is None else _facts(found, problems)
+    recipe = _mapping(facts.get("recipe"))
+    if not steps and not recipe:
+        return None
+    layers, rule, each = facts.get("num_layers"), recipe.get("weights_rule"), recipe.get("exits_per_step")
+    streams = [_mapping(stream).get("stream") for stream in _listed(facts.get("data"))]
+    return LiteLog(
+        steps=tuple(sorted(steps, key=lambda step: step.step)),
+        exit_points=tuple(point for point in _listed(facts.get("exit_points")) if isinstance(point, int)),
+        num_layers=layers if isinstance(layers, int) else None,
+        weights_rule=rule if rule in ("green-code", "uniform") else None,
+        exits_per_step=each if isinstance(each, int) else None,
+        exit_head=str(recipe.get("exit_head") or ""),
+        text=_tasks(streams),
+    )
+
+
+def _read_agent(log: Path, problems: list[str]) -> AgentLog:
+    name = log.name.removesuffix(AGENT_LOG)
+    steps: dict[int, AgentStep] = {}
+    optimal: Mapping[int, float] = {}
+    for line in _lines(log, problems):
+        done = int(line["steps"])
+        if "optimal_exits" in line:
+            optimal = _by_layer(line, "optimal_exits")
+            continue
+        episode = line.get("reward_per_episode")
+        steps[done] = AgentStep(  # a step that was written again counts once, the last time
+            done,
+            float(line["reward_per_step"]),
+            None if episode is None else float(episode),
+            int(line["episodes"]),
+            _by_layer(line, "exits"),
+        )
+    facts = _facts(log.with_name(f"{name}.json"), problems)
+    return AgentLog(
+        name=name,
+        steps=tuple(steps[done] for done in sorted(steps)),
+        optimal_exits={layer: int(count) for layer, count in optimal.items()},
+        reward=_reward(_mapping(facts.get("reward"))),
+        text=_tasks(_listed(_mapping(facts.get("trained_on")).get("streams"))),
+    )
+
+
+def _lines(log: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
+    """Yield a log's lines that are whole and hold what every reader here wants; count the others."""
+    if not log.exists():
+        return
+    try:
+        raw = log.read_bytes().split(b"\n")
+    except OSError as error:
+        problems.append(f"cannot read {log}: {error.strerror}.")
+        return
+    damaged = 0
+    last = next((number for number in reversed(range(len(raw))) if raw[number].strip()), -1)
+    for number, text in enumerate(raw):
+        if not text.strip():
+            continue
+        line = _line(text)
+        if line is not None:
+            yield line
+        elif number == last and raw[-1]:  # no newline behind it: cut off, or being written
+            problems.append(f"the last line of {log} is half-written and left out.")
+        else:
+            damaged += 1
+    if damaged:
+        problems.append(f"{damaged} of {len(raw) - 1} lines of {log} are damaged and left out.")
+
+
+def _line(text: bytes) -> dict[str, Any] | None:
+    """Return a log's line, if all that is read of it is there."""
+    try:
+        line = json.loads(text)
+        if "step" in line:
+            number, values = line["step"], (*_by_layer(line, "cross_entropy").values(),)
+        elif "optimal_exits" in line:
+            number, values = line["steps"], (*_by_layer(line, "optimal_exits").values(),)
+        else:
+            episode = line.get("reward_per_episode")
+            number, values = line["steps"], (
+                line["reward_per_step"], line["episodes"], *(() if episode is None else (episode,)),
+                *_by_layer(line, "exits").values(),
+            )  # fmt: skip
+        whole = int(number) >= 0 and all(math.isfinite(value) for value in values)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
+        return None
+    return line if whole and isinstance(line, dict) else None
+
+
+def _by_layer(line: Mapping[str, Any], key: str) -> dict[int, float]:
+    return {int(layer): float(value) for layer, value in line[key].items()}
+
+
+def _facts(file: Path, problems: list[str]) -> Mapping[str, Any]:
+    """Return what an artefact's JSON says; nothing where there is none yet."""
+    if not file.is_file():
+        return {}
+    try:
+        facts = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        problems.append(f"cannot read {file}: {error.strerror}.")
+        return {}
+    except (ValueError, RecursionError):
+        facts = None
+    if not isinstance(facts, dict):
+        problems.append(f"{file} is not the JSON of an artefact and left out.")
+        return {}
+    return facts
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _tasks(streams: list[Any]) -> str:
+    """Return the tasks that streams are of, each once."""
+    names = dict.fromkeys(str(stream).partition(",")[0] for stream in streams if stream)
+    return " + ".join(sorted(names))
+
+
+def _reward(facts: Mapping[str, Any]) -> str:
+    coefficients = [f"{name} {value}" for name, value in facts.items() if name != "rule"]
+    return ", ".join([str(facts["rule"]), *coefficients]) if "rule" in facts else ""

@@ -1,0 +1,99 @@
+"""Figures of scores: what is drawn is what the file says, and that it is replayed stands beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.calibration_records import CALIBRATION, Calibration
+from harness.errors import StoreError
+from reports.calibrations import find_calibrations, read_calibration
+from reports.figures.calibration import calibration_figures
+from reports.figures.figure import save_figures
+from reports.figures.style import styled
+
+
+def exit_part(layer: int | None, auroc: float | None, *, interval: bool = True) -> dict[str, Any]:
+    bins = [
+        {
+            "scores": (n / 4, (n + 1) / 4), "score": (n + 0.5) / 4, "quantiles": (n / 4, (n + 1) / 4), "tokens": 10,
+            "agreement": n / 4, "agreement_ci": (max(0, n / 4 - 0.1), n / 4 + 0.1) if interval else None,
+        }
+        for n in range(4)
+    ]  # fmt: skip
+    return {
+        "exit_layer": layer, "tokens": 40, "documents": 6, "agreement": 0.375, "auroc": auroc,
+        "auroc_ci": None if auroc is None or not interval else (auroc - 0.05, auroc + 0.05), "ece": 0.125, "bins": bins,
+    }  # fmt: skip
+
+
+def made(*scores: tuple[str, bool], auroc: float | None = 0.8, interval: bool = True) -> Calibration:
+    return Calibration.model_validate(
+        {
+            "title": "replayed: py150, 20 tokens of 6 held-out documents", "traces": "traces/x", "tokens": 20,
+            "documents": 6, "generated": False, "model": "tiny", "weights": "random", "dtype": "float32",
+            "exit_head": "shared", "num_layers": 12, "exit_points": (4, 6), "fingerprint": "f", "notes": (),
+            "seconds": 0,
+            "scores": [
+                {
+                    "score": name, "strategy": name.partition(":")[0], "options": {}, "probability": probability,
+                    "ascending": True, "levels": 9, "pooled": exit_part(None, auroc, interval=interval),
+                    "exits": [exit_part(4, None), exit_part(6, auroc, interval=interval)],
+                }
+                for name, probability in scores
+            ],
+        }
+    )  # fmt: skip
+
+
+def drawn(figure: Any) -> Any:
+    with styled(figure.name):
+        return figure.draw()
+
+
+def test_three_figures_all_labelled_replayed() -> None:
+    found = calibration_figures([made(("confidence", True), ("rl", False)), made(("rl", False))])
+    assert [figure.name for figure in found] == [
+        "calibration-tiny-reliability", "calibration-tiny-quantiles", "calibration-tiny-auroc",
+        "calibration-tiny-2-quantiles", "calibration-tiny-2-auroc",
+    ]  # fmt: skip
+    assert all(figure.caption.startswith("Replayed, teacher-forced: tiny, py150, 20 tokens") for figure in found)
+    assert calibration_figures([made(("rl", False), auroc=None), made()]) == []
+
+
+def test_what_is_drawn_is_what_the_file_says() -> None:
+    calibration = made(("confidence", True), ("rl:agent=a", False), ("rl:agent=b", False))
+    reliability, quantiles, auroc = calibration_figures([calibration])
+    panel = drawn(reliability).axes[0]
+    (pooled,) = (bars for bars in panel.containers if bars.get_label() == "all exit points")
+    assert list(pooled[0].get_xdata()) == [0.125, 0.375, 0.625, 0.875]
+    assert list(pooled[0].get_ydata()) == [0, 0.25, 0.5, 0.75]
+    assert "ECE 0.125" in [text.get_text() for text in panel.texts]
+    lines = {bars.get_label(): bars[0] for bars in drawn(quantiles).axes[0].containers}
+    assert set(lines) == {"confidence", "rl:agent=a", "rl:agent=b"}
+    assert lines["rl:agent=a"].get_linestyle() != lines["rl:agent=b"].get_linestyle()
+    for bars in drawn(auroc).axes[0].containers:
+        assert list(bars[0].get_ydata()) == [0.8], "an exit without a value has no point"
+        assert round(float(bars[0].get_xdata()[0])) == 1
+
+
+def test_odd_names_and_missing_intervals_can_be_drawn(tmp_path: Path) -> None:
+    names = [(f"$\\x{{$ <b> {n}", True) for n in range(5)]
+    assert len(save_figures(calibration_figures([made(*names, interval=False)]), tmp_path)) == 9
+
+
+def test_files_are_found_and_damaged_ones_refused(tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / CALIBRATION).write_text(made(("rl", False)).model_dump_json())
+    assert find_calibrations([tmp_path, tmp_path / "s", tmp_path / "none"]) == [tmp_path / "s"]
+    assert read_calibration(tmp_path / "s") == made(("rl", False))
+    later = made().model_copy(update={"schema_version": 2}).model_dump_json()
+    damaged = {"{": "is no calibration", '{"schema_version": 1}': "is no calibration: title", later: "has version 2"}
+    for text, expected in damaged.items():
+        (tmp_path / "s" / CALIBRATION).write_text(text)
+        with pytest.raises(StoreError, match=expected):
+            read_calibration(tmp_path / "s")
+    with pytest.raises(StoreError, match="harness sweep --replay"):
+        read_calibration(tmp_path)

@@ -1,0 +1,101 @@
+"""Figures of trainings: which there are, what their captions own up to, and that every one can be drawn."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.artefacts import SHIPPED
+from harness.loss_weights import loss_weights
+from reports.figures.curves import exit_colours, smoothed
+from reports.figures.figure import save_figures
+from reports.figures.style import styled
+from reports.figures.training import training_figures
+from reports.training_logs import AgentLog, AgentStep, LiteLog, LiteStep, TrainingLogs, read_training
+
+
+def lite(**changes: Any) -> LiteLog:
+    steps = tuple(LiteStep(n, {(4, 6)[n % 2]: 3.0 - n / 100, 12: 2.0}) for n in range(1, 41))
+    return dataclasses.replace(LiteLog(steps, (4, 6), 12, "uniform", 1, "shared", "py150"), **changes)
+
+
+def agent(name: str, **changes: Any) -> AgentLog:
+    steps = tuple(AgentStep(100 * n, n / 10, None if n == 1 else n, 3, {4: 0.5, 12: 0.5}) for n in range(1, 30))
+    return dataclasses.replace(AgentLog(name, steps, {4: 30, 12: 10}, "savings, penalty 4", "py150"), **changes)
+
+
+def logs(name: str = "tiny", *, tuned: LiteLog | None = None, agents: tuple[AgentLog, ...] = ()) -> TrainingLogs:
+    return TrainingLogs(Path("elsewhere") / name, tuned, agents, ())
+
+
+def drawn(figure: Any) -> Any:
+    with styled(figure.name):
+        return figure.draw()
+
+
+def test_one_figure_each_of_what_there_is() -> None:
+    found = training_figures([logs(tuned=lite(), agents=(agent("rl"), agent("rl-java")))])
+    assert [figure.name for figure in found] == [
+        "training-tiny-loss-weights", "training-tiny-loss", "training-tiny-reward", "training-tiny-exits",
+    ]  # fmt: skip
+    assert [figure.name for figure in training_figures([logs(tuned=lite(num_layers=None))])] == ["training-tiny-loss"]
+    assert training_figures([logs(agents=(agent("rl", steps=()),)), logs(tuned=lite(steps=(), exit_points=()))]) == []
+
+
+def test_folders_of_one_name_do_not_share_files() -> None:
+    names = [figure.name for figure in training_figures([logs("A b", agents=(agent("rl"),))] * 3)]
+    assert len(set(names)) == 6
+    assert names[0] == "training-a-b-reward"
+
+
+def test_captions_say_what_the_numbers_are() -> None:
+    weights, loss, reward, exits = training_figures([logs(tuned=lite(), agents=(agent("rl"),))])
+    assert "1 random exits of 2" in weights.caption
+    assert "not of held-out ones" in loss.caption
+    assert "no dot where it was not drawn" in loss.caption
+    assert "different units" in reward.caption
+    assert "rl: savings, penalty 4 on py150." in reward.caption
+    assert "Replayed" in exits.caption
+    every = training_figures([logs(tuned=lite(exits_per_step=None))])
+    assert "All exits count in every step." in every[0].caption
+
+
+def test_loss_weights_are_the_paper_s_beside_the_training_s_own() -> None:
+    figure, _ = training_figures([logs(tuned=lite())])
+    axes = drawn(figure).axes[0]
+    paper, own = ([bar.get_height() for bar in bars] for bars in axes.containers)
+    assert paper == pytest.approx(loss_weights((4, 6), 12, "green-code"))
+    assert own == pytest.approx([1 / 3] * 3)
+    (figure, _) = training_figures([logs(tuned=lite(weights_rule="green-code"))])
+    assert len(drawn(figure).axes[0].containers) == 1
+
+
+def test_optimal_exits_are_shares_of_all_tokens() -> None:
+    _, figure = training_figures([logs(agents=(agent("rl"),))])
+    axes = drawn(figure).axes[0]
+    optimal, taken = ([bar.get_height() for bar in bars] for bars in axes.containers)
+    assert optimal == [75, 25]
+    assert taken == [50, 50]
+    assert "mean layer 6.0" in axes.get_legend().get_texts()[0].get_text()
+    _, unfinished = training_figures([logs(agents=(agent("rl", optimal_exits={}),))])
+    assert len(drawn(unfinished).axes[0].containers) == 1
+
+
+def test_a_smoothed_line_keeps_constants_and_slopes() -> None:
+    assert smoothed([2.0] * 50) == pytest.approx([2.0] * 50)
+    rising = [float(n) for n in range(200)]
+    assert smoothed(rising)[:195] == pytest.approx(rising[:195]), "as many on either side"
+    assert smoothed([1.0]) == [1.0]
+
+
+def test_every_exit_has_a_colour_of_its_own() -> None:
+    assert len(set(exit_colours((4, 6, 8, 10, 12, 14, 18, 22, 26, 30)).values())) == 10
+
+
+def test_odd_names_and_shipped_trainings_can_be_drawn(tmp_path: Path) -> None:
+    odd = logs("$x_1^{$ <b>", tuned=lite(), agents=(agent("rl-$\\frac$"), agent("r" * 80)))
+    figures = [*training_figures([odd]), training_figures([read_training(SHIPPED / "smollm2-135m-shared")])[1]]
+    assert len(save_figures(figures, tmp_path)) == 15

@@ -1,0 +1,192 @@
+"""Scores behind thresholds: what calibration.json says is what the scores themselves would have said."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from harness.calibration_records import Calibration, ScoreCalibration
+from harness.config import parse_strategies
+from harness.contracts import ModelInfo
+from harness.sweep.job import SweepRequest, sweep
+from harness.sweep.scores import families, find_levels
+from harness.sweep.tokens import TracedTokens
+from harness.training.traces.reading import held_out_rows
+from harness.training.traces.store import Traces
+from harness.training.watch import Silent
+from reports.calibrations import find_calibrations, read_calibration
+
+POINTS = (4, 6, 10)
+
+
+@pytest.fixture
+def calibrated(tiny_llama: Path, traced: Path) -> Callable[..., Calibration]:
+    def run(*strategies: str) -> Calibration:
+        request = SweepRequest(strategies, documents="all", calibrate=True)
+        found = sweep(str(tiny_llama), traced, request, artefacts=None, watch=Silent()).calibration
+        assert found is not None
+        return found
+
+    return run
+
+
+def exact(score: torch.Tensor, right: torch.Tensor) -> float:
+    """AUROC of real scores, by the definition."""
+    good, bad = score[right].double(), score[~right].double()
+    above = (good[:, None] > bad).double() + (good[:, None] == bad).double() / 2
+    return above.mean().item()
+
+
+def traced_columns(traced: Path) -> dict[str, torch.Tensor]:
+    return Traces.open(traced).columns("top", "top1", "entropy", "final")
+
+
+def test_thresholds_tell_what_the_scores_would(calibrated: Callable[..., Calibration], traced: Path) -> None:
+    columns = traced_columns(traced)
+    right = columns["top"] == columns["final"].unsqueeze(1)
+    found = {score.score: score for score in calibrated("confidence", "entropy:threshold=0.2,0.3", "confidence").scores}
+    assert set(found) == {"confidence", "entropy"}, "each strategy once, without its threshold"
+    assert (found["confidence"].ascending, found["confidence"].probability) == (True, True)
+    assert (found["entropy"].ascending, found["entropy"].probability) == (False, False)
+    assert "threshold" not in found["entropy"].options
+    for name, column, sign in (("confidence", "top1", 1), ("entropy", "entropy", -1)):
+        scores = sign * columns[column].float()
+        for place, each in enumerate(found[name].exits):
+            assert each.exit_layer == POINTS[place]
+            assert each.tokens == len(right)
+            assert each.agreement == pytest.approx(right[:, place].float().mean().item())
+            assert each.auroc == pytest.approx(exact(scores[:, place], right[:, place]), abs=0.01)
+            assert each.auroc_ci is not None
+            assert each.auroc_ci[0] <= each.auroc <= each.auroc_ci[1]
+        pooled = found[name].pooled
+        assert pooled.tokens == 3 * len(right)
+        assert pooled.auroc == pytest.approx(exact(scores.flatten(), right.flatten()), abs=0.01)
+
+
+def test_a_probability_s_error_is_that_of_its_bins(calibrated: Callable[..., Calibration], traced: Path) -> None:
+    columns = traced_columns(traced)
+    (score,) = calibrated("confidence").scores
+    top1, right = columns["top1"].float().flatten(), (columns["top"] == columns["final"].unsqueeze(1)).flatten()
+    for b in score.pooled.bins:
+        inside = (top1 >= b.scores[0]) & (top1 < b.scores[1] if b.quantiles[1] < 1 else top1 <= 1)
+        assert int(inside.sum()) == b.tokens
+        assert b.score == pytest.approx(top1[inside].mean().item(), abs=0.005)
+        assert b.agreement == pytest.approx(right[inside].float().mean().item())
+    assert score.pooled.bins[0].quantiles[0] == 0
+    assert score.pooled.bins[-1].quantiles[1] == 1
+    assert all(a.quantiles[1] == b.quantiles[0] for a, b in zip(score.pooled.bins, score.pooled.bins[1:], strict=False))
+    expected = sum(b.tokens * abs(b.agreement - b.score) for b in score.pooled.bins) / score.pooled.tokens
+    assert score.pooled.ece == pytest.approx(expected)
+
+
+def test_a_perfect_and_a_perverse_score(made: Callable[..., TracedTokens], info: ModelInfo) -> None:
+    count = 60
+    top1 = torch.linspace(0.1, 0.9, count)[:, None].expand(count, 3)
+    right = top1 > 0.5
+    tokens = made(top=right.int(), final=[1] * count, top1=top1, entropy=top1, document=[n // 10 for n in range(count)])
+    for name, expected in (("confidence", 1.0), ("entropy", 0.0)):
+        (spec,) = parse_strategies(name)
+        tally = find_levels(spec, tokens, info, torch.arange(6))
+        assert tally is not None
+        tally.add(tokens, info)
+        assert tally.tokens.sum((1, 2)).tolist() == [count] * 3
+        wrong = (tally.tokens - tally.right).sum(1)[0].numpy()
+        from reports.calibration import auroc
+
+        assert auroc(tally.right.sum(1)[0].numpy(), wrong) == expected
+
+
+def test_a_strategy_that_never_asks_twice_has_no_score(made: Callable[..., TracedTokens], info: ModelInfo) -> None:
+    kept, left_out = families(parse_strategies("patience") + parse_strategies("confidence:threshold=0.1,0.2"))
+    assert [str(spec) for spec in kept] == ["confidence"]
+    assert left_out == {"patience": "it has no option threshold with a range"}
+    alike = made(top=[[1, 1, 1]] * 9, final=[1] * 9, hidden=torch.ones(9, 3, 32))
+    (spec,) = parse_strategies("saturation")
+    tally = find_levels(spec, alike, info, torch.arange(1))
+    assert tally is not None, "never at the first exit, always at the others"
+    tally.add(alike, info)
+    assert (tally.tokens > 0).sum((1, 2)).tolist() == [1, 1, 1]
+
+
+def test_a_score_from_outside_is_judged_like_one_from_here(
+    calibrated: Callable[..., Calibration], traced: Path, plug_in: Callable[..., None]
+) -> None:
+    plug_in(
+        "norm",
+        """
+        from typing import Annotated, ClassVar
+        from pydantic import Field
+
+        @dataclass(frozen=True)
+        class Outside(Strategy):
+            '''Exit when the hidden state is long.'''
+
+            probabilistic: ClassVar[bool] = True
+            threshold: Annotated[float, Field(ge=0, le=1000, description="length")] = 10.0
+
+            def should_exit(self, view):
+                return view.hidden_state.norm(dim=-1) >= self.threshold
+        """,
+    )
+    traces = Traces.open(traced)
+    columns = traces.columns("top", "final", "hidden")
+    right = columns["top"] == columns["final"].unsqueeze(1)
+    (score,) = calibrated("norm").scores
+    norms = columns["hidden"].float().norm(dim=-1)
+    for place, each in enumerate(score.exits):
+        assert each.auroc == pytest.approx(exact(norms[:, place], right[:, place]), abs=0.01)
+    assert score.probability, "its author says so; whether it holds, the error says"
+    assert score.pooled.ece is not None
+    assert score.pooled.ece > 1
+
+
+def test_a_threshold_of_whole_numbers_is_left_out_and_the_sweep_goes_on(
+    calibrated: Callable[..., Calibration], plug_in: Callable[..., None]
+) -> None:
+    plug_in(
+        "depth",
+        """
+        from typing import Annotated
+        from pydantic import Field
+
+        @dataclass(frozen=True)
+        class Outside(Strategy):
+            '''Exit from a layer on.'''
+
+            threshold: Annotated[int, Field(ge=1, le=12, description="layer")] = 6
+
+            def should_exit(self, view):
+                return torch.full_like(view.rows, view.exit_layer >= self.threshold, dtype=torch.bool)
+        """,
+    )
+    found = calibrated("depth:threshold=6", "confidence:threshold=0.5")
+    assert [score.score for score in found.scores] == ["confidence"]
+    assert "a threshold between its ends is refused: depth:threshold=6.5" in found.left_out["depth"]
+
+
+def test_the_command_writes_it_beside_the_sweep(
+    cli: Callable[..., Any], tiny_llama: Path, traced: Path, tmp_path: Path
+) -> None:
+    arguments = ("sweep", "--replay", traced, "--model", tiny_llama, "--strategy", "confidence:threshold=0.5")
+    done = cli(*arguments, "--strategy", "patience", "--out", tmp_path / "s")
+    assert done.code == 0, done.err
+    assert "calibration.json" in done.err
+    assert find_calibrations([tmp_path, tmp_path / "s"]) == [tmp_path / "s"]
+    found = read_calibration(tmp_path / "s")
+    assert "right exits from wrong ones, replayed, teacher-forced" in done.out
+    assert f"{found.scores[0].pooled.auroc:.3f}" in done.out
+    written = json.loads((tmp_path / "s" / "sweep.json").read_text())
+    assert found.measurement == "replayed, teacher-forced"
+    assert (found.tokens, found.documents, found.title) == (written["tokens"], written["documents"], written["title"])
+    assert found.left_out == {"patience": "it has no option threshold with a range"}
+    held = int(held_out_rows(Traces.open(traced), Traces.open(traced).columns("document")["document"], seed=0).sum())
+    assert {each.tokens for each in found.scores[0].exits} == {held}
+    assert "right exits from wrong ones" not in cli(*arguments).out, "without --out nothing is judged"
+    again = cli(*arguments, "--out", tmp_path / "s")
+    assert again.code == 0, again.err
+    assert isinstance(read_calibration(tmp_path / "s").scores[0], ScoreCalibration)
