@@ -21,6 +21,7 @@ FLOORS: dict[str, int] = {
     "harness.commands": 5,
     "harness.repeat_process": 5,
     "harness.progress": 5,
+    "harness.reproduction": 5,
     "harness.runner": 4,
     "harness.plan": 4,
     "harness.operating_points": 4,

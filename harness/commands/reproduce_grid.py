@@ -7,19 +7,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from reports.figures.grid import grid_figures
-from reports.grid.files import grid_csv, grid_json, grid_markdown
-from reports.grid.text import render_grid
-
 from harness.commands.console import escape, log_to, stderr, stdout
 from harness.errors import ConfigError
 from harness.progress import RunProgress
 from harness.reproduction.grid import AGENTS, PAPER_MODELS, STAND_IN, GridSettings, fixed_layers, plan, read_scale
 from harness.reproduction.measure import GridWatch, measure, open_grid, read_settings
-from harness.reproduction.needs import available_tasks, check, facts, needs
+from harness.reproduction.needs import available_tasks, check, facts, needs, weights_of
 from reports.figures.figure import save_figures
+from reports.figures.grid import grid_figures
 from reports.files import write_files
 from reports.grid.compare import compare_grid
+from reports.grid.files import grid_csv, grid_json, grid_markdown
+from reports.grid.text import render_grid
 from reports.published.green_code import THRESHOLDS
 
 __all__ = ["grid"]
@@ -102,12 +101,14 @@ def _settings(given: Mapping[str, Any], scale: str) -> tuple[GridSettings, tuple
         info = facts(model, given["artefacts"])
         layers[model] = fixed_layers(info.exit_points, info.num_layers)
     values: dict[str, Any] = {
-        "weights": "tuned" if papers_own else "auto",
+        "weights": "auto",
         "dtype": "bfloat16" if papers_own or _half_is_fast() else "float32",
         **{key: given[key] for key in ("weights", "dtype", "energy", "artefacts", "threads") if given[key] is not None},
     }
     if values["weights"] not in ("auto", "tuned", "pretrained", "random"):
         raise ConfigError(f"--weights {values['weights']} is unknown. Use auto, tuned, pretrained or random.")
+    if values["weights"] == "auto":
+        values["weights"] = weights_of(models[0], given["artefacts"])
     return GridSettings(
         scale=scale,
         samples=samples,

@@ -68,7 +68,7 @@ class GridSettings(Record):
         agents: task → trained agent.
         fixed_layers: model → layers of the fixed exits beside the agent, as deep as the paper's agent on average: what
             its points are compared with where ours does not go as deep.
-        weights: of the tuned runs: ``tuned``, ``auto`` (tuned where there is an adapter), ``pretrained``, ``random``.
+        weights: of the runs with the agent: ``tuned``, or ``pretrained`` and ``random`` without an untuned run beside.
         source, dtype, energy, artefacts, seed, threads: as in :class:`harness.config.RunConfig`.
         new_tokens: generated per sample.
     """

@@ -14,12 +14,21 @@ from harness.registry import TASKS
 from harness.reproduction.grid import PAPER_MODELS, GridRun, GridSettings
 from reports.published.green_code import green_code
 
-__all__ = ["available_tasks", "check", "facts", "needs"]
+__all__ = ["available_tasks", "check", "facts", "needs", "weights_of"]
 
 
 def facts(model: str, artefacts: str | None = None) -> ModelInfo:
     """Return what is known of a model without its weights; a catalogue model needs neither hub nor files."""
     return _resolve(model, "random", "float32", artefacts)
+
+
+def weights_of(model: str, artefacts: str | None = None) -> WeightsChoice:
+    """Return ``tuned`` where a model has an adapter, as the paper's two must, else ``pretrained``.
+
+    Raises:
+        ModelError: its weights are not here.
+    """
+    return "tuned" if model in PAPER_MODELS else _resolve(model, "auto", "float32", artefacts).weights
 
 
 def needs(settings: GridSettings, runs: Sequence[GridRun]) -> tuple[str, ...]:
@@ -89,7 +98,9 @@ def _missing(settings: GridSettings, model: str) -> Iterator[tuple[str, list[str
     except ModelError as error:
         if model not in PAPER_MODELS:
             raise
-        fetch = f"`hf download {_hub_name(error, model)}` (where the hub is in reach; Llama's licence must be accepted)"
+        hub = _hub_name(error, model)
+        licence = "; its licence must be accepted" if hub.startswith("meta-llama/") else ""
+        fetch = f"`hf download {hub}` (where the hub is in reach{licence})"
         yield f"{model} has no weights here, nor what is trained on them", [fetch, tune, trace, *train.values()]
         return
     for task, command in train.items():

@@ -72,7 +72,8 @@ class ReferenceColumn:
             return MISSING
         if isinstance(value, str):
             return value
-        return f"{100 * value:.1f} %" if self.percent else f"{value:.{self.decimals}f}"
+        text = f"{100 * value:.1f} %" if self.percent else f"{value:.{self.decimals}f}"
+        return text.replace("-", "−")
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,8 +204,10 @@ def _green_code(dataset: str, language: str) -> Reference:
 
 
 def _is_shown(run: PublishedRun) -> bool:
-    """The paper's bars, and full depth with a cache, which it does not show."""
-    return run.strategy == "full" or (run.strategy == "rl" and run.threshold in THRESHOLDS)
+    """The paper's bars, and tuned full depth with a cache, which it does not show."""
+    if run.strategy == "full":
+        return run.kv is KVPolicy.NONE or run.weights == "tuned"
+    return run.strategy == "rl" and run.threshold in THRESHOLDS
 
 
 def _green_code_row(run: PublishedRun) -> ReferenceRow:
