@@ -30,7 +30,7 @@ PANELS = (
     ("energy_saving", "energy saved"),
     ("rouge_l_kept", "ROUGE-L kept"),
     ("codebleu_kept", "CodeBLEU kept"),
-    ("overhead_time", "agent's share of the time"),
+    ("overhead_time", "agent's share, time"),
 )
 PUBLISHED = ("#9ecae1", "#fdd0a2")
 MEASURED = {KVPolicy.NONE: "#0072b2", KVPolicy.PROPAGATE: "#d55e00"}

@@ -83,8 +83,15 @@ def _table(
         cache=ours.cache_saving(),
         published_cache={name: cache_savings(name, task.language) for name in stands_for},
         thresholds_differ=_differ(agent),
-        notes=tuple(dict.fromkeys((*run.summary.notes, *(base.summary.notes if base else ())))),
+        notes=(*run.summary.notes, *_only_of(base, run)),
     )
+
+
+def _only_of(base: RecordedRun | None, run: RecordedRun) -> Iterator[str]:
+    """What the untuned run says besides."""
+    for note in base.summary.notes if base else ():
+        if note not in run.summary.notes:
+            yield f"untuned run: {note}"
 
 
 def _differ(agent: Sequence[GridPoint]) -> bool:

@@ -90,7 +90,7 @@ def _numbers(numbers: Numbers) -> Iterator[dict[str, object]]:
 
 
 def _pipes(table: TextTable) -> Iterator[str]:
-    yield "| " + " | ".join(_plain(cell) for cell in table.header) + " |"
+    yield "| " + " | ".join(_plain(cell.replace("-\n", "-")) for cell in table.header) + " |"
     yield "|---" + "|--:" * (len(table.header) - 1) + "|"
     for row in table.rows:
         yield "| " + " | ".join(_plain(cell) for cell in row) + " |"
@@ -99,6 +99,6 @@ def _pipes(table: TextTable) -> Iterator[str]:
 def _plain(text: str) -> str:
     """One line that Markdown shows as it is."""
     line = " ".join(text.split())
-    for character in "\\|<>`*_[]":
-        line = line.replace(character, f"\\{character}") if character not in "[]" else line
+    for character in "\\|<>`*_":
+        line = line.replace(character, f"\\{character}")
     return line.replace("~", "\\~")

@@ -15,8 +15,8 @@ QUANTITIES = {
     "energy_saving": "energy saved",
     "rouge_l_kept": "ROUGE-L kept",
     "codebleu_kept": "CodeBLEU kept",
-    "overhead_time": "agent's share of the time",
-    "overhead_energy": "agent's share of energy",
+    "overhead_time": "agent's share, time",
+    "overhead_energy": "agent's share, energy",
     "overhead_time_of_full": "agent over full depth, time",
     "overhead_energy_of_full": "agent over full depth, energy",
 }

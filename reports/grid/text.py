@@ -23,14 +23,14 @@ def render_grid(comparison: GridComparison, width: int = 80) -> RenderableType:
     for table in comparison.tables:
         parts += [Text(), Text(f"{table.task} · {table.model}: the paper's grid, and ours", "bold")]
         parts += [Text(line, "dim") for line in heading(table)]
-        quantities = list(quantity_tables(table, every=False))
+        quantities = list(quantity_tables(table, every=False, decimals=1 if width >= ROOMY else 0))
         parts += [Text(), _stacked(quantities)] if quantities else []
         matched = matched_table(table, cached=width >= ROOMY)
         parts += [Text(), Text(matched.title, "bold"), _table(matched)]
         if width >= WIDE:
             parts += [Text(), Text(absolute_table(table).title, "bold"), _table(absolute_table(table))]
         parts += [Text(f"• {line}", "dim") for line in remarks(table)]
-        disturbed = [note for note in table.notes if "windows are flagged" in note]
+        disturbed = [note for note in table.notes if "windows are flagged" in note and not note.startswith("untuned")]
         parts += [Text(f"• {note}", "dim") for note in disturbed]
         if more := len(table.notes) - len(disturbed):
             parts.append(Text(f"• {more} more notes on these runs are in grid.md", "dim"))

@@ -78,12 +78,13 @@ def remarks(table: GridTable) -> tuple[str, ...]:
     return tuple(found)
 
 
-def quantity_tables(table: GridTable, *, every: bool = True) -> Iterator[TextTable]:
+def quantity_tables(table: GridTable, *, every: bool = True, decimals: int = 1) -> Iterator[TextTable]:
     """Yield a table per relative quantity, in percent: settings down, the paper's models and ours across.
 
     Args:
         table: what is shown.
         every: also the agent's share of full depth's cost.
+        decimals: of intervals' bounds.
     """
     for quantity, title in QUANTITIES.items():
         if quantity.endswith("_of_full") and not every:
@@ -91,11 +92,12 @@ def quantity_tables(table: GridTable, *, every: bool = True) -> Iterator[TextTab
         rows = []
         for point in table.points:
             kind = point.key if point.key in ("base", "full", "never") else "agent"
-            cells = _cells(table, point, quantity)
+            cells = _cells(table, point, quantity, decimals)
             if kind in SETTINGS[quantity] and any(cell != MISSING for cell in cells):
                 rows.append((point.label, *cells))
         if rows:
-            yield TextTable(f"{title}, %", ("", *table.stands_for, *HERE), tuple(rows))
+            names = ("paper,\n" + name.replace("-", "-\n", 1) for name in table.stands_for)
+            yield TextTable(f"{title}, %", ("", *names, *HERE), tuple(rows))
 
 
 def matched_table(table: GridTable, *, cached: bool = True) -> TextTable:
@@ -140,24 +142,29 @@ def absolute_table(table: GridTable) -> TextTable:
     )
 
 
-def estimate(value: Estimate | None, *, mark: str = "") -> str:
-    """Return a fraction as percent with its interval, ``–`` for a missing one."""
+def estimate(value: Estimate | None, *, mark: str = "", decimals: int = 1) -> str:
+    """Return a fraction as percent with its interval, bounds with so many decimals; ``–`` for a missing one."""
     if value is None:
         return MISSING
-    text = f"{mark}{100 * value.value:.1f}"
+    text = mark + _percent(value.value, 1)
     if value.low is not None and value.high is not None:
-        text += f" [{100 * value.low:.1f}, {100 * value.high:.1f}]"
-    return text.replace("-", "−")
+        text += f" [{_percent(value.low, decimals)}, {_percent(value.high, decimals)}]"
+    return text
 
 
-def _cells(table: GridTable, point: GridPoint, quantity: str) -> list[str]:
+def _percent(value: float, decimals: int) -> str:
+    rounded = round(100 * value, decimals) + 0.0  # no negative zero
+    return f"{rounded:.{decimals}f}".replace("-", "−")
+
+
+def _cells(table: GridTable, point: GridPoint, quantity: str, decimals: int) -> list[str]:
     mark = "~" if "energy" in quantity and table.energy_source in UNMEASURED else ""
     published = [
         estimate(getattr(numbers, quantity)) if numbers else MISSING
         for numbers in (point.published.get(name) for name in table.stands_for)
     ]
     ours = [
-        estimate(getattr(numbers, quantity), mark=mark) if numbers else MISSING
+        estimate(getattr(numbers, quantity), mark=mark, decimals=decimals) if numbers else MISSING
         for numbers in (point.uncached, point.cached)
     ]
     return [*published, *ours]

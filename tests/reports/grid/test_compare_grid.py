@@ -104,7 +104,6 @@ def test_savings_are_of_full_depth_under_the_same_policy() -> None:
     assert value(here.cached.time_saving) == pytest.approx(0.25)  # 1.5 s for 2 s
     assert value(here.uncached.layers_skipped) == pytest.approx(0.6)
     assert value(here.uncached.rouge_l_kept) == pytest.approx(0.5)
-    assert here.uncached.time_saving == pytest.approx(Estimate(0.6, 0.6, 0.6)) or here.uncached.time_saving is not None
     assert here.uncached.energy_saving is None  # nothing was read, which is not zero
     assert here.uncached.codebleu_kept is None
 
@@ -193,7 +192,7 @@ def test_a_terminal_shows_every_point_within_its_width(width: int) -> None:
     assert "…" not in text
     for words in (
         "threshold 0.8",
-        "60.0 [60.0, 60.0]",
+        "60.0 [60, 60]" if width < 96 else "60.0 [60.0, 60.0]",
         "At matched depth",
         "stands in: tiny for Llama-3.2-3B and OPT-2.7B",
     ):
