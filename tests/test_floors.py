@@ -22,6 +22,7 @@ FLOORS: dict[str, int] = {
     "harness.repeat_process": 5,
     "harness.progress": 5,
     "harness.pytest_plugin": 5,
+    "harness.reproduction": 5,
     "harness.runner": 4,
     "harness.plan": 4,
     "harness.operating_points": 4,

@@ -1,4 +1,4 @@
-"""``harness reproduce``: a published figure, measured again here, beside the published numbers."""
+"""``harness reproduce``: a published experiment, measured again here, beside the published numbers."""
 
 from __future__ import annotations
 
@@ -16,55 +16,100 @@ if TYPE_CHECKING:
 __all__ = ["reproduce"]
 
 PAPERS = ("green-code",)
-FIGURES = ("kv",)
+FIGURES = ("grid", "kv")
 KV_POLICIES = "none,propagate,recompute"  # the first one's full depth is the baseline, as in the paper
 
 
 def reproduce(
     paper: Annotated[str, typer.Argument(help="green-code.")] = "green-code",
     figure: Annotated[
-        str, typer.Option(help="kv: early exit without a KV cache, as published, beside full depth with one.")
-    ] = "kv",
+        str | None,
+        typer.Option(
+            help="grid: the paper's models, data and thresholds, point by point. kv: early exit without a KV cache, as "
+            "published, beside full depth with one. Default: grid, or what --resume holds."
+        ),
+    ] = None,
+    scale: Annotated[
+        str | None,
+        typer.Option(
+            help="grid: small (6 samples a task, a small model stands in), a fraction of the paper's 1,000 samples "
+            "with that model, or full (its models and samples: days without a GPU). Default: small."
+        ),
+    ] = None,
     strategy: Annotated[
         list[str] | None,
-        typer.Option(help="Early exits to show. Repeatable. Default: rl, and fixed in the middle.", metavar="SPEC"),
+        typer.Option(help="kv: early exits to show. Repeatable. Default: rl, and fixed in the middle.", metavar="SPEC"),
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Catalogue name, hub id or folder. Default: smollm2-135m.")] = None,
-    weights: Annotated[str | None, typer.Option(help="auto, tuned, pretrained or random. Default: auto.")] = None,
-    task: Annotated[list[str] | None, typer.Option(help="py150, javacorpus. Repeatable. Default: py150.")] = None,
-    source: Annotated[str | None, typer.Option(help="embedded, hub, or PATH. Default: embedded.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Catalogue name, hub id or folder. Default: smollm2-135m; at full scale the paper's two."),
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="auto, tuned, pretrained or random. Default: auto; tuned at full scale.")
+    ] = None,
+    artefacts: Annotated[
+        str | None,
+        typer.Option(help="Trained exits: a folder, or a shipped set (smollm2-135m-shared: the paper's one head)."),
+    ] = None,
+    task: Annotated[
+        list[str] | None, typer.Option(help="py150, javacorpus. Repeatable. Default: py150; grid: both.")
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option(help="embedded, hub, or PATH. Default: embedded; hub at full scale.")
+    ] = None,
     limit: Annotated[
-        int | None, typer.Option(help="Samples per task; without a cache each takes seconds. Default: 16.")
+        int | None,
+        typer.Option(help="Samples per task; without a cache each takes seconds. Default: 16, or --scale's."),
     ] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16. Default: float32.")] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="float32, bfloat16 or float16. Default: float32; grid: bfloat16 where that is fast."),
+    ] = None,
     energy: Annotated[str | None, typer.Option(help="auto, nvml, rapl, estimate or none. Default: auto.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads. Default: torch's choice.")] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Run directory. Default: runs/TIME-MODEL-TASK.", metavar="DIR")
+        Path | None,
+        typer.Option(help="Folder. Default: runs/TIME-MODEL-TASK; grid: runs/TIME-green-code.", metavar="DIR"),
     ] = None,
-    resume: Annotated[Path | None, typer.Option(help="Continue a run directory.", metavar="DIR")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the figure's rows as JSON.")] = False,
+    resume: Annotated[Path | None, typer.Option(help="Continue a folder.", metavar="DIR")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Measure a published figure again, here, and show both: the paper's numbers and ours, never mixed."""
+    """Measure a published experiment again, here, and show both: the paper's numbers and ours, never mixed."""
+    figure = figure or _figure_of(resume)
     for what, name, known in (("paper", paper, PAPERS), ("figure", figure, FIGURES)):
         if name not in known:
             raise ConfigError(f"unknown {what} '{name}'. Known: {', '.join(known)}.")
-    from harness.settings import resolve_settings
-
     given: dict[str, Any] = {
         "strategies": tuple(strategy) if strategy else None,
         "model": model,
         "weights": weights,
+        "artefacts": artefacts,
         "tasks": tuple(task) if task else None,
         "source": source,
         "limit": limit,
         "dtype": dtype,
         "energy": energy,
+        "threads": threads,
         "out": out,
     }
+    if figure == "grid":
+        from harness.commands.reproduce_grid import grid
+
+        grid(given, scale, resume, as_json=as_json)
+        return
+    if scale is not None:
+        raise ConfigError("--scale belongs to --figure grid. Use --limit for the samples of --figure kv.")
+    from harness.settings import resolve_settings
+
     if resume is None:
         given["kv"] = KV_POLICIES
         given["strategies"] = given["strategies"] or tuple(_early_exits(resolve_settings(given, None, None)))
     _kv(resolve_settings(given, None, resume), resume, as_json=as_json)
+
+
+def _figure_of(resume: Path | None) -> str:
+    """The figure that a folder to resume holds: the grid's has runs below it, the other one is a run."""
+    return "kv" if resume is not None and (resume / "manifest.json").exists() else "grid"
 
 
 def _early_exits(config: RunConfig) -> list[str]:

@@ -1,0 +1,142 @@
+"""``harness reproduce green-code``: the paper's grid. Prepares, measures run by run, compares, and writes the files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from harness.commands.console import escape, log_to, stderr, stdout
+from harness.errors import ConfigError
+from harness.progress import RunProgress
+from harness.reproduction.grid import AGENTS, PAPER_MODELS, STAND_IN, GridSettings, fixed_layers, plan, read_scale
+from harness.reproduction.measure import GridWatch, measure, open_grid, read_settings
+from harness.reproduction.needs import available_tasks, check, facts, needs, weights_of
+from reports.figures.figure import save_figures
+from reports.figures.grid import grid_figures
+from reports.files import write_files
+from reports.grid.compare import compare_grid
+from reports.grid.files import grid_csv, grid_json, grid_markdown
+from reports.grid.text import render_grid
+from reports.published.green_code import THRESHOLDS
+
+__all__ = ["grid"]
+
+FAST_BFLOAT16 = frozenset({"amx_bf16", "avx512_bf16"})
+"""Processor flags: half precision is faster than single there, and slower without."""
+
+
+def grid(given: Mapping[str, Any], scale: str | None, resume: Path | None, *, as_json: bool) -> None:
+    """Measure the grid, or go on with it, and show it beside the paper's.
+
+    Args:
+        given: flags by the names of a run's configuration, ``None`` where not given.
+        scale: as asked for; ``None`` for small.
+        resume: folder of a grid.
+        as_json: print it as JSON.
+
+    Raises:
+        HarnessError: the grid cannot be made, or could not go on.
+    """
+    console = stderr()
+    log_to(console)
+    if given["strategies"]:
+        raise ConfigError("--strategy belongs to --figure kv; the grid's operating points are the paper's.")
+    notes: tuple[str, ...] = ()
+    if resume is not None:
+        folder, settings = resume, read_settings(resume)
+        _refuse_changes(given, scale, resume)
+    else:
+        settings, notes = _settings(given, scale or "small")
+        folder = given["out"] or Path("runs") / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-green-code"
+    runs = plan(settings)
+    for line in (*notes, *needs(settings, runs)):
+        console.print(f"[dim]• {escape(line)}[/]", soft_wrap=True)
+    check(settings)
+    if resume is None:
+        open_grid(folder, settings)
+    watch = GridWatch(lambda line: console.print(escape(line), soft_wrap=True), lambda: RunProgress(console))
+    try:
+        measured = measure(folder, runs, watch)
+    except KeyboardInterrupt:
+        console.print(
+            "Stopped; every finished window is kept. Continue with "
+            f"`harness reproduce green-code --resume {escape(str(folder))}`.",
+            soft_wrap=True,
+        )
+        raise
+    comparison = compare_grid(settings.thresholds, [(run.kind, run.stands_for, record) for run, record in measured])
+    texts = {"grid.md": grid_markdown(comparison), "grid.csv": grid_csv(comparison), "grid.json": grid_json(comparison)}
+    write_files(folder, texts)
+    save_figures(grid_figures(comparison), folder)
+    if as_json:
+        print(texts["grid.json"], end="")
+        return
+    shown = stdout()
+    shown.print(render_grid(comparison, shown.width))
+    console.print(
+        f"[dim]grid.md, grid.csv, grid.json, the figures and every run are in {escape(str(folder))}[/]", soft_wrap=True
+    )
+
+
+def _settings(given: Mapping[str, Any], scale: str) -> tuple[GridSettings, tuple[str, ...]]:
+    """Decide what the flags leave open; also returns what was left out."""
+    samples, papers_own = read_scale(scale)
+    if given["limit"] is not None:
+        if given["limit"] < 1:
+            raise ConfigError(f"--limit {given['limit']}: the grid needs 1 sample or more; see --scale.")
+        samples = given["limit"]
+    source = given["source"] or ("hub" if papers_own else "embedded")
+    tasks = given["tasks"] or tuple(AGENTS)
+    for name in tasks:
+        if name not in AGENTS:
+            raise ConfigError(f"--task {name} is not in the paper's grid. Use {' or '.join(AGENTS)}.")
+    left_out: tuple[str, ...] = ()
+    if given["tasks"] is None:
+        tasks, left_out = available_tasks(tasks, source)
+    models = (given["model"],) if given["model"] else tuple(PAPER_MODELS) if papers_own else (STAND_IN,)
+    layers = {}
+    for model in models:
+        info = facts(model, given["artefacts"])
+        layers[model] = fixed_layers(info.exit_points, info.num_layers)
+    values: dict[str, Any] = {
+        "weights": "auto",
+        "dtype": "bfloat16" if papers_own or _half_is_fast() else "float32",
+        **{key: given[key] for key in ("weights", "dtype", "energy", "artefacts", "threads") if given[key] is not None},
+    }
+    if values["weights"] not in ("auto", "tuned", "pretrained", "random"):
+        raise ConfigError(f"--weights {values['weights']} is unknown. Use auto, tuned, pretrained or random.")
+    if values["weights"] == "auto":
+        values["weights"] = weights_of(models[0], given["artefacts"])
+    return GridSettings(
+        scale=scale,
+        samples=samples,
+        models=models,
+        tasks=tasks,
+        thresholds=THRESHOLDS,
+        agents={task: AGENTS[task] for task in tasks},
+        fixed_layers=layers,
+        source=source,
+        **values,
+    ), left_out
+
+
+def _refuse_changes(given: Mapping[str, Any], scale: str | None, resume: Path) -> None:
+    """A grid that goes on is the one that was begun: its folder knows the settings."""
+    changed = [name for name, value in given.items() if value is not None] + (["scale"] if scale else [])
+    if changed:
+        flag = {"tasks": "task", "strategies": "strategy"}.get(changed[0], changed[0])
+        raise ConfigError(f"--{flag} cannot change when a grid is resumed: {resume} has its settings. Leave it away.")
+
+
+def _half_is_fast() -> bool:
+    import torch
+
+    if torch.cuda.is_available():
+        return True
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return any(flag in text.split() for flag in FAST_BFLOAT16)

@@ -1,0 +1,225 @@
+"""One operating point in numbers: what it skips, saves, keeps and spends on deciding, against full depth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import mean, stdev
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reports.energy import has_energy
+from reports.measured import Measured
+from reports.statistics import (
+    MINIMUM_PAIRS,
+    Pair,
+    bootstrap_interval,
+    paired_ratio,
+    replicate_interval,
+)
+
+__all__ = ["Estimate", "Numbers", "measured_numbers", "overhead"]
+
+RESAMPLES = 4_000
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A fraction with its bootstrap 95 % interval; no interval where it was published or cannot be paired."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """One operating point; ``None``: not measured, not published, or not defined.
+
+    Attributes:
+        operating_point: label of ours, or ``published``.
+        samples: finished.
+        energy_source: where joules come from.
+        layers_skipped, time_saving, energy_saving: shares of full depth under the same KV policy.
+        rouge_l_kept, codebleu_kept: score over full depth's.
+        overhead_time, overhead_energy: the agent's share of the operating point's own cost.
+        overhead_time_of_full, overhead_energy_of_full: the same over full depth's cost.
+        time_s, energy_j: means per sample; ``…_std…`` the standard deviation over samples.
+        rouge_l, codebleu: 0…1.
+    """
+
+    operating_point: str
+    samples: int
+    energy_source: str
+    layers_skipped: Estimate | None = None
+    time_saving: Estimate | None = None
+    energy_saving: Estimate | None = None
+    rouge_l_kept: Estimate | None = None
+    codebleu_kept: Estimate | None = None
+    overhead_time: Estimate | None = None
+    overhead_energy: Estimate | None = None
+    overhead_time_of_full: Estimate | None = None
+    overhead_energy_of_full: Estimate | None = None
+    time_s: float | None = None
+    time_std_s: float | None = None
+    energy_j: float | None = None
+    energy_std_j: float | None = None
+    rouge_l: float | None = None
+    codebleu: float | None = None
+
+
+def measured_numbers(
+    cell: Measured,
+    full: Measured,
+    num_layers: int,
+    codebleu: tuple[float | None, float | None],
+    *,
+    never: Measured | None = None,
+    paired: bool = True,
+) -> Numbers:
+    """Compare an operating point with full depth.
+
+    Args:
+        cell: the operating point.
+        full: full depth, under the same KV policy unless the cache itself is compared.
+        num_layers: decoder layers of the model.
+        codebleu: of both, over the corpus.
+        never: the same strategy, asked and never obeyed; without it there is no overhead.
+        paired: their windows were interleaved; otherwise costs have no interval.
+    """
+    same = cell is full
+    windows = [window for window in cell.windows.values() if window.samples]
+    seconds = [window.duration_s / window.samples for window in windows]
+    joules = [window.energy_j / window.samples for window in windows if window.energy_j is not None]
+    has_joules = bool(joules) and len(joules) == len(seconds)
+    scores = [score for sample in cell.scored if (score := sample.scores.get("rouge_l")) is not None]
+    mine, theirs = codebleu
+    return Numbers(
+        operating_point=cell.point.name,
+        samples=len(cell.scored),
+        energy_source=next(iter({window.energy_source for window in cell.windows.values()}), "none"),
+        layers_skipped=_skipped(cell, num_layers),
+        time_saving=Estimate(0.0) if same else _saving(cell.window_pairs(full), interval=paired),
+        energy_saving=_energy_saving(cell, full, interval=paired),
+        rouge_l_kept=Estimate(1.0) if same else _kept(cell, full),
+        codebleu_kept=Estimate(mine / theirs) if mine is not None and theirs else None,
+        overhead_time=overhead(cell, full, never, "time"),
+        overhead_energy=overhead(cell, full, never, "energy"),
+        overhead_time_of_full=overhead(cell, full, never, "time", of_full=True),
+        overhead_energy_of_full=overhead(cell, full, never, "energy", of_full=True),
+        time_s=mean(seconds) if seconds else None,
+        time_std_s=_spread(cell, seconds),
+        energy_j=mean(joules) if has_joules else None,
+        energy_std_j=_spread(cell, joules) if has_joules else None,
+        rouge_l=mean(scores) if scores else None,
+        codebleu=mine,
+    )
+
+
+def overhead(
+    cell: Measured, full: Measured, never: Measured | None, quantity: str, *, of_full: bool = False
+) -> Estimate | None:
+    """Return what asking cost an operating point, as a share of its own cost or of full depth's.
+
+    Price of a check: (never obeyed − full depth) / its checks, totals over the blocks that all three finished.
+
+    Args:
+        cell: the operating point; full depth and strategies without a probe have none.
+        full: full depth.
+        never: the strategy asked everywhere, never obeyed.
+        quantity: ``time`` or ``energy``.
+        of_full: over full depth's cost.
+    """
+    if never is None or cell is full:
+        return None
+    if quantity == "energy" and not (has_energy(cell, full) and has_energy(never, full)):
+        return None
+    tables = [_by_block(one, quantity) for one in (full, never, cell)]
+    blocks = sorted(set.intersection(*(set(table) for table in tables)))
+    if not blocks:
+        return None
+    # columns: full's cost, never's cost and checks, the operating point's cost and checks
+    full_table, never_table, cell_table = tables
+    rows = np.array([[full_table[key][0], *never_table[key], *cell_table[key]] for key in blocks])
+
+    def share(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+        whole, asked, asked_checks, cost, checks = sums.T
+        found: NDArray[np.float64] = (asked - whole) / asked_checks * checks / (whole if of_full else cost)
+        return found
+
+    total = rows.sum(axis=0, keepdims=True)
+    if not total[0, 2]:
+        return None
+    value = float(share(total)[0])
+    if len(blocks) < MINIMUM_PAIRS:
+        return Estimate(value)
+    counts = np.random.default_rng(0).multinomial(len(blocks), [1 / len(blocks)] * len(blocks), size=RESAMPLES)
+    interval = replicate_interval(share(counts @ rows), len(blocks))
+    return Estimate(value) if interval is None else Estimate(value, *interval)
+
+
+def _by_block(cell: Measured, quantity: str) -> dict[tuple[int, int], tuple[float, float]]:
+    """Cost and exit checks of each block and repeat that finished whole."""
+    checks: dict[int, int] = {}
+    finished: dict[int, int] = {}
+    for sample in cell.samples.values():
+        checks[sample.window] = checks.get(sample.window, 0) + sample.exit_checks
+        finished[sample.window] = finished.get(sample.window, 0) + 1
+    found = {}
+    for window in cell.windows.values():
+        cost = window.duration_s if quantity == "time" else window.energy_j
+        if cost is not None and window.samples and finished.get(window.window) == window.samples:
+            found[window.block, window.repeat] = (cost, float(checks[window.window]))
+    return found
+
+
+def _saving(pairs: Sequence[Pair], *, interval: bool) -> Estimate | None:
+    """1 − the share of full depth's cost that is left."""
+    ratio = paired_ratio(pairs)
+    if not ratio:
+        return None
+    bounds = bootstrap_interval(pairs) if interval else None
+    return Estimate(1 - 1 / ratio) if bounds is None else Estimate(1 - 1 / ratio, 1 - 1 / bounds[0], 1 - 1 / bounds[1])
+
+
+def _energy_saving(cell: Measured, full: Measured, *, interval: bool) -> Estimate | None:
+    if not has_energy(cell, full):
+        return None
+    return Estimate(0.0) if cell is full else _saving(cell.energy_pairs(full), interval=interval)
+
+
+def _skipped(cell: Measured, num_layers: int) -> Estimate | None:
+    pairs = [
+        Pair(float(sum(layers)), float(len(layers)))
+        for sample in cell.scored
+        if (layers := cell.decoded_layers(sample))
+    ]
+    executed = paired_ratio(pairs)
+    if executed is None:
+        return None
+    bounds = bootstrap_interval(pairs)
+    value = 1 - executed / num_layers
+    if bounds is None:
+        return Estimate(value)
+    return Estimate(value, 1 - bounds[1] / num_layers, 1 - bounds[0] / num_layers)
+
+
+def _kept(cell: Measured, full: Measured) -> Estimate | None:
+    """Mean ROUGE-L over full depth's, on the samples both finished."""
+    mine = {sample.sample_id: sample.scores.get("rouge_l") for sample in cell.scored}
+    theirs = {sample.sample_id: sample.scores.get("rouge_l") for sample in full.scored}
+    pairs = [
+        Pair(here, there) for key, here in mine.items() if here is not None and (there := theirs.get(key)) is not None
+    ]
+    ratio = paired_ratio(pairs)
+    if ratio is None:
+        return None
+    bounds = bootstrap_interval(pairs)
+    return Estimate(ratio) if bounds is None else Estimate(ratio, *bounds)
+
+
+def _spread(cell: Measured, values: Sequence[float]) -> float | None:
+    """Standard deviation over samples; where a window holds several, there is none to be had."""
+    alone = all(window.samples == 1 for window in cell.windows.values())
+    return stdev(values) if alone and len(values) > 1 else None

@@ -1,0 +1,60 @@
+"""The reference section: apart from our rows, with why it cannot be compared, and nothing made up."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.contracts import KVPolicy
+from reports.published.section import (
+    CODEXGLUE_CAVEATS,
+    GREEN_CODE_CAVEATS,
+    reference_markdown,
+    reference_tables,
+    references,
+)
+
+
+def test_the_languages_of_a_report_decide_what_stands_there() -> None:
+    assert [(one.key, {row.dataset for row in one.rows}) for one in references(["java"])] == [
+        ("green-code", {"JavaCorpus"}),
+        ("codexglue", {"JavaCorpus"}),
+    ]
+    assert len(references()) == 4
+    assert references([]) == ()
+    assert reference_markdown([]) == ""
+
+
+def test_full_depth_saves_nothing_and_its_saving_is_missing_not_zero() -> None:
+    (table,) = (one for one in references(["python"]) if one.key == "green-code")
+    full = [row for row in table.rows if row.system == "OPT-2.7B: full depth, tuned"]
+    assert [row.kv for row in full] == [KVPolicy.NONE, KVPolicy.PROPAGATE]
+    assert all(row.time_saving is None and row.energy_saving is None for row in full)
+    (agent,) = (row for row in table.rows if row.system == "OPT-2.7B: agent, threshold 0.9")
+    assert agent.energy_saving == pytest.approx(1 - 339.311814 / 625.866606, abs=1e-4)
+    assert agent.layers_skipped == pytest.approx(1 - 15.531317 / 32, abs=2e-4)
+
+
+def test_rows_that_are_probably_another_language_s_are_left_out() -> None:
+    (table,) = (one for one in references(["java"]) if one.key == "green-code")
+    assert not [row for row in table.rows if "untuned" in row.system and row.kv is not KVPolicy.NONE]
+
+
+def test_markdown_says_what_it_is_not() -> None:
+    text = reference_markdown(["python"])
+    assert text.startswith("## For reference: published numbers")
+    assert "never ranked with the rows above" in text
+    assert "official test; our rows are official dev or other data: not the same set" in text.lower()
+    for caveat in (*GREEN_CODE_CAVEATS, *CODEXGLUE_CAVEATS):
+        assert f"- {caveat}" in text
+    assert "JavaCorpus" not in text
+    lines = [line for line in text.splitlines() if line.startswith("| CodeGPT |")]
+    assert lines == ["| CodeGPT | 0.4218 | 0.7123 | 0.7658 |"]
+    assert "| GPT-NeoX-24L" not in text  # no entry for PY150
+    assert "| PyCoder | 0.4391 | 0.7174 | – |" in text
+
+
+def test_terminal_tables_hold_the_same_cells() -> None:
+    for table, reference in zip(reference_tables(), references(), strict=True):
+        assert "not ranked" in table.title
+        assert len(table.rows) == len(reference.rows)
+        assert {len(row) for row in table.rows} == {len(table.header)}
