@@ -75,7 +75,7 @@ def _sources(paths: Iterable[Path]) -> list[Path]:
 
 
 def _add_all(site: Site, sources: list[Path], *, stored: bool) -> tuple[Refused, int]:
-    """Add what can be published, one run in memory at a time; return the rest with reasons, and the count of doubles."""
+    """Add what can be published, one run in memory at a time; return the rest with reasons, and count doubles."""
     from harness.progress import TrainingProgress
 
     refused: Refused = []

@@ -29,6 +29,11 @@ const Leaderboard = {
     });
   },
 
+  // A name that may break where its parts end, and nowhere else.
+  breakable(text) {
+    return text.split(/(?<=[:,@])/).flatMap(function (part, place) { return place ? [document.createElement("wbr"), part] : [part]; });
+  },
+
   markup(html) {
     const holder = document.createElement("span");
     holder.innerHTML = html;

@@ -53,8 +53,8 @@
     { key: "edit_similarity", title: "Edit similarity", number: true, minor: true, cell: similarity,
       about: "edit similarity to the reference, 1 is identical; below it the difference to full depth with its 95 % interval" },
     { key: "agreement", title: "Agreement", number: true, minor: true, cell: function (p) { return fixed(p.agreement, 3); }, about: "share of tokens that equal full depth’s at the same place" },
-    { key: "layers_skipped", title: "Layers skipped", number: true, minor: true, cell: function (p) { return percent(p.layers_skipped); }, about: "share of the model’s layers a decoded token did not run" },
-    { key: "oracle_fraction", title: "Of oracle", number: true, minor: true, cell: function (p) { return percent(p.oracle_fraction); }, about: "layers skipped over what the oracle skips" },
+    { key: "layers_skipped", title: "Layers skipped", number: true, minor: true, cell: skipped,
+      about: "share of the model’s layers a decoded token did not run; below it, over what the oracle skips" },
     { key: "speedup", title: "Speed-up", number: true, cell: function (p) { return withInterval(p, "speedup", times); }, about: "full depth’s time over this one’s, whole request, 95 % interval" },
     { key: "decode_speedup", title: "Decoding", number: true, minor: true, cell: function (p) { return withInterval(p, "decode_speedup", times); }, about: "speed-up of the time per token after the first, 95 % interval" },
     { key: "latency_p50_s", title: "p50, ms", number: true, minor: true, up: true, cell: function (p) { return p.latency_p50_s === null ? "–" : (1000 * p.latency_p50_s).toFixed(0); }, about: "median latency of a request" },
@@ -71,6 +71,11 @@
       : h("span", { class: "interval" }, difference + (interval ? "[" + interval.map(function (bound) { return signed(bound, 3); }).join(", ") + "]" : ""))];
   }
 
+  function skipped(point) {
+    const known = point.oracle_fraction !== null && point.kind === "candidate";
+    return [h("span", { class: "value" }, percent(point.layers_skipped)), known ? h("span", { class: "interval" }, fixed(100 * point.oracle_fraction, 0, " % of oracle")) : null];
+  }
+
   function energy(point) {
     const source = index.groups[point.group].energy;
     if (point.energy_j_per_token === null) return "–";
@@ -81,7 +86,7 @@
     const dot = h("span", { class: "dot", "aria-hidden": "true" });
     const colour = index.looks[point.strategy][0];
     dot.style.background = colour === "#000000" ? "currentColor" : colour;
-    return [dot, h("a", { href: "point.html#" + point.id, class: "name" }, point.name), ...Leaderboard.tags(point.kind, point.front)];
+    return [dot, h("a", { href: "point.html#" + point.id, class: "name" }, Leaderboard.breakable(point.name)), ...Leaderboard.tags(point.kind, point.front)];
   }
 
   // ------------------------------------------------------------------ filters
@@ -161,7 +166,7 @@
   function head(columns) {
     const sortedBy = state.sort || (state.group === EVERYTHING ? "speedup" : "rank");
     const down = state.sort ? state.down : state.group === EVERYTHING;
-    return h("tr", {}, columns.map(function (column) {
+    return h("tr", {}, h("th", { scope: "col", class: "pick" }, h("span", { class: "hidden" }, "Compare")), columns.map(function (column) {
       const order = column.key === sortedBy ? (down ? "descending" : "ascending") : "none";
       return h("th", { scope: "col", "aria-sort": order, class: classes(column) },
         h("button", { type: "button", title: column.about, "data-sort": column.key, onclick: function () {
@@ -171,7 +176,7 @@
           show();
           document.querySelector('[data-sort="' + column.key + '"]').focus();
         } }, column.title, h("span", { class: "arrow", "aria-hidden": "true" }, order === "none" ? "" : down ? " ↓" : " ↑")));
-    }), h("th", { scope: "col" }, h("span", { class: "hidden" }, "Compare")));
+    }));
   }
 
   function classes(column) {
@@ -180,9 +185,9 @@
 
   function line(point, columns) {
     const box = h("input", { type: "checkbox", "aria-label": "Compare " + point.name, checked: chosen.includes(point.id), onchange: function () { choose(point, box.checked); } });
-    return h("tr", { class: point.kind + (rank(point) === 1 && state.group !== EVERYTHING ? " first" : "") }, columns.map(function (column) {
+    return h("tr", { class: point.kind + (rank(point) === 1 && state.group !== EVERYTHING ? " first" : "") }, h("td", { class: "pick" }, box), columns.map(function (column) {
       return h(column.head ? "th" : "td", { class: classes(column), scope: column.head ? "row" : null }, column.cell(point));
-    }), h("td", { class: "pick" }, box));
+    }));
   }
 
   function show() {
