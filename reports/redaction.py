@@ -25,9 +25,9 @@ PUBLIC = ("/usr/", "/sys/", "/proc/", "/dev/", "/etc/", "/lib/", "/opt/", "/bin/
 """Folders whose paths say nothing about whoever measured."""
 
 _HOME = re.compile(r"^(?:~|/root|(?:[A-Za-z]:)?[\\/](?:home|Users)[\\/][^\\/]+)[\\/]?$")
-_WHOLE = re.compile(r"^((?:\w+: ?)?)((?:~|[A-Za-z]:)?[\\/][^\\/\s].*)$", re.DOTALL)
+_WHOLE = re.compile(r"^((?:\w{2,}: )?)((?:~|[A-Za-z]:)?[\\/][^\\/\s].*)$", re.DOTALL)
 _WITHIN = re.compile(
-    r"(?<![\w/\\.…~:-])(?:file://)?(?:~|[A-Za-z]:)?[\\/][^\s\"'<>|:;,()\[\]{}\\/][^\s\"'<>|:;,()\[\]{}]*"
+    r"(?<![\w/\\.…~:<-])(?:file://)?(?:~|[A-Za-z]:)?[\\/][^\s\"'<>|:;,()\[\]{}\\/][^\s\"'<>|:;,()\[\]{}]*"
 )
 _KEPT = frozenset({"text", "reference", "token_texts"})
 

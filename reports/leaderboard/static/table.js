@@ -129,7 +129,11 @@
     for (const point of points) if (matches(point)) counts.set(point.group, (counts.get(point.group) || 0) + 1);
     const known = [...counts.keys()].sort(function (a, b) { return a - b; });
     const ids = known.map(function (number) { return index.groups[number].id; });
-    if (state.group !== EVERYTHING && !ids.includes(state.group)) state.group = ids[0] || EVERYTHING;
+    if (state.group !== EVERYTHING && !ids.includes(state.group)) {
+      const before = index.groups.findIndex(function (group) { return group.id === state.group; });
+      if (known.length || before < 0) state.group = ids[0] || EVERYTHING;
+      else { known.push(before); counts.set(before, 0); }  // nothing matches: the choice stays for when something does
+    }
     options(byId("group"), [
       ...known.map(function (number) {
         const group = index.groups[number];
