@@ -230,6 +230,8 @@ def _difference(stored: Any, computed: Any, place: str) -> str:
         pairs = [(f"{place}.{key}".lstrip("."), stored.get(key), computed.get(key)) for key in {**computed, **stored}]
     elif isinstance(stored, list) and isinstance(computed, list) and len(stored) == len(computed):
         pairs = [(f"{place}[{index}]", *both) for index, both in enumerate(zip(stored, computed, strict=True))]
+    elif isinstance(stored, list) and isinstance(computed, list):
+        return f"{place} has {len(stored)} entries there and {len(computed)} here"
     elif isinstance(stored, float) and isinstance(computed, float):
         close = math.isclose(stored, computed, rel_tol=_FLOAT_TOLERANCE, abs_tol=_FLOAT_TOLERANCE)
         return "" if close else f"{place} is {stored!r} there and {computed!r} here"

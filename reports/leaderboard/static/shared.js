@@ -76,6 +76,8 @@ const Leaderboard = {
       })));
   },
 
+  minus(text) { return text.replace(/-(?=\d)/g, "−"); },
+
   facts(pairs) {
     const h = Leaderboard.h;
     return h("dl", { class: "facts" }, pairs.map(function ([label, text]) {
@@ -86,7 +88,7 @@ const Leaderboard = {
   number(cell) {
     if (!cell) return "–";
     const unit = cell[1].startsWith("[") ? "" : " " + cell[1];
-    return cell[0] + (/^ (ms|s)$/.test(unit) ? unit : "");
+    return Leaderboard.minus(cell[0]) + (/^ (ms|s)$/.test(unit) ? unit : "");
   },
 };
 

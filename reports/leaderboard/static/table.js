@@ -41,22 +41,22 @@
   const rank = function (point) { return point.ranks[criterion()]; };
 
   const COLUMNS = [
-    { key: "rank", title: "Rank", of: rank, cell: function (p) { return rank(p) === null ? "–" : String(rank(p)); }, number: true, ranked: true, up: true,
+    { key: "rank", title: "Rank", of: rank, cell: function (p) { return rank(p) === null ? "–" : String(rank(p)); }, number: true, ranking: true, up: true,
       about: "1 + rows that are clearly better; rows that intervals do not tell apart share a rank" },
     { key: "name", title: "Operating point", of: function (p) { return p.name; }, cell: named, up: true, head: true },
     { key: "task", title: "Task, model, hardware", of: function (p) { return index.groups[p.group].title; },
-      cell: function (p) { return index.groups[p.group].title; }, up: true, everything: true, small: true },
+      cell: function (p) { return index.groups[p.group].title; }, up: true, everything: true, small: true, wide: true },
     { key: "kv", title: "KV", of: function (p) { return p.kv; }, cell: function (p) { return p.kv; }, up: true, minor: true, about: "what an exited token leaves in the layers it skipped" },
     { key: "quality", title: "Quality", of: function (p) { return ["kept", "unclear", "lost", "undefined"].indexOf(p.quality); }, up: true,
       cell: function (p) { return p.kind === "baseline" ? "" : h("span", { class: "quality " + p.quality, title: Leaderboard.quality[p.quality] }, p.quality); },
       about: "whether full depth’s quality is kept" },
     { key: "edit_similarity", title: "Edit similarity", number: true, minor: true, cell: similarity,
       about: "edit similarity to the reference, 1 is identical; below it the difference to full depth with its 95 % interval" },
-    { key: "agreement", title: "Agreement", number: true, minor: true, cell: function (p) { return fixed(p.agreement, 3); }, about: "share of tokens that equal full depth’s at the same place" },
+    { key: "agreement", title: "Agreement", number: true, minor: true, ranking: true, cell: function (p) { return fixed(p.agreement, 3); }, about: "share of tokens that equal full depth’s at the same place" },
     { key: "layers_skipped", title: "Layers skipped", number: true, minor: true, cell: skipped,
       about: "share of the model’s layers a decoded token did not run; below it, over what the oracle skips" },
     { key: "speedup", title: "Speed-up", number: true, cell: function (p) { return withInterval(p, "speedup", times); }, about: "full depth’s time over this one’s, whole request, 95 % interval" },
-    { key: "decode_speedup", title: "Decoding", number: true, minor: true, cell: function (p) { return withInterval(p, "decode_speedup", times); }, about: "speed-up of the time per token after the first, 95 % interval" },
+    { key: "decode_speedup", title: "Decoding", number: true, minor: true, ranking: true, cell: function (p) { return withInterval(p, "decode_speedup", times); }, about: "speed-up of the time per token after the first, 95 % interval" },
     { key: "latency_p50_s", title: "p50, ms", number: true, minor: true, up: true, cell: function (p) { return p.latency_p50_s === null ? "–" : (1000 * p.latency_p50_s).toFixed(0); }, about: "median latency of a request" },
     { key: "energy_j_per_token", title: "J/token", number: true, minor: true, up: true, cell: energy, about: "energy over generated tokens, and where the number comes from" },
     { key: "n", title: "n", number: true, minor: true, cell: function (p) { return String(p.n); }, about: "samples scored" },
@@ -86,7 +86,7 @@
     const dot = h("span", { class: "dot", "aria-hidden": "true" });
     const colour = index.looks[point.strategy][0];
     dot.style.background = colour === "#000000" ? "currentColor" : colour;
-    return [dot, h("a", { href: "point.html#" + point.id, class: "name" }, Leaderboard.breakable(point.name)), ...Leaderboard.tags(point.kind, point.front)];
+    return [dot, h("a", { href: "point.html#" + point.id, class: "name" }, Leaderboard.breakable(point.name)), ...Leaderboard.tags(point.kind, point.front && state.group !== EVERYTHING)];
   }
 
   // ------------------------------------------------------------------ filters
@@ -184,7 +184,7 @@
   }
 
   function classes(column) {
-    return [column.number && "number", column.minor && "minor", column.small && "small", column.key === "rank" && "rank"].filter(Boolean).join(" ");
+    return [column.number && "number", column.minor && "minor", column.small && "small", column.wide && "wide", column.key === "rank" && "rank"].filter(Boolean).join(" ");
   }
 
   function line(point, columns) {
@@ -199,7 +199,7 @@
     fillGroups();
     const everything = state.group === EVERYTHING;
     const rows = sorted(points.filter(function (p) { return matches(p) && (everything || index.groups[p.group].id === state.group); }));
-    const columns = COLUMNS.filter(function (c) { return (!c.ranked || !everything) && (!c.everything || everything); });
+    const columns = COLUMNS.filter(function (c) { return (!c.ranking || !everything) && (!c.everything || everything); });
     const pages = Math.max(1, Math.ceil(rows.length / PAGE));
     state.page = Math.min(state.page, pages - 1);
     const table = byId("table");
