@@ -17,9 +17,11 @@ from harness.commands.catalogue import list_, show
 from harness.commands.compare import compare
 from harness.commands.console import refuse
 from harness.commands.doctor import doctor
+from harness.commands.leaderboard import leaderboard
 from harness.commands.report import report
 from harness.commands.reproduce import reproduce
 from harness.commands.run import run
+from harness.commands.submit import submit
 from harness.commands.sweep import sweep
 from harness.commands.training import app as training
 from harness.commands.training import trace
@@ -82,6 +84,8 @@ app.command()(doctor)
 app.command()(reproduce)
 app.command()(trace)
 app.command()(sweep)
+app.command()(leaderboard)
+app.command()(submit)
 app.add_typer(training)
 
 

@@ -35,6 +35,7 @@ FLOORS: dict[str, int] = {
     "harness.windows": 4,
     "harness.scoring": 4,
     "harness.reading": 4,
+    "harness.submission": 4,
     "harness.manifest": 4,
     "harness.doctor": 4,
     "harness.sweep": 4,

@@ -1,0 +1,129 @@
+"""``harness leaderboard``: runs of many machines as one static site."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from harness.commands.console import escape, stderr, stdout
+from harness.errors import HarnessError, StoreError
+
+if TYPE_CHECKING:
+    from reports.leaderboard.site import Site
+
+__all__ = ["leaderboard"]
+
+LISTED = 20  # refusals that are printed one by one
+
+Refused = list[tuple[Path, str]]
+
+
+def leaderboard(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(help="Run directories, archives of `harness submit`, or folders of them.", metavar="RUN…"),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the site.", metavar="SITE")],
+    merge: Annotated[bool, typer.Option("--merge", help="Keep the runs that the site holds.")] = False,
+    stored: Annotated[
+        bool, typer.Option("--stored", help="Trust each summary.json instead of computing it again: faster.")
+    ] = False,
+    samples: Annotated[int, typer.Option(help="Completions to show per operating point.", min=0, max=1000)] = 8,
+) -> None:
+    """Merge run directories into a leaderboard: a static site that needs no server and no network.
+
+    Only finished runs enter. What is not comparable (hardware class, energy source, data, weights …) is never ranked
+    together.
+    """
+    from reports.leaderboard.site import Site
+
+    site = Site(out, merge=merge, shown=samples)
+    kept = len(site.runs)
+    refused, double = _add_all(site, _sources(paths), stored=stored)
+    _tell(refused)
+    site.finish()
+    points = sum(len(run.points) for run in site.runs.values())
+    parts = [
+        f"{len(site.runs)} run(s) with {points} operating points",
+        f"{len(site.runs) - kept} new" if merge else "",
+        f"{double} given twice or there already" if double else "",
+        f"{len(refused)} left out" if refused else "",
+    ]
+    text = f"{', '.join(filter(None, parts))}. Open {out / 'index.html'} in a browser, or publish the folder as it is."
+    stdout().print(escape(text), highlight=False, soft_wrap=True)
+
+
+def _sources(paths: Iterable[Path]) -> list[Path]:
+    """Run directories and archives that paths name: themselves, or all below a folder."""
+    from harness.reading import find_runs
+    from harness.store import MANIFEST
+    from harness.submission import ARCHIVE
+
+    found: list[Path] = []
+    for path in paths:
+        is_folder = path.is_dir() and not (path / MANIFEST).exists()
+        archives = sorted(path.rglob(f"*{ARCHIVE}")) if is_folder else []
+        runs = [path] if path.is_file() else find_runs([path])
+        if archives and runs == [path]:  # a folder of archives alone
+            runs = []
+        found += [*runs, *archives]
+    return list(dict.fromkeys(found))
+
+
+def _add_all(site: Site, sources: list[Path], *, stored: bool) -> tuple[Refused, int]:
+    """Add what can be published, one run in memory at a time; return the rest with reasons, and count doubles."""
+    from harness.progress import TrainingProgress
+
+    refused: Refused = []
+    double = 0
+    with TrainingProgress(stderr()) as progress:
+        progress.begin("reading runs", len(sources))
+        for done, source in enumerate(sources, 1):
+            try:
+                double += not _add(site, source, stored=stored)
+            except HarnessError as error:
+                refused.append((source, " ".join(str(error).split())))
+            progress.step(done)
+    return refused, double
+
+
+def _add(site: Site, source: Path, *, stored: bool) -> bool:
+    from harness.submission import unpacked
+
+    if not source.is_file():
+        return _publish(site, source, source, stored=stored)
+    with unpacked(source) as directory:
+        return _publish(site, directory, source, stored=stored)
+
+
+def _publish(site: Site, directory: Path, source: Path, *, stored: bool) -> bool:
+    from harness.reading import read_run
+
+    try:
+        run = read_run(directory, stored=stored)
+        if run.state:
+            raise StoreError(
+                f"{directory}: {run.state}; not published. Continue it with `harness run --resume {source}`."
+            )
+        return site.add(run)
+    except StoreError as error:  # of an archive: name it, not the temporary folder
+        raise StoreError(str(error).replace(str(directory), str(source))) from None
+
+
+def _tell(refused: Refused) -> None:
+    """Say on stderr what was left out: one line each, or one per kind of reason when there are many."""
+    console = stderr()
+    for path, reason in refused[:LISTED]:
+        text = reason if str(path) in reason else f"{path}: {reason}"
+        console.print(f"[yellow]left out:[/] {escape(text)}", highlight=False, soft_wrap=True)
+    rest = refused[LISTED:]
+    kinds = Counter(reason.replace(str(path), "…") for path, reason in rest)
+    for reason, count in kinds.most_common(LISTED):
+        console.print(f"[yellow]left out:[/] {count} more: {escape(reason)}", highlight=False, soft_wrap=True)
+    if len(kinds) > LISTED:
+        others = sum(count for _, count in kinds.most_common()[LISTED:])
+        console.print(f"[yellow]left out:[/] {others} more for other reasons", soft_wrap=True)

@@ -1,0 +1,43 @@
+"""``harness submit``: a run directory, checked and packed for publication."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.commands.console import escape, stdout
+from harness.errors import StoreError
+
+__all__ = ["submit"]
+
+
+def submit(
+    directory: Annotated[Path, typer.Argument(help="Run directory.", metavar="RUN_DIR")],
+    out: Annotated[
+        Path | None, typer.Option(help="Archive to write. Default: RUN.tar.gz here.", metavar="FILE")
+    ] = None,
+) -> None:
+    """Check that a run directory can be published, and pack it for `harness leaderboard`; say what is missing."""
+    from harness.submission import ARCHIVE, examine_submission, pack
+
+    file = out or Path(f"{directory.resolve().name}{ARCHIVE}")
+    if not file.name.endswith(ARCHIVE):
+        raise StoreError(f"--out {file} does not end in {ARCHIVE}. Use --out {file.name.partition('.')[0]}{ARCHIVE}.")
+    submission = examine_submission(directory)
+    console = stdout()
+    width = max(len(check.name) for check in submission.checks)
+    for check in submission.checks:
+        mark = "[green]✓[/]" if check.passed else "[red]✗[/]"
+        console.print(f"{mark} {check.name:<{width}}  {escape(check.detail)}", highlight=False, soft_wrap=True)
+    failed = sum(not check.passed for check in submission.checks)
+    if failed:
+        raise StoreError(
+            f"{directory} cannot be published: {failed} of {len(submission.checks)} checks failed (above)."
+        )
+    pack(submission, file)
+    console.print(
+        f"Packed in {escape(str(file))}. Publish it with `harness leaderboard {escape(str(file))} --out SITE`.",
+        soft_wrap=True,
+    )

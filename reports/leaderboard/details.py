@@ -1,0 +1,127 @@
+"""The page of one operating point as data: its numbers as reports write them, and some of its completions."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict
+from typing import Any
+
+from harness.records import SampleRecord
+from reports.columns import columns_of
+from reports.leaderboard.completions import coloured_tokens
+from reports.leaderboard.entries import PointEntry, RunEntry
+from reports.leaderboard.groups import Group, group_of
+from reports.leaderboard.ranking import is_baseline, quality_of
+from reports.measured import Measured
+from reports.recorded import RecordedRun
+from reports.sections import DETAILS, HEADLINE
+from reports.tables import ResultTable, is_candidate
+
+__all__ = ["SAMPLES_SHOWN", "describe_columns", "describe_point", "described"]
+
+SAMPLES_SHOWN = 8
+"""Completions per operating point on the site; all of them are in the run directory."""
+
+_LABELS = {
+    "hardware": "Hardware class",
+    "task": "Task",
+    "protocol": "Protocol",
+    "source": "Data",
+    "fingerprint": "Data fingerprint",
+    "model": "Model",
+    "weights": "Weights",
+    "weights_id": "Weights’ hash",
+    "exit_head": "Exit head",
+    "dtype": "Number format",
+    "batch_size": "Batch size",
+    "arrivals": "Requests come",
+    "max_new_tokens": "Longest completion",
+    "energy_source": "Energy source",
+    "baseline": "Compared with",
+}
+
+
+def described(group: Group) -> list[list[str]]:
+    """Return a group's facts as (label, text), in reading order."""
+    return [[_LABELS[name], str(value)] for name, value in asdict(group).items()]
+
+
+def describe_columns(entry: RunEntry) -> dict[str, Any]:
+    """Return what the numbers are called and mean, by section; the same for every run."""
+    columns = columns_of(ResultTable((entry.points[0].row,), entry.machine))
+    sections = [HEADLINE, *DETAILS]
+    return {
+        "sections": [[section.title, [key for key in section.keys if key != "verdict"]] for section in sections],
+        "columns": {key: [column.term, column.meaning] for key, column in columns.items()},
+    }
+
+
+def describe_point(run: RecordedRun, entry: RunEntry, point: PointEntry, shown: int) -> dict[str, Any]:
+    """Return the data of an operating point's page.
+
+    Args:
+        run: without private paths.
+        entry: what the site keeps of it.
+        point: one of the entry's.
+        shown: completions to show at most: those whose sample ids have the smallest hash, so that they are the same
+            for every operating point and nobody picks them.
+    """
+    row, group = point.row, group_of(entry, point)
+    cell = run.cells[row.task, row.operating_point]
+    full = run.cells[row.task, run.manifest.operating_points[0].name]
+    columns = columns_of(ResultTable((row,), entry.machine))
+    return {
+        "id": point.id,
+        "run": entry.id,
+        "name": row.operating_point,
+        "strategy": row.strategy,
+        "task": group.task,
+        "model": f"{group.model} ({group.weights})",
+        "group": group.id,
+        "facts": described(group),
+        "baseline": is_baseline(row),
+        "bound": not is_candidate(row),
+        "quality": quality_of(row),
+        "verdict": row.verdict,
+        "settings": _settings(run, cell),
+        "cells": {key: [column.cells[0], column.unit] for key, column in columns.items() if not column.empty},
+        "layers": point.layers,
+        "num_layers": run.manifest.model.num_layers,
+        "finished": len(cell.scored),
+        "failed": row.errors,
+        "samples": _samples(cell, full, run.manifest.model.num_layers, shown),
+    }
+
+
+def _settings(run: RecordedRun, cell: Measured) -> list[list[str]]:
+    point = cell.point
+    options = [[f"option {name}", "default" if value is None else str(value)] for name, value in point.options.items()]
+    kv = cell.regime.kv.value
+    source = str(run.manifest.config.get("kv_input") or "hidden")
+    exits = ", ".join(map(str, point.exit_points)) or "none"
+    return [
+        ["strategy", point.strategy],
+        *options,
+        ["KV policy", kv if source == "hidden" or kv != "propagate" else f"{kv}, filled from {source}"],
+        ["asked at layers", exits],
+        *([f"SHA-256 of {name}", digest] for name, digest in point.artefacts.items()),
+    ]
+
+
+def _samples(cell: Measured, full: Measured, num_layers: int, shown: int) -> list[dict[str, Any]]:
+    theirs = {sample.sample_id: sample for sample in full.scored}
+    picked = sorted(cell.scored, key=lambda sample: hashlib.sha256(sample.sample_id.encode()).digest())[:shown]
+    return [_sample(sample, theirs.get(sample.sample_id), num_layers) for sample in picked]
+
+
+def _sample(sample: SampleRecord, full: SampleRecord | None, num_layers: int) -> dict[str, Any]:
+    layers = sample.exit_layers
+    return {
+        "id": sample.sample_id,
+        "html": coloured_tokens(sample, num_layers, full),
+        "reference": sample.reference,
+        "scores": {name: round(score, 3) for name, score in sample.scores.items() if score is not None},
+        "latency_s": sample.latency_s,
+        "tokens": len(layers),
+        "mean_layer": round(sum(layers) / len(layers), 1) if layers else None,
+    }

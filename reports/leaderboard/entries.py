@@ -1,0 +1,116 @@
+"""What the site keeps of a run: enough to rank it again with others, without its records.
+
+A run's identity is made of what was measured (when, on which weights and data, every window's length, every token and
+layer), not of where it lies or in which order it came; an operating point's of its run's, its task and its name. Links
+to either therefore survive any number of re-generations, and a run that is published twice is one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+
+from pydantic import Field
+
+from harness.record import Record
+from harness.records import Manifest
+from harness.summary import SummaryRow
+from reports.measured import Measured, Regime
+from reports.recorded import RecordedRun
+
+__all__ = ["SITE_SCHEMA", "PointEntry", "RunEntry", "entry_of", "identity"]
+
+SITE_SCHEMA = 1
+"""Of the site's data files. Raised when an older program would misread them."""
+
+
+class PointEntry(Record):
+    """One operating point on one task.
+
+    Attributes:
+        id: 16 hexadecimal digits, permanent.
+        row: its results.
+        baseline_kv: KV policy of the full depth it is compared with.
+        layers: decoded tokens by the layer they left at; the token that prefill yields is left out.
+    """
+
+    id: str
+    row: SummaryRow
+    baseline_kv: str
+    layers: dict[int, int] = Field(default_factory=dict)
+
+
+class RunEntry(Record):
+    """One run directory.
+
+    Attributes:
+        site_schema: of this entry. schema_version: of the run directory it was made from.
+        id: 16 hexadecimal digits, permanent.
+        name: of its folder when it was first published.
+        manifest: without private paths.
+        machine: one line. notes: sentences that belong under its numbers.
+        points: at least one.
+    """
+
+    site_schema: int
+    schema_version: int
+    id: str
+    name: str
+    manifest: Manifest
+    machine: str
+    notes: tuple[str, ...]
+    points: tuple[PointEntry, ...]
+
+
+def identity(run: RecordedRun) -> str:
+    """Return the permanent identity of a run without private paths, 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    manifest = run.manifest
+    facts: list[object] = [
+        manifest.created,
+        manifest.model.weights_sha256,
+        *(task.fingerprint for task in manifest.tasks),
+    ]
+    digest.update(repr(facts).encode())
+    for window in run.windows:
+        facts = [window.window, window.task, window.operating_point, window.block, window.repeat, window.duration_s]
+        digest.update(repr(facts).encode())
+    for sample in run.samples:
+        tokens = [sample.window, sample.sample_id, sample.token_ids, sample.exit_layers, sample.latency_s, sample.text]
+        digest.update(repr(tokens).encode("utf-8", "backslashreplace"))
+    return digest.hexdigest()[:16]
+
+
+def entry_of(run: RecordedRun, run_id: str) -> RunEntry:
+    """Return what the site keeps of a finished run; operating points without a finished sample are left out.
+
+    Args:
+        run: without private paths.
+        run_id: its :func:`identity`.
+    """
+    manifest = run.manifest
+    baseline_kv = Regime.of(manifest, manifest.operating_points[0]).kv.value
+    points = [
+        PointEntry(
+            id=hashlib.sha256(f"{run_id}\0{row.task}\0{row.operating_point}".encode()).hexdigest()[:16],
+            row=row,
+            baseline_kv=baseline_kv,
+            layers=_layers(run.cells[row.task, row.operating_point]),
+        )
+        for row in run.summary.rows
+        if row.n
+    ]
+    return RunEntry(
+        site_schema=SITE_SCHEMA,
+        schema_version=manifest.schema_version,
+        id=run_id,
+        name=run.name,
+        manifest=manifest,
+        machine=run.summary.machine,
+        notes=run.summary.notes,
+        points=tuple(points),
+    )
+
+
+def _layers(cell: Measured) -> dict[int, int]:
+    return dict(sorted(Counter(layer for sample in cell.scored for layer in cell.decoded_layers(sample)).items()))

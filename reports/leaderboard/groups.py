@@ -1,0 +1,82 @@
+"""Groups: the operating points that may stand in one ranking. Whatever could move a number besides strategy is in it.
+
+Strategy, options, exit points and KV policy are what a ranking compares; everything else must be the same: machine,
+data down to the fingerprint, weights down to their hash, number format, batch, arrival of requests, source of energy,
+and the full depth that ratios are counted against. Package versions are not part of it and are shown with each run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass
+
+from reports.leaderboard.entries import PointEntry, RunEntry
+from reports.leaderboard.hardware import hardware_class
+
+__all__ = ["Group", "group_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """What all operating points of one ranking share.
+
+    Attributes:
+        hardware: class (:mod:`reports.leaderboard.hardware`).
+        task, protocol, source, fingerprint: the data; a task that was not drawn from its published set says so, and the
+            fingerprint is over the drawn rows.
+        model, weights, weights_id, exit_head, dtype: the model. ``weights_id`` is the hash of the weights, or the seed
+            of random ones.
+        batch_size, arrivals, max_new_tokens: how requests came, in words, and how long completions may be.
+        energy_source: ``nvml``, ``rapl``, ``estimate`` …: never two in one ranking.
+        baseline: the full depth that ratios are counted against, by its KV policy.
+    """
+
+    hardware: str
+    task: str
+    protocol: str
+    source: str
+    fingerprint: str
+    model: str
+    weights: str
+    weights_id: str
+    exit_head: str
+    dtype: str
+    batch_size: int
+    arrivals: str
+    max_new_tokens: str
+    energy_source: str
+    baseline: str
+
+    @property
+    def id(self) -> str:
+        """Ten hexadecimal digits, permanent: made of the facts."""
+        return hashlib.sha256(repr(tuple(asdict(self).values())).encode()).hexdigest()[:10]
+
+
+def group_of(run: RunEntry, point: PointEntry) -> Group:
+    """Return the group that an operating point belongs to."""
+    manifest, row = run.manifest, point.row
+    record = next(task for task in manifest.tasks if task.name == row.task)
+    config, model = manifest.config, manifest.model
+    rate, limit = config.get("arrival_rate"), config.get("max_new_tokens")
+    if model.weights_sha256:
+        weights_id = model.weights_sha256
+    else:
+        weights_id = f"seed {config.get('seed')}" if model.weights == "random" else f"no hash, run {run.id}"
+    return Group(
+        hardware=hardware_class(manifest, run.id),
+        task=row.task if record.source_kind == "hub" else f"{row.task} ({record.source_kind})",
+        protocol=row.protocol,
+        source=row.source,
+        fingerprint=record.fingerprint,
+        model=row.model,
+        weights=row.weights,
+        weights_id=weights_id,
+        exit_head=model.exit_head,
+        dtype=row.dtype,
+        batch_size=row.batch_size,
+        arrivals=f"{rate:g} requests per second" if rate else "one after the other",
+        max_new_tokens=str(limit) if limit else "the protocol's",
+        energy_source=row.energy_source,
+        baseline=f"full depth, KV {point.baseline_kv}",
+    )

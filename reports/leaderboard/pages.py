@@ -1,0 +1,101 @@
+"""The pages and what they load besides data: templates, style, scripts, and plotly's library once.
+
+Pages carry no data of a run; they are the same for every site but for the counts and the published numbers, which
+jinja2 escapes. A policy in each page forbids everything that does not lie beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cache
+from importlib import resources
+from importlib.util import find_spec
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from harness.errors import HarnessError
+from reports.leaderboard.details import SAMPLES_SHOWN
+from reports.leaderboard.entries import RunEntry
+from reports.leaderboard.groups import group_of
+from reports.leaderboard.hardware import RULE
+from reports.leaderboard.ranking import MARGIN
+from reports.published.green_code import PublishedRun, green_code
+
+__all__ = ["PAGES", "assets", "pages"]
+
+PAGES = ("index.html", "point.html", "compare.html")
+_PLOTLY = "plotly.min.js"
+
+
+def pages(runs: Sequence[RunEntry], shown: int = SAMPLES_SHOWN) -> dict[str, str]:
+    """Return file name → HTML.
+
+    Args:
+        runs: what the site holds.
+        shown: completions per operating point.
+    """
+    groups = {group_of(run, point) for run in runs for point in run.points}
+    facts = {
+        "points": sum(len(run.points) for run in runs),
+        "runs": len(runs),
+        "groups": len(groups),
+        "newest": max((run.manifest.created[:10] for run in runs), default="–"),
+        "margin": f"{MARGIN:.2f}",
+        "hardware_rule": RULE,
+        "shown": shown,
+        "published": _published(),
+    }
+    environment = _environment()
+    return {name: environment.get_template(name).render(**facts) for name in PAGES}
+
+
+def assets() -> Iterator[tuple[str, bytes]]:
+    """Yield (file name, content) of what every page loads.
+
+    Raises:
+        HarnessError: plotly is not installed.
+    """
+    folder = resources.files("reports.leaderboard") / "static"
+    for file in sorted(folder.iterdir(), key=lambda file: file.name):
+        if file.name.endswith((".css", ".js")):
+            yield file.name, file.read_bytes()
+    yield _PLOTLY, _plotly().read_bytes()
+
+
+@cache
+def _environment() -> Environment:
+    loader = PackageLoader("reports.leaderboard")
+    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+
+
+def _plotly() -> Path:
+    """The library's one file, found without importing the package."""
+    spec = find_spec("plotly")
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        file = Path(folder) / "package_data" / _PLOTLY
+        if file.is_file():
+            return file
+    raise HarnessError("plotly's library, which draws the leaderboard's plot, is missing. Run `pip install plotly`.")
+
+
+def _published() -> list[list[str]]:
+    return [_published_line(run) for run in green_code()]
+
+
+def _published_line(run: PublishedRun) -> list[str]:
+    strategy = run.strategy if run.threshold is None else f"{run.strategy}, threshold {run.threshold:g}"
+    score = "–" if run.rouge_l is None else f"{run.rouge_l:.3f}"
+    return [
+        run.model,
+        run.language,
+        run.weights,
+        run.kv.value,
+        strategy,
+        f"{run.context:.0%}".replace("%", " %"),
+        f"{run.samples}",
+        f"{run.exit_layer_mean:.1f}",
+        f"{run.time_s:.2f}",
+        f"{run.energy_j:.0f}",
+        score,
+    ]

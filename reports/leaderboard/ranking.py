@@ -1,0 +1,112 @@
+"""What ranks before what inside one group, and why something does not rank.
+
+**Who may rank.** By a cost (speed-up, energy) only what *keeps* full depth's quality: edit similarity, exact match and
+CodeBLEU are not distinguishably lower (Holm-corrected paired test), **and** the 95 % interval of the difference in
+edit similarity stays above −0.05. Without the second condition a run of few samples would always pass, since it can
+distinguish nothing.
+
+**Ranks.** One plus the number of rows that are clearly better, that is, whose interval lies wholly above this row's.
+Rows that the intervals do not tell apart share a rank. Full depth ranks like any other, at 1 exactly.
+
+The oracle is a bound and never ranks; random weights never rank; energy ranks only where a sensor measured it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from harness.summary import SummaryRow
+from reports.against_full import is_distinguishable
+from reports.energy import UNMEASURED
+from reports.pareto import front
+from reports.tables import is_candidate
+
+__all__ = ["CRITERIA", "MARGIN", "Criterion", "Quality", "is_baseline", "on_front", "quality_of", "ranks"]
+
+MARGIN = 0.05
+"""Largest loss of edit similarity that counts as keeping it."""
+
+Quality = Literal["kept", "unclear", "lost", "undefined"]
+_SCORES = ("edit_similarity_difference", "exact_match_difference", "codebleu_difference")
+
+
+@dataclass(frozen=True, slots=True)
+class Criterion:
+    """What a ranking orders by.
+
+    Attributes:
+        measure: field of the summary row, more is better. title: the same in words.
+        needs_quality: only what keeps full depth's quality ranks. baseline: the value of full depth.
+    """
+
+    measure: str
+    title: str
+    needs_quality: bool
+    baseline: float
+
+
+CRITERIA = (
+    Criterion("speedup", "Speed-up of whole requests, quality kept", needs_quality=True, baseline=1.0),
+    Criterion("decode_speedup", "Speed-up of decoding, quality kept", needs_quality=True, baseline=1.0),
+    Criterion("energy_ratio", "Energy saved, quality kept", needs_quality=True, baseline=1.0),
+    Criterion("edit_similarity_difference", "Edit similarity against full depth", needs_quality=False, baseline=0.0),
+)
+
+
+def is_baseline(row: SummaryRow) -> bool:
+    """Whether a row is the full depth that its run's ratios are counted against: 1 by definition, no interval."""
+    return row.speedup == 1.0 and row.speedup_ci is None and row.strategy == "full"
+
+
+def quality_of(row: SummaryRow) -> Quality:
+    """Say whether a row keeps full depth's quality, loses it, or has too few samples to tell."""
+    if row.weights == "random":
+        return "undefined"
+    if is_baseline(row):
+        return "kept"
+    lost = (is_distinguishable(row, score) and (getattr(row, score) or 0.0) < 0 for score in _SCORES)
+    if any(lost):
+        return "lost"
+    interval = row.edit_similarity_difference_ci
+    return "kept" if interval is not None and interval[0] >= -MARGIN else "unclear"
+
+
+def ranks(rows: Sequence[SummaryRow], criterion: Criterion) -> list[int | None]:
+    """Return the rank of each row of one group; ``None`` for what does not rank by this criterion."""
+    spans = [_interval(row, criterion) if _may_rank(row, criterion) else None for row in rows]
+    lows = [span[0] for span in spans if span is not None]
+    return [None if span is None else 1 + sum(low > span[1] for low in lows) for span in spans]
+
+
+def on_front(rows: Sequence[SummaryRow]) -> list[bool]:
+    """Say which rows of one group no other beats in edit similarity and in speed-up of whole requests at once.
+
+    Chance is not considered. Speed-up rather than latency, because rows of one group may come from several machines of
+    one class, and a ratio to the full depth of the same run is what they have in common.
+    """
+    flags = [False] * len(rows)
+    placed = [
+        (index, (1 / row.speedup, row.edit_similarity))
+        for index, row in enumerate(rows)
+        if is_candidate(row) and row.weights != "random" and row.speedup and row.edit_similarity is not None
+    ]
+    for (index, _), flag in zip(placed, front([point for _, point in placed]), strict=True):
+        flags[index] = flag
+    return flags
+
+
+def _may_rank(row: SummaryRow, criterion: Criterion) -> bool:
+    if not is_candidate(row) or row.weights == "random":
+        return False
+    if criterion.measure == "energy_ratio" and row.energy_source in UNMEASURED:
+        return False
+    return not criterion.needs_quality or quality_of(row) == "kept"
+
+
+def _interval(row: SummaryRow, criterion: Criterion) -> tuple[float, float] | None:
+    if is_baseline(row):
+        return criterion.baseline, criterion.baseline
+    found: tuple[float, float] | None = getattr(row, f"{criterion.measure}_ci")
+    return found

@@ -1,0 +1,44 @@
+"""Data as scripts: ``file://`` pages may load a script and may not fetch a file.
+
+A data file is one call, ``leaderboardData("KIND", {…});``. It is ASCII; ``<``, ``>`` and ``&`` are escaped, so that it
+would be safe inside a page, too.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from harness.errors import StoreError
+
+__all__ = ["read_script", "script"]
+
+_HEAD, _TAIL = "leaderboardData(", ");\n"
+
+
+def script(kind: str, value: Any) -> str:
+    """Return a JSON value as a script that hands it to the page."""
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return f'{_HEAD}"{kind}",{text}{_TAIL}'
+
+
+def read_script(path: Path, kind: str) -> Any:
+    """Return the value of a data file.
+
+    Raises:
+        StoreError: it cannot be read, or is none of that kind.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise StoreError(f"cannot read {path}: {error}. Make the site again without --merge.") from None
+    head = f'{_HEAD}"{kind}",'
+    if not text.startswith(head) or not text.endswith(_TAIL):
+        raise StoreError(f"{path} is no data file of a leaderboard. Make the site again without --merge.")
+    try:
+        return json.loads(text[len(head) : -len(_TAIL)])
+    except ValueError as error:
+        raise StoreError(f"{path} is damaged: {error}. Make the site again without --merge.") from None

@@ -1,0 +1,95 @@
+// What all pages use. Texts of users become text nodes; only coloured completions, escaped when they were made, are markup.
+"use strict";
+const Leaderboard = {
+  data: {},
+
+  // Element with attributes and children (texts or elements).
+  h(name, attributes, ...children) {
+    const element = document.createElement(name);
+    for (const [key, value] of Object.entries(attributes || {})) {
+      if (value === null || value === undefined || value === false) continue;
+      if (key === "class") element.className = value;
+      else if (key.startsWith("on")) element.addEventListener(key.slice(2), value);
+      else element.setAttribute(key, value === true ? "" : value);
+    }
+    for (const child of children.flat()) if (child !== null && child !== undefined) element.append(child);
+    return element;
+  },
+
+  isId(text) { return /^[0-9a-f]{16}$/.test(text); },
+
+  // Load a data file by injecting its script; fetch() is forbidden under file://.
+  load(path, kind) {
+    return new Promise(function (resolve, reject) {
+      const script = document.createElement("script");
+      script.src = path;
+      script.onload = function () { resolve(Leaderboard.data[kind]); };
+      script.onerror = function () { reject(new Error(path)); };
+      document.head.append(script);
+    });
+  },
+
+  // A name that may break where its parts end, and nowhere else.
+  breakable(text) {
+    return text.split(/(?<=[:,@])/).flatMap(function (part, place) { return place ? [document.createElement("wbr"), part] : [part]; });
+  },
+
+  markup(html) {
+    const holder = document.createElement("span");
+    holder.innerHTML = html;
+    return holder;
+  },
+
+  tags(kind, front) {
+    const tags = [];
+    if (front) tags.push(Leaderboard.h("span", { class: "tag front", title: "on the Pareto front of speed-up and edit similarity" }, "front"));
+    if (kind === "bound") tags.push(Leaderboard.h("span", { class: "tag bound", title: "an upper bound, never ranked" }, "bound"));
+    if (kind === "baseline") tags.push(Leaderboard.h("span", { class: "tag", title: "what every ratio of its run is counted against" }, "baseline"));
+    return tags;
+  },
+
+  quality: {
+    kept: "keeps full depth’s quality: no distinguishable loss, and the interval excludes a larger one",
+    unclear: "too few samples to say whether quality is kept",
+    lost: "distinguishably worse than full depth",
+    undefined: "random weights: scores mean nothing",
+  },
+
+  // Score labels as the reports write them.
+  word(name) {
+    const words = { bleu: "BLEU", rouge_l: "ROUGE-L", codebleu: "CodeBLEU", chrf: "chrF", edit_similarity: "edit similarity",
+      exact_match: "exact match", token_accuracy: "token accuracy" };
+    return words[name] || name.replaceAll("_", " ");
+  },
+
+  bars(layers, total) {
+    const h = Leaderboard.h;
+    const counts = Object.entries(layers);
+    const all = counts.reduce(function (sum, entry) { return sum + entry[1]; }, 0);
+    const most = Math.max(1, ...counts.map(function (entry) { return entry[1]; }));
+    return h("table", { class: "bars" }, h("caption", {}, "Share of decoded tokens by the layer they left at (of " + total + ")"),
+      h("tbody", {}, counts.map(function ([layer, count]) {
+        const bar = h("span", { class: "bar" });
+        bar.style.width = (100 * count / most).toFixed(1) + "%";
+        return h("tr", {}, h("th", { scope: "row" }, layer), h("td", { class: "track" }, bar),
+          h("td", { class: "number" }, (100 * count / all).toFixed(1) + " %"));
+      })));
+  },
+
+  minus(text) { return text.replace(/-(?=\d)/g, "−"); },
+
+  facts(pairs) {
+    const h = Leaderboard.h;
+    return h("dl", { class: "facts" }, pairs.map(function ([label, text]) {
+      return h("div", {}, h("dt", {}, label), h("dd", {}, text));
+    }));
+  },
+
+  number(cell) {
+    if (!cell) return "–";
+    const unit = cell[1].startsWith("[") ? "" : " " + cell[1];
+    return Leaderboard.minus(cell[0]) + (/^ (ms|s)$/.test(unit) ? unit : "");
+  },
+};
+
+function leaderboardData(kind, value) { Leaderboard.data[kind === "point" ? "point " + value.id : kind] = value; }

@@ -1,0 +1,312 @@
+// The front page: filters, one ranking at a time, a table in pages, and a comparison of two.
+"use strict";
+(function () {
+  const { h } = Leaderboard, index = Leaderboard.data.index, PAGE = 50, EVERYTHING = "all";
+  const byId = function (id) { return document.getElementById(id); };
+  const points = index.points.map(function (line) {
+    const point = Object.fromEntries(index.fields.map(function (name, place) { return [name, line[place]]; }));
+    const group = index.groups[point.group], run = index.runs[point.run];
+    point.text = [point.name, point.strategy, point.kv, run[1], run[0], group.title].join(" ").toLowerCase();
+    return point;
+  });
+  const FACETS = ["task", "model", "hardware", "energy"], OWN = ["strategy", "kv"];
+  const state = { q: "", task: "", model: "", hardware: "", energy: "", strategy: "", kv: "", group: "", by: index.criteria[0][0], sort: "", down: false, page: 0,
+    x: "speedup", y: "edit_similarity" };
+  const AXES = [
+    { key: "speedup", title: "speed-up of whole requests, ×", short: "speed-up", scale: 1, better: true, one: 1 },
+    { key: "decode_speedup", title: "speed-up of decoding, ×", short: "decoding", scale: 1, better: true, one: 1 },
+    { key: "latency_p50_s", title: "median latency of a request, ms", short: "latency, ms", scale: 1000 },
+    { key: "layers_skipped", title: "layers skipped, %", short: "skipped, %", scale: 100, better: true },
+    { key: "energy_j_per_token", title: "energy per token, J", short: "J/token", scale: 1 },
+    { key: "edit_similarity", title: "edit similarity", short: "edit similarity", scale: 1 },
+    { key: "edit_similarity_difference", title: "edit similarity minus full depth’s", short: "difference", scale: 1 },
+    { key: "agreement", title: "agreement with full depth", short: "agreement", scale: 1 },
+    { key: "exact_match", title: "exact match", short: "exact match", scale: 1 },
+    { key: "codebleu", title: "CodeBLEU", short: "CodeBLEU", scale: 1 },
+  ];
+
+  // ------------------------------------------------------------------ how numbers are written
+  function fixed(value, digits, suffix) { return value === null ? "–" : (value.toFixed(digits) + (suffix || "")).replace("-", "−"); }
+  function signed(value, digits) { return value === null ? "–" : (value > 0 ? "+" : "") + fixed(value, digits); }
+  function percent(value) { return value === null ? "–" : fixed(100 * value, 1, " %"); }
+  function precise(value) { return value === null ? "–" : value.toPrecision(3); }
+  function withInterval(point, name, write) {
+    const interval = point[name + "_ci"];
+    return [h("span", { class: "value" }, write(point[name])),
+      interval ? h("span", { class: "interval" }, "[" + interval.map(function (bound) { return write(bound).replace("×", ""); }).join(", ") + "]") : null];
+  }
+  function times(value) { return fixed(value, 2, "×"); }
+
+  const criterion = function () { return index.criteria.findIndex(function (entry) { return entry[0] === state.by; }); };
+  const rank = function (point) { return point.ranks[criterion()]; };
+
+  const COLUMNS = [
+    { key: "rank", title: "Rank", of: rank, cell: function (p) { return rank(p) === null ? "–" : String(rank(p)); }, number: true, ranking: true, up: true,
+      about: "1 + rows that are clearly better; rows that intervals do not tell apart share a rank" },
+    { key: "name", title: "Operating point", of: function (p) { return p.name; }, cell: named, up: true, head: true },
+    { key: "task", title: "Task, model, hardware", of: function (p) { return index.groups[p.group].title; },
+      cell: function (p) { return index.groups[p.group].title; }, up: true, everything: true, small: true, wide: true },
+    { key: "kv", title: "KV", of: function (p) { return p.kv; }, cell: function (p) { return p.kv; }, up: true, minor: true, about: "what an exited token leaves in the layers it skipped" },
+    { key: "quality", title: "Quality", of: function (p) { return ["kept", "unclear", "lost", "undefined"].indexOf(p.quality); }, up: true,
+      cell: function (p) { return p.kind === "baseline" ? "" : h("span", { class: "quality " + p.quality, title: Leaderboard.quality[p.quality] }, p.quality); },
+      about: "whether full depth’s quality is kept" },
+    { key: "edit_similarity", title: "Edit similarity", number: true, minor: true, cell: similarity,
+      about: "edit similarity to the reference, 1 is identical; below it the difference to full depth with its 95 % interval" },
+    { key: "agreement", title: "Agreement", number: true, minor: true, ranking: true, cell: function (p) { return fixed(p.agreement, 3); }, about: "share of tokens that equal full depth’s at the same place" },
+    { key: "layers_skipped", title: "Layers skipped", number: true, minor: true, cell: skipped,
+      about: "share of the model’s layers a decoded token did not run; below it, over what the oracle skips" },
+    { key: "speedup", title: "Speed-up", number: true, cell: function (p) { return withInterval(p, "speedup", times); }, about: "full depth’s time over this one’s, whole request, 95 % interval" },
+    { key: "decode_speedup", title: "Decoding", number: true, minor: true, ranking: true, cell: function (p) { return withInterval(p, "decode_speedup", times); }, about: "speed-up of the time per token after the first, 95 % interval" },
+    { key: "latency_p50_s", title: "p50, ms", number: true, minor: true, up: true, cell: function (p) { return p.latency_p50_s === null ? "–" : (1000 * p.latency_p50_s).toFixed(0); }, about: "median latency of a request" },
+    { key: "energy_j_per_token", title: "J/token", number: true, minor: true, up: true, cell: energy, about: "energy over generated tokens, and where the number comes from" },
+    { key: "n", title: "n", number: true, minor: true, cell: function (p) { return String(p.n); }, about: "samples scored" },
+    { key: "run", title: "Run", of: function (p) { return index.runs[p.run][1]; }, up: true, minor: true, small: true,
+      cell: function (p) { return h("span", { title: index.runs[p.run][2] + ", " + index.runs[p.run][3] }, index.runs[p.run][1]); } },
+  ];
+
+  function similarity(point) {
+    const difference = point.edit_similarity_difference === null ? null : "Δ " + signed(point.edit_similarity_difference, 3) + " ";
+    const interval = point.edit_similarity_difference_ci;
+    return [h("span", { class: "value" }, fixed(point.edit_similarity, 3)), difference === null ? null
+      : h("span", { class: "interval" }, difference + (interval ? "[" + interval.map(function (bound) { return signed(bound, 3); }).join(", ") + "]" : ""))];
+  }
+
+  function skipped(point) {
+    const known = point.oracle_fraction !== null && point.kind === "candidate";
+    return [h("span", { class: "value" }, percent(point.layers_skipped)), known ? h("span", { class: "interval" }, fixed(100 * point.oracle_fraction, 0, " % of oracle")) : null];
+  }
+
+  function energy(point) {
+    const source = index.groups[point.group].energy;
+    if (point.energy_j_per_token === null) return "–";
+    return [h("span", { class: "value" }, (source === "estimate" ? "~" : "") + precise(point.energy_j_per_token)), h("span", { class: "interval" }, source)];
+  }
+
+  function named(point) {
+    const dot = h("span", { class: "dot", "aria-hidden": "true" });
+    const colour = index.looks[point.strategy][0];
+    dot.style.background = colour === "#000000" ? "currentColor" : colour;
+    return [dot, h("a", { href: "point.html#" + point.id, class: "name" }, Leaderboard.breakable(point.name)), ...Leaderboard.tags(point.kind, point.front && state.group !== EVERYTHING)];
+  }
+
+  // ------------------------------------------------------------------ filters
+  function matches(point, without) {
+    const group = index.groups[point.group];
+    return FACETS.every(function (name) { return name === without || !state[name] || group[name] === state[name]; }) &&
+      OWN.every(function (name) { return name === without || !state[name] || point[name] === state[name]; }) &&
+      (!state.q || state.q.toLowerCase().split(/\s+/).every(function (word) { return point.text.includes(word); }));
+  }
+
+  function options(select, entries, chosen) {
+    select.replaceChildren(...entries.map(function ([value, text]) { return h("option", { value: value, selected: value === chosen }, text); }));
+    select.value = chosen;
+  }
+
+  function fillFilters() {
+    const labels = { task: "All tasks", model: "All models", hardware: "All classes", energy: "All sources", strategy: "All strategies", kv: "All policies" };
+    for (const name of [...FACETS, ...OWN]) {
+      const counts = new Map();
+      for (const point of points) {
+        if (!matches(point, name)) continue;
+        const value = FACETS.includes(name) ? index.groups[point.group][name] : point[name];
+        counts.set(value, (counts.get(value) || 0) + 1);
+      }
+      if (state[name] && !counts.has(state[name])) counts.set(state[name], 0);
+      const entries = [...counts].sort(function (a, b) { return a[0] < b[0] ? -1 : 1; });
+      options(byId(name), [["", labels[name]], ...entries.map(function ([value, count]) { return [value, value + " (" + count + ")"]; })], state[name]);
+    }
+  }
+
+  // What tells a group from others of the same title.
+  function distinction(group) {
+    const alike = index.groups.filter(function (other) { return other.title === group.title; });
+    return group.facts.filter(function ([, text], place) { return alike.some(function (other) { return other.facts[place][1] !== text; }); })
+      .map(function ([label, text]) { return label.toLowerCase() + " " + (/^[0-9a-f]{64}$/.test(text) ? text.slice(0, 6) : text); });
+  }
+
+  function fillGroups() {
+    const counts = new Map();
+    for (const point of points) if (matches(point)) counts.set(point.group, (counts.get(point.group) || 0) + 1);
+    const known = [...counts.keys()].sort(function (a, b) { return a - b; });
+    const ids = known.map(function (number) { return index.groups[number].id; });
+    if (state.group !== EVERYTHING && !ids.includes(state.group)) {
+      const before = index.groups.findIndex(function (group) { return group.id === state.group; });
+      if (known.length || before < 0) state.group = ids[0] || EVERYTHING;
+      else { known.push(before); counts.set(before, 0); }  // nothing matches: the choice stays for when something does
+    }
+    options(byId("group"), [
+      ...known.map(function (number) {
+        const group = index.groups[number];
+        return [group.id, [group.title, ...distinction(group)].join(" · ") + " (" + counts.get(number) + ")"];
+      }),
+      [EVERYTHING, "All, not comparable, unranked (" + [...counts.values()].reduce(function (a, b) { return a + b; }, 0) + ")"],
+    ], state.group);
+    options(byId("criterion"), index.criteria, state.by);
+    byId("criterion").disabled = state.group === EVERYTHING;
+  }
+
+  // ------------------------------------------------------------------ order
+  function sorted(rows) {
+    const ranked = state.group !== EVERYTHING;
+    if (!state.sort && ranked) {
+      const by = state.by;
+      return rows.sort(function (a, b) {
+        return (rank(a) ?? Infinity) - (rank(b) ?? Infinity) || (b[by] ?? -Infinity) - (a[by] ?? -Infinity) || (a.name < b.name ? -1 : 1);
+      });
+    }
+    const column = COLUMNS.find(function (c) { return c.key === (state.sort || "speedup"); });
+    const of = column.of || function (p) { return p[column.key]; };
+    const sign = (state.sort ? state.down : true) ? -1 : 1;
+    return rows.sort(function (a, b) {
+      const one = of(a), other = of(b);
+      if (one === null || other === null) return (one === null) - (other === null);  // what is missing comes last either way
+      return sign * (one < other ? -1 : one > other ? 1 : 0) || (a.id < b.id ? -1 : 1);
+    });
+  }
+
+  // ------------------------------------------------------------------ the table
+  const chosen = [];
+
+  function head(columns) {
+    const sortedBy = state.sort || (state.group === EVERYTHING ? "speedup" : "rank");
+    const down = state.sort ? state.down : state.group === EVERYTHING;
+    return h("tr", {}, h("th", { scope: "col", class: "pick" }, h("span", { class: "hidden" }, "Compare")), columns.map(function (column) {
+      const order = column.key === sortedBy ? (down ? "descending" : "ascending") : "none";
+      return h("th", { scope: "col", "aria-sort": order, class: classes(column) },
+        h("button", { type: "button", title: column.about, "data-sort": column.key, onclick: function () {
+          if (state.sort === column.key) state.down = !state.down;
+          else Object.assign(state, { sort: column.key, down: !column.up });
+          state.page = 0;
+          show();
+          document.querySelector('[data-sort="' + column.key + '"]').focus();
+        } }, column.title, h("span", { class: "arrow", "aria-hidden": "true" }, order === "none" ? "" : down ? " ↓" : " ↑")));
+    }));
+  }
+
+  function classes(column) {
+    return [column.number && "number", column.minor && "minor", column.small && "small", column.wide && "wide", column.key === "rank" && "rank"].filter(Boolean).join(" ");
+  }
+
+  function line(point, columns) {
+    const box = h("input", { type: "checkbox", "aria-label": "Compare " + point.name, checked: chosen.includes(point.id), onchange: function () { choose(point, box.checked); } });
+    return h("tr", { class: point.kind + (rank(point) === 1 && state.group !== EVERYTHING ? " first" : "") }, h("td", { class: "pick" }, box), columns.map(function (column) {
+      return h(column.head ? "th" : "td", { class: classes(column), scope: column.head ? "row" : null }, column.cell(point));
+    }));
+  }
+
+  function show() {
+    fillFilters();
+    fillGroups();
+    const everything = state.group === EVERYTHING;
+    const rows = sorted(points.filter(function (p) { return matches(p) && (everything || index.groups[p.group].id === state.group); }));
+    const columns = COLUMNS.filter(function (c) { return (!c.ranking || !everything) && (!c.everything || everything); });
+    const pages = Math.max(1, Math.ceil(rows.length / PAGE));
+    state.page = Math.min(state.page, pages - 1);
+    const table = byId("table");
+    table.tHead.replaceChildren(head(columns));
+    table.tBodies[0].replaceChildren(...rows.slice(state.page * PAGE, (state.page + 1) * PAGE).map(function (p) { return line(p, columns); }));
+    byId("count").textContent = rows.length
+      ? "Rows " + (state.page * PAGE + 1) + "–" + Math.min(rows.length, (state.page + 1) * PAGE) + " of " + rows.length + ranking(rows, everything)
+      : "No operating point matches. Clear a filter.";
+    pager(pages);
+    about(everything);
+    remember();
+    return rows;
+  }
+
+  function ranking(rows, everything) {
+    if (everything) return "";
+    const first = rows.filter(function (p) { return rank(p) === 1; }).length;
+    const unranked = rows.filter(function (p) { return rank(p) === null; }).length;
+    if (unranked === rows.length) return " · nothing here can be ranked by this";
+    return " · " + (first === 1 ? "one is first" : first + " share the first rank") + (unranked ? " · " + unranked + " unranked" : "");
+  }
+
+  function about(everything) {
+    const place = byId("about");
+    if (everything) {
+      place.replaceChildren("These rows come from different machines, data or models. They are listed, not ranked: choose one ranking to compare.");
+      return;
+    }
+    const group = index.groups.find(function (g) { return g.id === state.group; });
+    place.replaceChildren(h("span", {}, group.detail), " ", h("a", { href: "#group=" + group.id, class: "link" }, "link to this ranking"));
+  }
+
+  function pager(pages) {
+    const step = function (by, text) {
+      const to = state.page + by;
+      return h("button", { type: "button", class: "quiet", disabled: to < 0 || to >= pages, onclick: function () { state.page = to; show(); } }, text);
+    };
+    byId("pager").replaceChildren(...(pages > 1 ? [step(-1, "← Previous"), h("span", {}, "Page " + (state.page + 1) + " of " + pages), step(1, "Next →")] : []));
+  }
+
+  function drawPlot(rows) {
+    const everything = state.group === EVERYTHING;
+    byId("plot-section").hidden = everything;
+    if (everything) return;
+    const axis = function (key) { return AXES.find(function (a) { return a.key === key; }); };
+    Leaderboard.plot(rows, axis(state.x), axis(state.y), index.looks, byId("plot-note"));
+  }
+
+  // ------------------------------------------------------------------ comparison
+  function choose(point, on) {
+    if (on) chosen.push(point.id);
+    else chosen.splice(chosen.indexOf(point.id), 1);
+    if (chosen.length > 2) chosen.shift();
+    show();
+    basket();
+    const again = document.querySelector('input[aria-label="' + CSS.escape("Compare " + point.name) + '"]');
+    if (again) again.focus();
+  }
+
+  function basket() {
+    const names = chosen.map(function (id) { return points.find(function (p) { return p.id === id; }).name; });
+    byId("basket").hidden = !chosen.length;
+    byId("basket-text").textContent = names.length === 2 ? names.join(" and ") : names.join("") + ": choose one more";
+    byId("basket-go").hidden = names.length < 2;
+    byId("basket-go").href = "compare.html#" + chosen.join(",");
+  }
+
+  // ------------------------------------------------------------------ address
+  const KEPT = ["q", ...FACETS, ...OWN, "group", "by", "sort", "x", "y"];
+
+  function remember() {
+    const parts = KEPT.filter(function (name) { return state[name] && !(name === "by" && state.by === index.criteria[0][0]) && !(name === "x" && state.x === "speedup") && !(name === "y" && state.y === "edit_similarity"); })
+      .map(function (name) { return name + "=" + encodeURIComponent(state[name]); });
+    if (state.sort && state.down) parts.push("down=1");
+    try { history.replaceState(null, "", "#" + parts.join("&")); } catch (error) { /* the address stays as it is */ }
+  }
+
+  function recall() {
+    const asked = new URLSearchParams(location.hash.slice(1));
+    for (const name of KEPT) if (asked.has(name)) state[name] = asked.get(name);
+    state.down = asked.has("down");
+    if (criterion() < 0) state.by = index.criteria[0][0];
+    if (!COLUMNS.some(function (c) { return c.key === state.sort; })) state.sort = "";
+    for (const [name, value] of [["x", "speedup"], ["y", "edit_similarity"]]) if (!AXES.some(function (a) { return a.key === state[name]; })) state[name] = value;
+    byId("q").value = state.q;
+  }
+
+  function update() { drawPlot(show()); }
+
+  recall();
+  for (const name of ["x", "y"]) options(byId(name), AXES.map(function (a) { return [a.key, a.title.replace(/, [×%]$/, "")]; }), state[name]);
+  for (const [id, name] of [...[...FACETS, ...OWN, "group", "x", "y"].map(function (n) { return [n, n]; }), ["criterion", "by"]]) {
+    byId(id).addEventListener("change", function (event) {
+      Object.assign(state, { [name]: event.target.value, page: 0 });
+      if (name === "by") state.sort = "";
+      update();
+    });
+  }
+  let typing = null;
+  byId("q").addEventListener("input", function (event) {
+    clearTimeout(typing);
+    typing = setTimeout(function () { Object.assign(state, { q: event.target.value.trim(), page: 0 }); update(); }, 120);
+  });
+  byId("filters").addEventListener("submit", function (event) { event.preventDefault(); });
+  byId("basket-clear").addEventListener("click", function () { chosen.length = 0; show(); basket(); });
+  window.addEventListener("hashchange", function () { if (location.hash === "#main") return; recall(); update(); });
+  const rows = show();
+  performance.mark("table-ready");
+  requestAnimationFrame(function () { setTimeout(function () { drawPlot(rows); }, 0); });  // after the first paint
+})();

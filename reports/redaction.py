@@ -1,0 +1,130 @@
+"""Takes private paths out of what is published: where somebody's files lay says who they are and helps nobody.
+
+A run directory is never changed; what leaves the machine is a copy. An absolute path becomes ``…/`` and its last
+part, except below folders that are the same for everybody (``/usr``, ``/sys`` …). Completions, references and the
+texts of tokens stay as they are: they are the data, and public code is full of paths. Doing it twice changes nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from harness.record import Record
+from harness.records import Manifest
+from harness.summary import Summary
+from reports.recorded import RecordedRun
+
+__all__ = ["Redacted", "private_paths", "redact", "redact_run"]
+
+R = TypeVar("R", bound=Record)
+
+PUBLIC = ("/usr/", "/sys/", "/proc/", "/dev/", "/etc/", "/lib/", "/opt/", "/bin/", "/snap/")
+"""Folders whose paths say nothing about whoever measured."""
+
+_HOME = re.compile(r"^(?:~|/root|(?:[A-Za-z]:)?[\\/](?:home|Users)[\\/][^\\/]+)[\\/]?$")
+_WHOLE = re.compile(r"^((?:\w{2,}: )?)((?:~|[A-Za-z]:)?[\\/][^\\/\s].*)$", re.DOTALL)
+_WITHIN = re.compile(
+    r"(?<![\w/\\.…~:<-])(?:file://)?(?:~|[A-Za-z]:)?[\\/][^\s\"'<>|:;,()\[\]{}\\/][^\s\"'<>|:;,()\[\]{}]*"
+)
+_KEPT = frozenset({"text", "reference", "token_texts"})
+
+
+@dataclass(frozen=True, slots=True)
+class Redacted:
+    """A run as it may be published.
+
+    Attributes:
+        run: the run without private paths.
+        places: what was changed, as dotted names of the files' fields; empty when nothing was.
+        merged: names that became equal although they were different; such a run cannot be published.
+    """
+
+    run: RecordedRun
+    places: tuple[str, ...]
+    merged: tuple[str, ...]
+
+
+def redact(text: str) -> str:
+    """Return a text with each private absolute path replaced by ``…/`` and its last part."""
+    whole = _WHOLE.match(text)
+    if whole and (" " not in whole[2] or "/" in whole[2].partition(" ")[2]):
+        return whole[1] + _shortened(whole[2])
+    return _WITHIN.sub(lambda found: _shortened(found[0]), text)
+
+
+def private_paths(value: Any) -> Iterator[tuple[str, str]]:
+    """Yield (dotted place, text) of every text inside a JSON value that :func:`redact` would change."""
+    for place, text in _texts(value, ()):
+        if redact(text) != text:
+            yield ".".join(place), text
+
+
+def redact_run(run: RecordedRun) -> Redacted:
+    """Return a run as it may be published, and what had to be changed for it."""
+    places = [f"manifest.{place}" for place, _ in private_paths(run.manifest.model_dump(mode="json"))]
+    names = {point.name for point in run.manifest.operating_points}
+    samples_before = {sample.sample_id for sample in run.samples}
+    windows = tuple(_record(window, ("operating_point", "energy_reason", "energy_scope")) for window in run.windows)
+    samples = tuple(_record(sample, ("operating_point", "sample_id", "error")) for sample in run.samples)
+    places += ["windows"] if windows != run.windows else []
+    places += ["samples"] if samples != run.samples else []
+    merged = [
+        *_merged(names),
+        *_merged(samples_before),
+    ]
+    if not places:
+        return Redacted(run, (), ())
+    manifest = Manifest.model_validate(_redacted(run.manifest.model_dump(mode="json")))
+    summary = Summary.model_validate(_redacted(run.summary.model_dump(mode="json")))
+    published = replace(run, manifest=manifest, windows=windows, samples=samples, summary=summary)
+    return Redacted(published, tuple(dict.fromkeys(places)), tuple(merged))
+
+
+def _shortened(path: str) -> str:
+    path = path.removeprefix("file://")
+    if path.startswith(PUBLIC):
+        return path
+    if _HOME.match(path):
+        return "…"
+    last = re.split(r"[\\/]", path.rstrip("\\/"))[-1]
+    return f"…/{last}"
+
+
+def _merged(names: set[str]) -> list[str]:
+    seen: dict[str, str] = {}
+    return [name for name in sorted(names) if seen.setdefault(redact(name), name) != name]
+
+
+def _record(record: R, fields: tuple[str, ...]) -> R:
+    changed = {}
+    for field in fields:
+        text = getattr(record, field)
+        if text and ("/" in text or "\\" in text) and redact(text) != text:
+            changed[field] = redact(text)
+    return record.model_copy(update=changed) if changed else record
+
+
+def _redacted(value: Any) -> Any:
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, dict):
+        return {redact(key): inner if key in _KEPT else _redacted(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_redacted(inner) for inner in value]
+    return value
+
+
+def _texts(value: Any, place: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
+    if isinstance(value, str):
+        yield place, value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield (*place, "(name)"), key
+            if key not in _KEPT:
+                yield from _texts(inner, (*place, str(key)))
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from _texts(inner, (*place, str(index)))

@@ -1,0 +1,91 @@
+"""``harness leaderboard`` over many directories, most of them broken."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Command = Callable[..., Any]
+
+
+@pytest.fixture
+def runs(tiny_run: Command, tmp_path: Path) -> Path:
+    """A folder with one good run."""
+    assert tiny_run("--out", tmp_path / "runs" / "good").code == 0
+    return tmp_path / "runs"
+
+
+def broken(runs: Path, name: str, file: str, change: Callable[[str], str]) -> None:
+    """Copy the good run with one file changed."""
+    shutil.copytree(runs / "good", runs / name)
+    path = runs / name / file
+    path.write_text(change(path.read_text()))
+
+
+def without_last_line(text: str) -> str:
+    return "".join(text.splitlines(keepends=True)[:-1])
+
+
+def all_failed(text: str) -> str:
+    return "".join(json.dumps(json.loads(line) | {"error": "out of luck"}) + "\n" for line in text.splitlines())
+
+
+def test_the_good_ones_are_published_and_each_other_has_a_line(cli: Command, runs: Path, tmp_path: Path) -> None:
+    broken(runs, "unfinished", "windows.jsonl", without_last_line)
+    broken(runs, "unreadable", "manifest.json", lambda _: "{")
+    broken(runs, "foreign", "manifest.json", lambda text: text.replace('"schema_version": 1', '"schema_version": 9', 1))
+    broken(runs, "failed", "samples.jsonl", all_failed)
+    broken(runs, "empty", "windows.jsonl", lambda _: "")
+    ran = cli("leaderboard", runs, tmp_path / "nowhere", "--out", tmp_path / "site")
+    assert ran.code == 0, ran
+    assert "1 run(s) with 1 operating points, 6 left out" in ran.out
+    lines = [line for line in ran.err.splitlines() if line.startswith("left out: ")]
+    assert len(lines) == 6
+    for name, said in {
+        "unfinished": "not finished: 2 of 3 windows; not published",
+        "unreadable": "not JSON",
+        "foreign": "schema version 9 and this harness reads 1",
+        "failed": "every sample failed, the first with: out of luck",
+        "empty": "no finished window yet",
+        "nowhere": "does not exist",
+    }.items():
+        assert [line for line in lines if name in line and said in line], (name, lines)
+
+
+def test_many_of_a_kind_are_one_line(cli: Command, runs: Path, tmp_path: Path) -> None:
+    for number in range(60):
+        folder = runs / f"bad-{number}"
+        folder.mkdir()
+        (folder / "manifest.json").write_text("{")
+    ran = cli("leaderboard", runs, "--out", tmp_path / "site")
+    assert ran.code == 0
+    lines = [line for line in ran.err.splitlines() if line.startswith("left out: ")]
+    assert len(lines) == 21
+    assert lines[-1].startswith("left out: 40 more: ")
+
+
+def test_nothing_to_publish_is_refused(cli: Command, tmp_path: Path) -> None:
+    ran = cli("leaderboard", tmp_path / "nowhere", "--out", tmp_path / "site")
+    assert ran.code == 2
+    assert "no run to publish" in ran.err.splitlines()[-1]
+
+
+def test_merging_keeps_and_adds(cli: Command, tiny_run: Command, runs: Path, tmp_path: Path) -> None:
+    assert cli("leaderboard", runs, "--out", tmp_path / "site").code == 0
+    assert tiny_run("--out", tmp_path / "more", "--strategy", "fixed:layer=6").code == 0
+    ran = cli("leaderboard", tmp_path / "more", "--out", tmp_path / "site", "--merge")
+    assert "2 run(s) with 3 operating points, 1 new" in ran.out
+    again = cli("leaderboard", tmp_path / "more", "--out", tmp_path / "site", "--merge")
+    assert "2 run(s) with 3 operating points, 0 new, 1 given twice or there already" in again.out
+
+
+def test_no_path_of_this_machine_is_published(cli: Command, runs: Path, tmp_path: Path) -> None:
+    assert str(tmp_path.parent) in (runs / "good" / "manifest.json").read_text()
+    assert cli("leaderboard", runs, "--out", tmp_path / "site").code == 0
+    for file in (tmp_path / "site").rglob("*"):
+        assert file.is_dir() or str(tmp_path.parent).encode() not in file.read_bytes(), file

@@ -1,0 +1,86 @@
+"""Made-up finished runs for the leaderboard: real records, summarised by the real statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.records import Manifest
+from reports.recorded import RecordedRun
+from reports.summarise import summarise
+
+HASH = "ab" * 32
+BLOCKS = 8
+
+Recorded = Callable[..., RecordedRun]
+
+
+@pytest.fixture
+def recorded(build: Any) -> Recorded:
+    """``recorded(name, points={label: seconds}, **what differs)`` is a finished run of eight blocks, one sample each.
+
+    Every operating point takes its seconds, give or take a little per block; full depth takes one. Scores come from
+    ``similarity`` by label, else 0.5. ``cpu``, ``gpus``, ``source`` and ``manifest`` (a dictionary laid over it) differ
+    by argument, further arguments are the builder's.
+    """
+    return lambda name="one", **given: make_run(build, name, **given)
+
+
+def make_run(
+    build: Any,
+    name: str = "one",
+    *,
+    points: dict[str, float] | None = None,
+    similarity: dict[str, float] | None = None,
+    text: str = "x = 1",
+    energy: str = "none",
+    cpu: str = "Test Chip",
+    gpus: tuple[str, ...] = (),
+    manifest: dict[str, Any] | None = None,
+    model: dict[str, Any] | None = None,
+    **options: Any,
+) -> RecordedRun:
+    points = {"full": 1.0, **(points or {"fixed:layer=5": 0.5, "oracle": 0.4})}
+    builder = build(points=tuple(points), **options)
+    for block in range(BLOCKS):
+        for label, seconds in points.items():
+            score = (similarity or {}).get(label, 0.5)
+            layers = (10, 10, 10) if label == "full" else (10, 5, 5)
+            tokens = (1, 2, 3) if label == "full" else (1, 2, 4)
+            builder.window(
+                label,
+                {
+                    "scores": {"edit_similarity": score, "exact_match": 0.0},
+                    "exit_layers": layers,
+                    "token_ids": tokens,
+                    "text": text,
+                    "token_texts": (text, "\n", "y"),
+                    "latency_s": seconds,
+                    "token_times_s": (0.1 * seconds, 0.5 * seconds, seconds),
+                    "ttft_s": 0.1 * seconds,
+                },
+                block=block,
+                duration=seconds * (1 + 0.01 * ((7 * block + len(label)) % 5)),
+                energy_j=None if energy == "none" else 10 * seconds,
+                energy_source=energy,
+            )
+    made = _manifest(builder.manifest, cpu, gpus, model or {}, manifest or {}, energy)
+    summary = summarise(made, builder.windows, builder.samples, lambda *_: {})
+    return RecordedRun(Path("runs") / name, made, tuple(builder.windows), tuple(builder.samples), summary)
+
+
+def _manifest(
+    made: Manifest, cpu: str, gpus: tuple[str, ...], model: dict[str, Any], over: dict[str, Any], energy: str
+) -> Manifest:
+    tasks = tuple(task.model_copy(update={"samples": BLOCKS, "fingerprint": HASH}) for task in made.tasks)
+    surroundings = {"cpu": cpu, "torch_threads": 2, "usable_cores": 2, "gpus": list(gpus), "python": "3.11.7"}
+    kept = {
+        "environment": surroundings,
+        "tasks": tasks,
+        "model": made.model.model_copy(update={"weights_sha256": HASH, **model}),
+        "meter": made.meter.model_copy(update={"source": energy}),
+    }
+    return made.model_copy(update={**kept, **over})

@@ -1,0 +1,101 @@
+"""What may stand in one ranking, and what may not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from harness.machine import MachineRecord
+from reports.leaderboard.entries import entry_of, identity
+from reports.leaderboard.groups import Group, group_of
+from reports.leaderboard.hardware import hardware_class
+from reports.recorded import RecordedRun
+
+Recorded = Callable[..., RecordedRun]
+
+
+def group(run: RecordedRun) -> Group:
+    entry = entry_of(run, identity(run))
+    return group_of(entry, entry.points[1])
+
+
+def test_two_runs_of_one_kind_are_one_group(recorded: Recorded) -> None:
+    one = recorded("one")
+    other = recorded("other", points={"fixed:layer=2": 0.3}, manifest={"created": "2026-01-01T00:00:00Z"})
+    assert group(one) == group(other)
+    assert group(one).id == group(other).id
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"cpu": "Another CPU"},
+        {"energy": "estimate"},
+        {"energy": "rapl"},
+        {"batch_size": 4},
+        {"kv": "none"},
+        {"weights": "tuned"},
+        {"weights": "random"},
+        {"source": "path: elsewhere"},
+        {"source_kind": "embedded"},
+        {"model": {"weights_sha256": "cd" * 32}},
+        {"model": {"name": "another"}},
+        {"model": {"dtype": "bfloat16"}},
+        {"model": {"exit_head": "shortcut:1"}},
+        {"manifest": {"config": {"kv": "propagate", "batch_size": 1, "arrival_rate": 0.5}}},
+        {"manifest": {"config": {"kv": "propagate", "batch_size": 1, "max_new_tokens": 3}}},
+    ],
+)
+def test_whatever_could_move_a_number_makes_another_group(recorded: Recorded, given: dict[str, Any]) -> None:
+    assert group(recorded()).id != group(recorded(**given)).id
+
+
+def test_other_rows_make_another_group(recorded: Recorded) -> None:
+    run = recorded()
+    other = run.manifest.tasks[0].model_copy(update={"fingerprint": "cd" * 32})
+    assert group(run).id != group(recorded(manifest={"tasks": (other,)})).id
+
+
+def test_embedded_data_are_called_so(recorded: Recorded) -> None:
+    assert group(recorded(source_kind="embedded")).task == "py150 (embedded)"
+    assert group(recorded(source_kind="hub")).task == "py150"
+
+
+def machine(**given: Any) -> dict[str, Any]:
+    return {"machine": MachineRecord(**{"device": "cpu", "dtype": "float32", "usable_cores": 8, "threads": 4, **given})}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"cpu": "Intel(R) Xeon(R) Processor"}, "Intel Xeon, 2 threads on 2 cores"),
+        ({"cpu": "AMD EPYC 7763 64-Core Processor"}, "AMD EPYC 7763, 2 threads on 2 cores"),
+        ({"manifest": machine()}, "Test Chip, 4 threads on 8 cores"),
+        ({"manifest": machine(quota_cores=1.5)}, "Test Chip, 4 threads on 1.5 cores"),
+        ({"manifest": machine(), "gpus": ("NVIDIA A100",)}, "Test Chip, 4 threads on 8 cores"),
+        ({"manifest": machine(device="cuda"), "gpus": ("NVIDIA A100",)}, "NVIDIA A100, host Test Chip"),
+        ({"manifest": machine(device="cuda:1"), "gpus": ("NVIDIA T4", "NVIDIA A100")}, "NVIDIA A100, host Test Chip"),
+        ({"gpus": ("NVIDIA A100",)}, "NVIDIA A100, host Test Chip"),
+    ],
+)
+def test_the_hardware_class_says_what_decoded(recorded: Recorded, given: dict[str, Any], expected: str) -> None:
+    assert hardware_class(recorded(**given).manifest, "0" * 16) == expected
+
+
+def test_an_unnamed_processor_is_a_class_of_its_own(recorded: Recorded) -> None:
+    manifest = recorded(cpu="").manifest
+    assert hardware_class(manifest, "a" * 16) != hardware_class(manifest, "b" * 16)
+
+
+def test_identity_is_what_was_measured_not_where_it_lies(recorded: Recorded) -> None:
+    run = recorded("one")
+    assert identity(run) == identity(recorded("elsewhere"))
+    shorter = run.windows[0].model_copy(update={"duration_s": 0.5})
+    for changed in (
+        recorded("one", text="x = 2"),
+        RecordedRun(run.directory, run.manifest, (shorter, *run.windows[1:]), run.samples, run.summary),
+        recorded("one", manifest={"created": "2026-01-01T00:00:00Z"}),
+    ):
+        assert identity(changed) != identity(run)

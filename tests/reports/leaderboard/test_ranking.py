@@ -1,0 +1,154 @@
+"""Who ranks, before whom, and what shares a rank."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+from harness.contracts import KVPolicy
+from harness.summary import SummaryRow
+from reports.leaderboard.ranking import CRITERIA, MARGIN, on_front, quality_of, ranks
+
+SPEED, _, ENERGY, SIMILARITY = CRITERIA
+
+
+def row(name: str = "fixed", **given: Any) -> SummaryRow:
+    """A candidate that keeps quality and is twice as fast, unless told otherwise."""
+    facts: dict[str, Any] = {
+        "operating_point": name,
+        "strategy": name,
+        "options": {},
+        "task": "py150",
+        "language": "python",
+        "protocol": "green-code",
+        "source": "made up",
+        "model": "m",
+        "weights": "tuned",
+        "kv": KVPolicy.PROPAGATE,
+        "batch_size": 1,
+        "dtype": "float32",
+        "n": 100,
+        "errors": 0,
+        "repeats": 1,
+        "edit_similarity": 0.5,
+        "speedup": 2.0,
+        "speedup_ci": (1.9, 2.1),
+        "energy_source": "rapl",
+        "edit_similarity_difference": 0.0,
+        "edit_similarity_difference_ci": (-0.01, 0.01),
+    }
+    return SummaryRow.model_validate(facts | given)
+
+
+FULL = row("full", speedup=1.0, speedup_ci=None, edit_similarity_difference=None, edit_similarity_difference_ci=None)
+
+
+def test_rows_that_intervals_do_not_tell_apart_share_a_rank() -> None:
+    rows = [
+        row(speedup=2.0, speedup_ci=(1.8, 2.2)),
+        row(speedup=1.9, speedup_ci=(1.7, 2.0)),  # overlaps the best
+        row(speedup=1.6, speedup_ci=(1.5, 1.75)),  # overlaps the second, not the best
+        row(speedup=1.2, speedup_ci=(1.1, 1.3)),
+        FULL,
+    ]
+    assert ranks(rows, SPEED) == [1, 1, 2, 4, 5]
+
+
+def test_a_slow_row_ranks_behind_full_depth() -> None:
+    assert ranks([row(speedup=0.8, speedup_ci=(0.7, 0.9)), FULL], SPEED) == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("given", "quality"),
+    [
+        ({}, "kept"),
+        ({"edit_similarity_difference": -0.02, "edit_similarity_difference_ci": (-MARGIN, 0.01)}, "kept"),
+        ({"edit_similarity_difference": -0.02, "edit_similarity_difference_ci": (-MARGIN - 0.001, 0.01)}, "unclear"),
+        ({"edit_similarity_difference_ci": None}, "unclear"),
+        (
+            {
+                "edit_similarity_difference": -0.02,
+                "edit_similarity_difference_ci": (-0.03, -0.01),
+                "edit_similarity_difference_p_holm": 0.01,
+            },
+            "lost",
+        ),
+        (
+            {
+                "exact_match_difference": -0.1,
+                "exact_match_difference_ci": (-0.2, -0.01),
+                "exact_match_difference_p_holm": 0.04,
+            },
+            "lost",
+        ),
+        (
+            {
+                "edit_similarity_difference": 0.2,
+                "edit_similarity_difference_ci": (0.1, 0.3),
+                "edit_similarity_difference_p_holm": 0.01,
+            },
+            "kept",
+        ),
+        ({"weights": "random"}, "undefined"),
+    ],
+)
+def test_only_what_keeps_quality_ranks_by_cost(given: dict[str, Any], quality: str) -> None:
+    one = row(**given)
+    assert quality_of(one) == quality
+    assert (ranks([one], SPEED) == [1]) == (quality == "kept")
+
+
+def test_few_samples_do_not_pass_by_being_unable_to_tell() -> None:
+    """Nothing is distinguishable in an interval this wide, and the row must not rank for it."""
+    assert ranks([row(n=3, edit_similarity_difference_ci=(-0.4, 0.4))], SPEED) == [None]
+
+
+def test_the_oracle_and_random_weights_never_rank() -> None:
+    for criterion in CRITERIA:
+        assert ranks([row(rehearsed=True), row(weights="random")], criterion) == [None, None]
+
+
+@pytest.mark.parametrize("source", ["estimate", "none", "replay", "mixed"])
+def test_energy_ranks_only_where_it_was_measured(source: str) -> None:
+    saved = {"energy_ratio": 2.0, "energy_ratio_ci": (1.9, 2.1)}
+    assert ranks([row(**saved)], ENERGY) == [1]
+    assert ranks([row(energy_source=source, **saved)], ENERGY) == [None]
+
+
+def test_a_ratio_without_an_interval_does_not_rank() -> None:
+    assert ranks([row(speedup_ci=None), FULL], SPEED) == [None, 1]
+
+
+def test_similarity_ranks_what_loses_quality_too() -> None:
+    worse = row(
+        edit_similarity_difference=-0.2,
+        edit_similarity_difference_ci=(-0.3, -0.1),
+        edit_similarity_difference_p_holm=0.01,
+    )
+    assert ranks([worse, FULL], SIMILARITY) == [2, 1]
+
+
+def test_ranks_do_not_depend_on_the_order_of_rows() -> None:
+    chance = random.Random(0)
+    rows = [
+        row(str(number), speedup=1.0, speedup_ci=(low := chance.random(), low + chance.random()))
+        for number in range(30)
+    ]
+    expected = {one.operating_point: rank for one, rank in zip(rows, ranks(rows, SPEED), strict=True)}
+    for _ in range(5):
+        chance.shuffle(rows)
+        assert {one.operating_point: rank for one, rank in zip(rows, ranks(rows, SPEED), strict=True)} == expected
+    assert 1 in expected.values()
+
+
+def test_the_front_is_what_no_other_row_beats_in_both() -> None:
+    rows = [
+        row(speedup=3.0, edit_similarity=0.2),
+        row(speedup=2.0, edit_similarity=0.5),
+        row(speedup=1.5, edit_similarity=0.4),
+        row(speedup=9.0, edit_similarity=0.9, rehearsed=True),
+        FULL.model_copy(update={"edit_similarity": 0.6}),
+    ]
+    assert on_front(rows) == [True, True, False, False, True]

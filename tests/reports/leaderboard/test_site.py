@@ -1,0 +1,180 @@
+"""The site's files: the same for the same runs, safe to embed, mergeable."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.errors import StoreError
+from reports.leaderboard.scripts import read_script, script
+from reports.leaderboard.site import Site
+from reports.recorded import RecordedRun
+
+Recorded = Callable[..., RecordedRun]
+
+
+def publish(folder: Path, *runs: RecordedRun, **options: Any) -> dict[str, bytes]:
+    """Make a site; return its files."""
+    site = Site(folder, **options)
+    for run in runs:
+        site.add(run)
+    site.finish()
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def index(folder: Path) -> dict[str, Any]:
+    read: dict[str, Any] = read_script(folder / "data" / "index.js", "index")
+    read["points"] = [dict(zip(read["fields"], point, strict=True)) for point in read["points"]]
+    return read
+
+
+@pytest.fixture
+def two(recorded: Recorded) -> tuple[RecordedRun, RecordedRun]:
+    return recorded("one"), recorded("two", cpu="Other CPU", manifest={"created": "2026-02-01T00:00:00Z"})
+
+
+def test_the_same_runs_give_the_same_bytes_in_any_order(tmp_path: Path, two: tuple[RecordedRun, RecordedRun]) -> None:
+    first = publish(tmp_path / "a", *two)
+    assert publish(tmp_path / "b", *reversed(two)) == first
+    assert publish(tmp_path / "a", *two) == first
+
+
+def test_merging_gives_what_all_at_once_gives(tmp_path: Path, two: tuple[RecordedRun, RecordedRun]) -> None:
+    publish(tmp_path / "a", two[0])
+    merged = publish(tmp_path / "a", two[1], merge=True)
+    assert merged == publish(tmp_path / "b", *two)
+    assert publish(tmp_path / "a", two[0], two[1], merge=True) == merged
+
+
+def test_without_merge_the_site_holds_these_runs_only(tmp_path: Path, two: tuple[RecordedRun, RecordedRun]) -> None:
+    publish(tmp_path / "a", *two)
+    assert publish(tmp_path / "a", two[1]) == publish(tmp_path / "b", two[1])
+
+
+def test_a_run_is_published_once(tmp_path: Path, recorded: Recorded) -> None:
+    site = Site(tmp_path / "a")
+    assert site.add(recorded("one"))
+    assert not site.add(recorded("copy-of-one"))
+    assert len(site.runs) == 1
+
+
+def test_links_do_not_depend_on_what_else_is_published(tmp_path: Path, two: tuple[RecordedRun, RecordedRun]) -> None:
+    publish(tmp_path / "a", two[0])
+    publish(tmp_path / "b", *two)
+    ids = {point["id"] for point in index(tmp_path / "a")["points"]}
+    assert len(ids) == 3
+    assert ids < {point["id"] for point in index(tmp_path / "b")["points"]}
+    assert all((tmp_path / "b" / "data" / "points" / f"{one}.js").exists() for one in ids)
+
+
+def test_machines_are_not_ranked_together(tmp_path: Path, two: tuple[RecordedRun, RecordedRun]) -> None:
+    publish(tmp_path / "a", *two)
+    found = index(tmp_path / "a")
+    assert len(found["groups"]) == 2
+    for group in (0, 1):
+        members = [point for point in found["points"] if point["group"] == group]
+        assert [point["ranks"][0] for point in members] == [2, 1, None]  # full, fixed:layer=5, the oracle
+
+
+def test_runs_of_one_kind_are_ranked_together(tmp_path: Path, recorded: Recorded) -> None:
+    slower = recorded("two", points={"fixed:layer=2": 0.8}, manifest={"created": "2026-02-01T00:00:00Z"})
+    publish(tmp_path / "a", recorded("one"), slower)
+    found = index(tmp_path / "a")
+    assert len(found["groups"]) == 1
+    assert {point["name"]: point["ranks"][0] for point in found["points"]} == {
+        "fixed:layer=5": 1,
+        "fixed:layer=2": 2,
+        "full": 3,
+        "oracle": None,
+    }
+
+
+def test_private_paths_are_not_published(tmp_path: Path, recorded: Recorded) -> None:
+    config = {"kv": "propagate", "batch_size": 1, "model": "/home/alice/models/tiny", "source": "/home/alice/data"}
+    files = publish(tmp_path / "a", recorded(manifest={"config": config}, source="path: /home/alice/data"))
+    mine = {name: content for name, content in files.items() if "plotly" not in name}
+    assert not [name for name, content in mine.items() if b"alice" in content]
+    assert "…/tiny".encode("ascii", "backslashreplace") in b"".join(mine.values())
+
+
+def test_completions_are_limited_and_the_limit_is_said(tmp_path: Path, recorded: Recorded) -> None:
+    files = publish(tmp_path / "a", recorded(), shown=3)
+    points = [read_script(path, "point") for path in (tmp_path / "a" / "data" / "points").glob("*.js")]
+    assert {len(point["samples"]) for point in points} == {3}
+    assert {point["finished"] for point in points} == {8}
+    assert len({tuple(sample["id"] for sample in point["samples"]) for point in points}) == 1
+    assert b"Each operating point shows 3 completions" in files["index.html"].replace(b"\n", b" ")
+
+
+def test_data_are_safe_inside_a_page() -> None:
+    nasty = "</script><!-- & \u2028\u2029 '\""
+    text = script("index", {"name": nasty})
+    assert text.isascii()
+    assert not {"<", ">", "&"} & set(text)
+
+
+def test_data_read_back(tmp_path: Path) -> None:
+    value = {"name": "</script>\u2028", "numbers": [1, None, 0.5]}
+    (tmp_path / "x.js").write_text(script("index", value))
+    assert read_script(tmp_path / "x.js", "index") == value
+    with pytest.raises(StoreError, match="is no data file"):
+        read_script(tmp_path / "x.js", "run")
+
+
+@pytest.mark.parametrize("name", ["site_schema", "schema_version"])
+def test_a_site_of_another_version_is_not_merged_into(tmp_path: Path, recorded: Recorded, name: str) -> None:
+    publish(tmp_path / "a", recorded())
+    mark = tmp_path / "a" / "site.json"
+    mark.write_text(json.dumps(json.loads(mark.read_text()) | {name: 7}))
+    with pytest.raises(StoreError, match=f"site .*a has {name} 7 and this harness writes 1"):
+        Site(tmp_path / "a", merge=True)
+
+
+def test_a_run_of_another_version_in_a_site_is_named(tmp_path: Path, recorded: Recorded) -> None:
+    publish(tmp_path / "a", recorded())
+    (file,) = (tmp_path / "a" / "data" / "runs").glob("*.js")
+    file.write_text(script("run", read_script(file, "run") | {"schema_version": 9}))
+    with pytest.raises(StoreError, match=rf"{file.name} has schema_version 9"):
+        Site(tmp_path / "a", merge=True)
+
+
+def test_a_folder_that_is_no_site_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(StoreError, match="not empty and no leaderboard"):
+        Site(tmp_path)
+
+
+def test_replayed_energy_is_refused(tmp_path: Path, recorded: Recorded) -> None:
+    with pytest.raises(StoreError, match="replayed energy"):
+        Site(tmp_path / "a").add(recorded(energy="replay"))
+
+
+def test_a_site_of_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="no run to publish"):
+        Site(tmp_path / "a").finish()
+
+
+def test_estimates_are_shown_and_never_ranked(tmp_path: Path, recorded: Recorded) -> None:
+    publish(tmp_path / "a", recorded(energy="estimate"))
+    publish(tmp_path / "b", recorded(energy="rapl"))
+    place = [name for name, _ in index(tmp_path / "a")["criteria"]].index("energy_ratio")
+    estimated, measured = ({p["name"]: p["ranks"][place] for p in index(tmp_path / s)["points"]} for s in "ab")
+    assert set(estimated.values()) == {None}
+    assert measured["fixed:layer=5"] == 1
+
+
+def test_pages_load_nothing_from_elsewhere(tmp_path: Path, recorded: Recorded) -> None:
+    files = publish(tmp_path / "a", recorded())
+    own = [content for name, content in files.items() if "plotly" not in name and not name.startswith("data/")]
+    assert not [content for content in own if b"http:" in content or b"https:" in content or b'"//' in content]
+    assert sum("plotly" in name for name in files) == 1
+
+
+def test_the_published_numbers_never_enter_the_data(tmp_path: Path, recorded: Recorded) -> None:
+    files = publish(tmp_path / "a", recorded())
+    assert b"OPT-2.7B" in files["index.html"]
+    assert not [name for name, content in files.items() if name.startswith("data/") and b"OPT-2.7B" in content]
