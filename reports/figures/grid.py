@@ -78,7 +78,8 @@ def _draw(table: GridTable) -> Canvas:
     for ax in canvas.axes[3:]:
         ax.set_xlabel("agent's threshold")
     handles, labels = canvas.axes[0].get_legend_handles_labels()
-    canvas.legend(handles, labels, loc="outside lower center", ncols=2, title=heading(table)[-1], title_fontsize=8)
+    said = f"{heading(table)[-1]}\nblack lines: 95 % intervals; published numbers have none"
+    canvas.legend(handles, labels, loc="outside lower center", ncols=2, title=said, title_fontsize=8)
     canvas.suptitle(_title(table), x=0.01, ha="left", fontweight="bold")
     return canvas
 

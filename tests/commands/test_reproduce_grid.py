@@ -126,3 +126,16 @@ def test_the_full_scale_says_what_it_needs_before_it_refuses(cli: Command) -> No
     assert "llama-3.2-3b has no weights here" in ran.error
     assert "8 runs, 1,000 samples a task" in ran.err
     assert "hours at the speed of the paper's Quadro RTX 8000" in ran.err
+
+
+def test_stopped_it_says_how_it_goes_on(
+    cli: Command, arguments: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*given: Any, **more: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(measuring, "execute", stopped)
+    ran = cli(*arguments, "--out", "grid")
+    assert ran.code == 130
+    assert "Continue with `harness reproduce green-code --resume grid`" in ran.err
+    assert (tmp_path / "grid" / "plan.json").exists()
