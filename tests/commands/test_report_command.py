@@ -40,6 +40,14 @@ def finished(tiny_run: Command, tmp_path: Path, kept: Path) -> Path:
     return Path(shutil.copytree(kept, tmp_path / "runs" / "one"))
 
 
+@pytest.fixture
+def small(tiny_run: Command, tmp_path: Path) -> Path:
+    """A finished run of two operating points and one sample, in ``runs/small``."""
+    folder = tmp_path / "runs" / "small"
+    assert tiny_run("--strategy", "fixed:layer=6", "--limit", 1, "--out", folder).code == 0
+    return folder
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
@@ -149,12 +157,12 @@ def test_a_folder_whose_files_would_be_lost(cli: Command, finished: Path, tmp_pa
     assert "Add --out" in cli("report", finished, "--no-figures").error
 
 
-def test_hundreds_of_runs(cli: Command, finished: Path, tmp_path: Path) -> None:
+def test_hundreds_of_runs(cli: Command, small: Path, tmp_path: Path) -> None:
     for number in range(300):
         copy = tmp_path / "many" / f"{number % 150:03d}" / ("a" if number < 150 else "b")
         copy.mkdir(parents=True)
         for name in ("manifest.json", "samples.jsonl", "windows.jsonl"):
-            os.link(finished / name, copy / name)
+            os.link(small / name, copy / name)
     begun = time.monotonic()
     ran = cli("report", "many", "--out", "out")
     assert ran.code == 0, ran.err
@@ -168,7 +176,7 @@ def test_hundreds_of_runs(cli: Command, finished: Path, tmp_path: Path) -> None:
         assert len({row["run"] for row in csv.DictReader(file)}) == 300  # folders of one name are told apart
 
 
-def test_no_torch(finished: Path, tmp_path: Path) -> None:
+def test_no_torch(small: Path, tmp_path: Path) -> None:
     probe = (
         "import sys; sys.argv = ['harness', 'report', 'runs', '--out', 'out']\n"
         "from harness.cli import main\n"
