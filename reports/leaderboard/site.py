@@ -43,11 +43,14 @@ class Site:
     """
 
     def __init__(self, folder: Path, *, merge: bool = False, shown: int = SAMPLES_SHOWN) -> None:
-        self.folder, self.shown = folder, shown
+        self.folder, self.shown, self._most = folder, shown, shown
         self.runs: dict[str, RunEntry] = {}
         there = folder / MARK
         if there.exists():
-            _check_version(there, merge=merge)
+            found = _parsed(there)
+            if merge:
+                _check_version(folder, found)
+                self._most = max(shown, int(found.get("samples") or 0))
         elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise StoreError(f"{folder} is not empty and no leaderboard. Use another --out.")
         if merge:
@@ -99,9 +102,9 @@ class Site:
             self._write(f"assets/{name}", content)
         self._write("data/columns.js", script("columns", describe_columns(runs[0])).encode())
         self._write("data/index.js", script("index", index_of(runs)).encode())
-        for name, text in pages(runs, self.shown).items():
+        for name, text in pages(runs, self._most).items():
             self._write(name, text.encode())
-        mark = {"site_schema": SITE_SCHEMA, "schema_version": SCHEMA_VERSION}
+        mark = {"site_schema": SITE_SCHEMA, "schema_version": SCHEMA_VERSION, "samples": self._most}
         self._write(MARK, (json.dumps(mark) + "\n").encode())
         self._sweep("data/runs", {run.id for run in runs})
         self._sweep("data/points", {point.id for run in runs for point in run.points})
@@ -125,15 +128,13 @@ class Site:
                 file.unlink(missing_ok=True)
 
 
-def _check_version(mark: Path, *, merge: bool) -> None:
-    found = _parsed(mark)
-    versions = {"site_schema": SITE_SCHEMA, "schema_version": SCHEMA_VERSION}
-    for name, ours in versions.items():
+def _check_version(folder: Path, found: Any) -> None:
+    for name, ours in (("site_schema", SITE_SCHEMA), ("schema_version", SCHEMA_VERSION)):
         theirs = found.get(name) if isinstance(found, dict) else None
-        if merge and theirs != ours:
+        if theirs != ours:
             raise StoreError(
-                f"the site {mark.parent} has {name} {theirs!r} and this harness writes {ours}. Merge with the "
-                "version of early-exit-harness that made it, or make it again without --merge."
+                f"the site {folder} has {name} {theirs!r} and this harness writes {ours}. Merge with the version of "
+                "early-exit-harness that made it, or make it again without --merge."
             )
 
 

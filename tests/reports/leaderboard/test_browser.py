@@ -6,7 +6,10 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -40,8 +43,9 @@ class Reader:
     Without ``plot`` the plot's library is an empty file: parsing it takes most of a test's time.
     """
 
-    def __init__(self, browser: Any, site: Path, *, plot: bool = False, **options: Any) -> None:
+    def __init__(self, browser: Any, site: Path, *, plot: bool = False, base: str = "", **options: Any) -> None:
         self.site, self.plot, self.faults = site, plot, list[str]()
+        self.base = base or f"file://{site}"
         self.context = browser.new_context(**{"viewport": {"width": 1300, "height": 900}, **options})
         self.context.route("**/*", self._only_files)
         self.page = self.context.new_page()
@@ -50,7 +54,7 @@ class Reader:
         self.page.on("dialog", self._dialog)
 
     def open(self, address: str = "index.html", wait: str = "#table tbody tr") -> Any:
-        self.page.goto(f"file://{self.site}/{address}")
+        self.page.goto(f"{self.base}/{address}")
         self.page.wait_for_selector(wait)
         return self.page
 
@@ -67,7 +71,7 @@ class Reader:
     def _only_files(self, route: Any) -> None:
         if route.request.url.endswith("plotly.min.js") and not self.plot:
             route.fulfill(body="", content_type="text/javascript")
-        elif route.request.url.startswith(("file:", "data:", "blob:")):
+        elif route.request.url.startswith((f"{self.base}/", "data:", "blob:")):
             route.continue_()
         else:
             self.faults.append(f"request: {route.request.url}")
@@ -194,6 +198,27 @@ def test_a_permanent_link_leads_to_its_point(reader: Reader, recorded: Recorded)
     site.finish()
     page = reader.open(f"point.html#{point['id']}", "article[data-shown]")
     assert page.inner_text("h1").startswith("entropy:threshold=1")
+
+
+def test_a_web_server_may_put_it_anywhere(chromium: Any, site: Path) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietFiles, directory=site.parent)) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        reader = Reader(chromium, site, plot=True, base=f"http://127.0.0.1:{server.server_port}/{site.name}")
+        page = reader.open(wait="#plot[data-drawn] .scatterlayer")
+        page.click("#table tbody th a")
+        page.wait_for_selector("article[data-shown]")
+        page.click(".crumbs a")
+        page.wait_for_selector("#table tbody tr")
+        assert reader.faults == []
+        reader.context.close()
+        server.shutdown()
+
+
+class QuietFiles(SimpleHTTPRequestHandler):
+    """Serves files and says nothing."""
+
+    def log_message(self, *_: Any) -> None:
+        pass
 
 
 @pytest.mark.parametrize("address", ["point.html#../../x", "point.html", "compare.html#a,b"])

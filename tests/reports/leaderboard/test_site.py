@@ -110,6 +110,14 @@ def test_completions_are_limited_and_the_limit_is_said(tmp_path: Path, recorded:
     assert b"Each operating point shows 3 completions" in files["index.html"].replace(b"\n", b" ")
 
 
+def test_merging_with_fewer_completions_keeps_the_larger_limit(
+    tmp_path: Path, two: tuple[RecordedRun, RecordedRun]
+) -> None:
+    publish(tmp_path / "a", two[0], shown=5)
+    files = publish(tmp_path / "a", two[1], shown=2, merge=True)
+    assert b"Each operating point shows 5 completions at most" in files["index.html"].replace(b"\n", b" ")
+
+
 def test_data_are_safe_inside_a_page() -> None:
     nasty = "</script><!-- & \u2028\u2029 '\""
     text = script("index", {"name": nasty})
