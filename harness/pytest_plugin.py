@@ -1,4 +1,4 @@
-"""A pytest plugin: ``pytest --harness-run DIR`` puts a run's results into pytest-benchmark's history.
+"""A pytest plugin: ``pytest --harness-run=DIR`` puts a run's results into pytest-benchmark's history.
 
 One test item per task × operating point; its rounds are the latencies that the run recorded for every sample, nothing
 is measured again. What else the run knows of the operating point stands in ``extra_info``. Node ids are made of model,
@@ -69,7 +69,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=[],
         metavar="DIR",
         help="Run directory of `harness run`: its recorded latencies become benchmarks of pytest-benchmark, one per "
-        "task and operating point. Repeatable. Without paths, only they are collected.",
+        "task and operating point. Repeatable; write it with =, or pytest looks for its settings there. Without paths, "
+        "only they are collected.",
     )
 
 

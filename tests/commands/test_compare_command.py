@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,3 +74,18 @@ def test_a_condition_that_cannot_be_judged_exits_with_2(cli: Command, two_runs: 
 )
 def test_bad_flags_are_refused_before_anything_is_read(cli: Command, more: list[str], said: str) -> None:
     assert said in cli("compare", "nothing", "nothing-else", *more).error
+
+
+def test_the_documented_workflows_can_be_read() -> None:
+    import yaml
+
+    from reports.comparing.conditions import parse_condition
+
+    text = (Path(__file__).resolve().parents[1] / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    workflows = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
+    assert [workflow["name"] for workflow in workflows] == ["early exit", "history"]
+    for workflow in workflows:
+        (job,) = workflow["jobs"].values()
+        assert all("uses" in step or "run" in step for step in job["steps"])
+    conditions = re.findall(r'--fail-if "([^"]+)"', text)
+    assert [parse_condition(text).metric.name for text in conditions] == ["edit_similarity", "latency_p50", "speedup"]
