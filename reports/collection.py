@@ -15,15 +15,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from harness.calibration_records import Calibration
 from harness.errors import ConfigError, StoreError
 from reports.attribution_table import TextTable
 from reports.export import escape_markdown, markdown_legend, markdown_results, markdown_row, runs_to_csv
-from reports.figures.catalogue import PAGES, Catalogue, Page, catalogue
+from reports.figures.catalogue import Catalogue, Page, catalogue, pages
 from reports.figures.figure import Figure, save_figures
 from reports.files import write_files
 from reports.hypervolume_table import NOTE, hypervolume_tables
 from reports.latex import to_latex
+from reports.published.section import reference_markdown
 from reports.recorded import RecordedRun
+from reports.training_logs import TrainingLogs
 
 __all__ = ["FIGURES", "MOST_RUNS_DRAWN", "Collection", "check_folder", "write_collection"]
 
@@ -39,10 +42,14 @@ class Collection:
     Attributes:
         runs: that could be read.
         refused: directory and reason of those that could not.
+        calibrations: what sweeps found out about scores; replayed, and kept apart from what was measured.
+        trainings: logs of the trainings behind the runs.
     """
 
     runs: tuple[RecordedRun, ...]
     refused: tuple[tuple[str, str], ...] = ()
+    calibrations: tuple[Calibration, ...] = ()
+    trainings: tuple[TrainingLogs, ...] = ()
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -91,7 +98,7 @@ def write_collection(
     """Write a report; return the paths of its files, ``report.md`` first.
 
     Args:
-        collection: what to report; at least one run.
+        collection: what to report.
         out: folder, made where it is missing. Files of an earlier report are replaced.
         figures: draw them; ``None``: those that runs share, and those of each run unless there are more than
             ``MOST_RUNS_DRAWN``.
@@ -101,22 +108,24 @@ def write_collection(
         StoreError: a file cannot be written.
     """
     each = figures if figures is not None else len(collection.runs) <= MOST_RUNS_DRAWN
-    drawn = Catalogue((), (), (), ()) if figures is False else catalogue(collection.runs, each=each)
+    drawn = Catalogue()
+    if figures is not False:
+        drawn = catalogue(collection.runs, collection.calibrations, collection.trainings, each=each)
     undrawn = "" if each else "Figures of single runs are left out of a report of so many. Draw them with --figures."
     if figures is False:
         undrawn = "No figures: left out on request."
-    pages = [page for make in PAGES for page in make(collection.runs)]
+    further = pages(collection.named) if each else []
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StoreError(f"cannot make the folder {out}: {error.strerror}. Use another --out.") from None
     texts = {
-        "report.md": "\n".join(_markdown(collection, drawn, pages, undrawn)) + "\n",
+        "report.md": "\n".join(_markdown(collection, drawn, further, undrawn)) + "\n",
         "summary.csv": runs_to_csv((name, run.summary) for name, run in collection.named),
         "summary.json": json.dumps(collection.as_json(), indent=2) + "\n",
         "tables.tex": to_latex(collection.named),
     }
-    written = list(write_files(out, texts | {page.name: page.content() for page in pages}))
+    written = list(write_files(out, texts | {page.name: page.content() for page in further}))
     everything = drawn.figures
     for number, figure in enumerate(everything, 1):
         written += save_figures([figure], out / FIGURES)
@@ -125,13 +134,13 @@ def write_collection(
     return written
 
 
-def _markdown(collection: Collection, drawn: Catalogue, pages: Sequence[Page], undrawn: str) -> Iterator[str]:
+def _markdown(collection: Collection, drawn: Catalogue, further: Sequence[Page], undrawn: str) -> Iterator[str]:
     yield "# Early-exit benchmark report"
     yield from _overview(collection)
     if undrawn:
         yield from ("", undrawn)
-    if pages:
-        yield from ("", "## Pages", "", *(f"- [{escape_markdown(page.title)}]({page.name})" for page in pages))
+    if further:
+        yield from ("", "## Pages", "", *(f"- [{escape_markdown(page.title)}]({page.name})" for page in further))
     if drawn.of_all or drawn.absent_of_all:
         yield from ("", "## Runs side by side")
         yield from _figures(drawn.of_all, drawn.absent_of_all)
@@ -147,7 +156,17 @@ def _markdown(collection: Collection, drawn: Catalogue, pages: Sequence[Page], u
             yield from _figures(drawn.of_one[place], drawn.absent_of_one[place])
         if run.summary.notes:
             yield from ("", "**Notes**", "", *(f"- {_line(note)}" for note in run.summary.notes))
-    yield from markdown_legend(collection.runs[0].summary)
+    if drawn.of_sweeps:
+        yield from ("", "## Scores, replayed")
+        yield from _figures(drawn.of_sweeps, ())
+    if collection.trainings:
+        yield from ("", "## Trainings behind these runs")
+        problems = [problem for logs in collection.trainings for problem in logs.problems]
+        yield from _figures(drawn.of_trainings, problems)
+    if collection.runs:
+        languages = {task.language for run in collection.runs for task in run.manifest.tasks}
+        yield from ("", reference_markdown(languages).rstrip())
+        yield from markdown_legend(collection.runs[0].summary)
 
 
 def _overview(collection: Collection) -> Iterator[str]:

@@ -15,7 +15,10 @@ __all__ = ["report"]
 
 
 def report(
-    directories: Annotated[list[Path], typer.Argument(help="Run directories.", metavar="RUN_DIR…")],
+    directories: Annotated[
+        list[Path],
+        typer.Argument(help="Run directories; with --out also sweeps and trainings.", metavar="RUN_DIR…"),
+    ],
     out: Annotated[
         Path | None,
         typer.Option(
@@ -56,9 +59,15 @@ def report(
 def _together(directories: list[Path], out: Path, figures: bool | None, *, as_json: bool) -> None:
     from harness.progress import TrainingProgress
     from harness.reading import read_runs
+    from reports.calibrations import find_calibrations, read_calibration
     from reports.collection import Collection, check_folder, write_collection
+    from reports.training_folders import training_folders
+    from reports.training_logs import holds_training, read_training
 
     check_folder(out)
+    given = [path for path in directories if holds_training(path)]
+    sweeps = find_calibrations(path for path in directories if path not in given)
+    runs_asked = [path for path in directories if path not in given and path not in sweeps]
     console = stderr()
     with TrainingProgress(console) as progress:
         begun: set[str] = set()
@@ -69,12 +78,17 @@ def _together(directories: list[Path], out: Path, figures: bool | None, *, as_js
                 progress.begin(what, total)
             progress.step(done)
 
-        runs, refused = read_runs(directories, watch=lambda done, total: watch("runs read", done, total))
+        runs, refused = read_runs(runs_asked, watch=lambda done, total: watch("runs read", done, total))
         for refusal in refused:
             console.print(f"[yellow]left out:[/] {escape(refusal.reason)}", highlight=False, soft_wrap=True)
-        if not runs:
+        if not (runs or given or sweeps):
             raise StoreError(f"none of {len(refused)} run directories can be read. Make one with `harness run`.")
-        collection = Collection(tuple(runs), tuple((str(one.directory), one.reason) for one in refused))
+        collection = Collection(
+            tuple(runs),
+            tuple((str(one.directory), one.reason) for one in refused),
+            tuple(read_calibration(folder) for folder in sweeps),
+            tuple(read_training(folder) for folder in training_folders(runs, given)),
+        )
         files = write_collection(
             collection, out, figures=figures, watch=lambda done, total: watch("figures drawn", done, total)
         )

@@ -10,8 +10,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from harness.calibration_records import Calibration, ExitCalibration, ScoreCalibration
-from reports.figures.curves import blank, exit_colours, slug
-from reports.figures.figure import Figure
+from reports.figures.curves import blank, exit_colours
+from reports.figures.figure import Figure, slug
 from reports.figures.style import INK, QUIET, Look, look_of
 
 if TYPE_CHECKING:

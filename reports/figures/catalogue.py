@@ -8,12 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
+from harness.calibration_records import Calibration
+from reports.completion_view import completion_page
 from reports.figures import exit_layers, fixed_exit, fronts, overhead, thresholds
-from reports.figures.figure import Figure
+from reports.figures.calibration import calibration_figures
+from reports.figures.figure import Figure, slug
+from reports.figures.training import training_figures
 from reports.recorded import RecordedRun
+from reports.training_logs import TrainingLogs
 
-__all__ = ["OF_ALL_RUNS", "OF_ONE_RUN", "PAGES", "Catalogue", "Page", "catalogue", "figures_of"]
+__all__ = ["OF_ALL_RUNS", "OF_ONE_RUN", "Catalogue", "Page", "catalogue", "pages"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +47,6 @@ OF_ONE_RUN: tuple[OfOne, ...] = (
     (overhead.figures, overhead.absence),
 )
 OF_ALL_RUNS: tuple[OfAll, ...] = ((fixed_exit.figures, fixed_exit.absence),)
-PAGES: tuple[Callable[[Sequence[RecordedRun]], Iterable[Page]], ...] = ()
-"""Makers of further pages, given all runs of the report."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,26 +56,40 @@ class Catalogue:
     Attributes:
         of_one: per run, in the runs' order.
         of_all: those that runs share.
+        of_sweeps: of the scores that sweeps judged.
+        of_trainings: of the trainings behind the runs.
         absent_of_one: per run, what it has no figure of, and why.
         absent_of_all: the same of all runs together.
     """
 
-    of_one: tuple[tuple[Figure, ...], ...]
-    of_all: tuple[Figure, ...]
-    absent_of_one: tuple[tuple[str, ...], ...]
-    absent_of_all: tuple[str, ...]
+    of_one: tuple[tuple[Figure, ...], ...] = ()
+    of_all: tuple[Figure, ...] = ()
+    of_sweeps: tuple[Figure, ...] = ()
+    of_trainings: tuple[Figure, ...] = ()
+    absent_of_one: tuple[tuple[str, ...], ...] = ()
+    absent_of_all: tuple[str, ...] = ()
 
     @property
     def figures(self) -> list[Figure]:
         """All of them, in reading order."""
-        return [figure for figures in (*self.of_one, self.of_all) for figure in figures]
+        return [
+            figure for figures in (*self.of_one, self.of_all, self.of_sweeps, self.of_trainings) for figure in figures
+        ]
 
 
-def catalogue(runs: Sequence[RecordedRun], *, each: bool = True) -> Catalogue:
-    """Gather the figures of runs.
+def catalogue(
+    runs: Sequence[RecordedRun],
+    calibrations: Sequence[Calibration] = (),
+    trainings: Sequence[TrainingLogs] = (),
+    *,
+    each: bool = True,
+) -> Catalogue:
+    """Gather the figures of a report.
 
     Args:
         runs: of the report.
+        calibrations: what sweeps found out about scores.
+        trainings: logs of trainings.
         each: also those of every single run; without, only what runs share.
     """
     taken: set[str] = set()
@@ -81,12 +99,30 @@ def catalogue(runs: Sequence[RecordedRun], *, each: bool = True) -> Catalogue:
     )
     absent = tuple(_said(why(run) for _, why in OF_ONE_RUN) if each else () for run in runs)
     of_all = tuple(_renamed((figure for make, _ in OF_ALL_RUNS for figure in make(runs)), taken))
-    return Catalogue(of_one, of_all, absent, _said(why(runs) for _, why in OF_ALL_RUNS))
+    return Catalogue(
+        of_one,
+        of_all,
+        tuple(_renamed(calibration_figures(calibrations), taken)),
+        tuple(_renamed(training_figures(trainings), taken)),
+        absent,
+        _said(why(runs) for _, why in OF_ALL_RUNS) if runs else (),
+    )
 
 
-def figures_of(runs: Sequence[RecordedRun]) -> list[Figure]:
-    """Return every figure that runs have, none drawn yet, no two of one name."""
-    return catalogue(runs).figures
+def pages(named: Iterable[tuple[str, RecordedRun]]) -> list[Page]:
+    """Return the further pages of runs, no two of one name: completions, where the run says which token is which text.
+
+    Args:
+        named: each run with its name in the report.
+    """
+    found: list[Page] = []
+    for name, run in named:
+        if any(sample.token_texts for sample in run.samples):
+            stem = f"completions-{slug(name)}"
+            taken = {page.name for page in found}
+            file = next(f for n in range(1, len(found) + 2) if (f := f"{stem}{f'-{n}' * (n > 1)}.html") not in taken)
+            found.append(Page(file, f"Completions of {name}, token by token", partial(completion_page, run)))
+    return found
 
 
 def _renamed(figures: Iterable[Figure], taken: set[str]) -> Iterable[Figure]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
 
-__all__ = ["SMOOTHING", "blank", "exit_colours", "label_ends", "slug", "smoothed"]
+__all__ = ["SMOOTHING", "blank", "exit_colours", "label_ends", "smoothed"]
 
 SMOOTHING = 0.05
 """Share of a log that one point of a smoothed line looks at."""
@@ -68,8 +67,3 @@ def _apart(wanted: Sequence[float], least: float) -> Iterator[float]:
         blocks.append((centre, members))
     for centre, members in blocks:
         yield from (centre + least * (place - (members - 1) / 2) for place in range(members))
-
-
-def slug(name: str) -> str:
-    """Return a name as part of a file's: lower case, digits and hyphens."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "folder"

@@ -6,6 +6,7 @@ Files of one input are the same bytes every time: no date, no random identifiers
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from reports.figures.style import styled
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
-__all__ = ["FORMATS", "Figure", "save_figures"]
+__all__ = ["FORMATS", "Figure", "save_figures", "slug"]
 
 FORMATS = ("svg", "pdf", "png")
 _DPI = 160
@@ -40,6 +41,11 @@ class Figure:
     title: str
     caption: str
     draw: Callable[[], Canvas]
+
+
+def slug(text: str) -> str:
+    """Return a text as part of a file's name: lower-case letters, digits and hyphens, at most 48 characters."""
+    return re.sub("[^a-z0-9]+", "-", text.lower()).strip("-")[:48].strip("-") or "x"
 
 
 def save_figures(figures: Iterable[Figure], folder: Path) -> list[Path]:

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from harness.contracts import KVPolicy
-from reports.figures.figure import Figure
+from reports.figures.figure import Figure, slug
 from reports.figures.style import QUIET
-from reports.figures.task_table import PlacedPoint, TaskTable, shortened, slug, task_tables
+from reports.figures.task_table import PlacedPoint, TaskTable, shortened, task_tables
 from reports.published.green_code import PublishedRun, green_code
 from reports.recorded import RecordedRun
 from reports.resampling import Estimate

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from harness.cost_records import PARTS, Attribution
 from reports.energy import UNMEASURED
-from reports.figures.figure import Figure
+from reports.figures.figure import Figure, slug
 from reports.figures.style import INK, look_of
-from reports.figures.task_table import shortened, slug
+from reports.figures.task_table import shortened
 from reports.recorded import RecordedRun
 
 if TYPE_CHECKING:

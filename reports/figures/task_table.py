@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 
 from harness.summary import SummaryRow
+from reports.figures.figure import slug
 from reports.measured import Measured
 from reports.recorded import RecordedRun
 from reports.resampling import Resampling
 from reports.statistics import MINIMUM_PAIRS
 from reports.tables import ResultTable, is_candidate, split_tables
 
-__all__ = ["PlacedPoint", "TaskTable", "shortened", "slug", "task_tables"]
+__all__ = ["PlacedPoint", "TaskTable", "shortened", "task_tables"]
 
 _LONGEST_NAME = 44
 
@@ -113,11 +113,6 @@ def task_tables(run: RecordedRun) -> Iterator[TaskTable]:
         )
         if points:
             yield TaskTable(run, table, points)
-
-
-def slug(text: str) -> str:
-    """Return a text as part of a file's name: lower-case letters, digits and hyphens, at most 48 characters."""
-    return re.sub("[^a-z0-9]+", "-", text.lower()).strip("-")[:48].strip("-") or "x"
 
 
 def shortened(name: str, longest: int = _LONGEST_NAME) -> str:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from reports.columns import MISSING
 from reports.energy import UNMEASURED
-from reports.figures.figure import Figure
+from reports.figures.figure import Figure, slug
 from reports.figures.style import INK
-from reports.figures.task_table import PlacedPoint, TaskTable, shortened, slug, task_tables
+from reports.figures.task_table import PlacedPoint, TaskTable, shortened, task_tables
 from reports.recorded import RecordedRun
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from harness.loss_weights import loss_weights
 from reports.figures.agents import exits_of_training, rewards
-from reports.figures.curves import SMOOTHING, blank, exit_colours, label_ends, slug, smoothed
-from reports.figures.figure import Figure
+from reports.figures.curves import SMOOTHING, blank, exit_colours, label_ends, smoothed
+from reports.figures.figure import Figure, slug
 from reports.figures.style import INK
 from reports.training_logs import LiteLog, TrainingLogs
 

@@ -10,10 +10,10 @@ import pytest
 
 from harness.cost_records import PARTS, Attribution, OperatingPointCost, Ranged
 from reports.figures import exit_layers, fixed_exit, fronts, overhead, thresholds
-from reports.figures.catalogue import catalogue, figures_of
-from reports.figures.figure import Figure, save_figures
+from reports.figures.catalogue import catalogue
+from reports.figures.figure import Figure, save_figures, slug
 from reports.figures.style import styled
-from reports.figures.task_table import shortened, slug, task_tables
+from reports.figures.task_table import shortened, task_tables
 from reports.recorded import RecordedRun
 
 POINTS = ("full", "fixed:layer=5", "rl:threshold=0.5", "rl:threshold=0.9", "oracle")
@@ -202,7 +202,7 @@ def test_an_attribution_adds_up_to_the_measured_total(make: Make) -> None:
 
 def test_a_report_has_no_two_figures_of_one_name(make: Make) -> None:
     runs = [make("same"), make("same"), make("Same!")]
-    names = [figure.name for figure in figures_of(runs)]
+    names = [figure.name for figure in catalogue(runs).figures]
     assert len(names) == len(set(names)) > 3 * 4
     assert all(name == slug(name)[:48] or set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-") for name in names)
     assert catalogue(runs, each=False).of_one == ((), (), ())
