@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from harness.artefacts import SHIPPED
 from harness.store import LOCK
 from reports.figures.figure import FORMATS
 
@@ -190,3 +191,20 @@ def test_no_torch(small: Path, tmp_path: Path) -> None:
         cwd=tmp_path, capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": str(root)},
     )  # fmt: skip
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_trainings_completions_and_published_numbers(cli: Command, small: Path, tmp_path: Path) -> None:
+    ran = cli("report", small, SHIPPED / "smollm2-135m", "--out", "out")
+    assert ran.code == 0, ran.err
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert text.index("## Run small") < text.index("## Trainings behind these runs") < text.index("published numbers")
+    drawn = {path.stem for path in (tmp_path / "out" / "figures").glob("training-smollm2-135m-*.svg")}
+    assert {name.rpartition("-")[2] for name in drawn} == {"weights", "loss", "reward", "exits"}
+    assert "[Completions of small, token by token](completions-small.html)" in text
+    assert "fixed:layer=6" in (tmp_path / "out" / "completions-small.html").read_text()
+
+
+def test_a_training_alone_can_be_reported(cli: Command, tmp_path: Path) -> None:
+    ran = cli("report", SHIPPED / "smollm2-135m-shared", "--out", "out")
+    assert ran.code == 0, ran.err
+    assert "## Trainings" in (tmp_path / "out" / "report.md").read_text()

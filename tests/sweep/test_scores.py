@@ -190,3 +190,9 @@ def test_the_command_writes_it_beside_the_sweep(
     again = cli(*arguments, "--out", tmp_path / "s")
     assert again.code == 0, again.err
     assert isinstance(read_calibration(tmp_path / "s").scores[0], ScoreCalibration)
+    assert cli("report", tmp_path / "s", "--out", tmp_path / "r").code == 0
+    report = (tmp_path / "r" / "report.md").read_text()
+    assert "## Scores, replayed" in report
+    assert {path.stem.rpartition("-")[2] for path in (tmp_path / "r" / "figures").glob("calibration-*.png")} >= {
+        "auroc"
+    }
