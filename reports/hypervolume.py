@@ -100,7 +100,7 @@ def hypervolumes(candidates: Sequence[Candidate], full: Estimate, blocks: int) -
     for strategy in strategies:
         own = owners == strategy
         alone[strategy] = share(_areas(costs[:, own], qualities[:, own]))
-        contribution[strategy] = share(total - _areas(costs[:, ~own], qualities[:, ~own]))
+        contribution[strategy] = share(np.maximum(total - _areas(costs[:, ~own], qualities[:, ~own]), 0.0))
     return Hypervolume(share(total), alone, contribution)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from reports.attribution_table import TextTable
 from reports.columns import MISSING
-from reports.figures.fronts import COSTS, front_of
+from reports.figures.front_points import COSTS, front_of
 from reports.figures.task_table import TaskTable, task_tables
 from reports.hypervolume import Hypervolume, Share
 from reports.recorded import RecordedRun

@@ -58,23 +58,27 @@ def to_latex(runs: Sequence[tuple[str, RecordedRun]]) -> str:
     parts = [_PREAMBLE]
     for name, run in runs:
         parts.append(f"\n% {_commented(name)}")
-        if run.state:
-            parts.append(
-                f"\n\\noindent\\textbf{{{escape_latex(name)} is not complete:}} {escape_latex(run.state)}.\\par"
-            )
-        parts.extend(_headline(name, table) for table in split_tables(run.summary) if any(row.n for row in table.rows))
-        for task, table in hypervolume_tables(run):
-            parts.append(_text_table(f"{name}: {table.title}, {task}.", [NOTE], table))
-        for attribution in run.summary.attributions:
-            notes = list(attribution_notes(attribution))
-            parts.extend(
-                _text_table(f"{name}: {table.title}, {attribution.task}.", notes, table)
-                for table in attribution_tables(attribution)
-            )
+        warning = [f"{name} is not complete: {run.state}"] if run.state else []
+        tables = list(_tables(name, run, warning))
+        if warning and not tables:
+            parts.append(f"\n\\noindent {escape_latex(warning[0])}.\\par")
+        parts.extend(tables)
     return "\n".join([*parts, "\n\\endoftables\n"])
 
 
-def _headline(name: str, table: ResultTable) -> str:
+def _tables(name: str, run: RecordedRun, warning: Sequence[str]) -> Iterator[str]:
+    for table in split_tables(run.summary):
+        if any(row.n for row in table.rows):
+            yield _headline(name, table, warning)
+    for task, text in hypervolume_tables(run):
+        yield _text_table(f"{name}: {text.title}, {task}.", [*warning, NOTE], text)
+    for attribution in run.summary.attributions:
+        notes = [*warning, *attribution_notes(attribution)]
+        for text in attribution_tables(attribution):
+            yield _text_table(f"{name}: {text.title}, {attribution.task}.", notes, text)
+
+
+def _headline(name: str, table: ResultTable, warning: Sequence[str]) -> str:
     columns = columns_of(table)
     kept = ("n", "errors") if table.uneven else ()
     shown = [
@@ -85,7 +89,8 @@ def _headline(name: str, table: ResultTable) -> str:
         [mark(row).strip(), letter, (row.operating_point,), *(column.cells[index] for column in shown)]
         for index, (row, letter) in enumerate(zip(table.rows, table.letters, strict=True))
     ]
-    facts = [" ".join(line.split()) for line in table.subheadings]
+    labelled = [line.partition(" ") for line in table.subheadings]
+    facts = [f"{label.capitalize()}: {' '.join(text.split())}" for label, _, text in labelled]
     notes = [
         "● on the Pareto front; ◇ an upper bound, not a candidate; * differs from full depth (Holm-corrected "
         "p ≤ 0.05); brackets: 95 % bootstrap intervals."
@@ -93,7 +98,7 @@ def _headline(name: str, table: ResultTable) -> str:
     if any(row.energy_source == "estimate" for row in table.rows):
         notes.append("Energy is an estimate from CPU time, not a measurement, and decides no ranking.")
     spec = "ccl" + "".join("l" if column.left else "r" for column in shown)
-    return _tabular(f"{name}: {table.heading}.", [*facts, *notes], spec, header, rows)
+    return _tabular(f"{name}: {table.heading}.", [*warning, *facts, *notes], spec, header, rows)
 
 
 def _text_table(title: str, notes: Sequence[str], table: TextTable) -> str:
@@ -105,7 +110,7 @@ def _tabular(title: str, notes: Sequence[str], spec: str, header: Sequence[str],
     """Return one table environment."""
     lines = [
         r"\begin{table}[htbp]",
-        r"  \centering\footnotesize\setlength{\tabcolsep}{4pt}",
+        r"  \centering\footnotesize\setlength{\tabcolsep}{4pt}\setlength{\belowcaptionskip}{4pt}",
         rf"  \caption{{{escape_latex(title)} {escape_latex(' '.join(_sentence(note) for note in notes))}}}",
         rf"  \begin{{tabular}}{{@{{}}{spec}@{{}}}}",
         r"    \toprule",

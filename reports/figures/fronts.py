@@ -8,17 +8,16 @@ points; whether two of them really differ is what the tables' tests say.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from reports.columns import time_unit
 from reports.energy import UNMEASURED
 from reports.figures.figure import Figure
+from reports.figures.front_points import COSTS, QUALITIES, Cost, Front, front_of, has_front
 from reports.figures.labels import Labelled, place_labels
 from reports.figures.style import BOUND, INK, look_of
-from reports.figures.task_table import PlacedPoint, TaskTable, shortened, task_tables
-from reports.hypervolume import Candidate, Hypervolume, hypervolumes
-from reports.pareto import choose_axes, front
+from reports.figures.task_table import TaskTable, shortened, task_tables
+from reports.pareto import choose_axes
 from reports.recorded import RecordedRun
 from reports.resampling import Estimate
 
@@ -26,47 +25,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
 
-__all__ = ["COSTS", "QUALITIES", "Cost", "Front", "absence", "figures", "front_of"]
+__all__ = ["absence", "figures"]
 
 _MANY = 26  # points; beyond that a letter and a line of the legend each would cover the plot
-
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """A cost axis.
-
-    Attributes:
-        key: part of a file's name.
-        title: what it is, in a caption.
-        field: of the summary row that the table's own front may use.
-    """
-
-    key: str
-    title: str
-    field: str
-
-
-COSTS = (
-    Cost("latency", "median latency of a request", "latency_p50_s"),
-    Cost("energy", "energy per generated token", "energy_j_per_token"),
-    Cost("layers", "layers executed per decoded token", "exit_layer_mean"),
-)
-QUALITIES = {"edit_similarity": "edit similarity to the reference", "agreement": "agreement with full depth"}
-
-
-@dataclass(frozen=True, slots=True)
-class Front:
-    """The points of one table, placed.
-
-    Attributes:
-        points: each with its cost and quality.
-        on_front: flags, in their order; bounds are never on it.
-        hypervolume: of the candidates; ``None`` where full depth was not measured.
-    """
-
-    points: tuple[tuple[PlacedPoint, Estimate, Estimate], ...]
-    on_front: tuple[bool, ...]
-    hypervolume: Hypervolume | None
 
 
 def figures(run: RecordedRun) -> list[Figure]:
@@ -74,7 +35,7 @@ def figures(run: RecordedRun) -> list[Figure]:
     found = []
     for table in task_tables(run):
         for cost in COSTS:
-            if _drawable(table, cost):
+            if has_front(table, cost):
                 title = f"Quality against {cost.title}: {table.task}"
                 name = table.stem(f"front-{cost.key}")
                 found.append(Figure(name, title, _caption(table, cost), _drawer(table, cost)))
@@ -90,52 +51,9 @@ def absence(run: RecordedRun) -> str:
         return "no figures of quality: with random weights every score is meaningless"
     if all(len(table.points) < 2 for table in tables):
         return "no Pareto fronts: only one operating point was measured"
-    if not any(_drawable(table, COSTS[1]) for table in tables):
+    if not any(has_front(table, COSTS[1]) for table in tables):
         return "no front of energy: it was not measured in every window, or not by one source"
     return ""
-
-
-def front_of(table: TaskTable, cost: Cost, quality: str) -> Front:
-    """Place the points of a table on two axes; those that lack a coordinate are left out."""
-    placed = [
-        (point, x, y)
-        for point in table.points
-        if (x := _cost(table, point, cost)) is not None and (y := _quality(table, point, quality)) is not None
-    ]
-    candidates = [index for index, (point, _, _) in enumerate(placed) if not point.bound]
-    flags = front([(placed[index][1].value, placed[index][2].value) for index in candidates])
-    best = {index for index, flag in zip(candidates, flags, strict=True) if flag}
-    full = next((x for point, x, _ in placed if point is table.full), None)
-    volume = None
-    if full is not None and full.value > 0:
-        volume = hypervolumes(
-            [Candidate(placed[i][0].row.strategy, placed[i][1], placed[i][2]) for i in candidates], full, table.blocks
-        )
-    return Front(tuple(placed), tuple(index in best for index in range(len(placed))), volume)
-
-
-def _drawable(table: TaskTable, cost: Cost) -> bool:
-    """Whether a front means anything: real weights, two points, and a cost that all of them have."""
-    if table.random_weights or len(table.points) < 2 or table.full is None:
-        return False
-    sources = {point.row.energy_source for point in table.points}
-    if cost.key == "energy" and (len(sources) > 1 or sources <= {"none", "mixed"}):
-        return False
-    return all(_cost(table, point, cost) is not None for point in table.points)
-
-
-def _cost(table: TaskTable, point: PlacedPoint, cost: Cost) -> Estimate | None:
-    if cost.key == "latency":
-        return table.resampling.latency(point.cell)
-    if cost.key == "energy":
-        return table.resampling.energy(point.cell)
-    return table.resampling.layers(point.cell, table.run.manifest.model.num_layers)
-
-
-def _quality(table: TaskTable, point: PlacedPoint, quality: str) -> Estimate | None:
-    if quality == "agreement":
-        return None if table.full is None else table.resampling.agreement(point.cell, table.full.cell)
-    return table.resampling.score(point.cell, quality, getattr(point.row, quality))
 
 
 def _axis(table: TaskTable, cost: Cost) -> tuple[str, float]:

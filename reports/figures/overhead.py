@@ -93,6 +93,7 @@ def _drawer(run: RecordedRun, one: Attribution) -> Callable[[], Canvas]:
 
 def _stack(axes: Axes, one: Attribution, scale: float) -> None:
     shown = [part for part in PARTS if any(row.parts[part].value for row in one.rows)]
+    decimals = 0 if scale > 1 or max(row.total for row in one.rows) >= 100 else 2
     ends = [[0.0, 0.0] for _ in one.rows]  # of what is below zero and above
     for part in shown:
         label, colour = _PARTS[part]
@@ -104,10 +105,12 @@ def _stack(axes: Axes, one: Attribution, scale: float) -> None:
     for place, row in enumerate(one.rows):
         total = row.total * scale
         axes.vlines(total, place - 0.36, place + 0.36, color=INK, linewidth=1.4, zorder=3)
-        text = f"{total:.3g}" if total < 1000 else f"{total:.0f}"
+        text = f"{total:.{decimals}f}"
         end = (max(total, ends[place][1]), place)
         axes.annotate(text, end, (4, 0), textcoords="offset points", va="center", fontsize=8)
-    axes.plot([], [], color=INK, linewidth=1.4, label="measured total")
+    axes.plot(
+        [], [], color=INK, linewidth=1.4, label="estimated total" if one.source in UNMEASURED else "measured total"
+    )
     axes.grid(visible=False, axis="y")
     lowest, highest = min(low for low, _ in ends), max(high for _, high in ends)
     axes.set_xlim(1.02 * lowest if lowest < -0.01 * highest else 0, 1.1 * highest)
@@ -117,7 +120,7 @@ def _overheads(axes: Axes, run: RecordedRun, one: Attribution) -> None:
     from matplotlib.patheffects import withStroke
 
     strategies = {point.name: point.strategy for point in run.manifest.operating_points}
-    axes.axvline(0, color=INK, linewidth=0.8)
+    axes.axvline(0, color=INK, linewidth=0.8, zorder=1)
     for place, row in enumerate(one.rows):
         share = row.overhead_of_full
         if share is None:
@@ -130,7 +133,7 @@ def _overheads(axes: Axes, run: RecordedRun, one: Attribution) -> None:
         halo = [withStroke(linewidth=2, foreground="white")]
         axes.annotate(
             text, (100 * share.value, place), (0, 6), textcoords="offset points", ha="center", fontsize=7.5,
-            path_effects=halo,
+            path_effects=halo, zorder=5,
         )  # fmt: skip
     axes.grid(visible=False, axis="y")
     axes.margins(x=0.12)

@@ -177,6 +177,20 @@ def test_hundreds_of_runs(cli: Command, small: Path, tmp_path: Path) -> None:
         assert len({row["run"] for row in csv.DictReader(file)}) == 300  # folders of one name are told apart
 
 
+def test_a_further_page_is_written_and_linked(
+    cli: Command, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from reports import collection
+    from reports.figures.catalogue import Page
+
+    monkeypatch.setattr(
+        collection, "PAGES", (lambda runs: [Page("more.html", "all [of] it", lambda: f"<p>{len(runs)}</p>")],)
+    )
+    assert cli("report", "runs", "--out", "out", "--no-figures").code == 0
+    assert (tmp_path / "out" / "more.html").read_text() == "<p>1</p>"
+    assert "(more.html)" in (tmp_path / "out" / "report.md").read_text()
+
+
 def test_no_torch(small: Path, tmp_path: Path) -> None:
     probe = (
         "import sys; sys.argv = ['harness', 'report', 'runs', '--out', 'out']\n"

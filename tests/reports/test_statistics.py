@@ -9,12 +9,14 @@ from reports.statistics import (
     MINIMUM_PAIRS,
     Pair,
     bootstrap_interval,
+    draws,
     mean,
     median,
     paired_ratio,
     percentile,
     pooled,
     ratio,
+    replicate_interval,
 )
 
 
@@ -121,3 +123,12 @@ def test_chunks_of_resamples_do_not_change_their_number(monkeypatch: pytest.Monk
 def test_pooling_adds_up_the_repeats_of_one_unit_in_order() -> None:
     repeats = [("b", Pair(1, 2, 3, 4)), ("a", Pair(1, 1)), ("b", Pair(10, 20, 30, 40))]
     assert pooled(repeats) == [Pair(11, 22, 33, 44), Pair(1, 1, 1, 1)]
+
+
+def test_draws_are_the_intervals_own() -> None:
+    counts = draws(7, resamples=50)
+    assert counts.shape == (50, 7)
+    assert (counts.sum(1) == 7).all()
+    pairs = noisy_pairs(np.random.default_rng(0), 7)
+    drawn = draws(7) @ np.array([[pair.baseline, pair.other] for pair in pairs])
+    assert replicate_interval(drawn[:, 0] / drawn[:, 1], 7) == pytest.approx(bootstrap_interval(pairs))

@@ -12,6 +12,7 @@ from harness.cost_records import PARTS, Attribution, OperatingPointCost, Ranged
 from reports.figures import exit_layers, fixed_exit, fronts, overhead, thresholds
 from reports.figures.catalogue import catalogue
 from reports.figures.figure import Figure, save_figures, slug
+from reports.figures.front_points import COSTS, front_of
 from reports.figures.style import styled
 from reports.figures.task_table import shortened, task_tables
 from reports.recorded import RecordedRun
@@ -76,7 +77,7 @@ def drawn(figure: Figure) -> Any:
 
 def test_a_front_by_hand(make: Make) -> None:
     (table,) = task_tables(make())
-    front = fronts.front_of(table, fronts.COSTS[0], "edit_similarity")
+    front = front_of(table, COSTS[0], "edit_similarity")
     on_front = [
         point.row.operating_point for (point, _, _), best in zip(front.points, front.on_front, strict=True) if best
     ]

@@ -1,0 +1,93 @@
+"""The points of a table on two axes, cost and quality, with their intervals, which are on the front, and its area."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from reports.figures.task_table import PlacedPoint, TaskTable
+from reports.hypervolume import Candidate, Hypervolume, hypervolumes
+from reports.pareto import front
+from reports.resampling import Estimate
+
+__all__ = ["COSTS", "QUALITIES", "Cost", "Front", "front_of", "has_front"]
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """A cost axis.
+
+    Attributes:
+        key: part of a file's name.
+        title: what it is, in a caption.
+        field: of the summary row that the table's own front may use.
+    """
+
+    key: str
+    title: str
+    field: str
+
+
+COSTS = (
+    Cost("latency", "median latency of a request", "latency_p50_s"),
+    Cost("energy", "energy per generated token", "energy_j_per_token"),
+    Cost("layers", "layers executed per decoded token", "exit_layer_mean"),
+)
+QUALITIES = {"edit_similarity": "edit similarity to the reference", "agreement": "agreement with full depth"}
+
+
+@dataclass(frozen=True, slots=True)
+class Front:
+    """The points of one table, placed.
+
+    Attributes:
+        points: each with its cost and quality.
+        on_front: flags, in their order; bounds are never on it.
+        hypervolume: of the candidates; ``None`` where full depth was not measured.
+    """
+
+    points: tuple[tuple[PlacedPoint, Estimate, Estimate], ...]
+    on_front: tuple[bool, ...]
+    hypervolume: Hypervolume | None
+
+
+def front_of(table: TaskTable, cost: Cost, quality: str) -> Front:
+    """Place the points of a table on two axes; those that lack a coordinate are left out."""
+    placed = [
+        (point, x, y)
+        for point in table.points
+        if (x := _cost(table, point, cost)) is not None and (y := _quality(table, point, quality)) is not None
+    ]
+    candidates = [index for index, (point, _, _) in enumerate(placed) if not point.bound]
+    flags = front([(placed[index][1].value, placed[index][2].value) for index in candidates])
+    best = {index for index, flag in zip(candidates, flags, strict=True) if flag}
+    full = next((x for point, x, _ in placed if point is table.full), None)
+    volume = None
+    if full is not None and full.value > 0:
+        volume = hypervolumes(
+            [Candidate(placed[i][0].row.strategy, placed[i][1], placed[i][2]) for i in candidates], full, table.blocks
+        )
+    return Front(tuple(placed), tuple(index in best for index in range(len(placed))), volume)
+
+
+def has_front(table: TaskTable, cost: Cost) -> bool:
+    """Whether a front means anything: real weights, two points, and a cost that all of them have."""
+    if table.random_weights or len(table.points) < 2 or table.full is None:
+        return False
+    sources = {point.row.energy_source for point in table.points}
+    if cost.key == "energy" and (len(sources) > 1 or sources <= {"none", "mixed"}):
+        return False
+    return all(_cost(table, point, cost) is not None for point in table.points)
+
+
+def _cost(table: TaskTable, point: PlacedPoint, cost: Cost) -> Estimate | None:
+    if cost.key == "latency":
+        return table.resampling.latency(point.cell)
+    if cost.key == "energy":
+        return table.resampling.energy(point.cell)
+    return table.resampling.layers(point.cell, table.run.manifest.model.num_layers)
+
+
+def _quality(table: TaskTable, point: PlacedPoint, quality: str) -> Estimate | None:
+    if quality == "agreement":
+        return None if table.full is None else table.resampling.agreement(point.cell, table.full.cell)
+    return table.resampling.score(point.cell, quality, getattr(point.row, quality))
