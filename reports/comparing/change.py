@@ -114,7 +114,7 @@ def change(metric: Metric, a: Units, b: Units, *, paired: bool, seed: int = 0) -
     )  # fmt: skip
     n = min(len(before), len(after))
     if n < metric.needed:
-        what = "prompts" if all(len(key) == 1 for key in a) else "blocks"
+        what = "prompts" if all(len(key) == 1 for key in a) else "blocks of prompts"
         return replace(found, reason=f"an interval needs {metric.needed} {what}, there are {n}")
     generator = np.random.default_rng(seed)
     levels = _resampled(level, before, after, paired, generator)

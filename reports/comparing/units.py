@@ -1,7 +1,8 @@
 """The independent units of a comparison: what each prompt, or each block of prompts, cost or scored in a run.
 
 A unit is named by the prompts in it, so that units of two runs pair by their names. Costs that only a whole window has
-(requests back to back, energy, throughput) come by block; everything else by prompt. Repeats of a prompt belong to its
+(requests back to back, energy, throughput) come by block, and so do all times where several prompts are decoded in one
+batch and share their clock; everything else comes by prompt. Repeats of a prompt belong to its
 unit: they say nothing new about other prompts.
 """
 
@@ -130,22 +131,29 @@ _TIMES: dict[str, Callable[[SampleRecord], float | None]] = {
 
 def _repeats(cell: Measured, time: Callable[[SampleRecord], float | None]) -> Units:
     found: dict[frozenset[str], list[float]] = {}
+    clocks = _clocks(cell)
     for sample in cell.samples.values():
         seconds = time(sample)
         if seconds is not None:
-            found.setdefault(_one(sample), []).append(seconds)
+            found.setdefault(clocks.get(sample.sample_id, _one(sample)), []).append(seconds)
     return {key: tuple(values) for key, values in found.items()}
 
 
+def _clocks(cell: Measured) -> dict[str, frozenset[str]]:
+    """Prompt → the block whose clock it shares; empty where each prompt is decoded by itself."""
+    if cell.regime.batch_size == 1:
+        return {}
+    blocks = [_names(members) for members in _windows(cell).values()]
+    return {sample_id: block for block in blocks for sample_id in block}
+
+
 def _decoding(cell: Measured) -> Units:
-    """Seconds and tokens after the first. Rows of one batch share their clock: then the block is the unit."""
-    blocks = {key: members for members in _windows(cell).values() for key in [_names(members)]}
-    unit = {name: key for key in blocks for name in key} if cell.regime.batch_size > 1 else {}
-    rows = []
+    """Seconds and tokens after the first."""
+    rows, clocks = [], _clocks(cell)
     for sample in cell.samples.values():
         times = sample.token_times_s
         if len(times) >= 2:
-            key = unit.get(sample.sample_id, _one(sample))
+            key = clocks.get(sample.sample_id, _one(sample))
             rows.append((key, (times[-1] - times[0], len(times) - 1.0)))
     return _added(rows)
 

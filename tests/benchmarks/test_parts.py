@@ -51,11 +51,11 @@ def test_prefill(benchmark: Any, smollm2: Any, prompt: list[int]) -> None:
 
 @pytest.mark.parametrize("layer", LAYERS)
 def test_decode_steps_to_a_layer(benchmark: Any, smollm2: Any, prompt: list[int], layer: int) -> None:
-    """Eight steps behind a prompt of 16 tokens, whose prefill is in the time, too."""
+    """Eight steps behind a prompt of one token, whose prefill, a step to the last layer, is in the time, too."""
     schedule, per_token = [smollm2.info.num_layers, *[layer] * (NEW - 1)], list[float]()
 
     def steps() -> None:
-        (made,) = smollm2.engine.replay([prompt[:SHORT]], [schedule], kv=KVPolicy.PROPAGATE, max_new_tokens=[NEW])
+        (made,) = smollm2.engine.replay([prompt[:1]], [schedule], kv=KVPolicy.PROPAGATE, max_new_tokens=[NEW])
         per_token.append((made.token_times_s[-1] - made.token_times_s[0]) / (NEW - 1))
 
     benchmark.pedantic(steps, rounds=5, warmup_rounds=1)
