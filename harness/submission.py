@@ -1,43 +1,27 @@
-"""Checks a run directory for publication, packs it, and reads packed ones without trusting them.
+"""Checks a run directory for publication, and packs it.
 
-A packed run is a ``.tar.gz`` with one folder that holds ``manifest.json``, ``windows.jsonl``, ``samples.jsonl``,
-``summary.json`` and ``submission.json`` (the SHA-256 of the others). Private paths are taken out of the packed copy
-(:mod:`reports.redaction`); the run directory is never changed. The same run packs to the same bytes.
+Private paths are taken out of the packed copy (:mod:`reports.redaction`); the run directory is never changed.
+Everything a run claims is computed again from its records.
 """
 
 from __future__ import annotations
 
-import gzip
-import hashlib
-import io
-import json
 import math
 import re
-import tarfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import IO, Any
+from typing import Any
 
 from harness.errors import StoreError
 from harness.metering.contamination import CONTAMINATED
+from harness.packed_run import write_archive
 from harness.reading import read_run
-from harness.records import SCHEMA_VERSION
 from reports.recorded import RecordedRun
 from reports.redaction import Redacted, private_paths, redact_run
 
-__all__ = ["ARCHIVE", "Check", "Submission", "examine_submission", "pack", "unpacked"]
-
-ARCHIVE = ".tar.gz"
-RECORDS = ("manifest.json", "windows.jsonl", "samples.jsonl", "summary.json")
-LIST = "submission.json"
-LARGEST_BYTES = 1 << 30
-"""Of all files of a packed run together, unpacked."""
+__all__ = ["Check", "Submission", "examine_submission", "pack"]
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_CHUNK = 1 << 20
 _FLOAT_TOLERANCE = 1e-9  # sums of two machines may differ in the last digits
 
 
@@ -108,36 +92,8 @@ def pack(submission: Submission, file: Path) -> Path:
         "samples.jsonl": b"".join(_document(sample.model_dump_json()) for sample in run.samples),
         "summary.json": _document(run.summary.model_dump_json(indent=2)),
     }
-    listed = {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()}
-    facts = {"schema_version": SCHEMA_VERSION, "files": listed, "redacted": submission.redacted.places}
-    files[LIST] = _document(json.dumps(facts, indent=2))
-    unfinished = file.with_name(f".{file.name}.part")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with unfinished.open("wb") as raw:
-            _write_archive(raw, _folder_name(run.name), files)
-        unfinished.replace(file)
-    except OSError as error:
-        raise StoreError(f"cannot write {file}: {error.strerror}. Use another --out.") from None
+    write_archive(file, run.name, files, {"redacted": submission.redacted.places})
     return file
-
-
-@contextmanager
-def unpacked(archive: Path) -> Iterator[Path]:
-    """Unpack a packed run into a temporary folder, checked file by file, and return the run directory.
-
-    Raises:
-        StoreError: it is no packed run: a damaged archive, a member that is no plain file of a run directory, too
-            large, or a file that is not the one ``submission.json`` lists.
-    """
-    with TemporaryDirectory(prefix="harness-") as scratch:
-        try:
-            with tarfile.open(archive, "r:gz") as tar:
-                folder = _extract(tar, archive, Path(scratch))
-        except (OSError, EOFError, tarfile.TarError, ValueError) as error:
-            raise StoreError(f"{archive} cannot be unpacked: {error}. Pack it again with `harness submit`.") from None
-        _verify(folder, archive)
-        yield folder
 
 
 # ---------------------------------------------------------------------------------------- checks
@@ -240,68 +196,5 @@ def _difference(stored: Any, computed: Any, place: str) -> str:
     return next((found for where, old, new in pairs if (found := _difference(old, new, where))), "")
 
 
-# --------------------------------------------------------------------------------------- archive
-
-
 def _document(text: str) -> bytes:
     return text.encode() + b"\n"
-
-
-def _folder_name(name: str) -> str:
-    return re.sub(r"[^\w.-]+", "-", name).strip(".-") or "run"
-
-
-def _write_archive(raw: IO[bytes], folder: str, files: Mapping[str, bytes]) -> None:
-    with (
-        gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as packed,
-        tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar,
-    ):
-        for name in sorted(files):
-            member = tarfile.TarInfo(f"{folder}/{name}")
-            member.size, member.mode = len(files[name]), 0o644
-            tar.addfile(member, io.BytesIO(files[name]))
-
-
-def _extract(tar: tarfile.TarFile, archive: Path, scratch: Path) -> Path:
-    """Write the members that a packed run has, under names of our own; never what the archive says where."""
-    room, seen, folders = LARGEST_BYTES, set(), set()
-    for member in tar:
-        parts = member.name.split("/")
-        known = len(parts) == 2 and parts[1] in (*RECORDS, LIST) and parts[0] not in ("", ".", "..")
-        if not known or not member.isreg() or member.name in seen:
-            raise StoreError(
-                f"{archive} holds {member.name[:80]!r}, which a packed run does not. Pack it with `harness submit`."
-            )
-        seen.add(member.name)
-        folders.add(_folder_name(parts[0]))
-        target = scratch / _folder_name(parts[0])
-        target.mkdir(exist_ok=True)
-        source = tar.extractfile(member)
-        if source is None or len(folders) > 1:
-            raise StoreError(f"{archive} holds more than one folder. Pack it with `harness submit`.")
-        with (target / parts[1]).open("wb") as file:
-            while chunk := source.read(_CHUNK):
-                room -= len(chunk)
-                if room < 0:
-                    raise StoreError(f"{archive} unpacks to more than {LARGEST_BYTES >> 20} MiB, the limit.")
-                file.write(chunk)
-    if not folders:
-        raise StoreError(f"{archive} is empty. Pack it with `harness submit`.")
-    return scratch / folders.pop()
-
-
-def _verify(folder: Path, archive: Path) -> None:
-    try:
-        facts = json.loads((folder / LIST).read_bytes())
-        version, listed = facts["schema_version"], {name: facts["files"][name]["sha256"] for name in RECORDS}
-    except (OSError, ValueError, KeyError, TypeError):
-        raise StoreError(f"{archive} has no usable {LIST}. Pack it with `harness submit`.") from None
-    if version != SCHEMA_VERSION:
-        raise StoreError(
-            f"{archive} has schema version {version!r} and this harness reads {SCHEMA_VERSION}. Use the version of "
-            "early-exit-harness that packed it."
-        )
-    for name, digest in listed.items():
-        file = folder / name
-        if not file.exists() or hashlib.sha256(file.read_bytes()).hexdigest() != digest:
-            raise StoreError(f"{archive}: {name} is not the file that {LIST} lists. Pack it with `harness submit`.")

@@ -25,10 +25,9 @@ PUBLIC = ("/usr/", "/sys/", "/proc/", "/dev/", "/etc/", "/lib/", "/opt/", "/bin/
 """Folders whose paths say nothing about whoever measured."""
 
 _HOME = re.compile(r"^(?:~|/root|(?:[A-Za-z]:)?[\\/](?:home|Users)[\\/][^\\/]+)[\\/]?$")
-_WHOLE = re.compile(r"^((?:\w{2,}: )?)((?:~|[A-Za-z]:)?[\\/][^\\/\s].*)$", re.DOTALL)
-_WITHIN = re.compile(
-    r"(?<![\w/\\.…~:<-])(?:file://)?(?:~|[A-Za-z]:)?[\\/][^\s\"'<>|:;,()\[\]{}\\/][^\s\"'<>|:;,()\[\]{}]*"
-)
+_ROOT = r"(?:[A-Za-z]:[\\/]|~?/)"
+_WHOLE = re.compile(rf"^((?:\w{{2,}}: )?)({_ROOT}[^\\/\s].*)$", re.DOTALL)
+_WITHIN = re.compile(rf"(?<![\w/\\.…~:<-])(?:file://)?{_ROOT}[^\s\"'<>|:;,()\[\]{{}}\\/][^\s\"'<>|:;,()\[\]{{}}]*")
 _KEPT = frozenset({"text", "reference", "token_texts"})
 
 
@@ -50,7 +49,7 @@ class Redacted:
 def redact(text: str) -> str:
     """Return a text with each private absolute path replaced by ``…/`` and its last part."""
     whole = _WHOLE.match(text)
-    if whole and (" " not in whole[2] or "/" in whole[2].partition(" ")[2]):
+    if whole and not whole[2].startswith(PUBLIC) and (" " not in whole[2] or "/" in whole[2].partition(" ")[2]):
         return whole[1] + _shortened(whole[2])
     return _WITHIN.sub(lambda found: _shortened(found[0]), text)
 

@@ -36,6 +36,7 @@ FLOORS: dict[str, int] = {
     "harness.scoring": 4,
     "harness.reading": 4,
     "harness.submission": 4,
+    "harness.packed_run": 2,
     "harness.manifest": 4,
     "harness.doctor": 4,
     "harness.sweep": 4,

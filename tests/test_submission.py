@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from harness.errors import StoreError
+from harness.packed_run import LARGEST_BYTES, unpacked
 from harness.reading import read_run
-from harness.submission import LARGEST_BYTES, examine_submission, pack, unpacked
+from harness.submission import examine_submission, pack
 from reports.leaderboard.entries import identity
 from reports.redaction import redact_run
 
@@ -256,7 +257,7 @@ def test_an_archive_does_not_fill_the_disk(tmp_path: Path) -> None:
 
 def test_the_limit_counts_all_files_together(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = archive_of(finished, tmp_path)
-    monkeypatch.setattr("harness.submission.LARGEST_BYTES", 2_000)
+    monkeypatch.setattr("harness.packed_run.LARGEST_BYTES", 2_000)
     with pytest.raises(StoreError, match="unpacks to more than"), unpacked(archive):
         pass
 

@@ -59,9 +59,9 @@ def leaderboard(
 
 def _sources(paths: Iterable[Path]) -> list[Path]:
     """Run directories and archives that paths name: themselves, or all below a folder."""
+    from harness.packed_run import ARCHIVE
     from harness.reading import find_runs
     from harness.store import MANIFEST
-    from harness.submission import ARCHIVE
 
     found: list[Path] = []
     for path in paths:
@@ -92,7 +92,7 @@ def _add_all(site: Site, sources: list[Path], *, stored: bool) -> tuple[Refused,
 
 
 def _add(site: Site, source: Path, *, stored: bool) -> bool:
-    from harness.submission import unpacked
+    from harness.packed_run import unpacked
 
     if not source.is_file():
         return _publish(site, source, source, stored=stored)

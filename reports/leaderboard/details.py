@@ -8,7 +8,7 @@ from typing import Any
 
 from harness.records import SampleRecord
 from reports.columns import columns_of
-from reports.leaderboard.completions import coloured_tokens
+from reports.leaderboard.completions import completion
 from reports.leaderboard.entries import PointEntry, RunEntry
 from reports.leaderboard.groups import Group, group_of
 from reports.leaderboard.ranking import is_baseline, quality_of
@@ -118,7 +118,7 @@ def _sample(sample: SampleRecord, full: SampleRecord | None, num_layers: int) ->
     layers = sample.exit_layers
     return {
         "id": sample.sample_id,
-        "html": coloured_tokens(sample, num_layers, full),
+        "html": completion(sample, num_layers, full),
         "reference": sample.reference,
         "scores": {name: round(score, 3) for name, score in sample.scores.items() if score is not None},
         "latency_s": sample.latency_s,

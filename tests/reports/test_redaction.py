@@ -31,6 +31,8 @@ from reports.redaction import private_paths, redact, redact_run
         ("8 W / 2 logical cores", "8 W / 2 logical cores"),
         ("J/token", "J/token"),
         ("</script>", "</script>"),
+        ("expected '\\n' or '\\t'", "expected '\\n' or '\\t'"),
+        ("/usr/bin/python: can't open /home/alice/x.py", "/usr/bin/python: can't open …/x.py"),
         ("runs/demo", "runs/demo"),
         ("fixed:layer=14", "fixed:layer=14"),
     ],

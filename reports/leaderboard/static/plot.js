@@ -68,7 +68,7 @@
     const place = document.getElementById("plot");
     note.textContent = !all.length ? "No row has both numbers."
       : (shown.length < all.length ? shown.length + " of " + all.length + " points drawn: the front, and one per spot. " : "") +
-        "Click a point to open it." + (all.length <= INTERVALS ? " Bars are 95 % intervals." : "");
+        "Click a point to open it." + (all.length <= INTERVALS && all.some(function (p) { return p[x.key + "_ci"] || p[y.key + "_ci"]; }) ? " Bars are 95 % intervals." : "");
     if (!loading) loading = Leaderboard.load("assets/plotly.min.js", "plotly");
     loading.then(function () {
       if (last[0] !== points || last[1] !== x || last[2] !== y) return;

@@ -1,0 +1,131 @@
+"""The archive of a published run: written the same every time, and never trusted when it is read.
+
+A ``.tar.gz`` with one folder that holds the files of a run directory and ``submission.json``, which lists the SHA-256
+of the others. Reading one writes known names into a temporary folder and nothing else, up to a limit.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import re
+import tarfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from harness.errors import StoreError
+from harness.records import SCHEMA_VERSION
+
+__all__ = ["ARCHIVE", "LARGEST_BYTES", "unpacked", "write_archive"]
+
+ARCHIVE = ".tar.gz"
+RECORDS = ("manifest.json", "windows.jsonl", "samples.jsonl", "summary.json")
+LIST = "submission.json"
+LARGEST_BYTES = 1 << 30
+"""Of all files of a packed run together, unpacked."""
+
+_CHUNK = 1 << 20
+
+
+def write_archive(file: Path, name: str, records: Mapping[str, bytes], facts: Mapping[str, Any]) -> None:
+    """Write an archive, replaced whole.
+
+    Args:
+        file: of the archive; its folder is made.
+        name: of the run.
+        records: content of each file of the run directory, by name.
+        facts: what ``submission.json`` says besides the schema version and the hashes.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    listed = {each: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for each, data in records.items()}
+    about = {"schema_version": SCHEMA_VERSION, "files": listed, **facts}
+    files = {**records, LIST: json.dumps(about, indent=2).encode() + b"\n"}
+    unfinished = file.with_name(f".{file.name}.part")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            unfinished.open("wb") as raw,
+            gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as packed,
+            tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar,
+        ):
+            for each in sorted(files):
+                member = tarfile.TarInfo(f"{_folder_name(name)}/{each}")
+                member.size, member.mode = len(files[each]), 0o644
+                tar.addfile(member, io.BytesIO(files[each]))
+        unfinished.replace(file)
+    except OSError as error:
+        raise StoreError(f"cannot write {file}: {error.strerror}. Use another --out.") from None
+
+
+@contextmanager
+def unpacked(archive: Path) -> Iterator[Path]:
+    """Unpack a packed run into a temporary folder, checked file by file, and return the run directory.
+
+    Raises:
+        StoreError: it is no packed run: a damaged archive, a member that is no plain file of a run directory, too
+            large, or a file that is not the one ``submission.json`` lists.
+    """
+    with TemporaryDirectory(prefix="harness-") as scratch:
+        try:
+            with tarfile.open(archive, "r:gz") as tar:
+                folder = _extract(tar, archive, Path(scratch))
+        except (OSError, EOFError, tarfile.TarError, ValueError) as error:
+            raise StoreError(f"{archive} cannot be unpacked: {error}. Pack it again with `harness submit`.") from None
+        _verify(folder, archive)
+        yield folder
+
+
+def _folder_name(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", name).strip(".-") or "run"
+
+
+def _extract(tar: tarfile.TarFile, archive: Path, scratch: Path) -> Path:
+    """Write the members that a packed run has, under names of our own; never what the archive says where."""
+    room, seen, folders = LARGEST_BYTES, set(), set()
+    for member in tar:
+        parts = member.name.split("/")
+        known = len(parts) == 2 and parts[1] in (*RECORDS, LIST) and parts[0] not in ("", ".", "..")
+        if not known or not member.isreg() or member.name in seen:
+            raise StoreError(
+                f"{archive} holds {member.name[:80]!r}, which a packed run does not. Pack it with `harness submit`."
+            )
+        seen.add(member.name)
+        folders.add(_folder_name(parts[0]))
+        target = scratch / _folder_name(parts[0])
+        target.mkdir(exist_ok=True)
+        source = tar.extractfile(member)
+        if source is None or len(folders) > 1:
+            raise StoreError(f"{archive} holds more than one folder. Pack it with `harness submit`.")
+        with (target / parts[1]).open("wb") as file:
+            while chunk := source.read(_CHUNK):
+                room -= len(chunk)
+                if room < 0:
+                    raise StoreError(f"{archive} unpacks to more than {LARGEST_BYTES >> 20} MiB, the limit.")
+                file.write(chunk)
+    if not folders:
+        raise StoreError(f"{archive} is empty. Pack it with `harness submit`.")
+    return scratch / folders.pop()
+
+
+def _verify(folder: Path, archive: Path) -> None:
+    try:
+        facts = json.loads((folder / LIST).read_bytes())
+        version, listed = facts["schema_version"], {name: facts["files"][name]["sha256"] for name in RECORDS}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise StoreError(f"{archive} has no usable {LIST}. Pack it with `harness submit`.") from None
+    if version != SCHEMA_VERSION:
+        raise StoreError(
+            f"{archive} has schema version {version!r} and this harness reads {SCHEMA_VERSION}. Use the version of "
+            "early-exit-harness that packed it."
+        )
+    for name, digest in listed.items():
+        file = folder / name
+        if not file.exists() or hashlib.sha256(file.read_bytes()).hexdigest() != digest:
+            raise StoreError(f"{archive}: {name} is not the file that {LIST} lists. Pack it with `harness submit`.")
