@@ -8,7 +8,7 @@ from typing import Any
 
 from harness.records import SampleRecord
 from reports.columns import columns_of
-from reports.leaderboard.completions import completion
+from reports.leaderboard.completions import completion, scale
 from reports.leaderboard.entries import PointEntry, RunEntry
 from reports.leaderboard.groups import Group, group_of
 from reports.leaderboard.ranking import is_baseline, quality_of
@@ -87,6 +87,7 @@ def describe_point(run: RecordedRun, entry: RunEntry, point: PointEntry, shown: 
         "cells": {key: [column.cells[0], column.unit] for key, column in columns.items() if not column.empty},
         "layers": point.layers,
         "num_layers": run.manifest.model.num_layers,
+        "scale": scale(set(run.manifest.model.exit_points), run.manifest.model.num_layers),
         "finished": len(cell.scored),
         "failed": row.errors,
         "samples": _samples(cell, full, run.manifest.model.num_layers, shown),
@@ -111,14 +112,14 @@ def _settings(run: RecordedRun, cell: Measured) -> list[list[str]]:
 def _samples(cell: Measured, full: Measured, num_layers: int, shown: int) -> list[dict[str, Any]]:
     theirs = {sample.sample_id: sample for sample in full.scored}
     picked = sorted(cell.scored, key=lambda sample: hashlib.sha256(sample.sample_id.encode()).digest())[:shown]
-    return [_sample(sample, theirs.get(sample.sample_id), num_layers) for sample in picked]
+    return [_sample(sample, theirs.get(sample.sample_id), num_layers, cell.regime.cached) for sample in picked]
 
 
-def _sample(sample: SampleRecord, full: SampleRecord | None, num_layers: int) -> dict[str, Any]:
+def _sample(sample: SampleRecord, full: SampleRecord | None, num_layers: int, cached: bool) -> dict[str, Any]:
     layers = sample.exit_layers
     return {
         "id": sample.sample_id,
-        "html": completion(sample, num_layers, full),
+        "html": completion(sample, num_layers, full, cached=cached),
         "reference": sample.reference,
         "scores": {name: round(score, 3) for name, score in sample.scores.items() if score is not None},
         "latency_s": sample.latency_s,

@@ -15,6 +15,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from harness.errors import HarnessError
+from reports.coloured_tokens import TOKEN_CSS
 from reports.leaderboard.details import SAMPLES_SHOWN
 from reports.leaderboard.entries import RunEntry
 from reports.leaderboard.groups import group_of
@@ -60,6 +61,7 @@ def assets() -> Iterator[tuple[str, bytes]]:
     for file in sorted(folder.iterdir(), key=lambda file: file.name):
         if file.name.endswith((".css", ".js")):
             yield file.name, file.read_bytes()
+    yield "tokens.css", TOKEN_CSS.encode()
     yield _PLOTLY, _plotly().read_bytes()
 
 

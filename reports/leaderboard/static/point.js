@@ -40,8 +40,8 @@
   function samples(point) {
     const of = point.samples.length < point.finished ? point.samples.length + " of " + point.finished + ", the same for every operating point" : "All " + point.finished;
     return h("section", {}, h("h2", {}, "Completions"),
-      h("p", { class: "note" }, of + (point.failed ? "; " + point.failed + " more failed" : "") + ". Each token is shaded by the layer it left at, darker is deeper; underlined where it is not full depth’s token."),
-      h("div", { class: "scale", "aria-hidden": "true" }, "early ", [1, 2, 3, 4, 5, 6, 7, 8].map(function (shade) { return h("span", { class: "token shade-" + shade }, " "); }), " full depth"),
+      h("p", { class: "note" }, of + (point.failed ? "; " + point.failed + " more failed" : "") + ". Each token stands on the colour of the layer it left at; underlined where it is not full depth’s token, framed where it came from prefill."),
+      h("div", { class: "scale" }, "exit layer ", point.scale.map(function ([layer, ground, ink]) { return h("span", { style: "background:" + ground + ";color:" + ink }, String(layer)); })),
       h("ol", { class: "samples" }, point.samples.map(sample)));
   }
 

@@ -169,7 +169,7 @@ def test_a_point_opens_from_the_table_by_keyboard(reader: Reader) -> None:
     assert page.inner_text("h1").startswith("fixed:layer=2")
     for expected in ("Completions", "All 8", "Data fingerprint", "speed-up", "Hardware class", "Test Chip"):
         assert expected in text
-    assert page.locator(".completion .token").count() > 0
+    assert page.locator(".completion .tok").count() > 0
     page.click("summary:has-text('manifest.json')")
     assert '"schema_version": 1' in page.inner_text("pre.manifest")
 
