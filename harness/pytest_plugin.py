@@ -19,8 +19,8 @@ import pytest
 
 if TYPE_CHECKING:
     from harness.summary import SummaryRow
-    from reports.measured import Measured
     from reports.recorded import RecordedRun
+    from reports.summary.measured import Measured
 
 __all__ = ["RecordedClock", "RunCollector"]
 

@@ -11,9 +11,9 @@ from harness import environment
 from harness.errors import HarnessError, StoreError
 from harness.scoring import CorpusScores
 from harness.store import LOCK, MANIFEST, RunDirectory
-from reports.quality import corpora
 from reports.recorded import RecordedRun
-from reports.summarise import candidates, summarise
+from reports.summary.quality import corpora
+from reports.summary.summarise import candidates, summarise
 
 if sys.platform != "win32":
     import fcntl

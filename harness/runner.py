@@ -29,8 +29,8 @@ from harness.same_run import refuse_other_configuration
 from harness.session import Observer, Session
 from harness.store import RunDirectory
 from harness.summary import Summary
-from reports.export import to_frame, write_report
-from reports.statistics import MINIMUM_PAIRS
+from reports.statistics.intervals import MINIMUM_PAIRS
+from reports.tables.export import to_frame, write_report
 
 if TYPE_CHECKING:
     import pandas as pd

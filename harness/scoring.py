@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from harness.interpreter import fresh_interpreter
 from harness.registry import TASKS
-from reports.quality import Corpus
+from reports.summary.quality import Corpus
 
 __all__ = ["SERIAL_SAMPLES", "CorpusScores", "score_corpora"]
 

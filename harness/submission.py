@@ -1,7 +1,7 @@
 """Checks a run directory for publication, and packs it.
 
-Private paths are taken out of the packed copy (:mod:`reports.redaction`); the run directory is never changed.
-Everything a run claims is computed again from its records.
+Private paths are taken out of the packed copy (:mod:`reports.leaderboard.redaction`); the run directory is never
+changed. Everything a run claims is computed again from its records.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from harness.errors import StoreError
 from harness.metering.contamination import CONTAMINATED
 from harness.packed_run import write_archive
 from harness.reading import read_run
+from reports.leaderboard.redaction import Redacted, private_paths, redact_run
 from reports.recorded import RecordedRun
-from reports.redaction import Redacted, private_paths, redact_run
 
 __all__ = ["Check", "Submission", "examine_submission", "pack"]
 

@@ -1,6 +1,8 @@
-"""From a run's raw records to tables, a Pareto front and files.
+"""From a run's raw records to tables, figures, pages and files.
 
-``summarise`` makes the summary, ``render`` shows it in a terminal, ``write_report`` saves it. Import them from
-:mod:`reports.summarise`, :mod:`reports.terminal` and :mod:`reports.export`; this package itself loads nothing.
-Nothing here imports torch, a strategy or a task: what a report needs of a task comes as a callback.
+``statistics`` knows no run; ``summary`` computes what ``summary.json`` holds; ``tables``, ``figures`` and
+``completions`` show it; ``collection`` writes a report of many runs, ``leaderboard`` a site of them; ``comparing`` sets
+two runs side by side, ``grid`` a run and a paper, whose numbers are in ``published``; ``training`` reads what trainings
+logged. This package itself loads nothing. Nothing here imports torch, a strategy or a task: what a report needs of a
+task comes as a callback.
 """

@@ -17,16 +17,16 @@ from typing import Any
 
 from harness.calibration_records import Calibration
 from harness.errors import ConfigError, StoreError
-from reports.attribution_table import TextTable
-from reports.export import escape_markdown, markdown_legend, markdown_results, markdown_row, runs_to_csv
 from reports.figures.catalogue import Catalogue, Page, catalogue, pages
 from reports.figures.figure import Figure, save_figures
 from reports.files import write_files
-from reports.hypervolume_table import NOTE, hypervolume_tables
-from reports.latex import to_latex
 from reports.published.section import reference_markdown
 from reports.recorded import RecordedRun
-from reports.training_logs import TrainingLogs
+from reports.tables.attribution_table import TextTable
+from reports.tables.export import escape_markdown, markdown_legend, markdown_results, markdown_row, runs_to_csv
+from reports.tables.hypervolume_table import NOTE, hypervolume_tables
+from reports.tables.latex import to_latex
+from reports.training.logs import TrainingLogs
 
 __all__ = ["FIGURES", "MOST_RUNS_DRAWN", "Collection", "check_folder", "write_collection"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from harness.records import Manifest, SampleRecord, WindowRecord
 from harness.summary import Summary
-from reports.measured import Measured, select
+from reports.summary.measured import Measured, select
 
 __all__ = ["RecordedRun"]
 

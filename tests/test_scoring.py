@@ -11,7 +11,7 @@ import pytest
 from harness import scoring
 from harness.errors import UnknownNameError
 from harness.scoring import CorpusScores, score_corpora
-from reports.quality import Corpus
+from reports.summary.quality import Corpus
 
 PYTHON = Corpus("py150", ("x = 1", "return y", "for i in z:"), ("x = 1", "return x", "for i in range(3):"))
 JAVA = Corpus("javacorpus", ("int x = 1;", "return y;"), ("int x = 1;", "return x;"))
@@ -78,7 +78,7 @@ def test_a_script_without_a_guard_is_not_run_again(tmp_path: Path) -> None:
     script.write_text(
         "print('started')\n"
         "from harness import scoring\n"
-        "from reports.quality import Corpus\n"
+        "from reports.summary.quality import Corpus\n"
         "scoring.SERIAL_SAMPLES = 0\n"
         "print(len(scoring.score_corpora([Corpus('py150', (str(n),), ('x',)) for n in range(4)], 2)))\n"
     )

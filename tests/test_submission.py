@@ -20,7 +20,7 @@ from harness.packed_run import LARGEST_BYTES, unpacked
 from harness.reading import read_run
 from harness.submission import examine_submission, pack
 from reports.leaderboard.entries import identity
-from reports.redaction import redact_run
+from reports.leaderboard.redaction import redact_run
 
 Command = Callable[..., Any]
 

@@ -63,7 +63,7 @@ def doctor(
 
 
 def _check_sizes(pairs: int, windows: int, simulated: int) -> None:
-    from reports.statistics import MINIMUM_PAIRS
+    from reports.statistics.intervals import MINIMUM_PAIRS
 
     for flag, value, least, why in (
         ("pairs", pairs, 1, ""),

@@ -42,8 +42,8 @@ def report(
     if figures is not None:
         raise ConfigError("figures need a folder. Add --out DIR.")
     from harness.reading import read_run
-    from reports.export import write_report
-    from reports.terminal import render
+    from reports.tables.export import write_report
+    from reports.tables.terminal import render
 
     summaries = [read_run(directory).summary for directory in directories]
     if as_json:
@@ -61,8 +61,8 @@ def _together(directories: list[Path], out: Path, figures: bool | None, *, as_js
     from harness.reading import read_runs
     from reports.calibrations import find_calibrations, read_calibration
     from reports.collection import Collection, check_folder, write_collection
-    from reports.training_folders import training_folders
-    from reports.training_logs import holds_training, read_training
+    from reports.training.folders import training_folders
+    from reports.training.logs import holds_training, read_training
 
     check_folder(out)
     given = [path for path in directories if holds_training(path)]

@@ -133,7 +133,7 @@ def _kv(config: RunConfig, resume: Path | None, *, as_json: bool) -> None:
     from harness.progress import RunProgress
     from harness.runner import execute
     from reports.files import write_files
-    from reports.kv_figure import kv_figure, kv_markdown, render_kv_figure
+    from reports.tables.kv_figure import kv_figure, kv_markdown, render_kv_figure
 
     with RunProgress(stderr()) as progress:
         try:

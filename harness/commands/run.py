@@ -132,7 +132,7 @@ def run(
     log_to(console)
     from harness.progress import RunProgress
     from harness.runner import execute
-    from reports.terminal import render
+    from reports.tables.terminal import render
 
     with RunProgress(console) as progress:
         try:

@@ -23,7 +23,7 @@ from harness.manifest import load_model
 from harness.metering import metered, open_meter
 from harness.metering.cpu_load import LoadReading, LoadWatch
 from harness.plan import Plan, make_plan
-from reports.statistics import MINIMUM_PAIRS, Pair, bootstrap_interval, median, paired_ratio
+from reports.statistics.intervals import MINIMUM_PAIRS, Pair, bootstrap_interval, median, paired_ratio
 
 __all__ = ["Comparison", "RealCoverage", "compare_with_itself"]
 

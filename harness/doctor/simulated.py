@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from harness.doctor.binomial import wilson_interval
-from reports.statistics import Pair, bootstrap_interval
+from reports.statistics.intervals import Pair, bootstrap_interval
 
 __all__ = ["Coverage", "coverage", "most_covered", "simulate_coverage", "synthetic_pairs"]
 

@@ -13,7 +13,7 @@ from harness.options import effective_options
 from harness.sweep.grid import SWEPT
 from harness.sweep.records import Sweep
 from harness.sweep.scores import ScoreTally
-from reports.calibration import auroc, auroc_interval, calibration_error, equal_bins, share_intervals
+from reports.statistics.calibration import auroc, auroc_interval, calibration_error, equal_bins, share_intervals
 
 __all__ = ["BINS", "describe_scores"]
 

@@ -30,9 +30,9 @@ from harness.sweep.replay import replay
 from harness.sweep.tokens import TracedTokens
 from harness.training.traces.job import exit_columns
 from harness.training.traces.reading import exit_maps
-from reports.measured import Measured, select
-from reports.pareto import front
-from reports.statistics import Pair, bootstrap_interval
+from reports.statistics.intervals import Pair, bootstrap_interval
+from reports.summary.measured import Measured, select
+from reports.summary.pareto import front
 
 __all__ = ["LiveRequest", "pick", "with_drift"]
 

@@ -15,7 +15,7 @@ from harness.errors import OptionError
 from harness.operating_points import OperatingPoint
 from harness.sweep.tokens import TracedTokens
 from harness.sweep.view import Charges, ReplayView
-from reports.depth import bytes_by_cause
+from reports.summary.depth import bytes_by_cause
 
 __all__ = ["Outcome", "answers", "replay"]
 
@@ -71,7 +71,7 @@ class Outcome:
         return sum(layer * tokens for layer, tokens in self.exits.items())
 
     def moved(self, model: ModelInfo, kv: KVPolicy) -> int:
-        """Return the bytes that decoding the tokens one by one would read, see :mod:`reports.depth`."""
+        """Return the bytes that decoding the tokens one by one would read, see :mod:`reports.summary.depth`."""
         filled = sum((model.num_layers - layer) * tokens for layer, tokens in self.exits.items())
         causes = bytes_by_cause(
             model,

@@ -10,8 +10,8 @@ from harness.contracts import KVPolicy, ModelInfo
 from harness.operating_points import OperatingPoint
 from harness.sweep.records import SweepRow
 from harness.sweep.replay import Outcome
-from reports.pareto import front
-from reports.statistics import Pair, bootstrap_interval, ratio
+from reports.statistics.intervals import Pair, bootstrap_interval, ratio
+from reports.summary.pareto import front
 
 __all__ = ["make_rows", "share_interval"]
 

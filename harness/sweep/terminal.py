@@ -12,8 +12,8 @@ from rich.text import Text
 
 from harness.calibration_records import Calibration
 from harness.sweep.records import Sweep, SweepRow
-from reports.plot import BOUND, FRONT, Marker, draw
-from reports.terminal import fold_label
+from reports.tables.plot import BOUND, FRONT, Marker, draw
+from reports.tables.terminal import fold_label
 
 __all__ = ["render"]
 

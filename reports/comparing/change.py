@@ -4,8 +4,8 @@ The level of a number is a rate (totals over totals), a ratio of two rates, or a
 prompts are resampled together and the test swaps the runs of whole prompts; unpaired, each run is resampled by itself
 and the test deals the units out anew. The statistic of the test is the difference of the levels, but for paired
 medians: there it is the mean log ratio of the pairs (:func:`_p_of_log_ratios`). Up to ``EXACT_PAIRS`` pairs every swap
-is counted. The interval is the percentile interval that :func:`reports.statistics.replicate_interval` widens for few
-units. Prompts are what varies in it: that another day, or another process, is slower or faster is not in it.
+is counted. The interval is the percentile interval that :func:`reports.statistics.intervals.replicate_interval` widens
+for few units. Prompts are what varies in it: that another day, or another process, is slower or faster is not in it.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from reports.comparing.metrics import Metric
 from reports.comparing.units import Units
-from reports.significance import EXACT_PAIRS, LEVEL, holm, sign_flip_p
-from reports.significance import smallest_p as lowest_p
-from reports.statistics import replicate_interval
+from reports.statistics.intervals import replicate_interval
+from reports.statistics.significance import EXACT_PAIRS, LEVEL, holm, sign_flip_p
+from reports.statistics.significance import smallest_p as lowest_p
 
 __all__ = ["Change", "change", "corrected", "level_of_both"]
 

@@ -18,8 +18,8 @@ from reports.comparing.notes import notes
 from reports.comparing.results import PointChange, RunChange
 from reports.comparing.units import Matched, agreement_units, match, units_of
 from reports.comparing.words import overall, verdict
-from reports.measured import Measured
 from reports.recorded import RecordedRun
+from reports.summary.measured import Measured
 
 __all__ = ["Wanted", "compare_runs"]
 

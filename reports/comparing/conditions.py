@@ -19,7 +19,7 @@ from harness.errors import ConfigError
 from reports.comparing.change import Change
 from reports.comparing.metrics import AGREEMENT, Metric, find_metric
 from reports.comparing.results import PointChange
-from reports.energy import UNMEASURED
+from reports.summary.energy import UNMEASURED
 
 __all__ = ["Condition", "Judgement", "grouped", "judge", "parse_condition"]
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.records import Manifest, OperatingPointRecord, TaskRecord
-from reports.energy import UNMEASURED, energy
-from reports.measured import Measured
 from reports.recorded import RecordedRun
+from reports.summary.energy import UNMEASURED, energy
+from reports.summary.measured import Measured
 
 __all__ = ["Difference", "cost_obstacle", "differences", "energy_obstacle", "machine_class", "score_obstacle"]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from reports.columns import MISSING, time_unit
 from reports.comparing.change import Change
 from reports.comparing.results import PointChange, RunChange
+from reports.tables.columns import MISSING, time_unit
 
 __all__ = [
     "DETAIL_HEADER",

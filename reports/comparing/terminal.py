@@ -10,7 +10,6 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
-from reports.columns import MISSING
 from reports.comparing.change import Change
 from reports.comparing.layout import (
     DETAIL_HEADER,
@@ -23,7 +22,8 @@ from reports.comparing.layout import (
     runs,
 )
 from reports.comparing.results import PointChange, RunChange
-from reports.terminal import fold_label
+from reports.tables.columns import MISSING
+from reports.tables.terminal import fold_label
 
 __all__ = ["ComparisonReport", "render_comparison"]
 

@@ -15,7 +15,7 @@ from typing import TypeAlias
 
 from harness.records import SampleRecord, WindowRecord
 from reports.comparing.metrics import Metric
-from reports.measured import Measured
+from reports.summary.measured import Measured
 
 __all__ = ["Matched", "Units", "agreement_units", "match", "units_of"]
 
@@ -159,7 +159,7 @@ def _decoding(cell: Measured) -> Units:
 
 
 def _request_s(members: Sequence[SampleRecord], window: WindowRecord) -> float | None:
-    """As :meth:`reports.measured.Measured.window_pairs`: latencies where requests arrive by a clock."""
+    """As :meth:`reports.summary.measured.Measured.window_pairs`: latencies where requests arrive by a clock."""
     if all(sample.arrival_s is None for sample in members):
         return window.duration_s
     latencies = [sample.latency_s for sample in members if sample.latency_s is not None]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from reports.comparing.change import Change
 from reports.comparing.results import PointChange
-from reports.energy import UNMEASURED
+from reports.summary.energy import UNMEASURED
 
 __all__ = ["overall", "verdict"]
 

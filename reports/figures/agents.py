@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from reports.figures.curves import SMOOTHING, blank, exit_colours, smoothed
 from reports.figures.figure import Figure
 from reports.figures.style import INK, QUIET
-from reports.training_logs import AgentLog, TrainingLogs
+from reports.training.logs import AgentLog, TrainingLogs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from harness.calibration_records import Calibration
-from reports.completion_view import completion_page
+from reports.completions.page import completion_page
 from reports.figures import exit_layers, fixed_exit, fronts, overhead, thresholds
 from reports.figures.calibration import calibration_figures
 from reports.figures.figure import Figure, slug
 from reports.figures.training import training_figures
 from reports.recorded import RecordedRun
-from reports.training_logs import TrainingLogs
+from reports.training.logs import TrainingLogs
 
 __all__ = ["OF_ALL_RUNS", "OF_ONE_RUN", "Catalogue", "Page", "catalogue", "pages"]
 

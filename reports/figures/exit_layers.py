@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from reports.completions.token_kinds import KINDS, kinds_of
 from reports.figures.figure import Figure
 from reports.figures.task_table import PlacedPoint, TaskTable, shortened, task_tables
 from reports.recorded import RecordedRun
-from reports.resampling import Estimate
-from reports.token_kinds import KINDS, kinds_of
+from reports.summary.resampling import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -92,7 +92,7 @@ def by_position(table: TaskTable, point: PlacedPoint) -> Histogram:
 
 
 def by_kind(table: TaskTable, point: PlacedPoint) -> Histogram:
-    """Group the decided tokens by their kind (:mod:`reports.token_kinds`); tokens without text are left out."""
+    """Group the decided tokens by :mod:`reports.completions.token_kinds`; tokens without text are left out."""
     return _histogram(
         table,
         [

@@ -16,7 +16,7 @@ from reports.figures.style import QUIET
 from reports.figures.task_table import PlacedPoint, TaskTable, shortened, task_tables
 from reports.published.green_code import PublishedRun, green_code
 from reports.recorded import RecordedRun
-from reports.resampling import Estimate
+from reports.summary.resampling import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

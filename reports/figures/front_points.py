@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from reports.figures.task_table import PlacedPoint, TaskTable
-from reports.hypervolume import Candidate, Hypervolume, hypervolumes
-from reports.pareto import front
-from reports.resampling import Estimate
+from reports.summary.hypervolume import Candidate, Hypervolume, hypervolumes
+from reports.summary.pareto import front
+from reports.summary.resampling import Estimate
 
 __all__ = ["COSTS", "QUALITIES", "Cost", "Front", "front_of", "has_front"]
 

@@ -10,16 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from reports.columns import time_unit
-from reports.energy import UNMEASURED
 from reports.figures.figure import Figure
 from reports.figures.front_points import COSTS, QUALITIES, Cost, Front, front_of, has_front
 from reports.figures.labels import Labelled, place_labels
 from reports.figures.style import BOUND, INK, look_of
 from reports.figures.task_table import TaskTable, shortened, task_tables
-from reports.pareto import choose_axes
 from reports.recorded import RecordedRun
-from reports.resampling import Estimate
+from reports.summary.energy import UNMEASURED
+from reports.summary.pareto import choose_axes
+from reports.summary.resampling import Estimate
+from reports.tables.columns import time_unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,12 +11,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from harness.contracts import KVPolicy
-from reports.energy import UNMEASURED
 from reports.figures.figure import Figure
 from reports.figures.style import INK, QUIET
 from reports.grid.numbers import Estimate, Numbers
 from reports.grid.table import GridComparison, GridPoint, GridTable
 from reports.grid.words import heading
+from reports.summary.energy import UNMEASURED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

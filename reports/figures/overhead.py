@@ -1,8 +1,8 @@
 """Where the time of a request goes and what deciding costs (the form of GREEN-CODE's Table IV).
 
-Runs of ``--attribute`` have it. The bars are the fit of :mod:`reports.attribution`, stacked in the order of a request;
-the points beside them are the other way of measuring, probes that never exit less full depth, and share nothing with
-the fit but full depth's windows.
+Runs of ``--attribute`` have it. The bars are the fit of :mod:`reports.summary.attribution`, stacked in the order of a
+request; the points beside them are the other way of measuring, probes that never exit less full depth, and share
+nothing with the fit but full depth's windows.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from harness.cost_records import PARTS, Attribution
-from reports.energy import UNMEASURED
 from reports.figures.figure import Figure, slug
 from reports.figures.style import INK, look_of
 from reports.figures.task_table import shortened
 from reports.recorded import RecordedRun
+from reports.summary.energy import UNMEASURED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,11 +9,11 @@ from itertools import islice
 
 from harness.summary import SummaryRow
 from reports.figures.figure import slug
-from reports.measured import Measured
 from reports.recorded import RecordedRun
-from reports.resampling import Resampling
-from reports.statistics import MINIMUM_PAIRS
-from reports.tables import ResultTable, is_candidate, split_tables
+from reports.statistics.intervals import MINIMUM_PAIRS
+from reports.summary.measured import Measured
+from reports.summary.resampling import Resampling
+from reports.tables.result import ResultTable, is_candidate, split_tables
 
 __all__ = ["PlacedPoint", "TaskTable", "shortened", "task_tables"]
 

@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from reports.columns import MISSING
-from reports.energy import UNMEASURED
 from reports.figures.figure import Figure, slug
 from reports.figures.style import INK
 from reports.figures.task_table import PlacedPoint, TaskTable, shortened, task_tables
 from reports.recorded import RecordedRun
+from reports.summary.energy import UNMEASURED
+from reports.tables.columns import MISSING
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,7 +14,7 @@ from reports.figures.agents import exits_of_training, rewards
 from reports.figures.curves import SMOOTHING, blank, exit_colours, label_ends, smoothed
 from reports.figures.figure import Figure, slug
 from reports.figures.style import INK
-from reports.training_logs import LiteLog, TrainingLogs
+from reports.training.logs import LiteLog, TrainingLogs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

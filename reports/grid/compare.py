@@ -22,9 +22,9 @@ from harness.contracts import KVPolicy
 from reports.grid.numbers import Estimate, Numbers, measured_numbers
 from reports.grid.published import cache_savings, published_points
 from reports.grid.table import NEAR, NEVER, GridComparison, GridPoint, GridTable, MatchedPoint
-from reports.measured import Measured
 from reports.published.green_code import PublishedRun
 from reports.recorded import RecordedRun
+from reports.summary.measured import Measured
 
 __all__ = ["compare_grid"]
 

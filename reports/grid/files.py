@@ -8,10 +8,10 @@ import io
 import json
 from collections.abc import Iterator
 
-from reports.attribution_table import TextTable
 from reports.grid.numbers import Numbers
 from reports.grid.table import QUANTITIES, GridComparison, GridTable
 from reports.grid.words import CAVEATS, absolute_table, heading, matched_table, quantity_tables, remarks
+from reports.tables.attribution_table import TextTable
 
 __all__ = ["grid_csv", "grid_json", "grid_markdown"]
 

@@ -9,15 +9,15 @@ from statistics import mean, stdev
 import numpy as np
 from numpy.typing import NDArray
 
-from reports.energy import has_energy
-from reports.measured import Measured
-from reports.statistics import (
+from reports.statistics.intervals import (
     MINIMUM_PAIRS,
     Pair,
     bootstrap_interval,
     paired_ratio,
     replicate_interval,
 )
+from reports.summary.energy import has_energy
+from reports.summary.measured import Measured
 
 __all__ = ["Estimate", "Numbers", "measured_numbers", "overhead"]
 

@@ -7,9 +7,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from reports.attribution_table import TextTable
 from reports.grid.table import GridComparison
 from reports.grid.words import CAVEATS, absolute_table, heading, matched_table, quantity_tables, remarks
+from reports.tables.attribution_table import TextTable
 
 __all__ = ["render_grid"]
 

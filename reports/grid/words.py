@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from reports.attribution_table import TextTable
-from reports.columns import MISSING
-from reports.energy import UNMEASURED
 from reports.grid.numbers import Estimate, Numbers
 from reports.grid.table import QUANTITIES, GridPoint, GridTable, MatchedPoint
+from reports.summary.energy import UNMEASURED
+from reports.tables.attribution_table import TextTable
+from reports.tables.columns import MISSING
 
 __all__ = ["CAVEATS", "absolute_table", "estimate", "heading", "matched_table", "quantity_tables", "remarks"]
 

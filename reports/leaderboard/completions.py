@@ -5,8 +5,8 @@ from __future__ import annotations
 from html import escape
 
 from harness.records import SampleRecord
-from reports.coloured_tokens import coloured_tokens
-from reports.depth_colours import depth_shade
+from reports.completions.coloured_tokens import coloured_tokens
+from reports.completions.depth_colours import depth_shade
 
 __all__ = ["completion", "scale"]
 

@@ -7,15 +7,15 @@ from dataclasses import asdict
 from typing import Any
 
 from harness.records import SampleRecord
-from reports.columns import columns_of
 from reports.leaderboard.completions import completion, scale
 from reports.leaderboard.entries import PointEntry, RunEntry
 from reports.leaderboard.groups import Group, group_of
 from reports.leaderboard.ranking import is_baseline, quality_of
-from reports.measured import Measured
 from reports.recorded import RecordedRun
-from reports.sections import DETAILS, HEADLINE
-from reports.tables import ResultTable, is_candidate
+from reports.summary.measured import Measured
+from reports.tables.columns import columns_of
+from reports.tables.result import ResultTable, is_candidate
+from reports.tables.sections import DETAILS, HEADLINE
 
 __all__ = ["SAMPLES_SHOWN", "describe_columns", "describe_point", "described"]
 

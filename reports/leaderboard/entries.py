@@ -15,8 +15,8 @@ from pydantic import Field
 from harness.record import Record
 from harness.records import Manifest
 from harness.summary import SummaryRow
-from reports.measured import Measured, Regime
 from reports.recorded import RecordedRun
+from reports.summary.measured import Measured, Regime
 
 __all__ = ["SITE_SCHEMA", "PointEntry", "RunEntry", "entry_of", "identity"]
 

@@ -10,7 +10,7 @@ from reports.leaderboard.details import described
 from reports.leaderboard.entries import PointEntry, RunEntry
 from reports.leaderboard.groups import Group, group_of
 from reports.leaderboard.ranking import CRITERIA, is_baseline, on_front, quality_of, ranks
-from reports.tables import is_candidate
+from reports.tables.result import is_candidate
 
 __all__ = ["FIELDS", "index_of"]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from harness.errors import HarnessError
-from reports.coloured_tokens import TOKEN_CSS
+from reports.completions.coloured_tokens import TOKEN_CSS
 from reports.leaderboard.details import SAMPLES_SHOWN
 from reports.leaderboard.entries import RunEntry
 from reports.leaderboard.groups import group_of

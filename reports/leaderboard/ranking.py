@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from harness.summary import SummaryRow
-from reports.against_full import is_distinguishable
-from reports.energy import UNMEASURED
-from reports.pareto import front
-from reports.tables import is_candidate
+from reports.summary.against_full import is_distinguishable
+from reports.summary.energy import UNMEASURED
+from reports.summary.pareto import front
+from reports.tables.result import is_candidate
 
 __all__ = ["CRITERIA", "MARGIN", "Criterion", "Quality", "is_baseline", "on_front", "quality_of", "ranks"]
 

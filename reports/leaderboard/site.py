@@ -21,9 +21,9 @@ from reports.leaderboard.details import SAMPLES_SHOWN, describe_columns, describ
 from reports.leaderboard.entries import SITE_SCHEMA, RunEntry, entry_of, identity
 from reports.leaderboard.index import index_of
 from reports.leaderboard.pages import assets, pages
+from reports.leaderboard.redaction import redact_run
 from reports.leaderboard.scripts import read_script, script
 from reports.recorded import RecordedRun
-from reports.redaction import redact_run
 
 __all__ = ["Site"]
 

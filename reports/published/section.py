@@ -10,10 +10,10 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from harness.contracts import KVPolicy
-from reports.attribution_table import TextTable
-from reports.columns import MISSING
 from reports.published.codexglue import DATASETS, codexglue
 from reports.published.green_code import THRESHOLDS, PublishedRun, full_depth, green_code, saving
+from reports.tables.attribution_table import TextTable
+from reports.tables.columns import MISSING
 
 __all__ = [
     "CODEXGLUE_CAVEATS",

@@ -25,8 +25,8 @@ from harness.records import (
     WindowRecord,
 )
 from harness.scoring import CorpusScores
-from reports.quality import corpora
-from reports.summarise import candidates, summarise
+from reports.summary.quality import corpora
+from reports.summary.summarise import candidates, summarise
 from tasks.scores import sample_scores
 
 SAMPLES, POINTS, TOKENS, LAYERS = 1_000, 20, 15, 30

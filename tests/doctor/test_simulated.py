@@ -7,7 +7,7 @@ import pytest
 
 from harness.doctor import simulated
 from harness.doctor.simulated import coverage, most_covered, simulate_coverage, synthetic_pairs
-from reports.statistics import Pair, bootstrap_interval
+from reports.statistics.intervals import Pair, bootstrap_interval
 
 
 def test_an_interval_covers_1_with_its_ends_and_a_missing_one_covers_nothing() -> None:

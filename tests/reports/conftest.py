@@ -19,7 +19,7 @@ from harness.records import (
     WindowRecord,
 )
 from harness.summary import Summary, SummaryRow
-from reports.summarise import summarise
+from reports.summary.summarise import summarise
 
 LAYERS = 10
 

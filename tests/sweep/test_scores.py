@@ -96,7 +96,7 @@ def test_a_perfect_and_a_perverse_score(made: Callable[..., TracedTokens], info:
         tally.add(tokens, info)
         assert tally.tokens.sum((1, 2)).tolist() == [count] * 3
         wrong = (tally.tokens - tally.right).sum(1)[0].numpy()
-        from reports.calibration import auroc
+        from reports.statistics.calibration import auroc
 
         assert auroc(tally.right.sum(1)[0].numpy(), wrong) == expected
 

@@ -8,7 +8,7 @@ import pytest
 
 from reports.comparing.metrics import find_metric
 from reports.comparing.units import match, units_of
-from reports.measured import Measured, select
+from reports.summary.measured import Measured, select
 
 
 def cell(build: type[Any], *, batch_size: int, repeats: int = 1, failed: bool = False) -> tuple[Measured, Measured]:

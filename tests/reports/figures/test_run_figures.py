@@ -62,7 +62,7 @@ def make(build: Any) -> Make:
             for point in manifest.operating_points
         )
         manifest = manifest.model_copy(update={"operating_points": points})
-        from reports.summarise import summarise
+        from reports.summary.summarise import summarise
 
         summary = summarise(manifest, run.windows, run.samples, lambda *_: {})
         return RecordedRun(Path("runs") / name, manifest, tuple(run.windows), tuple(run.samples), summary)

@@ -14,7 +14,7 @@ from reports.figures.curves import exit_colours, smoothed
 from reports.figures.figure import save_figures
 from reports.figures.style import styled
 from reports.figures.training import training_figures
-from reports.training_logs import AgentLog, AgentStep, LiteLog, LiteStep, TrainingLogs, read_training
+from reports.training.logs import AgentLog, AgentStep, LiteLog, LiteStep, TrainingLogs, read_training
 
 
 def lite(**changes: Any) -> LiteLog:

@@ -10,7 +10,7 @@ import pytest
 
 from harness.records import Manifest
 from reports.recorded import RecordedRun
-from reports.summarise import summarise
+from reports.summary.summarise import summarise
 
 HASH = "ab" * 32
 BLOCKS = 8

@@ -1,0 +1,113 @@
+"""A completion as HTML: each token on the colour of the depth it took, safe to put into any page.
+
+Texts come from a model and are escaped; what cannot be seen is shown. The text itself is unchanged: marks of white
+space are drawn by the style sheet, so that what is copied is what was generated.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from html import escape
+
+from harness.records import SampleRecord
+from reports.completions.depth_colours import depth_shade
+
+__all__ = ["OLD_RUN", "TOKEN_CSS", "coloured_tokens", "follows"]
+
+OLD_RUN = "This run does not say which token added which text. Colours need a run of this version: harness run."
+
+TOKEN_CSS = """
+.tokens { font-family: ui-monospace, "SFMono-Regular", Menlo, Consolas, "DejaVu Sans Mono", monospace;
+  white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.75; tab-size: 4; }
+.tok { position: relative; unicode-bidi: isolate; border-radius: 2px; padding: .1em 0 .2em; box-decoration-break: clone;
+  -webkit-box-decoration-break: clone; box-shadow: 0 0 0 .5px rgb(128 128 128 / .35); }
+.tok.differs { text-decoration: underline 2px; text-underline-offset: .16em; text-decoration-skip-ink: none; }
+.tok.prefill { outline: 1.5px dashed currentColor; outline-offset: -1.5px; }
+.tok.empty { padding: .1em .25em; }
+.tok .s::before, .tok .n::before, .tok .t::before { position: absolute; opacity: .45; text-decoration: none; }
+.tok .s::before { content: "\\b7"; } .tok .t::before { content: "\\2192"; } .tok .n::before { content: "\\21b5"; }
+.tok .n { padding-right: .6em; }
+.tok .x { opacity: .7; font-size: .8em; }
+.tok:hover, .tok:focus { z-index: 2; outline: 2px solid #e69f00; outline-offset: 1px; }
+.tok:hover::after, .tok:focus::after { content: attr(data-tip); position: absolute; left: 0; top: 1.7em; z-index: 3;
+  font: 12px/1.35 system-ui, sans-serif; white-space: nowrap; background: #111; color: #fff; padding: .25em .5em;
+  border-radius: 3px; pointer-events: none; text-decoration: none; }
+"""
+"""What the elements of :func:`coloured_tokens` need beside their own colours."""
+
+_SHOWN = {" ": '<span class="s"> </span>', "\t": '<span class="t">\t</span>', "\n": '<span class="n"></span>\n'}
+
+
+def coloured_tokens(sample: SampleRecord, num_layers: int, full: SampleRecord | None, *, cached: bool = True) -> str:
+    """Return the tokens of a completion as HTML, in one element of class ``tokens``.
+
+    A token's ground is the colour of its exit layer, its tip says the layer; one that differs from full depth's at the
+    same place is underlined.
+
+    Args:
+        sample: finished; a run of before ``token_texts`` gets one line instead.
+        num_layers: of the model.
+        full: the same sample at full depth; ``None``: nothing is underlined.
+        cached: a KV cache was kept: the first token is prefill's, at full depth, and is marked.
+    """
+    if sample.error is not None:
+        return f'<div class="tokens missing">failed: {escape(sample.error)}</div>'
+    if len(sample.token_texts) != len(sample.token_ids) or len(sample.exit_layers) != len(sample.token_ids):
+        return f'<div class="tokens missing">{escape(OLD_RUN)}</div>'
+    if not sample.token_ids:
+        return '<div class="tokens missing">no token</div>'
+    parts = [_token(place, sample, num_layers, full, cached and place == 0) for place in range(len(sample.token_ids))]
+    return f'<div class="tokens">{"".join(parts)}</div>'
+
+
+def follows(sample: SampleRecord, full: SampleRecord) -> float | None:
+    """Return the share of full depth's tokens that stand at the same place; ``None`` without any."""
+    if sample.error is not None or full.error is not None or not full.token_ids:
+        return None
+    return sum(a == b for a, b in zip(sample.token_ids, full.token_ids, strict=False)) / len(full.token_ids)
+
+
+def _token(place: int, sample: SampleRecord, num_layers: int, full: SampleRecord | None, prefill: bool) -> str:
+    layer, text = sample.exit_layers[place], sample.token_texts[place]
+    tip = f"layer {layer} of {num_layers}"
+    classes = ["tok"]
+    if prefill:
+        tip += ", from prefill: full depth, no strategy is asked"
+        classes.append("prefill")
+    if full is not None and full.error is None:
+        there = full.token_ids[place : place + 1]
+        if there != sample.token_ids[place : place + 1]:
+            said = _spoken(full, place) if there else "nothing more"
+            tip += f"; full depth: {said}"
+            classes.append("differs")
+    if not text:
+        classes.append("empty")
+    ground, ink = depth_shade(layer, num_layers)
+    shown = "".join(map(_visible, text)) or '<span class="x">∅</span>'
+    return (
+        f'<span class="{" ".join(classes)}" tabindex="-1" data-layer="{layer}" data-tip="{escape(tip)}" '
+        f'style="background:{ground};color:{ink}">{shown}</span>'
+    )
+
+
+def _spoken(full: SampleRecord, place: int) -> str:
+    """What full depth says at a place, in a few characters."""
+    if place >= len(full.token_texts):
+        return f"token {full.token_ids[place]}"
+    said = "".join(character if character.isprintable() else _code(character) for character in full.token_texts[place])
+    return f"“{said[:40]}{'…' if len(said) > 40 else ''}”" if said else "a token without text"
+
+
+def _visible(character: str) -> str:
+    """Escape one character, and show one that would not be seen or would move others around."""
+    if character in _SHOWN:
+        return _SHOWN[character]
+    if character.isprintable():
+        return escape(character)
+    return f'<span class="x">{escape(_code(character))}</span>'
+
+
+def _code(character: str) -> str:
+    if character in "\n\t\r":
+        return {"\n": "↵", "\t": "→", "\r": "␍"}[character]
+    return f"⟨{unicodedata.name(character, f'U+{ord(character):04X}')}⟩"

@@ -1,0 +1,1 @@
+"""Intervals, tests and calibration, each with its definition. Knows no run."""

@@ -1,0 +1,1 @@
+"""What ``summary.json`` holds, computed from raw records: one module per question."""

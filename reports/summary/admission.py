@@ -1,0 +1,102 @@
+"""Which records count, and why others do not. What is left out is counted, and the count is a note under the table.
+
+Three kinds are left out: what was never meant to be summarised (warm-up, idle, superseded windows), what belongs to
+another run (a task or an operating point that the manifest does not name), and what cannot be true (a clock that ran
+backwards, a number that is not finite, an exit layer the model does not have). A sensor reading that cannot be true
+takes away the window's energy, not its time. Files that cannot be parsed at all are refused earlier, by
+:mod:`harness.store`, with the line they break at.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+
+from harness.records import Manifest, SampleRecord, WindowRecord
+
+__all__ = ["describe_left_out", "idle_windows", "is_idle", "refuse_sample", "refuse_window", "without_false_reading"]
+
+SUPERSEDED = "a measurement that was repeated"
+BACKWARDS = "a clock that stood still or ran backwards"
+FOREIGN = "a task or operating point that the manifest does not name"
+STRAY = "a window that was not committed"
+
+
+def refuse_window(window: WindowRecord, manifest: Manifest) -> str | None:
+    """Return why a measured window is left out; ``None`` when it counts. Warm-up and idle windows need no reason."""
+    if window.superseded:
+        return SUPERSEDED
+    if not _known(window.task, window.operating_point, manifest):
+        return FOREIGN
+    if not math.isfinite(window.duration_s) or window.duration_s <= 0:
+        return BACKWARDS
+    return None
+
+
+def refuse_sample(sample: SampleRecord, num_layers: int) -> str | None:
+    """Return why a finished sample is left out; ``None`` when it counts."""
+    times = sample.token_times_s
+    measured = [value for value in (sample.latency_s, sample.ttft_s, sample.queue_s, *times) if value is not None]
+    scores = [score for score in sample.scores.values() if score is not None]
+    if not all(map(math.isfinite, [*measured, *scores])):
+        return "a number that is not finite"
+    late = sample.latency_s is not None and sample.ttft_s is not None and sample.ttft_s > sample.latency_s
+    if late or any(value < 0 for value in measured) or any(b < a for a, b in itertools.pairwise(times)):
+        return BACKWARDS
+    counts = {len(sample.token_ids), len(sample.exit_layers), len(times)}
+    if len(counts) > 1 or not times:
+        return "tokens, exit layers and times that are missing or not equally many"
+    if not all(1 <= layer <= num_layers for layer in sample.exit_layers):
+        return f"an exit layer outside 1…{num_layers}"
+    return None
+
+
+def without_false_reading(window: WindowRecord) -> WindowRecord:
+    """Return a window whose energy is a number that can be true, or is missing with the reason."""
+    if window.energy_j is None or (math.isfinite(window.energy_j) and window.energy_j >= 0):
+        return window
+    reason = f"the sensor read {window.energy_j:g} J"
+    return window.model_copy(update={"energy_j": None, "energy_reason": reason})
+
+
+def is_idle(window: WindowRecord) -> bool:
+    """Whether a window has an idle energy reading that counts."""
+    usable = window.idle and not window.superseded and not window.warmup
+    return usable and math.isfinite(window.duration_s) and window.duration_s > 0
+
+
+def idle_windows(windows: Iterable[WindowRecord]) -> list[WindowRecord]:
+    """Return the idle windows that count, each with a reading that can be true or none."""
+    return [without_false_reading(window) for window in windows if is_idle(window)]
+
+
+def describe_left_out(
+    manifest: Manifest, windows: Sequence[WindowRecord], samples: Sequence[SampleRecord]
+) -> Iterator[str]:
+    """Yield one sentence per reason for which windows or samples were left out, with their number."""
+    measured = [window for window in windows if not window.warmup and not window.idle]
+    refused: Counter[str] = Counter(reason for window in measured if (reason := refuse_window(window, manifest)))
+    refused.pop(SUPERSEDED, None)  # counted with their causes in reports.summary.notes
+    for reason, count in refused.most_common():
+        yield f"{count} of {len(measured)} windows left out, with their samples: for {reason}."
+    idle = [window for window in windows if window.idle]
+    unusable = sum(not is_idle(window) and not window.superseded for window in idle)
+    if unusable:
+        yield f"{unusable} of {len(idle)} idle windows left out for {BACKWARDS}."
+    known = {window.window: window for window in windows}
+    strange: Counter[str] = Counter()
+    for sample in samples:
+        owner = known.get(sample.window)
+        if owner is None or (owner.task, owner.operating_point) != (sample.task, sample.operating_point):
+            strange[STRAY if owner is None else "a window of another task or operating point"] += 1
+        elif not owner.warmup and not owner.idle and refuse_window(owner, manifest) is None and sample.error is None:
+            strange.update(filter(None, [refuse_sample(sample, manifest.model.num_layers)]))
+    for reason, count in strange.most_common():
+        yield f"{count} of {len(samples)} sample records left out for {reason}."
+
+
+def _known(task: str, point: str, manifest: Manifest) -> bool:
+    tasks = any(task == record.name for record in manifest.tasks)
+    return tasks and any(point == record.name for record in manifest.operating_points)

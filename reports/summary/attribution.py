@@ -1,0 +1,321 @@
+"""Where a request's time and energy went, per operating point, found in two independent ways.
+
+**The fit.** The cost of a window is a sum of things done times what one of them costs: requests and prompt tokens
+(prefill), layer steps and the positions they attend to, LM-head evaluations, KV fills, and exit checks of each
+strategy. Over the windows of all operating points but the probes this is a linear system with more rows than unknowns,
+solved by least squares on relative errors with no cost below zero (Lawson and Hanson 1974). Prefill and the rest of a
+window are two rows, since the time to the first token is measured. Energy has no such second reading, and where all
+completions are equally long, layer steps and KV fills add up to the same number per request and cannot be told from
+its fixed cost: there the prefill's share of the window's time is laid beside as a row of little weight, which decides
+nothing else.
+
+**The direct way.** A probe asks a strategy at every exit point and never exits. What it costs more than full depth on
+the same blocks, over its checks, is the price of asking; nothing is fitted and no sensor window is nested.
+
+The two share no window except full depth's, so that they can contradict each other; the intervals of both come from
+resampling blocks of samples, all operating points of a block together. Not promised: batches above 1 and runs without
+a KV cache, where counts of one sample do not say what was done.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.contracts import KVPolicy
+from harness.cost_records import PARTS, Attribution, CheckCost, OperatingPointCost, Quantity, Ranged
+from harness.records import SampleRecord, WindowRecord
+from reports.statistics.intervals import MINIMUM_PAIRS, replicate_interval
+from reports.summary.measured import Measured
+
+__all__ = ["attribute"]
+
+Array = NDArray[np.float64]
+
+RESAMPLES = 1_000
+TIE_BREAKER = 0.03
+"""Weight of the assumed prefill energy beside a window's measured one."""
+
+PREFILL = ("request", "prompt token")
+COMMON = (*PREFILL, "layer step", "attended position", "LM head", "KV fill")
+"""Counts that every operating point has; each strategy adds its checks."""
+
+
+def attribute(cells: Sequence[Measured], *, seed: int = 0) -> tuple[Attribution, ...]:
+    """Return the attribution of one task, in time and, where every window has it from one source, in energy.
+
+    Nothing where the run has no probe, several samples in a batch, no KV cache, or requests that arrive at a fixed rate
+    (their windows hold idle time).
+
+    Args:
+        cells: all operating points of the task, full depth first, probes among them.
+        seed: decides the resampling.
+    """
+    usable = [cell for cell in cells if cell.regime.kv is not KVPolicy.NONE and not cell.point.rehearsed]
+    if not any(cell.point.never_exits for cell in cells) or any(cell.regime.batch_size > 1 for cell in cells):
+        return ()
+    if any(sample.arrival_s is not None for cell in cells for sample in cell.samples.values()):
+        return ()
+    found = []
+    for quantity, read in _QUANTITIES:
+        system = _System.of(usable, read)
+        if system is not None and system.blocks and np.all(system.cost > 0):
+            sources = {window.energy_source for cell in usable for window in cell.windows.values()}
+            source = "clock" if quantity == "time" else next(iter(sources))
+            if quantity == "time" or len(sources) == 1:
+                found.append(system.solve(quantity, source, seed))
+    return tuple(found)
+
+
+def _seconds(window: WindowRecord) -> float | None:
+    return window.duration_s
+
+
+def _joules(window: WindowRecord) -> float | None:
+    return window.energy_j
+
+
+_QUANTITIES: tuple[tuple[Quantity, Callable[[WindowRecord], float | None]], ...] = (
+    ("time", _seconds),
+    ("energy", _joules),
+)
+
+
+@dataclass(frozen=True)
+class _System:
+    """The windows of one task as counts and costs, for every operating point and the blocks that all of them finished.
+
+    Attributes:
+        cells: operating points, full depth first.
+        names: names of the counts, :data:`COMMON` and then ``check STRATEGY``.
+        counts: ``[operating points, blocks, names]``.
+        cost: ``[operating points, blocks]``, seconds or joules.
+        prefill_share: share of the time to the first token in the windows' time, ``[operating points, blocks]``.
+        free_heads: LM-head evaluations any decoding needs, one per decoded token, ``[operating points, blocks]``.
+        finished: blocks that any operating point finished.
+    """
+
+    cells: Sequence[Measured]
+    names: tuple[str, ...]
+    counts: Array
+    cost: Array
+    prefill_share: Array
+    free_heads: Array
+    finished: int
+
+    @property
+    def blocks(self) -> int:
+        return int(self.cost.shape[1])
+
+    @classmethod
+    def of(cls, cells: Sequence[Measured], read: Callable[[WindowRecord], float | None]) -> _System | None:
+        """Gather what every operating point finished; ``None`` where a window has no such reading."""
+        asked = dict.fromkeys(cell.point.strategy for cell in cells if cell.point.exit_points)
+        names = (*COMMON, *(f"check {strategy}" for strategy in asked))
+        tables = [_by_block(cell, names, read) for cell in cells]
+        if any(table is None for table in tables):
+            return None
+        whole = [table for table in tables if table is not None]
+        shared = sorted(set.intersection(*(set(table) for table in whole))) if whole else []  # block and repeat
+        blocks = list(dict.fromkeys(block for block, _ in shared))
+        pooled = np.zeros((len(whole), len(blocks), len(names) + 4))
+        for place, table in enumerate(whole):
+            for block, repeat in shared:
+                pooled[place, blocks.index(block)] += table[block, repeat]
+        cost, seconds, prefill, tokens = np.moveaxis(pooled[..., -4:], -1, 0)
+        finished = len({block for table in whole for block, _ in table})
+        return cls(cells, names, pooled[..., :-4], cost, prefill / seconds, tokens, finished)
+
+    def solve(self, quantity: Quantity, source: str, seed: int) -> Attribution:
+        """Attribute, with intervals over resampled blocks."""
+        learned = np.array([not cell.point.never_exits for cell in self.cells])
+        rows, wanted = self._rows_of_fit(quantity)
+        rows, wanted = (
+            rows[learned],
+            wanted[learned],
+        )  # [operating points, blocks, 2, names], [operating points, blocks, 2]
+        gram = np.einsum("pbri,pbrj->bij", rows, rows)
+        right = np.einsum("pbri,pbr->bi", rows, wanted)
+        chance = np.random.default_rng(seed)
+        every = np.ones(self.blocks)
+        draws = [every, *chance.multinomial(self.blocks, every / self.blocks, size=RESAMPLES).astype(float)]
+        if self.blocks < MINIMUM_PAIRS:
+            draws = [every]
+        results = [
+            self._results(_least_squares(draw @ gram.reshape(self.blocks, -1), draw @ right), draw) for draw in draws
+        ]
+        costs = _least_squares(gram.sum(0).reshape(-1), right.sum(0))
+        off = np.abs((self.counts @ costs - self.cost)[learned] / self.cost[learned])
+        ranged = _Ranged(results, self.blocks)
+        return Attribution(
+            task=self.cells[0].task.name,
+            quantity=quantity,
+            source=source,
+            blocks=self.blocks,
+            blocks_left_out=self.finished - self.blocks,
+            residual=float(np.median(off)),
+            unit_costs=dict(zip(self.names, costs.tolist(), strict=True)),
+            rows=tuple(self._rows(ranged)),
+            checks=tuple(self._checks(ranged)),
+        )
+
+    def _rows_of_fit(self, quantity: Quantity) -> tuple[Array, Array]:
+        """Return the two rows of each window and their right sides, over the window's cost."""
+        prefill = self.counts * np.isin(self.names, PREFILL)
+        if quantity == "time":
+            parts, shares = (prefill, self.counts - prefill), (self.prefill_share, 1 - self.prefill_share)
+        else:
+            parts, shares = (
+                (prefill * TIE_BREAKER, self.counts),
+                (self.prefill_share * TIE_BREAKER, np.ones_like(self.cost)),
+            )
+        return np.stack(parts, axis=2) / self.cost[..., None, None], np.stack(shares, axis=2)
+
+    def _results(self, costs: Array, draw: Array) -> dict[str, float]:
+        """Everything that is reported, for one resampling of the blocks."""
+        cost = dict(zip(self.names, costs, strict=True))
+        totals, counts = self.cost @ draw, np.einsum("pbi,b->pi", self.counts, draw)
+        free = self.free_heads @ draw
+        found: dict[str, float] = {}
+        direct, wanted = {}, {}  # seconds or joules per check, and LM heads that a check wants
+        for place, cell in enumerate(self.cells):
+            if not cell.point.never_exits:
+                continue
+            strategy = cell.point.strategy
+            checks = self._count(counts[place], f"check {strategy}")
+            if checks:
+                direct[strategy] = (totals[place] - totals[0]) / checks
+                wanted[strategy] = (self._count(counts[place], "LM head") - free[place]) / checks
+                found[f"direct {strategy}"] = direct[strategy]
+                found[f"fitted {strategy}"] = cost[f"check {strategy}"] + wanted[strategy] * cost["LM head"]
+                found[f"apart {strategy}"] = found[f"direct {strategy}"] - found[f"fitted {strategy}"]
+        for place, cell in enumerate(self.cells):
+            did = dict(zip(self.names, counts[place], strict=True))
+            requests, name = did["request"], cell.point.name
+            if cell.point.never_exits:
+                continue
+            check = f"check {cell.point.strategy}"
+            checks = did.get(check, 0.0)
+            extra = max(0.0, did["LM head"] - free[place])
+            parts = {
+                "prefill": cost["request"] * requests + cost["prompt token"] * did["prompt token"],
+                "layers": cost["layer step"] * did["layer step"] + cost["attended position"] * did["attended position"],
+                "exit_checks": cost.get(check, 0.0) * checks,
+                "check_heads": cost["LM head"] * extra,
+                "output_head": cost["LM head"] * (did["LM head"] - extra),
+                "kv_fill": cost["KV fill"] * did["KV fill"],
+            }
+            parts["rest"] = totals[place] - sum(parts.values())
+            found |= {f"part {name} {part}": value / requests for part, value in parts.items()}
+            found[f"total {name}"] = totals[place] / requests
+            if cell.point.strategy in direct:
+                served = max(
+                    0.0, wanted[cell.point.strategy] * checks - extra
+                )  # heads of checks that became the output
+                overhead = direct[cell.point.strategy] * checks - served * cost["LM head"]
+                found[f"overhead {name}"] = overhead / requests
+                found[f"of run {name}"] = overhead / totals[place]
+                found[f"of full {name}"] = overhead / requests / (totals[0] / counts[0][0])
+        return found
+
+    def _count(self, row: Array, name: str) -> float:
+        return float(row[self.names.index(name)])
+
+    def _rows(self, ranged: _Ranged) -> Iterator[OperatingPointCost]:
+        for cell in self.cells:
+            name = cell.point.name
+            if cell.point.never_exits:
+                continue
+            yield OperatingPointCost(
+                operating_point=name,
+                total=ranged.value(f"total {name}"),
+                parts={part: ranged.required(f"part {name} {part}") for part in PARTS},
+                overhead=ranged(f"overhead {name}"),
+                overhead_of_run=ranged(f"of run {name}"),
+                overhead_of_full=ranged(f"of full {name}"),
+            )
+
+    def _checks(self, ranged: _Ranged) -> Iterator[CheckCost]:
+        for name in self.names[len(COMMON) :]:
+            strategy = name.removeprefix("check ")
+            direct, fitted = ranged(f"direct {strategy}"), ranged(f"fitted {strategy}")
+            apart = ranged(f"apart {strategy}")  # of the same resamplings, so that what both share cancels
+            agree = None if apart is None or apart.ci is None else apart.ci[0] <= 0 <= apart.ci[1]
+            yield CheckCost(strategy=strategy, direct=direct, fitted=fitted, agree=agree)
+
+
+class _Ranged:
+    """Reads numbers with their intervals out of the results of all resamplings; the first is the sample itself."""
+
+    def __init__(self, results: Sequence[Mapping[str, float]], blocks: int) -> None:
+        self._results, self._blocks = results, blocks
+
+    def value(self, key: str) -> float:
+        return float(self._results[0][key])
+
+    def required(self, key: str) -> Ranged:
+        replicates = np.array([result[key] for result in self._results[1:]])
+        return Ranged(value=self.value(key), ci=replicate_interval(replicates, self._blocks))
+
+    def __call__(self, key: str) -> Ranged | None:
+        known = key in self._results[0] and math.isfinite(self._results[0][key])
+        return self.required(key) if known else None
+
+
+def _by_block(
+    cell: Measured, names: tuple[str, ...], read: Callable[[WindowRecord], float | None]
+) -> dict[tuple[int, int], list[float]] | None:
+    """Return (block, repeat) → counts, cost, seconds, seconds of prefill, decoded tokens; without those that failed."""
+    samples: dict[int, list[SampleRecord]] = {}
+    for sample in cell.samples.values():
+        samples.setdefault(sample.window, []).append(sample)
+    failed = {sample.window for sample in cell.failed.values() if sample.prompt_ids}  # a bad row has no prompt
+    found: dict[tuple[int, int], list[float]] = {}
+    for window in cell.windows.values():
+        cost = read(window)
+        if cost is None:
+            return None
+        if window.window in failed or window.window not in samples:
+            continue
+        counts = dict.fromkeys(names, 0.0)
+        tokens, prefill_s = 0, 0.0
+        for sample in samples[window.window]:
+            layers = sample.exit_layers[1:]
+            tokens += len(layers)
+            prefill_s += sample.token_times_s[0]
+            first = len(sample.prompt_ids) + 1
+            counts["request"] += 1
+            counts["prompt token"] += len(sample.prompt_ids)
+            counts["layer step"] += sample.layers_executed
+            counts["attended position"] += sum(layer * (first + step) for step, layer in enumerate(layers))
+            counts["LM head"] += sample.lm_head_evaluations
+            counts["KV fill"] += sample.kv_fill_layers
+            if sample.exit_checks:
+                counts[f"check {cell.point.strategy}"] += sample.exit_checks
+        row = [*counts.values(), cost, window.duration_s, prefill_s, float(tokens)]
+        found[window.block, window.repeat] = row
+    return found
+
+
+def _least_squares(gram: Array, right: Array) -> Array:
+    """Return the costs ≥ 0 that fit best, from the normal equations (flattened Gram matrix and right side).
+
+    Counts differ by many orders of magnitude, so columns are scaled to unit length first; a column of zeros costs 0.
+    """
+    from scipy.optimize import nnls  # late: no other report needs scipy
+
+    matrix = gram.reshape(len(right), len(right))
+    length = np.sqrt(np.diag(matrix))
+    used = length > 0
+    scaled = matrix[np.ix_(used, used)] / np.outer(length[used], length[used])
+    values, vectors = np.linalg.eigh(scaled)
+    root = np.sqrt(np.clip(values, values.max() * 1e-12, None))
+    half = root[:, None] * vectors.T  # half.T @ half is the scaled Gram matrix
+    solution, _ = nnls(half, (vectors.T @ (right[used] / length[used])) / root, maxiter=100 * len(right))
+    costs = np.zeros(len(right))
+    costs[used] = solution / length[used]
+    return costs

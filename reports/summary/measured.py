@@ -1,0 +1,217 @@
+"""What counts: the finished measurements of one operating point on one task, and how they pair.
+
+Every definition of the summary starts here. Warm-up, idle and superseded windows and everything in them are left out,
+and so is what cannot be true (:mod:`reports.summary.admission`). A sample counts only when its window was committed to
+``windows.jsonl``. A sample that failed is counted, never scored and never timed; where two operating points are
+compared, only what both finished is used.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeAlias
+
+from harness.contracts import KVPolicy
+from harness.errors import StoreError
+from harness.records import Manifest, OperatingPointRecord, SampleRecord, TaskRecord, WindowRecord
+from reports.statistics.intervals import Pair, pooled
+from reports.summary.admission import refuse_sample, refuse_window, without_false_reading
+
+__all__ = ["Measured", "Regime", "SampleKey", "select"]
+
+SampleKey: TypeAlias = tuple[str, int]  # sample id, repeat
+
+
+@dataclass(frozen=True, slots=True)
+class Regime:
+    """How an operating point decoded.
+
+    Attributes:
+        kv: policy for the keys and values of skipped layers.
+        batch_size: samples decoded together.
+    """
+
+    kv: KVPolicy
+    batch_size: int
+
+    @classmethod
+    def of(cls, manifest: Manifest, point: OperatingPointRecord | None = None) -> Regime:
+        """Read it from a manifest: the operating point's own KV policy, else the configuration's.
+
+        Raises:
+            StoreError: the configuration does not say, or says something unknown.
+        """
+        try:
+            kv = point.kv if point is not None else None
+            return cls(kv or KVPolicy(manifest.config["kv"]), int(manifest.config["batch_size"]))
+        except (KeyError, ValueError, TypeError) as error:
+            raise StoreError(
+                f"the manifest's config has no usable 'kv' and 'batch_size' ({error}). "
+                "The run directory is damaged or foreign; start a new run with `harness run`."
+            ) from None
+
+    @property
+    def cached(self) -> bool:
+        """Whether a KV cache is kept: prefill then yields the first token, at full depth."""
+        return self.kv is not KVPolicy.NONE
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One operating point on one task.
+
+    Attributes:
+        task, point: what ran.
+        regime: how it decoded.
+        windows: committed, warm-up left out, by id.
+        samples: finished samples of every repeat.
+        failed: samples that ended in an error, with their repeat.
+    """
+
+    task: TaskRecord
+    point: OperatingPointRecord
+    regime: Regime
+    windows: dict[int, WindowRecord]
+    samples: dict[SampleKey, SampleRecord]
+    failed: dict[SampleKey, SampleRecord]
+
+    @property
+    def scored(self) -> list[SampleRecord]:
+        """Finished samples of the first repeat: later ones generate the same text again."""
+        return [sample for (_, repeat), sample in self.samples.items() if repeat == 0]
+
+    @property
+    def errors(self) -> int:
+        """Distinct samples that failed in any repeat."""
+        return len({sample_id for sample_id, _ in self.failed})
+
+    @property
+    def repeats(self) -> int:
+        """Repetitions that were timed."""
+        return len({window.repeat for window in self.windows.values()})
+
+    def decoded_layers(self, sample: SampleRecord) -> Sequence[int]:
+        """Return the layers executed for each token a strategy was, or could have been, asked about.
+
+        With a KV cache the first token comes from prefill and is left out; without one all count.
+        """
+        return sample.exit_layers[1:] if self.regime.cached else sample.exit_layers
+
+    def shared(self, other: Measured) -> list[SampleKey]:
+        """Return what both finished, in this one's order."""
+        return [key for key in self.samples if key in other.samples]
+
+    def window_pairs(self, baseline: Measured, repeat: int | None = None) -> list[Pair]:
+        """Return seconds per block under the baseline and here, whole requests; of one repeat, or of all.
+
+        Back to back that is the windows' time. With a fixed arrival rate a window is as long as its arrivals, so
+        there it is the requests' latencies, each from its arrival.
+        """
+        return self._block_pairs(baseline, Measured._request_s, repeat)
+
+    def energy_pairs(self, baseline: Measured, idle_w: float = 0.0) -> list[Pair]:
+        """Return joules per block under the baseline and here, less ``idle_w`` times the windows' seconds.
+
+        Windows without a reading have no pair.
+        """
+
+        def joules(_: Measured, window: WindowRecord) -> float | None:
+            return None if window.energy_j is None else window.energy_j - idle_w * window.duration_s
+
+        return self._block_pairs(baseline, joules)
+
+    def decode_pairs(self, baseline: Measured, repeat: int | None = None) -> list[Pair]:
+        """Return seconds and tokens after the first token under the baseline and here, by sample; of one repeat or all.
+
+        The completions may differ in length, so both sides carry their token count. Rows of one batch
+        share their clock: with a batch size above 1 the whole block is the unit.
+        """
+        pairs: list[tuple[Hashable, Pair]] = []
+        for key in self.shared(baseline):
+            if repeat not in (None, key[1]):
+                continue
+            here, there = self.samples[key], baseline.samples[key]
+            if len(here.token_times_s) < 2 or len(there.token_times_s) < 2:
+                continue
+            unit: Hashable = key[0] if self.regime.batch_size == 1 else self.windows[here.window].block
+            pairs.append((unit, Pair(_decode_s(there), _decode_s(here), _later(there), _later(here))))
+        return pooled(pairs)
+
+    def _block_pairs(
+        self,
+        baseline: Measured,
+        cost: Callable[[Measured, WindowRecord], float | None],
+        repeat: int | None = None,
+    ) -> list[Pair]:
+        """Pair windows by block and repeat, where both finished the same samples; a block's repeats are added up."""
+        others = {(window.block, window.repeat): window for window in baseline.windows.values()}
+        mine, theirs = self._finished_by_window(), baseline._finished_by_window()
+        pairs: list[tuple[Hashable, Pair]] = []
+        for window in self.windows.values():
+            other = others.get((window.block, window.repeat))
+            if repeat not in (None, window.repeat):
+                continue
+            if other is None or not mine.get(window.window) or mine[window.window] != theirs.get(other.window):
+                continue
+            before, now = cost(baseline, other), cost(self, window)
+            if before is not None and now is not None:
+                pairs.append((window.block, Pair(before, now)))
+        return pooled(pairs)
+
+    def _request_s(self, window: WindowRecord) -> float | None:
+        arrived = [sample for sample in self._by_window.get(window.window, ()) if sample.arrival_s is not None]
+        if not arrived:
+            return window.duration_s
+        latencies = [sample.latency_s for sample in arrived if sample.latency_s is not None]
+        return math.fsum(latencies) if len(latencies) == len(arrived) else None
+
+    def _finished_by_window(self) -> dict[int, set[str]]:
+        return {window: {sample.sample_id for sample in samples} for window, samples in self._by_window.items()}
+
+    @cached_property
+    def _by_window(self) -> dict[int, list[SampleRecord]]:
+        found: dict[int, list[SampleRecord]] = defaultdict(list)
+        for sample in self.samples.values():
+            found[sample.window].append(sample)
+        return dict(found)
+
+
+def select(
+    manifest: Manifest, windows: Iterable[WindowRecord], samples: Iterable[SampleRecord]
+) -> dict[tuple[str, str], Measured]:
+    """Sort a run's records by (task, operating point), in the manifest's order; probes that never exit included.
+
+    A record that appears twice (a window cut off by a kill and run again) counts once, the last time.
+    """
+    cells = {
+        (task.name, point.name): Measured(task, point, Regime.of(manifest, point), {}, {}, {})
+        for task in manifest.tasks
+        for point in manifest.operating_points
+    }
+    for window in windows:
+        if not window.warmup and not window.idle and refuse_window(window, manifest) is None:
+            cells[window.task, window.operating_point].windows[window.window] = without_false_reading(window)
+    for sample in samples:
+        cell = cells.get((sample.task, sample.operating_point))
+        if cell is None or sample.window not in cell.windows:
+            continue
+        key = (sample.sample_id, sample.repeat)
+        cell.samples.pop(key, None)
+        cell.failed.pop(key, None)
+        if sample.error is not None:
+            cell.failed[key] = sample
+        elif refuse_sample(sample, manifest.model.num_layers) is None:
+            cell.samples[key] = sample
+    return cells
+
+
+def _decode_s(sample: SampleRecord) -> float:
+    return sample.token_times_s[-1] - sample.token_times_s[0]
+
+
+def _later(sample: SampleRecord) -> int:
+    return len(sample.token_times_s) - 1

@@ -1,0 +1,261 @@
+"""The sentences a table must carry, so that nobody can quote a number without its catch.
+
+Each note states a fact of the run (random weights, a stand-in tokenizer, estimated energy, one repeat …) and
+what it does to the numbers. Most misleading first.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+
+from harness.contracts import KVPolicy
+from harness.records import Manifest, MeterRecord, SampleRecord, WindowRecord
+from harness.summary import SummaryRow
+from reports.statistics.intervals import MINIMUM_PAIRS
+from reports.summary.admission import describe_left_out
+from reports.summary.between_repeats import about_repeats
+from reports.summary.energy import MIXED, UNMEASURED
+from reports.summary.measured import Measured
+from reports.summary.window_notes import about_windows
+from reports.tables.result import is_candidate
+
+__all__ = ["notes"]
+
+FEW_SAMPLES = 30
+CONSTANT_POWER = 0.03  # mean powers closer than this are one power
+IDLE_SHARE = 0.05  # gross and net energy further apart than this must both be read
+FEW_TIMINGS = 100  # fewer latencies than this and the 99th percentile is close to the slowest one
+
+
+def notes(
+    manifest: Manifest,
+    cells: Sequence[Measured],
+    rows: Sequence[SummaryRow],
+    windows: Sequence[WindowRecord] = (),
+    samples: Sequence[SampleRecord] = (),
+) -> tuple[str, ...]:
+    """Return the notes of a run, each one sentence or two of plain text.
+
+    Args:
+        manifest: of the run.
+        cells: all operating points, probes that never exit among them; those count for windows and failures only.
+        rows: what they became.
+        windows: all of the ru    everything, cells = cells, [cell for cell in cells if not cell.point.never_exits]
+    n, to count what was left out.
+        samples: all of the run, likewise.
+    """
+    everything, cells = cells, [cell for cell in cells if not cell.point.never_exits]
+    return (
+        *_about_model(manifest),
+        *_about_data(manifest, rows),
+        *_about_probes(everything),
+        *_about_baseline(manifest, cells),
+        *describe_left_out(manifest, windows, samples),
+        *_about_energy(manifest.meter, cells),
+        *about_windows(everything, windows),
+        *_about_power(rows),
+        *_about_regimes(cells, manifest),
+        *_about_sample_size(cells, rows, manifest.operating_points[0].name),
+        *_about_chance(rows),
+        *_about_oracle(rows),
+    )
+
+
+def _about_model(manifest: Manifest) -> Iterator[str]:
+    model = manifest.model
+    if model.weights == "random":
+        yield (
+            "random weights: accuracy columns mean nothing. Time and work are those of the real shapes, with "
+            "exit decisions that real weights would not make."
+        )
+    elif model.weights == "tuned":
+        yield (
+            "tuned weights: the model was fine-tuned for early exit, and full depth here is the tuned model's. What "
+            "tuning cost or gained the last layer shows beside a run with --weights pretrained."
+        )
+    else:
+        yield (
+            "base weights: the model was not fine-tuned for early exit, so its early layers predict badly and "
+            "exits cost more quality than they would after tuning."
+        )
+    if model.weights != "random":
+        yield f"weights: {model.weights_source}."
+    if model.tokenizer_stand_in:
+        yield f"tokenizer {model.tokenizer_source}. Token counts and texts are not the real model's."
+
+
+def _about_data(manifest: Manifest, rows: Sequence[SummaryRow]) -> Iterator[str]:
+    for task in manifest.tasks:
+        if task.source_kind == "embedded":
+            yield (
+                f"{task.name}: the samples come from {_without_kind(task.source)}, not from the published "
+                f"{task.name} test set; scores compare with nothing outside this run."
+            )
+        if task.bad_rows:
+            yield f"{task.name}: {task.bad_rows} row(s) of the data could not become samples."
+    for task_name, failed in _totals((row.task, row.errors) for row in rows):
+        yield (
+            f"{task_name}: {failed} failure(s) over the operating points, counted as errors; they are neither "
+            "scored nor timed; paired columns leave those samples out, and ratios of requests and energy their blocks."
+        )
+    for task in manifest.tasks:
+        counts = {row.n for row in rows if row.task == task.name}
+        if len(counts) > 1:
+            yield (
+                f"{task.name}: operating points finished {min(counts)} to {max(counts)} samples (an unfinished run, "
+                "or errors), so unpaired columns cover different samples."
+            )
+
+
+def _about_probes(cells: Sequence[Measured]) -> Iterator[str]:
+    probes = [cell for cell in cells if cell.point.never_exits]
+    failed = sum(sample.repeat == 0 and bool(sample.prompt_ids) for cell in probes for sample in cell.failed.values())
+    if failed:
+        yield f"{failed} failure(s) of probes that never exit: their blocks are missing in the attribution."
+
+
+def _about_energy(meter: MeterRecord, cells: Sequence[Measured]) -> Iterator[str]:
+    windows = [window for cell in cells for window in cell.windows.values()]
+    sources = {window.energy_source for window in windows} or {meter.source}
+    missing = "; ".join(f"{name}: {reason}" for name, reason in meter.unavailable.items())
+    if "estimate" in sources:
+        yield (
+            f"energy is an estimate, not a measurement ({meter.description.rstrip('.')}): a function of CPU time, so "
+            "it adds no evidence to the time columns and never decides the Pareto front."
+            + (f" No sensor: {missing.rstrip('.')}." if missing else "")
+        )
+    elif "replay" in sources:
+        yield f"energy is none of this run's ({meter.description.rstrip('.')}): it never decides the Pareto front."
+    elif sources == {"none"}:
+        yield f"energy was not measured{' (' + missing.rstrip('.') + ')' if missing else ''}."
+    elif missing:
+        yield f"energy sensors that were not available: {missing.rstrip('.')}."
+    if any(len({w.energy_source for w in cell.windows.values()}) > 1 for cell in cells):
+        yield f"energy sources differ between the windows of a row ('{MIXED}'): such rows have no energy number."
+    silent = [window for window in windows if window.energy_j is None and window.energy_source != "none"]
+    if silent:
+        reasons = sorted({window.energy_reason for window in silent if window.energy_reason})
+        why = f" ({'; '.join(reasons)})" if reasons else ""
+        yield f"{len(silent)} of {len(windows)} windows have no energy reading{why}: their rows show none."
+
+
+def _about_power(rows: Sequence[SummaryRow]) -> Iterator[str]:
+    """What energy says beside time, and what idling has to do with it; only of sensors."""
+    measured = [row for row in rows if row.mean_power_w is not None and row.energy_source not in UNMEASURED]
+    watts = [row.mean_power_w for row in measured if row.mean_power_w]
+    if len(watts) > 1 and max(watts) / min(watts) - 1 < CONSTANT_POWER:
+        yield (
+            f"energy saved ≈ time saved: power is constant (mean power of the rows is {min(watts):.3g} to "
+            f"{max(watts):.3g} W, less than 3 % apart), so the energy columns are no evidence beside the time columns."
+        )
+    shares = [
+        1 - row.energy_net_j_per_token / row.energy_j_per_token
+        for row in measured
+        if row.energy_net_j_per_token is not None and row.energy_j_per_token
+    ]
+    if shares and max(shares) > IDLE_SHARE:
+        idle = next(row.idle_power_w for row in measured if row.idle_power_w is not None)
+        yield (
+            f"gross and net-of-idle energy differ by up to {100 * max(shares):.0f} %: with nothing running the machine "
+            f"draws {idle:.3g} W. Gross is what the machine used; net is what decoding added."
+        )
+    if measured and not shares:
+        yield "idle power was not measured (the run has no idle windows), so energy is gross: idle power is part of it."
+
+
+def _about_regimes(cells: Sequence[Measured], manifest: Manifest) -> Iterator[str]:
+    regimes = list(dict.fromkeys(cell.regime for cell in cells))
+    policies = {regime.kv for regime in regimes}
+    if len(policies) > 1:
+        yield (
+            f"operating points differ in their KV policy; all are compared with {cells[0].point.name} "
+            f"(kv {cells[0].regime.kv.value}), while fixed exits and the oracle of the same policy are their measure."
+        )
+    if KVPolicy.NONE in policies:
+        yield (
+            "kv none: every token runs its whole prefix again, which is compute-bound, so the roofline columns "
+            "(bytes moved) do not apply. A KV cache saves more than any exit strategy: compare with a cached run."
+        )
+    if KVPolicy.RECOMPUTE in policies:
+        yield "kv recompute: layers an exited token skipped are run later, beside the next token that goes deeper."
+    if KVPolicy.SKIP in policies:
+        yield "kv skip: exited tokens leave holes in the cache, a lossy control."
+    batch = max((regime.batch_size for regime in regimes), default=1)
+    if batch > 1:
+        yield (
+            f"batch {batch}: rows share each read of the weights, so the roofline columns do not apply; "
+            "latency counts from the start of the batch."
+        )
+    cached = any(regime.cached for regime in regimes)
+    if cached:
+        yield (
+            "the first token of a completion comes from prefill at full depth: it counts in agreement, scores and "
+            "latency, not in layers, work or decoding speed."
+        )
+    if manifest.bandwidth_bytes_per_s is None and cached and batch == 1:
+        yield "memory bandwidth was not measured, so the share of it that decoding reached is unknown."
+    if any(sample.arrival_s is not None for cell in cells for sample in cell.samples.values()):
+        yield (
+            "requests arrive at a fixed rate: latency, TTFT and speed-up count from the arrival, waiting included; "
+            "tokens per second and energy include idling between requests."
+        )
+
+
+def _about_baseline(manifest: Manifest, cells: Sequence[Measured]) -> Iterator[str]:
+    for task in manifest.tasks:
+        alike = [cell for cell in cells if cell.task.name == task.name]
+        if not task.samples:
+            yield f"{task.name}: no sample was drawn, so it has no results. Check --limit and --source."
+        elif alike and not alike[0].samples and any(cell.samples for cell in alike):
+            why = "has no finished window" if not alike[0].windows else "finished no sample"
+            yield (
+                f"{task.name}: full depth {why}, so nothing is compared with it (speed-up, agreement, differences). "
+                "Finish the run with `harness run --resume`."
+            )
+
+
+def _about_chance(rows: Sequence[SummaryRow]) -> Iterator[str]:
+    compared = [row for row in rows if row.speedup_p is not None or row.edit_similarity_difference_p is not None]
+    if compared:
+        most = max(Counter(row.task for row in compared).values())
+        yield (
+            "differences to full depth are told from chance by paired permutation tests with Holm's correction over "
+            f"the {most} operating point(s) of a table, at 5 % for each measure. Not distinguishable does not mean "
+            "equal."
+        )
+
+
+def _about_sample_size(cells: Sequence[Measured], rows: Sequence[SummaryRow], baseline: str) -> Iterator[str]:
+    measured = [row for row in rows if row.n]
+    if not measured:
+        yield "no window has finished yet."
+        return
+    yield from about_repeats(measured)
+    fewest = min(row.n for row in measured)
+    if fewest < FEW_SAMPLES:
+        yield f"few samples ({fewest}): differences between scores may well be chance."
+    if min(len(cell.samples) for cell in cells if cell.samples) < FEW_TIMINGS:
+        yield f"fewer than {FEW_TIMINGS} latencies per row: p99 is close to the slowest sample."
+    compared = [row for row in measured if row.operating_point != baseline]
+    if any(row.speedup is not None and row.speedup_ci is None for row in compared):
+        yield f"a speed-up without an interval has fewer than {MINIMUM_PAIRS} independent pairs."
+
+
+def _about_oracle(rows: Sequence[SummaryRow]) -> Iterator[str]:
+    for name in dict.fromkeys(row.operating_point for row in rows if row.n and not is_candidate(row)):
+        yield (
+            f"{name} leaves at the first exit point that has full depth's token and pays nothing to know it: an "
+            "upper bound, never on the Pareto front."
+        )
+
+
+def _totals(pairs: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
+    totals: Counter[str] = Counter()
+    for name, count in pairs:
+        totals[name] += count
+    return [(name, count) for name, count in totals.items() if count]
+
+
+def _without_kind(source: str) -> str:
+    return source.removeprefix("embedded:").strip()

@@ -1,0 +1,1 @@
+"""A summary as people read it: in a terminal, as Markdown, LaTeX, CSV and JSON."""

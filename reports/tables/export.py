@@ -1,0 +1,193 @@
+"""Files of a summary: ``summary.json`` for programs, ``summary.csv`` for spreadsheets, ``report.md`` for people.
+
+JSON is the summary itself and reads back equal. CSV and the pandas frame are flat: options are JSON text, an
+interval is two columns (``…_low``, ``…_high``), the machine stands in every row, and an empty cell is "not
+measured". Markdown has the terminal's tables in full, with the same notes.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.cost_records import Attribution
+from harness.summary import Summary, SummaryRow
+from reports.files import write_files
+from reports.tables.attribution_table import attribution_notes, attribution_tables
+from reports.tables.columns import Column, columns_of
+from reports.tables.plot import draw_front
+from reports.tables.result import LEGEND, ResultTable, mark, split_tables
+from reports.tables.sections import DETAILS, HEADLINE, unmeasured
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+__all__ = [
+    "FILES",
+    "escape_markdown",
+    "markdown_legend",
+    "markdown_results",
+    "markdown_row",
+    "runs_to_csv",
+    "to_csv",
+    "to_frame",
+    "to_json",
+    "to_markdown",
+    "write_report",
+]
+
+FILES = ("summary.json", "summary.csv", "report.md")
+_INTERVALS = frozenset(name for name in SummaryRow.model_fields if name.endswith(("_ci", "_range")))
+_NUMBERS = frozenset(name for name, field in SummaryRow.model_fields.items() if field.annotation == (float | None))
+
+
+def to_json(summary: Summary) -> str:
+    """Return the summary as indented JSON; ``Summary.model_validate_json`` reads it back."""
+    return summary.model_dump_json(indent=2) + "\n"
+
+
+def to_csv(summary: Summary) -> str:
+    """Return one line per row under a header; the columns are those of :func:`to_frame`."""
+    return _written(_flat_names(), _flat(summary))
+
+
+def runs_to_csv(summaries: Iterable[tuple[str, Summary]]) -> str:
+    """Return the lines of several runs under one header, with the name given to each run in the first column."""
+    lines = ({"run": name, **values} for name, summary in summaries for values in _flat(summary))
+    return _written(["run", *_flat_names()], lines)
+
+
+def _written(names: list[str], lines: Iterable[dict[str, Any]]) -> str:
+    buffer = io.StringIO()
+    writer: csv.DictWriter[str] = csv.DictWriter(buffer, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return buffer.getvalue()
+
+
+def to_frame(summary: Summary) -> DataFrame:
+    """Return the rows as a pandas frame; numbers that were not measured are NaN."""
+    import pandas  # late: half a second that no other report needs
+
+    frame = pandas.DataFrame(list(_flat(summary)), columns=_flat_names())
+    numbers = {name: "float64" for name in frame.columns if name in _NUMBERS or name.endswith(("_low", "_high"))}
+    return frame.astype(numbers)
+
+
+def to_markdown(summary: Summary) -> str:
+    """Return a report that GitHub renders: per table the headline, the Pareto plot and the details; then notes."""
+    lines = ["# Early-exit benchmark report", *markdown_results(summary), *markdown_legend(summary)]
+    if summary.notes:
+        lines.extend(["", "## Notes", "", *(f"- {escape_markdown(note)}" for note in summary.notes)])
+    return "\n".join(lines) + "\n"
+
+
+def markdown_results(summary: Summary, level: int = 2) -> Iterator[str]:
+    """Yield the lines of all tables and attributions under headings of a level."""
+    for table in split_tables(summary):
+        yield from _markdown_table(table, level)
+    for attribution in summary.attributions:
+        yield from _markdown_attribution(attribution, level)
+
+
+def markdown_legend(summary: Summary) -> Iterator[str]:
+    """Yield the lines that explain marks and columns; they are the same for every run."""
+    for table in split_tables(summary)[:1]:
+        yield from _markdown_legend(table)
+
+
+def markdown_row(cells: Iterable[str]) -> str:
+    """Return one row of a Markdown table."""
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def escape_markdown(text: str) -> str:
+    """Return Markdown that shows a text as it stands."""
+    for character in "\\`*_<[":
+        text = text.replace(character, f"\\{character}")
+    return text
+
+
+def write_report(summary: Summary, directory: Path) -> tuple[Path, ...]:
+    """Write ``summary.json``, ``summary.csv`` and ``report.md``, each replaced whole; return their paths.
+
+    Raises:
+        StoreError: a file cannot be written.
+    """
+    texts = (to_json(summary), to_csv(summary), to_markdown(summary))
+    return write_files(directory, dict(zip(FILES, texts, strict=True)))
+
+
+def _flat_names() -> list[str]:
+    names = ["machine"]
+    for name in SummaryRow.model_fields:
+        names.extend((f"{name}_low", f"{name}_high") if name in _INTERVALS else (name,))
+    return names
+
+
+def _flat(summary: Summary) -> Iterator[dict[str, Any]]:
+    for row in summary.rows:
+        values: dict[str, Any] = {"machine": summary.machine}
+        for name, value in row.model_dump(mode="json").items():
+            if name in _INTERVALS:
+                values[f"{name}_low"], values[f"{name}_high"] = value or (None, None)
+            else:
+                values[name] = json.dumps(value, sort_keys=True) if name == "options" else value
+        yield values
+
+
+def _markdown_table(table: ResultTable, level: int) -> Iterator[str]:
+    columns = columns_of(table)
+    yield from ("", f"{'#' * level} {escape_markdown(table.heading)}", "")
+    for line in table.subheadings:
+        label, _, text = line.partition(" ")
+        yield f"- {label}: {escape_markdown(text.strip())}"
+    keys = [key for key in HEADLINE.keys if not columns[key].empty and (key not in ("n", "errors") or table.uneven)]
+    yield from ("", f"**{HEADLINE.title}**", "", *_pipes(table, [columns[key] for key in keys]))
+    picture = draw_front(table)
+    if picture is not None:
+        yield from ("", "```text", *(line.rstrip() for line in picture.plain.splitlines()), "```")
+    for section in DETAILS:
+        chosen = section.filled(columns)
+        if chosen:
+            yield from ("", f"**{section.title}**", "", *_pipes(table, chosen))
+    absent = unmeasured(columns, DETAILS)
+    if absent:
+        yield from ("", escape_markdown(absent))
+
+
+def _pipes(table: ResultTable, columns: Sequence[Column]) -> Iterator[str]:
+    yield markdown_row(["", "", "operating point", *(_header(column) for column in columns)])
+    yield markdown_row([":-:", ":-:", ":--", *(":--" if column.left else "--:" for column in columns)])
+    for index, (row, letter) in enumerate(zip(table.rows, table.letters, strict=True)):
+        yield markdown_row(
+            [mark(row).strip(), letter, f"`{row.operating_point}`", *(column.cells[index] for column in columns)]
+        )
+
+
+def _header(column: Column) -> str:
+    return f"{column.term}<br>{column.unit}" if column.unit else column.term
+
+
+def _markdown_attribution(attribution: Attribution, level: int) -> Iterator[str]:
+    yield from ("", f"{'#' * level} {escape_markdown(attribution.task)} · where the {attribution.quantity} goes")
+    for table in attribution_tables(attribution):
+        yield from ("", f"**{escape_markdown(table.title)}**", "")
+        yield markdown_row(cell.replace("\n", " ") for cell in table.header)
+        yield markdown_row([":--", *("--:" for _ in table.header[1:])])
+        for name, *cells in table.rows:
+            yield markdown_row([f"`{name}`", *cells])
+    yield ""
+    yield from (f"- {escape_markdown(note)}" for note in attribution_notes(attribution))
+
+
+def _markdown_legend(table: ResultTable) -> Iterator[str]:
+    yield from ("", "## How to read this", "")
+    yield from (f"- {line}" for line in LEGEND)
+    columns = columns_of(table)
+    for key in dict.fromkeys(key for section in (HEADLINE, *DETAILS) for key in section.keys):
+        yield f"- **{columns[key].term}**: {columns[key].meaning}"

@@ -1,0 +1,52 @@
+"""The hypervolume of a table's strategies as a table of text, for Markdown and LaTeX."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from reports.figures.front_points import COSTS, front_of
+from reports.figures.task_table import TaskTable, task_tables
+from reports.recorded import RecordedRun
+from reports.summary.hypervolume import Hypervolume, Share
+from reports.tables.attribution_table import TextTable
+from reports.tables.columns import MISSING
+
+__all__ = ["NOTE", "hypervolume_tables"]
+
+NOTE = (
+    "Hypervolume: the best edit similarity to be had within a budget, averaged over budgets from 0 to full depth's "
+    "cost (0 where nothing fits). Alone: by the strategy's own operating points. Adds: what the front loses without "
+    "it. Full depth itself spans none, and neither does what costs more. Brackets: 95 % bootstrap intervals."
+)
+_SHOWN = tuple(cost for cost in COSTS if cost.key != "energy")  # an estimate decides nothing
+
+
+def hypervolume_tables(run: RecordedRun) -> Iterator[tuple[str, TextTable]]:
+    """Yield (task, table) of a run whose quality means something and that has more than full depth."""
+    for table in task_tables(run):
+        if table.random_weights or table.full is None or len(table.points) < 2:
+            continue
+        found = [front_of(table, cost, "edit_similarity").hypervolume for cost in _SHOWN]
+        volumes = [volume for volume in found if volume is not None]
+        if len(volumes) == len(_SHOWN):
+            yield table.task, _table(table, volumes)
+
+
+def _table(table: TaskTable, volumes: list[Hypervolume]) -> TextTable:
+    names = ("latency", "layers")
+    header = ("strategy", *(f"{name},\n{what}" for name in names for what in ("alone", "adds")))
+    strategies = [name for name in volumes[0].alone if name != (table.full.row.strategy if table.full else "")]
+    rows = [
+        (
+            strategy,
+            *(_cell(shares[strategy]) for volume in volumes for shares in (volume.alone, volume.contribution)),
+        )
+        for strategy in strategies
+    ]
+    whole = ("all together", *(text for volume in volumes for text in (_cell(volume.total), MISSING)))
+    return TextTable("Dominated hypervolume of edit similarity against cost", header, (*rows, whole))
+
+
+def _cell(share: Share) -> str:
+    text = f"{share.value:.3f}"
+    return text if share.ci is None else f"{text} [{share.ci[0]:.3f}, {share.ci[1]:.3f}]"

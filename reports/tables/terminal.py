@@ -1,0 +1,280 @@
+"""The report in a terminal: a table that explains itself, at any width from 60 columns on.
+
+Per table: what was run on what, the headline (quality beside saving), the Pareto plot, and the details.
+Columns the headline has room for are not repeated below; what does not fit moves to the details. Details that
+do not fit name their rows by letter alone, and are split into further tables if need be. Numbers never wrap.
+Colour only repeats what marks already say (``●`` on the front, ``◇`` a bound), so nothing is lost without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.columns import Columns
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from harness.cost_records import Attribution
+from harness.summary import Summary, SummaryRow
+from reports.tables.attribution_table import attribution_notes, attribution_tables, without_plus_minus
+from reports.tables.columns import MISSING, Column, columns_of
+from reports.tables.plot import BOUND, FRONT, draw_front
+from reports.tables.result import LEGEND, ResultTable, is_candidate, mark, split_tables
+from reports.tables.sections import DETAILS, HEADLINE, unmeasured
+
+__all__ = ["Report", "fold_label", "render"]
+
+_PRIORITY = (
+    "n",
+    "errors",
+    "speedup",
+    "edit_similarity",
+    "agreement",
+    "energy_j_per_token",
+    "layers_skipped",
+    "latency_p50_s",
+    "oracle_fraction",
+)
+WHOLE = ("Expected and realised decoding speed-up",)
+"""Sections that are read from left to right: what the headline shows already is repeated in them."""
+_WIDEST = 132
+_PLOT_WIDTH = 78
+_WIDE_ENOUGH_FOR_INTERVALS = 110
+
+
+def render(summary: Summary, *, details: bool = True) -> Report:
+    """Return a rich renderable of a whole summary; print it with any ``rich.console.Console``.
+
+    Args:
+        summary: as :func:`reports.summary.summarise.summarise` made it.
+        details: show every column, not the headline and the plot alone.
+    """
+    return Report(summary, details)
+
+
+@dataclass(frozen=True)
+class Report:
+    """A summary that lays itself out for the width it is printed at.
+
+    Attributes:
+        summary: what to show.
+        details: show every column, not the headline and the plot alone.
+    """
+
+    summary: Summary
+    details: bool = True
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        options = options.update(width=min(options.max_width, _WIDEST))
+        parts: list[RenderableType] = []
+        tables = split_tables(self.summary)
+        for table in tables:
+            parts.extend(_one_table(table, self.details, console, options))
+        for attribution in self.summary.attributions:
+            parts.extend(_attribution(attribution, options))
+        if tables:
+            parts.extend(_how_to_read(columns_of(tables[0]), self.details, options))
+        parts.extend(_notes(self.summary.notes, options))
+        for part in parts:
+            yield from console.render(part, options)
+
+
+def fold_label(label: str, width: int) -> str:
+    """Break an operating point's label before its options so that no line is longer than ``width``, if it can."""
+    lines = [""]
+    for index, piece in enumerate(label.split(":")):
+        joined = piece if index == 0 else f"{lines[-1]}:{piece}"
+        if index and len(joined) > width:
+            lines.append(f"  :{piece}")
+        else:
+            lines[-1] = joined
+    return "\n".join(lines)
+
+
+def _one_table(
+    table: ResultTable, details: bool, console: Console, options: ConsoleOptions
+) -> Iterator[RenderableType]:
+    columns = columns_of(table)
+    yield Text()
+    yield _banner(table.heading, options)
+    for line in table.subheadings:
+        yield Text(line, "dim")
+    shown = _headline_keys(table, columns, console, options)
+    yield Text()
+    yield _section_title(HEADLINE.title)
+    yield _grid(table, [columns[key] for key in shown], options)
+    yield from _plot(table, options)
+    for section in DETAILS if details else ():
+        rest = [column for column in section.filled(columns) if column.key not in shown or section.title in WHOLE]
+        numbers = [column for column in rest if not column.prose]
+        for index, chunk in enumerate(_chunks(table, numbers, console, options)):
+            yield Text()
+            yield _section_title(section.title if index == 0 else f"{section.title}, continued")
+            yield _grid(
+                table, chunk, options, named=len(chunk) == len(numbers) and _fits(table, chunk, console, options)
+            )
+        for column in rest:
+            if column.prose:
+                yield from _sentences(table, column)
+    absent = unmeasured(columns, DETAILS) if details else ""
+    if absent:
+        yield Text()
+        yield Text(absent, "dim")
+
+
+def _attribution(attribution: Attribution, options: ConsoleOptions) -> Iterator[RenderableType]:
+    yield Text()
+    yield _banner(f"{attribution.task} · where the {attribution.quantity} goes", options)
+    narrow = options.max_width < _WIDE_ENOUGH_FOR_INTERVALS
+    for whole in attribution_tables(attribution):
+        table = without_plus_minus(whole) if narrow else whole
+        grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="dim")
+        grid.add_column(table.header[0], no_wrap=True)
+        for header in table.header[1:]:
+            grid.add_column(header, justify="right", vertical="bottom")
+        for name, *cells in table.rows:
+            grid.add_row(Text(fold_label(name, max(20, options.max_width // 4))), *(Text(cell) for cell in cells))
+        yield Text()
+        yield _section_title(table.title)
+        yield grid
+    yield Text()
+    for note in attribution_notes(attribution):
+        yield Text(note, "dim")
+
+
+def _banner(title: str, options: ConsoleOptions) -> Text:
+    filled = "━" * max(2, options.max_width - len(title) - 4)
+    return Text.assemble(("━━ ", "green"), (title, "bold"), (f" {filled}", "green"))
+
+
+def _section_title(title: str) -> Text:
+    return Text(title, "bold")
+
+
+def _headline_keys(
+    table: ResultTable, columns: Mapping[str, Column], console: Console, options: ConsoleOptions
+) -> list[str]:
+    """As many headline columns as fit, by priority, in reading order; empty ones stay in the details."""
+    chosen: list[str] = []
+    for key in _PRIORITY:
+        if columns[key].empty or (key in ("n", "errors") and not table.uneven):
+            continue
+        trial = [column for column in HEADLINE.keys if column in {*chosen, key}]
+        if _fits(table, [columns[column] for column in trial], console, options):
+            chosen = trial
+    return chosen
+
+
+def _chunks(
+    table: ResultTable, columns: Sequence[Column], console: Console, options: ConsoleOptions
+) -> list[list[Column]]:
+    """Split columns over as few tables as fit the width, evenly filled; without names unless one is enough."""
+    if not columns:
+        return []
+    if _fits(table, columns, console, options):
+        return [list(columns)]
+    for parts in range(1, len(columns) + 1):
+        size = -(-len(columns) // parts)
+        chunks = [list(columns[start : start + size]) for start in range(0, len(columns), size)]
+        if all(_fits(table, chunk, console, options, named=False) for chunk in chunks):
+            return chunks
+    return [[column] for column in columns]
+
+
+def _fits(
+    table: ResultTable, columns: Sequence[Column], console: Console, options: ConsoleOptions, *, named: bool = True
+) -> bool:
+    wide_open = options.update(width=10_000)
+    grid = _grid(table, columns, options, named=named)
+    return Measurement.get(console, wide_open, grid).maximum <= options.max_width
+
+
+def _grid(table: ResultTable, columns: Sequence[Column], options: ConsoleOptions, *, named: bool = True) -> Table:
+    """Rows by letter, and by name where there is room; the letters stand beside the names in the headline."""
+    grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="dim")
+    grid.add_column("", no_wrap=True)
+    if named:
+        grid.add_column("operating point", no_wrap=True)
+    for column in columns:
+        grid.add_column(Text(column.lines), justify="left" if column.left else "right", no_wrap=True, vertical="bottom")
+    name_width = max(20, options.max_width // 3)
+    for index, (row, letter) in enumerate(zip(table.rows, table.letters, strict=True)):
+        style = _style(row)
+        grid.add_row(
+            Text(f"{mark(row)} {letter}", style),
+            *([Text(fold_label(row.operating_point, name_width), style)] if named else []),
+            *(Text(column.cells[index], style) for column in columns),
+        )
+    return grid
+
+
+def _sentences(table: ResultTable, column: Column) -> Iterator[RenderableType]:
+    """A column of prose, below its section's numbers: one wrapping line per operating point."""
+    grid = Table.grid(padding=(0, 1, 0, 0))
+    grid.add_column(no_wrap=True)
+    grid.add_column()
+    for row, letter, cell in zip(table.rows, table.letters, column.cells, strict=True):
+        if cell != MISSING:
+            grid.add_row(Text(f"{mark(row)} {letter}", _style(row)), Text(cell))
+    yield Text()
+    yield grid
+
+
+def _plot(table: ResultTable, options: ConsoleOptions) -> Iterator[RenderableType]:
+    picture = draw_front(table, width=max(30, min(options.max_width, _PLOT_WIDTH)))
+    yield Text()
+    if picture is None:
+        reason = "random weights" if table.rows[0].weights == "random" else "no operating point has both coordinates"
+        yield Text(f"No Pareto front: {reason}.", "dim")
+        return
+    yield _section_title("Pareto front")
+    entries = [
+        Text(f"{mark(row)} {letter} {row.operating_point}", _style(row))
+        for letter, row in zip(table.letters, table.rows, strict=True)
+    ]
+    if _PLOT_WIDTH + 3 + max(entry.cell_len for entry in entries) <= options.max_width:
+        beside = Table.grid(padding=(0, 3, 0, 0))
+        beside.add_row(picture, Text("\n").join([Text(), *entries]))
+        yield beside
+    else:
+        yield picture
+        yield Columns(entries, padding=(0, 3))
+
+
+def _style(row: SummaryRow) -> str:
+    return FRONT if row.pareto else "" if is_candidate(row) else BOUND
+
+
+def _how_to_read(columns: Mapping[str, Column], details: bool, options: ConsoleOptions) -> Iterator[RenderableType]:
+    yield Text()
+    yield _banner("How to read this", options)
+    for line in LEGEND:
+        yield Text(line, "dim")
+    explained: set[str] = set()
+    for section in (HEADLINE, *(DETAILS if details else ())):
+        keys = [key for key in section.keys if key not in explained and key not in ("n", "errors")]
+        explained.update(keys)
+        yield _meanings([columns[key] for key in keys])
+
+
+def _meanings(columns: Iterable[Column]) -> Text:
+    text = Text()
+    for index, column in enumerate(columns):
+        text.append(" · " if index else "")
+        text.append(column.term, "bold")
+        text.append(f": {column.meaning}", "dim")
+    return text
+
+
+def _notes(notes: Sequence[str], options: ConsoleOptions) -> Iterator[RenderableType]:
+    if notes:
+        yield Text()
+        yield _banner("Notes", options)
+    for note in notes:
+        grid = Table.grid(padding=(0, 1, 0, 0))
+        grid.add_row(Text("•"), Text(note))
+        yield grid

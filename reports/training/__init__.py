@@ -1,0 +1,1 @@
+"""The trainings behind runs: which folders hold them, and what their logs say."""

@@ -1,0 +1,87 @@
+"""Which folders hold the trainings behind runs: found by what the manifests name, never by a folder's name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from harness.artefacts import SHIPPED
+from harness.models.fingerprint import tuned
+from harness.records import Manifest
+from reports.recorded import RecordedRun
+from reports.training.logs import holds_training
+
+__all__ = ["training_folders"]
+
+ARTEFACTS = Path("artefacts")
+"""Where `harness train` puts a model's folder, below the working directory."""
+
+
+def training_folders(runs: Iterable[RecordedRun], given: Iterable[Path] = ()) -> list[Path]:
+    """Return the artefact folders that runs used and that hold the log of a training, each once.
+
+    A folder is a run's when it holds a file of that run: an agent or a head by its SHA-256, shortcuts by theirs, or the
+    adapter that makes the run's weights of its base. Looked for in the run's own ``--artefacts``, in ``artefacts/*``
+    below the working directory, and among those that ship; a copy of what an earlier folder holds is left out.
+
+    Args:
+        runs: as read.
+        given: folders that are wanted whatever they belong to, first in the result.
+    """
+    found = {folder.resolve(): folder for folder in given}
+    known = {place: _offers(folder) for place, folder in found.items()}
+    covered = {name for names in known.values() for name in names}
+    for run in runs:
+        wanted = _named_by(run.manifest)
+        for folder in _candidates(run.manifest):
+            place = folder.resolve()
+            if place not in known:
+                known[place] = _offers(folder) if holds_training(folder) else frozenset()
+            new = (known[place] & wanted) - covered
+            if new and place not in found:
+                found[place] = folder
+                covered |= known[place]
+    return list(found.values())
+
+
+def _named_by(manifest: Manifest) -> frozenset[str]:
+    """Return what a manifest names: hashes of artefacts, and the fingerprint of its weights."""
+    shortcut = manifest.model.exit_head.partition("shortcut:")[2]
+    named = {digest for point in manifest.operating_points for digest in point.artefacts.values()}
+    return frozenset(named | {name for name in (shortcut, manifest.model.fingerprint) if name})
+
+
+def _candidates(manifest: Manifest) -> list[Path]:
+    given = manifest.config.get("artefacts")
+    own = [Path(given), SHIPPED / given] if isinstance(given, str) and given else []
+    return [folder for folder in (*own, *_below(ARTEFACTS), *_below(SHIPPED)) if folder.is_dir()]
+
+
+def _below(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if path.is_dir())
+    except OSError:
+        return []
+
+
+def _offers(folder: Path) -> frozenset[str]:
+    """Return the hashes of a folder's artefacts, whole and as an exit head shortens them, and of weights it makes."""
+    offers: set[str] = set()
+    for file in sorted(folder.glob("*.json")):
+        facts = _facts(file)
+        digest, base = facts.get("sha256"), facts.get("model_fingerprint")
+        if isinstance(digest, str):
+            offers |= {digest, digest[:16]}
+            if facts.get("kind") == "adapter" and isinstance(base, str):
+                offers.add(tuned(base, digest))
+    return frozenset(offers)
+
+
+def _facts(file: Path) -> dict[str, Any]:
+    try:
+        facts = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}  # not an artefact: nothing a run can name
+    return facts if isinstance(facts, dict) else {}

@@ -1,0 +1,160 @@
+"""Comparisons with full depth: paired, corrected, and said in words that claim no more than was seen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from reports.summary.against_full import NOT_DISTINGUISHABLE, TOO_FEW
+
+FULL, OTHER = "full", "fixed:layer=5"
+WIGGLE = (0.00, 0.02, -0.01, 0.01, -0.02, 0.015, -0.015, 0.005)
+
+
+def fill(run: Any, blocks: int = 10, *, factor: float = 1.0, gain: float = 0.0, noise: float = 1.0, **more: Any) -> Any:
+    """Each operating point but full depth takes 1 / factor of its time and scores ``gain`` better, with some noise."""
+    for block in range(blocks):
+        wiggle = noise * WIGGLE[block % len(WIGGLE)]
+        for index, point in enumerate(run.points):
+            ratio, better = (factor, gain) if index else (1.0, 0.0)
+            seconds = (1 + (wiggle if index else -wiggle)) / ratio
+            sample = {
+                "token_times_s": (0.1, 0.1 + seconds / 2, 0.1 + seconds),
+                "latency_s": 0.1 + seconds,
+                "scores": {"edit_similarity": 0.5 + better + (wiggle if index else 0), "exact_match": 0.0},
+            }
+            run.window(point, sample, block=block, duration=seconds, **more)
+    return run
+
+
+def test_differences_are_paired_by_sample(build) -> None:
+    run = build()
+    for block in range(6):
+        run.window(FULL, {"scores": {"edit_similarity": 0.1 * block}}, block=block)
+        run.window(OTHER, {"scores": {"edit_similarity": 0.1 * block + 0.02}}, block=block)
+    run.window(FULL, {"scores": {"edit_similarity": 1.0}}, block=9)  # nobody to pair with
+    run.window(OTHER, {"scores": {"edit_similarity": None}}, block=10)
+    row = run.row(OTHER)
+    assert row.edit_similarity_difference == pytest.approx(0.02)
+    assert row.edit_similarity_difference_ci == pytest.approx((0.02, 0.02))
+    assert row.edit_similarity_difference_p == pytest.approx(2 / 2**6)
+
+
+def test_a_score_that_no_sample_has_by_itself_has_no_difference(build) -> None:
+    row = fill(build()).row(OTHER, score_corpus=lambda *_: {"codebleu": 0.4})
+    assert row.codebleu == 0.4
+    assert (row.codebleu_difference, row.codebleu_difference_ci, row.codebleu_difference_p) == (None, None, None)
+
+
+def test_later_repeats_are_not_further_samples(build) -> None:
+    run = build()
+    for repeat in range(3):
+        for block in range(4):
+            for point in (FULL, OTHER):
+                run.window(point, {"scores": {"edit_similarity": 0.5}}, block=block, repeat=repeat)
+    assert run.row(OTHER).edit_similarity_difference_p is None  # four samples
+
+
+def test_full_depth_is_the_baseline_and_not_tested(build) -> None:
+    row = fill(build()).row(FULL)
+    assert row.verdict == "the baseline"
+    assert (row.speedup, row.speedup_p, row.edit_similarity_difference) == (1.0, None, None)
+
+
+def test_what_differs_is_said_with_its_size(build) -> None:
+    row = fill(build(), 8, factor=1.25, gain=-0.1).row(OTHER)  # eight wiggles add up to nearly nothing
+    assert row.verdict.startswith("decodes 25 % faster [2")
+    assert "; whole requests 25 % faster [2" in row.verdict
+    assert "; edit similarity 0.099 lower [0.0" in row.verdict
+
+
+def test_slower_is_said_of_speed(build) -> None:
+    assert fill(build(), factor=0.5, noise=0.0).row(OTHER).verdict.startswith("decodes 50 % slower [50, 50]")
+
+
+def test_energy_is_said_when_a_sensor_measured_it(build) -> None:
+    run = build()
+    for block in range(10):
+        run.window(FULL, {}, block=block, energy_j=4.0, energy_source="rapl")
+        run.window(OTHER, {}, block=block, energy_j=3.0, energy_source="rapl")
+    assert "25 % less energy [25, 25]" in run.row(OTHER).verdict
+    for index, window in enumerate(run.windows):
+        run.windows[index] = window.model_copy(update={"energy_source": "estimate"})
+    assert "energy" not in run.row(OTHER).verdict
+
+
+def test_noise_alone_is_not_distinguishable_and_never_called_equal(build) -> None:
+    row = fill(build(), blocks=8).row(OTHER)
+    assert row.verdict == NOT_DISTINGUISHABLE
+    assert "equal" not in row.verdict
+
+
+def test_one_that_differs_and_one_that_does_not(build) -> None:
+    verdict = fill(build(), 8, factor=1.5).row(OTHER).verdict
+    assert verdict.startswith("decodes 50 % faster")
+    assert verdict.endswith("edit similarity not distinguishable")
+
+
+def test_the_same_score_on_every_sample_is_told_as_an_observation(build) -> None:
+    run = build()
+    for block in range(10):
+        for point in (FULL, OTHER):
+            run.window(point, {"scores": {"edit_similarity": 0.5}}, block=block)
+    assert run.row(OTHER).verdict == f"{NOT_DISTINGUISHABLE} (10 of 10 samples score the same)"
+
+
+@pytest.mark.parametrize("blocks", [1, 4, 5])
+def test_too_few_pairs_to_tell_even_when_all_point_one_way(build, blocks) -> None:
+    row = fill(build(), blocks, factor=2.0, gain=0.3).row(OTHER)
+    assert row.speedup == pytest.approx(2.0, rel=0.1)
+    assert row.verdict == TOO_FEW
+
+
+def test_how_many_pairs_are_enough_depends_on_how_many_are_compared(build) -> None:
+    assert fill(build(), 6, factor=2.0).row(OTHER).verdict != TOO_FEW  # 2 / 2⁶ = 0.031
+    several = build(points=(FULL, OTHER, "a", "b"))
+    assert fill(several, 6, factor=2.0).row(OTHER).verdict == TOO_FEW  # × 3 operating points
+    assert fill(build(points=(FULL, OTHER, "a", "b")), 8, factor=2.0).row(OTHER).verdict != TOO_FEW
+
+
+def test_correction_is_over_the_operating_points_of_one_task(build) -> None:
+    run = build(points=(FULL, OTHER, "a"), tasks=("py150", "javacorpus"))
+    for block in range(8):
+        for task in ("py150", "javacorpus"):
+            for point in run.points:
+                run.window(point, {}, block=block, task=task, duration=1.0 if point == FULL else 0.5)
+    row = run.row(OTHER)
+    assert row.speedup_p == pytest.approx(2 / 2**8)
+    assert row.speedup_p_holm == pytest.approx(2 * 2 / 2**8)
+
+
+def test_significant_alone_is_not_enough_after_correction(build) -> None:
+    """Of eight operating points one is a little faster; alone it would pass."""
+
+    def filled(points):
+        run = build(points=points)
+        for block in range(12):
+            wiggle = WIGGLE[block % len(WIGGLE)] * (1 if block < 8 else -1)
+            for index, point in enumerate(points):
+                duration = 1.0 if point == FULL else 0.993 + wiggle if index == 1 else 1.0 + 3 * wiggle
+                run.window(point, {}, block=block, duration=duration)
+        return run.row(OTHER)
+
+    alone, among = filled((FULL, OTHER)), filled((FULL, OTHER, *"abcdefg"))
+    assert alone.speedup_p == among.speedup_p
+    assert alone.speedup_p_holm == alone.speedup_p
+    assert among.speedup_p_holm == pytest.approx(min(1.0, 8 * (among.speedup_p or 0)))
+
+
+def test_random_weights_compare_time_but_not_accuracy(build) -> None:
+    verdict = fill(build(weights="random"), factor=1.5, gain=0.4).row(OTHER).verdict
+    assert "faster" in verdict
+    assert "similarity" not in verdict
+
+
+def test_without_full_depth_there_is_no_verdict_and_a_note(build) -> None:
+    run = build()
+    run.window(OTHER, {})
+    assert run.row(OTHER).verdict is None
+    assert "py150: full depth has no finished window, so nothing is compared with it" in " ".join(run.summary().notes)

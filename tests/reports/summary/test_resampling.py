@@ -1,0 +1,85 @@
+"""Estimates that share their draws keep the tables' values and have the intervals of the tables' statistics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from reports.statistics.intervals import mean_interval
+from reports.summary.resampling import Resampling, _medians
+
+
+def cells(build: Any, blocks: int = 12, **scores: Any) -> Any:
+    made = build(points=("full", "rl"))
+    for block in range(blocks):
+        made.window("full", {"token_ids": (1, 2, 3), "latency_s": 1.0 + block}, block=block, energy_j=3.0)
+        made.window(
+            "rl",
+            {
+                "token_ids": (1, 2, 9) if block % 2 else (1, 2, 3),
+                "exit_layers": (10, 5, 5),
+                "scores": {"edit_similarity": block / 20},
+                "latency_s": 0.5 + block / 10,
+            },
+            block=block,
+            energy_j=1.5,
+            energy_source="rapl",
+        )
+    from reports.summary.measured import select
+
+    return list(select(made.manifest, made.windows, made.samples).values())
+
+
+def test_values_are_the_tables(build: Any) -> None:
+    full, rl = cells(build)
+    resampling = Resampling([full, rl])
+    score = resampling.score(rl, "edit_similarity", 5.5 / 20)
+    assert score is not None
+    assert score.value == 5.5 / 20
+    assert score.ci == pytest.approx(mean_interval([block / 20 for block in range(12)]), abs=0.02)
+    layers, agreement, latency = resampling.layers(rl, 10), resampling.agreement(rl, full), resampling.latency(rl)
+    assert layers is not None
+    assert layers.value == 0.5
+    assert layers.ci == (0.5, 0.5)
+    assert agreement is not None
+    assert agreement.value == pytest.approx(30 / 36)
+    assert latency is not None
+    assert latency.value == pytest.approx(np.median([0.5 + block / 10 for block in range(12)]))
+    energy = resampling.energy(rl)
+    assert energy is not None
+    assert energy.value == 0.5
+
+
+def test_a_corpus_score_that_is_no_mean_has_no_interval(build: Any) -> None:
+    full, rl = cells(build)
+    estimate = Resampling([full, rl]).score(rl, "edit_similarity", 0.9)
+    assert estimate is not None
+    assert (estimate.value, estimate.ci) == (0.9, None)
+    assert Resampling([full, rl]).score(rl, "codebleu", None) is None
+
+
+def test_few_blocks_have_no_interval(build: Any) -> None:
+    full, rl = cells(build, blocks=4)
+    resampling = Resampling([full, rl])
+    latency, layers = resampling.latency(rl), resampling.layers(rl, 10)
+    assert latency is not None
+    assert layers is not None
+    assert latency.ci is layers.ci is None
+
+
+def test_the_median_of_what_was_drawn() -> None:
+    values = np.array([1.0, 2.0, 5.0, 7.0])
+    counts = np.array([[1, 1, 1, 1], [0, 0, 3, 1], [2, 0, 0, 2], [0, 4, 0, 0], [1, 0, 0, 0]], dtype=float)
+    expected = [np.median(np.repeat(values, row.astype(int))) for row in counts]
+    assert _medians(values, counts).tolist() == expected
+
+
+def test_the_same_draws_for_every_operating_point(build: Any) -> None:
+    full, _ = cells(build)
+    resampling = Resampling([full])
+    first, second = resampling.latency(full), resampling.median(full, lambda sample: 2 * (sample.latency_s or 0))
+    assert first is not None
+    assert second is not None
+    assert np.array_equal(2 * first.replicates, second.replicates)

@@ -1,0 +1,191 @@
+"""What counts: warm-up, errors, uncommitted and repeated records, several tasks, unfinished runs."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+
+import pytest
+
+from harness.contracts import KVPolicy
+from harness.errors import StoreError
+from harness.summary import SummaryRow
+from reports.summary.measured import select
+from reports.summary.quality import SCORES
+from reports.summary.summarise import summarise
+
+FULL, OTHER = "full", "fixed:layer=5"
+IDENTITY = {
+    "operating_point", "strategy", "options", "task", "language", "protocol", "source", "model", "weights", "exit_head",
+    "kv", "batch_size", "dtype", "n", "errors", "repeats", "energy_source", "pareto", "rehearsed", "verdict",
+}  # fmt: skip
+
+
+def test_one_row_per_task_and_operating_point_full_depth_first(build) -> None:
+    run = build(tasks=("py150", "javacorpus"))
+    run.window(OTHER, {}, task="javacorpus")
+    rows = run.summary().rows
+    assert [(row.task, row.operating_point) for row in rows] == [
+        ("py150", FULL),
+        ("py150", OTHER),
+        ("javacorpus", FULL),
+        ("javacorpus", OTHER),
+    ]
+    assert [row.n for row in rows] == [0, 0, 0, 1]
+    assert rows[1].options == {"layer": "5"}
+    assert rows[1].kv is KVPolicy.PROPAGATE
+
+
+def test_tasks_do_not_mix(build) -> None:
+    run = build(tasks=("py150", "javacorpus"))
+    for task, duration in (("py150", 4.0), ("javacorpus", 1.0)):
+        run.window(FULL, {"sample_id": "same"}, task=task, duration=duration)
+        run.window(OTHER, {"sample_id": "same"}, task=task, duration=1.0)
+    assert run.row(OTHER, "py150").speedup == 4.0
+    assert run.row(OTHER, "javacorpus").speedup == 1.0
+
+
+def test_warm_up_is_left_out_of_everything(build) -> None:
+    run = build()
+    run.window(FULL, {"latency_s": 99.0, "scores": {"bleu": 0.0}}, warmup=True, duration=99.0, energy_source="nvml")
+    run.window(FULL, {"latency_s": 1.0, "scores": {"bleu": 1.0}}, energy_j=1.0, energy_source="rapl")
+    row = run.row(FULL)
+    assert (row.n, row.latency_p99_s, row.bleu, row.tokens_per_s) == (1, 1.0, 1.0, 3.0)
+    assert (row.energy_j, row.energy_source) == (1.0, "rapl")
+
+
+def test_warm_up_errors_are_not_errors(build) -> None:
+    run = build()
+    run.window(FULL, {"error": "cold"}, warmup=True)
+    assert run.row(FULL).errors == 0
+
+
+def test_failed_samples_are_counted_once_and_neither_scored_nor_timed(build) -> None:
+    run = build()
+    for repeat in range(2):
+        run.window(FULL, {"scores": {"bleu": 0.5}}, {"error": "bad row"}, repeat=repeat)
+    row = run.row(FULL)
+    assert (row.n, row.errors, row.repeats, row.bleu) == (1, 1, 2, 0.5)
+    assert row.latency_p99_s == pytest.approx(0.3)
+
+
+def test_samples_of_a_window_that_was_never_committed_do_not_count(build) -> None:
+    run = build()
+    run.window(FULL, {})
+    run.window(FULL, {}, block=1)
+    run.windows.pop()
+    assert run.row(FULL).n == 1
+
+
+ONE_TOKEN = {"token_ids": (1,), "exit_layers": (10,), "token_times_s": (0.1,)}
+
+
+def test_a_sample_that_was_written_twice_counts_as_its_last_record(build) -> None:
+    run = build()
+    run.window(FULL, {"error": "killed"}, {"scores": {"bleu": 0.1}})
+    again = [
+        run.samples[0].model_copy(update={"error": None, "scores": {"bleu": 0.3}} | ONE_TOKEN),
+        run.samples[1].model_copy(update={"scores": {"bleu": 0.5}}),
+    ]
+    run.samples.extend(again)
+    row = run.row(FULL)
+    assert (row.n, row.errors) == (2, 0)
+    assert row.bleu == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize("kv", list(KVPolicy))
+def test_a_row_without_measurements_has_no_numbers(build, kv) -> None:
+    run = build(kv=kv.value)
+    run.window(FULL, {})
+    row = run.row(OTHER)
+    numbers = {name: value for name, value in row.model_dump().items() if name not in IDENTITY}
+    assert set(numbers.values()) == {None}
+    assert (row.n, row.errors, row.repeats, row.pareto) == (0, 0, 0, False)
+
+
+def test_nothing_paired_without_full_depth(build) -> None:
+    run = build()
+    run.window(OTHER, {})
+    row = run.row(OTHER)
+    assert (row.agreement, row.speedup, row.decode_speedup, row.roofline_speedup) == (None,) * 4
+    assert row.latency_p50_s is not None
+
+
+def test_every_computed_field_is_one_the_record_has(build) -> None:
+    """The record ignores names it does not know, so a typing error would lose a column silently."""
+    run = build(points=(FULL, "fixed:layer=5", "oracle"), bandwidth=1e4)
+    depths = {FULL: (10, 10, 10), "fixed:layer=5": (10, 5, 5), "oracle": (10, 5, 10)}
+    for block, repeat, point in itertools.product(range(6), range(2), depths):
+        scores = {"edit_similarity": 0.5, "exact_match": 0.0, "codebleu": 0.5}
+        sample = {"exit_layers": depths[point], "scores": scores, "arrival_s": 0.0, "queue_s": 0.0}
+        run.window(point, sample, block=block, repeat=repeat, energy_j=1.0, energy_source="rapl")
+    run.idle(energy_j=0.1, duration=1.0, energy_source="rapl")
+    row = run.row("oracle", score_corpus=lambda *_: dict.fromkeys(SCORES, 0.5))
+    assert [name for name, value in row if value is None] == []
+    assert set(SCORES) < set(SummaryRow.model_fields)
+
+
+def test_probes_that_never_exit_get_no_row_and_change_nothing(build) -> None:
+    def filled(points, probes=()):
+        run = build(points=points, probes=probes)
+        for block in range(8):
+            for index, point in enumerate(points):
+                scores = {"edit_similarity": 0.5 + 0.1 * index}
+                run.window(point, {"scores": scores}, block=block, duration=1.0 / (1 + index))
+        return run
+
+    plain = filled((FULL, OTHER)).summary()
+    probed = filled((FULL, OTHER, "probe"), ("probe",))
+    assert probed.summary().model_copy(update={"attributions": ()}) == plain
+    assert ("py150", "probe") in select(probed.manifest, probed.windows, probed.samples)
+
+
+def test_each_operating_point_may_have_its_own_kv_policy(build) -> None:
+    run = build(points=(FULL, OTHER, "uncached"), policies={"uncached": KVPolicy.NONE})
+    for block in range(6):
+        for point in run.points:
+            run.window(point, {"exit_layers": (10, 4, 4)}, block=block, duration=3.0 if point == "uncached" else 1.0)
+    rows = {row.operating_point: row for row in run.summary().rows}
+    assert [row.kv.value for row in rows.values()] == ["propagate", "propagate", "none"]
+    assert rows[OTHER].exit_layer_mean == 4.0  # the token of prefill does not count
+    assert rows["uncached"].exit_layer_mean == 6.0
+    assert rows["uncached"].speedup == pytest.approx(1 / 3)  # full depth of the first policy is everybody's baseline
+    assert rows["uncached"].roofline_speedup is None
+    assert "operating points differ in their KV policy" in " ".join(run.summary().notes)
+
+
+def test_the_oracle_is_the_measure_of_its_own_kv_policy(build) -> None:
+    run = build(points=(FULL, OTHER, "oracle", "other policy"), policies={"other policy": KVPolicy.RECOMPUTE})
+    for point in run.points:
+        run.window(point, {"exit_layers": (10, 5, 5)})
+    rows = {row.operating_point: row for row in run.summary().rows}
+    assert rows[OTHER].oracle_fraction == 1.0
+    assert rows["other policy"].oracle_fraction is None
+
+
+@pytest.mark.parametrize("points", [(), ("probe",)])
+def test_a_manifest_without_full_depth_is_refused(build, points) -> None:
+    with pytest.raises(StoreError, match="does not begin with full depth"):
+        build(points=points, probes=points).summary()
+
+
+def test_the_machine_is_what_the_caller_says(build) -> None:
+    run = build()
+    assert summarise(run.manifest, [], [], lambda *_: {}, machine="a machine, 2 cores").machine == "a machine, 2 cores"
+    assert run.summary().machine == "Test CPU"
+
+
+def test_a_manifest_without_regime_is_refused(build) -> None:
+    manifest = build().manifest.model_copy(update={"config": {"kv": "sideways", "batch_size": 1}})
+    with pytest.raises(StoreError, match="sideways"):
+        summarise(manifest, [], [], lambda *_: {})
+
+
+def test_reports_load_neither_torch_nor_pandas_nor_higher_floors() -> None:
+    code = (
+        "import sys, reports.summary.summarise, reports.tables.terminal, reports.tables.export;"
+        "print([name for name in sys.modules if name.split('.')[0] in "
+        "('torch', 'transformers', 'pandas', 'strategies', 'tasks') or name == 'harness.runner'])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

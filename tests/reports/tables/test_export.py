@@ -1,0 +1,120 @@
+"""Files read back as what was written, and missing stays missing."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+
+import pandas
+import pytest
+
+from harness.errors import StoreError
+from harness.summary import Summary, SummaryRow
+from reports.tables.export import FILES, to_csv, to_frame, to_json, to_markdown, write_report
+
+
+@pytest.fixture
+def summary(build) -> Summary:
+    run = build(points=("full", "fixed:layer=5", "odd|name"), tasks=("py150", "javacorpus"), kv="none")
+    for block in range(6):
+        run.window("full", {"scores": {"edit_similarity": 0.5}}, block=block, duration=2.0)
+        run.window("fixed:layer=5", {"scores": {"edit_similarity": 0.0}}, block=block, duration=1.0 + 0.1 * block)
+    return run.summary()
+
+
+def test_json_reads_back_equal(summary) -> None:
+    assert Summary.model_validate_json(to_json(summary)) == summary
+
+
+def test_json_has_every_documented_field_and_null_for_missing(summary) -> None:
+    row = json.loads(to_json(summary))["rows"][0]
+    assert set(row) == set(SummaryRow.model_fields)
+    assert row["bleu"] is None
+    assert row["energy_j"] is None
+    assert row["kv"] == "none"
+
+
+def test_csv_reads_back_with_missing_as_nan_and_words_as_words(summary) -> None:
+    frame = pandas.read_csv(io.StringIO(to_csv(summary)))
+    assert len(frame) == len(summary.rows)
+    assert frame["bleu"].isna().all()
+    assert frame.loc[0, "edit_similarity"] == 0.5
+    assert frame.loc[1, "edit_similarity"] == 0.0
+    assert set(frame["kv"]) == {"none"}
+    assert set(frame["energy_source"]) == {"none"}
+    assert json.loads(frame.loc[1, "options"]) == {"layer": "5"}
+    low, high = summary.rows[1].speedup_ci or (0, 0)
+    assert frame.loc[1, "speedup_ci_low"] == pytest.approx(low)
+    assert frame.loc[1, "speedup_ci_high"] == pytest.approx(high)
+    assert math.isnan(frame.loc[0, "speedup_ci_low"])
+
+
+def test_frame_equals_the_csv(summary) -> None:
+    pandas.testing.assert_frame_equal(
+        to_frame(summary), pandas.read_csv(io.StringIO(to_csv(summary))), check_dtype=False
+    )
+
+
+def test_frame_columns_are_numbers_also_when_nothing_was_measured(build) -> None:
+    frame = to_frame(build().summary())
+    assert frame["energy_j_per_token"].dtype == "float64"
+    assert frame["speedup_ci_high"].dtype == "float64"
+    assert frame["n"].tolist() == [0, 0]
+    assert to_frame(build().summary().model_copy(update={"rows": ()})).empty
+
+
+def test_markdown_tables_are_regular_and_complete(summary) -> None:
+    text = to_markdown(summary)
+    for note in summary.notes:
+        assert f"- {note}" in text
+    blocks, block = [], []
+    for line in [*text.splitlines(), ""]:
+        if line.startswith("|"):
+            block.append(line.replace("\\|", ""))
+        elif block:
+            blocks.append(block)
+            block = []
+    assert len(blocks) == 2 + 5  # two headlines; details of the one task that was measured
+    for lines in blocks:
+        assert len(lines) == 2 + 3
+        assert len({line.count("|") for line in lines}) == 1
+        assert set(lines[1]) <= set("|:- ")
+
+
+def test_verdicts_are_in_every_format_but_absent_columns_in_none(summary) -> None:
+    verdict = summary.rows[1].verdict
+    assert "edit similarity" in verdict
+    text = to_markdown(summary)
+    assert f"| {verdict} |" in text
+    assert verdict in to_json(summary)
+    assert to_frame(summary).loc[1, "verdict"] == verdict
+    assert "No row has a value, so no column:" in text
+    assert "| Δ CodeBLEU" not in text
+
+
+def test_markdown_shows_the_front_in_a_code_block(summary) -> None:
+    before, _, rest = to_markdown(summary).partition("```text\n")
+    picture, fence, _ = rest.partition("```")
+    assert before
+    assert fence
+    assert "edit similarity" in picture
+    assert all(line == line.rstrip() for line in picture.splitlines())
+
+
+def test_markdown_escapes_what_would_be_formatting(build) -> None:
+    text = to_markdown(build(source="path: my_data*<b>").summary())
+    assert "my\\_data\\*\\<b>" in text
+
+
+def test_write_report_writes_three_files_and_nothing_else(summary, tmp_path) -> None:
+    paths = write_report(summary, tmp_path)
+    assert [path.name for path in paths] == list(FILES)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)
+    assert Summary.model_validate_json(paths[0].read_text(encoding="utf-8")) == summary
+    write_report(summary, tmp_path)  # again: replaced
+
+
+def test_a_file_that_cannot_be_written_is_one_clear_line(summary, tmp_path) -> None:
+    with pytest.raises(StoreError, match=r"cannot write .*summary\.json: No such file"):
+        write_report(summary, tmp_path / "missing")

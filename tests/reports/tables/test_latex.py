@@ -1,0 +1,84 @@
+"""Whatever a name holds, the LaTeX file stays one that compiles."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reports.recorded import RecordedRun
+from reports.tables.latex import escape_latex, to_latex
+
+NASTY = "a_b%c&d#e$f^g~h{i}j\\k<l>m|n\"o'p`q--r,,s [x]\n\\end{document} \\input{/etc/passwd} é 中 – × ●"
+
+
+@pytest.mark.parametrize(
+    ("text", "latex"),
+    [
+        ("fixed:layer=14", "fixed:layer=14"),
+        ("10 %", r"10 \%"),
+        ("a_b & c#d$", r"a\_b \& c\#d\$"),
+        (r"\end{document}", r"\textbackslash{}end\{document\}"),
+        ("x--y,,z", "x-{}-y,{},z"),
+        ("two\nlines\t", "two lines"),
+        ("1.24× [1.17, 1.31] *", r"1.24$\times$ [1.17, 1.31] *"),
+        ("–", "{--}"),
+        ("é", "é"),
+        ("ř中", "r[U+4E2D]"),
+        ("\x00\x07", ""),
+    ],
+)
+def test_characters(text: str, latex: str) -> None:
+    assert escape_latex(text) == latex
+
+
+def test_no_character_is_left_that_means_something() -> None:
+    everything = "".join(map(chr, range(0x20, 0x3000)))
+    latex = escape_latex(everything)
+    known = (
+        r"\\(textbackslash|textasciicircum|textasciitilde|textless|textgreater|textbar|textquotesingle|textasciigrave"
+    )
+    known += r"|textmu|dots)\{\}|\{\\char34\}|\{--+\}|\{\}|\\[{}$&#%_]"
+    known += r"|\$\\(times|geq|leq|pm|Delta|sigma|bullet|diamond|cdot|approx|rightarrow)\$|\$-\$"
+    rest = re.sub(known, "", latex)
+    assert rest.count("{}") == 0
+    assert not set(rest) & set("\\{}$&#%_^~")
+    assert all(character.isascii() or "À" <= character <= "ÿ" for character in rest)
+
+
+@pytest.fixture
+def nasty(build: Any) -> RecordedRun:
+    made = build(points=("full", f"evil:name={NASTY.replace('=', '').replace(':', '')}"), source=NASTY)
+    for block in range(6):
+        for point in made.points:
+            made.window(point, {"scores": {"edit_similarity": 0.5 + block / 20}}, block=block)
+    return RecordedRun(Path("runs/nasty"), made.manifest, tuple(made.windows), tuple(made.samples), made.summary())
+
+
+def test_tables_balance(nasty: RecordedRun) -> None:
+    latex = to_latex([(NASTY, nasty)])
+    assert latex.count(r"\begin{table}") == latex.count(r"\end{table}") == 2  # headline and hypervolume
+    for tabular in re.findall(r"\\begin\{tabular\}.*?\\end\{tabular\}", latex, re.DOTALL):
+        spec = re.search(r"@\{\}([lcr]+)@\{\}", tabular)
+        assert spec is not None
+        rows = [line for line in tabular.splitlines() if line.endswith(r"\\")]
+        assert len(rows) >= 3
+        assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {len(spec.group(1)) - 1}
+    assert not any(r"\input{/etc" in line for line in latex.splitlines() if not line.startswith("%"))
+    assert latex.rstrip().endswith(r"\endoftables")
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex")
+def test_it_compiles_alone_and_inside_a_paper(nasty: RecordedRun, tmp_path: Path) -> None:
+    (tmp_path / "tables.tex").write_text(to_latex([(NASTY, nasty)]), encoding="utf-8")
+    paper = r"\documentclass{article}\usepackage{booktabs}\begin{document}Before.\input{tables}After.\end{document}"
+    (tmp_path / "paper.tex").write_text(paper, encoding="utf-8")
+    for name in ("tables", "paper"):
+        command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", f"{name}.tex"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stdout[-2000:]
+        assert (tmp_path / f"{name}.pdf").stat().st_size > 1000

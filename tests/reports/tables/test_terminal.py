@@ -1,0 +1,196 @@
+"""The report reads well at any width: nothing wraps, nothing is lost, nothing missing looks like zero."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import pytest
+from rich.console import Console
+
+from harness.contracts import KVPolicy
+from harness.summary import Summary
+from reports.tables.columns import columns_of
+from reports.tables.result import split_tables
+from reports.tables.sections import DETAILS, HEADLINE
+from reports.tables.terminal import fold_label, render
+
+POINTS = ("full", "fixed:layer=5", "confidence:threshold=0.95", "oracle")
+
+
+@pytest.fixture
+def summary(build) -> Summary:
+    run = build(points=POINTS, bandwidth=1e4)
+    for block in range(6):
+        for index, point in enumerate(POINTS):
+            layers = (10, 10 - index, 10 - index)
+            scores = {"edit_similarity": 0.5 - 0.1 * index, "exact_match": 0.0}
+            sample = {"exit_layers": layers, "scores": scores, "latency_s": 1.0 - 0.2 * index}
+            run.window(point, sample, block=block, duration=1.0 - 0.2 * index, energy_j=1.0, energy_source="estimate")
+    return run.summary()
+
+
+def printed(summary: Summary, width: int, **options) -> str:
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    console.print(render(summary, **options))
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 120, 200])
+def test_no_line_is_longer_than_the_terminal_and_every_cell_is_whole(summary, width) -> None:
+    text = printed(summary, width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    (table,) = split_tables(summary)
+    columns = columns_of(table)
+    for section in DETAILS:
+        for key in section.keys:
+            for cell in columns[key].cells if not columns[key].empty and not columns[key].prose else ():
+                assert re.search(rf"(^|\s){re.escape(cell)}(\s|$)", text, re.MULTILINE), f"{key}: {cell} at {width}"
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_verdicts_wrap_and_stand_whole_beside_their_letter(summary, width) -> None:
+    text = " ".join(printed(summary, width).split())
+    for letter, row in zip("ABCD", summary.rows, strict=True):
+        assert row.verdict
+        assert f"{letter} {row.verdict}" in text
+
+
+@pytest.mark.parametrize("width", [60, 120])
+def test_columns_without_any_value_are_named_and_not_shown(summary, width) -> None:
+    text = " ".join(printed(summary, width).split())
+    absent = text.partition("No row has a value, so no column: ")[2]
+    for term in ("chrF", "idle W", "net J/token", "wait p99"):
+        assert f" {term}," in f" {absent.partition('━')[0]}" or f" {term}." in absent
+    assert "Δ edit sim." not in absent.partition("━")[0]
+
+
+def test_rows_with_different_kv_policies_stand_in_one_table_that_names_them_all(summary) -> None:
+    rows = (*summary.rows[:3], summary.rows[3].model_copy(update={"kv": KVPolicy.RECOMPUTE}))
+    (table,) = split_tables(summary.model_copy(update={"rows": rows}))
+    assert "decoding  float32, kv propagate, recompute, batch 1" in table.subheadings
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_every_operating_point_and_note_is_shown(summary, width) -> None:
+    text = " ".join(printed(summary, width).split())
+    for note in summary.notes:
+        assert note in text
+    assert all(point in text for point in ("full", "fixed:layer=5", "oracle"))
+
+
+def test_the_title_says_what_was_run_on_what(summary) -> None:
+    text = printed(summary, 120)
+    for fact in ("py150 · green-code", "path: shared/data", "n = 6 samples × 1 repeat", "tiny", "pretrained weights",
+                 "float32", "kv propagate", "batch 1", "Test CPU"):  # fmt: skip
+        assert fact in text
+
+
+def test_full_depth_comes_first_and_marks_do_not_need_colour(summary) -> None:
+    lines = printed(summary, 120).splitlines()
+    rows = [line for line in lines if re.match(r"[●◇ ] [A-D]  ", line)]
+    assert rows[0].startswith("● A  full")
+    assert rows[3].startswith("◇ D  oracle")
+
+
+def test_energy_carries_its_source_in_the_header(summary) -> None:
+    lines = printed(summary, 120).splitlines()
+    header = next(index for index, line in enumerate(lines) if "J/token" in line)
+    assert "estimate" in lines[header + 1]
+
+
+def test_intervals_are_compact_and_the_baseline_has_none(summary) -> None:
+    columns = columns_of(split_tables(summary)[0])
+    assert columns["speedup"].cells == ("1.00×", "1.25× [1.25, 1.25]", "1.67× [1.67, 1.67]", "2.50× [2.50, 2.50]")
+
+
+def test_missing_is_a_dash_and_zero_is_a_zero(summary) -> None:
+    columns = columns_of(split_tables(summary)[0])
+    assert set(columns["bleu"].cells) == {"–"}
+    assert set(columns["exact_match"].cells) == {"0.000"}
+    assert columns["layers_skipped"].cells[0] == "0.0 %"
+
+
+def test_decimals_are_the_same_for_a_whole_column(build) -> None:
+    run = build()
+    run.window("full", {"latency_s": 0.12345, "token_times_s": (0.1, 0.2, 0.3)})
+    run.window("fixed:layer=5", {"latency_s": 0.0123456, "ttft_s": 0.01})
+    cells = columns_of(split_tables(run.summary())[0])["latency_p50_s"].cells
+    assert cells == ("123", "12")  # three significant digits of the largest, in milliseconds
+
+
+def test_a_summary_of_random_weights_says_so_where_the_scores_are(build) -> None:
+    run = build(weights="random")
+    run.window("full", {})
+    text = printed(run.summary(), 120)
+    assert "random weights (accuracy columns mean nothing)" in text
+    assert "No Pareto front: random weights." in text
+
+
+def test_errors_get_columns_only_when_there_are_any(build, summary) -> None:
+    assert "errors" not in printed(summary, 120)
+    run = build()
+    run.window("full", {}, {"error": "broken"})
+    assert "errors" in printed(run.summary(), 120)
+
+
+def test_without_details_the_headline_and_the_plot_remain(summary) -> None:
+    text = printed(summary, 120, details=False)
+    assert HEADLINE.title in text
+    assert "Pareto front" in text
+    assert not any(section.title in text for section in DETAILS)
+
+
+def test_brackets_in_names_are_not_markup(build) -> None:
+    run = build(points=("full", "mine:layers=[bold]"))
+    run.window("mine:layers=[bold]", {})
+    assert "mine:layers=[bold]" in printed(run.summary(), 120)
+
+
+def test_an_empty_run_can_be_shown(build) -> None:
+    assert "no window has finished yet" in printed(build().summary(), 80)
+
+
+def test_every_table_of_several_tasks_is_shown(build) -> None:
+    run = build(tasks=("py150", "javacorpus"))
+    run.window("full", {})
+    text = printed(run.summary(), 80)
+    assert "py150 · green-code" in text
+    assert "javacorpus · green-code" in text
+
+
+def test_labels_fold_before_options_and_lose_nothing() -> None:
+    label = "margin:threshold=0.9:temperature=4"
+    assert fold_label(label, 40) == label
+    assert fold_label(label, 22) == "margin:threshold=0.9\n  :temperature=4"
+    assert fold_label("one-very-long-name-without-options", 10) == "one-very-long-name-without-options"
+
+
+def test_every_column_is_in_some_section_and_explained(summary) -> None:
+    columns = columns_of(split_tables(summary)[0])
+    shown = {key for section in (HEADLINE, *DETAILS) for key in section.keys}
+    assert shown == set(columns)
+    text = " ".join(printed(summary, 120).split())
+    for key, column in columns.items():
+        if key not in ("n", "errors"):
+            assert f"{column.term}: {column.meaning}" in text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"task": "javacorpus"},
+        {"protocol": "codexglue-line"},
+        {"source": "hub"},
+        {"model": "other"},
+        {"weights": "random"},
+        {"dtype": "bfloat16"},
+        {"batch_size": 2},
+    ],
+)
+def test_rows_that_may_not_be_compared_stand_in_different_tables(summary, change) -> None:
+    rows = (summary.rows[0], summary.rows[1].model_copy(update=change), *summary.rows[2:])
+    sizes = [len(table.rows) for table in split_tables(summary.model_copy(update={"rows": rows}))]
+    assert sizes == [3, 1]
+    assert len(split_tables(summary)) == 1
