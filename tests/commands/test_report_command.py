@@ -184,7 +184,7 @@ def test_a_further_page_is_written_and_linked(
     from reports.figures.catalogue import Page
 
     monkeypatch.setattr(
-        collection, "PAGES", (lambda runs: [Page("more.html", "all [of] it", lambda: f"<p>{len(runs)}</p>")],)
+        collection, "pages", lambda named: [Page("more.html", "all [of] it", lambda: f"<p>{len(named)}</p>")]
     )
     assert cli("report", "runs", "--out", "out", "--no-figures").code == 0
     assert (tmp_path / "out" / "more.html").read_text() == "<p>1</p>"
