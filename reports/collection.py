@@ -114,7 +114,7 @@ def write_collection(
     undrawn = "" if each else "Figures of single runs are left out of a report of so many. Draw them with --figures."
     if figures is False:
         undrawn = "No figures: left out on request."
-    further = pages(collection.named) if each else []
+    further = pages(collection.named) if each or len(collection.runs) <= MOST_RUNS_DRAWN else []
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
