@@ -52,6 +52,18 @@ class _Line:
 
 def figures(runs: Sequence[RecordedRun]) -> list[Figure]:
     """Return one figure per task, data source and model that some run has fixed exits of; none of random weights."""
+    return [_figure(key, lines) for key, lines in _groups(runs).items()]
+
+
+def absence(runs: Sequence[RecordedRun]) -> str:
+    """Return why no run has a curve; empty where one has."""
+    if _groups(runs):
+        return ""
+    return "no curve of quality against a fixed exit's layer: no run with real weights has the strategy fixed"
+
+
+def _groups(runs: Sequence[RecordedRun]) -> dict[tuple[str, ...], list[_Line]]:
+    """Return the curves of each task, data source and model that has any."""
     groups: dict[tuple[str, ...], list[_Line]] = {}
     for run in runs:
         for table in task_tables(run):
@@ -59,14 +71,7 @@ def figures(runs: Sequence[RecordedRun]) -> list[Figure]:
             if not table.random_weights:
                 key = (row.task, row.protocol, row.source, row.model)
                 groups.setdefault(key, []).extend(_lines(table))
-    return [_figure(key, lines) for key, lines in groups.items() if lines]
-
-
-def absence(runs: Sequence[RecordedRun]) -> str:
-    """Return why no run has a curve; empty where one has."""
-    if figures(runs):
-        return ""
-    return "no curve of quality against a fixed exit's layer: no run with real weights has the strategy fixed"
+    return {key: lines for key, lines in groups.items() if lines}
 
 
 def _lines(table: TaskTable) -> list[_Line]:

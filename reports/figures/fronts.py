@@ -86,7 +86,7 @@ def _caption(table: TaskTable, cost: Cost) -> str:
     if cost.key == "energy" and source in UNMEASURED:
         what = "estimated from CPU time, not measured" if source == "estimate" else "not measured in this run"
         parts.append(f"Energy is {what}: this figure adds nothing to that of latency and decides no ranking.")
-    if table.blocks >= 5 and any(getattr(point.row, "agreement", None) is not None for point in table.points):
+    if any(getattr(point.row, "agreement", None) is not None for point in table.points):
         parts.append("Agreement is counted in free running: after the first different token the contexts differ.")
     return " ".join(parts)
 

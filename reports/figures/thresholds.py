@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from reports.figures.figure import Figure, slug
@@ -61,14 +62,17 @@ def figures(run: RecordedRun) -> list[Figure]:
     for table in task_tables(run):
         for name, points in _families(table).items():
             stem = table.stem(f"thresholds-{slug(name)}")
-            found.append(
-                Figure(
-                    stem,
-                    f"{shortened(name)}: what the threshold trades, {table.task}",
-                    _caption(table, points),
-                    _drawer(table, points),
+            parts = _parts(points)
+            for number, part in enumerate(parts, 1):
+                which = f", part {number} of {len(parts)}" if len(parts) > 1 else ""
+                found.append(
+                    Figure(
+                        stem if number == 1 else f"{stem}-{number}",
+                        f"{shortened(name)}: what the threshold trades, {table.task}{which}",
+                        _caption(table, part),
+                        _drawer(table, part),
+                    )
                 )
-            )
     return found
 
 
@@ -77,6 +81,13 @@ def absence(run: RecordedRun) -> str:
     if any(_families(table) for table in task_tables(run)):
         return ""
     return "no figure of thresholds: no strategy was run at two thresholds or more"
+
+
+def _parts(points: Sequence[PlacedPoint]) -> list[Sequence[PlacedPoint]]:
+    """Cut thresholds into as few figures as have room for them, all about as full, lowest first."""
+    count = -(-len(points) // _MOST)
+    cuts = [round(number * len(points) / count) for number in range(count + 1)]
+    return [points[start:end] for start, end in pairwise(cuts)]
 
 
 def _families(table: TaskTable) -> dict[str, list[PlacedPoint]]:
@@ -94,7 +105,7 @@ def _families(table: TaskTable) -> dict[str, list[PlacedPoint]]:
         same = [key for key in groups if key[0] == strategy and len(groups[key]) > 1]
         settings = ":".join(f"{key}={value}" for key, value in json.loads(others).items() if value is not None)
         name = strategy if len(same) == 1 else f"{strategy}:{settings}@{kv}"
-        found[name] = sorted(points, key=lambda point: _threshold(point) or 0.0)[:_MOST]
+        found[name] = sorted(points, key=lambda point: _threshold(point) or 0.0)
     return found
 
 

@@ -145,6 +145,18 @@ def test_bars_of_thresholds_by_hand(make: Make) -> None:
     assert all(axes.get_ylim()[0] == 0 for axes in canvas.axes)
 
 
+def test_no_threshold_is_left_out_of_many(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"rl:threshold={number / 20}" for number in range(1, 21)]
+    for name in names:
+        for facts, like in ((LAYERS, (5, 5)), (QUALITY, 0.5), (LATENCY, 0.3)):
+            monkeypatch.setitem(facts, name, like)  # type: ignore[arg-type]
+    first, second = thresholds.figures(make(points=("full", *names)))
+    assert [first.name, second.name] == ["one-py150-thresholds-rl", "one-py150-thresholds-rl-2"]
+    assert "part 2 of 2" in second.title
+    shown = [label.get_text() for one in (first, second) for label in drawn(one).axes[-1].get_xticklabels()]
+    assert [float(text) for text in shown] == [number / 20 for number in range(1, 21)]
+
+
 def test_base_and_tuned_are_lines_of_one_figure(make: Make) -> None:
     base, tuned, again = make("base"), make("tuned", weights="tuned"), make("again", weights="tuned")
     (figure,) = fixed_exit.figures([base, tuned, again])
