@@ -1,0 +1,57 @@
+"""The vocabulary every room shares: what a strategy, a task, a meter and a model promise.
+
+Protocols for what is plugged in, frozen dataclasses for what is handed over. No torch at run time:
+importing this module must stay cheap, since ``harness list`` does it.
+
+Words (one per idea): ``exit_layer`` is the number of decoder layers *executed* for a token,
+1…``num_layers``; ``exit_points`` are the sorted layers where a strategy is asked (the last layer is
+not one of them, it always ends a token); ``hidden_state`` is the residual stream *before* the final
+norm; quantities carry SI suffixes (``_s``, ``_j``, ``_w``, ``_bytes``); ``None`` means not measured.
+"""
+
+from __future__ import annotations
+
+from harness.contracts.meters import EnergyReading, Meter
+from harness.contracts.models import KVInput, KVPolicy, ModelInfo, TextCodec, Weights, WeightsChoice
+from harness.contracts.strategies import Batch, ExitRule, ExitView, Strategy
+from harness.contracts.tasks import (
+    BadRow,
+    Corpus,
+    Document,
+    Sample,
+    Score,
+    SourceInfo,
+    Split,
+    StopRule,
+    Task,
+    TaskData,
+    TaskRequest,
+    document_key,
+)
+
+__all__ = [
+    "BadRow",
+    "Batch",
+    "Corpus",
+    "Document",
+    "EnergyReading",
+    "ExitRule",
+    "ExitView",
+    "KVInput",
+    "KVPolicy",
+    "Meter",
+    "ModelInfo",
+    "Sample",
+    "Score",
+    "SourceInfo",
+    "Split",
+    "StopRule",
+    "Strategy",
+    "Task",
+    "TaskData",
+    "TaskRequest",
+    "TextCodec",
+    "Weights",
+    "WeightsChoice",
+    "document_key",
+]

@@ -1,0 +1,88 @@
+"""What a model is to everything that runs on it, and the words its configuration uses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal, Protocol, TypeAlias
+
+__all__ = ["KVInput", "KVPolicy", "ModelInfo", "TextCodec", "Weights", "WeightsChoice"]
+
+Weights: TypeAlias = Literal["pretrained", "tuned", "random"]
+WeightsChoice: TypeAlias = Literal["auto", "pretrained", "tuned", "random"]
+KVInput: TypeAlias = Literal["hidden", "shortcut"]
+
+
+class KVPolicy(StrEnum):
+    """What happens to the keys and values of layers that an exited token skipped.
+
+    ``propagate`` fills them from the exit hidden state (CALM, Schuster 2022); ``recompute`` runs the
+    missing layers together with the next token that goes deeper (EE-LLM), identical to full depth for
+    the same token sequence; ``none`` keeps no cache and runs the whole prefix for every token (how
+    GREEN-CODE's published numbers were taken); ``skip`` leaves a hole, a lossy control.
+    """
+
+    PROPAGATE = "propagate"
+    RECOMPUTE = "recompute"
+    NONE = "none"
+    SKIP = "skip"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """Facts of a model that strategies, rooflines and reports need. Known before weights are loaded.
+
+    Attributes:
+        name: catalogue name, hub id or folder.
+        family: transformers ``model_type``.
+        num_layers: decoder layers.
+        hidden_size: width of the residual stream.
+        vocab_size: rows of the LM head.
+        exit_points: sorted layers where strategies are asked; all below ``num_layers``.
+        max_positions: longest sequence the position embedding covers, tokens.
+        dtype: torch dtype name, for example ``float32``.
+        weights: ``pretrained`` (the base weights), ``tuned`` (an adapter merged into them) or ``random``.
+        layer_bytes: weight bytes one decoder layer reads for a token.
+        lm_head_bytes: weight bytes one LM-head evaluation reads.
+        kv_projection_bytes: weight bytes of one layer's norm + K,V projections (a KV fill).
+        kv_entry_bytes: bytes of K and V of one position in one layer.
+        fingerprint: tells the weights from others, 16 hex digits; what trained artefacts are checked against.
+        base_fingerprint: the same of the weights before tuning.
+        exit_head: ``shared``, or ``shortcut:`` and the hash of the maps in use.
+        shortcut_bytes: weight bytes one exit's shortcut reads; 0 with the shared head.
+        artefacts: folders in which trained artefacts are looked for, in this order.
+    """
+
+    name: str
+    family: str
+    num_layers: int
+    hidden_size: int
+    vocab_size: int
+    exit_points: tuple[int, ...]
+    max_positions: int
+    dtype: str
+    weights: Weights
+    layer_bytes: int
+    lm_head_bytes: int
+    kv_projection_bytes: int
+    kv_entry_bytes: int
+    fingerprint: str = ""
+    base_fingerprint: str = ""
+    exit_head: str = "shared"
+    shortcut_bytes: int = 0
+    artefacts: tuple[str, ...] = ()
+
+
+class TextCodec(Protocol):
+    """What tasks and the runner need of a tokenizer."""
+
+    @property
+    def eos_token_ids(self) -> frozenset[int]:
+        """Ids that end a generation."""
+
+    def encode(self, text: str) -> list[int]:
+        """Return token ids without special tokens added."""
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Return the text of token ids; special tokens are kept, nothing is cleaned up."""

@@ -1,0 +1,151 @@
+"""What a strategy sees of a batch, and what it promises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+from harness.contracts.models import ModelInfo
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Batch", "ExitRule", "ExitView", "Strategy"]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What a strategy may know of a batch before its first token.
+
+    Attributes:
+        seeds: one seed per row, derived from the run's seed and the sample, so that a random
+            strategy decides alike whatever the batch size and after a resume.
+        device: torch device of the tensors it will see.
+    """
+
+    seeds: tuple[int, ...]
+    device: str
+
+    @property
+    def size(self) -> int:
+        """Number of rows."""
+        return len(self.seeds)
+
+
+class ExitView(Protocol):
+    """What a strategy sees at one exit point: the rows of the batch that are still running.
+
+    ``n`` is the number of those rows. Everything lazy is computed at most once, and logits that were
+    asked for are reused as the output if the row exits here; every LM-head evaluation is counted and
+    charged to the strategy.
+    """
+
+    @property
+    def exit_layer(self) -> int:
+        """Decoder layers executed so far for this token."""
+
+    @property
+    def rows(self) -> Tensor:
+        """Indices of these rows in the batch, ``[n]`` int64."""
+
+    @property
+    def position(self) -> Tensor:
+        """Position of the token being processed, 0-based, ``[n]`` int64."""
+
+    @property
+    def token_ids(self) -> Sequence[Sequence[int]]:
+        """Tokens generated so far by each of these rows."""
+
+    @property
+    def hidden_state(self) -> Tensor:
+        """Residual stream before the final norm, ``[n, hidden_size]``."""
+
+    @property
+    def exit_state(self) -> Tensor:
+        """What the final norm reads at this exit, ``[n, hidden_size]``: the hidden state through the exit's shortcut,
+        or the hidden state itself with the shared head. Computed when first asked for; the LM head is not run.
+        """
+
+    @property
+    def logits(self) -> Tensor:
+        """Exit head's logits, ``[n, vocab_size]``; computed when first asked for."""
+
+    @property
+    def top_token(self) -> Tensor:
+        """Arg-max of ``logits``, ``[n]`` int64; costs what ``logits`` costs."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Columns of ``logits``; nothing is computed."""
+
+    @property
+    def top_probability(self) -> Tensor:
+        """Probability of the best token, ``[n]`` float32; costs what ``logits`` costs. A trace holds it, and not the
+        logits: a strategy that asks for this and its neighbours can be replayed (``harness sweep``).
+        """
+
+    @property
+    def second_probability(self) -> Tensor:
+        """Probability of the second token, ``[n]`` float32; the best one's is found on the way."""
+
+    @property
+    def entropy(self) -> Tensor:
+        """Entropy of the exit head's distribution, ``[n]`` float32, nats."""
+
+    def once(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
+        """Return ``compute()``, ``[n, …]``, computed at most once for a key.
+
+        For what options do not change, such as the score that a threshold is compared with: where many operating
+        points are replayed together, all share the result. The key must say whose it is: ``"saturation: dots"``.
+        """
+
+    @property
+    def full_depth_token(self) -> Tensor:
+        """Token the last layer would give from here, ``[n]`` int64. Runs the remaining layers: only
+        for rehearsed strategies (the oracle), whose cost lies outside the measured window.
+        """
+
+    @property
+    def previous(self) -> ExitView | None:
+        """The view of the previous exit point asked for this token, same rows; ``None`` at the first."""
+
+
+class ExitRule(Protocol):
+    """Per-batch decision maker, made by :meth:`Strategy.start`."""
+
+    def should_exit(self, view: ExitView) -> Tensor:
+        """Return which rows stop here, ``[n]`` bool."""
+
+
+class Strategy(Protocol):
+    """A frozen dataclass whose fields are its options; subclass it and add ``should_exit``.
+
+    Field annotations carry the range: ``threshold: Annotated[float, Field(ge=0, le=1, description=…)]``.
+    A stateless strategy is its own rule. ``rehearsed`` strategies are decoded once outside the measured
+    window; inside it their exits are replayed at no decision cost (the oracle). ``probabilistic`` ones have a
+    ``threshold`` that is the least probability, by their own estimate, that the exit's token is right: whether that
+    estimate holds can be checked (``harness sweep --out`` writes calibration).
+    """
+
+    rehearsed: ClassVar[bool] = False
+    probabilistic: ClassVar[bool] = False
+
+    def exit_points(self, model: ModelInfo) -> tuple[int, ...]:
+        """Return the layers at which this strategy wants to be asked, sorted, a subset of the model's.
+
+        Raises:
+            OptionError: an option does not fit the model. Called before weights are loaded.
+        """
+        return model.exit_points
+
+    def artefacts(self, model: ModelInfo) -> Mapping[str, str]:
+        """Return the trained parts it runs on for this model: name → SHA-256, for the record."""
+        return {}
+
+    def start(self, model: ModelInfo, batch: Batch) -> ExitRule:
+        """Return the decision maker of one batch; state that lives across tokens lives there."""
+        return self
+
+    def should_exit(self, view: ExitView) -> Tensor:
+        """Return which rows stop here, ``[n]`` bool."""

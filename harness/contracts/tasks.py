@@ -1,0 +1,196 @@
+"""What a task promises: samples, and scores of what was generated."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, TypeAlias
+
+from harness.contracts.models import TextCodec
+
+__all__ = [
+    "BadRow",
+    "Corpus",
+    "Document",
+    "Sample",
+    "Score",
+    "SourceInfo",
+    "Split",
+    "StopRule",
+    "Task",
+    "TaskData",
+    "TaskRequest",
+    "document_key",
+]
+
+Score: TypeAlias = float | None
+Split: TypeAlias = Literal["train", "validation", "test"]
+StopRule: TypeAlias = Callable[[Sequence[int]], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRequest:
+    """Which samples to draw.
+
+    Attributes:
+        protocol: ``green-code`` or ``codexglue-line``.
+        source: ``embedded``, ``hub``, or a path.
+        limit: at most so many samples; ``None`` for all.
+        seed: decides every random choice of the sampling.
+        split: part of the dataset, where it has several. A source of one file is taken whole.
+        seen: keys (:func:`document_key`) of documents the model was tuned on; they are never drawn.
+        max_new_tokens: overrides the protocol's own limit.
+        max_positions: longest prompt + completion the model covers, tokens.
+    """
+
+    protocol: str
+    source: str
+    limit: int | None = None
+    seed: int = 0
+    split: Split = "test"
+    seen: frozenset[str] = frozenset()
+    max_new_tokens: int | None = None
+    max_positions: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A piece of source code, whole or from its beginning.
+
+    Attributes:
+        number: 1-based row number in its source.
+        sample_id: the row's own id, or ``row-NUMBER`` when it has none.
+        text: the code; of a token list, the tokens joined with single spaces.
+    """
+
+    number: int
+    sample_id: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """Whole documents to learn from.
+
+    Attributes:
+        documents: in an order that the seed alone decides.
+        source: where they came from; its fingerprint is over ids and texts.
+    """
+
+    documents: tuple[Document, ...]
+    source: SourceInfo
+
+
+def document_key(text: str) -> str:
+    """Return what a document is recognised by wherever it turns up: 16 hex digits over its beginning.
+
+    White space is left out and 300 further characters count, so that one file has one key as raw text, as a joined
+    token list, or broken off in the middle. Two files that begin alike share a key, which errs on the safe side.
+    """
+    head = "".join(text[:4096].removeprefix("<s>").split())[:300]
+    return hashlib.sha256(head.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One completion to make.
+
+    Attributes:
+        sample_id: stable within a data source.
+        prompt_ids: context tokens, never empty.
+        reference: ground-truth text.
+        reference_ids: ground-truth tokens.
+        max_new_tokens: the protocol's limit for this sample.
+    """
+
+    sample_id: str
+    prompt_ids: tuple[int, ...]
+    reference: str
+    reference_ids: tuple[int, ...]
+    max_new_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that cannot become a sample; becomes a counted error record.
+
+    Attributes:
+        sample_id: as a sample's.
+        reason: one line with the row number.
+    """
+
+    sample_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SourceInfo:
+    """Where samples came from; named in every result.
+
+    Attributes:
+        kind: ``path``, ``hub`` or ``embedded``.
+        label: short human name for tables, for example ``embedded: Python 3.11 standard library``.
+        fingerprint: SHA-256 over the selected rows (ids, prompts, references), hex.
+        detail: further facts (path, split, versions).
+    """
+
+    kind: Literal["path", "hub", "embedded"]
+    label: str
+    fingerprint: str
+    detail: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskData:
+    """The samples of one task under one protocol and source.
+
+    Attributes:
+        samples: in a fixed order.
+        bad_rows: rows that could not become samples.
+        source: where they came from.
+    """
+
+    samples: tuple[Sample, ...]
+    bad_rows: tuple[BadRow, ...]
+    source: SourceInfo
+
+
+class Task(Protocol):
+    """A dataset that can be drawn under the protocols, and scored."""
+
+    @property
+    def name(self) -> str:
+        """Registered name."""
+
+    @property
+    def language(self) -> str:
+        """Programming language, ``python`` or ``java``."""
+
+    def load(self, request: TaskRequest, codec: TextCodec) -> TaskData:
+        """Draw the samples.
+
+        Raises:
+            DataError: the source cannot be read or cannot be scored.
+        """
+
+    def corpus(self, source: str, split: Split, *, limit: int | None = None, seed: int = 0) -> Corpus:
+        """Return whole documents of a source, at most ``limit``.
+
+        Raises:
+            DataError: the source cannot be read, or it holds no document.
+        """
+
+    def stop_rule(self, protocol: str, codec: TextCodec) -> StopRule:
+        """Return a predicate on the tokens generated so far: true when the completion is over."""
+
+    def completion(self, protocol: str, text: str) -> str:
+        """Return the part of generated text that is scored (the line, cut at its end)."""
+
+    def score(
+        self, text: str, reference: str, token_ids: Sequence[int], reference_ids: Sequence[int]
+    ) -> dict[str, Score]:
+        """Return the scores of one sample, each in 0…1 unless its name says otherwise."""
+
+    def score_corpus(self, texts: Sequence[str], references: Sequence[str]) -> dict[str, Score]:
+        """Return the corpus-level scores; ``None`` where a score is not defined."""
