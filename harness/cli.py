@@ -1,14 +1,16 @@
 """The ``harness`` command. Results go to stdout, progress and logs to stderr.
 
-Exit codes: 0 done; 1 a condition of ``compare --fail-if`` holds, the reader of stdout went away, or a defect (with its
-traceback); 2 something that was asked for cannot be done (one line says what and the remedy), a condition that cannot
-be judged included; 130 interrupted. Heavy imports happen inside the subcommands, so that ``--help`` and ``list`` are
-instant.
+Exit codes: 0 done; 1 a condition of ``compare --fail-if`` holds; 2 something that was asked for cannot be done (one
+line says what and the remedy), a condition that cannot be judged included; 70 a defect (with its traceback); 130
+interrupted; 141 the reader of stdout went away. Heavy imports happen inside the subcommands, so that ``--help`` and
+``list`` are instant.
 """
 
 from __future__ import annotations
 
+import errno
 import sys
+import traceback
 from typing import Annotated
 
 import typer
@@ -28,6 +30,8 @@ from harness.commands.training import trace
 from harness.errors import HarnessError
 
 __all__ = ["app", "main"]
+
+READER_GONE, DEFECT = 141, 70
 
 # Base of the parser's complaints. typer exports this one of them, whichever click it is built on.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -72,6 +76,18 @@ def main() -> None:
         sys.exit(HarnessError.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
+    except SystemExit as left:
+        if getattr(left.__context__, "errno", None) == errno.EPIPE:
+            sys.exit(READER_GONE)  # whatever reads stdout has had enough of it
+        raise
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        refuse(f"cannot use{where}: {error.strerror or error}. Make room, or give a path that can be used.")
+        sys.exit(HarnessError.exit_code)
+    except Exception:
+        traceback.print_exc()
+        refuse("this is a defect of the harness, not of your input: please report it with the lines above")
+        sys.exit(DEFECT)
     sys.exit(code if isinstance(code, int) else 0)
 
 

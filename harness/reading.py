@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -9,8 +10,11 @@ from pathlib import Path
 
 from harness import environment
 from harness.errors import HarnessError, StoreError
+from harness.record_files import REMEDY
+from harness.records import Manifest, SampleRecord, WindowRecord
 from harness.scoring import CorpusScores
-from harness.store import LOCK, MANIFEST, RunDirectory
+from harness.store import LOCK, MANIFEST, SAMPLES, WINDOWS, RunDirectory
+from harness.summary import Summary
 from reports.recorded import RecordedRun
 from reports.summary.quality import corpora
 from reports.summary.summarise import candidates, summarise
@@ -49,12 +53,30 @@ def read_run(path: Path, *, stored: bool = False) -> RecordedRun:
         if not store.finished():
             raise StoreError(f"{path} holds no finished window yet. Continue it with `harness run --resume {path}`.")
         manifest, windows, samples = store.manifest, tuple(store.windows()), tuple(store.samples())
-        summary = store.read_summary() if stored else None
-    if summary is None:
-        scores = CorpusScores(corpora(candidates(manifest, windows, samples)))
-        line = environment.machine_line(manifest.environment)
-        summary = summarise(manifest, windows, samples, scores, machine=line)
-    return RecordedRun(path, manifest, windows, samples, summary, in_use)
+        summary = _stored(store) if stored else None
+    try:
+        run = RecordedRun(path, manifest, windows, samples, summary or _summarise(manifest, windows, samples), in_use)
+        _ = run.state  # a manifest that does not say how much there is to come is refused here, not amid a report
+    except HarnessError as error:
+        raise StoreError(f"{path}: {error}") from None
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # values no schema can forbid
+        raise StoreError(
+            f"{path} cannot be understood ({type(error).__name__}: {error}): its records are damaged. {REMEDY}"
+        ) from error
+    return run
+
+
+def _stored(store: RunDirectory) -> Summary | None:
+    """The summary that lies there; ``None`` where it has to be made again."""
+    try:
+        return store.read_summary()
+    except StoreError:
+        return None
+
+
+def _summarise(manifest: Manifest, windows: tuple[WindowRecord, ...], samples: tuple[SampleRecord, ...]) -> Summary:
+    scores = CorpusScores(corpora(candidates(manifest, windows, samples)))
+    return summarise(manifest, windows, samples, scores, machine=environment.machine_line(manifest.environment))
 
 
 def find_runs(paths: Iterable[Path]) -> list[Path]:
@@ -64,10 +86,20 @@ def find_runs(paths: Iterable[Path]) -> list[Path]:
     """
     found: dict[Path, Path] = {}
     for path in paths:
-        below = [] if (path / MANIFEST).exists() or not path.is_dir() else sorted(path.rglob(MANIFEST))
-        for run in [manifest.parent for manifest in below] or [path]:
+        for run in _below(path) or [path]:
             found.setdefault(run.resolve(), run)
     return list(found.values())
+
+
+def _below(path: Path) -> list[Path]:
+    """Folders with the files of a run, and folders that cannot be looked into: those a reader must speak of."""
+    if os.path.exists(path / MANIFEST) or not os.path.isdir(path):
+        return []
+    found: list[Path] = []
+    for folder, _, files in os.walk(path, onerror=lambda error: found.append(Path(error.filename))):
+        if {MANIFEST, WINDOWS, SAMPLES} & set(files):
+            found.append(Path(folder))
+    return sorted(found)
 
 
 def read_runs(

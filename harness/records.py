@@ -79,7 +79,7 @@ class ModelRecord(Record):
     weights_sha256: str | None
     tokenizer_source: str
     tokenizer_stand_in: bool = False
-    num_layers: int
+    num_layers: int = Field(ge=1)
     hidden_size: int
     vocab_size: int
     exit_points: tuple[int, ...]
@@ -151,7 +151,7 @@ class Manifest(Record):
     model: ModelRecord
     tasks: tuple[TaskRecord, ...]
     meter: MeterRecord
-    block_size: int
+    block_size: int = Field(ge=1)
     bandwidth_bytes_per_s: float | None
     bandwidth_detail: dict[str, Any] = Field(default_factory=dict)
     environment: dict[str, Any]
@@ -241,9 +241,9 @@ class WindowRecord(Record):
     warmup: bool = False
     idle: bool = False
     superseded: bool = False
-    samples: int
-    failed: int = 0
-    tokens: int
+    samples: int = Field(ge=0)
+    failed: int = Field(default=0, ge=0)
+    tokens: int = Field(ge=0)
     started: str
     duration_s: float
     cpu_time_s: float

@@ -11,27 +11,33 @@ Windows (there is none), and protection against somebody who edits the files.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import IO, Self, TypeVar
-
-from pydantic import BaseModel, ValidationError
+from typing import IO, Self
 
 from harness.errors import StoreError
-from harness.records import SCHEMA_VERSION, Manifest, SampleRecord, WindowRecord
+from harness.record_files import (
+    ACCESS,
+    REMEDY,
+    TEMPORARY,
+    append,
+    line_of,
+    lines,
+    parse,
+    read_document,
+    write_atomically,
+)
+from harness.records import Manifest, SampleRecord, WindowRecord
 from harness.same_run import refuse_other_run
 from harness.summary import Summary
 
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["LOCK", "MANIFEST", "RunDirectory", "WindowKey"]
-
-R = TypeVar("R", bound=BaseModel)
+__all__ = ["LOCK", "MANIFEST", "SAMPLES", "SUMMARY", "WINDOWS", "RunDirectory", "WindowKey"]
 
 WindowKey = tuple[str, int, int, str]
 """What identifies a measured window in a run: task, block, repeat, operating point."""
@@ -41,7 +47,6 @@ SAMPLES = "samples.jsonl"
 WINDOWS = "windows.jsonl"
 SUMMARY = "summary.json"
 LOCK = ".lock"
-TEMPORARY = ".tmp"
 
 
 class RunDirectory:
@@ -80,7 +85,7 @@ class RunDirectory:
         with ExitStack() as on_error:
             lock = on_error.enter_context(_lock(path))
             _refuse_occupied(path)
-            _write_atomically(path / MANIFEST, manifest)
+            write_atomically(path / MANIFEST, manifest)
             run = cls(path, manifest, lock)
             on_error.pop_all()
         return run
@@ -160,8 +165,8 @@ class RunDirectory:
         """
         file = self.path / SAMPLES
         count = sum(window.samples for window in self._windows)
-        for number, line in zip(range(1, count + 1), _lines(file), strict=False):
-            yield _parse(SampleRecord, line, file, number)
+        for number, line in zip(range(1, count + 1), lines(file), strict=False):
+            yield parse(SampleRecord, line, file, number)
 
     def read_summary(self) -> Summary | None:
         """Return the summary; ``None`` when the run was not summarised yet.
@@ -170,7 +175,7 @@ class RunDirectory:
             StoreError: the file is damaged or of another schema version.
         """
         file = self.path / SUMMARY
-        return _read_document(Summary, file) if file.exists() else None
+        return read_document(Summary, file) if file.exists() else None
 
     # ------------------------------------------------------------------------------- writing
 
@@ -182,11 +187,11 @@ class RunDirectory:
                 reading, or the disk is full. The directory then holds what it held before.
         """
         self._check(window, samples)
-        sample_lines, window_line = b"".join(map(_line, samples)), _line(window)
+        sample_lines, window_line = b"".join(map(line_of, samples)), line_of(window)
         try:
             self._roll_back()  # what an interrupted commit may have left
-            _append(self.path / SAMPLES, sample_lines)
-            _append(self.path / WINDOWS, window_line)
+            append(self.path / SAMPLES, sample_lines)
+            append(self.path / WINDOWS, window_line)
         except OSError as error:
             with suppress(OSError):  # what cannot be cut off now is cut off by the next commit, or on resume
                 self._roll_back()
@@ -207,7 +212,7 @@ class RunDirectory:
             StoreError: the directory was opened for reading, or the file cannot be written.
         """
         self._check_writable()
-        _write_atomically(self.path / SUMMARY, summary)
+        write_atomically(self.path / SUMMARY, summary)
 
     def _check_writable(self) -> None:
         if self._lock is None:
@@ -251,42 +256,16 @@ def _counts(window: WindowRecord) -> bool:
     return not (window.warmup or window.idle or window.superseded)
 
 
-def _line(record: BaseModel) -> bytes:
-    try:
-        return record.model_dump_json().encode() + b"\n"
-    except ValueError as error:  # half of a surrogate pair in a text
-        raise StoreError(f"a {type(record).__name__} cannot be written as JSON: {error}.") from None
-
-
-def _lines(file: Path) -> Iterator[bytes]:
-    """Iterate the whole lines of a file, each with its newline; a torn last line is left out."""
-    try:
-        with file.open("rb") as stream:
-            yield from (line for line in stream if line.endswith(b"\n"))
-    except FileNotFoundError:  # nothing was committed yet
-        return
-    except OSError as error:
-        raise StoreError(f"cannot read {file}: {error.strerror}.") from None
-
-
-def _parse(kind: type[R], data: bytes, file: Path, line: int | None = None) -> R:
-    try:
-        return kind.model_validate_json(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = str(file) if line is None else f"{file}, line {line}"
-        field = "".join(f"{part}: " for part in first["loc"])
-        raise StoreError(f"{place} is damaged: {field}{first['msg']}.") from None
-
-
 def _committed_windows(file: Path) -> tuple[list[WindowRecord], int]:
     """Return the windows and the offset behind the last one."""
     windows: list[WindowRecord] = []
     end = 0
-    for number, line in enumerate(_lines(file), 1):
-        window = _parse(WindowRecord, line, file, number)
+    for number, line in enumerate(lines(file), 1):
+        window = parse(WindowRecord, line, file, number)
         if window.window != len(windows):
-            raise StoreError(f"{file}, line {number} is window {window.window} where {len(windows)} should follow.")
+            raise StoreError(
+                f"{file}, line {number} is window {window.window} where {len(windows)} should follow. {REMEDY}"
+            )
         windows.append(window)
         end += len(line)
     return windows, end
@@ -294,52 +273,20 @@ def _committed_windows(file: Path) -> tuple[list[WindowRecord], int]:
 
 def _committed_samples_end(file: Path, windows: Sequence[WindowRecord]) -> int:
     """Return the offset behind the last sample that a window commits, having read them all."""
-    owners = [window.window for window in windows for _ in range(window.samples)]
+    expected = sum(window.samples for window in windows)
+    owners = (window.window for window in windows for _ in range(window.samples))  # as many as a file may claim
     end = found = 0
-    for number, (owner, line) in enumerate(zip(owners, _lines(file), strict=False), 1):
-        sample = _parse(SampleRecord, line, file, number)
+    for number, (owner, line) in enumerate(zip(owners, lines(file), strict=False), 1):
+        sample = parse(SampleRecord, line, file, number)
         if sample.window != owner:
-            raise StoreError(f"{file}, line {number} belongs to window {sample.window} where {owner} was committed.")
+            raise StoreError(
+                f"{file}, line {number} belongs to window {sample.window} where {owner} was committed. {REMEDY}"
+            )
         end += len(line)
         found = number
-    if found < len(owners):
-        raise StoreError(f"{file} is damaged: {found} whole lines where {WINDOWS} commits {len(owners)}.")
+    if found < expected:
+        raise StoreError(f"{file} is damaged: {found} whole lines where {WINDOWS} commits {expected}. {REMEDY}")
     return end
-
-
-def _append(file: Path, data: bytes) -> None:
-    """Append and force to the disk. Unbuffered: a buffer would write its rest later, behind a roll-back."""
-    is_new = not file.exists()
-    with file.open("ab", buffering=0) as stream:
-        view = memoryview(data)
-        while view:
-            view = view[stream.write(view) :]
-        os.fsync(stream.fileno())
-    if is_new:
-        _sync_folder(file.parent)
-
-
-def _write_atomically(file: Path, record: BaseModel) -> None:
-    """Write a document so that a reader, and a kill, find the old one or the new one and nothing between."""
-    temporary = file.with_name(file.name + TEMPORARY)
-    try:
-        with temporary.open("wb") as stream:
-            stream.write(record.model_dump_json(indent=2).encode() + b"\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, file)
-        _sync_folder(file.parent)
-    except OSError as error:
-        raise StoreError(f"cannot write {file}: {error.strerror}.") from None
-
-
-def _sync_folder(folder: Path) -> None:
-    if sys.platform != "win32":  # where folders cannot be opened
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _refuse_occupied(path: Path) -> None:
@@ -372,27 +319,13 @@ def _lock(path: Path) -> IO[bytes]:
 
 def _read_manifest(path: Path) -> Manifest:
     file = path / MANIFEST
-    if not file.exists():
-        what = "holds no manifest.json: it is no run directory" if path.is_dir() else "does not exist"
-        raise StoreError(f"{path} {what}. Start a run with --out {path}.")
-    return _read_document(Manifest, file)
-
-
-def _read_document(kind: type[R], file: Path) -> R:
-    """Read a JSON document, its schema version first: another version need not fit the model."""
     try:
-        data = file.read_bytes()
-        content = json.loads(data)
+        file.stat()
+    except FileNotFoundError:
+        what = "holds no manifest.json: it is no run directory" if path.is_dir() else "does not exist"
+        raise StoreError(f"{path} {what}. Start a run with --out {path}.") from None
+    except NotADirectoryError:
+        raise StoreError(f"{path} is a file, and no run directory. Give the folder that `harness run` made.") from None
     except OSError as error:
-        raise StoreError(f"cannot read {file}: {error.strerror}.") from None
-    except ValueError as error:
-        raise StoreError(f"{file} is damaged: not JSON ({error}).") from None
-    version = content.get("schema_version") if isinstance(content, dict) else None
-    if version is None:
-        raise StoreError(f"{file} is foreign: it has no schema_version.")
-    if version != SCHEMA_VERSION:
-        raise StoreError(
-            f"{file} has schema version {version!r} and this harness reads {SCHEMA_VERSION}. "
-            "Use the version of early-exit-harness that wrote it."
-        )
-    return _parse(kind, data, file)
+        raise StoreError(f"cannot read {path}: {error.strerror}. {ACCESS}") from None
+    return read_document(Manifest, file)

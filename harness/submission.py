@@ -16,6 +16,7 @@ from harness.errors import StoreError
 from harness.metering.contamination import CONTAMINATED
 from harness.packed_run import write_archive
 from harness.reading import read_run
+from harness.store import RunDirectory
 from reports.leaderboard.redaction import Redacted, private_paths, redact_run
 from reports.recorded import RecordedRun
 
@@ -101,7 +102,7 @@ def pack(submission: Submission, file: Path) -> Path:
 
 def _finished(run: RecordedRun) -> Check:
     state = run.state
-    remedy = f"{state}. Continue it with `harness run --resume {run.directory}`."
+    remedy = f"{state}. {run.remedy}"
     return Check("finished", not state, remedy if state else f"all {run.windows_expected} windows")
 
 
@@ -116,7 +117,8 @@ def _failures(run: RecordedRun) -> Check:
 def _summary(run: RecordedRun, directory: Path) -> Check:
     remedy = f"Write it again with `harness report {directory}`."
     try:
-        stored = read_run(directory, stored=True).summary if (directory / "summary.json").exists() else None
+        with RunDirectory.read(directory) as store:
+            stored = store.read_summary()
     except StoreError as error:
         return Check("summary", False, f"{error} {remedy}")
     if stored is None:

@@ -24,6 +24,6 @@ def write_files(folder: Path, texts: Mapping[str, str]) -> tuple[Path, ...]:
             unfinished.write_text(text, encoding="utf-8", newline="")
             unfinished.replace(path)
         except OSError as error:
-            raise StoreError(f"cannot write {path}: {error.strerror}.") from None
+            raise StoreError(f"cannot write {path}: {error.strerror}. Use --out with a folder that can be.") from None
         paths.append(path)
     return tuple(paths)

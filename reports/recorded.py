@@ -7,6 +7,7 @@ from functools import cached_property
 from math import ceil
 from pathlib import Path
 
+from harness.errors import StoreError
 from harness.records import Manifest, SampleRecord, WindowRecord
 from harness.summary import Summary
 from reports.summary.measured import Measured, select
@@ -45,14 +46,28 @@ class RecordedRun:
 
     @property
     def windows_expected(self) -> int:
-        """Measured windows that the finished run has."""
+        """Measured windows that the finished run has.
+
+        Raises:
+            StoreError: the manifest does not say.
+        """
         blocks = sum(ceil(task.samples / self.manifest.block_size) for task in self.manifest.tasks)
-        return blocks * len(self.manifest.operating_points) * int(self.manifest.config.get("repeats") or 1)
+        repeats = self.manifest.config.get("repeats") or 1
+        if not isinstance(repeats, int):
+            raise StoreError(f"the manifest's config has no usable 'repeats' ({repeats!r}): it is damaged or foreign.")
+        return blocks * len(self.manifest.operating_points) * repeats
 
     @property
     def windows_finished(self) -> int:
         """Measured windows that count."""
         return sum(not (window.warmup or window.idle or window.superseded) for window in self.windows)
+
+    @property
+    def remedy(self) -> str:
+        """Say what to do about a run whose state is not empty."""
+        if self.windows_finished < self.windows_expected:
+            return f"Continue it with `harness run --resume {self.directory}`."
+        return "Nothing is left to resume: start another run when the cause is gone."
 
     @property
     def state(self) -> str:

@@ -50,6 +50,7 @@ FLOORS: dict[str, int] = {
     "harness.metering": 2,
     "harness.store": 2,
     "harness.same_run": 2,
+    "harness.record_files": 2,
     "harness.hub": 2,
     "harness.environment": 2,
     "harness.processor": 2,
@@ -75,6 +76,7 @@ FRONT_DOOR = "harness"  # its __init__ shows what a library caller needs; import
 SIDEWAYS = {
     ("harness.models", "harness.decoding"),
     ("harness.store", "harness.same_run"),
+    ("harness.store", "harness.record_files"),
     ("harness.models", "harness.hub"),
     ("harness.models", "harness.artefacts"),
     ("harness.controllers", "harness.artefacts"),

@@ -229,7 +229,8 @@ def _about_chance(rows: Sequence[SummaryRow]) -> Iterator[str]:
 def _about_sample_size(cells: Sequence[Measured], rows: Sequence[SummaryRow], baseline: str) -> Iterator[str]:
     measured = [row for row in rows if row.n]
     if not measured:
-        yield "no window has finished yet."
+        failed = any(cell.failed for cell in cells)
+        yield "every sample failed: there is nothing to score or to time." if failed else "no window has finished yet."
         return
     yield from about_repeats(measured)
     fewest = min(row.n for row in measured)

@@ -86,7 +86,8 @@ def candidates(
 
 
 def _candidates(manifest: Manifest, measured: Sequence[Measured]) -> tuple[Measured, ...]:
-    if not manifest.operating_points or manifest.operating_points[0].never_exits:
+    first = manifest.operating_points[0] if manifest.operating_points else None
+    if first is None or first.never_exits or first.strategy != "full":
         raise StoreError(
             "the manifest does not begin with full depth, which everything is compared with. "
             "It is damaged or foreign; start a new run with `harness run`."
