@@ -91,6 +91,24 @@ def test_overhead_that_was_not_measured_is_missing() -> None:
     assert sum(run.in_table for run in overheads()) == 2 * len(THRESHOLDS)
 
 
+def test_no_java_curve_is_a_python_one() -> None:
+    """The authors' files have one: untuned OPT-2.7B with a cache. Python's scores, layer by layer, stand under Java."""
+    curves: dict[tuple[str, ...], dict[float, float]] = {}
+    for run in green_code():
+        if run.kv is KVPolicy.PROPAGATE and run.rouge_l is not None:
+            places = curves.setdefault((run.model, run.weights, run.language), {})
+            places[run.exit_layer_mean] = run.rouge_l
+    apart = {
+        (model, weights): max(abs(curve[layer] - curves[model, weights, "python"][layer]) for layer in curve)
+        for (model, weights, language), curve in curves.items()
+        if language == "java"
+    }
+    assert set(apart) == {("Llama-3.2-3B", "base"), ("Llama-3.2-3B", "tuned"), ("OPT-2.7B", "tuned")}
+    assert min(apart.values()) > 0.05
+    assert {(run.language, run.samples) for run in green_code()} == {("java", 1001), ("python", 992)}
+    assert ("OPT-2.7B", "base", "python") in curves
+
+
 def test_exit_histograms_add_up_to_the_mean_depth() -> None:
     agents = [run for run in green_code() if run.exit_histogram]
     assert len(agents) == 24
