@@ -15,6 +15,7 @@ from reports.statistics.intervals import (
     bootstrap_interval,
     paired_ratio,
     replicate_interval,
+    resampled,
 )
 from reports.summary.energy import has_energy
 from reports.summary.measured import Measured
@@ -122,7 +123,8 @@ def overhead(
 ) -> Estimate | None:
     """Return what asking cost an operating point, as a share of its own cost or of full depth's.
 
-    Price of a check: (never obeyed − full depth) / its checks, totals over the blocks that all three finished.
+    Price of a check: (never obeyed − full depth) / its checks, totals over the blocks that all three finished. A
+    block's repeats are added up and resampled together.
 
     Args:
         cell: the operating point; full depth and strategies without a probe have none.
@@ -135,13 +137,15 @@ def overhead(
         return None
     if quantity == "energy" and not (has_energy(cell, full) and has_energy(never, full)):
         return None
-    tables = [_by_block(one, quantity) for one in (full, never, cell)]
-    blocks = sorted(set.intersection(*(set(table) for table in tables)))
+    full_windows, never_windows, cell_windows = (_by_window(one, quantity) for one in (full, never, cell))
+    # a row a block, its repeats added up; columns: full's cost, never's cost and checks, the point's cost and checks
+    blocks: dict[int, NDArray[np.float64]] = {}
+    for key in sorted(full_windows.keys() & never_windows.keys() & cell_windows.keys()):
+        row = np.array([full_windows[key][0], *never_windows[key], *cell_windows[key]])
+        blocks[key[0]] = blocks[key[0]] + row if key[0] in blocks else row
     if not blocks:
         return None
-    # columns: full's cost, never's cost and checks, the operating point's cost and checks
-    full_table, never_table, cell_table = tables
-    rows = np.array([[full_table[key][0], *never_table[key], *cell_table[key]] for key in blocks])
+    rows = np.stack(list(blocks.values()))
 
     def share(sums: NDArray[np.float64]) -> NDArray[np.float64]:
         whole, asked, asked_checks, cost, checks = sums.T
@@ -154,12 +158,12 @@ def overhead(
     value = float(share(total)[0])
     if len(blocks) < MINIMUM_PAIRS:
         return Estimate(value)
-    counts = np.random.default_rng(0).multinomial(len(blocks), [1 / len(blocks)] * len(blocks), size=RESAMPLES)
-    interval = replicate_interval(share(counts @ rows), len(blocks))
+    sums = np.vstack([counts @ rows for counts in resampled(len(blocks), RESAMPLES, 0)])
+    interval = replicate_interval(share(sums), len(blocks))
     return Estimate(value) if interval is None else Estimate(value, *interval)
 
 
-def _by_block(cell: Measured, quantity: str) -> dict[tuple[int, int], tuple[float, float]]:
+def _by_window(cell: Measured, quantity: str) -> dict[tuple[int, int], tuple[float, float]]:
     """Cost and exit checks of each block and repeat that finished whole."""
     checks: dict[int, int] = {}
     finished: dict[int, int] = {}

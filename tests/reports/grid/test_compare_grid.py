@@ -16,7 +16,7 @@ from reports.figures.figure import save_figures
 from reports.figures.grid import grid_figures
 from reports.grid.compare import compare_grid
 from reports.grid.files import grid_csv, grid_json, grid_markdown
-from reports.grid.numbers import Estimate
+from reports.grid.numbers import Estimate, overhead
 from reports.grid.table import GridComparison, GridPoint, GridTable
 from reports.grid.text import render_grid
 from reports.grid.words import estimate, matched_table
@@ -120,6 +120,30 @@ def test_overhead_is_the_price_of_a_check_times_the_checks() -> None:
     assert full.uncached.overhead_time is None
     assert never.uncached is not None
     assert value(never.uncached.time_saving) == pytest.approx(-0.1)
+
+
+def test_repeats_of_a_block_are_no_further_blocks() -> None:
+    """Every block's numbers twice: the same share, and the interval of as many blocks as there were."""
+
+    def share(repeats: int, blocks: int) -> Estimate:
+        names = ("full", "rl:threshold=0.9", "rl:threshold=1")
+        run = RunBuilder(points=names, kv="none")
+        for block in range(blocks):
+            for repeat in range(repeats):
+                for name, seconds, checks in zip(
+                    names, (10.0, 6.0 + block % 4, 11.0 + block % 3), (0, 8, 9), strict=True
+                ):
+                    run.window(name, {"exit_checks": checks}, duration=seconds, block=block, repeat=repeat)
+        full, cell, never = recorded(run).cells.values()
+        found = overhead(cell, full, never, "time")
+        assert found is not None
+        return found
+
+    once, twice = share(1, 8), share(2, 8)
+    assert once.low is not None
+    assert once.low < once.value
+    assert (twice.value, twice.low, twice.high) == pytest.approx((once.value, once.low, once.high))
+    assert share(2, 4).low is None  # four blocks are too few, however often they ran
 
 
 def test_energy_has_the_same_arithmetic_where_it_was_read() -> None:
