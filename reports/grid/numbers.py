@@ -17,7 +17,7 @@ from reports.statistics.intervals import (
     replicate_interval,
     resampled,
 )
-from reports.summary.energy import has_energy
+from reports.summary.energy import energy, has_energy
 from reports.summary.measured import Measured
 
 __all__ = ["Estimate", "Numbers", "measured_numbers", "overhead"]
@@ -41,13 +41,13 @@ class Numbers:
     Attributes:
         operating_point: label of ours, or ``published``.
         samples: finished.
-        energy_source: where joules come from.
+        energy_source: where joules come from; ``mixed`` where windows differ, which then have no joules.
         layers_skipped, time_saving, energy_saving: shares of full depth under the same KV policy.
-        rouge_l_kept, codebleu_kept: score over full depth's.
+        rouge_l_kept, codebleu_kept: score over full depth's; none of random weights.
         overhead_time, overhead_energy: the agent's share of the operating point's own cost.
         overhead_time_of_full, overhead_energy_of_full: the same over full depth's cost.
         time_s, energy_j: means per sample; ``…_std…`` the standard deviation over samples.
-        rouge_l, codebleu: 0…1.
+        rouge_l, codebleu: 0…1; none of random weights.
     """
 
     operating_point: str
@@ -78,6 +78,7 @@ def measured_numbers(
     *,
     never: Measured | None = None,
     paired: bool = True,
+    scored: bool = True,
 ) -> Numbers:
     """Compare an operating point with full depth.
 
@@ -88,22 +89,24 @@ def measured_numbers(
         codebleu: of both, over the corpus.
         never: the same strategy, asked and never obeyed; without it there is no overhead.
         paired: their windows were interleaved; otherwise costs have no interval.
+        scored: scores mean something; with random weights they do not, and there are none.
     """
     same = cell is full
     windows = [window for window in cell.windows.values() if window.samples]
     seconds = [window.duration_s / window.samples for window in windows]
     joules = [window.energy_j / window.samples for window in windows if window.energy_j is not None]
-    has_joules = bool(joules) and len(joules) == len(seconds)
+    found = energy(cell, ())
+    has_joules = found.get("energy_j") is not None and bool(joules)
     scores = [score for sample in cell.scored if (score := sample.scores.get("rouge_l")) is not None]
-    mine, theirs = codebleu
+    mine, theirs = codebleu if scored else (None, None)
     return Numbers(
         operating_point=cell.point.name,
         samples=len(cell.scored),
-        energy_source=next(iter({window.energy_source for window in cell.windows.values()}), "none"),
+        energy_source=str(found["energy_source"]),
         layers_skipped=_skipped(cell, num_layers),
         time_saving=Estimate(0.0) if same else _saving(cell.window_pairs(full), interval=paired),
         energy_saving=_energy_saving(cell, full, interval=paired),
-        rouge_l_kept=Estimate(1.0) if same else _kept(cell, full),
+        rouge_l_kept=None if not scored else Estimate(1.0) if same else _kept(cell, full),
         codebleu_kept=Estimate(mine / theirs) if mine is not None and theirs else None,
         overhead_time=overhead(cell, full, never, "time"),
         overhead_energy=overhead(cell, full, never, "energy"),
@@ -113,7 +116,7 @@ def measured_numbers(
         time_std_s=_spread(cell, seconds),
         energy_j=mean(joules) if has_joules else None,
         energy_std_j=_spread(cell, joules) if has_joules else None,
-        rouge_l=mean(scores) if scores else None,
+        rouge_l=mean(scores) if scores and scored else None,
         codebleu=mine,
     )
 
