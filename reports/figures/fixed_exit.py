@@ -6,7 +6,7 @@ GREEN-CODE's own curves stand behind them in grey, as what they are: published, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,7 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
 _PUBLISHED_LAYERS = {"Llama-3.2-3B": 28, "OPT-2.7B": 32}
 _PUBLISHED_STYLES = {"Llama-3.2-3B": (0, (1, 1.2)), "OPT-2.7B": (0, (5, 2))}
 _PUBLISHED_WEIGHTS = {"pretrained": "base", "tuned": "tuned"}
+_PUBLISHED_PANELS = ("exact_match", "rouge_l")  # not CodeBLEU: theirs is another score, as the caption says
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def _figure(key: tuple[str, ...], lines: list[_Line]) -> Figure:
     return Figure(
         f"{slug(task)}-{slug(model)}-fixed-exit",
         f"Quality against the layer of a fixed exit: {task}, {model}",
-        _caption(kept, len(lines) - len(kept), metrics, bool(published)),
+        " ".join((_caption(kept, len(lines) - len(kept), metrics), *_published_caption(published, metrics))),
         _drawer(kept, metrics, published),
     )
 
@@ -145,7 +146,7 @@ def _published(lines: Sequence[_Line]) -> list[tuple[str, str, list[PublishedRun
     return curves
 
 
-def _caption(lines: Sequence[_Line], left_out: int, metrics: dict[str, str], published: bool) -> str:
+def _caption(lines: Sequence[_Line], left_out: int, metrics: dict[str, str]) -> str:
     parts = ["Quality of completions when every token leaves after the same layer; the last point is full depth."]
     parts += [f"{line.label}: run {line.table.run.name}, {line.table.table.size}." for line in lines]
     if len({_fingerprint(line) for line in lines}) > 1:
@@ -162,12 +163,22 @@ def _caption(lines: Sequence[_Line], left_out: int, metrics: dict[str, str], pub
         parts.append(f"Not measured, so not drawn: {', '.join(missing)}.")
     if left_out:
         parts.append(f"{left_out} further curves of the same kinds are left out.")
-    if published:
-        parts.append(
-            "Grey: published results of GREEN-CODE's authors, not measured here: Llama-3.2-3B and OPT-2.7B on one "
-            "Quadro RTX 8000, other data and longer prompts, placed at the same share of the model's depth."
-        )
     return " ".join(parts)
+
+
+def _published_caption(curves: Sequence[tuple[str, str, list[PublishedRun]]], metrics: dict[str, str]) -> Iterator[str]:
+    if not curves or not any(name in metrics for name in _PUBLISHED_PANELS):
+        return
+    models = " and ".join(dict.fromkeys(model for model, _, _ in curves))
+    yield (
+        f"Grey: published results of GREEN-CODE's authors, not measured here: {models} on one Quadro RTX 8000, other "
+        "data and longer prompts, placed at the same share of the model's depth."
+    )
+    if "codebleu" in metrics:
+        yield (
+            "Their CodeBLEU is not drawn: it counts missing data flow as 1, and two of their scripts read Python as "
+            "Java."
+        )
 
 
 def _fingerprint(line: _Line) -> str:
@@ -188,7 +199,8 @@ def _drawer(
         panels: list[Axes] = list(grid.flat)
         depth = lines[0].table.run.manifest.model.num_layers
         for axes, (name, title) in zip(panels, metrics.items(), strict=False):
-            _draw_published(axes, name, depth, published)
+            if name in _PUBLISHED_PANELS:
+                _draw_published(axes, name, depth, published)
             for place, line in enumerate(lines):
                 _draw_line(axes, line, name, place)
             axes.set_title(title)

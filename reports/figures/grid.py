@@ -14,9 +14,9 @@ from harness.contracts import KVPolicy
 from reports.figures.figure import Figure
 from reports.figures.style import INK, QUIET
 from reports.grid.numbers import Estimate, Numbers
-from reports.grid.table import GridComparison, GridPoint, GridTable
-from reports.grid.words import heading
-from reports.summary.energy import UNMEASURED
+from reports.grid.table import QUANTITIES, GridComparison, GridPoint, GridTable
+from reports.grid.words import NO_SCORES, heading
+from reports.summary.energy import MIXED, UNMEASURED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,7 +30,7 @@ PANELS = (
     ("energy_saving", "energy saved"),
     ("rouge_l_kept", "ROUGE-L kept"),
     ("codebleu_kept", "CodeBLEU kept"),
-    ("overhead_time", "agent's share, time"),
+    ("overhead_time_of_full", QUANTITIES["overhead_time_of_full"]),
 )
 PUBLISHED = ("#9ecae1", "#fdd0a2")
 MEASURED = {KVPolicy.NONE: "#0072b2", KVPolicy.PROPAGATE: "#d55e00"}
@@ -56,12 +56,17 @@ def _title(table: GridTable) -> str:
 
 
 def _caption(table: GridTable) -> str:
-    energy = {"estimate": "Energy here is an estimate from processor time. ", "none": "Energy was not measured here. "}
+    energy = {
+        "estimate": "Energy here is an estimate from processor time. ",
+        "none": "Energy was not measured here. ",
+        MIXED: "Energy here is of several sources, so it is not drawn. ",
+    }
+    scores = f"{NO_SCORES[0].upper()}{NO_SCORES[1:]}, and none is drawn. " if table.weights == "random" else ""
     return (
         f"{'. '.join(line[0].upper() + line[1:] for line in heading(table))}. Every bar is relative to the same "
-        "system's own tuned full depth under the same KV policy; published bars (hatched) are single runs without an "
-        "interval, lines on ours are bootstrap 95 % intervals. "
-        f"{energy.get(table.energy_source, '')}Equal thresholds of two agents are not equal settings."
+        f"system's own full depth under the same KV policy (the paper's: tuned; here: {table.weights} weights); "
+        "published bars (hatched) are single runs without an interval, lines on ours are bootstrap 95 % intervals. "
+        f"{energy.get(table.energy_source, '')}{scores}Equal thresholds of two agents are not equal settings."
     )
 
 
@@ -74,7 +79,7 @@ def _draw(table: GridTable) -> Canvas:
     for ax, (quantity, title) in zip(axes, PANELS, strict=True):
         _panel(ax, table, points, quantity, title)
     canvas.axes[0].set_ylabel("% of full depth")
-    canvas.axes[3].set_ylabel("%")
+    canvas.axes[3].set_ylabel("% of full depth")
     for ax in canvas.axes[3:]:
         ax.set_xlabel("agent's threshold")
     handles, labels = canvas.axes[0].get_legend_handles_labels()

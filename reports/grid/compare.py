@@ -1,9 +1,11 @@
 """GREEN-CODE's grid, the paper's numbers and ours point by point, as plain data.
 
-Everything relative is to the same system's own tuned full depth *under the same KV policy*: what can be compared across
-models and machines. The paper's have no interval (one run each); ours are paired by block (time, energy) or by sample
+Everything relative is to the same system's own full depth *under the same KV policy*: what can be compared across
+models and machines. One quantity is not: the agent's share is of the operating point's own cost, as in the paper's
+Table IV; the agent's cost over full depth stands beside it. The paper's full depth is tuned; ours has the weights of
+the run. The paper's numbers have no interval (one run each); ours are paired by block (time, energy) or by sample
 (depth, ROUGE-L) with bootstrap 95 % intervals. CodeBLEU is a score of a whole corpus and has none. Untuned full depth
-is a run of its own, so its cost is not paired and has no interval either.
+is a run of its own, so its cost is not paired and has no interval either. Random weights have no scores.
 
 **Overhead of the agent** is measured without nesting windows: the agent asked at every exit point and never obeyed,
 less full depth, gives the price of one check; times the checks of an operating point. Blocks are resampled together.
@@ -58,7 +60,14 @@ def _table(
     ours = _Ours(run)
     points = (
         *([_base_point(stands_for, task.language, ours, base)] if base else []),
-        _point("full", f"full depth, {model.weights}", None, stands_for, task.language, ours),
+        _point(
+            "full",
+            "full depth, tuned" if model.weights == "tuned" else "full depth",
+            None,
+            stands_for,
+            task.language,
+            ours,
+        ),
         *(_point(f"{t:g}", f"threshold {t:g}", t, stands_for, task.language, ours) for t in thresholds),
         _point("never", "asked, never exits", NEVER, stands_for, task.language, ours),
     )
@@ -111,6 +120,7 @@ class _Ours:
     def __init__(self, run: RecordedRun) -> None:
         self._run = run
         self.cells = list(run.cells.values())
+        self.scored = run.manifest.model.weights != "random"
         self.codebleu = {row.operating_point: row.codebleu for row in run.summary.rows}
 
     def find(self, strategy: str, options: Mapping[str, Any], kv: KVPolicy) -> Measured | None:
@@ -138,6 +148,7 @@ class _Ours:
             self._run.manifest.model.num_layers,
             (self.codebleu.get(cell.point.name), self.codebleu.get(full.point.name)),
             never=never,
+            scored=self.scored,
         )
 
     def cache_saving(self) -> tuple[Estimate | None, Estimate | None]:
@@ -175,7 +186,8 @@ def _base_point(stands_for: Sequence[str], language: str, ours: _Ours, base: Rec
     cached = None
     if full is not None and cell.samples and full.samples:
         scores = (base.summary.rows[0].codebleu, ours.codebleu.get(full.point.name))
-        cached = measured_numbers(cell, full, base.manifest.model.num_layers, scores, paired=False)
+        scored = ours.scored and base.manifest.model.weights != "random"
+        cached = measured_numbers(cell, full, base.manifest.model.num_layers, scores, paired=False, scored=scored)
     published = published_points(stands_for, language, lambda run: run.strategy == "full" and run.weights == "base")
     return GridPoint("base", "full depth, untuned", None, published, None, cached)
 

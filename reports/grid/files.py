@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from reports.grid.numbers import Numbers
 from reports.grid.table import QUANTITIES, GridComparison, GridTable
-from reports.grid.words import CAVEATS, absolute_table, heading, matched_table, quantity_tables, remarks
+from reports.grid.words import absolute_table, caveats, heading, matched_table, quantity_tables, remarks
 from reports.tables.attribution_table import TextTable
 
 __all__ = ["grid_csv", "grid_json", "grid_markdown"]
@@ -33,7 +33,7 @@ def grid_markdown(comparison: GridComparison) -> str:
         for part in (*quantity_tables(table), matched_table(table), absolute_table(table)):
             lines += ["", f"### {part.title[0].upper()}{part.title[1:]}", "", *_pipes(part)]
         lines += ["", *(f"- {_plain(line)}" for line in (*remarks(table), *table.notes))]
-    lines += ["", "## How to read it", "", *(f"- {line}" for line in CAVEATS)]
+    lines += ["", "## How to read it", "", *(f"- {line}" for line in caveats(comparison))]
     return "\n".join(lines) + "\n"
 
 

@@ -15,8 +15,9 @@ from reports.statistics.intervals import (
     bootstrap_interval,
     paired_ratio,
     replicate_interval,
+    resampled,
 )
-from reports.summary.energy import has_energy
+from reports.summary.energy import energy, has_energy
 from reports.summary.measured import Measured
 
 __all__ = ["Estimate", "Numbers", "measured_numbers", "overhead"]
@@ -40,13 +41,13 @@ class Numbers:
     Attributes:
         operating_point: label of ours, or ``published``.
         samples: finished.
-        energy_source: where joules come from.
+        energy_source: where joules come from; ``mixed`` where windows differ, which then have no joules.
         layers_skipped, time_saving, energy_saving: shares of full depth under the same KV policy.
-        rouge_l_kept, codebleu_kept: score over full depth's.
+        rouge_l_kept, codebleu_kept: score over full depth's; none of random weights.
         overhead_time, overhead_energy: the agent's share of the operating point's own cost.
         overhead_time_of_full, overhead_energy_of_full: the same over full depth's cost.
         time_s, energy_j: means per sample; ``…_std…`` the standard deviation over samples.
-        rouge_l, codebleu: 0…1.
+        rouge_l, codebleu: 0…1; none of random weights.
     """
 
     operating_point: str
@@ -77,6 +78,7 @@ def measured_numbers(
     *,
     never: Measured | None = None,
     paired: bool = True,
+    scored: bool = True,
 ) -> Numbers:
     """Compare an operating point with full depth.
 
@@ -87,22 +89,24 @@ def measured_numbers(
         codebleu: of both, over the corpus.
         never: the same strategy, asked and never obeyed; without it there is no overhead.
         paired: their windows were interleaved; otherwise costs have no interval.
+        scored: scores mean something; with random weights they do not, and there are none.
     """
     same = cell is full
     windows = [window for window in cell.windows.values() if window.samples]
     seconds = [window.duration_s / window.samples for window in windows]
     joules = [window.energy_j / window.samples for window in windows if window.energy_j is not None]
-    has_joules = bool(joules) and len(joules) == len(seconds)
+    found = energy(cell, ())
+    has_joules = found.get("energy_j") is not None and bool(joules)
     scores = [score for sample in cell.scored if (score := sample.scores.get("rouge_l")) is not None]
-    mine, theirs = codebleu
+    mine, theirs = codebleu if scored else (None, None)
     return Numbers(
         operating_point=cell.point.name,
         samples=len(cell.scored),
-        energy_source=next(iter({window.energy_source for window in cell.windows.values()}), "none"),
+        energy_source=str(found["energy_source"]),
         layers_skipped=_skipped(cell, num_layers),
         time_saving=Estimate(0.0) if same else _saving(cell.window_pairs(full), interval=paired),
         energy_saving=_energy_saving(cell, full, interval=paired),
-        rouge_l_kept=Estimate(1.0) if same else _kept(cell, full),
+        rouge_l_kept=None if not scored else Estimate(1.0) if same else _kept(cell, full),
         codebleu_kept=Estimate(mine / theirs) if mine is not None and theirs else None,
         overhead_time=overhead(cell, full, never, "time"),
         overhead_energy=overhead(cell, full, never, "energy"),
@@ -112,7 +116,7 @@ def measured_numbers(
         time_std_s=_spread(cell, seconds),
         energy_j=mean(joules) if has_joules else None,
         energy_std_j=_spread(cell, joules) if has_joules else None,
-        rouge_l=mean(scores) if scores else None,
+        rouge_l=mean(scores) if scores and scored else None,
         codebleu=mine,
     )
 
@@ -122,7 +126,8 @@ def overhead(
 ) -> Estimate | None:
     """Return what asking cost an operating point, as a share of its own cost or of full depth's.
 
-    Price of a check: (never obeyed − full depth) / its checks, totals over the blocks that all three finished.
+    Price of a check: (never obeyed − full depth) / its checks, totals over the blocks that all three finished. A
+    block's repeats are added up and resampled together.
 
     Args:
         cell: the operating point; full depth and strategies without a probe have none.
@@ -135,13 +140,15 @@ def overhead(
         return None
     if quantity == "energy" and not (has_energy(cell, full) and has_energy(never, full)):
         return None
-    tables = [_by_block(one, quantity) for one in (full, never, cell)]
-    blocks = sorted(set.intersection(*(set(table) for table in tables)))
+    full_windows, never_windows, cell_windows = (_by_window(one, quantity) for one in (full, never, cell))
+    # a row a block, its repeats added up; columns: full's cost, never's cost and checks, the point's cost and checks
+    blocks: dict[int, NDArray[np.float64]] = {}
+    for key in sorted(full_windows.keys() & never_windows.keys() & cell_windows.keys()):
+        row = np.array([full_windows[key][0], *never_windows[key], *cell_windows[key]])
+        blocks[key[0]] = blocks[key[0]] + row if key[0] in blocks else row
     if not blocks:
         return None
-    # columns: full's cost, never's cost and checks, the operating point's cost and checks
-    full_table, never_table, cell_table = tables
-    rows = np.array([[full_table[key][0], *never_table[key], *cell_table[key]] for key in blocks])
+    rows = np.stack(list(blocks.values()))
 
     def share(sums: NDArray[np.float64]) -> NDArray[np.float64]:
         whole, asked, asked_checks, cost, checks = sums.T
@@ -154,12 +161,12 @@ def overhead(
     value = float(share(total)[0])
     if len(blocks) < MINIMUM_PAIRS:
         return Estimate(value)
-    counts = np.random.default_rng(0).multinomial(len(blocks), [1 / len(blocks)] * len(blocks), size=RESAMPLES)
-    interval = replicate_interval(share(counts @ rows), len(blocks))
+    sums = np.vstack([counts @ rows for counts in resampled(len(blocks), RESAMPLES, 0)])
+    interval = replicate_interval(share(sums), len(blocks))
     return Estimate(value) if interval is None else Estimate(value, *interval)
 
 
-def _by_block(cell: Measured, quantity: str) -> dict[tuple[int, int], tuple[float, float]]:
+def _by_window(cell: Measured, quantity: str) -> dict[tuple[int, int], tuple[float, float]]:
     """Cost and exit checks of each block and repeat that finished whole."""
     checks: dict[int, int] = {}
     finished: dict[int, int] = {}

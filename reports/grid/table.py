@@ -15,12 +15,15 @@ QUANTITIES = {
     "energy_saving": "energy saved",
     "rouge_l_kept": "ROUGE-L kept",
     "codebleu_kept": "CodeBLEU kept",
-    "overhead_time": "agent's share, time",
-    "overhead_energy": "agent's share, energy",
+    "overhead_time": "agent over own time",
+    "overhead_energy": "agent over own energy",
     "overhead_time_of_full": "agent over full depth, time",
     "overhead_energy_of_full": "agent over full depth, energy",
 }
-"""Relative quantities, fractions, by field of :class:`reports.grid.numbers.Numbers`; kept: over full depth's score."""
+"""Relative quantities, fractions, by field of :class:`reports.grid.numbers.Numbers`.
+
+Kept: over full depth's score. Own: over the operating point's own cost. All others: over full depth's cost or depth.
+"""
 
 NEVER = 1.0
 """The threshold under which ours is asked and never exits."""

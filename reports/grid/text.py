@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from reports.grid.table import GridComparison
-from reports.grid.words import CAVEATS, absolute_table, heading, matched_table, quantity_tables, remarks
+from reports.grid.words import absolute_table, caveats, heading, matched_table, quantity_tables, remarks
 from reports.tables.attribution_table import TextTable
 
 __all__ = ["render_grid"]
@@ -34,7 +34,7 @@ def render_grid(comparison: GridComparison, width: int = 80) -> RenderableType:
         parts += [Text(f"• {note}", "dim") for note in disturbed]
         if more := len(table.notes) - len(disturbed):
             parts.append(Text(f"• {more} more notes on these runs are in grid.md", "dim"))
-    return Group(*parts, Text(), *(Text(f"• {line}", "dim") for line in CAVEATS))
+    return Group(*parts, Text(), *(Text(f"• {line}", "dim") for line in caveats(comparison)))
 
 
 def _stacked(tables: list[TextTable]) -> Table:

@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from reports.grid.numbers import Estimate, Numbers
-from reports.grid.table import QUANTITIES, GridPoint, GridTable, MatchedPoint
-from reports.summary.energy import UNMEASURED
+from reports.grid.table import QUANTITIES, GridComparison, GridPoint, GridTable, MatchedPoint
+from reports.summary.energy import MIXED, UNMEASURED
 from reports.tables.attribution_table import TextTable
 from reports.tables.columns import MISSING
 
-__all__ = ["CAVEATS", "absolute_table", "estimate", "heading", "matched_table", "quantity_tables", "remarks"]
+__all__ = ["absolute_table", "caveats", "estimate", "heading", "matched_table", "quantity_tables", "remarks"]
 
-CAVEATS = (
-    "every share is of the same system's own tuned full depth under the same KV policy; in brackets 95 % intervals. "
-    "Published: one run each, no interval (the spread over samples is in the table of absolute numbers)",
+_CAVEATS = (
     "no cache: as published, the whole prefix again for every token. With a cache: the same points as anybody would "
     "run them",
-    "agent's share: ours is the price of a check (asked and never obeyed, less full depth) times the checks; the "
-    "paper's was measured by nesting sensor windows (Table IV; JavaCorpus from its result files)",
+    "agent over own time, own energy: what asking cost, as a share of the operating point's own cost. Ours is the "
+    "price of a check (asked and never obeyed, less full depth) times the checks; the paper's was measured by nesting "
+    "sensor windows (Table IV; JavaCorpus from its result files)",
     "asked, never exits: the paper's runs at threshold 0.94 on JavaCorpus, where its agent never left",
     "CodeBLEU is a score of the whole corpus and has no interval; the paper's counts missing data flow as 1",
     "untuned full depth: ours is a run of its own, with a cache, not interleaved with the others; the paper's untuned "
@@ -40,7 +39,21 @@ SETTINGS = {
 }
 """Which settings a quantity says something about."""
 
+NO_SCORES = "random weights here, so scores mean nothing"
+"""Why a random run has no score."""
+
 HERE = ("here,\nno cache", "here,\nwith a cache")
+
+
+def caveats(comparison: GridComparison) -> tuple[str, ...]:
+    """Say how to read the numbers, those of the runs' weights included: one point a line."""
+    weights = " or ".join(dict.fromkeys(table.weights for table in comparison.tables)) or "no run"
+    shares = (
+        "every share but the agent's over own cost is of the same system's own full depth under the same KV policy "
+        f"(the paper's: tuned; here: {weights}); in brackets 95 % intervals. Published: one run each, no interval "
+        "(the spread over samples is in the table of absolute numbers)"
+    )
+    return (shares, *_CAVEATS)
 
 
 def heading(table: GridTable) -> tuple[str, ...]:
@@ -63,6 +76,8 @@ def heading(table: GridTable) -> tuple[str, ...]:
 def remarks(table: GridTable) -> tuple[str, ...]:
     """Return what this table needs said: the cache, thresholds that mean something else, estimated energy."""
     found = [_about_the_cache(table)]
+    if table.weights == "random":
+        found.append(f"{NO_SCORES}: there is no ROUGE-L or CodeBLEU of ours, and none is kept")
     if table.thresholds_differ:
         found.append(
             "the same thresholds are not the same settings: our agent's probabilities are calibrated differently, and "
@@ -70,11 +85,12 @@ def remarks(table: GridTable) -> tuple[str, ...]:
             f"{_span(table, 'published')} %. Compare at matched depth"
         )
     if table.energy_source in UNMEASURED:
-        found.append(
-            "~ energy that no sensor read here: an estimate from processor time, which adds no evidence of its own"
-            if table.energy_source == "estimate"
-            else f"energy source here: {table.energy_source}"
-        )
+        said = {
+            "estimate": "~ energy that no sensor read here: an estimate from processor time, which adds no evidence of "
+            "its own",
+            MIXED: "energy here is of several sources, which are not added up, so there is none",
+        }
+        found.append(said.get(table.energy_source, f"energy source here: {table.energy_source}"))
     return tuple(found)
 
 

@@ -1,9 +1,8 @@
-"""What else GREEN-CODE's authors published: accuracy layer by layer, and what their agent costs (Table IV).
+"""What else GREEN-CODE's authors published: what their agent costs (Table IV).
 
-Source: as :mod:`reports.published.green_code`. Layer curves: every layer read by the model's own head, teacher-forced.
-Overhead was measured with one sensor window inside another, per sample; the paper's Table IV is the Python rows at its
-own thresholds, the others are in the result files only. It reports about 2.9 ms a check where the same authors' run
-that never exits implies 0.2 ms.
+Source: as :mod:`reports.published.green_code`. Overhead was measured with one sensor window inside another, per
+sample; the paper's Table IV is the Python rows at its own thresholds, the others are in the result files only. It
+reports about 2.9 ms a check where the same authors' run that never exits implies 0.2 ms.
 """
 
 from __future__ import annotations
@@ -13,28 +12,7 @@ from functools import cache
 
 from reports.published.green_code import read_rows
 
-__all__ = ["LayerAccuracy", "Overhead", "layer_curves", "overhead_of", "overheads"]
-
-
-@dataclass(frozen=True, slots=True)
-class LayerAccuracy:
-    """How often a layer's token is right.
-
-    Attributes:
-        model, language, weights, context, samples: as :class:`reports.published.green_code.PublishedRun`.
-        measure: ``token_accuracy`` (equals the reference's token) or ``agreement`` (equals the last layer's).
-        layer: layers executed.
-        share: of the tokens, 0…1.
-    """
-
-    model: str
-    language: str
-    weights: str
-    measure: str
-    context: float
-    samples: int
-    layer: int
-    share: float
+__all__ = ["Overhead", "overhead_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,32 +43,9 @@ class Overhead:
     time_of_full: float | None
     energy_of_full: float | None
 
-    @property
-    def in_table(self) -> bool:
-        """Whether it stands in the paper's Table IV, which is of PY150 alone."""
-        return self.language == "python" and self.threshold <= 0.92
-
 
 @cache
-def layer_curves() -> tuple[LayerAccuracy, ...]:
-    """Return every layer of every curve, in the authors' order."""
-    return tuple(
-        LayerAccuracy(
-            model=row["model"],
-            language=row["language"],
-            weights=row["weights"],
-            measure=row["measure"],
-            context=float(row["context"]),
-            samples=int(row["samples"]),
-            layer=int(row["layer"]),
-            share=float(row["share"]),
-        )
-        for row in read_rows("green-code-layers.csv")
-    )
-
-
-@cache
-def overheads() -> tuple[Overhead, ...]:
+def _overheads() -> tuple[Overhead, ...]:
     """Return every instrumented run, in the authors' order."""
     words = {"model", "language", "samples"}
     return tuple(
@@ -109,7 +64,7 @@ def overhead_of(model: str, language: str, threshold: float) -> Overhead | None:
     return next(
         (
             run
-            for run in overheads()
+            for run in _overheads()
             if (run.model, run.language, run.threshold, run.context) == (model, language, threshold, 0.2)
         ),
         None,

@@ -1,7 +1,7 @@
 """Published numbers as a section of their own: reference, never a row of ours, never in a ranking or on a front.
 
 Other people's models, machines and data. Each table says what it is of, why it cannot be compared row by row, and what
-to know before believing it. Plain data for sites and figures; the same as Markdown and as tables of text.
+to know before believing it. Plain data, and the same as Markdown.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from harness.contracts import KVPolicy
 from reports.published.codexglue import DATASETS, codexglue
 from reports.published.green_code import THRESHOLDS, PublishedRun, full_depth, green_code, saving
-from reports.tables.attribution_table import TextTable
 from reports.tables.columns import MISSING
 
 __all__ = [
@@ -22,7 +21,6 @@ __all__ = [
     "ReferenceColumn",
     "ReferenceRow",
     "reference_markdown",
-    "reference_tables",
     "references",
 ]
 
@@ -140,18 +138,6 @@ def references(languages: Collection[str] = LANGUAGES) -> tuple[Reference, ...]:
     return (
         *(_green_code(dataset, language) for dataset, language in wanted),
         *(_codexglue(dataset, language) for dataset, language in wanted),
-    )
-
-
-def reference_tables(languages: Collection[str] = LANGUAGES) -> tuple[TextTable, ...]:
-    """Return the same as tables of text, ready for a terminal; what to know is in :func:`references`."""
-    return tuple(
-        TextTable(
-            f"Reference, not ranked: {reference.title}",
-            tuple(column.header for column in reference.columns),
-            tuple(tuple(column.text(row) for column in reference.columns) for row in reference.rows),
-        )
-        for reference in references(languages)
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,22 @@ def test_base_and_tuned_are_lines_of_one_figure(make: Make) -> None:
     published = [line.get_label() for line in panels["ROUGE-L"].get_lines() if "published" in str(line.get_label())]
     assert len(published) == 4
     assert "CodeBLEU" not in panels
+
+
+def test_published_curves_are_of_the_same_language_and_score(make: Make) -> None:
+    """OPT-2.7B has no untuned Java runs with a cache, and the authors' CodeBLEU is not the one of this harness."""
+    run = make("base")
+    rows = tuple(row.model_copy(update={"language": "java", "codebleu": 0.4}) for row in run.summary.rows)
+    java = replace(run, summary=run.summary.model_copy(update={"rows": rows}))
+    (figure,) = fixed_exit.figures([java])
+    assert "not measured here: Llama-3.2-3B on one Quadro" in figure.caption
+    assert "Their CodeBLEU is not drawn" in figure.caption
+    published = {
+        axes.get_title("left"): [line for line in axes.get_lines() if "published" in str(line.get_label())]
+        for axes in drawn(figure).axes
+    }
+    assert [line.get_label() for line in published["ROUGE-L"]] == ["published (GREEN-CODE): Llama-3.2-3B, base"]
+    assert published["CodeBLEU"] == []
 
 
 def test_exit_layers_by_place_and_kind(make: Make) -> None:

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 import pytest
+from matplotlib.patches import Rectangle
 from rich.console import Console
 
 from harness.records import SampleRecord
@@ -16,10 +17,10 @@ from reports.figures.figure import save_figures
 from reports.figures.grid import grid_figures
 from reports.grid.compare import compare_grid
 from reports.grid.files import grid_csv, grid_json, grid_markdown
-from reports.grid.numbers import Estimate
+from reports.grid.numbers import Estimate, overhead
 from reports.grid.table import GridComparison, GridPoint, GridTable
 from reports.grid.text import render_grid
-from reports.grid.words import estimate, matched_table
+from reports.grid.words import caveats, estimate, matched_table, remarks
 from reports.recorded import RecordedRun
 from tests.reports.conftest import RunBuilder
 
@@ -43,9 +44,16 @@ def recorded(run: RunBuilder, summary: Summary | None = None) -> RecordedRun:
     return RecordedRun(Path("made-up"), run.manifest, tuple(run.windows), samples, summary or run.summary())
 
 
-def measured(blocks: int = 6, energy: float | None = None) -> RecordedRun:
-    """A tuned run: every point uncached and cached, options as the manifest has them, numbers."""
-    run = RunBuilder(points=tuple(f"{name}@{kv}" for name in NAMES for kv in ("propagate", "none")), weights="tuned")
+def measured(blocks: int = 6, energy: float | None = None, weights: str = "tuned", source: str = "nvml") -> RecordedRun:
+    """A run: every point uncached and cached, options as the manifest has them, numbers.
+
+    Args:
+        blocks: of one sample each.
+        energy: watts.
+        weights: of the model.
+        source: of the first block's energy; the others' is nvml.
+    """
+    run = RunBuilder(points=tuple(f"{name}@{kv}" for name in NAMES for kv in ("propagate", "none")), weights=weights)
     for block in range(blocks):
         for place, name in enumerate(NAMES):
             for kv, seconds in (("propagate", CACHED_S), ("none", UNCACHED_S)):
@@ -58,9 +66,10 @@ def measured(blocks: int = 6, energy: float | None = None) -> RecordedRun:
                     },
                     duration=seconds[place],
                     block=block,
-                    **({} if energy is None else {"energy_j": energy * seconds[place], "energy_source": "nvml"}),
+                    energy_j=None if energy is None else energy * seconds[place],
+                    energy_source="none" if energy is None else "nvml" if block else source,
                 )
-    made = recorded(run)
+    made = recorded(run, run.summary(lambda *_: {"codebleu": 0.5}))
     points = [
         point.model_copy(update={"options": {k: float(v) if k == "threshold" else v for k, v in point.options.items()}})
         for point in made.manifest.operating_points
@@ -76,7 +85,7 @@ def base() -> RecordedRun:
     return recorded(run)
 
 
-def compared(**options: float) -> GridComparison:
+def compared(**options: float | str) -> GridComparison:
     runs = [("tuned", BOTH, measured(**options)), ("base", BOTH, base())]  # type: ignore[arg-type]
     return compare_grid((0.6, 0.8, 0.9), runs)
 
@@ -105,7 +114,7 @@ def test_savings_are_of_full_depth_under_the_same_policy() -> None:
     assert value(here.uncached.layers_skipped) == pytest.approx(0.6)
     assert value(here.uncached.rouge_l_kept) == pytest.approx(0.5)
     assert here.uncached.energy_saving is None  # nothing was read, which is not zero
-    assert here.uncached.codebleu_kept is None
+    assert value(here.uncached.codebleu_kept) == 1.0
 
 
 def test_overhead_is_the_price_of_a_check_times_the_checks() -> None:
@@ -120,6 +129,77 @@ def test_overhead_is_the_price_of_a_check_times_the_checks() -> None:
     assert full.uncached.overhead_time is None
     assert never.uncached is not None
     assert value(never.uncached.time_saving) == pytest.approx(-0.1)
+
+
+def test_the_figure_s_bars_are_of_full_depth_like_its_words() -> None:
+    (figure,) = grid_figures(compared())
+    assert "relative to the same system's own full depth" in figure.caption
+    titles = {axes.get_title() or axes.get_title("left"): axes for axes in figure.draw().axes}
+    heights = [bar.get_height() for bar in titles["agent over full depth, time"].patches if isinstance(bar, Rectangle)]
+    assert any(height == pytest.approx(100 * (11.0 - 10.0) / 9 * 8 / 10.0) for height in heights)
+    assert any(height == pytest.approx(7.94) for height in heights)  # Table IV: Llama, 0.9, over full depth
+    assert not any(height == pytest.approx(10.63) for height in heights)  # the same over the run itself
+
+
+def test_words_name_the_exception_and_the_weights() -> None:
+    said = caveats(compared(weights="pretrained"))
+    assert said[0].startswith("every share but the agent's over own cost is of the same system's own full depth")
+    assert "the paper's: tuned; here: pretrained" in said[0]
+    assert any("agent over own time" in line and "the operating point's own cost" in line for line in said)
+    (figure,) = grid_figures(compared(weights="pretrained"))
+    assert "here: pretrained weights" in figure.caption
+    assert point(table_of(compared(weights="pretrained")), "full").label == "full depth"
+    assert point(table_of(compared()), "full").label == "full depth, tuned"
+
+
+def test_random_weights_keep_no_score() -> None:
+    comparison = compared(weights="random")
+    table = table_of(comparison)
+    ours = [one for each in table.points for one in (each.uncached, each.cached) if one]
+    ours += [one for each in table.matched for one in (each.uncached, each.cached) if one]
+    assert ours
+    assert {(one.rouge_l, one.rouge_l_kept, one.codebleu, one.codebleu_kept) for one in ours} == {(None,) * 4}
+    assert value(ours[0].time_saving) == pytest.approx(-0.25)  # of the untuned run: times mean something
+    assert all(" / –" in row[4] for row in matched_table(table).rows)
+    assert any("random weights here, so scores mean nothing" in line for line in remarks(table))
+    (figure,) = grid_figures(comparison)
+    assert "Random weights here, so scores mean nothing" in figure.caption
+    assert not any("random weights" in line for line in remarks(table_of(compared())))
+
+
+def test_joules_of_several_sources_are_not_averaged() -> None:
+    comparison = compared(energy=3.0, source="estimate")
+    table = table_of(comparison)
+    here = point(table, "0.9").uncached
+    assert here is not None
+    assert (here.energy_source, here.energy_j, here.energy_std_j, here.energy_saving) == ("mixed", None, None, None)
+    assert any("several sources" in line for line in remarks(table))
+    (figure,) = grid_figures(comparison)
+    assert "several sources" in figure.caption
+
+
+def test_repeats_of_a_block_are_no_further_blocks() -> None:
+    """Every block's numbers twice: the same share, and the interval of as many blocks as there were."""
+
+    def share(repeats: int, blocks: int) -> Estimate:
+        names = ("full", "rl:threshold=0.9", "rl:threshold=1")
+        run = RunBuilder(points=names, kv="none")
+        for block in range(blocks):
+            for repeat in range(repeats):
+                for name, seconds, checks in zip(
+                    names, (10.0, 6.0 + block % 4, 11.0 + block % 3), (0, 8, 9), strict=True
+                ):
+                    run.window(name, {"exit_checks": checks}, duration=seconds, block=block, repeat=repeat)
+        full, cell, never = recorded(run).cells.values()
+        found = overhead(cell, full, never, "time")
+        assert found is not None
+        return found
+
+    once, twice = share(1, 8), share(2, 8)
+    assert once.low is not None
+    assert once.low < once.value
+    assert (twice.value, twice.low, twice.high) == pytest.approx((once.value, once.low, once.high))
+    assert share(2, 4).low is None  # four blocks are too few, however often they ran
 
 
 def test_energy_has_the_same_arithmetic_where_it_was_read() -> None:

@@ -185,4 +185,6 @@ def test_pages_load_nothing_from_elsewhere(tmp_path: Path, recorded: Recorded) -
 def test_the_published_numbers_never_enter_the_data(tmp_path: Path, recorded: Recorded) -> None:
     files = publish(tmp_path / "a", recorded())
     assert b"OPT-2.7B" in files["index.html"]
+    assert b"<td>Llama-3.2-3B</td><td>java</td><td>base</td><td>propagate</td>" in files["index.html"]
+    assert b"<td>OPT-2.7B</td><td>java</td><td>base</td><td>propagate</td>" not in files["index.html"]
     assert not [name for name, content in files.items() if name.startswith("data/") and b"OPT-2.7B" in content]

@@ -9,8 +9,8 @@ import pytest
 
 from harness.contracts import KVPolicy
 from reports.published.codexglue import codexglue
-from reports.published.green_code import LAYERS, THRESHOLDS, PublishedRun, green_code, saving
-from reports.published.green_code_details import layer_curves, overhead_of, overheads
+from reports.published.green_code import LAYERS, PublishedRun, green_code, saving
+from reports.published.green_code_details import overhead_of
 
 REFERENCE = Path(__file__).resolve().parents[4] / "shared" / "reference"
 
@@ -79,7 +79,6 @@ def test_throughputs_of_the_text_are_means_of_ratios() -> None:
 def test_table_4(model: str, threshold: float, of_run: tuple[float, float], of_full: tuple[float, float]) -> None:
     run = overhead_of(model, "python", threshold)
     assert run is not None
-    assert run.in_table
     assert run.time_of_full is not None
     assert run.energy_of_full is not None
     assert (100 * run.energy_of_run, 100 * run.time_of_run) == pytest.approx(of_run, abs=0.011)
@@ -88,7 +87,24 @@ def test_table_4(model: str, threshold: float, of_run: tuple[float, float], of_f
 
 def test_overhead_that_was_not_measured_is_missing() -> None:
     assert overhead_of("OPT-2.7B", "java", 0.9) is None
-    assert sum(run.in_table for run in overheads()) == 2 * len(THRESHOLDS)
+
+
+def test_no_java_curve_is_a_python_one() -> None:
+    """The authors' files have one: untuned OPT-2.7B with a cache. Python's scores, layer by layer, stand under Java."""
+    curves: dict[tuple[str, ...], dict[float, float]] = {}
+    for run in green_code():
+        if run.kv is KVPolicy.PROPAGATE and run.rouge_l is not None:
+            places = curves.setdefault((run.model, run.weights, run.language), {})
+            places[run.exit_layer_mean] = run.rouge_l
+    apart = {
+        (model, weights): max(abs(curve[layer] - curves[model, weights, "python"][layer]) for layer in curve)
+        for (model, weights, language), curve in curves.items()
+        if language == "java"
+    }
+    assert set(apart) == {("Llama-3.2-3B", "base"), ("Llama-3.2-3B", "tuned"), ("OPT-2.7B", "tuned")}
+    assert min(apart.values()) > 0.05
+    assert {(run.language, run.samples) for run in green_code()} == {("java", 1001), ("python", 992)}
+    assert ("OPT-2.7B", "base", "python") in curves
 
 
 def test_exit_histograms_add_up_to_the_mean_depth() -> None:
@@ -118,21 +134,12 @@ def test_every_number_is_the_authors() -> None:
             assert saving(run, "time_s") == pytest.approx(float(row["time_saving_vs_all_layers"]), abs=1e-4)
 
 
-def test_every_layer_is_the_authors() -> None:
-    words = {"token_acc": "token_accuracy", "align_last_layer": "agreement"}
-    rows = [row for row in theirs("green-code-layers.csv") if row["kind"] in words]
-    for point, row in zip(layer_curves(), rows, strict=True):
-        assert (point.model, point.language, point.measure) == (row["model"], row["language"], words[row["kind"]])
-        assert (point.weights == "base") == (row["weights"] == "base")
-        assert (point.layer, point.samples, point.context) == (
-            int(row["layer"]), int(row["n_samples"]), float(row["context"])
-        )  # fmt: skip
-        assert point.share == pytest.approx(float(row["accuracy"]), abs=6e-5)
-
-
 def test_every_overhead_is_the_authors() -> None:
-    for run, row in zip(overheads(), theirs("green-code-overhead.csv"), strict=True):
-        assert (run.model, run.language, run.threshold) == (row["model"], row["language"], float(row["threshold"]))
+    rows = [row for row in theirs("green-code-overhead.csv") if float(row["context"]) == 0.2]
+    assert len(rows) == 17
+    for row in rows:
+        run = overhead_of(row["model"], row["language"], float(row["threshold"]))
+        assert run is not None
         assert run.agent_time_s == pytest.approx(float(row["mean_rl_time"]), abs=6e-5)
         assert run.energy_of_run == pytest.approx(float(row["rl_energy_frac_of_ee_run"]), abs=6e-5)
         assert (run.time_of_full is None) == (row["rl_time_frac_of_full"] == "")
