@@ -72,7 +72,8 @@ def _manifest(names: list[str]) -> Manifest:
     return Manifest(
         schema_version=SCHEMA_VERSION, created="", config={"kv": "propagate", "batch_size": 1},
         operating_points=tuple(
-            OperatingPointRecord(name=name, strategy="any", options={}, exit_points=(14, 22)) for name in names
+            OperatingPointRecord(name=name, strategy=name.partition(":")[0], options={}, exit_points=(14, 22))
+            for name in names
         ),
         model=ModelRecord(
             name="m", family="llama", weights="tuned", weights_source="none", weights_sha256=None, tokenizer_source="",
