@@ -53,7 +53,7 @@ class Change:
         p: of a permutation test of "no change". p_holm: corrected over the operating points of a task.
         units: independent units in A; in B there are as many where they are paired. prompts: that they hold.
         paired: compared prompt by prompt.
-        reason: why there is no change, or no interval; empty where there is one.
+        reason: why there is no change, or no interval, or what else it rests on than on prompts paired one by one.
         source: of an energy.
         smallest_p: what so many units could give at best.
         family: operating points tested together.
