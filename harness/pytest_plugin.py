@@ -2,8 +2,9 @@
 
 One test item per task × operating point; its rounds are the latencies that the run recorded for every sample, nothing
 is measured again. What else the run knows of the operating point stands in ``extra_info``. Node ids are made of model,
-weights, number format, task, protocol and operating point, never of a folder or a machine, so that
-``--benchmark-compare`` finds them in the history. Without paths on the command line only the runs are collected.
+weights, number format, task, protocol, KV policy, batch size, arrival rate if there is one, and operating point, never
+of a folder or a machine, so that ``--benchmark-compare`` finds them in the history and compares like with like. Without
+paths on the command line only the runs are collected.
 
 Loaded by every pytest of an environment that the harness is installed in: nothing heavy is imported before the option
 is used.
@@ -54,7 +55,7 @@ class RunCollector(pytest.Collector):
         for (task, point), cell in self.run.cells.items():
             latencies = tuple(s.latency_s for s in cell.samples.values() if s.latency_s is not None)
             if latencies and (task, point) in rows:
-                name = f"{task}-{cell.task.protocol}[{point}]"
+                name = _item(self.run, cell)
                 body = _replay(latencies, _facts(self.run, cell, rows[task, point]))
                 item: pytest.Function = pytest.Function.from_parent(self, name=name, callobj=body)
                 item.add_marker(pytest.mark.benchmark(group=task, timer=RecordedClock(latencies)))
@@ -150,8 +151,15 @@ def _model(run: RecordedRun) -> str:
     return f"{name}-{model.weights}-{model.dtype}"
 
 
+def _item(run: RecordedRun, cell: Measured) -> str:
+    """Task, protocol, how it decoded, operating point; the policy is not told twice where the run compares several."""
+    kv, rate = cell.regime.kv.value, run.manifest.config.get("arrival_rate")
+    how = f"{kv}-batch{cell.regime.batch_size}{f'-rate{rate:g}' if rate else ''}"
+    return f"{cell.task.name}-{cell.task.protocol}-{how}[{cell.point.name.removesuffix(f'@{kv}')}]"
+
+
 def _names(run: RecordedRun) -> set[str]:
-    return {f"{_model(run)}::{task}-{cell.task.protocol}[{point}]" for (task, point), cell in run.cells.items()}
+    return {f"{_model(run)}::{_item(run, cell)}" for cell in run.cells.values()}
 
 
 def _machine(run: RecordedRun) -> str:

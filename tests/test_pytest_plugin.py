@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,22 @@ def test_a_moved_run_is_found_in_the_history(users_pytest: Pytest, finished: Pat
     ran = users_pytest("--harness-run", elsewhere, "--benchmark-compare", "--benchmark-compare-fail=median:1%")
     assert ran.returncode != 0
     assert "Performance has regressed" in ran.stdout + ran.stderr
+
+
+def test_other_ways_to_decode_have_other_histories(users_pytest: Pytest, tiny_run: Command, tmp_path: Path) -> None:
+    """A cache, no cache, a batch of two, arrivals: four benchmarks; a run of two policies has the ids of two runs."""
+    ways = {"one": [], "none": ["--kv", "none"], "two": ["--batch-size", 2], "queue": ["--arrival-rate", 500]}
+    for name, how in ways.items():
+        assert tiny_run("--limit", 2, *how, "--out", tmp_path / name).code == 0
+    ran = users_pytest("--collect-only", "-q", *chain(*(("--harness-run", tmp_path / name) for name in ways)))
+    ids = [line.partition("::py150-")[2] for line in ran.stdout.splitlines() if line.startswith("harness::")]
+    how = ("propagate-batch1", "none-batch1", "propagate-batch2", "propagate-batch1-rate500")
+    assert ids == [f"green-code-{name}[full]" for name in how], ran.stdout + ran.stderr
+    both = tmp_path / "both"
+    assert tiny_run("--limit", 2, "--kv", "propagate,none", "--out", both).code == 0
+    ran = users_pytest("--collect-only", "-q", "--harness-run", both)
+    again = [line.partition("::py150-")[2] for line in ran.stdout.splitlines() if line.startswith("harness::")]
+    assert again == ids[:2]
 
 
 def test_paths_are_collected_as_well(users_pytest: Pytest, finished: Path) -> None:

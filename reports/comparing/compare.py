@@ -15,6 +15,7 @@ from reports.comparing.change import Change, change, corrected, level_of_both
 from reports.comparing.differences import cost_obstacle, differences, energy_obstacle, score_obstacle
 from reports.comparing.metrics import AGREEMENT, METRICS, Metric
 from reports.comparing.notes import notes
+from reports.comparing.pairing import JOINED, pair_units
 from reports.comparing.results import PointChange, RunChange
 from reports.comparing.units import Matched, agreement_units, match, units_of
 from reports.comparing.words import overall, verdict
@@ -145,6 +146,9 @@ def _change(
 ) -> Change:
     if metric.in_run and baseline:
         return Change(metric, reason="full depth is what it is compared with", applies=False)
+    for cell, full, letter in zip(cells, fulls, "AB", strict=True):
+        if metric.in_run and cell is full:
+            return Change(metric, reason=f"{letter} is full depth, whose own is 1 by definition")
     reason, source = _obstacle(metric, a, b, cells, matched)
     if reason:
         return Change(metric, reason=reason, source=source)
@@ -155,14 +159,19 @@ def _change(
         units_of(metric, cell, full, num) for cell, full, num in zip(cells, fulls, layers, strict=True)
     )  # fmt: skip
     common = matched.same_reference if metric.kind == "score" else matched.same
-    shared = [key for key in one if key in other and key <= common]
-    if shared:
-        found = change(metric, {key: one[key] for key in shared}, {key: other[key] for key in shared}, paired=True)
-    else:
-        if matched.paired and one and other:
-            reason = "the runs form their blocks of different prompts: unpaired"
+    pairs = pair_units(metric, one, other, common)
+    if pairs is None:
+        apart = "the runs form their blocks of different prompts: unpaired" if matched.paired and one and other else ""
         found = change(metric, one, other, paired=False)
-    return replace(found, source=source, reason=found.reason or reason)
+        return replace(found, source=source, reason=found.reason or apart)
+    found = change(metric, pairs.a, pairs.b, paired=True)
+    said = [found.reason, JOINED if pairs.joined else "", _left_out(found, matched) if metric.is_cost else ""]
+    return replace(found, source=source, reason="; ".join(filter(None, said)))
+
+
+def _left_out(found: Change, matched: Matched) -> str:
+    """How few of the prompts a number rests on; empty where it rests on all."""
+    return f"rests on {found.prompts} of {len(matched.same)} prompts" if found.prompts < len(matched.same) else ""
 
 
 def _obstacle(

@@ -83,6 +83,7 @@ def _change(one: Change) -> dict[str, Any]:
         "p_holm": one.p_holm,
         "distinguishable": one.distinguishable,
         "units": one.units,
+        "prompts": one.prompts,
         "paired": one.paired,
         "source": one.source or None,
         "reason": one.reason or None,

@@ -50,7 +50,7 @@ METRICS = (
     Metric("edit_similarity", "edit sim.", "edit similarity to the reference, mean over prompts", "score", 1),
     Metric("exact_match", "exact match", "share of completions identical to the reference", "score", 1),
     Metric("token_accuracy", "token acc.", "share of tokens that equal the reference's, mean over prompts", "score", 1),
-    Metric("agreement", "A = B", "share of A's tokens that B has at the same place", "agreement", 1),
+    Metric("agreement", "A = B", "share of the longer completion's places where both have one token", "agreement", 1),
     Metric("layers_skipped", "layers skipped", "share of the layers that a decoded token did not run", "depth", 0),
     Metric("exit_layer_mean", "layers/token", "layers that a decoded token ran", "depth", 0),
     Metric("latency_p50", "latency p50", "median latency of a request", "cost", -1, "s", 50),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from reports.comparing.differences import cost_obstacle, score_obstacle
+from reports.comparing.pairing import JOINED
 from reports.comparing.results import PointChange
 from reports.recorded import RecordedRun
 
@@ -52,6 +53,19 @@ def _pairing(points: Sequence[PointChange]) -> Iterator[str]:
     blocks = [point for point in points if point.matched.paired and not point.of("tokens_per_s").paired]
     if any(point.of("tokens_per_s").value is not None for point in blocks):
         yield "The runs form their blocks of different prompts, so throughput, energy and speed-up are unpaired."
+    throughput = [(point, point.of("tokens_per_s")) for point in points]
+    if any(JOINED in one.reason for _, one in throughput):
+        yield (
+            "The runs form their blocks differently: throughput, energy and speed-up pair the smallest unions of "
+            "blocks that hold the same prompts in both."
+        )
+    for point, one in throughput:
+        of = len(point.matched.same)
+        if one.value is not None and one.paired and one.prompts < of:
+            yield (
+                f"{point.task}, {point.name}: throughput rests on {one.prompts} of the {of} matched prompts; the "
+                "others' blocks failed in a run or do not match."
+            )
 
 
 def _costs(a: RecordedRun, b: RecordedRun, points: Sequence[PointChange], *, interleaved: bool) -> Iterator[str]:

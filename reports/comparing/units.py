@@ -86,7 +86,7 @@ def units_of(metric: Metric, cell: Measured, full: Measured, num_layers: int) ->
 
 
 def agreement_units(a: Measured, b: Measured, matched: Matched) -> Units:
-    """Return tokens that B has in common with A and tokens that A has, prompt by prompt; first repeats alone."""
+    """Return places with the same token in both and places of the longer completion, by prompt; first repeats alone."""
     found = {}
     for sample_id in sorted(matched.same):
         mine, theirs = a.samples.get((sample_id, 0)), b.samples.get((sample_id, 0))

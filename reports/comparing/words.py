@@ -1,7 +1,8 @@
 """What may be said of a change: per operating point, and of two runs as a whole.
 
 A change is named only where test and interval agree that there is one. "No distinguishable change" does not mean equal;
-"too few" means that so few prompts could not have shown one.
+"too few" means that so few prompts could not have shown one, "too many" that no number of prompts could have, for all
+the operating points that are tested together.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ __all__ = ["overall", "verdict"]
 
 NO_CHANGE = "no distinguishable change"
 TOO_FEW = "too few prompts to tell"
+TOO_MANY = "too many operating points to tell"
 
 _COSTS = {
     "latency_p50": ("requests {} faster", "requests {} slower"),
@@ -42,7 +44,8 @@ def verdict(point: PointChange) -> str:
         return "nothing could be compared"
     said = [_words(one) for one in told if one.distinguishable]
     if not said:
-        said = [TOO_FEW if all(one.too_few for one in told) else NO_CHANGE]
+        silences = {_silence(one) for one in told}
+        said = [next(words for words in (NO_CHANGE, TOO_MANY, TOO_FEW) if words in silences)]
     return "; ".join([*said, *_tokens(point)])
 
 
@@ -76,13 +79,18 @@ def _counted(
         value = one.value or 0.0
         word = words[0] if value > 0 else words[1]
         if not one.distinguishable:
-            word = TOO_FEW if one.too_few else NO_CHANGE
+            word = _silence(one)
         counts[word] = counts.get(word, 0) + 1
-    order = sorted(counts, key=lambda word: word in (TOO_FEW, NO_CHANGE))
+    order = sorted(counts, key=lambda word: word in (TOO_FEW, TOO_MANY, NO_CHANGE))
     first, *rest = [f"{word} at {counts[word]}" for word in order]
     tasks = " of all tasks" if len({point.task for point in points}) > 1 else ""
     noun = f"operating point{'s' if len(known) > 1 else ''}{tasks}"
     return f"{subject}: {first} of {len(known)} {noun}{''.join(f', {part}' for part in rest)}."
+
+
+def _silence(one: Change) -> str:
+    """Why no change is named: none was found, or none could have been."""
+    return TOO_FEW if one.too_few else TOO_MANY if one.too_many else NO_CHANGE
 
 
 def _words(one: Change) -> str:

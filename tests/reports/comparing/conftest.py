@@ -17,7 +17,7 @@ LAYERS = 10
 
 @dataclass
 class Recipe:
-    """A run of n prompts in blocks of one; seconds per request and point, decoding four fifths of them."""
+    """A run of n prompts in blocks; seconds per request and point, decoding four fifths of them."""
 
     seconds: Mapping[str, Sequence[float]] = field(
         default_factory=lambda: {"full": [1.0] * 8, "fixed:layer=5": [0.5] * 8}
@@ -35,6 +35,7 @@ class Recipe:
     model: Mapping[str, Any] = field(default_factory=dict)
     task: str = "py150"
     samples: int | None = None
+    block: int = 1
 
 
 @pytest.fixture
@@ -46,27 +47,15 @@ def recorded(build: type[Any]) -> Callable[..., RecordedRun]:
         meter = MeterRecord(source="rapl", description="made up", sensor_period_s=0.001)
         run = build(points=tuple(recipe.seconds), tasks=(recipe.task,), **({"meter": meter} if recipe.energy else {}))
         for point, times in recipe.seconds.items():
-            for index, seconds in enumerate(times):
-                tokens = recipe.tokens[point][index] if point in recipe.tokens else (1, 2, 3, 4)
-                ran = recipe.layers.get(point, LAYERS)
-                good = {
-                    "token_ids": tokens,
-                    "exit_layers": (LAYERS, *[ran] * (len(tokens) - 1)),
-                    "token_times_s": tuple(seconds * (0.2 + 0.8 * k / (len(tokens) - 1)) for k in range(len(tokens))),
-                    "latency_s": seconds,
-                    "ttft_s": 0.2 * seconds,
-                    "prompt_ids": recipe.prompts(index),
-                    "reference": recipe.reference,
-                    "scores": {"edit_similarity": recipe.scores[point][index]} if point in recipe.scores else {},
-                }
-                sample = {"error": "it broke"} if point in recipe.errors else good
+            for start in range(0, len(times), recipe.block):
+                samples = [_sample(recipe, point, at) for at in range(start, min(start + recipe.block, len(times)))]
+                seconds = sum(times[start : start + recipe.block])
                 more = {} if recipe.energy is None else {
                     "energy_source": recipe.energy[0], "energy_j": recipe.energy[1] * seconds,
                 }  # fmt: skip
-                run.window(
-                    point, {"sample_id": recipe.sample_id(index), **sample}, block=index, duration=seconds,
-                    task=recipe.task, failed=int(point in recipe.errors), **more,
-                )  # fmt: skip
+                failed = len(samples) if point in recipe.errors else 0
+                block = start // recipe.block
+                run.window(point, *samples, block=block, duration=seconds, task=recipe.task, failed=failed, **more)
         manifest = run.manifest
         manifest = manifest.model_copy(
             update={
@@ -82,3 +71,22 @@ def recorded(build: type[Any]) -> Callable[..., RecordedRun]:
         return RecordedRun(Path(name), manifest, tuple(run.windows), tuple(run.samples), run.summary())
 
     return make
+
+
+def _sample(recipe: Recipe, point: str, index: int) -> dict[str, Any]:
+    seconds = recipe.seconds[point][index]
+    tokens = recipe.tokens[point][index] if point in recipe.tokens else (1, 2, 3, 4)
+    ran = recipe.layers.get(point, LAYERS)
+    if point in recipe.errors:
+        return {"sample_id": recipe.sample_id(index), "error": "it broke"}
+    return {
+        "sample_id": recipe.sample_id(index),
+        "token_ids": tokens,
+        "exit_layers": (LAYERS, *[ran] * (len(tokens) - 1)),
+        "token_times_s": tuple(seconds * (0.2 + 0.8 * k / (len(tokens) - 1)) for k in range(len(tokens))),
+        "latency_s": seconds,
+        "ttft_s": 0.2 * seconds,
+        "prompt_ids": recipe.prompts(index),
+        "reference": recipe.reference,
+        "scores": {"edit_similarity": recipe.scores[point][index]} if point in recipe.scores else {},
+    }

@@ -139,6 +139,43 @@ def test_holm_counts_what_was_tested() -> None:
     assert [one.p_holm for one in corrected(family)] == pytest.approx([0.02, 0.02, None])
 
 
+def test_a_large_family_can_still_show_a_change() -> None:
+    """200 prompts, throughput exactly halved, at 120 operating points: no random swap comes near."""
+    rate = find_metric("tokens_per_s")
+    halved = change(rate, units(*[(10.0, 1.0)] * 200), units(*[(10.0, 2.0)] * 200), paired=True)
+    assert halved.relative == pytest.approx(-0.5)
+    family = corrected([halved] * 120)
+    assert all(one.distinguishable for one in family)
+    assert not family[0].too_few
+    assert not family[0].too_many
+    hopeless = corrected([halved] * 600)[0]  # 600 / 10,000 is above 5 %, however many prompts there are
+    assert not hopeless.distinguishable
+    assert hopeless.too_many
+    assert not hopeless.too_few
+
+
+def test_unpaired_blocks_can_be_too_few() -> None:
+    """Five against five have 252 deals: the clearest is worth 2 / 252, and eight times that is above 5 %."""
+    low, high = scores([0.1, 0.2, 0.3, 0.4, 0.5]), scores([0.6, 0.7, 0.8, 0.9, 1.0])
+    apart = change(EDIT, low, high, paired=False)
+    assert apart.p == apart.smallest_p == pytest.approx(2 / 252)
+    assert not corrected([apart] * 6)[0].too_few
+    assert corrected([apart] * 6)[0].distinguishable
+    of_eight = corrected([apart] * 8)[0]
+    assert not of_eight.distinguishable
+    assert of_eight.too_few
+    assert not of_eight.too_many
+
+
+def test_unpaired_runs_are_resampled_apart() -> None:
+    """The same numbers in other prompts: drawn together, their difference would always be 0."""
+    values = scores([0.1 * k for k in range(10)])
+    found = change(EDIT, values, values, paired=False)
+    assert found.value == 0.0
+    assert found.interval is not None
+    assert found.interval[0] < -0.1 < 0.1 < found.interval[1]
+
+
 def test_names_are_told_apart() -> None:
     assert len({metric.name for metric in METRICS}) == len(METRICS)
     with pytest.raises(Exception, match="Did you mean 'latency_p50'"):

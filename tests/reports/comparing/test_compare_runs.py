@@ -103,6 +103,57 @@ def test_what_matches_is_paired_and_counted(recorded: Make) -> None:
     assert "py150: 7 prompts matched (A has 12, B 7)." in found.notes
 
 
+def test_blocks_of_other_sizes_are_joined(recorded: Make) -> None:
+    """Blocks of 4 and of 8 share their short last one alone, in which B is faster; on all others B is slower."""
+    before, after = [1.0] * 100, [1.3] * 96 + [0.5] * 4
+    a = recorded("a", seconds={"full": before, FIXED: before}, block=4)
+    b = recorded("b", seconds={"full": before, FIXED: after}, block=8)
+    found = compared(a, b)
+    fixed = found.points[1]
+    for name in ("tokens_per_s", "speedup"):
+        one = fixed.of(name)
+        assert one.relative == pytest.approx(100 / (96 * 1.3 + 4 * 0.5) - 1)
+        assert (one.paired, one.units, one.prompts) == (True, 13, 100)
+        assert one.reason == "blocks joined until both runs have the same prompts in them"
+    assert fixed.of("latency_p50").reason == ""
+    assert sum("pair the smallest unions" in note for note in found.notes) == 1
+    assert not any("rests on" in note for note in found.notes)
+
+
+def test_one_block_in_common_does_not_speak_for_the_run(recorded: Make) -> None:
+    """Blocks of 4 and of 7 meet only after 28 prompts: four unions of 15 blocks are too coarse to pair."""
+    times = [1.0] * 100
+    found = compared(recorded("a", seconds={"full": times}, block=4), recorded("b", seconds={"full": times}, block=7))
+    one = found.points[0].of("tokens_per_s")
+    assert (one.paired, one.units, one.prompts) == (False, 25, 100)
+    assert one.reason == "the runs form their blocks of different prompts: unpaired"
+    assert any("are unpaired" in note for note in found.notes)
+
+
+def test_prompts_that_a_cost_leaves_out_are_counted(recorded: Make) -> None:
+    """B's second prompt differs: the block of two that holds it pairs with nothing, and its neighbour is lost."""
+    times = {"full": [1.0] * 40}
+    found = compared(
+        recorded("a", seconds=times, block=2),
+        recorded("b", seconds=times, block=2, prompts=lambda index: (index, 7, 8 if index == 1 else 7)),
+    )
+    (full,) = found.points
+    assert len(full.matched.same) == 39
+    assert (full.of("latency_p50").prompts, full.of("latency_p50").reason) == (39, "")
+    assert (full.of("tokens_per_s").prompts, full.of("tokens_per_s").paired) == (38, True)
+    assert full.of("tokens_per_s").reason == "rests on 38 of 39 prompts"
+    assert any("throughput rests on 38 of the 39 matched prompts" in note for note in found.notes)
+
+
+def test_full_depth_against_another_point_has_no_speed_up_to_compare(recorded: Make) -> None:
+    a = recorded("a", seconds=seconds())
+    for pair, letter in ((("full", FIXED), "A"), ((FIXED, "full"), "B")):
+        (point,) = compared(a, a, pair=pair).points
+        for name in ("speedup", "decode_speedup"):
+            assert point.of(name).reason == f"{letter} is full depth, whose own is 1 by definition"
+            assert point.of(name).value is None
+
+
 def test_other_references_forbid_scores_alone(recorded: Make) -> None:
     scored = {FIXED: [0.5] * 8}
     found = compared(recorded("a", scores=scored), recorded("b", scores=scored, reference="y"))

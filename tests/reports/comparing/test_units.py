@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from reports.comparing.metrics import find_metric
-from reports.comparing.units import match, units_of
+from reports.comparing.units import agreement_units, match, units_of
 from reports.summary.measured import Measured, select
 
 
@@ -55,3 +55,14 @@ def test_a_window_with_a_failure_has_no_cost(build: type[Any]) -> None:
     full, fixed = cell(build, batch_size=1, failed=True)
     assert list(units_of(find_metric("tokens_per_s"), fixed, full, 10)) == names("0-0 0-1")
     assert len(match(full, fixed).same) == 3
+
+
+def test_agreement_counts_the_places_of_the_longer_completion(build: type[Any]) -> None:
+    """(1, 2, 3) against (1, 9, 3, 4, 5): two places of five, whichever of them is A."""
+    run = build()
+    run.window("full", {"token_ids": (1, 2, 3)})
+    run.window("fixed:layer=5", {"token_ids": (1, 9, 3, 4, 5)})
+    full, fixed = select(run.manifest, run.windows, run.samples).values()
+    for a, b in ((full, fixed), (fixed, full)):
+        assert agreement_units(a, b, match(a, b)) == {frozenset(["0-0"]): (2.0, 5.0)}
+    assert "longer completion" in find_metric("agreement").meaning

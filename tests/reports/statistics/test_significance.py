@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 
 from reports.statistics.intervals import MINIMUM_PAIRS, Pair
-from reports.statistics.significance import EXACT_PAIRS, SWAPS, holm, ratio_p, sign_flip_p, smallest_p
+from reports.statistics.significance import (
+    EXACT_PAIRS,
+    SWAPS,
+    deal_p,
+    holm,
+    ratio_p,
+    sign_flip_p,
+    smallest_deal_p,
+    smallest_p,
+    swap_p,
+)
 
 
 def test_the_clearest_outcome_has_the_smallest_p() -> None:
@@ -105,3 +115,41 @@ def test_holm_keeps_the_family_wise_error_below_the_level() -> None:
     generator = np.random.default_rng(0)
     alarms = sum(min(p for p in holm(generator.random(12).tolist()) if p is not None) <= 0.05 for _ in range(2_000))
     assert 0.03 <= alarms / 2_000 <= 0.065
+
+
+def dealt_p(first: list[float], second: list[float]) -> float:
+    values = np.array(first + second)
+    observed = sum(first) / len(first) - sum(second) / len(second)
+
+    def size(deals: np.ndarray) -> np.ndarray:
+        assert np.all(deals.sum(1) == len(first))
+        means = deals @ values / len(first), (1 - deals) @ values / len(second)
+        return np.abs(means[0] - means[1])
+
+    return deal_p(size, abs(observed) - 1e-12, len(first), len(second))
+
+
+def test_few_units_are_dealt_in_every_way() -> None:
+    """5 of 10 can be chosen in 252 ways, of which two set the small ones apart; 3 of 8 in 56, of which one does."""
+    assert dealt_p([1, 2, 3, 4, 5], [6, 7, 8, 9, 10]) == smallest_deal_p(5, 5) == 2 / 252
+    assert dealt_p([1, 2, 3], [6, 7, 8, 9, 10]) == smallest_deal_p(3, 5) == 1 / 56
+    assert dealt_p([1, 2, 3, 4, 6], [5, 7, 8, 9, 10]) == 4 / 252  # and those two are as far apart or farther
+    assert dealt_p([1.0] * 5, [1.0] * 5) == 1.0
+
+
+def test_many_units_are_dealt_at_random() -> None:
+    apart = dealt_p([float(k) for k in range(30)], [100.0 + k for k in range(20)])
+    assert apart == smallest_deal_p(30, 20) == 1 / (1 + SWAPS)
+    assert smallest_deal_p(8, 8) == 2 / 12_870  # drawn 9,999 times, yet no deal is rarer than that
+
+
+def test_any_statistic_of_pairs_can_be_tested() -> None:
+    """The difference of maxima, 9 against 3: as large only where the 9 stays or goes alone with its side."""
+    a, b = np.array([1.0, 1.0, 1.0, 1.0, 9.0]), np.array([3.0, 1.0, 1.0, 1.0, 1.0])
+
+    def size(swaps: np.ndarray) -> np.ndarray:
+        one, other = np.where(swaps == 1, b, a), np.where(swaps == 1, a, b)
+        return np.abs(one.max(1) - other.max(1))
+
+    assert swap_p(size, 6.0, 5) == 1.0
+    assert swap_p(size, 7.0, 5) == 0.5  # 9 and 3 on one side leave 1 on the other
