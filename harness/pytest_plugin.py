@@ -88,12 +88,11 @@ def pytest_configure(config: pytest.Config) -> None:
     runs: list[RecordedRun] = []
     for directory in named:
         try:
-            run = read_run(Path(directory), stored=True)
+            run = read_run(Path(directory))
         except HarnessError as error:
             raise pytest.UsageError(f"--harness-run: {' '.join(str(error).split())}") from None
         if run.state:
-            remedy = f"Continue it with `harness run --resume {directory}`."
-            raise pytest.UsageError(f"--harness-run {directory}: {' '.join(run.state.split())}. {remedy}")
+            raise pytest.UsageError(f"--harness-run {directory}: {' '.join(run.state.split())}. {run.remedy}")
         for other in runs:
             both = sorted(_names(run) & _names(other))
             if both:

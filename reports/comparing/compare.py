@@ -61,10 +61,8 @@ def compare_runs(a: RecordedRun, b: RecordedRun, wanted: Wanted) -> RunChange:
         points.extend(_corrected(compared))
     if not points:
         task, name, reason = skipped[0]
-        raise StoreError(
-            f"{a.directory} and {b.directory} have nothing to compare: {task}, {name}: {reason}. "
-            "Continue the run with `harness run --resume`, or start another."
-        )
+        remedy = next((run.remedy for run in (a, b) if run.state), "Give two runs that share an operating point.")
+        raise StoreError(f"{a.directory} and {b.directory} have nothing to compare: {task}, {name}: {reason}. {remedy}")
     interleaved = a.directory.resolve() == b.directory.resolve()
     points = [replace(point, verdict=verdict(point)) for point in points]
     return RunChange(
