@@ -385,7 +385,7 @@ def _read_document(kind: type[R], file: Path) -> R:
         content = json.loads(data)
     except OSError as error:
         raise StoreError(f"cannot read {file}: {error.strerror}.") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the latter of arrays nested too deep
         raise StoreError(f"{file} is damaged: not JSON ({error}).") from None
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version is None:
