@@ -182,6 +182,20 @@ def test_pages_load_nothing_from_elsewhere(tmp_path: Path, recorded: Recorded) -
     assert sum("plotly" in name for name in files) == 1
 
 
+def test_the_mean_layer_of_a_completion_leaves_prefill_out(tmp_path: Path, recorded: Recorded) -> None:
+    """Of layers (10, 5, 5) the first is prefill's where there is a cache: the mean is 5, and 6.7 without one."""
+    publish(tmp_path / "cached", recorded(points={"fixed:layer=5": 0.5}))
+    publish(tmp_path / "plain", recorded(points={"fixed:layer=5": 0.5}, kv="none"))
+    assert mean_layers(tmp_path / "cached") == {"full": {10.0}, "fixed:layer=5": {5.0}}
+    assert mean_layers(tmp_path / "plain") == {"full": {10.0}, "fixed:layer=5": {6.7}}
+
+
+def mean_layers(folder: Path) -> dict[str, set[float | None]]:
+    """What the completions of each operating point say."""
+    points = [read_script(path, "point") for path in (folder / "data" / "points").glob("*.js")]
+    return {point["name"]: {sample["mean_layer"] for sample in point["samples"]} for point in points}
+
+
 def test_the_published_numbers_never_enter_the_data(tmp_path: Path, recorded: Recorded) -> None:
     files = publish(tmp_path / "a", recorded())
     assert b"OPT-2.7B" in files["index.html"]
