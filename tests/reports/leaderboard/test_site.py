@@ -138,6 +138,15 @@ def test_data_read_back(tmp_path: Path) -> None:
         read_script(tmp_path / "x.js", "run")
 
 
+def test_data_nested_too_deep_are_damaged(tmp_path: Path) -> None:
+    (tmp_path / "x.js").write_text(script("run", "middle").replace('"middle"', "[" * 200_000))
+    with pytest.raises(StoreError, match="is damaged"):
+        read_script(tmp_path / "x.js", "run")
+    (tmp_path / "site.json").write_text("[" * 200_000)
+    with pytest.raises(StoreError, match="cannot read"):
+        Site(tmp_path, merge=True)
+
+
 @pytest.mark.parametrize("name", ["site_schema", "schema_version"])
 def test_a_site_of_another_version_is_not_merged_into(tmp_path: Path, recorded: Recorded, name: str) -> None:
     publish(tmp_path / "a", recorded())
