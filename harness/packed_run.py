@@ -1,7 +1,8 @@
 """The archive of a published run: written the same every time, and never trusted when it is read.
 
 A ``.tar.gz`` with one folder that holds the files of a run directory and ``submission.json``, which lists the SHA-256
-of the others. Reading one writes known names into a temporary folder and nothing else, up to a limit.
+of the others. Reading one writes known names into a temporary folder and nothing else, up to a limit. Only plain
+members are read, so that no header is longer than its block: an extended one would be read whole into memory.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ import io
 import json
 import re
 import tarfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Self
 
 from harness.errors import StoreError
 from harness.records import SCHEMA_VERSION
@@ -27,9 +29,10 @@ ARCHIVE = ".tar.gz"
 RECORDS = ("manifest.json", "windows.jsonl", "samples.jsonl", "summary.json")
 LIST = "submission.json"
 LARGEST_BYTES = 1 << 30
-"""Of all files of a packed run together, unpacked."""
+"""Of a packed run, unpacked: its files together, with what the archive adds to them."""
 
 _CHUNK = 1 << 20
+_LONGEST_NAME = 100
 
 
 def write_archive(file: Path, name: str, records: Mapping[str, bytes], facts: Mapping[str, Any]) -> None:
@@ -53,7 +56,7 @@ def write_archive(file: Path, name: str, records: Mapping[str, bytes], facts: Ma
         with (
             unfinished.open("wb") as raw,
             gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as packed,
-            tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar,
+            tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as tar,
         ):
             for each in sorted(files):
                 member = tarfile.TarInfo(f"{_folder_name(name)}/{each}")
@@ -74,25 +77,60 @@ def unpacked(archive: Path) -> Iterator[Path]:
     """
     with TemporaryDirectory(prefix="harness-") as scratch:
         try:
-            with tarfile.open(archive, "r:gz") as tar:
+            with (
+                gzip.open(archive) as packed,
+                tarfile.open(fileobj=_Limited(packed, archive), mode="r|", tarinfo=_PlainMember) as tar,
+            ):
                 folder = _extract(tar, archive, Path(scratch))
-        except (OSError, EOFError, tarfile.TarError, ValueError) as error:
+        except _NotPlainError as error:
+            raise StoreError(f"{archive} {error}") from None
+        except (OSError, EOFError, tarfile.TarError, ValueError, zlib.error) as error:
             raise StoreError(f"{archive} cannot be unpacked: {error}. Pack it again with `harness submit`.") from None
         _verify(folder, archive)
         yield folder
 
 
+class _NotPlainError(Exception):
+    """A member is no plain file."""
+
+
+class _PlainMember(tarfile.TarInfo):
+    """A member that is refused on its first block unless it is a plain file."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        member = super().frombuf(buf, encoding, errors)
+        if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+            raise _NotPlainError(f"holds {member.name[:80]!r}, which is no plain file. Pack it with `harness submit`.")
+        return member
+
+
+class _Limited(io.RawIOBase):
+    """A stream that ends with an error where an archive becomes too large."""
+
+    def __init__(self, stream: gzip.GzipFile, archive: Path) -> None:
+        self._stream, self._archive, self._room = stream, archive, LARGEST_BYTES
+
+    def read(self, size: int = -1, /) -> bytes:
+        data = self._stream.read(size)
+        self._room -= len(data)
+        if self._room < 0:
+            raise StoreError(f"{self._archive} unpacks to more than {LARGEST_BYTES >> 20} MiB, the limit.")
+        return data
+
+
 def _folder_name(name: str) -> str:
-    return re.sub(r"[^\w.-]+", "-", name).strip(".-") or "run"
+    safe = re.sub(r"[^\w.-]+", "-", name).encode("utf-8", "ignore")[:_LONGEST_NAME].decode("utf-8", "ignore")
+    return safe.strip(".-") or "run"
 
 
 def _extract(tar: tarfile.TarFile, archive: Path, scratch: Path) -> Path:
     """Write the members that a packed run has, under names of our own; never what the archive says where."""
-    room, seen, folders = LARGEST_BYTES, set(), set()
+    seen, folders = set(), set()
     for member in tar:
         parts = member.name.split("/")
         known = len(parts) == 2 and parts[1] in (*RECORDS, LIST) and parts[0] not in ("", ".", "..")
-        if not known or not member.isreg() or member.name in seen:
+        if not known or member.name in seen:
             raise StoreError(
                 f"{archive} holds {member.name[:80]!r}, which a packed run does not. Pack it with `harness submit`."
             )
@@ -105,9 +143,6 @@ def _extract(tar: tarfile.TarFile, archive: Path, scratch: Path) -> Path:
             raise StoreError(f"{archive} holds more than one folder. Pack it with `harness submit`.")
         with (target / parts[1]).open("wb") as file:
             while chunk := source.read(_CHUNK):
-                room -= len(chunk)
-                if room < 0:
-                    raise StoreError(f"{archive} unpacks to more than {LARGEST_BYTES >> 20} MiB, the limit.")
                 file.write(chunk)
     if not folders:
         raise StoreError(f"{archive} is empty. Pack it with `harness submit`.")
@@ -118,7 +153,7 @@ def _verify(folder: Path, archive: Path) -> None:
     try:
         facts = json.loads((folder / LIST).read_bytes())
         version, listed = facts["schema_version"], {name: facts["files"][name]["sha256"] for name in RECORDS}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise StoreError(f"{archive} has no usable {LIST}. Pack it with `harness submit`.") from None
     if version != SCHEMA_VERSION:
         raise StoreError(

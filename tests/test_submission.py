@@ -7,8 +7,11 @@ import hashlib
 import io
 import json
 import os
+import random
 import shutil
 import tarfile
+import tracemalloc
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ from typing import Any
 import pytest
 
 from harness.errors import StoreError
-from harness.packed_run import LARGEST_BYTES, unpacked
+from harness.packed_run import LARGEST_BYTES, RECORDS, unpacked, write_archive
 from harness.reading import read_run
 from harness.submission import examine_submission, pack
 from reports.leaderboard.entries import identity
@@ -243,13 +246,53 @@ def test_a_changed_file_is_noticed(finished: Path, tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK],
+)
+def test_an_extended_header_is_not_read_into_memory(tmp_path: Path, kind: bytes) -> None:
+    """A header of 32 MiB packs to a few KiB; it is refused on its first block."""
+    bomb = tmp_path / "bomb.tar.gz"
+    member = tarfile.TarInfo("one/manifest.json")
+    member.type, member.size = kind, 32 << 20
+    with gzip.open(bomb, "wb", compresslevel=1) as packed:
+        packed.write(member.tobuf(tarfile.USTAR_FORMAT))
+        packed.write(bytes(member.size))
+    tracemalloc.start()
+    try:
+        with pytest.raises(StoreError, match=r"bomb\.tar\.gz holds .*no plain file"), unpacked(bomb):
+            pass
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 << 20
+
+
+def test_a_sparse_file_is_refused(finished: Path, tmp_path: Path) -> None:
+    archive = rewrite(archive_of(finished, tmp_path), extra("one/samples.jsonl", type=tarfile.GNUTYPE_SPARSE))
+    with pytest.raises(StoreError, match="no plain file"), unpacked(archive):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [("läuft", "läuft"), ("ü" * 120, "ü" * 50), ("a" * 250, "a" * 100)],
+    ids=["short", "two-bytes", "long"],
+)
+def test_a_name_needs_no_extended_header(tmp_path: Path, name: str, kept: str) -> None:
+    write_archive(tmp_path / "one.tar.gz", name, dict.fromkeys(RECORDS, b"x"), {})
+    with unpacked(tmp_path / "one.tar.gz") as directory:
+        assert directory.name == kept
+        assert (directory / "samples.jsonl").read_bytes() == b"x"
+
+
 def test_an_archive_does_not_fill_the_disk(tmp_path: Path) -> None:
     """A gibibyte of zeros packs to a megabyte; unpacking stops at the limit, whatever the header says."""
     bomb = tmp_path / "bomb.tar.gz"
     member = tarfile.TarInfo("one/samples.jsonl")
     member.size = 8 * LARGEST_BYTES
     with gzip.open(bomb, "wb", compresslevel=1) as packed:
-        packed.write(member.tobuf())
+        packed.write(member.tobuf(tarfile.GNU_FORMAT))
         packed.write(bytes(1 << 20))
     with pytest.raises(StoreError, match=r"cannot be unpacked|unpacks to more"), unpacked(bomb):
         pass
@@ -269,3 +312,57 @@ def test_a_damaged_archive_is_one_line(cli: Command, tmp_path: Path, content: by
     assert ran.code == 2
     assert "left out: " in ran.err
     assert "x.tar.gz" in ran.err
+
+
+def test_damage_inside_a_file_is_one_line(cli: Command, finished: Path, tmp_path: Path) -> None:
+    """Bytes flipped inside the samples, which inflating stumbles over; the good run beside it is published."""
+    chance = random.Random(0)
+    lines = [json.dumps({"sample_id": str(chance.random()), "scores": {"chrf": chance.random()}}) for _ in range(5000)]
+    archive = tmp_path / "damaged.tar.gz"
+    records = dict.fromkeys(RECORDS, b"{}") | {"samples.jsonl": "\n".join(lines).encode()}
+    write_archive(archive, "damaged", records, {})
+    whole = archive.read_bytes()
+    flipped = (flip(whole, place) for place in range(len(whole) // 4, 3 * len(whole) // 4, 997))
+    archive.write_bytes(next(content for content in flipped if is_no_deflate(content)))
+    ran = cli("leaderboard", archive, finished, "--out", tmp_path / "site")
+    assert ran.code == 0, ran
+    assert "damaged.tar.gz cannot be unpacked" in ran.err
+    assert "1 run(s)" in ran.out
+
+
+def flip(content: bytes, place: int) -> bytes:
+    """Invert eight bytes."""
+    return content[:place] + bytes(255 - byte for byte in content[place : place + 8]) + content[place + 8 :]
+
+
+def is_no_deflate(content: bytes) -> bool:
+    """Whether zlib itself complains, not the checksum behind it."""
+    try:
+        gzip.decompress(content)
+    except zlib.error:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+@pytest.mark.parametrize("name", ["submission.json", "manifest.json", "summary.json"])
+def test_json_nested_too_deep_is_one_line(cli: Command, finished: Path, tmp_path: Path, name: str) -> None:
+    nested = b"[" * 200_000
+    files = {file: (finished / file).read_bytes() for file in RECORDS}
+    archive = tmp_path / "x.tar.gz"
+    write_archive(archive, "x", files | ({name: nested} if name in RECORDS else {}), {})
+    if name not in RECORDS:
+        rewrite(archive, lambda members: nest(members, name, nested))
+    ran = cli("leaderboard", archive, finished, "--stored", "--out", tmp_path / "site")
+    assert ran.code == 0, ran
+    assert "left out: " in ran.err
+    assert "x.tar.gz" in ran.err
+
+
+def nest(members: list[tuple[tarfile.TarInfo, bytes]], name: str, content: bytes) -> None:
+    """Put another content into a member."""
+    for place, (member, _) in enumerate(members):
+        if member.name.endswith(name):
+            member.size = len(content)
+            members[place] = (member, content)

@@ -72,7 +72,7 @@ class Recording(BaseModel):
             first = error.errors()[0]
             where = "".join(f"{part}: " for part in first["loc"])
             raise MeterError(f"{path} is no recording of a meter: {where}{first['msg']}. {_USAGE}") from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise MeterError(f"{path} is not JSON ({error}). {_USAGE}") from None
 
 

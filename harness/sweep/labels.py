@@ -84,7 +84,7 @@ def _trained(model: ModelInfo, points: Sequence[OperatingPoint]) -> Iterator[tup
         for file in sorted(Path(folder).glob("*.json")):
             try:
                 facts = json.loads(file.read_text(encoding="utf-8"))
-            except (OSError, ValueError):
+            except (OSError, ValueError, RecursionError):
                 continue  # none that an operating point runs on: those were read
             if isinstance(facts, dict) and facts.get("sha256") in hashes:
                 hashes.discard(facts["sha256"])

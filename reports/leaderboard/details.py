@@ -112,17 +112,17 @@ def _settings(run: RecordedRun, cell: Measured) -> list[list[str]]:
 def _samples(cell: Measured, full: Measured, num_layers: int, shown: int) -> list[dict[str, Any]]:
     theirs = {sample.sample_id: sample for sample in full.scored}
     picked = sorted(cell.scored, key=lambda sample: hashlib.sha256(sample.sample_id.encode()).digest())[:shown]
-    return [_sample(sample, theirs.get(sample.sample_id), num_layers, cell.regime.cached) for sample in picked]
+    return [_sample(cell, sample, theirs.get(sample.sample_id), num_layers) for sample in picked]
 
 
-def _sample(sample: SampleRecord, full: SampleRecord | None, num_layers: int, cached: bool) -> dict[str, Any]:
-    layers = sample.exit_layers
+def _sample(cell: Measured, sample: SampleRecord, full: SampleRecord | None, num_layers: int) -> dict[str, Any]:
+    decided = cell.decoded_layers(sample)
     return {
         "id": sample.sample_id,
-        "html": completion(sample, num_layers, full, cached=cached),
+        "html": completion(sample, num_layers, full, cached=cell.regime.cached),
         "reference": sample.reference,
         "scores": {name: round(score, 3) for name, score in sample.scores.items() if score is not None},
         "latency_s": sample.latency_s,
-        "tokens": len(layers),
-        "mean_layer": round(sum(layers) / len(layers), 1) if layers else None,
+        "tokens": len(sample.exit_layers),
+        "mean_layer": round(sum(decided) / len(decided), 1) if decided else None,
     }

@@ -11,6 +11,7 @@ from functools import cache
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -21,7 +22,7 @@ from reports.leaderboard.entries import RunEntry
 from reports.leaderboard.groups import group_of
 from reports.leaderboard.hardware import RULE
 from reports.leaderboard.ranking import MARGIN
-from reports.published.green_code import PublishedRun, green_code
+from reports.published.section import Reference, ReferenceColumn, references
 
 __all__ = ["PAGES", "assets", "pages"]
 
@@ -81,23 +82,30 @@ def _plotly() -> Path:
     raise HarnessError("plotly's library, which draws the leaderboard's plot, is missing. Run `pip install plotly`.")
 
 
-def _published() -> list[list[str]]:
-    return [_published_line(run) for run in green_code()]
-
-
-def _published_line(run: PublishedRun) -> list[str]:
-    strategy = run.strategy if run.threshold is None else f"{run.strategy}, threshold {run.threshold:g}"
-    score = "–" if run.rouge_l is None else f"{run.rouge_l:.3f}"
+def _published() -> list[dict[str, Any]]:
+    """Published numbers by source: the tables of one source share its caveats."""
+    found = references()
+    by_source = [[one for one in found if one.key == key] for key in dict.fromkeys(one.key for one in found)]
     return [
-        run.model,
-        run.language,
-        run.weights,
-        run.kv.value,
-        strategy,
-        f"{run.context:.0%}".replace("%", " %"),
-        f"{run.samples}",
-        f"{run.exit_layer_mean:.1f}",
-        f"{run.time_s:.2f}",
-        f"{run.energy_j:.0f}",
-        score,
+        {
+            "titles": ", ".join(one.title for one in alike),
+            "tables": [_table(one) for one in alike],
+            "caveats": list(dict.fromkeys(caveat for one in alike for caveat in one.caveats)),
+        }
+        for alike in by_source
     ]
+
+
+def _table(reference: Reference) -> dict[str, Any]:
+    return {
+        "title": reference.title,
+        "source": reference.source,
+        "difference": reference.difference,
+        "header": [_header(column) for column in reference.columns],
+        "rows": [[column.text(row) for column in reference.columns] for row in reference.rows],
+    }
+
+
+def _header(column: ReferenceColumn) -> str:
+    """A header on one line; a word that was divided is whole again."""
+    return column.header.replace("-\n", "").replace("/\n", "/").replace("\n", " ")

@@ -13,6 +13,7 @@ The oracle is a bound and never ranks; random weights never rank; energy ranks o
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -76,8 +77,8 @@ def quality_of(row: SummaryRow) -> Quality:
 def ranks(rows: Sequence[SummaryRow], criterion: Criterion) -> list[int | None]:
     """Return the rank of each row of one group; ``None`` for what does not rank by this criterion."""
     spans = [_interval(row, criterion) if _may_rank(row, criterion) else None for row in rows]
-    lows = [span[0] for span in spans if span is not None]
-    return [None if span is None else 1 + sum(low > span[1] for low in lows) for span in spans]
+    lows = sorted(span[0] for span in spans if span is not None)
+    return [None if span is None else 1 + len(lows) - bisect_right(lows, span[1]) for span in spans]
 
 
 def on_front(rows: Sequence[SummaryRow]) -> list[bool]:

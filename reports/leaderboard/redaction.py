@@ -24,10 +24,14 @@ R = TypeVar("R", bound=Record)
 PUBLIC = ("/usr/", "/sys/", "/proc/", "/dev/", "/etc/", "/lib/", "/opt/", "/bin/", "/snap/")
 """Folders whose paths say nothing about whoever measured."""
 
-_HOME = re.compile(r"^(?:~|/root|(?:[A-Za-z]:)?[\\/](?:home|Users)[\\/][^\\/]+)[\\/]?$")
-_ROOT = r"(?:[A-Za-z]:[\\/]|~?/)"
+_NAMED = r"[^\s\"'<>|:;,()\[\]{}\\/]"
+_DRIVE = r"(?:\\{2,4}[?.]\\{1,2})?[A-Za-z]:"
+_SERVER = rf"\\{{2,4}}{_NAMED}+(?=\\)"
+_ROOT = rf"(?:{_DRIVE}[\\/]{{1,2}}|{_SERVER}\\{{1,2}}|~?/)"
+"""Where an absolute path begins; Windows' separators may be doubled, as in a quoted string."""
+_HOME = re.compile(rf"^(?:~|/root|(?:{_DRIVE}|{_SERVER})?[\\/]{{1,2}}(?:home|Users)[\\/]{{1,2}}[^\\/]+)[\\/]*$")
 _WHOLE = re.compile(rf"^((?:\w{{2,}}: )?)({_ROOT}[^\\/\s].*)$", re.DOTALL)
-_WITHIN = re.compile(rf"(?<![\w/\\.…~:<-])(?:file://)?{_ROOT}[^\s\"'<>|:;,()\[\]{{}}\\/][^\s\"'<>|:;,()\[\]{{}}]*")
+_WITHIN = re.compile(rf"(?<![\w/\\.…~<-])(?:file://)?{_ROOT}{_NAMED}(?:{_NAMED}|[\\/])*")
 _KEPT = frozenset({"text", "reference", "token_texts"})
 
 
@@ -49,8 +53,11 @@ class Redacted:
 def redact(text: str) -> str:
     """Return a text with each private absolute path replaced by ``…/`` and its last part."""
     whole = _WHOLE.match(text)
-    if whole and not whole[2].startswith(PUBLIC) and (" " not in whole[2] or "/" in whole[2].partition(" ")[2]):
-        return whole[1] + _shortened(whole[2])
+    if whole and not whole[2].startswith(PUBLIC):
+        _, space, rest = whole[2].partition(" ")
+        separators = "/" if whole[2].startswith(("/", "~")) else "/\\"
+        if not space or any(separator in rest for separator in separators):
+            return whole[1] + _shortened(whole[2])
     return _WITHIN.sub(lambda found: _shortened(found[0]), text)
 
 

@@ -40,5 +40,5 @@ def read_script(path: Path, kind: str) -> Any:
         raise StoreError(f"{path} is no data file of a leaderboard. Make the site again without --merge.")
     try:
         return json.loads(text[len(head) : -len(_TAIL)])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StoreError(f"{path} is damaged: {error}. Make the site again without --merge.") from None

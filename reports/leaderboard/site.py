@@ -141,7 +141,7 @@ def _check_version(folder: Path, found: Any) -> None:
 def _parsed(mark: Path) -> Any:
     try:
         return json.loads(mark.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise StoreError(f"cannot read {mark}: {error}. Use another --out.") from None
 
 

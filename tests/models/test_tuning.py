@@ -262,6 +262,8 @@ def test_documents_of_every_artefact_of_the_base_weights_were_seen(tmp_path: Pat
     assert seen_documents(OTHER, [first, second]) == {"x"}
     assert seen_documents("none", [first, second]) == frozenset()
     assert seen_documents(BASE, []) == frozenset()
+    (first / "another.json").write_text("[" * 200_000)
+    assert seen_documents(BASE, [first, second]) == {"a", "b", "c", "d"}
 
 
 # ------------------------------------------------------------------------------------------- merge

@@ -29,19 +29,19 @@
   }
 
   function interval(points, name, scale) {
-    const known = points.length <= INTERVALS;
     function side(index, sign) {
       return points.map(function (p) { return p[name + "_ci"] ? sign * scale * (p[name + "_ci"][index] - p[name]) : 0; });
     }
-    return known && (name + "_ci") in points[0]
+    return (name + "_ci") in points[0]
       ? { type: "data", symmetric: false, array: side(1, 1), arrayminus: side(0, -1), thickness: 1, width: 0 } : undefined;
   }
 
-  function trace(strategy, points, x, y, looks, ink, many) {
+  function trace(strategy, points, x, y, looks, ink, total) {
     const [colour, symbol] = looks[strategy];
     const drawn = colour === "#000000" ? ink : colour;
     const hollow = points[0].kind === "bound";
-    const errorX = interval(points, x.key, x.scale), errorY = interval(points, y.key, y.scale);
+    const many = total > 100;
+    const [errorX, errorY] = [x, y].map(function (axis) { return total <= INTERVALS ? interval(points, axis.key, axis.scale) : undefined; });
     for (const error of [errorX, errorY]) if (error) error.color = drawn + "88";
     return {
       type: "scatter", mode: "markers", name: plain(strategy), meta: strategy,
@@ -68,14 +68,14 @@
     const place = document.getElementById("plot");
     note.textContent = !all.length ? "No row has both numbers."
       : (shown.length < all.length ? shown.length + " of " + all.length + " points drawn: the front, and one per spot. " : "") +
-        "Click a point to open it." + (all.length <= INTERVALS && all.some(function (p) { return p[x.key + "_ci"] || p[y.key + "_ci"]; }) ? " Bars are 95 % intervals." : "");
+        "Click a point to open it." + (shown.length <= INTERVALS && shown.some(function (p) { return p[x.key + "_ci"] || p[y.key + "_ci"]; }) ? " Bars are 95 % intervals." : "");
     if (!loading) loading = Leaderboard.load("assets/plotly.min.js", "plotly");
     loading.then(function () {
       if (last[0] !== points || last[1] !== x || last[2] !== y) return;
       const colour = colours();
       const strategies = [...new Set(shown.map(function (p) { return p.strategy; }))];
       const traces = strategies.map(function (strategy) {
-        return trace(strategy, shown.filter(function (p) { return p.strategy === strategy; }), x, y, looks, colour.ink, shown.length > 100);
+        return trace(strategy, shown.filter(function (p) { return p.strategy === strategy; }), x, y, looks, colour.ink, shown.length);
       });
       if (x.key === "speedup" && y.key === "edit_similarity") traces.unshift(front(all, x, y, colour.accent));
       const axis = { gridcolor: colour.line, zeroline: false, linecolor: colour.line, tickfont: { size: 12 }, automargin: true };

@@ -30,7 +30,7 @@
 
   function sample(one) {
     const scores = Object.entries(one.scores).map(function ([name, score]) { return Leaderboard.word(name) + " " + score.toFixed(2); });
-    const facts = [one.tokens + " tokens", "mean layer " + one.mean_layer, one.latency_s === null ? null : (1000 * one.latency_s).toFixed(0) + " ms"];
+    const facts = [one.tokens + " tokens", one.mean_layer === null ? null : "mean layer " + one.mean_layer, one.latency_s === null ? null : (1000 * one.latency_s).toFixed(0) + " ms"];
     return h("li", { class: "sample" }, h("h3", {}, one.id), h("p", { class: "note" }, [...facts, ...scores].filter(Boolean).join(" · ")),
       h("div", { class: "pair" },
         h("div", {}, h("h4", {}, "Completion"), h("pre", { class: "completion" }, Leaderboard.markup(one.html))),

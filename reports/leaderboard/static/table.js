@@ -244,7 +244,13 @@
     const everything = state.group === EVERYTHING;
     byId("plot-section").hidden = everything;
     if (everything) return;
-    const axis = function (key) { return AXES.find(function (a) { return a.key === key; }); };
+    const source = index.groups.find(function (group) { return group.id === state.group; }).energy;
+    const axis = function (key) {
+      const found = AXES.find(function (a) { return a.key === key; });
+      if (!key.startsWith("energy")) return found;
+      const from = source === "estimate" ? "an estimate, not measured" : source;
+      return { ...found, title: found.title + " (" + from + ")", short: found.short + " (" + source + ")" };
+    };
     Leaderboard.plot(rows, axis(state.x), axis(state.y), index.looks, byId("plot-note"));
   }
 

@@ -191,6 +191,69 @@ def test_a_point_opens_by_clicking_the_plot(reader: Reader) -> None:
     assert page.inner_text("h1").startswith("oracle")
 
 
+TRACES = "document.getElementById('plot').data.filter(t => t.meta).map(t => [!!t.error_x, t.hovertemplate])"
+
+
+def test_an_estimated_energy_s_axis_says_so(chromium: Any, tmp_path: Path, recorded: Recorded) -> None:
+    site = Site(tmp_path / "site")
+    site.add(recorded("measured", energy="rapl", points={"fixed:layer=5": 0.5}))
+    later = {"created": "2026-02-01T00:00:00Z"}
+    site.add(recorded("guessed", cpu="Other Chip", energy="estimate", points={"fixed:layer=5": 0.5}, manifest=later))
+    site.finish()
+    reader = Reader(chromium, tmp_path / "site", plot=True)
+    page = reader.open("index.html#x=energy_j_per_token", wait="#plot[data-drawn] .scatterlayer")
+    for chip, title, short in (
+        ("Test Chip", "(rapl)", "J/token (rapl) "),
+        ("Other Chip", "(an estimate, not measured)", "J/token (estimate) "),
+    ):
+        group = page.locator("#group option", has_text=chip).first.get_attribute("value")
+        page.select_option("#group", group)
+        page.wait_for_function(
+            "t => document.querySelector('.xtitle').textContent.includes(t)", arg=title, timeout=5000
+        )
+        assert all(short in hover for _, hover in page.evaluate(TRACES))
+    page.select_option("#x", "speedup")
+    page.wait_for_function("document.querySelector('.xtitle').textContent.startsWith('speed-up')")
+    assert "estimate" not in page.text_content(".xtitle")
+    assert reader.faults == []
+    reader.context.close()
+
+
+@pytest.mark.parametrize("more", [15, 20], ids=["31-points", "41-points"])
+def test_bars_are_drawn_where_the_note_explains_them(
+    chromium: Any, tmp_path: Path, recorded: Recorded, more: int
+) -> None:
+    """Full depth and as many of two strategies; neither strategy alone has more than 40."""
+    names = [
+        f"{strategy}={number}" for strategy in ("fixed:layer", "entropy:threshold") for number in range(1, more + 1)
+    ]
+    site = Site(tmp_path / "site")
+    site.add(recorded(points={name: 0.3 + place / 100 for place, name in enumerate(names)}))
+    site.finish()
+    reader = Reader(chromium, tmp_path / "site", plot=True)
+    page = reader.open(wait="#plot[data-drawn] .scatterlayer")
+    bars = [drawn for drawn, _ in page.evaluate(TRACES)]
+    assert len(bars) == 3
+    assert set(bars) == {"Bars are 95 % intervals" in page.inner_text("#plot-note")} == {len(names) + 1 <= 40}
+    reader.context.close()
+
+
+def test_a_completion_of_one_token_has_no_mean_layer(chromium: Any, tmp_path: Path, recorded: Recorded) -> None:
+    """With a cache that token is prefill's, and no strategy was asked."""
+    run = recorded(points={"fixed:layer=5": 0.5})
+    short = {"exit_layers": (10,), "token_ids": (1,), "token_texts": ("x",), "token_times_s": (0.1,)}
+    site = Site(tmp_path / "site")
+    site.add(replace(run, samples=tuple(sample.model_copy(update=short) for sample in run.samples)))
+    site.finish()
+    reader = Reader(chromium, tmp_path / "site")
+    page = reader.open(f"point.html#{reader.point('fixed:layer=5')['id']}", "article[data-shown]")
+    facts = page.locator(".sample .note").all_inner_texts()
+    assert len(facts) == 8
+    assert not [text for text in facts if "mean layer" in text or not text.startswith("1 tokens")]
+    assert reader.faults == []
+    reader.context.close()
+
+
 def test_a_permanent_link_leads_to_its_point(reader: Reader, recorded: Recorded) -> None:
     point = reader.point("entropy:threshold=1")
     site = Site(reader.site)  # made again of other runs, this one among them

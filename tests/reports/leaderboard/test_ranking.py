@@ -143,6 +143,30 @@ def test_ranks_do_not_depend_on_the_order_of_rows() -> None:
     assert 1 in expected.values()
 
 
+class Counted(float):
+    """A number that counts how often it is compared."""
+
+    compared = 0
+
+    def __lt__(self, other: float) -> bool:
+        Counted.compared += 1
+        return float(self) < float(other)
+
+    def __gt__(self, other: float) -> bool:
+        Counted.compared += 1
+        return float(self) > float(other)
+
+
+def test_the_work_of_ranking_grows_little_faster_than_the_rows() -> None:
+    """2 n log₂ n comparisons at most, for sorting and for finding; n² would be a million."""
+    chance, one = random.Random(0), row()
+    lows = [chance.random() for _ in range(1000)]
+    rows = [one.model_copy(update={"speedup_ci": (Counted(low), Counted(low + 0.1))}) for low in lows]
+    found = ranks(rows, SPEED)
+    assert Counted.compared <= 2 * 1000 * 11
+    assert found == [1 + sum(other > low + 0.1 for other in lows) for low in lows]
+
+
 def test_the_front_is_what_no_other_row_beats_in_both() -> None:
     rows = [
         row(speedup=3.0, edit_similarity=0.2),

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
+from dataclasses import replace
+from html import unescape
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harness.errors import StoreError
+from reports.leaderboard import pages
 from reports.leaderboard.scripts import read_script, script
 from reports.leaderboard.site import Site
+from reports.published.section import references
 from reports.recorded import RecordedRun
 
 Recorded = Callable[..., RecordedRun]
@@ -133,6 +138,15 @@ def test_data_read_back(tmp_path: Path) -> None:
         read_script(tmp_path / "x.js", "run")
 
 
+def test_data_nested_too_deep_are_damaged(tmp_path: Path) -> None:
+    (tmp_path / "x.js").write_text(script("run", "middle").replace('"middle"', "[" * 200_000))
+    with pytest.raises(StoreError, match="is damaged"):
+        read_script(tmp_path / "x.js", "run")
+    (tmp_path / "site.json").write_text("[" * 200_000)
+    with pytest.raises(StoreError, match="cannot read"):
+        Site(tmp_path, merge=True)
+
+
 @pytest.mark.parametrize("name", ["site_schema", "schema_version"])
 def test_a_site_of_another_version_is_not_merged_into(tmp_path: Path, recorded: Recorded, name: str) -> None:
     publish(tmp_path / "a", recorded())
@@ -180,6 +194,52 @@ def test_pages_load_nothing_from_elsewhere(tmp_path: Path, recorded: Recorded) -
     own = [content for name, content in files.items() if "plotly" not in name and not name.startswith("data/")]
     assert not [content for content in own if b"http:" in content or b"https:" in content or b'"//' in content]
     assert sum("plotly" in name for name in files) == 1
+
+
+def test_the_mean_layer_of_a_completion_leaves_prefill_out(tmp_path: Path, recorded: Recorded) -> None:
+    """Of layers (10, 5, 5) the first is prefill's where there is a cache: the mean is 5, and 6.7 without one."""
+    publish(tmp_path / "cached", recorded(points={"fixed:layer=5": 0.5}))
+    publish(tmp_path / "plain", recorded(points={"fixed:layer=5": 0.5}, kv="none"))
+    assert mean_layers(tmp_path / "cached") == {"full": {10.0}, "fixed:layer=5": {5.0}}
+    assert mean_layers(tmp_path / "plain") == {"full": {10.0}, "fixed:layer=5": {6.7}}
+
+
+def mean_layers(folder: Path) -> dict[str, set[float | None]]:
+    """What the completions of each operating point say."""
+    points = [read_script(path, "point") for path in (folder / "data" / "points").glob("*.js")]
+    return {point["name"]: {sample["mean_layer"] for sample in point["samples"]} for point in points}
+
+
+def test_published_numbers_stand_apart_with_their_own_caveats(tmp_path: Path, recorded: Recorded) -> None:
+    page = publish(tmp_path / "a", recorded())["index.html"].decode()
+    parts = re.findall(r'<details class="reference">.*?</details>', page, re.DOTALL)
+    assert [part.count("<table") for part in parts] == [2, 2]
+    for part, key in zip(parts, ("green-code", "codexglue"), strict=True):
+        text = unescape(part)
+        tables = [one for one in references() if one.key == key]
+        assert "not part of any ranking" in text.partition("</summary>")[0]
+        for one in tables:
+            assert f"<h3>{one.title}</h3>" in text
+            assert f"<p>{one.source}. {one.difference}</p>" in text
+            assert [f"<li>{caveat}</li>" for caveat in one.caveats if f"<li>{caveat}</li>" not in text] == []
+            for row in one.rows:
+                cells = [column.text(row) for column in one.columns]
+                line = f'<tr><th scope="row">{cells[0]}</th>'
+                line += "".join(f'<td class="number">{cell}</td>' for cell in cells[1:])
+                assert line in text
+        assert text.count("<li>") == len(tables[0].caveats)
+        assert text.count("<tr>") == sum(len(one.rows) + 1 for one in tables)
+
+
+def test_published_numbers_are_escaped(tmp_path: Path, recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
+    nasty = "<script>alert(1)</script>"
+    one = references()[0]
+    rows = (replace(one.rows[0], system=nasty),)
+    made = replace(one, title=nasty, source=nasty, difference=nasty, caveats=(nasty,), rows=rows)
+    monkeypatch.setattr(pages, "references", lambda: (made,))
+    page = publish(tmp_path / "a", recorded())["index.html"].decode()
+    assert nasty not in page
+    assert page.count("&lt;script&gt;alert(1)") == 7  # summary, caveat, heading, label, source, difference, row
 
 
 def test_the_published_numbers_never_enter_the_data(tmp_path: Path, recorded: Recorded) -> None:
