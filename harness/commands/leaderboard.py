@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -28,7 +29,9 @@ def leaderboard(
         typer.Argument(help="Run directories, archives of `harness submit`, or folders of them.", metavar="RUN…"),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the site.", metavar="SITE")],
-    merge: Annotated[bool, typer.Option("--merge", help="Keep the runs that the site holds.")] = False,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Keep the runs that the site holds; else all of them must be given.")
+    ] = False,
     stored: Annotated[
         bool, typer.Option("--stored", help="Trust each summary.json instead of computing it again: faster.")
     ] = False,
@@ -87,6 +90,10 @@ def _add_all(site: Site, sources: list[Path], *, stored: bool) -> tuple[Refused,
                 double += not _add(site, source, stored=stored)
             except HarnessError as error:
                 refused.append((source, " ".join(str(error).split())))
+            except Exception as error:  # a defect met by one run of many: the others are published, and it is named
+                what = shorten(f"{type(error).__name__}: {error}", 200, placeholder=" …")
+                reason = f"{source} cannot be understood ({what}); leave it out, and report it as a defect"
+                refused.append((source, reason))
             progress.step(done)
     return refused, double
 
@@ -106,9 +113,7 @@ def _publish(site: Site, directory: Path, source: Path, *, stored: bool) -> bool
     try:
         run = read_run(directory, stored=stored)
         if run.state:
-            raise StoreError(
-                f"{directory}: {run.state}; not published. Continue it with `harness run --resume {source}`."
-            )
+            raise StoreError(f"{directory}: {run.state}; not published. {run.remedy}")
         return site.add(run)
     except StoreError as error:  # of an archive: name it, not the temporary folder
         raise StoreError(str(error).replace(str(directory), str(source))) from None

@@ -34,11 +34,11 @@ def read_script(path: Path, kind: str) -> Any:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise StoreError(f"cannot read {path}: {error}. Make the site again without --merge.") from None
+        raise StoreError(f"cannot read {path}: {error}. Make the site again with another --out.") from None
     head = f'{_HEAD}"{kind}",'
     if not text.startswith(head) or not text.endswith(_TAIL):
-        raise StoreError(f"{path} is no data file of a leaderboard. Make the site again without --merge.")
+        raise StoreError(f"{path} is no data file of a leaderboard. Make the site again with another --out.")
     try:
         return json.loads(text[len(head) : -len(_TAIL)])
     except (ValueError, RecursionError) as error:
-        raise StoreError(f"{path} is damaged: {error}. Make the site again without --merge.") from None
+        raise StoreError(f"{path} is damaged: {error}. Make the site again with another --out.") from None

@@ -2,8 +2,10 @@
 
 ``data/runs/ID.js`` is the site's memory: with ``merge`` these files are read again and everything else is made from
 them and the new runs. They are written before the front page's data, and what no run refers to any more is deleted
-after it, so that a site is usable at any moment of its making. Nothing in it depends on when, where or in which order
-it was made: the same runs give the same bytes.
+after it, so that a site is usable at any moment of its making. ``site.json`` comes first and says until the end that
+the site is unfinished: one whose making failed can be made again in the same folder. A finished site never loses a run:
+without ``merge`` all that it holds must be given again. Nothing in it depends on when, where or in which order it was
+made: the same runs give the same bytes.
 """
 
 from __future__ import annotations
@@ -11,11 +13,11 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from harness.errors import StoreError
+from harness.record import Record
 from harness.records import SCHEMA_VERSION
 from reports.leaderboard.details import SAMPLES_SHOWN, describe_columns, describe_point
 from reports.leaderboard.entries import SITE_SCHEMA, RunEntry, entry_of, identity
@@ -28,6 +30,22 @@ from reports.recorded import RecordedRun
 __all__ = ["Site"]
 
 MARK = "site.json"
+FOLDERS = ("assets", "data", "data/runs", "data/points")
+
+
+class Mark(Record):
+    """``site.json``, which tells a site from any other folder.
+
+    Attributes:
+        site_schema: of the site's data files. schema_version: of the run directories it was made from.
+        samples: completions per operating point, at most.
+        unfinished: the first making of this site has not come to its end.
+    """
+
+    site_schema: int
+    schema_version: int
+    samples: int = Field(ge=0)
+    unfinished: bool = False
 
 
 class Site:
@@ -39,27 +57,31 @@ class Site:
         shown: completions per operating point.
 
     Raises:
-        StoreError: the folder holds something else, is not writable, or holds a site of another version.
+        StoreError: the folder holds something else, is not writable, or holds a damaged site or one of another version.
     """
 
     def __init__(self, folder: Path, *, merge: bool = False, shown: int = SAMPLES_SHOWN) -> None:
         self.folder, self.shown, self._most = folder, shown, shown
         self.runs: dict[str, RunEntry] = {}
-        there = folder / MARK
-        if there.exists():
-            found = _parsed(there)
-            if merge:
-                _check_version(folder, found)
-                self._most = max(shown, int(found.get("samples") or 0))
-        elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise StoreError(f"{folder} is not empty and no leaderboard. Use another --out.")
-        if merge:
-            self.runs = {run.id: run for run in map(_read_entry, sorted((folder / "data" / "runs").glob("*.js")))}
+        self._held: set[str] = set()
+        self._new: list[Path] = []
         try:
-            for name in ("assets", "data/runs", "data/points"):
+            mark = _read_mark(folder)
+            if mark is None and folder.exists() and not _is_blank(folder):
+                raise StoreError(f"{folder} is not empty and no leaderboard. Use another --out.")
+            there = sorted((folder / "data" / "runs").glob("*.js"))
+            if merge:
+                self._most = max(shown, mark.samples if mark else 0)
+                self.runs = {run.id: run for run in map(_read_entry, there)}
+            elif mark and not mark.unfinished:
+                self._held = {file.stem for file in there}
+            self._is_new = not folder.exists()
+            for name in FOLDERS:
                 (folder / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(f"cannot make {folder}: {error.strerror}. Use another --out.") from None
+        if mark is None:
+            self._write_mark(unfinished=True)
 
     def add(self, run: RecordedRun) -> bool:
         """Add a finished run; ``False`` when the site holds it already.
@@ -93,10 +115,18 @@ class Site:
         """Write everything that all runs make together, and delete what belongs to none.
 
         Raises:
-            StoreError: there is no run, or the site cannot be written.
+            StoreError: there is no run, a run that the site held was not given again, or the site cannot be written.
         """
+        lost = sorted(self._held - self.runs.keys())
+        if lost or not self.runs:
+            self._undo()
         if not self.runs:
             raise StoreError(f"there is no run to publish in {self.folder}. Give finished run directories.")
+        if lost:
+            raise StoreError(
+                f"{self.folder} holds {len(lost)} run(s) that were not given again, data/runs/{lost[0]}.js for one. "
+                "Add --merge to keep them, or use another --out."
+            )
         runs = sorted(self.runs.values(), key=lambda run: run.id)
         for name, content in assets():
             self._write(f"assets/{name}", content)
@@ -104,45 +134,82 @@ class Site:
         self._write("data/index.js", script("index", index_of(runs)).encode())
         for name, text in pages(runs, self._most).items():
             self._write(name, text.encode())
-        mark = {"site_schema": SITE_SCHEMA, "schema_version": SCHEMA_VERSION, "samples": self._most}
-        self._write(MARK, (json.dumps(mark) + "\n").encode())
+        self._write_mark(unfinished=False)
         self._sweep("data/runs", {run.id for run in runs})
         self._sweep("data/points", {point.id for run in runs for point in run.points})
+
+    def _write_mark(self, *, unfinished: bool) -> None:
+        mark = Mark(
+            site_schema=SITE_SCHEMA, schema_version=SCHEMA_VERSION, samples=self._most, unfinished=unfinished
+        ).model_dump(exclude_defaults=True)
+        self._write(MARK, (json.dumps(mark) + "\n").encode())
 
     def _write(self, name: str, content: bytes) -> None:
         """Replace a file whole, unless it holds that already."""
         path = self.folder / name
         unfinished = path.with_name(f".{path.name}.part")
         try:
-            with suppress(FileNotFoundError):
-                if path.stat().st_size == len(content) and path.read_bytes() == content:
-                    return
+            if not path.exists():
+                self._new.append(path)
+            elif path.stat().st_size == len(content) and path.read_bytes() == content:
+                return
             unfinished.write_bytes(content)
             unfinished.replace(path)
         except OSError as error:
             raise StoreError(f"cannot write {path}: {error.strerror}.") from None
+        finally:  # an interruption, too, leaves no half of a file
+            with suppress(OSError):
+                unfinished.unlink()
+
+    def _undo(self) -> None:
+        """Take back what was added, so that a refused site is what it was, or not there at all."""
+        with suppress(OSError):
+            for path in self._new:
+                path.unlink(missing_ok=True)
+        for name in (*reversed(FOLDERS), *([""] if self._is_new else [])):
+            with suppress(OSError):  # a folder that holds something stays
+                (self.folder / name).rmdir()
 
     def _sweep(self, folder: str, known: set[str]) -> None:
         for file in (self.folder / folder).glob("*.js"):
             if file.stem not in known:
-                file.unlink(missing_ok=True)
+                try:
+                    file.unlink(missing_ok=True)
+                except OSError as error:
+                    raise StoreError(f"cannot delete {file}: {error.strerror}.") from None
 
 
-def _check_version(folder: Path, found: Any) -> None:
+def _is_blank(folder: Path) -> bool:
+    """Whether a folder holds nothing, or no more than what a making that was killed at its start leaves."""
+    return folder.is_dir() and all(
+        path.relative_to(folder).as_posix() in FOLDERS if path.is_dir() else path == folder / f".{MARK}.part"
+        for path in folder.rglob("*")
+    )
+
+
+def _read_mark(folder: Path) -> Mark | None:
+    """Return what ``site.json`` says; ``None`` when there is none."""
+    path = folder / MARK
+    if not path.exists():
+        return None
+    try:
+        found = json.loads(path.read_bytes())
+    except OSError as error:
+        raise StoreError(f"cannot read {path}: {error.strerror}. Use another --out.") from None
+    except (ValueError, RecursionError) as error:
+        raise StoreError(f"{path} is damaged: {error}. Use another --out.") from None
     for name, ours in (("site_schema", SITE_SCHEMA), ("schema_version", SCHEMA_VERSION)):
         theirs = found.get(name) if isinstance(found, dict) else None
         if theirs != ours:
             raise StoreError(
-                f"the site {folder} has {name} {theirs!r} and this harness writes {ours}. Merge with the version of "
-                "early-exit-harness that made it, or make it again without --merge."
+                f"the site {folder} has {name} {theirs!r} and this harness writes {ours}. Use the version of "
+                "early-exit-harness that made it, or another --out."
             )
-
-
-def _parsed(mark: Path) -> Any:
     try:
-        return json.loads(mark.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise StoreError(f"cannot read {mark}: {error}. Use another --out.") from None
+        return Mark.model_validate(found)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise StoreError(f"{path} is damaged: {first['loc'][0]}: {first['msg']}. Use another --out.") from None
 
 
 def _read_entry(path: Path) -> RunEntry:
@@ -152,10 +219,12 @@ def _read_entry(path: Path) -> RunEntry:
         if theirs != ours:
             raise StoreError(
                 f"{path} has {name} {theirs!r} and this harness reads {ours}. Merge with the "
-                "version of early-exit-harness that made it, or make the site again without --merge."
+                "version of early-exit-harness that made it, or make the site again with another --out."
             )
     try:
         return RunEntry.model_validate(value)
     except ValidationError as error:
         first = error.errors()[0]
-        raise StoreError(f"{path} is damaged: {first['loc']}: {first['msg']}. Make the site again.") from None
+        raise StoreError(
+            f"{path} is damaged: {first['loc']}: {first['msg']}. Make the site again with another --out."
+        ) from None

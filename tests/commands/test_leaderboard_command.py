@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+from harness.reading import read_run
+from reports.recorded import RecordedRun
+
 Command = Callable[..., Any]
 
 
@@ -73,6 +76,52 @@ def test_nothing_to_publish_is_refused(cli: Command, tmp_path: Path) -> None:
     ran = cli("leaderboard", tmp_path / "nowhere", "--out", tmp_path / "site")
     assert ran.code == 2
     assert "no run to publish" in ran.err.splitlines()[-1]
+    assert not (tmp_path / "site").exists()
+
+
+def test_a_defect_met_by_one_run_is_named_and_the_rest_is_published(
+    cli: Command, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken(runs, "odd", "manifest.json", str)
+
+    def read(path: Path, **options: Any) -> RecordedRun:
+        if path.name == "odd":
+            raise ZeroDivisionError("division\nby zero")
+        return read_run(path, **options)
+
+    monkeypatch.setattr("harness.reading.read_run", read)
+    ran = cli("leaderboard", runs, "--out", tmp_path / "site")
+    assert ran.code == 0, ran
+    assert "1 run(s) with 1 operating points, 1 left out" in ran.out
+    (line,) = (line for line in ran.err.splitlines() if line.startswith("left out: "))
+    said = "cannot be understood (ZeroDivisionError: division by zero); leave it out, and report it as a defect"
+    assert line == f"left out: {runs / 'odd'} {said}"
+
+
+@pytest.mark.parametrize("moment", ["add", "finish"])
+def test_a_folder_whose_making_was_interrupted_takes_another(
+    cli: Command, runs: Path, tmp_path: Path, moment: str
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(f"reports.leaderboard.site.Site.{moment}", interrupt)
+        assert cli("leaderboard", runs, "--out", tmp_path / "site").code == 130
+    ran = cli("leaderboard", runs, "--out", tmp_path / "site")
+    assert ran.code == 0, ran
+
+
+def test_a_site_loses_no_run_that_was_not_given_again(
+    cli: Command, tiny_run: Command, runs: Path, tmp_path: Path
+) -> None:
+    assert cli("leaderboard", runs, "--out", tmp_path / "site").code == 0
+    assert tiny_run("--out", tmp_path / "more", "--strategy", "fixed:layer=6").code == 0
+    ran = cli("leaderboard", tmp_path / "more", "--out", tmp_path / "site")
+    assert ran.code == 2
+    assert "1 run(s) that were not given again" in ran.err
+    assert "Add --merge to keep them, or use another --out" in ran.err
+    assert len(list((tmp_path / "site" / "data" / "runs").iterdir())) == 1
 
 
 def test_merging_keeps_and_adds(cli: Command, tiny_run: Command, runs: Path, tmp_path: Path) -> None:

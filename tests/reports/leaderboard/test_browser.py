@@ -256,6 +256,7 @@ def test_a_completion_of_one_token_has_no_mean_layer(chromium: Any, tmp_path: Pa
 
 def test_a_permanent_link_leads_to_its_point(reader: Reader, recorded: Recorded) -> None:
     point = reader.point("entropy:threshold=1")
+    shutil.rmtree(reader.site)
     site = Site(reader.site)  # made again of other runs, this one among them
     site.add(recorded("renamed", points={"entropy:threshold=1": 0.9}, manifest={"created": "2026-02-01T00:00:00Z"}))
     site.finish()

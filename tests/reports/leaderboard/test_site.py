@@ -28,6 +28,10 @@ def publish(folder: Path, *runs: RecordedRun, **options: Any) -> dict[str, bytes
     for run in runs:
         site.add(run)
     site.finish()
+    return files_of(folder)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
@@ -55,9 +59,56 @@ def test_merging_gives_what_all_at_once_gives(tmp_path: Path, two: tuple[Recorde
     assert publish(tmp_path / "a", two[0], two[1], merge=True) == merged
 
 
-def test_without_merge_the_site_holds_these_runs_only(tmp_path: Path, two: tuple[RecordedRun, RecordedRun]) -> None:
-    publish(tmp_path / "a", *two)
+def test_without_merge_no_run_of_the_site_is_lost(
+    tmp_path: Path, recorded: Recorded, two: tuple[RecordedRun, RecordedRun]
+) -> None:
+    before = publish(tmp_path / "a", *two)
+    third = recorded("three", manifest={"created": "2026-03-01T00:00:00Z"})
+    with pytest.raises(StoreError, match=r"a holds 1 run\(s\) that were not given again, data/runs/\w{16}\.js for one"):
+        publish(tmp_path / "a", two[1], third)
+    assert files_of(tmp_path / "a") == before
+    assert publish(tmp_path / "a", *two, third) == publish(tmp_path / "b", *two, third)
+
+
+def test_a_site_whose_making_was_interrupted_can_be_made_again(
+    tmp_path: Path, two: tuple[RecordedRun, RecordedRun]
+) -> None:
+    assert Site(tmp_path / "a").add(two[0])
+    assert list((tmp_path / "a" / "data" / "runs").iterdir())
     assert publish(tmp_path / "a", two[1]) == publish(tmp_path / "b", two[1])
+
+
+def test_merging_keeps_what_an_interrupted_making_read(tmp_path: Path, two: tuple[RecordedRun, RecordedRun]) -> None:
+    assert Site(tmp_path / "a").add(two[0])
+    assert publish(tmp_path / "a", two[1], merge=True) == publish(tmp_path / "b", *two)
+
+
+@pytest.mark.parametrize("left", ["assets", "data/runs", "data/points", ".site.json.part"])
+def test_a_making_that_was_killed_at_its_start_is_no_obstacle(tmp_path: Path, recorded: Recorded, left: str) -> None:
+    path = tmp_path / "a" / left
+    (path.parent if path.suffix else path).mkdir(parents=True)
+    if path.suffix:
+        path.write_text('{"site_')
+    assert publish(tmp_path / "a", recorded()) == publish(tmp_path / "b", recorded())
+
+
+def test_an_interrupted_write_leaves_no_half_of_a_file(
+    tmp_path: Path, recorded: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = Site(tmp_path / "a")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            site.add(recorded())
+        with pytest.raises(KeyboardInterrupt):
+            Site(tmp_path / "b")
+    assert list(files_of(tmp_path / "a")) == ["site.json"]
+    assert not files_of(tmp_path / "b")
+    assert publish(tmp_path / "b", recorded()) == publish(tmp_path / "a", recorded())
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_a_run_is_published_once(tmp_path: Path, recorded: Recorded) -> None:
@@ -143,17 +194,51 @@ def test_data_nested_too_deep_are_damaged(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="is damaged"):
         read_script(tmp_path / "x.js", "run")
     (tmp_path / "site.json").write_text("[" * 200_000)
-    with pytest.raises(StoreError, match="cannot read"):
+    with pytest.raises(StoreError, match="is damaged"):
         Site(tmp_path, merge=True)
 
 
+@pytest.mark.parametrize("merge", [False, True])
 @pytest.mark.parametrize("name", ["site_schema", "schema_version"])
-def test_a_site_of_another_version_is_not_merged_into(tmp_path: Path, recorded: Recorded, name: str) -> None:
+def test_a_site_of_another_version_is_left_alone(tmp_path: Path, recorded: Recorded, name: str, merge: bool) -> None:
     publish(tmp_path / "a", recorded())
     mark = tmp_path / "a" / "site.json"
     mark.write_text(json.dumps(json.loads(mark.read_text()) | {name: 7}))
+    before = files_of(tmp_path / "a")
     with pytest.raises(StoreError, match=f"site .*a has {name} 7 and this harness writes 1"):
+        Site(tmp_path / "a", merge=merge)
+    assert files_of(tmp_path / "a") == before
+
+
+@pytest.mark.parametrize("merge", [False, True])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[" * 200_000, "site.json is damaged: .*recursion"),
+        ("{", "site.json is damaged"),
+        ("[]", "site_schema None"),
+        ('{"site_schema": 1, "schema_version": 1}', "site.json is damaged: samples: Field required"),
+        ('{"site_schema": 1, "schema_version": 1, "samples": "x"}', "site.json is damaged: samples: .*valid integer"),
+        ('{"site_schema": 1, "schema_version": 1, "samples": -1}', "site.json is damaged: samples: .*greater"),
+    ],
+)
+def test_a_damaged_mark_is_one_line(tmp_path: Path, text: str, said: str, merge: bool) -> None:
+    (tmp_path / "site.json").write_text(text)
+    with pytest.raises(StoreError, match=said):
+        Site(tmp_path, merge=merge)
+
+
+def test_a_damaged_data_file_is_one_line(tmp_path: Path, recorded: Recorded) -> None:
+    publish(tmp_path / "a", recorded())
+    (file,) = (tmp_path / "a" / "data" / "runs").glob("*.js")
+    file.write_text(f'leaderboardData("run",{"[" * 200_000});\n')
+    with pytest.raises(StoreError, match=f"{file.name} is damaged: .*recursion"):
         Site(tmp_path / "a", merge=True)
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"cannot make .*too long"):
+        Site(tmp_path / ("x" * 300))
 
 
 def test_a_run_of_another_version_in_a_site_is_named(tmp_path: Path, recorded: Recorded) -> None:
@@ -164,10 +249,13 @@ def test_a_run_of_another_version_in_a_site_is_named(tmp_path: Path, recorded: R
         Site(tmp_path / "a", merge=True)
 
 
-def test_a_folder_that_is_no_site_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "thesis.txt").write_text("mine")
+@pytest.mark.parametrize("name", ["thesis.txt", "data/thesis.js", "assets/thesis/one.txt", "data/runs/.site.json.part"])
+def test_a_folder_that_is_no_site_is_left_alone(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("mine")
     with pytest.raises(StoreError, match="not empty and no leaderboard"):
         Site(tmp_path)
+    assert files_of(tmp_path) == {name: b"mine"}
 
 
 def test_replayed_energy_is_refused(tmp_path: Path, recorded: Recorded) -> None:
@@ -178,6 +266,7 @@ def test_replayed_energy_is_refused(tmp_path: Path, recorded: Recorded) -> None:
 def test_a_site_of_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no run to publish"):
         Site(tmp_path / "a").finish()
+    assert not (tmp_path / "a").exists()
 
 
 def test_estimates_are_shown_and_never_ranked(tmp_path: Path, recorded: Recorded) -> None:
@@ -245,6 +334,4 @@ def test_published_numbers_are_escaped(tmp_path: Path, recorded: Recorded, monke
 def test_the_published_numbers_never_enter_the_data(tmp_path: Path, recorded: Recorded) -> None:
     files = publish(tmp_path / "a", recorded())
     assert b"OPT-2.7B" in files["index.html"]
-    assert b"<td>Llama-3.2-3B</td><td>java</td><td>base</td><td>propagate</td>" in files["index.html"]
-    assert b"<td>OPT-2.7B</td><td>java</td><td>base</td><td>propagate</td>" not in files["index.html"]
     assert not [name for name, content in files.items() if name.startswith("data/") and b"OPT-2.7B" in content]
