@@ -113,7 +113,8 @@ def _publish(site: Site, directory: Path, source: Path, *, stored: bool) -> bool
     try:
         run = read_run(directory, stored=stored)
         if run.state:
-            raise StoreError(f"{directory}: {run.state}; not published. {run.remedy}")
+            remedy = run.remedy if directory == source else "Finish its run, and pack it again with `harness submit`."
+            raise StoreError(f"{source}: {run.state}; not published. {remedy}")
         return site.add(run)
     except StoreError as error:  # of an archive: name it, not the temporary folder
         raise StoreError(str(error).replace(str(directory), str(source))) from None
