@@ -23,9 +23,10 @@ from reports.files import write_files
 from reports.published.section import reference_markdown
 from reports.recorded import RecordedRun
 from reports.tables.attribution_table import TextTable
-from reports.tables.export import escape_markdown, markdown_legend, markdown_results, markdown_row, runs_to_csv
+from reports.tables.export import markdown_legend, markdown_results, runs_to_csv
 from reports.tables.hypervolume_table import NOTE, hypervolume_tables
 from reports.tables.latex import to_latex
+from reports.tables.markdown import escape_markdown, markdown_code, markdown_row
 from reports.training.logs import TrainingLogs
 
 __all__ = ["FIGURES", "MOST_RUNS_DRAWN", "Collection", "check_folder", "write_collection"]
@@ -195,7 +196,7 @@ def _text_table(title: str, table: TextTable) -> Iterator[str]:
     yield markdown_row(cell.replace("\n", " ") for cell in table.header)
     yield markdown_row([":--", *("--:" for _ in table.header[1:])])
     for name, *cells in table.rows:
-        yield markdown_row([f"`{name}`", *cells])
+        yield markdown_row([markdown_code(name), *cells])
 
 
 def _line(text: str) -> str:
