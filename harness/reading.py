@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from os.path import exists, isdir  # of pathlib they fail where one may not look
 from pathlib import Path
 
 from harness import environment
@@ -64,7 +65,7 @@ def find_runs(paths: Iterable[Path]) -> list[Path]:
     """
     found: dict[Path, Path] = {}
     for path in paths:
-        below = [] if (path / MANIFEST).exists() or not path.is_dir() else sorted(path.rglob(MANIFEST))
+        below = [] if exists(path / MANIFEST) or not isdir(path) else sorted(path.rglob(MANIFEST))
         for run in [manifest.parent for manifest in below] or [path]:
             found.setdefault(run.resolve(), run)
     return list(found.values())

@@ -372,7 +372,11 @@ def _lock(path: Path) -> IO[bytes]:
 
 def _read_manifest(path: Path) -> Manifest:
     file = path / MANIFEST
-    if not file.exists():
+    try:
+        there = file.exists()
+    except OSError as error:
+        raise StoreError(f"cannot read {file}: {error.strerror}.") from None
+    if not there:
         what = "holds no manifest.json: it is no run directory" if path.is_dir() else "does not exist"
         raise StoreError(f"{path} {what}. Start a run with --out {path}.")
     return _read_document(Manifest, file)
