@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from os.path import isdir, isfile  # of pathlib they fail where one may not look
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -20,7 +21,7 @@ def find_calibrations(paths: Iterable[Path]) -> list[Path]:
     found: dict[Path, Path] = {}
     for path in paths:
         here = path / CALIBRATION
-        for file in [here] if here.is_file() else sorted(path.glob(f"*/{CALIBRATION}")):
+        for file in [here] if isfile(here) else sorted(path.glob(f"*/{CALIBRATION}")) if isdir(path) else []:
             found.setdefault(file.parent.resolve(), file.parent)
     return list(found.values())
 

@@ -2,7 +2,8 @@
 
 ``report.md`` for people, ``summary.csv`` and ``summary.json`` for programs, ``tables.tex`` for papers, ``figures/``
 with each figure as SVG, PDF and PNG. Runs that could not be read stand in it with the reason, and those that are not
-finished say so wherever their numbers do.
+finished say so wherever their numbers do. ``report.md`` is written last, so that no link of it is dead, whenever the
+making is stopped; ``tables.tex`` is first, and tells an unfinished report from somebody else's files.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ from harness.errors import ConfigError, StoreError
 from reports.figures.catalogue import Catalogue, Page, catalogue, pages
 from reports.figures.figure import Figure, save_figures
 from reports.files import write_files
+from reports.identity import identity
 from reports.published.section import reference_markdown
 from reports.recorded import RecordedRun
 from reports.tables.attribution_table import TextTable
-from reports.tables.export import escape_markdown, markdown_legend, markdown_results, markdown_row, runs_to_csv
+from reports.tables.export import markdown_legend, markdown_results, runs_to_csv
 from reports.tables.hypervolume_table import NOTE, hypervolume_tables
-from reports.tables.latex import to_latex
+from reports.tables.latex import FIRST_LINE, to_latex
+from reports.tables.markdown import escape_markdown, markdown_code, markdown_row
 from reports.training.logs import TrainingLogs
 
 __all__ = ["FIGURES", "MOST_RUNS_DRAWN", "Collection", "check_folder", "write_collection"]
@@ -33,6 +36,9 @@ __all__ = ["FIGURES", "MOST_RUNS_DRAWN", "Collection", "check_folder", "write_co
 FIGURES = "figures"
 MOST_RUNS_DRAWN = 20
 """With more runs than this, figures of each are drawn only when asked for: they take seconds a run."""
+_HEADING = "# Early-exit benchmark report"
+_HEADS = {"report.md": _HEADING, "tables.tex": FIRST_LINE}
+"""How the files begin that tell a report, finished or not, from other files."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,7 @@ class Collection:
 
     Attributes:
         runs: that could be read.
-        refused: directory and reason of those that could not.
+        refused: directory and reason of runs and sweeps that could not.
         calibrations: what sweeps found out about scores; replayed, and kept apart from what was measured.
         trainings: logs of the trainings behind the runs.
     """
@@ -58,9 +64,21 @@ class Collection:
         return tuple(run.name if taken[run.name] == 1 else str(run.directory) for run in self.runs)
 
     @property
+    def empty(self) -> bool:
+        """Whether there is nothing to report but what could not be read."""
+        return not (self.runs or self.calibrations or any(logs.lite or logs.agents for logs in self.trainings))
+
+    @property
     def named(self) -> list[tuple[str, RecordedRun]]:
         """Each run with its name."""
         return list(zip(self.names, self.runs, strict=True))
+
+    @cached_property
+    def copies(self) -> dict[str, str]:
+        """Which names are of runs that an earlier one is the same as, with that one's name."""
+        first: dict[str, str] = {}
+        found = [(name, first.setdefault(identity(run), name)) for name, run in self.named]
+        return {name: original for name, original in found if name != original}
 
     def as_json(self) -> list[dict[str, Any]]:
         """Return one entry per run, those that could not be read last, without a summary and with the reason."""
@@ -80,12 +98,34 @@ def check_folder(out: Path) -> None:
     """Refuse a folder that a report must not be written to.
 
     Raises:
-        ConfigError: it is a file, or a run directory, whose files would be lost.
+        ConfigError: it is a file, cannot be looked into, or a run directory, or has files of somebody else that the
+            report's would replace.
     """
-    if (out / "manifest.json").exists():
-        raise ConfigError(f"{out} is a run directory, and its summary.json would be lost. Use another --out.")
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"{out} is a file. Use another --out.")
+    try:
+        if (out / "manifest.json").exists():
+            raise ConfigError(f"{out} is a run directory, and its summary.json would be lost. Use another --out.")
+        if out.exists() and not out.is_dir():
+            raise ConfigError(f"{out} is a file. Use another --out.")
+        foreign = _foreign(out)
+    except OSError as error:
+        raise ConfigError(f"cannot look into {out}: {error.strerror}. Use another --out.") from None
+    if foreign is not None:
+        raise ConfigError(f"{foreign} is not of a report of this harness and would be replaced. Use another --out.")
+
+
+def _foreign(out: Path) -> Path | None:
+    """Return a file or folder that a report would replace and that no report wrote."""
+    marked = False
+    for name, head in _HEADS.items():
+        if (out / name).is_dir():
+            return out / name
+        if (out / name).exists():
+            with (out / name).open("rb") as file:
+                if file.read(len(head.encode())) != head.encode():
+                    return out / name
+            marked = True
+    others = [out / "summary.csv", out / "summary.json", out / FIGURES, *sorted(out.glob("completions-*.html"))]
+    return None if marked else next((path for path in others if path.exists()), None)
 
 
 def write_collection(
@@ -95,7 +135,7 @@ def write_collection(
     figures: bool | None = None,
     watch: Callable[[int, int], None] | None = None,
 ) -> list[Path]:
-    """Write a report; return the paths of its files, ``report.md`` first.
+    """Write a report, ``report.md`` last; return the paths of its files, ``report.md`` first.
 
     Args:
         collection: what to report.
@@ -119,11 +159,11 @@ def write_collection(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StoreError(f"cannot make the folder {out}: {error.strerror}. Use another --out.") from None
+    report = "\n".join(_markdown(collection, drawn, further, undrawn)) + "\n"
     texts = {
-        "report.md": "\n".join(_markdown(collection, drawn, further, undrawn)) + "\n",
+        "tables.tex": to_latex(collection.named),
         "summary.csv": runs_to_csv((name, run.summary) for name, run in collection.named),
         "summary.json": json.dumps(collection.as_json(), indent=2) + "\n",
-        "tables.tex": to_latex(collection.named),
     }
     written = list(write_files(out, texts | {page.name: page.content() for page in further}))
     everything = drawn.figures
@@ -131,16 +171,18 @@ def write_collection(
         written += save_figures([figure], out / FIGURES)
         if watch is not None:
             watch(number, len(everything))
-    return written
+    return [*write_files(out, {"report.md": report}), *written]
 
 
 def _markdown(collection: Collection, drawn: Catalogue, further: Sequence[Page], undrawn: str) -> Iterator[str]:
-    yield "# Early-exit benchmark report"
+    yield _HEADING
     yield from _overview(collection)
     if undrawn:
         yield from ("", undrawn)
     if further:
         yield from ("", "## Pages", "", *(f"- [{escape_markdown(page.title)}]({page.name})" for page in further))
+    if _without_token_texts(collection.runs):
+        yield from ("", "No page of completions: these runs do not say which token added which text. Run again.")
     if drawn.of_all or drawn.absent_of_all:
         yield from ("", "## Runs side by side")
         yield from _figures(drawn.of_all, drawn.absent_of_all)
@@ -169,6 +211,12 @@ def _markdown(collection: Collection, drawn: Catalogue, further: Sequence[Page],
         yield from markdown_legend(collection.runs[0].summary)
 
 
+def _without_token_texts(runs: Sequence[RecordedRun]) -> bool:
+    """Whether there are completions and none says which token added which text."""
+    samples = [sample for run in runs for sample in run.samples if sample.error is None]
+    return bool(samples) and not any(sample.token_texts for sample in samples)
+
+
 def _overview(collection: Collection) -> Iterator[str]:
     yield from ("", markdown_row(["run", "model", "weights", "tasks", "operating points", "what to know"]))
     yield markdown_row([":--", ":--", ":--", ":--", "--:", ":--"])
@@ -176,7 +224,9 @@ def _overview(collection: Collection) -> Iterator[str]:
         model = run.manifest.model
         tasks = ", ".join(f"{task.name} ({task.protocol})" for task in run.manifest.tasks)
         points = sum(not point.never_exits for point in run.manifest.operating_points)
-        yield markdown_row([_line(name), _line(model.name), model.weights, _line(tasks), str(points), _line(run.state)])
+        copy = f"a copy of {collection.copies[name]}, not a run of its own" if name in collection.copies else ""
+        known = "; ".join(filter(None, (copy, run.state)))
+        yield markdown_row([_line(name), _line(model.name), model.weights, _line(tasks), str(points), _line(known)])
     if collection.refused:
         yield from ("", f"**Left out, because they could not be read ({len(collection.refused)}):**", "")
         yield from (f"- {_line(path)}: {_line(why)}" for path, why in collection.refused)
@@ -187,7 +237,7 @@ def _figures(figures: Sequence[Figure], absent: Sequence[str]) -> Iterator[str]:
         path = f"{FIGURES}/{figure.name}"
         yield from ("", f"![{_line(figure.title).replace(']', '&#93;')}]({path}.svg)", "")
         yield f"**{_line(figure.title)}.** {_line(figure.caption)} [PDF]({path}.pdf) · [PNG]({path}.png)"
-    yield from ("", *(f"- {_line(why[:1].upper() + why[1:])}." for why in absent)) if absent else ()
+    yield from ("", *(f"- {_line(why[:1].upper() + why[1:].rstrip('.'))}." for why in absent)) if absent else ()
 
 
 def _text_table(title: str, table: TextTable) -> Iterator[str]:
@@ -195,7 +245,7 @@ def _text_table(title: str, table: TextTable) -> Iterator[str]:
     yield markdown_row(cell.replace("\n", " ") for cell in table.header)
     yield markdown_row([":--", *("--:" for _ in table.header[1:])])
     for name, *cells in table.rows:
-        yield markdown_row([f"`{name}`", *cells])
+        yield markdown_row([markdown_code(name), *cells])
 
 
 def _line(text: str) -> str:

@@ -3,11 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from harness.errors import StoreError
 
-__all__ = ["write_files"]
+__all__ = ["replace_file", "write_files"]
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file whole; whatever happens, no half of it is left.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    unfinished = path.with_name(f".{path.name}.part")
+    try:
+        unfinished.write_bytes(content)
+        unfinished.replace(path)
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror}. Use --out with a folder that can be.") from None
+    finally:  # an interrupt, too, leaves nothing behind
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
 
 
 def write_files(folder: Path, texts: Mapping[str, str]) -> tuple[Path, ...]:
@@ -16,14 +34,6 @@ def write_files(folder: Path, texts: Mapping[str, str]) -> tuple[Path, ...]:
     Raises:
         StoreError: a file cannot be written.
     """
-    paths = []
     for name, text in texts.items():
-        path = folder / name
-        unfinished = path.with_name(f".{name}.part")
-        try:
-            unfinished.write_text(text, encoding="utf-8", newline="")
-            unfinished.replace(path)
-        except OSError as error:
-            raise StoreError(f"cannot write {path}: {error.strerror}. Use --out with a folder that can be.") from None
-        paths.append(path)
-    return tuple(paths)
+        replace_file(folder / name, text.encode())
+    return tuple(folder / name for name in texts)

@@ -21,8 +21,8 @@ HOLDS, UNKNOWN = 1, 2
 
 
 def compare(
-    a: Annotated[Path, typer.Argument(help="Run directory of before.", metavar="A")],
-    b: Annotated[Path, typer.Argument(help="Run directory of after.", metavar="B")],
+    a: Annotated[Path, typer.Argument(help="Run directory of before.", metavar="A", readable=False)],
+    b: Annotated[Path, typer.Argument(help="Run directory of after.", metavar="B", readable=False)],
     point: Annotated[
         list[str] | None, typer.Option(help="Only this operating point. Repeatable.", metavar="NAME")
     ] = None,
@@ -41,7 +41,8 @@ def compare(
     details: Annotated[bool, typer.Option("--details", help="Every metric of every operating point.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     markdown: Annotated[
-        Path | None, typer.Option(help="Also write Markdown, for a comment on a pull request.", metavar="FILE")
+        Path | None,
+        typer.Option(help="Also write Markdown, for a comment on a pull request.", metavar="FILE", readable=False),
     ] = None,
 ) -> None:
     """Compare two runs: what B changed against A, with 95 % intervals, tests, and conditions for CI."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
+from os.path import exists, isdir, isfile  # of pathlib they fail where one may not look
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness.commands.console import escape, stderr, stdout
+from harness.commands.refusals import tell_refused
 from harness.errors import HarnessError, StoreError
 
 if TYPE_CHECKING:
@@ -18,17 +19,17 @@ if TYPE_CHECKING:
 
 __all__ = ["leaderboard"]
 
-LISTED = 20  # refusals that are printed one by one
-
 Refused = list[tuple[Path, str]]
 
 
 def leaderboard(
     paths: Annotated[
         list[Path],
-        typer.Argument(help="Run directories, archives of `harness submit`, or folders of them.", metavar="RUN…"),
+        typer.Argument(
+            help="Run directories, archives of `harness submit`, or folders of them.", metavar="RUN…", readable=False
+        ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder of the site.", metavar="SITE")],
+    out: Annotated[Path, typer.Option(help="Folder of the site.", metavar="SITE", readable=False)],
     merge: Annotated[
         bool, typer.Option("--merge", help="Keep the runs that the site holds; else all of them must be given.")
     ] = False,
@@ -47,7 +48,7 @@ def leaderboard(
     site = Site(out, merge=merge, shown=samples)
     kept = len(site.runs)
     refused, double = _add_all(site, _sources(paths), stored=stored)
-    _tell(refused)
+    tell_refused(refused, stderr())
     site.finish()
     points = sum(len(run.points) for run in site.runs.values())
     parts = [
@@ -68,9 +69,9 @@ def _sources(paths: Iterable[Path]) -> list[Path]:
 
     found: list[Path] = []
     for path in paths:
-        is_folder = path.is_dir() and not (path / MANIFEST).exists()
+        is_folder = isdir(path) and not exists(path / MANIFEST)
         archives = sorted(path.rglob(f"*{ARCHIVE}")) if is_folder else []
-        runs = [path] if path.is_file() else find_runs([path])
+        runs = [path] if isfile(path) else find_runs([path])
         if archives and runs == [path]:  # a folder of archives alone
             runs = []
         found += [*runs, *archives]
@@ -101,7 +102,7 @@ def _add_all(site: Site, sources: list[Path], *, stored: bool) -> tuple[Refused,
 def _add(site: Site, source: Path, *, stored: bool) -> bool:
     from harness.packed_run import unpacked
 
-    if not source.is_file():
+    if not isfile(source):
         return _publish(site, source, source, stored=stored)
     with unpacked(source) as directory:
         return _publish(site, directory, source, stored=stored)
@@ -118,18 +119,3 @@ def _publish(site: Site, directory: Path, source: Path, *, stored: bool) -> bool
         return site.add(run)
     except StoreError as error:  # of an archive: name it, not the temporary folder
         raise StoreError(str(error).replace(str(directory), str(source))) from None
-
-
-def _tell(refused: Refused) -> None:
-    """Say on stderr what was left out: one line each, or one per kind of reason when there are many."""
-    console = stderr()
-    for path, reason in refused[:LISTED]:
-        text = reason if str(path) in reason else f"{path}: {reason}"
-        console.print(f"[yellow]left out:[/] {escape(text)}", highlight=False, soft_wrap=True)
-    rest = refused[LISTED:]
-    kinds = Counter(reason.replace(str(path), "…") for path, reason in rest)
-    for reason, count in kinds.most_common(LISTED):
-        console.print(f"[yellow]left out:[/] {count} more: {escape(reason)}", highlight=False, soft_wrap=True)
-    if len(kinds) > LISTED:
-        others = sum(count for _, count in kinds.most_common()[LISTED:])
-        console.print(f"[yellow]left out:[/] {others} more for other reasons", soft_wrap=True)

@@ -4,20 +4,36 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from harness.commands.console import escape, stderr, stdout
-from harness.errors import ConfigError, StoreError
+from harness.commands.refusals import tell_refused
+from harness.errors import ConfigError, HarnessError, StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from harness.progress import TrainingProgress
+    from harness.summary import Summary
+    from reports.collection import Collection
 
 __all__ = ["report"]
+
+
+def _folder(name: str) -> Path:
+    if not name.strip():
+        raise ConfigError("--out is empty. Name the folder of the report.")
+    return Path(name)
 
 
 def report(
     directories: Annotated[
         list[Path],
-        typer.Argument(help="Run directories; with --out also sweeps and trainings.", metavar="RUN_DIR…"),
+        typer.Argument(
+            help="Run directories; with --out also sweeps and trainings.", metavar="RUN_DIR…", readable=False
+        ),
     ],
     out: Annotated[
         Path | None,
@@ -25,6 +41,7 @@ def report(
             help="Write one report of all runs, with figures and LaTeX, into this folder. RUN_DIR may then be a folder "
             "of runs; what cannot be read is listed and the rest reported.",
             metavar="DIR",
+            parser=_folder,
         ),
     ] = None,
     figures: Annotated[
@@ -38,66 +55,107 @@ def report(
     """Print the tables and Pareto fronts of run directories, and write report.md, summary.csv and summary.json."""
     if out is not None:
         _together(directories, out, figures, as_json=as_json)
-        return
-    if figures is not None:
+    elif figures is not None:
         raise ConfigError("figures need a folder. Add --out DIR.")
+    else:
+        _each(directories, as_json=as_json)
+
+
+def _each(directories: list[Path], *, as_json: bool) -> None:
+    """Show every run that can be read and write its report; refuse in the end when some cannot."""
     from harness.reading import read_run
     from reports.tables.export import write_report
     from reports.tables.terminal import render
 
-    summaries = [read_run(directory).summary for directory in directories]
-    if as_json:
-        parts = [summary.model_dump(mode="json") for summary in summaries]
-        print(json.dumps(parts if len(parts) > 1 else parts[0], indent=2))
-    else:
-        for summary in summaries:
+    summaries: list[tuple[Summary, Path]] = []
+    refused: list[tuple[Path, str]] = []
+    for directory in directories:
+        try:
+            summaries.append((read_run(directory).summary, directory))
+        except HarnessError as error:
+            if len(directories) == 1:
+                raise
+            refused.append((directory, " ".join(str(error).split())))
+    if as_json and summaries:
+        parts = [summary.model_dump(mode="json") for summary, _ in summaries]
+        print(json.dumps(parts if len(directories) > 1 else parts[0], indent=2))
+    elif not as_json:
+        for summary, _ in summaries:
             stdout().print(render(summary))
-    for summary, directory in zip(summaries, directories, strict=True):  # last: it fails where only reading is allowed
+    tell_refused(refused, stderr())
+    for summary, directory in summaries:  # last: it fails where only reading is allowed
         write_report(summary, directory)
+    if refused:
+        raise StoreError(f"{len(refused)} of {len(directories)} run directories cannot be read (above).")
 
 
 def _together(directories: list[Path], out: Path, figures: bool | None, *, as_json: bool) -> None:
     from harness.progress import TrainingProgress
-    from harness.reading import read_runs
-    from reports.calibrations import find_calibrations, read_calibration
-    from reports.collection import Collection, check_folder, write_collection
-    from reports.training.folders import training_folders
-    from reports.training.logs import holds_training, read_training
+    from reports.collection import check_folder, write_collection
 
     check_folder(out)
-    given = [path for path in directories if holds_training(path)]
-    sweeps = find_calibrations(path for path in directories if path not in given)
-    runs_asked = [path for path in directories if path not in given and path not in sweeps]
     console = stderr()
     with TrainingProgress(console) as progress:
-        begun: set[str] = set()
-
-        def watch(what: str, done: int, total: int) -> None:
-            if what not in begun:
-                begun.add(what)
-                progress.begin(what, total)
-            progress.step(done)
-
-        runs, refused = read_runs(runs_asked, watch=lambda done, total: watch("runs read", done, total))
-        for refusal in refused:
-            console.print(f"[yellow]left out:[/] {escape(refusal.reason)}", highlight=False, soft_wrap=True)
-        if not (runs or given or sweeps):
-            raise StoreError(f"none of {len(refused)} run directories can be read. Make one with `harness run`.")
-        collection = Collection(
-            tuple(runs),
-            tuple((str(one.directory), one.reason) for one in refused),
-            tuple(read_calibration(folder) for folder in sweeps),
-            tuple(read_training(folder) for folder in training_folders(runs, given)),
-        )
-        files = write_collection(
-            collection, out, figures=figures, watch=lambda done, total: watch("figures drawn", done, total)
-        )
+        collection = _collected(directories, progress)
+        refused = [(Path(path), reason) for path, reason in collection.refused]
+        tell_refused(refused, console)
+        problems = [problem for logs in collection.trainings for problem in logs.problems]
+        for problem in problems:
+            console.print(f"[yellow]warning:[/] {escape(problem)}", highlight=False, soft_wrap=True)
+        if collection.empty:
+            asked = len(refused) + len(collection.trainings)
+            raise StoreError(
+                f"none of {asked} run directories, sweeps and trainings can be read. Make a run with `harness run`."
+            )
+        files = write_collection(collection, out, figures=figures, watch=_watch(progress, "figures drawn"))
     if as_json:
         print(json.dumps(collection.as_json(), indent=2))
         return
     for name, run in collection.named:
         if run.state:
             console.print(f"[yellow]{escape(name)}:[/] {escape(run.state)}", highlight=False, soft_wrap=True)
+    if collection.copies:
+        copy, original = next(iter(collection.copies.items()))
+        text = f"{len(collection.copies)} of {len(collection.runs)} runs are copies of others, as {copy} of {original}"
+        console.print(f"[yellow]warning:[/] {escape(text)}.", highlight=False, soft_wrap=True)
     drawn = sum(path.suffix == ".svg" for path in files)
     left_out = f", {len(refused)} left out" if refused else ""
-    stdout().print(f"{len(runs)} run(s){left_out}, {drawn} figure(s): {escape(str(files[0]))}", soft_wrap=True)
+    text = f"{len(collection.runs)} run(s){left_out}, {drawn} figure(s): {escape(str(files[0]))}"
+    stdout().print(text, soft_wrap=True)
+
+
+def _collected(directories: list[Path], progress: TrainingProgress) -> Collection:
+    """Read runs, calibrations and trainings, each by itself: what cannot be read costs the others nothing."""
+    from harness.reading import read_runs
+    from reports.calibrations import find_calibrations, read_calibration
+    from reports.collection import Collection
+    from reports.training.folders import training_folders
+    from reports.training.logs import holds_training, read_training
+
+    given = [path for path in directories if holds_training(path)]
+    sweeps = find_calibrations(path for path in directories if path not in given)
+    runs_asked = [path for path in directories if path not in given and path not in sweeps]
+    runs, unread = read_runs(runs_asked, watch=_watch(progress, "runs read"))
+    refused = [(str(one.directory), one.reason) for one in unread]
+    calibrations = []
+    for folder in sweeps:
+        try:
+            calibrations.append(read_calibration(folder))
+        except StoreError as error:
+            refused.append((str(folder), " ".join(str(error).split())))
+    trainings = [read_training(folder) for folder in training_folders(runs, given)]
+    return Collection(tuple(runs), tuple(refused), tuple(calibrations), tuple(trainings))
+
+
+def _watch(progress: TrainingProgress, what: str) -> Callable[[int, int], None]:
+    """Return what draws a bar from its first step on: nothing to do has none."""
+    begun = False
+
+    def watch(done: int, total: int) -> None:
+        nonlocal begun
+        if not begun:
+            begun = True
+            progress.begin(what, total)
+        progress.step(done)
+
+    return watch

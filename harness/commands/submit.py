@@ -14,9 +14,10 @@ __all__ = ["submit"]
 
 
 def submit(
-    directory: Annotated[Path, typer.Argument(help="Run directory.", metavar="RUN_DIR")],
+    directory: Annotated[Path, typer.Argument(help="Run directory.", metavar="RUN_DIR", readable=False)],
     out: Annotated[
-        Path | None, typer.Option(help="Archive to write. Default: RUN.tar.gz here.", metavar="FILE")
+        Path | None,
+        typer.Option(help="Archive to write. Default: RUN.tar.gz here.", metavar="FILE", readable=False),
     ] = None,
 ) -> None:
     """Check that a run directory can be published, and pack it for `harness leaderboard`; say what is missing."""

@@ -4,8 +4,6 @@ it is replayed.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +13,7 @@ from harness.calibration_records import CALIBRATION, Calibration
 from harness.errors import StoreError
 from harness.sweep.records import Sweep, SweepRow
 from reports.files import write_files
+from reports.tables.csv_text import csv_text
 
 __all__ = ["FILES", "check_writable", "to_csv", "write_sweep"]
 
@@ -28,11 +27,7 @@ def to_csv(sweep: Sweep) -> str:
     names: list[str] = []
     for name in SweepRow.model_fields:
         names.extend((f"{name}_low", f"{name}_high") if name == _INTERVAL else (name,))
-    buffer = io.StringIO()
-    writer: csv.DictWriter[str] = csv.DictWriter(buffer, ["model", "traces", *names], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(_flat(sweep))
-    return buffer.getvalue()
+    return csv_text(["model", "traces", *names], _flat(sweep))
 
 
 def check_writable(folder: Path) -> None:

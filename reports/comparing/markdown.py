@@ -16,10 +16,10 @@ from reports.comparing.layout import (
     runs,
 )
 from reports.comparing.results import PointChange, RunChange
+from reports.tables.markdown import escape_mentions, markdown_code, markdown_row
 
 __all__ = ["comparison_markdown"]
 
-_ESCAPES = {**{character: f"\\{character}" for character in "\\`*_["}, "<": "&lt;", "@": "&#64;", "#": "&#35;"}
 _MARKS = {"holds": "❌", "perhaps": "⚠️", "passed": "✅", "unknown": "❓"}
 
 
@@ -29,71 +29,55 @@ def comparison_markdown(comparison: RunChange, judgements: Sequence[Judgement]) 
     Everything that a user named is escaped.
     """
     lines = ["## Early-exit benchmark: A → B", ""]
-    lines.extend(f"- **{letter}**: {_escaped(words)}" for letter, words in runs(comparison))
-    lines.extend(["", _escaped(comparison.verdict)])
+    lines.extend(f"- **{letter}**: {escape_mentions(words)}" for letter, words in runs(comparison))
+    lines.extend(["", escape_mentions(comparison.verdict)])
     if judgements:
-        lines.extend(["", *(f"- {_MARKS[one.outcome]} {_escaped(line)}" for line, one in grouped(judgements))])
+        lines.extend(["", *(f"- {_MARKS[one.outcome]} {escape_mentions(line)}" for line, one in grouped(judgements))])
     for task in dict.fromkeys(point.task for point in comparison.points):
         lines.extend(_task(task, [point for point in comparison.points if point.task == task]))
     if comparison.skipped:
         lines.append("")
         lines.extend(
-            f"- not compared: {_escaped(task)}, {_code(name)}: {_escaped(reason)}"
+            f"- not compared: {escape_mentions(task)}, {markdown_code(name)}: {escape_mentions(reason)}"
             for task, name, reason in comparison.skipped
         )
     lines.extend(_folded("Every metric", _details(comparison.points)))
     if comparison.differences:
-        table = [_row(["", "A", "B"]), _row([":--", ":--", ":--"])]
-        table.extend(_row(map(_escaped, (one.what, one.a, one.b))) for one in comparison.differences)
+        table = [markdown_row(["", "A", "B"]), markdown_row([":--", ":--", ":--"])]
+        table.extend(markdown_row(map(escape_mentions, (one.what, one.a, one.b))) for one in comparison.differences)
         lines.extend(_folded("What differs between the runs", table))
     lines.append("")
-    lines.extend(f"- {_escaped(note)}" for note in comparison.notes)
-    lines.extend(f"- {_escaped(line)}" for line in LEGEND)
+    lines.extend(f"- {escape_mentions(note)}" for note in comparison.notes)
+    lines.extend(f"- {escape_mentions(line)}" for line in LEGEND)
     return "\n".join(lines) + "\n"
 
 
 def _task(task: str, points: Sequence[PointChange]) -> Iterator[str]:
     shown = [name for name in HEADLINE if any(point.of(name).value is not None for point in points)]
     heads = [next(point.of(name) for point in points if point.of(name).value is not None) for name in shown]
-    yield from ("", f"### {_escaped(task)}", "")
-    yield _row(["operating point", *(_escaped(header(one)) for one in heads), "in words"])
-    yield _row([":--", *("--:" for _ in shown), ":--"])
+    yield from ("", f"### {escape_mentions(task)}", "")
+    yield markdown_row(["operating point", *(escape_mentions(header(one)) for one in heads), "in words"])
+    yield markdown_row([":--", *("--:" for _ in shown), ":--"])
     for point in points:
         cells = [_changed(point, name) for name in shown]
-        yield _row([_code(point.name), *cells, _escaped(point.verdict)])
+        yield markdown_row([markdown_code(point.name), *cells, escape_mentions(point.verdict)])
 
 
 def _changed(point: PointChange, name: str) -> str:
     one = point.of(name)
-    text = "<br>".join(filter(None, (_escaped(change_text(one)), _escaped(interval_text(one)))))
+    text = "<br>".join(filter(None, (escape_mentions(change_text(one)), escape_mentions(interval_text(one)))))
     return f"**{text}**" if one.distinguishable else text
 
 
 def _details(points: Sequence[PointChange]) -> Iterator[str]:
     for point in points:
-        yield from (f"**{_escaped(point.task)}**, {_code(point.name)}", "")
-        yield _row(DETAIL_HEADER)
-        yield _row([":--", "--:", "--:", "--:", "--:", "--:", ":--"])
+        yield from (f"**{escape_mentions(point.task)}**, {markdown_code(point.name)}", "")
+        yield markdown_row(DETAIL_HEADER)
+        yield markdown_row([":--", "--:", "--:", "--:", "--:", "--:", ":--"])
         for row in detail_rows(point):
-            yield _row(_escaped(cell) for cell in row.cells)
+            yield markdown_row(escape_mentions(cell) for cell in row.cells)
         yield ""
 
 
 def _folded(title: str, lines: Iterable[str]) -> list[str]:
     return ["", f"<details><summary>{title}</summary>", "", *lines, "", "</details>"]
-
-
-def _row(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-
-def _code(name: str) -> str:
-    """A name as code; one with a backtick as escaped text, since code has no escapes."""
-    flat = " ".join(name.split())
-    return _escaped(flat) if "`" in flat else f"`{flat}`"
-
-
-def _escaped(text: str) -> str:
-    """Text in which nothing is markup and nobody is mentioned."""
-    flat = " ".join(text.split())
-    return "".join(_ESCAPES.get(character, character) for character in flat)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from harness.errors import StoreError
 from reports.figures.style import styled
+from reports.files import replace_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
@@ -62,12 +63,7 @@ def save_figures(figures: Iterable[Figure], folder: Path) -> list[Path]:
     for figure in figures:
         for suffix, content in _drawn(figure).items():
             path = folder / f"{figure.name}.{suffix}"
-            unfinished = path.with_name(f".{path.name}.part")
-            try:
-                unfinished.write_bytes(content)
-                unfinished.replace(path)
-            except OSError as error:
-                raise StoreError(f"cannot write {path}: {error.strerror}.") from None
+            replace_file(path, content)
             paths.append(path)
     return paths
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 from collections.abc import Iterator
 
@@ -12,6 +10,7 @@ from reports.grid.numbers import Numbers
 from reports.grid.table import QUANTITIES, GridComparison, GridTable
 from reports.grid.words import absolute_table, caveats, heading, matched_table, quantity_tables, remarks
 from reports.tables.attribution_table import TextTable
+from reports.tables.csv_text import csv_text
 
 __all__ = ["grid_csv", "grid_json", "grid_markdown"]
 
@@ -39,12 +38,7 @@ def grid_markdown(comparison: GridComparison) -> str:
 
 def grid_csv(comparison: GridComparison) -> str:
     """Return one line per number that is there; relative ones are fractions."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for table in comparison.tables:
-        writer.writerows(_rows(table))
-    return text.getvalue()
+    return csv_text(COLUMNS, (row for table in comparison.tables for row in _rows(table)))
 
 
 def grid_json(comparison: GridComparison) -> str:

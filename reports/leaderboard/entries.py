@@ -15,6 +15,7 @@ from pydantic import Field
 from harness.record import Record
 from harness.records import Manifest
 from harness.summary import SummaryRow
+from reports.identity import identity
 from reports.recorded import RecordedRun
 from reports.summary.measured import Measured, Regime
 
@@ -60,25 +61,6 @@ class RunEntry(Record):
     machine: str
     notes: tuple[str, ...]
     points: tuple[PointEntry, ...]
-
-
-def identity(run: RecordedRun) -> str:
-    """Return the permanent identity of a run without private paths, 16 hexadecimal digits."""
-    digest = hashlib.sha256()
-    manifest = run.manifest
-    facts: list[object] = [
-        manifest.created,
-        manifest.model.weights_sha256,
-        *(task.fingerprint for task in manifest.tasks),
-    ]
-    digest.update(repr(facts).encode())
-    for window in run.windows:
-        facts = [window.window, window.task, window.operating_point, window.block, window.repeat, window.duration_s]
-        digest.update(repr(facts).encode())
-    for sample in run.samples:
-        tokens = [sample.window, sample.sample_id, sample.token_ids, sample.exit_layers, sample.latency_s, sample.text]
-        digest.update(repr(tokens).encode("utf-8", "backslashreplace"))
-    return digest.hexdigest()[:16]
 
 
 def entry_of(run: RecordedRun, run_id: str) -> RunEntry:

@@ -2,13 +2,12 @@
 
 JSON is the summary itself and reads back equal. CSV and the pandas frame are flat: options are JSON text, an
 interval is two columns (``…_low``, ``…_high``), the machine stands in every row, and an empty cell is "not
-measured". Markdown has the terminal's tables in full, with the same notes.
+measured"; in CSV, a text that begins like a formula has a ``'`` before it. Markdown has the terminal's tables in full,
+with the same notes.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -19,6 +18,8 @@ from harness.summary import Summary, SummaryRow
 from reports.files import write_files
 from reports.tables.attribution_table import attribution_notes, attribution_tables
 from reports.tables.columns import Column, columns_of
+from reports.tables.csv_text import csv_text
+from reports.tables.markdown import escape_markdown, markdown_code, markdown_row
 from reports.tables.plot import draw_front
 from reports.tables.result import LEGEND, ResultTable, mark, split_tables
 from reports.tables.sections import DETAILS, HEADLINE, unmeasured
@@ -28,10 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FILES",
-    "escape_markdown",
     "markdown_legend",
     "markdown_results",
-    "markdown_row",
     "runs_to_csv",
     "to_csv",
     "to_frame",
@@ -52,21 +51,13 @@ def to_json(summary: Summary) -> str:
 
 def to_csv(summary: Summary) -> str:
     """Return one line per row under a header; the columns are those of :func:`to_frame`."""
-    return _written(_flat_names(), _flat(summary))
+    return csv_text(_flat_names(), _flat(summary))
 
 
 def runs_to_csv(summaries: Iterable[tuple[str, Summary]]) -> str:
     """Return the lines of several runs under one header, with the name given to each run in the first column."""
     lines = ({"run": name, **values} for name, summary in summaries for values in _flat(summary))
-    return _written(["run", *_flat_names()], lines)
-
-
-def _written(names: list[str], lines: Iterable[dict[str, Any]]) -> str:
-    buffer = io.StringIO()
-    writer: csv.DictWriter[str] = csv.DictWriter(buffer, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return buffer.getvalue()
+    return csv_text(["run", *_flat_names()], lines)
 
 
 def to_frame(summary: Summary) -> DataFrame:
@@ -98,18 +89,6 @@ def markdown_legend(summary: Summary) -> Iterator[str]:
     """Yield the lines that explain marks and columns; they are the same for every run."""
     for table in split_tables(summary)[:1]:
         yield from _markdown_legend(table)
-
-
-def markdown_row(cells: Iterable[str]) -> str:
-    """Return one row of a Markdown table."""
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-
-def escape_markdown(text: str) -> str:
-    """Return Markdown that shows a text as it stands."""
-    for character in "\\`*_<[":
-        text = text.replace(character, f"\\{character}")
-    return text
 
 
 def write_report(summary: Summary, directory: Path) -> tuple[Path, ...]:
@@ -165,7 +144,12 @@ def _pipes(table: ResultTable, columns: Sequence[Column]) -> Iterator[str]:
     yield markdown_row([":-:", ":-:", ":--", *(":--" if column.left else "--:" for column in columns)])
     for index, (row, letter) in enumerate(zip(table.rows, table.letters, strict=True)):
         yield markdown_row(
-            [mark(row).strip(), letter, f"`{row.operating_point}`", *(column.cells[index] for column in columns)]
+            [
+                mark(row).strip(),
+                letter,
+                markdown_code(row.operating_point),
+                *(column.cells[index] for column in columns),
+            ]
         )
 
 
@@ -180,7 +164,7 @@ def _markdown_attribution(attribution: Attribution, level: int) -> Iterator[str]
         yield markdown_row(cell.replace("\n", " ") for cell in table.header)
         yield markdown_row([":--", *("--:" for _ in table.header[1:])])
         for name, *cells in table.rows:
-            yield markdown_row([f"`{name}`", *cells])
+            yield markdown_row([markdown_code(name), *cells])
     yield ""
     yield from (f"- {escape_markdown(note)}" for note in attribution_notes(attribution))
 

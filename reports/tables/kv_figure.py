@@ -22,6 +22,7 @@ from harness.summary import Summary, SummaryRow
 from reports.published.green_code import green_code
 from reports.summary.energy import UNMEASURED
 from reports.tables.columns import MISSING
+from reports.tables.markdown import markdown_code, markdown_row
 
 __all__ = ["KVFigureRow", "Share", "kv_figure", "kv_markdown", "render_kv_figure"]
 
@@ -177,4 +178,4 @@ def _pipes(rows: Sequence[KVFigureRow]) -> Iterator[str]:
     yield "|---|--:|--:|--:|--:|--:|"
     for row in rows:
         skipped = MISSING if row.layers_skipped is None else f"{100 * row.layers_skipped:.1f} %"
-        yield f"| `{row.operating_point}` | " + " | ".join([*_cells(row)[1:], skipped]) + " |"
+        yield markdown_row([markdown_code(row.operating_point), *_cells(row)[1:], skipped])

@@ -31,7 +31,10 @@ _SPECIAL = {
     "Δ": r"$\Delta$", "µ": r"\textmu{}", "σ": r"$\sigma$", "●": r"$\bullet$", "◇": r"$\diamond$", "…": r"\dots{}",
     "\ue000": "{}", "·": r"$\cdot$", "≈": r"$\approx$", "’": "'", "→": r"$\rightarrow$",
 }  # fmt: skip
-_PREAMBLE = r"""% Tables of `harness report`. Compile this file as it is, or \input it where booktabs is loaded.
+FIRST_LINE = r"% Tables of `harness report`. Compile this file as it is, or \input it where booktabs is loaded."
+_PREAMBLE = (
+    FIRST_LINE
+    + r"""
 \ifx\toprule\undefined
   \documentclass{article}
   \usepackage[T1]{fontenc}
@@ -44,6 +47,7 @@ _PREAMBLE = r"""% Tables of `harness report`. Compile this file as it is, or \in
   \def\endoftables{}
 \fi
 """
+)
 
 
 def escape_latex(text: str) -> str:

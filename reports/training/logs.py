@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from os.path import isdir, isfile  # of pathlib they fail where one may not look
 from pathlib import Path
 from typing import Any
 
@@ -120,10 +121,10 @@ class TrainingLogs:
 
 def holds_training(folder: Path) -> bool:
     """Whether a folder holds anything that :func:`read_training` reads."""
-    if not folder.is_dir():
+    if not isdir(folder):
         return False
     named = (LITE_LOG, *TUNED)
-    return any((folder / name).is_file() for name in named) or any(folder.glob(f"*{AGENT_LOG}"))
+    return any(isfile(folder / name) for name in named) or any(folder.glob(f"*{AGENT_LOG}"))
 
 
 def read_training(folder: Path) -> TrainingLogs:

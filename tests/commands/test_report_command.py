@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import errno
 import fcntl
 import json
 import os
@@ -98,7 +100,7 @@ def test_the_rest_is_reported_when_some_cannot_be_read(cli: Command, finished: P
 
 def test_nothing_that_can_be_read_is_refused(cli: Command, tmp_path: Path) -> None:
     line = next(line for line in cli("report", "nowhere", "--out", "out").err.splitlines() if line.startswith("error:"))
-    assert "none of 1 run directories can be read" in line
+    assert "none of 1 run directories, sweeps and trainings can be read" in line
     assert not (tmp_path / "out").exists()
 
 
@@ -156,6 +158,65 @@ def test_a_folder_whose_files_would_be_lost(cli: Command, finished: Path, tmp_pa
     assert "is a file" in cli("report", finished, "--out", "file").error
     assert (tmp_path / "file").read_text() == "mine"
     assert "Add --out" in cli("report", finished, "--no-figures").error
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, RuntimeError])
+def test_stopped_it_leaves_no_report_with_dead_links(
+    cli: Command, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: type[BaseException]
+) -> None:
+    from reports import collection
+
+    def stop(*_: object) -> None:
+        raise failure("now")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(collection, "save_figures", stop)
+        with contextlib.suppress(RuntimeError):  # a defect has its traceback
+            assert cli("report", small, "--out", "out").code == 130
+    assert not (tmp_path / "out" / "report.md").exists()
+    assert (tmp_path / "out" / "summary.csv").exists()
+    ran = cli("report", small, "--out", "out")  # and it can be made again in the same place
+    assert ran.code == 0, ran.err
+    linked = re.findall(r"\((figures/[^)]*)\)", (tmp_path / "out" / "report.md").read_text())
+    assert linked
+    assert all((tmp_path / "out" / name).exists() for name in linked)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("report.md", "my thesis"),
+        ("report.md", ""),
+        ("tables.tex", "\\section{Results}"),
+        ("summary.csv", "a,b"),
+        ("summary.json", "{}"),
+        ("completions-one.html", "<p>"),
+        ("figures/mine.svg", "<svg/>"),
+    ],
+)
+def test_files_of_somebody_else_are_never_replaced(
+    cli: Command, small: Path, tmp_path: Path, name: str, text: str
+) -> None:
+    file = tmp_path / "mine" / name
+    file.parent.mkdir(parents=True)
+    file.write_text(text)
+    line = cli("report", small, "--out", "mine").error
+    assert f"mine/{name.partition('/')[0]} is not of a report" in line
+    assert contents(tmp_path / "mine") == {name: text.encode()}
+
+
+def test_other_files_beside_a_report_stay(cli: Command, small: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.md").write_text("mine")
+    assert cli("report", small, "--out", "mine", "--no-figures").code == 0
+    assert cli("report", small, "--out", "mine", "--no-figures").code == 0  # a report is replaced
+    assert (tmp_path / "mine" / "notes.md").read_text() == "mine"
+
+
+def test_a_folder_without_a_name(cli: Command, small: Path, tmp_path: Path) -> None:
+    before = contents(tmp_path)
+    assert "--out is empty" in cli("report", small, "--out", "").error
+    assert contents(tmp_path) == before
 
 
 def test_hundreds_of_runs(cli: Command, small: Path, tmp_path: Path) -> None:
@@ -222,3 +283,112 @@ def test_a_training_alone_can_be_reported(cli: Command, tmp_path: Path) -> None:
     ran = cli("report", SHIPPED / "smollm2-135m-shared", "--out", "out")
     assert ran.code == 0, ran.err
     assert "## Trainings" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_a_damaged_sweep_costs_the_runs_nothing(cli: Command, small: Path, tmp_path: Path) -> None:
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "calibration.json").write_text("{")
+    ran = cli("report", small, "sweep", "--out", "out", "--no-figures")
+    assert ran.code == 0, ran.err
+    assert [line for line in ran.err.splitlines() if line.startswith("left out: sweep/calibration.json is no calibr")]
+    assert "1 run(s), 1 left out" in ran.out
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "## Run small" in text
+    assert "- sweep: sweep/calibration.json is no calibration" in text
+
+
+def test_without_a_folder_what_can_be_read_is_shown_and_the_rest_refused(
+    cli: Command, small: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "bad").mkdir()
+    ran = cli("report", small, "bad", "nowhere")
+    assert ran.code == 2
+    assert "fixed:layer=6" in ran.out
+    lines = ran.err.splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["left out", "left out", "error"]
+    assert "bad" in lines[0]
+    assert "nowhere" in lines[1]
+    assert lines[2] == "error: 2 of 3 run directories cannot be read (above)."
+    assert (small / "report.md").exists()
+    (read,) = json.loads(cli("report", "bad", small, "--json").out)
+    assert read["rows"]
+
+
+def test_many_that_cannot_be_read_are_few_lines(cli: Command, small: Path, tmp_path: Path) -> None:
+    for number in range(60):
+        (tmp_path / "runs" / f"bad-{number}").mkdir()
+        (tmp_path / "runs" / f"bad-{number}" / "manifest.json").write_text("{")
+    ran = cli("report", "runs", "--out", "out", "--no-figures")
+    assert ran.code == 0
+    lines = [line for line in ran.err.splitlines() if line.startswith("left out: ")]
+    assert len(lines) == 21
+    assert lines[-1].startswith("left out: 40 more: ")
+    assert "could not be read (60)" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_a_copy_is_not_a_second_run(cli: Command, small: Path, tmp_path: Path) -> None:
+    shutil.copytree(small, tmp_path / "runs" / "twin")
+    ran = cli("report", "runs", "--out", "out", "--no-figures")
+    assert "1 of 2 runs are copies of others, as twin of small" in ran.err
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "| a copy of small, not a run of its own |" in next(row for row in text.splitlines() if "| twin |" in row)
+    assert "copy" not in next(row for row in text.splitlines() if "| small |" in row)
+
+
+def test_why_there_is_no_page_of_completions(cli: Command, small: Path, tmp_path: Path) -> None:
+    sentence = "No page of completions: these runs do not say which token added which text. Run again."
+    assert cli("report", small, "--out", "out", "--no-figures").code == 0
+    assert sentence not in (tmp_path / "out" / "report.md").read_text()
+    file = small / "samples.jsonl"
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    assert all(record.pop("token_texts") for record in records)
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert cli("report", small, "--out", "old", "--no-figures").code == 0
+    assert sentence in (tmp_path / "old" / "report.md").read_text()
+
+
+def test_a_training_of_which_nothing_can_be_read_is_refused(cli: Command, tmp_path: Path) -> None:
+    (tmp_path / "training").mkdir()
+    (tmp_path / "training" / "training.jsonl").write_text("{}\n{}\n")
+    ran = cli("report", "training", "--out", "out")
+    assert "none of 1 run directories, sweeps and trainings can be read" in ran.error
+    assert "warning: 2 of 2 lines of training/training.jsonl are damaged and left out." in ran.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_damaged_in_a_training_is_said_once(cli: Command, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(SHIPPED / "smollm2-135m-shared", tmp_path / "training"))
+    with (folder / "training.jsonl").open("a") as file:
+        file.write("{}\n")
+    ran = cli("report", folder, "--out", "out", "--no-figures")
+    assert ran.code == 0
+    assert "are damaged and left out." in ran.err
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "are damaged and left out.\n" in text
+    assert ".." not in text.replace("…", "")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("report", "locked"), ("leaderboard", "locked", "--out", "site"), ("compare", "locked", "locked"),
+     ("submit", "locked"), ("report", "locked", "--out", "out")],
+)  # fmt: skip
+def test_a_path_without_permission_is_for_the_reader_to_refuse(
+    cli: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    """The parser would refuse the whole command over one of many paths."""
+    (tmp_path / "locked").mkdir()
+    access, stat = os.access, os.stat
+
+    def checked(path: Any, *more: Any, **options: Any) -> os.stat_result:
+        if "locked/" in str(path):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return stat(path, *more, **options)
+
+    monkeypatch.setattr(
+        os, "access", lambda path, *more, **how: "locked" not in str(path) and access(path, *more, **how)
+    )
+    monkeypatch.setattr(os, "stat", checked)
+    ran = cli(*arguments)
+    assert ran.code == 2
+    assert "cannot read locked/manifest.json: Permission denied." in ran.err

@@ -47,3 +47,10 @@ def test_known_strategies_look_different_and_unknown_ones_always_the_same() -> N
     known = [look_of(name) for name in ("full", "oracle", "fixed", "confidence", "entropy", "classifier", "lte", "rl")]
     assert len(set(known)) == len(known)
     assert look_of("norm-growth") == look_of("norm-growth")
+
+
+def test_a_figure_that_cannot_be_put_in_place_leaves_no_part(tmp_path: Path) -> None:
+    (tmp_path / "a-line.svg").mkdir()
+    with pytest.raises(StoreError, match=r"cannot write .*a-line\.svg"):
+        save_figures([Figure("a-line", "A line", "Made up.", lambda: line("rl"))], tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["a-line.svg"]

@@ -82,3 +82,15 @@ def test_it_compiles_alone_and_inside_a_paper(nasty: RecordedRun, tmp_path: Path
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=120, check=False)
         assert done.returncode == 0, done.stdout[-2000:]
         assert (tmp_path / f"{name}.pdf").stat().st_size > 1000
+
+
+def test_the_head_of_a_column_says_that_its_energy_is_estimated(build: Any) -> None:
+    made = build()
+    for block in range(6):
+        for point in made.points:
+            scored = {"scores": {"edit_similarity": 0.5 + block / 20}}
+            made.window(point, scored, block=block, energy_j=10.0, energy_source="estimate")
+    run = RecordedRun(Path("runs/one"), made.manifest, tuple(made.windows), tuple(made.samples), made.summary())
+    first, second = re.findall(r"\\toprule\n(.*)\n(.*)\n", to_latex([("one", run)]))[0]
+    cells = [[cell.strip(" \\") for cell in line.split("&")] for line in (first, second)]
+    assert ("J/token", "estimate") in list(zip(*cells, strict=True))

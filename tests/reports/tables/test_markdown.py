@@ -1,0 +1,53 @@
+"""A name that a user chose stays inside its code span and its cell."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from reports.tables.export import to_markdown
+from reports.tables.kv_figure import kv_markdown
+from reports.tables.markdown import escape_mentions, markdown_code, markdown_row
+
+EVIL = "evil `t` <script>alert(1)</script>"
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("fixed:layer=5", "`fixed:layer=5`"),
+        ("a_b*c <d> @e", "`a_b*c <d> @e`"),  # code has no markup
+        ("two\nlines", "`two lines`"),
+        ("`t` <b>@me #1", "\\`t\\` &lt;b>&#64;me &#35;1"),
+    ],
+)
+def test_a_name_is_code_unless_it_holds_a_backtick(name: str, written: str) -> None:
+    assert markdown_code(name) == written
+
+
+def test_nothing_is_markup_and_nobody_is_mentioned() -> None:
+    assert escape_mentions("\\`*_[x](y)\n<a> @b #1") == "\\\\\\`\\*\\_\\[x](y) &lt;a> &#64;b &#35;1"
+
+
+def test_a_row_keeps_its_cells_apart() -> None:
+    assert markdown_row(["a|b", "c"]) == "| a\\|b | c |"
+
+
+def test_no_report_lets_a_name_out_of_its_code_span(build: Any) -> None:
+    run = build(points=("full", EVIL))
+    for point in run.points:
+        run.window(point, {"scores": {"edit_similarity": 0.5}})
+    rows = [line for line in to_markdown(run.summary()).splitlines() if line.startswith("|") and "evil" in line]
+    assert rows
+    assert all("evil \\`t\\` &lt;script>" in row for row in rows)
+    assert not [row for row in rows if "<script>" in row]
+
+
+def test_nor_does_the_figure_of_the_kv_cache(build: Any) -> None:
+    run = build(points=("full@none", EVIL), kv="none")
+    for block in range(6):
+        for point in run.points:
+            run.window(point, {}, block=block)
+    (row,) = [line for line in kv_markdown(run.summary()).splitlines() if line.startswith("| evil")]
+    assert row.startswith("| evil \\`t\\` &lt;script>alert(1)&lt;/script> | ")
