@@ -19,6 +19,7 @@ from pydantic import Field, ValidationError
 from harness.errors import StoreError
 from harness.record import Record
 from harness.records import SCHEMA_VERSION
+from reports.files import replace_file
 from reports.leaderboard.details import SAMPLES_SHOWN, describe_columns, describe_point
 from reports.leaderboard.entries import SITE_SCHEMA, RunEntry, entry_of, identity
 from reports.leaderboard.index import index_of
@@ -147,19 +148,14 @@ class Site:
     def _write(self, name: str, content: bytes) -> None:
         """Replace a file whole, unless it holds that already."""
         path = self.folder / name
-        unfinished = path.with_name(f".{path.name}.part")
         try:
             if not path.exists():
                 self._new.append(path)
             elif path.stat().st_size == len(content) and path.read_bytes() == content:
                 return
-            unfinished.write_bytes(content)
-            unfinished.replace(path)
         except OSError as error:
-            raise StoreError(f"cannot write {path}: {error.strerror}.") from None
-        finally:  # an interruption, too, leaves no half of a file
-            with suppress(OSError):
-                unfinished.unlink()
+            raise StoreError(f"cannot read {path}: {error.strerror}. Use another --out.") from None
+        replace_file(path, content)
 
     def _undo(self) -> None:
         """Take back what was added, so that a refused site is what it was, or not there at all."""
