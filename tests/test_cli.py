@@ -280,7 +280,7 @@ def test_a_report_of_a_folder_that_may_only_be_read(
     def read_only(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "write_text", read_only)
+    monkeypatch.setattr(Path, "write_bytes", read_only)
     ran = cli("report", "out")
     assert "py150" in ran.out  # the table is shown nevertheless
     assert ran.code == 2
