@@ -84,7 +84,7 @@ def main() -> None:
         where = f" {error.filename}" if error.filename else ""
         refuse(f"cannot use{where}: {error.strerror or error}. Make room, or give a path that can be used.")
         sys.exit(HarnessError.exit_code)
-    except Exception:
+    except Exception:  # a defect keeps its traceback and gets a code of its own: 1 would say that a condition holds
         traceback.print_exc()
         refuse("this is a defect of the harness, not of your input: please report it with the lines above")
         sys.exit(DEFECT)

@@ -22,7 +22,11 @@ from reports.summary.summarise import candidates, summarise
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["Refusal", "find_runs", "read_run", "read_runs"]
+__all__ = ["DAMAGE", "Refusal", "find_runs", "read_run", "read_runs"]
+
+
+DAMAGE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What values raise that no schema can forbid, such as a time of 1e308 seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +63,7 @@ def read_run(path: Path, *, stored: bool = False) -> RecordedRun:
         _ = run.state  # a manifest that does not say how much there is to come is refused here, not amid a report
     except HarnessError as error:
         raise StoreError(f"{path}: {error}") from None
-    except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # values no schema can forbid
+    except DAMAGE as error:
         raise StoreError(
             f"{path} cannot be understood ({type(error).__name__}: {error}): its records are damaged. {REMEDY}"
         ) from error

@@ -81,6 +81,7 @@ def _sources(paths: Iterable[Path]) -> list[Path]:
 def _add_all(site: Site, sources: list[Path], *, stored: bool) -> tuple[Refused, int]:
     """Add what can be published, one run in memory at a time; return the rest with reasons, and count doubles."""
     from harness.progress import TrainingProgress
+    from harness.reading import DAMAGE
 
     refused: Refused = []
     double = 0
@@ -91,7 +92,7 @@ def _add_all(site: Site, sources: list[Path], *, stored: bool) -> tuple[Refused,
                 double += not _add(site, source, stored=stored)
             except HarnessError as error:
                 refused.append((source, " ".join(str(error).split())))
-            except Exception as error:  # a defect met by one run of many: the others are published, and it is named
+            except DAMAGE as error:  # met by one run of many: the others are published, and it is named
                 what = shorten(f"{type(error).__name__}: {error}", 200, placeholder=" …")
                 reason = f"{source} cannot be understood ({what}); leave it out, and report it as a defect"
                 refused.append((source, reason))

@@ -194,13 +194,7 @@ def _read_mark(folder: Path) -> Mark | None:
         raise StoreError(f"cannot read {path}: {error.strerror}. Use another --out.") from None
     except (ValueError, RecursionError) as error:
         raise StoreError(f"{path} is damaged: {error}. Use another --out.") from None
-    for name, ours in (("site_schema", SITE_SCHEMA), ("schema_version", SCHEMA_VERSION)):
-        theirs = found.get(name) if isinstance(found, dict) else None
-        if theirs != ours:
-            raise StoreError(
-                f"the site {folder} has {name} {theirs!r} and this harness writes {ours}. Use the version of "
-                "early-exit-harness that made it, or another --out."
-            )
+    _refuse_other_versions(found, f"the site {folder}")
     try:
         return Mark.model_validate(found)
     except ValidationError as error:
@@ -208,15 +202,19 @@ def _read_mark(folder: Path) -> Mark | None:
         raise StoreError(f"{path} is damaged: {first['loc'][0]}: {first['msg']}. Use another --out.") from None
 
 
-def _read_entry(path: Path) -> RunEntry:
-    value = read_script(path, "run")
+def _refuse_other_versions(found: object, what: str) -> None:
     for name, ours in (("site_schema", SITE_SCHEMA), ("schema_version", SCHEMA_VERSION)):
-        theirs = value.get(name) if isinstance(value, dict) else None
+        theirs = found.get(name) if isinstance(found, dict) else None
         if theirs != ours:
             raise StoreError(
-                f"{path} has {name} {theirs!r} and this harness reads {ours}. Merge with the "
-                "version of early-exit-harness that made it, or make the site again with another --out."
+                f"{what} has {name} {theirs!r} and this harness writes {ours}. Use the version of "
+                "early-exit-harness that made it, or another --out."
             )
+
+
+def _read_entry(path: Path) -> RunEntry:
+    value = read_script(path, "run")
+    _refuse_other_versions(value, str(path))
     try:
         return RunEntry.model_validate(value)
     except ValidationError as error:
