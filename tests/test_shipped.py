@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 
-from harness.artefacts import read_artefact
+from harness.artefacts import SHIPPED, read_artefact
 from harness.models.loading import ResolvedModel, resolve
-from harness.models.tuning import SHIPPED
 
 Command = Callable[..., Any]
 

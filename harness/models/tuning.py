@@ -17,7 +17,6 @@ from harness.errors import ArtefactError, ConfigError
 from harness.models import fingerprint
 
 __all__ = [
-    "SHIPPED",
     "ExitHead",
     "artefact_folders",
     "find_adapter",

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from harness.loss_weights import loss_weights
 from harness.models.spec import exit_points
-from harness.training.lite.recipe import PRESETS, LiteModel, LiteRecipe, loss_weights
+from harness.training.lite.recipe import PRESETS, LiteModel, LiteRecipe
 
 EXITS, LAYERS, WIDTH, VOCABULARY = (2, 3, 5), 6, 32, 97
 PLAIN = LiteRecipe(
