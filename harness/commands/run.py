@@ -8,6 +8,19 @@ from typing import Annotated, Any
 import typer
 
 from harness.commands.console import escape, log_to, stderr, stdout
+from harness.commands.model_options import (
+    Artefacts,
+    Device,
+    DType,
+    Energy,
+    ExitHead,
+    ExitPoints,
+    KVInput,
+    Model,
+    TdpW,
+    Threads,
+    Weights,
+)
 
 __all__ = ["run"]
 
@@ -21,7 +34,7 @@ def run(
             metavar="SPEC",
         ),
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Catalogue name, hub id or folder. Default: smollm2-135m.")] = None,
+    model: Model = None,
     task: Annotated[list[str] | None, typer.Option(help="py150, javacorpus. Repeatable. Default: py150.")] = None,
     protocol: Annotated[str | None, typer.Option(help="green-code or codexglue-line. Default: green-code.")] = None,
     source: Annotated[
@@ -34,29 +47,15 @@ def run(
             help="K,V of skipped layers: propagate, recompute, none, skip; a comma list compares. Default: propagate."
         ),
     ] = None,
-    kv_input: Annotated[
-        str | None,
-        typer.Option(help="What propagate fills them from: hidden, or shortcut. Default: hidden."),
-    ] = None,
+    kv_input: KVInput = None,
     batch_size: Annotated[int | None, typer.Option(help="Samples decoded together. Default: 1.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16. Default: float32.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N. Default: auto.")] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads. Default: torch's choice.")] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(help="auto, tuned, pretrained or random. Default: auto, tuned where there is an adapter."),
-    ] = None,
-    exit_head: Annotated[
-        str | None,
-        typer.Option(help="auto, shared or shortcut. Default: auto, shortcut where there are maps for the weights."),
-    ] = None,
-    artefacts: Annotated[
-        str | None,
-        typer.Option(help="Folder of `harness train`, or a shipped set. Default: artefacts/MODEL, then shipped."),
-    ] = None,
-    energy: Annotated[
-        str | None, typer.Option(help="auto, nvml, rapl, estimate, none or replay:FILE. Default: auto.")
-    ] = None,
+    dtype: DType = None,
+    device: Device = None,
+    threads: Threads = None,
+    weights: Weights = None,
+    exit_head: ExitHead = None,
+    artefacts: Artefacts = None,
+    energy: Energy = None,
     attribute: Annotated[
         bool | None,
         typer.Option("--attribute", help="Measure where the time goes: adds a run of each strategy that never exits."),
@@ -69,16 +68,12 @@ def run(
         typer.Option(help="Requests per second, at random times, with a queue. Default: one after the other."),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Decides sampling, order and random strategies. Default: 0.")] = None,
-    exit_points: Annotated[
-        str | None, typer.Option(help="paper, all, or layers such as 4,8,12. Default: paper.", metavar="LAYERS")
-    ] = None,
+    exit_points: ExitPoints = None,
     max_new_tokens: Annotated[int | None, typer.Option(help="Overrides the protocol's limit.")] = None,
     block_size: Annotated[
         int | None, typer.Option(help="Samples per interleaved block. Default: from the meter.")
     ] = None,
-    tdp_w: Annotated[
-        float | None, typer.Option(help="Watts the energy estimate assumes for all cores. Default: 4 W per core.")
-    ] = None,
+    tdp_w: TdpW = None,
     strict: Annotated[
         bool | None, typer.Option("--strict", help="Measure windows that other work contaminated again, up to 3 times.")
     ] = None,
@@ -91,7 +86,11 @@ def run(
     ] = None,
     resume: Annotated[Path | None, typer.Option(help="Continue a run directory.", metavar="DIR")] = None,
     config: Annotated[
-        Path | None, typer.Option(help="TOML file with the same names; flags win.", metavar="FILE")
+        Path | None,
+        typer.Option(
+            help="TOML file; flags win. Names as here, with underscores; strategies and tasks are lists.",
+            metavar="FILE",
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print summary.json instead of the table.")] = False,
 ) -> None:
