@@ -48,9 +48,9 @@ class KVCache:
         """Values, shaped as :attr:`keys`."""
         return self.entries[:, :, self._heads.kv_heads :]
 
-    def write_prompt(self, layer: int, entries: Tensor) -> None:
-        """Store a whole prompt pass, ``[rows, 2 KV, length, head_dim]``, from position 0 on."""
-        self.entries[layer, :, :, : entries.shape[2]] = entries
+    def write_prompt(self, layer: int, rows: slice | Tensor, entries: Tensor) -> None:
+        """Store whole prompts of ``rows``, ``[n, 2 KV, length, head_dim]``, from position 0 on."""
+        self.entries[layer, rows, :, : entries.shape[2]] = entries
 
     def write(self, layer: int, rows: Tensor, positions: Tensor, entries: Tensor) -> None:
         """Store slots ``[n, 2 KV, head_dim]`` at ``rows``, ``positions``, both ``[n]``."""

@@ -1,11 +1,6 @@
-"""The one decoding loop: every strategy, KV policy, family and batch size goes through it.
+"""Decodes with one model: closed batches for measurement, and open ones that rows join and leave for a server.
 
-Greedy. Prefill runs all layers and yields the first token; then, for each token, segments between
-exit points run and the strategy is asked, in batch, at each of them. Rows that stop take their token
-from the exit head, the others run on. Without a cache (``none``) there is no prefill: the whole prefix
-runs again for each token, and the strategy is asked for the first one too.
-
-Not promised: sampling, beam search, or a server's continuous batching.
+Both go through one loop, :class:`OpenBatch`. Greedy; not promised: sampling or beam search.
 """
 
 from __future__ import annotations
@@ -23,8 +18,8 @@ from harness.decoding.cache import KVCache
 from harness.decoding.exits import AskedExits, Exits, ScheduledExits
 from harness.decoding.fill import KVFiller
 from harness.decoding.generation import Generation
-from harness.decoding.passes import Pass, PrefixPass, Stash, TokenPass
-from harness.decoding.view import LayerView
+from harness.decoding.open_batch import OpenBatch
+from harness.decoding.passes import PrefixPass
 from harness.errors import ModelError
 
 __all__ = ["Engine"]
@@ -92,10 +87,27 @@ class Engine:
     ) -> list[Generation]:
         """Decode one batch with known exit layers; arguments as :meth:`decode`."""
         tally = [Generation() for _ in prompts]
-        exits = ScheduledExits(exit_layers, self.info.num_layers)
+        exits = ScheduledExits(exit_layers, self.info.num_layers, tally)
         return self._decode(prompts, exits, tally, kv, max_new_tokens, stop, eos_token_ids)
 
-    @torch.inference_mode()
+    def open(self, rows: int, positions: int, kv: KVPolicy, exits: Exits, tally: list[Generation]) -> OpenBatch:
+        """Return an empty batch that rows may join and leave between tokens.
+
+        Args:
+            rows: how many there may be at a time.
+            positions: longest prompt and completion of a row, together.
+            kv: what happens to keys and values of skipped layers.
+            exits: decides where tokens stop.
+            tally: one per row, filled while they run; a row that joins gets a new one.
+
+        Raises:
+            ModelError: the model has fewer positions.
+        """
+        self._check_reach(positions)
+        return OpenBatch(
+            self.backbone, self.rotary(positions), self._filler, self.kv_input, rows, positions, kv, exits, tally
+        )
+
     def _decode(
         self,
         prompts: Sequence[Sequence[int]],
@@ -106,44 +118,14 @@ class Engine:
         stop: StopRule | None,
         eos_token_ids: frozenset[int],
     ) -> list[Generation]:
-        reach = self._check(prompts, max_new_tokens)
-        clock = _Clock(tally, max_new_tokens, stop, eos_token_ids)
-        state = _State(self, prompts, kv, reach, tally)
-        running = list(range(len(prompts)))
-        step = 0
-        while running:
-            current, asked = state.begin(running, step)
-            self._carry_through(current, exits if asked else _NEVER, step, clock, state, charge=asked)
-            running = [row for row in running if tally[row].finish_reason is None]
-            step += 1
+        batch = self.open(len(prompts), self._check(prompts, max_new_tokens), kv, exits, tally)
+        started = time.perf_counter()
+        for row, (prompt, limit) in enumerate(zip(prompts, max_new_tokens, strict=True)):
+            batch.join(row, prompt, limit, stop, eos_token_ids, started)
+        batch.prefill(range(len(prompts)))
+        while batch.running:
+            batch.step()
         return tally
-
-    def _carry_through(
-        self, current: Pass, exits: Exits, step: int, clock: _Clock, state: _State, *, charge: bool
-    ) -> None:
-        """Take one token of every running row through the layers, out of as few of them as decided."""
-        previous: LayerView | None = None
-        places: list[int] | None = None
-        for point in exits.points(current.rows, step):
-            current.advance(point)
-            view = LayerView(self.backbone, current, clock.tally, previous, places)
-            leaving = exits.leaving(view, step)
-            previous, places = view, None
-            if not any(leaving):
-                continue
-            going = [place for place, leaves in enumerate(leaving) if leaves]
-            places = [place for place, leaves in enumerate(leaving) if not leaves]
-            clock.record([current.rows[place] for place in going], view.tokens(going), point)
-            state.note_exits(current, going, view)
-            current.leave(places)
-            if not places:
-                return
-        current.advance(self.info.num_layers)
-        tokens: list[int] = self.backbone.logits(current.hidden()).argmax(-1).tolist()
-        if charge:
-            for row in current.rows:
-                clock.tally[row].lm_head_evaluations += 1
-        clock.record(current.rows, tokens, self.info.num_layers)
 
     @torch.inference_mode()
     def read(self, token_ids: Sequence[int], layers: Sequence[int]) -> list[Tensor]:
@@ -185,117 +167,11 @@ class Engine:
             if not prompt:
                 raise ModelError("a prompt has no tokens.")
             reach = max(reach, len(prompt) + limit)
-        if reach > self.info.max_positions:
-            raise ModelError(
-                f"prompt and completion need {reach} positions, {self.info.name} has {self.info.max_positions}."
-            )
+        self._check_reach(reach)
         return reach
 
-
-class _Never:
-    """No exit points: prefill."""
-
-    def points(self, rows: Sequence[int], step: int) -> Sequence[int]:
-        return ()
-
-    def leaving(self, view: LayerView, step: int) -> list[bool]:
-        return [False] * len(view.row_list)
-
-
-_NEVER = _Never()
-
-
-class _Clock:
-    """Records tokens with their times and ends rows."""
-
-    def __init__(
-        self,
-        tally: list[Generation],
-        max_new_tokens: Sequence[int],
-        stop: StopRule | None,
-        eos_token_ids: frozenset[int],
-    ) -> None:
-        self.tally = tally
-        self._limits, self._stop, self._eos = max_new_tokens, stop, eos_token_ids
-        self._start = time.perf_counter()
-
-    def record(self, rows: Sequence[int], tokens: Sequence[int], layer: int) -> None:
-        now = time.perf_counter() - self._start
-        for row, token in zip(rows, tokens, strict=True):
-            one = self.tally[row]
-            one.token_ids.append(token)
-            one.exit_layers.append(layer)
-            one.token_times_s.append(now)
-            if token in self._eos:
-                one.finish_reason = "eos"
-            elif self._stop is not None and self._stop(one.token_ids):
-                one.finish_reason = "stop"
-            elif len(one.token_ids) >= self._limits[row]:
-                one.finish_reason = "length"
-
-
-class _State:
-    """What a batch carries from token to token under a KV policy."""
-
-    def __init__(
-        self, engine: Engine, prompts: Sequence[Sequence[int]], kv: KVPolicy, reach: int, tally: list[Generation]
-    ) -> None:
-        self._engine, self._prompts, self._kv, self._tally = engine, prompts, kv, tally
-        self._rotary = engine.rotary(reach)
-        self._stash, self._seen = Stash(len(prompts)), set[int]()
-        self._owed: list[tuple[int, list[int], list[int], Tensor, Tensor | None]] = []
-        backbone = engine.backbone
-        self._cache: KVCache | None = None
-        if kv is not KVPolicy.NONE:
-            weight = backbone.lm_head.weight
-            self._cache = KVCache(backbone.num_layers, len(prompts), reach, backbone.heads, weight)
-            for row, prompt in enumerate(prompts):
-                self._cache.depth[row, : len(prompt)] = backbone.num_layers
-
-    def begin(self, rows: list[int], step: int) -> tuple[Pass, bool]:
-        """Return the pass of the next token, and whether the strategy is asked in it."""
-        backbone = self._engine.backbone
-        if self._cache is None:
-            prefixes = [[*self._prompts[row], *self._tally[row].token_ids] for row in rows]
-            return PrefixPass(backbone, self._rotary, prefixes, rows, tally=self._tally), True
-        if step == 0:
-            return PrefixPass(backbone, self._rotary, self._prompts, rows, cache=self._cache), False
-        self._settle(rows)
-        tokens = [self._tally[row].token_ids[-1] for row in rows]
-        positions = [len(self._prompts[row]) + step - 1 for row in rows]
-        return (
-            TokenPass(
-                backbone, self._rotary, self._cache, self._kv, rows, tokens, positions, self._tally,
-                self._stash, self._seen,
-            ),
-            True,
-        )  # fmt: skip
-
-    def note_exits(self, current: Pass, going: list[int], view: LayerView) -> None:
-        """Remember what exited rows owe the deeper layers under ``propagate``."""
-        if self._kv is not KVPolicy.PROPAGATE:
-            return
-        positions = current.positions
-        hidden = view.hidden_state
-        final = view.leaving_states(going) if self._engine.kv_input == "shortcut" else None
-        if len(going) < len(positions):
-            hidden = hidden[torch.tensor(going, device=hidden.device)]
-        rows = [current.rows[place] for place in going]
-        self._owed.append((view.exit_layer, rows, [positions[place] for place in going], hidden, final))
-
-    def _settle(self, running: list[int]) -> None:
-        """Fill what the last token left open, for rows that go on."""
-        for layer, rows, positions, states, finals in self._owed:
-            staying = [place for place, row in enumerate(rows) if row in running]
-            if not staying:
-                continue
-            hidden, final = states, finals
-            if len(staying) < len(rows):
-                index = torch.tensor(staying, device=states.device)
-                hidden, final = states[index], None if finals is None else finals[index]
-            kept = [rows[place] for place in staying]
-            assert self._cache is not None
-            self._engine.fill(self._cache, layer, kept, [positions[place] for place in staying], hidden, final)
-            for row in kept:
-                self._tally[row].kv_fill_layers += self._engine.info.num_layers - layer
-        self._owed.clear()
+    def _check_reach(self, positions: int) -> None:
+        if positions > self.info.max_positions:
+            raise ModelError(
+                f"prompt and completion need {positions} positions, {self.info.name} has {self.info.max_positions}."
+            )

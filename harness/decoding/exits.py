@@ -13,16 +13,16 @@ from harness.decoding.generation import Generation
 from harness.decoding.view import LayerView
 from harness.errors import OptionError
 
-__all__ = ["AskedExits", "Exits", "ScheduledExits", "complaint"]
+__all__ = ["NO_EXITS", "AskedExits", "Exits", "ScheduledExits", "ask", "complaint"]
 
 
 class Exits(Protocol):
     """Decides, row by row, where tokens stop."""
 
-    def points(self, rows: Sequence[int], step: int) -> Sequence[int]:
-        """Return the layers to stop at and decide, sorted, for the ``step``-th token of these rows."""
+    def points(self, rows: Sequence[int]) -> Sequence[int]:
+        """Return the layers to stop at and decide, sorted, for the next token of these rows."""
 
-    def leaving(self, view: LayerView, step: int) -> list[bool]:
+    def leaving(self, view: LayerView) -> list[bool]:
         """Return which rows of the view stop here."""
 
 
@@ -38,21 +38,30 @@ class AskedExits:
     def __init__(self, rule: ExitRule, points: Sequence[int], tally: Sequence[Generation]) -> None:
         self._rule, self._points, self._tally = rule, tuple(points), tally
 
-    def points(self, rows: Sequence[int], step: int) -> Sequence[int]:
+    def points(self, rows: Sequence[int]) -> Sequence[int]:
         """The strategy's points, always."""
         return self._points
 
-    def leaving(self, view: LayerView, step: int) -> list[bool]:
+    def leaving(self, view: LayerView) -> list[bool]:
         """Ask, and charge a check to every row."""
         for row in view.row_list:
             self._tally[row].exit_checks += 1
-        decided = self._rule.should_exit(view)
-        if not isinstance(decided, Tensor) or decided.dtype is not torch.bool or decided.dim() != 1:
-            raise OptionError(complaint(self._rule, decided, view.exit_layer, len(view.row_list)))
-        answer: list[bool] = decided.tolist()
-        if len(answer) != len(view.row_list):
-            raise OptionError(complaint(self._rule, decided, view.exit_layer, len(view.row_list)))
-        return answer
+        return ask(self._rule, view)
+
+
+def ask(rule: ExitRule, view: LayerView) -> list[bool]:
+    """Return which rows of a view a rule stops.
+
+    Raises:
+        OptionError: it does not answer with one bool per row.
+    """
+    decided = rule.should_exit(view)
+    if not isinstance(decided, Tensor) or decided.dtype is not torch.bool or decided.dim() != 1:
+        raise OptionError(complaint(rule, decided, view.exit_layer, len(view.row_list)))
+    answer: list[bool] = decided.tolist()
+    if len(answer) != len(view.row_list):
+        raise OptionError(complaint(rule, decided, view.exit_layer, len(view.row_list)))
+    return answer
 
 
 def complaint(rule: ExitRule, decided: object, exit_layer: int, rows: int) -> str:
@@ -72,15 +81,33 @@ class ScheduledExits:
     Args:
         exit_layers: for each row of the batch, the exit layer of each token.
         num_layers: decoder layers of the model.
+        tally: says how many tokens a row has.
     """
 
-    def __init__(self, exit_layers: Sequence[Sequence[int]], num_layers: int) -> None:
-        self._layers, self._num_layers = exit_layers, num_layers
+    def __init__(self, exit_layers: Sequence[Sequence[int]], num_layers: int, tally: Sequence[Generation]) -> None:
+        self._layers, self._num_layers, self._tally = exit_layers, num_layers, tally
 
-    def points(self, rows: Sequence[int], step: int) -> Sequence[int]:
+    def points(self, rows: Sequence[int]) -> Sequence[int]:
         """The layers some row is scheduled to stop at."""
-        return sorted({self._layers[row][step] for row in rows} - {self._num_layers})
+        return sorted({self._due(row) for row in rows} - {self._num_layers})
 
-    def leaving(self, view: LayerView, step: int) -> list[bool]:
+    def leaving(self, view: LayerView) -> list[bool]:
         """Rows scheduled for this layer."""
-        return [self._layers[row][step] == view.exit_layer for row in view.row_list]
+        return [self._due(row) == view.exit_layer for row in view.row_list]
+
+    def _due(self, row: int) -> int:
+        return self._layers[row][len(self._tally[row].token_ids)]
+
+
+class _NoExits:
+    """No exit points: prefill."""
+
+    def points(self, rows: Sequence[int]) -> Sequence[int]:
+        return ()
+
+    def leaving(self, view: LayerView) -> list[bool]:
+        return [False] * len(view.row_list)
+
+
+NO_EXITS: Exits = _NoExits()
+"""Never asks, never exits."""

@@ -17,7 +17,7 @@ class Generation:
     Attributes:
         token_ids: generated tokens; an end-of-sequence token is the last of them.
         exit_layers: decoder layers executed for each token.
-        token_times_s: seconds from the start of the batch to each token.
+        token_times_s: seconds from when its time began (the batch's start, or its arrival) to each token.
         finish_reason: why it ended; ``None`` while it runs.
         exit_checks: times a strategy was asked about it.
         lm_head_evaluations: LM-head evaluations after prefill, the outputs' own included.
@@ -25,6 +25,7 @@ class Generation:
             without a cache, one layer over the whole prefix counts as one.
         kv_fill_layers: layers whose keys and values were filled from an exit hidden state.
         shortcut_evaluations: times an exit's linear map was applied.
+        log_probabilities: natural log of each token's probability under the head that chose it; empty unless asked for.
     """
 
     token_ids: list[int] = field(default_factory=list)
@@ -36,3 +37,4 @@ class Generation:
     layers_executed: int = 0
     kv_fill_layers: int = 0
     shortcut_evaluations: int = 0
+    log_probabilities: list[float] = field(default_factory=list)

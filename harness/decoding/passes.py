@@ -70,6 +70,10 @@ class PrefixPass:
     ) -> None:
         self._backbone, self._cache, self._tally, self._rotary = backbone, cache, tally, rotary
         self.rows, self.layer = list(rows), 0
+        neighbours = rows[-1] - rows[0] + 1 == len(rows)
+        self._slots = (
+            slice(rows[0], rows[-1] + 1) if neighbours else torch.tensor(rows, device=backbone.device)
+        )  # rows in order
         lengths = [len(prefix) for prefix in prefixes]
         longest = max(lengths)
         device = backbone.device
@@ -131,7 +135,7 @@ class PrefixPass:
                 for part in block.project(flat, self._rotary, tables)
             )
             if keep and self._cache is not None:
-                self._cache.write_prompt(index, entries)
+                self._cache.write_prompt(index, self._slots, entries)
             keys, values = entries.chunk(2, dim=1)
             attended = F.scaled_dot_product_attention(
                 queries, keys, values, is_causal=True, scale=block.scale, enable_gqa=heads.grouped
@@ -172,6 +176,10 @@ class Stash:
         if not taken:
             return None
         return _Held(depth, taken[-1].start, torch.cat([held.hidden for held in reversed(taken)]))
+
+    def clear(self, row: int) -> None:
+        """Forget what waits in a row."""
+        self._stacks[row].clear()
 
     def next_depth(self, row: int, above: int) -> int | None:
         """Return the smallest depth greater than ``above`` at which positions of a row wait."""

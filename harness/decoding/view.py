@@ -27,8 +27,8 @@ class LayerView:
     """
 
     __slots__ = (
-        *("_backbone", "_deep", "_derived", "_exit_state", "_hidden", "_layer", "_leaving", "_logits", "_pass"),
-        *("_places", "_previous", "_rows", "_tally", "_top"),
+        *("_backbone", "_deep", "_derived", "_exit_state", "_hidden", "_layer", "_leaving", "_logits", "_output"),
+        *("_parts", "_pass", "_places", "_positions", "_previous", "_rows", "_tally", "_top"),
     )
 
     def __init__(
@@ -42,14 +42,17 @@ class LayerView:
         self._backbone, self._pass, self._tally = backbone, current, tally
         self._previous, self._places = previous, places
         self._rows = list(current.rows)
+        self._positions = list(current.positions)
         self._hidden = current.hidden()
         self._layer = current.layer
         self._exit_state: Tensor | None = None
-        self._leaving: Tensor | None = None
+        self._leaving: tuple[list[int], Tensor] | None = None
         self._logits: Tensor | None = None
         self._top: Tensor | None = None
         self._derived: dict[Hashable, Tensor] = {}
         self._deep: Tensor | None = None
+        self._parts: list[tuple[list[int], LayerView]] = []
+        self._output: Tensor | None = None
 
     @property
     def exit_layer(self) -> int:
@@ -69,7 +72,7 @@ class LayerView:
     @property
     def position(self) -> Tensor:
         """Position of the token being processed, ``[n]``."""
-        return torch.tensor(self._pass.positions, device=self._hidden.device)
+        return torch.tensor(self._positions, device=self._hidden.device)
 
     @property
     def token_ids(self) -> Sequence[Sequence[int]]:
@@ -153,27 +156,76 @@ class LayerView:
             self._places = None
         return self._previous
 
+    def part(self, places: list[int], before: LayerView | None) -> LayerView:
+        """Return a view of some of these rows, for a rule of their own; what it computes serves the output too.
+
+        Args:
+            places: which.
+            before: the view that this rule was asked with at its exit point before, over these rows or more; ``None``
+                at the first.
+        """
+        twin = self._narrow(places)
+        twin._previous = before
+        there = None if before is None else [before._rows.index(row) for row in twin._rows]
+        twin._places = None if before is None or len(before._rows) == len(twin._rows) else there
+        self._parts.append((places, twin))
+        return twin
+
     def tokens(self, places: list[int]) -> list[int]:
         """Return the output tokens of the rows at these places, reusing logits that were asked for."""
-        if self._logits is not None or len(places) == len(self._rows):
+        if self._logits is not None or (len(places) == len(self._rows) and not self._parts):
             top: list[int] = self.top_token.tolist()
             return [top[place] for place in places]
-        states = self.leaving_states(places)
-        self._charge([self._rows[place] for place in places])
-        tokens: list[int] = self._backbone.logits(states).argmax(-1).tolist()
+        tokens: list[int] = self.output_logits(places).argmax(-1).tolist()
         return tokens
+
+    def output_logits(self, places: list[int]) -> Tensor:
+        """Return the logits that the rows at these places, all that leave, take their tokens from, ``[k, vocab_size]``.
+
+        Logits that somebody asked for are reused.
+        """
+        if self._logits is not None:
+            return self._logits if len(places) == len(self._rows) else self._logits[places]
+        if self._output is None:
+            known = {
+                place: part._logits[row]
+                for held, part in self._parts
+                if part._logits is not None
+                for row, place in enumerate(held)
+            }
+            missing = [place for place in places if place not in known]
+            if missing:
+                self._charge([self._rows[place] for place in missing])
+                made = self._backbone.logits(self.leaving_states(missing))
+                known.update(zip(missing, made, strict=True))
+            self._output = made if len(missing) == len(places) else torch.stack([known[place] for place in places])
+        return self._output
 
     def leaving_states(self, places: list[int]) -> Tensor:
         """Exit states of the rows that leave, ``[len(places), hidden_size]``; the others are not mapped for it."""
-        if len(places) == len(self._rows):
+        if len(places) == len(self._rows) and not self._parts:
             return self.exit_state
         index = torch.tensor(places, device=self._hidden.device)
         if self._exit_state is not None:
             return self._exit_state[index]
-        if self._leaving is None:
-            self._charge_shortcut([self._rows[place] for place in places])
-            self._leaving = self._backbone.exit_state(self._hidden[index], self._layer)
-        return self._leaving
+        if self._leaving is None or self._leaving[0] != places:
+            known = {
+                place: part._exit_state[row]
+                for held, part in self._parts
+                if part._exit_state is not None
+                for row, place in enumerate(held)
+            }
+            if self._leaving is not None:
+                known.update(zip(*self._leaving, strict=True))
+            missing = [place for place in places if place not in known]
+            if missing:
+                self._charge_shortcut([self._rows[place] for place in missing])
+                fresh = torch.tensor(missing, device=self._hidden.device)
+                made = self._backbone.exit_state(self._hidden[fresh], self._layer)
+                known.update(zip(missing, made, strict=True))
+            whole = len(missing) == len(places)
+            self._leaving = places, made if whole else torch.stack([known[place] for place in places])
+        return self._leaving[1]
 
     def _charge_shortcut(self, rows: list[int]) -> None:
         if self._layer in self._backbone.shortcuts:
@@ -192,8 +244,10 @@ class LayerView:
         twin._previous, twin._layer = self._previous, self._layer
         twin._places = places if self._places is None else [self._places[place] for place in places]
         twin._rows = [self._rows[place] for place in places]
+        twin._positions = [self._positions[place] for place in places]
         twin._hidden = self._hidden[index]
-        twin._leaving = None
+        twin._leaving = twin._output = None
+        twin._parts = []
         twin._exit_state = None if self._exit_state is None else self._exit_state[index]
         twin._logits = None if self._logits is None else self._logits[index]
         twin._top = None if self._top is None else self._top[index]

@@ -350,5 +350,5 @@ def caches(monkeypatch: pytest.MonkeyPatch) -> list[KVCache]:
             super().__init__(*args, **kwargs)
             made.append(self)
 
-    monkeypatch.setattr("harness.decoding.engine.KVCache", Kept)
+    monkeypatch.setattr("harness.decoding.open_batch.KVCache", Kept)
     return made

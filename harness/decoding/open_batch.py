@@ -1,0 +1,241 @@
+"""The one decoding loop: every strategy, KV policy, family and batch size goes through it.
+
+Greedy. Prefill runs all layers and yields the first token; then, for each token, segments between
+exit points run and the strategy is asked, in batch, at each of them. Rows that stop take their token
+from the exit head, the others run on. Without a cache (``none``) there is no prefill: the whole prefix
+runs again for each token, and the strategy is asked for the first one too.
+
+Rows join and leave between tokens; what a row yields does not depend on the others, up to rounding: products of one
+row and of several differ in their last bits, which in bfloat16 can tip a near-tie.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from harness.contracts import KVInput, KVPolicy, StopRule
+from harness.decoding import certainty
+from harness.decoding.backbone import Backbone
+from harness.decoding.blocks import Rotary
+from harness.decoding.cache import KVCache
+from harness.decoding.exits import NO_EXITS, Exits
+from harness.decoding.fill import KVFiller
+from harness.decoding.generation import Generation
+from harness.decoding.passes import Pass, PrefixPass, Stash, TokenPass
+from harness.decoding.view import LayerView
+
+__all__ = ["OpenBatch"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """What a row came with."""
+
+    prompt: Sequence[int]
+    limit: int
+    stop: StopRule | None
+    eos: frozenset[int]
+    started: float
+
+
+class OpenBatch:
+    """Rows that decode together. Made by :meth:`harness.decoding.engine.Engine.open`.
+
+    Args:
+        backbone: the model.
+        rotary: position tables long enough, or ``None``.
+        filler: fills what exits leave open under ``propagate``.
+        kv_input: what from.
+        rows: how many there may be at a time.
+        positions: longest prompt and completion of a row, together.
+        kv: what happens to keys and values of skipped layers.
+        exits: decides where tokens stop.
+        tally: one per row; replaced when a row joins.
+
+    Attributes:
+        running: rows that have not ended, in order.
+        with_log_probabilities: whether to note each token's.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        rotary: Rotary | None,
+        filler: KVFiller,
+        kv_input: KVInput,
+        rows: int,
+        positions: int,
+        kv: KVPolicy,
+        exits: Exits,
+        tally: list[Generation],
+    ) -> None:
+        self._backbone, self._rotary, self._filler, self._kv_input = backbone, rotary, filler, kv_input
+        self._kv, self._exits, self._tally = kv, exits, tally
+        self._rows: dict[int, _Row] = {}
+        self._stash, self._seen = Stash(rows), set[int]()
+        self._owed: list[tuple[int, list[int], list[int], Tensor, Tensor | None]] = []
+        self._cache: KVCache | None = None
+        if kv is not KVPolicy.NONE:
+            self._cache = KVCache(backbone.num_layers, rows, positions, backbone.heads, backbone.lm_head.weight)
+        self.running: list[int] = []
+        self.with_log_probabilities = False
+
+    @torch.inference_mode()
+    def join(
+        self,
+        row: int,
+        prompt: Sequence[int],
+        max_new_tokens: int,
+        stop: StopRule | None = None,
+        eos_token_ids: frozenset[int] = frozenset(),
+        started: float | None = None,
+    ) -> None:
+        """Put a prompt into a free row. :meth:`prefill` must follow before the next :meth:`step`.
+
+        Args:
+            row: a row that is not running.
+            prompt: its tokens, at least one; they fit the batch's positions together with the new ones.
+            max_new_tokens: its limit.
+            stop: ends it when true of the tokens it has generated.
+            eos_token_ids: tokens that end it.
+            started: when its time began, by ``time.perf_counter``; now when left out.
+        """
+        self._settle(self.running)  # whatever the row's last occupant owed is forgotten
+        self._clear(row)
+        self._rows[row] = _Row(
+            prompt, max_new_tokens, stop, eos_token_ids, time.perf_counter() if started is None else started
+        )
+        self._tally[row] = Generation()
+        self._stash.clear(row)
+        if self._cache is not None:
+            self._cache.depth[row, : len(prompt)] = self._backbone.num_layers
+        self.running = sorted([*self.running, row])
+
+    def _clear(self, row: int) -> None:
+        """Wipe what the row's last occupant left: a masked position counts 0 times, and 0 × NaN is NaN."""
+        before = self._rows.get(row)
+        if before is not None and self._cache is not None:
+            self._cache.entries[:, row, :, : len(before.prompt) + len(self._tally[row].token_ids)] = 0
+
+    @torch.inference_mode()
+    def prefill(self, rows: Iterable[int]) -> None:
+        """Run the prompts of rows that just joined and make their first tokens. Without a cache: nothing to do."""
+        if self._cache is None:
+            return
+        new = list(rows)
+        prompts = [self._rows[row].prompt for row in new]
+        current = PrefixPass(self._backbone, self._rotary, prompts, new, cache=self._cache)
+        self._carry_through(current, NO_EXITS, charge=False)
+        self._end_rows()
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        """Make one token for every running row."""
+        self._carry_through(self._begin(self.running), self._exits, charge=True)
+        self._end_rows()
+
+    def drop(self, row: int) -> None:
+        """Take a row out; nothing happens when it has ended."""
+        self.running = [other for other in self.running if other != row]
+
+    def _end_rows(self) -> None:
+        self.running = [row for row in self.running if self._tally[row].finish_reason is None]
+
+    def _carry_through(self, current: Pass, exits: Exits, *, charge: bool) -> None:
+        """Take one token of every row of a pass through the layers, out of as few of them as decided."""
+        previous: LayerView | None = None
+        places: list[int] | None = None
+        for point in exits.points(current.rows):
+            current.advance(point)
+            view = LayerView(self._backbone, current, self._tally, previous, places)
+            leaving = exits.leaving(view)
+            previous, places = view, None
+            if not any(leaving):
+                continue
+            going = [place for place, leaves in enumerate(leaving) if leaves]
+            places = [place for place, leaves in enumerate(leaving) if not leaves]
+            rows = [current.rows[place] for place in going]
+            self._record(rows, view.tokens(going), point)
+            if self.with_log_probabilities:
+                self._note(rows, view.output_logits(going))
+            self._note_exits(current, going, view)
+            current.leave(places)
+            if not places:
+                return
+        current.advance(self._backbone.num_layers)
+        logits = self._backbone.logits(current.hidden())
+        if charge:
+            for row in current.rows:
+                self._tally[row].lm_head_evaluations += 1
+        self._record(current.rows, logits.argmax(-1).tolist(), self._backbone.num_layers)
+        if self.with_log_probabilities:
+            self._note(current.rows, logits)
+
+    def _record(self, rows: Sequence[int], tokens: Sequence[int], layer: int) -> None:
+        """Note tokens with their times, and end rows."""
+        now = time.perf_counter()
+        for row, token in zip(rows, tokens, strict=True):
+            one, facts = self._tally[row], self._rows[row]
+            one.token_ids.append(token)
+            one.exit_layers.append(layer)
+            one.token_times_s.append(now - facts.started)
+            if token in facts.eos:
+                one.finish_reason = "eos"
+            elif facts.stop is not None and facts.stop(one.token_ids):
+                one.finish_reason = "stop"
+            elif len(one.token_ids) >= facts.limit:
+                one.finish_reason = "length"
+
+    def _note(self, rows: Sequence[int], logits: Tensor) -> None:
+        probabilities: list[float] = certainty.top_probability(logits).log().tolist()
+        for row, value in zip(rows, probabilities, strict=True):
+            self._tally[row].log_probabilities.append(value)
+
+    def _begin(self, rows: list[int]) -> Pass:
+        """Return the pass of the next token."""
+        if self._cache is None:
+            prefixes = [[*self._rows[row].prompt, *self._tally[row].token_ids] for row in rows]
+            return PrefixPass(self._backbone, self._rotary, prefixes, rows, tally=self._tally)
+        self._settle(rows)
+        tokens = [self._tally[row].token_ids[-1] for row in rows]
+        positions = [len(self._rows[row].prompt) + len(self._tally[row].token_ids) - 1 for row in rows]
+        return TokenPass(
+            self._backbone, self._rotary, self._cache, self._kv, rows, tokens, positions, self._tally, self._stash,
+            self._seen,
+        )  # fmt: skip
+
+    def _note_exits(self, current: Pass, going: list[int], view: LayerView) -> None:
+        """Remember what exited rows owe the deeper layers under ``propagate``."""
+        if self._kv is not KVPolicy.PROPAGATE:
+            return
+        positions = current.positions
+        hidden = view.hidden_state
+        final = view.leaving_states(going) if self._kv_input == "shortcut" else None
+        if len(going) < len(positions):
+            hidden = hidden[torch.tensor(going, device=hidden.device)]
+        rows = [current.rows[place] for place in going]
+        self._owed.append((view.exit_layer, rows, [positions[place] for place in going], hidden, final))
+
+    def _settle(self, running: list[int]) -> None:
+        """Fill what the last token left open, for rows that go on."""
+        for layer, rows, positions, states, finals in self._owed:
+            staying = [place for place, row in enumerate(rows) if row in running]
+            if not staying:
+                continue
+            hidden, final = states, finals
+            if len(staying) < len(rows):
+                index = torch.tensor(staying, device=states.device)
+                hidden, final = states[index], None if finals is None else finals[index]
+            kept = [rows[place] for place in staying]
+            assert self._cache is not None
+            self._filler.fill(
+                self._cache, self._rotary, layer, kept, [positions[place] for place in staying], hidden, final
+            )
+            for row in kept:
+                self._tally[row].kv_fill_layers += self._backbone.num_layers - layer
+        self._owed.clear()

@@ -1,0 +1,98 @@
+"""A rule per row: requests that exit in different ways decode in one batch, and none changes another.
+
+Rows that have the same rule, as those of a strategy without state do, are asked together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from harness.contracts import Batch, ExitRule, ModelInfo, Strategy
+from harness.decoding.exits import ask
+from harness.decoding.generation import Generation
+from harness.decoding.view import LayerView
+
+__all__ = ["RowExits"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    rule: ExitRule
+    points: frozenset[int]
+
+    @property
+    def key(self) -> tuple[int, frozenset[int]]:
+        """Rows with the same one are asked together."""
+        return id(self.rule), self.points
+
+
+class RowExits:
+    """Exits of an open batch. Implements :class:`harness.decoding.exits.Exits`.
+
+    Args:
+        info: the model, handed to strategies.
+        device: of its tensors.
+        tally: one per row; exit checks are charged to these.
+
+    Attributes:
+        failures: row → what its strategy raised; such a row stops where it is, and its token means nothing.
+    """
+
+    def __init__(self, info: ModelInfo, device: str, tally: Sequence[Generation]) -> None:
+        self._info, self._device, self._tally = info, device, tally
+        self._asked: dict[int, _Asked] = {}
+        self._before: dict[tuple[int, frozenset[int]], LayerView] = {}
+        self._one: _Asked | None = None
+        self.failures: dict[int, Exception] = {}
+
+    def join(self, row: int, strategy: Strategy, seed: int) -> None:
+        """Let a strategy decide for a row from its next token on.
+
+        Raises:
+            HarnessError: it does not fit the model, or what it runs on is gone.
+        """
+        self.failures.pop(row, None)
+        points = frozenset(strategy.exit_points(self._info))
+        rule = strategy.start(self._info, Batch((seed,) * len(self._tally), self._device))
+        self._asked[row] = _Asked(rule, points)
+
+    def points(self, rows: Sequence[int]) -> Sequence[int]:
+        """The layers at which some of these rows is asked."""
+        self._before.clear()
+        asked = [self._asked[row] for row in rows]
+        self._one = asked[0] if all(other.key == asked[0].key for other in asked) else None
+        return sorted(frozenset().union(*(one.points for one in asked)))
+
+    def leaving(self, view: LayerView) -> list[bool]:
+        """Ask each rule about its rows, and charge a check to each."""
+        if self._one is not None:
+            self._charge(view)
+            return self._answer(self._one.rule, view)
+        groups: dict[tuple[int, frozenset[int]], list[int]] = {}
+        for place, row in enumerate(view.row_list):
+            if view.exit_layer in self._asked[row].points:
+                groups.setdefault(self._asked[row].key, []).append(place)
+        answer = [False] * len(view.row_list)
+        for key, places in groups.items():
+            part = self._before[key] = view.part(places, self._before.get(key))
+            self._charge(part)
+            rule = self._asked[part.row_list[0]].rule
+            for place, leaves in zip(places, self._answer(rule, part), strict=True):
+                answer[place] = leaves
+        return answer
+
+    def _charge(self, view: LayerView) -> None:
+        for row in view.row_list:
+            self._tally[row].exit_checks += 1
+
+    def _answer(self, rule: ExitRule, view: LayerView) -> list[bool]:
+        """Ask; where that fails, ask about each row, so that only those fail that it fails on."""
+        try:
+            return ask(rule, view)
+        except Exception as error:  # a strategy is anybody's code, and the other rows have nothing to do with it
+            if len(view.row_list) > 1:
+                alone = [view.part([place], view.previous) for place in range(len(view.row_list))]
+                return [self._answer(rule, part)[0] for part in alone]
+            self.failures[view.row_list[0]] = error
+            return [True]
