@@ -65,6 +65,10 @@ class NeverExits(Strategy):
         """Those of the strategy."""
         return self.asked.artefacts(model)
 
+    def trained_defaults(self, model: ModelInfo) -> Mapping[str, float]:
+        """Those of the strategy."""
+        return self.asked.trained_defaults(model)
+
     def start(self, model: ModelInfo, batch: Batch) -> ExitRule:
         """Start the strategy."""
         return _Deaf(self.asked.start(model, batch))

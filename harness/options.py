@@ -116,7 +116,7 @@ def _strategy_class(name: str) -> Any:
         raise RegistryError(f"strategy '{name}' is not a dataclass; its fields would be its options.")
     missing = [
         member
-        for member in ("rehearsed", "exit_points", "artefacts", "start", "should_exit")
+        for member in ("rehearsed", "exit_points", "artefacts", "trained_defaults", "start", "should_exit")
         if not hasattr(cls, member)
     ]
     if missing:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -48,11 +49,16 @@ class Classifier(Strategy):
         """The heads."""
         return {"classifier": self._find(model).artefact.sha256}
 
+    def trained_defaults(self, model: ModelInfo) -> Mapping[str, float]:
+        """The heads' own."""
+        facts = self._find(model).artefact.facts
+        return {"threshold": facts["threshold"]}
+
     def start(self, model: ModelInfo, batch: Batch) -> ExitRule:
         """Load the heads; loaded once, however many batches there are."""
         heads = self._find(model)
         threshold = heads.artefact.facts["threshold"] if self.threshold is None else self.threshold
-        return _AtLeast(heads.scorer(batch.device), _logit(threshold))
+        return _rule(heads.scorer(batch.device), _logit(threshold))
 
     def _find(self, model: ModelInfo) -> Controller:
         folder = f"traces/{Path(model.name).name}"
@@ -61,6 +67,12 @@ class Classifier(Strategy):
             f"`harness train classifier --model {model.name} --traces {folder}`",
         )
         return find_controller("classifier", self.heads, model, remedy)
+
+
+@lru_cache(maxsize=64)
+def _rule(score: Scorer, least: float) -> _AtLeast:
+    """One object per setting: it has no state, so that rows of several requests can be asked together."""
+    return _AtLeast(score, least)
 
 
 @dataclass(frozen=True, slots=True)

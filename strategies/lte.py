@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -43,12 +44,17 @@ class LearnToExit(Strategy):
         """The head."""
         return {"lte": self._find(model).artefact.sha256}
 
+    def trained_defaults(self, model: ModelInfo) -> Mapping[str, float]:
+        """The head's own."""
+        facts = self._find(model).artefact.facts
+        return {"threshold": facts["threshold"]}
+
     def start(self, model: ModelInfo, batch: Batch) -> ExitRule:
         """Load the head; loaded once, however many batches there are."""
         head = self._find(model)
         threshold = head.artefact.facts["threshold"] if self.threshold is None else self.threshold
         never = threshold >= 2  # a regression may score anything
-        return _AtLeast(head.scorer(batch.device), math.inf if never else threshold)
+        return _rule(head.scorer(batch.device), math.inf if never else threshold)
 
     def _find(self, model: ModelInfo) -> Controller:
         folder = f"traces/{Path(model.name).name}"
@@ -57,6 +63,12 @@ class LearnToExit(Strategy):
             f"`harness train lte --model {model.name} --traces {folder}`",
         )
         return find_controller("lte", self.heads, model, remedy)
+
+
+@lru_cache(maxsize=64)
+def _rule(score: Scorer, least: float) -> _AtLeast:
+    """One object per setting: it has no state, so that rows of several requests can be asked together."""
+    return _AtLeast(score, least)
 
 
 @dataclass(frozen=True, slots=True)

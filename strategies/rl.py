@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
 
@@ -45,12 +46,17 @@ class ReinforcementLearning(Strategy):
         """The agent."""
         return {"agent": self._find(model).artefact.sha256}
 
+    def trained_defaults(self, model: ModelInfo) -> Mapping[str, float]:
+        """The agent's own."""
+        facts = self._find(model).artefact.facts
+        return {"threshold": facts["threshold"], "temperature": facts["temperature"]}
+
     def start(self, model: ModelInfo, batch: Batch) -> ExitRule:
         """Load the agent; loaded once, however many batches there are."""
         agent = self._find(model)
         threshold = agent.artefact.facts["threshold"] if self.threshold is None else self.threshold
         temperature = agent.artefact.facts["temperature"] if self.temperature is None else self.temperature
-        return _Agent(agent.scorer(batch.device), _least_difference(threshold, temperature))
+        return _rule(agent.scorer(batch.device), _least_difference(threshold, temperature))
 
     def _find(self, model: ModelInfo) -> Controller:
         folder = f"traces/{Path(model.name).name}"
@@ -60,6 +66,12 @@ class ReinforcementLearning(Strategy):
             f"`harness train rl --model {model.name} --traces {folder}` (minutes)",
         )
         return find_controller("rl", self.agent, model, remedy)
+
+
+@lru_cache(maxsize=64)
+def _rule(score: Scorer, least: float) -> _Agent:
+    """One object per setting: it has no state, so that rows of several requests can be asked together."""
+    return _Agent(score, least)
 
 
 @dataclass(frozen=True, slots=True)

@@ -143,6 +143,10 @@ class Strategy(Protocol):
         """Return the trained parts it runs on for this model: name → SHA-256, for the record."""
         return {}
 
+    def trained_defaults(self, model: ModelInfo) -> Mapping[str, float]:
+        """Return what options that were left out (``None``) take from a trained part: name → value."""
+        return {}
+
     def start(self, model: ModelInfo, batch: Batch) -> ExitRule:
         """Return the decision maker of one batch; state that lives across tokens lives there."""
         return self

@@ -148,6 +148,10 @@ def find_controller(kind: str, name: str, model: ModelInfo, remedy: Sequence[str
         ("hidden size", facts["hidden_size"], model.hidden_size),
     ):
         if theirs != ours:
+            if what == "weights" and model.weights == "pretrained" and facts["model"] == model.name:
+                base = [step.replace("`harness trace ", "`harness trace --weights pretrained ") for step in remedy]
+                steps = " ; ".join(step for step in base if "train lite" not in step)
+                again = f"Leave out --weights pretrained, or train it for these weights: {steps}"
             raise ArtefactError(
                 f"{path} was trained with {what} {theirs} ({facts['model']}); {model.name} runs with {ours}. {again}"
             )

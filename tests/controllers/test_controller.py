@@ -226,6 +226,17 @@ def test_a_name_says_nothing(folder: Path, model: ModelInfo) -> None:
     assert find(model).artefact.facts["model"] == "other/model"
 
 
+def test_where_tuned_weights_have_one_the_base_weights_are_told_the_cheap_way_first(
+    folder: Path, model: ModelInfo
+) -> None:
+    write(folder / "rl.json", replace(model, fingerprint="0ddba11"))
+    cheap = (
+        "Leave out --weights pretrained, or train it for these weights: `harness trace --weights pretrained --model m`"
+    )
+    assert cheap in refusal(replace(model, weights="pretrained"))
+    assert "--weights pretrained" not in refusal(replace(model, weights="tuned"))
+
+
 @pytest.mark.parametrize(
     ("asked", "alone", "chained"),
     [
