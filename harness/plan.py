@@ -129,7 +129,8 @@ def resolve_device(name: str) -> str:
     if device.type not in {"cpu", "cuda"}:
         raise ConfigError(f"device '{name}' is not supported. Use cpu, cuda or cuda:N.")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"device '{name}' is not here: torch sees {torch.cuda.device_count()} CUDA device(s).")
+        seen = torch.cuda.device_count()
+        raise ConfigError(f"device '{name}' is not here: torch sees {seen} CUDA device(s). Use --device cpu.")
     return name
 
 

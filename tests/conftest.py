@@ -6,6 +6,7 @@ import importlib.util
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -260,3 +261,16 @@ def shell() -> Callable[..., subprocess.CompletedProcess[str]]:
         return subprocess.run(command, check=False, **settings)
 
     return run
+
+
+@pytest.fixture(scope="module")  # no longer: while it is there, no other test can run an event loop
+def chromium() -> Iterator[Any]:
+    """A browser without a window."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install playwright)")
+    found = shutil.which("chromium") or "/usr/bin/chromium"
+    if not Path(found).is_file():
+        pytest.skip("there is no chromium (apt-get install chromium)")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield browser
+        browser.close()

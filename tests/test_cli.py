@@ -285,3 +285,13 @@ def test_a_report_of_a_folder_that_may_only_be_read(
     assert "py150" in ran.out  # the table is shown nevertheless
     assert ran.code == 2
     assert "Permission denied" in ran.err.splitlines()[-1]
+
+
+def test_a_logged_exception_keeps_its_traceback_and_one_line_of_text() -> None:
+    code = (
+        "import logging; from harness.commands.console import log_to, stderr; log_to(stderr())\n"
+        "try: [][1]\nexcept IndexError: logging.getLogger('x').exception('it [b]failed[/b]\\nhere')"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert ran.stderr.startswith("error: it [b]failed[/b] here\nTraceback")
+    assert "IndexError: list index out of range" in ran.stderr

@@ -39,10 +39,14 @@ def refuse(message: str) -> None:
 def log_to(console: Console) -> None:
     """Send warnings to the console that draws the progress bar, so that neither overwrites the other."""
     import logging
+    import traceback
 
     class OneLine(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            message = escape(" ".join(record.getMessage().split()))
+            message = escape(" ".join(record.getMessage().splitlines()))
             console.print(f"[yellow]{record.levelname.lower()}:[/] {message}", highlight=False, soft_wrap=True)
+            if record.exc_info:
+                lines = "".join(traceback.format_exception(*record.exc_info))
+                console.print(escape(lines), highlight=False, soft_wrap=True)
 
     logging.basicConfig(level=logging.WARNING, handlers=[OneLine()])

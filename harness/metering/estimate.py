@@ -59,7 +59,7 @@ class Estimate(WindowedMeter):
         """One line with the formula and the power assumed."""
         cores = f"{self._cores} logical core{'s' if self._cores > 1 else ''}"
         origin = (
-            f"the default of {DEFAULT_W_PER_LOGICAL_CORE:g} W per logical core; set tdp_w to change it"
+            f"the default of {DEFAULT_W_PER_LOGICAL_CORE:g} W per logical core; --tdp-w changes it"
             if self._assumed
             else "as given"
         )

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from reports.completions.page import choose_samples, completion_page
 from reports.recorded import RecordedRun
 
-CHROMIUM = Path("/usr/bin/chromium")
 EVIL = "<script>window.pwned=1</script>\"'><img src=x onerror='window.pwned=2'>{{ 7*7 }}"
 
 
@@ -76,20 +72,6 @@ def test_failed_samples_and_empty_runs_have_a_page(build: Any) -> None:
 # ---------------------------------------------------------------------------------- in a browser
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if not CHROMIUM.exists():
-        pytest.skip("chromium is not installed (apt-get install chromium)")
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        pytest.skip("playwright is not installed (pip install playwright)")
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
-        yield running
-        running.close()
-
-
 def evil_run(build: Any) -> RecordedRun:
     made = build(points=("full", EVIL.replace(":", "").replace("@", "")), tasks=("py150",))
     for point in made.points:
@@ -104,9 +86,9 @@ def evil_run(build: Any) -> RecordedRun:
     return recorded(made, model=model)
 
 
-def test_nothing_in_a_run_is_run_by_a_browser(browser: Any, build: Any, tmp_path: Path) -> None:
+def test_nothing_in_a_run_is_run_by_a_browser(chromium: Any, build: Any, tmp_path: Path) -> None:
     (tmp_path / "page.html").write_text(completion_page(evil_run(build)), encoding="utf-8")
-    page = browser.new_page(viewport={"width": 390, "height": 800}, color_scheme="dark")
+    page = chromium.new_page(viewport={"width": 390, "height": 800}, color_scheme="dark")
     said: list[str] = []
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
@@ -136,14 +118,14 @@ def test_nothing_in_a_run_is_run_by_a_browser(browser: Any, build: Any, tmp_path
     assert "underline" in last.evaluate("element => getComputedStyle(element).textDecorationLine")
     page.check("#numbers")
     assert page.evaluate("getComputedStyle(document.querySelector('main .tok'), '::before').content") == '"10"'
-    grounds = {scheme: _ground(browser, tmp_path / "page.html", scheme) for scheme in ("light", "dark")}
+    grounds = {scheme: _ground(chromium, tmp_path / "page.html", scheme) for scheme in ("light", "dark")}
     assert grounds["light"] == "rgb(255, 255, 255)"
     assert grounds["dark"] != grounds["light"]
     page.close()
 
 
-def _ground(browser: Any, path: Path, scheme: str) -> str:
-    page = browser.new_page(color_scheme=scheme)
+def _ground(chromium: Any, path: Path, scheme: str) -> str:
+    page = chromium.new_page(color_scheme=scheme)
     page.goto(path.as_uri())
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
     page.close()

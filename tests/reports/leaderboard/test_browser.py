@@ -20,21 +20,8 @@ from reports.recorded import RecordedRun
 
 Recorded = Callable[..., RecordedRun]
 
-BROWSER = Path("/usr/bin/chromium")
 NASTY = "<img src=x onerror=alert(1)></script><script>alert(2)</script>\u2028\"'`{{7*7}}"
 QUIET_FIRST_PAINT_S = 2.0
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install playwright)")
-    found = BROWSER if BROWSER.exists() else Path(shutil.which("chromium") or "")
-    if not found.is_file():
-        pytest.skip("there is no chromium (apt-get install chromium)")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(found), args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 class Reader:
