@@ -1,0 +1,101 @@
+"""A request that sits in a row: its text, its tokens, its time, and what it ends with."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from harness.contracts import KVPolicy, TextCodec
+from harness.decoding.generation import Generation
+from harness.serving.engine.tickets import EngineTicket
+from harness.serving.engine.transcript import Transcript
+from harness.serving.jobs import Ending, Finished, Token
+
+__all__ = ["Served"]
+
+
+class Served:
+    """One request from its first prefill to its ending.
+
+    Args:
+        ticket: what is wanted, and who waits for it.
+        codec: spells tokens.
+        special: ids that add no text.
+
+    Attributes:
+        ticket: the same.
+        failure: what its text failed with; the row stops then.
+    """
+
+    def __init__(self, ticket: EngineTicket, codec: TextCodec, special: frozenset[int]) -> None:
+        self.ticket, self._special = ticket, special
+        self._began = time.perf_counter()
+        self._tokens: list[Token] = []
+        self.failure: Exception | None = None
+        job = ticket.job
+        self._transcript = Transcript(
+            codec, job.stop, keep_stop=job.keep_stop, silent=special, after=job.prompt.token_ids
+        )
+
+    def stop(self, token_ids: Sequence[int]) -> bool:
+        """Take the last of these tokens into the text: the stop rule of its row. Raises nothing: others run too."""
+        try:
+            return self._transcript.add(token_ids[-1])
+        except Exception as error:  # the tokenizer's
+            self.failure = error
+            return True
+
+    def token(self, made: Generation) -> tuple[Token, Ending | None] | None:
+        """Return the token that was made since the last call, and why it is the last one; ``None`` without a token."""
+        place = len(self._tokens)
+        if place == len(made.token_ids):
+            return None
+        ending: Ending | None = made.finish_reason or ("deadline" if self._is_late(made) else None)
+        token = Token(
+            index=place,
+            token_id=made.token_ids[place],
+            text=self._transcript.take(),
+            logprob=made.log_probabilities[place],
+            exit_layer=made.exit_layers[place],
+            special=made.token_ids[place] in self._special,
+            time_s=made.token_times_s[place],
+            last=ending is not None,
+        )
+        self._tokens.append(token)
+        return token, ending
+
+    def finished(
+        self,
+        made: Generation,
+        ending: Ending,
+        kv: KVPolicy,
+        num_layers: int,
+        energy_j: float | None,
+        energy_source: str,
+    ) -> Finished:
+        """Return the ending, after its last token."""
+        text = self._transcript.finish()
+        return Finished(
+            text=text,
+            rest=self._transcript.rest(),
+            ending="stop" if self._transcript.stopped else ending,
+            tokens=tuple(self._tokens),
+            prompt=self.ticket.job.prompt,
+            setting=self.ticket.job.setting,
+            kv=kv,
+            num_layers=num_layers,
+            exit_checks=made.exit_checks,
+            lm_head_evaluations=made.lm_head_evaluations,
+            decode_layers=made.layers_executed,
+            queue_s=self._began - self.ticket.submitted,
+            ttft_s=self._tokens[0].time_s,
+            total_s=self._tokens[-1].time_s,
+            energy_j=energy_j,
+            energy_source=energy_source,
+        )
+
+    def _is_late(self, made: Generation) -> bool:
+        """Whether the deadline is over, or its own time is and it has a whole line: half of one helps nobody."""
+        now, limit_s = time.perf_counter(), self.ticket.job.generate_s
+        over = limit_s is not None and now > self.ticket.submitted + made.token_times_s[0] + limit_s
+        return now > self.ticket.deadline or (over and "\n" in self._transcript.text)

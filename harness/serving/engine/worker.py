@@ -1,0 +1,287 @@
+"""The one thread that decodes: takes requests from a bounded queue, lets them join and leave between tokens.
+
+A request that is cancelled, late or broken leaves; the others never notice.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from harness.contracts import KVPolicy, TextCodec
+from harness.decoding.engine import Engine
+from harness.decoding.generation import Generation
+from harness.decoding.open_batch import OpenBatch
+from harness.decoding.row_exits import RowExits
+from harness.errors import HarnessError, is_out_of_memory
+from harness.serving.engine.energy import EnergyShares
+from harness.serving.engine.served import Served
+from harness.serving.engine.tickets import EngineTicket
+from harness.serving.failures import DrainingError, GenerationError, OverloadedError, ServingError
+from harness.serving.jobs import Finished
+from harness.serving.metrics import Metrics
+
+__all__ = ["PROMPTS", "Worker"]
+
+logger = logging.getLogger(__name__)
+
+PROMPTS = logging.getLogger("harness.serving.prompts")
+"""Logs prompts and completions, one JSON text each, where a server was told to."""
+
+
+class Worker:
+    """Decodes what is submitted. :meth:`run` is the thread; everything else may be called from any other.
+
+    Args:
+        engine: decodes.
+        codec: spells tokens. special: ids that add no text.
+        kv: what happens to K,V of skipped layers.
+        rows: requests decoded together.
+        positions: longest prompt and completion together.
+        max_queue: requests that may wait.
+        energy: shares out what is used.
+        metrics: are told.
+        log_prompts: whether what was read and made is logged, by :data:`PROMPTS`.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        codec: TextCodec,
+        special: frozenset[int],
+        kv: KVPolicy,
+        rows: int,
+        positions: int,
+        max_queue: int,
+        energy: EnergyShares,
+        metrics: Metrics,
+        *,
+        log_prompts: bool = False,
+    ) -> None:
+        self._engine, self._codec, self._special, self._kv = engine, codec, special, kv
+        self._size, self._positions, self._max_queue = rows, positions, max_queue
+        self._energy, self._metrics, self._log_prompts = energy, metrics, log_prompts
+        self._queue: deque[EngineTicket] = deque()
+        self._served: dict[int, Served] = {}
+        self._changed = threading.Condition()
+        self._drain_until: float | None = None
+        self._batch: OpenBatch | None = None
+        self._open()
+
+    @property
+    def waiting(self) -> int:
+        """Requests in the queue."""
+        return len(self._queue)
+
+    @property
+    def running(self) -> int:
+        """Requests that are being decoded."""
+        return len(self._served)
+
+    def submit(self, ticket: EngineTicket) -> None:
+        """Queue a ticket.
+
+        Raises:
+            OverloadedError: the queue is full.
+            DrainingError: nothing is taken any more.
+        """
+        with self._changed:
+            if self._drain_until is not None:
+                raise DrainingError("the server is going down. Ask another one.")
+            waiting = sum(not ticket.cancelled for ticket in list(self._queue))
+            running = sum(not served.ticket.cancelled for served in list(self._served.values()))
+            if waiting >= self._max_queue + self._size - running:
+                raise OverloadedError(
+                    f"{running} requests run and {waiting} wait, which is all that may. Try again later."
+                )
+            self._queue.append(ticket)
+            self._changed.notify()
+
+    def drain(self, seconds: float) -> None:
+        """Take nothing new; what is there gets so many seconds. :meth:`run` then returns."""
+        # No lock: a signal handler may interrupt the thread that holds it.
+        self._drain_until = time.perf_counter() + seconds
+
+    def run(self) -> None:
+        """Decode until drained.
+
+        Raises:
+            Exception: a defect. Everybody who waited was told so, and nothing is taken any more.
+        """
+        try:
+            self._run()
+        except BaseException:
+            self._drain_until = 0.0
+            self._fail_all(GenerationError("the engine has stopped; the server's log says why."))
+            raise
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._queue and not self._served and self._drain_until is None:
+                    self._changed.wait(timeout=0.2)
+                if self._drain_until is not None and not self._queue and not self._served:
+                    return
+            if self._drain_until is not None and time.perf_counter() > self._drain_until:
+                self._refuse_all()
+                continue
+            self._sweep_queue()
+            self._admit()
+            self._leave_out()
+            if self._served and self._batch is not None:
+                self._step(self._batch)
+
+    def _open(self) -> OpenBatch:
+        """Begin with an empty batch. What the last one held is given back first: there may be no room for both."""
+        self._batch = None
+        self._tally = [Generation() for _ in range(self._size)]
+        self._exits = RowExits(self._engine.info, str(self._engine.backbone.device), self._tally)
+        self._batch = self._engine.open(self._size, self._positions, self._kv, self._exits, self._tally)
+        self._batch.with_log_probabilities = True
+        return self._batch
+
+    def _sweep_queue(self) -> None:
+        """Take out who waits no more: gone, or late."""
+        now = time.perf_counter()
+        with self._changed:
+            out = [ticket for ticket in self._queue if ticket.cancelled or now > ticket.deadline]
+            for ticket in out:
+                self._queue.remove(ticket)
+        for ticket in out:
+            self._turn_away(ticket)
+
+    def _turn_away(self, ticket: EngineTicket) -> None:
+        """Somebody is gone, or late."""
+        if ticket.cancelled:
+            self._count("cancelled")
+        else:
+            waited_s = time.perf_counter() - ticket.submitted
+            self._fail(ticket, OverloadedError(f"waited {waited_s:.0f} s in the queue and was not begun."))
+
+    def _admit(self) -> None:
+        """Let requests join: one between two tokens of those that run, so that nobody waits long for the next."""
+        for _ in range(1 if self._served else self._size):
+            with self._changed:
+                if not self._queue or len(self._served) == self._size:
+                    return
+                ticket = self._queue.popleft()
+            if ticket.cancelled or time.perf_counter() > ticket.deadline:
+                self._turn_away(ticket)
+            else:
+                self._begin(ticket, min(set(range(self._size)) - set(self._served)))
+
+    def _begin(self, ticket: EngineTicket, row: int) -> None:
+        job = ticket.job
+        served = self._served[row] = Served(ticket, self._codec, self._special)
+        with self._failing([row]):
+            batch = self._batch or self._open()
+            self._energy.begin(row)
+            self._exits.join(row, job.setting.strategy, job.seed)
+            batch.join(row, job.prompt.token_ids, job.max_new_tokens, served.stop, job.end_token_ids, ticket.submitted)
+            batch.prefill([row])
+            self._publish([row])
+
+    def _step(self, batch: OpenBatch) -> None:
+        rows = list(self._served)
+        with self._failing(rows):
+            batch.step()
+            self._publish(rows)
+
+    def _publish(self, rows: list[int]) -> None:
+        """Hand over the token that each row made, and endings; without a cache there is none after prefill."""
+        for row in rows:
+            served, made = self._served[row], self._tally[row]
+            failure = self._exits.failures.pop(row, None) or served.failure
+            if failure is not None:
+                logger.error("a request failed", exc_info=failure)
+                self._end_badly(row, GenerationError(f"generation failed: {_said(failure)}."))
+                continue
+            new = served.token(made)
+            if new is None:
+                continue
+            token, ending = new
+            served.ticket.put(token)
+            if ending is not None:
+                energy_j, source = self._energy.end(row), self._energy.source
+                layers = self._engine.info.num_layers
+                done = served.finished(made, ending, self._kv, layers, energy_j, source)
+                self._free(row)
+                served.ticket.put(done)
+                self._tell(done)
+
+    def _tell(self, done: Finished) -> None:
+        """Count and log a completion that its client has."""
+        try:
+            self._metrics.finished(done)
+            if self._log_prompts:  # in ASCII: nothing that a terminal obeys
+                texts = self._codec.decode(done.prompt.token_ids), done.text
+                PROMPTS.info("%s -> %s", *(json.dumps(text) for text in texts))
+        except Exception:
+            logger.exception("a completion could not be counted")
+
+    def _count(self, kind: str) -> None:
+        try:
+            self._metrics.failed(kind)
+        except Exception:
+            logger.exception("a failure could not be counted")
+
+    def _leave_out(self) -> None:
+        """Take out who is gone."""
+        for row, served in list(self._served.items()):
+            if served.ticket.cancelled:
+                self._free(row)
+                self._count("cancelled")
+
+    def _free(self, row: int) -> Served:
+        if self._batch is not None:
+            self._batch.drop(row)
+        self._energy.forget([row])
+        return self._served.pop(row)
+
+    def _end_badly(self, row: int, error: ServingError) -> None:
+        self._fail(self._free(row).ticket, error)
+
+    def _fail(self, ticket: EngineTicket, error: ServingError) -> None:
+        ticket.put(error)
+        self._count(error.kind)
+
+    def _refuse_all(self) -> None:
+        """The time to drain is over."""
+        self._fail_all(DrainingError("the server is going down; this completion was not finished."))
+
+    def _fail_all(self, error: ServingError) -> None:
+        with self._changed:
+            waiting = list(self._queue)
+            self._queue.clear()
+        for ticket in waiting:
+            self._fail(ticket, error)
+        for row in list(self._served):
+            self._end_badly(row, error)
+
+    @contextmanager
+    def _failing(self, rows: list[int]) -> Iterator[None]:
+        """Whatever is raised fails the requests in these rows, and the next ones work."""
+        try:
+            yield
+        except Exception as error:  # the engine's, a strategy's, a codec's: the thread must live on
+            logger.exception("decoding failed")
+            if is_out_of_memory(error):
+                said = "out of memory. Send a shorter prompt, or serve with a smaller --batch-size"
+            else:
+                said = _said(error)
+            for row in rows:
+                if row in self._served:
+                    self._end_badly(row, GenerationError(f"generation failed: {said}."))
+            if not self._served:
+                self._batch = None  # whatever state the failure left is gone; the next request opens another
+
+
+def _said(error: Exception) -> str:
+    """Return an error in one line; what is no refusal of ours has its type named."""
+    text = " ".join(str(error).split()).rstrip(".")
+    return text if isinstance(error, HarnessError) else f"{type(error).__name__}: {text}"[:300]

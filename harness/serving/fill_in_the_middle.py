@@ -1,0 +1,184 @@
+"""Prompts for models that were trained to fill in the middle: text before the cursor, text after it, then the gap.
+
+A model family is recognised by its marker tokens, which must be whole tokens that were added to the vocabulary: a name
+that the tokenizer would have to spell from pieces says nothing to the model. Having them is no proof of training: a
+chat model may have inherited its family's tokenizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["FAMILIES", "Family", "FillInTheMiddle", "detect", "fill_in_the_middle"]
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """How one family of models marks prefix, suffix and middle.
+
+    Attributes:
+        name: of the family.
+        prefix: token before the text before the cursor.
+        suffix: token before the text after it.
+        middle: token after which the model fills the gap; ``None`` where the prefix comes last and the model goes on.
+        start: tokens before everything.
+        ends: further tokens that end a middle, those that the vocabulary has.
+        spelled: whether a tokenizer reads the markers from a text that spells them like this.
+    """
+
+    name: str
+    prefix: str
+    suffix: str
+    middle: str | None
+    start: tuple[str, ...] = ()
+    ends: tuple[str, ...] = ()
+    spelled: bool = True
+
+    @property
+    def texts(self) -> tuple[str, str, str] | None:
+        """Markers of prefix, suffix and middle for editors that write them into the prompt, in this order.
+
+        ``None`` where an editor cannot: the family wants another order, or its markers cannot be spelled.
+        """
+        return (self.prefix, self.suffix, self.middle) if self.spelled and self.middle is not None else None
+
+
+FAMILIES: tuple[Family, ...] = (
+    Family(
+        name="starcoder",
+        prefix="<fim_prefix>",
+        suffix="<fim_suffix>",
+        middle="<fim_middle>",
+        ends=("<fim_pad>", "<|endoftext|>", "<file_sep>", "<repo_name>"),
+    ),
+    Family(
+        name="santacoder",
+        prefix="<fim-prefix>",
+        suffix="<fim-suffix>",
+        middle="<fim-middle>",
+        ends=("<fim-pad>", "<|endoftext|>"),
+    ),
+    Family(
+        name="codegemma",  # before qwen, whose markers it shares
+        prefix="<|fim_prefix|>",
+        suffix="<|fim_suffix|>",
+        middle="<|fim_middle|>",
+        start=("<bos>",),
+        ends=("<|file_separator|>", "<eos>"),
+    ),
+    Family(
+        name="qwen",
+        prefix="<|fim_prefix|>",
+        suffix="<|fim_suffix|>",
+        middle="<|fim_middle|>",
+        ends=("<|fim_pad|>", "<|endoftext|>", "<|im_end|>", "<|file_sep|>", "<|repo_name|>"),
+    ),
+    Family(
+        name="deepseek",
+        prefix="<｜fim▁begin｜>",
+        suffix="<｜fim▁hole｜>",
+        middle="<｜fim▁end｜>",
+        start=("<｜begin▁of▁sentence｜>",),
+        ends=("<｜end▁of▁sentence｜>", "<|EOT|>"),
+    ),
+    Family(
+        name="codellama",
+        prefix="▁<PRE>",
+        suffix="▁<SUF>",
+        middle="▁<MID>",
+        start=("<s>",),
+        ends=("▁<EOT>", "</s>"),
+        spelled=False,
+    ),
+    Family(
+        name="codestral",
+        prefix="[PREFIX]",
+        suffix="[SUFFIX]",
+        middle=None,
+        start=("<s>",),
+        ends=("</s>",),
+    ),
+)
+"""Known families; the first whose markers and start a vocabulary has is the one."""
+
+
+@dataclass(frozen=True, slots=True)
+class FillInTheMiddle:
+    """One tokenizer's way to fill in the middle.
+
+    Attributes:
+        family: whose markers they are.
+        start: ids before everything.
+        prefix: id before the text before the cursor.
+        suffix: id before the text after it.
+        middle: id before the gap; ``None`` where the prefix comes last.
+        end_token_ids: ids that end a middle; a decoder stops at them as at its end token.
+    """
+
+    family: Family
+    start: tuple[int, ...]
+    prefix: int
+    suffix: int
+    middle: int | None
+    end_token_ids: frozenset[int]
+
+    @property
+    def markers(self) -> int:
+        """How many tokens a prompt has beside the text."""
+        return len(self.start) + (2 if self.middle is None else 3)
+
+    def token_ids(self, prefix_ids: Sequence[int], suffix_ids: Sequence[int]) -> list[int]:
+        """Return the prompt for the gap between two texts, encoded without special tokens; either may be empty."""
+        if self.middle is None:
+            return [*self.start, self.suffix, *suffix_ids, self.prefix, *prefix_ids]
+        return [*self.start, self.prefix, *prefix_ids, self.suffix, *suffix_ids, self.middle]
+
+    def fit(self, prefix_ids: Sequence[int], suffix_ids: Sequence[int], budget: int) -> tuple[list[int], list[int]]:
+        """Trim both texts until their prompt has at most ``budget`` tokens, markers included.
+
+        The prefix loses its beginning, the suffix its end: what is near the cursor stays. Three quarters of the room
+        belong to the prefix and one to the suffix, as in llama.cpp; what one does not need goes to the other.
+
+        Args:
+            prefix_ids: tokens of the text before the cursor.
+            suffix_ids: tokens of the text after it.
+            budget: tokens of the whole prompt, at least :attr:`markers`.
+
+        Raises:
+            ValueError: the markers alone are more than that.
+        """
+        room = budget - self.markers
+        if room < 0:
+            raise ValueError(f"a prompt with {self.markers} marker tokens does not fit in {budget}")
+        after = min(len(suffix_ids), max(room // 4, room - len(prefix_ids)))
+        before = min(len(prefix_ids), room - after)
+        return list(prefix_ids[len(prefix_ids) - before :]), list(suffix_ids[:after])
+
+
+def detect(vocabulary: Mapping[str, int], added: Collection[int]) -> FillInTheMiddle | None:
+    """Return how a vocabulary marks the middle, or ``None`` when it cannot.
+
+    Args:
+        vocabulary: token → id.
+        added: ids of tokens that are never made of pieces.
+    """
+    whole = {token: number for token, number in vocabulary.items() if number in added}
+    for family in FAMILIES:
+        needed = [family.prefix, family.suffix, *family.start, *([] if family.middle is None else [family.middle])]
+        if all(token in whole for token in needed):
+            return FillInTheMiddle(
+                family=family,
+                start=tuple(whole[token] for token in family.start),
+                prefix=whole[family.prefix],
+                suffix=whole[family.suffix],
+                middle=None if family.middle is None else whole[family.middle],
+                end_token_ids=frozenset(whole[token] for token in family.ends if token in whole),
+            )
+    return None
+
+
+def fill_in_the_middle(tokenizer: Any) -> FillInTheMiddle | None:
+    """Return how a transformers tokenizer marks the middle, or ``None`` when it cannot."""
+    return detect(tokenizer.get_vocab(), {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids})

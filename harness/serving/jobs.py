@@ -1,0 +1,160 @@
+"""What passes between the routes and the engine's thread: a job goes in, tokens and one ending come back."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from harness.contracts import KVPolicy, Strategy
+
+__all__ = [
+    "Ending",
+    "Finished",
+    "Job",
+    "Prompt",
+    "Setting",
+    "Ticket",
+    "Token",
+]
+
+Ending = Literal["eos", "stop", "length", "deadline"]
+"""Why a completion ended: the model's end token, a stop text, the limit of new tokens, or time ran out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What the model reads.
+
+    Attributes:
+        token_ids: at least one.
+        truncated: tokens left out of its beginning because they did not fit.
+        suffix: what became of the text after the cursor: ``none`` was given, ``used`` by fill-in-the-middle tokens, or
+            ``ignored`` because the model has none and the server was told to.
+    """
+
+    token_ids: tuple[int, ...]
+    truncated: int = 0
+    suffix: Literal["none", "used", "ignored"] = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """The effective early-exit setting of a request.
+
+    Attributes:
+        name: strategy name.
+        options: every option that a request may set, with the value in effect.
+        strategy: as built.
+    """
+
+    name: str
+    options: dict[str, object]
+    strategy: Strategy
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One completion to be made.
+
+    Attributes:
+        prompt: what the model reads.
+        setting: how it exits.
+        max_new_tokens: limit, at least 1, the server's cap already applied.
+        stop: texts that end it.
+        keep_stop: whether the text that ended it belongs to the completion (TGI) or not (OpenAI, Ollama, llama.cpp).
+        generate_s: seconds after its first token when it ends, once there is a line break (llama.cpp's rule);
+            ``None`` for no limit of its own.
+        seed: for random strategies.
+        end_token_ids: tokens that end it, those of the prompt's form included; filled in by the service.
+    """
+
+    prompt: Prompt
+    setting: Setting
+    max_new_tokens: int
+    stop: tuple[str, ...] = ()
+    keep_stop: bool = False
+    generate_s: float | None = None
+    seed: int = 0
+    end_token_ids: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One generated token, when it is made.
+
+    Attributes:
+        index: 0-based place in the completion.
+        token_id: its id.
+        text: what it adds to the text that may be sent; empty while a character or a possible stop text is incomplete.
+        logprob: natural log of its probability under the exit head that chose it.
+        exit_layer: decoder layers executed for it.
+        special: whether it is a special token, which adds no text.
+        time_s: seconds from the job's submission.
+        last: whether the completion ends with it: :class:`Finished` follows at once.
+    """
+
+    index: int
+    token_id: int
+    text: str
+    logprob: float
+    exit_layer: int
+    special: bool
+    time_s: float
+    last: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The ending of a completion, after its last token.
+
+    Attributes:
+        text: all of it; the texts of the tokens and ``rest``, joined, are this.
+        rest: text held back until now, since it might have become a stop text.
+        ending: why it ended.
+        tokens: all of them.
+        prompt: what was read. setting: how it exited. kv: what happened to K,V of skipped layers.
+        num_layers: decoder layers of the model.
+        exit_checks: times the strategy was asked.
+        lm_head_evaluations: after prefill, the outputs' own included.
+        decode_layers: decoder layers run after prefill, catch-up work of ``recompute`` included.
+        queue_s: from submission to the start of prefill.
+        ttft_s: from submission to the first token.
+        total_s: from submission to the last token.
+        energy_j: this request's share of what was used while it ran, joules; ``None`` without a number.
+        energy_source: ``nvml``, ``rapl``, ``soc``, ``estimate`` … or ``none``; a sensor's are measured.
+    """
+
+    text: str
+    rest: str
+    ending: Ending
+    tokens: tuple[Token, ...]
+    prompt: Prompt
+    setting: Setting
+    kv: KVPolicy
+    num_layers: int
+    exit_checks: int
+    lm_head_evaluations: int
+    decode_layers: int
+    queue_s: float
+    ttft_s: float
+    total_s: float
+    energy_j: float | None
+    energy_source: str
+
+
+class Ticket(Protocol):
+    """A submitted job: iterate over it once, in the event loop that submitted it.
+
+    Yields every :class:`Token` as it is made and :class:`Finished` last.
+
+    Raises:
+        ServingError: while iterating, when it fails: :class:`GenerationError`, :class:`OverloadedError` (it waited too
+            long), :class:`DrainingError`.
+    """
+
+    def __aiter__(self) -> AsyncIterator[Token | Finished]:
+        """Wait for what comes."""
+
+    def cancel(self) -> None:
+        """Nobody wants it any more: its row is free within one token. Does nothing once it has ended."""

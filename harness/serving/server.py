@@ -1,0 +1,154 @@
+"""From a configuration to a process that answers, and to its orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import sys
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+from harness.errors import ModelError
+from harness.serving.binding import allowed_key, everywhere, listen, url_of
+from harness.serving.config import ServeConfig
+from harness.serving.http.app import make_app
+from harness.serving.http.connections import PatientProtocol
+from harness.serving.http.guards import counted, guarded
+from harness.serving.service import Service
+
+if TYPE_CHECKING:
+    import socket
+
+__all__ = ["serve"]
+
+IDLE_CONNECTIONS = 512
+"""Connections on top of those of running and waiting requests. One more is answered with 503."""
+
+KEEP_ALIVE_S = 30
+"""Seconds that a connection stays open after an answer."""
+
+LAST_WORDS_S = 5
+"""Seconds that clients get, after what was left at the end of draining has failed, to read so."""
+
+TICK_S = 0.1
+
+
+def _to_stderr(line: str) -> None:
+    print(" ".join(line.split()), file=sys.stderr, flush=True)
+
+
+def serve(config: ServeConfig, say: Callable[[str], None] = _to_stderr) -> bool:
+    """Serve until SIGTERM or SIGINT.
+
+    The first signal lets running answers finish, for ``drain_s`` seconds at most; what is left then ends with an
+    error. The second stops at once: answers break off, and the client's connection with them.
+
+    Args:
+        config: what was asked for.
+        say: takes one line when it listens and one when it is ready.
+
+    Returns:
+        Whether the engine's thread has ended. Where it has not, since it was told to stop while it loaded, the process
+        must leave by ``os._exit``: an interpreter that is torn down while torch computes aborts.
+
+    Raises:
+        HarnessError: it may not listen as it is told, cannot, or has no model to serve.
+        KeyboardInterrupt: it was told twice to stop; the thread may be at work.
+    """
+    key = allowed_key(config)
+    listeners = listen(config)
+    try:
+        service = Service(config)
+        server = _Server(service, config, key)
+        service.metrics.bind(service)
+        url = url_of(config.host, listeners[0].getsockname()[1])
+        service.start()
+        try:
+            asyncio.run(_run(server, service, listeners, url, say))
+        finally:
+            if service.state != "draining":  # draining anew would begin its time anew
+                service.drain()
+        if server.force_exit:
+            raise KeyboardInterrupt
+        ended = service.close()
+        if server.failure is not None:
+            raise ModelError(server.failure)
+        return ended
+    finally:
+        for listener in listeners:
+            listener.close()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, but a signal first lets the engine finish, and stopping is no failure."""
+
+    def __init__(self, service: Service, config: ServeConfig, key: str | None) -> None:
+        app = counted(guarded(make_app(service), config, key), service.metrics)
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=PatientProtocol,
+                log_config=None,
+                access_log=False,  # its lines hold query strings; ours hold the route, at debug level
+                server_header=False,
+                proxy_headers=False,
+                ws="none",
+                limit_concurrency=config.batch_size + config.max_queue + IDLE_CONNECTIONS,
+                backlog=512,
+                timeout_keep_alive=KEEP_ALIVE_S,
+                timeout_graceful_shutdown=math.ceil(config.drain_s) + LAST_WORDS_S,
+            )
+        )
+        self._service = service
+        self.failure: str | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Drain at the first signal, stop at once at the second. uvicorn would raise the signal again at its end."""
+        if self.should_exit:
+            self.force_exit = True
+            # It would log every answer that breaks off, with a traceback.
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+        else:
+            self._service.drain()
+            self.should_exit = True
+
+
+async def _run(
+    server: _Server, service: Service, listeners: list[socket.socket], url: str, say: Callable[[str], None]
+) -> None:
+    watch = asyncio.ensure_future(_watch(server, service, url, say))
+    try:
+        await server.serve(sockets=listeners)
+    finally:
+        watch.cancel()
+
+
+async def _watch(server: _Server, service: Service, url: str, say: Callable[[str], None]) -> None:
+    """Say when it listens and when it is ready, and stop it when there will never be a model."""
+    start = time.perf_counter()
+    while not server.started:
+        await asyncio.sleep(TICK_S / 10)
+    others = " and at every address of this machine" if everywhere(service.config.host) else ""
+    say(f"listening at {url}{others}, loading {service.model_name}")
+    while service.state == "loading":
+        await asyncio.sleep(TICK_S)
+    if service.state == "ready":
+        setting = service.settings.default
+        default = ":".join([setting.name, *(f"{name}={_short(value)}" for name, value in setting.options.items())])
+        say(
+            f"ready after {time.perf_counter() - start:.1f} s: {service.model_name} ({service.info.weights}, "
+            f"{service.dtype} on {service.device}), default strategy {default}"
+        )
+    while service.state != "failed":
+        await asyncio.sleep(TICK_S)
+    server.failure = service.failure or "the model could not be loaded."
+    server.should_exit = True
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,272 @@
+"""The model behind the routes: loads it, prepares prompts, and takes jobs."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from harness.contracts import ModelInfo
+from harness.errors import ConfigError, HarnessError, is_out_of_memory
+from harness.metering import open_meter
+from harness.models.loading import load, load_codec, resolve
+from harness.plan import resolve_device
+from harness.serving.config import ServeConfig, prompt_cap
+from harness.serving.engine.energy import EnergyShares
+from harness.serving.engine.tickets import EngineTicket
+from harness.serving.engine.worker import Worker
+from harness.serving.exit_settings import Settings
+from harness.serving.failures import DrainingError, InvalidRequestError, LoadingError
+from harness.serving.fill_in_the_middle import FillInTheMiddle, fill_in_the_middle
+from harness.serving.jobs import Job, Prompt, Ticket
+from harness.serving.metrics import Metrics
+
+__all__ = ["Service", "State"]
+
+logger = logging.getLogger(__name__)
+
+State = Literal["loading", "ready", "draining", "failed"]
+
+
+class Service:
+    """What the routes talk to.
+
+    Args:
+        config: what is asked for. Everything about it that can be checked without weights is checked here.
+
+    Attributes:
+        config: the same.
+        metrics: counters.
+        state: ``loading`` until the model is there; then ``ready``; ``draining`` once told to stop; or ``failed``.
+        failure: why it could not be loaded, in one line.
+        info: facts of the model.
+        settings: strategies that requests may use.
+        device: of the weights.
+        weights_source: in words; empty until loaded.
+        load_s: seconds that loading took.
+        energy_source: ``nvml``, ``rapl``, ``soc``, ``estimate`` … or ``none``. energy_description: one line.
+        max_prompt_tokens: cap on the tokens of a prompt.
+        fim: how the tokenizer fills in the middle; ``None`` when it cannot.
+
+    Raises:
+        HarnessError: it cannot be served, in one line.
+    """
+
+    def __init__(self, config: ServeConfig) -> None:
+        self.config = config
+        self.device = resolve_device(config.device)
+        self._model = resolve(
+            config.model,
+            weights=config.weights,
+            dtype=config.dtype,
+            exit_points=config.exit_points,
+            exit_head=config.exit_head,
+            artefacts=config.artefacts,
+            seed=0,
+        )
+        if config.kv_input == "shortcut" and self._model.shortcut is None:
+            raise ConfigError("--kv-input shortcut needs the exits' shortcuts, and the exit head is shared.")
+        self.info: ModelInfo = self._model.info
+        self.settings = Settings(config.strategies, self.info)
+        self.max_prompt_tokens = prompt_cap(config, self.info)
+        self._codec, _ = load_codec(self._model)
+        self._longest = max(map(len, self._codec.tokenizer.get_vocab()), default=1)
+        self._special = frozenset(self._codec.tokenizer.all_special_ids) | self._codec.eos_token_ids
+        self._meter, _ = open_meter(config.energy, self.device, config.tdp_w)
+        self.energy_source, self.energy_description = self._meter.source, self._meter.description
+        self.fim = fill_in_the_middle(self._codec.tokenizer)
+        self.metrics = Metrics()
+        self.state: State = "loading"
+        self.failure: str | None = None
+        self.weights_source = ""
+        self.load_s = 0.0
+        self._worker: Worker | None = None
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    @property
+    def model_name(self) -> str:
+        """What clients see as the model's id: a folder's own name, never where it lies."""
+        return Path(self.info.name).name if Path(self.info.name).is_dir() else self.info.name
+
+    @property
+    def dtype(self) -> str:
+        """Of the weights."""
+        return self.info.dtype
+
+    @property
+    def waiting(self) -> int:
+        """Requests in the queue."""
+        return 0 if self._worker is None else self._worker.waiting
+
+    @property
+    def running(self) -> int:
+        """Requests that are being decoded."""
+        return 0 if self._worker is None else self._worker.running
+
+    def start(self) -> None:
+        """Begin to load the model, on the engine's thread; returns at once. :attr:`state` says how it goes."""
+        self._thread.start()
+
+    def encode(self, prompt: str | Sequence[int], suffix: str | None, *, max_new_tokens: int, truncate: bool) -> Prompt:
+        """Return what the model reads.
+
+        Args:
+            prompt: text before the cursor, or its tokens.
+            suffix: text after it; read with the tokenizer's fill-in-the-middle tokens, where it has them.
+            max_new_tokens: tokens that must fit after the prompt; the server's cap always does.
+            truncate: whether a prompt that is too long loses its beginning instead of being refused.
+
+        Raises:
+            InvalidRequestError: empty, too long and not to be truncated, an unknown token id, or a suffix that the
+                model cannot read.
+        """
+        tokens = self._tokens(prompt, truncate=truncate)
+        if suffix and self.fim is not None:
+            return self._between(self.fim, tokens, self._tokens(suffix, truncate=truncate), truncate=truncate)
+        if suffix and self.config.suffix == "refuse":
+            raise InvalidRequestError(
+                f"{self.model_name} has no fill-in-the-middle tokens and cannot read a suffix. Send none, or serve "
+                "with --suffix ignore."
+            )
+        if not tokens:
+            raise InvalidRequestError("the prompt is empty. Send the text before the cursor.")
+        over = self._over(len(tokens), truncate=truncate)
+        return Prompt(tuple(tokens[over:]), truncated=over, suffix="ignored" if suffix else "none")
+
+    def _between(self, middle: FillInTheMiddle, before: list[int], after: list[int], *, truncate: bool) -> Prompt:
+        """Return the prompt of the gap between two texts."""
+        over = self._over(len(before) + len(after) + middle.markers, truncate=truncate)
+        if over:
+            before, after = middle.fit(before, after, self.max_prompt_tokens)
+        return Prompt(tuple(middle.token_ids(before, after)), truncated=over, suffix="used")
+
+    def _over(self, tokens: int, *, truncate: bool) -> int:
+        """Return how many tokens of a prompt are too many.
+
+        Raises:
+            InvalidRequestError: some are, and the prompt is not to be truncated.
+        """
+        over = max(0, tokens - self.max_prompt_tokens)
+        if over and not truncate:
+            raise InvalidRequestError(
+                f"the prompt has {tokens} tokens, and {self.max_prompt_tokens} are allowed. Send less, or serve "
+                "with a larger --max-prompt-tokens."
+            )
+        return over
+
+    def submit(self, job: Job) -> Ticket:
+        """Queue a job; call from the event loop that will iterate over the ticket.
+
+        Raises:
+            OverloadedError: the queue is full.
+            LoadingError, DrainingError: nothing is taken now.
+        """
+        if self.state == "draining":
+            raise DrainingError("the server is going down. Ask another one.")
+        if self.state == "failed":
+            raise LoadingError(f"the model could not be loaded: {self.failure}")
+        if self._worker is None or self.state == "loading":
+            raise LoadingError(f"{self.model_name} is being loaded. Try again in a few seconds.")
+        ends = self._codec.eos_token_ids
+        if job.prompt.suffix == "used" and self.fim is not None:
+            ends |= self.fim.end_token_ids
+        job = replace(job, end_token_ids=ends)
+        ticket = EngineTicket(job, self.config.deadline_s)
+        self._worker.submit(ticket)
+        return ticket
+
+    def drain(self) -> None:
+        """Take nothing new from now on and let what was taken finish, for ``drain_s`` seconds at most; what is left
+        then fails with :class:`DrainingError`. Returns at once; may be called from a signal handler.
+        """
+        if self.state != "failed":
+            self.state = "draining"
+        if self._worker is not None:
+            self._worker.drain(self.config.drain_s)
+
+    def close(self) -> bool:
+        """Wait for the engine's thread, after :meth:`drain`; returns whether it has ended.
+
+        It has not while it loads. The process must then leave by ``os._exit``: an interpreter that is torn down while
+        torch computes aborts.
+        """
+        loading = self._worker is None and self.failure is None
+        if self._thread.ident is not None:
+            self._thread.join(0 if loading else self.config.drain_s + 5)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            worker = self._load()
+        except Exception as error:
+            self.failure = _why(error, self.info.name)
+            self.state = "failed"
+            if not isinstance(error, HarnessError):
+                logger.exception("loading failed")
+            self._meter.close()
+            return
+        self._worker = worker
+        if self.state == "loading":
+            self.state = "ready"
+        if self.state == "draining":  # told to stop while loading
+            worker.drain(0)
+        try:
+            worker.run()
+        except Exception as error:
+            logger.exception("the engine stopped")
+            self.failure, self.state = f"the engine stopped: {_why(error, self.model_name)}", "failed"
+        finally:
+            self._meter.close()
+
+    def _load(self) -> Worker:
+        import torch
+
+        from harness.contracts import Batch
+        from harness.decoding.engine import Engine
+
+        started = time.perf_counter()
+        if self.config.threads is not None:
+            torch.set_num_threads(self.config.threads)
+        loaded = load(self._model, device=self.device, seed=0)
+        engine = Engine(loaded.backbone, self.info, self.config.kv_input)
+        worker = Worker(
+            engine, self._codec, self._special, self.config.kv, self.config.batch_size,
+            self.max_prompt_tokens + self.config.max_new_tokens, self.config.max_queue, EnergyShares(self._meter),
+            self.metrics, log_prompts=self.config.log_prompts,
+        )  # fmt: skip
+        for (
+            strategy
+        ) in self.settings.strategies():  # their parts are read, and everything is paid once, before anyone asks
+            strategy.start(self.info, Batch((0,), self.device))
+            engine.decode([[0, 0]], strategy, kv=self.config.kv, max_new_tokens=[3])
+        self.weights_source = loaded.weights_source
+        self.load_s = time.perf_counter() - started
+        return worker
+
+    def _tokens(self, prompt: str | Sequence[int], *, truncate: bool) -> list[int]:
+        if not isinstance(prompt, str):
+            wrong = next((token for token in prompt if not 0 <= token < self.info.vocab_size), None)
+            if wrong is not None:
+                raise InvalidRequestError(
+                    f"{wrong} is no token of {self.model_name}, which has {self.info.vocab_size}."
+                )
+            return list(prompt)
+        enough = (self.max_prompt_tokens + 1) * self._longest  # characters that cannot be so few tokens
+        if len(prompt) > enough:
+            if not truncate:
+                raise InvalidRequestError(
+                    f"the prompt has {len(prompt)} characters, which is more than {self.max_prompt_tokens} tokens. "
+                    "Send less, or serve with a larger --max-prompt-tokens."
+                )
+            prompt = prompt[-enough:]
+        return self._codec.encode(prompt)
+
+
+def _why(error: Exception, name: str) -> str:
+    if is_out_of_memory(error):
+        return f"out of memory loading {name}. Use --dtype bfloat16, a smaller --batch-size or --max-prompt-tokens."
+    return " ".join(str(error).split()) or type(error).__name__
