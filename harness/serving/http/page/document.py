@@ -1,0 +1,107 @@
+"""The page itself, made anew for each visit: what is loaded decides what it offers."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from harness.serving.http.page.controls import controls
+from harness.serving.http.page.editors import editors
+from harness.serving.service import Service
+from reports.summary.energy import UNMEASURED
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+__all__ = ["POLICY", "document"]
+
+POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "img-src 'self'",
+        "connect-src 'self'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+        "require-trusted-types-for 'script'",
+        "trusted-types 'none'",
+    )
+)
+"""Content-Security-Policy of the page: nothing from elsewhere, nothing inline, no text ever parsed as markup."""
+
+FULL = "full"
+"""The strategy that never exits."""
+
+FIRST_TOKENS = 48
+"""New tokens the form asks for at first, or the server's cap where that is less."""
+
+PROMPT = """\
+class Stack:
+    def __init__(self):
+        self.items = []
+
+    def push(self, item):
+        self.items.append(item)
+
+    def pop(self):
+        return self."""
+"""Something that a small model goes on with, so that there is something to see."""
+
+WEIGHTS = {"tuned": "tuned", "pretrained": "base", "random": "random: the text means nothing"}
+
+
+def document(service: Service, url: str) -> str:
+    """Return the page as HTML.
+
+    Args:
+        service: what is behind it, in any state.
+        url: where clients reach the server, without a slash at its end.
+    """
+    info, cap = service.info, service.config.max_new_tokens
+    strategies = [(loaded, controls(loaded, info.exit_points)) for loaded in service.settings.loaded]
+    data: dict[str, Any] = {
+        "numLayers": info.num_layers,
+        "cached": service.config.kv != "none",
+        "state": service.state,
+        "failure": service.failure,
+        "unmeasured": sorted(UNMEASURED),
+        "energy": service.energy_description,
+    }
+    return _template().render(
+        model=service.model_name,
+        weights=WEIGHTS.get(info.weights, info.weights),
+        dtype=service.dtype,
+        device=service.device,
+        kv=str(service.config.kv),
+        num_layers=info.num_layers,
+        exit_points=info.exit_points,
+        scale=sorted({*info.exit_points, info.num_layers}),
+        cached=data["cached"],
+        energy=service.energy_description,
+        strategies=strategies,
+        full=FULL,
+        compares=any(loaded.name == FULL for loaded, _ in strategies),
+        prompt=PROMPT,
+        first_tokens=min(FIRST_TOKENS, cap),
+        cap=cap,
+        key=service.config.api_key_file is not None,
+        editors=editors(service, url),
+        data=data,
+    )
+
+
+@cache
+def _template() -> Template:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("harness.serving.http.page"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template("page.html")

@@ -1,0 +1,62 @@
+// The form: sliders and fields that agree, and what they ask for.
+
+const byId = id => document.getElementById(id);
+const current = () => document.querySelector(".options:not([hidden])");
+
+/** Connects everything; `changed` is called whenever what would be sent has changed. */
+export function connect(changed) {
+  for (const control of document.querySelectorAll("[data-kind]")) pair(control);
+  byId("strategy").addEventListener("change", choose);
+  byId("form").addEventListener("input", () => changed());
+  byId("form").addEventListener("change", () => changed());
+  choose(); // a reloaded page keeps what was chosen
+}
+
+/** Returns the name of the strategy and the early_exit object of the form. */
+export function wanted() {
+  const chosen = current(), early = { strategy: chosen.dataset.strategy };
+  for (const control of chosen.querySelectorAll("[data-option]")) {
+    const field = control.querySelector("[data-value]");
+    early[control.dataset.option] = field.type === "checkbox" ? field.checked : Number(exactly(field));
+  }
+  return early;
+}
+
+/** A long default is shown short; left as it is, it is sent as it is. */
+const exactly = field => (field.value === field.defaultValue && field.dataset.exact) || field.value;
+
+/** Returns the body of a request. */
+export function request(early) {
+  return {
+    inputs: byId("prompt").value,
+    parameters: { max_new_tokens: Number(byId("tokens").value), details: true, early_exit: early },
+  };
+}
+
+/** Says a setting in one line, as on the command line. */
+export const named = ({ strategy, ...options }) => [strategy, ...Object.entries(options).map(([name, value]) => `${name}=${short(value)}`)].join(":");
+
+/** Returns a value as people read it. */
+export const short = value => (typeof value === "number" ? String(Number(value.toPrecision(4))) : value);
+
+function choose() {
+  const place = Number(byId("strategy").value), all = [...document.querySelectorAll(".options")];
+  for (const [number, options] of all.entries()) options.hidden = options.disabled = number !== place;
+  const compare = byId("compare");
+  if (compare) compare.disabled = all[place].dataset.strategy === "full";
+}
+
+/** Keeps a slider and the field beside it on the same value; the field is what counts. */
+function pair(control) {
+  const slide = control.querySelector("[data-slide]"), field = control.querySelector("[data-value]");
+  if (!slide || !field) return;
+  if (field.tagName === "SELECT") {
+    slide.addEventListener("input", () => { field.selectedIndex = slide.value; slide.ariaValueText = field.value; });
+    field.addEventListener("input", () => { slide.value = field.selectedIndex; slide.ariaValueText = field.value; });
+    slide.value = field.selectedIndex;
+  } else {
+    slide.addEventListener("input", () => { field.value = slide.value; });
+    field.addEventListener("input", () => { if (field.validity.valid) slide.value = field.value; });
+    slide.value = field.value;
+  }
+}

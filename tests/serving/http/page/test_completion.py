@@ -1,0 +1,168 @@
+"""What people see of a completion: tokens, their depth, figures, and full depth beside it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from harness.records import SampleRecord
+from reports.completions.coloured_tokens import coloured_tokens
+from reports.completions.depth_colours import depth_shade
+
+Visit = Callable[..., Any]
+
+
+def test_every_token_stands_on_the_colour_of_its_layer(visit: Visit, service: Any) -> None:
+    visitor = visit()
+    page = visitor.run(tokens=8)
+    tokens = page.locator("#tokens-early .tok")
+    assert tokens.count() == 8
+    drawn = tokens.evaluate_all(
+        "all => all.map(e => { const { backgroundColor, color } = getComputedStyle(e);"
+        " return [+e.dataset.layer, backgroundColor, color, e.dataset.tip]; })"
+    )
+    assert [layer for layer, *_ in drawn] == [30, *[layer for _, layer in service.pieces[1:]]]
+    for layer, ground, ink, tip in drawn:
+        assert (visitor.hexadecimal(ground), visitor.hexadecimal(ink)) == depth_shade(layer, 30)
+        assert tip.startswith(f"layer {layer} of 30")
+    assert "prefill" in drawn[0][3]
+    assert not [tip for *_, tip in drawn[1:] if "prefill" in tip]
+    assert page.evaluate("document.getElementById('tokens-early').textContent") == "".join(
+        text for text, _ in service.pieces
+    )
+    tokens.nth(3).hover()
+    said = page.evaluate("getComputedStyle(document.querySelectorAll('#tokens-early .tok')[3], '::after').content")
+    assert said == '"layer 4 of 30"'
+    bars = page.locator("#profile-early i").evaluate_all(
+        "all => all.map(e => [+e.dataset.layer, e.parentNode.firstChild.textContent])"
+    )
+    assert {layer: count for layer, count in bars if count} == {4: "2", 8: "1", 14: "2", 18: "1", 30: "1"}
+
+
+def test_tokens_are_drawn_as_they_come(visit: Visit, service: Any) -> None:
+    service.token_s = 0.05
+    visitor = visit()
+    page = visitor.page
+    page.uncheck("#compare")
+    page.fill("#tokens", "20")
+    page.click("#run")
+    page.wait_for_selector("#tokens-early .tok:nth-child(3)")
+    assert page.locator("#tokens-early .tok").count() < 20
+    assert page.is_enabled("#stop")
+    assert page.is_disabled("#run")
+    assert visitor.figure("rate") != "–"
+    assert visitor.figure("energy") == "–", "nobody knows before the end"
+    visitor.done()
+    assert page.locator("#tokens-early .tok").count() == 20
+    assert "20 tokens, ended by the limit" in page.inner_text("#progress-early")
+
+
+def test_marks_are_those_of_reports(chromium: Any, visit: Visit, service: Any) -> None:
+    texts = ("  a\tb\n\n", "", "é<&>\"'", "\r\n x", "日本")
+    service.pieces = [(text, 4) for text in texts]
+    page = visit().run(tokens=len(texts))
+    here = page.locator("#tokens-early .tok").evaluate_all("all => all.map(e => [e.className, e.innerHTML])")
+    sample = SampleRecord.model_construct(
+        error=None, token_ids=tuple(range(5)), exit_layers=(30, 4, 4, 4, 4), token_texts=texts
+    )
+    beside = chromium.new_page()
+    beside.set_content(coloured_tokens(sample, 30, None))
+    there = beside.locator(".tok").evaluate_all("all => all.map(e => [e.className, e.innerHTML])")
+    beside.close()
+    assert here == there
+    assert 'class="s"' in here[0][1]
+
+
+def test_figures_are_those_of_the_server(visit: Visit, service: Any) -> None:
+    visitor = visit()
+    visitor.run(tokens=8)
+    # decided: 4 14 4 18 14... after prefill's; each of 7 tokens could have skipped 30
+    layers = [layer for _, layer in service.pieces[1:]]
+    assert layers == [4, 14, 4, 18, 14, 30, 8]
+    assert visitor.figure("skipped") == "56.2 % 118 of 210"
+    assert visitor.figure("depth") == "13.1 of 30"
+    assert visitor.figure("skipped", "full") == "0.0 % 0 of 210"
+    assert visitor.figure("heads") == "10"
+    assert re.fullmatch(r"\d+(\.\d)?", visitor.figure("rate"))
+    for name in ("ttft", "tpot", "total"):
+        assert re.fullmatch(r"\d+(\.\d+)? m?s", visitor.figure(name)), name
+
+
+ENERGIES = {
+    "~1.50 J estimated": (1.5, "estimate"),
+    "0.835 J measured (NVML)": (0.8349, "nvml"),
+    "123 J measured (RAPL)": (123.4, "rapl"),
+    "~2.10 mJ estimated": (0.0021, "estimate"),
+    "2.00 J not measured: replay": (2.0, "replay"),
+    "0.00 mJ measured (NVML)": (0, "nvml"),
+    "– nvml: no number": (None, "nvml"),
+    "– no sensor": (None, "none"),
+}
+
+
+def test_energy_says_where_it_comes_from(visit: Visit) -> None:
+    """Never a bare number, and no number where there is none."""
+    script = """async ([reports, unmeasured]) => {
+        const { energy } = await import("./static/figures.js");
+        return reports.map(([energy_j, energy_source]) => energy({ energy_j, energy_source }, unmeasured))
+            .map(([value, under]) => `${value ?? "–"} ${under}`);
+    }"""
+    arguments = [[list(pair) for pair in ENERGIES.values()], ["estimate", "none", "replay", "mixed"]]
+    assert visit().page.evaluate(script, arguments) == list(ENERGIES)
+
+
+def test_energy_stands_in_the_table_with_its_label(visit: Visit, service: Any) -> None:
+    visitor = visit()
+    visitor.run(tokens=2)
+    assert visitor.figure("energy") == visitor.figure("energy", "full") == "~1.50 J estimated"
+    assert "CPU time × 4 W per core" in visitor.page.inner_text("tr:has([data-figure=energy]) th")
+    service.energy = (None, "none")
+    visitor.run(tokens=2)
+    assert visitor.figure("energy") == "– no sensor"
+
+
+def test_the_same_prompt_runs_at_full_depth_too(visit: Visit, service: Any) -> None:
+    service.differs_at = 5
+    visitor = visit()
+    page = visitor.run(tokens=8)
+    early, full = visitor.sent
+    assert [early["parameters"].pop("early_exit"), full["parameters"].pop("early_exit")] == [
+        {"strategy": "confidence", "threshold": 0.9},
+        {"strategy": "full"},
+    ]
+    assert (early["inputs"], early["parameters"]) == (full["inputs"], full["parameters"])
+    differs = page.locator("#tokens-early .tok").evaluate_all("all => all.map(e => e.classList.contains('differs'))")
+    assert differs == [False] * 5 + [True] * 3
+    sixth = page.locator("#tokens-early .tok").nth(5)
+    assert "full depth: “()”" in sixth.get_attribute("data-tip")
+    assert "underline" in sixth.evaluate("element => getComputedStyle(element).textDecorationLine")
+    assert page.inner_text("#verdict") == "Differs from full depth from token 6 on; keeps 5 of its 8 tokens in place."
+    assert "harness run" in page.inner_text(".note")
+    assert "noisy" in page.inner_text(".note")
+    service.differs_at = 99
+    assert visitor.run().inner_text("#verdict") == "Same text as full depth, token for token."
+    assert page.locator("#tokens-early .differs").count() == 0
+
+    page.uncheck("#compare")
+    visitor.run()
+    assert len(visitor.sent) == 5, "two of each comparison, and one"
+    assert page.is_hidden("#run-full")
+    assert page.is_hidden("#verdict")
+    assert page.locator("[data-full]:visible").count() == 0
+
+
+def test_an_ending_before_full_depths_differs_too(visit: Visit) -> None:
+    script = """async ([early, full]) => {
+        const { likeness } = await import("./static/figures.js");
+        return likeness(early.map(id => ({ id })), full.map(id => ({ id })));
+    }"""
+    page = visit().page
+    assert page.evaluate(script, [[1, 2], [1, 2]]) == [True, "Same text as full depth, token for token."]
+    assert page.evaluate(script, [[1, 2], [1, 2, 3]]) == [
+        False,
+        "Differs from full depth from token 3 on; keeps 2 of its 3 tokens in place.",
+    ]
+    assert page.evaluate(script, [[1, 2, 3], [1]])[1].startswith(
+        "Differs from full depth from token 2 on; keeps 1 of its 1"
+    )
