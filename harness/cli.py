@@ -23,6 +23,7 @@ from harness.commands.leaderboard import leaderboard
 from harness.commands.report import report
 from harness.commands.reproduce import reproduce
 from harness.commands.run import run
+from harness.commands.serve import serve
 from harness.commands.submit import submit
 from harness.commands.sweep import sweep
 from harness.commands.training import app as training
@@ -100,6 +101,7 @@ app.command()(doctor)
 app.command()(reproduce)
 app.command()(trace)
 app.command()(sweep)
+app.command()(serve)
 app.command()(leaderboard)
 app.command()(submit)
 app.add_typer(training)

@@ -66,6 +66,7 @@ FLOORS: dict[str, int] = {
     "harness.loss_weights": 1,
     "harness.machine": 1,
     "harness.config": 1,
+    "harness.configuration": 1,
     "harness.errors": 0,
     "harness.registry": 0,
 }
@@ -230,7 +231,8 @@ def test_importing_the_package_is_cheap() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["run", "--help"], ["list"], ["list", "strategies"], ["list", "models"]]
+    "arguments",
+    [["--help"], ["run", "--help"], ["serve", "--help"], ["list"], ["list", "strategies"], ["list", "models"]],
 )
 def test_help_and_list_load_no_torch(arguments: list[str]) -> None:
     command = [sys.executable, "-X", "importtime", "-m", "harness.cli", *arguments]
@@ -244,5 +246,10 @@ def test_help_and_list_load_no_torch(arguments: list[str]) -> None:
         "pandas",
         "datasets",
         "zeus",
+        "fastapi",
+        "starlette",
+        "uvicorn",
+        "prometheus_client",
+        "asyncio",
     }
     assert "Usage" in done.stdout or "what it is" in done.stdout

@@ -1,0 +1,1 @@
+"""From bytes to jobs and back: guards, dialects, answers, and the page."""

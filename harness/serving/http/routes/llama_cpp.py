@@ -1,0 +1,166 @@
+"""llama.cpp's dialect: ``POST /infill`` for llama.vim and llama.vscode, and ``POST /completion``.
+
+Answers are compact JSON with ``content`` first, since llama.vim looks for ``"content":"`` in the text.
+``response_fields`` are answered as llama.cpp does: one flat entry for each path that exists.
+
+Not promised: a cache between requests. ``n_predict = 0``, which llama.vim sends to warm that cache, is answered at
+once and evaluates nothing. ``input_extra``, samplers and ``t_max_prompt_ms`` are accepted and ignored.
+``t_max_predict_ms`` ends a completion where it is, also inside its first line.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from harness.serving.failures import InvalidRequestError, ServingError
+from harness.serving.http.answers import early_exit_report, stream, whole
+from harness.serving.http.refusals import refusal
+from harness.serving.http.requests import Wanted, early_exit_of, submit
+from harness.serving.http.schemas.early_exit import EarlyExitReport
+from harness.serving.http.schemas.errors import LlamaCppError
+from harness.serving.http.schemas.events import documented_events
+from harness.serving.http.schemas.llama_cpp import Asked, Completed, Completion, Infill, StopType, Timings
+from harness.serving.http.schemas.prompts import prompts_of
+from harness.serving.http.schemas.values import flag, seed_of, texts, whole_number
+from harness.serving.jobs import Ending, Finished, Token
+from harness.serving.service import Service
+
+__all__ = ["router"]
+
+router = APIRouter(tags=["llama.cpp"])
+
+STOP_TYPES: dict[Ending, StopType] = {"eos": "eos", "stop": "word", "length": "limit", "deadline": "limit"}
+
+
+EVENTS = documented_events(Completed, LlamaCppError, "one for each token; the last one has stop = true.")
+
+
+@router.post("/infill", response_model=Completed, responses=EVENTS)
+async def infill(request: Request, body: Infill) -> Response:
+    """Complete a text at the cursor, as llama.cpp does; a prompt that is too long keeps its end."""
+    service: Service = request.app.state.service
+    prefix = "".join(text for text in (body.input_prefix, body.prompt) if isinstance(text, str))
+    suffix = body.input_suffix if isinstance(body.input_suffix, str) else None
+    if suffix is not None and not suffix.strip() and not service.fim:
+        suffix = None  # llama.vim always sends a line break; a model without these tokens loses nothing
+    if not prefix and whole_number(body.n_predict) != 0:
+        raise InvalidRequestError("input_prefix and prompt are empty: there is nothing to complete. Send one of them.")
+    return await _complete(request, body, prefix, suffix)
+
+
+@router.post("/completion", response_model=Completed, responses=EVENTS)
+async def completion(request: Request, body: Completion) -> Response:
+    """Complete a text, as llama.cpp does; a prompt that is too long keeps its end."""
+    prompt, *more = prompts_of(body.prompt)
+    if more:
+        raise InvalidRequestError(f"prompt has {len(more) + 1} prompts; send one, as a text or a list of token ids.")
+    return await _complete(request, body, prompt, None)
+
+
+def _wanted(body: Asked, prompt: str | list[int], suffix: str | None) -> Wanted:
+    return Wanted(
+        prompt=prompt,
+        suffix=suffix,
+        max_new_tokens=whole_number(body.n_predict),
+        stop=texts(body.stop),
+        early_exit=early_exit_of({"early_exit": body.early_exit}, body.parameters, body.options),
+        truncate=True,
+        generate_s=body.generate_s(),
+        seed=seed_of(body.seed),
+    )
+
+
+async def _complete(request: Request, body: Asked, prompt: str | list[int], suffix: str | None) -> Response:
+    service: Service = request.app.state.service
+    fields = body.fields()
+    if whole_number(body.n_predict) == 0:
+        nothing = Completed(
+            content="",
+            stop=True,
+            model=service.model_name,
+            tokens_predicted=0,
+            tokens_evaluated=0,
+            truncated=False,
+            stop_type="limit",
+            tokens_cached=0,
+        )
+        return JSONResponse(_chosen(nothing, fields))
+    ticket = submit(request, _wanted(body, prompt, suffix))
+    if not flag(body.stream):
+        done = await whole(request, ticket)
+        return JSONResponse(_chosen(_last(service.model_name, done.text, done), fields))
+
+    def lines(piece: Token | Finished) -> list[bytes]:
+        if isinstance(piece, Finished):
+            return [_event(_chosen(_last(service.model_name, piece.rest, piece), fields))]
+        made = piece.index + 1
+        token = Completed(
+            content=piece.text, stop=False, tokens=[piece.token_id], exit_layer=piece.exit_layer, tokens_predicted=made
+        )
+        return [_event(token.model_dump(exclude_unset=True))]
+
+    def failed(error: ServingError) -> list[bytes]:
+        return [_event(refusal(request.url.path, error))]
+
+    return await stream(ticket, lines, failed, request=request)
+
+
+def _last(model: str, text: str, done: Finished) -> Completed:
+    return Completed(
+        content=text,
+        stop=True,
+        model=model,
+        tokens_predicted=len(done.tokens),
+        tokens_evaluated=len(done.prompt.token_ids),
+        generation_settings={},
+        truncated=done.prompt.truncated > 0,
+        stop_type=STOP_TYPES[done.ending],
+        tokens_cached=0,
+        timings=_timings(done),
+        x_early_exit=EarlyExitReport.model_validate(early_exit_report(done)),
+    )
+
+
+def _timings(done: Finished) -> Timings:
+    read, later = len(done.prompt.token_ids), len(done.tokens) - 1
+    prompt_ms = (done.ttft_s - done.queue_s) * 1000
+    later_ms = (done.total_s - done.ttft_s) * 1000
+    timings = Timings(
+        cache_n=0,
+        prompt_n=read,
+        prompt_ms=round(prompt_ms, 3),
+        predicted_n=len(done.tokens),
+        predicted_ms=round(later_ms, 3),
+    )
+    if prompt_ms > 0:
+        timings.prompt_per_token_ms = prompt_ms / read
+        timings.prompt_per_second = 1000 * read / prompt_ms
+    if later > 0 and later_ms > 0:
+        timings.predicted_per_token_ms = later_ms / later
+        timings.predicted_per_second = 1000 * later / later_ms
+    return timings
+
+
+def _chosen(completed: Completed, fields: list[str] | None) -> dict[str, Any]:
+    """Return the fields asked for, each under its path, and what early exit did."""
+    answer = completed.model_dump(exclude_unset=True)
+    if fields is None:
+        return answer
+    chosen: dict[str, Any] = {}
+    for path in fields:
+        found: Any = answer
+        for key in path.split("/"):
+            if not isinstance(found, dict) or key not in found:
+                break
+            found = found[key]
+        else:
+            chosen[path] = found
+    return chosen | ({"x_early_exit": answer["x_early_exit"]} if "x_early_exit" in answer else {})
+
+
+def _event(answer: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(answer, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"

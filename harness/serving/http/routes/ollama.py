@@ -1,0 +1,104 @@
+"""Ollama's dialect: ``POST /api/generate``, streamed unless the client says no.
+
+Not promised: templates, ``system``, ``context``, images and chat. The prompt is always read as it stands, as with
+``raw``, and decoding is greedy whatever the options say.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from harness.serving.failures import ServingError
+from harness.serving.http.answers import early_exit_report, stream, whole
+from harness.serving.http.refusals import refusal
+from harness.serving.http.requests import Wanted, early_exit_of, submit
+from harness.serving.http.schemas.early_exit import EarlyExitReport
+from harness.serving.http.schemas.events import whole_schema
+from harness.serving.http.schemas.ollama import DoneReason, Generate, Generated
+from harness.serving.http.schemas.values import seed_of, texts, whole_number
+from harness.serving.jobs import Ending, Finished, Token
+from harness.serving.service import Service
+
+__all__ = ["router"]
+
+router = APIRouter(tags=["Ollama"])
+
+DONE_REASONS: dict[Ending, DoneReason] = {"eos": "stop", "stop": "stop", "length": "length", "deadline": "length"}
+
+
+LINES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The completion. As lines of JSON: one for each token; the last one has done = true.",
+        "content": {"application/x-ndjson": {"itemSchema": whole_schema(Generated)}},
+    }
+}
+
+
+@router.post("/api/generate", response_model=Generated, responses=LINES)
+async def generate(request: Request, body: Generate) -> Response:
+    """Complete a text, as Ollama does."""
+    service: Service = request.app.state.service
+    asked = body.asked()
+    parameters = (body.model_extra or {}).get("parameters")
+    wanted = Wanted(
+        prompt=body.prompt,
+        suffix=body.suffix if isinstance(body.suffix, str) else None,
+        max_new_tokens=whole_number(asked.get("num_predict")),
+        stop=texts(asked.get("stop")),
+        early_exit=early_exit_of({"early_exit": body.early_exit}, parameters, asked),
+        truncate=body.truncate is not False,
+        seed=seed_of(asked.get("seed")),
+    )
+    ticket = submit(request, wanted)
+    if body.stream is False:
+        done = await whole(request, ticket)
+        return Response(_last(service.model_name, done.text, done), media_type="application/json")
+
+    def lines(piece: Token | Finished) -> list[bytes]:
+        if isinstance(piece, Finished):
+            return [_last(service.model_name, piece.rest, piece) + b"\n"]
+        token = Generated(
+            model=service.model_name, created_at=_now(), response=piece.text, done=False, exit_layer=piece.exit_layer
+        )
+        return [_json(token) + b"\n"]
+
+    def failed(error: ServingError) -> list[bytes]:
+        return [json.dumps(refusal(request.url.path, error)).encode() + b"\n"]
+
+    return await stream(ticket, lines, failed, media_type="application/x-ndjson", request=request)
+
+
+def _last(model: str, text: str, done: Finished) -> bytes:
+    """Return the closing object. The first token comes out of reading the prompt, so its time is part of that."""
+    answer = Generated(
+        model=model,
+        created_at=_now(),
+        response=text,
+        done=True,
+        done_reason=DONE_REASONS[done.ending],
+        total_duration=_nanoseconds(done.total_s),
+        load_duration=0,
+        prompt_eval_count=len(done.prompt.token_ids),
+        prompt_eval_duration=_nanoseconds(done.ttft_s - done.queue_s),
+        eval_count=len(done.tokens),
+        eval_duration=_nanoseconds(done.total_s - done.ttft_s),
+        x_early_exit=EarlyExitReport.model_validate(early_exit_report(done)),
+    )
+    return _json(answer)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat().replace("+00:00", "Z")
+
+
+def _nanoseconds(seconds: float) -> int:
+    return max(round(seconds * 1e9), 0)
+
+
+def _json(answer: Generated) -> bytes:
+    return answer.model_dump_json(exclude_unset=True).encode()

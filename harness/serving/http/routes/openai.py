@@ -1,0 +1,230 @@
+"""OpenAI's dialect: completions, the ones before chat, which editors use.
+
+Texts that end a completion are left out of it. Decoding is greedy: parameters of sampling change nothing, and ``n``
+choices are copies of one. Each choice has ``exit_layers``; ``x_early_exit`` stands at the top of an answer to one
+prompt, in every choice, and in a stream with the ending of each choice.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from harness.serving.failures import InvalidRequestError, ServingError
+from harness.serving.http.answers import early_exit_report, stream_all, whole_all
+from harness.serving.http.refusals import refusal
+from harness.serving.http.requests import Wanted, early_exit_of, submit_all
+from harness.serving.http.schemas.early_exit import EarlyExitReport
+from harness.serving.http.schemas.errors import OpenAIError
+from harness.serving.http.schemas.events import documented_events
+from harness.serving.http.schemas.openai import (
+    MAX_COPIES,
+    Choice,
+    Chunk,
+    ChunkChoice,
+    Completion,
+    CompletionRequest,
+    FinishReason,
+    Logprobs,
+    Usage,
+)
+from harness.serving.http.schemas.prompts import prompts_of
+from harness.serving.http.schemas.values import finite, flag, limit_of, seed_of, texts, whole_number
+from harness.serving.jobs import Ending, Finished, Ticket, Token
+
+__all__ = ["router"]
+
+router = APIRouter(tags=["OpenAI"])
+
+FINISH_REASONS: dict[Ending, FinishReason] = {"eos": "stop", "stop": "stop", "length": "length", "deadline": "length"}
+
+EVENTS = documented_events(Chunk, OpenAIError, "one for each token and each ending, then [DONE].", last="[DONE]")
+
+
+@router.post("/v1/completions", response_model=Completion, responses=EVENTS)
+async def completions(request: Request, body: CompletionRequest) -> Response:
+    """Complete one text or several; events where ``stream`` is true."""
+    prompts = prompts_of(body.prompt)
+    asked = _Asked.by(body, prompts, request.app.state.service.model_name)
+    tickets = submit_all(request, [_wanted(body, prompt) for prompt in prompts])
+    if flag(body.stream):
+        return await _streamed(request, asked, tickets)
+    answer = _completion(asked, await whole_all(request, tickets))
+    return Response(answer.model_dump_json(), media_type="application/json")
+
+
+@router.post("/completions", response_model=Completion, responses=EVENTS)
+async def completions_at_root(request: Request, body: CompletionRequest) -> Response:
+    """Complete as ``/v1/completions`` does, for clients whose base address lacks ``/v1``."""
+    return await completions(request, body)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """How the answer is to be given.
+
+    Attributes:
+        model: its name here.
+        begins: what each prompt's completion begins with: the prompt where it is to be echoed.
+        copies: choices for each prompt.
+        logprobs: whether they are given, and whether as ``top_logprobs`` too.
+        usage: whether a stream ends with it.
+        id, created: of the answer.
+    """
+
+    model: str
+    begins: tuple[str, ...]
+    copies: int
+    logprobs: bool
+    top_logprobs: bool
+    usage: bool
+    id: str = field(default_factory=lambda: f"cmpl-{uuid.uuid4().hex}")
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @classmethod
+    def by(cls, body: CompletionRequest, prompts: Sequence[str | list[int]], model: str) -> _Asked:
+        logprobs = whole_number(body.logprobs)
+        options = body.stream_options if isinstance(body.stream_options, Mapping) else {}
+        return cls(
+            model=model,
+            begins=tuple(_begin(prompt) for prompt in prompts) if flag(body.echo) else ("",) * len(prompts),
+            copies=min(max(whole_number(body.n) or 1, 1), MAX_COPIES),
+            logprobs=flag(body.logprobs) or (logprobs is not None and logprobs >= 0),
+            top_logprobs=flag(body.logprobs) or (logprobs is not None and logprobs >= 1),
+            usage=flag(options.get("include_usage")),
+        )
+
+
+def _begin(prompt: str | list[int]) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    raise InvalidRequestError("echo = true needs a prompt that is text, not token ids.")
+
+
+def _wanted(body: CompletionRequest, prompt: str | list[int]) -> Wanted:
+    extra = body.model_extra or {}
+    return Wanted(
+        prompt=prompt,
+        suffix=body.suffix if isinstance(body.suffix, str) else None,
+        max_new_tokens=limit_of(body.max_tokens),
+        stop=texts(body.stop),
+        early_exit=early_exit_of({"early_exit": body.early_exit}, extra.get("parameters"), extra.get("options")),
+        seed=seed_of(body.seed),
+    )
+
+
+def _completion(asked: _Asked, endings: Sequence[Finished]) -> Completion:
+    reports = [EarlyExitReport.model_validate(early_exit_report(done)) for done in endings]
+    choices = [
+        Choice(
+            text=asked.begins[place] + done.text,
+            index=place * asked.copies + copy,
+            finish_reason=FINISH_REASONS[done.ending],
+            logprobs=_logprobs(asked, done.tokens, done.rest, len(asked.begins[place])),
+            exit_layers=reports[place].exit_layers,
+            x_early_exit=reports[place],
+        )
+        for place, done in enumerate(endings)
+        for copy in range(asked.copies)
+    ]
+    return Completion(
+        id=asked.id,
+        created=asked.created,
+        model=asked.model,
+        choices=choices,
+        usage=_usage(asked, endings),
+        x_early_exit=reports[0] if len(reports) == 1 else None,
+    )
+
+
+def _usage(asked: _Asked, endings: Sequence[Finished]) -> Usage:
+    read = sum(len(done.prompt.token_ids) for done in endings)
+    made = sum(len(done.tokens) for done in endings) * asked.copies
+    return Usage(prompt_tokens=read, completion_tokens=made, total_tokens=read + made)
+
+
+def _logprobs(asked: _Asked, tokens: Sequence[Token], rest: str, offset: int) -> Logprobs | None:
+    """Return those of the tokens; what was held back until the ending is the last one's."""
+    if not asked.logprobs or not tokens:
+        return None
+    pieces = [token.text for token in tokens]
+    pieces[-1] += rest
+    values = [finite(token.logprob) for token in tokens]
+    offsets = [offset]
+    for piece in pieces[:-1]:
+        offsets.append(offsets[-1] + len(piece))
+    tops = [{piece: value} for piece, value in zip(pieces, values, strict=True)] if asked.top_logprobs else None
+    return Logprobs(tokens=pieces, token_logprobs=values, top_logprobs=tops, text_offset=offsets)
+
+
+async def _streamed(request: Request, asked: _Asked, tickets: Sequence[Ticket]) -> Response:
+    def failed(error: ServingError) -> list[bytes]:
+        return [_event(json.dumps(refusal(request.url.path, error), ensure_ascii=False))]
+
+    return await stream_all(tickets, _Chunks(asked).lines, failed, request=request)
+
+
+class _Chunks:
+    """Writes the events of one stream."""
+
+    def __init__(self, asked: _Asked) -> None:
+        self.asked = asked
+        self.sent = [0] * len(asked.begins)  # characters of each prompt's text
+        self.endings: list[Finished] = []
+
+    def lines(self, place: int, piece: Token | Finished) -> list[bytes]:
+        begin = self.asked.begins[place] if self.sent[place] == 0 else ""
+        offset = self.sent[place] + len(begin)
+        text = begin + (piece.text if isinstance(piece, Token) else piece.rest)
+        self.sent[place] += len(text)
+        if isinstance(piece, Token):
+            return self._chunks(place, text, _logprobs(self.asked, [piece], "", offset), piece.exit_layer)
+        self.endings.append(piece)
+        return self._chunks(place, text, None, None, piece) + self._end()
+
+    def _chunks(
+        self, place: int, text: str, logprobs: Logprobs | None, exit_layer: int | None, done: Finished | None = None
+    ) -> list[bytes]:
+        return [
+            self._event(
+                [
+                    ChunkChoice(
+                        text=text,
+                        index=place * self.asked.copies + copy,
+                        finish_reason=None if done is None else FINISH_REASONS[done.ending],
+                        logprobs=logprobs,
+                        exit_layer=exit_layer,
+                    )
+                ],
+                None if done is None else EarlyExitReport.model_validate(early_exit_report(done)),
+            )
+            for copy in range(self.asked.copies)
+        ]
+
+    def _end(self) -> list[bytes]:
+        if len(self.endings) < len(self.asked.begins):
+            return []
+        usage = [self._event([], None, _usage(self.asked, self.endings))] if self.asked.usage else []
+        return [*usage, _event("[DONE]")]
+
+    def _event(self, choices: list[ChunkChoice], report: EarlyExitReport | None, usage: Usage | None = None) -> bytes:
+        chunk = Chunk(
+            id=self.asked.id,
+            created=self.asked.created,
+            model=self.asked.model,
+            choices=choices,
+            usage=usage,
+            x_early_exit=report,
+        )
+        silent: set[str] = set() if self.asked.usage else {"usage"}
+        return _event(chunk.model_dump_json(exclude=silent | ({"x_early_exit"} if report is None else set())))
+
+
+def _event(data: str) -> bytes:
+    return f"data: {data}\n\n".encode()

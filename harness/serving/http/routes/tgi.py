@@ -1,0 +1,167 @@
+"""Hugging Face's dialect: ``/generate`` and ``/generate_stream`` of TGI, and the addresses where its clients ask.
+
+The text that ended a completion belongs to it here. Decoding is greedy: parameters of sampling change nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response, StreamingResponse
+
+from harness.serving.failures import ServingError
+from harness.serving.http.answers import early_exit_report, stream, whole
+from harness.serving.http.refusals import refusal
+from harness.serving.http.requests import Wanted, early_exit_of, submit
+from harness.serving.http.schemas.early_exit import EarlyExitReport
+from harness.serving.http.schemas.errors import TgiError
+from harness.serving.http.schemas.events import documented_events
+from harness.serving.http.schemas.tgi import (
+    Details,
+    FinishReason,
+    Generate,
+    Generation,
+    StreamDetails,
+    StreamEvent,
+    TgiToken,
+)
+from harness.serving.http.schemas.values import finite, flag, limit_of, seed_of, texts, whole_number
+from harness.serving.jobs import Ending, Finished, Ticket, Token
+
+__all__ = ["router"]
+
+router = APIRouter(tags=["TGI"])
+
+FINISH_REASONS: dict[Ending, FinishReason] = {
+    "eos": "eos_token",
+    "stop": "stop_sequence",
+    "length": "length",
+    "deadline": "length",
+}
+
+EVENTS = documented_events(StreamEvent, TgiError, "one for each token; the last one has generated_text and details.")
+
+
+@router.post("/generate", response_model=Generation)
+async def generate(request: Request, body: Generate) -> Response:
+    """Complete a text."""
+    generation = await _whole(request, body)
+    return Response(generation.model_dump_json(exclude_unset=True), media_type="application/json")
+
+
+@router.post("/generate_stream", response_class=StreamingResponse, responses=EVENTS)
+async def generate_stream(request: Request, body: Generate) -> Response:
+    """Complete a text, token by token."""
+    return await _streamed(request, body)
+
+
+@router.post("/", response_model=list[Generation], responses=EVENTS)
+async def generate_at_root(request: Request, body: Generate) -> Response:
+    """Complete a text: a list of one, or events where ``stream`` is true."""
+    if flag(body.stream):
+        return await _streamed(request, body)
+    generation = await _whole(request, body)
+    return Response(f"[{generation.model_dump_json(exclude_unset=True)}]", media_type="application/json")
+
+
+NO_NAME: dict[int | str, dict[str, Any]] = {404: {"model": TgiError, "description": "A name with a line break."}}
+
+
+@router.post("/models/{model:path}", response_model=list[Generation], responses=EVENTS | NO_NAME)
+async def generate_at_model(request: Request, model: str, body: Generate) -> Response:
+    """Complete a text as ``/`` does, where clients of Hugging Face's hosted models ask; any model name will do."""
+    return await generate_at_root(request, body)
+
+
+def _submitted(request: Request, body: Generate) -> tuple[dict[str, Any], Ticket]:
+    asked = body.asked()
+    wanted = Wanted(
+        prompt=body.inputs,
+        max_new_tokens=limit_of(asked.get("max_new_tokens")),
+        stop=texts(asked.get("stop")),
+        keep_stop=True,
+        early_exit=early_exit_of({"early_exit": body.early_exit}, asked, (body.model_extra or {}).get("options")),
+        truncate=whole_number(asked.get("truncate")) is not None,
+        seed=seed_of(asked.get("seed")),
+    )
+    return asked, submit(request, wanted)
+
+
+async def _whole(request: Request, body: Generate) -> Generation:
+    asked, ticket = _submitted(request, body)
+    done = await whole(request, ticket)
+    text = _full_text(body, asked) + done.text
+    report = EarlyExitReport.model_validate(early_exit_report(done))
+    if not flag(asked.get("details")):
+        return Generation(generated_text=text, x_early_exit=report)
+    *others, last = done.tokens
+    details = Details(
+        finish_reason=FINISH_REASONS[done.ending],
+        generated_tokens=len(done.tokens),
+        seed=whole_number(asked.get("seed")),
+        prefill=[],
+        tokens=[*map(_token, others), _token(last, done.rest)],
+    )
+    return Generation(generated_text=text, details=details, x_early_exit=report)
+
+
+async def _streamed(request: Request, body: Generate) -> StreamingResponse:
+    asked, ticket = _submitted(request, body)
+    events = _events(_full_text(body, asked), whole_number(asked.get("seed")))
+
+    def failed(error: ServingError) -> list[bytes]:
+        return [_event(json.dumps(refusal(request.url.path, error), ensure_ascii=False))]
+
+    return await stream(ticket, events, failed, request=request)
+
+
+def _events(begin: str, seed: int | None) -> Callable[[Token | Finished], list[bytes]]:
+    """Return what to send for each piece: a token at once, the last one with the whole text and the details."""
+    last: Token | None = None
+
+    def event_of(token: Token, rest: str = "", done: Finished | None = None) -> bytes:
+        event = StreamEvent(index=token.index + 1, token=_token(token, rest))
+        if done is not None:
+            details = StreamDetails(
+                finish_reason=FINISH_REASONS[done.ending],
+                generated_tokens=len(done.tokens),
+                input_length=len(done.prompt.token_ids),
+                seed=seed,
+            )
+            report = EarlyExitReport.model_validate(early_exit_report(done))
+            ending = {"generated_text": begin + done.text, "details": details, "x_early_exit": report}
+            event = event.model_copy(update=ending)
+        # null is written for the text and the details, which clients expect
+        return _event(event.model_dump_json(exclude={"x_early_exit"} if done is None else None))
+
+    def lines(piece: Token | Finished) -> list[bytes]:
+        nonlocal last
+        if isinstance(piece, Finished):
+            assert last is not None, "an ending comes after its last token"
+            return [event_of(last, piece.rest, piece)]
+        last = piece
+        return [] if piece.last else [event_of(piece)]
+
+    return lines
+
+
+def _full_text(body: Generate, asked: dict[str, Any]) -> str:
+    return body.inputs if flag(asked.get("return_full_text")) else ""
+
+
+def _token(token: Token, rest: str = "") -> TgiToken:
+    """Return a token; what was held back until the ending is the last one's."""
+    return TgiToken(
+        id=token.token_id,
+        text=token.text + rest,
+        logprob=finite(token.logprob),
+        special=token.special,
+        exit_layer=token.exit_layer,
+    )
+
+
+def _event(data: str) -> bytes:
+    return f"data:{data}\n\n".encode()

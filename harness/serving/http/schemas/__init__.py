@@ -1,0 +1,1 @@
+"""What each dialect's bodies look like: read leniently, documented truly."""

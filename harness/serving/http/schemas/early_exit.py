@@ -1,0 +1,47 @@
+"""What every answer says of early exit."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from harness.serving.jobs import Ending
+
+__all__ = ["Answer", "EarlyExitReport"]
+
+
+class Answer(BaseModel):
+    """Root of what is sent: no key that is not documented."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EarlyExitReport(Answer):
+    """``x_early_exit``: the effective setting and what it did."""
+
+    strategy: str
+    options: Annotated[dict[str, str | int | float | bool | None], Field(description="Every option with its value.")]
+    kv: Annotated[str, Field(description="What became of K,V of skipped layers.")]
+    num_layers: Annotated[int, Field(description="Decoder layers of the model.")]
+    exit_layers: Annotated[list[int], Field(description="Decoder layers executed for each token.")]
+    layers_executed: Annotated[int, Field(description="Their sum.")]
+    layers_skipped: Annotated[int, Field(description="What full depth would have executed on top.")]
+    decode_layers: Annotated[
+        int, Field(description="Decoder layers run after prefill, catch-up work of kv = recompute included.")
+    ]
+    exit_checks: Annotated[int, Field(description="Times the strategy was asked.")]
+    lm_head_evaluations: Annotated[int, Field(description="After prefill, the outputs' own included.")]
+    ending: Ending
+    prompt_tokens: int
+    prompt_tokens_truncated: Annotated[int, Field(description="Left out of the prompt's beginning.")]
+    suffix: Annotated[
+        Literal["none", "used", "ignored"], Field(description="What became of the text after the cursor.")
+    ]
+    queue_s: Annotated[float, Field(description="Seconds in the queue.")]
+    ttft_s: Annotated[float, Field(description="Seconds from arrival to the first token.")]
+    total_s: Annotated[float, Field(description="Seconds from arrival to the last token.")]
+    energy_j: Annotated[
+        float | None, Field(description="This request's share, joules, measured or estimated; null without a number.")
+    ]
+    energy_source: Annotated[str, Field(description="A sensor, or an estimate, or none.")]

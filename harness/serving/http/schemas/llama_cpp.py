@@ -1,0 +1,115 @@
+"""Bodies of llama.cpp's ``/infill`` and ``/completion``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+
+from harness.serving.http.schemas.early_exit import Answer, EarlyExitReport
+from harness.serving.http.schemas.values import Controls, Lenient
+
+__all__ = ["Asked", "Completed", "Completion", "Infill", "StopType", "Timings"]
+
+StopType = Literal["eos", "word", "limit"]
+
+Text = Annotated[Any, WithJsonSchema({"type": ["string", "null"]})]
+"""A text; anything else counts as not said."""
+
+
+OnePrompt = Annotated[
+    Any,
+    WithJsonSchema(
+        {
+            "description": "Text before the cursor, or its tokens.",
+            "anyOf": [
+                {"type": "string", "minLength": 1},
+                {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1},
+            ],
+        }
+    ),
+]
+"""Read by :func:`harness.serving.http.schemas.prompts.prompts_of`."""
+
+
+class Asked(BaseModel):
+    """What both routes read. Unknown fields are accepted and ignored."""
+
+    model_config = ConfigDict(extra="allow")
+
+    n_predict: Annotated[
+        Lenient, Field(description="Limit of new tokens; −1: the server's cap; 0: nothing is made, nothing evaluated.")
+    ] = None
+    stop: Annotated[Lenient, Field(description="Texts that end the completion.")] = None
+    t_max_predict_ms: Annotated[
+        Lenient, Field(description="Milliseconds of generating after which the completion ends where it is.")
+    ] = None
+    stream: Annotated[Lenient, Field(description="true: server-sent events, one per token.")] = None
+    response_fields: Annotated[Lenient, Field(description="Fields to be answered, as timings/prompt_n.")] = None
+    seed: Annotated[Lenient, Field(description="For random strategies.")] = None
+    early_exit: Controls = None
+    parameters: Annotated[Lenient, Field(description="Used: early_exit.")] = None
+    options: Annotated[Lenient, Field(description="Used: early_exit.")] = None
+
+    def fields(self) -> list[str] | None:
+        """Return the paths of the fields to be answered; ``None`` for all."""
+        if not isinstance(self.response_fields, list) or not self.response_fields:
+            return None
+        return [field for field in self.response_fields if isinstance(field, str)]
+
+    def generate_s(self) -> float | None:
+        """Return the seconds of generating it allows."""
+        limit_ms = self.t_max_predict_ms
+        if isinstance(limit_ms, bool) or not isinstance(limit_ms, int | float) or not 0 < limit_ms < 1e9:
+            return None
+        return limit_ms / 1000
+
+
+class Infill(Asked):
+    """What a client asks ``/infill`` for."""
+
+    input_prefix: Annotated[Text, Field(description="Text before the cursor's line.")] = None
+    prompt: Annotated[Text, Field(description="Text of that line before the cursor.")] = None
+    input_suffix: Annotated[Text, Field(description="Text after the cursor.")] = None
+
+
+class Completion(Asked):
+    """What a client asks ``/completion`` for."""
+
+    prompt: OnePrompt
+
+
+class Timings(Answer):
+    """llama.cpp's timings. The first token comes out of reading the prompt, so that ``predicted_ms`` and the rates are
+    those of the others; what was not measured is left out.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=False)
+
+    cache_n: Annotated[int, Field(description="Always 0: no request reuses another's work.")]
+    prompt_n: int
+    prompt_ms: float
+    prompt_per_token_ms: float | None = None
+    prompt_per_second: float | None = None
+    predicted_n: int
+    predicted_ms: float
+    predicted_per_token_ms: float | None = None
+    predicted_per_second: float | None = None
+
+
+class Completed(BaseModel):
+    """The whole answer, one token of it, or its ending; with ``response_fields`` those alone, under their paths."""
+
+    content: Annotated[str, Field(description="The completion, or what this event adds to it.")] = ""
+    stop: Annotated[bool, Field(description="Whether this is the last.")] = False
+    tokens: Annotated[list[int], Field(description="Of an event: its token.")] = Field(default_factory=list)
+    exit_layer: Annotated[int | None, Field(description="Of an event: decoder layers executed for its token.")] = None
+    model: str | None = None
+    tokens_predicted: int | None = None
+    tokens_evaluated: int | None = None
+    generation_settings: dict[str, Any] = Field(default_factory=dict)
+    truncated: Annotated[bool, Field(description="Whether the prompt lost its beginning.")] = False
+    stop_type: Annotated[StopType | None, Field(description="A deadline is a limit too.")] = None
+    tokens_cached: Annotated[int | None, Field(description="Always 0.")] = None
+    timings: Timings | None = None
+    x_early_exit: EarlyExitReport | None = None

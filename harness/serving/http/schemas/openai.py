@@ -1,0 +1,136 @@
+"""Bodies of OpenAI's completions, the ones before chat."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+
+from harness.serving.http.schemas.early_exit import Answer, EarlyExitReport
+from harness.serving.http.schemas.prompts import MAX_PROMPTS
+from harness.serving.http.schemas.values import Controls, Lenient
+
+__all__ = [
+    "Choice",
+    "Chunk",
+    "ChunkChoice",
+    "Completion",
+    "CompletionRequest",
+    "Logprobs",
+    "Usage",
+]
+
+MAX_COPIES = 16
+
+FinishReason = Literal["stop", "length"]
+
+_TOKEN_IDS: dict[str, Any] = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+_TEXT: dict[str, Any] = {"type": "string", "minLength": 1}
+_PROMPT: dict[str, Any] = {
+    "description": "Text before the cursor, or its token ids, or a list of either.",
+    "anyOf": [
+        _TEXT,
+        {"type": "array", "items": _TEXT, "minItems": 1, "maxItems": MAX_PROMPTS},
+        _TOKEN_IDS,
+        {"type": "array", "items": _TOKEN_IDS, "minItems": 1, "maxItems": MAX_PROMPTS},
+    ],
+}
+
+
+class CompletionRequest(BaseModel):
+    """What a client asks for. Unknown fields are accepted and ignored.
+
+    ``max_tokens`` left out means the server's cap, not OpenAI's 16: editors expect whole lines, and whoever tries the
+    server with ``curl`` should not see a completion cut short.
+    """
+
+    model_config = ConfigDict(
+        extra="allow",
+        json_schema_extra={
+            "examples": [{"prompt": "def add(a, b):\n", "max_tokens": 20, "early_exit": {"threshold": 0.9}}]
+        },
+    )
+
+    prompt: Annotated[Any, WithJsonSchema(_PROMPT)]
+    model: Annotated[Lenient, Field(description="Any; the server has one model.")] = None
+    suffix: Annotated[Lenient, Field(description="Text after the cursor.")] = None
+    max_tokens: Annotated[Lenient, Field(description="Limit of new tokens; default: the server's cap.")] = None
+    stop: Annotated[Lenient, Field(description="A text or a list; left out of the completion.")] = None
+    stream: Annotated[Lenient, Field(description="true: server-sent events.")] = None
+    stream_options: Annotated[Lenient, Field(description="{include_usage: true}: a last event with usage.")] = None
+    echo: Annotated[Lenient, Field(description="true: begin the text with the prompt, which must be text.")] = None
+    logprobs: Annotated[
+        Lenient, Field(description="A number: log probabilities of the chosen tokens; from 1 on as top_logprobs too.")
+    ] = None
+    seed: Annotated[Lenient, Field(description="For random strategies.")] = None
+    n: Annotated[
+        Lenient,
+        Field(description=f"Choices for each prompt. Decoding is greedy: identical copies, {MAX_COPIES} at most."),
+    ] = None
+    early_exit: Controls = None
+
+
+class Logprobs(Answer):
+    """Log probabilities of the tokens of a choice, those of the prompt never included."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: Annotated[
+        list[dict[str, float | None]] | None, Field(description="Only the chosen token is known; null if 0 were asked.")
+    ]
+    text_offset: list[int]
+
+
+class Usage(Answer):
+    """Tokens read and made; copies count as choices do."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class Choice(Answer):
+    """A whole completion."""
+
+    text: str
+    index: int
+    finish_reason: FinishReason
+    logprobs: Logprobs | None
+    exit_layers: Annotated[list[int], Field(description="Decoder layers executed for each token.")]
+    x_early_exit: EarlyExitReport
+
+
+class Completion(Answer):
+    """A whole answer."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: Usage
+    x_early_exit: Annotated[
+        EarlyExitReport | None, Field(description="That of the only prompt; null for several: each choice has its own.")
+    ]
+
+
+class ChunkChoice(Answer):
+    """One token, or the ending, of one completion."""
+
+    text: str
+    index: int
+    finish_reason: FinishReason | None
+    logprobs: Logprobs | None
+    exit_layer: Annotated[int | None, Field(description="Decoder layers executed for the token; null at the ending.")]
+
+
+class Chunk(Answer):
+    """One event of a stream."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: Annotated[list[ChunkChoice], Field(max_length=1)]
+    usage: Annotated[Usage | None, Field(description="Where asked for: null until the last event.")] = None
+    x_early_exit: Annotated[EarlyExitReport | None, Field(description="With the ending of a choice.")] = None

@@ -1,0 +1,119 @@
+"""``harness serve``: what it refuses before anything listens, and what it prints instead of listening."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from harness.cli import app
+from harness.commands.serve import EXTRA
+from harness.serving.client_settings import snippet
+from harness.serving.config import ServeConfig
+
+NOT_FLAGS = {"config", "print_config"}
+RENAMED = {"strategy": "strategies", "cors_origin": "cors_origins"}
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[ServeConfig]:
+    """What would have been served."""
+    import harness.serving.server
+
+    configs: list[ServeConfig] = []
+    monkeypatch.setattr(harness.serving.server, "serve", lambda config: configs.append(config) or True)
+    return configs
+
+
+def test_every_setting_has_a_flag_and_every_flag_a_setting() -> None:
+    command = typer.main.get_command(app).commands["serve"]  # type: ignore[attr-defined]
+    flags = {RENAMED.get(one.name, one.name) for one in command.params} - NOT_FLAGS - {"help"}
+    assert flags == ServeConfig.model_fields.keys()
+
+
+def test_defaults_named_in_help_are_the_defaults() -> None:
+    from harness.commands.serve import serve
+
+    for name, parameter in inspect.signature(serve, eval_str=True).parameters.items():
+        said = parameter.annotation.__metadata__[0].help.partition("Default: ")[2].rstrip(".").partition(",")[0]
+        default = ServeConfig.model_fields[RENAMED.get(name, name)].default if name not in NOT_FLAGS else None
+        if isinstance(default, int | float) and not isinstance(default, bool):
+            assert float(said) == default, name
+
+
+def test_flags_win_over_the_file_and_the_file_over_defaults(
+    cli: Callable[..., Any], served: list[ServeConfig], tmp_path: Path
+) -> None:
+    file = tmp_path / "serve.toml"
+    file.write_text(
+        'port = 9000\nmax_queue = 3\nstrategies = ["fixed:layer=4"]\ncors_origins = ["https://a.example"]\n'
+    )
+    done = cli("serve", "--config", file, "--port", 9001, "--insecure", "--kv", "recompute")
+    assert (done.code, done.out) == (0, "")
+    (config,) = served
+    assert (config.port, config.max_queue, config.strategies) == (9001, 3, ("fixed:layer=4",))
+    assert config.insecure
+    assert config == ServeConfig(
+        port=9001, max_queue=3, strategies=("fixed:layer=4",), cors_origins=("https://a.example",), insecure=True,
+        kv="recompute",
+    )  # fmt: skip
+
+
+def test_repeated_flags_become_lists(cli: Callable[..., Any], served: list[ServeConfig]) -> None:
+    cli("serve", "--strategy", "full", "--strategy", "fixed:layer=4", "--cors-origin", "https://a.example")
+    (config,) = served
+    assert (config.strategies, config.cors_origins) == (("full", "fixed:layer=4"), ("https://a.example",))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--port", 70000], "port = 70000"),
+        (["--max-new-tokens", 0], "max_new_tokens = 0"),
+        (["--suffix", "maybe"], "suffix = 'maybe'"),
+        (["--kv", "telepathy"], "kv = 'telepathy'"),
+        (["--drain-s", "nan"], "drain_s"),
+        (["--config", "nowhere.toml"], "cannot read configuration nowhere.toml"),
+        (["--host", "0.0.0.0"], "--api-key-file"),
+        (["--host", "no-such-host.invalid"], "cannot be resolved"),
+        (["--api-key-file", "nowhere"], "cannot read --api-key-file nowhere"),
+        (["--cors-origin", "*"], "every web page"),
+        (["--cors-origin", "ide.example"], "no web origin"),
+        (["--print-config", "openai", "--port", 0], "fixed one"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(cli: Callable[..., Any], arguments: list[Any], said: str) -> None:
+    assert said in cli("serve", *arguments).error
+
+
+def test_without_the_extra_it_names_the_command_that_installs_it(
+    cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *more: None if name in EXTRA else real(name, *more))
+    assert "pip install 'early-exit-harness[serve]'" in cli("serve").error
+
+
+@pytest.mark.parametrize("client", ["llm-vscode", "continue", "llama.vim", "openai"])
+def test_settings_of_a_client_are_printed_and_nothing_is_started(
+    cli: Callable[..., Any], served: list[ServeConfig], tmp_path: Path, tiny_llama: Path, client: str
+) -> None:
+    arguments = ("--host", "0.0.0.0", "--port", 9000, "--model", tiny_llama, "--api-key-file", tmp_path / "not-read")
+    limits = ("--max-new-tokens", 77, "--max-prompt-tokens", 55)
+    done = cli("serve", "--print-config", client, *arguments, *limits)
+    assert done.code == 0
+    assert done.err == "On another machine, write this machine's address for 127.0.0.1.\n"
+    assert done.out == snippet(
+        client, url="http://127.0.0.1:9000", model=tiny_llama.name, key=True, max_new_tokens=77, fim=False,
+        max_prompt_tokens=55,
+    ) + "\n"  # fmt: skip
+    assert not served
+
+
+def test_an_unknown_client_is_refused(cli: Callable[..., Any]) -> None:
+    assert "unknown client 'emacs'" in cli("serve", "--print-config", "emacs").error
