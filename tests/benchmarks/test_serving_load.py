@@ -1,0 +1,240 @@
+"""The endpoint under load: 32 clients for a minute on the default model; what HTTP adds to a first token, and an open
+batch to a token; and what early exit is worth with several requests at once.
+
+Errors and memory are asserted, since neither is moody; times are printed beside their targets. Run with ``make bench``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+
+from harness.contracts import KVPolicy, Strategy
+from harness.decoding.engine import Engine
+from harness.decoding.generation import Generation
+from harness.decoding.row_exits import RowExits
+from harness.models.loading import load, load_codec, resolve
+from strategies.classifier import Classifier
+from strategies.full import Full
+
+pytestmark = pytest.mark.model
+
+CLIENTS, LOAD_S, WARM_UP_S, NEW = 32, 60, 20, 16
+BATCH, QUEUE = 8, 20  # four of the clients find no place
+PAIRS, SHORT = 10, 24
+READY_S = 300
+
+
+@dataclass
+class Load:
+    """What the clients saw."""
+
+    statuses: Counter[int] = field(default_factory=Counter)
+    queue_s: list[float] = field(default_factory=list)
+    ttft_s: list[float] = field(default_factory=list)
+    tokens: int = 0
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[tuple[str, int]]:
+    """``harness serve`` with the default model as a process of its own: its URL and process id."""
+    command = [sys.executable, "-m", "harness.cli", "serve", "--port", "0", "--threads", "2"]
+    process = subprocess.Popen(
+        [*command, "--batch-size", str(BATCH), "--max-queue", str(QUEUE)], stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    try:
+        line = process.stderr.readline()
+        found = re.search(r"http://[\d.]+:\d+", line)
+        assert found, line
+        url, limit = found.group(), time.monotonic() + READY_S
+        while httpx.get(f"{url}/health").status_code != 200:
+            assert time.monotonic() < limit
+            time.sleep(0.2)
+        yield url, process.pid
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
+    assert process.returncode == 0
+
+
+def resident_bytes(pid: int) -> int:
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * 4096
+
+
+async def ask(client: httpx.AsyncClient, url: str, text: str, load: Load) -> None:
+    """One completion, streamed; what came is counted."""
+    body = {"inputs": text, "parameters": {"max_new_tokens": NEW, "details": True}}
+    async with client.stream("POST", f"{url}/generate_stream", json=body) as answer:
+        load.statuses[answer.status_code] += 1
+        last = b""
+        async for line in answer.aiter_lines():
+            last = line.encode() if line.startswith("data:") else last
+    if answer.status_code == 200:
+        done = json.loads(last[5:])
+        assert "error" not in done, done
+        report = done["x_early_exit"]
+        load.queue_s.append(report["queue_s"])
+        load.ttft_s.append(report["ttft_s"])
+        load.tokens += len(report["exit_layers"])
+    else:
+        await asyncio.sleep(0.5)  # as it was told
+
+
+async def press(url: str, pid: int) -> tuple[Load, list[int]]:
+    """32 clients, each asking again as soon as it is answered; memory is read every second."""
+    load, memory, end = Load(), list[int](), time.monotonic() + LOAD_S
+
+    async def client(number: int) -> None:
+        drawn = random.Random(number)
+        limits = httpx.Timeout(120)
+        async with httpx.AsyncClient(timeout=limits) as session:
+            while time.monotonic() < end:
+                await ask(session, url, f"def f{number}(x):\n    y = {drawn.random()}\n" * drawn.randrange(1, 9), load)
+
+    async def watch() -> None:
+        while time.monotonic() < end:
+            memory.append(resident_bytes(pid))
+            await asyncio.sleep(1)
+
+    await asyncio.gather(watch(), *(client(number) for number in range(CLIENTS)))
+    return load, memory
+
+
+def report(benchmark: Any, what: str, value: float, target: str) -> None:
+    benchmark.extra_info[what] = round(value, 4)
+    print(f"\n  {what}: {value:.4g}  (target {target})")
+
+
+def test_a_minute_of_load(benchmark: Any, endpoint: tuple[str, int]) -> None:
+    url, pid = endpoint
+    asked = []
+    benchmark.pedantic(lambda: asked.append(asyncio.run(press(url, pid))), rounds=1)
+    ((load, memory),) = asked
+    assert set(load.statuses) <= {200, 429}, load.statuses
+    assert load.statuses[200] > CLIENTS
+    warm = max(memory[:WARM_UP_S])
+    growth = max(memory[WARM_UP_S:]) / warm - 1
+    report(benchmark, "completions", load.statuses[200], "no error")
+    report(benchmark, "refused beyond the queue (429)", load.statuses[429], "some: clients − batch − queue = 4")
+    report(benchmark, "tokens per second, 32 clients", load.tokens / LOAD_S, "more than one client's")
+    report(benchmark, "p50 queue wait, s", statistics.median(load.queue_s), "–")
+    report(benchmark, "p99 queue wait, s", float(np.quantile(load.queue_s, 0.99)), "–")
+    report(benchmark, "p99 time to first token, s", float(np.quantile(load.ttft_s, 0.99)), "–")
+    report(benchmark, "resident memory, MiB", memory[-1] / 2**20, "–")
+    report(benchmark, "memory growth after warm-up", growth, "at most 0.05")
+    assert growth <= 0.05
+
+
+def test_the_first_token_of_an_idle_server(benchmark: Any, endpoint: tuple[str, int], smollm2: Any) -> None:
+    """A short prompt's first token over HTTP, against prefill of the same tokens in this process, in turns."""
+    url, _ = endpoint
+    torch.set_num_threads(2)
+    text = "def fibonacci(n):\n    if n < 2:\n        return n\n    return "
+    ids = smollm2.codec.encode(text)
+    body = {"inputs": text, "parameters": {"max_new_tokens": 1, "early_exit": {"strategy": "full"}}}
+
+    def engine() -> float:
+        (made,) = smollm2.engine.decode([ids], Full(), kv=KVPolicy.PROPAGATE, max_new_tokens=[1])
+        seconds: float = made.token_times_s[0]
+        return seconds
+
+    with httpx.Client() as session:
+
+        def served() -> float:
+            start = time.perf_counter()
+            with session.stream("POST", f"{url}/generate_stream", json=body) as answer:
+                assert answer.status_code == 200
+                for line in answer.iter_lines():
+                    if line.startswith("data:"):
+                        return time.perf_counter() - start
+            raise AssertionError("no token came")
+
+        ratios = alternating(benchmark, served, engine)
+    report(benchmark, "time to first token over the engine's own", statistics.median(ratios), "at most 1.3")
+
+
+def alternating(benchmark: Any, one: Callable[[], float], other: Callable[[], float]) -> list[float]:
+    """Ratios of pairs measured one after the other, in both orders."""
+    ratios = []
+
+    def pair() -> None:
+        if len(ratios) % 2:
+            below, above = other(), one()
+        else:
+            above, below = one(), other()
+        ratios.append(above / below)
+
+    benchmark.pedantic(pair, rounds=PAIRS, warmup_rounds=2)
+    return ratios[2:]
+
+
+@pytest.fixture(scope="module")
+def tuned() -> tuple[Engine, list[int]]:
+    """The default model as it is served, and a prompt."""
+    torch.set_num_threads(2)
+    found = resolve("smollm2-135m", weights="auto", dtype="float32", exit_points="paper", exit_head="auto")
+    codec, _ = load_codec(found)
+    text = "class Stack:\n    def __init__(self):\n        self.items = []\n\n    def push(self, item):\n        "
+    return Engine(load(found, device="cpu", seed=0).backbone, found.info), codec.encode(text)
+
+
+class Open:
+    """An open batch that decodes one prompt in so many rows."""
+
+    def __init__(self, engine: Engine, rows: int) -> None:
+        self.tally = [Generation() for _ in range(rows)]
+        self.exits = RowExits(engine.info, "cpu", self.tally)
+        self.batch = engine.open(rows, 256, KVPolicy.PROPAGATE, self.exits, self.tally)
+        self.batch.with_log_probabilities = True
+
+    def step_s(self, prompt: list[int], strategy: Strategy) -> float:
+        """Seconds per step, of :data:`SHORT` in every row; the prompts differ by where they begin."""
+        for row in range(len(self.tally)):
+            self.exits.join(row, strategy, 0)
+            self.batch.join(row, prompt[row:], SHORT)
+            self.batch.prefill([row])
+        start, steps = time.perf_counter(), 0
+        while self.batch.running:
+            self.batch.step()
+            steps += 1
+        return (time.perf_counter() - start) / steps
+
+
+def test_an_open_batch_of_one(benchmark: Any, tuned: tuple[Engine, list[int]]) -> None:
+    """A token of a served request, log-probability included, against one of a closed batch, in turns."""
+    engine, prompt = tuned
+    strategy, opened = Classifier(), Open(engine, 1)
+
+    def closed() -> float:
+        (made,) = engine.decode([prompt], strategy, kv=KVPolicy.PROPAGATE, max_new_tokens=[SHORT])
+        return (made.token_times_s[-1] - made.token_times_s[0]) / (len(made.token_ids) - 1)
+
+    ratios = alternating(benchmark, lambda: opened.step_s(prompt, strategy), closed)
+    report(benchmark, "token of a served request over a closed batch's", statistics.median(ratios), "at most 1.03")
+
+
+@pytest.mark.parametrize("rows", [1, 4, 8])
+def test_early_exit_with_several_at_once(benchmark: Any, tuned: tuple[Engine, list[int]], rows: int) -> None:
+    """Full depth's seconds per step over the classifier's, so many requests at once."""
+    engine, prompt = tuned
+    opened = Open(engine, rows)
+    ratios = alternating(benchmark, lambda: opened.step_s(prompt, Full()), lambda: opened.step_s(prompt, Classifier()))
+    report(benchmark, f"speed-up of the classifier, {rows} at once", statistics.median(ratios), "–")
