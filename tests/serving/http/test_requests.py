@@ -308,3 +308,22 @@ def test_stop_texts_are_short_in_all(server: Any) -> None:
     answer = httpx.post(f"{server.url}/generate", json=body)
     assert answer.status_code == 422
     assert "5 stop texts of 5005 characters" in answer.json()["error"]
+
+
+def test_a_prompt_of_a_hundred_thousand_characters_is_refused_or_loses_its_beginning(server: Any) -> None:
+    text = "def load_path(items):\n" * 4546
+    for path, body in {
+        "/generate": {"inputs": text},
+        "/v1/completions": {"prompt": text},
+        "/api/generate": {"prompt": text, "truncate": False},
+    }.items():
+        answer = httpx.post(f"{server.url}{path}", json=body)
+        assert answer.status_code == 422
+        assert "are allowed" in answer.text or "more than" in answer.text
+    for path, body in {
+        "/infill": {"input_prefix": text, "n_predict": 2},
+        "/generate": {"inputs": text, "parameters": {"truncate": 100, "max_new_tokens": 2}},
+    }.items():
+        report = httpx.post(f"{server.url}{path}", json=body, timeout=30).json()["x_early_exit"]
+        assert report["prompt_tokens"] == server.service.max_prompt_tokens
+        assert report["prompt_tokens_truncated"] > 0
