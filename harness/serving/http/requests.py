@@ -34,7 +34,7 @@ class Wanted:
         keep_stop: whether such a text belongs to the completion.
         early_exit: what its body says of early exit: ``{strategy, threshold, …}`` or ``"NAME:option=value"``.
         truncate: whether a prompt that is too long loses its beginning instead of being refused.
-        generate_s: seconds of generating it allows.
+        generate_s: seconds after its first token when it ends, once there is a line break.
         seed: for random strategies.
     """
 

@@ -42,7 +42,7 @@ class Asked(BaseModel):
     ] = None
     stop: Annotated[Lenient, Field(description="Texts that end the completion.")] = None
     t_max_predict_ms: Annotated[
-        Lenient, Field(description="Milliseconds of generating after which the completion ends where it is.")
+        Lenient, Field(description="Milliseconds after the first token when it ends, once there is a line break.")
     ] = None
     stream: Annotated[Lenient, Field(description="true: server-sent events, one per token.")] = None
     response_fields: Annotated[Lenient, Field(description="Fields to be answered, as timings/prompt_n.")] = None
