@@ -117,7 +117,7 @@ class Service:
         Args:
             prompt: text before the cursor, or its tokens.
             suffix: text after it; read with the tokenizer's fill-in-the-middle tokens, where it has them.
-            max_new_tokens: tokens that follow; the server's cap of them fits after any prompt, so nothing depends on it.
+            max_new_tokens: tokens that follow; the server's cap of them fits after any prompt.
             truncate: whether a prompt that is too long loses its beginning instead of being refused.
 
         Raises:
