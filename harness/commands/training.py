@@ -67,6 +67,10 @@ def lite(
     split: Annotated[str, typer.Option(help="Part of each dataset to learn from.")] = "train",
     documents: Annotated[int | None, typer.Option(help="Documents of each source at most. Default: all.")] = None,
     seed: Annotated[int, typer.Option(help="Decides order, sampling and initial factors.")] = 0,
+    start_from: Annotated[
+        str | None,
+        typer.Option(help="Tune the adapter and maps of this folder, or shipped set, further.", metavar="DIR"),
+    ] = None,
     save_steps: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 50,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
 ) -> None:
@@ -88,7 +92,7 @@ def lite(
         result = train_lite(
             model, task or ["py150", "javacorpus"], source or ["embedded"], folder, recipe,
             weights=start, exit_points=exit_points, split=_split(split), documents=documents, seed=seed,
-            save_steps=save_steps, resume=resume, command=_command(), watch=progress,
+            save_steps=save_steps, resume=resume, command=_command(), watch=progress, start_from=start_from,
         )  # fmt: skip
     if not result.finished:
         _say(f"Stopped; the checkpoint is kept. Go on with the same command and --resume. ({folder})")

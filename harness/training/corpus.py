@@ -47,6 +47,7 @@ def read_streams(
     documents: int | None,
     seed: int,
     note: Callable[[str], None],
+    known: frozenset[str] = frozenset(),
 ) -> list[Stream]:
     """Read every task from every source.
 
@@ -59,24 +60,31 @@ def read_streams(
         documents: at most so many of each stream; ``None`` for all.
         seed: decides the order and which documents are held out.
         note: is told what is being read.
+        known: keys of documents that cannot be held out any more, since the model has learned from them.
 
     Raises:
         DataError: a source cannot be read, or is too small for one pack to learn from and one to measure on.
     """
-    corpora: list[tuple[str, Corpus, int]] = []
+    corpora: list[tuple[str, Corpus, list[Document]]] = []
     unseen: set[str] = set()
     for task in tasks:
         for source in sources:
             note(f"reading {task.name} from {source}")
             corpus = task.corpus(source, split, limit=documents, seed=seed)
-            kept = max(1, round(len(corpus.documents) * HELD_OUT))
-            unseen.update(document_key(document.text) for document in corpus.documents[:kept])
+            fresh = [document for document in corpus.documents if document_key(document.text) not in known]
+            if not fresh:
+                raise DataError(
+                    f"{corpus.source.label} ({task.name}, {split}) holds only documents that the model has learned "
+                    "from, and nothing to measure on. Add others, or give the documents and the --seed of the start."
+                )
+            kept = fresh[: max(1, round(len(corpus.documents) * HELD_OUT))]
+            unseen.update(document_key(document.text) for document in kept)
             corpora.append((task.name, corpus, kept))
     streams = []
     for name, corpus, kept in corpora:
         # a copy of what is held out, here or in another source, is not learned from either
-        learned = [document for document in corpus.documents[kept:] if document_key(document.text) not in unseen]
-        held_out, packs = pack(corpus.documents[:kept], codec, length), pack(learned, codec, length)
+        learned = [document for document in corpus.documents if document_key(document.text) not in unseen]
+        held_out, packs = pack(kept, codec, length), pack(learned, codec, length)
         if not len(packs) or not len(held_out):
             raise DataError(
                 f"{corpus.source.label} ({name}, {split}) is too small: {len(corpus.documents)} documents do "
@@ -107,19 +115,21 @@ class PackedStreams(torch.utils.data.Dataset[dict[str, Tensor]]):
         streams: where packs come from.
         size: how many packs there shall be.
         seed: decides the order.
+        skip: packs at the beginning of this order that were read before.
     """
 
-    def __init__(self, streams: Sequence[Stream], size: int, seed: int) -> None:
+    def __init__(self, streams: Sequence[Stream], size: int, seed: int, skip: int = 0) -> None:
         self._packs = [stream.packs for stream in streams]
         self._order: list[tuple[int, int]] = []
         decks: list[list[int]] = [[] for _ in streams]
         chance = random.Random(seed)
-        for number in range(size):
+        for number in range(skip + size):
             stream = number % len(decks)
             if not decks[stream]:
                 decks[stream] = list(range(len(self._packs[stream])))
                 chance.shuffle(decks[stream])
             self._order.append((stream, decks[stream].pop()))
+        del self._order[:skip]
 
     def __len__(self) -> int:
         return len(self._order)

@@ -73,10 +73,12 @@ def numbers_file(tmp_path: Path) -> Path:
     return file
 
 
-def read(file: Path, *, length: int = 8, documents: int | None = None, seed: int = 0) -> Stream:
+def read(
+    file: Path, *, length: int = 8, documents: int | None = None, seed: int = 0, known: frozenset[str] = frozenset()
+) -> Stream:
     (stream,) = read_streams(
         [Py150()], [str(file)], NumberCodec(), split="train", length=length, documents=documents, seed=seed,
-        note=lambda text: None,
+        note=lambda text: None, known=known,
     )  # fmt: skip
     return stream
 
@@ -92,6 +94,23 @@ def test_held_out_documents_are_never_learned_from(numbers_file: Path) -> None:
     assert len(held) == 2  # 4 % of 50
     assert len(learned) == 48
     assert set(stream.packs.flatten().tolist()) <= {END, *range(1000, 6000)}
+
+
+def test_known_documents_are_learned_from_and_not_held_out(numbers_file: Path) -> None:
+    known = frozenset(read(numbers_file, documents=40).keys)
+    stream = read(numbers_file, known=known)
+    texts = [json.loads(line)["code"] for line in numbers_file.read_text().splitlines()]
+    unknown = {number for number, text in enumerate(texts) if document_key(text) not in known}
+    assert len(unknown) == 10
+    assert len(documents_in(stream.held_out)) == 2
+    assert documents_in(stream.held_out) <= unknown
+    assert documents_in(stream.packs) | documents_in(stream.held_out) == set(range(50))
+    assert len(stream.keys) == 50
+
+
+def test_nothing_but_known_documents_is_refused(numbers_file: Path) -> None:
+    with pytest.raises(DataError, match=r"numbers\.jsonl \(py150, train\) holds only documents .* Add others"):
+        read(numbers_file, known=frozenset(read(numbers_file).keys))
 
 
 def test_keys_are_those_of_every_document(numbers_file: Path) -> None:
@@ -169,8 +188,8 @@ def stream(name: str, first: int, count: int) -> Stream:
     return Stream(name, SourceInfo("path", name, "0"), packs, packs, ())
 
 
-def order(size: int, seed: int = 0) -> list[int]:
-    data = PackedStreams([stream("short", 0, 3), stream("long", 100, 10)], size, seed)
+def order(size: int, seed: int = 0, skip: int = 0) -> list[int]:
+    data = PackedStreams([stream("short", 0, 3), stream("long", 100, 10)], size, seed, skip)
     assert len(data) == size
     rows: list[Any] = [data[index]["input_ids"] for index in range(size)]
     assert all(row.dtype == torch.int64 and row.shape == (4,) for row in rows)
@@ -195,3 +214,8 @@ def test_the_order_follows_the_seed_and_a_longer_one_begins_alike() -> None:
     assert order(40, seed=3) == order(40, seed=3)
     assert order(40, seed=3) != order(40, seed=4)
     assert order(60, seed=3)[:40] == order(40, seed=3)
+
+
+@pytest.mark.parametrize("skip", [0, 1, 7, 24])
+def test_what_was_read_before_is_skipped(skip: int) -> None:
+    assert order(30, seed=3, skip=skip) == order(30 + skip, seed=3)[skip:]

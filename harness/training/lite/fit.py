@@ -18,10 +18,11 @@ from harness.decoding.families import head_modules
 from harness.errors import TrainingError
 from harness.models import fingerprint
 from harness.models.quiet import quiet
-from harness.training.corpus import Stream
+from harness.training.corpus import PackedStreams, Stream
 from harness.training.interrupt import stop_on_interrupt
 from harness.training.lite.exit_table import ExitRow, exit_table, render
 from harness.training.lite.recipe import LiteModel, LiteRecipe
+from harness.training.lite.start import Start, factor_name
 from harness.training.lite.trainer import StepWatcher, build_trainer, last_checkpoint
 from harness.training.shortcut.least_squares import ShortcutMoments
 from harness.training.watch import Watch
@@ -60,6 +61,8 @@ def fit(
     save_steps: int,
     resume: bool,
     watch: Watch,
+    start: Start | None = None,
+    skip: int = 0,
 ) -> FitResult:
     """Tune a model and write what came of it to a folder.
 
@@ -75,8 +78,11 @@ def fit(
         save_steps: steps between checkpoints.
         resume: go on from the last checkpoint in ``out``.
         watch: is told how it goes on.
+        start: begin with these factors and maps; the log goes on from theirs.
+        skip: packs that it has read already.
 
     Raises:
+        ArtefactError: the start's factors are those of another model.
         TrainingError: the loss is no number any more; or there is no checkpoint to resume from, one of another recipe,
             or one that would be overwritten.
     """
@@ -96,17 +102,25 @@ def fit(
         raise TrainingError(f"cannot make {out}: {error.strerror}. Give another --out.") from None
     held_out = [(stream.name, stream.held_out[:TABLE_PACKS]) for stream in streams]
     shortcuts = None
-    if recipe.exit_head == "shortcut":
+    if start is not None:
+        shortcuts = start.maps(exit_points)
+    elif recipe.exit_head == "shortcut":
         watch.stage("fitting linear shortcuts in closed form")
         shortcuts = initial_shortcuts(module, exit_points, streams)
     model = LiteModel(_prepare(module, recipe), exit_points, recipe, shortcuts)
+    if start is not None:
+        start.load_factors(model)
     before = _before(out, resume, lambda: measure(model, held_out, watch, "measuring the exits before tuning"))
-    trainer = build_trainer(model, recipe, streams, out, seed, save_steps, watch)
+    packs = PackedStreams(streams, recipe.steps * recipe.batch * recipe.accumulate, seed, skip)
+    trainer = build_trainer(model, recipe, packs, out, seed, save_steps)
     done = int(Path(last).name.rpartition("-")[2]) if last else 0
-    _forget_steps_after(done, out / "training.jsonl")
+    behind = (start.steps, start.tokens) if start else (0, 0)
+    if start is not None and not resume:
+        _copy_log(start.log, out / "training.jsonl")
+    _forget_steps_after(behind[0] + done, out / "training.jsonl")
     watch.begin("tuning", recipe.steps, done)
     with stop_on_interrupt() as stop:
-        trainer.add_callback(StepWatcher(model, recipe, out / "training.jsonl", watch, stop))
+        trainer.add_callback(StepWatcher(model, recipe, out / "training.jsonl", watch, stop, behind))
         trainer.train(resume_from_checkpoint=last)
     if trainer.state.global_step < recipe.steps:
         return FitResult(False, before, (), "")
@@ -118,6 +132,7 @@ def fit(
         "recipe": asdict(recipe),
         "seed": seed,
         "exits": {"before": list(before), "after": list(after)},
+        **({"start": start.facts()} if start else {}),
     }
     _write(model, recipe, out, described)
     return FitResult(True, before, after, report)
@@ -191,6 +206,12 @@ def _before(out: Path, resume: bool, compute: Callable[[], tuple[ExitRow, ...]])
     return rows
 
 
+def _copy_log(theirs: Path, ours: Path) -> None:
+    """Begin a log with the one of the start, where there is one."""
+    with suppress(FileNotFoundError):
+        ours.write_bytes(theirs.read_bytes())
+
+
 def _forget_steps_after(step: int, log: Path) -> None:
     """Drop lines of steps that are done again: after a kill, the log is ahead of the checkpoint."""
     if not log.is_file():
@@ -206,9 +227,7 @@ def _write(model: LiteModel, recipe: LiteRecipe, out: Path, facts: Mapping[str, 
     adapter, belongs = None, dict(facts)
     if recipe.method == "lora":
         factors = {
-            name.removeprefix("module.base_model.model.").replace(".default.weight", ""): parameter.bfloat16()
-            for name, parameter in model.named_parameters()
-            if ".lora_" in name
+            factor_name(name): parameter.bfloat16() for name, parameter in model.named_parameters() if ".lora_" in name
         }
         adapter = write_artefact(out / "adapter.json", "adapter", factors, {**facts, "scale": 2.0})
     else:

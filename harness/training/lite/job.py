@@ -17,6 +17,7 @@ from harness.training.corpus import Stream, read_streams
 from harness.training.identity import identity, provenance
 from harness.training.lite.fit import FitResult, fit
 from harness.training.lite.recipe import PRESETS, LiteRecipe
+from harness.training.lite.start import find_start
 from harness.training.watch import Watch
 
 __all__ = ["build_recipe", "train_lite"]
@@ -78,8 +79,12 @@ def train_lite(
     resume: bool,
     command: str,
     watch: Watch,
+    start_from: str | None = None,
 ) -> FitResult:
     """Tune a model on tasks' documents; see :func:`harness.training.lite.fit.fit` for what ``out`` receives.
+
+    With ``start_from``, a folder of artefacts or a shipped set, tuning goes on from its adapter and maps: it reads on
+    where that one stopped if the documents are the same, and holds out none that it has learned from.
 
     Raises:
         HarnessError: anything that cannot be done, in one line with the remedy.
@@ -94,10 +99,21 @@ def train_lite(
         raise ConfigError(
             f"--length {recipe.length}: {resolved.info.name} has {resolved.info.max_positions} positions."
         )
+    start = find_start(start_from, resolved.info, recipe) if start_from is not None else None
     codec, _ = load_codec(resolved)
-    streams = read_streams(
-        loaders, sources, codec, split=split, length=recipe.length, documents=documents, seed=seed, note=watch.stage
-    )
+
+    def read(known: frozenset[str] = frozenset()) -> list[Stream]:
+        return read_streams(
+            loaders, sources, codec, split=split, length=recipe.length, documents=documents, seed=seed,
+            note=watch.stage, known=known,
+        )  # fmt: skip
+
+    streams, skip = read(), 0
+    if start is not None:
+        if start.same_split([_data_facts(stream, split) for stream in streams], seed):
+            skip = start.tokens // recipe.length
+        else:
+            streams = read(start.documents)
     watch.stage(f"loading {resolved.info.name}")
     module, weights_source = load_module(resolved, seed=seed)
     facts = {
@@ -105,12 +121,12 @@ def train_lite(
         "exit_head": recipe.exit_head,
         "weights_source": weights_source,
         "data": [_data_facts(stream, split) for stream in streams],
-        "documents": sorted({key for stream in streams for key in stream.keys}),
+        "documents": sorted({key for stream in streams for key in stream.keys} | (start.documents if start else set())),
         "made": provenance(command),
     }
     result = fit(
         module, resolved.info.exit_points, recipe, streams, out,
-        facts=facts, seed=seed, save_steps=save_steps, resume=resume, watch=watch,
+        facts=facts, seed=seed, save_steps=save_steps, resume=resume, watch=watch, start=start, skip=skip,
     )  # fmt: skip
     if result.finished and recipe.method == "full":
         codec.tokenizer.save_pretrained(out / "model")

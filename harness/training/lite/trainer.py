@@ -6,7 +6,6 @@ import json
 import math
 import threading
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.trainer_utils import get_last_checkpoint
 
 from harness.errors import TrainingError
-from harness.training.corpus import PackedStreams, Stream
+from harness.training.corpus import PackedStreams
 from harness.training.lite.recipe import LiteModel, LiteRecipe
 from harness.training.watch import Watch
 
@@ -30,7 +29,7 @@ def last_checkpoint(folder: Path) -> str | None:
 
 
 def build_trainer(
-    model: LiteModel, recipe: LiteRecipe, streams: Sequence[Stream], out: Path, seed: int, save_steps: int, watch: Watch
+    model: LiteModel, recipe: LiteRecipe, packs: PackedStreams, out: Path, seed: int, save_steps: int
 ) -> LiteTrainer:
     """Return transformers' Trainer for a recipe; accelerate's configuration decides where it runs."""
     cuda = torch.cuda.is_available()
@@ -56,8 +55,7 @@ def build_trainer(
         remove_unused_columns=False,
         eval_strategy="no",
     )
-    data = PackedStreams(streams, recipe.steps * recipe.batch * recipe.accumulate, seed)
-    trainer = LiteTrainer(model=model, args=arguments, train_dataset=data, recipe=recipe)
+    trainer = LiteTrainer(model=model, args=arguments, train_dataset=packs, recipe=recipe)
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -129,10 +127,19 @@ def _trained(model: LiteModel) -> dict[str, Tensor]:
 
 
 class StepWatcher(TrainerCallback):  # type: ignore[misc]
-    """Logs every step's losses and tells the one who waits."""
+    """Logs every step's losses, behind those of an earlier tuning, and tells the one who waits."""
 
-    def __init__(self, model: LiteModel, recipe: LiteRecipe, log: Path, watch: Watch, stop: threading.Event) -> None:
+    def __init__(
+        self,
+        model: LiteModel,
+        recipe: LiteRecipe,
+        log: Path,
+        watch: Watch,
+        stop: threading.Event,
+        before: tuple[int, int] = (0, 0),
+    ) -> None:
         self._model, self._recipe, self._log, self._watch, self._stop = model, recipe, log, watch, stop
+        self._steps_before, self._tokens_before = before
         self._since = time.perf_counter()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -144,8 +151,8 @@ class StepWatcher(TrainerCallback):  # type: ignore[misc]
         took = time.perf_counter() - self._since
         losses = self._model.last_losses
         line = {
-            "step": state.global_step,
-            "tokens": state.global_step * self._recipe.tokens_per_step,
+            "step": self._steps_before + state.global_step,
+            "tokens": self._tokens_before + state.global_step * self._recipe.tokens_per_step,
             "seconds": round(took, 3),
             "cross_entropy": {str(layer): round(value, 4) for layer, value in losses.items()},
         }

@@ -1,0 +1,227 @@
+"""Tuning that goes on from an earlier one's adapter and maps (`harness train lite --start-from`)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from harness.artefacts import read_artefact
+from harness.contracts import document_key
+from harness.errors import ArtefactError, ConfigError, DataError, HarnessError
+from harness.training.lite.fit import FitResult
+from harness.training.lite.job import train_lite
+from harness.training.lite.recipe import LiteRecipe
+from harness.training.watch import Silent
+
+QUICK = LiteRecipe(steps=4, length=32, batch=2, rank=4, learning_rate=0.01, token_share=1.0)
+STILL = replace(QUICK, steps=2, learning_rate=1e-30, shortcut_learning_rate=1e-30)
+
+
+@pytest.fixture(scope="module")
+def tune(corpus_file: Path) -> Callable[..., FitResult]:
+    """``tune(model folder, out, recipe=…, source=…)``: `harness train lite` as a function."""
+
+    def run(
+        model: Path, out: Path, recipe: LiteRecipe = QUICK, source: Path = corpus_file, **changes: Any
+    ) -> FitResult:
+        settings: dict[str, Any] = {
+            "weights": "pretrained", "exit_points": "paper", "split": "train", "documents": 30, "seed": 0,
+            "save_steps": 2, "resume": False, "command": "harness train lite", "watch": Silent(),
+        }  # fmt: skip
+        return train_lite(str(model), ["py150"], [str(source)], out, recipe, **settings | changes)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def first(tune: Callable[..., FitResult], tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny llama's artefacts, after four steps."""
+    out = tmp_path_factory.mktemp("first") / "artefacts"
+    assert tune(tiny_llama, out).finished
+    return out
+
+
+def log_of(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "training.jsonl").read_text().splitlines()]
+
+
+def facts_of(out: Path) -> dict[str, Any]:
+    return dict(read_artefact(out / "adapter.json", "adapter").facts)
+
+
+@pytest.mark.parametrize("exit_head", ["shortcut", "shared"])
+@pytest.mark.parametrize("family", ["llama", "opt", "gpt2", "gpt_neox"])
+def test_it_begins_with_the_weights_that_are_there(
+    family: str, exit_head: Any, tune: Callable[..., FitResult], make_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    """At a learning rate of nothing, what comes out is what went in, bit for bit, and so are its exits."""
+    folder = make_model(family)
+    made = tune(folder, tmp_path / "a", replace(QUICK, exit_head=exit_head))
+    again = tune(folder, tmp_path / "b", replace(STILL, exit_head=exit_head), start_from=str(tmp_path / "a"))
+    names = ["adapter", "shortcut"] if exit_head == "shortcut" else ["adapter"]
+    for name in names:
+        theirs, ours = (load_file(tmp_path / side / f"{name}.safetensors") for side in "ab")
+        assert theirs.keys() == ours.keys()
+        assert all(torch.equal(theirs[key], ours[key]) for key in theirs), name
+    fresh = tune(folder, tmp_path / "c", replace(STILL, exit_head=exit_head))
+    for was, now, base in zip(made.after, again.before, fresh.before, strict=True):
+        assert now["agreement"] == pytest.approx(was["agreement"], abs=0.04)  # bfloat16 in between
+        assert was["layer"] == now["layer"] == base["layer"]
+    assert again.before != fresh.before
+
+
+def test_it_says_what_it_went_on_from(
+    tune: Callable[..., FitResult], tiny_llama: Path, first: Path, tmp_path: Path
+) -> None:
+    tune(tiny_llama, tmp_path / "second", replace(QUICK, steps=3), start_from=str(first))
+    tune(tiny_llama, tmp_path / "third", replace(QUICK, steps=1), start_from=str(tmp_path / "second"))
+    one, two, three = (facts_of(out) for out in (first, tmp_path / "second", tmp_path / "third"))
+    assert "start" not in one
+    assert two["start"]["adapter_sha256"] == read_artefact(first / "adapter.json", "adapter").sha256
+    assert (two["start"]["steps"], two["start"]["tokens"]) == (4, 256)
+    assert (three["start"]["steps"], three["start"]["tokens"]) == (7, 448)
+    assert three["start"]["start"] == two["start"]
+    for key in ("recipe", "data", "seed", "exits", "made"):
+        assert two["start"][key] == one[key]
+    shortcut = read_artefact(tmp_path / "third" / "shortcut.json", "shortcut").facts
+    assert shortcut["start"] == three["start"]
+    assert two["documents"] == one["documents"]
+
+
+def test_the_log_goes_on(tune: Callable[..., FitResult], tiny_llama: Path, first: Path, tmp_path: Path) -> None:
+    tune(tiny_llama, tmp_path / "second", replace(QUICK, steps=3), start_from=str(first))
+    lines = log_of(tmp_path / "second")
+    assert lines[:4] == log_of(first)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6, 7]
+    assert [line["tokens"] for line in lines] == [64 * step for step in range(1, 8)]
+
+
+def test_it_reads_on_where_the_first_stopped(
+    tune: Callable[..., FitResult], tiny_llama: Path, first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same documents and seed: other packs; the loss of a step that teaches nothing tells which."""
+    whole = replace(STILL, steps=6)
+    tune(tiny_llama, tmp_path / "whole", whole)
+    tune(tiny_llama, tmp_path / "part", replace(STILL, steps=4))
+    tune(tiny_llama, tmp_path / "rest", STILL, start_from=str(tmp_path / "part"))
+    # initial factors change nothing (B is 0), so that a step's loss is that of its packs
+    for one, other in zip(log_of(tmp_path / "whole"), log_of(tmp_path / "rest"), strict=True):
+        for layer, loss in one["cross_entropy"].items():
+            assert other["cross_entropy"][layer] == pytest.approx(loss, abs=0.02)
+
+
+def test_other_documents_hold_out_none_that_were_learned_from(
+    tune: Callable[..., FitResult], tiny_llama: Path, first: Path, corpus_file: Path, tmp_path: Path
+) -> None:
+    told = facts_of(first)
+    known = set(told["documents"])
+    rows = [json.loads(line) for line in corpus_file.read_text().splitlines()]
+    seen = [row for row in rows if document_key(row["code"]) in known]
+    new = [row for row in rows if document_key(row["code"]) not in known]
+    assert (len(seen), len(new)) == (30, 70)
+    mixed = tmp_path / "mixed.jsonl"
+    mixed.write_text("".join(json.dumps(row) + "\n" for row in (*seen, *new[:10])))
+    tune(tiny_llama, tmp_path / "out", STILL, mixed, documents=None, start_from=str(first))
+    assert set(facts_of(tmp_path / "out")["documents"]) == known | {document_key(row["code"]) for row in new[:10]}
+
+    mixed.write_text("".join(json.dumps(row) + "\n" for row in seen))
+    with pytest.raises(DataError, match=r"holds only documents that the model has learned from"):
+        tune(tiny_llama, tmp_path / "none", STILL, mixed, documents=None, start_from=str(first))
+    assert not (tmp_path / "none").exists()
+
+
+def test_resuming_is_as_if_nothing_had_happened(
+    tune: Callable[..., FitResult], tiny_llama: Path, first: Path, tmp_path: Path
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    expected = tune(tiny_llama, whole, start_from=str(first))
+    tune(tiny_llama, parts, start_from=str(first))
+    shutil.rmtree(parts / "checkpoints" / "checkpoint-4")  # killed after its step 3
+    for file in parts.glob("*.safetensors"):
+        file.unlink()
+    assert tune(tiny_llama, parts, start_from=str(first), resume=True) == expected
+    for name in ("adapter", "shortcut"):
+        left, right = (load_file(out / f"{name}.safetensors") for out in (whole, parts))
+        assert all(torch.equal(left[key], right[key]) for key in left)
+    assert [line["step"] for line in log_of(parts)] == list(range(1, 9))
+
+
+# ----------------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("recipe", "kind", "words"),
+    [
+        (
+            {"method": "full"},
+            ConfigError,
+            r"goes on with a LoRA adapter\. To go on with whole weights give them as --m",
+        ),
+        ({"exit_head": "shared"}, ConfigError, r"was tuned with --exit-head shortcut, not shared\. Give that one"),
+        ({"rank": 8}, ConfigError, r"has rank 4, not 8\. Give that as --rank"),
+    ],
+)
+def test_another_recipe_is_refused(
+    recipe: dict[str, Any], kind: type[HarnessError], words: str, tune: Callable[..., FitResult], tiny_llama: Path,
+    first: Path, tmp_path: Path,
+) -> None:  # fmt: skip
+    with pytest.raises(kind, match=words):
+        tune(tiny_llama, tmp_path / "out", replace(QUICK, **recipe), start_from=str(first))
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_model_and_other_exits_are_refused(
+    tune: Callable[..., FitResult], tiny_llama: Path, tiny_opt: Path, first: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ArtefactError, match=r"adapter\.json was trained on weights .*, these are "):
+        tune(tiny_opt, tmp_path / "out", start_from=str(first))
+    with pytest.raises(ArtefactError, match=r"was tuned for exit points 4, 6, 10, not 4, 8"):
+        tune(tiny_llama, tmp_path / "out", exit_points="4,8", start_from=str(first))
+
+
+def test_factors_that_do_not_fit_are_refused(
+    tune: Callable[..., FitResult], tiny_llama: Path, first: Path, tmp_path: Path
+) -> None:
+    from harness.artefacts import write_artefact
+
+    odd = tmp_path / "odd"
+    adapter = read_artefact(first / "adapter.json", "adapter")
+    tensors = adapter.tensors()
+    gone = sorted(tensors)[0]
+    del tensors[gone]
+    changed = write_artefact(odd / "adapter.json", "adapter", tensors, adapter.facts)
+    shortcut = read_artefact(first / "shortcut.json", "shortcut")
+    write_artefact(
+        odd / "shortcut.json", "shortcut", shortcut.tensors(), {**shortcut.facts, "adapter_sha256": changed.sha256}
+    )
+    with pytest.raises(ArtefactError, match=rf"adapter of another model or recipe: {gone} does not fit"):
+        tune(tiny_llama, tmp_path / "out", start_from=str(odd))
+
+
+def test_a_folder_that_is_not_there_is_refused_in_one_line(
+    cli: Any, tiny_llama: Path, corpus_file: Path, tmp_path: Path
+) -> None:
+    ran = cli("train", "lite", "--model", tiny_llama, "--source", corpus_file, "--start-from", "nowhere")
+    assert ran.code == 2
+    assert ran.err.strip().count("\n") == 0
+    assert "--start-from nowhere is no folder. Shipped sets: smollm2-135m" in ran.err
+
+
+def test_the_command_goes_on(cli: Any, tiny_llama: Path, first: Path, corpus_file: Path, tmp_path: Path) -> None:
+    ran = cli(
+        "train", "lite", "--model", tiny_llama, "--source", corpus_file, "--task", "py150", "--preset", "cpu",
+        "--length", 32, "--batch", 2, "--rank", 4, "--documents", 30, "--steps", 1, "--start-from", first,
+        "--out", "made",
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    facts = facts_of(tmp_path / "made")
+    assert facts["start"]["steps"] == 4
+    assert f"--start-from {first}" in facts["made"]["command"]
