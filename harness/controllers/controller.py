@@ -14,6 +14,7 @@ from harness.artefacts import PICKLES, Artefact, json_path, read_artefact, write
 from harness.contracts import ExitView, ModelInfo
 from harness.controllers.network import Activation, Network
 from harness.controllers.observation import Observation
+from harness.controllers.single_row import SingleRow
 from harness.errors import ArtefactError
 
 __all__ = ["Controller", "Scorer", "controller_path", "find_controller", "write_controller"]
@@ -60,6 +61,11 @@ class Scorer:
             point: (place, Network.of(tensors, name, activation))
             for place, (point, name) in enumerate(zip(points, names, strict=True))
         }
+        self._single = {
+            point: SingleRow(self._observation, network, place, self._exits)
+            for point, (place, network) in self._networks.items()
+            if device == "cpu"
+        }
 
     def __call__(self, view: ExitView) -> Tensor:
         """Return the score of each row of a view, ``[n]`` float32; what it means is the strategy's business."""
@@ -73,6 +79,10 @@ class Scorer:
             state, earlier = view.exit_state, None if before is None else before.exit_state
         else:
             state, earlier = view.hidden_state, None if before is None else before.hidden_state
+        if self._single and len(state) == 1:
+            score = self._single[view.exit_layer](state, earlier)
+            if score is not None:
+                return score
         return network(observation.build(state, earlier, place, self._exits)).squeeze(-1)
 
 

@@ -10,7 +10,10 @@ from torch import Tensor
 
 from harness.errors import ArtefactError
 
-__all__ = ["OBSERVATIONS", "Observation"]
+__all__ = ["OBSERVATIONS", "TINY", "Observation"]
+
+TINY = 1e-12
+"""Added to mean squares, which may be zero."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,7 @@ class Observation:
             return state
         parts = [state]
         if self.normalise or self.change:
-            scale = state.pow(2).mean(-1, keepdim=True).add_(1e-12).rsqrt_()
+            scale = state.pow(2).mean(-1, keepdim=True).add_(TINY).rsqrt_()
             if self.normalise:
                 parts[0] = state * scale
             if self.change:
@@ -100,6 +103,6 @@ def _change(state: Tensor, scale: Tensor, previous: Tensor | None) -> list[Tenso
     size = scale.log().neg_()
     if previous is None:
         return [size, torch.zeros_like(size), torch.zeros_like(size)]
-    before = previous.pow(2).mean(-1, keepdim=True).add_(1e-12).rsqrt_()
+    before = previous.pow(2).mean(-1, keepdim=True).add_(TINY).rsqrt_()
     cosine = (state * previous).mean(-1, keepdim=True) * scale * before
     return [size, cosine, size + before.log()]

@@ -364,6 +364,28 @@ def naive(observation: Observation, written: dict[str, Network], views: list[Any
 
 
 @pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("observation", [*OBSERVATIONS.values(), ALONE], ids=str)
+def test_a_row_alone_scores_as_among_others(
+    folder: Path, model: ModelInfo, views: Callable[..., list[Any]], observation: Observation, shared: bool
+) -> None:
+    write(folder / "rl.json", model, observation, shared=shared)
+    score, together = find(model).scorer("cpu"), views()
+    alone: list[View] = []
+    for view in together:
+        alone.append(View(view.exit_layer, view.hidden[2:3], view.through[2:3], alone[-1] if alone else None, []))
+    for one, all_ in zip(alone, together, strict=True):
+        torch.testing.assert_close(score(one), score(all_)[2:3], rtol=1e-4, atol=1e-4)  # type: ignore[arg-type]
+
+
+def test_a_row_without_a_number_has_none(folder: Path, model: ModelInfo) -> None:
+    write(folder / "rl.json", model, CHAINED)
+    broken = torch.full((1, WIDTH), float("nan"))
+    score = find(model).scorer("cpu")(View(4, broken, broken, None, []))  # type: ignore[arg-type]
+    assert score.shape == (1,)
+    assert score.isnan().all()
+
+
+@pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize(
     "observation", [*OBSERVATIONS.values(), ALONE, Observation("exit"), Observation(change=True, place=True)], ids=str
