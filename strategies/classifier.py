@@ -24,7 +24,7 @@ class Classifier(Strategy):
 
     The label it learned is 1 where the exit's token is the last layer's. CALM (Schuster 2022, arXiv 2207.07061,
     section 3.2) has a linear f_l on h_l; ``harness train classifier --hidden 0`` gives that one. The LM head runs
-    only where a token exits, so a check costs about a fiftieth of a layer. The heads' own threshold kept 98 % of
+    only where a token exits, so a check reads a fiftieth of a layer's bytes. The heads' own threshold kept 98 % of
     held-out tokens as the last layer would have them, replayed.
     """
 

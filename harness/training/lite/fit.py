@@ -100,6 +100,7 @@ def fit(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TrainingError(f"cannot make {out}: {error.strerror}. Give another --out.") from None
+    _note_start(out / "checkpoints", start, resume)
     held_out = [(stream.name, stream.held_out[:TABLE_PACKS]) for stream in streams]
     shortcuts = None
     if start is not None:
@@ -204,6 +205,25 @@ def _before(out: Path, resume: bool, compute: Callable[[], tuple[ExitRow, ...]])
     rows = compute()
     file.write_text(json.dumps(rows, indent=1), encoding="utf-8")
     return rows
+
+
+def _note_start(checkpoints: Path, start: Start | None, resume: bool) -> None:
+    """Note beside the checkpoints where they began; a training that is resumed must have begun there too."""
+    file, began = checkpoints / "start.json", {"adapter_sha256": start.adapter.sha256 if start else None}
+    if not resume:
+        checkpoints.mkdir(exist_ok=True)
+        file.write_text(json.dumps(began) + "\n", encoding="utf-8")
+        return
+    theirs = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"adapter_sha256": None}
+    if theirs != began:
+        then, now = (
+            f"the adapter {found['adapter_sha256'][:12]}" if found["adapter_sha256"] else "the base weights"
+            for found in (theirs, began)
+        )
+        raise TrainingError(
+            f"the checkpoints in {checkpoints} began with {then}, and now it is {now}. Resume with the --start-from it "
+            "began with, or give another --out."
+        )
 
 
 def _copy_log(theirs: Path, ours: Path) -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from harness.artefacts import read_artefact
 from harness.contracts import document_key
-from harness.errors import ArtefactError, ConfigError, DataError, HarnessError
+from harness.errors import ArtefactError, ConfigError, DataError, HarnessError, TrainingError
 from harness.training.lite.fit import FitResult
 from harness.training.lite.job import train_lite
 from harness.training.lite.recipe import LiteRecipe
@@ -152,6 +152,21 @@ def test_resuming_is_as_if_nothing_had_happened(
         left, right = (load_file(out / f"{name}.safetensors") for out in (whole, parts))
         assert all(torch.equal(left[key], right[key]) for key in left)
     assert [line["step"] for line in log_of(parts)] == list(range(1, 9))
+
+
+def test_resuming_without_the_start_it_had_is_refused(
+    tune: Callable[..., FitResult], tiny_llama: Path, first: Path, tmp_path: Path
+) -> None:
+    """Else the log would be cut and the artefact would not say what it was made from."""
+    tune(tiny_llama, tmp_path / "out", start_from=str(first))
+    tune(tiny_llama, tmp_path / "other")
+    kept = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    sha = read_artefact(first / "adapter.json", "adapter").sha256[:12]
+    with pytest.raises(TrainingError, match=rf"began with the adapter {sha}, and now it is the base weights\. Resume"):
+        tune(tiny_llama, tmp_path / "out", resume=True)
+    with pytest.raises(TrainingError, match=rf"began with the base weights, and now it is the adapter {sha}"):
+        tune(tiny_llama, tmp_path / "other", start_from=str(first), resume=True)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == kept
 
 
 # ----------------------------------------------------------------------------------------- refusals
