@@ -6,13 +6,13 @@
 # DATA_FOLDER holds CodeXGLUE's rows; `harness` must be on the PATH (. .venv/bin/activate).
 set -euo pipefail
 shopt -s extglob
+data=$(cd "${1:?give the folder of CodeXGLUE rows}" && pwd)
 cd "$(dirname "$0")/../.."
-data=${1:?give the folder of CodeXGLUE rows}
 
 once() { # NAME COMMAND…: measure into runs/NAME
 	local out=runs/$1
 	shift
-	if compgen -G "$out/@(summary|grid|sweep).json" > /dev/null; then
+	if compgen -G "$out/@(summary|grid).json" > /dev/null; then
 		echo "$out is there"
 	elif [ -d "$out" ]; then
 		harness "$1" --resume "$out"
@@ -30,8 +30,10 @@ once tuned-embedded run --strategy fixed:layer=14,22,26 --strategy confidence:th
 	--strategy rl:agent=rl-python --strategy oracle "${both[@]}"
 once tuned-codexglue run --strategy fixed:layer=14,22,26 --strategy confidence:threshold=0.9 --strategy classifier \
 	--strategy lte --strategy rl --strategy oracle --source "$data" "${both[@]}"
-once shared-head run --artefacts smollm2-135m-shared --strategy fixed:layer=14,22,26 \
-	--strategy confidence:threshold=0.9 --strategy rl --strategy oracle "${both[@]}"
+shared=(--artefacts smollm2-135m-shared --strategy fixed:layer=14,22,26 --strategy confidence:threshold=0.9 --strategy rl
+	--strategy oracle)
+once shared-head run "${shared[@]}" "${both[@]}"
+once shared-head-codexglue run "${shared[@]}" --source "$data" "${both[@]}"
 once base run "${base[@]}"
 once base-embedded run --strategy full "${base[@]}" "${both[@]}"
 once base-codexglue run --strategy full "${base[@]}" --source "$data" "${both[@]}"
@@ -47,5 +49,5 @@ once grid reproduce green-code
 trace=traces/smollm2-135m
 resume=$([ -d "$trace" ] && echo --resume || true)
 harness trace --documents 150 --seed 1 --dtype bfloat16 --source embedded --source "$data" --out "$trace" $resume
-once sweep sweep --replay "$trace" --strategy confidence --strategy margin --strategy entropy --strategy saturation \
-	--strategy classifier --strategy lte --points 94
+harness sweep --replay "$trace" --strategy confidence --strategy margin --strategy entropy --strategy saturation \
+	--strategy classifier --strategy lte --points 94 --out runs/sweep # takes seconds

@@ -26,6 +26,7 @@ def checkout(tmp_path: Path) -> Path:
     folder.mkdir(parents=True)
     shutil.copy(ROOT / "reports" / "gallery" / "results.sh", folder)
     (tmp_path / "bin").mkdir()
+    (tmp_path / "some" / "where" / "DATA_FOLDER").mkdir(parents=True)
     (tmp_path / "bin" / "harness").write_text(FAKE)
     (tmp_path / "bin" / "harness").chmod(0o755)
     return tmp_path
@@ -35,10 +36,10 @@ def commands(checkout: Path) -> list[str]:
     """What the script runs, with a command that only prints what it was asked for."""
     path = f"{checkout / 'bin'}{os.pathsep}{os.environ['PATH']}"
     ran = subprocess.run(
-        ["bash", "reports/gallery/results.sh", "DATA_FOLDER"], cwd=checkout, env={**os.environ, "PATH": path},
+        ["bash", "../../reports/gallery/results.sh", "DATA_FOLDER"], cwd=checkout / "some" / "where", env={**os.environ, "PATH": path},
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    return ran.stdout.splitlines()
+    return ran.stdout.replace(str(checkout / "some" / "where" / "DATA_FOLDER"), "DATA_FOLDER").splitlines()
 
 
 def options(command: str) -> list[tuple[str, ...]]:
