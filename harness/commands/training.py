@@ -97,6 +97,8 @@ def lite(
     if not result.finished:
         _say(f"Stopped; the checkpoint is kept. Go on with the same command and --resume. ({folder})")
         raise typer.Exit(130)
+    if not result.report:  # of another process than the first
+        return
     print(result.report)
     if recipe.method == "full":
         _say(f"The tuned model is {folder / 'model'}: use it with --model {folder / 'model'} --artefacts {folder}")

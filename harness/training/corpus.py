@@ -28,6 +28,7 @@ class Stream:
         packs: to learn from, ``[n, length]`` int32.
         held_out: to be measured on, the same shape.
         keys: of every document in either (:func:`harness.contracts.document_key`).
+        held_out_keys: of those that are held out.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Stream:
     packs: Tensor
     held_out: Tensor
     keys: tuple[str, ...]
+    held_out_keys: tuple[str, ...]
 
 
 def read_streams(
@@ -91,7 +93,8 @@ def read_streams(
                 f"not fill one pack of {length} tokens to learn from and one to measure on. Give more documents."
             )
         keys = tuple(sorted({document_key(document.text) for document in corpus.documents}))
-        streams.append(Stream(f"{name}, {corpus.source.label}", corpus.source, packs, held_out, keys))
+        held_out_keys = tuple(sorted({document_key(document.text) for document in kept}))
+        streams.append(Stream(f"{name}, {corpus.source.label}", corpus.source, packs, held_out, keys, held_out_keys))
     return streams
 
 

@@ -185,7 +185,7 @@ def test_nor_are_copies_in_another_source(tmp_path: Path) -> None:
 
 def stream(name: str, first: int, count: int) -> Stream:
     packs = torch.arange(first, first + count, dtype=torch.int32).unsqueeze(1).repeat(1, 4)
-    return Stream(name, SourceInfo("path", name, "0"), packs, packs, ())
+    return Stream(name, SourceInfo("path", name, "0"), packs, packs, (), ())
 
 
 def order(size: int, seed: int = 0, skip: int = 0) -> list[int]:

@@ -56,7 +56,9 @@ def exit_table(
             for start in range(0, len(labels), ROWS):
                 part = slice(start, start + ROWS)
                 tops = [
-                    F.linear(rows[part].to(head.weight.dtype), head.weight, getattr(head, "bias", None)).argmax(-1)
+                    F.linear(rows[part].to(head.weight.dtype), head.weight, getattr(head, "bias", None))
+                    .argmax(-1)
+                    .cpu()
                     for rows in flat
                 ]
                 right += torch.tensor([(top == labels[part]).sum() for top in tops])

@@ -22,8 +22,10 @@ from harness.training.corpus import PackedStreams, Stream
 from harness.training.interrupt import stop_on_interrupt
 from harness.training.lite.exit_table import ExitRow, exit_table, render
 from harness.training.lite.recipe import LiteModel, LiteRecipe
+from harness.training.lite.resuming import begin_log, check_beginning, forget_steps_after, last_checkpoint
 from harness.training.lite.start import Start, factor_name
-from harness.training.lite.trainer import StepWatcher, build_trainer, last_checkpoint
+from harness.training.lite.trainer import StepWatcher, build_trainer
+from harness.training.processes import is_main, world_size
 from harness.training.shortcut.least_squares import ShortcutMoments
 from harness.training.watch import Watch
 
@@ -40,7 +42,7 @@ class FitResult:
     Attributes:
         finished: false when it was interrupted; the checkpoint continues it.
         before, after: what each exit could do; see :mod:`harness.training.lite.exit_table`.
-        report: both as Markdown.
+        report: both as Markdown; empty in all processes but the first.
     """
 
     finished: bool
@@ -65,6 +67,8 @@ def fit(
     skip: int = 0,
 ) -> FitResult:
     """Tune a model and write what came of it to a folder.
+
+    Several processes may do it together; the first of them measures and writes.
 
     Args:
         module: transformers causal LM, on the CPU; moved by accelerate where it wants it.
@@ -95,12 +99,21 @@ def fit(
             f"{out} holds checkpoints of an earlier training ({kept}). Add --resume to go on, give another --out, or "
             f"remove {out / 'checkpoints'}."
         )
-    last = kept if resume else None
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TrainingError(f"cannot make {out}: {error.strerror}. Give another --out.") from None
-    _note_start(out / "checkpoints", start, resume)
+    began = {
+        "--start-from": start.adapter.sha256 if start else None,
+        **{_flag(name): value for name, value in asdict(recipe).items()},
+        "--seed": seed,
+        "the documents of": [
+            f"{stream['stream']} ({stream['fingerprint'][:12]}, {stream['documents']} documents)"
+            for stream in facts["data"]
+        ],
+    }
+    if is_main():
+        check_beginning(out / "checkpoints", began, resume)
     held_out = [(stream.name, stream.held_out[:TABLE_PACKS]) for stream in streams]
     shortcuts = None
     if start is not None:
@@ -111,20 +124,25 @@ def fit(
     model = LiteModel(_prepare(module, recipe), exit_points, recipe, shortcuts)
     if start is not None:
         start.load_factors(model)
-    before = _before(out, resume, lambda: measure(model, held_out, watch, "measuring the exits before tuning"))
-    packs = PackedStreams(streams, recipe.steps * recipe.batch * recipe.accumulate, seed, skip)
+    before: tuple[ExitRow, ...] = ()
+    if is_main():
+        before = _before(out, resume, lambda: measure(model, held_out, watch, "measuring the exits before tuning"))
+    packs = PackedStreams(streams, recipe.steps * recipe.batch * recipe.accumulate * world_size(), seed, skip)
     trainer = build_trainer(model, recipe, packs, out, seed, save_steps)
-    done = int(Path(last).name.rpartition("-")[2]) if last else 0
+    done = int(kept.name.rpartition("-")[2]) if kept else 0
     behind = (start.steps, start.tokens) if start else (0, 0)
-    if start is not None and not resume:
-        _copy_log(start.log, out / "training.jsonl")
-    _forget_steps_after(behind[0] + done, out / "training.jsonl")
+    if is_main():
+        if not resume:
+            begin_log(out / "training.jsonl", start.log if start else None)
+        forget_steps_after(behind[0] + done, out / "training.jsonl")
     watch.begin("tuning", recipe.steps, done)
     with stop_on_interrupt() as stop:
         trainer.add_callback(StepWatcher(model, recipe, out / "training.jsonl", watch, stop, behind))
-        trainer.train(resume_from_checkpoint=last)
+        trainer.train(resume_from_checkpoint=str(kept) if kept else None)
     if trainer.state.global_step < recipe.steps:
         return FitResult(False, before, (), "")
+    if not is_main():
+        return FitResult(True, (), (), "")
     after = measure(model, held_out, watch, "measuring the exits after tuning")
     report = render(before, after)
     (out / "exits.md").write_text(report + "\n", encoding="utf-8")
@@ -132,6 +150,9 @@ def fit(
         **facts,
         "recipe": asdict(recipe),
         "seed": seed,
+        "steps": behind[0] + recipe.steps,
+        "tokens": behind[1] + recipe.steps * recipe.tokens_per_step * world_size(),
+        "packs_read": skip + len(packs),
         "exits": {"before": list(before), "after": list(after)},
         **({"start": start.facts()} if start else {}),
     }
@@ -182,6 +203,10 @@ def measure(model: LiteModel, held_out: Sequence[tuple[str, Tensor]], watch: Wat
     return tuple(rows)
 
 
+def _flag(field: str) -> str:
+    return f"--{field.replace('_', '-')}"
+
+
 def _prepare(module: Any, recipe: LiteRecipe) -> Any:
     module.config.use_cache = False
     if recipe.checkpointing:
@@ -198,49 +223,14 @@ def _prepare(module: Any, recipe: LiteRecipe) -> Any:
 
 
 def _before(out: Path, resume: bool, compute: Callable[[], tuple[ExitRow, ...]]) -> tuple[ExitRow, ...]:
-    """Return the table before tuning; measured once and kept, since a resumed model is tuned already."""
+    """Return the table before tuning; measured once and kept."""
     file = out / "before.json"
-    if resume and file.is_file():
-        return tuple(json.loads(file.read_text(encoding="utf-8")))
+    if resume:
+        with suppress(OSError, ValueError):
+            return tuple(json.loads(file.read_text(encoding="utf-8")))
     rows = compute()
     file.write_text(json.dumps(rows, indent=1), encoding="utf-8")
     return rows
-
-
-def _note_start(checkpoints: Path, start: Start | None, resume: bool) -> None:
-    """Note beside the checkpoints where they began; a training that is resumed must have begun there too."""
-    file, began = checkpoints / "start.json", {"adapter_sha256": start.adapter.sha256 if start else None}
-    if not resume:
-        checkpoints.mkdir(exist_ok=True)
-        file.write_text(json.dumps(began) + "\n", encoding="utf-8")
-        return
-    theirs = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"adapter_sha256": None}
-    if theirs != began:
-        then, now = (
-            f"the adapter {found['adapter_sha256'][:12]}" if found["adapter_sha256"] else "the base weights"
-            for found in (theirs, began)
-        )
-        raise TrainingError(
-            f"the checkpoints in {checkpoints} began with {then}, and now it is {now}. Resume with the --start-from it "
-            "began with, or give another --out."
-        )
-
-
-def _copy_log(theirs: Path, ours: Path) -> None:
-    """Begin a log with the one of the start, where there is one."""
-    with suppress(FileNotFoundError):
-        ours.write_bytes(theirs.read_bytes())
-
-
-def _forget_steps_after(step: int, log: Path) -> None:
-    """Drop lines of steps that are done again: after a kill, the log is ahead of the checkpoint."""
-    if not log.is_file():
-        return
-    kept = []
-    for line in log.read_text(encoding="utf-8").splitlines(keepends=True):
-        with suppress(ValueError):  # a kill breaks a line off
-            kept += [line] if json.loads(line)["step"] <= step else []
-    log.write_text("".join(kept), encoding="utf-8")
 
 
 def _write(model: LiteModel, recipe: LiteRecipe, out: Path, facts: Mapping[str, Any]) -> None:

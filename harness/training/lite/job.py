@@ -18,7 +18,8 @@ from harness.training.identity import identity, provenance
 from harness.training.lite.fit import FitResult, fit
 from harness.training.lite.recipe import PRESETS, LiteRecipe
 from harness.training.lite.start import find_start
-from harness.training.watch import Watch
+from harness.training.processes import is_main
+from harness.training.watch import Silent, Watch
 
 __all__ = ["build_recipe", "train_lite"]
 
@@ -89,6 +90,7 @@ def train_lite(
     Raises:
         HarnessError: anything that cannot be done, in one line with the remedy.
     """
+    watch = watch if is_main() else Silent()
     loaders = [TASKS.load(name)() for name in tasks]
     # bfloat16 would round away whole-weight steps of 1e-5; LoRA's factors are float32 anyway
     dtype = "float32" if recipe.method == "full" else "bfloat16"
@@ -108,12 +110,13 @@ def train_lite(
             note=watch.stage, known=known,
         )  # fmt: skip
 
-    streams, skip = read(), 0
+    learned = start.learned if start else None
+    streams, skip = read(learned or frozenset()), 0
     if start is not None:
-        if start.same_split([_data_facts(stream, split) for stream in streams], seed):
-            skip = start.tokens // recipe.length
-        else:
+        data = [_data_facts(stream, split) for stream in streams]
+        if learned is None and not start.same_cut(data, seed):
             streams = read(start.documents)
+        skip = start.packs_read(data, seed, recipe.length)
     watch.stage(f"loading {resolved.info.name}")
     module, weights_source = load_module(resolved, seed=seed)
     facts = {
@@ -122,13 +125,14 @@ def train_lite(
         "weights_source": weights_source,
         "data": [_data_facts(stream, split) for stream in streams],
         "documents": sorted({key for stream in streams for key in stream.keys} | (start.documents if start else set())),
+        "held_out": sorted({key for stream in streams for key in stream.held_out_keys}),
         "made": provenance(command),
     }
     result = fit(
         module, resolved.info.exit_points, recipe, streams, out,
         facts=facts, seed=seed, save_steps=save_steps, resume=resume, watch=watch, start=start, skip=skip,
     )  # fmt: skip
-    if result.finished and recipe.method == "full":
+    if result.finished and recipe.method == "full" and is_main():
         codec.tokenizer.save_pretrained(out / "model")
     return result
 

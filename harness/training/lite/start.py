@@ -14,7 +14,7 @@ from harness.artefacts import Artefact
 from harness.contracts import ModelInfo
 from harness.errors import ArtefactError, ConfigError
 from harness.models import fingerprint
-from harness.models.tuning import artefact_folders, require_adapter, require_shortcut
+from harness.models.tuning import artefact_folders, find_shortcut, require_adapter
 from harness.training.lite.recipe import LiteRecipe
 
 __all__ = ["Start", "factor_name", "find_start"]
@@ -40,14 +40,12 @@ class Start:
     @property
     def steps(self) -> int:
         """Optimiser steps behind it, those of its own start included."""
-        return int(self.adapter.facts["recipe"]["steps"]) + int((self.adapter.facts.get("start") or {}).get("steps", 0))
+        return _steps(self.adapter.facts)
 
     @property
     def tokens(self) -> int:
         """Tokens read behind it, those of its own start included."""
-        recipe = self.adapter.facts["recipe"]
-        own = int(recipe["steps"]) * int(recipe["length"]) * int(recipe["batch"]) * int(recipe["accumulate"])
-        return own + int((self.adapter.facts.get("start") or {}).get("tokens", 0))
+        return _tokens(self.adapter.facts)
 
     @property
     def log(self) -> Path:
@@ -59,16 +57,29 @@ class Start:
         """Keys of all documents it was made with, held-out ones included."""
         return frozenset(self.adapter.facts["documents"])
 
-    def same_split(self, data: Sequence[Mapping[str, Any]], seed: int) -> bool:
-        """Tell whether streams are its own, cut in the same way, so that what they hold out is new to it too.
+    @property
+    def learned(self) -> frozenset[str] | None:
+        """Keys of the documents that it learned from; ``None`` where an older version did not say what it held out."""
+        held_out = self.adapter.facts.get("held_out")
+        return None if held_out is None else self.documents - frozenset(held_out)
+
+    def same_cut(self, data: Sequence[Mapping[str, Any]], seed: int) -> bool:
+        """Tell whether it, and its own start, read just these streams, cut with this seed.
 
         Args:
             data: ``fingerprint`` and number of ``documents`` of every stream, in order.
             seed: of the cut.
         """
-        theirs = [(stream["fingerprint"], stream["documents"]) for stream in self.adapter.facts["data"]]
-        ours = [(stream["fingerprint"], stream["documents"]) for stream in data]
-        return theirs == ours and self.adapter.facts["seed"] == seed
+        return _same_cut(self.adapter.facts, data, seed)
+
+    def packs_read(self, data: Sequence[Mapping[str, Any]], seed: int, length: int) -> int:
+        """Return how many packs of these streams' order it has read; arguments as above, and tokens a pack."""
+        facts = self.adapter.facts
+        if not _read_these(facts, data, seed) or facts["recipe"]["length"] != length:
+            return 0
+        if "packs_read" in facts:
+            return int(facts["packs_read"])
+        return self.tokens // length if self.same_cut(data, seed) else 0
 
     def facts(self) -> dict[str, Any]:
         """Return what an artefact says of its start."""
@@ -112,6 +123,28 @@ class Start:
                 ours[name].copy_(tensor)
 
 
+def _steps(facts: Mapping[str, Any]) -> int:
+    return int(facts["recipe"]["steps"]) + int((facts.get("start") or {}).get("steps", 0))
+
+
+def _tokens(facts: Mapping[str, Any]) -> int:
+    """Return tokens read; of one process, where an older version did not say."""
+    recipe = facts["recipe"]
+    own = int(recipe["steps"]) * int(recipe["length"]) * int(recipe["batch"]) * int(recipe["accumulate"])
+    return int(facts.get("tokens", own + int((facts.get("start") or {}).get("tokens", 0))))
+
+
+def _same_cut(facts: Mapping[str, Any], data: Sequence[Mapping[str, Any]], seed: int) -> bool:
+    before = facts.get("start")
+    return _read_these(facts, data, seed) and (not before or _same_cut(before, data, seed))
+
+
+def _read_these(facts: Mapping[str, Any], data: Sequence[Mapping[str, Any]], seed: int) -> bool:
+    theirs = [(stream["fingerprint"], stream["documents"]) for stream in facts["data"]]
+    ours = [(stream["fingerprint"], stream["documents"]) for stream in data]
+    return bool(theirs == ours and facts["seed"] == seed)
+
+
 def find_start(given: str, info: ModelInfo, recipe: LiteRecipe) -> Start:
     """Find the adapter, and maps where the recipe wants some, that tuning shall go on from.
 
@@ -132,6 +165,11 @@ def find_start(given: str, info: ModelInfo, recipe: LiteRecipe) -> Start:
         raise ConfigError(str(error).replace("--artefacts", "--start-from", 1)) from None
     adapter = require_adapter(info.name, info.fingerprint, folders)
     facts = adapter.facts
+    try:
+        Start(adapter, None).facts(), facts["documents"], facts["recipe"]["rank"], facts["exit_points"]
+        _same_cut(facts, (), 0)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ArtefactError(f"{adapter.path} does not say what it was made from ({error}). Tune it again.") from None
     if facts["exit_head"] != recipe.exit_head:
         raise ConfigError(
             f"{adapter.path} was tuned with --exit-head {facts['exit_head']}, not {recipe.exit_head}. Give that one."
@@ -144,5 +182,10 @@ def find_start(given: str, info: ModelInfo, recipe: LiteRecipe) -> Start:
     shortcut = None
     if recipe.exit_head == "shortcut":
         tuned = fingerprint.tuned(info.fingerprint, adapter.sha256)
-        shortcut = require_shortcut(info.name, tuned, folders, info.exit_points)
+        shortcut = find_shortcut(info.name, tuned, folders, info.exit_points)
+        if shortcut is None:
+            raise ArtefactError(
+                f"{adapter.path.parent} holds no shortcuts of its adapter (shortcut.json), which were tuned with it. "
+                "Restore them, or begin at the base weights."
+            )
     return Start(adapter, shortcut)

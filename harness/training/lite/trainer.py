@@ -13,19 +13,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
 from harness.errors import TrainingError
 from harness.training.corpus import PackedStreams
 from harness.training.lite.recipe import LiteModel, LiteRecipe
+from harness.training.lite.resuming import last_checkpoint
 from harness.training.watch import Watch
 
-__all__ = ["LiteTrainer", "StepWatcher", "build_trainer", "last_checkpoint"]
-
-
-def last_checkpoint(folder: Path) -> str | None:
-    """Return the checkpoint with the most steps in a folder."""
-    return get_last_checkpoint(str(folder)) if folder.is_dir() else None
+__all__ = ["LiteTrainer", "StepWatcher", "build_trainer"]
 
 
 def build_trainer(
@@ -140,25 +135,36 @@ class StepWatcher(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         self._model, self._recipe, self._log, self._watch, self._stop = model, recipe, log, watch, stop
         self._steps_before, self._tokens_before = before
+        self._losses: dict[int, list[float]] = {}
         self._since = time.perf_counter()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Start the clock."""
         self._since = time.perf_counter()
 
+    def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Keep the losses of a micro-batch."""
+        for layer, loss in self._model.last_losses.items():
+            self._losses.setdefault(layer, []).append(loss)
+
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Log the step, and stop where that was asked for."""
+        """Log the step, each exit's loss a mean over the micro-batches it was in; stop where that was asked for."""
         took = time.perf_counter() - self._since
-        losses = self._model.last_losses
+        self.on_substep_end(args, state, control)
+        losses = {layer: sum(values) / len(values) for layer, values in sorted(self._losses.items())}
+        self._losses.clear()
+        if self._stop.is_set():
+            control.should_save = control.should_training_stop = True
+        if not state.is_world_process_zero:
+            return
+        tokens = self._recipe.tokens_per_step * args.world_size
         line = {
             "step": self._steps_before + state.global_step,
-            "tokens": self._tokens_before + state.global_step * self._recipe.tokens_per_step,
+            "tokens": self._tokens_before + state.global_step * tokens,
             "seconds": round(took, 3),
             "cross_entropy": {str(layer): round(value, 4) for layer, value in losses.items()},
         }
         with self._log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-        rate = self._recipe.tokens_per_step / took
+        rate = tokens / took
         self._watch.step(state.global_step, f"last layer {losses[self._model.num_layers]:.3f} nats, {rate:.0f} tok/s")
-        if self._stop.is_set():
-            control.should_save = control.should_training_stop = True

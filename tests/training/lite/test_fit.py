@@ -323,15 +323,122 @@ def test_checkpoints_of_an_earlier_training_are_not_mixed_with_new_ones(
     assert {path: path.stat().st_mtime_ns for path in tuned.rglob("*")} == before
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"rank": 8}, "--rank 4, and now it is 8"),
+        ({"exit_head": "shared"}, "--exit-head shortcut, and now it is shared"),
+        ({"learning_rate": 0.02}, "--learning-rate 0.01, and now it is 0.02"),
+        ({"weights_rule": "green-code"}, "--weights-rule uniform, and now it is green-code"),
+        ({"distill": 0.0}, "--distill 0.5, and now it is 0.0"),
+        ({"steps": 6}, "--steps 4, and now it is 6"),
+    ],
+)
+def test_resuming_with_another_recipe_is_refused(
+    tune: Callable[..., FitResult], tiny_llama: Path, tuned: Path, tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
+    shutil.copytree(tuned, tmp_path / "copy")
+    with pytest.raises(
+        TrainingError, match=rf"checkpoints in .* began with {words}\. Resume with the flags it began w"
+    ):
+        tune(tiny_llama, tmp_path / "copy", replace(QUICK, **change), resume=True)
+
+
+def test_resuming_with_another_seed_or_other_documents_is_refused(
+    tune: Callable[..., FitResult], tiny_llama: Path, tuned: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tuned, tmp_path / "copy")
+    with pytest.raises(TrainingError, match=r"began with --seed 0, and now it is 7\."):
+        tune(tiny_llama, tmp_path / "copy", seed=7, resume=True)
+    with pytest.raises(
+        TrainingError, match=r"began with the documents of \[.*path: corpus\.jsonl \(\w{12}, 30 docum.*"
+    ):
+        tune(tiny_llama, tmp_path / "copy", documents=20, resume=True)
+
+
 @pytest.mark.parametrize("change", [{"rank": 8}, {"exit_head": "shared"}, {"method": "full"}])
 def test_a_checkpoint_of_another_recipe_is_refused(
     tune: Callable[..., FitResult], tiny_llama: Path, tuned: Path, tmp_path: Path, change: dict[str, Any]
 ) -> None:
+    """One of a version that did not note what it began with."""
     shutil.copytree(tuned, tmp_path / "copy")
+    (tmp_path / "copy" / "checkpoints" / "begun.json").unlink()
     with pytest.raises(
         TrainingError, match=r"checkpoint-4 is of another recipe: .*Resume with the flags it began with"
     ):
         tune(tiny_llama, tmp_path / "copy", replace(QUICK, **change), resume=True)
+
+
+@pytest.mark.parametrize("text", ["", "[1", "\xff"])
+def test_a_note_that_cannot_be_read_is_refused(
+    tune: Callable[..., FitResult], tiny_llama: Path, tuned: Path, tmp_path: Path, text: str
+) -> None:
+    shutil.copytree(tuned, tmp_path / "copy")
+    (tmp_path / "copy" / "checkpoints" / "begun.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(TrainingError, match=r"begun\.json cannot be read .*Begin again with another --out, or remove"):
+        tune(tiny_llama, tmp_path / "copy", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("trainer_state.json", None), ("trainer_state.json", 20), ("model.safetensors", None), ("model.safetensors", 100),
+     ("optimizer.pt", None), ("scheduler.pt", None)],
+)  # fmt: skip
+def test_a_checkpoint_that_was_cut_short_is_passed_over(
+    tune: Callable[..., FitResult], tiny_llama: Path, tuned: Path, tmp_path: Path, name: str, size: int | None
+) -> None:
+    """A kill while it was written, or a full disk: training goes on from the one before, to the same end."""
+    copy = Path(shutil.copytree(tuned, tmp_path / "copy"))
+    file = copy / "checkpoints" / "checkpoint-4" / name
+    if size is None:
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:size])
+    assert tune(tiny_llama, copy, resume=True).finished
+    assert all(torch.equal(weights_of(copy)[key], tensor) for key, tensor in weights_of(tuned).items())
+    assert [line["step"] for line in log_of(copy)] == [1, 2, 3, 4]
+
+
+def test_a_damaged_table_is_measured_again(
+    tune: Callable[..., FitResult], tiny_llama: Path, tuned: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(tuned, tmp_path / "copy"))
+    (copy / "before.json").write_text('[{"stream"')
+    (copy / "training.jsonl").write_text('[1]\n{"step": "x"}\n' + (tuned / "training.jsonl").read_text())
+    result = tune(tiny_llama, copy, resume=True)
+    assert [dict(row) for row in result.before] == json.loads((tuned / "before.json").read_text())
+    assert [line["step"] for line in log_of(copy)] == [1, 2, 3, 4]
+
+
+def test_a_step_logs_the_mean_of_its_micro_batches(
+    tune: Callable[..., FitResult], tiny_llama: Path, tmp_path: Path
+) -> None:
+    """Packs of a step that learns nothing: two at once, or one after the other, have the same mean loss."""
+    still = replace(QUICK, learning_rate=1e-30, shortcut_learning_rate=1e-30, steps=2)
+    tune(tiny_llama, tmp_path / "once", still)
+    tune(tiny_llama, tmp_path / "parts", replace(still, batch=1, accumulate=2))
+    for one, other in zip(log_of(tmp_path / "once"), log_of(tmp_path / "parts"), strict=True):
+        assert one["cross_entropy"] == pytest.approx(other["cross_entropy"], abs=0.02)
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_model(cli: Any, tiny_llama: Path, corpus_file: Path, tmp_path: Path) -> None:
+    """As `torchrun` starts them: twice the tokens a step, every line and file written once."""
+    arguments = ["train", "lite", "--model", tiny_llama, "--source", corpus_file, *FLAGS, "--steps", 4, "--out", "out"]
+    ran = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "harness.cli",
+         *map(str, arguments)],
+        capture_output=True, text=True, check=False, cwd=tmp_path, timeout=200,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.count("| exit layer |") == 1
+    lines = log_of(tmp_path / "out")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert [line["tokens"] for line in lines] == [128, 256, 384, 512]
+    adapter = read_artefact(tmp_path / "out" / "adapter.json", "adapter")
+    assert (adapter.facts["steps"], adapter.facts["tokens"], adapter.facts["packs_read"]) == (4, 512, 16)
+    assert any(tensor.abs().max() > 0 for name, tensor in adapter.tensors().items() if name.endswith("lora_B"))
 
 
 @pytest.mark.parametrize(("at", "kept"), [(1, None), (2, None), (4, "checkpoint-2")])

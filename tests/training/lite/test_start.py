@@ -132,7 +132,8 @@ def test_other_documents_hold_out_none_that_were_learned_from(
     tune(tiny_llama, tmp_path / "out", STILL, mixed, documents=None, start_from=str(first))
     assert set(facts_of(tmp_path / "out")["documents"]) == known | {document_key(row["code"]) for row in new[:10]}
 
-    mixed.write_text("".join(json.dumps(row) + "\n" for row in seen))
+    learned = [row for row in seen if document_key(row["code"]) not in told["held_out"]]
+    mixed.write_text("".join(json.dumps(row) + "\n" for row in learned))
     with pytest.raises(DataError, match=r"holds only documents that the model has learned from"):
         tune(tiny_llama, tmp_path / "none", STILL, mixed, documents=None, start_from=str(first))
     assert not (tmp_path / "none").exists()
@@ -161,12 +162,66 @@ def test_resuming_without_the_start_it_had_is_refused(
     tune(tiny_llama, tmp_path / "out", start_from=str(first))
     tune(tiny_llama, tmp_path / "other")
     kept = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    sha = read_artefact(first / "adapter.json", "adapter").sha256[:12]
-    with pytest.raises(TrainingError, match=rf"began with the adapter {sha}, and now it is the base weights\. Resume"):
+    sha = read_artefact(first / "adapter.json", "adapter").sha256
+    with pytest.raises(TrainingError, match=rf"began with --start-from {sha}, and now it is null\. Resume with the fl"):
         tune(tiny_llama, tmp_path / "out", resume=True)
-    with pytest.raises(TrainingError, match=rf"began with the base weights, and now it is the adapter {sha}"):
+    with pytest.raises(TrainingError, match=rf"began with --start-from null, and now it is {sha}"):
         tune(tiny_llama, tmp_path / "other", start_from=str(first), resume=True)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == kept
+
+
+def test_a_log_that_lay_there_is_not_the_start_s(
+    tune: Callable[..., FitResult], tiny_llama: Path, first: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(first, tmp_path / "bare")
+    (tmp_path / "bare" / "training.jsonl").unlink()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "training.jsonl").write_text('{"step": 1, "tokens": 1, "of": "something else"}\n')
+    tune(tiny_llama, tmp_path / "out", STILL, start_from=str(tmp_path / "bare"))
+    assert [line["step"] for line in log_of(tmp_path / "out")] == [5, 6]
+
+
+def texts_of(rows: list[dict[str, str]], file: Path) -> Path:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def test_what_an_earlier_start_learned_from_is_never_held_out(
+    tune: Callable[..., FitResult], tiny_llama: Path, first: Path, corpus_file: Path, tmp_path: Path
+) -> None:
+    """The second adds documents; the third reads those of the second, of which the first has learned some."""
+    rows = [json.loads(line) for line in corpus_file.read_text().splitlines()]
+    known = set(facts_of(first)["documents"])
+    more = [row for row in rows if document_key(row["code"]) not in known][:10]
+    mixed = texts_of([*(row for row in rows if document_key(row["code"]) in known), *more], tmp_path / "mixed.jsonl")
+    for before, name in (("", "second"), ("second", "third"), ("third", "fourth")):
+        start = str(tmp_path / before) if before else str(first)
+        tune(tiny_llama, tmp_path / name, STILL, mixed, documents=None, start_from=start)
+    held = [set(facts_of(out)["held_out"]) for out in (first, *(tmp_path / n for n in ("second", "third", "fourth")))]
+    assert len(held[0]) == 1
+    assert held[1] <= held[0] | {document_key(row["code"]) for row in more}
+    assert held[1] == held[2] == held[3]
+    read = [facts_of(tmp_path / name)["packs_read"] for name in ("second", "third", "fourth")]
+    assert read == [4, 8, 12]  # two packs in each of two steps, of an order that began with the second
+
+
+def test_an_older_adapter_that_does_not_say_what_it_held_out(
+    tune: Callable[..., FitResult], tiny_llama: Path, first: Path, corpus_file: Path, tmp_path: Path
+) -> None:
+    """The same documents and seed make the same cut; of others none of its documents is held out."""
+    old = Path(shutil.copytree(first, tmp_path / "old"))
+    facts = json.loads((old / "adapter.json").read_text())
+    held_out = facts["held_out"]
+    for name in ("held_out", "packs_read", "steps", "tokens"):
+        del facts[name]
+    (old / "adapter.json").write_text(json.dumps(facts))
+    tune(tiny_llama, tmp_path / "same", STILL, start_from=str(old))
+    assert facts_of(tmp_path / "same")["held_out"] == held_out
+    assert facts_of(tmp_path / "same")["packs_read"] == 8 + 4
+    assert facts_of(tmp_path / "same")["tokens"] == 256 + 128
+    tune(tiny_llama, tmp_path / "more", STILL, documents=60, start_from=str(old))
+    assert not set(facts_of(tmp_path / "more")["held_out"]) & set(facts["documents"])
+    assert facts_of(tmp_path / "more")["packs_read"] == 4
 
 
 # ----------------------------------------------------------------------------------------- refusals
@@ -240,3 +295,26 @@ def test_the_command_goes_on(cli: Any, tiny_llama: Path, first: Path, corpus_fil
     facts = facts_of(tmp_path / "made")
     assert facts["start"]["steps"] == 4
     assert f"--start-from {first}" in facts["made"]["command"]
+
+
+@pytest.mark.parametrize("field", ["recipe", "documents", "data", "seed", "exits", "made"])
+def test_a_start_that_says_too_little_is_refused(
+    field: str, tune: Callable[..., FitResult], tiny_llama: Path, first: Path, tmp_path: Path
+) -> None:
+    bare = Path(shutil.copytree(first, tmp_path / "bare"))
+    facts = json.loads((bare / "adapter.json").read_text())
+    del facts[field]
+    (bare / "adapter.json").write_text(json.dumps(facts))
+    with pytest.raises(ArtefactError, match=rf"does not say what it was made from \('{field}'\)\. Tune it again"):
+        tune(tiny_llama, tmp_path / "out", start_from=str(bare))
+
+
+def test_a_start_without_its_maps_is_refused(
+    tune: Callable[..., FitResult], tiny_llama: Path, first: Path, tmp_path: Path
+) -> None:
+    bare = Path(shutil.copytree(first, tmp_path / "bare"))
+    (bare / "shortcut.json").unlink()
+    with pytest.raises(
+        ArtefactError, match=r"bare holds no shortcuts of its adapter .*Restore them, or begin at the b"
+    ):
+        tune(tiny_llama, tmp_path / "out", start_from=str(bare))
