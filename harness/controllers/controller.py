@@ -57,15 +57,12 @@ class Scorer:
         names = ["shared"] * len(points) if "shared.0.weight" in tensors else [str(point) for point in points]
         self._observation = controller.observation
         self._exits = len(points)
+        networks = {name: Network.of(tensors, name, activation) for name in names}
         self._networks = {
-            point: (place, Network.of(tensors, name, activation))
-            for place, (point, name) in enumerate(zip(points, names, strict=True))
+            point: (place, networks[name]) for place, (point, name) in enumerate(zip(points, names, strict=True))
         }
-        self._single = {
-            point: SingleRow(self._observation, network, place, self._exits)
-            for point, (place, network) in self._networks.items()
-            if device == "cpu"
-        }
+        single = {name: SingleRow(self._observation, network, self._exits) for name, network in networks.items()}
+        self._single = dict(zip(points, map(single.__getitem__, names), strict=True)) if device == "cpu" else {}
 
     def __call__(self, view: ExitView) -> Tensor:
         """Return the score of each row of a view, ``[n]`` float32; what it means is the strategy's business."""
@@ -80,7 +77,7 @@ class Scorer:
         else:
             state, earlier = view.hidden_state, None if before is None else before.hidden_state
         if self._single and len(state) == 1:
-            score = self._single[view.exit_layer](state, earlier)
+            score = self._single[view.exit_layer](state, earlier, place)
             if score is not None:
                 return score
         return network(observation.build(state, earlier, place, self._exits)).squeeze(-1)

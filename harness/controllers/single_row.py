@@ -20,39 +20,39 @@ __all__ = ["SingleRow"]
 
 
 class SingleRow:
-    """A controller at one exit point, for one row on the CPU.
+    """A network of a controller, for one row on the CPU.
 
     Equal to ``network(observation.build(…))`` up to rounding.
 
     Args:
         observation: what it looks at.
         network: maps inputs ``[n, width]`` to ``[n, 1]``.
-        place: which exit point this is, from 0.
-        exits: how many there are.
+        exits: how many exit points there are.
     """
 
-    def __init__(self, observation: Observation, network: Network, place: int, exits: int) -> None:
+    def __init__(self, observation: Observation, network: Network, exits: int) -> None:
         (weight, bias), *self._later = network.layers
         self._width = weight.shape[1] - observation.width(0, exits)
         self._state = weight[:, : self._width].contiguous()
-        self._bias = bias + weight[:, place - exits] if observation.place else bias
+        self._biases = [bias + weight[:, place - exits] if observation.place else bias for place in range(exits)]
         self._normalise = observation.normalise
         change = weight[:, self._width : self._width + 3] if observation.change else weight[:, :0]
         self._change = tuple(column.contiguous() for column in change.unbind(1))
         self._act = torch.tanh_ if network.activation == "tanh" else torch.relu_
 
-    def __call__(self, state: Tensor, previous: Tensor | None) -> Tensor | None:
+    def __call__(self, state: Tensor, previous: Tensor | None, place: int) -> Tensor | None:
         """Return the score ``[1]``; ``None`` where the state's size is no finite number.
 
         Args:
             state: at this exit point, ``[1, hidden_size]``.
             previous: at the exit point before, ``[1, hidden_size]``; ``None`` at the first.
+            place: which exit point this is, from 0.
         """
         x = state.reshape(-1).float()
         scale = self._scale(x)
         if not math.isfinite(scale):
             return None
-        out = torch.addmv(self._bias, self._state, x, alpha=scale if self._normalise else 1.0)
+        out = torch.addmv(self._biases[place], self._state, x, alpha=scale if self._normalise else 1.0)
         if self._change:
             size, cosine, growth = self._change
             out.add_(size, alpha=-math.log(scale))

@@ -46,7 +46,7 @@ def test_both_ways_score_alike(
     for place in range(EXITS):
         previous = states[place - 1] if place else None
         expected = net(observation.build(states[place], previous, place, EXITS)).squeeze(-1)
-        got = SingleRow(observation, net, place, EXITS)(states[place], previous)
+        got = SingleRow(observation, net, EXITS)(states[place], previous, place)
         assert got is not None
         assert (got.shape, got.dtype) == ((1,), torch.float32)
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
@@ -55,12 +55,12 @@ def test_both_ways_score_alike(
 
 def test_asking_twice_gives_the_same() -> None:
     observation = Observation(normalise=True, change=True, place=True)
-    row = SingleRow(observation, network(observation, "tanh", 5), 1, EXITS)
+    row = SingleRow(observation, network(observation, "tanh", 5), EXITS)
     x, y = torch.randn(1, WIDTH), torch.randn(1, WIDTH)
-    first = row(x, y)
+    first = row(x, y, 1)
     assert first is not None
-    row(torch.randn(1, WIDTH), None)
-    again = row(x, y)
+    row(torch.randn(1, WIDTH), None, 0)
+    again = row(x, y, 1)
     assert again is not None
     assert torch.equal(first, again)
 
@@ -69,7 +69,7 @@ def test_a_state_of_zeros_has_a_score() -> None:
     observation = Observation(normalise=True, change=True)
     net = network(observation, "tanh", 5)
     zeros = torch.zeros(1, WIDTH)
-    got = SingleRow(observation, net, 1, EXITS)(zeros, zeros)
+    got = SingleRow(observation, net, EXITS)(zeros, zeros, 1)
     assert got is not None
     torch.testing.assert_close(got, net(observation.build(zeros, zeros, 1, EXITS)).squeeze(-1))
 
@@ -79,12 +79,12 @@ def test_a_state_of_zeros_has_a_score() -> None:
 def test_a_state_without_a_size_is_left_to_the_long_way(observation: Observation, bad: float) -> None:
     state = torch.ones(1, WIDTH)
     state[0, 3] = bad
-    assert SingleRow(observation, network(observation, "relu", 5), 0, EXITS)(state, None) is None
+    assert SingleRow(observation, network(observation, "relu", 5), EXITS)(state, None, 0) is None
 
 
 def test_an_earlier_state_without_a_size_gives_no_number() -> None:
     observation = Observation(normalise=True, change=True)
     earlier = torch.full((1, WIDTH), float("inf"))
-    got = SingleRow(observation, network(observation, "tanh", 5), 1, EXITS)(torch.ones(1, WIDTH), earlier)
+    got = SingleRow(observation, network(observation, "tanh", 5), EXITS)(torch.ones(1, WIDTH), earlier, 1)
     assert got is not None
     assert not bool(got >= 0)
