@@ -36,8 +36,8 @@ def commands(checkout: Path) -> list[str]:
     """What the script runs, with a command that only prints what it was asked for."""
     path = f"{checkout / 'bin'}{os.pathsep}{os.environ['PATH']}"
     ran = subprocess.run(
-        ["bash", "../../reports/gallery/results.sh", "DATA_FOLDER"], cwd=checkout / "some" / "where", env={**os.environ, "PATH": path},
-        capture_output=True, text=True, check=True,
+        ["bash", "../../reports/gallery/results.sh", "DATA_FOLDER"], cwd=checkout / "some" / "where",
+        env={**os.environ, "PATH": path},        capture_output=True, text=True, check=True,
     )  # fmt: skip
     return ran.stdout.replace(str(checkout / "some" / "where" / "DATA_FOLDER"), "DATA_FOLDER").splitlines()
 
