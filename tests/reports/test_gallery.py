@@ -37,7 +37,7 @@ def commands(checkout: Path) -> list[str]:
     path = f"{checkout / 'bin'}{os.pathsep}{os.environ['PATH']}"
     ran = subprocess.run(
         ["bash", "../../reports/gallery/results.sh", "DATA_FOLDER"], cwd=checkout / "some" / "where",
-        env={**os.environ, "PATH": path},        capture_output=True, text=True, check=True,
+        env={**os.environ, "PATH": path}, capture_output=True, text=True, check=True,
     )  # fmt: skip
     return ran.stdout.replace(str(checkout / "some" / "where" / "DATA_FOLDER"), "DATA_FOLDER").splitlines()
 
