@@ -1,0 +1,106 @@
+"""Checkpoints of a training: safetensors and JSON, nothing pickled, and never those of another training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from harness.artefacts import Artefact, read_artefact, write_artefact
+from harness.errors import ArtefactError, TrainingError
+
+__all__ = ["Checkpoints", "network_tensors", "restore_network", "tensors_under"]
+
+
+class Checkpoints:
+    """The checkpoints of one training; the last two stay.
+
+    Args:
+        folder: where they lie.
+        kind: of the artefact that is trained.
+        facts: JSON-able; what is learned, and how. A run with other facts does not resume from them.
+    """
+
+    def __init__(self, folder: Path, kind: str, facts: Mapping[str, Any]) -> None:
+        self._folder, self._kind = folder, f"{kind}-checkpoint"
+        self._facts: dict[str, Any] = json.loads(json.dumps(dict(facts)))
+        self._written: list[Path] = []
+
+    def latest(self) -> Path | None:
+        """Return the JSON of the one with the most steps; while training, of those this run has written."""
+        return max(self._written or self._folder.glob("step-*.json"), key=_steps, default=None)
+
+    def write(self, steps: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Write one, whole or not at all, and remove all but it and the one before.
+
+        Args:
+            steps: done so far.
+            tensors: everything large that going on takes.
+            facts: everything else, JSON-able.
+        """
+        path = self._folder / f"step-{steps:09d}.json"
+        write_artefact(path, self._kind, tensors, {"training": self._facts, "steps": steps, **facts})
+        self._written = [*(kept for kept in self._written[-1:] if kept != path), path]
+        for old in self._folder.glob("step-*"):
+            if old.with_suffix(".json") not in self._written:
+                old.unlink()
+
+    def read(self) -> Artefact:
+        """Return the latest, with ``steps`` and what else was written among its facts.
+
+        Raises:
+            TrainingError: there is none, or it is of another training; gives both values.
+        """
+        path = self.latest()
+        if path is None:
+            raise TrainingError(f"{self._folder} holds no checkpoint to resume from. Leave --resume away to begin.")
+        found = read_artefact(path, self._kind)
+        for name, ours in self._facts.items():
+            theirs = found.facts["training"].get(name)
+            if theirs != ours:
+                raise TrainingError(
+                    f"{path} was trained with {name.replace('_', ' ')} {theirs}, now it is {ours}. Leave --resume away "
+                    "to begin anew."
+                )
+        self._written = [path]
+        return found
+
+
+def network_tensors(name: str, network: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+    """Return a network's weights, under its name, and its optimiser's moments, for :func:`restore_network`."""
+    tensors = {f"{name}.{key}": tensor for key, tensor in network.state_dict().items()}
+    for number, moments in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{number}.{key}": tensor for key, tensor in moments.items()}
+    return tensors
+
+
+def restore_network(
+    path: Path, tensors: Mapping[str, Tensor], name: str, network: nn.Module, optimizer: Optimizer
+) -> None:
+    """Set a network and its optimiser to what a checkpoint holds.
+
+    Raises:
+        ArtefactError: it is of another network.
+    """
+    try:
+        network.load_state_dict(tensors_under(tensors, f"{name}."))
+    except RuntimeError as error:
+        raise ArtefactError(f"{path} is of another network: {error}.") from None
+    state = optimizer.state_dict()
+    for key, tensor in tensors_under(tensors, "optimizer.").items():
+        number, _, moment = key.partition(".")
+        state["state"].setdefault(int(number), {})[moment] = tensor
+    optimizer.load_state_dict(state)
+
+
+def tensors_under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with this, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _steps(path: Path) -> int:
+    return int(path.stem.rpartition("-")[2])
