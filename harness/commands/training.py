@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -38,6 +38,7 @@ ObservationName = Annotated[
 Keep = Annotated[float, typer.Option(help="Agreement with the last layer that the suggested threshold keeps.")]
 Seed = Annotated[int, typer.Option(help="Decides everything random.")]
 Artefacts = Annotated[str | None, typer.Option(help="Folder of `harness train`, or a shipped set.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")]
 
 
 @app.command()
@@ -72,7 +73,7 @@ def lite(
         typer.Option(help="Tune the adapter and maps of this folder, or shipped set, further.", metavar="DIR"),
     ] = None,
     save_steps: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 50,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
+    resume: Resume = False,
 ) -> None:
     """Tune a model with the aggregated loss of all its exits (LITE; GREEN-CODE Eq. 1)."""
     from harness.training.lite.job import build_recipe, train_lite
@@ -95,8 +96,7 @@ def lite(
             save_steps=save_steps, resume=resume, command=_command(), watch=progress, start_from=start_from,
         )  # fmt: skip
     if not result.finished:
-        _say(f"Stopped; the checkpoint is kept. Go on with the same command and --resume. ({folder})")
-        raise typer.Exit(130)
+        _stopped(folder)
     if not result.report:  # of another process than the first
         return
     print(result.report)
@@ -151,10 +151,13 @@ def classifier(
     keep: Keep = 0.98,
     artefacts: Artefacts = None,
     seed: Seed = 0,
+    resume: Resume = False,
 ) -> None:
     """Train one head per exit point that tells whether the answer is already there (CALM)."""
-    kind = "classifier"
-    _heads(kind, traces, model, out, name, task, hidden, epochs, learning_rate, observation, keep, artefacts, seed)
+    _heads(
+        "classifier", traces, model, out, name, task, hidden, epochs, learning_rate, observation, keep, artefacts, seed,
+        resume,
+    )  # fmt: skip
 
 
 @app.command()
@@ -171,9 +174,13 @@ def lte(
     keep: Keep = 0.98,
     artefacts: Artefacts = None,
     seed: Seed = 0,
+    resume: Resume = False,
 ) -> None:
     """Train one head for all exit points that regresses their certainty (BERxiT's learning to exit)."""
-    _heads("lte", traces, model, out, name, task, hidden, epochs, learning_rate, observation, keep, artefacts, seed)
+    _heads(
+        "lte", traces, model, out, name, task, hidden, epochs, learning_rate, observation, keep, artefacts, seed,
+        resume,
+    )  # fmt: skip
 
 
 @app.command()
@@ -210,7 +217,7 @@ def rl(
     artefacts: Artefacts = None,
     seed: Seed = 0,
     save_steps: Annotated[int, typer.Option(help="Decisions between checkpoints.")] = 50_000,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
+    resume: Resume = False,
 ) -> None:
     """Train GREEN-CODE's agent (PPO) to decide where each token exits; minutes, on traces."""
     _check_least(("save-steps", save_steps, 1))
@@ -243,8 +250,7 @@ def rl(
     with _progress() as progress:
         result = train_rl("rl", model, traces, folder, settings, request, command=_command(), watch=progress)
     if not result.finished:
-        _say(f"Stopped; the checkpoint is kept. Go on with the same command and --resume. ({folder})")
-        raise typer.Exit(130)
+        _stopped(folder)
     print(result.report)
     _say(f"The agent is {result.path}; {name}-training.jsonl beside it has its rewards.")
 
@@ -263,6 +269,7 @@ def _heads(
     keep: float,
     artefacts: str | None,
     seed: int,
+    resume: bool,
 ) -> None:
     from harness.controllers import OBSERVATIONS
     from harness.training.heads.job import train_on_traces
@@ -283,11 +290,12 @@ def _heads(
         learning_rate=learning_rate,
     )
     seen = OBSERVATIONS[observation]
+    folder = out or Path("artefacts") / Path(model).name
     with _progress() as progress:
         result = train_on_traces(
             model,
             traces,
-            out or Path("artefacts") / Path(model).name,
+            folder,
             recipe,
             seen,
             kind=kind,
@@ -298,7 +306,10 @@ def _heads(
             seed=seed,
             command=_command(),
             watch=progress,
+            resume=resume,
         )
+    if result is None:
+        _stopped(folder)
     print(render_replay("threshold", result.rows))
     kept = result.kept
     advice = f" No exit keeps {keep:.0%}."
@@ -399,6 +410,11 @@ def _command() -> str:
 
 def _say(text: str) -> None:
     stderr().print(f"[dim]{escape(text)}[/]", soft_wrap=True)
+
+
+def _stopped(folder: Path) -> NoReturn:
+    _say(f"Stopped; the checkpoint is kept. Go on with the same command and --resume. ({folder})")
+    raise typer.Exit(130)
 
 
 def _progress() -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,8 +14,10 @@ from torch import Tensor
 from harness.artefacts import Artefact
 from harness.controllers import Network, Observation, write_controller
 from harness.errors import ArtefactError, TrainingError
+from harness.training.heads.checkpoints import HeadCheckpoints
 from harness.training.heads.learning import HeadRecipe, HeadTargets, train_heads
 from harness.training.identity import identity, provenance
+from harness.training.interrupt import stop_on_interrupt
 from harness.training.traces.reading import exit_maps, exit_states, held_out_rows, matches, open_traces
 from harness.training.traces.replay import ReplayRow, replay_rows, threshold_keeping
 from harness.training.traces.store import Traces
@@ -69,14 +73,15 @@ def train_on_traces(
     seed: int,
     command: str,
     watch: Watch,
-) -> HeadsResult:
+    resume: bool = False,
+) -> HeadsResult | None:
     """Train heads on a trace and write them to ``out / f"{name}.json"``.
 
     Args:
         model: whose trace it is.
         artefacts: where its adapter and shortcuts are looked for.
         folder: of the trace.
-        out: for the heads.
+        out: for the heads, and for ``checkpoints/heads-NAME/``.
         recipe: how.
         observation: what the heads look at.
         kind: of artefact: the strategy that will run on the heads.
@@ -86,6 +91,10 @@ def train_on_traces(
         seed: decides everything random.
         command: for the record.
         watch: is told how it goes on.
+        resume: go on from the last checkpoint.
+
+    Returns:
+        ``None`` where it was interrupted; the checkpoint continues it.
 
     Raises:
         HarnessError: in one line, with the remedy.
@@ -95,15 +104,29 @@ def train_on_traces(
     columns = traces.columns("top", "final", "top1", "entropy", "document")
     wanted = _of_tasks(traces, columns["document"], tasks)
     held = held_out_rows(traces, columns["document"], seed=seed, tasks=tasks)
-    states = exit_states(traces, exit_maps(traces, resolved, observation))
-    learn, check = (wanted & ~held).nonzero().squeeze(1), (wanted & held).nonzero().squeeze(1)
+    streams = sorted({d["stream"] for d in traces.documents if matches(d, tasks)})
+    belongs = identity(resolved.info, traces.index["tokenizer_fingerprint"])
+    seen, trace = observation.as_dict(), _fingerprint(traces, columns)
+    how = {"kind": kind, **asdict(recipe), "observation": seen, "seed": seed, "trace": trace, "streams": streams}
+    checkpoints = HeadCheckpoints(out / "checkpoints" / f"heads-{name}", "heads", belongs | how)
+    if resume:
+        checkpoints.read()  # to refuse before the states are read, which takes long
+    maps = exit_maps(traces, resolved, observation)
+    learn, check = wanted & ~held, wanted & held
     targets = HeadTargets.of(*(columns[key][learn] for key in ("top", "final", "top1", "entropy")))
-    networks = train_heads(states[learn], observation, targets, traces.exit_points, recipe, seed=seed, watch=watch)
+    states = exit_states(traces, maps, learn)
+    with stop_on_interrupt() as stop:
+        networks = train_heads(
+            states, observation, targets, traces.exit_points, recipe,
+            seed=seed, watch=watch, checkpoints=checkpoints, resume=resume, stop=stop,
+        )  # fmt: skip
+    if networks is None:
+        return None
     halved = {key: network.to(torch.float16) for key, network in networks.items()}  # noise of training is larger
     networks = {key: network.to(torch.float32) for key, network in halved.items()}
     if not all(network.finite for network in networks.values()):
         raise TrainingError("training left weights that are no numbers. Lower --learning-rate.")
-    scores = score_all(networks, observation, states[check], traces.exit_points)
+    scores = score_all(networks, observation, exit_states(traces, maps, check), traces.exit_points)
     if recipe.objective == "likelihood":
         scores = scores.sigmoid()  # thresholds are probabilities
     right = columns["top"][check] == columns["final"][check].unsqueeze(1)
@@ -111,20 +134,25 @@ def train_on_traces(
     rows = tuple(replay_rows(scores, right, traces.exit_points, layers))
     kept = threshold_keeping(scores, right, traces.exit_points, layers, keep)
     facts = {
-        **identity(resolved.info, traces.index["tokenizer_fingerprint"]),
+        **belongs,
         "threshold": kept["threshold"] if kept else NEVER[recipe.objective],
         "recipe": asdict(recipe),
         "seed": seed,
-        "trained_on": {
-            "streams": sorted({d["stream"] for d in traces.documents if matches(d, tasks)}),
-            "tokens": len(learn),
-        },
+        "trained_on": {"streams": streams, "tokens": int(learn.sum())},
         "documents": sorted({d["key"] for d in traces.documents if matches(d, tasks)}),
-        "replayed": {"held_out_tokens": len(check), "rows": list(rows), "keep": keep, "kept": kept},
+        "replayed": {"held_out_tokens": len(right), "rows": list(rows), "keep": keep, "kept": kept},
         "made": provenance(command),
     }
     artefact = write_controller(out / f"{name}.json", kind, observation, halved, facts)
-    return HeadsResult(artefact, rows, kept, len(check))
+    return HeadsResult(artefact, rows, kept, len(right))
+
+
+def _fingerprint(traces: Traces, columns: Mapping[str, Tensor]) -> str:
+    """Return what tells a trace from another: a hash of its index and of columns, all but the hidden states."""
+    digest = hashlib.sha256(json.dumps(traces.index, sort_keys=True).encode())
+    for name in sorted(columns):
+        digest.update(columns[name].contiguous().numpy().data)
+    return digest.hexdigest()[:16]
 
 
 def _of_tasks(traces: Traces, document: Tensor, tasks: Sequence[str]) -> Tensor:

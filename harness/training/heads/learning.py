@@ -9,6 +9,8 @@ sign. Those two outputs are thrown away afterwards. Measured on 19,000 tokens of
 from __future__ import annotations
 
 import math
+import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -16,15 +18,21 @@ from typing import Literal, TypeAlias
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import OneCycleLR
 
 from harness.controllers import Network, Observation
 from harness.errors import TrainingError
+from harness.training.heads.checkpoints import HeadCheckpoint, HeadCheckpoints
 from harness.training.watch import Watch
 
 __all__ = ["HeadRecipe", "HeadTargets", "train_heads"]
 
 
 Objective: TypeAlias = Literal["likelihood", "certainty"]
+
+SAVE_SECONDS = 30.0
+"""Between checkpoints: what a kill may cost. Epochs take from less than a second to minutes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,16 +84,21 @@ class HeadTargets:
 class _Heads(nn.Module):
     """``groups`` networks side by side: ``[groups, n, width]`` → ``[groups, n, 3]``."""
 
-    def __init__(self, groups: int, width: int, hidden: int) -> None:
+    def __init__(self, groups: int, width: int, hidden: int, chance: torch.Generator) -> None:
         super().__init__()
         sizes = [(width, hidden), (hidden, 3)] if hidden else [(width, 3)]
-        self.weights = nn.ParameterList(torch.randn(groups, i, o) / math.sqrt(i) for i, o in sizes)
+        self.weights = nn.ParameterList(torch.randn(groups, i, o, generator=chance) / math.sqrt(i) for i, o in sizes)
         self.biases = nn.ParameterList(torch.zeros(groups, 1, o) for _, o in sizes)
 
     def forward(self, x: Tensor) -> Tensor:
         for place, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             x = torch.baddbmm(bias, torch.relu(x) if place else x, weight)
         return x
+
+    @property
+    def finite(self) -> bool:
+        """Whether all weights are numbers."""
+        return all(bool(torch.isfinite(parameter).all()) for parameter in self.parameters())
 
     def network(self, group: int, mean: Tensor, deviation: Tensor) -> Network:
         """Return one group's first output, with the standardisation of its input folded into its first map."""
@@ -109,7 +122,10 @@ def train_heads(
     *,
     seed: int,
     watch: Watch,
-) -> dict[str, Network]:
+    checkpoints: HeadCheckpoints | None = None,
+    resume: bool = False,
+    stop: threading.Event | None = None,
+) -> dict[str, Network] | None:
     """Train heads.
 
     Args:
@@ -120,42 +136,63 @@ def train_heads(
         recipe: how.
         seed: decides initial weights and order.
         watch: is told how it goes on.
+        checkpoints: where they go; ``None`` for none.
+        resume: go on from the last checkpoint, as if nothing had been in between.
+        stop: set it to stop after the next step.
 
     Returns:
-        ``shared``, or one network per exit point, named by its layer; one output each.
+        ``shared``, or one network per exit point, named by its layer; one output each. ``None`` where it was stopped.
 
     Raises:
-        TrainingError: the loss is no number any more.
+        TrainingError: the loss is no number any more, or there is no checkpoint to resume from.
     """
-    torch.manual_seed(seed)
+    chance = torch.Generator().manual_seed(seed)
     tokens, exits, _ = states.shape
-    mean, deviation = _moments(states, observation)
-    shared = recipe.shared
-    if shared:
-        deviation = (deviation.pow(2) + (mean - mean.mean(0)).pow(2)).mean(0, keepdim=True).sqrt().expand(exits, -1)
-        mean = mean.mean(0, keepdim=True).expand(exits, -1)
-    heads = _Heads(1 if shared else exits, mean.shape[1], recipe.hidden)
-    optimiser = torch.optim.AdamW(heads.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    mean, deviation = _moments(states, observation, shared=recipe.shared)
+    heads = _Heads(1 if recipe.shared else exits, mean.shape[1], recipe.hidden, chance)
     each = math.ceil(tokens / recipe.batch)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, recipe.learning_rate, total_steps=recipe.epochs * each + 12, pct_start=0.1
-    )  # torch divides by zero where the warm-up has one step
-    watch.begin("training heads", recipe.epochs * each)
-    for epoch in range(recipe.epochs):
-        for step, rows in enumerate(torch.split(torch.randperm(tokens), recipe.batch)):
+    total, done = recipe.epochs * each, 0
+    optimiser, schedule = _optimiser(heads, recipe, total)
+    if resume and checkpoints is not None:
+        begun = checkpoints.load(heads, optimiser, schedule)
+        done = begun.steps
+        chance.set_state(begun.order)
+    watch.begin("training heads", total, done)
+    saved = time.monotonic()
+    for epoch in range(max(0, done - 1) // each, recipe.epochs):
+        order = chance.get_state()
+        batches = torch.split(torch.randperm(tokens, generator=chance), recipe.batch)
+        for step, rows in enumerate(batches, epoch * each + 1):
+            if step <= done:
+                continue
             x = ((observation.build_all(states[rows]) - mean) / deviation).transpose(0, 1)
-            out = heads(x.reshape(1, -1, x.shape[-1])).view(exits, len(rows), 3) if shared else heads(x)
-            loss = _loss(out, targets, rows, recipe)
+            out = heads(x.reshape(1, -1, x.shape[-1])) if recipe.shared else heads(x)
+            loss = _loss(out.view(exits, len(rows), 3), targets, rows, recipe)
             if not math.isfinite(loss.item()):
                 raise TrainingError(f"the loss is {loss.item()} in epoch {epoch + 1}. Lower --learning-rate.")
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             schedule.step()
-            watch.step(epoch * each + step + 1, f"loss {loss.item():.3f}")
-    if shared:
+            watch.step(step, f"loss {loss.item():.3f}")
+            stopped = stop is not None and stop.is_set()
+            if stopped or step == total or time.monotonic() - saved >= SAVE_SECONDS:
+                if not heads.finite:
+                    raise TrainingError("training left weights that are no numbers. Lower --learning-rate.")
+                if checkpoints is not None:
+                    checkpoints.save(heads, optimiser, schedule, HeadCheckpoint(step, order))
+                saved = time.monotonic()
+            if stopped and step < total:
+                return None
+    if recipe.shared:
         return {"shared": heads.network(0, mean[0], deviation[0])}
     return {str(point): heads.network(e, mean[e], deviation[e]) for e, point in enumerate(exit_points)}
+
+
+def _optimiser(heads: _Heads, recipe: HeadRecipe, steps: int) -> tuple[AdamW, OneCycleLR]:
+    optimiser = AdamW(heads.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    # torch divides by zero where the warm-up has one step
+    return optimiser, OneCycleLR(optimiser, recipe.learning_rate, total_steps=steps + 12, pct_start=0.1)
 
 
 def _loss(out: Tensor, targets: HeadTargets, rows: Tensor, recipe: HeadRecipe) -> Tensor:
@@ -169,10 +206,14 @@ def _loss(out: Tensor, targets: HeadTargets, rows: Tensor, recipe: HeadRecipe) -
     return loss
 
 
-def _moments(states: Tensor, observation: Observation) -> tuple[Tensor, Tensor]:
-    """Return mean and deviation of the observation at each exit point, ``[exits, width]``, from 20,000 tokens."""
+def _moments(states: Tensor, observation: Observation, *, shared: bool) -> tuple[Tensor, Tensor]:
+    """Return mean and deviation of the observation, ``[exits, width]``, from 20,000 tokens; of all exits if shared."""
     sample = observation.build_all(states[:: max(1, len(states) // 20_000)])
-    return sample.mean(0), sample.std(0).clamp_min(1e-4)
+    mean, deviation = sample.mean(0), sample.std(0).clamp_min(1e-4)
+    if shared:
+        deviation = (deviation.pow(2) + (mean - mean.mean(0)).pow(2)).mean(0, keepdim=True).sqrt().expand_as(mean)
+        mean = mean.mean(0, keepdim=True).expand_as(mean)
+    return mean, deviation
 
 
 def _standard(values: Tensor) -> Tensor:

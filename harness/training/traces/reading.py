@@ -59,15 +59,22 @@ def exit_maps(traces: Traces, resolved: ResolvedModel, observation: Observation)
     return read_shortcuts(resolved.shortcut, traces.exit_points, torch.float32, "cpu")
 
 
-def exit_states(traces: Traces, maps: Mapping[int, Linear]) -> Tensor:
-    """Return the hidden states, through :func:`exit_maps`, as ``[n, exits, hidden_size]`` float16 in memory."""
-    parts = []
+def exit_states(traces: Traces, maps: Mapping[int, Linear], rows: Tensor | None = None) -> Tensor:
+    """Return the hidden states, through :func:`exit_maps`, as ``[n, exits, hidden_size]`` float16 in memory.
+
+    Args:
+        traces: whose; read shard by shard.
+        maps: exit layer → map; empty for none.
+        rows: which are wanted, bool, one for each of the trace; ``None`` for all.
+    """
+    parts, start = [], 0
     for shard in traces.shards("hidden"):
         hidden = shard["hidden"]
         if maps:
             mapped = [maps[point](hidden[:, e].float()) for e, point in enumerate(traces.exit_points)]
             hidden = torch.stack(mapped, dim=1).half()
-        parts.append(hidden)
+        parts.append(hidden if rows is None else hidden[rows[start : start + len(hidden)]])
+        start += len(hidden)
     return torch.cat(parts)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from harness.artefacts import read_artefact
@@ -22,6 +24,7 @@ from harness.decoding.engine import Engine
 from harness.errors import ArtefactError, DataError, TrainingError
 from harness.models.loading import ResolvedModel, load, resolve
 from harness.options import build_strategy
+from harness.training.heads import learning
 from harness.training.heads.job import NEVER, HeadsResult, train_on_traces
 from harness.training.heads.learning import HeadRecipe
 from harness.training.shortcut.job import train_shortcut
@@ -316,6 +319,103 @@ def test_weights_that_the_last_step_blew_up_are_refused(train: Train, tmp_path: 
         train(kind, recipe=recipe)
     assert str(refusal.value) == "training left weights that are no numbers. Lower --learning-rate."
     assert not (tmp_path / "a").exists()
+
+
+# -------------------------------------------------------------------------------------- checkpoints
+
+
+@pytest.fixture
+def command(cli: Callable[..., Any], tiny_llama: Path, both: Path) -> Callable[..., Any]:
+    """``command(kind, *arguments)``: ``harness train KIND`` on that trace, 3 epochs, into ``a``; later ones win."""
+
+    def run(kind: str, *arguments: object) -> Any:
+        given = ("train", kind, "--model", tiny_llama, "--traces", both, "--out", "a", "--hidden", 8, "--epochs", 3)
+        return cli(*given, *arguments)
+
+    return run
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, run: Callable[[], Any], step: int = 6) -> Any:
+    """Run with a Ctrl-C in this step."""
+    loss, calls = learning._loss, iter(range(step - 1))
+
+    def press(*arguments: Any) -> Tensor:
+        if next(calls, None) is None:
+            signal.raise_signal(signal.SIGINT)
+        return loss(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(learning, "_loss", press)
+        return run()
+
+
+@pytest.mark.parametrize("kind", RECIPES)
+def test_ctrl_c_keeps_a_checkpoint_and_resume_gives_the_same_heads(
+    command: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    ran = interrupt(monkeypatch, lambda: command(kind))
+    assert ran.code == 130
+    assert ran.out == ""
+    assert "Stopped; the checkpoint is kept. Go on with the same command and --resume. (a)" in " ".join(ran.err.split())
+    kept = tmp_path / "a" / "checkpoints" / f"heads-{kind}" / "step-000000006"
+    assert sorted(path for path in (tmp_path / "a").rglob("*") if path.is_file()) == [
+        kept.with_suffix(".json"), kept.with_suffix(".safetensors")
+    ]  # fmt: skip
+    begun = json.loads(kept.with_suffix(".json").read_text())
+    assert begun["steps"] == 6
+    assert command(kind, "--name", "other", "--seed", 1).code == 0  # into the same folder, and disturbs nothing
+    resumed = command(kind, "--resume", "--keep", 0.5)  # which threshold is suggested is no part of training
+    assert resumed.code == 0, resumed.err
+    whole = command(kind, "--out", "whole", "--keep", 0.5)
+    assert resumed.out == whole.out
+    ours, theirs = (json.loads((tmp_path / each / f"{kind}.json").read_text()) for each in ("a", "whole"))
+    del ours["made"], theirs["made"]
+    assert ours == theirs  # sha256 of the tensors included
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--hidden", 9), "hidden 8, now it is 9"),
+        (("--epochs", 4), "epochs 3, now it is 4"),
+        (("--learning-rate", 0.5), "learning rate 0.001, now it is 0.5"),
+        (("--observation", "paper"), "observation {'state': 'hidden', 'normalise': True,"),
+        (("--seed", 1), "seed 0, now it is 1"),
+        (
+            ("--task", "py150"),
+            "streams ['javacorpus, path: java.jsonl', 'py150, path: python.jsonl'], now it is ['py150",
+        ),
+    ],
+)
+def test_a_checkpoint_of_another_training_is_refused(
+    command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, arguments: tuple[object, ...], said: str
+) -> None:
+    interrupt(monkeypatch, lambda: command("classifier"))
+    monkeypatch.setattr("harness.training.heads.job.exit_states", lambda *_: pytest.fail("the states were read first"))
+    line = command("classifier", "--resume", *arguments).error
+    assert f"a/checkpoints/heads-classifier/step-000000006.json was trained with {said}" in line
+    assert line.endswith("Leave --resume away to begin anew.")
+
+
+def test_a_checkpoint_of_another_trace_is_refused(
+    command: Callable[..., Any], both: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Moved, it is the same trace; with one token's exits changed it is another, though the index says the same."""
+    interrupt(monkeypatch, lambda: command("classifier"))
+    other = Path(shutil.copytree(both, tmp_path / "other"))
+    shard = other / "shard-00000.safetensors"
+    columns = load_file(shard)
+    columns["top1"][7, 1] += 0.5
+    save_file(columns, shard)
+    assert " was trained with trace " in command("classifier", "--resume", "--traces", other).error
+    shutil.copy(both / shard.name, shard)
+    assert command("classifier", "--resume", "--traces", other).code == 0
+
+
+def test_a_checkpoint_of_another_kind_is_refused(command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupt(monkeypatch, lambda: command("classifier", "--name", "mine"))
+    line = command("lte", "--name", "mine", "--resume").error
+    assert "heads-mine/step-000000006.json was trained with kind classifier, now it is lte." in line
 
 
 # -------------------------------------------------------------------------------------- exit states

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
-from harness.controllers import Observation
+from harness.controllers import Network, Observation
 from harness.errors import TrainingError
+from harness.training.heads import learning
+from harness.training.heads.checkpoints import HeadCheckpoints
 from harness.training.heads.job import score_all
 from harness.training.heads.learning import HeadRecipe, HeadTargets, train_heads
 from harness.training.traces.replay import replay_rows
 from harness.training.watch import Silent
 
 POINTS, WIDTH, TOKENS = (2, 4, 6), 12, 3000
+STEPS, EPOCH = 12, 4
+RECIPES = {
+    "classifier": HeadRecipe(hidden=5, epochs=3, batch=800, learning_rate=1e-2),
+    "lte": HeadRecipe(objective="certainty", shared=True, hidden=5, epochs=3, batch=800, learning_rate=1e-2),
+}
 
 
 def world(seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -106,3 +118,112 @@ def test_confident_tokens_are_let_go_and_others_kept() -> None:
     strict, loose = replay_rows(scores, truth, POINTS, 8, [0.99, 0.5])
     assert strict["agreement"] > loose["agreement"] > 0.9
     assert strict["exit_layer"] > loose["exit_layer"]
+
+
+# ------------------------------------------------------------------------------------------- checkpoints
+
+
+class Stops(Silent):
+    """Remembers the steps, and asks to stop, or dies, after one of them."""
+
+    def __init__(self, at: int = 0, error: type[BaseException] | None = None) -> None:
+        self.at, self.error, self.stop = at, error, threading.Event()
+        self.begun: tuple[int, int] | None = None
+        self.steps: list[int] = []
+
+    def begin(self, what: str, total: int, done: int = 0) -> None:
+        self.begun = (total, done)
+
+    def step(self, done: int, note: str = "") -> None:
+        self.steps.append(done)
+        if done == self.at and self.error:
+            raise self.error
+        if done == self.at:
+            self.stop.set()
+
+
+def train(folder: Path, kind: str = "classifier", watch: Stops | None = None, **settings: Any) -> Any:
+    states, right = world()
+    watch = watch or Stops()
+    return train_heads(
+        states, Observation(), targets(right), POINTS, RECIPES[kind], seed=3, watch=watch,
+        checkpoints=HeadCheckpoints(folder, "heads", {"seed": 3}), stop=watch.stop, **settings,
+    )  # fmt: skip
+
+
+def assert_same(ours: Mapping[str, Network], theirs: Mapping[str, Network]) -> None:
+    assert list(ours) == list(theirs)
+    for name, network in ours.items():
+        for pair, other in zip(network.layers, theirs[name].layers, strict=True):
+            assert all(map(torch.equal, pair, other))
+
+
+@pytest.mark.parametrize("kind", RECIPES)
+def test_stopped_and_resumed_is_as_if_nothing_had_been(tmp_path: Path, kind: str) -> None:
+    """Wherever it stops: in an epoch, at the end of one, while the learning rate rises, while it falls."""
+    whole = train(tmp_path / "whole", kind)
+    for at in (1, 3, EPOCH, EPOCH + 1, 2 * EPOCH, STEPS - 1):
+        folder = tmp_path / str(at)
+        assert train(folder, kind, Stops(at)) is None
+        torch.manual_seed(99)  # chance of others is not chance of theirs
+        watch = Stops()
+        resumed = train(folder, kind, watch, resume=True)
+        assert watch.begun == (STEPS, at)
+        assert watch.steps == list(range(at + 1, STEPS + 1))
+        assert_same(resumed, whole)
+
+
+def test_stopped_again_and_again(tmp_path: Path) -> None:
+    assert train(tmp_path / "parts", watch=Stops(1)) is None
+    for at in range(2, STEPS):
+        assert train(tmp_path / "parts", watch=Stops(at), resume=True) is None
+    assert_same(train(tmp_path / "parts", resume=True), train(tmp_path / "whole"))
+
+
+def test_a_kill_costs_what_came_after_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 10_000, 12))  # a step takes twelve seconds
+    monkeypatch.setattr(learning.time, "monotonic", lambda: next(clock))
+    with pytest.raises(MemoryError):
+        train(tmp_path / "parts", watch=Stops(8, MemoryError))
+    last, before = sorted(path.stem for path in (tmp_path / "parts").glob("*.json"))[::-1]
+    monkeypatch.undo()
+    assert learning.SAVE_SECONDS <= 60
+    watch = Stops()
+    resumed = train(tmp_path / "parts", watch=watch, resume=True)
+    assert watch.steps[0] == int(last.rpartition("-")[2]) + 1
+    assert int(before.rpartition("-")[2]) < int(last.rpartition("-")[2]) < 8
+    assert_same(resumed, train(tmp_path / "whole"))
+
+
+def test_two_checkpoints_stay_and_none_is_a_pickle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learning, "SAVE_SECONDS", 0)
+    train(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        f"step-{step:09d}.{ending}" for step in (STEPS - 1, STEPS) for ending in ("json", "safetensors")
+    ]
+
+
+def test_resuming_what_has_ended_gives_it_again(tmp_path: Path) -> None:
+    whole, watch = train(tmp_path), Stops()
+    assert_same(train(tmp_path, watch=watch, resume=True), whole)
+    assert watch.steps == []
+
+
+def test_a_new_training_replaces_the_checkpoints_of_an_old_one(tmp_path: Path) -> None:
+    train(tmp_path, watch=Stops(9))
+    train(tmp_path, watch=Stops(2))
+    assert [path.stem for path in tmp_path.glob("*.json")] == ["step-000000002"]
+
+
+def test_weights_that_are_no_numbers_are_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learning, "SAVE_SECONDS", 0)
+    step = torch.optim.AdamW.step
+
+    def blow_up(self: torch.optim.AdamW) -> None:
+        step(self)
+        self.param_groups[0]["params"][0].data.fill_(torch.inf)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", blow_up)
+    with pytest.raises(TrainingError, match="left weights that are no numbers"):
+        train(tmp_path / "c")
+    assert not (tmp_path / "c").exists()

@@ -311,3 +311,7 @@ def test_several_shards_are_one(tmp_path: Path) -> None:
     double = Linear(2 * torch.eye(2), None)
     expected = torch.stack((2 * hidden[:, 0], 2 * hidden[:, 1] + 1), dim=1)
     assert torch.equal(exit_states(traces, {2: double, 3: replace(double, bias=torch.ones(2))}), expected)
+    rows = torch.rand(len(hidden), generator=torch.Generator().manual_seed(0)) < 0.5
+    for maps in ({}, {2: double, 3: double}):
+        assert torch.equal(exit_states(traces, maps, rows), exit_states(traces, maps)[rows])
+    assert exit_states(traces, {}, torch.zeros_like(rows)).shape == (0, *hidden.shape[1:])
