@@ -16,7 +16,7 @@ from harness.decoding.backbone import Backbone
 from harness.models.loading import load
 from harness.training.identity import identity, provenance
 from harness.training.shortcut.least_squares import ShortcutMoments
-from harness.training.traces.reading import held_out_rows, open_traces
+from harness.training.traces.reading import exit_states, held_out_rows, open_traces
 from harness.training.watch import Watch
 
 __all__ = ["ShortcutResult", "train_shortcut"]
@@ -75,7 +75,7 @@ def train_shortcut(
     backbone = load(resolved, device="cpu", seed=seed).backbone
     check = held.nonzero().squeeze(1)
     check = check[torch.randperm(len(check), generator=torch.Generator().manual_seed(seed))[:CHECKED]].sort().values
-    hidden = torch.cat([shard["hidden"] for shard in traces.shards("hidden")])[check]
+    hidden = exit_states(traces, {}, torch.zeros_like(held).index_fill(0, check, True))
     before = (columns["top"][check] == columns["final"][check].unsqueeze(1)).float().mean(0)
     agreement: dict[int, tuple[float, float]] = {}
     for e, point in enumerate(traces.exit_points):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from harness.models.tuning import read_shortcuts
 from harness.training.shortcut.job import ShortcutResult, train_shortcut
 from harness.training.traces.job import TraceRequest, trace
 from harness.training.traces.reading import held_out_rows
-from harness.training.traces.store import Traces
+from harness.training.traces.store import Traces, TraceWriter
 from harness.training.watch import Silent
 
 Train = Callable[..., ShortcutResult]
@@ -240,6 +242,31 @@ def test_of_many_held_out_tokens_some_are_looked_at(
     made = fit(tiny_llama, traced, tmp_path / "a")
     assert made.tokens == 10
     assert all(round(10 * share, 6).is_integer() for both in made.agreement.values() for share in both)
+
+
+def test_states_are_read_shard_by_shard(
+    tiny_llama: Path, corpus_file: Path, traced: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of three are in memory at most, and the same tokens are looked at as in a trace of one shard."""
+    monkeypatch.setattr("harness.training.traces.job.TraceWriter", partial(TraceWriter, shard_tokens=150))
+    traces = make_trace(tiny_llama, corpus_file, tmp_path / "t")
+    assert len(traces.index["shards"]) > 5
+    read, states, most = Traces.shards, weakref.WeakSet[torch.Tensor](), 0
+
+    def count(self: Traces, *names: str) -> Iterator[dict[str, torch.Tensor]]:
+        nonlocal most
+        for shard in read(self, *names):
+            if "hidden" in shard:
+                states.add(shard["hidden"])
+                most = max(most, len(states))
+            yield shard
+
+    monkeypatch.setattr(Traces, "shards", count)
+    made, whole = fit(tiny_llama, tmp_path / "t", tmp_path / "a"), fit(tiny_llama, traced, tmp_path / "b")
+    assert 1 <= most <= 3  # the fit's last one, and two of the check
+    for ours, theirs in zip(made.agreement.values(), whole.agreement.values(), strict=True):
+        assert ours[0] == theirs[0]
+        assert ours[1] == pytest.approx(theirs[1], abs=2.5 / made.tokens)  # sums in another order
 
 
 def test_the_seed_decides(tiny_llama: Path, traced: Path, tmp_path: Path) -> None:
