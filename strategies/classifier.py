@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Annotated, ClassVar
 
 from pydantic import Field
@@ -61,12 +60,7 @@ class Classifier(Strategy):
         return _rule(heads.scorer(batch.device), _logit(threshold))
 
     def _find(self, model: ModelInfo) -> Controller:
-        folder = f"traces/{Path(model.name).name}"
-        remedy = (
-            f"`harness trace --model {model.name} --out {folder}`",
-            f"`harness train classifier --model {model.name} --traces {folder}`",
-        )
-        return find_controller("classifier", self.heads, model, remedy)
+        return find_controller("classifier", self.heads, model)
 
 
 @lru_cache(maxsize=64)

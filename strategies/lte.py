@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Annotated, ClassVar
 
 from pydantic import Field
@@ -57,12 +56,7 @@ class LearnToExit(Strategy):
         return _rule(head.scorer(batch.device), math.inf if never else threshold)
 
     def _find(self, model: ModelInfo) -> Controller:
-        folder = f"traces/{Path(model.name).name}"
-        remedy = (
-            f"`harness trace --model {model.name} --out {folder}`",
-            f"`harness train lte --model {model.name} --traces {folder}`",
-        )
-        return find_controller("lte", self.heads, model, remedy)
+        return find_controller("lte", self.heads, model)
 
 
 @lru_cache(maxsize=64)

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
@@ -59,13 +58,7 @@ class ReinforcementLearning(Strategy):
         return _rule(agent.scorer(batch.device), _least_difference(threshold, temperature))
 
     def _find(self, model: ModelInfo) -> Controller:
-        folder = f"traces/{Path(model.name).name}"
-        remedy = (
-            f"`harness train lite --model {model.name}` (hours; without it the base weights serve)",
-            f"`harness trace --model {model.name} --out {folder}` (minutes to hours)",
-            f"`harness train rl --model {model.name} --traces {folder}` (minutes)",
-        )
-        return find_controller("rl", self.agent, model, remedy)
+        return find_controller("rl", self.agent, model)
 
 
 @lru_cache(maxsize=64)

@@ -12,7 +12,7 @@ norm; quantities carry SI suffixes (``_s``, ``_j``, ``_w``, ``_bytes``); ``None`
 from __future__ import annotations
 
 from harness.contracts.meters import EnergyReading, Meter
-from harness.contracts.models import KVInput, KVPolicy, ModelInfo, TextCodec, Weights, WeightsChoice
+from harness.contracts.models import KVInput, KVPolicy, ModelInfo, ModelRequest, TextCodec, Weights, WeightsChoice
 from harness.contracts.strategies import Batch, ExitRule, ExitView, Strategy
 from harness.contracts.tasks import (
     BadRow,
@@ -41,6 +41,7 @@ __all__ = [
     "KVPolicy",
     "Meter",
     "ModelInfo",
+    "ModelRequest",
     "Sample",
     "Score",
     "SourceInfo",

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal, Protocol, TypeAlias
 
-__all__ = ["KVInput", "KVPolicy", "ModelInfo", "TextCodec", "Weights", "WeightsChoice"]
+__all__ = ["KVInput", "KVPolicy", "ModelInfo", "ModelRequest", "TextCodec", "Weights", "WeightsChoice"]
 
 Weights: TypeAlias = Literal["pretrained", "tuned", "random"]
 WeightsChoice: TypeAlias = Literal["auto", "pretrained", "tuned", "random"]
@@ -27,6 +27,29 @@ class KVPolicy(StrEnum):
     RECOMPUTE = "recompute"
     NONE = "none"
     SKIP = "skip"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRequest:
+    """How a model was asked for: what a command has to repeat to get the same one.
+
+    Attributes:
+        model: catalogue name, hub id or folder as it was given; empty where nobody did.
+        weights: before ``auto`` was decided.
+        dtype: torch dtype name.
+        exit_points: as given; ``paper`` where these are the paper's however they were given.
+        exit_head: ``auto``, ``shared`` or ``shortcut``.
+        artefacts: folder or shipped set; ``None`` for the usual places.
+        seed: of random weights.
+    """
+
+    model: str = ""
+    weights: WeightsChoice = "auto"
+    dtype: str = "float32"
+    exit_points: str = "paper"
+    exit_head: str = "auto"
+    artefacts: str | None = None
+    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +75,7 @@ class ModelInfo:
         exit_head: ``shared``, or ``shortcut:`` and the hash of the maps in use.
         shortcut_bytes: weight bytes one exit's shortcut reads; 0 with the shared head.
         artefacts: folders in which trained artefacts are looked for, in this order.
+        asked: how it was asked for; no fact of the model, so that it does not count when two are compared.
     """
 
     name: str
@@ -72,6 +96,7 @@ class ModelInfo:
     exit_head: str = "shared"
     shortcut_bytes: int = 0
     artefacts: tuple[str, ...] = ()
+    asked: ModelRequest = field(default=ModelRequest(), compare=False)
 
 
 class TextCodec(Protocol):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from harness.artefacts import PICKLES, Artefact, json_path, read_artefact, write
 from harness.contracts import ExitView, ModelInfo
 from harness.controllers.network import Activation, Network
 from harness.controllers.observation import Observation
+from harness.controllers.remedy import remedy
 from harness.controllers.single_row import SingleRow
 from harness.errors import ArtefactError
 
@@ -110,14 +111,13 @@ def write_controller(
     return write_artefact(path, kind, tensors, described)
 
 
-def controller_path(kind: str, name: str, model: ModelInfo, remedy: Sequence[str]) -> Path:
+def controller_path(kind: str, name: str, model: ModelInfo) -> Path:
     """Return where a controller lies.
 
     Args:
         kind: its artefact kind.
         name: what the user gave: a path, a name without folder and suffix, or nothing for ``kind`` itself.
         model: whose artefact folders are searched.
-        remedy: the commands that make one, in order.
 
     Raises:
         ArtefactError: nothing there; names the commands.
@@ -133,41 +133,45 @@ def controller_path(kind: str, name: str, model: ModelInfo, remedy: Sequence[str
     others = sorted({path.stem for folder in model.artefacts for path in Path(folder).glob(f"{kind}*.json")})
     known = f" There are: {', '.join(others)}." if others else ""
     raise ArtefactError(
-        f"there is no {given}.json for {model.name} in {places}.{known} Make it with: {' ; '.join(remedy)}"
+        f"there is no {given}.json for {model.name} in {places}.{known} Make it with: {remedy(kind, model, str(given))}"
     )
 
 
-def find_controller(kind: str, name: str, model: ModelInfo, remedy: Sequence[str]) -> Controller:
+def find_controller(kind: str, name: str, model: ModelInfo) -> Controller:
     """Find a controller and check that it was made for this model; reads no tensors. Arguments as above.
 
     Raises:
         ArtefactError: missing, or made for other weights, exit points or another exit head; gives both values.
     """
-    path = controller_path(kind, name, model, remedy)
+    path = controller_path(kind, name, model)
     stamp = json_path(path)
     changed = stamp.stat().st_mtime_ns if stamp.is_file() else 0
     controller = _read(path, kind, changed)
     facts = controller.artefact.facts
-    again = f"Train it for this model: {' ; '.join(remedy)}"
+    elsewhere = stamp.parent if path == Path(name) else None
+    steps = partial(remedy, kind, model, stamp.stem, elsewhere)
     for what, theirs, ours in (
         ("weights", facts["model_fingerprint"], model.fingerprint),
         ("exit head", facts["exit_head"], model.exit_head),
         ("hidden size", facts["hidden_size"], model.hidden_size),
     ):
         if theirs != ours:
-            if what == "weights" and model.weights == "pretrained" and facts["model"] == model.name:
-                base = [step.replace("`harness trace ", "`harness trace --weights pretrained ") for step in remedy]
-                steps = " ; ".join(step for step in base if "train lite" not in step)
-                again = f"Leave out --weights pretrained, or train it for these weights: {steps}"
+            lead = (
+                "Leave out --weights pretrained, or train it for these weights"
+                if what == "weights" and model.asked.weights == "pretrained" and facts["model"] == model.name
+                else "Train it for this model"
+            )
             raise ArtefactError(
-                f"{path} was trained with {what} {theirs} ({facts['model']}); {model.name} runs with {ours}. {again}"
+                f"{path} was trained with {what} {theirs} ({facts['model']}); {model.name} runs with {ours}. "
+                f"{lead}: {steps()}"
             )
     known = controller.exit_points
     fits = known == model.exit_points if controller.observation.change else set(model.exit_points) <= set(known)
     if not fits:  # one that looks at the exit point before must be asked at the same ones
         raise ArtefactError(
             f"{path} was trained at exit points {', '.join(map(str, known))}; this run has "
-            f"{', '.join(map(str, model.exit_points))}. Use --exit-points {','.join(map(str, known))}. {again}"
+            f"{', '.join(map(str, model.exit_points))}. Use --exit-points {','.join(map(str, known))}. "
+            f"Train it for this model: {steps()}"
         )
     return controller
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.artefacts import Artefact
-from harness.contracts import ModelInfo, Weights, WeightsChoice
+from harness.contracts import ModelInfo, ModelRequest, Weights, WeightsChoice
 from harness.decoding.backbone import Backbone
 from harness.decoding.families import check_config, position_limit, read
 from harness.errors import ModelError, UnknownNameError
@@ -20,6 +20,7 @@ from harness.hub import hub_in_reach
 from harness.models import fingerprint
 from harness.models.quiet import quiet
 from harness.models.spec import ModelSpec, parse_exit_points
+from harness.models.spec import exit_points as paper_exit_points
 from harness.models.tokenizer import TokenizerCodec
 from harness.models.tuning import (
     ExitHead,
@@ -113,6 +114,8 @@ def resolve(
     sizes = _sizes(config, dtype)
     folders = artefact_folders(spec.name, artefacts)
     points = parse_exit_points(exit_points, num_layers)
+    usual = "paper" if points == paper_exit_points(num_layers) else exit_points
+    asked = ModelRequest(name, weights, dtype, usual, exit_head, artefacts, seed)
     base = _fingerprint(spec, config, weights, dtype, seed)
     adapter = None
     if weights in ("auto", "tuned"):
@@ -140,6 +143,7 @@ def resolve(
         exit_head=f"shortcut:{shortcut.sha256[:16]}" if shortcut else "shared",
         shortcut_bytes=(width + 1) * width * _width(dtype) if shortcut else 0,
         artefacts=tuple(str(folder) for folder in folders),
+        asked=asked,
         **sizes,
     )
     return ResolvedModel(spec, config, info, adapter, shortcut, seen_documents(base, folders))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from harness.artefacts import Artefact, write_artefact
-from harness.contracts import ModelInfo
+from harness.contracts import ModelInfo, ModelRequest
 from harness.controllers import (
     OBSERVATIONS,
     Controller,
@@ -29,7 +29,11 @@ from harness.errors import ArtefactError
 from harness.training.identity import identity
 
 POINTS, WIDTH, ROWS = (4, 6, 10), 8, 7
-REMEDY = ("`harness trace --model m`", "`harness train rl --model m`")
+REMEDY = (
+    "`harness train lite --model owner/m` (hours; without it the base weights serve) ; "
+    "`harness trace --model owner/m --out traces/m` (minutes to hours) ; "
+    "`harness train rl --model owner/m --traces traces/m` (minutes)"
+)
 
 ALONE = Observation(normalise=True, place=True)
 CHAINED = Observation(normalise=True, change=True)
@@ -75,7 +79,7 @@ def write(
 
 
 def find(model: ModelInfo, name: str = "") -> Controller:
-    return find_controller("rl", name, model, REMEDY)
+    return find_controller("rl", name, model)
 
 
 def refusal(model: ModelInfo, name: str = "") -> str:
@@ -139,7 +143,7 @@ def test_a_name_with_a_suffix_is_a_path(
     monkeypatch.chdir(tmp_path)
     write(folder / "rl.json", model)
     here = write(Path("rl.json"), model, CHAINED)
-    assert controller_path("rl", "rl.json", model, REMEDY) == Path("rl.json")
+    assert controller_path("rl", "rl.json", model) == Path("rl.json")
     assert find(model, "rl.json").artefact.sha256 == here.sha256
 
 
@@ -148,7 +152,7 @@ def test_a_name_may_have_dots(folder: Path, model: ModelInfo, name: str) -> None
     """What is behind the last one is no ending of a file."""
     write(folder / "rl.json", model)
     written = write(folder / f"{name}.json", model, CHAINED)
-    assert controller_path("rl", name, model, REMEDY) == folder / f"{name}.json"
+    assert controller_path("rl", name, model) == folder / f"{name}.json"
     found = find(model, name)
     assert found.artefact.sha256 == written.sha256
     assert found.scorer("cpu")
@@ -161,15 +165,15 @@ def test_the_first_folder_with_the_name_is_taken(folder: Path, model: ModelInfo,
     write(folders[2] / "rl.json", model)
     write(folders[2] / "rl-b.json", model)
     write(folders[1] / "rl.json", model)
-    assert controller_path("rl", "", several, REMEDY) == folders[1] / "rl.json"
-    assert controller_path("rl", "rl-b", several, REMEDY) == folders[2] / "rl-b.json"
+    assert controller_path("rl", "", several) == folders[1] / "rl.json"
+    assert controller_path("rl", "rl-b", several) == folders[2] / "rl-b.json"
 
 
 # ------------------------------------------------------------------------------------------ missing
 
 
 def test_a_missing_controller_names_its_place_and_the_commands_in_order(folder: Path, model: ModelInfo) -> None:
-    assert refusal(model) == f"there is no rl.json for owner/m in {folder}. Make it with: {' ; '.join(REMEDY)}"
+    assert refusal(model) == f"there is no rl.json for owner/m in {folder}. Make it with: {REMEDY}"
     assert "there is no rl.json for owner/m in artefacts/m. Make" in refusal(replace(model, artefacts=()))
 
 
@@ -217,7 +221,7 @@ def test_another_model_s_controller_is_refused_with_both_values(
     (value,) = theirs.values()
     assert refusal(model) == (
         f"{folder / 'rl.json'} was trained with {what} {value} (other/model); owner/m runs with {ours}. "
-        f"Train it for this model: {' ; '.join(REMEDY)}"
+        f"Train it for this model: {REMEDY}"
     )
 
 
@@ -231,9 +235,10 @@ def test_where_tuned_weights_have_one_the_base_weights_are_told_the_cheap_way_fi
 ) -> None:
     write(folder / "rl.json", replace(model, fingerprint="0ddba11"))
     cheap = (
-        "Leave out --weights pretrained, or train it for these weights: `harness trace --weights pretrained --model m`"
+        "Leave out --weights pretrained, or train it for these weights: "
+        "`harness trace --model owner/m --weights pretrained --out traces/m`"
     )
-    assert cheap in refusal(replace(model, weights="pretrained"))
+    assert cheap in refusal(replace(model, asked=ModelRequest(weights="pretrained")))
     assert "--weights pretrained" not in refusal(replace(model, weights="tuned"))
 
 
@@ -261,7 +266,7 @@ def test_exit_points_must_be_those_it_was_trained_at(
             assert refusal(here) == (
                 f"{folder / 'rl.json'} was trained at exit points 4, 6, 10; this run has "
                 f"{', '.join(map(str, asked))}. Use --exit-points 4,6,10. "
-                f"Train it for this model: {' ; '.join(REMEDY)}"
+                f"Train it for this model: {REMEDY}"
             )
 
 

@@ -194,8 +194,8 @@ def test_without_a_head_the_commands_are_named_in_order(model: ModelInfo) -> Non
         with pytest.raises(ArtefactError, match=r"there is no lte\.json for model") as refused:
             ask(model)
         assert str(refused.value).endswith(
-            "Make it with: `harness trace --model model --out traces/model` ; "
-            "`harness train lte --model model --traces traces/model`"
+            "Make it with: `harness trace --model model --out traces/model` (minutes to hours) ; "
+            "`harness train lte --model model --traces traces/model` (minutes)"
         )
 
 

@@ -78,7 +78,7 @@ def test_from_a_trace_to_decoding(
     resolved = resolve(
         str(tiny_llama), weights="pretrained", dtype="float32", exit_points="paper", artefacts=str(tmp_path / "a")
     )
-    agent = find_controller("rl", "", resolved.info, ["`train it`"])
+    agent = find_controller("rl", "", resolved.info)
     facts, traces = agent.artefact.facts, Traces.open(trace)
     assert agent.observation == AGENT_OBSERVATIONS[observation]
     assert facts["model_fingerprint"] == resolved.info.fingerprint

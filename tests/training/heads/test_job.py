@@ -103,7 +103,7 @@ def test_what_is_written_is_found_for_the_model(
 ) -> None:
     made = train(kind, observation=observation)
     info = resolved().info
-    found = find_controller(kind, "", info, ["`train it`"])
+    found = find_controller(kind, "", info)
     facts, traces = found.artefact.facts, Traces.open(both)
     assert found.artefact.sha256 == made.artefact.sha256
     assert found.observation == OBSERVATIONS[observation]
@@ -439,6 +439,6 @@ def test_what_looks_at_exit_states_learns_behind_the_maps(
     assert mapped.artefact.sha256 != plain.artefact.sha256
     settings: dict[str, Any] = {"weights": "pretrained", "dtype": "float32", "exit_points": "paper", "artefacts": where}
     info = resolve(str(tiny_llama), exit_head="shortcut", **settings).info
-    assert find_controller("classifier", "", info, []).artefact.sha256 == mapped.artefact.sha256
+    assert find_controller("classifier", "", info).artefact.sha256 == mapped.artefact.sha256
     with pytest.raises(ArtefactError, match=r"was trained with exit head shortcut:.* runs with shared"):
-        find_controller("classifier", "", resolve(str(tiny_llama), **settings).info, [])
+        find_controller("classifier", "", resolve(str(tiny_llama), **settings).info)
