@@ -49,8 +49,7 @@ def exit_losses(
         The sum of ``loss_weights[i]`` × mean loss of exit i, differentiable, scalar float32; and the mean
         cross-entropy with the label of every exit, nats, ``[exits]`` float32, detached.
     """
-    packed = torch.stack(list(states))
-    total, hard = _ExitLosses.apply(packed, weight, bias, labels, tuple(loss_weights), distill, chunk)  # type: ignore[no-untyped-call]
+    total, hard = _ExitLosses.apply(weight, bias, labels, tuple(loss_weights), distill, chunk, *states)  # type: ignore[no-untyped-call]
     return total, hard
 
 
@@ -68,28 +67,27 @@ class _ExitLosses(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        states: Tensor,
         weight: Tensor,
         bias: Tensor | None,
         labels: Tensor,
         loss_weights: tuple[float, ...],
         distill: float,
         chunk: int,
+        *states: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        exits, tokens, _ = states.shape
-        last = exits - 1
-        grad_states = torch.empty_like(states)
-        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
-        grad_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
-        hard = states.new_zeros(exits, dtype=torch.float32)
-        total = states.new_zeros((), dtype=torch.float32)
+        tokens, last = len(labels), len(states) - 1
+        grad_states = [torch.empty_like(state) for state in states]
+        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[0] else None
+        grad_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[1] else None
+        hard = weight.new_zeros(len(states), dtype=torch.float32)
+        total = weight.new_zeros((), dtype=torch.float32)
         for start in range(0, tokens, chunk):
             part = slice(start, start + chunk)
             label = labels[part]
             right_rows = weight[label]
             teacher: _Teacher | None = None
             for index in range(last, -1, -1):  # the last layer first: it is the teacher
-                state = states[index, part]
+                state = states[index][part]
                 logits = F.linear(state, weight, bias)
                 right = logits.gather(1, label.unsqueeze(1)).float().sum()
                 likelihood = logits.softmax(-1)
@@ -110,7 +108,7 @@ class _ExitLosses(torch.autograd.Function):
                 hard[index] += surprise
                 total += loss_weights[index] * loss
                 scale = loss_weights[index] / tokens
-                grad_states[index, part] = gradient.mul_(scale)
+                grad_states[index][part] = gradient.mul_(scale)
                 if grad_weight is not None:
                     error = likelihood if teacher is None or not soft else likelihood - soft * teacher.likelihood
                     grad_weight.addmm_(error.t().to(state.dtype), state, alpha=scale)  # autocast narrows the likelihood
@@ -122,7 +120,7 @@ class _ExitLosses(torch.autograd.Function):
                         )
                 if index == last and distill:
                     teacher = _Teacher(likelihood, expected)
-        ctx.save_for_backward(grad_states, grad_weight, grad_bias)
+        ctx.save_for_backward(grad_weight, grad_bias, *grad_states)
         hard /= tokens
         ctx.mark_non_differentiable(hard)
         return total / tokens, hard
@@ -130,4 +128,4 @@ class _ExitLosses(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_total: Tensor, _: Tensor) -> tuple[Any, ...]:
         grads = [None if grad is None else grad * grad_total.to(grad.dtype) for grad in ctx.saved_tensors]
-        return (*grads, None, None, None, None)
+        return (*grads[:2], None, None, None, None, *grads[2:])
