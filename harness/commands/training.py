@@ -33,7 +33,10 @@ ExitHead = Annotated[str, typer.Option(help="auto (shortcut where there are maps
 TraceFolder = Annotated[Path, typer.Option("--traces", help="Folder that `harness trace` made.", metavar="DIR")]
 ObservationName = Annotated[
     str,
-    typer.Option(help="What it sees: paper (the hidden state), normal (divided by its size), rich (its change too)."),
+    typer.Option(
+        help="What it sees: paper (the hidden state), normal (divided by its size), rich (its change too), "
+        "exit (as rich, of the state behind the exit's shortcut)."
+    ),
 ]
 Keep = Annotated[float, typer.Option(help="Agreement with the last layer that the suggested threshold keeps.")]
 Seed = Annotated[int, typer.Option(help="Decides everything random.")]

@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from harness.controllers import OBSERVATIONS
 
 Command = Callable[..., Any]
 Refusal = Callable[..., str]
@@ -85,6 +88,13 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_a_command_that_cannot_be_read(refusal: Refusal, arguments: list[str], said: str) -> None:
     assert said in refusal(*arguments)
+
+
+@pytest.mark.parametrize("kind", ["classifier", "lte", "rl"])
+def test_help_names_every_observation(cli: Command, kind: str) -> None:
+    said = cli("train", kind, "--help").out
+    words = " ".join(re.sub("[│╭╰─╮╯]", " ", said).split())
+    assert all(f"{name} (" in words for name in OBSERVATIONS), words
 
 
 def test_help_names_every_kind_of_training(cli: Command) -> None:
