@@ -48,13 +48,13 @@ class ReinforcementLearning(Strategy):
     def trained_defaults(self, model: ModelInfo) -> Mapping[str, float]:
         """The agent's own."""
         facts = self._find(model).artefact.facts
-        return {"threshold": facts["threshold"], "temperature": facts["temperature"]}
+        return {"threshold": facts["threshold"], "temperature": facts.get("temperature", 1.0)}
 
     def start(self, model: ModelInfo, batch: Batch) -> ExitRule:
         """Load the agent; loaded once, however many batches there are."""
         agent = self._find(model)
         threshold = agent.artefact.facts["threshold"] if self.threshold is None else self.threshold
-        temperature = agent.artefact.facts["temperature"] if self.temperature is None else self.temperature
+        temperature = agent.artefact.facts.get("temperature", 1.0) if self.temperature is None else self.temperature
         return _rule(agent.scorer(batch.device), _least_difference(threshold, temperature))
 
     def _find(self, model: ModelInfo) -> Controller:

@@ -112,7 +112,7 @@ def write_controller(
 
 
 def controller_path(kind: str, name: str, model: ModelInfo) -> Path:
-    """Return where a controller lies.
+    """Return where a controller lies: the first of its name that was made for this model, or else the first.
 
     Args:
         kind: its artefact kind.
@@ -125,16 +125,23 @@ def controller_path(kind: str, name: str, model: ModelInfo) -> Path:
     given = Path(name or kind)
     if given.suffix in FILES or len(given.parts) > 1:
         return given
-    for folder in model.artefacts:
-        path = Path(folder) / f"{given}.json"
-        if path.is_file():
-            return path
+    there = [path for folder in model.artefacts if (path := Path(folder) / f"{given}.json").is_file()]
+    if there:
+        return next((path for path in there if len(there) > 1 and _is_of(path, kind, model)), there[0])
     places = ", ".join(model.artefacts) or f"artefacts/{Path(model.name).name}"
     others = sorted({path.stem for folder in model.artefacts for path in Path(folder).glob(f"{kind}*.json")})
     known = f" There are: {', '.join(others)}." if others else ""
     raise ArtefactError(
         f"there is no {given}.json for {model.name} in {places}.{known} Make it with: {remedy(kind, model, str(given))}"
     )
+
+
+def _is_of(path: Path, kind: str, model: ModelInfo) -> bool:
+    try:
+        facts = _read(path, kind, path.stat().st_mtime_ns).artefact.facts
+    except ArtefactError:
+        return False  # whoever takes it will be told what is wrong with it
+    return (facts["model_fingerprint"], facts["exit_head"]) == (model.fingerprint, model.exit_head)
 
 
 def find_controller(kind: str, name: str, model: ModelInfo) -> Controller:

@@ -169,6 +169,19 @@ def test_the_first_folder_with_the_name_is_taken(folder: Path, model: ModelInfo,
     assert controller_path("rl", "rl-b", several) == folders[2] / "rl-b.json"
 
 
+def test_one_of_other_weights_does_not_hide_the_one_that_fits(model: ModelInfo, tmp_path: Path) -> None:
+    """Heads of the untuned model in artefacts/, those of the tuned one among the shipped."""
+    folders = [tmp_path / name for name in ("own", "broken", "shipped")]
+    several = replace(model, artefacts=tuple(map(str, folders)))
+    write(folders[0] / "rl.json", replace(model, fingerprint="0ther"))
+    folders[1].mkdir()
+    (folders[1] / "rl.json").write_text("{")
+    fits = write(folders[2] / "rl.json", model)
+    assert find(several).artefact.sha256 == fits.sha256
+    nobody = replace(several, fingerprint="n0body")
+    assert refusal(nobody).startswith(f"{folders[0] / 'rl.json'} was trained with weights 0ther")
+
+
 # ------------------------------------------------------------------------------------------ missing
 
 

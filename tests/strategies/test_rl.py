@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,15 @@ def answer(strategy: ReinforcementLearning, model: ModelInfo, seen: Any) -> list
 
 
 # -------------------------------------------------------------------------------------- decisions
+
+
+def test_an_agent_that_gives_no_temperature_has_the_paper_s(model: ModelInfo) -> None:
+    write(model, policy_of(model))
+    file = Path(model.artefacts[0]) / "rl.json"
+    said = json.loads(file.read_text())
+    del said["temperature"]
+    file.write_text(json.dumps(said))
+    assert ReinforcementLearning().trained_defaults(model)["temperature"] == 1.0
 
 
 @pytest.mark.parametrize("temperature", [0.25, 1.0, 3.0])
