@@ -25,7 +25,8 @@ from harness.training.watch import Watch
 
 __all__ = ["TraceRequest", "exit_columns", "trace"]
 
-CHUNK = 256
+CHUNK = 64
+"""Tokens whose logits exist at the same time: few enough to stay in the caches from pass to pass."""
 CONTEXT = (0.2, 0.6)
 """GREEN-CODE section IV-F: how much of a document is context, as a share of its tokens."""
 
