@@ -31,8 +31,15 @@ KINDS = {
 REFERENCE = SHIPPED / "smollm2-135m-shared"
 """GREEN-CODE's own recipe: the shared head, and its agents."""
 
-EVERY = [(folder, name) for folder, names in ((FOLDER, KINDS), (REFERENCE, ("adapter", "rl", "rl-java", "rl-python")))
-         for name in names]  # fmt: skip
+LONGER = SHIPPED / "smollm2-135m-longer"
+"""The default set tuned further, with controllers of its own."""
+
+SETS: dict[Path, tuple[str, ...]] = {
+    FOLDER: tuple(KINDS),
+    LONGER: tuple(KINDS),
+    REFERENCE: ("adapter", "rl", "rl-java", "rl-python"),
+}
+EVERY = [(folder, name) for folder, names in SETS.items() for name in names]
 
 
 @pytest.fixture
@@ -55,14 +62,26 @@ def test_every_artefact_is_whole_and_says_how_it_was_made(folder: Path, name: st
     assert "/root" not in (folder / f"{name}.json").read_text()
 
 
-@pytest.mark.parametrize("folder", [FOLDER, REFERENCE], ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", SETS, ids=lambda folder: folder.name)
 def test_nothing_else_ships(folder: Path) -> None:
     names = {path.name.partition(".")[0].removesuffix("-training") for path in folder.iterdir()}
-    assert names == {*(name for home, name in EVERY if home == folder), "CARD", "exits", "training"}
-    assert {path for path in SHIPPED.iterdir() if path.is_dir()} == {FOLDER, REFERENCE}
+    assert names == {*SETS[folder], "CARD", "exits", "training"}
+    assert {path for path in SHIPPED.iterdir() if path.is_dir()} == set(SETS)
 
 
-@pytest.mark.parametrize("folder", [FOLDER, REFERENCE], ids=lambda folder: folder.name)
+def test_the_longer_tuned_set_went_on_from_the_default() -> None:
+    first, then = (json.loads((folder / "adapter.json").read_text()) for folder in (FOLDER, LONGER))
+    assert then["start"]["adapter_sha256"] == first["sha256"]
+    assert then["start"]["exits"] == first["exits"]
+    assert then["documents"] == first["documents"]
+    log = [json.loads(line) for line in (LONGER / "training.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log] == list(range(1, first["recipe"]["steps"] + then["recipe"]["steps"] + 1))
+    for was, now in zip(first["exits"]["after"], then["exits"]["after"], strict=True):
+        assert (now["stream"], now["layer"], now["tokens"]) == (was["stream"], was["layer"], was["tokens"])
+        assert now["agreement"] >= was["agreement"] - 0.02, (now, was)  # two standard errors of 3,060 tokens
+
+
+@pytest.mark.parametrize("folder", SETS, ids=lambda folder: folder.name)
 def test_the_adapter_is_bfloat16_and_at_most_25_mb(folder: Path) -> None:
     file = folder / "adapter.safetensors"
     assert file.stat().st_size <= 25_000_000
@@ -93,15 +112,17 @@ def test_the_default_model_is_the_tuned_one(tuned: ResolvedModel) -> None:
 
 
 @pytest.mark.model
-def test_the_paper_s_reference_is_chosen_by_name(tuned: ResolvedModel) -> None:
+@pytest.mark.parametrize("folder", [folder for folder in SETS if folder != FOLDER], ids=lambda folder: folder.name)
+def test_the_other_sets_are_chosen_by_name(folder: Path, tuned: ResolvedModel) -> None:
     resolved = resolve(
-        "smollm2-135m", weights="auto", dtype="float32", exit_points="paper", exit_head="auto", artefacts=REFERENCE.name
+        "smollm2-135m", weights="auto", dtype="float32", exit_points="paper", exit_head="auto", artefacts=folder.name
     )
-    assert (resolved.info.weights, resolved.info.exit_head) == ("tuned", "shared")
+    assert resolved.info.weights == "tuned"
+    assert (resolved.info.exit_head == "shared") == ("shared" in folder.name)
     assert resolved.info.fingerprint != tuned.info.fingerprint
-    for name in ("rl", "rl-java", "rl-python"):
-        facts = json.loads((REFERENCE / f"{name}.json").read_text())
-        assert (facts["model_fingerprint"], facts["exit_head"]) == (resolved.info.fingerprint, "shared")
+    for name in set(SETS[folder]) - {"adapter", "shortcut"}:
+        facts = json.loads((folder / f"{name}.json").read_text())
+        assert (facts["model_fingerprint"], facts["exit_head"]) == (resolved.info.fingerprint, resolved.info.exit_head)
 
 
 @pytest.mark.slow
