@@ -35,20 +35,6 @@ QUICK = LiteRecipe(steps=4, length=32, batch=2, rank=4, learning_rate=0.01, toke
 FLAGS = ("--task", "py150", "--preset", "cpu", "--length", 32, "--batch", 2, "--rank", 4)
 
 
-@pytest.fixture(scope="session")
-def tune(corpus_file: Path) -> Callable[..., FitResult]:
-    """``tune(model folder, out, recipe=…)``: `harness train lite` as a function."""
-
-    def run(model: Path, out: Path, recipe: LiteRecipe = QUICK, **changes: Any) -> FitResult:
-        settings: dict[str, Any] = {
-            "weights": "pretrained", "exit_points": "paper", "split": "train", "documents": 30, "seed": 0,
-            "save_steps": 2, "resume": False, "command": "harness train lite", "watch": Silent(),
-        }  # fmt: skip
-        return train_lite(str(model), ["py150"], [str(corpus_file)], out, recipe, **settings | changes)
-
-    return run
-
-
 @pytest.fixture(scope="module")
 def tuned(tune: Callable[..., FitResult], tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a tiny llama's artefacts, after four steps."""

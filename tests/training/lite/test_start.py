@@ -17,28 +17,10 @@ from harness.artefacts import read_artefact
 from harness.contracts import document_key
 from harness.errors import ArtefactError, ConfigError, DataError, HarnessError, TrainingError
 from harness.training.lite.fit import FitResult
-from harness.training.lite.job import train_lite
 from harness.training.lite.recipe import LiteRecipe
-from harness.training.watch import Silent
 
 QUICK = LiteRecipe(steps=4, length=32, batch=2, rank=4, learning_rate=0.01, token_share=1.0)
 STILL = replace(QUICK, steps=2, learning_rate=1e-30, shortcut_learning_rate=1e-30)
-
-
-@pytest.fixture(scope="module")
-def tune(corpus_file: Path) -> Callable[..., FitResult]:
-    """``tune(model folder, out, recipe=…, source=…)``: `harness train lite` as a function."""
-
-    def run(
-        model: Path, out: Path, recipe: LiteRecipe = QUICK, source: Path = corpus_file, **changes: Any
-    ) -> FitResult:
-        settings: dict[str, Any] = {
-            "weights": "pretrained", "exit_points": "paper", "split": "train", "documents": 30, "seed": 0,
-            "save_steps": 2, "resume": False, "command": "harness train lite", "watch": Silent(),
-        }  # fmt: skip
-        return train_lite(str(model), ["py150"], [str(source)], out, recipe, **settings | changes)
-
-    return run
 
 
 @pytest.fixture(scope="module")
