@@ -159,6 +159,15 @@ def tiny_opt(make_model: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture
+def unseen(tmp_path: Path) -> Path:
+    """A document that nothing was trained on."""
+    file = tmp_path / "unseen.jsonl"
+    code = "class New:\n    def run(self, x):\n        return x + 1\n" * 9
+    file.write_text(json.dumps({"id": "new", "code": code}) + "\n")
+    return file
+
+
+@pytest.fixture
 def cli(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> Iterator[Callable[..., Ran]]:

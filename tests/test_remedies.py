@@ -30,15 +30,6 @@ QUICK = {
 
 
 @pytest.fixture
-def unseen(tmp_path: Path) -> Path:
-    """A document that nothing was trained on."""
-    file = tmp_path / "unseen.jsonl"
-    code = "class New:\n    def run(self, x):\n        return x + 1\n" * 9
-    file.write_text(json.dumps({"id": "new", "code": code}) + "\n")
-    return file
-
-
-@pytest.fixture
 def run(tiny_run: Command, unseen: Path) -> Command:
     """``harness run`` on a document that is in no trace."""
     return lambda *arguments: tiny_run("--source", unseen, "--limit", 1, *arguments)

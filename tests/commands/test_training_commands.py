@@ -460,15 +460,6 @@ def trained(cli: Command, tiny_llama: Path, traces: Path, tmp_path: Path) -> Pat
     return tmp_path / "a"
 
 
-@pytest.fixture
-def unseen(tmp_path: Path) -> Path:
-    """A document that nothing was trained on."""
-    file = tmp_path / "unseen.jsonl"
-    code = "class New:\n    def run(self, x):\n        return x + 1\n" * 9
-    file.write_text(json.dumps({"id": "new", "code": code}) + "\n")
-    return file
-
-
 @pytest.mark.parametrize("strategy", ["rl", "classifier", "lte"])
 @pytest.mark.parametrize("name", ["", "mine"])
 def test_a_strategy_that_nothing_was_trained_for_names_the_commands_in_order(

@@ -103,17 +103,8 @@ def fit(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TrainingError(f"cannot make {out}: {error.strerror}. Give another --out.") from None
-    began = {
-        "--start-from": start.adapter.sha256 if start else None,
-        **{_flag(name): value for name, value in asdict(recipe).items()},
-        "--seed": seed,
-        "the documents of": [
-            f"{stream['stream']} ({stream['fingerprint'][:12]}, {stream['documents']} documents)"
-            for stream in facts["data"]
-        ],
-    }
     if is_main():
-        check_beginning(out / "checkpoints", began, resume)
+        check_beginning(out / "checkpoints", _beginning(start, recipe, seed, facts["data"]), resume)
     held_out = [(stream.name, stream.held_out[:TABLE_PACKS]) for stream in streams]
     shortcuts = None
     if start is not None:
@@ -203,8 +194,16 @@ def measure(model: LiteModel, held_out: Sequence[tuple[str, Tensor]], watch: Wat
     return tuple(rows)
 
 
-def _flag(field: str) -> str:
-    return f"--{field.replace('_', '-')}"
+def _beginning(start: Start | None, recipe: LiteRecipe, seed: int, data: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what a training that is resumed must have begun with, by flag."""
+    return {
+        "--start-from": start.adapter.sha256 if start else None,
+        **{f"--{name.replace('_', '-')}": value for name, value in asdict(recipe).items()},
+        "--seed": seed,
+        "the documents of": [
+            f"{stream['stream']} ({stream['fingerprint'][:12]}, {stream['documents']} documents)" for stream in data
+        ],
+    }
 
 
 def _prepare(module: Any, recipe: LiteRecipe) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 
 from harness.errors import TrainingError
 
-__all__ = ["begin_log", "check_beginning", "forget_steps_after", "last_checkpoint", "read_note"]
+__all__ = ["begin_log", "check_beginning", "forget_steps_after", "last_checkpoint"]
 
 BEGINNING = "begun.json"
 
@@ -54,7 +54,7 @@ def check_beginning(checkpoints: Path, began: Mapping[str, Any], resume: bool) -
         checkpoints.mkdir(exist_ok=True)
         file.write_text(json.dumps(ours, indent=1) + "\n", encoding="utf-8")
         return
-    theirs = read_note(file)
+    theirs = _read_note(file)
     if theirs is None:  # of a version that kept none
         return
     for flag, now in ours.items():
@@ -71,7 +71,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 100 else f"{text[:97]}…"
 
 
-def read_note(file: Path) -> Any:
+def _read_note(file: Path) -> Any:
     """Return what a JSON file of the training holds; ``None`` where there is none.
 
     Raises:
