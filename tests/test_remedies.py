@@ -25,6 +25,7 @@ QUICK = {
     "classifier": ("--epochs", "1", "--hidden", "4"),
     "lte": ("--epochs", "1", "--hidden", "4"),
     "rl": ("--steps", "4096", "--envs", "16"),
+    "shortcut": (),
 }
 """Added to the advised commands; nothing of this decides what an artefact belongs to."""
 
@@ -101,6 +102,41 @@ def test_with_the_hours_of_tuning_as_well(run: Command, follow: Command, flags: 
     assert run("--strategy", "lte", *flags).code == 0
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        (),
+        ("--weights", "random", "--seed", "2"),
+        ("--exit-points", "5,7"),
+        ("--artefacts", "my own", "--exit-points", "all", "--weights", "pretrained", "--dtype", "bfloat16"),
+    ],
+    ids=" ".join,
+)
+def test_a_run_without_its_shortcuts_names_what_cures_it(run: Command, follow: Command, flags: tuple[str, ...]) -> None:
+    Path("my own").mkdir()
+    asked = ("--exit-head", "shortcut", *flags)
+    assert kinds(follow(run(*asked).error)) == ["trace", "shortcut"]
+    cured = run(*asked, "--out", "cured")
+    assert cured.code == 0, cured.err
+    assert json.loads(Path("cured/manifest.json").read_text())["model"]["exit_head"].startswith("shortcut:")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [(), ("--exit-head", "shared"), ("--exit-head", "shortcut", "--artefacts", "my own", "--exit-points", "5,7")],
+    ids=" ".join,
+)
+def test_a_run_without_its_tuned_weights_names_what_cures_it(
+    run: Command, follow: Command, flags: tuple[str, ...]
+) -> None:
+    Path("my own").mkdir()
+    asked = ("--weights", "tuned", *flags)
+    assert kinds(follow(run(*asked).error)) == ["lite"]
+    cured = run(*asked, "--out", "cured")
+    assert cured.code == 0, cured.err
+    assert json.loads(Path("cured/manifest.json").read_text())["model"]["weights"] == "tuned"
+
+
 def test_a_model_that_goes_by_another_name_than_it_is_given(
     run: Command, follow: Command, tiny_llama: Path, tmp_path: Path
 ) -> None:
@@ -118,7 +154,7 @@ def test_a_model_that_goes_by_another_name_than_it_is_given(
 def shipped(cli: Command, tiny_llama: Path, rows_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A set with an adapter of the tiny model, as if it came with the harness."""
     folder = tmp_path / "site" / "shipped"
-    for module in ("harness.models.tuning", "harness.controllers.remedy"):
+    for module in ("harness.models.tuning", "harness.artefacts.remedy"):
         monkeypatch.setattr(f"{module}.SHIPPED", folder)
     ran = cli(
         *("train", "lite", "--model", tiny_llama, "--task", "py150", "--source", rows_file, "--out", folder / "set"),

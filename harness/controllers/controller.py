@@ -11,10 +11,10 @@ from typing import Any
 from torch import Tensor
 
 from harness.artefacts import PICKLES, Artefact, json_path, read_artefact, write_artefact
+from harness.artefacts.remedy import remedy
 from harness.contracts import ExitView, ModelInfo
 from harness.controllers.network import Activation, Network
 from harness.controllers.observation import Observation
-from harness.controllers.remedy import remedy
 from harness.controllers.single_row import SingleRow
 from harness.errors import ArtefactError
 

@@ -117,16 +117,6 @@ def resolve(
     usual = "paper" if points == paper_exit_points(num_layers) else exit_points
     asked = ModelRequest(name, weights, dtype, usual, exit_head, artefacts, seed)
     base = _fingerprint(spec, config, weights, dtype, seed)
-    adapter = None
-    if weights in ("auto", "tuned"):
-        adapter = find_adapter(base, folders) if weights == "auto" else require_adapter(spec.name, base, folders)
-        weights = "tuned" if adapter else "pretrained"
-    chosen: Weights = weights  # type: ignore[assignment]  # "auto" is decided above
-    known = fingerprint.tuned(base, adapter.sha256) if adapter else base
-    shortcut = None
-    if exit_head != "shared" and points:
-        look = find_shortcut if exit_head == "auto" else require_shortcut
-        shortcut = look(spec.name, known, folders, points)
     width = int(config.hidden_size)
     info = ModelInfo(
         name=spec.name,
@@ -137,15 +127,26 @@ def resolve(
         exit_points=points,
         max_positions=position_limit(config),
         dtype=dtype,
-        weights=chosen,
-        fingerprint=known,
+        weights="random" if weights == "random" else "pretrained",
+        fingerprint=base,
         base_fingerprint=base,
-        exit_head=f"shortcut:{shortcut.sha256[:16]}" if shortcut else "shared",
-        shortcut_bytes=(width + 1) * width * _width(dtype) if shortcut else 0,
+        exit_head="shared",
+        shortcut_bytes=0,
         artefacts=tuple(str(folder) for folder in folders),
         asked=asked,
         **sizes,
     )
+    adapter = shortcut = None
+    if weights in ("auto", "tuned"):
+        adapter = find_adapter(base, folders) if weights == "auto" else require_adapter(info, folders)
+    if adapter is not None:
+        info = replace(info, weights="tuned", fingerprint=fingerprint.tuned(base, adapter.sha256))
+    if exit_head != "shared" and points:
+        auto = exit_head == "auto"
+        shortcut = find_shortcut(info.fingerprint, folders, points) if auto else require_shortcut(info, folders)
+    if shortcut is not None:
+        size = (width + 1) * width * _width(dtype)
+        info = replace(info, exit_head=f"shortcut:{shortcut.sha256[:16]}", shortcut_bytes=size)
     return ResolvedModel(spec, config, info, adapter, shortcut, seen_documents(base, folders))
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from harness.artefacts import SHIPPED, Artefact, read_artefact
+from harness.artefacts.remedy import remedy
+from harness.contracts import ModelInfo
 from harness.decoding.blocks import Linear
 from harness.errors import ArtefactError, ConfigError
 from harness.models import fingerprint
@@ -61,26 +63,26 @@ def find_adapter(base: str, folders: Sequence[Path]) -> Artefact | None:
     return None
 
 
-def require_adapter(model: str, base: str, folders: Sequence[Path]) -> Artefact:
-    """Return what :func:`find_adapter` finds.
+def require_adapter(model: ModelInfo, folders: Sequence[Path]) -> Artefact:
+    """Return what :func:`find_adapter` finds for base weights.
 
     Raises:
         ArtefactError: nothing; says how to make one, or whose the adapters there are.
     """
-    found = find_adapter(base, folders)
+    found = find_adapter(model.fingerprint, folders)
     if found is not None:
         return found
     others = ""
     for file in (folder / "adapter.json" for folder in folders if (folder / "adapter.json").is_file()):
         theirs = read_artefact(file, "adapter").facts["model_fingerprint"]
-        others += f" {file} was trained on weights {theirs}, these are {base}."
+        others += f" {file} was trained on weights {theirs}, these are {model.fingerprint}."
+    instead = ", or use --weights pretrained." if model.asked.weights == "tuned" else "."
     raise ArtefactError(
-        f"there is no adapter for {model}.{others} "
-        f"Make it with `harness train lite --model {model}`, or use --weights pretrained."
+        f"there is no adapter for {model.name}.{others} Make it with {remedy('adapter', model, 'adapter')}{instead}"
     )
 
 
-def find_shortcut(model: str, weights: str, folders: Sequence[Path], exit_points: Sequence[int]) -> Artefact | None:
+def find_shortcut(weights: str, folders: Sequence[Path], exit_points: Sequence[int]) -> Artefact | None:
     """Return the first shortcuts that lead from these exit points of the weights with this fingerprint."""
     for folder in folders:
         for file in _shortcut_files(folder):
@@ -90,26 +92,24 @@ def find_shortcut(model: str, weights: str, folders: Sequence[Path], exit_points
     return None
 
 
-def require_shortcut(model: str, weights: str, folders: Sequence[Path], exit_points: Sequence[int]) -> Artefact:
-    """Return what :func:`find_shortcut` finds.
+def require_shortcut(model: ModelInfo, folders: Sequence[Path]) -> Artefact:
+    """Return what :func:`find_shortcut` finds for a model that has none yet.
 
     Raises:
         ArtefactError: nothing; says how to make them.
     """
-    found = find_shortcut(model, weights, folders, exit_points)
+    found = find_shortcut(model.fingerprint, folders, model.exit_points)
     if found is not None:
         return found
-    traces = f"traces/{Path(model).name}"
     others = ""
     for file in (file for folder in folders for file in _shortcut_files(folder)):
         theirs = read_artefact(file, "shortcut")
         points = ", ".join(map(str, theirs.facts["exit_points"]))
         others += f" {file} is of weights {_belongs_to(theirs)}, exit points {points}."
-    wanted = ", ".join(map(str, exit_points))
+    wanted = ", ".join(map(str, model.exit_points))
     raise ArtefactError(
-        f"there are no shortcuts for {model} (weights {weights}, exit points {wanted}).{others} Make them "
-        f"with `harness trace --model {model} --exit-head shared --out {traces}` and `harness train shortcut "
-        f"--model {model} --traces {traces}` (minutes), or use --exit-head shared."
+        f"there are no shortcuts for {model.name} (weights {model.fingerprint}, exit points {wanted}).{others} "
+        f"Make them with {remedy('shortcut', model, 'shortcut')}, or use --exit-head shared."
     )
 
 

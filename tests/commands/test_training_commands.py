@@ -144,11 +144,11 @@ def test_a_trace_of_parts_that_were_never_trained_names_the_commands(refusal: Re
     name = tiny_llama.name
     line = refusal("trace", "--model", tiny_llama, "--weights", "tuned")
     assert f"there is no adapter for {name}" in line
-    assert f"`harness train lite --model {name}`" in line
+    assert f"`harness train lite --model {tiny_llama}`" in line
     line = refusal("trace", "--model", tiny_llama, "--exit-head", "shortcut")
     commands = (
-        f"harness trace --model {name} --exit-head shared --out traces/{name}",
-        f"harness train shortcut --model {name} --traces traces/{name}",
+        f"harness trace --model {tiny_llama} --exit-head shared --out traces/{name}",
+        f"harness train shortcut --model {tiny_llama} --traces traces/{name}",
     )
     places = [line.index(command) for command in commands]
     assert places == sorted(places)

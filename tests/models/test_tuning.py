@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from harness.artefacts import Artefact, read_artefact, write_artefact
+from harness.contracts import ModelInfo, ModelRequest
 from harness.errors import ArtefactError, ConfigError
 from harness.models import fingerprint
 from harness.models.loading import ResolvedModel, load, resolve
@@ -29,6 +30,15 @@ from harness.models.tuning import (
 
 BASE, OTHER = "ba5e" * 4, "07e4" * 4
 POINTS, WIDTH = (4, 6, 10), 32
+
+
+def model_of(known: str, name: str = "m", points: tuple[int, ...] = POINTS, **asked: Any) -> ModelInfo:
+    """A model whose adapter or shortcuts are looked for."""
+    return ModelInfo(
+        name=name, family="llama", num_layers=12, hidden_size=WIDTH, vocab_size=320, exit_points=points,
+        max_positions=64, dtype="float32", weights="pretrained", layer_bytes=1, lm_head_bytes=1, kv_projection_bytes=1,
+        kv_entry_bytes=1, fingerprint=known, asked=ModelRequest(model=name, **asked),
+    )  # fmt: skip
 
 
 def write_adapter(
@@ -123,21 +133,23 @@ def test_the_first_adapter_of_the_weights_is_taken(tmp_path: Path) -> None:
 
 def test_no_adapter_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(ArtefactError) as refused:
-        require_adapter("owner/m", BASE, [tmp_path])
+        require_adapter(model_of(BASE, "owner/m", weights="tuned"), [tmp_path])
     assert str(refused.value) == (
         "there is no adapter for owner/m. "
-        "Make it with `harness train lite --model owner/m`, or use --weights pretrained."
+        "Make it with `harness train lite --model owner/m` (hours), or use --weights pretrained."
     )
+    with pytest.raises(ArtefactError, match=r"`harness train lite --model owner/m --out here` \(hours\)\.$"):
+        require_adapter(model_of(BASE, "owner/m", artefacts="here"), [tmp_path])
 
 
 def test_an_adapter_of_other_weights_is_refused_with_both_values(tmp_path: Path) -> None:
     adapter = write_adapter(tmp_path, OTHER)
     with pytest.raises(
-        ArtefactError, match=r"`harness train lite --model m`, or use --weights pretrained\.$"
+        ArtefactError, match=r"`harness train lite --model m` \(hours\), or use --weights pretrained\.$"
     ) as refused:
-        require_adapter("m", BASE, [tmp_path])
+        require_adapter(model_of(BASE, weights="tuned"), [tmp_path])
     assert f" {adapter.path} was trained on weights {OTHER}, these are {BASE}. " in str(refused.value)
-    assert require_adapter("m", OTHER, [tmp_path]).sha256 == adapter.sha256
+    assert require_adapter(model_of(OTHER), [tmp_path]).sha256 == adapter.sha256
 
 
 def test_shortcuts_belong_to_base_weights_or_to_those_with_one_adapter(tmp_path: Path) -> None:
@@ -154,13 +166,13 @@ def test_shortcuts_belong_to_base_weights_or_to_those_with_one_adapter(tmp_path:
     }
     for known, expected in weights.items():
         for order in (folders, folders[::-1]):
-            found = find_shortcut("m", known, order, POINTS)
+            found = find_shortcut(known, order, POINTS)
             assert (found and found.path) == (expected and expected.path)
             if expected is None:
                 with pytest.raises(ArtefactError, match=f"weights {known}, exit points 4, 6, 10"):
-                    require_shortcut("m", known, order, POINTS)
+                    require_shortcut(model_of(known), order)
             else:
-                assert require_shortcut("m", known, order, POINTS).sha256 == expected.sha256
+                assert require_shortcut(model_of(known), order).sha256 == expected.sha256
 
 
 @pytest.mark.parametrize(
@@ -169,7 +181,7 @@ def test_shortcuts_belong_to_base_weights_or_to_those_with_one_adapter(tmp_path:
 )
 def test_every_exit_point_needs_a_shortcut(tmp_path: Path, asked: tuple[int, ...], found: bool) -> None:
     write_shortcut(tmp_path)
-    assert (find_shortcut("m", BASE, [tmp_path], asked) is not None) is found
+    assert (find_shortcut(BASE, [tmp_path], asked) is not None) is found
 
 
 def test_the_first_shortcuts_that_fit_are_taken(tmp_path: Path) -> None:
@@ -182,7 +194,7 @@ def test_the_first_shortcuts_that_fit_are_taken(tmp_path: Path) -> None:
         )
     )
     for weights, points, expected in ((BASE, (4,), few), (BASE, (4, 6), many), (OTHER, (4, 6), foreign)):
-        found = find_shortcut("m", weights, [tmp_path], points)
+        found = find_shortcut(weights, [tmp_path], points)
         assert found is not None
         assert found.path == expected.path
 
@@ -198,10 +210,10 @@ def test_the_plain_name_comes_before_the_others_of_its_folder(tmp_path: Path) ->
         ([second, first], second / "shortcut.json"),
         ([first, second], first / "shortcut-a.json"),
     ):
-        found = find_shortcut("m", BASE, folders, POINTS)
+        found = find_shortcut(BASE, folders, POINTS)
         assert found is not None
         assert found.path == expected
-    some = find_shortcut("m", BASE, [second], (4,))
+    some = find_shortcut(BASE, [second], (4,))
     assert some is not None
     assert some.path == second / "shortcut.json"
 
@@ -212,7 +224,7 @@ def test_no_shortcuts_that_fit_say_whose_there_are(tmp_path: Path) -> None:
     few = write_shortcut(tmp_path, points=(4, 6), name="shortcut-b")
     tuned = write_shortcut(tmp_path / "tuned", adapter=adapter)
     with pytest.raises(ArtefactError) as refused:
-        require_shortcut("m", BASE, [tmp_path, tmp_path / "tuned"], POINTS)
+        require_shortcut(model_of(BASE), [tmp_path, tmp_path / "tuned"])
     message = str(refused.value)
     assert message.startswith(
         f"there are no shortcuts for m (weights {BASE}, exit points 4, 6, 10). "
@@ -226,7 +238,7 @@ def test_no_shortcuts_that_fit_say_whose_there_are(tmp_path: Path) -> None:
 
 def test_no_shortcuts_say_how_to_make_them() -> None:
     with pytest.raises(ArtefactError) as refused:
-        require_shortcut("owner/m", BASE, [], (4, 6))
+        require_shortcut(model_of(BASE, "owner/m", (4, 6)), [])
     message = str(refused.value)
     assert message.startswith(f"there are no shortcuts for owner/m (weights {BASE}, exit points 4, 6). Make them with ")
     trace = message.index("`harness trace --model owner/m --exit-head shared --out traces/m`")
@@ -241,7 +253,7 @@ def test_a_damaged_artefact_is_not_passed_over(tmp_path: Path) -> None:
         (tmp_path / f"{name}.json").write_text("{")
     folders = [tmp_path, tmp_path / "later"]
     with pytest.raises(ArtefactError, match=r"shortcut\.json is not JSON"):
-        find_shortcut("m", BASE, folders, POINTS)
+        find_shortcut(BASE, folders, POINTS)
     with pytest.raises(ArtefactError, match=r"adapter\.json is not JSON"):
         find_adapter(BASE, folders)
 

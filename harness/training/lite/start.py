@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +163,8 @@ def find_start(given: str, info: ModelInfo, recipe: LiteRecipe) -> Start:
         folders = artefact_folders(info.name, given)
     except ConfigError as error:
         raise ConfigError(str(error).replace("--artefacts", "--start-from", 1)) from None
-    adapter = require_adapter(info.name, info.fingerprint, folders)
+    asked = replace(info.asked, exit_head=recipe.exit_head, artefacts=given)
+    adapter = require_adapter(replace(info, asked=asked), folders)
     facts = adapter.facts
     try:
         Start(adapter, None).facts(), facts["documents"], facts["recipe"]["rank"], facts["exit_points"]
@@ -182,7 +183,7 @@ def find_start(given: str, info: ModelInfo, recipe: LiteRecipe) -> Start:
     shortcut = None
     if recipe.exit_head == "shortcut":
         tuned = fingerprint.tuned(info.fingerprint, adapter.sha256)
-        shortcut = find_shortcut(info.name, tuned, folders, info.exit_points)
+        shortcut = find_shortcut(tuned, folders, info.exit_points)
         if shortcut is None:
             raise ArtefactError(
                 f"{adapter.path.parent} holds no shortcuts of its adapter (shortcut.json), which were tuned with it. "

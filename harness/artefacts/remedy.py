@@ -1,4 +1,4 @@
-"""The commands that make a learned exit which a run did not find: with the run's own flags, so that they cure it."""
+"""The commands that make an artefact which a run did not find: with the run's own flags, so that they cure it."""
 
 from __future__ import annotations
 
@@ -15,28 +15,31 @@ __all__ = ["remedy"]
 def remedy(kind: str, model: ModelInfo, name: str, folder: Path | None = None) -> str:
     """Return the commands in order, after which the same run finds what it looked for.
 
-    Tuning comes first where the run would take an adapter and there is none. A trace of the same model that lies in
-    its usual place is not made again. A shipped set is copied, never written to.
+    A controller wants tuning first where the run would take an adapter and there is none. A trace of the same model
+    that lies in its usual place is not made again. A shipped set is copied, never written to.
 
     Args:
-        kind: what ``harness train`` shall make.
-        model: as the run asked for it.
+        kind: what ``harness train`` shall make: ``adapter``, ``shortcut`` or a controller.
+        model: as the run asked for it; for shortcuts, with the exit head that they are fitted on.
         name: of the file, without its ending.
         folder: the one the run looks in, if it named the file by a path.
     """
     asked, plain = model.asked, Path(model.name).name
     given = ["--model", asked.model or model.name]
-    exits = [] if asked.exit_head == "auto" else ["--exit-head", asked.exit_head]
+    head = "shared" if kind == "shortcut" else asked.exit_head
+    exits = [] if head == "auto" else ["--exit-head", head]
     exits += [] if asked.exit_points == "paper" else ["--exit-points", asked.exit_points]
     commands, place = _own_folder(asked.artefacts)
     found = [] if place is None else ["--artefacts", place]
     if place is None and Path(given[1]).name != plain:  # a folder given as . or the like
         place = f"artefacts/{plain}"
     out = [] if place is None else ["--out", place]
+    lite = _harness("train", "lite", *given, *exits, *out)
+    if kind == "adapter":
+        return " ; ".join([*commands, f"{lite} (hours)"])
     traces, fits = _traces(model)
     if not fits:
-        if asked.weights == "auto" and model.weights == "pretrained":
-            lite = _harness("train", "lite", *given, *exits, *out)
+        if kind != "shortcut" and asked.weights == "auto" and model.weights == "pretrained":
             commands.append(f"{lite} (hours; without it the base weights serve)")
         flags = [] if asked.weights == "auto" else ["--weights", asked.weights]
         flags += [] if asked.dtype == "float32" else ["--dtype", asked.dtype]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PICKLES", "SHIPPED", "Artefact", "json_path", "read_artefact", "write_artefact"]
 
-SHIPPED = Path(__file__).resolve().parent / "shipped"
+SHIPPED = Path(__file__).resolve().parents[1] / "shipped"
 """Artefacts that come with the harness, one folder per model and recipe."""
 
 FORMAT = 1
