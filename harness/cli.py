@@ -26,8 +26,8 @@ from harness.commands.run import run
 from harness.commands.serve import serve
 from harness.commands.submit import submit
 from harness.commands.sweep import sweep
+from harness.commands.trace import trace
 from harness.commands.training import app as training
-from harness.commands.training import trace
 from harness.errors import HarnessError
 
 __all__ = ["app", "main"]

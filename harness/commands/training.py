@@ -8,12 +8,23 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from harness.commands.console import escape, stderr
+from harness.commands.training_options import (
+    Artefacts,
+    Model,
+    Resume,
+    Seed,
+    Sources,
+    Tasks,
+    check_choice,
+    check_least,
+    check_seed,
+    check_split,
+    say,
+    show_progress,
+)
 from harness.errors import ConfigError
 
-__all__ = ["app", "trace"]
-
-WEIGHTS = ("auto", "tuned", "pretrained", "random")
+__all__ = ["app"]
 
 app = typer.Typer(
     name="train",
@@ -21,15 +32,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Model = Annotated[str, typer.Option(help="Catalogue name, hub id or folder.")]
-Tasks = Annotated[list[str] | None, typer.Option(help="py150, javacorpus. Repeatable. Default: both.")]
-Sources = Annotated[
-    list[str] | None, typer.Option(help="embedded, hub, or PATH. Repeatable; each in equal shares. Default: embedded.")
-]
 Out = Annotated[Path | None, typer.Option(help="Folder for what is made. Default: artefacts/MODEL.", metavar="DIR")]
-
-Weights = Annotated[str, typer.Option(help="auto (tuned where there is an adapter), tuned, pretrained or random.")]
-ExitHead = Annotated[str, typer.Option(help="auto (shortcut where there are maps), shared or shortcut.")]
 TraceFolder = Annotated[Path, typer.Option("--traces", help="Folder that `harness trace` made.", metavar="DIR")]
 ObservationName = Annotated[
     str,
@@ -39,9 +42,6 @@ ObservationName = Annotated[
     ),
 ]
 Keep = Annotated[float, typer.Option(help="Agreement with the last layer that the suggested threshold keeps.")]
-Seed = Annotated[int, typer.Option(help="Decides everything random.")]
-Artefacts = Annotated[str | None, typer.Option(help="Folder of `harness train`, or a shipped set.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")]
 
 
 @app.command()
@@ -87,15 +87,15 @@ def lite(
     )  # fmt: skip
     given: dict[str, Any] = dict(locals())
     _check_installed("accelerate", *(() if method == "full" else ("peft",)))
-    start = _check_choice("weights", weights, ("pretrained", "random"))  # an adapter belongs to base weights
-    _check_least(("save-steps", save_steps, 1), ("documents", 1 if documents is None else documents, 1))
-    _check_seed(seed)
+    start = check_choice("weights", weights, ("pretrained", "random"))  # an adapter belongs to base weights
+    check_least(("save-steps", save_steps, 1), ("documents", 1 if documents is None else documents, 1))
+    check_seed(seed)
     recipe = build_recipe(preset, {name: given[name] for name in names})
     folder = out or Path("artefacts") / Path(model).name
-    with _progress() as progress:
+    with show_progress() as progress:
         result = train_lite(
             model, task or ["py150", "javacorpus"], source or ["embedded"], folder, recipe,
-            weights=start, exit_points=exit_points, split=_split(split), documents=documents, seed=seed,
+            weights=start, exit_points=exit_points, split=check_split(split), documents=documents, seed=seed,
             save_steps=save_steps, resume=resume, command=_command(), watch=progress, start_from=start_from,
         )  # fmt: skip
     if not result.finished:
@@ -104,9 +104,9 @@ def lite(
         return
     print(result.report)
     if recipe.method == "full":
-        _say(f"The tuned model is {folder / 'model'}: use it with --model {folder / 'model'} --artefacts {folder}")
+        say(f"The tuned model is {folder / 'model'}: use it with --model {folder / 'model'} --artefacts {folder}")
     else:
-        _say(f"Adapter, maps, exits.md and training.jsonl are in {folder}")
+        say(f"Adapter, maps, exits.md and training.jsonl are in {folder}")
 
 
 @app.command()
@@ -122,14 +122,14 @@ def shortcut(
     """Fit linear maps from every exit to the last layer, in closed form: an exit head for untuned weights."""
     from harness.training.shortcut.job import train_shortcut
 
-    _check_seed(seed)
+    check_seed(seed)
     _check_name(name)
     if not name.startswith("shortcut"):
         raise ConfigError(f"--name '{name}' would not be found: shortcuts are looked for as shortcut*.json.")
     if not 0 <= ridge < float("inf"):
         raise ConfigError(f"--ridge {ridge} must be 0 or more, and finite.")
     folder = out or Path("artefacts") / Path(model).name
-    with _progress() as progress:
+    with show_progress() as progress:
         result = train_shortcut(
             model, traces, folder, name=name, ridge=ridge, artefacts=artefacts, seed=seed, command=_command(),
             watch=progress,
@@ -137,7 +137,7 @@ def shortcut(
     print("| exit layer | agreement before | with the maps |\n|--:|--:|--:|")
     for layer, (before, after) in result.agreement.items():
         print(f"| {layer} | {before:.3f} | {after:.3f} |")
-    _say(f"{result.tokens} held-out tokens. The maps are in {result.artefact.path}")
+    say(f"{result.tokens} held-out tokens. The maps are in {result.artefact.path}")
 
 
 @app.command()
@@ -223,8 +223,8 @@ def rl(
     resume: Resume = False,
 ) -> None:
     """Train GREEN-CODE's agent (PPO) to decide where each token exits; minutes, on traces."""
-    _check_least(("save-steps", save_steps, 1))
-    _check_seed(seed)
+    check_least(("save-steps", save_steps, 1))
+    check_seed(seed)
     _check_name(name)
     _check_installed("stable_baselines3", "gymnasium")
     from harness.plan import resolve_device
@@ -250,12 +250,12 @@ def rl(
     )
     folder = out or Path("artefacts") / Path(model).name
     settings = build_settings(preset, overrides)
-    with _progress() as progress:
+    with show_progress() as progress:
         result = train_rl("rl", model, traces, folder, settings, request, command=_command(), watch=progress)
     if not result.finished:
         _stopped(folder)
     print(result.report)
-    _say(f"The agent is {result.path}; {name}-training.jsonl beside it has its rewards.")
+    say(f"The agent is {result.path}; {name}-training.jsonl beside it has its rewards.")
 
 
 def _heads(
@@ -279,8 +279,8 @@ def _heads(
     from harness.training.heads.learning import HeadRecipe
     from harness.training.traces.replay import render_replay
 
-    _check_choice("observation", observation, tuple(OBSERVATIONS))
-    _check_seed(seed)
+    check_choice("observation", observation, tuple(OBSERVATIONS))
+    check_seed(seed)
     _check_name(name)
     if hidden < 0 or epochs < 1 or not 0 < keep <= 1 or not 0 < learning_rate <= 1:
         raise ConfigError("--hidden is 0 or more, --epochs 1 or more, --keep in (0, 1], --learning-rate in (0, 1].")
@@ -294,7 +294,7 @@ def _heads(
     )
     seen = OBSERVATIONS[observation]
     folder = out or Path("artefacts") / Path(model).name
-    with _progress() as progress:
+    with show_progress() as progress:
         result = train_on_traces(
             model,
             traces,
@@ -318,69 +318,7 @@ def _heads(
     advice = f" No exit keeps {keep:.0%}."
     if kept:
         advice = f" {keep:.0%} agreement from threshold {kept['threshold']:.4f} on."
-    _say(f"{result.tokens} held-out tokens, replayed.{advice} The heads are in {result.artefact.path}")
-
-
-def trace(
-    model: Model = "smollm2-135m",
-    task: Tasks = None,
-    source: Sources = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the trace. Default: traces/MODEL.", metavar="DIR")] = None,
-    documents: Annotated[int, typer.Option(help="Documents of each task and source; 0 for all.")] = 100,
-    split: Annotated[str, typer.Option(help="Part of each dataset: train, validation or test.")] = "train",
-    length: Annotated[int, typer.Option(help="Tokens a document is cut at.")] = 640,
-    new_tokens: Annotated[
-        int, typer.Option(help="Trace so many generated tokens per document; 0: the document's own tokens.")
-    ] = 0,
-    weights: Weights = "auto",
-    exit_head: ExitHead = "auto",
-    artefacts: Artefacts = None,
-    exit_points: Annotated[str, typer.Option(help="paper, all, or layers such as 4,8,12.")] = "paper",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    seed: Annotated[int, typer.Option(help="Decides which documents, and the contexts.")] = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the trace in --out.")] = False,
-) -> None:
-    """Run a model once at full depth and keep what its exits said, for everything that learns from it."""
-    from harness.plan import resolve_device
-    from harness.training.traces.job import TraceRequest
-    from harness.training.traces.job import trace as make
-
-    _check_choice("dtype", dtype, ("float32", "bfloat16", "float16"))
-    head = _check_choice("exit-head", exit_head, ("auto", "shared", "shortcut"))
-    start = _check_choice("weights", weights, WEIGHTS)
-    _check_least(("documents", documents, 0), ("length", length, 16), ("new-tokens", new_tokens, 0))
-    _check_seed(seed)
-    folder = out or Path("traces") / Path(model).name
-    request = TraceRequest(documents or None, length, new_tokens, _split(split), seed)
-    with _progress() as progress:
-        try:
-            traces = make(
-                model, task or ["py150", "javacorpus"], source or ["embedded"], folder, request, weights=start,
-                exit_head=head, artefacts=artefacts, exit_points=exit_points, dtype=dtype,
-                device=resolve_device(device), resume=resume, watch=progress,
-            )  # fmt: skip
-        except KeyboardInterrupt:
-            _say(f"Stopped; finished shards are kept. Go on with the same command and --resume. ({folder})")
-            raise
-    _say(f"{traces.tokens} tokens of {len(traces.documents)} documents are in {folder}")
-
-
-def _check_choice(flag: str, value: str, allowed: tuple[str, ...]) -> Any:
-    if value not in allowed:
-        raise ConfigError(f"--{flag} '{value}' is unknown. Use {', '.join(allowed)}.")
-    return value
-
-
-def _check_least(*flags: tuple[str, int, int]) -> None:
-    for flag, value, least in flags:
-        if value < least:
-            raise ConfigError(f"--{flag} {value} is too small; at least {least}.")
-
-
-def _check_seed(seed: int) -> None:
-    if not 0 <= seed < 2**32:
-        raise ConfigError(f"--seed {seed} is out of range; 0 to 4294967295.")
+    say(f"{result.tokens} held-out tokens, replayed.{advice} The heads are in {result.artefact.path}")
 
 
 def _check_name(name: str) -> None:
@@ -398,12 +336,6 @@ def _check_installed(*modules: str) -> None:
         raise ConfigError(f"{' and '.join(missing)} not installed: pip install 'early-exit-harness[train]'")
 
 
-def _split(name: str) -> Any:
-    if name not in ("train", "validation", "test"):
-        raise ConfigError(f"--split '{name}' is unknown. Use train, validation or test.")
-    return name
-
-
 def _command() -> str:
     """Return the command as typed, for the record of what it made."""
     import shlex
@@ -411,16 +343,6 @@ def _command() -> str:
     return shlex.join(["harness", *sys.argv[1:]])
 
 
-def _say(text: str) -> None:
-    stderr().print(f"[dim]{escape(text)}[/]", soft_wrap=True)
-
-
 def _stopped(folder: Path) -> NoReturn:
-    _say(f"Stopped; the checkpoint is kept. Go on with the same command and --resume. ({folder})")
+    say(f"Stopped; the checkpoint is kept. Go on with the same command and --resume. ({folder})")
     raise typer.Exit(130)
-
-
-def _progress() -> Any:
-    from harness.progress import TrainingProgress
-
-    return TrainingProgress(stderr())
