@@ -34,13 +34,11 @@ app = typer.Typer(
 
 Out = Annotated[Path | None, typer.Option(help="Folder for what is made. Default: artefacts/MODEL.", metavar="DIR")]
 TraceFolder = Annotated[Path, typer.Option("--traces", help="Folder that `harness trace` made.", metavar="DIR")]
-ObservationName = Annotated[
-    str,
-    typer.Option(
-        help="What it sees: paper (the hidden state), normal (divided by its size), rich (its change too), "
-        "exit (as rich, of the state behind the exit's shortcut)."
-    ),
-]
+OBSERVATIONS_HELP = (
+    "What it sees: paper (the hidden state), normal (divided by its size), rich (its change too), "
+    "exit (as rich, of the state behind the exit's shortcut)."
+)
+ObservationName = Annotated[str, typer.Option(help=OBSERVATIONS_HELP)]
 Keep = Annotated[float, typer.Option(help="Agreement with the last layer that the suggested threshold keeps.")]
 
 
@@ -212,7 +210,9 @@ def rl(
     epsilon: Annotated[float | None, typer.Option(help="Penalty of exiting wrong and late, 0 to 1.")] = None,
     penalty: Annotated[float | None, typer.Option(help="With --reward savings: price of a wrong exit.")] = None,
     tokens: Annotated[int, typer.Option(help="Tokens of an episode.")] = 15,
-    observation: ObservationName = "rich",
+    observation: Annotated[
+        str | None, typer.Option(help=f"{OBSERVATIONS_HELP} Default: rich; paper with --preset paper.")
+    ] = None,
     keep: Keep = 0.98,
     live: Annotated[bool, typer.Option("--live", help="Let the model generate (slow) instead of replaying.")] = False,
     source: Annotated[list[str] | None, typer.Option(help="With --live: where the trace's documents are.")] = None,
@@ -234,7 +234,7 @@ def rl(
     papers = preset == "paper" or any(value is not None for value in (alpha, beta, gamma, epsilon))
     request = AgentRequest(
         name=name,
-        observation=observation,
+        observation=observation or ("paper" if preset == "paper" else "rich"),
         reward=reward or ("auto" if papers else "savings"),
         tasks=task or (),
         length=tokens,

@@ -109,19 +109,21 @@ def test_from_a_trace_to_decoding(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "rule"),
+    ("arguments", "rule", "seen"),
     [
-        (("--preset", "paper"), "python"),  # as the documents are
-        (("--alpha", 0.5), "python"),
-        (("--preset", "paper", "--reward", "java"), "java"),
-        (("--preset", "paper", "--reward", "savings"), "savings"),
+        (("--preset", "paper"), "python", "paper"),  # as the documents are
+        (("--preset", "paper", "--reward", "java", "--observation", "normal"), "java", "normal"),
+        (("--preset", "paper", "--reward", "savings"), "savings", "paper"),
+        (("--alpha", 0.5), "python", "rich"),
     ],
 )
-def test_the_paper_s_preset_and_coefficients_bring_its_reward(
-    train: Command, tmp_path: Path, arguments: tuple[object, ...], rule: str
+def test_the_paper_s_preset_brings_its_reward_and_observation(
+    train: Command, tmp_path: Path, arguments: tuple[object, ...], rule: str, seen: str
 ) -> None:
     assert train(*arguments).code == 0
-    assert json.loads((tmp_path / "a" / "rl.json").read_text())["reward"] == describe(REWARDS[rule])
+    facts = json.loads((tmp_path / "a" / "rl.json").read_text())
+    assert facts["reward"] == describe(REWARDS[rule])
+    assert facts["observation"] == AGENT_OBSERVATIONS[seen].as_dict()
 
 
 def test_what_is_written_is_what_was_replayed(train: Command, tiny_llama: Path, trace: Path, tmp_path: Path) -> None:
