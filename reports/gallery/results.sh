@@ -28,8 +28,8 @@ once demo run
 once tuned-embedded run --strategy fixed:layer=14,22,26 --strategy confidence:threshold=0.9 --strategy entropy \
 	--strategy classifier --strategy classifier:threshold=1 --strategy lte --strategy rl --strategy rl:threshold=1 \
 	--strategy rl:agent=rl-python --strategy oracle "${both[@]}"
-once tuned-codexglue run --strategy fixed:layer=14,22,26 --strategy confidence:threshold=0.9 --strategy classifier \
-	--strategy lte --strategy rl --strategy oracle --source "$data" "${both[@]}"
+once tuned-codexglue run --strategy fixed:layer=14,22,26 --strategy confidence:threshold=0.9 --strategy entropy \
+	--strategy classifier --strategy lte --strategy rl --strategy oracle --source "$data" "${both[@]}"
 shared=(--artefacts smollm2-135m-shared --strategy fixed:layer=14,22,26 --strategy confidence:threshold=0.9 --strategy rl
 	--strategy oracle)
 once shared-head run "${shared[@]}" "${both[@]}"
