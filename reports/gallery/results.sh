@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every run behind the tables of README.md, in runs/, each once: what is finished is left alone, what was stopped goes on.
 #
-#   reports/gallery/results.sh DATA_FOLDER        about two hours on two cores; nothing else may run beside it
+#   reports/gallery/results.sh DATA_FOLDER        two to three hours on two cores; nothing else may run beside it
 #
 # DATA_FOLDER holds CodeXGLUE's rows; `harness` must be on the PATH (. .venv/bin/activate).
 set -euo pipefail
