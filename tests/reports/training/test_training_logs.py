@@ -117,7 +117,7 @@ def test_shipped_trainings_are_whole(name: str) -> None:
     logs = read_training(SHIPPED / name)
     assert logs.problems == ()
     assert logs.lite is not None
-    assert len(logs.lite.steps) == 600
+    assert len(logs.lite.steps) == 1000
     assert [agent.name for agent in logs.agents] == ["rl", "rl-java", "rl-python"]
     for agent in logs.agents:
         facts = json.loads((SHIPPED / name / f"{agent.name}.json").read_text())
