@@ -11,8 +11,6 @@ import typer
 from harness.commands.training_options import (
     Artefacts,
     Model,
-    Resume,
-    Seed,
     Sources,
     Tasks,
     check_choice,
@@ -39,6 +37,8 @@ OBSERVATIONS_HELP = (
     "exit (as rich, of the state behind the exit's shortcut)."
 )
 ObservationName = Annotated[str, typer.Option(help=OBSERVATIONS_HELP)]
+Seed = Annotated[int, typer.Option(help="Decides everything random.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")]
 Keep = Annotated[float, typer.Option(help="Agreement with the last layer that the suggested threshold keeps.")]
 
 

@@ -12,8 +12,6 @@ from harness.errors import ConfigError
 __all__ = [
     "Artefacts",
     "Model",
-    "Resume",
-    "Seed",
     "Sources",
     "Tasks",
     "check_choice",
@@ -29,9 +27,7 @@ Tasks = Annotated[list[str] | None, typer.Option(help="py150, javacorpus. Repeat
 Sources = Annotated[
     list[str] | None, typer.Option(help="embedded, hub, or PATH. Repeatable; each in equal shares. Default: embedded.")
 ]
-Seed = Annotated[int, typer.Option(help="Decides everything random.")]
 Artefacts = Annotated[str | None, typer.Option(help="Folder of `harness train`, or a shipped set.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")]
 
 
 def check_choice(flag: str, value: str, allowed: tuple[str, ...]) -> Any:

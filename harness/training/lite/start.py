@@ -163,7 +163,7 @@ def find_start(given: str, info: ModelInfo, recipe: LiteRecipe) -> Start:
         folders = artefact_folders(info.name, given)
     except ConfigError as error:
         raise ConfigError(str(error).replace("--artefacts", "--start-from", 1)) from None
-    asked = replace(info.asked, exit_head=recipe.exit_head, artefacts=given)
+    asked = replace(info.asked, exit_head=recipe.exit_head)
     adapter = require_adapter(replace(info, asked=asked), folders)
     facts = adapter.facts
     try:
