@@ -104,7 +104,8 @@ class RunConfig(ModelConfiguration):
         source: ``embedded``, ``hub``, or a path to a JSONL file or dataset folder.
         limit: samples per task; ``None`` for all.
         max_new_tokens: overrides the protocol's limit.
-        kv: what happens to K,V of skipped layers; a comma list compares several policies in one run, the first one's
+        kv: what happens to K,V of skipped layers; ``auto`` is each strategy's own default (``recompute`` for everything
+            adaptive, ``propagate`` for ``fixed``); a comma list compares several policies in one run, the first one's
             full depth being the baseline.
         batch_size: samples decoded together.
         repeats: how often each block is repeated, each time in a fresh process.
@@ -125,7 +126,7 @@ class RunConfig(ModelConfiguration):
     source: Annotated[str, Field(min_length=1)] = "embedded"
     limit: Annotated[int, Field(ge=1)] | None = 16
     max_new_tokens: Annotated[int, Field(ge=1, le=4096)] | None = None
-    kv: KVPolicy | tuple[KVPolicy, ...] = KVPolicy.PROPAGATE
+    kv: Literal["auto"] | KVPolicy | tuple[KVPolicy, ...] = "auto"
     batch_size: Annotated[int, Field(ge=1, le=1024)] = 1
     repeats: Annotated[int, Field(ge=1, le=1000)] = 1
     arrival_rate: Annotated[float, Field(gt=0, le=10_000)] | None = None
@@ -149,6 +150,10 @@ class RunConfig(ModelConfiguration):
         """Take ``none,propagate`` apart; a list of one is that one."""
         if isinstance(value, str) and "," in value:
             value = [part.strip() for part in value.split(",")]
+        known = [policy.value for policy in KVPolicy]
+        for name in value if isinstance(value, list | tuple) else [value]:
+            if name not in ("auto", *known) or (name == "auto" and value != "auto"):
+                raise ValueError(f"input should be 'auto', or some of {', '.join(map(repr, known))}")
         if isinstance(value, list | tuple):
             once = tuple(dict.fromkeys(value))
             if not once:
@@ -158,7 +163,9 @@ class RunConfig(ModelConfiguration):
 
     @property
     def kv_policies(self) -> tuple[KVPolicy, ...]:
-        """The KV policies to compare, at least one."""
+        """The KV policies to compare; none where each strategy runs under its own."""
+        if self.kv == "auto":
+            return ()
         return self.kv if isinstance(self.kv, tuple) else (self.kv,)
 
     def specs(self) -> list[StrategySpec]:

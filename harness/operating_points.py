@@ -39,7 +39,7 @@ class OperatingPoint:
 
     strategy: Strategy
     record: OperatingPointRecord
-    kv: KVPolicy = KVPolicy.PROPAGATE
+    kv: KVPolicy
 
     @property
     def name(self) -> str:
@@ -124,7 +124,7 @@ def operating_points(built: Built, config: RunConfig, info: ModelInfo) -> tuple[
     points = [
         operating_point(spec, strategy, info, kv, several=several)
         for spec, strategy in named
-        for kv in _policies(strategy, config.kv_policies, info)
+        for kv in _policies(strategy, config.kv_policies or (strategy.default_kv,), info)
     ]
     if config.attribute:
         points.extend(_probes(tuple(points)))
@@ -169,7 +169,7 @@ def operating_point(
     spec: StrategySpec,
     strategy: Strategy,
     info: ModelInfo,
-    kv: KVPolicy = KVPolicy.PROPAGATE,
+    kv: KVPolicy | None = None,
     *,
     several: bool = False,
 ) -> OperatingPoint:
@@ -179,12 +179,13 @@ def operating_point(
         spec: as written.
         strategy: as built.
         info: the model.
-        kv: its policy.
+        kv: its policy; ``None`` for the strategy's own default.
         several: the run compares policies, so that the name must say which.
 
     Raises:
         HarnessError: it does not fit, or what it runs on is missing or made for another model.
     """
+    policy = kv or strategy.default_kv
     points = tuple(strategy.exit_points(info))
     if list(points) != sorted(set(points) & set(info.exit_points)):
         raise OptionError(
@@ -198,6 +199,6 @@ def operating_point(
         exit_points=points,
         rehearsed=strategy.rehearsed,
         artefacts=dict(strategy.artefacts(info)),
-        kv=kv if several else None,
+        kv=policy,
     )
-    return OperatingPoint(strategy, record, kv)
+    return OperatingPoint(strategy, record, policy)

@@ -108,7 +108,7 @@ def _refuse_contradictions(config: RunConfig) -> None:
         raise ConfigError(
             "--attribute counts what single requests did, back to back. Leave --batch-size and --arrival-rate away."
         )
-    if KVPolicy.NONE in config.kv_policies and len(config.kv_policies) == 1:
+    if config.kv_policies == (KVPolicy.NONE,):
         raise ConfigError("--attribute needs a KV cache: without one every token is a prefill. Use another --kv.")
 
 

@@ -9,9 +9,9 @@ defined", never zero.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from harness.contracts import KVPolicy, Weights
 from harness.machine import MachineRecord
@@ -41,7 +41,7 @@ class OperatingPointRecord(Record):
         exit_points: layers at which it is asked on this model.
         rehearsed: it looked at the answer outside the measured window; an upper bound, not a strategy to deploy.
         artefacts: what trained parts it runs on: name → SHA-256.
-        kv: what happens to K,V of skipped layers; ``None``: what the configuration says.
+        kv: what happens to K,V of skipped layers.
         never_exits: the strategy is asked at every exit point and its answer ignored: full depth plus the cost of
             asking. A probe for the attribution of costs, never a candidate.
     """
@@ -156,6 +156,18 @@ class Manifest(Record):
     bandwidth_detail: dict[str, Any] = Field(default_factory=dict)
     environment: dict[str, Any]
     machine: MachineRecord | None = None
+
+    @model_validator(mode="after")
+    def _kv_of_older_runs(self) -> Self:
+        """Older runs give an operating point's KV policy only where they compare several; else the configuration's."""
+        kv = self.config.get("kv")
+        if kv in [policy.value for policy in KVPolicy] and any(point.kv is None for point in self.operating_points):
+            points = tuple(
+                point if point.kv is not None else point.model_copy(update={"kv": KVPolicy(kv)})
+                for point in self.operating_points
+            )
+            object.__setattr__(self, "operating_points", points)
+        return self
 
 
 class SampleRecord(Record):

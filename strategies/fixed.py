@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from harness.contracts import ExitView, ModelInfo, Strategy
+from harness.contracts import ExitView, KVPolicy, ModelInfo, Strategy
 from harness.errors import OptionError
 
 __all__ = ["Fixed"]
@@ -22,8 +22,11 @@ class Fixed(Strategy):
     Rule: exit at layer k. Cost per check: 0, nothing is computed.
 
     Source: Ilager, Briem and Brandic, "GREEN-CODE", 2025, Fig. 1 (fixed exiting); the control any
-    adaptive strategy has to beat at equal mean depth.
+    adaptive strategy has to beat at equal mean depth. Its depths never mix, so no token reads what ``propagate``
+    fills in: it yields the same tokens under every KV policy that keeps a cache.
     """
+
+    default_kv: ClassVar[KVPolicy] = KVPolicy.PROPAGATE
 
     layer: Annotated[int, Field(ge=1, description="decoder layers executed for every token; an exit point")] = 14
 

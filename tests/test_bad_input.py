@@ -423,7 +423,7 @@ def test_resuming_a_folder_of_something_else(cli: Command, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("arguments", "key", "was", "now"),
     [
-        (["--kv", "skip"], "config.kv", '"propagate"', '"skip"'),
+        (["--kv", "skip"], "config.kv", '"auto"', '"skip"'),
         (["--seed", "7"], "config.seed", "0", "7"),
         (["--limit", "2"], "config.limit", "3", "2"),
         (["--strategy", "oracle"], "config.strategies[0]", '"full"', '"oracle"'),

@@ -47,7 +47,7 @@ def test_the_version_is_the_package_s(cli: Command) -> None:
 def test_help_of_run_names_every_option_of_the_issue(cli: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     said = cli("run", "--help").out
-    for default in ("smollm2-135m", "py150", "green-code", "embedded", "propagate", "float32", "paper"):
+    for default in ("smollm2-135m", "py150", "green-code", "embedded", "auto", "float32", "paper"):
         assert f"Default: {default}." in said
     assert f"Default: {RunConfig().limit}." in said
     options = (

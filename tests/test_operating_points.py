@@ -56,7 +56,31 @@ def test_kv_takes_one_policy_or_several(written: Any, policies: tuple[KVPolicy, 
     assert (config.model_dump(mode="json")["kv"] == policies[0].value) is (len(policies) == 1)
 
 
-@pytest.mark.parametrize("written", ["none,nothing", "", ",", [], "none,"])
+def test_each_strategy_has_a_policy_of_its_own(config: dict[str, Any], tmp_path: Path) -> None:
+    strategies = ("fixed:layer=4", "confidence:threshold=0.5", "oracle")
+    frame = run(RunConfig.build(config | {"strategies": strategies}))
+    assert list(frame["operating_point"]) == ["full", *strategies]
+    assert list(frame["kv"]) == ["recompute", "propagate", "recompute", "recompute"]
+    recorded = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert [point["kv"] for point in recorded["operating_points"]] == list(frame["kv"])
+    exact = dict(zip(frame["operating_point"], frame["agreement"], strict=True))
+    assert exact["oracle"] == 1  # knowing the answer costs no token where K,V are exact
+    given = run(RunConfig.build(config | {"strategies": strategies, "kv": "skip", "out": tmp_path / "given"}))
+    assert set(given["kv"]) == {"skip"}
+
+
+def test_an_older_run_s_points_have_the_policy_of_its_configuration(config: dict[str, Any], tmp_path: Path) -> None:
+    settings = RunConfig.build(config | {"kv": "propagate", "strategies": ("confidence",)})
+    run(settings)
+    manifest = tmp_path / "out" / "manifest.json"
+    facts = json.loads(manifest.read_text())
+    for point in facts["operating_points"]:
+        point["kv"] = None
+    manifest.write_text(json.dumps(facts))
+    assert list(run(settings, resume=tmp_path / "out")["kv"]) == ["propagate", "propagate"]
+
+
+@pytest.mark.parametrize("written", ["none,nothing", "", ",", [], "none,", "auto,none", ["auto"]])
 def test_an_unknown_policy_is_refused(written: Any) -> None:
     with pytest.raises(ConfigError, match="kv = "):
         RunConfig.build({"kv": written})

@@ -297,7 +297,7 @@ def test_flags_win_over_a_file_and_a_file_over_defaults(
     assert config["limit"] == 2  # flag
     assert config["strategies"] == ["fixed:layer=6"]  # flag
     assert config["seed"] == 5  # file
-    assert config["kv"] == "propagate"  # default
+    assert config["kv"] == "auto"  # default
     resumed = cli("run", "--config", "run.toml", "--limit", 2, "--strategy", "fixed:layer=6", "--resume", "from-file")
     assert resumed.code == 0, resumed.err  # the same command goes on
 

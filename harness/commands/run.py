@@ -44,7 +44,8 @@ def run(
     kv: Annotated[
         str | None,
         typer.Option(
-            help="K,V of skipped layers: propagate, recompute, none, skip; a comma list compares. Default: propagate."
+            help="K,V of skipped layers: auto (recompute; propagate for fixed exits), recompute, propagate, none, "
+            "skip; a comma list compares. Default: auto."
         ),
     ] = None,
     kv_input: KVInput = None,

@@ -44,7 +44,7 @@ def serve(
     ] = None,
     kv: Annotated[
         str | None,
-        typer.Option(help="K,V of skipped layers: propagate, recompute, none, skip. Default: propagate."),
+        typer.Option(help="K,V of skipped layers: propagate, recompute, none, skip. Default: recompute."),
     ] = None,
     kv_input: KVInput = None,
     exit_points: ExitPoints = None,

@@ -44,7 +44,7 @@ def sweep(
     artefacts: Annotated[str | None, typer.Option(help="Folder of `harness train`, or a shipped set.")] = None,
     kv: Annotated[
         str, typer.Option(help="K,V of skipped layers, for the expected speed-up: propagate, recompute or skip.")
-    ] = "propagate",
+    ] = "recompute",
     keep: Annotated[float, typer.Option(help="Agreement that the first table asks for.")] = 0.98,
     live: Annotated[
         int, typer.Option(help="Also decode operating points of the front live on so many samples a task.")

@@ -41,7 +41,7 @@ class ServeConfig(ModelConfiguration):
     """
 
     strategies: tuple[str, ...] = ()
-    kv: KVPolicy = KVPolicy.PROPAGATE
+    kv: KVPolicy = KVPolicy.RECOMPUTE
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8080
     api_key_file: Path | None = None

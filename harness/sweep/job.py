@@ -58,7 +58,7 @@ class SweepRequest:
     points: int = 20
     documents: DocumentSplit = "held-out"
     tasks: tuple[str, ...] = ()
-    kv: KVPolicy = KVPolicy.PROPAGATE
+    kv: KVPolicy = KVPolicy.RECOMPUTE
     seed: int = 0
     calibrate: bool = False
 

@@ -2,9 +2,10 @@
 
 Any strategy looks good beside full depth if it is allowed to be wrong, so the fair rival of one that runs 25.3 layers
 a token is fixed exit at 25.3 layers. No such layer exists; the rival is the mixture of the two neighbouring fixed
-operating points of the same run and KV policy (full depth is the deepest of them) whose mean depth is the strategy's,
-which anybody could deploy by tossing a coin per request. The difference is taken sample by sample and its 95 % interval
-resamples them. The mixture's weight counts as known.
+operating points of the same run (full depth is the deepest of them) whose mean depth is the strategy's, which anybody
+could deploy by tossing a coin per request. A fixed exit yields the same tokens under every KV policy that keeps a
+cache, so the rival may be of another such policy where the run has none of the same. The difference is taken sample by
+sample and its 95 % interval resamples them. The mixture's weight counts as known.
 """
 
 from __future__ import annotations
@@ -30,10 +31,9 @@ def over_fixed(cell: Measured, cells: Sequence[Measured], num_layers: int) -> di
     nothing: dict[str, object] = dict.fromkeys(
         f"{name}_over_fixed{suffix}" for name in ("agreement", "edit_similarity") for suffix in ("", "_ci")
     )
-    alike = [other for other in cells if other.regime == cell.regime]
-    anchors = {layer: other for other in alike if (layer := _constant_layer(other)) is not None}
+    anchors = {layer: other for other in cell.alike(cells) if (layer := other.constant_layer) is not None}
     here = _mean_layers(cell)
-    if here is None or _constant_layer(cell) is not None:
+    if here is None or cell.constant_layer is not None:
         return nothing
     below = max((layer for layer in anchors if layer <= here), default=None)
     above = min((layer for layer in anchors if layer >= here), default=None)
@@ -50,12 +50,6 @@ def over_fixed(cell: Measured, cells: Sequence[Measured], num_layers: int) -> di
         found[f"{name}_over_fixed"] = mean(differences)
         found[f"{name}_over_fixed_ci"] = mean_interval(differences)
     return found
-
-
-def _constant_layer(cell: Measured) -> int | None:
-    """Return the layer after which every decoded token of an operating point stopped, if there is one."""
-    layers = {layer for sample in cell.samples.values() for layer in cell.decoded_layers(sample)}
-    return next(iter(layers)) if len(layers) == 1 else None
 
 
 def _mean_layers(cell: Measured) -> float | None:

@@ -39,15 +39,14 @@ class Regime:
     batch_size: int
 
     @classmethod
-    def of(cls, manifest: Manifest, point: OperatingPointRecord | None = None) -> Regime:
-        """Read it from a manifest: the operating point's own KV policy, else the configuration's.
+    def of(cls, manifest: Manifest, point: OperatingPointRecord) -> Regime:
+        """Read it from a manifest.
 
         Raises:
             StoreError: the configuration does not say, or says something unknown.
         """
         try:
-            kv = point.kv if point is not None else None
-            return cls(kv or KVPolicy(manifest.config["kv"]), int(manifest.config["batch_size"]))
+            return cls(point.kv or KVPolicy(manifest.config["kv"]), int(manifest.config["batch_size"]))
         except (KeyError, ValueError, TypeError) as error:
             raise StoreError(
                 f"the manifest's config has no usable 'kv' and 'batch_size' ({error}). "
@@ -100,6 +99,30 @@ class Measured:
         With a KV cache the first token comes from prefill and is left out; without one all count.
         """
         return sample.exit_layers[1:] if self.regime.cached else sample.exit_layers
+
+    @cached_property
+    def constant_layer(self) -> int | None:
+        """The layer after which every decoded token stopped; ``None`` where depths mix."""
+        layers = {layer for sample in self.samples.values() for layer in self.decoded_layers(sample)}
+        return next(iter(layers)) if len(layers) == 1 else None
+
+    def alike(self, cells: Sequence[Measured]) -> list[Measured]:
+        """Return the operating points whose tokens may be held against this one's, those of the same regime last.
+
+        A constant depth yields the same tokens under every KV policy that keeps a cache: no token reads what a policy
+        leaves behind. So one side of constant depth is enough.
+        """
+        same = [other for other in cells if other.regime == self.regime]
+        kept = [
+            other
+            for other in cells
+            if other.regime != self.regime
+            and other.regime.cached
+            and self.regime.cached
+            and other.regime.batch_size == self.regime.batch_size
+            and (self.constant_layer is not None or other.constant_layer is not None)
+        ]
+        return kept + same
 
     def shared(self, other: Measured) -> list[SampleKey]:
         """Return what both finished, in this one's order."""

@@ -147,7 +147,7 @@ def _measures(
     cell: Measured, cells: Sequence[Measured], manifest: Manifest, score_corpus: CorpusScorer
 ) -> dict[str, object]:
     layers, full = manifest.model.num_layers, cells[0]
-    oracle = next((other for other in cells if other.point.rehearsed and other.regime == cell.regime), None)
+    oracle = next((other for other in reversed(cell.alike(cells)) if other.point.rehearsed), None)
     return {
         "agreement": agreement(cell, full),
         "oracle_fraction": oracle_fraction(cell, oracle, layers),

@@ -83,7 +83,7 @@ def test_fixed_exits_and_the_bound(swept: Swept, traced: Path) -> None:
 
 
 def test_expected_speed_up_is_counted_bytes(swept: Swept) -> None:
-    result = swept("fixed:layer=6")
+    result = swept("fixed:layer=6", kv=KVPolicy.PROPAGATE)
     row, info = by_name(result)["fixed:layer=6"], result.resolved.info
     skipped = swept("fixed:layer=6", kv=KVPolicy.SKIP)
     assert row.kv_fill_layers_per_token == 6

@@ -46,7 +46,7 @@ def operating(strategy: Strategy, points: tuple[int, ...] = POINTS) -> Operating
     record = OperatingPointRecord(
         name="mine", strategy="mine", options={}, exit_points=points, rehearsed=strategy.rehearsed
     )
-    return OperatingPoint(strategy, record)
+    return OperatingPoint(strategy, record, KVPolicy.RECOMPUTE)
 
 
 # ------------------------------------------------------------------------------- as live decoding does

@@ -158,10 +158,24 @@ def test_each_operating_point_may_have_its_own_kv_policy(build) -> None:
 def test_the_oracle_is_the_measure_of_its_own_kv_policy(build) -> None:
     run = build(points=(FULL, OTHER, "oracle", "other policy"), policies={"other policy": KVPolicy.RECOMPUTE})
     for point in run.points:
-        run.window(point, {"exit_layers": (10, 5, 5)})
+        run.window(point, {"exit_layers": (10, 10, 10) if point == FULL else (10, 5, 7)})
     rows = {row.operating_point: row for row in run.summary().rows}
     assert rows[OTHER].oracle_fraction == 1.0
     assert rows["other policy"].oracle_fraction is None
+
+
+def test_a_constant_depth_is_measured_by_the_oracle_of_another_policy_that_keeps_a_cache(build) -> None:
+    policies = {OTHER: KVPolicy.RECOMPUTE, "oracle": KVPolicy.RECOMPUTE, "uncached": KVPolicy.NONE}
+    run = build(points=(FULL, OTHER, "oracle", "fixed", "uncached"), policies=policies)
+    for point in run.points:
+        layers = {FULL: (10, 10, 10), "fixed": (10, 5, 5), "uncached": (5, 5, 5)}.get(point, (10, 5, 7))
+        run.window(point, {"exit_layers": layers})
+    rows = {row.operating_point: row for row in run.summary().rows}
+    assert rows[OTHER].oracle_fraction == 1.0
+    assert rows["fixed"].oracle_fraction == pytest.approx(5 / 4)
+    assert rows["uncached"].oracle_fraction is None
+    assert rows[OTHER].agreement_over_fixed is not None  # held against the fixed exit, whose policy is another one
+    assert rows["uncached"].agreement_over_fixed is None
 
 
 @pytest.mark.parametrize("points", [(), ("probe",)])
@@ -177,7 +191,10 @@ def test_the_machine_is_what_the_caller_says(build) -> None:
 
 
 def test_a_manifest_without_regime_is_refused(build) -> None:
-    manifest = build().manifest.model_copy(update={"config": {"kv": "sideways", "batch_size": 1}})
+    manifest = build().manifest
+    points = [point.model_copy(update={"kv": None}) for point in manifest.operating_points]
+    config = {"kv": "sideways", "batch_size": 1}
+    manifest = manifest.model_copy(update={"config": config, "operating_points": tuple(points)})
     with pytest.raises(StoreError, match="sideways"):
         summarise(manifest, [], [], lambda *_: {})
 
