@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from harness.config import RunConfig
-    from harness.runner import run
+    from harness.running.runner import run
 
 __all__ = ["RunConfig", "run"]
 __version__ = "0.1.0"
@@ -22,7 +22,7 @@ def __getattr__(name: str) -> Any:
 
         return RunConfig
     if name == "run":
-        from harness.runner import run
+        from harness.running.runner import run
 
         return run
     raise AttributeError(f"module 'harness' has no attribute '{name}'")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from harness.calibration_records import CALIBRATION, Calibration
 from harness.errors import StoreError
+from harness.records.calibration import CALIBRATION, Calibration
 
 __all__ = ["find_calibrations", "read_calibration"]
 

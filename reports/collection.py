@@ -16,8 +16,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from harness.calibration_records import Calibration
 from harness.errors import ConfigError, StoreError
+from harness.records.calibration import Calibration
 from reports.figures.catalogue import Catalogue, Page, catalogue, pages
 from reports.figures.figure import Figure, save_figures
 from reports.files import write_files

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from harness.errors import StoreError
 from harness.records import Manifest, SampleRecord, WindowRecord
-from harness.summary import Summary
+from harness.records.summary import Summary
 from reports.summary.measured import Measured, select
 
 __all__ = ["RecordedRun"]

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from harness.contracts import Batch, ExitRule, ExitView, ModelInfo, Strategy
-from harness.controllers import Controller, Scorer, find_controller
+from harness.models.controllers import Controller, Scorer, find_controller
 
 __all__ = ["LearnToExit"]
 

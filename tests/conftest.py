@@ -178,12 +178,12 @@ def cli(
     """
     import torch
 
-    from harness.machine import MachineRecord
+    from harness.records.machine import MachineRecord
 
     threads = torch.get_num_threads()
 
     machine = MachineRecord(device="cpu", dtype="float32", bandwidth_bytes_per_s=1e10, bandwidth_kernel="pretended")
-    monkeypatch.setattr("harness.manifest.examine", lambda device, dtype, **given: machine)
+    monkeypatch.setattr("harness.running.manifest.examine", lambda device, dtype, **given: machine)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
 

@@ -17,7 +17,7 @@ import pytest
 
 from harness.cli import DEFECT, READER_GONE
 from harness.config import RunConfig, parse_strategies
-from harness.options import build_strategy
+from harness.config.options import build_strategy
 from harness.records import WindowRecord
 from harness.registry import METERS, MODELS, STRATEGIES, TASKS
 
@@ -175,7 +175,7 @@ def record(point: str = "full") -> WindowRecord:
 def progress_lines(total: int, done: int, *, terminal: bool = False, folder: str = "runs/[b]old[/b]") -> list[str]:
     from rich.console import Console
 
-    from harness.progress import RunProgress
+    from harness.commands.progress import RunProgress
 
     said = io.StringIO()
     with RunProgress(Console(file=said, force_terminal=terminal, width=100, emoji=False)) as progress:
@@ -219,7 +219,7 @@ def test_a_defect_keeps_its_traceback(cli: Command, monkeypatch: pytest.MonkeyPa
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("a defect")
 
-    monkeypatch.setattr("harness.runner.make_plan", broken)
+    monkeypatch.setattr("harness.running.runner.make_plan", broken)
     ran = cli("run")
     assert ran.code == DEFECT
     assert "Traceback" in ran.err

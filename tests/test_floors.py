@@ -16,75 +16,21 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("harness", "strategies", "tasks", "reports")
 
-FLOORS: dict[str, int] = {
-    "harness.cli": 5,
-    "harness.commands": 5,
-    "harness.repeat_process": 5,
-    "harness.progress": 5,
-    "harness.pytest_plugin": 5,
-    "harness.reproduction": 5,
-    "harness.runner": 4,
-    "harness.plan": 4,
-    "harness.operating_points": 4,
-    "harness.repeats": 4,
-    "harness.settings": 4,
-    "harness.interpreter": 0,
-    "harness.arrivals": 4,
-    "harness.completions": 4,
-    "harness.session": 4,
-    "harness.windows": 4,
-    "harness.scoring": 4,
-    "harness.reading": 4,
-    "harness.submission": 4,
-    "harness.packed_run": 2,
-    "harness.manifest": 4,
-    "harness.doctor": 4,
-    "harness.sweep": 4,
-    "harness.serving": 4,
-    "harness.training": 4,
-    "strategies": 3,
-    "tasks": 3,
-    "reports": 3,
-    "harness.decoding": 2,
-    "harness.models": 2,
-    "harness.metering": 2,
-    "harness.store": 2,
-    "harness.same_run": 2,
-    "harness.record_files": 2,
-    "harness.hub": 2,
-    "harness.environment": 2,
-    "harness.processor": 2,
-    "harness.options": 2,
-    "harness.artefacts": 2,
-    "harness.controllers": 2,
-    "harness.contracts": 1,
-    "harness.records": 1,
-    "harness.record": 0,
-    "harness.cost_records": 1,
-    "harness.summary": 1,
-    "harness.calibration_records": 1,
-    "harness.loss_weights": 1,
-    "harness.machine": 1,
-    "harness.config": 1,
-    "harness.configuration": 1,
-    "harness.errors": 0,
-    "harness.registry": 0,
-}
-"""Room → floor, as in DESIGN.md. A room is a module or a package."""
+HOUSE = (
+    *("harness.errors", "harness.registry"),
+    *("harness.contracts", "harness.host", "harness.records", "harness.config"),
+    *("harness.decoding", "harness.models", "harness.metering", "harness.store"),
+    *("strategies", "tasks", "reports"),
+    *("harness.training", "harness.running", "harness.sweep"),
+    *("harness.doctor", "harness.green_code", "harness.serving"),
+    *("harness.commands", "harness.cli"),
+)
+"""Every room, from the ground up, a line per floor; a room imports only from rooms named before it."""
 
+SIBLINGS = {"strategies", "tasks", "reports"}  # never import each other
+LEAVES = {"harness.sweep", "harness.doctor", "harness.green_code", "harness.serving"}  # only commands import them
+ORCHESTRATION = {"harness.running", "harness.training", "harness.sweep", "harness.serving", "harness.doctor"}
 FRONT_DOOR = "harness"  # its __init__ shows what a library caller needs; imported by nobody inside
-
-SIDEWAYS = {
-    ("harness.models", "harness.decoding"),
-    ("harness.store", "harness.same_run"),
-    ("harness.store", "harness.record_files"),
-    ("harness.models", "harness.hub"),
-    ("harness.models", "harness.artefacts"),
-    ("harness.controllers", "harness.artefacts"),
-}
-"""On floors 2 and 3 a room may not look into its neighbours, but for these: (importer, imported)."""
-
-ORCHESTRATION = [room for room, floor in FLOORS.items() if floor == 4]
 
 
 def modules() -> dict[str, Path]:
@@ -129,40 +75,19 @@ def _nodes(node: ast.AST, at_run_time: bool) -> Iterator[ast.AST]:
         yield from _nodes(child, at_run_time)
 
 
-def room(module: str) -> str | None:
-    parts = module.split(".")
-    return next((head for n in range(len(parts), 0, -1) if (head := ".".join(parts[:n])) in FLOORS), None)
-
-
-def is_ours(module: str) -> bool:
-    return module.partition(".")[0] in PACKAGES
-
-
-def test_every_module_lives_on_a_floor() -> None:
-    homeless = [name for name in modules() if name != FRONT_DOOR and room(name) is None]
-    assert not homeless, (
-        f"{homeless} belong to no floor. Decide where they live (DESIGN.md, 'The house') and add the room to FLOORS in "
-        "tests/test_floors.py."
-    )
+def room(module: str) -> str:
+    return ".".join(module.split(".")[: 2 if module.startswith("harness.") else 1])
 
 
 @pytest.mark.parametrize("name", [name for name in modules() if name != FRONT_DOOR])
 def test_imports_point_down(name: str) -> None:
     here = room(name)
-    assert here is not None, "see test_every_module_lives_on_a_floor"
-    for target in imports(name, modules()[name]):
-        if not is_ours(target):
-            continue
-        there = room(target)
-        assert there is not None, f"{name} imports {target}: the package's front door is for callers outside"
-        if here == there:
-            continue
-        assert FLOORS[there] <= FLOORS[here], (
-            f"{name} (floor {FLOORS[here]}) imports {target} (floor {FLOORS[there]}): imports point down. "
-            "Move the type that both need to a lower floor."
-        )
-        if FLOORS[there] == FLOORS[here] and FLOORS[here] in (2, 3):
-            assert (here, there) in SIDEWAYS, f"{name} looks into its neighbour {target} on floor {FLOORS[here]}."
+    assert here in HOUSE, f"{name} has no place in the house: see DESIGN.md, and add the room to HOUSE."
+    for there in {room(target) for target in imports(name, modules()[name]) if target.split(".")[0] in PACKAGES}:
+        below = HOUSE[: HOUSE.index(here) + 1]
+        assert there in below, f"{name} imports {there}, which stands above it: move what both need to a lower room."
+        assert here == there or not {here, there} <= SIBLINGS, f"{name} looks into its neighbour {there}."
+        assert here == there or there not in LEAVES or here == "harness.commands", f"{there} is for its command only."
 
 
 def test_no_import_cycles() -> None:

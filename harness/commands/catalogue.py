@@ -81,7 +81,7 @@ def _show_facts(console: Console, thing: Any) -> None:
 def _show_options(console: Console, name: str) -> None:
     from rich.table import Table
 
-    from harness.options import option_facts
+    from harness.config.options import option_facts
 
     facts = option_facts(name)
     if not facts:

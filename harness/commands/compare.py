@@ -48,7 +48,7 @@ def compare(
     """Compare two runs: what B changed against A, with 95 % intervals, tests, and conditions for CI."""
     import json
 
-    from harness.reading import read_run
+    from harness.running.reading import read_run
     from reports.comparing.compare import Wanted, compare_runs
     from reports.comparing.conditions import judge, parse_condition
     from reports.comparing.document import comparison_document

@@ -14,8 +14,8 @@ from harness.errors import ConfigError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from harness.commands.progress import TrainingProgress
     from harness.config import RunConfig
-    from harness.progress import TrainingProgress
 
 __all__ = ["doctor"]
 
@@ -77,12 +77,12 @@ def _check_sizes(pairs: int, windows: int, simulated: int) -> None:
 def _examine(config: RunConfig, *, as_json: bool) -> None:
     import torch
 
-    from harness import environment
-    from harness.doctor.examine import examine
-    from harness.doctor.sensors import look_for_sensors
     from harness.doctor.table import render_examination
     from harness.doctor.verdicts import judge
-    from harness.plan import resolve_device
+    from harness.host import environment
+    from harness.metering.examine import examine
+    from harness.metering.sensors import look_for_sensors
+    from harness.running.plan import resolve_device
 
     device = resolve_device(config.device)
     if config.threads is not None:
@@ -165,6 +165,6 @@ def _print(what: RenderableType) -> None:
 
 
 def _progress() -> TrainingProgress:
-    from harness.progress import TrainingProgress
+    from harness.commands.progress import TrainingProgress
 
     return TrainingProgress(stderr(), timer=False)  # a thread that redraws inside a window would be measured

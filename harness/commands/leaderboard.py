@@ -63,9 +63,9 @@ def leaderboard(
 
 def _sources(paths: Iterable[Path]) -> list[Path]:
     """Run directories and archives that paths name: themselves, or all below a folder."""
-    from harness.packed_run import ARCHIVE
-    from harness.reading import find_runs
-    from harness.store import MANIFEST
+    from harness.running.reading import find_runs
+    from harness.store.packed_run import ARCHIVE
+    from harness.store.run_directory import MANIFEST
 
     found: list[Path] = []
     for path in paths:
@@ -80,8 +80,8 @@ def _sources(paths: Iterable[Path]) -> list[Path]:
 
 def _add_all(site: Site, sources: list[Path], *, stored: bool) -> tuple[Refused, int]:
     """Add what can be published, one run in memory at a time; return the rest with reasons, and count doubles."""
-    from harness.progress import TrainingProgress
-    from harness.reading import DAMAGE
+    from harness.commands.progress import TrainingProgress
+    from harness.running.reading import DAMAGE
 
     refused: Refused = []
     double = 0
@@ -101,7 +101,7 @@ def _add_all(site: Site, sources: list[Path], *, stored: bool) -> tuple[Refused,
 
 
 def _add(site: Site, source: Path, *, stored: bool) -> bool:
-    from harness.packed_run import unpacked
+    from harness.store.packed_run import unpacked
 
     if not isfile(source):
         return _publish(site, source, source, stored=stored)
@@ -110,7 +110,7 @@ def _add(site: Site, source: Path, *, stored: bool) -> bool:
 
 
 def _publish(site: Site, directory: Path, source: Path, *, stored: bool) -> bool:
-    from harness.reading import read_run
+    from harness.running.reading import read_run
 
     try:
         run = read_run(directory, stored=stored)

@@ -15,8 +15,8 @@ from harness.errors import ConfigError, HarnessError, StoreError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from harness.progress import TrainingProgress
-    from harness.summary import Summary
+    from harness.commands.progress import TrainingProgress
+    from harness.records.summary import Summary
     from reports.collection import Collection
 
 __all__ = ["report"]
@@ -63,7 +63,7 @@ def report(
 
 def _each(directories: list[Path], *, as_json: bool) -> None:
     """Show every run that can be read and write its report; refuse in the end when some cannot."""
-    from harness.reading import read_run
+    from harness.running.reading import read_run
     from reports.tables.export import write_report
     from reports.tables.terminal import render
 
@@ -90,7 +90,7 @@ def _each(directories: list[Path], *, as_json: bool) -> None:
 
 
 def _together(directories: list[Path], out: Path, figures: bool | None, *, as_json: bool) -> None:
-    from harness.progress import TrainingProgress
+    from harness.commands.progress import TrainingProgress
     from reports.collection import check_folder, write_collection
 
     check_folder(out)
@@ -126,7 +126,7 @@ def _together(directories: list[Path], out: Path, figures: bool | None, *, as_js
 
 def _collected(directories: list[Path], progress: TrainingProgress) -> Collection:
     """Read runs, calibrations and trainings, each by itself: what cannot be read costs the others nothing."""
-    from harness.reading import read_runs
+    from harness.running.reading import read_runs
     from reports.calibrations import find_calibrations, read_calibration
     from reports.collection import Collection
     from reports.training.folders import training_folders

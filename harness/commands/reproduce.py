@@ -99,7 +99,7 @@ def reproduce(
         return
     if scale is not None:
         raise ConfigError("--scale belongs to --figure grid. Use --limit for the samples of --figure kv.")
-    from harness.settings import resolve_settings
+    from harness.running.settings import resolve_settings
 
     if resume is None:
         given["kv"] = KV_POLICIES
@@ -116,7 +116,7 @@ def _early_exits(config: RunConfig) -> list[str]:
     """The paper's agent where there is one for the model, and the plainest exit halfway."""
     from harness.config import parse_all
     from harness.models.loading import resolve
-    from harness.operating_points import build_all, usable
+    from harness.running.operating_points import build_all, usable
 
     info = resolve(config.model, weights=config.weights, dtype="float32", exit_points="paper", exit_head="auto").info
     if not info.exit_points:
@@ -130,10 +130,10 @@ def _kv(config: RunConfig, resume: Path | None, *, as_json: bool) -> None:
     import dataclasses
     import json
 
-    from harness.progress import RunProgress
-    from harness.runner import execute
+    from harness.commands.progress import RunProgress
+    from harness.running.runner import execute
     from reports.files import write_files
-    from reports.tables.kv_figure import kv_figure, kv_markdown, render_kv_figure
+    from reports.green_code.kv_figure import kv_figure, kv_markdown, render_kv_figure
 
     with RunProgress(stderr()) as progress:
         try:

@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from harness.commands.console import escape, log_to, stderr, stdout
+from harness.commands.progress import RunProgress
 from harness.errors import ConfigError
-from harness.progress import RunProgress
-from harness.reproduction.grid import AGENTS, PAPER_MODELS, STAND_IN, GridSettings, fixed_layers, plan, read_scale
-from harness.reproduction.measure import GridWatch, measure, open_grid, read_settings
-from harness.reproduction.needs import available_tasks, check, facts, needs, weights_of
+from harness.green_code.grid import AGENTS, PAPER_MODELS, STAND_IN, GridSettings, fixed_layers, plan, read_scale
+from harness.green_code.measure import GridWatch, measure, open_grid, read_settings
+from harness.green_code.needs import available_tasks, check, facts, needs, weights_of
 from reports.figures.figure import save_figures
-from reports.figures.grid import grid_figures
 from reports.files import write_files
-from reports.grid.compare import compare_grid
-from reports.grid.files import grid_csv, grid_json, grid_markdown
-from reports.grid.text import render_grid
-from reports.published.green_code import THRESHOLDS
+from reports.green_code.compare import compare_grid
+from reports.green_code.files import grid_csv, grid_json, grid_markdown
+from reports.green_code.grid_figure import grid_figures
+from reports.green_code.published_runs import THRESHOLDS
+from reports.green_code.text import render_grid
 
 __all__ = ["grid"]
 

@@ -125,13 +125,13 @@ def run(
         "idle_s": idle_s,
         "out": out,
     }
-    from harness.settings import resolve_settings
+    from harness.running.settings import resolve_settings
 
     settings = resolve_settings(given, config, resume)
     console = stderr()
     log_to(console)
-    from harness.progress import RunProgress
-    from harness.runner import execute
+    from harness.commands.progress import RunProgress
+    from harness.running.runner import execute
     from reports.tables.terminal import render
 
     with RunProgress(console) as progress:

@@ -21,8 +21,8 @@ def submit(
     ] = None,
 ) -> None:
     """Check that a run directory can be published, and pack it for `harness leaderboard`; say what is missing."""
-    from harness.packed_run import ARCHIVE
-    from harness.submission import examine_submission, pack
+    from harness.running.submission import examine_submission, pack
+    from harness.store.packed_run import ARCHIVE
 
     file = out or Path(f"{directory.resolve().name}{ARCHIVE}")
     if not file.name.endswith(ARCHIVE):

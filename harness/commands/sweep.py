@@ -14,8 +14,8 @@ from harness.errors import ConfigError, UnknownNameError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from harness.sweep.job import SweepResult
     from harness.sweep.records import Sweep
+    from harness.sweep.replay_sweep import SweepResult
 
 __all__ = ["sweep"]
 
@@ -74,11 +74,11 @@ def sweep(
     if not 0 < keep <= 1:
         raise ConfigError(f"--keep {keep} is out of range; above 0, at most 1.")
 
+    from harness.commands.progress import TrainingProgress
     from harness.contracts import KVPolicy
-    from harness.progress import TrainingProgress
     from harness.sweep.files import check_writable, write_sweep
-    from harness.sweep.job import SweepRequest
-    from harness.sweep.job import sweep as replay_all
+    from harness.sweep.replay_sweep import SweepRequest
+    from harness.sweep.replay_sweep import sweep as replay_all
     from harness.sweep.terminal import render
     from harness.training.traces.store import Traces
 
@@ -135,7 +135,7 @@ def _written(result: SweepResult) -> str:
 
 def _decode_live(result: SweepResult, asked: tuple[Any, ...], errors: Console) -> Sweep:
     """Decode some operating points live; with a folder, the files are written again."""
-    from harness.progress import RunProgress
+    from harness.commands.progress import RunProgress
     from harness.sweep.files import write_sweep
     from harness.sweep.live import LiveRequest, with_drift
 

@@ -49,9 +49,9 @@ def trace(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the trace in --out.")] = False,
 ) -> None:
     """Run a model once at full depth and keep what its exits said, for everything that learns from it."""
-    from harness.plan import resolve_device
-    from harness.training.traces.job import TraceRequest
-    from harness.training.traces.job import trace as make
+    from harness.running.plan import resolve_device
+    from harness.training.traces.record_trace import TraceRequest
+    from harness.training.traces.record_trace import trace as make
 
     check_choice("dtype", dtype, ("float32", "bfloat16", "float16"))
     head = check_choice("exit-head", exit_head, ("auto", "shared", "shortcut"))

@@ -77,7 +77,7 @@ def lite(
     resume: Resume = False,
 ) -> None:
     """Tune a model with the aggregated loss of all its exits (LITE; GREEN-CODE Eq. 1)."""
-    from harness.training.lite.job import build_recipe, train_lite
+    from harness.training.lite.train_lite import build_recipe, train_lite
 
     names = (
         "method", "exit_head", "weights_rule", "steps", "length", "batch", "accumulate", "learning_rate", "rank",
@@ -118,7 +118,7 @@ def shortcut(
     seed: Seed = 0,
 ) -> None:
     """Fit linear maps from every exit to the last layer, in closed form: an exit head for untuned weights."""
-    from harness.training.shortcut.job import train_shortcut
+    from harness.training.shortcut.train_shortcut import train_shortcut
 
     check_seed(seed)
     _check_name(name)
@@ -227,8 +227,8 @@ def rl(
     check_seed(seed)
     _check_name(name)
     _check_installed("stable_baselines3", "gymnasium")
-    from harness.plan import resolve_device
-    from harness.training.agents.job import AgentRequest, build_settings, train_rl
+    from harness.running.plan import resolve_device
+    from harness.training.agents.train_agent import AgentRequest, build_settings, train_rl
 
     overrides = {"steps": steps, "learning_rate": learning_rate, "envs": envs}
     papers = preset == "paper" or any(value is not None for value in (alpha, beta, gamma, epsilon))
@@ -274,10 +274,10 @@ def _heads(
     seed: int,
     resume: bool,
 ) -> None:
-    from harness.controllers import OBSERVATIONS
-    from harness.training.heads.job import train_on_traces
+    from harness.models.controllers import OBSERVATIONS
     from harness.training.heads.learning import HeadRecipe
-    from harness.training.traces.replay import render_replay
+    from harness.training.heads.train_heads import train_on_traces
+    from harness.training.traces.thresholds import render_replay
 
     check_choice("observation", observation, tuple(OBSERVATIONS))
     check_seed(seed)

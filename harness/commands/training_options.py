@@ -64,6 +64,6 @@ def say(text: str) -> None:
 
 def show_progress() -> Any:
     """Return a context manager that shows how far long work is, and the time left."""
-    from harness.progress import TrainingProgress
+    from harness.commands.progress import TrainingProgress
 
     return TrainingProgress(stderr())

@@ -19,10 +19,10 @@ from harness.decoding.engine import Engine
 from harness.doctor.binomial import central_range
 from harness.doctor.simulated import NOMINAL, Coverage, coverage
 from harness.errors import DataError
-from harness.manifest import load_model
 from harness.metering import metered, open_meter
 from harness.metering.cpu_load import LoadReading, LoadWatch
-from harness.plan import Plan, make_plan
+from harness.running.manifest import load_model
+from harness.running.plan import Plan, make_plan
 from reports.statistics.intervals import MINIMUM_PAIRS, Pair, bootstrap_interval, median, paired_ratio
 
 __all__ = ["Comparison", "RealCoverage", "compare_with_itself"]

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.doctor.verdicts import Level, Verdict
-from harness.machine import MachineRecord, SensorRecord
+from harness.records.machine import MachineRecord, SensorRecord
 
 __all__ = ["render_examination"]
 

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from harness.machine import MachineRecord
 from harness.metering.bandwidth import CACHE_MULTIPLE
 from harness.metering.contamination import FOREIGN_SHARE, STOLEN_SHARE
+from harness.records.machine import MachineRecord
 
 __all__ = ["Level", "Remark", "Verdict", "judge"]
 

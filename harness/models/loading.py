@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness.artefacts import Artefact
 from harness.contracts import ModelInfo, ModelRequest, Weights, WeightsChoice
 from harness.decoding.backbone import Backbone
 from harness.decoding.families import check_config, position_limit, read
 from harness.errors import ModelError, UnknownNameError
-from harness.hub import hub_in_reach
+from harness.host.hub import hub_in_reach
 from harness.models import fingerprint
+from harness.models.artefacts import Artefact
 from harness.models.quiet import quiet
 from harness.models.spec import ModelSpec, parse_exit_points
 from harness.models.spec import exit_points as paper_exit_points

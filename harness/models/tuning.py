@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from harness.artefacts import SHIPPED, Artefact, read_artefact
-from harness.artefacts.remedy import remedy
 from harness.contracts import ModelInfo
 from harness.decoding.blocks import Linear
 from harness.errors import ArtefactError, ConfigError
 from harness.models import fingerprint
+from harness.models.artefacts import SHIPPED, Artefact, read_artefact
+from harness.models.artefacts.remedy import remedy
 
 __all__ = [
     "ExitHead",

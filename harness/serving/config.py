@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from harness.configuration import ModelConfiguration
+from harness.config.model import ModelConfiguration
 from harness.contracts import KVPolicy, ModelInfo
 from harness.errors import ConfigError
 

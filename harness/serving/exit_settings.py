@@ -11,10 +11,10 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from harness.config import BASELINE, StrategySpec, demo_strategies, parse_all
+from harness.config.options import effective_options, option_facts, option_range
 from harness.contracts import ModelInfo, Strategy
 from harness.errors import ConfigError, HarnessError, did_you_mean
-from harness.operating_points import build_all, operating_point, usable
-from harness.options import effective_options, option_facts, option_range
+from harness.running.operating_points import build_all, operating_point, usable
 from harness.serving.failures import InvalidRequestError
 from harness.serving.jobs import Setting
 

@@ -14,7 +14,7 @@ from harness.contracts import ModelInfo
 from harness.errors import ConfigError, HarnessError, is_out_of_memory
 from harness.metering import open_meter
 from harness.models.loading import load, load_codec, resolve
-from harness.plan import resolve_device
+from harness.running.plan import resolve_device
 from harness.serving.config import ServeConfig, prompt_cap
 from harness.serving.engine.energy import EnergyShares
 from harness.serving.engine.tickets import EngineTicket

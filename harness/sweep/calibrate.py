@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.calibration_records import Calibration, ExitCalibration, ReliabilityBin, ScoreCalibration
-from harness.options import effective_options
+from harness.config.options import effective_options
+from harness.records.calibration import Calibration, ExitCalibration, ReliabilityBin, ScoreCalibration
 from harness.sweep.grid import SWEPT
 from harness.sweep.records import Sweep
 from harness.sweep.scores import ScoreTally

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from harness.calibration_records import CALIBRATION, Calibration
 from harness.errors import StoreError
+from harness.records.calibration import CALIBRATION, Calibration
 from harness.sweep.records import Sweep, SweepRow
 from reports.files import write_files
 from reports.tables.csv_text import csv_text

@@ -12,11 +12,11 @@ from collections.abc import Callable
 import torch
 
 from harness.config import StrategySpec
+from harness.config.options import build_strategy, option_range
 from harness.contracts import ModelInfo
 from harness.errors import ConfigError
-from harness.operating_points import OperatingPoint, operating_point
-from harness.options import build_strategy, option_range
-from harness.sweep.replay import answers
+from harness.running.operating_points import OperatingPoint, operating_point
+from harness.sweep.replay_strategy import answers
 from harness.sweep.tokens import TracedTokens
 from harness.sweep.view import Charges
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from harness.contracts import KVPolicy, ModelInfo
 from harness.models.loading import ResolvedModel
-from harness.operating_points import OperatingPoint
+from harness.running.operating_points import OperatingPoint
 from harness.sweep.records import DocumentSplit
 from harness.training.traces.reading import matches
 from harness.training.traces.store import Traces

@@ -15,21 +15,21 @@ import torch
 
 from harness.config import BASELINE, RunConfig
 from harness.contracts import ModelInfo
-from harness.controllers import Observation
 from harness.decoding.engine import Engine
 from harness.errors import ConfigError, DataError
+from harness.models.controllers import Observation
 from harness.models.loading import load
-from harness.operating_points import OperatingPoint
 from harness.registry import TASKS
-from harness.runner import execute
-from harness.session import Observer
-from harness.store import RunDirectory
-from harness.sweep.job import SweepResult
+from harness.running.operating_points import OperatingPoint
+from harness.running.runner import execute
+from harness.running.session import Observer
+from harness.store.run_directory import RunDirectory
 from harness.sweep.records import DriftRow, Sweep, SweepRow
-from harness.sweep.replay import replay
+from harness.sweep.replay_strategy import replay
+from harness.sweep.replay_sweep import SweepResult
 from harness.sweep.tokens import TracedTokens
-from harness.training.traces.job import exit_columns
 from harness.training.traces.reading import exit_maps
+from harness.training.traces.record_trace import exit_columns
 from reports.statistics.intervals import Pair, bootstrap_interval
 from reports.summary.measured import Measured, select
 from reports.summary.pareto import front

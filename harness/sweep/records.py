@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 from pydantic import Field
 
 from harness.contracts import KVPolicy, Weights
-from harness.record import Record
+from harness.records.record import Record
 
 __all__ = ["DocumentSplit", "DriftRow", "Sweep", "SweepRow"]
 

@@ -7,9 +7,9 @@ from collections.abc import Collection, Sequence
 from torch import Tensor
 
 from harness.contracts import KVPolicy, ModelInfo
-from harness.operating_points import OperatingPoint
+from harness.running.operating_points import OperatingPoint
 from harness.sweep.records import SweepRow
-from harness.sweep.replay import Outcome
+from harness.sweep.replay_strategy import Outcome
 from reports.statistics.intervals import Pair, bootstrap_interval, ratio
 from reports.summary.pareto import front
 

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from harness.config import StrategySpec
+from harness.config.options import build_strategy, option_range
 from harness.contracts import ModelInfo
-from harness.operating_points import OperatingPoint, operating_point
-from harness.options import build_strategy, option_range
+from harness.running.operating_points import OperatingPoint, operating_point
 from harness.sweep.grid import SWEPT
-from harness.sweep.replay import answers
+from harness.sweep.replay_strategy import answers
 from harness.sweep.tokens import TracedTokens
 from harness.sweep.view import Charges
 

@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from harness.calibration_records import Calibration
+from harness.records.calibration import Calibration
 from harness.sweep.records import Sweep, SweepRow
 from reports.tables.plot import BOUND, FRONT, Marker, draw
 from reports.tables.terminal import fold_label

@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from harness.artefacts import Artefact, read_artefact, write_artefact
 from harness.errors import ArtefactError, TrainingError
+from harness.models.artefacts import Artefact, read_artefact, write_artefact
 
 __all__ = ["Checkpoints", "network_tensors", "restore_network", "tensors_under"]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from harness import environment
 from harness.contracts import ModelInfo
+from harness.host import environment
 
 __all__ = ["identity", "provenance"]
 

@@ -1,6 +1,6 @@
 """Figures of scores: does a probability hold, does agreement rise with the score, how well does each exit rank.
 
-All of it is replayed and teacher-forced (:mod:`harness.calibration_records`), and every caption says so.
+All of it is replayed and teacher-forced (:mod:`harness.records.calibration`), and every caption says so.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from harness.calibration_records import Calibration, ExitCalibration, ScoreCalibration
+from harness.records.calibration import Calibration, ExitCalibration, ScoreCalibration
 from reports.figures.curves import blank, exit_colours
 from reports.figures.figure import Figure, slug
 from reports.figures.style import INK, QUIET, Look, look_of

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from harness.calibration_records import Calibration
+from harness.records.calibration import Calibration
 from reports.completions.page import completion_page
 from reports.figures import exit_layers, fixed_exit, fronts, overhead, thresholds
 from reports.figures.calibration import calibration_figures

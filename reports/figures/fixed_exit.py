@@ -14,7 +14,7 @@ from harness.contracts import KVPolicy
 from reports.figures.figure import Figure, slug
 from reports.figures.style import QUIET
 from reports.figures.task_table import PlacedPoint, TaskTable, shortened, task_tables
-from reports.published.green_code import PublishedRun, green_code
+from reports.green_code.published_runs import PublishedRun, green_code
 from reports.recorded import RecordedRun
 from reports.summary.resampling import Estimate
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from harness.cost_records import PARTS, Attribution
+from harness.records.cost import PARTS, Attribution
 from reports.figures.figure import Figure, slug
 from reports.figures.style import INK, look_of
 from reports.figures.task_table import shortened

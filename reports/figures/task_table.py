@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 
-from harness.summary import SummaryRow
+from harness.records.summary import SummaryRow
 from reports.figures.figure import slug
 from reports.recorded import RecordedRun
 from reports.statistics.intervals import MINIMUM_PAIRS

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from harness.loss_weights import loss_weights
+from harness.contracts.loss_weights import loss_weights
 from reports.figures.agents import exits_of_training, rewards
 from reports.figures.curves import SMOOTHING, blank, exit_colours, label_ends, smoothed
 from reports.figures.figure import Figure, slug

@@ -12,9 +12,9 @@ from collections import Counter
 
 from pydantic import Field
 
-from harness.record import Record
 from harness.records import Manifest
-from harness.summary import SummaryRow
+from harness.records.record import Record
+from harness.records.summary import SummaryRow
 from reports.identity import identity
 from reports.recorded import RecordedRun
 from reports.summary.measured import Measured, Regime

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from harness.summary import SummaryRow
+from harness.records.summary import SummaryRow
 from reports.summary.against_full import is_distinguishable
 from reports.summary.energy import UNMEASURED
 from reports.summary.pareto import front

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from harness.record import Record
 from harness.records import Manifest
-from harness.summary import Summary
+from harness.records.record import Record
+from harness.records.summary import Summary
 from reports.recorded import RecordedRun
 
 __all__ = ["Redacted", "private_paths", "redact", "redact_run"]

@@ -17,8 +17,8 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from harness.errors import StoreError
-from harness.record import Record
 from harness.records import SCHEMA_VERSION
+from harness.records.record import Record
 from reports.files import replace_file
 from reports.leaderboard.details import SAMPLES_SHOWN, describe_columns, describe_point
 from reports.leaderboard.entries import SITE_SCHEMA, RunEntry, entry_of, identity

@@ -10,8 +10,8 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from harness.contracts import KVPolicy
+from reports.green_code.published_runs import THRESHOLDS, PublishedRun, full_depth, green_code, saving
 from reports.published.codexglue import DATASETS, codexglue
-from reports.published.green_code import THRESHOLDS, PublishedRun, full_depth, green_code, saving
 from reports.tables.columns import MISSING
 
 __all__ = [

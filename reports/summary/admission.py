@@ -4,7 +4,7 @@ Three kinds are left out: what was never meant to be summarised (warm-up, idle, 
 another run (a task or an operating point that the manifest does not name), and what cannot be true (a clock that ran
 backwards, a number that is not finite, an exit layer the model does not have). A sensor reading that cannot be true
 takes away the window's energy, not its time. Files that cannot be parsed at all are refused earlier, by
-:mod:`harness.store`, with the line they break at.
+:mod:`harness.store.run_directory`, with the line they break at.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from harness.summary import SummaryRow
+from harness.records.summary import SummaryRow
 from reports.statistics.intervals import MINIMUM_PAIRS, Pair, bootstrap_interval, mean, mean_interval, paired_ratio
 from reports.statistics.significance import LEVEL, holm, ratio_p, sign_flip_p, smallest_p
 from reports.summary.energy import UNMEASURED, has_energy

@@ -27,8 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.contracts import KVPolicy
-from harness.cost_records import PARTS, Attribution, CheckCost, OperatingPointCost, Quantity, Ranged
 from harness.records import SampleRecord, WindowRecord
+from harness.records.cost import PARTS, Attribution, CheckCost, OperatingPointCost, Quantity, Ranged
 from reports.statistics.intervals import MINIMUM_PAIRS, replicate_interval
 from reports.summary.measured import Measured
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from harness.summary import SummaryRow
+from harness.records.summary import SummaryRow
 from reports.statistics.intervals import Pair, paired_ratio
 from reports.summary.measured import Measured
 

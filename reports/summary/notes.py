@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from harness.contracts import KVPolicy
 from harness.records import Manifest, MeterRecord, SampleRecord, WindowRecord
-from harness.summary import SummaryRow
+from harness.records.summary import SummaryRow
 from reports.statistics.intervals import MINIMUM_PAIRS
 from reports.summary.admission import describe_left_out
 from reports.summary.between_repeats import about_repeats

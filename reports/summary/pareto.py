@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from harness.summary import Summary, SummaryRow
+from harness.records.summary import Summary, SummaryRow
 from reports.summary.energy import UNMEASURED
 from reports.tables.result import ResultTable, is_candidate, split_tables
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 
 from harness.errors import StoreError
 from harness.records import SCHEMA_VERSION, Manifest, SampleRecord, WindowRecord
-from harness.summary import Summary, SummaryRow
+from harness.records.summary import Summary, SummaryRow
 from reports.summary.admission import idle_windows
 from reports.summary.against_full import compare, corrected, verdict
 from reports.summary.attribution import attribute
@@ -44,7 +44,7 @@ def summarise(
         windows: measured windows; warm-up is left out.
         samples: sample records; those of uncommitted windows are left out.
         score_corpus: ``(task name, texts, references) -> scores``, called once per row that has samples.
-        machine: one line that describes where it was measured (``harness.environment.machine_line``);
+        machine: one line that describes where it was measured (``harness.host.environment.machine_line``);
             by default what the manifest's environment calls the processor.
 
     Returns:

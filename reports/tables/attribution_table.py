@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from harness.cost_records import PARTS, Attribution, OperatingPointCost, Quantity, Ranged
+from harness.records.cost import PARTS, Attribution, OperatingPointCost, Quantity, Ranged
 from reports.tables.columns import MISSING
 
 __all__ = ["TextTable", "attribution_notes", "attribution_tables", "without_plus_minus"]

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from harness.summary import SummaryRow
+from harness.records.summary import SummaryRow
 from reports.summary.against_full import is_distinguishable
 from reports.tables.result import ResultTable
 

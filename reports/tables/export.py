@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.cost_records import Attribution
-from harness.summary import Summary, SummaryRow
+from harness.records.cost import Attribution
+from harness.records.summary import Summary, SummaryRow
 from reports.files import write_files
 from reports.tables.attribution_table import attribution_notes, attribution_tables
 from reports.tables.columns import Column, columns_of

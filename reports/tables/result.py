@@ -11,7 +11,7 @@ import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from harness.summary import Summary, SummaryRow
+from harness.records.summary import Summary, SummaryRow
 
 __all__ = ["LEGEND", "ResultTable", "is_candidate", "mark", "split_tables"]
 

@@ -18,8 +18,8 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from harness.cost_records import Attribution
-from harness.summary import Summary, SummaryRow
+from harness.records.cost import Attribution
+from harness.records.summary import Summary, SummaryRow
 from reports.tables.attribution_table import attribution_notes, attribution_tables, without_plus_minus
 from reports.tables.columns import MISSING, Column, columns_of
 from reports.tables.plot import BOUND, FRONT, draw_front

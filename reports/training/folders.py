@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from harness.artefacts import SHIPPED
+from harness.models.artefacts import SHIPPED
 from harness.models.fingerprint import tuned
 from harness.records import Manifest
 from reports.recorded import RecordedRun

@@ -14,7 +14,7 @@ from os.path import isdir, isfile  # of pathlib they fail where one may not look
 from pathlib import Path
 from typing import Any
 
-from harness.loss_weights import WeightsRule
+from harness.contracts.loss_weights import WeightsRule
 
 __all__ = ["AgentLog", "AgentStep", "LiteLog", "LiteStep", "TrainingLogs", "holds_training", "read_training"]
 

@@ -55,7 +55,7 @@ def sample_scores(
 
 
 def corpus_scores(texts: Sequence[str], references: Sequence[str], language: str) -> dict[str, Score]:
-    """Return the corpus-level scores under the names of :class:`harness.summary.SummaryRow`.
+    """Return the corpus-level scores under the names of :class:`harness.records.summary.SummaryRow`.
 
     ``exact_match``, ``edit_similarity`` and ``rouge_l`` are means over samples; ``bleu``, ``chrf`` and the parts of
     ``codebleu`` pool their counts. Of an empty corpus every score is ``None``.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from harness.errors import DataError
-from harness.hub import hub_offline, hub_trouble
+from harness.host.hub import hub_offline, hub_trouble
 from tasks.rows import RecordRows
 from tasks.sources import HubDataset
 

@@ -111,7 +111,7 @@ def machine() -> dict[str, Any]:
     """What a time was measured on, and with which torch."""
     import torch
 
-    from harness.environment import describe
+    from harness.host.environment import describe
 
     facts = describe()
     keys = ("cpu", "architecture", "usable_cores", "torch_threads", "gpus")

@@ -16,11 +16,11 @@ import pytest
 import torch
 
 from harness.config import StrategySpec
+from harness.config.options import build_strategy
 from harness.contracts import Batch, KVPolicy
 from harness.decoding.generation import Generation
 from harness.decoding.view import LayerView
 from harness.models.loading import resolve
-from harness.options import build_strategy
 from harness.registry import STRATEGIES
 from strategies.fixed import Fixed
 from strategies.full import Full

@@ -24,7 +24,7 @@ from harness.records import (
     TaskRecord,
     WindowRecord,
 )
-from harness.scoring import CorpusScores
+from harness.running.scoring import CorpusScores
 from reports.summary.quality import corpora
 from reports.summary.summarise import candidates, summarise
 from tasks.scores import sample_scores

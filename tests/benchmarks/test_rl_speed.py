@@ -22,14 +22,14 @@ import pytest
 import torch
 
 from harness.contracts import Batch, ModelInfo
-from harness.controllers import Network, write_controller
-from harness.training.agents.checkpoints import AgentCheckpoints
+from harness.models.controllers import Network, write_controller
+from harness.training.agents.agent_checkpoints import AgentCheckpoints
 from harness.training.agents.episodes import Episodes, TracedDocument
 from harness.training.agents.exit_env import ExitEnv, ReplayedTokens
 from harness.training.agents.exit_vec_env import ExitVecEnv
-from harness.training.agents.job import AGENT_OBSERVATIONS
 from harness.training.agents.ppo import PRESETS, learn
 from harness.training.agents.reward import REWARDS, reward_table
+from harness.training.agents.train_agent import AGENT_OBSERVATIONS
 from harness.training.watch import Silent
 from strategies.rl import ReinforcementLearning
 

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from harness.contracts import KVPolicy
-from harness.sweep.job import SweepRequest, sweep
-from harness.training.traces.job import TraceRequest, trace
+from harness.sweep.replay_sweep import SweepRequest, sweep
+from harness.training.traces.record_trace import TraceRequest, trace
 from harness.training.watch import Silent
 from strategies.full import Full
 

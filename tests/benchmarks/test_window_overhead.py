@@ -19,7 +19,7 @@ from harness.contracts import KVPolicy
 from harness.metering import Surroundings, observed
 from harness.metering.estimate import Estimate
 from harness.metering.none import NoMeter
-from harness.metering.replay import Recording, Replay
+from harness.metering.replay_meter import Recording, Replay
 from strategies.full import Full
 
 PROMPT, NEW, ROUNDS = 100, 15, 20

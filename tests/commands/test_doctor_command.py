@@ -12,8 +12,8 @@ import pytest
 from harness.doctor import examine as examine_module
 from harness.doctor import paired
 from harness.doctor.verdicts import judge
-from harness.machine import MachineRecord
 from harness.metering import measure_bandwidth
+from harness.records.machine import MachineRecord
 
 Command = Callable[..., Any]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from harness.reading import read_run
+from harness.running.reading import read_run
 from reports.recorded import RecordedRun
 
 Command = Callable[..., Any]
@@ -89,7 +89,7 @@ def test_a_defect_met_by_one_run_is_named_and_the_rest_is_published(
             raise ZeroDivisionError("division\nby zero")
         return read_run(path, **options)
 
-    monkeypatch.setattr("harness.reading.read_run", read)
+    monkeypatch.setattr("harness.running.reading.read_run", read)
     ran = cli("leaderboard", runs, "--out", tmp_path / "site")
     assert ran.code == 0, ran
     assert "1 run(s) with 1 operating points, 1 left out" in ran.out

@@ -18,9 +18,9 @@ from typing import Any
 
 import pytest
 
-from harness.artefacts import SHIPPED
 from harness.cli import DEFECT
-from harness.store import LOCK
+from harness.models.artefacts import SHIPPED
+from harness.store.run_directory import LOCK
 from reports.figures.figure import FORMATS
 
 Command = Callable[..., Any]

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from harness.controllers import Network, Observation, write_controller
+from harness.green_code import measure as measuring
+from harness.models.controllers import Network, Observation, write_controller
 from harness.models.loading import resolve
-from harness.reproduction import measure as measuring
 
 Command = Callable[..., Any]
 

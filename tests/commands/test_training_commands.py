@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from harness.controllers import OBSERVATIONS
+from harness.models.controllers import OBSERVATIONS
 
 Command = Callable[..., Any]
 Refusal = Callable[..., str]
@@ -43,7 +43,7 @@ def refusal(cli: Command, tmp_path: Path) -> Refusal:
 @pytest.fixture(scope="module")
 def ready_trace(tiny_llama: Path, rows_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trace of the tiny model's eight documents."""
-    from harness.training.traces.job import TraceRequest, trace
+    from harness.training.traces.record_trace import TraceRequest, trace
     from harness.training.watch import Silent
 
     folder = tmp_path_factory.mktemp("ready") / "t"
@@ -68,7 +68,7 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     def too_late(*_: object, **__: object) -> None:
         pytest.fail("the model was loaded first")
 
-    monkeypatch.setattr("harness.training.lite.job.load_module", too_late)
+    monkeypatch.setattr("harness.training.lite.train_lite.load_module", too_late)
     monkeypatch.setattr("harness.models.loading.load_module", too_late)
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from harness.doctor.table import render_examination
 from harness.doctor.verdicts import judge
-from harness.machine import MachineRecord, SensorRecord
+from harness.records.machine import MachineRecord, SensorRecord
 
 FACTS: dict[str, Any] = {
     "device": "cpu",

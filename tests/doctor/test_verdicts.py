@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from harness.doctor.verdicts import Level, Verdict, judge
-from harness.machine import MachineRecord, SensorRecord
+from harness.records.machine import MachineRecord, SensorRecord
 
 CARE, TRUST, NOT = Level.CARE, Level.TRUSTWORTHY, Level.NOT_AVAILABLE
 

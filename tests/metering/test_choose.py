@@ -128,10 +128,10 @@ def test_a_sensor_that_ticks_in_no_time_is_refused(third_party: None) -> None:
 
 def test_importing_the_room_loads_no_sensor_library() -> None:
     code = (
-        "import sys, harness.metering, harness.environment, harness.store\n"
+        "import sys, harness.metering, harness.host.environment, harness.store.run_directory\n"
         "from harness.registry import METERS\n"
         "[METERS.load(name) for name in ('nvml', 'rapl', 'estimate', 'none', 'replay')]\n"
-        "harness.environment.describe()\n"
+        "harness.host.environment.describe()\n"
         "print(sorted({'torch', 'zeus', 'pandas', 'pynvml'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from harness.artefacts import Artefact, read_artefact, write_artefact
 from harness.contracts import ModelInfo, ModelRequest
 from harness.errors import ArtefactError, ConfigError
 from harness.models import fingerprint
+from harness.models.artefacts import Artefact, read_artefact, write_artefact
 from harness.models.loading import ResolvedModel, load, resolve
 from harness.models.tuning import (
     artefact_folders,

@@ -18,7 +18,7 @@ from harness.records import (
     TaskRecord,
     WindowRecord,
 )
-from harness.summary import Summary, SummaryRow
+from harness.records.summary import Summary, SummaryRow
 from reports.summary.summarise import summarise
 
 LAYERS = 10

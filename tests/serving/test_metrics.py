@@ -10,8 +10,8 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families
 
 from harness.config import StrategySpec
+from harness.config.options import build_strategy
 from harness.contracts import KVPolicy
-from harness.options import build_strategy
 from harness.serving.jobs import Finished, Prompt, Setting, Token
 from harness.serving.metrics import KINDS, Metrics
 

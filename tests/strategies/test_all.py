@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from harness.config import StrategySpec
+from harness.config.options import build_strategy, option_facts
 from harness.contracts import Batch, ModelInfo
-from harness.options import build_strategy, option_facts
 
 NAMES = ("confidence", "entropy", "fixed", "full", "margin", "oracle", "patience", "random", "saturation")
 TELLING = {

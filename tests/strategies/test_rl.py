@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.artefacts import Artefact
 from harness.config import StrategySpec
+from harness.config.options import build_strategy, option_facts
 from harness.contracts import Batch, KVPolicy, ModelInfo
-from harness.controllers import Network, Observation, write_controller
 from harness.decoding.engine import Engine
 from harness.errors import ArtefactError, OptionError
+from harness.models.artefacts import Artefact
+from harness.models.controllers import Network, Observation, write_controller
 from harness.models.loading import load, resolve
-from harness.options import build_strategy, option_facts
 from harness.training.agents.reward import CONTINUE, EXIT
 from harness.training.identity import identity
 from strategies.rl import ReinforcementLearning

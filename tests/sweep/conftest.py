@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from harness.config import parse_strategies
+from harness.config.options import build_strategy
 from harness.contracts import ModelInfo
 from harness.decoding.blocks import Linear
 from harness.decoding.engine import Engine
 from harness.models.loading import load, resolve
-from harness.operating_points import OperatingPoint, operating_point
-from harness.options import build_strategy
+from harness.running.operating_points import OperatingPoint, operating_point
 from harness.sweep.tokens import TracedTokens
-from harness.training.traces.job import TraceRequest, exit_columns, trace
+from harness.training.traces.record_trace import TraceRequest, exit_columns, trace
 from harness.training.watch import Silent
 
 POINTS, LAYERS, WIDTH = (4, 6, 10), 12, 32

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from harness.config import StrategySpec
+from harness.config.options import option_range
 from harness.contracts import ModelInfo
 from harness.errors import ConfigError
-from harness.options import option_range
 from harness.sweep.grid import asks_for_thresholds, with_thresholds
 
 COUNT = 400

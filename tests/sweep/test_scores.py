@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from harness.calibration_records import Calibration, ScoreCalibration
 from harness.config import parse_strategies
 from harness.contracts import ModelInfo
-from harness.sweep.job import SweepRequest, sweep
+from harness.records.calibration import Calibration, ScoreCalibration
+from harness.sweep.replay_sweep import SweepRequest, sweep
 from harness.sweep.scores import families, find_levels
 from harness.sweep.tokens import TracedTokens
 from harness.training.traces.reading import held_out_rows

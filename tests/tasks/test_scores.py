@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.summary import SummaryRow
+from harness.records.summary import SummaryRow
 from tasks.py150 import Py150
 from tasks.scores import CORPUS_SCORES, corpus_scores, sample_scores
 from tasks.scores.match import edit_similarity, exact_match, token_accuracy

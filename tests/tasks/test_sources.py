@@ -13,7 +13,7 @@ import pytest
 
 from harness.contracts import TaskRequest
 from harness.errors import DataError
-from harness.hub import PATIENCE_S
+from harness.host.hub import PATIENCE_S
 from tasks.javacorpus import JavaCorpus
 from tasks.py150 import Py150
 from tasks.sources import HubDataset, embedded

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from harness.controllers import Observation
 from harness.errors import ArtefactError, TrainingError
+from harness.models.controllers import Observation
 from harness.training.agents.reward import Reward, reward_table
 from harness.training.traces.store import Traces
 

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from harness.contracts import KVPolicy
-from harness.controllers import Observation
 from harness.decoding.cache import KVCache
 from harness.decoding.engine import Engine
 from harness.decoding.generation import Generation
 from harness.decoding.passes import PrefixPass, Stash, TokenPass
 from harness.errors import TrainingError
+from harness.models.controllers import Observation
 from harness.training.agents.episodes import CONTEXT
 from harness.training.agents.exit_env import Token
 from harness.training.agents.reward import Reward, reward_table

@@ -20,9 +20,9 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv
 
-from harness.controllers import Network
 from harness.errors import ConfigError, TrainingError
-from harness.training.agents.checkpoints import AgentCheckpoints
+from harness.models.controllers import Network
+from harness.training.agents.agent_checkpoints import AgentCheckpoints
 from harness.training.agents.exit_env import Tally
 from harness.training.agents.exit_vec_env import ExitVecEnv
 from harness.training.watch import Watch

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from harness.errors import ConfigError
-from harness.training.traces.replay import exit_places
+from harness.training.traces.thresholds import exit_places
 
 __all__ = ["CONTINUE", "EXIT", "REWARDS", "Reward", "RewardCoefficients", "SavingsReward", "describe", "reward_table"]
 

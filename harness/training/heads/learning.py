@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import OneCycleLR
 
-from harness.controllers import Network, Observation
 from harness.errors import TrainingError
-from harness.training.heads.checkpoints import HeadCheckpoint, HeadCheckpoints
+from harness.models.controllers import Network, Observation
+from harness.training.heads.head_checkpoints import HeadCheckpoint, HeadCheckpoints
 from harness.training.watch import Watch
 
 __all__ = ["HeadRecipe", "HeadTargets", "train_heads"]

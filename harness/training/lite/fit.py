@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.artefacts import write_artefact
 from harness.decoding.families import head_modules
 from harness.errors import TrainingError
 from harness.models import fingerprint
+from harness.models.artefacts import write_artefact
 from harness.models.quiet import quiet
 from harness.training.corpus import PackedStreams, Stream
 from harness.training.interrupt import stop_on_interrupt

@@ -14,8 +14,8 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from harness.contracts.loss_weights import WeightsRule, loss_weights
 from harness.decoding.families import head_modules
-from harness.loss_weights import WeightsRule, loss_weights
 from harness.training.lite.exit_loss import exit_losses
 
 __all__ = ["PRESETS", "LiteModel", "LiteRecipe"]
@@ -28,7 +28,7 @@ class LiteRecipe:
     Attributes:
         method: ``lora`` (Hu 2021, arXiv 2106.09685) on every linear map of every layer, or ``full``.
         exit_head: ``shared``, or ``shortcut``: a linear map per exit, trained along.
-        weights_rule: see :func:`harness.loss_weights.loss_weights`.
+        weights_rule: see :func:`harness.contracts.loss_weights.loss_weights`.
         learning_rate: of the weights, or of LoRA's factors.
         shortcut_learning_rate: of the shortcuts.
         schedule: learning-rate schedule, a transformers name; warm-up is 3 % of the steps.

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.artefacts import Artefact
 from harness.contracts import ModelInfo
 from harness.errors import ArtefactError, ConfigError
 from harness.models import fingerprint
+from harness.models.artefacts import Artefact
 from harness.models.tuning import artefact_folders, find_shortcut, require_adapter
 from harness.training.lite.recipe import LiteRecipe
 

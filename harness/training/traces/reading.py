@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.controllers import Observation
 from harness.decoding.blocks import Linear
 from harness.errors import ArtefactError, ConfigError, DataError
+from harness.models.controllers import Observation
 from harness.models.loading import ResolvedModel, load_codec, resolve
 from harness.models.tuning import read_shortcuts
 from harness.training.traces.store import Traces

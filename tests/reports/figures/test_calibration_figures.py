@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from harness.calibration_records import CALIBRATION, Calibration
 from harness.errors import StoreError
+from harness.records.calibration import CALIBRATION, Calibration
 from reports.calibrations import find_calibrations, read_calibration
 from reports.figures.calibration import calibration_figures
 from reports.figures.figure import save_figures

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from harness.cost_records import PARTS, Attribution, OperatingPointCost, Ranged
+from harness.records.cost import PARTS, Attribution, OperatingPointCost, Ranged
 from reports.figures import exit_layers, fixed_exit, fronts, overhead, thresholds
 from reports.figures.catalogue import catalogue
 from reports.figures.figure import Figure, save_figures, slug

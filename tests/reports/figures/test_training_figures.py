@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from harness.artefacts import SHIPPED
-from harness.loss_weights import loss_weights
+from harness.contracts.loss_weights import loss_weights
+from harness.models.artefacts import SHIPPED
 from reports.figures.curves import exit_colours, smoothed
 from reports.figures.figure import save_figures
 from reports.figures.style import styled

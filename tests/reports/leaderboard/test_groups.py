@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from harness.machine import MachineRecord
+from harness.records.machine import MachineRecord
 from reports.leaderboard.entries import entry_of, identity
 from reports.leaderboard.groups import Group, group_of
 from reports.leaderboard.hardware import hardware_class

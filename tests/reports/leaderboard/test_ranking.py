@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from harness.contracts import KVPolicy
-from harness.summary import SummaryRow
+from harness.records.summary import SummaryRow
 from reports.leaderboard.ranking import CRITERIA, MARGIN, on_front, quality_of, ranks
 
 SPEED, _, ENERGY, SIMILARITY = CRITERIA

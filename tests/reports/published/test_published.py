@@ -9,9 +9,9 @@ import pytest
 
 from harness.contracts import KVPolicy
 from harness.errors import StoreError
-from harness.summary import Summary
-from reports.published.green_code import green_code
-from reports.tables.kv_figure import Share, kv_figure, kv_markdown
+from harness.records.summary import Summary
+from reports.green_code.kv_figure import Share, kv_figure, kv_markdown
+from reports.green_code.published_runs import green_code
 from tests.reports.conftest import RunBuilder
 
 REFERENCE = Path(__file__).resolve().parents[4] / "shared" / "reference" / "green-code-published.csv"

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from harness.contracts import KVPolicy
+from reports.green_code.published_details import overhead_of
+from reports.green_code.published_runs import LAYERS, PublishedRun, green_code, saving
 from reports.published.codexglue import codexglue
-from reports.published.green_code import LAYERS, PublishedRun, green_code, saving
-from reports.published.green_code_details import overhead_of
 
 REFERENCE = Path(__file__).resolve().parents[4] / "shared" / "reference"
 

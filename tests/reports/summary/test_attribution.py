@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from harness.contracts import KVPolicy
-from harness.cost_records import PARTS, Attribution
 from harness.records import Manifest, OperatingPointRecord
+from harness.records.cost import PARTS, Attribution
 from reports.summary.attribution import attribute
 from reports.summary.measured import Measured, select
 from tests.reports.conftest import LAYERS, RunBuilder

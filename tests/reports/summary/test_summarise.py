@@ -10,7 +10,7 @@ import pytest
 
 from harness.contracts import KVPolicy
 from harness.errors import StoreError
-from harness.summary import SummaryRow
+from harness.records.summary import SummaryRow
 from reports.summary.measured import select
 from reports.summary.quality import SCORES
 from reports.summary.summarise import summarise
@@ -203,6 +203,6 @@ def test_reports_load_neither_torch_nor_pandas_nor_higher_floors() -> None:
     code = (
         "import sys, reports.summary.summarise, reports.tables.terminal, reports.tables.export;"
         "print([name for name in sys.modules if name.split('.')[0] in "
-        "('torch', 'transformers', 'pandas', 'strategies', 'tasks') or name == 'harness.runner'])"
+        "('torch', 'transformers', 'pandas', 'strategies', 'tasks') or name == 'harness.running.runner'])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -10,7 +10,7 @@ import pandas
 import pytest
 
 from harness.errors import StoreError
-from harness.summary import Summary, SummaryRow
+from harness.records.summary import Summary, SummaryRow
 from reports.tables.export import FILES, to_csv, to_frame, to_json, to_markdown, write_report
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from reports.green_code.kv_figure import kv_markdown
 from reports.tables.export import to_markdown
-from reports.tables.kv_figure import kv_markdown
 from reports.tables.markdown import escape_mentions, markdown_code, markdown_row
 
 EVIL = "evil `t` <script>alert(1)</script>"

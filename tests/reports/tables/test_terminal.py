@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from harness.contracts import KVPolicy
-from harness.summary import Summary
+from harness.records.summary import Summary
 from reports.tables.columns import columns_of
 from reports.tables.result import split_tables
 from reports.tables.sections import DETAILS, HEADLINE

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from harness.artefacts import SHIPPED, read_artefact
+from harness.models.artefacts import SHIPPED, read_artefact
 from harness.models.fingerprint import tuned
 from reports.recorded import RecordedRun
 from reports.training.folders import training_folders

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from harness.artefacts import SHIPPED
+from harness.models.artefacts import SHIPPED
 from reports.training.logs import holds_training, read_training
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.controllers import Observation
 from harness.errors import ArtefactError, TrainingError
+from harness.models.controllers import Observation
 from harness.training.agents import episodes as module
 from harness.training.agents.episodes import CONTEXT, Episodes, read_episodes, split
 from harness.training.agents.reward import REWARDS

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from harness.contracts import KVPolicy
-from harness.controllers import Observation
 from harness.decoding.blocks import Linear
 from harness.decoding.engine import Engine
 from harness.errors import TrainingError
+from harness.models.controllers import Observation
 from harness.models.loading import load, resolve
 from harness.training.agents.exit_env import ExitEnv
 from harness.training.agents.live_tokens import LiveTokens

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from harness.errors import ConfigError, TrainingError
-from harness.training.agents.checkpoints import AgentCheckpoints
+from harness.training.agents.agent_checkpoints import AgentCheckpoints
 from harness.training.agents.episodes import Episodes, TracedDocument
 from harness.training.agents.exit_vec_env import ExitVecEnv
 from harness.training.agents.ppo import PRESETS, AgentSettings, Learned, learn, policy_network

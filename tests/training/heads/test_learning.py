@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.controllers import Network, Observation
 from harness.errors import TrainingError
+from harness.models.controllers import Network, Observation
 from harness.training.heads import learning
-from harness.training.heads.checkpoints import HeadCheckpoints
-from harness.training.heads.job import score_all
+from harness.training.heads.head_checkpoints import HeadCheckpoints
 from harness.training.heads.learning import HeadRecipe, HeadTargets, train_heads
-from harness.training.traces.replay import replay_rows
+from harness.training.heads.train_heads import score_all
+from harness.training.traces.thresholds import replay_rows
 from harness.training.watch import Silent
 
 POINTS, WIDTH, TOKENS = (2, 4, 6), 12, 3000

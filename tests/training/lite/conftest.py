@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from harness.training.lite.fit import FitResult
-from harness.training.lite.job import train_lite
 from harness.training.lite.recipe import LiteRecipe
+from harness.training.lite.train_lite import train_lite
 from harness.training.watch import Silent
 
 QUICK = LiteRecipe(steps=4, length=32, batch=2, rank=4, learning_rate=0.01, token_share=1.0)

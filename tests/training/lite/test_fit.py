@@ -20,15 +20,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from harness.artefacts import read_artefact
 from harness.contracts import document_key
 from harness.errors import TrainingError
 from harness.models import fingerprint
+from harness.models.artefacts import read_artefact
 from harness.models.loading import load, load_codec, resolve
 from harness.models.tuning import merge, seen_documents
 from harness.training.lite.fit import FitResult
-from harness.training.lite.job import train_lite
 from harness.training.lite.recipe import LiteRecipe
+from harness.training.lite.train_lite import train_lite
 from harness.training.watch import Silent
 
 QUICK = LiteRecipe(steps=4, length=32, batch=2, rank=4, learning_rate=0.01, token_share=1.0)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from harness.loss_weights import loss_weights
+from harness.contracts.loss_weights import loss_weights
 from harness.models.spec import exit_points
 from harness.training.lite.recipe import PRESETS, LiteModel, LiteRecipe
 

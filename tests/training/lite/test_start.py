@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from harness.artefacts import read_artefact
 from harness.contracts import document_key
 from harness.errors import ArtefactError, ConfigError, DataError, HarnessError, TrainingError
+from harness.models.artefacts import read_artefact
 from harness.training.lite.fit import FitResult
 from harness.training.lite.recipe import LiteRecipe
 
@@ -242,7 +242,7 @@ def test_another_model_and_other_exits_are_refused(
 def test_factors_that_do_not_fit_are_refused(
     tune: Callable[..., FitResult], tiny_llama: Path, first: Path, tmp_path: Path
 ) -> None:
-    from harness.artefacts import write_artefact
+    from harness.models.artefacts import write_artefact
 
     odd = tmp_path / "odd"
     adapter = read_artefact(first / "adapter.json", "adapter")

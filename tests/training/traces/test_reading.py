@@ -14,14 +14,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from harness.artefacts import write_artefact
-from harness.controllers import OBSERVATIONS
 from harness.decoding.blocks import Linear
 from harness.errors import ArtefactError, DataError
+from harness.models.artefacts import write_artefact
+from harness.models.controllers import OBSERVATIONS
 from harness.models.loading import load, resolve
 from harness.training.identity import identity
-from harness.training.traces.job import TraceRequest, trace
 from harness.training.traces.reading import HELD_OUT, exit_maps, exit_states, held_out_rows, matches, open_traces
+from harness.training.traces.record_trace import TraceRequest, trace
 from harness.training.traces.store import Traces, TraceWriter
 from harness.training.watch import Silent
 

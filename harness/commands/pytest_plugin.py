@@ -1,0 +1,198 @@
+"""A pytest plugin: ``pytest --harness-run=DIR`` puts a run's results into pytest-benchmark's history.
+
+One test item per task × operating point; its rounds are the latencies that the run recorded for every sample, nothing
+is measured again. What else the run knows of the operating point stands in ``extra_info``. Node ids are made of model,
+weights, number format, task, protocol, KV policy, batch size, arrival rate if there is one, and operating point, never
+of a folder or a machine, so that ``--benchmark-compare`` finds them in the history and compares like with like. Without
+paths on the command line only the runs are collected.
+
+Loaded by every pytest of an environment that the harness is installed in: nothing heavy is imported before the option
+is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from harness.records.summary import SummaryRow
+    from reports.recorded import RecordedRun
+    from reports.summary.measured import Measured
+
+__all__ = ["RecordedClock", "RunCollector"]
+
+_RUNS = pytest.StashKey[list["RecordedRun"]]()
+
+
+class RecordedClock:
+    """A timer that replays durations: read twice per round, it shows 0 and then what was recorded.
+
+    pytest-benchmark's ``pedantic`` mode reads its timer once before and once after each round.
+    """
+
+    __name__ = "recorded latency"  # what the history calls the timer
+
+    def __init__(self, durations_s: tuple[float, ...]) -> None:
+        self._readings = iter([reading for duration in durations_s for reading in (0.0, duration)])
+
+    def __call__(self) -> float:
+        """Return the next reading in seconds."""
+        return next(self._readings)
+
+
+class RunCollector(pytest.Collector):
+    """The operating points of one run as test items."""
+
+    run: RecordedRun
+
+    def collect(self) -> Iterator[pytest.Item]:
+        """Yield one item per task × operating point that finished a sample."""
+        rows = {(row.task, row.operating_point): row for row in self.run.summary.rows}
+        for (task, point), cell in self.run.cells.items():
+            latencies = tuple(s.latency_s for s in cell.samples.values() if s.latency_s is not None)
+            if latencies and (task, point) in rows:
+                name = _item(self.run, cell)
+                body = _replay(latencies, _facts(self.run, cell, rows[task, point]))
+                item: pytest.Function = pytest.Function.from_parent(self, name=name, callobj=body)
+                item.add_marker(pytest.mark.benchmark(group=task, timer=RecordedClock(latencies)))
+                yield item
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add ``--harness-run``."""
+    parser.getgroup("early-exit-harness").addoption(
+        "--harness-run",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="Run directory of `harness run`: its recorded latencies become benchmarks of pytest-benchmark, one per "
+        "task and operating point. Repeatable; write it with =, or pytest looks for its settings there. Without paths, "
+        "only they are collected.",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Read the runs that were named, or refuse them in one line."""
+    named: list[str] = config.getoption("harness_run")
+    if not named:
+        return
+    if config.getoption("benchmark_skip", default=None) is None:
+        raise pytest.UsageError("--harness-run needs pytest-benchmark. Install it with `pip install pytest-benchmark`.")
+    from harness.errors import HarnessError
+    from harness.running.reading import read_run
+
+    runs: list[RecordedRun] = []
+    for directory in named:
+        try:
+            run = read_run(Path(directory))
+        except HarnessError as error:
+            raise pytest.UsageError(f"--harness-run: {' '.join(str(error).split())}") from None
+        if run.state:
+            raise pytest.UsageError(f"--harness-run {directory}: {' '.join(run.state.split())}. {run.remedy}")
+        for other in runs:
+            both = sorted(_names(run) & _names(other))
+            if both:
+                where = f"{other.directory} and {directory}"
+                raise pytest.UsageError(f"--harness-run: {where} both hold {both[0]}. Give each a pytest of its own.")
+        runs.append(run)
+    config.stash[_RUNS] = runs
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """Say what is replayed."""
+    return [
+        f"harness run: {run.directory}, measured {run.manifest.created[:16]} UTC on {run.summary.machine}"
+        for run in config.stash.get(_RUNS, [])
+    ]
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Collect nothing else where no path was asked for."""
+    del collection_path
+    asked = config.args_source is pytest.Config.ArgsSource.ARGS
+    return True if _RUNS in config.stash and not asked else None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Add the runs' items, before anything is deselected."""
+    for run in config.stash.get(_RUNS, []):
+        name = _model(run)
+        collector: RunCollector = RunCollector.from_parent(session, name=name, nodeid=f"harness::{name}")
+        collector.run = run
+        items.extend(collector.collect())
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+    """Say where the runs were measured, which need not be where pytest runs; pytest-benchmark warns of a difference."""
+    runs = config.stash.get(_RUNS, [])
+    if runs:
+        machine_info["harness_runs"] = sorted({_machine(run) for run in runs})
+
+
+def _replay(latencies_s: tuple[float, ...], facts: dict[str, Any]) -> Callable[[Any], None]:
+    def recorded(benchmark: Any) -> None:
+        benchmark.extra_info.update(facts)
+        benchmark.pedantic(lambda: None, rounds=len(latencies_s))
+
+    return recorded
+
+
+def _model(run: RecordedRun) -> str:
+    """Model, weights and number format; of a local folder its name alone."""
+    model = run.manifest.model
+    name = Path(model.name).name if Path(model.name).is_absolute() else model.name
+    return f"{name}-{model.weights}-{model.dtype}"
+
+
+def _item(run: RecordedRun, cell: Measured) -> str:
+    """Task, protocol, how it decoded, operating point; the policy is not told twice where the run compares several."""
+    kv, rate = cell.regime.kv.value, run.manifest.config.get("arrival_rate")
+    how = f"{kv}-batch{cell.regime.batch_size}{f'-rate{rate:g}' if rate else ''}"
+    return f"{cell.task.name}-{cell.task.protocol}-{how}[{cell.point.name.removesuffix(f'@{kv}')}]"
+
+
+def _names(run: RecordedRun) -> set[str]:
+    return {f"{_model(run)}::{_item(run, cell)}" for cell in run.cells.values()}
+
+
+def _machine(run: RecordedRun) -> str:
+    from reports.comparing.differences import machine_class
+
+    return machine_class(run.manifest.environment, run.manifest.model.dtype)
+
+
+def _facts(run: RecordedRun, cell: Measured, row: SummaryRow) -> dict[str, Any]:
+    """What the history keeps beside the latencies; ``None`` is not measured."""
+    import hashlib
+
+    model = run.manifest.model
+    packages = run.manifest.environment.get("packages") or {}
+    return {
+        "tokens_per_s": row.tokens_per_s,
+        "ttft_p50_s": row.ttft_p50_s,
+        "tpot_p50_s": row.tpot_p50_s,
+        "speedup": row.speedup,
+        "decode_speedup": row.decode_speedup,
+        "energy_j_per_token": row.energy_j_per_token,
+        "energy_source": row.energy_source,
+        "layers_skipped": row.layers_skipped,
+        "edit_similarity": row.edit_similarity if model.weights != "random" else None,
+        "agreement": row.agreement,
+        "samples": row.n,
+        "errors": row.errors,
+        "repeats": row.repeats,
+        "kv": row.kv.value,
+        "weights_sha256": model.weights_sha256,
+        "artefacts": dict(cell.point.artefacts),
+        "data_sha256": cell.task.fingerprint,
+        "machine_class": _machine(run),
+        "harness_version": packages.get("early-exit-harness"),
+        "run_created": run.manifest.created,
+        "run_id": hashlib.sha256(run.manifest.model_dump_json().encode()).hexdigest()[:16],
+    }

@@ -1,0 +1,169 @@
+"""What a number was measured on: machine, operating system, threads, code and package versions.
+
+Written into every manifest and compared on resume. No host name, user name or path is recorded:
+run directories are published. torch is asked only if it is imported already (importing it here would
+cost seconds where nobody decodes); otherwise its facts are ``None`` and only its version is known.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+__all__ = ["PACKAGES", "describe", "machine_line"]
+
+PACKAGES = (
+    "codebleu",
+    "datasets",
+    "early-exit-harness",
+    "numpy",
+    "rapidfuzz",
+    "rouge-score",
+    "sacrebleu",
+    "tokenizers",
+    "torch",
+    "transformers",
+    "tree-sitter-java",
+    "tree-sitter-python",
+    "zeus",
+)
+"""Distributions whose version can change a number."""
+
+CODE = ("harness", "strategies", "tasks", "reports", "pyproject.toml")
+"""What makes a checkout dirty: an uncommitted change here, an untracked file included."""
+
+CPUINFO = Path("/proc/cpuinfo")
+GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+
+
+def describe() -> dict[str, Any]:
+    """Return the facts of this process' environment, JSON-able; ``None`` where one cannot be had.
+
+    Keys: ``python``; ``os`` (name and kernel release); ``architecture``; ``cpu`` (model name);
+    ``logical_cores`` (of the machine) and ``usable_cores`` (this process' affinity); ``memory_bytes``
+    (physical); ``gpus`` (names), ``gpu_driver`` and ``cuda``, ``torch_threads`` (all ``None`` while torch
+    is not imported); ``governor`` (of core 0); ``load_average`` (1, 5, 15 minutes); ``git`` (``commit``
+    and ``dirty`` of the project's checkout; ``None`` when it is installed from a wheel); ``packages``
+    (distribution → version, ``None`` when not installed).
+    """
+    return {
+        "python": platform.python_version(),
+        "os": f"{platform.system()} {platform.release()}",
+        "architecture": platform.machine(),
+        "cpu": _cpu_model(),
+        "logical_cores": os.cpu_count(),
+        "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_bytes": _memory_bytes(),
+        **_torch_facts(),
+        "governor": _first_line(GOVERNOR),
+        "load_average": [round(load, 2) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None,
+        "git": _git(),
+        "packages": {name: _version(name) for name in PACKAGES},
+    }
+
+
+def machine_line(environment: Mapping[str, Any]) -> str:
+    """Return the machine in one human line, from :func:`describe` or a manifest; missing facts are left out.
+
+    For example ``Intel Xeon (2 cores), 24 GiB, Linux 6.8, Python 3.11, torch 2.13 (2 threads)``.
+    """
+    cores = environment.get("logical_cores")
+    cpu = _plain(environment.get("cpu") or environment.get("architecture") or "unknown processor")
+    memory = environment.get("memory_bytes")
+    threads = environment.get("torch_threads")
+    torch_version = (environment.get("packages") or {}).get("torch")
+    parts = [
+        f"{cpu} ({cores} core{'s' if cores != 1 else ''})" if cores else cpu,
+        f"{memory / 2**30:.0f} GiB" if memory else "",
+        *_counted(environment.get("gpus") or []),
+        _short(environment.get("os") or ""),
+        f"Python {_short(environment['python'])}" if environment.get("python") else "",
+        f"torch {_short(torch_version)}" + (f" ({threads} thread{'s' if threads != 1 else ''})" if threads else "")
+        if torch_version
+        else "",
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+def _counted(names: list[str]) -> list[str]:
+    return [name if names.count(name) == 1 else f"{names.count(name)} × {name}" for name in dict.fromkeys(names)]
+
+
+def _plain(cpu: str) -> str:
+    """Drop trademarks, filler and the clock: ``Intel(R) Xeon(R) Processor @ 2.6GHz`` → ``Intel Xeon``."""
+    text = re.sub(r"\((R|TM|tm)\)|\bCPU\b|\b(\d+-Core )?Processor\b|@.*$", " ", cpu)
+    return " ".join(text.split())
+
+
+def _short(version: str) -> str:
+    """Keep two numbers of a version: ``Linux 6.8.0-45-generic`` → ``Linux 6.8``."""
+    return re.sub(r"(\d+\.\d+).*", r"\1", version)
+
+
+def _cpu_model() -> str | None:
+    try:
+        lines = CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = (value.strip() for key, _, value in (line.partition(":") for line in lines) if key.strip() == "model name")
+    return next(names, None) or platform.processor() or None
+
+
+def _memory_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not every platform has these names
+        return None
+
+
+def _torch_facts() -> dict[str, Any]:
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return {"torch_threads": None, "gpus": None, "gpu_driver": None, "cuda": None}
+    visible = torch.cuda.is_available()
+    return {
+        "torch_threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())] if visible else [],
+        "gpu_driver": _first_line(Path("/sys/module/nvidia/version")) if visible else None,
+        "cuda": torch.version.cuda if visible else None,
+    }
+
+
+def _first_line(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8").strip() or None
+    except OSError:
+        return None
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git(root: Path | None = None) -> dict[str, Any] | None:
+    """Return commit and dirtiness of the checkout this code was imported from; ``None`` without one."""
+    root = root or Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():  # a site-packages folder inside somebody's repository is not ours
+        return None
+    commit = _git_output(root, "rev-parse", "HEAD")
+    status = _git_output(root, "status", "--porcelain", "--", *CODE)
+    return None if commit is None else {"commit": commit, "dirty": None if status is None else status != ""}
+
+
+def _git_output(root: Path, *arguments: str) -> str | None:
+    command = ["git", "--no-optional-locks", "-C", str(root), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):  # no git, a repository of another user, no commit yet
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,20 @@
+"""Learned exit decisions: what a controller looks at, its network, and how it is found and checked.
+
+One definition serves training and decoding, is saved with the network, and is what a loaded controller uses: an agent
+trained on one signal and run on another (as GREEN-CODE's published Llama agent was) cannot happen.
+"""
+
+from harness.models.controllers.controller import Controller, Scorer, controller_path, find_controller, write_controller
+from harness.models.controllers.network import Network
+from harness.models.controllers.observation import OBSERVATIONS, Observation
+
+__all__ = [
+    "OBSERVATIONS",
+    "Controller",
+    "Network",
+    "Observation",
+    "Scorer",
+    "controller_path",
+    "find_controller",
+    "write_controller",
+]

@@ -1,0 +1,23 @@
+"""The file formats of a run directory: what others may build on, versioned."""
+
+from harness.records.run import (
+    SCHEMA_VERSION,
+    Manifest,
+    MeterRecord,
+    ModelRecord,
+    OperatingPointRecord,
+    SampleRecord,
+    TaskRecord,
+    WindowRecord,
+)
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "Manifest",
+    "MeterRecord",
+    "ModelRecord",
+    "OperatingPointRecord",
+    "SampleRecord",
+    "TaskRecord",
+    "WindowRecord",
+]

@@ -1,0 +1,92 @@
+"""Where the time and energy of operating points went: what an attribution says, as it stands in ``summary.json``."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from harness.records.record import Record
+
+__all__ = ["PARTS", "Attribution", "CheckCost", "Interval", "OperatingPointCost", "Quantity", "Ranged"]
+
+Interval = tuple[float, float]
+Quantity = Literal["time", "energy"]
+
+PARTS = ("prefill", "layers", "exit_checks", "check_heads", "output_head", "kv_fill", "rest")
+"""Parts of a request, in the order they are shown.
+
+``prefill``: the prompt pass. ``layers``: decoder layers of later tokens, attention over the cache included.
+``exit_checks``: asking the strategy. ``check_heads``: LM-head evaluations that only a check wanted. ``output_head``:
+the one evaluation per token that any decoding needs. ``kv_fill``: K,V of skipped layers. ``rest``: what no count
+explains; it can be negative.
+"""
+
+
+class Ranged(Record):
+    """A number with its bootstrap 95 % interval, ``None`` where too few blocks were measured."""
+
+    value: float
+    ci: Interval | None = None
+
+
+class OperatingPointCost(Record):
+    """One operating point's request, taken apart.
+
+    Attributes:
+        operating_point: label.
+        total: measured, per request (s or J).
+        parts: name of :data:`PARTS` → per request, by the fit.
+        overhead: deciding, per request: checks by the direct way, less (at the fit's price) the LM heads of checks that
+            served as the output; ``None`` without a probe.
+        overhead_of_run: the same over this operating point's total.
+        overhead_of_full: the same over full depth's total.
+    """
+
+    operating_point: str
+    total: float
+    parts: dict[str, Ranged]
+    overhead: Ranged | None = None
+    overhead_of_run: Ranged | None = None
+    overhead_of_full: Ranged | None = None
+
+
+class CheckCost(Record):
+    """What asking a strategy once costs, its LM-head evaluations included, found in two independent ways.
+
+    Attributes:
+        strategy: registered name.
+        direct: (probe − full depth) / checks: the strategy is asked at every exit point and never exits.
+        fitted: from the fit over all operating points but the probes.
+        agree: whether the interval of their difference, over the same resamplings, holds 0; ``None`` where one is
+            missing.
+    """
+
+    strategy: str
+    direct: Ranged | None
+    fitted: Ranged | None
+    agree: bool | None
+
+
+class Attribution(Record):
+    """The costs of one task's operating points in one quantity.
+
+    Attributes:
+        task: task name.
+        quantity: ``time`` (seconds) or ``energy`` (joules).
+        source: ``clock``, or the energy source.
+        blocks: blocks of samples, the unit that is resampled; those that every operating point finished.
+        blocks_left_out: blocks that only some of them finished.
+        residual: median of |measured − fitted| / measured over the windows.
+        unit_costs: count → cost of one (seconds or joules).
+        rows: operating points in the run's order, probes left out.
+        checks: strategies that were asked.
+    """
+
+    task: str
+    quantity: Quantity
+    source: str
+    blocks: int
+    blocks_left_out: int = 0
+    residual: float
+    unit_costs: dict[str, float]
+    rows: tuple[OperatingPointCost, ...]
+    checks: tuple[CheckCost, ...]

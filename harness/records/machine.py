@@ -1,0 +1,117 @@
+"""What is known of the machine that a run was measured on, as far as it decides what the numbers are worth.
+
+Written into every manifest and shown by ``harness doctor``. Unlike the manifest's ``environment`` (what the
+machine is) these facts are of the moment: load, clock, and what a few short measurements found. ``None``
+means not known; ``missing`` says why.
+"""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from harness.records.record import Record
+
+__all__ = ["MachineRecord", "SensorRecord"]
+
+
+class SensorRecord(Record):
+    """One kind of energy sensor.
+
+    Attributes:
+        name: ``nvml``, ``rapl``, ``soc``, or a third party's.
+        unavailable: why it cannot measure work on this device, with the remedy; ``None`` if it can.
+        stated_period_s: how often it ticks by its documentation.
+        period_s: how often it ticks, measured by polling its counter.
+        period_reason: why the period was not measured.
+    """
+
+    name: str
+    unavailable: str | None = None
+    stated_period_s: float | None = None
+    period_s: float | None = None
+    period_reason: str | None = None
+
+
+class MachineRecord(Record):
+    """Facts that decide which metrics can be trusted.
+
+    Attributes:
+        device, dtype: what the measurements were made with.
+        logical_cores: of the machine. usable_cores: this process may run on. quota_cores: cores' worth of time its
+            control group allows, ``None`` without a limit.
+        threads, interop_threads: of torch.
+        hypervisor: name of the hypervisor, ``unnamed`` when it does not give one, ``None`` when nothing hints at one.
+        clock_mhz: present clock of each usable core. clock_source: ``cpufreq`` or ``cpuinfo``.
+        governors: different frequency governors of the usable cores.
+        load_span_s: how long the cores were watched, while the other measurements ran. load_cores: cores watched.
+        own_cpu_s, foreign_cpu_s, stolen_cpu_s: CPU seconds of this process, of everything else on these cores, and
+            those that the hypervisor gave to others.
+        timer, timer_resolution_s, timer_backward_steps: the clock behind every latency.
+        bandwidth_bytes_per_s: weight bytes per second of matrix × vector. bandwidth_kernel, bandwidth_buffer_bytes,
+            bandwidth_cache_bytes, bandwidth_limited_by: see ``BandwidthReading``.
+        gemm_flops_per_s, gemm_size: best matrix × matrix, and the size it was reached at.
+        dispatch_s: one torch operation without work.
+        meter: source of the meter in use. meter_description: its own words.
+        sensors: every kind of energy sensor that was looked for.
+        packages_missing: packages of the scorers that are not installed.
+        missing: what is not known (a field, or a measurement of several) → why, where there is more to say than that it
+            is hidden.
+    """
+
+    device: str
+    dtype: str
+    logical_cores: int | None = None
+    usable_cores: int | None = None
+    quota_cores: float | None = None
+    threads: int | None = None
+    interop_threads: int | None = None
+    hypervisor: str | None = None
+    clock_mhz: tuple[float, ...] | None = None
+    clock_source: str | None = None
+    governors: tuple[str, ...] | None = None
+    load_span_s: float | None = None
+    load_cores: int | None = None
+    own_cpu_s: float | None = None
+    foreign_cpu_s: float | None = None
+    stolen_cpu_s: float | None = None
+    timer: str | None = None
+    timer_resolution_s: float | None = None
+    timer_backward_steps: int | None = None
+    bandwidth_bytes_per_s: float | None = None
+    bandwidth_kernel: str | None = None
+    bandwidth_buffer_bytes: int | None = None
+    bandwidth_cache_bytes: int | None = None
+    bandwidth_limited_by: str | None = None
+    gemm_flops_per_s: float | None = None
+    gemm_size: int | None = None
+    dispatch_s: float | None = None
+    meter: str = "none"
+    meter_description: str = ""
+    sensors: tuple[SensorRecord, ...] = ()
+    packages_missing: tuple[str, ...] = ()
+    missing: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def foreign_share(self) -> float | None:
+        """Share of the watched cores' time that other processes used, 0…1."""
+        return self._share(self.foreign_cpu_s)
+
+    @property
+    def stolen_share(self) -> float | None:
+        """Share of the watched cores' time that the hypervisor gave away, 0…1."""
+        return self._share(self.stolen_cpu_s)
+
+    @property
+    def room(self) -> float | None:
+        """Cores' worth of time this process may use: its usable cores, or its quota where that is less."""
+        known = [float(cores) for cores in (self.usable_cores, self.quota_cores) if cores is not None]
+        return min(known, default=None)
+
+    def sensor(self, name: str) -> SensorRecord | None:
+        """Return one sensor by name, ``None`` if it was not looked for."""
+        return next((sensor for sensor in self.sensors if sensor.name == name), None)
+
+    def _share(self, seconds: float | None) -> float | None:
+        if seconds is None or not self.load_span_s or not self.load_cores:
+            return None
+        return seconds / (self.load_span_s * self.load_cores)

@@ -1,0 +1,269 @@
+"""What is written to a run directory, versioned.
+
+Files others build on: ``manifest.json`` (:class:`Manifest`), ``samples.jsonl`` (one
+:class:`SampleRecord` a line), ``windows.jsonl`` (one :class:`WindowRecord` a line) and
+``summary.json`` (:class:`harness.records.summary.Summary`). Readers ignore fields they do not know; a change that would
+mislead an older reader raises ``SCHEMA_VERSION``. ``None`` always means "not measured" or "not
+defined", never zero.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from harness.contracts import KVPolicy, Weights
+from harness.records.machine import MachineRecord
+from harness.records.record import Record
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "Manifest",
+    "MeterRecord",
+    "ModelRecord",
+    "OperatingPointRecord",
+    "SampleRecord",
+    "TaskRecord",
+    "WindowRecord",
+]
+
+SCHEMA_VERSION = 1
+
+
+class OperatingPointRecord(Record):
+    """One strategy at one setting.
+
+    Attributes:
+        name: unique label in the run, for example ``confidence:threshold=0.9``.
+        strategy: registered strategy name.
+        options: every option with its effective value.
+        exit_points: layers at which it is asked on this model.
+        rehearsed: it looked at the answer outside the measured window; an upper bound, not a strategy to deploy.
+        artefacts: what trained parts it runs on: name → SHA-256.
+        kv: what happens to K,V of skipped layers.
+        never_exits: the strategy is asked at every exit point and its answer ignored: full depth plus the cost of
+            asking. A probe for the attribution of costs, never a candidate.
+    """
+
+    name: str
+    strategy: str
+    options: dict[str, Any]
+    exit_points: tuple[int, ...]
+    rehearsed: bool = False
+    artefacts: dict[str, str] = Field(default_factory=dict)
+    kv: KVPolicy | None = None
+    never_exits: bool = False
+
+
+class ModelRecord(Record):
+    """The model as it ran.
+
+    Attributes:
+        name: as asked for.
+        family: transformers ``model_type``.
+        weights: ``pretrained`` (base), ``tuned`` or ``random``.
+        weights_source: where the weights came from, in words.
+        weights_sha256: hash over the weights; ``None`` for random weights, whose seed is in the config.
+        tokenizer_source: where the tokenizer came from, in words.
+        tokenizer_stand_in: another model's tokenizer stands in.
+        num_layers, hidden_size, vocab_size, exit_points, dtype: see ``ModelInfo``.
+        layer_bytes, lm_head_bytes, kv_projection_bytes, kv_entry_bytes: see ``ModelInfo``.
+        fingerprint, exit_head, shortcut_bytes: see ``ModelInfo``; a record of before they existed has the defaults.
+    """
+
+    name: str
+    family: str
+    weights: Weights
+    weights_source: str
+    weights_sha256: str | None
+    tokenizer_source: str
+    tokenizer_stand_in: bool = False
+    num_layers: int = Field(ge=1)
+    hidden_size: int
+    vocab_size: int
+    exit_points: tuple[int, ...]
+    dtype: str
+    layer_bytes: int
+    lm_head_bytes: int
+    kv_projection_bytes: int
+    kv_entry_bytes: int
+    fingerprint: str = ""
+    exit_head: str = "shared"
+    shortcut_bytes: int = 0
+
+
+class TaskRecord(Record):
+    """One task as it was drawn.
+
+    Attributes:
+        name: registered task name.
+        language: ``python`` or ``java``.
+        protocol: ``green-code`` or ``codexglue-line``.
+        source_kind: ``path``, ``hub`` or ``embedded``.
+        source: human label of the source.
+        fingerprint: SHA-256 over the drawn rows.
+        samples: number of samples drawn.
+        bad_rows: number of rows that could not become samples.
+        detail: further facts about the source.
+    """
+
+    name: str
+    language: str
+    protocol: str
+    source_kind: Literal["path", "hub", "embedded"]
+    source: str
+    fingerprint: str
+    samples: int
+    bad_rows: int
+    detail: dict[str, str] = Field(default_factory=dict)
+
+
+class MeterRecord(Record):
+    """The energy meter of a run: its source, a one-line description, and why a better one is missing."""
+
+    source: str
+    description: str
+    sensor_period_s: float | None
+    unavailable: dict[str, str] = Field(default_factory=dict)
+
+
+class Manifest(Record):
+    """What was run, on what, from what. Written once, before the first sample.
+
+    Attributes:
+        schema_version: of every file in the directory.
+        created: UTC time, ISO 8601.
+        config: the resolved run configuration.
+        operating_points: in the order given, full depth first.
+        model, tasks, meter: what was used.
+        block_size: samples per interleaved block.
+        bandwidth_bytes_per_s: measured matrix-vector bandwidth; ``None`` when not measured.
+        bandwidth_detail: kernel, buffer and what limited it, or why it was not measured.
+        environment: machine, operating system, threads, git commit, package versions.
+        machine: what decided, at the start, how far its numbers can be trusted; ``None`` in older runs.
+    """
+
+    schema_version: int
+    created: str
+    config: dict[str, Any]
+    operating_points: tuple[OperatingPointRecord, ...]
+    model: ModelRecord
+    tasks: tuple[TaskRecord, ...]
+    meter: MeterRecord
+    block_size: int = Field(ge=1)
+    bandwidth_bytes_per_s: float | None
+    bandwidth_detail: dict[str, Any] = Field(default_factory=dict)
+    environment: dict[str, Any]
+    machine: MachineRecord | None = None
+
+    @model_validator(mode="after")
+    def _kv_of_older_runs(self) -> Self:
+        """Older runs give an operating point's KV policy only where they compare several; else the configuration's."""
+        kv = self.config.get("kv")
+        if kv in [policy.value for policy in KVPolicy] and any(point.kv is None for point in self.operating_points):
+            points = tuple(
+                point if point.kv is not None else point.model_copy(update={"kv": KVPolicy(kv)})
+                for point in self.operating_points
+            )
+            object.__setattr__(self, "operating_points", points)
+        return self
+
+
+class SampleRecord(Record):
+    """One sample under one operating point.
+
+    Attributes:
+        window: id of the window it ran in; its line in ``windows.jsonl`` commits it.
+        operating_point: label.
+        task, sample_id, repeat: which sample, and which repetition of it, 0-based.
+        prompt_ids, token_ids, reference_ids: model tokens.
+        exit_layers: layers executed for each generated token. With a KV cache the first token comes
+            from prefill, at full depth, and no strategy is asked for it.
+        token_times_s: seconds from the start of the batch to each token.
+        text, reference: what is scored against what.
+        token_texts: what each token added; together all that was spoken, of which ``text`` may be a part. A token that
+            ends inside a character adds nothing, the one that completes it adds it. Empty in older runs.
+        scores: per-sample scores.
+        latency_s: start of the batch to this sample's last token.
+        ttft_s: start of the batch to the first token.
+        finish_reason: ``stop`` (line's end), ``eos`` or ``length``.
+        exit_checks: times the strategy was asked about this sample.
+        lm_head_evaluations: LM-head evaluations after prefill charged to this sample, outputs included.
+        layers_executed: decoder layers run for generated tokens after prefill, by recomputation included.
+        kv_fill_layers: layers whose K,V were filled from an exit hidden state.
+        shortcut_evaluations: times an exit's linear map was applied for this sample.
+        arrival_s, queue_s: with a fixed arrival rate, when the request came, from the start of its window, and how
+            long it waited; ``latency_s`` and ``ttft_s`` then count from its arrival. ``None`` back to back.
+        error: one line when the sample failed; the measured fields are then empty or ``None``.
+    """
+
+    window: int
+    operating_point: str
+    task: str
+    sample_id: str
+    repeat: int = 0
+    prompt_ids: tuple[int, ...] = ()
+    token_ids: tuple[int, ...] = ()
+    reference_ids: tuple[int, ...] = ()
+    exit_layers: tuple[int, ...] = ()
+    token_times_s: tuple[float, ...] = ()
+    text: str = ""
+    token_texts: tuple[str, ...] = ()
+    reference: str = ""
+    scores: dict[str, float | None] = Field(default_factory=dict)
+    latency_s: float | None = None
+    ttft_s: float | None = None
+    finish_reason: Literal["stop", "eos", "length"] | None = None
+    exit_checks: int = 0
+    lm_head_evaluations: int = 0
+    layers_executed: int = 0
+    kv_fill_layers: int = 0
+    shortcut_evaluations: int = 0
+    arrival_s: float | None = None
+    queue_s: float | None = None
+    error: str | None = None
+
+
+class WindowRecord(Record):
+    """One measured window: one block of samples under one operating point. Commits its samples.
+
+    Attributes:
+        window: id, counting up in the order written.
+        task, block, repeat, operating_point: what ran.
+        warmup: left out of every summary.
+        idle: nothing ran; the model was loaded. Its task and operating point are empty, its power is the machine's own.
+        superseded: contaminated and measured again (``--strict``); left out of every summary and counted there.
+        samples: number of sample lines this window commits.
+        failed: how many of those are error records.
+        tokens: generated tokens.
+        started: UTC time, ISO 8601.
+        duration_s: window length, monotonic clock.
+        cpu_time_s: CPU seconds of this process.
+        foreign_cpu_s: CPU seconds of everything else on the usable cores; ``None`` where it cannot be read.
+        stolen_cpu_s: CPU seconds the hypervisor gave to others; ``None`` where it cannot be read.
+        energy_j, energy_source, energy_scope, sensor_period_s, flags, energy_reason: see ``EnergyReading``.
+    """
+
+    window: int
+    task: str
+    block: int
+    repeat: int
+    operating_point: str
+    warmup: bool = False
+    idle: bool = False
+    superseded: bool = False
+    samples: int = Field(ge=0)
+    failed: int = Field(default=0, ge=0)
+    tokens: int = Field(ge=0)
+    started: str
+    duration_s: float
+    cpu_time_s: float
+    foreign_cpu_s: float | None = None
+    stolen_cpu_s: float | None = None
+    energy_j: float | None = None
+    energy_source: str = "none"
+    energy_scope: str = ""
+    sensor_period_s: float | None = None
+    flags: tuple[str, ...] = ()
+    energy_reason: str | None = None

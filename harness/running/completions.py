@@ -1,0 +1,103 @@
+"""From what was decoded to its record: text, scores, times and counts of one sample. Nothing here is timed."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from harness.contracts import BadRow, Sample, TextCodec
+from harness.decoding.generation import Generation
+from harness.records import SampleRecord, WindowRecord
+from harness.running.plan import Plan, PlannedTask
+
+__all__ = ["Outcome", "bad_record", "sample_record", "token_texts"]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one sample in one window.
+
+    Attributes:
+        sample: which.
+        made: what was decoded, or why nothing was.
+        came: with a fixed arrival rate, seconds from the window's start to its arrival, and how long it waited.
+    """
+
+    sample: Sample
+    made: Generation | str
+    came: tuple[float, float] | None = None
+
+
+def sample_record(window: WindowRecord, plan: Plan, planned: PlannedTask, outcome: Outcome) -> SampleRecord:
+    """Return the record of a sample, scored; a failed one becomes an error record."""
+    sample, made = outcome.sample, outcome.made
+    base: dict[str, Any] = {
+        "window": window.window,
+        "operating_point": window.operating_point,
+        "task": window.task,
+        "repeat": window.repeat,
+        "sample_id": sample.sample_id,
+        "prompt_ids": sample.prompt_ids,
+        "reference_ids": sample.reference_ids,
+        "reference": sample.reference,
+    }
+    if isinstance(made, str):
+        return SampleRecord(**base, error=made)
+    codec, protocol = plan.codec, plan.config.protocol
+    spoken = made.token_ids[:-1] if made.finish_reason == "eos" else made.token_ids
+    text = planned.task.completion(protocol, codec.decode(spoken))
+    pieces = token_texts(codec, spoken)
+    arrival_s, queue_s = outcome.came or (None, None)
+    waited = queue_s or 0.0
+    return SampleRecord(
+        **base,
+        token_ids=tuple(made.token_ids),
+        exit_layers=tuple(made.exit_layers),
+        token_times_s=tuple(round(t, 7) for t in made.token_times_s),
+        text=text,
+        token_texts=(*pieces, *[""] * (len(made.token_ids) - len(pieces))),
+        scores=planned.task.score(text, sample.reference, made.token_ids, sample.reference_ids),
+        latency_s=waited + made.token_times_s[-1],
+        ttft_s=waited + made.token_times_s[0],
+        finish_reason=made.finish_reason,
+        exit_checks=made.exit_checks,
+        lm_head_evaluations=made.lm_head_evaluations,
+        layers_executed=made.layers_executed,
+        kv_fill_layers=made.kv_fill_layers,
+        shortcut_evaluations=made.shortcut_evaluations,
+        arrival_s=arrival_s,
+        queue_s=queue_s,
+    )
+
+
+def token_texts(codec: TextCodec, token_ids: Sequence[int]) -> tuple[str, ...]:
+    """Return what each token adds to the text of all; joined they are that text.
+
+    A token that ends inside a character adds nothing, the one that completes it adds the character.
+    """
+    whole = codec.decode(token_ids)
+    ends = [0]
+    for count in range(1, len(token_ids)):
+        so_far = codec.decode(token_ids[:count])
+        ends.append(max(ends[-1], _common(so_far, whole)))
+    ends.append(len(whole))
+    return tuple(whole[start:end] for start, end in itertools.pairwise(ends)) if token_ids else ()
+
+
+def _common(one: str, other: str) -> int:
+    """Characters that two texts begin with alike."""
+    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+def bad_record(window: WindowRecord, planned: PlannedTask, row: BadRow) -> SampleRecord:
+    """Return the error record of a row that could not become a sample."""
+    return SampleRecord(
+        window=window.window,
+        operating_point=window.operating_point,
+        task=planned.record.name,
+        sample_id=row.sample_id,
+        repeat=window.repeat,
+        error=row.reason,
+    )

@@ -1,0 +1,131 @@
+"""The manifest of a run: what ran, on what, from what, gathered before the first sample."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from harness.contracts import Meter
+from harness.errors import OutOfMemoryError, is_out_of_memory
+from harness.host import environment
+from harness.metering.examine import examine
+from harness.metering.sensors import sensors_of_meter
+from harness.models.loading import LoadedModel, load
+from harness.records import SCHEMA_VERSION, Manifest, MeterRecord, ModelRecord
+from harness.records.machine import MachineRecord
+from harness.running.plan import Plan
+
+__all__ = ["describe_run", "is_out_of_memory", "load_model", "utc_now"]
+
+
+def utc_now() -> str:
+    """Return the time as ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def load_model(plan: Plan) -> LoadedModel:
+    """Load a plan's weights.
+
+    Raises:
+        ModelError: they cannot be had.
+        OutOfMemoryError: they do not fit.
+    """
+    try:
+        return load(plan.model, device=plan.device, seed=plan.config.seed)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemoryError(
+            f"out of memory loading {plan.model.info.name} in {plan.config.dtype}. "
+            "Use --dtype bfloat16 or a smaller --model."
+        ) from error
+
+
+def describe_run(
+    plan: Plan,
+    loaded: LoadedModel,
+    meter: Meter,
+    unavailable: dict[str, str],
+    block_size: int,
+    before: Manifest | None,
+) -> Manifest:
+    """Return the manifest.
+
+    Args:
+        plan: what runs.
+        loaded: the weights.
+        meter: the meter in use.
+        unavailable: why better meters are not.
+        block_size: samples per interleaved block.
+        before: the manifest of a run to resume, whose measured machine and bandwidth are kept.
+    """
+    info = plan.model.info
+    surroundings = environment.describe()
+    machine = before.machine if before is not None else _examine(plan, meter, unavailable, surroundings)
+    if before is not None:
+        bandwidth, detail = before.bandwidth_bytes_per_s, before.bandwidth_detail
+    else:
+        assert machine is not None
+        bandwidth, detail = machine.bandwidth_bytes_per_s, _bandwidth_detail(machine)
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        created=utc_now(),
+        config=plan.config.model_dump(mode="json"),
+        operating_points=tuple(point.record for point in plan.points),
+        model=ModelRecord(
+            name=info.name,
+            family=info.family,
+            weights=info.weights,
+            weights_source=loaded.weights_source,
+            weights_sha256=loaded.weights_sha256,
+            tokenizer_source=plan.codec_source,
+            tokenizer_stand_in=plan.codec_source.startswith("stand-in"),
+            num_layers=info.num_layers,
+            hidden_size=info.hidden_size,
+            vocab_size=info.vocab_size,
+            exit_points=info.exit_points,
+            fingerprint=info.fingerprint,
+            exit_head=info.exit_head,
+            shortcut_bytes=info.shortcut_bytes,
+            dtype=info.dtype,
+            layer_bytes=info.layer_bytes,
+            lm_head_bytes=info.lm_head_bytes,
+            kv_projection_bytes=info.kv_projection_bytes,
+            kv_entry_bytes=info.kv_entry_bytes,
+        ),
+        tasks=tuple(task.record for task in plan.tasks),
+        meter=MeterRecord(
+            source=meter.source,
+            description=meter.description,
+            sensor_period_s=meter.sensor_period_s,
+            unavailable=unavailable,
+        ),
+        block_size=block_size,
+        bandwidth_bytes_per_s=bandwidth,
+        bandwidth_detail=detail,
+        environment=surroundings,
+        machine=machine,
+    )
+
+
+def _examine(plan: Plan, meter: Meter, unavailable: dict[str, str], surroundings: dict[str, Any]) -> MachineRecord:
+    return examine(
+        plan.device,
+        plan.config.dtype,
+        meter=meter.source,
+        meter_description=meter.description,
+        sensors=sensors_of_meter(meter, unavailable, plan.device),
+        environment=surroundings,
+    )
+
+
+def _bandwidth_detail(machine: MachineRecord) -> dict[str, Any]:
+    if machine.bandwidth_bytes_per_s is None:
+        return {"reason": machine.missing["bandwidth"]}
+    return {
+        "kernel": machine.bandwidth_kernel,
+        "buffer_bytes": machine.bandwidth_buffer_bytes,
+        "cache_bytes": machine.bandwidth_cache_bytes,
+        "limited_by": machine.bandwidth_limited_by,
+        "threads": machine.threads,
+    }

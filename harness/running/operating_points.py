@@ -1,0 +1,204 @@
+"""From strategies as written to the operating points of a run: each setting once, under each KV policy, with its probe.
+
+A **probe** is an operating point that asks its strategy at every exit point and ignores the answer: full depth plus the
+cost of asking. It is what the attribution of costs needs (GREEN-CODE's Table IV was measured by nesting sensor windows
+instead, and is contradicted by its own never-exit run), and it is no candidate in any table.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from harness.config import BASELINE, RunConfig, StrategySpec
+from harness.config.options import build_strategy, effective_options
+from harness.contracts import Batch, ExitRule, ExitView, KVPolicy, ModelInfo, Strategy
+from harness.errors import ArtefactError, OptionError
+from harness.records import OperatingPointRecord
+
+__all__ = ["NeverExits", "OperatingPoint", "build_all", "operating_point", "operating_points", "usable"]
+
+logger = logging.getLogger(__name__)
+
+Built = list[tuple[StrategySpec, Strategy]]
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """One strategy at one setting, ready to decode.
+
+    Attributes:
+        strategy: the built strategy.
+        record: what the run directory says of it.
+        kv: what happens to K,V of the layers it skips.
+    """
+
+    strategy: Strategy
+    record: OperatingPointRecord
+    kv: KVPolicy
+
+    @property
+    def name(self) -> str:
+        """Unique label in the run."""
+        return self.record.name
+
+
+@dataclass(frozen=True)
+class NeverExits(Strategy):
+    """Ask a strategy at every exit point it wants, and go on whatever it says.
+
+    Attributes:
+        asked: the strategy.
+    """
+
+    asked: Strategy
+
+    def exit_points(self, model: ModelInfo) -> tuple[int, ...]:
+        """Those of the strategy."""
+        return self.asked.exit_points(model)
+
+    def artefacts(self, model: ModelInfo) -> Mapping[str, str]:
+        """Those of the strategy."""
+        return self.asked.artefacts(model)
+
+    def trained_defaults(self, model: ModelInfo) -> Mapping[str, float]:
+        """Those of the strategy."""
+        return self.asked.trained_defaults(model)
+
+    def start(self, model: ModelInfo, batch: Batch) -> ExitRule:
+        """Start the strategy."""
+        return _Deaf(self.asked.start(model, batch))
+
+    def should_exit(self, view: ExitView) -> Tensor:
+        """Ask the strategy without a start, and answer no."""
+        return _Deaf(self.asked).should_exit(view)
+
+
+@dataclass(frozen=True, slots=True)
+class _Deaf:
+    rule: ExitRule
+
+    def should_exit(self, view: ExitView) -> Tensor:
+        """Ask, and answer no."""
+        return torch.zeros_like(self.rule.should_exit(view))
+
+
+def build_all(specs: Sequence[StrategySpec]) -> Built:
+    """Build the strategies of operating points as written.
+
+    Raises:
+        UnknownNameError, OptionError: see :func:`harness.config.options.build_strategy`.
+    """
+    return [(spec, build_strategy(spec)) for spec in specs]
+
+
+def usable(built: Built, info: ModelInfo) -> Built:
+    """Leave out strategies that nobody asked for by name and nothing was trained for."""
+    kept = []
+    for spec, strategy in built:
+        try:
+            strategy.exit_points(info)
+        except ArtefactError:
+            logger.info("%s is left out: nothing is trained for it and %s", spec, info.name)
+        else:
+            kept.append((spec, strategy))
+    return kept
+
+
+def operating_points(built: Built, config: RunConfig, info: ModelInfo) -> tuple[OperatingPoint, ...]:
+    """Return a run's operating points: full depth first, then as written, then the probes.
+
+    With several KV policies each strategy runs under each of them and the policy stands in the name, after ``@``. What
+    never exits does the same under every policy that keeps a cache, so it runs once for those.
+
+    Raises:
+        OptionError: a strategy wants to be asked where the model has no exit point.
+    """
+    baseline = StrategySpec(BASELINE)
+    named = _distinct([*build_all([baseline]), *(pair for pair in built if pair[0] != baseline)])
+    several = len(config.kv_policies) > 1
+    points = [
+        operating_point(spec, strategy, info, kv, several=several)
+        for spec, strategy in named
+        for kv in _policies(strategy, config.kv_policies or (strategy.default_kv,), info)
+    ]
+    if config.attribute:
+        points.extend(_probes(tuple(points)))
+    return tuple(points)
+
+
+def _policies(strategy: Strategy, policies: Sequence[KVPolicy], info: ModelInfo) -> Iterator[KVPolicy]:
+    cached = False
+    for kv in policies:
+        if kv is not KVPolicy.NONE and not strategy.exit_points(info):
+            if cached:
+                continue
+            cached = True
+        yield kv
+
+
+def _probes(points: Sequence[OperatingPoint]) -> Iterator[OperatingPoint]:
+    """Return one probe per strategy that is asked anything, by its first operating point that keeps a cache."""
+    seen = set()
+    for point in points:
+        name = point.record.strategy
+        if name in seen or not point.record.exit_points or point.strategy.rehearsed or point.kv is KVPolicy.NONE:
+            continue
+        seen.add(name)
+        record = point.record.model_copy(update={"name": f"{point.name} (never exits)", "never_exits": True})
+        yield OperatingPoint(NeverExits(point.strategy), record, point.kv)
+
+
+def _distinct(built: Built) -> Built:
+    """Leave out operating points that are earlier ones spelled differently (``layer=04``, a default given)."""
+    kept: Built = []
+    for spec, strategy in built:
+        twin = next((other for other, known in kept if other.name == spec.name and known == strategy), None)
+        if twin is None:
+            kept.append((spec, strategy))
+        else:
+            logger.warning("%s is %s again and left out", spec, twin)
+    return kept
+
+
+def operating_point(
+    spec: StrategySpec,
+    strategy: Strategy,
+    info: ModelInfo,
+    kv: KVPolicy | None = None,
+    *,
+    several: bool = False,
+) -> OperatingPoint:
+    """Check a built strategy against a model.
+
+    Args:
+        spec: as written.
+        strategy: as built.
+        info: the model.
+        kv: its policy; ``None`` for the strategy's own default.
+        several: the run compares policies, so that the name must say which.
+
+    Raises:
+        HarnessError: it does not fit, or what it runs on is missing or made for another model.
+    """
+    policy = kv or strategy.default_kv
+    points = tuple(strategy.exit_points(info))
+    if list(points) != sorted(set(points) & set(info.exit_points)):
+        raise OptionError(
+            f"{spec} asks to stop after layers {points}, which are not sorted exit points of {info.name} "
+            f"(exit points: {', '.join(map(str, info.exit_points)) or 'none'})."
+        )
+    record = OperatingPointRecord(
+        name=f"{spec}@{kv}" if several else str(spec),
+        strategy=spec.name,
+        options=effective_options(strategy),
+        exit_points=points,
+        rehearsed=strategy.rehearsed,
+        artefacts=dict(strategy.artefacts(info)),
+        kv=policy,
+    )
+    return OperatingPoint(strategy, record, policy)

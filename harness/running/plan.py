@@ -1,0 +1,172 @@
+"""Everything a run needs, checked before the first weight is read.
+
+A plan is made in the order of cost: names and options first, then the model's facts, the tokenizer and the
+samples. Whatever is wrong is refused here, and nothing has been written yet.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.config import RunConfig, demo_strategies, parse_all
+from harness.contracts import KVPolicy, StopRule, Task, TaskData, TaskRequest, TextCodec
+from harness.errors import ConfigError, DataError
+from harness.models.loading import ResolvedModel, load_codec, resolve
+from harness.records import TaskRecord
+from harness.registry import TASKS
+from harness.running.operating_points import OperatingPoint, build_all, operating_points, usable
+
+__all__ = ["Plan", "PlannedTask", "default_directory", "make_plan", "resolve_device"]
+
+logger = logging.getLogger(__name__)
+
+SHOWN_BAD_ROWS = 5  # the samples file has them all
+
+
+@dataclass(frozen=True)
+class PlannedTask:
+    """One task with its samples.
+
+    Attributes:
+        task: scores completions.
+        data: samples, bad rows, source.
+        stop: ends a completion.
+        record: what the manifest says of it.
+    """
+
+    task: Task
+    data: TaskData
+    stop: StopRule
+    record: TaskRecord
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked run.
+
+    Attributes:
+        config: what was asked for.
+        device: resolved torch device.
+        points: operating points, full depth first.
+        model: facts and where the weights are.
+        codec: the tokenizer. codec_source: where it came from.
+        tasks: tasks with samples.
+    """
+
+    config: RunConfig
+    device: str
+    points: tuple[OperatingPoint, ...]
+    model: ResolvedModel
+    codec: TextCodec
+    codec_source: str
+    tasks: tuple[PlannedTask, ...]
+
+
+def make_plan(config: RunConfig) -> Plan:
+    """Check a configuration and gather what it names; reads no weights and writes nothing.
+
+    Raises:
+        HarnessError: anything that cannot be run, in one line with the remedy.
+    """
+    _refuse_contradictions(config)
+    specs = build_all(config.specs())
+    tasks: list[Task] = [TASKS.load(name)() for name in config.tasks]
+    device = resolve_device(config.device)
+    model = resolve(
+        config.model,
+        weights=config.weights,
+        dtype=config.dtype,
+        exit_points=config.exit_points,
+        exit_head=config.exit_head,
+        artefacts=config.artefacts,
+        seed=config.seed,
+    )
+    if config.kv_input == "shortcut" and model.shortcut is None:
+        raise ConfigError(
+            "--kv-input shortcut needs the exits' shortcuts, and this run has the shared exit head. Use --exit-head "
+            "shortcut, which says how to make them where there are none."
+        )
+    if not config.strategies:
+        specs = usable(build_all(parse_all(demo_strategies(model.info.exit_points))), model.info)
+    points = operating_points(specs, config, model.info)
+    codec, codec_source = load_codec(model)
+    planned = tuple(_draw(task, config, codec, model) for task in tasks)
+    return Plan(config, device, points, model, codec, codec_source, planned)
+
+
+def _refuse_contradictions(config: RunConfig) -> None:
+    """Refuse settings that would be measured and then mean nothing together."""
+    if config.arrival_rate is not None and config.batch_size > 1:
+        raise ConfigError(
+            f"--arrival-rate serves one request at a time and --batch-size is {config.batch_size}. Leave one away."
+        )
+    if not config.attribute:
+        return
+    if config.batch_size > 1 or config.arrival_rate is not None:
+        raise ConfigError(
+            "--attribute counts what single requests did, back to back. Leave --batch-size and --arrival-rate away."
+        )
+    if config.kv_policies == (KVPolicy.NONE,):
+        raise ConfigError("--attribute needs a KV cache: without one every token is a prefill. Use another --kv.")
+
+
+def resolve_device(name: str) -> str:
+    """Return a torch device name: ``auto`` takes CUDA when there is one.
+
+    Raises:
+        ConfigError: torch does not know the device, or it is not there.
+    """
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device '{name}' is unknown to torch. Use cpu, cuda or cuda:N.") from None
+    if device.type not in {"cpu", "cuda"}:
+        raise ConfigError(f"device '{name}' is not supported. Use cpu, cuda or cuda:N.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        seen = torch.cuda.device_count()
+        raise ConfigError(f"device '{name}' is not here: torch sees {seen} CUDA device(s). Use --device cpu.")
+    return name
+
+
+def _draw(task: Task, config: RunConfig, codec: TextCodec, model: ResolvedModel) -> PlannedTask:
+    request = TaskRequest(
+        protocol=config.protocol,
+        source=config.source,
+        limit=config.limit,
+        seed=config.seed,
+        max_new_tokens=config.max_new_tokens,
+        max_positions=model.info.max_positions,
+        seen=model.seen,
+    )
+    data = task.load(request, codec)
+    if not data.samples:
+        reason = f" First reason: {data.bad_rows[0].reason}" if data.bad_rows else ""
+        raise DataError(f"{task.name}: no row of {data.source.label} can be used.{reason}")
+    for row in data.bad_rows[:SHOWN_BAD_ROWS]:
+        logger.warning("%s: %s", task.name, row.reason)
+    if len(data.bad_rows) > SHOWN_BAD_ROWS:
+        logger.warning("%s: %d further rows cannot be used", task.name, len(data.bad_rows) - SHOWN_BAD_ROWS)
+    record = TaskRecord(
+        name=task.name,
+        language=task.language,
+        protocol=config.protocol,
+        source_kind=data.source.kind,
+        source=data.source.label,
+        fingerprint=data.source.fingerprint,
+        samples=len(data.samples),
+        bad_rows=len(data.bad_rows),
+        detail=dict(data.source.detail),
+    )
+    return PlannedTask(task, data, task.stop_rule(config.protocol, codec), record)
+
+
+def default_directory(config: RunConfig, stamp: str) -> Path:
+    """Return a new run directory's path under ``runs/``, named by time, model and tasks."""
+    model = Path(config.model).resolve().name  # "." has no name
+    return Path("runs") / f"{stamp}-{model}-{'-'.join(config.tasks)}"

@@ -1,0 +1,143 @@
+"""Reads run directories for reports: one, or whatever of many can be read. Loads no torch."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.errors import HarnessError, StoreError
+from harness.host import environment
+from harness.records import Manifest, SampleRecord, WindowRecord
+from harness.records.summary import Summary
+from harness.running.scoring import CorpusScores
+from harness.store.record_files import REMEDY
+from harness.store.run_directory import LOCK, MANIFEST, SAMPLES, WINDOWS, RunDirectory
+from reports.recorded import RecordedRun
+from reports.summary.quality import corpora
+from reports.summary.summarise import candidates, summarise
+
+if sys.platform != "win32":
+    import fcntl
+
+__all__ = ["DAMAGE", "Refusal", "find_runs", "read_run", "read_runs"]
+
+
+DAMAGE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What values raise that no schema can forbid, such as a time of 1e308 seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A directory that could not be reported.
+
+    Attributes:
+        directory: which.
+        reason: one line that says what is wrong and the remedy.
+    """
+
+    directory: Path
+    reason: str
+
+
+def read_run(path: Path, *, stored: bool = False) -> RecordedRun:
+    """Read a run directory as far as it got, and summarise it.
+
+    Args:
+        path: of the run; a run may be writing it meanwhile.
+        stored: take the ``summary.json`` that lies there rather than score everything again, where there is one.
+
+    Raises:
+        StoreError: missing, damaged or foreign directory, or one without a finished window.
+    """
+    in_use = _in_use(path)
+    with RunDirectory.read(path) as store:
+        if not store.finished():
+            raise StoreError(f"{path} holds no finished window yet. Continue it with `harness run --resume {path}`.")
+        manifest, windows, samples = store.manifest, tuple(store.windows()), tuple(store.samples())
+        summary = _stored(store) if stored else None
+    try:
+        run = RecordedRun(path, manifest, windows, samples, summary or _summarise(manifest, windows, samples), in_use)
+        _ = run.state  # a manifest that does not say how much there is to come is refused here, not amid a report
+    except HarnessError as error:
+        raise StoreError(f"{path}: {error}") from None
+    except DAMAGE as error:
+        raise StoreError(
+            f"{path} cannot be understood ({type(error).__name__}: {error}): its records are damaged. {REMEDY}"
+        ) from error
+    return run
+
+
+def _stored(store: RunDirectory) -> Summary | None:
+    """The summary that lies there; ``None`` where it has to be made again."""
+    try:
+        return store.read_summary()
+    except StoreError:
+        return None
+
+
+def _summarise(manifest: Manifest, windows: tuple[WindowRecord, ...], samples: tuple[SampleRecord, ...]) -> Summary:
+    scores = CorpusScores(corpora(candidates(manifest, windows, samples)))
+    return summarise(manifest, windows, samples, scores, machine=environment.machine_line(manifest.environment))
+
+
+def find_runs(paths: Iterable[Path]) -> list[Path]:
+    """Return the run directories that paths name: themselves, or all below a folder that is none, sorted.
+
+    A path without any is returned as it is, for the reader to refuse. Each run comes once.
+    """
+    found: dict[Path, Path] = {}
+    for path in paths:
+        for run in _below(path) or [path]:
+            found.setdefault(run.resolve(), run)
+    return list(found.values())
+
+
+def _below(path: Path) -> list[Path]:
+    """Folders with the files of a run, and folders that cannot be looked into: those a reader must speak of."""
+    if os.path.exists(path / MANIFEST) or not os.path.isdir(path):
+        return []
+    found: list[Path] = []
+    for folder, _, files in os.walk(path, onerror=lambda error: found.append(Path(error.filename))):
+        if {MANIFEST, WINDOWS, SAMPLES} & set(files):
+            found.append(Path(folder))
+    return sorted(found)
+
+
+def read_runs(
+    paths: Iterable[Path], *, stored: bool = False, watch: Callable[[int, int], None] | None = None
+) -> tuple[list[RecordedRun], list[Refusal]]:
+    """Read every run that :func:`find_runs` finds; what cannot be read is returned with the reason.
+
+    Args:
+        paths: run directories, or folders of them.
+        stored: as in :func:`read_run`.
+        watch: is told after each how many of how many were read.
+    """
+    directories = find_runs(paths)
+    runs: list[RecordedRun] = []
+    refused: list[Refusal] = []
+    for done, directory in enumerate(directories, 1):
+        try:
+            runs.append(read_run(directory, stored=stored))
+        except HarnessError as error:
+            refused.append(Refusal(directory, " ".join(str(error).split())))
+        if watch is not None:
+            watch(done, len(directories))
+    return runs, refused
+
+
+def _in_use(path: Path) -> bool:
+    """Whether a run holds the directory's lock; where locks cannot be asked for, no."""
+    if sys.platform == "win32":
+        return False
+    try:
+        with (path / LOCK).open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no lock file, or a file system without locks
+        return False
+    return False

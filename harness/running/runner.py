@@ -1,0 +1,212 @@
+"""Runs operating points over samples, interleaved, and writes every record as soon as it is final.
+
+For each block of samples every operating point runs once per repeat, in random order, inside one
+measured window, so that drift of the machine favours nobody and everything is paired.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.config import RunConfig
+from harness.contracts import Meter
+from harness.decoding.engine import Engine
+from harness.errors import ConfigError, OutOfMemoryError, StoreError
+from harness.metering import open_meter
+from harness.metering.pacing import samples_per_block
+from harness.records import Manifest, WindowRecord
+from harness.records.summary import Summary
+from harness.running.manifest import describe_run, is_out_of_memory, load_model
+from harness.running.plan import Plan, default_directory, make_plan
+from harness.running.reading import read_run
+from harness.running.repeats import run_repeat
+from harness.running.session import Observer, Session
+from harness.store.run_directory import RunDirectory
+from harness.store.same_run import refuse_other_configuration
+from reports.statistics.intervals import MINIMUM_PAIRS
+from reports.tables.export import to_frame, write_report
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["RunResult", "execute", "measure_repeat", "run"]
+
+logger = logging.getLogger(__name__)
+
+QUEUED_REQUESTS = 8
+"""Requests in a window with a fixed arrival rate, so that a queue can form."""
+
+
+class _Silent:
+    def stage(self, text: str) -> None: ...
+
+    def begin(self, total: int, done: int, directory: Path) -> None: ...
+
+    def window(self, record: WindowRecord) -> None: ...
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a finished run leaves.
+
+    Attributes:
+        directory: the run directory.
+        summary: its rows and notes.
+    """
+
+    directory: Path
+    summary: Summary
+
+
+def run(config: RunConfig, *, resume: Path | None = None) -> pd.DataFrame:
+    """Run a configuration and return one row per task × operating point.
+
+    Args:
+        config: what to run.
+        resume: a run directory to continue instead of making a new one.
+
+    Raises:
+        HarnessError: the run cannot be made, or could not go on.
+    """
+    return to_frame(execute(config, resume=resume).summary)
+
+
+def execute(config: RunConfig, *, resume: Path | None = None, observer: Observer | None = None) -> RunResult:
+    """Run a configuration, with progress reported to ``observer``; see :func:`run`."""
+    watch = observer or _Silent()
+    path = _measure(config, resume, 0, watch)
+    _free_memory()
+    for repeat in range(1, config.repeats):
+        if not _is_finished(path, repeat):
+            run_repeat(path, repeat, watch)
+    watch.stage("scoring")
+    summary = read_run(path).summary
+    write_report(summary, path)
+    return RunResult(path, summary)
+
+
+def _free_memory() -> None:
+    """Give back what the model of this process took of a GPU, since a repeat's process needs the room."""
+    import gc
+
+    import torch
+
+    if torch.cuda.is_available():
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def _is_finished(path: Path, repeat: int) -> bool:
+    """Whether a repeat has every window that the first one has, which is complete by now."""
+    with RunDirectory.read(path) as store:
+        done = store.finished()
+    return {key[:2] + key[3:] for key in done if key[2] == 0} == {key[:2] + key[3:] for key in done if key[2] == repeat}
+
+
+def measure_repeat(directory: Path, repeat: int, watch: Observer) -> None:
+    """Measure one repeat of a run that is on disk, here; what :mod:`harness.running.repeat_process` does.
+
+    Raises:
+        HarnessError: the run cannot go on.
+    """
+    with RunDirectory.read(directory) as store:
+        config = RunConfig.build({key: value for key, value in store.manifest.config.items() if key != "out"})
+    _measure(config, directory, repeat, watch)
+
+
+def _measure(config: RunConfig, resume: Path | None, repeat: int, watch: Observer) -> Path:
+    """Load what a run needs and measure one repeat; returns the run directory."""
+    import torch
+
+    before = _before(config, resume)
+    watch.stage("checking the configuration and drawing samples")
+    plan = make_plan(config)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    meter, unavailable = open_meter(config.energy, plan.device, config.tdp_w)
+    try:
+        watch.stage(f"loading {plan.model.info.name}")
+        loaded = load_model(plan)
+        engine = Engine(loaded.backbone, plan.model.info, config.kv_input)
+        session = Session(plan, engine, meter)
+        if session.idle_s:
+            watch.stage(f"measuring the machine at rest for {session.idle_s:g} s")
+        idle = session.rest()
+        watch.stage("warming up")
+        warmup = _warm_up(session, config)
+        manifest = describe_run(plan, loaded, meter, unavailable, _block_size(config, before, meter, warmup), before)
+        path = resume or config.out or default_directory(config, f"{datetime.now(UTC):%Y%m%d-%H%M%S}")
+        with _open(path, manifest, resume=resume is not None) as store:
+            _warn_of_few_blocks(plan, manifest.block_size)
+            session.measure(store, [*idle, *warmup], watch, repeat)
+    finally:
+        meter.close()
+    return path
+
+
+def _warn_of_few_blocks(plan: Plan, block_size: int) -> None:
+    """Say before an hour of measuring that its intervals will be missing."""
+    fewest = min(len(task.data.samples) for task in plan.tasks)
+    if MINIMUM_PAIRS <= fewest < MINIMUM_PAIRS * block_size - block_size + 1:
+        logger.warning(
+            "a block holds %d samples (the energy sensor's tick, --block-size or --arrival-rate), so %d samples make "
+            "too few blocks for intervals of time and energy: use --limit %d or more",
+            block_size,
+            fewest,
+            MINIMUM_PAIRS * block_size,
+        )
+
+
+def _warm_up(session: Session, config: RunConfig) -> list[WindowRecord]:
+    try:
+        return session.warm_up()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemoryError(
+            f"out of memory while warming up with a batch of {config.batch_size}; nothing was measured yet. "
+            "Use a smaller --batch-size, --dtype bfloat16 or a smaller --model."
+        ) from error
+
+
+def _before(config: RunConfig, resume: Path | None) -> Manifest | None:
+    """Look at the target directory before anything slow: it must be new, or be the run to resume."""
+    if resume is not None:
+        with RunDirectory.read(resume) as store:
+            refuse_other_configuration(resume, store.manifest, config.model_dump(mode="json"))
+            return store.manifest
+    _check_writable(config.out or Path("runs"))
+    if config.out is not None and config.out.exists() and any(config.out.iterdir()):
+        raise StoreError(
+            f"{config.out} is not empty. Continue it with `harness run --resume {config.out}`, or use another --out."
+        )
+    return None
+
+
+def _check_writable(path: Path) -> None:
+    """Refuse a folder that could not be made, before a model is loaded for it."""
+    folder = next(parent for parent in [path, *path.absolute().parents] if parent.exists())
+    if not folder.is_dir():
+        raise ConfigError(f"the run directory {path} cannot be made: {folder} is a file. Use another --out.")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigError(f"the run directory {path} cannot be made: {folder} is not writable. Use another --out.")
+
+
+def _open(path: Path, manifest: Manifest, *, resume: bool) -> RunDirectory:
+    return RunDirectory.resume(path, manifest) if resume else RunDirectory.create(path, manifest)
+
+
+def _block_size(config: RunConfig, before: Manifest | None, meter: Meter, warmup: Sequence[WindowRecord]) -> int:
+    """Samples per block: one batch, or as many as the energy sensor needs for a valid window."""
+    if before is not None:
+        return before.block_size
+    if config.block_size is not None:
+        return config.block_size
+    needed = samples_per_block(meter.sensor_period_s, [record.duration_s for record in warmup], config.batch_size)
+    return needed if config.arrival_rate is None else max(needed, QUEUED_REQUESTS)

@@ -1,0 +1,39 @@
+"""Which settings a command runs with: its flags over a file, and both over the configuration of the run to resume."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from harness.config import RunConfig
+from harness.errors import ConfigError
+from harness.store.run_directory import RunDirectory
+
+__all__ = ["resolve_settings"]
+
+
+def resolve_settings(given: Mapping[str, Any], config: Path | None, resume: Path | None) -> RunConfig:
+    """Return the configuration of a run.
+
+    Args:
+        given: by flags, with the names of :class:`RunConfig`; ``None`` is not given, a limit of 0 means all.
+        config: TOML file.
+        resume: run directory to continue.
+
+    Raises:
+        ConfigError: unknown name, wrong type or out of range, or ``out`` is not the run to resume.
+        StoreError: the run to resume cannot be read.
+    """
+    before: dict[str, Any] = {}
+    if resume is not None:
+        with RunDirectory.read(resume) as store:
+            before = {key: value for key, value in store.manifest.config.items() if key != "out"}
+    flags = {key: value for key, value in given.items() if value is not None}
+    values = {**before, **(RunConfig.read_toml(config) if config is not None else {}), **flags}
+    if values.get("limit") == 0:
+        values["limit"] = None
+    settings = RunConfig.build(values)
+    if resume is not None and settings.out is not None and settings.out.absolute() != resume.absolute():
+        raise ConfigError(f"--out {settings.out} and --resume {resume} name two directories. Leave --out away.")
+    return settings

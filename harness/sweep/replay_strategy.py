@@ -1,0 +1,149 @@
+"""One operating point on traced tokens: where each would have left, what it would have said, what that would cost."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from harness.contracts import Batch, ExitRule, KVPolicy, ModelInfo
+from harness.decoding.exits import complaint
+from harness.errors import OptionError
+from harness.running.operating_points import OperatingPoint
+from harness.sweep.tokens import TracedTokens
+from harness.sweep.view import Charges, ReplayView
+from reports.summary.depth import bytes_by_cause
+
+__all__ = ["Outcome", "answers", "replay"]
+
+
+@dataclass
+class Outcome:
+    """What an operating point did on the tokens so far; outcomes of parts of a trace add up.
+
+    Attributes:
+        right: tokens equal to the last layer's, by document, ``[documents]`` int64.
+        tokens: tokens by document.
+        exits: exit layer → tokens that left there; the last layer included.
+        checks, lm_head_evaluations, shortcut_evaluations: as live decoding counts them after prefill.
+        deep_layers: layers run to look at the last layer's token, by a strategy that does so and is not rehearsed.
+        cache_reads: positions × layers attended to.
+    """
+
+    right: Tensor
+    tokens: Tensor
+    exits: Counter[int]
+    checks: int = 0
+    lm_head_evaluations: int = 0
+    shortcut_evaluations: int = 0
+    deep_layers: int = 0
+    cache_reads: int = 0
+
+    @classmethod
+    def nothing(cls, documents: int) -> Outcome:
+        """The outcome of no token."""
+        zeros = torch.zeros(documents, dtype=torch.int64)
+        return cls(zeros, zeros, Counter())
+
+    def __add__(self, other: Outcome) -> Outcome:
+        return Outcome(
+            self.right + other.right,
+            self.tokens + other.tokens,
+            self.exits + other.exits,
+            self.checks + other.checks,
+            self.lm_head_evaluations + other.lm_head_evaluations,
+            self.shortcut_evaluations + other.shortcut_evaluations,
+            self.deep_layers + other.deep_layers,
+            self.cache_reads + other.cache_reads,
+        )
+
+    @property
+    def count(self) -> int:
+        """All tokens."""
+        return int(self.tokens.sum())
+
+    @property
+    def layers(self) -> int:
+        """Layers of all tokens."""
+        return sum(layer * tokens for layer, tokens in self.exits.items())
+
+    def moved(self, model: ModelInfo, kv: KVPolicy) -> int:
+        """Return the bytes that decoding the tokens one by one would read, see :mod:`reports.summary.depth`."""
+        filled = sum((model.num_layers - layer) * tokens for layer, tokens in self.exits.items())
+        causes = bytes_by_cause(
+            model,
+            tokens=self.count,
+            layers=self.layers + self.deep_layers,
+            lm_head_evaluations=self.lm_head_evaluations,
+            shortcut_evaluations=self.shortcut_evaluations,
+            kv_fill_layers=filled if kv is KVPolicy.PROPAGATE else 0,
+            cache_reads=self.cache_reads,
+        )
+        return sum(causes)
+
+
+def answers(
+    point: OperatingPoint, tokens: TracedTokens, model: ModelInfo, charges: Charges
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield exit layer and answer, ``[n]`` bool, of all tokens at every exit point that the strategy wants.
+
+    Raises:
+        ConfigError: it asks for what the trace does not hold.
+        OptionError: it answers in the wrong shape.
+    """
+    rule: ExitRule = point.strategy.start(model, Batch(tokens.seeds, "cpu"))
+    view: ReplayView | None = None
+    for layer in point.record.exit_points:
+        view = ReplayView(point.name, tokens, layer, view, model, charges)
+        decided = rule.should_exit(view)
+        if not isinstance(decided, Tensor) or decided.dtype is not torch.bool or decided.shape != (len(tokens),):
+            raise OptionError(complaint(rule, decided, layer, len(tokens)))
+        yield layer, decided
+
+
+def replay(point: OperatingPoint, tokens: TracedTokens, model: ModelInfo) -> Outcome:
+    """Return where an operating point would have let go of traced tokens; raises as :func:`answers`."""
+    count, documents = len(tokens), len(tokens.documents)
+    charges = Charges(count)
+    spent = charges.spent
+    running = torch.ones(count, dtype=torch.bool)
+    right = torch.ones(count, dtype=torch.bool)
+    layers = torch.full((count,), model.num_layers)
+    exits: Counter[int] = Counter()
+    checks = mapped = 0
+    for layer, decided in answers(point, tokens, model, charges):
+        checks += charges.running
+        leaving = running & decided
+        left = int(leaving.sum())
+        if not left:
+            continue
+        exits[layer] = left
+        layers[leaving] = layer
+        right[leaving] = (tokens.top(layer) == tokens.final)[leaving]
+        if not charges.seen("logits", layer):  # nobody asked: the output's own
+            spent["logits"] += left
+        if layer in tokens.maps:
+            mapped += left
+            spent["shortcut"] += 0 if charges.seen("shortcut", layer) else left
+        running &= ~decided
+        charges.running -= left
+        if not charges.running:
+            break
+    if charges.running:
+        exits[model.num_layers] = charges.running
+        spent["logits"] += charges.running
+    if point.strategy.rehearsed:  # decided outside the measured window, replayed inside it
+        checks, spent = 0, Counter(logits=count, shortcut=mapped)
+    return Outcome(
+        right=torch.bincount(tokens.document[right], minlength=documents),
+        tokens=torch.bincount(tokens.document, minlength=documents),
+        exits=exits,
+        checks=checks,
+        lm_head_evaluations=spent["logits"] + spent["deep"],
+        shortcut_evaluations=spent["shortcut"],
+        deep_layers=spent["deep_layers"],
+        cache_reads=int((layers * (tokens.position + 1)).sum()),
+    )

@@ -1,0 +1,262 @@
+"""``harness sweep --replay``: all operating points over one trace, part by part."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from harness.config import BASELINE, StrategySpec, parse_all
+from harness.config.options import build_strategy
+from harness.contracts import KVPolicy, ModelInfo
+from harness.decoding.blocks import Linear
+from harness.errors import ArtefactError, ConfigError, OptionError
+from harness.models.controllers import Observation
+from harness.models.loading import ResolvedModel
+from harness.records.calibration import Calibration
+from harness.running.operating_points import OperatingPoint, operating_point
+from harness.sweep.calibrate import describe_scores
+from harness.sweep.grid import SWEPT, asks_for_thresholds, with_thresholds
+from harness.sweep.labels import notes_of, title_of
+from harness.sweep.records import DocumentSplit, Sweep
+from harness.sweep.replay_strategy import Outcome, replay
+from harness.sweep.rows import make_rows
+from harness.sweep.scores import ScoreTally, families, find_levels
+from harness.sweep.tokens import TracedTokens, read_tokens
+from harness.training.traces.reading import exit_maps, held_out_rows, matches, open_traces
+from harness.training.traces.store import Traces
+from harness.training.watch import Watch
+
+__all__ = ["SweepRequest", "SweepResult", "sweep"]
+
+OBSERVED = 2048  # tokens on which thresholds are chosen
+
+
+@dataclass(frozen=True, slots=True)
+class SweepRequest:
+    """What to sweep.
+
+    Attributes:
+        strategies: operating points in the mini-language of :mod:`harness.config`; one with a threshold for which no
+            value is given is swept over it.
+        references: operating points that stand in the table for comparison.
+        points: thresholds of a strategy that is swept.
+        documents: ``held-out``: those that heads of this seed never learned from; or ``all``.
+        tasks: only documents of these tasks; all if empty.
+        kv: policy of the expected speed-up.
+        seed: decides which documents are held out, and what random strategies draw.
+        calibrate: also say how well each score tells right exits from wrong ones.
+    """
+
+    strategies: tuple[str, ...]
+    references: tuple[str, ...] = ()
+    points: int = 20
+    documents: DocumentSplit = "held-out"
+    tasks: tuple[str, ...] = ()
+    kv: KVPolicy = KVPolicy.RECOMPUTE
+    seed: int = 0
+    calibrate: bool = False
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What a sweep leaves.
+
+    Attributes:
+        sweep: its rows and notes.
+        points: the operating points, in the order of the rows.
+        model: as it was asked for.
+        traces, resolved, request: what it was of.
+        calibration: of the scores; ``None`` unless the request says so.
+    """
+
+    sweep: Sweep
+    points: tuple[OperatingPoint, ...]
+    model: str
+    traces: Traces
+    resolved: ResolvedModel
+    request: SweepRequest
+    calibration: Calibration | None = None
+
+
+def sweep(model: str, folder: Path, request: SweepRequest, *, artefacts: str | None, watch: Watch) -> SweepResult:
+    """Replay operating points on a trace.
+
+    Args:
+        model: whose trace it is; see :func:`harness.models.loading.resolve`.
+        folder: of the trace.
+        request: what to sweep.
+        artefacts: where trained artefacts are looked for.
+        watch: is told how it goes on.
+
+    Raises:
+        HarnessError: anything that cannot be replayed, in one line with the remedy.
+    """
+    specs = parse_all(request.strategies)
+    if not specs:
+        raise ConfigError("there is nothing to sweep. Give --strategy NAME, or NAME:threshold=VALUE,VALUE.")
+    built = [(spec, build_strategy(spec)) for spec in specs]
+    watch.stage(f"reading the trace {folder}")
+    traces, resolved = open_traces(model, folder, artefacts=artefacts)
+    info = resolved.info
+    for spec, strategy in built:
+        operating_point(spec, strategy, info)
+    wanted = _wanted(traces, request)
+    maps = exit_maps(traces, resolved, Observation(state="exit"))
+    began = time.perf_counter()
+    references = [StrategySpec(BASELINE), *parse_all(request.references)]
+    observed = _observed(traces, wanted, maps, request.seed)
+    asked = _expanded(specs, request, observed, info)
+    points, extra = _points(references, asked, info)
+    tallies, left_out = _tallies(specs, request, traces, wanted, observed, info)
+    outcomes = _replay_all(points, tallies, traces, wanted, maps, info, request.seed, watch)
+    rows = make_rows(points, outcomes, info, request.kv, extra)
+    seconds = time.perf_counter() - began - sum(tally.seconds for tally in tallies)
+    count, documents = outcomes[0].count, int((outcomes[0].tokens > 0).sum())
+    found = Sweep(
+        title=title_of(traces, request.documents, request.tasks, count, documents),
+        traces=str(folder),
+        traced_documents=request.documents,
+        tokens=count,
+        documents=documents,
+        model=info.name,
+        weights=info.weights,
+        dtype=info.dtype,
+        exit_head=info.exit_head,
+        num_layers=info.num_layers,
+        exit_points=info.exit_points,
+        fingerprint=info.fingerprint,
+        kv=request.kv,
+        notes=notes_of(traces, resolved, points, outcomes[0].tokens, request.documents, request.seed, request.kv),
+        rows=rows,
+        replay_s=round(seconds, 3),
+    )
+    calibration = None
+    if request.calibrate:
+        watch.stage("judging the scores")
+        calibration = describe_scores(found, tallies, left_out, generated=bool(traces.index.get("new_tokens")))
+    return SweepResult(found, points, model, traces, resolved, request, calibration)
+
+
+def _wanted(traces: Traces, request: SweepRequest) -> Tensor:
+    """Return which rows to replay, ``[n]`` bool."""
+    document = traces.columns("document")["document"].long()
+    chosen = [number for number, facts in enumerate(traces.documents) if matches(facts, request.tasks)]
+    if not chosen:
+        known = sorted({str(facts["stream"]).partition(",")[0] for facts in traces.documents})
+        raise ArtefactError(
+            f"the trace {traces.folder} has no document of {', '.join(request.tasks)}; it has {', '.join(known)}."
+        )
+    wanted = torch.isin(document, torch.tensor(chosen))
+    if request.documents == "held-out":
+        wanted &= held_out_rows(traces, document, seed=request.seed)
+    if traces.index.get("new_tokens"):  # the context's last token yields the first one, and no strategy is asked
+        wanted[1:] &= document[1:] == document[:-1]
+        wanted[0] = False
+    if not wanted.any():
+        raise ArtefactError(
+            f"no document of {', '.join(request.tasks)} is held out in {traces.folder}. Use --document-split all, or "
+            "trace more --documents."
+        )
+    return wanted
+
+
+def _observed(traces: Traces, wanted: Tensor, maps: Mapping[int, Linear], seed: int) -> Callable[[], TracedTokens]:
+    """Return what reads some of the wanted tokens, spread over all of them, once."""
+
+    @cache
+    def read() -> TracedTokens:
+        rows = wanted.nonzero().squeeze(1)
+        some = torch.zeros_like(wanted)
+        some[rows[:: max(1, len(rows) // OBSERVED)]] = True
+        (observed,) = read_tokens(traces, some, maps, seed=seed, part=2 * OBSERVED)
+        return observed
+
+    return read
+
+
+def _expanded(
+    specs: Sequence[StrategySpec], request: SweepRequest, observed: Callable[[], TracedTokens], info: ModelInfo
+) -> list[StrategySpec]:
+    """Put thresholds where none is given, behind the strategy's own."""
+    found: list[StrategySpec] = []
+    for spec in specs:
+        found.append(spec)
+        if asks_for_thresholds(spec):
+            found += with_thresholds(spec, request.points, observed(), info)
+    return found
+
+
+def _tallies(
+    specs: Sequence[StrategySpec],
+    request: SweepRequest,
+    traces: Traces,
+    wanted: Tensor,
+    observed: Callable[[], TracedTokens],
+    info: ModelInfo,
+) -> tuple[list[ScoreTally], dict[str, str]]:
+    """Return what counts the scores of the strategies, if that is wanted, and why some have none."""
+    if not request.calibrate:
+        return [], {}
+    scored, left_out = families(specs)
+    documents = torch.tensor(sorted(set(traces.columns("document")["document"][wanted].tolist())))
+    tallies = []
+    for spec in scored:
+        try:
+            with torch.inference_mode():
+                tally = find_levels(spec, observed(), info, documents)
+        except OptionError as error:  # whole numbers, for example
+            left_out[str(spec)] = f"a {SWEPT} between its ends is refused: {error}"
+            continue
+        if tally is None:
+            left_out[str(spec)] = "it decides alike at both ends of its threshold"
+        else:
+            tallies.append(tally)
+    return tallies, left_out
+
+
+def _points(
+    references: Sequence[StrategySpec], asked: Sequence[StrategySpec], info: ModelInfo
+) -> tuple[tuple[OperatingPoint, ...], frozenset[str]]:
+    """Return every operating point once, references first, and the names of those that nobody asked for."""
+    kept: list[OperatingPoint] = []
+    extra: set[str] = set()
+    for place, spec in enumerate([*references, *asked]):
+        point = operating_point(spec, build_strategy(spec), info)
+        twin = next((other for other in kept if other.strategy == point.strategy), None)
+        if twin is not None:
+            extra.discard(twin.name)
+            continue
+        kept.append(point)
+        if place < len(references):
+            extra.add(point.name)
+    return tuple(kept), frozenset(extra)
+
+
+def _replay_all(
+    points: Sequence[OperatingPoint],
+    tallies: Sequence[ScoreTally],
+    traces: Traces,
+    wanted: Tensor,
+    maps: Mapping[int, Linear],
+    info: ModelInfo,
+    seed: int,
+    watch: Watch,
+) -> list[Outcome]:
+    total, done = int(wanted.sum()), 0
+    outcomes = [Outcome.nothing(len(traces.documents)) for _ in points]
+    watch.begin(f"replaying {len(points)} operating points", total)
+    with torch.inference_mode():
+        for tokens in read_tokens(traces, wanted, maps, seed=seed):
+            for place, point in enumerate(points):
+                outcomes[place] += replay(point, tokens, info)
+            for tally in tallies:
+                tally.add(tokens, info)
+            done += len(tokens)
+            watch.step(done, "tokens")
+    return outcomes

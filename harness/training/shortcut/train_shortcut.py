@@ -1,0 +1,102 @@
+"""``harness train shortcut``: linear maps from every exit to the last layer, in closed form from a trace.
+
+Makes any model exit-capable in about a minute, without tuning (Yom Din 2024, arXiv 2303.09435).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness.decoding.backbone import Backbone
+from harness.models.artefacts import Artefact, write_artefact
+from harness.models.loading import load
+from harness.training.identity import identity, provenance
+from harness.training.shortcut.least_squares import ShortcutMoments
+from harness.training.traces.reading import exit_states, held_out_rows, open_traces
+from harness.training.watch import Watch
+
+__all__ = ["ShortcutResult", "train_shortcut"]
+
+CHECKED = 4096
+"""Held-out tokens the agreement is measured on at most: each costs an LM-head evaluation per exit."""
+
+
+@dataclass(frozen=True)
+class ShortcutResult:
+    """What fitting shortcuts leaves.
+
+    Attributes:
+        artefact: the maps.
+        agreement: exit layer → (share of held-out tokens equal to the last layer's with the trace's exit head, the
+            same with the new maps).
+        tokens: held-out tokens.
+    """
+
+    artefact: Artefact
+    agreement: dict[int, tuple[float, float]]
+    tokens: int
+
+
+def train_shortcut(
+    model: str,
+    folder: Path,
+    out: Path,
+    *,
+    name: str,
+    ridge: float,
+    artefacts: str | None,
+    seed: int,
+    command: str,
+    watch: Watch,
+) -> ShortcutResult:
+    """Fit shortcuts on a trace and write them to ``out / f"{name}.json"``.
+
+    Raises:
+        HarnessError: in one line, with the remedy.
+    """
+    traces, resolved = open_traces(model, folder, artefacts=artefacts)
+    columns = traces.columns("top", "final", "document")
+    held = held_out_rows(traces, columns["document"], seed=seed)
+    moments = ShortcutMoments(traces.exit_points, resolved.info.hidden_size)
+    watch.begin("fitting shortcuts", traces.tokens)
+    start = 0
+    for shard in traces.shards("hidden", "last"):
+        rows = ~held[start : start + len(shard["last"])]
+        start += len(shard["last"])
+        states = {point: shard["hidden"][rows, e] for e, point in enumerate(traces.exit_points)}
+        moments.add(states, shard["last"][rows])
+        watch.step(start)
+    maps = moments.solve(ridge=ridge)
+    watch.stage("measuring the maps on held-out documents")
+    backbone = load(resolved, device="cpu", seed=seed).backbone
+    check = held.nonzero().squeeze(1)
+    check = check[torch.randperm(len(check), generator=torch.Generator().manual_seed(seed))[:CHECKED]].sort().values
+    hidden = exit_states(traces, {}, torch.zeros_like(held).index_fill(0, check, True))
+    before = (columns["top"][check] == columns["final"][check].unsqueeze(1)).float().mean(0)
+    agreement: dict[int, tuple[float, float]] = {}
+    for e, point in enumerate(traces.exit_points):
+        weight, bias = maps[point]
+        same = _top(backbone, hidden[:, e].float() @ weight.t() + bias) == columns["final"][check]
+        agreement[point] = (round(before[e].item(), 4), round(same.float().mean().item(), 4))
+    tensors: dict[str, torch.Tensor] = {}
+    for point, (weight, bias) in maps.items():
+        tensors |= {f"{point}.weight": weight.bfloat16(), f"{point}.bias": bias.bfloat16()}
+    facts: dict[str, Any] = {
+        **identity(resolved.info, traces.index["tokenizer_fingerprint"]),
+        "ridge": ridge,
+        "trained_on": {"streams": sorted({d["stream"] for d in traces.documents}), "tokens": moments.tokens},
+        "documents": sorted({d["key"] for d in traces.documents}),
+        "held_out": {"tokens": len(check), "agreement": {str(k): v for k, v in agreement.items()}},
+        "made": provenance(command),
+    }
+    return ShortcutResult(write_artefact(out / f"{name}.json", "shortcut", tensors, facts), agreement, len(check))
+
+
+@torch.inference_mode()
+def _top(backbone: Backbone, states: torch.Tensor) -> torch.Tensor:
+    dtype = backbone.lm_head.weight.dtype
+    return torch.cat([backbone.logits(rows.to(dtype)).argmax(-1) for rows in torch.split(states, 256)])

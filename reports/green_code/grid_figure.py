@@ -1,0 +1,125 @@
+"""The paper's bars beside ours: what the agent skips, saves and keeps at each of the paper's thresholds.
+
+One figure per model and task. Published bars are hatched and have no interval, since there is none; ours have 95 %
+intervals. Colours are of the four series, which are not strategies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from harness.contracts import KVPolicy
+from reports.figures.figure import Figure
+from reports.figures.style import INK, QUIET
+from reports.green_code.numbers import Estimate, Numbers
+from reports.green_code.table import QUANTITIES, GridComparison, GridPoint, GridTable
+from reports.green_code.words import NO_SCORES, heading
+from reports.summary.energy import MIXED, UNMEASURED
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Canvas
+
+__all__ = ["grid_figures"]
+
+PANELS = (
+    ("layers_skipped", "layers skipped"),
+    ("time_saving", "time saved"),
+    ("energy_saving", "energy saved"),
+    ("rouge_l_kept", "ROUGE-L kept"),
+    ("codebleu_kept", "CodeBLEU kept"),
+    ("overhead_time_of_full", QUANTITIES["overhead_time_of_full"]),
+)
+PUBLISHED = ("#9ecae1", "#fdd0a2")
+MEASURED = {KVPolicy.NONE: "#0072b2", KVPolicy.PROPAGATE: "#d55e00"}
+HATCHES = ("///", "\\\\\\")
+
+
+def grid_figures(comparison: GridComparison) -> list[Figure]:
+    """Return a figure per model and task; none where nothing was measured."""
+    return [
+        Figure(
+            name=f"grid-{number}-{table.language}",
+            title=_title(table),
+            caption=_caption(table),
+            draw=partial(_draw, table),
+        )
+        for number, table in enumerate(comparison.tables, 1)
+        if table.samples
+    ]
+
+
+def _title(table: GridTable) -> str:
+    return f"GREEN-CODE's grid, published and measured: {table.language.title()}, {table.samples} samples here"
+
+
+def _caption(table: GridTable) -> str:
+    energy = {
+        "estimate": "Energy here is an estimate from processor time. ",
+        "none": "Energy was not measured here. ",
+        MIXED: "Energy here is of several sources, so it is not drawn. ",
+    }
+    scores = f"{NO_SCORES[0].upper()}{NO_SCORES[1:]}, and none is drawn. " if table.weights == "random" else ""
+    return (
+        f"{'. '.join(line[0].upper() + line[1:] for line in heading(table))}. Every bar is relative to the same "
+        f"system's own full depth under the same KV policy (the paper's: tuned; here: {table.weights} weights); "
+        "published bars (hatched) are single runs without an interval, lines on ours are bootstrap 95 % intervals. "
+        f"{energy.get(table.energy_source, '')}{scores}Equal thresholds of two agents are not equal settings."
+    )
+
+
+def _draw(table: GridTable) -> Canvas:
+    from matplotlib.figure import Figure as NewCanvas
+
+    points = [point for point in table.points if point.key not in ("base", "full", "never")]
+    canvas = NewCanvas(figsize=(9.2, 5.6))
+    axes = canvas.subplots(2, 3).flat
+    for ax, (quantity, title) in zip(axes, PANELS, strict=True):
+        _panel(ax, table, points, quantity, title)
+    canvas.axes[0].set_ylabel("% of full depth")
+    canvas.axes[3].set_ylabel("% of full depth")
+    for ax in canvas.axes[3:]:
+        ax.set_xlabel("agent's threshold")
+    handles, labels = canvas.axes[0].get_legend_handles_labels()
+    said = f"{heading(table)[-1]}\nblack lines: 95 % intervals; published numbers have none"
+    canvas.legend(handles, labels, loc="outside lower center", ncols=2, title=said, title_fontsize=8)
+    canvas.suptitle(_title(table), x=0.01, ha="left", fontweight="bold")
+    return canvas
+
+
+def _panel(ax: Axes, table: GridTable, points: list[GridPoint], quantity: str, title: str) -> None:
+    series = list(_series(table, points))
+    width = 0.8 / len(series)
+    missing = True
+    for place, (label, numbers, look) in enumerate(series):
+        for slot, one in enumerate(numbers):
+            value: Estimate | None = getattr(one, quantity) if one else None
+            if value is None:
+                continue
+            missing = False
+            x = slot + (place - (len(series) - 1) / 2) * width
+            ax.bar(x, 100 * value.value, width * 0.92, **look)
+            if value.low is not None and value.high is not None:
+                ax.vlines(x, 100 * value.low, 100 * value.high, color=INK, linewidth=0.9)
+        ax.bar(0, 0, 0, label=label, **look)  # the legend has every series, whatever is missing
+    estimated = quantity.startswith("energy") and table.energy_source in UNMEASURED
+    ax.set_title(f"{title} (ours: {table.energy_source})" if estimated else title)
+    ax.set_xticks(range(len(points)), [point.key for point in points])
+    ax.axhline(0, color=QUIET, linewidth=0.8)
+    ax.grid(axis="x", visible=False)
+    if quantity.endswith("_kept"):
+        ax.axhline(100, color=QUIET, linewidth=0.8, linestyle=":")
+        ax.set_ylim(bottom=0)
+    if missing:
+        ax.text(0.5, 0.5, "no number", transform=ax.transAxes, ha="center", color=QUIET)
+
+
+def _series(table: GridTable, points: list[GridPoint]) -> Iterator[tuple[str, list[Numbers | None], dict[str, Any]]]:
+    for name, colour, hatch in zip(table.stands_for, PUBLISHED, HATCHES, strict=False):
+        look = {"color": colour, "hatch": hatch, "edgecolor": "#555555", "linewidth": 0.4}
+        yield f"published, {name}, no cache", [point.published.get(name) for point in points], look
+    label = f"measured, {table.model}"
+    yield f"{label}, no cache", [point.uncached for point in points], {"color": MEASURED[KVPolicy.NONE]}
+    yield f"{label}, KV cache", [point.cached for point in points], {"color": MEASURED[KVPolicy.PROPAGATE]}

@@ -1,0 +1,157 @@
+"""``pytest --harness-run DIR``: a run's recorded latencies in pytest-benchmark's own history.
+
+Each pytest is a process of its own, with the plugins named, so that it does not matter what is installed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.commands.pytest_plugin import RecordedClock
+from harness.running.reading import read_run
+
+ROOT = Path(__file__).resolve().parents[2]
+Pytest = Callable[..., "subprocess.CompletedProcess[str]"]
+Command = Callable[..., Any]
+PLUGINS = ("-p", "pytest_benchmark.plugin", "-p", "harness.commands.pytest_plugin")
+
+
+@pytest.fixture
+def users_pytest(tmp_path: Path) -> Pytest:
+    """Run pytest in a user's project, which has one test of its own."""
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "test_own.py").write_text("def test_own():\n    pass\n")
+
+    def run(*arguments: object, plugins: tuple[str, ...] = PLUGINS) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "pytest", *plugins, "-p", "no:cacheprovider", *map(str, arguments)]
+        paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+        settings = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": paths, "PYTEST_ADDOPTS": ""}
+        return subprocess.run(
+            command, cwd=project, env=settings, capture_output=True, text=True, timeout=120, check=False
+        )
+
+    return run
+
+
+@pytest.fixture
+def finished(tiny_run: Command, tmp_path: Path) -> Path:
+    assert tiny_run("--strategy", "fixed:layer=6", "--out", tmp_path / "runs" / "one").code == 0
+    return tmp_path / "runs" / "one"
+
+
+def test_a_clock_shows_what_was_recorded() -> None:
+    clock = RecordedClock((0.5, 0.25))
+    rounds = [(clock(), clock()) for _ in range(2)]
+    assert [end - start for start, end in rounds] == [0.5, 0.25]
+
+
+def test_the_history_holds_the_recorded_latencies(users_pytest: Pytest, finished: Path, tmp_path: Path) -> None:
+    ran = users_pytest("--harness-run", finished, "--benchmark-json", tmp_path / "out.json")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "2 passed" in ran.stdout  # and not the project's own test
+    saved = json.loads((tmp_path / "out.json").read_text())
+    run = read_run(finished)
+    rows = {row.operating_point: row for row in run.summary.rows}
+    assert len(saved["benchmarks"]) == 2
+    for bench in saved["benchmarks"]:
+        point = bench["name"].partition("[")[2].removesuffix("]")
+        recorded = [sample.latency_s for sample in run.samples if sample.operating_point == point]
+        assert bench["stats"]["data"] == recorded
+        assert bench["stats"]["median"] == statistics.median(recorded)
+        assert bench["group"] == "py150"
+        assert bench["options"]["timer"] == "recorded latency"
+        facts = bench["extra_info"]
+        assert facts["layers_skipped"] == rows[point].layers_skipped
+        assert facts["agreement"] == rows[point].agreement
+        assert facts["energy_j_per_token"] is None
+        assert facts["energy_source"] == "none"
+        assert facts["weights_sha256"] == run.manifest.model.weights_sha256
+        assert str(tmp_path) not in json.dumps(bench)
+    assert saved["machine_info"]["harness_runs"] == [saved["benchmarks"][0]["extra_info"]["machine_class"]]
+
+
+def test_a_moved_run_is_found_in_the_history(users_pytest: Pytest, finished: Path, tmp_path: Path) -> None:
+    assert users_pytest("--harness-run", finished, "--benchmark-autosave").returncode == 0
+    elsewhere = shutil.copytree(finished, tmp_path / "elsewhere" / "copy")
+    ran = users_pytest(
+        "--harness-run", elsewhere, "--benchmark-compare", "--benchmark-compare-fail=median:1%", "-k", "fixed"
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "1 passed, 1 deselected" in ran.stdout
+    assert "(0001_" in ran.stdout  # beside the saved one
+    lines = elsewhere / "samples.jsonl"
+    slower = [json.loads(line) for line in lines.read_text().splitlines()]
+    for sample in slower:
+        if sample["latency_s"]:
+            sample["latency_s"] *= 2
+    lines.write_text("".join(json.dumps(sample) + "\n" for sample in slower))
+    ran = users_pytest("--harness-run", elsewhere, "--benchmark-compare", "--benchmark-compare-fail=median:1%")
+    assert ran.returncode != 0
+    assert "Performance has regressed" in ran.stdout + ran.stderr
+
+
+def test_other_ways_to_decode_have_other_histories(users_pytest: Pytest, tiny_run: Command, tmp_path: Path) -> None:
+    """A cache, no cache, a batch of two, arrivals: four benchmarks; a run of two policies has the ids of two runs."""
+    ways = {"one": [], "none": ["--kv", "none"], "two": ["--batch-size", 2], "queue": ["--arrival-rate", 500]}
+    for name, how in ways.items():
+        assert tiny_run("--limit", 2, *how, "--out", tmp_path / name).code == 0
+    ran = users_pytest("--collect-only", "-q", *chain(*(("--harness-run", tmp_path / name) for name in ways)))
+    ids = [line.partition("::py150-")[2] for line in ran.stdout.splitlines() if line.startswith("harness::")]
+    how = ("propagate-batch1", "none-batch1", "propagate-batch2", "propagate-batch1-rate500")
+    assert ids == [f"green-code-{name}[full]" for name in how], ran.stdout + ran.stderr
+    both = tmp_path / "both"
+    assert tiny_run("--limit", 2, "--kv", "propagate,none", "--out", both).code == 0
+    ran = users_pytest("--collect-only", "-q", "--harness-run", both)
+    again = [line.partition("::py150-")[2] for line in ran.stdout.splitlines() if line.startswith("harness::")]
+    assert again == ids[:2]
+
+
+def test_paths_are_collected_as_well(users_pytest: Pytest, finished: Path) -> None:
+    ran = users_pytest("test_own.py", "--harness-run", finished)
+    assert "3 passed" in ran.stdout, ran.stdout + ran.stderr
+
+
+def test_unused_it_costs_nothing(users_pytest: Pytest) -> None:
+    ran = users_pytest(plugins=("-p", "harness.commands.pytest_plugin"))
+    assert "1 passed" in ran.stdout, ran.stdout + ran.stderr
+    probe = (
+        "import sys, pytest; old = set(sys.modules); import harness.commands.pytest_plugin; "
+        "print(*(set(sys.modules) - old))"
+    )
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True, cwd=ROOT)
+    loaded = set(done.stdout.split())
+    assert "harness.commands.pytest_plugin" in loaded
+    assert all(name.startswith("harness") or name == "__future__" for name in loaded), loaded
+    assert loaded - {"harness", "harness.commands.pytest_plugin"} == set()
+
+
+def usage_error(ran: subprocess.CompletedProcess[str]) -> str:
+    assert ran.returncode == 4, ran.stdout + ran.stderr
+    (line,) = [line for line in ran.stderr.splitlines() if line.strip()]
+    return line
+
+
+def test_what_cannot_be_used_is_refused_in_one_line(users_pytest: Pytest, finished: Path, tmp_path: Path) -> None:
+    assert "does not exist" in usage_error(users_pytest("--harness-run", tmp_path / "nothing"))
+    bare = users_pytest("--harness-run", finished, plugins=("-p", "harness.commands.pytest_plugin"))
+    assert usage_error(bare) == (
+        "ERROR: --harness-run needs pytest-benchmark. Install it with `pip install pytest-benchmark`."
+    )
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    twice = usage_error(users_pytest("--harness-run", finished, "--harness-run", copy))
+    assert "both hold" in twice
+    windows = copy / "windows.jsonl"
+    windows.write_text("".join(windows.read_text().splitlines(keepends=True)[:-1]))
+    assert "not finished: 5 of 6 windows. Continue it with" in usage_error(users_pytest("--harness-run", copy))

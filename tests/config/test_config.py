@@ -1,0 +1,126 @@
+"""The strategy mini-language, and one configuration from flags, files and Python."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.config import RunConfig, StrategySpec, demo_strategies, parse_all, parse_strategies
+from harness.config.options import build_strategy, effective_options, option_facts
+from harness.contracts import KVPolicy
+from harness.errors import ConfigError, OptionError
+from harness.registry import STRATEGIES
+
+
+@pytest.mark.parametrize(
+    ("text", "expanded"),
+    [
+        ("full", ["full"]),
+        ("  full ", ["full"]),
+        ("fixed:layer=4", ["fixed:layer=4"]),
+        ("fixed:layer=4,6,10", ["fixed:layer=4", "fixed:layer=6", "fixed:layer=10"]),
+        ("a:x=1:y=2", ["a:x=1:y=2"]),
+        ("a:x=1,y=2", ["a:x=1:y=2"]),
+        ("a:x=1,2:y=3,4", ["a:x=1:y=3", "a:x=1:y=4", "a:x=2:y=3", "a:x=2:y=4"]),
+        ("a:x=1,2,y=3", ["a:x=1:y=3", "a:x=2:y=3"]),
+        ("a: x = 1 , 2 ", ["a:x=1", "a:x=2"]),
+        ("a:path=b=c", ["a:path=b=c"]),
+    ],
+)
+def test_what_is_written_expands(text: str, expanded: list[str]) -> None:
+    specs = parse_strategies(text)
+    assert [str(spec) for spec in specs] == expanded
+    for spec in specs:
+        assert parse_strategies(str(spec)) == [spec]  # a label is valid input
+
+
+@pytest.mark.parametrize(
+    "text", ["", ":x=1", "a:x", "a:x=", "a:=1", "a:1,x=2", "a:x=1,,2", "a:x=1:x=2", "a:x=1:", "a::"]
+)
+def test_what_cannot_be_read_is_refused_with_the_text(text: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        parse_strategies(text)
+    assert f"'{text}'" in str(refusal.value)
+
+
+def test_operating_points_are_kept_once_in_order() -> None:
+    config = RunConfig(strategies=("a:x=1,2", "b", "a:x=2,3", "b"))
+    assert [str(spec) for spec in config.specs()] == ["a:x=1", "a:x=2", "b", "a:x=3"]
+
+
+def test_the_demo_needs_nothing_and_names_registered_strategies_with_valid_options() -> None:
+    assert RunConfig().strategies == ()
+    specs = parse_all(demo_strategies((4, 6, 8, 10, 12, 14, 18, 22, 26)))
+    assert specs[0] == StrategySpec("full")
+    assert len(specs) == 8  # as the README says
+    for spec in specs:
+        build_strategy(spec)
+
+
+@pytest.mark.parametrize("exit_points", [(), (4,), (4, 6)])
+def test_the_demo_fits_models_with_few_exit_points(exit_points: tuple[int, ...]) -> None:
+    fixed = [spec for spec in parse_all(demo_strategies(exit_points)) if spec.name == "fixed"]
+    assert [int(dict(spec.options)["layer"]) for spec in fixed] == list(exit_points)
+
+
+def test_a_configuration_survives_json() -> None:
+    config = RunConfig(strategies=("oracle",), kv=KVPolicy.SKIP, out=Path("here"), limit=None, tdp_w=65.5)
+    assert RunConfig.build(config.model_dump(mode="json")) == config
+
+
+def test_a_configuration_cannot_be_changed_or_extended() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        RunConfig().limit = 3  # type: ignore[misc]
+    with pytest.raises(ConfigError, match=r"unknown configuration key 'batchsize'\. Did you mean 'batch_size'\?"):
+        RunConfig.build({"batchsize": 3})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("limit", 0),
+        ("limit", "few"),
+        ("batch_size", 0),
+        ("batch_size", 2.5),
+        ("kv", "nothing"),
+        ("seed", 2**32),
+        ("tdp_w", 0),
+        ("tdp_w", float("nan")),
+        ("tasks", ["py150", 3]),
+    ],
+)
+def test_a_refusal_names_key_and_value_in_one_line(key: str, value: Any) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        RunConfig.build({key: value})
+    message = str(refusal.value)
+    assert message.startswith(key)
+    assert "\n" not in message
+    assert "pydantic" not in message
+
+
+def test_a_toml_file_gives_what_it_says(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text('tasks = ["py150", "javacorpus"]\nlimit = 5\nkv = "recompute"\ntdp_w = 15\n')
+    config = RunConfig.build(RunConfig.read_toml(file))
+    assert (config.tasks, config.limit, config.kv, config.tdp_w) == (("py150", "javacorpus"), 5, "recompute", 15.0)
+
+
+@pytest.mark.parametrize("name", STRATEGIES.names())
+def test_every_strategy_shows_its_options_as_it_takes_them(name: str) -> None:
+    facts = option_facts(name)
+    defaults = {fact.name: fact.default for fact in facts}
+    assert effective_options(build_strategy(StrategySpec(name))) == defaults
+    given = StrategySpec(name, tuple((key, str(value)) for key, value in defaults.items() if value is not None))
+    assert build_strategy(given) == build_strategy(StrategySpec(name))
+    for fact in facts:
+        assert fact.description
+        assert fact.limits or fact.kind == "str"
+        assert STRATEGIES.load(name).__doc__
+
+
+def test_values_are_of_the_declared_type() -> None:
+    assert effective_options(build_strategy(StrategySpec("fixed", (("layer", "7"),)))) == {"layer": 7}
+    with pytest.raises(OptionError, match=r"fixed:layer=7\.5 is not allowed"):
+        build_strategy(StrategySpec("fixed", (("layer", "7.5"),)))

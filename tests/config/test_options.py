@@ -1,0 +1,193 @@
+"""From a strategy as written to a strategy as built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from harness.config import StrategySpec, parse_strategies
+from harness.config.options import OptionFacts, build_strategy, effective_options, option_facts
+from harness.errors import ConfigError, OptionError, RegistryError, UnknownNameError
+from strategies.confidence import Confidence
+from strategies.margin import Margin
+
+# ------------------------------------------------------------------------------ the mini-language
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("full", ["full"]),
+        (" full ", ["full"]),
+        ("fixed:layer=14", ["fixed:layer=14"]),
+        ("fixed:layer=14,22", ["fixed:layer=14", "fixed:layer=22"]),
+        ("fixed: layer = 14 , 22", ["fixed:layer=14", "fixed:layer=22"]),
+        ("margin:threshold=0.5:decay=2", ["margin:threshold=0.5:decay=2"]),
+        ("margin:threshold=0.5,decay=2", ["margin:threshold=0.5:decay=2"]),
+        (
+            "margin:threshold=0.5,0.9:decay=0,2",
+            [
+                "margin:threshold=0.5:decay=0",
+                "margin:threshold=0.5:decay=2",
+                "margin:threshold=0.9:decay=0",
+                "margin:threshold=0.9:decay=2",
+            ],
+        ),
+        ("a:x=1,2,y=3,4", ["a:x=1:y=3", "a:x=1:y=4", "a:x=2:y=3", "a:x=2:y=4"]),
+        ("a:x=b=c", ["a:x=b=c"]),
+    ],
+)
+def test_a_comma_list_makes_one_operating_point_each(text: str, expected: list[str]) -> None:
+    specs = parse_strategies(text)
+    assert [str(spec) for spec in specs] == expected
+    # What is printed is read back as the same point.
+    assert [parse_strategies(str(spec)) for spec in specs] == [[spec] for spec in specs]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "names no strategy"),
+        ("  ", "names no strategy"),
+        (":layer=3", "names no strategy"),
+        ("fixed:14", "cannot be read at '14'"),
+        ("fixed:layer=", "cannot be read at 'layer='"),
+        ("fixed:layer=14,", "cannot be read at ''"),
+        ("fixed:=14", "cannot be read at '=14'"),
+        ("fixed:layer=14::x=1", "cannot be read at ''"),
+        ("fixed:layer=14:layer=22", "gives option 'layer' twice"),
+        ("fixed:layer=14,layer=22", "gives option 'layer' twice"),
+        ("margin:threshold=0.5:2", "cannot be read at '2'"),
+    ],
+)
+def test_what_cannot_be_read_is_quoted(text: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        parse_strategies(text)
+
+
+# ---------------------------------------------------------------------------------------- building
+
+
+def built(text: str) -> Any:
+    (spec,) = parse_strategies(text)
+    return build_strategy(spec)
+
+
+def test_text_becomes_typed_options() -> None:
+    strategy = built("margin:threshold=0.7:horizon=20")
+    assert strategy == Margin(threshold=0.7, decay=0.0, horizon=20)
+    assert isinstance(strategy.horizon, int)
+    assert effective_options(strategy) == {"threshold": 0.7, "decay": 0.0, "horizon": 20}
+
+
+def test_defaults_are_the_dataclass_s_own() -> None:
+    assert built("confidence") == Confidence()
+    assert effective_options(built("full")) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "reason"),
+    [
+        ("confidance", UnknownNameError, r"unknown strategy 'confidance'\. Did you mean 'confidence'\?"),
+        ("zzz", UnknownNameError, r"unknown strategy 'zzz'\. Known: classifier, confidence, entropy, .*saturation"),
+        (
+            "confidence:treshold=1",
+            OptionError,
+            r"has no option 'treshold'\. Did you mean 'threshold'\? Options: thresh",
+        ),
+        ("full:layer=3", OptionError, r"strategy 'full' has no option 'layer'\. It has none"),
+        (
+            "confidence:threshold=1.5",
+            OptionError,
+            r"confidence:threshold=1\.5 is not allowed: .*less than or equal to 1",
+        ),
+        ("confidence:threshold=-0.1", OptionError, r"greater than or equal to 0\. See `harness show confidence`"),
+        ("confidence:threshold=high", OptionError, r"threshold=high is not allowed: .*number"),
+        ("confidence:threshold=nan", OptionError, r"threshold=nan is not allowed"),
+        ("fixed:layer=0", OptionError, r"fixed:layer=0 is not allowed: .*greater than or equal to 1"),
+        ("fixed:layer=2.5", OptionError, r"fixed:layer=2\.5 is not allowed: .*integer"),
+        ("patience:patience=1", OptionError, r"greater than or equal to 2"),
+        ("random:probability=2", OptionError, r"less than or equal to 1"),
+        ("random:seed=2147483648", OptionError, r"less than 2147483648"),
+    ],
+)
+def test_refusals_name_option_value_and_range(text: str, error: type[Exception], reason: str) -> None:
+    with pytest.raises(error, match=reason):
+        built(text)
+
+
+def test_a_refusal_is_one_line() -> None:
+    with pytest.raises(OptionError) as refusal:
+        built("confidence:threshold=1.5")
+    assert "\n" not in str(refusal.value)
+
+
+# ------------------------------------------------------------------------------------------- facts
+
+
+def test_facts_of_the_margin_s_options() -> None:
+    facts = option_facts("margin")
+    assert [(one.name, one.kind, one.limits, one.default) for one in facts] == [
+        ("threshold", "float", "≥ 0, ≤ 1", 0.5),
+        ("decay", "float", "≥ 0, ≤ 100", 0.0),
+        ("horizon", "int", "≥ 1", 15),
+    ]
+    assert facts[0].description.startswith("τ")
+
+
+def test_facts_of_strict_limits_and_of_none() -> None:
+    seed = next(one for one in option_facts("random") if one.name == "seed")
+    assert seed == OptionFacts("seed", "int", "≥ 0, < 2147483648", 0, "added to the run's own seed")
+    assert option_facts("full") == []
+    with pytest.raises(UnknownNameError, match="Did you mean 'margin'"):
+        option_facts("margn")
+
+
+# ----------------------------------------------------------------------------------- third parties
+
+
+def test_an_option_without_a_default_must_be_given(plug_in: Callable[..., None]) -> None:
+    plug_in(
+        "needy",
+        """
+        @dataclass(frozen=True)
+        class Outside(Strategy):
+            layer: int
+            note: str = "x"
+            def should_exit(self, view): ...
+        """,
+    )
+    with pytest.raises(OptionError, match=r"strategy 'needy' needs layer\. See `harness show needy`"):
+        built("needy")
+    assert effective_options(built("needy:layer=3")) == {"layer": 3, "note": "x"}
+    assert [(one.name, one.kind, one.limits, one.default) for one in option_facts("needy")] == [
+        ("layer", "int", "", None),
+        ("note", "str", "", "x"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("class Outside(Strategy):\n    pass", "strategy 'odd' is not a dataclass"),
+        ("def Outside(): ...", "strategy 'odd' is not a dataclass"),
+        (
+            "@dataclass(frozen=True)\nclass Outside:\n    def should_exit(self, view): ...",
+            r"strategy 'odd' lacks rehearsed, exit_points, artefacts, trained_defaults, start: "
+            r"subclass harness\.contracts\.Strategy",
+        ),
+    ],
+)
+def test_what_is_no_strategy_is_refused(plug_in: Callable[..., None], source: str, reason: str) -> None:
+    plug_in("odd", source)
+    with pytest.raises(RegistryError, match=reason):
+        built("odd")
+    with pytest.raises(RegistryError, match=reason):
+        option_facts("odd")
+
+
+def test_specs_are_hashable_and_keep_their_text() -> None:
+    assert len({*parse_strategies("fixed:layer=4,4.0,4")}) == 2
+    assert StrategySpec("fixed", (("layer", "4"),)) in parse_strategies("fixed:layer=4")

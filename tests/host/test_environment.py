@@ -1,0 +1,123 @@
+"""The environment is complete, JSON-able, anonymous, and reads as one line."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness.host import environment
+from harness.host.environment import PACKAGES, describe, machine_line
+
+
+def test_it_survives_json() -> None:
+    facts = describe()
+    assert json.loads(json.dumps(facts, allow_nan=False)) == facts
+    assert set(facts["packages"]) == set(PACKAGES)
+    assert facts["logical_cores"] >= facts["usable_cores"] >= 1
+    assert facts["memory_bytes"] is None or facts["memory_bytes"] > 1 << 28
+
+
+def test_it_names_nobody() -> None:
+    text = json.dumps({key: value for key, value in describe().items() if key != "git"})
+    for folder in (Path.home(), Path(__file__).parent):
+        assert len(folder.parts) < 2 or str(folder) not in text
+    for name in (socket.gethostname(), getpass.getuser()):
+        assert f'"{name}"' not in text
+
+
+def test_torch_is_asked_only_when_it_is_there() -> None:
+    code = (
+        "import json, sys; from harness.host.environment import describe; early = describe();"
+        "assert 'torch' not in sys.modules; import torch; torch.set_num_threads(1); late = describe();"
+        "print(json.dumps([early, late]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    early, late = json.loads(done.stdout)
+    assert (early["torch_threads"], early["gpus"]) == (None, None)
+    assert late["torch_threads"] == 1
+    assert isinstance(late["gpus"], list)
+    assert early["packages"] == late["packages"]
+    assert early["packages"]["torch"] is not None
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ("-c", "user.name=Nobody", "-c", "user.email=nobody@example.org", "-c", "commit.gpgsign=false")
+    command = ["git", "-C", str(folder), *identity, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_the_checkout_is_named_by_commit_and_dirtiness(tmp_path: Path) -> None:
+    assert environment._git(tmp_path) is None
+    git(tmp_path, "init", "-q")
+    assert environment._git(tmp_path) is None  # no commit yet
+    (tmp_path / "harness").mkdir()
+    code = tmp_path / "harness" / "code.py"
+    code.write_text("a = 1\n")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-qm", "One")
+    commit = git(tmp_path, "rev-parse", "HEAD")
+    assert environment._git(tmp_path) == {"commit": commit, "dirty": False}
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "samples.jsonl").write_text("{}\n")
+    assert environment._git(tmp_path) == {"commit": commit, "dirty": False}  # results are not code
+    (tmp_path / "harness" / "new.py").write_text("b = 2\n")
+    assert environment._git(tmp_path) == {"commit": commit, "dirty": True}
+
+
+def test_an_installed_package_inside_a_repository_is_not_that_repository(tmp_path: Path) -> None:
+    git(tmp_path, "init", "-q")
+    site_packages = tmp_path / "venv" / "site-packages"
+    site_packages.mkdir(parents=True)
+    assert environment._git(site_packages) is None
+
+
+def test_without_git_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    git(tmp_path, "init", "-q")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert environment._git(tmp_path) is None
+
+
+XEON = {
+    "cpu": "Intel(R) Xeon(R) CPU E5-2680 v4 @ 2.40GHz",
+    "logical_cores": 2,
+    "memory_bytes": 25276502016,
+    "os": "Linux 6.8.0-45-generic",
+    "python": "3.11.7",
+    "torch_threads": 2,
+    "gpus": [],
+    "packages": {"torch": "2.13.0+cpu"},
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({}, "Intel Xeon E5-2680 v4 (2 cores), 24 GiB, Linux 6.8, Python 3.11, torch 2.13 (2 threads)"),
+        (
+            {
+                "cpu": "AMD EPYC 7B13 64-Core Processor",
+                "gpus": ["NVIDIA L4", "NVIDIA L4", "NVIDIA T4"],
+                "logical_cores": 1,
+            },
+            "AMD EPYC 7B13 (1 core), 24 GiB, 2 × NVIDIA L4, NVIDIA T4, Linux 6.8, Python 3.11, torch 2.13 (2 threads)",
+        ),
+        (
+            {"torch_threads": 1, "gpus": None, "memory_bytes": None},
+            "Intel Xeon E5-2680 v4 (2 cores), Linux 6.8, Python 3.11, torch 2.13 (1 thread)",
+        ),
+        ({"torch_threads": None, "packages": {}}, "Intel Xeon E5-2680 v4 (2 cores), 24 GiB, Linux 6.8, Python 3.11"),
+    ],
+)
+def test_the_machine_in_one_line(changes: dict[str, object], line: str) -> None:
+    assert machine_line(XEON | changes) == line
+
+
+def test_a_machine_line_of_nothing_is_still_a_line() -> None:
+    assert machine_line({}) == "unknown processor"
+    assert "\n" not in machine_line(describe())

@@ -1,0 +1,473 @@
+"""A controller is found by name or path, refused where it is another model's, and scores what it was trained on."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from harness.contracts import ModelInfo, ModelRequest
+from harness.errors import ArtefactError
+from harness.models.artefacts import Artefact, write_artefact
+from harness.models.controllers import (
+    OBSERVATIONS,
+    Controller,
+    Network,
+    Observation,
+    controller_path,
+    find_controller,
+    write_controller,
+)
+from harness.training.identity import identity
+
+POINTS, WIDTH, ROWS = (4, 6, 10), 8, 7
+REMEDY = (
+    "`harness train lite --model owner/m` (hours; without it the base weights serve) ; "
+    "`harness trace --model owner/m --out traces/m` (minutes to hours) ; "
+    "`harness train rl --model owner/m --traces traces/m` (minutes)"
+)
+
+ALONE = Observation(normalise=True, place=True)
+CHAINED = Observation(normalise=True, change=True)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "artefacts"
+
+
+@pytest.fixture
+def model(folder: Path) -> ModelInfo:
+    return ModelInfo(
+        "owner/m", "llama", 12, WIDTH, 97, POINTS, 100, "float32", "pretrained", 1, 1, 1, 1,
+        fingerprint="5ca1ab1e", base_fingerprint="5ca1ab1e", artefacts=(str(folder),),
+    )  # fmt: skip
+
+
+def network(width: int, seed: int, *hidden: int) -> Network:
+    chance = torch.Generator().manual_seed(seed)
+    widths = (width, *hidden, 1)
+    return Network(
+        tuple(
+            (torch.randn(rows, columns, generator=chance), torch.randn(rows, generator=chance))
+            for columns, rows in itertools.pairwise(widths)
+        ),
+        "relu",
+    )
+
+
+def networks(observation: Observation, *, shared: bool) -> dict[str, Network]:
+    names = ["shared"] if shared else [str(point) for point in POINTS]
+    width, first = observation.width(WIDTH, len(POINTS)), 10 if observation.change else 0
+    return {name: network(width, seed, 5) for seed, name in enumerate(names, first)}
+
+
+def write(
+    path: Path, model: ModelInfo, observation: Observation = ALONE, kind: str = "rl", *, shared: bool = True
+) -> Artefact:
+    """A controller that was trained for a model."""
+    facts = {**identity(model, "t"), "threshold": 0.9}
+    return write_controller(path, kind, observation, networks(observation, shared=shared), facts)
+
+
+def find(model: ModelInfo, name: str = "") -> Controller:
+    return find_controller("rl", name, model)
+
+
+def refusal(model: ModelInfo, name: str = "") -> str:
+    with pytest.raises(ArtefactError) as refused:
+        find(model, name)
+    message = str(refused.value)
+    assert "\n" not in message
+    return message
+
+
+# ------------------------------------------------------------------------------------ written, found
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("observation", [*OBSERVATIONS.values(), ALONE], ids=str)
+def test_what_was_written_is_found(folder: Path, model: ModelInfo, observation: Observation, shared: bool) -> None:
+    written = write(folder / "rl.json", model, observation, shared=shared)
+    found = find(model)
+    assert (found.observation, found.exit_points) == (observation, POINTS)
+    assert found.artefact.sha256 == written.sha256
+    assert found.artefact.facts == identity(model, "t") | {
+        "observation": observation.as_dict(),
+        "activation": "relu",
+        "threshold": 0.9,
+    }
+    assert find(model) is found  # read once
+    assert found.scorer("cpu") is find(model).scorer("cpu")
+
+
+def test_finding_reads_no_tensors(folder: Path, model: ModelInfo) -> None:
+    write(folder / "rl.json", model)
+    (folder / "rl.safetensors").unlink()
+    found = find(model)
+    with pytest.raises(ArtefactError, match=r"cannot read .*rl\.safetensors"):
+        found.scorer("cpu")
+
+
+def test_a_controller_trained_again_is_read_again(folder: Path, model: ModelInfo) -> None:
+    path = folder / "rl.json"
+    first = write(path, model)
+    assert find(model).artefact.sha256 == first.sha256
+    second = write(path, model, CHAINED)
+    os.utime(path, (1, 1))  # whatever the file system's clock can tell apart
+    assert first.sha256 != second.sha256
+    assert find(model).artefact.sha256 == second.sha256
+
+
+def test_a_controller_goes_by_path_by_name_or_by_its_kind(folder: Path, model: ModelInfo, tmp_path: Path) -> None:
+    for name in ("rl", "rl-java"):
+        write(folder / f"{name}.json", model, shared=name == "rl")
+    elsewhere = write(tmp_path / "else" / "mine.json", model, CHAINED)
+    assert find(model).artefact.path == folder / "rl.json"
+    assert find(model, "rl-java").artefact.path == folder / "rl-java.json"
+    for path in (elsewhere.path, elsewhere.path.with_suffix(".safetensors"), elsewhere.path.with_suffix("")):
+        assert find(model, str(path)).artefact.sha256 == elsewhere.sha256
+
+
+def test_a_name_with_a_suffix_is_a_path(
+    folder: Path, model: ModelInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(folder / "rl.json", model)
+    here = write(Path("rl.json"), model, CHAINED)
+    assert controller_path("rl", "rl.json", model) == Path("rl.json")
+    assert find(model, "rl.json").artefact.sha256 == here.sha256
+
+
+@pytest.mark.parametrize("name", ["rl-0.5", "rl-v1.2.3", "rl.java"])
+def test_a_name_may_have_dots(folder: Path, model: ModelInfo, name: str) -> None:
+    """What is behind the last one is no ending of a file."""
+    write(folder / "rl.json", model)
+    written = write(folder / f"{name}.json", model, CHAINED)
+    assert controller_path("rl", name, model) == folder / f"{name}.json"
+    found = find(model, name)
+    assert found.artefact.sha256 == written.sha256
+    assert found.scorer("cpu")
+    assert refusal(model, f"{name}9").startswith(f"there is no {name}9.json for owner/m in {folder}. ")
+
+
+def test_the_first_folder_with_the_name_is_taken(folder: Path, model: ModelInfo, tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("none", "first", "second")]
+    several = replace(model, artefacts=tuple(map(str, folders)))
+    write(folders[2] / "rl.json", model)
+    write(folders[2] / "rl-b.json", model)
+    write(folders[1] / "rl.json", model)
+    assert controller_path("rl", "", several) == folders[1] / "rl.json"
+    assert controller_path("rl", "rl-b", several) == folders[2] / "rl-b.json"
+
+
+def test_one_of_other_weights_does_not_hide_the_one_that_fits(model: ModelInfo, tmp_path: Path) -> None:
+    """Heads of the untuned model in artefacts/, those of the tuned one among the shipped."""
+    folders = [tmp_path / name for name in ("own", "broken", "shipped")]
+    several = replace(model, artefacts=tuple(map(str, folders)))
+    write(folders[0] / "rl.json", replace(model, fingerprint="0ther"))
+    folders[1].mkdir()
+    (folders[1] / "rl.json").write_text("{")
+    fits = write(folders[2] / "rl.json", model)
+    assert find(several).artefact.sha256 == fits.sha256
+    nobody = replace(several, fingerprint="n0body")
+    assert refusal(nobody).startswith(f"{folders[0] / 'rl.json'} was trained with weights 0ther")
+
+
+# ------------------------------------------------------------------------------------------ missing
+
+
+def test_a_missing_controller_names_its_place_and_the_commands_in_order(folder: Path, model: ModelInfo) -> None:
+    assert refusal(model) == f"there is no rl.json for owner/m in {folder}. Make it with: {REMEDY}"
+    assert "there is no rl.json for owner/m in artefacts/m. Make" in refusal(replace(model, artefacts=()))
+
+
+def test_a_missing_controller_lists_those_of_its_kind(folder: Path, model: ModelInfo, tmp_path: Path) -> None:
+    several = replace(model, artefacts=(str(folder), str(tmp_path / "shipped")))
+    for path in (folder / "rl-java", folder / "lte", tmp_path / "shipped" / "rl-b", tmp_path / "shipped" / "rl-java"):
+        write(path.with_suffix(".json"), model)
+    message = refusal(several, "rl-python")
+    assert message.startswith(f"there is no rl-python.json for owner/m in {folder}, {tmp_path / 'shipped'}. ")
+    assert " There are: rl-b, rl-java. " in message
+
+
+def test_a_missing_path_is_named(tmp_path: Path, model: ModelInfo) -> None:
+    assert refusal(model, str(tmp_path / "none.json")) == (
+        f"cannot read the rl {tmp_path / 'none.json'}: No such file or directory."
+    )
+
+
+@pytest.mark.parametrize("name", ["agent.zip", "agent.pkl"])
+def test_an_agent_of_stable_baselines3_is_refused_unread(tmp_path: Path, model: ModelInfo, name: str) -> None:
+    (tmp_path / name).write_bytes(b"PK\x03\x04")
+    assert f"{name} may be a pickle" in refusal(model, str(tmp_path / name))
+
+
+def test_a_controller_of_another_kind_is_refused(folder: Path, model: ModelInfo) -> None:
+    write(folder / "rl.json", model, kind="lte")
+    assert "rl.json holds no rl" in refusal(model)
+
+
+# ---------------------------------------------------------------------------------- another model's
+
+
+@pytest.mark.parametrize(
+    ("what", "theirs", "ours"),
+    [
+        ("weights", {"fingerprint": "0ddba11"}, "5ca1ab1e"),
+        ("exit head", {"exit_head": "shortcut:ba5e"}, "shared"),
+        ("hidden size", {"hidden_size": 16}, "8"),
+    ],
+)
+def test_another_model_s_controller_is_refused_with_both_values(
+    folder: Path, model: ModelInfo, what: str, theirs: dict[str, Any], ours: str
+) -> None:
+    write(folder / "rl.json", replace(model, name="other/model", **theirs))
+    (value,) = theirs.values()
+    assert refusal(model) == (
+        f"{folder / 'rl.json'} was trained with {what} {value} (other/model); owner/m runs with {ours}. "
+        f"Train it for this model: {REMEDY}"
+    )
+
+
+def test_a_name_says_nothing(folder: Path, model: ModelInfo) -> None:
+    write(folder / "rl.json", replace(model, name="other/model"))
+    assert find(model).artefact.facts["model"] == "other/model"
+
+
+def test_where_tuned_weights_have_one_the_base_weights_are_told_the_cheap_way_first(
+    folder: Path, model: ModelInfo
+) -> None:
+    write(folder / "rl.json", replace(model, fingerprint="0ddba11"))
+    cheap = (
+        "Leave out --weights pretrained, or train it for these weights: "
+        "`harness trace --model owner/m --weights pretrained --out traces/m`"
+    )
+    assert cheap in refusal(replace(model, asked=ModelRequest(weights="pretrained")))
+    assert "--weights pretrained" not in refusal(replace(model, weights="tuned"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "alone", "chained"),
+    [
+        ((4, 6, 10), True, True),
+        ((4, 10), True, False),  # who looks back from 10 to 6 in training must not look back to 4
+        ((6,), True, False),
+        ((4, 6, 8, 10), False, False),
+        ((5,), False, False),
+    ],
+)
+@pytest.mark.parametrize("shared", [True, False])
+def test_exit_points_must_be_those_it_was_trained_at(
+    folder: Path, model: ModelInfo, asked: tuple[int, ...], alone: bool, chained: bool, shared: bool
+) -> None:
+    here = replace(model, exit_points=asked)
+    for observation, fits in ((ALONE, alone), (CHAINED, chained)):
+        write(folder / "rl.json", model, observation, shared=shared)
+        os.utime(folder / "rl.json", (1, 2 + fits * 2 + observation.change))
+        if fits:
+            assert find(here).exit_points == POINTS
+        else:
+            assert refusal(here) == (
+                f"{folder / 'rl.json'} was trained at exit points 4, 6, 10; this run has "
+                f"{', '.join(map(str, asked))}. Use --exit-points 4,6,10. "
+                f"Train it for this model: {REMEDY}"
+            )
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "model",
+        "model_fingerprint",
+        "exit_head",
+        "hidden_size",
+        "exit_points",
+        "observation",
+        "activation",
+        "threshold",
+    ],
+)
+def test_a_controller_that_lacks_a_fact_is_refused(folder: Path, model: ModelInfo, key: str) -> None:
+    path = write(folder / "rl.json", model).path
+    said = json.loads(path.read_text())
+    del said[key]
+    path.write_text(json.dumps(said))
+    assert refusal(model) == f"{path} lacks what a rl needs ('{key}'). Train it again."
+
+
+@pytest.mark.parametrize("threshold", [None, "strict", "", [0.9], {}])
+def test_a_threshold_that_is_no_number_is_refused(folder: Path, model: ModelInfo, threshold: Any) -> None:
+    facts = {**identity(model, "t"), "threshold": threshold}
+    write_controller(folder / "rl.json", "rl", ALONE, networks(ALONE, shared=True), facts)
+    message = refusal(model)
+    assert message.startswith(f"{folder / 'rl.json'} lacks what a rl needs (")
+    assert message.endswith("). Train it again.")
+
+
+@pytest.mark.parametrize("points", [None, ["four"], 4])
+def test_exit_points_that_are_no_layers_are_refused(folder: Path, model: ModelInfo, points: Any) -> None:
+    described = identity(model, "t") | {"observation": ALONE.as_dict(), "activation": "relu", "threshold": 0.9}
+    write_artefact(folder / "rl.json", "rl", {}, described | {"exit_points": points})
+    assert "rl.json lacks what a rl needs" in refusal(model)
+
+
+def test_an_observation_of_another_version_is_refused(folder: Path, model: ModelInfo) -> None:
+    described = identity(model, "t") | {"observation": {"state": "logits"}, "activation": "relu", "threshold": 0.9}
+    write_artefact(folder / "rl.json", "rl", {}, described)
+    assert "the observation {'state': 'logits'} is not known to this version" in refusal(model)
+
+
+# ------------------------------------------------------------------------------------------ scores
+
+
+@dataclass
+class View:
+    """One exit point of some rows; counts what was looked at."""
+
+    exit_layer: int
+    hidden: Tensor
+    through: Tensor
+    before: View | None
+    looks: list[str]
+
+    @property
+    def hidden_state(self) -> Tensor:
+        self.looks.append(f"hidden {self.exit_layer}")
+        return self.hidden
+
+    @property
+    def exit_state(self) -> Tensor:
+        self.looks.append(f"exit {self.exit_layer}")
+        return self.through
+
+    @property
+    def previous(self) -> View | None:
+        self.looks.append(f"previous {self.exit_layer}")
+        return self.before
+
+    def once(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
+        return compute()
+
+
+@pytest.fixture
+def views() -> Callable[..., list[Any]]:
+    """``views(layers)``: the same rows at these exit points; a state depends on its layer alone."""
+
+    def make(layers: Sequence[int] = POINTS, dtype: torch.dtype = torch.float32) -> list[Any]:
+        made: list[View] = []
+        for layer in layers:
+            chance = torch.Generator().manual_seed(layer)
+            hidden, through = torch.randn(2, ROWS, WIDTH, generator=chance).mul(layer).to(dtype)
+            made.append(View(layer, hidden, through, made[-1] if made else None, []))
+        return made
+
+    return make
+
+
+def naive(observation: Observation, written: dict[str, Network], views: list[Any]) -> list[Tensor]:
+    """Scores at every exit point that was trained: the observation of all states through its network."""
+    states = torch.stack([view.through if observation.state == "exit" else view.hidden for view in views], dim=1)
+    inputs = observation.build_all(states)
+    each = [written.get(str(view.exit_layer), written.get("shared")) for view in views]
+    return [net(inputs[:, e])[:, 0] for e, net in enumerate(each) if net is not None]
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("observation", [*OBSERVATIONS.values(), ALONE], ids=str)
+def test_a_row_alone_scores_as_among_others(
+    folder: Path, model: ModelInfo, views: Callable[..., list[Any]], observation: Observation, shared: bool
+) -> None:
+    write(folder / "rl.json", model, observation, shared=shared)
+    score, together = find(model).scorer("cpu"), views()
+    alone: list[View] = []
+    for view in together:
+        alone.append(View(view.exit_layer, view.hidden[2:3], view.through[2:3], alone[-1] if alone else None, []))
+    for one, all_ in zip(alone, together, strict=True):
+        torch.testing.assert_close(score(one), score(all_)[2:3], rtol=1e-4, atol=1e-4)  # type: ignore[arg-type]
+
+
+def test_a_row_without_a_number_has_none(folder: Path, model: ModelInfo) -> None:
+    write(folder / "rl.json", model, CHAINED)
+    broken = torch.full((1, WIDTH), float("nan"))
+    score = find(model).scorer("cpu")(View(4, broken, broken, None, []))  # type: ignore[arg-type]
+    assert score.shape == (1,)
+    assert score.isnan().all()
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(
+    "observation", [*OBSERVATIONS.values(), ALONE, Observation("exit"), Observation(change=True, place=True)], ids=str
+)
+def test_a_score_is_the_network_of_the_observation(
+    folder: Path,
+    model: ModelInfo,
+    views: Callable[..., list[Any]],
+    observation: Observation,
+    shared: bool,
+    dtype: torch.dtype,
+) -> None:
+    write(folder / "rl.json", model, observation, shared=shared)
+    score, seen = find(model).scorer("cpu"), views(dtype=dtype)
+    expected = naive(observation, networks(observation, shared=shared), seen)
+    assert len(expected) == len(POINTS)
+    for view, wanted in zip(seen, expected, strict=True):
+        got = score(view)
+        assert (got.shape, got.dtype) == ((ROWS,), torch.float32)
+        torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("observation", [*OBSERVATIONS.values(), ALONE], ids=str)
+def test_only_what_the_observation_needs_is_looked_at(
+    folder: Path, model: ModelInfo, views: Callable[..., list[Any]], observation: Observation
+) -> None:
+    """An exit state costs a map, and an earlier view may have to be narrowed to these rows."""
+    write(folder / "rl.json", model, observation)
+    score, seen = find(model).scorer("cpu"), views()
+    state = observation.state
+    score(seen[0])
+    assert seen[0].looks == [f"{state} 4"]
+    seen[0].looks.clear()
+    score(seen[2])
+    assert set(seen[2].looks) == ({f"{state} 10", "previous 10"} if observation.change else {f"{state} 10"})
+    assert seen[1].looks == ([f"{state} 6"] if observation.change else [])
+    assert seen[0].looks == []
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_fewer_exit_points_keep_the_places_of_training(
+    folder: Path, model: ModelInfo, views: Callable[..., list[Any]], shared: bool
+) -> None:
+    write(folder / "rl.json", model, ALONE, shared=shared)
+    score = find(replace(model, exit_points=(6, 10))).scorer("cpu")
+    for view, wanted in zip(views((6, 10)), naive(ALONE, networks(ALONE, shared=shared), views())[1:], strict=True):
+        torch.testing.assert_close(score(view), wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_networks_kept_in_half_precision_score_in_single(
+    folder: Path, model: ModelInfo, views: Callable[..., list[Any]]
+) -> None:
+    halved = {name: each.to(torch.float16) for name, each in networks(CHAINED, shared=False).items()}
+    write_controller(folder / "rl.json", "rl", CHAINED, halved, {**identity(model, "t"), "threshold": 0.9})
+    widened = {name: each.to(torch.float32) for name, each in halved.items()}
+    score = find(model).scorer("cpu")
+    seen = views()
+    for view, wanted in zip(seen, naive(CHAINED, widened, seen), strict=True):
+        torch.testing.assert_close(score(view), wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_tensors_that_were_swapped_are_refused(folder: Path, model: ModelInfo) -> None:
+    write(folder / "rl.json", model)
+    write(folder / "lte.json", model, CHAINED)
+    (folder / "rl.safetensors").write_bytes((folder / "lte.safetensors").read_bytes())
+    with pytest.raises(ArtefactError, match=r"is not the file rl\.json describes"):
+        find(model).scorer("cpu")

@@ -1,0 +1,232 @@
+"""What a run without its learned exit advises cures it: the commands, as printed, and then the very same run."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.errors import ArtefactError
+from harness.models.controllers import find_controller
+from harness.models.loading import resolve
+
+Command = Callable[..., Any]
+
+QUICK = {
+    "lite": ("--steps", "1", "--length", "32", "--batch", "2", "--rank", "2"),
+    "trace": ("--length", "64"),
+    "classifier": ("--epochs", "1", "--hidden", "4"),
+    "lte": ("--epochs", "1", "--hidden", "4"),
+    "rl": ("--steps", "4096", "--envs", "16"),
+    "shortcut": (),
+}
+"""Added to the advised commands; nothing of this decides what an artefact belongs to."""
+
+
+@pytest.fixture
+def run(tiny_run: Command, unseen: Path) -> Command:
+    """``harness run`` on a document that is in no trace."""
+    return lambda *arguments: tiny_run("--source", unseen, "--limit", 1, *arguments)
+
+
+@pytest.fixture
+def follow(cli: Command, rows_file: Path) -> Callable[..., list[str]]:
+    """Run the commands between backticks, those of ``without`` left out; return all of them."""
+
+    def carry_out(line: str, without: Sequence[str] = ()) -> list[str]:
+        commands: list[str] = re.findall(r"`([^`]+)`", line)
+        for command in commands:
+            program, *arguments = shlex.split(command)
+            if program != "harness":
+                subprocess.run([program, *arguments], check=True)
+                continue
+            kind = arguments[1] if arguments[0] == "train" else arguments[0]
+            if kind in without:
+                continue
+            data = ("--task", "py150", "--source", rows_file) if kind in ("lite", "trace") else ()
+            ran = cli(*arguments, *QUICK[kind], *data)
+            assert ran.code == 0, (command, ran.err)
+        return commands
+
+    return carry_out
+
+
+def kinds(commands: list[str]) -> list[str]:
+    return [next(word for word in command.split() if word not in ("harness", "train")) for command in commands]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        (),
+        ("--weights", "random", "--dtype", "bfloat16"),
+        ("--weights", "random", "--seed", "1"),
+        ("--weights", "pretrained", "--exit-head", "shared"),
+        ("--exit-points", "5,7", "--exit-head", "shared"),
+        ("--artefacts", "my own"),
+        ("--artefacts", "my own", "--exit-points", "all"),
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("strategy", ["rl", "classifier", "lte", "classifier:heads=mine"])
+def test_a_run_without_its_learned_exit_names_what_cures_it(
+    run: Command, follow: Command, strategy: str, flags: tuple[str, ...]
+) -> None:
+    Path("my own").mkdir()
+    asked = ("--strategy", strategy, *flags)
+    commands = follow(run(*asked).error, without=["lite"])
+    kind = strategy.partition(":")[0]
+    assert kinds(commands) == [*([] if "--weights" in flags else ["lite"]), "trace", kind]
+    cured = run(*asked)
+    assert cured.code == 0, cured.err
+    assert Path("artefacts").is_dir() == ("--artefacts" not in flags)
+
+
+@pytest.mark.parametrize("flags", [(), ("--artefacts", "a", "--exit-points", "4,10")], ids=" ".join)
+def test_with_the_hours_of_tuning_as_well(run: Command, follow: Command, flags: tuple[str, ...]) -> None:
+    Path("a").mkdir()
+    commands = follow(run("--strategy", "classifier", *flags).error)
+    assert kinds(commands) == ["lite", "trace", "classifier"]
+    assert run("--strategy", "classifier", *flags, "--out", "cured").code == 0
+    assert json.loads(Path("cured/manifest.json").read_text())["model"]["weights"] == "tuned"
+    line = run("--strategy", "lte", *flags).error
+    assert kinds(re.findall("`([^`]+)`", line)) == ["lte"], "what is there is not made again"
+    follow(line)
+    assert run("--strategy", "lte", *flags).code == 0
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        (),
+        ("--weights", "random", "--seed", "2"),
+        ("--exit-points", "5,7"),
+        ("--artefacts", "my own", "--exit-points", "all", "--weights", "pretrained", "--dtype", "bfloat16"),
+    ],
+    ids=" ".join,
+)
+def test_a_run_without_its_shortcuts_names_what_cures_it(run: Command, follow: Command, flags: tuple[str, ...]) -> None:
+    Path("my own").mkdir()
+    asked = ("--exit-head", "shortcut", *flags)
+    assert kinds(follow(run(*asked).error)) == ["trace", "shortcut"]
+    cured = run(*asked, "--out", "cured")
+    assert cured.code == 0, cured.err
+    assert json.loads(Path("cured/manifest.json").read_text())["model"]["exit_head"].startswith("shortcut:")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [(), ("--exit-head", "shared"), ("--exit-head", "shortcut", "--artefacts", "my own", "--exit-points", "5,7")],
+    ids=" ".join,
+)
+def test_a_run_without_its_tuned_weights_names_what_cures_it(
+    run: Command, follow: Command, flags: tuple[str, ...]
+) -> None:
+    Path("my own").mkdir()
+    asked = ("--weights", "tuned", *flags)
+    assert kinds(follow(run(*asked).error)) == ["lite"]
+    cured = run(*asked, "--out", "cured")
+    assert cured.code == 0, cured.err
+    assert json.loads(Path("cured/manifest.json").read_text())["model"]["weights"] == "tuned"
+
+
+def test_a_model_that_goes_by_another_name_than_it_is_given(
+    run: Command, follow: Command, tiny_llama: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_llama, tmp_path, dirs_exist_ok=True)
+    asked = ("--model", ".", "--strategy", "classifier")
+    follow(run(*asked).error, without=["lite"])
+    assert run(*asked).code == 0
+    assert (tmp_path / "artefacts" / tmp_path.name / "classifier.json").is_file()
+
+
+# ------------------------------------------------------------------------------------- shipped sets
+
+
+@pytest.fixture
+def shipped(cli: Command, tiny_llama: Path, rows_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A set with an adapter of the tiny model, as if it came with the harness."""
+    folder = tmp_path / "site" / "shipped"
+    for module in ("harness.models.tuning", "harness.models.artefacts.remedy"):
+        monkeypatch.setattr(f"{module}.SHIPPED", folder)
+    ran = cli(
+        *("train", "lite", "--model", tiny_llama, "--task", "py150", "--source", rows_file, "--out", folder / "set"),
+        *QUICK["lite"],
+    )
+    assert ran.code == 0, ran.err
+    return folder
+
+
+@pytest.mark.parametrize("strategy", ["rl", "lte", "classifier:heads=mine"])
+def test_a_shipped_set_is_copied_and_the_copy_completed(
+    run: Command, follow: Command, shipped: Path, strategy: str
+) -> None:
+    before = sorted(shipped.rglob("*"))
+    asked = ("--strategy", strategy, "--artefacts", "set")
+    line = run(*asked).error
+    assert f"`cp -r {shipped / 'set'} set` (your own, which --artefacts then means) ; " in line
+    assert kinds(follow(line)) == ["cp", "trace", strategy.partition(":")[0]]
+    cured = run(*asked, "--out", "cured")
+    assert cured.code == 0, cured.err
+    assert json.loads(Path("cured/manifest.json").read_text())["model"]["weights"] == "tuned"
+    assert sorted(shipped.rglob("*")) == before
+    assert not Path("artefacts").exists()
+
+
+def test_a_shipped_set_that_is_given_as_a_path_is_copied_beside_and_says_so(
+    run: Command, follow: Command, shipped: Path
+) -> None:
+    line = run("--strategy", "lte", "--artefacts", shipped / "set").error
+    assert "(then give --artefacts set-copy)" in line
+    follow(line)
+    assert run("--strategy", "lte", "--artefacts", "set-copy").code == 0
+    assert not (shipped / "set" / "lte.json").exists()
+
+
+# ------------------------------------------------------------------------------ made for another model
+
+
+@pytest.fixture
+def mine(cli: Command, tiny_llama: Path, rows_file: Path) -> tuple[str, ...]:
+    """A trace in the usual place and heads in ``a``, both of the tiny model and its usual exit points."""
+    model, traces = ("--model", tiny_llama), f"traces/{tiny_llama.name}"
+    assert cli("trace", *model, "--task", "py150", "--source", rows_file, "--length", 64, "--out", traces).code == 0
+    assert cli("train", "lte", *model, "--traces", traces, "--out", "a", *QUICK["lte"]).code == 0
+    return ("--strategy", "lte:heads=a/lte.json")
+
+
+@pytest.mark.parametrize(
+    "flags", [("--weights", "random"), ("--exit-points", "4,10"), ("--weights", "random", "--seed", "3")], ids=" ".join
+)
+def test_a_controller_of_something_else_is_made_again_where_it_was_looked_for(
+    run: Command, follow: Command, mine: tuple[str, ...], flags: tuple[str, ...], tiny_llama: Path
+) -> None:
+    """The trace in the usual place is of something else as well, and stays."""
+    line = run(*mine, *flags).error
+    assert "a/lte.json was trained " in line
+    assert f"--out traces/{tiny_llama.name}-2`" in line
+    follow(line, without=["lite"])
+    assert run(*mine, *flags).code == 0
+
+
+def test_a_trace_that_fits_is_used(run: Command, follow: Command, mine: tuple[str, ...]) -> None:
+    commands = follow(run("--strategy", "classifier").error)
+    assert kinds(commands) == ["classifier"]
+    assert run("--strategy", "classifier").code == 0
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"model_fingerprint": 1}'])
+def test_what_is_no_trace_is_passed_by(tiny_llama: Path, tmp_path: Path, content: str, cli: Command) -> None:
+    folder = tmp_path / "traces" / tiny_llama.name
+    folder.mkdir(parents=True)
+    (folder / "index.json").write_text(content)
+    info = resolve(str(tiny_llama), weights="pretrained", dtype="float32", exit_points="paper").info
+    with pytest.raises(ArtefactError, match=rf"--out traces/{tiny_llama.name}-2`"):
+        find_controller("classifier", "", info)

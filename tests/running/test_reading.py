@@ -1,0 +1,131 @@
+"""Run directories as reports read them: whatever of many can be read, and what is wrong with the rest."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.errors import StoreError
+from harness.running.reading import find_runs, read_run, read_runs
+from harness.store.run_directory import LOCK
+
+Command = Callable[..., Any]
+
+
+@pytest.fixture
+def finished(tiny_run: Command, tmp_path: Path) -> Path:
+    """A small finished run."""
+    assert tiny_run("--out", tmp_path / "runs" / "one").code == 0
+    return tmp_path / "runs" / "one"
+
+
+def test_a_finished_run_has_nothing_to_say(finished: Path) -> None:
+    run = read_run(finished)
+    assert run.state == ""
+    assert run.name == "one"
+    assert run.windows_finished == run.windows_expected == 3
+    assert read_run(finished, stored=True).summary == run.summary
+
+
+def test_token_texts_join_to_what_was_spoken(finished: Path) -> None:
+    for sample in read_run(finished).samples:
+        assert len(sample.token_texts) == len(sample.token_ids)
+        assert "".join(sample.token_texts).startswith(sample.text)
+
+
+def test_a_run_that_lacks_windows_says_so(finished: Path) -> None:
+    file = finished / "windows.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:-1]))
+    assert read_run(finished).state == "not finished: 2 of 3 windows"
+    with (finished / LOCK).open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert read_run(finished).state == "still being written: 2 of 3 windows"
+
+
+def test_the_rest_is_read_when_one_cannot_be(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "runs" / "damaged").mkdir()
+    (tmp_path / "runs" / "damaged" / "manifest.json").write_text("{")
+    runs, refused = read_runs([tmp_path / "runs", finished, tmp_path / "nothing"])
+    assert [run.directory for run in runs] == [finished]
+    assert [refusal.directory.name for refusal in refused] == ["damaged", "nothing"]
+    assert "not JSON" in refused[0].reason
+    assert "does not exist" in refused[1].reason
+
+
+def test_each_run_is_found_once(finished: Path, tmp_path: Path) -> None:
+    assert find_runs([finished, tmp_path / "runs", tmp_path]) == [finished]
+
+
+def test_a_run_without_a_window_is_refused(finished: Path) -> None:
+    (finished / "windows.jsonl").unlink()
+    with pytest.raises(StoreError, match="no finished window yet"):
+        read_run(finished)
+
+
+def changed(file: Path, **values: Any) -> None:
+    content = json.loads(file.read_text())
+    for key, value in values.items():
+        inner, _, last = key.rpartition("__")
+        (content[inner] if inner else content)[last] = value
+    file.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"block_size": 0}, "block_size"),
+        ({"config__repeats": "many"}, "no usable 'repeats'"),
+        ({"config__kv": "sideways"}, "no usable 'kv'"),
+        ({"environment__cpu": 5}, "cannot be understood"),
+        ({"model__num_layers": 0}, "num_layers"),
+    ],
+)
+def test_values_that_mean_nothing_are_one_refusal(finished: Path, values: dict[str, Any], reason: str) -> None:
+    changed(finished / "manifest.json", **values)
+    runs, (refusal,) = read_runs([finished])
+    assert not runs
+    assert reason in refusal.reason
+    assert str(finished) in refusal.reason
+
+
+def test_depth_that_ends_no_parser(finished: Path) -> None:
+    (finished / "manifest.json").write_text("[" * 200_000)
+    with pytest.raises(StoreError, match="not JSON"):
+        read_run(finished)
+
+
+def test_a_window_may_claim_as_many_samples_as_it_likes(finished: Path) -> None:
+    file = finished / "windows.jsonl"
+    *rest, last = file.read_text().splitlines()
+    file.write_text("\n".join([*rest, json.dumps(json.loads(last) | {"samples": 10**15})]) + "\n")
+    began = time.monotonic()
+    with pytest.raises(StoreError, match="whole lines where"):
+        read_run(finished)
+    assert time.monotonic() - began < 5
+
+
+def test_a_run_that_does_not_begin_with_full_depth_is_no_baseline(finished: Path) -> None:
+    content = json.loads((finished / "manifest.json").read_text())
+    content["operating_points"][0]["strategy"] = "fixed"
+    (finished / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(StoreError, match="does not begin with full depth"):
+        read_run(finished)
+
+
+def test_what_lost_its_manifest_or_is_a_file_is_spoken_of(finished: Path, tmp_path: Path) -> None:
+    (finished / "manifest.json").rename(tmp_path / "manifest")
+    runs, refused = read_runs([tmp_path / "runs", tmp_path / "manifest"])
+    assert not runs
+    assert ["holds no manifest.json" in refused[0].reason, "is a file" in refused[1].reason] == [True, True]
+
+
+def test_a_stored_summary_that_cannot_be_read_is_made_again(finished: Path) -> None:
+    whole = read_run(finished).summary
+    (finished / "summary.json").write_text("{")
+    assert read_run(finished, stored=True).summary == whole

@@ -1,0 +1,120 @@
+"""Repeats have processes of their own, and whatever happens to one of them loses nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import RunConfig
+from harness.errors import HarnessError
+from harness.records import WindowRecord
+from harness.running.runner import execute
+
+Command = Callable[..., Any]
+
+
+class Watched:
+    """Remembers what an observer is told."""
+
+    def __init__(self) -> None:
+        self.stages: list[str] = []
+        self.total = 0
+        self.windows: list[WindowRecord] = []
+
+    def stage(self, text: str) -> None:
+        self.stages.append(text)
+
+    def begin(self, total: int, done: int, directory: Path) -> None:
+        self.total = total
+
+    def window(self, record: WindowRecord) -> None:
+        self.windows.append(record)
+
+
+@pytest.fixture
+def config(cli: Command, tiny_llama: Path, rows_file: Path, tmp_path: Path) -> RunConfig:
+    return RunConfig(
+        model=str(tiny_llama), source=str(rows_file), limit=2, max_new_tokens=3, energy="none", threads=1,
+        strategies=("fixed:layer=4",), repeats=3, out=tmp_path / "out",
+    )  # fmt: skip
+
+
+def windows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "windows.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def test_each_repeat_warms_up_and_measures_in_its_own_process(config: RunConfig, tmp_path: Path) -> None:
+    watched = Watched()
+    result = execute(config, observer=watched)
+    assert watched.total == len(watched.windows) == 3 * 2 * 2  # repeats, blocks, operating points
+    assert [record.repeat for record in watched.windows] == [0] * 4 + [1] * 4 + [2] * 4
+    assert any(stage.startswith("repeat 3, in a fresh process: loading") for stage in watched.stages)
+    order = [("warm-up" if window["warmup"] else window["repeat"]) for window in windows(tmp_path / "out")]
+    changes = [now for before, now in zip([None, *order], order, strict=False) if now != before]
+    assert changes == ["warm-up", 0, "warm-up", 1, "warm-up", 2]
+    assert {row.repeats for row in result.summary.rows} == {3}
+    samples = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
+    tokens: dict[tuple[str, str], set[str]] = {}
+    for sample in samples:
+        tokens.setdefault((sample["operating_point"], sample["sample_id"]), set()).add(str(sample["token_ids"]))
+    assert all(len(found) == 1 for found in tokens.values())
+
+
+def test_a_run_that_lost_a_repeat_goes_on_with_it(config: RunConfig, tmp_path: Path) -> None:
+    execute(config)
+    out = tmp_path / "out"
+    whole = windows(out)
+    last = next(window["window"] for window in whole if window["repeat"] == 1 and not window["warmup"])
+    kept = [line for line in (out / "windows.jsonl").read_text().splitlines() if json.loads(line)["window"] <= last]
+    (out / "windows.jsonl").write_text("\n".join(kept) + "\n")
+    watched = Watched()
+    execute(config, resume=out, observer=watched)
+
+    def measured(found: list[dict[str, Any]]) -> set[tuple[Any, ...]]:
+        return {
+            (window["block"], window["repeat"], window["operating_point"]) for window in found if not window["warmup"]
+        }
+
+    assert measured(windows(out)) == measured(whole)
+    assert len(watched.windows) == 12 - 5
+    again = Watched()
+    execute(config, resume=out, observer=again)
+    assert not again.windows
+    assert not any(stage.startswith("repeat") for stage in again.stages)  # what is complete starts no process
+
+
+def test_what_a_repeat_s_process_is_refused_is_said_in_its_words(config: RunConfig, tmp_path: Path) -> None:
+    execute(config.model_copy(update={"repeats": 1}))
+    manifest = tmp_path / "out" / "manifest.json"
+    facts = json.loads(manifest.read_text())
+    facts["config"]["repeats"] = 2
+    facts["config"]["model"] = str(tmp_path / "gone")
+    manifest.write_text(json.dumps(facts))
+    from harness.running.repeats import run_repeat
+
+    with pytest.raises(HarnessError, match="gone"):
+        run_repeat(tmp_path / "out", 1, Watched())
+
+
+def test_what_prints_in_a_repeat_does_not_speak_to_the_parent(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "site"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(
+        "import sys, threading, time\n"
+        "def talk():\n"
+        "    while True:\n"
+        "        time.sleep(0.02)\n"
+        "        print('hello', flush=True)\n"
+        "if 'harness.running.repeat_process' in sys.orig_argv:\n"
+        "    threading.Thread(target=talk, daemon=True).start()\n"
+    )
+    monkeypatch.syspath_prepend(str(folder))
+    watched = Watched()
+    execute(config.model_copy(update={"repeats": 2}), observer=watched)
+    assert len(watched.windows) == 8

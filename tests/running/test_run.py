@@ -1,0 +1,442 @@
+"""A whole run: from a configuration to the files others build on."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import RunConfig, run
+from harness.errors import StoreError
+from harness.records import Manifest, SampleRecord, WindowRecord
+from harness.records.summary import Summary
+
+Command = Callable[..., Any]
+
+ROW_FIELDS = [
+    "operating_point", "strategy", "options", "task", "protocol", "source", "model", "weights", "kv", "batch_size",
+    "n", "errors", "exit_layer_mean", "layers_skipped", "agreement", "token_accuracy", "exact_match",
+    "edit_similarity", "bleu", "rouge_l", "codebleu", "syntax", "dataflow", "dataflow_defined", "chrf", "energy_j",
+    "energy_j_per_token", "energy_source", "latency_p50_s", "latency_p90_s", "latency_p99_s", "ttft_p50_s",
+    "tpot_p50_s", "tokens_per_s", "speedup", "speedup_ci", "roofline_speedup", "oracle_fraction", "pareto",
+]  # fmt: skip
+"""What issue 2 promises of ``summary.json``."""
+
+SAMPLE_FIELDS = [
+    "operating_point", "task", "sample_id", "prompt_ids", "token_ids", "exit_layers", "text", "reference", "scores",
+    "latency_s", "ttft_s", "error",
+]  # fmt: skip
+"""What issue 2 promises of ``samples.jsonl``."""
+
+
+def lines(folder: Path, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def measured(folder: Path) -> list[dict[str, Any]]:
+    return [window for window in lines(folder, "windows") if not window["warmup"]]
+
+
+def rows(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    return {(row["task"], row["operating_point"]): row for row in summary["rows"]}
+
+
+def outcomes(folder: Path) -> dict[tuple[Any, ...], tuple[Any, ...]]:
+    """What was decoded, without the times; fails when anything is there twice."""
+    found = {}
+    for record in lines(folder, "samples"):
+        key = (record["task"], record["operating_point"], record["repeat"], record["sample_id"])
+        assert key not in found
+        content = ("token_ids", "exit_layers", "text", "reference", "scores", "finish_reason", "prompt_ids", "error")
+        found[key] = tuple(json.dumps(record[name]) for name in content)
+    return found
+
+
+@pytest.fixture
+def config(cli: Command, tiny_llama: Path, rows_file: Path, tmp_path: Path) -> dict[str, Any]:
+    """Arguments of a small run in Python; ``cli`` is asked for its cheap surroundings."""
+    return {
+        "model": str(tiny_llama),
+        "source": str(rows_file),
+        "limit": 3,
+        "max_new_tokens": 4,
+        "energy": "none",
+        "threads": 1,
+        "strategies": ("fixed:layer=4,6", "oracle"),
+        "out": tmp_path / "out",
+    }
+
+
+# -------------------------------------------------------------------------------- what comes out
+
+
+def test_the_python_api_returns_the_rows_as_a_frame(config: dict[str, Any]) -> None:
+    import pandas
+
+    frame = run(RunConfig(**config))
+    assert isinstance(frame, pandas.DataFrame)
+    assert list(frame["operating_point"]) == ["full", "fixed:layer=4", "fixed:layer=6", "oracle"]
+    missing = [name for name in ROW_FIELDS if name not in frame and f"{name}_low" not in frame]
+    assert not missing
+    assert list(frame["n"]) == [3, 3, 3, 3]
+    assert frame["energy_j"].isna().all()  # not measured is not zero
+    assert frame["latency_p50_s"].gt(0).all()
+
+
+def test_a_run_that_names_no_strategy_is_the_demo_on_any_model(config: dict[str, Any]) -> None:
+    frame = run(RunConfig(**config | {"strategies": ()}))
+    assert list(frame["operating_point"]) == [
+        *("full", "fixed:layer=6", "fixed:layer=10"),
+        *("confidence:threshold=0.9", "saturation:threshold=0.95", "oracle"),
+    ]
+
+
+def test_the_run_directory_holds_what_was_promised(config: dict[str, Any], tmp_path: Path) -> None:
+    run(RunConfig(**config))
+    out = tmp_path / "out"
+    assert {"manifest.json", "samples.jsonl", "windows.jsonl", "summary.json"} <= {file.name for file in out.iterdir()}
+    for row in rows(out).values():
+        assert set(ROW_FIELDS) <= row.keys()
+        assert row["energy_source"] == "none"
+    samples = lines(out, "samples")
+    assert len(samples) == 3 * 4
+    for sample in samples:
+        assert set(SAMPLE_FIELDS) <= sample.keys()
+        assert len(sample["exit_layers"]) == len(sample["token_ids"]) == len(sample["token_times_s"])
+        assert sample["token_times_s"] == sorted(sample["token_times_s"])
+        assert sample["latency_s"] >= sample["ttft_s"] > 0
+        assert 1 <= len(sample["token_ids"]) <= 4
+    for kind, name in ((Manifest, "manifest"), (Summary, "summary")):
+        text = (out / f"{name}.json").read_text(encoding="utf-8")
+        assert json.loads(kind.model_validate_json(text).model_dump_json()) == json.loads(text)
+    for kind, name in ((SampleRecord, "samples"), (WindowRecord, "windows")):
+        for line in (out / f"{name}.jsonl").read_text(encoding="utf-8").splitlines():
+            assert kind.model_validate_json(line).model_dump_json() == line
+
+
+def test_exit_layers_are_those_that_were_asked_for(config: dict[str, Any], tmp_path: Path) -> None:
+    run(RunConfig(**config))
+    for sample in lines(tmp_path / "out", "samples"):
+        first, *rest = sample["exit_layers"]
+        assert first == 12  # prefill
+        expected = {"full": {12}, "fixed:layer=4": {4}, "fixed:layer=6": {6}, "oracle": {4, 6, 10, 12}}
+        assert set(rest) <= expected[sample["operating_point"]]
+    found = rows(tmp_path / "out")
+    assert found["py150", "full"]["layers_skipped"] == 0
+    assert found["py150", "full"]["agreement"] == 1
+    assert found["py150", "full"]["speedup"] == 1
+    assert found["py150", "fixed:layer=4"]["exit_layer_mean"] == 4
+    assert found["py150", "fixed:layer=4"]["layers_skipped"] == pytest.approx(1 - 4 / 12)
+    assert found["py150", "oracle"]["oracle_fraction"] in (1, None)
+
+
+@pytest.mark.parametrize("kv", ["recompute", "none"])
+def test_rehearsed_exits_keep_the_tokens_of_full_depth(config: dict[str, Any], tmp_path: Path, kv: str) -> None:
+    run(
+        RunConfig(
+            **config | {"kv": kv, "limit": 8, "max_new_tokens": 8, "exit_points": "all", "strategies": ["oracle"]}
+        )
+    )
+    by_point: dict[str, dict[str, Any]] = defaultdict(dict)
+    for sample in lines(tmp_path / "out", "samples"):
+        by_point[sample["operating_point"]][sample["sample_id"]] = sample
+    assert len(by_point["full"]) == 8
+    for name, full in by_point["full"].items():
+        assert by_point["oracle"][name]["token_ids"] == full["token_ids"]
+    assert any(min(sample["exit_layers"]) < 12 for sample in by_point["oracle"].values())
+    assert all(sample["exit_checks"] == 0 for sample in by_point["oracle"].values())  # replayed, not asked
+    assert rows(tmp_path / "out")["py150", "oracle"]["agreement"] == 1
+
+
+def test_tokens_per_second_and_counts_leave_the_warm_up_out(config: dict[str, Any], tmp_path: Path) -> None:
+    run(RunConfig(**config))
+    out = tmp_path / "out"
+    warm = [window for window in lines(out, "windows") if window["warmup"]]
+    assert len(warm) >= 3
+    assert all(window["samples"] == 0 for window in warm)
+    assert {sample["window"] for sample in lines(out, "samples")} == {window["window"] for window in measured(out)}
+    for point in ("full", "fixed:layer=4"):
+        own = [window for window in measured(out) if window["operating_point"] == point]
+        total = sum(window["tokens"] for window in own) / sum(window["duration_s"] for window in own)
+        assert rows(out)["py150", point]["tokens_per_s"] == pytest.approx(total)
+
+
+# ------------------------------------------------------------------------------- what runs when
+
+
+def test_operating_points_are_interleaved_and_their_order_differs(config: dict[str, Any], tmp_path: Path) -> None:
+    run(RunConfig(**config | {"limit": 4, "repeats": 2, "block_size": 2}))
+    windows = measured(tmp_path / "out")
+    points = {"full", "fixed:layer=4", "fixed:layer=6", "oracle"}
+    orders = []
+    for _, group in groupby(windows, key=lambda window: (window["block"], window["repeat"])):
+        order = [window["operating_point"] for window in group]
+        assert sorted(order) == sorted(points)  # each once, before the next block begins
+        orders.append(tuple(order))
+    assert len(orders) == 2 * 2
+    assert len(set(orders)) > 1
+    assert {window["samples"] for window in windows} == {2}
+    assert [window["window"] for window in lines(tmp_path / "out", "windows")] == list(
+        range(len(lines(tmp_path / "out", "windows")))
+    )
+
+
+def test_another_seed_draws_another_order_and_the_same_seed_the_same(config: dict[str, Any], tmp_path: Path) -> None:
+    def order(seed: int, name: str) -> list[str]:
+        run(RunConfig(**config | {"seed": seed, "out": tmp_path / name, "repeats": 3}))
+        return [window["operating_point"] for window in measured(tmp_path / name)]
+
+    first = order(1, "a")
+    assert order(1, "b") == first
+    assert order(2, "c") != first
+
+
+@pytest.mark.parametrize("given", [["oracle"], ["full", "oracle"], ["oracle", "full"]])
+def test_full_depth_is_always_the_first_operating_point(
+    config: dict[str, Any], tmp_path: Path, given: list[str]
+) -> None:
+    run(RunConfig(**config | {"strategies": given, "limit": 1}))
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert [point["name"] for point in manifest["operating_points"]] == ["full", "oracle"]
+
+
+def test_one_setting_in_two_spellings_runs_once(config: dict[str, Any]) -> None:
+    strategies = ("fixed:layer=4,04", "confidence", "confidence:threshold=0.9", "confidence:threshold=0.5")
+    frame = run(RunConfig(**config | {"strategies": strategies}))
+    assert list(frame["operating_point"]) == ["full", "fixed:layer=4", "confidence", "confidence:threshold=0.5"]
+
+
+def test_two_tasks_in_one_run(config: dict[str, Any], tmp_path: Path) -> None:
+    frame = run(RunConfig(**config | {"tasks": ("py150", "javacorpus"), "strategies": ("fixed:layer=4",)}))
+    assert list(zip(frame["task"], frame["operating_point"], strict=True)) == [
+        ("py150", "full"),
+        ("py150", "fixed:layer=4"),
+        ("javacorpus", "full"),
+        ("javacorpus", "fixed:layer=4"),
+    ]
+    assert set(frame["language"]) == {"python", "java"}
+    assert len(lines(tmp_path / "out", "samples")) == 2 * 2 * 3
+
+
+@pytest.mark.parametrize("kv", ["propagate", "recompute", "none", "skip"])
+@pytest.mark.parametrize("family", ["llama", "opt"])
+def test_every_kv_policy_runs(config: dict[str, Any], tiny_llama: Path, tiny_opt: Path, family: str, kv: str) -> None:
+    model = str(tiny_llama if family == "llama" else tiny_opt)
+    strategies = ("fixed:layer=6", "confidence:threshold=0.2", "saturation:threshold=0.5", "oracle")
+    frame = run(RunConfig(**config | {"model": model, "kv": kv, "strategies": strategies, "limit": 2}))
+    assert set(frame["kv"]) == {kv}
+    assert list(frame["n"]) == [2] * 5
+    assert not frame["errors"].any()
+
+
+@pytest.mark.parametrize("kv", ["propagate", "recompute", "none", "skip"])
+def test_a_batch_decodes_what_its_samples_decode_alone(config: dict[str, Any], tmp_path: Path, kv: str) -> None:
+    strategies = ("fixed:layer=4", "confidence:threshold=0.15,0.4", "random:probability=0.4", "patience", "oracle")
+    for size in (1, 2, 3):
+        changes = {"batch_size": size, "out": tmp_path / str(size), "strategies": strategies, "kv": kv, "limit": 4}
+        run(RunConfig(**config | changes))
+    alone = outcomes(tmp_path / "1")
+    assert len(alone) == 4 * 7
+    assert len({content[1] for content in alone.values()}) > 3  # exits do differ
+    assert outcomes(tmp_path / "2") == alone
+    assert outcomes(tmp_path / "3") == alone
+
+
+def test_random_weights_need_no_weights_and_say_so(config: dict[str, Any], make_model: Callable[..., Path]) -> None:
+    folder = make_model("llama")
+    (folder / "model.safetensors").unlink()
+    frame = run(RunConfig(**config | {"model": str(folder), "weights": "random"}))
+    assert set(frame["weights"]) == {"random"}
+    assert not frame["pareto"].any()  # the accuracy of random weights ranks nobody
+
+
+# -------------------------------------------------------------------------------- command line
+
+
+def test_json_is_all_there_is_on_stdout(tiny_run: Command, tmp_path: Path) -> None:
+    ran = tiny_run("--strategy", "fixed:layer=4,6", "--strategy", "oracle", "--json", "--out", "out")
+    assert ran.code == 0
+    summary = Summary.model_validate_json(ran.out)
+    assert [row.operating_point for row in summary.rows] == ["full", "fixed:layer=4", "fixed:layer=6", "oracle"]
+    assert summary == Summary.model_validate_json((tmp_path / "out" / "summary.json").read_text())
+
+
+def test_comma_lists_make_one_operating_point_each(tiny_run: Command) -> None:
+    ran = tiny_run("--strategy", "margin:threshold=0.1,0.2:decay=0,1", "--strategy", "confidence", "--json")
+    names = [row["operating_point"] for row in json.loads(ran.out)["rows"]]
+    assert names == [
+        "full",
+        "margin:threshold=0.1:decay=0",
+        "margin:threshold=0.1:decay=1",
+        "margin:threshold=0.2:decay=0",
+        "margin:threshold=0.2:decay=1",
+        "confidence",
+    ]
+
+
+def test_flags_win_over_a_file_and_a_file_over_defaults(
+    cli: Command, tmp_path: Path, tiny_llama: Path, rows_file: Path
+) -> None:
+    (tmp_path / "run.toml").write_text(
+        f'model = "{tiny_llama}"\nsource = "{rows_file}"\nstrategies = ["fixed:layer=4", "oracle"]\n'
+        'limit = 3\nmax_new_tokens = 3\nenergy = "none"\nthreads = 1\nout = "from-file"\nseed = 5\n'
+    )
+    ran = cli("run", "--config", "run.toml", "--limit", 2, "--strategy", "fixed:layer=6")
+    assert ran.code == 0, ran.err
+    config = json.loads((tmp_path / "from-file" / "manifest.json").read_text())["config"]
+    assert config["limit"] == 2  # flag
+    assert config["strategies"] == ["fixed:layer=6"]  # flag
+    assert config["seed"] == 5  # file
+    assert config["kv"] == "auto"  # default
+    resumed = cli("run", "--config", "run.toml", "--limit", 2, "--strategy", "fixed:layer=6", "--resume", "from-file")
+    assert resumed.code == 0, resumed.err  # the same command goes on
+
+
+def test_report_reads_run_directories_again(tiny_run: Command, cli: Command, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        assert tiny_run("--out", name).code == 0
+    before = (tmp_path / "one" / "summary.json").read_bytes()
+    (tmp_path / "one" / "summary.json").unlink()
+    ran = cli("report", "one")
+    assert ran.code == 0
+    assert "py150" in ran.out
+    assert (tmp_path / "one" / "summary.json").read_bytes() == before
+    assert json.loads(cli("report", "one", "--json").out) == json.loads(before)
+    both = json.loads(cli("report", "one", "two", "--json").out)
+    assert [part["rows"][0]["operating_point"] for part in both] == ["full", "full"]
+    assert cli("report", "one", "two").out.count("How to read this") == 2
+
+
+def test_a_run_without_a_name_gets_one(tiny_run: Command, tmp_path: Path, tiny_llama: Path) -> None:
+    ran = tiny_run()
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name.endswith(f"-{tiny_llama.name}-py150")
+    assert f"runs/{folder.name}" in ran.err  # on one line, to be copied
+
+
+@pytest.mark.parametrize("protocol", ["green-code", "codexglue-line"])
+def test_the_official_rows_of_both_languages(
+    cli: Command, make_model: Callable[..., Path], shared: Path, protocol: str
+) -> None:
+    ran = cli(
+        *("run", "--model", make_model("llama", max_position_embeddings=1024), "--source", shared / "data"),
+        *("--task", "py150", "--task", "javacorpus", "--protocol", protocol, "--limit", 1, "--max-new-tokens", 4),
+        *("--strategy", "oracle", "--energy", "none", "--threads", 1, "--json"),
+    )
+    assert ran.code == 0, ran.err
+    found = json.loads(ran.out)["rows"]
+    assert [(row["task"], row["n"], row["errors"]) for row in found[::2]] == [("py150", 1, 0), ("javacorpus", 1, 0)]
+    assert all(row["source"].startswith("official CodeXGLUE dev rows") for row in found)
+
+
+# -------------------------------------------------------------------------------------- resume
+
+
+def test_resuming_a_finished_run_measures_nothing(tiny_run: Command, cli: Command, tmp_path: Path) -> None:
+    assert tiny_run("--out", "out", "--strategy", "oracle").code == 0
+    before = {name: (tmp_path / "out" / f"{name}.jsonl").read_bytes() for name in ("samples", "windows")}
+    ran = cli("run", "--resume", "out", "--json")
+    assert ran.code == 0, ran.err
+    assert {name: (tmp_path / "out" / f"{name}.jsonl").read_bytes() for name in before} == before
+    assert json.loads(ran.out)["rows"][0]["n"] == 3
+
+
+def test_two_runs_do_not_share_a_directory(tiny_run: Command, config: dict[str, Any]) -> None:
+    assert tiny_run("--out", "out").code == 0
+    with pytest.raises(StoreError, match="not empty"):
+        run(RunConfig(**config))
+
+
+def wait_for_windows(process: subprocess.Popen[str], file: Path, count: int) -> None:
+    give_up = time.monotonic() + 60
+    while not file.exists() or file.read_bytes().count(b"\n") < count:
+        if process.poll() is not None or time.monotonic() > give_up:
+            pytest.fail(f"the run never came so far: {process.communicate()}")
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
+def test_a_stopped_run_goes_on_where_it_was(
+    cli: Command, tmp_path: Path, tiny_llama: Path, rows_file: Path, stop: signal.Signals
+) -> None:
+    arguments: list[object] = [
+        *("--model", tiny_llama, "--source", rows_file, "--limit", 4, "--max-new-tokens", 16, "--threads", 1),
+        *("--energy", "none", "--repeats", 4, "--strategy", "random:probability=0.4", "--strategy", "oracle"),
+    ]
+    command = [sys.executable, "-m", "harness.cli", "run", *map(str, arguments), "--out", "out"]
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - background jobs ignore it
+    )
+    early = 12  # of 22 windows of the first repeat, ten of them warm-up: between repeats nobody holds the lock
+    wait_for_windows(process, tmp_path / "out" / "windows.jsonl", early)
+    if stop is signal.SIGKILL:
+        process.send_signal(signal.SIGSTOP)  # it holds still, and the lock
+        assert "not empty" in cli("run", *arguments, "--out", "out").error
+        assert "in use by another process" in cli("run", "--resume", "out").error
+        assert cli("report", "out").code == 0  # reading is allowed meanwhile
+    process.send_signal(stop)
+    out, err = process.communicate(timeout=60)
+    assert out == ""
+    if stop is signal.SIGINT:
+        assert process.returncode == 130
+        assert "Traceback" not in err
+        assert "harness run --resume out" in err.splitlines()[-1]
+    else:
+        assert process.returncode == -signal.SIGKILL
+    kept = lines(tmp_path / "out", "windows")
+    assert early <= len(kept) < 22  # it was indeed in the middle
+
+    ran = cli("run", "--resume", "out")
+    assert ran.code == 0, ran.err
+    assert lines(tmp_path / "out", "windows")[: len(kept)] == kept
+    assert len(measured(tmp_path / "out")) == 4 * 4 * 3
+    keys = {tuple(w[k] for k in ("task", "block", "repeat", "operating_point")) for w in measured(tmp_path / "out")}
+    assert len(keys) == 4 * 4 * 3
+
+    assert cli("run", *arguments, "--out", "whole").code == 0
+    assert outcomes(tmp_path / "out") == outcomes(tmp_path / "whole")
+    uninterrupted = [(w["block"], w["repeat"], w["operating_point"]) for w in measured(tmp_path / "whole")]
+    assert [(w["block"], w["repeat"], w["operating_point"]) for w in measured(tmp_path / "out")] == uninterrupted
+
+
+# ------------------------------------------------------------------------------ the real model
+
+
+@pytest.mark.model
+@pytest.mark.usefixtures("smollm2")
+def test_the_real_model_completes_what_everybody_knows(tmp_path: Path, cli: Command) -> None:
+    known = {"import numpy as": "np", "import os\nimport numpy as np\nimport pandas as": "pd"}
+    known_rows = (json.dumps({"id": prompt, "input": prompt, "gt": answer}) for prompt, answer in known.items())
+    (tmp_path / "known.jsonl").write_text("\n".join(known_rows))
+    ran = cli(
+        *("run", "--model", "smollm2-135m", "--source", "known.jsonl", "--protocol", "codexglue-line", "--limit", 2),
+        *("--max-new-tokens", 4, "--threads", 1, "--energy", "estimate", "--kv", "recompute", "--out", "out", "--json"),
+        *("--strategy", "fixed:layer=22", "--strategy", "oracle", "--strategy", "entropy:threshold=0.1"),
+        *("--weights", "pretrained", "--exit-head", "shared"),
+    )
+    assert ran.code == 0, ran.err
+    found = rows(tmp_path / "out")
+    assert len(found) == 4
+    full, fixed, oracle = (found["py150", name] for name in ("full", "fixed:layer=22", "oracle"))
+    assert full["exact_match"] == 1
+    assert full["energy_source"] == "estimate"
+    assert full["energy_j"] > 0
+    assert fixed["exit_layer_mean"] == 22
+    assert oracle["agreement"] == 1
+    assert oracle["exact_match"] == 1
+    assert oracle["tpot_p50_s"] > 0

@@ -1,0 +1,314 @@
+"""Windows of a whole run: idle, contaminated, cut short by a sensor; with recorded readings and a made-up machine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import RunConfig, run
+from harness.errors import MeterError
+from harness.metering import Surroundings
+from harness.metering.contamination import Contamination, Glance
+from harness.metering.pacing import WARMUP_PASSES
+from harness.running.windows import ATTEMPTS
+
+Command = Callable[..., Any]
+
+STEP_J = 0.5
+"""What the recorded counter grows by from one edge to the next."""
+
+
+class Neighbours(Surroundings):
+    """Says of one window after the other what the test says, and then that the machine was quiet."""
+
+    script: Iterator[tuple[str, ...]] = iter(())
+
+    def compare(self, before: Glance, after: Glance) -> Contamination:
+        return Contamination(1.5, 0.25, next(self.script, ()))
+
+
+@pytest.fixture
+def neighbours(monkeypatch: pytest.MonkeyPatch) -> Callable[[Sequence[tuple[str, ...]]], None]:
+    """``neighbours(flags of each window)``: warm-up and idle windows are windows, too."""
+
+    def move_in(script: Sequence[tuple[str, ...]]) -> None:
+        monkeypatch.setattr(Neighbours, "script", iter(script))
+
+    monkeypatch.setattr("harness.running.session.Surroundings", Neighbours)
+    monkeypatch.setattr("harness.metering.idle.QUIET_S", 0.0)
+    # three passes are enough: the tests count windows
+    monkeypatch.setattr("harness.running.session.settled", lambda passes: len(passes) == 3)
+    return move_in
+
+
+WARM = [(), (), ()]
+
+
+@pytest.fixture
+def config(cli: Command, tiny_llama: Path, rows_file: Path, tmp_path: Path) -> dict[str, Any]:
+    return {
+        "model": str(tiny_llama),
+        "source": str(rows_file),
+        "limit": 2,
+        "max_new_tokens": 3,
+        "energy": "none",
+        "threads": 1,
+        "strategies": ("fixed:layer=4",),
+        "out": tmp_path / "out",
+    }
+
+
+def recording(file: Path, edges: int, failure: str | None = None, **more: Any) -> str:
+    """Write a recording of so many sound edges, and return the ``--energy`` that replays it."""
+    readings: list[Any] = [{"package-0": STEP_J * edge, "psys": 7.0 * edge} for edge in range(edges)]
+    if failure is not None:
+        readings.append(failure)
+    file.write_text(json.dumps({"scope": "cpu package", "period_s": 1e-5, "readings": readings, **more}))
+    return f"replay:{file}"
+
+
+def windows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "windows.jsonl").read_text().splitlines()]
+
+
+def kinds(folder: Path) -> str:
+    """One letter a window: Idle, Warm-up, superseded (x), or one that counts (.)."""
+    return "".join(
+        "I" if window["idle"] else "W" if window["warmup"] else "x" if window["superseded"] else "."
+        for window in windows(folder)
+    )
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+    return found
+
+
+# -------------------------------------------------------------------------------- contaminated
+
+
+def test_what_the_machine_did_is_in_every_window(config: dict[str, Any], tmp_path: Path) -> None:
+    run(RunConfig(**config))
+    readable = Surroundings.of("cpu").glance()
+    for window in windows(tmp_path / "out"):
+        if readable.busy_s is None:
+            assert window["foreign_cpu_s"] is None
+        if window["foreign_cpu_s"] is not None:
+            assert window["foreign_cpu_s"] >= 0
+        assert (window["stolen_cpu_s"] is None) == (readable.stolen_s is None)
+
+
+def test_without_strict_a_contaminated_window_counts_with_its_flag(
+    config: dict[str, Any], tmp_path: Path, neighbours: Any
+) -> None:
+    neighbours([*WARM, ("foreign-cpu", "stolen-cpu")])
+    frame = run(RunConfig(**config))
+    assert list(frame["n"]) == [2, 2]
+    assert kinds(tmp_path / "out") == "WWW...."
+    flagged = windows(tmp_path / "out")[3]
+    assert flagged["flags"] == ["foreign-cpu", "stolen-cpu"]
+    assert (flagged["foreign_cpu_s"], flagged["stolen_cpu_s"]) == (1.5, 0.25)
+    assert any("1 of 4 windows are flagged 'foreign-cpu'" in note for note in summary(tmp_path / "out")["notes"])
+
+
+def test_strict_measures_again_until_it_is_clean(config: dict[str, Any], tmp_path: Path, neighbours: Any) -> None:
+    neighbours([*WARM, ("throttled",), (), (), ("clock-change",)])
+    frame = run(RunConfig(**config | {"strict": True}))
+    out = tmp_path / "out"
+    assert kinds(out) == "WWWx..x.."
+    assert list(frame["n"]) == [2, 2]
+    assert not any(window["flags"] for window in windows(out)[3:] if not window["superseded"])
+    first, second = windows(out)[3:5]
+    assert [first[k] for k in ("block", "operating_point")] == [second[k] for k in ("block", "operating_point")]
+    notes = summary(out)["notes"]
+    assert any(
+        "2 window(s), idle ones included, were contaminated (clock-change, throttled) and measured again" in note
+        for note in notes
+    )
+    assert not any("are flagged" in note for note in notes)
+
+
+def test_after_three_times_the_last_one_counts_with_its_flag(
+    config: dict[str, Any], tmp_path: Path, neighbours: Any
+) -> None:
+    neighbours([*WARM, *[("foreign-cpu",)] * 100])
+    run(RunConfig(**config | {"strict": True}))
+    assert kinds(tmp_path / "out") == "WWW" + 4 * ("x" * (ATTEMPTS - 1) + ".")
+    assert all(window["flags"] == ["foreign-cpu"] for window in windows(tmp_path / "out")[3:])
+
+
+def test_superseded_windows_are_in_no_number(config: dict[str, Any], tmp_path: Path, neighbours: Any) -> None:
+    neighbours([*WARM, *[("foreign-cpu",)] * 100])
+    run(RunConfig(**config | {"strict": True}))
+    out = tmp_path / "out"
+    for row in summary(out)["rows"]:
+        own = [w for w in windows(out)[3:] if w["operating_point"] == row["operating_point"] and not w["superseded"]]
+        assert len(own) == 2
+        assert row["tokens_per_s"] == pytest.approx(sum(w["tokens"] for w in own) / sum(w["duration_s"] for w in own))
+
+
+def test_a_flag_of_the_meter_alone_is_no_contamination(config: dict[str, Any], tmp_path: Path, neighbours: Any) -> None:
+    neighbours([*WARM, ("short-window",)])
+    run(RunConfig(**config | {"strict": True}))
+    assert kinds(tmp_path / "out") == "WWW...."
+
+
+def test_a_run_stopped_between_two_attempts_goes_on_with_the_next(
+    config: dict[str, Any], tmp_path: Path, neighbours: Any
+) -> None:
+    dirty = ("foreign-cpu",)
+    neighbours([*WARM, *[dirty] * 100])
+    run(RunConfig(**config | {"strict": True}))
+    out = tmp_path / "out"
+    lines = (out / "windows.jsonl").read_bytes().splitlines(keepends=True)
+    (out / "windows.jsonl").write_bytes(b"".join(lines[:4]))  # as a kill after the first attempt leaves it
+    neighbours([*WARM, *[dirty] * 100])
+    run(RunConfig(**config | {"strict": True}), resume=out)
+    assert kinds(out) == "WWWx" + "WWW" + "x." + 3 * "xx."
+    assert [row["n"] for row in summary(out)["rows"]] == [2, 2]
+
+
+# ---------------------------------------------------------------------------------------- idle
+
+
+def test_idle_stands_before_and_after_with_a_sensor(config: dict[str, Any], tmp_path: Path, neighbours: Any) -> None:
+    neighbours([])
+    energy = recording(tmp_path / "counter.json", 100)
+    run(RunConfig(**config | {"energy": energy, "idle_s": 0.05, "block_size": 2}))
+    out = tmp_path / "out"
+    assert kinds(out) == "IWWW..I"
+    for window in windows(out):
+        assert (window["energy_j"], window["energy_source"], window["energy_scope"]) == (0.5, "replay", "cpu package")
+    for window in (windows(out)[0], windows(out)[-1]):
+        assert (window["task"], window["operating_point"], window["samples"], window["tokens"]) == ("", "", 0, 0)
+        assert window["duration_s"] >= 0.05
+        assert window["cpu_time_s"] < 0.04
+    assert [row["energy_j"] for row in summary(out)["rows"]] == [0.5, 0.5]
+    assert any("energy is none of this run's (readings replayed" in note for note in summary(out)["notes"])
+
+
+@pytest.mark.parametrize("energy", ["none", "estimate"])
+def test_without_a_sensor_there_is_no_idle_unless_asked_for(
+    config: dict[str, Any], tmp_path: Path, neighbours: Any, energy: str
+) -> None:
+    neighbours([])
+    run(RunConfig(**config | {"energy": energy}))
+    assert kinds(tmp_path / "out") == "WWW...."
+    run(RunConfig(**config | {"energy": energy, "idle_s": 0.01, "out": tmp_path / "asked"}))
+    assert kinds(tmp_path / "asked") == "IWWW....I"
+
+
+def test_a_resumed_run_rests_again_before_and_a_finished_one_does_not(
+    config: dict[str, Any], tmp_path: Path, neighbours: Any
+) -> None:
+    neighbours([])
+    settings, out = RunConfig(**config | {"idle_s": 0.01}), tmp_path / "out"
+    run(settings)
+    whole = (out / "windows.jsonl").read_bytes()
+    run(settings, resume=out)
+    assert (out / "windows.jsonl").read_bytes() == whole
+    (out / "windows.jsonl").write_bytes(b"".join(whole.splitlines(keepends=True)[:-3]))
+    run(settings, resume=out)
+    assert kinds(out) == "IWWW.." + "IWWW..I"
+    (out / "windows.jsonl").write_bytes(b"".join((out / "windows.jsonl").read_bytes().splitlines(keepends=True)[:-1]))
+    run(settings, resume=out)  # everything is measured but the rest behind it
+    assert kinds(out) == "IWWW.." + "IWWW.." + "IWWWI"
+
+
+def test_strict_repeats_a_contaminated_rest(config: dict[str, Any], tmp_path: Path, neighbours: Any) -> None:
+    dirty = ("foreign-cpu",)
+    neighbours([dirty, dirty, dirty])
+    run(RunConfig(**config | {"idle_s": 0.01, "strict": True}))
+    assert kinds(tmp_path / "out") == "IIIWWW....I"
+    assert [window["superseded"] for window in windows(tmp_path / "out")[:4]] == [True, True, False, False]
+
+
+# -------------------------------------------------------------------------------------- meters
+
+
+@pytest.mark.usefixtures("neighbours")
+def test_a_sensor_that_vanishes_keeps_what_was_finished_and_resume_goes_on(
+    cli: Command, config: dict[str, Any], tmp_path: Path
+) -> None:
+    good = 2 * (1 + 3 + 2) + 1  # rest, warm-up, two windows, and the left edge of the third
+    energy = recording(tmp_path / "counter.json", good, "the device was unplugged")
+    arguments = [
+        *("--model", config["model"], "--source", config["source"], "--limit", 2, "--max-new-tokens", 3),
+        *("--threads", 1, "--strategy", "fixed:layer=4", "--energy", energy, "--idle-s", 0.01, "--block-size", 1),
+    ]
+    ran = cli("run", *arguments, "--out", "out")
+    line = ran.err.splitlines()[-1]
+    assert ran.code == 2
+    assert ran.out == ""
+    assert "failed when a window ended: the device was unplugged" in line
+    assert "2 finished windows are kept in out" in line
+    assert "--resume out" in line
+    assert kinds(tmp_path / "out") == "IWWW.."
+    kept = windows(tmp_path / "out")
+
+    recording(tmp_path / "counter.json", 100)  # the sensor is back
+    assert cli("run", "--resume", "out").code == 0
+    assert kinds(tmp_path / "out") == "IWWW.." + "IWWW..I"
+    assert windows(tmp_path / "out")[: len(kept)] == kept
+    assert [row["n"] for row in summary(tmp_path / "out")["rows"]] == [2, 2]
+
+
+@pytest.mark.usefixtures("neighbours")
+def test_readings_that_are_no_numbers_leave_their_windows_without_energy(
+    config: dict[str, Any], tmp_path: Path
+) -> None:
+    recording(tmp_path / "counter.json", 100)
+    content = json.loads((tmp_path / "counter.json").read_text())
+    content["readings"][2 * 3] = {"package-0": float("nan")}  # the first edge after the warm-up
+    (tmp_path / "counter.json").write_text(json.dumps(content))
+    run(RunConfig(**config | {"energy": f"replay:{tmp_path / 'counter.json'}", "idle_s": 0, "block_size": 1}))
+    measured = windows(tmp_path / "out")[3:]
+    assert [window["energy_j"] for window in measured] == [None, 0.5, 0.5, 0.5]
+    assert measured[0]["energy_reason"] == "the counter of package-0 gave no reading"
+    by_point = {row["operating_point"]: row["energy_j"] for row in summary(tmp_path / "out")["rows"]}
+    hit = measured[0]["operating_point"]
+    assert by_point[hit] is None  # no smaller total
+    assert [value for name, value in by_point.items() if name != hit] == [1.0]
+    assert any("1 of 4 windows have no energy reading" in note for note in summary(tmp_path / "out")["notes"])
+
+
+def test_a_clock_that_runs_backwards_stops_the_run_in_one_line(
+    config: dict[str, Any], tmp_path: Path, neighbours: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from harness.metering.clock import SystemClock
+
+    neighbours([])
+    seconds = iter([*range(2 * (3 + 2) + 1), -1000])  # two readings a window; the third measured one ends in the past
+    monkeypatch.setattr(SystemClock, "monotonic_s", lambda self: float(next(seconds)))
+    monkeypatch.setattr("harness.metering.contamination.Surroundings.glance", lambda self: Glance(0.0, 0.0))
+    with pytest.raises(MeterError, match=r"ran backwards by 1\.01e\+03 s.*2 finished windows are kept.*--resume"):
+        run(RunConfig(**config))
+    assert kinds(tmp_path / "out") == "WWW.."
+
+
+def test_a_warm_up_that_never_settles_says_so(
+    config: dict[str, Any], tmp_path: Path, neighbours: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    neighbours([])
+    monkeypatch.setattr("harness.running.session.settled", lambda passes: False)
+    run(RunConfig(**config))
+    out = tmp_path / "out"
+    assert kinds(out) == "W" * WARMUP_PASSES + "...."
+    flags = [window["flags"] for window in windows(out)]
+    assert flags[WARMUP_PASSES - 1] == ["not-settled"]
+    assert not any(flags[: WARMUP_PASSES - 1])
+    assert any("had not settled" in note for note in summary(out)["notes"])
+
+
+def test_a_sensor_decides_the_block(config: dict[str, Any], tmp_path: Path, neighbours: Any) -> None:
+    neighbours([])
+    energy = recording(tmp_path / "counter.json", 100)  # ticks of 10 µs: two seconds of full depth
+    run(RunConfig(**config | {"energy": energy, "idle_s": 0}))
+    assert kinds(tmp_path / "out") == "WWW.."  # both samples in one block
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    fastest = min(window["duration_s"] for window in windows(tmp_path / "out")[:3])
+    assert manifest["block_size"] * fastest == pytest.approx(2.0, abs=fastest)

@@ -1,0 +1,368 @@
+"""``harness submit`` and what it packs: checked, clean, the same bytes every time, and never trusted when read."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import random
+import shutil
+import tarfile
+import tracemalloc
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.errors import StoreError
+from harness.running.reading import read_run
+from harness.running.submission import examine_submission, pack
+from harness.store.packed_run import LARGEST_BYTES, RECORDS, unpacked, write_archive
+from reports.leaderboard.entries import identity
+from reports.leaderboard.redaction import redact_run
+
+Command = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the module's one run is kept."""
+    return tmp_path_factory.mktemp("kept") / "one"
+
+
+@pytest.fixture
+def finished(request: pytest.FixtureRequest, kept: Path, tmp_path: Path) -> Path:
+    """A finished run without contaminated windows, whatever else this machine did meanwhile."""
+    if not kept.exists():
+        assert request.getfixturevalue("tiny_run")("--out", tmp_path / "made" / "one").code == 0
+        shutil.copytree(tmp_path / "made" / "one", kept)
+    shutil.copytree(kept, tmp_path / "one")
+    file = tmp_path / "one" / "windows.jsonl"
+    calm = [json.loads(line) | {"flags": []} for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps(line) + "\n" for line in calm))
+    summary = tmp_path / "one" / "summary.json"
+    summary.write_text(read_run(tmp_path / "one").summary.model_dump_json())
+    return tmp_path / "one"
+
+
+def failed(directory: Path) -> dict[str, str]:
+    """Names and details of the conditions that do not hold."""
+    return {check.name: check.detail for check in examine_submission(directory).checks if not check.passed}
+
+
+def edit(file: Path, change: Callable[[dict[str, Any]], None], line: int | None = None) -> None:
+    """Change a JSON document, or one line of a JSONL file."""
+    if line is None:
+        document = json.loads(file.read_text())
+        change(document)
+        file.write_text(json.dumps(document))
+    else:
+        lines = file.read_text().splitlines(keepends=True)
+        document = json.loads(lines[line])
+        change(document)
+        lines[line] = json.dumps(document) + "\n"
+        file.write_text("".join(lines))
+
+
+def renew_summary(run: Path) -> None:
+    (run / "summary.json").write_text(read_run(run).summary.model_dump_json())
+
+
+# ----------------------------------------------------------------------------------------- the command
+
+
+def test_a_finished_run_is_packed_and_published(cli: Command, finished: Path, tmp_path: Path) -> None:
+    ran = cli("submit", finished)
+    assert ran.code == 0, ran
+    assert "✗" not in ran.out
+    assert ran.out.count("✓") == 8
+    archive = tmp_path / "one.tar.gz"
+    assert cli("leaderboard", archive, "--out", tmp_path / "packed").code == 0
+    assert cli("leaderboard", finished, "--out", tmp_path / "plain").code == 0
+    names = [sorted(file.name for file in (tmp_path / site / "data").rglob("*.js")) for site in ("packed", "plain")]
+    assert names[0] == names[1]
+    both = cli("leaderboard", archive, finished, "--out", tmp_path / "both")
+    assert "1 run(s) with 1 operating points, 1 given twice" in both.out
+
+
+def test_what_cannot_be_published_is_refused_with_every_remedy(cli: Command, finished: Path, tmp_path: Path) -> None:
+    edit(finished / "windows.jsonl", lambda window: window.update(flags=["foreign-cpu"]), -1)
+    renew_summary(finished)
+    edit(finished / "summary.json", lambda summary: summary["rows"][0].update(latency_p50_s=0.001))
+    ran = cli("submit", finished)
+    assert ran.code == 2
+    assert ran.out.count("✗") == 2
+    assert "rows[0].latency_p50_s is 0.001 there" in ran.out
+    assert "harness report" in ran.out
+    assert "--strict" in ran.out
+    assert "2 of 8 checks failed" in ran.err
+    assert not list(tmp_path.glob("*.tar.gz"))
+
+
+def test_the_archive_must_be_called_one(cli: Command, finished: Path) -> None:
+    assert "does not end in .tar.gz" in cli("submit", finished, "--out", "one.zip").error
+
+
+# ------------------------------------------------------------------------------------------ the checks
+
+
+def test_an_unfinished_run_is_not_publishable(finished: Path) -> None:
+    file = finished / "windows.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:-1]))
+    assert "harness run --resume" in failed(finished)["finished"]
+
+
+def test_superseded_windows_do_no_harm(finished: Path) -> None:
+    windows = finished / "windows.jsonl"
+    samples = finished / "samples.jsonl"
+    again = json.loads(windows.read_text().splitlines()[-1])
+    lines = [json.loads(line) for line in samples.read_text().splitlines()]
+    mine = [line for line in lines if line["window"] == again["window"]]
+    edit(windows, lambda window: window.update(flags=["stolen-cpu"], superseded=True), -1)
+    with windows.open("a") as file:
+        file.write(json.dumps(again | {"window": again["window"] + 1}) + "\n")
+    with samples.open("a") as file:
+        file.writelines(json.dumps(line | {"window": again["window"] + 1}) + "\n" for line in mine)
+    renew_summary(finished)
+    assert failed(finished) == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (lambda manifest: manifest["model"].update(weights_sha256=None), "weights"),
+        (lambda manifest: manifest["tasks"][0].update(fingerprint="0"), "data"),
+        (lambda manifest: manifest["operating_points"][0].update(artefacts={"agent": "?"}), "artefacts"),
+    ],
+)
+def test_what_must_be_hashed_is(finished: Path, change: Callable[[dict[str, Any]], None], name: str) -> None:
+    edit(finished / "manifest.json", change)
+    assert list(failed(finished)) == [name]
+
+
+def test_a_missing_summary_is_named(finished: Path) -> None:
+    (finished / "summary.json").unlink()
+    assert "there is no summary.json" in failed(finished)["summary"]
+
+
+def test_last_digits_are_no_difference(finished: Path) -> None:
+    edit(finished / "summary.json", lambda summary: summary["rows"][0].update(agreement=1.0 - 1e-13))
+    assert failed(finished) == {}
+
+
+# ----------------------------------------------------------------------------------------- the archive
+
+
+def archive_of(finished: Path, folder: Path) -> Path:
+    return pack(examine_submission(finished), folder / "one.tar.gz")
+
+
+def test_packing_twice_gives_the_same_bytes(finished: Path, tmp_path: Path) -> None:
+    first = archive_of(finished, tmp_path / "a").read_bytes()
+    for file in finished.iterdir():
+        os.utime(file, (1, 1))
+    assert archive_of(finished, tmp_path / "b").read_bytes() == first
+
+
+def test_the_packed_copy_is_clean_complete_and_hashed(finished: Path, tmp_path: Path) -> None:
+    """The tiny run's model and data lie in a temporary folder: private paths, in the original."""
+    before = (finished / "manifest.json").read_bytes()
+    assert str(tmp_path.parent).encode() in before
+    with unpacked(archive_of(finished, tmp_path)) as directory:
+        contents = {file.name: file.read_bytes() for file in directory.iterdir()}
+        run = read_run(directory)
+    assert set(contents) == {"manifest.json", "windows.jsonl", "samples.jsonl", "summary.json", "submission.json"}
+    assert not [name for name, content in contents.items() if str(tmp_path.parent).encode() in content]
+    listed = json.loads(contents["submission.json"])["files"]
+    assert {name: facts["sha256"] for name, facts in listed.items()} == {
+        name: hashlib.sha256(content).hexdigest() for name, content in contents.items() if name != "submission.json"
+    }
+    original = redact_run(read_run(finished)).run
+    assert identity(run) == identity(original)
+    assert run.summary == original.summary
+    assert (finished / "manifest.json").read_bytes() == before
+
+
+def rewrite(archive: Path, change: Callable[[list[tuple[tarfile.TarInfo, bytes]]], None]) -> Path:
+    """Unpack an archive's members, change them, and pack them again."""
+    with tarfile.open(archive) as tar:
+        members = [(member, (tar.extractfile(member) or io.BytesIO()).read()) for member in tar]
+    change(members)
+    with tarfile.open(archive, "w:gz") as tar:
+        for member, content in members:
+            tar.addfile(member, io.BytesIO(content))
+    return archive
+
+
+def extra(name: str, **facts: Any) -> Callable[[list[tuple[tarfile.TarInfo, bytes]]], None]:
+    """Add a member."""
+
+    def change(members: list[tuple[tarfile.TarInfo, bytes]]) -> None:
+        member = tarfile.TarInfo(name)
+        for fact, value in facts.items():
+            setattr(member, fact, value)
+        members.append((member, b""))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        extra("/etc/passwd"),
+        extra("../../manifest.json"),
+        extra("../manifest.json"),
+        extra("one/../manifest.json"),
+        extra("one/run.py"),
+        extra("two/manifest.json"),
+        extra("one/manifest.json"),
+        extra("one/manifest.json", type=tarfile.SYMTYPE, linkname="/etc/passwd"),
+        extra("one/samples.jsonl", type=tarfile.LNKTYPE, linkname="one/manifest.json"),
+        extra("one/windows.jsonl", type=tarfile.FIFOTYPE),
+        lambda members: members.clear(),
+        lambda members: members.pop(0),
+        lambda members: members.pop(),
+    ],
+)
+def test_an_archive_of_anything_else_is_refused(finished: Path, tmp_path: Path, change: Any) -> None:
+    archive = rewrite(archive_of(finished, tmp_path), change)
+    with pytest.raises(StoreError, match=r"one\.tar\.gz"), unpacked(archive):
+        pass
+    assert not (tmp_path.parent / "manifest.json").exists()
+
+
+def test_a_changed_file_is_noticed(finished: Path, tmp_path: Path) -> None:
+    def change(members: list[tuple[tarfile.TarInfo, bytes]]) -> None:
+        for place, (member, content) in enumerate(members):
+            if member.name.endswith("samples.jsonl"):
+                members[place] = (member, content.replace(b"0", b"1", 1))
+
+    archive = rewrite(archive_of(finished, tmp_path), change)
+    with pytest.raises(StoreError, match=r"samples\.jsonl is not the file"), unpacked(archive):
+        pass
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK],
+)
+def test_an_extended_header_is_not_read_into_memory(tmp_path: Path, kind: bytes) -> None:
+    """A header of 32 MiB packs to a few KiB; it is refused on its first block."""
+    bomb = tmp_path / "bomb.tar.gz"
+    member = tarfile.TarInfo("one/manifest.json")
+    member.type, member.size = kind, 32 << 20
+    with gzip.open(bomb, "wb", compresslevel=1) as packed:
+        packed.write(member.tobuf(tarfile.USTAR_FORMAT))
+        packed.write(bytes(member.size))
+    tracemalloc.start()
+    try:
+        with pytest.raises(StoreError, match=r"bomb\.tar\.gz holds .*no plain file"), unpacked(bomb):
+            pass
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 << 20
+
+
+def test_a_sparse_file_is_refused(finished: Path, tmp_path: Path) -> None:
+    archive = rewrite(archive_of(finished, tmp_path), extra("one/samples.jsonl", type=tarfile.GNUTYPE_SPARSE))
+    with pytest.raises(StoreError, match="no plain file"), unpacked(archive):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [("läuft", "läuft"), ("ü" * 120, "ü" * 50), ("a" * 250, "a" * 100)],
+    ids=["short", "two-bytes", "long"],
+)
+def test_a_name_needs_no_extended_header(tmp_path: Path, name: str, kept: str) -> None:
+    write_archive(tmp_path / "one.tar.gz", name, dict.fromkeys(RECORDS, b"x"), {})
+    with unpacked(tmp_path / "one.tar.gz") as directory:
+        assert directory.name == kept
+        assert (directory / "samples.jsonl").read_bytes() == b"x"
+
+
+def test_an_archive_does_not_fill_the_disk(tmp_path: Path) -> None:
+    """A gibibyte of zeros packs to a megabyte; unpacking stops at the limit, whatever the header says."""
+    bomb = tmp_path / "bomb.tar.gz"
+    member = tarfile.TarInfo("one/samples.jsonl")
+    member.size = 8 * LARGEST_BYTES
+    with gzip.open(bomb, "wb", compresslevel=1) as packed:
+        packed.write(member.tobuf(tarfile.GNU_FORMAT))
+        packed.write(bytes(1 << 20))
+    with pytest.raises(StoreError, match=r"cannot be unpacked|unpacks to more"), unpacked(bomb):
+        pass
+
+
+def test_the_limit_counts_all_files_together(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = archive_of(finished, tmp_path)
+    monkeypatch.setattr("harness.store.packed_run.LARGEST_BYTES", 2_000)
+    with pytest.raises(StoreError, match="unpacks to more than"), unpacked(archive):
+        pass
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive", gzip.compress(b"no tar" * 1000)])
+def test_a_damaged_archive_is_one_line(cli: Command, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.tar.gz").write_bytes(content)
+    ran = cli("leaderboard", tmp_path / "x.tar.gz", "--out", tmp_path / "site")
+    assert ran.code == 2
+    assert "left out: " in ran.err
+    assert "x.tar.gz" in ran.err
+
+
+def test_damage_inside_a_file_is_one_line(cli: Command, finished: Path, tmp_path: Path) -> None:
+    """Bytes flipped inside the samples, which inflating stumbles over; the good run beside it is published."""
+    chance = random.Random(0)
+    lines = [json.dumps({"sample_id": str(chance.random()), "scores": {"chrf": chance.random()}}) for _ in range(5000)]
+    archive = tmp_path / "damaged.tar.gz"
+    records = dict.fromkeys(RECORDS, b"{}") | {"samples.jsonl": "\n".join(lines).encode()}
+    write_archive(archive, "damaged", records, {})
+    whole = archive.read_bytes()
+    flipped = (flip(whole, place) for place in range(len(whole) // 4, 3 * len(whole) // 4, 997))
+    archive.write_bytes(next(content for content in flipped if is_no_deflate(content)))
+    ran = cli("leaderboard", archive, finished, "--out", tmp_path / "site")
+    assert ran.code == 0, ran
+    assert "damaged.tar.gz cannot be unpacked" in ran.err
+    assert "1 run(s)" in ran.out
+
+
+def flip(content: bytes, place: int) -> bytes:
+    """Invert eight bytes."""
+    return content[:place] + bytes(255 - byte for byte in content[place : place + 8]) + content[place + 8 :]
+
+
+def is_no_deflate(content: bytes) -> bool:
+    """Whether zlib itself complains, not the checksum behind it."""
+    try:
+        gzip.decompress(content)
+    except zlib.error:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+@pytest.mark.parametrize("name", ["submission.json", "manifest.json"])
+def test_json_nested_too_deep_is_one_line(cli: Command, finished: Path, tmp_path: Path, name: str) -> None:
+    nested = b"[" * 200_000
+    files = {file: (finished / file).read_bytes() for file in RECORDS}
+    archive = tmp_path / "x.tar.gz"
+    write_archive(archive, "x", files | ({name: nested} if name in RECORDS else {}), {})
+    if name not in RECORDS:
+        rewrite(archive, lambda members: nest(members, name, nested))
+    ran = cli("leaderboard", archive, finished, "--stored", "--out", tmp_path / "site")
+    assert ran.code == 0, ran
+    assert "left out: " in ran.err
+    assert "x.tar.gz" in ran.err
+
+
+def nest(members: list[tuple[tarfile.TarInfo, bytes]], name: str, content: bytes) -> None:
+    """Put another content into a member."""
+    for place, (member, _) in enumerate(members):
+        if member.name.endswith(name):
+            member.size = len(content)
+            members[place] = (member, content)

@@ -1,0 +1,599 @@
+"""The run directory keeps what it promised, whatever moment a run dies at."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.errors import StoreError
+from harness.records import (
+    SCHEMA_VERSION,
+    Manifest,
+    MeterRecord,
+    ModelRecord,
+    OperatingPointRecord,
+    SampleRecord,
+    TaskRecord,
+    WindowRecord,
+)
+from harness.records.summary import Summary, SummaryRow
+from harness.store.run_directory import RunDirectory
+
+
+def make_manifest(**changes: Any) -> Manifest:
+    fields: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "created": "2026-01-01T00:00:00Z",
+        "config": {"model": "tiny", "kv": "propagate", "seed": 0, "out": None},
+        "operating_points": (
+            OperatingPointRecord(name="full", strategy="full", options={}, exit_points=()),
+            OperatingPointRecord(
+                name="confidence:threshold=0.9", strategy="confidence", options={"threshold": 0.9}, exit_points=(1, 2)
+            ),
+        ),
+        "model": ModelRecord(
+            name="tiny",
+            family="llama",
+            weights="pretrained",
+            weights_source="a folder",
+            weights_sha256="ab" * 32,
+            tokenizer_source="the same folder",
+            num_layers=4,
+            hidden_size=8,
+            vocab_size=16,
+            exit_points=(1, 2),
+            dtype="float32",
+            layer_bytes=1,
+            lm_head_bytes=1,
+            kv_projection_bytes=1,
+            kv_entry_bytes=1,
+        ),
+        "tasks": (
+            TaskRecord(
+                name="py150",
+                language="python",
+                protocol="green-code",
+                source_kind="path",
+                source="a file",
+                fingerprint="cd" * 32,
+                samples=4,
+                bad_rows=0,
+            ),
+        ),
+        "meter": MeterRecord(source="none", description="energy not measured", sensor_period_s=None),
+        "block_size": 2,
+        "bandwidth_bytes_per_s": 1e10,
+        "environment": {
+            "cpu": "Some CPU",
+            "logical_cores": 2,
+            "gpus": [],
+            "torch_threads": 2,
+            "load_average": [0.1, 0.1, 0.1],
+            "packages": {"torch": "2.13.0", "numpy": "2.4.6"},
+        },
+    }
+    return Manifest(**(fields | changes))
+
+
+def make_window(number: int, *, samples: int = 2, **changes: Any) -> tuple[WindowRecord, list[SampleRecord]]:
+    fields: dict[str, Any] = {
+        "window": number,
+        "task": "py150",
+        "block": number,
+        "repeat": 0,
+        "operating_point": "full",
+        "samples": samples,
+        "tokens": 3 * samples,
+        "started": "2026-01-01T00:00:00Z",
+        "duration_s": 0.5,
+        "cpu_time_s": 0.9,
+    }
+    window = WindowRecord(**(fields | changes))
+    records = [
+        SampleRecord(
+            window=window.window,
+            operating_point=window.operating_point,
+            task=window.task,
+            sample_id=f"{number}-{index}",
+            repeat=window.repeat,
+            token_ids=(1, 2, 3),
+            text=f'def f():\n\treturn "naïve – {number}\u2028"',
+        )
+        for index in range(samples)
+    ]
+    return window, records
+
+
+def run_of(path: Path, windows: int) -> list[tuple[WindowRecord, list[SampleRecord]]]:
+    written = [make_window(number) for number in range(windows)]
+    with RunDirectory.create(path, make_manifest()) as run:
+        for window, samples in written:
+            run.commit(window, samples)
+    return written
+
+
+def contents(run: RunDirectory) -> tuple[list[WindowRecord], list[SampleRecord]]:
+    return list(run.windows()), list(run.samples())
+
+
+# ----------------------------------------------------------------------------------- round trips
+
+
+def test_what_was_committed_is_read_back(tmp_path: Path) -> None:
+    written = run_of(tmp_path / "new" / "run", 3)
+    run = RunDirectory.read(tmp_path / "new" / "run")
+    assert run.manifest == make_manifest()
+    assert contents(run) == ([window for window, _ in written], [each for _, samples in written for each in samples])
+    assert run.next_window == 3
+    assert run.finished() == {("py150", block, 0, "full") for block in range(3)}
+
+
+def test_windows_are_visible_while_the_run_is_open_and_readable_by_others(tmp_path: Path) -> None:
+    with RunDirectory.create(tmp_path, make_manifest()) as run:
+        assert contents(run) == ([], [])
+        window, samples = make_window(0)
+        run.commit(window, samples)
+        assert contents(run) == ([window], samples)
+        assert contents(RunDirectory.read(tmp_path)) == ([window], samples)
+
+
+def test_warm_up_windows_are_stored_but_not_finished(tmp_path: Path) -> None:
+    with RunDirectory.create(tmp_path, make_manifest()) as run:
+        run.commit(*make_window(0, warmup=True, block=0))
+        assert run.finished() == frozenset()
+        run.commit(*make_window(1, block=0))
+        assert run.finished() == {("py150", 0, 0, "full")}
+        assert [window.warmup for window in run.windows()] == [True, False]
+
+
+def test_idle_and_superseded_windows_finish_nothing(tmp_path: Path) -> None:
+    """A window to be measured again must not stop its own repetition, before or after a resume."""
+    key = ("py150", 0, 0, "full")
+    with RunDirectory.create(tmp_path, make_manifest()) as run:
+        run.commit(*make_window(0, samples=0, idle=True, task="", operating_point="", block=0))
+        run.commit(*make_window(1, superseded=True, block=0))
+        assert (run.finished(), run.attempts(key)) == (frozenset(), 1)
+    with RunDirectory.resume(tmp_path, make_manifest()) as run:
+        run.commit(*make_window(2, superseded=True, block=0))
+        assert (run.finished(), run.attempts(key)) == (frozenset(), 2)
+        run.commit(*make_window(3, block=0))
+        assert run.finished() == {key}
+        for late in (make_window(4, block=0), make_window(4, superseded=True, block=0)):
+            with pytest.raises(StoreError, match="which is finished"):
+                run.commit(*late)
+        run.commit(*make_window(4, samples=0, idle=True, task="", operating_point="", block=0))
+        assert [each.window for each in run.samples()] == [1, 1, 2, 2, 3, 3]
+    assert RunDirectory.read(tmp_path).finished() == {key}
+
+
+def test_a_window_may_have_no_samples(tmp_path: Path) -> None:
+    with RunDirectory.create(tmp_path, make_manifest()) as run:
+        run.commit(*make_window(0, samples=0))
+        run.commit(*make_window(1))
+    assert RunDirectory.read(tmp_path).next_window == 2
+
+
+def test_summary_is_replaced_whole(tmp_path: Path) -> None:
+    row = SummaryRow(
+        operating_point="full",
+        strategy="full",
+        options={},
+        task="py150",
+        language="python",
+        protocol="green-code",
+        source="a file",
+        model="tiny",
+        weights="pretrained",
+        kv="propagate",
+        batch_size=1,
+        dtype="float32",
+        n=4,
+        errors=0,
+        repeats=1,
+        speedup_ci=(0.9, 1.1),
+    )
+    summary = Summary(schema_version=SCHEMA_VERSION, machine="a machine", notes=("a note",), rows=(row,))
+    with RunDirectory.create(tmp_path, make_manifest()) as run:
+        assert run.read_summary() is None
+        run.write_summary(summary)
+        run.write_summary(summary.model_copy(update={"machine": "another"}))
+    assert RunDirectory.read(tmp_path).read_summary() == summary.model_copy(update={"machine": "another"})
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [".lock", "manifest.json", "summary.json"]
+
+
+# ------------------------------------------------------------------------------ kill at any moment
+
+
+def moments_of_last_commit(path: Path) -> Iterator[tuple[int, int]]:
+    """File sizes (samples, windows) in the order in which the last commit brings them about."""
+    sizes = []
+    for name in ("samples.jsonl", "windows.jsonl"):
+        lines = (path / name).read_bytes().splitlines(keepends=True)
+        new = 2 if name == "samples.jsonl" else 1
+        sizes.append((sum(map(len, lines[:-new])), sum(map(len, lines))))
+    (samples_before, samples_after), (windows_before, windows_after) = sizes
+    yield from ((size, windows_before) for size in range(samples_before, samples_after))
+    yield from ((samples_after, size) for size in range(windows_before, windows_after + 1))
+
+
+def test_resume_after_a_kill_at_every_byte_loses_nothing_and_repeats_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # the disk is not what is tested here
+    written = run_of(tmp_path / "whole", 3)
+    whole = {name: (tmp_path / "whole" / name).read_bytes() for name in ("samples.jsonl", "windows.jsonl")}
+    run_of(tmp_path / "run", 0)
+    moments = list(moments_of_last_commit(tmp_path / "whole"))
+    assert len(moments) > 500
+    for samples_size, windows_size in moments:
+        (tmp_path / "run" / "samples.jsonl").write_bytes(whole["samples.jsonl"][:samples_size])
+        (tmp_path / "run" / "windows.jsonl").write_bytes(whole["windows.jsonl"][:windows_size])
+        committed = 3 if windows_size == len(whole["windows.jsonl"]) else 2
+        expected = [window for window, _ in written[:committed]]
+        assert list(RunDirectory.read(tmp_path / "run").windows()) == expected
+        with RunDirectory.resume(tmp_path / "run", make_manifest()) as run:
+            assert list(run.windows()) == expected
+            assert len(run.finished()) == run.next_window == committed
+            for window, samples in written[run.next_window :]:
+                run.commit(window, samples)
+        for name, data in whole.items():
+            assert (tmp_path / "run" / name).read_bytes() == data
+
+
+def test_uncommitted_lines_that_are_garbage_are_cut_off(tmp_path: Path) -> None:
+    written = run_of(tmp_path, 2)
+    before = {name: (tmp_path / name).read_bytes() for name in ("samples.jsonl", "windows.jsonl")}
+    with (tmp_path / "samples.jsonl").open("ab") as file:  # whole lines, and pages that never reached the disk
+        file.write(b'{"window": 2}\nnot json\n' + bytes(100))
+    with (tmp_path / "windows.jsonl").open("ab") as file:
+        file.write(bytes(100))
+    assert len(list(RunDirectory.read(tmp_path).samples())) == 4
+    with RunDirectory.resume(tmp_path, make_manifest()) as run:
+        assert list(run.windows()) == [window for window, _ in written]
+        assert {name: (tmp_path / name).read_bytes() for name in before} == before
+
+
+WRITER = """
+import importlib.util, itertools, os, signal, sys
+from pathlib import Path
+spec = importlib.util.spec_from_file_location("store_tests", sys.argv[1])
+tests = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tests)
+path, flushes = Path(sys.argv[2]), int(sys.argv[3])
+countdown = itertools.count(flushes, -1)
+flush = os.fsync
+os.fsync = lambda descriptor: flush(descriptor) if next(countdown) else os.kill(os.getpid(), signal.SIGKILL)
+open_run = tests.RunDirectory.resume if (path / "manifest.json").exists() else tests.RunDirectory.create
+run = open_run(path, tests.make_manifest())
+for number in itertools.count(run.next_window):
+    window, samples = tests.make_window(number, samples=20)
+    run.commit(window, samples)
+    print(number, flush=True)
+"""
+
+
+def start_writer(path: Path, flushes: int = -1) -> subprocess.Popen[str]:
+    """Start a process that commits windows for ever, or kills itself in place of a flush to the disk."""
+    command = [sys.executable, "-c", WRITER, __file__, str(path), str(flushes)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def test_a_killed_process_leaves_a_directory_that_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    last = -1
+    for delay_s in (0.0, 0.0137):
+        writer = start_writer(path)
+        assert writer.stdout is not None
+        for _ in range(3):
+            assert int(writer.stdout.readline()) == last + 1  # repeats nothing, loses nothing
+            last += 1
+        time.sleep(delay_s)
+        writer.send_signal(signal.SIGKILL)
+        announced = [int(line) for line in writer.stdout.read().split()]
+        writer.wait()
+        writer.stdout.close()
+        next_window = RunDirectory.read(path).next_window
+        assert next_window - 1 - max([last, *announced]) in {0, 1}  # killed between the commit and its announcement
+        last = next_window - 1
+    with RunDirectory.resume(path, make_manifest()) as run:
+        windows, samples = contents(run)
+    assert [window.window for window in windows] == list(range(last + 1))
+    assert [sample.sample_id for sample in samples] == [f"{n}-{i}" for n in range(last + 1) for i in range(20)]
+
+
+def test_a_kill_at_every_flush_leaves_what_was_announced(tmp_path: Path) -> None:
+    # in place of: manifest, folder | samples, folder, window, folder | samples, window | samples.
+    # Without a power cut a line that was written counts, although its flush was not reached.
+    for flushes, committed in enumerate([0, 0, 0, 0, 1, 1, 1, 2, 2]):
+        path = tmp_path / str(flushes)
+        writer = start_writer(path, flushes)
+        announced, _ = writer.communicate(timeout=60)
+        assert writer.returncode == -signal.SIGKILL
+        if flushes == 0:
+            assert not (path / "manifest.json").exists()
+            RunDirectory.create(path, make_manifest()).close()
+        with RunDirectory.resume(path, make_manifest()) as run:
+            windows, samples = contents(run)
+        assert len(announced.split()) <= len(windows) <= len(announced.split()) + 1
+        assert [window.window for window in windows] == list(range(committed))
+        assert [sample.sample_id for sample in samples] == [f"{n}-{i}" for n in range(committed) for i in range(20)]
+
+
+def test_samples_reach_the_disk_before_their_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def sizes() -> tuple[int, int]:
+        return ((tmp_path / "samples.jsonl").stat().st_size, (tmp_path / "windows.jsonl").stat().st_size)
+
+    with RunDirectory.create(tmp_path, make_manifest()) as run:
+        run.commit(*make_window(0))
+        before, at_flush = sizes(), []
+        monkeypatch.setattr(os, "fsync", lambda descriptor: at_flush.append(sizes()))
+        run.commit(*make_window(1))
+        after = sizes()
+    assert at_flush == [(after[0], before[1]), after]
+    assert before[0] < after[0]
+    assert before[1] < after[1]
+
+
+def test_a_kill_while_creating_does_not_block_the_folder(tmp_path: Path) -> None:
+    (tmp_path / ".lock").touch()
+    (tmp_path / "manifest.json.tmp").write_bytes(b'{"schema_')
+    RunDirectory.create(tmp_path, make_manifest()).close()
+    assert RunDirectory.read(tmp_path).manifest == make_manifest()
+
+
+def test_an_interrupted_commit_is_undone_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with RunDirectory.create(tmp_path, make_manifest()) as run:
+        run.commit(*make_window(0))
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", lambda descriptor: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                run.commit(*make_window(1))
+        run.commit(*make_window(1))
+    assert len((tmp_path / "samples.jsonl").read_bytes().splitlines()) == 4
+    assert RunDirectory.read(tmp_path).next_window == 2
+
+
+@contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """Writes beyond ``size`` fail with an OSError in the middle, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("file", ["samples.jsonl", "windows.jsonl"])
+def test_a_full_disk_keeps_what_was_finished(tmp_path: Path, file: str) -> None:
+    with RunDirectory.create(tmp_path, make_manifest()) as run:
+        # many small windows make windows.jsonl the longer file, so that its write is the one that fails
+        for number in range(4):
+            run.commit(*make_window(number, samples=2 if file == "samples.jsonl" else 0))
+        before = {name: (tmp_path / name).read_bytes() for name in ("samples.jsonl", "windows.jsonl")}
+        next_window = make_window(4, samples=2)
+        with (
+            file_size_limit(len(before[file]) + 100),
+            pytest.raises(StoreError, match=r"make room.*--resume") as caught,
+        ):
+            run.commit(*next_window)
+        assert "\n" not in str(caught.value)
+        assert {name: (tmp_path / name).read_bytes() for name in before} == before
+        run.commit(*next_window)
+    with RunDirectory.resume(tmp_path, make_manifest()) as run:
+        assert run.next_window == 5
+
+
+# ------------------------------------------------------------------------------------ refusals
+
+
+def test_an_occupied_folder_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(StoreError, match=rf"not empty.*--resume {tmp_path}.*--out"):
+        RunDirectory.create(tmp_path, make_manifest())
+    assert [entry.name for entry in tmp_path.iterdir()] == ["notes.txt"]
+    with pytest.raises(StoreError, match="cannot make the run directory"):
+        RunDirectory.create(tmp_path / "notes.txt", make_manifest())
+
+
+def test_creating_over_a_run_is_refused(tmp_path: Path) -> None:
+    run_of(tmp_path, 1)
+    with pytest.raises(StoreError, match="--resume"):
+        RunDirectory.create(tmp_path, make_manifest())
+    assert RunDirectory.read(tmp_path).next_window == 1
+
+
+def test_two_writers_are_refused(tmp_path: Path) -> None:
+    with RunDirectory.create(tmp_path, make_manifest()), pytest.raises(StoreError, match="in use by another process"):
+        RunDirectory.resume(tmp_path, make_manifest())
+    RunDirectory.resume(tmp_path, make_manifest()).close()
+
+
+def test_another_process_holds_the_lock_until_it_dies(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    writer = start_writer(path)
+    assert writer.stdout is not None
+    try:
+        writer.stdout.readline()
+        with pytest.raises(StoreError, match="in use by another process"):
+            RunDirectory.resume(path, make_manifest())
+    finally:
+        writer.kill()
+        writer.wait()
+        writer.stdout.close()
+    RunDirectory.resume(path, make_manifest()).close()
+
+
+def test_a_refused_resume_releases_the_lock_and_changes_nothing(tmp_path: Path) -> None:
+    run_of(tmp_path, 1)
+    damaged = (tmp_path / "samples.jsonl").read_bytes().replace(b'"window":0', b'"window":7')
+    (tmp_path / "samples.jsonl").write_bytes(damaged)
+    for _ in range(2):
+        with pytest.raises(StoreError, match="belongs to window 7"):
+            RunDirectory.resume(tmp_path, make_manifest())
+    assert (tmp_path / "samples.jsonl").read_bytes() == damaged
+
+
+@pytest.mark.parametrize("open_run", [RunDirectory.read, lambda path: RunDirectory.resume(path, make_manifest())])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no manifest.json"),
+        (b"", "damaged: not JSON"),
+        (b'{"schema_version": 1, "crea', "damaged: not JSON"),
+        (b"[1]", "foreign"),
+        (b'{"name": "package.json"}', "foreign"),
+        (b'{"schema_version": 1}', "damaged: created: Field required"),
+        (b'{"schema_version": 99}', "schema version 99 and this harness reads 1"),
+    ],
+)
+def test_a_damaged_or_foreign_manifest_is_refused_in_one_line(
+    tmp_path: Path, open_run: Callable[[Path], RunDirectory], content: bytes | None, message: str
+) -> None:
+    if content is not None:
+        (tmp_path / "manifest.json").write_bytes(content)
+    with pytest.raises(StoreError, match=message) as caught:
+        open_run(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_folder_is_refused_and_not_made(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="does not exist"):
+        RunDirectory.resume(tmp_path / "gone", make_manifest())
+    assert not (tmp_path / "gone").exists()
+
+
+@pytest.mark.parametrize(("file", "line"), [("samples.jsonl", 3), ("windows.jsonl", 2)])
+@pytest.mark.parametrize("garbage", [b"\x00\x00", b"{}", b'{"window": NaN}', b""])
+def test_damage_in_the_middle_names_file_and_line(tmp_path: Path, file: str, line: int, garbage: bytes) -> None:
+    run_of(tmp_path, 3)
+    lines = (tmp_path / file).read_bytes().splitlines(keepends=True)
+    lines[line - 1] = garbage + b"\n"
+    (tmp_path / file).write_bytes(b"".join(lines))
+    for open_run in (RunDirectory.read, lambda path: RunDirectory.resume(path, make_manifest())):
+        with pytest.raises(StoreError, match=rf"{file}, line {line} is damaged") as caught:
+            open_run(tmp_path)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_lost_line_is_noticed(tmp_path: Path) -> None:
+    run_of(tmp_path, 3)
+    for name, message in (("windows.jsonl", "line 1 is window 1 where 0"), ("samples.jsonl", "5 whole lines where")):
+        whole = (tmp_path / name).read_bytes()
+        lines = whole.splitlines(keepends=True)
+        (tmp_path / name).write_bytes(b"".join(lines[1:] if name == "windows.jsonl" else lines[:-1]))
+        with pytest.raises(StoreError, match=message):
+            RunDirectory.read(tmp_path)
+        (tmp_path / name).write_bytes(whole)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"window": 3}, "number 3 where 1 is next"),
+        ({"samples": 5}, "announces 5 samples"),
+        ({"failed": 1}, "1 failed"),
+        ({"block": 0}, "repeats"),
+        ({"task": "javacorpus"}, "samples of another window"),
+    ],
+)
+def test_records_that_contradict_the_run_are_not_written(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    with RunDirectory.create(tmp_path, make_manifest()) as run:
+        run.commit(*make_window(0))
+        window, samples = make_window(1)
+        with pytest.raises(StoreError, match=message):
+            run.commit(window.model_copy(update=change), samples)
+        run.commit(window, samples)
+
+
+def test_text_that_is_no_unicode_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with RunDirectory.create(tmp_path, make_manifest()) as run:
+        window, samples = make_window(0)
+        with pytest.raises(StoreError, match="cannot be written as JSON"):
+            run.commit(window, [samples[0], samples[1].model_copy(update={"text": "\ud800"})])
+        assert not (tmp_path / "samples.jsonl").exists()
+
+
+def test_a_reader_cannot_write(tmp_path: Path) -> None:
+    run_of(tmp_path, 1)
+    with pytest.raises(StoreError, match="reading only"):
+        RunDirectory.read(tmp_path).commit(*make_window(1))
+
+
+# ----------------------------------------------------------------------- what must match on resume
+
+
+def changed(path: str, value: Any) -> Manifest:
+    """The manifest with one leaf changed, for example ``model.weights_sha256``."""
+    document = json.loads(make_manifest().model_dump_json())
+    *parents, leaf = (int(part) if part.isdigit() else part for part in path.split("."))
+    inner = document
+    for part in parents:
+        inner = inner[part]
+    inner[leaf] = value
+    return Manifest.model_validate(document)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("config.kv", "recompute", r'config\.kv was "propagate", now "recompute"'),
+        ("config.limit", 5, r"config\.limit was 16, now 5"),
+        ("operating_points.1.options.threshold", 0.8, r"operating_points\[1\]\.options\.threshold was 0\.9, now 0\.8"),
+        ("operating_points", [], r"operating_points was .*, now \[\]"),
+        ("model.weights_sha256", "ee", r"model\.weights_sha256 was \"abab"),
+        ("tasks.0.fingerprint", "ee", r"tasks\[0\]\.fingerprint was \"cdcd"),
+        ("block_size", 3, "block_size was 2, now 3"),
+        ("meter.source", "rapl", r'meter\.source was "none", now "rapl"'),
+        (
+            "environment.cpu",
+            "Other",
+            r"another environment: environment\.cpu was \"Some CPU\", now \"Other\".*two machines",
+        ),
+        ("environment.gpus", ["H100"], r"environment\.gpus was \[\], now \[\"H100\"\]"),
+        ("environment.packages.torch", "2.14.0", r"environment\.packages\.torch was \"2\.13\.0\", now \"2\.14\.0\""),
+    ],
+)
+def test_another_configuration_is_refused_with_both_values(tmp_path: Path, path: str, value: Any, message: str) -> None:
+    run_of(tmp_path, 1)
+    before = {entry.name: entry.read_bytes() for entry in tmp_path.iterdir()}
+    with pytest.raises(StoreError, match=message) as caught:
+        RunDirectory.resume(tmp_path, changed(path, value))
+    assert "\n" not in str(caught.value)
+    assert {entry.name: entry.read_bytes() for entry in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("config.out", "runs/elsewhere"),
+        ("created", "2027-01-01T00:00:00Z"),
+        ("bandwidth_bytes_per_s", 2e10),
+        ("model.weights_source", "another copy of the same file"),
+        ("tasks.0.detail", {"path": "moved"}),
+        ("environment.load_average", [9.0, 9.0, 9.0]),
+    ],
+)
+def test_what_decides_no_result_may_change(tmp_path: Path, path: str, value: Any) -> None:
+    run_of(tmp_path, 1)
+    with RunDirectory.resume(tmp_path, changed(path, value)) as run:
+        assert run.next_window == 1
+        assert run.manifest == make_manifest()
+
+
+def test_a_configuration_of_python_objects_is_compared_as_written(tmp_path: Path) -> None:
+    config = {"out": tmp_path, "source": Path("a/file"), "tasks": ("py150",)}
+    RunDirectory.create(tmp_path / "run", make_manifest(config=config)).close()
+    with RunDirectory.resume(tmp_path / "run", make_manifest(config=config)) as run:
+        assert run.manifest.config["tasks"] == ["py150"]

@@ -1,0 +1,287 @@
+"""``harness train rl`` from a trace to an agent that decodes, and everything it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from harness.config import parse_strategies
+from harness.config.options import build_strategy
+from harness.contracts import KVPolicy
+from harness.decoding.engine import Engine
+from harness.models.artefacts import read_artefact
+from harness.models.controllers import Network, find_controller
+from harness.models.loading import load, resolve
+from harness.training.agents.exit_vec_env import ExitVecEnv
+from harness.training.agents.ppo import AgentSettings
+from harness.training.agents.reward import REWARDS, describe
+from harness.training.agents.train_agent import AGENT_OBSERVATIONS, AgentRequest, build_settings, train_rl
+from harness.training.heads.train_heads import open_traces
+from harness.training.traces.store import Traces
+from harness.training.watch import Silent
+
+Command = Callable[..., Any]
+
+
+@pytest.fixture
+def trace(cli: Command, tiny_llama: Path, rows_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight documents of about two hundred tokens, teacher-forced."""
+    folder = tmp_path_factory.mktemp("trace") / "t"
+    ran = cli(
+        "trace", "--model", tiny_llama, "--task", "py150", "--source", rows_file, "--length", 200, "--out", folder
+    )
+    assert ran.code == 0, ran.err
+    return folder
+
+
+@pytest.fixture
+def train(cli: Command, tiny_llama: Path, trace: Path, tmp_path: Path) -> Command:
+    """``harness train rl`` on it, one rollout; further arguments win."""
+
+    def run(*arguments: object, model: object = tiny_llama) -> Any:
+        given = ["train", "rl", "--model", model, "--traces", trace, "--out", tmp_path / "a", "--steps", 4096]
+        return cli(*given, *arguments)
+
+    return run
+
+
+class Steps(Silent):
+    """Remembers how it went on."""
+
+    def __init__(self) -> None:
+        self.done: list[int] = []
+
+    def step(self, done: int, note: str = "") -> None:
+        self.done.append(done)
+
+
+def edit(trace: Path, **changes: Any) -> None:
+    index = json.loads((trace / "index.json").read_text())
+    (trace / "index.json").write_text(json.dumps(index | changes))
+
+
+@pytest.mark.parametrize("observation", ["paper", "rich"])
+def test_from_a_trace_to_decoding(
+    train: Command, tiny_llama: Path, trace: Path, tmp_path: Path, observation: str, tiny_run: Command
+) -> None:
+    ran = train("--observation", observation, "--keep", 0.9)
+    assert ran.code == 0, ran.err
+    assert "| threshold (replayed) | mean exit layer | agreement |" in ran.out
+    assert (tmp_path / "a" / "rl.md").read_text().strip() == ran.out.strip()
+    resolved = resolve(
+        str(tiny_llama), weights="pretrained", dtype="float32", exit_points="paper", artefacts=str(tmp_path / "a")
+    )
+    agent = find_controller("rl", "", resolved.info)
+    facts, traces = agent.artefact.facts, Traces.open(trace)
+    assert agent.observation == AGENT_OBSERVATIONS[observation]
+    assert facts["model_fingerprint"] == resolved.info.fingerprint
+    assert facts["tokenizer_fingerprint"] == traces.index["tokenizer_fingerprint"]
+    assert agent.exit_points == (4, 6, 10)
+    assert facts["temperature"] == 1.0
+    assert 0.5 <= facts["threshold"] <= 1
+    assert facts["steps"] == 4096
+    assert set(facts["documents"]) == {document["key"] for document in traces.documents}
+    assert facts["reward"] == {"rule": "savings", "penalty": 4.0}
+    assert resolved.seen == set(facts["documents"])  # no run draws what it has learned from
+    engine = Engine(load(resolved, device="cpu", seed=0).backbone, resolved.info)
+    layers = {}
+    for name in ("rl:threshold=0", "rl:threshold=1", "rl"):
+        (made,) = engine.decode(
+            [list(range(5, 30))], build_strategy(*parse_strategies(name)), kv=KVPolicy.PROPAGATE, max_new_tokens=[12]
+        )
+        layers[name] = made.exit_layers[1:]
+    assert set(layers["rl:threshold=1"]) == {12}
+    assert set(layers["rl:threshold=0"]) <= {4, 6, 10, 12}
+    assert sum(layers["rl:threshold=0"]) <= sum(layers["rl"]) <= sum(layers["rl:threshold=1"])
+    unseen = tmp_path / "unseen.jsonl"
+    unseen.write_text(
+        json.dumps({"id": "new", "code": "class New:\n    def run(self, x):\n        return x + 1\n" * 9})
+    )
+    run = tiny_run("--strategy", "rl", "--artefacts", tmp_path / "a", "--source", unseen, "--limit", 1)
+    assert run.code == 0, run.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "rule", "seen"),
+    [
+        (("--preset", "paper"), "python", "paper"),  # as the documents are
+        (("--preset", "paper", "--reward", "java", "--observation", "normal"), "java", "normal"),
+        (("--preset", "paper", "--reward", "savings"), "savings", "paper"),
+        (("--alpha", 0.5), "python", "rich"),
+    ],
+)
+def test_the_paper_s_preset_brings_its_reward_and_observation(
+    train: Command, tmp_path: Path, arguments: tuple[object, ...], rule: str, seen: str
+) -> None:
+    assert train(*arguments).code == 0
+    facts = json.loads((tmp_path / "a" / "rl.json").read_text())
+    assert facts["reward"] == describe(REWARDS[rule])
+    assert facts["observation"] == AGENT_OBSERVATIONS[seen].as_dict()
+
+
+def test_what_is_written_is_what_was_replayed(train: Command, tiny_llama: Path, trace: Path, tmp_path: Path) -> None:
+    """The table is of the network that was written, asked as decoding asks it."""
+    train("--keep", 0.5)
+    artefact = read_artefact(tmp_path / "a" / "rl.json", "rl")
+    network = Network.of(artefact.tensors(), "shared", artefact.facts["activation"])
+    traces, _ = open_traces(str(tiny_llama), trace, artefacts=None)
+    columns = traces.columns("hidden", "top", "final", "document")
+    held = set(range(len(traces.documents)))
+    observation = AGENT_OBSERVATIONS["rich"]
+    found = []
+    for number in held:  # one of the documents was held out
+        rows = columns["document"] == number
+        scores = network(observation.build_all(columns["hidden"][rows].float())).squeeze(-1)
+        leaves = torch.cat((scores >= 0, torch.ones(len(scores), 1, dtype=torch.bool)), dim=1)
+        found.append(torch.tensor([4.0, 6.0, 10.0, 12.0])[leaves.int().argmax(1)].mean().item())
+    row = artefact.facts["replayed"]["thresholds"][0]
+    assert row["threshold"] == 0.5
+    assert min(abs(row["exit_layer"] - each) for each in found) < 1e-3
+    assert artefact.facts["replayed"]["documents"] == 1
+
+
+def test_ctrl_c_keeps_a_checkpoint_and_resume_finishes(
+    train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, calls = ExitVecEnv.step_wait, iter(range(64 + 10))  # in the second rollout
+
+    def interrupt(env: ExitVecEnv) -> Any:
+        if next(calls, None) is None:
+            signal.raise_signal(signal.SIGINT)
+        return step(env)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ExitVecEnv, "step_wait", interrupt)
+        ran = train("--steps", 8192)
+    assert ran.code == 130
+    assert ran.out == ""
+    assert "Go on with the same command and --resume." in " ".join(ran.err.split())
+    assert not (tmp_path / "a" / "rl.json").exists()
+    assert [path.stem for path in (tmp_path / "a" / "rl-checkpoint").glob("*.json")] == ["step-000004096"]
+    ran = train("--steps", 8192, "--resume")
+    assert ran.code == 0, ran.err
+    lines = [json.loads(line) for line in (tmp_path / "a" / "rl-training.jsonl").read_text().splitlines()]
+    assert [line["steps"] for line in lines] == [4096, 8192, 8192]
+    assert "--seed 1" not in train("--steps", 12288, "--resume", "--seed", 1).err
+    assert "was trained with seed 0, now it is 1" in train("--steps", 12288, "--resume", "--seed", 1).error
+
+
+def test_live(tiny_llama: Path, trace: Path, rows_file: Path, tmp_path: Path) -> None:
+    settings = AgentSettings(steps=128, rollout=64, batch=32, envs=8)
+    request = AgentRequest(name="live", live=True, sources=[str(rows_file)], length=4)
+    seen = Steps()
+    made = train_rl("rl", str(tiny_llama), trace, tmp_path / "a", settings, request, command="x", watch=seen)
+    assert made.finished
+    facts = read_artefact(made.path, "rl").facts
+    assert facts["trained_on"]["live"] is True
+    assert facts["ppo"]["envs"] == 1
+    *lines, optimal = map(json.loads, (tmp_path / "a" / "live-training.jsonl").read_text().splitlines())
+    assert [line["steps"] for line in lines] == [64, 128]
+    assert sum(line["episodes"] for line in lines) >= 128 / (4 * 3) - 1  # at most three decisions a token
+    assert sum(optimal["optimal_exits"].values()) >= 128 / 3 - 1
+    assert {1, 63, 64, 65, 128} <= set(seen.done)  # slow: progress moves with every decision
+
+
+def test_live_needs_the_trace_s_documents(train: Command, tmp_path: Path) -> None:
+    other = tmp_path / "other.jsonl"
+    other.write_text(json.dumps({"id": "x", "code": "print('something else altogether')\n" * 30}) + "\n")
+    line = train("--live", "--source", other).error
+    assert "none of the documents of" in line
+    assert "Give the --source it was traced from" in line
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"model_fingerprint": "f" * 16}, "weights ffffffffffffffff"),
+        ({"tokenizer_fingerprint": "e" * 16}, "tokenizer eeeeeeeeeeeeeeee"),
+    ],
+)
+def test_a_trace_of_something_else_is_refused_with_both(
+    train: Command, trace: Path, tiny_llama: Path, changes: dict[str, str], what: str
+) -> None:
+    key, ours = next(iter(changes)), json.loads((trace / "index.json").read_text())
+    edit(trace, **changes)
+    line = train().error
+    assert f"is a trace with {what}" in line
+    assert f"{tiny_llama.name} has {ours[key]} now" in line
+    assert "Trace again" in line
+
+
+def test_a_trace_of_another_model_is_refused(train: Command, tiny_opt: Path) -> None:
+    assert "is a trace with weights" in train(model=tiny_opt).error
+
+
+def test_no_trace_and_empty_traces(train: Command, trace: Path, tmp_path: Path) -> None:
+    edit(trace, shards=[])
+    assert "holds no token" in train().error
+    shutil.rmtree(trace)
+    assert "cannot read the trace" in train().error
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--preset", "fast"), "--preset 'fast' is unknown. Use paper or tuned."),
+        (("--reward", "rust"), "--reward 'rust' is unknown. Use auto, java, python, savings."),
+        (("--observation", "all"), "--observation 'all' is unknown. Use paper, normal, rich, exit."),
+        (("--alpha", 2), "--alpha 2 is out of range"),
+        (("--epsilon", -1), "--epsilon -1 is out of range"),
+        (
+            ("--reward", "python", "--penalty", 2),
+            "--penalty is no part of the python reward, which has alpha, beta, gamma, epsilon.",
+        ),
+        (("--reward", "savings", "--alpha", 1), "--alpha is no part of the savings reward, which has penalty."),
+        (("--steps", 0), "--steps 0 is too small"),
+        (("--envs", 3), "--envs 3 must divide"),
+        (("--keep", 0), "--keep 0 must lie in (0, 1]"),
+        (("--tokens", 0), "--tokens 0 is too small"),
+        (("--tokens", 150), "is long enough for 60% context and 150 tokens"),
+        (("--task", "py15"), "Did you mean 'py150'?"),
+        (("--task", "javacorpus"), "holds no document of javacorpus"),
+        (("--save-steps", 0), "--save-steps 0 is too small"),
+        (("--resume",), "holds no checkpoint to resume from"),
+    ],
+)
+def test_refusals(train: Command, arguments: tuple[object, ...], message: str, tmp_path: Path) -> None:
+    assert message in train(*arguments).error
+    assert not list((tmp_path / "a").glob("*.json"))
+
+
+def test_a_pickled_agent_is_refused(tiny_run: Command, tmp_path: Path) -> None:
+    pickled = tmp_path / "agent.zip"
+    pickled.write_bytes(b"PK")
+    line = tiny_run("--strategy", f"rl:agent={pickled}").error
+    assert "may be a pickle" in line
+
+
+def test_an_agent_for_other_exit_points_or_weights_is_refused(
+    train: Command, tiny_run: Command, tiny_opt: Path, tmp_path: Path
+) -> None:
+    train()
+    agent = f"rl:agent={tmp_path / 'a' / 'rl.json'}"
+    line = tiny_run("--strategy", agent, "--exit-points", "4,6").error
+    assert "4, 6, 10" in line
+    assert "this run has 4, 6." in line
+    line = tiny_run("--strategy", agent, "--model", tiny_opt).error
+    assert "was trained with weights" in line
+
+
+def test_no_exit_keeps_everything(
+    tiny_llama: Path, trace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no threshold keeps enough, the default never exits."""
+    monkeypatch.setattr("harness.training.agents.replay_agent.threshold_keeping", lambda *_: None)
+    settings = build_settings("tuned", {"steps": 1})
+    request = AgentRequest(name="agent")
+    made = train_rl("rl", str(tiny_llama), trace, tmp_path / "b", settings, request, command="x", watch=Silent())
+    assert "it never exits by default" in made.report
+    assert read_artefact(made.path, "rl").facts["threshold"] == 1.0
