@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from harness.doctor import examine as examine_module
 from harness.doctor import paired
 from harness.doctor.verdicts import judge
+from harness.metering import examine as examine_module
 from harness.metering import measure_bandwidth
 from harness.records.machine import MachineRecord
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from harness.doctor import examine as examine_module
-from harness.doctor import sensors as sensors_module
 from harness.doctor.verdicts import judge
 from harness.host import environment
+from harness.metering import examine as examine_module
 from harness.metering import measure_bandwidth, open_meter
+from harness.metering import sensors as sensors_module
 from harness.metering.examine import examine
 from harness.metering.sensors import look_for_sensors, sensors_of_meter
 from harness.metering.ticks import TickReading

@@ -20,7 +20,7 @@ from harness.errors import ConfigError, DataError
 from harness.models.loading import load_codec, resolve
 from harness.models.tuning import read_shortcuts
 from harness.training.shortcut.train_shortcut import train_shortcut
-from harness.training.traces import job
+from harness.training.traces import record_trace
 from harness.training.traces.record_trace import FIRST, TraceRequest, trace
 from harness.training.traces.store import Traces, TraceWriter
 from harness.training.watch import Silent
@@ -146,7 +146,7 @@ def test_more_tokens_than_the_head_reads_at_once_change_nothing(
     tiny_llama: Path, corpus_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = tracer(tiny_llama, corpus_file, tmp_path / "whole")
-    monkeypatch.setattr(job, "CHUNK", 7)
+    monkeypatch.setattr(record_trace, "CHUNK", 7)
     parts = tracer(tiny_llama, corpus_file, tmp_path / "parts")
     for (_, one), (_, other) in zip(rows_of(whole), rows_of(parts), strict=True):
         for name, column in one.items():
@@ -354,7 +354,7 @@ def test_resuming_what_is_whole_traces_nothing(
 def test_an_interrupt_keeps_finished_shards_and_resume_finishes(
     cli: Callable[..., Any], tiny_llama: Path, corpus_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job, "TraceWriter", partial(TraceWriter, shard_tokens=3 * (LENGTH - FIRST)))
+    monkeypatch.setattr(record_trace, "TraceWriter", partial(TraceWriter, shard_tokens=3 * (LENGTH - FIRST)))
     whole = tracer(tiny_llama, corpus_file, tmp_path / "whole", 8)
     command = ["trace", "--model", tiny_llama, "--task", "py150", "--source", corpus_file, "--documents", 8]
     command += ["--length", LENGTH, "--weights", "pretrained", "--device", "cpu", "--out", tmp_path / "t"]
@@ -423,7 +423,7 @@ def test_no_room_for_a_context_is_refused_before_the_model_is_loaded(
     tiny_llama: Path, corpus_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     length: int, new_tokens: int, said: int,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(job, "load", too_late)
+    monkeypatch.setattr(record_trace, "load", too_late)
     with pytest.raises(ConfigError) as refusal:
         tracer(tiny_llama, corpus_file, tmp_path / "t", length=length, new_tokens=new_tokens)
     assert str(refusal.value) == (
@@ -436,7 +436,7 @@ def test_no_room_for_a_context_is_refused_before_the_model_is_loaded(
 def test_an_empty_corpus_is_refused_before_the_model_is_loaded(
     tiny_llama: Path, tmp_path: Path, content: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job, "load", too_late)
+    monkeypatch.setattr(record_trace, "load", too_late)
     (tmp_path / "rows.jsonl").write_text(content)
     with pytest.raises(DataError, match=r"rows\.jsonl") as refusal:
         tracer(tiny_llama, tmp_path / "rows.jsonl", tmp_path / "t")
