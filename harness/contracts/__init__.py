@@ -12,7 +12,16 @@ norm; quantities carry SI suffixes (``_s``, ``_j``, ``_w``, ``_bytes``); ``None`
 from __future__ import annotations
 
 from harness.contracts.meters import EnergyReading, Meter
-from harness.contracts.models import KVInput, KVPolicy, ModelInfo, ModelRequest, TextCodec, Weights, WeightsChoice
+from harness.contracts.models import (
+    ExitHead,
+    KVInput,
+    KVPolicy,
+    ModelInfo,
+    ModelRequest,
+    Tokenizer,
+    Weights,
+    WeightsChoice,
+)
 from harness.contracts.strategies import Batch, ExitRule, ExitView, Strategy
 from harness.contracts.tasks import (
     BadRow,
@@ -35,6 +44,7 @@ __all__ = [
     "Corpus",
     "Document",
     "EnergyReading",
+    "ExitHead",
     "ExitRule",
     "ExitView",
     "KVInput",
@@ -51,7 +61,7 @@ __all__ = [
     "Task",
     "TaskData",
     "TaskRequest",
-    "TextCodec",
+    "Tokenizer",
     "Weights",
     "WeightsChoice",
     "document_key",

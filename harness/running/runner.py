@@ -22,7 +22,7 @@ from harness.metering import open_meter
 from harness.metering.pacing import samples_per_block
 from harness.records import Manifest, WindowRecord
 from harness.records.summary import Summary
-from harness.running.manifest import describe_run, is_out_of_memory, load_model
+from harness.running.manifest import describe_run, is_out_of_memory
 from harness.running.plan import Plan, default_directory, make_plan
 from harness.running.reading import read_run
 from harness.running.repeats import run_repeat
@@ -132,7 +132,7 @@ def _measure(config: RunConfig, resume: Path | None, repeat: int, watch: Observe
     meter, unavailable = open_meter(config.energy, plan.device, config.tdp_w)
     try:
         watch.stage(f"loading {plan.model.info.name}")
-        loaded = load_model(plan)
+        loaded = plan.model.load(plan.device)
         engine = Engine(loaded.backbone, plan.model.info, config.kv_input)
         session = Session(plan, engine, meter)
         if session.idle_s:

@@ -497,7 +497,7 @@ def test_a_suffix_is_read_where_the_tokenizer_can(filler: Service) -> None:
     before, after = filler._codec.encode("def f(x):\n"), filler._codec.encode("\n    return y")
     prompt = filler.encode("def f(x):\n", "\n    return y", max_new_tokens=8, truncate=False)
     names = ["<fim_prefix>", "<fim_suffix>", "<fim_middle>"]
-    start, hole, middle = filler._codec.tokenizer.convert_tokens_to_ids(names)
+    start, hole, middle = filler._codec.wrapped.convert_tokens_to_ids(names)
     assert prompt.token_ids == (start, *before, hole, *after, middle)
     assert prompt.suffix == "used"
     assert filler.encode("", "\n    return y", max_new_tokens=8, truncate=False).suffix == "used"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from harness.contracts import KVPolicy, TextCodec
+from harness.contracts import KVPolicy, Tokenizer
 from harness.decoding.generation import Generation
 from harness.serving.engine.tickets import EngineTicket
 from harness.serving.engine.transcript import Transcript
@@ -27,7 +27,7 @@ class Served:
         failure: what its text failed with; the row stops then.
     """
 
-    def __init__(self, ticket: EngineTicket, codec: TextCodec, special: frozenset[int]) -> None:
+    def __init__(self, ticket: EngineTicket, codec: Tokenizer, special: frozenset[int]) -> None:
         self.ticket, self._special = ticket, special
         self._began = time.perf_counter()
         self._tokens: list[Token] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from harness.contracts import TextCodec
+from harness.contracts import Tokenizer
 
 __all__ = ["Transcript"]
 
@@ -33,7 +33,7 @@ class Transcript:
 
     def __init__(
         self,
-        codec: TextCodec,
+        codec: Tokenizer,
         stop: Sequence[str],
         *,
         keep_stop: bool = False,

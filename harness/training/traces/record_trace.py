@@ -13,11 +13,10 @@ from torch import Tensor
 
 from harness.config import BASELINE, StrategySpec
 from harness.config.options import build_strategy
-from harness.contracts import Document, KVPolicy, Split, TextCodec, WeightsChoice, document_key
+from harness.contracts import Document, ExitHead, KVPolicy, ModelRequest, Split, Tokenizer, WeightsChoice, document_key
 from harness.decoding.engine import Engine
 from harness.errors import ConfigError, DataError
-from harness.models.loading import load, load_codec, resolve
-from harness.models.tuning import ExitHead
+from harness.models.model import resolve
 from harness.registry import TASKS
 from harness.training.identity import identity
 from harness.training.traces.store import Traces, TraceWriter
@@ -77,14 +76,21 @@ def trace(
     """
     loaders = [TASKS.load(name)() for name in tasks]
     resolved = resolve(
-        model, weights=weights, dtype=dtype, exit_points=exit_points, exit_head=exit_head, artefacts=artefacts,
-        seed=request.seed,
-    )  # fmt: skip
+        ModelRequest(
+            model,
+            weights=weights,
+            dtype=dtype,
+            exit_points=exit_points,
+            exit_head=exit_head,
+            artefacts=artefacts,
+            seed=request.seed,
+        )
+    )
     info = resolved.info
     if not info.exit_points:
         raise ConfigError(f"{info.name} has no exit points to trace. Give --exit-points.")
     length = min(request.length, info.max_positions)
-    codec, _ = load_codec(resolved)
+    codec = resolved.tokenizer
     facts = {
         **identity(info, codec.fingerprint),
         "weights": info.weights,
@@ -106,7 +112,7 @@ def trace(
             wanted += [(f"{task.name}, {corpus.source.label}", document) for document in corpus.documents]
     writer = TraceWriter(out, facts, resume=resume)
     watch.stage(f"loading {info.name}")
-    engine = Engine(load(resolved, device=device, seed=request.seed).backbone, info)
+    engine = Engine(resolved.load(device).backbone, info)
     done = set(writer.documents)
     watch.begin("tracing", len(wanted), len(done))
     for number, (stream, document) in enumerate(wanted, start=1):
@@ -130,7 +136,7 @@ def trace(
 
 
 def _prepare(
-    document: Document, codec: TextCodec, engine: Engine, request: TraceRequest, length: int
+    document: Document, codec: Tokenizer, engine: Engine, request: TraceRequest, length: int
 ) -> tuple[list[int], int, int] | None:
     """Return the tokens to run, the first position to keep, and the document's own length; ``None`` if too short."""
     token_ids = codec.encode(document.text)[:length]
