@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from harness.decoding.transcript import Transcript
 from harness.models.tokenizer import TransformersTokenizer
-from harness.serving.engine.transcript import Transcript
 
 
 class Bytes:

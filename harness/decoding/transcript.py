@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from harness.contracts import Tokenizer
+from harness.decoding.generation import Generation
 
-__all__ = ["Transcript"]
+__all__ = ["Token", "Transcript"]
 
 INCOMPLETE = "\ufffd"
 """What a codec puts in the place of a character whose bytes are not all there."""
@@ -14,6 +17,36 @@ INCOMPLETE = "\ufffd"
 
 CONTEXT = 5
 """Tokens of the prompt that a completion's first ones are spelled with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One generated token, when it is made.
+
+    Attributes:
+        index: 0-based place in the completion.
+        token_id: its id.
+        text: what it adds to the text that may be sent; empty while a character or a possible stop text is incomplete.
+        logprob: natural log of its probability under the exit head that chose it.
+        exit_layer: decoder layers executed for it.
+        special: whether it is a special token, which adds no text.
+        time_s: seconds from when its row's time began.
+        last: whether the completion ends with it.
+    """
+
+    index: int
+    token_id: int
+    text: str
+    logprob: float
+    exit_layer: int
+    special: bool
+    time_s: float
+    last: bool = False
+
+    @property
+    def probability(self) -> float:
+        """Its probability under the exit head that chose it."""
+        return math.exp(self.logprob)
 
 
 class Transcript:
@@ -29,6 +62,7 @@ class Transcript:
 
     Attributes:
         stopped: whether a stop text came.
+        tokens: what :meth:`read` returned.
     """
 
     def __init__(
@@ -47,6 +81,7 @@ class Transcript:
         self._text = ""
         self._sent = 0
         self.stopped = False
+        self.tokens: list[Token] = []
 
     def add(self, token_id: int) -> bool:
         """Take one token; returns whether a stop text is complete."""
@@ -61,6 +96,27 @@ class Transcript:
                 self._read = len(self._ids)
                 self._append(whole[len(before) :])
         return self.stopped
+
+    def read(self, made: Generation, *, last: bool) -> Token:
+        """Return the token that a row made since the last call, with its probability.
+
+        Args:
+            made: what the row has so far, one token more than :attr:`tokens`; its stop rule is :meth:`add`.
+            last: the completion ends with it.
+        """
+        place = len(self.tokens)
+        token = Token(
+            index=place,
+            token_id=made.token_ids[place],
+            text=self.take(),
+            logprob=made.log_probabilities[place],
+            exit_layer=made.exit_layers[place],
+            special=made.token_ids[place] in self._silent,
+            time_s=made.token_times_s[place],
+            last=last,
+        )
+        self.tokens.append(token)
+        return token
 
     @property
     def text(self) -> str:
