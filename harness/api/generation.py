@@ -139,6 +139,9 @@ class Stream(Iterator[Token]):
     def _begin(self) -> None:
         """Run the prompt; without a cache that yields no token yet."""
         started = time.perf_counter()
-        stop = lambda token_ids: self._transcript.add(token_ids[-1])  # noqa: E731
-        self._batch.join(0, self._prompt, self._limit, stop, self._eos, started)
+        self._batch.join(0, self._prompt, self._limit, self._add, self._eos, started)
         self._batch.prefill([0])
+
+    def _add(self, token_ids: Sequence[int]) -> bool:
+        """Take the last token into the text: the stop rule of the row."""
+        return self._transcript.add(token_ids[-1])

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from harness.contracts import KVPolicy
+from harness.decoding.transcript import Transcript
 from harness.errors import ConfigError, HarnessError
 from harness.serving.config import ServeConfig
-from harness.serving.engine.transcript import Transcript
 from harness.serving.failures import (
     DrainingError,
     GenerationError,
@@ -297,8 +297,8 @@ def test_whatever_fails_around_the_engine_costs_one_request_at_most(
     where = {
         "metrics": (service.metrics, "finished"),
         "meter": (service._meter, "begin"),
-        "text": ("harness.serving.engine.transcript.Transcript.add",),
-        "ending": ("harness.serving.engine.transcript.Transcript.finish",),
+        "text": ("harness.decoding.transcript.Transcript.add",),
+        "ending": ("harness.decoding.transcript.Transcript.finish",),
     }[broken]
 
     async def scene() -> list[Any]:
