@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from harness.api.columns import GENERATED, frame
-from harness.contracts import Batch, KVPolicy
+from harness.contracts import Batch
 from harness.decoding.engine import Engine
 from harness.decoding.exits import AskedExits
 from harness.decoding.generation import FinishReason, Generation
@@ -42,7 +42,7 @@ class Completion:
     steps: tuple[Token, ...]
     finish_reason: FinishReason
     strategy: str
-    kv: KVPolicy
+    kv: str
     num_layers: int
     prompt_tokens: int
     counts: dict[str, int]

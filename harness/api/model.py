@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from harness.api.columns import TRACE, TracedExit, frame
 from harness.api.generation import Completion, Stream
-from harness.config import BASELINE, parse_all
+from harness.config import BASELINE, RunConfig, parse_all
 from harness.config.model import ModelConfiguration
 from harness.config.strategies import as_strategy
-from harness.contracts import ExitHead, KVPolicy, ModelInfo, Strategy, WeightsChoice
+from harness.contracts import ExitHead, ModelInfo, Strategy, WeightsChoice
 from harness.decoding.engine import Engine
 from harness.errors import ConfigError, ModelError
 from harness.models.model import LoadedModel, resolve
@@ -101,7 +101,7 @@ class Model:
         text: str | Sequence[int],
         strategy: str | Strategy | type[Strategy] = BASELINE,
         *,
-        kv: str | KVPolicy | None = None,
+        kv: str = "auto",
         max_new_tokens: int = 64,
         stop: str | Sequence[str] = (),
         seed: int = 0,
@@ -112,7 +112,7 @@ class Model:
             text: the prompt, or its token ids.
             strategy: ``NAME[:option=value]…``, or a strategy as an object or class, from wherever it is defined. One
                 that looks at the answer (the oracle) does so meanwhile: its times mean nothing.
-            kv: what happens to keys and values of skipped layers; ``None`` for the strategy's own default.
+            kv: what happens to keys and values of skipped layers; ``auto`` for the strategy's own default.
             max_new_tokens: limit.
             stop: text or texts that end it and are no part of it.
             seed: of a random strategy.
@@ -127,7 +127,7 @@ class Model:
         text: str | Sequence[int],
         strategy: str | Strategy | type[Strategy] = BASELINE,
         *,
-        kv: str | KVPolicy | None = None,
+        kv: str = "auto",
         max_new_tokens: int = 64,
         stop: str | Sequence[str] = (),
         seed: int = 0,
@@ -173,13 +173,12 @@ class Model:
             raise ModelError(f"{wrong} is no token of {self.info.name}, which has {self.info.vocab_size}.")
         return token_ids
 
-    def _point(self, strategy: str | Strategy | type[Strategy], kv: str | KVPolicy | None) -> OperatingPoint:
+    def _point(self, strategy: str | Strategy | type[Strategy], kv: str) -> OperatingPoint:
         given = strategy if isinstance(strategy, str) else as_strategy(strategy)
         built = build_all(parse_all([given]))
         if len(built) != 1:
             raise ConfigError(f"'{strategy}' is {len(built)} operating points, and one can generate. Give one value.")
-        try:
-            policy = None if kv is None else KVPolicy(kv)
-        except ValueError:
-            raise ConfigError(f"unknown KV policy '{kv}'. Use one of {', '.join(KVPolicy)}.") from None
-        return operating_point(*built[0], self.info, policy)
+        policies = RunConfig.build({"kv": kv}).kv_policies
+        if len(policies) > 1:
+            raise ConfigError(f"kv = '{kv}' is {len(policies)} policies, and one can generate. Give one.")
+        return operating_point(*built[0], self.info, policies[0] if policies else None)

@@ -13,7 +13,7 @@ import harness
 from harness.api.model import Model
 from harness.config import StrategySpec
 from harness.config.options import build_strategy
-from harness.contracts import KVPolicy, Strategy
+from harness.contracts import Strategy
 from harness.errors import ConfigError, HarnessError, ModelError, UnknownNameError
 
 PROMPT = "def load_path(items, limit=3):\n    for item in items:\n        "
@@ -25,7 +25,7 @@ def test_it_is_what_the_engine_decodes(model: Model, kv: str, spec: tuple[str, t
     name, options = spec
     tokenizer = model.loaded.tokenizer
     (made,) = model._engine.decode(
-        [tokenizer.encode(PROMPT)], build_strategy(StrategySpec(name, options)), kv=KVPolicy(kv),
+        [tokenizer.encode(PROMPT)], build_strategy(StrategySpec(name, options)), kv=model._point("full", kv).kv,
         max_new_tokens=[20], eos_token_ids=tokenizer.eos_token_ids,
     )  # fmt: skip
     found = model.generate(PROMPT, ":".join([name, *(f"{a}={b}" for a, b in options)]), kv=kv, max_new_tokens=20)
@@ -107,7 +107,8 @@ class NotFrozen:
         ({"strategy": "fixed:layer=4,6"}, ConfigError, "'fixed:layer=4,6' is 2 operating points"),
         ({"strategy": NotFrozen()}, ConfigError, "NotFrozen is no strategy: give NAME"),
         ({"strategy": NeedsOne}, ConfigError, r"NeedsOne needs least. Give an object: NeedsOne\(least=…\)"),
-        ({"kv": "propagat"}, HarnessError, "propagat"),
+        ({"kv": "propagat"}, ConfigError, "propagat"),
+        ({"kv": "none,skip"}, ConfigError, "kv = 'none,skip' is 2 policies"),
         ({"max_new_tokens": 0}, ConfigError, "max_new_tokens = 0: give 1 or more"),
         ({"max_new_tokens": 999}, ModelError, "has 256"),
         ({"text": ""}, ModelError, "the prompt is empty"),
