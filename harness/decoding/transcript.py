@@ -12,7 +12,7 @@ from harness.decoding.generation import Generation
 __all__ = ["Token", "Transcript"]
 
 INCOMPLETE = "\ufffd"
-"""What a codec puts in the place of a character whose bytes are not all there."""
+"""What a tokenizer puts in the place of a character whose bytes are not all there."""
 
 
 CONTEXT = 5
@@ -53,7 +53,7 @@ class Transcript:
     """Grows by one token at a time.
 
     Args:
-        codec: spells tokens.
+        tokenizer: spells tokens.
         stop: texts that end the completion; the one that is complete first does.
         keep_stop: whether that text belongs to the completion.
         silent: tokens that add no text (special ones).
@@ -67,14 +67,14 @@ class Transcript:
 
     def __init__(
         self,
-        codec: Tokenizer,
+        tokenizer: Tokenizer,
         stop: Sequence[str],
         *,
         keep_stop: bool = False,
         silent: frozenset[int] = frozenset(),
         after: Sequence[int] = (),
     ) -> None:
-        self._codec, self._stop, self._keep, self._silent = codec, tuple(stop), keep_stop, silent
+        self._tokenizer, self._stop, self._keep, self._silent = tokenizer, tuple(stop), keep_stop, silent
         self._ids = [token for token in after[-CONTEXT:] if token not in silent]
         # Tokens from _start on are spelled again, those from _read on are not in the text.
         self._start, self._read = 0, len(self._ids)
@@ -87,8 +87,8 @@ class Transcript:
         """Take one token; returns whether a stop text is complete."""
         if token_id not in self._silent:
             self._ids.append(token_id)
-            before = self._codec.decode(self._ids[self._start : self._read])
-            whole = self._codec.decode(self._ids[self._start :])
+            before = self._tokenizer.decode(self._ids[self._start : self._read])
+            whole = self._tokenizer.decode(self._ids[self._start :])
             if len(whole) > len(before) and not whole.endswith(INCOMPLETE):
                 self._start, self._read = self._read, len(self._ids)
                 self._append(whole[len(before) :])
@@ -135,9 +135,9 @@ class Transcript:
     def finish(self) -> str:
         """Return all of the text; nothing more will come."""
         if not self.stopped and self._read < len(self._ids):
-            before = self._codec.decode(self._ids[self._start : self._read])
+            before = self._tokenizer.decode(self._ids[self._start : self._read])
             self._read = len(self._ids)
-            self._append(self._codec.decode(self._ids[self._start :])[len(before) :])
+            self._append(self._tokenizer.decode(self._ids[self._start :])[len(before) :])
         return self._text
 
     def rest(self) -> str:
