@@ -438,7 +438,7 @@ def test_it_takes_nothing_while_it_loads_and_says_why_it_failed(
         may_load.wait(30)
         raise RuntimeError("[enforce fail] can't allocate memory: you tried to allocate 9 bytes")
 
-    monkeypatch.setattr("harness.serving.service.load", never)
+    monkeypatch.setattr("harness.models.model.ResolvedModel.module", never)
     service = Service(serve_config())
     service.start()
     wanted = job(service)

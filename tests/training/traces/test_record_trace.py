@@ -423,7 +423,7 @@ def test_no_room_for_a_context_is_refused_before_the_model_is_loaded(
     tiny_llama: Path, corpus_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     length: int, new_tokens: int, said: int,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(record_trace, "load", too_late)
+    monkeypatch.setattr("harness.models.model.ResolvedModel.load", too_late)
     with pytest.raises(ConfigError) as refusal:
         tracer(tiny_llama, corpus_file, tmp_path / "t", length=length, new_tokens=new_tokens)
     assert str(refusal.value) == (
@@ -436,7 +436,7 @@ def test_no_room_for_a_context_is_refused_before_the_model_is_loaded(
 def test_an_empty_corpus_is_refused_before_the_model_is_loaded(
     tiny_llama: Path, tmp_path: Path, content: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(record_trace, "load", too_late)
+    monkeypatch.setattr("harness.models.model.ResolvedModel.load", too_late)
     (tmp_path / "rows.jsonl").write_text(content)
     with pytest.raises(DataError, match=r"rows\.jsonl") as refusal:
         tracer(tiny_llama, tmp_path / "rows.jsonl", tmp_path / "t")
