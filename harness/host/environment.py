@@ -17,6 +17,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from harness.host.processor import core_count
+
 __all__ = ["PACKAGES", "describe", "machine_line"]
 
 PACKAGES = (
@@ -59,7 +61,7 @@ def describe() -> dict[str, Any]:
         "architecture": platform.machine(),
         "cpu": _cpu_model(),
         "logical_cores": os.cpu_count(),
-        "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "usable_cores": core_count(),
         "memory_bytes": _memory_bytes(),
         **_torch_facts(),
         "governor": _first_line(GOVERNOR),

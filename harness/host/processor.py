@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Clock", "clock", "governors", "hypervisor", "quota_cores", "usable_cores"]
+__all__ = ["Clock", "clock", "core_count", "governors", "hypervisor", "quota_cores", "usable_cores"]
 
 PROC = Path("/proc")
 SYS = Path("/sys")
@@ -48,6 +48,11 @@ class Clock:
 def usable_cores() -> tuple[int, ...] | None:
     """Return the cores this process may run on; ``None`` where the system does not tell."""
     return tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else None
+
+
+def core_count() -> int:
+    """Return the number of cores this process may run on; of the whole machine where the system does not tell."""
+    return len(usable_cores() or ()) or os.cpu_count() or 1
 
 
 def quota_cores(proc: Path = PROC, sys: Path = SYS) -> float | None:
