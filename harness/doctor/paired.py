@@ -16,7 +16,6 @@ from zlib import crc32
 from harness.config import RunConfig
 from harness.contracts import Meter, Sample
 from harness.decoding.engine import Engine
-from harness.doctor.binomial import central_range
 from harness.doctor.simulated import NOMINAL, Coverage, coverage
 from harness.errors import DataError
 from harness.metering import metered, open_meter
@@ -155,16 +154,19 @@ def _window(engine: Engine, plan: Plan, meter: Meter, sample: Sample) -> float:
 
 
 def _result(plan: Plan, measured: list[list[Pair]], load: LoadReading | str) -> RealCoverage:
+    from scipy.stats import binom
+
     found = tuple(
         Comparison(paired_ratio(pairs), bootstrap_interval(pairs, seed=number)) for number, pairs in enumerate(measured)
     )
+    low, high = binom.interval(NOMINAL, len(found), NOMINAL)  # of counts: so many cover, 95 % of the time
     everything = [pair for pairs in measured for pair in pairs]
     times = [seconds for pair in everything for seconds in (pair.baseline, pair.other)]
     seen = None if isinstance(load, str) else load
     return RealCoverage(
         model=plan.model.info.name,
         coverage=coverage(len(measured[0]), [one.interval for one in found]),
-        expected=central_range(len(found), NOMINAL),
+        expected=(int(low), int(high)),
         comparisons=found,
         overall=Comparison(paired_ratio(everything), bootstrap_interval(everything)),
         window_s=median(times) or 0.0,

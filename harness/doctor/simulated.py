@@ -22,7 +22,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from harness.doctor.binomial import wilson_interval
 from reports.statistics.intervals import Pair, bootstrap_interval
 
 __all__ = ["Coverage", "coverage", "most_covered", "simulate_coverage", "synthetic_pairs"]
@@ -84,14 +83,17 @@ def simulate_coverage(
 
 def coverage(pairs: int, intervals: Sequence[tuple[float, float] | None]) -> Coverage:
     """Count the intervals that contain 1; a comparison without one covers nothing."""
+    from scipy.stats import binomtest
+
     covered = sum(interval is not None and interval[0] <= 1 <= interval[1] for interval in intervals)
     halves = [(high - low) / 2 for low, high in filter(None, intervals)]
+    share_ci = binomtest(covered, len(intervals)).proportion_ci(NOMINAL, method="wilson")
     return Coverage(
         pairs=pairs,
         comparisons=len(intervals),
         covered=covered,
         share=covered / len(intervals),
-        share_ci=wilson_interval(covered, len(intervals)),
+        share_ci=(float(share_ci.low), float(share_ci.high)),
         half_width=float(np.median(halves)) if halves else None,
     )
 

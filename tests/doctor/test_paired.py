@@ -85,6 +85,7 @@ def test_which_name_runs_first_is_drawn(config: RunConfig, timed: Callable[..., 
     found = compare_with_itself(config, 20, 8, Heard())
     assert found.overall.ratio == pytest.approx(1.0, abs=0.15)
     assert found.coverage.covered >= 15
+    assert found.expected == (17, 20)  # the binomial's central 95 %, by hand
 
 
 def test_noise_that_lasts_longer_than_a_comparison_stays_inside_the_pairs(
