@@ -21,6 +21,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 from harness.errors import StoreError
+from harness.host.files import replace_files
 from harness.records import SCHEMA_VERSION
 
 __all__ = ["ARCHIVE", "LARGEST_BYTES", "unpacked", "write_archive"]
@@ -50,19 +51,18 @@ def write_archive(file: Path, name: str, records: Mapping[str, bytes], facts: Ma
     listed = {each: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for each, data in records.items()}
     about = {"schema_version": SCHEMA_VERSION, "files": listed, **facts}
     files = {**records, LIST: json.dumps(about, indent=2).encode() + b"\n"}
-    unfinished = file.with_name(f".{file.name}.part")
+    content = io.BytesIO()
+    with (
+        gzip.GzipFile(filename="", mode="wb", fileobj=content, mtime=0) as packed,
+        tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as tar,
+    ):
+        for each in sorted(files):
+            member = tarfile.TarInfo(f"{_folder_name(name)}/{each}")
+            member.size, member.mode = len(files[each]), 0o644
+            tar.addfile(member, io.BytesIO(files[each]))
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            unfinished.open("wb") as raw,
-            gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as packed,
-            tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as tar,
-        ):
-            for each in sorted(files):
-                member = tarfile.TarInfo(f"{_folder_name(name)}/{each}")
-                member.size, member.mode = len(files[each]), 0o644
-                tar.addfile(member, io.BytesIO(files[each]))
-        unfinished.replace(file)
+        replace_files({file: content.getvalue()})
     except OSError as error:
         raise StoreError(f"cannot write {file}: {error.strerror}. Use another --out.") from None
 

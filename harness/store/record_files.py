@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -12,12 +11,10 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from harness.errors import StoreError
+from harness.host.files import replace_files, sync_folder
 from harness.records import SCHEMA_VERSION
 
-__all__ = ["ACCESS", "REMEDY", "append", "line_of", "lines", "parse", "read_document", "write_atomically"]
-
-TEMPORARY = ".tmp"
-"""What the name of a document ends in until it is whole."""
+__all__ = ["ACCESS", "REMEDY", "append", "line_of", "lines", "parse", "read_document", "write_document"]
 
 REMEDY = "Leave the run out, or measure it again with `harness run`."
 ACCESS = "Make it readable, or leave the run out."
@@ -96,27 +93,16 @@ def append(file: Path, data: bytes) -> None:
             view = view[stream.write(view) :]
         os.fsync(stream.fileno())
     if is_new:
-        _sync_folder(file.parent)
+        sync_folder(file.parent)
 
 
-def write_atomically(file: Path, record: BaseModel) -> None:
-    """Write a document so that a reader, and a kill, find the old one or the new one and nothing between."""
-    temporary = file.with_name(file.name + TEMPORARY)
+def write_document(file: Path, record: BaseModel) -> None:
+    """Write or replace a document in one step; on return it is on the disk.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
     try:
-        with temporary.open("wb") as stream:
-            stream.write(record.model_dump_json(indent=2).encode() + b"\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, file)
-        _sync_folder(file.parent)
+        replace_files({file: record.model_dump_json(indent=2).encode() + b"\n"}, durable=True)
     except OSError as error:
         raise StoreError(f"cannot write {file}: {error.strerror}.") from None
-
-
-def _sync_folder(folder: Path) -> None:
-    if sys.platform != "win32":  # where folders cannot be opened
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

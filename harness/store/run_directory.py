@@ -19,18 +19,18 @@ from pathlib import Path
 from typing import IO, Self
 
 from harness.errors import StoreError
+from harness.host.files import unfinished
 from harness.records import Manifest, SampleRecord, WindowRecord
 from harness.records.summary import Summary
 from harness.store.record_files import (
     ACCESS,
     REMEDY,
-    TEMPORARY,
     append,
     line_of,
     lines,
     parse,
     read_document,
-    write_atomically,
+    write_document,
 )
 from harness.store.same_run import refuse_other_run
 
@@ -85,7 +85,7 @@ class RunDirectory:
         with ExitStack() as on_error:
             lock = on_error.enter_context(_lock(path))
             _refuse_occupied(path)
-            write_atomically(path / MANIFEST, manifest)
+            write_document(path / MANIFEST, manifest)
             run = cls(path, manifest, lock)
             on_error.pop_all()
         return run
@@ -212,7 +212,7 @@ class RunDirectory:
             StoreError: the directory was opened for reading, or the file cannot be written.
         """
         self._check_writable()
-        write_atomically(self.path / SUMMARY, summary)
+        write_document(self.path / SUMMARY, summary)
 
     def _check_writable(self) -> None:
         if self._lock is None:
@@ -291,7 +291,7 @@ def _committed_samples_end(file: Path, windows: Sequence[WindowRecord]) -> int:
 
 def _refuse_occupied(path: Path) -> None:
     """Raise unless the folder holds at most what a kill while creating leaves: nothing to lose."""
-    if any(entry.name not in {LOCK, MANIFEST + TEMPORARY} for entry in path.iterdir()):
+    if any(entry.name not in {LOCK, unfinished(path / MANIFEST).name} for entry in path.iterdir()):
         raise StoreError(
             f"the folder {path} is not empty. Continue its run with --resume {path}, or use another --out."
         )
