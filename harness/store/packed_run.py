@@ -32,7 +32,6 @@ LIST = "submission.json"
 LARGEST_BYTES = 1 << 30
 """Of a packed run, unpacked: its files together, with what the archive adds to them."""
 
-_CHUNK = 1 << 20
 _LONGEST_NAME = 100
 
 
@@ -126,24 +125,20 @@ def _folder_name(name: str) -> str:
 
 def _extract(tar: tarfile.TarFile, archive: Path, scratch: Path) -> Path:
     """Write the members that a packed run has, under names of our own; never what the archive says where."""
+    tar.extraction_filter = getattr(tarfile, "data_filter", None)  # Python before 3.11.4 has none
     seen, folders = set(), set()
     for member in tar:
-        parts = member.name.split("/")
-        known = len(parts) == 2 and parts[1] in (*RECORDS, LIST) and parts[0] not in ("", ".", "..")
-        if not known or member.name in seen:
+        folder, _, name = member.name.partition("/")
+        if name not in (*RECORDS, LIST) or folder in ("", ".", "..") or member.name in seen:
             raise StoreError(
                 f"{archive} holds {member.name[:80]!r}, which a packed run does not. Pack it with `harness submit`."
             )
         seen.add(member.name)
-        folders.add(_folder_name(parts[0]))
-        target = scratch / _folder_name(parts[0])
-        target.mkdir(exist_ok=True)
-        source = tar.extractfile(member)
-        if source is None or len(folders) > 1:
+        folders.add(_folder_name(folder))
+        if len(folders) > 1:
             raise StoreError(f"{archive} holds more than one folder. Pack it with `harness submit`.")
-        with (target / parts[1]).open("wb") as file:
-            while chunk := source.read(_CHUNK):
-                file.write(chunk)
+        member.name = f"{_folder_name(folder)}/{name}"
+        tar.extract(member, scratch, set_attrs=False)
     if not folders:
         raise StoreError(f"{archive} is empty. Pack it with `harness submit`.")
     return scratch / folders.pop()
