@@ -18,7 +18,7 @@ PACKAGES = ("harness", "strategies", "tasks", "reports")
 
 HOUSE = (
     *("harness.errors", "harness.registry"),
-    *("harness.contracts", "harness.host", "harness.records", "harness.config"),
+    *("harness.contracts", "harness.host", "harness.appearance", "harness.records", "harness.config"),
     *("harness.decoding", "harness.models", "harness.metering", "harness.store"),
     *("strategies", "tasks", "reports"),
     *("harness.training", "harness.running", "harness.sweep"),

@@ -9,8 +9,8 @@ from __future__ import annotations
 from functools import cache
 from importlib.resources import files
 
-from reports.completions.coloured_tokens import TOKEN_CSS
-from reports.completions.depth_colours import depth_shade
+from harness.appearance.depth_colours import depth_shade
+from harness.appearance.token_style import TOKEN_CSS
 
 __all__ = ["ASSETS", "asset"]
 
