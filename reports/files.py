@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from harness.errors import StoreError
-from harness.host.files import replace_files
+from harness.host.atomic_files import replace_files
 
 __all__ = ["replace_file", "write_files"]
 

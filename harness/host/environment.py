@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from harness.host.processor import core_count
+from harness.host.processor import core_count, read_text
 
 __all__ = ["PACKAGES", "describe", "machine_line"]
 
@@ -64,7 +64,7 @@ def describe() -> dict[str, Any]:
         "usable_cores": core_count(),
         "memory_bytes": _memory_bytes(),
         **_torch_facts(),
-        "governor": _first_line(GOVERNOR),
+        "governor": read_text(GOVERNOR),
         "load_average": [round(load, 2) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None,
         "git": _git(),
         "packages": {name: _version(name) for name in PACKAGES},
@@ -110,10 +110,7 @@ def _short(version: str) -> str:
 
 
 def _cpu_model() -> str | None:
-    try:
-        lines = CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
+    lines = (read_text(CPUINFO) or "").splitlines()
     names = (value.strip() for key, _, value in (line.partition(":") for line in lines) if key.strip() == "model name")
     return next(names, None) or platform.processor() or None
 
@@ -133,16 +130,9 @@ def _torch_facts() -> dict[str, Any]:
     return {
         "torch_threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())] if visible else [],
-        "gpu_driver": _first_line(Path("/sys/module/nvidia/version")) if visible else None,
+        "gpu_driver": read_text(Path("/sys/module/nvidia/version")) if visible else None,
         "cuda": torch.version.cuda if visible else None,
     }
-
-
-def _first_line(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8").strip() or None
-    except OSError:
-        return None
 
 
 def _version(distribution: str) -> str | None:

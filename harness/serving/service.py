@@ -16,7 +16,7 @@ from harness.metering import open_meter
 from harness.models.loading import load, load_codec, resolve
 from harness.running.plan import resolve_device
 from harness.serving.config import ServeConfig, prompt_cap
-from harness.serving.engine.energy import EnergyShares
+from harness.serving.engine.energy_shares import EnergyShares
 from harness.serving.engine.tickets import EngineTicket
 from harness.serving.engine.worker import Worker
 from harness.serving.exit_settings import Settings

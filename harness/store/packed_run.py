@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 from harness.errors import StoreError
-from harness.host.files import replace_files
+from harness.host.atomic_files import replace_files
 from harness.records import SCHEMA_VERSION
 
 __all__ = ["ARCHIVE", "LARGEST_BYTES", "unpacked", "write_archive"]

@@ -11,7 +11,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from harness.errors import StoreError
-from harness.host.files import replace_files, sync_folder
+from harness.host.atomic_files import replace_files, sync_folder
 from harness.records import SCHEMA_VERSION
 
 __all__ = ["ACCESS", "REMEDY", "append", "line_of", "lines", "parse", "read_document", "write_document"]

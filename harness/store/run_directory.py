@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Self
 
 from harness.errors import StoreError
-from harness.host.files import unfinished
+from harness.host.atomic_files import unfinished
 from harness.records import Manifest, SampleRecord, WindowRecord
 from harness.records.summary import Summary
 from harness.store.record_files import (

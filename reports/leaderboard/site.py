@@ -17,7 +17,7 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from harness.errors import StoreError
-from harness.host.files import unfinished
+from harness.host.atomic_files import unfinished
 from harness.records import SCHEMA_VERSION
 from harness.records.record import Record
 from reports.files import replace_file

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import ArtefactError
-from harness.host.files import replace_files
+from harness.host.atomic_files import replace_files
 
 if TYPE_CHECKING:
     from torch import Tensor

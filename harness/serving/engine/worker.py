@@ -19,7 +19,7 @@ from harness.decoding.generation import Generation
 from harness.decoding.open_batch import OpenBatch
 from harness.decoding.row_exits import RowExits
 from harness.errors import HarnessError, is_out_of_memory
-from harness.serving.engine.energy import EnergyShares
+from harness.serving.engine.energy_shares import EnergyShares
 from harness.serving.engine.served import Served
 from harness.serving.engine.tickets import EngineTicket
 from harness.serving.failures import DrainingError, GenerationError, OverloadedError, ServingError

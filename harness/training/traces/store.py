@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.contracts import ModelInfo
 from harness.errors import ArtefactError
-from harness.host.files import replace_files
+from harness.host.atomic_files import replace_files
 
 if TYPE_CHECKING:
     from torch import Tensor
