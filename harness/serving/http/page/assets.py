@@ -1,6 +1,6 @@
 """What the page loads beside itself: style, scripts and an icon, all from this server.
 
-They are files of this package but for ``depth.css``, which is made of the colours and the token style of the reports,
+They are files of this package but for ``depth.css``, which is made from the colours and the token style of the reports,
 so that a token looks the same here and there.
 """
 
@@ -31,7 +31,7 @@ ASSETS = {
 
 @cache
 def asset(name: str, num_layers: int) -> bytes:
-    """Return one of :data:`ASSETS`.
+    """Return the content of one of :data:`ASSETS`.
 
     Args:
         name: which.
