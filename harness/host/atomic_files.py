@@ -12,7 +12,7 @@ __all__ = ["replace_files", "sync_folder", "unfinished"]
 
 
 def unfinished(file: Path) -> Path:
-    """Return where the content of a file stands until it is complete; a kill may leave it there."""
+    """Return the path that holds a file's content until it is complete; a killed process may leave it behind."""
     return file.with_name(f".{file.name}.part")
 
 
@@ -21,10 +21,10 @@ def replace_files(contents: Mapping[Path, bytes], *, durable: bool = False) -> N
 
     Args:
         contents: of each file. Folders must exist.
-        durable: force contents and names to the disk, so that they also outlive a power failure.
+        durable: flush contents and names to the disk, so that they survive a power failure.
 
     Raises:
-        OSError: a file cannot be written. Nothing unfinished is left behind, by an interrupt neither.
+        OSError: a file cannot be written. No unfinished file is left behind, not even by an interrupt.
     """
     try:
         for file, content in contents.items():
@@ -43,8 +43,8 @@ def replace_files(contents: Mapping[Path, bytes], *, durable: bool = False) -> N
 
 
 def sync_folder(folder: Path) -> None:
-    """Force the names in a folder to the disk, so that a new file outlives a power failure."""
-    if sys.platform != "win32":  # where folders cannot be opened
+    """Flush the names in a folder to the disk, so that a new file survives a power failure."""
+    if sys.platform != "win32":  # folders cannot be opened there
         _sync(folder)
 
 

@@ -2,7 +2,7 @@
 
 Written into every manifest and compared on resume. No host name, user name or path is recorded:
 run directories are published. torch is asked only if it is imported already (importing it here would
-cost seconds where nobody decodes); otherwise its facts are ``None`` and only its version is known.
+cost seconds even without decoding); otherwise its facts are ``None`` and only its version is known.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 
 def describe() -> dict[str, Any]:
-    """Return the facts of this process' environment, JSON-able; ``None`` where one cannot be had.
+    """Return the facts of this process' environment, JSON-able; ``None`` where one is unavailable.
 
     Keys: ``python``; ``os`` (name and kernel release); ``architecture``; ``cpu`` (model name);
     ``logical_cores`` (of the machine) and ``usable_cores`` (this process' affinity); ``memory_bytes``
@@ -72,7 +72,7 @@ def describe() -> dict[str, Any]:
 
 
 def machine_line(environment: Mapping[str, Any]) -> str:
-    """Return the machine in one human line, from :func:`describe` or a manifest; missing facts are left out.
+    """Return the machine in one readable line, from :func:`describe` or a manifest; missing facts are omitted.
 
     For example ``Intel Xeon (2 cores), 24 GiB, Linux 6.8, Python 3.11, torch 2.13 (2 threads)``.
     """
@@ -145,7 +145,7 @@ def _version(distribution: str) -> str | None:
 def _git(root: Path | None = None) -> dict[str, Any] | None:
     """Return commit and dirtiness of the checkout this code was imported from; ``None`` without one."""
     root = root or Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():  # a site-packages folder inside somebody's repository is not ours
+    if not (root / ".git").exists():  # a site-packages folder inside another repository is not ours
         return None
     commit = _git_output(root, "rev-parse", "HEAD")
     status = _git_output(root, "status", "--porcelain", "--", *CODE)

@@ -1,4 +1,4 @@
-"""What the operating system tells of the processor: cores, quota, clock, governor, hypervisor.
+"""What the operating system reports on the processor: cores, quota, clock, governor, hypervisor.
 
 Read from Linux' ``/proc`` and ``/sys``; elsewhere, and wherever a virtual machine or a container hides a
 file, the answer is ``None``. Nothing is measured here: a virtual machine repeats what its host told it.
@@ -28,7 +28,7 @@ MACHINE_WORDS = (
     "google compute",
     "ec2",
 )
-"""In the firmware's product or vendor name these say that the machine is a virtual one."""
+"""In the firmware's product or vendor name, these mark a virtual machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +46,12 @@ class Clock:
 
 
 def usable_cores() -> tuple[int, ...] | None:
-    """Return the cores this process may run on; ``None`` where the system does not tell."""
+    """Return the cores this process may run on; ``None`` where the system does not report them."""
     return tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else None
 
 
 def core_count() -> int:
-    """Return the number of cores this process may run on; of the whole machine where the system does not tell."""
+    """Return the number of cores this process may run on; else all of the machine's."""
     return len(usable_cores() or ()) or os.cpu_count() or 1
 
 
@@ -86,9 +86,9 @@ def governors(sys: Path = SYS) -> tuple[str, ...] | None:
 
 
 def hypervisor(proc: Path = PROC, sys: Path = SYS) -> str | None:
-    """Return the hypervisor's name, or ``unnamed`` when the processor only says that there is one.
+    """Return the hypervisor's name, or ``unnamed`` when the processor only reports that there is one.
 
-    ``None`` when nothing hints at one; a hypervisor may hide.
+    ``None`` without any sign of one; a hypervisor may hide.
     """
     flagged = any(
         key.strip() == "flags" and "hypervisor" in value.split()
@@ -136,7 +136,7 @@ def _share(quota: str | None, period: str | None) -> float | None:
 
 
 def read_text(path: Path) -> str | None:
-    """Return the text of a small file without the white space around it; ``None`` of nothing, or where it is hidden."""
+    """Return the stripped text of a small file; ``None`` where it is empty or unreadable."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip() or None
     except OSError:

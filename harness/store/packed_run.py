@@ -1,4 +1,4 @@
-"""The archive of a published run: written the same every time, and never trusted when it is read.
+"""The archive of a published run: written reproducibly, and never trusted when it is read.
 
 A ``.tar.gz`` with one folder that holds the files of a run directory and ``submission.json``, which lists the SHA-256
 of the others. Reading one writes known names into a temporary folder and nothing else, up to a limit. Only plain
@@ -30,7 +30,7 @@ ARCHIVE = ".tar.gz"
 RECORDS = ("manifest.json", "windows.jsonl", "samples.jsonl", "summary.json")
 LIST = "submission.json"
 LARGEST_BYTES = 1 << 30
-"""Of a packed run, unpacked: its files together, with what the archive adds to them."""
+"""Limit of an unpacked archive: its files together, the archive's own headers included."""
 
 _LONGEST_NAME = 100
 
@@ -42,7 +42,7 @@ def write_archive(file: Path, name: str, records: Mapping[str, bytes], facts: Ma
         file: of the archive; its folder is made.
         name: of the run.
         records: content of each file of the run directory, by name.
-        facts: what ``submission.json`` says besides the schema version and the hashes.
+        facts: content of ``submission.json`` besides the schema version and the hashes.
 
     Raises:
         StoreError: it cannot be written.
@@ -71,7 +71,7 @@ def unpacked(archive: Path) -> Iterator[Path]:
     """Unpack a packed run into a temporary folder, checked file by file, and return the run directory.
 
     Raises:
-        StoreError: it is no packed run: a damaged archive, a member that is no plain file of a run directory, too
+        StoreError: not a packed run: a damaged archive, a member that is not a plain file of a run directory, too
             large, or a file that is not the one ``submission.json`` lists.
     """
     with TemporaryDirectory(prefix="harness-") as scratch:
@@ -90,7 +90,7 @@ def unpacked(archive: Path) -> Iterator[Path]:
 
 
 class _NotPlainError(Exception):
-    """A member is no plain file."""
+    """A member is not a plain file."""
 
 
 class _PlainMember(tarfile.TarInfo):
@@ -100,12 +100,13 @@ class _PlainMember(tarfile.TarInfo):
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
         member = super().frombuf(buf, encoding, errors)
         if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
-            raise _NotPlainError(f"holds {member.name[:80]!r}, which is no plain file. Pack it with `harness submit`.")
+            what = f"holds {member.name[:80]!r}, which is not a plain file"
+            raise _NotPlainError(f"{what}. Pack it with `harness submit`.")
         return member
 
 
 class _Limited(io.RawIOBase):
-    """A stream that ends with an error where an archive becomes too large."""
+    """A stream that raises once an archive becomes too large."""
 
     def __init__(self, stream: gzip.GzipFile, archive: Path) -> None:
         self._stream, self._archive, self._room = stream, archive, LARGEST_BYTES
@@ -124,8 +125,8 @@ def _folder_name(name: str) -> str:
 
 
 def _extract(tar: tarfile.TarFile, archive: Path, scratch: Path) -> Path:
-    """Write the members that a packed run has, under names of our own; never what the archive says where."""
-    tar.extraction_filter = getattr(tarfile, "data_filter", None)  # Python before 3.11.4 has none
+    """Write the members of a packed run under names of our own, never where the archive says."""
+    tar.extraction_filter = getattr(tarfile, "data_filter", None)  # absent before Python 3.11.4
     seen, folders = set(), set()
     for member in tar:
         folder, _, name = member.name.partition("/")

@@ -1,4 +1,4 @@
-"""Files of records: lines and documents, read with one line of refusal and written so that a kill cannot tear them."""
+"""Files of records: lines and documents, refused in one line when damaged, and written so that a kill tears none."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from harness.records import SCHEMA_VERSION
 
 __all__ = ["ACCESS", "REMEDY", "append", "line_of", "lines", "parse", "read_document", "write_document"]
 
-REMEDY = "Leave the run out, or measure it again with `harness run`."
-ACCESS = "Make it readable, or leave the run out."
+REMEDY = "Omit the run, or measure it again with `harness run`."
+ACCESS = "Make it readable, or omit the run."
 
 R = TypeVar("R", bound=BaseModel)
 
@@ -26,7 +26,7 @@ def line_of(record: BaseModel) -> bytes:
     """Return a record as one line of JSON.
 
     Raises:
-        StoreError: it holds what JSON cannot.
+        StoreError: it holds a value that JSON cannot represent.
     """
     try:
         return record.model_dump_json().encode() + b"\n"
@@ -35,7 +35,7 @@ def line_of(record: BaseModel) -> bytes:
 
 
 def lines(file: Path) -> Iterator[bytes]:
-    """Iterate the whole lines of a file, each with its newline; a torn last line is left out."""
+    """Iterate the whole lines of a file, each with its newline; an incomplete last line is omitted."""
     try:
         with file.open("rb") as stream:
             yield from (line for line in stream if line.endswith(b"\n"))
@@ -49,7 +49,7 @@ def parse(kind: type[R], data: bytes, file: Path, line: int | None = None) -> R:
     """Return the record that a line or a document holds.
 
     Raises:
-        StoreError: it is none.
+        StoreError: it is damaged.
     """
     try:
         return kind.model_validate_json(data)
@@ -85,7 +85,7 @@ def read_document(kind: type[R], file: Path) -> R:
 
 
 def append(file: Path, data: bytes) -> None:
-    """Append and force to the disk. Unbuffered: a buffer would write its rest later, behind a roll-back."""
+    """Append and flush to the disk. Unbuffered: a buffer could be written later, after a roll-back."""
     is_new = not file.exists()
     with file.open("ab", buffering=0) as stream:
         view = memoryview(data)
