@@ -1,10 +1,10 @@
-"""A/A comparisons of synthetic times: do the intervals that tables print cover 1 as often as they say?
+"""A/A comparisons of synthetic times: do the intervals in tables cover 1 as often as they claim?
 
 Two names for the same work, block by block in random order, as a run measures them. A time is the block's
 work × the machine's drift × noise, and now and then an outlier:
 
 - work: log-normal with σ = 0.5; blocks of real prompts differ so much in length;
-- drift: a random walk of the log from window to window, σ = 0.005 a step; clocks and neighbours come and go;
+- drift: a random walk of the log from window to window, σ = 0.005 a step; clocks and neighbours change;
 - noise: log-normal with σ = 0.02 per window;
 - outliers: 2 % of the windows take 1 + Exp(0.25) times as long.
 
@@ -67,7 +67,7 @@ def simulate_coverage(
         numbers_of_pairs: paired windows per comparison; one result each.
         comparisons: comparisons per result.
         seed: decides the times.
-        step: is told how many comparisons are done.
+        step: called with the number of comparisons done.
     """
     found = []
     for place, pairs in enumerate(numbers_of_pairs):

@@ -113,8 +113,8 @@ def result(covered: int, comparisons: int, expected: tuple[int, int]) -> RealCov
 @pytest.mark.parametrize(
     ("covered", "comparisons", "expected", "word"),
     [
-        (19, 20, (17, 20), "can be believed"),
-        (17, 20, (17, 20), "can be believed"),
+        (19, 20, (17, 20), "can be trusted"),
+        (17, 20, (17, 20), "can be trusted"),
         (16, 20, (17, 20), "too narrow here"),
         (5, 5, (4, 5), "Too few comparisons"),
         (1, 5, (4, 5), "too narrow here"),
