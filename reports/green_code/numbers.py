@@ -228,6 +228,6 @@ def _kept(cell: Measured, full: Measured) -> Estimate | None:
 
 
 def _spread(cell: Measured, values: Sequence[float]) -> float | None:
-    """Standard deviation over samples; where a window holds several, there is none to be had."""
+    """Standard deviation over samples; where a window holds several, there is none."""
     alone = all(window.samples == 1 for window in cell.windows.values())
     return stdev(values) if alone and len(values) > 1 else None
