@@ -128,7 +128,7 @@ def test_the_verdict_in_words(covered: int, comparisons: int, expected: tuple[in
 
 @pytest.mark.parametrize(
     ("interval", "said"),
-    [((0.94, 0.96), "as promised"), ((0.92, 0.94), "2.0 points short"), ((0.96, 0.98), "wider than need be")],
+    [((0.94, 0.96), "as promised"), ((0.92, 0.94), "2.0 points short"), ((0.96, 0.98), "wider than necessary")],
 )
 def test_a_simulated_coverage_in_words(interval: tuple[float, float], said: str) -> None:
     share = sum(interval) / 2
