@@ -99,7 +99,7 @@ class TaskRecord(Record):
     Attributes:
         name: registered task name.
         language: ``python`` or ``java``.
-        protocol: ``green-code`` or ``codexglue-line``.
+        protocol: registered protocol name.
         source_kind: ``path``, ``hub`` or ``embedded``.
         source: human label of the source.
         fingerprint: SHA-256 over the drawn rows.
