@@ -1,8 +1,9 @@
-"""Computes every registered score that applies: of a sample, and of the corpora of a run, these in parallel processes where that is worth their start.
+"""Computes every registered score that applies, of a sample and of the corpora of a run.
 
-The processes are fresh interpreters running this module (:mod:`harness.host.interpreter`), each with its share of the
-corpora in a file and its scores in another. What a process cannot do (a grammar that is missing) is done again here, so
-that the result, or the refusal, is that of one process.
+Corpora are scored in parallel processes where that is worth their start. These are fresh interpreters running this
+module (:mod:`harness.host.interpreter`), each with its share of the corpora in a file and its scores in another. What a
+process cannot do (a grammar that is missing) is done again here, so that the result, or the refusal, is that of one
+process.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from collections.abc import Collection, Iterable, Sequence
+from functools import cache
 from typing import IO, Any
 
 from harness.contracts import Completion, Score
@@ -21,7 +22,7 @@ from harness.host.interpreter import fresh_interpreter
 from harness.registry import SCORES
 from reports.summary.quality import Corpus
 
-__all__ = ["SERIAL_SAMPLES", "CorpusScores", "score_corpora", "score_sample"]
+__all__ = ["SERIAL_SAMPLES", "CorpusScores", "missing_scores", "score_corpora", "score_names", "score_sample"]
 
 SERIAL_SAMPLES = 4_000
 """Fewer samples than this are scored here: a process takes a second to start and scores some 2,000 in that time."""
@@ -36,6 +37,25 @@ def score_sample(completion: Completion) -> Scores:
         for name, score in _scores(completion.language).items()
         if score.scores_samples
     }
+
+
+def score_names(languages: Iterable[str]) -> list[str]:
+    """Return the names of the scores that can judge one of these languages."""
+    return list(dict.fromkeys(name for language in languages for name in _scores(language)))
+
+
+def missing_scores(languages: Collection[str] | None = None) -> tuple[str, ...]:
+    """Return one sentence for the scores that cannot be computed here for the same reason, with what helps.
+
+    Args:
+        languages: of the code to score; ``None`` for any.
+    """
+    titles: dict[str, list[str]] = {}
+    for score in _registered().values():
+        applies = languages is None or any(map(score.applies_to, languages))
+        if applies and (reason := score.unavailable()) is not None:
+            titles.setdefault(reason, []).append(score.title)
+    return tuple(f"not shown: {', '.join(names)}: {reason}." for reason, names in titles.items())
 
 
 class CorpusScores:
@@ -54,14 +74,8 @@ class CorpusScores:
         self._languages = {corpus.language for corpus in corpora}
 
     def missing(self) -> tuple[str, ...]:
-        """Return one sentence for the scores of the known corpora that cannot be computed here for the same reason."""
-        found = {name: score for language in self._languages for name, score in _scores(language).items()}
-        titles: dict[str, list[str]] = {}
-        for _, score in sorted(found.items()):
-            reason = score.unavailable()
-            if reason is not None:
-                titles.setdefault(reason, []).append(score.title)
-        return tuple(f"not shown: {', '.join(names)}: {reason}." for reason, names in titles.items())
+        """Return which scores of the known corpora cannot be computed here; see :func:`missing_scores`."""
+        return missing_scores(self._languages)
 
     def __call__(self, language: str, texts: Sequence[str], references: Sequence[str]) -> Scores:
         """Return the scores of one corpus; one that was not announced is scored now."""
@@ -149,11 +163,14 @@ def _score(corpus: Corpus) -> Scores:
     }
 
 
-@lru_cache(maxsize=16)
 def _scores(language: str) -> dict[str, Score]:
-    """Every registered score that can judge a language, by name."""
-    scores: dict[str, Score] = {name: SCORES.load(name)() for name in SCORES.names()}
-    return {name: score for name, score in scores.items() if score.applies_to(language)}
+    """Every score that can judge a language, by name."""
+    return {name: score for name, score in _registered().items() if score.applies_to(language)}
+
+
+@cache
+def _registered() -> dict[str, Score]:
+    return {name: SCORES.load(name)() for name in SCORES.names()}
 
 
 def _main(source: IO[bytes], target: IO[bytes]) -> None:
