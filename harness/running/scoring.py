@@ -9,6 +9,7 @@ process.
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -33,7 +34,7 @@ Scores = dict[str, float | None]
 def score_sample(completion: Completion) -> Scores:
     """Return every score that is defined for one completion, by name; ``None`` where it has no value here."""
     return {
-        name: None if score.unavailable() else score.sample(completion)
+        name: None if score.unavailable() else _defined(score.sample(completion))
         for name, score in _scores(completion.language).items()
         if score.scores_samples
     }
@@ -157,10 +158,15 @@ def _usable_cores() -> int:
 def _score(corpus: Corpus) -> Scores:
     pairs = tuple(zip(corpus.texts, corpus.references, strict=True))
     return {
-        name: None if score.unavailable() else score.corpus(pairs, corpus.language)
+        name: None if score.unavailable() else _defined(score.corpus(pairs, corpus.language))
         for name, score in _scores(corpus.language).items()
         if score.scores_corpora
     }
+
+
+def _defined(value: float | None) -> float | None:
+    """Return a number that records can hold; one that is not finite is not defined."""
+    return None if value is None or not math.isfinite(value) else float(value)
 
 
 def _scores(language: str) -> dict[str, Score]:
