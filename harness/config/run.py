@@ -15,8 +15,6 @@ from harness.errors import ConfigError
 
 __all__ = ["RunConfig"]
 
-Protocol = Literal["green-code", "codexglue-line"]
-
 
 def _read_strategy(value: Any) -> Any:
     """Take a strategy as text, object or class; a record of an object is not the object."""
@@ -49,7 +47,7 @@ class RunConfig(ModelConfiguration):
         strategies: operating points in the mini-language of :mod:`harness.config.strategies`, or strategies as objects;
             full depth is always added, and none stands for :func:`harness.config.demo_strategies`.
         tasks: registered task names.
-        protocol: ``green-code`` (the next 15 tokens of a file) or ``codexglue-line`` (to the line's end).
+        protocol: registered name, for example ``codexglue-line`` (to the line's end).
         source: ``embedded``, ``hub``, or a path to a JSONL file or dataset folder.
         limit: samples per task; ``None`` for all.
         max_new_tokens: overrides the protocol's limit.
@@ -71,7 +69,7 @@ class RunConfig(ModelConfiguration):
 
     strategies: tuple[GivenStrategy, ...] = ()
     tasks: tuple[str, ...] = ("py150",)
-    protocol: Protocol = "green-code"
+    protocol: str = "green-code"
     source: Annotated[str, Field(min_length=1)] = "embedded"
     limit: Annotated[int, Field(ge=1)] | None = 16
     max_new_tokens: Annotated[int, Field(ge=1, le=4096)] | None = None

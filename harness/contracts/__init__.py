@@ -1,4 +1,4 @@
-"""The vocabulary every room shares: what a strategy, a task, a meter and a model promise.
+"""The vocabulary every room shares: what a strategy, a task, a score, a meter and a model promise.
 
 Protocols for what is plugged in, frozen dataclasses for what is handed over. No torch at run time:
 importing this module must stay cheap, since ``harness list`` does it.
@@ -22,13 +22,13 @@ from harness.contracts.models import (
     Weights,
     WeightsChoice,
 )
+from harness.contracts.scores import Completion, Score
 from harness.contracts.strategies import Batch, ExitRule, ExitView, Strategy
 from harness.contracts.tasks import (
     BadRow,
     Corpus,
     Document,
     Sample,
-    Score,
     SourceInfo,
     Split,
     StopRule,
@@ -41,6 +41,7 @@ from harness.contracts.tasks import (
 __all__ = [
     "BadRow",
     "Batch",
+    "Completion",
     "Corpus",
     "Document",
     "EnergyReading",

@@ -1,4 +1,4 @@
-"""The text of a completion as its tokens come: whole characters, and nothing that may turn out to be a stop text."""
+"""The text of a completion as its tokens arrive: whole characters, and nothing that may turn out to be a stop text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from harness.decoding.generation import Generation
 __all__ = ["Token", "Transcript"]
 
 INCOMPLETE = "\ufffd"
-"""What a tokenizer puts in the place of a character whose bytes are not all there."""
+"""What a tokenizer puts in place of an incomplete character."""
 
 
 CONTEXT = 5
@@ -120,7 +120,7 @@ class Transcript:
 
     @property
     def text(self) -> str:
-        """Whole characters so far, held back ones included."""
+        """Complete characters so far, including those held back."""
         return self._text
 
     def take(self) -> str:
