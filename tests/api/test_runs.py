@@ -83,7 +83,7 @@ def test_frames_say_what_the_files_say(config: dict[str, Any]) -> None:
 
 
 def test_a_folder_without_a_run(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="manifest.json"):
+    with pytest.raises(StoreError, match=r"manifest\.json"):
         harness.read(tmp_path)
 
 
