@@ -17,7 +17,7 @@ __all__ = ["list_", "show"]
 
 def list_(
     kind: Annotated[
-        str | None, typer.Argument(help="strategies, tasks, models or meters; all of them when left out.")
+        str | None, typer.Argument(help="strategies, tasks, models, meters or metrics; all of them when left out.")
     ] = None,
 ) -> None:
     """List what is registered, third-party packages included."""
@@ -38,8 +38,8 @@ def list_(
         console.print()
 
 
-def show(name: Annotated[str, typer.Argument(help="A strategy, task, model or meter.")]) -> None:
-    """Show one strategy, task, model or meter: source paper, options, ranges and defaults."""
+def show(name: Annotated[str, typer.Argument(help="A strategy, task, model, meter or metric.")]) -> None:
+    """Show one strategy, task, model, meter or metric: source paper, options, ranges and defaults."""
     registries = _registries()
     holders = [noun for noun, registry in registries.items() if name in registry]
     if not holders:
@@ -100,6 +100,6 @@ def _show_options(console: Console, name: str) -> None:
 
 
 def _registries() -> dict[str, Any]:
-    from harness.registry import METERS, MODELS, STRATEGIES, TASKS
+    from harness.registry import METERS, METRICS, MODELS, STRATEGIES, TASKS
 
-    return {"strategies": STRATEGIES, "tasks": TASKS, "models": MODELS, "meters": METERS}
+    return {"strategies": STRATEGIES, "tasks": TASKS, "models": MODELS, "meters": METERS, "metrics": METRICS}
