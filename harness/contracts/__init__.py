@@ -12,6 +12,7 @@ norm; quantities carry SI suffixes (``_s``, ``_j``, ``_w``, ``_bytes``); ``None`
 from __future__ import annotations
 
 from harness.contracts.meters import EnergyReading, Meter
+from harness.contracts.metrics import Better, Metric, Wording
 from harness.contracts.models import KVInput, KVPolicy, ModelInfo, ModelRequest, TextCodec, Weights, WeightsChoice
 from harness.contracts.scores import Completion, Score
 from harness.contracts.strategies import Batch, ExitRule, ExitView, Strategy
@@ -32,6 +33,7 @@ from harness.contracts.tasks import (
 __all__ = [
     "BadRow",
     "Batch",
+    "Better",
     "Completion",
     "Corpus",
     "Document",
@@ -41,6 +43,7 @@ __all__ = [
     "KVInput",
     "KVPolicy",
     "Meter",
+    "Metric",
     "ModelInfo",
     "ModelRequest",
     "Sample",
@@ -55,5 +58,6 @@ __all__ = [
     "TextCodec",
     "Weights",
     "WeightsChoice",
+    "Wording",
     "document_key",
 ]

@@ -30,7 +30,8 @@ from harness.running.session import Observer, Session
 from harness.store.run_directory import RunDirectory
 from harness.store.same_run import refuse_other_configuration
 from reports.statistics.intervals import MINIMUM_PAIRS
-from reports.tables.export import to_frame, write_report
+from reports.tables.export import write_report
+from reports.tables.frame import to_frame
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -121,7 +121,7 @@ class _Ours:
         self._run = run
         self.cells = list(run.cells.values())
         self.scored = run.manifest.model.weights != "random"
-        self.codebleu = {row.operating_point: row.codebleu for row in run.summary.rows}
+        self.codebleu = {row.operating_point: row.value("codebleu") for row in run.summary.rows}
 
     def find(self, strategy: str, options: Mapping[str, Any], kv: KVPolicy) -> Measured | None:
         """The operating point of a strategy under a KV policy that has these options, whatever its others are."""
@@ -185,7 +185,7 @@ def _base_point(stands_for: Sequence[str], language: str, ours: _Ours, base: Rec
     full = ours.find("full", {}, KVPolicy.PROPAGATE)
     cached = None
     if full is not None and cell.samples and full.samples:
-        scores = (base.summary.rows[0].codebleu, ours.codebleu.get(full.point.name))
+        scores = (base.summary.rows[0].value("codebleu"), ours.codebleu.get(full.point.name))
         scored = ours.scored and base.manifest.model.weights != "random"
         cached = measured_numbers(cell, full, base.manifest.model.num_layers, scores, paired=False, scored=scored)
     published = published_points(stands_for, language, lambda run: run.strategy == "full" and run.weights == "base")

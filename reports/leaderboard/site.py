@@ -131,7 +131,7 @@ class Site:
         runs = sorted(self.runs.values(), key=lambda run: run.id)
         for name, content in assets():
             self._write(f"assets/{name}", content)
-        self._write("data/columns.js", script("columns", describe_columns(runs[0])).encode())
+        self._write("data/columns.js", script("columns", describe_columns(runs)).encode())
         self._write("data/index.js", script("index", index_of(runs)).encode())
         for name, text in pages(runs, self._most).items():
             self._write(name, text.encode())

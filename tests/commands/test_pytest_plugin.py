@@ -73,8 +73,8 @@ def test_the_history_holds_the_recorded_latencies(users_pytest: Pytest, finished
         assert bench["group"] == "py150"
         assert bench["options"]["timer"] == "recorded latency"
         facts = bench["extra_info"]
-        assert facts["layers_skipped"] == rows[point].layers_skipped
-        assert facts["agreement"] == rows[point].agreement
+        assert facts["layers_skipped"] == rows[point].value("layers_skipped")
+        assert facts["agreement"] == rows[point].value("agreement")
         assert facts["energy_j_per_token"] is None
         assert facts["energy_source"] == "none"
         assert facts["weights_sha256"] == run.manifest.model.weights_sha256

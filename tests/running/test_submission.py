@@ -96,7 +96,7 @@ def test_what_cannot_be_published_is_refused_with_every_remedy(cli: Command, fin
     ran = cli("submit", finished)
     assert ran.code == 2
     assert ran.out.count("✗") == 2
-    assert "rows[0].latency_p50_s is 0.001 there" in ran.out
+    assert "rows[0].metrics.latency_p50_s.value is 0.001 there" in ran.out
     assert "harness report" in ran.out
     assert "--strict" in ran.out
     assert "2 of 8 checks failed" in ran.err

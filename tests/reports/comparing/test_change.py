@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from reports.comparing.units import Units
 
 from reports.comparing.change import Change, change, corrected, level_of_both
 from reports.comparing.metrics import METRICS, find_metric
-from reports.comparing.units import Units
 
 
 def units(*rows: tuple[float, ...]) -> Units:

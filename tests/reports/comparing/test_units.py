@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from reports.comparing.units import agreement_units, match, units_of
 
 from reports.comparing.metrics import find_metric
-from reports.comparing.units import agreement_units, match, units_of
 from reports.summary.measured import Measured, select
 
 

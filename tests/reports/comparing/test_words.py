@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from reports.comparing.units import Matched
 
 from reports.comparing.change import Change
 from reports.comparing.metrics import METRICS
 from reports.comparing.results import PointChange
-from reports.comparing.units import Matched
 from reports.comparing.words import overall, verdict
 from reports.statistics.significance import SWAPS, smallest_p
 
