@@ -177,6 +177,24 @@ def test_its_meter_is_recorded_as_a_guess(made: Path) -> None:
     assert all(window["energy_j"] > 0 for window in lines(made / "windows.jsonl"))
 
 
+def test_its_scores_end_in_the_summary(made: Path) -> None:
+    rows = json.loads((made / "summary.json").read_text())["rows"]
+    assert all(0 <= row["metrics"]["balanced_brackets"]["value"] <= 1 for row in rows)
+    assert all(row["metrics"]["vocabulary"]["value"] >= 1 for row in rows)
+    report = (made / "report.md").read_text()
+    assert "share of completions that close every bracket they open" in report
+    assert "vocabulary" in report
+
+
+def test_a_guess_is_called_one_and_ranks_nothing(made: Path) -> None:
+    summary = json.loads((made / "summary.json").read_text())
+    assert {(row["energy_source"], row["energy_measured"]) for row in summary["rows"]} == {("ten-watts", False)}
+    (note,) = [note for note in summary["notes"] if "10 W times the time" in note]
+    assert "an estimate, not a measurement" in note
+    assert "measured energy" not in (made / "report.md").read_text()
+    assert not any("energy" in (row["verdict"] or "") for row in summary["rows"])
+
+
 def test_the_run_says_which_package_everything_came_from(made: Path) -> None:
     plugins = json.loads((made / "manifest.json").read_text())["plugins"]
     assert {(plugin["distribution"], plugin["version"]) for plugin in plugins} == {("every-nth-exit", "1.0")}
@@ -190,7 +208,9 @@ def test_a_run_is_read_where_the_package_is_not_installed(run: Path, shell: Shel
     (note,) = [note for note in summary["notes"] if "not installed" in note]
     assert note.startswith("every-nth-exit 1.0 is not installed here (strategy 'every-nth', task 'recipes', protocol")
     assert note.endswith("Run `pip install every-nth-exit==1.0`.")
-    assert [row["operating_point"] for row in summary["rows"]] == ["full", "every-nth:n=2:layer=4"]
+    before = json.loads((run / "summary.json").read_text())
+    for now, then in zip(summary["rows"], before["rows"], strict=True):
+        assert now["metrics"] == then["metrics"]  # those of completions together come from the summary of then
 
 
 def test_reports_of_many_runs_and_the_site_show_it_too(run: Path, shell: Shell) -> None:

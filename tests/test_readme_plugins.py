@@ -36,7 +36,7 @@ def test_the_task_is_drawn_under_every_protocol(shown: dict[str, Any], tiny_toke
 
 def test_the_score_scores(shown: dict[str, Any]) -> None:
     score = shown["Length"]()
-    assert score.meaning == "Words of a completion over the reference's"
+    assert score.meaning == "words of a completion over the reference's"
     assert score.sample(Completion("a b", "a b c d", (), (), "python")) == 0.5
     assert score.scores_samples
     assert not score.scores_corpora

@@ -1,7 +1,7 @@
-"""Every score of a task is a metric, and so is its mean difference to full depth, paired by sample.
+"""Every score is a metric, and so is its mean difference to full depth, paired by sample.
 
 A score that stands in samples is one even where the package it comes from is not installed: it is then called by its
-name. Only the first repeat is scored, since the others generate the same text again. What the task scores over all
+name. Only the first repeat is scored, since the others generate the same text again. What is scored of all
 completions together wins over the mean of the samples, also when it says ``None``.
 """
 
@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from functools import cache, partial
 from typing import TYPE_CHECKING
 
-from harness.contracts import Better, Metric, Wording
+from harness.contracts import Better, Metric, Score, Wording
+from harness.registry import SCORES as REGISTERED
 from reports.metrics.sections import AGAINST_FULL, FIGURES, HEADLINE, LEADERBOARD, SCORE_DIFFERENCES, SCORES
 from reports.statistics.intervals import mean
 
@@ -31,19 +32,19 @@ __all__ = [
     "scores_of_sample",
 ]
 
-BUILT_IN = {
-    "exact_match": ("exact match", "share of completions identical to the reference"),
-    "edit_similarity": ("edit sim.", "edit similarity to the reference, 1 is identical"),
-    "token_accuracy": ("token acc.", "share of tokens that equal the reference's"),
-    "bleu": ("BLEU", "n-gram precision"),
-    "rouge_l": ("ROUGE-L", "longest common subsequence"),
-    "codebleu": ("CodeBLEU", "n-grams, keywords, syntax and data flow together"),
-    "syntax": ("syntax", "matching syntax subtrees"),
-    "dataflow": ("data flow", "matching data-flow edges"),
-    "dataflow_defined": ("flow defined", "share of samples whose reference has data flow"),
-    "chrf": ("chrF", "character n-grams"),
-}
-"""Title and meaning of the scores that this harness has."""
+BUILT_IN = (
+    "exact_match",
+    "edit_similarity",
+    "token_accuracy",
+    "bleu",
+    "rouge_l",
+    "codebleu",
+    "syntax",
+    "dataflow",
+    "dataflow_defined",
+    "chrf",
+)
+"""The scores that this harness has, in reading order."""
 
 _DIFFERENCE = "_difference"
 _PLACES: dict[str, dict[str, float]] = {
@@ -68,7 +69,7 @@ def score_metrics(name: str) -> tuple[Metric, Metric]:
     title, meaning, unit, better = _facts(name)
     built_in = name in BUILT_IN
     where = _PLACES.get(name, {}) if built_in else {HEADLINE: 2.5, FIGURES: 6}
-    place = list(BUILT_IN).index(name) if built_in else len(BUILT_IN)
+    place = BUILT_IN.index(name) if built_in else len(BUILT_IN)
     words = name.replace("_", " ")
     wording = Wording(f"{words} {{}} higher", f"{words} {{}} lower", words)
     wording = wording if better != "lower" else Wording(wording.worse, wording.better, words)
@@ -125,8 +126,9 @@ def scores_of(names: Iterable[str]) -> list[str]:
 
 def _facts(name: str) -> tuple[str, str, str, Better | None]:
     """Title, meaning, unit and direction of a score."""
-    if name in BUILT_IN:
-        return (*BUILT_IN[name], "", "higher")
+    if name in REGISTERED:
+        score: Score = REGISTERED.load(name)()
+        return score.title, score.meaning, score.unit, score.better
     return name, "as recorded: the package that this score comes from is not installed here", "", None
 
 

@@ -132,6 +132,11 @@ def _about_energy(meter: MeterRecord, cells: Sequence[Measured]) -> Iterator[str
         )
     elif "replay" in sources:
         yield f"energy is none of this run's ({meter.description.rstrip('.')}): it never decides the Pareto front."
+    elif not meter.measured and sources != {"none"}:
+        yield (
+            f"energy is an estimate, not a measurement ({meter.description.rstrip('.')}): its meter does not say that "
+            "a sensor measures, so it never decides the Pareto front."
+        )
     elif sources == {"none"}:
         yield f"energy was not measured{' (' + missing.rstrip('.') + ')' if missing else ''}."
     elif missing:

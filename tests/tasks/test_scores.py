@@ -161,5 +161,5 @@ def test_names_are_those_of_the_summary() -> None:
 def test_a_table_knows_what_to_call_a_score(name: str) -> None:
     score = SCORES.load(name)()
     assert score.title
-    assert score.meaning == SCORES.entry(name).summary.rstrip(".")
+    assert score.meaning.lower() == SCORES.entry(name).summary.rstrip(".").lower()
     assert score.scores_samples or score.scores_corpora
