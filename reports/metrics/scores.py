@@ -33,8 +33,8 @@ __all__ = [
 
 BUILT_IN = {
     "exact_match": ("exact match", "share of completions identical to the reference"),
-    "edit_similarity": ("edit sim.", "edit similarity to the reference, 1 is identical"),
-    "token_accuracy": ("token acc.", "share of tokens that equal the reference's"),
+    "edit_similarity": ("edit similarity", "edit similarity to the reference, 1 is identical"),
+    "token_accuracy": ("token accuracy", "share of tokens that equal the reference's"),
     "bleu": ("BLEU", "n-gram precision"),
     "rouge_l": ("ROUGE-L", "longest common subsequence"),
     "codebleu": ("CodeBLEU", "n-grams, keywords, syntax and data flow together"),
@@ -45,6 +45,8 @@ BUILT_IN = {
 }
 """Title and meaning of the scores that this harness has."""
 
+_SHORT = {"similarity": "sim.", "accuracy": "acc."}
+"""Words that headers abbreviate."""
 _DIFFERENCE = "_difference"
 _PLACES: dict[str, dict[str, float]] = {
     "edit_similarity": {HEADLINE: 2, FIGURES: 1},
@@ -69,13 +71,15 @@ def score_metrics(name: str) -> tuple[Metric, Metric]:
     built_in = name in BUILT_IN
     where = _PLACES.get(name, {}) if built_in else {HEADLINE: 2.5, FIGURES: 6}
     place = list(BUILT_IN).index(name) if built_in else len(BUILT_IN)
+    short = " ".join(_SHORT.get(word, word) for word in title.split(" "))
     words = name.replace("_", " ")
     wording = Wording(f"{words} {{}} higher", f"{words} {{}} lower", words)
     wording = wording if better != "lower" else Wording(wording.worse, wording.better, words)
     judged = name in _JUDGED if built_in else better is not None
     score = Metric(
         name=name,
-        header=title.replace(" ", "\n", 1),
+        header=short.replace(" ", "\n", 1),
+        title=title,
         meaning=meaning,
         compute=partial(_value, name),
         units=partial(_units, name),
@@ -89,7 +93,8 @@ def score_metrics(name: str) -> tuple[Metric, Metric]:
     )
     difference = Metric(
         name=f"{name}{_DIFFERENCE}",
-        header=f"Δ {title}",
+        header=f"Δ {short}",
+        title=f"{title} minus full depth’s",
         meaning=f"{title} minus full depth's, mean over samples",
         compute=partial(_differences, name),
         paired="difference",
