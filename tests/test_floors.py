@@ -118,9 +118,11 @@ def test_reports_know_no_tensors(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in modules() if room(name) in ORCHESTRATION])
 def test_orchestration_names_nothing_concrete(name: str) -> None:
     names = {
-        point.name for kind in ("strategies", "tasks", "models") for point in entry_points(group=f"harness.{kind}")
-    } - {"random", "full", "entropy"}  # a value of --weights, one of --method, and a column of traces as well
-    assert {"confidence", "py150", "smollm2-135m"} <= names
+        point.name
+        for kind in ("strategies", "tasks", "protocols", "scores", "models")
+        for point in entry_points(group=f"harness.{kind}")
+    } - {"random", "full", "entropy", "green-code"}  # of --weights, --method, --weights-rule, and a column of traces
+    assert {"confidence", "py150", "codexglue-line", "codebleu", "smollm2-135m"} <= names
     literals = {
         node.value
         for node in ast.walk(tree(modules()[name]))

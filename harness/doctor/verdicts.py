@@ -23,7 +23,6 @@ COARSE_TIMER_S = 1e-5
 SLOW_DISPATCH_S = 2e-5
 PERIOD_RATIO = 2.0
 LOW_PRECISION = ("bfloat16", "float16")
-GUESSES = ("estimate", "replay")
 
 
 class Level(StrEnum):
@@ -128,9 +127,9 @@ def _energy(facts: MachineRecord) -> Iterator[Remark]:
     if facts.meter == "none":
         yield Remark(Level.NOT_AVAILABLE, _no_sensor(facts), _enable(facts))
         return
-    if facts.meter in GUESSES:
-        what = "estimate only, from CPU time" if facts.meter == "estimate" else "recorded readings, not of this machine"
-        yield Remark(Level.NOT_AVAILABLE, f"{what}: {_no_sensor(facts)}", _enable(facts))
+    if not facts.meter_measured:
+        reason = f"{facts.meter} only, which no sensor measures here: {_no_sensor(facts)}"
+        yield Remark(Level.NOT_AVAILABLE, reason, _enable(facts))
         return
     sensor = facts.sensor(facts.meter)
     if sensor is None or sensor.period_s is None:
@@ -169,9 +168,8 @@ def _enable(facts: MachineRecord) -> str:
 
 
 def _scoring(facts: MachineRecord) -> Iterator[Remark]:
-    if facts.packages_missing:
-        names = " ".join(facts.packages_missing)
-        yield Remark(Level.CARE, f"scorers are not installed: {names}", f"pip install {names}")
+    for missing in facts.scores_missing:
+        yield Remark(Level.CARE, missing)
 
 
 def _exactness(facts: MachineRecord, what: str) -> str:

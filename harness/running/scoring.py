@@ -1,31 +1,62 @@
-"""Scores the corpora of a run, in parallel processes where that is worth their start.
+"""Computes every registered score that applies, of a sample and of the corpora of a run.
 
-The processes are fresh interpreters running this module (:mod:`harness.host.interpreter`), each with its share of the
-corpora in a file and its scores in another. What a process cannot do (a task that only this interpreter knows, a
-grammar that is missing) is done again here, so that the result, or the refusal, is that of one process.
+Corpora are scored in parallel processes where that is worth their start. These are fresh interpreters running this
+module (:mod:`harness.host.interpreter`), each with its share of the corpora in a file and its scores in another. What a
+process cannot do (a grammar that is missing) is done again here, so that the result, or the refusal, is that of one
+process.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from collections.abc import Collection, Iterable, Sequence
+from functools import cache
 from typing import IO, Any
 
+from harness.contracts import Completion, Score
 from harness.host.interpreter import fresh_interpreter
-from harness.registry import TASKS
+from harness.registry import SCORES
 from reports.summary.quality import Corpus
 
-__all__ = ["SERIAL_SAMPLES", "CorpusScores", "score_corpora"]
+__all__ = ["SERIAL_SAMPLES", "CorpusScores", "missing_scores", "score_corpora", "score_names", "score_sample"]
 
 SERIAL_SAMPLES = 4_000
 """Fewer samples than this are scored here: a process takes a second to start and scores some 2,000 in that time."""
 
 Scores = dict[str, float | None]
+
+
+def score_sample(completion: Completion) -> Scores:
+    """Return every score that is defined for one completion, by name; ``None`` where it has no value here."""
+    return {
+        name: None if score.unavailable() else _defined(score.sample(completion))
+        for name, score in _scores(completion.language).items()
+        if score.scores_samples
+    }
+
+
+def score_names(languages: Iterable[str]) -> list[str]:
+    """Return the names of the scores that can judge one of these languages."""
+    return list(dict.fromkeys(name for language in languages for name in _scores(language)))
+
+
+def missing_scores(languages: Collection[str] | None = None) -> tuple[str, ...]:
+    """Return one sentence for the scores that cannot be computed here for the same reason, with what helps.
+
+    Args:
+        languages: of the code to score; ``None`` for any.
+    """
+    titles: dict[str, list[str]] = {}
+    for score in _registered().values():
+        applies = languages is None or any(map(score.applies_to, languages))
+        if applies and (reason := score.unavailable()) is not None:
+            titles.setdefault(reason, []).append(score.title)
+    return tuple(f"not shown: {', '.join(names)}: {reason}." for reason, names in titles.items())
 
 
 class CorpusScores:
@@ -36,15 +67,20 @@ class CorpusScores:
         processes: how many to use at most; default: the processor cores this process may use.
 
     Raises:
-        HarnessError: a task is unknown, or cannot score.
+        HarnessError: a score cannot be computed.
     """
 
     def __init__(self, corpora: Sequence[Corpus], processes: int | None = None) -> None:
         self._scores = dict(zip(corpora, score_corpora(corpora, processes), strict=True))
+        self._languages = {corpus.language for corpus in corpora}
 
-    def __call__(self, task: str, texts: Sequence[str], references: Sequence[str]) -> Scores:
+    def missing(self) -> tuple[str, ...]:
+        """Return which scores of the known corpora cannot be computed here; see :func:`missing_scores`."""
+        return missing_scores(self._languages)
+
+    def __call__(self, language: str, texts: Sequence[str], references: Sequence[str]) -> Scores:
         """Return the scores of one corpus; one that was not announced is scored now."""
-        corpus = Corpus(task, tuple(texts), tuple(references))
+        corpus = Corpus(language, tuple(texts), tuple(references))
         if corpus not in self._scores:
             self._scores[corpus] = _score(corpus)
         return self._scores[corpus]
@@ -80,7 +116,7 @@ class _Worker:
         self._count = len(corpora)
         self._output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
         with tempfile.TemporaryFile() as task:
-            task.write(json.dumps([[c.task, c.texts, c.references] for c in corpora]).encode())
+            task.write(json.dumps([[c.language, c.texts, c.references] for c in corpora]).encode())
             task.seek(0)
             self._process = fresh_interpreter(
                 "harness.running.scoring", stdin=task, stdout=self._output, stderr=subprocess.DEVNULL
@@ -120,18 +156,32 @@ def _usable_cores() -> int:
 
 
 def _score(corpus: Corpus) -> Scores:
-    scores: Scores = _task(corpus.task).score_corpus(list(corpus.texts), list(corpus.references))
-    return scores
+    pairs = tuple(zip(corpus.texts, corpus.references, strict=True))
+    return {
+        name: None if score.unavailable() else _defined(score.corpus(pairs, corpus.language))
+        for name, score in _scores(corpus.language).items()
+        if score.scores_corpora
+    }
 
 
-@lru_cache(maxsize=16)
-def _task(name: str) -> Any:
-    return TASKS.load(name)()
+def _defined(value: float | None) -> float | None:
+    """Return a number that records can hold; one that is not finite is not defined."""
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
+def _scores(language: str) -> dict[str, Score]:
+    """Every score that can judge a language, by name."""
+    return {name: score for name, score in _registered().items() if score.applies_to(language)}
+
+
+@cache
+def _registered() -> dict[str, Score]:
+    return {name: SCORES.load(name)() for name in SCORES.names()}
 
 
 def _main(source: IO[bytes], target: IO[bytes]) -> None:
     corpora: Iterable[Any] = json.loads(source.read())
-    results = [_score(Corpus(task, tuple(texts), tuple(references))) for task, texts, references in corpora]
+    results = [_score(Corpus(language, tuple(texts), tuple(references))) for language, texts, references in corpora]
     target.write(json.dumps(results).encode())
 
 

@@ -122,7 +122,7 @@ class Finished:
         ttft_s: from submission to the first token.
         total_s: from submission to the last token.
         energy_j: this request's share of what was used while it ran, joules; ``None`` without a number.
-        energy_source: ``nvml``, ``rapl``, ``soc``, ``estimate`` … or ``none``; a sensor's are measured.
+        energy_source: of the meter; ``none`` where it failed.
     """
 
     text: str

@@ -19,7 +19,6 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from harness.serving.jobs import Finished
-from reports.summary.energy import UNMEASURED
 
 if TYPE_CHECKING:
     from typing import Protocol
@@ -58,9 +57,14 @@ class Exposition(NamedTuple):
 
 
 class Metrics:
-    """The counters of one server, in a registry of their own. Every method may be called from any thread."""
+    """The counters of one server, in a registry of their own. Every method may be called from any thread.
 
-    def __init__(self) -> None:
+    Args:
+        energy_measured: joules come from a sensor; others are not counted.
+    """
+
+    def __init__(self, *, energy_measured: bool = False) -> None:
+        self._energy_measured = energy_measured
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         self._http = Counter(
@@ -169,7 +173,7 @@ class Metrics:
         self._decode_layers.labels(strategy).inc(done.decode_layers)
         self._checks.labels(strategy).inc(done.exit_checks)
         self._heads.labels(strategy).inc(done.lm_head_evaluations)
-        if done.energy_j is not None and done.energy_source not in UNMEASURED:
+        if done.energy_j is not None and self._energy_measured:
             self._joules().labels(done.energy_source).inc(done.energy_j)
 
     def failed(self, kind: str) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from harness.contracts import ModelInfo
+from harness.contracts.meters import is_measured
 from harness.errors import ConfigError, HarnessError, is_out_of_memory
 from harness.metering import open_meter
 from harness.models.loading import load, load_codec, resolve
@@ -48,7 +49,7 @@ class Service:
         device: of the weights.
         weights_source: in words; empty until loaded.
         load_s: seconds that loading took.
-        energy_source: ``nvml``, ``rapl``, ``soc``, ``estimate`` … or ``none``. energy_description: one line.
+        energy_source: of the meter. energy_measured: it reads a sensor. energy_description: one line.
         max_prompt_tokens: cap on the tokens of a prompt.
         fim: how the tokenizer fills in the middle; ``None`` when it cannot.
 
@@ -78,8 +79,9 @@ class Service:
         self._special = frozenset(self._codec.tokenizer.all_special_ids) | self._codec.eos_token_ids
         self._meter, _ = open_meter(config.energy, self.device, config.tdp_w)
         self.energy_source, self.energy_description = self._meter.source, self._meter.description
+        self.energy_measured = is_measured(self._meter)
         self.fim = fill_in_the_middle(self._codec.tokenizer)
-        self.metrics = Metrics()
+        self.metrics = Metrics(energy_measured=self.energy_measured)
         self.state: State = "loading"
         self.failure: str | None = None
         self.weights_source = ""

@@ -13,7 +13,7 @@ from harness.records import Manifest
 
 __all__ = ["refuse_other_configuration", "refuse_other_run"]
 
-DECIDING = ("config", "operating_points", "model", "tasks", "block_size", "meter", "environment")
+DECIDING = ("config", "operating_points", "model", "tasks", "block_size", "meter", "plugins", "environment")
 """Parts of a manifest that decide results, in the order in which a difference is looked for."""
 
 NOT_DECIDING = {

@@ -59,7 +59,7 @@ def _mean_power(point: Point) -> float | None:
 
 
 def _idle_power(point: Point) -> float | None:
-    return idle_power_w(point.cell, point.idle)
+    return idle_power_w(point.cell, point.idle, point.manifest.meter)
 
 
 def _net_per_token(point: Point) -> float | None:

@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from functools import cache, partial
 from typing import TYPE_CHECKING
 
-from harness.contracts import Better, Metric, Wording
+from harness.contracts import Better, Metric, Score, Wording
+from harness.registry import SCORES as REGISTERED
 from reports.metrics.sections import AGAINST_FULL, FIGURES, HEADLINE, LEADERBOARD, SCORE_DIFFERENCES, SCORES
 from reports.statistics.intervals import mean
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from reports.summary.measured import Measured
 
 __all__ = [
-    "BUILT_IN",
     "EDIT_SIMILARITY",
     "EDIT_SIMILARITY_DIFFERENCE",
     "recorded_scores",
@@ -31,46 +31,31 @@ __all__ = [
     "scores_of_sample",
 ]
 
-BUILT_IN = {
-    "exact_match": ("exact match", "share of completions identical to the reference"),
-    "edit_similarity": ("edit similarity", "edit similarity to the reference, 1 is identical"),
-    "token_accuracy": ("token accuracy", "share of tokens that equal the reference's"),
-    "bleu": ("BLEU", "n-gram precision"),
-    "rouge_l": ("ROUGE-L", "longest common subsequence"),
-    "codebleu": ("CodeBLEU", "n-grams, keywords, syntax and data flow together"),
-    "syntax": ("syntax", "matching syntax subtrees"),
-    "dataflow": ("data flow", "matching data-flow edges"),
-    "dataflow_defined": ("flow defined", "share of samples whose reference has data flow"),
-    "chrf": ("chrF", "character n-grams"),
-}
-"""Title and meaning of the scores that this harness has."""
+EDIT_SIMILARITY = "edit_similarity"
+"""The one score that both protocols and both languages report and that moves with every token."""
 
 _SHORT = {"similarity": "sim.", "accuracy": "acc."}
 """Words that headers abbreviate."""
 _DIFFERENCE = "_difference"
+EDIT_SIMILARITY_DIFFERENCE = f"{EDIT_SIMILARITY}{_DIFFERENCE}"
+_JUDGED = (EDIT_SIMILARITY, "exact_match", "codebleu")
+"""Built-in scores that decide whether quality is kept; one of somebody else always does."""
 _PLACES: dict[str, dict[str, float]] = {
-    "edit_similarity": {HEADLINE: 2, FIGURES: 1},
+    EDIT_SIMILARITY: {HEADLINE: 2, FIGURES: 1},
     "exact_match": {FIGURES: 3, LEADERBOARD: 2.3},
     "codebleu": {FIGURES: 4, LEADERBOARD: 2.4},
     "rouge_l": {FIGURES: 5},
 }
 """Where built-in scores stand besides among the scores."""
-_DIFFERENCE_PLACES: dict[str, dict[str, float]] = {
-    "edit_similarity": {AGAINST_FULL: 4, LEADERBOARD: 2.2},
-    "exact_match": {AGAINST_FULL: 5},
-    "codebleu": {AGAINST_FULL: 6},
-}
-_JUDGED = ("edit_similarity", "exact_match", "codebleu")
-"""Built-in scores that decide whether quality is kept; one of somebody else always does."""
 
 
 @cache
 def score_metrics(name: str) -> tuple[Metric, Metric]:
     """Return the metrics of one score: itself, and its difference to full depth."""
     title, meaning, unit, better = _facts(name)
-    built_in = name in BUILT_IN
+    built_in = name in REGISTERED and not REGISTERED.entry(name).is_plugin
     where = _PLACES.get(name, {}) if built_in else {HEADLINE: 2.5, FIGURES: 6}
-    place = list(BUILT_IN).index(name) if built_in else len(BUILT_IN)
+    place = _JUDGED.index(name) if name in _JUDGED else 4
     short = " ".join(_SHORT.get(word, word) for word in title.split(" "))
     words = name.replace("_", " ")
     wording = Wording(f"{words} {{}} higher", f"{words} {{}} lower", words)
@@ -106,7 +91,7 @@ def score_metrics(name: str) -> tuple[Metric, Metric]:
         if name in _JUDGED
         else {SCORE_DIFFERENCES: 1},
         verdict=wording if judged else None,
-        always_told=name == "edit_similarity",
+        always_told=name == EDIT_SIMILARITY,
     )
     return score, difference
 
@@ -130,8 +115,9 @@ def scores_of(names: Iterable[str]) -> list[str]:
 
 def _facts(name: str) -> tuple[str, str, str, Better | None]:
     """Title, meaning, unit and direction of a score."""
-    if name in BUILT_IN:
-        return (*BUILT_IN[name], "", "higher")
+    if name in REGISTERED:
+        score: Score = REGISTERED.load(name)()
+        return score.title, score.meaning[:1].lower() + score.meaning[1:], score.unit, score.better
     return name, "as recorded: the package that this score comes from is not installed here", "", None
 
 
@@ -155,7 +141,3 @@ def _differences(name: str, point: Point) -> list[float]:
         if here is not None and there is not None:
             found.append(here - there)
     return found
-
-
-EDIT_SIMILARITY, EDIT_SIMILARITY_DIFFERENCE = score_metrics("edit_similarity")
-"""The one score that both protocols and both languages report and that moves with every token."""

@@ -45,7 +45,7 @@ def _energy(point: Point) -> list[Pair] | None:
 
 
 def _net_energy(point: Point) -> list[Pair] | None:
-    idle_w = idle_power_w(point.cell, point.idle)
+    idle_w = idle_power_w(point.cell, point.idle, point.manifest.meter)
     if idle_w is None or not has_energy(point.cell, point.full):
         return None
     return point.cell.energy_pairs(point.full, idle_w)

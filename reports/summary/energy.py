@@ -15,21 +15,20 @@ from harness.records import MeterRecord, WindowRecord
 from reports.statistics.intervals import ratio
 from reports.summary.measured import Measured
 
-__all__ = ["MIXED", "REPLAY", "UNMEASURED", "energy_origin", "has_energy", "idle_power_w", "is_measured", "total"]
+__all__ = ["MIXED", "REPLAY", "energy_origin", "has_energy", "idle_power_w", "is_measured", "total"]
 
 MIXED, REPLAY = "mixed", "replay"
-UNMEASURED = frozenset({"none", "estimate", "replay", MIXED})
-"""Sources that are no sensor, or not of this run."""
 
 
 def is_measured(source: str, meter: MeterRecord) -> bool:
     """Whether an energy was measured by a sensor, in this run."""
-    return source not in UNMEASURED
+    return meter.measured and source == meter.source
 
 
 def energy_origin(source: str) -> str:
     """Say in a few words where an energy comes from that no sensor of this run measured."""
-    return {"estimate": "estimated from CPU time", "none": "not measured"}.get(source, f"not of this run ({source})")
+    known = {"none": "not measured", REPLAY: "not of this run", MIXED: "of several sources", "estimate": "estimated"}
+    return known.get(source, f"estimated by {source}")
 
 
 def has_energy(cell: Measured, baseline: Measured) -> bool:
@@ -38,10 +37,10 @@ def has_energy(cell: Measured, baseline: Measured) -> bool:
     return here is not None and there is not None and source == other
 
 
-def idle_power_w(cell: Measured, idle: Sequence[WindowRecord]) -> float | None:
+def idle_power_w(cell: Measured, idle: Sequence[WindowRecord], meter: MeterRecord) -> float | None:
     """Return watts with nothing running, by the sensor that measured this operating point; ``None`` without one."""
     source, _ = total(cell.windows.values())
-    if source in UNMEASURED:
+    if not is_measured(source, meter):
         return None
     read = [(window.energy_j, window.duration_s) for window in idle if window.energy_source == source]
     joules = [energy_j for energy_j, _ in read if energy_j is not None]

@@ -14,7 +14,7 @@ from reports.summary.measured import Measured
 __all__ = ["Corpus", "CorpusScorer", "corpora", "scored_by"]
 
 CorpusScorer: TypeAlias = Callable[[str, Sequence[str], Sequence[str]], dict[str, float | None]]
-"""``(task name, texts, references) -> scores``: the runner passes the task's own ``score_corpus``."""
+"""``(language, texts, references) -> scores``: every registered score of a corpus, by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,11 +22,11 @@ class Corpus:
     """The completions of one operating point on one task.
 
     Attributes:
-        task: registered name.
+        language: of the code.
         texts: completions. references: ground truths, as many.
     """
 
-    task: str
+    language: str
     texts: tuple[str, ...]
     references: tuple[str, ...]
 
@@ -41,11 +41,13 @@ def scored_by(score_corpus: CorpusScorer) -> Callable[[Measured], dict[str, floa
 
     def score(cell: Measured) -> dict[str, float | None]:
         asked = _corpus(cell)
-        return score_corpus(asked.task, list(asked.texts), list(asked.references))
+        return score_corpus(asked.language, list(asked.texts), list(asked.references))
 
     return score
 
 
 def _corpus(cell: Measured) -> Corpus:
     scored = cell.scored
-    return Corpus(cell.task.name, tuple(sample.text for sample in scored), tuple(sample.reference for sample in scored))
+    return Corpus(
+        cell.task.language, tuple(sample.text for sample in scored), tuple(sample.reference for sample in scored)
+    )

@@ -36,6 +36,7 @@ def summarise(
     score_corpus: CorpusScorer,
     *,
     machine: str | None = None,
+    missing_scores: Sequence[str] = (),
 ) -> Summary:
     """Summarise a run directory's records; a run that is not finished is summarised as far as it got.
 
@@ -43,9 +44,10 @@ def summarise(
         manifest: full depth is its first operating point and the baseline of every ratio.
         windows: measured windows; warm-up is left out.
         samples: sample records; those of uncommitted windows are left out.
-        score_corpus: ``(task name, texts, references) -> scores``, called once per row that has samples.
+        score_corpus: ``(language, texts, references) -> scores``, called once per row that has samples.
         machine: one line that describes where it was measured (``harness.host.environment.machine_line``);
             by default what the manifest's environment calls the processor.
+        missing_scores: sentences about scores that the scorer cannot make where it runs; they become notes.
 
     Returns:
         Rows in the manifest's order (tasks, then operating points), also for operating points that have no
@@ -68,12 +70,12 @@ def summarise(
     summary = Summary(
         schema_version=SUMMARY_VERSION,
         machine=machine or str(manifest.environment.get("cpu") or "machine not recorded"),
-        notes=notes(manifest, measured, rows, windows, samples),
+        notes=notes(manifest, measured, rows, windows, samples, missing_scores),
         rows=rows,
         attributions=tuple(
             attribution
             for task in manifest.tasks
-            for attribution in attribute([cell for cell in measured if cell.task.name == task.name])
+            for attribution in attribute([cell for cell in measured if cell.task.name == task.name], manifest.meter)
         ),
     )
     return mark_front(summary)

@@ -9,8 +9,13 @@ Deviations from the library:
 - dataflow is taken over the samples whose reference has any (``dataflow_defined`` is their share) and is ``None``
   when none has; CodeBLEU is then the mean of the other three components, else of all four;
 - n-grams are those of :func:`tasks.scores.text.code_tokens`, so that keywords get their weight in ``return;`` too;
+- the grammars are those of 0.21.0: with a later one for Python syntax and dataflow move;
 - the variables an edge comes from are ordered by position. The library orders them by Python's string hash,
   which differs from one process to the next, and its score with it.
+
+Two things beside the grammars move syntax and dataflow a little, and every manifest records both: tree-sitter 0.25
+recovers other trees than earlier ones from long broken code, and Python 3.12's tokenizer, by which the library takes
+comments out of Python, refuses other fragments than 3.11's (CHANGELOG.md has the figures).
 
 As in the library, an n-gram order longer than a text counts as one miss, so short texts score below 1 on both
 n-gram components even when they equal their reference. Completions are fragments: syntax and dataflow are those of
@@ -19,18 +24,24 @@ what the parser recovers from them, for text and reference alike.
 
 from __future__ import annotations
 
+import ctypes
+import importlib.util
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeAlias
 
+from harness.contracts import Score
+from harness.contracts.scores import Pair
 from harness.errors import ConfigError
-from tasks.scores.text import as_source, code_tokens
+from tasks.scores.text import as_source, code_tokens, restored
 
-__all__ = ["CodeBleu", "code_bleu", "data_flow"]
+__all__ = ["CodeBleu", "Components", "Dataflow", "DataflowDefined", "Syntax", "components", "data_flow"]
 
 _PLAIN_WEIGHT = 0.2
 """Weight of a token that is no keyword, as in the library."""
@@ -38,12 +49,15 @@ _PLAIN_WEIGHT = 0.2
 _MALFORMED = (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError)
 """What the library's extraction raises on trees with holes; it then says "no data flow", and so do we."""
 
+_CAPSULE_NAME = b"tree_sitter.Language"
+"""What tree-sitter asks for; a capsule keeps the pointer to its name, so this must live as long as the process."""
+
 Edge: TypeAlias = tuple[int, str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
-class CodeBleu:
-    """The components over a corpus, each in 0…1.
+class Components:
+    """The components of CodeBLEU over a corpus, each in 0…1.
 
     Attributes:
         ngram: BLEU-4 with counts pooled.
@@ -66,11 +80,79 @@ class CodeBleu:
         return fmean(parts if self.dataflow is None else [*parts, self.dataflow])
 
 
-def code_bleu(pairs: Sequence[tuple[str, str]], language: str) -> CodeBleu | None:
-    """Return the components over (text, reference) pairs, or ``None`` for a language the library does not know.
+class _OfCodeBleu(Score):
+    """A number of CodeBLEU's; each is computed once with all the others."""
+
+    def unavailable(self) -> str | None:
+        """Return whether the library is absent.
+
+        It is no dependency of the harness: its metadata demands a tree-sitter that recent Pythons have no wheel for, so
+        it is installed without its dependencies, which no package can ask for.
+        """
+        if importlib.util.find_spec("codebleu") is not None:
+            return None
+        return "the package codebleu is not installed (pip install --no-deps codebleu==0.7.0)"
+
+    def corpus(self, pairs: Sequence[Pair], language: str) -> float | None:
+        """Return the number; ``None`` for a language the library does not know.
+
+        Raises:
+            ConfigError: the language's grammar is not installed, or the installed tree-sitter does not fit it.
+        """
+        found = _components(tuple(pairs), language)
+        return None if found is None else self._of(found)
+
+    @abstractmethod
+    def _of(self, found: Components) -> float | None:
+        """Return one of the numbers."""
+
+
+class CodeBleu(_OfCodeBleu):
+    """N-grams, keywords, syntax and data flow together (CodeBLEU)."""
+
+    title = "CodeBLEU"
+
+    def _of(self, found: Components) -> float:
+        return found.score
+
+
+class Syntax(_OfCodeBleu):
+    """Matching syntax subtrees, a component of CodeBLEU."""
+
+    title = "syntax"
+
+    def _of(self, found: Components) -> float:
+        return found.syntax
+
+
+class Dataflow(_OfCodeBleu):
+    """Matching data-flow edges, a component of CodeBLEU."""
+
+    title = "data flow"
+
+    def _of(self, found: Components) -> float | None:
+        return found.dataflow
+
+
+class DataflowDefined(_OfCodeBleu):
+    """Share of samples whose reference has data flow."""
+
+    title = "flow defined"
+
+    def _of(self, found: Components) -> float:
+        return found.dataflow_defined
+
+
+@lru_cache(maxsize=1)
+def _components(pairs: tuple[Pair, ...], language: str) -> Components | None:
+    return components(restored(pairs), language)
+
+
+def components(pairs: Sequence[tuple[str, str]], language: str) -> Components | None:
+    """Return the components over (text, reference) pairs; ``None`` for a language the library does not know.
 
     Raises:
-        ConfigError: the language's grammar is not installed.
+        ConfigError: the language's grammar is not installed, or the installed tree-sitter does not fit it.
     """
     from codebleu import bleu, syntax_match, weighted_ngram_match
 
@@ -86,7 +168,7 @@ def code_bleu(pairs: Sequence[tuple[str, str]], language: str) -> CodeBleu | Non
     ]
     flows = [(data_flow(text, language), data_flow(reference, language)) for text, reference in sources]
     defined = [(found, wanted) for found, wanted in flows if wanted]
-    return CodeBleu(
+    return Components(
         ngram=float(bleu.corpus_bleu([[reference] for reference in references], texts)),
         weighted_ngram=float(weighted_ngram_match.corpus_bleu(weighted, texts)),
         syntax=float(
@@ -165,22 +247,36 @@ def _leaves(root: Any) -> list[Any]:
 
 @lru_cache(maxsize=8)
 def _grammar(language: str) -> Any:
-    from codebleu.utils import get_tree_sitter_language
+    from tree_sitter import Language
 
+    package = f"tree-sitter-{language.replace('_', '-')}"
     try:
-        return get_tree_sitter_language(language)
+        module = import_module(package.replace("-", "_"))
     except ImportError:
-        package = f"tree-sitter-{language.replace('_', '-')}"
         raise ConfigError(f"CodeBLEU needs the grammar of {language}. Run `pip install {package}==0.21.0`.") from None
+    grammar = getattr(module, "language", None) or getattr(module, f"language_{language}")  # PHP's has two
+    address = grammar()
+    try:
+        return Language(_capsule(address) if isinstance(address, int) else address)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"CodeBLEU cannot read the grammar {package}: the installed tree-sitter does not fit it ({error}). "
+            "Run `pip install 'tree-sitter>=0.25'`."
+        ) from None
+
+
+def _capsule(address: int) -> Any:
+    """Wrap the address of a grammar as later grammars do themselves; tree-sitter deprecates bare numbers."""
+    wrap = ctypes.pythonapi.PyCapsule_New
+    wrap.restype, wrap.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
+    return wrap(address, _CAPSULE_NAME, None)
 
 
 @lru_cache(maxsize=8)
 def _parser(language: str) -> Any:
     from tree_sitter import Parser
 
-    parser = Parser()
-    parser.language = _grammar(language)
-    return parser
+    return Parser(_grammar(language))
 
 
 @lru_cache(maxsize=8)

@@ -1,24 +1,36 @@
 from __future__ import annotations
 
+import json
 import logging
 import os
 import subprocess
 import sys
 import warnings
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from tasks.scores import corpus_scores
-from tasks.scores.code_bleu import code_bleu, data_flow
+from harness.errors import ConfigError
+from harness.running.scoring import score_corpora
+from reports.summary.quality import Corpus
+from tasks.scores import code_bleu
+from tasks.scores.code_bleu import CodeBleu, data_flow
+from tasks.scores.text import as_source, restore_literals
 
+GRAMMAR = code_bleu._grammar.__wrapped__  # what is not kept from an earlier test
 FLOW = "total = first + second"
 NO_FLOW = "print ( )"
 
 
 def components(pairs: list[tuple[str, str]], language: str = "python"):  # type: ignore[no-untyped-def]
-    found = code_bleu(pairs, language)
+    found = code_bleu.components(pairs, language)
     assert found is not None
     return found
+
+
+def corpus_scores(texts: list[str], references: list[str], language: str) -> dict[str, float | None]:
+    return score_corpora([Corpus(language, tuple(texts), tuple(references))])[0]
 
 
 def test_identity_of_a_long_line_is_1_in_every_component() -> None:
@@ -101,15 +113,113 @@ def test_fragments_do_no_harm(text: str, language: str) -> None:
         assert 0 <= found.score <= 1
 
 
+@pytest.fixture(scope="module")
+def golden(shared: Path):  # type: ignore[no-untyped-def]
+    """Pairs of CodeXGLUE's sample predictions, (text, reference), alone or with their contexts before them."""
+    folder = shared / "data" / "codexglue_line" / "golden"
+
+    def pairs(language: str, *, contexts: bool = False) -> list[tuple[str, str]]:
+        version = {"python": "2020-09-09", "java": "HEAD"}[language]
+        rows = [json.loads(row) for row in (folder / f"answers_{version}.json").read_text().splitlines()]
+        texts = (folder / f"predictions_{version}.txt").read_text().split("\n")[: len(rows)]
+        before = [f"{row['input']} " if contexts else "" for row in rows]
+        return [
+            (restore_literals(context + text), restore_literals(context + row["gt"]))
+            for context, text, row in zip(before, texts, rows, strict=True)
+        ]
+
+    return pairs
+
+
+# Scores that codebleu 0.7.0 gave with the tree-sitter its metadata asks for (0.22.3), Python 3.11.
+
+
+@pytest.mark.parametrize(
+    ("language", "index", "score"),
+    [
+        ("python", 15, 0.05214893571468941),
+        ("python", 35, 0.45083408507009926),
+        ("python", 77, 0.255307490507106),
+        ("python", 91, 0.7961516536011625),
+        ("python", 94, 0.09631505243675224),
+        ("java", 1, 0.4180135756603252),
+        ("java", 2, 0.16384516997455226),
+        ("java", 4, 0.06196815986047372),
+    ],
+)
+def test_a_later_tree_sitter_scores_completions_as_before(golden, language: str, index: int, score: float) -> None:  # type: ignore[no-untyped-def]
+    assert components([golden(language)[index]], language).score == pytest.approx(score, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("language", "expected"),
+    [
+        ("python", (0.9908261488306976, 0.9910540173383202, 0.9875201879312876, 0.96363932822436, 0.98)),
+        ("java", (0.9798931226814933, 0.9801230918692372, 0.8823529411764706, 0.952755905511811, 1.0)),
+    ],
+)
+def test_a_later_tree_sitter_scores_whole_files_as_before(golden, language: str, expected: tuple[float, ...]) -> None:  # type: ignore[no-untyped-def]
+    found = components(golden(language, contexts=True), language)
+    parts = (found.ngram, found.weighted_ngram, found.syntax, found.dataflow, found.dataflow_defined)
+    assert parts == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(("language", "edges"), [("python", (12266, 12592)), ("java", (254, 192))])
+def test_data_flow_of_whole_files_is_as_before(golden, language: str, edges: tuple[int, int]) -> None:  # type: ignore[no-untyped-def]
+    flows = [data_flow(as_source(reference).strip(), language) for _, reference in golden(language, contexts=True)]
+    assert (sum(map(len, flows)), sum(len(edge[2]) for flow in flows for edge in flow)) == edges
+
+
+@pytest.mark.parametrize("language", ["python", "java"])
+def test_a_grammar_is_handed_over_as_tree_sitter_wants_it(language: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # tree-sitter deprecates the bare address that the older grammars give
+        assert GRAMMAR(language).abi_version == 14
+
+
+def test_a_grammar_that_comes_in_a_capsule_is_read_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    import tree_sitter_python
+
+    wrapped = code_bleu._capsule(tree_sitter_python.language())
+    monkeypatch.setitem(sys.modules, "tree_sitter_python", SimpleNamespace(language=lambda: wrapped))
+    assert GRAMMAR("python").abi_version == 14
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (None, r"needs the grammar of python\. Run `pip install tree-sitter-python==0\.21\.0`"),
+        (SimpleNamespace(language=lambda: "no grammar"), r"does not fit it .* Run `pip install 'tree-sitter>=0\.25'`"),
+    ],
+)
+def test_a_grammar_that_is_missing_or_does_not_fit_is_refused(
+    monkeypatch: pytest.MonkeyPatch, module: object, message: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "tree_sitter_python", module)
+    with pytest.raises(ConfigError, match=message):
+        GRAMMAR("python")
+
+
+def test_without_the_library_its_scores_are_none_and_the_rest_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_it = corpus_scores([FLOW], [FLOW], "python")
+    assert CodeBleu().unavailable() is None
+    monkeypatch.setitem(sys.modules, "codebleu", None)
+    without = corpus_scores([FLOW], [FLOW], "python")
+    absent = ("codebleu", "syntax", "dataflow", "dataflow_defined")
+    assert without == with_it | dict.fromkeys(absent)
+    reason = "the package codebleu is not installed (pip install --no-deps codebleu==0.7.0)"
+    assert CodeBleu().unavailable() == reason
+
+
 def test_names_outside_ascii_are_read_whole() -> None:
     assert data_flow("é = ü + ñ", "python") == data_flow("e = u + n", "python")
 
 
 def test_an_unknown_language_has_no_code_bleu() -> None:
-    assert code_bleu([("a", "a")], "cobol") is None
+    assert code_bleu.components([("a", "a")], "cobol") is None
     scores = corpus_scores(["a"], ["a"], "cobol")
     assert scores["codebleu"] is scores["syntax"] is scores["dataflow"] is scores["dataflow_defined"] is None
-    assert scores["exact_match"] == 1
+    assert scores["bleu"] == pytest.approx(1)
 
 
 def test_nothing_reaches_the_screen_and_logging_stays_as_it_was(
@@ -128,10 +238,10 @@ def test_nothing_reaches_the_screen_and_logging_stays_as_it_was(
 
 def test_the_score_does_not_depend_on_the_hash_seed() -> None:
     code = (
-        "from tasks.scores.code_bleu import code_bleu;"
+        "from tasks.scores.code_bleu import components;"
         "a='x = 1\\nwhile x < 9 :\\n  y = x + alpha + beta\\n  x = y + gamma * alpha\\n';"
         "b='z = 1\\nwhile z < 9 :\\n  w = z + beta + delta\\n  z = z + gamma * w\\n';"
-        "print(code_bleu([(a,b),(b,a)],'python'))"
+        "print(components([(a,b),(b,a)],'python'))"
     )
     outputs = {
         subprocess.run(

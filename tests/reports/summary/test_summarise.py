@@ -10,7 +10,7 @@ import pytest
 
 from harness.contracts import KVPolicy
 from harness.errors import StoreError
-from reports.metrics.scores import BUILT_IN
+from harness.registry import SCORES
 from reports.metrics.vocabulary import all_metrics
 from reports.summary.measured import select
 from reports.summary.summarise import summarise
@@ -120,9 +120,9 @@ def test_a_complete_run_has_every_metric(build) -> None:
         sample = {"exit_layers": depths[point], "scores": scores, "arrival_s": 0.0, "queue_s": 0.0}
         run.window(point, sample, block=block, repeat=repeat, energy_j=1.0, energy_source="rapl")
     run.idle(energy_j=0.1, duration=1.0, energy_source="rapl")
-    row = run.row("oracle", score_corpus=lambda *_: dict.fromkeys(BUILT_IN, 0.5))
+    row = run.row("oracle", score_corpus=lambda *_: dict.fromkeys(SCORES.names(), 0.5))
     metrics = {metric.name: metric for metric in all_metrics()}
-    without = {f"{name}_difference" for name in BUILT_IN if name not in scores}
+    without = {f"{name}_difference" for name in SCORES.names() if name not in scores}
     assert row.metrics.keys() == metrics.keys() - without
     for name, estimate in row.metrics.items():
         held = estimate.model_dump(exclude_none=True).keys()

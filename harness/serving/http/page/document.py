@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from harness.serving.http.page.controls import controls
 from harness.serving.http.page.editors import editors
 from harness.serving.service import Service
-from reports.summary.energy import UNMEASURED
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -66,7 +65,7 @@ def document(service: Service, url: str) -> str:
         "cached": service.config.kv != "none",
         "state": service.state,
         "failure": service.failure,
-        "unmeasured": sorted(UNMEASURED),
+        "measured": service.energy_measured,
         "energy": service.energy_description,
     }
     return _template().render(

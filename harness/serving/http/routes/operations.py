@@ -11,7 +11,6 @@ from fastapi.responses import JSONResponse, Response
 
 from harness.serving.failures import DrainingError, LoadingError, ServingError
 from harness.serving.service import Service
-from reports.summary.energy import UNMEASURED
 
 __all__ = ["UnknownModelError", "router"]
 
@@ -106,7 +105,7 @@ async def info(request: Request) -> dict[str, Any]:
             ],
             "energy": {
                 "source": service.energy_source,
-                "measured": service.energy_source not in UNMEASURED,
+                "measured": service.energy_measured,
                 "description": service.energy_description,
             },
         },
