@@ -34,12 +34,13 @@ from reports.statistics.significance import (
     swap_p,
 )
 
-__all__ = ["Change", "change", "corrected", "level_of_both"]
+__all__ = ["UNMEASURED", "Change", "change", "corrected", "level_of_both"]
 
 Floats: TypeAlias = NDArray[np.float64]
 Interval: TypeAlias = tuple[float, float]
 
 RESAMPLES = 2_000
+UNMEASURED = "not measured in both"
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +130,7 @@ def change(metric: Metric, a: Units, b: Units, *, paired: bool, seed: int = 0) -
     """
     before, after = list(a.values()), [b[key] for key in (a if paired else b)]
     if not before or not after:
-        return Change(metric, paired=paired, reason="not measured in both")
+        return Change(metric, paired=paired, reason=UNMEASURED)
     levels = levels_of(metric, before, after)
     one, other = (float(levels.drawn(side, np.ones((1, n)))[0]) for side, n in enumerate((len(before), len(after))))
     found = Change(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from harness.contracts import Metric
-from reports.comparing.change import Change
+from reports.comparing.change import UNMEASURED, Change
 from reports.comparing.metrics import AGREEMENT
 from reports.comparing.results import PointChange, RunChange
 from reports.metrics.sections import HEADLINE
@@ -92,10 +92,10 @@ def interval_text(one: Change) -> str:
 
 
 def detail_rows(point: PointChange) -> tuple[Detail, ...]:
-    """Return every metric of an operating point that applies to it."""
+    """Return every metric of an operating point that applies to it and that some run has."""
     rows = []
     for one in point.changes:
-        if one.applies:
+        if one.applies and one.reason != UNMEASURED:
             p = MISSING if one.p_holm is None else f"{one.p_holm:.3f}" if one.p_holm >= 0.001 else "< 0.001"
             title = header(one).removeprefix("Δ ")
             a, b = _level(one, one.a), _level(one, one.b)

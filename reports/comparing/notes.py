@@ -30,11 +30,8 @@ def notes(a: RecordedRun, b: RecordedRun, points: Sequence[PointChange], *, inte
     reason = score_obstacle(a, b)
     if reason:
         yield f"Scores are not compared: {reason}."
-    if any(one.source == "estimate" for point in points for one in point.changes):
-        yield (
-            "Energy is an estimate made of CPU time, no measurement: it repeats the time, is in no verdict and decides "
-            "no condition."
-        )
+    if any(one.value is not None and not one.measured for point in points for one in point.changes):
+        yield "Energy is an estimate, no measurement: it is in no verdict and decides no condition."
     yield (
         "Intervals resample prompts. What another process or another day would change is not in them; a percentile "
         "has an interval only where five prompts lie beyond it."

@@ -40,9 +40,10 @@ class PointChange:
         """As tables write it."""
         return self.a if self.a == self.b else f"{self.a} → {self.b}"
 
-    def of(self, metric: Metric) -> Change:
+    def of(self, metric: Metric | str) -> Change:
         """Return the change of one metric."""
-        return next(one for one in self.changes if one.metric is metric)
+        name = metric if isinstance(metric, str) else metric.name
+        return next(one for one in self.changes if one.metric.name == name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ COSTS = (
     Cost("energy", "energy per generated token", ENERGY_PER_TOKEN),
     Cost("layers", "layers executed per decoded token", EXIT_LAYER),
 )
-QUALITIES = {QUALITY: "edit similarity to the reference", AGREEMENT: "agreement with full depth"}
+QUALITIES = {QUALITY: "edit similarity to the reference", AGREEMENT.name: "agreement with full depth"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class Front:
     hypervolume: Hypervolume | None
 
 
-def front_of(table: TaskTable, cost: Cost, quality: Metric) -> Front:
+def front_of(table: TaskTable, cost: Cost, quality: str) -> Front:
     """Place the points of a table on two axes; those that lack a coordinate are left out."""
     placed = [
         (point, x, y)
@@ -92,7 +92,7 @@ def _cost(table: TaskTable, point: PlacedPoint, cost: Cost) -> Resampled | None:
     return table.resampling.layers(point.cell, table.run.manifest.model.num_layers)
 
 
-def _quality(table: TaskTable, point: PlacedPoint, quality: Metric) -> Resampled | None:
-    if quality is AGREEMENT:
+def _quality(table: TaskTable, point: PlacedPoint, quality: str) -> Resampled | None:
+    if quality == AGREEMENT.name:
         return None if table.full is None else table.resampling.agreement(point.cell, table.full.cell)
-    return table.resampling.score(point.cell, quality.name, point.row.value(quality))
+    return table.resampling.score(point.cell, quality, point.row.value(quality))

@@ -15,7 +15,7 @@ from reports.figures.figure import Figure, slug
 from reports.figures.style import INK, look_of
 from reports.figures.task_table import shortened
 from reports.recorded import RecordedRun
-from reports.summary.energy import energy_origin, is_measured
+from reports.summary.energy import energy_origin
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,8 +60,9 @@ def _caption(run: RecordedRun, one: Attribution) -> str:
         "Right: the overhead of deciding, a probe that never exits less full depth; 95 % intervals, bootstrap over "
         "blocks. A strategy without a point was not probed.",
     ]
-    if one.quantity == "energy" and not is_measured(one.source, run.manifest.meter):
-        parts.append(f"Energy is {energy_origin(one.source)}, which decides nothing.")
+    if not one.measured:
+        said = energy_origin(one.source)
+        parts.append(f"Energy is {said}, not measured: it adds nothing to the time and decides nothing.")
     if run.state:
         parts.append(f"This run is not complete: {run.state}.")
     return " ".join(parts)
@@ -73,10 +74,10 @@ def _drawer(run: RecordedRun, one: Attribution) -> Callable[[], Canvas]:
 
         largest, unit = max(row.total for row in one.rows), "s" if one.quantity == "time" else "J"
         scale, unit = (1.0, unit) if largest >= (10 if unit == "s" else 1) else (1e3, f"m{unit}")
-        label = f"estimated {one.quantity}" if one.source == "estimate" else one.quantity
+        label = one.quantity if one.measured else f"estimated {one.quantity}"
         canvas = Canvas(figsize=(9.2, 0.36 * len(one.rows) + 1.9))
         bars, points = canvas.subplots(1, 2, sharey=True, width_ratios=(3, 1.6))
-        _stack(bars, one, scale, one.quantity == "time" or is_measured(one.source, run.manifest.meter))
+        _stack(bars, one, scale)
         bars.set_yticks(range(len(one.rows)), [shortened(row.operating_point, 34) for row in one.rows])
         bars.invert_yaxis()
         bars.set_xlabel(f"{label} of a request ({unit})")
@@ -91,7 +92,7 @@ def _drawer(run: RecordedRun, one: Attribution) -> Callable[[], Canvas]:
     return draw
 
 
-def _stack(axes: Axes, one: Attribution, scale: float, measured: bool) -> None:
+def _stack(axes: Axes, one: Attribution, scale: float) -> None:
     shown = [part for part in PARTS if any(row.parts[part].value for row in one.rows)]
     decimals = 0 if scale > 1 or max(row.total for row in one.rows) >= 100 else 2
     ends = [[0.0, 0.0] for _ in one.rows]  # of what is below zero and above
@@ -108,7 +109,7 @@ def _stack(axes: Axes, one: Attribution, scale: float, measured: bool) -> None:
         text = f"{total:.{decimals}f}"
         end = (max(total, ends[place][1]), place)
         axes.annotate(text, end, (4, 0), textcoords="offset points", va="center", fontsize=8)
-    axes.plot([], [], color=INK, linewidth=1.4, label="measured total" if measured else "estimated total")
+    axes.plot([], [], color=INK, linewidth=1.4, label="measured total" if one.measured else "estimated total")
     axes.grid(visible=False, axis="y")
     lowest, highest = min(low for low, _ in ends), max(high for _, high in ends)
     axes.set_xlim(1.02 * lowest if lowest < -0.01 * highest else 0, 1.1 * highest)

@@ -176,9 +176,7 @@ def _caption(table: TaskTable, points: Sequence[PlacedPoint]) -> str:
     parts = [table.provenance, "Time is that of whole requests, paired by block with full depth on the same prompts."]
     shown = resources(table, points)
     if any(one.estimated for one in shown):
-        parts.append(
-            "Energy (hatched) is estimated from CPU time, not measured: it repeats the time and decides nothing."
-        )
+        parts.append("Energy (hatched) is no sensor's: it adds nothing to the time and decides nothing.")
     elif not any(one.label.startswith("energy") for one in shown):
         parts.append("Energy was not measured and is not drawn.")
     if table.random_weights:

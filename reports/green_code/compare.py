@@ -26,6 +26,7 @@ from reports.green_code.paper_points import cache_savings, published_points
 from reports.green_code.published_runs import PublishedRun
 from reports.green_code.table import NEAR, NEVER, GridComparison, GridPoint, GridTable, MatchedPoint
 from reports.recorded import RecordedRun
+from reports.summary.energy import is_measured
 from reports.summary.measured import Measured
 
 __all__ = ["compare_grid"]
@@ -86,6 +87,7 @@ def _table(
         stands_for=stands_for,
         agent=next((str(c.point.options["agent"]) for c in ours.cells if c.point.options.get("agent")), "rl"),
         energy_source=full.energy_source if full else "none",
+        energy_measured=full is not None and is_measured(full.energy_source, run.manifest.meter),
         machine=run.summary.machine,
         points=points,
         matched=tuple(_matched(agent, ours)),

@@ -55,8 +55,8 @@ def index_of(runs: Sequence[RunEntry]) -> dict[str, Any]:
     return {
         "fields": FIELDS,
         "metrics": [describe_metric(metric, shown) for metric in shown],
-        "axes": [SPEEDUP.name, QUALITY.name],
-        "criteria": [[criterion.metric.name, criterion.title] for criterion in CRITERIA],
+        "axes": [SPEEDUP.name, QUALITY],
+        "criteria": [[criterion.metric, criterion.title] for criterion in CRITERIA],
         "groups": [{"id": group.id, "facts": described(group), **_facets(group)} for group in groups],
         "runs": [[run.id, run.name, run.manifest.created[:10], run.machine] for run in runs],
         "looks": {name: _look(name) for name in strategies},

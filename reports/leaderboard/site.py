@@ -27,6 +27,7 @@ from reports.leaderboard.pages import assets, pages
 from reports.leaderboard.redaction import redact_run
 from reports.leaderboard.scripts import read_script, script
 from reports.recorded import RecordedRun
+from reports.summary.energy import REPLAY
 
 __all__ = ["Site"]
 
@@ -96,7 +97,7 @@ class Site:
                 f"{run.directory} has names that are equal without their private paths ({redacted.merged[0]}). "
                 "Give files short names relative to the working folder and run again."
             )
-        if run.manifest.meter.source == "replay":
+        if run.manifest.meter.source == REPLAY:
             raise StoreError(f"{run.directory} has replayed energy, which is never ranked. Run with another --energy.")
         run = redacted.run
         run_id = identity(run)

@@ -80,7 +80,7 @@ def _agreements(cell: Measured, full: Measured) -> Mapping[str, float]:
 
 
 def _edit_similarities(cell: Measured, _: Measured) -> Mapping[str, float]:
-    scores = {sample.sample_id: sample.scores.get(EDIT_SIMILARITY.name) for sample in cell.scored}
+    scores = {sample.sample_id: sample.scores.get(EDIT_SIMILARITY) for sample in cell.scored}
     return {sample_id: score for sample_id, score in scores.items() if score is not None}
 
 

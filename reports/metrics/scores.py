@@ -1,7 +1,7 @@
-"""Every score is a metric, and so is its mean difference to full depth, paired by sample.
+"""Every score of a task is a metric, and so is its mean difference to full depth, paired by sample.
 
 A score that stands in samples is one even where the package it comes from is not installed: it is then called by its
-name. Only the first repeat is scored, since the others generate the same text again. What is scored of all
+name. Only the first repeat is scored, since the others generate the same text again. What the task scores over all
 completions together wins over the mean of the samples, also when it says ``None``.
 """
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from reports.summary.measured import Measured
 
 __all__ = [
-    "BUILT_IN",
     "EDIT_SIMILARITY",
     "EDIT_SIMILARITY_DIFFERENCE",
     "recorded_scores",
@@ -32,51 +31,40 @@ __all__ = [
     "scores_of_sample",
 ]
 
-BUILT_IN = (
-    "exact_match",
-    "edit_similarity",
-    "token_accuracy",
-    "bleu",
-    "rouge_l",
-    "codebleu",
-    "syntax",
-    "dataflow",
-    "dataflow_defined",
-    "chrf",
-)
-"""The scores that this harness has, in reading order."""
+EDIT_SIMILARITY = "edit_similarity"
+"""The one score that both protocols and both languages report and that moves with every token."""
 
+_SHORT = {"similarity": "sim.", "accuracy": "acc."}
+"""Words that headers abbreviate."""
 _DIFFERENCE = "_difference"
+EDIT_SIMILARITY_DIFFERENCE = f"{EDIT_SIMILARITY}{_DIFFERENCE}"
+_JUDGED = (EDIT_SIMILARITY, "exact_match", "codebleu")
+"""Built-in scores that decide whether quality is kept; one of somebody else always does."""
 _PLACES: dict[str, dict[str, float]] = {
-    "edit_similarity": {HEADLINE: 2, FIGURES: 1},
+    EDIT_SIMILARITY: {HEADLINE: 2, FIGURES: 1},
     "exact_match": {FIGURES: 3, LEADERBOARD: 2.3},
     "codebleu": {FIGURES: 4, LEADERBOARD: 2.4},
     "rouge_l": {FIGURES: 5},
 }
 """Where built-in scores stand besides among the scores."""
-_DIFFERENCE_PLACES: dict[str, dict[str, float]] = {
-    "edit_similarity": {AGAINST_FULL: 4, LEADERBOARD: 2.2},
-    "exact_match": {AGAINST_FULL: 5},
-    "codebleu": {AGAINST_FULL: 6},
-}
-_JUDGED = ("edit_similarity", "exact_match", "codebleu")
-"""Built-in scores that decide whether quality is kept; one of somebody else always does."""
 
 
 @cache
 def score_metrics(name: str) -> tuple[Metric, Metric]:
     """Return the metrics of one score: itself, and its difference to full depth."""
     title, meaning, unit, better = _facts(name)
-    built_in = name in BUILT_IN
+    built_in = name in REGISTERED and not REGISTERED.entry(name).is_plugin
     where = _PLACES.get(name, {}) if built_in else {HEADLINE: 2.5, FIGURES: 6}
-    place = BUILT_IN.index(name) if built_in else len(BUILT_IN)
+    place = _JUDGED.index(name) if name in _JUDGED else 4
+    short = " ".join(_SHORT.get(word, word) for word in title.split(" "))
     words = name.replace("_", " ")
     wording = Wording(f"{words} {{}} higher", f"{words} {{}} lower", words)
     wording = wording if better != "lower" else Wording(wording.worse, wording.better, words)
     judged = name in _JUDGED if built_in else better is not None
     score = Metric(
         name=name,
-        header=title.replace(" ", "\n", 1),
+        header=short.replace(" ", "\n", 1),
+        title=title,
         meaning=meaning,
         compute=partial(_value, name),
         units=partial(_units, name),
@@ -90,7 +78,8 @@ def score_metrics(name: str) -> tuple[Metric, Metric]:
     )
     difference = Metric(
         name=f"{name}{_DIFFERENCE}",
-        header=f"Δ {title}",
+        header=f"Δ {short}",
+        title=f"{title} minus full depth’s",
         meaning=f"{title} minus full depth's, mean over samples",
         compute=partial(_differences, name),
         paired="difference",
@@ -102,7 +91,7 @@ def score_metrics(name: str) -> tuple[Metric, Metric]:
         if name in _JUDGED
         else {SCORE_DIFFERENCES: 1},
         verdict=wording if judged else None,
-        always_told=name == "edit_similarity",
+        always_told=name == EDIT_SIMILARITY,
     )
     return score, difference
 
@@ -152,7 +141,3 @@ def _differences(name: str, point: Point) -> list[float]:
         if here is not None and there is not None:
             found.append(here - there)
     return found
-
-
-EDIT_SIMILARITY, EDIT_SIMILARITY_DIFFERENCE = score_metrics("edit_similarity")
-"""The one score that both protocols and both languages report and that moves with every token."""

@@ -8,8 +8,8 @@ from functools import cache
 from harness.contracts import Metric
 from harness.errors import RegistryError
 from harness.records.summary import SummaryRow
-from harness.registry import METRICS
-from reports.metrics.scores import BUILT_IN, score_metrics, scores_of
+from harness.registry import METRICS, SCORES
+from reports.metrics.scores import score_metrics, scores_of
 from reports.metrics.sections import in_section, sections_of
 
 __all__ = ["all_metrics", "metrics_of"]
@@ -21,8 +21,8 @@ def all_metrics(scores: Iterable[str] = ()) -> tuple[Metric, ...]:
     Args:
         scores: names of scores that were recorded, known here or not.
     """
-    named = (*BUILT_IN, *sorted(set(scores) - SummaryRow.model_fields.keys()))
-    return _ordered(tuple(dict.fromkeys(named)))
+    named = {*SCORES.names(), *scores} - SummaryRow.model_fields.keys()
+    return _ordered(tuple(sorted(named)))
 
 
 def metrics_of(rows: Iterable[SummaryRow]) -> tuple[Metric, ...]:

@@ -15,11 +15,9 @@ from harness.records import MeterRecord, WindowRecord
 from reports.statistics.intervals import ratio
 from reports.summary.measured import Measured
 
-__all__ = ["MIXED", "REPLAY", "UNMEASURED", "energy_origin", "has_energy", "idle_power_w", "is_measured", "total"]
+__all__ = ["MIXED", "REPLAY", "energy_origin", "has_energy", "idle_power_w", "is_measured", "total"]
 
 MIXED, REPLAY = "mixed", "replay"
-UNMEASURED = frozenset({"none", "estimate", "replay", MIXED})
-"""Sources that are no sensor, or not of this run."""
 
 
 def is_measured(source: str, meter: MeterRecord) -> bool:
@@ -29,8 +27,8 @@ def is_measured(source: str, meter: MeterRecord) -> bool:
 
 def energy_origin(source: str) -> str:
     """Say in a few words where an energy comes from that no sensor of this run measured."""
-    said = {"estimate": "estimated from CPU time", "none": "not measured", REPLAY: f"not of this run ({REPLAY})"}
-    return said.get(source, f"estimated ({source})")
+    known = {"none": "not measured", REPLAY: "not of this run", MIXED: "of several sources", "estimate": "estimated"}
+    return known.get(source, f"estimated by {source}")
 
 
 def has_energy(cell: Measured, baseline: Measured) -> bool:

@@ -17,7 +17,7 @@ from reports.metrics.scores import EDIT_SIMILARITY_DIFFERENCE
 from reports.metrics.speedups import SPEEDUP, SPEEDUP_HIGHEST, SPEEDUP_LOWEST
 from reports.statistics.intervals import MINIMUM_PAIRS
 from reports.summary.admission import describe_left_out
-from reports.summary.energy import MIXED
+from reports.summary.energy import MIXED, REPLAY, is_measured
 from reports.summary.measured import Measured
 from reports.summary.window_notes import about_windows
 from reports.tables.result import is_candidate
@@ -124,21 +124,16 @@ def _about_energy(meter: MeterRecord, cells: Sequence[Measured]) -> Iterator[str
     windows = [window for cell in cells for window in cell.windows.values()]
     sources = {window.energy_source for window in windows} or {meter.source}
     missing = "; ".join(f"{name}: {reason}" for name, reason in meter.unavailable.items())
-    if "estimate" in sources:
+    if sources == {"none"}:
+        yield f"energy was not measured{' (' + missing.rstrip('.') + ')' if missing else ''}."
+    elif REPLAY in sources:
+        yield f"energy is none of this run's ({meter.description.rstrip('.')}): it never decides the Pareto front."
+    elif not all(is_measured(source, meter) for source in sources - {"none"}):
         yield (
-            f"energy is an estimate, not a measurement ({meter.description.rstrip('.')}): a function of CPU time, so "
-            "it adds no evidence to the time columns and never decides the Pareto front."
+            f"energy is an estimate, not a measurement ({meter.description.rstrip('.')}): it adds no evidence to the "
+            "time columns and never decides the Pareto front."
             + (f" No sensor: {missing.rstrip('.')}." if missing else "")
         )
-    elif "replay" in sources:
-        yield f"energy is none of this run's ({meter.description.rstrip('.')}): it never decides the Pareto front."
-    elif not meter.measured and sources != {"none"}:
-        yield (
-            f"energy is an estimate, not a measurement ({meter.description.rstrip('.')}): its meter does not say that "
-            "a sensor measures, so it never decides the Pareto front."
-        )
-    elif sources == {"none"}:
-        yield f"energy was not measured{' (' + missing.rstrip('.') + ')' if missing else ''}."
     elif missing:
         yield f"energy sensors that were not available: {missing.rstrip('.')}."
     if any(len({w.energy_source for w in cell.windows.values()}) > 1 for cell in cells):

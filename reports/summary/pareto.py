@@ -31,18 +31,18 @@ class Axes:
     """The two coordinates of a table's front.
 
     Attributes:
-        quality: more is better.
+        quality: name of a score, more is better.
         cost: less is better.
     """
 
-    quality: Metric
+    quality: str
     cost: Metric
 
     @property
     def names(self) -> tuple[str, str]:
         """Quality and cost in words, without units."""
         cost = self.cost.meaning if self.cost is LATENCY_P50 else "measured energy per token"
-        return self.quality.name.replace("_", " "), cost
+        return self.quality.replace("_", " "), cost
 
 
 def choose_axes(rows: Sequence[SummaryRow]) -> Axes | None:

@@ -75,7 +75,7 @@ def summarise(
         attributions=tuple(
             attribution
             for task in manifest.tasks
-            for attribution in attribute([cell for cell in measured if cell.task.name == task.name])
+            for attribution in attribute([cell for cell in measured if cell.task.name == task.name], manifest.meter)
         ),
     )
     return mark_front(summary)

@@ -10,7 +10,7 @@ import pytest
 
 from harness.contracts import KVPolicy
 from harness.errors import StoreError
-from reports.metrics.scores import BUILT_IN
+from harness.registry import SCORES
 from reports.metrics.vocabulary import all_metrics
 from reports.summary.measured import select
 from reports.summary.summarise import summarise
@@ -120,9 +120,9 @@ def test_a_complete_run_has_every_metric(build) -> None:
         sample = {"exit_layers": depths[point], "scores": scores, "arrival_s": 0.0, "queue_s": 0.0}
         run.window(point, sample, block=block, repeat=repeat, energy_j=1.0, energy_source="rapl")
     run.idle(energy_j=0.1, duration=1.0, energy_source="rapl")
-    row = run.row("oracle", score_corpus=lambda *_: dict.fromkeys(BUILT_IN, 0.5))
+    row = run.row("oracle", score_corpus=lambda *_: dict.fromkeys(SCORES.names(), 0.5))
     metrics = {metric.name: metric for metric in all_metrics()}
-    without = {f"{name}_difference" for name in BUILT_IN if name not in scores}
+    without = {f"{name}_difference" for name in SCORES.names() if name not in scores}
     assert row.metrics.keys() == metrics.keys() - without
     for name, estimate in row.metrics.items():
         held = estimate.model_dump(exclude_none=True).keys()
@@ -153,9 +153,7 @@ def test_each_operating_point_may_have_its_own_kv_policy(build) -> None:
     assert [row.kv.value for row in rows.values()] == ["propagate", "propagate", "none"]
     assert rows[OTHER].value("exit_layer_mean") == 4.0  # the token of prefill does not count
     assert rows["uncached"].value("exit_layer_mean") == 6.0
-    assert rows["uncached"].value("speedup") == pytest.approx(
-        1 / 3
-    )  # full depth of the first policy is everybody's baseline
+    assert rows["uncached"].value("speedup") == pytest.approx(1 / 3)  # one baseline for all
     assert rows["uncached"].value("roofline_speedup") is None
     assert "operating points differ in their KV policy" in " ".join(run.summary().notes)
 
@@ -179,9 +177,7 @@ def test_a_constant_depth_is_measured_by_the_oracle_of_another_policy_that_keeps
     assert rows[OTHER].value("oracle_fraction") == 1.0
     assert rows["fixed"].value("oracle_fraction") == pytest.approx(5 / 4)
     assert rows["uncached"].value("oracle_fraction") is None
-    assert (
-        rows[OTHER].value("agreement_over_fixed") is not None
-    )  # held against the fixed exit, whose policy is another one
+    assert rows[OTHER].value("agreement_over_fixed") is not None  # against a fixed exit of another policy
     assert rows["uncached"].value("agreement_over_fixed") is None
 
 
