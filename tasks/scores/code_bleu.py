@@ -9,7 +9,8 @@ Deviations from the library:
 - dataflow is taken over the samples whose reference has any (``dataflow_defined`` is their share) and is ``None``
   when none has; CodeBLEU is then the mean of the other three components, else of all four;
 - n-grams are those of :func:`tasks.scores.text.code_tokens`, so that keywords get their weight in ``return;`` too;
-- the grammars are those of 0.21.0: with a later one for Python syntax and dataflow move;
+- the grammars are the project's own dependencies: Python's 0.21.0, as with a later one syntax and dataflow move (arm64,
+  which has no wheel of it, gets 0.25.0), and Java's 0.23.5, which scores as 0.21.0 does;
 - the variables an edge comes from are ordered by position. The library orders them by Python's string hash,
   which differs from one process to the next, and its score with it.
 
@@ -253,7 +254,7 @@ def _grammar(language: str) -> Any:
     try:
         module = import_module(package.replace("-", "_"))
     except ImportError:
-        raise ConfigError(f"CodeBLEU needs the grammar of {language}. Run `pip install {package}==0.21.0`.") from None
+        raise ConfigError(f"CodeBLEU needs the grammar of {language}. Run `pip install {package}`.") from None
     grammar = getattr(module, "language", None) or getattr(module, f"language_{language}")  # PHP's has two
     address = grammar()
     try:

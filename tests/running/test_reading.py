@@ -100,7 +100,6 @@ def changed(file: Path, **values: Any) -> None:
     [
         ({"block_size": 0}, "block_size"),
         ({"config__repeats": "many"}, "no usable 'repeats'"),
-        ({"config__kv": "sideways"}, "no usable 'kv'"),
         ({"environment__cpu": 5}, "cannot be understood"),
         ({"model__num_layers": 0}, "num_layers"),
     ],
