@@ -36,7 +36,7 @@ def test_the_same_run_twice_has_the_same_tokens(cli: Command, two_runs: tuple[Pa
         assert point["metrics"]["agreement"]["absolute"] == 1.0
         assert point["metrics"]["edit_similarity"]["absolute"] == 0.0
         assert point["metrics"]["energy_j_per_token"]["reason"] == "no energy was measured"
-        assert point["metrics"]["latency_p90"]["relative_interval"] is None
+        assert point["metrics"]["latency_p90_s"]["relative_interval"] is None
     assert {one["outcome"] for one in found["conditions"]} == {"passed"}
     assert found["differences"] == []
     assert "every token the same" in file.read_text(encoding="utf-8")
