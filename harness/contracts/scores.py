@@ -81,9 +81,8 @@ class Score:
 
     @property
     def meaning(self) -> str:
-        """What it is, as a legend says it: the first line of its docstring."""
-        text = (inspect.getdoc(type(self)) or "").partition("\n")[0].rstrip(".")
-        return text if text[1:2].isupper() else text[:1].lower() + text[1:]
+        """What it is, in one phrase: the first line of its docstring."""
+        return (inspect.getdoc(type(self)) or "").partition("\n")[0].rstrip(".")
 
     def applies_to(self, language: str) -> bool:
         """Whether it can judge code of a language."""

@@ -16,13 +16,13 @@ from harness.errors import HarnessError, StoreError
 from harness.host import environment
 from harness.records import Manifest, SampleRecord, WindowRecord
 from harness.records.summary import Summary
-from harness.running.plugins import absent_plugins, absent_scores
+from harness.running.plugins import absent_plugins
 from harness.running.scoring import CorpusScores
 from harness.store.record_files import REMEDY
 from harness.store.run_directory import LOCK, MANIFEST, SAMPLES, WINDOWS, RunDirectory
 from reports.recorded import RecordedRun
-from reports.summary.measured import Measured
-from reports.summary.quality import Corpus, corpora, corpus_of
+from reports.summary.outlived import with_recorded
+from reports.summary.quality import corpora
 from reports.summary.summarise import candidates, summarise
 
 if sys.platform != "win32":
@@ -63,10 +63,11 @@ def read_run(path: Path, *, stored: bool = False) -> RecordedRun:
         if not store.finished():
             raise StoreError(f"{path} holds no finished window yet. Continue it with `harness run --resume {path}`.")
         manifest, windows, samples = store.manifest, tuple(store.windows()), tuple(store.samples())
-        before = _stored(store)
+        recorded = _stored(store)
     try:
-        summary = before if stored and before else _summarise(manifest, windows, samples, before)
-        absent = absent_plugins(manifest, _score_names(samples))
+        summary = recorded if stored and recorded else _summarise(manifest, windows, samples)
+        summary = with_recorded(summary, recorded) if recorded else summary
+        absent = absent_plugins(manifest, {name for sample in samples for name in sample.scores})
         notes = (*summary.notes, *(note for note in absent if note not in summary.notes))
         summary = summary.model_copy(update={"notes": notes})
         run = RecordedRun(path, manifest, windows, samples, summary, in_use)
@@ -88,32 +89,10 @@ def _stored(store: RunDirectory) -> Summary | None:
         return None
 
 
-def _summarise(
-    manifest: Manifest, windows: tuple[WindowRecord, ...], samples: tuple[SampleRecord, ...], before: Summary | None
-) -> Summary:
-    cells = candidates(manifest, windows, samples)
-    absent = absent_scores(manifest, _score_names(samples))
-    recorded = _recorded_scores(cells, before, absent) if before and absent else {}
-    scores = CorpusScores(corpora(cells), recorded=recorded)
+def _summarise(manifest: Manifest, windows: tuple[WindowRecord, ...], samples: tuple[SampleRecord, ...]) -> Summary:
+    scores = CorpusScores(corpora(candidates(manifest, windows, samples)))
     machine = environment.machine_line(manifest.environment)
     return summarise(manifest, windows, samples, scores, machine=machine, missing_scores=scores.missing())
-
-
-def _recorded_scores(
-    cells: Iterable[Measured], before: Summary, names: Iterable[str]
-) -> dict[Corpus, dict[str, float | None]]:
-    """Return what a summary of the same samples has of scores that cannot be computed here."""
-    rows = {(row.task, row.operating_point): row for row in before.rows}
-    found: dict[Corpus, dict[str, float | None]] = {}
-    for cell in cells:
-        row = rows.get((cell.task.name, cell.point.name))
-        if row is not None and row.n == len(cell.scored):
-            found[corpus_of(cell)] = {name: value for name in names if (value := row.value(name)) is not None}
-    return found
-
-
-def _score_names(samples: Iterable[SampleRecord]) -> set[str]:
-    return {name for sample in samples for name in sample.scores}
 
 
 def find_runs(paths: Iterable[Path]) -> list[Path]:

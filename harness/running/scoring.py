@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import cache
 from typing import IO, Any
 
@@ -65,19 +65,12 @@ class CorpusScores:
     Args:
         corpora: what will be asked about.
         processes: how many to use at most; default: the processor cores this process may use.
-        recorded: scores of corpora that are known from elsewhere; those that are computed here win.
 
     Raises:
         HarnessError: a score cannot be computed.
     """
 
-    def __init__(
-        self,
-        corpora: Sequence[Corpus],
-        processes: int | None = None,
-        recorded: Mapping[Corpus, Scores] | None = None,
-    ) -> None:
-        self._recorded = recorded or {}
+    def __init__(self, corpora: Sequence[Corpus], processes: int | None = None) -> None:
         self._scores = dict(zip(corpora, score_corpora(corpora, processes), strict=True))
         self._languages = {corpus.language for corpus in corpora}
 
@@ -90,7 +83,7 @@ class CorpusScores:
         corpus = Corpus(language, tuple(texts), tuple(references))
         if corpus not in self._scores:
             self._scores[corpus] = _score(corpus)
-        return {**self._recorded.get(corpus, {}), **self._scores[corpus]}
+        return self._scores[corpus]
 
 
 def score_corpora(corpora: Sequence[Corpus], processes: int | None = None) -> list[Scores]:

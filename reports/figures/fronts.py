@@ -89,8 +89,8 @@ def _caption(table: TaskTable, cost: Cost) -> str:
     row = table.points[0].row
     if cost.metric is ENERGY_PER_TOKEN and not row.energy_measured:
         parts.append(
-            f"Energy is {energy_origin(row.energy_source)}, not measured by a sensor: this figure adds nothing to that of "
-            "latency and decides no ranking."
+            f"Energy is {energy_origin(row.energy_source)}, not measured by a sensor: this figure adds nothing to that "
+            "of latency and decides no ranking."
         )
     if any(point.row.value(AGREEMENT) is not None for point in table.points):
         parts.append("Agreement is counted in free running: after the first different token the contexts differ.")

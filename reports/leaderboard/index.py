@@ -16,6 +16,7 @@ from reports.leaderboard.ranking import CRITERIA, is_baseline, on_front, quality
 from reports.metrics.sections import HEADLINE, LEADERBOARD, in_section
 from reports.metrics.speedups import SPEEDUP
 from reports.metrics.vocabulary import metrics_of
+from reports.summary.energy import energy_origin
 from reports.summary.pareto import QUALITY
 from reports.tables.result import is_candidate
 
@@ -72,6 +73,7 @@ def _facets(group: Group) -> dict[str, Any]:
         "hardware": group.hardware,
         "energy": group.energy_source,
         "measured": group.energy_measured,
+        "origin": group.energy_source if group.energy_measured else energy_origin(group.energy_source),
         "title": f"{group.task} · {group.model}, {group.weights} · {group.hardware}",
         "detail": (
             f"{group.protocol} · {group.source} · data {group.fingerprint[:6]} · {group.dtype} · batch "
@@ -118,6 +120,7 @@ def describe_metric(metric: Metric, shown: Sequence[Metric]) -> dict[str, Any]:
     difference = f"{metric.name}_difference"
     return {
         "key": metric.name,
+        "header": metric.term,
         "title": metric.title or metric.term,
         "about": metric.meaning,
         "unit": metric.unit,
@@ -125,6 +128,7 @@ def describe_metric(metric: Metric, shown: Sequence[Metric]) -> dict[str, Any]:
         "better": metric.better,
         "energy": metric.kind == "energy",
         "paired": metric.paired,
+        "column": HEADLINE in metric.sections or metric.paired is not None,
         "below": difference if any(other.name == difference for other in shown) else None,
     }
 

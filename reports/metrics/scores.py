@@ -87,9 +87,10 @@ def score_metrics(name: str) -> tuple[Metric, Metric]:
         better=better,
         unit=unit,
         form="difference",
-        sections={AGAINST_FULL: 4 + _JUDGED.index(name), LEADERBOARD: 2.2}
-        if name in _JUDGED
-        else {SCORE_DIFFERENCES: 1},
+        sections={
+            **({AGAINST_FULL: 4 + place} if name in _JUDGED else {SCORE_DIFFERENCES: 1}),
+            **({LEADERBOARD: 2.2} if name == EDIT_SIMILARITY else {}),
+        },
         verdict=wording if judged else None,
         always_told=name == EDIT_SIMILARITY,
     )
@@ -117,7 +118,10 @@ def _facts(name: str) -> tuple[str, str, str, Better | None]:
     """Title, meaning, unit and direction of a score."""
     if name in REGISTERED:
         score: Score = REGISTERED.load(name)()
-        return score.title, score.meaning, score.unit, score.better
+        meaning = score.meaning
+        if not meaning[:2].isupper():
+            meaning = meaning[:1].lower() + meaning[1:]
+        return score.title, meaning, score.unit, score.better
     return name, "as recorded: the package that this score comes from is not installed here", "", None
 
 

@@ -27,7 +27,8 @@ def is_measured(source: str, meter: MeterRecord) -> bool:
 
 def energy_origin(source: str) -> str:
     """Say in a few words where an energy comes from that no sensor of this run measured."""
-    known = {"none": "not measured", REPLAY: "not of this run", MIXED: "of several sources", "estimate": "estimated"}
+    known = {"none": "not measured", REPLAY: "not of this run", MIXED: "of several sources"}
+    known["estimate"] = "estimated from CPU time"
     return known.get(source, f"estimated by {source}")
 
 

@@ -221,11 +221,8 @@ def _about_baseline(manifest: Manifest, cells: Sequence[Measured]) -> Iterator[s
 
 
 def _about_chance(rows: Sequence[SummaryRow]) -> Iterator[str]:
-    compared = [
-        row
-        for row in rows
-        if any(one and one.p is not None for one in map(row.estimate, (SPEEDUP, EDIT_SIMILARITY_DIFFERENCE)))
-    ]
+    tested = (SPEEDUP.name, EDIT_SIMILARITY_DIFFERENCE)
+    compared = [row for row in rows if any(one and one.p is not None for one in map(row.estimate, tested))]
     if compared:
         most = max(Counter(row.task for row in compared).values())
         yield (

@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 from reports.summary.measured import Measured
 
-__all__ = ["Corpus", "CorpusScorer", "corpora", "corpus_of", "scored_by"]
+__all__ = ["Corpus", "CorpusScorer", "corpora", "scored_by"]
 
 CorpusScorer: TypeAlias = Callable[[str, Sequence[str], Sequence[str]], dict[str, float | None]]
 """``(language, texts, references) -> scores``: every registered score of a corpus, by name."""
@@ -33,21 +33,20 @@ class Corpus:
 
 def corpora(cells: Iterable[Measured]) -> list[Corpus]:
     """Return each different corpus that :func:`scored_by` will ask about, so that they can be scored together."""
-    return list(dict.fromkeys(corpus_of(cell) for cell in cells if cell.scored))
+    return list(dict.fromkeys(_corpus(cell) for cell in cells if cell.scored))
 
 
 def scored_by(score_corpus: CorpusScorer) -> Callable[[Measured], dict[str, float | None]]:
     """Return what scores the completions of one operating point together."""
 
     def score(cell: Measured) -> dict[str, float | None]:
-        asked = corpus_of(cell)
+        asked = _corpus(cell)
         return score_corpus(asked.language, list(asked.texts), list(asked.references))
 
     return score
 
 
-def corpus_of(cell: Measured) -> Corpus:
-    """Return the completions of one operating point, with their references."""
+def _corpus(cell: Measured) -> Corpus:
     scored = cell.scored
     return Corpus(
         cell.task.language, tuple(sample.text for sample in scored), tuple(sample.reference for sample in scored)

@@ -7,6 +7,7 @@ from statistics import fmean
 import pytest
 
 from harness.contracts import Completion
+from harness.records.summary import SummaryRow
 from harness.registry import SCORES
 from harness.running.scoring import score_corpora, score_sample
 from reports.summary.quality import Corpus
@@ -151,7 +152,8 @@ def test_corpus_of_unequal_lists_is_a_defect() -> None:
         corpus_scores(["a"], [], "python")
 
 
-def test_a_sample_has_every_score_that_is_defined_for_one() -> None:
+def test_names_are_those_of_the_summary() -> None:
+    assert set(SCORES.names()) <= set(SummaryRow.model_fields)
     assert set(sample_scores("a", "a")) == set(SCORES.names()) - {"codebleu", "dataflow", "dataflow_defined", "syntax"}
 
 
@@ -159,5 +161,5 @@ def test_a_sample_has_every_score_that_is_defined_for_one() -> None:
 def test_a_table_knows_what_to_call_a_score(name: str) -> None:
     score = SCORES.load(name)()
     assert score.title
-    assert score.meaning.lower() == SCORES.entry(name).summary.rstrip(".").lower()
+    assert score.meaning == SCORES.entry(name).summary.rstrip(".")
     assert score.scores_samples or score.scores_corpora

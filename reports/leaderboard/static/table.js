@@ -33,7 +33,7 @@
     { key: "quality", title: "Quality", of: function (p) { return ["kept", "unclear", "lost", "undefined"].indexOf(p.quality); }, up: true,
       cell: function (p) { return p.kind === "baseline" ? "" : h("span", { class: "quality " + p.quality, title: Leaderboard.quality[p.quality] }, p.quality); },
       about: "whether full depth’s quality is kept" },
-    ...index.metrics.filter(function (metric) { return !index.metrics.some(function (other) { return other.below === metric.key; }); }).map(metricColumn),
+    ...index.metrics.filter(function (metric) { return metric.column && !index.metrics.some(function (other) { return other.below === metric.key; }); }).map(metricColumn),
     { key: "n", title: "n", number: true, minor: true, cell: function (p) { return String(p.n); }, about: "samples scored" },
     { key: "run", title: "Run", of: function (p) { return index.runs[p.run][1]; }, up: true, minor: true, small: true,
       cell: function (p) { return h("span", { title: index.runs[p.run][2] + ", " + index.runs[p.run][3] }, index.runs[p.run][1]); } },
@@ -41,7 +41,7 @@
 
   // The number, and below it its interval, its difference to full depth, or where an energy comes from.
   function metricColumn(metric) {
-    const [unit] = Leaderboard.scale(metric), title = metric.title[0].toUpperCase() + metric.title.slice(1);
+    const [unit] = Leaderboard.scale(metric), title = metric.header[0].toUpperCase() + metric.header.slice(1);
     const interval = function (of, point) {
       const bounds = point.intervals[of.key];
       return bounds ? "[" + bounds.map(function (bound) { return Leaderboard.written(of, bound).replace("×", ""); }).join(", ") + "]" : "";
@@ -224,7 +224,7 @@
     const axis = function (key) {
       const metric = metricOf(key), [unit, scale] = Leaderboard.scale(metric);
       const title = metric.title + (unit && !metric.title.includes(unit) ? ", " + unit : "");
-      const source = metric.energy ? " (" + (group.measured ? group.energy : group.energy + ", not measured") + ")" : "";
+      const source = metric.energy ? " (" + group.origin + ")" : "";
       return { ...metric, scale: scale, first: index.axes.includes(key), title: title + source, short: title + (metric.energy ? " (" + group.energy + ")" : "") };
     };
     Leaderboard.plot(rows, axis(state.x), axis(state.y), index.looks, byId("plot-note"));

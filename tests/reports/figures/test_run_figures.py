@@ -219,8 +219,8 @@ def test_an_attribution_adds_up_to_the_measured_total(make: Make) -> None:
     parts = dict.fromkeys(PARTS, Ranged(value=0.0)) | {"layers": Ranged(value=0.7), "rest": Ranged(value=-0.1)}
     row = OperatingPointCost(operating_point="rl:threshold=0.5", total=0.6, parts=parts,
                              overhead_of_full=Ranged(value=0.05, ci=(0.02, 0.08)))  # fmt: skip
-    one = Attribution(task="py150", quantity="energy", source="estimate", blocks=6, residual=0.02, unit_costs={},
-                      rows=(row,), checks=())  # fmt: skip
+    one = Attribution(task="py150", quantity="energy", source="estimate", measured=False, blocks=6, residual=0.02,
+                      unit_costs={}, rows=(row,), checks=())  # fmt: skip
     assert overhead.figures(run) == []
     assert "--attribute" in overhead.absence(run)
     run = RecordedRun(
