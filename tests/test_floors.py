@@ -18,7 +18,7 @@ PACKAGES = ("harness", "strategies", "tasks", "reports")
 
 HOUSE = (
     *("harness.errors", "harness.registry"),
-    *("harness.contracts", "harness.host", "harness.records", "harness.config"),
+    *("harness.contracts", "harness.host", "harness.appearance", "harness.records", "harness.config"),
     *("harness.decoding", "harness.models", "harness.metering", "harness.store"),
     *("strategies", "tasks", "reports"),
     *("harness.training", "harness.running", "harness.sweep"),
@@ -88,6 +88,11 @@ def test_imports_point_down(name: str) -> None:
         assert there in below, f"{name} imports {there}, which stands above it: move what both need to a lower room."
         assert here == there or not {here, there} <= SIBLINGS, f"{name} looks into its neighbour {there}."
         assert here == there or there not in LEAVES or here == "harness.commands", f"{there} is for its command only."
+
+
+@pytest.mark.parametrize("name", [name for name in modules() if room(name) == "harness.serving"])
+def test_serving_knows_no_reports(name: str) -> None:
+    assert "reports" not in {target.split(".")[0] for target in imports(name, modules()[name])}
 
 
 def test_no_import_cycles() -> None:

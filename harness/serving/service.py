@@ -17,7 +17,7 @@ from harness.metering import open_meter
 from harness.models.loading import load, load_codec, resolve
 from harness.running.plan import resolve_device
 from harness.serving.config import ServeConfig, prompt_cap
-from harness.serving.engine.energy import EnergyShares
+from harness.serving.engine.energy_shares import EnergyShares
 from harness.serving.engine.tickets import EngineTicket
 from harness.serving.engine.worker import Worker
 from harness.serving.exit_settings import Settings
@@ -34,7 +34,7 @@ State = Literal["loading", "ready", "draining", "failed"]
 
 
 class Service:
-    """What the routes talk to.
+    """The model and its queue, as the routes see them.
 
     Args:
         config: what is asked for. Everything about it that can be checked without weights is checked here.
@@ -42,7 +42,7 @@ class Service:
     Attributes:
         config: the same.
         metrics: counters.
-        state: ``loading`` until the model is there; then ``ready``; ``draining`` once told to stop; or ``failed``.
+        state: ``loading`` until the model is loaded; then ``ready``; ``draining`` once stopped; or ``failed``.
         failure: why it could not be loaded, in one line.
         info: facts of the model.
         settings: strategies that requests may use.
@@ -91,7 +91,7 @@ class Service:
 
     @property
     def model_name(self) -> str:
-        """What clients see as the model's id: a folder's own name, never where it lies."""
+        """What clients see as the model's id: a folder's own name, never its path."""
         return Path(self.info.name).name if Path(self.info.name).is_dir() else self.info.name
 
     @property
@@ -165,10 +165,10 @@ class Service:
 
         Raises:
             OverloadedError: the queue is full.
-            LoadingError, DrainingError: nothing is taken now.
+            LoadingError, DrainingError: no requests are accepted now.
         """
         if self.state == "draining":
-            raise DrainingError("the server is going down. Ask another one.")
+            raise DrainingError("the server is shutting down. Use another one.")
         if self.state == "failed":
             raise LoadingError(f"the model could not be loaded: {self.failure}")
         if self._worker is None or self.state == "loading":
@@ -182,7 +182,7 @@ class Service:
         return ticket
 
     def drain(self) -> None:
-        """Take nothing new from now on and let what was taken finish, for ``drain_s`` seconds at most; what is left
+        """Accept no new requests and let accepted ones finish, for ``drain_s`` seconds at most; what is left
         then fails with :class:`DrainingError`. Returns at once; may be called from a signal handler.
         """
         if self.state != "failed":
@@ -214,7 +214,7 @@ class Service:
         self._worker = worker
         if self.state == "loading":
             self.state = "ready"
-        if self.state == "draining":  # told to stop while loading
+        if self.state == "draining":  # stopped while loading
             worker.drain(0)
         try:
             worker.run()
@@ -257,7 +257,7 @@ class Service:
                     f"{wrong} is no token of {self.model_name}, which has {self.info.vocab_size}."
                 )
             return list(prompt)
-        enough = (self.max_prompt_tokens + 1) * self._longest  # characters that cannot be so few tokens
+        enough = (self.max_prompt_tokens + 1) * self._longest  # characters that are certainly more tokens than allowed
         if len(prompt) > enough:
             if not truncate:
                 raise InvalidRequestError(
