@@ -12,6 +12,7 @@ norm; quantities carry SI suffixes (``_s``, ``_j``, ``_w``, ``_bytes``); ``None`
 from __future__ import annotations
 
 from harness.contracts.meters import EnergyReading, Meter
+from harness.contracts.metrics import Better, Metric, Wording
 from harness.contracts.models import (
     ExitHead,
     KVInput,
@@ -41,6 +42,7 @@ from harness.contracts.tasks import (
 __all__ = [
     "BadRow",
     "Batch",
+    "Better",
     "Completion",
     "Corpus",
     "Document",
@@ -51,6 +53,7 @@ __all__ = [
     "KVInput",
     "KVPolicy",
     "Meter",
+    "Metric",
     "ModelInfo",
     "ModelRequest",
     "Sample",
@@ -65,5 +68,6 @@ __all__ = [
     "Tokenizer",
     "Weights",
     "WeightsChoice",
+    "Wording",
     "document_key",
 ]
