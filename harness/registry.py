@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar, cast
 
 from harness.errors import RegistryError, UnknownNameError
 
-__all__ = ["METERS", "MODELS", "STRATEGIES", "TASKS", "Entry", "Registry"]
+__all__ = ["METERS", "MODELS", "RECIPES", "STRATEGIES", "TASKS", "Entry", "Registry", "summary"]
 
 T = TypeVar("T")
 
@@ -89,7 +89,7 @@ class Registry(Generic[T]):
             UnknownNameError: nobody registered the name.
         """
         point = self._point(name)
-        return Entry(name, point.value, _distribution(point), _summary(point))
+        return Entry(name, point.value, _distribution(point), summary(point))
 
     def load(self, name: str) -> T:
         """Import and return the registered object.
@@ -117,8 +117,8 @@ def _distribution(point: EntryPoint) -> str:
     return point.dist.name if point.dist is not None else "unknown distribution"
 
 
-def _summary(point: EntryPoint) -> str:
-    """First docstring line of ``module:attribute``, from the source text.
+def summary(point: EntryPoint) -> str:
+    """Return the first docstring line of ``module:attribute``, from the source text; empty where there is none.
 
     A class or function brings its own docstring; a module-level constant is described by the
     string literal that follows its assignment.
@@ -156,3 +156,4 @@ STRATEGIES: Registry[Any] = Registry("harness.strategies", "strategy")
 TASKS: Registry[Any] = Registry("harness.tasks", "task")
 MODELS: Registry[Any] = Registry("harness.models", "model")
 METERS: Registry[Any] = Registry("harness.meters", "meter")
+RECIPES: Registry[Any] = Registry("harness.recipes", "recipe")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from harness.config.model import ModelConfiguration
+from harness.config.model import Folder, ModelConfiguration, OperatingPoint, Seed, TaskName
 from harness.config.strategies import StrategySpec, parse_all
 from harness.contracts import KVPolicy
 
@@ -17,48 +16,57 @@ Protocol = Literal["green-code", "codexglue-line"]
 
 
 class RunConfig(ModelConfiguration):
-    """Everything that decides a run, beside the model's configuration; saved whole in the manifest.
+    """Everything that decides a run, beside the model's configuration; saved whole in the manifest."""
 
-    Attributes:
-        strategies: operating points in the mini-language of :mod:`harness.config.strategies`; full depth is always
-            added, and none stands for :func:`harness.config.demo_strategies`.
-        tasks: registered task names.
-        protocol: ``green-code`` (the next 15 tokens of a file) or ``codexglue-line`` (to the line's end).
-        source: ``embedded``, ``hub``, or a path to a JSONL file or dataset folder.
-        limit: samples per task; ``None`` for all.
-        max_new_tokens: overrides the protocol's limit.
-        kv: what happens to K,V of skipped layers; ``auto`` is each strategy's own default (``recompute`` for everything
-            adaptive, ``propagate`` for ``fixed``); a comma list compares several policies in one run, the first one's
-            full depth being the baseline.
-        batch_size: samples decoded together.
-        repeats: how often each block is repeated, each time in a fresh process.
-        arrival_rate: requests per second, in a Poisson process, which wait in a queue when they must; ``None`` sends
-            the next when one is done.
-        block_size: samples per interleaved block; ``None`` lets the meter's sensor period decide.
-        attribute: add a probe per strategy, which asks it and never exits, so that costs can be attributed.
-        strict: a window that something else on the machine contaminated is measured again, up to three times.
-        idle_s: seconds of waiting, with the model loaded, measured before and after the work; 0 for none, ``None`` for
-            as long as the sensor needs, which is 0 without one.
-        seed: decides sampling, order and random strategies.
-        out: run directory; ``None`` makes a new one under ``runs/``.
-    """
-
-    strategies: tuple[str, ...] = ()
-    tasks: tuple[str, ...] = ("py150",)
-    protocol: Protocol = "green-code"
-    source: Annotated[str, Field(min_length=1)] = "embedded"
-    limit: Annotated[int, Field(ge=1)] | None = 16
-    max_new_tokens: Annotated[int, Field(ge=1, le=4096)] | None = None
-    kv: Literal["auto"] | KVPolicy | tuple[KVPolicy, ...] = "auto"
-    batch_size: Annotated[int, Field(ge=1, le=1024)] = 1
-    repeats: Annotated[int, Field(ge=1, le=1000)] = 1
-    arrival_rate: Annotated[float, Field(gt=0, le=10_000)] | None = None
-    block_size: Annotated[int, Field(ge=1)] | None = None
-    attribute: bool = False
-    strict: bool = False
-    idle_s: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] | None = None
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    out: Path | None = None
+    strategies: Annotated[
+        tuple[OperatingPoint, ...],
+        Field(
+            description="NAME[:option=value[,value…]]; a comma list makes one operating point each. Repeatable. "
+            "Full depth is always added as the baseline."
+        ),
+    ] = ()
+    tasks: Annotated[tuple[TaskName, ...], Field(description="Task, see `harness list tasks`. Repeatable.")] = ("py150",)
+    protocol: Annotated[
+        Protocol,
+        Field(description="green-code (the next 15 tokens of a file) or codexglue-line (to the end of the line)."),
+    ] = "green-code"
+    source: Annotated[
+        str, Field(min_length=1, description="embedded, hub, or PATH of a JSONL file or dataset folder.")
+    ] = "embedded"
+    limit: Annotated[int, Field(ge=0)] | None = Field(16, description="Samples per task; 0 for all.")
+    max_new_tokens: Annotated[int, Field(ge=1, le=4096)] | None = Field(
+        None, description="New tokens per sample. Default: the protocol's limit."
+    )
+    kv: Annotated[
+        Literal["auto"] | KVPolicy | tuple[KVPolicy, ...],
+        Field(
+            description="K,V of skipped layers: auto (recompute; propagate for fixed exits), recompute, propagate, "
+            "none, skip; a comma list compares, the first one's full depth being the baseline."
+        ),
+    ] = "auto"
+    batch_size: Annotated[int, Field(ge=1, le=1024, description="Samples decoded together.")] = 1
+    repeats: Annotated[
+        int, Field(ge=1, le=1000, description="Repetitions of each block, each in a fresh process.")
+    ] = 1
+    arrival_rate: Annotated[float, Field(gt=0, le=10_000)] | None = Field(
+        None,
+        description="Requests per second, a Poisson process with a queue. Default: each one when the last is done.",
+    )
+    block_size: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Samples per interleaved block. Default: from the meter's sensor period."
+    )
+    attribute: Annotated[
+        bool,
+        Field(description="Measure where the time goes: adds a probe of each strategy, which is asked and never exits."),
+    ] = False
+    strict: Annotated[
+        bool, Field(description="Measure windows that other work contaminated again, up to 3 times.")
+    ] = False
+    idle_s: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] | None = Field(
+        None, description="Seconds of idle power before and after the work; 0 for none. Default: from the sensor."
+    )
+    seed: Annotated[Seed, Field(description="Decides sampling, order and random strategies.")] = 0
+    out: Folder | None = Field(None, description="Run directory. Default: runs/TIME-MODEL-TASK.")
 
     @field_validator("strategies", "tasks", mode="after")
     @classmethod
@@ -66,6 +74,11 @@ class RunConfig(ModelConfiguration):
         if not value and field.field_name == "tasks":
             raise ValueError("names nothing")
         return tuple(dict.fromkeys(value))
+
+    @field_validator("limit", mode="after")
+    @classmethod
+    def _all(cls, value: int | None) -> int | None:
+        return value or None
 
     @field_validator("kv", mode="before")
     @classmethod
