@@ -19,7 +19,7 @@ import typer
 
 from harness.commands.console import refuse
 from harness.commands.lazy import SETTINGS, LazyGroup
-#T from harness.commands.training import app as training
+from harness.commands.training import app as training
 from harness.errors import HarnessError
 from harness.registry import summary
 
@@ -117,7 +117,7 @@ def main() -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-#T app.add_typer(training)
+app.add_typer(training)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar, cast
 
 from harness.errors import RegistryError, UnknownNameError
 
-__all__ = ["METERS", "MODELS", "RECIPES", "STRATEGIES", "TASKS", "Entry", "Registry", "summary"]
+__all__ = ["METERS", "MODELS", "RECIPES", "REGISTRIES", "STRATEGIES", "TASKS", "Entry", "Registry", "summary"]
 
 T = TypeVar("T")
 
@@ -157,3 +157,8 @@ TASKS: Registry[Any] = Registry("harness.tasks", "task")
 MODELS: Registry[Any] = Registry("harness.models", "model")
 METERS: Registry[Any] = Registry("harness.meters", "meter")
 RECIPES: Registry[Any] = Registry("harness.recipes", "recipe")
+
+REGISTRIES: dict[str, Registry[Any]] = {
+    registry.group.removeprefix("harness."): registry for registry in (STRATEGIES, RECIPES, TASKS, MODELS, METERS)
+}
+"""Everything that can be registered, by its plural."""

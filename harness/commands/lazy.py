@@ -1,4 +1,4 @@
-"""Groups of commands that are imported when they are used, so that ``harness --help`` and ``harness list`` are instant."""
+"""Groups of commands that are imported when they are called, so that ``harness --help`` is instant."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ class LazyGroup(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         """Load the command that is called."""
         name, command, rest = super().resolve_command(ctx, args)
-        return name, as_command(name, self.load(name)) if name in self.names() else command, rest
+        if name is not None and name in self.names():
+            command = as_command(name, self.load(name))
+        return name, command, rest
 
 
 def as_command(name: str, function: Callable[..., Any]) -> Any:

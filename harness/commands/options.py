@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from harness.config.model import Configuration, Placeholder, limits, refusal
+from harness.config.presets import WithPresets
 from harness.errors import ConfigError
 
 __all__ = ["configure", "configured_by", "flag"]
@@ -33,6 +34,7 @@ def configured_by(model: type[Configuration]) -> Callable[[Callable[..., None]],
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        model.model_rebuild()  # an annotation that cannot be resolved shows itself here
         own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
         fields = {name: model.model_fields[name] for name in _names(model)}
         options = [_parameter(model, name, field) for name, field in fields.items()]
@@ -63,9 +65,10 @@ def configure(model: type[C], given: Mapping[str, Any]) -> C:
         return model.model_validate(dict(given))
     except ValidationError as error:
         name, value, message = refusal(error)
-        if name not in model.model_fields:
+        if not name:
             raise ConfigError(f"{message}.") from None
-        raise ConfigError(f"{flag(name, model.model_fields[name])} {_said(value)}: {message}.") from None
+        shown = f"'{value}'" if isinstance(value, str) else _said(value)
+        raise ConfigError(f"{flag(name, model.model_fields[name])} {shown}: {message}.") from None
 
 
 def flag(name: str, field: FieldInfo) -> str:
@@ -77,10 +80,10 @@ def flag(name: str, field: FieldInfo) -> str:
 
 def _parameter(model: type[Configuration], name: str, field: FieldInfo) -> inspect.Parameter:
     kind = _kind(field)
-    placeholder = next((piece.text for piece in _pieces(field) if isinstance(piece, Placeholder)), None)
     shown = flag(name, field)
-    if kind is bool and field.default is not False:
+    if kind is bool and _defaults(model, name, field).keys() != {"off"}:
         shown += f"/--no-{shown.removeprefix('--')}"
+    placeholder = next((piece.text for piece in _pieces(field) if isinstance(piece, Placeholder)), None)
     option = typer.Option(shown, help=_help(model, name, field), metavar=placeholder, show_default=False)
     needed = field.is_required()
     annotation: Any = list[kind] if _is_list(field) else kind  # type: ignore[valid-type]
@@ -98,22 +101,29 @@ def _help(model: type[Configuration], name: str, field: FieldInfo) -> str:
     choices = list(dict.fromkeys(_choices(field.annotation)))
     if choices and not all(choice in text for choice in choices):
         text += f": {', '.join(choices[:-1])} or {choices[-1]}"
-    if not (field.is_required() or "Default:" in text or _kind(field) is bool):
-        presets: Mapping[str, Mapping[str, Any]] = getattr(model, "presets", {})
-        defaults = {key: _said(preset.get(name, field.default)) for key, preset in presets.items()}
-        if len(set(defaults.values())) > 1:
-            default = ", ".join(f"{value} ({key})" for key, value in defaults.items())
-        else:
-            default = _said(field.default)
-        text += f". Default: {default}" if default else ""
+    defaults = _defaults(model, name, field)
+    if not (field.is_required() or "Default:" in text or defaults.keys() <= {"", "off"}):
+        said = [f"{value} ({', '.join(presets)})" for value, presets in defaults.items()]
+        text += f". Default: {', '.join(said if len(said) > 1 else defaults)}"
     allowed = limits(_pieces(field))
     return f"{text} ({allowed})." if allowed else f"{text}."
+
+
+def _defaults(model: type[Configuration], name: str, field: FieldInfo) -> dict[str, list[str]]:
+    """Return default as one would type it → presets that have it."""
+    defaults: dict[str, list[str]] = {}
+    presets = model.presets if issubclass(model, WithPresets) else {}
+    for preset, values in presets.items() or [("", {})]:
+        defaults.setdefault(_said(values.get(name, field.default)), []).append(preset)
+    return defaults
 
 
 def _said(value: Any) -> str:
     """Return a value as one would type it; nothing for none."""
     if value is None:
         return ""
+    if isinstance(value, bool):
+        return "on" if value else "off"
     if isinstance(value, tuple | list):
         return ", ".join(map(_said, value))
     if isinstance(value, float):
@@ -169,6 +179,6 @@ def _is_list(field: FieldInfo) -> bool:
 
 def _names(model: type[Configuration]) -> list[str]:
     """Return the fields that have a flag, a class's own before those of its bases; one of a single value has none."""
-    bases = [base.__dict__.get("__annotations__", {}) for base in model.__mro__]
+    bases = [inspect.get_annotations(base) for base in model.__mro__]
     names = {name: None for own in bases for name in own if name in model.model_fields}
     return [name for name in names if len(set(_choices(model.model_fields[name].annotation))) != 1]

@@ -34,8 +34,8 @@ def serve(
     print_config: Annotated[
         str | None,
         typer.Option(
-            help="Print the settings of a client (llm-vscode, continue, llama.vim or openai) for this server, and start "
-            "nothing.",
+            help="Print the settings of a client for this server (llm-vscode, continue, llama.vim or openai), and "
+            "start nothing.",
             metavar="CLIENT",
         ),
     ] = None,

@@ -19,6 +19,7 @@ from harness.errors import ConfigError, did_you_mean
 
 __all__ = [
     "DEFAULT_MODEL",
+    "DOCUMENT_TASKS",
     "Artefacts",
     "Configuration",
     "File",
@@ -36,6 +37,8 @@ __all__ = [
 ]
 
 DEFAULT_MODEL = "smollm2-135m"
+DOCUMENT_TASKS = ("py150", "javacorpus")
+"""What is trained and traced on unless tasks are named."""
 
 
 class Configuration(BaseModel):
@@ -57,7 +60,20 @@ class Configuration(BaseModel):
             return cls.model_validate(dict(values))
         except ValidationError as error:
             name, value, message = refusal(error)
-            raise ConfigError(f"{name} = {value!r}: {message}.") from None
+            raise ConfigError(f"{name} = {value!r}: {message}." if name else f"{message}.") from None
+
+    @classmethod
+    def part_of(cls, whole: Self) -> Self:
+        """Return what this class declares of a configuration that inherits it; nothing is validated again."""
+        return cls.model_construct(**{name: getattr(whole, name) for name in cls.model_fields})
+
+    def replace(self, **changes: Any) -> Self:
+        """Return the same with some values replaced.
+
+        Raises:
+            ConfigError: as for :meth:`build`.
+        """
+        return self.build({**self.model_dump(exclude_unset=True), **changes})
 
     @classmethod
     def read_toml(cls, path: Path) -> dict[str, Any]:
@@ -76,7 +92,10 @@ class Configuration(BaseModel):
 
 
 def refusal(error: ValidationError) -> tuple[str, Any, str]:
-    """Return what pydantic refused first: the option's name, the value, and why in a phrase without its period."""
+    """Return what pydantic refused first: the option's name, the value, and why in a phrase without its period.
+
+    The name is empty where options contradict one another.
+    """
     first = error.errors()[0]
     message = first["msg"].removeprefix("Value error, ").replace("tuple", "list")  # files have lists
     return str(first["loc"][0]) if first["loc"] else "", first["input"], f"{message[0].lower()}{message[1:]}"
@@ -148,10 +167,15 @@ class ModelConfiguration(ModelChoice):
         ),
     ] = "hidden"
     threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
-        None, description="CPU threads. Default: torch's choice."
+        default=None, description="CPU threads. Default: torch's choice."
     )
-    energy: Annotated[str, Field(description="Meter: auto (the best sensor found, else the estimate), nvml, rapl, "
-                                 "estimate, none or replay:FILE.")] = "auto"
+    energy: Annotated[
+        str,
+        Field(
+            description="Meter: auto (the best sensor found, else the estimate), nvml, rapl, "
+            "estimate, none or replay:FILE."
+        ),
+    ] = "auto"
     tdp_w: Annotated[float, Field(gt=0, le=10_000)] | None = Field(
-        None, description="Watts the energy estimate assumes for all cores. Default: 4 W per core."
+        default=None, description="Watts the energy estimate assumes for all cores. Default: 4 W per core."
     )

@@ -25,7 +25,9 @@ class RunConfig(ModelConfiguration):
             "Full depth is always added as the baseline."
         ),
     ] = ()
-    tasks: Annotated[tuple[TaskName, ...], Field(description="Task, see `harness list tasks`. Repeatable.")] = ("py150",)
+    tasks: Annotated[tuple[TaskName, ...], Field(description="Task, see `harness list tasks`. Repeatable.")] = (
+        "py150",
+    )
     protocol: Annotated[
         Protocol,
         Field(description="green-code (the next 15 tokens of a file) or codexglue-line (to the end of the line)."),
@@ -33,9 +35,9 @@ class RunConfig(ModelConfiguration):
     source: Annotated[
         str, Field(min_length=1, description="embedded, hub, or PATH of a JSONL file or dataset folder.")
     ] = "embedded"
-    limit: Annotated[int, Field(ge=0)] | None = Field(16, description="Samples per task; 0 for all.")
+    limit: Annotated[int, Field(ge=0)] | None = Field(default=16, description="Samples per task; 0 for all.")
     max_new_tokens: Annotated[int, Field(ge=1, le=4096)] | None = Field(
-        None, description="New tokens per sample. Default: the protocol's limit."
+        default=None, description="New tokens per sample. Default: the protocol's limit."
     )
     kv: Annotated[
         Literal["auto"] | KVPolicy | tuple[KVPolicy, ...],
@@ -45,28 +47,27 @@ class RunConfig(ModelConfiguration):
         ),
     ] = "auto"
     batch_size: Annotated[int, Field(ge=1, le=1024, description="Samples decoded together.")] = 1
-    repeats: Annotated[
-        int, Field(ge=1, le=1000, description="Repetitions of each block, each in a fresh process.")
-    ] = 1
+    repeats: Annotated[int, Field(ge=1, le=1000, description="Repetitions of each block, each in a fresh process.")] = 1
     arrival_rate: Annotated[float, Field(gt=0, le=10_000)] | None = Field(
-        None,
+        default=None,
         description="Requests per second, a Poisson process with a queue. Default: each one when the last is done.",
     )
     block_size: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="Samples per interleaved block. Default: from the meter's sensor period."
+        default=None, description="Samples per interleaved block. Default: from the meter's sensor period."
     )
     attribute: Annotated[
         bool,
-        Field(description="Measure where the time goes: adds a probe of each strategy, which is asked and never exits."),
+        Field(description="Measure where the time goes: adds a probe per strategy, which is asked and never exits."),
     ] = False
-    strict: Annotated[
-        bool, Field(description="Measure windows that other work contaminated again, up to 3 times.")
-    ] = False
+    strict: Annotated[bool, Field(description="Measure windows that other work contaminated again, up to 3 times.")] = (
+        False
+    )
     idle_s: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] | None = Field(
-        None, description="Seconds of idle power before and after the work; 0 for none. Default: from the sensor."
+        default=None,
+        description="Seconds of idle power before and after the work; 0 for none. Default: from the sensor.",
     )
     seed: Annotated[Seed, Field(description="Decides sampling, order and random strategies.")] = 0
-    out: Folder | None = Field(None, description="Run directory. Default: runs/TIME-MODEL-TASK.")
+    out: Folder | None = Field(default=None, description="Run directory. Default: runs/TIME-MODEL-TASK.")
 
     @field_validator("strategies", "tasks", mode="after")
     @classmethod

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from harness.contracts.meters import EnergyReading, Meter
 from harness.contracts.models import KVInput, KVPolicy, ModelInfo, ModelRequest, TextCodec, Weights, WeightsChoice
+from harness.contracts.recipes import Progress, Recipe, Silent, Trained, TrainingRun
 from harness.contracts.strategies import Batch, ExitRule, ExitView, Strategy
 from harness.contracts.tasks import (
     BadRow,
@@ -42,8 +43,11 @@ __all__ = [
     "Meter",
     "ModelInfo",
     "ModelRequest",
+    "Progress",
+    "Recipe",
     "Sample",
     "Score",
+    "Silent",
     "SourceInfo",
     "Split",
     "StopRule",
@@ -52,6 +56,8 @@ __all__ = [
     "TaskData",
     "TaskRequest",
     "TextCodec",
+    "Trained",
+    "TrainingRun",
     "Weights",
     "WeightsChoice",
     "document_key",

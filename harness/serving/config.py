@@ -21,8 +21,8 @@ class ServeConfig(ModelConfiguration):
     strategies: Annotated[
         tuple[OperatingPoint, ...],
         Field(
-            description="NAME[:option=value]… to load; the first is the default of requests that name none. Repeatable. "
-            "Full depth is always loaded. Default: all that run on the model, a learned one first."
+            description="NAME[:option=value]… to load; the first is the default of requests that name none. "
+            "Repeatable. Full depth is always loaded. Default: all that run on the model, a learned one first."
         ),
     ] = ()
     kv: Annotated[
@@ -34,14 +34,12 @@ class ServeConfig(ModelConfiguration):
     )
     port: Annotated[int, Field(ge=0, le=65535, description="TCP port; 0 takes a free one.")] = 8080
     api_key_file: File | None = Field(
-        None, description="File whose first line is the key that requests must bear. Default: no key."
+        default=None, description="File whose first line is the key that requests must bear. Default: no key."
     )
     insecure: Annotated[bool, Field(description="Listen beyond this machine without a key.")] = False
     cors_origins: Annotated[
         tuple[Annotated[str, Placeholder("ORIGIN")], ...],
-        Field(
-            description="Web origin whose pages may use the server; '*' only with a key. Repeatable. Default: none."
-        ),
+        Field(description="Web origin whose pages may use the server; '*' only with a key. Repeatable. Default: none."),
     ] = ()
     batch_size: Annotated[int, Field(ge=1, le=256, description="Requests decoded together; more wait.")] = 8
     max_queue: Annotated[
@@ -49,14 +47,12 @@ class ServeConfig(ModelConfiguration):
     ] = 64
     max_new_tokens: Annotated[int, Field(ge=1, le=4096, description="Cap on one completion's tokens.")] = 256
     max_prompt_tokens: Annotated[int, Field(ge=8)] | None = Field(
-        None, description="Cap on one prompt's tokens. Default: 2048, or what the model's positions leave."
+        default=None, description="Cap on one prompt's tokens. Default: 2048, or what the model's positions leave."
     )
     max_body_bytes: Annotated[int, Field(ge=1024, description="Cap on one request's bytes.")] = 1 << 20
     deadline_s: Annotated[
         float,
-        Field(
-            gt=0, le=3600, allow_inf_nan=False, description="Seconds from its arrival after which a request ends."
-        ),
+        Field(gt=0, le=3600, allow_inf_nan=False, description="Seconds from its arrival after which a request ends."),
     ] = 60.0
     drain_s: Annotated[
         float,

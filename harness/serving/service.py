@@ -12,9 +12,9 @@ from typing import Literal
 
 from harness.contracts import ModelInfo
 from harness.errors import ConfigError, HarnessError, is_out_of_memory
+from harness.host.device import resolve_device
 from harness.metering import open_meter
 from harness.models.loading import load, load_codec, resolve
-from harness.running.plan import resolve_device
 from harness.serving.config import ServeConfig, prompt_cap
 from harness.serving.engine.energy import EnergyShares
 from harness.serving.engine.tickets import EngineTicket

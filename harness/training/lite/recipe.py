@@ -1,63 +1,63 @@
-"""LITE: tuning a model so that its head can read intermediate layers (GREEN-CODE section III-D, Eq. 1).
-
-The loss is the weighted sum of the cross-entropies of all exits, each read by the model's own final norm and LM head,
-or by a linear shortcut before them. :mod:`harness.training.lite.exit_loss` keeps its memory constant in the number of
-exits.
-"""
+"""``harness train lite``: its options; :mod:`harness.training.lite.train_lite` does the work."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, cast
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
-import torch
-from torch import Tensor, nn
+from pydantic import Field, field_validator
 
-from harness.contracts.loss_weights import WeightsRule, loss_weights
-from harness.decoding.families import head_modules
-from harness.training.lite.exit_loss import exit_losses
+from harness.config.model import DOCUMENT_TASKS, Configuration, Source, TaskName
+from harness.config.presets import WithPresets
+from harness.contracts import Split
+from harness.contracts.loss_weights import WeightsRule
+from harness.contracts.recipes import Trained, TrainingRun
+from harness.training.recipe import Resume, TrainingOptions
 
-__all__ = ["PRESETS", "LiteModel", "LiteRecipe"]
+__all__ = ["Lite", "LiteRecipe"]
 
 
-@dataclass(frozen=True, slots=True)
-class LiteRecipe:
-    """How to tune; what a preset fills in and flags override.
+class LiteRecipe(Configuration):
+    """How to tune; saved in the artefacts. The defaults are what two cores can do in an hour."""
 
-    Attributes:
-        method: ``lora`` (Hu 2021, arXiv 2106.09685) on every linear map of every layer, or ``full``.
-        exit_head: ``shared``, or ``shortcut``: a linear map per exit, trained along.
-        weights_rule: see :func:`harness.contracts.loss_weights.loss_weights`.
-        learning_rate: of the weights, or of LoRA's factors.
-        shortcut_learning_rate: of the shortcuts.
-        schedule: learning-rate schedule, a transformers name; warm-up is 3 % of the steps.
-        steps: optimiser steps.
-        length: tokens a pack.
-        batch: packs a device takes at once.
-        accumulate: gradient accumulation steps.
-        exits_per_step: so many random exits in each step besides the last layer (stochastic exits); ``None`` for all.
-        token_share: share of the tokens that each step's loss looks at.
-        distill: share of an early exit's loss that follows the last layer instead of the label.
-        rank: of LoRA; its scale is twice that.
-        checkpointing: recompute activations in the backward pass instead of keeping them.
-    """
+    method: Annotated[
+        Literal["lora", "full"],
+        Field(description="lora (Hu 2021, arXiv 2106.09685, on every linear map of every layer) or full."),
+    ] = "lora"
+    exit_head: Annotated[
+        Literal["shared", "shortcut"],
+        Field(description="shared (the model's own) or shortcut (a linear map per exit before it, trained along)."),
+    ] = "shortcut"
+    weights_rule: Annotated[WeightsRule, Field(description="Loss weights of the exits")] = "uniform"
+    learning_rate: Annotated[
+        float, Field(gt=0, allow_inf_nan=False, description="Of the weights, or of LoRA's factors.")
+    ] = 3e-4
+    shortcut_learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False, description="Of the shortcuts.")] = 5e-4
+    schedule: Annotated[
+        Literal["cosine", "linear", "constant"],
+        Field(description="Learning rate after a warm-up of 3 % of the steps"),
+    ] = "cosine"
+    steps: Annotated[int, Field(ge=1, description="Optimiser steps.")] = 1000
+    length: Annotated[int, Field(ge=2, description="Tokens of a packed sequence.")] = 256
+    batch: Annotated[int, Field(ge=1, description="Sequences a device takes at once.")] = 8
+    accumulate: Annotated[int, Field(ge=1, description="Gradient accumulation steps.")] = 1
+    exits_per_step: Annotated[int, Field(ge=0)] | None = Field(
+        default=3, description="Random exits a step besides the last layer (stochastic exits); 0 for all."
+    )
+    token_share: Annotated[float, Field(gt=0, le=1, description="Share of tokens each step's loss looks at.")] = 0.5
+    distill: Annotated[
+        float,
+        Field(ge=0, le=1, description="Share of an early exit's loss that follows the last layer, not the label."),
+    ] = 0.5
+    rank: Annotated[int, Field(ge=1, description="Of LoRA; its scale is twice that.")] = 32
+    checkpointing: Annotated[bool, Field(description="Recompute activations in the backward pass to save memory.")] = (
+        False
+    )
 
-    method: Literal["lora", "full"] = "lora"
-    exit_head: Literal["shared", "shortcut"] = "shortcut"
-    weights_rule: WeightsRule = "uniform"
-    learning_rate: float = 3e-4
-    shortcut_learning_rate: float = 5e-4
-    schedule: str = "cosine"
-    steps: int = 1000
-    length: int = 256
-    batch: int = 8
-    accumulate: int = 1
-    exits_per_step: int | None = 3
-    token_share: float = 0.5
-    distill: float = 0.5
-    rank: int = 32
-    checkpointing: bool = False
+    @field_validator("exits_per_step")
+    @classmethod
+    def _all(cls, value: int | None) -> int | None:
+        return value or None
 
     @property
     def tokens_per_step(self) -> int:
@@ -65,111 +65,62 @@ class LiteRecipe:
         return self.length * self.batch * self.accumulate
 
 
-PRESETS: dict[str, LiteRecipe] = {
-    "paper": LiteRecipe(
-        method="full",
-        exit_head="shared",
-        weights_rule="green-code",
-        learning_rate=1e-5,
-        schedule="linear",
-        steps=2500,
-        length=1024,
-        batch=4,
-        accumulate=32,
-        exits_per_step=None,
-        token_share=1.0,
-        distill=0.0,
-        checkpointing=True,
-    ),
-    "cpu": LiteRecipe(),
-}
-"""``paper``: GREEN-CODE's setting (learning rate 1e-5, 4 × 32 packs a step, 2–3k steps, all exits, all tokens).
-``cpu``: what two cores can do in an hour."""
+class Lite(LiteRecipe, TrainingOptions, WithPresets):
+    """Tune a model with the aggregated loss of all its exits (LITE; GREEN-CODE Eq. 1).
 
-
-class LiteModel(nn.Module):
-    """A causal LM with its exits, as a module whose forward pass is the aggregated loss.
-
-    Args:
-        module: a transformers causal LM, LoRA already inside if wanted.
-        exit_points: exits to train.
-        recipe: of the loss.
-        shortcuts: exit layer → (weight, bias) to begin with; needed when the recipe wants shortcuts.
-
-    Attributes:
-        last_losses: cross-entropy of the exits of the latest step, by layer, nats.
+    Preset paper is GREEN-CODE's setting: 4 × 32 sequences a step, 2–3k steps, all exits, all tokens.
     """
 
-    def __init__(
-        self,
-        module: Any,
-        exit_points: Sequence[int],
-        recipe: LiteRecipe,
-        shortcuts: dict[int, tuple[Tensor, Tensor]] | None = None,
-    ) -> None:
-        super().__init__()
-        self.module = module
-        self.config = module.config
-        self.exit_points = tuple(exit_points)
-        self.num_layers = int(module.config.num_hidden_layers)
-        self.recipe = recipe
-        self.shortcuts = nn.ModuleDict()
-        for layer, (weight, bias) in (shortcuts or {}).items():
-            linear = nn.Linear(weight.shape[1], weight.shape[0])
-            linear.weight.data, linear.bias.data = weight.clone(), bias.clone()
-            self.shortcuts[str(layer)] = linear
-        self._weights = dict(
-            zip(
-                (*exit_points, self.num_layers),
-                loss_weights(exit_points, self.num_layers, recipe.weights_rule),
-                strict=True,
-            )
-        )
-        self.last_losses: dict[int, float] = {}
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "paper": {
+            "method": "full",
+            "exit_head": "shared",
+            "weights_rule": "green-code",
+            "learning_rate": 1e-5,
+            "schedule": "linear",
+            "steps": 2500,
+            "length": 1024,
+            "batch": 4,
+            "accumulate": 32,
+            "exits_per_step": 0,
+            "token_share": 1.0,
+            "distill": 0.0,
+            "checkpointing": True,
+        },
+        "cpu": {},
+    }
 
-    @property
-    def core(self) -> Any:
-        """The causal LM, without peft's wrapping."""
-        return (
-            getattr(getattr(self.module, "base_model", None), "model", self.module)
-            if _is_peft(self.module)
-            else self.module
-        )
+    preset: Annotated[
+        Literal["auto", "paper", "cpu"], Field(description="paper, cpu, or auto: paper where there is a GPU.")
+    ] = "auto"
+    tasks: Annotated[tuple[TaskName, ...], Field(description="Task whose documents it learns from. Repeatable.")] = (
+        DOCUMENT_TASKS
+    )
+    sources: Annotated[
+        tuple[Source, ...], Field(description="embedded, hub, or PATH. Repeatable; each in equal shares.")
+    ] = ("embedded",)
+    split: Annotated[Split, Field(description="Part of each dataset to learn from")] = "train"
+    documents: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="Documents of each source at most. Default: all."
+    )
+    weights: Annotated[Literal["pretrained", "random"], Field(description="What tuning begins with")] = "pretrained"
+    exit_points: Annotated[str, Field(description="paper, all, or layers such as 4,8,12.")] = "paper"
+    start_from: str | None = Field(
+        default=None, description="Tune the adapter and maps of this folder, or shipped set, further."
+    )
+    save_steps: Annotated[int, Field(ge=1, description="Steps between checkpoints.")] = 50
+    resume: Resume = False
 
-    def exit_states(self, input_ids: Tensor, layers: Sequence[int]) -> tuple[list[Tensor], Tensor]:
-        """Return what the LM head reads at some exits and at the last layer, each ``[batch, length, width]``."""
-        out = self.core.base_model(input_ids=input_ids, output_hidden_states=True, use_cache=False)
-        head = head_modules(self.core)
-        states = []
-        for layer in layers:
-            hidden = out.hidden_states[layer]
-            if str(layer) in self.shortcuts:
-                hidden = self.shortcuts[str(layer)](hidden)
-            states.append(head.read(hidden))
-        return states, out.last_hidden_state
+    def train(self, run: TrainingRun) -> Trained:
+        """Tune; see :func:`harness.training.lite.train_lite.train_lite`."""
+        from harness.training.lite.train_lite import train_lite
 
-    def forward(self, input_ids: Tensor) -> dict[str, Tensor]:
-        """Return ``{"loss": scalar}`` of packs ``[batch, length]``."""
-        recipe = self.recipe
-        layers = list(self.exit_points)
-        scale = 1.0
-        if recipe.exits_per_step is not None and recipe.exits_per_step < len(layers):
-            chosen = torch.randperm(len(layers))[: recipe.exits_per_step].tolist()
-            scale = len(layers) / len(chosen)  # so that the expected loss is the full sum
-            layers = sorted(layers[place] for place in chosen)
-        states, last = self.exit_states(input_ids, layers)
-        labels = input_ids[:, 1:].flatten()
-        picked = slice(None)
-        if recipe.token_share < 1:
-            picked = torch.randperm(len(labels), device=labels.device)[: max(1, int(len(labels) * recipe.token_share))]  # type: ignore[assignment]
-        head = head_modules(self.core).lm_head
-        weight, bias = cast("Tensor", head.weight), cast("Tensor | None", getattr(head, "bias", None))
-        rows = [state[:, :-1].flatten(0, 1)[picked].to(weight.dtype) for state in (*states, last)]
-        weights = [*(self._weights[layer] * scale for layer in layers), self._weights[self.num_layers]]
-        loss, each = exit_losses(rows, weight, bias, labels[picked], weights, distill=recipe.distill)
-        self.last_losses = dict(zip((*layers, self.num_layers), each.tolist(), strict=True))
-        return {"loss": loss}
-
-
-def _is_peft(module: Any) -> bool:
-    return hasattr(module, "peft_config")
+        result = train_lite(self, run)
+        if not result.report:  # stopped, or another process than the first
+            return Trained(finished=result.finished)
+        if result.recipe.method == "full":
+            model = self.folder / "model"
+            note = f"The tuned model is {model}: use it with --model {model} --artefacts {self.folder}"
+        else:
+            note = f"Adapter, maps, exits.md and training.jsonl are in {self.folder}"
+        return Trained(result.report, note)
