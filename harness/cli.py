@@ -19,7 +19,6 @@ import typer
 
 from harness.commands.console import refuse
 from harness.commands.lazy import SETTINGS, LazyGroup
-from harness.commands.training import app as training
 from harness.errors import HarnessError
 from harness.registry import summary
 
@@ -45,6 +44,7 @@ COMMANDS = {
         "serve": "serve:serve",
         "leaderboard": "leaderboard:leaderboard",
         "submit": "submit:submit",
+        "train": "training:Recipes",
     }.items()
 }
 
@@ -115,9 +115,6 @@ def main() -> None:
         refuse("this is a defect of the harness, not of your input: please report it with the lines above")
         sys.exit(DEFECT)
     sys.exit(code if isinstance(code, int) else 0)
-
-
-app.add_typer(training)
 
 
 if __name__ == "__main__":

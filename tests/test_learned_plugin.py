@@ -78,3 +78,10 @@ def test_what_is_not_trained_names_its_recipe(
     ran = shell("run", "--model", tiny_llama, "--source", rows_file, "--strategy", NAME, cwd=tmp_path, **seeing(site))
     assert ran.returncode == 2
     assert f"`harness train {NAME} --model {tiny_llama}" in ran.stderr
+
+
+@pytest.mark.parametrize("file", ["mean_difference.py", "mean_difference_recipe.py"])
+def test_the_readme_shows_this_very_code(file: str) -> None:
+    code = (PROJECT / file).read_text(encoding="utf-8")
+    definition = code[code.index("@dataclass" if "@dataclass" in code else "class ") :]
+    assert definition in (PROJECT.parents[2] / "README.md").read_text(encoding="utf-8")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import typer
@@ -24,8 +24,8 @@ class LazyGroup(TyperGroup):
         """Return a command's help in one line."""
         raise NotImplementedError
 
-    def load(self, name: str) -> Callable[..., Any]:
-        """Return the function behind a name, as typer reads it."""
+    def load(self, name: str) -> Any:
+        """Return what is behind a name, for :func:`as_command`."""
         raise NotImplementedError
 
     def __init__(self, **settings: Any) -> None:
@@ -47,8 +47,15 @@ class LazyGroup(TyperGroup):
         return name, command, rest
 
 
-def as_command(name: str, function: Callable[..., Any]) -> Any:
-    """Return typer's command of a function."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command(name, context_settings=SETTINGS)(function)
+def as_command(name: str, thing: Any) -> Any:
+    """Return typer's command of a function, or of a class of groups with its docstring as help."""
+    if isinstance(thing, type):
+        app = typer.Typer(
+            name=name, cls=thing, help=thing.__doc__, context_settings=SETTINGS, add_completion=False,
+            pretty_exceptions_enable=False,
+        )  # fmt: skip
+        app.callback()(lambda: None)
+    else:
+        app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+        app.command(name, context_settings=SETTINGS)(thing)
     return typer.main.get_command(app)

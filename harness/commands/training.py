@@ -10,30 +10,27 @@ from typing import Any
 import typer
 
 from harness.commands.console import say, show_progress
-from harness.commands.lazy import SETTINGS, LazyGroup
+from harness.commands.lazy import LazyGroup
 from harness.errors import RegistryError
 from harness.registry import RECIPES
 
-__all__ = ["app"]
+__all__ = ["Recipes"]
 
 
-class _Recipes(LazyGroup):
+class Recipes(LazyGroup):
+    """Train what early exits need: exit-capable weights, exit heads, classifiers, RL agents."""
+
     def names(self) -> Sequence[str]:
+        """Every registered recipe."""
         return RECIPES.names()
 
     def summary(self, name: str) -> str:
+        """What it trains."""
         return RECIPES.entry(name).summary
 
     def load(self, name: str) -> Callable[..., Any]:
+        """Its command."""
         return _command(name)
-
-
-app = typer.Typer(
-    name="train",
-    cls=_Recipes,
-    help="Train what early exits need: exit-capable weights, exit heads, classifiers, RL agents.",
-    context_settings=SETTINGS,
-)
 
 
 def _command(name: str) -> Callable[..., None]:
