@@ -68,7 +68,7 @@ class Agent(AgentSettings, ControllerOptions, WithPresets):
 
     preset: Annotated[Literal["paper", "tuned"], Field(description="Sets what is not given")] = "tuned"
     reward: Annotated[
-        Literal["savings", "java", "python", "auto"],
+        Literal["auto", "java", "python", "savings"],
         Field(
             description="savings; or GREEN-CODE's, java, python, or auto: one of these by the documents, also where "
             "one of their coefficients is given."
