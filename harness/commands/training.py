@@ -43,7 +43,7 @@ def _command(name: str) -> Callable[..., None]:
     if not (isinstance(recipe, type) and issubclass(recipe, Configuration) and hasattr(recipe, "train")):
         raise RegistryError(
             f"recipe '{name}' is not a configuration with a train method: subclass "
-            "harness.training.recipe.TrainingOptions and add one."
+            "harness.training.options.TrainingOptions and add one."
         )
 
     def train(given: dict[str, Any]) -> None:

@@ -67,7 +67,7 @@ class Trained:
 class Recipe(Protocol):
     """A pydantic model whose fields are its options, and the training they decide.
 
-    Subclass :class:`harness.training.recipe.TrainingOptions`, or ``TraceOptions`` to learn from a trace, and register
+    Subclass :class:`harness.training.options.TrainingOptions`, or ``TraceOptions`` to learn from a trace, and register
     the class in the entry-point group ``harness.recipes``. The docstring is the command's help and every field a flag:
     ``epochs: Annotated[int, Field(ge=1, description="Passes over the trace.")] = 20`` is ``--epochs``. Import what is
     heavy inside :meth:`train`, so that ``--help`` stays instant.

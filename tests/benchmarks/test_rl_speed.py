@@ -27,8 +27,8 @@ from harness.training.agents.agent_checkpoints import AgentCheckpoints
 from harness.training.agents.episodes import Episodes, TracedDocument
 from harness.training.agents.exit_env import ExitEnv, ReplayedTokens
 from harness.training.agents.exit_vec_env import ExitVecEnv
+from harness.training.agents.options import AgentSettings
 from harness.training.agents.ppo import learn
-from harness.training.agents.recipe import AgentSettings
 from harness.training.agents.reward import REWARDS, reward_table
 from harness.training.agents.train_agent import AGENT_OBSERVATIONS
 from strategies.rl import ReinforcementLearning

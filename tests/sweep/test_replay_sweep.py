@@ -14,7 +14,7 @@ from harness.contracts.recipes import Silent, TrainingRun
 from harness.errors import ArtefactError, ConfigError, DataError, OptionError
 from harness.sweep.records import SweepRow
 from harness.sweep.replay_sweep import SweepRequest, SweepResult, sweep
-from harness.training.heads.recipe import LikelihoodHeads
+from harness.training.recipes import LikelihoodHeads
 from harness.training.traces.reading import held_out_rows
 from harness.training.traces.store import Traces
 from harness.training.traces.thresholds import replay_rows

@@ -26,7 +26,7 @@ from harness.models.controllers import Network
 from harness.training.agents.agent_checkpoints import AgentCheckpoints
 from harness.training.agents.exit_env import Tally
 from harness.training.agents.exit_vec_env import ExitVecEnv
-from harness.training.agents.recipe import AgentSettings
+from harness.training.agents.options import AgentSettings
 
 __all__ = ["Learned", "learn", "policy_network"]
 

@@ -28,7 +28,7 @@ class RewardCoefficients:
     """Weights of the penalties, each in [0, 1]; rewards are always 1.
 
     GREEN-CODE (Ilager 2025, Eq. 2 and 3) names them α, β, γ, ε. PPO's discount, which it calls γ too, is
-    :attr:`harness.training.agents.recipe.AgentSettings.discount`.
+    :attr:`harness.training.agents.options.AgentSettings.discount`.
 
     Attributes:
         alpha: of stopping right but later than the first exit that is right.

@@ -22,8 +22,8 @@ from harness.training.agents.episodes import Episodes, read_episodes, split
 from harness.training.agents.exit_env import ExitEnv
 from harness.training.agents.exit_vec_env import ExitVecEnv
 from harness.training.agents.live_tokens import LiveTokens
+from harness.training.agents.options import AgentOptions, AgentSettings
 from harness.training.agents.ppo import learn
-from harness.training.agents.recipe import Agent, AgentSettings
 from harness.training.agents.replay_agent import replay_agent
 from harness.training.agents.reward import CONTINUE, EXIT, REWARDS, Reward, describe
 from harness.training.identity import identity, provenance
@@ -56,7 +56,7 @@ class AgentResult:
     path: Path
 
 
-def train_agent(options: Agent, run: TrainingRun) -> AgentResult:
+def train_agent(options: AgentOptions, run: TrainingRun) -> AgentResult:
     """Train an agent on a trace.
 
     The folder receives the agent (``NAME.json``, ``NAME.safetensors``), ``NAME-training.jsonl``, ``NAME.md`` and
@@ -121,7 +121,7 @@ def train_agent(options: Agent, run: TrainingRun) -> AgentResult:
     return AgentResult(True, report, path)
 
 
-def _reward(options: Agent, traces: Traces) -> Reward:
+def _reward(options: AgentOptions, traces: Traces) -> Reward:
     name = options.reward
     if name == "auto":
         names = _tasks(traces, options.tasks)
@@ -140,7 +140,7 @@ def _tasks(traces: Traces, wanted: Sequence[str]) -> list[str]:
     return sorted(name for name in names if not wanted or name in wanted)
 
 
-def _trained_on(episodes: Episodes, options: Agent) -> dict[str, Any]:
+def _trained_on(episodes: Episodes, options: AgentOptions) -> dict[str, Any]:
     return {
         "streams": sorted({document.stream for document in episodes.documents}),
         "documents": len(episodes.documents),
@@ -152,7 +152,7 @@ def _trained_on(episodes: Episodes, options: Agent) -> dict[str, Any]:
 
 def _live(
     resolved: ResolvedModel, traces: Traces, learning: Episodes, observation: Observation,
-    reward: Reward, options: Agent, progress: Progress,
+    reward: Reward, options: AgentOptions, progress: Progress,
 ) -> VecEnv:  # fmt: skip
     """Return an environment that steps the model, on those of the trace's documents that are learned from."""
     keys = {document.key for document in learning.documents}

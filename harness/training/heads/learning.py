@@ -24,7 +24,7 @@ from harness.contracts.recipes import Progress
 from harness.errors import TrainingError
 from harness.models.controllers import Network, Observation
 from harness.training.heads.head_checkpoints import HeadCheckpoint, HeadCheckpoints
-from harness.training.heads.recipe import HeadRecipe
+from harness.training.heads.options import HeadRecipe
 
 __all__ = ["HeadTargets", "train_heads"]
 

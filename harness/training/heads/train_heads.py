@@ -11,7 +11,7 @@ from harness.contracts.recipes import TrainingRun
 from harness.models.controllers import OBSERVATIONS
 from harness.training.heads.head_checkpoints import HeadCheckpoints
 from harness.training.heads.learning import HeadTargets, train_heads
-from harness.training.heads.recipe import HeadOptions, HeadRecipe
+from harness.training.heads.options import HeadOptions, HeadRecipe
 from harness.training.interrupt import stop_on_interrupt
 from harness.training.traces.lesson import Lesson, SavedController
 

@@ -23,7 +23,7 @@ from harness.training.corpus import PackedStreams, Stream
 from harness.training.interrupt import stop_on_interrupt
 from harness.training.lite.exit_table import ExitRow, exit_table, render
 from harness.training.lite.lite_model import LiteModel
-from harness.training.lite.recipe import LiteRecipe
+from harness.training.lite.options import LiteRecipe
 from harness.training.lite.resuming import begin_log, check_beginning, forget_steps_after, last_checkpoint
 from harness.training.lite.start import Start, factor_name
 from harness.training.lite.trainer import StepWatcher, build_trainer

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from harness.contracts.loss_weights import loss_weights
 from harness.decoding.families import head_modules
 from harness.training.lite.exit_loss import exit_losses
-from harness.training.lite.recipe import LiteRecipe
+from harness.training.lite.options import LiteRecipe
 
 __all__ = ["LiteModel"]
 

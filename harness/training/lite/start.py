@@ -15,7 +15,7 @@ from harness.errors import ArtefactError, ConfigError
 from harness.models import fingerprint
 from harness.models.artefacts import Artefact
 from harness.models.tuning import artefact_folders, find_shortcut, require_adapter
-from harness.training.lite.recipe import LiteRecipe
+from harness.training.lite.options import LiteRecipe
 
 __all__ = ["Start", "factor_name", "find_start"]
 

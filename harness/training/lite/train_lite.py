@@ -14,7 +14,7 @@ from harness.registry import TASKS
 from harness.training.corpus import Stream, read_streams
 from harness.training.identity import identity, provenance
 from harness.training.lite.fit import FitResult, fit
-from harness.training.lite.recipe import Lite, LiteRecipe
+from harness.training.lite.options import LiteOptions, LiteRecipe
 from harness.training.lite.start import find_start
 from harness.training.processes import is_main
 from harness.training.requirements import require
@@ -22,7 +22,7 @@ from harness.training.requirements import require
 __all__ = ["lite_recipe", "train_lite"]
 
 
-def lite_recipe(options: Lite) -> LiteRecipe:
+def lite_recipe(options: LiteOptions) -> LiteRecipe:
     """Return how to tune: what was given, over the preset."""
     preset = options.preset
     if preset == "auto":
@@ -30,7 +30,7 @@ def lite_recipe(options: Lite) -> LiteRecipe:
     return LiteRecipe.part_of(options.under(preset))
 
 
-def train_lite(options: Lite, run: TrainingRun) -> FitResult:
+def train_lite(options: LiteOptions, run: TrainingRun) -> FitResult:
     """Tune a model on tasks' documents; see :func:`harness.training.lite.fit.fit` for what the folder receives.
 
     With ``start_from``, a folder of artefacts or a shipped set, tuning goes on from its adapter and maps: it reads on

@@ -18,7 +18,7 @@ from harness.contracts.recipes import Progress
 from harness.errors import TrainingError
 from harness.training.corpus import PackedStreams
 from harness.training.lite.lite_model import LiteModel
-from harness.training.lite.recipe import LiteRecipe
+from harness.training.lite.options import LiteRecipe
 from harness.training.lite.resuming import last_checkpoint
 
 __all__ = ["LiteTrainer", "StepWatcher", "build_trainer"]

@@ -16,7 +16,7 @@ from harness.models.artefacts import Artefact, write_artefact
 from harness.models.loading import load
 from harness.training.identity import identity, provenance
 from harness.training.shortcut.least_squares import ShortcutMoments
-from harness.training.shortcut.recipe import Shortcut
+from harness.training.shortcut.options import ShortcutOptions
 from harness.training.traces.reading import exit_states, held_out_rows, open_traces
 
 __all__ = ["ShortcutResult", "train_shortcut"]
@@ -41,7 +41,7 @@ class ShortcutResult:
     tokens: int
 
 
-def train_shortcut(options: Shortcut, run: TrainingRun) -> ShortcutResult:
+def train_shortcut(options: ShortcutOptions, run: TrainingRun) -> ShortcutResult:
     """Fit shortcuts on a trace and write them to ``NAME.json`` in the folder.
 
     Raises:

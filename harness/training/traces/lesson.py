@@ -23,7 +23,7 @@ from harness.models.artefacts import Artefact
 from harness.models.controllers import Network, Observation, write_controller
 from harness.models.loading import ResolvedModel
 from harness.training.identity import identity, provenance
-from harness.training.recipe import ControllerOptions
+from harness.training.options import ControllerOptions
 from harness.training.traces.reading import exit_maps, exit_states, held_out_rows, matches, open_traces
 from harness.training.traces.store import Traces
 from harness.training.traces.thresholds import ReplayRow, render_replay, replay_rows, threshold_keeping

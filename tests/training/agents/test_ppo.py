@@ -18,8 +18,8 @@ from harness.errors import ConfigError, TrainingError
 from harness.training.agents.agent_checkpoints import AgentCheckpoints
 from harness.training.agents.episodes import Episodes, TracedDocument
 from harness.training.agents.exit_vec_env import ExitVecEnv
+from harness.training.agents.options import AgentSettings
 from harness.training.agents.ppo import Learned, learn, policy_network
-from harness.training.agents.recipe import AgentSettings
 from harness.training.agents.reward import CONTINUE, EXIT, REWARDS, reward_table
 from harness.training.interrupt import stop_on_interrupt
 

@@ -21,9 +21,9 @@ from harness.models.artefacts import read_artefact
 from harness.models.controllers import Network, find_controller
 from harness.models.loading import load, resolve
 from harness.training.agents.exit_vec_env import ExitVecEnv
-from harness.training.agents.recipe import Agent
 from harness.training.agents.reward import REWARDS, describe
 from harness.training.agents.train_agent import AGENT_OBSERVATIONS, train_agent
+from harness.training.recipes import Agent
 from harness.training.traces.reading import open_traces
 from harness.training.traces.store import Traces
 

@@ -17,7 +17,7 @@ from harness.models.controllers import Network, Observation
 from harness.training.heads import learning
 from harness.training.heads.head_checkpoints import HeadCheckpoints
 from harness.training.heads.learning import HeadTargets, train_heads
-from harness.training.heads.recipe import HeadRecipe
+from harness.training.heads.options import HeadRecipe
 from harness.training.traces.lesson import score_all
 from harness.training.traces.thresholds import replay_rows
 

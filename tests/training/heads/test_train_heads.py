@@ -25,9 +25,9 @@ from harness.models.artefacts import read_artefact
 from harness.models.controllers import OBSERVATIONS, Network, find_controller
 from harness.models.loading import ResolvedModel, load, resolve
 from harness.training.heads import learning
-from harness.training.heads.recipe import CertaintyHead, HeadOptions, LikelihoodHeads
+from harness.training.heads.options import HeadOptions
 from harness.training.heads.train_heads import NEVER, train_on_trace
-from harness.training.shortcut.recipe import Shortcut
+from harness.training.recipes import CertaintyHead, LikelihoodHeads, Shortcut
 from harness.training.traces.lesson import SavedController
 from harness.training.traces.reading import held_out_rows
 from harness.training.traces.record_trace import TraceRequest, trace

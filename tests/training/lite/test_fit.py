@@ -26,7 +26,7 @@ from harness.models.artefacts import read_artefact
 from harness.models.loading import load, load_codec, resolve
 from harness.models.tuning import merge, seen_documents
 from harness.training.lite.fit import FitResult
-from harness.training.lite.recipe import LiteRecipe
+from harness.training.lite.options import LiteRecipe
 
 QUICK = LiteRecipe(steps=4, length=32, batch=2, rank=4, learning_rate=0.01, token_share=1.0)
 FLAGS = ("--task", "py150", "--preset", "cpu", "--length", 32, "--batch", 2, "--rank", 4)

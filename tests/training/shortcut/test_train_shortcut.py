@@ -21,7 +21,7 @@ from harness.errors import ArtefactError, DataError
 from harness.models.artefacts import read_artefact
 from harness.models.loading import load, resolve
 from harness.models.tuning import read_shortcuts
-from harness.training.shortcut.recipe import Shortcut
+from harness.training.recipes import Shortcut
 from harness.training.shortcut.train_shortcut import ShortcutResult, train_shortcut
 from harness.training.traces.reading import held_out_rows
 from harness.training.traces.record_trace import TraceRequest, trace

@@ -20,7 +20,7 @@ from harness.decoding.engine import Engine
 from harness.errors import ConfigError, DataError
 from harness.models.loading import load_codec, resolve
 from harness.models.tuning import read_shortcuts
-from harness.training.shortcut.recipe import Shortcut
+from harness.training.recipes import Shortcut
 from harness.training.shortcut.train_shortcut import train_shortcut
 from harness.training.traces import record_trace
 from harness.training.traces.record_trace import FIRST, TraceRequest, trace

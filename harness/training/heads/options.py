@@ -1,4 +1,4 @@
-"""``harness train classifier`` and ``lte``: their options; :mod:`harness.training.heads.train_heads` does the work."""
+"""Options of the recipes that train heads on a trace."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from harness.config.model import Configuration
-from harness.contracts.recipes import Trained, TrainingRun
-from harness.training.recipe import ControllerOptions, ObservationName, Resume
+from harness.training.options import ControllerOptions, ObservationName, Resume
 
-__all__ = ["CertaintyHead", "HeadOptions", "HeadRecipe", "LikelihoodHeads"]
+__all__ = ["HeadOptions", "HeadRecipe"]
 
 
 class HeadRecipe(Configuration):
@@ -33,29 +32,7 @@ class HeadRecipe(Configuration):
 
 
 class HeadOptions(HeadRecipe, ControllerOptions):
-    """What ``harness train classifier`` and ``lte`` can be told."""
+    """What a recipe that trains heads can be told."""
 
     observation: ObservationName = "rich"
     resume: Resume = False
-
-    def train(self, run: TrainingRun) -> Trained:
-        """Train; see :func:`harness.training.heads.train_heads.train_on_trace`."""
-        from harness.training.heads.train_heads import train_on_trace
-
-        result = train_on_trace(self, run)
-        return Trained(finished=False) if result is None else result.said()
-
-
-class LikelihoodHeads(HeadOptions):
-    """Train one head per exit point that tells whether the answer is already there (CALM)."""
-
-    objective: Literal["likelihood"] = "likelihood"
-    shared: Literal[False] = False
-
-
-class CertaintyHead(HeadOptions):
-    """Train one head for all exit points that regresses their certainty (BERxiT's learning to exit)."""
-
-    objective: Literal["certainty"] = "certainty"
-    shared: Literal[True] = True
-    hidden: Annotated[int, Field(ge=0, description="Width of the hidden layer; 0: linear, as in the paper.")] = 256

@@ -1,4 +1,4 @@
-"""``harness train rl``: its options; :mod:`harness.training.agents.train_agent` does the work."""
+"""Options of ``harness train rl``."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from pydantic import Field, model_validator
 
 from harness.config.model import Configuration, Source
 from harness.config.presets import WithPresets
-from harness.contracts.recipes import Trained, TrainingRun
-from harness.training.recipe import ControllerOptions, ObservationName, Resume
+from harness.training.options import ControllerOptions, ObservationName, Resume
 
-__all__ = ["Agent", "AgentSettings"]
+__all__ = ["AgentOptions", "AgentSettings"]
 
 Coefficient = Annotated[float, Field(ge=0, le=1)]
 
@@ -47,8 +46,8 @@ class AgentSettings(Configuration):
         return self
 
 
-class Agent(AgentSettings, ControllerOptions, WithPresets):
-    """Train GREEN-CODE's agent (PPO) to decide where each token exits; minutes, on traces.
+class AgentOptions(AgentSettings, ControllerOptions, WithPresets):
+    """What ``harness train rl`` can be told.
 
     Preset paper is GREEN-CODE's Table III; tuned stopped earliest at 98 % agreement, with the savings reward.
     """
@@ -103,14 +102,3 @@ class Agent(AgentSettings, ControllerOptions, WithPresets):
         if "reward" in self.model_fields_set or not self.coefficients.keys() - {"penalty"}:
             return filled
         return filled.replace(reward="auto")
-
-    def train(self, run: TrainingRun) -> Trained:
-        """Train; see :func:`harness.training.agents.train_agent.train_agent`."""
-        from harness.training.requirements import require
-
-        require("stable_baselines3", "gymnasium")
-        from harness.training.agents.train_agent import train_agent
-
-        result = train_agent(self.filled(), run)
-        log = f"{self.name or run.recipe}-training.jsonl"
-        return Trained(result.report, f"The agent is {result.path}; {log} beside it has its rewards.", result.finished)

@@ -1,4 +1,4 @@
-"""``harness train lite``: its options; :mod:`harness.training.lite.train_lite` does the work."""
+"""Options of ``harness train lite``."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from harness.config.model import DOCUMENT_TASKS, Configuration, Source, TaskName
 from harness.config.presets import WithPresets
 from harness.contracts import Split
 from harness.contracts.loss_weights import WeightsRule
-from harness.contracts.recipes import Trained, TrainingRun
-from harness.training.recipe import Resume, TrainingOptions
+from harness.training.options import Resume, TrainingOptions
 
-__all__ = ["Lite", "LiteRecipe"]
+__all__ = ["LiteOptions", "LiteRecipe"]
 
 
 class LiteRecipe(Configuration):
@@ -65,8 +64,8 @@ class LiteRecipe(Configuration):
         return self.length * self.batch * self.accumulate
 
 
-class Lite(LiteRecipe, TrainingOptions, WithPresets):
-    """Tune a model with the aggregated loss of all its exits (LITE; GREEN-CODE Eq. 1).
+class LiteOptions(LiteRecipe, TrainingOptions, WithPresets):
+    """What ``harness train lite`` can be told.
 
     Preset paper is GREEN-CODE's setting: 4 × 32 sequences a step, 2–3k steps, all exits, all tokens.
     """
@@ -110,17 +109,3 @@ class Lite(LiteRecipe, TrainingOptions, WithPresets):
     )
     save_steps: Annotated[int, Field(ge=1, description="Steps between checkpoints.")] = 50
     resume: Resume = False
-
-    def train(self, run: TrainingRun) -> Trained:
-        """Tune; see :func:`harness.training.lite.train_lite.train_lite`."""
-        from harness.training.lite.train_lite import train_lite
-
-        result = train_lite(self, run)
-        if not result.report:  # stopped, or another process than the first
-            return Trained(finished=result.finished)
-        if result.recipe.method == "full":
-            model = self.folder / "model"
-            note = f"The tuned model is {model}: use it with --model {model} --artefacts {self.folder}"
-        else:
-            note = f"Adapter, maps, exits.md and training.jsonl are in {self.folder}"
-        return Trained(result.report, note)
