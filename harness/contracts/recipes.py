@@ -71,6 +71,10 @@ class Recipe(Protocol):
     the class in the entry-point group ``harness.recipes``. The docstring is the command's help and every field a flag:
     ``epochs: Annotated[int, Field(ge=1, description="Passes over the trace.")] = 20`` is ``--epochs``. Import what is
     heavy inside :meth:`train`, so that ``--help`` stays instant.
+
+    A trace is opened, split and answered with an artefact by :class:`harness.training.traces.lesson.Lesson`; what
+    ``--resume`` goes on from is kept by :class:`harness.training.checkpoints.Checkpoints`, and Ctrl-C becomes a request
+    to stop by :func:`harness.training.interrupt.stop_on_interrupt`.
     """
 
     def train(self, run: TrainingRun) -> Trained:

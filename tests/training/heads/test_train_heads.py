@@ -221,7 +221,7 @@ def test_replayed_rows_are_of_the_written_network_on_held_out_documents(
 def test_where_no_threshold_keeps_enough_it_never_exits(
     train: Train, resolved: Callable[[], ResolvedModel], kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("harness.training.heads.train_heads.threshold_keeping", lambda *_: None)
+    monkeypatch.setattr("harness.training.traces.lesson.threshold_keeping", lambda *_: None)
     made = train(kind)
     assert made.kept is None
     assert made.artefact.facts["threshold"] == NEVER[RECIPES[kind].objective]
@@ -391,7 +391,7 @@ def test_a_checkpoint_of_another_training_is_refused(
 ) -> None:
     interrupt(monkeypatch, lambda: command("classifier"))
     monkeypatch.setattr(
-        "harness.training.heads.train_heads.exit_states", lambda *_: pytest.fail("the states were read first")
+        "harness.training.traces.lesson.exit_states", lambda *_: pytest.fail("the states were read first")
     )
     line = command("classifier", "--resume", *arguments).error
     assert f"a/checkpoints/heads-classifier/step-000000006.json was trained with {said}" in line
