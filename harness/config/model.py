@@ -132,50 +132,43 @@ class ModelChoice(Configuration):
     """Which model, with which weights and exits, and where it runs."""
 
     model: ModelName = DEFAULT_MODEL
-    exit_points: Annotated[
-        str, Field(description="paper (GREEN-CODE's rule), all, or layers such as 4,8,12."), Placeholder("LAYERS")
-    ] = "paper"
-    dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"], Field(description="Data type of weights and activations")
-    ] = "float32"
-    device: Annotated[str, Field(description="auto (CUDA where there is one), cpu, cuda or cuda:N.")] = "auto"
-    weights: Annotated[
-        WeightsChoice,
-        Field(
-            description="auto (tuned where there is an adapter), tuned (with the adapter of `harness train lite`), "
-            "pretrained (base), or random (full size without weights)."
-        ),
-    ] = "auto"
-    exit_head: Annotated[
-        Literal["auto", "shared", "shortcut"],
-        Field(
-            description="What reads an exit: auto (shortcut where there are maps for the weights), shared (the model's "
-            "own head) or shortcut (a linear map per exit before it)."
-        ),
-    ] = "auto"
+    exit_points: Annotated[str, Placeholder("LAYERS")] = Field(
+        default="paper", description="paper (GREEN-CODE's rule), all, or layers such as 4,8,12."
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        default="float32", description="Data type of weights and activations"
+    )
+    device: str = Field(default="auto", description="auto (CUDA where there is one), cpu, cuda or cuda:N.")
+    weights: WeightsChoice = Field(
+        default="auto",
+        description="auto (tuned where there is an adapter), tuned (with the adapter of `harness train lite`), "
+        "pretrained (base), or random (full size without weights).",
+    )
+    exit_head: Literal["auto", "shared", "shortcut"] = Field(
+        default="auto",
+        description="What reads an exit: auto (shortcut where there are maps for the weights), shared (the model's "
+        "own head) or shortcut (a linear map per exit before it).",
+    )
     artefacts: Artefacts = None
 
 
 class ModelConfiguration(ModelChoice):
     """What decides a model that decodes: which, where it runs, and what measures its energy."""
 
-    kv_input: Annotated[
-        KVInput,
-        Field(
-            description="What propagate fills K,V of skipped layers from: the exit's hidden state, or the line from "
-            "there to what the exit's shortcut makes of it."
-        ),
-    ] = "hidden"
-    threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
-        default=None, description="CPU threads. Default: torch's choice."
+    kv_input: KVInput = Field(
+        default="hidden",
+        description="What propagate fills K,V of skipped layers from: the exit's hidden state, or the line from "
+        "there to what the exit's shortcut makes of it.",
     )
-    energy: Annotated[
-        str,
-        Field(
-            description="Meter: auto (the best sensor found, else the estimate), nvml, rapl, "
-            "estimate, none or replay:FILE."
-        ),
-    ] = "auto"
-    tdp_w: Annotated[float, Field(gt=0, le=10_000)] | None = Field(
-        default=None, description="Watts the energy estimate assumes for all cores. Default: 4 W per core."
+    threads: int | None = Field(default=None, ge=1, le=1024, description="CPU threads. Default: torch's choice.")
+    energy: str = Field(
+        default="auto",
+        description="Meter: auto (the best sensor found, else the estimate), nvml, rapl, "
+        "estimate, none or replay:FILE.",
+    )
+    tdp_w: float | None = Field(
+        default=None,
+        gt=0,
+        le=10_000,
+        description="Watts the energy estimate assumes for all cores. Default: 4 W per core.",
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -18,55 +18,54 @@ Protocol = Literal["green-code", "codexglue-line"]
 class RunConfig(ModelConfiguration):
     """Everything that decides a run, beside the model's configuration; saved whole in the manifest."""
 
-    strategies: Annotated[
-        tuple[OperatingPoint, ...],
-        Field(
-            description="NAME[:option=value[,value…]]; a comma list makes one operating point each. Repeatable. "
-            "Full depth is always added as the baseline."
-        ),
-    ] = ()
-    tasks: Annotated[tuple[TaskName, ...], Field(description="Task, see `harness list tasks`. Repeatable.")] = (
-        "py150",
+    strategies: tuple[OperatingPoint, ...] = Field(
+        default=(),
+        description="NAME[:option=value[,value…]]; a comma list makes one operating point each. Repeatable. "
+        "Full depth is always added as the baseline.",
     )
-    protocol: Annotated[
-        Protocol,
-        Field(description="green-code (the next 15 tokens of a file) or codexglue-line (to the end of the line)."),
-    ] = "green-code"
-    source: Annotated[
-        str, Field(min_length=1, description="embedded, hub, or PATH of a JSONL file or dataset folder.")
-    ] = "embedded"
-    limit: Annotated[int, Field(ge=0)] | None = Field(default=16, description="Samples per task; 0 for all.")
-    max_new_tokens: Annotated[int, Field(ge=1, le=4096)] | None = Field(
-        default=None, description="New tokens per sample. Default: the protocol's limit."
+    tasks: tuple[TaskName, ...] = Field(default=("py150",), description="Task, see `harness list tasks`. Repeatable.")
+    protocol: Protocol = Field(
+        default="green-code",
+        description="green-code (the next 15 tokens of a file) or codexglue-line (to the end of the line).",
     )
-    kv: Annotated[
-        Literal["auto"] | KVPolicy | tuple[KVPolicy, ...],
-        Field(
-            description="K,V of skipped layers: auto (recompute; propagate for fixed exits), recompute, propagate, "
-            "none, skip; a comma list compares, the first one's full depth being the baseline."
-        ),
-    ] = "auto"
-    batch_size: Annotated[int, Field(ge=1, le=1024, description="Samples decoded together.")] = 1
-    repeats: Annotated[int, Field(ge=1, le=1000, description="Repetitions of each block, each in a fresh process.")] = 1
-    arrival_rate: Annotated[float, Field(gt=0, le=10_000)] | None = Field(
+    source: str = Field(
+        default="embedded", min_length=1, description="embedded, hub, or PATH of a JSONL file or dataset folder."
+    )
+    limit: int | None = Field(default=16, ge=0, description="Samples per task; 0 for all.")
+    max_new_tokens: int | None = Field(
+        default=None, ge=1, le=4096, description="New tokens per sample. Default: the protocol's limit."
+    )
+    kv: Literal["auto"] | KVPolicy | tuple[KVPolicy, ...] = Field(
+        default="auto",
+        description="K,V of skipped layers: auto (recompute; propagate for fixed exits), recompute, propagate, "
+        "none, skip; a comma list compares, the first one's full depth being the baseline.",
+    )
+    batch_size: int = Field(default=1, ge=1, le=1024, description="Samples decoded together.")
+    repeats: int = Field(default=1, ge=1, le=1000, description="Repetitions of each block, each in a fresh process.")
+    arrival_rate: float | None = Field(
         default=None,
+        gt=0,
+        le=10_000,
         description="Requests per second, a Poisson process with a queue. Default: each one when the last is done.",
     )
-    block_size: Annotated[int, Field(ge=1)] | None = Field(
-        default=None, description="Samples per interleaved block. Default: from the meter's sensor period."
+    block_size: int | None = Field(
+        default=None, ge=1, description="Samples per interleaved block. Default: from the meter's sensor period."
     )
-    attribute: Annotated[
-        bool,
-        Field(description="Measure where the time goes: adds a probe per strategy, which is asked and never exits."),
-    ] = False
-    strict: Annotated[bool, Field(description="Measure windows that other work contaminated again, up to 3 times.")] = (
-        False
+    attribute: bool = Field(
+        default=False,
+        description="Measure where the time goes: adds a probe per strategy, which is asked and never exits.",
     )
-    idle_s: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] | None = Field(
+    strict: bool = Field(
+        default=False, description="Measure windows that other work contaminated again, up to 3 times."
+    )
+    idle_s: float | None = Field(
         default=None,
+        ge=0,
+        le=3600,
+        allow_inf_nan=False,
         description="Seconds of idle power before and after the work; 0 for none. Default: from the sensor.",
     )
-    seed: Annotated[Seed, Field(description="Decides sampling, order and random strategies.")] = 0
+    seed: Seed = Field(default=0, description="Decides sampling, order and random strategies.")
     out: Folder | None = Field(default=None, description="Run directory. Default: runs/TIME-MODEL-TASK.")
 
     @field_validator("strategies", "tasks", mode="after")

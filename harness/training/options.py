@@ -31,7 +31,7 @@ class TrainingOptions(Configuration):
 
     model: ModelName = DEFAULT_MODEL
     out: Folder | None = Field(default=None, description="Folder for what is made. Default: artefacts/MODEL.")
-    seed: Annotated[Seed, Field(description="Decides everything random.")] = 0
+    seed: Seed = Field(default=0, description="Decides everything random.")
 
     @property
     def folder(self) -> Path:
@@ -60,9 +60,9 @@ class TraceOptions(TrainingOptions):
 class ControllerOptions(TraceOptions):
     """What a recipe that trains a controller can be told."""
 
-    tasks: Annotated[
-        tuple[TaskName, ...], Field(description="Learn from this task's documents only. Repeatable. Default: all.")
-    ] = ()
-    keep: Annotated[
-        float, Field(gt=0, le=1, description="Agreement with the last layer that the suggested threshold keeps.")
-    ] = 0.98
+    tasks: tuple[TaskName, ...] = Field(
+        default=(), description="Learn from this task's documents only. Repeatable. Default: all."
+    )
+    keep: float = Field(
+        default=0.98, gt=0, le=1, description="Agreement with the last layer that the suggested threshold keeps."
+    )

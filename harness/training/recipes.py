@@ -5,7 +5,7 @@ No torch at import: a command's flags are read from these classes.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -74,7 +74,7 @@ class CertaintyHead(_Heads):
 
     objective: Literal["certainty"] = "certainty"
     shared: Literal[True] = True
-    hidden: Annotated[int, Field(ge=0, description="Width of the hidden layer; 0: linear, as in the paper.")] = 256
+    hidden: int = Field(default=256, ge=0, description="Width of the hidden layer; 0: linear, as in the paper.")
 
 
 class Agent(AgentOptions):

@@ -19,25 +19,21 @@ Coefficient = Annotated[float, Field(ge=0, le=1)]
 class AgentSettings(Configuration):
     """How PPO learns (Schulman 2017, arXiv 1707.06347). The defaults are GREEN-CODE's Table III."""
 
-    steps: Annotated[int, Field(ge=1, description="Decisions to learn from, rounded up to whole rollouts.")] = 500_000
-    rollout: Annotated[
-        int, Field(ge=1, description="Decisions between two updates, over all episodes that run at once.")
-    ] = 4096
-    batch: Annotated[int, Field(ge=2, description="Decisions per gradient step.")] = 512
-    epochs: Annotated[int, Field(ge=1, description="Times each rollout is gone through.")] = 6
-    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False, description="At the beginning; linear to 0.")] = (
-        5e-5
+    steps: int = Field(default=500_000, ge=1, description="Decisions to learn from, rounded up to whole rollouts.")
+    rollout: int = Field(
+        default=4096, ge=1, description="Decisions between two updates, over all episodes that run at once."
     )
-    discount: Annotated[float, Field(ge=0, le=1, description="Of rewards a step later (γ in Table III).")] = 0.99
-    gae_lambda: Annotated[float, Field(ge=0, le=1, description="Of advantages (Schulman 2016, arXiv 1506.02438).")] = (
-        0.95
+    batch: int = Field(default=512, ge=2, description="Decisions per gradient step.")
+    epochs: int = Field(default=6, ge=1, description="Times each rollout is gone through.")
+    learning_rate: float = Field(default=5e-5, gt=0, allow_inf_nan=False, description="At the beginning; linear to 0.")
+    discount: float = Field(default=0.99, ge=0, le=1, description="Of rewards a step later (γ in Table III).")
+    gae_lambda: float = Field(default=0.95, ge=0, le=1, description="Of advantages (Schulman 2016, arXiv 1506.02438).")
+    entropy: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="Weight of the policy's entropy.")
+    hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        default=(64, 64),
+        description="Units of each hidden layer, of policy and value network alike; tanh between. Repeatable.",
     )
-    entropy: Annotated[float, Field(ge=0, allow_inf_nan=False, description="Weight of the policy's entropy.")] = 0.0
-    hidden: Annotated[
-        tuple[Annotated[int, Field(ge=1)], ...],
-        Field(description="Units of each hidden layer, of policy and value network alike; tanh between. Repeatable."),
-    ] = (64, 64)
-    envs: Annotated[int, Field(ge=1, description="Episodes at once; 1 with --live.")] = 64
+    envs: int = Field(default=64, ge=1, description="Episodes at once; 1 with --live.")
 
     @model_validator(mode="after")
     def _whole_rollouts(self) -> Self:
@@ -65,29 +61,27 @@ class AgentOptions(AgentSettings, ControllerOptions, WithPresets):
     units 23.6.
     """
 
-    preset: Annotated[Literal["paper", "tuned"], Field(description="Sets what is not given")] = "tuned"
-    reward: Annotated[
-        Literal["auto", "java", "python", "savings"],
-        Field(
-            description="savings; or GREEN-CODE's, java, python, or auto: one of these by the documents, also where "
-            "one of their coefficients is given."
-        ),
-    ] = "savings"
+    preset: Literal["paper", "tuned"] = Field(default="tuned", description="Sets what is not given")
+    reward: Literal["auto", "java", "python", "savings"] = Field(
+        default="savings",
+        description="savings; or GREEN-CODE's, java, python, or auto: one of these by the documents, also where "
+        "one of their coefficients is given.",
+    )
     alpha: Coefficient | None = Field(default=None, description="Weight of exiting right but late.")
     beta: Coefficient | None = Field(default=None, description="Weight of exiting too early.")
     gamma: Coefficient | None = Field(default=None, description="Weight of continuing in vain.")
     epsilon: Coefficient | None = Field(default=None, description="Penalty of exiting wrong and late.")
-    penalty: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
-        default=None, description="With --reward savings: price of a wrong exit. Default: 4."
+    penalty: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="With --reward savings: price of a wrong exit. Default: 4."
     )
-    tokens: Annotated[int, Field(ge=1, description="Tokens of an episode.")] = 15
+    tokens: int = Field(default=15, ge=1, description="Tokens of an episode.")
     observation: ObservationName = "rich"
-    live: Annotated[bool, Field(description="Let the model generate (slow) instead of replaying.")] = False
-    sources: Annotated[
-        tuple[Source, ...], Field(description="With --live: where the trace's documents are. Repeatable.")
-    ] = ("embedded",)
-    device: Annotated[str, Field(description="With --live: auto, cpu, cuda or cuda:N.")] = "auto"
-    save_steps: Annotated[int, Field(ge=1, description="Decisions between checkpoints.")] = 50_000
+    live: bool = Field(default=False, description="Let the model generate (slow) instead of replaying.")
+    sources: tuple[Source, ...] = Field(
+        default=("embedded",), description="With --live: where the trace's documents are. Repeatable."
+    )
+    device: str = Field(default="auto", description="With --live: auto, cpu, cuda or cuda:N.")
+    save_steps: int = Field(default=50_000, ge=1, description="Decisions between checkpoints.")
     resume: Resume = False
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -19,39 +19,34 @@ __all__ = ["LiteOptions", "LiteRecipe"]
 class LiteRecipe(Configuration):
     """How to tune; saved in the artefacts. The defaults are what two cores can do in an hour."""
 
-    method: Annotated[
-        Literal["lora", "full"],
-        Field(description="lora (Hu 2021, arXiv 2106.09685, on every linear map of every layer) or full."),
-    ] = "lora"
-    exit_head: Annotated[
-        Literal["shared", "shortcut"],
-        Field(description="shared (the model's own) or shortcut (a linear map per exit before it, trained along)."),
-    ] = "shortcut"
-    weights_rule: Annotated[WeightsRule, Field(description="Loss weights of the exits")] = "uniform"
-    learning_rate: Annotated[
-        float, Field(gt=0, allow_inf_nan=False, description="Of the weights, or of LoRA's factors.")
-    ] = 3e-4
-    shortcut_learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False, description="Of the shortcuts.")] = 5e-4
-    schedule: Annotated[
-        Literal["cosine", "linear", "constant"],
-        Field(description="Learning rate after a warm-up of 3 % of the steps"),
-    ] = "cosine"
-    steps: Annotated[int, Field(ge=1, description="Optimiser steps.")] = 1000
-    length: Annotated[int, Field(ge=2, description="Tokens of a packed sequence.")] = 256
-    batch: Annotated[int, Field(ge=1, description="Sequences a device takes at once.")] = 8
-    accumulate: Annotated[int, Field(ge=1, description="Gradient accumulation steps.")] = 1
-    exits_per_step: Annotated[int, Field(ge=0)] | None = Field(
-        default=3, description="Random exits a step besides the last layer (stochastic exits); 0 for all."
+    method: Literal["lora", "full"] = Field(
+        default="lora", description="lora (Hu 2021, arXiv 2106.09685, on every linear map of every layer) or full."
     )
-    token_share: Annotated[float, Field(gt=0, le=1, description="Share of tokens each step's loss looks at.")] = 0.5
-    distill: Annotated[
-        float,
-        Field(ge=0, le=1, description="Share of an early exit's loss that follows the last layer, not the label."),
-    ] = 0.5
-    rank: Annotated[int, Field(ge=1, description="Of LoRA; its scale is twice that.")] = 32
-    checkpointing: Annotated[bool, Field(description="Recompute activations in the backward pass to save memory.")] = (
-        False
+    exit_head: Literal["shared", "shortcut"] = Field(
+        default="shortcut",
+        description="shared (the model's own) or shortcut (a linear map per exit before it, trained along).",
     )
+    weights_rule: WeightsRule = Field(default="uniform", description="Loss weights of the exits")
+    learning_rate: float = Field(
+        default=3e-4, gt=0, allow_inf_nan=False, description="Of the weights, or of LoRA's factors."
+    )
+    shortcut_learning_rate: float = Field(default=5e-4, gt=0, allow_inf_nan=False, description="Of the shortcuts.")
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        default="cosine", description="Learning rate after a warm-up of 3 % of the steps"
+    )
+    steps: int = Field(default=1000, ge=1, description="Optimiser steps.")
+    length: int = Field(default=256, ge=2, description="Tokens of a packed sequence.")
+    batch: int = Field(default=8, ge=1, description="Sequences a device takes at once.")
+    accumulate: int = Field(default=1, ge=1, description="Gradient accumulation steps.")
+    exits_per_step: int | None = Field(
+        default=3, ge=0, description="Random exits a step besides the last layer (stochastic exits); 0 for all."
+    )
+    token_share: float = Field(default=0.5, gt=0, le=1, description="Share of tokens each step's loss looks at.")
+    distill: float = Field(
+        default=0.5, ge=0, le=1, description="Share of an early exit's loss that follows the last layer, not the label."
+    )
+    rank: int = Field(default=32, ge=1, description="Of LoRA; its scale is twice that.")
+    checkpointing: bool = Field(default=False, description="Recompute activations in the backward pass to save memory.")
 
     @field_validator("exits_per_step")
     @classmethod
@@ -89,23 +84,21 @@ class LiteOptions(LiteRecipe, TrainingOptions, WithPresets):
         "cpu": {},
     }
 
-    preset: Annotated[
-        Literal["auto", "paper", "cpu"], Field(description="paper, cpu, or auto: paper where there is a GPU.")
-    ] = "auto"
-    tasks: Annotated[tuple[TaskName, ...], Field(description="Task whose documents it learns from. Repeatable.")] = (
-        DOCUMENT_TASKS
+    preset: Literal["auto", "paper", "cpu"] = Field(
+        default="auto", description="paper, cpu, or auto: paper where there is a GPU."
     )
-    sources: Annotated[
-        tuple[Source, ...], Field(description="embedded, hub, or PATH. Repeatable; each in equal shares.")
-    ] = ("embedded",)
-    split: Annotated[Split, Field(description="Part of each dataset to learn from")] = "train"
-    documents: Annotated[int, Field(ge=1)] | None = Field(
-        default=None, description="Documents of each source at most. Default: all."
+    tasks: tuple[TaskName, ...] = Field(
+        default=DOCUMENT_TASKS, description="Task whose documents it learns from. Repeatable."
     )
-    weights: Annotated[Literal["pretrained", "random"], Field(description="What tuning begins with")] = "pretrained"
-    exit_points: Annotated[str, Field(description="paper, all, or layers such as 4,8,12.")] = "paper"
+    sources: tuple[Source, ...] = Field(
+        default=("embedded",), description="embedded, hub, or PATH. Repeatable; each in equal shares."
+    )
+    split: Split = Field(default="train", description="Part of each dataset to learn from")
+    documents: int | None = Field(default=None, ge=1, description="Documents of each source at most. Default: all.")
+    weights: Literal["pretrained", "random"] = Field(default="pretrained", description="What tuning begins with")
+    exit_points: str = Field(default="paper", description="paper, all, or layers such as 4,8,12.")
     start_from: str | None = Field(
         default=None, description="Tune the adapter and maps of this folder, or shipped set, further."
     )
-    save_steps: Annotated[int, Field(ge=1, description="Steps between checkpoints.")] = 50
+    save_steps: int = Field(default=50, ge=1, description="Steps between checkpoints.")
     resume: Resume = False

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 from pydantic import Field, field_validator
 
 from harness.training.options import TraceOptions
@@ -14,9 +12,7 @@ __all__ = ["ShortcutOptions"]
 class ShortcutOptions(TraceOptions):
     """What ``harness train shortcut`` can be told."""
 
-    ridge: Annotated[float, Field(ge=0, allow_inf_nan=False, description="Damping, relative to the mean variance.")] = (
-        1e-4
-    )
+    ridge: float = Field(default=1e-4, ge=0, allow_inf_nan=False, description="Damping, relative to the mean variance.")
 
     @field_validator("name")
     @classmethod

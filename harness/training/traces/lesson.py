@@ -5,7 +5,7 @@ What a recipe that trains a controller needs beside its own method::
     lesson = Lesson.open(self, run)
     states, right = lesson.states(observation, lesson.learned), lesson.right(lesson.learned)
     networks = {"4": Network(...), "6": Network(...)}  # exit layer → score; or "shared", one for all
-    return lesson.save(networks, observation, {"epochs": self.epochs}, never=math.inf).said()
+    return lesson.save(networks, observation, {"shrink": self.shrink}, never=1e30).said()
 """
 
 from __future__ import annotations
