@@ -224,7 +224,7 @@ def test_where_no_threshold_keeps_enough_it_never_exits(
     monkeypatch.setattr("harness.training.traces.lesson.threshold_keeping", lambda *_: None)
     made = train(kind)
     assert made.kept is None
-    assert made.artefact.facts["threshold"] == NEVER[RECIPES[kind].objective]
+    assert made.artefact.facts["threshold"] == NEVER[made.artefact.facts["recipe"]["objective"]]
     model = resolved()
     engine = Engine(load(model, device="cpu", seed=0).backbone, model.info)
     strategy = build_strategy(*parse_strategies(kind))
