@@ -8,8 +8,13 @@ so that ``--help`` and ``list`` are instant.
 
 from __future__ import annotations
 
-import errno
+import os
 import sys
+
+if __name__ == "__main__" and not sys.flags.safe_path and os.path.join(sys.path[0], "harness", "cli.py") != __file__:
+    del sys.path[0]  # `python -m` puts the working directory there, where a user's `tasks.py` would pass for ours
+
+import errno
 import traceback
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint

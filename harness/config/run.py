@@ -12,8 +12,6 @@ from harness.contracts import KVPolicy
 
 __all__ = ["RunConfig"]
 
-Protocol = Literal["green-code", "codexglue-line"]
-
 
 class RunConfig(ModelConfiguration):
     """Everything that decides a run, beside the model's configuration; saved whole in the manifest."""
@@ -24,10 +22,7 @@ class RunConfig(ModelConfiguration):
         "Full depth is always added as the baseline.",
     )
     tasks: tuple[TaskName, ...] = Field(default=("py150",), description="Task, see `harness list tasks`. Repeatable.")
-    protocol: Protocol = Field(
-        default="green-code",
-        description="green-code (the next 15 tokens of a file) or codexglue-line (to the end of the line).",
-    )
+    protocol: str = Field(default="green-code", description="A name of `harness list protocols`.")
     source: str = Field(
         default="embedded", min_length=1, description="embedded, hub, or PATH of a JSONL file or dataset folder."
     )
