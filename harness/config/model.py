@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from harness.contracts import KVInput, WeightsChoice
+from harness.contracts import ExitHead, KVInput, ModelRequest, WeightsChoice
 from harness.errors import ConfigError, did_you_mean
 
 __all__ = [
@@ -144,12 +144,18 @@ class ModelChoice(Configuration):
         description="auto (tuned where there is an adapter), tuned (with the adapter of `harness train lite`), "
         "pretrained (base), or random (full size without weights).",
     )
-    exit_head: Literal["auto", "shared", "shortcut"] = Field(
+    exit_head: ExitHead = Field(
         default="auto",
         description="What reads an exit: auto (shortcut where there are maps for the weights), shared (the model's "
         "own head) or shortcut (a linear map per exit before it).",
     )
     artefacts: Artefacts = None
+
+    def request(self, seed: int = 0) -> ModelRequest:
+        """Return which model is asked for; ``seed`` draws random weights."""
+        return ModelRequest(
+            self.model, self.weights, self.dtype, self.exit_points, self.exit_head, self.artefacts, seed
+        )
 
 
 class ModelConfiguration(ModelChoice):

@@ -2,21 +2,47 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, PlainSerializer, PlainValidator, ValidationInfo, field_validator, model_validator
 
-from harness.config.model import Folder, ModelConfiguration, OperatingPoint, Seed, TaskName
-from harness.config.strategies import StrategySpec, parse_all
-from harness.contracts import KVPolicy
+from harness.config.model import Folder, ModelConfiguration, Placeholder, Seed, TaskName
+from harness.config.strategies import StrategySpec, as_strategy, parse_all, spec_of
+from harness.contracts import KVPolicy, Strategy
+from harness.errors import ConfigError
 
 __all__ = ["RunConfig"]
+
+
+def _read_strategy(value: Any) -> Any:
+    """Take a strategy as text, object or class; a record of an object is not the object."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Mapping) and "object" in value:
+        raise ConfigError(
+            f"the strategy {value['object']} was given as an object and exists only in the program that defines it: "
+            "continue there, with harness.run(config, resume=…), or register it as an entry point."
+        )
+    return as_strategy(value)
+
+
+def _record_strategy(value: str | Strategy) -> str | dict[str, Any]:
+    """Return what the manifest says of a strategy."""
+    if isinstance(value, str):
+        return value
+    spec = spec_of(value)
+    return {"object": spec.name, "options": dict(spec.options)}
+
+
+GivenStrategy: TypeAlias = Annotated[str | Strategy, PlainValidator(_read_strategy), PlainSerializer(_record_strategy)]
+"""An operating point as text, or a strategy object (from Python only)."""
 
 
 class RunConfig(ModelConfiguration):
     """Everything that decides a run, beside the model's configuration; saved whole in the manifest."""
 
-    strategies: tuple[OperatingPoint, ...] = Field(
+    strategies: tuple[Annotated[GivenStrategy, Placeholder("SPEC")], ...] = Field(
         default=(),
         description="NAME[:option=value[,value…]]; a comma list makes one operating point each. Repeatable. "
         "Full depth is always added as the baseline.",
@@ -91,6 +117,15 @@ class RunConfig(ModelConfiguration):
                 raise ValueError("names no policy")
             return once[0] if len(once) == 1 else once
         return value
+
+    @model_validator(mode="after")
+    def _objects_stay_here(self) -> Self:
+        if self.repeats > 1 and not all(isinstance(item, str) for item in self.strategies):
+            raise ConfigError(
+                f"repeats = {self.repeats} needs fresh processes, and a strategy given as an object exists only in "
+                "this one. Register it as an entry point, or use repeats = 1."
+            )
+        return self
 
     @property
     def kv_policies(self) -> tuple[KVPolicy, ...]:

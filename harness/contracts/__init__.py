@@ -12,7 +12,16 @@ norm; quantities carry SI suffixes (``_s``, ``_j``, ``_w``, ``_bytes``); ``None`
 from __future__ import annotations
 
 from harness.contracts.meters import EnergyReading, Meter
-from harness.contracts.models import KVInput, KVPolicy, ModelInfo, ModelRequest, TextCodec, Weights, WeightsChoice
+from harness.contracts.models import (
+    ExitHead,
+    KVInput,
+    KVPolicy,
+    ModelInfo,
+    ModelRequest,
+    Tokenizer,
+    Weights,
+    WeightsChoice,
+)
 from harness.contracts.recipes import Progress, Recipe, Silent, Trained, TrainingRun
 from harness.contracts.scores import Completion, Score
 from harness.contracts.strategies import Batch, ExitRule, ExitView, Strategy
@@ -37,6 +46,7 @@ __all__ = [
     "Corpus",
     "Document",
     "EnergyReading",
+    "ExitHead",
     "ExitRule",
     "ExitView",
     "KVInput",
@@ -56,7 +66,7 @@ __all__ = [
     "Task",
     "TaskData",
     "TaskRequest",
-    "TextCodec",
+    "Tokenizer",
     "Trained",
     "TrainingRun",
     "Weights",

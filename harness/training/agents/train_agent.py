@@ -15,7 +15,7 @@ from harness.decoding.engine import Engine
 from harness.errors import ConfigError, DataError
 from harness.host.device import resolve_device
 from harness.models.controllers import OBSERVATIONS, Observation, write_controller
-from harness.models.loading import ResolvedModel, load, load_codec
+from harness.models.model import ResolvedModel
 from harness.registry import TASKS
 from harness.training.agents.agent_checkpoints import AgentCheckpoints
 from harness.training.agents.episodes import Episodes, read_episodes, split
@@ -171,9 +171,9 @@ def _live(
             f"none of the documents of {traces.folder} is in {', '.join(options.sources)}. Give the --source it was "
             "traced from."
         )
-    codec, _ = load_codec(resolved)
+    codec = resolved.tokenizer
     progress.stage(f"loading {resolved.info.name}, for {len(texts)} of {len(keys)} documents")
-    loaded = load(resolved, device=resolve_device(options.device), seed=int(traces.index.get("seed", 0)))
+    loaded = resolved.load(resolve_device(options.device))
     tokens = LiveTokens(
         Engine(loaded.backbone, resolved.info), [codec.encode(texts[key])[:cut] for key in sorted(texts)],
         options.tokens, observation, reward, codec.eos_token_ids,

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from harness.contracts import Split
+from harness.contracts import ModelRequest, Split
 from harness.contracts.recipes import Silent, TrainingRun
 from harness.errors import ConfigError
-from harness.models.loading import load_codec, load_module, resolve
+from harness.models.model import resolve
 from harness.registry import TASKS
 from harness.training.corpus import Stream, read_streams
 from harness.training.identity import identity, provenance
@@ -45,7 +45,12 @@ def train_lite(options: LiteOptions, run: TrainingRun) -> FitResult:
     loaders = [TASKS.load(name)() for name in options.tasks]
     # bfloat16 would round away whole-weight steps of 1e-5; LoRA's factors are float32 anyway
     dtype = "float32" if recipe.method == "full" else "bfloat16"
-    resolved = resolve(options.model, weights=options.weights, dtype=dtype, exit_points=options.exit_points, seed=seed)
+    resolved = resolve(
+        ModelRequest(
+            options.model, weights=options.weights, dtype=dtype, exit_points=options.exit_points, seed=seed,
+            exit_head="shared",
+        )
+    )  # fmt: skip
     if not resolved.info.exit_points:
         raise ConfigError(f"{resolved.info.name} has no exit points to train. Give --exit-points.")
     if recipe.length > resolved.info.max_positions:
@@ -55,7 +60,7 @@ def train_lite(options: LiteOptions, run: TrainingRun) -> FitResult:
     start = None
     if options.start_from is not None:
         start = find_start(options.start_from, resolved.info, recipe)
-    codec, _ = load_codec(resolved)
+    codec = resolved.tokenizer
 
     def read(known: frozenset[str] = frozenset()) -> list[Stream]:
         return read_streams(
@@ -71,7 +76,7 @@ def train_lite(options: LiteOptions, run: TrainingRun) -> FitResult:
             streams = read(start.documents)
         skip = start.packs_read(data, seed, recipe.length)
     progress.stage(f"loading {resolved.info.name}")
-    module, weights_source = load_module(resolved, seed=seed)
+    module, weights_source = resolved.module()
     facts = {
         **identity(resolved.info, codec.fingerprint),
         "exit_head": recipe.exit_head,
@@ -87,7 +92,7 @@ def train_lite(options: LiteOptions, run: TrainingRun) -> FitResult:
         skip=skip,
     )  # fmt: skip
     if result.finished and recipe.method == "full" and is_main():
-        codec.tokenizer.save_pretrained(options.folder / "model")
+        codec.wrapped.save_pretrained(options.folder / "model")
     return result
 
 

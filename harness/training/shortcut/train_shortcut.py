@@ -13,7 +13,6 @@ import torch
 from harness.contracts.recipes import TrainingRun
 from harness.decoding.backbone import Backbone
 from harness.models.artefacts import Artefact, write_artefact
-from harness.models.loading import load
 from harness.training.identity import identity, provenance
 from harness.training.shortcut.least_squares import ShortcutMoments
 from harness.training.shortcut.options import ShortcutOptions
@@ -62,7 +61,7 @@ def train_shortcut(options: ShortcutOptions, run: TrainingRun) -> ShortcutResult
         progress.step(start)
     maps = moments.solve(ridge=options.ridge)
     progress.stage("measuring the maps on held-out documents")
-    backbone = load(resolved, device="cpu", seed=seed).backbone
+    backbone = resolved.load("cpu").backbone
     check = held.nonzero().squeeze(1)
     check = check[torch.randperm(len(check), generator=torch.Generator().manual_seed(seed))[:CHECKED]].sort().values
     hidden = exit_states(traces, {}, torch.zeros_like(held).index_fill(0, check, True))

@@ -21,7 +21,7 @@ from harness.contracts.recipes import Trained, TrainingRun
 from harness.errors import ArtefactError, TrainingError
 from harness.models.artefacts import Artefact
 from harness.models.controllers import Network, Observation, write_controller
-from harness.models.loading import ResolvedModel
+from harness.models.model import ResolvedModel
 from harness.training.identity import identity, provenance
 from harness.training.options import ControllerOptions
 from harness.training.traces.reading import exit_maps, exit_states, held_out_rows, matches, open_traces
