@@ -111,7 +111,7 @@ def test_help_names_every_kind_of_training(cli: Command) -> None:
     [
         (("--dtype", "float64"), "--dtype 'float64': input should be 'float32', 'bfloat16' or 'float16'."),
         (("--exit-head", "own"), "--exit-head 'own': input should be 'auto', 'shared' or 'shortcut'."),
-        (("--weights", "tune"), "--weights 'tune': input should be 'auto', 'tuned', 'pretrained' or 'random'."),
+        (("--weights", "tune"), "--weights 'tune': input should be 'auto', 'pretrained', 'tuned' or 'random'."),
         (("--split", "dev"), "--split 'dev': input should be 'train', 'validation' or 'test'."),
         (("--documents", -1), "--documents -1: input should be greater than or equal to 0."),
         (("--length", 15), "--length 15: input should be greater than or equal to 16."),
