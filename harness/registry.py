@@ -23,12 +23,14 @@ __all__ = [
     "METRICS",
     "MODELS",
     "PROTOCOLS",
+    "RECIPES",
     "REGISTRIES",
     "SCORES",
     "STRATEGIES",
     "TASKS",
     "Entry",
     "Registry",
+    "summary",
 ]
 
 OWN_DISTRIBUTION = "early-exit-harness"
@@ -109,7 +111,7 @@ class Registry(Generic[T]):
         """
         point = self._point(name)
         version = point.dist.version if point.dist is not None else ""
-        return Entry(name, point.value, _distribution(point), version, _summary(point))
+        return Entry(name, point.value, _distribution(point), version, summary(point))
 
     def load(self, name: str) -> T:
         """Import and return the registered object.
@@ -137,8 +139,8 @@ def _distribution(point: EntryPoint) -> str:
     return point.dist.name if point.dist is not None else "unknown distribution"
 
 
-def _summary(point: EntryPoint) -> str:
-    """First docstring line of ``module:attribute``, from the source text.
+def summary(point: EntryPoint) -> str:
+    """Return the first docstring line of ``module:attribute``, from the source text; empty where there is none.
 
     A class or function brings its own docstring; a module-level constant is described by the ``meaning`` it is made
     with, or by the string literal that follows its assignment.
@@ -180,6 +182,7 @@ def _literal(node: ast.stmt) -> str | None:
 
 
 STRATEGIES: Registry[Any] = Registry("harness.strategies", "strategy")
+RECIPES: Registry[Any] = Registry("harness.recipes", "recipe")
 TASKS: Registry[Any] = Registry("harness.tasks", "task")
 PROTOCOLS: Registry[Any] = Registry("harness.protocols", "protocol")
 SCORES: Registry[Any] = Registry("harness.scores", "score")
@@ -189,6 +192,6 @@ METRICS: Registry[Any] = Registry("harness.metrics", "metric")
 
 REGISTRIES: dict[str, Registry[Any]] = {
     registry.group.removeprefix("harness."): registry
-    for registry in (STRATEGIES, TASKS, PROTOCOLS, SCORES, METRICS, MODELS, METERS)
+    for registry in (STRATEGIES, RECIPES, TASKS, PROTOCOLS, SCORES, METRICS, MODELS, METERS)
 }
 """Everything that can be registered, by its plural."""

@@ -165,7 +165,16 @@ def test_importing_the_package_is_cheap() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["run", "--help"], ["serve", "--help"], ["list"], ["list", "strategies"], ["list", "models"]],
+    [
+        *(["--help"], ["run", "--help"], ["serve", "--help"], ["trace", "--help"], ["sweep", "--help"]),
+        *(
+            ["train", "--help"],
+            ["train", "lite", "--help"],
+            ["train", "classifier", "--help"],
+            ["train", "rl", "--help"],
+        ),
+        *(["list"], ["list", "strategies"], ["list", "models"]),
+    ],
 )
 def test_help_and_list_load_no_torch(arguments: list[str]) -> None:
     command = [sys.executable, "-X", "importtime", "-m", "harness.cli", *arguments]

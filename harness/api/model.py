@@ -14,9 +14,9 @@ from harness.config.strategies import as_strategy
 from harness.contracts import ExitHead, ModelInfo, Strategy, WeightsChoice
 from harness.decoding.engine import Engine
 from harness.errors import ConfigError, ModelError
+from harness.host.device import resolve_device
 from harness.models.model import LoadedModel, resolve
 from harness.running.operating_points import OperatingPoint, build_all, operating_point
-from harness.running.plan import resolve_device
 from harness.training.traces.record_trace import read_exits
 
 if TYPE_CHECKING:

@@ -66,6 +66,8 @@ def _show_entry(noun: str, name: str) -> None:
         _show_options(console, name)
     if noun == "scores":
         _show_score(console, thing())
+    if noun == "recipes":
+        console.print(f"\n[dim]harness train {name} --help[/] lists its options.", highlight=False)
     console.print()
 
 

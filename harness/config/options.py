@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from harness.config import StrategySpec
+from harness.config.model import limits
 from harness.contracts import Strategy
 from harness.errors import OptionError, RegistryError, did_you_mean
 from harness.registry import STRATEGIES
@@ -97,7 +98,7 @@ def option_facts(name: str) -> list[OptionFacts]:
         info = FieldInfo.from_annotation(hints[field.name])
         kind = getattr(info.annotation, "__name__", str(info.annotation))
         default = None if field.default is dataclasses.MISSING else field.default
-        facts.append(OptionFacts(field.name, kind, _limits(info), default, info.description or ""))
+        facts.append(OptionFacts(field.name, kind, limits(info.metadata), default, info.description or ""))
     return facts
 
 
@@ -131,13 +132,3 @@ def _check_strategy_class(name: str, cls: Any) -> None:
         raise RegistryError(
             f"strategy '{name}' lacks {', '.join(missing)}: subclass harness.contracts.Strategy, which brings them."
         )
-
-
-def _limits(info: FieldInfo) -> str:
-    words = []
-    for piece in info.metadata:
-        for attribute, sign in (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<")):
-            value = getattr(piece, attribute, None)
-            if value is not None:
-                words.append(f"{sign} {value}")
-    return ", ".join(words)

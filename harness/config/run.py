@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import Field, PlainSerializer, PlainValidator, ValidationInfo, field_validator, model_validator
 
-from harness.config.model import ModelConfiguration
+from harness.config.model import Folder, ModelConfiguration, Placeholder, Seed, TaskName
 from harness.config.strategies import StrategySpec, as_strategy, parse_all, spec_of
 from harness.contracts import KVPolicy, Strategy
 from harness.errors import ConfigError
@@ -41,48 +40,54 @@ GivenStrategy: TypeAlias = Annotated[str | Strategy, PlainValidator(_read_strate
 
 
 class RunConfig(ModelConfiguration):
-    """Everything that decides a run, beside the model's configuration; saved whole in the manifest.
+    """Everything that decides a run, beside the model's configuration; saved whole in the manifest."""
 
-    Attributes:
-        strategies: operating points in the mini-language of :mod:`harness.config.strategies`, or strategies as objects;
-            full depth is always added, and none stands for :func:`harness.config.demo_strategies`.
-        tasks: registered task names.
-        protocol: registered name, for example ``codexglue-line`` (to the line's end).
-        source: ``embedded``, ``hub``, or a path to a JSONL file or dataset folder.
-        limit: samples per task; ``None`` for all.
-        max_new_tokens: overrides the protocol's limit.
-        kv: what happens to K,V of skipped layers; ``auto`` is each strategy's own default (``recompute`` for everything
-            adaptive, ``propagate`` for ``fixed``); a comma list compares several policies in one run, the first one's
-            full depth being the baseline.
-        batch_size: samples decoded together.
-        repeats: how often each block is repeated, each time in a fresh process.
-        arrival_rate: requests per second, in a Poisson process, which wait in a queue when they must; ``None`` sends
-            the next when one is done.
-        block_size: samples per interleaved block; ``None`` lets the meter's sensor period decide.
-        attribute: add a probe per strategy, which asks it and never exits, so that costs can be attributed.
-        strict: a window that something else on the machine contaminated is measured again, up to three times.
-        idle_s: seconds of waiting, with the model loaded, measured before and after the work; 0 for none, ``None`` for
-            as long as the sensor needs, which is 0 without one.
-        seed: decides sampling, order and random strategies.
-        out: run directory; ``None`` makes a new one under ``runs/``.
-    """
-
-    strategies: tuple[GivenStrategy, ...] = ()
-    tasks: tuple[str, ...] = ("py150",)
-    protocol: str = "green-code"
-    source: Annotated[str, Field(min_length=1)] = "embedded"
-    limit: Annotated[int, Field(ge=1)] | None = 16
-    max_new_tokens: Annotated[int, Field(ge=1, le=4096)] | None = None
-    kv: Literal["auto"] | KVPolicy | tuple[KVPolicy, ...] = "auto"
-    batch_size: Annotated[int, Field(ge=1, le=1024)] = 1
-    repeats: Annotated[int, Field(ge=1, le=1000)] = 1
-    arrival_rate: Annotated[float, Field(gt=0, le=10_000)] | None = None
-    block_size: Annotated[int, Field(ge=1)] | None = None
-    attribute: bool = False
-    strict: bool = False
-    idle_s: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] | None = None
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    out: Path | None = None
+    strategies: tuple[Annotated[GivenStrategy, Placeholder("SPEC")], ...] = Field(
+        default=(),
+        description="NAME[:option=value[,value…]]; a comma list makes one operating point each. Repeatable. "
+        "Full depth is always added as the baseline.",
+    )
+    tasks: tuple[TaskName, ...] = Field(default=("py150",), description="Task, see `harness list tasks`. Repeatable.")
+    protocol: str = Field(default="green-code", description="A name of `harness list protocols`.")
+    source: str = Field(
+        default="embedded", min_length=1, description="embedded, hub, or PATH of a JSONL file or dataset folder."
+    )
+    limit: int | None = Field(default=16, ge=0, description="Samples per task; 0 for all.")
+    max_new_tokens: int | None = Field(
+        default=None, ge=1, le=4096, description="New tokens per sample. Default: the protocol's limit."
+    )
+    kv: Literal["auto"] | KVPolicy | tuple[KVPolicy, ...] = Field(
+        default="auto",
+        description="K,V of skipped layers: auto (recompute; propagate for fixed exits), recompute, propagate, "
+        "none, skip; a comma list compares, the first one's full depth being the baseline.",
+    )
+    batch_size: int = Field(default=1, ge=1, le=1024, description="Samples decoded together.")
+    repeats: int = Field(default=1, ge=1, le=1000, description="Repetitions of each block, each in a fresh process.")
+    arrival_rate: float | None = Field(
+        default=None,
+        gt=0,
+        le=10_000,
+        description="Requests per second, a Poisson process with a queue. Default: each one when the last is done.",
+    )
+    block_size: int | None = Field(
+        default=None, ge=1, description="Samples per interleaved block. Default: from the meter's sensor period."
+    )
+    attribute: bool = Field(
+        default=False,
+        description="Measure where the time goes: adds a probe per strategy, which is asked and never exits.",
+    )
+    strict: bool = Field(
+        default=False, description="Measure windows that other work contaminated again, up to 3 times."
+    )
+    idle_s: float | None = Field(
+        default=None,
+        ge=0,
+        le=3600,
+        allow_inf_nan=False,
+        description="Seconds of idle power before and after the work; 0 for none. Default: from the sensor.",
+    )
+    seed: Seed = Field(default=0, description="Decides sampling, order and random strategies.")
+    out: Folder | None = Field(default=None, description="Run directory. Default: runs/TIME-MODEL-TASK.")
 
     @field_validator("strategies", "tasks", mode="after")
     @classmethod
@@ -90,6 +95,11 @@ class RunConfig(ModelConfiguration):
         if not value and field.field_name == "tasks":
             raise ValueError("names nothing")
         return tuple(dict.fromkeys(value))
+
+    @field_validator("limit", mode="after")
+    @classmethod
+    def _all(cls, value: int | None) -> int | None:
+        return value or None
 
     @field_validator("kv", mode="before")
     @classmethod

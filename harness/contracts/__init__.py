@@ -23,6 +23,7 @@ from harness.contracts.models import (
     Weights,
     WeightsChoice,
 )
+from harness.contracts.recipes import Progress, Recipe, Silent, Trained, TrainingRun
 from harness.contracts.scores import Completion, Score
 from harness.contracts.strategies import Batch, ExitRule, ExitView, Strategy
 from harness.contracts.tasks import (
@@ -56,8 +57,11 @@ __all__ = [
     "Metric",
     "ModelInfo",
     "ModelRequest",
+    "Progress",
+    "Recipe",
     "Sample",
     "Score",
+    "Silent",
     "SourceInfo",
     "Split",
     "StopRule",
@@ -66,6 +70,8 @@ __all__ = [
     "TaskData",
     "TaskRequest",
     "Tokenizer",
+    "Trained",
+    "TrainingRun",
     "Weights",
     "WeightsChoice",
     "Wording",

@@ -13,12 +13,13 @@ from pathlib import Path
 from harness.config import RunConfig, demo_strategies, parse_all
 from harness.contracts import KVPolicy, StopRule, Task, TaskData, TaskRequest
 from harness.errors import ConfigError, DataError
+from harness.host.device import resolve_device
 from harness.models.model import ResolvedModel, resolve
 from harness.records import TaskRecord
 from harness.registry import PROTOCOLS, TASKS
 from harness.running.operating_points import OperatingPoint, build_all, operating_points, usable
 
-__all__ = ["Plan", "PlannedTask", "default_directory", "make_plan", "resolve_device"]
+__all__ = ["Plan", "PlannedTask", "default_directory", "make_plan"]
 
 logger = logging.getLogger(__name__)
 
@@ -99,28 +100,6 @@ def _refuse_contradictions(config: RunConfig) -> None:
         )
     if config.kv_policies == (KVPolicy.NONE,):
         raise ConfigError("--attribute needs a KV cache: without one every token is a prefill. Use another --kv.")
-
-
-def resolve_device(name: str) -> str:
-    """Return a torch device name: ``auto`` takes CUDA when there is one.
-
-    Raises:
-        ConfigError: torch does not know the device, or it is not there.
-    """
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"device '{name}' is unknown to torch. Use cpu, cuda or cuda:N.") from None
-    if device.type not in {"cpu", "cuda"}:
-        raise ConfigError(f"device '{name}' is not supported. Use cpu, cuda or cuda:N.")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        seen = torch.cuda.device_count()
-        raise ConfigError(f"device '{name}' is not here: torch sees {seen} CUDA device(s). Use --device cpu.")
-    return name
 
 
 def _draw(task: Task, config: RunConfig, model: ResolvedModel) -> PlannedTask:

@@ -13,9 +13,9 @@ from typing import Literal
 from harness.contracts import ModelInfo
 from harness.contracts.meters import is_measured
 from harness.errors import ConfigError, HarnessError, is_out_of_memory
+from harness.host.device import resolve_device
 from harness.metering import open_meter
 from harness.models.model import resolve
-from harness.running.plan import resolve_device
 from harness.serving.config import ServeConfig, prompt_cap
 from harness.serving.engine.energy_shares import EnergyShares
 from harness.serving.engine.tickets import EngineTicket

@@ -14,6 +14,7 @@ from torch import Tensor
 from harness.config import BASELINE, StrategySpec, parse_all
 from harness.config.options import build_strategy
 from harness.contracts import KVPolicy, ModelInfo
+from harness.contracts.recipes import Progress
 from harness.decoding.blocks import Linear
 from harness.errors import ArtefactError, ConfigError, OptionError
 from harness.models.controllers import Observation
@@ -30,7 +31,6 @@ from harness.sweep.scores import ScoreTally, families, find_levels
 from harness.sweep.tokens import TracedTokens, read_tokens
 from harness.training.traces.reading import exit_maps, held_out_rows, matches, open_traces
 from harness.training.traces.store import Traces
-from harness.training.watch import Watch
 
 __all__ = ["SweepRequest", "SweepResult", "sweep"]
 
@@ -84,7 +84,7 @@ class SweepResult:
     calibration: Calibration | None = None
 
 
-def sweep(model: str, folder: Path, request: SweepRequest, *, artefacts: str | None, watch: Watch) -> SweepResult:
+def sweep(model: str, folder: Path, request: SweepRequest, *, artefacts: str | None, progress: Progress) -> SweepResult:
     """Replay operating points on a trace.
 
     Args:
@@ -92,7 +92,7 @@ def sweep(model: str, folder: Path, request: SweepRequest, *, artefacts: str | N
         folder: of the trace.
         request: what to sweep.
         artefacts: where trained artefacts are looked for.
-        watch: receives the progress.
+        progress: is told how it goes on.
 
     Raises:
         HarnessError: anything that cannot be replayed, in one line with the remedy.
@@ -101,7 +101,7 @@ def sweep(model: str, folder: Path, request: SweepRequest, *, artefacts: str | N
     if not specs:
         raise ConfigError("there is nothing to sweep. Give --strategy NAME, or NAME:threshold=VALUE,VALUE.")
     built = [(spec, build_strategy(spec)) for spec in specs]
-    watch.stage(f"reading the trace {folder}")
+    progress.stage(f"reading the trace {folder}")
     traces, resolved = open_traces(model, folder, artefacts=artefacts)
     info = resolved.info
     for spec, strategy in built:
@@ -114,7 +114,7 @@ def sweep(model: str, folder: Path, request: SweepRequest, *, artefacts: str | N
     asked = _expanded(specs, request, observed, info)
     points, extra = _points(references, asked, info)
     tallies, left_out = _tallies(specs, request, traces, wanted, observed, info)
-    outcomes = _replay_all(points, tallies, traces, wanted, shortcuts, info, request.seed, watch)
+    outcomes = _replay_all(points, tallies, traces, wanted, shortcuts, info, request.seed, progress)
     rows = make_rows(points, outcomes, info, request.kv, extra)
     seconds = time.perf_counter() - began - sum(tally.seconds for tally in tallies)
     count, documents = outcomes[0].count, int((outcomes[0].tokens > 0).sum())
@@ -138,7 +138,7 @@ def sweep(model: str, folder: Path, request: SweepRequest, *, artefacts: str | N
     )
     calibration = None
     if request.calibrate:
-        watch.stage("judging the scores")
+        progress.stage("judging the scores")
         calibration = describe_scores(found, tallies, left_out, generated=bool(traces.index.get("new_tokens")))
     return SweepResult(found, points, model, traces, resolved, request, calibration)
 
@@ -246,11 +246,11 @@ def _replay_all(
     shortcuts: Mapping[int, Linear],
     info: ModelInfo,
     seed: int,
-    watch: Watch,
+    progress: Progress,
 ) -> list[Outcome]:
     total, done = int(wanted.sum()), 0
     outcomes = [Outcome.nothing(len(traces.documents)) for _ in points]
-    watch.begin(f"replaying {len(points)} operating points", total)
+    progress.begin(f"replaying {len(points)} operating points", total)
     with torch.inference_mode():
         for tokens in read_tokens(traces, wanted, shortcuts, seed=seed):
             for place, point in enumerate(points):
@@ -258,5 +258,5 @@ def _replay_all(
             for tally in tallies:
                 tally.add(tokens, info)
             done += len(tokens)
-            watch.step(done, "tokens")
+            progress.step(done, "tokens")
     return outcomes

@@ -80,7 +80,7 @@ def test_a_configuration_cannot_be_changed_or_extended() -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("limit", 0),
+        ("limit", -1),
         ("limit", "few"),
         ("batch_size", 0),
         ("batch_size", 2.5),

@@ -15,13 +15,13 @@ from torch import Tensor
 from harness.config import parse_strategies
 from harness.config.options import build_strategy
 from harness.contracts import ModelInfo, ModelRequest
+from harness.contracts.recipes import Silent
 from harness.decoding.blocks import Linear
 from harness.decoding.engine import Engine
 from harness.models.model import resolve
 from harness.running.operating_points import OperatingPoint, operating_point
 from harness.sweep.tokens import TracedTokens
 from harness.training.traces.record_trace import TraceRequest, exit_columns, trace
-from harness.training.watch import Silent
 
 POINTS, LAYERS, WIDTH = (4, 6, 10), 12, 32
 
@@ -135,8 +135,8 @@ def traced(tiny_llama: Path, source: Path, tmp_path_factory: pytest.TempPathFact
     """A trace of the tiny model, of forty documents' own tokens."""
     out = tmp_path_factory.mktemp("traces") / "tiny"
     trace(
-        str(tiny_llama), ["py150"], [str(source)], out, TraceRequest(40, length=64), weights="pretrained",
+        str(tiny_llama), ["py150"], [str(source)], out, TraceRequest(documents=40, length=64), weights="pretrained",
         exit_head="shared", artefacts=None, exit_points="paper", dtype="float32", device="cpu", resume=False,
-        watch=Silent(),
+        progress=Silent(),
     )  # fmt: skip
     return out

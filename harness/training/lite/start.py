@@ -16,7 +16,7 @@ from harness.models import fingerprint
 from harness.models.adapter import require_adapter
 from harness.models.artefacts import Artefact, artefact_folders
 from harness.models.shortcut import find_shortcut
-from harness.training.lite.recipe import LiteRecipe
+from harness.training.lite.options import LiteRecipe
 
 __all__ = ["Start", "factor_name", "find_start"]
 

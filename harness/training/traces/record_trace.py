@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,14 +12,15 @@ from torch import Tensor
 
 from harness.config import BASELINE, StrategySpec
 from harness.config.options import build_strategy
-from harness.contracts import Document, ExitHead, KVPolicy, ModelRequest, Split, Tokenizer, WeightsChoice, document_key
+from harness.contracts import Document, ExitHead, KVPolicy, ModelRequest, Tokenizer, WeightsChoice, document_key
+from harness.contracts.recipes import Progress
 from harness.decoding.engine import Engine
 from harness.errors import ConfigError, DataError
 from harness.models.model import resolve
 from harness.registry import TASKS
 from harness.training.identity import identity
+from harness.training.traces.options import TraceRequest
 from harness.training.traces.store import Traces, TraceWriter
-from harness.training.watch import Watch
 
 __all__ = ["TraceRequest", "exit_columns", "read_exits", "trace"]
 
@@ -28,26 +28,6 @@ CHUNK = 64
 """Tokens whose logits exist at the same time: few enough to stay in the caches from pass to pass."""
 CONTEXT = (0.2, 0.6)
 """GREEN-CODE section IV-F: how much of a document is context, as a share of its tokens."""
-
-
-@dataclass(frozen=True, slots=True)
-class TraceRequest:
-    """What to trace.
-
-    Attributes:
-        documents: so many of every task and source; ``None`` for all.
-        length: tokens a document is cut at.
-        new_tokens: trace so many tokens that the model generates after a context of 20–60 % of the document; 0 to
-            trace the document's own tokens from its eighth on instead (teacher-forced), which costs a fiftieth.
-        split: part of each dataset.
-        seed: decides which documents, and the contexts.
-    """
-
-    documents: int | None = 100
-    length: int = 640
-    new_tokens: int = 0
-    split: Split = "train"
-    seed: int = 0
 
 
 FIRST = 8  # before that the model has seen next to nothing
@@ -67,7 +47,7 @@ def trace(
     dtype: str,
     device: str,
     resume: bool,
-    watch: Watch,
+    progress: Progress,
 ) -> Traces:
     """Trace documents into a folder; see :mod:`harness.training.traces.store` for what it holds.
 
@@ -107,14 +87,14 @@ def trace(
     wanted: list[tuple[str, Document]] = []
     for task in loaders:
         for source in sources:
-            watch.stage(f"reading {task.name} from {source}")
+            progress.stage(f"reading {task.name} from {source}")
             corpus = task.corpus(source, request.split, limit=request.documents, seed=request.seed)
             wanted += [(f"{task.name}, {corpus.source.label}", document) for document in corpus.documents]
     writer = TraceWriter(out, facts, resume=resume)
-    watch.stage(f"loading {info.name}")
+    progress.stage(f"loading {info.name}")
     engine = Engine(resolved.load(device).backbone, info)
     done = set(writer.documents)
-    watch.begin("tracing", len(wanted), len(done))
+    progress.begin("tracing", len(wanted), len(done))
     for number, (stream, document) in enumerate(wanted, start=1):
         key = document_key(document.text)
         identifier = f"{stream}, {document.sample_id}, {key[:12]}"  # names repeat, in files of several sources
@@ -126,7 +106,7 @@ def trace(
             columns = exit_columns(engine, token_ids, first)
             described = {"id": identifier, "stream": stream, "key": key, "length": whole}
             writer.add(described, columns)
-        watch.step(number, f"{writer.tokens} tokens on disk")
+        progress.step(number, f"{writer.tokens} tokens on disk")
     writer.flush()
     if not writer.documents:
         with suppress(OSError):

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +26,7 @@ from harness.models.adapter import merge
 from harness.models.artefacts import read_artefact, seen_documents
 from harness.models.model import resolve
 from harness.training.lite.fit import FitResult
-from harness.training.lite.recipe import LiteRecipe
-from harness.training.lite.train_lite import train_lite
-from harness.training.watch import Silent
+from harness.training.lite.options import LiteRecipe
 
 QUICK = LiteRecipe(steps=4, length=32, batch=2, rank=4, learning_rate=0.01, token_share=1.0)
 FLAGS = ("--task", "py150", "--preset", "cpu", "--length", 32, "--batch", 2, "--rank", 4)
@@ -107,7 +104,7 @@ def test_merging_the_adapter_gives_peft_s_own_model(
     from transformers import AutoModelForCausalLM
 
     folder = make_model(family)
-    tune(folder, tmp_path / "out", replace(QUICK, steps=2))
+    tune(folder, tmp_path / "out", QUICK.replace(steps=2))
     adapter = read_artefact(tmp_path / "out" / "adapter.json", "adapter")
     config = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, target_modules="all-linear")
     theirs = get_peft_model(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), config)
@@ -186,7 +183,7 @@ def test_whole_weights_are_a_model_of_their_own(
     from transformers import AutoModelForCausalLM
 
     out = tmp_path / "out"
-    recipe = replace(QUICK, method="full", learning_rate=1e-5, schedule="constant", steps=3)
+    recipe = QUICK.replace(method="full", learning_rate=1e-5, schedule="constant", steps=3)
     assert tune(tiny_llama, out, recipe).finished
     before, after = load_file(tiny_llama / "model.safetensors"), load_file(out / "model" / "model.safetensors")
     moved = torch.cat([(after[name] - before[name]).abs().flatten() for name in before])
@@ -207,7 +204,7 @@ def test_whole_weights_are_a_model_of_their_own(
 
 
 def test_documents_are_known_without_maps_too(tune: Callable[..., FitResult], tiny_llama: Path, tmp_path: Path) -> None:
-    tune(tiny_llama, tmp_path / "out", replace(QUICK, method="full", exit_head="shared", steps=1))
+    tune(tiny_llama, tmp_path / "out", QUICK.replace(method="full", exit_head="shared", steps=1))
     base = fingerprint.of_files([tiny_llama / "model.safetensors"])
     whole = fingerprint.of_files([tmp_path / "out" / "model" / "model.safetensors"])
     assert len(seen_documents(base, [tmp_path / "out"])) == 30
@@ -218,15 +215,14 @@ def test_documents_are_known_without_maps_too(tune: Callable[..., FitResult], ti
 
 
 @pytest.mark.parametrize("changes", [{"rank": 16}, {"method": "full", "exit_head": "shared"}])
-def test_every_exit_learns(tiny_llama: Path, tmp_path: Path, corpus_file: Path, changes: dict[str, Any]) -> None:
+def test_every_exit_learns(
+    tune: Callable[..., FitResult], tiny_llama: Path, tmp_path: Path, corpus_file: Path, changes: dict[str, Any]
+) -> None:
     """Ten documents, thirty steps: losses fall by nats, and the document held out is read better at every exit."""
     few = tmp_path / "few.jsonl"
     few.write_text("".join(corpus_file.read_text().splitlines(keepends=True)[:10]))
-    result = train_lite(
-        str(tiny_llama), ["py150"], [str(few)], tmp_path / "out", replace(QUICK, steps=30, **changes),
-        weights="pretrained", exit_points="paper", split="train", documents=None, seed=0, save_steps=100, resume=False,
-        command="", watch=Silent(),
-    )  # fmt: skip
+    recipe = QUICK.replace(steps=30, **changes)
+    result = tune(tiny_llama, tmp_path / "out", recipe, few, documents=None, save_steps=100)
     lines = log_of(tmp_path / "out")
     for layer in ("4", "6", "10", "12"):
         first, last = (sum(line["cross_entropy"][layer] for line in part) / 4 for part in (lines[:4], lines[-4:]))
@@ -238,11 +234,11 @@ def test_every_exit_learns(tiny_llama: Path, tmp_path: Path, corpus_file: Path, 
 # ------------------------------------------------------------------------------ stopping and going on
 
 
-@pytest.mark.parametrize("recipe", [QUICK, replace(QUICK, exits_per_step=1, token_share=0.5, accumulate=2)])
+@pytest.mark.parametrize("recipe", [QUICK, QUICK.replace(exits_per_step=1, token_share=0.5, accumulate=2)])
 def test_resuming_is_as_if_nothing_had_happened(
     tune: Callable[..., FitResult], tiny_llama: Path, tmp_path: Path, recipe: LiteRecipe
 ) -> None:
-    recipe = replace(recipe, steps=4)
+    recipe = recipe.replace(steps=4)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     expected = tune(tiny_llama, whole, recipe, save_steps=2)
 
@@ -307,7 +303,7 @@ def test_resuming_with_another_recipe_is_refused(
     with pytest.raises(
         TrainingError, match=rf"checkpoints in .* began with {words}\. Resume with the flags it began w"
     ):
-        tune(tiny_llama, tmp_path / "copy", replace(QUICK, **change), resume=True)
+        tune(tiny_llama, tmp_path / "copy", QUICK.replace(**change), resume=True)
 
 
 def test_resuming_with_another_seed_or_other_documents_is_refused(
@@ -332,7 +328,7 @@ def test_a_checkpoint_of_another_recipe_is_refused(
     with pytest.raises(
         TrainingError, match=r"checkpoint-4 is of another recipe: .*Resume with the flags it began with"
     ):
-        tune(tiny_llama, tmp_path / "copy", replace(QUICK, **change), resume=True)
+        tune(tiny_llama, tmp_path / "copy", QUICK.replace(**change), resume=True)
 
 
 @pytest.mark.parametrize("text", ["", "[1", "\xff"])
@@ -380,9 +376,9 @@ def test_a_step_logs_the_mean_of_its_micro_batches(
     tune: Callable[..., FitResult], tiny_llama: Path, tmp_path: Path
 ) -> None:
     """Packs of a step that learns nothing: two at once, or one after the other, have the same mean loss."""
-    still = replace(QUICK, learning_rate=1e-30, shortcut_learning_rate=1e-30, steps=2)
+    still = QUICK.replace(learning_rate=1e-30, shortcut_learning_rate=1e-30, steps=2)
     tune(tiny_llama, tmp_path / "once", still)
-    tune(tiny_llama, tmp_path / "parts", replace(still, batch=1, accumulate=2))
+    tune(tiny_llama, tmp_path / "parts", still.replace(batch=1, accumulate=2))
     for one, other in zip(log_of(tmp_path / "once"), log_of(tmp_path / "parts"), strict=True):
         assert one["cross_entropy"] == pytest.approx(other["cross_entropy"], abs=0.02)
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from harness.contracts import ModelRequest
+from harness.contracts.recipes import Silent
 from harness.decoding.blocks import Linear
 from harness.errors import ArtefactError, DataError
 from harness.models.artefacts import write_artefact
@@ -24,7 +25,6 @@ from harness.training.identity import identity
 from harness.training.traces.reading import HELD_OUT, exit_maps, exit_states, held_out_rows, matches, open_traces
 from harness.training.traces.record_trace import TraceRequest, trace
 from harness.training.traces.store import Traces, TraceWriter
-from harness.training.watch import Silent
 
 POINTS, WIDTH = (4, 6, 10), 32
 FACTS = {
@@ -141,7 +141,7 @@ def make_trace(model: Path, source: Path, out: Path, *, artefacts: Path | None =
     return trace(
         str(model), ["py150"], [str(source)], out, TraceRequest(documents=4, length=40), weights="pretrained",
         exit_head="shortcut" if artefacts else "shared", artefacts=str(artefacts) if artefacts else None,
-        exit_points=points, dtype="float32", device="cpu", resume=False, watch=Silent(),
+        exit_points=points, dtype="float32", device="cpu", resume=False, progress=Silent(),
     )  # fmt: skip
 
 
@@ -187,7 +187,7 @@ def test_a_trace_of_random_weights_knows_its_seed(tiny_llama: Path, corpus_file:
     made = trace(
         str(tiny_llama), ["py150"], [str(corpus_file)], tmp_path / "t", TraceRequest(documents=2, length=40, seed=3),
         weights="random", exit_head="shared", artefacts=None, exit_points="paper", dtype="float32", device="cpu",
-        resume=False, watch=Silent(),
+        resume=False, progress=Silent(),
     )  # fmt: skip
     _, resolved = open_traces(str(tiny_llama), tmp_path / "t", artefacts=None)
     assert resolved.info.weights == "random"

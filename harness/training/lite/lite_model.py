@@ -8,83 +8,17 @@ exits.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from harness.contracts.loss_weights import WeightsRule, loss_weights
+from harness.contracts.loss_weights import loss_weights
 from harness.decoding.families import head_modules
 from harness.training.lite.exit_loss import exit_losses
+from harness.training.lite.options import LiteRecipe
 
-__all__ = ["PRESETS", "LiteModel", "LiteRecipe"]
-
-
-@dataclass(frozen=True, slots=True)
-class LiteRecipe:
-    """How to tune; what a preset fills in and flags override.
-
-    Attributes:
-        method: ``lora`` (Hu 2021, arXiv 2106.09685) on every linear map of every layer, or ``full``.
-        exit_head: ``shared``, or ``shortcut``: a linear map per exit, trained along.
-        weights_rule: see :func:`harness.contracts.loss_weights.loss_weights`.
-        learning_rate: of the weights, or of LoRA's factors.
-        shortcut_learning_rate: of the shortcuts.
-        schedule: learning-rate schedule, a transformers name; warm-up is 3 % of the steps.
-        steps: optimiser steps.
-        length: tokens a pack.
-        batch: packs a device takes at once.
-        accumulate: gradient accumulation steps.
-        exits_per_step: so many random exits in each step besides the last layer (stochastic exits); ``None`` for all.
-        token_share: share of the tokens that each step's loss looks at.
-        distill: share of an early exit's loss that follows the last layer instead of the label.
-        rank: of LoRA; its scale is twice that.
-        checkpointing: recompute activations in the backward pass instead of keeping them.
-    """
-
-    method: Literal["lora", "full"] = "lora"
-    exit_head: Literal["shared", "shortcut"] = "shortcut"
-    weights_rule: WeightsRule = "uniform"
-    learning_rate: float = 3e-4
-    shortcut_learning_rate: float = 5e-4
-    schedule: str = "cosine"
-    steps: int = 1000
-    length: int = 256
-    batch: int = 8
-    accumulate: int = 1
-    exits_per_step: int | None = 3
-    token_share: float = 0.5
-    distill: float = 0.5
-    rank: int = 32
-    checkpointing: bool = False
-
-    @property
-    def tokens_per_step(self) -> int:
-        """Tokens that one optimiser step reads."""
-        return self.length * self.batch * self.accumulate
-
-
-PRESETS: dict[str, LiteRecipe] = {
-    "paper": LiteRecipe(
-        method="full",
-        exit_head="shared",
-        weights_rule="green-code",
-        learning_rate=1e-5,
-        schedule="linear",
-        steps=2500,
-        length=1024,
-        batch=4,
-        accumulate=32,
-        exits_per_step=None,
-        token_share=1.0,
-        distill=0.0,
-        checkpointing=True,
-    ),
-    "cpu": LiteRecipe(),
-}
-"""``paper``: GREEN-CODE's setting (learning rate 1e-5, 4 × 32 packs a step, 2–3k steps, all exits, all tokens).
-``cpu``: what two cores can do in an hour."""
+__all__ = ["LiteModel"]
 
 
 class LiteModel(nn.Module):
