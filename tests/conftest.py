@@ -23,6 +23,34 @@ ROOT = Path(__file__).resolve().parents[1]
 # No test may wait for a hub; whoever tests an unreachable one fakes it.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+# Workers of pytest-xdist share the cores: more threads in each would wait for each other at every layer.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark ``matrix`` what only crosses two lists; their diagonal, each value at least once, is in ``make test``.
+
+    That is every model family × KV policy, and the tests marked ``crossed``.
+    """
+    crossed: dict[str, list[tuple[pytest.Item, dict[str, Any]]]] = {}
+    for item in items:
+        given = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        if {"case", "kv"} <= given.keys() or (given and item.get_closest_marker("crossed")):
+            crossed.setdefault(item.nodeid.partition("[")[0], []).append((item, given))
+    for group in crossed.values():
+        axes: dict[str, list[Any]] = {axis: [] for axis in group[0][1]}
+        for _, given in group:
+            for axis, values in axes.items():
+                if given[axis] not in values:
+                    values.append(given[axis])
+        longest = max(axes, key=lambda axis: len(axes[axis]))
+        for item, given in group:
+            at = axes[longest].index(given[longest])
+            if any(values.index(given[axis]) != at % len(values) for axis, values in axes.items()):
+                item.add_marker("matrix")
+
 
 @dataclass(frozen=True)
 class Ran:
