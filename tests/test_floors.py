@@ -18,7 +18,7 @@ PACKAGES = ("harness", "strategies", "tasks", "reports")
 
 HOUSE = (
     *("harness.errors", "harness.registry"),
-    *("harness.contracts", "harness.host", "harness.records", "harness.config"),
+    *("harness.contracts", "harness.host", "harness.appearance", "harness.records", "harness.config"),
     *("harness.decoding", "harness.models", "harness.metering", "harness.store"),
     *("strategies", "tasks", "reports"),
     *("harness.training", "harness.running", "harness.sweep"),
@@ -100,6 +100,11 @@ def test_imports_point_down() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.parametrize("name", [name for name in modules() if room(name) == "harness.serving"])
+def test_serving_knows_no_reports(name: str) -> None:
+    assert "reports" not in {target.split(".")[0] for target in imports(name, modules()[name])}
+
+
 def test_no_import_cycles() -> None:
     """Not even cycles that a function-local import hides."""
     known = modules()
@@ -131,9 +136,11 @@ def test_reports_know_no_tensors() -> None:
 
 def test_orchestration_names_nothing_concrete() -> None:
     names = {
-        point.name for kind in ("strategies", "tasks", "models") for point in entry_points(group=f"harness.{kind}")
-    } - {"random", "full", "entropy"}  # a value of --weights, one of --method, and a column of traces as well
-    assert {"confidence", "py150", "smollm2-135m"} <= names
+        point.name
+        for kind in ("strategies", "tasks", "protocols", "scores", "models")
+        for point in entry_points(group=f"harness.{kind}")
+    } - {"random", "full", "entropy", "green-code"}  # of --weights, --method, --weights-rule, and a column of traces
+    assert {"confidence", "py150", "codexglue-line", "codebleu", "smollm2-135m"} <= names
     literals = {
         name: {
             node.value
