@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
 import os
 import shutil
@@ -20,25 +19,13 @@ from reports.leaderboard.scripts import read_script
 PROJECT = Path(__file__).resolve().parent / "fixtures" / "third_party"
 
 Shell = Callable[..., subprocess.CompletedProcess[str]]
-
-
-def install(project: Path, site: Path) -> None:
-    for needed in ("pip", "setuptools"):
-        if importlib.util.find_spec(needed) is None:
-            pytest.skip(f"{needed} is not installed in this environment")
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    command += ["--no-build-isolation", "--no-index", "--target", str(site), str(project)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+Command = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def site(install: Callable[[Path], Path]) -> Path:
     """A folder the fixture project is installed into."""
-    folder = tmp_path_factory.mktemp("third-party")
-    project = shutil.copytree(PROJECT, folder / "project")  # a build leaves files beside its sources
-    install(project, folder / "site")
-    return folder / "site"
+    return install(PROJECT)
 
 
 def seeing(*sites: Path) -> dict[str, Any]:
@@ -54,11 +41,12 @@ def test_it_is_listed_with_its_distribution(site: Path, shell: Shell, tmp_path: 
     assert "every-nth" not in shell("list", "strategies", cwd=tmp_path).stdout
 
 
-def test_it_shows_its_options_and_ranges(site: Path, shell: Shell, tmp_path: Path) -> None:
-    ran = shell("show", "every-nth", cwd=tmp_path, **seeing(site))
-    assert ran.returncode == 0, ran.stderr
-    assert "every so many tokens one leaves early" in ran.stdout
-    assert "≥ 1" in ran.stdout
+def test_it_shows_its_options_and_ranges(site: Path, see: Callable[[Path], None], cli: Command) -> None:
+    see(site)
+    ran = cli("show", "every-nth")
+    assert ran.code == 0, ran.err
+    assert "every so many tokens one leaves early" in ran.out
+    assert "≥ 1" in ran.out
 
 
 def test_it_runs(site: Path, shell: Shell, tiny_llama: Path, rows_file: Path, tmp_path: Path) -> None:
@@ -81,24 +69,23 @@ def test_it_runs(site: Path, shell: Shell, tiny_llama: Path, rows_file: Path, tm
         assert sample["exit_layers"] == expected
 
 
-def test_its_options_are_checked(site: Path, shell: Shell, tmp_path: Path) -> None:
-    ran = shell("run", "--strategy", "every-nth:n=0", cwd=tmp_path, **seeing(site))
-    assert ran.returncode == 2
-    assert "error: every-nth:n=0 is not allowed" in ran.stderr
+def test_its_options_are_checked(site: Path, see: Callable[[Path], None], cli: Command) -> None:
+    see(site)
+    assert cli("run", "--strategy", "every-nth:n=0").error.startswith("error: every-nth:n=0 is not allowed")
 
 
 @pytest.mark.parametrize("claimed", ["every-nth", "confidence"])
-def test_two_packages_that_claim_one_name_are_refused(site: Path, shell: Shell, tmp_path: Path, claimed: str) -> None:
+def test_two_packages_that_claim_one_name_are_refused(
+    site: Path, see: Callable[[Path], None], install: Callable[[Path], Path], cli: Command, tmp_path: Path, claimed: str
+) -> None:
     rival = shutil.copytree(PROJECT, tmp_path / "rival")
     (rival / "every_nth_exit.py").rename(rival / "rival_exit.py")
     text = (rival / "pyproject.toml").read_text()
     text = text.replace("every-nth-exit", "rival-exit").replace("every_nth_exit", "rival_exit")
     (rival / "pyproject.toml").write_text(text.replace("every-nth =", f"{claimed} ="))
-    install(rival, tmp_path / "site")
-    ran = shell("list", "strategies", cwd=tmp_path, **seeing(site, tmp_path / "site"))
-    assert ran.returncode == 2
-    assert ran.stdout == ""
-    (line,) = ran.stderr.splitlines()
+    see(site)
+    see(install(rival))
+    line = cli("list", "strategies").error
     assert line.startswith(f"error: two packages register the strategy '{claimed}': ")
     assert "rival-exit (rival_exit:EveryNth)" in line
     assert ("early-exit-harness" if claimed == "confidence" else "every-nth-exit (every_nth_exit:EveryNth)") in line

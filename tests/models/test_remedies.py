@@ -63,6 +63,7 @@ def kinds(commands: list[str]) -> list[str]:
     return [next(word for word in command.split() if word not in ("harness", "train")) for command in commands]
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize(
     "flags",
     [

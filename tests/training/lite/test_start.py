@@ -38,6 +38,7 @@ def facts_of(out: Path) -> dict[str, Any]:
     return dict(read_artefact(out / "adapter.json", "adapter").facts)
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("exit_head", ["shortcut", "shared"])
 @pytest.mark.parametrize("family", ["llama", "opt", "gpt2", "gpt_neox"])
 def test_it_begins_with_the_weights_that_are_there(
