@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar, cast
 
 from harness.errors import RegistryError, UnknownNameError
 
-__all__ = ["METERS", "MODELS", "STRATEGIES", "TASKS", "Entry", "Registry"]
+__all__ = ["FAMILIES", "KV_POLICIES", "METERS", "MODELS", "STRATEGIES", "TASKS", "Entry", "Registry"]
 
 T = TypeVar("T")
 
@@ -156,3 +156,5 @@ STRATEGIES: Registry[Any] = Registry("harness.strategies", "strategy")
 TASKS: Registry[Any] = Registry("harness.tasks", "task")
 MODELS: Registry[Any] = Registry("harness.models", "model")
 METERS: Registry[Any] = Registry("harness.meters", "meter")
+KV_POLICIES: Registry[Any] = Registry("harness.kv", "KV policy")
+FAMILIES: Registry[Any] = Registry("harness.families", "model family")

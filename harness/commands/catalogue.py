@@ -17,7 +17,7 @@ __all__ = ["list_", "show"]
 
 def list_(
     kind: Annotated[
-        str | None, typer.Argument(help="strategies, tasks, models or meters; all of them when left out.")
+        str | None, typer.Argument(help="strategies, kv, tasks, models, families or meters; all of them when left out.")
     ] = None,
 ) -> None:
     """List what is registered, third-party packages included."""
@@ -38,8 +38,10 @@ def list_(
         console.print()
 
 
-def show(name: Annotated[str, typer.Argument(help="A strategy, task, model or meter.")]) -> None:
-    """Show one strategy, task, model or meter: source paper, options, ranges and defaults."""
+def show(
+    name: Annotated[str, typer.Argument(help="A strategy, KV policy, task, model, family or meter.")],
+) -> None:
+    """Show one strategy, KV policy, task, model, family or meter: source paper, options, ranges and defaults."""
     registries = _registries()
     holders = [noun for noun, registry in registries.items() if name in registry]
     if not holders:
@@ -100,6 +102,13 @@ def _show_options(console: Console, name: str) -> None:
 
 
 def _registries() -> dict[str, Any]:
-    from harness.registry import METERS, MODELS, STRATEGIES, TASKS
+    from harness.registry import FAMILIES, KV_POLICIES, METERS, MODELS, STRATEGIES, TASKS
 
-    return {"strategies": STRATEGIES, "tasks": TASKS, "models": MODELS, "meters": METERS}
+    return {
+        "strategies": STRATEGIES,
+        "kv": KV_POLICIES,
+        "tasks": TASKS,
+        "models": MODELS,
+        "families": FAMILIES,
+        "meters": METERS,
+    }

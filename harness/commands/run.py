@@ -45,7 +45,7 @@ def run(
         str | None,
         typer.Option(
             help="K,V of skipped layers: auto (recompute; propagate for fixed exits), recompute, propagate, none, "
-            "skip; a comma list compares. Default: auto."
+            "skip, or another of `harness list kv`; a comma list compares. Default: auto."
         ),
     ] = None,
     kv_input: KVInput = None,

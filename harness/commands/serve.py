@@ -44,7 +44,10 @@ def serve(
     ] = None,
     kv: Annotated[
         str | None,
-        typer.Option(help="K,V of skipped layers: propagate, recompute, none, skip. Default: recompute."),
+        typer.Option(
+            help="K,V of skipped layers: recompute, propagate, none, skip, or another of `harness list kv`. "
+            "Default: recompute."
+        ),
     ] = None,
     kv_input: KVInput = None,
     exit_points: ExitPoints = None,

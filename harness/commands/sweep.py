@@ -10,6 +10,7 @@ import typer
 
 from harness.commands.console import stderr, stdout
 from harness.errors import ConfigError, UnknownNameError
+from harness.registry import KV_POLICIES
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,7 +44,10 @@ def sweep(
     model: Annotated[str | None, typer.Option(help="Whose trace it is. Default: the model the trace names.")] = None,
     artefacts: Annotated[str | None, typer.Option(help="Folder of `harness train`, or a shipped set.")] = None,
     kv: Annotated[
-        str, typer.Option(help="K,V of skipped layers, for the expected speed-up: propagate, recompute or skip.")
+        str,
+        typer.Option(
+            help="K,V of skipped layers, for the expected speed-up: a policy that keeps a cache, see `harness list kv`."
+        ),
     ] = "recompute",
     keep: Annotated[float, typer.Option(help="Agreement that the first table asks for.")] = 0.98,
     live: Annotated[
@@ -61,8 +65,8 @@ def sweep(
     """Replay strategies on a trace: depth, agreement and expected speed-up of every threshold, in seconds."""
     if document_split not in ("held-out", "all"):
         raise ConfigError(f"--document-split '{document_split}' is unknown. Use held-out or all.")
-    if kv not in ("propagate", "recompute", "skip"):
-        raise ConfigError(f"--kv '{kv}' cannot be replayed. Use propagate, recompute or skip.")
+    if not KV_POLICIES.load(kv).facts.keeps_cache:
+        raise ConfigError(f"--kv '{kv}' cannot be replayed: it keeps no KV cache. Use another --kv.")
     for flag, value, least, most in (
         ("points", points, 1, 1000),
         ("live", live, 0, 100_000),
@@ -75,7 +79,6 @@ def sweep(
         raise ConfigError(f"--keep {keep} is out of range; above 0, at most 1.")
 
     from harness.commands.progress import TrainingProgress
-    from harness.contracts import KVPolicy
     from harness.sweep.files import check_writable, write_sweep
     from harness.sweep.replay_sweep import SweepRequest
     from harness.sweep.replay_sweep import sweep as replay_all
@@ -92,7 +95,7 @@ def sweep(
         points=points,
         documents="held-out" if document_split == "held-out" else "all",
         tasks=tuple(task or ()),
-        kv=KVPolicy(kv),
+        kv=kv,
         seed=seed,
         calibrate=out is not None,
     )

@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from harness.config.kv import registered
 from harness.config.model import ModelConfiguration
 from harness.config.strategies import StrategySpec, parse_all
-from harness.contracts import KVPolicy
 
 __all__ = ["RunConfig"]
 
@@ -27,9 +27,9 @@ class RunConfig(ModelConfiguration):
         source: ``embedded``, ``hub``, or a path to a JSONL file or dataset folder.
         limit: samples per task; ``None`` for all.
         max_new_tokens: overrides the protocol's limit.
-        kv: what happens to K,V of skipped layers; ``auto`` is each strategy's own default (``recompute`` for everything
-            adaptive, ``propagate`` for ``fixed``); a comma list compares several policies in one run, the first one's
-            full depth being the baseline.
+        kv: KV policy, what happens to K,V of skipped layers; ``auto`` is each strategy's own default (``recompute`` for
+            everything adaptive, ``propagate`` for ``fixed``); a comma list compares several policies in one run, the
+            first one's full depth being the baseline.
         batch_size: samples decoded together.
         repeats: how often each block is repeated, each time in a fresh process.
         arrival_rate: requests per second, in a Poisson process, which wait in a queue when they must; ``None`` sends
@@ -49,7 +49,7 @@ class RunConfig(ModelConfiguration):
     source: Annotated[str, Field(min_length=1)] = "embedded"
     limit: Annotated[int, Field(ge=1)] | None = 16
     max_new_tokens: Annotated[int, Field(ge=1, le=4096)] | None = None
-    kv: Literal["auto"] | KVPolicy | tuple[KVPolicy, ...] = "auto"
+    kv: str | tuple[str, ...] = "auto"
     batch_size: Annotated[int, Field(ge=1, le=1024)] = 1
     repeats: Annotated[int, Field(ge=1, le=1000)] = 1
     arrival_rate: Annotated[float, Field(gt=0, le=10_000)] | None = None
@@ -73,19 +73,23 @@ class RunConfig(ModelConfiguration):
         """Take ``none,propagate`` apart; a list of one is that one."""
         if isinstance(value, str) and "," in value:
             value = [part.strip() for part in value.split(",")]
-        known = [policy.value for policy in KVPolicy]
-        for name in value if isinstance(value, list | tuple) else [value]:
-            if name not in ("auto", *known) or (name == "auto" and value != "auto"):
-                raise ValueError(f"input should be 'auto', or some of {', '.join(map(repr, known))}")
-        if isinstance(value, list | tuple):
-            once = tuple(dict.fromkeys(value))
-            if not once:
-                raise ValueError("names no policy")
-            return once[0] if len(once) == 1 else once
+        if not isinstance(value, list | tuple):
+            return value
+        once = tuple(dict.fromkeys(value))
+        if not once:
+            raise ValueError("names no policy")
+        return once[0] if len(once) == 1 else once
+
+    @field_validator("kv", mode="after")
+    @classmethod
+    def _known(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if value != "auto":
+            for name in [value] if isinstance(value, str) else value:
+                registered(name)
         return value
 
     @property
-    def kv_policies(self) -> tuple[KVPolicy, ...]:
+    def kv_policies(self) -> tuple[str, ...]:
         """The KV policies to compare; none where each strategy runs under its own."""
         if self.kv == "auto":
             return ()

@@ -1,4 +1,4 @@
-"""The vocabulary every room shares: what a strategy, a task, a meter and a model promise.
+"""The vocabulary every room shares: what a strategy, a KV policy, a task, a meter and a model promise.
 
 Protocols for what is plugged in, frozen dataclasses for what is handed over. No torch at run time:
 importing this module must stay cheap, since ``harness list`` does it.
@@ -11,8 +11,9 @@ norm; quantities carry SI suffixes (``_s``, ``_j``, ``_w``, ``_bytes``); ``None`
 
 from __future__ import annotations
 
+from harness.contracts.kv import KVBatch, KVFacts, KVPolicy, Leaving, Waiting
 from harness.contracts.meters import EnergyReading, Meter
-from harness.contracts.models import KVInput, KVPolicy, ModelInfo, ModelRequest, TextCodec, Weights, WeightsChoice
+from harness.contracts.models import KVInput, ModelInfo, ModelRequest, TextCodec, Weights, WeightsChoice
 from harness.contracts.strategies import Batch, ExitRule, ExitView, Strategy
 from harness.contracts.tasks import (
     BadRow,
@@ -37,8 +38,11 @@ __all__ = [
     "EnergyReading",
     "ExitRule",
     "ExitView",
+    "KVBatch",
+    "KVFacts",
     "KVInput",
     "KVPolicy",
+    "Leaving",
     "Meter",
     "ModelInfo",
     "ModelRequest",
@@ -52,6 +56,7 @@ __all__ = [
     "TaskData",
     "TaskRequest",
     "TextCodec",
+    "Waiting",
     "Weights",
     "WeightsChoice",
     "document_key",

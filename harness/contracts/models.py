@@ -4,29 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Literal, Protocol, TypeAlias
 
-__all__ = ["KVInput", "KVPolicy", "ModelInfo", "ModelRequest", "TextCodec", "Weights", "WeightsChoice"]
+__all__ = ["KVInput", "ModelInfo", "ModelRequest", "TextCodec", "Weights", "WeightsChoice"]
 
 Weights: TypeAlias = Literal["pretrained", "tuned", "random"]
 WeightsChoice: TypeAlias = Literal["auto", "pretrained", "tuned", "random"]
 KVInput: TypeAlias = Literal["hidden", "shortcut"]
-
-
-class KVPolicy(StrEnum):
-    """What happens to the keys and values of layers that an exited token skipped.
-
-    ``propagate`` fills them from the exit hidden state (CALM, Schuster 2022); ``recompute`` runs the
-    missing layers together with the next token that goes deeper (EE-LLM), identical to full depth for
-    the same token sequence; ``none`` keeps no cache and runs the whole prefix for every token (how
-    GREEN-CODE's published numbers were taken); ``skip`` leaves a hole, a lossy control.
-    """
-
-    PROPAGATE = "propagate"
-    RECOMPUTE = "recompute"
-    NONE = "none"
-    SKIP = "skip"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.contracts import KVPolicy, Weights
+from harness.contracts import Weights
 from harness.records.cost import Attribution
 from harness.records.record import Record
 
@@ -75,7 +75,7 @@ class SummaryRow(Record):
     model: str
     weights: Weights
     exit_head: str = "shared"
-    kv: KVPolicy
+    kv: str
     batch_size: int
     dtype: str
     n: int

@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from harness.config.kv import KVName
 from harness.config.model import ModelConfiguration
-from harness.contracts import KVPolicy, ModelInfo
+from harness.contracts import ModelInfo, Strategy
 from harness.errors import ConfigError
 
 __all__ = ["ServeConfig", "prompt_cap"]
@@ -22,7 +23,7 @@ class ServeConfig(ModelConfiguration):
     Attributes:
         strategies: strategies to load, ``NAME[:option=value]…``; the first is the default of requests that name none.
             ``full`` is always loaded. None stands for all that run on this model, a learned one first.
-        kv: what happens to K,V of skipped layers, for all requests.
+        kv: name of the KV policy, what happens to K,V of skipped layers, for all requests.
         host: address to listen at.
         port: TCP port; 0 takes a free one.
         api_key_file: file whose first line is the key that requests must bear; ``None`` asks for none.
@@ -41,7 +42,7 @@ class ServeConfig(ModelConfiguration):
     """
 
     strategies: tuple[str, ...] = ()
-    kv: KVPolicy = KVPolicy.RECOMPUTE
+    kv: KVName = Strategy.default_kv
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8080
     api_key_file: Path | None = None

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from harness.records import Manifest
+from harness.records.summary import SummaryRow
 from reports.figures.style import look_of
 from reports.leaderboard.details import described
 from reports.leaderboard.entries import PointEntry, RunEntry
 from reports.leaderboard.groups import Group, group_of
 from reports.leaderboard.ranking import CRITERIA, is_baseline, on_front, quality_of, ranks
+from reports.summary.measured import Regime
 from reports.tables.result import is_candidate
 
 __all__ = ["FIELDS", "index_of"]
@@ -90,12 +93,18 @@ def _facets(group: Group) -> dict[str, str]:
     }
 
 
+def _kv(manifest: Manifest, row: SummaryRow) -> str:
+    """The KV policy, with what it fills skipped layers from where that is not the exit's own state."""
+    source = str(manifest.config.get("kv_input") or "hidden")
+    (point,) = (point for point in manifest.operating_points if point.name == row.operating_point)
+    return f"{row.kv} ({source})" if source != "hidden" and Regime.of(manifest, point).facts.fills else row.kv
+
+
 def _lines(group: int, members: Sequence[tuple[int, PointEntry]], runs: Sequence[RunEntry]) -> Iterable[list[Any]]:
     rows = [point.row for _, point in members]
     by_criterion = [ranks(rows, criterion) for criterion in CRITERIA]
     for (run, point), front, *placed in zip(members, on_front(rows), *by_criterion, strict=True):
         row = point.row
-        kv_input = str(runs[run].manifest.config.get("kv_input") or "hidden")
         kind = "baseline" if is_baseline(row) else "candidate" if is_candidate(row) else "bound"
         yield [
             point.id,
@@ -103,7 +112,7 @@ def _lines(group: int, members: Sequence[tuple[int, PointEntry]], runs: Sequence
             run,
             row.operating_point,
             row.strategy,
-            row.kv.value if kv_input == "hidden" or row.kv.value != "propagate" else f"{row.kv.value} ({kv_input})",
+            _kv(runs[run].manifest, row),
             kind,
             quality_of(row),
             int(front),

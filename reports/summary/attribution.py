@@ -26,7 +26,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.contracts import KVPolicy
 from harness.records import SampleRecord, WindowRecord
 from harness.records.cost import PARTS, Attribution, CheckCost, OperatingPointCost, Quantity, Ranged
 from reports.statistics.intervals import MINIMUM_PAIRS, replicate_interval
@@ -55,7 +54,7 @@ def attribute(cells: Sequence[Measured], *, seed: int = 0) -> tuple[Attribution,
         cells: all operating points of the task, full depth first, probes among them.
         seed: decides the resampling.
     """
-    usable = [cell for cell in cells if cell.regime.kv is not KVPolicy.NONE and not cell.point.rehearsed]
+    usable = [cell for cell in cells if cell.regime.cached and not cell.point.rehearsed]
     if not any(cell.point.never_exits for cell in cells) or any(cell.regime.batch_size > 1 for cell in cells):
         return ()
     if any(sample.arrival_s is not None for cell in cells for sample in cell.samples.values()):

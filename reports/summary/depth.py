@@ -18,7 +18,7 @@ import math
 from collections.abc import Iterable
 from itertools import accumulate
 
-from harness.contracts import KVPolicy, ModelInfo
+from harness.contracts import KVFacts, ModelInfo
 from harness.records import ModelRecord, SampleRecord
 from reports.statistics.intervals import ratio
 from reports.summary.measured import Measured, SampleKey
@@ -61,7 +61,7 @@ def work(cell: Measured) -> dict[str, float | None]:
     }
 
 
-def decode_bytes(sample: SampleRecord, model: ModelRecord, kv: KVPolicy) -> int:
+def decode_bytes(sample: SampleRecord, model: ModelRecord, kv: KVFacts) -> int:
     """Return the bytes that decoding one sample after its first token moves at batch 1."""
     return sum(_bytes_by_cause(sample, model, kv))
 
@@ -79,7 +79,7 @@ def roofline(
     if not regime.cached or regime.batch_size > 1:
         return found
     timed = [sample for sample in cell.samples.values() if len(sample.token_times_s) >= 2]
-    moved = sum(decode_bytes(sample, model, regime.kv) for sample in timed)
+    moved = sum(decode_bytes(sample, model, regime.facts) for sample in timed)
     seconds = math.fsum(sample.token_times_s[-1] - sample.token_times_s[0] for sample in timed)
     rate = ratio(moved, seconds)
     if rate is not None and bandwidth_bytes_per_s:
@@ -91,10 +91,10 @@ def roofline(
     return found
 
 
-def _bytes_by_cause(sample: SampleRecord, model: ModelRecord, kv: KVPolicy) -> tuple[int, int, int, int]:
+def _bytes_by_cause(sample: SampleRecord, model: ModelRecord, kv: KVFacts) -> tuple[int, int, int, int]:
     """Bytes of one sample after its first token, by :func:`bytes_by_cause`.
 
-    With ``recompute`` the layers an exited token missed run in the same pass as the next deeper token's
+    Where a KV policy defers the layers an exited token missed, they run in the same pass as the next deeper token's
     own, so that their weights are read once: the layers of each pass count, not layers × tokens.
     """
     layers = sample.exit_layers[1:]
@@ -102,7 +102,7 @@ def _bytes_by_cause(sample: SampleRecord, model: ModelRecord, kv: KVPolicy) -> t
     return bytes_by_cause(
         model,
         tokens=len(layers),
-        layers=sum(layers) if kv is KVPolicy.RECOMPUTE else sample.layers_executed,
+        layers=sum(layers) if kv.defers else sample.layers_executed,
         lm_head_evaluations=sample.lm_head_evaluations,
         shortcut_evaluations=sample.shortcut_evaluations,
         kv_fill_layers=sample.kv_fill_layers,
@@ -149,6 +149,6 @@ def _bytes_per_token(cell: Measured, keys: Iterable[SampleKey], model: ModelReco
     """Bytes per decoded token, added up over the causes; the last is all of them."""
     samples = [cell.samples[key] for key in keys]
     tokens = sum(len(cell.decoded_layers(sample)) for sample in samples)
-    causes = [_bytes_by_cause(sample, model, cell.regime.kv) for sample in samples]
+    causes = [_bytes_by_cause(sample, model, cell.regime.facts) for sample in samples]
     total = list(accumulate(map(sum, zip(*causes, strict=True))))
     return [moved / tokens for moved in total] if tokens and total and total[0] else None

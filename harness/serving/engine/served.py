@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from harness.contracts import KVPolicy, TextCodec
+from harness.contracts import TextCodec
 from harness.decoding.generation import Generation
 from harness.serving.engine.tickets import EngineTicket
 from harness.serving.engine.transcript import Transcript
@@ -68,7 +68,7 @@ class Served:
         self,
         made: Generation,
         ending: Ending,
-        kv: KVPolicy,
+        kv: str,
         num_layers: int,
         energy_j: float | None,
         energy_source: str,
