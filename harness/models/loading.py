@@ -13,7 +13,7 @@ from typing import Any
 
 from harness.contracts import ModelInfo, ModelRequest, Weights, WeightsChoice
 from harness.decoding.backbone import Backbone
-from harness.decoding.families import check_config, position_limit, read
+from harness.decoding.families import check_config, check_family, position_limit, read
 from harness.errors import ModelError, UnknownNameError
 from harness.host.hub import hub_in_reach
 from harness.models import fingerprint
@@ -283,12 +283,15 @@ def _find(name: str) -> ModelSpec:
 
 
 def _config(spec: ModelSpec, weights: Weights) -> Any:
-    from transformers import AutoConfig
+    from transformers import AutoConfig, PretrainedConfig
 
     if spec.wheel is not None or (weights == "random" and spec.shape and not hub_in_reach()):
         return AutoConfig.for_model(spec.model_type, **spec.shape)
     try:
         with quiet():
+            facts, _ = PretrainedConfig.get_config_dict(spec.location, local_files_only=not hub_in_reach())
+            if "model_type" in facts:  # before transformers is asked, which may learn of the architecture with it
+                check_family(facts["model_type"])
             return AutoConfig.from_pretrained(
                 spec.location, local_files_only=not hub_in_reach(), trust_remote_code=False
             )

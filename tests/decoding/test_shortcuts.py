@@ -365,6 +365,7 @@ def test_the_roofline_pays_for_every_map(
     counted: tuple[Engine, list[int]], llama: Any, prompts: list[list[int]], schedule: Any
 ) -> None:
     """Bytes worked out by hand: 14 layers, 3 heads, 5 maps, one fill of 3 layers, and the cache behind them."""
+    from harness.decoding.kv.propagate import Propagate
     from harness.records import ModelRecord, SampleRecord
     from reports.summary.depth import decode_bytes
 
@@ -387,6 +388,6 @@ def test_the_roofline_pays_for_every_map(
     heads = 1 + 1 + (1 + 1 + 1 + 1) + (1 + 1 + 1)  # at 1 and 3; at 1, 3, 5 and the last layer; at 1, 3 and 5
     cache = 3 * 8 + 6 * 9 + 5 * 10  # layers × positions: seven of the prompt and the token's own
     expected = 14_000_000 + heads * 10_000 + 3 * 100 + cache
-    assert decode_bytes(sample, model.model_copy(update={"shortcut_bytes": 0}), "propagate") == expected
-    assert decode_bytes(sample, model, "propagate") == expected + 5 * 64 * 65 * 4
+    assert decode_bytes(sample, model.model_copy(update={"shortcut_bytes": 0}), Propagate.facts) == expected
+    assert decode_bytes(sample, model, Propagate.facts) == expected + 5 * 64 * 65 * 4
     assert {linear.nbytes for linear in maps(64).values()} == {64 * 65 * 4}

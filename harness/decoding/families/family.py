@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from harness.decoding.backbone import Backbone, HeadModules
 from harness.errors import ModelError
+
+if TYPE_CHECKING:
+    from harness.decoding.backbone import Backbone, HeadModules
 
 __all__ = ["Family"]
 
