@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import ast
+from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from harness.contracts import Batch, ExitRule, ExitView, ModelInfo, Strategy
+import harness.decoding
+from harness.contracts import Batch, ExitRule, ExitView, KVPolicy, ModelInfo, Strategy
 from harness.decoding.cache import KVCache
+from harness.decoding.kv.recompute import Recompute
 from harness.registry import KV_POLICIES
 from strategies.full import Full
 
@@ -239,3 +244,69 @@ def test_a_batch_meets_as_many_orders_of_exits_as_it_can(
             done = llama.engine.decode(prompts, schedule(planned), kv=kv, max_new_tokens=[20] * 3)
             for prompt, layers, one in zip(prompts, planned, done, strict=True):
                 assert one.token_ids == follow(llama, kv, prompt, layers).sequence[len(prompt) :]
+
+
+# ---------------------------------------------------------------------- policies of other packages
+
+
+def run_policy(policy: type[KVPolicy], monkeypatch: pytest.MonkeyPatch, *arguments: Any, **options: Any) -> Any:
+    """Decode under a policy that is not registered."""
+    monkeypatch.setattr(KV_POLICIES, "load", {"mine": policy}.__getitem__)
+    engine, *rest = arguments
+    done = engine.decode(*rest, kv="mine", **options)
+    monkeypatch.undo()
+    return done
+
+
+def test_what_joins_sees_what_the_policy_shows(
+    llama: Any, prompts: list[list[int]], schedule: Any, exits: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned, limits = exits(3, NEW), [NEW] * 3
+
+    class Shown(Recompute):
+        """Says in so many words that all earlier positions are visible, but for some first ones."""
+
+        hidden = 0
+
+        def visible(self, rows: Tensor, positions: Tensor, layers: int) -> Tensor:
+            places = torch.arange(int(positions.max()) + 1)
+            return (places >= self.hidden) & (places <= positions.unsqueeze(1))
+
+    class Hidden(Shown):
+        hidden = 2
+
+    expected = llama.engine.decode(prompts, schedule(planned), kv="recompute", max_new_tokens=limits)
+    shown, hidden = (
+        run_policy(policy, monkeypatch, llama.engine, prompts, schedule(planned), max_new_tokens=limits)
+        for policy in (Shown, Hidden)
+    )
+    assert [one.token_ids for one in shown] == [one.token_ids for one in expected]
+    assert [one.layers_executed for one in shown] == [one.layers_executed for one in expected]
+    assert [one.token_ids for one in hidden] != [one.token_ids for one in expected]
+
+
+def test_a_policy_is_asked_per_token_and_exit_and_never_per_layer(
+    llama: Any, prompts: list[list[int]], schedule: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: Counter[str] = Counter()
+
+    class Counted(KVPolicy):
+        def __getattribute__(self, name: str) -> Any:
+            if name in {"join", "begin", "take", "visible", "leave"}:
+                asked[name] += 1
+            return super().__getattribute__(name)
+
+    options: dict[str, Any] = {"max_new_tokens": [NEW]}
+    run_policy(Counted, monkeypatch, llama.engine, prompts[:1], Full(), **options)
+    assert asked == {"join": 1, "begin": NEW - 1, "visible": NEW - 1}  # one stretch of all layers a token
+    asked.clear()
+    plan = schedule([[LAYERS, *[4] * (NEW - 1)]], points=(2, 4))
+    run_policy(Counted, monkeypatch, llama.engine, prompts[:1], plan, **options)
+    assert asked == {"join": 1, "begin": NEW - 1, "visible": 2 * (NEW - 1), "leave": NEW - 1}
+
+
+def test_the_loop_knows_no_policy_by_name() -> None:
+    folder = Path(harness.decoding.__file__).parent
+    for file in folder.glob("*.py"):
+        literals = {node.value for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Constant)}
+        assert not literals & set(KV_POLICIES.names()), file

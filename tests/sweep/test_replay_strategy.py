@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.contracts import ExitView, ModelInfo, Strategy
+from harness.contracts import ExitView, KVFacts, ModelInfo, Strategy
 from harness.errors import ConfigError, OptionError
 from harness.records import OperatingPointRecord
 from harness.running.operating_points import OperatingPoint
@@ -138,8 +138,8 @@ def test_one_operating_point_by_hand(
     assert found.checks == 4 + 3 + 2
     assert found.lm_head_evaluations == 4 + 3 + 2 + 1
     assert found.cache_reads == 4 * 11 + 6 * 12 + 10 * 21 + 12 * 22
-    assert found.moved(info, "propagate") == 32 * 1000 + 10 * 500 + (8 + 6 + 2) * 100 + found.cache_reads
-    assert found.moved(info, "skip") == 32 * 1000 + 10 * 500 + found.cache_reads
+    assert found.moved(info, KVFacts(fills=True)) == 32 * 1000 + 10 * 500 + (8 + 6 + 2) * 100 + found.cache_reads
+    assert found.moved(info, KVFacts()) == 32 * 1000 + 10 * 500 + found.cache_reads
 
 
 def test_patience_by_hand(made: Callable[..., Any], info: ModelInfo, point_of: Callable[..., OperatingPoint]) -> None:
