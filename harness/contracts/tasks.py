@@ -193,4 +193,8 @@ class Task(Protocol):
         """Return the scores of one sample, each in 0…1 unless its name says otherwise."""
 
     def score_corpus(self, texts: Sequence[str], references: Sequence[str]) -> dict[str, Score]:
-        """Return the corpus-level scores; ``None`` where a score is not defined."""
+        """Return the corpus-level scores; ``None`` where a score is not defined or cannot be made here."""
+
+    def missing_scores(self) -> Sequence[str]:
+        """Return a sentence for each score that this installation cannot make: what, why, and the remedy."""
+        return ()

@@ -7,7 +7,7 @@ remedy.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -24,6 +24,7 @@ SLOW_DISPATCH_S = 2e-5
 PERIOD_RATIO = 2.0
 LOW_PRECISION = ("bfloat16", "float16")
 GUESSES = ("estimate", "replay")
+CODEBLEU = "codebleu"
 
 
 class Level(StrEnum):
@@ -171,7 +172,14 @@ def _enable(facts: MachineRecord) -> str:
 def _scoring(facts: MachineRecord) -> Iterator[Remark]:
     if facts.packages_missing:
         names = " ".join(facts.packages_missing)
-        yield Remark(Level.CARE, f"scorers are not installed: {names}", f"pip install {names}")
+        yield Remark(Level.CARE, f"scorers are not installed: {names}", _install(facts.packages_missing))
+
+
+def _install(packages: Sequence[str]) -> str:
+    """The commands; codebleu comes without its dependencies, which would replace tree-sitter by an old version."""
+    plain = " ".join(name for name in packages if name != CODEBLEU)
+    commands = [f"pip install {plain}"] if plain else []
+    return ", ".join([*commands, f"pip install --no-deps {CODEBLEU}==0.7.0"] if CODEBLEU in packages else commands)
 
 
 def _exactness(facts: MachineRecord, what: str) -> str:

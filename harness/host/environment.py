@@ -30,6 +30,7 @@ PACKAGES = (
     "tokenizers",
     "torch",
     "transformers",
+    "tree-sitter",
     "tree-sitter-java",
     "tree-sitter-python",
     "zeus",

@@ -24,7 +24,7 @@ __all__ = ["examine"]
 SHORTEST_LOOK_S = 1.0
 """The kernel counts in ticks of 10 ms: of a shorter look, one tick would be more than 1 %."""
 
-SCORERS = ("codebleu", "rapidfuzz", "rouge-score", "tree-sitter-java", "tree-sitter-python")
+SCORERS = ("codebleu", "rapidfuzz", "rouge-score", "tree-sitter", "tree-sitter-java", "tree-sitter-python")
 
 _Reading = TypeVar("_Reading")
 

@@ -80,7 +80,8 @@ def _stored(store: RunDirectory) -> Summary | None:
 
 def _summarise(manifest: Manifest, windows: tuple[WindowRecord, ...], samples: tuple[SampleRecord, ...]) -> Summary:
     scores = CorpusScores(corpora(candidates(manifest, windows, samples)))
-    return summarise(manifest, windows, samples, scores, machine=environment.machine_line(manifest.environment))
+    machine = environment.machine_line(manifest.environment)
+    return summarise(manifest, windows, samples, scores, machine=machine, missing_scores=scores.missing())
 
 
 def find_runs(paths: Iterable[Path]) -> list[Path]:

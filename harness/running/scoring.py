@@ -41,6 +41,11 @@ class CorpusScores:
 
     def __init__(self, corpora: Sequence[Corpus], processes: int | None = None) -> None:
         self._scores = dict(zip(corpora, score_corpora(corpora, processes), strict=True))
+        self._tasks = tuple(dict.fromkeys(corpus.task for corpus in corpora))
+
+    def missing(self) -> tuple[str, ...]:
+        """Return what the tasks of the known corpora say of scores that cannot be made here, each sentence once."""
+        return tuple(dict.fromkeys(said for name in self._tasks for said in _missing(_task(name))))
 
     def __call__(self, task: str, texts: Sequence[str], references: Sequence[str]) -> Scores:
         """Return the scores of one corpus; one that was not announced is scored now."""
@@ -122,6 +127,11 @@ def _usable_cores() -> int:
 def _score(corpus: Corpus) -> Scores:
     scores: Scores = _task(corpus.task).score_corpus(list(corpus.texts), list(corpus.references))
     return scores
+
+
+def _missing(task: Any) -> Sequence[str]:
+    """A third-party task may be older than this part of the contract."""
+    return task.missing_scores() if hasattr(task, "missing_scores") else ()
 
 
 @lru_cache(maxsize=16)

@@ -33,6 +33,7 @@ def notes(
     rows: Sequence[SummaryRow],
     windows: Sequence[WindowRecord] = (),
     samples: Sequence[SampleRecord] = (),
+    missing_scores: Sequence[str] = (),
 ) -> tuple[str, ...]:
     """Return the notes of a run, each one sentence or two of plain text.
 
@@ -43,11 +44,13 @@ def notes(
         windows: all of the ru    everything, cells = cells, [cell for cell in cells if not cell.point.never_exits]
     n, to count what was left out.
         samples: all of the run, likewise.
+        missing_scores: sentences about scores that could not be made where the run was scored.
     """
     everything, cells = cells, [cell for cell in cells if not cell.point.never_exits]
     return (
         *_about_model(manifest),
         *_about_data(manifest, rows),
+        *missing_scores,
         *_about_probes(everything),
         *_about_baseline(manifest, cells),
         *describe_left_out(manifest, windows, samples),

@@ -36,6 +36,7 @@ def summarise(
     score_corpus: CorpusScorer,
     *,
     machine: str | None = None,
+    missing_scores: Sequence[str] = (),
 ) -> Summary:
     """Summarise a run directory's records; a run that is not finished is summarised as far as it got.
 
@@ -46,6 +47,7 @@ def summarise(
         score_corpus: ``(task name, texts, references) -> scores``, called once per row that has samples.
         machine: one line that describes where it was measured (``harness.host.environment.machine_line``);
             by default what the manifest's environment calls the processor.
+        missing_scores: sentences about scores that the scorer cannot make where it runs; they become notes.
 
     Returns:
         Rows in the manifest's order (tasks, then operating points), also for operating points that have no
@@ -63,7 +65,7 @@ def summarise(
     summary = Summary(
         schema_version=SCHEMA_VERSION,
         machine=machine or str(manifest.environment.get("cpu") or "machine not recorded"),
-        notes=notes(manifest, measured, rows, windows, samples),
+        notes=notes(manifest, measured, rows, windows, samples, missing_scores),
         rows=rows,
         attributions=tuple(
             attribution

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from harness.contracts import Score
-from tasks.scores.code_bleu import code_bleu
+from tasks.scores.code_bleu import code_bleu, why_absent
 from tasks.scores.match import edit_similarity, exact_match, token_accuracy
 from tasks.scores.overlap import chrf, corpus_bleu, corpus_chrf, rouge_l, sentence_bleu
 from tasks.scores.text import restore_literals
 
-__all__ = ["CORPUS_SCORES", "corpus_scores", "sample_scores"]
+__all__ = ["CORPUS_SCORES", "corpus_scores", "missing_scores", "sample_scores"]
 
 CORPUS_SCORES = (
     "exact_match",
@@ -63,7 +63,8 @@ def corpus_scores(texts: Sequence[str], references: Sequence[str], language: str
     Args:
         texts: completions.
         references: ground truths, as many.
-        language: of the code; the CodeBLEU scores of one that the library does not know are ``None``.
+        language: of the code; the CodeBLEU scores of one that the library does not know are ``None``, and so are
+            all of them where the library is not installed (:func:`missing_scores`).
     """
     pairs = [
         (restore_literals(text), restore_literals(reference)) for text, reference in zip(texts, references, strict=True)
@@ -82,3 +83,9 @@ def corpus_scores(texts: Sequence[str], references: Sequence[str], language: str
         "dataflow_defined": structure.dataflow_defined if structure else None,
         "chrf": corpus_chrf(pairs),
     }
+
+
+def missing_scores() -> tuple[str, ...]:
+    """Return one sentence for each score that this installation cannot make: what, why, and the remedy."""
+    reason = why_absent()
+    return () if reason is None else (f"CodeBLEU, syntax and data flow are not shown: {reason}.",)

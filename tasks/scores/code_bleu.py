@@ -9,8 +9,14 @@ Deviations from the library:
 - dataflow is taken over the samples whose reference has any (``dataflow_defined`` is their share) and is ``None``
   when none has; CodeBLEU is then the mean of the other three components, else of all four;
 - n-grams are those of :func:`tasks.scores.text.code_tokens`, so that keywords get their weight in ``return;`` too;
+- the grammars are the project's own dependencies: Python's 0.21.0, as with a later one syntax and dataflow move (arm64,
+  which has no wheel of it, gets 0.25.0), and Java's 0.23.5, which scores as 0.21.0 does;
 - the variables an edge comes from are ordered by position. The library orders them by Python's string hash,
   which differs from one process to the next, and its score with it.
+
+Two things beside the grammars move syntax and dataflow a little, and every manifest records both: tree-sitter 0.25
+recovers other trees than earlier ones from long broken code, and Python 3.12's tokenizer, by which the library takes
+comments out of Python, refuses other fragments than 3.11's (CHANGELOG.md has the figures).
 
 As in the library, an n-gram order longer than a text counts as one miss, so short texts score below 1 on both
 n-gram components even when they equal their reference. Completions are fragments: syntax and dataflow are those of
@@ -19,10 +25,13 @@ what the parser recovers from them, for text and reference alike.
 
 from __future__ import annotations
 
+import ctypes
+import importlib.util
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeAlias
@@ -30,13 +39,16 @@ from typing import Any, TypeAlias
 from harness.errors import ConfigError
 from tasks.scores.text import as_source, code_tokens
 
-__all__ = ["CodeBleu", "code_bleu", "data_flow"]
+__all__ = ["CodeBleu", "code_bleu", "data_flow", "why_absent"]
 
 _PLAIN_WEIGHT = 0.2
 """Weight of a token that is no keyword, as in the library."""
 
 _MALFORMED = (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError)
 """What the library's extraction raises on trees with holes; it then says "no data flow", and so do we."""
+
+_CAPSULE_NAME = b"tree_sitter.Language"
+"""What tree-sitter asks for; a capsule keeps the pointer to its name, so this must live as long as the process."""
 
 Edge: TypeAlias = tuple[int, str, tuple[int, ...]]
 
@@ -66,12 +78,27 @@ class CodeBleu:
         return fmean(parts if self.dataflow is None else [*parts, self.dataflow])
 
 
+def why_absent() -> str | None:
+    """Return why this installation has no CodeBLEU, with the command that adds it; ``None`` when it has.
+
+    The library is no dependency of the harness: its metadata demands a tree-sitter that recent Pythons have no
+    wheel for, so it is installed without its dependencies, which no package can ask for.
+    """
+    if importlib.util.find_spec("codebleu") is not None:
+        return None
+    return "the package codebleu is not installed (pip install --no-deps codebleu==0.7.0)"
+
+
 def code_bleu(pairs: Sequence[tuple[str, str]], language: str) -> CodeBleu | None:
-    """Return the components over (text, reference) pairs, or ``None`` for a language the library does not know.
+    """Return the components over (text, reference) pairs.
+
+    ``None`` for a language the library does not know, and where the library is absent (:func:`why_absent`).
 
     Raises:
-        ConfigError: the language's grammar is not installed.
+        ConfigError: the language's grammar is not installed, or the installed tree-sitter does not fit it.
     """
+    if why_absent() is not None:
+        return None
     from codebleu import bleu, syntax_match, weighted_ngram_match
 
     if language not in syntax_match.dfg_function:
@@ -165,22 +192,36 @@ def _leaves(root: Any) -> list[Any]:
 
 @lru_cache(maxsize=8)
 def _grammar(language: str) -> Any:
-    from codebleu.utils import get_tree_sitter_language
+    from tree_sitter import Language
 
+    package = f"tree-sitter-{language.replace('_', '-')}"
     try:
-        return get_tree_sitter_language(language)
+        module = import_module(package.replace("-", "_"))
     except ImportError:
-        package = f"tree-sitter-{language.replace('_', '-')}"
-        raise ConfigError(f"CodeBLEU needs the grammar of {language}. Run `pip install {package}==0.21.0`.") from None
+        raise ConfigError(f"CodeBLEU needs the grammar of {language}. Run `pip install {package}`.") from None
+    grammar = getattr(module, "language", None) or getattr(module, f"language_{language}")  # PHP's has two
+    address = grammar()
+    try:
+        return Language(_capsule(address) if isinstance(address, int) else address)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"CodeBLEU cannot read the grammar {package}: the installed tree-sitter does not fit it ({error}). "
+            "Run `pip install 'tree-sitter>=0.25'`."
+        ) from None
+
+
+def _capsule(address: int) -> Any:
+    """Wrap the address of a grammar as later grammars do themselves; tree-sitter deprecates bare numbers."""
+    wrap = ctypes.pythonapi.PyCapsule_New
+    wrap.restype, wrap.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
+    return wrap(address, _CAPSULE_NAME, None)
 
 
 @lru_cache(maxsize=8)
 def _parser(language: str) -> Any:
     from tree_sitter import Parser
 
-    parser = Parser()
-    parser.language = _grammar(language)
-    return parser
+    return Parser(_grammar(language))
 
 
 @lru_cache(maxsize=8)

@@ -127,6 +127,10 @@ def test_reasons_carry_their_numbers_and_remedies() -> None:
     assert "ticks every 15 ms, not every 1 ms" in words(
         "energy", sensors=(SensorRecord(name="rapl", stated_period_s=0.001, period_s=0.015),)
     )
+    assert "not installed: codebleu rapidfuzz → pip install rapidfuzz, pip install --no-deps codebleu==0.7.0" in words(
+        "accuracy", packages_missing=("codebleu", "rapidfuzz")
+    )
+    assert "→ pip install rouge-score" in words("accuracy", packages_missing=("rouge-score",))
     assert "no memory left" in words("roofline", bandwidth_bytes_per_s=None, missing={"bandwidth": "no memory left"})
     assert "bfloat16 another machine may break near-ties" in words("accuracy", dtype="bfloat16")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +32,24 @@ def test_a_finished_run_has_nothing_to_say(finished: Path) -> None:
     assert run.name == "one"
     assert run.windows_finished == run.windows_expected == 3
     assert read_run(finished, stored=True).summary == run.summary
+
+
+def test_a_run_without_codebleu_is_reported_with_the_reason(tiny_run: Command, tmp_path: Path) -> None:
+    reason = "the package codebleu is not installed (pip install --no-deps codebleu==0.7.0)"
+    with pytest.MonkeyPatch.context() as absent:
+        absent.setitem(sys.modules, "codebleu", None)
+        ran = tiny_run("--out", tmp_path / "without")
+    assert ran.code == 0
+    assert reason in " ".join(ran.out.split())
+    summary = read_run(tmp_path / "without", stored=True).summary
+    assert [note for note in summary.notes if reason in note] == [
+        f"CodeBLEU, syntax and data flow are not shown: {reason}."
+    ]
+    assert {(row.codebleu, row.syntax, row.dataflow, row.dataflow_defined) for row in summary.rows} == {(None,) * 4}
+    assert all(row.bleu is not None for row in summary.rows)
+    summary = read_run(tmp_path / "without").summary
+    assert not any("codebleu" in note for note in summary.notes)
+    assert all(row.codebleu is not None for row in summary.rows)
 
 
 def test_token_texts_join_to_what_was_spoken(finished: Path) -> None:
@@ -81,7 +100,6 @@ def changed(file: Path, **values: Any) -> None:
     [
         ({"block_size": 0}, "block_size"),
         ({"config__repeats": "many"}, "no usable 'repeats'"),
-        ({"config__kv": "sideways"}, "no usable 'kv'"),
         ({"environment__cpu": 5}, "cannot be understood"),
         ({"model__num_layers": 0}, "num_layers"),
     ],

@@ -93,6 +93,23 @@ def test_a_corpus_that_was_not_announced_is_scored_when_asked() -> None:
     assert scores("py150", list(SHORT.texts), list(SHORT.references)) == score_corpora([SHORT], 1)[0]
 
 
+def test_what_cannot_be_scored_here_is_said_once(monkeypatch) -> None:
+    assert CorpusScores(CORPORA, processes=1).missing() == ()
+    monkeypatch.setitem(sys.modules, "codebleu", None)
+    (said,) = CorpusScores(CORPORA, processes=1).missing()
+    assert "pip install --no-deps codebleu" in said
+    assert CorpusScores([], processes=1).missing() == ()
+
+
+def test_a_task_of_before_the_question_has_nothing_to_say(monkeypatch) -> None:
+    class Old:
+        def score_corpus(self, texts, references):
+            return {"exact_match": 1.0}
+
+    monkeypatch.setattr(scoring, "_task", lambda name: Old())
+    assert CorpusScores([PYTHON], processes=1).missing() == ()
+
+
 def test_shares_are_even() -> None:
     corpora = [Corpus("py150", ("x",) * size, ("x",) * size) for size in (5, 1, 3, 1, 2)]
     shares = scoring._shares(corpora, 2)

@@ -1,16 +1,23 @@
 from __future__ import annotations
 
+import json
 import logging
 import os
 import subprocess
 import sys
 import warnings
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from tasks.scores import corpus_scores
-from tasks.scores.code_bleu import code_bleu, data_flow
+from harness.errors import ConfigError
+from tasks.scores import corpus_scores, missing_scores
+from tasks.scores.code_bleu import code_bleu, data_flow, why_absent
+from tasks.scores.text import as_source, restore_literals
 
+MODULE = sys.modules[code_bleu.__module__]  # the package exports the function under the module's name
+GRAMMAR = MODULE._grammar.__wrapped__  # what is not kept from an earlier test
 FLOW = "total = first + second"
 NO_FLOW = "print ( )"
 
@@ -99,6 +106,106 @@ def test_fragments_do_no_harm(text: str, language: str) -> None:
     for pair in [(text, FLOW), (FLOW, text), (text, text)]:
         found = components([pair], language)
         assert 0 <= found.score <= 1
+
+
+@pytest.fixture(scope="module")
+def golden(shared: Path):  # type: ignore[no-untyped-def]
+    """Pairs of CodeXGLUE's sample predictions, (text, reference), alone or with their contexts before them."""
+    folder = shared / "data" / "codexglue_line" / "golden"
+
+    def pairs(language: str, *, contexts: bool = False) -> list[tuple[str, str]]:
+        version = {"python": "2020-09-09", "java": "HEAD"}[language]
+        rows = [json.loads(row) for row in (folder / f"answers_{version}.json").read_text().splitlines()]
+        texts = (folder / f"predictions_{version}.txt").read_text().split("\n")[: len(rows)]
+        before = [f"{row['input']} " if contexts else "" for row in rows]
+        return [
+            (restore_literals(context + text), restore_literals(context + row["gt"]))
+            for context, text, row in zip(before, texts, rows, strict=True)
+        ]
+
+    return pairs
+
+
+# Scores that codebleu 0.7.0 gave with the tree-sitter its metadata asks for (0.22.3), Python 3.11.
+
+
+@pytest.mark.parametrize(
+    ("language", "index", "score"),
+    [
+        ("python", 15, 0.05214893571468941),
+        ("python", 35, 0.45083408507009926),
+        ("python", 77, 0.255307490507106),
+        ("python", 91, 0.7961516536011625),
+        ("python", 94, 0.09631505243675224),
+        ("java", 1, 0.4180135756603252),
+        ("java", 2, 0.16384516997455226),
+        ("java", 4, 0.06196815986047372),
+    ],
+)
+def test_a_later_tree_sitter_scores_completions_as_before(golden, language: str, index: int, score: float) -> None:  # type: ignore[no-untyped-def]
+    assert components([golden(language)[index]], language).score == pytest.approx(score, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("language", "expected"),
+    [
+        ("python", (0.9908261488306976, 0.9910540173383202, 0.9875201879312876, 0.96363932822436, 0.98)),
+        ("java", (0.9798931226814933, 0.9801230918692372, 0.8823529411764706, 0.952755905511811, 1.0)),
+    ],
+)
+def test_a_later_tree_sitter_scores_whole_files_as_before(golden, language: str, expected: tuple[float, ...]) -> None:  # type: ignore[no-untyped-def]
+    found = components(golden(language, contexts=True), language)
+    parts = (found.ngram, found.weighted_ngram, found.syntax, found.dataflow, found.dataflow_defined)
+    assert parts == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(("language", "edges"), [("python", (12266, 12592)), ("java", (254, 192))])
+def test_data_flow_of_whole_files_is_as_before(golden, language: str, edges: tuple[int, int]) -> None:  # type: ignore[no-untyped-def]
+    flows = [data_flow(as_source(reference).strip(), language) for _, reference in golden(language, contexts=True)]
+    assert (sum(map(len, flows)), sum(len(edge[2]) for flow in flows for edge in flow)) == edges
+
+
+@pytest.mark.parametrize("language", ["python", "java"])
+def test_a_grammar_is_handed_over_as_tree_sitter_wants_it(language: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # tree-sitter deprecates the bare address that the older grammars give
+        assert GRAMMAR(language).abi_version == 14
+
+
+def test_a_grammar_that_comes_in_a_capsule_is_read_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    import tree_sitter_python
+
+    wrapped = MODULE._capsule(tree_sitter_python.language())
+    monkeypatch.setitem(sys.modules, "tree_sitter_python", SimpleNamespace(language=lambda: wrapped))
+    assert GRAMMAR("python").abi_version == 14
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (None, r"needs the grammar of python\. Run `pip install tree-sitter-python`"),
+        (SimpleNamespace(language=lambda: "no grammar"), r"does not fit it .* Run `pip install 'tree-sitter>=0\.25'`"),
+    ],
+)
+def test_a_grammar_that_is_missing_or_does_not_fit_is_refused(
+    monkeypatch: pytest.MonkeyPatch, module: object, message: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "tree_sitter_python", module)
+    with pytest.raises(ConfigError, match=message):
+        GRAMMAR("python")
+
+
+def test_without_the_library_its_scores_are_none_and_the_rest_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_it = corpus_scores([FLOW], [FLOW], "python")
+    assert why_absent() is None
+    assert missing_scores() == ()
+    monkeypatch.setitem(sys.modules, "codebleu", None)
+    without = corpus_scores([FLOW], [FLOW], "python")
+    absent = ("codebleu", "syntax", "dataflow", "dataflow_defined")
+    assert without == with_it | dict.fromkeys(absent)
+    (said,) = missing_scores()
+    assert said.startswith("CodeBLEU")
+    assert "the package codebleu is not installed (pip install --no-deps codebleu==0.7.0)" in said
 
 
 def test_names_outside_ascii_are_read_whole() -> None:

@@ -130,3 +130,8 @@ def test_errors_bad_rows_and_unfinished_runs_are_said(build) -> None:
 
 def test_a_run_without_windows_says_so(build) -> None:
     assert "no window has finished yet" in notes_of(build())
+
+
+def test_scores_that_cannot_be_made_are_said(build) -> None:
+    said = "a score is not shown: its package is not installed (pip install it)."
+    assert said in finished(build()).summary(missing_scores=(said,)).notes
