@@ -1,7 +1,7 @@
 """One token's way through the layers, for every row that is still running.
 
 A pass advances segment by segment and can be left by some rows at any exit point. ``PrefixPass``
-runs whole prefixes (prefill, and every token of the ``none`` policy); ``TokenPass`` runs one new
+runs whole prefixes (prefill, and every token where no cache is kept); ``TokenPass`` runs one new
 token per row against the cache, and earlier tokens that had stopped short, where the KV policy says so.
 """
 
