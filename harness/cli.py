@@ -8,8 +8,13 @@ interrupted; 141 the reader of stdout went away. Heavy imports happen inside the
 
 from __future__ import annotations
 
-import errno
+import os
 import sys
+
+if __name__ == "__main__" and not sys.flags.safe_path and os.path.join(sys.path[0], "harness", "cli.py") != __file__:
+    del sys.path[0]  # `python -m` puts the working directory there, where a user's `tasks.py` would pass for ours
+
+import errno
 import traceback
 from typing import Annotated
 

@@ -18,7 +18,21 @@ from typing import Any, Generic, TypeVar, cast
 
 from harness.errors import RegistryError, UnknownNameError
 
-__all__ = ["FAMILIES", "KV_POLICIES", "METERS", "MODELS", "STRATEGIES", "TASKS", "Entry", "Registry"]
+__all__ = [
+    "FAMILIES",
+    "KV_POLICIES",
+    "METERS",
+    "MODELS",
+    "PROTOCOLS",
+    "REGISTRIES",
+    "SCORES",
+    "STRATEGIES",
+    "TASKS",
+    "Entry",
+    "Registry",
+]
+
+OWN_DISTRIBUTION = "early-exit-harness"
 
 T = TypeVar("T")
 
@@ -30,14 +44,20 @@ class Entry:
     Attributes:
         name: what the user types.
         target: ``module:attribute`` that holds the object.
-        distribution: the installed package that declared it.
+        distribution: the installed package that declared it. version: of that package.
         summary: first line of the object's docstring, read without importing it; may be empty.
     """
 
     name: str
     target: str
     distribution: str
+    version: str
     summary: str
+
+    @property
+    def is_plugin(self) -> bool:
+        """Whether another project than this one declared it."""
+        return self.distribution != OWN_DISTRIBUTION
 
 
 class Registry(Generic[T]):
@@ -89,7 +109,8 @@ class Registry(Generic[T]):
             UnknownNameError: nobody registered the name.
         """
         point = self._point(name)
-        return Entry(name, point.value, _distribution(point), _summary(point))
+        version = point.dist.version if point.dist is not None else ""
+        return Entry(name, point.value, _distribution(point), version, _summary(point))
 
     def load(self, name: str) -> T:
         """Import and return the registered object.
@@ -154,7 +175,15 @@ def _literal(node: ast.stmt) -> str | None:
 
 STRATEGIES: Registry[Any] = Registry("harness.strategies", "strategy")
 TASKS: Registry[Any] = Registry("harness.tasks", "task")
+PROTOCOLS: Registry[Any] = Registry("harness.protocols", "protocol")
+SCORES: Registry[Any] = Registry("harness.scores", "score")
 MODELS: Registry[Any] = Registry("harness.models", "model")
 METERS: Registry[Any] = Registry("harness.meters", "meter")
 KV_POLICIES: Registry[Any] = Registry("harness.kv", "KV policy")
 FAMILIES: Registry[Any] = Registry("harness.families", "model family")
+
+REGISTRIES: dict[str, Registry[Any]] = {
+    registry.group.removeprefix("harness."): registry
+    for registry in (STRATEGIES, KV_POLICIES, TASKS, PROTOCOLS, SCORES, MODELS, FAMILIES, METERS)
+}
+"""Everything that can be registered, by its plural."""

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import closing
 from typing import ClassVar
 
-from harness.contracts import Corpus, Score, Split, StopRule, TaskData, TaskRequest, TextCodec
-from harness.errors import DataError, UnknownNameError
+from harness.contracts import Corpus, Split, StopRule, TaskData, TaskRequest, TextCodec
+from harness.errors import DataError
+from harness.registry import PROTOCOLS
 from tasks.draw import collect, draw
 from tasks.languages import Language
 from tasks.protocols import Protocol
-from tasks.protocols.codexglue_line import CodexglueLine
-from tasks.protocols.green_code import GreenCode
 from tasks.rows import Rows
-from tasks.scores import corpus_scores, missing_scores, sample_scores
 from tasks.sources import HubDataset
 from tasks.sources.embedded import SourceFiles
 from tasks.sources.hub import open_hub
 from tasks.sources.path import open_path
 
-__all__ = ["PROTOCOLS", "CodeCompletion"]
-
-PROTOCOLS: dict[str, type[Protocol]] = {protocol.name: protocol for protocol in (GreenCode, CodexglueLine)}
-"""Protocol name → class."""
+__all__ = ["CodeCompletion"]
 
 
 class CodeCompletion:
@@ -93,22 +87,11 @@ class CodeCompletion:
         """Return the part of generated text that is scored."""
         return self._protocol(protocol).completion(text)
 
-    def score(
-        self, text: str, reference: str, token_ids: Sequence[int], reference_ids: Sequence[int]
-    ) -> dict[str, Score]:
-        """Return the scores of one sample; see :mod:`tasks.scores`."""
-        return sample_scores(text, reference, token_ids, reference_ids)
-
-    def score_corpus(self, texts: Sequence[str], references: Sequence[str]) -> dict[str, Score]:
-        """Return the corpus-level scores; see :mod:`tasks.scores`."""
-        return corpus_scores(texts, references, self.language)
-
-    def missing_scores(self) -> tuple[str, ...]:
-        """Return why scores are missing here, a sentence each; see :func:`tasks.scores.missing_scores`."""
-        return missing_scores()
-
     def _protocol(self, name: str) -> Protocol:
-        try:
-            return PROTOCOLS[name](self.code)
-        except KeyError:
-            raise UnknownNameError("protocol", name, PROTOCOLS) from None
+        """Return a registered protocol for this language.
+
+        Raises:
+            UnknownNameError: there is none of that name.
+        """
+        protocol: Protocol = PROTOCOLS.load(name)(self.code)
+        return protocol

@@ -394,7 +394,7 @@ def finished(tiny_run: Command, tmp_path: Path) -> Path:
         ("manifest.json", "{}", "foreign"),
         ("manifest.json", '{"schema_version": 99}', "schema version 99"),
         ("manifest.json", '{"schema_version": 1}', "damaged"),
-        ("manifest.json", None, "no run directory"),
+        ("manifest.json", None, "not a run directory"),
         ("samples.jsonl", "", "damaged"),
         ("samples.jsonl", "null\n" * 9, "damaged"),
         ("windows.jsonl", "{}\n", "damaged"),
@@ -416,7 +416,7 @@ def test_a_damaged_run_directory(
 
 def test_resuming_a_folder_of_something_else(cli: Command, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
-    assert "no run directory" in cli("run", "--resume", "mine").error
+    assert "not a run directory" in cli("run", "--resume", "mine").error
     assert "does not exist" in cli("run", "--resume", "nowhere").error
 
 

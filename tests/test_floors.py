@@ -18,7 +18,7 @@ PACKAGES = ("harness", "strategies", "tasks", "reports")
 
 HOUSE = (
     *("harness.errors", "harness.registry"),
-    *("harness.contracts", "harness.host", "harness.records", "harness.config"),
+    *("harness.contracts", "harness.host", "harness.appearance", "harness.records", "harness.config"),
     *("harness.decoding", "harness.models", "harness.metering", "harness.store"),
     *("strategies", "tasks", "reports"),
     *("harness.training", "harness.running", "harness.sweep"),
@@ -90,6 +90,11 @@ def test_imports_point_down(name: str) -> None:
         assert here == there or there not in LEAVES or here == "harness.commands", f"{there} is for its command only."
 
 
+@pytest.mark.parametrize("name", [name for name in modules() if room(name) == "harness.serving"])
+def test_serving_knows_no_reports(name: str) -> None:
+    assert "reports" not in {target.split(".")[0] for target in imports(name, modules()[name])}
+
+
 def test_no_import_cycles() -> None:
     """Not even cycles that a function-local import hides."""
     known = modules()
@@ -118,9 +123,11 @@ def test_reports_know_no_tensors(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in modules() if room(name) in ORCHESTRATION])
 def test_orchestration_names_nothing_concrete(name: str) -> None:
     names = {
-        point.name for kind in ("strategies", "tasks", "models") for point in entry_points(group=f"harness.{kind}")
-    } - {"random", "full", "entropy"}  # a value of --weights, one of --method, and a column of traces as well
-    assert {"confidence", "py150", "smollm2-135m"} <= names
+        point.name
+        for kind in ("strategies", "tasks", "protocols", "scores", "models")
+        for point in entry_points(group=f"harness.{kind}")
+    } - {"random", "full", "entropy", "green-code"}  # of --weights, --method, --weights-rule, and a column of traces
+    assert {"confidence", "py150", "codexglue-line", "codebleu", "smollm2-135m"} <= names
     literals = {
         node.value
         for node in ast.walk(tree(modules()[name]))

@@ -1,4 +1,4 @@
-"""A strategy of another, separately installed package is listed, shown and run like a built-in one."""
+"""Plug-ins of another, separately installed package are listed, shown and used like built-in ones."""
 
 from __future__ import annotations
 
@@ -100,3 +100,119 @@ def test_two_packages_that_claim_one_name_are_refused(site: Path, shell: Shell, 
     assert "rival-exit (rival_exit:EveryNth)" in line
     assert ("early-exit-harness" if claimed == "confidence" else "every-nth-exit (every_nth_exit:EveryNth)") in line
     assert "Uninstall one of them" in line
+
+
+NAMES = {
+    "strategies": "every-nth",
+    "tasks": "recipes",
+    "protocols": "first-half",
+    "scores": "balanced_brackets",
+    "meters": "ten-watts",
+}
+
+
+def test_everything_it_brings_is_listed(site: Path, shell: Shell, tmp_path: Path) -> None:
+    listed = shell("list", cwd=tmp_path, **seeing(site)).stdout.splitlines()
+    for name in NAMES.values():
+        (line,) = [line for line in listed if line.startswith(f"{name} ")]
+        assert line.rstrip().endswith("every-nth-exit")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("first-half", "a semicolon ends a completion"), ("balanced_brackets", "close every bracket they open")],
+)
+def test_it_is_shown(site: Path, shell: Shell, tmp_path: Path, name: str, said: str) -> None:
+    shown = shell("show", name, cwd=tmp_path, **seeing(site))
+    assert shown.returncode == 0, shown.stderr
+    assert said in shown.stdout
+
+
+@pytest.fixture(scope="module")
+def made(site: Path, shell: Shell, tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the package's strategy, task, protocol, scores and meter."""
+    folder = tmp_path_factory.mktemp("made")
+    ran = shell(
+        *("run", "--strategy", "every-nth:n=2:layer=4", "--task", "recipes", "--protocol", "first-half"),
+        *("--model", tiny_llama, "--energy", "ten-watts", "--threads", 1, "--out", "run"),
+        cwd=folder,
+        **seeing(site),
+    )
+    assert ran.returncode == 0, ran.stderr
+    return folder / "run"
+
+
+@pytest.fixture
+def run(made: Path, tmp_path: Path) -> Path:
+    """A copy of that run, for the command line that does not see the package."""
+    return shutil.copytree(made, tmp_path / "run")
+
+
+def lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_its_task_is_drawn_under_its_protocol(made: Path) -> None:
+    (task,) = json.loads((made / "manifest.json").read_text())["tasks"]
+    assert (task["name"], task["language"], task["protocol"]) == ("recipes", "python", "first-half")
+    assert (task["source"], task["samples"]) == ("embedded: recipes", 3)
+    for sample in lines(made / "samples.jsonl"):
+        assert len(sample["reference_ids"]) == 6
+        assert len(sample["token_ids"]) <= 6
+        assert ";" not in sample["text"]
+
+
+def test_its_scores_are_recorded_beside_the_others(made: Path) -> None:
+    samples = lines(made / "samples.jsonl")
+    for sample in samples:
+        has_brackets = set(sample["text"]) & set("()[]{}")
+        assert sample["scores"]["balanced_brackets"] == 1 or has_brackets
+    assert all("edit_similarity" in sample["scores"] and "vocabulary" not in sample["scores"] for sample in samples)
+
+
+def test_its_meter_is_recorded_as_a_guess(made: Path) -> None:
+    manifest = json.loads((made / "manifest.json").read_text())
+    assert manifest["meter"]["source"] == "ten-watts"
+    assert manifest["meter"]["measured"] is manifest["machine"]["meter_measured"] is False
+    assert all(window["energy_j"] > 0 for window in lines(made / "windows.jsonl"))
+
+
+def test_the_run_says_which_package_everything_came_from(made: Path) -> None:
+    plugins = json.loads((made / "manifest.json").read_text())["plugins"]
+    assert {(plugin["distribution"], plugin["version"]) for plugin in plugins} == {("every-nth-exit", "1.0")}
+    assert {plugin["name"] for plugin in plugins} == {*NAMES.values(), "vocabulary"}
+
+
+def test_a_run_is_read_where_the_package_is_not_installed(run: Path, shell: Shell) -> None:
+    ran = shell("report", run, "--json", cwd=run.parent)
+    assert ran.returncode == 0, ran.stderr
+    summary = json.loads(ran.stdout)
+    (note,) = [note for note in summary["notes"] if "not installed" in note]
+    assert note.startswith("every-nth-exit 1.0 is not installed here (strategy 'every-nth', task 'recipes', protocol")
+    assert note.endswith("Run `pip install every-nth-exit==1.0`.")
+    assert [row["operating_point"] for row in summary["rows"]] == ["full", "every-nth:n=2:layer=4"]
+
+
+def test_reports_of_many_runs_and_the_site_show_it_too(run: Path, shell: Shell) -> None:
+    for command in (["report", run, run, "--out", "report", "--no-figures"], ["leaderboard", run, "--out", "site"]):
+        ran = shell(*command, cwd=run.parent)
+        assert ran.returncode == 0, ran.stderr
+    assert "pip install every-nth-exit==1.0" in (run.parent / "report" / "report.md").read_text()
+
+
+def test_of_a_run_without_records_of_packages_the_names_are_said(run: Path, shell: Shell) -> None:
+    manifest = json.loads((run / "manifest.json").read_text())
+    del manifest["plugins"]
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    ran = shell("report", run, "--json", cwd=run.parent)
+    assert ran.returncode == 0, ran.stderr
+    assert "no package that is installed here has the strategy 'every-nth', task 'recipes'" in ran.stdout
+
+
+def test_what_cannot_go_on_without_the_package_is_refused(run: Path, shell: Shell) -> None:
+    ran = shell("run", "--resume", run, cwd=run.parent)
+    assert ran.returncode == 2
+    assert "unknown strategy 'every-nth'" in ran.stderr
+    ran = shell("run", "--protocol", "first-half", cwd=run.parent)
+    assert ran.returncode == 2
+    assert "unknown protocol 'first-half'" in ran.stderr

@@ -8,6 +8,7 @@ import typer
 
 from harness.commands.console import escape, stdout
 from harness.errors import UnknownNameError
+from harness.registry import REGISTRIES
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,35 +18,31 @@ __all__ = ["list_", "show"]
 
 def list_(
     kind: Annotated[
-        str | None, typer.Argument(help="strategies, kv, tasks, models, families or meters; all of them when left out.")
+        str | None, typer.Argument(help=f"One of {', '.join(REGISTRIES)}; all of them when left out.")
     ] = None,
 ) -> None:
     """List what is registered, third-party packages included."""
     from rich.table import Table
 
-    registries = _registries()
-    if kind is not None and kind not in registries:
-        raise UnknownNameError("kind of thing", kind, registries)
+    if kind is not None and kind not in REGISTRIES:
+        raise UnknownNameError("kind of thing", kind, REGISTRIES)
     console = stdout()
-    for noun in [kind] if kind else list(registries):
+    for noun in [kind] if kind else list(REGISTRIES):
         table = Table(title=noun, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2))
         table.add_column("name", style="cyan", no_wrap=True)
         table.add_column("what it is", overflow="fold")
         table.add_column("from", style="dim", overflow="fold")
-        for entry in registries[noun].entries():
+        for entry in REGISTRIES[noun].entries():
             table.add_row(entry.name, escape(entry.summary), entry.distribution)
         console.print(table)
         console.print()
 
 
-def show(
-    name: Annotated[str, typer.Argument(help="A strategy, KV policy, task, model, family or meter.")],
-) -> None:
-    """Show one strategy, KV policy, task, model, family or meter: source paper, options, ranges and defaults."""
-    registries = _registries()
-    holders = [noun for noun, registry in registries.items() if name in registry]
+def show(name: Annotated[str, typer.Argument(help="A name that `harness list` lists.")]) -> None:
+    """Show what one name stands for: source paper, options, ranges and defaults."""
+    holders = [noun for noun, registry in REGISTRIES.items() if name in registry]
     if not holders:
-        known = [known for registry in registries.values() for known in registry.names()]
+        known = [known for registry in REGISTRIES.values() for known in registry.names()]
         raise UnknownNameError("name", name, known, "See `harness list`.")
     for noun in holders:
         _show_entry(noun, name)
@@ -54,7 +51,7 @@ def show(
 def _show_entry(noun: str, name: str) -> None:
     import inspect
 
-    registry = _registries()[noun]
+    registry = REGISTRIES[noun]
     entry, console = registry.entry(name), stdout()
     console.print(f"[bold cyan]{name}[/] [dim]({registry.noun} from {entry.distribution}, {entry.target})[/]")
     thing = registry.load(name)
@@ -99,16 +96,3 @@ def _show_options(console: Console, name: str) -> None:
     console.print(table)
     example = "" if facts[0].default is None else f":{facts[0].name}={facts[0].default}"
     console.print(f"\n[dim]harness run --strategy {name}{example}[/]")
-
-
-def _registries() -> dict[str, Any]:
-    from harness.registry import FAMILIES, KV_POLICIES, METERS, MODELS, STRATEGIES, TASKS
-
-    return {
-        "strategies": STRATEGIES,
-        "kv": KV_POLICIES,
-        "tasks": TASKS,
-        "models": MODELS,
-        "families": FAMILIES,
-        "meters": METERS,
-    }

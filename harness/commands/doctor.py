@@ -83,6 +83,7 @@ def _examine(config: RunConfig, *, as_json: bool) -> None:
     from harness.metering.examine import examine
     from harness.metering.sensors import look_for_sensors
     from harness.running.plan import resolve_device
+    from harness.running.scoring import missing_scores
 
     device = resolve_device(config.device)
     if config.threads is not None:
@@ -90,14 +91,16 @@ def _examine(config: RunConfig, *, as_json: bool) -> None:
     surroundings = environment.describe()
     with _progress() as progress:
         progress.stage("looking for energy sensors")
-        source, description = _meter(config, device)
+        source, description, measured = _meter(config, device)
         sensors = look_for_sensors(device)
         facts = examine(
             device,
             config.dtype,
             meter=source,
             meter_description=description,
+            meter_measured=measured,
             sensors=sensors,
+            scores_missing=missing_scores(),
             environment=surroundings,
             stage=lambda what: progress.stage(f"measuring {what}"),
         )
@@ -142,17 +145,21 @@ def _compare(config: RunConfig, pairs: int, windows: int, simulated: int, *, as_
         _print(render_simulated(synthetic))
 
 
-def _meter(config: RunConfig, device: str) -> tuple[str, str]:
-    """Open the meter a run would use, and say what it is; a sensor that was asked for and fails is a finding."""
+def _meter(config: RunConfig, device: str) -> tuple[str, str, bool]:
+    """Open the meter a run would use; return its source, description and whether it measures.
+
+    A sensor that was asked for and fails is a finding.
+    """
+    from harness.contracts.meters import is_measured
     from harness.errors import MeterError
     from harness.metering import open_meter
 
     try:
         meter, _ = open_meter(config.energy, device, config.tdp_w)
     except MeterError as error:
-        return "none", str(error)
+        return "none", str(error), False
     try:
-        return meter.source, meter.description
+        return meter.source, meter.description, is_measured(meter)
     finally:
         meter.close()
 

@@ -11,7 +11,7 @@ from harness.commands.console import escape, log_to, stderr, stdout
 from harness.commands.progress import RunProgress
 from harness.errors import ConfigError
 from harness.green_code.grid import AGENTS, PAPER_MODELS, STAND_IN, GridSettings, fixed_layers, plan, read_scale
-from harness.green_code.measure import GridWatch, measure, open_grid, read_settings
+from harness.green_code.measure import GridProgress, measure, open_grid, read_settings
 from harness.green_code.needs import available_tasks, check, facts, needs, weights_of
 from reports.figures.figure import save_figures
 from reports.files import write_files
@@ -56,9 +56,9 @@ def grid(given: Mapping[str, Any], scale: str | None, resume: Path | None, *, as
     check(settings)
     if resume is None:
         open_grid(folder, settings)
-    watch = GridWatch(lambda line: console.print(escape(line), soft_wrap=True), lambda: RunProgress(console))
+    progress = GridProgress(lambda line: console.print(escape(line), soft_wrap=True), lambda: RunProgress(console))
     try:
-        measured = measure(folder, runs, watch)
+        measured = measure(folder, runs, progress)
     except KeyboardInterrupt:
         console.print(
             "Stopped; every finished window is kept. Continue with "

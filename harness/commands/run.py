@@ -36,7 +36,9 @@ def run(
     ] = None,
     model: Model = None,
     task: Annotated[list[str] | None, typer.Option(help="py150, javacorpus. Repeatable. Default: py150.")] = None,
-    protocol: Annotated[str | None, typer.Option(help="green-code or codexglue-line. Default: green-code.")] = None,
+    protocol: Annotated[
+        str | None, typer.Option(help="A name of `harness list protocols`. Default: green-code.")
+    ] = None,
     source: Annotated[
         str | None, typer.Option(help="embedded, hub, or PATH of a JSONL file or dataset folder. Default: embedded.")
     ] = None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -13,8 +13,6 @@ from harness.config.strategies import StrategySpec, parse_all
 
 __all__ = ["RunConfig"]
 
-Protocol = Literal["green-code", "codexglue-line"]
-
 
 class RunConfig(ModelConfiguration):
     """Everything that decides a run, beside the model's configuration; saved whole in the manifest.
@@ -23,7 +21,7 @@ class RunConfig(ModelConfiguration):
         strategies: operating points in the mini-language of :mod:`harness.config.strategies`; full depth is always
             added, and none stands for :func:`harness.config.demo_strategies`.
         tasks: registered task names.
-        protocol: ``green-code`` (the next 15 tokens of a file) or ``codexglue-line`` (to the line's end).
+        protocol: registered name, for example ``codexglue-line`` (to the line's end).
         source: ``embedded``, ``hub``, or a path to a JSONL file or dataset folder.
         limit: samples per task; ``None`` for all.
         max_new_tokens: overrides the protocol's limit.
@@ -45,7 +43,7 @@ class RunConfig(ModelConfiguration):
 
     strategies: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ("py150",)
-    protocol: Protocol = "green-code"
+    protocol: str = "green-code"
     source: Annotated[str, Field(min_length=1)] = "embedded"
     limit: Annotated[int, Field(ge=1)] | None = 16
     max_new_tokens: Annotated[int, Field(ge=1, le=4096)] | None = None

@@ -1,4 +1,5 @@
-"""The vocabulary every room shares: what a strategy, a KV policy, a task, a meter and a model promise.
+"""The vocabulary every room shares: what a strategy, a KV policy, a task, a score, a meter and a model
+promise.
 
 Protocols for what is plugged in, frozen dataclasses for what is handed over. No torch at run time:
 importing this module must stay cheap, since ``harness list`` does it.
@@ -14,13 +15,13 @@ from __future__ import annotations
 from harness.contracts.kv import KVBatch, KVFacts, KVPolicy, Leaving, Waiting
 from harness.contracts.meters import EnergyReading, Meter
 from harness.contracts.models import KVInput, ModelInfo, ModelRequest, TextCodec, Weights, WeightsChoice
+from harness.contracts.scores import Completion, Score
 from harness.contracts.strategies import Batch, ExitRule, ExitView, Strategy
 from harness.contracts.tasks import (
     BadRow,
     Corpus,
     Document,
     Sample,
-    Score,
     SourceInfo,
     Split,
     StopRule,
@@ -33,6 +34,7 @@ from harness.contracts.tasks import (
 __all__ = [
     "BadRow",
     "Batch",
+    "Completion",
     "Corpus",
     "Document",
     "EnergyReading",

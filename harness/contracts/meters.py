@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-__all__ = ["EnergyReading", "Meter"]
+__all__ = ["EnergyReading", "Meter", "is_measured"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +14,7 @@ class EnergyReading:
 
     Attributes:
         energy_j: joules, ``None`` when there is no number.
-        source: ``nvml``, ``rapl``, ``soc``, ``estimate``, ``replay`` or ``none``.
+        source: the meter's own.
         scope: what the number covers, for example ``gpu board``, ``cpu package``, ``process``.
         duration_s: window length by a monotonic clock.
         cpu_time_s: CPU seconds of this process inside the window.
@@ -39,12 +39,13 @@ class Meter(Protocol):
 
     A registered meter is a class that takes the keywords ``device`` and ``tdp_w``, and may offer
     ``probe(device) -> str | None``: why it cannot be used here, with the remedy. One that also takes
-    ``argument`` gets what follows the colon in ``--energy NAME:ARGUMENT``.
+    ``argument`` gets what follows the colon in ``--energy NAME:ARGUMENT``. One that reads a sensor while the work runs
+    says so with ``measured = True``; without it, its numbers are estimates everywhere (:func:`is_measured`).
     """
 
     @property
     def source(self) -> str:
-        """``nvml``, ``rapl``, ``soc``, ``estimate``, ``replay`` or ``none``."""
+        """What its numbers are called in tables: a sensor's name, ``estimate``, or ``none`` for no numbers."""
 
     @property
     def description(self) -> str:
@@ -62,3 +63,8 @@ class Meter(Protocol):
 
     def close(self) -> None:
         """Release the sensor."""
+
+
+def is_measured(meter: Meter) -> bool:
+    """Return whether a sensor measures this meter's numbers, in this run; a meter that does not say so guesses."""
+    return bool(getattr(meter, "measured", False))

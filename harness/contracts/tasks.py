@@ -1,4 +1,4 @@
-"""What a task promises: samples, and scores of what was generated."""
+"""What a task promises: samples, when a completion is over, and what of it is scored."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ __all__ = [
     "Corpus",
     "Document",
     "Sample",
-    "Score",
     "SourceInfo",
     "Split",
     "StopRule",
@@ -24,7 +23,6 @@ __all__ = [
     "document_key",
 ]
 
-Score: TypeAlias = float | None
 Split: TypeAlias = Literal["train", "validation", "test"]
 StopRule: TypeAlias = Callable[[Sequence[int]], bool]
 
@@ -34,7 +32,7 @@ class TaskRequest:
     """Which samples to draw.
 
     Attributes:
-        protocol: ``green-code`` or ``codexglue-line``.
+        protocol: registered name.
         source: ``embedded``, ``hub``, or a path.
         limit: at most so many samples; ``None`` for all.
         seed: decides every random choice of the sampling.
@@ -157,7 +155,7 @@ class TaskData:
 
 
 class Task(Protocol):
-    """A dataset that can be drawn under the protocols, and scored."""
+    """A dataset that can be drawn under the protocols."""
 
     @property
     def name(self) -> str:
@@ -186,15 +184,3 @@ class Task(Protocol):
 
     def completion(self, protocol: str, text: str) -> str:
         """Return the part of generated text that is scored (the line, cut at its end)."""
-
-    def score(
-        self, text: str, reference: str, token_ids: Sequence[int], reference_ids: Sequence[int]
-    ) -> dict[str, Score]:
-        """Return the scores of one sample, each in 0…1 unless its name says otherwise."""
-
-    def score_corpus(self, texts: Sequence[str], references: Sequence[str]) -> dict[str, Score]:
-        """Return the corpus-level scores; ``None`` where a score is not defined or cannot be made here."""
-
-    def missing_scores(self) -> Sequence[str]:
-        """Return a sentence for each score that this installation cannot make: what, why, and the remedy."""
-        return ()

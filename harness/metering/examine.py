@@ -24,8 +24,6 @@ __all__ = ["examine"]
 SHORTEST_LOOK_S = 1.0
 """The kernel counts in ticks of 10 ms: of a shorter look, one tick would be more than 1 %."""
 
-SCORERS = ("codebleu", "rapidfuzz", "rouge-score", "tree-sitter", "tree-sitter-java", "tree-sitter-python")
-
 _Reading = TypeVar("_Reading")
 
 
@@ -35,7 +33,9 @@ def examine(
     *,
     meter: str,
     meter_description: str,
+    meter_measured: bool,
     sensors: Sequence[SensorRecord],
+    scores_missing: Sequence[str],
     environment: Mapping[str, Any],
     stage: Callable[[str], None] = lambda text: None,
 ) -> MachineRecord:
@@ -46,7 +46,9 @@ def examine(
         dtype: torch dtype name of the weights.
         meter: source of the energy meter in use.
         meter_description: the meter in its own words.
+        meter_measured: it reads a sensor.
         sensors: energy sensors that were looked for.
+        scores_missing: sentences about scores that cannot be computed here.
         environment: as :func:`harness.host.environment.describe` returns it.
         stage: is told what is being measured.
     """
@@ -91,8 +93,9 @@ def examine(
         dispatch_s=dispatch.seconds,
         meter=meter,
         meter_description=meter_description,
+        meter_measured=meter_measured,
         sensors=tuple(sensors),
-        packages_missing=tuple(name for name in SCORERS if environment["packages"].get(name) is None),
+        scores_missing=tuple(scores_missing),
         missing=missing,
     )
 

@@ -1,7 +1,7 @@
 """Counter readings from a file instead of a sensor: for tests, demonstrations, and readings somebody sent.
 
-What a run says of a replayed meter is ``replay``, never the sensor it was recorded from: the joules do
-not belong to the work that runs now.
+What a run says of a replayed meter is ``replay``, never the sensor it was recorded from, and that it is not measured:
+the joules do not belong to the work that runs now.
 """
 
 from __future__ import annotations

@@ -99,6 +99,7 @@ class WindowedMeter(ABC):
     """
 
     source = "none"
+    measured = False  # a sensor's meter says True
 
     def __init__(self, device: str, *, clock: Clock = SYSTEM_CLOCK) -> None:
         self._device = device

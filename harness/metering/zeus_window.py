@@ -57,6 +57,8 @@ class ZeusMeter(CounterMeter):
         MeterError: zeus cannot open or read them.
     """
 
+    measured = True
+
     def __init__(
         self,
         device: str,

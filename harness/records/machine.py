@@ -7,11 +7,28 @@ means not known; ``missing`` says why.
 
 from __future__ import annotations
 
-from pydantic import Field
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import Field, model_validator
 
 from harness.records.record import Record
 
-__all__ = ["MachineRecord", "SensorRecord"]
+__all__ = ["MachineRecord", "SensorRecord", "was_measured"]
+
+_SENSORS_BEFORE = ("nvml", "rapl", "soc")
+"""Sources that were measured, in records of before meters said so."""
+
+
+def was_measured(record: Mapping[str, Any], source: str, measured: str) -> dict[str, Any]:
+    """Return the fields of a record, with what an older one does not say: whether its energy was measured.
+
+    Args:
+        record: as read.
+        source: field that names the meter's source.
+        measured: field that says whether it is a sensor's.
+    """
+    return {measured: record.get(source) in _SENSORS_BEFORE, **record}
 
 
 class SensorRecord(Record):
@@ -51,9 +68,9 @@ class MachineRecord(Record):
             bandwidth_cache_bytes, bandwidth_limited_by: see ``BandwidthReading``.
         gemm_flops_per_s, gemm_size: best matrix × matrix, and the size it was reached at.
         dispatch_s: one torch operation without work.
-        meter: source of the meter in use. meter_description: its own words.
+        meter: source of the meter in use. meter_description: its own words. meter_measured: a sensor measures.
         sensors: every kind of energy sensor that was looked for.
-        packages_missing: packages of the scorers that are not installed.
+        scores_missing: which scores cannot be computed, why, and what helps.
         missing: what is not known (a field, or a measurement of several) → why, where there is more to say than that it
             is hidden.
     """
@@ -87,9 +104,15 @@ class MachineRecord(Record):
     dispatch_s: float | None = None
     meter: str = "none"
     meter_description: str = ""
+    meter_measured: bool = False
     sensors: tuple[SensorRecord, ...] = ()
-    packages_missing: tuple[str, ...] = ()
+    scores_missing: tuple[str, ...] = ()
     missing: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _meter_of_older_runs(cls, data: Any) -> Any:
+        return was_measured(data, "meter", "meter_measured") if isinstance(data, Mapping) else data
 
     @property
     def foreign_share(self) -> float | None:

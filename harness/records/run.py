@@ -9,12 +9,13 @@ defined", never zero.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from harness.contracts import KVFacts, Weights
-from harness.records.machine import MachineRecord
+from harness.records.machine import MachineRecord, was_measured
 from harness.records.record import Record
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "MeterRecord",
     "ModelRecord",
     "OperatingPointRecord",
+    "PluginRecord",
     "SampleRecord",
     "TaskRecord",
     "WindowRecord",
@@ -101,7 +103,7 @@ class TaskRecord(Record):
     Attributes:
         name: registered task name.
         language: ``python`` or ``java``.
-        protocol: ``green-code`` or ``codexglue-line``.
+        protocol: registered protocol name.
         source_kind: ``path``, ``hub`` or ``embedded``.
         source: human label of the source.
         fingerprint: SHA-256 over the drawn rows.
@@ -122,12 +124,41 @@ class TaskRecord(Record):
 
 
 class MeterRecord(Record):
-    """The energy meter of a run: its source, a one-line description, and why a better one is missing."""
+    """The energy meter of a run.
+
+    Attributes:
+        source: what its numbers are called.
+        description: one line.
+        sensor_period_s: how often it ticks; ``None`` without a sensor.
+        measured: a sensor measured, in this run; otherwise its numbers are estimates, or another run's.
+        unavailable: why better meters were not.
+    """
 
     source: str
     description: str
     sensor_period_s: float | None
+    measured: bool = False
     unavailable: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_older_runs(cls, data: Any) -> Any:
+        return was_measured(data, "source", "measured") if isinstance(data, Mapping) else data
+
+
+class PluginRecord(Record):
+    """Something the run used that another project registered.
+
+    Attributes:
+        kind: ``strategy``, ``task``, ``score`` …
+        name: as registered.
+        distribution, version: of the package that registered it.
+    """
+
+    kind: str
+    name: str
+    distribution: str
+    version: str
 
 
 class Manifest(Record):
@@ -143,6 +174,7 @@ class Manifest(Record):
         bandwidth_bytes_per_s: measured matrix-vector bandwidth; ``None`` when not measured.
         bandwidth_detail: kernel, buffer and what limited it, or why it was not measured.
         environment: machine, operating system, threads, git commit, package versions.
+        plugins: what of it came from packages of other projects.
         machine: what decided, at the start, how far its numbers can be trusted; ``None`` in older runs.
     """
 
@@ -157,6 +189,7 @@ class Manifest(Record):
     bandwidth_bytes_per_s: float | None
     bandwidth_detail: dict[str, Any] = Field(default_factory=dict)
     environment: dict[str, Any]
+    plugins: tuple[PluginRecord, ...] = ()
     machine: MachineRecord | None = None
 
     @model_validator(mode="after")

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness.contracts import BadRow, Sample, TextCodec
+from harness.contracts import BadRow, Completion, Sample, TextCodec
 from harness.decoding.generation import Generation
 from harness.records import SampleRecord, WindowRecord
 from harness.running.plan import Plan, PlannedTask
+from harness.running.scoring import score_sample
 
 __all__ = ["Outcome", "bad_record", "sample_record", "token_texts"]
 
@@ -58,7 +59,9 @@ def sample_record(window: WindowRecord, plan: Plan, planned: PlannedTask, outcom
         token_times_s=tuple(round(t, 7) for t in made.token_times_s),
         text=text,
         token_texts=(*pieces, *[""] * (len(made.token_ids) - len(pieces))),
-        scores=planned.task.score(text, sample.reference, made.token_ids, sample.reference_ids),
+        scores=score_sample(
+            Completion(text, sample.reference, made.token_ids, sample.reference_ids, planned.task.language)
+        ),
         latency_s=waited + made.token_times_s[-1],
         ttft_s=waited + made.token_times_s[0],
         finish_reason=made.finish_reason,

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from harness.contracts import Meter
+from harness.contracts.meters import is_measured
 from harness.errors import OutOfMemoryError, is_out_of_memory
 from harness.host import environment
 from harness.metering.examine import examine
@@ -14,6 +15,8 @@ from harness.models.loading import LoadedModel, load
 from harness.records import SCHEMA_VERSION, Manifest, MeterRecord, ModelRecord
 from harness.records.machine import MachineRecord
 from harness.running.plan import Plan
+from harness.running.plugins import used_plugins
+from harness.running.scoring import missing_scores, score_names
 
 __all__ = ["describe_run", "is_out_of_memory", "load_model", "utc_now"]
 
@@ -67,7 +70,7 @@ def describe_run(
     else:
         assert machine is not None
         bandwidth, detail = machine.bandwidth_bytes_per_s, _bandwidth_detail(machine)
-    return Manifest(
+    manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         created=utc_now(),
         config=plan.config.model_dump(mode="json"),
@@ -98,6 +101,7 @@ def describe_run(
             source=meter.source,
             description=meter.description,
             sensor_period_s=meter.sensor_period_s,
+            measured=is_measured(meter),
             unavailable=unavailable,
         ),
         block_size=block_size,
@@ -106,6 +110,8 @@ def describe_run(
         environment=surroundings,
         machine=machine,
     )
+    scores = score_names(task.language for task in manifest.tasks)
+    return manifest.model_copy(update={"plugins": used_plugins(manifest, scores)})
 
 
 def _examine(plan: Plan, meter: Meter, unavailable: dict[str, str], surroundings: dict[str, Any]) -> MachineRecord:
@@ -114,7 +120,9 @@ def _examine(plan: Plan, meter: Meter, unavailable: dict[str, str], surroundings
         plan.config.dtype,
         meter=meter.source,
         meter_description=meter.description,
+        meter_measured=is_measured(meter),
         sensors=sensors_of_meter(meter, unavailable, plan.device),
+        scores_missing=missing_scores({task.record.language for task in plan.tasks}),
         environment=surroundings,
     )
 

@@ -15,7 +15,7 @@ from harness.contracts import StopRule, Task, TaskData, TaskRequest, TextCodec
 from harness.errors import ConfigError, DataError
 from harness.models.loading import ResolvedModel, load_codec, resolve
 from harness.records import TaskRecord
-from harness.registry import KV_POLICIES, TASKS
+from harness.registry import KV_POLICIES, PROTOCOLS, TASKS
 from harness.running.operating_points import OperatingPoint, build_all, operating_points, usable
 
 __all__ = ["Plan", "PlannedTask", "default_directory", "make_plan", "resolve_device"]
@@ -30,7 +30,7 @@ class PlannedTask:
     """One task with its samples.
 
     Attributes:
-        task: scores completions.
+        task: what it was drawn from; cuts completions.
         data: samples, bad rows, source.
         stop: ends a completion.
         record: what the manifest says of it.
@@ -73,6 +73,7 @@ def make_plan(config: RunConfig) -> Plan:
     _refuse_contradictions(config)
     specs = build_all(config.specs())
     tasks: list[Task] = [TASKS.load(name)() for name in config.tasks]
+    PROTOCOLS.load(config.protocol)
     device = resolve_device(config.device)
     model = resolve(
         config.model,

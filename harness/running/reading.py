@@ -1,4 +1,8 @@
-"""Reads run directories for reports: one, or whatever of many can be read. Loads no torch."""
+"""Reads run directories for reports: one, or whatever of many can be read. Loads no torch.
+
+A run is read where the packages it was made with are not installed, too: nothing here asks for a task, a strategy, a
+protocol or a meter, and a score that is absent is shown as far as it was recorded.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ from harness.errors import HarnessError, StoreError
 from harness.host import environment
 from harness.records import Manifest, SampleRecord, WindowRecord
 from harness.records.summary import Summary
+from harness.running.plugins import absent_plugins
 from harness.running.scoring import CorpusScores
 from harness.store.record_files import REMEDY
 from harness.store.run_directory import LOCK, MANIFEST, SAMPLES, WINDOWS, RunDirectory
@@ -59,7 +64,11 @@ def read_run(path: Path, *, stored: bool = False) -> RecordedRun:
         manifest, windows, samples = store.manifest, tuple(store.windows()), tuple(store.samples())
         summary = _stored(store) if stored else None
     try:
-        run = RecordedRun(path, manifest, windows, samples, summary or _summarise(manifest, windows, samples), in_use)
+        summary = summary or _summarise(manifest, windows, samples)
+        absent = absent_plugins(manifest, {name for sample in samples for name in sample.scores})
+        notes = (*summary.notes, *(note for note in absent if note not in summary.notes))
+        summary = summary.model_copy(update={"notes": notes})
+        run = RecordedRun(path, manifest, windows, samples, summary, in_use)
         _ = run.state  # a manifest that does not say how much there is to come is refused here, not amid a report
     except HarnessError as error:
         raise StoreError(f"{path}: {error}") from None

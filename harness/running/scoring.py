@@ -1,31 +1,65 @@
-"""Scores the corpora of a run, in parallel processes where that is worth their start.
+"""Computes every registered score that applies, of a sample and of the corpora of a run.
 
-The processes are fresh interpreters running this module (:mod:`harness.host.interpreter`), each with its share of the
-corpora in a file and its scores in another. What a process cannot do (a task that only this interpreter knows, a
-grammar that is missing) is done again here, so that the result, or the refusal, is that of one process.
+Corpora are scored in parallel processes where that is worth their start. These are fresh interpreters running this
+module (:mod:`harness.host.interpreter`), each with its share of the corpora in a file and its scores in another. The
+share of a process that fails (a grammar that is missing) is scored here, with a warning, so that the result, or the
+refusal, is that of one process.
 """
 
 from __future__ import annotations
 
 import json
+import logging
+import math
 import os
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from collections.abc import Collection, Iterable, Sequence
+from functools import cache
 from typing import IO, Any
 
+from harness.contracts import Completion, Score
 from harness.host.interpreter import fresh_interpreter
-from harness.registry import TASKS
+from harness.host.processor import core_count
+from harness.registry import SCORES
 from reports.summary.quality import Corpus
 
-__all__ = ["SERIAL_SAMPLES", "CorpusScores", "score_corpora"]
+__all__ = ["SERIAL_SAMPLES", "CorpusScores", "missing_scores", "score_corpora", "score_names", "score_sample"]
+
+logger = logging.getLogger(__name__)
 
 SERIAL_SAMPLES = 4_000
 """Fewer samples than this are scored here: a process takes a second to start and scores some 2,000 in that time."""
 
 Scores = dict[str, float | None]
+
+
+def score_sample(completion: Completion) -> Scores:
+    """Return every score that is defined for one completion, by name; ``None`` where it has no value here."""
+    return {
+        name: None if score.unavailable() else _defined(score.sample(completion))
+        for name, score in _scores(completion.language).items()
+        if score.scores_samples
+    }
+
+
+def score_names(languages: Iterable[str]) -> list[str]:
+    """Return the names of the scores that can judge one of these languages."""
+    return list(dict.fromkeys(name for language in languages for name in _scores(language)))
+
+
+def missing_scores(languages: Collection[str] | None = None) -> tuple[str, ...]:
+    """Return one sentence for the scores that cannot be computed here for the same reason, with what helps.
+
+    Args:
+        languages: of the code to score; ``None`` for any.
+    """
+    titles: dict[str, list[str]] = {}
+    for score in _registered().values():
+        applies = languages is None or any(map(score.applies_to, languages))
+        if applies and (reason := score.unavailable()) is not None:
+            titles.setdefault(reason, []).append(score.title)
+    return tuple(f"not shown: {', '.join(names)}: {reason}." for reason, names in titles.items())
 
 
 class CorpusScores:
@@ -36,20 +70,20 @@ class CorpusScores:
         processes: how many to use at most; default: the processor cores this process may use.
 
     Raises:
-        HarnessError: a task is unknown, or cannot score.
+        HarnessError: a score cannot be computed.
     """
 
     def __init__(self, corpora: Sequence[Corpus], processes: int | None = None) -> None:
         self._scores = dict(zip(corpora, score_corpora(corpora, processes), strict=True))
-        self._tasks = tuple(dict.fromkeys(corpus.task for corpus in corpora))
+        self._languages = {corpus.language for corpus in corpora}
 
     def missing(self) -> tuple[str, ...]:
-        """Return what the tasks of the known corpora say of scores that cannot be made here, each sentence once."""
-        return tuple(dict.fromkeys(said for name in self._tasks for said in _missing(_task(name))))
+        """Return which scores of the known corpora cannot be computed here; see :func:`missing_scores`."""
+        return missing_scores(self._languages)
 
-    def __call__(self, task: str, texts: Sequence[str], references: Sequence[str]) -> Scores:
+    def __call__(self, language: str, texts: Sequence[str], references: Sequence[str]) -> Scores:
         """Return the scores of one corpus; one that was not announced is scored now."""
-        corpus = Corpus(task, tuple(texts), tuple(references))
+        corpus = Corpus(language, tuple(texts), tuple(references))
         if corpus not in self._scores:
             self._scores[corpus] = _score(corpus)
         return self._scores[corpus]
@@ -60,7 +94,7 @@ def score_corpora(corpora: Sequence[Corpus], processes: int | None = None) -> li
 
     Arguments and errors as :class:`CorpusScores`.
     """
-    processes = min(processes or _usable_cores(), len(corpora))
+    processes = min(processes or core_count(), len(corpora))
     if processes < 2 or sum(len(corpus.texts) for corpus in corpora) < SERIAL_SAMPLES:
         return [_score(corpus) for corpus in corpora]
     shares = _shares(corpora, processes)
@@ -82,31 +116,33 @@ class _Worker:
     """A process that scores its share; its files vanish when they are closed."""
 
     def __init__(self, corpora: Sequence[Corpus]) -> None:
-        self._count = len(corpora)
         self._output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
+        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - likewise
         with tempfile.TemporaryFile() as task:
-            task.write(json.dumps([[c.task, c.texts, c.references] for c in corpora]).encode())
+            task.write(json.dumps([[c.language, c.texts, c.references] for c in corpora]).encode())
             task.seek(0)
             self._process = fresh_interpreter(
-                "harness.running.scoring", stdin=task, stdout=self._output, stderr=subprocess.DEVNULL
+                "harness.running.scoring", stdin=task, stdout=self._output, stderr=self._errors
             )
 
     def results(self) -> list[Scores] | None:
-        """Wait; return one result per corpus, or ``None`` when the process failed."""
-        if self._process.wait() != 0:
+        """Wait; return one result per corpus, or ``None``, with a warning, when the process failed."""
+        if code := self._process.wait():
+            self._errors.seek(0)
+            lines = self._errors.read().decode(errors="replace").split("\n")
+            reason = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+            logger.warning("a scoring process ended with exit code %d (%s); its share is scored here", code, reason)
             return None
         self._output.seek(0)
-        try:
-            results: Any = json.loads(self._output.read())
-        except ValueError:
-            return None
-        return results if isinstance(results, list) and len(results) == self._count else None
+        results: list[Scores] = json.loads(self._output.read().rpartition(b"\n")[2])  # behind what start-up printed
+        return results
 
     def close(self) -> None:
         """Stop the process if it still runs."""
         self._process.kill()
         self._process.wait()
         self._output.close()
+        self._errors.close()
 
 
 def _shares(corpora: Sequence[Corpus], count: int) -> list[list[int]]:
@@ -120,30 +156,37 @@ def _shares(corpora: Sequence[Corpus], count: int) -> list[list[int]]:
     return shares
 
 
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _score(corpus: Corpus) -> Scores:
-    scores: Scores = _task(corpus.task).score_corpus(list(corpus.texts), list(corpus.references))
-    return scores
+    pairs = tuple(zip(corpus.texts, corpus.references, strict=True))
+    return {
+        name: None if score.unavailable() else _defined(score.corpus(pairs, corpus.language))
+        for name, score in _scores(corpus.language).items()
+        if score.scores_corpora
+    }
 
 
-def _missing(task: Any) -> Sequence[str]:
-    """A third-party task may be older than this part of the contract."""
-    return task.missing_scores() if hasattr(task, "missing_scores") else ()
+def _defined(value: float | None) -> float | None:
+    """Return a number that records can hold; one that is not finite is not defined."""
+    return None if value is None or not math.isfinite(value) else float(value)
 
 
-@lru_cache(maxsize=16)
-def _task(name: str) -> Any:
-    return TASKS.load(name)()
+def _scores(language: str) -> dict[str, Score]:
+    """Every score that can judge a language, by name."""
+    return {name: score for name, score in _registered().items() if score.applies_to(language)}
+
+
+@cache
+def _registered() -> dict[str, Score]:
+    return {name: SCORES.load(name)() for name in SCORES.names()}
 
 
 def _main(source: IO[bytes], target: IO[bytes]) -> None:
     corpora: Iterable[Any] = json.loads(source.read())
-    results = [_score(Corpus(task, tuple(texts), tuple(references))) for task, texts, references in corpora]
+    results = [_score(Corpus(language, tuple(texts), tuple(references))) for language, texts, references in corpora]
     target.write(json.dumps(results).encode())
 
 
 if __name__ == "__main__":
-    _main(sys.stdin.buffer, sys.stdout.buffer)
+    with os.fdopen(os.dup(1), "wb") as parent:
+        os.dup2(2, 1)  # a task that prints must not speak to the parent
+        _main(sys.stdin.buffer, parent)

@@ -28,9 +28,9 @@ class Prompt:
 
     Attributes:
         token_ids: at least one.
-        truncated: tokens left out of its beginning because they did not fit.
+        truncated: tokens cut off its beginning because they did not fit.
         suffix: what became of the text after the cursor: ``none`` was given, ``used`` by fill-in-the-middle tokens, or
-            ``ignored`` because the model has none and the server was told to.
+            ``ignored`` because the model has none and the server is configured to.
     """
 
     token_ids: tuple[int, ...]
@@ -122,7 +122,7 @@ class Finished:
         ttft_s: from submission to the first token.
         total_s: from submission to the last token.
         energy_j: this request's share of what was used while it ran, joules; ``None`` without a number.
-        energy_source: ``nvml``, ``rapl``, ``soc``, ``estimate`` … or ``none``; a sensor's are measured.
+        energy_source: of the meter; ``none`` where it failed.
     """
 
     text: str
@@ -157,4 +157,4 @@ class Ticket(Protocol):
         """Wait for what comes."""
 
     def cancel(self) -> None:
-        """Nobody wants it any more: its row is free within one token. Does nothing once it has ended."""
+        """Cancel the job: its row is free within one token. Does nothing once it has ended."""

@@ -22,7 +22,7 @@ __all__ = ["Outcome", "answers", "replay"]
 
 @dataclass
 class Outcome:
-    """What an operating point did on the tokens so far; outcomes of parts of a trace add up.
+    """What an operating point did on the tokens so far; outcomes of parts of a trace can be added.
 
     Attributes:
         right: tokens equal to the last layer's, by document, ``[documents]`` int64.
@@ -105,7 +105,7 @@ def answers(
 
 
 def replay(point: OperatingPoint, tokens: TracedTokens, model: ModelInfo) -> Outcome:
-    """Return where an operating point would have let go of traced tokens; raises as :func:`answers`."""
+    """Return where an operating point would have exited traced tokens; raises as :func:`answers`."""
     count, documents = len(tokens), len(tokens.documents)
     charges = Charges(count)
     spent = charges.spent
@@ -123,9 +123,9 @@ def replay(point: OperatingPoint, tokens: TracedTokens, model: ModelInfo) -> Out
         exits[layer] = left
         layers[leaving] = layer
         right[leaving] = (tokens.top(layer) == tokens.final)[leaving]
-        if not charges.seen("logits", layer):  # nobody asked: the output's own
+        if not charges.seen("logits", layer):  # no check asked for it: the output's own
             spent["logits"] += left
-        if layer in tokens.maps:
+        if layer in tokens.shortcuts:
             mapped += left
             spent["shortcut"] += 0 if charges.seen("shortcut", layer) else left
         running &= ~decided

@@ -1,4 +1,4 @@
-"""``harness sweep --replay``: all operating points over one trace, part by part."""
+"""``harness sweep --replay``: all operating points over one trace, in parts."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class SweepRequest:
         tasks: only documents of these tasks; all if empty.
         kv: name of the KV policy of the expected speed-up.
         seed: decides which documents are held out, and what random strategies draw.
-        calibrate: also say how well each score tells right exits from wrong ones.
+        calibrate: also judge how well each score separates right from wrong exits.
     """
 
     strategies: tuple[str, ...]
@@ -66,7 +66,7 @@ class SweepRequest:
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What a sweep leaves.
+    """The result of a sweep.
 
     Attributes:
         sweep: its rows and notes.
@@ -93,7 +93,7 @@ def sweep(model: str, folder: Path, request: SweepRequest, *, artefacts: str | N
         folder: of the trace.
         request: what to sweep.
         artefacts: where trained artefacts are looked for.
-        watch: is told how it goes on.
+        watch: receives the progress.
 
     Raises:
         HarnessError: anything that cannot be replayed, in one line with the remedy.
@@ -108,14 +108,14 @@ def sweep(model: str, folder: Path, request: SweepRequest, *, artefacts: str | N
     for spec, strategy in built:
         operating_point(spec, strategy, info)
     wanted = _wanted(traces, request)
-    maps = exit_maps(traces, resolved, Observation(state="exit"))
+    shortcuts = exit_maps(traces, resolved, Observation(state="exit"))
     began = time.perf_counter()
     references = [StrategySpec(BASELINE), *parse_all(request.references)]
-    observed = _observed(traces, wanted, maps, request.seed)
+    observed = _observed(traces, wanted, shortcuts, request.seed)
     asked = _expanded(specs, request, observed, info)
     points, extra = _points(references, asked, info)
     tallies, left_out = _tallies(specs, request, traces, wanted, observed, info)
-    outcomes = _replay_all(points, tallies, traces, wanted, maps, info, request.seed, watch)
+    outcomes = _replay_all(points, tallies, traces, wanted, shortcuts, info, request.seed, watch)
     rows = make_rows(points, outcomes, info, KV_POLICIES.load(request.kv).facts, extra)
     seconds = time.perf_counter() - began - sum(tally.seconds for tally in tallies)
     count, documents = outcomes[0].count, int((outcomes[0].tokens > 0).sum())
@@ -167,15 +167,15 @@ def _wanted(traces: Traces, request: SweepRequest) -> Tensor:
     return wanted
 
 
-def _observed(traces: Traces, wanted: Tensor, maps: Mapping[int, Linear], seed: int) -> Callable[[], TracedTokens]:
-    """Return what reads some of the wanted tokens, spread over all of them, once."""
+def _observed(traces: Traces, wanted: Tensor, shortcuts: Mapping[int, Linear], seed: int) -> Callable[[], TracedTokens]:
+    """Return a sample of the wanted tokens, spread over all of them, read once."""
 
     @cache
     def read() -> TracedTokens:
         rows = wanted.nonzero().squeeze(1)
         some = torch.zeros_like(wanted)
         some[rows[:: max(1, len(rows) // OBSERVED)]] = True
-        (observed,) = read_tokens(traces, some, maps, seed=seed, part=2 * OBSERVED)
+        (observed,) = read_tokens(traces, some, shortcuts, seed=seed, part=2 * OBSERVED)
         return observed
 
     return read
@@ -184,7 +184,7 @@ def _observed(traces: Traces, wanted: Tensor, maps: Mapping[int, Linear], seed: 
 def _expanded(
     specs: Sequence[StrategySpec], request: SweepRequest, observed: Callable[[], TracedTokens], info: ModelInfo
 ) -> list[StrategySpec]:
-    """Put thresholds where none is given, behind the strategy's own."""
+    """Add thresholds where none is given, after the strategy's own."""
     found: list[StrategySpec] = []
     for spec in specs:
         found.append(spec)
@@ -201,7 +201,7 @@ def _tallies(
     observed: Callable[[], TracedTokens],
     info: ModelInfo,
 ) -> tuple[list[ScoreTally], dict[str, str]]:
-    """Return what counts the scores of the strategies, if that is wanted, and why some have none."""
+    """Return counters for the scores of the strategies, if requested, and why some have none."""
     if not request.calibrate:
         return [], {}
     scored, left_out = families(specs)
@@ -224,7 +224,7 @@ def _tallies(
 def _points(
     references: Sequence[StrategySpec], asked: Sequence[StrategySpec], info: ModelInfo
 ) -> tuple[tuple[OperatingPoint, ...], frozenset[str]]:
-    """Return every operating point once, references first, and the names of those that nobody asked for."""
+    """Return every operating point once, references first, and the names of those not requested."""
     kept: list[OperatingPoint] = []
     extra: set[str] = set()
     for place, spec in enumerate([*references, *asked]):
@@ -244,7 +244,7 @@ def _replay_all(
     tallies: Sequence[ScoreTally],
     traces: Traces,
     wanted: Tensor,
-    maps: Mapping[int, Linear],
+    shortcuts: Mapping[int, Linear],
     info: ModelInfo,
     seed: int,
     watch: Watch,
@@ -253,7 +253,7 @@ def _replay_all(
     outcomes = [Outcome.nothing(len(traces.documents)) for _ in points]
     watch.begin(f"replaying {len(points)} operating points", total)
     with torch.inference_mode():
-        for tokens in read_tokens(traces, wanted, maps, seed=seed):
+        for tokens in read_tokens(traces, wanted, shortcuts, seed=seed):
             for place, point in enumerate(points):
                 outcomes[place] += replay(point, tokens, info)
             for tally in tallies:

@@ -30,7 +30,7 @@ def make_rows(
         outcomes: of the same tokens.
         model: facts.
         kv: the KV policy of the expected speed-up.
-        references: names of operating points that nobody asked for.
+        references: names of operating points that were not requested.
     """
     rehearsed = [outcome for point, outcome in zip(points, outcomes, strict=True) if point.strategy.rehearsed]
     best = min(rehearsed, key=lambda outcome: outcome.layers, default=None)

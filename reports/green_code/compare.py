@@ -96,7 +96,7 @@ def _table(
 
 
 def _only_of(base: RecordedRun | None, run: RecordedRun) -> Iterator[str]:
-    """What the untuned run says besides."""
+    """Further notes of the untuned run."""
     for note in base.summary.notes if base else ():
         if note not in run.summary.notes:
             yield f"untuned run: {note}"
@@ -216,7 +216,7 @@ def _matched(agent: Sequence[GridPoint], ours: _Ours) -> Iterator[MatchedPoint]:
 
 
 def _may_match(cell: Measured) -> bool:
-    """Whether it decides where to exit, and without a cache, as the paper's did."""
+    """Whether the operating point decides where to exit, and without a cache, as the paper's did."""
     point = cell.point
     decides = bool(point.exit_points) and point.options.get("threshold") != NEVER and not point.rehearsed
     return decides and cell.regime.kv == "none"

@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,9 +32,10 @@ from harness.records.cost import PARTS, Attribution, CheckCost, OperatingPointCo
 from reports.statistics.intervals import MINIMUM_PAIRS, replicate_interval
 from reports.summary.measured import Measured
 
-__all__ = ["attribute"]
+__all__ = ["attribute", "price_per_check"]
 
 Array = NDArray[np.float64]
+Cost = TypeVar("Cost", float, Array)
 
 RESAMPLES = 1_000
 TIE_BREAKER = 0.03
@@ -68,6 +70,17 @@ def attribute(cells: Sequence[Measured], *, seed: int = 0) -> tuple[Attribution,
             if quantity == "time" or len(sources) == 1:
                 found.append(system.solve(quantity, source, seed))
     return tuple(found)
+
+
+def price_per_check(never: Cost, full: Cost, checks: Cost) -> Cost:
+    """Return what one exit check costs, in the unit of the costs.
+
+    Args:
+        never: cost of the probe, the strategy that is asked at every exit point and never obeyed.
+        full: cost of full depth on the same blocks.
+        checks: of the probe, on these blocks.
+    """
+    return (never - full) / checks
 
 
 def _seconds(window: WindowRecord) -> float | None:
@@ -187,7 +200,7 @@ class _System:
             strategy = cell.point.strategy
             checks = self._count(counts[place], f"check {strategy}")
             if checks:
-                direct[strategy] = (totals[place] - totals[0]) / checks
+                direct[strategy] = price_per_check(totals[place], totals[0], checks)
                 wanted[strategy] = (self._count(counts[place], "LM head") - free[place]) / checks
                 found[f"direct {strategy}"] = direct[strategy]
                 found[f"fitted {strategy}"] = cost[f"check {strategy}"] + wanted[strategy] * cost["LM head"]

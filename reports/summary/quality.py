@@ -1,7 +1,7 @@
 """How good the completions are: task scores, and faithfulness to full depth.
 
-Only the first repeat is scored, since the others generate the same text again. Corpus scores come from the
-task; what it does not give is the mean of the per-sample scores. Random weights make every number here
+Only the first repeat is scored, since the others generate the same text again. A score of a corpus is
+computed from its texts; any other is the mean of the samples' scores. Random weights make every number here
 meaningless, which the summary's notes say.
 """
 
@@ -11,14 +11,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from harness.contracts import Score
 from reports.statistics.intervals import mean, ratio
 from reports.summary.measured import Measured
 
 __all__ = ["SCORES", "Corpus", "CorpusScorer", "agreement", "corpora", "quality"]
 
-CorpusScorer: TypeAlias = Callable[[str, Sequence[str], Sequence[str]], dict[str, Score]]
-"""``(task name, texts, references) -> scores``: the runner passes the task's own ``score_corpus``."""
+CorpusScorer: TypeAlias = Callable[[str, Sequence[str], Sequence[str]], dict[str, float | None]]
+"""``(language, texts, references) -> scores``: every registered score of a corpus, by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +25,11 @@ class Corpus:
     """What is scored together: the completions of one operating point on one task.
 
     Attributes:
-        task: registered name.
+        language: of the code.
         texts: completions. references: ground truths, as many.
     """
 
-    task: str
+    language: str
     texts: tuple[str, ...]
     references: tuple[str, ...]
 
@@ -54,7 +53,7 @@ def corpora(cells: Iterable[Measured]) -> list[Corpus]:
     return list(dict.fromkeys(_corpus(cell) for cell in cells if cell.scored))
 
 
-def quality(cell: Measured, score_corpus: CorpusScorer) -> dict[str, Score]:
+def quality(cell: Measured, score_corpus: CorpusScorer) -> dict[str, float | None]:
     """Return every score of a summary row by field name; ``None`` where a score is not defined.
 
     A score the corpus scorer names wins, also when it says ``None``. The scorer is not called when no
@@ -64,8 +63,8 @@ def quality(cell: Measured, score_corpus: CorpusScorer) -> dict[str, Score]:
     if not scored:
         return dict.fromkeys(SCORES)
     asked = _corpus(cell)
-    corpus = score_corpus(asked.task, list(asked.texts), list(asked.references))
-    row: dict[str, Score] = {}
+    corpus = score_corpus(asked.language, list(asked.texts), list(asked.references))
+    row: dict[str, float | None] = {}
     for name in SCORES:
         if name in corpus:
             row[name] = corpus[name]
@@ -77,7 +76,9 @@ def quality(cell: Measured, score_corpus: CorpusScorer) -> dict[str, Score]:
 
 def _corpus(cell: Measured) -> Corpus:
     scored = cell.scored
-    return Corpus(cell.task.name, tuple(sample.text for sample in scored), tuple(sample.reference for sample in scored))
+    return Corpus(
+        cell.task.language, tuple(sample.text for sample in scored), tuple(sample.reference for sample in scored)
+    )
 
 
 def agreement(cell: Measured, full: Measured) -> float | None:

@@ -44,7 +44,7 @@ def summarise(
         manifest: full depth is its first operating point and the baseline of every ratio.
         windows: measured windows; warm-up is left out.
         samples: sample records; those of uncommitted windows are left out.
-        score_corpus: ``(task name, texts, references) -> scores``, called once per row that has samples.
+        score_corpus: ``(language, texts, references) -> scores``, called once per row that has samples.
         machine: one line that describes where it was measured (``harness.host.environment.machine_line``);
             by default what the manifest's environment calls the processor.
         missing_scores: sentences about scores that the scorer cannot make where it runs; they become notes.

@@ -26,16 +26,18 @@ class Skipped:
 
 
 class Protocol(ABC):
-    """One way to make and judge completions, for one language.
+    """One way to make and judge completions, for one language; subclass it, one class per protocol.
+
+    A registered protocol is a class that takes the language; ``--protocol`` names its entry point.
 
     Attributes:
-        name: as in ``--protocol``.
+        new_tokens: limit of a completion, tokens, unless the request overrides it.
         wants: which of a task's datasets it reads.
         origins: row type → in words, how this protocol makes a sample of it.
         language: of the code.
     """
 
-    name: ClassVar[str]
+    new_tokens: ClassVar[int]
     wants: ClassVar[Literal["documents", "lines"]]
     origins: ClassVar[Mapping[type, str]]
 
@@ -53,6 +55,10 @@ class Protocol(ABC):
     @abstractmethod
     def completion(self, text: str) -> str:
         """Return the part of generated text that is scored."""
+
+    def limit(self, request: TaskRequest) -> int:
+        """Return the limit of a completion, tokens: what was asked for, or the protocol's own."""
+        return self.new_tokens if request.max_new_tokens is None else request.max_new_tokens
 
     def is_withheld(self, row: BadRow) -> bool:
         """Return whether a row was bad only because its answer is empty."""

@@ -39,7 +39,7 @@ _NO_ANSWER = "'gt' is empty, the answer is withheld"
 class CodexglueLine(Protocol):
     """Prompt: the code up to somewhere in a line. Reference: the rest of that line."""
 
-    name: ClassVar[str] = "codexglue-line"
+    new_tokens: ClassVar[int] = NEW_TOKENS
     wants: ClassVar[Literal["documents", "lines"]] = "lines"
     origins: ClassVar[Mapping[type, str]] = {
         Document: "document cut by the harness at a seeded token of a seeded line",
@@ -58,7 +58,7 @@ class CodexglueLine(Protocol):
             if pieces is None:
                 return Skipped("document without a line to complete")
             prompt, rest = pieces
-        new = NEW_TOKENS if request.max_new_tokens is None else request.max_new_tokens
+        new = self.limit(request)
         prompt_ids = tuple(codec.encode(prompt)[-MAX_CONTEXT:])
         if not prompt_ids:
             return BadRow(row.sample_id, f"row {row.number}: the tokenizer makes no token of the prompt")

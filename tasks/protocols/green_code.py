@@ -35,7 +35,7 @@ NEW_TOKENS = 15
 class GreenCode(Protocol):
     """Context: the first 20 % of a document's tokens, at most 512. Reference: the next 15 tokens."""
 
-    name: ClassVar[str] = "green-code"
+    new_tokens: ClassVar[int] = NEW_TOKENS
     wants: ClassVar[Literal["documents", "lines"]] = "documents"
     origins: ClassVar[Mapping[type, str]] = {
         Document: "document",
@@ -44,7 +44,7 @@ class GreenCode(Protocol):
 
     def sample(self, row: Document | LineRow, codec: TextCodec, request: TaskRequest) -> Sample | BadRow | Skipped:
         """Tokenise the whole document and split it; a document that is too short is skipped."""
-        new = NEW_TOKENS if request.max_new_tokens is None else request.max_new_tokens
+        new = self.limit(request)
         token_ids = codec.encode(whole(row))
         context = min(len(token_ids) // CONTEXT_PART, MAX_CONTEXT)
         if context < 1 or len(token_ids) < context + new:

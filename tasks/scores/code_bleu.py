@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,10 +37,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeAlias
 
+from harness.contracts import Score
+from harness.contracts.scores import Pair
 from harness.errors import ConfigError
-from tasks.scores.text import as_source, code_tokens
+from tasks.scores.text import as_source, code_tokens, restored
 
-__all__ = ["CodeBleu", "code_bleu", "data_flow", "why_absent"]
+__all__ = ["CodeBleu", "Components", "Dataflow", "DataflowDefined", "Syntax", "components", "data_flow"]
 
 _PLAIN_WEIGHT = 0.2
 """Weight of a token that is no keyword, as in the library."""
@@ -54,8 +57,8 @@ Edge: TypeAlias = tuple[int, str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
-class CodeBleu:
-    """The components over a corpus, each in 0…1.
+class Components:
+    """The components of CodeBLEU over a corpus, each in 0…1.
 
     Attributes:
         ngram: BLEU-4 with counts pooled.
@@ -78,27 +81,80 @@ class CodeBleu:
         return fmean(parts if self.dataflow is None else [*parts, self.dataflow])
 
 
-def why_absent() -> str | None:
-    """Return why this installation has no CodeBLEU, with the command that adds it; ``None`` when it has.
+class _OfCodeBleu(Score):
+    """A number of CodeBLEU's; each is computed once with all the others."""
 
-    The library is no dependency of the harness: its metadata demands a tree-sitter that recent Pythons have no
-    wheel for, so it is installed without its dependencies, which no package can ask for.
-    """
-    if importlib.util.find_spec("codebleu") is not None:
-        return None
-    return "the package codebleu is not installed (pip install --no-deps codebleu==0.7.0)"
+    def unavailable(self) -> str | None:
+        """Return whether the library is absent.
+
+        It is no dependency of the harness: its metadata demands a tree-sitter that recent Pythons have no wheel for, so
+        it is installed without its dependencies, which no package can ask for.
+        """
+        if importlib.util.find_spec("codebleu") is not None:
+            return None
+        return "the package codebleu is not installed (pip install --no-deps codebleu==0.7.0)"
+
+    def corpus(self, pairs: Sequence[Pair], language: str) -> float | None:
+        """Return the number; ``None`` for a language the library does not know.
+
+        Raises:
+            ConfigError: the language's grammar is not installed, or the installed tree-sitter does not fit it.
+        """
+        found = _components(tuple(pairs), language)
+        return None if found is None else self._of(found)
+
+    @abstractmethod
+    def _of(self, found: Components) -> float | None:
+        """Return one of the numbers."""
 
 
-def code_bleu(pairs: Sequence[tuple[str, str]], language: str) -> CodeBleu | None:
-    """Return the components over (text, reference) pairs.
+class CodeBleu(_OfCodeBleu):
+    """N-grams, keywords, syntax and data flow together (CodeBLEU)."""
 
-    ``None`` for a language the library does not know, and where the library is absent (:func:`why_absent`).
+    title = "CodeBLEU"
+
+    def _of(self, found: Components) -> float:
+        return found.score
+
+
+class Syntax(_OfCodeBleu):
+    """Matching syntax subtrees, a component of CodeBLEU."""
+
+    title = "syntax"
+
+    def _of(self, found: Components) -> float:
+        return found.syntax
+
+
+class Dataflow(_OfCodeBleu):
+    """Matching data-flow edges, a component of CodeBLEU."""
+
+    title = "data flow"
+
+    def _of(self, found: Components) -> float | None:
+        return found.dataflow
+
+
+class DataflowDefined(_OfCodeBleu):
+    """Share of samples whose reference has data flow."""
+
+    title = "flow defined"
+
+    def _of(self, found: Components) -> float:
+        return found.dataflow_defined
+
+
+@lru_cache(maxsize=1)
+def _components(pairs: tuple[Pair, ...], language: str) -> Components | None:
+    return components(restored(pairs), language)
+
+
+def components(pairs: Sequence[tuple[str, str]], language: str) -> Components | None:
+    """Return the components over (text, reference) pairs; ``None`` for a language the library does not know.
 
     Raises:
         ConfigError: the language's grammar is not installed, or the installed tree-sitter does not fit it.
     """
-    if why_absent() is not None:
-        return None
     from codebleu import bleu, syntax_match, weighted_ngram_match
 
     if language not in syntax_match.dfg_function:
@@ -113,7 +169,7 @@ def code_bleu(pairs: Sequence[tuple[str, str]], language: str) -> CodeBleu | Non
     ]
     flows = [(data_flow(text, language), data_flow(reference, language)) for text, reference in sources]
     defined = [(found, wanted) for found, wanted in flows if wanted]
-    return CodeBleu(
+    return Components(
         ngram=float(bleu.corpus_bleu([[reference] for reference in references], texts)),
         weighted_ngram=float(weighted_ngram_match.corpus_bleu(weighted, texts)),
         syntax=float(

@@ -14,7 +14,40 @@ from collections.abc import Sequence
 
 from rapidfuzz.distance import Indel
 
-__all__ = ["edit_similarity", "exact_match", "token_accuracy"]
+from harness.contracts import Completion, Score
+from tasks.scores.text import restore_literals
+
+__all__ = ["EditSimilarity", "ExactMatch", "TokenAccuracy", "edit_similarity", "exact_match", "token_accuracy"]
+
+
+class ExactMatch(Score):
+    """Share of completions identical to the reference, white space aside."""
+
+    title = "exact match"
+
+    def sample(self, completion: Completion) -> float:
+        """Return 1 or 0."""
+        return exact_match(restore_literals(completion.text), restore_literals(completion.reference))
+
+
+class EditSimilarity(Score):
+    """Edit similarity to the reference, 1 is identical."""
+
+    title = "edit sim."
+
+    def sample(self, completion: Completion) -> float:
+        """Return the official score of one pair as a fraction."""
+        return edit_similarity(restore_literals(completion.text), restore_literals(completion.reference)) / 100
+
+
+class TokenAccuracy(Score):
+    """Share of tokens that equal the reference's at the same place."""
+
+    title = "token acc."
+
+    def sample(self, completion: Completion) -> float | None:
+        """Return the share; ``None`` without a reference."""
+        return token_accuracy(completion.token_ids, completion.reference_ids)
 
 
 def exact_match(text: str, reference: str) -> float:

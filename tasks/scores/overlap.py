@@ -11,9 +11,49 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from tasks.scores.text import code_tokens
+from harness.contracts import Completion, Score
+from harness.contracts.scores import Pair
+from tasks.scores.text import code_tokens, restore_literals, restored
 
-__all__ = ["chrf", "corpus_bleu", "corpus_chrf", "rouge_l", "sentence_bleu"]
+__all__ = ["Bleu", "Chrf", "RougeL", "chrf", "corpus_bleu", "corpus_chrf", "rouge_l", "sentence_bleu"]
+
+
+class Bleu(Score):
+    """N-gram precision, BLEU-4 of code tokens; of a corpus with counts pooled."""
+
+    title = "BLEU"
+
+    def sample(self, completion: Completion) -> float:
+        """Return the smoothed score of one pair."""
+        return sentence_bleu(restore_literals(completion.text), restore_literals(completion.reference))
+
+    def corpus(self, pairs: Sequence[Pair], language: str) -> float:
+        """Return the score of pooled counts."""
+        return corpus_bleu(restored(pairs))
+
+
+class RougeL(Score):
+    """Longest common subsequence of code tokens, F1."""
+
+    title = "ROUGE-L"
+
+    def sample(self, completion: Completion) -> float:
+        """Return the score of one pair."""
+        return rouge_l(restore_literals(completion.text), restore_literals(completion.reference))
+
+
+class Chrf(Score):
+    """Character n-grams, chrF2; of a corpus with counts pooled."""
+
+    title = "chrF"
+
+    def sample(self, completion: Completion) -> float:
+        """Return the score of one pair."""
+        return chrf(restore_literals(completion.text), restore_literals(completion.reference))
+
+    def corpus(self, pairs: Sequence[Pair], language: str) -> float:
+        """Return the score of pooled counts."""
+        return corpus_chrf(restored(pairs))
 
 
 def sentence_bleu(text: str, reference: str) -> float:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
+from harness.contracts.scores import Pair
 from tasks.languages import END_OF_LINE
 
-__all__ = ["as_source", "code_tokens", "restore_literals"]
+__all__ = ["as_source", "code_tokens", "restore_literals", "restored"]
 
 _NAMED_LITERAL = re.compile(r"<(?:STR|NUM|CHAR)_LIT:(.*?)>", re.DOTALL)
 _TOKEN = re.compile(rf"{END_OF_LINE}|\w+|[^\w\s]")
@@ -20,6 +22,11 @@ def restore_literals(text: str) -> str:
     """
     text = text.replace("<NUM_LIT>", "0").replace("<STR_LIT>", "").replace("<CHAR_LIT>", "")
     return _NAMED_LITERAL.sub(lambda match: match[1], text)
+
+
+def restored(pairs: Sequence[Pair]) -> list[Pair]:
+    """Return texts and references with their literals restored."""
+    return [(restore_literals(text), restore_literals(reference)) for text, reference in pairs]
 
 
 def code_tokens(text: str) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from harness.contracts import Completion
 from harness.records import (
     SCHEMA_VERSION,
     Manifest,
@@ -24,10 +25,9 @@ from harness.records import (
     TaskRecord,
     WindowRecord,
 )
-from harness.running.scoring import CorpusScores
+from harness.running.scoring import CorpusScores, score_sample
 from reports.summary.quality import corpora
 from reports.summary.summarise import candidates, summarise
-from tasks.scores import sample_scores
 
 SAMPLES, POINTS, TOKENS, LAYERS = 1_000, 20, 15, 30
 
@@ -62,7 +62,8 @@ def run() -> Run:
                     window=windowed, operating_point=name, task="py150", sample_id=str(block), prompt_ids=(1,) * 200,
                     token_ids=tokens, reference_ids=tokens, exit_layers=(LAYERS, *chance.choices((14, 22, 30), k=14)),
                     token_times_s=times, text=text, reference=reference, latency_s=times[-1], ttft_s=times[0],
-                    scores=sample_scores(text, reference, tokens, tokens), lm_head_evaluations=20, layers_executed=300,
+                    scores=score_sample(Completion(text, reference, tokens, tokens, "python")),
+                    lm_head_evaluations=20, layers_executed=300,
                 )
             )  # fmt: skip
     return _manifest(names), windows, samples

@@ -100,12 +100,12 @@ def test_the_grid_is_measured_shown_written_and_goes_on(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--scale", "huge"], "--scale 'huge' is no scale"),
+        (["--scale", "huge"], "--scale 'huge' is not a scale"),
         (["--strategy", "rl"], "--strategy belongs to --figure kv"),
         (["--figure", "kv", "--scale", "small"], "--scale belongs to --figure grid"),
         (["--task", "humaneval"], "--task humaneval is not in the paper's grid. Use javacorpus or py150."),
         (["--limit", "0"], "the grid needs 1 sample or more"),
-        (["--resume", "nowhere"], "nowhere is no grid"),
+        (["--resume", "nowhere"], "nowhere is not a grid"),
         (["--weights", "big"], "--weights big is unknown"),
     ],
 )

@@ -31,6 +31,7 @@ QUIET: dict[str, Any] = {
     "gemm_flops_per_s": 1e12,
     "dispatch_s": 1e-6,
     "meter": "rapl",
+    "meter_measured": True,
     "sensors": (SensorRecord(name="rapl", stated_period_s=0.001, period_s=0.00098),),
 }
 """A machine of which nothing bad can be said."""
@@ -75,7 +76,7 @@ def test_a_quiet_machine_is_trusted_in_everything() -> None:
         ({"timer_resolution_s": None}, {"latency": NOT}),
         ({"timer_backward_steps": 2}, {"latency": NOT}),
         # energy
-        ({"meter": "estimate"}, {"energy": NOT}),
+        ({"meter": "estimate", "meter_measured": False}, {"energy": NOT}),
         ({"meter": "none"}, {"energy": NOT}),
         ({"sensors": (SensorRecord(name="rapl", period_reason="stuck"),)}, {"energy": CARE}),
         ({"sensors": ()}, {"energy": CARE}),
@@ -96,7 +97,7 @@ def test_a_quiet_machine_is_trusted_in_everything() -> None:
         ({"bandwidth_buffer_bytes": 100 << 20, "bandwidth_limited_by": "memory"}, {"roofline": CARE}),
         ({"bandwidth_cache_bytes": None}, {"roofline": CARE}),
         ({"dispatch_s": 5e-5}, {"roofline": CARE}),
-        ({"packages_missing": ("codebleu",)}, {"accuracy": CARE}),
+        ({"scores_missing": ("not shown: CodeBLEU: absent.",)}, {"accuracy": CARE}),
         ({"dtype": "bfloat16"}, {}),
     ],
 )
@@ -112,10 +113,10 @@ def words(metric: str, **changes: Any) -> str:
 
 def test_an_estimate_is_called_one_and_the_sensors_say_how_to_do_better() -> None:
     absent = (SensorRecord(name="rapl", unavailable="readable by root only"),)
-    said = words("energy", meter="estimate", sensors=absent)
+    said = words("energy", meter="estimate", meter_measured=False, sensors=absent)
     assert "estimate only" in said
     assert "no sensor serves this device" in said
-    assert "rapl is here and not in use → --energy rapl" in words("energy", meter="estimate")
+    assert "rapl is here and not in use → --energy rapl" in words("energy", meter="estimate", meter_measured=False)
 
 
 def test_reasons_carry_their_numbers_and_remedies() -> None:
@@ -127,10 +128,7 @@ def test_reasons_carry_their_numbers_and_remedies() -> None:
     assert "ticks every 15 ms, not every 1 ms" in words(
         "energy", sensors=(SensorRecord(name="rapl", stated_period_s=0.001, period_s=0.015),)
     )
-    assert "not installed: codebleu rapidfuzz → pip install rapidfuzz, pip install --no-deps codebleu==0.7.0" in words(
-        "accuracy", packages_missing=("codebleu", "rapidfuzz")
-    )
-    assert "→ pip install rouge-score" in words("accuracy", packages_missing=("rouge-score",))
+    assert "CodeBLEU: absent" in words("accuracy", scores_missing=("not shown: CodeBLEU: absent.",))
     assert "no memory left" in words("roofline", bandwidth_bytes_per_s=None, missing={"bandwidth": "no memory left"})
     assert "bfloat16 another machine may break near-ties" in words("accuracy", dtype="bfloat16")
 

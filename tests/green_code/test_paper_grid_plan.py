@@ -81,7 +81,7 @@ def test_scales(text: str, samples: int, papers_own: bool) -> None:
 
 @pytest.mark.parametrize("text", ["", "big", "0", "-1", "1.5", "nan", "inf", "0.0001"])
 def test_no_scale_is_one_line(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"is no scale. Use small, full, or a fraction"):
+    with pytest.raises(ConfigError, match=r"is not a scale. Use small, full, or a fraction"):
         read_scale(text)
 
 
@@ -124,5 +124,5 @@ def test_a_grid_knows_its_settings(tmp_path: Path) -> None:
     (tmp_path / "g" / PLAN).write_text("{")
     with pytest.raises(StoreError, match="is damaged"):
         read_settings(tmp_path / "g")
-    with pytest.raises(StoreError, match="is no grid"):
+    with pytest.raises(StoreError, match="is not a grid"):
         read_settings(tmp_path)

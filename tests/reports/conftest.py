@@ -23,7 +23,7 @@ from reports.summary.summarise import summarise
 LAYERS = 10
 
 
-def no_corpus_scores(task: str, texts: Any, references: Any) -> dict[str, float | None]:
+def no_corpus_scores(language: str, texts: Any, references: Any) -> dict[str, float | None]:
     return {}
 
 

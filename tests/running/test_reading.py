@@ -43,7 +43,7 @@ def test_a_run_without_codebleu_is_reported_with_the_reason(tiny_run: Command, t
     assert reason in " ".join(ran.out.split())
     summary = read_run(tmp_path / "without", stored=True).summary
     assert [note for note in summary.notes if reason in note] == [
-        f"CodeBLEU, syntax and data flow are not shown: {reason}."
+        f"not shown: CodeBLEU, data flow, flow defined, syntax: {reason}."
     ]
     assert {(row.codebleu, row.syntax, row.dataflow, row.dataflow_defined) for row in summary.rows} == {(None,) * 4}
     assert all(row.bleu is not None for row in summary.rows)

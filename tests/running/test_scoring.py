@@ -8,14 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import UnknownNameError
 from harness.running import scoring
 from harness.running.scoring import CorpusScores, score_corpora
 from reports.summary.quality import Corpus
 
-PYTHON = Corpus("py150", ("x = 1", "return y", "for i in z:"), ("x = 1", "return x", "for i in range(3):"))
-JAVA = Corpus("javacorpus", ("int x = 1;", "return y;"), ("int x = 1;", "return x;"))
-SHORT = Corpus("py150", ("x",), ("y",))
+PYTHON = Corpus("python", ("x = 1", "return y", "for i in z:"), ("x = 1", "return x", "for i in range(3):"))
+JAVA = Corpus("java", ("int x = 1;", "return y;"), ("int x = 1;", "return x;"))
+SHORT = Corpus("python", ("x",), ("y",))
 CORPORA = [PYTHON, JAVA, SHORT]
 
 
@@ -51,15 +50,35 @@ def test_small_work_starts_no_process(serial, monkeypatch) -> None:
     assert score_corpora(CORPORA, 2) == serial
 
 
-def test_what_a_process_cannot_do_is_done_here(serial, parallel, monkeypatch) -> None:
+def test_what_a_process_cannot_do_is_done_here_and_said(serial, parallel, monkeypatch, caplog) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
     assert score_corpora(CORPORA, 3) == serial
     assert len(parallel) == 2
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
+    assert "exit code 1 (it said nothing)" in caplog.text
 
 
-def test_a_task_that_nobody_knows_is_refused_as_in_one_process(parallel) -> None:
-    with pytest.raises(UnknownNameError, match="no-such-task"):
-        score_corpora([PYTHON, Corpus("no-such-task", ("x",), ("x",))], 2)
+def test_a_process_that_fails_is_quoted(serial, parallel, monkeypatch, caplog, tmp_path: Path) -> None:
+    (tmp_path / "tasks.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert score_corpora(CORPORA, 3) == serial
+    assert caplog.text.count("'tasks' is not a package") == 2
+
+
+def test_a_task_that_prints_spoils_nothing(serial, parallel, monkeypatch, caplog, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys, threading, time\n"
+        "def talk():\n"
+        "    while True:\n"
+        "        print('hello', flush=True)\n"
+        "        time.sleep(0.01)\n"
+        "print('hello', flush=True)\n"
+        "if 'harness.running.scoring' in sys.orig_argv:\n"
+        "    threading.Thread(target=talk, daemon=True).start()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert score_corpora(CORPORA, 3) == serial
+    assert not caplog.records
 
 
 def test_an_error_leaves_no_process_behind(parallel, monkeypatch) -> None:
@@ -80,7 +99,7 @@ def test_a_script_without_a_guard_is_not_run_again(tmp_path: Path) -> None:
         "from harness.running import scoring\n"
         "from reports.summary.quality import Corpus\n"
         "scoring.SERIAL_SAMPLES = 0\n"
-        "print(len(scoring.score_corpora([Corpus('py150', (str(n),), ('x',)) for n in range(4)], 2)))\n"
+        "print(len(scoring.score_corpora([Corpus('python', (str(n),), ('x',)) for n in range(4)], 2)))\n"
     )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
     assert done.stdout == "started\n4\n"
@@ -89,29 +108,21 @@ def test_a_script_without_a_guard_is_not_run_again(tmp_path: Path) -> None:
 
 def test_a_corpus_that_was_not_announced_is_scored_when_asked() -> None:
     scores = CorpusScores([PYTHON], processes=1)
-    assert scores("py150", list(PYTHON.texts), list(PYTHON.references)) == score_corpora([PYTHON], 1)[0]
-    assert scores("py150", list(SHORT.texts), list(SHORT.references)) == score_corpora([SHORT], 1)[0]
+    assert scores("python", list(PYTHON.texts), list(PYTHON.references)) == score_corpora([PYTHON], 1)[0]
+    assert scores("python", list(SHORT.texts), list(SHORT.references)) == score_corpora([SHORT], 1)[0]
 
 
 def test_what_cannot_be_scored_here_is_said_once(monkeypatch) -> None:
     assert CorpusScores(CORPORA, processes=1).missing() == ()
     monkeypatch.setitem(sys.modules, "codebleu", None)
     (said,) = CorpusScores(CORPORA, processes=1).missing()
+    assert "CodeBLEU, data flow, flow defined, syntax" in said
     assert "pip install --no-deps codebleu" in said
     assert CorpusScores([], processes=1).missing() == ()
 
 
-def test_a_task_of_before_the_question_has_nothing_to_say(monkeypatch) -> None:
-    class Old:
-        def score_corpus(self, texts, references):
-            return {"exact_match": 1.0}
-
-    monkeypatch.setattr(scoring, "_task", lambda name: Old())
-    assert CorpusScores([PYTHON], processes=1).missing() == ()
-
-
 def test_shares_are_even() -> None:
-    corpora = [Corpus("py150", ("x",) * size, ("x",) * size) for size in (5, 1, 3, 1, 2)]
+    corpora = [Corpus("python", ("x",) * size, ("x",) * size) for size in (5, 1, 3, 1, 2)]
     shares = scoring._shares(corpora, 2)
     assert sorted(index for share in shares for index in share) == [0, 1, 2, 3, 4]
     assert sorted(sum(len(corpora[index].texts) for index in share) for share in shares) == [6, 6]

@@ -154,7 +154,7 @@ def test_the_queue_is_bounded_and_what_is_beyond_is_refused(own: Callable[..., S
                 tickets.append(service.submit(job(service, tokens=24)))
             except OverloadedError:
                 break
-        with pytest.raises(OverloadedError, match="wait, which is all"):
+        with pytest.raises(OverloadedError, match="wait, which is the limit"):
             service.submit(job(service, tokens=24))
         return [len(tickets), *[[piece async for piece in ticket][-1] for ticket in tickets]]
 
@@ -351,7 +351,7 @@ def test_a_defect_of_the_thread_is_told_to_everybody_and_takes_nothing_more(
     async def scene() -> list[Any]:
         taken = [asyncio.ensure_future(collect(service, job(service, tokens=48))) for _ in range(3)]
         await asyncio.sleep(0.05)
-        monkeypatch.setattr(service._worker, "_leave_out", raises)
+        monkeypatch.setattr(service._worker, "_free_cancelled", raises)
         return await asyncio.wait_for(asyncio.gather(*taken, return_exceptions=True), 30)
 
     assert {type(error) for error in asyncio.run(scene())} == {GenerationError}

@@ -8,8 +8,8 @@ import pytest
 
 from harness.contracts import TaskRequest
 from harness.errors import DataError
-from harness.registry import TASKS
-from tasks.code_completion import PROTOCOLS, CodeCompletion
+from harness.registry import PROTOCOLS, TASKS
+from tasks.code_completion import CodeCompletion
 from tasks.javacorpus import JavaCorpus
 from tasks.languages import JAVA
 from tasks.py150 import Py150
@@ -22,10 +22,6 @@ def test_registered_tasks_know_themselves(name: str, language: str) -> None:
     task = TASKS.load(name)()
     assert (task.name, task.language) == (name, language)
     assert TASKS.entry(name).summary
-
-
-def test_both_protocols_are_there() -> None:
-    assert set(PROTOCOLS) == {"green-code", "codexglue-line"}
 
 
 @pytest.mark.parametrize("task", [Py150(), JavaCorpus()])
@@ -50,12 +46,10 @@ def test_a_stranger_adds_a_task_in_a_few_lines(words: Any) -> None:
             return RecordRows("embedded", "embedded: one joke", 1, lambda index: record)
 
     task = Jokes()
-    for protocol in PROTOCOLS:
+    for protocol in PROTOCOLS.names():
         data = task.load(TaskRequest(protocol, "embedded"), words)
         assert data.source.label == "embedded: one joke"
-        sample = data.samples[0]
-        perfect = task.score(sample.reference, sample.reference, sample.reference_ids, sample.reference_ids)
-        assert set(perfect.values()) == {1.0}
+        assert data.samples[0].reference
 
 
 def test_a_task_without_embedded_code_says_so(words: Any) -> None:

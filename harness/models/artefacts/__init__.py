@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import ArtefactError
+from harness.host.atomic_files import replace_files
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,13 +81,7 @@ def write_artefact(path: Path, kind: str, tensors: Mapping[str, Tensor], facts: 
     text = json.dumps({"format": FORMAT, "kind": kind, "sha256": digest, **facts}, indent=1) + "\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        parts = []
-        for file, data in ((path.with_suffix(".safetensors"), content), (path, text.encode())):
-            part = file.with_name(f"{file.name}.part")
-            part.write_bytes(data)
-            parts.append((part, file))
-        for part, file in parts:
-            os.replace(part, file)
+        replace_files({path.with_suffix(".safetensors"): content, path: text.encode()}, durable=True)
     except OSError as error:
         raise ArtefactError(f"cannot write {path}: {error.strerror}.") from None
     return Artefact(kind, path, dict(facts), digest)

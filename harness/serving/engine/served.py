@@ -1,4 +1,4 @@
-"""A request that sits in a row: its text, its tokens, its time, and what it ends with."""
+"""A request while it occupies a row: its text, its tokens, its time, and its ending."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class Served:
     """One request from its first prefill to its ending.
 
     Args:
-        ticket: what is wanted, and who waits for it.
-        codec: spells tokens.
+        ticket: the job and its reader.
+        codec: the tokenizer.
         special: ids that add no text.
 
     Attributes:
         ticket: the same.
-        failure: what its text failed with; the row stops then.
+        failure: why its text could not be decoded; the row then stops.
     """
 
     def __init__(self, ticket: EngineTicket, codec: TextCodec, special: frozenset[int]) -> None:
@@ -38,7 +38,7 @@ class Served:
         )
 
     def stop(self, token_ids: Sequence[int]) -> bool:
-        """Take the last of these tokens into the text: the stop rule of its row. Raises nothing: others run too."""
+        """Add the last of these tokens to the text: the stop rule of its row. Never raises: other rows are decoding."""
         try:
             return self._transcript.add(token_ids[-1])
         except Exception as error:  # the tokenizer's
@@ -95,7 +95,7 @@ class Served:
         )
 
     def _is_late(self, made: Generation) -> bool:
-        """Whether the deadline is over, or its own time is and it has a whole line: half of one helps nobody."""
+        """Whether the deadline is over, or its own time is and it has a whole line: half a line is useless."""
         now, limit_s = time.perf_counter(), self.ticket.job.generate_s
         over = limit_s is not None and now > self.ticket.submitted + made.token_times_s[0] + limit_s
         return now > self.ticket.deadline or (over and "\n" in self._transcript.text)

@@ -1,4 +1,4 @@
-"""The text of a completion as its tokens come: whole characters, and nothing that may turn out to be a stop text."""
+"""The text of a completion as its tokens arrive: whole characters, and nothing that may turn out to be a stop text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from harness.contracts import TextCodec
 __all__ = ["Transcript"]
 
 INCOMPLETE = "\ufffd"
-"""What a codec puts in the place of a character whose bytes are not all there."""
+"""What a tokenizer puts in place of an incomplete character."""
 
 
 CONTEXT = 5
@@ -20,7 +20,7 @@ class Transcript:
     """Grows by one token at a time.
 
     Args:
-        codec: spells tokens.
+        codec: the tokenizer.
         stop: texts that end the completion; the one that is complete first does.
         keep_stop: whether that text belongs to the completion.
         silent: tokens that add no text (special ones).
@@ -64,7 +64,7 @@ class Transcript:
 
     @property
     def text(self) -> str:
-        """Whole characters so far, held back ones included."""
+        """Complete characters so far, including those held back."""
         return self._text
 
     def take(self) -> str:

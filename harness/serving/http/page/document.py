@@ -1,4 +1,4 @@
-"""The page itself, made anew for each visit: what is loaded decides what it offers."""
+"""The page, rendered for each visit: it offers what is loaded."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from harness.registry import KV_POLICIES
 from harness.serving.http.page.controls import controls
 from harness.serving.http.page.editors import editors
 from harness.serving.service import Service
-from reports.summary.energy import UNMEASURED
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -48,7 +47,7 @@ class Stack:
 
     def pop(self):
         return self."""
-"""Something that a small model goes on with, so that there is something to see."""
+"""A prompt that even a small model completes."""
 
 WEIGHTS = {"tuned": "tuned", "pretrained": "base", "random": "random: the text means nothing"}
 
@@ -58,7 +57,7 @@ def document(service: Service, url: str) -> str:
 
     Args:
         service: what is behind it, in any state.
-        url: where clients reach the server, without a slash at its end.
+        url: where clients reach the server, without a trailing slash.
     """
     info, cap = service.info, service.config.max_new_tokens
     strategies = [(loaded, controls(loaded, info.exit_points)) for loaded in service.settings.loaded]
@@ -67,7 +66,7 @@ def document(service: Service, url: str) -> str:
         "cached": KV_POLICIES.load(service.config.kv).facts.keeps_cache,
         "state": service.state,
         "failure": service.failure,
-        "unmeasured": sorted(UNMEASURED),
+        "measured": service.energy_measured,
         "energy": service.energy_description,
     }
     return _template().render(

@@ -82,7 +82,7 @@ class Scripted:
         self.info = replace(other.info, num_layers=30, exit_points=(4, 6, 8, 10, 12, 14, 18, 22, 26), weights="tuned")
         self.settings, self.dtype, self.device = ThreeStrategies(), "float32", "cpu"
         self.model_name, self.state, self.failure = "a-model", "ready", None
-        self.energy_description = "CPU time × 4 W per core"
+        self.energy_description, self.energy_measured = "CPU time × 4 W per core", False
         self.pieces: Sequence[tuple[str, int]] = PIECES
         self.token_s, self.differs_at, self.fails_at = 0.002, 10_000, -1
         self.energy: tuple[float | None, str] = (1.5, "estimate")

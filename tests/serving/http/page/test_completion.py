@@ -6,9 +6,9 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from harness.appearance.depth_colours import depth_shade
 from harness.records import SampleRecord
 from reports.completions.coloured_tokens import coloured_tokens
-from reports.completions.depth_colours import depth_shade
 
 Visit = Callable[..., Any]
 
@@ -90,11 +90,11 @@ def test_figures_are_those_of_the_server(visit: Visit, service: Any) -> None:
 
 
 ENERGIES = {
-    "~1.50 J estimated": (1.5, "estimate"),
+    "~1.50 J not measured: estimate": (1.5, "estimate"),
     "0.835 J measured (NVML)": (0.8349, "nvml"),
     "123 J measured (RAPL)": (123.4, "rapl"),
-    "~2.10 mJ estimated": (0.0021, "estimate"),
-    "2.00 J not measured: replay": (2.0, "replay"),
+    "~2.10 mJ not measured: estimate": (0.0021, "estimate"),
+    "~2.00 J not measured: replay": (2.0, "replay"),
     "0.00 mJ measured (NVML)": (0, "nvml"),
     "– nvml: no number": (None, "nvml"),
     "– no sensor": (None, "none"),
@@ -103,19 +103,20 @@ ENERGIES = {
 
 def test_energy_says_where_it_comes_from(visit: Visit) -> None:
     """Never a bare number, and no number where there is none."""
-    script = """async ([reports, unmeasured]) => {
+    script = """async ([reports, sensors]) => {
         const { energy } = await import("./static/figures.js");
-        return reports.map(([energy_j, energy_source]) => energy({ energy_j, energy_source }, unmeasured))
+        return reports
+            .map(([energy_j, energy_source]) => energy({ energy_j, energy_source }, sensors.includes(energy_source)))
             .map(([value, under]) => `${value ?? "–"} ${under}`);
     }"""
-    arguments = [[list(pair) for pair in ENERGIES.values()], ["estimate", "none", "replay", "mixed"]]
+    arguments = [[list(pair) for pair in ENERGIES.values()], ["rapl", "nvml"]]
     assert visit().page.evaluate(script, arguments) == list(ENERGIES)
 
 
 def test_energy_stands_in_the_table_with_its_label(visit: Visit, service: Any) -> None:
     visitor = visit()
     visitor.run(tokens=2)
-    assert visitor.figure("energy") == visitor.figure("energy", "full") == "~1.50 J estimated"
+    assert visitor.figure("energy") == visitor.figure("energy", "full") == "~1.50 J not measured: estimate"
     assert "CPU time × 4 W per core" in visitor.page.inner_text("tr:has([data-figure=energy]) th")
     service.energy = (None, "none")
     visitor.run(tokens=2)

@@ -12,7 +12,7 @@ export function live(times, layers, { cached, numLayers }) {
 }
 
 /** Returns all rows from `x_early_exit`; null is shown as –. */
-export function final(report, { cached, unmeasured }) {
+export function final(report, { cached, measured }) {
   const n = report.exit_layers.length;
   return {
     ...depth(report.exit_layers, cached, report.num_layers),
@@ -22,7 +22,7 @@ export function final(report, { cached, unmeasured }) {
     total: [time(report.total_s), report.queue_s >= 0.001 ? `${time(report.queue_s)} in the queue` : ""],
     checks: report.exit_checks,
     heads: report.lm_head_evaluations,
-    energy: energy(report, unmeasured),
+    energy: energy(report, measured),
   };
 }
 
@@ -37,13 +37,12 @@ function depth(layers, cached, numLayers) {
 }
 
 /** Returns joules and where they come from; never a bare number, and no number where there is none. */
-export function energy({ energy_j: joules, energy_source: source }, unmeasured) {
+export function energy({ energy_j: joules, energy_source: source }, measured) {
   if (source === "none") return [null, "no sensor"];
   if (joules == null) return [null, `${source}: no number`];
   const number = joules >= 100 ? joules.toFixed(0) : joules >= 0.01 ? joules.toPrecision(3) : `${(1000 * joules).toPrecision(3)} m`;
   const value = number.endsWith("m") ? `${number}J` : `${number} J`;
-  if (source === "estimate") return [`~${value}`, "estimated"];
-  return [value, unmeasured.includes(source) ? `not measured: ${source}` : `measured (${source.toUpperCase()})`];
+  return measured ? [value, `measured (${source.toUpperCase()})`] : [`~${value}`, `not measured: ${source}`];
 }
 
 export const rate = value => value.toFixed(value >= 100 ? 0 : 1);

@@ -1,4 +1,4 @@
-"""Whose energy it was: requests that run at the same time share what is measured in equal parts."""
+"""Energy per request: requests that run at the same time share what is measured equally."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ logger = logging.getLogger(__name__)
 class EnergyShares:
     """Cuts time where a request begins or ends, and splits each cut's energy among those that ran in it.
 
-    Shares add up to what was measured while somebody ran. A cut shorter than the sensor's tick says little by itself;
+    Shares add up to what was measured while any request ran. A cut shorter than the sensor's tick is imprecise;
     over several requests the errors cancel.
 
     Args:
-        meter: opens the windows; closed by whoever made it.
+        meter: opens the windows; closed by its owner.
     """
 
     def __init__(self, meter: Meter) -> None:
@@ -44,7 +44,7 @@ class EnergyShares:
         return self._energy_j.pop(row, None)
 
     def forget(self, rows: Iterable[int]) -> None:
-        """These rows ended without anybody asking."""
+        """End these rows without a reading, if they run."""
         for row in rows:
             if row in self._running:
                 self.end(row)
@@ -55,7 +55,7 @@ class EnergyShares:
         try:
             self._meter.begin()
             self._open = True
-        except Exception as error:  # a meter may be anybody's code
+        except Exception as error:  # a meter may be a plug-in
             self._give_up(error)
 
     def _cut(self) -> None:
@@ -64,7 +64,7 @@ class EnergyShares:
         self._open = False
         try:
             used_j = self._meter.end().energy_j
-        except Exception as error:  # a meter may be anybody's code
+        except Exception as error:  # a meter may be a plug-in
             self._give_up(error)
             return
         for row in self._running:
@@ -72,7 +72,7 @@ class EnergyShares:
             self._energy_j[row] = None if before is None or used_j is None else before + used_j / len(self._running)
 
     def _give_up(self, error: Exception) -> None:
-        """Go on without numbers: an editor's user wants the completion."""
-        logger.warning("no energy from now on: %s", error)
+        """Continue without energy: the completion matters more."""
+        logger.warning("energy is not measured from now on: %s", error)
         self._meter, self.source, self._open = None, "none", False
         self._energy_j = dict.fromkeys(self._energy_j)

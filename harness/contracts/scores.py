@@ -1,0 +1,89 @@
+"""What a score promises: how good a completion is, held against its reference."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+__all__ = ["Completion", "Pair", "Score"]
+
+Pair = tuple[str, str]
+"""A completion's text and its reference."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One completion beside its reference.
+
+    Attributes:
+        text: the completion, cut as its protocol cuts it.
+        reference: the ground truth.
+        token_ids: generated tokens.
+        reference_ids: ground-truth tokens.
+        language: of the code, for example ``python``.
+    """
+
+    text: str
+    reference: str
+    token_ids: Sequence[int]
+    reference_ids: Sequence[int]
+    language: str
+
+
+class Score:
+    """One score; subclass it, and define :meth:`sample`, :meth:`corpus` or both.
+
+    A registered score is a class without arguments. Its name is that of its entry point, and the first line of its
+    docstring says what it is, in one phrase.
+
+    Attributes:
+        title: what a table calls it.
+        unit: of the values; empty for a fraction, 0…1.
+        better: which direction is the better one.
+        languages: the languages of code that it can judge; empty for all.
+    """
+
+    title: ClassVar[str]
+    unit: ClassVar[str] = ""
+    better: ClassVar[Literal["higher", "lower"]] = "higher"
+    languages: ClassVar[frozenset[str]] = frozenset()
+
+    def unavailable(self) -> str | None:
+        """Return why this installation cannot compute the score, with the command that helps; ``None`` if it can."""
+        return None
+
+    def sample(self, completion: Completion) -> float | None:
+        """Return the score of one completion; ``None`` where it is not defined."""
+        raise NotImplementedError
+
+    def corpus(self, pairs: Sequence[Pair], language: str) -> float | None:
+        """Return the score of completions together; ``None`` where it is not defined.
+
+        A score without this is the mean over its samples.
+
+        Args:
+            pairs: texts and references, at least one pair.
+            language: of the code.
+        """
+        raise NotImplementedError
+
+    @property
+    def scores_samples(self) -> bool:
+        """Whether it is defined for one completion."""
+        return type(self).sample is not Score.sample
+
+    @property
+    def scores_corpora(self) -> bool:
+        """Whether it is defined for completions together other than as the mean over samples."""
+        return type(self).corpus is not Score.corpus
+
+    @property
+    def meaning(self) -> str:
+        """What it is, in one phrase: the first line of its docstring."""
+        return (inspect.getdoc(type(self)) or "").partition("\n")[0].rstrip(".")
+
+    def applies_to(self, language: str) -> bool:
+        """Whether it can judge code of a language."""
+        return not self.languages or language in self.languages

@@ -1,0 +1,76 @@
+"""What of a run comes from other projects' packages, and what of it is not installed where the run is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from harness.records import Manifest, PluginRecord
+from harness.registry import METERS, PROTOCOLS, SCORES, STRATEGIES, TASKS, Registry
+
+__all__ = ["absent_plugins", "absent_scores", "used_plugins"]
+
+Used = tuple[Registry[object], str]
+
+
+def used_plugins(manifest: Manifest, scores: Iterable[str]) -> tuple[PluginRecord, ...]:
+    """Return what a run uses that other projects registered, with the packages they come from.
+
+    Args:
+        manifest: of a run that is made here.
+        scores: names of the scores it records.
+    """
+    entries = [(registry.noun, registry.entry(name)) for registry, name in _used(manifest, scores)]
+    return tuple(
+        PluginRecord(kind=noun, name=entry.name, distribution=entry.distribution, version=entry.version)
+        for noun, entry in entries
+        if entry.is_plugin
+    )
+
+
+def absent_scores(manifest: Manifest, scores: Iterable[str]) -> set[str]:
+    """Return which scores of a run nobody registers here.
+
+    Args:
+        manifest: of the run.
+        scores: names that its samples have.
+    """
+    recorded = {plugin.name for plugin in manifest.plugins if plugin.kind == SCORES.noun}
+    return {name for name in recorded.union(scores) if name not in SCORES}
+
+
+def absent_plugins(manifest: Manifest, scores: Iterable[str]) -> tuple[str, ...]:
+    """Return one sentence per package that a run used and that is not installed here, with the command that helps.
+
+    Arguments as :func:`absent_scores`.
+    """
+    known = {(plugin.kind, plugin.name): plugin for plugin in manifest.plugins}
+    packages: dict[tuple[str, str], list[str]] = {}
+    scores = {*scores, *absent_scores(manifest, scores)}
+    for registry, name in _used(manifest, sorted(scores)):
+        if name not in registry:
+            plugin = known.get((registry.noun, name))
+            package = (plugin.distribution, plugin.version) if plugin else ("", "")
+            packages.setdefault(package, []).append(f"{registry.noun} '{name}'")
+    return tuple(_sentence(*package, ", ".join(names)) for package, names in packages.items())
+
+
+def _sentence(distribution: str, version: str, names: str) -> str:
+    if not distribution:
+        return f"no package that is installed here has the {names}: what was recorded is shown."
+    return (
+        f"{distribution} {version} is not installed here ({names}): what was recorded is shown. "
+        f"Run `pip install {distribution}=={version}`."
+    )
+
+
+def _used(manifest: Manifest, scores: Iterable[str]) -> Iterator[Used]:
+    """Every registered name that a run stands on, once."""
+    meter = str(manifest.config.get("energy", "auto")).partition(":")[0]
+    used = [
+        *((STRATEGIES, point.strategy) for point in manifest.operating_points),
+        *((TASKS, task.name) for task in manifest.tasks),
+        *((PROTOCOLS, task.protocol) for task in manifest.tasks),
+        *((SCORES, name) for name in scores),
+        *([(METERS, meter)] if meter != "auto" else []),
+    ]
+    yield from dict.fromkeys(used)

@@ -1,0 +1,51 @@
+"""The plug-ins that README.md shows do what it says."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.contracts import Completion, TaskRequest
+from harness.contracts.meters import is_measured
+from harness.metering import metered
+from harness.models.tokenizer import TokenizerCodec
+from harness.registry import PROTOCOLS
+
+
+@pytest.fixture(scope="module")
+def shown() -> dict[str, Any]:
+    """What the block under the heading defines."""
+    text = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+    block = re.search(r"### A task, a score, a meter.*?```python\n(.*?)```", text, re.DOTALL)
+    assert block is not None
+    names: dict[str, Any] = {"__name__": "readme"}
+    exec(block[1], names)
+    return names
+
+
+def test_the_task_is_drawn_under_every_protocol(shown: dict[str, Any], tiny_tokenizer: Any) -> None:
+    codec = TokenizerCodec(tiny_tokenizer, frozenset())
+    for protocol in PROTOCOLS.names():
+        data = shown["Recipes"]().load(TaskRequest(protocol, "embedded"), codec)
+        assert len(data.samples) == 2
+        assert data.source.label == "embedded: recipes"
+
+
+def test_the_score_scores(shown: dict[str, Any]) -> None:
+    score = shown["Length"]()
+    assert score.meaning == "Words of a completion over the reference's"
+    assert score.sample(Completion("a b", "a b c d", (), (), "python")) == 0.5
+    assert score.scores_samples
+    assert not score.scores_corpora
+
+
+def test_the_meter_measures_a_window(shown: dict[str, Any]) -> None:
+    meter = shown["WallPlug"](device="cpu", tdp_w=None)
+    assert is_measured(meter)
+    with metered(meter) as window:
+        pass
+    assert window.reading is not None
+    assert window.reading.energy_j == pytest.approx(40 * window.reading.duration_s)
