@@ -76,7 +76,7 @@ class RunConfig(ModelConfiguration):
         once = tuple(dict.fromkeys(value))
         if not once:
             raise ValueError("names no policy")
-        return once[0] if len(once) == 1 else once
+        return once[0] if len(once) == 1 and once != ("auto",) else once
 
     @field_validator("kv", mode="after")
     @classmethod
