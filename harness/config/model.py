@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from harness.contracts import KVInput, WeightsChoice
+from harness.contracts import ExitHead, KVInput, ModelRequest, WeightsChoice
 from harness.errors import ConfigError, did_you_mean
 
 __all__ = ["Configuration", "ModelConfiguration"]
@@ -82,7 +82,13 @@ class ModelConfiguration(Configuration):
     device: str = "auto"
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     weights: WeightsChoice = "auto"
-    exit_head: Literal["auto", "shared", "shortcut"] = "auto"
+    exit_head: ExitHead = "auto"
     artefacts: str | None = None
     energy: str = "auto"
     tdp_w: Annotated[float, Field(gt=0, le=10_000)] | None = None
+
+    def request(self, seed: int = 0) -> ModelRequest:
+        """Return which model is asked for; ``seed`` draws random weights."""
+        return ModelRequest(
+            self.model, self.weights, self.dtype, self.exit_points, self.exit_head, self.artefacts, seed
+        )

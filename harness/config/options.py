@@ -42,12 +42,15 @@ class OptionFacts:
 
 
 def build_strategy(spec: StrategySpec) -> Strategy:
-    """Build the strategy of one operating point.
+    """Build the strategy of one operating point; one that was given as an object is there already.
 
     Raises:
         UnknownNameError: no such strategy.
         OptionError: no such option, or a value out of range.
     """
+    if spec.built is not None:
+        _check_strategy_class(spec.name, type(spec.built))
+        return spec.built
     cls = _strategy_class(spec.name)
     hints = get_type_hints(cls, include_extras=True)
     names = [field.name for field in dataclasses.fields(cls) if field.init]
@@ -112,6 +115,11 @@ def option_range(name: str, option: str) -> tuple[float, float] | None:
 
 def _strategy_class(name: str) -> Any:
     cls = STRATEGIES.load(name)
+    _check_strategy_class(name, cls)
+    return cls
+
+
+def _check_strategy_class(name: str, cls: Any) -> None:
     if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
         raise RegistryError(f"strategy '{name}' is not a dataclass; its fields would be its options.")
     missing = [
@@ -123,7 +131,6 @@ def _strategy_class(name: str) -> Any:
         raise RegistryError(
             f"strategy '{name}' lacks {', '.join(missing)}: subclass harness.contracts.Strategy, which brings them."
         )
-    return cls
 
 
 def _limits(info: FieldInfo) -> str:

@@ -2,24 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self, TypeAlias
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, PlainSerializer, PlainValidator, ValidationInfo, field_validator, model_validator
 
 from harness.config.kv import registered
 from harness.config.model import ModelConfiguration
-from harness.config.strategies import StrategySpec, parse_all
+from harness.config.strategies import StrategySpec, as_strategy, parse_all, spec_of
+from harness.contracts import Strategy
+from harness.errors import ConfigError
 
 __all__ = ["RunConfig"]
+
+
+def _read_strategy(value: Any) -> Any:
+    """Take a strategy as text, object or class; a record of an object is not the object."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Mapping) and "object" in value:
+        raise ConfigError(
+            f"the strategy {value['object']} was given as an object and exists only in the program that defines it: "
+            "continue there, with harness.run(config, resume=…), or register it as an entry point."
+        )
+    return as_strategy(value)
+
+
+def _record_strategy(value: str | Strategy) -> str | dict[str, Any]:
+    """Return what the manifest says of a strategy."""
+    if isinstance(value, str):
+        return value
+    spec = spec_of(value)
+    return {"object": spec.name, "options": dict(spec.options)}
+
+
+GivenStrategy: TypeAlias = Annotated[str | Strategy, PlainValidator(_read_strategy), PlainSerializer(_record_strategy)]
+"""An operating point as text, or a strategy object (from Python only)."""
 
 
 class RunConfig(ModelConfiguration):
     """Everything that decides a run, beside the model's configuration; saved whole in the manifest.
 
     Attributes:
-        strategies: operating points in the mini-language of :mod:`harness.config.strategies`; full depth is always
-            added, and none stands for :func:`harness.config.demo_strategies`.
+        strategies: operating points in the mini-language of :mod:`harness.config.strategies`, or strategies as objects;
+            full depth is always added, and none stands for :func:`harness.config.demo_strategies`.
         tasks: registered task names.
         protocol: registered name, for example ``codexglue-line`` (to the line's end).
         source: ``embedded``, ``hub``, or a path to a JSONL file or dataset folder.
@@ -41,7 +68,7 @@ class RunConfig(ModelConfiguration):
         out: run directory; ``None`` makes a new one under ``runs/``.
     """
 
-    strategies: tuple[str, ...] = ()
+    strategies: tuple[GivenStrategy, ...] = ()
     tasks: tuple[str, ...] = ("py150",)
     protocol: str = "green-code"
     source: Annotated[str, Field(min_length=1)] = "embedded"
@@ -85,6 +112,15 @@ class RunConfig(ModelConfiguration):
             for name in [value] if isinstance(value, str) else value:
                 registered(name)
         return value
+
+    @model_validator(mode="after")
+    def _objects_stay_here(self) -> Self:
+        if self.repeats > 1 and not all(isinstance(item, str) for item in self.strategies):
+            raise ConfigError(
+                f"repeats = {self.repeats} needs fresh processes, and a strategy given as an object exists only in "
+                "this one. Register it as an entry point, or use repeats = 1."
+            )
+        return self
 
     @property
     def kv_policies(self) -> tuple[str, ...]:

@@ -14,7 +14,15 @@ from __future__ import annotations
 
 from harness.contracts.kv import KVBatch, KVFacts, KVPolicy, Leaving, Waiting
 from harness.contracts.meters import EnergyReading, Meter
-from harness.contracts.models import KVInput, ModelInfo, ModelRequest, TextCodec, Weights, WeightsChoice
+from harness.contracts.models import (
+    ExitHead,
+    KVInput,
+    ModelInfo,
+    ModelRequest,
+    Tokenizer,
+    Weights,
+    WeightsChoice,
+)
 from harness.contracts.scores import Completion, Score
 from harness.contracts.strategies import Batch, ExitRule, ExitView, Strategy
 from harness.contracts.tasks import (
@@ -38,6 +46,7 @@ __all__ = [
     "Corpus",
     "Document",
     "EnergyReading",
+    "ExitHead",
     "ExitRule",
     "ExitView",
     "KVBatch",
@@ -57,7 +66,7 @@ __all__ = [
     "Task",
     "TaskData",
     "TaskRequest",
-    "TextCodec",
+    "Tokenizer",
     "Waiting",
     "Weights",
     "WeightsChoice",

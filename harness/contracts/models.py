@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeAlias
 
-__all__ = ["KVInput", "ModelInfo", "ModelRequest", "TextCodec", "Weights", "WeightsChoice"]
+__all__ = ["ExitHead", "KVInput", "ModelInfo", "ModelRequest", "Tokenizer", "Weights", "WeightsChoice"]
 
 Weights: TypeAlias = Literal["pretrained", "tuned", "random"]
 WeightsChoice: TypeAlias = Literal["auto", "pretrained", "tuned", "random"]
+ExitHead: TypeAlias = Literal["auto", "shared", "shortcut"]
 KVInput: TypeAlias = Literal["hidden", "shortcut"]
 
 
@@ -31,7 +32,7 @@ class ModelRequest:
     weights: WeightsChoice = "auto"
     dtype: str = "float32"
     exit_points: str = "paper"
-    exit_head: str = "auto"
+    exit_head: ExitHead = "auto"
     artefacts: str | None = None
     seed: int = 0
 
@@ -56,7 +57,7 @@ class ModelInfo:
         kv_entry_bytes: bytes of K and V of one position in one layer.
         fingerprint: tells the weights from others, 16 hex digits; what trained artefacts are checked against.
         base_fingerprint: the same of the weights before tuning.
-        exit_head: ``shared``, or ``shortcut:`` and the hash of the maps in use.
+        exit_head: ``shared``, or ``shortcut:`` and the hash of the shortcuts in use.
         shortcut_bytes: weight bytes one exit's shortcut reads; 0 with the shared head.
         artefacts: folders in which trained artefacts are looked for, in this order.
         asked: how it was asked for; no fact of the model, so that it does not count when two are compared.
@@ -83,7 +84,7 @@ class ModelInfo:
     asked: ModelRequest = field(default=ModelRequest(), compare=False)
 
 
-class TextCodec(Protocol):
+class Tokenizer(Protocol):
     """What tasks and the runner need of a tokenizer."""
 
     @property

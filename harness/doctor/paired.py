@@ -20,7 +20,6 @@ from harness.doctor.simulated import NOMINAL, Coverage, coverage
 from harness.errors import DataError
 from harness.metering import metered, open_meter
 from harness.metering.cpu_load import LoadReading, LoadWatch
-from harness.running.manifest import load_model
 from harness.running.plan import Plan, make_plan
 from reports.statistics.intervals import MINIMUM_PAIRS, Pair, bootstrap_interval, median, paired_ratio
 
@@ -105,7 +104,7 @@ def compare_with_itself(config: RunConfig, comparisons: int, windows: int, progr
     meter, _ = open_meter(config.energy, plan.device, config.tdp_w)
     try:
         progress.stage(f"loading {plan.model.info.name}")
-        engine = Engine(load_model(plan).backbone, plan.model.info, config.kv_input)
+        engine = Engine(plan.model.load(plan.device).backbone, plan.model.info, config.kv_input)
         progress.stage("warming up")
         for _ in range(WARMUP_WINDOWS):
             _window(engine, plan, meter, samples[0])
@@ -147,7 +146,7 @@ def _window(engine: Engine, plan: Plan, meter: Meter, sample: Sample) -> float:
             max_new_tokens=[sample.max_new_tokens],
             seeds=[config.seed + crc32(sample.sample_id.encode())],
             stop=plan.tasks[0].stop,
-            eos_token_ids=plan.codec.eos_token_ids,
+            eos_token_ids=plan.model.tokenizer.eos_token_ids,
         )
     assert window.reading is not None
     return window.reading.duration_s

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from harness.config import parse_all
-from harness.contracts import ModelInfo, WeightsChoice
+from harness.contracts import ModelInfo, ModelRequest, WeightsChoice
 from harness.errors import ArtefactError, ConfigError, DataError, ModelError, UnknownNameError
 from harness.green_code.grid import PAPER_MODELS, GridRun, GridSettings
-from harness.models.loading import resolve
+from harness.models.model import resolve
 from harness.registry import TASKS
 from harness.running.operating_points import build_all
 from reports.green_code.published_runs import green_code
@@ -140,13 +140,14 @@ def _facts(settings: GridSettings, model: str, weights: WeightsChoice = "random"
 
 def _resolve(model: str, weights: WeightsChoice, dtype: str, artefacts: str | None, seed: int = 0) -> ModelInfo:
     return resolve(
-        model,
-        weights=weights,
-        dtype=dtype,
-        exit_points="paper",
-        exit_head="shared" if weights == "random" else "auto",
-        artefacts=artefacts,
-        seed=seed,
+        ModelRequest(
+            model,
+            weights=weights,
+            dtype=dtype,
+            exit_head="shared" if weights == "random" else "auto",
+            artefacts=artefacts,
+            seed=seed,
+        )
     ).info
 
 

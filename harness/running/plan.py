@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.config import RunConfig, demo_strategies, parse_all
-from harness.contracts import StopRule, Task, TaskData, TaskRequest, TextCodec
+from harness.contracts import StopRule, Task, TaskData, TaskRequest
 from harness.errors import ConfigError, DataError
-from harness.models.loading import ResolvedModel, load_codec, resolve
+from harness.models.model import ResolvedModel, resolve
 from harness.records import TaskRecord
 from harness.registry import KV_POLICIES, PROTOCOLS, TASKS
 from harness.running.operating_points import OperatingPoint, build_all, operating_points, usable
@@ -50,8 +50,7 @@ class Plan:
         config: what was asked for.
         device: resolved torch device.
         points: operating points, full depth first.
-        model: facts and where the weights are.
-        codec: the tokenizer. codec_source: where it came from.
+        model: facts, tokenizer, and where the weights are.
         tasks: tasks with samples.
     """
 
@@ -59,8 +58,6 @@ class Plan:
     device: str
     points: tuple[OperatingPoint, ...]
     model: ResolvedModel
-    codec: TextCodec
-    codec_source: str
     tasks: tuple[PlannedTask, ...]
 
 
@@ -75,15 +72,7 @@ def make_plan(config: RunConfig) -> Plan:
     tasks: list[Task] = [TASKS.load(name)() for name in config.tasks]
     PROTOCOLS.load(config.protocol)
     device = resolve_device(config.device)
-    model = resolve(
-        config.model,
-        weights=config.weights,
-        dtype=config.dtype,
-        exit_points=config.exit_points,
-        exit_head=config.exit_head,
-        artefacts=config.artefacts,
-        seed=config.seed,
-    )
+    model = resolve(config.request(config.seed))
     if config.kv_input == "shortcut" and model.shortcut is None:
         raise ConfigError(
             "--kv-input shortcut needs the exits' shortcuts, and this run has the shared exit head. Use --exit-head "
@@ -92,9 +81,8 @@ def make_plan(config: RunConfig) -> Plan:
     if not config.strategies:
         specs = usable(build_all(parse_all(demo_strategies(model.info.exit_points))), model.info)
     points = operating_points(specs, config, model.info)
-    codec, codec_source = load_codec(model)
-    planned = tuple(_draw(task, config, codec, model) for task in tasks)
-    return Plan(config, device, points, model, codec, codec_source, planned)
+    planned = tuple(_draw(task, config, model) for task in tasks)
+    return Plan(config, device, points, model, planned)
 
 
 def _refuse_contradictions(config: RunConfig) -> None:
@@ -135,7 +123,7 @@ def resolve_device(name: str) -> str:
     return name
 
 
-def _draw(task: Task, config: RunConfig, codec: TextCodec, model: ResolvedModel) -> PlannedTask:
+def _draw(task: Task, config: RunConfig, model: ResolvedModel) -> PlannedTask:
     request = TaskRequest(
         protocol=config.protocol,
         source=config.source,
@@ -145,7 +133,7 @@ def _draw(task: Task, config: RunConfig, codec: TextCodec, model: ResolvedModel)
         max_positions=model.info.max_positions,
         seen=model.seen,
     )
-    data = task.load(request, codec)
+    data = task.load(request, model.tokenizer)
     if not data.samples:
         reason = f" First reason: {data.bad_rows[0].reason}" if data.bad_rows else ""
         raise DataError(f"{task.name}: no row of {data.source.label} can be used.{reason}")
@@ -164,7 +152,7 @@ def _draw(task: Task, config: RunConfig, codec: TextCodec, model: ResolvedModel)
         bad_rows=len(data.bad_rows),
         detail=dict(data.source.detail),
     )
-    return PlannedTask(task, data, task.stop_rule(config.protocol, codec), record)
+    return PlannedTask(task, data, task.stop_rule(config.protocol, model.tokenizer), record)
 
 
 def default_directory(config: RunConfig, stamp: str) -> Path:

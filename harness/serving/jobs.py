@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from harness.contracts import Strategy
+from harness.decoding.transcript import Token
 
 __all__ = [
     "Ending",
@@ -77,31 +78,6 @@ class Job:
     generate_s: float | None = None
     seed: int = 0
     end_token_ids: frozenset[int] = frozenset()
-
-
-@dataclass(frozen=True, slots=True)
-class Token:
-    """One generated token, when it is made.
-
-    Attributes:
-        index: 0-based place in the completion.
-        token_id: its id.
-        text: what it adds to the text that may be sent; empty while a character or a possible stop text is incomplete.
-        logprob: natural log of its probability under the exit head that chose it.
-        exit_layer: decoder layers executed for it.
-        special: whether it is a special token, which adds no text.
-        time_s: seconds from the job's submission.
-        last: whether the completion ends with it: :class:`Finished` follows at once.
-    """
-
-    index: int
-    token_id: int
-    text: str
-    logprob: float
-    exit_layer: int
-    special: bool
-    time_s: float
-    last: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from harness.contracts import ModelInfo
 from harness.contracts.meters import is_measured
 from harness.errors import ConfigError, HarnessError, is_out_of_memory
 from harness.metering import open_meter
-from harness.models.loading import load, load_codec, resolve
+from harness.models.model import resolve
 from harness.running.plan import resolve_device
 from harness.serving.config import ServeConfig, prompt_cap
 from harness.serving.engine.energy_shares import EnergyShares
@@ -60,27 +60,19 @@ class Service:
     def __init__(self, config: ServeConfig) -> None:
         self.config = config
         self.device = resolve_device(config.device)
-        self._model = resolve(
-            config.model,
-            weights=config.weights,
-            dtype=config.dtype,
-            exit_points=config.exit_points,
-            exit_head=config.exit_head,
-            artefacts=config.artefacts,
-            seed=0,
-        )
+        self._model = resolve(config.request())
         if config.kv_input == "shortcut" and self._model.shortcut is None:
             raise ConfigError("--kv-input shortcut needs the exits' shortcuts, and the exit head is shared.")
         self.info: ModelInfo = self._model.info
         self.settings = Settings(config.strategies, self.info)
         self.max_prompt_tokens = prompt_cap(config, self.info)
-        self._codec, _ = load_codec(self._model)
-        self._longest = max(map(len, self._codec.tokenizer.get_vocab()), default=1)
-        self._special = frozenset(self._codec.tokenizer.all_special_ids) | self._codec.eos_token_ids
+        self._codec = self._model.tokenizer
+        self._longest = max(map(len, self._codec.wrapped.get_vocab()), default=1)
+        self._special = self._codec.special_ids
         self._meter, _ = open_meter(config.energy, self.device, config.tdp_w)
         self.energy_source, self.energy_description = self._meter.source, self._meter.description
         self.energy_measured = is_measured(self._meter)
-        self.fim = fill_in_the_middle(self._codec.tokenizer)
+        self.fim = fill_in_the_middle(self._codec.wrapped)
         self.metrics = Metrics(energy_measured=self.energy_measured)
         self.state: State = "loading"
         self.failure: str | None = None
@@ -233,7 +225,7 @@ class Service:
         started = time.perf_counter()
         if self.config.threads is not None:
             torch.set_num_threads(self.config.threads)
-        loaded = load(self._model, device=self.device, seed=0)
+        loaded = self._model.load(self.device)
         engine = Engine(loaded.backbone, self.info, self.config.kv_input)
         worker = Worker(
             engine, self._codec, self._special, self.config.kv, self.config.batch_size,

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from harness.contracts import ModelInfo
-from harness.models.loading import ResolvedModel
+from harness.models.model import ResolvedModel
 from harness.running.operating_points import OperatingPoint
 from harness.sweep.records import DocumentSplit
 from harness.training.traces.reading import matches

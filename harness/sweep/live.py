@@ -18,7 +18,6 @@ from harness.contracts import ModelInfo
 from harness.decoding.engine import Engine
 from harness.errors import ConfigError, DataError
 from harness.models.controllers import Observation
-from harness.models.loading import load
 from harness.registry import TASKS
 from harness.running.operating_points import OperatingPoint
 from harness.running.runner import execute
@@ -135,8 +134,7 @@ def _read_again(result: SweepResult, fulls: Sequence[Measured]) -> TracedTokens:
     samples = [sample for full in fulls for sample in full.scored if len(sample.token_ids) > 1]
     if not samples:
         raise DataError("no live sample has a second token: there is nothing to compare. Use --live with more samples.")
-    config = result.traces.index
-    engine = Engine(load(resolved, device="cpu", seed=config["seed"]).backbone, resolved.info)
+    engine = Engine(resolved.load("cpu").backbone, resolved.info)
     parts, documents = [], []
     for number, sample in enumerate(samples):
         read = [*sample.prompt_ids, *sample.token_ids[:-1]]

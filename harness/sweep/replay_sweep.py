@@ -17,7 +17,7 @@ from harness.contracts import ModelInfo, Strategy
 from harness.decoding.blocks import Linear
 from harness.errors import ArtefactError, ConfigError, OptionError
 from harness.models.controllers import Observation
-from harness.models.loading import ResolvedModel
+from harness.models.model import ResolvedModel
 from harness.records.calibration import Calibration
 from harness.registry import KV_POLICIES
 from harness.running.operating_points import OperatingPoint, operating_point
@@ -89,7 +89,7 @@ def sweep(model: str, folder: Path, request: SweepRequest, *, artefacts: str | N
     """Replay operating points on a trace.
 
     Args:
-        model: whose trace it is; see :func:`harness.models.loading.resolve`.
+        model: whose trace it is; see :func:`harness.models.model.resolve`.
         folder: of the trace.
         request: what to sweep.
         artefacts: where trained artefacts are looked for.

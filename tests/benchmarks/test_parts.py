@@ -17,10 +17,10 @@ import torch
 
 from harness.config import StrategySpec
 from harness.config.options import build_strategy
-from harness.contracts import Batch
+from harness.contracts import Batch, ModelRequest
 from harness.decoding.generation import Generation
 from harness.decoding.view import LayerView
-from harness.models.loading import resolve
+from harness.models.model import resolve
 from harness.registry import KV_POLICIES, STRATEGIES
 from strategies.fixed import Fixed
 from strategies.full import Full
@@ -106,7 +106,7 @@ def views(smollm2: Any, prompt: list[int]) -> Callable[[], list[LayerView]]:
 @pytest.mark.parametrize("name", STRATEGIES.names())
 def test_check(benchmark: Any, views: Callable[[], list[LayerView]], name: str) -> None:
     """A strategy with its default options, asked once at every exit point, whatever it answers."""
-    info = resolve("smollm2-135m", weights="auto", dtype="float32", exit_points="paper", exit_head="auto").info
+    info = resolve(ModelRequest("smollm2-135m")).info
     strategy = build_strategy(StrategySpec(name))
     asked = set(strategy.exit_points(info))
     rule = strategy.start(info, Batch((0,), "cpu"))

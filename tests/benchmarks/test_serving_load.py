@@ -25,11 +25,11 @@ import numpy as np
 import pytest
 import torch
 
-from harness.contracts import Strategy
+from harness.contracts import ModelRequest, Strategy
 from harness.decoding.engine import Engine
 from harness.decoding.generation import Generation
 from harness.decoding.row_exits import RowExits
-from harness.models.loading import load, load_codec, resolve
+from harness.models.model import resolve
 from strategies.classifier import Classifier
 from strategies.full import Full
 
@@ -190,10 +190,10 @@ def alternating(benchmark: Any, one: Callable[[], float], other: Callable[[], fl
 def tuned() -> tuple[Engine, list[int]]:
     """The default model as it is served, and a prompt."""
     torch.set_num_threads(2)
-    found = resolve("smollm2-135m", weights="auto", dtype="float32", exit_points="paper", exit_head="auto")
-    codec, _ = load_codec(found)
+    found = resolve(ModelRequest("smollm2-135m"))
+    codec = found.tokenizer
     text = "class Stack:\n    def __init__(self):\n        self.items = []\n\n    def push(self, item):\n        "
-    return Engine(load(found, device="cpu", seed=0).backbone, found.info), codec.encode(text)
+    return Engine(found.load("cpu").backbone, found.info), codec.encode(text)
 
 
 class Open:

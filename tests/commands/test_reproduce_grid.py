@@ -12,16 +12,17 @@ from typing import Any
 import pytest
 import torch
 
+from harness.contracts import ModelRequest
 from harness.green_code import measure as measuring
 from harness.models.controllers import Network, Observation, write_controller
-from harness.models.loading import resolve
+from harness.models.model import resolve
 
 Command = Callable[..., Any]
 
 
 def write_agent(folder: Path, model: Path, name: str, chance_of_exit: float) -> None:
     """An agent that always answers with the same probability, as `harness train rl` would leave it."""
-    info = resolve(str(model), weights="auto", dtype="float32", exit_points="paper", exit_head="auto").info
+    info = resolve(ModelRequest(str(model))).info
     logit = math.log(chance_of_exit / (1 - chance_of_exit))
     network = Network(((torch.zeros(1, info.hidden_size), torch.tensor([logit])),), "tanh")
     facts = {

@@ -68,8 +68,7 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     def too_late(*_: object, **__: object) -> None:
         pytest.fail("the model was loaded first")
 
-    monkeypatch.setattr("harness.training.lite.train_lite.load_module", too_late)
-    monkeypatch.setattr("harness.models.loading.load_module", too_late)
+    monkeypatch.setattr("harness.models.model.ResolvedModel.module", too_late)
 
 
 # -------------------------------------------------------------------------------------------- commands

@@ -99,7 +99,7 @@ def test_noise_that_lasts_longer_than_a_comparison_stays_inside_the_pairs(
 
 
 def test_too_few_samples_are_refused_before_the_weights(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(paired, "load_model", lambda plan: pytest.fail("weights were read"))
+    monkeypatch.setattr("harness.models.model.ResolvedModel.load", lambda *_: pytest.fail("weights were read"))
     with pytest.raises(DataError, match=r"4 samples of .* a comparison needs 5\. Use another --source"):
         compare_with_itself(config, 2, 4, Heard())
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
+from harness.decoding.transcript import Transcript
 from harness.errors import ConfigError, HarnessError
 from harness.registry import KV_POLICIES
 from harness.serving.config import ServeConfig
-from harness.serving.engine.transcript import Transcript
 from harness.serving.failures import (
     DrainingError,
     GenerationError,
@@ -297,8 +297,8 @@ def test_whatever_fails_around_the_engine_costs_one_request_at_most(
     where = {
         "metrics": (service.metrics, "finished"),
         "meter": (service._meter, "begin"),
-        "text": ("harness.serving.engine.transcript.Transcript.add",),
-        "ending": ("harness.serving.engine.transcript.Transcript.finish",),
+        "text": ("harness.decoding.transcript.Transcript.add",),
+        "ending": ("harness.decoding.transcript.Transcript.finish",),
     }[broken]
 
     async def scene() -> list[Any]:
@@ -438,7 +438,7 @@ def test_it_takes_nothing_while_it_loads_and_says_why_it_failed(
         may_load.wait(30)
         raise RuntimeError("[enforce fail] can't allocate memory: you tried to allocate 9 bytes")
 
-    monkeypatch.setattr("harness.serving.service.load", never)
+    monkeypatch.setattr("harness.models.model.ResolvedModel.module", never)
     service = Service(serve_config())
     service.start()
     wanted = job(service)
@@ -497,7 +497,7 @@ def test_a_suffix_is_read_where_the_tokenizer_can(filler: Service) -> None:
     before, after = filler._codec.encode("def f(x):\n"), filler._codec.encode("\n    return y")
     prompt = filler.encode("def f(x):\n", "\n    return y", max_new_tokens=8, truncate=False)
     names = ["<fim_prefix>", "<fim_suffix>", "<fim_middle>"]
-    start, hole, middle = filler._codec.tokenizer.convert_tokens_to_ids(names)
+    start, hole, middle = filler._codec.wrapped.convert_tokens_to_ids(names)
     assert prompt.token_ids == (start, *before, hole, *after, middle)
     assert prompt.suffix == "used"
     assert filler.encode("", "\n    return y", max_new_tokens=8, truncate=False).suffix == "used"

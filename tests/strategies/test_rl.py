@@ -14,12 +14,12 @@ from torch import Tensor
 
 from harness.config import StrategySpec
 from harness.config.options import build_strategy, option_facts
-from harness.contracts import Batch, ModelInfo
+from harness.contracts import Batch, ModelInfo, ModelRequest
 from harness.decoding.engine import Engine
 from harness.errors import ArtefactError, OptionError
 from harness.models.artefacts import Artefact
 from harness.models.controllers import Network, Observation, write_controller
-from harness.models.loading import load, resolve
+from harness.models.model import resolve
 from harness.registry import KV_POLICIES
 from harness.training.agents.reward import CONTINUE, EXIT
 from harness.training.identity import identity
@@ -287,10 +287,8 @@ def test_an_agent_of_other_weights_is_refused_before_anything_is_loaded(model: M
 
 @pytest.fixture
 def engine(tiny_llama: Path, tmp_path: Path) -> Engine:
-    resolved = resolve(
-        str(tiny_llama), weights="pretrained", dtype="float32", exit_points="paper", artefacts=str(tmp_path)
-    )
-    return Engine(load(resolved, device="cpu", seed=0).backbone, resolved.info)
+    resolved = resolve(ModelRequest(str(tiny_llama), weights="pretrained", artefacts=str(tmp_path), exit_head="shared"))
+    return Engine(resolved.load("cpu").backbone, resolved.info)
 
 
 PROMPTS, NEW = [[5, 6, 7, 8, 9, 10, 11], [20, 21, 22], [300, 7, 4, 99, 12]], 8

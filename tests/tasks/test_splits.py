@@ -12,9 +12,9 @@ from typing import Any, get_args
 
 import pytest
 
-from harness.contracts import Split, TaskRequest, document_key
+from harness.contracts import ModelRequest, Split, TaskRequest, document_key
 from harness.errors import DataError
-from harness.models.loading import resolve
+from harness.models.model import resolve
 from tasks.draw import collect, draw
 from tasks.javacorpus import JavaCorpus
 from tasks.languages import PYTHON
@@ -308,7 +308,7 @@ def test_a_run_draws_test_files(tiny_run: Callable[..., Any], library: dict[Spli
 
 def learn_from(folder: Path, model: Path, texts: Sequence[str]) -> None:
     """What ``harness train`` leaves beside its tensors, as far as a run asks: whose it is, and what was seen."""
-    info = resolve(str(model), weights="pretrained", dtype="float32", exit_points="paper").info
+    info = resolve(ModelRequest(str(model), weights="pretrained", exit_head="shared")).info
     folder.mkdir(parents=True)
     facts = {"model_fingerprint": info.fingerprint, "documents": [document_key(text) for text in texts]}
     (folder / "tuning.json").write_text(json.dumps(facts))

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from harness.contracts import TextCodec
+from harness.contracts import Tokenizer
 from harness.decoding.engine import Engine
 from harness.decoding.generation import Generation
 from harness.decoding.open_batch import OpenBatch
@@ -52,7 +52,7 @@ class Worker:
     def __init__(
         self,
         engine: Engine,
-        codec: TextCodec,
+        codec: Tokenizer,
         special: frozenset[int],
         kv: str,
         rows: int,

@@ -13,7 +13,7 @@ from harness.contracts import Split, document_key
 from harness.decoding.engine import Engine
 from harness.errors import ConfigError, DataError
 from harness.models.controllers import OBSERVATIONS, Observation, write_controller
-from harness.models.loading import ResolvedModel, load, load_codec
+from harness.models.model import ResolvedModel
 from harness.registry import TASKS
 from harness.training.agents.agent_checkpoints import AgentCheckpoints
 from harness.training.agents.episodes import Episodes, read_episodes, split
@@ -53,7 +53,7 @@ class AgentRequest:
         keep: least agreement with the last layer, on held-out documents, of the default threshold.
         live: generate with the model instead of replaying.
         sources: of the trace's documents, for ``live``.
-        artefacts: see :func:`harness.models.tuning.artefact_folders`.
+        artefacts: see :func:`harness.models.artefacts.artefact_folders`.
         device: of the model, for ``live``.
         seed: decides everything.
         save_steps: decisions between checkpoints.
@@ -238,9 +238,9 @@ def _live(
             f"none of the documents of {traces.folder} is in {', '.join(request.sources)}. Give the --source it was "
             "traced from."
         )
-    codec, _ = load_codec(resolved)
+    codec = resolved.tokenizer
     watch.stage(f"loading {resolved.info.name}, for {len(texts)} of {len(keys)} documents")
-    loaded = load(resolved, device=request.device, seed=int(traces.index.get("seed", 0)))
+    loaded = resolved.load(request.device)
     tokens = LiveTokens(
         Engine(loaded.backbone, resolved.info), [codec.encode(texts[key])[:cut] for key in sorted(texts)],
         request.length, observation, reward, codec.eos_token_ids,

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from harness.contracts import Split, WeightsChoice
+from harness.contracts import ModelRequest, Split, WeightsChoice
 from harness.errors import ConfigError
-from harness.models.loading import load_codec, load_module, resolve
+from harness.models.model import resolve
 from harness.registry import TASKS
 from harness.training.corpus import Stream, read_streams
 from harness.training.identity import identity, provenance
@@ -94,7 +94,9 @@ def train_lite(
     loaders = [TASKS.load(name)() for name in tasks]
     # bfloat16 would round away whole-weight steps of 1e-5; LoRA's factors are float32 anyway
     dtype = "float32" if recipe.method == "full" else "bfloat16"
-    resolved = resolve(model, weights=weights, dtype=dtype, exit_points=exit_points, seed=seed)
+    resolved = resolve(
+        ModelRequest(model, weights=weights, dtype=dtype, exit_points=exit_points, seed=seed, exit_head="shared")
+    )
     if not resolved.info.exit_points:
         raise ConfigError(f"{resolved.info.name} has no exit points to train. Give --exit-points.")
     if recipe.length > resolved.info.max_positions:
@@ -102,7 +104,7 @@ def train_lite(
             f"--length {recipe.length}: {resolved.info.name} has {resolved.info.max_positions} positions."
         )
     start = find_start(start_from, resolved.info, recipe) if start_from is not None else None
-    codec, _ = load_codec(resolved)
+    codec = resolved.tokenizer
 
     def read(known: frozenset[str] = frozenset()) -> list[Stream]:
         return read_streams(
@@ -118,7 +120,7 @@ def train_lite(
             streams = read(start.documents)
         skip = start.packs_read(data, seed, recipe.length)
     watch.stage(f"loading {resolved.info.name}")
-    module, weights_source = load_module(resolved, seed=seed)
+    module, weights_source = resolved.module()
     facts = {
         **identity(resolved.info, codec.fingerprint),
         "exit_head": recipe.exit_head,
@@ -133,7 +135,7 @@ def train_lite(
         facts=facts, seed=seed, save_steps=save_steps, resume=resume, watch=watch, start=start, skip=skip,
     )  # fmt: skip
     if result.finished and recipe.method == "full" and is_main():
-        codec.tokenizer.save_pretrained(out / "model")
+        codec.wrapped.save_pretrained(out / "model")
     return result
 
 

@@ -13,7 +13,6 @@ import torch
 
 from harness.decoding.backbone import Backbone
 from harness.models.artefacts import Artefact, write_artefact
-from harness.models.loading import load
 from harness.training.identity import identity, provenance
 from harness.training.shortcut.least_squares import ShortcutMoments
 from harness.training.traces.reading import exit_states, held_out_rows, open_traces
@@ -72,7 +71,7 @@ def train_shortcut(
         watch.step(start)
     maps = moments.solve(ridge=ridge)
     watch.stage("measuring the maps on held-out documents")
-    backbone = load(resolved, device="cpu", seed=seed).backbone
+    backbone = resolved.load("cpu").backbone
     check = held.nonzero().squeeze(1)
     check = check[torch.randperm(len(check), generator=torch.Generator().manual_seed(seed))[:CHECKED]].sort().values
     hidden = exit_states(traces, {}, torch.zeros_like(held).index_fill(0, check, True))

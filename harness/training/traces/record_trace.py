@@ -13,17 +13,16 @@ from torch import Tensor
 
 from harness.config import BASELINE, StrategySpec
 from harness.config.options import build_strategy
-from harness.contracts import Document, Split, TextCodec, WeightsChoice, document_key
+from harness.contracts import Document, ExitHead, ModelRequest, Split, Tokenizer, WeightsChoice, document_key
 from harness.decoding.engine import Engine
 from harness.errors import ConfigError, DataError
-from harness.models.loading import load, load_codec, resolve
-from harness.models.tuning import ExitHead
+from harness.models.model import resolve
 from harness.registry import TASKS
 from harness.training.identity import identity
 from harness.training.traces.store import Traces, TraceWriter
 from harness.training.watch import Watch
 
-__all__ = ["TraceRequest", "exit_columns", "trace"]
+__all__ = ["TraceRequest", "exit_columns", "read_exits", "trace"]
 
 CHUNK = 64
 """Tokens whose logits exist at the same time: few enough to stay in the caches from pass to pass."""
@@ -77,14 +76,21 @@ def trace(
     """
     loaders = [TASKS.load(name)() for name in tasks]
     resolved = resolve(
-        model, weights=weights, dtype=dtype, exit_points=exit_points, exit_head=exit_head, artefacts=artefacts,
-        seed=request.seed,
-    )  # fmt: skip
+        ModelRequest(
+            model,
+            weights=weights,
+            dtype=dtype,
+            exit_points=exit_points,
+            exit_head=exit_head,
+            artefacts=artefacts,
+            seed=request.seed,
+        )
+    )
     info = resolved.info
     if not info.exit_points:
         raise ConfigError(f"{info.name} has no exit points to trace. Give --exit-points.")
     length = min(request.length, info.max_positions)
-    codec, _ = load_codec(resolved)
+    codec = resolved.tokenizer
     facts = {
         **identity(info, codec.fingerprint),
         "weights": info.weights,
@@ -106,7 +112,7 @@ def trace(
             wanted += [(f"{task.name}, {corpus.source.label}", document) for document in corpus.documents]
     writer = TraceWriter(out, facts, resume=resume)
     watch.stage(f"loading {info.name}")
-    engine = Engine(load(resolved, device=device, seed=request.seed).backbone, info)
+    engine = Engine(resolved.load(device).backbone, info)
     done = set(writer.documents)
     watch.begin("tracing", len(wanted), len(done))
     for number, (stream, document) in enumerate(wanted, start=1):
@@ -130,7 +136,7 @@ def trace(
 
 
 def _prepare(
-    document: Document, codec: TextCodec, engine: Engine, request: TraceRequest, length: int
+    document: Document, codec: Tokenizer, engine: Engine, request: TraceRequest, length: int
 ) -> tuple[list[int], int, int] | None:
     """Return the tokens to run, the first position to keep, and the document's own length; ``None`` if too short."""
     token_ids = codec.encode(document.text)[:length]
@@ -149,13 +155,10 @@ def _prepare(
     return [*prompt, *made.token_ids[:-1]], len(prompt) - 1, len(token_ids)
 
 
-@torch.inference_mode()
 def exit_columns(engine: Engine, token_ids: Sequence[int], first: int) -> dict[str, Tensor]:
     """Run one sequence and return the trace columns of its positions from ``first`` on, ``document`` left out."""
-    backbone, points = engine.backbone, engine.info.exit_points
-    states = [state[first:] for state in engine.read(token_ids, (*points, backbone.num_layers))]
-    exits = [_read_out(engine, backbone.exit_state(state, point)) for state, point in zip(states, points, strict=False)]
-    final = _read_out(engine, states[-1])
+    states, readings = read_exits(engine, token_ids, first)
+    *exits, final = ({name: _small(column) for name, column in reading.items()} for reading in readings)
     stacked = {name: torch.stack([exit_[name] for exit_ in exits], dim=1) for name in exits[0]}
     return {
         "hidden": torch.stack(states[:-1], dim=1).half().cpu(),
@@ -166,6 +169,28 @@ def exit_columns(engine: Engine, token_ids: Sequence[int], first: int) -> dict[s
         "input": torch.tensor(token_ids[first:], dtype=torch.int32),
         "position": torch.arange(first, len(token_ids), dtype=torch.int32),
     }
+
+
+@torch.inference_mode()
+def read_exits(
+    engine: Engine, token_ids: Sequence[int], first: int = 0
+) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    """Run one sequence and return what every exit point, and last full depth, says at its positions from ``first`` on.
+
+    Returns:
+        Hidden states of each exit, ``[n, hidden_size]``; and of each exit the columns ``top`` (token), ``top1`` and
+        ``top2`` (the two best probabilities) and ``entropy`` (nats), ``[n]`` on the CPU.
+    """
+    backbone = engine.backbone
+    layers = (*engine.info.exit_points, backbone.num_layers)
+    states = [state[first:] for state in engine.read(token_ids, layers)]
+    exits = [backbone.exit_state(state, layer) for state, layer in zip(states[:-1], layers, strict=False)]
+    return states, [_read_out(engine, state) for state in (*exits, states[-1])]
+
+
+def _small(column: Tensor) -> Tensor:
+    """A column as a trace keeps it."""
+    return column.half() if column.is_floating_point() else column
 
 
 def _read_out(engine: Engine, states: Tensor) -> dict[str, Tensor]:
@@ -182,9 +207,9 @@ def _read_out(engine: Engine, states: Tensor) -> dict[str, Tensor]:
         parts.append(
             {
                 "top": top[:, 0].int().cpu(),
-                "top1": (1 / total)[:, 0].half().cpu(),
-                "top2": ((second - best).exp() / total)[:, 0].half().cpu(),
-                "entropy": entropy[:, 0].half().cpu(),
+                "top1": (1 / total)[:, 0].cpu(),
+                "top2": ((second - best).exp() / total)[:, 0].cpu(),
+                "entropy": entropy[:, 0].cpu(),
             }
         )
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

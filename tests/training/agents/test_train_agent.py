@@ -14,10 +14,11 @@ import torch
 
 from harness.config import parse_strategies
 from harness.config.options import build_strategy
+from harness.contracts import ModelRequest
 from harness.decoding.engine import Engine
 from harness.models.artefacts import read_artefact
 from harness.models.controllers import Network, find_controller
-from harness.models.loading import load, resolve
+from harness.models.model import resolve
 from harness.training.agents.exit_vec_env import ExitVecEnv
 from harness.training.agents.ppo import AgentSettings
 from harness.training.agents.reward import REWARDS, describe
@@ -75,7 +76,7 @@ def test_from_a_trace_to_decoding(
     assert "| threshold (replayed) | mean exit layer | agreement |" in ran.out
     assert (tmp_path / "a" / "rl.md").read_text().strip() == ran.out.strip()
     resolved = resolve(
-        str(tiny_llama), weights="pretrained", dtype="float32", exit_points="paper", artefacts=str(tmp_path / "a")
+        ModelRequest(str(tiny_llama), weights="pretrained", artefacts=str(tmp_path / "a"), exit_head="shared")
     )
     agent = find_controller("rl", "", resolved.info)
     facts, traces = agent.artefact.facts, Traces.open(trace)
@@ -89,7 +90,7 @@ def test_from_a_trace_to_decoding(
     assert set(facts["documents"]) == {document["key"] for document in traces.documents}
     assert facts["reward"] == {"rule": "savings", "penalty": 4.0}
     assert resolved.seen == set(facts["documents"])  # no run draws what it has learned from
-    engine = Engine(load(resolved, device="cpu", seed=0).backbone, resolved.info)
+    engine = Engine(resolved.load("cpu").backbone, resolved.info)
     layers = {}
     for name in ("rl:threshold=0", "rl:threshold=1", "rl"):
         (made,) = engine.decode(

