@@ -22,6 +22,7 @@ __all__ = [
     "FAMILIES",
     "KV_POLICIES",
     "METERS",
+    "METRICS",
     "MODELS",
     "PROTOCOLS",
     "REGISTRIES",
@@ -141,8 +142,8 @@ def _distribution(point: EntryPoint) -> str:
 def _summary(point: EntryPoint) -> str:
     """First docstring line of ``module:attribute``, from the source text.
 
-    A class or function brings its own docstring; a module-level constant is described by the
-    string literal that follows its assignment.
+    A class or function brings its own docstring; a module-level constant is described by the ``meaning`` it is made
+    with, or by the string literal that follows its assignment.
     """
     try:
         spec = importlib.util.find_spec(point.module)
@@ -155,8 +156,8 @@ def _summary(point: EntryPoint) -> str:
         text: str | None = None
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == point.attr:
             text = ast.get_docstring(node)
-        elif _assigns(node, point.attr) and index + 1 < len(body):
-            text = _literal(body[index + 1])
+        elif _assigns(node, point.attr):
+            text = _meaning(node) or (_literal(body[index + 1]) if index + 1 < len(body) else None)
         if text:
             return text.strip().splitlines()[0]
     return ""
@@ -165,6 +166,13 @@ def _summary(point: EntryPoint) -> str:
 def _assigns(node: ast.stmt, name: str) -> bool:
     targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
     return any(isinstance(target, ast.Name) and target.id == name for target in targets)
+
+
+def _meaning(node: ast.stmt) -> str | None:
+    call = getattr(node, "value", None)
+    keywords = call.keywords if isinstance(call, ast.Call) else []
+    found = (word.value.value for word in keywords if word.arg == "meaning" and isinstance(word.value, ast.Constant))
+    return next((text for text in found if isinstance(text, str)), None)
 
 
 def _literal(node: ast.stmt) -> str | None:
@@ -179,11 +187,12 @@ PROTOCOLS: Registry[Any] = Registry("harness.protocols", "protocol")
 SCORES: Registry[Any] = Registry("harness.scores", "score")
 MODELS: Registry[Any] = Registry("harness.models", "model")
 METERS: Registry[Any] = Registry("harness.meters", "meter")
+METRICS: Registry[Any] = Registry("harness.metrics", "metric")
 KV_POLICIES: Registry[Any] = Registry("harness.kv", "KV policy")
 FAMILIES: Registry[Any] = Registry("harness.families", "model family")
 
 REGISTRIES: dict[str, Registry[Any]] = {
     registry.group.removeprefix("harness."): registry
-    for registry in (STRATEGIES, KV_POLICIES, TASKS, PROTOCOLS, SCORES, MODELS, FAMILIES, METERS)
+    for registry in (STRATEGIES, KV_POLICIES, TASKS, PROTOCOLS, SCORES, METRICS, MODELS, FAMILIES, METERS)
 }
 """Everything that can be registered, by its plural."""

@@ -10,6 +10,8 @@ from pathlib import Path
 from harness.errors import StoreError
 from harness.records import Manifest, SampleRecord, WindowRecord
 from harness.records.summary import Summary
+from reports.metrics.point import Point
+from reports.summary.admission import idle_windows
 from reports.summary.measured import Measured, select
 
 __all__ = ["RecordedRun"]
@@ -43,6 +45,11 @@ class RecordedRun:
     def cells(self) -> dict[tuple[str, str], Measured]:
         """What counts, by (task, operating point), in the manifest's order; probes that never exit included."""
         return select(self.manifest, self.windows, self.samples)
+
+    def point(self, task: str, operating_point: str) -> Point:
+        """Return an operating point as metrics see it, without scores of completions together."""
+        cells = [cell for (name, _), cell in self.cells.items() if name == task and not cell.point.never_exits]
+        return Point(self.cells[task, operating_point], cells, self.manifest, idle_windows(self.windows))
 
     @property
     def windows_expected(self) -> int:

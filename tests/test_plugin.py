@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import json
 import os
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from reports.leaderboard.scripts import read_script
 
 PROJECT = Path(__file__).resolve().parent / "fixtures" / "third_party"
 
@@ -108,6 +111,7 @@ NAMES = {
     "protocols": "first-half",
     "scores": "balanced_brackets",
     "meters": "ten-watts",
+    "metrics": "completion_tokens",
 }
 
 
@@ -120,7 +124,11 @@ def test_everything_it_brings_is_listed(site: Path, shell: Shell, tmp_path: Path
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("first-half", "a semicolon ends a completion"), ("balanced_brackets", "close every bracket they open")],
+    [
+        ("first-half", "a semicolon ends a completion"),
+        ("balanced_brackets", "close every bracket they open"),
+        ("completion_tokens", "mean number of tokens in a completion"),
+    ],
 )
 def test_it_is_shown(site: Path, shell: Shell, tmp_path: Path, name: str, said: str) -> None:
     shown = shell("show", name, cwd=tmp_path, **seeing(site))
@@ -177,10 +185,28 @@ def test_its_meter_is_recorded_as_a_guess(made: Path) -> None:
     assert all(window["energy_j"] > 0 for window in lines(made / "windows.jsonl"))
 
 
+def test_its_scores_end_in_the_summary(made: Path) -> None:
+    rows = json.loads((made / "summary.json").read_text())["rows"]
+    assert all(0 <= row["metrics"]["balanced_brackets"]["value"] <= 1 for row in rows)
+    assert all(row["metrics"]["vocabulary"]["value"] >= 1 for row in rows)
+    report = (made / "report.md").read_text()
+    assert "share of completions that close every bracket they open" in report
+    assert "vocabulary" in report
+
+
+def test_a_guess_is_called_one_and_ranks_nothing(made: Path) -> None:
+    summary = json.loads((made / "summary.json").read_text())
+    assert {(row["energy_source"], row["energy_measured"]) for row in summary["rows"]} == {("ten-watts", False)}
+    (note,) = [note for note in summary["notes"] if "10 W times the time" in note]
+    assert "an estimate, not a measurement" in note
+    assert "measured energy" not in (made / "report.md").read_text()
+    assert not any("energy" in (row["verdict"] or "") for row in summary["rows"])
+
+
 def test_the_run_says_which_package_everything_came_from(made: Path) -> None:
     plugins = json.loads((made / "manifest.json").read_text())["plugins"]
     assert {(plugin["distribution"], plugin["version"]) for plugin in plugins} == {("every-nth-exit", "1.0")}
-    assert {plugin["name"] for plugin in plugins} == {*NAMES.values(), "vocabulary"}
+    assert {plugin["name"] for plugin in plugins} == {*NAMES.values(), "vocabulary"} - {NAMES["metrics"]}
 
 
 def test_a_run_is_read_where_the_package_is_not_installed(run: Path, shell: Shell) -> None:
@@ -190,7 +216,71 @@ def test_a_run_is_read_where_the_package_is_not_installed(run: Path, shell: Shel
     (note,) = [note for note in summary["notes"] if "not installed" in note]
     assert note.startswith("every-nth-exit 1.0 is not installed here (strategy 'every-nth', task 'recipes', protocol")
     assert note.endswith("Run `pip install every-nth-exit==1.0`.")
-    assert [row["operating_point"] for row in summary["rows"]] == ["full", "every-nth:n=2:layer=4"]
+    before = json.loads((run / "summary.json").read_text())
+    for now, then in zip(summary["rows"], before["rows"], strict=True):
+        assert now["metrics"] == then["metrics"]  # those of completions together come from the summary of then
+
+
+def test_its_metric_is_in_every_table_and_file(made: Path, site: Path, shell: Shell, tmp_path: Path) -> None:
+    run = shutil.copytree(made, tmp_path / "run")
+    printed = shell("report", run, cwd=tmp_path, **seeing(site))
+    assert printed.returncode == 0, printed.stderr
+    assert "tokens: mean number of tokens in a completion" in " ".join(printed.stdout.split())
+    summary = json.loads((run / "summary.json").read_text())
+    values = [row["metrics"]["completion_tokens"]["value"] for row in summary["rows"]]
+    counts = [len(sample["token_ids"]) for sample in lines(run / "samples.jsonl")]
+    assert sum(values) / 2 == pytest.approx(sum(counts) / len(counts))
+    made_report = shell("report", run, "--out", "all", "--no-figures", cwd=tmp_path, **seeing(site))
+    assert made_report.returncode == 0, made_report.stderr
+    with (run / "summary.csv").open() as file:
+        assert [float(row["completion_tokens"]) for row in csv.DictReader(file)] == values
+    assert "| tokens |" in (run / "report.md").read_text()
+    assert "& tokens \\\\" in (tmp_path / "all" / "tables.tex").read_text()
+
+
+def test_its_metric_is_on_the_site_and_in_the_frame(made: Path, site: Path, shell: Shell, tmp_path: Path) -> None:
+    run = shutil.copytree(made, tmp_path / "run")
+    published = shell("leaderboard", run, "--out", "site", cwd=tmp_path, **seeing(site))
+    assert published.returncode == 0, published.stderr
+    index = read_script(tmp_path / "site" / "data" / "index.js", "index")
+    (metric,) = [metric for metric in index["metrics"] if metric["key"] == "completion_tokens"]
+    assert (metric["header"], metric["unit"], metric["column"]) == ("tokens", "tokens", True)
+    code = (
+        "from pathlib import Path; from harness.running.reading import read_run; from reports.tables.frame import *;"
+        "summary = read_run(Path('run')).summary; print(to_frame(summary)['completion_tokens'].min() > 0,"
+        "[fact.unit for fact in column_facts() if fact.name == 'completion_tokens'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True, **seeing(site)
+    )
+    assert done.stdout == "True ['tokens']\n"
+
+
+def test_its_metric_is_a_condition(site: Path, shell: Shell, tiny_llama: Path, rows_file: Path, tmp_path: Path) -> None:
+    ran = shell(
+        *("run", "--strategy", "fixed:layer=6", "--model", tiny_llama, "--source", rows_file, "--limit", 6),
+        *("--max-new-tokens", 4, "--energy", "none", "--threads", 1, "--out", "run"),
+        cwd=tmp_path,
+    )
+    assert ran.returncode == 0, ran.stderr
+    pair = ("compare", "run", "run", "--point-a", "full", "--point-b", "fixed:layer=6", "--fail-if")
+    for condition, code in (("completion_tokens>-100", 1), ("completion_tokens>+100", 0)):
+        compared = shell(*pair, condition, cwd=tmp_path, **seeing(site))
+        assert compared.returncode == code, compared.stdout + compared.stderr
+    assert shell(*pair, "completion_tokens>-100", cwd=tmp_path).returncode == 2  # nobody knows it without the package
+
+
+def test_its_numbers_outlive_it(made: Path, site: Path, shell: Shell, tmp_path: Path) -> None:
+    run = shutil.copytree(made, tmp_path / "run")
+    before, after = (
+        json.loads(shell("report", run, "--json", cwd=tmp_path, **where).stdout) for where in (seeing(site), {})
+    )
+    for one, other in zip(before["rows"], after["rows"], strict=True):
+        for name in ("completion_tokens", "vocabulary", "balanced_brackets"):
+            assert one["metrics"][name] == other["metrics"][name]
+    assert any("metric completion_tokens: what was recorded is shown" in note for note in after["notes"])
+    printed = shell("report", run, cwd=tmp_path)
+    assert "completion_tokens: as recorded" in " ".join(printed.stdout.split())
 
 
 def test_reports_of_many_runs_and_the_site_show_it_too(run: Path, shell: Shell) -> None:

@@ -12,6 +12,7 @@ from harness.contracts import Completion, TaskRequest
 from harness.contracts.meters import is_measured
 from harness.metering import metered
 from harness.models.tokenizer import TransformersTokenizer
+from harness.records import SampleRecord
 from harness.registry import PROTOCOLS
 
 
@@ -49,3 +50,9 @@ def test_the_meter_measures_a_window(shown: dict[str, Any]) -> None:
         pass
     assert window.reading is not None
     assert window.reading.energy_j == pytest.approx(40 * window.reading.duration_s)
+
+
+def test_the_metric_reads_a_sample(shown: dict[str, Any]) -> None:
+    sample = SampleRecord(window=0, operating_point="full", task="recipes", sample_id="rye", text="abcd")
+    assert shown["CHARACTERS"].of_sample(sample) == 4
+    assert shown["CHARACTERS"].term == "characters"

@@ -14,7 +14,7 @@ from harness.records.summary import Summary
 from harness.running.reading import read_run
 from harness.running.runner import execute
 from reports.recorded import RecordedRun
-from reports.tables.export import to_frame
+from reports.tables.frame import to_frame
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -171,19 +171,18 @@ def _facts(run: RecordedRun, cell: Measured, row: SummaryRow) -> dict[str, Any]:
     """What the history keeps beside the latencies; ``None`` is not measured."""
     import hashlib
 
+    from reports.metrics.vocabulary import metrics_of
+
     model = run.manifest.model
     packages = run.manifest.environment.get("packages") or {}
     return {
-        "tokens_per_s": row.tokens_per_s,
-        "ttft_p50_s": row.ttft_p50_s,
-        "tpot_p50_s": row.tpot_p50_s,
-        "speedup": row.speedup,
-        "decode_speedup": row.decode_speedup,
-        "energy_j_per_token": row.energy_j_per_token,
+        **{
+            metric.name: row.value(metric)
+            for metric in metrics_of([row])
+            if metric.kind != "score" or model.weights != "random"
+        },
         "energy_source": row.energy_source,
-        "layers_skipped": row.layers_skipped,
-        "edit_similarity": row.edit_similarity if model.weights != "random" else None,
-        "agreement": row.agreement,
+        "energy_measured": row.energy_measured,
         "samples": row.n,
         "errors": row.errors,
         "repeats": row.repeats,

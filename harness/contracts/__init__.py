@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from harness.contracts.kv import KVBatch, KVFacts, KVPolicy, Leaving, Waiting
 from harness.contracts.meters import EnergyReading, Meter
+from harness.contracts.metrics import Better, Metric, Wording
 from harness.contracts.models import (
     ExitHead,
     KVInput,
@@ -42,6 +43,7 @@ from harness.contracts.tasks import (
 __all__ = [
     "BadRow",
     "Batch",
+    "Better",
     "Completion",
     "Corpus",
     "Document",
@@ -55,6 +57,7 @@ __all__ = [
     "KVPolicy",
     "Leaving",
     "Meter",
+    "Metric",
     "ModelInfo",
     "ModelRequest",
     "Sample",
@@ -70,5 +73,6 @@ __all__ = [
     "Waiting",
     "Weights",
     "WeightsChoice",
+    "Wording",
     "document_key",
 ]

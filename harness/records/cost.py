@@ -72,7 +72,7 @@ class Attribution(Record):
     Attributes:
         task: task name.
         quantity: ``time`` (seconds) or ``energy`` (joules).
-        source: ``clock``, or the energy source.
+        source: ``clock``, or the energy source. measured: by a clock, or a sensor.
         blocks: blocks of samples, the unit that is resampled; those that every operating point finished.
         blocks_left_out: blocks that only some of them finished.
         residual: median of |measured − fitted| / measured over the windows.
@@ -84,6 +84,7 @@ class Attribution(Record):
     task: str
     quantity: Quantity
     source: str
+    measured: bool = True
     blocks: int
     blocks_left_out: int = 0
     residual: float

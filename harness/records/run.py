@@ -2,9 +2,9 @@
 
 Files others build on: ``manifest.json`` (:class:`Manifest`), ``samples.jsonl`` (one
 :class:`SampleRecord` a line), ``windows.jsonl`` (one :class:`WindowRecord` a line) and
-``summary.json`` (:class:`harness.records.summary.Summary`). Readers ignore fields they do not know; a change that would
-mislead an older reader raises ``SCHEMA_VERSION``. ``None`` always means "not measured" or "not
-defined", never zero.
+``summary.json`` (:class:`harness.records.summary.Summary`, with a version of its own). Readers ignore fields they do
+not know; a change that would mislead an older reader raises ``SCHEMA_VERSION``. ``None`` always means "not measured" or
+"not defined", never zero.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ class Manifest(Record):
     """What was run, on what, from what. Written once, before the first sample.
 
     Attributes:
-        schema_version: of every file in the directory.
+        schema_version: of every file in the directory but ``summary.json``.
         created: UTC time, ISO 8601.
         config: the resolved run configuration.
         operating_points: in the order given, full depth first.

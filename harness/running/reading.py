@@ -21,6 +21,7 @@ from harness.running.scoring import CorpusScores
 from harness.store.record_files import REMEDY
 from harness.store.run_directory import LOCK, MANIFEST, SAMPLES, WINDOWS, RunDirectory
 from reports.recorded import RecordedRun
+from reports.summary.outlived import with_recorded
 from reports.summary.quality import corpora
 from reports.summary.summarise import candidates, summarise
 
@@ -62,9 +63,10 @@ def read_run(path: Path, *, stored: bool = False) -> RecordedRun:
         if not store.finished():
             raise StoreError(f"{path} holds no finished window yet. Continue it with `harness run --resume {path}`.")
         manifest, windows, samples = store.manifest, tuple(store.windows()), tuple(store.samples())
-        summary = _stored(store) if stored else None
+        recorded = _stored(store)
     try:
-        summary = summary or _summarise(manifest, windows, samples)
+        summary = recorded if stored and recorded else _summarise(manifest, windows, samples)
+        summary = with_recorded(summary, recorded) if recorded else summary
         absent = absent_plugins(manifest, {name for sample in samples for name in sample.scores})
         notes = (*summary.notes, *(note for note in absent if note not in summary.notes))
         summary = summary.model_copy(update={"notes": notes})

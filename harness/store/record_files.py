@@ -60,7 +60,7 @@ def parse(kind: type[R], data: bytes, file: Path, line: int | None = None) -> R:
         raise StoreError(f"{place} is damaged: {field}{first['msg']}. {REMEDY}") from None
 
 
-def read_document(kind: type[R], file: Path) -> R:
+def read_document(kind: type[R], file: Path, known: int = SCHEMA_VERSION) -> R:
     """Read a JSON document, its schema version first: another version need not fit the model.
 
     Raises:
@@ -76,9 +76,9 @@ def read_document(kind: type[R], file: Path) -> R:
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version is None:
         raise StoreError(f"{file} is foreign: it has no schema_version. {REMEDY}")
-    if version != SCHEMA_VERSION:
+    if version != known:
         raise StoreError(
-            f"{file} has schema version {version!r} and this harness reads {SCHEMA_VERSION}. "
+            f"{file} has schema version {version!r} and this harness reads {known}. "
             "Use the version of early-exit-harness that wrote it."
         )
     return parse(kind, data, file)

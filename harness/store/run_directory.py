@@ -21,7 +21,7 @@ from typing import IO, Self
 from harness.errors import StoreError
 from harness.host.atomic_files import unfinished
 from harness.records import Manifest, SampleRecord, WindowRecord
-from harness.records.summary import Summary
+from harness.records.summary import SUMMARY_VERSION, Summary
 from harness.store.record_files import (
     ACCESS,
     REMEDY,
@@ -175,7 +175,7 @@ class RunDirectory:
             StoreError: the file is damaged or of another schema version.
         """
         file = self.path / SUMMARY
-        return read_document(Summary, file) if file.exists() else None
+        return read_document(Summary, file, SUMMARY_VERSION) if file.exists() else None
 
     # ------------------------------------------------------------------------------- writing
 

@@ -15,7 +15,7 @@ from harness.errors import OptionError
 from harness.running.operating_points import OperatingPoint
 from harness.sweep.tokens import TracedTokens
 from harness.sweep.view import Charges, ReplayView
-from reports.summary.depth import bytes_by_cause
+from reports.metrics.byte_model import bytes_by_cause
 
 __all__ = ["Outcome", "answers", "replay"]
 

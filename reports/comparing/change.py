@@ -18,9 +18,10 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.contracts import Metric
 from reports.comparing.levels import Levels, Rates, Rows, levels_of
-from reports.comparing.metrics import Metric
-from reports.comparing.units import Units
+from reports.comparing.metrics import needed_units
+from reports.metrics.units import Units
 from reports.statistics.intervals import replicate_interval, resampled
 from reports.statistics.significance import (
     LEVEL,
@@ -33,12 +34,13 @@ from reports.statistics.significance import (
     swap_p,
 )
 
-__all__ = ["Change", "change", "corrected", "level_of_both"]
+__all__ = ["UNMEASURED", "Change", "change", "corrected", "level_of_both"]
 
 Floats: TypeAlias = NDArray[np.float64]
 Interval: TypeAlias = tuple[float, float]
 
 RESAMPLES = 2_000
+UNMEASURED = "not measured in both"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ class Change:
         units: independent units in A; in B there are as many where they are paired. prompts: that they hold.
         paired: compared prompt by prompt.
         reason: why there is no change, or no interval, or what else it rests on than on prompts paired one by one.
-        source: of an energy.
+        source: of an energy. measured: a sensor measured it, in both runs.
         smallest_p: what so many units could give at best.
         family: operating points tested together.
         applies: false where there is nothing to compare by definition (full depth against full depth).
@@ -74,6 +76,7 @@ class Change:
     paired: bool = True
     reason: str = ""
     source: str = ""
+    measured: bool = True
     smallest_p: float = 1.0
     family: int = 1
     applies: bool = True
@@ -120,14 +123,14 @@ def change(metric: Metric, a: Units, b: Units, *, paired: bool, seed: int = 0) -
 
     Args:
         metric: which.
-        a: its units in A (:func:`reports.comparing.units.units_of`).
+        a: its units in A (:func:`reports.metrics.units.units_of`).
         b: its units in B; with ``paired``, under the same keys.
         paired: keys name the same prompts.
         seed: decides resampling and swaps, so that a report made twice says the same.
     """
     before, after = list(a.values()), [b[key] for key in (a if paired else b)]
     if not before or not after:
-        return Change(metric, paired=paired, reason="not measured in both")
+        return Change(metric, paired=paired, reason=UNMEASURED)
     levels = levels_of(metric, before, after)
     one, other = (float(levels.drawn(side, np.ones((1, n)))[0]) for side, n in enumerate((len(before), len(after))))
     found = Change(
@@ -135,9 +138,9 @@ def change(metric: Metric, a: Units, b: Units, *, paired: bool, seed: int = 0) -
         prompts=len(frozenset().union(*a)), paired=paired,
     )  # fmt: skip
     n = min(len(before), len(after))
-    if n < metric.needed:
+    if n < needed_units(metric):
         what = "prompts" if all(len(key) == 1 for key in a) else "blocks of prompts"
-        return replace(found, reason=f"an interval needs {metric.needed} {what}, there are {n}")
+        return replace(found, reason=f"an interval needs {needed_units(metric)} {what}, there are {n}")
     first = _resampled(levels, 0, len(before), seed)
     second = _resampled(levels, 1, len(after), seed if paired else seed + 1)  # not the same draws for other prompts
     absolute = replicate_interval(second - first, n)
@@ -160,8 +163,8 @@ def level_of_both(metric: Metric, units: Units, *, seed: int = 0) -> Change:
     levels = Rates(rows, rows)
     level = float(levels.drawn(0, np.ones((1, len(rows))))[0])
     found = Change(metric, absolute=level, units=len(rows), prompts=len(frozenset().union(*units)))
-    if len(rows) < metric.needed:
-        return replace(found, reason=f"an interval needs {metric.needed} prompts, there are {len(rows)}")
+    if len(rows) < needed_units(metric):
+        return replace(found, reason=f"an interval needs {needed_units(metric)} prompts, there are {len(rows)}")
     return replace(found, absolute_interval=replicate_interval(_resampled(levels, 0, len(rows), seed), len(rows)))
 
 

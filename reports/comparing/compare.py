@@ -10,16 +10,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from harness.contracts import Metric
 from harness.errors import ConfigError, StoreError, did_you_mean
 from reports.comparing.change import Change, change, corrected, level_of_both
 from reports.comparing.differences import cost_obstacle, differences, energy_obstacle, score_obstacle
-from reports.comparing.metrics import AGREEMENT, METRICS, Metric
+from reports.comparing.matching import Matched, agreement_units, match
+from reports.comparing.metrics import AGREEMENT, compared_metrics
 from reports.comparing.notes import notes
 from reports.comparing.pairing import JOINED, pair_units
 from reports.comparing.results import PointChange, RunChange
-from reports.comparing.units import Matched, agreement_units, match, units_of
 from reports.comparing.words import overall, verdict
+from reports.metrics.point import Point
+from reports.metrics.scores import recorded_scores
+from reports.metrics.units import units_of
 from reports.recorded import RecordedRun
+from reports.summary.energy import is_measured
 from reports.summary.measured import Measured
 
 __all__ = ["Wanted", "compare_runs"]
@@ -46,6 +51,7 @@ def compare_runs(a: RecordedRun, b: RecordedRun, wanted: Wanted) -> RunChange:
         StoreError: nothing that both finished.
     """
     pairs = _pairs(a, b, wanted)
+    metrics = compared_metrics(recorded_scores(cell for run in (a, b) for cell in run.cells.values()))
     tasks = dict.fromkeys(task for task, _, _ in pairs)
     points: list[PointChange] = []
     skipped: list[tuple[str, str, str]] = []
@@ -57,7 +63,7 @@ def compare_runs(a: RecordedRun, b: RecordedRun, wanted: Wanted) -> RunChange:
             if reason:
                 skipped.append((task, one, reason))
             else:
-                compared.append(_compare(a, b, *cells))
+                compared.append(_compare(a, b, *cells, metrics))
         points.extend(_corrected(compared))
     if not points:
         task, name, reason = skipped[0]
@@ -120,13 +126,13 @@ def _unusable(cell: Measured, letter: str) -> str:
     return f"{letter} has not finished any sample of it"
 
 
-def _compare(a: RecordedRun, b: RecordedRun, one: Measured, other: Measured) -> PointChange:
+def _compare(a: RecordedRun, b: RecordedRun, one: Measured, other: Measured, metrics: Sequence[Metric]) -> PointChange:
     task = one.task.name
-    fulls = [run.cells[task, run.manifest.operating_points[0].name] for run in (a, b)]
+    points = a.point(task, one.point.name), b.point(task, other.point.name)
     matched = match(one, other)
     agreement = agreement_units(one, other, matched)
-    baseline = one is fulls[0] and other is fulls[1]
-    changes = tuple(_change(metric, a, b, (one, other), fulls, matched, baseline=baseline) for metric in METRICS)
+    baseline = all(point.is_full for point in points)
+    changes = tuple(_change(metric, a, b, points, matched, baseline=baseline) for metric in metrics)
     identical = sum(row[0] == row[1] for row in agreement.values())
     names = one.point.name, other.point.name
     return PointChange(task, *names, matched, changes, baseline=baseline, identical=(identical, len(agreement)))
@@ -136,35 +142,33 @@ def _change(
     metric: Metric,
     a: RecordedRun,
     b: RecordedRun,
-    cells: tuple[Measured, Measured],
-    fulls: Sequence[Measured],
+    points: tuple[Point, Point],
     matched: Matched,
     *,
     baseline: bool,
 ) -> Change:
-    if metric.in_run and baseline:
+    cells = points[0].cell, points[1].cell
+    if metric.paired and baseline:
         return Change(metric, reason="full depth is what it is compared with", applies=False)
-    for cell, full, letter in zip(cells, fulls, "AB", strict=True):
-        if metric.in_run and cell is full:
+    for point, letter in zip(points, "AB", strict=True):
+        if metric.paired and point.is_full:
             return Change(metric, reason=f"{letter} is full depth, whose own is 1 by definition")
     reason, source = _obstacle(metric, a, b, cells, matched)
+    measured = all(is_measured(source, run.manifest.meter) for run in (a, b)) if metric.kind == "energy" else True
     if reason:
-        return Change(metric, reason=reason, source=source)
-    if metric.name == AGREEMENT:
+        return Change(metric, reason=reason, source=source, measured=measured)
+    if metric is AGREEMENT:
         return level_of_both(metric, agreement_units(*cells, matched))
-    layers = [run.manifest.model.num_layers for run in (a, b)]
-    one, other = (
-        units_of(metric, cell, full, num) for cell, full, num in zip(cells, fulls, layers, strict=True)
-    )  # fmt: skip
+    one, other = (units_of(metric, point) or {} for point in points)
     common = matched.same_reference if metric.kind == "score" else matched.same
     pairs = pair_units(metric, one, other, common)
     if pairs is None:
         apart = "the runs form their blocks of different prompts: unpaired" if matched.paired and one and other else ""
         found = change(metric, one, other, paired=False)
-        return replace(found, source=source, reason=found.reason or apart)
+        return replace(found, source=source, measured=measured, reason=found.reason or apart)
     found = change(metric, pairs.a, pairs.b, paired=True)
     said = [found.reason, JOINED if pairs.joined else "", _left_out(found, matched) if metric.is_cost else ""]
-    return replace(found, source=source, reason="; ".join(filter(None, said)))
+    return replace(found, source=source, measured=measured, reason="; ".join(filter(None, said)))
 
 
 def _left_out(found: Change, matched: Matched) -> str:
@@ -176,7 +180,7 @@ def _obstacle(
     metric: Metric, a: RecordedRun, b: RecordedRun, cells: tuple[Measured, Measured], matched: Matched
 ) -> tuple[str, str]:
     """Why a metric is not compared, and the source of an energy."""
-    if metric.kind in ("score", "agreement") and not matched.paired:
+    if (metric.kind == "score" or metric is AGREEMENT) and not matched.paired:
         return "the prompts differ", ""
     if metric.kind == "score":
         if not matched.same_reference:

@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from harness.contracts import Metric
 from harness.errors import ConfigError
 from reports.comparing.change import Change
-from reports.comparing.metrics import AGREEMENT, Metric, find_metric
+from reports.comparing.metrics import AGREEMENT, find_metric
 from reports.comparing.results import PointChange
-from reports.summary.energy import UNMEASURED
 
 __all__ = ["Condition", "Judgement", "grouped", "judge", "parse_condition"]
 
@@ -96,9 +96,11 @@ def parse_condition(text: str) -> Condition:
     metric = find_metric(found["metric"])
     number, relative = found["number"].replace("−", "-"), bool(found["percent"])
     threshold = float(number) / (100 if relative else 1)
-    if metric.name == AGREEMENT:
+    if metric is AGREEMENT:
         if relative or number[0] in "+-" or not 0 <= threshold <= 1:
-            raise ConfigError(f"--fail-if '{text}': {AGREEMENT} is a share from 0 to 1, not a change: agreement<0.99.")
+            raise ConfigError(
+                f"--fail-if '{text}': {metric.name} is a share from 0 to 1, not a change: agreement<0.99."
+            )
     elif not relative and threshold != 0 and number[0] not in "+-":
         raise ConfigError(
             f"--fail-if '{text}' compares a change from A to B, which has a sign: "
@@ -114,7 +116,7 @@ def judge(condition: Condition, points: Sequence[PointChange]) -> list[Judgement
         ConfigError: it names an operating point that was not compared.
     """
     chosen = _chosen(condition, points)
-    told = [(point, point.of(condition.metric.name)) for point in chosen]
+    told = [(point, point.of(condition.metric)) for point in chosen]
     judged = [_judged(condition, point, one) for point, one in told if one.applies]
     if not judged:
         reason = told[0][1].reason
@@ -157,7 +159,7 @@ def _judged(condition: Condition, point: PointChange, one: Change) -> Judgement:
     def outcome(which: Literal["holds", "perhaps", "passed", "unknown"], words: str) -> Judgement:
         return Judgement(condition, point.task, point.name, which, words)
 
-    if condition.metric.kind == "energy" and one.source in UNMEASURED:
+    if not one.measured:
         return outcome("unknown", f"cannot be judged: {one.reason or f'energy is an {one.source}, no measurement'}.")
     if value is None:
         return outcome("unknown", f"cannot be judged: {one.reason or 'A has 0, which nothing is relative to'}.")
@@ -175,6 +177,6 @@ def _judged(condition: Condition, point: PointChange, one: Change) -> Judgement:
 def _written(condition: Condition, value: float) -> str:
     if condition.relative:
         return f"{100 * value:+.1f} %"
-    if condition.metric.name == AGREEMENT:
+    if condition.metric is AGREEMENT:
         return f"{value:.3f}"
     return f"{value:+.4g}{f' {condition.metric.unit}' if condition.metric.unit not in ('', '×') else ''}"

@@ -13,7 +13,7 @@ from typing import Any
 
 from harness.records import Manifest, OperatingPointRecord, TaskRecord
 from reports.recorded import RecordedRun
-from reports.summary.energy import UNMEASURED, energy
+from reports.summary.energy import MIXED, REPLAY, total
 from reports.summary.measured import Measured
 
 __all__ = ["Difference", "cost_obstacle", "differences", "energy_obstacle", "machine_class", "score_obstacle"]
@@ -86,15 +86,14 @@ def cost_obstacle(a: Manifest, b: Manifest) -> str:
 
 def energy_obstacle(a: Measured, b: Measured) -> tuple[str, str]:
     """Return why two energies must not be compared (empty when they may be) and the source of both."""
-    sources = [str(energy(cell, ())["energy_source"]) for cell in (a, b)]
-    if sources[0] != sources[1]:
-        return f"energy comes from {sources[0]} in A and from {sources[1]} in B", ""
-    source = sources[0]
-    if source in UNMEASURED - {"estimate"}:
-        return "no energy was measured" if source == "none" else f"energy is {source}", source
-    if any(energy(cell, ()).get("energy_j") is None for cell in (a, b)):
-        return "some windows have no energy reading", source
-    return "", source
+    (one, here), (other, there) = (total(cell.windows.values()) for cell in (a, b))
+    if one != other:
+        return f"energy comes from {one} in A and from {other} in B", ""
+    if one in ("none", MIXED, REPLAY):
+        return "no energy was measured" if one == "none" else f"energy is {one}", one
+    if here is None or there is None:
+        return "some windows have no energy reading", one
+    return "", one
 
 
 def score_obstacle(a: RecordedRun, b: RecordedRun) -> str:

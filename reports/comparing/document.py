@@ -13,7 +13,7 @@ from reports.recorded import RecordedRun
 
 __all__ = ["SCHEMA_VERSION", "comparison_document"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 def comparison_document(comparison: RunChange, judgements: Sequence[Judgement]) -> dict[str, Any]:

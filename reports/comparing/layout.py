@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from reports.comparing.change import Change
+from harness.contracts import Metric
+from reports.comparing.change import UNMEASURED, Change
+from reports.comparing.metrics import AGREEMENT
 from reports.comparing.results import PointChange, RunChange
+from reports.metrics.sections import HEADLINE
 from reports.tables.columns import MISSING, time_unit
 
 __all__ = [
     "DETAIL_HEADER",
-    "HEADLINE",
     "LEGEND",
     "Detail",
     "change_text",
     "detail_rows",
     "header",
+    "headline",
     "interval_text",
     "runs",
 ]
-
-HEADLINE = (
-    "edit_similarity",
-    "latency_p50",
-    "speedup",
-    "agreement",
-    "layers_skipped",
-    "tpot_p50",
-    "decode_speedup",
-    "tokens_per_s",
-)
-"""Metrics of the first table, the most telling first: a narrow terminal drops the last ones."""
 
 DETAIL_HEADER = ("", "A", "B", "change", "95 % interval", "p (Holm)", "")
 
@@ -66,11 +58,22 @@ def runs(comparison: RunChange) -> tuple[tuple[str, str], ...]:
     return tuple(lines)
 
 
+def headline(points: Sequence[PointChange]) -> list[Metric]:
+    """Return the metrics of the first table that some point has, the most telling first.
+
+    A narrow terminal drops the last ones.
+    """
+    changes = [one for point in points for one in point.changes if one.value is not None and one.measured]
+    shown = dict.fromkeys(one.metric for one in changes if one.metric is AGREEMENT or HEADLINE in one.metric.sections)
+    told = dict.fromkeys(one.metric for one in changes if one.metric.change and one.metric not in shown)
+    return [*sorted(shown, key=lambda metric: metric.priority if metric is not AGREEMENT else 3), *told]
+
+
 def header(one: Change) -> str:
     """Return the column header of a metric's change."""
-    sign = "" if one.metric.name == "agreement" else "Δ "
-    source = f" ({one.source})" if one.source == "estimate" else ""
-    return f"{sign}{one.metric.title}{source}"
+    sign = "" if one.metric is AGREEMENT else "Δ "
+    source = f" ({one.source})" if not one.measured and one.source else ""
+    return f"{sign}{one.metric.title or one.metric.term}{source}"
 
 
 def change_text(one: Change) -> str:
@@ -89,10 +92,10 @@ def interval_text(one: Change) -> str:
 
 
 def detail_rows(point: PointChange) -> tuple[Detail, ...]:
-    """Return every metric of an operating point that applies to it."""
+    """Return every metric of an operating point that applies to it and that some run has."""
     rows = []
     for one in point.changes:
-        if one.applies:
+        if one.applies and one.reason != UNMEASURED:
             p = MISSING if one.p_holm is None else f"{one.p_holm:.3f}" if one.p_holm >= 0.001 else "< 0.001"
             title = header(one).removeprefix("Δ ")
             a, b = _level(one, one.a), _level(one, one.b)
@@ -103,12 +106,11 @@ def detail_rows(point: PointChange) -> tuple[Detail, ...]:
 
 
 def _changed(one: Change, value: float) -> str:
-    name = one.metric.name
-    if name == "agreement":
+    if one.metric is AGREEMENT:
         return f"{value:.3f}"
-    if one.metric.is_cost or name == "layers_skipped":
+    if one.metric.is_cost or one.metric.form == "percent":
         return _signed(f"{100 * value:+.1f} {'%' if one.metric.is_cost else 'pp'}")
-    return _signed(f"{value:+.2f}" if name == "exit_layer_mean" else f"{value:+.3f}")
+    return _signed(f"{value:+.2f}" if one.metric.form == "number" else f"{value:+.3f}")
 
 
 def _signed(text: str) -> str:
@@ -120,14 +122,10 @@ def _signed(text: str) -> str:
 def _level(one: Change, value: float | None) -> str:
     if value is None:
         return MISSING
-    name, unit = one.metric.name, one.metric.unit
-    if unit == "s":
+    form, unit = one.metric.form, one.metric.unit
+    if form == "seconds":
         symbol, scale = time_unit([one.a, one.b])
         return f"{value * scale:.1f} {symbol}" if symbol == "ms" else f"{value:.2f} s"
-    if unit == "×":
-        return f"{value:.3f}×"
-    if name == "layers_skipped":
-        return f"{100 * value:.1f} %"
-    if unit in ("J", "1/s"):
-        return f"{value:.4g}{' J' if unit == 'J' else ''}"
-    return f"{value:.2f}" if name == "exit_layer_mean" else f"{value:.3f}"
+    if form == "number":
+        return f"{value:.4g}{f' {unit}' if len(unit) == 1 else ''}"
+    return {"ratio": f"{value:.3f}×", "percent": f"{100 * value:.1f} %"}.get(form, f"{value:.3f}")

@@ -13,7 +13,7 @@ from typing import Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from reports.comparing.metrics import Metric
+from harness.contracts import Metric
 
 __all__ = ["Levels", "Percentiles", "Rates", "levels_of"]
 
@@ -38,7 +38,7 @@ class Levels(Protocol):
 
 
 def levels_of(metric: Metric, a: Rows, b: Rows) -> Levels:
-    """Return a metric's levels from its units' rows in A and in B (:data:`reports.comparing.units.Units`)."""
+    """Return a metric's levels from its units' rows in A and in B (:data:`reports.metrics.units.Units`)."""
     if metric.percentile is not None:
         return Percentiles(a, b, metric.percentile)
     return Rates(a, b)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from harness.contracts import Metric
 from reports.comparing.conditions import Judgement, grouped
 from reports.comparing.layout import (
     DETAIL_HEADER,
-    HEADLINE,
     LEGEND,
     change_text,
     detail_rows,
     header,
+    headline,
     interval_text,
     runs,
 )
@@ -53,18 +54,18 @@ def comparison_markdown(comparison: RunChange, judgements: Sequence[Judgement]) 
 
 
 def _task(task: str, points: Sequence[PointChange]) -> Iterator[str]:
-    shown = [name for name in HEADLINE if any(point.of(name).value is not None for point in points)]
-    heads = [next(point.of(name) for point in points if point.of(name).value is not None) for name in shown]
+    shown = headline(points)
+    heads = [next(point.of(metric) for point in points if point.of(metric).value is not None) for metric in shown]
     yield from ("", f"### {escape_mentions(task)}", "")
     yield markdown_row(["operating point", *(escape_mentions(header(one)) for one in heads), "in words"])
     yield markdown_row([":--", *("--:" for _ in shown), ":--"])
     for point in points:
-        cells = [_changed(point, name) for name in shown]
+        cells = [_changed(point, metric) for metric in shown]
         yield markdown_row([markdown_code(point.name), *cells, escape_mentions(point.verdict)])
 
 
-def _changed(point: PointChange, name: str) -> str:
-    one = point.of(name)
+def _changed(point: PointChange, metric: Metric) -> str:
+    one = point.of(metric)
     text = "<br>".join(filter(None, (escape_mentions(change_text(one)), escape_mentions(interval_text(one)))))
     return f"**{text}**" if one.distinguishable else text
 

@@ -1,83 +1,53 @@
-"""What can be compared between two runs, and in which direction each number is better."""
+"""What can be compared between two runs: every metric that has independent units, and the agreement of the two."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import re
+from collections.abc import Iterable
 
+from harness.contracts import Metric
 from harness.errors import UnknownNameError
+from reports.metrics.vocabulary import all_metrics
 
-__all__ = ["AGREEMENT", "METRICS", "Metric", "find_metric"]
+__all__ = ["AGREEMENT", "compared_metrics", "find_metric", "needed_units"]
 
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """One number of an operating point.
-
-    Attributes:
-        name: as conditions and files write it.
-        title: as tables write it.
-        meaning: one phrase.
-        kind: ``score`` (needs the same prompts and references), ``agreement`` (needs the same prompts), ``depth``
-            (needs nothing), ``cost`` (needs the same machine) or ``energy`` (needs the same source, too).
-        better: 1 where more is better, -1 where less is, 0 where neither is.
-        unit: of the number itself.
-        percentile: for percentiles over requests, which.
-        in_run: compared with full depth of its own run, so that a slower machine mostly cancels.
-    """
-
-    name: str
-    title: str
-    meaning: str
-    kind: Literal["score", "agreement", "depth", "cost", "energy"]
-    better: int
-    unit: str = ""
-    percentile: float | None = None
-    in_run: bool = False
-
-    @property
-    def is_cost(self) -> bool:
-        """Whether it is written as a relative change."""
-        return self.kind in ("cost", "energy")
-
-    @property
-    def needed(self) -> int:
-        """Prompts below which there is no interval: five of them must lie beyond the percentile."""
-        return 5 if self.percentile is None else round(500 / (100 - self.percentile))
-
-
-METRICS = (
-    Metric("edit_similarity", "edit sim.", "edit similarity to the reference, mean over prompts", "score", 1),
-    Metric("exact_match", "exact match", "share of completions identical to the reference", "score", 1),
-    Metric("token_accuracy", "token acc.", "share of tokens that equal the reference's, mean over prompts", "score", 1),
-    Metric("agreement", "A = B", "share of the longer completion's places where both have one token", "agreement", 1),
-    Metric("layers_skipped", "layers skipped", "share of the layers that a decoded token did not run", "depth", 0),
-    Metric("exit_layer_mean", "layers/token", "layers that a decoded token ran", "depth", 0),
-    Metric("latency_p50", "latency p50", "median latency of a request", "cost", -1, "s", 50),
-    Metric("latency_p90", "latency p90", "90th percentile of the latency", "cost", -1, "s", 90),
-    Metric("latency_p99", "latency p99", "99th percentile of the latency", "cost", -1, "s", 99),
-    Metric("ttft_p50", "TTFT p50", "median time to the first token", "cost", -1, "s", 50),
-    Metric("tpot_p50", "TPOT p50", "median time per later token", "cost", -1, "s", 50),
-    Metric("tokens_per_s", "tokens/s", "all tokens over all time", "cost", 1, "1/s"),
-    Metric("energy_per_token", "J/token", "energy over generated tokens, prefill included", "energy", -1, "J"),
-    Metric("speedup", "speed-up", "own full depth's time over this one's, whole request", "cost", 1, "×", None, True),
-    Metric(
-        "decode_speedup", "decoding speed-up", "the same for the time per later token", "cost", 1, "×", None, True
-    ),
-)  # fmt: skip
-"""In the order of tables."""
-
-AGREEMENT = "agreement"
+AGREEMENT = Metric(
+    name="agreement",
+    header="A = B",
+    meaning="share of the longer completion's places where both have one token",
+    units=lambda _: {},
+    kind="work",
+    better="higher",
+    form="fraction",
+)
 """The one number that belongs to both runs together, and is no change."""
 
 
+def compared_metrics(scores: Iterable[str] = ()) -> tuple[Metric, ...]:
+    """Return the metrics of a comparison, scores first, in the order of tables.
+
+    Args:
+        scores: names of scores that the runs recorded.
+    """
+    found = [metric for metric in all_metrics(scores) if metric.units or metric.of_sample]
+    judged = [metric for metric in found if metric.kind == "score"]
+    return (*judged, AGREEMENT, *(metric for metric in found if metric.kind != "score"))
+
+
 def find_metric(name: str) -> Metric:
-    """Return a metric by name.
+    """Return a metric by name, or by its name without the unit: ``latency_p50`` is ``latency_p50_s``.
 
     Raises:
         UnknownNameError: there is none; names the closest one.
     """
-    found = next((metric for metric in METRICS if metric.name == name), None)
+    metrics = {metric.name: metric for metric in compared_metrics()}
+    plain = {re.sub(r"_[sjw](?=_|$)", "", known): metric for known, metric in metrics.items()}
+    found = metrics.get(name) or plain.get(name)
     if found is None:
-        raise UnknownNameError("metric", name, [metric.name for metric in METRICS])
+        raise UnknownNameError("metric", name, metrics)
     return found
+
+
+def needed_units(metric: Metric) -> int:
+    """Return below how many prompts there is no interval: five of them must lie beyond a percentile."""
+    return 5 if metric.percentile is None else round(500 / (100 - metric.percentile))

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from reports.comparing.differences import cost_obstacle, score_obstacle
 from reports.comparing.pairing import JOINED
 from reports.comparing.results import PointChange
+from reports.metrics.time import LATENCY_P50, TOKENS_PER_S
 from reports.recorded import RecordedRun
 
 __all__ = ["notes"]
@@ -29,11 +30,8 @@ def notes(a: RecordedRun, b: RecordedRun, points: Sequence[PointChange], *, inte
     reason = score_obstacle(a, b)
     if reason:
         yield f"Scores are not compared: {reason}."
-    if any(point.of("energy_per_token").source == "estimate" for point in points):
-        yield (
-            "Energy is an estimate made of CPU time, no measurement: it repeats the time, is in no verdict and decides "
-            "no condition."
-        )
+    if any(one.value is not None and not one.measured for point in points for one in point.changes):
+        yield "Energy is an estimate, no measurement: it is in no verdict and decides no condition."
     yield (
         "Intervals resample prompts. What another process or another day would change is not in them; a percentile "
         "has an interval only where five prompts lie beyond it."
@@ -50,10 +48,10 @@ def _pairing(points: Sequence[PointChange]) -> Iterator[str]:
     different = next((point for point in points if point.matched.paired and not point.matched.same_reference), None)
     if different is not None:
         yield "Scores are not compared: the prompts are the same and the references are not."
-    blocks = [point for point in points if point.matched.paired and not point.of("tokens_per_s").paired]
-    if any(point.of("tokens_per_s").value is not None for point in blocks):
+    blocks = [point for point in points if point.matched.paired and not point.of(TOKENS_PER_S).paired]
+    if any(point.of(TOKENS_PER_S).value is not None for point in blocks):
         yield "The runs form their blocks of different prompts, so throughput, energy and speed-up are unpaired."
-    throughput = [(point, point.of("tokens_per_s")) for point in points]
+    throughput = [(point, point.of(TOKENS_PER_S)) for point in points]
     if any(JOINED in one.reason for _, one in throughput):
         yield (
             "The runs form their blocks differently: throughput, energy and speed-up pair the smallest unions of "
@@ -84,7 +82,7 @@ def _costs(a: RecordedRun, b: RecordedRun, points: Sequence[PointChange], *, int
         "depth were measured interleaved with it; where they did not change, the machine probably did."
     )
     for point in points:
-        one = point.of("latency_p50")
+        one = point.of(LATENCY_P50)
         if point.baseline and one.distinguishable and one.value is not None:
             slower = "slower" if one.value > 0 else "faster"
             yield (

@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
 
-from reports.comparing.metrics import Metric
-from reports.comparing.units import Units
+from harness.contracts import Metric
+from reports.metrics.units import Units
 
 __all__ = ["JOINED", "Pairs", "pair_units"]
 
@@ -42,7 +42,7 @@ def pair_units(metric: Metric, a: Units, b: Units, common: frozenset[str]) -> Pa
 
     Args:
         metric: rows of a percentile are strung together, those of a rate added up.
-        a: units of A (:func:`reports.comparing.units.units_of`).
+        a: units of A (:func:`reports.metrics.units.units_of`).
         b: units of B.
         common: prompts that may pair.
     """

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from harness.contracts import Metric
 from reports.comparing.change import Change
 from reports.comparing.differences import Difference
-from reports.comparing.units import Matched
+from reports.comparing.matching import Matched
 from reports.recorded import RecordedRun
 
 __all__ = ["PointChange", "RunChange"]
@@ -19,7 +20,7 @@ class PointChange:
     Attributes:
         task: its name. a, b: operating points, the same but for ``--point-a`` and ``--point-b``.
         matched: prompts in common.
-        changes: one per metric, in the order of ``METRICS``.
+        changes: one per metric, in the order of :func:`reports.comparing.metrics.compared_metrics`.
         verdict: in words.
         baseline: full depth in both.
         identical: completions with the same tokens, of so many compared.
@@ -39,9 +40,10 @@ class PointChange:
         """As tables write it."""
         return self.a if self.a == self.b else f"{self.a} → {self.b}"
 
-    def of(self, metric: str) -> Change:
+    def of(self, metric: Metric | str) -> Change:
         """Return the change of one metric."""
-        return next(one for one in self.changes if one.metric.name == metric)
+        name = metric if isinstance(metric, str) else metric.name
+        return next(one for one in self.changes if one.metric.name == name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,11 +13,11 @@ from rich.text import Text
 from reports.comparing.change import Change
 from reports.comparing.layout import (
     DETAIL_HEADER,
-    HEADLINE,
     LEGEND,
     change_text,
     detail_rows,
     header,
+    headline,
     interval_text,
     runs,
 )
@@ -111,11 +111,9 @@ def _headline(points: Sequence[PointChange], width: int) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("operating point", no_wrap=True)
     columns: list[list[Text]] = []
-    for metric in HEADLINE:
+    for metric in headline(points):
         told = [point.of(metric) for point in points]
-        first = next((one for one in told if one.value is not None), None)
-        if first is None:
-            continue
+        first = next(one for one in told if one.value is not None)
         cells = [Text("\n".join(filter(None, (change_text(one), interval_text(one)))), _style(one)) for one in told]
         wide = max(len(line) for text in (header(first), *(cell.plain for cell in cells)) for line in text.splitlines())
         room -= wide + _PADDING

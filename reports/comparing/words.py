@@ -11,7 +11,9 @@ from collections.abc import Callable, Sequence
 
 from reports.comparing.change import Change
 from reports.comparing.results import PointChange
-from reports.summary.energy import UNMEASURED
+from reports.metrics.scores import EDIT_SIMILARITY
+from reports.metrics.speedups import SPEEDUP
+from reports.metrics.time import LATENCY_P50
 
 __all__ = ["overall", "verdict"]
 
@@ -19,27 +21,14 @@ NO_CHANGE = "no distinguishable change"
 TOO_FEW = "too few prompts to tell"
 TOO_MANY = "too many operating points to tell"
 
-_COSTS = {
-    "latency_p50": ("requests {} faster", "requests {} slower"),
-    "tpot_p50": ("decodes {} faster", "decodes {} slower"),
-    "energy_per_token": ("{} less energy", "{} more energy"),
-    "speedup": ("speed-up over its own full depth {} higher", "speed-up over its own full depth {} lower"),
-    "decode_speedup": ("decoding speed-up {} higher", "decoding speed-up {} lower"),
-}
-_OTHERS = {
-    "edit_similarity": ("edit similarity {} higher", "edit similarity {} lower"),
-    "exact_match": ("exact match {} higher", "exact match {} lower"),
-    "layers_skipped": ("skips {} more layers", "skips {} fewer layers"),
-}
-
 
 def verdict(point: PointChange) -> str:
     """Say in words what changed at one operating point.
 
     Energy is named only where a sensor measured it.
     """
-    told = [point.of(name) for name in (*_COSTS, *_OTHERS)]
-    told = [one for one in told if one.value is not None and one.source not in UNMEASURED]
+    told = [one for one in point.changes if one.metric.change and one.value is not None and one.measured]
+    told.sort(key=lambda one: not one.metric.is_cost)
     if not told:
         return "nothing could be compared"
     said = [_words(one) for one in told if one.distinguishable]
@@ -52,9 +41,9 @@ def verdict(point: PointChange) -> str:
 def overall(points: Sequence[PointChange]) -> str:
     """Say in words what changed from run A to run B."""
     sentences = [
-        _counted(points, "Time of requests", lambda point: point.of("latency_p50"), ("slower", "faster")),
-        _counted(points, "Against full depth of its own run", lambda point: point.of("speedup"), ("faster", "slower")),
-        _counted(points, "Edit similarity", lambda point: point.of("edit_similarity"), ("higher", "lower")),
+        _counted(points, "Time of requests", lambda point: point.of(LATENCY_P50), ("slower", "faster")),
+        _counted(points, "Against full depth of its own run", lambda point: point.of(SPEEDUP), ("faster", "slower")),
+        _counted(points, "Edit similarity", lambda point: point.of(EDIT_SIMILARITY), ("higher", "lower")),
     ]
     compared = [point for point in points if point.identical[1]]
     if compared:
@@ -96,17 +85,16 @@ def _silence(one: Change) -> str:
 def _words(one: Change) -> str:
     assert one.value is not None
     assert one.interval is not None
-    name = one.metric.name
-    better, worse = (_COSTS if one.metric.is_cost else _OTHERS)[name]
-    up = one.value > 0
-    good = up if one.metric.better >= 0 else not up
+    wording, up = one.metric.change, one.value > 0
+    assert wording is not None
+    good = not up if one.metric.better == "lower" else up
     low, high = sorted(map(abs, one.interval))
-    if one.metric.is_cost or name == "layers_skipped":
+    if one.metric.is_cost or one.metric.form == "percent":
         unit = "%" if one.metric.is_cost else "percentage points"
         amount = f"{100 * abs(one.value):.1f} {unit} [{100 * low:.1f}, {100 * high:.1f}]"
     else:
         amount = f"{abs(one.value):.3f} [{low:.3f}, {high:.3f}]"
-    return (better if good else worse).format(amount)
+    return (wording.better if good else wording.worse).format(amount)
 
 
 def _tokens(point: PointChange) -> list[str]:

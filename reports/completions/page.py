@@ -14,12 +14,11 @@ from harness.appearance.depth_colours import depth_shade
 from harness.appearance.token_style import TOKEN_CSS
 from harness.records import OperatingPointRecord, SampleRecord
 from reports.completions.coloured_tokens import OLD_RUN, coloured_tokens, follows
+from reports.metrics.scores import scores_of_sample
 from reports.recorded import RecordedRun
 from reports.summary.measured import Measured
 
 __all__ = ["Shown", "choose_samples", "coloured_tokens", "completion_page"]
-
-SCORES = (("edit_similarity", "edit similarity"), ("exact_match", "exact match"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,10 +168,9 @@ def _facts(cell: Measured, sample: SampleRecord, full: SampleRecord | None) -> I
         yield "mean layer", f"{fmean(decided):.1f}"
     if full is not None and (share := follows(sample, full)) is not None:
         yield "agreement", f"{share:.2f}"
-    for name, words in SCORES:
-        value = sample.scores.get(name)
-        if value is not None:
-            yield words, f"{value:.2f}"
+    for metric, score in scores_of_sample(sample):
+        if metric.change is not None:
+            yield metric.title or metric.term, f"{score:.2f}"
     if sample.latency_s is not None:
         yield "latency", _time(sample.latency_s)
     if len(sample.token_times_s) > 1:

@@ -16,7 +16,7 @@ from reports.completions.token_kinds import KINDS, kinds_of
 from reports.figures.figure import Figure
 from reports.figures.task_table import PlacedPoint, TaskTable, shortened, task_tables
 from reports.recorded import RecordedRun
-from reports.summary.resampling import Estimate
+from reports.summary.resampling import Resampled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,7 +41,7 @@ class Histogram:
     """
 
     counts: Counter[tuple[Hashable, int]]
-    means: dict[Hashable, tuple[int, Estimate]]
+    means: dict[Hashable, tuple[int, Resampled]]
 
     def share(self, group: Hashable, layer: int) -> float:
         """Return the share of a group's tokens that left after a layer."""

@@ -10,12 +10,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from harness.contracts import Metric
 from reports.figures.figure import Figure, slug
 from reports.figures.style import QUIET
 from reports.figures.task_table import PlacedPoint, TaskTable, shortened, task_tables
 from reports.green_code.published_runs import PublishedRun, green_code
+from reports.metrics.faithfulness import AGREEMENT
+from reports.metrics.sections import FIGURES, in_section
+from reports.metrics.vocabulary import metrics_of
 from reports.recorded import RecordedRun
-from reports.summary.resampling import Estimate
+from reports.summary.resampling import Resampled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,31 +27,25 @@ if TYPE_CHECKING:
 
 __all__ = ["absence", "figures"]
 
-PANELS = {
-    "edit_similarity": "edit similarity",
-    "agreement": "agreement with full depth",
-    "exact_match": "exact match",
-    "codebleu": "CodeBLEU",
-    "rouge_l": "ROUGE-L",
-}
 _MOST_LINES = 8
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#7f5af0", "#8c6d31", "#56b4e9")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
 _PUBLISHED_LAYERS = {"Llama-3.2-3B": 28, "OPT-2.7B": 32}
 _PUBLISHED_STYLES = {"Llama-3.2-3B": (0, (1, 1.2)), "OPT-2.7B": (0, (5, 2))}
 _PUBLISHED_WEIGHTS = {"pretrained": "base", "tuned": "tuned"}
-_PUBLISHED_PANELS = ("exact_match", "rouge_l")  # not CodeBLEU: theirs is another score, as the caption says
+_PUBLISHED_PANELS = ("exact_match", "rouge_l")  # columns of their results
+_THEIR_CODEBLEU = "codebleu"  # another score than ours, as the caption says
 
 
 @dataclass(frozen=True)
 class _Line:
-    """One curve: its label and (layers executed, metric → estimate) from shallow to deep."""
+    """One curve: its label and (layers executed, estimate) by metric, from shallow to deep."""
 
     label: str
     weights: str
     table: TaskTable
     places: tuple[tuple[int, PlacedPoint], ...]
-    metrics: dict[str, list[tuple[int, Estimate]]] = field(default_factory=dict)
+    curves: dict[Metric, list[tuple[int, Resampled]]] = field(default_factory=dict)
 
 
 def figures(runs: Sequence[RecordedRun]) -> list[Figure]:
@@ -100,8 +98,8 @@ def _figure(key: tuple[str, ...], lines: list[_Line]) -> Figure:
         shown.setdefault(line.label, line)
     kept = list(shown.values())[:_MOST_LINES]
     for line in kept:
-        line.metrics.update(_metrics(line))
-    metrics = {name: title for name, title in PANELS.items() if any(line.metrics[name] for line in kept)}
+        line.curves.update(_curves(line))
+    metrics = [metric for metric in _panels(kept) if any(line.curves.get(metric) for line in kept)]
     published = _published(kept)
     return Figure(
         f"{slug(task)}-{slug(model)}-fixed-exit",
@@ -111,17 +109,22 @@ def _figure(key: tuple[str, ...], lines: list[_Line]) -> Figure:
     )
 
 
-def _metrics(line: _Line) -> dict[str, list[tuple[int, Estimate]]]:
+def _panels(lines: Sequence[_Line]) -> list[Metric]:
+    """Return the metrics that may have a panel."""
+    return in_section(metrics_of(point.row for line in lines for _, point in line.places), FIGURES)
+
+
+def _curves(line: _Line) -> dict[Metric, list[tuple[int, Resampled]]]:
     table, full = line.table, line.table.full
-    found: dict[str, list[tuple[int, Estimate]]] = {name: [] for name in PANELS}
-    for layer, point in line.places:
-        for name in PANELS:
-            if name != "agreement":
-                estimate = table.resampling.score(point.cell, name, getattr(point.row, name))
+    found: dict[Metric, list[tuple[int, Resampled]]] = {}
+    for metric in _panels([line]):
+        for layer, point in line.places:
+            if metric is not AGREEMENT:
+                estimate = table.resampling.score(point.cell, metric.name, point.row.value(metric))
             else:
                 estimate = table.resampling.agreement(point.cell, full.cell) if full else None
             if estimate is not None:
-                found[name].append((layer, estimate))
+                found.setdefault(metric, []).append((layer, estimate))
     return found
 
 
@@ -145,7 +148,7 @@ def _published(lines: Sequence[_Line]) -> list[tuple[str, str, list[PublishedRun
     return curves
 
 
-def _caption(lines: Sequence[_Line], left_out: int, metrics: dict[str, str]) -> str:
+def _caption(lines: Sequence[_Line], left_out: int, metrics: Sequence[Metric]) -> str:
     parts = ["Quality of completions when every token leaves after the same layer; the last point is full depth."]
     parts += [f"{line.label}: run {line.table.run.name}, {line.table.table.size}." for line in lines]
     if len({_fingerprint(line) for line in lines}) > 1:
@@ -153,11 +156,11 @@ def _caption(lines: Sequence[_Line], left_out: int, metrics: dict[str, str]) -> 
     parts.append(
         f"Data: {lines[0].table.table.rows[0].source}. Bands: 95 % intervals, bootstrap over blocks of samples."
     )
-    if "codebleu" in metrics:
+    if any(metric.name == _THEIR_CODEBLEU for metric in metrics):
         parts.append("A corpus score that is no mean of samples (CodeBLEU) has no interval.")
-    if "agreement" in metrics:
+    if AGREEMENT in metrics:
         parts.append("Agreement is with full depth of the same run.")
-    missing = [title for name, title in PANELS.items() if name not in metrics]
+    missing = [_title(metric) for metric in _panels(lines) if metric not in metrics]
     if missing:
         parts.append(f"Not measured, so not drawn: {', '.join(missing)}.")
     if left_out:
@@ -165,15 +168,17 @@ def _caption(lines: Sequence[_Line], left_out: int, metrics: dict[str, str]) -> 
     return " ".join(parts)
 
 
-def _published_caption(curves: Sequence[tuple[str, str, list[PublishedRun]]], metrics: dict[str, str]) -> Iterator[str]:
-    if not curves or not any(name in metrics for name in _PUBLISHED_PANELS):
+def _published_caption(
+    curves: Sequence[tuple[str, str, list[PublishedRun]]], metrics: Sequence[Metric]
+) -> Iterator[str]:
+    if not curves or not any(metric.name in _PUBLISHED_PANELS for metric in metrics):
         return
     models = " and ".join(dict.fromkeys(model for model, _, _ in curves))
     yield (
         f"Grey: published results of GREEN-CODE's authors, not measured here: {models} on one Quadro RTX 8000, other "
         "data and longer prompts, placed at the same share of the model's depth."
     )
-    if "codebleu" in metrics:
+    if any(metric.name == _THEIR_CODEBLEU for metric in metrics):
         yield (
             "Their CodeBLEU is not drawn: it counts missing data flow as 1, and two of their scripts read Python as "
             "Java."
@@ -185,7 +190,7 @@ def _fingerprint(line: _Line) -> str:
 
 
 def _drawer(
-    lines: Sequence[_Line], metrics: dict[str, str], published: Sequence[tuple[str, str, list[PublishedRun]]]
+    lines: Sequence[_Line], metrics: Sequence[Metric], published: Sequence[tuple[str, str, list[PublishedRun]]]
 ) -> Callable[[], Canvas]:
     def draw() -> Canvas:
         from matplotlib.figure import Figure as Canvas
@@ -197,12 +202,12 @@ def _drawer(
         grid = canvas.subplots(down, across, squeeze=False, sharex=True)
         panels: list[Axes] = list(grid.flat)
         depth = lines[0].table.run.manifest.model.num_layers
-        for axes, (name, title) in zip(panels, metrics.items(), strict=False):
-            if name in _PUBLISHED_PANELS:
-                _draw_published(axes, name, depth, published)
+        for axes, metric in zip(panels, metrics, strict=False):
+            if metric.name in _PUBLISHED_PANELS:
+                _draw_published(axes, metric.name, depth, published)
             for place, line in enumerate(lines):
-                _draw_line(axes, line, name, place)
-            axes.set_title(title)
+                _draw_line(axes, line, metric, place)
+            axes.set_title(_title(metric))
             axes.set_ylim(0, max(axes.get_ylim()[1], 0.05))
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         for axes in panels[len(metrics) :]:
@@ -225,8 +230,12 @@ def _drawer(
     return draw
 
 
-def _draw_line(axes: Axes, line: _Line, name: str, place: int) -> None:
-    curve = line.metrics[name]
+def _title(metric: Metric) -> str:
+    return metric.title or metric.term
+
+
+def _draw_line(axes: Axes, line: _Line, metric: Metric, place: int) -> None:
+    curve = line.curves.get(metric)
     if not curve:
         return
     colour, layers = _COLOURS[place], [layer for layer, _ in curve]

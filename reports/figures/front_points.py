@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from harness.contracts import Metric
 from reports.figures.task_table import PlacedPoint, TaskTable
+from reports.metrics.depth import EXIT_LAYER
+from reports.metrics.energy import ENERGY_PER_TOKEN
+from reports.metrics.faithfulness import AGREEMENT
+from reports.metrics.time import LATENCY_P50
 from reports.summary.hypervolume import Candidate, Hypervolume, hypervolumes
-from reports.summary.pareto import front
-from reports.summary.resampling import Estimate
+from reports.summary.pareto import QUALITY, front
+from reports.summary.resampling import Resampled
 
 __all__ = ["COSTS", "QUALITIES", "Cost", "Front", "front_of", "has_front"]
 
@@ -19,20 +24,20 @@ class Cost:
     Attributes:
         key: part of a file's name.
         title: what it is, in a caption.
-        field: of the summary row that the table's own front may use.
+        metric: that the table's own front may use.
     """
 
     key: str
     title: str
-    field: str
+    metric: Metric
 
 
 COSTS = (
-    Cost("latency", "median latency of a request", "latency_p50_s"),
-    Cost("energy", "energy per generated token", "energy_j_per_token"),
-    Cost("layers", "layers executed per decoded token", "exit_layer_mean"),
+    Cost("latency", "median latency of a request", LATENCY_P50),
+    Cost("energy", "energy per generated token", ENERGY_PER_TOKEN),
+    Cost("layers", "layers executed per decoded token", EXIT_LAYER),
 )
-QUALITIES = {"edit_similarity": "edit similarity to the reference", "agreement": "agreement with full depth"}
+QUALITIES = {QUALITY: "edit similarity to the reference", AGREEMENT.name: "agreement with full depth"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +50,7 @@ class Front:
         hypervolume: of the candidates; ``None`` where full depth was not measured.
     """
 
-    points: tuple[tuple[PlacedPoint, Estimate, Estimate], ...]
+    points: tuple[tuple[PlacedPoint, Resampled, Resampled], ...]
     on_front: tuple[bool, ...]
     hypervolume: Hypervolume | None
 
@@ -74,20 +79,20 @@ def has_front(table: TaskTable, cost: Cost) -> bool:
     if table.random_weights or len(table.points) < 2 or table.full is None:
         return False
     sources = {point.row.energy_source for point in table.points}
-    if cost.key == "energy" and (len(sources) > 1 or sources <= {"none", "mixed"}):
+    if cost.metric is ENERGY_PER_TOKEN and (len(sources) > 1 or sources <= {"none", "mixed"}):
         return False
     return all(_cost(table, point, cost) is not None for point in table.points)
 
 
-def _cost(table: TaskTable, point: PlacedPoint, cost: Cost) -> Estimate | None:
-    if cost.key == "latency":
+def _cost(table: TaskTable, point: PlacedPoint, cost: Cost) -> Resampled | None:
+    if cost.metric is LATENCY_P50:
         return table.resampling.latency(point.cell)
-    if cost.key == "energy":
+    if cost.metric is ENERGY_PER_TOKEN:
         return table.resampling.energy(point.cell)
     return table.resampling.layers(point.cell, table.run.manifest.model.num_layers)
 
 
-def _quality(table: TaskTable, point: PlacedPoint, quality: str) -> Estimate | None:
-    if quality == "agreement":
+def _quality(table: TaskTable, point: PlacedPoint, quality: str) -> Resampled | None:
+    if quality == AGREEMENT.name:
         return None if table.full is None else table.resampling.agreement(point.cell, table.full.cell)
-    return table.resampling.score(point.cell, quality, getattr(point.row, quality))
+    return table.resampling.score(point.cell, quality, point.row.value(quality))

@@ -15,10 +15,14 @@ from reports.figures.front_points import COSTS, QUALITIES, Cost, Front, front_of
 from reports.figures.labels import Labelled, place_labels
 from reports.figures.style import BOUND, INK, look_of
 from reports.figures.task_table import TaskTable, shortened, task_tables
+from reports.metrics.depth import EXIT_LAYER
+from reports.metrics.energy import ENERGY_PER_TOKEN
+from reports.metrics.faithfulness import AGREEMENT
+from reports.metrics.time import LATENCY_P50, LATENCY_P99
 from reports.recorded import RecordedRun
-from reports.summary.energy import UNMEASURED
+from reports.summary.energy import energy_origin
 from reports.summary.pareto import choose_axes
-from reports.summary.resampling import Estimate
+from reports.summary.resampling import Resampled
 from reports.tables.columns import time_unit
 
 if TYPE_CHECKING:
@@ -58,21 +62,21 @@ def absence(run: RecordedRun) -> str:
 
 def _axis(table: TaskTable, cost: Cost) -> tuple[str, float]:
     """Return the label of the cost axis, and what to multiply by."""
-    if cost.key == "latency":
-        unit, scale = time_unit(point.row.latency_p99_s for point in table.points)
+    if cost.metric is LATENCY_P50:
+        unit, scale = time_unit(point.row.value(LATENCY_P99) for point in table.points)
         return f"median latency of a request ({unit})", scale
-    if cost.key == "layers":
+    if cost.metric is EXIT_LAYER:
         return "layers executed per token (% of full depth)", 100.0
-    source = table.points[0].row.energy_source
-    label = f"{source}d" if source == "estimate" else "not of this run" if source in UNMEASURED else source
-    largest = max((point.row.energy_j_per_token or 0.0 for point in table.points), default=0.0)
+    row = table.points[0].row
+    label = row.energy_source if row.energy_measured else energy_origin(row.energy_source)
+    largest = max((point.row.value(ENERGY_PER_TOKEN) or 0.0 for point in table.points), default=0.0)
     unit, scale = ("mJ", 1e3) if largest < 1 else ("J", 1.0)
     return f"energy per token, {label} ({unit})", scale
 
 
 def _caption(table: TaskTable, cost: Cost) -> str:
     axes = choose_axes(table.table.rows)
-    decides = axes is not None and axes.cost == cost.field
+    decides = axes is not None and axes.cost is cost.metric
     parts = [f"Quality against {cost.title}.", table.provenance]
     parts.append(
         "Line: the Pareto front of the measured values (filled points), which does not consider chance. Dashed: the "
@@ -82,11 +86,13 @@ def _caption(table: TaskTable, cost: Cost) -> str:
     )
     if decides:
         parts.append("The front of edit similarity is the one that the tables mark with ●.")
-    source = table.points[0].row.energy_source
-    if cost.key == "energy" and source in UNMEASURED:
-        what = "estimated from CPU time, not measured" if source == "estimate" else "not measured in this run"
-        parts.append(f"Energy is {what}: this figure adds nothing to that of latency and decides no ranking.")
-    if any(getattr(point.row, "agreement", None) is not None for point in table.points):
+    row = table.points[0].row
+    if cost.metric is ENERGY_PER_TOKEN and not row.energy_measured:
+        parts.append(
+            f"Energy is {energy_origin(row.energy_source)}, not measured by a sensor: this figure adds nothing to that "
+            "of latency and decides no ranking."
+        )
+    if any(point.row.value(AGREEMENT) is not None for point in table.points):
         parts.append("Agreement is counted in free running: after the first different token the contexts differ.")
     return " ".join(parts)
 
@@ -176,7 +182,7 @@ def _staircase(axes: Axes, reached: list[tuple[float, float]], *, bound: bool) -
     axes.set_ylim(bottom=bottom)
 
 
-def _reach(estimate: Estimate, scale: float = 1.0) -> list[list[float]] | None:
+def _reach(estimate: Resampled, scale: float = 1.0) -> list[list[float]] | None:
     """Lengths of an error bar below and above; an interval of a skewed statistic may leave its value outside."""
     if estimate.ci is None:
         return None

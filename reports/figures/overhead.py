@@ -15,7 +15,7 @@ from reports.figures.figure import Figure, slug
 from reports.figures.style import INK, look_of
 from reports.figures.task_table import shortened
 from reports.recorded import RecordedRun
-from reports.summary.energy import UNMEASURED
+from reports.summary.energy import energy_origin
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,8 +60,9 @@ def _caption(run: RecordedRun, one: Attribution) -> str:
         "Right: the overhead of deciding, a probe that never exits less full depth; 95 % intervals, bootstrap over "
         "blocks. A strategy without a point was not probed.",
     ]
-    if one.quantity == "energy" and one.source in UNMEASURED:
-        parts.append("Energy is estimated from CPU time, not measured: it repeats the time and decides nothing.")
+    if not one.measured:
+        said = energy_origin(one.source)
+        parts.append(f"Energy is {said}, not measured: it adds nothing to the time and decides nothing.")
     if run.state:
         parts.append(f"This run is not complete: {run.state}.")
     return " ".join(parts)
@@ -73,7 +74,7 @@ def _drawer(run: RecordedRun, one: Attribution) -> Callable[[], Canvas]:
 
         largest, unit = max(row.total for row in one.rows), "s" if one.quantity == "time" else "J"
         scale, unit = (1.0, unit) if largest >= (10 if unit == "s" else 1) else (1e3, f"m{unit}")
-        label = f"estimated {one.quantity}" if one.source == "estimate" else one.quantity
+        label = one.quantity if one.measured else f"estimated {one.quantity}"
         canvas = Canvas(figsize=(9.2, 0.36 * len(one.rows) + 1.9))
         bars, points = canvas.subplots(1, 2, sharey=True, width_ratios=(3, 1.6))
         _stack(bars, one, scale)
@@ -108,9 +109,7 @@ def _stack(axes: Axes, one: Attribution, scale: float) -> None:
         text = f"{total:.{decimals}f}"
         end = (max(total, ends[place][1]), place)
         axes.annotate(text, end, (4, 0), textcoords="offset points", va="center", fontsize=8)
-    axes.plot(
-        [], [], color=INK, linewidth=1.4, label="estimated total" if one.source in UNMEASURED else "measured total"
-    )
+    axes.plot([], [], color=INK, linewidth=1.4, label="measured total" if one.measured else "estimated total")
     axes.grid(visible=False, axis="y")
     lowest, highest = min(low for low, _ in ends), max(high for _, high in ends)
     axes.set_xlim(1.02 * lowest if lowest < -0.01 * highest else 0, 1.1 * highest)

@@ -12,11 +12,17 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from harness.contracts import Metric
+from harness.records.estimate import Estimate
 from reports.figures.figure import Figure, slug
 from reports.figures.style import INK
 from reports.figures.task_table import PlacedPoint, TaskTable, shortened, task_tables
+from reports.metrics.sections import FIGURES, in_section
+from reports.metrics.speedups import ENERGY_RATIO, SPEEDUP
+from reports.metrics.vocabulary import metrics_of
 from reports.recorded import RecordedRun
-from reports.summary.energy import UNMEASURED
+from reports.statistics.intervals import MINIMUM_PAIRS
+from reports.summary.energy import energy_origin
 from reports.tables.columns import MISSING
 
 if TYPE_CHECKING:
@@ -27,8 +33,7 @@ __all__ = ["Bar", "Series", "absence", "figures", "resources"]
 
 OPTION = "threshold"
 _MOST = 16  # thresholds that one figure has room for
-_SCORES = {"edit_similarity": ("edit similarity", "#0072b2"), "rouge_l": ("ROUGE-L", "#56b4e9"),
-           "codebleu": ("CodeBLEU", "#009e73")}  # fmt: skip
+_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#56b4e9", "#7f5af0", "#000000")
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,12 +125,22 @@ def _scores(table: TaskTable, points: Sequence[PlacedPoint]) -> list[Series]:
     if table.random_weights:
         return []
     found = []
-    for name, (label, colour) in _SCORES.items():
-        estimates = [table.resampling.score(point.cell, name, getattr(point.row, name)) for point in points]
-        if any(estimates):
-            bars = tuple(None if one is None else Bar(one.value, one.ci) for one in estimates)
-            found.append(Series(label, colour, bars))
+    for place, metric in enumerate(_drawn(points)):
+        estimates = [table.resampling.score(point.cell, metric.name, point.row.value(metric)) for point in points]
+        bars = tuple(None if one is None else Bar(one.value, one.ci) for one in estimates)
+        found.append(Series(metric.term, _COLOURS[place % len(_COLOURS)], bars))
     return found
+
+
+def _scored(points: Sequence[PlacedPoint]) -> list[Metric]:
+    """Return the scores that a figure has bars of."""
+    metrics = metrics_of(point.row for point in points)
+    return [metric for metric in in_section(metrics, FIGURES) if metric.kind == "score"]
+
+
+def _drawn(points: Sequence[PlacedPoint]) -> list[Metric]:
+    """Return those of them that some point has."""
+    return [metric for metric in _scored(points) if any(point.row.value(metric) is not None for point in points)]
 
 
 def resources(table: TaskTable, points: Sequence[PlacedPoint]) -> list[Series]:
@@ -136,11 +151,11 @@ def resources(table: TaskTable, points: Sequence[PlacedPoint]) -> list[Series]:
         None if one is None else Bar(1 - one.value, (1 - one.ci[1], 1 - one.ci[0]) if one.ci else None)
         for one in executed
     )
-    time = tuple(_share(point.row.speedup, point.row.speedup_ci) for point in points)
-    energy = tuple(_share(point.row.energy_ratio, point.row.energy_ratio_ci) for point in points)
-    sources = {point.row.energy_source for point in points}
-    estimated = bool(sources & UNMEASURED)
-    source = "estimated" if sources == {"estimate"} else "not of this run" if estimated else ", ".join(sorted(sources))
+    time = tuple(_share(point.row.estimate(SPEEDUP)) for point in points)
+    energy = tuple(_share(point.row.estimate(ENERGY_RATIO)) for point in points)
+    sources = sorted({point.row.energy_source for point in points})
+    estimated = not all(point.row.energy_measured for point in points)
+    source = ", ".join(map(energy_origin, sources) if estimated else sources)
     series = [
         Series("layers skipped", "#8c6d31", skipped),
         Series("time, share of full depth", "#d55e00", time),
@@ -149,20 +164,19 @@ def resources(table: TaskTable, points: Sequence[PlacedPoint]) -> list[Series]:
     return [one for one in series if any(one.bars)]
 
 
-def _share(ratio: float | None, ci: tuple[float, float] | None) -> Bar | None:
+def _share(ratio: Estimate | None) -> Bar | None:
     """Turn full depth's cost over this one's into this one's share of full depth's."""
-    if not ratio:
+    if ratio is None or not ratio.value:
         return None
-    return Bar(1 / ratio, (1 / ci[1], 1 / ci[0]) if ci and ci[0] > 0 else None)
+    ci = ratio.interval
+    return Bar(1 / ratio.value, (1 / ci[1], 1 / ci[0]) if ci and ci[0] > 0 else None)
 
 
 def _caption(table: TaskTable, points: Sequence[PlacedPoint]) -> str:
     parts = [table.provenance, "Time is that of whole requests, paired by block with full depth on the same prompts."]
     shown = resources(table, points)
     if any(one.estimated for one in shown):
-        parts.append(
-            "Energy (hatched) is estimated from CPU time, not measured: it repeats the time and decides nothing."
-        )
+        parts.append("Energy (hatched) is no sensor's: it adds nothing to the time and decides nothing.")
     elif not any(one.label.startswith("energy") for one in shown):
         parts.append("Energy was not measured and is not drawn.")
     if table.random_weights:
@@ -170,9 +184,11 @@ def _caption(table: TaskTable, points: Sequence[PlacedPoint]) -> str:
     if any(_threshold(point) is None for point in points):
         parts.append("Its own: the threshold that was chosen when the exit was trained.")
     if not table.random_weights:
-        if any(point.row.codebleu is not None for point in points):
-            parts.append("CodeBLEU is a corpus score and has no interval.")
-        missing = [label for name, (label, _) in _SCORES.items() if all(getattr(p.row, name) is None for p in points)]
+        pooled = [one.label for one in _scores(table, points) if not any(bar and bar.ci for bar in one.bars)]
+        if pooled and table.blocks >= MINIMUM_PAIRS:
+            parts.append(f"A corpus score that is no mean of samples ({', '.join(pooled)}) has no interval.")
+        drawn = _drawn(points)
+        missing = [metric.term for metric in _scored(points) if metric not in drawn]
         if missing:
             parts.append(f"Not measured, so not drawn: {', '.join(missing)}.")
         parts.append("Dotted lines: full depth.")
@@ -193,8 +209,8 @@ def _drawer(table: TaskTable, points: Sequence[PlacedPoint]) -> Callable[[], Can
             axes.set_title(title)
             axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
         if full:
-            for one, name in zip(scores, [name for name in _SCORES if _has(points, name)], strict=True):
-                value = getattr(full[0].row, name)
+            for one, metric in zip(scores, _drawn(points), strict=True):
+                value = full[0].row.value(metric)
                 if value is not None:
                     grid[0, 0].axhline(value, color=one.colour, linestyle=":", linewidth=1.0, zorder=1)
         grid[-1, 0].axhline(1.0, color=INK, linestyle=":", linewidth=1.0, zorder=1)
@@ -204,10 +220,6 @@ def _drawer(table: TaskTable, points: Sequence[PlacedPoint]) -> Callable[[], Can
         return canvas
 
     return draw
-
-
-def _has(points: Sequence[PlacedPoint], name: str) -> bool:
-    return any(getattr(point.row, name) is not None for point in points)
 
 
 def _bars(axes: Axes, series: Sequence[Series]) -> None:

@@ -25,6 +25,7 @@ from reports.green_code.paper_points import cache_savings, published_points
 from reports.green_code.published_runs import PublishedRun
 from reports.green_code.table import NEAR, NEVER, GridComparison, GridPoint, GridTable, MatchedPoint
 from reports.recorded import RecordedRun
+from reports.summary.energy import is_measured
 from reports.summary.measured import Measured
 
 __all__ = ["compare_grid"]
@@ -85,6 +86,7 @@ def _table(
         stands_for=stands_for,
         agent=next((str(c.point.options["agent"]) for c in ours.cells if c.point.options.get("agent")), "rl"),
         energy_source=full.energy_source if full else "none",
+        energy_measured=full is not None and is_measured(full.energy_source, run.manifest.meter),
         machine=run.summary.machine,
         points=points,
         matched=tuple(_matched(agent, ours)),
@@ -120,7 +122,7 @@ class _Ours:
         self._run = run
         self.cells = list(run.cells.values())
         self.scored = run.manifest.model.weights != "random"
-        self.codebleu = {row.operating_point: row.codebleu for row in run.summary.rows}
+        self.codebleu = {row.operating_point: row.value("codebleu") for row in run.summary.rows}
 
     def find(self, strategy: str, options: Mapping[str, Any], kv: str) -> Measured | None:
         """The operating point of a strategy under a KV policy that has these options, whatever its others are."""
@@ -184,7 +186,7 @@ def _base_point(stands_for: Sequence[str], language: str, ours: _Ours, base: Rec
     full = ours.find("full", {}, "propagate")
     cached = None
     if full is not None and cell.samples and full.samples:
-        scores = (base.summary.rows[0].codebleu, ours.codebleu.get(full.point.name))
+        scores = (base.summary.rows[0].value("codebleu"), ours.codebleu.get(full.point.name))
         scored = ours.scored and base.manifest.model.weights != "random"
         cached = measured_numbers(cell, full, base.manifest.model.num_layers, scores, paired=False, scored=scored)
     published = published_points(stands_for, language, lambda run: run.strategy == "full" and run.weights == "base")

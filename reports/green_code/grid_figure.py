@@ -15,7 +15,7 @@ from reports.figures.style import INK, QUIET
 from reports.green_code.numbers import Estimate, Numbers
 from reports.green_code.table import QUANTITIES, GridComparison, GridPoint, GridTable
 from reports.green_code.words import NO_SCORES, heading
-from reports.summary.energy import MIXED, UNMEASURED
+from reports.summary.energy import MIXED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -103,7 +103,7 @@ def _panel(ax: Axes, table: GridTable, points: list[GridPoint], quantity: str, t
             if value.low is not None and value.high is not None:
                 ax.vlines(x, 100 * value.low, 100 * value.high, color=INK, linewidth=0.9)
         ax.bar(0, 0, 0, label=label, **look)  # the legend has every series, whatever is missing
-    estimated = quantity.startswith("energy") and table.energy_source in UNMEASURED
+    estimated = quantity.startswith("energy") and not table.energy_measured
     ax.set_title(f"{title} (ours: {table.energy_source})" if estimated else title)
     ax.set_xticks(range(len(points)), [point.key for point in points])
     ax.axhline(0, color=QUIET, linewidth=0.8)

@@ -17,9 +17,12 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.errors import StoreError
+from harness.records.estimate import Estimate
 from harness.records.summary import Summary, SummaryRow
 from reports.green_code.published_runs import green_code
-from reports.summary.energy import UNMEASURED
+from reports.metrics.depth import LAYERS_SKIPPED
+from reports.metrics.faithfulness import AGREEMENT
+from reports.metrics.speedups import ENERGY_RATIO, SPEEDUP
 from reports.tables.columns import MISSING
 from reports.tables.markdown import markdown_code, markdown_row
 
@@ -62,7 +65,7 @@ class KVFigureRow:
         published_time, published_energy: share of the authors' uncached full depth; ``None`` where they have no such
             run.
         time, energy: share of this run's uncached full depth; energy ``None`` without a reading.
-        energy_source: of this run.
+        energy_measured: a sensor of this run read it.
         agreement, layers_skipped: measured.
     """
 
@@ -72,7 +75,7 @@ class KVFigureRow:
     published_energy: Share | None
     time: Share | None
     energy: Share | None
-    energy_source: str
+    energy_measured: bool
     agreement: float | None
     layers_skipped: float | None
 
@@ -97,19 +100,20 @@ def _row(row: SummaryRow) -> KVFigureRow:
         kv=row.kv,
         published_time=_published(row, "time_s"),
         published_energy=_published(row, "energy_j"),
-        time=_inverse(row.speedup, row.speedup_ci),
-        energy=_inverse(row.energy_ratio, row.energy_ratio_ci),
-        energy_source=row.energy_source,
-        agreement=row.agreement,
-        layers_skipped=row.layers_skipped,
+        time=_inverse(row.estimate(SPEEDUP)),
+        energy=_inverse(row.estimate(ENERGY_RATIO)),
+        energy_measured=row.energy_measured,
+        agreement=row.value(AGREEMENT),
+        layers_skipped=row.value(LAYERS_SKIPPED),
     )
 
 
-def _inverse(ratio: float | None, interval: tuple[float, float] | None) -> Share | None:
+def _inverse(ratio: Estimate | None) -> Share | None:
     """The share of the baseline's cost that a ratio of the baseline's cost over this one's leaves."""
-    if not ratio:
+    if ratio is None or not ratio.value:
         return None
-    return Share(1 / ratio) if interval is None else Share(1 / ratio, 1 / interval[1], 1 / interval[0])
+    interval = ratio.interval
+    return Share(1 / ratio.value) if interval is None else Share(1 / ratio.value, 1 / interval[1], 1 / interval[0])
 
 
 def _published(row: SummaryRow, quantity: str) -> Share | None:
@@ -157,7 +161,7 @@ HEADER = ("operating point", "published\ntime", "published\nenergy", "measured\n
 
 def _cells(row: KVFigureRow) -> list[str]:
     energy = MISSING if row.energy is None else str(row.energy)
-    if row.energy is not None and row.energy_source in UNMEASURED:
+    if row.energy is not None and not row.energy_measured:
         energy = f"~{energy}"
     shares = (row.published_time, row.published_energy, row.time)
     return [row.operating_point, *(MISSING if share is None else str(share) for share in shares), energy]

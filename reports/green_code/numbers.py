@@ -18,7 +18,7 @@ from reports.statistics.intervals import (
     resampled,
 )
 from reports.summary.attribution import price_per_check
-from reports.summary.energy import energy, has_energy
+from reports.summary.energy import has_energy, total
 from reports.summary.measured import Measured
 
 __all__ = ["Estimate", "Numbers", "measured_numbers", "overhead"]
@@ -96,14 +96,14 @@ def measured_numbers(
     windows = [window for window in cell.windows.values() if window.samples]
     seconds = [window.duration_s / window.samples for window in windows]
     joules = [window.energy_j / window.samples for window in windows if window.energy_j is not None]
-    found = energy(cell, ())
-    has_joules = found.get("energy_j") is not None and bool(joules)
+    source, spent = total(cell.windows.values())
+    has_joules = spent is not None and bool(joules)
     scores = [score for sample in cell.scored if (score := sample.scores.get("rouge_l")) is not None]
     mine, theirs = codebleu if scored else (None, None)
     return Numbers(
         operating_point=cell.point.name,
         samples=len(cell.scored),
-        energy_source=str(found["energy_source"]),
+        energy_source=source,
         layers_skipped=_skipped(cell, num_layers),
         time_saving=Estimate(0.0) if same else _saving(cell.window_pairs(full), interval=paired),
         energy_saving=_energy_saving(cell, full, interval=paired),

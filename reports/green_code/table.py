@@ -80,7 +80,7 @@ class GridTable:
         model, weights, exit_head, dtype: ours.
         task, language, source_kind, source: data of ours. samples: finished by full depth without a cache.
         stands_for: the paper's models. agent: ours, by name.
-        energy_source: where our joules come from.
+        energy_source: where our joules come from. energy_measured: a sensor measured them.
         machine: ours.
         points: the grid, in the paper's order.
         matched: at matched depth.
@@ -102,6 +102,7 @@ class GridTable:
     stands_for: tuple[str, ...]
     agent: str
     energy_source: str
+    energy_measured: bool
     machine: str
     points: tuple[GridPoint, ...]
     matched: tuple[MatchedPoint, ...]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from reports.green_code.numbers import Estimate, Numbers
 from reports.green_code.table import QUANTITIES, GridComparison, GridPoint, GridTable, MatchedPoint
-from reports.summary.energy import MIXED, UNMEASURED
+from reports.summary.energy import MIXED
 from reports.tables.attribution_table import TextTable
 from reports.tables.columns import MISSING
 
@@ -83,7 +83,7 @@ def remarks(table: GridTable) -> tuple[str, ...]:
             f"at the paper's thresholds it skips {_span(table, 'uncached')} % of the layers where theirs skips "
             f"{_span(table, 'published')} %. Compare at matched depth"
         )
-    if table.energy_source in UNMEASURED:
+    if not table.energy_measured:
         said = {
             "estimate": "~ energy that no sensor read here: an estimate from processor time, which adds no evidence of "
             "its own",
@@ -173,7 +173,7 @@ def _percent(value: float, decimals: int) -> str:
 
 
 def _cells(table: GridTable, point: GridPoint, quantity: str, decimals: int) -> list[str]:
-    mark = "~" if "energy" in quantity and table.energy_source in UNMEASURED else ""
+    mark = "~" if "energy" in quantity and not table.energy_measured else ""
     published = [
         estimate(getattr(numbers, quantity)) if numbers else MISSING
         for numbers in (point.published.get(name) for name in table.stands_for)

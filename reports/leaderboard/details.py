@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
 from harness.records import SampleRecord
+from harness.records.summary import SummaryRow
 from reports.leaderboard.completions import completion, scale
 from reports.leaderboard.entries import PointEntry, RunEntry
 from reports.leaderboard.groups import Group, group_of
 from reports.leaderboard.ranking import is_baseline, quality_of
+from reports.metrics.scores import scores_of_sample
+from reports.metrics.sections import HEADLINE, in_section, sections_of
+from reports.metrics.vocabulary import metrics_of
 from reports.recorded import RecordedRun
+from reports.summary.energy import energy_origin
 from reports.summary.measured import Measured
-from reports.tables.columns import columns_of
+from reports.tables.columns import Column, columns_of
 from reports.tables.result import ResultTable, is_candidate
-from reports.tables.sections import DETAILS, HEADLINE
 
 __all__ = ["SAMPLES_SHOWN", "describe_columns", "describe_point", "described"]
 
@@ -37,22 +42,26 @@ _LABELS = {
     "arrivals": "Requests come",
     "max_new_tokens": "Longest completion",
     "energy_source": "Energy source",
+    "energy_measured": "Energy measured by a sensor",
     "baseline": "Compared with",
 }
 
 
 def described(group: Group) -> list[list[str]]:
     """Return a group's facts as (label, text), in reading order."""
-    return [[_LABELS[name], str(value)] for name, value in asdict(group).items()]
+    return [
+        [_LABELS[name], "yes" if value is True else "no" if value is False else str(value)]
+        for name, value in asdict(group).items()
+    ]
 
 
-def describe_columns(entry: RunEntry) -> dict[str, Any]:
-    """Return what the numbers are called and mean, by section; the same for every run."""
-    columns = columns_of(ResultTable((entry.points[0].row,), entry.machine))
-    sections = [HEADLINE, *DETAILS]
+def describe_columns(entries: Iterable[RunEntry]) -> dict[str, Any]:
+    """Return what the numbers of runs are called and mean, by section."""
+    metrics = metrics_of(point.row for entry in entries for point in entry.points)
     return {
-        "sections": [[section.title, [key for key in section.keys if key != "verdict"]] for section in sections],
-        "columns": {key: [column.term, column.meaning] for key, column in columns.items()},
+        "cards": [metric.name for metric in in_section(metrics, HEADLINE)],
+        "sections": [[title, [metric.name for metric in in_section(metrics, title)]] for title in sections_of(metrics)],
+        "columns": {metric.name: [metric.title or metric.term, metric.meaning] for metric in metrics},
     }
 
 
@@ -84,7 +93,11 @@ def describe_point(run: RecordedRun, entry: RunEntry, point: PointEntry, shown: 
         "quality": quality_of(row),
         "verdict": row.verdict,
         "settings": _settings(run, cell),
-        "cells": {key: [column.cells[0], column.unit] for key, column in columns.items() if not column.empty},
+        "cells": {
+            key: [column.cells[0], column.unit, _source(column, row)]
+            for key, column in columns.items()
+            if not column.empty
+        },
         "layers": point.layers,
         "num_layers": run.manifest.model.num_layers,
         "scale": scale(set(run.manifest.model.exit_points), run.manifest.model.num_layers),
@@ -92,6 +105,13 @@ def describe_point(run: RecordedRun, entry: RunEntry, point: PointEntry, shown: 
         "failed": row.errors,
         "samples": _samples(cell, full, run.manifest.model.num_layers, shown),
     }
+
+
+def _source(column: Column, row: SummaryRow) -> str:
+    """Where an energy comes from, in words; empty for everything else."""
+    if column.metric is None or column.metric.kind != "energy":
+        return ""
+    return row.energy_source if row.energy_measured else energy_origin(row.energy_source)
 
 
 def _settings(run: RecordedRun, cell: Measured) -> list[list[str]]:
@@ -121,7 +141,7 @@ def _sample(cell: Measured, sample: SampleRecord, full: SampleRecord | None, num
         "id": sample.sample_id,
         "html": completion(sample, num_layers, full, cached=cell.regime.cached),
         "reference": sample.reference,
-        "scores": {name: round(score, 3) for name, score in sample.scores.items() if score is not None},
+        "scores": [[metric.title or metric.term, round(score, 3)] for metric, score in scores_of_sample(sample)],
         "latency_s": sample.latency_s,
         "tokens": len(sample.exit_layers),
         "mean_layer": round(sum(decided) / len(decided), 1) if decided else None,

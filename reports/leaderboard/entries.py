@@ -21,7 +21,7 @@ from reports.summary.measured import Measured, Regime
 
 __all__ = ["SITE_SCHEMA", "PointEntry", "RunEntry", "entry_of", "identity"]
 
-SITE_SCHEMA = 1
+SITE_SCHEMA = 2
 """Of the site's data files. Raised when an older program would misread them."""
 
 

@@ -27,7 +27,7 @@ class Group:
         model, weights, weights_id, exit_head, dtype: the model. ``weights_id`` is the hash of the weights, or the seed
             of random ones.
         batch_size, arrivals, max_new_tokens: how requests came, in words, and how long completions may be.
-        energy_source: ``nvml``, ``rapl``, ``estimate`` …: never two in one ranking.
+        energy_source: ``nvml``, ``rapl``, ``estimate`` …: never two in one ranking. energy_measured: it is a sensor.
         baseline: the full depth that ratios are counted against, by its KV policy.
     """
 
@@ -45,6 +45,7 @@ class Group:
     arrivals: str
     max_new_tokens: str
     energy_source: str
+    energy_measured: bool
     baseline: str
 
     @property
@@ -78,5 +79,6 @@ def group_of(run: RunEntry, point: PointEntry) -> Group:
         arrivals=f"{rate:g} requests per second" if rate else "one after the other",
         max_new_tokens=str(limit) if limit else "the protocol's",
         energy_source=row.energy_source,
+        energy_measured=row.energy_measured,
         baseline=f"full depth, KV {point.baseline_kv}",
     )

@@ -5,39 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from harness.contracts import Metric
 from harness.records import Manifest
+from harness.records.estimate import Estimate
 from harness.records.summary import SummaryRow
 from reports.figures.style import look_of
 from reports.leaderboard.details import described
 from reports.leaderboard.entries import PointEntry, RunEntry
 from reports.leaderboard.groups import Group, group_of
 from reports.leaderboard.ranking import CRITERIA, is_baseline, on_front, quality_of, ranks
+from reports.metrics.sections import HEADLINE, LEADERBOARD, in_section
+from reports.metrics.speedups import SPEEDUP
+from reports.metrics.vocabulary import metrics_of
+from reports.summary.energy import energy_origin
 from reports.summary.measured import Regime
+from reports.summary.pareto import QUALITY
 from reports.tables.result import is_candidate
 
 __all__ = ["FIELDS", "index_of"]
 
-_NUMBERS = (
-    "n",
-    "edit_similarity",
-    "edit_similarity_difference",
-    "exact_match",
-    "codebleu",
-    "agreement",
-    "layers_skipped",
-    "oracle_fraction",
-    "speedup",
-    "decode_speedup",
-    "latency_p50_s",
-    "energy_j_per_token",
-    "energy_ratio",
-)
-_INTERVALS = ("edit_similarity_difference", "speedup", "decode_speedup", "energy_ratio")
-FIELDS = (
-    *("id", "group", "run", "name", "strategy", "kv", "kind", "quality", "front", "ranks"),
-    *_NUMBERS,
-    *(f"{name}_ci" for name in _INTERVALS),
-)
+FIELDS = ("id", "group", "run", "name", "strategy", "kv", "kind", "quality", "front", "ranks", "n", "metrics")
 """What each operating point's list on the front page holds, in order."""
 
 _MARKERS = {
@@ -65,11 +52,14 @@ def index_of(runs: Sequence[RunEntry]) -> dict[str, Any]:
         for point in run.points:
             members.setdefault(group_of(run, point), []).append((number, point))
     groups = sorted(members, key=lambda group: (-len(members[group]), group.id))
-    points = [line for number, group in enumerate(groups) for line in _lines(number, members[group], runs)]
+    shown = front_page_metrics(point.row for run in runs for point in run.points)
+    points = [line for number, group in enumerate(groups) for line in _lines(number, members[group], runs, shown)]
     strategies = sorted({point.row.strategy for run in runs for point in run.points})
     return {
         "fields": FIELDS,
-        "criteria": [[criterion.measure, criterion.title] for criterion in CRITERIA],
+        "metrics": [describe_metric(metric, shown) for metric in shown],
+        "axes": [SPEEDUP.name, QUALITY],
+        "criteria": [[criterion.metric, criterion.title] for criterion in CRITERIA],
         "groups": [{"id": group.id, "facts": described(group), **_facets(group)} for group in groups],
         "runs": [[run.id, run.name, run.manifest.created[:10], run.machine] for run in runs],
         "looks": {name: _look(name) for name in strategies},
@@ -77,13 +67,15 @@ def index_of(runs: Sequence[RunEntry]) -> dict[str, Any]:
     }
 
 
-def _facets(group: Group) -> dict[str, str]:
+def _facets(group: Group) -> dict[str, Any]:
     """What the front page filters by, besides strategy and KV policy."""
     return {
         "task": group.task,
         "model": f"{group.model} ({group.weights})",
         "hardware": group.hardware,
         "energy": group.energy_source,
+        "measured": group.energy_measured,
+        "origin": group.energy_source if group.energy_measured else energy_origin(group.energy_source),
         "title": f"{group.task} · {group.model}, {group.weights} · {group.hardware}",
         "detail": (
             f"{group.protocol} · {group.source} · data {group.fingerprint[:6]} · {group.dtype} · batch "
@@ -100,7 +92,9 @@ def _kv(manifest: Manifest, row: SummaryRow) -> str:
     return f"{row.kv} ({source})" if source != "hidden" and Regime.of(manifest, point).facts.fills else row.kv
 
 
-def _lines(group: int, members: Sequence[tuple[int, PointEntry]], runs: Sequence[RunEntry]) -> Iterable[list[Any]]:
+def _lines(
+    group: int, members: Sequence[tuple[int, PointEntry]], runs: Sequence[RunEntry], shown: Sequence[Metric]
+) -> Iterable[list[Any]]:
     rows = [point.row for _, point in members]
     by_criterion = [ranks(rows, criterion) for criterion in CRITERIA]
     for (run, point), front, *placed in zip(members, on_front(rows), *by_criterion, strict=True):
@@ -117,17 +111,47 @@ def _lines(group: int, members: Sequence[tuple[int, PointEntry]], runs: Sequence
             quality_of(row),
             int(front),
             placed,
-            *(_rounded(getattr(row, name)) for name in _NUMBERS),
-            *(_interval(getattr(row, f"{name}_ci")) for name in _INTERVALS),
+            row.n,
+            [_numbers(row.estimate(metric)) for metric in shown],
         ]
 
 
-def _interval(interval: tuple[float, float] | None) -> list[float | None] | None:
-    return None if interval is None else [_rounded(bound) for bound in interval]
+def front_page_metrics(rows: Iterable[SummaryRow]) -> list[Metric]:
+    """Return the metrics of the front page that some row has, in reading order."""
+    listed = list(rows)
+    found = in_section(metrics_of(listed), HEADLINE, LEADERBOARD)
+    return [metric for metric in found if any(row.estimate(metric) is not None for row in listed)]
 
 
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.5g}") if isinstance(value, float) else value
+def describe_metric(metric: Metric, shown: Sequence[Metric]) -> dict[str, Any]:
+    """Return what the pages' scripts must know of a metric."""
+    difference = f"{metric.name}_difference"
+    return {
+        "key": metric.name,
+        "header": metric.term,
+        "title": metric.title or metric.term,
+        "about": metric.meaning,
+        "unit": metric.unit,
+        "form": metric.form,
+        "better": metric.better,
+        "energy": metric.kind == "energy",
+        "paired": metric.paired,
+        "column": HEADLINE in metric.sections or metric.paired is not None,
+        "below": difference if any(other.name == difference for other in shown) else None,
+    }
+
+
+def _numbers(estimate: Estimate | None) -> float | list[float] | None:
+    """Return a value, with its interval where it has one."""
+    if estimate is None:
+        return None
+    if estimate.interval is None:
+        return _rounded(estimate.value)
+    return [_rounded(number) for number in (estimate.value, *estimate.interval)]
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.5g}")
 
 
 def _look(strategy: str) -> list[str]:

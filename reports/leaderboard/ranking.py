@@ -18,10 +18,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from harness.contracts import Metric
+from harness.records.estimate import Estimate
 from harness.records.summary import SummaryRow
-from reports.summary.against_full import is_distinguishable
-from reports.summary.energy import UNMEASURED
-from reports.summary.pareto import front
+from reports.metrics.evaluation import is_distinguishable
+from reports.metrics.scores import EDIT_SIMILARITY_DIFFERENCE
+from reports.metrics.speedups import DECODE_SPEEDUP, ENERGY_RATIO, SPEEDUP
+from reports.metrics.vocabulary import metrics_of
+from reports.summary.pareto import QUALITY, front
 from reports.tables.result import is_candidate
 
 __all__ = ["CRITERIA", "MARGIN", "Criterion", "Quality", "is_baseline", "on_front", "quality_of", "ranks"]
@@ -30,7 +34,6 @@ MARGIN = 0.05
 """Largest loss of edit similarity that counts as keeping it."""
 
 Quality = Literal["kept", "unclear", "lost", "undefined"]
-_SCORES = ("edit_similarity_difference", "exact_match_difference", "codebleu_difference")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,27 +41,28 @@ class Criterion:
     """What a ranking orders by.
 
     Attributes:
-        measure: field of the summary row, more is better. title: the same in words.
+        metric: name of a comparison with full depth, more is better. title: the same in words.
         needs_quality: only what keeps full depth's quality ranks. baseline: the value of full depth.
     """
 
-    measure: str
+    metric: str
     title: str
     needs_quality: bool
     baseline: float
 
 
 CRITERIA = (
-    Criterion("speedup", "Speed-up of whole requests, quality kept", needs_quality=True, baseline=1.0),
-    Criterion("decode_speedup", "Speed-up of decoding, quality kept", needs_quality=True, baseline=1.0),
-    Criterion("energy_ratio", "Energy saved, quality kept", needs_quality=True, baseline=1.0),
-    Criterion("edit_similarity_difference", "Edit similarity against full depth", needs_quality=False, baseline=0.0),
+    Criterion(SPEEDUP.name, "Speed-up of whole requests, quality kept", needs_quality=True, baseline=1.0),
+    Criterion(DECODE_SPEEDUP.name, "Speed-up of decoding, quality kept", needs_quality=True, baseline=1.0),
+    Criterion(ENERGY_RATIO.name, "Energy saved, quality kept", needs_quality=True, baseline=1.0),
+    Criterion(EDIT_SIMILARITY_DIFFERENCE, "Edit similarity against full depth", needs_quality=False, baseline=0.0),
 )
 
 
 def is_baseline(row: SummaryRow) -> bool:
     """Whether a row is the full depth that its run's ratios are counted against: 1 by definition, no interval."""
-    return row.speedup == 1.0 and row.speedup_ci is None and row.strategy == "full"
+    speedup = row.estimate(SPEEDUP)
+    return row.strategy == "full" and speedup is not None and speedup.value == 1.0 and speedup.interval is None
 
 
 def quality_of(row: SummaryRow) -> Quality:
@@ -67,10 +71,10 @@ def quality_of(row: SummaryRow) -> Quality:
         return "undefined"
     if is_baseline(row):
         return "kept"
-    lost = (is_distinguishable(row, score) and (getattr(row, score) or 0.0) < 0 for score in _SCORES)
-    if any(lost):
+    if any(_lost(metric, row.estimate(metric)) for metric in metrics_of([row]) if metric.kind == "score"):
         return "lost"
-    interval = row.edit_similarity_difference_ci
+    difference = row.estimate(EDIT_SIMILARITY_DIFFERENCE)
+    interval = None if difference is None else difference.interval
     return "kept" if interval is not None and interval[0] >= -MARGIN else "unclear"
 
 
@@ -89,9 +93,12 @@ def on_front(rows: Sequence[SummaryRow]) -> list[bool]:
     """
     flags = [False] * len(rows)
     placed = [
-        (index, (1 / row.speedup, row.edit_similarity))
+        (index, (1 / speedup, quality))
         for index, row in enumerate(rows)
-        if is_candidate(row) and row.weights != "random" and row.speedup and row.edit_similarity is not None
+        if is_candidate(row)
+        and row.weights != "random"
+        and (speedup := row.value(SPEEDUP))
+        and (quality := row.value(QUALITY)) is not None
     ]
     for (index, _), flag in zip(placed, front([point for _, point in placed]), strict=True):
         flags[index] = flag
@@ -101,7 +108,7 @@ def on_front(rows: Sequence[SummaryRow]) -> list[bool]:
 def _may_rank(row: SummaryRow, criterion: Criterion) -> bool:
     if not is_candidate(row) or row.weights == "random":
         return False
-    if criterion.measure == "energy_ratio" and row.energy_source in UNMEASURED:
+    if criterion.metric == ENERGY_RATIO.name and not row.energy_measured:
         return False
     return not criterion.needs_quality or quality_of(row) == "kept"
 
@@ -109,5 +116,12 @@ def _may_rank(row: SummaryRow, criterion: Criterion) -> bool:
 def _interval(row: SummaryRow, criterion: Criterion) -> tuple[float, float] | None:
     if is_baseline(row):
         return criterion.baseline, criterion.baseline
-    found: tuple[float, float] | None = getattr(row, f"{criterion.measure}_ci")
-    return found
+    found = row.estimate(criterion.metric)
+    return None if found is None else found.interval
+
+
+def _lost(metric: Metric, difference: Estimate | None) -> bool:
+    """Whether a score that decides about quality is distinguishably worse than full depth's."""
+    if metric.verdict is None or difference is None or not is_distinguishable(metric, difference):
+        return False
+    return difference.value > 0 if metric.better == "lower" else difference.value < 0

@@ -28,6 +28,7 @@ from reports.leaderboard.pages import assets, pages
 from reports.leaderboard.redaction import redact_run
 from reports.leaderboard.scripts import read_script, script
 from reports.recorded import RecordedRun
+from reports.summary.energy import REPLAY
 
 __all__ = ["Site"]
 
@@ -97,7 +98,7 @@ class Site:
                 f"{run.directory} has names that are equal without their private paths ({redacted.merged[0]}). "
                 "Give files short names relative to the working folder and run again."
             )
-        if run.manifest.meter.source == "replay":
+        if run.manifest.meter.source == REPLAY:
             raise StoreError(f"{run.directory} has replayed energy, which is never ranked. Run with another --energy.")
         run = redacted.run
         run_id = identity(run)
@@ -132,7 +133,7 @@ class Site:
         runs = sorted(self.runs.values(), key=lambda run: run.id)
         for name, content in assets():
             self._write(f"assets/{name}", content)
-        self._write("data/columns.js", script("columns", describe_columns(runs[0])).encode())
+        self._write("data/columns.js", script("columns", describe_columns(runs)).encode())
         self._write("data/index.js", script("index", index_of(runs)).encode())
         for name, text in pages(runs, self._most).items():
             self._write(name, text.encode())

@@ -27,9 +27,10 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.records import SampleRecord, WindowRecord
+from harness.records import MeterRecord, SampleRecord, WindowRecord
 from harness.records.cost import PARTS, Attribution, CheckCost, OperatingPointCost, Quantity, Ranged
 from reports.statistics.intervals import MINIMUM_PAIRS, replicate_interval
+from reports.summary.energy import is_measured
 from reports.summary.measured import Measured
 
 __all__ = ["attribute", "price_per_check"]
@@ -46,7 +47,7 @@ COMMON = (*PREFILL, "layer step", "attended position", "LM head", "KV fill")
 """Counts that every operating point has; each strategy adds its checks."""
 
 
-def attribute(cells: Sequence[Measured], *, seed: int = 0) -> tuple[Attribution, ...]:
+def attribute(cells: Sequence[Measured], meter: MeterRecord | None = None, *, seed: int = 0) -> tuple[Attribution, ...]:
     """Return the attribution of one task, in time and, where every window has it from one source, in energy.
 
     Nothing where the run has no probe, several samples in a batch, no KV cache, or requests that arrive at a fixed rate
@@ -54,6 +55,7 @@ def attribute(cells: Sequence[Measured], *, seed: int = 0) -> tuple[Attribution,
 
     Args:
         cells: all operating points of the task, full depth first, probes among them.
+        meter: of the run; without it, energy counts as an estimate.
         seed: decides the resampling.
     """
     usable = [cell for cell in cells if cell.regime.cached and not cell.point.rehearsed]
@@ -68,7 +70,8 @@ def attribute(cells: Sequence[Measured], *, seed: int = 0) -> tuple[Attribution,
             sources = {window.energy_source for cell in usable for window in cell.windows.values()}
             source = "clock" if quantity == "time" else next(iter(sources))
             if quantity == "time" or len(sources) == 1:
-                found.append(system.solve(quantity, source, seed))
+                measured = quantity == "time" or (meter is not None and is_measured(source, meter))
+                found.append(system.solve(quantity, source, seed).model_copy(update={"measured": measured}))
     return tuple(found)
 
 

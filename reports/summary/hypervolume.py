@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reports.statistics.intervals import MINIMUM_PAIRS, replicate_interval
-from reports.summary.resampling import Estimate
+from reports.summary.resampling import Resampled
 
 __all__ = ["Candidate", "Hypervolume", "Share", "hypervolume", "hypervolumes"]
 
@@ -37,8 +37,8 @@ class Candidate:
     """
 
     strategy: str
-    cost: Estimate
-    quality: Estimate
+    cost: Resampled
+    quality: Resampled
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ def hypervolume(points: Sequence[tuple[float, float]], reference: tuple[float, f
     return float(_areas(table[..., 0], table[..., 1], reference)[0])
 
 
-def hypervolumes(candidates: Sequence[Candidate], full: Estimate, blocks: int) -> Hypervolume:
+def hypervolumes(candidates: Sequence[Candidate], full: Resampled, blocks: int) -> Hypervolume:
     """Return the hypervolume of a table's operating points, in total and by strategy, with intervals.
 
     Args:

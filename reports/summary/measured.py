@@ -139,7 +139,7 @@ class Measured:
         Back to back that is the windows' time. With a fixed arrival rate a window is as long as its arrivals, so
         there it is the requests' latencies, each from its arrival.
         """
-        return self._block_pairs(baseline, Measured._request_s, repeat)
+        return self._block_pairs(baseline, Measured.request_s, repeat)
 
     def energy_pairs(self, baseline: Measured, idle_w: float = 0.0) -> list[Pair]:
         """Return joules per block under the baseline and here, less ``idle_w`` times the windows' seconds.
@@ -190,7 +190,8 @@ class Measured:
                 pairs.append((window.block, Pair(before, now)))
         return pooled(pairs)
 
-    def _request_s(self, window: WindowRecord) -> float | None:
+    def request_s(self, window: WindowRecord) -> float | None:
+        """Return what the requests of a window took: the window's time, or their latencies where they arrive."""
         arrived = [sample for sample in self._by_window.get(window.window, ()) if sample.arrival_s is not None]
         if not arrived:
             return window.duration_s

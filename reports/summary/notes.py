@@ -11,10 +11,12 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from harness.records import Manifest, MeterRecord, SampleRecord, WindowRecord
 from harness.records.summary import SummaryRow
+from reports.metrics.energy import ENERGY_PER_TOKEN, IDLE_POWER, MEAN_POWER, NET_ENERGY_PER_TOKEN
+from reports.metrics.scores import EDIT_SIMILARITY_DIFFERENCE
+from reports.metrics.speedups import SPEEDUP, SPEEDUP_HIGHEST, SPEEDUP_LOWEST
 from reports.statistics.intervals import MINIMUM_PAIRS
 from reports.summary.admission import describe_left_out
-from reports.summary.between_repeats import about_repeats
-from reports.summary.energy import MIXED, UNMEASURED
+from reports.summary.energy import MIXED, REPLAY, is_measured
 from reports.summary.measured import Measured
 from reports.summary.window_notes import about_windows
 from reports.tables.result import is_candidate
@@ -121,16 +123,16 @@ def _about_energy(meter: MeterRecord, cells: Sequence[Measured]) -> Iterator[str
     windows = [window for cell in cells for window in cell.windows.values()]
     sources = {window.energy_source for window in windows} or {meter.source}
     missing = "; ".join(f"{name}: {reason}" for name, reason in meter.unavailable.items())
-    if "estimate" in sources:
+    if sources == {"none"}:
+        yield f"energy was not measured{' (' + missing.rstrip('.') + ')' if missing else ''}."
+    elif REPLAY in sources:
+        yield f"energy is none of this run's ({meter.description.rstrip('.')}): it never decides the Pareto front."
+    elif not all(is_measured(source, meter) for source in sources - {"none"}):
         yield (
-            f"energy is an estimate, not a measurement ({meter.description.rstrip('.')}): a function of CPU time, so "
-            "it adds no evidence to the time columns and never decides the Pareto front."
+            f"energy is an estimate, not a measurement ({meter.description.rstrip('.')}): it adds no evidence to the "
+            "time columns and never decides the Pareto front."
             + (f" No sensor: {missing.rstrip('.')}." if missing else "")
         )
-    elif "replay" in sources:
-        yield f"energy is none of this run's ({meter.description.rstrip('.')}): it never decides the Pareto front."
-    elif sources == {"none"}:
-        yield f"energy was not measured{' (' + missing.rstrip('.') + ')' if missing else ''}."
     elif missing:
         yield f"energy sensors that were not available: {missing.rstrip('.')}."
     if any(len({w.energy_source for w in cell.windows.values()}) > 1 for cell in cells):
@@ -144,20 +146,20 @@ def _about_energy(meter: MeterRecord, cells: Sequence[Measured]) -> Iterator[str
 
 def _about_power(rows: Sequence[SummaryRow]) -> Iterator[str]:
     """What energy says beside time, and what idling has to do with it; only of sensors."""
-    measured = [row for row in rows if row.mean_power_w is not None and row.energy_source not in UNMEASURED]
-    watts = [row.mean_power_w for row in measured if row.mean_power_w]
+    measured = [row for row in rows if row.value(MEAN_POWER) is not None and row.energy_measured]
+    watts = [power for row in measured if (power := row.value(MEAN_POWER))]
     if len(watts) > 1 and max(watts) / min(watts) - 1 < CONSTANT_POWER:
         yield (
             f"energy saved ≈ time saved: power is constant (mean power of the rows is {min(watts):.3g} to "
             f"{max(watts):.3g} W, less than 3 % apart), so the energy columns are no evidence beside the time columns."
         )
     shares = [
-        1 - row.energy_net_j_per_token / row.energy_j_per_token
+        1 - net / gross
         for row in measured
-        if row.energy_net_j_per_token is not None and row.energy_j_per_token
+        if (net := row.value(NET_ENERGY_PER_TOKEN)) is not None and (gross := row.value(ENERGY_PER_TOKEN))
     ]
     if shares and max(shares) > IDLE_SHARE:
-        idle = next(row.idle_power_w for row in measured if row.idle_power_w is not None)
+        idle = next(power for row in measured if (power := row.value(IDLE_POWER)) is not None)
         yield (
             f"gross and net-of-idle energy differ by up to {100 * max(shares):.0f} %: with nothing running the machine "
             f"draws {idle:.3g} W. Gross is what the machine used; net is what decoding added."
@@ -210,7 +212,8 @@ def _about_baseline(manifest: Manifest, cells: Sequence[Measured]) -> Iterator[s
 
 
 def _about_chance(rows: Sequence[SummaryRow]) -> Iterator[str]:
-    compared = [row for row in rows if row.speedup_p is not None or row.edit_similarity_difference_p is not None]
+    tested = (SPEEDUP.name, EDIT_SIMILARITY_DIFFERENCE)
+    compared = [row for row in rows if any(one and one.p is not None for one in map(row.estimate, tested))]
     if compared:
         most = max(Counter(row.task for row in compared).values())
         yield (
@@ -226,15 +229,32 @@ def _about_sample_size(cells: Sequence[Measured], rows: Sequence[SummaryRow], ba
         failed = any(cell.failed for cell in cells)
         yield "every sample failed: there is nothing to score or to time." if failed else "no window has finished yet."
         return
-    yield from about_repeats(measured)
+    yield from _about_repeats(measured)
     fewest = min(row.n for row in measured)
     if fewest < FEW_SAMPLES:
         yield f"few samples ({fewest}): differences between scores may well be chance."
     if min(len(cell.samples) for cell in cells if cell.samples) < FEW_TIMINGS:
         yield f"fewer than {FEW_TIMINGS} latencies per row: p99 is close to the slowest sample."
     compared = [row for row in measured if row.operating_point != baseline]
-    if any(row.speedup is not None and row.speedup_ci is None for row in compared):
+    if any((speedup := row.estimate(SPEEDUP)) is not None and speedup.interval is None for row in compared):
         yield f"a speed-up without an interval has fewer than {MINIMUM_PAIRS} independent pairs."
+
+
+def _about_repeats(measured: Sequence[SummaryRow]) -> Iterator[str]:
+    if any(row.repeats == 1 for row in measured):
+        yield "single repeat: nothing here shows how much a second run would differ."
+    spread = [
+        (high / low, low, high, row.operating_point)
+        for row in measured
+        if (low := row.value(SPEEDUP_LOWEST)) is not None and (high := row.value(SPEEDUP_HIGHEST)) is not None
+    ]
+    if spread:
+        most, low, high, name = max(spread, key=lambda found: found[0])
+        yield (
+            f"every repeat ran in a process of its own; between them a row's speed-up differed by up to "
+            f"{100 * (most - 1):.1f} % ({name}: {low:.3f}× to {high:.3f}×). The intervals resample prompts "
+            "and do not contain this."
+        )
 
 
 def _about_oracle(rows: Sequence[SummaryRow]) -> Iterator[str]:

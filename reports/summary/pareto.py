@@ -14,13 +14,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from harness.contracts import Metric
 from harness.records.summary import Summary, SummaryRow
-from reports.summary.energy import UNMEASURED
+from reports.metrics.energy import ENERGY_PER_TOKEN
+from reports.metrics.scores import EDIT_SIMILARITY
+from reports.metrics.time import LATENCY_P50
 from reports.tables.result import ResultTable, is_candidate, split_tables
 
 __all__ = ["QUALITY", "Axes", "choose_axes", "coordinates", "front", "mark_front"]
 
-QUALITY = "edit_similarity"
+QUALITY = EDIT_SIMILARITY
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,17 +31,17 @@ class Axes:
     """The two coordinates of a table's front.
 
     Attributes:
-        quality: field of the summary row, more is better.
-        cost: field of the summary row, less is better.
+        quality: name of a score, more is better.
+        cost: less is better.
     """
 
     quality: str
-    cost: str
+    cost: Metric
 
     @property
     def names(self) -> tuple[str, str]:
         """Quality and cost in words, without units."""
-        cost = "median latency of a request" if self.cost == "latency_p50_s" else "measured energy per token"
+        cost = self.cost.meaning if self.cost is LATENCY_P50 else "measured energy per token"
         return self.quality.replace("_", " "), cost
 
 
@@ -51,16 +54,16 @@ def choose_axes(rows: Sequence[SummaryRow]) -> Axes | None:
     if not measured or any(row.weights == "random" for row in measured):
         return None
     sources = {row.energy_source for row in measured}
-    sensor = len(sources) == 1 and not sources & UNMEASURED
-    if sensor and all(row.energy_j_per_token is not None for row in measured):
-        return Axes(QUALITY, "energy_j_per_token")
-    return Axes(QUALITY, "latency_p50_s")
+    sensor = len(sources) == 1 and all(row.energy_measured for row in measured)
+    if sensor and all(row.value(ENERGY_PER_TOKEN) is not None for row in measured):
+        return Axes(QUALITY, ENERGY_PER_TOKEN)
+    return Axes(QUALITY, LATENCY_P50)
 
 
 def coordinates(row: SummaryRow, axes: Axes) -> tuple[float, float] | None:
     """Return ``(cost, quality)``, ``None`` when either was not measured."""
-    cost, quality = getattr(row, axes.cost), getattr(row, axes.quality)
-    return None if cost is None or quality is None else (float(cost), float(quality))
+    cost, quality = row.value(axes.cost), row.value(axes.quality)
+    return None if cost is None or quality is None else (cost, quality)
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[bool]:

@@ -1,8 +1,6 @@
-"""How good the completions are: task scores, and faithfulness to full depth.
+"""What is scored together: the completions of one operating point on one task, first repeat only.
 
-Only the first repeat is scored, since the others generate the same text again. A score of a corpus is
-computed from its texts; any other is the mean of the samples' scores. Random weights make every number here
-meaningless, which the summary's notes say.
+Later repeats generate the same text again. What scores of completions become is in :mod:`reports.metrics.scores`.
 """
 
 from __future__ import annotations
@@ -11,10 +9,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from reports.statistics.intervals import mean, ratio
 from reports.summary.measured import Measured
 
-__all__ = ["SCORES", "Corpus", "CorpusScorer", "agreement", "corpora", "quality"]
+__all__ = ["Corpus", "CorpusScorer", "corpora", "scored_by"]
 
 CorpusScorer: TypeAlias = Callable[[str, Sequence[str], Sequence[str]], dict[str, float | None]]
 """``(language, texts, references) -> scores``: every registered score of a corpus, by name."""
@@ -22,7 +19,7 @@ CorpusScorer: TypeAlias = Callable[[str, Sequence[str], Sequence[str]], dict[str
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """What is scored together: the completions of one operating point on one task.
+    """The completions of one operating point on one task.
 
     Attributes:
         language: of the code.
@@ -34,44 +31,19 @@ class Corpus:
     references: tuple[str, ...]
 
 
-SCORES = (
-    "exact_match",
-    "edit_similarity",
-    "token_accuracy",
-    "bleu",
-    "rouge_l",
-    "codebleu",
-    "syntax",
-    "dataflow",
-    "dataflow_defined",
-    "chrf",
-)
-
-
 def corpora(cells: Iterable[Measured]) -> list[Corpus]:
-    """Return each different corpus that :func:`quality` will ask about, so that they can be scored together."""
+    """Return each different corpus that :func:`scored_by` will ask about, so that they can be scored together."""
     return list(dict.fromkeys(_corpus(cell) for cell in cells if cell.scored))
 
 
-def quality(cell: Measured, score_corpus: CorpusScorer) -> dict[str, float | None]:
-    """Return every score of a summary row by field name; ``None`` where a score is not defined.
+def scored_by(score_corpus: CorpusScorer) -> Callable[[Measured], dict[str, float | None]]:
+    """Return what scores the completions of one operating point together."""
 
-    A score the corpus scorer names wins, also when it says ``None``. The scorer is not called when no
-    sample finished.
-    """
-    scored = cell.scored
-    if not scored:
-        return dict.fromkeys(SCORES)
-    asked = _corpus(cell)
-    corpus = score_corpus(asked.language, list(asked.texts), list(asked.references))
-    row: dict[str, float | None] = {}
-    for name in SCORES:
-        if name in corpus:
-            row[name] = corpus[name]
-        else:
-            values = (sample.scores.get(name) for sample in scored)
-            row[name] = mean(value for value in values if value is not None)
-    return row
+    def score(cell: Measured) -> dict[str, float | None]:
+        asked = _corpus(cell)
+        return score_corpus(asked.language, list(asked.texts), list(asked.references))
+
+    return score
 
 
 def _corpus(cell: Measured) -> Corpus:
@@ -79,19 +51,3 @@ def _corpus(cell: Measured) -> Corpus:
     return Corpus(
         cell.task.language, tuple(sample.text for sample in scored), tuple(sample.reference for sample in scored)
     )
-
-
-def agreement(cell: Measured, full: Measured) -> float | None:
-    """Return the share of full depth's tokens that stand at the same place here.
-
-    Tokens over tokens, on the samples both finished. A completion that ended early disagrees at every
-    missing place; what it has beyond full depth's end is not compared. With a KV cache the first token
-    comes from prefill and always agrees.
-    """
-    same = total = 0
-    for key in cell.shared(full):
-        if key[1] == 0:
-            reference = full.samples[key].token_ids
-            same += sum(a == b for a, b in zip(cell.samples[key].token_ids, reference, strict=False))
-            total += len(reference)
-    return ratio(same, total)

@@ -19,7 +19,7 @@ from harness.records import SampleRecord
 from reports.statistics.intervals import MINIMUM_PAIRS, draws, replicate_interval
 from reports.summary.measured import Measured
 
-__all__ = ["Estimate", "Resampling"]
+__all__ = ["Resampled", "Resampling"]
 
 Array = NDArray[np.float64]
 Terms = Iterable[tuple[int, float, float]]  # block, numerator, denominator
@@ -30,7 +30,7 @@ _SAME = 1e-3  # a corpus score closer than this to the mean of its samples is th
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
+class Resampled:
     """A number with its bootstrap replicates.
 
     Attributes:
@@ -57,7 +57,7 @@ class Resampling:
         self._place = {block: place for place, block in enumerate(blocks)}
         self._draws = draws(len(blocks), resamples=RESAMPLES, seed=seed) if blocks else np.zeros((RESAMPLES, 0))
 
-    def score(self, cell: Measured, name: str, value: float | None) -> Estimate | None:
+    def score(self, cell: Measured, name: str, value: float | None) -> Resampled | None:
         """Return a score of the table with the interval of its samples' mean.
 
         Args:
@@ -70,10 +70,10 @@ class Resampling:
         scored = [(sample, score) for sample in cell.scored if (score := sample.scores.get(name)) is not None]
         found = self._ratio((self._block(cell, sample), score, 1.0) for sample, score in scored)
         if found is None or len(scored) < len(cell.scored) or abs(found.value - value) > _SAME:
-            return Estimate(value, None, np.zeros(0))
-        return Estimate(value, found.ci, found.replicates)
+            return Resampled(value, None, np.zeros(0))
+        return Resampled(value, found.ci, found.replicates)
 
-    def agreement(self, cell: Measured, full: Measured) -> Estimate | None:
+    def agreement(self, cell: Measured, full: Measured) -> Resampled | None:
         """Return the share of full depth's tokens at the same place (:func:`reports.summary.quality.agreement`)."""
         terms = []
         for key in cell.shared(full):
@@ -83,7 +83,7 @@ class Resampling:
                 terms.append((self._block(cell, sample), float(same), float(len(reference))))
         return self._ratio(terms)
 
-    def layers(self, cell: Measured, num_layers: int) -> Estimate | None:
+    def layers(self, cell: Measured, num_layers: int) -> Resampled | None:
         """Return the layers executed per decoded token as a share of full depth's."""
 
         def terms() -> Terms:
@@ -93,7 +93,7 @@ class Resampling:
 
         return self._ratio(terms())
 
-    def energy(self, cell: Measured) -> Estimate | None:
+    def energy(self, cell: Measured) -> Resampled | None:
         """Return joules per generated token; ``None`` unless every window has a reading, all from one source."""
         windows = list(cell.windows.values())
         if len({window.energy_source for window in windows}) != 1:
@@ -102,11 +102,11 @@ class Resampling:
         terms = [(block, joules, tokens) for block, joules, tokens in read if joules is not None]
         return self._ratio(terms) if len(terms) == len(read) else None
 
-    def latency(self, cell: Measured) -> Estimate | None:
+    def latency(self, cell: Measured) -> Resampled | None:
         """Return the median latency of a request, seconds."""
         return self.median(cell, lambda sample: sample.latency_s)
 
-    def median(self, cell: Measured, read: Callable[[SampleRecord], float | None]) -> Estimate | None:
+    def median(self, cell: Measured, read: Callable[[SampleRecord], float | None]) -> Resampled | None:
         """Return the median over samples, all repeats, of what ``read`` finds in one."""
         pairs = [(self._block(cell, s), v) for s in cell.samples.values() if (v := read(s)) is not None]
         if not pairs:
@@ -115,13 +115,13 @@ class Resampling:
         places, values = np.array([self._place[block] for block, _ in pairs]), np.array([value for _, value in pairs])
         value, blocks = float(np.median(values)), len(set(places.tolist()))
         if blocks < MINIMUM_PAIRS:
-            return Estimate(value, None, np.zeros(0))
+            return Resampled(value, None, np.zeros(0))
         step = max(1, _CHUNK // len(values))
         parts = [_medians(values, self._draws[at : at + step, places]) for at in range(0, RESAMPLES, step)]
         replicates = np.concatenate(parts)
-        return Estimate(value, replicate_interval(replicates, blocks), replicates)
+        return Resampled(value, replicate_interval(replicates, blocks), replicates)
 
-    def mean_by(self, terms: Iterable[tuple[Hashable, int, float]]) -> dict[Hashable, tuple[int, Estimate]]:
+    def mean_by(self, terms: Iterable[tuple[Hashable, int, float]]) -> dict[Hashable, tuple[int, Resampled]]:
         """Return the mean of each group's values, with how many there are, from (group, block, value)."""
         groups: dict[Hashable, list[tuple[int, float, float]]] = defaultdict(list)
         for group, block, value in terms:
@@ -131,7 +131,7 @@ class Resampling:
     def _block(self, cell: Measured, sample: SampleRecord) -> int:
         return cell.windows[sample.window].block
 
-    def _ratio(self, terms: Terms) -> Estimate | None:
+    def _ratio(self, terms: Terms) -> Resampled | None:
         """Return total over total; ``None`` where nothing stands below the line."""
         sums = np.zeros((len(self._place), 2))
         seen = set()
@@ -145,7 +145,7 @@ class Resampling:
         with np.errstate(divide="ignore", invalid="ignore"):
             replicates = drawn[:, 0] / drawn[:, 1]
         ci = replicate_interval(replicates, len(seen))
-        return Estimate(float(above / below), ci, replicates if ci else np.zeros(0))
+        return Resampled(float(above / below), ci, replicates if ci else np.zeros(0))
 
 
 def _medians(values: Array, counts: Array) -> Array:

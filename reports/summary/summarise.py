@@ -1,30 +1,30 @@
 """From raw records to ``summary.json``: one row per task × operating point.
 
-The definitions live beside this module, where they are computed: what counts in ``admission``, how it pairs in
-``measured``, scores in ``quality``, time in ``cost``, energy in ``energy``, layers and rooflines in ``depth``,
-comparisons in ``against_full``, the front in ``pareto``. Accuracy comes from the first repeat, everything else from all
-of them. Probes that never exit (for the attribution of costs) get no row.
+What counts is in ``admission``, how it pairs in ``measured``, what it becomes in :mod:`reports.metrics`, the front in
+``pareto``. Accuracy comes from the first repeat, everything else from all of them. Probes that never exit (for the
+attribution of costs) get no row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from harness.contracts import Metric
 from harness.errors import StoreError
-from harness.records import SCHEMA_VERSION, Manifest, SampleRecord, WindowRecord
-from harness.records.summary import Summary, SummaryRow
+from harness.records import Manifest, SampleRecord, WindowRecord
+from harness.records.summary import SUMMARY_VERSION, Summary, SummaryRow
+from reports.metrics.evaluation import compare_all, evaluate
+from reports.metrics.point import Point
+from reports.metrics.scores import recorded_scores
+from reports.metrics.vocabulary import all_metrics
 from reports.summary.admission import idle_windows
-from reports.summary.against_full import compare, corrected, verdict
 from reports.summary.attribution import attribute
-from reports.summary.between_repeats import ranges
-from reports.summary.cost import timing
-from reports.summary.depth import depth, oracle_fraction, roofline, work
-from reports.summary.energy import energy, idle_power_w
-from reports.summary.equal_depth import over_fixed
+from reports.summary.energy import is_measured, total
 from reports.summary.measured import Measured, select
 from reports.summary.notes import notes
 from reports.summary.pareto import mark_front
-from reports.summary.quality import CorpusScorer, agreement, quality
+from reports.summary.quality import CorpusScorer, scored_by
+from reports.summary.verdict import verdict
 
 __all__ = ["candidates", "summarise"]
 
@@ -51,7 +51,7 @@ def summarise(
 
     Returns:
         Rows in the manifest's order (tasks, then operating points), also for operating points that have no
-        measurement yet: those have ``n`` 0 and ``None`` everywhere.
+        measurement yet: those have ``n`` 0 and no metric.
 
     Raises:
         StoreError: the manifest's configuration cannot be understood, or it names no operating point.
@@ -59,18 +59,23 @@ def summarise(
     windows, samples = tuple(windows), tuple(samples)
     measured = tuple(select(manifest, windows, samples).values())
     cells = _candidates(manifest, measured)
-    idle = idle_windows(windows)
-    tasks = [[cell for cell in cells if cell.task.name == task.name] for task in manifest.tasks]
-    rows = tuple(row for table in tasks for row in _table(table, idle, manifest, score_corpus))
+    idle, scorer = idle_windows(windows), scored_by(score_corpus)
+    points = [
+        [Point(cell, table, manifest, idle, scorer) for cell in table]
+        for table in ([cell for cell in cells if cell.task.name == task.name] for task in manifest.tasks)
+    ]
+    together = {name for table in points for point in table for name in point.corpus_scores}
+    metrics = all_metrics(recorded_scores(cells) | together)
+    rows = tuple(row for table in points for row in _table(table, metrics))
     summary = Summary(
-        schema_version=SCHEMA_VERSION,
+        schema_version=SUMMARY_VERSION,
         machine=machine or str(manifest.environment.get("cpu") or "machine not recorded"),
         notes=notes(manifest, measured, rows, windows, samples, missing_scores),
         rows=rows,
         attributions=tuple(
             attribution
             for task in manifest.tasks
-            for attribution in attribute([cell for cell in measured if cell.task.name == task.name])
+            for attribution in attribute([cell for cell in measured if cell.task.name == task.name], manifest.meter)
         ),
     )
     return mark_front(summary)
@@ -97,66 +102,39 @@ def _candidates(manifest: Manifest, measured: Sequence[Measured]) -> tuple[Measu
     return tuple(cell for cell in measured if not cell.point.never_exits)
 
 
-def _table(
-    cells: Sequence[Measured], idle: Sequence[WindowRecord], manifest: Manifest, score_corpus: CorpusScorer
-) -> list[SummaryRow]:
+def _table(points: Sequence[Point], metrics: Sequence[Metric]) -> list[SummaryRow]:
     """The rows of one task, full depth first."""
-    full = cells[0]
-    compared = corrected([compare(cell, full, idle_power_w(cell, idle)) for cell in cells])
+    paired = [metric for metric in metrics if metric.paired]
     rows = []
-    for cell, comparisons in zip(cells, compared, strict=True):
-        joules = energy(cell, idle)
-        fields = {
-            **_identity(cell, manifest),
-            **_measures(cell, cells, manifest, score_corpus),
-            **joules,
-            **ranges(cell, full),
-            "speedup_pairs": comparisons[0].pairs or None,
-            **{name: value for one in comparisons for name, value in one.fields.items()},
-            "verdict": verdict(cell, full, comparisons, str(joules["energy_source"]), manifest.model.weights),
+    for point, comparisons in zip(points, compare_all(paired, points), strict=True):
+        found = {
+            metric.name: comparisons[metric].estimate if metric.paired else evaluate(metric, point)
+            for metric in metrics
         }
-        row = SummaryRow.model_validate(fields)
-        if row.decode_speedup is not None and row.roofline_speedup is not None:
-            row = row.model_copy(update={"roofline_achieved": row.decode_speedup / row.roofline_speedup})
+        source, _ = total(point.windows)
+        measured = is_measured(source, point.manifest.meter)
+        row = SummaryRow(
+            operating_point=point.cell.point.name,
+            strategy=point.cell.point.strategy,
+            options=point.cell.point.options,
+            task=point.cell.task.name,
+            language=point.cell.task.language,
+            protocol=point.cell.task.protocol,
+            source=point.cell.task.source,
+            model=point.model.name,
+            weights=point.model.weights,
+            exit_head=point.model.exit_head.partition(":")[0],
+            kv=point.cell.regime.kv,
+            batch_size=point.cell.regime.batch_size,
+            dtype=point.model.dtype,
+            n=len(point.cell.scored),
+            errors=point.cell.errors,
+            repeats=point.cell.repeats,
+            energy_source=source,
+            energy_measured=measured,
+            verdict=verdict(point, comparisons, energy_measured=measured),
+            rehearsed=point.cell.point.rehearsed,
+            metrics={name: estimate for name, estimate in found.items() if estimate is not None},
+        )
         rows.append(row)
     return rows
-
-
-def _identity(cell: Measured, manifest: Manifest) -> dict[str, object]:
-    model = manifest.model
-    return {
-        "operating_point": cell.point.name,
-        "strategy": cell.point.strategy,
-        "options": cell.point.options,
-        "task": cell.task.name,
-        "language": cell.task.language,
-        "protocol": cell.task.protocol,
-        "source": cell.task.source,
-        "model": model.name,
-        "weights": model.weights,
-        "exit_head": model.exit_head.partition(":")[0],
-        "kv": cell.regime.kv,
-        "batch_size": cell.regime.batch_size,
-        "dtype": model.dtype,
-        "n": len(cell.scored),
-        "errors": cell.errors,
-        "repeats": cell.repeats,
-        "rehearsed": cell.point.rehearsed,
-    }
-
-
-def _measures(
-    cell: Measured, cells: Sequence[Measured], manifest: Manifest, score_corpus: CorpusScorer
-) -> dict[str, object]:
-    layers, full = manifest.model.num_layers, cells[0]
-    oracle = next((other for other in reversed(cell.alike(cells)) if other.point.rehearsed), None)
-    return {
-        "agreement": agreement(cell, full),
-        "oracle_fraction": oracle_fraction(cell, oracle, layers),
-        **over_fixed(cell, cells, layers),
-        **quality(cell, score_corpus),
-        **depth(cell, layers),
-        **work(cell),
-        **roofline(cell, full, manifest.model, manifest.bandwidth_bytes_per_s),
-        **timing(cell),
-    }

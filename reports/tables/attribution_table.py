@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from harness.records.cost import PARTS, Attribution, OperatingPointCost, Quantity, Ranged
+from reports.summary.energy import energy_origin
 from reports.tables.columns import MISSING
 
 __all__ = ["TextTable", "attribution_notes", "attribution_tables", "without_plus_minus"]
@@ -93,10 +94,8 @@ def attribution_notes(attribution: Attribution) -> Iterator[str]:
         f"unexplained (median); intervals resample {attribution.blocks} blocks"
         + (f" ({attribution.blocks_left_out} more were not finished by all)." if attribution.blocks_left_out else ".")
     )
-    if attribution.source == "estimate":
-        yield "energy here is an estimate from CPU time, so it repeats the time columns."
-    elif attribution.source == "replay":
-        yield "energy here is replayed from recorded readings and was not measured in this run."
+    if not attribution.measured:
+        yield f"energy here is {energy_origin(attribution.source)}, not measured, and adds nothing to the time columns."
     apart = [check.strategy for check in attribution.checks if check.agree is False]
     if apart:
         yield (

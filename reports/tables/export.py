@@ -1,31 +1,34 @@
 """Files of a summary: ``summary.json`` for programs, ``summary.csv`` for spreadsheets, ``report.md`` for people.
 
-JSON is the summary itself and reads back equal. CSV and the pandas frame are flat: options are JSON text, an
-interval is two columns (``…_low``, ``…_high``), the machine stands in every row, and an empty cell is "not
-measured"; in CSV, a text that begins like a formula has a ``'`` before it. Markdown has the terminal's tables in full,
-with the same notes.
+JSON is the summary itself and reads back equal. CSV is the flat view of :mod:`reports.tables.frame`, with a ``'``
+before a text that begins like a formula. Markdown has the terminal's tables in full, with the same notes.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from harness.records.cost import Attribution
-from harness.records.summary import Summary, SummaryRow
+from harness.records.summary import Summary
 from reports.files import write_files
+from reports.metrics.sections import AGAINST_FULL
 from reports.tables.attribution_table import attribution_notes, attribution_tables
-from reports.tables.columns import Column, columns_of
+from reports.tables.columns import (
+    Column,
+    columns_of,
+    explanations,
+    headline_columns,
+    section_columns,
+    section_titles,
+    unmeasured,
+    verdicts,
+)
 from reports.tables.csv_text import csv_text
+from reports.tables.frame import column_names, flat
 from reports.tables.markdown import escape_markdown, markdown_code, markdown_row
 from reports.tables.plot import draw_front
-from reports.tables.result import LEGEND, ResultTable, mark, split_tables
-from reports.tables.sections import DETAILS, HEADLINE, unmeasured
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
+from reports.tables.result import HEADLINE_TITLE, LEGEND, ResultTable, mark, split_tables
 
 __all__ = [
     "FILES",
@@ -33,15 +36,12 @@ __all__ = [
     "markdown_results",
     "runs_to_csv",
     "to_csv",
-    "to_frame",
     "to_json",
     "to_markdown",
     "write_report",
 ]
 
 FILES = ("summary.json", "summary.csv", "report.md")
-_INTERVALS = frozenset(name for name in SummaryRow.model_fields if name.endswith(("_ci", "_range")))
-_NUMBERS = frozenset(name for name, field in SummaryRow.model_fields.items() if field.annotation == (float | None))
 
 
 def to_json(summary: Summary) -> str:
@@ -51,22 +51,14 @@ def to_json(summary: Summary) -> str:
 
 def to_csv(summary: Summary) -> str:
     """Return one line per row under a header; the columns are those of :func:`to_frame`."""
-    return csv_text(_flat_names(), _flat(summary))
+    return csv_text(column_names(summary.rows), flat(summary))
 
 
 def runs_to_csv(summaries: Iterable[tuple[str, Summary]]) -> str:
     """Return the lines of several runs under one header, with the name given to each run in the first column."""
-    lines = ({"run": name, **values} for name, summary in summaries for values in _flat(summary))
-    return csv_text(["run", *_flat_names()], lines)
-
-
-def to_frame(summary: Summary) -> DataFrame:
-    """Return the rows as a pandas frame; numbers that were not measured are NaN."""
-    import pandas  # late: half a second that no other report needs
-
-    frame = pandas.DataFrame(list(_flat(summary)), columns=_flat_names())
-    numbers = {name: "float64" for name in frame.columns if name in _NUMBERS or name.endswith(("_low", "_high"))}
-    return frame.astype(numbers)
+    named = list(summaries)
+    names = column_names(row for _, summary in named for row in summary.rows)
+    return csv_text(["run", *names], ({"run": name, **values} for name, summary in named for values in flat(summary)))
 
 
 def to_markdown(summary: Summary) -> str:
@@ -101,40 +93,23 @@ def write_report(summary: Summary, directory: Path) -> tuple[Path, ...]:
     return write_files(directory, dict(zip(FILES, texts, strict=True)))
 
 
-def _flat_names() -> list[str]:
-    names = ["machine"]
-    for name in SummaryRow.model_fields:
-        names.extend((f"{name}_low", f"{name}_high") if name in _INTERVALS else (name,))
-    return names
-
-
-def _flat(summary: Summary) -> Iterator[dict[str, Any]]:
-    for row in summary.rows:
-        values: dict[str, Any] = {"machine": summary.machine}
-        for name, value in row.model_dump(mode="json").items():
-            if name in _INTERVALS:
-                values[f"{name}_low"], values[f"{name}_high"] = value or (None, None)
-            else:
-                values[name] = json.dumps(value, sort_keys=True) if name == "options" else value
-        yield values
-
-
 def _markdown_table(table: ResultTable, level: int) -> Iterator[str]:
     columns = columns_of(table)
     yield from ("", f"{'#' * level} {escape_markdown(table.heading)}", "")
     for line in table.subheadings:
         label, _, text = line.partition(" ")
         yield f"- {label}: {escape_markdown(text.strip())}"
-    keys = [key for key in HEADLINE.keys if not columns[key].empty and (key not in ("n", "errors") or table.uneven)]
-    yield from ("", f"**{HEADLINE.title}**", "", *_pipes(table, [columns[key] for key in keys]))
+    yield from ("", f"**{HEADLINE_TITLE}**", "", *_pipes(table, headline_columns(table, columns)))
     picture = draw_front(table)
     if picture is not None:
         yield from ("", "```text", *(line.rstrip() for line in picture.plain.splitlines()), "```")
-    for section in DETAILS:
-        chosen = section.filled(columns)
-        if chosen:
-            yield from ("", f"**{section.title}**", "", *_pipes(table, chosen))
-    absent = unmeasured(columns, DETAILS)
+    for title in section_titles(columns):
+        chosen = section_columns(title, columns)
+        if title == AGAINST_FULL:
+            chosen.append(Column("verdict", "in words", verdicts(table), "what may be said", left=True))
+        if any(not column.empty for column in chosen):
+            yield from ("", f"**{title}**", "", *_pipes(table, chosen))
+    absent = unmeasured(columns)
     if absent:
         yield from ("", escape_markdown(absent))
 
@@ -172,6 +147,5 @@ def _markdown_attribution(attribution: Attribution, level: int) -> Iterator[str]
 def _markdown_legend(table: ResultTable) -> Iterator[str]:
     yield from ("", "## How to read this", "")
     yield from (f"- {line}" for line in LEGEND)
-    columns = columns_of(table)
-    for key in dict.fromkeys(key for section in (HEADLINE, *DETAILS) for key in section.keys):
-        yield f"- **{columns[key].term}**: {columns[key].meaning}"
+    for section in explanations(columns_of(table)):
+        yield from (f"- **{column.term}**: {column.meaning}" for column in section)

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 
 from reports.figures.front_points import COSTS, front_of
 from reports.figures.task_table import TaskTable, task_tables
+from reports.metrics.energy import ENERGY_PER_TOKEN
 from reports.recorded import RecordedRun
 from reports.summary.hypervolume import Hypervolume, Share
+from reports.summary.pareto import QUALITY
 from reports.tables.attribution_table import TextTable
 from reports.tables.columns import MISSING
 
@@ -18,7 +20,7 @@ NOTE = (
     "cost (0 where nothing fits). Alone: by the strategy's own operating points. Adds: what the front loses without "
     "it. Full depth itself spans none, and neither does what costs more. Brackets: 95 % bootstrap intervals."
 )
-_SHOWN = tuple(cost for cost in COSTS if cost.key != "energy")  # an estimate decides nothing
+_SHOWN = tuple(cost for cost in COSTS if cost.metric is not ENERGY_PER_TOKEN)  # an estimate decides nothing
 
 
 def hypervolume_tables(run: RecordedRun) -> Iterator[tuple[str, TextTable]]:
@@ -26,7 +28,7 @@ def hypervolume_tables(run: RecordedRun) -> Iterator[tuple[str, TextTable]]:
     for table in task_tables(run):
         if table.random_weights or table.full is None or len(table.points) < 2:
             continue
-        found = [front_of(table, cost, "edit_similarity").hypervolume for cost in _SHOWN]
+        found = [front_of(table, cost, QUALITY).hypervolume for cost in _SHOWN]
         volumes = [volume for volume in found if volume is not None]
         if len(volumes) == len(_SHOWN):
             yield table.task, _table(table, volumes)

@@ -11,12 +11,12 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeAlias
 
+from reports.metrics.energy import ENERGY_PER_TOKEN
 from reports.recorded import RecordedRun
 from reports.tables.attribution_table import TextTable, attribution_notes, attribution_tables
-from reports.tables.columns import columns_of
+from reports.tables.columns import columns_of, headline_columns
 from reports.tables.hypervolume_table import NOTE, hypervolume_tables
 from reports.tables.result import ResultTable, mark, split_tables
-from reports.tables.sections import HEADLINE
 
 __all__ = ["escape_latex", "to_latex"]
 
@@ -84,10 +84,7 @@ def _tables(name: str, run: RecordedRun, warning: Sequence[str]) -> Iterator[str
 
 def _headline(name: str, table: ResultTable, warning: Sequence[str]) -> str:
     columns = columns_of(table)
-    kept = ("n", "errors") if table.uneven else ()
-    shown = [
-        columns[key] for key in HEADLINE.keys if not columns[key].empty and (key not in ("n", "errors") or key in kept)
-    ]
+    shown = headline_columns(table, columns)
     header = ["", "", "operating point", *(f"{column.term}\n{column.unit}" for column in shown)]
     rows: list[list[Cell]] = [
         [mark(row).strip(), letter, (row.operating_point,), *(column.cells[index] for column in shown)]
@@ -99,7 +96,7 @@ def _headline(name: str, table: ResultTable, warning: Sequence[str]) -> str:
         "● on the Pareto front; ◇ an upper bound, not a candidate; * differs from full depth (Holm-corrected "
         "p ≤ 0.05); brackets: 95 % bootstrap intervals."
     ]
-    if any(row.energy_source == "estimate" for row in table.rows):
+    if any(row.value(ENERGY_PER_TOKEN) is not None and not row.energy_measured for row in table.rows):
         notes.append("Energy is an estimate from CPU time, not a measurement, and decides no ranking.")
     spec = "ccl" + "".join("l" if column.left else "r" for column in shown)
     return _tabular(f"{name}: {table.heading}.", [*warning, *facts, *notes], spec, header, rows)

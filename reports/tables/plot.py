@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from rich.text import Text
 
+from reports.metrics.time import LATENCY_P99
 from reports.summary.pareto import choose_axes, coordinates
 from reports.tables.columns import time_unit
 from reports.tables.result import ResultTable, is_candidate
@@ -88,8 +89,8 @@ def draw_front(table: ResultTable, *, width: int = 80) -> Text | None:
     if axes is None:
         return None
     unit, scale = ("J", 1.0)
-    if axes.cost.endswith("_s"):
-        unit, scale = time_unit(row.latency_p99_s for row in table.rows)
+    if axes.cost.form == "seconds":
+        unit, scale = time_unit(row.value(LATENCY_P99) for row in table.rows)
     markers = [
         Marker(letter, point[0] * scale, point[1], row.pareto, not is_candidate(row))
         for letter, row in zip(table.letters, table.rows, strict=True)

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 from harness.records.summary import Summary, SummaryRow
 
-__all__ = ["LEGEND", "ResultTable", "is_candidate", "mark", "split_tables"]
+__all__ = ["HEADLINE_TITLE", "LEGEND", "ResultTable", "is_candidate", "mark", "split_tables"]
 
+HEADLINE_TITLE = "What each operating point gives and saves"
 LEGEND = (
     "● on the Pareto front: no other row is at least as good and as cheap (chance is not considered)",
     "◇ an upper bound, not a candidate",

@@ -20,26 +20,25 @@ from rich.text import Text
 
 from harness.records.cost import Attribution
 from harness.records.summary import Summary, SummaryRow
+from reports.metrics.sections import AGAINST_FULL, BYTE_MODEL
 from reports.tables.attribution_table import attribution_notes, attribution_tables, without_plus_minus
-from reports.tables.columns import MISSING, Column, columns_of
+from reports.tables.columns import (
+    MISSING,
+    Column,
+    columns_of,
+    explanations,
+    headline_columns,
+    section_columns,
+    section_titles,
+    unmeasured,
+    verdicts,
+)
 from reports.tables.plot import BOUND, FRONT, draw_front
-from reports.tables.result import LEGEND, ResultTable, is_candidate, mark, split_tables
-from reports.tables.sections import DETAILS, HEADLINE, unmeasured
+from reports.tables.result import HEADLINE_TITLE, LEGEND, ResultTable, is_candidate, mark, split_tables
 
 __all__ = ["Report", "fold_label", "render"]
 
-_PRIORITY = (
-    "n",
-    "errors",
-    "speedup",
-    "edit_similarity",
-    "agreement",
-    "energy_j_per_token",
-    "layers_skipped",
-    "latency_p50_s",
-    "oracle_fraction",
-)
-WHOLE = ("Expected and realised decoding speed-up",)
+WHOLE = (BYTE_MODEL,)
 """Sections that are read from left to right: what the headline shows already is repeated in them."""
 _WIDEST = 132
 _PLOT_WIDTH = 78
@@ -103,24 +102,22 @@ def _one_table(
     yield _banner(table.heading, options)
     for line in table.subheadings:
         yield Text(line, "dim")
-    shown = _headline_keys(table, columns, console, options)
+    shown = _fitting(table, headline_columns(table, columns), console, options)
     yield Text()
-    yield _section_title(HEADLINE.title)
-    yield _grid(table, [columns[key] for key in shown], options)
+    yield _section_title(HEADLINE_TITLE)
+    yield _grid(table, shown, options)
     yield from _plot(table, options)
-    for section in DETAILS if details else ():
-        rest = [column for column in section.filled(columns) if column.key not in shown or section.title in WHOLE]
-        numbers = [column for column in rest if not column.prose]
+    for title in section_titles(columns) if details else ():
+        numbers = [column for column in section_columns(title, columns) if column not in shown or title in WHOLE]
         for index, chunk in enumerate(_chunks(table, numbers, console, options)):
             yield Text()
-            yield _section_title(section.title if index == 0 else f"{section.title}, continued")
+            yield _section_title(title if index == 0 else f"{title}, continued")
             yield _grid(
                 table, chunk, options, named=len(chunk) == len(numbers) and _fits(table, chunk, console, options)
             )
-        for column in rest:
-            if column.prose:
-                yield from _sentences(table, column)
-    absent = unmeasured(columns, DETAILS) if details else ""
+        if title == AGAINST_FULL:
+            yield from _sentences(table)
+    absent = unmeasured(columns) if details else ""
     if absent:
         yield Text()
         yield Text(absent, "dim")
@@ -155,16 +152,12 @@ def _section_title(title: str) -> Text:
     return Text(title, "bold")
 
 
-def _headline_keys(
-    table: ResultTable, columns: Mapping[str, Column], console: Console, options: ConsoleOptions
-) -> list[str]:
-    """As many headline columns as fit, by priority, in reading order; empty ones stay in the details."""
-    chosen: list[str] = []
-    for key in _PRIORITY:
-        if columns[key].empty or (key in ("n", "errors") and not table.uneven):
-            continue
-        trial = [column for column in HEADLINE.keys if column in {*chosen, key}]
-        if _fits(table, [columns[column] for column in trial], console, options):
+def _fitting(table: ResultTable, columns: Sequence[Column], console: Console, options: ConsoleOptions) -> list[Column]:
+    """As many columns as fit, by priority, in reading order; fields of the row come before all metrics."""
+    chosen: list[Column] = []
+    for column in sorted(columns, key=lambda column: column.metric.priority if column.metric else 0):
+        trial = [one for one in columns if one is column or one in chosen]
+        if _fits(table, trial, console, options):
             chosen = trial
     return chosen
 
@@ -212,12 +205,12 @@ def _grid(table: ResultTable, columns: Sequence[Column], options: ConsoleOptions
     return grid
 
 
-def _sentences(table: ResultTable, column: Column) -> Iterator[RenderableType]:
-    """A column of prose, below its section's numbers: one wrapping line per operating point."""
+def _sentences(table: ResultTable) -> Iterator[RenderableType]:
+    """What may be said, below the numbers: one wrapping line per operating point."""
     grid = Table.grid(padding=(0, 1, 0, 0))
     grid.add_column(no_wrap=True)
     grid.add_column()
-    for row, letter, cell in zip(table.rows, table.letters, column.cells, strict=True):
+    for row, letter, cell in zip(table.rows, table.letters, verdicts(table), strict=True):
         if cell != MISSING:
             grid.add_row(Text(f"{mark(row)} {letter}", _style(row)), Text(cell))
     yield Text()
@@ -254,11 +247,8 @@ def _how_to_read(columns: Mapping[str, Column], details: bool, options: ConsoleO
     yield _banner("How to read this", options)
     for line in LEGEND:
         yield Text(line, "dim")
-    explained: set[str] = set()
-    for section in (HEADLINE, *(DETAILS if details else ())):
-        keys = [key for key in section.keys if key not in explained and key not in ("n", "errors")]
-        explained.update(keys)
-        yield _meanings([columns[key] for key in keys])
+    for named in explanations(columns) if details else explanations(columns)[:1]:
+        yield _meanings(named)
 
 
 def _meanings(columns: Iterable[Column]) -> Text:

@@ -33,7 +33,7 @@ class ExactMatch(Score):
 class EditSimilarity(Score):
     """Edit similarity to the reference, 1 is identical."""
 
-    title = "edit sim."
+    title = "edit similarity"
 
     def sample(self, completion: Completion) -> float:
         """Return the official score of one pair as a fraction."""
@@ -43,7 +43,7 @@ class EditSimilarity(Score):
 class TokenAccuracy(Score):
     """Share of tokens that equal the reference's at the same place."""
 
-    title = "token acc."
+    title = "token accuracy"
 
     def sample(self, completion: Completion) -> float | None:
         """Return the share; ``None`` without a reference."""

@@ -35,8 +35,8 @@ def test_the_same_run_twice_has_the_same_tokens(cli: Command, two_runs: tuple[Pa
         assert point["prompts_matched"] == point["completions_identical"] == 8
         assert point["metrics"]["agreement"]["absolute"] == 1.0
         assert point["metrics"]["edit_similarity"]["absolute"] == 0.0
-        assert point["metrics"]["energy_per_token"]["reason"] == "no energy was measured"
-        assert point["metrics"]["latency_p90"]["relative_interval"] is None
+        assert point["metrics"]["energy_j_per_token"]["reason"] == "no energy was measured"
+        assert point["metrics"]["latency_p90_s"]["relative_interval"] is None
     assert {one["outcome"] for one in found["conditions"]} == {"passed"}
     assert found["differences"] == []
     assert "every token the same" in file.read_text(encoding="utf-8")
@@ -65,7 +65,7 @@ def test_a_condition_that_cannot_be_judged_exits_with_2(cli: Command, two_runs: 
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--fail-if", "latncy_p50>+5%"], "Did you mean 'latency_p50'?"),
+        (["--fail-if", "latncy_p50>+5%"], "Did you mean 'latency_p50_s'?"),
         (["--point-a", "full"], "--point-b is missing"),
         (["--point", "full", "--point-a", "full", "--point-b", "full"], "Use one or the other"),
         (["--markdown", "nowhere/x.md"], "the folder nowhere does not exist"),
@@ -88,4 +88,4 @@ def test_the_documented_workflows_can_be_read() -> None:
         (job,) = workflow["jobs"].values()
         assert all("uses" in step or "run" in step for step in job["steps"])
     conditions = re.findall(r'--fail-if "([^"]+)"', text)
-    assert [parse_condition(text).metric.name for text in conditions] == ["edit_similarity", "latency_p50", "speedup"]
+    assert [parse_condition(text).metric.name for text in conditions] == ["edit_similarity", "latency_p50_s", "speedup"]

@@ -367,7 +367,7 @@ def test_the_roofline_pays_for_every_map(
     """Bytes worked out by hand: 14 layers, 3 heads, 5 maps, one fill of 3 layers, and the cache behind them."""
     from harness.decoding.kv.propagate import Propagate
     from harness.records import ModelRecord, SampleRecord
-    from reports.summary.depth import decode_bytes
+    from reports.metrics.byte_model import decode_bytes
 
     engine, _ = counted
     plan = schedule([PLANNED], points=POINTS, looking=True)

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from harness.records import SCHEMA_VERSION, SampleRecord, WindowRecord
-from harness.records.summary import Summary, SummaryRow
+from harness.records import SampleRecord, WindowRecord
+from harness.records.estimate import Estimate
+from harness.records.summary import SUMMARY_VERSION, Summary, SummaryRow
 
 SAMPLE: dict[str, Any] = {"window": 3, "operating_point": "full", "task": "py150", "sample_id": "a"}
 WINDOW: dict[str, Any] = {
@@ -21,7 +22,7 @@ ROW: dict[str, Any] = {
     "protocol": "green-code", "source": "here", "model": "tiny", "weights": "random", "kv": "none",
     "batch_size": 1, "dtype": "float32", "n": 2, "errors": 0, "repeats": 1,
 }  # fmt: skip
-SUMMARY: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "machine": "m", "notes": ["one"], "rows": [ROW]}
+SUMMARY: dict[str, Any] = {"schema_version": SUMMARY_VERSION, "machine": "m", "notes": ["one"], "rows": [ROW]}
 
 RECORDS: list[tuple[type[BaseModel], dict[str, Any]]] = [
     (SampleRecord, SAMPLE),
@@ -29,7 +30,9 @@ RECORDS: list[tuple[type[BaseModel], dict[str, Any]]] = [
     (WindowRecord, WINDOW),
     (WindowRecord, {**WINDOW, "energy_j": 1e-9, "flags": ["short-window"], "energy_source": "rapl"}),
     (SummaryRow, ROW),
-    (SummaryRow, {**ROW, "speedup": 1.5, "speedup_ci": [1.2, 1.9], "options": {"threshold": 0.9, "layers": [1, 2]}}),
+    (SummaryRow, {**ROW, "options": {"threshold": 0.9, "layers": [1, 2]}}),
+    (Estimate, {"value": 1.5}),
+    (Estimate, {"value": 1.5, "low": 1.2, "high": 1.9, "p": 0.03, "p_holm": 0.06, "n": 8}),
     (Summary, SUMMARY),
 ]
 
@@ -60,7 +63,7 @@ def test_a_record_lacks_nothing_it_needs(kind: type[BaseModel], fields: dict[str
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_number_that_json_cannot_hold_is_refused(value: float) -> None:
-    for kind, fields in ((WindowRecord, {**WINDOW, "energy_j": value}), (SummaryRow, {**ROW, "speedup": value})):
+    for kind, fields in ((WindowRecord, {**WINDOW, "energy_j": value}), (Estimate, {"value": value})):
         with pytest.raises(ValidationError):
             kind.model_validate(fields)
     with pytest.raises(ValidationError):
@@ -68,10 +71,11 @@ def test_a_number_that_json_cannot_hold_is_refused(value: float) -> None:
 
 
 def test_what_was_not_measured_is_none_and_not_zero() -> None:
-    row = SummaryRow.model_validate(ROW).model_dump()
-    measured = {name for name, field in SummaryRow.model_fields.items() if "float" in str(field.annotation)}
-    assert {"energy_j", "latency_p50_s", "exact_match", "speedup_ci", "oracle_fraction"} <= measured
-    assert {row[name] for name in measured} == {None}
+    row = SummaryRow.model_validate({**ROW, "metrics": {"speedup": {"value": 1.5, "low": 1.2, "high": 1.9}}})
+    assert (row.value("energy_j"), row.estimate("energy_j")) == (None, None)
+    speedup = row.estimate("speedup")
+    assert speedup is not None
+    assert (speedup.interval, speedup.p, speedup.n) == ((1.2, 1.9), None, None)
     window = WindowRecord.model_validate(WINDOW)
     assert window.energy_j is None
 

@@ -40,9 +40,7 @@ class RunBuilder:
     source_kind: str = "path"
     source: str = "path: shared/data"
     bad_rows: int = 0
-    meter: MeterRecord = field(
-        default_factory=lambda: MeterRecord(source="none", description="no meter", sensor_period_s=None)
-    )
+    meter: MeterRecord | None = None
     bandwidth: float | None = None
     probes: tuple[str, ...] = ()
     policies: dict[str, str] = field(default_factory=dict)
@@ -146,12 +144,18 @@ class RunBuilder:
                     )
                     for name in self.tasks
                 ],
-                "meter": self.meter,
+                "meter": self.meter or self._meter(),
                 "block_size": 1,
                 "bandwidth_bytes_per_s": self.bandwidth,
                 "environment": {"cpu": "Test CPU", "threads": 2, "os": "Linux"},
             }
         )
+
+    def _meter(self) -> MeterRecord:
+        """The meter that windows tell of; one that is named like a sensor is a sensor."""
+        sources = [window.energy_source for window in self.windows if window.energy_source != "none"]
+        facts = {"source": sources[0] if sources else "none", "description": "made up", "sensor_period_s": None}
+        return MeterRecord.model_validate(facts)
 
     def _record(self, point: OperatingPointRecord) -> OperatingPointRecord:
         kv = self.policies.get(point.name, point.kv)

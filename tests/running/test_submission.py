@@ -92,11 +92,11 @@ def test_a_finished_run_is_packed_and_published(cli: Command, finished: Path, tm
 def test_what_cannot_be_published_is_refused_with_every_remedy(cli: Command, finished: Path, tmp_path: Path) -> None:
     edit(finished / "windows.jsonl", lambda window: window.update(flags=["foreign-cpu"]), -1)
     renew_summary(finished)
-    edit(finished / "summary.json", lambda summary: summary["rows"][0].update(latency_p50_s=0.001))
+    edit(finished / "summary.json", lambda summary: summary["rows"][0]["metrics"]["latency_p50_s"].update(value=0.001))
     ran = cli("submit", finished)
     assert ran.code == 2
     assert ran.out.count("✗") == 2
-    assert "rows[0].latency_p50_s is 0.001 there" in ran.out
+    assert "rows[0].metrics.latency_p50_s.value is 0.001 there" in ran.out
     assert "harness report" in ran.out
     assert "--strict" in ran.out
     assert "2 of 8 checks failed" in ran.err

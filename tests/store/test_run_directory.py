@@ -27,7 +27,8 @@ from harness.records import (
     TaskRecord,
     WindowRecord,
 )
-from harness.records.summary import Summary, SummaryRow
+from harness.records.estimate import Estimate
+from harness.records.summary import SUMMARY_VERSION, Summary, SummaryRow
 from harness.store.run_directory import RunDirectory
 
 
@@ -201,9 +202,9 @@ def test_summary_is_replaced_whole(tmp_path: Path) -> None:
         n=4,
         errors=0,
         repeats=1,
-        speedup_ci=(0.9, 1.1),
+        metrics={"speedup": Estimate(value=1.0, low=0.9, high=1.1)},
     )
-    summary = Summary(schema_version=SCHEMA_VERSION, machine="a machine", notes=("a note",), rows=(row,))
+    summary = Summary(schema_version=SUMMARY_VERSION, machine="a machine", notes=("a note",), rows=(row,))
     with RunDirectory.create(tmp_path, make_manifest()) as run:
         assert run.read_summary() is None
         run.write_summary(summary)

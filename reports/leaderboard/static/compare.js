@@ -22,13 +22,13 @@
 
   function table(pair, described) {
     const seen = new Set();
-    return described.sections.map(function ([title, keys]) {
+    return [["What it gives and saves", described.cards], ...described.sections].map(function ([title, keys]) {
       const known = keys.filter(function (key) { return !seen.has(key) && pair.some(function (point) { return point.cells[key]; }); });
       known.forEach(function (key) { seen.add(key); });
       if (!known.length) return null;
       return h("tbody", {}, h("tr", { class: "section" }, h("th", { scope: "rowgroup", colspan: "3" }, title)), known.map(function (key) {
-        const estimate = pair.some(function (point) { return point.cells[key] && point.cells[key][1].includes("estimate"); });
-        return h("tr", {}, h("th", { scope: "row", title: described.columns[key][1] }, described.columns[key][0] + (estimate ? " (estimate)" : "")),
+        const sources = [...new Set(pair.map(function (point) { return (point.cells[key] || ["", "", ""])[2]; }).filter(Boolean))];
+        return h("tr", {}, h("th", { scope: "row", title: described.columns[key][1] }, described.columns[key][0] + (sources.length ? " (" + sources.join("; ") + ")" : "")),
           pair.map(function (point) { return h("td", {}, Leaderboard.number(point.cells[key])); }));
       }));
     });
@@ -40,7 +40,7 @@
     if (!both.length) return h("p", { class: "note" }, "No completion of the same prompt is on this site for both.");
     return h("ol", { class: "samples" }, both.map(function (sample) {
       return h("li", { class: "sample" }, h("h3", {}, sample.id), h("div", { class: "pair" }, [sample, other.get(sample.id)].map(function (one, place) {
-        return h("div", {}, h("h4", {}, pair[place].name + " · edit similarity " + (one.scores.edit_similarity ?? "–")), h("pre", { class: "completion" }, Leaderboard.markup(one.html)));
+        return h("div", {}, h("h4", {}, pair[place].name, one.scores.slice(0, 1).map(function ([title, score]) { return " · " + title + " " + score; })), h("pre", { class: "completion" }, Leaderboard.markup(one.html)));
       })), h("h4", {}, "Reference"), h("pre", {}, sample.reference));
     }));
   }

@@ -28,11 +28,11 @@
     });
   }
 
-  function interval(points, name, scale) {
+  function interval(points, axis) {
     function side(index, sign) {
-      return points.map(function (p) { return p[name + "_ci"] ? sign * scale * (p[name + "_ci"][index] - p[name]) : 0; });
+      return points.map(function (p) { return p.intervals[axis.key] ? sign * axis.scale * (p.intervals[axis.key][index] - p[axis.key]) : 0; });
     }
-    return (name + "_ci") in points[0]
+    return axis.paired
       ? { type: "data", symmetric: false, array: side(1, 1), arrayminus: side(0, -1), thickness: 1, width: 0 } : undefined;
   }
 
@@ -41,7 +41,7 @@
     const drawn = colour === "#000000" ? ink : colour;
     const hollow = points[0].kind === "bound";
     const many = total > 100;
-    const [errorX, errorY] = [x, y].map(function (axis) { return total <= INTERVALS ? interval(points, axis.key, axis.scale) : undefined; });
+    const [errorX, errorY] = [x, y].map(function (axis) { return total <= INTERVALS ? interval(points, axis) : undefined; });
     for (const error of [errorX, errorY]) if (error) error.color = drawn + "88";
     return {
       type: "scatter", mode: "markers", name: plain(strategy), meta: strategy,
@@ -68,7 +68,7 @@
     const place = document.getElementById("plot");
     note.textContent = !all.length ? "No row has both numbers."
       : (shown.length < all.length ? shown.length + " of " + all.length + " points drawn: the front, and one per spot. " : "") +
-        "Click a point to open it." + (shown.length <= INTERVALS && shown.some(function (p) { return p[x.key + "_ci"] || p[y.key + "_ci"]; }) ? " Bars are 95 % intervals." : "");
+        "Click a point to open it." + (shown.length <= INTERVALS && shown.some(function (p) { return p.intervals[x.key] || p.intervals[y.key]; }) ? " Bars are 95 % intervals." : "");
     if (!loading) loading = Leaderboard.load("assets/plotly.min.js", "plotly");
     loading.then(function () {
       if (last[0] !== points || last[1] !== x || last[2] !== y) return;
@@ -77,16 +77,16 @@
       const traces = strategies.map(function (strategy) {
         return trace(strategy, shown.filter(function (p) { return p.strategy === strategy; }), x, y, looks, colour.ink, shown.length);
       });
-      if (x.key === "speedup" && y.key === "edit_similarity") traces.unshift(front(all, x, y, colour.accent));
+      if (x.first && y.first) traces.unshift(front(all, x, y, colour.accent));
       const axis = { gridcolor: colour.line, zeroline: false, linecolor: colour.line, tickfont: { size: 12 }, automargin: true };
       const narrow = place.clientWidth < 600;
       const layout = {
         paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: colour.ink, family: getComputedStyle(document.body).fontFamily, size: 13 },
         margin: { l: 56, r: 12, t: 8, b: 48 }, height: narrow ? 380 : 400, hovermode: "closest", dragmode: narrow ? false : "zoom",
-        xaxis: { ...axis, title: { text: x.title + (x.better ? " →" : ""), standoff: 8 } }, yaxis: { ...axis, title: { text: y.title, standoff: 8 } },
+        xaxis: { ...axis, title: { text: x.title + (x.better === "higher" ? " →" : ""), standoff: 8 } }, yaxis: { ...axis, title: { text: y.title, standoff: 8 } },
         legend: narrow ? { orientation: "h", y: -0.25 } : { x: 1.01, y: 1 },
         hoverlabel: { bgcolor: colour.ground, bordercolor: colour.line, font: { color: colour.ink } },
-        shapes: x.one ? [{ type: "line", x0: x.one, x1: x.one, yref: "paper", y0: 0, y1: 1, line: { color: colour.quiet, width: 1 }, layer: "below" }] : [],
+        shapes: x.paired === "ratio" ? [{ type: "line", x0: 1, x1: 1, yref: "paper", y0: 0, y1: 1, line: { color: colour.quiet, width: 1 }, layer: "below" }] : [],
       };
       return Plotly.react(place, traces, layout, { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"] })
         .then(function () {

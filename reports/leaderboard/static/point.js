@@ -3,33 +3,29 @@
 (function () {
   const { h } = Leaderboard, place = document.getElementById("point");
 
-  const HEADLINE = ["speedup", "decode_speedup", "edit_similarity", "agreement", "layers_skipped", "energy_j_per_token"];
-
   function message(text) { place.replaceChildren(h("p", { class: "message" }, text, " ", h("a", { href: "index.html" }, "Back to the leaderboard"))); }
 
-  function cards(point, columns) {
-    return h("ul", { class: "cards" }, HEADLINE.filter(function (key) { return point.cells[key]; }).map(function (key) {
-      const [text, unit] = point.cells[key], [, value, rest] = /^(\S+(?: %)?)(.*)$/.exec(text);
-      const source = key.startsWith("energy") ? (unit === "estimate" ? "an estimate, not measured" : unit) : rest.trim();
-      return h("li", { title: columns[key][1] }, h("span", { class: "label" }, key === "speedup" ? "speed-up, whole request" : columns[key][0]),
-        h("span", { class: "figure" }, (unit === "estimate" ? "~" : "") + value), h("span", { class: "interval" }, source));
+  function cards(point, described) {
+    return h("ul", { class: "cards" }, described.cards.filter(function (key) { return point.cells[key]; }).map(function (key) {
+      const [title, about] = described.columns[key], [text, unit, source] = point.cells[key], [, value, rest] = /^(\S+(?: %)?)(.*)$/.exec(text);
+      return h("li", { title: about }, h("span", { class: "label" }, title), h("span", { class: "figure" }, value + (/^(ms|s)$/.test(unit) ? " " + unit : "")),
+        h("span", { class: "interval" }, source || rest.trim()));
     }));
   }
 
   function numbers(point, described) {
-    return described.sections.slice(1).map(function ([title, keys]) {
+    return described.sections.map(function ([title, keys]) {
       const known = keys.filter(function (key) { return point.cells[key]; });
       return known.length ? h("details", {}, h("summary", {}, title), h("table", { class: "numbers" }, h("tbody", {}, known.map(function (key) {
         const [name, meaning] = described.columns[key];
-        const unit = point.cells[key][1];
-        const source = unit.includes("estimate") ? " (estimate)" : "";
+        const source = point.cells[key][2] ? " (" + point.cells[key][2] + ")" : "";
         return h("tr", {}, h("th", { scope: "row" }, name), h("td", { class: "number" }, Leaderboard.number(point.cells[key]) + source), h("td", { class: "meaning" }, meaning));
       })))) : null;
     });
   }
 
   function sample(one) {
-    const scores = Object.entries(one.scores).map(function ([name, score]) { return Leaderboard.word(name) + " " + score.toFixed(2); });
+    const scores = one.scores.map(function ([title, score]) { return title + " " + score.toFixed(2); });
     const facts = [one.tokens + " tokens", one.mean_layer === null ? null : "mean layer " + one.mean_layer, one.latency_s === null ? null : (1000 * one.latency_s).toFixed(0) + " ms"];
     return h("li", { class: "sample" }, h("h3", {}, one.id), h("p", { class: "note" }, [...facts, ...scores].filter(Boolean).join(" · ")),
       h("div", { class: "pair" },
@@ -63,7 +59,7 @@
       h("h1", { class: "name" }, Leaderboard.breakable(point.name), " ", Leaderboard.tags(point.bound ? "bound" : point.baseline ? "baseline" : "", false),
         point.baseline ? null : h("span", { class: "quality " + point.quality, title: Leaderboard.quality[point.quality] }, point.quality)),
       point.verdict ? h("p", { class: "verdict" }, point.verdict[0].toUpperCase() + point.verdict.slice(1) + ".") : "",
-      cards(point, described.columns),
+      cards(point, described),
       h("div", { class: "columns" },
         h("section", {}, h("h2", {}, "Depth"), Leaderboard.bars(point.layers, point.num_layers)),
         h("section", {}, h("h2", {}, "Setting"), Leaderboard.facts(point.settings)),

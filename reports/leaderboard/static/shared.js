@@ -55,13 +55,6 @@ const Leaderboard = {
     undefined: "random weights: scores mean nothing",
   },
 
-  // Score labels as the reports write them.
-  word(name) {
-    const words = { bleu: "BLEU", rouge_l: "ROUGE-L", codebleu: "CodeBLEU", chrf: "chrF", edit_similarity: "edit similarity",
-      exact_match: "exact match", token_accuracy: "token accuracy" };
-    return words[name] || name.replaceAll("_", " ");
-  },
-
   bars(layers, total) {
     const h = Leaderboard.h;
     const counts = Object.entries(layers);
@@ -89,6 +82,20 @@ const Leaderboard = {
     if (!cell) return "–";
     const unit = cell[1].startsWith("[") ? "" : " " + cell[1];
     return Leaderboard.minus(cell[0]) + (/^ (ms|s)$/.test(unit) ? unit : "");
+  },
+
+  // A metric's number as its form says; times in ms.
+  written(metric, value) {
+    if (value === null) return "–";
+    const fixed = function (number, digits) { return number.toFixed(digits); };
+    const text = { count: fixed(value, 0), fraction: fixed(value, 3), percent: fixed(100 * value, 1) + " %", ratio: fixed(value, 2) + "×",
+      difference: (value > 0 ? "+" : "") + fixed(value, 3), seconds: fixed(1000 * value, 0) }[metric.form] ?? value.toPrecision(3);
+    return Leaderboard.minus(text);
+  },
+
+  // The unit that it is written in, and what to multiply by.
+  scale(metric) {
+    return { percent: ["%", 100], seconds: ["ms", 1000] }[metric.form] || [metric.unit, 1];
   },
 };
 

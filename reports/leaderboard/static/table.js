@@ -6,36 +6,19 @@
   const points = index.points.map(function (line) {
     const point = Object.fromEntries(index.fields.map(function (name, place) { return [name, line[place]]; }));
     const group = index.groups[point.group], run = index.runs[point.run];
+    point.intervals = {};
+    index.metrics.forEach(function (metric, place) {
+      const found = point.metrics[place];
+      point[metric.key] = Array.isArray(found) ? found[0] : found;
+      if (Array.isArray(found)) point.intervals[metric.key] = found.slice(1);
+    });
     point.text = [point.name, point.strategy, point.kv, run[1], run[0], group.title].join(" ").toLowerCase();
     return point;
   });
   const FACETS = ["task", "model", "hardware", "energy"], OWN = ["strategy", "kv"];
   const state = { q: "", task: "", model: "", hardware: "", energy: "", strategy: "", kv: "", group: "", by: index.criteria[0][0], sort: "", down: false, page: 0,
-    x: "speedup", y: "edit_similarity" };
-  const AXES = [
-    { key: "speedup", title: "speed-up of whole requests, ×", short: "speed-up", scale: 1, better: true, one: 1 },
-    { key: "decode_speedup", title: "speed-up of decoding, ×", short: "decoding", scale: 1, better: true, one: 1 },
-    { key: "latency_p50_s", title: "median latency of a request, ms", short: "latency, ms", scale: 1000 },
-    { key: "layers_skipped", title: "layers skipped, %", short: "skipped, %", scale: 100, better: true },
-    { key: "energy_j_per_token", title: "energy per token, J", short: "J/token", scale: 1 },
-    { key: "edit_similarity", title: "edit similarity", short: "edit similarity", scale: 1 },
-    { key: "edit_similarity_difference", title: "edit similarity minus full depth’s", short: "difference", scale: 1 },
-    { key: "agreement", title: "agreement with full depth", short: "agreement", scale: 1 },
-    { key: "exact_match", title: "exact match", short: "exact match", scale: 1 },
-    { key: "codebleu", title: "CodeBLEU", short: "CodeBLEU", scale: 1 },
-  ];
-
-  // ------------------------------------------------------------------ how numbers are written
-  function fixed(value, digits, suffix) { return value === null ? "–" : (value.toFixed(digits) + (suffix || "")).replace("-", "−"); }
-  function signed(value, digits) { return value === null ? "–" : (value > 0 ? "+" : "") + fixed(value, digits); }
-  function percent(value) { return value === null ? "–" : fixed(100 * value, 1, " %"); }
-  function precise(value) { return value === null ? "–" : value.toPrecision(3); }
-  function withInterval(point, name, write) {
-    const interval = point[name + "_ci"];
-    return [h("span", { class: "value" }, write(point[name])),
-      interval ? h("span", { class: "interval" }, "[" + interval.map(function (bound) { return write(bound).replace("×", ""); }).join(", ") + "]") : null];
-  }
-  function times(value) { return fixed(value, 2, "×"); }
+    x: index.axes[0], y: index.axes[1] };
+  const metricOf = function (key) { return index.metrics.find(function (metric) { return metric.key === key; }); };
 
   const criterion = function () { return index.criteria.findIndex(function (entry) { return entry[0] === state.by; }); };
   const rank = function (point) { return point.ranks[criterion()]; };
@@ -50,36 +33,29 @@
     { key: "quality", title: "Quality", of: function (p) { return ["kept", "unclear", "lost", "undefined"].indexOf(p.quality); }, up: true,
       cell: function (p) { return p.kind === "baseline" ? "" : h("span", { class: "quality " + p.quality, title: Leaderboard.quality[p.quality] }, p.quality); },
       about: "whether full depth’s quality is kept" },
-    { key: "edit_similarity", title: "Edit similarity", number: true, minor: true, cell: similarity,
-      about: "edit similarity to the reference, 1 is identical; below it the difference to full depth with its 95 % interval" },
-    { key: "agreement", title: "Agreement", number: true, minor: true, ranking: true, cell: function (p) { return fixed(p.agreement, 3); }, about: "share of tokens that equal full depth’s at the same place" },
-    { key: "layers_skipped", title: "Layers skipped", number: true, minor: true, cell: skipped,
-      about: "share of the model’s layers a decoded token did not run; below it, over what the oracle skips" },
-    { key: "speedup", title: "Speed-up", number: true, cell: function (p) { return withInterval(p, "speedup", times); }, about: "full depth’s time over this one’s, whole request, 95 % interval" },
-    { key: "decode_speedup", title: "Decoding", number: true, minor: true, ranking: true, cell: function (p) { return withInterval(p, "decode_speedup", times); }, about: "speed-up of the time per token after the first, 95 % interval" },
-    { key: "latency_p50_s", title: "p50, ms", number: true, minor: true, up: true, cell: function (p) { return p.latency_p50_s === null ? "–" : (1000 * p.latency_p50_s).toFixed(0); }, about: "median latency of a request" },
-    { key: "energy_j_per_token", title: "J/token", number: true, minor: true, up: true, cell: energy, about: "energy over generated tokens, and where the number comes from" },
+    ...index.metrics.filter(function (metric) { return metric.column && !index.metrics.some(function (other) { return other.below === metric.key; }); }).map(metricColumn),
     { key: "n", title: "n", number: true, minor: true, cell: function (p) { return String(p.n); }, about: "samples scored" },
     { key: "run", title: "Run", of: function (p) { return index.runs[p.run][1]; }, up: true, minor: true, small: true,
       cell: function (p) { return h("span", { title: index.runs[p.run][2] + ", " + index.runs[p.run][3] }, index.runs[p.run][1]); } },
   ];
 
-  function similarity(point) {
-    const difference = point.edit_similarity_difference === null ? null : "Δ " + signed(point.edit_similarity_difference, 3) + " ";
-    const interval = point.edit_similarity_difference_ci;
-    return [h("span", { class: "value" }, fixed(point.edit_similarity, 3)), difference === null ? null
-      : h("span", { class: "interval" }, difference + (interval ? "[" + interval.map(function (bound) { return signed(bound, 3); }).join(", ") + "]" : ""))];
-  }
-
-  function skipped(point) {
-    const known = point.oracle_fraction !== null && point.kind === "candidate";
-    return [h("span", { class: "value" }, percent(point.layers_skipped)), known ? h("span", { class: "interval" }, fixed(100 * point.oracle_fraction, 0, " % of oracle")) : null];
-  }
-
-  function energy(point) {
-    const source = index.groups[point.group].energy;
-    if (point.energy_j_per_token === null) return "–";
-    return [h("span", { class: "value" }, (source === "estimate" ? "~" : "") + precise(point.energy_j_per_token)), h("span", { class: "interval" }, source)];
+  // The number, and below it its interval, its difference to full depth, or where an energy comes from.
+  function metricColumn(metric) {
+    const [unit] = Leaderboard.scale(metric), title = metric.header[0].toUpperCase() + metric.header.slice(1);
+    const interval = function (of, point) {
+      const bounds = point.intervals[of.key];
+      return bounds ? "[" + bounds.map(function (bound) { return Leaderboard.written(of, bound).replace("×", ""); }).join(", ") + "]" : "";
+    };
+    const below = metric.below ? metricOf(metric.below) : null;
+    return { key: metric.key, number: true, minor: metric.key !== index.axes[0], up: metric.better === "lower", ranking: metric.paired && metric.key !== index.axes[0],
+      title: metric.form === "seconds" ? title + ", " + unit : title,
+      about: metric.about + (below ? "; below it the difference to full depth with its 95 % interval" : metric.paired ? ", 95 % interval" : ""),
+      cell: function (point) {
+        const group = index.groups[point.group], value = point[metric.key];
+        if (value === null) return "–";
+        const more = metric.energy ? group.energy : below ? (point[below.key] === null ? "" : "Δ " + Leaderboard.written(below, point[below.key]) + " " + interval(below, point)) : interval(metric, point);
+        return [h("span", { class: "value" }, (metric.energy && !group.measured ? "~" : "") + Leaderboard.written(metric, value)), more ? h("span", { class: "interval" }, more) : null];
+      } };
   }
 
   function named(point) {
@@ -154,7 +130,7 @@
         return (rank(a) ?? Infinity) - (rank(b) ?? Infinity) || (b[by] ?? -Infinity) - (a[by] ?? -Infinity) || (a.name < b.name ? -1 : 1);
       });
     }
-    const column = COLUMNS.find(function (c) { return c.key === (state.sort || "speedup"); });
+    const column = COLUMNS.find(function (c) { return c.key === (state.sort || index.axes[0]); });
     const of = column.of || function (p) { return p[column.key]; };
     const sign = (state.sort ? state.down : true) ? -1 : 1;
     return rows.sort(function (a, b) {
@@ -168,7 +144,7 @@
   const chosen = [];
 
   function head(columns) {
-    const sortedBy = state.sort || (state.group === EVERYTHING ? "speedup" : "rank");
+    const sortedBy = state.sort || (state.group === EVERYTHING ? index.axes[0] : "rank");
     const down = state.sort ? state.down : state.group === EVERYTHING;
     return h("tr", {}, h("th", { scope: "col", class: "pick" }, h("span", { class: "hidden" }, "Compare")), columns.map(function (column) {
       const order = column.key === sortedBy ? (down ? "descending" : "ascending") : "none";
@@ -244,12 +220,12 @@
     const everything = state.group === EVERYTHING;
     byId("plot-section").hidden = everything;
     if (everything) return;
-    const source = index.groups.find(function (group) { return group.id === state.group; }).energy;
+    const group = index.groups.find(function (group) { return group.id === state.group; });
     const axis = function (key) {
-      const found = AXES.find(function (a) { return a.key === key; });
-      if (!key.startsWith("energy")) return found;
-      const from = source === "estimate" ? "an estimate, not measured" : source;
-      return { ...found, title: found.title + " (" + from + ")", short: found.short + " (" + source + ")" };
+      const metric = metricOf(key), [unit, scale] = Leaderboard.scale(metric);
+      const title = metric.title + (unit && !metric.title.includes(unit) ? ", " + unit : "");
+      const source = metric.energy ? " (" + group.origin + ")" : "";
+      return { ...metric, scale: scale, first: index.axes.includes(key), title: title + source, short: title + (metric.energy ? " (" + group.energy + ")" : "") };
     };
     Leaderboard.plot(rows, axis(state.x), axis(state.y), index.looks, byId("plot-note"));
   }
@@ -277,7 +253,7 @@
   const KEPT = ["q", ...FACETS, ...OWN, "group", "by", "sort", "x", "y"];
 
   function remember() {
-    const parts = KEPT.filter(function (name) { return state[name] && !(name === "by" && state.by === index.criteria[0][0]) && !(name === "x" && state.x === "speedup") && !(name === "y" && state.y === "edit_similarity"); })
+    const parts = KEPT.filter(function (name) { return state[name] && !(name === "by" && state.by === index.criteria[0][0]) && !(name === "x" && state.x === index.axes[0]) && !(name === "y" && state.y === index.axes[1]); })
       .map(function (name) { return name + "=" + encodeURIComponent(state[name]); });
     if (state.sort && state.down) parts.push("down=1");
     try { history.replaceState(null, "", "#" + parts.join("&")); } catch (error) { /* the address stays as it is */ }
@@ -289,14 +265,14 @@
     state.down = asked.has("down");
     if (criterion() < 0) state.by = index.criteria[0][0];
     if (!COLUMNS.some(function (c) { return c.key === state.sort; })) state.sort = "";
-    for (const [name, value] of [["x", "speedup"], ["y", "edit_similarity"]]) if (!AXES.some(function (a) { return a.key === state[name]; })) state[name] = value;
+    for (const [name, value] of [["x", index.axes[0]], ["y", index.axes[1]]]) if (!metricOf(state[name])) state[name] = metricOf(value) ? value : index.metrics[0].key;
     byId("q").value = state.q;
   }
 
   function update() { drawPlot(show()); }
 
   recall();
-  for (const name of ["x", "y"]) options(byId(name), AXES.map(function (a) { return [a.key, a.title.replace(/, [×%]$/, "")]; }), state[name]);
+  for (const name of ["x", "y"]) options(byId(name), index.metrics.map(function (metric) { return [metric.key, metric.title]; }), state[name]);
   for (const [id, name] of [...[...FACETS, ...OWN, "group", "x", "y"].map(function (n) { return [n, n]; }), ["criterion", "by"]]) {
     byId(id).addEventListener("change", function (event) {
       Object.assign(state, { [name]: event.target.value, page: 0 });

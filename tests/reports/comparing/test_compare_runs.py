@@ -30,9 +30,9 @@ def test_a_slower_machine_cancels_in_the_speed_up(recorded: Make) -> None:
     found = compared(recorded("a", seconds=seconds()), recorded("b", seconds=seconds(1.3, 0.65)))
     full, fixed = found.points
     for point in (full, fixed):
-        for name in ("latency_p50", "tpot_p50", "ttft_p50"):
+        for name in ("latency_p50_s", "tpot_p50_s", "ttft_p50_s"):
             assert point.of(name).relative == pytest.approx(0.3)
-        assert point.of("latency_p50").distinguishable
+        assert point.of("latency_p50_s").distinguishable
         assert point.of("tokens_per_s").relative == pytest.approx(1 / 1.3 - 1)
     assert fixed.of("speedup").a == pytest.approx(2.0)
     assert fixed.of("speedup").relative == pytest.approx(0.0, abs=1e-12)
@@ -87,7 +87,7 @@ def test_other_prompts_are_compared_unpaired_and_only_in_cost(recorded: Make) ->
     fixed = compared(a, b).points[1]
     assert fixed.of("edit_similarity").reason == "the prompts differ"
     assert fixed.of("agreement").value is None
-    latency = fixed.of("latency_p50")
+    latency = fixed.of("latency_p50_s")
     assert not latency.paired
     assert latency.relative == pytest.approx(1.0)
     assert latency.distinguishable
@@ -115,7 +115,7 @@ def test_blocks_of_other_sizes_are_joined(recorded: Make) -> None:
         assert one.relative == pytest.approx(100 / (96 * 1.3 + 4 * 0.5) - 1)
         assert (one.paired, one.units, one.prompts) == (True, 13, 100)
         assert one.reason == "blocks joined until both runs have the same prompts in them"
-    assert fixed.of("latency_p50").reason == ""
+    assert fixed.of("latency_p50_s").reason == ""
     assert sum("pair the smallest unions" in note for note in found.notes) == 1
     assert not any("rests on" in note for note in found.notes)
 
@@ -139,7 +139,7 @@ def test_prompts_that_a_cost_leaves_out_are_counted(recorded: Make) -> None:
     )
     (full,) = found.points
     assert len(full.matched.same) == 39
-    assert (full.of("latency_p50").prompts, full.of("latency_p50").reason) == (39, "")
+    assert (full.of("latency_p50_s").prompts, full.of("latency_p50_s").reason) == (39, "")
     assert (full.of("tokens_per_s").prompts, full.of("tokens_per_s").paired) == (38, True)
     assert full.of("tokens_per_s").reason == "rests on 38 of 39 prompts"
     assert any("throughput rests on 38 of the 39 matched prompts" in note for note in found.notes)
@@ -192,22 +192,22 @@ def test_package_versions_may_differ_and_are_named(recorded: Make) -> None:
     before, after = ({"packages": {"torch": version, "zeus": "1"}} for version in ("2.6", "2.7"))
     found = compared(recorded("a", environment=before), recorded("b", environment=after))
     assert [(one.what, one.a, one.b) for one in found.differences] == [("package torch", "2.6", "2.7")]
-    assert found.points[1].of("latency_p50").value == 0.0
+    assert found.points[1].of("latency_p50_s").value == 0.0
 
 
 def test_energy_needs_one_source(recorded: Make) -> None:
     rapl, nvml = recorded("a", energy=("rapl", 5.0)), recorded("b", energy=("nvml", 5.0))
-    assert compared(rapl, nvml).points[1].of("energy_per_token").reason == (
+    assert compared(rapl, nvml).points[1].of("energy_j_per_token").reason == (
         "energy comes from rapl in A and from nvml in B"
     )
-    same = compared(rapl, recorded("b", energy=("rapl", 6.0))).points[1].of("energy_per_token")
+    same = compared(rapl, recorded("b", energy=("rapl", 6.0))).points[1].of("energy_j_per_token")
     assert (same.a, same.b, same.source) == (pytest.approx(5 * 0.5 / 4), pytest.approx(6 * 0.5 / 4), "rapl")
     assert same.relative == pytest.approx(0.2)
 
 
 def test_an_estimate_is_named_and_decides_nothing(recorded: Make) -> None:
     found = compared(recorded("a", energy=("estimate", 5.0)), recorded("b", energy=("estimate", 9.0)))
-    assert found.points[1].of("energy_per_token").relative == pytest.approx(0.8)
+    assert found.points[1].of("energy_j_per_token").relative == pytest.approx(0.8)
     assert "energy" not in found.points[1].verdict
     assert any("no measurement" in note for note in found.notes)
 
@@ -253,7 +253,7 @@ def test_one_run_is_compared_with_itself_only_by_name(recorded: Make) -> None:
         compared(a, a, pair=("full", "full"))
     (point,) = compared(a, a, pair=("full", FIXED)).points
     assert point.name == f"full → {FIXED}"
-    assert point.of("latency_p50").relative == pytest.approx(-0.5)
+    assert point.of("latency_p50_s").relative == pytest.approx(-0.5)
     assert any("interleaved: drift" in note for note in compared(a, a, pair=("full", FIXED)).notes)
 
 
@@ -270,5 +270,5 @@ def test_few_prompts_are_too_few(recorded: Make) -> None:
         recorded("a", seconds=short), recorded("b", seconds={n: [2 * s for s in t] for n, t in short.items()})
     )
     assert found.points[1].verdict == "too few prompts to tell; every token the same"
-    assert found.points[1].of("latency_p50").relative == pytest.approx(1.0)
-    assert found.points[1].of("latency_p50").interval is None
+    assert found.points[1].of("latency_p50_s").relative == pytest.approx(1.0)
+    assert found.points[1].of("latency_p50_s").interval is None

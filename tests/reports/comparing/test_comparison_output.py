@@ -66,10 +66,10 @@ def test_json_says_why_something_is_missing(found: RunChange) -> None:
     document = comparison_document(found, judge(parse_condition("exact_match<0"), found.points))
     again = json.loads(json.dumps(document))
     full, evil = again["points"]
-    assert evil["metrics"]["latency_p50"]["relative"] == pytest.approx(0.25)
-    assert evil["metrics"]["latency_p50"]["distinguishable"] is True
+    assert evil["metrics"]["latency_p50_s"]["relative"] == pytest.approx(0.25)
+    assert evil["metrics"]["latency_p50_s"]["distinguishable"] is True
     assert evil["metrics"]["exact_match"]["absolute"] is None
     assert evil["metrics"]["exact_match"]["reason"] == "not measured in both"
     assert full["metrics"]["speedup"]["reason"] == "full depth is what it is compared with"
     assert {one["outcome"] for one in again["conditions"]} == {"unknown"}
-    assert again["schema_version"] == 1
+    assert again["schema_version"] == 2

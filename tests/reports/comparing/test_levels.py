@@ -7,8 +7,9 @@ from itertools import chain
 import numpy as np
 import pytest
 
+from harness.contracts import Metric
 from reports.comparing.levels import Levels, levels_of
-from reports.comparing.metrics import Metric, find_metric
+from reports.comparing.metrics import find_metric
 
 Row = tuple[float, ...]
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from reports.comparing.metrics import Metric, find_metric
+from harness.contracts import Metric
+from reports.comparing.metrics import find_metric
 from reports.comparing.pairing import pair_units
-from reports.comparing.units import Units
+from reports.metrics.units import Units
 
 RATE, MEDIAN = map(find_metric, ("tokens_per_s", "latency_p50"))
 LETTERS = frozenset("abcdefghij")

@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 
 from harness.records.cost import PARTS, Attribution, OperatingPointCost, Ranged
+from harness.records.estimate import Estimate
 from reports.figures import exit_layers, fixed_exit, fronts, overhead, thresholds
 from reports.figures.catalogue import catalogue
 from reports.figures.figure import Figure, save_figures, slug
 from reports.figures.front_points import COSTS, front_of
 from reports.figures.style import styled
 from reports.figures.task_table import shortened, task_tables
+from reports.metrics.scores import EDIT_SIMILARITY
 from reports.recorded import RecordedRun
 
 POINTS = ("full", "fixed:layer=5", "rl:threshold=0.5", "rl:threshold=0.9", "oracle")
@@ -78,7 +80,7 @@ def drawn(figure: Figure) -> Any:
 
 def test_a_front_by_hand(make: Make) -> None:
     (table,) = task_tables(make())
-    front = front_of(table, COSTS[0], "edit_similarity")
+    front = front_of(table, COSTS[0], EDIT_SIMILARITY)
     on_front = [
         point.row.operating_point for (point, _, _), best in zip(front.points, front.on_front, strict=True) if best
     ]
@@ -176,7 +178,10 @@ def test_base_and_tuned_are_lines_of_one_figure(make: Make) -> None:
 def test_published_curves_are_of_the_same_language_and_score(make: Make) -> None:
     """OPT-2.7B has no untuned Java runs with a cache, and the authors' CodeBLEU is not the one of this harness."""
     run = make("base")
-    rows = tuple(row.model_copy(update={"language": "java", "codebleu": 0.4}) for row in run.summary.rows)
+    rows = tuple(
+        row.model_copy(update={"language": "java", "metrics": {**row.metrics, "codebleu": Estimate(value=0.4)}})
+        for row in run.summary.rows
+    )
     java = replace(run, summary=run.summary.model_copy(update={"rows": rows}))
     (figure,) = fixed_exit.figures([java])
     assert "not measured here: Llama-3.2-3B on one Quadro" in figure.caption
@@ -214,8 +219,8 @@ def test_an_attribution_adds_up_to_the_measured_total(make: Make) -> None:
     parts = dict.fromkeys(PARTS, Ranged(value=0.0)) | {"layers": Ranged(value=0.7), "rest": Ranged(value=-0.1)}
     row = OperatingPointCost(operating_point="rl:threshold=0.5", total=0.6, parts=parts,
                              overhead_of_full=Ranged(value=0.05, ci=(0.02, 0.08)))  # fmt: skip
-    one = Attribution(task="py150", quantity="energy", source="estimate", blocks=6, residual=0.02, unit_costs={},
-                      rows=(row,), checks=())  # fmt: skip
+    one = Attribution(task="py150", quantity="energy", source="estimate", measured=False, blocks=6, residual=0.02,
+                      unit_costs={}, rows=(row,), checks=())  # fmt: skip
     assert overhead.figures(run) == []
     assert "--attribute" in overhead.absence(run)
     run = RecordedRun(

@@ -27,7 +27,7 @@ def test_a_window_whose_clock_ran_backwards_is_left_out_and_counted(build, durat
     run = pairs(build())
     run.windows[1] = run.windows[1].model_copy(update={"duration_s": duration})
     row = run.row(OTHER)
-    assert (row.n, row.speedup) == (5, 2.0)
+    assert (row.n, row.value("speedup")) == (5, 2.0)
     assert "1 of 12 windows left out, with their samples: for a clock that stood still or ran backwards." in notes_of(
         run
     )
@@ -38,7 +38,7 @@ def test_superseded_windows_are_replaced_by_their_repetition_and_counted(build) 
     run.window(FULL, {"scores": {"bleu": 0.1}}, duration=50.0, superseded=True)
     pairs(run)
     assert run.row(FULL).n == 6
-    assert run.row(FULL).tokens_per_s == pytest.approx(3 / 2)
+    assert run.row(FULL).value("tokens_per_s") == pytest.approx(3 / 2)
     assert (
         "1 window(s), idle ones included, were contaminated () and measured again (--strict); superseded"
         in notes_of(run)

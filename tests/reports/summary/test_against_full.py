@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from reports.summary.against_full import NOT_DISTINGUISHABLE, TOO_FEW
+from reports.summary.verdict import NOT_DISTINGUISHABLE, TOO_FEW
 
 FULL, OTHER = "full", "fixed:layer=5"
 WIGGLE = (0.00, 0.02, -0.01, 0.01, -0.02, 0.015, -0.015, 0.005)
@@ -36,15 +36,15 @@ def test_differences_are_paired_by_sample(build) -> None:
     run.window(FULL, {"scores": {"edit_similarity": 1.0}}, block=9)  # nobody to pair with
     run.window(OTHER, {"scores": {"edit_similarity": None}}, block=10)
     row = run.row(OTHER)
-    assert row.edit_similarity_difference == pytest.approx(0.02)
-    assert row.edit_similarity_difference_ci == pytest.approx((0.02, 0.02))
-    assert row.edit_similarity_difference_p == pytest.approx(2 / 2**6)
+    assert row.value("edit_similarity_difference") == pytest.approx(0.02)
+    assert row.estimate("edit_similarity_difference").interval == pytest.approx((0.02, 0.02))
+    assert row.estimate("edit_similarity_difference").p == pytest.approx(2 / 2**6)
 
 
 def test_a_score_that_no_sample_has_by_itself_has_no_difference(build) -> None:
     row = fill(build()).row(OTHER, score_corpus=lambda *_: {"codebleu": 0.4})
-    assert row.codebleu == 0.4
-    assert (row.codebleu_difference, row.codebleu_difference_ci, row.codebleu_difference_p) == (None, None, None)
+    assert row.value("codebleu") == 0.4
+    assert row.estimate("codebleu_difference") is None
 
 
 def test_later_repeats_are_not_further_samples(build) -> None:
@@ -53,13 +53,14 @@ def test_later_repeats_are_not_further_samples(build) -> None:
         for block in range(4):
             for point in (FULL, OTHER):
                 run.window(point, {"scores": {"edit_similarity": 0.5}}, block=block, repeat=repeat)
-    assert run.row(OTHER).edit_similarity_difference_p is None  # four samples
+    assert run.row(OTHER).estimate("edit_similarity_difference").p is None  # four samples
 
 
 def test_full_depth_is_the_baseline_and_not_tested(build) -> None:
     row = fill(build()).row(FULL)
     assert row.verdict == "the baseline"
-    assert (row.speedup, row.speedup_p, row.edit_similarity_difference) == (1.0, None, None)
+    assert (row.value("speedup"), row.estimate("speedup").p) == (1.0, None)
+    assert row.estimate("edit_similarity_difference") is None
 
 
 def test_what_differs_is_said_with_its_size(build) -> None:
@@ -107,7 +108,7 @@ def test_the_same_score_on_every_sample_is_told_as_an_observation(build) -> None
 @pytest.mark.parametrize("blocks", [1, 4, 5])
 def test_too_few_pairs_to_tell_even_when_all_point_one_way(build, blocks) -> None:
     row = fill(build(), blocks, factor=2.0, gain=0.3).row(OTHER)
-    assert row.speedup == pytest.approx(2.0, rel=0.1)
+    assert row.value("speedup") == pytest.approx(2.0, rel=0.1)
     assert row.verdict == TOO_FEW
 
 
@@ -125,8 +126,8 @@ def test_correction_is_over_the_operating_points_of_one_task(build) -> None:
             for point in run.points:
                 run.window(point, {}, block=block, task=task, duration=1.0 if point == FULL else 0.5)
     row = run.row(OTHER)
-    assert row.speedup_p == pytest.approx(2 / 2**8)
-    assert row.speedup_p_holm == pytest.approx(2 * 2 / 2**8)
+    assert row.estimate("speedup").p == pytest.approx(2 / 2**8)
+    assert row.estimate("speedup").p_holm == pytest.approx(2 * 2 / 2**8)
 
 
 def test_significant_alone_is_not_enough_after_correction(build) -> None:
@@ -142,9 +143,9 @@ def test_significant_alone_is_not_enough_after_correction(build) -> None:
         return run.row(OTHER)
 
     alone, among = filled((FULL, OTHER)), filled((FULL, OTHER, *"abcdefg"))
-    assert alone.speedup_p == among.speedup_p
-    assert alone.speedup_p_holm == alone.speedup_p
-    assert among.speedup_p_holm == pytest.approx(min(1.0, 8 * (among.speedup_p or 0)))
+    assert alone.estimate("speedup").p == among.estimate("speedup").p
+    assert alone.estimate("speedup").p_holm == alone.estimate("speedup").p
+    assert among.estimate("speedup").p_holm == pytest.approx(min(1.0, 8 * (among.estimate("speedup").p or 0)))
 
 
 def test_random_weights_compare_time_but_not_accuracy(build) -> None:

@@ -15,14 +15,14 @@ def test_with_a_cache_the_token_of_prefill_does_not_count(build) -> None:
     run = build()
     run.window(FULL, {"exit_layers": (10, 4, 6)})
     row = run.row(FULL)
-    assert row.exit_layer_mean == 5.0
-    assert row.layers_skipped == pytest.approx(0.5)
+    assert row.value("exit_layer_mean") == 5.0
+    assert row.value("layers_skipped") == pytest.approx(0.5)
 
 
 def test_without_a_cache_every_token_counts(build) -> None:
     run = build(kv="none")
     run.window(FULL, {"exit_layers": (10, 4, 4)})
-    assert run.row(FULL).exit_layer_mean == 6.0
+    assert run.row(FULL).value("exit_layer_mean") == 6.0
 
 
 def test_the_mean_depth_is_weighted_by_tokens(build) -> None:
@@ -30,23 +30,27 @@ def test_the_mean_depth_is_weighted_by_tokens(build) -> None:
     run.window(
         FULL, {"token_ids": (1, 2), "exit_layers": (10, 2)}, {"token_ids": (1,) * 4, "exit_layers": (10, 8, 8, 8)}
     )
-    assert run.row(FULL).exit_layer_mean == pytest.approx((2 + 24) / 4)
+    assert run.row(FULL).value("exit_layer_mean") == pytest.approx((2 + 24) / 4)
 
 
 def test_a_completion_of_one_token_has_no_depth(build) -> None:
     run = build()
     run.window(FULL, {"token_ids": (1,)})
     row = run.row(FULL)
-    assert row.exit_layer_mean is None
-    assert row.layers_skipped is None
-    assert row.lm_head_per_token is None
+    assert row.value("exit_layer_mean") is None
+    assert row.value("layers_skipped") is None
+    assert row.value("lm_head_per_token") is None
 
 
 def test_work_is_counted_per_decoded_token(build) -> None:
     run = build()
     run.window(FIXED, {"exit_checks": 6, "lm_head_evaluations": 8, "kv_fill_layers": 10})  # 2 decoded tokens
     row = run.row(FIXED)
-    assert (row.exit_checks_per_token, row.lm_head_per_token, row.kv_fill_layers_per_token) == (3.0, 4.0, 5.0)
+    assert (
+        row.value("exit_checks_per_token"),
+        row.value("lm_head_per_token"),
+        row.value("kv_fill_layers_per_token"),
+    ) == (3.0, 4.0, 5.0)
 
 
 def test_roofline_counts_weights_heads_fills_and_cache(build) -> None:
@@ -55,10 +59,10 @@ def test_roofline_counts_weights_heads_fills_and_cache(build) -> None:
     run.window(FIXED, {"exit_layers": (10, 5, 5), "kv_fill_layers": 10, "token_times_s": (0.0, 0.25, 0.5)})
     full = 20 * 100 + 2 * 200 + 10 * (5 + 6)  # layers, heads, cache over positions 5 then 6
     fixed = 10 * 100 + 2 * 200 + 10 * 10 + 5 * (5 + 6)
-    assert run.row(FULL).roofline_speedup == 1.0
-    assert run.row(FIXED).roofline_speedup == pytest.approx(full / fixed)
-    assert run.row(FULL).roofline_fraction == pytest.approx(full / 1.0 / 10_000)
-    assert run.row(FIXED).roofline_fraction == pytest.approx(fixed / 0.5 / 10_000)
+    assert run.row(FULL).value("roofline_speedup") == 1.0
+    assert run.row(FIXED).value("roofline_speedup") == pytest.approx(full / fixed)
+    assert run.row(FULL).value("roofline_fraction") == pytest.approx(full / 1.0 / 10_000)
+    assert run.row(FIXED).value("roofline_fraction") == pytest.approx(fixed / 0.5 / 10_000)
 
 
 def test_the_ladder_adds_one_cost_after_the_other(build) -> None:
@@ -72,7 +76,12 @@ def test_the_ladder_adds_one_cost_after_the_other(build) -> None:
     maps = heads + 4 * 30
     fills = maps + 10 * 10
     row = run.row(FIXED)
-    ladder = (row.layers_speedup, row.heads_speedup, row.shortcuts_speedup, row.roofline_speedup)
+    ladder = (
+        row.value("layers_speedup"),
+        row.value("heads_speedup"),
+        row.value("shortcuts_speedup"),
+        row.value("roofline_speedup"),
+    )
     assert ladder == pytest.approx([full / layers, full / heads, full / maps, full / fills])
 
 
@@ -80,8 +89,13 @@ def test_full_depth_stands_on_every_step_of_the_ladder(build) -> None:
     run = build()
     run.window(FULL, {})
     row = run.row(FULL)
-    assert (row.layers_speedup, row.heads_speedup, row.shortcuts_speedup, row.roofline_speedup) == (1, 1, 1, 1)
-    assert row.roofline_achieved == 1.0
+    assert (
+        row.value("layers_speedup"),
+        row.value("heads_speedup"),
+        row.value("shortcuts_speedup"),
+        row.value("roofline_speedup"),
+    ) == (1, 1, 1, 1)
+    assert row.value("roofline_achieved") == 1.0
 
 
 def test_what_was_achieved_is_the_realised_over_the_expected_speedup(build) -> None:
@@ -89,7 +103,7 @@ def test_what_was_achieved_is_the_realised_over_the_expected_speedup(build) -> N
     run.window(FULL, {"token_times_s": (0.0, 0.5, 1.0), "prompt_ids": ()})
     run.window(FIXED, {"exit_layers": (10, 5, 5), "token_times_s": (0.0, 0.4, 0.8), "prompt_ids": ()})
     expected = (2000 + 400 + 30) / (1000 + 400 + 15)
-    assert run.row(FIXED).roofline_achieved == pytest.approx(1.25 / expected)
+    assert run.row(FIXED).value("roofline_achieved") == pytest.approx(1.25 / expected)
 
 
 def test_roofline_compares_bytes_per_token(build) -> None:
@@ -97,7 +111,7 @@ def test_roofline_compares_bytes_per_token(build) -> None:
     run.window(FULL, {"token_ids": (1, 2), "prompt_ids": ()})
     run.window(FIXED, {"token_ids": (1, 2, 3), "prompt_ids": ()})
     full, other = 1000 + 200 + 10, (2000 + 400 + 10 * (1 + 2)) / 2
-    assert run.row(FIXED).roofline_speedup == pytest.approx(full / other)
+    assert run.row(FIXED).value("roofline_speedup") == pytest.approx(full / other)
 
 
 def test_recomputed_layers_share_the_weight_reads_of_their_pass(build) -> None:
@@ -106,7 +120,7 @@ def test_recomputed_layers_share_the_weight_reads_of_their_pass(build) -> None:
     run.window(FULL, {"prompt_ids": ()})
     run.window(FIXED, {"exit_layers": (10, 5, 10), "layers_executed": 20, "prompt_ids": ()})
     full, other = 2000 + 400 + 10 * (1 + 2), 1500 + 400 + 5 + 20
-    assert run.row(FIXED).roofline_speedup == pytest.approx(full / other)
+    assert run.row(FIXED).value("roofline_speedup") == pytest.approx(full / other)
 
 
 @pytest.mark.parametrize("regime", [{"kv": "none"}, {"batch_size": 4}])
@@ -115,13 +129,18 @@ def test_no_roofline_where_bytes_do_not_explain_time(build, regime) -> None:
     run.window(FULL, {})
     run.window(FIXED, {"exit_layers": (10, 5, 5)})
     for row in run.summary().rows:
-        assert (row.layers_speedup, row.roofline_speedup, row.roofline_achieved, row.roofline_fraction) == (None,) * 4
+        assert (
+            row.value("layers_speedup"),
+            row.value("roofline_speedup"),
+            row.value("roofline_achieved"),
+            row.value("roofline_fraction"),
+        ) == (None,) * 4
 
 
 def test_no_bandwidth_no_fraction(build) -> None:
     run = build()
     run.window(FULL, {})
-    assert run.row(FULL).roofline_fraction is None
+    assert run.row(FULL).value("roofline_fraction") is None
 
 
 def test_oracle_fraction_is_over_the_samples_both_finished(build) -> None:
@@ -129,16 +148,16 @@ def test_oracle_fraction_is_over_the_samples_both_finished(build) -> None:
     run.window(FULL, {}, {})
     run.window(FIXED, {"exit_layers": (10, 8, 8)}, {"exit_layers": (10, 2, 2)})  # skips 20 % of the first
     run.window("oracle", {"exit_layers": (10, 5, 7)}, {"error": "broken"})  # skips 40 %
-    assert run.row(FIXED).oracle_fraction == pytest.approx(0.5)
-    assert run.row("oracle").oracle_fraction == pytest.approx(1.0)
-    assert run.row(FULL).oracle_fraction == 0.0  # measured: it skips nothing
+    assert run.row(FIXED).value("oracle_fraction") == pytest.approx(0.5)
+    assert run.row("oracle").value("oracle_fraction") == pytest.approx(1.0)
+    assert run.row(FULL).value("oracle_fraction") == 0.0  # measured: it skips nothing
 
 
 def test_no_oracle_fraction_without_an_oracle_or_when_it_skipped_nothing(build) -> None:
     run = build()
     run.window(FULL, {})
-    assert run.row(FULL).oracle_fraction is None
+    assert run.row(FULL).value("oracle_fraction") is None
     run = build(points=(FULL, "oracle"))
     run.window(FULL, {})
     run.window("oracle", {})
-    assert run.row(FULL).oracle_fraction is None
+    assert run.row(FULL).value("oracle_fraction") is None

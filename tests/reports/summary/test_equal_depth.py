@@ -6,15 +6,8 @@ from typing import Any
 
 import pytest
 
-from reports.summary.equal_depth import over_fixed
-from reports.summary.measured import select
-
 FULL, FIXED, LEARNED = "full", "fixed:layer=5", "learned"
 REFERENCE = (1, 2, 3)
-
-
-def measured(run: Any) -> list[Any]:
-    return list(select(run.manifest, run.windows, run.samples).values())
 
 
 def fill(run: Any, learned: list[dict[str, Any]]) -> None:
@@ -31,10 +24,10 @@ def test_difference_to_the_mixture_of_the_two_neighbours(build: Any) -> None:
     run = build(points=(FULL, FIXED, LEARNED))
     # Mean depth 7.5: half of fixed at 5 (agreement 1/3), half of full depth (1) make 2/3.
     fill(run, [{"token_ids": REFERENCE, "exit_layers": (10, 5, 10), "scores": {"edit_similarity": 0.9}}] * 6)
-    found = over_fixed(measured(run)[2], measured(run), 10)
-    assert found["agreement_over_fixed"] == pytest.approx(1 - 2 / 3)
-    assert found["edit_similarity_over_fixed"] == pytest.approx(0.9 - 0.7)
-    low, high = found["agreement_over_fixed_ci"]  # type: ignore[misc]
+    row = run.row(LEARNED)
+    assert row.value("agreement_over_fixed") == pytest.approx(1 - 2 / 3)
+    assert row.value("edit_similarity_over_fixed") == pytest.approx(0.9 - 0.7)
+    low, high = row.estimate("agreement_over_fixed").interval
     assert low == pytest.approx(high) == pytest.approx(1 / 3)
 
 
@@ -42,36 +35,34 @@ def test_the_interval_covers_what_samples_differ_in(build: Any) -> None:
     run = build(points=(FULL, FIXED, LEARNED))
     good, bad = (1, 2, 3), (1, 9, 9)
     fill(run, [{"token_ids": good if n % 2 else bad, "exit_layers": (10, 5, 10)} for n in range(6)])
-    found = over_fixed(measured(run)[2], measured(run), 10)
-    low, high = found["agreement_over_fixed_ci"]  # type: ignore[misc]
-    assert found["agreement_over_fixed"] == pytest.approx(0.0, abs=1e-9)
+    row = run.row(LEARNED)
+    low, high = row.estimate("agreement_over_fixed").interval
+    assert row.value("agreement_over_fixed") == pytest.approx(0.0, abs=1e-9)
     assert low < -0.1 < 0.1 < high
 
 
 def test_at_a_fixed_layer_the_rival_is_that_layer_alone(build: Any) -> None:
     run = build(points=(FULL, FIXED, LEARNED))
     fill(run, [{"token_ids": (1, 2, 9), "exit_layers": (10, 2, 8)}] * 6)  # mean depth 5
-    assert over_fixed(measured(run)[2], measured(run), 10)["agreement_over_fixed"] == pytest.approx(2 / 3 - 1 / 3)
+    assert run.row(LEARNED).value("agreement_over_fixed") == pytest.approx(2 / 3 - 1 / 3)
 
 
 def test_fixed_exits_themselves_have_no_rival(build: Any) -> None:
     run = build(points=(FULL, FIXED, LEARNED))
     fill(run, [{"exit_layers": (10, 5, 10)}] * 6)
-    cells = measured(run)
-    assert set(over_fixed(cells[0], cells, 10).values()) == {None}
-    assert set(over_fixed(cells[1], cells, 10).values()) == {None}
+    for point in (FULL, FIXED):
+        assert not {"agreement_over_fixed", "edit_similarity_over_fixed"} & run.row(point).metrics.keys()
 
 
 def test_nothing_where_no_fixed_exit_is_as_shallow(build: Any) -> None:
     run = build(points=(FULL, LEARNED))
     fill(run, [{"exit_layers": (10, 5, 10)}] * 6)
-    cells = measured(run)
-    assert set(over_fixed(cells[1], cells, 10).values()) == {None}
+    assert not {"agreement_over_fixed", "edit_similarity_over_fixed"} & run.row(LEARNED).metrics.keys()
 
 
 def test_few_samples_have_no_interval(build: Any) -> None:
     run = build(points=(FULL, FIXED, LEARNED))
     fill(run, [{"exit_layers": (10, 5, 10)}] * 3)
-    found = over_fixed(measured(run)[2], measured(run), 10)
-    assert found["agreement_over_fixed"] is not None
-    assert found["agreement_over_fixed_ci"] is None
+    row = run.row(LEARNED)
+    assert row.value("agreement_over_fixed") is not None
+    assert row.estimate("agreement_over_fixed").interval is None

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from reports.summary.hypervolume import Candidate, hypervolume, hypervolumes
-from reports.summary.resampling import Estimate
+from reports.summary.resampling import Resampled
 
 
-def exact(value: float) -> Estimate:
-    return Estimate(value, None, np.zeros(0))
+def exact(value: float) -> Resampled:
+    return Resampled(value, None, np.zeros(0))
 
 
 @pytest.mark.parametrize(
@@ -60,9 +60,9 @@ def test_a_strategy_adds_what_nobody_else_covers() -> None:
 def test_intervals_come_from_the_replicates_of_all_points_together() -> None:
     chance = np.random.default_rng(1)
     noise = chance.normal(0, 0.02, 1000)
-    quality = Estimate(0.5, (0.46, 0.54), 0.5 + noise)
-    full = Estimate(2.0, (2.0, 2.0), np.full(1000, 2.0))
-    found = hypervolumes([Candidate("rl", Estimate(1.0, (1.0, 1.0), np.ones(1000)), quality)], full, blocks=100)
+    quality = Resampled(0.5, (0.46, 0.54), 0.5 + noise)
+    full = Resampled(2.0, (2.0, 2.0), np.full(1000, 2.0))
+    found = hypervolumes([Candidate("rl", Resampled(1.0, (1.0, 1.0), np.ones(1000)), quality)], full, blocks=100)
     assert found.total.ci is not None
     low, high = found.total.ci
     assert found.total.value == pytest.approx(0.25)

@@ -79,7 +79,7 @@ def test_energy_of_some_rows_only_decides_nothing(build) -> None:
     measured(run, OTHER, 0.4, 0.5)
     axes = choose_axes(run.summary().rows)
     assert axes is not None
-    assert axes.cost == "latency_p50_s"
+    assert axes.cost.name == "latency_p50_s"
 
 
 def test_random_weights_have_no_front(build) -> None:

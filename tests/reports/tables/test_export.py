@@ -11,7 +11,8 @@ import pytest
 
 from harness.errors import StoreError
 from harness.records.summary import Summary, SummaryRow
-from reports.tables.export import FILES, to_csv, to_frame, to_json, to_markdown, write_report
+from reports.tables.export import FILES, to_csv, to_json, to_markdown, write_report
+from reports.tables.frame import column_facts, to_frame
 
 
 @pytest.fixture
@@ -27,11 +28,12 @@ def test_json_reads_back_equal(summary) -> None:
     assert Summary.model_validate_json(to_json(summary)) == summary
 
 
-def test_json_has_every_documented_field_and_null_for_missing(summary) -> None:
+def test_json_has_every_documented_field_and_no_metric_that_is_missing(summary) -> None:
     row = json.loads(to_json(summary))["rows"][0]
     assert set(row) == set(SummaryRow.model_fields)
-    assert row["bleu"] is None
-    assert row["energy_j"] is None
+    assert row["verdict"] == "the baseline"
+    assert row["metrics"]["edit_similarity"]["value"] == 0.5
+    assert not {"bleu", "energy_j"} & row["metrics"].keys()
     assert row["kv"] == "none"
 
 
@@ -44,10 +46,10 @@ def test_csv_reads_back_with_missing_as_nan_and_words_as_words(summary) -> None:
     assert set(frame["kv"]) == {"none"}
     assert set(frame["energy_source"]) == {"none"}
     assert json.loads(frame.loc[1, "options"]) == {"layer": "5"}
-    low, high = summary.rows[1].speedup_ci or (0, 0)
-    assert frame.loc[1, "speedup_ci_low"] == pytest.approx(low)
-    assert frame.loc[1, "speedup_ci_high"] == pytest.approx(high)
-    assert math.isnan(frame.loc[0, "speedup_ci_low"])
+    low, high = summary.rows[1].estimate("speedup").interval or (0, 0)
+    assert frame.loc[1, "speedup_low"] == pytest.approx(low)
+    assert frame.loc[1, "speedup_high"] == pytest.approx(high)
+    assert math.isnan(frame.loc[0, "speedup_low"])
 
 
 def test_frame_equals_the_csv(summary) -> None:
@@ -56,10 +58,18 @@ def test_frame_equals_the_csv(summary) -> None:
     )
 
 
+def test_every_column_is_documented(summary) -> None:
+    facts = {fact.name: fact for fact in column_facts(summary.rows)}
+    assert list(facts) == list(to_frame(summary).columns)
+    assert all(fact.meaning for fact in facts.values())
+    assert (facts["latency_p50_s"].unit, facts["latency_p50_s"].better) == ("s", "lower")
+    assert facts["speedup_low"].meaning == "lower bound of the 95 % interval of speed-up"
+
+
 def test_frame_columns_are_numbers_also_when_nothing_was_measured(build) -> None:
     frame = to_frame(build().summary())
     assert frame["energy_j_per_token"].dtype == "float64"
-    assert frame["speedup_ci_high"].dtype == "float64"
+    assert frame["speedup_high"].dtype == "float64"
     assert frame["n"].tolist() == [0, 0]
     assert to_frame(build().summary().model_copy(update={"rows": ()})).empty
 

@@ -9,9 +9,8 @@ import pytest
 from rich.console import Console
 
 from harness.records.summary import Summary
-from reports.tables.columns import columns_of
-from reports.tables.result import split_tables
-from reports.tables.sections import DETAILS, HEADLINE
+from reports.tables.columns import columns_of, headline_columns, section_columns, section_titles
+from reports.tables.result import HEADLINE_TITLE, split_tables
 from reports.tables.terminal import fold_label, render
 
 POINTS = ("full", "fixed:layer=5", "confidence:threshold=0.95", "oracle")
@@ -42,10 +41,9 @@ def test_no_line_is_longer_than_the_terminal_and_every_cell_is_whole(summary, wi
     assert "…" not in text
     (table,) = split_tables(summary)
     columns = columns_of(table)
-    for section in DETAILS:
-        for key in section.keys:
-            for cell in columns[key].cells if not columns[key].empty and not columns[key].prose else ():
-                assert re.search(rf"(^|\s){re.escape(cell)}(\s|$)", text, re.MULTILINE), f"{key}: {cell} at {width}"
+    for column in columns.values():
+        for cell in column.cells if not column.empty else ():
+            assert re.search(rf"(^|\s){re.escape(cell)}(\s|$)", text, re.MULTILINE), f"{column.key}: {cell} at {width}"
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])
@@ -67,8 +65,15 @@ def test_columns_without_any_value_are_named_and_not_shown(summary, width) -> No
 
 def test_rows_with_different_kv_policies_stand_in_one_table_that_names_them_all(summary) -> None:
     rows = (*summary.rows[:3], summary.rows[3].model_copy(update={"kv": "recompute"}))
-    (table,) = split_tables(summary.model_copy(update={"rows": rows}))
+    mixed = summary.model_copy(update={"rows": rows})
+    (table,) = split_tables(mixed)
     assert "decoding  float32, kv propagate, recompute, batch 1" in table.subheadings
+    (policies,) = [column for column in headline_columns(table, columns_of(table)) if column.term == "KV"]
+    assert policies.cells == ("propagate", "propagate", "propagate", "recompute")
+    for width in (60, 120):
+        (line,) = [line for line in printed(mixed, width, details=False).splitlines() if line.startswith("◇ D")][:1]
+        assert " recompute " in line
+    assert "KV" not in [column.term for column in headline_columns(split_tables(summary)[0], columns_of(table))]
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])
@@ -136,9 +141,9 @@ def test_errors_get_columns_only_when_there_are_any(build, summary) -> None:
 
 def test_without_details_the_headline_and_the_plot_remain(summary) -> None:
     text = printed(summary, 120, details=False)
-    assert HEADLINE.title in text
+    assert HEADLINE_TITLE in text
     assert "Pareto front" in text
-    assert not any(section.title in text for section in DETAILS)
+    assert not any(title in text for title in section_titles(columns_of(split_tables(summary)[0])))
 
 
 def test_brackets_in_names_are_not_markup(build) -> None:
@@ -168,12 +173,11 @@ def test_labels_fold_before_options_and_lose_nothing() -> None:
 
 def test_every_column_is_in_some_section_and_explained(summary) -> None:
     columns = columns_of(split_tables(summary)[0])
-    shown = {key for section in (HEADLINE, *DETAILS) for key in section.keys}
-    assert shown == set(columns)
+    shown = {column.key for title in section_titles(columns) for column in section_columns(title, columns)}
+    assert shown == {key for key, column in columns.items() if not column.empty}
     text = " ".join(printed(summary, 120).split())
-    for key, column in columns.items():
-        if key not in ("n", "errors"):
-            assert f"{column.term}: {column.meaning}" in text
+    for column in columns.values():
+        assert f"{column.term}: {column.meaning}" in text
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,15 @@ from typing import Any
 
 import pytest
 
+from reports.comparing.matching import agreement_units, match
 from reports.comparing.metrics import find_metric
-from reports.comparing.units import agreement_units, match, units_of
-from reports.summary.measured import Measured, select
+from reports.metrics import units
+from reports.metrics.point import Point
+from reports.metrics.units import Units
+from reports.summary.measured import select
 
 
-def cell(build: type[Any], *, batch_size: int, repeats: int = 1, failed: bool = False) -> tuple[Measured, Measured]:
+def cell(build: type[Any], *, batch_size: int, repeats: int = 1, failed: bool = False) -> tuple[Point, Point]:
     """Two blocks of two prompts: 1 s and 3 s in full depth, half of it when exiting."""
     run = build(batch_size=batch_size)
     for repeat in range(repeats):
@@ -22,8 +25,15 @@ def cell(build: type[Any], *, batch_size: int, repeats: int = 1, failed: bool = 
                     point, *samples, block=block, repeat=repeat, duration=seconds * share,
                     energy_j=10 * seconds * share, energy_source="rapl", failed=int(failed and block),
                 )  # fmt: skip
-    full, fixed = select(run.manifest, run.windows, run.samples).values()
+    cells = tuple(select(run.manifest, run.windows, run.samples).values())
+    full, fixed = (Point(one, cells, run.manifest) for one in cells)
     return full, fixed
+
+
+def units_of(name: str, point: Point) -> Units:
+    found = units.units_of(find_metric(name), point)
+    assert found is not None
+    return found
 
 
 def names(*blocks: str) -> list[frozenset[str]]:
@@ -32,29 +42,28 @@ def names(*blocks: str) -> list[frozenset[str]]:
 
 @pytest.mark.parametrize(("batch_size", "keys"), [(1, ["0-0", "0-1", "1-0", "1-1"]), (2, ["0-0 0-1", "1-0 1-1"])])
 def test_prompts_of_a_batch_share_a_clock(build: type[Any], batch_size: int, keys: list[str]) -> None:
-    full, fixed = cell(build, batch_size=batch_size)
+    _, fixed = cell(build, batch_size=batch_size)
     for name in ("latency_p50", "tpot_p50", "decode_speedup"):
-        assert list(units_of(find_metric(name), fixed, full, 10)) == names(*keys)
+        assert list(units_of(name, fixed)) == names(*keys)
     for name in ("exit_layer_mean",):
-        assert len(units_of(find_metric(name), fixed, full, 10)) == 4
+        assert len(units_of(name, fixed)) == 4
 
 
 def test_windows_are_blocks_and_repeats_add_up(build: type[Any]) -> None:
     full, fixed = cell(build, batch_size=1, repeats=2)
-    assert units_of(find_metric("speedup"), fixed, full, 10) == dict(
+    assert units_of("speedup", fixed) == dict(
         zip(names("0-0 0-1", "1-0 1-1"), [(2.0, 2.0, 1.0, 2.0), (6.0, 2.0, 3.0, 2.0)], strict=True)
     )
-    energy = units_of(find_metric("energy_per_token"), fixed, full, 10)
+    energy = units_of("energy_per_token", fixed)
     assert list(energy.values()) == [(10.0, 12.0), (30.0, 12.0)]
-    assert list(units_of(find_metric("tokens_per_s"), full, full, 10).values()) == [(12.0, 2.0), (12.0, 6.0)]
-    assert units_of(find_metric("latency_p50"), fixed, full, 10)[frozenset(["0-0"])] == pytest.approx((0.3, 0.3))
-    assert units_of(find_metric("speedup"), full, full, 10) == {}
+    assert list(units_of("tokens_per_s", full).values()) == [(12.0, 2.0), (12.0, 6.0)]
+    assert units_of("latency_p50", fixed)[frozenset(["0-0"])] == pytest.approx((0.3, 0.3))
 
 
 def test_a_window_with_a_failure_has_no_cost(build: type[Any]) -> None:
     full, fixed = cell(build, batch_size=1, failed=True)
-    assert list(units_of(find_metric("tokens_per_s"), fixed, full, 10)) == names("0-0 0-1")
-    assert len(match(full, fixed).same) == 3
+    assert list(units_of("tokens_per_s", fixed)) == names("0-0 0-1")
+    assert len(match(full.cell, fixed.cell).same) == 3
 
 
 def test_agreement_counts_the_places_of_the_longer_completion(build: type[Any]) -> None:

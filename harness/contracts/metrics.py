@@ -1,0 +1,119 @@
+"""What a metric promises: one number of an operating point, and everything that is said of it anywhere.
+
+Tables, files, comparisons, figures and the leaderboard read these facts; none has a list of metrics of its own. A
+registered metric is a :class:`Metric`, for example::
+
+    COMPLETION_TOKENS = Metric(
+        name="completion_tokens",
+        header="tokens",
+        meaning="mean length of a completion",
+        of_sample=lambda sample: float(len(sample.token_ids)),
+        kind="work",
+    )
+
+Every score of a task is a metric without being declared (:mod:`reports.metrics.scores`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+__all__ = ["Better", "Form", "Kind", "Metric", "Pairing", "Wording"]
+
+Better: TypeAlias = Literal["higher", "lower"]
+Form: TypeAlias = Literal["count", "number", "seconds", "fraction", "percent", "ratio", "difference"]
+"""How it is written: a whole number, three significant digits, ms or s, 0.123, 12.3 %, 1.23×, +0.123."""
+Kind: TypeAlias = Literal["score", "work", "cost", "energy"]
+"""What two runs must share to compare it: references, nothing, the machine, the machine and the energy source."""
+Pairing: TypeAlias = Literal["ratio", "difference"]
+
+
+@dataclass(frozen=True, slots=True)
+class Wording:
+    """How a sentence tells of a metric; ``{}`` stands for the amount.
+
+    Attributes:
+        better, worse: the sentence where it is better or worse.
+        noun: its subject where nothing can be told.
+        saving: a ratio of costs is told as the share of the baseline's that is saved, not as a gain in speed.
+    """
+
+    better: str
+    worse: str
+    noun: str = ""
+    saving: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Metric:
+    """One number of an operating point on a task.
+
+    Either ``of_sample`` gives the number of one sample, and the metric is its mean or percentile over the samples, or
+    ``compute`` gives the metric of a whole operating point (:class:`reports.metrics.point.Point`). A number per sample
+    is enough to compare the metric between runs, with interval and test; ``compute`` needs ``units`` for that.
+
+    Attributes:
+        name: column of files and word of conditions; ends in its SI unit (``_s``, ``_j``, ``_w``) if it has one.
+        header: of table columns, one or two lines; ``-`` at a line's end is a hyphenation.
+        meaning: one phrase.
+        of_sample: number of one :class:`harness.records.SampleRecord`; ``None`` where it has none.
+        percentile: over samples, 0…100; ``None`` for the mean.
+        compute: value, :class:`harness.records.estimate.Estimate` or ``None`` of a point. When ``paired``, what is
+            compared instead: a list of :class:`reports.statistics.intervals.Pair` (full depth's cost and this one's)
+            for a ratio, of differences for a difference; ``None`` where it is not defined. Interval, test and
+            correction are made from it.
+        paired: compared with full depth, as a ratio of costs or as a mean difference.
+        interval: ``compute`` returns estimates that have a 95 % interval.
+        units: independent units of a point for comparisons of runs: prompts → numbers
+            (:data:`reports.metrics.units.Units`).
+        kind: what two runs must share to compare it.
+        better: which direction is; ``None`` where neither is.
+        unit: SI symbol or word; empty for a pure number.
+        form: how it is written.
+        title: name in one line; by default the header's.
+        sections: where it stands: section → place (:mod:`reports.metrics.sections`).
+        priority: where a narrow headline has no room for all, the lowest numbers are kept.
+        verdict: how a comparison with full depth is put in words; ``None``: not.
+        always_told: it belongs to every verdict, also when nothing can be told.
+        change: how a change between two runs is put in words; ``None``: not.
+    """
+
+    name: str
+    header: str
+    meaning: str
+    of_sample: Callable[[Any], float | None] | None = None
+    percentile: float | None = None
+    compute: Callable[[Any], Any] | None = None
+    paired: Pairing | None = None
+    interval: bool = False
+    units: Callable[[Any], Any] | None = None
+    kind: Kind = "cost"
+    better: Better | None = None
+    unit: str = ""
+    form: Form = "number"
+    title: str = ""
+    sections: Mapping[str, float] = field(default_factory=lambda: {"headline": 100, "Further measures": 100})
+    priority: int = 100
+    verdict: Wording | None = None
+    always_told: bool = False
+    change: Wording | None = None
+
+    @property
+    def term(self) -> str:
+        """The header in one line."""
+        return re.sub("-\n", "", self.header).replace("\n/", "/").replace("\n", " ")
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What its estimates hold beside the value, by field name."""
+        if self.paired:
+            return ("low", "high", "p", "p_holm", "n")
+        return ("low", "high", "n") if self.interval else ()
+
+    @property
+    def is_cost(self) -> bool:
+        """Whether a change of it is written relative to what it was."""
+        return self.kind in ("cost", "energy")

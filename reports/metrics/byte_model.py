@@ -1,0 +1,193 @@
+"""What the memory bus would allow: speed-ups predicted from bytes read.
+
+The **roofline** of decoding at batch 1 is bytes moved: each token reads the weights of the layers it runs, the
+LM head once per evaluation, the K,V projections of every layer it fills, and the KV cache of the layers it
+runs. Full depth's bytes per token over an operating point's bytes per token is the speed-up it would have
+if nothing but memory traffic took time. Writes and activations are left out (together below 1 % for
+contexts of hundreds of tokens), and the holes of ``skip`` count as if they were read.
+
+Between "so many layers skipped" and the speed-up measured stands a **ladder** of the same bytes, added up in steps:
+what the executed layers alone would give (with the one LM head that every token needs), what remains after the LM
+heads evaluated to decide, after the exits' shortcut maps, and after KV fills. The last is the roofline. Below it is
+what bytes do not explain: the time of asking itself, small operations, cold caches.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from functools import lru_cache, partial
+from itertools import accumulate
+
+from harness.contracts import KVFacts, Metric, ModelInfo
+from harness.records import ModelRecord, SampleRecord
+from reports.metrics.point import Point
+from reports.metrics.sections import BYTE_MODEL, DEPTH
+from reports.statistics.intervals import paired_ratio, ratio
+from reports.summary.measured import Measured, SampleKey
+
+__all__ = [
+    "BANDWIDTH_SHARE",
+    "HEADS_SPEEDUP",
+    "LAYERS_SPEEDUP",
+    "ROOFLINE_ACHIEVED",
+    "ROOFLINE_SPEEDUP",
+    "SHORTCUTS_SPEEDUP",
+    "bytes_by_cause",
+    "decode_bytes",
+]
+
+
+def decode_bytes(sample: SampleRecord, model: ModelRecord, kv: KVFacts) -> int:
+    """Return the bytes that decoding one sample after its first token moves at batch 1."""
+    return sum(_bytes_by_cause(sample, model, kv))
+
+
+@lru_cache(maxsize=8)
+def _ladder(point: Point) -> tuple[float | None, ...]:
+    """The speed-ups that bytes moved would allow, each with one more cause counted.
+
+    All are ``None`` without a KV cache (every token runs the whole prefix: compute-bound, bytes say nothing) and at
+    batch sizes above 1 (rows share weight reads in a way the records do not hold).
+    """
+    cell, full = point.cell, point.full
+    if _moves_bytes(point) and full.regime.cached:
+        both = cell.shared(full)
+        here, there = _bytes_per_token(cell, both, point.model), _bytes_per_token(full, both, point.model)
+        if here is not None and there is not None:
+            return tuple(there[-1] / bytes_sofar for bytes_sofar in here)
+    return (None,) * 4
+
+
+def _step(step: int, point: Point) -> float | None:
+    return _ladder(point)[step]
+
+
+def _achieved(point: Point) -> float | None:
+    """Decoding speed-up over the roofline."""
+    allowed = _ladder(point)[-1]
+    reached = 1.0 if point.is_full and point.samples else paired_ratio(point.cell.decode_pairs(point.full))
+    return None if allowed is None or reached is None else reached / allowed
+
+
+def _bandwidth_share(point: Point) -> float | None:
+    """Bytes moved per second over the measured bandwidth."""
+    if not _moves_bytes(point):
+        return None
+    timed = [sample for sample in point.samples if len(sample.token_times_s) >= 2]
+    moved = sum(decode_bytes(sample, point.model, point.cell.regime.facts) for sample in timed)
+    rate = ratio(moved, math.fsum(sample.token_times_s[-1] - sample.token_times_s[0] for sample in timed))
+    bandwidth = point.manifest.bandwidth_bytes_per_s
+    return rate / bandwidth if rate is not None and bandwidth else None
+
+
+def _moves_bytes(point: Point) -> bool:
+    return point.cell.regime.cached and point.cell.regime.batch_size == 1
+
+
+def _bytes_by_cause(sample: SampleRecord, model: ModelRecord, kv: KVFacts) -> tuple[int, int, int, int]:
+    """Bytes of one sample after its first token, by :func:`bytes_by_cause`.
+
+    Where a KV policy defers the layers an exited token missed, they run in the same pass as the next deeper token's
+    own, so that their weights are read once: the layers of each pass count, not layers × tokens.
+    """
+    layers = sample.exit_layers[1:]
+    first = len(sample.prompt_ids) + 1  # positions the second token's pass attends to
+    return bytes_by_cause(
+        model,
+        tokens=len(layers),
+        layers=sum(layers) if kv.defers else sample.layers_executed,
+        lm_head_evaluations=sample.lm_head_evaluations,
+        shortcut_evaluations=sample.shortcut_evaluations,
+        kv_fill_layers=sample.kv_fill_layers,
+        cache_reads=sum(executed * (first + step) for step, executed in enumerate(layers)),
+    )
+
+
+def bytes_by_cause(
+    model: ModelRecord | ModelInfo,
+    *,
+    tokens: int,
+    layers: int,
+    lm_head_evaluations: int,
+    shortcut_evaluations: int,
+    kv_fill_layers: int,
+    cache_reads: int,
+) -> tuple[int, int, int, int]:
+    """Return what so much work reads at batch 1: layers with one LM head a token, further heads, maps, KV fills.
+
+    Args:
+        model: whose bytes.
+        tokens: how many were decoded.
+        layers: layers run for them.
+        lm_head_evaluations: of outputs and of checks.
+        shortcut_evaluations: maps of exits.
+        kv_fill_layers: layers whose K,V were filled.
+        cache_reads: positions × layers attended to.
+    """
+    outputs = min(tokens, lm_head_evaluations)
+    return (
+        layers * model.layer_bytes + cache_reads * model.kv_entry_bytes + outputs * model.lm_head_bytes,
+        (lm_head_evaluations - outputs) * model.lm_head_bytes,
+        shortcut_evaluations * model.shortcut_bytes,
+        kv_fill_layers * model.kv_projection_bytes,
+    )
+
+
+def _bytes_per_token(cell: Measured, keys: Iterable[SampleKey], model: ModelRecord) -> list[float] | None:
+    """Bytes per decoded token, added up over the causes; the last is all of them."""
+    samples = [cell.samples[key] for key in keys]
+    tokens = sum(len(cell.decoded_layers(sample)) for sample in samples)
+    causes = [_bytes_by_cause(sample, model, cell.regime.facts) for sample in samples]
+    total = list(accumulate(map(sum, zip(*causes, strict=True))))
+    return [moved / tokens for moved in total] if tokens and total and total[0] else None
+
+
+_rung = partial(Metric, kind="work", form="ratio", unit="×", better="higher")
+
+LAYERS_SPEEDUP = _rung(
+    name="layers_speedup",
+    header="layers\nonly",
+    meaning="decoding speed-up that the skipped layers' bytes alone allow",
+    compute=partial(_step, 0),
+    sections={BYTE_MODEL: 1},
+)
+HEADS_SPEEDUP = _rung(
+    name="heads_speedup",
+    header="after\nheads",
+    meaning="the same with the LM heads evaluated to decide",
+    compute=partial(_step, 1),
+    sections={BYTE_MODEL: 2},
+)
+SHORTCUTS_SPEEDUP = _rung(
+    name="shortcuts_speedup",
+    header="after\nmaps",
+    meaning="and with the exits' shortcut maps",
+    compute=partial(_step, 2),
+    sections={BYTE_MODEL: 3},
+)
+ROOFLINE_SPEEDUP = _rung(
+    name="roofline_speedup",
+    header="roof-\nline",
+    meaning="and with KV fills: decoding speed-up if only bytes moved took time",
+    compute=partial(_step, 3),
+    sections={BYTE_MODEL: 4},
+)
+ROOFLINE_ACHIEVED = Metric(
+    name="roofline_achieved",
+    header="of roof-\nline",
+    meaning="decoding speed-up over its roofline (above 100 %: large reads are faster than small)",
+    compute=_achieved,
+    form="percent",
+    better="higher",
+    sections={BYTE_MODEL: 6},
+)
+BANDWIDTH_SHARE = Metric(
+    name="roofline_fraction",
+    header="of band-\nwidth",
+    meaning="bytes moved per second over the measured bandwidth",
+    compute=_bandwidth_share,
+    form="percent",
+    better="higher",
+    sections={DEPTH: 6},
+)

@@ -1,0 +1,130 @@
+"""What completions cost in energy: per request and per token, gross and net of idle, and at what power.
+
+The rules of what counts as an energy are in :mod:`reports.summary.energy`. **Mean power** tells whether energy is
+evidence of its own: where all rows draw the same, energy saved is time saved (:mod:`reports.summary.notes` says so).
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+from harness.contracts import Metric, Wording
+from harness.records import WindowRecord
+from reports.metrics.point import Point
+from reports.metrics.sections import ENERGY, HEADLINE
+from reports.metrics.units import Units, blocks
+from reports.statistics.intervals import ratio
+from reports.summary.energy import idle_power_w, total
+
+__all__ = [
+    "ENERGY_PER_REQUEST",
+    "ENERGY_PER_TOKEN",
+    "IDLE_POWER",
+    "MEAN_POWER",
+    "NET_ENERGY_PER_TOKEN",
+    "TOTAL_ENERGY",
+]
+
+_energy = partial(Metric, kind="energy", better="lower")
+
+
+def _total(point: Point) -> float | None:
+    return total(point.windows)[1]
+
+
+def _tokens(point: Point) -> int:
+    return sum(window.tokens for window in point.windows)
+
+
+def _time_s(point: Point) -> float:
+    return math.fsum(window.duration_s for window in point.windows)
+
+
+def _per(point: Point, count: float) -> float | None:
+    joules = _total(point)
+    return None if joules is None else ratio(joules, count)
+
+
+def _per_token(point: Point) -> float | None:
+    return _per(point, _tokens(point))
+
+
+def _per_request(point: Point) -> float | None:
+    return _per(point, len(point.samples))
+
+
+def _mean_power(point: Point) -> float | None:
+    return _per(point, _time_s(point))
+
+
+def _idle_power(point: Point) -> float | None:
+    return idle_power_w(point.cell, point.idle, point.manifest.meter)
+
+
+def _net_per_token(point: Point) -> float | None:
+    joules, idle_w = _total(point), _idle_power(point)
+    return None if joules is None or idle_w is None else ratio(joules - idle_w * _time_s(point), _tokens(point))
+
+
+def _units(point: Point) -> Units:
+    return blocks(point.cell, _joules, tokens=True)
+
+
+def _joules(window: WindowRecord) -> float | None:
+    return window.energy_j
+
+
+ENERGY_PER_TOKEN = _energy(
+    name="energy_j_per_token",
+    header="J/token",
+    meaning="energy over generated tokens, prefill included",
+    compute=_per_token,
+    units=_units,
+    unit="J",
+    sections={HEADLINE: 8, ENERGY: 1},
+    priority=4,
+    change=Wording("{} less energy", "{} more energy"),
+)
+ENERGY_PER_REQUEST = _energy(
+    name="energy_j_per_request",
+    header="J/re-\nquest",
+    meaning="energy over finished samples",
+    compute=_per_request,
+    unit="J",
+    sections={ENERGY: 2},
+)
+NET_ENERGY_PER_TOKEN = _energy(
+    name="energy_net_j_per_token",
+    header="net\nJ/token",
+    meaning="the same as J/token less idle power",
+    compute=_net_per_token,
+    unit="J",
+    sections={ENERGY: 3},
+)
+MEAN_POWER = _energy(
+    name="mean_power_w",
+    header="mean\nW",
+    meaning="energy over time",
+    compute=_mean_power,
+    unit="W",
+    better=None,
+    sections={ENERGY: 4},
+)
+IDLE_POWER = _energy(
+    name="idle_power_w",
+    header="idle\nW",
+    meaning="power with the model loaded and nothing running",
+    compute=_idle_power,
+    unit="W",
+    better=None,
+    sections={ENERGY: 5},
+)
+TOTAL_ENERGY = _energy(
+    name="energy_j",
+    header="J total",
+    meaning="energy of all windows",
+    compute=_total,
+    unit="J",
+    sections={ENERGY: 8},
+)

@@ -1,0 +1,122 @@
+"""Evaluates metrics at the operating points of one table; those compared with full depth are tested together.
+
+Each comparison has a bootstrap interval and the p-value of a paired permutation test
+(:mod:`reports.statistics.significance`). The operating points of one table are one family: Holm's correction is made
+over them, for each metric by itself.
+
+A difference is said to be there only when its corrected p-value is at most 0.05 **and** its interval excludes "no
+difference".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from harness.contracts import Metric
+from harness.errors import RegistryError
+from harness.records.estimate import Estimate
+from reports.metrics.point import Point
+from reports.statistics.intervals import (
+    MINIMUM_PAIRS,
+    bootstrap_interval,
+    mean,
+    mean_interval,
+    paired_ratio,
+    percentile,
+)
+from reports.statistics.significance import LEVEL, holm, ratio_p, sign_flip_p, smallest_p
+
+__all__ = ["Comparison", "compare_all", "evaluate", "is_distinguishable"]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One metric of one operating point against full depth.
+
+    Attributes:
+        metric: what was compared.
+        value: ratio (above 1 is cheaper than full depth) or difference.
+        interval: bootstrap 95 %.
+        p: of a paired permutation test.
+        pairs: independent units compared.
+        p_holm: corrected over the family. family: operating points tested on this metric.
+    """
+
+    metric: Metric
+    value: float | None = None
+    interval: tuple[float, float] | None = None
+    p: float | None = None
+    pairs: int = 0
+    p_holm: float | None = None
+    family: int = 0
+
+    @property
+    def estimate(self) -> Estimate | None:
+        """What the summary keeps of it."""
+        if self.value is None:
+            return None
+        low, high = self.interval or (None, None)
+        return Estimate(value=self.value, low=low, high=high, p=self.p, p_holm=self.p_holm, n=self.pairs or None)
+
+    @property
+    def distinguishable(self) -> bool:
+        """Whether test and interval both say that there is a difference."""
+        return is_distinguishable(self.metric, self.estimate)
+
+    @property
+    def too_few(self) -> bool:
+        """Whether not even the clearest outcome of so many pairs could be told from chance in this family."""
+        few = self.pairs < MINIMUM_PAIRS or smallest_p(self.pairs) * self.family > LEVEL
+        return few and not self.distinguishable
+
+
+def evaluate(metric: Metric, point: Point) -> Estimate | None:
+    """Return a metric that is not compared with full depth; ``None`` where it was not measured.
+
+    Raises:
+        RegistryError: the metric yields something that is no number.
+    """
+    if metric.of_sample is not None:
+        values = [value for sample in point.samples if (value := metric.of_sample(sample)) is not None]
+        found = mean(values) if metric.percentile is None else percentile(values, metric.percentile)
+    else:
+        assert metric.compute is not None
+        found = metric.compute(point)
+    if found is None or isinstance(found, Estimate):
+        return found
+    if not isinstance(found, int | float):
+        raise RegistryError(f"the metric '{metric.name}' yields {found!r}, which is no number and no estimate.")
+    return Estimate(value=found)
+
+
+def compare_all(metrics: Sequence[Metric], points: Sequence[Point]) -> list[Mapping[Metric, Comparison]]:
+    """Return for each operating point of one table its comparisons with full depth, corrected."""
+    found: list[dict[Metric, Comparison]] = [{} for _ in points]
+    for metric in metrics:
+        column = [_compare(metric, point) for point in points]
+        tested = sum(one.p is not None for one in column)
+        for at, one, p in zip(found, column, holm([one.p for one in column]), strict=True):
+            at[metric] = replace(one, p_holm=p, family=tested)
+    return list(found)
+
+
+def is_distinguishable(metric: Metric, estimate: Estimate | None) -> bool:
+    """Whether a comparison with full depth passed; false for a metric that is none."""
+    if metric.paired is None or estimate is None or estimate.p_holm is None or estimate.interval is None:
+        return False
+    no_difference = 1.0 if metric.paired == "ratio" else 0.0
+    return estimate.p_holm <= LEVEL and not estimate.interval[0] <= no_difference <= estimate.interval[1]
+
+
+def _compare(metric: Metric, point: Point) -> Comparison:
+    """Compare one operating point; full depth itself has a ratio of 1 by definition, without interval or test."""
+    assert metric.compute is not None
+    if metric.paired == "difference":
+        values: list[float] = [] if point.is_full else metric.compute(point) or []
+        return Comparison(metric, mean(values), mean_interval(values), sign_flip_p(values), len(values))
+    pairs = metric.compute(point)
+    if point.is_full:
+        return Comparison(metric, 1.0 if point.samples and pairs is not None else None)
+    pairs = pairs or []
+    return Comparison(metric, paired_ratio(pairs), bootstrap_interval(pairs), ratio_p(pairs), len(pairs))

@@ -1,0 +1,179 @@
+"""What completions cost in time: latencies, prefill and decode apart, waiting, throughput.
+
+Times come from every repeat. Where requests arrive at a fixed rate, latency and time to the first token count from
+the arrival, and waiting is a metric of its own; prefill and decode are what remains without it.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+from harness.contracts import Metric, Wording
+from harness.records import SampleRecord, WindowRecord
+from reports.metrics.point import Point
+from reports.metrics.sections import HEADLINE, TIME
+from reports.metrics.units import Units, blocks
+from reports.statistics.intervals import ratio
+
+__all__ = [
+    "DECODE",
+    "LATENCY_P50",
+    "LATENCY_P90",
+    "LATENCY_P99",
+    "PREFILL",
+    "PREFILL_SHARE",
+    "QUEUE_P50",
+    "QUEUE_P99",
+    "TOKENS_PER_S",
+    "TPOT_P50",
+    "TTFT_P50",
+]
+
+_seconds = partial(Metric, unit="s", form="seconds", better="lower", kind="cost")
+
+
+def _latency(sample: SampleRecord) -> float | None:
+    return sample.latency_s
+
+
+def _ttft(sample: SampleRecord) -> float | None:
+    return sample.ttft_s
+
+
+def _tpot(sample: SampleRecord) -> float | None:
+    times = sample.token_times_s
+    return (times[-1] - times[0]) / (len(times) - 1) if len(times) >= 2 else None
+
+
+def _queue(sample: SampleRecord) -> float | None:
+    return sample.queue_s
+
+
+def _prefill(sample: SampleRecord) -> float | None:
+    if sample.ttft_s is None or sample.latency_s is None:
+        return None
+    return sample.ttft_s - (sample.queue_s or 0.0)
+
+
+def _decode(sample: SampleRecord) -> float | None:
+    return None if sample.ttft_s is None or sample.latency_s is None else sample.latency_s - sample.ttft_s
+
+
+def _prefill_share(point: Point) -> float | None:
+    prefill = math.fsum(seconds for sample in point.samples if (seconds := _prefill(sample)) is not None)
+    decode = math.fsum(seconds for sample in point.samples if (seconds := _decode(sample)) is not None)
+    return ratio(prefill, prefill + decode)
+
+
+def _throughput(point: Point) -> float | None:
+    windows = point.windows
+    return ratio(sum(window.tokens for window in windows), math.fsum(window.duration_s for window in windows))
+
+
+def _throughput_units(point: Point) -> Units:
+    spent = blocks(point.cell, _duration, tokens=True)
+    return {key: (tokens, seconds) for key, (seconds, tokens) in spent.items()}
+
+
+def _duration(window: WindowRecord) -> float:
+    return window.duration_s
+
+
+LATENCY_P50 = _seconds(
+    name="latency_p50_s",
+    header="p50",
+    title="latency p50",
+    meaning="median latency of a request",
+    of_sample=_latency,
+    percentile=50,
+    sections={HEADLINE: 7, TIME: 1},
+    priority=6,
+    change=Wording("requests {} faster", "requests {} slower"),
+)
+LATENCY_P90 = _seconds(
+    name="latency_p90_s",
+    header="p90",
+    title="latency p90",
+    meaning="90th percentile of the latency",
+    of_sample=_latency,
+    percentile=90,
+    sections={TIME: 2},
+)
+LATENCY_P99 = _seconds(
+    name="latency_p99_s",
+    header="p99",
+    title="latency p99",
+    meaning="99th percentile of the latency",
+    of_sample=_latency,
+    percentile=99,
+    sections={TIME: 3},
+)
+QUEUE_P50 = _seconds(
+    name="queue_p50_s",
+    header="wait\np50",
+    meaning="median wait before a request began",
+    of_sample=_queue,
+    percentile=50,
+    sections={TIME: 4},
+)
+QUEUE_P99 = _seconds(
+    name="queue_p99_s",
+    header="wait\np99",
+    meaning="99th percentile of that wait",
+    of_sample=_queue,
+    percentile=99,
+    sections={TIME: 5},
+)
+TTFT_P50 = _seconds(
+    name="ttft_p50_s",
+    header="TTFT",
+    title="TTFT p50",
+    meaning="median time to the first token",
+    of_sample=_ttft,
+    percentile=50,
+    sections={TIME: 6},
+)
+TPOT_P50 = _seconds(
+    name="tpot_p50_s",
+    header="TPOT",
+    title="TPOT p50",
+    meaning="median time per later token",
+    of_sample=_tpot,
+    percentile=50,
+    sections={TIME: 7},
+    change=Wording("decodes {} faster", "decodes {} slower"),
+)
+TOKENS_PER_S = Metric(
+    name="tokens_per_s",
+    header="tokens\nper s",
+    title="tokens/s",
+    meaning="all tokens over all time",
+    compute=_throughput,
+    units=_throughput_units,
+    better="higher",
+    unit="1/s",
+    sections={TIME: 8},
+)
+PREFILL = _seconds(
+    name="prefill_s",
+    header="prefill",
+    meaning="mean time to the first token, waiting left out",
+    of_sample=_prefill,
+    sections={TIME: 9},
+)
+DECODE = _seconds(
+    name="decode_s",
+    header="decode",
+    meaning="mean time of a request after the first token",
+    of_sample=_decode,
+    sections={TIME: 10},
+)
+PREFILL_SHARE = Metric(
+    name="prefill_share",
+    header="prefill\nshare",
+    meaning="prefill over prefill and decode, all requests",
+    compute=_prefill_share,
+    form="percent",
+    sections={TIME: 11},
+)

@@ -1,0 +1,101 @@
+"""The independent units of a metric: what each prompt, or each block of prompts, cost or scored.
+
+A unit is named by the prompts in it, so that units of two runs pair by their names. Costs that only a whole window has
+(requests back to back, energy, throughput) come by block, and so do all times where several prompts are decoded in one
+batch and share their clock; everything else comes by prompt. Repeats of a prompt belong to its unit: they say nothing
+new about other prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeAlias
+
+from harness.contracts import Metric
+from harness.records import SampleRecord, WindowRecord
+from reports.metrics.point import Point
+from reports.summary.measured import Measured
+
+__all__ = ["Units", "blocks", "clocks", "joined", "rates", "units_of"]
+
+Units: TypeAlias = Mapping[frozenset[str], tuple[float, ...]]
+"""Prompts of a unit → its row: totals (of what stands above and below the line of a rate), or one value per repeat."""
+
+
+def units_of(metric: Metric, point: Point) -> Units | None:
+    """Return what a metric is made of, unit by unit: empty if it was not measured, ``None`` if it has none."""
+    if metric.units is not None:
+        units: Units = metric.units(point)
+        return units
+    if metric.of_sample is None:
+        return None
+    if metric.percentile is None:
+        return rates(point.cell, metric.of_sample, clocked=metric.is_cost)
+    found: dict[frozenset[str], list[float]] = {}
+    shared = clocks(point.cell)
+    for sample in point.samples:
+        value = metric.of_sample(sample)
+        if value is not None:
+            found.setdefault(shared.get(sample.sample_id, frozenset([sample.sample_id])), []).append(value)
+    return {key: tuple(values) for key, values in found.items()}
+
+
+def rates(
+    cell: Measured, read: Callable[[SampleRecord], tuple[float, float] | float | None], *, clocked: bool = False
+) -> Units:
+    """Return units by prompt.
+
+    Args:
+        cell: the operating point.
+        read: numerator and denominator of a sample, a number to take the mean of, or ``None`` where it has none.
+        clocked: it is a time: prompts that share a clock are one unit.
+    """
+    rows, shared = [], clocks(cell) if clocked else {}
+    for sample in cell.samples.values():
+        found = read(sample)
+        if found is not None:
+            key = shared.get(sample.sample_id, frozenset([sample.sample_id]))
+            rows.append((key, found if isinstance(found, tuple) else (found, 1.0)))
+    return _added(rows)
+
+
+def blocks(cell: Measured, cost: Callable[[WindowRecord], float | None], *, tokens: bool = False) -> Units:
+    """Return a cost of whole windows, and the windows or tokens it bought; a window with a failed sample has none."""
+    rows = []
+    for number, members in _windows(cell).items():
+        window = cell.windows[number]
+        spent = cost(window)
+        if spent is not None and not window.failed:
+            rows.append((_names(members), (spent, float(window.tokens) if tokens else 1.0)))
+    return _added(rows)
+
+
+def clocks(cell: Measured) -> dict[str, frozenset[str]]:
+    """Return prompt → the block whose clock it shares; empty where each prompt is decoded by itself."""
+    if cell.regime.batch_size == 1:
+        return {}
+    shared = [_names(members) for members in _windows(cell).values()]
+    return {sample_id: block for block in shared for sample_id in block}
+
+
+def joined(above: Units, below: Units) -> Units:
+    """Return the units of a ratio of two rates."""
+    return {key: (*row, *below[key]) for key, row in above.items() if key in below}
+
+
+def _windows(cell: Measured) -> dict[int, list[SampleRecord]]:
+    found: dict[int, list[SampleRecord]] = {}
+    for sample in cell.samples.values():
+        found.setdefault(sample.window, []).append(sample)
+    return found
+
+
+def _names(members: Sequence[SampleRecord]) -> frozenset[str]:
+    return frozenset(sample.sample_id for sample in members)
+
+
+def _added(rows: Iterable[tuple[frozenset[str], tuple[float, ...]]]) -> Units:
+    found: dict[frozenset[str], tuple[float, ...]] = {}
+    for key, row in rows:
+        found[key] = tuple(map(sum, zip(found[key], row, strict=True))) if key in found else row
+    return found

@@ -1,0 +1,73 @@
+"""How an operating point compares with full depth, in words.
+
+What is not told apart from chance is *not distinguishable*, which does not mean equal; and where so few pairs were
+measured that even the clearest outcome could not pass the test, the words are *too few pairs to tell*. Which
+comparisons are told, and how, is part of their metrics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from harness.contracts import Metric
+from reports.metrics.evaluation import Comparison
+from reports.metrics.point import Point
+
+__all__ = ["NOT_DISTINGUISHABLE", "TOO_FEW", "verdict"]
+
+NOT_DISTINGUISHABLE = "not distinguishable from full depth"
+TOO_FEW = "too few pairs to tell"
+
+
+def verdict(point: Point, comparisons: Mapping[Metric, Comparison], *, energy_measured: bool) -> str | None:
+    """Say in words how an operating point compares with full depth; ``None`` when one has no finished sample.
+
+    Energy is named when a sensor measured it, accuracy unless the weights are random.
+
+    Args:
+        point: the operating point.
+        comparisons: its own, corrected.
+        energy_measured: a sensor measured its energy.
+    """
+    if point.is_full or not point.samples or not point.full.samples:
+        return "the baseline" if point.is_full and point.samples else None
+    told = [
+        one
+        for metric, one in comparisons.items()
+        if metric.verdict is not None
+        and one.value is not None
+        and (metric.always_told or one.distinguishable)
+        and (metric.kind != "energy" or energy_measured)
+        and (metric.kind != "score" or point.model.weights != "random")
+    ]
+    if all(one.too_few for one in told):
+        return TOO_FEW
+    if not any(one.distinguishable or one.too_few for one in told):
+        return NOT_DISTINGUISHABLE + _always_the_same(told)
+    return "; ".join(map(_words, told))
+
+
+def _words(one: Comparison) -> str:
+    wording = one.metric.verdict
+    assert wording is not None
+    assert one.value is not None
+    if not one.distinguishable:
+        return f"{wording.noun} {TOO_FEW if one.too_few else 'not distinguishable'}{_always_the_same([one])}"
+    assert one.interval is not None
+    if one.metric.paired == "difference":
+        good = (one.value > 0) is (one.metric.better != "lower")
+        low, high = sorted(map(abs, one.interval))
+        return (wording.better if good else wording.worse).format(f"{abs(one.value):.3f}") + f" [{low:.3f}, {high:.3f}]"
+    gain = [100 * (1 - 1 / ratio if wording.saving else ratio - 1) for ratio in (one.value, *one.interval)]
+    decimals = 1 if abs(gain[0]) < 10 else 0
+    low, high = sorted(map(abs, gain[1:]))
+    amount = f"{abs(gain[0]):.{decimals}f} %"
+    return (
+        f"{(wording.better if gain[0] > 0 else wording.worse).format(amount)} [{low:.{decimals}f}, {high:.{decimals}f}]"
+    )
+
+
+def _always_the_same(told: Sequence[Comparison]) -> str:
+    """An observation, not a conclusion: this score did not differ on any sample."""
+    same = [one for one in told if one.metric.paired == "difference" and one.interval == (0.0, 0.0)]
+    return f" ({same[0].pairs} of {same[0].pairs} samples score the same)" if same else ""

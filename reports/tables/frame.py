@@ -1,0 +1,121 @@
+"""The flat view of a summary: a row per operating point, a documented column per number.
+
+Options are JSON text and the machine stands in every row. A metric is the column of its name; what its estimates hold
+besides follows it (``…_low`` and ``…_high``, the 95 % interval; ``…_p`` and ``…_p_holm``; ``…_n``). What was not
+measured is empty, in a pandas frame NaN.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from harness.contracts import Metric
+from harness.records.summary import Summary, SummaryRow
+from reports.metrics.vocabulary import all_metrics, metrics_of
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+__all__ = ["ColumnFact", "column_facts", "column_names", "flat", "to_frame"]
+
+_FIELDS = {
+    "machine": "what it was measured on, in one line",
+    "operating_point": "label of the operating point",
+    "strategy": "registered name of its strategy",
+    "options": "the strategy's options, JSON",
+    "task": "registered name of the task",
+    "language": "programming language",
+    "protocol": "how prompts were cut and when completions end",
+    "source": "where the data came from",
+    "model": "name of the model",
+    "weights": "pretrained, tuned or random",
+    "exit_head": "what makes logits of an exit's hidden state",
+    "kv": "KV policy",
+    "batch_size": "samples decoded together",
+    "dtype": "number format of the model",
+    "n": "samples scored",
+    "errors": "samples that failed",
+    "repeats": "repetitions timed",
+    "energy_source": "where the energy comes from",
+    "energy_measured": "whether a sensor measured it",
+    "verdict": "the comparison with full depth, in words",
+    "rehearsed": "an upper bound that knows the answer, no candidate",
+    "pareto": "on the front of quality and cost",
+}
+_PARTS = {
+    "": "{}",
+    "low": "lower bound of the 95 % interval of {}",
+    "high": "upper bound of the 95 % interval of {}",
+    "p": "p-value of a paired permutation test: {} is that of full depth",
+    "p_holm": "the same after Holm's correction over the table",
+    "n": "independent units that {} rests on",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnFact:
+    """What is to know of one column.
+
+    Attributes:
+        name: of the column.
+        unit: SI symbol or word; empty for text and pure numbers.
+        meaning: one phrase.
+        better: ``higher``, ``lower`` or empty.
+    """
+
+    name: str
+    unit: str
+    meaning: str
+    better: str = ""
+
+
+def column_facts(rows: Iterable[SummaryRow] = ()) -> list[ColumnFact]:
+    """Return every column of the flat view with unit and meaning, in order.
+
+    Args:
+        rows: whose metrics to include beside those that are known here.
+    """
+    metrics = metrics_of(rows) if rows else all_metrics()
+    return [
+        *(ColumnFact(name, "", meaning) for name, meaning in _FIELDS.items()),
+        *(fact for metric in metrics for fact in _facts(metric)),
+    ]
+
+
+def column_names(rows: Iterable[SummaryRow]) -> list[str]:
+    """Return the names of the columns of some rows."""
+    return [fact.name for fact in column_facts(list(rows))]
+
+
+def flat(summary: Summary) -> Iterator[dict[str, Any]]:
+    """Yield each row as column → value; a column without a value is left out."""
+    for row in summary.rows:
+        values = {"machine": summary.machine, **row.model_dump(mode="json", exclude={"metrics"})}
+        values["options"] = json.dumps(values["options"], sort_keys=True)
+        for name, estimate in row.metrics.items():
+            found = estimate.model_dump(exclude_none=True)
+            values |= {name if part == "value" else f"{name}_{part}": number for part, number in found.items()}
+        yield values
+
+
+def to_frame(summary: Summary) -> DataFrame:
+    """Return the rows as a pandas frame; numbers that were not measured are NaN."""
+    import pandas  # late: half a second that no other report needs
+
+    frame = pandas.DataFrame(list(flat(summary)), columns=column_names(summary.rows))
+    return frame.astype({name: "float64" for name in frame.columns if name not in _FIELDS})
+
+
+def _facts(metric: Metric) -> Iterator[ColumnFact]:
+    for part in ("", *metric.parts):
+        name = f"{metric.name}_{part}" if part else metric.name
+        unit = metric.unit if part in ("", "low", "high") else ""
+        yield ColumnFact(
+            name,
+            unit,
+            _PARTS[part].format(metric.term if part else metric.meaning),
+            "" if part else metric.better or "",
+        )
