@@ -71,7 +71,7 @@ class Outcome:
         return sum(layer * tokens for layer, tokens in self.exits.items())
 
     def moved(self, model: ModelInfo, kv: KVFacts) -> int:
-        """Return the bytes that decoding the tokens one by one would read, see :mod:`reports.summary.depth`."""
+        """Return the bytes that decoding the tokens one by one would read, see :mod:`reports.metrics.byte_model`."""
         filled = sum((model.num_layers - layer) * tokens for layer, tokens in self.exits.items())
         causes = bytes_by_cause(
             model,
