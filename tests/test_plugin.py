@@ -278,7 +278,7 @@ def test_its_numbers_outlive_it(made: Path, site: Path, shell: Shell, tmp_path: 
     for one, other in zip(before["rows"], after["rows"], strict=True):
         for name in ("completion_tokens", "vocabulary", "balanced_brackets"):
             assert one["metrics"][name] == other["metrics"][name]
-    assert any("metric completion_tokens: what was recorded is shown" in note for note in after["notes"])
+    assert any("has the metric completion_tokens" in note for note in after["notes"])
     printed = shell("report", run, cwd=tmp_path)
     assert "completion_tokens: as recorded" in " ".join(printed.stdout.split())
 
