@@ -19,6 +19,8 @@ from typing import Any, Generic, TypeVar, cast
 from harness.errors import RegistryError, UnknownNameError
 
 __all__ = [
+    "FAMILIES",
+    "KV_POLICIES",
     "METERS",
     "METRICS",
     "MODELS",
@@ -189,9 +191,11 @@ SCORES: Registry[Any] = Registry("harness.scores", "score")
 MODELS: Registry[Any] = Registry("harness.models", "model")
 METERS: Registry[Any] = Registry("harness.meters", "meter")
 METRICS: Registry[Any] = Registry("harness.metrics", "metric")
+KV_POLICIES: Registry[Any] = Registry("harness.kv", "KV policy")
+FAMILIES: Registry[Any] = Registry("harness.families", "model family")
 
 REGISTRIES: dict[str, Registry[Any]] = {
     registry.group.removeprefix("harness."): registry
-    for registry in (STRATEGIES, RECIPES, TASKS, PROTOCOLS, SCORES, METRICS, MODELS, METERS)
+    for registry in (STRATEGIES, RECIPES, KV_POLICIES, TASKS, PROTOCOLS, SCORES, METRICS, MODELS, FAMILIES, METERS)
 }
 """Everything that can be registered, by its plural."""

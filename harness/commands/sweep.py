@@ -10,6 +10,7 @@ import typer
 from harness.commands.console import stderr, stdout
 from harness.commands.options import configure, configured_by
 from harness.errors import ConfigError, UnknownNameError
+from harness.registry import KV_POLICIES
 from harness.sweep.options import SweepOptions
 
 if TYPE_CHECKING:
@@ -28,9 +29,10 @@ def sweep(
 ) -> None:
     """Replay strategies on a trace: depth, agreement and expected speed-up of every threshold, in seconds."""
     options = configure(SweepOptions, given)
+    if not KV_POLICIES.load(options.kv).facts.keeps_cache:
+        raise ConfigError(f"--kv '{options.kv}' cannot be replayed: it keeps no KV cache. Use another --kv.")
 
     from harness.commands.progress import TrainingProgress
-    from harness.contracts import KVPolicy
     from harness.sweep.files import check_writable, write_sweep
     from harness.sweep.replay_sweep import SweepRequest
     from harness.sweep.replay_sweep import sweep as replay_all
@@ -48,7 +50,7 @@ def sweep(
         points=options.points,
         documents=options.document_split,
         tasks=options.tasks,
-        kv=KVPolicy(options.kv),
+        kv=options.kv,
         seed=options.seed,
         calibrate=out is not None,
     )

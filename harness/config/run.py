@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self, TypeAlias
+from typing import Annotated, Any, Self, TypeAlias
 
 from pydantic import Field, PlainSerializer, PlainValidator, ValidationInfo, field_validator, model_validator
 
+from harness.config.kv import registered
 from harness.config.model import Folder, ModelConfiguration, Placeholder, Seed, TaskName
 from harness.config.strategies import StrategySpec, as_strategy, parse_all, spec_of
-from harness.contracts import KVPolicy, Strategy
+from harness.contracts import Strategy
 from harness.errors import ConfigError
 
 __all__ = ["RunConfig"]
@@ -56,10 +57,11 @@ class RunConfig(ModelConfiguration):
     max_new_tokens: int | None = Field(
         default=None, ge=1, le=4096, description="New tokens per sample. Default: the protocol's limit."
     )
-    kv: Literal["auto"] | KVPolicy | tuple[KVPolicy, ...] = Field(
+    kv: str | tuple[str, ...] = Field(
         default="auto",
         description="K,V of skipped layers: auto (recompute; propagate for fixed exits), recompute, propagate, "
-        "none, skip; a comma list compares, the first one's full depth being the baseline.",
+        "none, skip, or another of `harness list kv`; a comma list compares, the first one's full depth being the "
+        "baseline.",
     )
     batch_size: int = Field(default=1, ge=1, le=1024, description="Samples decoded together.")
     repeats: int = Field(default=1, ge=1, le=1000, description="Repetitions of each block, each in a fresh process.")
@@ -107,15 +109,19 @@ class RunConfig(ModelConfiguration):
         """Take ``none,propagate`` apart; a list of one is that one."""
         if isinstance(value, str) and "," in value:
             value = [part.strip() for part in value.split(",")]
-        known = [policy.value for policy in KVPolicy]
-        for name in value if isinstance(value, list | tuple) else [value]:
-            if name not in ("auto", *known) or (name == "auto" and value != "auto"):
-                raise ValueError(f"input should be 'auto', or some of {', '.join(map(repr, known))}")
-        if isinstance(value, list | tuple):
-            once = tuple(dict.fromkeys(value))
-            if not once:
-                raise ValueError("names no policy")
-            return once[0] if len(once) == 1 else once
+        if not isinstance(value, list | tuple):
+            return value
+        once = tuple(dict.fromkeys(value))
+        if not once:
+            raise ValueError("names no policy")
+        return once[0] if len(once) == 1 and once != ("auto",) else once
+
+    @field_validator("kv", mode="after")
+    @classmethod
+    def _known(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if value != "auto":
+            for name in [value] if isinstance(value, str) else value:
+                registered(name)
         return value
 
     @model_validator(mode="after")
@@ -128,7 +134,7 @@ class RunConfig(ModelConfiguration):
         return self
 
     @property
-    def kv_policies(self) -> tuple[KVPolicy, ...]:
+    def kv_policies(self) -> tuple[str, ...]:
         """The KV policies to compare; none where each strategy runs under its own."""
         if self.kv == "auto":
             return ()

@@ -1,4 +1,5 @@
-"""The vocabulary every room shares: what a strategy, a task, a score, a meter and a model promise.
+"""The vocabulary every room shares: what a strategy, a KV policy, a task, a score, a meter and a model
+promise.
 
 Protocols for what is plugged in, frozen dataclasses for what is handed over. No torch at run time:
 importing this module must stay cheap, since ``harness list`` does it.
@@ -11,12 +12,12 @@ norm; quantities carry SI suffixes (``_s``, ``_j``, ``_w``, ``_bytes``); ``None`
 
 from __future__ import annotations
 
+from harness.contracts.kv import KVBatch, KVFacts, KVPolicy, Leaving, Waiting
 from harness.contracts.meters import EnergyReading, Meter
 from harness.contracts.metrics import Better, Metric, Wording
 from harness.contracts.models import (
     ExitHead,
     KVInput,
-    KVPolicy,
     ModelInfo,
     ModelRequest,
     Tokenizer,
@@ -51,8 +52,11 @@ __all__ = [
     "ExitHead",
     "ExitRule",
     "ExitView",
+    "KVBatch",
+    "KVFacts",
     "KVInput",
     "KVPolicy",
+    "Leaving",
     "Meter",
     "Metric",
     "ModelInfo",
@@ -72,6 +76,7 @@ __all__ = [
     "Tokenizer",
     "Trained",
     "TrainingRun",
+    "Waiting",
     "Weights",
     "WeightsChoice",
     "Wording",

@@ -4,30 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Literal, Protocol, TypeAlias
 
-__all__ = ["ExitHead", "KVInput", "KVPolicy", "ModelInfo", "ModelRequest", "Tokenizer", "Weights", "WeightsChoice"]
+__all__ = ["ExitHead", "KVInput", "ModelInfo", "ModelRequest", "Tokenizer", "Weights", "WeightsChoice"]
 
 Weights: TypeAlias = Literal["pretrained", "tuned", "random"]
 WeightsChoice: TypeAlias = Literal["auto", "pretrained", "tuned", "random"]
 ExitHead: TypeAlias = Literal["auto", "shared", "shortcut"]
 KVInput: TypeAlias = Literal["hidden", "shortcut"]
-
-
-class KVPolicy(StrEnum):
-    """What happens to the keys and values of layers that an exited token skipped.
-
-    ``propagate`` fills them from the exit hidden state (CALM, Schuster 2022); ``recompute`` runs the
-    missing layers together with the next token that goes deeper (EE-LLM), identical to full depth for
-    the same token sequence; ``none`` keeps no cache and runs the whole prefix for every token (how
-    GREEN-CODE's published numbers were taken); ``skip`` leaves a hole, a lossy control.
-    """
-
-    PROPAGATE = "propagate"
-    RECOMPUTE = "recompute"
-    NONE = "none"
-    SKIP = "skip"
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from harness.config import BASELINE, RunConfig
-from harness.contracts import KVPolicy, WeightsChoice
+from harness.contracts import WeightsChoice
 from harness.errors import ConfigError
 from harness.records.record import Record
 
@@ -176,7 +176,7 @@ def _tuned(settings: GridSettings, model: str, task: str) -> GridRun:
             f"rl:agent={agent}:threshold={thresholds}",
             *_fixed(settings.fixed_layers.get(model, ())),
         ),
-        kv=(KVPolicy.PROPAGATE, KVPolicy.NONE),  # the fair baseline comes first
+        kv=("propagate", "none"),  # the fair baseline comes first
         weights=settings.weights,
         exit_head="auto",
     )
@@ -193,7 +193,7 @@ def _base(settings: GridSettings, model: str, task: str) -> GridRun | None:
     if settings.weights in ("random", "pretrained"):
         return None  # the weights would be the same
     config = _config(
-        settings, model, task, strategies=(BASELINE,), kv=KVPolicy.PROPAGATE, weights="pretrained", exit_head="shared"
+        settings, model, task, strategies=(BASELINE,), kv="propagate", weights="pretrained", exit_head="shared"
     )
     return GridRun(_folder(model, task, "base"), "base", model, task, _stands_for(model), config, 1)
 

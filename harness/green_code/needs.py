@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from harness.config import parse_all
-from harness.contracts import KVPolicy, ModelInfo, ModelRequest, WeightsChoice
+from harness.contracts import ModelInfo, ModelRequest, WeightsChoice
 from harness.errors import ArtefactError, ConfigError, DataError, ModelError, UnknownNameError
 from harness.green_code.grid import PAPER_MODELS, GridRun, GridSettings
 from harness.models.model import resolve
@@ -166,7 +166,7 @@ def _published_s(run: GridRun) -> float:
     language = {"javacorpus": "java", "py150": "python"}[run.task]
     theirs = [point for point in green_code() if (point.model, point.language) == (name, language)]
     whole = {point.kv: point.time_s for point in theirs if point.strategy == "full" and point.weights == "tuned"}
-    full, cached = whole[KVPolicy.NONE], whole[KVPolicy.PROPAGATE]
+    full, cached = whole["none"], whole["propagate"]
     samples = run.config.limit or 0
     if run.kind == "base":
         return samples * cached

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.contracts import WeightsChoice
+from harness.decoding.families import check_family
 from harness.errors import ModelError, UnknownNameError
 from harness.host.hub import hub_in_reach
 from harness.models.quiet import quiet
@@ -40,12 +41,15 @@ def read_config(spec: ModelSpec, weights: WeightsChoice) -> Any:
     Raises:
         ModelError: it cannot be had.
     """
-    from transformers import AutoConfig
+    from transformers import AutoConfig, PretrainedConfig
 
     if spec.wheel is not None or (weights == "random" and spec.shape and not hub_in_reach()):
         return AutoConfig.for_model(spec.model_type, **spec.shape)
     try:
         with quiet():
+            facts, _ = PretrainedConfig.get_config_dict(spec.location, local_files_only=not hub_in_reach())
+            if "model_type" in facts:  # before transformers is asked, which may learn of the architecture with it
+                check_family(facts["model_type"])
             return AutoConfig.from_pretrained(
                 spec.location, local_files_only=not hub_in_reach(), trust_remote_code=False
             )

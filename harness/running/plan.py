@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.config import RunConfig, demo_strategies, parse_all
-from harness.contracts import KVPolicy, StopRule, Task, TaskData, TaskRequest
+from harness.contracts import StopRule, Task, TaskData, TaskRequest
 from harness.errors import ConfigError, DataError
 from harness.host.device import resolve_device
 from harness.models.model import ResolvedModel, resolve
 from harness.records import TaskRecord
-from harness.registry import PROTOCOLS, TASKS
+from harness.registry import KV_POLICIES, PROTOCOLS, TASKS
 from harness.running.operating_points import OperatingPoint, build_all, operating_points, usable
 
 __all__ = ["Plan", "PlannedTask", "default_directory", "make_plan"]
@@ -98,7 +98,7 @@ def _refuse_contradictions(config: RunConfig) -> None:
         raise ConfigError(
             "--attribute counts what single requests did, back to back. Leave --batch-size and --arrival-rate away."
         )
-    if config.kv_policies == (KVPolicy.NONE,):
+    if config.kv_policies and not any(KV_POLICIES.load(kv).facts.keeps_cache for kv in config.kv_policies):
         raise ConfigError("--attribute needs a KV cache: without one every token is a prefill. Use another --kv.")
 
 

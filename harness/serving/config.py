@@ -6,8 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from harness.config.kv import KVName
 from harness.config.model import File, ModelConfiguration, OperatingPoint, Placeholder
-from harness.contracts import KVPolicy, ModelInfo
+from harness.contracts import ModelInfo, Strategy
 from harness.errors import ConfigError
 
 __all__ = ["ServeConfig", "prompt_cap"]
@@ -23,9 +24,10 @@ class ServeConfig(ModelConfiguration):
         description="NAME[:option=value]… to load; the first is the default of requests that name none. "
         "Repeatable. Full depth is always loaded. Default: all that run on the model, a learned one first.",
     )
-    kv: KVPolicy = Field(
-        default=KVPolicy.RECOMPUTE,
-        description="K,V of skipped layers, for all requests: propagate, recompute, none or skip.",
+    kv: KVName = Field(
+        default=Strategy.default_kv,
+        description="K,V of skipped layers, for all requests: recompute, propagate, none, skip, or another of "
+        "`harness list kv`.",
     )
     host: str = Field(
         default="127.0.0.1", min_length=1, description="Address to listen at; 127.0.0.1 is this machine only."

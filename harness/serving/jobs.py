@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from harness.contracts import KVPolicy, Strategy
+from harness.contracts import Strategy
 from harness.decoding.transcript import Token
 
 __all__ = [
@@ -93,7 +93,7 @@ class Finished:
         num_layers: decoder layers of the model.
         exit_checks: times the strategy was asked.
         lm_head_evaluations: after prefill, the outputs' own included.
-        decode_layers: decoder layers run after prefill, catch-up work of ``recompute`` included.
+        decode_layers: decoder layers run after prefill, catch-up work of the KV policy included.
         queue_s: from submission to the start of prefill.
         ttft_s: from submission to the first token.
         total_s: from submission to the last token.
@@ -107,7 +107,7 @@ class Finished:
     tokens: tuple[Token, ...]
     prompt: Prompt
     setting: Setting
-    kv: KVPolicy
+    kv: str
     num_layers: int
     exit_checks: int
     lm_head_evaluations: int

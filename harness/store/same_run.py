@@ -18,6 +18,7 @@ DECIDING = ("config", "operating_points", "model", "tasks", "block_size", "meter
 
 NOT_DECIDING = {
     "config": {"out"},
+    "operating_points": {"kv_facts"},  # the name decides
     "model": {"weights_source", "tokenizer_source"},  # words; the hash and the fingerprints decide
     "tasks": {"source", "detail"},
     "meter": {"unavailable"},

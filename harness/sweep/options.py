@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from harness.config.kv import KVName
 from harness.config.model import Artefacts, Configuration, Folder, OperatingPoint, Seed, TaskName
 
 __all__ = ["SweepOptions"]
@@ -29,8 +30,9 @@ class SweepOptions(Configuration):
     references: bool = Field(default=True, description="Add fixed exits and the oracle's bound.")
     model: str | None = Field(default=None, description="Whose trace it is. Default: the model the trace names.")
     artefacts: Artefacts = None
-    kv: Literal["propagate", "recompute", "skip"] = Field(
-        default="recompute", description="K,V of skipped layers, for the expected speed-up"
+    kv: KVName = Field(
+        default="recompute",
+        description="K,V of skipped layers, for the expected speed-up: one of `harness list kv` that keeps a cache.",
     )
     keep: float = Field(default=0.98, gt=0, le=1, description="Agreement that the first table asks for.")
     live: int = Field(

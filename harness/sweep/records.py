@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 
 from pydantic import Field
 
-from harness.contracts import KVPolicy, Weights
+from harness.contracts import Weights
 from harness.records.record import Record
 
 __all__ = ["DocumentSplit", "DriftRow", "Sweep", "SweepRow"]
@@ -129,7 +129,7 @@ class Sweep(Record):
     num_layers: int
     exit_points: tuple[int, ...]
     fingerprint: str
-    kv: KVPolicy
+    kv: str
     notes: tuple[str, ...]
     rows: tuple[SweepRow, ...]
     drift: tuple[DriftRow, ...] = ()

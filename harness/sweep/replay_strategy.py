@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from harness.contracts import Batch, ExitRule, KVPolicy, ModelInfo
+from harness.contracts import Batch, ExitRule, KVFacts, ModelInfo
 from harness.decoding.exits import complaint
 from harness.errors import OptionError
 from harness.running.operating_points import OperatingPoint
@@ -70,8 +70,8 @@ class Outcome:
         """Layers of all tokens."""
         return sum(layer * tokens for layer, tokens in self.exits.items())
 
-    def moved(self, model: ModelInfo, kv: KVPolicy) -> int:
-        """Return the bytes that decoding the tokens one by one would read, see :mod:`reports.summary.depth`."""
+    def moved(self, model: ModelInfo, kv: KVFacts) -> int:
+        """Return the bytes that decoding the tokens one by one would read, see :mod:`reports.metrics.byte_model`."""
         filled = sum((model.num_layers - layer) * tokens for layer, tokens in self.exits.items())
         causes = bytes_by_cause(
             model,
@@ -79,7 +79,7 @@ class Outcome:
             layers=self.layers + self.deep_layers,
             lm_head_evaluations=self.lm_head_evaluations,
             shortcut_evaluations=self.shortcut_evaluations,
-            kv_fill_layers=filled if kv is KVPolicy.PROPAGATE else 0,
+            kv_fill_layers=filled if kv.fills else 0,
             cache_reads=self.cache_reads,
         )
         return sum(causes)

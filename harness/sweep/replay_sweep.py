@@ -13,13 +13,14 @@ from torch import Tensor
 
 from harness.config import BASELINE, StrategySpec, parse_all
 from harness.config.options import build_strategy
-from harness.contracts import KVPolicy, ModelInfo
+from harness.contracts import ModelInfo, Strategy
 from harness.contracts.recipes import Progress
 from harness.decoding.blocks import Linear
 from harness.errors import ArtefactError, ConfigError, OptionError
 from harness.models.controllers import Observation
 from harness.models.model import ResolvedModel
 from harness.records.calibration import Calibration
+from harness.registry import KV_POLICIES
 from harness.running.operating_points import OperatingPoint, operating_point
 from harness.sweep.calibrate import describe_scores
 from harness.sweep.grid import SWEPT, asks_for_thresholds, with_thresholds
@@ -48,7 +49,7 @@ class SweepRequest:
         points: thresholds of a strategy that is swept.
         documents: ``held-out``: those that heads of this seed never learned from; or ``all``.
         tasks: only documents of these tasks; all if empty.
-        kv: policy of the expected speed-up.
+        kv: name of the KV policy of the expected speed-up.
         seed: decides which documents are held out, and what random strategies draw.
         calibrate: also judge how well each score separates right from wrong exits.
     """
@@ -58,7 +59,7 @@ class SweepRequest:
     points: int = 20
     documents: DocumentSplit = "held-out"
     tasks: tuple[str, ...] = ()
-    kv: KVPolicy = KVPolicy.RECOMPUTE
+    kv: str = Strategy.default_kv
     seed: int = 0
     calibrate: bool = False
 
@@ -115,7 +116,7 @@ def sweep(model: str, folder: Path, request: SweepRequest, *, artefacts: str | N
     points, extra = _points(references, asked, info)
     tallies, left_out = _tallies(specs, request, traces, wanted, observed, info)
     outcomes = _replay_all(points, tallies, traces, wanted, shortcuts, info, request.seed, progress)
-    rows = make_rows(points, outcomes, info, request.kv, extra)
+    rows = make_rows(points, outcomes, info, KV_POLICIES.load(request.kv).facts, extra)
     seconds = time.perf_counter() - began - sum(tally.seconds for tally in tallies)
     count, documents = outcomes[0].count, int((outcomes[0].tokens > 0).sum())
     found = Sweep(

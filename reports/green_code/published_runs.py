@@ -20,8 +20,6 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
-from harness.contracts import KVPolicy
-
 __all__ = ["LAYERS", "THRESHOLDS", "PublishedRun", "full_depth", "green_code", "read_rows", "saving"]
 
 LAYERS = {"Llama-3.2-3B": 28, "OPT-2.7B": 32}
@@ -55,7 +53,7 @@ class PublishedRun:
 
     model: str
     language: str
-    kv: KVPolicy
+    kv: str
     weights: str
     strategy: str
     threshold: float | None
@@ -119,14 +117,14 @@ def read_rows(name: str) -> list[dict[str, str]]:
 
 def _mislabelled(run: PublishedRun) -> bool:
     """Whether a run is labelled Java and most likely of the Python set."""
-    return (run.model, run.language, run.kv, run.weights) == ("OPT-2.7B", "java", KVPolicy.PROPAGATE, "base")
+    return (run.model, run.language, run.kv, run.weights) == ("OPT-2.7B", "java", "propagate", "base")
 
 
 def _run(row: dict[str, str]) -> PublishedRun:
     return PublishedRun(
         model=row["model"],
         language=row["language"],
-        kv=KVPolicy(row["kv"]),
+        kv=row["kv"],
         weights=row["weights"],
         strategy=row["strategy"],
         threshold=_number(row["threshold"]),

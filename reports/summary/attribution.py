@@ -27,7 +27,6 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.contracts import KVPolicy
 from harness.records import MeterRecord, SampleRecord, WindowRecord
 from harness.records.cost import PARTS, Attribution, CheckCost, OperatingPointCost, Quantity, Ranged
 from reports.statistics.intervals import MINIMUM_PAIRS, replicate_interval
@@ -59,7 +58,7 @@ def attribute(cells: Sequence[Measured], meter: MeterRecord | None = None, *, se
         meter: of the run; without it, energy counts as an estimate.
         seed: decides the resampling.
     """
-    usable = [cell for cell in cells if cell.regime.kv is not KVPolicy.NONE and not cell.point.rehearsed]
+    usable = [cell for cell in cells if cell.regime.cached and not cell.point.rehearsed]
     if not any(cell.point.never_exits for cell in cells) or any(cell.regime.batch_size > 1 for cell in cells):
         return ()
     if any(sample.arrival_s is not None for cell in cells for sample in cell.samples.values()):

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 
-from harness.contracts import KVPolicy
 from harness.contracts.recipes import Silent
 from harness.sweep.replay_sweep import SweepRequest, sweep
 from harness.training.traces.record_trace import TraceRequest, trace
@@ -50,7 +49,7 @@ def test_200_operating_points_against_one_live_pass(benchmark: Any, smollm2: Any
     prompt = list(range(100, 100 + PROMPT))
     per_token = []
     for _ in range(4):
-        (made,) = smollm2.engine.decode([prompt], Full(), kv=KVPolicy.PROPAGATE, max_new_tokens=[NEW])
+        (made,) = smollm2.engine.decode([prompt], Full(), kv="propagate", max_new_tokens=[NEW])
         per_token.append((made.token_times_s[-1] - made.token_times_s[0]) / (NEW - 1))
     live_s = min(per_token) * found.tokens
     start = time.perf_counter()

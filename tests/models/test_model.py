@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-from harness.contracts import KVPolicy
 from harness.decoding.engine import Engine
 from harness.errors import ConfigError, ModelError, UnknownNameError
 from harness.models.tokenizer import TransformersTokenizer
@@ -160,7 +159,7 @@ def test_a_saved_model_decodes_as_transformers_reads_it(
     folder = make_model(family)
     found = resolved(str(folder), weights="pretrained", exit_points="all")
     engine = Engine(found.load("cpu").backbone, found.info)
-    done = engine.decode([[5, 6, 7, 8]], Full(), kv=KVPolicy.PROPAGATE, max_new_tokens=[6])[0]
+    done = engine.decode([[5, 6, 7, 8]], Full(), kv="propagate", max_new_tokens=[6])[0]
     module = AutoModelForCausalLM.from_pretrained(folder)
     ids = torch.tensor([[5, 6, 7, 8]])
     out = module.generate(

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from harness.contracts import KVPolicy
 from harness.decoding.transcript import Transcript
 from harness.errors import ConfigError, HarnessError
+from harness.registry import KV_POLICIES
 from harness.serving.config import ServeConfig
 from harness.serving.failures import (
     DrainingError,
@@ -63,7 +63,7 @@ async def collect(service: Service, wanted: Job) -> tuple[list[Token], Finished]
     return tokens, done  # type: ignore[return-value]
 
 
-def alone(service: Service, wanted: Job, kv: KVPolicy = KVPolicy.PROPAGATE) -> Any:
+def alone(service: Service, wanted: Job, kv: str = "propagate") -> Any:
     """The same request through the engine's closed batch."""
     return service._worker._engine.decode(  # type: ignore[union-attr]
         [wanted.prompt.token_ids], wanted.setting.strategy, kv=kv, max_new_tokens=[wanted.max_new_tokens],
@@ -77,8 +77,8 @@ MIXED: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("kv", KVPolicy)
-def test_requests_at_the_same_time_get_what_each_gets_alone(own: Callable[..., Service], kv: KVPolicy) -> None:
+@pytest.mark.parametrize("kv", KV_POLICIES.names())
+def test_requests_at_the_same_time_get_what_each_gets_alone(own: Callable[..., Service], kv: str) -> None:
     service, drawn = own(kv=kv), random.Random(3)
     jobs = [
         job(
@@ -178,8 +178,8 @@ def test_a_request_that_waits_too_long_is_refused_and_one_that_runs_too_long_end
     assert isinstance(late, OverloadedError)
 
 
-@pytest.mark.parametrize("kv", [KVPolicy.PROPAGATE, KVPolicy.NONE])
-def test_a_request_may_limit_its_own_time_but_gets_a_whole_line(own: Callable[..., Service], kv: KVPolicy) -> None:
+@pytest.mark.parametrize("kv", ["propagate", "none"])
+def test_a_request_may_limit_its_own_time_but_gets_a_whole_line(own: Callable[..., Service], kv: str) -> None:
     service, drawn = own(kv=kv), random.Random(0)
     ended = []
     for text in ("".join(drawn.choice("ab(x):\n =") for _ in range(9)) for _ in range(40)):

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from harness.contracts import KVPolicy
 from harness.contracts.recipes import Silent, TrainingRun
 from harness.errors import ArtefactError, ConfigError, DataError, OptionError
 from harness.sweep.records import SweepRow
@@ -83,9 +82,9 @@ def test_fixed_exits_and_the_bound(swept: Swept, traced: Path) -> None:
 
 
 def test_expected_speed_up_is_counted_bytes(swept: Swept) -> None:
-    result = swept("fixed:layer=6", kv=KVPolicy.PROPAGATE)
+    result = swept("fixed:layer=6", kv="propagate")
     row, info = by_name(result)["fixed:layer=6"], result.resolved.info
-    skipped = swept("fixed:layer=6", kv=KVPolicy.SKIP)
+    skipped = swept("fixed:layer=6", kv="skip")
     assert row.kv_fill_layers_per_token == 6
     traces = Traces.open(Path(result.sweep.traces))
     known = traces.columns("position", "document")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from harness.contracts import KVPolicy, Tokenizer
+from harness.contracts import Tokenizer
 from harness.decoding.generation import Generation
 from harness.decoding.transcript import Token, Transcript
 from harness.serving.engine.tickets import EngineTicket
@@ -55,7 +55,7 @@ class Served:
         self,
         made: Generation,
         ending: Ending,
-        kv: KVPolicy,
+        kv: str,
         num_layers: int,
         energy_j: float | None,
         energy_source: str,

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from harness.contracts import KVPolicy, Tokenizer
+from harness.contracts import Tokenizer
 from harness.decoding.engine import Engine
 from harness.decoding.generation import Generation
 from harness.decoding.open_batch import OpenBatch
@@ -54,7 +54,7 @@ class Worker:
         engine: Engine,
         codec: Tokenizer,
         special: frozenset[int],
-        kv: KVPolicy,
+        kv: str,
         rows: int,
         positions: int,
         max_queue: int,

@@ -135,7 +135,7 @@ def early_exit_report(done: Finished) -> dict[str, Any]:
     return {
         "strategy": done.setting.name,
         "options": {name: _plain(value) for name, value in done.setting.options.items()},
-        "kv": str(done.kv),
+        "kv": done.kv,
         "num_layers": done.num_layers,
         "exit_layers": layers,
         "layers_executed": sum(layers),

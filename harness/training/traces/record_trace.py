@@ -12,7 +12,7 @@ from torch import Tensor
 
 from harness.config import BASELINE, StrategySpec
 from harness.config.options import build_strategy
-from harness.contracts import Document, ExitHead, KVPolicy, ModelRequest, Tokenizer, WeightsChoice, document_key
+from harness.contracts import Document, ExitHead, ModelRequest, Tokenizer, WeightsChoice, document_key
 from harness.contracts.recipes import Progress
 from harness.decoding.engine import Engine
 from harness.errors import ConfigError, DataError
@@ -129,7 +129,7 @@ def _prepare(
     prompt = token_ids[: min(context, engine.info.max_positions - request.new_tokens)]
     full = build_strategy(StrategySpec(BASELINE))
     (made,) = engine.decode(
-        [prompt], full, kv=KVPolicy.PROPAGATE, max_new_tokens=[request.new_tokens], eos_token_ids=codec.eos_token_ids
+        [prompt], full, kv=full.default_kv, max_new_tokens=[request.new_tokens], eos_token_ids=codec.eos_token_ids
     )
     # The last token is read by nobody; the prompt's last one yields the first generated token.
     return [*prompt, *made.token_ids[:-1]], len(prompt) - 1, len(token_ids)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from harness.contracts import KVPolicy, ModelRequest
+from harness.contracts import ModelRequest
 from harness.decoding.blocks import Linear
 from harness.decoding.engine import Engine
 from harness.errors import TrainingError
@@ -63,7 +63,7 @@ def test_random_exits_give_what_the_engine_gives(engine: Engine, seed: int) -> N
     places = chance.integers(len(layers), size=NEW).tolist()
     (made,) = engine.replay(
         [PROMPT], [[engine.info.num_layers, *(layers[place] for place in places)]],
-        kv=KVPolicy.PROPAGATE, max_new_tokens=[NEW + 1],
+        kv="propagate", max_new_tokens=[NEW + 1],
     )  # fmt: skip
     token = tokens.read(PROMPT)
     given = []

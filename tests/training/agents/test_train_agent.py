@@ -14,7 +14,7 @@ import torch
 
 from harness.config import parse_strategies
 from harness.config.options import build_strategy
-from harness.contracts import KVPolicy, ModelRequest
+from harness.contracts import ModelRequest
 from harness.contracts.recipes import Silent, TrainingRun
 from harness.decoding.engine import Engine
 from harness.models.artefacts import read_artefact
@@ -94,7 +94,7 @@ def test_from_a_trace_to_decoding(
     layers = {}
     for name in ("rl:threshold=0", "rl:threshold=1", "rl"):
         (made,) = engine.decode(
-            [list(range(5, 30))], build_strategy(*parse_strategies(name)), kv=KVPolicy.PROPAGATE, max_new_tokens=[12]
+            [list(range(5, 30))], build_strategy(*parse_strategies(name)), kv="propagate", max_new_tokens=[12]
         )
         layers[name] = made.exit_layers[1:]
     assert set(layers["rl:threshold=1"]) == {12}

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from harness.config import parse_strategies
 from harness.config.options import build_strategy
-from harness.contracts import KVPolicy, ModelRequest
+from harness.contracts import ModelRequest
 from harness.contracts.recipes import Silent, TrainingRun
 from harness.decoding.engine import Engine
 from harness.errors import ArtefactError, DataError, TrainingError
@@ -128,7 +128,7 @@ def test_it_decodes(train: Train, resolved: Callable[[], ResolvedModel], kind: s
     def layers(threshold: float | None) -> list[int]:
         option = "" if threshold is None else f":threshold={threshold!r}"
         (made,) = engine.decode(
-            [list(range(5, 30))], build_strategy(*parse_strategies(kind + option)), kv=KVPolicy.PROPAGATE,
+            [list(range(5, 30))], build_strategy(*parse_strategies(kind + option)), kv="propagate",
             max_new_tokens=[12],
         )  # fmt: skip
         return made.exit_layers[1:]
@@ -228,7 +228,7 @@ def test_where_no_threshold_keeps_enough_it_never_exits(
     model = resolved()
     engine = Engine(model.load("cpu").backbone, model.info)
     strategy = build_strategy(*parse_strategies(kind))
-    (decoded,) = engine.decode([list(range(5, 20))], strategy, kv=KVPolicy.PROPAGATE, max_new_tokens=[8])
+    (decoded,) = engine.decode([list(range(5, 20))], strategy, kv="propagate", max_new_tokens=[8])
     assert set(decoded.exit_layers) == {LAYERS}
 
 

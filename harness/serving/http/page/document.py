@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from harness.registry import KV_POLICIES
 from harness.serving.http.page.controls import controls
 from harness.serving.http.page.editors import editors
 from harness.serving.service import Service
@@ -62,7 +63,7 @@ def document(service: Service, url: str) -> str:
     strategies = [(loaded, controls(loaded, info.exit_points)) for loaded in service.settings.loaded]
     data: dict[str, Any] = {
         "numLayers": info.num_layers,
-        "cached": service.config.kv != "none",
+        "cached": KV_POLICIES.load(service.config.kv).facts.keeps_cache,
         "state": service.state,
         "failure": service.failure,
         "measured": service.energy_measured,
@@ -73,7 +74,7 @@ def document(service: Service, url: str) -> str:
         weights=WEIGHTS.get(info.weights, info.weights),
         dtype=service.dtype,
         device=service.device,
-        kv=str(service.config.kv),
+        kv=service.config.kv,
         num_layers=info.num_layers,
         exit_points=info.exit_points,
         scale=sorted({*info.exit_points, info.num_layers}),

@@ -83,7 +83,7 @@ async def info(request: Request) -> dict[str, Any]:
             "num_layers": facts.num_layers,
             "exit_points": list(facts.exit_points),
             "exit_head": facts.exit_head,
-            "kv": str(config.kv),
+            "kv": config.kv,
             "kv_input": config.kv_input,
             "weights": {
                 "kind": facts.weights,
