@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
-import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,18 +18,9 @@ Shell = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="module")
-def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def env(install: Callable[[Path], Path]) -> dict[str, str]:
     """An environment that sees the fixture project, installed by pip."""
-    for needed in ("pip", "setuptools"):
-        if importlib.util.find_spec(needed) is None:
-            pytest.skip(f"{needed} is not installed in this environment")
-    folder = tmp_path_factory.mktemp("third-party")
-    project = shutil.copytree(PROJECT, folder / "project")  # a build leaves files beside its sources
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    command += ["--no-build-isolation", "--no-index", "--target", str(folder / "site"), str(project)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return os.environ | {"PYTHONPATH": str(folder / "site"), "COLUMNS": "120"}
+    return os.environ | {"PYTHONPATH": str(install(PROJECT)), "COLUMNS": "120"}
 
 
 @pytest.fixture(scope="module")

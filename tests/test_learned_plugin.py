@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.test_plugin import install, seeing
+from tests.test_plugin import seeing
 
 PROJECT = Path(__file__).resolve().parent / "fixtures" / "third_party_learned"
 
@@ -20,12 +19,9 @@ Shell = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def site(install: Callable[[Path], Path]) -> Path:
     """A folder the fixture project is installed into."""
-    folder = tmp_path_factory.mktemp("third-party-learned")
-    project = shutil.copytree(PROJECT, folder / "project")  # a build leaves files beside its sources
-    install(project, folder / "site")
-    return folder / "site"
+    return install(PROJECT)
 
 
 def test_its_recipe_is_listed_and_its_options_are_flags(site: Path, shell: Shell, tmp_path: Path) -> None:
