@@ -2,14 +2,17 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+WORKERS ?= 2
+MARKERS ?= not matrix
 
 .PHONY: demo test lint bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/harness run
 
+# Two processes, each with one thread. MARKERS= adds the combinations that only CI runs; PYTESTFLAGS="-k cache" and the like.
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile -m '$(MARKERS)' $(PYTESTFLAGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

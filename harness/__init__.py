@@ -1,7 +1,8 @@
 """A benchmark harness for early-exit decoding of code language models.
 
-``run`` takes a :class:`RunConfig` and returns one row per task × operating point as a pandas frame.
-Importing this package is cheap; torch and pandas are loaded when ``run`` is first used.
+``load`` returns a model that generates with any strategy; ``run`` takes a :class:`RunConfig` and returns one row per
+task × operating point; ``read`` returns the frames of a run directory; ``columns`` says what their columns mean.
+Importing this package is cheap: torch and pandas are loaded when one of these is first used.
 """
 
 from __future__ import annotations
@@ -9,20 +10,30 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from harness.api.columns import columns
+    from harness.api.model import load
+    from harness.api.runs import read, run
     from harness.config import RunConfig
-    from harness.running.runner import run
 
-__all__ = ["RunConfig", "run"]
+__all__ = ["RunConfig", "columns", "load", "read", "run"]
 __version__ = "0.1.0"
+
+_HOMES = {
+    "RunConfig": "harness.config",
+    "columns": "harness.api.columns",
+    "load": "harness.api.model",
+    "read": "harness.api.runs",
+    "run": "harness.api.runs",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "RunConfig":
-        from harness.config import RunConfig
+    if name not in _HOMES:
+        raise AttributeError(f"module 'harness' has no attribute '{name}'")
+    from importlib import import_module
 
-        return RunConfig
-    if name == "run":
-        from harness.running.runner import run
+    return getattr(import_module(_HOMES[name]), name)
 
-        return run
-    raise AttributeError(f"module 'harness' has no attribute '{name}'")
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

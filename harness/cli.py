@@ -2,33 +2,30 @@
 
 Exit codes: 0 done; 1 a condition of ``compare --fail-if`` holds; 2 something that was asked for cannot be done (one
 line says what and the remedy), a condition that cannot be judged included; 70 a defect (with its traceback); 130
-interrupted; 141 the reader of stdout went away. Heavy imports happen inside the subcommands, so that ``--help`` and
-``list`` are instant.
+interrupted; 141 the reader of stdout went away. A command is imported when it is called, and what is heavy inside it,
+so that ``--help`` and ``list`` are instant.
 """
 
 from __future__ import annotations
 
-import errno
+import os
 import sys
+
+if __name__ == "__main__" and not sys.flags.safe_path and os.path.join(sys.path[0], "harness", "cli.py") != __file__:
+    del sys.path[0]  # `python -m` puts the working directory there, where a user's `tasks.py` would pass for ours
+
+import errno
 import traceback
-from typing import Annotated
+from collections.abc import Sequence
+from importlib.metadata import EntryPoint
+from typing import Annotated, Any
 
 import typer
 
-from harness.commands.catalogue import list_, show
-from harness.commands.compare import compare
 from harness.commands.console import refuse
-from harness.commands.doctor import doctor
-from harness.commands.leaderboard import leaderboard
-from harness.commands.report import report
-from harness.commands.reproduce import reproduce
-from harness.commands.run import run
-from harness.commands.serve import serve
-from harness.commands.submit import submit
-from harness.commands.sweep import sweep
-from harness.commands.trace import trace
-from harness.commands.training import app as training
+from harness.commands.lazy import SETTINGS, LazyGroup
 from harness.errors import HarnessError
+from harness.registry import summary
 
 __all__ = ["app", "main"]
 
@@ -37,12 +34,44 @@ READER_GONE, DEFECT = 141, 70
 # Base of the parser's complaints. typer exports this one of them, whichever click it is built on.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
+COMMANDS = {
+    name: EntryPoint(name, f"harness.commands.{module}", "harness.commands")
+    for name, module in {
+        "run": "run:run",
+        "report": "report:report",
+        "compare": "compare:compare",
+        "list": "catalogue:list_",
+        "show": "catalogue:show",
+        "doctor": "doctor:doctor",
+        "reproduce": "reproduce:reproduce",
+        "trace": "trace:trace",
+        "sweep": "sweep:sweep",
+        "serve": "serve:serve",
+        "leaderboard": "leaderboard:leaderboard",
+        "submit": "submit:submit",
+        "train": "training:Recipes",
+    }.items()
+}
+
+
+class _Commands(LazyGroup):
+    def names(self) -> Sequence[str]:
+        return tuple(COMMANDS)
+
+    def summary(self, name: str) -> str:
+        return summary(COMMANDS[name])
+
+    def load(self, name: str) -> Any:
+        return COMMANDS[name].load()
+
+
 app = typer.Typer(
     name="harness",
+    cls=_Commands,
     help="Benchmark early-exit decoding of code language models: accuracy, time, energy and layers, compared fairly.",
     add_completion=False,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=SETTINGS,
 )
 
 
@@ -73,7 +102,8 @@ def main() -> None:
     except _UsageError as error:
         context = getattr(error, "ctx", None)
         where = getattr(context, "command_path", "harness")
-        refuse(f"{error.format_message().rstrip('.')}. See `{where} --help`.")  # type: ignore[attr-defined]
+        message = error.format_message()  # type: ignore[attr-defined]
+        refuse(f"{message if message.endswith(('.', '?')) else f'{message}.'} See `{where} --help`.")
         sys.exit(HarnessError.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
@@ -90,21 +120,6 @@ def main() -> None:
         refuse("this is a defect of the harness, not of your input: please report it with the lines above")
         sys.exit(DEFECT)
     sys.exit(code if isinstance(code, int) else 0)
-
-
-app.command()(run)
-app.command()(report)
-app.command()(compare)
-app.command("list")(list_)
-app.command()(show)
-app.command()(doctor)
-app.command()(reproduce)
-app.command()(trace)
-app.command()(sweep)
-app.command()(serve)
-app.command()(leaderboard)
-app.command()(submit)
-app.add_typer(training)
 
 
 if __name__ == "__main__":

@@ -19,16 +19,20 @@ from typing import Any, Generic, TypeVar, cast
 from harness.errors import RegistryError, UnknownNameError
 
 __all__ = [
+    "FAMILIES",
+    "KV_POLICIES",
     "METERS",
     "METRICS",
     "MODELS",
     "PROTOCOLS",
+    "RECIPES",
     "REGISTRIES",
     "SCORES",
     "STRATEGIES",
     "TASKS",
     "Entry",
     "Registry",
+    "summary",
 ]
 
 OWN_DISTRIBUTION = "early-exit-harness"
@@ -109,7 +113,7 @@ class Registry(Generic[T]):
         """
         point = self._point(name)
         version = point.dist.version if point.dist is not None else ""
-        return Entry(name, point.value, _distribution(point), version, _summary(point))
+        return Entry(name, point.value, _distribution(point), version, summary(point))
 
     def load(self, name: str) -> T:
         """Import and return the registered object.
@@ -137,8 +141,8 @@ def _distribution(point: EntryPoint) -> str:
     return point.dist.name if point.dist is not None else "unknown distribution"
 
 
-def _summary(point: EntryPoint) -> str:
-    """First docstring line of ``module:attribute``, from the source text.
+def summary(point: EntryPoint) -> str:
+    """Return the first docstring line of ``module:attribute``, from the source text; empty where there is none.
 
     A class or function brings its own docstring; a module-level constant is described by the ``meaning`` it is made
     with, or by the string literal that follows its assignment.
@@ -180,15 +184,18 @@ def _literal(node: ast.stmt) -> str | None:
 
 
 STRATEGIES: Registry[Any] = Registry("harness.strategies", "strategy")
+RECIPES: Registry[Any] = Registry("harness.recipes", "recipe")
 TASKS: Registry[Any] = Registry("harness.tasks", "task")
 PROTOCOLS: Registry[Any] = Registry("harness.protocols", "protocol")
 SCORES: Registry[Any] = Registry("harness.scores", "score")
 MODELS: Registry[Any] = Registry("harness.models", "model")
 METERS: Registry[Any] = Registry("harness.meters", "meter")
 METRICS: Registry[Any] = Registry("harness.metrics", "metric")
+KV_POLICIES: Registry[Any] = Registry("harness.kv", "KV policy")
+FAMILIES: Registry[Any] = Registry("harness.families", "model family")
 
 REGISTRIES: dict[str, Registry[Any]] = {
     registry.group.removeprefix("harness."): registry
-    for registry in (STRATEGIES, TASKS, PROTOCOLS, SCORES, METRICS, MODELS, METERS)
+    for registry in (STRATEGIES, RECIPES, KV_POLICIES, TASKS, PROTOCOLS, SCORES, METRICS, MODELS, FAMILIES, METERS)
 }
 """Everything that can be registered, by its plural."""

@@ -1,12 +1,12 @@
-"""Report files, each replaced whole: a reader finds the old one or the new one, never half of either."""
+"""Report files, each replaced whole; one that cannot be written is refused with the remedy."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
 from harness.errors import StoreError
+from harness.host.atomic_files import replace_files
 
 __all__ = ["replace_file", "write_files"]
 
@@ -17,15 +17,10 @@ def replace_file(path: Path, content: bytes) -> None:
     Raises:
         StoreError: it cannot be written.
     """
-    unfinished = path.with_name(f".{path.name}.part")
     try:
-        unfinished.write_bytes(content)
-        unfinished.replace(path)
+        replace_files({path: content})
     except OSError as error:
         raise StoreError(f"cannot write {path}: {error.strerror}. Use --out with a folder that can be.") from None
-    finally:  # an interrupt, too, leaves nothing behind
-        with suppress(OSError):
-            unfinished.unlink(missing_ok=True)
 
 
 def write_files(folder: Path, texts: Mapping[str, str]) -> tuple[Path, ...]:

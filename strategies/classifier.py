@@ -5,20 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Annotated, ClassVar
 
 from pydantic import Field
-from torch import Tensor
 
-from harness.contracts import Batch, ExitRule, ExitView, ModelInfo, Strategy
-from harness.models.controllers import Controller, Scorer, find_controller
+from harness.models.controllers import LearnedStrategy
 
 __all__ = ["Classifier"]
 
 
 @dataclass(frozen=True)
-class Classifier(Strategy):
+class Classifier(LearnedStrategy):
     """Exit when σ(f_l(x)) ≥ threshold, f_l a small network of exit point l on the hidden state, without the LM head.
 
     The shipped heads also see its change since the previous exit point (three numbers, ``--observation rich``). The
@@ -28,6 +25,8 @@ class Classifier(Strategy):
     kept 98 % of held-out tokens as the last layer would have them, replayed.
     """
 
+    kind: ClassVar[str] = "classifier"
+    option: ClassVar[str] = "heads"
     probabilistic: ClassVar[bool] = True
 
     threshold: Annotated[
@@ -40,47 +39,9 @@ class Classifier(Strategy):
     ] = None
     heads: Annotated[str, Field(description="trained heads: a path, a name, or empty for the model's own")] = ""
 
-    def exit_points(self, model: ModelInfo) -> tuple[int, ...]:
-        """Every exit point of the model, once its heads are found and checked."""
-        self._find(model)
-        return model.exit_points
-
-    def artefacts(self, model: ModelInfo) -> Mapping[str, str]:
-        """The heads."""
-        return {"classifier": self._find(model).artefact.sha256}
-
-    def trained_defaults(self, model: ModelInfo) -> Mapping[str, float]:
-        """The heads' own."""
-        facts = self._find(model).artefact.facts
-        return {"threshold": facts["threshold"]}
-
-    def start(self, model: ModelInfo, batch: Batch) -> ExitRule:
-        """Load the heads; loaded once, however many batches there are."""
-        heads = self._find(model)
-        threshold = heads.artefact.facts["threshold"] if self.threshold is None else self.threshold
-        return _rule(heads.scorer(batch.device), _logit(threshold))
-
-    def _find(self, model: ModelInfo) -> Controller:
-        return find_controller("classifier", self.heads, model)
-
-
-@lru_cache(maxsize=64)
-def _rule(score: Scorer, least: float) -> _AtLeast:
-    """One object per setting: it has no state, so that rows of several requests can be asked together."""
-    return _AtLeast(score, least)
-
-
-@dataclass(frozen=True, slots=True)
-class _AtLeast:
-    score: Scorer
-    least: float
-
-    def should_exit(self, view: ExitView) -> Tensor:
+    def least(self, options: Mapping[str, float]) -> float:
         """Compare logits, which spares the sigmoid."""
-        return self.score(view) >= self.least
-
-
-def _logit(probability: float) -> float:
-    if probability in (0, 1):
-        return math.inf if probability else -math.inf
-    return math.log(probability / (1 - probability))
+        probability = options["threshold"]
+        if probability in (0, 1):
+            return math.inf if probability else -math.inf
+        return math.log(probability / (1 - probability))

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from harness.contracts import ExitView, KVPolicy, ModelInfo, Strategy
+from harness.contracts import ExitView, ModelInfo, Strategy
 from harness.errors import OptionError
 
 __all__ = ["Fixed"]
@@ -26,7 +26,7 @@ class Fixed(Strategy):
     fills in: it yields the same tokens under every KV policy that keeps a cache.
     """
 
-    default_kv: ClassVar[KVPolicy] = KVPolicy.PROPAGATE
+    default_kv: ClassVar[str] = "propagate"
 
     layer: Annotated[int, Field(ge=1, description="decoder layers executed for every token; an exit point")] = 14
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 from typing import ClassVar
 
-from harness.contracts import Corpus, Split, StopRule, TaskData, TaskRequest, TextCodec
+from harness.contracts import Corpus, Split, StopRule, TaskData, TaskRequest, Tokenizer
 from harness.errors import DataError
 from harness.registry import PROTOCOLS
 from tasks.draw import collect, draw
@@ -50,7 +50,7 @@ class CodeCompletion:
         """
         raise DataError(f"the task '{self.name}' has no embedded source. Use --source PATH or --source hub.")
 
-    def load(self, request: TaskRequest, codec: TextCodec) -> TaskData:
+    def load(self, request: TaskRequest, codec: Tokenizer) -> TaskData:
         """Draw the samples; see :mod:`tasks.draw` for the order.
 
         Raises:
@@ -79,7 +79,7 @@ class CodeCompletion:
             return open_hub(dataset.at(split))
         return open_path(source, dataset.at(split))
 
-    def stop_rule(self, protocol: str, codec: TextCodec) -> StopRule:
+    def stop_rule(self, protocol: str, codec: Tokenizer) -> StopRule:
         """Return a predicate on the tokens generated so far: true when the completion is over."""
         return self._protocol(protocol).stop_rule(codec)
 

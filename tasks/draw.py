@@ -22,7 +22,7 @@ from harness.contracts import (
     SourceInfo,
     TaskData,
     TaskRequest,
-    TextCodec,
+    Tokenizer,
     document_key,
 )  # fmt: skip
 from harness.errors import DataError
@@ -34,7 +34,7 @@ __all__ = ["collect", "draw", "fingerprint"]
 SEEN = "document the model was tuned on"
 
 
-def draw(rows: Rows, protocol: Protocol, codec: TextCodec, request: TaskRequest) -> TaskData:
+def draw(rows: Rows, protocol: Protocol, codec: Tokenizer, request: TaskRequest) -> TaskData:
     """Return the samples of a request, in the order they were drawn.
 
     Raises:

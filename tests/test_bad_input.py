@@ -372,7 +372,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_a_model_is_loaded(
     def too_late(*_: object, **__: object) -> None:
         pytest.fail("the model was loaded first")
 
-    monkeypatch.setattr("harness.running.runner.load_model", too_late)
+    monkeypatch.setattr("harness.models.model.ResolvedModel.load", too_late)
     monkeypatch.setattr("os.access", lambda path, mode: False)  # tests may run as root, who may write anywhere
     line = refused(*out)
     assert "not writable" in line
@@ -394,7 +394,7 @@ def finished(tiny_run: Command, tmp_path: Path) -> Path:
         ("manifest.json", "{}", "foreign"),
         ("manifest.json", '{"schema_version": 99}', "schema version 99"),
         ("manifest.json", '{"schema_version": 1}', "damaged"),
-        ("manifest.json", None, "no run directory"),
+        ("manifest.json", None, "not a run directory"),
         ("samples.jsonl", "", "damaged"),
         ("samples.jsonl", "null\n" * 9, "damaged"),
         ("windows.jsonl", "{}\n", "damaged"),
@@ -416,7 +416,7 @@ def test_a_damaged_run_directory(
 
 def test_resuming_a_folder_of_something_else(cli: Command, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
-    assert "no run directory" in cli("run", "--resume", "mine").error
+    assert "not a run directory" in cli("run", "--resume", "mine").error
     assert "does not exist" in cli("run", "--resume", "nowhere").error
 
 
@@ -499,7 +499,7 @@ def test_out_of_memory_while_loading(refused: Refused, monkeypatch: pytest.Monke
     def load(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr("harness.running.manifest.load", load)
+    monkeypatch.setattr("harness.models.model.ResolvedModel.module", load)
     assert "--dtype bfloat16" in refused("--out", "out")
 
 

@@ -19,13 +19,12 @@ from harness.cli import DEFECT, READER_GONE
 from harness.config import RunConfig, parse_strategies
 from harness.config.options import build_strategy
 from harness.records import WindowRecord
-from harness.registry import METERS, MODELS, STRATEGIES, TASKS
+from harness.registry import REGISTRIES, STRATEGIES
 
 Command = Callable[..., Any]
 Shell = Callable[..., subprocess.CompletedProcess[str]]
 
 ROOT = Path(__file__).resolve().parents[1]
-REGISTRIES = {"strategies": STRATEGIES, "tasks": TASKS, "models": MODELS, "meters": METERS}
 NAMES = sorted({name for registry in REGISTRIES.values() for name in registry.names()})
 
 
@@ -49,7 +48,7 @@ def test_help_of_run_names_every_option_of_the_issue(cli: Command, monkeypatch: 
     said = cli("run", "--help").out
     for default in ("smollm2-135m", "py150", "green-code", "embedded", "auto", "float32", "paper"):
         assert f"Default: {default}." in said
-    assert f"Default: {RunConfig().limit}." in said
+    assert f"Default: {RunConfig().limit} (≥ 0)." in said
     options = (
         "config strategy model task protocol source limit kv batch-size dtype device threads weights energy repeats"
     )

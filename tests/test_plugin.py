@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
 import os
 import shutil
@@ -20,25 +19,13 @@ from reports.leaderboard.scripts import read_script
 PROJECT = Path(__file__).resolve().parent / "fixtures" / "third_party"
 
 Shell = Callable[..., subprocess.CompletedProcess[str]]
-
-
-def install(project: Path, site: Path) -> None:
-    for needed in ("pip", "setuptools"):
-        if importlib.util.find_spec(needed) is None:
-            pytest.skip(f"{needed} is not installed in this environment")
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    command += ["--no-build-isolation", "--no-index", "--target", str(site), str(project)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+Command = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def site(install: Callable[[Path], Path]) -> Path:
     """A folder the fixture project is installed into."""
-    folder = tmp_path_factory.mktemp("third-party")
-    project = shutil.copytree(PROJECT, folder / "project")  # a build leaves files beside its sources
-    install(project, folder / "site")
-    return folder / "site"
+    return install(PROJECT)
 
 
 def seeing(*sites: Path) -> dict[str, Any]:
@@ -54,11 +41,12 @@ def test_it_is_listed_with_its_distribution(site: Path, shell: Shell, tmp_path: 
     assert "every-nth" not in shell("list", "strategies", cwd=tmp_path).stdout
 
 
-def test_it_shows_its_options_and_ranges(site: Path, shell: Shell, tmp_path: Path) -> None:
-    ran = shell("show", "every-nth", cwd=tmp_path, **seeing(site))
-    assert ran.returncode == 0, ran.stderr
-    assert "every so many tokens one leaves early" in ran.stdout
-    assert "≥ 1" in ran.stdout
+def test_it_shows_its_options_and_ranges(site: Path, see: Callable[[Path], None], cli: Command) -> None:
+    see(site)
+    ran = cli("show", "every-nth")
+    assert ran.code == 0, ran.err
+    assert "every so many tokens one leaves early" in ran.out
+    assert "≥ 1" in ran.out
 
 
 def test_it_runs(site: Path, shell: Shell, tiny_llama: Path, rows_file: Path, tmp_path: Path) -> None:
@@ -81,24 +69,23 @@ def test_it_runs(site: Path, shell: Shell, tiny_llama: Path, rows_file: Path, tm
         assert sample["exit_layers"] == expected
 
 
-def test_its_options_are_checked(site: Path, shell: Shell, tmp_path: Path) -> None:
-    ran = shell("run", "--strategy", "every-nth:n=0", cwd=tmp_path, **seeing(site))
-    assert ran.returncode == 2
-    assert "error: every-nth:n=0 is not allowed" in ran.stderr
+def test_its_options_are_checked(site: Path, see: Callable[[Path], None], cli: Command) -> None:
+    see(site)
+    assert cli("run", "--strategy", "every-nth:n=0").error.startswith("error: every-nth:n=0 is not allowed")
 
 
 @pytest.mark.parametrize("claimed", ["every-nth", "confidence"])
-def test_two_packages_that_claim_one_name_are_refused(site: Path, shell: Shell, tmp_path: Path, claimed: str) -> None:
+def test_two_packages_that_claim_one_name_are_refused(
+    site: Path, see: Callable[[Path], None], install: Callable[[Path], Path], cli: Command, tmp_path: Path, claimed: str
+) -> None:
     rival = shutil.copytree(PROJECT, tmp_path / "rival")
     (rival / "every_nth_exit.py").rename(rival / "rival_exit.py")
     text = (rival / "pyproject.toml").read_text()
     text = text.replace("every-nth-exit", "rival-exit").replace("every_nth_exit", "rival_exit")
     (rival / "pyproject.toml").write_text(text.replace("every-nth =", f"{claimed} ="))
-    install(rival, tmp_path / "site")
-    ran = shell("list", "strategies", cwd=tmp_path, **seeing(site, tmp_path / "site"))
-    assert ran.returncode == 2
-    assert ran.stdout == ""
-    (line,) = ran.stderr.splitlines()
+    see(site)
+    see(install(rival))
+    line = cli("list", "strategies").error
     assert line.startswith(f"error: two packages register the strategy '{claimed}': ")
     assert "rival-exit (rival_exit:EveryNth)" in line
     assert ("early-exit-harness" if claimed == "confidence" else "every-nth-exit (every_nth_exit:EveryNth)") in line
@@ -185,6 +172,24 @@ def test_its_meter_is_recorded_as_a_guess(made: Path) -> None:
     assert all(window["energy_j"] > 0 for window in lines(made / "windows.jsonl"))
 
 
+def test_its_scores_end_in_the_summary(made: Path) -> None:
+    rows = json.loads((made / "summary.json").read_text())["rows"]
+    assert all(0 <= row["metrics"]["balanced_brackets"]["value"] <= 1 for row in rows)
+    assert all(row["metrics"]["vocabulary"]["value"] >= 1 for row in rows)
+    report = (made / "report.md").read_text()
+    assert "share of completions that close every bracket they open" in report
+    assert "vocabulary" in report
+
+
+def test_a_guess_is_called_one_and_ranks_nothing(made: Path) -> None:
+    summary = json.loads((made / "summary.json").read_text())
+    assert {(row["energy_source"], row["energy_measured"]) for row in summary["rows"]} == {("ten-watts", False)}
+    (note,) = [note for note in summary["notes"] if "10 W times the time" in note]
+    assert "an estimate, not a measurement" in note
+    assert "measured energy" not in (made / "report.md").read_text()
+    assert not any("energy" in (row["verdict"] or "") for row in summary["rows"])
+
+
 def test_the_run_says_which_package_everything_came_from(made: Path) -> None:
     plugins = json.loads((made / "manifest.json").read_text())["plugins"]
     assert {(plugin["distribution"], plugin["version"]) for plugin in plugins} == {("every-nth-exit", "1.0")}
@@ -198,7 +203,9 @@ def test_a_run_is_read_where_the_package_is_not_installed(run: Path, shell: Shel
     (note,) = [note for note in summary["notes"] if "not installed" in note]
     assert note.startswith("every-nth-exit 1.0 is not installed here (strategy 'every-nth', task 'recipes', protocol")
     assert note.endswith("Run `pip install every-nth-exit==1.0`.")
-    assert [row["operating_point"] for row in summary["rows"]] == ["full", "every-nth:n=2:layer=4"]
+    before = json.loads((run / "summary.json").read_text())
+    for now, then in zip(summary["rows"], before["rows"], strict=True):
+        assert now["metrics"] == then["metrics"]  # those of completions together come from the summary of then
 
 
 def test_its_metric_is_in_every_table_and_file(made: Path, site: Path, shell: Shell, tmp_path: Path) -> None:
@@ -258,7 +265,7 @@ def test_its_numbers_outlive_it(made: Path, site: Path, shell: Shell, tmp_path: 
     for one, other in zip(before["rows"], after["rows"], strict=True):
         for name in ("completion_tokens", "vocabulary", "balanced_brackets"):
             assert one["metrics"][name] == other["metrics"][name]
-    assert any("metric completion_tokens: what was recorded is shown" in note for note in after["notes"])
+    assert any("has the metric completion_tokens" in note for note in after["notes"])
     printed = shell("report", run, cwd=tmp_path)
     assert "completion_tokens: as recorded" in " ".join(printed.stdout.split())
 

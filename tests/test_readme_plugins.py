@@ -11,7 +11,7 @@ import pytest
 from harness.contracts import Completion, TaskRequest
 from harness.contracts.meters import is_measured
 from harness.metering import metered
-from harness.models.tokenizer import TokenizerCodec
+from harness.models.tokenizer import TransformersTokenizer
 from harness.records import SampleRecord
 from harness.registry import PROTOCOLS
 
@@ -28,7 +28,7 @@ def shown() -> dict[str, Any]:
 
 
 def test_the_task_is_drawn_under_every_protocol(shown: dict[str, Any], tiny_tokenizer: Any) -> None:
-    codec = TokenizerCodec(tiny_tokenizer, frozenset())
+    codec = TransformersTokenizer(tiny_tokenizer, frozenset())
     for protocol in PROTOCOLS.names():
         data = shown["Recipes"]().load(TaskRequest(protocol, "embedded"), codec)
         assert len(data.samples) == 2

@@ -13,6 +13,8 @@ from harness.registry import REGISTRIES
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from harness.contracts import Score
+
 __all__ = ["list_", "show"]
 
 
@@ -62,6 +64,10 @@ def _show_entry(noun: str, name: str) -> None:
         _show_facts(console, thing)
     if noun == "strategies":
         _show_options(console, name)
+    if noun == "scores":
+        _show_score(console, thing())
+    if noun == "recipes":
+        console.print(f"\n[dim]harness train {name} --help[/] lists its options.", highlight=False)
     console.print()
 
 
@@ -75,6 +81,26 @@ def _show_facts(console: Console, thing: Any) -> None:
         value = getattr(thing, field.name)
         if value and field.name != "name":
             console.print(f"  [dim]{field.name}[/] {escape(str(value))}", highlight=False)
+
+
+def _show_score(console: Console, score: Score) -> None:
+    """Print what tables say of a score, and whether it can be computed here."""
+    of = [
+        what
+        for what, is_defined in (("samples", score.scores_samples), ("corpora", score.scores_corpora))
+        if is_defined
+    ]
+    facts = {
+        "title": score.title,
+        "unit": score.unit or "0…1",
+        "better": score.better,
+        "of": " and ".join(of),
+        "languages": ", ".join(sorted(score.languages)) or "all",
+        "unavailable": score.unavailable(),
+    }
+    for fact, value in facts.items():
+        if value:
+            console.print(f"  [dim]{fact}[/] {escape(value)}", highlight=False)
 
 
 def _show_options(console: Console, name: str) -> None:

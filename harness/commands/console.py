@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["escape", "log_to", "refuse", "stderr", "stdout"]
+    from harness.commands.progress import TrainingProgress
+
+__all__ = ["escape", "log_to", "refuse", "say", "show_progress", "stderr", "stdout"]
 
 
 def stdout() -> Console:
@@ -34,6 +36,18 @@ def escape(text: str) -> str:
 def refuse(message: str) -> None:
     """Print one line, whatever line breaks a file name or another library brought into the message."""
     stderr().print(f"[bold red]error:[/] {escape(' '.join(message.split()))}", highlight=False, soft_wrap=True)
+
+
+def say(text: str) -> None:
+    """Tell the user something that is no result."""
+    stderr().print(f"[dim]{escape(text)}[/]", soft_wrap=True)
+
+
+def show_progress() -> TrainingProgress:
+    """Return a context manager that shows how far long work is, and the time left."""
+    from harness.commands.progress import TrainingProgress
+
+    return TrainingProgress(stderr())
 
 
 def log_to(console: Console) -> None:

@@ -80,9 +80,9 @@ def _examine(config: RunConfig, *, as_json: bool) -> None:
     from harness.doctor.table import render_examination
     from harness.doctor.verdicts import judge
     from harness.host import environment
+    from harness.host.device import resolve_device
     from harness.metering.examine import examine
     from harness.metering.sensors import look_for_sensors
-    from harness.running.plan import resolve_device
     from harness.running.scoring import missing_scores
 
     device = resolve_device(config.device)

@@ -110,7 +110,7 @@ class RunProgress:
 
 
 class TrainingProgress:
-    """Implements :class:`harness.training.watch.Watch` with rich; a context manager.
+    """Implements :class:`harness.contracts.Progress` with rich; a context manager.
 
     Args:
         console: where to draw; a console that is not a terminal gets a line per stage and twentieth.

@@ -152,7 +152,7 @@ def _model(run: RecordedRun) -> str:
 
 def _item(run: RecordedRun, cell: Measured) -> str:
     """Task, protocol, how it decoded, operating point; the policy is not told twice where the run compares several."""
-    kv, rate = cell.regime.kv.value, run.manifest.config.get("arrival_rate")
+    kv, rate = cell.regime.kv, run.manifest.config.get("arrival_rate")
     how = f"{kv}-batch{cell.regime.batch_size}{f'-rate{rate:g}' if rate else ''}"
     return f"{cell.task.name}-{cell.task.protocol}-{how}[{cell.point.name.removesuffix(f'@{kv}')}]"
 
@@ -186,7 +186,7 @@ def _facts(run: RecordedRun, cell: Measured, row: SummaryRow) -> dict[str, Any]:
         "samples": row.n,
         "errors": row.errors,
         "repeats": row.repeats,
-        "kv": row.kv.value,
+        "kv": row.kv,
         "weights_sha256": model.weights_sha256,
         "artefacts": dict(cell.point.artefacts),
         "data_sha256": cell.task.fingerprint,

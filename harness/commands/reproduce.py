@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import Field
 
 from harness.commands.console import stderr, stdout
+from harness.commands.options import configured_by
+from harness.config.model import Configuration, Folder, OperatingPoint, TaskName
 from harness.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,7 +23,44 @@ FIGURES = ("grid", "kv")
 KV_POLICIES = "none,propagate,recompute"  # the first one's full depth is the baseline, as in the paper
 
 
+class FigureOptions(Configuration):
+    """What of a run's configuration a figure leaves to its reader; what is not given depends on figure and scale."""
+
+    strategies: tuple[OperatingPoint, ...] = Field(
+        default=(), description="kv: early exits to show. Repeatable. Default: rl, and fixed in the middle."
+    )
+    model: str | None = Field(
+        default=None,
+        description="Catalogue name, hub id or folder. Default: smollm2-135m; at full scale the paper's two.",
+    )
+    weights: str | None = Field(
+        default=None, description="auto, tuned, pretrained or random. Default: auto; tuned at full scale."
+    )
+    artefacts: str | None = Field(
+        default=None,
+        description="Trained exits: a folder, or a shipped set (smollm2-135m-shared: the paper's one head).",
+    )
+    tasks: tuple[TaskName, ...] = Field(default=(), description="Repeatable. Default: py150; grid: both.")
+    source: str | None = Field(
+        default=None, description="embedded, hub, or PATH. Default: embedded; hub at full scale."
+    )
+    limit: int | None = Field(
+        default=None, description="Samples per task; without a cache each takes seconds. Default: 16, or --scale's."
+    )
+    dtype: str | None = Field(
+        default=None,
+        description="float32, bfloat16 or float16. Default: float32; grid: bfloat16 where that is fast.",
+    )
+    energy: str | None = Field(default=None, description="auto, nvml, rapl, estimate or none. Default: auto.")
+    threads: int | None = Field(default=None, description="CPU threads. Default: torch's choice.")
+    out: Folder | None = Field(
+        default=None, description="Folder. Default: runs/TIME-MODEL-TASK; grid: runs/TIME-green-code."
+    )
+
+
+@configured_by(FigureOptions)
 def reproduce(
+    given: dict[str, Any],
     paper: Annotated[str, typer.Argument(help="green-code.")] = "green-code",
     figure: Annotated[
         str | None,
@@ -36,41 +76,6 @@ def reproduce(
             "with that model, or full (its models and samples: days without a GPU). Default: small."
         ),
     ] = None,
-    strategy: Annotated[
-        list[str] | None,
-        typer.Option(help="kv: early exits to show. Repeatable. Default: rl, and fixed in the middle.", metavar="SPEC"),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(help="Catalogue name, hub id or folder. Default: smollm2-135m; at full scale the paper's two."),
-    ] = None,
-    weights: Annotated[
-        str | None, typer.Option(help="auto, tuned, pretrained or random. Default: auto; tuned at full scale.")
-    ] = None,
-    artefacts: Annotated[
-        str | None,
-        typer.Option(help="Trained exits: a folder, or a shipped set (smollm2-135m-shared: the paper's one head)."),
-    ] = None,
-    task: Annotated[
-        list[str] | None, typer.Option(help="py150, javacorpus. Repeatable. Default: py150; grid: both.")
-    ] = None,
-    source: Annotated[
-        str | None, typer.Option(help="embedded, hub, or PATH. Default: embedded; hub at full scale.")
-    ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option(help="Samples per task; without a cache each takes seconds. Default: 16, or --scale's."),
-    ] = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(help="float32, bfloat16 or float16. Default: float32; grid: bfloat16 where that is fast."),
-    ] = None,
-    energy: Annotated[str | None, typer.Option(help="auto, nvml, rapl, estimate or none. Default: auto.")] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads. Default: torch's choice.")] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Folder. Default: runs/TIME-MODEL-TASK; grid: runs/TIME-green-code.", metavar="DIR"),
-    ] = None,
     resume: Annotated[Path | None, typer.Option(help="Continue a folder.", metavar="DIR")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -79,19 +84,6 @@ def reproduce(
     for what, name, known in (("paper", paper, PAPERS), ("figure", figure, FIGURES)):
         if name not in known:
             raise ConfigError(f"unknown {what} '{name}'. Known: {', '.join(known)}.")
-    given: dict[str, Any] = {
-        "strategies": tuple(strategy) if strategy else None,
-        "model": model,
-        "weights": weights,
-        "artefacts": artefacts,
-        "tasks": tuple(task) if task else None,
-        "source": source,
-        "limit": limit,
-        "dtype": dtype,
-        "energy": energy,
-        "threads": threads,
-        "out": out,
-    }
     if figure == "grid":
         from harness.commands.reproduce_grid import grid
 
@@ -103,7 +95,7 @@ def reproduce(
 
     if resume is None:
         given["kv"] = KV_POLICIES
-        given["strategies"] = given["strategies"] or tuple(_early_exits(resolve_settings(given, None, None)))
+        given["strategies"] = given.get("strategies") or tuple(_early_exits(resolve_settings(given, None, None)))
     _kv(resolve_settings(given, None, resume), resume, as_json=as_json)
 
 
@@ -115,10 +107,11 @@ def _figure_of(resume: Path | None) -> str:
 def _early_exits(config: RunConfig) -> list[str]:
     """The paper's agent where there is one for the model, and the plainest exit halfway."""
     from harness.config import parse_all
-    from harness.models.loading import resolve
+    from harness.contracts import ModelRequest
+    from harness.models.model import resolve
     from harness.running.operating_points import build_all, usable
 
-    info = resolve(config.model, weights=config.weights, dtype="float32", exit_points="paper", exit_head="auto").info
+    info = resolve(ModelRequest(config.model, weights=config.weights)).info
     if not info.exit_points:
         raise ConfigError(f"{info.name} has {info.num_layers} layers and no exit point. Name exits with --strategy.")
     middle = min(info.exit_points, key=lambda point: abs(point - info.num_layers / 2))

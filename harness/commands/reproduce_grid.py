@@ -11,7 +11,7 @@ from harness.commands.console import escape, log_to, stderr, stdout
 from harness.commands.progress import RunProgress
 from harness.errors import ConfigError
 from harness.green_code.grid import AGENTS, PAPER_MODELS, STAND_IN, GridSettings, fixed_layers, plan, read_scale
-from harness.green_code.measure import GridWatch, measure, open_grid, read_settings
+from harness.green_code.measure import GridProgress, measure, open_grid, read_settings
 from harness.green_code.needs import available_tasks, check, facts, needs, weights_of
 from reports.figures.figure import save_figures
 from reports.files import write_files
@@ -31,7 +31,7 @@ def grid(given: Mapping[str, Any], scale: str | None, resume: Path | None, *, as
     """Measure the grid, or go on with it, and show it beside the paper's.
 
     Args:
-        given: flags by the names of a run's configuration, ``None`` where not given.
+        given: flags by the names of a run's configuration.
         scale: as asked for; ``None`` for small.
         resume: folder of a grid.
         as_json: print it as JSON.
@@ -41,7 +41,7 @@ def grid(given: Mapping[str, Any], scale: str | None, resume: Path | None, *, as
     """
     console = stderr()
     log_to(console)
-    if given["strategies"]:
+    if given.get("strategies"):
         raise ConfigError("--strategy belongs to --figure kv; the grid's operating points are the paper's.")
     notes: tuple[str, ...] = ()
     if resume is not None:
@@ -49,16 +49,16 @@ def grid(given: Mapping[str, Any], scale: str | None, resume: Path | None, *, as
         _refuse_changes(given, scale, resume)
     else:
         settings, notes = _settings(given, scale or "small")
-        folder = given["out"] or Path("runs") / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-green-code"
+        folder = given.get("out") or Path("runs") / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-green-code"
     runs = plan(settings)
     for line in (*notes, *needs(settings, runs)):
         console.print(f"[dim]• {escape(line)}[/]", soft_wrap=True)
     check(settings)
     if resume is None:
         open_grid(folder, settings)
-    watch = GridWatch(lambda line: console.print(escape(line), soft_wrap=True), lambda: RunProgress(console))
+    progress = GridProgress(lambda line: console.print(escape(line), soft_wrap=True), lambda: RunProgress(console))
     try:
-        measured = measure(folder, runs, watch)
+        measured = measure(folder, runs, progress)
     except KeyboardInterrupt:
         console.print(
             "Stopped; every finished window is kept. Continue with "
@@ -83,32 +83,34 @@ def grid(given: Mapping[str, Any], scale: str | None, resume: Path | None, *, as
 def _settings(given: Mapping[str, Any], scale: str) -> tuple[GridSettings, tuple[str, ...]]:
     """Decide what the flags leave open; also returns what was left out."""
     samples, papers_own = read_scale(scale)
-    if given["limit"] is not None:
+    if "limit" in given:
         if given["limit"] < 1:
             raise ConfigError(f"--limit {given['limit']}: the grid needs 1 sample or more; see --scale.")
         samples = given["limit"]
-    source = given["source"] or ("hub" if papers_own else "embedded")
-    tasks = given["tasks"] or tuple(AGENTS)
+    source = given.get("source") or ("hub" if papers_own else "embedded")
+    tasks = tuple(given.get("tasks") or AGENTS)
     for name in tasks:
         if name not in AGENTS:
             raise ConfigError(f"--task {name} is not in the paper's grid. Use {' or '.join(AGENTS)}.")
     left_out: tuple[str, ...] = ()
-    if given["tasks"] is None:
+    if "tasks" not in given:
         tasks, left_out = available_tasks(tasks, source)
-    models = (given["model"],) if given["model"] else tuple(PAPER_MODELS) if papers_own else (STAND_IN,)
+    models: tuple[str, ...] = (
+        (given["model"],) if "model" in given else tuple(PAPER_MODELS) if papers_own else (STAND_IN,)
+    )
     layers = {}
     for model in models:
-        info = facts(model, given["artefacts"])
+        info = facts(model, given.get("artefacts"))
         layers[model] = fixed_layers(info.exit_points, info.num_layers)
     values: dict[str, Any] = {
         "weights": "auto",
         "dtype": "bfloat16" if papers_own or _half_is_fast() else "float32",
-        **{key: given[key] for key in ("weights", "dtype", "energy", "artefacts", "threads") if given[key] is not None},
+        **{key: given[key] for key in ("weights", "dtype", "energy", "artefacts", "threads") if key in given},
     }
     if values["weights"] not in ("auto", "tuned", "pretrained", "random"):
         raise ConfigError(f"--weights {values['weights']} is unknown. Use auto, tuned, pretrained or random.")
     if values["weights"] == "auto":
-        values["weights"] = weights_of(models[0], given["artefacts"])
+        values["weights"] = weights_of(models[0], given.get("artefacts"))
     return GridSettings(
         scale=scale,
         samples=samples,
@@ -124,7 +126,7 @@ def _settings(given: Mapping[str, Any], scale: str) -> tuple[GridSettings, tuple
 
 def _refuse_changes(given: Mapping[str, Any], scale: str | None, resume: Path) -> None:
     """A grid that goes on is the one that was begun: its folder knows the settings."""
-    changed = [name for name, value in given.items() if value is not None] + (["scale"] if scale else [])
+    changed = [*given] + (["scale"] if scale else [])
     if changed:
         flag = {"tasks": "task", "strategies": "strategy"}.get(changed[0], changed[0])
         raise ConfigError(f"--{flag} cannot change when a grid is resumed: {resume} has its settings. Leave it away.")

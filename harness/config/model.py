@@ -1,18 +1,44 @@
-"""What every configuration is: frozen, strict about its names, built from flags over a TOML file."""
+"""What every configuration is: frozen, strict about its names, built from flags over a TOML file.
+
+A field declares an option once: its name, type, range, default and description are the flag's as well
+(:mod:`harness.commands.options`).
+"""
 
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from harness.contracts import KVInput, WeightsChoice
+from harness.contracts import ExitHead, KVInput, ModelRequest, WeightsChoice
 from harness.errors import ConfigError, did_you_mean
 
-__all__ = ["Configuration", "ModelConfiguration"]
+__all__ = [
+    "DEFAULT_MODEL",
+    "DOCUMENT_TASKS",
+    "Artefacts",
+    "Configuration",
+    "File",
+    "Folder",
+    "ModelChoice",
+    "ModelConfiguration",
+    "ModelName",
+    "OperatingPoint",
+    "Placeholder",
+    "Seed",
+    "Source",
+    "TaskName",
+    "limits",
+    "refusal",
+]
+
+DEFAULT_MODEL = "smollm2-135m"
+DOCUMENT_TASKS = ("py150", "javacorpus")
+"""What is trained and traced on unless tasks are named."""
 
 
 class Configuration(BaseModel):
@@ -33,10 +59,21 @@ class Configuration(BaseModel):
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"][:1])
-            message = first["msg"].replace("tuple", "list")  # files have lists
-            raise ConfigError(f"{where} = {first['input']!r}: {message[0].lower()}{message[1:]}.") from None
+            name, value, message = refusal(error)
+            raise ConfigError(f"{name} = {value!r}: {message}." if name else f"{message}.") from None
+
+    @classmethod
+    def part_of(cls, whole: Self) -> Self:
+        """Return what this class declares of a configuration that inherits it; nothing is validated again."""
+        return cls.model_construct(**{name: getattr(whole, name) for name in cls.model_fields})
+
+    def replace(self, **changes: Any) -> Self:
+        """Return the same with some values replaced.
+
+        Raises:
+            ConfigError: as for :meth:`build`.
+        """
+        return self.build({**self.model_dump(exclude_unset=True), **changes})
 
     @classmethod
     def read_toml(cls, path: Path) -> dict[str, Any]:
@@ -54,35 +91,90 @@ class Configuration(BaseModel):
             raise ConfigError(f"configuration {path} is not valid TOML: {error}.") from None
 
 
-class ModelConfiguration(Configuration):
-    """What decides a model that decodes: which, its weights, its exits, where it runs, what measures its energy.
+def refusal(error: ValidationError) -> tuple[str, Any, str]:
+    """Return what pydantic refused first: the option's name, the value, and why in a phrase without its period.
 
-    Attributes:
-        model: catalogue name, hub id or local folder.
-        kv_input: what ``propagate`` fills them from: the exit's ``hidden`` state, or the line from there to what the
-            exit's ``shortcut`` makes of it.
-        exit_points: ``paper`` (GREEN-CODE's rule), ``all``, or a comma list of layers.
-        dtype: torch dtype name of weights and activations.
-        device: torch device; ``auto`` takes CUDA when there is one.
-        threads: CPU threads; ``None`` leaves torch's choice.
-        weights: ``pretrained`` (base), ``tuned`` (with the adapter of ``harness train lite``), ``random`` for runs at
-            full size without weights, or ``auto``: tuned where there is an adapter.
-        exit_head: what reads an exit: ``shared`` (the model's own head), ``shortcut`` (a linear map per exit before
-            it), or ``auto``: shortcut where there are maps for the weights.
-        artefacts: folder of trained artefacts or name of a shipped set; ``None`` for ``artefacts/MODEL`` and the
-            shipped ones.
-        energy: which meter, by registered name; ``auto`` takes the best sensor found, else the labelled estimate.
-        tdp_w: power the estimate spreads over the logical cores the system shows, watts; ``None`` for its default.
+    The name is empty where options contradict one another.
     """
+    first = error.errors()[0]
+    message = first["msg"].removeprefix("Value error, ").replace("tuple", "list")  # files have lists
+    return str(first["loc"][0]) if first["loc"] else "", first["input"], f"{message[0].lower()}{message[1:]}"
 
-    model: Annotated[str, Field(min_length=1)] = "smollm2-135m"
-    kv_input: KVInput = "hidden"
-    exit_points: str = "paper"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    device: str = "auto"
-    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
-    weights: WeightsChoice = "auto"
-    exit_head: Literal["auto", "shared", "shortcut"] = "auto"
-    artefacts: str | None = None
-    energy: str = "auto"
-    tdp_w: Annotated[float, Field(gt=0, le=10_000)] | None = None
+
+def limits(metadata: Iterable[Any]) -> str:
+    """Return the range that a field's metadata allows, in signs; empty where there is none."""
+    signs = (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"))
+    pairs = ((sign, getattr(piece, name, None)) for piece in metadata for name, sign in signs)
+    return ", ".join(f"{sign} {value}" for sign, value in pairs if value is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Placeholder:
+    """What stands for a value in a command's help: ``Annotated[Path, Placeholder("DIR")]``."""
+
+    text: str
+
+
+ModelName = Annotated[str, Field(min_length=1, description="Catalogue name, hub id or folder.")]
+Artefacts = Annotated[
+    str | None,
+    Field(description="Folder of `harness train`, or a shipped set. Default: artefacts/MODEL, then shipped."),
+]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Folder = Annotated[Path, Placeholder("DIR")]
+File = Annotated[Path, Placeholder("FILE")]
+OperatingPoint = Annotated[str, Placeholder("SPEC")]
+TaskName = Annotated[str, Placeholder("TASK")]
+Source = Annotated[str, Placeholder("SOURCE")]
+
+
+class ModelChoice(Configuration):
+    """Which model, with which weights and exits, and where it runs."""
+
+    model: ModelName = DEFAULT_MODEL
+    exit_points: Annotated[str, Placeholder("LAYERS")] = Field(
+        default="paper", description="paper (GREEN-CODE's rule), all, or layers such as 4,8,12."
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        default="float32", description="Data type of weights and activations"
+    )
+    device: str = Field(default="auto", description="auto (CUDA where there is one), cpu, cuda or cuda:N.")
+    weights: WeightsChoice = Field(
+        default="auto",
+        description="auto (tuned where there is an adapter), tuned (with the adapter of `harness train lite`), "
+        "pretrained (base), or random (full size without weights).",
+    )
+    exit_head: ExitHead = Field(
+        default="auto",
+        description="What reads an exit: auto (shortcut where there are maps for the weights), shared (the model's "
+        "own head) or shortcut (a linear map per exit before it).",
+    )
+    artefacts: Artefacts = None
+
+    def request(self, seed: int = 0) -> ModelRequest:
+        """Return which model is asked for; ``seed`` draws random weights."""
+        return ModelRequest(
+            self.model, self.weights, self.dtype, self.exit_points, self.exit_head, self.artefacts, seed
+        )
+
+
+class ModelConfiguration(ModelChoice):
+    """What decides a model that decodes: which, where it runs, and what measures its energy."""
+
+    kv_input: KVInput = Field(
+        default="hidden",
+        description="What propagate fills K,V of skipped layers from: the exit's hidden state, or the line from "
+        "there to what the exit's shortcut makes of it.",
+    )
+    threads: int | None = Field(default=None, ge=1, le=1024, description="CPU threads. Default: torch's choice.")
+    energy: str = Field(
+        default="auto",
+        description="Meter: auto (the best sensor found, else the estimate), nvml, rapl, "
+        "estimate, none or replay:FILE.",
+    )
+    tdp_w: float | None = Field(
+        default=None,
+        gt=0,
+        le=10_000,
+        description="Watts the energy estimate assumes for all cores. Default: 4 W per core.",
+    )

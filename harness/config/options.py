@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from harness.config import StrategySpec
+from harness.config.model import limits
 from harness.contracts import Strategy
 from harness.errors import OptionError, RegistryError, did_you_mean
 from harness.registry import STRATEGIES
@@ -42,12 +43,15 @@ class OptionFacts:
 
 
 def build_strategy(spec: StrategySpec) -> Strategy:
-    """Build the strategy of one operating point.
+    """Build the strategy of one operating point; one that was given as an object is there already.
 
     Raises:
         UnknownNameError: no such strategy.
         OptionError: no such option, or a value out of range.
     """
+    if spec.built is not None:
+        _check_strategy_class(spec.name, type(spec.built))
+        return spec.built
     cls = _strategy_class(spec.name)
     hints = get_type_hints(cls, include_extras=True)
     names = [field.name for field in dataclasses.fields(cls) if field.init]
@@ -94,7 +98,7 @@ def option_facts(name: str) -> list[OptionFacts]:
         info = FieldInfo.from_annotation(hints[field.name])
         kind = getattr(info.annotation, "__name__", str(info.annotation))
         default = None if field.default is dataclasses.MISSING else field.default
-        facts.append(OptionFacts(field.name, kind, _limits(info), default, info.description or ""))
+        facts.append(OptionFacts(field.name, kind, limits(info.metadata), default, info.description or ""))
     return facts
 
 
@@ -112,6 +116,11 @@ def option_range(name: str, option: str) -> tuple[float, float] | None:
 
 def _strategy_class(name: str) -> Any:
     cls = STRATEGIES.load(name)
+    _check_strategy_class(name, cls)
+    return cls
+
+
+def _check_strategy_class(name: str, cls: Any) -> None:
     if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
         raise RegistryError(f"strategy '{name}' is not a dataclass; its fields would be its options.")
     missing = [
@@ -123,14 +132,3 @@ def _strategy_class(name: str) -> Any:
         raise RegistryError(
             f"strategy '{name}' lacks {', '.join(missing)}: subclass harness.contracts.Strategy, which brings them."
         )
-    return cls
-
-
-def _limits(info: FieldInfo) -> str:
-    words = []
-    for piece in info.metadata:
-        for attribute, sign in (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<")):
-            value = getattr(piece, attribute, None)
-            if value is not None:
-                words.append(f"{sign} {value}")
-    return ", ".join(words)

@@ -2,18 +2,22 @@
 
 ``NAME[:option=value[,value…]]…``: a comma list of values makes one operating point each; several
 options are separated by ``:`` (or by a comma before ``option=``), and several lists make their product.
-Nothing here knows which strategies exist; :mod:`harness.config.options` builds them.
+Nothing here knows which strategies exist; :mod:`harness.config.options` builds them. From Python a strategy may also be
+given as an object or a class, of a notebook cell for example.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from harness.contracts import Strategy
 from harness.errors import ConfigError
 
-__all__ = ["BASELINE", "StrategySpec", "demo_strategies", "parse_all", "parse_strategies"]
+__all__ = ["BASELINE", "StrategySpec", "as_strategy", "demo_strategies", "parse_all", "parse_strategies", "spec_of"]
 
 BASELINE = "full"  # the operating point every other one is paired with
 
@@ -42,10 +46,12 @@ class StrategySpec:
     Attributes:
         name: strategy name.
         options: option name → value as text.
+        built: the strategy itself, where it was given as an object; its name is then ``module:class``.
     """
 
     name: str
     options: tuple[tuple[str, str], ...] = ()
+    built: Strategy | None = dataclasses.field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
         return ":".join([self.name, *(f"{key}={value}" for key, value in self.options)])
@@ -80,6 +86,40 @@ def parse_strategies(text: str) -> list[StrategySpec]:
     return [StrategySpec(name.strip(), tuple(zip(choices, values, strict=True))) for values in combinations]
 
 
-def parse_all(texts: Sequence[str]) -> list[StrategySpec]:
-    """Expand several texts, each operating point once, in order; see :func:`parse_strategies`."""
-    return list(dict.fromkeys(spec for text in texts for spec in parse_strategies(text)))
+def parse_all(given: Sequence[str | Strategy]) -> list[StrategySpec]:
+    """Expand several texts and objects, each operating point once, in order; see :func:`parse_strategies`."""
+    expanded = [parse_strategies(item) if isinstance(item, str) else [spec_of(item)] for item in given]
+    return list(dict.fromkeys(itertools.chain.from_iterable(expanded)))
+
+
+def as_strategy(given: Any) -> Strategy:
+    """Return a strategy given as an object, or as a class whose options all have defaults.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    name = getattr(given if isinstance(given, type) else type(given), "__name__", "")
+    frozen = getattr(getattr(given, "__dataclass_params__", None), "frozen", False)
+    if not frozen or not hasattr(given, "should_exit"):
+        raise ConfigError(
+            f"{name} is no strategy: give NAME[:option=value], or a frozen dataclass that subclasses "
+            "harness.contracts.Strategy and has should_exit."
+        )
+    if isinstance(given, type):
+        missing = [
+            field.name
+            for field in dataclasses.fields(given)
+            if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        ]
+        if missing:
+            raise ConfigError(f"{name} needs {', '.join(missing)}. Give an object: {name}({missing[0]}=…).")
+        given = given()
+    strategy: Strategy = given
+    return strategy
+
+
+def spec_of(strategy: Strategy) -> StrategySpec:
+    """Return the operating point of a strategy given as an object, named by its module and class."""
+    fields = [field.name for field in dataclasses.fields(strategy) if field.init]  # type: ignore[arg-type]
+    options = tuple((name, str(getattr(strategy, name))) for name in fields)
+    return StrategySpec(f"{type(strategy).__module__}:{type(strategy).__qualname__}", options, strategy)

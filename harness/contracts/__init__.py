@@ -1,4 +1,5 @@
-"""The vocabulary every room shares: what a strategy, a task, a score, a meter and a model promise.
+"""The vocabulary every room shares: what a strategy, a KV policy, a task, a score, a meter and a model
+promise.
 
 Protocols for what is plugged in, frozen dataclasses for what is handed over. No torch at run time:
 importing this module must stay cheap, since ``harness list`` does it.
@@ -11,9 +12,19 @@ norm; quantities carry SI suffixes (``_s``, ``_j``, ``_w``, ``_bytes``); ``None`
 
 from __future__ import annotations
 
+from harness.contracts.kv import KVBatch, KVFacts, KVPolicy, Leaving, Waiting
 from harness.contracts.meters import EnergyReading, Meter
 from harness.contracts.metrics import Better, Metric, Wording
-from harness.contracts.models import KVInput, KVPolicy, ModelInfo, ModelRequest, TextCodec, Weights, WeightsChoice
+from harness.contracts.models import (
+    ExitHead,
+    KVInput,
+    ModelInfo,
+    ModelRequest,
+    Tokenizer,
+    Weights,
+    WeightsChoice,
+)
+from harness.contracts.recipes import Progress, Recipe, Silent, Trained, TrainingRun
 from harness.contracts.scores import Completion, Score
 from harness.contracts.strategies import Batch, ExitRule, ExitView, Strategy
 from harness.contracts.tasks import (
@@ -38,16 +49,23 @@ __all__ = [
     "Corpus",
     "Document",
     "EnergyReading",
+    "ExitHead",
     "ExitRule",
     "ExitView",
+    "KVBatch",
+    "KVFacts",
     "KVInput",
     "KVPolicy",
+    "Leaving",
     "Meter",
     "Metric",
     "ModelInfo",
     "ModelRequest",
+    "Progress",
+    "Recipe",
     "Sample",
     "Score",
+    "Silent",
     "SourceInfo",
     "Split",
     "StopRule",
@@ -55,7 +73,10 @@ __all__ = [
     "Task",
     "TaskData",
     "TaskRequest",
-    "TextCodec",
+    "Tokenizer",
+    "Trained",
+    "TrainingRun",
+    "Waiting",
     "Weights",
     "WeightsChoice",
     "Wording",

@@ -4,29 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Literal, Protocol, TypeAlias
 
-__all__ = ["KVInput", "KVPolicy", "ModelInfo", "ModelRequest", "TextCodec", "Weights", "WeightsChoice"]
+__all__ = ["ExitHead", "KVInput", "ModelInfo", "ModelRequest", "Tokenizer", "Weights", "WeightsChoice"]
 
 Weights: TypeAlias = Literal["pretrained", "tuned", "random"]
 WeightsChoice: TypeAlias = Literal["auto", "pretrained", "tuned", "random"]
+ExitHead: TypeAlias = Literal["auto", "shared", "shortcut"]
 KVInput: TypeAlias = Literal["hidden", "shortcut"]
-
-
-class KVPolicy(StrEnum):
-    """What happens to the keys and values of layers that an exited token skipped.
-
-    ``propagate`` fills them from the exit hidden state (CALM, Schuster 2022); ``recompute`` runs the
-    missing layers together with the next token that goes deeper (EE-LLM), identical to full depth for
-    the same token sequence; ``none`` keeps no cache and runs the whole prefix for every token (how
-    GREEN-CODE's published numbers were taken); ``skip`` leaves a hole, a lossy control.
-    """
-
-    PROPAGATE = "propagate"
-    RECOMPUTE = "recompute"
-    NONE = "none"
-    SKIP = "skip"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +32,7 @@ class ModelRequest:
     weights: WeightsChoice = "auto"
     dtype: str = "float32"
     exit_points: str = "paper"
-    exit_head: str = "auto"
+    exit_head: ExitHead = "auto"
     artefacts: str | None = None
     seed: int = 0
 
@@ -72,7 +57,7 @@ class ModelInfo:
         kv_entry_bytes: bytes of K and V of one position in one layer.
         fingerprint: tells the weights from others, 16 hex digits; what trained artefacts are checked against.
         base_fingerprint: the same of the weights before tuning.
-        exit_head: ``shared``, or ``shortcut:`` and the hash of the maps in use.
+        exit_head: ``shared``, or ``shortcut:`` and the hash of the shortcuts in use.
         shortcut_bytes: weight bytes one exit's shortcut reads; 0 with the shared head.
         artefacts: folders in which trained artefacts are looked for, in this order.
         asked: how it was asked for; no fact of the model, so that it does not count when two are compared.
@@ -99,7 +84,7 @@ class ModelInfo:
     asked: ModelRequest = field(default=ModelRequest(), compare=False)
 
 
-class TextCodec(Protocol):
+class Tokenizer(Protocol):
     """What tasks and the runner need of a tokenizer."""
 
     @property

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
-from harness.contracts.models import KVPolicy, ModelInfo
+from harness.contracts.models import ModelInfo
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -125,11 +125,11 @@ class Strategy(Protocol):
     A stateless strategy is its own rule. ``rehearsed`` strategies are decoded once outside the measured
     window; inside it their exits are replayed at no decision cost (the oracle). ``probabilistic`` ones have a
     ``threshold`` that is the least probability, by their own estimate, that the exit's token is right: whether that
-    estimate holds can be checked (``harness sweep --out`` writes calibration). ``default_kv`` is the KV policy it runs
-    under unless a run names one: exact keys and values for everything whose depths mix.
+    estimate holds can be checked (``harness sweep --out`` writes calibration). ``default_kv`` names the KV policy it
+    runs under unless a run names one: exact keys and values for everything whose depths mix.
     """
 
-    default_kv: ClassVar[KVPolicy] = KVPolicy.RECOMPUTE
+    default_kv: ClassVar[str] = "recompute"
     rehearsed: ClassVar[bool] = False
     probabilistic: ClassVar[bool] = False
 

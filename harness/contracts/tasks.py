@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeAlias
 
-from harness.contracts.models import TextCodec
+from harness.contracts.models import Tokenizer
 
 __all__ = [
     "BadRow",
@@ -165,7 +165,7 @@ class Task(Protocol):
     def language(self) -> str:
         """Programming language, ``python`` or ``java``."""
 
-    def load(self, request: TaskRequest, codec: TextCodec) -> TaskData:
+    def load(self, request: TaskRequest, codec: Tokenizer) -> TaskData:
         """Draw the samples.
 
         Raises:
@@ -179,7 +179,7 @@ class Task(Protocol):
             DataError: the source cannot be read, or it holds no document.
         """
 
-    def stop_rule(self, protocol: str, codec: TextCodec) -> StopRule:
+    def stop_rule(self, protocol: str, codec: Tokenizer) -> StopRule:
         """Return a predicate on the tokens generated so far: true when the completion is over."""
 
     def completion(self, protocol: str, text: str) -> str:

@@ -1,7 +1,6 @@
 """Keys and values of a batch, preallocated, addressed by (layer, row, position).
 
-Positions a token skipped hold whatever was there before; :class:`KVCache` knows how deep each
-position goes, so that the ``skip`` policy can mask the holes.
+What the layers hold that a token skipped is the KV policy's business.
 """
 
 from __future__ import annotations
@@ -27,7 +26,6 @@ class KVCache:
 
     Attributes:
         entries: the cache.
-        depth: layers held at each ``[row, position]``; kept under the ``skip`` policy only.
     """
 
     def __init__(self, num_layers: int, rows: int, positions: int, heads: HeadShape, like: Tensor) -> None:
@@ -35,7 +33,6 @@ class KVCache:
         self._heads = heads
         # Zeros, not empty: a masked position still enters attention with weight 0, and 0 × NaN is NaN.
         self.entries = torch.zeros(shape, dtype=like.dtype, device=like.device)
-        self.depth = torch.zeros((rows, positions), dtype=torch.int64, device=like.device)
         self._positions = torch.arange(positions, device=like.device)
 
     @property
@@ -56,17 +53,9 @@ class KVCache:
         """Store slots ``[n, 2 KV, head_dim]`` at ``rows``, ``positions``, both ``[n]``."""
         self.entries[layer, rows, :, positions] = entries
 
-    def visible(self, rows: Tensor, positions: Tensor, layers: int | None) -> Tensor:
-        """Return which cached positions a slot may attend to, ``[n, longest]`` bool.
-
-        Args:
-            rows: rows of the slots, ``[n]``.
-            positions: their positions, ``[n]``; nothing later is visible.
-            layers: hide positions that hold fewer layers than this; ``None`` hides none.
-        """
-        length = int(positions.max()) + 1
-        mask = self._positions[:length] <= positions.unsqueeze(1)
-        return mask if layers is None else mask & (self.depth[rows, :length] >= layers)
+    def visible(self, positions: Tensor) -> Tensor:
+        """Return which cached positions slots at ``positions`` ``[n]`` may attend to, ``[n, longest]`` bool."""
+        return self._positions[: int(positions.max()) + 1] <= positions.unsqueeze(1)
 
     def views(self, rows: slice, length: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Return keys and values of neighbouring rows as views, one per layer, cut in one go.
@@ -85,14 +74,20 @@ class KVCache:
         """Return one slot as views ``[2 KV, head_dim]``, one per layer, to copy new entries into."""
         return self.entries[:, row, :, position].unbind(0)
 
-    def attend_span(self, layer: int, queries: Tensor, row: int, start: int, scale: float) -> Tensor:
-        """Consecutive positions ``start``… of one row, causal: ``[n, H, D]`` → ``[n, H * D]``."""
+    def attend_span(
+        self, layer: int, queries: Tensor, row: int, start: int, scale: float, visible: Tensor | None = None
+    ) -> Tensor:
+        """Consecutive positions ``start``… of one row, causal: ``[n, H, D]`` → ``[n, H * D]``.
+
+        ``visible`` ``[n, start + n]`` says which positions each may attend to, where not all before it.
+        """
         count = queries.shape[0]
         end = start + count
         keys, values = self.entries[layer, row, None, :, :end].chunk(2, dim=1)
-        mask = self._positions[:end] <= self._positions[start:end].unsqueeze(1)
+        if visible is None:
+            visible = self._positions[:end] <= self._positions[start:end].unsqueeze(1)
         out = F.scaled_dot_product_attention(
-            queries.transpose(0, 1).unsqueeze(0), keys, values, attn_mask=mask, scale=scale,
+            queries.transpose(0, 1).unsqueeze(0), keys, values, attn_mask=visible, scale=scale,
             enable_gqa=self._heads.grouped,
         )  # fmt: skip
         return out[0].transpose(0, 1).reshape(count, -1)

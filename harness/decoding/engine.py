@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from harness.contracts import Batch, KVInput, KVPolicy, ModelInfo, StopRule, Strategy
+from harness.contracts import Batch, KVBatch, KVInput, KVPolicy, ModelInfo, StopRule, Strategy
 from harness.decoding.backbone import Backbone
 from harness.decoding.blocks import Rotary
 from harness.decoding.cache import KVCache
@@ -21,6 +21,7 @@ from harness.decoding.generation import Generation
 from harness.decoding.open_batch import OpenBatch
 from harness.decoding.passes import PrefixPass
 from harness.errors import ModelError
+from harness.registry import KV_POLICIES
 
 __all__ = ["Engine"]
 
@@ -31,8 +32,8 @@ class Engine:
     Args:
         backbone: the model's weights and arithmetic.
         info: its facts, handed to strategies.
-        kv_input: what skipped layers are filled from under ``propagate``: the exit's ``hidden`` state, or the line from
-            there to what its ``shortcut`` makes of it.
+        kv_input: what KV policies that fill skipped layers fill them from: the exit's ``hidden`` state, or the line
+            from there to what its ``shortcut`` makes of it.
     """
 
     def __init__(self, backbone: Backbone, info: ModelInfo, kv_input: KVInput = "hidden") -> None:
@@ -48,7 +49,7 @@ class Engine:
         prompts: Sequence[Sequence[int]],
         strategy: Strategy,
         *,
-        kv: KVPolicy,
+        kv: str,
         max_new_tokens: Sequence[int],
         seeds: Sequence[int] | None = None,
         stop: StopRule | None = None,
@@ -59,7 +60,7 @@ class Engine:
         Args:
             prompts: tokens of each row, none empty.
             strategy: decides the exits.
-            kv: what happens to keys and values of skipped layers.
+            kv: name of the KV policy: what happens to keys and values of skipped layers.
             max_new_tokens: limit of each row, at least 1.
             seeds: one per row for random strategies; zeros when left out.
             stop: ends a row when true of the tokens it has generated.
@@ -68,6 +69,7 @@ class Engine:
         Raises:
             ModelError: an empty prompt, or one that does not fit the model's positions.
             OptionError: the strategy does not fit the model, or answers in the wrong shape.
+            UnknownNameError: nobody registered the KV policy.
         """
         tally = [Generation() for _ in prompts]
         batch = Batch(tuple(seeds if seeds is not None else [0] * len(prompts)), str(self.backbone.device))
@@ -80,7 +82,7 @@ class Engine:
         prompts: Sequence[Sequence[int]],
         exit_layers: Sequence[Sequence[int]],
         *,
-        kv: KVPolicy,
+        kv: str,
         max_new_tokens: Sequence[int],
         stop: StopRule | None = None,
         eos_token_ids: frozenset[int] = frozenset(),
@@ -90,30 +92,49 @@ class Engine:
         exits = ScheduledExits(exit_layers, self.info.num_layers, tally)
         return self._decode(prompts, exits, tally, kv, max_new_tokens, stop, eos_token_ids)
 
-    def open(self, rows: int, positions: int, kv: KVPolicy, exits: Exits, tally: list[Generation]) -> OpenBatch:
+    def open(self, rows: int, positions: int, kv: str, exits: Exits, tally: list[Generation]) -> OpenBatch:
         """Return an empty batch that rows may join and leave between tokens.
 
         Args:
             rows: how many there may be at a time.
             positions: longest prompt and completion of a row, together.
-            kv: what happens to keys and values of skipped layers.
+            kv: name of the KV policy.
             exits: decides where tokens stop.
             tally: one per row, filled while they run; a row that joins gets a new one.
 
         Raises:
             ModelError: the model has fewer positions.
+            UnknownNameError: nobody registered the KV policy.
         """
         self._check_reach(positions)
-        return OpenBatch(
-            self.backbone, self.rotary(positions), self._filler, self.kv_input, rows, positions, kv, exits, tally
-        )
+        make: type[KVPolicy] = KV_POLICIES.load(kv)
+        cache = self.cache(rows, positions) if make.facts.keeps_cache else None
+        policy = None if cache is None else make(self.kv_batch(cache, positions, tally))
+        return OpenBatch(self.backbone, self.rotary(positions), cache, policy, exits, tally)
+
+    def cache(self, rows: int, positions: int) -> KVCache:
+        """Return an empty cache."""
+        return KVCache(self.backbone.num_layers, rows, positions, self.backbone.heads, self.backbone.lm_head.weight)
+
+    def kv_batch(self, cache: KVCache, positions: int, tally: Sequence[Generation]) -> KVBatch:
+        """Return what a KV policy acts on; what it fills is charged to the rows' tally."""
+        rotary, num_layers = self.rotary(positions), self.backbone.num_layers
+
+        def fill(
+            layer: int, rows: Sequence[int], positions: Sequence[int], hidden: Tensor, final: Tensor | None = None
+        ) -> None:
+            self._filler.fill(cache, rotary, layer, rows, positions, hidden, final)
+            for row in rows:
+                tally[row].kv_fill_layers += num_layers - layer
+
+        return KVBatch(num_layers, cache.entries.shape[1], positions, self.kv_input, cache.entries, fill)
 
     def _decode(
         self,
         prompts: Sequence[Sequence[int]],
         exits: Exits,
         tally: list[Generation],
-        kv: KVPolicy,
+        kv: str,
         max_new_tokens: Sequence[int],
         stop: StopRule | None,
         eos_token_ids: frozenset[int],
@@ -148,18 +169,6 @@ class Engine:
             self._rotary_reach = min(max(2 * positions, 512), self.info.max_positions)
             self._rotary = self.backbone.rotary(self._rotary_reach)
         return self._rotary
-
-    def fill(
-        self,
-        cache: KVCache,
-        layer: int,
-        rows: list[int],
-        positions: list[int],
-        hidden: Tensor,
-        final: Tensor | None = None,
-    ) -> None:
-        """Fill keys and values from ``layer`` on, see :class:`KVFiller`."""
-        self._filler.fill(cache, self._rotary, layer, rows, positions, hidden, final)
 
     def _check(self, prompts: Sequence[Sequence[int]], max_new_tokens: Sequence[int]) -> int:
         reach = 0

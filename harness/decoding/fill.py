@@ -1,4 +1,4 @@
-"""Fill keys and values of skipped layers from an exit hidden state (the ``propagate`` policy).
+"""Fill keys and values of skipped layers from hidden states, for KV policies that do (``propagate``).
 
 CALM (Schuster 2022, arXiv 2207.07061, section 3): a token that exits after layer e leaves, for every
 deeper layer, the keys and values that layer would compute from the exit hidden state. Only the norm
@@ -9,6 +9,7 @@ is one matrix per layer, read at memory bandwidth.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -45,8 +46,8 @@ class KVFiller:
         cache: KVCache,
         rotary: Rotary | None,
         layer: int,
-        rows: list[int],
-        positions: list[int],
+        rows: Sequence[int],
+        positions: Sequence[int],
         hidden: Tensor,
         final: Tensor | None = None,
     ) -> None:

@@ -2,7 +2,7 @@
 
 Greedy. Prefill runs all layers and yields the first token; then, for each token, segments between
 exit points run and the strategy is asked, in batch, at each of them. Rows that stop take their token
-from the exit head, the others run on. Without a cache (``none``) there is no prefill: the whole prefix
+from the exit head, the others run on. Where the KV policy keeps no cache there is no prefill: the whole prefix
 runs again for each token, and the strategy is asked for the first one too.
 
 Rows join and leave between tokens; what a row yields does not depend on the others, up to rounding: products of one
@@ -18,15 +18,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from harness.contracts import KVInput, KVPolicy, StopRule
+from harness.contracts import KVPolicy, Leaving, StopRule
 from harness.decoding import certainty
 from harness.decoding.backbone import Backbone
 from harness.decoding.blocks import Rotary
 from harness.decoding.cache import KVCache
 from harness.decoding.exits import NO_EXITS, Exits
-from harness.decoding.fill import KVFiller
 from harness.decoding.generation import Generation
-from harness.decoding.passes import Pass, PrefixPass, Stash, TokenPass
+from harness.decoding.passes import Pass, PrefixPass, TokenPass
 from harness.decoding.view import LayerView
 
 __all__ = ["OpenBatch"]
@@ -49,11 +48,8 @@ class OpenBatch:
     Args:
         backbone: the model.
         rotary: position tables long enough, or ``None``.
-        filler: fills what exits leave open under ``propagate``.
-        kv_input: what from.
-        rows: how many there may be at a time.
-        positions: longest prompt and completion of a row, together.
-        kv: what happens to keys and values of skipped layers.
+        cache: keys and values of as many rows as there may be at a time; ``None`` to run whole prefixes.
+        policy: what exits leave in the cache; ``None`` without one.
         exits: decides where tokens stop.
         tally: one per row; replaced when a row joins.
 
@@ -66,22 +62,14 @@ class OpenBatch:
         self,
         backbone: Backbone,
         rotary: Rotary | None,
-        filler: KVFiller,
-        kv_input: KVInput,
-        rows: int,
-        positions: int,
-        kv: KVPolicy,
+        cache: KVCache | None,
+        policy: KVPolicy | None,
         exits: Exits,
         tally: list[Generation],
     ) -> None:
-        self._backbone, self._rotary, self._filler, self._kv_input = backbone, rotary, filler, kv_input
-        self._kv, self._exits, self._tally = kv, exits, tally
+        self._backbone, self._rotary, self._cache, self._policy = backbone, rotary, cache, policy
+        self._exits, self._tally = exits, tally
         self._rows: dict[int, _Row] = {}
-        self._stash, self._seen = Stash(rows), set[int]()
-        self._owed: list[tuple[int, list[int], list[int], Tensor, Tensor | None]] = []
-        self._cache: KVCache | None = None
-        if kv is not KVPolicy.NONE:
-            self._cache = KVCache(backbone.num_layers, rows, positions, backbone.heads, backbone.lm_head.weight)
         self.running: list[int] = []
         self.with_log_probabilities = False
 
@@ -105,15 +93,13 @@ class OpenBatch:
             eos_token_ids: tokens that end it.
             started: when its time began, by ``time.perf_counter``; now when left out.
         """
-        self._settle(self.running)  # whatever the row's last occupant owed is forgotten
         self._clear(row)
         self._rows[row] = _Row(
             prompt, max_new_tokens, stop, eos_token_ids, time.perf_counter() if started is None else started
         )
         self._tally[row] = Generation()
-        self._stash.clear(row)
-        if self._cache is not None:
-            self._cache.depth[row, : len(prompt)] = self._backbone.num_layers
+        if self._policy is not None:
+            self._policy.join(row, len(prompt))
         self.running = sorted([*self.running, row])
 
     def _clear(self, row: int) -> None:
@@ -163,7 +149,8 @@ class OpenBatch:
             self._record(rows, view.tokens(going), point)
             if self.with_log_probabilities:
                 self._note(rows, view.output_logits(going))
-            self._note_exits(current, going, view)
+            if isinstance(current, TokenPass) and self._policy is not None:
+                self._policy.leave(_leaving(current, view, going))
             current.leave(places)
             if not places:
                 return
@@ -198,44 +185,22 @@ class OpenBatch:
 
     def _begin(self, rows: list[int]) -> Pass:
         """Return the pass of the next token."""
-        if self._cache is None:
+        if self._cache is None or self._policy is None:
             prefixes = [[*self._rows[row].prompt, *self._tally[row].token_ids] for row in rows]
             return PrefixPass(self._backbone, self._rotary, prefixes, rows, tally=self._tally)
-        self._settle(rows)
         tokens = [self._tally[row].token_ids[-1] for row in rows]
         positions = [len(self._rows[row].prompt) + len(self._tally[row].token_ids) - 1 for row in rows]
-        return TokenPass(
-            self._backbone, self._rotary, self._cache, self._kv, rows, tokens, positions, self._tally, self._stash,
-            self._seen,
-        )  # fmt: skip
+        return TokenPass(self._backbone, self._rotary, self._cache, self._policy, rows, tokens, positions, self._tally)
 
-    def _note_exits(self, current: Pass, going: list[int], view: LayerView) -> None:
-        """Remember what exited rows owe the deeper layers under ``propagate``."""
-        if self._kv is not KVPolicy.PROPAGATE:
-            return
-        positions = current.positions
-        hidden = view.hidden_state
-        final = view.leaving_states(going) if self._kv_input == "shortcut" else None
-        if len(going) < len(positions):
-            hidden = hidden[torch.tensor(going, device=hidden.device)]
-        rows = [current.rows[place] for place in going]
-        self._owed.append((view.exit_layer, rows, [positions[place] for place in going], hidden, final))
 
-    def _settle(self, running: list[int]) -> None:
-        """Fill what the last token left open, for rows that go on."""
-        for layer, rows, positions, states, finals in self._owed:
-            staying = [place for place, row in enumerate(rows) if row in running]
-            if not staying:
-                continue
-            hidden, final = states, finals
-            if len(staying) < len(rows):
-                index = torch.tensor(staying, device=states.device)
-                hidden, final = states[index], None if finals is None else finals[index]
-            kept = [rows[place] for place in staying]
-            assert self._cache is not None
-            self._filler.fill(
-                self._cache, self._rotary, layer, kept, [positions[place] for place in staying], hidden, final
-            )
-            for row in kept:
-                self._tally[row].kv_fill_layers += self._backbone.num_layers - layer
-        self._owed.clear()
+def _leaving(current: TokenPass, view: LayerView, places: list[int]) -> Leaving:
+    """Tell the KV policy which rows of a pass stop here."""
+    everybody = len(places) == len(current.rows)
+    return Leaving(
+        layer=current.layer,
+        rows=[current.rows[place] for place in places],
+        positions=[current.positions[place] for place in places],
+        hidden=lambda: view.hidden_state if everybody else view.hidden_state[places],
+        estimates=lambda: view.leaving_states(places),
+        runs=lambda: current.runs(places),
+    )

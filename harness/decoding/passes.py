@@ -1,27 +1,28 @@
 """One token's way through the layers, for every row that is still running.
 
 A pass advances segment by segment and can be left by some rows at any exit point. ``PrefixPass``
-runs whole prefixes (prefill, and every token of the ``none`` policy); ``TokenPass`` runs one new
-token per row against the cache, and under ``recompute`` the earlier tokens that had stopped short.
+runs whole prefixes (prefill, and every token where no cache is kept); ``TokenPass`` runs one new
+token per row against the cache, and earlier tokens that had stopped short, where the KV policy says so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from harness.contracts import KVPolicy
+from harness.contracts import KVPolicy, Waiting
 from harness.decoding.backbone import Backbone
 from harness.decoding.blocks import Rotary, Tables
 from harness.decoding.cache import KVCache, attend
 from harness.decoding.generation import Generation
 
-__all__ = ["Pass", "PrefixPass", "Stash", "TokenPass"]
+__all__ = ["Pass", "PrefixPass", "TokenPass"]
 
 
 class Pass(Protocol):
@@ -145,54 +146,6 @@ class PrefixPass:
 
 
 @dataclass(frozen=True, slots=True)
-class _Held:
-    """Consecutive positions of one row that stopped after ``depth`` layers: hidden ``[k, hidden_size]``."""
-
-    depth: int
-    start: int
-    hidden: Tensor
-
-
-class Stash:
-    """Tokens that exited under ``recompute`` and still owe the deeper layers their keys and values.
-
-    Per row a stack whose depths fall towards the top: whoever goes deeper takes everybody of the
-    same depth along, so what joins at a layer is always a run of positions ending at the new token.
-    """
-
-    def __init__(self, rows: int) -> None:
-        self._stacks: list[list[_Held]] = [[] for _ in range(rows)]
-
-    def hold(self, row: int, depth: int, start: int, hidden: Tensor) -> None:
-        """Keep ``hidden`` ``[k, hidden_size]`` of positions ``start``… until somebody goes deeper."""
-        self._stacks[row].append(_Held(depth, start, hidden))
-
-    def take(self, row: int, depth: int) -> _Held | None:
-        """Remove and return the positions of a row that wait at ``depth``, or ``None``."""
-        taken: list[_Held] = []
-        stack = self._stacks[row]
-        while stack and stack[-1].depth == depth:
-            taken.append(stack.pop())
-        if not taken:
-            return None
-        return _Held(depth, taken[-1].start, torch.cat([held.hidden for held in reversed(taken)]))
-
-    def clear(self, row: int) -> None:
-        """Forget what waits in a row."""
-        self._stacks[row].clear()
-
-    def next_depth(self, row: int, above: int) -> int | None:
-        """Return the smallest depth greater than ``above`` at which positions of a row wait."""
-        return next((held.depth for held in reversed(self._stacks[row]) if held.depth > above), None)
-
-    def copy(self) -> Stash:
-        """Return an independent stash over the same tensors."""
-        twin = Stash(0)
-        twin._stacks = [list(stack) for stack in self._stacks]
-        return twin
-
-
-@dataclass(frozen=True, slots=True)
 class _Frame:
     """The slots of a token pass: one per row. ``keys``, ``values`` and ``slots`` are views per layer, or empty."""
 
@@ -213,13 +166,11 @@ class TokenPass:
         backbone: the model.
         rotary: position tables, or ``None``.
         cache: keys and values of everything before.
-        policy: what exits leave behind: ``skip`` masks holes, ``recompute`` uses ``stash``.
+        policy: what exits leave behind in this cache.
         rows: rows of the batch that are running.
         tokens: their newest tokens.
         positions: where those stand.
         tally: counts are charged to these, one per row of the batch.
-        stash: tokens that owe deeper layers, under ``recompute``.
-        seen: exit depths met so far in this batch, under ``skip``.
     """
 
     def __init__(
@@ -232,19 +183,16 @@ class TokenPass:
         tokens: list[int],
         positions: list[int],
         tally: Sequence[Generation],
-        stash: Stash,
-        seen: set[int],
     ) -> None:
         self._backbone, self._rotary, self._cache, self._policy = backbone, rotary, cache, policy
-        self._tally, self._stash, self._seen = tally, stash, seen
+        self._tally = tally
         self.rows, self.layer, self._positions = list(rows), 0, list(positions)
+        self._pauses = tuple(policy.begin(rows, positions))
         device = backbone.device
         places = torch.tensor(positions, device=device)
         self._state = backbone.embed(torch.tensor(tokens, device=device), places)
         self._frame: _Frame | None = None
         self._starts = list(positions)  # first position of each row's run of slots; the run ends at the new token
-        if policy is KVPolicy.SKIP:
-            cache.depth[torch.tensor(rows, device=device), places] = backbone.num_layers
 
     @property
     def positions(self) -> list[int]:
@@ -252,16 +200,9 @@ class TokenPass:
         return self._positions
 
     def advance(self, layer: int) -> None:
-        """Run up to ``layer``, taking along whoever waits on the way."""
-        if self._policy is KVPolicy.PROPAGATE:  # nobody waits: one stretch
-            for row in self.rows:
-                self._tally[row].layers_executed += layer - self.layer
-            self._run_tokens(layer)
-            self.layer = layer
-            return
+        """Run up to ``layer``, taking along whatever waits on the way."""
         while self.layer < layer:
-            self._join()
-            stop = self._next_stop(layer)
+            stop = self._pause(layer) if self._pauses else layer
             self._run(stop)
             self.layer = stop
 
@@ -269,23 +210,19 @@ class TokenPass:
         """Return the new token's state of each row."""
         if self._state.shape[0] == len(self.rows):
             return self._state
-        lengths = [p - s + 1 for p, s in zip(self._positions, self._starts, strict=True)]
-        ends = torch.tensor(lengths, device=self._state.device).cumsum(0) - 1
+        ends = torch.tensor(self._lengths(), device=self._state.device).cumsum(0) - 1
         return self._state[ends]
 
+    def runs(self, places: Sequence[int]) -> list[Waiting]:
+        """Return all positions that the rows at these places carry: those that joined, and the new token."""
+        spans = self._spans()
+        return [Waiting(self._starts[place], self._state[spans[place]]) for place in places]
+
     def leave(self, staying: Sequence[int]) -> None:
-        """Keep some rows; under ``recompute`` the others are stashed, under ``skip`` their depth is noted."""
-        runs = self._runs()
-        gone = set(range(len(self.rows))) - set(staying)
-        for place in gone:
-            row, run = self.rows[place], runs[place]
-            if self._policy is KVPolicy.RECOMPUTE:
-                self._stash.hold(row, self.layer, self._starts[place], self._state[run])
-            elif self._policy is KVPolicy.SKIP:
-                self._cache.depth[row, self._positions[place]] = self.layer
-                self._seen.add(self.layer)
+        """Keep some rows."""
         if staying:
-            self._state = torch.cat([self._state[runs[place]] for place in staying])
+            spans = self._spans()
+            self._state = torch.cat([self._state[spans[place]] for place in staying])
         self._frame = None
         self.rows = [self.rows[place] for place in staying]
         self._positions = [self._positions[place] for place in staying]
@@ -295,58 +232,57 @@ class TokenPass:
         """Run a copy to the last layer. What it writes lies beyond this layer and is written again or hidden."""
         twin = object.__new__(TokenPass)
         twin.__dict__.update(self.__dict__)
-        twin._stash = self._stash.copy()
+        twin._policy = self._policy.rehearsal()
         twin._starts = list(self._starts)
         twin.advance(self._backbone.num_layers)
         return twin.hidden()
 
-    def _runs(self) -> list[slice]:
-        runs, begin = [], 0
-        for position, start in zip(self._positions, self._starts, strict=True):
-            end = begin + position - start + 1
-            runs.append(slice(begin, end))
-            begin = end
-        return runs
+    def _lengths(self) -> list[int]:
+        return [p - s + 1 for p, s in zip(self._positions, self._starts, strict=True)]
+
+    def _spans(self) -> list[slice]:
+        """Where each row's slots stand in the state."""
+        ends = [0, *accumulate(self._lengths())]
+        return [slice(begin, end) for begin, end in pairwise(ends)]
+
+    def _pause(self, layer: int) -> int:
+        """Let join what waits here, and return where to stop next, at ``layer`` at the latest."""
+        if self._pauses[0] == self.layer:
+            self._pauses = self._pauses[1:]
+            self._join()
+        return min([layer, *self._pauses[:1]])
 
     def _join(self) -> None:
-        if self._policy is not KVPolicy.RECOMPUTE or self.layer == 0:
-            return
-        held = [self._stash.take(row, self.layer) for row in self.rows]
-        if not any(held):
+        taken = [self._policy.take(row, self.layer) for row in self.rows]
+        if not any(taken):
             return
         parts: list[Tensor] = []
-        for place, (run, waiting) in enumerate(zip(self._runs(), held, strict=True)):
+        for place, (span, waiting) in enumerate(zip(self._spans(), taken, strict=True)):
             if waiting is not None:
                 parts.append(waiting.hidden)
                 self._starts[place] = waiting.start
-            parts.append(self._state[run])
+            parts.append(self._state[span])
         self._state = torch.cat(parts)
 
-    def _next_stop(self, layer: int) -> int:
-        if self._policy is KVPolicy.RECOMPUTE:
-            depths = [self._stash.next_depth(row, self.layer) for row in self.rows]
-            return min([layer, *(depth for depth in depths if depth is not None)])
-        if self._policy is KVPolicy.SKIP:
-            return min([layer, *(depth for depth in self._seen if depth > self.layer)])
-        return layer
-
     def _run(self, stop: int) -> None:
-        lengths = [p - s + 1 for p, s in zip(self._positions, self._starts, strict=True)]
-        for row, length in zip(self.rows, lengths, strict=True):
-            self._tally[row].layers_executed += (stop - self.layer) * length
+        layers = stop - self.layer
         if len(self._state) == len(self.rows):
+            for row in self.rows:
+                self._tally[row].layers_executed += layers
             self._run_tokens(stop)
-        else:
-            self._run_spans(stop, lengths)
+            return
+        lengths = self._lengths()
+        for row, length in zip(self.rows, lengths, strict=True):
+            self._tally[row].layers_executed += layers * length
+        self._run_spans(stop, lengths)
 
     def _run_tokens(self, stop: int) -> None:
         """One slot per row."""
         if self._frame is None:
             self._frame = self._make_frame()
         frame, cache, heads, state = self._frame, self._cache, self._backbone.heads, self._state
-        mask = frame.mask
-        if self._policy is KVPolicy.SKIP and self._seen:
-            mask = cache.visible(frame.rows, frame.positions, stop)[:, None, None, :]
+        visible = self._policy.visible(frame.rows, frame.positions, stop)
+        mask = frame.mask if visible is None else visible[:, None, None, :]
         for index in range(self.layer, stop):
             block = self._backbone.blocks[index]
             queries, entries = block.project(state, self._rotary, frame.tables)
@@ -376,7 +312,7 @@ class TokenPass:
             rows=rows,
             length=length,
             tables=None if self._rotary is None else self._rotary.tables(positions),
-            mask=cache.visible(rows, positions, None)[:, None, None, :] if ragged else None,
+            mask=cache.visible(positions)[:, None, None, :] if ragged else None,
             keys=keys,
             values=values,
             slots=cache.slots(first, length - 1) if len(self.rows) == 1 else (),
@@ -390,12 +326,17 @@ class TokenPass:
         )
         rows = torch.tensor(self.rows, device=device).repeat_interleave(torch.tensor(lengths, device=device))
         tables = None if self._rotary is None else self._rotary.tables(positions)
-        spans = list(zip(self.rows, self._starts, self._runs(), strict=True))
+        visible = self._policy.visible(rows, positions, stop)
+        spans = [
+            (row, start, span, None if visible is None else visible[span, : position + 1])
+            for row, start, position, span in zip(self.rows, self._starts, self._positions, self._spans(), strict=True)
+        ]
         for index in range(self.layer, stop):
             block = self._backbone.blocks[index]
             queries, entries = block.project(self._state, self._rotary, tables)
             self._cache.write(index, rows, positions, entries)
             attended = [
-                self._cache.attend_span(index, queries[run], row, start, block.scale) for row, start, run in spans
+                self._cache.attend_span(index, queries[span], row, start, block.scale, seen)
+                for row, start, span, seen in spans
             ]
             self._state = block.finish(self._state, torch.cat(attended))

@@ -1,1 +1,1 @@
-"""What this machine can measure, how far its numbers can be trusted, and whether its error bars hold."""
+"""What this machine can measure, how far its numbers can be trusted, and whether its error bars are right."""

@@ -18,20 +18,20 @@ FEWEST_COMPARISONS = 20
 
 
 def simulated_verdict(found: Coverage) -> str:
-    """Return in words what a simulated coverage says of the intervals."""
+    """Return the verdict on a simulated coverage in words."""
     low, high = found.share_ci
     if high < NOMINAL:
         return f"{100 * (NOMINAL - found.share):.1f} points short"
     if low > NOMINAL:
-        return "wider than need be"
+        return "wider than necessary"
     return "as promised"
 
 
 def real_verdict(found: RealCoverage) -> str:
-    """Return in words whether this machine's error bars can be believed."""
+    """Return in words whether this machine's error bars can be trusted."""
     covered, total = found.coverage.covered, found.coverage.comparisons
     low, high = found.expected
-    counted = f"{covered} of {total} intervals cover 1; honest ones stay between {low} and {high} (95 %)."
+    counted = f"{covered} of {total} intervals cover 1; correct ones stay between {low} and {high} (95 %)."
     if covered < low:
         return (
             f"{counted} The error bars are too narrow here: windows of the same work differ by more than chance. "
@@ -39,7 +39,7 @@ def real_verdict(found: RealCoverage) -> str:
         )
     if total < FEWEST_COMPARISONS:
         return f"{counted} Too few comparisons to tell; use --pairs {FEWEST_COMPARISONS} or more."
-    return f"{counted} The error bars of windows measured next to each other can be believed on this machine."
+    return f"{counted} The error bars of windows measured next to each other can be trusted on this machine."
 
 
 def render_simulated(found: Sequence[Coverage]) -> RenderableType:
@@ -55,7 +55,7 @@ def render_simulated(found: Sequence[Coverage]) -> RenderableType:
             _half(one),
             simulated_verdict(one),
         )
-    legend = "True ratio 1; noise of 2 % a window, drift, 2 % outliers. Wanted: 95 %."
+    legend = "True ratio 1; noise of 2 % a window, drift, 2 % outliers. Expected: 95 %."
     lines: list[RenderableType] = [Text("Simulated A/A comparisons", "bold"), table, Text(legend, "dim")]
     for one in found:
         if most_covered(one.pairs) < NOMINAL:
@@ -81,7 +81,7 @@ def render_real(found: RealCoverage) -> RenderableType:
     lines: list[RenderableType] = [Text(f"Real A/A comparisons: {found.model} at full depth", "bold"), table]
     if both.ratio is not None and both.interval is not None:
         low, high = both.interval
-        chance = "" if low <= 1 <= high else " This one does not cover 1, as 1 honest one in 20."
+        chance = "" if low <= 1 <= high else " This one does not cover 1, as 1 correct one in 20."
         lines.append(Text(f"All windows together: ratio {both.ratio:.4f} [{low:.4f}, {high:.4f}].{chance}", "dim"))
     if found.foreign_share is not None and found.stolen_share is not None:
         lines.append(

@@ -1,9 +1,9 @@
-"""A/A comparisons of real work: one operating point under two names, compared as any two are.
+"""A/A comparisons of real work: one operating point under two names, compared like any two.
 
 Every comparison decodes the same samples twice, sample by sample, in random order, each time in a measured
-window of its own; its interval comes from the statistics of the tables. If the error bars are honest here,
-about 95 % of the intervals cover 1. Engine and meter are those of a run; prompts are cut short, and scoring
-and the run directory are left out.
+window of its own; its interval comes from the statistics of the tables. If the error bars are right,
+about 95 % of the intervals cover 1. Engine and meter are those of a run; prompts are cut short, and there is no
+scoring and no run directory.
 """
 
 from __future__ import annotations
@@ -16,12 +16,10 @@ from zlib import crc32
 from harness.config import RunConfig
 from harness.contracts import Meter, Sample
 from harness.decoding.engine import Engine
-from harness.doctor.binomial import central_range
 from harness.doctor.simulated import NOMINAL, Coverage, coverage
 from harness.errors import DataError
 from harness.metering import metered, open_meter
 from harness.metering.cpu_load import LoadReading, LoadWatch
-from harness.running.manifest import load_model
 from harness.running.plan import Plan, make_plan
 from reports.statistics.intervals import MINIMUM_PAIRS, Pair, bootstrap_interval, median, paired_ratio
 
@@ -29,21 +27,21 @@ __all__ = ["Comparison", "RealCoverage", "compare_with_itself"]
 
 WARMUP_WINDOWS = 6
 PROMPT_TOKENS = 64
-"""Prompts are cut to their last tokens: any work will do that is the same under both names, and a window of a
+"""Prompts are cut to their last tokens: any work serves that is the same under both names, and a window of a
 fifth of a second lets three hundred of them fit into a minute."""
 
 
-class Watch(Protocol):
-    """Is told how the comparisons go on."""
+class Progress(Protocol):
+    """Receives the progress of the comparisons."""
 
     def stage(self, text: str) -> None:
-        """Something slow begins."""
+        """A slow stage begins."""
 
     def begin(self, what: str, total: int, done: int = 0) -> None:
-        """So many steps are to be done."""
+        """A count of steps begins."""
 
     def step(self, done: int, note: str = "") -> None:
-        """So many steps are done now."""
+        """The number of steps done so far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +64,11 @@ class RealCoverage:
     Attributes:
         model: as asked for.
         coverage: how many intervals cover 1.
-        expected: counts between which honest intervals stay 95 % of the time.
+        expected: counts between which correct intervals stay 95 % of the time.
         comparisons: every one of them.
         overall: all windows in one comparison.
         window_s: median window.
-        foreign_share, stolen_share: of the cores' time meanwhile; ``None`` where it is hidden.
+        foreign_share, stolen_share: of the cores' time during the comparisons; ``None`` where it is hidden.
     """
 
     model: str
@@ -83,19 +81,19 @@ class RealCoverage:
     stolen_share: float | None
 
 
-def compare_with_itself(config: RunConfig, comparisons: int, windows: int, watch: Watch) -> RealCoverage:
+def compare_with_itself(config: RunConfig, comparisons: int, windows: int, progress: Progress) -> RealCoverage:
     """Compare full depth with itself.
 
     Args:
         config: model, task and decoding; its ``limit`` is the number of windows.
         comparisons: A/A comparisons.
         windows: paired windows of each, at least ``MINIMUM_PAIRS``.
-        watch: is told how it goes on.
+        progress: receives the progress.
 
     Raises:
-        HarnessError: the model or the samples cannot be had.
+        HarnessError: the model or the samples are unavailable.
     """
-    watch.stage("checking the configuration and drawing samples")
+    progress.stage("checking the configuration and drawing samples")
     plan = make_plan(config.model_copy(update={"limit": windows}))
     samples = plan.tasks[0].data.samples
     if len(samples) < MINIMUM_PAIRS:
@@ -105,25 +103,25 @@ def compare_with_itself(config: RunConfig, comparisons: int, windows: int, watch
         )
     meter, _ = open_meter(config.energy, plan.device, config.tdp_w)
     try:
-        watch.stage(f"loading {plan.model.info.name}")
-        engine = Engine(load_model(plan).backbone, plan.model.info, config.kv_input)
-        watch.stage("warming up")
+        progress.stage(f"loading {plan.model.info.name}")
+        engine = Engine(plan.model.load(plan.device).backbone, plan.model.info, config.kv_input)
+        progress.stage("warming up")
         for _ in range(WARMUP_WINDOWS):
             _window(engine, plan, meter, samples[0])
         load = LoadWatch()
-        pairs = _measure(engine, plan, meter, samples, comparisons, watch)
+        pairs = _measure(engine, plan, meter, samples, comparisons, progress)
         return _result(plan, pairs, load.read())
     finally:
         meter.close()
 
 
 def _measure(
-    engine: Engine, plan: Plan, meter: Meter, samples: tuple[Sample, ...], comparisons: int, watch: Watch
+    engine: Engine, plan: Plan, meter: Meter, samples: tuple[Sample, ...], comparisons: int, progress: Progress
 ) -> list[list[Pair]]:
     """Return the pairs of every comparison; each pair's order is drawn."""
     order = random.Random(f"{plan.config.seed} order")
     total = comparisons * len(samples)
-    watch.begin("A/A windows", 2 * total)
+    progress.begin("A/A windows", 2 * total)
     measured: list[list[Pair]] = []
     for number in range(comparisons):
         pairs = []
@@ -132,7 +130,7 @@ def _measure(
             if order.random() < 0.5:
                 first, second = second, first
             pairs.append(Pair(first, second))
-            watch.step(2 * (number * len(samples) + place + 1))
+            progress.step(2 * (number * len(samples) + place + 1))
         measured.append(pairs)
     return measured
 
@@ -148,23 +146,26 @@ def _window(engine: Engine, plan: Plan, meter: Meter, sample: Sample) -> float:
             max_new_tokens=[sample.max_new_tokens],
             seeds=[config.seed + crc32(sample.sample_id.encode())],
             stop=plan.tasks[0].stop,
-            eos_token_ids=plan.codec.eos_token_ids,
+            eos_token_ids=plan.model.tokenizer.eos_token_ids,
         )
     assert window.reading is not None
     return window.reading.duration_s
 
 
 def _result(plan: Plan, measured: list[list[Pair]], load: LoadReading | str) -> RealCoverage:
+    from scipy.stats import binom
+
     found = tuple(
         Comparison(paired_ratio(pairs), bootstrap_interval(pairs, seed=number)) for number, pairs in enumerate(measured)
     )
+    low, high = binom.interval(NOMINAL, len(found), NOMINAL)  # how many intervals cover, 95 % of the time
     everything = [pair for pairs in measured for pair in pairs]
     times = [seconds for pair in everything for seconds in (pair.baseline, pair.other)]
     seen = None if isinstance(load, str) else load
     return RealCoverage(
         model=plan.model.info.name,
         coverage=coverage(len(measured[0]), [one.interval for one in found]),
-        expected=central_range(len(found), NOMINAL),
+        expected=(int(low), int(high)),
         comparisons=found,
         overall=Comparison(paired_ratio(everything), bootstrap_interval(everything)),
         window_s=median(times) or 0.0,

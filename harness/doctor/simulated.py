@@ -1,10 +1,10 @@
-"""A/A comparisons of synthetic times: do the intervals that tables print cover 1 as often as they say?
+"""A/A comparisons of synthetic times: do the intervals in tables cover 1 as often as they claim?
 
 Two names for the same work, block by block in random order, as a run measures them. A time is the block's
 work × the machine's drift × noise, and now and then an outlier:
 
 - work: log-normal with σ = 0.5; blocks of real prompts differ so much in length;
-- drift: a random walk of the log from window to window, σ = 0.005 a step; clocks and neighbours come and go;
+- drift: a random walk of the log from window to window, σ = 0.005 a step; clocks and neighbours change;
 - noise: log-normal with σ = 0.02 per window;
 - outliers: 2 % of the windows take 1 + Exp(0.25) times as long.
 
@@ -22,7 +22,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from harness.doctor.binomial import wilson_interval
 from reports.statistics.intervals import Pair, bootstrap_interval
 
 __all__ = ["Coverage", "coverage", "most_covered", "simulate_coverage", "synthetic_pairs"]
@@ -68,7 +67,7 @@ def simulate_coverage(
         numbers_of_pairs: paired windows per comparison; one result each.
         comparisons: comparisons per result.
         seed: decides the times.
-        step: is told how many comparisons are done.
+        step: called with the number of comparisons done.
     """
     found = []
     for place, pairs in enumerate(numbers_of_pairs):
@@ -84,14 +83,17 @@ def simulate_coverage(
 
 def coverage(pairs: int, intervals: Sequence[tuple[float, float] | None]) -> Coverage:
     """Count the intervals that contain 1; a comparison without one covers nothing."""
+    from scipy.stats import binomtest
+
     covered = sum(interval is not None and interval[0] <= 1 <= interval[1] for interval in intervals)
     halves = [(high - low) / 2 for low, high in filter(None, intervals)]
+    share_ci = binomtest(covered, len(intervals)).proportion_ci(NOMINAL, method="wilson")
     return Coverage(
         pairs=pairs,
         comparisons=len(intervals),
         covered=covered,
         share=covered / len(intervals),
-        share_ci=wilson_interval(covered, len(intervals)),
+        share_ci=(float(share_ci.low), float(share_ci.high)),
         half_width=float(np.median(halves)) if halves else None,
     )
 

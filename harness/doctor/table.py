@@ -19,7 +19,7 @@ MARKS = {Level.TRUSTWORTHY: "●", Level.CARE: "◐", Level.NOT_AVAILABLE: "○"
 
 
 def render_examination(machine: str, facts: MachineRecord, verdicts: Sequence[Verdict]) -> RenderableType:
-    """Return the whole finding as one rich renderable, as wide as it is printed.
+    """Return the findings as one rich renderable.
 
     Args:
         machine: the machine in one line.
@@ -81,7 +81,7 @@ def _cores(facts: MachineRecord) -> str:
 def _hypervisor(facts: MachineRecord) -> str:
     if facts.hypervisor is None:
         return "none seen"
-    return "there is one that gives no name" if facts.hypervisor == "unnamed" else facts.hypervisor
+    return "present, unnamed" if facts.hypervisor == "unnamed" else facts.hypervisor
 
 
 def _threads(facts: MachineRecord) -> str:

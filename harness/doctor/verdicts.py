@@ -1,4 +1,4 @@
-"""From facts to a verdict per metric: what may be published from this machine as it is now.
+"""From facts to a verdict per metric: what may be published from this machine in its present state.
 
 A pure function of :class:`MachineRecord`: the same facts give the same verdicts, those of an old manifest
 included. A verdict is as bad as its worst remark; every remark has its reason and, where there is one, the
@@ -18,7 +18,7 @@ from harness.records.machine import MachineRecord
 __all__ = ["Level", "Remark", "Verdict", "judge"]
 
 COARSE_TIMER_S = 1e-5
-"""A token takes milliseconds: a coarser clock is an error of a percent and more."""
+"""A token takes milliseconds: a coarser clock errs by a percent and more."""
 
 SLOW_DISPATCH_S = 2e-5
 PERIOD_RATIO = 2.0
@@ -38,9 +38,9 @@ class Remark:
     """One thing to know about a metric.
 
     Attributes:
-        level: what it does to the verdict.
+        level: its effect on the verdict.
         reason: one line.
-        remedy: what helps; empty when nothing has to be done, or nothing can.
+        remedy: what helps; empty when nothing is needed, or nothing can be done.
     """
 
     level: Level
@@ -50,7 +50,7 @@ class Remark:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What one metric is worth here.
+    """How far one metric can be trusted here.
 
     Attributes:
         metric: ``latency``, ``throughput``, ``energy``, ``depth``, ``accuracy`` or ``roofline``.
@@ -95,7 +95,7 @@ def _clockwork(facts: MachineRecord) -> Iterator[Remark]:
 
 
 def _disturbances(facts: MachineRecord) -> Iterator[Remark]:
-    """What makes times vary."""
+    """Yield what makes times vary."""
     foreign, stolen = facts.foreign_share, facts.stolen_share
     if foreign is None:
         yield Remark(Level.CARE, "the load of other processes cannot be seen here", "make sure that nothing else runs")
@@ -120,7 +120,7 @@ def _disturbances(facts: MachineRecord) -> Iterator[Remark]:
 
 def _quiet(facts: MachineRecord) -> str:
     share = facts.foreign_share
-    return "" if share is None else f"others take {share:.1%} of the cores' time, and nothing else is seen to disturb"
+    return "" if share is None else f"others take {share:.1%} of the cores' time, and nothing else disturbs"
 
 
 def _energy(facts: MachineRecord) -> Iterator[Remark]:
@@ -164,7 +164,7 @@ def _enable(facts: MachineRecord) -> str:
     usable = [sensor.name for sensor in facts.sensors if sensor.unavailable is None]
     if usable:
         return f"--energy {usable[0]}"
-    return "see the sensors above" if facts.sensors else "harness doctor says why"
+    return "see the sensors above" if facts.sensors else "run harness doctor for the reason"
 
 
 def _scoring(facts: MachineRecord) -> Iterator[Remark]:
@@ -175,7 +175,7 @@ def _scoring(facts: MachineRecord) -> Iterator[Remark]:
 def _exactness(facts: MachineRecord, what: str) -> str:
     if facts.dtype in LOW_PRECISION:
         return f"{what}; in {facts.dtype} another machine may break near-ties of tokens differently"
-    return f"{what}; load and clock do not touch them"
+    return f"{what}; load and clock do not affect them"
 
 
 def _roofline(facts: MachineRecord) -> Iterator[Remark]:
@@ -196,7 +196,7 @@ def _roofline(facts: MachineRecord) -> Iterator[Remark]:
 
 
 def _cached(facts: MachineRecord) -> Iterator[Remark]:
-    """A buffer that a cache may hold shows the cache's speed."""
+    """A buffer that fits into a cache measures the cache."""
     size, cache = facts.bandwidth_buffer_bytes, facts.bandwidth_cache_bytes
     if cache is None and facts.device.startswith("cpu"):
         yield Remark(Level.CARE, "the cache's size is hidden, so the bandwidth may be a cache's", "compare data sheets")

@@ -1,8 +1,8 @@
-"""GREEN-CODE's grid as runs: which model, data and agent stands where, at which scale, and what every run measures.
+"""GREEN-CODE's grid as runs: model, data and agent of each run, its scale, and what it measures.
 
 The paper (Ilager et al. 2025, section VI): Llama-3.2-3B and OPT-2.7B on JavaCorpus and PY150, 1,000 samples, the first
 20 % of a file as context, 15 new tokens, no KV cache; full depth untuned and tuned, and the agent at five thresholds.
-Here every tuned run has, besides, the same points with a KV cache, and the agent at a threshold that it never reaches:
+Here every tuned run also has the same points with a KV cache, and the agent at a threshold that it never reaches:
 full depth and the cost of asking. What is scaled down is the number of samples and the model; never the protocol.
 """
 
@@ -16,7 +16,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from harness.config import BASELINE, RunConfig
-from harness.contracts import KVPolicy, WeightsChoice
+from harness.contracts import WeightsChoice
 from harness.errors import ConfigError
 from harness.records.record import Record
 
@@ -37,17 +37,17 @@ PAPER_MODELS: Mapping[str, str] = {"llama-3.2-3b": "Llama-3.2-3B", "opt-2.7b": "
 """Catalogue name → the paper's."""
 
 STAND_IN = "smollm2-135m"
-"""Stands for both of the paper's models where they are too large."""
+"""Stands in for both of the paper's models where they are too large."""
 
 AGENTS: Mapping[str, str] = {"javacorpus": "rl-java", "py150": "rl-python"}
 """Task → the agent that was trained with the paper's reward for it, in the order in which tasks are run."""
 
 PAPER_SAMPLES = 1000
 SMALL_SAMPLES = 6
-"""Samples per task of the default scale: the fewest that have intervals, and one more."""
+"""Samples per task of the default scale: one more than the minimum for intervals."""
 
 NEVER = 1.0
-"""A threshold that no agent reaches: it is asked at every exit point, and every layer runs."""
+"""A threshold that no agent reaches: every exit point is checked, and every layer runs."""
 
 FIXED_DEPTHS = (0.3, 0.5, 0.6)
 """Share of the layers that the paper's agent runs at thresholds 0.6, 0.9 and 0.92, rounded, over its four settings."""
@@ -56,7 +56,7 @@ NEW_TOKENS = 15
 
 
 class GridSettings(Record):
-    """What decides the grid; ``plan.json`` in its folder, so that ``--resume`` needs nothing else.
+    """Settings of the grid; ``plan.json`` in its folder, so that ``--resume`` needs nothing else.
 
     Attributes:
         paper: ``green-code``.
@@ -114,12 +114,12 @@ class GridRun:
 
     @property
     def requests(self) -> int:
-        """Completions to be decoded, warm-up left out."""
+        """Completions to be decoded, without warm-up."""
         return (self.config.limit or 0) * self.points
 
     @property
     def title(self) -> str:
-        """What it is, for progress."""
+        """Label of the run in progress messages."""
         return f"{Path(self.model).name}, {self.task}, {'tuned' if self.kind == 'tuned' else 'untuned'}"
 
 
@@ -137,14 +137,14 @@ def read_scale(text: str) -> tuple[int, bool]:
         fraction = 0.0
     if not 0 < fraction <= 1 or round(fraction * PAPER_SAMPLES) < 1:
         raise ConfigError(
-            f"--scale '{text}' is no scale. Use small, full, or a fraction of the paper's {PAPER_SAMPLES:,} samples "
+            f"--scale '{text}' is not a scale. Use small, full, or a fraction of the paper's {PAPER_SAMPLES:,} samples "
             "from 0.001 to 1."
         )
     return round(fraction * PAPER_SAMPLES), False
 
 
 def plan(settings: GridSettings) -> tuple[GridRun, ...]:
-    """Return the runs in the order in which they are made: model by model, task by task, the tuned one first."""
+    """Return the runs in order: model by model, task by task, the tuned one first."""
     return tuple(
         run
         for model in settings.models
@@ -176,7 +176,7 @@ def _tuned(settings: GridSettings, model: str, task: str) -> GridRun:
             f"rl:agent={agent}:threshold={thresholds}",
             *_fixed(settings.fixed_layers.get(model, ())),
         ),
-        kv=(KVPolicy.PROPAGATE, KVPolicy.NONE),  # the honest baseline is the first
+        kv=("propagate", "none"),  # the fair baseline comes first
         weights=settings.weights,
         exit_head="auto",
     )
@@ -191,9 +191,9 @@ def _fixed(layers: Sequence[int]) -> tuple[str, ...]:
 def _base(settings: GridSettings, model: str, task: str) -> GridRun | None:
     """Untuned full depth; with a cache, since at full depth that changes time and no token."""
     if settings.weights in ("random", "pretrained"):
-        return None  # it would be the same weights again
+        return None  # the weights would be the same
     config = _config(
-        settings, model, task, strategies=(BASELINE,), kv=KVPolicy.PROPAGATE, weights="pretrained", exit_head="shared"
+        settings, model, task, strategies=(BASELINE,), kv="propagate", weights="pretrained", exit_head="shared"
     )
     return GridRun(_folder(model, task, "base"), "base", model, task, _stands_for(model), config, 1)
 

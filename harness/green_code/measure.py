@@ -1,4 +1,4 @@
-"""Makes the runs of a grid, one after the other, in folders of their own: a kill loses nothing that was finished."""
+"""Executes the runs of a grid, one after the other, in folders of their own: finished runs survive a kill."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from harness.store.run_directory import MANIFEST, SUMMARY
 from reports.files import write_files
 from reports.recorded import RecordedRun
 
-__all__ = ["PLAN", "GridWatch", "measure", "open_grid", "read_settings"]
+__all__ = ["PLAN", "GridProgress", "measure", "open_grid", "read_settings"]
 
 PLAN = "plan.json"
 """The grid's settings, in its folder."""
 
 
 @dataclass(frozen=True, slots=True)
-class GridWatch:
-    """Who is told how the grid goes on.
+class GridProgress:
+    """Receives the progress of the grid.
 
     Attributes:
-        announce: gets a line before each run, with what is left of the whole grid.
+        announce: called with a line before each run, with the time left for the whole grid.
         observe: makes the observer of one run, open while it lasts.
     """
 
@@ -43,13 +43,13 @@ def read_settings(folder: Path) -> GridSettings:
     """Return the settings of a grid on disk.
 
     Raises:
-        StoreError: the folder is none.
+        StoreError: the folder is not a grid.
     """
     try:
         return GridSettings.model_validate_json((folder / PLAN).read_text(encoding="utf-8"))
     except OSError as error:
         raise StoreError(
-            f"{folder} is no grid: {PLAN} cannot be read ({error.strerror}). Give --resume the folder that "
+            f"{folder} is not a grid: {PLAN} cannot be read ({error.strerror}). Give --resume the folder that "
             "`harness reproduce green-code` named."
         ) from None
     except (ValidationError, ValueError):
@@ -60,7 +60,7 @@ def open_grid(folder: Path, settings: GridSettings) -> None:
     """Make a new grid's folder and write its settings.
 
     Raises:
-        StoreError: it holds something already, or cannot be made.
+        StoreError: it is not empty, or cannot be made.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -73,16 +73,16 @@ def open_grid(folder: Path, settings: GridSettings) -> None:
     write_files(folder, {PLAN: json.dumps(settings.model_dump(mode="json"), indent=2) + "\n"})
 
 
-def measure(folder: Path, runs: Sequence[GridRun], watch: GridWatch) -> list[tuple[GridRun, RecordedRun]]:
-    """Make what is not finished yet, and read everything.
+def measure(folder: Path, runs: Sequence[GridRun], progress: GridProgress) -> list[tuple[GridRun, RecordedRun]]:
+    """Execute the runs that are not finished, and read all of them.
 
     Args:
         folder: of the grid, with one run directory per run below it.
         runs: the plan.
-        watch: is told.
+        progress: receives the progress.
 
     Raises:
-        HarnessError: a run cannot be made, or could not go on; the others are kept.
+        HarnessError: a run cannot be executed or continued; the others are kept.
     """
     done: list[tuple[GridRun, RecordedRun]] = []
     spent_s = 0.0
@@ -91,21 +91,21 @@ def measure(folder: Path, runs: Sequence[GridRun], watch: GridWatch) -> list[tup
         path = folder / run.folder
         finished = _finished(path)
         if finished is None:
-            watch.announce(f"run {place} of {len(runs)}: {run.title}{_left(spent_s, requests, runs[place - 1 :])}")
+            progress.announce(f"run {place} of {len(runs)}: {run.title}{_left(spent_s, requests, runs[place - 1 :])}")
             began = time.monotonic()
             resume = path if (path / MANIFEST).exists() else None
-            with watch.observe() as observer:
+            with progress.observe() as observer:
                 execute(run.config.model_copy(update={"out": path}), resume=resume, observer=observer)
             spent_s, requests = spent_s + time.monotonic() - began, requests + run.requests
             finished = read_run(path, stored=True)
         else:
-            watch.announce(f"run {place} of {len(runs)}: {run.title}: finished before")
+            progress.announce(f"run {place} of {len(runs)}: {run.title}: finished before")
         done.append((run, finished))
     return done
 
 
 def _finished(path: Path) -> RecordedRun | None:
-    """Read a run that lacks nothing; ``None`` for any other."""
+    """Read a complete run; ``None`` for any other."""
     if not (path / MANIFEST).exists() or not (path / SUMMARY).exists():
         return None
     run = read_run(path, stored=True)
@@ -113,7 +113,7 @@ def _finished(path: Path) -> RecordedRun | None:
 
 
 def _left(spent_s: float, requests: int, ahead: Sequence[GridRun]) -> str:
-    """Say how long the rest takes if it goes on as before; nothing before the first run is done."""
+    """Return the time left at the pace so far; empty before the first run is done."""
     if not requests:
         return ""
     left_s = spent_s / requests * sum(run.requests for run in ahead)

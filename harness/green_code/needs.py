@@ -1,4 +1,4 @@
-"""What a grid needs, said before it starts; and what of it is missing, in one line with the commands that make it."""
+"""What a grid needs, reported before it starts, and what is missing, in one line with the commands that make it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from harness.config import parse_all
-from harness.contracts import KVPolicy, ModelInfo, WeightsChoice
+from harness.contracts import ModelInfo, ModelRequest, WeightsChoice
 from harness.errors import ArtefactError, ConfigError, DataError, ModelError, UnknownNameError
 from harness.green_code.grid import PAPER_MODELS, GridRun, GridSettings
-from harness.models.loading import resolve
+from harness.models.model import resolve
 from harness.registry import TASKS
 from harness.running.operating_points import build_all
 from reports.green_code.published_runs import green_code
@@ -18,7 +18,7 @@ __all__ = ["available_tasks", "check", "facts", "needs", "weights_of"]
 
 
 def facts(model: str, artefacts: str | None = None) -> ModelInfo:
-    """Return what is known of a model without its weights; a catalogue model needs neither hub nor files."""
+    """Return the facts of a model that need no weights; a catalogue model needs neither hub nor files."""
     return _resolve(model, "random", "float32", artefacts)
 
 
@@ -26,16 +26,16 @@ def weights_of(model: str, artefacts: str | None = None) -> WeightsChoice:
     """Return ``tuned`` where a model has an adapter, as the paper's two must, else ``pretrained``.
 
     Raises:
-        ModelError: its weights are not here.
+        ModelError: its weights are unavailable.
     """
     return "tuned" if model in PAPER_MODELS else _resolve(model, "auto", "float32", artefacts).weights
 
 
 def needs(settings: GridSettings, runs: Sequence[GridRun]) -> tuple[str, ...]:
-    """Return what the grid will take, in sentences: requests, weights, memory, artefacts, hours.
+    """Return the cost of the grid, in sentences: requests, weights, memory, artefacts, hours.
 
-    Hours are the paper's own mean times of the same points on a Quadro RTX 8000, for the paper's models only: another
-    GPU takes another time, and a processor without one takes days.
+    Hours are the paper's own mean times of the same points on a Quadro RTX 8000, for the paper's models only: other
+    GPUs differ, and without a GPU it takes days.
     """
     requests = sum(run.requests for run in runs)
     lines = [
@@ -60,10 +60,10 @@ def needs(settings: GridSettings, runs: Sequence[GridRun]) -> tuple[str, ...]:
 
 
 def check(settings: GridSettings) -> None:
-    """See that every model has its weights, adapter and agents; reads no weights.
+    """Check that every model has its weights, adapter and agents; reads no weights.
 
     Raises:
-        ConfigError: what is missing, of all models, with the commands that make it.
+        ConfigError: what is missing for all models, with the commands that make it.
     """
     missing, commands = [], []
     for model in settings.models:
@@ -78,7 +78,7 @@ def check(settings: GridSettings) -> None:
 
 
 def _missing(settings: GridSettings, model: str) -> Iterator[tuple[str, list[str]]]:
-    """What a model lacks, and the commands that make it. What needs weights cannot be looked for without them."""
+    """Return what a model lacks, and the commands that make it. What depends on missing weights is not checked."""
     name = Path(model).name
     tune = f"`harness train lite --model {model} --exit-head shared --source hub` (hours)"
     trace = f"`harness trace --model {model} --source hub --out traces/{name}` (minutes to hours)"
@@ -109,15 +109,15 @@ def _missing(settings: GridSettings, model: str) -> Iterator[tuple[str, list[str
         try:
             strategy.exit_points(info)
         except ArtefactError as error:
-            reason = "no agent" if "there is no" in str(error) else f"an agent of something else ({error})"
+            reason = "no agent" if "there is no" in str(error) else f"an agent of another model or task ({error})"
             yield f"{name} has {reason} {agent}" if reason == "no agent" else f"{name} has {reason}", [trace, command]
 
 
 def available_tasks(tasks: Sequence[str], source: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the tasks that have data, and why the others are left out; only embedded sources are looked at.
+    """Return the tasks that have data, and why the others are omitted; only embedded sources are looked at.
 
     Raises:
-        DataError: none has.
+        DataError: no task has data.
     """
     if source != "embedded":
         return tuple(tasks), ()
@@ -126,7 +126,7 @@ def available_tasks(tasks: Sequence[str], source: str) -> tuple[tuple[str, ...],
         try:
             TASKS.load(name)().embedded()
         except DataError as error:
-            reasons.append(f"{name} is left out: {error}")
+            reasons.append(f"{name} is omitted: {error}")
         else:
             kept.append(name)
     if not kept:
@@ -140,13 +140,14 @@ def _facts(settings: GridSettings, model: str, weights: WeightsChoice = "random"
 
 def _resolve(model: str, weights: WeightsChoice, dtype: str, artefacts: str | None, seed: int = 0) -> ModelInfo:
     return resolve(
-        model,
-        weights=weights,
-        dtype=dtype,
-        exit_points="paper",
-        exit_head="shared" if weights == "random" else "auto",
-        artefacts=artefacts,
-        seed=seed,
+        ModelRequest(
+            model,
+            weights=weights,
+            dtype=dtype,
+            exit_head="shared" if weights == "random" else "auto",
+            artefacts=artefacts,
+            seed=seed,
+        )
     ).info
 
 
@@ -159,13 +160,13 @@ def _hub_name(error: ModelError, model: str) -> str:
 def _published_s(run: GridRun) -> float:
     """Seconds that the paper's own times add up to for one of our runs; each policy has as many points.
 
-    The untuned run is cached full depth alone; what the paper has no time of counts as its full depth.
+    The untuned run is cached full depth alone; a point without a published time counts as full depth.
     """
     (name,) = run.stands_for
     language = {"javacorpus": "java", "py150": "python"}[run.task]
     theirs = [point for point in green_code() if (point.model, point.language) == (name, language)]
     whole = {point.kv: point.time_s for point in theirs if point.strategy == "full" and point.weights == "tuned"}
-    full, cached = whole[KVPolicy.NONE], whole[KVPolicy.PROPAGATE]
+    full, cached = whole["none"], whole["propagate"]
     samples = run.config.limit or 0
     if run.kind == "base":
         return samples * cached

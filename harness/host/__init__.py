@@ -1,1 +1,1 @@
-"""What this machine is and reaches: processor, environment, model hub, interpreters of its own."""
+"""The machine: its processor, environment, access to the model hub, files and helper processes."""

@@ -2,7 +2,7 @@
 
 Written into every manifest and compared on resume. No host name, user name or path is recorded:
 run directories are published. torch is asked only if it is imported already (importing it here would
-cost seconds where nobody decodes); otherwise its facts are ``None`` and only its version is known.
+cost seconds even without decoding); otherwise its facts are ``None`` and only its version is known.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from harness.host.processor import core_count, read_text
 
 __all__ = ["PACKAGES", "describe", "machine_line"]
 
@@ -45,7 +47,7 @@ GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 
 def describe() -> dict[str, Any]:
-    """Return the facts of this process' environment, JSON-able; ``None`` where one cannot be had.
+    """Return the facts of this process' environment, JSON-able; ``None`` where one is unavailable.
 
     Keys: ``python``; ``os`` (name and kernel release); ``architecture``; ``cpu`` (model name);
     ``logical_cores`` (of the machine) and ``usable_cores`` (this process' affinity); ``memory_bytes``
@@ -60,10 +62,10 @@ def describe() -> dict[str, Any]:
         "architecture": platform.machine(),
         "cpu": _cpu_model(),
         "logical_cores": os.cpu_count(),
-        "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "usable_cores": core_count(),
         "memory_bytes": _memory_bytes(),
         **_torch_facts(),
-        "governor": _first_line(GOVERNOR),
+        "governor": read_text(GOVERNOR),
         "load_average": [round(load, 2) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None,
         "git": _git(),
         "packages": {name: _version(name) for name in PACKAGES},
@@ -71,7 +73,7 @@ def describe() -> dict[str, Any]:
 
 
 def machine_line(environment: Mapping[str, Any]) -> str:
-    """Return the machine in one human line, from :func:`describe` or a manifest; missing facts are left out.
+    """Return the machine in one readable line, from :func:`describe` or a manifest; missing facts are omitted.
 
     For example ``Intel Xeon (2 cores), 24 GiB, Linux 6.8, Python 3.11, torch 2.13 (2 threads)``.
     """
@@ -109,10 +111,7 @@ def _short(version: str) -> str:
 
 
 def _cpu_model() -> str | None:
-    try:
-        lines = CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
+    lines = (read_text(CPUINFO) or "").splitlines()
     names = (value.strip() for key, _, value in (line.partition(":") for line in lines) if key.strip() == "model name")
     return next(names, None) or platform.processor() or None
 
@@ -132,16 +131,9 @@ def _torch_facts() -> dict[str, Any]:
     return {
         "torch_threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())] if visible else [],
-        "gpu_driver": _first_line(Path("/sys/module/nvidia/version")) if visible else None,
+        "gpu_driver": read_text(Path("/sys/module/nvidia/version")) if visible else None,
         "cuda": torch.version.cuda if visible else None,
     }
-
-
-def _first_line(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8").strip() or None
-    except OSError:
-        return None
 
 
 def _version(distribution: str) -> str | None:
@@ -154,7 +146,7 @@ def _version(distribution: str) -> str | None:
 def _git(root: Path | None = None) -> dict[str, Any] | None:
     """Return commit and dirtiness of the checkout this code was imported from; ``None`` without one."""
     root = root or Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():  # a site-packages folder inside somebody's repository is not ours
+    if not (root / ".git").exists():  # a site-packages folder inside another repository is not ours
         return None
     commit = _git_output(root, "rev-parse", "HEAD")
     status = _git_output(root, "status", "--porcelain", "--", *CODE)

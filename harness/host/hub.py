@@ -1,6 +1,6 @@
-"""Is the hub in reach? Asked once, quickly, so that being offline costs seconds, not minutes.
+"""Whether the hub is reachable: checked once, quickly, so that being offline costs seconds, not minutes.
 
-transformers and datasets retry an unreachable hub for half a minute per file and more. One short question
+transformers and datasets retry an unreachable hub for half a minute per file and more. One short request
 decides instead whether files are fetched or only looked up in the local cache.
 """
 
@@ -15,7 +15,7 @@ import urllib.request
 __all__ = ["PATIENCE_S", "hub_endpoint", "hub_in_reach", "hub_offline", "hub_trouble"]
 
 PATIENCE_S = 5.0
-"""How long the hub may take to answer before it counts as out of reach, seconds."""
+"""How long the hub may take to answer before it counts as unreachable, seconds."""
 
 
 def hub_offline() -> bool:

@@ -1,6 +1,6 @@
-"""How a fresh Python process with this harness is started: by module, with the paths of this one.
+"""Starts helper processes: a fresh interpreter that runs one of our modules and imports what this process imports.
 
-Not by ``multiprocessing``: its spawn imports the caller's main module again, and a script that calls
+Not ``multiprocessing``: its spawn imports the caller's main module again, and a script that calls
 :func:`harness.run` without a guard would then measure a second time, in the background.
 """
 
@@ -21,16 +21,20 @@ def fresh_interpreter(
     stdout: int | IO[bytes],
     stderr: int | IO[bytes] | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start ``python -m MODULE ARGUMENTS…``; imports what this process imports, also from a checkout.
+    """Start ``python -P -m MODULE ARGUMENTS…`` with the import path of this process.
+
+    ``-P`` keeps the working directory off the path, where a ``tasks.py`` or ``json.py`` of the user's would be imported
+    in place of ours or the standard library's; so does dropping the empty entry that ``python -c`` and an interactive
+    session have. ``-I`` would also ignore the user's ``PYTHON…`` settings, the hash seed among them.
 
     Args:
         module: to run as main.
-        arguments: for it.
+        arguments: its command line.
         stdin: as of ``subprocess.Popen``.
         stdout: likewise.
         stderr: likewise.
     """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     return subprocess.Popen(
-        [sys.executable, "-m", module, *arguments], stdin=stdin, stdout=stdout, stderr=stderr, env=environment
+        [sys.executable, "-P", "-m", module, *arguments], stdin=stdin, stdout=stdout, stderr=stderr, env=environment
     )

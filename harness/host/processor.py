@@ -1,4 +1,4 @@
-"""What the operating system tells of the processor: cores, quota, clock, governor, hypervisor.
+"""What the operating system reports on the processor: cores, quota, clock, governor, hypervisor.
 
 Read from Linux' ``/proc`` and ``/sys``; elsewhere, and wherever a virtual machine or a container hides a
 file, the answer is ``None``. Nothing is measured here: a virtual machine repeats what its host told it.
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Clock", "clock", "governors", "hypervisor", "quota_cores", "usable_cores"]
+__all__ = ["Clock", "clock", "core_count", "governors", "hypervisor", "quota_cores", "read_text", "usable_cores"]
 
 PROC = Path("/proc")
 SYS = Path("/sys")
@@ -28,7 +28,7 @@ MACHINE_WORDS = (
     "google compute",
     "ec2",
 )
-"""In the firmware's product or vendor name these say that the machine is a virtual one."""
+"""In the firmware's product or vendor name, these mark a virtual machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +46,13 @@ class Clock:
 
 
 def usable_cores() -> tuple[int, ...] | None:
-    """Return the cores this process may run on; ``None`` where the system does not tell."""
+    """Return the cores this process may run on; ``None`` where the system does not report them."""
     return tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else None
+
+
+def core_count() -> int:
+    """Return the number of cores this process may run on; else all of the machine's."""
+    return len(usable_cores() or ()) or os.cpu_count() or 1
 
 
 def quota_cores(proc: Path = PROC, sys: Path = SYS) -> float | None:
@@ -59,12 +64,12 @@ def quota_cores(proc: Path = PROC, sys: Path = SYS) -> float | None:
 def clock(proc: Path = PROC, sys: Path = SYS) -> Clock | None:
     """Return the present clock of every usable core; ``None`` where it is hidden."""
     cores = usable_cores()
-    texts = [_read(folder / "cpufreq" / "scaling_cur_freq") for folder in _core_folders(sys, cores)]
+    texts = [read_text(folder / "cpufreq" / "scaling_cur_freq") for folder in _core_folders(sys, cores)]
     if texts and all(texts):
         return Clock(tuple(round(int(text) / 1000, 1) for text in texts if text), "cpufreq")
     stated: dict[int, float] = {}
     number = -1
-    for line in (_read(proc / "cpuinfo") or "").splitlines():
+    for line in (read_text(proc / "cpuinfo") or "").splitlines():
         key, _, value = line.partition(":")
         if key.strip() == "processor":
             number = int(value)
@@ -76,22 +81,22 @@ def clock(proc: Path = PROC, sys: Path = SYS) -> Clock | None:
 
 def governors(sys: Path = SYS) -> tuple[str, ...] | None:
     """Return the different frequency governors of the usable cores, sorted; ``None`` where they are hidden."""
-    found = {_read(folder / "cpufreq" / "scaling_governor") for folder in _core_folders(sys, usable_cores())}
+    found = {read_text(folder / "cpufreq" / "scaling_governor") for folder in _core_folders(sys, usable_cores())}
     return tuple(sorted(name for name in found if name)) or None
 
 
 def hypervisor(proc: Path = PROC, sys: Path = SYS) -> str | None:
-    """Return the hypervisor's name, or ``unnamed`` when the processor only says that there is one.
+    """Return the hypervisor's name, or ``unnamed`` when the processor only reports that there is one.
 
-    ``None`` when nothing hints at one; a hypervisor may hide.
+    ``None`` without any sign of one; a hypervisor may hide.
     """
     flagged = any(
         key.strip() == "flags" and "hypervisor" in value.split()
-        for key, _, value in (line.partition(":") for line in (_read(proc / "cpuinfo") or "").splitlines())
+        for key, _, value in (line.partition(":") for line in (read_text(proc / "cpuinfo") or "").splitlines())
     )
-    kind = _read(sys / "hypervisor" / "type")
+    kind = read_text(sys / "hypervisor" / "type")
     dmi = sys / "class" / "dmi" / "id"
-    product = " ".join(filter(None, (_read(dmi / "sys_vendor"), _read(dmi / "product_name"))))
+    product = " ".join(filter(None, (read_text(dmi / "sys_vendor"), read_text(dmi / "product_name"))))
     if kind:
         return kind
     if product and (flagged or any(word in product.lower() for word in MACHINE_WORDS)):
@@ -107,15 +112,15 @@ def _core_folders(sys: Path, cores: tuple[int, ...] | None) -> list[Path]:
 
 def _quotas(proc: Path, root: Path) -> Iterator[float | None]:
     """Limits of this process' control group and of all above it, in both layouts."""
-    for line in (_read(proc / "self" / "cgroup") or "").splitlines():
+    for line in (read_text(proc / "self" / "cgroup") or "").splitlines():
         _, controllers, group = [*line.split(":", 2), "", ""][:3]
         if controllers == "":
             for folder in _upwards(root, group):
-                quota, _, period = (_read(folder / "cpu.max") or "").partition(" ")
+                quota, _, period = (read_text(folder / "cpu.max") or "").partition(" ")
                 yield _share(quota, period)
         elif "cpu" in controllers.split(","):
             for folder in _upwards(root / "cpu", group):
-                yield _share(_read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us"))
+                yield _share(read_text(folder / "cpu.cfs_quota_us"), read_text(folder / "cpu.cfs_period_us"))
 
 
 def _upwards(root: Path, group: str) -> Iterator[Path]:
@@ -130,7 +135,8 @@ def _share(quota: str | None, period: str | None) -> float | None:
     return int(quota) / int(period)
 
 
-def _read(path: Path) -> str | None:
+def read_text(path: Path) -> str | None:
+    """Return the stripped text of a small file; ``None`` where it is empty or unreadable."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip() or None
     except OSError:

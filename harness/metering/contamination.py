@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Self
 
 from harness.contracts import EnergyReading, Meter
+from harness.host.processor import core_count, usable_cores
 from harness.metering.clock import SYSTEM_CLOCK, Clock
 from harness.metering.cpu_load import STAT, read_core_times
 from harness.metering.throttling import THERMAL_REASONS, GpuClocks
@@ -114,8 +115,8 @@ class Surroundings:
 
     def __init__(self, gpu: GpuClocks | None = None, *, clock: Clock = SYSTEM_CLOCK) -> None:
         self._clock, self._gpu = clock, gpu
-        self._usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
-        self._cores = len(self._usable or ()) or os.cpu_count() or 1
+        self._usable = usable_cores()
+        self._cores = core_count()
         self._tick_s = 1 / os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 0.01
         cores = _watched_cores()
         self._throttle = [str(path) for path in _throttle_counters(cores)]
@@ -198,8 +199,7 @@ def _changed(before_hz: float | None, after_hz: float | None) -> bool:
 
 
 def _watched_cores() -> list[Path]:
-    numbers = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    return [CPU_ROOT / f"cpu{number}" for number in numbers[:WATCHED_CORES]]
+    return [CPU_ROOT / f"cpu{number}" for number in (usable_cores() or ())[:WATCHED_CORES]]
 
 
 def _throttle_counters(cores: Sequence[Path]) -> list[Path]:

@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+
+from harness.host.processor import usable_cores
 
 __all__ = ["STAT", "CoreTimes", "LoadReading", "LoadWatch", "read_core_times"]
 
@@ -71,7 +74,7 @@ class LoadWatch:
 
     def __init__(self, stat: Path = STAT) -> None:
         self._stat = stat
-        self._cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+        self._cores = usable_cores()
         self._times = read_core_times(self._cores, stat)
         self._own_s, self._started = _own_cpu_s(), time.perf_counter()
 
@@ -87,7 +90,7 @@ class LoadWatch:
         return LoadReading(span_s, len(self._cores), own_s, max(0.0, busy_s - own_s), max(0.0, stolen_s))
 
 
-def read_core_times(cores: set[int] | None, stat: Path = STAT) -> CoreTimes | None:
+def read_core_times(cores: Collection[int] | None, stat: Path = STAT) -> CoreTimes | None:
     """Return the sums over some cores; ``None`` where the counters do not show all of them."""
     try:
         lines = stat.read_text(encoding="ascii").splitlines()

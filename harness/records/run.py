@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from harness.contracts import KVPolicy, Weights
+from harness.contracts import KVFacts, Weights
 from harness.records.machine import MachineRecord, was_measured
 from harness.records.record import Record
 
@@ -43,7 +43,8 @@ class OperatingPointRecord(Record):
         exit_points: layers at which it is asked on this model.
         rehearsed: it looked at the answer outside the measured window; an upper bound, not a strategy to deploy.
         artefacts: what trained parts it runs on: name → SHA-256.
-        kv: what happens to K,V of skipped layers.
+        kv: name of the KV policy, what happens to K,V of skipped layers.
+        kv_facts: what that policy is; ``None`` in older runs.
         never_exits: the strategy is asked at every exit point and its answer ignored: full depth plus the cost of
             asking. A probe for the attribution of costs, never a candidate.
     """
@@ -54,7 +55,8 @@ class OperatingPointRecord(Record):
     exit_points: tuple[int, ...]
     rehearsed: bool = False
     artefacts: dict[str, str] = Field(default_factory=dict)
-    kv: KVPolicy | None = None
+    kv: str | None = None
+    kv_facts: KVFacts | None = None
     never_exits: bool = False
 
 
@@ -194,9 +196,9 @@ class Manifest(Record):
     def _kv_of_older_runs(self) -> Self:
         """Older runs give an operating point's KV policy only where they compare several; else the configuration's."""
         kv = self.config.get("kv")
-        if kv in [policy.value for policy in KVPolicy] and any(point.kv is None for point in self.operating_points):
+        if isinstance(kv, str) and kv != "auto" and any(point.kv is None for point in self.operating_points):
             points = tuple(
-                point if point.kv is not None else point.model_copy(update={"kv": KVPolicy(kv)})
+                point if point.kv is not None else point.model_copy(update={"kv": kv})
                 for point in self.operating_points
             )
             object.__setattr__(self, "operating_points", points)

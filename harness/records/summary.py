@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import Field
 
-from harness.contracts import KVPolicy, Metric, Weights
+from harness.contracts import Metric, Weights
 from harness.records.cost import Attribution
 from harness.records.estimate import Estimate
 from harness.records.record import Record
@@ -45,7 +45,7 @@ class SummaryRow(Record):
     model: str
     weights: Weights
     exit_head: str = "shared"
-    kv: KVPolicy
+    kv: str
     batch_size: int
     dtype: str
     n: int

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness.contracts import BadRow, Completion, Sample, TextCodec
+from harness.contracts import BadRow, Completion, Sample, Tokenizer
 from harness.decoding.generation import Generation
 from harness.records import SampleRecord, WindowRecord
 from harness.running.plan import Plan, PlannedTask
@@ -46,7 +46,7 @@ def sample_record(window: WindowRecord, plan: Plan, planned: PlannedTask, outcom
     }
     if isinstance(made, str):
         return SampleRecord(**base, error=made)
-    codec, protocol = plan.codec, plan.config.protocol
+    codec, protocol = plan.model.tokenizer, plan.config.protocol
     spoken = made.token_ids[:-1] if made.finish_reason == "eos" else made.token_ids
     text = planned.task.completion(protocol, codec.decode(spoken))
     pieces = token_texts(codec, spoken)
@@ -75,7 +75,7 @@ def sample_record(window: WindowRecord, plan: Plan, planned: PlannedTask, outcom
     )
 
 
-def token_texts(codec: TextCodec, token_ids: Sequence[int]) -> tuple[str, ...]:
+def token_texts(codec: Tokenizer, token_ids: Sequence[int]) -> tuple[str, ...]:
     """Return what each token adds to the text of all; joined they are that text.
 
     A token that ends inside a character adds nothing, the one that completes it adds the character.

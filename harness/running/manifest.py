@@ -7,41 +7,23 @@ from typing import Any
 
 from harness.contracts import Meter
 from harness.contracts.meters import is_measured
-from harness.errors import OutOfMemoryError, is_out_of_memory
+from harness.errors import is_out_of_memory
 from harness.host import environment
 from harness.metering.examine import examine
 from harness.metering.sensors import sensors_of_meter
-from harness.models.loading import LoadedModel, load
+from harness.models.model import LoadedModel
 from harness.records import SCHEMA_VERSION, Manifest, MeterRecord, ModelRecord
 from harness.records.machine import MachineRecord
 from harness.running.plan import Plan
 from harness.running.plugins import used_plugins
 from harness.running.scoring import missing_scores, score_names
 
-__all__ = ["describe_run", "is_out_of_memory", "load_model", "utc_now"]
+__all__ = ["describe_run", "is_out_of_memory", "utc_now"]
 
 
 def utc_now() -> str:
     """Return the time as ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def load_model(plan: Plan) -> LoadedModel:
-    """Load a plan's weights.
-
-    Raises:
-        ModelError: they cannot be had.
-        OutOfMemoryError: they do not fit.
-    """
-    try:
-        return load(plan.model, device=plan.device, seed=plan.config.seed)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise OutOfMemoryError(
-            f"out of memory loading {plan.model.info.name} in {plan.config.dtype}. "
-            "Use --dtype bfloat16 or a smaller --model."
-        ) from error
 
 
 def describe_run(
@@ -81,8 +63,8 @@ def describe_run(
             weights=info.weights,
             weights_source=loaded.weights_source,
             weights_sha256=loaded.weights_sha256,
-            tokenizer_source=plan.codec_source,
-            tokenizer_stand_in=plan.codec_source.startswith("stand-in"),
+            tokenizer_source=plan.model.tokenizer.source,
+            tokenizer_stand_in=plan.model.tokenizer.stand_in,
             num_layers=info.num_layers,
             hidden_size=info.hidden_size,
             vocab_size=info.vocab_size,

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from harness.config import BASELINE, RunConfig, StrategySpec
 from harness.config.options import build_strategy, effective_options
-from harness.contracts import Batch, ExitRule, ExitView, KVPolicy, ModelInfo, Strategy
+from harness.contracts import Batch, ExitRule, ExitView, KVFacts, ModelInfo, Strategy
 from harness.errors import ArtefactError, OptionError
 from harness.records import OperatingPointRecord
+from harness.registry import KV_POLICIES
 
 __all__ = ["NeverExits", "OperatingPoint", "build_all", "operating_point", "operating_points", "usable"]
 
@@ -34,12 +35,12 @@ class OperatingPoint:
     Attributes:
         strategy: the built strategy.
         record: what the run directory says of it.
-        kv: what happens to K,V of the layers it skips.
+        kv: name of the KV policy, what happens to K,V of the layers it skips.
     """
 
     strategy: Strategy
     record: OperatingPointRecord
-    kv: KVPolicy
+    kv: str
 
     @property
     def name(self) -> str:
@@ -131,14 +132,19 @@ def operating_points(built: Built, config: RunConfig, info: ModelInfo) -> tuple[
     return tuple(points)
 
 
-def _policies(strategy: Strategy, policies: Sequence[KVPolicy], info: ModelInfo) -> Iterator[KVPolicy]:
+def _policies(strategy: Strategy, policies: Sequence[str], info: ModelInfo) -> Iterator[str]:
     cached = False
     for kv in policies:
-        if kv is not KVPolicy.NONE and not strategy.exit_points(info):
+        if not strategy.exit_points(info) and _facts(kv).keeps_cache:
             if cached:
                 continue
             cached = True
         yield kv
+
+
+def _facts(kv: str) -> KVFacts:
+    facts: KVFacts = KV_POLICIES.load(kv).facts
+    return facts
 
 
 def _probes(points: Sequence[OperatingPoint]) -> Iterator[OperatingPoint]:
@@ -146,7 +152,9 @@ def _probes(points: Sequence[OperatingPoint]) -> Iterator[OperatingPoint]:
     seen = set()
     for point in points:
         name = point.record.strategy
-        if name in seen or not point.record.exit_points or point.strategy.rehearsed or point.kv is KVPolicy.NONE:
+        if name in seen or not point.record.exit_points or point.strategy.rehearsed:
+            continue
+        if not _facts(point.kv).keeps_cache:
             continue
         seen.add(name)
         record = point.record.model_copy(update={"name": f"{point.name} (never exits)", "never_exits": True})
@@ -169,7 +177,7 @@ def operating_point(
     spec: StrategySpec,
     strategy: Strategy,
     info: ModelInfo,
-    kv: KVPolicy | None = None,
+    kv: str | None = None,
     *,
     several: bool = False,
 ) -> OperatingPoint:
@@ -179,7 +187,7 @@ def operating_point(
         spec: as written.
         strategy: as built.
         info: the model.
-        kv: its policy; ``None`` for the strategy's own default.
+        kv: name of its KV policy; ``None`` for the strategy's own default.
         several: the run compares policies, so that the name must say which.
 
     Raises:
@@ -200,5 +208,6 @@ def operating_point(
         rehearsed=strategy.rehearsed,
         artefacts=dict(strategy.artefacts(info)),
         kv=policy,
+        kv_facts=_facts(policy),
     )
     return OperatingPoint(strategy, record, policy)

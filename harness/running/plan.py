@@ -11,14 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.config import RunConfig, demo_strategies, parse_all
-from harness.contracts import KVPolicy, StopRule, Task, TaskData, TaskRequest, TextCodec
+from harness.contracts import StopRule, Task, TaskData, TaskRequest
 from harness.errors import ConfigError, DataError
-from harness.models.loading import ResolvedModel, load_codec, resolve
+from harness.host.device import resolve_device
+from harness.models.model import ResolvedModel, resolve
 from harness.records import TaskRecord
-from harness.registry import PROTOCOLS, TASKS
+from harness.registry import KV_POLICIES, PROTOCOLS, TASKS
 from harness.running.operating_points import OperatingPoint, build_all, operating_points, usable
 
-__all__ = ["Plan", "PlannedTask", "default_directory", "make_plan", "resolve_device"]
+__all__ = ["Plan", "PlannedTask", "default_directory", "make_plan"]
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +51,7 @@ class Plan:
         config: what was asked for.
         device: resolved torch device.
         points: operating points, full depth first.
-        model: facts and where the weights are.
-        codec: the tokenizer. codec_source: where it came from.
+        model: facts, tokenizer, and where the weights are.
         tasks: tasks with samples.
     """
 
@@ -59,8 +59,6 @@ class Plan:
     device: str
     points: tuple[OperatingPoint, ...]
     model: ResolvedModel
-    codec: TextCodec
-    codec_source: str
     tasks: tuple[PlannedTask, ...]
 
 
@@ -75,15 +73,7 @@ def make_plan(config: RunConfig) -> Plan:
     tasks: list[Task] = [TASKS.load(name)() for name in config.tasks]
     PROTOCOLS.load(config.protocol)
     device = resolve_device(config.device)
-    model = resolve(
-        config.model,
-        weights=config.weights,
-        dtype=config.dtype,
-        exit_points=config.exit_points,
-        exit_head=config.exit_head,
-        artefacts=config.artefacts,
-        seed=config.seed,
-    )
+    model = resolve(config.request(config.seed))
     if config.kv_input == "shortcut" and model.shortcut is None:
         raise ConfigError(
             "--kv-input shortcut needs the exits' shortcuts, and this run has the shared exit head. Use --exit-head "
@@ -92,9 +82,8 @@ def make_plan(config: RunConfig) -> Plan:
     if not config.strategies:
         specs = usable(build_all(parse_all(demo_strategies(model.info.exit_points))), model.info)
     points = operating_points(specs, config, model.info)
-    codec, codec_source = load_codec(model)
-    planned = tuple(_draw(task, config, codec, model) for task in tasks)
-    return Plan(config, device, points, model, codec, codec_source, planned)
+    planned = tuple(_draw(task, config, model) for task in tasks)
+    return Plan(config, device, points, model, planned)
 
 
 def _refuse_contradictions(config: RunConfig) -> None:
@@ -109,33 +98,11 @@ def _refuse_contradictions(config: RunConfig) -> None:
         raise ConfigError(
             "--attribute counts what single requests did, back to back. Leave --batch-size and --arrival-rate away."
         )
-    if config.kv_policies == (KVPolicy.NONE,):
+    if config.kv_policies and not any(KV_POLICIES.load(kv).facts.keeps_cache for kv in config.kv_policies):
         raise ConfigError("--attribute needs a KV cache: without one every token is a prefill. Use another --kv.")
 
 
-def resolve_device(name: str) -> str:
-    """Return a torch device name: ``auto`` takes CUDA when there is one.
-
-    Raises:
-        ConfigError: torch does not know the device, or it is not there.
-    """
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"device '{name}' is unknown to torch. Use cpu, cuda or cuda:N.") from None
-    if device.type not in {"cpu", "cuda"}:
-        raise ConfigError(f"device '{name}' is not supported. Use cpu, cuda or cuda:N.")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        seen = torch.cuda.device_count()
-        raise ConfigError(f"device '{name}' is not here: torch sees {seen} CUDA device(s). Use --device cpu.")
-    return name
-
-
-def _draw(task: Task, config: RunConfig, codec: TextCodec, model: ResolvedModel) -> PlannedTask:
+def _draw(task: Task, config: RunConfig, model: ResolvedModel) -> PlannedTask:
     request = TaskRequest(
         protocol=config.protocol,
         source=config.source,
@@ -145,7 +112,7 @@ def _draw(task: Task, config: RunConfig, codec: TextCodec, model: ResolvedModel)
         max_positions=model.info.max_positions,
         seen=model.seen,
     )
-    data = task.load(request, codec)
+    data = task.load(request, model.tokenizer)
     if not data.samples:
         reason = f" First reason: {data.bad_rows[0].reason}" if data.bad_rows else ""
         raise DataError(f"{task.name}: no row of {data.source.label} can be used.{reason}")
@@ -164,7 +131,7 @@ def _draw(task: Task, config: RunConfig, codec: TextCodec, model: ResolvedModel)
         bad_rows=len(data.bad_rows),
         detail=dict(data.source.detail),
     )
-    return PlannedTask(task, data, task.stop_rule(config.protocol, codec), record)
+    return PlannedTask(task, data, task.stop_rule(config.protocol, model.tokenizer), record)
 
 
 def default_directory(config: RunConfig, stamp: str) -> Path:

@@ -64,10 +64,10 @@ def _sentence(distribution: str, version: str, names: str) -> str:
 
 
 def _used(manifest: Manifest, scores: Iterable[str]) -> Iterator[Used]:
-    """Every registered name that a run stands on, once."""
+    """Every registered name that a run stands on, once; a strategy given as an object, ``module:class``, has none."""
     meter = str(manifest.config.get("energy", "auto")).partition(":")[0]
     used = [
-        *((STRATEGIES, point.strategy) for point in manifest.operating_points),
+        *((STRATEGIES, point.strategy) for point in manifest.operating_points if ":" not in point.strategy),
         *((TASKS, task.name) for task in manifest.tasks),
         *((PROTOCOLS, task.protocol) for task in manifest.tasks),
         *((SCORES, name) for name in scores),

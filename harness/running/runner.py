@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from harness.config import RunConfig
 from harness.contracts import Meter
@@ -22,7 +21,7 @@ from harness.metering import open_meter
 from harness.metering.pacing import samples_per_block
 from harness.records import Manifest, WindowRecord
 from harness.records.summary import Summary
-from harness.running.manifest import describe_run, is_out_of_memory, load_model
+from harness.running.manifest import describe_run, is_out_of_memory
 from harness.running.plan import Plan, default_directory, make_plan
 from harness.running.reading import read_run
 from harness.running.repeats import run_repeat
@@ -31,12 +30,8 @@ from harness.store.run_directory import RunDirectory
 from harness.store.same_run import refuse_other_configuration
 from reports.statistics.intervals import MINIMUM_PAIRS
 from reports.tables.export import write_report
-from reports.tables.frame import to_frame
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-__all__ = ["RunResult", "execute", "measure_repeat", "run"]
+__all__ = ["RunResult", "execute", "measure_repeat"]
 
 logger = logging.getLogger(__name__)
 
@@ -65,21 +60,17 @@ class RunResult:
     summary: Summary
 
 
-def run(config: RunConfig, *, resume: Path | None = None) -> pd.DataFrame:
-    """Run a configuration and return one row per task × operating point.
+def execute(config: RunConfig, *, resume: Path | None = None, observer: Observer | None = None) -> RunResult:
+    """Run a configuration and leave its report in the run directory.
 
     Args:
         config: what to run.
         resume: a run directory to continue instead of making a new one.
+        observer: is told how it goes on.
 
     Raises:
         HarnessError: the run cannot be made, or could not go on.
     """
-    return to_frame(execute(config, resume=resume).summary)
-
-
-def execute(config: RunConfig, *, resume: Path | None = None, observer: Observer | None = None) -> RunResult:
-    """Run a configuration, with progress reported to ``observer``; see :func:`run`."""
     watch = observer or _Silent()
     path = _measure(config, resume, 0, watch)
     _free_memory()
@@ -133,7 +124,7 @@ def _measure(config: RunConfig, resume: Path | None, repeat: int, watch: Observe
     meter, unavailable = open_meter(config.energy, plan.device, config.tdp_w)
     try:
         watch.stage(f"loading {plan.model.info.name}")
-        loaded = load_model(plan)
+        loaded = plan.model.load(plan.device)
         engine = Engine(loaded.backbone, plan.model.info, config.kv_input)
         session = Session(plan, engine, meter)
         if session.idle_s:

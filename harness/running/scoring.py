@@ -1,17 +1,17 @@
 """Computes every registered score that applies, of a sample and of the corpora of a run.
 
 Corpora are scored in parallel processes where that is worth their start. These are fresh interpreters running this
-module (:mod:`harness.host.interpreter`), each with its share of the corpora in a file and its scores in another. What a
-process cannot do (a grammar that is missing) is done again here, so that the result, or the refusal, is that of one
-process.
+module (:mod:`harness.host.interpreter`), each with its share of the corpora in a file and its scores in another. The
+share of a process that fails (a grammar that is missing) is scored here, with a warning, so that the result, or the
+refusal, is that of one process.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Collection, Iterable, Sequence
@@ -20,10 +20,13 @@ from typing import IO, Any
 
 from harness.contracts import Completion, Score
 from harness.host.interpreter import fresh_interpreter
+from harness.host.processor import core_count
 from harness.registry import SCORES
 from reports.summary.quality import Corpus
 
 __all__ = ["SERIAL_SAMPLES", "CorpusScores", "missing_scores", "score_corpora", "score_names", "score_sample"]
+
+logger = logging.getLogger(__name__)
 
 SERIAL_SAMPLES = 4_000
 """Fewer samples than this are scored here: a process takes a second to start and scores some 2,000 in that time."""
@@ -91,7 +94,7 @@ def score_corpora(corpora: Sequence[Corpus], processes: int | None = None) -> li
 
     Arguments and errors as :class:`CorpusScores`.
     """
-    processes = min(processes or _usable_cores(), len(corpora))
+    processes = min(processes or core_count(), len(corpora))
     if processes < 2 or sum(len(corpus.texts) for corpus in corpora) < SERIAL_SAMPLES:
         return [_score(corpus) for corpus in corpora]
     shares = _shares(corpora, processes)
@@ -113,31 +116,33 @@ class _Worker:
     """A process that scores its share; its files vanish when they are closed."""
 
     def __init__(self, corpora: Sequence[Corpus]) -> None:
-        self._count = len(corpora)
         self._output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
+        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - likewise
         with tempfile.TemporaryFile() as task:
             task.write(json.dumps([[c.language, c.texts, c.references] for c in corpora]).encode())
             task.seek(0)
             self._process = fresh_interpreter(
-                "harness.running.scoring", stdin=task, stdout=self._output, stderr=subprocess.DEVNULL
+                "harness.running.scoring", stdin=task, stdout=self._output, stderr=self._errors
             )
 
     def results(self) -> list[Scores] | None:
-        """Wait; return one result per corpus, or ``None`` when the process failed."""
-        if self._process.wait() != 0:
+        """Wait; return one result per corpus, or ``None``, with a warning, when the process failed."""
+        if code := self._process.wait():
+            self._errors.seek(0)
+            lines = self._errors.read().decode(errors="replace").split("\n")
+            reason = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+            logger.warning("a scoring process ended with exit code %d (%s); its share is scored here", code, reason)
             return None
         self._output.seek(0)
-        try:
-            results: Any = json.loads(self._output.read())
-        except ValueError:
-            return None
-        return results if isinstance(results, list) and len(results) == self._count else None
+        results: list[Scores] = json.loads(self._output.read().rpartition(b"\n")[2])  # behind what start-up printed
+        return results
 
     def close(self) -> None:
         """Stop the process if it still runs."""
         self._process.kill()
         self._process.wait()
         self._output.close()
+        self._errors.close()
 
 
 def _shares(corpora: Sequence[Corpus], count: int) -> list[list[int]]:
@@ -149,10 +154,6 @@ def _shares(corpora: Sequence[Corpus], count: int) -> list[list[int]]:
         shares[least].append(index)
         loads[least] += len(corpora[index].texts)
     return shares
-
-
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _score(corpus: Corpus) -> Scores:
@@ -186,4 +187,6 @@ def _main(source: IO[bytes], target: IO[bytes]) -> None:
 
 
 if __name__ == "__main__":
-    _main(sys.stdin.buffer, sys.stdout.buffer)
+    with os.fdopen(os.dup(1), "wb") as parent:
+        os.dup2(2, 1)  # a task that prints must not speak to the parent
+        _main(sys.stdin.buffer, parent)

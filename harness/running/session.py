@@ -266,7 +266,7 @@ class Session:
             kv=point.kv,
             max_new_tokens=[sample.max_new_tokens for sample in batch],
             stop=planned.stop,
-            eos_token_ids=self._plan.codec.eos_token_ids,
+            eos_token_ids=self._plan.model.tokenizer.eos_token_ids,
         )
 
     def _decode(self, planned: PlannedTask, point: OperatingPoint, batch: Sequence[Sample]) -> list[Generation]:
@@ -277,7 +277,7 @@ class Session:
             max_new_tokens=[sample.max_new_tokens for sample in batch],
             seeds=[self._plan.config.seed + crc32(sample.sample_id.encode()) for sample in batch],
             stop=planned.stop,
-            eos_token_ids=self._plan.codec.eos_token_ids,
+            eos_token_ids=self._plan.model.tokenizer.eos_token_ids,
         )
 
 

@@ -17,7 +17,7 @@ def resolve_settings(given: Mapping[str, Any], config: Path | None, resume: Path
     """Return the configuration of a run.
 
     Args:
-        given: by flags, with the names of :class:`RunConfig`; ``None`` is not given, a limit of 0 means all.
+        given: by flags, with the names of :class:`RunConfig`.
         config: TOML file.
         resume: run directory to continue.
 
@@ -29,11 +29,7 @@ def resolve_settings(given: Mapping[str, Any], config: Path | None, resume: Path
     if resume is not None:
         with RunDirectory.read(resume) as store:
             before = {key: value for key, value in store.manifest.config.items() if key != "out"}
-    flags = {key: value for key, value in given.items() if value is not None}
-    values = {**before, **(RunConfig.read_toml(config) if config is not None else {}), **flags}
-    if values.get("limit") == 0:
-        values["limit"] = None
-    settings = RunConfig.build(values)
+    settings = RunConfig.build({**before, **(RunConfig.read_toml(config) if config is not None else {}), **given})
     if resume is not None and settings.out is not None and settings.out.absolute() != resume.absolute():
         raise ConfigError(f"--out {settings.out} and --resume {resume} name two directories. Leave --out away.")
     return settings

@@ -16,10 +16,10 @@ from harness.serving.config import ServeConfig
 __all__ = ["SHORTEST_KEY", "allowed_key", "everywhere", "is_loopback", "listen", "read_key", "url_of"]
 
 SHORTEST_KEY = 16
-"""Characters a key must have, so that nobody guesses it."""
+"""Characters a key must have, so that it cannot be guessed."""
 
 BACKLOG = 512
-"""Connections that may wait to be taken, those included that come while the server is being built."""
+"""Backlog of connections, including those that arrive while the server is being set up."""
 
 WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
 
@@ -31,13 +31,13 @@ def allowed_key(config: ServeConfig) -> str | None:
 
     Raises:
         ConfigError: it would be open to other machines, or to every web page, without a key; an unusable key file, an
-            origin that is none, or a host that nobody knows.
+            invalid origin, or a host that cannot be resolved.
     """
     for origin in config.cors_origins:
         _check_origin(origin)
     key = read_key(config.api_key_file) if config.api_key_file is not None else None
     if key is None and "*" in config.cors_origins:
-        # Even with --insecure: that opens the server to machines that can reach it, this to every page anybody visits.
+        # Even with --insecure: that opens the server to reachable machines, this to every web page a user visits.
         raise ConfigError("--cors-origin '*' lets every web page in. Give --api-key-file too, or list the origins.")
     if key is None and not config.insecure and not is_loopback(config.host):
         raise ConfigError(
@@ -47,7 +47,7 @@ def allowed_key(config: ServeConfig) -> str | None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether everything a host stands for is within this machine.
+    """Whether every address of a host is on this machine.
 
     Raises:
         ConfigError: it cannot be resolved.

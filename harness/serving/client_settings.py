@@ -26,7 +26,7 @@ CLIENTS: Mapping[str, str] = MappingProxyType(
 """Client → title, with the place where its settings belong."""
 
 EDITOR_TOKENS = 64
-"""What an editor asks for: more than a line or two is seldom kept, and costs the time of what is."""
+"""Limit that an editor asks for: more than a line or two is seldom accepted, and delays what is."""
 
 KEY = "YOUR-KEY"
 """Stands where the user's key belongs."""
@@ -76,7 +76,7 @@ def snippet(
     """
     if client not in _WRITERS:
         raise ConfigError(f"unknown client '{client}'.{did_you_mean(client, CLIENTS)} Known: {', '.join(CLIENTS)}.")
-    # a script wants what it asks for
+    # a script gets the limit it asks for
     limit = max_new_tokens if client == "openai" else min(max_new_tokens, EDITOR_TOKENS)
     server = _Server(url.rstrip("/"), model, key, limit, fim, markers if fim else None, max_prompt_tokens, ignored)
     return _WRITERS[client](server)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from harness.config.model import ModelConfiguration
-from harness.contracts import KVPolicy, ModelInfo
+from harness.config.kv import KVName
+from harness.config.model import File, ModelConfiguration, OperatingPoint, Placeholder
+from harness.contracts import ModelInfo, Strategy
 from harness.errors import ConfigError
 
 __all__ = ["ServeConfig", "prompt_cap"]
@@ -17,45 +17,59 @@ DEFAULT_PROMPT_TOKENS = 2048
 
 
 class ServeConfig(ModelConfiguration):
-    """Everything that decides a server, beside the model's configuration.
+    """Everything that decides a server, beside the model's configuration."""
 
-    Attributes:
-        strategies: strategies to load, ``NAME[:option=value]…``; the first is the default of requests that name none.
-            ``full`` is always loaded. None stands for all that run on this model, a learned one first.
-        kv: what happens to K,V of skipped layers, for all requests.
-        host: address to listen at.
-        port: TCP port; 0 takes a free one.
-        api_key_file: file whose first line is the key that requests must bear; ``None`` asks for none.
-        insecure: listen beyond this machine without a key.
-        cors_origins: web origins that may read answers.
-        batch_size: requests decoded together; more wait in the queue.
-        max_queue: requests that may wait; one more is refused with 429.
-        max_new_tokens: cap on the tokens of one completion.
-        max_prompt_tokens: cap on the tokens of one prompt; ``None`` for 2048, or what the model's positions leave.
-        max_body_bytes: cap on the bytes of one request.
-        deadline_s: seconds from its arrival after which a request ends where it is, or is refused if it still waits.
-        drain_s: seconds that running requests get to finish when the server is told to stop.
-        suffix: what to do with the text after the cursor where the model has no fill-in-the-middle tokens: ``refuse``
-            it, or ``ignore`` it and say so.
-        log_prompts: write prompts and completions to the log.
-    """
-
-    strategies: tuple[str, ...] = ()
-    kv: KVPolicy = KVPolicy.RECOMPUTE
-    host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, le=65535)] = 8080
-    api_key_file: Path | None = None
-    insecure: bool = False
-    cors_origins: tuple[str, ...] = ()
-    batch_size: Annotated[int, Field(ge=1, le=256)] = 8
-    max_queue: Annotated[int, Field(ge=0, le=100_000)] = 64
-    max_new_tokens: Annotated[int, Field(ge=1, le=4096)] = 256
-    max_prompt_tokens: Annotated[int, Field(ge=8)] | None = None
-    max_body_bytes: Annotated[int, Field(ge=1024)] = 1 << 20
-    deadline_s: Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)] = 60.0
-    drain_s: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] = 15.0
-    suffix: Literal["refuse", "ignore"] = "refuse"
-    log_prompts: bool = False
+    strategies: tuple[OperatingPoint, ...] = Field(
+        default=(),
+        description="NAME[:option=value]… to load; the first is the default of requests that name none. "
+        "Repeatable. Full depth is always loaded. Default: all that run on the model, a learned one first.",
+    )
+    kv: KVName = Field(
+        default=Strategy.default_kv,
+        description="K,V of skipped layers, for all requests: recompute, propagate, none, skip, or another of "
+        "`harness list kv`.",
+    )
+    host: str = Field(
+        default="127.0.0.1", min_length=1, description="Address to listen at; 127.0.0.1 is this machine only."
+    )
+    port: int = Field(default=8080, ge=0, le=65535, description="TCP port; 0 takes a free one.")
+    api_key_file: File | None = Field(
+        default=None, description="File whose first line is the key that requests must bear. Default: no key."
+    )
+    insecure: bool = Field(default=False, description="Listen beyond this machine without a key.")
+    cors_origins: tuple[Annotated[str, Placeholder("ORIGIN")], ...] = Field(
+        default=(),
+        description="Web origin whose pages may use the server; '*' only with a key. Repeatable. Default: none.",
+    )
+    batch_size: int = Field(default=8, ge=1, le=256, description="Requests decoded together; more wait.")
+    max_queue: int = Field(
+        default=64, ge=0, le=100_000, description="Requests that may wait; one more is refused with 429."
+    )
+    max_new_tokens: int = Field(default=256, ge=1, le=4096, description="Cap on one completion's tokens.")
+    max_prompt_tokens: int | None = Field(
+        default=None,
+        ge=8,
+        description="Cap on one prompt's tokens. Default: 2048, or what the model's positions leave.",
+    )
+    max_body_bytes: int = Field(default=1 << 20, ge=1024, description="Cap on one request's bytes.")
+    deadline_s: float = Field(
+        default=60.0,
+        gt=0,
+        le=3600,
+        allow_inf_nan=False,
+        description="Seconds from its arrival after which a request ends.",
+    )
+    drain_s: float = Field(
+        default=15.0,
+        ge=0,
+        le=3600,
+        allow_inf_nan=False,
+        description="Seconds that running requests get to finish at a signal.",
+    )
+    suffix: Literal["refuse", "ignore"] = Field(
+        default="refuse", description="What to do with the text after the cursor where the model cannot read it"
+    )
+    log_prompts: bool = Field(default=False, description="Write prompts and completions to the log.")
 
 
 def prompt_cap(config: ServeConfig, info: ModelInfo) -> int:

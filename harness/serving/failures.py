@@ -48,14 +48,14 @@ class OverloadedError(ServingError):
 
 
 class LoadingError(ServingError):
-    """The model is not there yet, or could not be loaded."""
+    """The model is still loading, or could not be loaded."""
 
     status = 503
     kind = "loading"
 
 
 class DrainingError(ServingError):
-    """The server is going down and takes nothing new."""
+    """The server is shutting down and accepts no new requests."""
 
     status = 503
     kind = "draining"

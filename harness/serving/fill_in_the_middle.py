@@ -1,7 +1,7 @@
 """Prompts for models that were trained to fill in the middle: text before the cursor, text after it, then the gap.
 
 A model family is recognised by its marker tokens, which must be whole tokens that were added to the vocabulary: a name
-that the tokenizer would have to spell from pieces says nothing to the model. Having them is no proof of training: a
+that the tokenizer would have to spell from pieces means nothing to the model. Having them is no proof of training: a
 chat model may have inherited its family's tokenizer.
 """
 
@@ -25,7 +25,7 @@ class Family:
         middle: token after which the model fills the gap; ``None`` where the prefix comes last and the model goes on.
         start: tokens before everything.
         ends: further tokens that end a middle, those that the vocabulary has.
-        spelled: whether a tokenizer reads the markers from a text that spells them like this.
+        spelled: whether a tokenizer recognises the markers in a text.
     """
 
     name: str

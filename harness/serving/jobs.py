@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from harness.contracts import KVPolicy, Strategy
+from harness.contracts import Strategy
+from harness.decoding.transcript import Token
 
 __all__ = [
     "Ending",
@@ -28,9 +29,9 @@ class Prompt:
 
     Attributes:
         token_ids: at least one.
-        truncated: tokens left out of its beginning because they did not fit.
+        truncated: tokens cut off its beginning because they did not fit.
         suffix: what became of the text after the cursor: ``none`` was given, ``used`` by fill-in-the-middle tokens, or
-            ``ignored`` because the model has none and the server was told to.
+            ``ignored`` because the model has none and the server is configured to.
     """
 
     token_ids: tuple[int, ...]
@@ -80,31 +81,6 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Token:
-    """One generated token, when it is made.
-
-    Attributes:
-        index: 0-based place in the completion.
-        token_id: its id.
-        text: what it adds to the text that may be sent; empty while a character or a possible stop text is incomplete.
-        logprob: natural log of its probability under the exit head that chose it.
-        exit_layer: decoder layers executed for it.
-        special: whether it is a special token, which adds no text.
-        time_s: seconds from the job's submission.
-        last: whether the completion ends with it: :class:`Finished` follows at once.
-    """
-
-    index: int
-    token_id: int
-    text: str
-    logprob: float
-    exit_layer: int
-    special: bool
-    time_s: float
-    last: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class Finished:
     """The ending of a completion, after its last token.
 
@@ -117,7 +93,7 @@ class Finished:
         num_layers: decoder layers of the model.
         exit_checks: times the strategy was asked.
         lm_head_evaluations: after prefill, the outputs' own included.
-        decode_layers: decoder layers run after prefill, catch-up work of ``recompute`` included.
+        decode_layers: decoder layers run after prefill, catch-up work of the KV policy included.
         queue_s: from submission to the start of prefill.
         ttft_s: from submission to the first token.
         total_s: from submission to the last token.
@@ -131,7 +107,7 @@ class Finished:
     tokens: tuple[Token, ...]
     prompt: Prompt
     setting: Setting
-    kv: KVPolicy
+    kv: str
     num_layers: int
     exit_checks: int
     lm_head_evaluations: int
@@ -157,4 +133,4 @@ class Ticket(Protocol):
         """Wait for what comes."""
 
     def cancel(self) -> None:
-        """Nobody wants it any more: its row is free within one token. Does nothing once it has ended."""
+        """Cancel the job: its row is free within one token. Does nothing once it has ended."""

@@ -1,6 +1,6 @@
 """Counters in Prometheus' format.
 
-Two families, never mixed: HTTP requests, counted once each with the status they got, whatever refused them; and
+Two families, never mixed: HTTP requests, counted once each with the status they got, refused ones included; and
 completions, the jobs behind them, counted by how they ended. A request with two prompts is one request and two
 completions; a stream that fails half-way is a request with status 200 and a completion that failed.
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     class Load(Protocol):
-        """What the gauges read."""
+        """What the gauges report."""
 
         @property
         def waiting(self) -> int: ...
@@ -127,7 +127,7 @@ class Metrics:
         )
         self._skipped = Counter(
             "early_exit_layers_skipped",
-            "Decoder layers that generated tokens left out; with executed: tokens x layers of the model.",
+            "Decoder layers that generated tokens skipped; with executed: tokens x layers of the model.",
             by_strategy,
             registry=registry,
         )
@@ -150,7 +150,7 @@ class Metrics:
         self._lock = Lock()
 
     def bind(self, load: Load) -> None:
-        """Let the gauges read the service whenever they are asked; binding again changes nothing."""
+        """Make the gauges read the service at each scrape; binding again changes nothing."""
         self._waiting.set_function(lambda: load.waiting)
         self._running.set_function(lambda: load.running)
 
@@ -197,12 +197,12 @@ class Metrics:
         """Return all series in the format that an ``Accept`` header asks for."""
         try:
             encode, media_type = choose_encoder(accept)
-        except Exception:  # it trips over versions that are no numbers
+        except Exception:  # it fails on versions that are not numbers
             encode, media_type = choose_encoder("")
         return Exposition(encode(_Lean(self.registry)), media_type)
 
     def _joules(self) -> Counter:
-        """Return the energy counter, which does not exist before a sensor has said something."""
+        """Return the energy counter, created with the first reading of a sensor."""
         with self._lock:
             if self._energy is None:
                 self._energy = Counter(

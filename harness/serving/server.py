@@ -33,7 +33,7 @@ KEEP_ALIVE_S = 30
 """Seconds that a connection stays open after an answer."""
 
 LAST_WORDS_S = 5
-"""Seconds that clients get, after what was left at the end of draining has failed, to read so."""
+"""Seconds that clients get to read the error of what was unfinished at the end of draining."""
 
 TICK_S = 0.1
 
@@ -50,15 +50,15 @@ def serve(config: ServeConfig, say: Callable[[str], None] = _to_stderr) -> bool:
 
     Args:
         config: what was asked for.
-        say: takes one line when it listens and one when it is ready.
+        say: called with one line when it listens and one when it is ready.
 
     Returns:
         Whether the engine's thread has ended. Where it has not, since it was told to stop while it loaded, the process
         must leave by ``os._exit``: an interpreter that is torn down while torch computes aborts.
 
     Raises:
-        HarnessError: it may not listen as it is told, cannot, or has no model to serve.
-        KeyboardInterrupt: it was told twice to stop; the thread may be at work.
+        HarnessError: it may not or cannot listen there, or has no model to serve.
+        KeyboardInterrupt: stopped twice; the thread may still be running.
     """
     key = allowed_key(config)
     listeners = listen(config)
@@ -71,7 +71,7 @@ def serve(config: ServeConfig, say: Callable[[str], None] = _to_stderr) -> bool:
         try:
             asyncio.run(_run(server, service, listeners, url, say))
         finally:
-            if service.state != "draining":  # draining anew would begin its time anew
+            if service.state != "draining":  # draining again would restart its time limit
                 service.drain()
         if server.force_exit:
             raise KeyboardInterrupt
@@ -85,7 +85,7 @@ def serve(config: ServeConfig, say: Callable[[str], None] = _to_stderr) -> bool:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, but a signal first lets the engine finish, and stopping is no failure."""
+    """uvicorn, but a signal first lets the engine finish, and stopping is not a failure."""
 
     def __init__(self, service: Service, config: ServeConfig, key: str | None) -> None:
         app = counted(guarded(make_app(service), config, key), service.metrics)
@@ -129,7 +129,7 @@ async def _run(
 
 
 async def _watch(server: _Server, service: Service, url: str, say: Callable[[str], None]) -> None:
-    """Say when it listens and when it is ready, and stop it when there will never be a model."""
+    """Report when it listens and when it is ready, and stop it when loading fails."""
     start = time.perf_counter()
     while not server.started:
         await asyncio.sleep(TICK_S / 10)

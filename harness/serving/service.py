@@ -13,11 +13,11 @@ from typing import Literal
 from harness.contracts import ModelInfo
 from harness.contracts.meters import is_measured
 from harness.errors import ConfigError, HarnessError, is_out_of_memory
+from harness.host.device import resolve_device
 from harness.metering import open_meter
-from harness.models.loading import load, load_codec, resolve
-from harness.running.plan import resolve_device
+from harness.models.model import resolve
 from harness.serving.config import ServeConfig, prompt_cap
-from harness.serving.engine.energy import EnergyShares
+from harness.serving.engine.energy_shares import EnergyShares
 from harness.serving.engine.tickets import EngineTicket
 from harness.serving.engine.worker import Worker
 from harness.serving.exit_settings import Settings
@@ -34,7 +34,7 @@ State = Literal["loading", "ready", "draining", "failed"]
 
 
 class Service:
-    """What the routes talk to.
+    """The model and its queue, as the routes see them.
 
     Args:
         config: what is asked for. Everything about it that can be checked without weights is checked here.
@@ -42,7 +42,7 @@ class Service:
     Attributes:
         config: the same.
         metrics: counters.
-        state: ``loading`` until the model is there; then ``ready``; ``draining`` once told to stop; or ``failed``.
+        state: ``loading`` until the model is loaded; then ``ready``; ``draining`` once stopped; or ``failed``.
         failure: why it could not be loaded, in one line.
         info: facts of the model.
         settings: strategies that requests may use.
@@ -60,27 +60,19 @@ class Service:
     def __init__(self, config: ServeConfig) -> None:
         self.config = config
         self.device = resolve_device(config.device)
-        self._model = resolve(
-            config.model,
-            weights=config.weights,
-            dtype=config.dtype,
-            exit_points=config.exit_points,
-            exit_head=config.exit_head,
-            artefacts=config.artefacts,
-            seed=0,
-        )
+        self._model = resolve(config.request())
         if config.kv_input == "shortcut" and self._model.shortcut is None:
             raise ConfigError("--kv-input shortcut needs the exits' shortcuts, and the exit head is shared.")
         self.info: ModelInfo = self._model.info
         self.settings = Settings(config.strategies, self.info)
         self.max_prompt_tokens = prompt_cap(config, self.info)
-        self._codec, _ = load_codec(self._model)
-        self._longest = max(map(len, self._codec.tokenizer.get_vocab()), default=1)
-        self._special = frozenset(self._codec.tokenizer.all_special_ids) | self._codec.eos_token_ids
+        self._codec = self._model.tokenizer
+        self._longest = max(map(len, self._codec.wrapped.get_vocab()), default=1)
+        self._special = self._codec.special_ids
         self._meter, _ = open_meter(config.energy, self.device, config.tdp_w)
         self.energy_source, self.energy_description = self._meter.source, self._meter.description
         self.energy_measured = is_measured(self._meter)
-        self.fim = fill_in_the_middle(self._codec.tokenizer)
+        self.fim = fill_in_the_middle(self._codec.wrapped)
         self.metrics = Metrics(energy_measured=self.energy_measured)
         self.state: State = "loading"
         self.failure: str | None = None
@@ -91,7 +83,7 @@ class Service:
 
     @property
     def model_name(self) -> str:
-        """What clients see as the model's id: a folder's own name, never where it lies."""
+        """What clients see as the model's id: a folder's own name, never its path."""
         return Path(self.info.name).name if Path(self.info.name).is_dir() else self.info.name
 
     @property
@@ -165,10 +157,10 @@ class Service:
 
         Raises:
             OverloadedError: the queue is full.
-            LoadingError, DrainingError: nothing is taken now.
+            LoadingError, DrainingError: no requests are accepted now.
         """
         if self.state == "draining":
-            raise DrainingError("the server is going down. Ask another one.")
+            raise DrainingError("the server is shutting down. Use another one.")
         if self.state == "failed":
             raise LoadingError(f"the model could not be loaded: {self.failure}")
         if self._worker is None or self.state == "loading":
@@ -182,7 +174,7 @@ class Service:
         return ticket
 
     def drain(self) -> None:
-        """Take nothing new from now on and let what was taken finish, for ``drain_s`` seconds at most; what is left
+        """Accept no new requests and let accepted ones finish, for ``drain_s`` seconds at most; what is left
         then fails with :class:`DrainingError`. Returns at once; may be called from a signal handler.
         """
         if self.state != "failed":
@@ -214,7 +206,7 @@ class Service:
         self._worker = worker
         if self.state == "loading":
             self.state = "ready"
-        if self.state == "draining":  # told to stop while loading
+        if self.state == "draining":  # stopped while loading
             worker.drain(0)
         try:
             worker.run()
@@ -233,7 +225,7 @@ class Service:
         started = time.perf_counter()
         if self.config.threads is not None:
             torch.set_num_threads(self.config.threads)
-        loaded = load(self._model, device=self.device, seed=0)
+        loaded = self._model.load(self.device)
         engine = Engine(loaded.backbone, self.info, self.config.kv_input)
         worker = Worker(
             engine, self._codec, self._special, self.config.kv, self.config.batch_size,
@@ -257,7 +249,7 @@ class Service:
                     f"{wrong} is no token of {self.model_name}, which has {self.info.vocab_size}."
                 )
             return list(prompt)
-        enough = (self.max_prompt_tokens + 1) * self._longest  # characters that cannot be so few tokens
+        enough = (self.max_prompt_tokens + 1) * self._longest  # characters that are certainly more tokens than allowed
         if len(prompt) > enough:
             if not truncate:
                 raise InvalidRequestError(

@@ -1,1 +1,1 @@
-"""Run directories on disk: append-only, resumable, packed for transport; a mix of two runs is refused."""
+"""Run directories on disk: append-only, resumable, packed for transport; mixing two runs is refused."""

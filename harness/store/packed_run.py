@@ -1,4 +1,4 @@
-"""The archive of a published run: written the same every time, and never trusted when it is read.
+"""The archive of a published run: written reproducibly, and never trusted when it is read.
 
 A ``.tar.gz`` with one folder that holds the files of a run directory and ``submission.json``, which lists the SHA-256
 of the others. Reading one writes known names into a temporary folder and nothing else, up to a limit. Only plain
@@ -21,6 +21,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 from harness.errors import StoreError
+from harness.host.atomic_files import replace_files
 from harness.records import SCHEMA_VERSION
 
 __all__ = ["ARCHIVE", "LARGEST_BYTES", "unpacked", "write_archive"]
@@ -29,9 +30,8 @@ ARCHIVE = ".tar.gz"
 RECORDS = ("manifest.json", "windows.jsonl", "samples.jsonl", "summary.json")
 LIST = "submission.json"
 LARGEST_BYTES = 1 << 30
-"""Of a packed run, unpacked: its files together, with what the archive adds to them."""
+"""Limit of an unpacked archive: its files together, the archive's own headers included."""
 
-_CHUNK = 1 << 20
 _LONGEST_NAME = 100
 
 
@@ -42,7 +42,7 @@ def write_archive(file: Path, name: str, records: Mapping[str, bytes], facts: Ma
         file: of the archive; its folder is made.
         name: of the run.
         records: content of each file of the run directory, by name.
-        facts: what ``submission.json`` says besides the schema version and the hashes.
+        facts: content of ``submission.json`` besides the schema version and the hashes.
 
     Raises:
         StoreError: it cannot be written.
@@ -50,19 +50,18 @@ def write_archive(file: Path, name: str, records: Mapping[str, bytes], facts: Ma
     listed = {each: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for each, data in records.items()}
     about = {"schema_version": SCHEMA_VERSION, "files": listed, **facts}
     files = {**records, LIST: json.dumps(about, indent=2).encode() + b"\n"}
-    unfinished = file.with_name(f".{file.name}.part")
+    content = io.BytesIO()
+    with (
+        gzip.GzipFile(filename="", mode="wb", fileobj=content, mtime=0) as packed,
+        tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as tar,
+    ):
+        for each in sorted(files):
+            member = tarfile.TarInfo(f"{_folder_name(name)}/{each}")
+            member.size, member.mode = len(files[each]), 0o644
+            tar.addfile(member, io.BytesIO(files[each]))
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            unfinished.open("wb") as raw,
-            gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as packed,
-            tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as tar,
-        ):
-            for each in sorted(files):
-                member = tarfile.TarInfo(f"{_folder_name(name)}/{each}")
-                member.size, member.mode = len(files[each]), 0o644
-                tar.addfile(member, io.BytesIO(files[each]))
-        unfinished.replace(file)
+        replace_files({file: content.getvalue()})
     except OSError as error:
         raise StoreError(f"cannot write {file}: {error.strerror}. Use another --out.") from None
 
@@ -72,7 +71,7 @@ def unpacked(archive: Path) -> Iterator[Path]:
     """Unpack a packed run into a temporary folder, checked file by file, and return the run directory.
 
     Raises:
-        StoreError: it is no packed run: a damaged archive, a member that is no plain file of a run directory, too
+        StoreError: not a packed run: a damaged archive, a member that is not a plain file of a run directory, too
             large, or a file that is not the one ``submission.json`` lists.
     """
     with TemporaryDirectory(prefix="harness-") as scratch:
@@ -91,7 +90,7 @@ def unpacked(archive: Path) -> Iterator[Path]:
 
 
 class _NotPlainError(Exception):
-    """A member is no plain file."""
+    """A member is not a plain file."""
 
 
 class _PlainMember(tarfile.TarInfo):
@@ -101,12 +100,13 @@ class _PlainMember(tarfile.TarInfo):
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
         member = super().frombuf(buf, encoding, errors)
         if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
-            raise _NotPlainError(f"holds {member.name[:80]!r}, which is no plain file. Pack it with `harness submit`.")
+            what = f"holds {member.name[:80]!r}, which is not a plain file"
+            raise _NotPlainError(f"{what}. Pack it with `harness submit`.")
         return member
 
 
 class _Limited(io.RawIOBase):
-    """A stream that ends with an error where an archive becomes too large."""
+    """A stream that raises once an archive becomes too large."""
 
     def __init__(self, stream: gzip.GzipFile, archive: Path) -> None:
         self._stream, self._archive, self._room = stream, archive, LARGEST_BYTES
@@ -125,25 +125,21 @@ def _folder_name(name: str) -> str:
 
 
 def _extract(tar: tarfile.TarFile, archive: Path, scratch: Path) -> Path:
-    """Write the members that a packed run has, under names of our own; never what the archive says where."""
+    """Write the members of a packed run under names of our own, never where the archive says."""
+    tar.extraction_filter = getattr(tarfile, "data_filter", None)  # absent before Python 3.11.4
     seen, folders = set(), set()
     for member in tar:
-        parts = member.name.split("/")
-        known = len(parts) == 2 and parts[1] in (*RECORDS, LIST) and parts[0] not in ("", ".", "..")
-        if not known or member.name in seen:
+        folder, _, name = member.name.partition("/")
+        if name not in (*RECORDS, LIST) or folder in ("", ".", "..") or member.name in seen:
             raise StoreError(
                 f"{archive} holds {member.name[:80]!r}, which a packed run does not. Pack it with `harness submit`."
             )
         seen.add(member.name)
-        folders.add(_folder_name(parts[0]))
-        target = scratch / _folder_name(parts[0])
-        target.mkdir(exist_ok=True)
-        source = tar.extractfile(member)
-        if source is None or len(folders) > 1:
+        folders.add(_folder_name(folder))
+        if len(folders) > 1:
             raise StoreError(f"{archive} holds more than one folder. Pack it with `harness submit`.")
-        with (target / parts[1]).open("wb") as file:
-            while chunk := source.read(_CHUNK):
-                file.write(chunk)
+        member.name = f"{_folder_name(folder)}/{name}"
+        tar.extract(member, scratch, set_attrs=False)
     if not folders:
         raise StoreError(f"{archive} is empty. Pack it with `harness submit`.")
     return scratch / folders.pop()

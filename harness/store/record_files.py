@@ -1,10 +1,9 @@
-"""Files of records: lines and documents, read with one line of refusal and written so that a kill cannot tear them."""
+"""Files of records: lines and documents, refused in one line when damaged, and written so that a kill tears none."""
 
 from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -12,15 +11,13 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from harness.errors import StoreError
+from harness.host.atomic_files import replace_files, sync_folder
 from harness.records import SCHEMA_VERSION
 
-__all__ = ["ACCESS", "REMEDY", "append", "line_of", "lines", "parse", "read_document", "write_atomically"]
+__all__ = ["ACCESS", "REMEDY", "append", "line_of", "lines", "parse", "read_document", "write_document"]
 
-TEMPORARY = ".tmp"
-"""What the name of a document ends in until it is whole."""
-
-REMEDY = "Leave the run out, or measure it again with `harness run`."
-ACCESS = "Make it readable, or leave the run out."
+REMEDY = "Omit the run, or measure it again with `harness run`."
+ACCESS = "Make it readable, or omit the run."
 
 R = TypeVar("R", bound=BaseModel)
 
@@ -29,7 +26,7 @@ def line_of(record: BaseModel) -> bytes:
     """Return a record as one line of JSON.
 
     Raises:
-        StoreError: it holds what JSON cannot.
+        StoreError: it holds a value that JSON cannot represent.
     """
     try:
         return record.model_dump_json().encode() + b"\n"
@@ -38,7 +35,7 @@ def line_of(record: BaseModel) -> bytes:
 
 
 def lines(file: Path) -> Iterator[bytes]:
-    """Iterate the whole lines of a file, each with its newline; a torn last line is left out."""
+    """Iterate the whole lines of a file, each with its newline; an incomplete last line is omitted."""
     try:
         with file.open("rb") as stream:
             yield from (line for line in stream if line.endswith(b"\n"))
@@ -52,7 +49,7 @@ def parse(kind: type[R], data: bytes, file: Path, line: int | None = None) -> R:
     """Return the record that a line or a document holds.
 
     Raises:
-        StoreError: it is none.
+        StoreError: it is damaged.
     """
     try:
         return kind.model_validate_json(data)
@@ -88,7 +85,7 @@ def read_document(kind: type[R], file: Path, known: int = SCHEMA_VERSION) -> R:
 
 
 def append(file: Path, data: bytes) -> None:
-    """Append and force to the disk. Unbuffered: a buffer would write its rest later, behind a roll-back."""
+    """Append and flush to the disk. Unbuffered: a buffer could be written later, after a roll-back."""
     is_new = not file.exists()
     with file.open("ab", buffering=0) as stream:
         view = memoryview(data)
@@ -96,27 +93,16 @@ def append(file: Path, data: bytes) -> None:
             view = view[stream.write(view) :]
         os.fsync(stream.fileno())
     if is_new:
-        _sync_folder(file.parent)
+        sync_folder(file.parent)
 
 
-def write_atomically(file: Path, record: BaseModel) -> None:
-    """Write a document so that a reader, and a kill, find the old one or the new one and nothing between."""
-    temporary = file.with_name(file.name + TEMPORARY)
+def write_document(file: Path, record: BaseModel) -> None:
+    """Write or replace a document in one step; on return it is on the disk.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
     try:
-        with temporary.open("wb") as stream:
-            stream.write(record.model_dump_json(indent=2).encode() + b"\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, file)
-        _sync_folder(file.parent)
+        replace_files({file: record.model_dump_json(indent=2).encode() + b"\n"}, durable=True)
     except OSError as error:
         raise StoreError(f"cannot write {file}: {error.strerror}.") from None
-
-
-def _sync_folder(folder: Path) -> None:
-    if sys.platform != "win32":  # where folders cannot be opened
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -2,11 +2,11 @@
 
 ``manifest.json`` is written once, before the first sample. A window is written in two steps: first its
 sample lines, then its own line, each step flushed to the disk (``fsync``). **The window line commits.**
-So whatever moment a run dies at, the files hold every committed window in full, and behind it at most
+Whenever a run dies, the files hold every committed window in full, followed by at most
 some sample lines that no window commits and at most one torn line; resuming cuts off exactly those.
 
 Not promised: writers on a file system without ``flock`` (they are refused, not raced), locking on
-Windows (there is none), and protection against somebody who edits the files.
+Windows (there is none), and protection against editing the files.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from pathlib import Path
 from typing import IO, Self
 
 from harness.errors import StoreError
+from harness.host.atomic_files import unfinished
 from harness.records import Manifest, SampleRecord, WindowRecord
 from harness.records.summary import SUMMARY_VERSION, Summary
 from harness.store.record_files import (
     ACCESS,
     REMEDY,
-    TEMPORARY,
     append,
     line_of,
     lines,
     parse,
     read_document,
-    write_atomically,
+    write_document,
 )
 from harness.store.same_run import refuse_other_run
 
@@ -85,7 +85,7 @@ class RunDirectory:
         with ExitStack() as on_error:
             lock = on_error.enter_context(_lock(path))
             _refuse_occupied(path)
-            write_atomically(path / MANIFEST, manifest)
+            write_document(path / MANIFEST, manifest)
             run = cls(path, manifest, lock)
             on_error.pop_all()
         return run
@@ -145,12 +145,12 @@ class RunDirectory:
     def finished(self) -> frozenset[WindowKey]:
         """Return (task, block, repeat, operating point) of every committed window that counts.
 
-        Warm-up and idle windows are left out, and those that were to be measured again.
+        Warm-up and idle windows are omitted, and those that were measured again.
         """
         return frozenset(self._finished)
 
     def attempts(self, key: WindowKey) -> int:
-        """Return how often this was measured and found contaminated."""
+        """Return how often this window was measured and found contaminated."""
         return sum(window.superseded and _key(window) == key for window in self._windows)
 
     def windows(self) -> Iterator[WindowRecord]:
@@ -189,11 +189,11 @@ class RunDirectory:
         self._check(window, samples)
         sample_lines, window_line = b"".join(map(line_of, samples)), line_of(window)
         try:
-            self._roll_back()  # what an interrupted commit may have left
+            self._roll_back()  # the remains of an interrupted commit
             append(self.path / SAMPLES, sample_lines)
             append(self.path / WINDOWS, window_line)
         except OSError as error:
-            with suppress(OSError):  # what cannot be cut off now is cut off by the next commit, or on resume
+            with suppress(OSError):  # otherwise the next commit or resume cuts it off
                 self._roll_back()
             raise StoreError(
                 f"cannot write to {self.path}: {error.strerror}. Everything finished before is kept; "
@@ -212,7 +212,7 @@ class RunDirectory:
             StoreError: the directory was opened for reading, or the file cannot be written.
         """
         self._check_writable()
-        write_atomically(self.path / SUMMARY, summary)
+        write_document(self.path / SUMMARY, summary)
 
     def _check_writable(self) -> None:
         if self._lock is None:
@@ -290,8 +290,8 @@ def _committed_samples_end(file: Path, windows: Sequence[WindowRecord]) -> int:
 
 
 def _refuse_occupied(path: Path) -> None:
-    """Raise unless the folder holds at most what a kill while creating leaves: nothing to lose."""
-    if any(entry.name not in {LOCK, MANIFEST + TEMPORARY} for entry in path.iterdir()):
+    """Raise unless the folder holds at most the remains of a creation that was killed."""
+    if any(entry.name not in {LOCK, unfinished(path / MANIFEST).name} for entry in path.iterdir()):
         raise StoreError(
             f"the folder {path} is not empty. Continue its run with --resume {path}, or use another --out."
         )
@@ -322,10 +322,10 @@ def _read_manifest(path: Path) -> Manifest:
     try:
         file.stat()
     except FileNotFoundError:
-        what = "holds no manifest.json: it is no run directory" if path.is_dir() else "does not exist"
+        what = "holds no manifest.json: it is not a run directory" if path.is_dir() else "does not exist"
         raise StoreError(f"{path} {what}. Start a run with --out {path}.") from None
     except NotADirectoryError:
-        raise StoreError(f"{path} is a file, and no run directory. Give the folder that `harness run` made.") from None
+        raise StoreError(f"{path} is a file, not a run directory. Give the folder that `harness run` made.") from None
     except OSError as error:
         raise StoreError(f"cannot read {path}: {error.strerror}. {ACCESS}") from None
     return read_document(Manifest, file)

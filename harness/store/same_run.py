@@ -1,4 +1,4 @@
-"""Is this the same run? What may differ between a run and its continuation, and what may not."""
+"""What may differ between a run and its continuation, and what may not."""
 
 from __future__ import annotations
 
@@ -18,21 +18,22 @@ DECIDING = ("config", "operating_points", "model", "tasks", "block_size", "meter
 
 NOT_DECIDING = {
     "config": {"out"},
+    "operating_points": {"kv_facts"},  # the name decides
     "model": {"weights_source", "tokenizer_source"},  # words; the hash and the fingerprints decide
     "tasks": {"source", "detail"},
     "meter": {"unavailable"},
 }
 
 SAME_MACHINE = ("cpu", "logical_cores", "gpus", "gpu_driver", "torch_threads", "python", "packages")
-"""Parts of the environment that must not change within a run: times of two machines have no ratio, and
-scores of two package versions are not comparable. Load, governor and git commit may change."""
+"""Parts of the environment that must not change within a run: neither times of two machines nor
+scores of two package versions can be compared. Load, governor and git commit may change."""
 
 
 def refuse_other_run(path: Path, before: Manifest, now: Manifest) -> None:
-    """Compare what a run directory says with what would run now.
+    """Compare a run directory's manifest with that of the run to be continued.
 
     Raises:
-        StoreError: at the first thing that decides results and is not as it was, with both values.
+        StoreError: the first difference that affects results, with both values.
     """
     old, new = before.model_dump(mode="json"), now.model_dump(mode="json")
     for part in DECIDING:
@@ -71,7 +72,7 @@ def _deciding(part: str, value: Any) -> Any:
         return {key: value.get(key) for key in SAME_MACHINE}
     if not isinstance(value, dict):
         return value
-    if part == "config":  # a run of before an option existed had its default
+    if part == "config":  # a run from before an option existed had its default
         value = {**RunConfig().model_dump(mode="json"), **value}
     return {key: item for key, item in value.items() if key not in NOT_DECIDING.get(part, set())}
 

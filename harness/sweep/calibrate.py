@@ -20,11 +20,11 @@ __all__ = ["BINS", "describe_scores"]
 BINS = 10
 
 _NOTES = (
-    "Scores of every traced token at every exit point, also behind the one where a rule would have left; a token is "
+    "Scores of every traced token at every exit point, also past the one where a rule would have exited; a token is "
     "right where the exit's token is the last layer's, whatever the text says.",
-    "A score is known as far as thresholds tell it apart: a learned score below what its rule ever lets go counts as a "
-    "tie. Intervals resample documents, 95 %. Over all exit points, deeper exits are right more often, so that a score "
-    "which grows with depth ranks better there than at any single one.",
+    "A score is known only as far as thresholds resolve it: learned scores below the lowest threshold count as "
+    "ties. Intervals resample documents, 95 %. Over all exit points, deeper exits are right more often, so a score "
+    "that grows with depth ranks better there than at any single one.",
     f"Expected calibration error: {BINS} bins of about equal size, only for scores that are the strategy's own "
     "estimate of the probability that an exit is right.",
 )
@@ -35,7 +35,7 @@ Counts = NDArray[np.int64]
 def describe_scores(
     sweep: Sweep, tallies: Sequence[ScoreTally], left_out: Mapping[str, str], *, generated: bool
 ) -> Calibration:
-    """Return what is said of the scores.
+    """Return the calibration of the scores.
 
     Args:
         sweep: of the same tokens.

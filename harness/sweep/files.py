@@ -1,6 +1,4 @@
-"""``sweep.json`` for programs, ``sweep.csv`` for spreadsheets, ``calibration.json`` for the scores: all of it says that
-it is replayed.
-"""
+"""The files of a sweep: ``sweep.json``, ``sweep.csv``, ``calibration.json`` for the scores; all marked as replayed."""
 
 from __future__ import annotations
 
@@ -31,10 +29,10 @@ def to_csv(sweep: Sweep) -> str:
 
 
 def check_writable(folder: Path) -> None:
-    """Make a folder before anything slow.
+    """Make the folder before any slow work.
 
     Raises:
-        StoreError: it cannot be made, or holds something else.
+        StoreError: it cannot be made, or holds other files.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
-"""Which settings to try: what was written, or thresholds at quantiles of the scores that were observed.
+"""Which settings to try: those given, or thresholds at quantiles of the observed scores.
 
 A strategy is asked about a few thousand traced tokens at a threshold, and the share of its answers that say *exit* is
 a quantile of its score, whatever the score is and in which direction it counts. Bisection finds the threshold of every
-wanted share. No score is ever named, so that a strategy from outside is swept like one from here.
+wanted share. No score is ever named, so that third-party strategies are swept like built-in ones.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def with_thresholds(spec: StrategySpec, count: int, tokens: TracedTokens, model:
     Args:
         spec: one that :func:`asks_for_thresholds`.
         count: how many; they leave equal shares of the scores between them.
-        tokens: what scores are observed on.
+        tokens: on which scores are observed.
         model: facts.
 
     Raises:

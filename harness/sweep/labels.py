@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from harness.contracts import KVPolicy, ModelInfo
-from harness.models.loading import ResolvedModel
+from harness.contracts import ModelInfo
+from harness.models.model import ResolvedModel
 from harness.running.operating_points import OperatingPoint
 from harness.sweep.records import DocumentSplit
 from harness.training.traces.reading import matches
@@ -33,7 +33,7 @@ def notes_of(
     tokens: Tensor,
     split: DocumentSplit,
     seed: int,
-    kv: KVPolicy,
+    kv: str,
 ) -> tuple[str, ...]:
     """Return the sentences that the numbers need.
 
@@ -44,14 +44,14 @@ def notes_of(
         tokens: replayed tokens by document, ``[documents]``.
         split: which documents.
         seed: of the held-out split.
-        kv: policy of the expected speed-up.
+        kv: name of the KV policy of the expected speed-up.
     """
     replayed = {str(traces.documents[number]["key"]) for number in tokens.nonzero().squeeze(1).tolist()}
     whose = "what the model generated at full depth" if traces.index.get("new_tokens") else "the documents' own"
     notes = [
         f"Every row is replayed: tokens are {whose}, so the drift that real exits cause is not included. "
         "Final numbers come from live decoding (`harness run`, or --live N here).",
-        f"Expected speed-up: bytes that full depth reads per token over bytes read here, batch 1, kv {kv.value}; "
+        f"Expected speed-up: bytes that full depth reads per token over bytes read here, batch 1, kv {kv}; "
         "what memory traffic alone would allow, not a measurement. Learned exit heads' own weights are not counted.",
         "The trace holds probabilities as float16: thresholds closer than 0.0005 to each other near 1 decide alike.",
     ]

@@ -1,4 +1,4 @@
-"""The drift that replaying leaves out: some operating points of a sweep decoded live, side by side with their replay.
+"""The drift that replaying cannot show: some operating points of a sweep decoded live, side by side with their replay.
 
 Live samples are other documents than the trace's, so two things differ at once. The *twin* tells them apart: what full
 depth generated for the very samples of the live run is read once more, and the operating points are replayed on that.
@@ -18,7 +18,6 @@ from harness.contracts import ModelInfo
 from harness.decoding.engine import Engine
 from harness.errors import ConfigError, DataError
 from harness.models.controllers import Observation
-from harness.models.loading import load
 from harness.registry import TASKS
 from harness.running.operating_points import OperatingPoint
 from harness.running.runner import execute
@@ -42,12 +41,12 @@ class LiveRequest:
     """What to decode live.
 
     Attributes:
-        samples: so many of every task of the trace.
+        samples: number per task of the trace.
         most: operating points at most.
         source: where the samples come from; see :class:`harness.config.RunConfig`.
         max_new_tokens: overrides the protocol's limit.
         artefacts: where trained artefacts are looked for.
-        out: run directory, gone on with when it holds the same run; ``None`` for a new one under ``runs/``.
+        out: run directory, resumed when it holds the same run; ``None`` for a new one under ``runs/``.
     """
 
     samples: int
@@ -64,10 +63,10 @@ def with_drift(result: SweepResult, request: LiveRequest, *, observer: Observer 
     Args:
         result: the sweep.
         request: what to decode.
-        observer: is told how the run goes on.
+        observer: receives the progress of the run.
 
     Raises:
-        HarnessError: the run cannot be made.
+        HarnessError: the run fails.
     """
     chosen = pick(result.sweep.rows, request.most)
     if not chosen:
@@ -89,7 +88,7 @@ def with_drift(result: SweepResult, request: LiveRequest, *, observer: Observer 
 
 
 def pick(rows: Sequence[SweepRow], most: int) -> list[SweepRow]:
-    """Return what is worth decoding live: all that was asked for, or an even choice along its front if that is more."""
+    """Return what to decode live: all requested operating points, or an even choice along their front."""
     asked = [row for row in rows if not row.reference and not row.rehearsed and row.operating_point != BASELINE]
     if len(asked) > most:
         flags = front([(1 / row.expected_speedup, row.agreement) for row in asked])
@@ -130,13 +129,12 @@ def _configuration(result: SweepResult, request: LiveRequest, chosen: Sequence[S
 
 
 def _read_again(result: SweepResult, fulls: Sequence[Measured]) -> TracedTokens:
-    """Return what the exits say of the tokens that full depth generated, the one from prefill left out."""
+    """Return the exits' columns on the tokens that full depth generated, without the one from prefill."""
     resolved = result.resolved
     samples = [sample for full in fulls for sample in full.scored if len(sample.token_ids) > 1]
     if not samples:
         raise DataError("no live sample has a second token: there is nothing to compare. Use --live with more samples.")
-    config = result.traces.index
-    engine = Engine(load(resolved, device="cpu", seed=config["seed"]).backbone, resolved.info)
+    engine = Engine(resolved.load("cpu").backbone, resolved.info)
     parts, documents = [], []
     for number, sample in enumerate(samples):
         read = [*sample.prompt_ids, *sample.token_ids[:-1]]
@@ -148,9 +146,9 @@ def _read_again(result: SweepResult, fulls: Sequence[Measured]) -> TracedTokens:
     asked = torch.ones(len(shard["document"]), dtype=torch.bool)
     asked[1:] = shard["document"][1:] == shard["document"][:-1]
     asked[0] = False
-    maps = exit_maps(result.traces, resolved, Observation(state="exit"))
+    shortcuts = exit_maps(result.traces, resolved, Observation(state="exit"))
     rows = asked.nonzero().squeeze(1)
-    return TracedTokens(resolved.info.exit_points, [(shard, rows)], maps, documents, generated=True)
+    return TracedTokens(resolved.info.exit_points, [(shard, rows)], shortcuts, documents, generated=True)
 
 
 def _drift(

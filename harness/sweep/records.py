@@ -1,4 +1,4 @@
-"""``sweep.json``: what a sweep found, with the words a reader needs beside the numbers.
+"""``sweep.json``: what a sweep found, with the notes that must stand beside the numbers.
 
 Every number of a :class:`SweepRow` is replayed: the tokens are the trace's and not those that earlier exits would have
 led to, so the drift of live decoding is not in them. Only a :class:`DriftRow` holds live numbers, and says which.
@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 
 from pydantic import Field
 
-from harness.contracts import KVPolicy, Weights
+from harness.contracts import Weights
 from harness.records.record import Record
 
 __all__ = ["DocumentSplit", "DriftRow", "Sweep", "SweepRow"]
@@ -23,9 +23,9 @@ class SweepRow(Record):
     """One operating point, replayed.
 
     Attributes:
-        measurement: how it was found out.
+        measurement: how it was obtained.
         operating_point, strategy, options, exit_points, artefacts: as in a run's manifest.
-        reference: put there for comparison (full depth, fixed exits, the bound), asked for by nobody.
+        reference: added for comparison (full depth, fixed exits, the bound), not requested.
         rehearsed: it looks at the answer: a bound, never on the front.
         tokens, documents: how much was replayed.
         exit_layer_mean: layers executed per token.
@@ -71,7 +71,7 @@ class DriftRow(Record):
 
     Attributes:
         operating_point: as in the sweep.
-        samples, tokens: how much was decoded live; the token that prefill yields is left out.
+        samples, tokens: how much was decoded live; without the token that prefill yields.
         replayed_exit_layer, replayed_agreement: of the sweep, on the trace's documents.
         twin_exit_layer, twin_agreement: replayed on what full depth generated for the very samples of the live run:
             other documents than the sweep's, but no drift yet.
@@ -129,7 +129,7 @@ class Sweep(Record):
     num_layers: int
     exit_points: tuple[int, ...]
     fingerprint: str
-    kv: KVPolicy
+    kv: str
     notes: tuple[str, ...]
     rows: tuple[SweepRow, ...]
     drift: tuple[DriftRow, ...] = ()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from harness.contracts import Batch, ExitRule, KVPolicy, ModelInfo
+from harness.contracts import Batch, ExitRule, KVFacts, ModelInfo
 from harness.decoding.exits import complaint
 from harness.errors import OptionError
 from harness.running.operating_points import OperatingPoint
@@ -22,7 +22,7 @@ __all__ = ["Outcome", "answers", "replay"]
 
 @dataclass
 class Outcome:
-    """What an operating point did on the tokens so far; outcomes of parts of a trace add up.
+    """What an operating point did on the tokens so far; outcomes of parts of a trace can be added.
 
     Attributes:
         right: tokens equal to the last layer's, by document, ``[documents]`` int64.
@@ -70,8 +70,8 @@ class Outcome:
         """Layers of all tokens."""
         return sum(layer * tokens for layer, tokens in self.exits.items())
 
-    def moved(self, model: ModelInfo, kv: KVPolicy) -> int:
-        """Return the bytes that decoding the tokens one by one would read, see :mod:`reports.summary.depth`."""
+    def moved(self, model: ModelInfo, kv: KVFacts) -> int:
+        """Return the bytes that decoding the tokens one by one would read, see :mod:`reports.metrics.byte_model`."""
         filled = sum((model.num_layers - layer) * tokens for layer, tokens in self.exits.items())
         causes = bytes_by_cause(
             model,
@@ -79,7 +79,7 @@ class Outcome:
             layers=self.layers + self.deep_layers,
             lm_head_evaluations=self.lm_head_evaluations,
             shortcut_evaluations=self.shortcut_evaluations,
-            kv_fill_layers=filled if kv is KVPolicy.PROPAGATE else 0,
+            kv_fill_layers=filled if kv.fills else 0,
             cache_reads=self.cache_reads,
         )
         return sum(causes)
@@ -105,7 +105,7 @@ def answers(
 
 
 def replay(point: OperatingPoint, tokens: TracedTokens, model: ModelInfo) -> Outcome:
-    """Return where an operating point would have let go of traced tokens; raises as :func:`answers`."""
+    """Return where an operating point would have exited traced tokens; raises as :func:`answers`."""
     count, documents = len(tokens), len(tokens.documents)
     charges = Charges(count)
     spent = charges.spent
@@ -123,9 +123,9 @@ def replay(point: OperatingPoint, tokens: TracedTokens, model: ModelInfo) -> Out
         exits[layer] = left
         layers[leaving] = layer
         right[leaving] = (tokens.top(layer) == tokens.final)[leaving]
-        if not charges.seen("logits", layer):  # nobody asked: the output's own
+        if not charges.seen("logits", layer):  # no check asked for it: the output's own
             spent["logits"] += left
-        if layer in tokens.maps:
+        if layer in tokens.shortcuts:
             mapped += left
             spent["shortcut"] += 0 if charges.seen("shortcut", layer) else left
         running &= ~decided

@@ -1,4 +1,4 @@
-"""``harness sweep --replay``: all operating points over one trace, part by part."""
+"""``harness sweep --replay``: all operating points over one trace, in parts."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from torch import Tensor
 
 from harness.config import BASELINE, StrategySpec, parse_all
 from harness.config.options import build_strategy
-from harness.contracts import KVPolicy, ModelInfo
+from harness.contracts import ModelInfo, Strategy
+from harness.contracts.recipes import Progress
 from harness.decoding.blocks import Linear
 from harness.errors import ArtefactError, ConfigError, OptionError
 from harness.models.controllers import Observation
-from harness.models.loading import ResolvedModel
+from harness.models.model import ResolvedModel
 from harness.records.calibration import Calibration
+from harness.registry import KV_POLICIES
 from harness.running.operating_points import OperatingPoint, operating_point
 from harness.sweep.calibrate import describe_scores
 from harness.sweep.grid import SWEPT, asks_for_thresholds, with_thresholds
@@ -30,7 +32,6 @@ from harness.sweep.scores import ScoreTally, families, find_levels
 from harness.sweep.tokens import TracedTokens, read_tokens
 from harness.training.traces.reading import exit_maps, held_out_rows, matches, open_traces
 from harness.training.traces.store import Traces
-from harness.training.watch import Watch
 
 __all__ = ["SweepRequest", "SweepResult", "sweep"]
 
@@ -48,9 +49,9 @@ class SweepRequest:
         points: thresholds of a strategy that is swept.
         documents: ``held-out``: those that heads of this seed never learned from; or ``all``.
         tasks: only documents of these tasks; all if empty.
-        kv: policy of the expected speed-up.
+        kv: name of the KV policy of the expected speed-up.
         seed: decides which documents are held out, and what random strategies draw.
-        calibrate: also say how well each score tells right exits from wrong ones.
+        calibrate: also judge how well each score separates right from wrong exits.
     """
 
     strategies: tuple[str, ...]
@@ -58,14 +59,14 @@ class SweepRequest:
     points: int = 20
     documents: DocumentSplit = "held-out"
     tasks: tuple[str, ...] = ()
-    kv: KVPolicy = KVPolicy.RECOMPUTE
+    kv: str = Strategy.default_kv
     seed: int = 0
     calibrate: bool = False
 
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What a sweep leaves.
+    """The result of a sweep.
 
     Attributes:
         sweep: its rows and notes.
@@ -84,15 +85,15 @@ class SweepResult:
     calibration: Calibration | None = None
 
 
-def sweep(model: str, folder: Path, request: SweepRequest, *, artefacts: str | None, watch: Watch) -> SweepResult:
+def sweep(model: str, folder: Path, request: SweepRequest, *, artefacts: str | None, progress: Progress) -> SweepResult:
     """Replay operating points on a trace.
 
     Args:
-        model: whose trace it is; see :func:`harness.models.loading.resolve`.
+        model: whose trace it is; see :func:`harness.models.model.resolve`.
         folder: of the trace.
         request: what to sweep.
         artefacts: where trained artefacts are looked for.
-        watch: is told how it goes on.
+        progress: is told how it goes on.
 
     Raises:
         HarnessError: anything that cannot be replayed, in one line with the remedy.
@@ -101,21 +102,21 @@ def sweep(model: str, folder: Path, request: SweepRequest, *, artefacts: str | N
     if not specs:
         raise ConfigError("there is nothing to sweep. Give --strategy NAME, or NAME:threshold=VALUE,VALUE.")
     built = [(spec, build_strategy(spec)) for spec in specs]
-    watch.stage(f"reading the trace {folder}")
+    progress.stage(f"reading the trace {folder}")
     traces, resolved = open_traces(model, folder, artefacts=artefacts)
     info = resolved.info
     for spec, strategy in built:
         operating_point(spec, strategy, info)
     wanted = _wanted(traces, request)
-    maps = exit_maps(traces, resolved, Observation(state="exit"))
+    shortcuts = exit_maps(traces, resolved, Observation(state="exit"))
     began = time.perf_counter()
     references = [StrategySpec(BASELINE), *parse_all(request.references)]
-    observed = _observed(traces, wanted, maps, request.seed)
+    observed = _observed(traces, wanted, shortcuts, request.seed)
     asked = _expanded(specs, request, observed, info)
     points, extra = _points(references, asked, info)
     tallies, left_out = _tallies(specs, request, traces, wanted, observed, info)
-    outcomes = _replay_all(points, tallies, traces, wanted, maps, info, request.seed, watch)
-    rows = make_rows(points, outcomes, info, request.kv, extra)
+    outcomes = _replay_all(points, tallies, traces, wanted, shortcuts, info, request.seed, progress)
+    rows = make_rows(points, outcomes, info, KV_POLICIES.load(request.kv).facts, extra)
     seconds = time.perf_counter() - began - sum(tally.seconds for tally in tallies)
     count, documents = outcomes[0].count, int((outcomes[0].tokens > 0).sum())
     found = Sweep(
@@ -138,7 +139,7 @@ def sweep(model: str, folder: Path, request: SweepRequest, *, artefacts: str | N
     )
     calibration = None
     if request.calibrate:
-        watch.stage("judging the scores")
+        progress.stage("judging the scores")
         calibration = describe_scores(found, tallies, left_out, generated=bool(traces.index.get("new_tokens")))
     return SweepResult(found, points, model, traces, resolved, request, calibration)
 
@@ -166,15 +167,15 @@ def _wanted(traces: Traces, request: SweepRequest) -> Tensor:
     return wanted
 
 
-def _observed(traces: Traces, wanted: Tensor, maps: Mapping[int, Linear], seed: int) -> Callable[[], TracedTokens]:
-    """Return what reads some of the wanted tokens, spread over all of them, once."""
+def _observed(traces: Traces, wanted: Tensor, shortcuts: Mapping[int, Linear], seed: int) -> Callable[[], TracedTokens]:
+    """Return a sample of the wanted tokens, spread over all of them, read once."""
 
     @cache
     def read() -> TracedTokens:
         rows = wanted.nonzero().squeeze(1)
         some = torch.zeros_like(wanted)
         some[rows[:: max(1, len(rows) // OBSERVED)]] = True
-        (observed,) = read_tokens(traces, some, maps, seed=seed, part=2 * OBSERVED)
+        (observed,) = read_tokens(traces, some, shortcuts, seed=seed, part=2 * OBSERVED)
         return observed
 
     return read
@@ -183,7 +184,7 @@ def _observed(traces: Traces, wanted: Tensor, maps: Mapping[int, Linear], seed: 
 def _expanded(
     specs: Sequence[StrategySpec], request: SweepRequest, observed: Callable[[], TracedTokens], info: ModelInfo
 ) -> list[StrategySpec]:
-    """Put thresholds where none is given, behind the strategy's own."""
+    """Add thresholds where none is given, after the strategy's own."""
     found: list[StrategySpec] = []
     for spec in specs:
         found.append(spec)
@@ -200,7 +201,7 @@ def _tallies(
     observed: Callable[[], TracedTokens],
     info: ModelInfo,
 ) -> tuple[list[ScoreTally], dict[str, str]]:
-    """Return what counts the scores of the strategies, if that is wanted, and why some have none."""
+    """Return counters for the scores of the strategies, if requested, and why some have none."""
     if not request.calibrate:
         return [], {}
     scored, left_out = families(specs)
@@ -223,7 +224,7 @@ def _tallies(
 def _points(
     references: Sequence[StrategySpec], asked: Sequence[StrategySpec], info: ModelInfo
 ) -> tuple[tuple[OperatingPoint, ...], frozenset[str]]:
-    """Return every operating point once, references first, and the names of those that nobody asked for."""
+    """Return every operating point once, references first, and the names of those not requested."""
     kept: list[OperatingPoint] = []
     extra: set[str] = set()
     for place, spec in enumerate([*references, *asked]):
@@ -243,20 +244,20 @@ def _replay_all(
     tallies: Sequence[ScoreTally],
     traces: Traces,
     wanted: Tensor,
-    maps: Mapping[int, Linear],
+    shortcuts: Mapping[int, Linear],
     info: ModelInfo,
     seed: int,
-    watch: Watch,
+    progress: Progress,
 ) -> list[Outcome]:
     total, done = int(wanted.sum()), 0
     outcomes = [Outcome.nothing(len(traces.documents)) for _ in points]
-    watch.begin(f"replaying {len(points)} operating points", total)
+    progress.begin(f"replaying {len(points)} operating points", total)
     with torch.inference_mode():
-        for tokens in read_tokens(traces, wanted, maps, seed=seed):
+        for tokens in read_tokens(traces, wanted, shortcuts, seed=seed):
             for place, point in enumerate(points):
                 outcomes[place] += replay(point, tokens, info)
             for tally in tallies:
                 tally.add(tokens, info)
             done += len(tokens)
-            watch.step(done, "tokens")
+            progress.step(done, "tokens")
     return outcomes

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 from torch import Tensor
 
-from harness.contracts import KVPolicy, ModelInfo
+from harness.contracts import KVFacts, ModelInfo
 from harness.running.operating_points import OperatingPoint
 from harness.sweep.records import SweepRow
 from harness.sweep.replay_strategy import Outcome
@@ -20,7 +20,7 @@ def make_rows(
     points: Sequence[OperatingPoint],
     outcomes: Sequence[Outcome],
     model: ModelInfo,
-    kv: KVPolicy,
+    kv: KVFacts,
     references: Collection[str],
 ) -> tuple[SweepRow, ...]:
     """Return one row per operating point.
@@ -29,8 +29,8 @@ def make_rows(
         points: full depth first.
         outcomes: of the same tokens.
         model: facts.
-        kv: policy of the expected speed-up.
-        references: names of operating points that nobody asked for.
+        kv: the KV policy of the expected speed-up.
+        references: names of operating points that were not requested.
     """
     rehearsed = [outcome for point, outcome in zip(points, outcomes, strict=True) if point.strategy.rehearsed]
     best = min(rehearsed, key=lambda outcome: outcome.layers, default=None)
@@ -57,12 +57,12 @@ def _row(
     full: Outcome,
     best: Outcome | None,
     model: ModelInfo,
-    kv: KVPolicy,
+    kv: KVFacts,
     reference: bool,
 ) -> SweepRow:
     count, layers = outcome.count, outcome.layers
     deepest = count * model.num_layers
-    filled = deepest - layers if kv is KVPolicy.PROPAGATE else 0
+    filled = deepest - layers if kv.fills else 0
     return SweepRow(
         operating_point=point.name,
         strategy=point.record.strategy,

@@ -1,8 +1,8 @@
-"""The score behind a strategy's threshold, as far as thresholds can tell: for any strategy, without naming one.
+"""The score behind a strategy's threshold, as far as thresholds resolve it: for any strategy, without naming one.
 
-A strategy only ever says *exit* or *go on*. Asked about the same token at many thresholds, it says more: the thresholds
-at which it lets go place its score between two of them. Thresholds are laid so that no two neighbours have more than a
-64th of an exit point's tokens between them, and of a probability no more than a hundredth.
+A strategy only answers *exit* or *go on*. Asked about the same token at many thresholds, it reveals more: the
+thresholds at which it exits place its score between two of them. Thresholds are placed so that no two neighbours have
+more than a 64th of an exit point's tokens between them, and of a probability no more than a hundredth.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FINEST = 1 / 64
 WIDEST = 0.01
 HALVINGS = 30
 MOST = 600
-"""Levels at which a score is fine enough whatever it is."""
+"""Levels that resolve any score finely enough."""
 
 
 @dataclass(eq=False)
@@ -41,10 +41,10 @@ class ScoreTally:
         thresholds: from that with the most exits to that with the fewest. A token's level is at how many of them it
             leaves, 0…``len(thresholds)``; higher is more certain.
         points: the strategy at each of them.
-        ascending: higher thresholds let fewer go.
+        ascending: whether higher thresholds let fewer tokens exit.
         documents: numbers of the trace's documents that are counted, ascending, ``[documents]`` int64.
         right, tokens: by exit point, document and level, ``[exits, documents, levels]`` int32.
-        seconds: what all this took.
+        seconds: time spent.
     """
 
     spec: StrategySpec
@@ -79,7 +79,7 @@ class ScoreTally:
 
 
 def families(specs: Sequence[StrategySpec]) -> tuple[list[StrategySpec], dict[str, str]]:
-    """Return each strategy once, its threshold left out, and why the others have no score."""
+    """Return each strategy once, without its threshold, and why the others have no score."""
     kept: list[StrategySpec] = []
     left_out: dict[str, str] = {}
     for spec in specs:
@@ -127,7 +127,7 @@ def find_levels(spec: StrategySpec, observed: TracedTokens, model: ModelInfo, do
         middle = (low + high) / 2
         gaps += [(low, middle, depth + 1), (middle, high, depth + 1)]
     ordered = sorted(seen, reverse=few < many)
-    thresholds = [  # of neighbours that decide alike, the outermost: they are closest to what lies outside
+    thresholds = [  # of neighbours that decide alike, the outermost: the closest to the levels outside
         here
         for before, here, after in zip([None, *ordered], ordered, [*ordered[1:], None], strict=False)
         if before is None or after is None or not _alike(exits(before), exits(here), exits(after))

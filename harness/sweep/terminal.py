@@ -1,4 +1,4 @@
-"""A sweep in a terminal: what keeps the agreement that was asked for, the plot, every row, the drift, the notes."""
+"""A sweep in a terminal: what keeps the requested agreement, the plot, every row, the drift, the notes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DRIFT = (
     "compared token by token; to the end: at the same place, all that follows from it included"
 )
 SCORES = (
-    "AUROC: a right token scores higher than a wrong one so often, over all exit points; 0.5 is chance; error: of a "
+    "AUROC: how often a right token scores higher than a wrong one, over all exit points; 0.5 is chance; error: of a "
     "score that is a probability, its mean distance from the agreement observed"
 )
 _WIDEST = 78
@@ -105,7 +105,7 @@ def _keeping(rows: Sequence[SweepRow], keep: float) -> list[SweepRow]:
 
 
 def _table(rows: Sequence[SweepRow], letters: dict[str, str], width: int) -> Table:
-    """Lay rows out; columns that a narrow terminal has no room for are left to the files."""
+    """Lay rows out; columns that do not fit a narrow terminal are only in the files."""
     marks = [f"{'●' if row.pareto else '◇' if row.rehearsed else ' '} {letters[row.strategy]}" for row in rows]
     names = [fold_label(row.operating_point, max(20, width // 4)) for row in rows]
     columns = {

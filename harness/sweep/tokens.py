@@ -1,4 +1,4 @@
-"""Traced tokens as exits saw them: columns made when first asked for, and shared by all operating points.
+"""Traced tokens as exits saw them: columns computed on first use, and shared by all operating points.
 
 Memory holds one part of a trace at a time: 4096 tokens, 85 MB for SmolLM2-135M once a strategy has asked for every
 exit's hidden state.
@@ -24,7 +24,7 @@ COLUMNS = ("hidden", "top", "top1", "top2", "entropy", "final", "position", "doc
 PART = 4096
 
 Looks = frozenset[tuple[str, int]]
-"""What a computation looked at: (quantity, exit layer)."""
+"""What a computation read: (quantity, exit layer)."""
 
 
 @dataclass(eq=False)
@@ -33,18 +33,18 @@ class TracedTokens:
 
     Attributes:
         exit_points: layers of the exits.
-        shards: columns as they lie on disk, each with the rows of it that are meant, ``[k]`` int64.
-        maps: exit layer → shortcut; empty with the shared head.
+        shards: columns as they lie on disk, each with the selected rows, ``[k]`` int64.
+        shortcuts: exit layer → shortcut; empty with the shared head.
         documents: key of every document of the trace.
         generated: the tokens were the model's own, each document's first one yielded by its context; else they are the
             documents', read one by one.
         seed: of random strategies.
-        memo: what strategies computed for any setting of theirs, and what that looked at.
+        memo: what strategies computed for any of their settings, and what that read.
     """
 
     exit_points: tuple[int, ...]
     shards: Sequence[tuple[Mapping[str, Tensor], Tensor]]
-    maps: Mapping[int, Linear]
+    shortcuts: Mapping[int, Linear]
     documents: Sequence[str]
     generated: bool
     seed: int = 0
@@ -88,7 +88,7 @@ class TracedTokens:
 
     @cached_property
     def seeds(self) -> tuple[int, ...]:
-        """One per token, from its document and position: the same in whatever part it is read."""
+        """One per token, from its document and position: the same in any part of the trace."""
         places = zip(self.document.tolist(), self.position.tolist(), strict=True)
         return tuple(self.seed + crc32(f"{self.documents[number]} {position}".encode()) for number, position in places)
 
@@ -106,12 +106,12 @@ class TracedTokens:
 
     def exit_state(self, layer: int) -> Tensor:
         """Hidden state through the exit's shortcut, ``[n, hidden_size]`` float32."""
-        if layer not in self.maps:
+        if layer not in self.shortcuts:
             return self.hidden(layer)
-        return self._once("exit_state", layer, lambda: self.maps[layer](self.hidden(layer)))
+        return self._once("exit_state", layer, lambda: self.shortcuts[layer](self.hidden(layer)))
 
     def _gather(self, column: str, layer: int | None = None) -> Tensor:
-        """Copy the meant rows of a column, of one exit if a layer is given."""
+        """Copy the selected rows of a column, of one exit if a layer is given."""
         parts = []
         for shard, rows in self.shards:
             whole = shard[column]
@@ -126,14 +126,14 @@ class TracedTokens:
 
 
 def read_tokens(
-    traces: Traces, wanted: Tensor, maps: Mapping[int, Linear], *, seed: int = 0, part: int = PART
+    traces: Traces, wanted: Tensor, shortcuts: Mapping[int, Linear], *, seed: int = 0, part: int = PART
 ) -> Iterator[TracedTokens]:
     """Yield the wanted tokens of a trace, about ``part`` at a time.
 
     Args:
         traces: where they are.
         wanted: which rows, ``[n]`` bool.
-        maps: exit layer → shortcut, float32.
+        shortcuts: exit layer → shortcut, float32.
         seed: of random strategies.
         part: most tokens at once.
     """
@@ -150,7 +150,7 @@ def read_tokens(
             waiting.append((shard, taken))
             count += len(taken)
             if count == part:
-                yield TracedTokens(traces.exit_points, waiting, maps, keys, generated, seed)
+                yield TracedTokens(traces.exit_points, waiting, shortcuts, keys, generated, seed)
                 waiting, count = [], 0
     if waiting:
-        yield TracedTokens(traces.exit_points, waiting, maps, keys, generated, seed)
+        yield TracedTokens(traces.exit_points, waiting, shortcuts, keys, generated, seed)

@@ -1,8 +1,8 @@
-"""What a strategy sees of traced tokens at an exit point, and what its looks would have cost live.
+"""What a strategy sees of traced tokens at an exit point, and what its reads would have cost live.
 
-Every traced token is a row, and all rows are shown at every exit point, also behind the one where they left: what is
-said of them there is dropped. Since a rule answers each row by itself, the exits are those of asking survivors alone.
-State that a rule carries from one token to the next starts afresh with every token.
+Every traced token is a row, and all rows are shown at every exit point, also past the one where they exited: answers
+there are dropped. Since a rule answers each row by itself, the exits are those of asking the remaining rows alone.
+State that a rule carries from one token to the next is reset with every token.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["Charges", "ReplayView"]
 
 @dataclass
 class Charges:
-    """Counts what is looked at, once per exit and token, as live decoding charges it: to the rows still running.
+    """Counts reads, once per exit and token, as live decoding charges them: to the rows still running.
 
     Attributes:
         running: how many rows have not left yet.
@@ -37,7 +37,7 @@ class Charges:
     _recorders: list[set[tuple[str, int]]] = field(default_factory=list)
 
     def look(self, what: str, layer: int) -> bool:
-        """Charge a look; returns whether it was the first one."""
+        """Charge a read; returns whether it was the first one."""
         for recorder in self._recorders:
             recorder.add((what, layer))
         if (what, layer) in self._seen:
@@ -47,11 +47,11 @@ class Charges:
         return True
 
     def seen(self, what: str, layer: int) -> bool:
-        """Whether it was looked at for the rows that run now."""
+        """Whether it was read for the rows that run now."""
         return (what, layer) in self._seen
 
     def record(self, compute: Callable[[], Tensor]) -> tuple[Tensor, frozenset[tuple[str, int]]]:
-        """Return what is computed and all that was looked at for it."""
+        """Return what is computed and everything that was read for it."""
         self._recorders.append(set())
         try:
             value = compute()
@@ -69,7 +69,7 @@ class ReplayView:
         layer: of the exit point.
         previous: the exit point that was asked before.
         model: facts.
-        charges: what looks are charged to.
+        charges: the counter of reads.
     """
 
     __slots__ = ("_charges", "_layer", "_model", "_name", "_path", "_previous", "_tokens")
@@ -124,7 +124,7 @@ class ReplayView:
 
     @property
     def logits(self) -> NoReturn:
-        """Not to be had.
+        """Not available.
 
         Raises:
             ConfigError: always.
@@ -183,7 +183,7 @@ class ReplayView:
         return value
 
     def _map(self) -> None:
-        if self._layer in self._tokens.maps:
+        if self._layer in self._tokens.shortcuts:
             self._charges.look("shortcut", self._layer)
 
     def _read_out(self) -> None:

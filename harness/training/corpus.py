@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from harness.contracts import Corpus, Document, SourceInfo, Split, Task, TextCodec, document_key
+from harness.contracts import Corpus, Document, SourceInfo, Split, Task, Tokenizer, document_key
 from harness.errors import DataError
 
 __all__ = ["PackedStreams", "Stream", "pack", "read_streams"]
@@ -42,7 +42,7 @@ class Stream:
 def read_streams(
     tasks: Sequence[Task],
     sources: Sequence[str],
-    codec: TextCodec,
+    codec: Tokenizer,
     *,
     split: Split,
     length: int,
@@ -98,7 +98,7 @@ def read_streams(
     return streams
 
 
-def pack(documents: Sequence[Document], codec: TextCodec, length: int) -> Tensor:
+def pack(documents: Sequence[Document], codec: Tokenizer, length: int) -> Tensor:
     """Return the tokens of documents, end-of-text between them, cut into rows ``[n, length]`` int32.
 
     What does not fill the last row is left out.

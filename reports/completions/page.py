@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from html import escape
 from statistics import fmean
 
+from harness.appearance.depth_colours import depth_shade
+from harness.appearance.token_style import TOKEN_CSS
 from harness.records import OperatingPointRecord, SampleRecord
-from reports.completions.coloured_tokens import OLD_RUN, TOKEN_CSS, coloured_tokens, follows
-from reports.completions.depth_colours import depth_shade
+from reports.completions.coloured_tokens import OLD_RUN, coloured_tokens, follows
 from reports.metrics.scores import scores_of_sample
 from reports.recorded import RecordedRun
 from reports.summary.measured import Measured

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from reports.completions.depth_colours import depth_colour
+from harness.appearance.depth_colours import depth_colour
 from reports.figures.style import INK
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from harness.contracts import KVPolicy, Metric
+from harness.contracts import Metric
 from reports.figures.figure import Figure, slug
 from reports.figures.style import QUIET
 from reports.figures.task_table import PlacedPoint, TaskTable, shortened, task_tables
@@ -79,14 +79,14 @@ def _lines(table: TaskTable) -> list[_Line]:
     for kv in dict.fromkeys(point.row.kv for point in table.points):
         places = {}
         for point in table.points:
-            if point.row.kv is kv and point.row.strategy in {"fixed", "full"}:
+            if point.row.kv == kv and point.row.strategy in {"fixed", "full"}:
                 layer = depth if point.row.strategy == "full" else point.row.options.get("layer")
                 if isinstance(layer, int):
                     places[layer] = point
         if any(point.row.strategy == "fixed" for point in places.values()):
             row = table.table.rows[0]
             weights = {"pretrained": "base"}.get(row.weights, row.weights)
-            label = f"{weights} weights, {row.exit_head} head, kv {kv.value}"
+            label = f"{weights} weights, {row.exit_head} head, kv {kv}"
             found.append(_Line(label, row.weights, table, tuple(sorted(places.items())), {}))
     return found
 
@@ -131,7 +131,7 @@ def _curves(line: _Line) -> dict[Metric, list[tuple[int, Resampled]]]:
 def _published(lines: Sequence[_Line]) -> list[tuple[str, str, list[PublishedRun]]]:
     """Return the authors' curves of the same language and kind of weights, cached as ours: (model, weights, runs)."""
     row = lines[0].table.table.rows[0]
-    if row.protocol != "green-code" or all(line.places[0][1].row.kv is not KVPolicy.PROPAGATE for line in lines):
+    if row.protocol != "green-code" or all(line.places[0][1].row.kv != "propagate" for line in lines):
         return []
     wanted = {_PUBLISHED_WEIGHTS[line.weights] for line in lines if line.weights in _PUBLISHED_WEIGHTS}
     curves = []
@@ -140,7 +140,7 @@ def _published(lines: Sequence[_Line]) -> list[tuple[str, str, list[PublishedRun
             runs = [
                 run
                 for run in green_code()
-                if (run.model, run.weights, run.language, run.kv) == (model, weights, row.language, KVPolicy.PROPAGATE)
+                if (run.model, run.weights, run.language, run.kv) == (model, weights, row.language, "propagate")
                 and run.strategy in {"fixed", "full"}
             ]
             if runs:

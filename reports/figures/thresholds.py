@@ -102,7 +102,7 @@ def _families(table: TaskTable) -> dict[str, list[PlacedPoint]]:
         row = point.row
         if OPTION in row.options and isinstance(row.options[OPTION], int | float | None):
             others = json.dumps({key: value for key, value in row.options.items() if key != OPTION}, sort_keys=True)
-            groups.setdefault((row.strategy, others, row.kv.value), []).append(point)
+            groups.setdefault((row.strategy, others, row.kv), []).append(point)
     found: dict[str, list[PlacedPoint]] = {}
     for (strategy, others, kv), points in groups.items():
         if len({point.row.options[OPTION] for point in points}) < 2:

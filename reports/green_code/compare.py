@@ -20,7 +20,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from harness.contracts import KVPolicy
 from reports.green_code.numbers import Estimate, Numbers, measured_numbers
 from reports.green_code.paper_points import cache_savings, published_points
 from reports.green_code.published_runs import PublishedRun
@@ -73,7 +72,7 @@ def _table(
         _point("never", "asked, never exits", NEVER, stands_for, task.language, ours),
     )
     agent = [point for point in points if point.threshold in thresholds]
-    full = ours.numbers("full", None, KVPolicy.NONE)
+    full = ours.numbers("full", None, "none")
     return GridTable(
         model=model.name,
         weights=model.weights,
@@ -99,7 +98,7 @@ def _table(
 
 
 def _only_of(base: RecordedRun | None, run: RecordedRun) -> Iterator[str]:
-    """What the untuned run says besides."""
+    """Further notes of the untuned run."""
     for note in base.summary.notes if base else ():
         if note not in run.summary.notes:
             yield f"untuned run: {note}"
@@ -125,7 +124,7 @@ class _Ours:
         self.scored = run.manifest.model.weights != "random"
         self.codebleu = {row.operating_point: row.value("codebleu") for row in run.summary.rows}
 
-    def find(self, strategy: str, options: Mapping[str, Any], kv: KVPolicy) -> Measured | None:
+    def find(self, strategy: str, options: Mapping[str, Any], kv: str) -> Measured | None:
         """The operating point of a strategy under a KV policy that has these options, whatever its others are."""
         for cell in self.cells:
             if (cell.point.strategy, cell.regime.kv) == (
@@ -135,7 +134,7 @@ class _Ours:
                 return cell
         return None
 
-    def numbers(self, strategy: str, threshold: float | None, kv: KVPolicy) -> Numbers | None:
+    def numbers(self, strategy: str, threshold: float | None, kv: str) -> Numbers | None:
         cell = self.find(strategy, {} if threshold is None else {"threshold": threshold}, kv)
         return None if cell is None else self.numbers_of(cell)
 
@@ -154,7 +153,7 @@ class _Ours:
         )
 
     def cache_saving(self) -> tuple[Estimate | None, Estimate | None]:
-        here, there = self.find("full", {}, KVPolicy.PROPAGATE), self.find("full", {}, KVPolicy.NONE)
+        here, there = self.find("full", {}, "propagate"), self.find("full", {}, "none")
         if here is None or there is None or not here.samples or not there.samples:
             return None, None
         numbers = measured_numbers(here, there, self._run.manifest.model.num_layers, (None, None))
@@ -176,15 +175,15 @@ def _point(
         label,
         threshold,
         published_points(stands_for, language, is_this),
-        ours.numbers(strategy, threshold, KVPolicy.NONE),
-        ours.numbers(strategy, threshold, KVPolicy.PROPAGATE),
+        ours.numbers(strategy, threshold, "none"),
+        ours.numbers(strategy, threshold, "propagate"),
     )
 
 
 def _base_point(stands_for: Sequence[str], language: str, ours: _Ours, base: RecordedRun) -> GridPoint:
     """Untuned full depth beside tuned full depth, both with a cache: another run, so its costs are not paired."""
     (cell,) = base.cells.values()
-    full = ours.find("full", {}, KVPolicy.PROPAGATE)
+    full = ours.find("full", {}, "propagate")
     cached = None
     if full is not None and cell.samples and full.samples:
         scores = (base.summary.rows[0].value("codebleu"), ours.codebleu.get(full.point.name))
@@ -206,7 +205,7 @@ def _matched(agent: Sequence[GridPoint], ours: _Ours) -> Iterator[MatchedPoint]:
             if published.layers_skipped is None or point.threshold is None or not candidates:
                 continue
             cell, numbers, apart = _nearest(candidates, published.layers_skipped.value)
-            cached = ours.find(cell.point.strategy, cell.point.options, KVPolicy.PROPAGATE)
+            cached = ours.find(cell.point.strategy, cell.point.options, "propagate")
             yield MatchedPoint(
                 paper_model=name,
                 threshold=point.threshold,
@@ -219,10 +218,10 @@ def _matched(agent: Sequence[GridPoint], ours: _Ours) -> Iterator[MatchedPoint]:
 
 
 def _may_match(cell: Measured) -> bool:
-    """Whether it decides where to exit, and without a cache, as the paper's did."""
+    """Whether the operating point decides where to exit, and without a cache, as the paper's did."""
     point = cell.point
     decides = bool(point.exit_points) and point.options.get("threshold") != NEVER and not point.rehearsed
-    return decides and cell.regime.kv is KVPolicy.NONE
+    return decides and cell.regime.kv == "none"
 
 
 def _nearest(candidates: Sequence[tuple[Measured, Numbers, float]], depth: float) -> tuple[Measured, Numbers, float]:

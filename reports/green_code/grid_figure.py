@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from harness.contracts import KVPolicy
 from reports.figures.figure import Figure
 from reports.figures.style import INK, QUIET
 from reports.green_code.numbers import Estimate, Numbers
@@ -33,7 +32,7 @@ PANELS = (
     ("overhead_time_of_full", QUANTITIES["overhead_time_of_full"]),
 )
 PUBLISHED = ("#9ecae1", "#fdd0a2")
-MEASURED = {KVPolicy.NONE: "#0072b2", KVPolicy.PROPAGATE: "#d55e00"}
+MEASURED = {"none": "#0072b2", "propagate": "#d55e00"}
 HATCHES = ("///", "\\\\\\")
 
 
@@ -121,5 +120,5 @@ def _series(table: GridTable, points: list[GridPoint]) -> Iterator[tuple[str, li
         look = {"color": colour, "hatch": hatch, "edgecolor": "#555555", "linewidth": 0.4}
         yield f"published, {name}, no cache", [point.published.get(name) for point in points], look
     label = f"measured, {table.model}"
-    yield f"{label}, no cache", [point.uncached for point in points], {"color": MEASURED[KVPolicy.NONE]}
-    yield f"{label}, KV cache", [point.cached for point in points], {"color": MEASURED[KVPolicy.PROPAGATE]}
+    yield f"{label}, no cache", [point.uncached for point in points], {"color": MEASURED["none"]}
+    yield f"{label}, KV cache", [point.cached for point in points], {"color": MEASURED["propagate"]}

@@ -16,7 +16,6 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from harness.contracts import KVPolicy
 from harness.errors import StoreError
 from harness.records.estimate import Estimate
 from harness.records.summary import Summary, SummaryRow
@@ -71,7 +70,7 @@ class KVFigureRow:
     """
 
     operating_point: str
-    kv: KVPolicy
+    kv: str
     published_time: Share | None
     published_energy: Share | None
     time: Share | None
@@ -88,7 +87,7 @@ def kv_figure(summary: Summary, task: str) -> tuple[KVFigureRow, ...]:
         StoreError: the run's baseline is not full depth without a cache.
     """
     rows = [row for row in summary.rows if row.task == task]
-    if not rows or rows[0].strategy != "full" or rows[0].kv is not KVPolicy.NONE:
+    if not rows or rows[0].strategy != "full" or rows[0].kv != "none":
         raise StoreError(
             "this run's baseline is not full depth without a KV cache. Run `harness reproduce green-code --figure kv`."
         )
@@ -119,13 +118,13 @@ def _inverse(ratio: Estimate | None) -> Share | None:
 
 def _published(row: SummaryRow, quantity: str) -> Share | None:
     """Median and range over the authors' models and languages of a tuned run over the same uncached full depth."""
-    strategy = "full" if row.strategy == "full" else "rl" if row.kv is KVPolicy.NONE else ""
+    strategy = "full" if row.strategy == "full" else "rl" if row.kv == "none" else ""
     runs = [run for run in green_code() if run.weights == "tuned"]
-    whole = {(run.model, run.language): run for run in runs if run.kv is KVPolicy.NONE and run.strategy == "full"}
+    whole = {(run.model, run.language): run for run in runs if run.kv == "none" and run.strategy == "full"}
     shares = [
         getattr(run, quantity) / getattr(whole[run.model, run.language], quantity)
         for run in runs
-        if run.kv is row.kv and run.strategy == strategy and run.threshold in (None, THRESHOLD)
+        if run.kv == row.kv and run.strategy == strategy and run.threshold in (None, THRESHOLD)
     ]
     if not shares or row.strategy not in {"full", "rl"}:
         return None
@@ -148,7 +147,7 @@ def render_kv_figure(summary: Summary, width: int = 80) -> RenderableType:
         grid.add_column("", no_wrap=True)
         for row in kv_figure(summary, task):
             bar = "█" * max(1, round(BAR * min(1.0, row.time.value))) if row.time and width >= _WITH_BARS else ""
-            style = "" if row.kv is KVPolicy.NONE else "green"
+            style = "" if row.kv == "none" else "green"
             cells = _cells(row)
             grid.add_row(*(Text(cells[place], style) for place in shown), Text(bar, style))
         parts.extend([Text(), Text(f"{task}: share of full depth without a KV cache", "bold"), grid])

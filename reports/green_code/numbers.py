@@ -17,6 +17,7 @@ from reports.statistics.intervals import (
     replicate_interval,
     resampled,
 )
+from reports.summary.attribution import price_per_check
 from reports.summary.energy import has_energy, total
 from reports.summary.measured import Measured
 
@@ -126,8 +127,8 @@ def overhead(
 ) -> Estimate | None:
     """Return what asking cost an operating point, as a share of its own cost or of full depth's.
 
-    Price of a check: (never obeyed − full depth) / its checks, totals over the blocks that all three finished. A
-    block's repeats are added up and resampled together.
+    The price of a check (:func:`reports.summary.attribution.price_per_check`) times the checks, totals over the blocks
+    that all three finished. A block's repeats are added up and resampled together.
 
     Args:
         cell: the operating point; full depth and strategies without a probe have none.
@@ -152,7 +153,7 @@ def overhead(
 
     def share(sums: NDArray[np.float64]) -> NDArray[np.float64]:
         whole, asked, asked_checks, cost, checks = sums.T
-        found: NDArray[np.float64] = (asked - whole) / asked_checks * checks / (whole if of_full else cost)
+        found: NDArray[np.float64] = price_per_check(asked, whole, asked_checks) * checks / (whole if of_full else cost)
         return found
 
     total = rows.sum(axis=0, keepdims=True)
@@ -227,6 +228,6 @@ def _kept(cell: Measured, full: Measured) -> Estimate | None:
 
 
 def _spread(cell: Measured, values: Sequence[float]) -> float | None:
-    """Standard deviation over samples; where a window holds several, there is none to be had."""
+    """Standard deviation over samples; where a window holds several, there is none."""
     alone = all(window.samples == 1 for window in cell.windows.values())
     return stdev(values) if alone and len(values) > 1 else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from harness.contracts import KVPolicy
 from reports.green_code.numbers import Estimate, Numbers
 from reports.green_code.published_details import overhead_of
 from reports.green_code.published_runs import PublishedRun, full_depth, green_code, saving
@@ -25,7 +24,7 @@ def published_points(
     return {
         run.model: published_numbers(run)
         for run in green_code()
-        if run.kv is KVPolicy.NONE and run.language == language and run.model in stands_for and is_this(run)
+        if run.kv == "none" and run.language == language and run.model in stands_for and is_this(run)
     }
 
 
@@ -73,5 +72,5 @@ def cache_savings(model: str, language: str) -> tuple[float, float]:
         for run in green_code()
         if (run.model, run.language, run.weights, run.strategy) == (model, language, "tuned", "full")
     }
-    cached, uncached = whole[KVPolicy.PROPAGATE], whole[KVPolicy.NONE]
+    cached, uncached = whole["propagate"], whole["none"]
     return 1 - cached.time_s / uncached.time_s, 1 - cached.energy_j / uncached.energy_j

@@ -1,4 +1,4 @@
-"""What else GREEN-CODE's authors published: what their agent costs (Table IV).
+"""Further numbers of GREEN-CODE's authors: the cost of their agent (Table IV).
 
 Source: as :mod:`reports.green_code.published_runs`. Overhead was measured with one sensor window inside another, per
 sample; the paper's Table IV is the Python rows at its own thresholds, the others are in the result files only. It

@@ -1,10 +1,10 @@
-"""What GREEN-CODE's authors measured: time, energy, depth and scores of their runs.
+"""Measurements by GREEN-CODE's authors: time, energy, depth and scores of their runs.
 
 Source: result files of the authors' repository (Large-scale-Sustainable-Computing-LSC/green-code, commit 56981c9),
 which the paper's figures 8 to 11 are drawn from (Ilager et al., "GREEN-CODE", 2025). Means over their samples on one
 Quadro RTX 8000, one run each, no interval; one sensor window per sample. Runs of ``kv`` ``none`` recompute the whole
 prefix for every token; those of ``propagate`` keep a cache and have a longer context (30 % of the file, not 20 %),
-which makes them look dearer than they would beside the others. Depth is in layers executed.
+which makes them look more expensive than they would beside the others. Depth is in layers executed.
 
 Three things to know before using a row: the authors' untuned OPT-2.7B "Java" runs with a cache have the number of
 samples of the Python set and its scores (ROUGE-L within 0.0002 at every layer), so they are most likely Python's. They
@@ -19,8 +19,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-
-from harness.contracts import KVPolicy
 
 __all__ = ["LAYERS", "THRESHOLDS", "PublishedRun", "full_depth", "green_code", "read_rows", "saving"]
 
@@ -55,7 +53,7 @@ class PublishedRun:
 
     model: str
     language: str
-    kv: KVPolicy
+    kv: str
     weights: str
     strategy: str
     threshold: float | None
@@ -86,7 +84,7 @@ class PublishedRun:
 
 @cache
 def green_code() -> tuple[PublishedRun, ...]:
-    """Return all runs that are of what they say, in the authors' order."""
+    """Return all runs that are what they claim to be, in the authors' order."""
     return tuple(run for run in map(_run, read_rows("green-code.csv")) if not _mislabelled(run))
 
 
@@ -118,15 +116,15 @@ def read_rows(name: str) -> list[dict[str, str]]:
 
 
 def _mislabelled(run: PublishedRun) -> bool:
-    """Whether a run stands under Java and is most likely of the Python set."""
-    return (run.model, run.language, run.kv, run.weights) == ("OPT-2.7B", "java", KVPolicy.PROPAGATE, "base")
+    """Whether a run is labelled Java and most likely of the Python set."""
+    return (run.model, run.language, run.kv, run.weights) == ("OPT-2.7B", "java", "propagate", "base")
 
 
 def _run(row: dict[str, str]) -> PublishedRun:
     return PublishedRun(
         model=row["model"],
         language=row["language"],
-        kv=KVPolicy(row["kv"]),
+        kv=row["kv"],
         weights=row["weights"],
         strategy=row["strategy"],
         threshold=_number(row["threshold"]),

@@ -58,7 +58,7 @@ class MatchedPoint:
 
     Attributes:
         paper_model, threshold, published: the paper's.
-        operating_point: ours, KV policy left out.
+        operating_point: ours, without its KV policy.
         near: whether the two depths differ by at most 5 % of the layers.
         uncached, cached: ours.
     """

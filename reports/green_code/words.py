@@ -13,9 +13,8 @@ from reports.tables.columns import MISSING
 __all__ = ["absolute_table", "caveats", "estimate", "heading", "matched_table", "quantity_tables", "remarks"]
 
 _CAVEATS = (
-    "no cache: as published, the whole prefix again for every token. With a cache: the same points as anybody would "
-    "run them",
-    "agent over own time, own energy: what asking cost, as a share of the operating point's own cost. Ours is the "
+    "no cache: as published, the whole prefix again for every token. With a cache: the same points as run in practice",
+    "agent over own time, own energy: cost of the checks, as a share of the operating point's own cost. Ours is the "
     "price of a check (asked and never obeyed, less full depth) times the checks; the paper's was measured by nesting "
     "sensor windows (Table IV; JavaCorpus from its result files)",
     "asked, never exits: the paper's runs at threshold 0.94 on JavaCorpus, where its agent never left",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from html import escape
 
+from harness.appearance.depth_colours import depth_shade
 from harness.records import SampleRecord
 from reports.completions.coloured_tokens import coloured_tokens
-from reports.completions.depth_colours import depth_shade
 
 __all__ = ["completion", "scale"]
 

@@ -117,13 +117,13 @@ def _source(column: Column, row: SummaryRow) -> str:
 def _settings(run: RecordedRun, cell: Measured) -> list[list[str]]:
     point = cell.point
     options = [[f"option {name}", "default" if value is None else str(value)] for name, value in point.options.items()]
-    kv = cell.regime.kv.value
+    kv = cell.regime.kv
     source = str(run.manifest.config.get("kv_input") or "hidden")
     exits = ", ".join(map(str, point.exit_points)) or "none"
     return [
         ["strategy", point.strategy],
         *options,
-        ["KV policy", kv if source == "hidden" or kv != "propagate" else f"{kv}, filled from {source}"],
+        ["KV policy", kv if source == "hidden" or not cell.regime.facts.fills else f"{kv}, filled from {source}"],
         ["asked at layers", exits],
         *([f"SHA-256 of {name}", digest] for name, digest in point.artefacts.items()),
     ]

@@ -71,7 +71,7 @@ def entry_of(run: RecordedRun, run_id: str) -> RunEntry:
         run_id: its :func:`identity`.
     """
     manifest = run.manifest
-    baseline_kv = Regime.of(manifest, manifest.operating_points[0]).kv.value
+    baseline_kv = Regime.of(manifest, manifest.operating_points[0]).kv
     points = [
         PointEntry(
             id=hashlib.sha256(f"{run_id}\0{row.task}\0{row.operating_point}".encode()).hexdigest()[:16],

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from harness.contracts import Metric
+from harness.records import Manifest
 from harness.records.estimate import Estimate
 from harness.records.summary import SummaryRow
 from reports.figures.style import look_of
@@ -17,6 +18,7 @@ from reports.metrics.sections import HEADLINE, LEADERBOARD, in_section
 from reports.metrics.speedups import SPEEDUP
 from reports.metrics.vocabulary import metrics_of
 from reports.summary.energy import energy_origin
+from reports.summary.measured import Regime
 from reports.summary.pareto import QUALITY
 from reports.tables.result import is_candidate
 
@@ -83,6 +85,13 @@ def _facets(group: Group) -> dict[str, Any]:
     }
 
 
+def _kv(manifest: Manifest, row: SummaryRow) -> str:
+    """The KV policy, with what it fills skipped layers from where that is not the exit's own state."""
+    source = str(manifest.config.get("kv_input") or "hidden")
+    (point,) = (point for point in manifest.operating_points if point.name == row.operating_point)
+    return f"{row.kv} ({source})" if source != "hidden" and Regime.of(manifest, point).facts.fills else row.kv
+
+
 def _lines(
     group: int, members: Sequence[tuple[int, PointEntry]], runs: Sequence[RunEntry], shown: Sequence[Metric]
 ) -> Iterable[list[Any]]:
@@ -90,7 +99,6 @@ def _lines(
     by_criterion = [ranks(rows, criterion) for criterion in CRITERIA]
     for (run, point), front, *placed in zip(members, on_front(rows), *by_criterion, strict=True):
         row = point.row
-        kv_input = str(runs[run].manifest.config.get("kv_input") or "hidden")
         kind = "baseline" if is_baseline(row) else "candidate" if is_candidate(row) else "bound"
         yield [
             point.id,
@@ -98,7 +106,7 @@ def _lines(
             run,
             row.operating_point,
             row.strategy,
-            row.kv.value if kv_input == "hidden" or row.kv.value != "propagate" else f"{row.kv.value} ({kv_input})",
+            _kv(runs[run].manifest, row),
             kind,
             quality_of(row),
             int(front),

@@ -15,8 +15,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from harness.appearance.token_style import TOKEN_CSS
 from harness.errors import HarnessError
-from reports.completions.coloured_tokens import TOKEN_CSS
 from reports.leaderboard.details import SAMPLES_SHOWN
 from reports.leaderboard.entries import RunEntry
 from reports.leaderboard.groups import group_of

@@ -17,6 +17,7 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from harness.errors import StoreError
+from harness.host.atomic_files import unfinished
 from harness.records import SCHEMA_VERSION
 from harness.records.record import Record
 from reports.files import replace_file
@@ -179,7 +180,7 @@ class Site:
 def _is_blank(folder: Path) -> bool:
     """Whether a folder holds nothing, or no more than what a making that was killed at its start leaves."""
     return folder.is_dir() and all(
-        path.relative_to(folder).as_posix() in FOLDERS if path.is_dir() else path == folder / f".{MARK}.part"
+        path.relative_to(folder).as_posix() in FOLDERS if path.is_dir() else path == unfinished(folder / MARK)
         for path in folder.rglob("*")
     )
 

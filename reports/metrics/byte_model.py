@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from functools import lru_cache, partial
 from itertools import accumulate
 
-from harness.contracts import KVPolicy, Metric, ModelInfo
+from harness.contracts import KVFacts, Metric, ModelInfo
 from harness.records import ModelRecord, SampleRecord
 from reports.metrics.point import Point
 from reports.metrics.sections import BYTE_MODEL, DEPTH
@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 
-def decode_bytes(sample: SampleRecord, model: ModelRecord, kv: KVPolicy) -> int:
+def decode_bytes(sample: SampleRecord, model: ModelRecord, kv: KVFacts) -> int:
     """Return the bytes that decoding one sample after its first token moves at batch 1."""
     return sum(_bytes_by_cause(sample, model, kv))
 
@@ -75,7 +75,7 @@ def _bandwidth_share(point: Point) -> float | None:
     if not _moves_bytes(point):
         return None
     timed = [sample for sample in point.samples if len(sample.token_times_s) >= 2]
-    moved = sum(decode_bytes(sample, point.model, point.cell.regime.kv) for sample in timed)
+    moved = sum(decode_bytes(sample, point.model, point.cell.regime.facts) for sample in timed)
     rate = ratio(moved, math.fsum(sample.token_times_s[-1] - sample.token_times_s[0] for sample in timed))
     bandwidth = point.manifest.bandwidth_bytes_per_s
     return rate / bandwidth if rate is not None and bandwidth else None
@@ -85,10 +85,10 @@ def _moves_bytes(point: Point) -> bool:
     return point.cell.regime.cached and point.cell.regime.batch_size == 1
 
 
-def _bytes_by_cause(sample: SampleRecord, model: ModelRecord, kv: KVPolicy) -> tuple[int, int, int, int]:
+def _bytes_by_cause(sample: SampleRecord, model: ModelRecord, kv: KVFacts) -> tuple[int, int, int, int]:
     """Bytes of one sample after its first token, by :func:`bytes_by_cause`.
 
-    With ``recompute`` the layers an exited token missed run in the same pass as the next deeper token's
+    Where a KV policy defers the layers an exited token missed, they run in the same pass as the next deeper token's
     own, so that their weights are read once: the layers of each pass count, not layers × tokens.
     """
     layers = sample.exit_layers[1:]
@@ -96,7 +96,7 @@ def _bytes_by_cause(sample: SampleRecord, model: ModelRecord, kv: KVPolicy) -> t
     return bytes_by_cause(
         model,
         tokens=len(layers),
-        layers=sum(layers) if kv is KVPolicy.RECOMPUTE else sample.layers_executed,
+        layers=sum(layers) if kv.defers else sample.layers_executed,
         lm_head_evaluations=sample.lm_head_evaluations,
         shortcut_evaluations=sample.shortcut_evaluations,
         kv_fill_layers=sample.kv_fill_layers,
@@ -138,7 +138,7 @@ def _bytes_per_token(cell: Measured, keys: Iterable[SampleKey], model: ModelReco
     """Bytes per decoded token, added up over the causes; the last is all of them."""
     samples = [cell.samples[key] for key in keys]
     tokens = sum(len(cell.decoded_layers(sample)) for sample in samples)
-    causes = [_bytes_by_cause(sample, model, cell.regime.kv) for sample in samples]
+    causes = [_bytes_by_cause(sample, model, cell.regime.facts) for sample in samples]
     total = list(accumulate(map(sum, zip(*causes, strict=True))))
     return [moved / tokens for moved in total] if tokens and total and total[0] else None
 

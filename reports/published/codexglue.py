@@ -39,7 +39,7 @@ class LeaderboardEntry:
 
 @cache
 def codexglue() -> tuple[LeaderboardEntry, ...]:
-    """Return what the leaderboard has of each dataset, PY150 first, in its order; systems without an entry left out."""
+    """Return what the leaderboard has of each dataset, PY150 first, in its order; systems without an entry omitted."""
     entries = (_entry(row, dataset) for dataset in DATASETS for row in read_rows("codexglue.csv"))
     return tuple(entry for entry in entries if entry.exact_match is not None or entry.token_accuracy is not None)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
-from harness.contracts import KVPolicy
 from reports.green_code.published_runs import THRESHOLDS, PublishedRun, full_depth, green_code, saving
 from reports.published.codexglue import DATASETS, codexglue
 from reports.tables.columns import MISSING
@@ -91,7 +90,7 @@ class ReferenceRow:
     system: str
     language: str
     dataset: str
-    kv: KVPolicy | None = None
+    kv: str | None = None
     samples: int | None = None
     layers_skipped: float | None = None
     time_saving: float | None = None
@@ -192,7 +191,7 @@ def _green_code(dataset: str, language: str) -> Reference:
 def _is_shown(run: PublishedRun) -> bool:
     """The paper's bars, and tuned full depth with a cache, which it does not show."""
     if run.strategy == "full":
-        return run.kv is KVPolicy.NONE or run.weights == "tuned"
+        return run.kv == "none" or run.weights == "tuned"
     return run.strategy == "rl" and run.threshold in THRESHOLDS
 
 

@@ -121,7 +121,7 @@ def bootstrap_interval(
     Args:
         pairs: independent units; pool repeats first (:func:`pooled`).
         resamples: bootstrap replications.
-        seed: decides the resampling, so that a report made twice says the same.
+        seed: decides the resampling, so that reports are reproducible.
     """
     n = len(pairs)
     if n < MINIMUM_PAIRS:

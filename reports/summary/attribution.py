@@ -22,20 +22,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.contracts import KVPolicy
 from harness.records import MeterRecord, SampleRecord, WindowRecord
 from harness.records.cost import PARTS, Attribution, CheckCost, OperatingPointCost, Quantity, Ranged
 from reports.statistics.intervals import MINIMUM_PAIRS, replicate_interval
 from reports.summary.energy import is_measured
 from reports.summary.measured import Measured
 
-__all__ = ["attribute"]
+__all__ = ["attribute", "price_per_check"]
 
 Array = NDArray[np.float64]
+Cost = TypeVar("Cost", float, Array)
 
 RESAMPLES = 1_000
 TIE_BREAKER = 0.03
@@ -57,7 +58,7 @@ def attribute(cells: Sequence[Measured], meter: MeterRecord | None = None, *, se
         meter: of the run; without it, energy counts as an estimate.
         seed: decides the resampling.
     """
-    usable = [cell for cell in cells if cell.regime.kv is not KVPolicy.NONE and not cell.point.rehearsed]
+    usable = [cell for cell in cells if cell.regime.cached and not cell.point.rehearsed]
     if not any(cell.point.never_exits for cell in cells) or any(cell.regime.batch_size > 1 for cell in cells):
         return ()
     if any(sample.arrival_s is not None for cell in cells for sample in cell.samples.values()):
@@ -72,6 +73,17 @@ def attribute(cells: Sequence[Measured], meter: MeterRecord | None = None, *, se
                 measured = quantity == "time" or (meter is not None and is_measured(source, meter))
                 found.append(system.solve(quantity, source, seed).model_copy(update={"measured": measured}))
     return tuple(found)
+
+
+def price_per_check(never: Cost, full: Cost, checks: Cost) -> Cost:
+    """Return what one exit check costs, in the unit of the costs.
+
+    Args:
+        never: cost of the probe, the strategy that is asked at every exit point and never obeyed.
+        full: cost of full depth on the same blocks.
+        checks: of the probe, on these blocks.
+    """
+    return (never - full) / checks
 
 
 def _seconds(window: WindowRecord) -> float | None:
@@ -191,7 +203,7 @@ class _System:
             strategy = cell.point.strategy
             checks = self._count(counts[place], f"check {strategy}")
             if checks:
-                direct[strategy] = (totals[place] - totals[0]) / checks
+                direct[strategy] = price_per_check(totals[place], totals[0], checks)
                 wanted[strategy] = (self._count(counts[place], "LM head") - free[place]) / checks
                 found[f"direct {strategy}"] = direct[strategy]
                 found[f"fitted {strategy}"] = cost[f"check {strategy}"] + wanted[strategy] * cost["LM head"]

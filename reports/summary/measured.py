@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeAlias
 
-from harness.contracts import KVPolicy
-from harness.errors import StoreError
+from harness.contracts import KVFacts
+from harness.errors import StoreError, UnknownNameError
 from harness.records import Manifest, OperatingPointRecord, SampleRecord, TaskRecord, WindowRecord
+from harness.registry import KV_POLICIES
 from reports.statistics.intervals import Pair, pooled
 from reports.summary.admission import refuse_sample, refuse_window, without_false_reading
 
@@ -31,12 +32,14 @@ class Regime:
     """How an operating point decoded.
 
     Attributes:
-        kv: policy for the keys and values of skipped layers.
+        kv: name of the policy for the keys and values of skipped layers.
         batch_size: samples decoded together.
+        facts: what that policy is.
     """
 
-    kv: KVPolicy
+    kv: str
     batch_size: int
+    facts: KVFacts
 
     @classmethod
     def of(cls, manifest: Manifest, point: OperatingPointRecord) -> Regime:
@@ -46,8 +49,10 @@ class Regime:
             StoreError: the configuration does not say, or says something unknown.
         """
         try:
-            return cls(point.kv or KVPolicy(manifest.config["kv"]), int(manifest.config["batch_size"]))
-        except (KeyError, ValueError, TypeError) as error:
+            kv = point.kv or str(manifest.config["kv"])
+            facts = point.kv_facts or KV_POLICIES.load(kv).facts  # older runs know the built-in policies alone
+            return cls(kv, int(manifest.config["batch_size"]), facts)
+        except (KeyError, ValueError, TypeError, UnknownNameError) as error:
             raise StoreError(
                 f"the manifest's config has no usable 'kv' and 'batch_size' ({error}). "
                 "The run directory is damaged or foreign; start a new run with `harness run`."
@@ -56,7 +61,7 @@ class Regime:
     @property
     def cached(self) -> bool:
         """Whether a KV cache is kept: prefill then yields the first token, at full depth."""
-        return self.kv is not KVPolicy.NONE
+        return self.facts.keeps_cache
 
 
 @dataclass(frozen=True)

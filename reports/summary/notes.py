@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
-from harness.contracts import KVPolicy
 from harness.records import Manifest, MeterRecord, SampleRecord, WindowRecord
 from harness.records.summary import SummaryRow
 from reports.metrics.energy import ENERGY_PER_TOKEN, IDLE_POWER, MEAN_POWER, NET_ENERGY_PER_TOKEN
@@ -171,21 +170,13 @@ def _about_power(rows: Sequence[SummaryRow]) -> Iterator[str]:
 
 def _about_regimes(cells: Sequence[Measured], manifest: Manifest) -> Iterator[str]:
     regimes = list(dict.fromkeys(cell.regime for cell in cells))
-    policies = {regime.kv for regime in regimes}
+    policies = {regime.kv: regime.facts.note for regime in regimes}
     if len(policies) > 1:
         yield (
             f"operating points differ in their KV policy; all are compared with {cells[0].point.name} "
-            f"(kv {cells[0].regime.kv.value}), while fixed exits and the oracle of the same policy are their measure."
+            f"(kv {cells[0].regime.kv}), while fixed exits and the oracle of the same policy are their measure."
         )
-    if KVPolicy.NONE in policies:
-        yield (
-            "kv none: every token runs its whole prefix again, which is compute-bound, so the roofline columns "
-            "(bytes moved) do not apply. A KV cache saves more than any exit strategy: compare with a cached run."
-        )
-    if KVPolicy.RECOMPUTE in policies:
-        yield "kv recompute: layers an exited token skipped are run later, beside the next token that goes deeper."
-    if KVPolicy.SKIP in policies:
-        yield "kv skip: exited tokens leave holes in the cache, a lossy control."
+    yield from (f"kv {name}: {note}" for name, note in policies.items() if note)
     batch = max((regime.batch_size for regime in regimes), default=1)
     if batch > 1:
         yield (

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from harness.contracts import BadRow, Sample, StopRule, TaskRequest, TextCodec
+from harness.contracts import BadRow, Sample, StopRule, TaskRequest, Tokenizer
 from tasks.languages import Language
 from tasks.rows import Document, LineRow
 
@@ -45,11 +45,11 @@ class Protocol(ABC):
         self.language = language
 
     @abstractmethod
-    def sample(self, row: Document | LineRow, codec: TextCodec, request: TaskRequest) -> Sample | BadRow | Skipped:
+    def sample(self, row: Document | LineRow, codec: Tokenizer, request: TaskRequest) -> Sample | BadRow | Skipped:
         """Return the sample of one row, or why there is none. Depends on nothing but its arguments."""
 
     @abstractmethod
-    def stop_rule(self, codec: TextCodec) -> StopRule:
+    def stop_rule(self, codec: Tokenizer) -> StopRule:
         """Return a predicate on the tokens generated so far: true when the completion is over."""
 
     @abstractmethod

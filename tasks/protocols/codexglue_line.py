@@ -20,7 +20,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
-from harness.contracts import BadRow, Sample, StopRule, TaskRequest, TextCodec
+from harness.contracts import BadRow, Sample, StopRule, TaskRequest, Tokenizer
 from tasks.protocols import Protocol, Skipped, too_long
 from tasks.protocols.line_cut import cut_line
 from tasks.rows import Document, LineRow
@@ -46,7 +46,7 @@ class CodexglueLine(Protocol):
         LineRow: "input and gt as given",
     }
 
-    def sample(self, row: Document | LineRow, codec: TextCodec, request: TaskRequest) -> Sample | BadRow | Skipped:
+    def sample(self, row: Document | LineRow, codec: Tokenizer, request: TaskRequest) -> Sample | BadRow | Skipped:
         """Encode the prompt and keep its last 924 tokens; cut a document first."""
         if isinstance(row, LineRow):
             if not row.answer.strip():
@@ -66,7 +66,7 @@ class CodexglueLine(Protocol):
             return bad
         return Sample(row.sample_id, prompt_ids, rest.strip(), tuple(codec.encode(rest.rstrip())), new)
 
-    def stop_rule(self, codec: TextCodec) -> StopRule:
+    def stop_rule(self, codec: Tokenizer) -> StopRule:
         """Return a rule that is true once the line has ended.
 
         An end mark may span tokens, so the text of all tokens is searched; but only when some token holds a

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
-from harness.contracts import BadRow, Sample, StopRule, TaskRequest, TextCodec
+from harness.contracts import BadRow, Sample, StopRule, TaskRequest, Tokenizer
 from tasks.protocols import Protocol, Skipped, too_long
 from tasks.rows import Document, LineRow, whole
 
@@ -42,7 +42,7 @@ class GreenCode(Protocol):
         LineRow: "document rebuilt from input and gt",
     }
 
-    def sample(self, row: Document | LineRow, codec: TextCodec, request: TaskRequest) -> Sample | BadRow | Skipped:
+    def sample(self, row: Document | LineRow, codec: Tokenizer, request: TaskRequest) -> Sample | BadRow | Skipped:
         """Tokenise the whole document and split it; a document that is too short is skipped."""
         new = self.limit(request)
         token_ids = codec.encode(whole(row))
@@ -60,7 +60,7 @@ class GreenCode(Protocol):
             max_new_tokens=new,
         )
 
-    def stop_rule(self, codec: TextCodec) -> StopRule:
+    def stop_rule(self, codec: Tokenizer) -> StopRule:
         """Return a rule that never stops: the length limit does."""
         return _never
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from harness.contracts import KVPolicy, ModelInfo, Strategy
+from harness.contracts import ModelInfo, Strategy
 from harness.metering import measure_bandwidth
 from strategies.fixed import Fixed
 from strategies.full import Full
@@ -88,7 +88,7 @@ def rounds(smollm2: Any) -> Rounds:
         seconds = {"generate": time.perf_counter() - start}
         per_token = {}
         for name, strategy in strategies.items():
-            (made,) = smollm2.engine.decode([prompt], strategy, kv=KVPolicy.PROPAGATE, max_new_tokens=[NEW])
+            (made,) = smollm2.engine.decode([prompt], strategy, kv="propagate", max_new_tokens=[NEW])
             seconds[name] = made.token_times_s[-1]
             per_token[name] = (made.token_times_s[-1] - made.token_times_s[0]) / (NEW - 1)
         after = stream_bandwidth(matrices)
@@ -117,7 +117,7 @@ def track(benchmark: Any, smollm2: Any, strategy: Strategy) -> None:
     prompt = list(range(100, 100 + PROMPT))
 
     def request() -> None:
-        smollm2.engine.decode([prompt], strategy, kv=KVPolicy.PROPAGATE, max_new_tokens=[NEW])
+        smollm2.engine.decode([prompt], strategy, kv="propagate", max_new_tokens=[NEW])
 
     benchmark.pedantic(request, rounds=4, warmup_rounds=1)
 

@@ -30,7 +30,8 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from harness.decoding.families import head_modules
-from harness.training.lite.recipe import LiteModel, LiteRecipe
+from harness.training.lite.lite_model import LiteModel
+from harness.training.lite.options import LiteRecipe
 
 def read(field):
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -17,11 +17,11 @@ import torch
 
 from harness.config import StrategySpec
 from harness.config.options import build_strategy
-from harness.contracts import Batch, KVPolicy
+from harness.contracts import Batch, ModelRequest
 from harness.decoding.generation import Generation
 from harness.decoding.view import LayerView
-from harness.models.loading import resolve
-from harness.registry import STRATEGIES
+from harness.models.model import resolve
+from harness.registry import KV_POLICIES, STRATEGIES
 from strategies.fixed import Fixed
 from strategies.full import Full
 
@@ -44,7 +44,7 @@ def prompt() -> list[int]:
 
 def test_prefill(benchmark: Any, smollm2: Any, prompt: list[int]) -> None:
     def prefill() -> None:
-        smollm2.engine.decode([prompt], Full(), kv=KVPolicy.PROPAGATE, max_new_tokens=[1])
+        smollm2.engine.decode([prompt], Full(), kv="propagate", max_new_tokens=[1])
 
     benchmark.pedantic(prefill, rounds=5, warmup_rounds=1)
 
@@ -55,15 +55,15 @@ def test_decode_steps_to_a_layer(benchmark: Any, smollm2: Any, prompt: list[int]
     schedule, per_token = [smollm2.info.num_layers, *[layer] * (NEW - 1)], list[float]()
 
     def steps() -> None:
-        (made,) = smollm2.engine.replay([prompt[:1]], [schedule], kv=KVPolicy.PROPAGATE, max_new_tokens=[NEW])
+        (made,) = smollm2.engine.replay([prompt[:1]], [schedule], kv="propagate", max_new_tokens=[NEW])
         per_token.append((made.token_times_s[-1] - made.token_times_s[0]) / (NEW - 1))
 
     benchmark.pedantic(steps, rounds=5, warmup_rounds=1)
     benchmark.extra_info["ms per step"] = round(1e3 * statistics.median(per_token[1:]), 3)
 
 
-@pytest.mark.parametrize("kv", list(KVPolicy))
-def test_kv_policy(benchmark: Any, smollm2: Any, prompt: list[int], kv: KVPolicy) -> None:
+@pytest.mark.parametrize("kv", KV_POLICIES.names())
+def test_kv_policy(benchmark: Any, smollm2: Any, prompt: list[int], kv: str) -> None:
     """Fixed exit halfway; without a cache every token runs the whole prefix."""
 
     def decode() -> None:
@@ -106,7 +106,7 @@ def views(smollm2: Any, prompt: list[int]) -> Callable[[], list[LayerView]]:
 @pytest.mark.parametrize("name", STRATEGIES.names())
 def test_check(benchmark: Any, views: Callable[[], list[LayerView]], name: str) -> None:
     """A strategy with its default options, asked once at every exit point, whatever it answers."""
-    info = resolve("smollm2-135m", weights="auto", dtype="float32", exit_points="paper", exit_head="auto").info
+    info = resolve(ModelRequest("smollm2-135m")).info
     strategy = build_strategy(StrategySpec(name))
     asked = set(strategy.exit_points(info))
     rule = strategy.start(info, Batch((0,), "cpu"))

@@ -12,7 +12,6 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,15 +21,16 @@ import pytest
 import torch
 
 from harness.contracts import Batch, ModelInfo
+from harness.contracts.recipes import Silent
 from harness.models.controllers import Network, write_controller
 from harness.training.agents.agent_checkpoints import AgentCheckpoints
 from harness.training.agents.episodes import Episodes, TracedDocument
 from harness.training.agents.exit_env import ExitEnv, ReplayedTokens
 from harness.training.agents.exit_vec_env import ExitVecEnv
-from harness.training.agents.ppo import PRESETS, learn
+from harness.training.agents.options import AgentSettings
+from harness.training.agents.ppo import learn
 from harness.training.agents.reward import REWARDS, reward_table
 from harness.training.agents.train_agent import AGENT_OBSERVATIONS
-from harness.training.watch import Silent
 from strategies.rl import ReinforcementLearning
 
 POINTS, LAYERS, HIDDEN = (4, 6, 8, 10, 12, 14, 18, 22, 26), 30, 576
@@ -95,7 +95,7 @@ def test_one_environment(benchmark: Any, episodes: Episodes) -> None:
 
 
 def test_many_environments(benchmark: Any, episodes: Episodes) -> None:
-    count = PRESETS["paper"].envs
+    count = AgentSettings().envs
     env = ExitVecEnv(episodes, count)
     env.reset()
     actions = itertools.cycle([*(np.random.default_rng(0).random((997, count)) < 0.3).astype(np.int64)])
@@ -109,14 +109,14 @@ def test_many_environments(benchmark: Any, episodes: Episodes) -> None:
 
 
 def test_learning(benchmark: Any, episodes: Episodes, tmp_path: Path) -> None:
-    settings = replace(PRESETS["paper"], steps=4 * 4096)
+    settings = AgentSettings(steps=4 * 4096)
 
     def loop() -> float:
         start = time.perf_counter()
         learn(
             ExitVecEnv(episodes, settings.envs), settings, [*POINTS, LAYERS], seed=0,
             checkpoints=AgentCheckpoints(tmp_path / "checkpoint", "agent", {}), log=tmp_path / "log.jsonl",
-            save_steps=4096, resume=False, watch=Silent(), stop=threading.Event(),
+            save_steps=4096, resume=False, progress=Silent(), stop=threading.Event(),
         )  # fmt: skip
         return time.perf_counter() - start
 

@@ -25,11 +25,11 @@ import numpy as np
 import pytest
 import torch
 
-from harness.contracts import KVPolicy, Strategy
+from harness.contracts import ModelRequest, Strategy
 from harness.decoding.engine import Engine
 from harness.decoding.generation import Generation
 from harness.decoding.row_exits import RowExits
-from harness.models.loading import load, load_codec, resolve
+from harness.models.model import resolve
 from strategies.classifier import Classifier
 from strategies.full import Full
 
@@ -152,7 +152,7 @@ def test_the_first_token_of_an_idle_server(benchmark: Any, endpoint: tuple[str, 
     body = {"inputs": text, "parameters": {"max_new_tokens": 1, "early_exit": {"strategy": "full"}}}
 
     def engine() -> float:
-        (made,) = smollm2.engine.decode([ids], Full(), kv=KVPolicy.PROPAGATE, max_new_tokens=[1])
+        (made,) = smollm2.engine.decode([ids], Full(), kv="propagate", max_new_tokens=[1])
         seconds: float = made.token_times_s[0]
         return seconds
 
@@ -190,10 +190,10 @@ def alternating(benchmark: Any, one: Callable[[], float], other: Callable[[], fl
 def tuned() -> tuple[Engine, list[int]]:
     """The default model as it is served, and a prompt."""
     torch.set_num_threads(2)
-    found = resolve("smollm2-135m", weights="auto", dtype="float32", exit_points="paper", exit_head="auto")
-    codec, _ = load_codec(found)
+    found = resolve(ModelRequest("smollm2-135m"))
+    codec = found.tokenizer
     text = "class Stack:\n    def __init__(self):\n        self.items = []\n\n    def push(self, item):\n        "
-    return Engine(load(found, device="cpu", seed=0).backbone, found.info), codec.encode(text)
+    return Engine(found.load("cpu").backbone, found.info), codec.encode(text)
 
 
 class Open:
@@ -202,7 +202,7 @@ class Open:
     def __init__(self, engine: Engine, rows: int) -> None:
         self.tally = [Generation() for _ in range(rows)]
         self.exits = RowExits(engine.info, "cpu", self.tally)
-        self.batch = engine.open(rows, 256, KVPolicy.PROPAGATE, self.exits, self.tally)
+        self.batch = engine.open(rows, 256, "propagate", self.exits, self.tally)
         self.batch.with_log_probabilities = True
 
     def step_s(self, prompt: list[int], strategy: Strategy) -> float:
@@ -224,7 +224,7 @@ def test_an_open_batch_of_one(benchmark: Any, tuned: tuple[Engine, list[int]]) -
     strategy, opened = Classifier(), Open(engine, 1)
 
     def closed() -> float:
-        (made,) = engine.decode([prompt], strategy, kv=KVPolicy.PROPAGATE, max_new_tokens=[SHORT])
+        (made,) = engine.decode([prompt], strategy, kv="propagate", max_new_tokens=[SHORT])
         return (made.token_times_s[-1] - made.token_times_s[0]) / (len(made.token_ids) - 1)
 
     ratios = alternating(benchmark, lambda: opened.step_s(prompt, strategy), closed)

@@ -14,10 +14,9 @@ from typing import Any
 import pytest
 import torch
 
-from harness.contracts import KVPolicy
+from harness.contracts.recipes import Silent
 from harness.sweep.replay_sweep import SweepRequest, sweep
 from harness.training.traces.record_trace import TraceRequest, trace
-from harness.training.watch import Silent
 from strategies.full import Full
 
 POINTS, NEW, PROMPT = 200, 30, 60
@@ -30,9 +29,9 @@ def traced(smollm2: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("traces") / "smollm2"
     trace(
-        "smollm2-135m", ["py150"], ["embedded"], out, TraceRequest(8, length=96), weights="pretrained",
+        "smollm2-135m", ["py150"], ["embedded"], out, TraceRequest(documents=8, length=96), weights="pretrained",
         exit_head="shared", artefacts=None, exit_points="paper", dtype="float32", device="cpu", resume=False,
-        watch=Silent(),
+        progress=Silent(),
     )  # fmt: skip
     return out
 
@@ -43,14 +42,14 @@ def test_200_operating_points_against_one_live_pass(benchmark: Any, smollm2: Any
     request = SweepRequest((f"{strategy}:threshold={values}",), documents="all")
 
     def replay() -> Any:
-        return sweep("smollm2-135m", traced, request, artefacts=None, watch=Silent()).sweep
+        return sweep("smollm2-135m", traced, request, artefacts=None, progress=Silent()).sweep
 
     found = benchmark.pedantic(replay, rounds=2, warmup_rounds=1)
     assert len(found.rows) == POINTS + 1
     prompt = list(range(100, 100 + PROMPT))
     per_token = []
     for _ in range(4):
-        (made,) = smollm2.engine.decode([prompt], Full(), kv=KVPolicy.PROPAGATE, max_new_tokens=[NEW])
+        (made,) = smollm2.engine.decode([prompt], Full(), kv="propagate", max_new_tokens=[NEW])
         per_token.append((made.token_times_s[-1] - made.token_times_s[0]) / (NEW - 1))
     live_s = min(per_token) * found.tokens
     start = time.perf_counter()

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import torch
 
-from harness.contracts import KVPolicy
 from harness.metering import Surroundings, observed
 from harness.metering.estimate import Estimate
 from harness.metering.none import NoMeter
@@ -64,7 +63,7 @@ def test_a_window_around_decoding(benchmark: Any, smollm2: Any) -> None:
     def window() -> None:
         start = time.perf_counter()
         with observed(meter, surroundings):
-            (made,) = smollm2.engine.decode([prompt], Full(), kv=KVPolicy.PROPAGATE, max_new_tokens=[NEW])
+            (made,) = smollm2.engine.decode([prompt], Full(), kv="propagate", max_new_tokens=[NEW])
         shares.append((time.perf_counter() - start) / made.token_times_s[-1] - 1)
 
     benchmark.pedantic(window, rounds=ROUNDS, warmup_rounds=2)

@@ -12,16 +12,17 @@ from typing import Any
 import pytest
 import torch
 
+from harness.contracts import ModelRequest
 from harness.green_code import measure as measuring
 from harness.models.controllers import Network, Observation, write_controller
-from harness.models.loading import resolve
+from harness.models.model import resolve
 
 Command = Callable[..., Any]
 
 
 def write_agent(folder: Path, model: Path, name: str, chance_of_exit: float) -> None:
     """An agent that always answers with the same probability, as `harness train rl` would leave it."""
-    info = resolve(str(model), weights="auto", dtype="float32", exit_points="paper", exit_head="auto").info
+    info = resolve(ModelRequest(str(model))).info
     logit = math.log(chance_of_exit / (1 - chance_of_exit))
     network = Network(((torch.zeros(1, info.hidden_size), torch.tensor([logit])),), "tanh")
     facts = {
@@ -100,12 +101,12 @@ def test_the_grid_is_measured_shown_written_and_goes_on(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--scale", "huge"], "--scale 'huge' is no scale"),
+        (["--scale", "huge"], "--scale 'huge' is not a scale"),
         (["--strategy", "rl"], "--strategy belongs to --figure kv"),
         (["--figure", "kv", "--scale", "small"], "--scale belongs to --figure grid"),
         (["--task", "humaneval"], "--task humaneval is not in the paper's grid. Use javacorpus or py150."),
         (["--limit", "0"], "the grid needs 1 sample or more"),
-        (["--resume", "nowhere"], "nowhere is no grid"),
+        (["--resume", "nowhere"], "nowhere is not a grid"),
         (["--weights", "big"], "--weights big is unknown"),
     ],
 )

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
-import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 
-from harness.cli import app
 from harness.commands.serve import EXTRA
 from harness.serving.client_settings import snippet
 from harness.serving.config import ServeConfig
-
-NOT_FLAGS = {"config", "print_config"}
-RENAMED = {"strategy": "strategies", "cors_origin": "cors_origins"}
 
 
 @pytest.fixture
@@ -28,22 +22,6 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[ServeConfig]:
     configs: list[ServeConfig] = []
     monkeypatch.setattr(harness.serving.server, "serve", lambda config: configs.append(config) or True)
     return configs
-
-
-def test_every_setting_has_a_flag_and_every_flag_a_setting() -> None:
-    command = typer.main.get_command(app).commands["serve"]  # type: ignore[attr-defined]
-    flags = {RENAMED.get(one.name, one.name) for one in command.params} - NOT_FLAGS - {"help"}
-    assert flags == ServeConfig.model_fields.keys()
-
-
-def test_defaults_named_in_help_are_the_defaults() -> None:
-    from harness.commands.serve import serve
-
-    for name, parameter in inspect.signature(serve, eval_str=True).parameters.items():
-        said = parameter.annotation.__metadata__[0].help.partition("Default: ")[2].rstrip(".").partition(",")[0]
-        default = ServeConfig.model_fields[RENAMED.get(name, name)].default if name not in NOT_FLAGS else None
-        if isinstance(default, int | float) and not isinstance(default, bool):
-            assert float(said) == default, name
 
 
 def test_flags_win_over_the_file_and_the_file_over_defaults(

@@ -9,7 +9,6 @@ import pytest
 
 from harness.config import RunConfig, StrategySpec, demo_strategies, parse_all, parse_strategies
 from harness.config.options import build_strategy, effective_options, option_facts
-from harness.contracts import KVPolicy
 from harness.errors import ConfigError, OptionError
 from harness.registry import STRATEGIES
 
@@ -66,7 +65,7 @@ def test_the_demo_fits_models_with_few_exit_points(exit_points: tuple[int, ...])
 
 
 def test_a_configuration_survives_json() -> None:
-    config = RunConfig(strategies=("oracle",), kv=KVPolicy.SKIP, out=Path("here"), limit=None, tdp_w=65.5)
+    config = RunConfig(strategies=("oracle",), kv="skip", out=Path("here"), limit=None, tdp_w=65.5)
     assert RunConfig.build(config.model_dump(mode="json")) == config
 
 
@@ -80,7 +79,7 @@ def test_a_configuration_cannot_be_changed_or_extended() -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("limit", 0),
+        ("limit", -1),
         ("limit", "few"),
         ("batch_size", 0),
         ("batch_size", 2.5),

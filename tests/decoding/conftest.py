@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.contracts import Batch, ExitRule, ExitView, KVPolicy, ModelInfo, Strategy
+from harness.contracts import Batch, ExitRule, ExitView, ModelInfo, Strategy
 from harness.decoding.cache import KVCache
 from harness.decoding.engine import Engine
 from harness.decoding.families import read
@@ -233,7 +233,7 @@ class Reference:
     stores the keys and values; ``skip`` masks, layer by layer, the positions that never got there.
     """
 
-    def __init__(self, model: Any, kv: KVPolicy, prompt: Sequence[int]) -> None:
+    def __init__(self, model: Any, kv: str, prompt: Sequence[int]) -> None:
         self.model, self.kv, self.sequence = model, kv, list(prompt)
         self.cache: Any = None
         self._looked: list[Tensor] | None = None
@@ -243,7 +243,7 @@ class Reference:
 
     @property
     def cached(self) -> bool:
-        return self.kv in (KVPolicy.PROPAGATE, KVPolicy.SKIP)
+        return self.kv in ("propagate", "skip")
 
     def look(self) -> list[Tensor]:
         """Logits after 1…LAYERS layers for the next token, without moving."""
@@ -272,9 +272,9 @@ class Reference:
         def steer(index: int) -> Callable[..., Any]:
             def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
                 inputs.append(args[0])
-                if one_by_one and self.kv is KVPolicy.PROPAGATE and index > layer:
+                if one_by_one and self.kv == "propagate" and index > layer:
                     args = (inputs[layer], *args[1:])
-                if one_by_one and self.kv is KVPolicy.SKIP:
+                if one_by_one and self.kv == "skip":
                     mask = torch.tensor([[[[depth > index for depth in self.depths] + [True]]]])
                     if self.model.config.model_type == "gpt2":
                         args = (*args[:2], mask, *args[3:])
@@ -311,7 +311,7 @@ class Reference:
 def follow() -> Callable[..., Reference]:
     """``follow(case, kv, prompt, exit_layers)``: the reference after those tokens."""
 
-    def run(case: Case, kv: KVPolicy, prompt: Sequence[int], exit_layers: Sequence[int]) -> Reference:
+    def run(case: Case, kv: str, prompt: Sequence[int], exit_layers: Sequence[int]) -> Reference:
         reference = Reference(case.reference, kv, prompt)
         for layer in exit_layers:
             reference.leave(layer)
@@ -350,5 +350,5 @@ def caches(monkeypatch: pytest.MonkeyPatch) -> list[KVCache]:
             super().__init__(*args, **kwargs)
             made.append(self)
 
-    monkeypatch.setattr("harness.decoding.open_batch.KVCache", Kept)
+    monkeypatch.setattr("harness.decoding.engine.KVCache", Kept)
     return made

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from harness.contracts import KVPolicy, Strategy
+from harness.contracts import Strategy
 from harness.decoding.generation import Generation
+from harness.registry import KV_POLICIES
 from strategies.confidence import Confidence
 from strategies.entropy import Entropy
 from strategies.fixed import Fixed
@@ -57,9 +58,9 @@ def one_by_one(engine: Any, prompts: list[list[int]], strategy: Strategy, limits
     ]
 
 
-@pytest.mark.parametrize("kv", KVPolicy)
+@pytest.mark.parametrize("kv", KV_POLICIES.names())
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_a_batch_is_its_rows(llama: Any, name: str, kv: KVPolicy, prompts: list[list[int]]) -> None:
+def test_a_batch_is_its_rows(llama: Any, name: str, kv: str, prompts: list[list[int]]) -> None:
     strategy, limits = STRATEGIES[name], [NEW, 5, 9]
     together = llama.engine.decode(prompts, strategy, kv=kv, max_new_tokens=limits, seeds=SEEDS)
     if name not in ("full", "fixed"):  # in a batch whose rows all leave together there is little to get wrong
@@ -68,23 +69,23 @@ def test_a_batch_is_its_rows(llama: Any, name: str, kv: KVPolicy, prompts: list[
     assert [facts(one) for one in together] == one_by_one(llama.engine, prompts, strategy, limits, kv=kv)
 
 
-@pytest.mark.parametrize("kv", KVPolicy)
-def test_a_batch_is_its_rows_in_every_family(case: Any, kv: KVPolicy, prompts: list[list[int]]) -> None:
+@pytest.mark.parametrize("kv", KV_POLICIES.names())
+def test_a_batch_is_its_rows_in_every_family(case: Any, kv: str, prompts: list[list[int]]) -> None:
     strategy = Random(probability=0.3)
     together = case.engine.decode(prompts, strategy, kv=kv, max_new_tokens=[NEW] * 3, seeds=SEEDS)
     assert [facts(one) for one in together] == one_by_one(case.engine, prompts, strategy, [NEW] * 3, kv=kv)
 
 
-@pytest.mark.parametrize("kv", KVPolicy)
-def test_the_order_of_rows_does_not_matter(llama: Any, kv: KVPolicy, prompts: list[list[int]]) -> None:
+@pytest.mark.parametrize("kv", KV_POLICIES.names())
+def test_the_order_of_rows_does_not_matter(llama: Any, kv: str, prompts: list[list[int]]) -> None:
     strategy = Random(probability=0.3)
     there = llama.engine.decode(prompts, strategy, kv=kv, max_new_tokens=[NEW] * 3, seeds=SEEDS)
     back = llama.engine.decode(prompts[::-1], strategy, kv=kv, max_new_tokens=[NEW] * 3, seeds=SEEDS[::-1])
     assert [facts(one) for one in there] == [facts(one) for one in reversed(back)]
 
 
-@pytest.mark.parametrize("kv", KVPolicy)
-def test_rows_that_end_early_leave_the_others_alone(llama: Any, kv: KVPolicy, prompts: list[list[int]]) -> None:
+@pytest.mark.parametrize("kv", KV_POLICIES.names())
+def test_rows_that_end_early_leave_the_others_alone(llama: Any, kv: str, prompts: list[list[int]]) -> None:
     strategy = Random(probability=0.3)
     free = llama.engine.decode(prompts, strategy, kv=kv, max_new_tokens=[NEW] * 3, seeds=SEEDS)
     # The middle row meets an end-of-sequence token, the first a stop rule, the last its limit.
@@ -105,10 +106,10 @@ def test_rows_that_end_early_leave_the_others_alone(llama: Any, kv: KVPolicy, pr
 def test_an_end_of_sequence_token_counts_before_the_stop_rule_and_the_limit(
     llama: Any, prompts: list[list[int]]
 ) -> None:
-    token = llama.engine.decode(prompts[:1], Full(), kv=KVPolicy.PROPAGATE, max_new_tokens=[1])[0].token_ids[0]
+    token = llama.engine.decode(prompts[:1], Full(), kv="propagate", max_new_tokens=[1])[0].token_ids[0]
 
     def end(**more: Any) -> str:
-        done = llama.engine.decode(prompts[:1], Full(), kv=KVPolicy.PROPAGATE, max_new_tokens=[1], **more)
+        done = llama.engine.decode(prompts[:1], Full(), kv="propagate", max_new_tokens=[1], **more)
         assert done[0].token_ids == [token]
         return str(done[0].finish_reason)
 
@@ -117,9 +118,9 @@ def test_an_end_of_sequence_token_counts_before_the_stop_rule_and_the_limit(
     assert end(stop=lambda tokens: False) == "length"
 
 
-@pytest.mark.parametrize("kv", KVPolicy)
+@pytest.mark.parametrize("kv", KV_POLICIES.names())
 @pytest.mark.parametrize("name", ["random", "confidence", "oracle", "full"])
-def test_recorded_exits_replay_the_run(llama: Any, name: str, kv: KVPolicy, prompts: list[list[int]]) -> None:
+def test_recorded_exits_replay_the_run(llama: Any, name: str, kv: str, prompts: list[list[int]]) -> None:
     limits = [NEW, 5, 9]
     run = llama.engine.decode(prompts, STRATEGIES[name], kv=kv, max_new_tokens=limits, seeds=SEEDS)
     again = llama.engine.replay(prompts, [one.exit_layers for one in run], kv=kv, max_new_tokens=limits)
@@ -127,12 +128,12 @@ def test_recorded_exits_replay_the_run(llama: Any, name: str, kv: KVPolicy, prom
     assert [one.exit_layers for one in again] == [one.exit_layers for one in run]
     assert [one.exit_checks for one in again] == [0, 0, 0]
     # One evaluation per token is left: the output's own; with a cache, prefill's is not counted.
-    outputs = [limit if kv is KVPolicy.NONE else limit - 1 for limit in limits]
+    outputs = [limit if kv == "none" else limit - 1 for limit in limits]
     assert [one.lm_head_evaluations for one in again] == outputs
 
 
 def test_times_rise_from_the_start_of_the_batch(llama: Any, prompts: list[list[int]]) -> None:
-    done = llama.engine.decode(prompts, Fixed(layer=2), kv=KVPolicy.PROPAGATE, max_new_tokens=[8] * 3)
+    done = llama.engine.decode(prompts, Fixed(layer=2), kv="propagate", max_new_tokens=[8] * 3)
     for one in done:
         assert len(one.token_times_s) == len(one.token_ids) == 8
         assert one.token_times_s[0] > 0
@@ -143,7 +144,7 @@ def test_one_engine_decodes_again_as_the_first_time(
     llama: Any, prompts: list[list[int]], make_case: Callable[..., Any]
 ) -> None:
     fresh = make_case("llama").engine
-    options: dict[str, Any] = {"kv": KVPolicy.RECOMPUTE, "max_new_tokens": [NEW] * 3, "seeds": SEEDS}
+    options: dict[str, Any] = {"kv": "recompute", "max_new_tokens": [NEW] * 3, "seeds": SEEDS}
     runs = [
         [facts(one) for one in engine.decode(prompts, Random(), **options)] for engine in (fresh, fresh, llama.engine)
     ]

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.contracts import KVPolicy, Strategy
+from harness.contracts import Strategy
 from harness.decoding.blocks import Linear
 from harness.decoding.engine import Engine
+from harness.registry import KV_POLICIES
 from strategies.confidence import Confidence
 from strategies.fixed import Fixed
 from strategies.full import Full
@@ -25,18 +26,16 @@ LAYERS, POINTS = [6, 2, 6, 4], (2, 4)
 
 COUNTS = {
     # layers: 2 + 6 + 4; the fill after the last token is never made, nobody would read it
-    KVPolicy.PROPAGATE: {"layers_executed": 12, "kv_fill_layers": 4},
+    "propagate": {"layers_executed": 12, "kv_fill_layers": 4},
     # the second token catches up four layers with the third; the last still waits
-    KVPolicy.RECOMPUTE: {"layers_executed": 2 + (6 + 4) + 4, "kv_fill_layers": 0},
-    KVPolicy.SKIP: {"layers_executed": 12, "kv_fill_layers": 0},
+    "recompute": {"layers_executed": 2 + (6 + 4) + 4, "kv_fill_layers": 0},
+    "skip": {"layers_executed": 12, "kv_fill_layers": 0},
 }
 
 
 @pytest.mark.parametrize("kv", COUNTS)
 @pytest.mark.parametrize("looking", [False, True])
-def test_counts_of_a_cached_run(
-    llama: Any, kv: KVPolicy, looking: bool, prompts: list[list[int]], schedule: Any
-) -> None:
+def test_counts_of_a_cached_run(llama: Any, kv: str, looking: bool, prompts: list[list[int]], schedule: Any) -> None:
     plan = schedule([LAYERS], points=POINTS, looking=looking)
     done = llama.engine.decode(prompts[:1], plan, kv=kv, max_new_tokens=[4])[0]
     assert done.exit_layers == LAYERS
@@ -50,7 +49,7 @@ def test_counts_of_a_cached_run(
 @pytest.mark.parametrize("looking", [False, True])
 def test_counts_without_a_cache(llama: Any, looking: bool, prompts: list[list[int]], schedule: Any) -> None:
     plan = schedule([[4, 2, 6, 4]], points=POINTS, looking=looking)
-    done = llama.engine.decode(prompts[:1], plan, kv=KVPolicy.NONE, max_new_tokens=[4])[0]
+    done = llama.engine.decode(prompts[:1], plan, kv="none", max_new_tokens=[4])[0]
     assert done.layers_executed == 4 + 2 + 6 + 4
     assert done.kv_fill_layers == 0
     assert done.exit_checks == 2 + 1 + 2 + 2
@@ -62,18 +61,18 @@ def test_a_run_of_waiting_tokens_is_charged_for_each_of_them(
 ) -> None:
     # After 1, 1, 3: two tokens join at layer 1 for two layers; then all three join at 3 for three layers.
     plan = schedule([[6, 1, 1, 3, 6]])
-    done = llama.engine.decode(prompts[:1], plan, kv=KVPolicy.RECOMPUTE, max_new_tokens=[5])[0]
+    done = llama.engine.decode(prompts[:1], plan, kv="recompute", max_new_tokens=[5])[0]
     assert done.layers_executed == 1 + 1 + (3 + 2 * 2) + (6 + 3 * 3)
 
 
 def test_full_depth_is_never_asked_and_charged_one_evaluation_a_token(llama: Any, prompts: list[list[int]]) -> None:
-    done = llama.engine.decode(prompts[:1], Full(), kv=KVPolicy.PROPAGATE, max_new_tokens=[5])[0]
+    done = llama.engine.decode(prompts[:1], Full(), kv="propagate", max_new_tokens=[5])[0]
     assert (done.exit_checks, done.lm_head_evaluations) == (0, 4)
     assert (done.layers_executed, done.kv_fill_layers) == (24, 0)
 
 
-@pytest.mark.parametrize("kv", [KVPolicy.RECOMPUTE, KVPolicy.SKIP, KVPolicy.PROPAGATE])
-def test_the_oracle_is_charged_what_it_looks_at(llama: Any, kv: KVPolicy, prompts: list[list[int]]) -> None:
+@pytest.mark.parametrize("kv", ["recompute", "skip", "propagate"])
+def test_the_oracle_is_charged_what_it_looks_at(llama: Any, kv: str, prompts: list[list[int]]) -> None:
     done = llama.engine.decode(prompts[:1], Oracle(), kv=kv, max_new_tokens=[10])[0]
     asked = [min(layer, 5) for layer in done.exit_layers[1:]]
     # One look per exit point, one at the full-depth token, and the output's own where no exit point served.
@@ -101,7 +100,7 @@ def counted(llama: Any) -> tuple[Engine, CountingHead]:
     return Engine(dataclasses.replace(backbone, lm_head=head), llama.info), head
 
 
-@pytest.mark.parametrize("kv", KVPolicy)
+@pytest.mark.parametrize("kv", KV_POLICIES.names())
 @pytest.mark.parametrize(
     "strategy",
     [
@@ -116,11 +115,11 @@ def counted(llama: Any) -> tuple[Engine, CountingHead]:
     ids=lambda strategy: type(strategy).__name__,
 )
 def test_every_evaluation_is_counted_and_no_other(
-    counted: tuple[Engine, CountingHead], strategy: Strategy, kv: KVPolicy, prompts: list[list[int]]
+    counted: tuple[Engine, CountingHead], strategy: Strategy, kv: str, prompts: list[list[int]]
 ) -> None:
     engine, head = counted
     done = engine.decode(prompts, strategy, kv=kv, max_new_tokens=[8, 8, 5], seeds=[1, 2, 3])
-    prefill = 0 if kv is KVPolicy.NONE else 3
+    prefill = 0 if kv == "none" else 3
     assert sum(head.calls) == prefill + sum(one.lm_head_evaluations for one in done)
 
 
@@ -131,7 +130,7 @@ def test_who_never_looks_pays_for_the_output_alone(
     counted: tuple[Engine, CountingHead], strategy: Strategy, prompts: list[list[int]]
 ) -> None:
     engine, head = counted
-    done = engine.decode(prompts, strategy, kv=KVPolicy.PROPAGATE, max_new_tokens=[8] * 3, seeds=[1, 2, 3])
+    done = engine.decode(prompts, strategy, kv="propagate", max_new_tokens=[8] * 3, seeds=[1, 2, 3])
     assert any(layer < 6 for one in done for layer in one.exit_layers)
     assert [one.lm_head_evaluations for one in done] == [7, 7, 7]
     assert sum(head.calls) == 3 + 21
@@ -141,7 +140,7 @@ def test_logits_that_were_asked_for_serve_as_the_output(
     counted: tuple[Engine, CountingHead], prompts: list[list[int]]
 ) -> None:
     engine, head = counted
-    done = engine.decode(prompts[:1], Confidence(threshold=0.0), kv=KVPolicy.PROPAGATE, max_new_tokens=[6])[0]
+    done = engine.decode(prompts[:1], Confidence(threshold=0.0), kv="propagate", max_new_tokens=[6])[0]
     assert done.exit_layers == [6, 1, 1, 1, 1, 1]
     assert head.calls == [1] * 6
     assert done.lm_head_evaluations == 5
@@ -159,6 +158,6 @@ def test_asking_again_costs_nothing(counted: tuple[Engine, CountingHead], prompt
                 assert view.previous is None or torch.equal(view.previous.top_token, view.previous.logits.argmax(-1))
             return torch.zeros(len(view.rows), dtype=torch.bool)
 
-    done = engine.decode(prompts[:1], Nosy(), kv=KVPolicy.PROPAGATE, max_new_tokens=[3])[0]
+    done = engine.decode(prompts[:1], Nosy(), kv="propagate", max_new_tokens=[3])[0]
     assert done.lm_head_evaluations == 2 * (5 + 1)
     assert len(head.calls) == 1 + 2 * 6

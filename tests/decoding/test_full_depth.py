@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from harness.contracts import KVPolicy
 from harness.decoding.engine import Engine
 from harness.decoding.families import read
+from harness.registry import KV_POLICIES
 from strategies.full import Full
 from strategies.saturation import Saturation
 
@@ -32,9 +32,9 @@ def generated(prompts: list[list[int]], greedy: Callable[..., list[int]]) -> Cal
     return find
 
 
-@pytest.mark.parametrize("kv", KVPolicy)
+@pytest.mark.parametrize("kv", KV_POLICIES.names())
 def test_never_exiting_is_generate(
-    case: Any, kv: KVPolicy, prompts: list[list[int]], generated: Callable[[Any], list[list[int]]]
+    case: Any, kv: str, prompts: list[list[int]], generated: Callable[[Any], list[list[int]]]
 ) -> None:
     expected = generated(case)
     assert all(len(set(tokens)) >= 5 for tokens in expected), "tokens that repeat prove little"
@@ -51,7 +51,7 @@ def test_a_row_at_the_last_position_is_generate(
     case: Any, prompts: list[list[int]], greedy: Callable[..., list[int]]
 ) -> None:
     prompt = (prompts[0] * 50)[: case.info.max_positions - 8]
-    done = case.engine.decode([prompt], Full(), kv=KVPolicy.PROPAGATE, max_new_tokens=[8])
+    done = case.engine.decode([prompt], Full(), kv="propagate", max_new_tokens=[8])
     assert done[0].token_ids == greedy(case.reference, prompt, 8)
 
 
@@ -62,7 +62,7 @@ def test_rotary_tables_grow_with_the_longest_sequence(
     case = make_case(form, max_position_embeddings=1024)
     for length in (8, 700, 300):  # the tables first made for 8 positions end before 700
         prompt = (prompts[0] * 200)[:length]
-        done = case.engine.decode([prompt], Full(), kv=KVPolicy.PROPAGATE, max_new_tokens=[3])
+        done = case.engine.decode([prompt], Full(), kv="propagate", max_new_tokens=[3])
         assert done[0].token_ids == greedy(case.reference, prompt, 3)
 
 
@@ -89,7 +89,7 @@ def test_a_change_of_weights_in_transformers_reaches_the_engine(
             layer.mlp.up_proj.weight.mul_(0.5)
     after = greedy(case.reference, prompts[0], 8)
     assert before != after
-    assert case.engine.decode([prompts[0]], Full(), kv=KVPolicy.PROPAGATE, max_new_tokens=[8])[0].token_ids == after
+    assert case.engine.decode([prompts[0]], Full(), kv="propagate", max_new_tokens=[8])[0].token_ids == after
 
 
 def test_weights_are_held_once(case: Any) -> None:
@@ -106,7 +106,7 @@ def test_reading_twice_is_harmless(
     case = make_case("qwen2")
     again = Engine(read(case.module), case.info)
     for engine in (case.engine, again):
-        done = engine.decode([prompts[1]], Full(), kv=KVPolicy.PROPAGATE, max_new_tokens=[8])
+        done = engine.decode([prompts[1]], Full(), kv="propagate", max_new_tokens=[8])
         assert done[0].token_ids == greedy(case.reference, prompts[1], 8)
 
 
@@ -114,7 +114,7 @@ def test_reading_twice_is_harmless(
 def test_bfloat16_stays_within_its_rounding(form: str, make_case: Callable[..., Any], prompts: list[list[int]]) -> None:
     case = make_case(form)
     engine = Engine(read(case.module.to(torch.bfloat16)), case.info)
-    for kv in (KVPolicy.PROPAGATE, KVPolicy.NONE):
+    for kv in ("propagate", "none"):
         done = engine.decode(prompts[:1], Full(), kv=kv, max_new_tokens=[NEW])[0]
         ids = torch.tensor([prompts[0] + done.token_ids])
         with torch.no_grad():

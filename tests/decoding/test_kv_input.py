@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from harness.contracts import KVPolicy
 from harness.decoding.blocks import Linear
 from harness.decoding.cache import KVCache
 from harness.decoding.engine import Engine
@@ -49,7 +48,7 @@ def test_a_shortcut_that_changes_nothing_fills_what_the_hidden_state_does(
         [
             one.token_ids
             for one in Engine(backbone, llama.info, kv_input).decode(
-                prompts, schedule(planned), kv=KVPolicy.PROPAGATE, max_new_tokens=[12] * 3
+                prompts, schedule(planned), kv="propagate", max_new_tokens=[12] * 3
             )
         ]
         for kv_input in ("hidden", "shortcut")

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import ast
+from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+import harness.decoding
 from harness.contracts import Batch, ExitRule, ExitView, KVPolicy, ModelInfo, Strategy
 from harness.decoding.cache import KVCache
+from harness.decoding.kv.recompute import Recompute
+from harness.registry import KV_POLICIES
 from strategies.full import Full
 
 NEW, LAYERS = 12, 6
@@ -20,11 +26,11 @@ def close(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(actual, expected, atol=2e-3, rtol=2e-3)
 
 
-@pytest.mark.parametrize("kv", KVPolicy)
+@pytest.mark.parametrize("kv", KV_POLICIES.names())
 def test_exits_decode_as_the_reference_does(
-    case: Any, kv: KVPolicy, prompts: list[list[int]], schedule: Any, exits: Any, follow: Any
+    case: Any, kv: str, prompts: list[list[int]], schedule: Any, exits: Any, follow: Any
 ) -> None:
-    planned = exits(3, NEW, first=2 if kv is KVPolicy.NONE else LAYERS)
+    planned = exits(3, NEW, first=2 if kv == "none" else LAYERS)
     done = case.engine.decode(prompts, schedule(planned), kv=kv, max_new_tokens=[NEW] * 3)
     for prompt, layers, one in zip(prompts, planned, done, strict=True):
         assert one.exit_layers == layers
@@ -36,18 +42,18 @@ def test_the_policies_differ(llama: Any, prompts: list[list[int]], schedule: Any
     planned = exits(3, NEW)
     tokens = {
         kv: [one.token_ids for one in llama.engine.decode(prompts, schedule(planned), kv=kv, max_new_tokens=[NEW] * 3)]
-        for kv in (KVPolicy.PROPAGATE, KVPolicy.RECOMPUTE, KVPolicy.SKIP)
+        for kv in ("propagate", "recompute", "skip")
     }
-    assert tokens[KVPolicy.PROPAGATE] != tokens[KVPolicy.RECOMPUTE]
-    assert tokens[KVPolicy.PROPAGATE] != tokens[KVPolicy.SKIP]
-    assert tokens[KVPolicy.RECOMPUTE] != tokens[KVPolicy.SKIP]
+    assert tokens["propagate"] != tokens["recompute"]
+    assert tokens["propagate"] != tokens["skip"]
+    assert tokens["recompute"] != tokens["skip"]
 
 
-@pytest.mark.parametrize("kv", KVPolicy)
+@pytest.mark.parametrize("kv", KV_POLICIES.names())
 def test_what_a_strategy_sees_is_the_residual_stream_and_its_logits(
-    case: Any, kv: KVPolicy, prompts: list[list[int]], schedule: Any, exits: Any, reference: Any
+    case: Any, kv: str, prompts: list[list[int]], schedule: Any, exits: Any, reference: Any
 ) -> None:
-    planned = exits(3, 6, first=4 if kv is KVPolicy.NONE else LAYERS)
+    planned = exits(3, 6, first=4 if kv == "none" else LAYERS)
     plan = schedule(planned, looking=True)
     case.engine.decode(prompts, plan, kv=kv, max_new_tokens=[6] * 3)
     for row, (prompt, layers) in enumerate(zip(prompts, planned, strict=True)):
@@ -56,7 +62,7 @@ def test_what_a_strategy_sees_is_the_residual_stream_and_its_logits(
             position = len(beside.sequence) - 1
             expected = beside.look()
             seen = [sight for sight in plan.seen if (sight.row, sight.position) == (row, position)]
-            if kv is KVPolicy.NONE or position >= len(prompt):
+            if kv == "none" or position >= len(prompt):
                 assert [sight.layer for sight in seen] == [point for point in range(1, LAYERS) if point <= layer]
             for sight in seen:
                 close(sight.logits, expected[sight.layer - 1])
@@ -65,7 +71,7 @@ def test_what_a_strategy_sees_is_the_residual_stream_and_its_logits(
 
 def test_the_first_hidden_states_are_those_of_transformers(case: Any, prompts: list[list[int]], schedule: Any) -> None:
     plan = schedule([[6, 6]])
-    done = case.engine.decode(prompts[:1], plan, kv=KVPolicy.PROPAGATE, max_new_tokens=[2])[0]
+    done = case.engine.decode(prompts[:1], plan, kv="propagate", max_new_tokens=[2])[0]
     with torch.no_grad():
         ids = torch.tensor([prompts[0] + done.token_ids[:1]])
         states = case.reference(ids, output_hidden_states=True).hidden_states
@@ -81,7 +87,7 @@ def test_recompute_holds_the_keys_and_values_of_full_depth(
     case: Any, prompts: list[list[int]], schedule: Any, exits: Any, caches: list[KVCache]
 ) -> None:
     planned = exits(3, NEW, seed=1)
-    done = case.engine.decode(prompts, schedule(planned), kv=KVPolicy.RECOMPUTE, max_new_tokens=[NEW] * 3)
+    done = case.engine.decode(prompts, schedule(planned), kv="recompute", max_new_tokens=[NEW] * 3)
     assert len({layer for layers in planned for layer in layers}) == LAYERS
     for row, (prompt, layers) in enumerate(zip(prompts, planned, strict=True)):
         with torch.no_grad():
@@ -98,7 +104,7 @@ def test_recompute_owes_nothing_after_a_full_depth_token(
     llama: Any, prompts: list[list[int]], schedule: Any, caches: list[KVCache]
 ) -> None:
     planned = [[6, 4, 4, 2, 3, 1, 2, 5, 1, 6]]
-    done = llama.engine.decode(prompts[:1], schedule(planned), kv=KVPolicy.RECOMPUTE, max_new_tokens=[10])[0]
+    done = llama.engine.decode(prompts[:1], schedule(planned), kv="recompute", max_new_tokens=[10])[0]
     ids = prompts[0] + done.token_ids[:-1]
     with torch.no_grad():
         expected = llama.reference(torch.tensor([ids])).past_key_values
@@ -114,9 +120,9 @@ def test_propagate_leaves_what_each_deeper_layer_makes_of_the_exit_hidden_state(
     case: Any, prompts: list[list[int]], schedule: Any, exits: Any, follow: Any, caches: list[KVCache]
 ) -> None:
     planned = exits(3, NEW, seed=2)
-    case.engine.decode(prompts, schedule(planned), kv=KVPolicy.PROPAGATE, max_new_tokens=[NEW] * 3)
+    case.engine.decode(prompts, schedule(planned), kv="propagate", max_new_tokens=[NEW] * 3)
     for row, (prompt, layers) in enumerate(zip(prompts, planned, strict=True)):
-        expected = follow(case, KVPolicy.PROPAGATE, prompt, layers).cache
+        expected = follow(case, "propagate", prompt, layers).cache
         for layer in range(LAYERS):
             length = len(prompt) + NEW - 2  # the last token's exit is never filled: nobody reads it
             close(caches[0].keys[layer, row, :, :length], expected.layers[layer].keys[0, :, :length])
@@ -129,7 +135,7 @@ def test_propagate_written_out_for_llama(
     from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
     plan = schedule([[6, 2, 6]])
-    llama.engine.decode(prompts[:1], plan, kv=KVPolicy.PROPAGATE, max_new_tokens=[3])
+    llama.engine.decode(prompts[:1], plan, kv="propagate", max_new_tokens=[3])
     place = len(prompts[0])
     (left,) = [sight for sight in plan.seen if (sight.layer, sight.position) == (2, place)]
     core = llama.reference.model
@@ -170,10 +176,10 @@ class Vandal(Strategy):
         return torch.tensor(answer)
 
 
-@pytest.mark.parametrize("kv", [KVPolicy.SKIP, KVPolicy.PROPAGATE])
+@pytest.mark.parametrize("kv", ["skip", "propagate"])
 def test_a_skipped_position_is_never_looked_at(
     case: Any,
-    kv: KVPolicy,
+    kv: str,
     prompts: list[list[int]],
     schedule: Any,
     exits: Any,
@@ -183,7 +189,7 @@ def test_a_skipped_position_is_never_looked_at(
     untouched = case.engine.decode(prompts, schedule(planned), kv=kv, max_new_tokens=[NEW] * 3)
     damaged = case.engine.decode(prompts, Vandal(planned, prompts, caches), kv=kv, max_new_tokens=[NEW] * 3)
     unchanged = [one.token_ids for one in untouched] == [one.token_ids for one in damaged]
-    assert unchanged == (kv is KVPolicy.SKIP)  # where positions are looked at, the damage must show
+    assert unchanged == (kv == "skip")  # where positions are looked at, the damage must show
 
 
 def test_skip_hides_the_layers_that_did_not_run_and_no_others(
@@ -191,8 +197,8 @@ def test_skip_hides_the_layers_that_did_not_run_and_no_others(
 ) -> None:
     # A token at layer 4 stands between one that left at 2 and one that left at 5.
     planned = [[6, 2, 5, 4, 6]]
-    done = llama.engine.decode(prompts[:1], schedule(planned), kv=KVPolicy.SKIP, max_new_tokens=[5])[0]
-    assert done.token_ids == follow(llama, KVPolicy.SKIP, prompts[0], planned[0]).sequence[len(prompts[0]) :]
+    done = llama.engine.decode(prompts[:1], schedule(planned), kv="skip", max_new_tokens=[5])[0]
+    assert done.token_ids == follow(llama, "skip", prompts[0], planned[0]).sequence[len(prompts[0]) :]
 
 
 # --------------------------------------------------------------------------------------- none
@@ -202,7 +208,7 @@ def test_without_a_cache_the_whole_prefix_runs_through_some_layers_for_every_tok
     llama: Any, prompts: list[list[int]], schedule: Any, caches: list[KVCache]
 ) -> None:
     planned, prompt = [3, 6, 1, 5], prompts[1]
-    done = llama.engine.decode([prompt], schedule([planned]), kv=KVPolicy.NONE, max_new_tokens=[4])[0]
+    done = llama.engine.decode([prompt], schedule([planned]), kv="none", max_new_tokens=[4])[0]
 
     core, sequence = llama.reference.model, list(prompt)
     with torch.no_grad():
@@ -216,14 +222,14 @@ def test_without_a_cache_the_whole_prefix_runs_through_some_layers_for_every_tok
     assert caches == []
 
 
-@pytest.mark.parametrize("kv", KVPolicy)
+@pytest.mark.parametrize("kv", KV_POLICIES.names())
 def test_the_prompt_runs_at_full_depth_where_there_is_a_cache(
-    llama: Any, kv: KVPolicy, prompts: list[list[int]], schedule: Any
+    llama: Any, kv: str, prompts: list[list[int]], schedule: Any
 ) -> None:
     plan = schedule([[1]] * 3)
     done = llama.engine.decode(prompts, plan, kv=kv, max_new_tokens=[1] * 3)
     full = llama.engine.decode(prompts, Full(), kv=kv, max_new_tokens=[1] * 3)
-    asked = kv is KVPolicy.NONE
+    asked = kv == "none"
     assert [one.exit_layers for one in done] == [[1 if asked else LAYERS]] * 3
     assert ([one.token_ids for one in done] == [one.token_ids for one in full]) != asked
     assert bool(plan.seen) == asked
@@ -234,7 +240,73 @@ def test_a_batch_meets_as_many_orders_of_exits_as_it_can(
 ) -> None:
     for seed in range(4, 7):
         planned = exits(3, 20, seed=seed)
-        for kv in (KVPolicy.RECOMPUTE, KVPolicy.SKIP, KVPolicy.PROPAGATE):
+        for kv in ("recompute", "skip", "propagate"):
             done = llama.engine.decode(prompts, schedule(planned), kv=kv, max_new_tokens=[20] * 3)
             for prompt, layers, one in zip(prompts, planned, done, strict=True):
                 assert one.token_ids == follow(llama, kv, prompt, layers).sequence[len(prompt) :]
+
+
+# ---------------------------------------------------------------------- policies of other packages
+
+
+def run_policy(policy: type[KVPolicy], monkeypatch: pytest.MonkeyPatch, *arguments: Any, **options: Any) -> Any:
+    """Decode under a policy that is not registered."""
+    monkeypatch.setattr(KV_POLICIES, "load", {"mine": policy}.__getitem__)
+    engine, *rest = arguments
+    done = engine.decode(*rest, kv="mine", **options)
+    monkeypatch.undo()
+    return done
+
+
+def test_what_joins_sees_what_the_policy_shows(
+    llama: Any, prompts: list[list[int]], schedule: Any, exits: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned, limits = exits(3, NEW), [NEW] * 3
+
+    class Shown(Recompute):
+        """Says in so many words that all earlier positions are visible, but for some first ones."""
+
+        hidden = 0
+
+        def visible(self, rows: Tensor, positions: Tensor, layers: int) -> Tensor:
+            places = torch.arange(int(positions.max()) + 1)
+            return (places >= self.hidden) & (places <= positions.unsqueeze(1))
+
+    class Hidden(Shown):
+        hidden = 2
+
+    expected = llama.engine.decode(prompts, schedule(planned), kv="recompute", max_new_tokens=limits)
+    shown, hidden = (
+        run_policy(policy, monkeypatch, llama.engine, prompts, schedule(planned), max_new_tokens=limits)
+        for policy in (Shown, Hidden)
+    )
+    assert [one.token_ids for one in shown] == [one.token_ids for one in expected]
+    assert [one.layers_executed for one in shown] == [one.layers_executed for one in expected]
+    assert [one.token_ids for one in hidden] != [one.token_ids for one in expected]
+
+
+def test_a_policy_is_asked_per_token_and_exit_and_never_per_layer(
+    llama: Any, prompts: list[list[int]], schedule: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: Counter[str] = Counter()
+
+    class Counted(KVPolicy):
+        def __getattribute__(self, name: str) -> Any:
+            if name in {"join", "begin", "take", "visible", "leave"}:
+                asked[name] += 1
+            return super().__getattribute__(name)
+
+    options: dict[str, Any] = {"max_new_tokens": [NEW]}
+    run_policy(Counted, monkeypatch, llama.engine, prompts[:1], Full(), **options)
+    assert asked == {"join": 1, "begin": NEW - 1, "visible": NEW - 1}  # one stretch of all layers a token
+    asked.clear()
+    plan = schedule([[LAYERS, *[4] * (NEW - 1)]], points=(2, 4))
+    run_policy(Counted, monkeypatch, llama.engine, prompts[:1], plan, **options)
+    assert asked == {"join": 1, "begin": NEW - 1, "visible": 2 * (NEW - 1), "leave": NEW - 1}
+
+
+def test_the_loop_knows_no_policy_by_name() -> None:
+    folder = Path(harness.decoding.__file__).parent
+    for file in folder.glob("*.py"):
+        literals = {node.value for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Constant)}
+        assert not literals & set(KV_POLICIES.names()), file

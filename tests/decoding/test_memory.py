@@ -17,7 +17,7 @@ import json, resource, sys
 from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
-from harness.contracts import KVPolicy, ModelInfo
+from harness.contracts import ModelInfo
 from harness.decoding.engine import Engine
 from harness.decoding.families import read
 from strategies.fixed import Fixed
@@ -36,7 +36,7 @@ def info(config):
 def decode(config):
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     engine = Engine(read(model), info(config))
-    engine.decode([[1, 2, 3]], Fixed(layer=4), kv=KVPolicy.PROPAGATE, max_new_tokens=[2])
+    engine.decode([[1, 2, 3]], Fixed(layer=4), kv="propagate", max_new_tokens=[2])
     return sum(parameter.nbytes for parameter in model.parameters())
 
 torch.set_num_threads(1)

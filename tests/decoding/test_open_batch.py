@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.contracts import Batch, ExitRule, ExitView, KVPolicy, ModelInfo, Strategy
+from harness.contracts import Batch, ExitRule, ExitView, ModelInfo, Strategy
 from harness.decoding.blocks import Linear
 from harness.decoding.engine import Engine
 from harness.decoding.generation import Generation
 from harness.decoding.row_exits import RowExits
 from harness.errors import ModelError
+from harness.registry import KV_POLICIES
 from strategies.confidence import Confidence
 from strategies.entropy import Entropy
 from strategies.fixed import Fixed
@@ -62,7 +63,7 @@ def facts(one: Generation) -> tuple[Any, ...]:
     return one.token_ids, one.exit_layers, one.finish_reason, one.exit_checks, one.layers_executed, one.kv_fill_layers
 
 
-def serve(engine: Any, todo: list[Wish], kv: KVPolicy, *, chance: float = 0.6, seed: int = 1) -> list[Generation]:
+def serve(engine: Any, todo: list[Wish], kv: str, *, chance: float = 0.6, seed: int = 1) -> list[Generation]:
     """Decode all wishes in one open batch, admitted at random moments."""
     drawn, tally = random.Random(seed), [Generation() for _ in range(ROWS)]
     exits = RowExits(engine.info, "cpu", tally)
@@ -86,8 +87,8 @@ def serve(engine: Any, todo: list[Wish], kv: KVPolicy, *, chance: float = 0.6, s
     return [done[number] for number in range(len(todo))]
 
 
-@pytest.mark.parametrize("kv", KVPolicy)
-def test_what_a_row_yields_does_not_depend_on_the_others(case: Any, kv: KVPolicy) -> None:
+@pytest.mark.parametrize("kv", KV_POLICIES.names())
+def test_what_a_row_yields_does_not_depend_on_the_others(case: Any, kv: str) -> None:
     todo = wishes(20, case.engine.info.vocab_size, MIXED)
     together = serve(case.engine, todo, kv)
     for wish, made in zip(todo, together, strict=True):
@@ -100,22 +101,22 @@ def test_what_a_row_yields_does_not_depend_on_the_others(case: Any, kv: KVPolicy
 
 def test_a_random_row_draws_from_its_own_seed_in_whatever_slot_it_sits(llama: Any) -> None:
     todo = wishes(12, llama.engine.info.vocab_size, [Random(probability=0.3)])
-    first, second = (serve(llama.engine, todo, KVPolicy.PROPAGATE, chance=chance) for chance in (1.0, 0.5))
+    first, second = (serve(llama.engine, todo, "propagate", chance=chance) for chance in (1.0, 0.5))
     assert [facts(one) for one in first] == [facts(one) for one in second]
 
 
 def test_logits_that_a_strategy_asked_for_make_the_token_and_are_charged_once(llama: Any) -> None:
     for strategy in (Confidence(threshold=0.6), Fixed(layer=3), Full()):
         todo = wishes(9, llama.engine.info.vocab_size, [strategy, strategy])
-        for wish, made in zip(todo, serve(llama.engine, todo, KVPolicy.PROPAGATE), strict=True):
-            alone = llama.engine.decode([wish.prompt], strategy, kv=KVPolicy.PROPAGATE, max_new_tokens=[wish.limit])[0]
+        for wish, made in zip(todo, serve(llama.engine, todo, "propagate"), strict=True):
+            alone = llama.engine.decode([wish.prompt], strategy, kv="propagate", max_new_tokens=[wish.limit])[0]
             assert made.lm_head_evaluations == alone.lm_head_evaluations
 
 
 def test_log_probabilities_are_those_of_the_head_that_chose(llama: Any, prompts: list[list[int]]) -> None:
     tally = [Generation()]
     exits = RowExits(llama.engine.info, "cpu", tally)
-    batch = llama.engine.open(1, POSITIONS, KVPolicy.NONE, exits, tally)
+    batch = llama.engine.open(1, POSITIONS, "none", exits, tally)
     batch.with_log_probabilities = True
     exits.join(0, Fixed(layer=3), 0)
     batch.join(0, prompts[0], 4)
@@ -152,7 +153,7 @@ class WrongShape(Strategy):
 def test_a_strategy_that_fails_stops_its_own_row_only(llama: Any, prompts: list[list[int]], broken: Strategy) -> None:
     tally = [Generation(), Generation()]
     exits = RowExits(llama.engine.info, "cpu", tally)
-    batch = llama.engine.open(2, POSITIONS, KVPolicy.PROPAGATE, exits, tally)
+    batch = llama.engine.open(2, POSITIONS, "propagate", exits, tally)
     for row, strategy in enumerate((broken, Confidence(threshold=0.6))):
         exits.join(row, strategy, 0)
         batch.join(row, prompts[row], NEW)
@@ -162,14 +163,14 @@ def test_a_strategy_that_fails_stops_its_own_row_only(llama: Any, prompts: list[
         for row in exits.failures:
             batch.drop(row)
     assert set(exits.failures) == {0}
-    alone = llama.engine.decode([prompts[1]], Confidence(threshold=0.6), kv=KVPolicy.PROPAGATE, max_new_tokens=[NEW])[0]
+    alone = llama.engine.decode([prompts[1]], Confidence(threshold=0.6), kv="propagate", max_new_tokens=[NEW])[0]
     assert facts(tally[1]) == facts(alone)
     exits.join(0, Full(), 0)
     assert not exits.failures
 
 
-@pytest.mark.parametrize("kv", KVPolicy)
-def test_a_dropped_row_leaves_nothing_behind(llama: Any, prompts: list[list[int]], kv: KVPolicy) -> None:
+@pytest.mark.parametrize("kv", KV_POLICIES.names())
+def test_a_dropped_row_leaves_nothing_behind(llama: Any, prompts: list[list[int]], kv: str) -> None:
     tally = [Generation()]
     exits = RowExits(llama.engine.info, "cpu", tally)
     batch = llama.engine.open(1, POSITIONS, kv, exits, tally)
@@ -193,7 +194,7 @@ def test_a_dropped_row_leaves_nothing_behind(llama: Any, prompts: list[list[int]
 def test_more_positions_than_the_model_has_are_refused(llama: Any) -> None:
     tally = [Generation()]
     with pytest.raises(ModelError, match="positions"):
-        llama.engine.open(1, 10**6, KVPolicy.PROPAGATE, RowExits(llama.engine.info, "cpu", tally), tally)
+        llama.engine.open(1, 10**6, "propagate", RowExits(llama.engine.info, "cpu", tally), tally)
 
 
 @dataclass(frozen=True)
@@ -207,7 +208,7 @@ class EvenPositions(Strategy):
         return view.position % 2 == 0
 
 
-def same_alone(engine: Any, todo: list[Wish], together: list[Generation], kv: KVPolicy = KVPolicy.PROPAGATE) -> None:
+def same_alone(engine: Any, todo: list[Wish], together: list[Generation], kv: str = "propagate") -> None:
     """Everything but the clock is what each wish gets alone."""
     for wish, made in zip(todo, together, strict=True):
         alone = engine.decode([wish.prompt], wish.strategy, kv=kv, max_new_tokens=[wish.limit], seeds=[wish.seed])[0]
@@ -218,7 +219,7 @@ def same_alone(engine: Any, todo: list[Wish], together: list[Generation], kv: KV
 
 def test_a_view_has_one_position_per_row_beside_others(llama: Any) -> None:
     todo = wishes(12, llama.engine.info.vocab_size, (EvenPositions(), Full(), Random(probability=0.3)))
-    same_alone(llama.engine, todo, serve(llama.engine, todo, KVPolicy.PROPAGATE))
+    same_alone(llama.engine, todo, serve(llama.engine, todo, "propagate"))
 
 
 @pytest.mark.parametrize("kv_input", ["hidden", "shortcut"])
@@ -231,7 +232,7 @@ def test_what_a_rule_asked_for_is_computed_and_charged_once(llama: Any, kv_input
     todo = wishes(
         24, engine.info.vocab_size, (Confidence(threshold=0.3), Full(), Random(probability=0.3), Fixed(layer=3))
     )
-    same_alone(engine, todo, serve(engine, todo, KVPolicy.PROPAGATE))
+    same_alone(engine, todo, serve(engine, todo, "propagate"))
 
 
 class Always:
@@ -260,7 +261,7 @@ class Shared(Strategy):
 @pytest.mark.parametrize("strategies", [(Shared(2), Shared(4)), (Shared(2), Shared(4), Random(probability=0.3))])
 def test_a_rule_that_two_settings_share_is_asked_where_each_wants(llama: Any, strategies: Any) -> None:
     todo = wishes(12, llama.engine.info.vocab_size, strategies)
-    same_alone(llama.engine, todo, serve(llama.engine, todo, KVPolicy.PROPAGATE))
+    same_alone(llama.engine, todo, serve(llama.engine, todo, "propagate"))
 
 
 @dataclass(frozen=True)
@@ -278,7 +279,7 @@ def test_of_rows_that_are_asked_together_only_those_fail_that_the_strategy_fails
 ) -> None:
     tally = [Generation(), Generation()]
     exits = RowExits(llama.engine.info, "cpu", tally)
-    batch = llama.engine.open(2, POSITIONS, KVPolicy.PROPAGATE, exits, tally)
+    batch = llama.engine.open(2, POSITIONS, "propagate", exits, tally)
     strategy = Picky()
     for row in (0, 1):
         exits.join(row, strategy, 0)
@@ -292,8 +293,8 @@ def test_of_rows_that_are_asked_together_only_those_fail_that_the_strategy_fails
     assert tally[1].finish_reason == "length"
 
 
-@pytest.mark.parametrize("kv", [KVPolicy.PROPAGATE, KVPolicy.RECOMPUTE, KVPolicy.SKIP])
-def test_what_a_row_held_cannot_poison_the_next_one(llama: Any, prompts: list[list[int]], kv: KVPolicy) -> None:
+@pytest.mark.parametrize("kv", ["propagate", "recompute", "skip"])
+def test_what_a_row_held_cannot_poison_the_next_one(llama: Any, prompts: list[list[int]], kv: str) -> None:
     long = prompts[1] * 2
     tally = [Generation(), Generation()]
     exits = RowExits(llama.engine.info, "cpu", tally)

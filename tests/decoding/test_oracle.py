@@ -6,39 +6,39 @@ from typing import Any
 
 import pytest
 
-from harness.contracts import KVPolicy
+from harness.registry import KV_POLICIES
 from strategies.full import Full
 from strategies.oracle import Oracle
 
 NEW = 8
 
 
-@pytest.mark.parametrize("kv", [KVPolicy.RECOMPUTE, KVPolicy.NONE])
-def test_the_oracle_changes_no_token(case: Any, kv: KVPolicy, prompts: list[list[int]]) -> None:
+@pytest.mark.parametrize("kv", ["recompute", "none"])
+def test_the_oracle_changes_no_token(case: Any, kv: str, prompts: list[list[int]]) -> None:
     full = case.engine.decode(prompts, Full(), kv=kv, max_new_tokens=[NEW] * 3)
     done = case.engine.decode(prompts, Oracle(), kv=kv, max_new_tokens=[NEW] * 3)
     assert [one.token_ids for one in done] == [one.token_ids for one in full]
     assert sum(sum(one.exit_layers) for one in done) < sum(sum(one.exit_layers) for one in full)
 
 
-@pytest.mark.parametrize("kv", KVPolicy)
+@pytest.mark.parametrize("kv", KV_POLICIES.names())
 def test_the_oracle_leaves_at_the_first_layer_that_knows(
-    case: Any, kv: KVPolicy, prompts: list[list[int]], reference: Any
+    case: Any, kv: str, prompts: list[list[int]], reference: Any
 ) -> None:
     done = case.engine.decode(prompts, Oracle(), kv=kv, max_new_tokens=[NEW] * 3)
     for prompt, one in zip(prompts, done, strict=True):
         beside, layers = reference(case.reference, kv, prompt), []
         for step in range(NEW):
             tokens = [int(logits.argmax()) for logits in beside.look()]
-            asked = step > 0 or kv is KVPolicy.NONE
+            asked = step > 0 or kv == "none"
             layers.append(tokens.index(tokens[-1]) + 1 if asked else case.info.num_layers)
             beside.leave(layers[-1])
         assert one.exit_layers == layers
         assert one.token_ids == beside.sequence[len(prompt) :]
 
 
-@pytest.mark.parametrize("kv", KVPolicy)
-def test_rehearsing_leaves_no_trace_in_the_tokens(llama: Any, kv: KVPolicy, prompts: list[list[int]]) -> None:
+@pytest.mark.parametrize("kv", KV_POLICIES.names())
+def test_rehearsing_leaves_no_trace_in_the_tokens(llama: Any, kv: str, prompts: list[list[int]]) -> None:
     rehearsed = llama.engine.decode(prompts, Oracle(), kv=kv, max_new_tokens=[NEW] * 3)
     layers = [one.exit_layers for one in rehearsed]
     plain = llama.engine.replay(prompts, layers, kv=kv, max_new_tokens=[NEW] * 3)
@@ -48,15 +48,15 @@ def test_rehearsing_leaves_no_trace_in_the_tokens(llama: Any, kv: KVPolicy, prom
 @pytest.mark.parametrize(
     "kv",
     [
-        KVPolicy.PROPAGATE,
-        KVPolicy.SKIP,
-        KVPolicy.NONE,
+        "propagate",
+        "skip",
+        "none",
     ],
 )
-def test_the_layers_a_rehearsal_runs_are_charged(llama: Any, kv: KVPolicy, prompts: list[list[int]]) -> None:
+def test_the_layers_a_rehearsal_runs_are_charged(llama: Any, kv: str, prompts: list[list[int]]) -> None:
     done = llama.engine.decode(prompts, Oracle(), kv=kv, max_new_tokens=[NEW] * 3)
     for one in done:
-        asked = one.exit_layers if kv is KVPolicy.NONE else one.exit_layers[1:]
+        asked = one.exit_layers if kv == "none" else one.exit_layers[1:]
         # Every token is rehearsed once, from the first exit point: from layer 1 through the five others.
         assert one.layers_executed == sum(asked) + 5 * len(asked)
 
@@ -64,7 +64,7 @@ def test_the_layers_a_rehearsal_runs_are_charged(llama: Any, kv: KVPolicy, promp
 def test_a_rehearsal_under_recompute_takes_along_whoever_waits_and_leaves_them_waiting(
     llama: Any, prompts: list[list[int]]
 ) -> None:
-    done = llama.engine.decode(prompts, Oracle(), kv=KVPolicy.RECOMPUTE, max_new_tokens=[NEW] * 3)
+    done = llama.engine.decode(prompts, Oracle(), kv="recompute", max_new_tokens=[NEW] * 3)
     for one in done:
         layers, waiting = 0, list[int]()
         for leaving in one.exit_layers[1:]:

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.contracts import ExitView, KVPolicy, ModelInfo, Strategy
+from harness.contracts import ExitView, ModelInfo, Strategy
+from harness.registry import KV_POLICIES
 from strategies.fixed import Fixed
 from strategies.full import Full
 
@@ -50,7 +51,7 @@ public class Rectangle implements Shape {
 @pytest.mark.parametrize("language", CODE)
 def test_never_exiting_is_generate(smollm2: Any, language: str, greedy: Callable[..., list[int]]) -> None:
     prompt = smollm2.codec.encode(CODE[language])
-    done = smollm2.engine.decode([prompt], Full(), kv=KVPolicy.PROPAGATE, max_new_tokens=[24])[0]
+    done = smollm2.engine.decode([prompt], Full(), kv="propagate", max_new_tokens=[24])[0]
     assert len(set(done.token_ids)) > 8
     assert done.token_ids == greedy(smollm2.module, prompt, 24)
 
@@ -59,18 +60,16 @@ def test_every_policy_and_a_batch_agree_at_full_depth(smollm2: Any) -> None:
     prompts = [smollm2.codec.encode(text) for text in CODE.values()]
     tokens = [
         [one.token_ids for one in smollm2.engine.decode(prompts, Full(), kv=kv, max_new_tokens=[8, 8])]
-        for kv in KVPolicy
+        for kv in KV_POLICIES.names()
     ]
-    alone = [
-        smollm2.engine.decode([prompt], Full(), kv=KVPolicy.SKIP, max_new_tokens=[8])[0].token_ids for prompt in prompts
-    ]
+    alone = [smollm2.engine.decode([prompt], Full(), kv="skip", max_new_tokens=[8])[0].token_ids for prompt in prompts]
     assert all(found == alone for found in tokens)
 
 
 def test_recompute_decodes_as_no_cache_does(smollm2: Any) -> None:
     prompt = smollm2.codec.encode(CODE["java"])
-    done = smollm2.engine.decode([prompt], Fixed(layer=22), kv=KVPolicy.RECOMPUTE, max_new_tokens=[8])[0]
-    plain = smollm2.engine.replay([prompt], [done.exit_layers], kv=KVPolicy.NONE, max_new_tokens=[8])[0]
+    done = smollm2.engine.decode([prompt], Fixed(layer=22), kv="recompute", max_new_tokens=[8])[0]
+    plain = smollm2.engine.replay([prompt], [done.exit_layers], kv="none", max_new_tokens=[8])[0]
     assert done.exit_layers == [30] + [22] * 7
     assert done.token_ids == plain.token_ids
 
@@ -94,7 +93,7 @@ def test_agreement_with_full_depth_grows_with_depth(smollm2: Any) -> None:
     for text in CODE.values():
         watch = Watch()
         prompt = smollm2.codec.encode(text)
-        done = smollm2.engine.decode([prompt], watch, kv=KVPolicy.PROPAGATE, max_new_tokens=[25])[0]
+        done = smollm2.engine.decode([prompt], watch, kv="propagate", max_new_tokens=[25])[0]
         for layer, said in watch.said.items():
             right[layer] += sum(a == b for a, b in zip(said, done.token_ids[1:], strict=True))
     # Of 48 tokens. An untuned model knows next to nothing in its first layers.

@@ -7,20 +7,21 @@ from typing import Any
 import pytest
 import torch
 
-from harness.contracts import ExitView, KVPolicy, Strategy
-from harness.decoding.families import FAMILIES, check_config, position_limit
+from harness.contracts import ExitView, Strategy
+from harness.decoding.families import check_config, position_limit
 from harness.errors import ModelError, OptionError
+from harness.registry import FAMILIES, KV_POLICIES
 from strategies.full import Full
 
 
-@pytest.mark.parametrize("kv", KVPolicy)
-def test_an_empty_prompt(llama: Any, kv: KVPolicy) -> None:
+@pytest.mark.parametrize("kv", KV_POLICIES.names())
+def test_an_empty_prompt(llama: Any, kv: str) -> None:
     with pytest.raises(ModelError, match="no tokens"):
         llama.engine.decode([[1, 2], []], Full(), kv=kv, max_new_tokens=[2, 2])
 
 
-@pytest.mark.parametrize("kv", KVPolicy)
-def test_a_prompt_and_completion_beyond_the_positions(llama: Any, kv: KVPolicy) -> None:
+@pytest.mark.parametrize("kv", KV_POLICIES.names())
+def test_a_prompt_and_completion_beyond_the_positions(llama: Any, kv: str) -> None:
     with pytest.raises(ModelError, match="need 161 positions, llama has 160"):
         llama.engine.decode([[1, 2], [3] * 158], Full(), kv=kv, max_new_tokens=[2, 3])
     with pytest.raises(ModelError, match="need 161 positions"):
@@ -30,7 +31,7 @@ def test_a_prompt_and_completion_beyond_the_positions(llama: Any, kv: KVPolicy) 
 
 def test_limits_that_are_not_one_per_row(llama: Any) -> None:
     with pytest.raises(ValueError, match=r"shorter|longer"):
-        llama.engine.decode([[1], [2]], Full(), kv=KVPolicy.NONE, max_new_tokens=[2])
+        llama.engine.decode([[1], [2]], Full(), kv="none", max_new_tokens=[2])
 
 
 @pytest.mark.parametrize(
@@ -49,7 +50,7 @@ def test_an_answer_that_is_not_one_bool_per_row(llama: Any, answer: Any, what: s
             return answer(len(view.rows))
 
     with pytest.raises(OptionError, match=rf"Crooked\.should_exit returned .*{what}.* at layer 1.*\(3,\)"):
-        llama.engine.decode(prompts, Crooked(), kv=KVPolicy.PROPAGATE, max_new_tokens=[2] * 3)
+        llama.engine.decode(prompts, Crooked(), kv="propagate", max_new_tokens=[2] * 3)
 
 
 # ------------------------------------------------------------------------------------ families
@@ -61,7 +62,7 @@ def config(family: str, **changes: Any) -> Any:
     return AutoConfig.for_model(family, **changes)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES.names())
 def test_supported_families_pass(family: str) -> None:
     check_config(config(family))
 
@@ -111,5 +112,5 @@ def test_a_sliding_window_limits_the_positions(family: str, changes: dict[str, A
 def test_inside_the_window_sliding_attention_is_full_attention(make_case: Any, greedy: Any) -> None:
     case = make_case("mistral", sliding_window=32)
     prompt = list(range(3, 23))
-    done = case.engine.decode([prompt], Full(), kv=KVPolicy.PROPAGATE, max_new_tokens=[12])[0]
+    done = case.engine.decode([prompt], Full(), kv="propagate", max_new_tokens=[12])[0]
     assert done.token_ids == greedy(case.reference, prompt, 12)

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.contracts import ExitView, KVPolicy, Strategy
+from harness.contracts import ExitView, Strategy
 from harness.decoding.blocks import Linear
 from harness.decoding.engine import Engine
 from harness.decoding.generation import Generation
+from harness.registry import KV_POLICIES
 from strategies.confidence import Confidence
 from strategies.fixed import Fixed
 from strategies.full import Full
@@ -50,7 +51,7 @@ def read_out(reference: Any) -> Callable[[Any, Tensor], int]:
 
     def read(case: Any, state: Tensor) -> int:
         with torch.no_grad():
-            return int(reference(case.reference, KVPolicy.NONE, [1])._head(state.unsqueeze(0)).argmax())
+            return int(reference(case.reference, "none", [1])._head(state.unsqueeze(0)).argmax())
 
     return read
 
@@ -89,7 +90,7 @@ def test_a_view_shows_both_states(llama: Any, prompts: list[list[int]]) -> None:
                 assert torch.equal(view.previous.exit_state, earlier if before is None else before(earlier))
             return torch.zeros(len(view.rows), dtype=torch.bool)
 
-    engine_with(llama, some).decode(prompts, Looking(), kv=KVPolicy.PROPAGATE, max_new_tokens=[3] * 3)
+    engine_with(llama, some).decode(prompts, Looking(), kv="propagate", max_new_tokens=[3] * 3)
     assert layers == [1, 2, 3, 4, 5] * 2
 
 
@@ -101,8 +102,8 @@ def test_an_exit_s_token_is_the_head_of_the_mapped_state_of_transformers(
 ) -> None:
     """Without a cache: every token is argmax(lm_head(norm(W h + b))), h transformers' own hidden state."""
     shortcuts, planned = maps(case.info.hidden_size), exits(3, NEW, first=2)
-    done = engine_with(case, shortcuts).decode(prompts, schedule(planned), kv=KVPolicy.NONE, max_new_tokens=[NEW] * 3)
-    plain = case.engine.decode(prompts, schedule(planned), kv=KVPolicy.NONE, max_new_tokens=[NEW] * 3)
+    done = engine_with(case, shortcuts).decode(prompts, schedule(planned), kv="none", max_new_tokens=[NEW] * 3)
+    plain = case.engine.decode(prompts, schedule(planned), kv="none", max_new_tokens=[NEW] * 3)
     assert tokens_of(done) != tokens_of(plain)
     for prompt, one, layers in zip(prompts, done, planned, strict=True):
         assert one.exit_layers == layers
@@ -118,11 +119,11 @@ def test_an_exit_s_token_is_the_head_of_the_mapped_state_of_transformers(
             assert one.token_ids[step] == expected, (step, layer)
 
 
-@pytest.mark.parametrize("kv", KVPolicy)
+@pytest.mark.parametrize("kv", KV_POLICIES.names())
 @pytest.mark.parametrize("looking", [True, False])
 def test_every_policy_reads_its_tokens_through_the_map(
     llama: Any,
-    kv: KVPolicy,
+    kv: str,
     looking: bool,
     prompts: list[list[int]],
     schedule: Any,
@@ -152,23 +153,23 @@ def test_each_exit_has_its_own_map_and_the_others_the_shared_head(
     for layer in range(1, LAYERS):
         planned = [[layer]] * 3
         got, plain = (
-            each.decode(prompts, schedule(planned), kv=KVPolicy.NONE, max_new_tokens=[1] * 3)
+            each.decode(prompts, schedule(planned), kv="none", max_new_tokens=[1] * 3)
             for each in (engine, llama.engine)
         )
         assert (tokens_of(got) == tokens_of(plain)) is (layer not in some)
 
 
-@pytest.mark.parametrize("kv", KVPolicy)
-def test_the_last_layer_never_goes_through_a_map(llama: Any, kv: KVPolicy, prompts: list[list[int]]) -> None:
+@pytest.mark.parametrize("kv", KV_POLICIES.names())
+def test_the_last_layer_never_goes_through_a_map(llama: Any, kv: str, prompts: list[list[int]]) -> None:
     engine = engine_with(llama, {**maps(64), LAYERS: Linear(torch.zeros(64, 64))})
     full, plain = (each.decode(prompts, Full(), kv=kv, max_new_tokens=[NEW] * 3) for each in (engine, llama.engine))
     assert tokens_of(full) == tokens_of(plain)
     assert [one.shortcut_evaluations for one in full] == [0] * 3
 
 
-@pytest.mark.parametrize("kv", KVPolicy)
+@pytest.mark.parametrize("kv", KV_POLICIES.names())
 def test_maps_that_change_nothing_are_the_shared_head(
-    case: Any, kv: KVPolicy, prompts: list[list[int]], schedule: Any, exits: Any
+    case: Any, kv: str, prompts: list[list[int]], schedule: Any, exits: Any
 ) -> None:
     """Token for token and exit for exit, whoever decides."""
     width = case.info.hidden_size
@@ -182,9 +183,9 @@ def test_maps_that_change_nothing_are_the_shared_head(
         ]
 
 
-@pytest.mark.parametrize("kv", KVPolicy)
+@pytest.mark.parametrize("kv", KV_POLICIES.names())
 def test_replayed_exits_go_through_the_maps_too(
-    llama: Any, kv: KVPolicy, prompts: list[list[int]], schedule: Any, exits: Any
+    llama: Any, kv: str, prompts: list[list[int]], schedule: Any, exits: Any
 ) -> None:
     engine, planned = engine_with(llama, maps(64)), exits(3, NEW)
     asked = engine.decode(prompts, schedule(planned), kv=kv, max_new_tokens=[NEW] * 3)
@@ -214,7 +215,7 @@ def counted(llama: Any) -> tuple[Engine, list[int]]:
     return engine_with(llama, some), calls
 
 
-@pytest.mark.parametrize("kv", KVPolicy)
+@pytest.mark.parametrize("kv", KV_POLICIES.names())
 @pytest.mark.parametrize(
     "strategy",
     [
@@ -229,7 +230,7 @@ def counted(llama: Any) -> tuple[Engine, list[int]]:
     ids=lambda strategy: type(strategy).__name__,
 )
 def test_every_map_is_counted_and_no_other(
-    counted: tuple[Engine, list[int]], strategy: Strategy, kv: KVPolicy, prompts: list[list[int]]
+    counted: tuple[Engine, list[int]], strategy: Strategy, kv: str, prompts: list[list[int]]
 ) -> None:
     engine, calls = counted
     done = engine.decode(prompts, strategy, kv=kv, max_new_tokens=[8, 8, 5], seeds=[1, 2, 3])
@@ -242,7 +243,7 @@ def test_filling_from_a_map_applies_none_anew(
 ) -> None:
     engine, calls = counted
     filling = Engine(engine.backbone, llama.info, kv_input="shortcut")
-    done = filling.decode(prompts, Fixed(layer=3), kv=KVPolicy.PROPAGATE, max_new_tokens=[5] * 3)
+    done = filling.decode(prompts, Fixed(layer=3), kv="propagate", max_new_tokens=[5] * 3)
     assert [one.kv_fill_layers for one in done] == [3 * 3] * 3
     assert [one.shortcut_evaluations for one in done] == [4] * 3
     assert calls == [3] * 4
@@ -262,7 +263,7 @@ def test_counts_of_one_row(
 ) -> None:
     engine, calls = counted
     plan = schedule([PLANNED], points=POINTS, looking=looking)
-    done = engine.decode(prompts[:1], plan, kv=KVPolicy.PROPAGATE, max_new_tokens=[4])[0]
+    done = engine.decode(prompts[:1], plan, kv="propagate", max_new_tokens=[4])[0]
     assert done.exit_layers == PLANNED
     assert done.shortcut_evaluations == evaluations  # logits that were asked for serve as the output
     assert calls == [1] * evaluations
@@ -280,7 +281,7 @@ class Reading(Strategy):
 
 def test_an_exit_state_costs_a_map_and_no_head(counted: tuple[Engine, list[int]], prompts: list[list[int]]) -> None:
     engine, calls = counted
-    done = engine.decode(prompts[:1], Reading(), kv=KVPolicy.PROPAGATE, max_new_tokens=[4])[0]
+    done = engine.decode(prompts[:1], Reading(), kv="propagate", max_new_tokens=[4])[0]
     assert done.exit_layers == [6, 5, 5, 5]
     assert done.shortcut_evaluations == 3 * 4  # what was read at layer 5 serves the output too
     assert done.lm_head_evaluations == 3
@@ -301,18 +302,20 @@ def test_an_earlier_exit_state_is_charged_to_who_is_left(
             return leaves == view.exit_layer
 
     # Row 0 leaves at layer 2; row 1 is not mapped there, looks back to 3 from 4, and leaves there.
-    done = engine.decode(prompts[:2], LookingBack(), kv=KVPolicy.SKIP, max_new_tokens=[2, 2])
+    done = engine.decode(prompts[:2], LookingBack(), kv="skip", max_new_tokens=[2, 2])
     assert [one.exit_layers for one in done] == [[6, 2], [6, 4]]
     assert [one.shortcut_evaluations for one in done] == [1, 2]
     assert calls == [1] * 3
 
 
 @pytest.mark.parametrize("looking", [True, False])
-@pytest.mark.parametrize(("kv", "kv_input"), [*((kv, "hidden") for kv in KVPolicy), (KVPolicy.PROPAGATE, "shortcut")])
+@pytest.mark.parametrize(
+    ("kv", "kv_input"), [*((kv, "hidden") for kv in KV_POLICIES.names()), ("propagate", "shortcut")]
+)
 def test_a_row_s_counts_do_not_depend_on_its_neighbours(
     counted: tuple[Engine, list[int]],
     llama: Any,
-    kv: KVPolicy,
+    kv: str,
     kv_input: Any,
     looking: bool,
     prompts: list[list[int]],
@@ -347,13 +350,13 @@ def test_an_exit_state_that_was_read_is_kept_for_who_is_left(
             return torch.tensor([2, 4])[view.rows] == view.exit_layer
 
     # The first row leaves at 2, the second goes through the maps of 2, 3 and 4, and looks back to two of them.
-    done = engine.decode(prompts[:2], ReadingBack(), kv=KVPolicy.SKIP, max_new_tokens=[2, 2])
+    done = engine.decode(prompts[:2], ReadingBack(), kv="skip", max_new_tokens=[2, 2])
     assert [one.shortcut_evaluations for one in done] == [1, 3]
     assert calls == [2, 1, 1]
 
 
 def test_without_maps_nothing_is_counted(llama: Any, prompts: list[list[int]]) -> None:
-    done = llama.engine.decode(prompts, Confidence(threshold=0.3), kv=KVPolicy.PROPAGATE, max_new_tokens=[NEW] * 3)
+    done = llama.engine.decode(prompts, Confidence(threshold=0.3), kv="propagate", max_new_tokens=[NEW] * 3)
     assert any(layer < LAYERS for one in done for layer in one.exit_layers)
     assert [one.shortcut_evaluations for one in done] == [0] * 3
 
@@ -362,12 +365,13 @@ def test_the_roofline_pays_for_every_map(
     counted: tuple[Engine, list[int]], llama: Any, prompts: list[list[int]], schedule: Any
 ) -> None:
     """Bytes worked out by hand: 14 layers, 3 heads, 5 maps, one fill of 3 layers, and the cache behind them."""
+    from harness.decoding.kv.propagate import Propagate
     from harness.records import ModelRecord, SampleRecord
     from reports.metrics.byte_model import decode_bytes
 
     engine, _ = counted
     plan = schedule([PLANNED], points=POINTS, looking=True)
-    done = engine.decode(prompts[:1], plan, kv=KVPolicy.PROPAGATE, max_new_tokens=[4])[0]
+    done = engine.decode(prompts[:1], plan, kv="propagate", max_new_tokens=[4])[0]
     sample = SampleRecord(
         window=0, operating_point="x", task="t", sample_id="s", prompt_ids=tuple(prompts[0]),
         token_ids=tuple(done.token_ids), exit_layers=tuple(done.exit_layers), exit_checks=done.exit_checks,
@@ -384,6 +388,6 @@ def test_the_roofline_pays_for_every_map(
     heads = 1 + 1 + (1 + 1 + 1 + 1) + (1 + 1 + 1)  # at 1 and 3; at 1, 3, 5 and the last layer; at 1, 3 and 5
     cache = 3 * 8 + 6 * 9 + 5 * 10  # layers × positions: seven of the prompt and the token's own
     expected = 14_000_000 + heads * 10_000 + 3 * 100 + cache
-    assert decode_bytes(sample, model.model_copy(update={"shortcut_bytes": 0}), KVPolicy.PROPAGATE) == expected
-    assert decode_bytes(sample, model, KVPolicy.PROPAGATE) == expected + 5 * 64 * 65 * 4
+    assert decode_bytes(sample, model.model_copy(update={"shortcut_bytes": 0}), Propagate.facts) == expected
+    assert decode_bytes(sample, model, Propagate.facts) == expected + 5 * 64 * 65 * 4
     assert {linear.nbytes for linear in maps(64).values()} == {64 * 65 * 4}

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.contracts import Batch, ExitRule, KVPolicy, ModelInfo, Strategy
+from harness.contracts import Batch, ExitRule, ModelInfo, Strategy
+from harness.registry import KV_POLICIES
 
 LAYERS = 6
 
@@ -38,8 +39,8 @@ class Spy(Strategy):
 PLANNED = [[6, 2, 5, 3, 6], [6, 4, 1, 6, 2], [6, 6, 5, 3, 1]]
 
 
-@pytest.mark.parametrize("kv", KVPolicy)
-def test_rows_positions_and_tokens(llama: Any, kv: KVPolicy, prompts: list[list[int]]) -> None:
+@pytest.mark.parametrize("kv", KV_POLICIES.names())
+def test_rows_positions_and_tokens(llama: Any, kv: str, prompts: list[list[int]]) -> None:
     met: dict[tuple[int, int], list[int]] = {}
     steps: list[list[list[int]]] = []
 
@@ -55,7 +56,7 @@ def test_rows_positions_and_tokens(llama: Any, kv: KVPolicy, prompts: list[list[
 
     done = llama.engine.decode(prompts, Spy(PLANNED, look), kv=kv, max_new_tokens=[5] * 3)
 
-    first = 0 if kv is KVPolicy.NONE else 1
+    first = 0 if kv == "none" else 1
     assert met == {
         (row, step): [layer for layer in range(1, LAYERS) if layer <= PLANNED[row][step]]
         for row in range(3)
@@ -65,10 +66,10 @@ def test_rows_positions_and_tokens(llama: Any, kv: KVPolicy, prompts: list[list[
     assert all(tokens in [one.token_ids[:4] for one in done] for tokens in ends)
 
 
-@pytest.mark.parametrize("kv", KVPolicy)
+@pytest.mark.parametrize("kv", KV_POLICIES.names())
 @pytest.mark.parametrize("eager", [True, False])
 def test_previous_is_the_last_exit_point_over_the_rows_that_are_left(
-    llama: Any, kv: KVPolicy, eager: bool, prompts: list[list[int]]
+    llama: Any, kv: str, eager: bool, prompts: list[list[int]]
 ) -> None:
     """Whether it is looked at once each time or only from the deepest exit point, all the way back."""
     seen: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
@@ -105,14 +106,12 @@ def test_logits_of_an_earlier_exit_point_are_charged_to_who_is_left(llama: Any, 
             assert view.previous.previous.logits.shape[0] == len(view.rows) == 1
 
     # Row 0 leaves at layer 2; row 1 looks back from layer 3 to layer 1, and leaves at 4.
-    done = llama.engine.decode(prompts[:2], Spy([[6, 2], [6, 4]], look), kv=KVPolicy.SKIP, max_new_tokens=[2, 2])
+    done = llama.engine.decode(prompts[:2], Spy([[6, 2], [6, 4]], look), kv="skip", max_new_tokens=[2, 2])
     assert [one.lm_head_evaluations for one in done] == [1, 2]
 
 
-@pytest.mark.parametrize("kv", KVPolicy)
-def test_the_full_depth_token_is_the_same_from_every_exit_point(
-    llama: Any, kv: KVPolicy, prompts: list[list[int]]
-) -> None:
+@pytest.mark.parametrize("kv", KV_POLICIES.names())
+def test_the_full_depth_token_is_the_same_from_every_exit_point(llama: Any, kv: str, prompts: list[list[int]]) -> None:
     seen: dict[tuple[int, int], set[int]] = {}
 
     def look(view: Any) -> None:
@@ -134,7 +133,7 @@ def test_the_full_depth_token_is_the_same_from_every_exit_point(
 
 def test_a_strategy_starts_with_the_batch_and_its_seeds(llama: Any, prompts: list[list[int]]) -> None:
     spy = Spy(PLANNED, lambda view: None)
-    llama.engine.decode(prompts, spy, kv=KVPolicy.SKIP, max_new_tokens=[2] * 3, seeds=[7, 8, 9])
+    llama.engine.decode(prompts, spy, kv="skip", max_new_tokens=[2] * 3, seeds=[7, 8, 9])
     assert spy.batch == Batch((7, 8, 9), "cpu")
     assert spy.batch.size == 3
 
@@ -159,7 +158,7 @@ def test_what_is_derived_from_logits_is_its_definition_and_costs_one_evaluation(
         seen += len(best)
 
     # Two rows are asked at 1 to 5 and go on, one leaves at 3: an evaluation at every exit asked, and the last layer's.
-    done = llama.engine.decode(prompts, Spy([[6, 6], [6, 6], [6, 3]], look), kv=KVPolicy.SKIP, max_new_tokens=[2] * 3)
+    done = llama.engine.decode(prompts, Spy([[6, 6], [6, 6], [6, 3]], look), kv="skip", max_new_tokens=[2] * 3)
     assert [one.lm_head_evaluations for one in done] == [6, 6, 3]
     assert seen == 13
 
@@ -178,5 +177,5 @@ def test_once_computes_once_and_keeps_the_rows_that_are_left(llama: Any, prompts
             before = view.previous.once("mine", lambda: pytest.fail("computed again"))
             assert before.tolist() == [row * 10 + view.exit_layer - 1 for row in view.rows.tolist()]
 
-    llama.engine.decode(prompts, Spy([[6, 6], [6, 2], [6, 4]], look), kv=KVPolicy.SKIP, max_new_tokens=[2] * 3)
+    llama.engine.decode(prompts, Spy([[6, 6], [6, 2], [6, 4]], look), kv="skip", max_new_tokens=[2] * 3)
     assert computed == [1, 2, 3, 4, 5]

@@ -85,6 +85,7 @@ def test_which_name_runs_first_is_drawn(config: RunConfig, timed: Callable[..., 
     found = compare_with_itself(config, 20, 8, Heard())
     assert found.overall.ratio == pytest.approx(1.0, abs=0.15)
     assert found.coverage.covered >= 15
+    assert found.expected == (17, 20)  # the binomial's central 95 %, by hand
 
 
 def test_noise_that_lasts_longer_than_a_comparison_stays_inside_the_pairs(
@@ -98,7 +99,7 @@ def test_noise_that_lasts_longer_than_a_comparison_stays_inside_the_pairs(
 
 
 def test_too_few_samples_are_refused_before_the_weights(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(paired, "load_model", lambda plan: pytest.fail("weights were read"))
+    monkeypatch.setattr("harness.models.model.ResolvedModel.load", lambda *_: pytest.fail("weights were read"))
     with pytest.raises(DataError, match=r"4 samples of .* a comparison needs 5\. Use another --source"):
         compare_with_itself(config, 2, 4, Heard())
 
@@ -112,8 +113,8 @@ def result(covered: int, comparisons: int, expected: tuple[int, int]) -> RealCov
 @pytest.mark.parametrize(
     ("covered", "comparisons", "expected", "word"),
     [
-        (19, 20, (17, 20), "can be believed"),
-        (17, 20, (17, 20), "can be believed"),
+        (19, 20, (17, 20), "can be trusted"),
+        (17, 20, (17, 20), "can be trusted"),
         (16, 20, (17, 20), "too narrow here"),
         (5, 5, (4, 5), "Too few comparisons"),
         (1, 5, (4, 5), "too narrow here"),
@@ -127,7 +128,7 @@ def test_the_verdict_in_words(covered: int, comparisons: int, expected: tuple[in
 
 @pytest.mark.parametrize(
     ("interval", "said"),
-    [((0.94, 0.96), "as promised"), ((0.92, 0.94), "2.0 points short"), ((0.96, 0.98), "wider than need be")],
+    [((0.94, 0.96), "as promised"), ((0.92, 0.94), "2.0 points short"), ((0.96, 0.98), "wider than necessary")],
 )
 def test_a_simulated_coverage_in_words(interval: tuple[float, float], said: str) -> None:
     share = sum(interval) / 2

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from harness.contracts import KVPolicy
 from harness.errors import ConfigError, StoreError
 from harness.green_code.grid import PAPER_MODELS, GridSettings, fixed_layers, plan, read_scale
 from harness.green_code.measure import PLAN, open_grid, read_settings
@@ -42,7 +41,7 @@ def test_the_full_grid_is_the_paper_s() -> None:
     assert [str(spec) for spec in tuned.config.specs()] == [
         "full", *(f"rl:agent=rl-java:threshold={threshold}" for threshold in ("0.6", "0.8", "0.9", "0.91", "0.92", "1"))
     ]  # fmt: skip
-    assert tuned.config.kv_policies == (KVPolicy.PROPAGATE, KVPolicy.NONE)
+    assert tuned.config.kv_policies == ("propagate", "none")
     assert (tuned.config.limit, tuned.config.max_new_tokens, tuned.config.protocol) == (1000, 15, "green-code")
     assert (tuned.points, tuned.requests) == (14, 14_000)
     untuned = runs[1].config
@@ -82,7 +81,7 @@ def test_scales(text: str, samples: int, papers_own: bool) -> None:
 
 @pytest.mark.parametrize("text", ["", "big", "0", "-1", "1.5", "nan", "inf", "0.0001"])
 def test_no_scale_is_one_line(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"is no scale. Use small, full, or a fraction"):
+    with pytest.raises(ConfigError, match=r"is not a scale. Use small, full, or a fraction"):
         read_scale(text)
 
 
@@ -125,5 +124,5 @@ def test_a_grid_knows_its_settings(tmp_path: Path) -> None:
     (tmp_path / "g" / PLAN).write_text("{")
     with pytest.raises(StoreError, match="is damaged"):
         read_settings(tmp_path / "g")
-    with pytest.raises(StoreError, match="is no grid"):
+    with pytest.raises(StoreError, match="is not a grid"):
         read_settings(tmp_path)

@@ -39,7 +39,7 @@ def test_cores_that_are_not_shown_are_not_guessed(tmp_path: Path, cores: set[int
 def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Counters of two cores at zero; this process has used nothing, and two seconds pass between two looks."""
     moments = iter([100.0, 102.0])
-    monkeypatch.setattr(cpu_load.os, "sched_getaffinity", lambda pid: {0, 1})
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1})
     monkeypatch.setattr(cpu_load.time, "perf_counter", lambda: next(moments))
     return stat(tmp_path / "stat", cpu0=[0] * 10, cpu1=[0] * 10)
 

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-from harness.models.loading import ResolvedModel, resolve
+from harness.contracts import ModelRequest
+from harness.models.model import ResolvedModel, resolve
 
 
 @pytest.fixture
 def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("harness.models.loading.hub_in_reach", lambda: False)
+    for module in ("locate", "tokenizer", "weights"):
+        monkeypatch.setattr(f"harness.models.{module}.hub_in_reach", lambda: False)
 
 
 @pytest.fixture
 def resolved(no_hub: None) -> Callable[..., ResolvedModel]:
     """``resolved(name, **changes)``, random weights in float32 unless told otherwise."""
 
-    def find(
-        name: str, *, weights: str = "random", dtype: str = "float32", exit_points: str = "paper"
-    ) -> ResolvedModel:
-        return resolve(name, weights=weights, dtype=dtype, exit_points=exit_points)  # type: ignore[arg-type]
+    def find(name: str, **changes: Any) -> ResolvedModel:
+        return resolve(ModelRequest(name, **{"weights": "random", "exit_head": "shared"} | changes))
 
     return find

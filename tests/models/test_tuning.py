@@ -15,18 +15,10 @@ from torch import Tensor, nn
 from harness.contracts import ModelInfo, ModelRequest
 from harness.errors import ArtefactError, ConfigError
 from harness.models import fingerprint
-from harness.models.artefacts import Artefact, read_artefact, write_artefact
-from harness.models.loading import ResolvedModel, load, resolve
-from harness.models.tuning import (
-    artefact_folders,
-    find_adapter,
-    find_shortcut,
-    merge,
-    read_shortcuts,
-    require_adapter,
-    require_shortcut,
-    seen_documents,
-)
+from harness.models.adapter import find_adapter, merge, require_adapter
+from harness.models.artefacts import Artefact, artefact_folders, read_artefact, seen_documents, write_artefact
+from harness.models.model import ResolvedModel, resolve
+from harness.models.shortcut import find_shortcut, read_shortcuts, require_shortcut
 
 BASE, OTHER = "ba5e" * 4, "07e4" * 4
 POINTS, WIDTH = (4, 6, 10), 32
@@ -75,7 +67,7 @@ def write_shortcut(
 def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
     """Folders of the user's artefacts and of shipped sets, both empty."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("harness.models.tuning.SHIPPED", tmp_path / "shipped")
+    monkeypatch.setattr("harness.models.artefacts.SHIPPED", tmp_path / "shipped")
     (tmp_path / "artefacts").mkdir()
     (tmp_path / "shipped").mkdir()
     return Path("artefacts"), tmp_path / "shipped"
@@ -393,7 +385,7 @@ def find(tiny_llama: Path) -> Callable[..., ResolvedModel]:
         asked: dict[str, Any] = {
             "weights": "auto", "dtype": "float32", "exit_points": "paper", "exit_head": "auto", "artefacts": None,
         }  # fmt: skip
-        return resolve(str(tiny_llama), **asked | changes)
+        return resolve(ModelRequest(str(tiny_llama), **asked | changes))
 
     return run
 
@@ -424,7 +416,7 @@ def test_a_folder_of_the_user_s_serves_without_being_asked_for(
     assert found.info.artefacts == (str(Path("artefacts") / tiny_llama.name),)
     assert found.seen == {"k"}
 
-    loaded = load(found, device="cpu", seed=0)
+    loaded = found.load("cpu")
     stored, low = load_file(tiny_llama / "model.safetensors"), adapter.tensors()
     for name, weight in loaded.module.state_dict().items():
         update = 0.5 * (low[f"{TUNED}.lora_B"] @ low[f"{TUNED}.lora_A"]) if name == f"{TUNED}.weight" else 0.0
@@ -485,7 +477,7 @@ def test_an_adapter_changed_after_training_is_refused_at_load(
     file = adapter.path.with_suffix(".safetensors")
     file.write_bytes(file.read_bytes()[:-1] + b"\x7f")
     with pytest.raises(ArtefactError, match=r"is not the file adapter\.json describes"):
-        load(find(artefacts=str(tmp_path)), device="cpu", seed=0)
+        find(artefacts=str(tmp_path)).load("cpu")
 
 
 def test_a_name_says_nothing(find: Callable[..., ResolvedModel], base: str, tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from harness.contracts import KVPolicy
 from harness.records import (
     SCHEMA_VERSION,
     Manifest,
@@ -44,7 +43,7 @@ class RunBuilder:
     meter: MeterRecord | None = None
     bandwidth: float | None = None
     probes: tuple[str, ...] = ()
-    policies: dict[str, KVPolicy] = field(default_factory=dict)
+    policies: dict[str, str] = field(default_factory=dict)
     windows: list[WindowRecord] = field(default_factory=list)
     samples: list[SampleRecord] = field(default_factory=list)
 
@@ -180,7 +179,7 @@ def _point(name: str) -> OperatingPointRecord:
         options=options,
         exit_points=(2, 5, 8),
         rehearsed=strategy == "oracle",
-        kv=KVPolicy(kv) if kv else None,
+        kv=kv or None,
     )
 
 

@@ -194,7 +194,7 @@ def test_operating_points_are_interleaved_and_their_order_differs(config: dict[s
 
 def test_another_seed_draws_another_order_and_the_same_seed_the_same(config: dict[str, Any], tmp_path: Path) -> None:
     def order(seed: int, name: str) -> list[str]:
-        run(RunConfig(**config | {"seed": seed, "out": tmp_path / name, "repeats": 3}))
+        run(RunConfig(**config | {"seed": seed, "out": tmp_path / name}))
         return [window["operating_point"] for window in measured(tmp_path / name)]
 
     first = order(1, "a")
@@ -359,7 +359,7 @@ def test_two_runs_do_not_share_a_directory(tiny_run: Command, config: dict[str, 
 
 
 def wait_for_windows(process: subprocess.Popen[str], file: Path, count: int) -> None:
-    give_up = time.monotonic() + 60
+    give_up = time.monotonic() + 300  # seconds of importing, on a busy machine
     while not file.exists() or file.read_bytes().count(b"\n") < count:
         if process.poll() is not None or time.monotonic() > give_up:
             pytest.fail(f"the run never came so far: {process.communicate()}")
@@ -372,7 +372,7 @@ def test_a_stopped_run_goes_on_where_it_was(
 ) -> None:
     arguments: list[object] = [
         *("--model", tiny_llama, "--source", rows_file, "--limit", 4, "--max-new-tokens", 16, "--threads", 1),
-        *("--energy", "none", "--repeats", 4, "--strategy", "random:probability=0.4", "--strategy", "oracle"),
+        *("--energy", "none", "--repeats", 2, "--strategy", "random:probability=0.4", "--strategy", "oracle"),
     ]
     command = [sys.executable, "-m", "harness.cli", "run", *map(str, arguments), "--out", "out"]
     process = subprocess.Popen(
@@ -391,7 +391,7 @@ def test_a_stopped_run_goes_on_where_it_was(
         assert "in use by another process" in cli("run", "--resume", "out").error
         assert cli("report", "out").code == 0  # reading is allowed meanwhile
     process.send_signal(stop)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert out == ""
     if stop is signal.SIGINT:
         assert process.returncode == 130
@@ -405,9 +405,9 @@ def test_a_stopped_run_goes_on_where_it_was(
     ran = cli("run", "--resume", "out")
     assert ran.code == 0, ran.err
     assert lines(tmp_path / "out", "windows")[: len(kept)] == kept
-    assert len(measured(tmp_path / "out")) == 4 * 4 * 3
+    assert len(measured(tmp_path / "out")) == 4 * 2 * 3
     keys = {tuple(w[k] for k in ("task", "block", "repeat", "operating_point")) for w in measured(tmp_path / "out")}
-    assert len(keys) == 4 * 4 * 3
+    assert len(keys) == 4 * 2 * 3
 
     assert cli("run", *arguments, "--out", "whole").code == 0
     assert outcomes(tmp_path / "out") == outcomes(tmp_path / "whole")

@@ -50,10 +50,35 @@ def test_small_work_starts_no_process(serial, monkeypatch) -> None:
     assert score_corpora(CORPORA, 2) == serial
 
 
-def test_what_a_process_cannot_do_is_done_here(serial, parallel, monkeypatch) -> None:
+def test_what_a_process_cannot_do_is_done_here_and_said(serial, parallel, monkeypatch, caplog) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
     assert score_corpora(CORPORA, 3) == serial
     assert len(parallel) == 2
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
+    assert "exit code 1 (it said nothing)" in caplog.text
+
+
+def test_a_process_that_fails_is_quoted(serial, parallel, monkeypatch, caplog, tmp_path: Path) -> None:
+    (tmp_path / "tasks.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert score_corpora(CORPORA, 3) == serial
+    assert caplog.text.count("'tasks' is not a package") == 2
+
+
+def test_a_task_that_prints_spoils_nothing(serial, parallel, monkeypatch, caplog, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys, threading, time\n"
+        "def talk():\n"
+        "    while True:\n"
+        "        print('hello', flush=True)\n"
+        "        time.sleep(0.01)\n"
+        "print('hello', flush=True)\n"
+        "if 'harness.running.scoring' in sys.orig_argv:\n"
+        "    threading.Thread(target=talk, daemon=True).start()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert score_corpora(CORPORA, 3) == serial
+    assert not caplog.records
 
 
 def test_an_error_leaves_no_process_behind(parallel, monkeypatch) -> None:

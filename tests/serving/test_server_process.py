@@ -266,7 +266,7 @@ def test_what_does_not_finish_in_time_is_told_so(start: Start) -> None:
     begun = time.monotonic()
     server.tell(signal.SIGINT)
     assert server.end() == 0
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 15
     for one in running:
         one.thread.join(10)
         assert one.broken is None
@@ -284,7 +284,7 @@ def test_a_second_signal_stops_at_once(start: Start) -> None:
     begun = time.monotonic()
     server.tell(signal.SIGTERM)
     assert server.end() == 130
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 15
     for one in running:
         one.thread.join(10)
         # no half answer passes for a whole one: the connection breaks within its body
@@ -307,7 +307,7 @@ def test_a_signal_while_it_loads_ends_it(start: Start) -> None:
     begun = time.monotonic()
     server.tell(signal.SIGINT)
     assert server.end() == 0
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 15
     assert not [line for line in server.said if line.startswith("ready")]
 
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from harness.contracts import KVPolicy
+from harness.decoding.transcript import Transcript
 from harness.errors import ConfigError, HarnessError
+from harness.registry import KV_POLICIES
 from harness.serving.config import ServeConfig
-from harness.serving.engine.transcript import Transcript
 from harness.serving.failures import (
     DrainingError,
     GenerationError,
@@ -63,7 +63,7 @@ async def collect(service: Service, wanted: Job) -> tuple[list[Token], Finished]
     return tokens, done  # type: ignore[return-value]
 
 
-def alone(service: Service, wanted: Job, kv: KVPolicy = KVPolicy.PROPAGATE) -> Any:
+def alone(service: Service, wanted: Job, kv: str = "propagate") -> Any:
     """The same request through the engine's closed batch."""
     return service._worker._engine.decode(  # type: ignore[union-attr]
         [wanted.prompt.token_ids], wanted.setting.strategy, kv=kv, max_new_tokens=[wanted.max_new_tokens],
@@ -77,8 +77,8 @@ MIXED: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("kv", KVPolicy)
-def test_requests_at_the_same_time_get_what_each_gets_alone(own: Callable[..., Service], kv: KVPolicy) -> None:
+@pytest.mark.parametrize("kv", KV_POLICIES.names())
+def test_requests_at_the_same_time_get_what_each_gets_alone(own: Callable[..., Service], kv: str) -> None:
     service, drawn = own(kv=kv), random.Random(3)
     jobs = [
         job(
@@ -154,7 +154,7 @@ def test_the_queue_is_bounded_and_what_is_beyond_is_refused(own: Callable[..., S
                 tickets.append(service.submit(job(service, tokens=24)))
             except OverloadedError:
                 break
-        with pytest.raises(OverloadedError, match="wait, which is all"):
+        with pytest.raises(OverloadedError, match="wait, which is the limit"):
             service.submit(job(service, tokens=24))
         return [len(tickets), *[[piece async for piece in ticket][-1] for ticket in tickets]]
 
@@ -178,8 +178,8 @@ def test_a_request_that_waits_too_long_is_refused_and_one_that_runs_too_long_end
     assert isinstance(late, OverloadedError)
 
 
-@pytest.mark.parametrize("kv", [KVPolicy.PROPAGATE, KVPolicy.NONE])
-def test_a_request_may_limit_its_own_time_but_gets_a_whole_line(own: Callable[..., Service], kv: KVPolicy) -> None:
+@pytest.mark.parametrize("kv", ["propagate", "none"])
+def test_a_request_may_limit_its_own_time_but_gets_a_whole_line(own: Callable[..., Service], kv: str) -> None:
     service, drawn = own(kv=kv), random.Random(0)
     ended = []
     for text in ("".join(drawn.choice("ab(x):\n =") for _ in range(9)) for _ in range(40)):
@@ -297,8 +297,8 @@ def test_whatever_fails_around_the_engine_costs_one_request_at_most(
     where = {
         "metrics": (service.metrics, "finished"),
         "meter": (service._meter, "begin"),
-        "text": ("harness.serving.engine.transcript.Transcript.add",),
-        "ending": ("harness.serving.engine.transcript.Transcript.finish",),
+        "text": ("harness.decoding.transcript.Transcript.add",),
+        "ending": ("harness.decoding.transcript.Transcript.finish",),
     }[broken]
 
     async def scene() -> list[Any]:
@@ -351,7 +351,7 @@ def test_a_defect_of_the_thread_is_told_to_everybody_and_takes_nothing_more(
     async def scene() -> list[Any]:
         taken = [asyncio.ensure_future(collect(service, job(service, tokens=48))) for _ in range(3)]
         await asyncio.sleep(0.05)
-        monkeypatch.setattr(service._worker, "_leave_out", raises)
+        monkeypatch.setattr(service._worker, "_free_cancelled", raises)
         return await asyncio.wait_for(asyncio.gather(*taken, return_exceptions=True), 30)
 
     assert {type(error) for error in asyncio.run(scene())} == {GenerationError}
@@ -438,7 +438,7 @@ def test_it_takes_nothing_while_it_loads_and_says_why_it_failed(
         may_load.wait(30)
         raise RuntimeError("[enforce fail] can't allocate memory: you tried to allocate 9 bytes")
 
-    monkeypatch.setattr("harness.serving.service.load", never)
+    monkeypatch.setattr("harness.models.model.ResolvedModel.module", never)
     service = Service(serve_config())
     service.start()
     wanted = job(service)
@@ -497,7 +497,7 @@ def test_a_suffix_is_read_where_the_tokenizer_can(filler: Service) -> None:
     before, after = filler._codec.encode("def f(x):\n"), filler._codec.encode("\n    return y")
     prompt = filler.encode("def f(x):\n", "\n    return y", max_new_tokens=8, truncate=False)
     names = ["<fim_prefix>", "<fim_suffix>", "<fim_middle>"]
-    start, hole, middle = filler._codec.tokenizer.convert_tokens_to_ids(names)
+    start, hole, middle = filler._codec.wrapped.convert_tokens_to_ids(names)
     assert prompt.token_ids == (start, *before, hole, *after, middle)
     assert prompt.suffix == "used"
     assert filler.encode("", "\n    return y", max_new_tokens=8, truncate=False).suffix == "used"

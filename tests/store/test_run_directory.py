@@ -348,7 +348,7 @@ def test_samples_reach_the_disk_before_their_window(tmp_path: Path, monkeypatch:
 
 def test_a_kill_while_creating_does_not_block_the_folder(tmp_path: Path) -> None:
     (tmp_path / ".lock").touch()
-    (tmp_path / "manifest.json.tmp").write_bytes(b'{"schema_')
+    (tmp_path / ".manifest.json.part").write_bytes(b'{"schema_')
     RunDirectory.create(tmp_path, make_manifest()).close()
     assert RunDirectory.read(tmp_path).manifest == make_manifest()
 

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from harness.config import StrategySpec
 from harness.config.options import build_strategy, option_facts
-from harness.contracts import Batch, KVPolicy, ModelInfo
+from harness.contracts import Batch, ModelInfo, ModelRequest
 from harness.decoding.engine import Engine
 from harness.errors import ArtefactError, OptionError
 from harness.models.artefacts import Artefact
 from harness.models.controllers import Network, Observation, write_controller
-from harness.models.loading import load, resolve
+from harness.models.model import resolve
+from harness.registry import KV_POLICIES
 from harness.training.agents.reward import CONTINUE, EXIT
 from harness.training.identity import identity
 from strategies.rl import ReinforcementLearning
@@ -286,10 +287,8 @@ def test_an_agent_of_other_weights_is_refused_before_anything_is_loaded(model: M
 
 @pytest.fixture
 def engine(tiny_llama: Path, tmp_path: Path) -> Engine:
-    resolved = resolve(
-        str(tiny_llama), weights="pretrained", dtype="float32", exit_points="paper", artefacts=str(tmp_path)
-    )
-    return Engine(load(resolved, device="cpu", seed=0).backbone, resolved.info)
+    resolved = resolve(ModelRequest(str(tiny_llama), weights="pretrained", artefacts=str(tmp_path), exit_head="shared"))
+    return Engine(resolved.load("cpu").backbone, resolved.info)
 
 
 PROMPTS, NEW = [[5, 6, 7, 8, 9, 10, 11], [20, 21, 22], [300, 7, 4, 99, 12]], 8
@@ -299,7 +298,7 @@ def test_the_engine_leaves_where_the_agent_says(engine: Engine) -> None:
     """Every exit layer worked out again from the hidden states of the sequence that came out."""
     info, policy = engine.info, policy_of(engine.info, scale=0.02)
     write(info, policy)
-    done = engine.decode(PROMPTS, ReinforcementLearning(), kv=KVPolicy.NONE, max_new_tokens=[NEW] * 3)
+    done = engine.decode(PROMPTS, ReinforcementLearning(), kv="none", max_new_tokens=[NEW] * 3)
     for prompt, one in zip(PROMPTS, done, strict=True):
         expected = []
         for step in range(NEW):
@@ -314,14 +313,14 @@ def test_the_engine_leaves_where_the_agent_says(engine: Engine) -> None:
     assert len({layer for one in done for layer in one.exit_layers}) >= 3
 
 
-@pytest.mark.parametrize("kv", KVPolicy)
-def test_checks_cost_no_lm_head_and_batches_change_nothing(engine: Engine, kv: KVPolicy) -> None:
+@pytest.mark.parametrize("kv", KV_POLICIES.names())
+def test_checks_cost_no_lm_head_and_batches_change_nothing(engine: Engine, kv: str) -> None:
     write(engine.info, policy_of(engine.info, scale=0.02))
     together = engine.decode(PROMPTS, ReinforcementLearning(), kv=kv, max_new_tokens=[NEW] * 3)
     for prompt, one in zip(PROMPTS, together, strict=True):
         (alone,) = engine.decode([prompt], ReinforcementLearning(), kv=kv, max_new_tokens=[NEW])
         assert (one.token_ids, one.exit_layers) == (alone.token_ids, alone.exit_layers)
-        asked = one.exit_layers if kv is KVPolicy.NONE else one.exit_layers[1:]
+        asked = one.exit_layers if kv == "none" else one.exit_layers[1:]
         assert one.lm_head_evaluations == len(asked)  # the output's own
         assert one.exit_checks == sum(sum(point <= layer for point in engine.info.exit_points) for layer in asked)
     assert any(layer < engine.info.num_layers for one in together for layer in one.exit_layers)
@@ -330,5 +329,5 @@ def test_checks_cost_no_lm_head_and_batches_change_nothing(engine: Engine, kv: K
 def test_a_threshold_of_1_is_full_depth(engine: Engine) -> None:
     write(engine.info, policy_of(engine.info))
     strategy = ReinforcementLearning(threshold=1)
-    done = engine.decode(PROMPTS, strategy, kv=KVPolicy.PROPAGATE, max_new_tokens=[NEW] * 3)
+    done = engine.decode(PROMPTS, strategy, kv="propagate", max_new_tokens=[NEW] * 3)
     assert {layer for one in done for layer in one.exit_layers} == {engine.info.num_layers}

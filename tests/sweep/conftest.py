@@ -14,14 +14,14 @@ from torch import Tensor
 
 from harness.config import parse_strategies
 from harness.config.options import build_strategy
-from harness.contracts import ModelInfo
+from harness.contracts import ModelInfo, ModelRequest
+from harness.contracts.recipes import Silent
 from harness.decoding.blocks import Linear
 from harness.decoding.engine import Engine
-from harness.models.loading import load, resolve
+from harness.models.model import resolve
 from harness.running.operating_points import OperatingPoint, operating_point
 from harness.sweep.tokens import TracedTokens
 from harness.training.traces.record_trace import TraceRequest, exit_columns, trace
-from harness.training.watch import Silent
 
 POINTS, LAYERS, WIDTH = (4, 6, 10), 12, 32
 
@@ -57,8 +57,8 @@ class Tiny:
 
 @pytest.fixture(scope="session", params=["shared head", "shortcuts"])
 def tiny(request: pytest.FixtureRequest, tiny_llama: Path) -> Tiny:
-    resolved = resolve(str(tiny_llama), weights="pretrained", dtype="float32", exit_points="paper")
-    backbone, info = load(resolved, device="cpu", seed=0).backbone, resolved.info
+    resolved = resolve(ModelRequest(str(tiny_llama), weights="pretrained", exit_head="shared"))
+    backbone, info = resolved.load("cpu").backbone, resolved.info
     maps: dict[int, Linear] = {}
     if request.param == "shortcuts":
         chance = torch.Generator().manual_seed(3)
@@ -135,8 +135,8 @@ def traced(tiny_llama: Path, source: Path, tmp_path_factory: pytest.TempPathFact
     """A trace of the tiny model, of forty documents' own tokens."""
     out = tmp_path_factory.mktemp("traces") / "tiny"
     trace(
-        str(tiny_llama), ["py150"], [str(source)], out, TraceRequest(40, length=64), weights="pretrained",
+        str(tiny_llama), ["py150"], [str(source)], out, TraceRequest(documents=40, length=64), weights="pretrained",
         exit_head="shared", artefacts=None, exit_points="paper", dtype="float32", device="cpu", resume=False,
-        watch=Silent(),
+        progress=Silent(),
     )  # fmt: skip
     return out

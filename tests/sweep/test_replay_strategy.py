@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.contracts import ExitView, KVPolicy, ModelInfo, Strategy
+from harness.contracts import ExitView, KVFacts, ModelInfo, Strategy
 from harness.errors import ConfigError, OptionError
 from harness.records import OperatingPointRecord
 from harness.running.operating_points import OperatingPoint
@@ -46,7 +46,7 @@ def operating(strategy: Strategy, points: tuple[int, ...] = POINTS) -> Operating
     record = OperatingPointRecord(
         name="mine", strategy="mine", options={}, exit_points=points, rehearsed=strategy.rehearsed
     )
-    return OperatingPoint(strategy, record, KVPolicy.RECOMPUTE)
+    return OperatingPoint(strategy, record, "recompute")
 
 
 # ------------------------------------------------------------------------------- as live decoding does
@@ -55,7 +55,7 @@ def operating(strategy: Strategy, points: tuple[int, ...] = POINTS) -> Operating
 def check_alike(tiny: Any, point: OperatingPoint) -> list[int]:
     """Under ``recompute`` a token's states depend on the tokens alone, so that live and replayed must be equal."""
     limits = [14] * len(PROMPTS)
-    live = tiny.engine.decode(PROMPTS, point.strategy, kv=KVPolicy.RECOMPUTE, max_new_tokens=limits)
+    live = tiny.engine.decode(PROMPTS, point.strategy, kv="recompute", max_new_tokens=limits)
     tokens = tiny.tokens(PROMPTS, [one.token_ids for one in live])
     found = replay(point, tokens, tiny.info)
     layers = [layer for one in live for layer in one.exit_layers[1:]]
@@ -91,9 +91,9 @@ def test_the_oracle_leaves_where_it_leaves_live_and_its_decisions_are_free(
 ) -> None:
     point = point_of("oracle", tiny.info)
     limits = [14] * len(PROMPTS)
-    rehearsed = tiny.engine.decode(PROMPTS, point.strategy, kv=KVPolicy.RECOMPUTE, max_new_tokens=limits)
+    rehearsed = tiny.engine.decode(PROMPTS, point.strategy, kv="recompute", max_new_tokens=limits)
     layers = [one.exit_layers for one in rehearsed]
-    live = tiny.engine.replay(PROMPTS, layers, kv=KVPolicy.RECOMPUTE, max_new_tokens=limits)
+    live = tiny.engine.replay(PROMPTS, layers, kv="recompute", max_new_tokens=limits)
     found = replay(point, tiny.tokens(PROMPTS, [one.token_ids for one in live]), tiny.info)
     assert found.layers == sum(layer for each in layers for layer in each[1:]) < found.count * LAYERS
     assert found.right.tolist() == found.tokens.tolist()
@@ -104,7 +104,7 @@ def test_the_oracle_leaves_where_it_leaves_live_and_its_decisions_are_free(
 
 def test_parts_add_up(tiny: Any, point_of: Callable[..., OperatingPoint]) -> None:
     point = point_of("confidence:threshold=0.4", tiny.info)
-    live = tiny.engine.decode(PROMPTS, point.strategy, kv=KVPolicy.RECOMPUTE, max_new_tokens=[9] * 3)
+    live = tiny.engine.decode(PROMPTS, point.strategy, kv="recompute", max_new_tokens=[9] * 3)
     whole = tiny.tokens(PROMPTS, [one.token_ids for one in live])
     ((shard, rows),) = whole.shards
     added = Outcome.nothing(3)
@@ -138,8 +138,8 @@ def test_one_operating_point_by_hand(
     assert found.checks == 4 + 3 + 2
     assert found.lm_head_evaluations == 4 + 3 + 2 + 1
     assert found.cache_reads == 4 * 11 + 6 * 12 + 10 * 21 + 12 * 22
-    assert found.moved(info, KVPolicy.PROPAGATE) == 32 * 1000 + 10 * 500 + (8 + 6 + 2) * 100 + found.cache_reads
-    assert found.moved(info, KVPolicy.SKIP) == 32 * 1000 + 10 * 500 + found.cache_reads
+    assert found.moved(info, KVFacts(fills=True)) == 32 * 1000 + 10 * 500 + (8 + 6 + 2) * 100 + found.cache_reads
+    assert found.moved(info, KVFacts()) == 32 * 1000 + 10 * 500 + found.cache_reads
 
 
 def test_patience_by_hand(made: Callable[..., Any], info: ModelInfo, point_of: Callable[..., OperatingPoint]) -> None:

@@ -9,17 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from harness.contracts import KVPolicy
+from harness.contracts.recipes import Silent, TrainingRun
 from harness.errors import ArtefactError, ConfigError, DataError, OptionError
-from harness.models.controllers import OBSERVATIONS
 from harness.sweep.records import SweepRow
 from harness.sweep.replay_sweep import SweepRequest, SweepResult, sweep
-from harness.training.heads.learning import HeadRecipe
-from harness.training.heads.train_heads import train_on_traces
+from harness.training.recipes import LikelihoodHeads
 from harness.training.traces.reading import held_out_rows
 from harness.training.traces.store import Traces
 from harness.training.traces.thresholds import replay_rows
-from harness.training.watch import Silent
 
 POINTS, LAYERS = (4, 6, 10), 12
 Swept = Callable[..., SweepResult]
@@ -30,7 +27,9 @@ def swept(tiny_llama: Path, traced: Path) -> Swept:
     """``swept(*strategies, **changes of the request)``."""
 
     def run(*strategies: str, folder: Path = traced, artefacts: str | None = None, **changes: Any) -> SweepResult:
-        return sweep(str(tiny_llama), folder, SweepRequest(strategies, **changes), artefacts=artefacts, watch=Silent())
+        return sweep(
+            str(tiny_llama), folder, SweepRequest(strategies, **changes), artefacts=artefacts, progress=Silent()
+        )
 
     return run
 
@@ -83,9 +82,9 @@ def test_fixed_exits_and_the_bound(swept: Swept, traced: Path) -> None:
 
 
 def test_expected_speed_up_is_counted_bytes(swept: Swept) -> None:
-    result = swept("fixed:layer=6", kv=KVPolicy.PROPAGATE)
+    result = swept("fixed:layer=6", kv="propagate")
     row, info = by_name(result)["fixed:layer=6"], result.resolved.info
-    skipped = swept("fixed:layer=6", kv=KVPolicy.SKIP)
+    skipped = swept("fixed:layer=6", kv="skip")
     assert row.kv_fill_layers_per_token == 6
     traces = Traces.open(Path(result.sweep.traces))
     known = traces.columns("position", "document")
@@ -134,11 +133,10 @@ def test_intervals_hold_the_share_and_need_documents(swept: Swept) -> None:
 @pytest.fixture(scope="module")
 def heads(tiny_llama: Path, traced: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("artefacts")
-    recipe = HeadRecipe(hidden=8, epochs=3, learning_rate=1e-2)
-    train_on_traces(
-        str(tiny_llama), traced, out, recipe, OBSERVATIONS["rich"], kind="classifier", name="classifier", tasks=[],
-        keep=0.9, artefacts=None, seed=0, command="harness train", watch=Silent(),
-    )  # fmt: skip
+    heads = LikelihoodHeads(
+        model=str(tiny_llama), traces=traced, out=out, keep=0.9, hidden=8, epochs=3, learning_rate=1e-2
+    )
+    assert heads.train(TrainingRun("classifier", "harness train")).finished
     return out
 
 
@@ -170,7 +168,7 @@ def test_who_learned_from_what_is_said(swept: Swept, heads: Path) -> None:
 
 def test_a_trace_of_another_model_is_refused(tiny_opt: Path, traced: Path) -> None:
     with pytest.raises(ArtefactError, match="Trace again"):
-        sweep(str(tiny_opt), traced, SweepRequest(("confidence",)), artefacts=None, watch=Silent())
+        sweep(str(tiny_opt), traced, SweepRequest(("confidence",)), artefacts=None, progress=Silent())
 
 
 def test_refusals_name_the_remedy(swept: Swept, tmp_path: Path) -> None:
@@ -190,25 +188,26 @@ def test_a_single_document_has_none_held_out(tiny_llama: Path, source: Path, tmp
     from harness.training.traces.record_trace import TraceRequest, trace
 
     trace(
-        str(tiny_llama), ["py150"], [str(source)], tmp_path / "one", TraceRequest(1, length=64), weights="pretrained",
-        exit_head="shared", artefacts=None, exit_points="paper", dtype="float32", device="cpu", resume=False,
-        watch=Silent(),
+        str(tiny_llama), ["py150"], [str(source)], tmp_path / "one", TraceRequest(documents=1, length=64),
+        weights="pretrained", exit_head="shared", artefacts=None, exit_points="paper", dtype="float32", device="cpu",
+        resume=False, progress=Silent(),
     )  # fmt: skip
     with pytest.raises(DataError, match="one document"):
-        sweep(str(tiny_llama), tmp_path / "one", SweepRequest(("confidence",)), artefacts=None, watch=Silent())
+        sweep(str(tiny_llama), tmp_path / "one", SweepRequest(("confidence",)), artefacts=None, progress=Silent())
 
 
 def test_generated_tokens_leave_out_what_prefill_yields(tiny_llama: Path, source: Path, tmp_path: Path) -> None:
     from harness.training.traces.record_trace import TraceRequest, trace
 
     traces = trace(
-        str(tiny_llama), ["py150"], [str(source)], tmp_path / "made", TraceRequest(12, length=64, new_tokens=6),
+        str(tiny_llama), ["py150"], [str(source)], tmp_path / "made",
+        TraceRequest(documents=12, length=64, new_tokens=6),
         weights="pretrained", exit_head="shared", artefacts=None, exit_points="paper", dtype="float32", device="cpu",
-        resume=False, watch=Silent(),
+        resume=False, progress=Silent(),
     )  # fmt: skip
     result = sweep(
         str(tiny_llama), tmp_path / "made", SweepRequest(("margin:decay=3:threshold=0.2",), documents="all"),
-        artefacts=None, watch=Silent(),
+        artefacts=None, progress=Silent(),
     )  # fmt: skip
     kept = sum(int(document["tokens"]) for document in traces.documents)
     first = traces.columns("document", "position")

@@ -12,13 +12,13 @@ import torch
 
 from harness.config import parse_strategies
 from harness.contracts import ModelInfo
+from harness.contracts.recipes import Silent
 from harness.records.calibration import Calibration, ScoreCalibration
 from harness.sweep.replay_sweep import SweepRequest, sweep
 from harness.sweep.scores import families, find_levels
 from harness.sweep.tokens import TracedTokens
 from harness.training.traces.reading import held_out_rows
 from harness.training.traces.store import Traces
-from harness.training.watch import Silent
 from reports.calibrations import find_calibrations, read_calibration
 
 POINTS = (4, 6, 10)
@@ -28,7 +28,7 @@ POINTS = (4, 6, 10)
 def calibrated(tiny_llama: Path, traced: Path) -> Callable[..., Calibration]:
     def run(*strategies: str) -> Calibration:
         request = SweepRequest(strategies, documents="all", calibrate=True)
-        found = sweep(str(tiny_llama), traced, request, artefacts=None, watch=Silent()).calibration
+        found = sweep(str(tiny_llama), traced, request, artefacts=None, progress=Silent()).calibration
         assert found is not None
         return found
 

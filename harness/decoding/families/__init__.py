@@ -1,61 +1,45 @@
 """One adapter per family of decoder-only models: reads a transformers model into a ``Backbone``.
 
-Adding a family is one file with ``read(model) -> Backbone`` and one line here.
+A new one is one file: it subclasses :class:`harness.decoding.families.family.Family` and registers itself in the
+entry-point group ``harness.families``, under transformers' ``model_type``. No torch at run time: listing the families
+imports this package.
 """
 
 from __future__ import annotations
 
-import importlib
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from harness.decoding.backbone import Backbone, HeadModules
+from harness.decoding.families.family import Family
 from harness.errors import ModelError
+from harness.registry import FAMILIES
 
-__all__ = ["FAMILIES", "check_config", "head_modules", "position_limit", "read"]
+if TYPE_CHECKING:
+    from harness.decoding.backbone import Backbone, HeadModules
 
-FAMILIES: dict[str, str] = {
-    "llama": "llama",
-    "mistral": "llama",
-    "qwen2": "llama",
-    "qwen3": "llama",
-    "opt": "opt",
-    "gpt2": "gpt2",
-    "gpt_neox": "gpt_neox",
-}
-_STATIC_ROPE = {"default", "linear", "llama3", "yarn"}
+__all__ = ["Family", "check_config", "check_family", "head_modules", "position_limit", "read"]
+
+
+def check_family(model_type: str) -> None:
+    """Refuse a family nobody registered, and import one that is, which may register its architecture with transformers.
+
+    Raises:
+        ModelError: the family is not supported.
+    """
+    _family(model_type)
 
 
 def check_config(config: Any) -> None:
     """Refuse a transformers config the engine cannot decode exactly.
 
     Raises:
-        ModelError: unknown family, or a position scaling that changes while decoding.
+        ModelError: unknown family, or of a form that it refuses.
     """
-    if config.model_type not in FAMILIES:
-        raise ModelError(
-            f"model family '{config.model_type}' is not supported. Supported: {', '.join(sorted(FAMILIES))}. "
-            "A family is one file in harness/decoding/families."
-        )
-    rope = getattr(config, "rope_parameters", None) or {}
-    kind = rope.get("rope_type", "default")
-    if kind not in _STATIC_ROPE:
-        raise ModelError(
-            f"rotary scaling '{kind}' changes with the sequence length and is not supported. "
-            f"Supported: {', '.join(sorted(_STATIC_ROPE))}."
-        )
+    _family(config.model_type).check(config)
 
 
 def position_limit(config: Any) -> int:
-    """Return the longest sequence that full attention covers, tokens.
-
-    A sliding window counts as the limit: inside it, sliding and full attention are the same.
-    """
-    limit = int(config.max_position_embeddings)
-    layers = getattr(config, "layer_types", None)
-    slides = "sliding_attention" in layers if layers else config.model_type == "mistral"
-    window = getattr(config, "sliding_window", None)
-    return min(limit, int(window)) if slides and window else limit
+    """Return the longest sequence that full attention covers, tokens."""
+    return _family(config.model_type).position_limit(config)
 
 
 def head_modules(model: Any) -> HeadModules:
@@ -64,26 +48,24 @@ def head_modules(model: Any) -> HeadModules:
     Raises:
         ModelError: the family is not supported.
     """
-    found: HeadModules = _adapter(model.config).head_modules(model)
-    return found
+    return _family(model.config.model_type).head_modules(model)
 
 
 def read(model: Any) -> Backbone:
-    """Read a transformers causal LM.
-
-    Fused projections become the storage of the modules they came from, so weights are held once and
-    the transformers model stays usable (GPT-NeoX gives its query-key-value matrices up).
-
-    Args:
-        model: a ``PreTrainedModel`` with an LM head, in the dtype and on the device to decode with.
+    """Read a transformers causal LM, see :meth:`Family.read`.
 
     Raises:
-        ModelError: the family is not supported.
+        ModelError: the family is not supported, or the config of a form that it refuses.
     """
-    backbone: Backbone = _adapter(model.config).read(model.eval())
-    return backbone
+    check_config(model.config)
+    return _family(model.config.model_type).read(model.eval())
 
 
-def _adapter(config: Any) -> ModuleType:
-    check_config(config)
-    return importlib.import_module(f"{__name__}.{FAMILIES[config.model_type]}")
+def _family(model_type: str) -> Family:
+    if model_type not in FAMILIES:
+        raise ModelError(
+            f"model family '{model_type}' is not supported. Supported: {', '.join(FAMILIES.names())}. "
+            "A family is one file with an entry point in 'harness.families'."
+        )
+    made: Family = FAMILIES.load(model_type)()
+    return made

@@ -8,36 +8,39 @@ from torch import Tensor
 
 from harness.decoding.backbone import Backbone, HeadModules, layer_norm, linear, table
 from harness.decoding.blocks import Block, HeadShape
+from harness.decoding.families.family import Family
 
-__all__ = ["head_modules", "read"]
-
-
-def read(model: Any) -> Backbone:
-    """Read a transformers GPT-2 model."""
-    core, config = model.transformer, model.config
-    heads = HeadShape(
-        config.num_attention_heads, config.num_attention_heads, config.hidden_size // config.num_attention_heads
-    )
-    words, places = table(core.wte), table(core.wpe)
-
-    def embed(token_ids: Tensor, positions: Tensor) -> Tensor:
-        return words[token_ids] + places[positions]
-
-    return Backbone(
-        blocks=[_block(layer, heads) for layer in core.h],
-        heads=heads,
-        embed=embed,
-        rotary=None,
-        final_norm=layer_norm(core.ln_f),
-        project_out=None,
-        lm_head=linear(model.lm_head),
-    )
+__all__ = ["GPT2"]
 
 
-def head_modules(model: Any) -> HeadModules:
-    """Return the modules of the shared exit head."""
-    core = model.transformer
-    return HeadModules(core.ln_f, None, model.lm_head)
+class GPT2(Family):
+    """GPT-2: learned positions, LayerNorm, transposed projections."""
+
+    def read(self, model: Any) -> Backbone:
+        """Read a transformers GPT-2 model."""
+        core, config = model.transformer, model.config
+        heads = HeadShape(
+            config.num_attention_heads, config.num_attention_heads, config.hidden_size // config.num_attention_heads
+        )
+        words, places = table(core.wte), table(core.wpe)
+
+        def embed(token_ids: Tensor, positions: Tensor) -> Tensor:
+            return words[token_ids] + places[positions]
+
+        return Backbone(
+            blocks=[_block(layer, heads) for layer in core.h],
+            heads=heads,
+            embed=embed,
+            rotary=None,
+            final_norm=layer_norm(core.ln_f),
+            project_out=None,
+            lm_head=linear(model.lm_head),
+        )
+
+    def head_modules(self, model: Any) -> HeadModules:
+        """Return the modules of the shared exit head."""
+        core = model.transformer
+        return HeadModules(core.ln_f, None, model.lm_head)
 
 
 def _block(layer: Any, heads: HeadShape) -> Block:

@@ -13,33 +13,36 @@ from torch import Tensor
 
 from harness.decoding.backbone import Backbone, HeadModules, layer_norm, linear, rotary_tables, table, word_embedding
 from harness.decoding.blocks import Block, HeadShape, Linear
+from harness.decoding.families.family import Family
 
-__all__ = ["head_modules", "read"]
-
-
-def read(model: Any) -> Backbone:
-    """Read a transformers GPT-NeoX model; its query-key-value modules are emptied."""
-    core, config = model.gpt_neox, model.config
-    heads = HeadShape(
-        config.num_attention_heads, config.num_attention_heads, config.hidden_size // config.num_attention_heads
-    )
-    words = table(core.embed_in)
-
-    return Backbone(
-        blocks=[_block(layer, heads) for layer in core.layers],
-        heads=heads,
-        embed=word_embedding(words),
-        rotary=rotary_tables(core.rotary_emb, heads, words),
-        final_norm=layer_norm(core.final_layer_norm),
-        project_out=None,
-        lm_head=linear(model.get_output_embeddings()),
-    )
+__all__ = ["GPTNeoX"]
 
 
-def head_modules(model: Any) -> HeadModules:
-    """Return the modules of the shared exit head."""
-    core = model.gpt_neox
-    return HeadModules(core.final_layer_norm, None, model.get_output_embeddings())
+class GPTNeoX(Family):
+    """GPT-NeoX and Pythia: partial rotary positions, attention and MLP side by side."""
+
+    def read(self, model: Any) -> Backbone:
+        """Read a transformers GPT-NeoX model; its query-key-value modules are emptied."""
+        core, config = model.gpt_neox, model.config
+        heads = HeadShape(
+            config.num_attention_heads, config.num_attention_heads, config.hidden_size // config.num_attention_heads
+        )
+        words = table(core.embed_in)
+
+        return Backbone(
+            blocks=[_block(layer, heads) for layer in core.layers],
+            heads=heads,
+            embed=word_embedding(words),
+            rotary=rotary_tables(core.rotary_emb, heads, words),
+            final_norm=layer_norm(core.final_layer_norm),
+            project_out=None,
+            lm_head=linear(model.get_output_embeddings()),
+        )
+
+    def head_modules(self, model: Any) -> HeadModules:
+        """Return the modules of the shared exit head."""
+        core = model.gpt_neox
+        return HeadModules(core.final_layer_norm, None, model.get_output_embeddings())
 
 
 def _block(layer: Any, heads: HeadShape) -> Block:

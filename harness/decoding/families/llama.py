@@ -6,7 +6,7 @@ biases to query, key and value; Qwen3 adds per-head norms; both are read from th
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from harness.decoding.backbone import (
     Backbone,
@@ -19,32 +19,41 @@ from harness.decoding.backbone import (
     word_embedding,
 )
 from harness.decoding.blocks import Block, HeadShape
+from harness.decoding.families.family import Family
 
-__all__ = ["head_modules", "read"]
-
-
-def read(model: Any) -> Backbone:
-    """Read a Llama-like transformers model."""
-    core, config = model.model, model.config
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    heads = HeadShape(config.num_attention_heads, config.num_key_value_heads, head_dim)
-    words = table(core.embed_tokens)
-
-    return Backbone(
-        blocks=[_block(layer, heads) for layer in core.layers],
-        heads=heads,
-        embed=word_embedding(words),
-        rotary=rotary_tables(core.rotary_emb, heads, words),
-        final_norm=rms_norm(core.norm),
-        project_out=None,
-        lm_head=linear(model.lm_head),
-    )
+__all__ = ["Llama", "Mistral"]
 
 
-def head_modules(model: Any) -> HeadModules:
-    """Return the modules of the shared exit head."""
-    core = model.model
-    return HeadModules(core.norm, None, model.lm_head)
+class Llama(Family):
+    """Llama-like: RMSNorm, gated MLP, rotary positions, grouped-query attention."""
+
+    def read(self, model: Any) -> Backbone:
+        """Read a Llama-like transformers model."""
+        core, config = model.model, model.config
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        heads = HeadShape(config.num_attention_heads, config.num_key_value_heads, head_dim)
+        words = table(core.embed_tokens)
+
+        return Backbone(
+            blocks=[_block(layer, heads) for layer in core.layers],
+            heads=heads,
+            embed=word_embedding(words),
+            rotary=rotary_tables(core.rotary_emb, heads, words),
+            final_norm=rms_norm(core.norm),
+            project_out=None,
+            lm_head=linear(model.lm_head),
+        )
+
+    def head_modules(self, model: Any) -> HeadModules:
+        """Return the modules of the shared exit head."""
+        core = model.model
+        return HeadModules(core.norm, None, model.lm_head)
+
+
+class Mistral(Llama):
+    """As Llama; attention slides over a window."""
+
+    slides: ClassVar[bool] = True
 
 
 def _block(layer: Any, heads: HeadShape) -> Block:

@@ -11,41 +11,44 @@ from torch import Tensor
 
 from harness.decoding.backbone import Backbone, HeadModules, fuse, layer_norm, linear, table
 from harness.decoding.blocks import Block, HeadShape
+from harness.decoding.families.family import Family
 
-__all__ = ["head_modules", "read"]
-
-
-def read(model: Any) -> Backbone:
-    """Read a transformers OPT model."""
-    core, config = model.model.decoder, model.config
-    heads = HeadShape(
-        config.num_attention_heads, config.num_attention_heads, config.hidden_size // config.num_attention_heads
-    )
-    words, places = table(core.embed_tokens), table(core.embed_positions)
-    offset = core.embed_positions.offset
-    project_in = linear(core.project_in) if core.project_in is not None else None
-
-    def embed(token_ids: Tensor, positions: Tensor) -> Tensor:
-        hidden = words[token_ids]
-        if project_in is not None:
-            hidden = project_in(hidden)
-        return hidden + places[positions + offset]
-
-    return Backbone(
-        blocks=[_block(layer, heads) for layer in core.layers],
-        heads=heads,
-        embed=embed,
-        rotary=None,
-        final_norm=layer_norm(core.final_layer_norm) if core.final_layer_norm is not None else None,
-        project_out=linear(core.project_out) if core.project_out is not None else None,
-        lm_head=linear(model.lm_head),
-    )
+__all__ = ["OPT"]
 
 
-def head_modules(model: Any) -> HeadModules:
-    """Return the modules of the shared exit head."""
-    core = model.model.decoder
-    return HeadModules(core.final_layer_norm, core.project_out, model.lm_head)
+class OPT(Family):
+    """OPT: learned positions with an offset of two, LayerNorm, plain MLP."""
+
+    def read(self, model: Any) -> Backbone:
+        """Read a transformers OPT model."""
+        core, config = model.model.decoder, model.config
+        heads = HeadShape(
+            config.num_attention_heads, config.num_attention_heads, config.hidden_size // config.num_attention_heads
+        )
+        words, places = table(core.embed_tokens), table(core.embed_positions)
+        offset = core.embed_positions.offset
+        project_in = linear(core.project_in) if core.project_in is not None else None
+
+        def embed(token_ids: Tensor, positions: Tensor) -> Tensor:
+            hidden = words[token_ids]
+            if project_in is not None:
+                hidden = project_in(hidden)
+            return hidden + places[positions + offset]
+
+        return Backbone(
+            blocks=[_block(layer, heads) for layer in core.layers],
+            heads=heads,
+            embed=embed,
+            rotary=None,
+            final_norm=layer_norm(core.final_layer_norm) if core.final_layer_norm is not None else None,
+            project_out=linear(core.project_out) if core.project_out is not None else None,
+            lm_head=linear(model.lm_head),
+        )
+
+    def head_modules(self, model: Any) -> HeadModules:
+        """Return the modules of the shared exit head."""
+        core = model.model.decoder
+        return HeadModules(core.final_layer_norm, core.project_out, model.lm_head)
 
 
 def _block(layer: Any, heads: HeadShape) -> Block:

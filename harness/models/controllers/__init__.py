@@ -5,12 +5,14 @@ trained on one signal and run on another (as GREEN-CODE's published Llama agent 
 """
 
 from harness.models.controllers.controller import Controller, Scorer, controller_path, find_controller, write_controller
+from harness.models.controllers.learned import LearnedStrategy
 from harness.models.controllers.network import Network
 from harness.models.controllers.observation import OBSERVATIONS, Observation
 
 __all__ = [
     "OBSERVATIONS",
     "Controller",
+    "LearnedStrategy",
     "Network",
     "Observation",
     "Scorer",

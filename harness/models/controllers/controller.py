@@ -13,10 +13,10 @@ from torch import Tensor
 from harness.contracts import ExitView, ModelInfo
 from harness.errors import ArtefactError
 from harness.models.artefacts import PICKLES, Artefact, json_path, read_artefact, write_artefact
-from harness.models.artefacts.remedy import remedy
 from harness.models.controllers.network import Activation, Network
 from harness.models.controllers.observation import Observation
 from harness.models.controllers.single_row import SingleRow
+from harness.models.remedy import remedy
 
 __all__ = ["Controller", "Scorer", "controller_path", "find_controller", "write_controller"]
 

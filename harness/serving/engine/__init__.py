@@ -1,1 +1,1 @@
-"""The one thread that decodes for everybody, and what it needs to be fair."""
+"""The one thread that decodes for all requests, and what it needs to be fair."""

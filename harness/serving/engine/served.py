@@ -1,15 +1,15 @@
-"""A request that sits in a row: its text, its tokens, its time, and what it ends with."""
+"""A request while it occupies a row: its text, its tokens, its time, and its ending."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
 
-from harness.contracts import KVPolicy, TextCodec
+from harness.contracts import Tokenizer
 from harness.decoding.generation import Generation
+from harness.decoding.transcript import Token, Transcript
 from harness.serving.engine.tickets import EngineTicket
-from harness.serving.engine.transcript import Transcript
-from harness.serving.jobs import Ending, Finished, Token
+from harness.serving.jobs import Ending, Finished
 
 __all__ = ["Served"]
 
@@ -18,19 +18,18 @@ class Served:
     """One request from its first prefill to its ending.
 
     Args:
-        ticket: what is wanted, and who waits for it.
-        codec: spells tokens.
+        ticket: the job and its reader.
+        codec: the tokenizer.
         special: ids that add no text.
 
     Attributes:
         ticket: the same.
-        failure: what its text failed with; the row stops then.
+        failure: why its text could not be decoded; the row then stops.
     """
 
-    def __init__(self, ticket: EngineTicket, codec: TextCodec, special: frozenset[int]) -> None:
-        self.ticket, self._special = ticket, special
+    def __init__(self, ticket: EngineTicket, codec: Tokenizer, special: frozenset[int]) -> None:
+        self.ticket = ticket
         self._began = time.perf_counter()
-        self._tokens: list[Token] = []
         self.failure: Exception | None = None
         job = ticket.job
         self._transcript = Transcript(
@@ -38,7 +37,7 @@ class Served:
         )
 
     def stop(self, token_ids: Sequence[int]) -> bool:
-        """Take the last of these tokens into the text: the stop rule of its row. Raises nothing: others run too."""
+        """Add the last of these tokens to the text: the stop rule of its row. Never raises: other rows are decoding."""
         try:
             return self._transcript.add(token_ids[-1])
         except Exception as error:  # the tokenizer's
@@ -47,28 +46,16 @@ class Served:
 
     def token(self, made: Generation) -> tuple[Token, Ending | None] | None:
         """Return the token that was made since the last call, and why it is the last one; ``None`` without a token."""
-        place = len(self._tokens)
-        if place == len(made.token_ids):
+        if len(self._transcript.tokens) == len(made.token_ids):
             return None
         ending: Ending | None = made.finish_reason or ("deadline" if self._is_late(made) else None)
-        token = Token(
-            index=place,
-            token_id=made.token_ids[place],
-            text=self._transcript.take(),
-            logprob=made.log_probabilities[place],
-            exit_layer=made.exit_layers[place],
-            special=made.token_ids[place] in self._special,
-            time_s=made.token_times_s[place],
-            last=ending is not None,
-        )
-        self._tokens.append(token)
-        return token, ending
+        return self._transcript.read(made, last=ending is not None), ending
 
     def finished(
         self,
         made: Generation,
         ending: Ending,
-        kv: KVPolicy,
+        kv: str,
         num_layers: int,
         energy_j: float | None,
         energy_source: str,
@@ -79,7 +66,7 @@ class Served:
             text=text,
             rest=self._transcript.rest(),
             ending="stop" if self._transcript.stopped else ending,
-            tokens=tuple(self._tokens),
+            tokens=tuple(self._transcript.tokens),
             prompt=self.ticket.job.prompt,
             setting=self.ticket.job.setting,
             kv=kv,
@@ -88,14 +75,14 @@ class Served:
             lm_head_evaluations=made.lm_head_evaluations,
             decode_layers=made.layers_executed,
             queue_s=self._began - self.ticket.submitted,
-            ttft_s=self._tokens[0].time_s,
-            total_s=self._tokens[-1].time_s,
+            ttft_s=self._transcript.tokens[0].time_s,
+            total_s=self._transcript.tokens[-1].time_s,
             energy_j=energy_j,
             energy_source=energy_source,
         )
 
     def _is_late(self, made: Generation) -> bool:
-        """Whether the deadline is over, or its own time is and it has a whole line: half of one helps nobody."""
+        """Whether the deadline is over, or its own time is and it has a whole line: half a line is useless."""
         now, limit_s = time.perf_counter(), self.ticket.job.generate_s
         over = limit_s is not None and now > self.ticket.submitted + made.token_times_s[0] + limit_s
         return now > self.ticket.deadline or (over and "\n" in self._transcript.text)

@@ -16,7 +16,7 @@ __all__ = ["EngineTicket"]
 class EngineTicket:
     """A :class:`harness.serving.jobs.Ticket`. Made in the event loop that reads it.
 
-    What was made and not yet read waits in memory: at most one completion, so that a slow reader holds up nobody.
+    Unread tokens wait in memory, at most one completion, so that a slow reader delays no other request.
 
     Args:
         job: what is wanted.
@@ -24,7 +24,7 @@ class EngineTicket:
 
     Attributes:
         submitted: when, by ``time.perf_counter``. deadline: until when.
-        cancelled: nobody wants it any more.
+        cancelled: whether the client has cancelled it.
     """
 
     def __init__(self, job: Job, deadline_s: float) -> None:
@@ -37,7 +37,7 @@ class EngineTicket:
 
     def put(self, piece: Token | Finished | ServingError) -> None:
         """Hand over a piece, from any thread; a :class:`Finished` or a failure is the last."""
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is there to read
+        with contextlib.suppress(RuntimeError):  # the loop is closed: there is no reader
             self._loop.call_soon_threadsafe(self._pieces.put_nowait, piece)
 
     def cancel(self) -> None:

@@ -1,6 +1,6 @@
 """The one thread that decodes: takes requests from a bounded queue, lets them join and leave between tokens.
 
-A request that is cancelled, late or broken leaves; the others never notice.
+A request that is cancelled, late or fails leaves without affecting the others.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from harness.contracts import KVPolicy, TextCodec
+from harness.contracts import Tokenizer
 from harness.decoding.engine import Engine
 from harness.decoding.generation import Generation
 from harness.decoding.open_batch import OpenBatch
 from harness.decoding.row_exits import RowExits
 from harness.errors import HarnessError, is_out_of_memory
-from harness.serving.engine.energy import EnergyShares
+from harness.serving.engine.energy_shares import EnergyShares
 from harness.serving.engine.served import Served
 from harness.serving.engine.tickets import EngineTicket
 from harness.serving.failures import DrainingError, GenerationError, OverloadedError, ServingError
@@ -31,7 +31,7 @@ __all__ = ["PROMPTS", "Worker"]
 logger = logging.getLogger(__name__)
 
 PROMPTS = logging.getLogger("harness.serving.prompts")
-"""Logs prompts and completions, one JSON text each, where a server was told to."""
+"""Logs prompts and completions, one JSON text each, with ``--log-prompts``."""
 
 
 class Worker:
@@ -39,22 +39,22 @@ class Worker:
 
     Args:
         engine: decodes.
-        codec: spells tokens. special: ids that add no text.
+        codec: the tokenizer. special: ids that add no text.
         kv: what happens to K,V of skipped layers.
         rows: requests decoded together.
         positions: longest prompt and completion together.
         max_queue: requests that may wait.
-        energy: shares out what is used.
-        metrics: are told.
-        log_prompts: whether what was read and made is logged, by :data:`PROMPTS`.
+        energy: attributes energy to requests.
+        metrics: count completions.
+        log_prompts: whether prompts and completions are logged, by :data:`PROMPTS`.
     """
 
     def __init__(
         self,
         engine: Engine,
-        codec: TextCodec,
+        codec: Tokenizer,
         special: frozenset[int],
-        kv: KVPolicy,
+        kv: str,
         rows: int,
         positions: int,
         max_queue: int,
@@ -88,22 +88,22 @@ class Worker:
 
         Raises:
             OverloadedError: the queue is full.
-            DrainingError: nothing is taken any more.
+            DrainingError: no more requests are accepted.
         """
         with self._changed:
             if self._drain_until is not None:
-                raise DrainingError("the server is going down. Ask another one.")
+                raise DrainingError("the server is shutting down. Use another one.")
             waiting = sum(not ticket.cancelled for ticket in list(self._queue))
             running = sum(not served.ticket.cancelled for served in list(self._served.values()))
             if waiting >= self._max_queue + self._size - running:
                 raise OverloadedError(
-                    f"{running} requests run and {waiting} wait, which is all that may. Try again later."
+                    f"{running} requests run and {waiting} wait, which is the limit. Try again later."
                 )
             self._queue.append(ticket)
             self._changed.notify()
 
     def drain(self, seconds: float) -> None:
-        """Take nothing new; what is there gets so many seconds. :meth:`run` then returns."""
+        """Accept no new requests; accepted ones get so many seconds. :meth:`run` then returns."""
         # No lock: a signal handler may interrupt the thread that holds it.
         self._drain_until = time.perf_counter() + seconds
 
@@ -111,13 +111,13 @@ class Worker:
         """Decode until drained.
 
         Raises:
-            Exception: a defect. Everybody who waited was told so, and nothing is taken any more.
+            Exception: a defect. Every waiting request has failed with it, and no more requests are accepted.
         """
         try:
             self._run()
         except BaseException:
             self._drain_until = 0.0
-            self._fail_all(GenerationError("the engine has stopped; the server's log says why."))
+            self._fail_all(GenerationError("the engine has stopped; see the server's log."))
             raise
 
     def _run(self) -> None:
@@ -132,12 +132,12 @@ class Worker:
                 continue
             self._sweep_queue()
             self._admit()
-            self._leave_out()
+            self._free_cancelled()
             if self._served and self._batch is not None:
                 self._step(self._batch)
 
     def _open(self) -> OpenBatch:
-        """Begin with an empty batch. What the last one held is given back first: there may be no room for both."""
+        """Open an empty batch. The last one's memory is freed first: there may not be room for both."""
         self._batch = None
         self._tally = [Generation() for _ in range(self._size)]
         self._exits = RowExits(self._engine.info, str(self._engine.backbone.device), self._tally)
@@ -146,32 +146,32 @@ class Worker:
         return self._batch
 
     def _sweep_queue(self) -> None:
-        """Take out who waits no more: gone, or late."""
+        """Remove cancelled and expired requests from the queue."""
         now = time.perf_counter()
         with self._changed:
             out = [ticket for ticket in self._queue if ticket.cancelled or now > ticket.deadline]
             for ticket in out:
                 self._queue.remove(ticket)
         for ticket in out:
-            self._turn_away(ticket)
+            self._drop_waiting(ticket)
 
-    def _turn_away(self, ticket: EngineTicket) -> None:
-        """Somebody is gone, or late."""
+    def _drop_waiting(self, ticket: EngineTicket) -> None:
+        """Count a cancelled request; fail an expired one."""
         if ticket.cancelled:
             self._count("cancelled")
         else:
             waited_s = time.perf_counter() - ticket.submitted
-            self._fail(ticket, OverloadedError(f"waited {waited_s:.0f} s in the queue and was not begun."))
+            self._fail(ticket, OverloadedError(f"waited {waited_s:.0f} s in the queue without being started."))
 
     def _admit(self) -> None:
-        """Let requests join: one between two tokens of those that run, so that nobody waits long for the next."""
+        """Let requests join: only one between two tokens while others run, to delay these as little as possible."""
         for _ in range(1 if self._served else self._size):
             with self._changed:
                 if not self._queue or len(self._served) == self._size:
                     return
                 ticket = self._queue.popleft()
             if ticket.cancelled or time.perf_counter() > ticket.deadline:
-                self._turn_away(ticket)
+                self._drop_waiting(ticket)
             else:
                 self._begin(ticket, min(set(range(self._size)) - set(self._served)))
 
@@ -193,13 +193,13 @@ class Worker:
             self._publish(rows)
 
     def _publish(self, rows: list[int]) -> None:
-        """Hand over the token that each row made, and endings; without a cache there is none after prefill."""
+        """Deliver each row's new token, and endings; without a cache prefill yields no token."""
         for row in rows:
             served, made = self._served[row], self._tally[row]
             failure = self._exits.failures.pop(row, None) or served.failure
             if failure is not None:
                 logger.error("a request failed", exc_info=failure)
-                self._end_badly(row, GenerationError(f"generation failed: {_said(failure)}."))
+                self._fail_row(row, GenerationError(f"generation failed: {_said(failure)}."))
                 continue
             new = served.token(made)
             if new is None:
@@ -215,10 +215,10 @@ class Worker:
                 self._tell(done)
 
     def _tell(self, done: Finished) -> None:
-        """Count and log a completion that its client has."""
+        """Count and log a delivered completion."""
         try:
             self._metrics.finished(done)
-            if self._log_prompts:  # in ASCII: nothing that a terminal obeys
+            if self._log_prompts:  # in ASCII: no terminal control characters
                 texts = self._codec.decode(done.prompt.token_ids), done.text
                 PROMPTS.info("%s -> %s", *(json.dumps(text) for text in texts))
         except Exception:
@@ -230,8 +230,8 @@ class Worker:
         except Exception:
             logger.exception("a failure could not be counted")
 
-    def _leave_out(self) -> None:
-        """Take out who is gone."""
+    def _free_cancelled(self) -> None:
+        """Free the rows of cancelled requests."""
         for row, served in list(self._served.items()):
             if served.ticket.cancelled:
                 self._free(row)
@@ -243,7 +243,7 @@ class Worker:
         self._energy.forget([row])
         return self._served.pop(row)
 
-    def _end_badly(self, row: int, error: ServingError) -> None:
+    def _fail_row(self, row: int, error: ServingError) -> None:
         self._fail(self._free(row).ticket, error)
 
     def _fail(self, ticket: EngineTicket, error: ServingError) -> None:
@@ -251,8 +251,8 @@ class Worker:
         self._count(error.kind)
 
     def _refuse_all(self) -> None:
-        """The time to drain is over."""
-        self._fail_all(DrainingError("the server is going down; this completion was not finished."))
+        """Fail everything that is left at the end of draining."""
+        self._fail_all(DrainingError("the server is shutting down; this completion was not finished."))
 
     def _fail_all(self, error: ServingError) -> None:
         with self._changed:
@@ -261,14 +261,14 @@ class Worker:
         for ticket in waiting:
             self._fail(ticket, error)
         for row in list(self._served):
-            self._end_badly(row, error)
+            self._fail_row(row, error)
 
     @contextmanager
     def _failing(self, rows: list[int]) -> Iterator[None]:
-        """Whatever is raised fails the requests in these rows, and the next ones work."""
+        """Any exception fails the requests in these rows only."""
         try:
             yield
-        except Exception as error:  # the engine's, a strategy's, a codec's: the thread must live on
+        except Exception as error:  # the engine's, a strategy's, a tokenizer's: the thread must survive it
             logger.exception("decoding failed")
             if is_out_of_memory(error):
                 said = "out of memory. Send a shorter prompt, or serve with a smaller --batch-size"
@@ -276,12 +276,12 @@ class Worker:
                 said = _said(error)
             for row in rows:
                 if row in self._served:
-                    self._end_badly(row, GenerationError(f"generation failed: {said}."))
+                    self._fail_row(row, GenerationError(f"generation failed: {said}."))
             if not self._served:
-                self._batch = None  # whatever state the failure left is gone; the next request opens another
+                self._batch = None  # its state is unknown; the next request opens a new one
 
 
 def _said(error: Exception) -> str:
-    """Return an error in one line; what is no refusal of ours has its type named."""
+    """Return an error in one line, with its type unless it is one of our refusals."""
     text = " ".join(str(error).split()).rstrip(".")
     return text if isinstance(error, HarnessError) else f"{type(error).__name__}: {text}"[:300]

@@ -1,4 +1,4 @@
-"""Waiting for completions without losing sight of the client, and what every answer says of early exit."""
+"""Waiting for completions while the client stays connected, and what every answer reports on early exit."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ async def whole(request: Request, ticket: Ticket) -> Finished:
 
     Raises:
         ServingError: it failed.
-        ClientDisconnect: nobody is there to be answered.
+        ClientDisconnect: the client has disconnected.
     """
     return (await whole_all(request, [ticket]))[0]
 
@@ -36,7 +36,7 @@ async def whole_all(request: Request, tickets: Sequence[Ticket]) -> list[Finishe
 
     Raises:
         ServingError: the first failure.
-        ClientDisconnect: nobody is there to be answered.
+        ClientDisconnect: the client has disconnected.
     """
     endings = [asyncio.ensure_future(_ending(ticket)) for ticket in tickets]
     try:
@@ -57,7 +57,7 @@ async def stream(
 ) -> StreamingResponse:
     """Answer piece by piece as tokens are made.
 
-    The first piece is waited for before the status is chosen, so that a refusal has its own status; a failure after
+    The status is chosen when the first piece is there, so that a refusal has its own status; a failure after
     it becomes an event. A client that goes away cancels its job.
 
     Args:
@@ -65,11 +65,11 @@ async def stream(
         lines: what to send for a token, or for the ending; complete events with their line breaks.
         failed: what to send when it fails half-way.
         media_type: of the answer.
-        request: where given, a client that goes away before the first token is noticed at once, not at that token.
+        request: where given, a disconnection before the first token is noticed at once, not at that token.
 
     Raises:
         ServingError: it failed before its first token.
-        ClientDisconnect: nobody is there to be answered.
+        ClientDisconnect: the client has disconnected.
     """
     return await stream_all([ticket], lambda _, piece: lines(piece), failed, media_type, request=request)
 
@@ -106,7 +106,7 @@ async def stream_all(
             for line in failed(error):
                 yield line
         except Exception:  # a defect: the client must see that the answer is not whole, the log has the traceback
-            for line in failed(ServingError("the server failed; its log says why.")):
+            for line in failed(ServingError("the server failed; see its log.")):
                 yield line
             raise
 
@@ -114,7 +114,7 @@ async def stream_all(
 
 
 class _Stream(StreamingResponse):
-    """A stream that leaves no job behind, however it ends."""
+    """A stream that cancels unfinished jobs, however it ends."""
 
     def __init__(self, tickets: Sequence[Ticket], body: AsyncIterator[bytes], media_type: str) -> None:
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
@@ -135,7 +135,7 @@ def early_exit_report(done: Finished) -> dict[str, Any]:
     return {
         "strategy": done.setting.name,
         "options": {name: _plain(value) for name, value in done.setting.options.items()},
-        "kv": str(done.kv),
+        "kv": done.kv,
         "num_layers": done.num_layers,
         "exit_layers": layers,
         "layers_executed": sum(layers),
@@ -174,7 +174,7 @@ async def _next(pieces: AsyncIterator[T]) -> T | None:
 
 
 async def _together(tickets: Sequence[Ticket]) -> AsyncIterator[tuple[int, Piece]]:
-    """Yield what comes, with the place of the ticket that it comes from."""
+    """Yield each piece with the index of its ticket."""
     sources = [aiter(ticket) for ticket in tickets]
     waiting = {asyncio.ensure_future(_next(source)): place for place, source in enumerate(sources)}
     try:
@@ -191,7 +191,7 @@ async def _together(tickets: Sequence[Ticket]) -> AsyncIterator[tuple[int, Piece
 
 
 async def _unless_gone(request: Request | None, awaited: Awaitable[T]) -> T:
-    """Wait, and give up when the client does."""
+    """Wait, and stop when the client disconnects."""
     if request is None:
         return await awaited
     wanted = asyncio.ensure_future(awaited)

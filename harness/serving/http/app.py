@@ -45,17 +45,17 @@ def make_app(service: Service) -> FastAPI:
     app.add_exception_handler(ServingError, refused_by_service)
     app.add_exception_handler(RequestValidationError, unreadable)
     app.add_exception_handler(HTTPException, refused_by_http)
-    app.add_exception_handler(ClientDisconnect, _nobody_there)
+    app.add_exception_handler(ClientDisconnect, _disconnected)
     app.add_exception_handler(Exception, undefined)
     return app
 
 
 def _controls(
-    x_early_exit: Annotated[str | None, Header(description="Early exit, where the body says nothing of it.")] = None,
-    early_exit: Annotated[str | None, Query(description="The same, where the header says nothing either.")] = None,
+    x_early_exit: Annotated[str | None, Header(description="Early exit, unless the body sets it.")] = None,
+    early_exit: Annotated[str | None, Query(description="The same, unless the header sets it.")] = None,
 ) -> None:
     """Document the other two places of early-exit controls; ``submit`` reads them."""
 
 
-def _nobody_there(request: Request, error: Exception) -> Response:
-    return Response(status_code=499)  # never sent: the connection is gone
+def _disconnected(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)  # never sent: the client has disconnected

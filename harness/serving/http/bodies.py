@@ -1,4 +1,4 @@
-"""Reading a request's body: JSON, whatever its header says, and nothing that would trip somebody later."""
+"""Reading a request's body: JSON, whatever its header says, and no value that would cause errors later."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ReadAsJson:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hand on, with the content type that counts here."""
+        """Pass the request on with the content type JSON."""
         if scope["type"] == "http" and scope["method"] == "POST":
             others = [(name, value) for name, value in scope["headers"] if name != b"content-type"]
             # In place: the router notes its route in this scope, under which the request is counted.
@@ -35,9 +35,9 @@ class ReadAsJson:
 
 
 async def readable(request: Request) -> None:
-    """Dependency of the routes with a body: refuse what is no JSON object of plain numbers and texts.
+    """Dependency of the routes with a body: refuse anything but a JSON object of finite numbers and valid texts.
 
-    Lone surrogates are no text that could be encoded, NaN and infinity are no JSON.
+    Lone surrogates cannot be encoded, NaN and infinity are not JSON.
 
     Raises:
         InvalidRequestError: in one line, what is wrong.
@@ -52,14 +52,14 @@ async def readable(request: Request) -> None:
 
 
 def unparsed(error: BaseException) -> InvalidRequestError:
-    """Return the refusal of a body that the parser failed on."""
+    """Return the refusal of a body that could not be parsed."""
     if isinstance(error, RecursionError):
         return _too_deep()
     if isinstance(error, UnicodeDecodeError):
         return InvalidRequestError(f"the body is not UTF-8: {error.reason} at byte {error.start}.")
     if isinstance(error, json.JSONDecodeError):
         where = f"{error.msg} at character {error.pos}" if error.doc else "it is empty"
-        return InvalidRequestError(f"the body is no JSON: {where}.")
+        return InvalidRequestError(f"the body is not JSON: {where}.")
     return InvalidRequestError("the body has a number with too many digits.")
 
 
@@ -77,7 +77,7 @@ def _check(body: dict[str, object]) -> None:
         for value in holder:
             if isinstance(value, float):
                 if not math.isfinite(value):
-                    raise InvalidRequestError("the body has a number that is not finite (NaN, Infinity), no JSON.")
+                    raise InvalidRequestError("the body has NaN or an infinite number, which is not JSON.")
             elif isinstance(value, str):
                 _check_text(value)
             elif isinstance(value, dict | list):
@@ -89,7 +89,7 @@ def _check_text(text: str) -> None:
         text.encode()
     except UnicodeEncodeError:
         raise InvalidRequestError(
-            "the body has half a surrogate pair (\\ud800–\\udfff), which is no character."
+            "the body has half a surrogate pair (\\ud800–\\udfff), which is not a character."
         ) from None
 
 

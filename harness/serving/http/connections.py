@@ -1,6 +1,6 @@
-"""Connections that say nothing must not use up the server's.
+"""Silent connections must not exhaust the server's limit.
 
-uvicorn closes a connection some time after its last answer, but waits without end for one that never sends a whole
+uvicorn closes a connection some time after its last answer, but waits forever for one that never completes a
 request's head. Bodies that never end are :mod:`harness.serving.http.guards`' business.
 """
 
@@ -18,10 +18,10 @@ HEAD_S = 30.0
 
 
 class PatientProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
-    """uvicorn's protocol, whichever is installed, whose patience ends."""
+    """uvicorn's protocol, whichever is installed, with a time limit."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:
-        """Take a connection and look after it."""
+        """Accept a connection and start checking it."""
         super().connection_made(transport)
         self._look_again()
 
@@ -29,12 +29,12 @@ class PatientProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         self.loop.call_later(HEAD_S, self._look, self.cycle, self._unread())
 
     def _look(self, before: Any, unread: int) -> None:
-        """Hang up when nothing has come since the last look and none is being answered, or nothing was read since."""
+        """Close when nothing arrived since the last check and no request is being answered, or nothing was read."""
         if self.transport.is_closing() and not self._unread():
             return
         idle = self.cycle is None or self.cycle.response_complete
         if unread and unread == self._unread():
-            self.transport.abort()  # closing would wait for what nobody reads
+            self.transport.abort()  # closing would wait for a client that does not read
         elif idle and self.cycle is before and not self.transport.is_closing():
             self.transport.close()
             self._look_again()

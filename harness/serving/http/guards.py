@@ -1,8 +1,8 @@
-"""What a request must pass before a route sees it: host, origin, key, size.
+"""Checks that a request must pass before it reaches a route: host, origin, key, size.
 
-A server on loopback is still within reach of every web page that a browser on this machine opens, so pages are held
-off by their ``Origin``, and names that somebody else's DNS points at this machine by the ``Host``. Pure ASGI: answers
-stream through, and a client that goes away is still seen by whoever answers it.
+A server on loopback is still within reach of every web page that a browser on this machine opens, so pages are
+refused by their ``Origin``, and foreign names that DNS points at this machine by the ``Host``. Pure ASGI: answers
+stream through, and a client that goes away is still noticed by the route.
 
 Not promised: TLS (put a proxy in front) or a limit of requests per client.
 """
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 __all__ = ["ForbiddenError", "UnauthorizedError", "counted", "guarded"]
 
 CLIENT_GONE = 499
-"""Status under which a request is counted whose client left before its answer was complete, as nginx has it."""
+"""Status counted for a request whose client disconnected before its answer was complete, as in nginx."""
 
 SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",  # the page brings its own
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",  # the page has its own
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
@@ -47,21 +47,21 @@ _log = logging.getLogger(__name__)
 
 
 class UnauthorizedError(ServingError):
-    """The request bears no key, or a wrong one."""
+    """The request has no key, or a wrong one."""
 
     status = 401
     kind = "unauthorized"
 
 
 class ForbiddenError(ServingError):
-    """The request comes from where none is taken from: a foreign web page, or a foreign host name."""
+    """The request comes from a foreign web page, or names a foreign host."""
 
     status = 403
     kind = "forbidden"
 
 
 def guarded(app: ASGIApp, config: ServeConfig, key: str | None) -> ASGIApp:
-    """Return an application that lets through what may pass and refuses the rest in the words of its route.
+    """Return an application that refuses what may not pass, in the dialect of its route.
 
     Args:
         app: the whole application.
@@ -85,7 +85,7 @@ def guarded(app: ASGIApp, config: ServeConfig, key: str | None) -> ASGIApp:
 
 
 def counted(app: ASGIApp, metrics: Metrics) -> ASGIApp:
-    """Return an application whose requests are counted, refused ones included; goes around everything else."""
+    """Return an application whose requests are counted, refused ones included; wraps everything else."""
 
     async def count(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -124,7 +124,7 @@ class _Place:
     def __init__(self, app: ASGIApp, config: ServeConfig, keyed: bool) -> None:
         self._app = app
         self._host = config.host.strip("[]").lower()
-        # A page that DNS rebinding lets in has no key: with one, names that a proxy passes on are welcome.
+        # A page that DNS rebinding lets in has no key: with one, names that a proxy forwards are accepted.
         self._check_host = not keyed
         own = socket.gethostname().lower()
         self._names = {own, f"{own}.local", own.partition(".")[0]}
@@ -133,7 +133,7 @@ class _Place:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             return await self._app(scope, receive, send)
-        if scope["type"] != "http":  # nothing here speaks WebSocket, and no guard would see what it says
+        if scope["type"] != "http":  # there is no WebSocket route, and no guard checks its messages
             return await send({"type": "websocket.close", "code": 1008})
 
         async def hardened(message: Message) -> None:
@@ -172,7 +172,7 @@ class _Place:
         if name in ("localhost", self._host, *self._names) or name.endswith(".localhost"):
             return True
         try:
-            return bool(ip_address(name))  # a rebound name is a name: nobody's DNS decides what an address means
+            return bool(ip_address(name))  # DNS rebinding needs a name; an address is safe
         except ValueError:
             return False
 
@@ -185,7 +185,7 @@ class _Key:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and not self._is_open(scope) and not self._bears(scope):
-            error = UnauthorizedError("this server wants its key. Send it as `Authorization: Bearer KEY`.")
+            error = UnauthorizedError("this server requires its key. Send it as `Authorization: Bearer KEY`.")
             return await refuse(scope, send, error, {"WWW-Authenticate": "Bearer"})
         return await self._app(scope, receive, send)
 

@@ -1,4 +1,4 @@
-"""How much body a request may have, and for how long it may arrive."""
+"""Limits on the size of a request's body and on the time it takes to arrive."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 __all__ = ["BodyTooLargeError", "CappedBody", "SlowBodyError", "header_values", "refuse"]
 
 SWALLOW_S, SWALLOWED_BODIES = 3.0, 16
-"""How long, and how many times the cap, a body that is refused is read on."""
+"""How long a refused body is still read, in seconds, and how far, in multiples of the cap."""
 
 GONE: Message = {"type": "http.disconnect"}
-"""What whoever reads a refused body is told; what comes of that is not sent."""
+"""What the reader of a refused body receives; its answer is not sent."""
 
 
 class SlowBodyError(ServingError):
@@ -37,7 +37,7 @@ class BodyTooLargeError(ServingError):
 
 
 class CappedBody:
-    """Caps the body, announced or not, and the time it takes."""
+    """Caps the body's size, whether announced or not, and the time it takes to arrive."""
 
     def __init__(self, app: ASGIApp, cap: int, patience_s: float) -> None:
         self._app, self._cap, self._patience_s = app, cap, patience_s
@@ -61,7 +61,7 @@ class CappedBody:
             nonlocal read, complete, refused
             if refused is not None:
                 return GONE
-            if complete:  # what comes now is the client's end, for which there is no hurry
+            if complete:  # only the client's disconnection can follow, which has no deadline
                 return await receive()
             try:
                 async with asyncio.timeout_at(deadline):
@@ -90,7 +90,7 @@ class CappedBody:
             await refuse(scope, send, refused)
 
     async def _swallow(self, receive: Receive) -> None:
-        """Read on for a moment: a connection that is closed over an unread body is reset, and the reason lost."""
+        """Keep reading for a moment: closing a connection with an unread body resets it, and the answer is lost."""
         read, more = 0, True
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(SWALLOW_S):
@@ -114,7 +114,7 @@ def header_values(scope: Scope, name: bytes) -> list[str]:
 
 
 async def refuse(scope: Scope, send: Send, error: ServingError, headers: dict[str, str] | None = None) -> None:
-    """Answer a request with a failure, in the dialect of its route."""
+    """Answer a request with an error, in the dialect of its route."""
     body = json.dumps(refusal(scope["path"], error)).encode()
     given = {"Content-Type": "application/json", "Content-Length": str(len(body)), **(headers or {})}
     raw = [(name.lower().encode(), value.encode()) for name, value in given.items()]

@@ -1,4 +1,4 @@
-"""A failure in the words each client expects."""
+"""Errors in the form each client expects."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RETRY_AFTER_S = {OverloadedError: "1", LoadingError: "5"}
 
 
 class RefusedError(ServingError):
-    """A refusal that HTTP itself has a status for."""
+    """A refusal with a status of HTTP's own."""
 
     def __init__(self, message: str, status: int, kind: str) -> None:
         super().__init__(message)
@@ -28,7 +28,7 @@ class RefusedError(ServingError):
 
 
 def refusal(path: str, error: ServingError) -> dict[str, Any]:
-    """Return the body of a failed answer to a request at ``path``.
+    """Return the body of an error answer to a request at ``path``.
 
     OpenAI and llama.cpp nest it; TGI has the message and an ``error_type`` beside it, which Ollama's clients and llm-ls
     can read. The message is one line that can be encoded, whatever a client's text brought into it.
@@ -46,14 +46,14 @@ def refusal(path: str, error: ServingError) -> dict[str, Any]:
 
 
 def refused_by_service(request: Request, error: Exception) -> JSONResponse:
-    """Answer what cannot be served."""
+    """Answer a request that cannot be served."""
     assert isinstance(error, ServingError)
     headers = {"Retry-After": seconds} if (seconds := RETRY_AFTER_S.get(type(error))) else None
     return JSONResponse(refusal(request.url.path, error), status_code=error.status, headers=headers)
 
 
 def unreadable(request: Request, error: Exception) -> JSONResponse:
-    """Answer a body of the wrong shape: the first thing that is wrong with it."""
+    """Answer a body of the wrong shape: the first error in it."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"] if part not in {"body", "query", "header", "path"})
@@ -69,11 +69,11 @@ def unreadable(request: Request, error: Exception) -> JSONResponse:
 def refused_by_http(request: Request, error: Exception) -> Response:
     """Answer an unknown route, a wrong method, or a body that the framework could not parse."""
     assert isinstance(error, HTTPException)
-    if isinstance(error.__cause__, ValueError | RecursionError):  # the framework gave up on the body
+    if isinstance(error.__cause__, ValueError | RecursionError):  # the framework could not parse the body
         return refused_by_service(request, unparsed(error.__cause__))
     where = f"{request.method} {request.url.path[:80]}"
     message = {
-        404: f"there is no {where}. GET /openapi.json lists what there is.",
+        404: f"there is no {where}. GET /openapi.json lists the routes.",
         405: f"there is no {where}; other methods are allowed there: {(error.headers or {}).get('Allow', '')}.",
     }.get(error.status_code, str(error.detail))
     refused = RefusedError(message, error.status_code, HTTP_KINDS.get(error.status_code, "refused"))
@@ -82,6 +82,6 @@ def refused_by_http(request: Request, error: Exception) -> Response:
 
 
 def undefined(request: Request, error: Exception) -> JSONResponse:
-    """Answer a defect; the server logs its traceback, the client sees none of it."""
-    defect = ServingError("the server failed; its log says why. Other requests are not affected.")
+    """Answer after a defect; the traceback is logged and not shown to the client."""
+    defect = ServingError("the server failed; see its log. Other requests are not affected.")
     return JSONResponse(refusal(request.url.path, defect), status_code=defect.status)

@@ -1,4 +1,4 @@
-"""From what a client wrote to a job, whatever dialect it speaks."""
+"""From a client's request to a job, in any dialect."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MAX_TEXT, MAX_NUMBER = 200, 2**63
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a client wants, in one vocabulary. ``None`` is not said.
+    """A client's request in one vocabulary. ``None`` means not given.
 
     Attributes:
         prompt: text before the cursor, or its tokens.
@@ -32,7 +32,7 @@ class Wanted:
         max_new_tokens: its limit; the server's cap applies. ``None``: the cap alone.
         stop: texts that end the completion.
         keep_stop: whether such a text belongs to the completion.
-        early_exit: what its body says of early exit: ``{strategy, threshold, …}`` or ``"NAME:option=value"``.
+        early_exit: early exit as given in its body: ``{strategy, threshold, …}`` or ``"NAME:option=value"``.
         truncate: whether a prompt that is too long loses its beginning instead of being refused.
         generate_s: seconds after its first token when it ends, once there is a line break.
         seed: for random strategies.
@@ -58,7 +58,7 @@ def early_exit_of(*places: Any) -> Any:
 
 
 def submit(request: Request, wanted: Wanted) -> Ticket:
-    """Turn what a client wants into a job and submit it; early-exit controls from body, header, query, in this order.
+    """Turn a request into a job and submit it; early-exit controls from body, header, query, in this order.
 
     Raises:
         ServingError: it cannot be served.
@@ -128,7 +128,7 @@ def _read(given: Any) -> Mapping[str, Any] | None:
 
 
 def _plain(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what is said: ``null`` is not said, and a list or an object is no value of an option."""
+    """Return the options given: ``null`` means not given, and a list or an object is not a valid value."""
     said = {name: value for name, value in given.items() if value is not None}
     name = said.get("strategy", "")
     if not isinstance(name, str) or len(name) > MAX_TEXT:

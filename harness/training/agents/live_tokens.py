@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.contracts import KVPolicy
+from harness.contracts import KVBatch, KVPolicy
 from harness.decoding.cache import KVCache
 from harness.decoding.engine import Engine
 from harness.decoding.generation import Generation
-from harness.decoding.passes import PrefixPass, Stash, TokenPass
+from harness.decoding.passes import PrefixPass, TokenPass
 from harness.errors import TrainingError
 from harness.models.controllers import Observation
 from harness.training.agents.episodes import CONTEXT
@@ -59,6 +59,7 @@ class LiveTokens:
         self.exits = len(engine.info.exit_points)
         self.width = observation.width(engine.info.hidden_size, self.exits)
         self._cache: KVCache | None = None
+        self._batch: KVBatch | None = None
         self._position = self._count = 0
         self._states: list[Tensor] = []
         self._exit_states: list[Tensor] = []
@@ -77,7 +78,8 @@ class LiveTokens:
         """Begin an episode behind a chosen prompt."""
         backbone = self._engine.backbone
         reach = len(prompt) + self._length
-        self._cache = KVCache(backbone.num_layers, 1, reach, backbone.heads, backbone.lm_head.weight)
+        self._cache = self._engine.cache(1, reach)
+        self._batch = self._engine.kv_batch(self._cache, reach, [Generation()])
         current = PrefixPass(backbone, self._engine.rotary(reach), [prompt], [0], cache=self._cache)
         current.advance(backbone.num_layers)
         self._position, self._count = len(prompt), 0
@@ -86,7 +88,7 @@ class LiveTokens:
     @torch.inference_mode()
     def follow(self, place: int) -> Token | None:
         """Leave the current token at an exit and run the one it gave."""
-        assert self._cache is not None
+        assert self._batch is not None
         token = self._choices[place]
         self._count += 1
         if self._count >= self._length or token in self._eos:
@@ -94,18 +96,19 @@ class LiveTokens:
         if place < self.exits:
             layer = self._engine.info.exit_points[place]
             final = self._exit_states[place] if self._engine.kv_input == "shortcut" else None
-            self._engine.fill(self._cache, layer, [0], [self._position], self._states[place], final)
+            self._batch.fill(layer, [0], [self._position], self._states[place], final)
         self._position += 1
         return self._run(token)
 
     def _run(self, token: int) -> Token:
         """Take one token through all layers, keeping what every exit sees and says."""
-        engine, cache = self._engine, self._cache
+        engine, cache, batch = self._engine, self._cache, self._batch
         backbone, info = engine.backbone, engine.info
         assert cache is not None
+        assert batch is not None
         current = TokenPass(
-            backbone, engine.rotary(self._position + 1), cache, KVPolicy.PROPAGATE,
-            [0], [token], [self._position], [Generation()], Stash(1), set(),
+            backbone, engine.rotary(self._position + 1), cache, KVPolicy(batch),
+            [0], [token], [self._position], [Generation()],
         )  # fmt: skip
         self._states, self._exit_states, self._choices = [], [], []
         for point in info.exit_points:

@@ -20,69 +20,15 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv
 
-from harness.errors import ConfigError, TrainingError
+from harness.contracts.recipes import Progress
+from harness.errors import TrainingError
 from harness.models.controllers import Network
 from harness.training.agents.agent_checkpoints import AgentCheckpoints
 from harness.training.agents.exit_env import Tally
 from harness.training.agents.exit_vec_env import ExitVecEnv
-from harness.training.watch import Watch
+from harness.training.agents.options import AgentSettings
 
-__all__ = ["PRESETS", "AgentSettings", "Learned", "learn", "policy_network"]
-
-
-@dataclass(frozen=True, slots=True)
-class AgentSettings:
-    """How PPO learns (Schulman 2017, arXiv 1707.06347).
-
-    Attributes:
-        steps: decisions in all, rounded up to whole rollouts.
-        rollout: decisions between two updates, over all episodes that run at once.
-        batch: decisions per gradient step.
-        epochs: times each rollout is gone through.
-        learning_rate: at the beginning; linear to 0.
-        discount: of rewards a step later (γ in the paper's Table III).
-        gae_lambda: of advantages (Schulman 2016, arXiv 1506.02438).
-        entropy: weight of the policy's entropy.
-        hidden: units of the hidden layers, of policy and value net alike; tanh between.
-        envs: episodes at once.
-
-    Raises:
-        ConfigError: a value out of range.
-    """
-
-    steps: int = 500_000
-    rollout: int = 4096
-    batch: int = 512
-    epochs: int = 6
-    learning_rate: float = 5e-5
-    discount: float = 0.99
-    gae_lambda: float = 0.95
-    entropy: float = 0.0
-    hidden: tuple[int, ...] = (64, 64)
-    envs: int = 64
-
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ConfigError(f"--steps {self.steps} is too small; at least 1.")
-        if self.envs < 1 or self.rollout % self.envs:
-            raise ConfigError(f"--envs {self.envs} must divide the {self.rollout} steps of a rollout.")
-        if not 0 < self.learning_rate < float("inf"):
-            raise ConfigError(f"--learning-rate {self.learning_rate:g} must be above 0, and finite.")
-
-
-PRESETS = {
-    "paper": AgentSettings(),
-    "tuned": AgentSettings(steps=2_000_000, learning_rate=1e-3, discount=0.0, entropy=0.05),
-}
-"""``paper``: GREEN-CODE's Table III. ``tuned``: what stopped earliest at 98 % agreement, with the savings reward.
-
-With discount 0 an agent weighs each decision by its own reward alone: it learns where stopping pays, not how to plan.
-
-SmolLM2-135M, 253,000 traced tokens, held-out mean exit layer at 98 % agreement: Table III with Eq. 2 and 3 28.6;
-learning rate 1e-3, discount 0.9, entropy 0.05 27.9; with the savings reward and entropy 0.02 24.5; then discount 1
-27.5, discount 0 23.9; from there entropy 0.05 23.3, four times the steps 23.3, penalty 10 instead of 4 23.6, 128
-units 23.6.
-"""
+__all__ = ["Learned", "learn", "policy_network"]
 
 
 @dataclass(frozen=True)
@@ -117,7 +63,7 @@ def learn(
     log: Path,
     save_steps: int,
     resume: bool,
-    watch: Watch,
+    progress: Progress,
     stop: threading.Event,
 ) -> Learned:
     """Let PPO learn.
@@ -132,7 +78,7 @@ def learn(
             layer; the last one counts the best exits of all tokens met (Fig. 7).
         save_steps: decisions between checkpoints.
         resume: go on from the last checkpoint.
-        watch: is told how it goes on.
+        progress: is told how it goes on.
         stop: set it to stop at the next decision; the rollout it falls into is not learned from.
 
     Raises:
@@ -148,8 +94,8 @@ def learn(
             env.restore(saved.env)
     _truncate(log, steps)
     model.policy.optimizer.register_step_pre_hook(lambda *_: _refuse_nan(model, steps, checkpoints))
-    watch.begin("learning", settings.steps, min(steps, settings.steps))
-    callback, kept = _StopOrGoOn(stop, watch, settings.steps), steps
+    progress.begin("learning", settings.steps, min(steps, settings.steps))
+    callback, kept = _StopOrGoOn(stop, progress, settings.steps), steps
     while steps < settings.steps and not stop.is_set():
         before = env.state() if isinstance(env, ExitVecEnv) else {}
         share_left[0] = 1 - steps / settings.steps
@@ -167,7 +113,7 @@ def learn(
         line = _line(model, steps, tally, layers)
         _append(log, line)
         mean = sum(share * int(layer) for layer, share in line["exits"].items())
-        watch.step(min(steps, settings.steps), f"reward {line['reward_per_step']:+.3f} a step, mean exit {mean:.1f}")
+        progress.step(min(steps, settings.steps), f"reward {line['reward_per_step']:+.3f} a step, mean exit {mean:.1f}")
         if steps - kept >= save_steps or steps >= settings.steps or stop.is_set():
             checkpoints.save(model.policy, steps, env.state() if isinstance(env, ExitVecEnv) else {}, total)
             kept = steps
@@ -199,9 +145,9 @@ def _algorithm(env: VecEnv, settings: AgentSettings, seed: int, share_left: list
 class _StopOrGoOn(BaseCallback):  # type: ignore[misc]
     """Ends a rollout when asked to, and tells a slow one's progress."""
 
-    def __init__(self, stop: threading.Event, watch: Watch, steps: int) -> None:
+    def __init__(self, stop: threading.Event, progress: Progress, steps: int) -> None:
         super().__init__()
-        self._stop, self._watch, self._steps = stop, watch, steps
+        self._stop, self._watch, self._steps = stop, progress, steps
         self.before, self.stopped = 0, False
 
     def _on_step(self) -> bool:

@@ -9,13 +9,12 @@ for.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from harness.errors import ConfigError
 from harness.training.traces.thresholds import exit_places
 
 __all__ = ["CONTINUE", "EXIT", "REWARDS", "Reward", "RewardCoefficients", "SavingsReward", "describe", "reward_table"]
@@ -29,28 +28,19 @@ class RewardCoefficients:
     """Weights of the penalties, each in [0, 1]; rewards are always 1.
 
     GREEN-CODE (Ilager 2025, Eq. 2 and 3) names them α, β, γ, ε. PPO's discount, which it calls γ too, is
-    :attr:`harness.training.agents.ppo.AgentSettings.discount`.
+    :attr:`harness.training.agents.options.AgentSettings.discount`.
 
     Attributes:
         alpha: of stopping right but later than the first exit that is right.
         beta: of stopping too early, with a wrong token. The paper wants α ≤ β.
         gamma: of running on from an exit that was right, or past one.
         epsilon: penalty of stopping, with a wrong token, behind an exit that was right.
-
-    Raises:
-        ConfigError: one of them outside [0, 1].
     """
 
     alpha: float
     beta: float
     gamma: float
     epsilon: float = 0.1
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if not 0 <= value <= 1:
-                raise ConfigError(f"--{field.name} {value:g} is out of range; the paper's coefficients lie in 0…1.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,17 +51,10 @@ class SavingsReward:
     an optimal-stopping problem of each token; ``penalty`` sets the precision asked for.
 
     Attributes:
-        penalty: of stopping with a wrong token.
-
-    Raises:
-        ConfigError: it is not above 0.
+        penalty: of stopping with a wrong token, above 0.
     """
 
     penalty: float = 4.0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.penalty < float("inf"):
-            raise ConfigError(f"--penalty {self.penalty:g} must be above 0, and finite.")
 
 
 Reward: TypeAlias = RewardCoefficients | SavingsReward

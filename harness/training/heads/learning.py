@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -21,43 +20,16 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import OneCycleLR
 
+from harness.contracts.recipes import Progress
 from harness.errors import TrainingError
 from harness.models.controllers import Network, Observation
 from harness.training.heads.head_checkpoints import HeadCheckpoint, HeadCheckpoints
-from harness.training.watch import Watch
+from harness.training.heads.options import HeadRecipe
 
-__all__ = ["HeadRecipe", "HeadTargets", "train_heads"]
-
-
-Objective: TypeAlias = Literal["likelihood", "certainty"]
+__all__ = ["HeadTargets", "train_heads"]
 
 SAVE_SECONDS = 30.0
 """Between checkpoints: what a kill may cost. Epochs take from less than a second to minutes."""
-
-
-@dataclass(frozen=True, slots=True)
-class HeadRecipe:
-    """How to train heads.
-
-    Attributes:
-        objective: ``likelihood``: cross-entropy with the label; ``certainty``: mean squared error (BERxiT).
-        shared: one network for all exit points instead of one each.
-        hidden: width of the hidden layer; 0 for a linear head.
-        epochs: passes over the tokens.
-        learning_rate: peak of a one-cycle schedule, AdamW.
-        weight_decay: of AdamW.
-        auxiliary: weight of the two further targets; 0 leaves them out.
-        batch: tokens a step, each at every exit point.
-    """
-
-    objective: Objective = "likelihood"
-    shared: bool = False
-    hidden: int = 128
-    epochs: int = 20
-    learning_rate: float = 1e-3
-    weight_decay: float = 1e-2
-    auxiliary: float = 0.3
-    batch: int = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +93,7 @@ def train_heads(
     recipe: HeadRecipe,
     *,
     seed: int,
-    watch: Watch,
+    progress: Progress,
     checkpoints: HeadCheckpoints | None = None,
     resume: bool = False,
     stop: threading.Event | None = None,
@@ -135,7 +107,7 @@ def train_heads(
         exit_points: layers of the exits.
         recipe: how.
         seed: decides initial weights and order.
-        watch: is told how it goes on.
+        progress: is told how it goes on.
         checkpoints: where they go; ``None`` for none.
         resume: go on from the last checkpoint, as if nothing had been in between.
         stop: set it to stop after the next step.
@@ -157,7 +129,7 @@ def train_heads(
         begun = checkpoints.load(heads, optimiser, schedule)
         done = begun.steps
         chance.set_state(begun.order)
-    watch.begin("training heads", total, done)
+    progress.begin("training heads", total, done)
     saved = time.monotonic()
     for epoch in range(max(0, done - 1) // each, recipe.epochs):
         order = chance.get_state()
@@ -174,7 +146,7 @@ def train_heads(
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             schedule.step()
-            watch.step(step, f"loss {loss.item():.3f}")
+            progress.step(step, f"loss {loss.item():.3f}")
             stopped = stop is not None and stop.is_set()
             if stopped or step == total or time.monotonic() - saved >= SAVE_SECONDS:
                 if not heads.finite:

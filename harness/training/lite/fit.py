@@ -6,13 +6,14 @@ import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from harness.contracts.recipes import Progress
 from harness.decoding.families import head_modules
 from harness.errors import TrainingError
 from harness.models import fingerprint
@@ -21,13 +22,13 @@ from harness.models.quiet import quiet
 from harness.training.corpus import PackedStreams, Stream
 from harness.training.interrupt import stop_on_interrupt
 from harness.training.lite.exit_table import ExitRow, exit_table, render
-from harness.training.lite.recipe import LiteModel, LiteRecipe
+from harness.training.lite.lite_model import LiteModel
+from harness.training.lite.options import LiteRecipe
 from harness.training.lite.resuming import begin_log, check_beginning, forget_steps_after, last_checkpoint
 from harness.training.lite.start import Start, factor_name
 from harness.training.lite.trainer import StepWatcher, build_trainer
 from harness.training.processes import is_main, world_size
 from harness.training.shortcut.least_squares import ShortcutMoments
-from harness.training.watch import Watch
 
 __all__ = ["FitResult", "fit", "initial_shortcuts"]
 
@@ -43,12 +44,14 @@ class FitResult:
         finished: false when it was interrupted; the checkpoint continues it.
         before, after: what each exit could do; see :mod:`harness.training.lite.exit_table`.
         report: both as Markdown; empty in all processes but the first.
+        recipe: how it was tuned.
     """
 
     finished: bool
     before: tuple[ExitRow, ...]
     after: tuple[ExitRow, ...]
     report: str
+    recipe: LiteRecipe
 
 
 def fit(
@@ -62,7 +65,7 @@ def fit(
     seed: int,
     save_steps: int,
     resume: bool,
-    watch: Watch,
+    progress: Progress,
     start: Start | None = None,
     skip: int = 0,
 ) -> FitResult:
@@ -81,7 +84,7 @@ def fit(
         seed: decides order, sampling and initial factors.
         save_steps: steps between checkpoints.
         resume: go on from the last checkpoint in ``out``.
-        watch: is told how it goes on.
+        progress: is told how it goes on.
         start: begin with these factors and maps; the log goes on from theirs.
         skip: packs that it has read already.
 
@@ -110,14 +113,14 @@ def fit(
     if start is not None:
         shortcuts = start.maps(exit_points)
     elif recipe.exit_head == "shortcut":
-        watch.stage("fitting linear shortcuts in closed form")
+        progress.stage("fitting linear shortcuts in closed form")
         shortcuts = initial_shortcuts(module, exit_points, streams)
     model = LiteModel(_prepare(module, recipe), exit_points, recipe, shortcuts)
     if start is not None:
         start.load_factors(model)
     before: tuple[ExitRow, ...] = ()
     if is_main():
-        before = _before(out, resume, lambda: measure(model, held_out, watch, "measuring the exits before tuning"))
+        before = _before(out, resume, lambda: measure(model, held_out, progress, "measuring the exits before tuning"))
     packs = PackedStreams(streams, recipe.steps * recipe.batch * recipe.accumulate * world_size(), seed, skip)
     trainer = build_trainer(model, recipe, packs, out, seed, save_steps)
     done = int(kept.name.rpartition("-")[2]) if kept else 0
@@ -126,20 +129,20 @@ def fit(
         if not resume:
             begin_log(out / "training.jsonl", start.log if start else None)
         forget_steps_after(behind[0] + done, out / "training.jsonl")
-    watch.begin("tuning", recipe.steps, done)
+    progress.begin("tuning", recipe.steps, done)
     with stop_on_interrupt() as stop:
-        trainer.add_callback(StepWatcher(model, recipe, out / "training.jsonl", watch, stop, behind))
+        trainer.add_callback(StepWatcher(model, recipe, out / "training.jsonl", progress, stop, behind))
         trainer.train(resume_from_checkpoint=str(kept) if kept else None)
     if trainer.state.global_step < recipe.steps:
-        return FitResult(False, before, (), "")
+        return FitResult(False, before, (), "", recipe)
     if not is_main():
-        return FitResult(True, (), (), "")
-    after = measure(model, held_out, watch, "measuring the exits after tuning")
+        return FitResult(True, (), (), "", recipe)
+    after = measure(model, held_out, progress, "measuring the exits after tuning")
     report = render(before, after)
     (out / "exits.md").write_text(report + "\n", encoding="utf-8")
     described = {
         **facts,
-        "recipe": asdict(recipe),
+        "recipe": recipe.model_dump(),
         "seed": seed,
         "steps": behind[0] + recipe.steps,
         "tokens": behind[1] + recipe.steps * recipe.tokens_per_step * world_size(),
@@ -148,7 +151,7 @@ def fit(
         **({"start": start.facts()} if start else {}),
     }
     _write(model, recipe, out, described)
-    return FitResult(True, before, after, report)
+    return FitResult(True, before, after, report, recipe)
 
 
 def initial_shortcuts(
@@ -179,9 +182,11 @@ def initial_shortcuts(
     return moments.solve()
 
 
-def measure(model: LiteModel, held_out: Sequence[tuple[str, Tensor]], watch: Watch, what: str) -> tuple[ExitRow, ...]:
+def measure(
+    model: LiteModel, held_out: Sequence[tuple[str, Tensor]], progress: Progress, what: str
+) -> tuple[ExitRow, ...]:
     """Return what the exits of a model can do on held-out packs."""
-    watch.stage(what)
+    progress.stage(what)
     model.eval()
     device = next(model.parameters()).device
 
@@ -198,7 +203,7 @@ def _beginning(start: Start | None, recipe: LiteRecipe, seed: int, data: Sequenc
     """Return what a training that is resumed must have begun with, by flag."""
     return {
         "--start-from": start.adapter.sha256 if start else None,
-        **{f"--{name.replace('_', '-')}": value for name, value in asdict(recipe).items()},
+        **{f"--{name.replace('_', '-')}": value for name, value in recipe.model_dump().items()},
         "--seed": seed,
         "the documents of": [
             f"{stream['stream']} ({stream['fingerprint'][:12]}, {stream['documents']} documents)" for stream in data

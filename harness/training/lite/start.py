@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from harness.contracts import ModelInfo
 from harness.errors import ArtefactError, ConfigError
 from harness.models import fingerprint
-from harness.models.artefacts import Artefact
-from harness.models.tuning import artefact_folders, find_shortcut, require_adapter
-from harness.training.lite.recipe import LiteRecipe
+from harness.models.adapter import require_adapter
+from harness.models.artefacts import Artefact, artefact_folders
+from harness.models.shortcut import find_shortcut
+from harness.training.lite.options import LiteRecipe
 
 __all__ = ["Start", "factor_name", "find_start"]
 

@@ -14,11 +14,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from harness.contracts.recipes import Progress
 from harness.errors import TrainingError
 from harness.training.corpus import PackedStreams
-from harness.training.lite.recipe import LiteModel, LiteRecipe
+from harness.training.lite.lite_model import LiteModel
+from harness.training.lite.options import LiteRecipe
 from harness.training.lite.resuming import last_checkpoint
-from harness.training.watch import Watch
 
 __all__ = ["LiteTrainer", "StepWatcher", "build_trainer"]
 
@@ -129,11 +130,11 @@ class StepWatcher(TrainerCallback):  # type: ignore[misc]
         model: LiteModel,
         recipe: LiteRecipe,
         log: Path,
-        watch: Watch,
+        progress: Progress,
         stop: threading.Event,
         before: tuple[int, int] = (0, 0),
     ) -> None:
-        self._model, self._recipe, self._log, self._watch, self._stop = model, recipe, log, watch, stop
+        self._model, self._recipe, self._log, self._watch, self._stop = model, recipe, log, progress, stop
         self._steps_before, self._tokens_before = before
         self._losses: dict[int, list[float]] = {}
         self._since = time.perf_counter()

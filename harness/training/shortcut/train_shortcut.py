@@ -6,18 +6,17 @@ Makes any model exit-capable in about a minute, without tuning (Yom Din 2024, ar
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from harness.contracts.recipes import TrainingRun
 from harness.decoding.backbone import Backbone
 from harness.models.artefacts import Artefact, write_artefact
-from harness.models.loading import load
 from harness.training.identity import identity, provenance
 from harness.training.shortcut.least_squares import ShortcutMoments
+from harness.training.shortcut.options import ShortcutOptions
 from harness.training.traces.reading import exit_states, held_out_rows, open_traces
-from harness.training.watch import Watch
 
 __all__ = ["ShortcutResult", "train_shortcut"]
 
@@ -41,38 +40,28 @@ class ShortcutResult:
     tokens: int
 
 
-def train_shortcut(
-    model: str,
-    folder: Path,
-    out: Path,
-    *,
-    name: str,
-    ridge: float,
-    artefacts: str | None,
-    seed: int,
-    command: str,
-    watch: Watch,
-) -> ShortcutResult:
-    """Fit shortcuts on a trace and write them to ``out / f"{name}.json"``.
+def train_shortcut(options: ShortcutOptions, run: TrainingRun) -> ShortcutResult:
+    """Fit shortcuts on a trace and write them to ``NAME.json`` in the folder.
 
     Raises:
         HarnessError: in one line, with the remedy.
     """
-    traces, resolved = open_traces(model, folder, artefacts=artefacts)
+    seed, progress = options.seed, run.progress
+    traces, resolved = open_traces(options.model, options.traces, artefacts=options.artefacts)
     columns = traces.columns("top", "final", "document")
     held = held_out_rows(traces, columns["document"], seed=seed)
     moments = ShortcutMoments(traces.exit_points, resolved.info.hidden_size)
-    watch.begin("fitting shortcuts", traces.tokens)
+    progress.begin("fitting shortcuts", traces.tokens)
     start = 0
     for shard in traces.shards("hidden", "last"):
         rows = ~held[start : start + len(shard["last"])]
         start += len(shard["last"])
         states = {point: shard["hidden"][rows, e] for e, point in enumerate(traces.exit_points)}
         moments.add(states, shard["last"][rows])
-        watch.step(start)
-    maps = moments.solve(ridge=ridge)
-    watch.stage("measuring the maps on held-out documents")
-    backbone = load(resolved, device="cpu", seed=seed).backbone
+        progress.step(start)
+    maps = moments.solve(ridge=options.ridge)
+    progress.stage("measuring the maps on held-out documents")
+    backbone = resolved.load("cpu").backbone
     check = held.nonzero().squeeze(1)
     check = check[torch.randperm(len(check), generator=torch.Generator().manual_seed(seed))[:CHECKED]].sort().values
     hidden = exit_states(traces, {}, torch.zeros_like(held).index_fill(0, check, True))
@@ -87,13 +76,14 @@ def train_shortcut(
         tensors |= {f"{point}.weight": weight.bfloat16(), f"{point}.bias": bias.bfloat16()}
     facts: dict[str, Any] = {
         **identity(resolved.info, traces.index["tokenizer_fingerprint"]),
-        "ridge": ridge,
+        "ridge": options.ridge,
         "trained_on": {"streams": sorted({d["stream"] for d in traces.documents}), "tokens": moments.tokens},
         "documents": sorted({d["key"] for d in traces.documents}),
         "held_out": {"tokens": len(check), "agreement": {str(k): v for k, v in agreement.items()}},
-        "made": provenance(command),
+        "made": provenance(run.command),
     }
-    return ShortcutResult(write_artefact(out / f"{name}.json", "shortcut", tensors, facts), agreement, len(check))
+    path = options.folder / f"{options.name or run.recipe}.json"
+    return ShortcutResult(write_artefact(path, "shortcut", tensors, facts), agreement, len(check))
 
 
 @torch.inference_mode()

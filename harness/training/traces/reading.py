@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness.contracts import ModelRequest
 from harness.decoding.blocks import Linear
 from harness.errors import ArtefactError, ConfigError, DataError
 from harness.models.controllers import Observation
-from harness.models.loading import ResolvedModel, load_codec, resolve
-from harness.models.tuning import read_shortcuts
+from harness.models.model import ResolvedModel, resolve
+from harness.models.shortcut import read_shortcuts
 from harness.training.traces.store import Traces
 
 __all__ = ["HELD_OUT", "exit_maps", "exit_states", "held_out_rows", "matches", "open_traces"]
@@ -32,13 +33,15 @@ def open_traces(model: str, folder: Path, *, artefacts: str | None) -> tuple[Tra
     points = ",".join(map(str, traces.exit_points))
     try:
         resolved = resolve(
-            model,
-            weights=traces.index["weights"],
-            dtype=traces.index["dtype"],
-            exit_points=points,
-            exit_head="shared" if traces.index["exit_head"] == "shared" else "shortcut",
-            artefacts=artefacts,
-            seed=traces.index["seed"],
+            ModelRequest(
+                model,
+                weights=traces.index["weights"],
+                dtype=traces.index["dtype"],
+                exit_points=points,
+                exit_head="shared" if traces.index["exit_head"] == "shared" else "shortcut",
+                artefacts=artefacts,
+                seed=traces.index["seed"],
+            )
         )
     except ConfigError as error:
         if "--exit-points" not in str(error):
@@ -47,7 +50,7 @@ def open_traces(model: str, folder: Path, *, artefacts: str | None) -> tuple[Tra
             f"{folder} is a trace of {traces.index['model']} at exit points {points}, which {model} cannot have. Trace "
             f"again: `harness trace --model {model} --out DIR`."
         ) from None
-    codec, _ = load_codec(resolved)
+    codec = resolved.tokenizer
     traces.check(resolved.info, codec.fingerprint)
     return traces, resolved
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,42 +12,22 @@ from torch import Tensor
 
 from harness.config import BASELINE, StrategySpec
 from harness.config.options import build_strategy
-from harness.contracts import Document, KVPolicy, Split, TextCodec, WeightsChoice, document_key
+from harness.contracts import Document, ExitHead, ModelRequest, Tokenizer, WeightsChoice, document_key
+from harness.contracts.recipes import Progress
 from harness.decoding.engine import Engine
 from harness.errors import ConfigError, DataError
-from harness.models.loading import load, load_codec, resolve
-from harness.models.tuning import ExitHead
+from harness.models.model import resolve
 from harness.registry import TASKS
 from harness.training.identity import identity
+from harness.training.traces.options import TraceRequest
 from harness.training.traces.store import Traces, TraceWriter
-from harness.training.watch import Watch
 
-__all__ = ["TraceRequest", "exit_columns", "trace"]
+__all__ = ["TraceRequest", "exit_columns", "read_exits", "trace"]
 
 CHUNK = 64
 """Tokens whose logits exist at the same time: few enough to stay in the caches from pass to pass."""
 CONTEXT = (0.2, 0.6)
 """GREEN-CODE section IV-F: how much of a document is context, as a share of its tokens."""
-
-
-@dataclass(frozen=True, slots=True)
-class TraceRequest:
-    """What to trace.
-
-    Attributes:
-        documents: so many of every task and source; ``None`` for all.
-        length: tokens a document is cut at.
-        new_tokens: trace so many tokens that the model generates after a context of 20–60 % of the document; 0 to
-            trace the document's own tokens from its eighth on instead (teacher-forced), which costs a fiftieth.
-        split: part of each dataset.
-        seed: decides which documents, and the contexts.
-    """
-
-    documents: int | None = 100
-    length: int = 640
-    new_tokens: int = 0
-    split: Split = "train"
-    seed: int = 0
 
 
 FIRST = 8  # before that the model has seen next to nothing
@@ -68,7 +47,7 @@ def trace(
     dtype: str,
     device: str,
     resume: bool,
-    watch: Watch,
+    progress: Progress,
 ) -> Traces:
     """Trace documents into a folder; see :mod:`harness.training.traces.store` for what it holds.
 
@@ -77,14 +56,21 @@ def trace(
     """
     loaders = [TASKS.load(name)() for name in tasks]
     resolved = resolve(
-        model, weights=weights, dtype=dtype, exit_points=exit_points, exit_head=exit_head, artefacts=artefacts,
-        seed=request.seed,
-    )  # fmt: skip
+        ModelRequest(
+            model,
+            weights=weights,
+            dtype=dtype,
+            exit_points=exit_points,
+            exit_head=exit_head,
+            artefacts=artefacts,
+            seed=request.seed,
+        )
+    )
     info = resolved.info
     if not info.exit_points:
         raise ConfigError(f"{info.name} has no exit points to trace. Give --exit-points.")
     length = min(request.length, info.max_positions)
-    codec, _ = load_codec(resolved)
+    codec = resolved.tokenizer
     facts = {
         **identity(info, codec.fingerprint),
         "weights": info.weights,
@@ -101,14 +87,14 @@ def trace(
     wanted: list[tuple[str, Document]] = []
     for task in loaders:
         for source in sources:
-            watch.stage(f"reading {task.name} from {source}")
+            progress.stage(f"reading {task.name} from {source}")
             corpus = task.corpus(source, request.split, limit=request.documents, seed=request.seed)
             wanted += [(f"{task.name}, {corpus.source.label}", document) for document in corpus.documents]
     writer = TraceWriter(out, facts, resume=resume)
-    watch.stage(f"loading {info.name}")
-    engine = Engine(load(resolved, device=device, seed=request.seed).backbone, info)
+    progress.stage(f"loading {info.name}")
+    engine = Engine(resolved.load(device).backbone, info)
     done = set(writer.documents)
-    watch.begin("tracing", len(wanted), len(done))
+    progress.begin("tracing", len(wanted), len(done))
     for number, (stream, document) in enumerate(wanted, start=1):
         key = document_key(document.text)
         identifier = f"{stream}, {document.sample_id}, {key[:12]}"  # names repeat, in files of several sources
@@ -120,7 +106,7 @@ def trace(
             columns = exit_columns(engine, token_ids, first)
             described = {"id": identifier, "stream": stream, "key": key, "length": whole}
             writer.add(described, columns)
-        watch.step(number, f"{writer.tokens} tokens on disk")
+        progress.step(number, f"{writer.tokens} tokens on disk")
     writer.flush()
     if not writer.documents:
         with suppress(OSError):
@@ -130,7 +116,7 @@ def trace(
 
 
 def _prepare(
-    document: Document, codec: TextCodec, engine: Engine, request: TraceRequest, length: int
+    document: Document, codec: Tokenizer, engine: Engine, request: TraceRequest, length: int
 ) -> tuple[list[int], int, int] | None:
     """Return the tokens to run, the first position to keep, and the document's own length; ``None`` if too short."""
     token_ids = codec.encode(document.text)[:length]
@@ -143,19 +129,16 @@ def _prepare(
     prompt = token_ids[: min(context, engine.info.max_positions - request.new_tokens)]
     full = build_strategy(StrategySpec(BASELINE))
     (made,) = engine.decode(
-        [prompt], full, kv=KVPolicy.PROPAGATE, max_new_tokens=[request.new_tokens], eos_token_ids=codec.eos_token_ids
+        [prompt], full, kv=full.default_kv, max_new_tokens=[request.new_tokens], eos_token_ids=codec.eos_token_ids
     )
     # The last token is read by nobody; the prompt's last one yields the first generated token.
     return [*prompt, *made.token_ids[:-1]], len(prompt) - 1, len(token_ids)
 
 
-@torch.inference_mode()
 def exit_columns(engine: Engine, token_ids: Sequence[int], first: int) -> dict[str, Tensor]:
     """Run one sequence and return the trace columns of its positions from ``first`` on, ``document`` left out."""
-    backbone, points = engine.backbone, engine.info.exit_points
-    states = [state[first:] for state in engine.read(token_ids, (*points, backbone.num_layers))]
-    exits = [_read_out(engine, backbone.exit_state(state, point)) for state, point in zip(states, points, strict=False)]
-    final = _read_out(engine, states[-1])
+    states, readings = read_exits(engine, token_ids, first)
+    *exits, final = ({name: _small(column) for name, column in reading.items()} for reading in readings)
     stacked = {name: torch.stack([exit_[name] for exit_ in exits], dim=1) for name in exits[0]}
     return {
         "hidden": torch.stack(states[:-1], dim=1).half().cpu(),
@@ -166,6 +149,28 @@ def exit_columns(engine: Engine, token_ids: Sequence[int], first: int) -> dict[s
         "input": torch.tensor(token_ids[first:], dtype=torch.int32),
         "position": torch.arange(first, len(token_ids), dtype=torch.int32),
     }
+
+
+@torch.inference_mode()
+def read_exits(
+    engine: Engine, token_ids: Sequence[int], first: int = 0
+) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    """Run one sequence and return what every exit point, and last full depth, says at its positions from ``first`` on.
+
+    Returns:
+        Hidden states of each exit, ``[n, hidden_size]``; and of each exit the columns ``top`` (token), ``top1`` and
+        ``top2`` (the two best probabilities) and ``entropy`` (nats), ``[n]`` on the CPU.
+    """
+    backbone = engine.backbone
+    layers = (*engine.info.exit_points, backbone.num_layers)
+    states = [state[first:] for state in engine.read(token_ids, layers)]
+    exits = [backbone.exit_state(state, layer) for state, layer in zip(states[:-1], layers, strict=False)]
+    return states, [_read_out(engine, state) for state in (*exits, states[-1])]
+
+
+def _small(column: Tensor) -> Tensor:
+    """A column as a trace keeps it."""
+    return column.half() if column.is_floating_point() else column
 
 
 def _read_out(engine: Engine, states: Tensor) -> dict[str, Tensor]:
@@ -182,9 +187,9 @@ def _read_out(engine: Engine, states: Tensor) -> dict[str, Tensor]:
         parts.append(
             {
                 "top": top[:, 0].int().cpu(),
-                "top1": (1 / total)[:, 0].half().cpu(),
-                "top2": ((second - best).exp() / total)[:, 0].half().cpu(),
-                "entropy": entropy[:, 0].half().cpu(),
+                "top1": (1 / total)[:, 0].cpu(),
+                "top2": ((second - best).exp() / total)[:, 0].cpu(),
+                "entropy": entropy[:, 0].cpu(),
             }
         )
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -24,7 +24,6 @@ Columns, one row per token, the rows of a document consecutive (E exit points, D
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.contracts import ModelInfo
 from harness.errors import ArtefactError
+from harness.host.atomic_files import replace_files
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -134,8 +134,8 @@ class TraceWriter:
             "documents": [*self._index["documents"], *self._waiting],
         }
         try:
-            _replace(self.folder / name, content)
-            _replace(self.folder / "index.json", (json.dumps(index, indent=1) + "\n").encode())
+            replace_files({self.folder / name: content})  # the shard before the index that names it
+            replace_files({self.folder / "index.json": (json.dumps(index, indent=1) + "\n").encode()})
         except OSError as error:
             raise ArtefactError(
                 f"cannot write {self.folder / name}: {error.strerror}. The finished shards ({self.tokens} tokens) stay "
@@ -251,12 +251,3 @@ def _check_shards(folder: Path, index: Mapping[str, Any]) -> None:
         size = file.stat().st_size if file.is_file() else None
         if size != shard["bytes"]:
             raise ArtefactError(f"{file} has {size} bytes and should have {shard['bytes']}. Trace again.")
-
-
-def _replace(file: Path, content: bytes) -> None:
-    part = file.with_name(f"{file.name}.part")
-    try:
-        part.write_bytes(content)
-        os.replace(part, file)
-    finally:
-        part.unlink(missing_ok=True)

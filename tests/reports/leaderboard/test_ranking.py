@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from harness.contracts import KVPolicy
 from harness.records.estimate import Estimate
 from harness.records.summary import SummaryRow
 from reports.leaderboard.ranking import CRITERIA, MARGIN, on_front, quality_of, ranks
@@ -27,7 +26,7 @@ def row(name: str = "fixed", **given: Any) -> SummaryRow:
         "source": "made up",
         "model": "m",
         "weights": "tuned",
-        "kv": KVPolicy.PROPAGATE,
+        "kv": "propagate",
         "batch_size": 1,
         "dtype": "float32",
         "n": 100,

@@ -97,7 +97,7 @@ def test_an_interrupted_write_leaves_no_half_of_a_file(
 ) -> None:
     site = Site(tmp_path / "a")
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", interrupt)
+        patch.setattr("os.replace", interrupt)
         with pytest.raises(KeyboardInterrupt):
             site.add(recorded())
         with pytest.raises(KeyboardInterrupt):

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from harness.contracts import KVPolicy
 from harness.errors import StoreError
 from harness.records.summary import Summary
 from reports.green_code.kv_figure import Share, kv_figure, kv_markdown
@@ -22,7 +21,7 @@ def test_every_published_run_is_the_authors() -> None:
         pytest.skip("the folder shared/reference with the authors' result files is not here")
     with REFERENCE.open(encoding="utf-8") as file:
         theirs = list(csv.DictReader(file))
-    ours = [run for run in green_code() if run.kv is KVPolicy.NONE]
+    ours = [run for run in green_code() if run.kv == "none"]
     assert len(ours) == len(theirs)
     for run, row in zip(ours, theirs, strict=True):
         assert (run.model, run.language, run.samples) == (row["model"], row["language"], int(row["n_samples"]))
@@ -35,7 +34,7 @@ def test_every_published_run_is_the_authors() -> None:
 
 def test_the_audit_s_finding_stands_in_the_data() -> None:
     """Every published GREEN-CODE point costs more than full depth with a cache."""
-    cached = [run.energy_j for run in green_code() if run.kv is KVPolicy.PROPAGATE and run.strategy == "full"]
+    cached = [run.energy_j for run in green_code() if run.kv == "propagate" and run.strategy == "full"]
     agents = [run.energy_j for run in green_code() if run.strategy == "rl"]
     assert max(cached) < 120
     assert min(agents) > 170

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from harness.contracts import KVPolicy
 from reports.green_code.published_details import overhead_of
 from reports.green_code.published_runs import LAYERS, PublishedRun, green_code, saving
 from reports.published.codexglue import codexglue
@@ -59,7 +58,7 @@ def test_throughputs_of_the_text_are_means_of_ratios() -> None:
         run
         for run in green_code()
         if (run.model, run.language, run.kv, run.weights, run.strategy)
-        == ("Llama-3.2-3B", "java", KVPolicy.NONE, "tuned", "full")
+        == ("Llama-3.2-3B", "java", "none", "tuned", "full")
     )
     assert full.tokens_per_s_mean_of_ratios == pytest.approx(13.545)  # the paper: "roughly 13"
     assert agent("Llama-3.2-3B", "java", 0.92).tokens_per_s_mean_of_ratios == pytest.approx(17.996)  # "18"
@@ -93,7 +92,7 @@ def test_no_java_curve_is_a_python_one() -> None:
     """The authors' files have one: untuned OPT-2.7B with a cache. Python's scores, layer by layer, stand under Java."""
     curves: dict[tuple[str, ...], dict[float, float]] = {}
     for run in green_code():
-        if run.kv is KVPolicy.PROPAGATE and run.rouge_l is not None:
+        if run.kv == "propagate" and run.rouge_l is not None:
             places = curves.setdefault((run.model, run.weights, run.language), {})
             places[run.exit_layer_mean] = run.rouge_l
     apart = {
@@ -119,7 +118,7 @@ def test_exit_histograms_add_up_to_the_mean_depth() -> None:
 
 
 def test_every_number_is_the_authors() -> None:
-    runs = [run for run in green_code() if run.kv is KVPolicy.NONE]
+    runs = [run for run in green_code() if run.kv == "none"]
     for run, row in zip(runs, theirs("green-code-published.csv"), strict=True):
         assert run.energy_std_j == pytest.approx(float(row["energy_std_J"]), abs=0.006)
         assert run.time_std_s == pytest.approx(float(row["time_std_s"]), abs=6e-5)

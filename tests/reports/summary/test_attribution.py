@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from harness.contracts import KVPolicy
+from harness.contracts import KVFacts
 from harness.records import Manifest, OperatingPointRecord
 from harness.records.cost import PARTS, Attribution
 from reports.summary.attribution import attribute
@@ -150,7 +150,7 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
     assert hits >= 34  # 5 % of binomial(40, 0.95) is below 36; 34 leaves no doubt
 
 
-@pytest.mark.parametrize("change", [{"batch_size": 2}, {"kv": KVPolicy.NONE}])
+@pytest.mark.parametrize("change", [{"batch_size": 2}, {"facts": KVFacts(keeps_cache=False)}])
 def test_nothing_is_attributed_where_counts_say_nothing(change: dict[str, Any]) -> None:
     cells = built(6)
     regime = dataclasses.replace(cells[0].regime, **change)

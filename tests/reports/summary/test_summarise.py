@@ -8,9 +8,8 @@ import sys
 
 import pytest
 
-from harness.contracts import KVPolicy
 from harness.errors import StoreError
-from harness.registry import SCORES
+from harness.registry import KV_POLICIES, SCORES
 from reports.metrics.vocabulary import all_metrics
 from reports.summary.measured import select
 from reports.summary.summarise import summarise
@@ -30,7 +29,7 @@ def test_one_row_per_task_and_operating_point_full_depth_first(build) -> None:
     ]
     assert [row.n for row in rows] == [0, 0, 0, 1]
     assert rows[1].options == {"layer": "5"}
-    assert rows[1].kv is KVPolicy.PROPAGATE
+    assert rows[1].kv == "propagate"
 
 
 def test_tasks_do_not_mix(build) -> None:
@@ -90,9 +89,9 @@ def test_a_sample_that_was_written_twice_counts_as_its_last_record(build) -> Non
     assert row.value("bleu") == pytest.approx(0.4)
 
 
-@pytest.mark.parametrize("kv", list(KVPolicy))
+@pytest.mark.parametrize("kv", KV_POLICIES.names())
 def test_a_row_without_measurements_has_no_numbers(build, kv) -> None:
-    run = build(kv=kv.value)
+    run = build(kv=kv)
     run.window(FULL, {})
     row = run.row(OTHER)
     assert row.metrics == {}
@@ -145,12 +144,12 @@ def test_probes_that_never_exit_get_no_row_and_change_nothing(build) -> None:
 
 
 def test_each_operating_point_may_have_its_own_kv_policy(build) -> None:
-    run = build(points=(FULL, OTHER, "uncached"), policies={"uncached": KVPolicy.NONE})
+    run = build(points=(FULL, OTHER, "uncached"), policies={"uncached": "none"})
     for block in range(6):
         for point in run.points:
             run.window(point, {"exit_layers": (10, 4, 4)}, block=block, duration=3.0 if point == "uncached" else 1.0)
     rows = {row.operating_point: row for row in run.summary().rows}
-    assert [row.kv.value for row in rows.values()] == ["propagate", "propagate", "none"]
+    assert [row.kv for row in rows.values()] == ["propagate", "propagate", "none"]
     assert rows[OTHER].value("exit_layer_mean") == 4.0  # the token of prefill does not count
     assert rows["uncached"].value("exit_layer_mean") == 6.0
     assert rows["uncached"].value("speedup") == pytest.approx(1 / 3)  # one baseline for all
@@ -159,7 +158,7 @@ def test_each_operating_point_may_have_its_own_kv_policy(build) -> None:
 
 
 def test_the_oracle_is_the_measure_of_its_own_kv_policy(build) -> None:
-    run = build(points=(FULL, OTHER, "oracle", "other policy"), policies={"other policy": KVPolicy.RECOMPUTE})
+    run = build(points=(FULL, OTHER, "oracle", "other policy"), policies={"other policy": "recompute"})
     for point in run.points:
         run.window(point, {"exit_layers": (10, 10, 10) if point == FULL else (10, 5, 7)})
     rows = {row.operating_point: row for row in run.summary().rows}
@@ -168,7 +167,7 @@ def test_the_oracle_is_the_measure_of_its_own_kv_policy(build) -> None:
 
 
 def test_a_constant_depth_is_measured_by_the_oracle_of_another_policy_that_keeps_a_cache(build) -> None:
-    policies = {OTHER: KVPolicy.RECOMPUTE, "oracle": KVPolicy.RECOMPUTE, "uncached": KVPolicy.NONE}
+    policies = {OTHER: "recompute", "oracle": "recompute", "uncached": "none"}
     run = build(points=(FULL, OTHER, "oracle", "fixed", "uncached"), policies=policies)
     for point in run.points:
         layers = {FULL: (10, 10, 10), "fixed": (10, 5, 5), "uncached": (5, 5, 5)}.get(point, (10, 5, 7))

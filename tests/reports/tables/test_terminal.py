@@ -8,7 +8,6 @@ import re
 import pytest
 from rich.console import Console
 
-from harness.contracts import KVPolicy
 from harness.records.summary import Summary
 from reports.tables.columns import columns_of, headline_columns, section_columns, section_titles
 from reports.tables.result import HEADLINE_TITLE, split_tables
@@ -65,7 +64,7 @@ def test_columns_without_any_value_are_named_and_not_shown(summary, width) -> No
 
 
 def test_rows_with_different_kv_policies_stand_in_one_table_that_names_them_all(summary) -> None:
-    rows = (*summary.rows[:3], summary.rows[3].model_copy(update={"kv": KVPolicy.RECOMPUTE}))
+    rows = (*summary.rows[:3], summary.rows[3].model_copy(update={"kv": "recompute"}))
     mixed = summary.model_copy(update={"rows": rows})
     (table,) = split_tables(mixed)
     assert "decoding  float32, kv propagate, recompute, batch 1" in table.subheadings

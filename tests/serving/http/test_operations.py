@@ -110,7 +110,7 @@ def test_a_real_client_reads_the_models(server: Any) -> None:
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0) as client:
         (model,) = client.models.list().data
         assert client.models.retrieve(model.id).id == model.id
-        with pytest.raises(openai.NotFoundError, match="not here"):
+        with pytest.raises(openai.NotFoundError, match="not served here"):
             client.models.retrieve("another/model")
 
 

@@ -192,7 +192,7 @@ NESTED = b'{"a":' * (MAX_DEPTH + 1) + b"1" + b"}" * (MAX_DEPTH + 1)
 
 UNREADABLE = {
     "empty": (b"", "empty"),
-    "cut short": (b'{"inputs": "a"', "no JSON"),
+    "cut short": (b'{"inputs": "a"', "not JSON"),
     "array": (b"[1]", "array"),
     "number": (b"5", "number"),
     "null": (b"null", "null"),

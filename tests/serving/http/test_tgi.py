@@ -140,7 +140,7 @@ def test_full_text_begins_with_the_prompt(server: Any, client: InferenceClient) 
     [
         (OverloadedError("64 requests are waiting."), hub.OverloadedError),
         (GenerationError("the engine failed."), hub.GenerationError),
-        (DrainingError("the server is going down."), hub.UnknownError),
+        (DrainingError("the server is shutting down."), hub.UnknownError),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from harness.contracts import KVPolicy
+from harness.contracts import ModelRequest
 from harness.decoding.blocks import Linear
 from harness.decoding.engine import Engine
 from harness.errors import TrainingError
 from harness.models.controllers import Observation
-from harness.models.loading import load, resolve
+from harness.models.model import resolve
 from harness.training.agents.exit_env import ExitEnv
 from harness.training.agents.live_tokens import LiveTokens
 from harness.training.agents.reward import CONTINUE, EXIT, REWARDS
@@ -26,8 +26,8 @@ PROMPT, NEW = [5, 9, 31, 7, 80, 12, 44, 3, 61, 2, 19, 23], 8
 
 @pytest.fixture(scope="module", params=["shared", "shortcut"])
 def engine(request: pytest.FixtureRequest, tiny_llama: Path) -> Engine:
-    resolved = resolve(str(tiny_llama), weights="pretrained", dtype="float32", exit_points="paper")
-    backbone = load(resolved, device="cpu", seed=0).backbone
+    resolved = resolve(ModelRequest(str(tiny_llama), weights="pretrained", exit_head="shared"))
+    backbone = resolved.load("cpu").backbone
     if request.param == "shared":
         return Engine(backbone, resolved.info)
     chance = torch.Generator().manual_seed(0)
@@ -63,7 +63,7 @@ def test_random_exits_give_what_the_engine_gives(engine: Engine, seed: int) -> N
     places = chance.integers(len(layers), size=NEW).tolist()
     (made,) = engine.replay(
         [PROMPT], [[engine.info.num_layers, *(layers[place] for place in places)]],
-        kv=KVPolicy.PROPAGATE, max_new_tokens=[NEW + 1],
+        kv="propagate", max_new_tokens=[NEW + 1],
     )  # fmt: skip
     token = tokens.read(PROMPT)
     given = []

@@ -6,7 +6,6 @@ import json
 import signal
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,15 @@ import numpy as np
 import pytest
 import torch
 
+from harness.contracts.recipes import Silent
 from harness.errors import ConfigError, TrainingError
 from harness.training.agents.agent_checkpoints import AgentCheckpoints
 from harness.training.agents.episodes import Episodes, TracedDocument
 from harness.training.agents.exit_vec_env import ExitVecEnv
-from harness.training.agents.ppo import PRESETS, AgentSettings, Learned, learn, policy_network
+from harness.training.agents.options import AgentSettings
+from harness.training.agents.ppo import Learned, learn, policy_network
 from harness.training.agents.reward import CONTINUE, EXIT, REWARDS, reward_table
 from harness.training.interrupt import stop_on_interrupt
-from harness.training.watch import Silent
 
 POINTS, LAYERS = (4, 6, 10), 12
 QUICK = AgentSettings(steps=6144, rollout=512, batch=128, learning_rate=1e-2, discount=0.9, hidden=(16, 16), envs=16)
@@ -55,12 +55,12 @@ class Trainer:
 
     def __call__(
         self, settings: AgentSettings = QUICK, *, episodes: Episodes | None = None, resume: bool = False,
-        watch: Any = None, stop: threading.Event | None = None, save_steps: int = 10**9, **facts: Any,
+        progress: Any = None, stop: threading.Event | None = None, save_steps: int = 10**9, **facts: Any,
     ) -> Learned:  # fmt: skip
         env = ExitVecEnv(episodes or world(), settings.envs)
         return learn(
             env, settings, [*POINTS, LAYERS], seed=0, checkpoints=self.checkpoints(**facts), log=self.log,
-            save_steps=save_steps, resume=resume, watch=watch or Silent(), stop=stop or threading.Event(),
+            save_steps=save_steps, resume=resume, progress=progress or Silent(), stop=stop or threading.Event(),
         )  # fmt: skip
 
     @property
@@ -110,7 +110,7 @@ def test_a_known_optimum_is_found(trainer: Trainer) -> None:
 
 
 def test_the_log_holds_the_figures_of_the_paper(trainer: Trainer) -> None:
-    trainer(replace(QUICK, steps=2048))
+    trainer(QUICK.replace(steps=2048))
     *rollouts, optimal = trainer.lines
     assert [line["steps"] for line in rollouts] == [512, 1024, 1536, 2048]
     for line in rollouts:
@@ -154,13 +154,13 @@ def in_the_middle_of_a_rollout(monkeypatch: pytest.MonkeyPatch, stop: threading.
 def test_resuming_equals_going_on(
     trainer: Trainer, another: Trainer, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = replace(QUICK, steps=2560)
+    settings = QUICK.replace(steps=2560)
     whole = trainer(settings)
     stop = threading.Event()
     with monkeypatch.context() as patch:
         if where == "inside a rollout":
             in_the_middle_of_a_rollout(patch, stop)
-        stopped = another(settings, watch=StopAt(1024 if where == "after a rollout" else 10**9, stop), stop=stop)
+        stopped = another(settings, progress=StopAt(1024 if where == "after a rollout" else 10**9, stop), stop=stop)
     assert not stopped.finished
     assert stopped.steps == 1024
     resumed = another(settings, resume=True)
@@ -173,21 +173,21 @@ def test_resuming_equals_going_on(
 
 
 def test_the_last_two_checkpoints_stay(trainer: Trainer) -> None:
-    trainer(replace(QUICK, steps=2048), save_steps=512)
+    trainer(QUICK.replace(steps=2048), save_steps=512)
     assert sorted(path.name for path in trainer.folder.iterdir()) == [
         f"step-{steps:09d}.{kind}" for steps in (1536, 2048) for kind in ("json", "safetensors")
     ]
-    trainer(replace(QUICK, steps=512))  # a new run: the old one's are not taken for its own
+    trainer(QUICK.replace(steps=512))  # a new run: the old one's are not taken for its own
     assert [path.name for path in sorted(trainer.folder.glob("*.json"))] == ["step-000000512.json"]
 
 
 def test_a_loss_that_is_no_number_stops_with_the_last_good_checkpoint(trainer: Trainer) -> None:
-    trainer(replace(QUICK, steps=1024))
+    trainer(QUICK.replace(steps=1024))
     bad = world()
     bad.rewards[:] = np.nan
     with pytest.raises(TrainingError, match=r"no number after step 1024; the last good checkpoint is .*000001024.json"):
         trainer(QUICK, episodes=bad, resume=True)
-    assert trainer(replace(QUICK, steps=1536), resume=True).steps == 1536
+    assert trainer(QUICK.replace(steps=1536), resume=True).steps == 1536
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered")
@@ -201,13 +201,13 @@ def test_a_loss_that_is_no_number_from_the_first(trainer: Trainer) -> None:
 def test_checkpoints_of_something_else_are_refused(trainer: Trainer) -> None:
     with pytest.raises(TrainingError, match=r"holds no checkpoint to resume from\. Leave --resume away"):
         trainer(resume=True)
-    trainer(replace(QUICK, steps=512), model_fingerprint="abc")
+    trainer(QUICK.replace(steps=512), model_fingerprint="abc")
     with pytest.raises(TrainingError, match="was trained with model fingerprint abc, now it is xyz"):
-        trainer(replace(QUICK, steps=1024), resume=True, model_fingerprint="xyz")
+        trainer(QUICK.replace(steps=1024), resume=True, model_fingerprint="xyz")
 
 
 def test_presets() -> None:
-    paper = PRESETS["paper"]
+    paper = AgentSettings()
     assert (paper.steps, paper.rollout, paper.batch, paper.epochs) == (500_000, 4096, 512, 6)
     assert (paper.learning_rate, paper.discount, paper.hidden) == (5e-5, 0.99, (64, 64))
     assert (paper.gae_lambda, paper.entropy) == (0.95, 0.0)  # stable-baselines3's own
@@ -216,15 +216,15 @@ def test_presets() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"steps": 0}, "--steps 0 is too small"),
+        ({"steps": 0}, "steps = 0: input should be greater than or equal to 1"),
         ({"envs": 100}, "--envs 100 must divide the 4096 steps"),
-        ({"envs": 0}, "--envs 0 must divide"),
-        ({"learning_rate": 0.0}, "--learning-rate 0 must be above 0"),
+        ({"envs": 0}, "envs = 0: input should be greater"),
+        ({"learning_rate": 0.0}, "learning_rate = 0.0: input should be greater than 0"),
     ],
 )
 def test_settings_out_of_range(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        replace(PRESETS["paper"], **changes)
+        AgentSettings.build(changes)
 
 
 def test_ctrl_c_asks_once_and_then_insists() -> None:

@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from harness.errors import ConfigError
 from harness.training.agents.reward import CONTINUE, EXIT, REWARDS, RewardCoefficients, SavingsReward, reward_table
 
 POINTS, LAYERS = (4, 6, 10), 12  # the longest distance is 12 − 4 = 8
@@ -64,16 +63,3 @@ def test_savings_pay_for_layers_not_run() -> None:
     assert rewards[0, :, CONTINUE].tolist() == [0, 0, 0, 0]
     assert rewards[0, :, EXIT].tolist() == [-3, 0.75, -3, 0.25]  # late and right is still right
     assert places.tolist() == [1]
-
-
-@pytest.mark.parametrize("penalty", [0, -1, float("nan"), float("inf")])
-def test_a_penalty_is_a_positive_number(penalty: float) -> None:
-    with pytest.raises(ConfigError, match="--penalty"):
-        SavingsReward(penalty)
-
-
-@pytest.mark.parametrize("name", ["alpha", "beta", "gamma", "epsilon"])
-@pytest.mark.parametrize("value", [-0.1, 1.5, float("nan")])
-def test_coefficients_out_of_range(name: str, value: float) -> None:
-    with pytest.raises(ConfigError, match=f"--{name} "):
-        replace(COEFFICIENTS, **{name: value})

@@ -14,18 +14,18 @@ import torch
 
 from harness.config import parse_strategies
 from harness.config.options import build_strategy
-from harness.contracts import KVPolicy
+from harness.contracts import ModelRequest
+from harness.contracts.recipes import Silent, TrainingRun
 from harness.decoding.engine import Engine
 from harness.models.artefacts import read_artefact
 from harness.models.controllers import Network, find_controller
-from harness.models.loading import load, resolve
+from harness.models.model import resolve
 from harness.training.agents.exit_vec_env import ExitVecEnv
-from harness.training.agents.ppo import AgentSettings
 from harness.training.agents.reward import REWARDS, describe
-from harness.training.agents.train_agent import AGENT_OBSERVATIONS, AgentRequest, build_settings, train_rl
-from harness.training.heads.train_heads import open_traces
+from harness.training.agents.train_agent import AGENT_OBSERVATIONS, train_agent
+from harness.training.recipes import Agent
+from harness.training.traces.reading import open_traces
 from harness.training.traces.store import Traces
-from harness.training.watch import Silent
 
 Command = Callable[..., Any]
 
@@ -76,7 +76,7 @@ def test_from_a_trace_to_decoding(
     assert "| threshold (replayed) | mean exit layer | agreement |" in ran.out
     assert (tmp_path / "a" / "rl.md").read_text().strip() == ran.out.strip()
     resolved = resolve(
-        str(tiny_llama), weights="pretrained", dtype="float32", exit_points="paper", artefacts=str(tmp_path / "a")
+        ModelRequest(str(tiny_llama), weights="pretrained", artefacts=str(tmp_path / "a"), exit_head="shared")
     )
     agent = find_controller("rl", "", resolved.info)
     facts, traces = agent.artefact.facts, Traces.open(trace)
@@ -90,11 +90,11 @@ def test_from_a_trace_to_decoding(
     assert set(facts["documents"]) == {document["key"] for document in traces.documents}
     assert facts["reward"] == {"rule": "savings", "penalty": 4.0}
     assert resolved.seen == set(facts["documents"])  # no run draws what it has learned from
-    engine = Engine(load(resolved, device="cpu", seed=0).backbone, resolved.info)
+    engine = Engine(resolved.load("cpu").backbone, resolved.info)
     layers = {}
     for name in ("rl:threshold=0", "rl:threshold=1", "rl"):
         (made,) = engine.decode(
-            [list(range(5, 30))], build_strategy(*parse_strategies(name)), kv=KVPolicy.PROPAGATE, max_new_tokens=[12]
+            [list(range(5, 30))], build_strategy(*parse_strategies(name)), kv="propagate", max_new_tokens=[12]
         )
         layers[name] = made.exit_layers[1:]
     assert set(layers["rl:threshold=1"]) == {12}
@@ -174,10 +174,12 @@ def test_ctrl_c_keeps_a_checkpoint_and_resume_finishes(
 
 
 def test_live(tiny_llama: Path, trace: Path, rows_file: Path, tmp_path: Path) -> None:
-    settings = AgentSettings(steps=128, rollout=64, batch=32, envs=8)
-    request = AgentRequest(name="live", live=True, sources=[str(rows_file)], length=4)
+    options = Agent(
+        model=str(tiny_llama), traces=trace, out=tmp_path / "a", name="live", live=True, sources=(str(rows_file),),
+        tokens=4, steps=128, rollout=64, batch=32, envs=8, preset="paper", observation="rich",
+    )  # fmt: skip
     seen = Steps()
-    made = train_rl("rl", str(tiny_llama), trace, tmp_path / "a", settings, request, command="x", watch=seen)
+    made = train_agent(options.filled(), TrainingRun("rl", "x", seen))
     assert made.finished
     facts = read_artefact(made.path, "rl").facts
     assert facts["trained_on"]["live"] is True
@@ -230,24 +232,24 @@ def test_no_trace_and_empty_traces(train: Command, trace: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--preset", "fast"), "--preset 'fast' is unknown. Use paper or tuned."),
-        (("--reward", "rust"), "--reward 'rust' is unknown. Use auto, java, python, savings."),
-        (("--observation", "all"), "--observation 'all' is unknown. Use paper, normal, rich, exit."),
-        (("--alpha", 2), "--alpha 2 is out of range"),
-        (("--epsilon", -1), "--epsilon -1 is out of range"),
+        (("--preset", "fast"), "--preset 'fast': input should be 'paper' or 'tuned'."),
+        (("--reward", "rust"), "--reward 'rust': input should be 'auto', 'java', 'python' or 'savings'."),
+        (("--observation", "all"), "--observation 'all': input should be 'paper', 'normal', 'rich' or 'exit'."),
+        (("--alpha", 2), "--alpha 2: input should be less than or equal to 1."),
+        (("--epsilon", -1), "--epsilon -1: input should be greater than or equal to 0."),
         (
             ("--reward", "python", "--penalty", 2),
             "--penalty is no part of the python reward, which has alpha, beta, gamma, epsilon.",
         ),
         (("--reward", "savings", "--alpha", 1), "--alpha is no part of the savings reward, which has penalty."),
-        (("--steps", 0), "--steps 0 is too small"),
+        (("--steps", 0), "--steps 0: input should be greater than or equal to"),
         (("--envs", 3), "--envs 3 must divide"),
-        (("--keep", 0), "--keep 0 must lie in (0, 1]"),
-        (("--tokens", 0), "--tokens 0 is too small"),
+        (("--keep", 0), "--keep 0: input should be greater than 0."),
+        (("--tokens", 0), "--tokens 0: input should be greater than or equal to"),
         (("--tokens", 150), "is long enough for 60% context and 150 tokens"),
         (("--task", "py15"), "Did you mean 'py150'?"),
         (("--task", "javacorpus"), "holds no document of javacorpus"),
-        (("--save-steps", 0), "--save-steps 0 is too small"),
+        (("--save-steps", 0), "--save-steps 0: input should be greater than or equal to"),
         (("--resume",), "holds no checkpoint to resume from"),
     ],
 )
@@ -280,8 +282,7 @@ def test_no_exit_keeps_everything(
 ) -> None:
     """Where no threshold keeps enough, the default never exits."""
     monkeypatch.setattr("harness.training.agents.replay_agent.threshold_keeping", lambda *_: None)
-    settings = build_settings("tuned", {"steps": 1})
-    request = AgentRequest(name="agent")
-    made = train_rl("rl", str(tiny_llama), trace, tmp_path / "b", settings, request, command="x", watch=Silent())
+    options = Agent(model=str(tiny_llama), traces=trace, out=tmp_path / "b", name="agent", steps=1)
+    made = train_agent(options.filled(), TrainingRun("rl", "x"))
     assert "it never exits by default" in made.report
     assert read_artefact(made.path, "rl").facts["threshold"] == 1.0

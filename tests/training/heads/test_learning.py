@@ -11,14 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from harness.contracts.recipes import Silent
 from harness.errors import TrainingError
 from harness.models.controllers import Network, Observation
 from harness.training.heads import learning
 from harness.training.heads.head_checkpoints import HeadCheckpoints
-from harness.training.heads.learning import HeadRecipe, HeadTargets, train_heads
-from harness.training.heads.train_heads import score_all
+from harness.training.heads.learning import HeadTargets, train_heads
+from harness.training.heads.options import HeadRecipe
+from harness.training.traces.lesson import score_all
 from harness.training.traces.thresholds import replay_rows
-from harness.training.watch import Silent
 
 POINTS, WIDTH, TOKENS = (2, 4, 6), 12, 3000
 STEPS, EPOCH = 12, 4
@@ -45,7 +46,7 @@ def targets(right: Tensor) -> HeadTargets:
 def test_heads_of_their_own_learn_each_exit(hidden: int) -> None:
     states, right = world()
     recipe = HeadRecipe(hidden=hidden, epochs=40, learning_rate=2e-2, batch=256)
-    networks = train_heads(states, Observation(), targets(right), POINTS, recipe, seed=0, watch=Silent())
+    networks = train_heads(states, Observation(), targets(right), POINTS, recipe, seed=0, progress=Silent())
     assert set(networks) == {"2", "4", "6"}
     unseen, truth = world(seed=1)
     scores = score_all(networks, Observation(), unseen, POINTS)
@@ -58,7 +59,7 @@ def test_one_head_for_all_needs_to_know_where_it_is() -> None:
     hits = {}
     for place in (False, True):
         observation = Observation(place=place)
-        networks = train_heads(states, observation, targets(right), POINTS, recipe, seed=0, watch=Silent())
+        networks = train_heads(states, observation, targets(right), POINTS, recipe, seed=0, progress=Silent())
         assert set(networks) == {"shared"}
         unseen, truth = world(seed=1)
         hits[place] = ((score_all(networks, observation, unseen, POINTS) > 0.5) == truth).float().mean().item()
@@ -70,8 +71,8 @@ def test_standardisation_is_folded_into_the_first_map() -> None:
     """A state far from zero and of any size gives the same decisions: nothing but the network is kept."""
     states, right = world()
     recipe = HeadRecipe(hidden=8, epochs=10, learning_rate=1e-2, batch=256)
-    plain = train_heads(states, Observation(), targets(right), POINTS, recipe, seed=0, watch=Silent())
-    moved = train_heads(500 * states + 90, Observation(), targets(right), POINTS, recipe, seed=0, watch=Silent())
+    plain = train_heads(states, Observation(), targets(right), POINTS, recipe, seed=0, progress=Silent())
+    moved = train_heads(500 * states + 90, Observation(), targets(right), POINTS, recipe, seed=0, progress=Silent())
     unseen, _ = world(seed=1)
     a = score_all(plain, Observation(), unseen, POINTS)
     b = score_all(moved, Observation(), 500 * unseen + 90, POINTS)
@@ -82,7 +83,7 @@ def test_the_seed_decides() -> None:
     states, right = world()
     recipe = HeadRecipe(hidden=4, epochs=1)
     first, second, other = (
-        train_heads(states, Observation(), targets(right), POINTS, recipe, seed=seed, watch=Silent())
+        train_heads(states, Observation(), targets(right), POINTS, recipe, seed=seed, progress=Silent())
         for seed in (0, 0, 1)
     )
     assert torch.equal(first["2"].layers[0][0], second["2"].layers[0][0])
@@ -93,7 +94,7 @@ def test_a_loss_that_is_no_number_stops() -> None:
     states, right = world()
     states[5, 1, 3] = torch.inf
     with pytest.raises(TrainingError, match="nan"):
-        train_heads(states, Observation(), targets(right), POINTS, HeadRecipe(epochs=1), seed=0, watch=Silent())
+        train_heads(states, Observation(), targets(right), POINTS, HeadRecipe(epochs=1), seed=0, progress=Silent())
 
 
 def test_targets_come_from_trace_columns() -> None:
@@ -112,7 +113,7 @@ def test_targets_come_from_trace_columns() -> None:
 def test_confident_tokens_are_let_go_and_others_kept() -> None:
     states, right = world()
     recipe = HeadRecipe(hidden=0, epochs=15, learning_rate=1e-2, batch=256)
-    networks = train_heads(states, Observation(), targets(right), POINTS, recipe, seed=0, watch=Silent())
+    networks = train_heads(states, Observation(), targets(right), POINTS, recipe, seed=0, progress=Silent())
     unseen, truth = world(seed=1)
     scores = score_all(networks, Observation(), unseen, POINTS).sigmoid()
     strict, loose = replay_rows(scores, truth, POINTS, 8, [0.99, 0.5])
@@ -142,12 +143,12 @@ class Stops(Silent):
             self.stop.set()
 
 
-def train(folder: Path, kind: str = "classifier", watch: Stops | None = None, **settings: Any) -> Any:
+def train(folder: Path, kind: str = "classifier", progress: Stops | None = None, **settings: Any) -> Any:
     states, right = world()
-    watch = watch or Stops()
+    progress = progress or Stops()
     return train_heads(
-        states, Observation(), targets(right), POINTS, RECIPES[kind], seed=3, watch=watch,
-        checkpoints=HeadCheckpoints(folder, "heads", {"seed": 3}), stop=watch.stop, **settings,
+        states, Observation(), targets(right), POINTS, RECIPES[kind], seed=3, progress=progress,
+        checkpoints=HeadCheckpoints(folder, "heads", {"seed": 3}), stop=progress.stop, **settings,
     )  # fmt: skip
 
 
@@ -166,17 +167,17 @@ def test_stopped_and_resumed_is_as_if_nothing_had_been(tmp_path: Path, kind: str
         folder = tmp_path / str(at)
         assert train(folder, kind, Stops(at)) is None
         torch.manual_seed(99)  # chance of others is not chance of theirs
-        watch = Stops()
-        resumed = train(folder, kind, watch, resume=True)
-        assert watch.begun == (STEPS, at)
-        assert watch.steps == list(range(at + 1, STEPS + 1))
+        progress = Stops()
+        resumed = train(folder, kind, progress, resume=True)
+        assert progress.begun == (STEPS, at)
+        assert progress.steps == list(range(at + 1, STEPS + 1))
         assert_same(resumed, whole)
 
 
 def test_stopped_again_and_again(tmp_path: Path) -> None:
-    assert train(tmp_path / "parts", watch=Stops(1)) is None
+    assert train(tmp_path / "parts", progress=Stops(1)) is None
     for at in range(2, STEPS):
-        assert train(tmp_path / "parts", watch=Stops(at), resume=True) is None
+        assert train(tmp_path / "parts", progress=Stops(at), resume=True) is None
     assert_same(train(tmp_path / "parts", resume=True), train(tmp_path / "whole"))
 
 
@@ -184,13 +185,13 @@ def test_a_kill_costs_what_came_after_the_last_checkpoint(tmp_path: Path, monkey
     clock = iter(range(0, 10_000, 12))  # a step takes twelve seconds
     monkeypatch.setattr(learning.time, "monotonic", lambda: next(clock))
     with pytest.raises(MemoryError):
-        train(tmp_path / "parts", watch=Stops(8, MemoryError))
+        train(tmp_path / "parts", progress=Stops(8, MemoryError))
     last, before = sorted(path.stem for path in (tmp_path / "parts").glob("*.json"))[::-1]
     monkeypatch.undo()
     assert learning.SAVE_SECONDS <= 60
-    watch = Stops()
-    resumed = train(tmp_path / "parts", watch=watch, resume=True)
-    assert watch.steps[0] == int(last.rpartition("-")[2]) + 1
+    progress = Stops()
+    resumed = train(tmp_path / "parts", progress=progress, resume=True)
+    assert progress.steps[0] == int(last.rpartition("-")[2]) + 1
     assert int(before.rpartition("-")[2]) < int(last.rpartition("-")[2]) < 8
     assert_same(resumed, train(tmp_path / "whole"))
 
@@ -204,14 +205,14 @@ def test_two_checkpoints_stay_and_none_is_a_pickle(tmp_path: Path, monkeypatch: 
 
 
 def test_resuming_what_has_ended_gives_it_again(tmp_path: Path) -> None:
-    whole, watch = train(tmp_path), Stops()
-    assert_same(train(tmp_path, watch=watch, resume=True), whole)
-    assert watch.steps == []
+    whole, progress = train(tmp_path), Stops()
+    assert_same(train(tmp_path, progress=progress, resume=True), whole)
+    assert progress.steps == []
 
 
 def test_a_new_training_replaces_the_checkpoints_of_an_old_one(tmp_path: Path) -> None:
-    train(tmp_path, watch=Stops(9))
-    train(tmp_path, watch=Stops(2))
+    train(tmp_path, progress=Stops(9))
+    train(tmp_path, progress=Stops(2))
     assert [path.stem for path in tmp_path.glob("*.json")] == ["step-000000002"]
 
 

@@ -7,7 +7,6 @@ import math
 import shutil
 import signal
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,36 +17,35 @@ from torch import Tensor
 
 from harness.config import parse_strategies
 from harness.config.options import build_strategy
-from harness.contracts import KVPolicy
+from harness.contracts import ModelRequest
+from harness.contracts.recipes import Silent, TrainingRun
 from harness.decoding.engine import Engine
 from harness.errors import ArtefactError, DataError, TrainingError
 from harness.models.artefacts import read_artefact
 from harness.models.controllers import OBSERVATIONS, Network, find_controller
-from harness.models.loading import ResolvedModel, load, resolve
+from harness.models.model import ResolvedModel, resolve
 from harness.training.heads import learning
-from harness.training.heads.learning import HeadRecipe
-from harness.training.heads.train_heads import NEVER, HeadsResult, train_on_traces
-from harness.training.shortcut.train_shortcut import train_shortcut
+from harness.training.heads.options import HeadOptions
+from harness.training.heads.train_heads import NEVER, train_on_trace
+from harness.training.recipes import CertaintyHead, LikelihoodHeads, Shortcut
+from harness.training.traces.lesson import SavedController
 from harness.training.traces.reading import held_out_rows
 from harness.training.traces.record_trace import TraceRequest, trace
 from harness.training.traces.store import Traces
 from harness.training.traces.thresholds import ReplayRow
-from harness.training.watch import Silent
 
-Train = Callable[..., HeadsResult]
+Train = Callable[..., SavedController]
 
 POINTS, LAYERS = (4, 6, 10), 12
-RECIPES = {
-    "classifier": HeadRecipe(hidden=8, epochs=3, learning_rate=1e-2),
-    "lte": HeadRecipe(objective="certainty", shared=True, hidden=8, epochs=3, learning_rate=1e-2),
-}
+RECIPES: dict[str, type[HeadOptions]] = {"classifier": LikelihoodHeads, "lte": CertaintyHead}
 
 
 def make_trace(model: Path, source: Path, out: Path, *tasks: str, documents: int = 14, **changes: Any) -> Traces:
     settings: dict[str, Any] = {"exit_head": "shared", "artefacts": None} | changes
     return trace(
-        str(model), tasks or ["py150"], [str(source)], out, TraceRequest(documents, length=72), weights="pretrained",
-        exit_points="paper", dtype="float32", device="cpu", resume=False, watch=Silent(), **settings,
+        str(model), tasks or ["py150"], [str(source)], out, TraceRequest(documents=documents, length=72),
+        weights="pretrained", exit_points="paper", dtype="float32", device="cpu", resume=False, progress=Silent(),
+        **settings,
     )  # fmt: skip
 
 
@@ -74,14 +72,16 @@ def both(tiny_llama: Path, folder: Path, tmp_path_factory: pytest.TempPathFactor
 def train(tiny_llama: Path, both: Path, tmp_path: Path) -> Train:
     """``train(kind, **changes)``: ``harness train KIND`` on that trace as a function, into ``a``."""
 
-    def run(kind: str = "classifier", *, observation: str = "rich", folder: Path = both, **changes: Any) -> HeadsResult:
-        settings: dict[str, Any] = {
-            "kind": kind, "name": kind, "tasks": [], "keep": 0.9, "artefacts": None, "seed": 0,
-            "command": "harness train", "watch": Silent(),
-        }  # fmt: skip
-        recipe = changes.pop("recipe", RECIPES[kind])
-        seen = OBSERVATIONS[observation]
-        return train_on_traces(str(tiny_llama), folder, tmp_path / "a", recipe, seen, **settings | changes)
+    def run(
+        kind: str = "classifier", *, observation: str = "rich", folder: Path = both, **changes: Any
+    ) -> SavedController:
+        options = RECIPES[kind](
+            model=str(tiny_llama), traces=folder, out=tmp_path / "a", observation=observation, keep=0.9, hidden=8,
+            epochs=3, learning_rate=1e-2,
+        )  # fmt: skip
+        made = train_on_trace(options.model_copy(update=changes), TrainingRun(kind, "harness train"))
+        assert made is not None
+        return made
 
     return run
 
@@ -89,7 +89,7 @@ def train(tiny_llama: Path, both: Path, tmp_path: Path) -> Train:
 @pytest.fixture
 def resolved(tiny_llama: Path, tmp_path: Path) -> Callable[[], ResolvedModel]:
     return lambda: resolve(
-        str(tiny_llama), weights="pretrained", dtype="float32", exit_points="paper", artefacts=str(tmp_path / "a")
+        ModelRequest(str(tiny_llama), weights="pretrained", artefacts=str(tmp_path / "a"), exit_head="shared")
     )
 
 
@@ -123,12 +123,12 @@ def test_it_decodes(train: Train, resolved: Callable[[], ResolvedModel], kind: s
     """Deeper the stricter, the last layer where no score is enough, and the written threshold by default."""
     own = train(kind).artefact.facts["threshold"]
     model = resolved()
-    engine = Engine(load(model, device="cpu", seed=0).backbone, model.info)
+    engine = Engine(model.load("cpu").backbone, model.info)
 
     def layers(threshold: float | None) -> list[int]:
         option = "" if threshold is None else f":threshold={threshold!r}"
         (made,) = engine.decode(
-            [list(range(5, 30))], build_strategy(*parse_strategies(kind + option)), kv=KVPolicy.PROPAGATE,
+            [list(range(5, 30))], build_strategy(*parse_strategies(kind + option)), kv="propagate",
             max_new_tokens=[12],
         )  # fmt: skip
         return made.exit_layers[1:]
@@ -221,14 +221,14 @@ def test_replayed_rows_are_of_the_written_network_on_held_out_documents(
 def test_where_no_threshold_keeps_enough_it_never_exits(
     train: Train, resolved: Callable[[], ResolvedModel], kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("harness.training.heads.train_heads.threshold_keeping", lambda *_: None)
+    monkeypatch.setattr("harness.training.traces.lesson.threshold_keeping", lambda *_: None)
     made = train(kind)
     assert made.kept is None
-    assert made.artefact.facts["threshold"] == NEVER[RECIPES[kind].objective]
+    assert made.artefact.facts["threshold"] == NEVER[made.artefact.facts["recipe"]["objective"]]
     model = resolved()
-    engine = Engine(load(model, device="cpu", seed=0).backbone, model.info)
+    engine = Engine(model.load("cpu").backbone, model.info)
     strategy = build_strategy(*parse_strategies(kind))
-    (decoded,) = engine.decode([list(range(5, 20))], strategy, kv=KVPolicy.PROPAGATE, max_new_tokens=[8])
+    (decoded,) = engine.decode([list(range(5, 20))], strategy, kv="propagate", max_new_tokens=[8])
     assert set(decoded.exit_layers) == {LAYERS}
 
 
@@ -296,7 +296,7 @@ def test_a_copy_of_what_is_held_out_is_not_learned_from(train: Train, both: Path
     number = traces.columns("document")["document"]
     held = set(number[held_out_rows(traces, number, seed=0)].tolist())
     assert held == {place + other for place in {each % 14 for each in held} for other in (0, 14)}
-    made = train(folder=copies, recipe=replace(RECIPES["classifier"], epochs=2))
+    made = train(folder=copies, epochs=2)
     assert made.tokens == sum(documents[each]["tokens"] for each in held)
     assert made.artefact.facts["trained_on"]["tokens"] == traces.tokens - made.tokens
 
@@ -314,9 +314,8 @@ def test_a_stream_of_one_document_is_refused(train: Train, tiny_llama: Path, fol
 @pytest.mark.parametrize("kind", RECIPES)
 def test_weights_that_the_last_step_blew_up_are_refused(train: Train, tmp_path: Path, kind: str) -> None:
     """One step: its loss was a number, and no further one is looked at."""
-    recipe = replace(RECIPES[kind], epochs=1, batch=10**6, learning_rate=math.inf)
     with pytest.raises(TrainingError) as refusal:
-        train(kind, recipe=recipe)
+        train(kind, epochs=1, batch=10**6, learning_rate=math.inf)
     assert str(refusal.value) == "training left weights that are no numbers. Lower --learning-rate."
     assert not (tmp_path / "a").exists()
 
@@ -392,7 +391,7 @@ def test_a_checkpoint_of_another_training_is_refused(
 ) -> None:
     interrupt(monkeypatch, lambda: command("classifier"))
     monkeypatch.setattr(
-        "harness.training.heads.train_heads.exit_states", lambda *_: pytest.fail("the states were read first")
+        "harness.training.traces.lesson.exit_states", lambda *_: pytest.fail("the states were read first")
     )
     line = command("classifier", "--resume", *arguments).error
     assert f"a/checkpoints/heads-classifier/step-000000006.json was trained with {said}" in line
@@ -427,10 +426,7 @@ def test_what_looks_at_exit_states_learns_behind_the_maps(
     train: Train, tiny_llama: Path, folder: Path, both: Path, tmp_path: Path
 ) -> None:
     """The heads know the exit head they were trained with, and find it again in decoding alone."""
-    train_shortcut(
-        str(tiny_llama), both, tmp_path / "a", name="shortcut", ridge=1e-4, artefacts=None, seed=0, command="x",
-        watch=Silent(),
-    )  # fmt: skip
+    Shortcut(model=str(tiny_llama), traces=both, out=tmp_path / "a").train(TrainingRun("shortcut", "x"))
     where = str(tmp_path / "a")
     traces = make_trace(
         tiny_llama, folder, tmp_path / "mapped", "py150", "javacorpus", exit_head="shortcut", artefacts=where
@@ -440,7 +436,7 @@ def test_what_looks_at_exit_states_learns_behind_the_maps(
     assert mapped.artefact.facts["exit_head"] == traces.index["exit_head"] != "shared"
     assert mapped.artefact.sha256 != plain.artefact.sha256
     settings: dict[str, Any] = {"weights": "pretrained", "dtype": "float32", "exit_points": "paper", "artefacts": where}
-    info = resolve(str(tiny_llama), exit_head="shortcut", **settings).info
+    info = resolve(ModelRequest(str(tiny_llama), exit_head="shortcut", **settings)).info
     assert find_controller("classifier", "", info).artefact.sha256 == mapped.artefact.sha256
     with pytest.raises(ArtefactError, match=r"was trained with exit head shortcut:.* runs with shared"):
-        find_controller("classifier", "", resolve(str(tiny_llama), **settings).info)
+        find_controller("classifier", "", resolve(ModelRequest(str(tiny_llama), **settings)).info)

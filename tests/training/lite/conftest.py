@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from harness.contracts.recipes import TrainingRun
 from harness.training.lite.fit import FitResult
-from harness.training.lite.recipe import LiteRecipe
+from harness.training.lite.options import LiteRecipe
 from harness.training.lite.train_lite import train_lite
-from harness.training.watch import Silent
+from harness.training.recipes import Lite
 
 QUICK = LiteRecipe(steps=4, length=32, batch=2, rank=4, learning_rate=0.01, token_share=1.0)
 
@@ -24,9 +25,10 @@ def tune(corpus_file: Path) -> Callable[..., FitResult]:
         model: Path, out: Path, recipe: LiteRecipe = QUICK, source: Path = corpus_file, **changes: Any
     ) -> FitResult:
         settings: dict[str, Any] = {
-            "weights": "pretrained", "exit_points": "paper", "split": "train", "documents": 30, "seed": 0,
-            "save_steps": 2, "resume": False, "command": "harness train lite", "watch": Silent(),
+            "preset": "cpu", "model": str(model), "out": out, "tasks": ["py150"], "sources": [str(source)],
+            "documents": 30, "save_steps": 2,
         }  # fmt: skip
-        return train_lite(str(model), ["py150"], [str(source)], out, recipe, **settings | changes)
+        options = Lite.build({**recipe.model_dump(), **settings, **changes})
+        return train_lite(options, TrainingRun("lite", "harness train lite"))
 
     return run

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +19,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from harness.contracts import document_key
+from harness.contracts import ModelRequest, document_key
 from harness.errors import TrainingError
 from harness.models import fingerprint
-from harness.models.artefacts import read_artefact
-from harness.models.loading import load, load_codec, resolve
-from harness.models.tuning import merge, seen_documents
+from harness.models.adapter import merge
+from harness.models.artefacts import read_artefact, seen_documents
+from harness.models.model import resolve
 from harness.training.lite.fit import FitResult
-from harness.training.lite.recipe import LiteRecipe
-from harness.training.lite.train_lite import train_lite
-from harness.training.watch import Silent
+from harness.training.lite.options import LiteRecipe
 
 QUICK = LiteRecipe(steps=4, length=32, batch=2, rank=4, learning_rate=0.01, token_share=1.0)
 FLAGS = ("--task", "py150", "--preset", "cpu", "--length", 32, "--batch", 2, "--rank", 4)
@@ -75,7 +72,7 @@ def test_the_command_leaves_everything_it_says(cli: Any, tiny_llama: Path, corpu
     assert [int(row[2]) for row in table] == [4, 6, 10, 12]
 
     adapter, shortcut = read_artefact(out / "adapter.json", "adapter"), read_artefact(out / "shortcut.json", "shortcut")
-    base = resolve(str(tiny_llama), weights="pretrained", dtype="float32", exit_points="paper").info
+    base = resolve(ModelRequest(str(tiny_llama), weights="pretrained", exit_head="shared")).info
     for artefact in (adapter, shortcut):
         assert artefact.facts["model_fingerprint"] == base.fingerprint
         assert artefact.facts["made"]["command"].startswith("harness train lite --model")
@@ -107,7 +104,7 @@ def test_merging_the_adapter_gives_peft_s_own_model(
     from transformers import AutoModelForCausalLM
 
     folder = make_model(family)
-    tune(folder, tmp_path / "out", replace(QUICK, steps=2))
+    tune(folder, tmp_path / "out", QUICK.replace(steps=2))
     adapter = read_artefact(tmp_path / "out" / "adapter.json", "adapter")
     config = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, target_modules="all-linear")
     theirs = get_peft_model(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), config)
@@ -127,35 +124,26 @@ def test_merging_the_adapter_gives_peft_s_own_model(
 
 
 def test_a_run_finds_adapter_and_shortcuts_of_its_own_accord(tuned: Path, tiny_llama: Path) -> None:
-    found = resolve(
-        str(tiny_llama), weights="auto", dtype="float32", exit_points="paper", exit_head="auto", artefacts=str(tuned)
-    )
+    found = resolve(ModelRequest(str(tiny_llama), artefacts=str(tuned)))
     adapter, shortcut = (
         read_artefact(tuned / "adapter.json", "adapter"),
         read_artefact(tuned / "shortcut.json", "shortcut"),
     )
-    base = resolve(str(tiny_llama), weights="pretrained", dtype="float32", exit_points="paper")
+    base = resolve(ModelRequest(str(tiny_llama), weights="pretrained", exit_head="shared"))
     assert found.info.weights == "tuned"
     assert found.info.fingerprint == fingerprint.tuned(base.info.fingerprint, adapter.sha256)
     assert found.info.exit_head == f"shortcut:{shortcut.sha256[:16]}"
     assert found.info.shortcut_bytes == (32 * 32 + 32) * 4
-    loaded = load(found, device="cpu", seed=0)
+    loaded = found.load("cpu")
     assert list(loaded.backbone.shortcuts) == [4, 6, 10]
     assert torch.equal(loaded.backbone.shortcuts[6].weight, shortcut.tensors()["6.weight"].float())
     assert adapter.sha256[:12] in loaded.weights_source
-    untuned = load(base, device="cpu", seed=0).backbone
+    untuned = base.load("cpu").backbone
     assert not torch.equal(loaded.backbone.blocks[0].output.weight, untuned.blocks[0].output.weight)
 
 
 def test_the_maps_of_tuned_weights_are_not_those_of_the_base(tuned: Path, tiny_llama: Path) -> None:
-    found = resolve(
-        str(tiny_llama),
-        weights="pretrained",
-        dtype="float32",
-        exit_points="paper",
-        exit_head="auto",
-        artefacts=str(tuned),
-    )
+    found = resolve(ModelRequest(str(tiny_llama), weights="pretrained", artefacts=str(tuned)))
     assert found.info.exit_head == "shared"
     assert found.info.weights == "pretrained"
     assert found.seen  # but no run draws what was learned from, base weights or not
@@ -167,19 +155,12 @@ def test_the_exits_of_a_run_are_those_that_were_trained(tuned: Path, tiny_llama:
     from harness.training.corpus import read_streams
     from tasks.py150 import Py150
 
-    found = resolve(
-        str(tiny_llama),
-        weights="tuned",
-        dtype="float32",
-        exit_points="paper",
-        exit_head="shortcut",
-        artefacts=str(tuned),
-    )
-    codec, _ = load_codec(found)
+    found = resolve(ModelRequest(str(tiny_llama), weights="tuned", exit_head="shortcut", artefacts=str(tuned)))
+    codec = found.tokenizer
     (stream,) = read_streams(
         [Py150()], [str(corpus_file)], codec, split="train", length=32, documents=30, seed=0, note=lambda text: None
     )
-    engine = Engine(load(found, device="cpu", seed=0).backbone, found.info)
+    engine = Engine(found.load("cpu").backbone, found.info)
     same = dict.fromkeys((4, 6, 10), 0)
     for pack in stream.held_out.tolist():
         *exits, last = engine.read(pack, (4, 6, 10, 12))
@@ -202,32 +183,28 @@ def test_whole_weights_are_a_model_of_their_own(
     from transformers import AutoModelForCausalLM
 
     out = tmp_path / "out"
-    recipe = replace(QUICK, method="full", learning_rate=1e-5, schedule="constant", steps=3)
+    recipe = QUICK.replace(method="full", learning_rate=1e-5, schedule="constant", steps=3)
     assert tune(tiny_llama, out, recipe).finished
     before, after = load_file(tiny_llama / "model.safetensors"), load_file(out / "model" / "model.safetensors")
     moved = torch.cat([(after[name] - before[name]).abs().flatten() for name in before])
     assert (moved > 0).float().mean() > 0.8
     assert 5e-6 < moved.median() < 4e-5  # Adam's first steps are of about the learning rate
 
-    found = resolve(
-        str(out / "model"), weights="auto", dtype="float32", exit_points="paper", exit_head="auto", artefacts=str(out)
-    )
+    found = resolve(ModelRequest(str(out / "model"), artefacts=str(out)))
     assert found.info.exit_head.startswith("shortcut:")
     assert len(found.seen) == 30
-    codec, _ = load_codec(found)
+    codec = found.tokenizer
     assert codec.decode(codec.encode("def load_path(items):")) == "def load_path(items):"
     expected = AutoModelForCausalLM.from_pretrained(out / "model", dtype=torch.float32)(ids).logits
-    torch.testing.assert_close(load(found, device="cpu", seed=0).module(ids).logits, expected)
+    torch.testing.assert_close(found.load("cpu").module(ids).logits, expected)
 
-    base = resolve(
-        str(tiny_llama), weights="auto", dtype="float32", exit_points="paper", exit_head="auto", artefacts=str(out)
-    )
+    base = resolve(ModelRequest(str(tiny_llama), artefacts=str(out)))
     assert (base.info.weights, base.info.exit_head) == ("pretrained", "shared")
     assert base.seen == found.seen
 
 
 def test_documents_are_known_without_maps_too(tune: Callable[..., FitResult], tiny_llama: Path, tmp_path: Path) -> None:
-    tune(tiny_llama, tmp_path / "out", replace(QUICK, method="full", exit_head="shared", steps=1))
+    tune(tiny_llama, tmp_path / "out", QUICK.replace(method="full", exit_head="shared", steps=1))
     base = fingerprint.of_files([tiny_llama / "model.safetensors"])
     whole = fingerprint.of_files([tmp_path / "out" / "model" / "model.safetensors"])
     assert len(seen_documents(base, [tmp_path / "out"])) == 30
@@ -238,15 +215,14 @@ def test_documents_are_known_without_maps_too(tune: Callable[..., FitResult], ti
 
 
 @pytest.mark.parametrize("changes", [{"rank": 16}, {"method": "full", "exit_head": "shared"}])
-def test_every_exit_learns(tiny_llama: Path, tmp_path: Path, corpus_file: Path, changes: dict[str, Any]) -> None:
+def test_every_exit_learns(
+    tune: Callable[..., FitResult], tiny_llama: Path, tmp_path: Path, corpus_file: Path, changes: dict[str, Any]
+) -> None:
     """Ten documents, thirty steps: losses fall by nats, and the document held out is read better at every exit."""
     few = tmp_path / "few.jsonl"
     few.write_text("".join(corpus_file.read_text().splitlines(keepends=True)[:10]))
-    result = train_lite(
-        str(tiny_llama), ["py150"], [str(few)], tmp_path / "out", replace(QUICK, steps=30, **changes),
-        weights="pretrained", exit_points="paper", split="train", documents=None, seed=0, save_steps=100, resume=False,
-        command="", watch=Silent(),
-    )  # fmt: skip
+    recipe = QUICK.replace(steps=30, **changes)
+    result = tune(tiny_llama, tmp_path / "out", recipe, few, documents=None, save_steps=100)
     lines = log_of(tmp_path / "out")
     for layer in ("4", "6", "10", "12"):
         first, last = (sum(line["cross_entropy"][layer] for line in part) / 4 for part in (lines[:4], lines[-4:]))
@@ -258,11 +234,11 @@ def test_every_exit_learns(tiny_llama: Path, tmp_path: Path, corpus_file: Path, 
 # ------------------------------------------------------------------------------ stopping and going on
 
 
-@pytest.mark.parametrize("recipe", [QUICK, replace(QUICK, exits_per_step=1, token_share=0.5, accumulate=2)])
+@pytest.mark.parametrize("recipe", [QUICK, QUICK.replace(exits_per_step=1, token_share=0.5, accumulate=2)])
 def test_resuming_is_as_if_nothing_had_happened(
     tune: Callable[..., FitResult], tiny_llama: Path, tmp_path: Path, recipe: LiteRecipe
 ) -> None:
-    recipe = replace(recipe, steps=4)
+    recipe = recipe.replace(steps=4)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     expected = tune(tiny_llama, whole, recipe, save_steps=2)
 
@@ -327,7 +303,7 @@ def test_resuming_with_another_recipe_is_refused(
     with pytest.raises(
         TrainingError, match=rf"checkpoints in .* began with {words}\. Resume with the flags it began w"
     ):
-        tune(tiny_llama, tmp_path / "copy", replace(QUICK, **change), resume=True)
+        tune(tiny_llama, tmp_path / "copy", QUICK.replace(**change), resume=True)
 
 
 def test_resuming_with_another_seed_or_other_documents_is_refused(
@@ -352,7 +328,7 @@ def test_a_checkpoint_of_another_recipe_is_refused(
     with pytest.raises(
         TrainingError, match=r"checkpoint-4 is of another recipe: .*Resume with the flags it began with"
     ):
-        tune(tiny_llama, tmp_path / "copy", replace(QUICK, **change), resume=True)
+        tune(tiny_llama, tmp_path / "copy", QUICK.replace(**change), resume=True)
 
 
 @pytest.mark.parametrize("text", ["", "[1", "\xff"])
@@ -400,9 +376,9 @@ def test_a_step_logs_the_mean_of_its_micro_batches(
     tune: Callable[..., FitResult], tiny_llama: Path, tmp_path: Path
 ) -> None:
     """Packs of a step that learns nothing: two at once, or one after the other, have the same mean loss."""
-    still = replace(QUICK, learning_rate=1e-30, shortcut_learning_rate=1e-30, steps=2)
+    still = QUICK.replace(learning_rate=1e-30, shortcut_learning_rate=1e-30, steps=2)
     tune(tiny_llama, tmp_path / "once", still)
-    tune(tiny_llama, tmp_path / "parts", replace(still, batch=1, accumulate=2))
+    tune(tiny_llama, tmp_path / "parts", still.replace(batch=1, accumulate=2))
     for one, other in zip(log_of(tmp_path / "once"), log_of(tmp_path / "parts"), strict=True):
         assert one["cross_entropy"] == pytest.approx(other["cross_entropy"], abs=0.02)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +13,10 @@ from torch import Tensor
 
 from harness.contracts.loss_weights import loss_weights
 from harness.models.spec import exit_points
-from harness.training.lite.recipe import PRESETS, LiteModel, LiteRecipe
+from harness.training.lite.lite_model import LiteModel
+from harness.training.lite.options import LiteRecipe
+from harness.training.lite.train_lite import lite_recipe
+from harness.training.recipes import Lite
 
 EXITS, LAYERS, WIDTH, VOCABULARY = (2, 3, 5), 6, 32, 97
 PLAIN = LiteRecipe(
@@ -58,7 +60,7 @@ def test_without_exits_the_last_layer_has_it_all() -> None:
 
 
 def test_the_paper_preset_is_the_paper_s() -> None:
-    paper = PRESETS["paper"]
+    paper = lite_recipe(Lite(preset="paper"))
     assert (paper.method, paper.exit_head, paper.weights_rule) == ("full", "shared", "green-code")
     assert (paper.learning_rate, paper.schedule) == (1e-5, "linear")
     assert (paper.batch, paper.accumulate) == (4, 32)
@@ -111,7 +113,7 @@ def test_the_loss_of_all_exits_and_tokens_is_the_naive_one(
     family: str, make_module: Callable[..., Any], naive_loss: Callable[..., Any], ids: Tensor, distill: float
 ) -> None:
     module = make_module(family)
-    recipe = replace(PLAIN, distill=distill)
+    recipe = PLAIN.replace(distill=distill)
     model = LiteModel(module, EXITS, recipe)
     loss = model(ids)["loss"]
     expected, hard = naive_loss(module, ids, EXITS, recipe)
@@ -131,7 +133,7 @@ def test_shortcuts_stand_before_the_norm_and_are_trained(
 ) -> None:
     module = make_module(family)
     maps = {layer: (torch.randn(WIDTH, WIDTH) * 0.2, torch.randn(WIDTH)) for layer in EXITS}
-    recipe = replace(PLAIN, exit_head="shortcut", distill=0.3)
+    recipe = PLAIN.replace(exit_head="shortcut", distill=0.3)
     model = LiteModel(module, EXITS, recipe, maps)
     loss = model(ids)["loss"]
     tracked = {layer: (weight.requires_grad_(), bias.requires_grad_()) for layer, (weight, bias) in maps.items()}
@@ -148,7 +150,7 @@ def test_random_exits_and_tokens_are_the_whole_loss_on_average(
     make_module: Callable[..., Any], naive_loss: Callable[..., Any], ids: Tensor
 ) -> None:
     module = make_module("llama")
-    some = LiteModel(module, EXITS, replace(PLAIN, exits_per_step=1, token_share=0.5))
+    some = LiteModel(module, EXITS, PLAIN.replace(exits_per_step=1, token_share=0.5))
     torch.manual_seed(0)
     with torch.no_grad():
         draws = torch.stack([some(ids)["loss"] for _ in range(300)])
@@ -159,7 +161,7 @@ def test_random_exits_and_tokens_are_the_whole_loss_on_average(
 
 
 def test_a_step_reads_as_many_exits_as_it_should(make_module: Callable[..., Any], ids: Tensor) -> None:
-    model = LiteModel(make_module("gpt2"), EXITS, replace(PLAIN, exits_per_step=2))
+    model = LiteModel(make_module("gpt2"), EXITS, PLAIN.replace(exits_per_step=2))
     met: set[tuple[int, ...]] = set()
     for seed in range(30):
         torch.manual_seed(seed)
@@ -173,4 +175,4 @@ def test_as_many_exits_as_there_are_is_all_of_them(make_module: Callable[..., An
     module = make_module("llama")
     whole = LiteModel(module, EXITS, PLAIN)(ids)["loss"]
     for count in (3, 7):
-        torch.testing.assert_close(LiteModel(module, EXITS, replace(PLAIN, exits_per_step=count))(ids)["loss"], whole)
+        torch.testing.assert_close(LiteModel(module, EXITS, PLAIN.replace(exits_per_step=count))(ids)["loss"], whole)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,10 @@ from harness.contracts import document_key
 from harness.errors import ArtefactError, ConfigError, DataError, HarnessError, TrainingError
 from harness.models.artefacts import read_artefact
 from harness.training.lite.fit import FitResult
-from harness.training.lite.recipe import LiteRecipe
+from harness.training.lite.options import LiteRecipe
 
 QUICK = LiteRecipe(steps=4, length=32, batch=2, rank=4, learning_rate=0.01, token_share=1.0)
-STILL = replace(QUICK, steps=2, learning_rate=1e-30, shortcut_learning_rate=1e-30)
+STILL = QUICK.replace(steps=2, learning_rate=1e-30, shortcut_learning_rate=1e-30)
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +38,7 @@ def facts_of(out: Path) -> dict[str, Any]:
     return dict(read_artefact(out / "adapter.json", "adapter").facts)
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("exit_head", ["shortcut", "shared"])
 @pytest.mark.parametrize("family", ["llama", "opt", "gpt2", "gpt_neox"])
 def test_it_begins_with_the_weights_that_are_there(
@@ -46,14 +46,14 @@ def test_it_begins_with_the_weights_that_are_there(
 ) -> None:
     """At a learning rate of nothing, what comes out is what went in, bit for bit, and so are its exits."""
     folder = make_model(family)
-    made = tune(folder, tmp_path / "a", replace(QUICK, exit_head=exit_head))
-    again = tune(folder, tmp_path / "b", replace(STILL, exit_head=exit_head), start_from=str(tmp_path / "a"))
+    made = tune(folder, tmp_path / "a", QUICK.replace(exit_head=exit_head))
+    again = tune(folder, tmp_path / "b", STILL.replace(exit_head=exit_head), start_from=str(tmp_path / "a"))
     names = ["adapter", "shortcut"] if exit_head == "shortcut" else ["adapter"]
     for name in names:
         theirs, ours = (load_file(tmp_path / side / f"{name}.safetensors") for side in "ab")
         assert theirs.keys() == ours.keys()
         assert all(torch.equal(theirs[key], ours[key]) for key in theirs), name
-    fresh = tune(folder, tmp_path / "c", replace(STILL, exit_head=exit_head))
+    fresh = tune(folder, tmp_path / "c", STILL.replace(exit_head=exit_head))
     for was, now, base in zip(made.after, again.before, fresh.before, strict=True):
         assert now["agreement"] == pytest.approx(was["agreement"], abs=0.04)  # bfloat16 in between
         assert was["layer"] == now["layer"] == base["layer"]
@@ -63,8 +63,8 @@ def test_it_begins_with_the_weights_that_are_there(
 def test_it_says_what_it_went_on_from(
     tune: Callable[..., FitResult], tiny_llama: Path, first: Path, tmp_path: Path
 ) -> None:
-    tune(tiny_llama, tmp_path / "second", replace(QUICK, steps=3), start_from=str(first))
-    tune(tiny_llama, tmp_path / "third", replace(QUICK, steps=1), start_from=str(tmp_path / "second"))
+    tune(tiny_llama, tmp_path / "second", QUICK.replace(steps=3), start_from=str(first))
+    tune(tiny_llama, tmp_path / "third", QUICK.replace(steps=1), start_from=str(tmp_path / "second"))
     one, two, three = (facts_of(out) for out in (first, tmp_path / "second", tmp_path / "third"))
     assert "start" not in one
     assert two["start"]["adapter_sha256"] == read_artefact(first / "adapter.json", "adapter").sha256
@@ -79,7 +79,7 @@ def test_it_says_what_it_went_on_from(
 
 
 def test_the_log_goes_on(tune: Callable[..., FitResult], tiny_llama: Path, first: Path, tmp_path: Path) -> None:
-    tune(tiny_llama, tmp_path / "second", replace(QUICK, steps=3), start_from=str(first))
+    tune(tiny_llama, tmp_path / "second", QUICK.replace(steps=3), start_from=str(first))
     lines = log_of(tmp_path / "second")
     assert lines[:4] == log_of(first)
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6, 7]
@@ -90,9 +90,9 @@ def test_it_reads_on_where_the_first_stopped(
     tune: Callable[..., FitResult], tiny_llama: Path, first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same documents and seed: other packs; the loss of a step that teaches nothing tells which."""
-    whole = replace(STILL, steps=6)
+    whole = STILL.replace(steps=6)
     tune(tiny_llama, tmp_path / "whole", whole)
-    tune(tiny_llama, tmp_path / "part", replace(STILL, steps=4))
+    tune(tiny_llama, tmp_path / "part", STILL.replace(steps=4))
     tune(tiny_llama, tmp_path / "rest", STILL, start_from=str(tmp_path / "part"))
     # initial factors change nothing (B is 0), so that a step's loss is that of its packs
     for one, other in zip(log_of(tmp_path / "whole"), log_of(tmp_path / "rest"), strict=True):
@@ -226,7 +226,7 @@ def test_another_recipe_is_refused(
     first: Path, tmp_path: Path,
 ) -> None:  # fmt: skip
     with pytest.raises(kind, match=words):
-        tune(tiny_llama, tmp_path / "out", replace(QUICK, **recipe), start_from=str(first))
+        tune(tiny_llama, tmp_path / "out", QUICK.replace(**recipe), start_from=str(first))
     assert not (tmp_path / "out").exists()
 
 

@@ -15,16 +15,17 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
-from harness.contracts import ModelInfo
+from harness.contracts import ModelInfo, ModelRequest
+from harness.contracts.recipes import Silent, TrainingRun
 from harness.errors import ArtefactError, DataError
 from harness.models.artefacts import read_artefact
-from harness.models.loading import load, resolve
-from harness.models.tuning import read_shortcuts
+from harness.models.model import resolve
+from harness.models.shortcut import read_shortcuts
+from harness.training.recipes import Shortcut
 from harness.training.shortcut.train_shortcut import ShortcutResult, train_shortcut
 from harness.training.traces.reading import held_out_rows
 from harness.training.traces.record_trace import TraceRequest, trace
 from harness.training.traces.store import Traces, TraceWriter
-from harness.training.watch import Silent
 
 Train = Callable[..., ShortcutResult]
 Array = NDArray[np.float64]
@@ -35,22 +36,19 @@ POINTS, WIDTH = (4, 6, 10), 32
 def make_trace(model: Path, source: Path, out: Path, documents: int = 20, **changes: Any) -> Traces:
     settings: dict[str, Any] = {"exit_head": "shared", "artefacts": None, "exit_points": "paper"} | changes
     return trace(
-        str(model), ["py150"], [str(source)], out, TraceRequest(documents, length=72), weights="pretrained",
-        dtype="float32", device="cpu", resume=False, watch=Silent(), **settings,
+        str(model), ["py150"], [str(source)], out, TraceRequest(documents=documents, length=72), weights="pretrained",
+        dtype="float32", device="cpu", resume=False, progress=Silent(), **settings,
     )  # fmt: skip
 
 
 def fit(model: Path, traces: Path, out: Path, **changes: Any) -> ShortcutResult:
-    settings: dict[str, Any] = {
-        "name": "shortcut", "ridge": 1e-4, "artefacts": None, "seed": 0, "command": "harness train shortcut",
-        "watch": Silent(),
-    }  # fmt: skip
-    return train_shortcut(str(model), traces, out, **settings | changes)
+    options = Shortcut(model=str(model), traces=traces, out=out, **changes)
+    return train_shortcut(options, TrainingRun("shortcut", "harness train shortcut"))
 
 
 def info_of(model: Path, folder: Path | None = None, **changes: Any) -> ModelInfo:
     settings: dict[str, Any] = {"weights": "pretrained", "dtype": "float32", "exit_points": "paper"} | changes
-    return resolve(str(model), artefacts=str(folder) if folder else None, **settings).info
+    return resolve(ModelRequest(str(model), artefacts=str(folder) if folder else None, **settings)).info
 
 
 @pytest.fixture(scope="module")
@@ -223,8 +221,8 @@ def test_agreement_is_of_held_out_tokens_by_the_model_s_own_head(
     columns = traces.columns("hidden", "top", "final", "document")
     held = held_out_rows(traces, columns["document"], seed=3)
     maps = read_shortcuts(made.artefact, POINTS, torch.float32, "cpu")
-    resolved = resolve(str(tiny_llama), weights="pretrained", dtype="float32", exit_points="paper")
-    backbone = load(resolved, device="cpu", seed=0).backbone
+    resolved = resolve(ModelRequest(str(tiny_llama), weights="pretrained", exit_head="shared"))
+    backbone = resolved.load("cpu").backbone
     assert made.tokens == int(held.sum())
     for e, point in enumerate(POINTS):
         before, after = made.agreement[point]

@@ -14,16 +14,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from harness.contracts import ModelRequest
+from harness.contracts.recipes import Silent
 from harness.decoding.blocks import Linear
 from harness.errors import ArtefactError, DataError
 from harness.models.artefacts import write_artefact
 from harness.models.controllers import OBSERVATIONS
-from harness.models.loading import load, resolve
+from harness.models.model import resolve
 from harness.training.identity import identity
 from harness.training.traces.reading import HELD_OUT, exit_maps, exit_states, held_out_rows, matches, open_traces
 from harness.training.traces.record_trace import TraceRequest, trace
 from harness.training.traces.store import Traces, TraceWriter
-from harness.training.watch import Silent
 
 POINTS, WIDTH = (4, 6, 10), 32
 FACTS = {
@@ -140,13 +141,13 @@ def make_trace(model: Path, source: Path, out: Path, *, artefacts: Path | None =
     return trace(
         str(model), ["py150"], [str(source)], out, TraceRequest(documents=4, length=40), weights="pretrained",
         exit_head="shortcut" if artefacts else "shared", artefacts=str(artefacts) if artefacts else None,
-        exit_points=points, dtype="float32", device="cpu", resume=False, watch=Silent(),
+        exit_points=points, dtype="float32", device="cpu", resume=False, progress=Silent(),
     )  # fmt: skip
 
 
 def write_maps(folder: Path, model: Path, seed: int = 0) -> dict[int, tuple[Tensor, Tensor]]:
     """Random maps of every exit as an artefact of the model, with the values it keeps."""
-    info = resolve(str(model), weights="pretrained", dtype="float32", exit_points="paper").info
+    info = resolve(ModelRequest(str(model), weights="pretrained", exit_head="shared")).info
     chance = torch.Generator().manual_seed(seed)
     maps = {
         point: (
@@ -186,12 +187,12 @@ def test_a_trace_of_random_weights_knows_its_seed(tiny_llama: Path, corpus_file:
     made = trace(
         str(tiny_llama), ["py150"], [str(corpus_file)], tmp_path / "t", TraceRequest(documents=2, length=40, seed=3),
         weights="random", exit_head="shared", artefacts=None, exit_points="paper", dtype="float32", device="cpu",
-        resume=False, watch=Silent(),
+        resume=False, progress=Silent(),
     )  # fmt: skip
     _, resolved = open_traces(str(tiny_llama), tmp_path / "t", artefacts=None)
     assert resolved.info.weights == "random"
     assert resolved.info.fingerprint == made.index["model_fingerprint"]
-    others = resolve(str(tiny_llama), weights="random", dtype="float32", exit_points="paper", seed=4)
+    others = resolve(ModelRequest(str(tiny_llama), weights="random", seed=4, exit_head="shared"))
     assert others.info.fingerprint != resolved.info.fingerprint
 
 
@@ -293,7 +294,7 @@ def test_only_what_looks_at_exit_states_goes_through_the_maps(
         torch.testing.assert_close(states[:, e].float(), expected, rtol=2e-3, atol=2e-3)
 
     # what the head makes of these states is what the trace says of the exits
-    backbone = load(resolved, device="cpu", seed=0).backbone
+    backbone = resolved.load("cpu").backbone
     top = torch.stack([backbone.logits(states[:, e].float()).argmax(-1) for e in range(len(POINTS))], dim=1)
     assert (top == traces.columns("top")["top"]).float().mean() > 0.98  # float16 turns a tie now and then
 

@@ -14,16 +14,17 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from harness.contracts import document_key
+from harness.contracts import ModelRequest, document_key
+from harness.contracts.recipes import Silent, TrainingRun
 from harness.decoding.engine import Engine
 from harness.errors import ConfigError, DataError
-from harness.models.loading import load_codec, resolve
-from harness.models.tuning import read_shortcuts
+from harness.models.model import resolve
+from harness.models.shortcut import read_shortcuts
+from harness.training.recipes import Shortcut
 from harness.training.shortcut.train_shortcut import train_shortcut
 from harness.training.traces import record_trace
 from harness.training.traces.record_trace import FIRST, TraceRequest, trace
 from harness.training.traces.store import Traces, TraceWriter
-from harness.training.watch import Silent
 
 Tracer = Callable[..., Traces]
 
@@ -35,9 +36,9 @@ def tracer(model: Path, source: Path, out: Path, documents: int | None = 5, **ch
     request = {"length": LENGTH, "new_tokens": 0, "split": "train", "seed": 0}
     settings: dict[str, Any] = {
         "tasks": ["py150"], "more": (), "weights": "pretrained", "exit_head": "shared", "artefacts": None,
-        "exit_points": "paper", "dtype": "float32", "device": "cpu", "resume": False, "watch": Silent(),
+        "exit_points": "paper", "dtype": "float32", "device": "cpu", "resume": False, "progress": Silent(),
     }  # fmt: skip
-    asked = TraceRequest(documents, **{name: changes.pop(name, value) for name, value in request.items()})
+    asked = TraceRequest(documents=documents, **{name: changes.pop(name, value) for name, value in request.items()})
     settings |= changes
     tasks, sources = settings.pop("tasks"), [source, *settings.pop("more")]
     return trace(str(model), tasks, list(map(str, sources)), out, asked, **settings)
@@ -73,7 +74,7 @@ def naive(naive_states: Callable[..., list[Tensor]], naive_read_out: Callable[..
         from transformers import AutoModelForCausalLM
 
         module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        codec, _ = load_codec(resolve(str(folder), weights="pretrained", dtype="float32", exit_points="paper"))
+        codec = resolve(ModelRequest(str(folder), weights="pretrained", exit_head="shared")).tokenizer
         return Naive(module, codec, naive_states, naive_read_out)
 
     return read
@@ -158,10 +159,8 @@ def test_exits_are_read_through_their_maps(
 ) -> None:
     """With ``--exit-head shortcut``, ``hidden`` stays the residual stream, and the head reads what the maps make."""
     shared = tracer(tiny_llama, corpus_file, tmp_path / "shared")
-    made = train_shortcut(
-        str(tiny_llama), tmp_path / "shared", tmp_path / "a", name="shortcut", ridge=1e-4, artefacts=None, seed=0,
-        command="x", watch=Silent(),
-    ).artefact  # fmt: skip
+    options = Shortcut(model=str(tiny_llama), traces=tmp_path / "shared", out=tmp_path / "a")
+    made = train_shortcut(options, TrainingRun("shortcut", "x")).artefact
     mapped = tracer(tiny_llama, corpus_file, tmp_path / "mapped", exit_head="shortcut", artefacts=str(tmp_path / "a"))
     assert mapped.index["exit_head"] == f"shortcut:{made.sha256[:16]}"
     model = naive(tiny_llama)
@@ -181,8 +180,8 @@ def test_exits_are_read_through_their_maps(
 
 def test_the_index_says_whose_trace_it_is_and_of_what(tiny_llama: Path, corpus_file: Path, tmp_path: Path) -> None:
     traces = tracer(tiny_llama, corpus_file, tmp_path / "t", split="validation", seed=3)
-    resolved = resolve(str(tiny_llama), weights="pretrained", dtype="float32", exit_points="paper")
-    codec, _ = load_codec(resolved)
+    resolved = resolve(ModelRequest(str(tiny_llama), weights="pretrained", exit_head="shared"))
+    codec = resolved.tokenizer
     traces.check(resolved.info, codec.fingerprint)
     known = {key: traces.index[key] for key in ("weights", "dtype", "split", "length", "new_tokens", "seed")}
     assert known == {
@@ -316,7 +315,7 @@ def test_resume_traces_the_rest_alone_and_gives_the_same(
     tracer(tiny_llama, corpus_file, tmp_path / "t", 3, new_tokens=new_tokens)
     assert len(reads) == 3
     notes = Notes()
-    resumed = tracer(tiny_llama, corpus_file, tmp_path / "t", 8, new_tokens=new_tokens, resume=True, watch=notes)
+    resumed = tracer(tiny_llama, corpus_file, tmp_path / "t", 8, new_tokens=new_tokens, resume=True, progress=notes)
     assert len(reads) == 8
     assert notes.begun == [("tracing", 8, 3)]
     assert_same(resumed, whole)
@@ -423,7 +422,7 @@ def test_no_room_for_a_context_is_refused_before_the_model_is_loaded(
     tiny_llama: Path, corpus_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     length: int, new_tokens: int, said: int,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(record_trace, "load", too_late)
+    monkeypatch.setattr("harness.models.model.ResolvedModel.load", too_late)
     with pytest.raises(ConfigError) as refusal:
         tracer(tiny_llama, corpus_file, tmp_path / "t", length=length, new_tokens=new_tokens)
     assert str(refusal.value) == (
@@ -436,7 +435,7 @@ def test_no_room_for_a_context_is_refused_before_the_model_is_loaded(
 def test_an_empty_corpus_is_refused_before_the_model_is_loaded(
     tiny_llama: Path, tmp_path: Path, content: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(record_trace, "load", too_late)
+    monkeypatch.setattr("harness.models.model.ResolvedModel.load", too_late)
     (tmp_path / "rows.jsonl").write_text(content)
     with pytest.raises(DataError, match=r"rows\.jsonl") as refusal:
         tracer(tiny_llama, tmp_path / "rows.jsonl", tmp_path / "t")

@@ -266,7 +266,7 @@ def test_a_full_disk_is_one_line_and_finished_shards_stay(
     assert "shard-00001.safetensors" in message
     assert "The finished shards (21 tokens) stay usable; make room and go on with --resume." in message
     assert "\n" not in message
-    assert not list(folder.glob("*.part"))
+    assert not list(folder.glob(".*.part"))
     assert_holds(folder, lengths[:2])
     assert (made.tokens, made.documents) == (21, ["doc-0", "doc-1"])
     write(folder, lengths[2:], first=2, resume=True).flush()  # room was made

@@ -1,1 +1,1 @@
-"""The page for people: try a prompt, see the depth of every token, copy settings for an editor. No framework."""
+"""The web page: try a prompt, see the depth of every token, copy settings for an editor. No framework."""

@@ -1,6 +1,6 @@
 """What the page loads beside itself: style, scripts and an icon, all from this server.
 
-They are files of this package but for ``depth.css``, which is made of the colours and the token style of the reports,
+They are files of this package but for ``depth.css``, which is made from the colours and the token style of the reports,
 so that a token looks the same here and there.
 """
 
@@ -9,8 +9,8 @@ from __future__ import annotations
 from functools import cache
 from importlib.resources import files
 
-from reports.completions.coloured_tokens import TOKEN_CSS
-from reports.completions.depth_colours import depth_shade
+from harness.appearance.depth_colours import depth_shade
+from harness.appearance.token_style import TOKEN_CSS
 
 __all__ = ["ASSETS", "asset"]
 
@@ -31,7 +31,7 @@ ASSETS = {
 
 @cache
 def asset(name: str, num_layers: int) -> bytes:
-    """Return one of :data:`ASSETS`.
+    """Return the content of one of :data:`ASSETS`.
 
     Args:
         name: which.

@@ -44,7 +44,7 @@ class Control:
 
     @property
     def shown(self) -> str:
-        """The default as people read it. Left as it is, the exact value is sent."""
+        """The default, rounded for display. Unchanged, the exact value is sent."""
         return str(self.value) if isinstance(self.value, int) else f"{self.value:.4g}"
 
 

@@ -1,10 +1,11 @@
-"""The page itself, made anew for each visit: what is loaded decides what it offers."""
+"""The page, rendered for each visit: it offers what is loaded."""
 
 from __future__ import annotations
 
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from harness.registry import KV_POLICIES
 from harness.serving.http.page.controls import controls
 from harness.serving.http.page.editors import editors
 from harness.serving.service import Service
@@ -46,7 +47,7 @@ class Stack:
 
     def pop(self):
         return self."""
-"""Something that a small model goes on with, so that there is something to see."""
+"""A prompt that even a small model completes."""
 
 WEIGHTS = {"tuned": "tuned", "pretrained": "base", "random": "random: the text means nothing"}
 
@@ -56,13 +57,13 @@ def document(service: Service, url: str) -> str:
 
     Args:
         service: what is behind it, in any state.
-        url: where clients reach the server, without a slash at its end.
+        url: where clients reach the server, without a trailing slash.
     """
     info, cap = service.info, service.config.max_new_tokens
     strategies = [(loaded, controls(loaded, info.exit_points)) for loaded in service.settings.loaded]
     data: dict[str, Any] = {
         "numLayers": info.num_layers,
-        "cached": service.config.kv != "none",
+        "cached": KV_POLICIES.load(service.config.kv).facts.keeps_cache,
         "state": service.state,
         "failure": service.failure,
         "measured": service.energy_measured,
@@ -73,7 +74,7 @@ def document(service: Service, url: str) -> str:
         weights=WEIGHTS.get(info.weights, info.weights),
         dtype=service.dtype,
         device=service.device,
-        kv=str(service.config.kv),
+        kv=service.config.kv,
         num_layers=info.num_layers,
         exit_points=info.exit_points,
         scale=sorted({*info.exit_points, info.num_layers}),

@@ -15,7 +15,7 @@ class Editor:
     """A client and what to paste into it.
 
     Attributes:
-        title: as people know it.
+        title: the client's usual name.
         settings: the text, without any key in it.
     """
 
@@ -24,7 +24,7 @@ class Editor:
 
 
 def editors(service: Service, url: str) -> tuple[Editor, ...]:
-    """Return settings for every client we know, for a server that is reached at ``url``."""
+    """Return settings for every known client, for a server that is reached at ``url``."""
     config = service.config
 
     def settings(client: str) -> str:

@@ -1,1 +1,1 @@
-"""One module per dialect: what it sends becomes a job, what comes back becomes its answer."""
+"""One module per dialect: translates requests to jobs, and their results to answers."""

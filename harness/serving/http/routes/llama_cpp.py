@@ -41,7 +41,7 @@ EVENTS = documented_events(Completed, LlamaCppError, "one for each token; the la
 
 @router.post("/infill", response_model=Completed, responses=EVENTS)
 async def infill(request: Request, body: Infill) -> Response:
-    """Complete a text at the cursor, as llama.cpp does; a prompt that is too long keeps its end."""
+    """Complete a text at the cursor, as llama.cpp does; a prompt that is too long is cut at its beginning."""
     service: Service = request.app.state.service
     prefix = "".join(text for text in (body.input_prefix, body.prompt) if isinstance(text, str))
     suffix = body.input_suffix if isinstance(body.input_suffix, str) else None
@@ -54,7 +54,7 @@ async def infill(request: Request, body: Infill) -> Response:
 
 @router.post("/completion", response_model=Completed, responses=EVENTS)
 async def completion(request: Request, body: Completion) -> Response:
-    """Complete a text, as llama.cpp does; a prompt that is too long keeps its end."""
+    """Complete a text, as llama.cpp does; a prompt that is too long is cut at its beginning."""
     prompt, *more = prompts_of(body.prompt)
     if more:
         raise InvalidRequestError(f"prompt has {len(more) + 1} prompts; send one, as a text or a list of token ids.")

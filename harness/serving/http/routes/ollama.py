@@ -1,4 +1,4 @@
-"""Ollama's dialect: ``POST /api/generate``, streamed unless the client says no.
+"""Ollama's dialect: ``POST /api/generate``, streamed unless the client sets ``stream`` to false.
 
 Not promised: templates, ``system``, ``context``, images and chat. The prompt is always read as it stands, as with
 ``raw``, and decoding is greedy whatever the options say.

@@ -1,6 +1,6 @@
 """OpenAI's dialect: completions, the ones before chat, which editors use.
 
-Texts that end a completion are left out of it. Decoding is greedy: parameters of sampling change nothing, and ``n``
+Texts that end a completion are omitted from it. Decoding is greedy: parameters of sampling change nothing, and ``n``
 choices are copies of one. Each choice has ``exit_layers``; ``x_early_exit`` stands at the top of an answer to one
 prompt, in every choice, and in a stream with the ending of each choice.
 """
@@ -67,7 +67,7 @@ async def completions_at_root(request: Request, body: CompletionRequest) -> Resp
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """How the answer is to be given.
+    """The form of the answer.
 
     Attributes:
         model: its name here.

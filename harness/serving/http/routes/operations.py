@@ -1,4 +1,4 @@
-"""Routes for whoever runs the server: is it there, what is it, how does it fare."""
+"""Routes for operators: health, description and metrics."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["UnknownModelError", "router"]
 
 DISTRIBUTION = "early-exit-harness"
 
-NOT_READY: dict[int | str, dict[str, Any]] = {503: {"description": "The model is not there, or the server stops."}}
+NOT_READY: dict[int | str, dict[str, Any]] = {503: {"description": "The model is not loaded, or the server stops."}}
 NO_SUCH_MODEL: dict[int | str, dict[str, Any]] = {404: {"description": "No such model."}}
 
 router = APIRouter(tags=["operations"])
@@ -32,7 +32,7 @@ class UnknownModelError(ServingError):
 @router.get("/health", responses=NOT_READY)
 @router.head("/health", include_in_schema=False)
 async def health(request: Request) -> JSONResponse:
-    """Whether requests are taken: 200, or 503 with ``loading``, ``failed``, or ``draining`` on open connections."""
+    """Whether requests are accepted: 200, or 503 with ``loading``, ``failed``, or ``draining`` on open connections."""
     service = _service(request)
     ready = service.state == "ready"
     return JSONResponse(
@@ -45,7 +45,7 @@ async def health(request: Request) -> JSONResponse:
 @router.get(
     "/metrics",
     response_class=Response,
-    responses={200: {"content": {"text/plain": {}}, "description": "All series, in the format that was asked for."}},
+    responses={200: {"content": {"text/plain": {}}, "description": "All series, in the requested format."}},
 )
 async def metrics(request: Request) -> Response:
     """Counters, gauges and histograms in Prometheus' text format, or OpenMetrics."""
@@ -83,7 +83,7 @@ async def info(request: Request) -> dict[str, Any]:
             "num_layers": facts.num_layers,
             "exit_points": list(facts.exit_points),
             "exit_head": facts.exit_head,
-            "kv": str(config.kv),
+            "kv": config.kv,
             "kv_input": config.kv_input,
             "weights": {
                 "kind": facts.weights,
@@ -124,7 +124,7 @@ async def model(request: Request, model_id: str) -> dict[str, Any]:
     """The one model by its name."""
     service = _loaded(request)
     if model_id != service.model_name:
-        raise UnknownModelError(f"model {model_id[:80]!r} is not here. This server has {service.model_name!r}.")
+        raise UnknownModelError(f"model {model_id[:80]!r} is not served here. This server has {service.model_name!r}.")
     return _model(service)
 
 
@@ -134,14 +134,14 @@ def _service(request: Request) -> Service:
 
 
 def _loaded(request: Request) -> Service:
-    """Return the service once everything about it is known."""
+    """Return the service once the model is loaded."""
     service = _service(request)
     if service.state == "loading":
         raise LoadingError("the model is being loaded. Try again when /health says ready.")
     if service.state == "failed":
         raise LoadingError(f"the model could not be loaded: {service.failure}")
     if service.state == "draining" and not service.weights_source:
-        raise DrainingError("the server is going down before its model was there.")
+        raise DrainingError("the server is shutting down before its model was loaded.")
     return service
 
 
@@ -149,6 +149,6 @@ def _model(service: Service) -> dict[str, Any]:
     return {
         "id": service.model_name,
         "object": "model",
-        "created": int(time.time()),  # nobody knows when the weights were made; clients want a number
+        "created": int(time.time()),  # unknown when the weights were made; clients expect a number
         "owned_by": DISTRIBUTION,
     }

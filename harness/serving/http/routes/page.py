@@ -18,7 +18,7 @@ _HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer
 
 @router.get("/")
 def page(request: Request) -> HTMLResponse:
-    """Answer with the page, whatever state the model is in."""
+    """Answer with the page, in any state of the model."""
     service: Service = request.app.state.service
     headers = {**_HEADERS, "Content-Security-Policy": POLICY, "Cache-Control": "no-store"}
     return HTMLResponse(document(service, _url(request, service)), headers=headers)
@@ -35,7 +35,7 @@ def static(request: Request, name: str) -> Response:
 
 
 def _url(request: Request, service: Service) -> str:
-    """Where this client reached the server; where it is configured to listen when a client says nothing usable."""
+    """Where this client reached the server; where it is configured to listen when the client gives no usable host."""
     try:
         return str(request.base_url).rstrip("/")
     except ValueError:

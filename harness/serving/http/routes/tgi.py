@@ -1,4 +1,4 @@
-"""Hugging Face's dialect: ``/generate`` and ``/generate_stream`` of TGI, and the addresses where its clients ask.
+"""Hugging Face's dialect: ``/generate`` and ``/generate_stream`` of TGI, and the addresses its clients use.
 
 The text that ended a completion belongs to it here. Decoding is greedy: parameters of sampling change nothing.
 """
@@ -72,7 +72,7 @@ NO_NAME: dict[int | str, dict[str, Any]] = {404: {"model": TgiError, "descriptio
 
 @router.post("/models/{model:path}", response_model=list[Generation], responses=EVENTS | NO_NAME)
 async def generate_at_model(request: Request, model: str, body: Generate) -> Response:
-    """Complete a text as ``/`` does, where clients of Hugging Face's hosted models ask; any model name will do."""
+    """Complete a text as ``/`` does, for clients of Hugging Face's hosted models; any model name is accepted."""
     return await generate_at_root(request, body)
 
 
@@ -119,7 +119,7 @@ async def _streamed(request: Request, body: Generate) -> StreamingResponse:
 
 
 def _events(begin: str, seed: int | None) -> Callable[[Token | Finished], list[bytes]]:
-    """Return what to send for each piece: a token at once, the last one with the whole text and the details."""
+    """Return what to send for each piece: each token at once, the last one with the whole text and the details."""
     last: Token | None = None
 
     def event_of(token: Token, rest: str = "", done: Finished | None = None) -> bytes:

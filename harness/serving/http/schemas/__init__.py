@@ -1,1 +1,1 @@
-"""What each dialect's bodies look like: read leniently, documented truly."""
+"""The bodies of each dialect: parsed leniently, documented exactly."""

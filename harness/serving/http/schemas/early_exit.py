@@ -1,4 +1,4 @@
-"""What every answer says of early exit."""
+"""What every answer reports on early exit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Answer", "EarlyExitReport"]
 
 
 class Answer(BaseModel):
-    """Root of what is sent: no key that is not documented."""
+    """Base of answers: every key is documented."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -34,7 +34,7 @@ class EarlyExitReport(Answer):
     lm_head_evaluations: Annotated[int, Field(description="After prefill, the outputs' own included.")]
     ending: Ending
     prompt_tokens: int
-    prompt_tokens_truncated: Annotated[int, Field(description="Left out of the prompt's beginning.")]
+    prompt_tokens_truncated: Annotated[int, Field(description="Cut off the prompt's beginning.")]
     suffix: Annotated[
         Literal["none", "used", "ignored"], Field(description="What became of the text after the cursor.")
     ]

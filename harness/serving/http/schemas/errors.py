@@ -1,4 +1,4 @@
-"""What a failure looks like in each dialect, for the schema of the API."""
+"""The form of an error in each dialect, for the schema of the API."""
 
 from __future__ import annotations
 
@@ -63,11 +63,11 @@ MEANINGS = {
     422: "The request cannot be served as it is written.",
     424: "Generating failed; the next request works.",
     429: "The queue is full, or the request waited in it for too long. Try again later.",
-    500: "A defect of the server; its log says more.",
-    503: "The model is still loading, or the server is going down.",
+    500: "A defect of the server; see its log.",
+    503: "The model is still loading, or the server is shutting down.",
 }
 
 
 def documented(body: type[Answer]) -> dict[int | str, dict[str, Any]]:
-    """Return the failures of a dialect's routes, as FastAPI's ``responses``."""
+    """Return the errors of a dialect's routes, as FastAPI's ``responses``."""
     return {status: {"model": body, "description": meaning} for status, meaning in MEANINGS.items()}

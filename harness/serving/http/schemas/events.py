@@ -17,8 +17,8 @@ def documented_events(
     Args:
         event: JSON of an event.
         failure: JSON of the event that ends a stream which failed half-way.
-        ending: how to know that it is whole.
-        last: what is sent last where that is no JSON.
+        ending: how to tell that the stream is complete.
+        last: what is sent last where that is not JSON.
     """
     data: dict[str, Any] = {
         "type": "string",

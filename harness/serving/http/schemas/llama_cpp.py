@@ -14,7 +14,7 @@ __all__ = ["Asked", "Completed", "Completion", "Infill", "StopType", "Timings"]
 StopType = Literal["eos", "word", "limit"]
 
 Text = Annotated[Any, WithJsonSchema({"type": ["string", "null"]})]
-"""A text; anything else counts as not said."""
+"""A text; anything else counts as not given."""
 
 
 OnePrompt = Annotated[
@@ -66,7 +66,7 @@ class Asked(BaseModel):
 
 
 class Infill(Asked):
-    """What a client asks ``/infill`` for."""
+    """A request to ``/infill``."""
 
     input_prefix: Annotated[Text, Field(description="Text before the cursor's line.")] = None
     prompt: Annotated[Text, Field(description="Text of that line before the cursor.")] = None
@@ -74,14 +74,14 @@ class Infill(Asked):
 
 
 class Completion(Asked):
-    """What a client asks ``/completion`` for."""
+    """A request to ``/completion``."""
 
     prompt: OnePrompt
 
 
 class Timings(Answer):
     """llama.cpp's timings. The first token comes out of reading the prompt, so that ``predicted_ms`` and the rates are
-    those of the others; what was not measured is left out.
+    those of the others; what was not measured is omitted.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=False)
@@ -108,7 +108,7 @@ class Completed(BaseModel):
     tokens_predicted: int | None = None
     tokens_evaluated: int | None = None
     generation_settings: dict[str, Any] = Field(default_factory=dict)
-    truncated: Annotated[bool, Field(description="Whether the prompt lost its beginning.")] = False
+    truncated: Annotated[bool, Field(description="Whether the prompt's beginning was cut off.")] = False
     stop_type: Annotated[StopType | None, Field(description="A deadline is a limit too.")] = None
     tokens_cached: Annotated[int | None, Field(description="Always 0.")] = None
     timings: Timings | None = None

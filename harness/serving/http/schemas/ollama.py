@@ -16,7 +16,7 @@ DoneReason = Literal["stop", "length"]
 
 
 class Generate(BaseModel):
-    """What a client asks for. Unknown fields are accepted and ignored, also inside ``options``."""
+    """A request. Unknown fields are accepted and ignored, also inside ``options``."""
 
     model_config = ConfigDict(
         extra="allow",

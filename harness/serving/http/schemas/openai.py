@@ -38,10 +38,10 @@ _PROMPT: dict[str, Any] = {
 
 
 class CompletionRequest(BaseModel):
-    """What a client asks for. Unknown fields are accepted and ignored.
+    """A request. Unknown fields are accepted and ignored.
 
-    ``max_tokens`` left out means the server's cap, not OpenAI's 16: editors expect whole lines, and whoever tries the
-    server with ``curl`` should not see a completion cut short.
+    Without ``max_tokens`` the server's cap applies, not OpenAI's 16: editors expect whole lines, and a trial with
+    ``curl`` should not show a truncated completion.
     """
 
     model_config = ConfigDict(
@@ -55,7 +55,7 @@ class CompletionRequest(BaseModel):
     model: Annotated[Lenient, Field(description="Any; the server has one model.")] = None
     suffix: Annotated[Lenient, Field(description="Text after the cursor.")] = None
     max_tokens: Annotated[Lenient, Field(description="Limit of new tokens; default: the server's cap.")] = None
-    stop: Annotated[Lenient, Field(description="A text or a list; left out of the completion.")] = None
+    stop: Annotated[Lenient, Field(description="A text or a list; omitted from the completion.")] = None
     stream: Annotated[Lenient, Field(description="true: server-sent events.")] = None
     stream_options: Annotated[Lenient, Field(description="{include_usage: true}: a last event with usage.")] = None
     echo: Annotated[Lenient, Field(description="true: begin the text with the prompt, which must be text.")] = None
@@ -82,7 +82,7 @@ class Logprobs(Answer):
 
 
 class Usage(Answer):
-    """Tokens read and made; copies count as choices do."""
+    """Tokens read and generated; copies count as choices do."""
 
     prompt_tokens: int
     completion_tokens: int

@@ -1,6 +1,6 @@
 """The four forms a prompt has with OpenAI's clients, of which llama.cpp's know two.
 
-Read by hand: a validator would make one error of each of a million bad items.
+Read by hand: a validator would report an error for each of a million bad items.
 """
 
 from __future__ import annotations

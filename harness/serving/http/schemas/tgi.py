@@ -16,7 +16,7 @@ FinishReason = Literal["length", "eos_token", "stop_sequence"]
 
 
 class Generate(BaseModel):
-    """What a client asks for. Unknown fields are accepted and ignored, also inside ``parameters``."""
+    """A request. Unknown fields are accepted and ignored, also inside ``parameters``."""
 
     model_config = ConfigDict(
         extra="allow",
@@ -43,7 +43,7 @@ class Generate(BaseModel):
     early_exit: Controls = None
 
     def asked(self) -> dict[str, Any]:
-        """Return the parameters that say something, also where a client nests them as ``parameters.parameters``."""
+        """Return the parameters that are set, also where a client nests them as ``parameters.parameters``."""
         outer = self.parameters if isinstance(self.parameters, Mapping) else {}
         inner = outer.get("parameters")
         inner = inner if isinstance(inner, Mapping) else {}

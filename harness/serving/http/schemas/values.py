@@ -1,6 +1,6 @@
-"""Values as clients write them: what can be read is used, what cannot counts as not said.
+"""Values as clients write them: what can be parsed is used, anything else counts as not given.
 
-Clients send ``null`` for what they do not set, and numbers as text now and then. A request must not fail for a field
+Clients send ``null`` for what they do not set, and sometimes numbers as text. A request must not fail for a field
 that this server would ignore anyway, so foreign fields take anything, and their schema says so.
 """
 
@@ -36,7 +36,7 @@ Controls = Annotated[
         }
     ),
 ]
-"""Our own key; whoever reads it refuses what it cannot use."""
+"""Our own key; invalid values are refused where it is used."""
 
 
 def whole_number(value: object) -> int | None:
@@ -53,18 +53,18 @@ def whole_number(value: object) -> int | None:
 
 
 def limit_of(value: object) -> int | None:
-    """Return the limit of new tokens; 0 becomes 1, the least that can be made, and less than 0 is no limit."""
+    """Return the limit of new tokens; 0 becomes 1, the minimum, and a negative number means no limit."""
     number = whole_number(value)
     return None if number is None or number < 0 else max(number, 1)
 
 
 def seed_of(value: object) -> int:
-    """Return a seed that every generator of random numbers takes; 0 where none was said."""
+    """Return a seed that every generator of random numbers takes; 0 where none was given."""
     return (whole_number(value) or 0) % 2**63
 
 
 def texts(value: object) -> tuple[str, ...]:
-    """Return the texts of one text or a list of them; what is empty or no text is left out."""
+    """Return the texts of one text or a list of them; empty items and other types are omitted."""
     listed = value if isinstance(value, list) else [value]
     return tuple(item for item in listed if isinstance(item, str) and item)
 
@@ -75,5 +75,5 @@ def flag(value: object) -> bool:
 
 
 def finite(number: float) -> float | None:
-    """Return a number as JSON can have it; ``None`` for infinity and NaN, which half precision can bring about."""
+    """Return a number as JSON can represent it; ``None`` for infinity and NaN, which half precision can produce."""
     return number if math.isfinite(number) else None

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from harness.appearance.depth_colours import contrast
 from harness.serving.client_settings import CLIENTS
 from harness.serving.failures import OverloadedError
-from reports.completions.depth_colours import contrast
 
 Visit = Callable[..., Any]
 

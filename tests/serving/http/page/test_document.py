@@ -10,10 +10,10 @@ from typing import Any
 import httpx
 import pytest
 
+from harness.appearance.depth_colours import depth_shade
 from harness.serving.exit_settings import Loaded
 from harness.serving.http.page.assets import ASSETS, asset
 from harness.serving.http.page.controls import controls
-from reports.completions.depth_colours import depth_shade
 
 
 class Markup(HTMLParser):

@@ -16,7 +16,7 @@ let state = facts.state, stopping = null, later = 0;
 const NOTES = {
   loading: "The model is being loaded. This page notices when it is ready; nothing needs to be reloaded.",
   failed: "The model could not be loaded.",
-  draining: "The server is going down and takes nothing new.",
+  draining: "The server is shutting down and accepts no new requests.",
   unreachable: "The server cannot be reached. This page keeps trying.",
 };
 

@@ -1,7 +1,7 @@
 // Asks the server for a completion and reads it piece by piece (server-sent events over fetch, since a prompt is posted).
 
 const WORDS = {
-  401: "The server wants its key; type it above and run again",
+  401: "The server requires its key; type it above and run again",
   403: "The server refuses this page",
   413: "The prompt is too large for this server",
   422: "The server cannot do this",

@@ -1,0 +1,147 @@
+"""A completion in the making: its tokens as they are decoded, and then all of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from harness.api.columns import GENERATED, frame
+from harness.contracts import Batch
+from harness.decoding.engine import Engine
+from harness.decoding.exits import AskedExits
+from harness.decoding.generation import FinishReason, Generation
+from harness.decoding.transcript import Token, Transcript
+from harness.models.tokenizer import TransformersTokenizer
+from harness.running.operating_points import OperatingPoint
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Completion", "Stream"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Completion:
+    """What a model generated.
+
+    Attributes:
+        text: all of it, without the text that stopped it.
+        steps: its tokens, the same objects that a stream yields.
+        finish_reason: ``stop`` (a stop text), ``eos`` (the model's end token) or ``length``.
+        strategy: the operating point.
+        kv: what happened to keys and values of skipped layers.
+        num_layers: decoder layers of the model.
+        prompt_tokens: tokens that were read.
+        counts: layers executed, LM heads evaluated and so on; see :class:`harness.decoding.generation.Generation`.
+    """
+
+    text: str
+    steps: tuple[Token, ...]
+    finish_reason: FinishReason
+    strategy: str
+    kv: str
+    num_layers: int
+    prompt_tokens: int
+    counts: dict[str, int]
+
+    @cached_property
+    def tokens(self) -> pd.DataFrame:
+        """One row per token; :func:`harness.columns` says what its columns mean."""
+        return frame(GENERATED, self.steps)
+
+    def __repr__(self) -> str:
+        depth = sum(token.exit_layer for token in self.steps) / len(self.steps)
+        return (
+            f"{self.text}\n[{len(self.steps)} tokens in {self.steps[-1].time_s:.2f} s, {depth:.1f} of "
+            f"{self.num_layers} layers on average, {self.strategy}, kv {self.kv}, ended by {self.finish_reason}]"
+        )
+
+
+class Stream(Iterator[Token]):
+    """Yields tokens as they are decoded; :meth:`completion` is all of them.
+
+    Greedy, one row. The engine's own loop makes the tokens, so they are those of a run and of the server.
+
+    Args:
+        engine: decodes.
+        tokenizer: spells tokens.
+        prompt: token ids, at least one.
+        point: what exits where, and the KV policy.
+        max_new_tokens: limit.
+        stop: texts that end it.
+        seed: of a random strategy.
+
+    Raises:
+        HarnessError: the prompt is too long, or what the strategy runs on is missing.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: TransformersTokenizer,
+        prompt: Sequence[int],
+        point: OperatingPoint,
+        max_new_tokens: int,
+        stop: Sequence[str],
+        seed: int,
+    ) -> None:
+        self._engine, self._prompt, self._point = engine, prompt, point
+        self._transcript = Transcript(tokenizer, stop, silent=tokenizer.special_ids, after=prompt)
+        self._tally = [Generation()]
+        strategy = point.strategy
+        rule = strategy.start(engine.info, Batch((seed,), str(engine.backbone.device)))
+        exits = AskedExits(rule, strategy.exit_points(engine.info), self._tally)
+        self._batch = engine.open(1, len(prompt) + max_new_tokens, point.kv, exits, self._tally)
+        self._batch.with_log_probabilities = True
+        self._limit, self._eos = max_new_tokens, tokenizer.eos_token_ids
+        self._steps: list[Token] = []
+
+    def __next__(self) -> Token:
+        if not self._steps:
+            self._begin()
+        elif not self._batch.running:
+            raise StopIteration
+        if len(self._made.token_ids) == len(self._steps):
+            self._batch.step()
+        ended = self._made.finish_reason is not None
+        token = self._transcript.read(self._made, last=ended)
+        if ended:
+            self._transcript.finish()
+            token = replace(token, text=token.text + self._transcript.rest())
+        self._steps.append(token)
+        return token
+
+    def completion(self) -> Completion:
+        """Decode what is left, and return all of it."""
+        for _ in self:
+            pass
+        made = self._made
+        assert made.finish_reason is not None
+        counts = {field.name: getattr(made, field.name) for field in fields(made)}
+        return Completion(
+            text=self._transcript.text,
+            steps=tuple(self._steps),
+            finish_reason=made.finish_reason,
+            strategy=self._point.name,
+            kv=self._point.kv,
+            num_layers=self._engine.info.num_layers,
+            prompt_tokens=len(self._prompt),
+            counts={name: value for name, value in counts.items() if isinstance(value, int)},
+        )
+
+    @property
+    def _made(self) -> Generation:
+        return self._tally[0]
+
+    def _begin(self) -> None:
+        """Run the prompt; without a cache that yields no token yet."""
+        started = time.perf_counter()
+        self._batch.join(0, self._prompt, self._limit, self._add, self._eos, started)
+        self._batch.prefill([0])
+
+    def _add(self, token_ids: Sequence[int]) -> bool:
+        """Take the last token into the text: the stop rule of the row."""
+        return self._transcript.add(token_ids[-1])

@@ -1,0 +1,184 @@
+"""A model at hand: generate with any strategy, watch the tokens come, and see what every exit says of a text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.api.columns import TRACE, TracedExit, frame
+from harness.api.generation import Completion, Stream
+from harness.config import BASELINE, RunConfig, parse_all
+from harness.config.model import ModelConfiguration
+from harness.config.strategies import as_strategy
+from harness.contracts import ExitHead, ModelInfo, Strategy, WeightsChoice
+from harness.decoding.engine import Engine
+from harness.errors import ConfigError, ModelError
+from harness.host.device import resolve_device
+from harness.models.model import LoadedModel, resolve
+from harness.running.operating_points import OperatingPoint, build_all, operating_point
+from harness.training.traces.record_trace import read_exits
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Model", "load"]
+
+
+def load(
+    model: str | Path,
+    *,
+    weights: WeightsChoice = "auto",
+    dtype: str = "float32",
+    exit_points: str = "paper",
+    exit_head: ExitHead = "auto",
+    artefacts: str | Path | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    seed: int = 0,
+) -> Model:
+    """Return a model ready to generate.
+
+    Args:
+        model: catalogue name, hub id or folder.
+        weights: ``pretrained``, ``tuned``, ``random``, or ``auto``: tuned where there is an adapter.
+        dtype: ``float32``, ``bfloat16`` or ``float16``.
+        exit_points: ``paper``, ``all``, or layers such as ``"4,8,12"``.
+        exit_head: ``shared``, ``shortcut``, or ``auto``: shortcut where there are some for the weights.
+        artefacts: folder of trained artefacts or name of a shipped set.
+        device: torch device; ``auto`` takes CUDA when there is one.
+        threads: CPU threads of this process from now on; ``None`` leaves them as they are.
+        seed: of random weights.
+
+    Raises:
+        HarnessError: it cannot be had, in one line with the remedy.
+    """
+    import torch
+
+    given = {
+        "model": str(model), "weights": weights, "dtype": dtype, "exit_points": exit_points, "exit_head": exit_head,
+        "artefacts": None if artefacts is None else str(artefacts), "device": device, "threads": threads,
+    }  # fmt: skip
+    config = ModelConfiguration.build(given)
+    where = resolve_device(config.device)
+    resolved = resolve(config.request(seed))
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    return Model(resolved.load(where))
+
+
+class Model:
+    """A loaded model. Made by :func:`load`.
+
+    Args:
+        loaded: facts, tokenizer, weights.
+
+    Attributes:
+        loaded: the same.
+    """
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self.loaded = loaded
+        self._engine = Engine(loaded.backbone, loaded.info)
+
+    @property
+    def info(self) -> ModelInfo:
+        """Its facts: layers, exit points, bytes."""
+        return self.loaded.info
+
+    @property
+    def sources(self) -> Mapping[str, str]:
+        """Where weights, tokenizer and exits came from, in words."""
+        return self.loaded.sources
+
+    def __repr__(self) -> str:
+        info, exits = self.info, ", ".join(map(str, self.info.exit_points)) or "nowhere"
+        where = self.loaded.backbone.device
+        return f"{info.name}: {info.num_layers} layers, {info.weights} {info.dtype} on {where}, exits after {exits}"
+
+    def generate(
+        self,
+        text: str | Sequence[int],
+        strategy: str | Strategy | type[Strategy] = BASELINE,
+        *,
+        kv: str = "auto",
+        max_new_tokens: int = 64,
+        stop: str | Sequence[str] = (),
+        seed: int = 0,
+    ) -> Completion:
+        """Continue a text, greedily.
+
+        Args:
+            text: the prompt, or its token ids.
+            strategy: ``NAME[:option=value]…``, or a strategy as an object or class, from wherever it is defined. One
+                that looks at the answer (the oracle) does so meanwhile: its times mean nothing.
+            kv: what happens to keys and values of skipped layers; ``auto`` for the strategy's own default.
+            max_new_tokens: limit.
+            stop: text or texts that end it and are no part of it.
+            seed: of a random strategy.
+
+        Raises:
+            HarnessError: what was asked for cannot be had, in one line with the remedy.
+        """
+        return self.stream(text, strategy, kv=kv, max_new_tokens=max_new_tokens, stop=stop, seed=seed).completion()
+
+    def stream(
+        self,
+        text: str | Sequence[int],
+        strategy: str | Strategy | type[Strategy] = BASELINE,
+        *,
+        kv: str = "auto",
+        max_new_tokens: int = 64,
+        stop: str | Sequence[str] = (),
+        seed: int = 0,
+    ) -> Stream:
+        """Return an iterator over the tokens that :meth:`generate` makes, each when it is decoded; same arguments."""
+        if max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens = {max_new_tokens}: give 1 or more.")
+        point = self._point(strategy, kv)
+        texts = (stop,) if isinstance(stop, str) else tuple(stop)
+        return Stream(self._engine, self.loaded.tokenizer, self._read(text), point, max_new_tokens, texts, seed)
+
+    def trace(self, text: str | Sequence[int]) -> pd.DataFrame:
+        """Return what every exit says of a text: one row per token and exit, full depth being the last one.
+
+        Raises:
+            ModelError: it is empty, or longer than the model's positions.
+        """
+        token_ids = self._read(text)
+        _, readings = read_exits(self._engine, token_ids)
+        return frame(TRACE, self._exits(token_ids, readings))
+
+    def _exits(self, token_ids: Sequence[int], readings: Sequence[Mapping[str, Any]]) -> Iterator[TracedExit]:
+        spell = self.loaded.tokenizer.decode
+        layers = (*self.info.exit_points, self.info.num_layers)
+        tops, probabilities, entropies = (
+            [reading[name].tolist() for reading in readings] for name in ("top", "top1", "entropy")
+        )
+        for place, token_id in enumerate(token_ids):
+            text = spell([token_id])
+            for number, layer in enumerate(layers):
+                top = tops[number][place]
+                yield TracedExit(
+                    place, token_id, text, layer, top, spell([top]), probabilities[number][place],
+                    entropies[number][place], top == tops[-1][place],
+                )  # fmt: skip
+
+    def _read(self, text: str | Sequence[int]) -> list[int]:
+        token_ids = self.loaded.tokenizer.encode(text) if isinstance(text, str) else list(text)
+        if not token_ids:
+            raise ModelError("the prompt is empty. Give the text to continue.")
+        wrong = next((token for token in token_ids if not 0 <= token < self.info.vocab_size), None)
+        if wrong is not None:
+            raise ModelError(f"{wrong} is no token of {self.info.name}, which has {self.info.vocab_size}.")
+        return token_ids
+
+    def _point(self, strategy: str | Strategy | type[Strategy], kv: str) -> OperatingPoint:
+        given = strategy if isinstance(strategy, str) else as_strategy(strategy)
+        built = build_all(parse_all([given]))
+        if len(built) != 1:
+            raise ConfigError(f"'{strategy}' is {len(built)} operating points, and one can generate. Give one value.")
+        policies = RunConfig.build({"kv": kv}).kv_policies
+        if len(policies) > 1:
+            raise ConfigError(f"kv = '{kv}' is {len(policies)} policies, and one can generate. Give one.")
+        return operating_point(*built[0], self.info, policies[0] if policies else None)

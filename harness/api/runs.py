@@ -1,0 +1,106 @@
+"""Runs as frames: make one from a configuration, or read a run directory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.api.columns import SAMPLES, TOKENS, RecordedToken, frame
+from harness.config import RunConfig
+from harness.records import Manifest, SampleRecord
+from harness.records.summary import Summary
+from harness.running.reading import read_run
+from harness.running.runner import execute
+from reports.recorded import RecordedRun
+from reports.tables.frame import to_frame
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Run", "read", "run"]
+
+
+def run(config: RunConfig, *, resume: Path | None = None) -> pd.DataFrame:
+    """Run a configuration and return one row per task × operating point.
+
+    ``attrs["run_dir"]`` of the frame says where its files are, ``attrs["notes"]`` what stands under its tables.
+
+    Args:
+        config: what to run; strategies may be objects.
+        resume: a run directory to continue instead of making a new one.
+
+    Raises:
+        HarnessError: the run cannot be made, or could not go on.
+    """
+    result = execute(config, resume=resume)
+    return _rows(result.summary, result.directory)
+
+
+def read(run_dir: str | Path) -> Run:
+    """Return the frames of a run directory, as far as the run got.
+
+    Raises:
+        StoreError: missing, damaged or foreign directory, or one without a finished window.
+    """
+    return Run(read_run(Path(run_dir)))
+
+
+class Run:
+    """A run that was read. Warm-up and superseded windows count nowhere; :func:`harness.columns` explains the columns.
+
+    Args:
+        recorded: its records.
+    """
+
+    def __init__(self, recorded: RecordedRun) -> None:
+        self._recorded = recorded
+
+    def __repr__(self) -> str:
+        manifest, state = self.manifest, self._recorded.state
+        tasks = ", ".join(task.name for task in manifest.tasks)
+        said = f"{manifest.model.name} on {tasks}, {len(manifest.operating_points)} operating points"
+        return f"{self.run_dir}: {said}{f' ({state})' if state else ''}"
+
+    @property
+    def run_dir(self) -> Path:
+        """Where it lies."""
+        return self._recorded.directory
+
+    @property
+    def manifest(self) -> Manifest:
+        """What was run, on what."""
+        return self._recorded.manifest
+
+    @cached_property
+    def rows(self) -> pd.DataFrame:
+        """One row per task × operating point, as :func:`run` returns them."""
+        return _rows(self._recorded.summary, self.run_dir)
+
+    @cached_property
+    def samples(self) -> pd.DataFrame:
+        """One row per operating point, task, repeat and sample; failed ones included, with their error."""
+        import pandas
+
+        samples = list(self._samples(failed=True))
+        scores = pandas.DataFrame([sample.scores for sample in samples], dtype="float64")
+        return pandas.concat([frame(SAMPLES, samples), scores], axis=1)
+
+    @cached_property
+    def tokens(self) -> pd.DataFrame:
+        """One row per generated token."""
+        places = (RecordedToken(sample, place) for sample in self._samples() for place in range(len(sample.token_ids)))
+        return frame(TOKENS, places)
+
+    def _samples(self, *, failed: bool = False) -> Iterator[SampleRecord]:
+        for cell in self._recorded.cells.values():
+            yield from cell.samples.values()
+            if failed:
+                yield from cell.failed.values()
+
+
+def _rows(summary: Summary, directory: Path) -> pd.DataFrame:
+    rows = to_frame(summary)
+    rows.attrs["run_dir"], rows.attrs["notes"] = str(directory), list(summary.notes)
+    return rows

@@ -1,0 +1,184 @@
+"""Flags of a command from its configuration: one declaration gives name, type, range, default and help.
+
+``strategies: tuple[str, ...]`` becomes a repeatable ``--strategy``; a ``bool`` that is false a ``--flag``, one that may
+be either ``--flag/--no-flag``. Flags that are not given are left out, so that a file or a resumed run can decide.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+from collections.abc import Callable, Iterator, Mapping
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+
+import typer
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from harness.config.model import Configuration, Placeholder, limits, refusal
+from harness.config.presets import WithPresets
+from harness.errors import ConfigError
+
+__all__ = ["configure", "configured_by", "flag"]
+
+C = TypeVar("C", bound=Configuration)
+
+
+def configured_by(model: type[Configuration]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the flags of a configuration; its first parameter receives those that were given, by field name.
+
+    The command's own parameters follow as typer reads them.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        model.model_rebuild()  # an annotation that cannot be resolved shows itself here
+        own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+        fields = {name: model.model_fields[name] for name in _names(model)}
+        options = [_parameter(model, name, field) for name, field in fields.items()]
+
+        @functools.wraps(command)
+        def run(**values: Any) -> None:
+            given = {name: values.pop(name) for name in fields}
+            command({name: value for name, value in given.items() if value not in (None, [])}, **values)
+
+        del run.__wrapped__
+        parameters = sorted([*options, *own], key=lambda parameter: parameter.default is not inspect.Parameter.empty)
+        run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
+        )
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return run
+
+    return decorate
+
+
+def configure(model: type[C], given: Mapping[str, Any]) -> C:
+    """Build a configuration that only flags decide.
+
+    Raises:
+        ConfigError: a value that is not allowed; names the flag and what is.
+    """
+    try:
+        return model.model_validate(dict(given))
+    except ValidationError as error:
+        name, value, message = refusal(error)
+        if not name:
+            raise ConfigError(f"{message}.") from None
+        shown = f"'{value}'" if isinstance(value, str) else _said(value)
+        raise ConfigError(f"{flag(name, model.model_fields[name])} {shown}: {message}.") from None
+
+
+def flag(name: str, field: FieldInfo) -> str:
+    """Return the flag of a field: ``--cors-origin`` of ``cors_origins``, since it is given once per value."""
+    if _is_list(field):
+        name = f"{name.removesuffix('ies')}y" if name.endswith("ies") else name.removesuffix("s")
+    return f"--{name.replace('_', '-')}"
+
+
+def _parameter(model: type[Configuration], name: str, field: FieldInfo) -> inspect.Parameter:
+    kind = _kind(field)
+    shown = flag(name, field)
+    if kind is bool and _defaults(model, name, field).keys() != {"off"}:
+        shown += f"/--no-{shown.removeprefix('--')}"
+    placeholder = next((piece.text for piece in _pieces(field) if isinstance(piece, Placeholder)), None)
+    option = typer.Option(shown, help=_help(model, name, field), metavar=placeholder, show_default=False)
+    needed = field.is_required()
+    annotation: Any = list[kind] if _is_list(field) else kind  # type: ignore[valid-type]
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=inspect.Parameter.empty if needed else None,
+        annotation=Annotated[annotation if needed else annotation | None, option],
+    )
+
+
+def _help(model: type[Configuration], name: str, field: FieldInfo) -> str:
+    """Return the description, the choices where it does not name them, the default and the range."""
+    text = (field.description or "").rstrip(".")
+    choices = list(dict.fromkeys(_choices(field.annotation)))
+    if choices and not all(choice in text for choice in choices):
+        text += f": {', '.join(choices[:-1])} or {choices[-1]}"
+    defaults = _defaults(model, name, field)
+    if not (field.is_required() or "Default:" in text or defaults.keys() <= {"", "off"}):
+        said = [f"{value} ({', '.join(presets)})" for value, presets in defaults.items()]
+        text += f". Default: {', '.join(said if len(said) > 1 else defaults)}"
+    allowed = limits(_pieces(field))
+    return f"{text} ({allowed})." if allowed else f"{text}."
+
+
+def _defaults(model: type[Configuration], name: str, field: FieldInfo) -> dict[str, list[str]]:
+    """Return default as one would type it → presets that have it."""
+    defaults: dict[str, list[str]] = {}
+    presets = model.presets if issubclass(model, WithPresets) else {}
+    for preset, values in presets.items() or [("", {})]:
+        defaults.setdefault(_said(values.get(name, field.default)), []).append(preset)
+    return defaults
+
+
+def _said(value: Any) -> str:
+    """Return a value as one would type it; nothing for none."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, tuple | list):
+        return ", ".join(map(_said, value))
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value.value if isinstance(value, Enum) else value)
+
+
+def _kind(field: FieldInfo) -> type:
+    """Return what the command line parses: a number or flag where the field is one, else text for pydantic to check."""
+    kinds = {kind for kind in _plain(field.annotation) if kind is not type(None)}
+    return kinds.pop() if len(kinds) == 1 and kinds <= {int, float, bool, Path} else str
+
+
+def _plain(annotation: Any) -> Iterator[Any]:
+    """Yield the types that a value may have; those of its items where it is a tuple."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        yield from _plain(get_args(annotation)[0])
+    elif origin is Literal:
+        yield str
+    elif origin in (Union, types.UnionType, tuple):
+        for part in get_args(annotation):
+            yield from _plain(part) if part is not Ellipsis else ()
+    else:
+        yield annotation
+
+
+def _choices(annotation: Any) -> Iterator[str]:
+    if get_origin(annotation) is Literal:
+        yield from map(str, get_args(annotation))
+    elif inspect.isclass(annotation) and issubclass(annotation, Enum):
+        yield from (str(member.value) for member in annotation)
+    else:
+        for part in get_args(annotation):
+            yield from _choices(part)
+
+
+def _pieces(field: FieldInfo) -> list[Any]:
+    """Return the metadata of a field and of the types within it."""
+
+    def within(annotation: Any) -> Iterator[Any]:
+        yield from getattr(annotation, "__metadata__", ())
+        for part in get_args(annotation):
+            yield from within(part)
+
+    flat = [*field.metadata, *within(field.annotation)]
+    return [piece for entry in flat for piece in (entry.metadata if isinstance(entry, FieldInfo) else [entry])]
+
+
+def _is_list(field: FieldInfo) -> bool:
+    return get_origin(field.annotation) is tuple
+
+
+def _names(model: type[Configuration]) -> list[str]:
+    """Return the fields that have a flag, a class's own before those of its bases; one of a single value has none."""
+    bases = [inspect.get_annotations(base) for base in model.__mro__]
+    names = {name: None for own in bases for name in own if name in model.model_fields}
+    return [name for name in names if len(set(_choices(model.model_fields[name].annotation))) != 1]

@@ -1,0 +1,158 @@
+"""What a KV policy promises: what a token that exits early leaves in the layers it skipped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Protocol, Self
+
+from harness.contracts.models import KVInput
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["KVBatch", "KVFacts", "KVFill", "KVPolicy", "Leaving", "Waiting"]
+
+
+@dataclass(frozen=True, slots=True)
+class KVFacts:
+    """What planning and reports know of a policy. Recorded with each operating point.
+
+    Attributes:
+        keeps_cache: keys and values are kept between tokens, so that prefill yields the first token at full depth;
+            otherwise every token runs its whole prefix.
+        fills: skipped layers are filled by their K,V projections, whose weights are read for each of them.
+        defers: skipped layers run later, in the pass of a token that goes deeper, so that their weights are read once
+            for both.
+        note: what a table of such rows must say, after the policy's name; empty for nothing.
+    """
+
+    keeps_cache: bool = True
+    fills: bool = False
+    defers: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Consecutive positions of one row that stopped after the same number of layers.
+
+    Attributes:
+        start: the first position.
+        hidden: their states before the final norm, ``[k, hidden_size]``.
+    """
+
+    start: int
+    hidden: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Leaving:
+    """Rows whose new token stops at an exit. What needs work is computed when called.
+
+    Attributes:
+        layer: layers executed.
+        rows: rows of the batch.
+        positions: position of each row's new token.
+        hidden: returns the new tokens' hidden states, ``[n, hidden_size]``.
+        estimates: returns what the exit's shortcut makes of them, ``[n, hidden_size]``; its evaluations are charged.
+        runs: returns, for each row, all positions that stop with it: those that joined on the way and the new token.
+    """
+
+    layer: int
+    rows: Sequence[int]
+    positions: Sequence[int]
+    hidden: Callable[[], Tensor]
+    estimates: Callable[[], Tensor]
+    runs: Callable[[], Sequence[Waiting]]
+
+
+class KVFill(Protocol):
+    """Fills skipped layers from states, and charges the rows for it."""
+
+    def __call__(
+        self, layer: int, rows: Sequence[int], positions: Sequence[int], hidden: Tensor, final: Tensor | None = None
+    ) -> None:
+        """Fill the layers after ``layer`` at one position of each row.
+
+        Args:
+            layer: layers executed; those with 0-based index ≥ ``layer`` are filled.
+            rows: rows of the batch.
+            positions: a position of each.
+            hidden: states to fill from, ``[n, hidden_size]``.
+            final: estimates of the last layer's states, same shape: each layer is then filled from the point between
+                the two where it stands.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class KVBatch:
+    """What a policy acts on: the cache of the rows that decode together.
+
+    Attributes:
+        num_layers: decoder layers.
+        rows: how many rows there may be at a time.
+        positions: longest sequence of a row.
+        kv_input: what a policy that fills skipped layers is to fill them from.
+        entries: the cache, ``[num_layers, rows, 2 × KV heads, positions, head_dim]``, keys before values.
+        fill: the model's own way to make keys and values of states.
+    """
+
+    num_layers: int
+    rows: int
+    positions: int
+    kv_input: KVInput
+    entries: Tensor
+    fill: KVFill
+
+
+class KVPolicy:
+    """One policy, made anew for each batch. Subclass it, override what differs, register it in ``harness.kv``.
+
+    As it stands, a token that exits leaves nothing: in deeper layers its slots keep what they held. Methods are called
+    once per token, pause or exit, never per layer.
+
+    Args:
+        batch: the cache to act on. A policy that keeps none is never made.
+    """
+
+    facts: ClassVar[KVFacts] = KVFacts()
+
+    def __init__(self, batch: KVBatch) -> None:
+        self.batch = batch
+
+    def join(self, row: int, length: int) -> None:
+        """A prompt of ``length`` tokens takes a row: forget what the row's last occupant left."""
+
+    def begin(self, rows: Sequence[int], positions: Sequence[int]) -> Sequence[int]:
+        """A new token begins in each of these rows, at these positions.
+
+        Returns:
+            Depths, ascending and above 0, at which the pass must pause: where something may join it, or where what is
+            visible changes.
+        """
+        return ()
+
+    def take(self, row: int, depth: int) -> Waiting | None:
+        """Hand over what waits at a depth and goes deeper with the row's new token, which follows it directly."""
+        return None
+
+    def visible(self, rows: Tensor, positions: Tensor, layers: int) -> Tensor | None:
+        """Return what slots may attend to in the layers up to ``layers``, ``[n, longest position + 1]`` bool.
+
+        Args:
+            rows: rows of the slots, ``[n]``.
+            positions: their positions, ``[n]``; nothing later may be visible.
+            layers: end of the stretch that runs; it began at the pause before.
+
+        Returns:
+            ``None`` where all positions up to the slot's own are visible.
+        """
+        return None
+
+    def leave(self, leaving: Leaving) -> None:
+        """Some rows' tokens stop here."""
+
+    def rehearsal(self) -> Self:
+        """Return a twin for a pass that only looks ahead: what it takes still waits here."""
+        return self

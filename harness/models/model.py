@@ -1,0 +1,167 @@
+"""The door to a model: ask for one by name and get its facts, tokenizer, exits and weights, and where each came from.
+
+Two steps on purpose: :func:`resolve` needs no weights, so that a run can be refused in a second;
+:meth:`ResolvedModel.load` then reads them. Never remote code, never pickled weights: safetensors or GGUF only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from harness.contracts import ModelInfo, ModelRequest
+from harness.decoding.backbone import Backbone
+from harness.decoding.families import check_config, read
+from harness.errors import OutOfMemoryError, is_out_of_memory
+from harness.models import fingerprint
+from harness.models.adapter import find_adapter, merge, require_adapter
+from harness.models.artefacts import Artefact, seen_documents
+from harness.models.facts import base_facts, element_size
+from harness.models.locate import find_spec, read_config
+from harness.models.shortcut import find_shortcut, read_shortcuts, require_shortcut
+from harness.models.spec import ModelSpec
+from harness.models.tokenizer import TransformersTokenizer, read_tokenizer
+from harness.models.weights import digest, random_weights, read_weights
+
+__all__ = ["LoadedModel", "ResolvedModel", "resolve"]
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """A model before its weights are read.
+
+    Attributes:
+        spec: where it is.
+        config: transformers configuration.
+        info: facts for strategies and reports.
+        adapter: to be merged into the weights, or ``None``.
+        shortcut: of its exits, or ``None`` for the shared head.
+        seen: keys of the documents that anything trained for this model has learned from.
+    """
+
+    spec: ModelSpec
+    config: Any
+    info: ModelInfo
+    adapter: Artefact | None = None
+    shortcut: Artefact | None = None
+    seen: frozenset[str] = frozenset()
+
+    @cached_property
+    def tokenizer(self) -> TransformersTokenizer:
+        """The model's tokenizer, read when first asked for.
+
+        Raises:
+            ModelError: it cannot be had.
+        """
+        return read_tokenizer(self.spec, self.config, self.info)
+
+    def module(self) -> tuple[Any, str]:
+        """Read or draw the weights as a transformers model on the CPU, as training wants it; say where they came from.
+
+        Raises:
+            ModelError: they cannot be had; names the alternatives.
+        """
+        if self.info.weights == "random":
+            module, source = random_weights(self.config, self.info.dtype, self.info.asked.seed)
+        else:
+            module, source = read_weights(self.spec, self.info.dtype)
+        if self.adapter is not None:
+            merge(module, self.adapter)
+            source = f"{source}, tuned with the LITE adapter {self.adapter.sha256[:12]}"
+        return module, source
+
+    def load(self, device: str) -> LoadedModel:
+        """Read or draw the weights and move them to a torch device, ready to decode.
+
+        Raises:
+            ModelError: they cannot be had; names the alternatives.
+            OutOfMemoryError: they do not fit.
+        """
+        try:
+            module, source = self.module()
+            sha256 = None if self.info.weights == "random" else digest(module)
+            module = module.to(device).eval().requires_grad_(requires_grad=False)
+            backbone = read(module)
+            if self.shortcut is not None:
+                shortcuts = read_shortcuts(self.shortcut, self.info.exit_points, backbone.lm_head.weight.dtype, device)
+                backbone = replace(backbone, shortcuts=shortcuts)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise OutOfMemoryError(
+                f"out of memory loading {self.info.name} in {self.info.dtype}. "
+                "Use --dtype bfloat16 or a smaller --model."
+            ) from error
+        return LoadedModel(self, backbone, module, source, sha256)
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to decode.
+
+    Attributes:
+        resolved: what it was before: facts and tokenizer.
+        backbone: weights and arithmetic.
+        module: the transformers model they came from, sharing storage.
+        weights_source: where the weights came from, in words.
+        weights_sha256: hash over names, dtypes and bytes of all weights; ``None`` for random ones.
+    """
+
+    resolved: ResolvedModel
+    backbone: Backbone
+    module: Any
+    weights_source: str
+    weights_sha256: str | None
+
+    @property
+    def info(self) -> ModelInfo:
+        """Facts of the model."""
+        return self.resolved.info
+
+    @property
+    def tokenizer(self) -> TransformersTokenizer:
+        """Its tokenizer."""
+        return self.resolved.tokenizer
+
+    @property
+    def sources(self) -> Mapping[str, str]:
+        """Where each part came from, in words: ``weights``, ``tokenizer``, ``exits``."""
+        shortcut = self.resolved.shortcut
+        exits = "the model's own head" if shortcut is None else f"shortcuts {shortcut.sha256[:12]} in {shortcut.path}"
+        return {"weights": self.weights_source, "tokenizer": self.tokenizer.source, "exits": exits}
+
+
+def resolve(request: ModelRequest) -> ResolvedModel:
+    """Find a model and its facts; reads no weights.
+
+    Raises:
+        ModelError: not found, out of reach, or of a family that is not supported.
+        UnknownNameError: neither a catalogue name nor a hub id nor a folder.
+        ConfigError: exit points that do not fit.
+        ArtefactError: an adapter or shortcuts that were asked for and are not there.
+    """
+    spec = find_spec(request.model)
+    config = read_config(spec, request.weights)
+    check_config(config)
+    info = base_facts(spec, config, request)
+    folders = [Path(folder) for folder in info.artefacts]
+    seen = seen_documents(info.base_fingerprint, folders)
+    adapter = shortcut = None
+    if request.weights == "auto":
+        adapter = find_adapter(info.base_fingerprint, folders)
+    elif request.weights == "tuned":
+        adapter = require_adapter(info, folders)
+    if adapter is not None:
+        tuned = fingerprint.tuned(info.base_fingerprint, adapter.sha256)
+        info = replace(info, weights="tuned", fingerprint=tuned)
+    if request.exit_head == "auto" and info.exit_points:
+        shortcut = find_shortcut(info.fingerprint, folders, info.exit_points)
+    elif request.exit_head == "shortcut" and info.exit_points:
+        shortcut = require_shortcut(info, folders)
+    if shortcut is not None:
+        size = (info.hidden_size + 1) * info.hidden_size * element_size(info.dtype)
+        info = replace(info, exit_head=f"shortcut:{shortcut.sha256[:16]}", shortcut_bytes=size)
+    return ResolvedModel(spec, config, info, adapter, shortcut, seen)

@@ -1,0 +1,48 @@
+"""Options of ``harness sweep``."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from harness.config.kv import KVName
+from harness.config.model import Artefacts, Configuration, Folder, OperatingPoint, Seed, TaskName
+
+__all__ = ["SweepOptions"]
+
+
+class SweepOptions(Configuration):
+    """What ``harness sweep`` can be told."""
+
+    replay: Folder = Field(description="Folder that `harness trace` made.")
+    strategies: tuple[OperatingPoint, ...] = Field(
+        description="NAME:option=value[,value…], one operating point each; NAME alone is swept over its threshold. "
+        "Repeatable."
+    )
+    points: int = Field(
+        default=20, ge=1, le=1000, description="Thresholds of a swept strategy, at quantiles of the scores observed."
+    )
+    document_split: Literal["held-out", "all"] = Field(
+        default="held-out", description="held-out (documents that heads never learned from) or all."
+    )
+    tasks: tuple[TaskName, ...] = Field(default=(), description="Only this task's documents. Repeatable. Default: all.")
+    references: bool = Field(default=True, description="Add fixed exits and the oracle's bound.")
+    model: str | None = Field(default=None, description="Whose trace it is. Default: the model the trace names.")
+    artefacts: Artefacts = None
+    kv: KVName = Field(
+        default="recompute",
+        description="K,V of skipped layers, for the expected speed-up: one of `harness list kv` that keeps a cache.",
+    )
+    keep: float = Field(default=0.98, gt=0, le=1, description="Agreement that the first table asks for.")
+    live: int = Field(
+        default=0,
+        ge=0,
+        le=100_000,
+        description="Also decode operating points of the front live on so many samples a task.",
+    )
+    live_points: int = Field(default=4, ge=1, le=100, description="At most so many of them.")
+    source: str = Field(default="embedded", description="Where live samples come from: embedded, hub, or PATH.")
+    max_new_tokens: int | None = Field(default=None, description="Of a live sample. Default: the protocol's limit.")
+    seed: Seed = Field(default=0, description="Decides which documents are held out; the heads' own is 0.")
+    out: Folder | None = Field(default=None, description="Folder for sweep.json, sweep.csv and calibration.json.")

@@ -1,0 +1,40 @@
+"""Options of the recipes that train heads on a trace."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from harness.config.model import Configuration
+from harness.training.options import ControllerOptions, ObservationName, Resume
+
+__all__ = ["HeadOptions", "HeadRecipe"]
+
+
+class HeadRecipe(Configuration):
+    """How to train heads; saved in the artefact."""
+
+    objective: Literal["likelihood", "certainty"] = Field(
+        default="likelihood",
+        description="likelihood (cross-entropy with the label) or certainty (mean squared error, BERxiT).",
+    )
+    shared: bool = Field(default=False, description="One network for all exit points instead of one each.")
+    hidden: int = Field(default=128, ge=0, description="Width of the hidden layer; 0: linear, as in the paper.")
+    epochs: int = Field(default=20, ge=1, description="Passes over the trace.")
+    learning_rate: float = Field(default=1e-3, gt=0, le=1, description="Peak of a one-cycle schedule, AdamW.")
+    weight_decay: float = Field(default=1e-2, ge=0, allow_inf_nan=False, description="Of AdamW.")
+    auxiliary: float = Field(
+        default=0.3,
+        ge=0,
+        allow_inf_nan=False,
+        description="Weight of two further targets, confidence and entropy; 0: none.",
+    )
+    batch: int = Field(default=512, ge=1, description="Tokens a step, each at every exit point.")
+
+
+class HeadOptions(HeadRecipe, ControllerOptions):
+    """What a recipe that trains heads can be told."""
+
+    observation: ObservationName = "rich"
+    resume: Resume = False

@@ -1,0 +1,93 @@
+"""What ``harness train`` can train out of the box: options, and what they are handed to.
+
+No torch at import: a command's flags are read from these classes.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from harness.contracts.recipes import Trained, TrainingRun
+from harness.training.agents.options import AgentOptions
+from harness.training.heads.options import HeadOptions
+from harness.training.lite.options import LiteOptions
+from harness.training.requirements import require
+from harness.training.shortcut.options import ShortcutOptions
+
+__all__ = ["Agent", "CertaintyHead", "LikelihoodHeads", "Lite", "Shortcut"]
+
+
+class Lite(LiteOptions):
+    """Tune a model with the aggregated loss of all its exits (LITE; GREEN-CODE Eq. 1).
+
+    Preset paper is GREEN-CODE's setting: 4 × 32 sequences a step, 2–3k steps, all exits, all tokens.
+    """
+
+    def train(self, run: TrainingRun) -> Trained:
+        """Tune; see :func:`harness.training.lite.train_lite.train_lite`."""
+        from harness.training.lite.train_lite import train_lite
+
+        result = train_lite(self, run)
+        if not result.report:  # stopped, or another process than the first
+            return Trained(finished=result.finished)
+        if result.recipe.method == "full":
+            model = self.folder / "model"
+            note = f"The tuned model is {model}: use it with --model {model} --artefacts {self.folder}"
+        else:
+            note = f"Adapter, maps, exits.md and training.jsonl are in {self.folder}"
+        return Trained(result.report, note)
+
+
+class Shortcut(ShortcutOptions):
+    """Fit linear maps from every exit to the last layer, in closed form: an exit head for untuned weights."""
+
+    def train(self, run: TrainingRun) -> Trained:
+        """Fit; see :func:`harness.training.shortcut.train_shortcut.train_shortcut`."""
+        from harness.training.shortcut.train_shortcut import train_shortcut
+
+        result = train_shortcut(self, run)
+        rows = [f"| {layer} | {before:.3f} | {after:.3f} |" for layer, (before, after) in result.agreement.items()]
+        report = "\n".join(["| exit layer | agreement before | with the maps |", "|--:|--:|--:|", *rows])
+        return Trained(report, f"{result.tokens} held-out tokens. The maps are in {result.artefact.path}")
+
+
+class _Heads(HeadOptions):
+    def train(self, run: TrainingRun) -> Trained:
+        """Train; see :func:`harness.training.heads.train_heads.train_on_trace`."""
+        from harness.training.heads.train_heads import train_on_trace
+
+        result = train_on_trace(self, run)
+        return Trained(finished=False) if result is None else result.said()
+
+
+class LikelihoodHeads(_Heads):
+    """Train one head per exit point that tells whether the answer is already there (CALM)."""
+
+    objective: Literal["likelihood"] = "likelihood"
+    shared: Literal[False] = False
+
+
+class CertaintyHead(_Heads):
+    """Train one head for all exit points that regresses their certainty (BERxiT's learning to exit)."""
+
+    objective: Literal["certainty"] = "certainty"
+    shared: Literal[True] = True
+    hidden: int = Field(default=256, ge=0, description="Width of the hidden layer; 0: linear, as in the paper.")
+
+
+class Agent(AgentOptions):
+    """Train GREEN-CODE's agent (PPO) to decide where each token exits; minutes, on traces.
+
+    Preset paper is GREEN-CODE's Table III; tuned stopped earliest at 98 % agreement, with the savings reward.
+    """
+
+    def train(self, run: TrainingRun) -> Trained:
+        """Train; see :func:`harness.training.agents.train_agent.train_agent`."""
+        require("stable_baselines3", "gymnasium")
+        from harness.training.agents.train_agent import train_agent
+
+        result = train_agent(self.filled(), run)
+        log = f"{self.name or run.recipe}-training.jsonl"
+        return Trained(result.report, f"The agent is {result.path}; {log} beside it has its rewards.", result.finished)

@@ -1,0 +1,20 @@
+"""Packages of the extra ``train``, asked for before any work."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from harness.errors import ConfigError
+
+__all__ = ["require"]
+
+
+def require(*modules: str) -> None:
+    """Refuse to go on without some modules.
+
+    Raises:
+        ConfigError: one is not installed; says how it would be.
+    """
+    missing = [module for module in modules if find_spec(module) is None]
+    if missing:
+        raise ConfigError(f"{' and '.join(missing)} not installed: pip install 'early-exit-harness[train]'")

@@ -1,0 +1,186 @@
+"""A trace as something to learn from: a part of its documents held out, and a controller saved with what it did there.
+
+What a recipe that trains a controller needs beside its own method::
+
+    lesson = Lesson.open(self, run)
+    states, right = lesson.states(observation, lesson.learned), lesson.right(lesson.learned)
+    networks = {"4": Network(...), "6": Network(...)}  # exit layer → score; or "shared", one for all
+    return lesson.save(networks, observation, {"shrink": self.shrink}, never=1e30).said()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.contracts.recipes import Trained, TrainingRun
+from harness.errors import ArtefactError, TrainingError
+from harness.models.artefacts import Artefact
+from harness.models.controllers import Network, Observation, write_controller
+from harness.models.model import ResolvedModel
+from harness.training.identity import identity, provenance
+from harness.training.options import ControllerOptions
+from harness.training.traces.reading import exit_maps, exit_states, held_out_rows, matches, open_traces
+from harness.training.traces.store import Traces
+from harness.training.traces.thresholds import ReplayRow, render_replay, replay_rows, threshold_keeping
+
+__all__ = ["Lesson", "SavedController", "score_all"]
+
+
+@dataclass(frozen=True)
+class SavedController:
+    """A trained controller, and what its thresholds would have done on held-out documents.
+
+    Attributes:
+        artefact: where it lies.
+        rows: thresholds on held-out documents, replayed.
+        kept: the loosest threshold that keeps the wanted agreement, or ``None``.
+        tokens: held-out tokens.
+        keep: the agreement that was wanted.
+    """
+
+    artefact: Artefact
+    rows: tuple[ReplayRow, ...]
+    kept: ReplayRow | None
+    tokens: int
+    keep: float
+
+    def said(self) -> Trained:
+        """Return what the command prints."""
+        advice = f" No exit keeps {self.keep:.0%}."
+        if self.kept:
+            advice = f" {self.keep:.0%} agreement from threshold {self.kept['threshold']:.4f} on."
+        note = f"{self.tokens} held-out tokens, replayed.{advice} The heads are in {self.artefact.path}"
+        return Trained(render_replay("threshold", self.rows), note)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One trace, opened for one recipe; ``n`` is the number of its tokens, ``E`` of its exit points.
+
+    Attributes:
+        options: of the recipe.
+        run: of the recipe.
+        traces: the trace.
+        resolved: its model; ``resolved.info`` has the facts.
+        columns: ``top`` ``[n, E]``, ``final`` ``[n]``, ``top1`` ``[n, E]``, ``entropy`` ``[n, E]``, ``document``
+            ``[n]``; see :mod:`harness.training.traces.store`.
+        learned: which tokens to learn from, ``[n]`` bool.
+        held_out: which tokens to check on, ``[n]`` bool; of documents without a copy among those learned from.
+    """
+
+    options: ControllerOptions
+    run: TrainingRun
+    traces: Traces
+    resolved: ResolvedModel
+    columns: Mapping[str, Tensor]
+    learned: Tensor
+    held_out: Tensor
+
+    @classmethod
+    def open(cls, options: ControllerOptions, run: TrainingRun) -> Lesson:
+        """Open the trace, and hold out a tenth of the documents of each stream.
+
+        Raises:
+            ArtefactError: no trace there, one of another model, or without a document of the tasks.
+            DataError: a stream has a single document.
+        """
+        traces, resolved = open_traces(options.model, options.traces, artefacts=options.artefacts)
+        run.progress.stage(f"reading {traces.tokens} tokens")
+        columns = traces.columns("top", "final", "top1", "entropy", "document")
+        wanted = _of_tasks(traces, columns["document"], options.tasks)
+        held = held_out_rows(traces, columns["document"], seed=options.seed, tasks=options.tasks)
+        return cls(options, run, traces, resolved, columns, wanted & ~held, wanted & held)
+
+    @property
+    def exit_points(self) -> tuple[int, ...]:
+        """Layers of the exits."""
+        return self.traces.exit_points
+
+    @property
+    def streams(self) -> list[str]:
+        """Task and source of the documents."""
+        return sorted({d["stream"] for d in self.traces.documents if matches(d, self.options.tasks)})
+
+    def identity(self) -> dict[str, Any]:
+        """Return the facts by which an artefact knows its model."""
+        return identity(self.resolved.info, self.traces.index["tokenizer_fingerprint"])
+
+    def states(self, observation: Observation, rows: Tensor) -> Tensor:
+        """Return what an observation is built from at some tokens, ``[rows, E, hidden_size]`` float16."""
+        return exit_states(self.traces, exit_maps(self.traces, self.resolved, observation), rows)
+
+    def right(self, rows: Tensor) -> Tensor:
+        """Return whether each exit's token is the last layer's, ``[rows, E]`` bool."""
+        return self.columns["top"][rows] == self.columns["final"][rows].unsqueeze(1)
+
+    def save(
+        self,
+        networks: Mapping[str, Network],
+        observation: Observation,
+        recipe: Mapping[str, Any],
+        *,
+        never: float,
+        link: Callable[[Tensor], Tensor] | None = None,
+    ) -> SavedController:
+        """Replay a controller on the held-out tokens and write it, as float16, with a threshold to begin with.
+
+        Args:
+            networks: exit layer as text → network of one output, the score; or ``shared`` → one for all exits.
+            observation: what they look at.
+            recipe: how they were trained, JSON-able; for the record.
+            never: finite threshold that no score reaches, for where no exit keeps the wanted agreement.
+            link: from score to what thresholds are compared with; ``None`` for the score itself.
+
+        Raises:
+            TrainingError: a weight is no finite number.
+        """
+        halved = {key: network.to(torch.float16) for key, network in networks.items()}  # noise of training is larger
+        networks = {key: network.to(torch.float32) for key, network in halved.items()}
+        if not all(network.finite for network in networks.values()):
+            raise TrainingError("training left weights that are no numbers. Lower --learning-rate.")
+        options, points, layers = self.options, self.exit_points, self.resolved.info.num_layers
+        scores = score_all(networks, observation, self.states(observation, self.held_out), points)
+        scores = scores if link is None else link(scores)
+        right = self.right(self.held_out)
+        rows = tuple(replay_rows(scores, right, points, layers))
+        kept = threshold_keeping(scores, right, points, layers, options.keep)
+        facts = {
+            **self.identity(),
+            "threshold": kept["threshold"] if kept else never,
+            "recipe": dict(recipe),
+            "seed": options.seed,
+            "trained_on": {"streams": self.streams, "tokens": int(self.learned.sum())},
+            "documents": sorted({d["key"] for d in self.traces.documents if matches(d, options.tasks)}),
+            "replayed": {"held_out_tokens": len(right), "rows": list(rows), "keep": options.keep, "kept": kept},
+            "made": provenance(self.run.command),
+        }
+        path = options.folder / f"{options.name or self.run.recipe}.json"
+        artefact = write_controller(path, self.run.recipe, observation, halved, facts)
+        return SavedController(artefact, rows, kept, len(right), options.keep)
+
+
+def score_all(
+    networks: Mapping[str, Network], observation: Observation, states: Tensor, exit_points: Sequence[int]
+) -> Tensor:
+    """Return the scores of every token at every exit point, ``[n, exits]``."""
+    parts = []
+    for some in torch.split(states, 4096):
+        x = observation.build_all(some)
+        each = [networks.get(str(point), networks.get("shared")) for point in exit_points]
+        parts.append(torch.stack([network(x[:, e]).squeeze(-1) for e, network in enumerate(each) if network], dim=1))
+    return torch.cat(parts)
+
+
+def _of_tasks(traces: Traces, document: Tensor, tasks: Sequence[str]) -> Tensor:
+    chosen = [number for number, facts in enumerate(traces.documents) if matches(facts, tasks)]
+    if not chosen:
+        known = sorted({facts["stream"] for facts in traces.documents})
+        raise ArtefactError(
+            f"the trace {traces.folder} has no document of {', '.join(tasks)}; it has {'; '.join(known)}."
+        )
+    return torch.isin(document.long(), torch.tensor(chosen))

@@ -1,0 +1,166 @@
+"""Generating from Python: the engine's own tokens, one by one or all at once, with any strategy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import harness
+from harness.api.model import Model
+from harness.config import StrategySpec
+from harness.config.options import build_strategy
+from harness.contracts import Strategy
+from harness.errors import ConfigError, HarnessError, ModelError, UnknownNameError
+
+PROMPT = "def load_path(items, limit=3):\n    for item in items:\n        "
+
+
+@pytest.mark.parametrize("kv", ["recompute", "propagate", "none", "skip"])
+@pytest.mark.parametrize("spec", [("full", ()), ("confidence", (("threshold", "0.2"),)), ("oracle", ())])
+def test_it_is_what_the_engine_decodes(model: Model, kv: str, spec: tuple[str, tuple[tuple[str, str], ...]]) -> None:
+    name, options = spec
+    tokenizer = model.loaded.tokenizer
+    (made,) = model._engine.decode(
+        [tokenizer.encode(PROMPT)], build_strategy(StrategySpec(name, options)), kv=model._point("full", kv).kv,
+        max_new_tokens=[20], eos_token_ids=tokenizer.eos_token_ids,
+    )  # fmt: skip
+    found = model.generate(PROMPT, ":".join([name, *(f"{a}={b}" for a, b in options)]), kv=kv, max_new_tokens=20)
+    assert found.tokens.token_id.tolist() == made.token_ids
+    assert found.tokens.exit_layer.tolist() == made.exit_layers
+    assert found.finish_reason == made.finish_reason
+    for count, value in found.counts.items():  # probabilities are read from logits that were there, and charge nothing
+        assert value == getattr(made, count)
+    assert found.text == "".join(found.tokens.text)
+    assert found.text == tokenizer.decode(made.token_ids[: -1 if made.finish_reason == "eos" else None])
+    assert (found.tokens.time_s.diff().dropna() >= 0).all()
+
+
+@pytest.mark.model
+def test_full_depth_is_transformers_greedy() -> None:
+    model = harness.load("smollm2-135m")
+    prompt = torch.tensor([model.loaded.tokenizer.encode("def fibonacci(n):\n    ")])
+    with torch.inference_mode():
+        expected = model.loaded.module.generate(
+            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=12, do_sample=False
+        )
+        whole = model.loaded.module(expected).logits.softmax(-1)
+    found = model.generate("def fibonacci(n):\n    ", max_new_tokens=12)
+    new = expected[0, prompt.shape[1] :]
+    assert found.tokens.token_id.tolist() == new.tolist()
+    chosen = whole[0, prompt.shape[1] - 1 : -1].gather(1, new.unsqueeze(1)).squeeze(1)
+    assert found.tokens.probability.tolist() == pytest.approx(chosen.tolist(), rel=1e-3)
+    assert model.sources["exits"].startswith("shortcuts ")
+
+
+def test_a_stream_yields_what_generate_returns(model: Model) -> None:
+    stream = model.stream(PROMPT, "confidence:threshold=0.2", max_new_tokens=9)
+    first = next(stream)
+    assert (first.index, first.exit_layer, first.last) == (0, model.info.num_layers, False)
+    steps = [first, *stream]
+    assert steps[-1].last
+    assert next(stream, None) is None
+    whole = model.generate(PROMPT, "confidence:threshold=0.2", max_new_tokens=9)
+    assert [token.token_id for token in steps] == whole.tokens.token_id.tolist()
+    assert stream.completion().text == whole.text
+
+
+def test_a_stop_text_ends_it_and_is_no_part_of_it(model: Model) -> None:
+    whole = model.generate(PROMPT, max_new_tokens=20).text
+    stop = whole[5:7]
+    found = model.generate(PROMPT, max_new_tokens=20, stop=stop)
+    assert found.finish_reason == "stop"
+    assert found.text == whole[: whole.index(stop)] == "".join(found.tokens.text)
+
+
+def test_a_strategy_of_nowhere_decides(model: Model, sure: type[Any]) -> None:
+    expected = model.generate(PROMPT, "confidence:threshold=0.2", max_new_tokens=12).tokens
+    for given in (sure, sure(0.2)):
+        found = model.generate(PROMPT, given, max_new_tokens=12)
+        assert found.tokens.exit_layer.tolist() == expected.exit_layer.tolist()
+        assert found.strategy == f"{sure.__module__}:Sure:least=0.2"
+    assert set(model.generate(PROMPT, sure(0.0), max_new_tokens=4).tokens.exit_layer[1:]) == {4}
+
+
+def test_it_says_itself(model: Model) -> None:
+    said = repr(model.generate(PROMPT, "fixed:layer=4", max_new_tokens=3))
+    assert said.endswith("6.7 of 12 layers on average, fixed:layer=4, kv propagate, ended by length]")
+    assert repr(model) == f"{model.info.name}: 12 layers, pretrained float32 on cpu, exits after 4, 6, 10"
+
+
+@dataclass(frozen=True)
+class NeedsOne(Strategy):
+    least: float
+
+
+class NotFrozen:
+    def should_exit(self, view: object) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "said"),
+    [
+        ({"strategy": "confidance"}, UnknownNameError, "Did you mean 'confidence'"),
+        ({"strategy": "fixed:layer=4,6"}, ConfigError, "'fixed:layer=4,6' is 2 operating points"),
+        ({"strategy": NotFrozen()}, ConfigError, "NotFrozen is no strategy: give NAME"),
+        ({"strategy": NeedsOne}, ConfigError, r"NeedsOne needs least. Give an object: NeedsOne\(least=…\)"),
+        ({"kv": "propagat"}, ConfigError, "propagat"),
+        ({"kv": "none,skip"}, ConfigError, "kv = 'none,skip' is 2 policies"),
+        ({"max_new_tokens": 0}, ConfigError, "max_new_tokens = 0: give 1 or more"),
+        ({"max_new_tokens": 999}, ModelError, "has 256"),
+        ({"text": ""}, ModelError, "the prompt is empty"),
+        ({"text": [1, 320]}, ModelError, "320 is no token of"),
+    ],
+)
+def test_what_cannot_be_generated(model: Model, given: dict[str, Any], error: type[Exception], said: str) -> None:
+    with pytest.raises(error, match=said):
+        model.generate(**{"text": PROMPT} | given)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"exit_points": "4,99"}, "--exit-points 4,99"),
+        ({"dtype": "float8"}, "dtype = 'float8'"),
+        ({"device": "tpu"}, "device 'tpu'"),
+        ({"weights": "tuned"}, "there is no adapter"),
+    ],
+)
+def test_what_cannot_be_loaded(tiny_llama: Path, given: dict[str, Any], said: str) -> None:
+    with pytest.raises(HarnessError, match=said):
+        harness.load(tiny_llama, **given)
+
+
+# ------------------------------------------------------------------------------------------------ trace
+
+
+def test_a_trace_is_what_the_heads_say(model: Model) -> None:
+    found = model.trace(PROMPT)
+    token_ids = model.loaded.tokenizer.encode(PROMPT)
+    layers = [*model.info.exit_points, model.info.num_layers]
+    assert found.exit_layer.tolist() == layers * len(token_ids)
+    assert "".join(found.text[:: len(layers)]) == PROMPT
+    with torch.inference_mode():
+        expected = model.loaded.module(torch.tensor([token_ids])).logits[0].softmax(-1)
+    deep = found[found.exit_layer == 12]
+    assert deep.top_token_id.tolist() == expected.argmax(-1).tolist()
+    assert deep.probability.tolist() == pytest.approx(expected.max(-1).values.tolist(), rel=1e-4)
+    entropy = -(expected * expected.log()).sum(-1)
+    assert deep.entropy.tolist() == pytest.approx(entropy.tolist(), rel=1e-3)
+    assert deep.full_depth.all()
+    agreeing = found.top_token_id == found.position.map(deep.set_index("position").top_token_id)
+    assert found.full_depth.tolist() == agreeing.tolist()
+    assert 0 < found.full_depth.mean() < 1
+    assert not found.isna().to_numpy().any()
+
+
+def test_its_exits_are_those_that_decode(model: Model) -> None:
+    """Generating with ``fixed`` takes the token that the trace has at that exit."""
+    prompt = model.loaded.tokenizer.encode(PROMPT)
+    made = model.generate(prompt, "fixed:layer=6", max_new_tokens=2, kv="none")
+    exit_ = model.trace(prompt).query("exit_layer == 6").iloc[-1]
+    assert made.steps[0].token_id == exit_.top_token_id
+    assert made.steps[0].probability == pytest.approx(exit_.probability, rel=1e-4)

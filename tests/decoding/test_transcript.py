@@ -1,0 +1,135 @@
+"""The text that is sent is the text that was generated, to the character, whatever the tokens and stops are."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from harness.decoding.transcript import Transcript
+from harness.models.tokenizer import TransformersTokenizer
+
+
+class Bytes:
+    """A codec whose tokens are single bytes."""
+
+    eos_token_ids: frozenset[int] = frozenset()
+    fingerprint = "bytes"
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return bytes(token_ids).decode(errors="replace")
+
+
+def spoken(transcript: Transcript, token_ids: Sequence[int]) -> list[str]:
+    """What each token lets out; stops where the transcript does."""
+    pieces = []
+    for token in token_ids:
+        over = transcript.add(token)
+        pieces.append(transcript.take())
+        if over:
+            break
+    return pieces
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_pieces_and_rest_are_the_text(seed: int) -> None:
+    drawn = random.Random(seed)
+    text = "".join(drawn.choice("ab\n é語🙂def") for _ in range(30))
+    stops = ["".join(drawn.choice("ab\n é語🙂def") for _ in range(drawn.randrange(1, 4))) for _ in range(2)]
+    for keep in (False, True):
+        transcript = Transcript(Bytes(), stops, keep_stop=keep)
+        pieces = spoken(transcript, Bytes().encode(text))
+        whole = transcript.finish()
+        assert "".join(pieces) + transcript.rest() == whole
+        ends = [(text.find(stop) + len(stop), text.find(stop)) for stop in stops if stop in text]
+        assert transcript.stopped == bool(ends)
+        assert whole == (text if not ends else text[: min(ends)[0 if keep else 1]])
+
+
+def test_a_character_comes_whole_with_its_last_byte() -> None:
+    transcript = Transcript(Bytes(), ())
+    assert spoken(transcript, Bytes().encode("é語🙂")) == ["", "é", "", "", "語", "", "", "", "🙂"]
+
+
+def test_bytes_that_are_no_character_come_at_the_end() -> None:
+    transcript = Transcript(Bytes(), ())
+    assert spoken(transcript, [*b"ab", 0xF0, 0x9F]) == ["a", "b", "", ""]
+    assert transcript.finish() == "ab\ufffd"
+    assert transcript.rest() == "\ufffd"
+
+
+def test_what_may_become_a_stop_is_held_back_until_it_is_none() -> None:
+    transcript = Transcript(Bytes(), ["</s>"])
+    assert spoken(transcript, Bytes().encode("a</b</s>c")) == ["a", "", "", "</b", "", "", "", ""]
+    assert transcript.stopped
+    assert transcript.finish() == "a</b"
+    assert transcript.rest() == ""
+
+
+def test_a_stop_is_kept_where_the_dialect_keeps_it_and_nothing_after_it() -> None:
+    class Words(Bytes):
+        def decode(self, token_ids: Sequence[int]) -> str:
+            return "".join(["one", " two\nthree"][token] for token in token_ids)
+
+    for keep, text in ((True, "one two\n"), (False, "one two")):
+        transcript = Transcript(Words(), ["\n"], keep_stop=keep)
+        assert "".join(spoken(transcript, [0, 1])) == text
+        assert transcript.finish() == text
+
+
+def test_the_earliest_stop_ends_it() -> None:
+    transcript = Transcript(Bytes(), ["def", "b"])
+    spoken(transcript, Bytes().encode("abcdef"))
+    assert transcript.finish() == "a"
+
+
+def test_special_tokens_add_no_text() -> None:
+    transcript = Transcript(Bytes(), (), silent=frozenset({0}))
+    spoken(transcript, [97, 0, 98])
+    assert transcript.finish() == "ab"
+
+
+def test_it_spells_as_the_tokenizer_spells_all_at_once(tiny_tokenizer: Any, documents: list[str]) -> None:
+    codec = TransformersTokenizer(tiny_tokenizer, frozenset({0}))
+    for text in [*documents[:2], "naïve 語 🙂 \t\n  x"]:
+        ids = codec.encode(text)
+        transcript = Transcript(codec, ())
+        pieces = spoken(transcript, ids)
+        assert len(pieces) == len(ids)
+        assert transcript.finish() == codec.decode(ids)
+        assert "".join(pieces) + transcript.rest() == transcript.finish()
+
+
+def test_a_stop_beside_half_a_character_is_seen_at_once() -> None:
+    class Pieces(Bytes):
+        def decode(self, token_ids: Sequence[int]) -> str:
+            return b"".join([b"a", b"b;\xe2", b"\x80\x93"][token] for token in token_ids).decode(errors="replace")
+
+    transcript = Transcript(Pieces(), [";"])
+    assert [transcript.add(0), transcript.add(1)] == [False, True]
+    assert transcript.finish() == "ab"
+
+
+def test_a_tokenizer_that_begins_texts_without_a_space_keeps_it_inside_one() -> None:
+    class Sentence(Bytes):
+        """Spells ``▁`` as a space, but not the first one of a text."""
+
+        def decode(self, token_ids: Sequence[int]) -> str:
+            return "".join(["return", " foo", "   ", "x"][token] for token in token_ids).removeprefix(" ")
+
+    for made, text in (([1, 3], " foox"), ([2, 0], "   return")):
+        transcript = Transcript(Sentence(), (), after=(3, 0))
+        assert "".join(spoken(transcript, made)) == text
+        assert transcript.finish() == text
+
+
+def test_the_prompt_is_no_part_of_the_text() -> None:
+    transcript = Transcript(Bytes(), ["b"], after=list(b"aaabbb"))
+    assert spoken(transcript, list(b"cd")) == ["c", "d"]
+    assert not transcript.stopped
+    assert transcript.finish() == "cd"

