@@ -148,7 +148,8 @@ def test_superseded_windows_are_in_no_number(config: dict[str, Any], tmp_path: P
     for row in summary(out)["rows"]:
         own = [w for w in windows(out)[3:] if w["operating_point"] == row["operating_point"] and not w["superseded"]]
         assert len(own) == 2
-        assert row["tokens_per_s"] == pytest.approx(sum(w["tokens"] for w in own) / sum(w["duration_s"] for w in own))
+        found = row["metrics"]["tokens_per_s"]["value"]
+        assert found == pytest.approx(sum(w["tokens"] for w in own) / sum(w["duration_s"] for w in own))
 
 
 def test_a_flag_of_the_meter_alone_is_no_contamination(config: dict[str, Any], tmp_path: Path, neighbours: Any) -> None:
@@ -187,7 +188,7 @@ def test_idle_stands_before_and_after_with_a_sensor(config: dict[str, Any], tmp_
         assert (window["task"], window["operating_point"], window["samples"], window["tokens"]) == ("", "", 0, 0)
         assert window["duration_s"] >= 0.05
         assert window["cpu_time_s"] < 0.04
-    assert [row["energy_j"] for row in summary(out)["rows"]] == [0.5, 0.5]
+    assert [row["metrics"]["energy_j"]["value"] for row in summary(out)["rows"]] == [0.5, 0.5]
     assert any("energy is none of this run's (readings replayed" in note for note in summary(out)["notes"])
 
 
@@ -269,10 +270,10 @@ def test_readings_that_are_no_numbers_leave_their_windows_without_energy(
     measured = windows(tmp_path / "out")[3:]
     assert [window["energy_j"] for window in measured] == [None, 0.5, 0.5, 0.5]
     assert measured[0]["energy_reason"] == "the counter of package-0 gave no reading"
-    by_point = {row["operating_point"]: row["energy_j"] for row in summary(tmp_path / "out")["rows"]}
+    by_point = {row["operating_point"]: row["metrics"].get("energy_j") for row in summary(tmp_path / "out")["rows"]}
     hit = measured[0]["operating_point"]
     assert by_point[hit] is None  # no smaller total
-    assert [value for name, value in by_point.items() if name != hit] == [1.0]
+    assert [found["value"] for name, found in by_point.items() if name != hit] == [1.0]
     assert any("1 of 4 windows have no energy reading" in note for note in summary(tmp_path / "out")["notes"])
 
 

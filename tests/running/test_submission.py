@@ -150,7 +150,9 @@ def test_a_missing_summary_is_named(finished: Path) -> None:
 
 
 def test_last_digits_are_no_difference(finished: Path) -> None:
-    edit(finished / "summary.json", lambda summary: summary["rows"][0].update(agreement=1.0 - 1e-13))
+    edit(
+        finished / "summary.json", lambda summary: summary["rows"][0]["metrics"]["agreement"].update(value=1.0 - 1e-13)
+    )
     assert failed(finished) == {}
 
 

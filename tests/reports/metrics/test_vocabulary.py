@@ -1,0 +1,86 @@
+"""Metrics are declared in one place, and everything that is shown of them comes from there."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.contracts import Metric
+from harness.errors import RegistryError
+from harness.records.estimate import Estimate
+from harness.registry import METRICS, SCORES
+from reports.metrics.evaluation import evaluate
+from reports.metrics.point import Point
+from reports.metrics.scores import score_metrics
+from reports.metrics.vocabulary import all_metrics, metrics_of
+from reports.summary.measured import select
+
+REPORTS = Path(__file__).resolve().parents[3] / "reports"
+OTHER_VOCABULARIES = ("published", "green_code")  # columns of published results
+
+
+def test_a_metric_is_named_in_one_module() -> None:
+    """Everybody else refers to the object: renaming a metric touches one file."""
+    where: dict[str, set[str]] = {name: set() for name in METRICS.names()}
+    for path in REPORTS.rglob("*.py"):
+        if path.relative_to(REPORTS).parts[0] in OTHER_VOCABULARIES:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and node.value in where:
+                where[str(node.value)].add(path.name)
+    del where["agreement"], where["energy_j"]  # of two runs, and of a window, there is another one
+    assert {name: len(files) for name, files in where.items()} == dict.fromkeys(where, 1)
+
+
+def test_no_script_of_the_site_names_a_metric() -> None:
+    text = "".join(path.read_text(encoding="utf-8") for path in (REPORTS / "leaderboard" / "static").glob("*.js"))
+    assert [metric.name for metric in all_metrics() if f'"{metric.name}"' in text or f".{metric.name}" in text] == []
+
+
+def test_every_metric_is_complete() -> None:
+    metrics = all_metrics()
+    assert len({metric.name for metric in metrics}) == len(metrics)
+    assert {metric.name for metric in metrics} == {
+        *METRICS.names(), *SCORES.names(), *(f"{name}_difference" for name in SCORES.names()),
+    }  # fmt: skip
+    for metric in metrics:
+        assert metric.sections
+        assert metric.meaning
+        assert metric.header.count("\n") <= 1
+
+
+def test_a_score_that_nobody_knows_is_a_metric_all_the_same(build: Any) -> None:
+    run = build()
+    for block in range(6):
+        for point in run.points:
+            run.window(point, {"scores": {"taste": 0.25 if point == "full" else 0.75}}, block=block)
+    row = run.row("fixed:layer=5")
+    assert row.value("taste") == 0.75
+    assert row.value("taste_difference") == 0.5
+    assert "taste" not in (row.verdict or "")  # whether more of it is better is not known
+    score, difference = score_metrics("taste")
+    assert {score, difference} < set(metrics_of([row]))
+    assert score.term == "taste"
+
+
+def test_a_metric_is_a_mean_or_percentile_of_samples_or_of_everything(build: Any) -> None:
+    run = build()
+    run.window("full", {"latency_s": 1.0}, {"latency_s": 2.0}, {"latency_s": 6.0})
+    cells = tuple(select(run.manifest, run.windows, run.samples).values())
+    full, other = (Point(cell, cells, run.manifest) for cell in cells)
+
+    def metric(**facts: Any) -> Metric:
+        return Metric(name="m", header="m", meaning="made up", **facts)
+
+    mean, median = (metric(of_sample=lambda sample: sample.latency_s, percentile=p) for p in (None, 50))
+    assert evaluate(mean, full) == Estimate(value=3.0)
+    assert evaluate(median, full) == Estimate(value=2.0)
+    assert evaluate(mean, other) is None
+    assert evaluate(metric(compute=lambda point: Estimate(value=1, low=0, high=2)), full) == Estimate(
+        value=1, low=0, high=2
+    )
+    with pytest.raises(RegistryError, match="no number"):
+        evaluate(metric(compute=lambda point: "much"), full)
