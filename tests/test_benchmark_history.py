@@ -91,7 +91,8 @@ def test_two_runs_make_a_history(tmp_path: Path) -> None:
             *("--benchmark-autosave", "--benchmark-storage=saved", *more),
         ]
         paths = os.pathsep.join(filter(None, [str(CONFTEST.parents[2]), os.environ.get("PYTHONPATH", "")]))
-        settings = {**os.environ, "PYTHONPATH": paths}
+        outer = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+        settings = {**outer, "PYTHONPATH": paths}
         return subprocess.run(
             command, cwd=tmp_path, env=settings, capture_output=True, text=True, timeout=120, check=False
         )

@@ -45,10 +45,11 @@ def test_it_is_trained_on_a_trace_and_run(
         assert ran.returncode == 0, ran.stderr
         return ran
 
-    def run(spec: str) -> dict[str, Any]:
+    def run(spec: str) -> dict[str, float]:
         arguments = ("--source", unseen, "--limit", 2, "--max-new-tokens", 6, "--energy", "none", "--threads", 1)
         said = harness("run", "--strategy", spec, *arguments, "--artefacts", "a", "--json").stdout
-        return {row["operating_point"]: row for row in json.loads(said)["rows"]}
+        rows = json.loads(said)["rows"]
+        return {row["operating_point"]: row["metrics"]["exit_layer_mean"]["value"] for row in rows}
 
     unseen = tmp_path / "unseen.jsonl"
     rows = rows_file.read_text().splitlines(keepends=True)
@@ -63,8 +64,8 @@ def test_it_is_trained_on_a_trace_and_run(
     assert f"harness train {NAME} --traces t" in facts["made"]["command"]
     least, never = f"{NAME}:threshold=-1e9", f"{NAME}:threshold=1e9"
     said = run(f"{NAME}:threshold=-1e9,1e9")
-    assert said[least]["exit_layer_mean"] == 4
-    assert said[never]["exit_layer_mean"] == said["full"]["exit_layer_mean"] == 12
+    assert said[least] == 4
+    assert said[never] == said["full"] == 12
     assert NAME in run(NAME)  # the threshold it was saved with
 
 

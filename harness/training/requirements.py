@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
+import importlib.util
 
 from harness.errors import ConfigError
 
@@ -15,6 +15,6 @@ def require(*modules: str) -> None:
     Raises:
         ConfigError: one is not installed; says how it would be.
     """
-    missing = [module for module in modules if find_spec(module) is None]
+    missing = [module for module in modules if importlib.util.find_spec(module) is None]
     if missing:
         raise ConfigError(f"{' and '.join(missing)} not installed: pip install 'early-exit-harness[train]'")

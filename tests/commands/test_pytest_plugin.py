@@ -37,7 +37,8 @@ def users_pytest(tmp_path: Path) -> Pytest:
     def run(*arguments: object, plugins: tuple[str, ...] = PLUGINS) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "pytest", *plugins, "-p", "no:cacheprovider", *map(str, arguments)]
         paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-        settings = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": paths, "PYTEST_ADDOPTS": ""}
+        outer = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+        settings = {**outer, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": paths, "PYTEST_ADDOPTS": ""}
         return subprocess.run(
             command, cwd=project, env=settings, capture_output=True, text=True, timeout=120, check=False
         )

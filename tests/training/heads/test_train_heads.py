@@ -439,4 +439,4 @@ def test_what_looks_at_exit_states_learns_behind_the_maps(
     info = resolve(ModelRequest(str(tiny_llama), exit_head="shortcut", **settings)).info
     assert find_controller("classifier", "", info).artefact.sha256 == mapped.artefact.sha256
     with pytest.raises(ArtefactError, match=r"was trained with exit head shortcut:.* runs with shared"):
-        find_controller("classifier", "", resolve(ModelRequest(str(tiny_llama), **settings)).info)
+        find_controller("classifier", "", resolve(ModelRequest(str(tiny_llama), exit_head="shared", **settings)).info)

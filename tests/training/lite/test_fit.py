@@ -412,15 +412,15 @@ def test_a_loss_that_is_no_number_stops_the_training(
     at: int,
     kept: str | None,
 ) -> None:
-    from harness.training.lite import recipe
+    from harness.training.lite import lite_model
 
-    real, calls = recipe.exit_losses, iter(range(1, 100))
+    real, calls = lite_model.exit_losses, iter(range(1, 100))
 
     def breaking(*arguments: Any, **named: Any) -> Any:
         total, each = real(*arguments, **named)
         return (total * float("nan") if next(calls) == at else total), each
 
-    monkeypatch.setattr(recipe, "exit_losses", breaking)
+    monkeypatch.setattr(lite_model, "exit_losses", breaking)
     with pytest.raises(TrainingError, match=rf"the loss is nan at step {at}; .*Lower --learning-rate") as refusal:
         tune(tiny_llama, tmp_path / "out")
     message = str(refusal.value)

@@ -104,18 +104,18 @@ def test_a_run_decodes_behind_the_maps(
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("maps", "would not be found: shortcuts are looked for as shortcut*.json."),
-        ("my-shortcut", "would not be found: shortcuts are looked for as shortcut*.json."),
-        ("", "is no plain file name"),
-        ("../shortcut", "is no plain file name"),
-        ("shortcut/b", "is no plain file name"),
+        ("maps", "should begin with shortcut, since shortcuts are looked for as shortcut*.json."),
+        ("my-shortcut", "should begin with shortcut, since shortcuts are looked for as shortcut*.json."),
+        ("", "should be a plain file name"),
+        ("../shortcut", "should be a plain file name"),
+        ("shortcut/b", "should be a plain file name"),
     ],
 )
 def test_a_name_that_would_not_be_found_is_refused(
     cli: Callable[..., Any], tiny_llama: Path, traced: Path, tmp_path: Path, name: str, said: str
 ) -> None:
     ran = cli("train", "shortcut", "--model", tiny_llama, "--traces", traced, "--out", "a", "--name", name)
-    assert f"--name '{name}' {said}" in ran.error
+    assert f"--name '{name}': input {said}" in ran.error
     assert not list(tmp_path.rglob("*shortcut*"))
     assert not (tmp_path / "a").exists()
 
