@@ -56,3 +56,12 @@ def test_the_metric_reads_a_sample(shown: dict[str, Any]) -> None:
     sample = SampleRecord(window=0, operating_point="full", task="recipes", sample_id="rye", text="abcd")
     assert shown["CHARACTERS"].of_sample(sample) == 4
     assert shown["CHARACTERS"].term == "characters"
+
+
+@pytest.mark.parametrize("name", ["NormGrowth", "MeanDifferenceRecipe", "MeanDifference", "Zeros"])
+def test_every_file_is_whole(name: str) -> None:
+    text = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+    (block,) = (block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if f"class {name}(" in block)
+    names: dict[str, Any] = {"__name__": "readme"}
+    exec(block, names)
+    assert name in names
