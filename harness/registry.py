@@ -125,9 +125,12 @@ class Registry(Generic[T]):
         point = self._point(name)
         try:
             return cast("T", point.load())
-        except (ImportError, AttributeError) as error:
+        except Exception as error:  # the module is anybody's code
+            if _distribution(point) == OWN_DISTRIBUTION and not isinstance(error, ImportError | AttributeError):
+                raise
             raise RegistryError(
-                f"the {self.noun} '{name}' of {_distribution(point)} cannot be imported ({point.value}): {error}"
+                f"the {self.noun} '{name}' of {_distribution(point)} cannot be imported ({point.value}): "
+                f"{type(error).__name__}: {error}"
             ) from error
 
     def _point(self, name: str) -> EntryPoint:
@@ -153,7 +156,10 @@ def summary(point: EntryPoint) -> str:
         return ""
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         return ""
-    body = ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body
+    try:
+        body = ast.parse(Path(spec.origin).read_bytes()).body
+    except (OSError, SyntaxError, ValueError):
+        return ""
     for index, node in enumerate(body):
         text: str | None = None
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == point.attr:

@@ -123,6 +123,29 @@ def test_it_is_shown(site: Path, shell: Shell, tmp_path: Path, name: str, said: 
     assert said in shown.stdout
 
 
+def test_a_metric_is_shown_in_words(cli: Command) -> None:
+    shown = cli("show", "layers_skipped").out
+    assert "  header layers skipped\n" in shown
+    assert "<function" not in shown
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [("1 / 0", "ZeroDivisionError: division by zero"), ("class", "SyntaxError: "), ("undefined", "NameError: ")],
+)
+def test_one_that_breaks_on_import_is_refused_by_name(
+    see: Callable[[Path], None], install: Callable[[Path], Path], cli: Command, tmp_path: Path, body: str, said: str
+) -> None:
+    broken = shutil.copytree(PROJECT, tmp_path / "broken")
+    (broken / "every_nth_exit.py").write_text(body)
+    see(install(broken))
+    assert "every-nth" in cli("list", "strategies").out
+    ran = cli("run", "--strategy", "every-nth")
+    assert ran.code == 2
+    assert ran.error.startswith("error: the strategy 'every-nth' of every-nth-exit cannot be imported (")
+    assert said in ran.error
+
+
 @pytest.fixture(scope="module")
 def made(site: Path, shell: Shell, tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of the package's strategy, task, protocol, scores and meter."""

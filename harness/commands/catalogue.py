@@ -11,9 +11,11 @@ from harness.errors import UnknownNameError
 from harness.registry import REGISTRIES
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from rich.console import Console
 
-    from harness.contracts import Score
+    from harness.contracts import Metric, Score
 
 __all__ = ["list_", "show"]
 
@@ -44,7 +46,7 @@ def show(name: Annotated[str, typer.Argument(help="A name that `harness list` li
     """Show what one name stands for: source paper, options, ranges and defaults."""
     holders = [noun for noun, registry in REGISTRIES.items() if name in registry]
     if not holders:
-        known = [known for registry in REGISTRIES.values() for known in registry.names()]
+        known = dict.fromkeys(known for registry in REGISTRIES.values() for known in registry.names())
         raise UnknownNameError("name", name, known, "See `harness list`.")
     for noun in holders:
         _show_entry(noun, name)
@@ -61,36 +63,53 @@ def _show_entry(noun: str, name: str) -> None:
         console.print(escape(inspect.getdoc(thing) or ""), highlight=False)
     else:
         console.print(escape(entry.summary), highlight=False)
-        _show_facts(console, thing)
+        _show_facts(console, _metric_facts(thing) if noun == "metrics" else _fields(thing))
     if noun == "strategies":
         _show_options(console, name)
     if noun == "scores":
-        _show_score(console, thing())
+        _show_facts(console, _score_facts(thing()))
     if noun == "recipes":
         console.print(f"\n[dim]harness train {name} --help[/] lists its options.", highlight=False)
     console.print()
 
 
-def _show_facts(console: Console, thing: Any) -> None:
-    """Print the fields of a catalogue entry."""
+def _show_facts(console: Console, facts: Mapping[str, Any]) -> None:
+    for fact, value in facts.items():
+        if value:
+            console.print(f"  [dim]{fact}[/] {escape(str(value))}", highlight=False)
+
+
+def _fields(thing: Any) -> dict[str, Any]:
+    """Return the fields of a catalogue entry."""
     import dataclasses
 
     if not dataclasses.is_dataclass(thing):
-        return
-    for field in dataclasses.fields(thing):
-        value = getattr(thing, field.name)
-        if value and field.name != "name":
-            console.print(f"  [dim]{field.name}[/] {escape(str(value))}", highlight=False)
+        return {}
+    return {field.name: getattr(thing, field.name) for field in dataclasses.fields(thing) if field.name != "name"}
 
 
-def _show_score(console: Console, score: Score) -> None:
-    """Print what tables say of a score, and whether it can be computed here."""
+def _metric_facts(metric: Metric) -> dict[str, Any]:
+    """Return what tables and comparisons say of a metric."""
+    of = "a sample" if metric.of_sample else "an operating point"
+    return {
+        "header": metric.term,
+        "title": metric.title,
+        "unit": metric.unit,
+        "better": metric.better,
+        "of": f"{of}, percentile {metric.percentile:g}" if metric.percentile is not None else of,
+        "against full depth": metric.paired and f"a {metric.paired}, with interval and test",
+        "in": ", ".join(metric.sections),
+    }
+
+
+def _score_facts(score: Score) -> dict[str, Any]:
+    """Return what tables say of a score, and whether it can be computed here."""
     of = [
         what
         for what, is_defined in (("samples", score.scores_samples), ("corpora", score.scores_corpora))
         if is_defined
     ]
-    facts = {
+    return {
         "title": score.title,
         "unit": score.unit or "0…1",
         "better": score.better,
@@ -98,9 +117,6 @@ def _show_score(console: Console, score: Score) -> None:
         "languages": ", ".join(sorted(score.languages)) or "all",
         "unavailable": score.unavailable(),
     }
-    for fact, value in facts.items():
-        if value:
-            console.print(f"  [dim]{fact}[/] {escape(value)}", highlight=False)
 
 
 def _show_options(console: Console, name: str) -> None:
