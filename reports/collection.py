@@ -208,7 +208,7 @@ def _markdown(collection: Collection, drawn: Catalogue, further: Sequence[Page],
     if collection.runs:
         languages = {task.language for run in collection.runs for task in run.manifest.tasks}
         yield from ("", reference_markdown(languages).rstrip())
-        yield from markdown_legend(collection.runs[0].summary)
+        yield from markdown_legend(*(run.summary for run in collection.runs))
 
 
 def _without_token_texts(runs: Sequence[RecordedRun]) -> bool:

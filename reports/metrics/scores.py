@@ -73,7 +73,7 @@ def score_metrics(name: str) -> tuple[Metric, Metric]:
         unit=unit,
         form="number" if unit else "fraction",
         sections={SCORES: place, **where},
-        priority=2,
+        priority=2 if built_in else 8,  # of third parties, after layers and latency
         change=wording if judged else None,
     )
     difference = Metric(

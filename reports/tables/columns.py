@@ -120,9 +120,10 @@ def verdicts(table: ResultTable) -> tuple[str, ...]:
     return tuple(row.verdict or MISSING for row in table.rows)
 
 
-def explanations(columns: Mapping[str, Column]) -> list[list[Column]]:
-    """Return every column once, by the first section it stands in, the headline's first."""
-    left = {key: column.metric for key, column in columns.items() if column.metric is not None}
+def explanations(rows: Iterable[SummaryRow]) -> list[list[Column]]:
+    """Return every column that a row fills, once, by the first section it stands in, the headline's first."""
+    columns = columns_of(ResultTable(tuple(rows), ""))
+    left = {key: column.metric for key, column in columns.items() if column.metric is not None and not column.empty}
     found = []
     for title in (HEADLINE, *section_titles(columns)):
         metrics = in_section(left.values(), title)

@@ -77,10 +77,14 @@ def markdown_results(summary: Summary, level: int = 2) -> Iterator[str]:
         yield from _markdown_attribution(attribution, level)
 
 
-def markdown_legend(summary: Summary) -> Iterator[str]:
-    """Yield the lines that explain marks and columns; they are the same for every run."""
-    for table in split_tables(summary)[:1]:
-        yield from _markdown_legend(table)
+def markdown_legend(*summaries: Summary) -> Iterator[str]:
+    """Yield the lines that explain the marks and columns of these summaries' tables."""
+    rows = [row for summary in summaries for row in summary.rows]
+    if rows:
+        yield from ("", "## How to read this", "")
+        yield from (f"- {line}" for line in LEGEND)
+    for section in explanations(rows) if rows else ():
+        yield from (f"- **{column.term}**: {column.meaning}" for column in section)
 
 
 def write_report(summary: Summary, directory: Path) -> tuple[Path, ...]:
@@ -142,10 +146,3 @@ def _markdown_attribution(attribution: Attribution, level: int) -> Iterator[str]
             yield markdown_row([markdown_code(name), *cells])
     yield ""
     yield from (f"- {escape_markdown(note)}" for note in attribution_notes(attribution))
-
-
-def _markdown_legend(table: ResultTable) -> Iterator[str]:
-    yield from ("", "## How to read this", "")
-    yield from (f"- {line}" for line in LEGEND)
-    for section in explanations(columns_of(table)):
-        yield from (f"- **{column.term}**: {column.meaning}" for column in section)

@@ -8,7 +8,7 @@ Colour only repeats what marks already say (``●`` on the front, ``◇`` a boun
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from rich import box
@@ -76,7 +76,7 @@ class Report:
         for attribution in self.summary.attributions:
             parts.extend(_attribution(attribution, options))
         if tables:
-            parts.extend(_how_to_read(columns_of(tables[0]), self.details, options))
+            parts.extend(_how_to_read(self.summary.rows, self.details, options))
         parts.extend(_notes(self.summary.notes, options))
         for part in parts:
             yield from console.render(part, options)
@@ -242,12 +242,12 @@ def _style(row: SummaryRow) -> str:
     return FRONT if row.pareto else "" if is_candidate(row) else BOUND
 
 
-def _how_to_read(columns: Mapping[str, Column], details: bool, options: ConsoleOptions) -> Iterator[RenderableType]:
+def _how_to_read(rows: Sequence[SummaryRow], details: bool, options: ConsoleOptions) -> Iterator[RenderableType]:
     yield Text()
     yield _banner("How to read this", options)
     for line in LEGEND:
         yield Text(line, "dim")
-    for named in explanations(columns) if details else explanations(columns)[:1]:
+    for named in explanations(rows) if details else explanations(rows)[:1]:
         yield _meanings(named)
 
 
