@@ -137,6 +137,8 @@ class Model:
             raise ConfigError(f"max_new_tokens = {max_new_tokens}: give 1 or more.")
         point = self._point(strategy, kv)
         texts = (stop,) if isinstance(stop, str) else tuple(stop)
+        if "" in texts:
+            raise ConfigError("stop = '': give the text that ends a completion, or nothing.")
         return Stream(self._engine, self.loaded.tokenizer, self._read(text), point, max_new_tokens, texts, seed)
 
     def trace(self, text: str | Sequence[int]) -> pd.DataFrame:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Self, TypeAlias
 from pydantic import Field, PlainSerializer, PlainValidator, ValidationInfo, field_validator, model_validator
 
 from harness.config.kv import registered
-from harness.config.model import Folder, ModelConfiguration, Placeholder, Seed, TaskName
+from harness.config.model import DEFAULT_MODEL, Folder, ModelConfiguration, ModelName, Placeholder, Seed, TaskName
 from harness.config.strategies import StrategySpec, as_strategy, parse_all, spec_of
 from harness.contracts import Strategy
 from harness.errors import ConfigError
@@ -48,6 +48,7 @@ class RunConfig(ModelConfiguration):
         description="NAME[:option=value[,value…]]; a comma list makes one operating point each. Repeatable. "
         "Full depth is always added as the baseline.",
     )
+    model: ModelName = DEFAULT_MODEL  # declared again: flags stand in the order of a class's own fields
     tasks: tuple[TaskName, ...] = Field(default=("py150",), description="Task, see `harness list tasks`. Repeatable.")
     protocol: str = Field(default="green-code", description="A name of `harness list protocols`.")
     source: str = Field(
@@ -120,6 +121,8 @@ class RunConfig(ModelConfiguration):
     @classmethod
     def _known(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
         if value != "auto":
+            if "auto" in value and not isinstance(value, str):
+                raise ValueError("auto cannot be listed beside others: it chooses one policy per strategy")
             for name in [value] if isinstance(value, str) else value:
                 registered(name)
         return value

@@ -111,6 +111,7 @@ class NotFrozen:
         ({"kv": "none,skip"}, ConfigError, "kv = 'none,skip' is 2 policies"),
         ({"max_new_tokens": 0}, ConfigError, "max_new_tokens = 0: give 1 or more"),
         ({"max_new_tokens": 999}, ModelError, "has 256"),
+        ({"stop": ("\n", "")}, ConfigError, "stop = '': give the text"),
         ({"text": ""}, ModelError, "the prompt is empty"),
         ({"text": [1, 320]}, ModelError, "320 is no token of"),
     ],

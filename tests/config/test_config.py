@@ -84,6 +84,7 @@ def test_a_configuration_cannot_be_changed_or_extended() -> None:
         ("batch_size", 0),
         ("batch_size", 2.5),
         ("kv", "nothing"),
+        ("kv", "auto,none"),
         ("seed", 2**32),
         ("tdp_w", 0),
         ("tdp_w", float("nan")),
