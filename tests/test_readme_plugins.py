@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +60,8 @@ def test_the_metric_reads_a_sample(shown: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", ["NormGrowth", "MeanDifferenceRecipe", "MeanDifference", "Zeros"])
-def test_every_file_is_whole(name: str) -> None:
+def test_every_file_is_whole(tmp_path: Path, name: str) -> None:
     text = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
     (block,) = (block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if f"class {name}(" in block)
-    names: dict[str, Any] = {"__name__": "readme"}
-    exec(block, names)
-    assert name in names
+    (tmp_path / "shown.py").write_text(block, encoding="utf-8")
+    assert name in runpy.run_path(str(tmp_path / "shown.py"))
