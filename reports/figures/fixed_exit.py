@@ -73,7 +73,10 @@ def _groups(runs: Sequence[RecordedRun]) -> dict[tuple[str, ...], list[_Line]]:
 
 
 def _lines(table: TaskTable) -> list[_Line]:
-    """Return a table's curves: fixed exits of one KV policy, and full depth of the same policy as the deepest."""
+    """Return a table's curves: fixed exits of one KV policy, and full depth as the deepest.
+
+    It skips no layer, so that its tokens are the same under every policy; the same policy's is taken if there is one.
+    """
     depth = table.run.manifest.model.num_layers
     found = []
     for kv in dict.fromkeys(point.row.kv for point in table.points):
@@ -84,6 +87,8 @@ def _lines(table: TaskTable) -> list[_Line]:
                 if isinstance(layer, int):
                     places[layer] = point
         if any(point.row.strategy == "fixed" for point in places.values()):
+            if table.full is not None:
+                places.setdefault(depth, table.full)
             row = table.table.rows[0]
             weights = {"pretrained": "base"}.get(row.weights, row.weights)
             label = f"{weights} weights, {row.exit_head} head, kv {kv}"

@@ -174,7 +174,8 @@ def _about_regimes(cells: Sequence[Measured], manifest: Manifest) -> Iterator[st
     if len(policies) > 1:
         yield (
             f"operating points differ in their KV policy; all are compared with {cells[0].point.name} "
-            f"(kv {cells[0].regime.kv}), while fixed exits and the oracle of the same policy are their measure."
+            f"(kv {cells[0].regime.kv}), while fixed exits and the oracle of the same policy are their measure "
+            "where the run has them."
         )
     yield from (f"kv {name}: {note}" for name, note in policies.items() if note)
     batch = max((regime.batch_size for regime in regimes), default=1)

@@ -175,6 +175,18 @@ def test_base_and_tuned_are_lines_of_one_figure(make: Make) -> None:
     assert "CodeBLEU" not in panels
 
 
+def test_full_depth_ends_the_curve_of_another_policy(make: Make) -> None:
+    """By default full depth runs under recompute and fixed exits under propagate."""
+    run = make()
+    rows = tuple(
+        row.model_copy(update={"kv": "recompute"}) if row.strategy == "full" else row for row in run.summary.rows
+    )
+    (figure,) = fixed_exit.figures([replace(run, summary=run.summary.model_copy(update={"rows": rows}))])
+    panel = next(axes for axes in drawn(figure).axes if axes.get_title("left") == "edit similarity")
+    line, *_ = panel.get_lines()
+    assert list(line.get_xdata()) == [5, 10]
+
+
 def test_published_curves_are_of_the_same_language_and_score(make: Make) -> None:
     """OPT-2.7B has no untuned Java runs with a cache, and the authors' CodeBLEU is not the one of this harness."""
     run = make("base")
