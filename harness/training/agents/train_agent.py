@@ -13,6 +13,7 @@ from harness.contracts import Split, document_key
 from harness.contracts.recipes import Progress, TrainingRun
 from harness.decoding.engine import Engine
 from harness.errors import ConfigError, DataError
+from harness.host.atomic_files import replace_files
 from harness.host.device import resolve_device
 from harness.models.controllers import OBSERVATIONS, Observation, write_controller
 from harness.models.model import ResolvedModel
@@ -117,7 +118,7 @@ def train_agent(options: AgentOptions, run: TrainingRun) -> AgentResult:
         "made": provenance(run.command),
     }
     write_controller(path, kind, observation, {"shared": policy}, described)
-    path.with_suffix(".md").write_text(report + "\n", encoding="utf-8")
+    replace_files({path.with_suffix(".md"): f"{report}\n".encode()})
     return AgentResult(True, report, path)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from harness.contracts.recipes import Progress
 from harness.decoding.families import head_modules
 from harness.errors import TrainingError
+from harness.host.atomic_files import replace_files
 from harness.models import fingerprint
 from harness.models.artefacts import write_artefact
 from harness.models.quiet import quiet
@@ -90,13 +91,13 @@ def fit(
 
     Raises:
         ArtefactError: the start's factors are those of another model.
-        TrainingError: the loss is no number any more; or there is no checkpoint to resume from, one of another recipe,
+        TrainingError: the loss is not finite; or there is no checkpoint to resume from, one of another recipe,
             or one that would be overwritten.
     """
     torch.manual_seed(seed)
     kept = last_checkpoint(out / "checkpoints")
     if resume and kept is None:
-        raise TrainingError(f"{out} holds no checkpoint to resume from. Leave --resume away to begin.")
+        raise TrainingError(f"{out} holds no checkpoint to resume from. Omit --resume to begin.")
     if kept and not resume:  # --resume would later go on from whichever has the highest number
         raise TrainingError(
             f"{out} holds checkpoints of an earlier training ({kept}). Add --resume to go on, give another --out, or "
@@ -139,7 +140,7 @@ def fit(
         return FitResult(True, (), (), "", recipe)
     after = measure(model, held_out, progress, "measuring the exits after tuning")
     report = render(before, after)
-    (out / "exits.md").write_text(report + "\n", encoding="utf-8")
+    replace_files({out / "exits.md": f"{report}\n".encode()})
     described = {
         **facts,
         "recipe": recipe.model_dump(),
@@ -233,7 +234,7 @@ def _before(out: Path, resume: bool, compute: Callable[[], tuple[ExitRow, ...]])
         with suppress(OSError, ValueError):
             return tuple(json.loads(file.read_text(encoding="utf-8")))
     rows = compute()
-    file.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    replace_files({file: json.dumps(rows, indent=1).encode()})
     return rows
 
 
@@ -249,7 +250,7 @@ def _write(model: LiteModel, recipe: LiteRecipe, out: Path, facts: Mapping[str, 
             model.core.save_pretrained(out / "model")
         # whole weights are a model of their own: maps belong to them, and both models have seen the documents
         belongs["model_fingerprint"] = fingerprint.of_files(sorted((out / "model").glob("*.safetensors")))
-        (out / "tuning.json").write_text(json.dumps(belongs, indent=1) + "\n", encoding="utf-8")
+        replace_files({out / "tuning.json": f"{json.dumps(belongs, indent=1)}\n".encode()})
     if model.shortcuts:
         maps = {
             f"{layer}.{part}": getattr(linear, part).bfloat16()

@@ -271,7 +271,7 @@ def test_going_on_after_the_end_changes_nothing(
 
 
 def test_nothing_to_resume_from(tune: Callable[..., FitResult], tiny_llama: Path, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=r"holds no checkpoint to resume from\. Leave --resume away"):
+    with pytest.raises(TrainingError, match=r"holds no checkpoint to resume from\. Omit --resume"):
         tune(tiny_llama, tmp_path / "out", resume=True)
     assert not (tmp_path / "out").exists()
 
