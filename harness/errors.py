@@ -47,7 +47,7 @@ class RegistryError(HarnessError):
 
 
 class UnknownNameError(HarnessError):
-    """A strategy, task, model or meter that nobody registered."""
+    """A strategy, task, model or meter that is not registered."""
 
     def __init__(self, noun: str, name: str, known: Iterable[str], remedy: str = "") -> None:
         names = sorted(known)

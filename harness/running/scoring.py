@@ -146,7 +146,7 @@ class _Worker:
 
 
 def _shares(corpora: Sequence[Corpus], count: int) -> list[list[int]]:
-    """Indices for each process: the largest corpus first, always to whoever has least to do."""
+    """Indices for each process: the largest corpus first, always to the process with the least work so far."""
     shares: list[list[int]] = [[] for _ in range(count)]
     loads = [0] * count
     for index in sorted(range(len(corpora)), key=lambda index: -len(corpora[index].texts)):

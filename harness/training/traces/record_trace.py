@@ -131,7 +131,7 @@ def _prepare(
     (made,) = engine.decode(
         [prompt], full, kv=full.default_kv, max_new_tokens=[request.new_tokens], eos_token_ids=codec.eos_token_ids
     )
-    # The last token is read by nobody; the prompt's last one yields the first generated token.
+    # Nothing reads the last token; the prompt's last one yields the first generated token.
     return [*prompt, *made.token_ids[:-1]], len(prompt) - 1, len(token_ids)
 
 
