@@ -42,7 +42,7 @@ class Stream:
 def read_streams(
     tasks: Sequence[Task],
     sources: Sequence[str],
-    codec: Tokenizer,
+    tokenizer: Tokenizer,
     *,
     split: Split,
     length: int,
@@ -56,7 +56,7 @@ def read_streams(
     Args:
         tasks: whose documents.
         sources: ``embedded``, ``hub`` or paths.
-        codec: the model's tokenizer.
+        tokenizer: the model's tokenizer.
         split: part of each dataset.
         length: tokens a pack.
         documents: at most so many of each stream; ``None`` for all.
@@ -86,7 +86,7 @@ def read_streams(
     for name, corpus, kept in corpora:
         # a copy of what is held out, here or in another source, is not learned from either
         learned = [document for document in corpus.documents if document_key(document.text) not in unseen]
-        held_out, packs = pack(kept, codec, length), pack(learned, codec, length)
+        held_out, packs = pack(kept, tokenizer, length), pack(learned, tokenizer, length)
         if not len(packs) or not len(held_out):
             raise DataError(
                 f"{corpus.source.label} ({name}, {split}) is too small: {len(corpus.documents)} documents do "
@@ -98,15 +98,15 @@ def read_streams(
     return streams
 
 
-def pack(documents: Sequence[Document], codec: Tokenizer, length: int) -> Tensor:
+def pack(documents: Sequence[Document], tokenizer: Tokenizer, length: int) -> Tensor:
     """Return the tokens of documents, end-of-text between them, cut into rows ``[n, length]`` int32.
 
     What does not fill the last row is left out.
     """
-    end = sorted(codec.eos_token_ids)[:1]
+    end = sorted(tokenizer.eos_token_ids)[:1]
     tokens: list[int] = []
     for document in documents:
-        tokens += [*codec.encode(document.text), *end]
+        tokens += [*tokenizer.encode(document.text), *end]
     rows = len(tokens) // length
     return torch.tensor(tokens[: rows * length], dtype=torch.int32).view(rows, length)
 

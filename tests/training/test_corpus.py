@@ -20,7 +20,7 @@ from tasks.py150 import Py150
 END = 7
 
 
-class NumberCodec:
+class NumberTokenizer:
     """A text of numbers is its tokens."""
 
     eos_token_ids = frozenset({END, 9})
@@ -40,22 +40,22 @@ def document(*numbers: int) -> Document:
 
 
 def test_end_of_text_stands_between_documents_and_the_rest_is_left_out() -> None:
-    packs = pack([document(1, 2, 3), document(4), document(5, 6)], NumberCodec(), 4)
+    packs = pack([document(1, 2, 3), document(4), document(5, 6)], NumberTokenizer(), 4)
     assert packs.tolist() == [[1, 2, 3, END], [4, END, 5, 6]]
     assert packs.dtype == torch.int32
-    assert pack([document(1, 2, 3), document(4), document(5, 6)], NumberCodec(), 5).tolist() == [[1, 2, 3, END, 4]]
+    assert pack([document(1, 2, 3), document(4), document(5, 6)], NumberTokenizer(), 5).tolist() == [[1, 2, 3, END, 4]]
 
 
 def test_a_document_longer_than_a_pack_goes_on_in_the_next() -> None:
-    assert pack([document(*range(10, 20))], NumberCodec(), 3).tolist() == [[10, 11, 12], [13, 14, 15], [16, 17, 18]]
+    assert pack([document(*range(10, 20))], NumberTokenizer(), 3).tolist() == [[10, 11, 12], [13, 14, 15], [16, 17, 18]]
 
 
 def test_too_few_tokens_make_no_pack() -> None:
-    assert pack([document(1, 2)], NumberCodec(), 4).shape == (0, 4)
+    assert pack([document(1, 2)], NumberTokenizer(), 4).shape == (0, 4)
 
 
 def test_without_an_end_token_documents_follow_each_other() -> None:
-    class Endless(NumberCodec):
+    class Endless(NumberTokenizer):
         eos_token_ids = frozenset()
 
     assert pack([document(1, 2), document(3, 4)], Endless(), 4).tolist() == [[1, 2, 3, 4]]
@@ -77,7 +77,7 @@ def read(
     file: Path, *, length: int = 8, documents: int | None = None, seed: int = 0, known: frozenset[str] = frozenset()
 ) -> Stream:
     (stream,) = read_streams(
-        [Py150()], [str(file)], NumberCodec(), split="train", length=length, documents=documents, seed=seed,
+        [Py150()], [str(file)], NumberTokenizer(), split="train", length=length, documents=documents, seed=seed,
         note=lambda text: None, known=known,
     )  # fmt: skip
     return stream
@@ -137,7 +137,7 @@ def test_every_task_is_read_from_every_source(numbers_file: Path, tmp_path: Path
     second.write_bytes(numbers_file.read_bytes())
     said: list[str] = []
     streams = read_streams(
-        [Py150(), JavaCorpus()], [str(numbers_file), str(second)], NumberCodec(), split="train", length=8,
+        [Py150(), JavaCorpus()], [str(numbers_file), str(second)], NumberTokenizer(), split="train", length=8,
         documents=None, seed=0, note=said.append,
     )  # fmt: skip
     assert [stream.name for stream in streams] == [
@@ -173,7 +173,7 @@ def test_copies_of_what_is_held_out_are_not_learned_from(tmp_path: Path) -> None
 def test_nor_are_copies_in_another_source(tmp_path: Path) -> None:
     files = [write_copies(tmp_path / f"{name}.jsonl", range(1)) for name in "ab"]
     streams = read_streams(
-        [Py150()], list(map(str, files)), NumberCodec(), split="train", length=8, documents=None, seed=0,
+        [Py150()], list(map(str, files)), NumberTokenizer(), split="train", length=8, documents=None, seed=0,
         note=lambda text: None,
     )  # fmt: skip
     held = set.union(*(documents_in(stream.held_out) for stream in streams))

@@ -172,11 +172,11 @@ def _live(
             f"none of the documents of {traces.folder} is in {', '.join(options.sources)}. Give the --source it was "
             "traced from."
         )
-    codec = resolved.tokenizer
+    tokenizer = resolved.tokenizer
     progress.stage(f"loading {resolved.info.name}, for {len(texts)} of {len(keys)} documents")
     loaded = resolved.load(resolve_device(options.device))
     tokens = LiveTokens(
-        Engine(loaded.backbone, resolved.info), [codec.encode(texts[key])[:cut] for key in sorted(texts)],
-        options.tokens, observation, reward, codec.eos_token_ids,
+        Engine(loaded.backbone, resolved.info), [tokenizer.encode(texts[key])[:cut] for key in sorted(texts)],
+        options.tokens, observation, reward, tokenizer.eos_token_ids,
     )  # fmt: skip
     return DummyVecEnv([lambda: ExitEnv(tokens)])

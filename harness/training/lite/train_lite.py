@@ -60,12 +60,12 @@ def train_lite(options: LiteOptions, run: TrainingRun) -> FitResult:
     start = None
     if options.start_from is not None:
         start = find_start(options.start_from, resolved.info, recipe)
-    codec = resolved.tokenizer
+    tokenizer = resolved.tokenizer
 
     def read(known: frozenset[str] = frozenset()) -> list[Stream]:
         return read_streams(
-            loaders, options.sources, codec, split=split, length=recipe.length, documents=options.documents, seed=seed,
-            note=progress.stage, known=known,
+            loaders, options.sources, tokenizer, split=split, length=recipe.length, documents=options.documents,
+            seed=seed, note=progress.stage, known=known,
         )  # fmt: skip
 
     learned = start.learned if start else None
@@ -78,7 +78,7 @@ def train_lite(options: LiteOptions, run: TrainingRun) -> FitResult:
     progress.stage(f"loading {resolved.info.name}")
     module, weights_source = resolved.module()
     facts = {
-        **identity(resolved.info, codec.fingerprint),
+        **identity(resolved.info, tokenizer.fingerprint),
         "exit_head": recipe.exit_head,
         "weights_source": weights_source,
         "data": [_data_facts(stream, split) for stream in streams],
@@ -92,7 +92,7 @@ def train_lite(options: LiteOptions, run: TrainingRun) -> FitResult:
         skip=skip,
     )  # fmt: skip
     if result.finished and recipe.method == "full" and is_main():
-        codec.wrapped.save_pretrained(options.folder / "model")
+        tokenizer.wrapped.save_pretrained(options.folder / "model")
     return result
 
 

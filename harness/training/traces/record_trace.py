@@ -70,9 +70,9 @@ def trace(
     if not info.exit_points:
         raise ConfigError(f"{info.name} has no exit points to trace. Give --exit-points.")
     length = min(request.length, info.max_positions)
-    codec = resolved.tokenizer
+    tokenizer = resolved.tokenizer
     facts = {
-        **identity(info, codec.fingerprint),
+        **identity(info, tokenizer.fingerprint),
         "weights": info.weights,
         "dtype": dtype,
         "split": request.split,
@@ -100,7 +100,7 @@ def trace(
         identifier = f"{stream}, {document.sample_id}, {key[:12]}"  # names repeat, in files of several sources
         if identifier in done:
             continue
-        prepared = _prepare(document, codec, engine, request, length)
+        prepared = _prepare(document, tokenizer, engine, request, length)
         if prepared is not None:
             token_ids, first, whole = prepared
             columns = exit_columns(engine, token_ids, first)
@@ -116,10 +116,10 @@ def trace(
 
 
 def _prepare(
-    document: Document, codec: Tokenizer, engine: Engine, request: TraceRequest, length: int
+    document: Document, tokenizer: Tokenizer, engine: Engine, request: TraceRequest, length: int
 ) -> tuple[list[int], int, int] | None:
     """Return the tokens to run, the first position to keep, and the document's own length; ``None`` if too short."""
-    token_ids = codec.encode(document.text)[:length]
+    token_ids = tokenizer.encode(document.text)[:length]
     if len(token_ids) <= FIRST + 1:
         return None
     if not request.new_tokens:
@@ -129,7 +129,7 @@ def _prepare(
     prompt = token_ids[: min(context, engine.info.max_positions - request.new_tokens)]
     full = build_strategy(StrategySpec(BASELINE))
     (made,) = engine.decode(
-        [prompt], full, kv=full.default_kv, max_new_tokens=[request.new_tokens], eos_token_ids=codec.eos_token_ids
+        [prompt], full, kv=full.default_kv, max_new_tokens=[request.new_tokens], eos_token_ids=tokenizer.eos_token_ids
     )
     # Nothing reads the last token; the prompt's last one yields the first generated token.
     return [*prompt, *made.token_ids[:-1]], len(prompt) - 1, len(token_ids)
