@@ -105,13 +105,12 @@ class Service:
         """Begin to load the model, on the engine's thread; returns at once. :attr:`state` says how it goes."""
         self._thread.start()
 
-    def encode(self, prompt: str | Sequence[int], suffix: str | None, *, max_new_tokens: int, truncate: bool) -> Prompt:
+    def encode(self, prompt: str | Sequence[int], suffix: str | None, *, truncate: bool) -> Prompt:
         """Return what the model reads.
 
         Args:
             prompt: text before the cursor, or its tokens.
             suffix: text after it; read with the tokenizer's fill-in-the-middle tokens, where it has them.
-            max_new_tokens: tokens that follow; the server's cap of them fits after any prompt.
             truncate: whether a prompt that is too long loses its beginning instead of being refused.
 
         Raises:

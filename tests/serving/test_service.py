@@ -50,7 +50,7 @@ def own(serve_config: Callable[..., ServeConfig]) -> Iterator[Callable[..., Serv
 
 def job(service: Service, text: str = PROMPTS[0], tokens: int = 8, **given: Any) -> Job:
     facts = {key: given.pop(key) for key in ("stop", "keep_stop", "generate_s", "seed") if key in given}
-    prompt = service.encode(text, None, max_new_tokens=tokens, truncate=False)
+    prompt = service.encode(text, None, truncate=False)
     return Job(prompt, service.settings.resolve(given), tokens, **facts)
 
 
@@ -468,13 +468,13 @@ def test_it_takes_nothing_while_it_loads_and_says_why_it_failed(
 )
 def test_a_prompt_that_cannot_be_read_is_refused(service: Service, prompt: Any, words: str) -> None:
     with pytest.raises(InvalidRequestError, match=words):
-        service.encode(prompt, None, max_new_tokens=8, truncate=False)
+        service.encode(prompt, None, truncate=False)
 
 
 def test_a_prompt_that_is_too_long_may_lose_its_beginning(service: Service) -> None:
     for text in ("".join(f"x{n} = {n}\n" for n in range(60)), "".join(f"x{n} = {n}\n" for n in range(9000))):
         ids = service._tokenizer.encode(text)
-        prompt = service.encode(text, None, max_new_tokens=8, truncate=True)
+        prompt = service.encode(text, None, truncate=True)
         assert list(prompt.token_ids) == ids[-208:]
         assert prompt.truncated > 0
 
@@ -495,13 +495,13 @@ def filler(
 def test_a_suffix_is_read_where_the_tokenizer_can(filler: Service) -> None:
     assert filler.fim
     before, after = filler._tokenizer.encode("def f(x):\n"), filler._tokenizer.encode("\n    return y")
-    prompt = filler.encode("def f(x):\n", "\n    return y", max_new_tokens=8, truncate=False)
+    prompt = filler.encode("def f(x):\n", "\n    return y", truncate=False)
     names = ["<fim_prefix>", "<fim_suffix>", "<fim_middle>"]
     start, hole, middle = filler._tokenizer.wrapped.convert_tokens_to_ids(names)
     assert prompt.token_ids == (start, *before, hole, *after, middle)
     assert prompt.suffix == "used"
-    assert filler.encode("", "\n    return y", max_new_tokens=8, truncate=False).suffix == "used"
-    assert filler.encode("x", None, max_new_tokens=8, truncate=False).suffix == "none"
+    assert filler.encode("", "\n    return y", truncate=False).suffix == "used"
+    assert filler.encode("x", None, truncate=False).suffix == "none"
     wanted = Job(prompt, filler.settings.default, 12)
     tokens, _ = asyncio.run(collect(filler, wanted))
     ends = filler._tokenizer.eos_token_ids | filler.fim.end_token_ids  # type: ignore[union-attr]
@@ -512,8 +512,8 @@ def test_a_suffix_is_read_where_the_tokenizer_can(filler: Service) -> None:
 def test_what_is_far_from_the_cursor_goes_when_prefix_and_suffix_do_not_fit(filler: Service) -> None:
     before, after = ("".join(f"x{n} = {n}\n" for n in range(80)), "".join(f"y{n} = {n}\n" for n in range(80)))
     with pytest.raises(InvalidRequestError, match="allowed"):
-        filler.encode(before, after, max_new_tokens=8, truncate=False)
-    prompt = filler.encode(before, after, max_new_tokens=8, truncate=True)
+        filler.encode(before, after, truncate=False)
+    prompt = filler.encode(before, after, truncate=True)
     assert len(prompt.token_ids) == filler.max_prompt_tokens
     hole = prompt.token_ids.index(filler.fim.suffix)  # type: ignore[union-attr]
     assert list(prompt.token_ids[1:hole]) == filler._tokenizer.encode(before)[1 - hole :]
@@ -524,9 +524,9 @@ def test_what_is_far_from_the_cursor_goes_when_prefix_and_suffix_do_not_fit(fill
 
 def test_a_suffix_is_refused_or_ignored_and_said(service: Service, own: Callable[..., Service]) -> None:
     with pytest.raises(InvalidRequestError, match="fill-in-the-middle"):
-        service.encode("a", "b", max_new_tokens=8, truncate=False)
-    assert service.encode("a", "", max_new_tokens=8, truncate=False).suffix == "none"
-    assert own(suffix="ignore").encode("a", "b", max_new_tokens=8, truncate=False).suffix == "ignored"
+        service.encode("a", "b", truncate=False)
+    assert service.encode("a", "", truncate=False).suffix == "none"
+    assert own(suffix="ignore").encode("a", "b", truncate=False).suffix == "ignored"
 
 
 @pytest.mark.parametrize(
