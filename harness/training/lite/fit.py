@@ -95,18 +95,7 @@ def fit(
             or one that would be overwritten.
     """
     torch.manual_seed(seed)
-    kept = last_checkpoint(out / "checkpoints")
-    if resume and kept is None:
-        raise TrainingError(f"{out} holds no checkpoint to resume from. Omit --resume to begin.")
-    if kept and not resume:  # --resume would later go on from whichever has the highest number
-        raise TrainingError(
-            f"{out} holds checkpoints of an earlier training ({kept}). Add --resume to go on, give another --out, or "
-            f"remove {out / 'checkpoints'}."
-        )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TrainingError(f"cannot make {out}: {error.strerror}. Give another --out.") from None
+    kept = _checkpoint(out, resume)
     if is_main():
         check_beginning(out / "checkpoints", _beginning(start, recipe, seed, facts["data"]), resume)
     held_out = [(stream.name, stream.held_out[:TABLE_PACKS]) for stream in streams]
@@ -153,6 +142,23 @@ def fit(
     }
     _write(model, recipe, out, described)
     return FitResult(True, before, after, report, recipe)
+
+
+def _checkpoint(out: Path, resume: bool) -> Path | None:
+    """Make the folder, and return the checkpoint in it to go on from."""
+    kept = last_checkpoint(out / "checkpoints")
+    if resume and kept is None:
+        raise TrainingError(f"{out} holds no checkpoint to resume from. Omit --resume to begin.")
+    if kept and not resume:  # --resume would later go on from whichever has the highest number
+        raise TrainingError(
+            f"{out} holds checkpoints of an earlier training ({kept}). Add --resume to go on, give another --out, or "
+            f"remove {out / 'checkpoints'}."
+        )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(f"cannot make {out}: {error.strerror}. Give another --out.") from None
+    return kept
 
 
 def initial_shortcuts(
