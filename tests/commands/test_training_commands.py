@@ -249,7 +249,7 @@ def test_a_trace_into_a_file(refusal: Refusal, tiny_llama: Path, rows_file: Path
         (("--task", "javacorpu"), "Did you mean 'javacorpus'?"),
         (("--model", "smollm2-135"), "Did you mean 'smollm2-135m'?"),
         (("--source", "nowhere"), "--source 'nowhere' does not exist."),
-        (("--length", 250), "do not fill one pack of 250 tokens"),
+        (("--length", 250), "do not fill one packed sequence of 250 tokens"),
     ],
 )
 def test_a_tuning_that_cannot_begin(

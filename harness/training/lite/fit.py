@@ -34,7 +34,7 @@ from harness.training.shortcut.least_squares import ShortcutMoments
 __all__ = ["FitResult", "fit", "initial_shortcuts"]
 
 INITIAL_TOKENS = 32_768
-TABLE_PACKS = 12
+TABLE_SEQUENCES = 12
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def fit(
         resume: go on from the last checkpoint in ``out``.
         progress: is told how it goes on.
         start: begin with these factors and maps; the log goes on from theirs.
-        skip: packs that it has read already.
+        skip: sequences that it has read already.
 
     Raises:
         ArtefactError: the start's factors are those of another model.
@@ -98,7 +98,7 @@ def fit(
     kept = _checkpoint(out, resume)
     if is_main():
         check_beginning(out / "checkpoints", _beginning(start, recipe, seed, facts["data"]), resume)
-    held_out = [(stream.name, stream.held_out[:TABLE_PACKS]) for stream in streams]
+    held_out = [(stream.name, stream.held_out[:TABLE_SEQUENCES]) for stream in streams]
     shortcuts = None
     if start is not None:
         shortcuts = start.maps(exit_points)
@@ -111,8 +111,8 @@ def fit(
     before: tuple[ExitRow, ...] = ()
     if is_main():
         before = _before(out, resume, lambda: measure(model, held_out, progress, "measuring the exits before tuning"))
-    packs = PackedStreams(streams, recipe.steps * recipe.batch * recipe.accumulate * world_size(), seed, skip)
-    trainer = build_trainer(model, recipe, packs, out, seed, save_steps)
+    sequences = PackedStreams(streams, recipe.steps * recipe.batch * recipe.accumulate * world_size(), seed, skip)
+    trainer = build_trainer(model, recipe, sequences, out, seed, save_steps)
     done = int(kept.name.rpartition("-")[2]) if kept else 0
     behind = (start.steps, start.tokens) if start else (0, 0)
     if is_main():
@@ -136,7 +136,7 @@ def fit(
         "seed": seed,
         "steps": behind[0] + recipe.steps,
         "tokens": behind[1] + recipe.steps * recipe.tokens_per_step * world_size(),
-        "packs_read": skip + len(packs),
+        "packs_read": skip + len(sequences),
         "exits": {"before": list(before), "after": list(after)},
         **({"start": start.facts()} if start else {}),
     }
@@ -164,7 +164,7 @@ def _checkpoint(out: Path, resume: bool) -> Path | None:
 def initial_shortcuts(
     module: Any, exit_points: Sequence[int], streams: Sequence[Stream]
 ) -> dict[int, tuple[Tensor, Tensor]]:
-    """Fit each exit's map to the last layer on the first packs of every stream; see :class:`ShortcutMoments`."""
+    """Fit each exit's map to the last layer on the first sequences of every stream; see :class:`ShortcutMoments`."""
     moments = ShortcutMoments(exit_points, int(module.config.hidden_size))
     grabbed: dict[str, Tensor] = {}
     head = head_modules(module)
@@ -174,12 +174,12 @@ def initial_shortcuts(
         grabbed["last"] = inputs[0]
 
     hook = reader.register_forward_pre_hook(grab) if reader is not None else None
-    length = streams[0].packs.shape[1]
+    length = streams[0].sequences.shape[1]
     each = max(1, INITIAL_TOKENS // (length * len(streams)))
     with torch.inference_mode():
         for stream in streams:
-            for packs in torch.split(stream.packs[:each].long(), 8):
-                out = module.base_model(input_ids=packs, output_hidden_states=True, use_cache=False)
+            for sequences in torch.split(stream.sequences[:each].long(), 8):
+                out = module.base_model(input_ids=sequences, output_hidden_states=True, use_cache=False)
                 last = grabbed["last"] if hook is not None else out.hidden_states[-1]
                 moments.add(
                     {layer: out.hidden_states[layer].flatten(0, 1) for layer in exit_points}, last.flatten(0, 1)
@@ -192,14 +192,14 @@ def initial_shortcuts(
 def measure(
     model: LiteModel, held_out: Sequence[tuple[str, Tensor]], progress: Progress, what: str
 ) -> tuple[ExitRow, ...]:
-    """Return what the exits of a model can do on held-out packs."""
+    """Return what the exits of a model can do on held-out sequences."""
     progress.stage(what)
     model.eval()
     device = next(model.parameters()).device
 
-    def read(packs: Tensor) -> tuple[list[Tensor], Tensor]:
+    def read(sequences: Tensor) -> tuple[list[Tensor], Tensor]:
         with torch.autocast(device.type, dtype=torch.bfloat16):
-            return model.exit_states(packs.to(device), model.exit_points)
+            return model.exit_states(sequences.to(device), model.exit_points)
 
     rows = exit_table(read, head_modules(model.core).lm_head, model.exit_points, model.num_layers, held_out)
     model.train()

@@ -73,8 +73,8 @@ class Start:
         """
         return _same_cut(self.adapter.facts, data, seed)
 
-    def packs_read(self, data: Sequence[Mapping[str, Any]], seed: int, length: int) -> int:
-        """Return how many packs of these streams' order it has read; arguments as above, and tokens a pack."""
+    def sequences_read(self, data: Sequence[Mapping[str, Any]], seed: int, length: int) -> int:
+        """Return how many sequences of ``length`` tokens it has read of these streams; arguments as above."""
         facts = self.adapter.facts
         if not _read_these(facts, data, seed) or facts["recipe"]["length"] != length:
             return 0

@@ -74,7 +74,7 @@ def train_lite(options: LiteOptions, run: TrainingRun) -> FitResult:
         data = [_data_facts(stream, split) for stream in streams]
         if learned is None and not start.same_cut(data, seed):
             streams = read(start.documents)
-        skip = start.packs_read(data, seed, recipe.length)
+        skip = start.sequences_read(data, seed, recipe.length)
     progress.stage(f"loading {resolved.info.name}")
     module, weights_source = resolved.module()
     facts = {
@@ -102,6 +102,6 @@ def _data_facts(stream: Stream, split: Split) -> dict[str, Any]:
         "split": split,
         "fingerprint": stream.source.fingerprint,
         "documents": len(stream.keys),
-        "tokens": stream.packs.numel(),
+        "tokens": stream.sequences.numel(),
         "held_out_tokens": stream.held_out.numel(),
     }

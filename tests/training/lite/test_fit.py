@@ -162,8 +162,8 @@ def test_the_exits_of_a_run_are_those_that_were_trained(tuned: Path, tiny_llama:
     )
     engine = Engine(found.load("cpu").backbone, found.info)
     same = dict.fromkeys((4, 6, 10), 0)
-    for pack in stream.held_out.tolist():
-        *exits, last = engine.read(pack, (4, 6, 10, 12))
+    for sequence in stream.held_out.tolist():
+        *exits, last = engine.read(sequence, (4, 6, 10, 12))
         final = engine.backbone.logits(last[:-1]).argmax(-1)
         for layer, state in zip(same, exits, strict=True):
             tokens = engine.backbone.logits(engine.backbone.exit_state(state[:-1], layer)).argmax(-1)
