@@ -77,7 +77,7 @@ class StoreError(HarnessError):
 
 
 class ArtefactError(HarnessError):
-    """A trained artefact (adapter, maps, heads, agent, traces) that is missing, damaged, or made for something else."""
+    """A trained artefact (adapter, shortcuts, heads, agent, traces) that is missing, damaged or of something else."""
 
 
 class TrainingError(HarnessError):

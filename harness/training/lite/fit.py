@@ -86,7 +86,7 @@ def fit(
         save_steps: steps between checkpoints.
         resume: go on from the last checkpoint in ``out``.
         progress: is told how it goes on.
-        start: begin with these factors and maps; the log goes on from theirs.
+        start: begin with these factors and shortcuts; the log goes on from theirs.
         skip: sequences that it has read already.
 
     Raises:
@@ -101,7 +101,7 @@ def fit(
     held_out = [(stream.name, stream.held_out[:TABLE_SEQUENCES]) for stream in streams]
     shortcuts = None
     if start is not None:
-        shortcuts = start.maps(exit_points)
+        shortcuts = start.shortcuts(exit_points)
     elif recipe.exit_head == "shortcut":
         progress.stage("fitting linear shortcuts in closed form")
         shortcuts = initial_shortcuts(module, exit_points, streams)
@@ -164,7 +164,7 @@ def _checkpoint(out: Path, resume: bool) -> Path | None:
 def initial_shortcuts(
     module: Any, exit_points: Sequence[int], streams: Sequence[Stream]
 ) -> dict[int, tuple[Tensor, Tensor]]:
-    """Fit each exit's map to the last layer on the first sequences of every stream; see :class:`ShortcutMoments`."""
+    """Fit each exit's shortcut on the first sequences of every stream; see :class:`ShortcutMoments`."""
     moments = ShortcutMoments(exit_points, int(module.config.hidden_size))
     grabbed: dict[str, Tensor] = {}
     head = head_modules(module)
@@ -254,7 +254,7 @@ def _write(model: LiteModel, recipe: LiteRecipe, out: Path, facts: Mapping[str, 
     else:
         with quiet():
             model.core.save_pretrained(out / "model")
-        # whole weights are a model of their own: maps belong to them, and both models have seen the documents
+        # whole weights are a model of their own: shortcuts belong to them, and both models have seen the documents
         belongs["model_fingerprint"] = fingerprint.of_files(sorted((out / "model").glob("*.safetensors")))
         replace_files({out / "tuning.json": f"{json.dumps(belongs, indent=1)}\n".encode()})
     if model.shortcuts:

@@ -33,8 +33,8 @@ def lite_recipe(options: LiteOptions) -> LiteRecipe:
 def train_lite(options: LiteOptions, run: TrainingRun) -> FitResult:
     """Tune a model on tasks' documents; see :func:`harness.training.lite.fit.fit` for what the folder receives.
 
-    With ``start_from``, a folder of artefacts or a shipped set, tuning goes on from its adapter and maps: it reads on
-    where that one stopped if the documents are the same, and holds out none that it has learned from.
+    With ``start_from``, a folder of artefacts or a shipped set, tuning goes on from its adapter and shortcuts: it reads
+    on where that one stopped if the documents are the same, and holds out none that it has learned from.
 
     Raises:
         HarnessError: anything that cannot be done, in one line with the remedy.

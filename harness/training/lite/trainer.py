@@ -123,7 +123,7 @@ def _trained(model: LiteModel) -> dict[str, Tensor]:
 
 
 class StepWatcher(TrainerCallback):  # type: ignore[misc]
-    """Logs every step's losses, behind those of an earlier tuning, and tells the one who waits."""
+    """Logs every step's losses after those of an earlier tuning, and reports progress."""
 
     def __init__(
         self,

@@ -110,7 +110,7 @@ def trace(
     writer.flush()
     if not writer.documents:
         with suppress(OSError):
-            out.rmdir()  # empty, and of no use
+            out.rmdir()  # empty
         raise DataError(f"not one document is longer than {FIRST + 1} tokens. Give other data with --source.")
     return Traces.open(out)
 
