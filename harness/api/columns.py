@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from harness.decoding.transcript import Token
 from harness.records import SampleRecord
+from reports.tables.frame import ColumnFact, column_facts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -139,10 +140,11 @@ _TABLES: Mapping[str, Sequence[Column[Any]]] = {
 
 
 def columns() -> pd.DataFrame:
-    """Return every column of the frames that ``generate``, ``trace`` and ``read`` give, with its unit and meaning."""
+    """Return every column of the frames that this API gives, with its unit and meaning, table by table."""
     import pandas
 
-    rows = [(table, one.name, one.unit, one.meaning) for table, each in _TABLES.items() for one in each]
+    tables: Mapping[str, Sequence[Column[Any] | ColumnFact]] = {"run(…), read(…).rows": column_facts(), **_TABLES}
+    rows = [(table, one.name, one.unit, one.meaning) for table, each in tables.items() for one in each]
     return pandas.DataFrame(rows, columns=["table", "column", "unit", "meaning"])
 
 

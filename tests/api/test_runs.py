@@ -97,8 +97,9 @@ def test_every_column_is_explained(config: dict[str, Any], tiny_llama: Path) -> 
     scores = {name for name in run.samples if name not in names["read(…).samples"]}
     assert {"exact_match", "edit_similarity"} <= scores
     assert not scores & {"latency_s", "error"}
+    assert set(run.rows) <= names["run(…), read(…).rows"]
     assert set(run.tokens) == names["read(…).tokens"]
     assert set(model.trace("a = b")) == names["trace(…)"]
     assert set(model.generate("a = b", max_new_tokens=2).tokens) == names["generate(…).tokens"]
-    seconds = table[table.column.str.endswith("_s")]
+    seconds = table[table.column.str.endswith("_s") & ~table.column.str.startswith("tokens_per")]
     assert (seconds.unit == "s").all()
