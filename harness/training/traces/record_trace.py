@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from harness.config import BASELINE, StrategySpec
 from harness.config.options import build_strategy
-from harness.contracts import Document, ExitHead, ModelRequest, Tokenizer, WeightsChoice, document_key
+from harness.contracts import Document, ExitHead, ModelRequest, Task, Tokenizer, WeightsChoice, document_key
 from harness.contracts.recipes import Progress
 from harness.decoding.engine import Engine
 from harness.errors import ConfigError, DataError
@@ -84,12 +84,7 @@ def trace(
         raise ConfigError(
             f"--new-tokens {request.new_tokens} leaves no room for a context: documents have {length} tokens."
         )
-    wanted: list[tuple[str, Document]] = []
-    for task in loaders:
-        for source in sources:
-            progress.stage(f"reading {task.name} from {source}")
-            corpus = task.corpus(source, request.split, limit=request.documents, seed=request.seed)
-            wanted += [(f"{task.name}, {corpus.source.label}", document) for document in corpus.documents]
+    wanted = list(_documents(loaders, sources, request, progress))
     writer = TraceWriter(out, facts, resume=resume)
     progress.stage(f"loading {info.name}")
     engine = Engine(resolved.load(device).backbone, info)
@@ -113,6 +108,18 @@ def trace(
             out.rmdir()  # empty
         raise DataError(f"not one document is longer than {FIRST + 1} tokens. Give other data with --source.")
     return Traces.open(out)
+
+
+def _documents(
+    loaders: Sequence[Task], sources: Sequence[str], request: TraceRequest, progress: Progress
+) -> Iterator[tuple[str, Document]]:
+    """Yield every task's documents from every source, each with the name of its stream."""
+    for task in loaders:
+        for source in sources:
+            progress.stage(f"reading {task.name} from {source}")
+            corpus = task.corpus(source, request.split, limit=request.documents, seed=request.seed)
+            for document in corpus.documents:
+                yield f"{task.name}, {corpus.source.label}", document
 
 
 def _prepare(
