@@ -183,7 +183,7 @@ def _registered() -> dict[str, Score]:
 def _main(source: IO[bytes], target: IO[bytes]) -> None:
     corpora: Iterable[Any] = json.loads(source.read())
     results = [_score(Corpus(language, tuple(texts), tuple(references))) for language, texts, references in corpora]
-    target.write(json.dumps(results).encode())
+    target.write(b"\n" + json.dumps(results).encode())  # a line of its own, also behind one that was cut off
 
 
 if __name__ == "__main__":
