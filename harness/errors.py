@@ -47,7 +47,7 @@ class RegistryError(HarnessError):
 
 
 class UnknownNameError(HarnessError):
-    """A strategy, task, model or meter that nobody registered."""
+    """A strategy, task, model or meter that is not registered."""
 
     def __init__(self, noun: str, name: str, known: Iterable[str], remedy: str = "") -> None:
         names = sorted(known)
@@ -77,7 +77,7 @@ class StoreError(HarnessError):
 
 
 class ArtefactError(HarnessError):
-    """A trained artefact (adapter, maps, heads, agent, traces) that is missing, damaged, or made for something else."""
+    """A trained artefact (adapter, shortcuts, heads, agent, traces) that is missing, damaged or of something else."""
 
 
 class TrainingError(HarnessError):

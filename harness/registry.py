@@ -109,7 +109,7 @@ class Registry(Generic[T]):
         """Return one entry without importing its object.
 
         Raises:
-            UnknownNameError: nobody registered the name.
+            UnknownNameError: the name is not registered.
         """
         point = self._point(name)
         version = point.dist.version if point.dist is not None else ""
@@ -119,7 +119,7 @@ class Registry(Generic[T]):
         """Import and return the registered object.
 
         Raises:
-            UnknownNameError: nobody registered the name.
+            UnknownNameError: the name is not registered.
             RegistryError: its module cannot be imported.
         """
         point = self._point(name)

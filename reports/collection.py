@@ -133,7 +133,7 @@ def write_collection(
     out: Path,
     *,
     figures: bool | None = None,
-    watch: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[Path]:
     """Write a report, ``report.md`` last; return the paths of its files, ``report.md`` first.
 
@@ -142,7 +142,7 @@ def write_collection(
         out: folder, made where it is missing. Files of an earlier report are replaced.
         figures: draw them; ``None``: those that runs share, and those of each run unless there are more than
             ``MOST_RUNS_DRAWN``.
-        watch: is told after each figure how many of how many are drawn.
+        progress: is told after each figure how many of how many are drawn.
 
     Raises:
         StoreError: a file cannot be written.
@@ -169,8 +169,8 @@ def write_collection(
     everything = drawn.figures
     for number, figure in enumerate(everything, 1):
         written += save_figures([figure], out / FIGURES)
-        if watch is not None:
-            watch(number, len(everything))
+        if progress is not None:
+            progress(number, len(everything))
     return [*write_files(out, {"report.md": report}), *written]
 
 

@@ -50,7 +50,7 @@ class CodeCompletion:
         """
         raise DataError(f"the task '{self.name}' has no embedded source. Use --source PATH or --source hub.")
 
-    def load(self, request: TaskRequest, codec: Tokenizer) -> TaskData:
+    def load(self, request: TaskRequest, tokenizer: Tokenizer) -> TaskData:
         """Draw the samples; see :mod:`tasks.draw` for the order.
 
         Raises:
@@ -60,7 +60,7 @@ class CodeCompletion:
         protocol = self._protocol(request.protocol)
         dataset = self.documents if protocol.wants == "documents" else self.lines
         with closing(self._open(request.source, dataset, request.split)) as rows:
-            return draw(rows, protocol, codec, request)
+            return draw(rows, protocol, tokenizer, request)
 
     def corpus(self, source: str, split: Split, *, limit: int | None = None, seed: int = 0) -> Corpus:
         """Return whole documents; see :func:`tasks.draw.collect` for the order.
@@ -79,9 +79,9 @@ class CodeCompletion:
             return open_hub(dataset.at(split))
         return open_path(source, dataset.at(split))
 
-    def stop_rule(self, protocol: str, codec: Tokenizer) -> StopRule:
+    def stop_rule(self, protocol: str, tokenizer: Tokenizer) -> StopRule:
         """Return a predicate on the tokens generated so far: true when the completion is over."""
-        return self._protocol(protocol).stop_rule(codec)
+        return self._protocol(protocol).stop_rule(tokenizer)
 
     def completion(self, protocol: str, text: str) -> str:
         """Return the part of generated text that is scored."""

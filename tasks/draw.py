@@ -34,7 +34,7 @@ __all__ = ["collect", "draw", "fingerprint"]
 SEEN = "document the model was tuned on"
 
 
-def draw(rows: Rows, protocol: Protocol, codec: Tokenizer, request: TaskRequest) -> TaskData:
+def draw(rows: Rows, protocol: Protocol, tokenizer: Tokenizer, request: TaskRequest) -> TaskData:
     """Return the samples of a request, in the order they were drawn.
 
     Raises:
@@ -56,7 +56,7 @@ def draw(rows: Rows, protocol: Protocol, codec: Tokenizer, request: TaskRequest)
         elif request.seen and document_key(whole(row)) in request.seen:
             made = Skipped(SEEN)
         else:
-            made = protocol.sample(row, codec, request)
+            made = protocol.sample(row, tokenizer, request)
         if isinstance(made, Skipped):
             skipped[made.reason] += 1
         elif isinstance(made, BadRow):

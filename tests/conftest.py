@@ -79,7 +79,7 @@ class RealModel:
     engine: Any
     module: Any
     info: Any
-    codec: Any
+    tokenizer: Any
     resolved: Any
 
 
@@ -92,9 +92,9 @@ def smollm2() -> RealModel:
     from harness.models.model import resolve
 
     resolved = resolve(ModelRequest("smollm2-135m", weights="pretrained", exit_head="shared"))
-    codec = resolved.tokenizer
+    tokenizer = resolved.tokenizer
     loaded = resolved.load("cpu")
-    return RealModel(Engine(loaded.backbone, resolved.info), loaded.module, resolved.info, codec, resolved)
+    return RealModel(Engine(loaded.backbone, resolved.info), loaded.module, resolved.info, tokenizer, resolved)
 
 
 @pytest.fixture(scope="session")

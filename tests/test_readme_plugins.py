@@ -29,9 +29,9 @@ def shown() -> dict[str, Any]:
 
 
 def test_the_task_is_drawn_under_every_protocol(shown: dict[str, Any], tiny_tokenizer: Any) -> None:
-    codec = TransformersTokenizer(tiny_tokenizer, frozenset())
+    tokenizer = TransformersTokenizer(tiny_tokenizer, frozenset())
     for protocol in PROTOCOLS.names():
-        data = shown["Recipes"]().load(TaskRequest(protocol, "embedded"), codec)
+        data = shown["Recipes"]().load(TaskRequest(protocol, "embedded"), tokenizer)
         assert len(data.samples) == 2
         assert data.source.label == "embedded: recipes"
 

@@ -107,7 +107,7 @@ def _together(directories: list[Path], out: Path, figures: bool | None, *, as_js
             raise StoreError(
                 f"none of {asked} run directories, sweeps and trainings can be read. Make a run with `harness run`."
             )
-        files = write_collection(collection, out, figures=figures, watch=_watch(progress, "figures drawn"))
+        files = write_collection(collection, out, figures=figures, progress=_steps(progress, "figures drawn"))
     if as_json:
         print(json.dumps(collection.as_json(), indent=2))
         return
@@ -135,7 +135,7 @@ def _collected(directories: list[Path], progress: TrainingProgress) -> Collectio
     given = [path for path in directories if holds_training(path)]
     sweeps = find_calibrations(path for path in directories if path not in given)
     runs_asked = [path for path in directories if path not in given and path not in sweeps]
-    runs, unread = read_runs(runs_asked, watch=_watch(progress, "runs read"))
+    runs, unread = read_runs(runs_asked, progress=_steps(progress, "runs read"))
     refused = [(str(one.directory), one.reason) for one in unread]
     calibrations = []
     for folder in sweeps:
@@ -147,15 +147,15 @@ def _collected(directories: list[Path], progress: TrainingProgress) -> Collectio
     return Collection(tuple(runs), tuple(refused), tuple(calibrations), tuple(trainings))
 
 
-def _watch(progress: TrainingProgress, what: str) -> Callable[[int, int], None]:
+def _steps(progress: TrainingProgress, what: str) -> Callable[[int, int], None]:
     """Return what draws a bar from its first step on: nothing to do has none."""
     begun = False
 
-    def watch(done: int, total: int) -> None:
+    def step(done: int, total: int) -> None:
         nonlocal begun
         if not begun:
             begun = True
             progress.begin(what, total)
         progress.step(done)
 
-    return watch
+    return step

@@ -129,7 +129,7 @@ def _refuse_changes(given: Mapping[str, Any], scale: str | None, resume: Path) -
     changed = [*given] + (["scale"] if scale else [])
     if changed:
         flag = {"tasks": "task", "strategies": "strategy"}.get(changed[0], changed[0])
-        raise ConfigError(f"--{flag} cannot change when a grid is resumed: {resume} has its settings. Leave it away.")
+        raise ConfigError(f"--{flag} cannot change when a grid is resumed: {resume} has its settings. Omit it.")
 
 
 def _half_is_fast() -> bool:

@@ -16,7 +16,7 @@ def registered(name: str) -> str:
     """Return the name of a KV policy.
 
     Raises:
-        ValueError: nobody registered it.
+        ValueError: it is not registered.
     """
     if name not in KV_POLICIES:
         known = KV_POLICIES.names()

@@ -1,5 +1,4 @@
-"""The vocabulary every room shares: what a strategy, a KV policy, a task, a score, a meter and a model
-promise.
+"""The vocabulary every room shares: what each kind of plug-in, and a model, promise.
 
 Protocols for what is plugged in, frozen dataclasses for what is handed over. No torch at run time:
 importing this module must stay cheap, since ``harness list`` does it.
@@ -24,7 +23,7 @@ from harness.contracts.models import (
     Weights,
     WeightsChoice,
 )
-from harness.contracts.recipes import Progress, Recipe, Silent, Trained, TrainingRun
+from harness.contracts.recipes import Progress, Recipe, Trained, TrainingRun
 from harness.contracts.scores import Completion, Score
 from harness.contracts.strategies import Batch, ExitRule, ExitView, Strategy
 from harness.contracts.tasks import (
@@ -65,7 +64,6 @@ __all__ = [
     "Recipe",
     "Sample",
     "Score",
-    "Silent",
     "SourceInfo",
     "Split",
     "StopRule",

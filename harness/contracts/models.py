@@ -19,7 +19,7 @@ class ModelRequest:
     """How a model was asked for: what a command has to repeat to get the same one.
 
     Attributes:
-        model: catalogue name, hub id or folder as it was given; empty where nobody did.
+        model: catalogue name, hub id or folder as it was given; empty where none was.
         weights: before ``auto`` was decided.
         dtype: torch dtype name.
         exit_points: as given; ``paper`` where these are the paper's however they were given.

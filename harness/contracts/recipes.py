@@ -22,7 +22,7 @@ class Progress(Protocol):
 
 
 class Silent:
-    """Progress that nobody sees."""
+    """Progress that is not shown."""
 
     def stage(self, text: str) -> None:
         """Say nothing."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -42,12 +42,18 @@ class Score:
         title: what a table calls it.
         unit: of the values; empty for a fraction, 0…1.
         better: which direction is the better one.
+        decides: whether a fall of it is a loss of quality in verdicts and between runs.
+        sections: where tables and figures show it besides among the scores: section → place, as in
+            :attr:`harness.contracts.Metric.sections`. One with a place in ``Scores`` itself comes before the others
+            there, and its difference to full depth stands among the main comparisons.
         languages: the languages of code that it can judge; empty for all.
     """
 
     title: ClassVar[str]
     unit: ClassVar[str] = ""
     better: ClassVar[Literal["higher", "lower"]] = "higher"
+    decides: ClassVar[bool] = True
+    sections: ClassVar[Mapping[str, float]] = {"headline": 2.5, "figures": 6}
     languages: ClassVar[frozenset[str]] = frozenset()
 
     def unavailable(self) -> str | None:

@@ -165,7 +165,7 @@ class Task(Protocol):
     def language(self) -> str:
         """Programming language, ``python`` or ``java``."""
 
-    def load(self, request: TaskRequest, codec: Tokenizer) -> TaskData:
+    def load(self, request: TaskRequest, tokenizer: Tokenizer) -> TaskData:
         """Draw the samples.
 
         Raises:
@@ -179,7 +179,7 @@ class Task(Protocol):
             DataError: the source cannot be read, or it holds no document.
         """
 
-    def stop_rule(self, protocol: str, codec: Tokenizer) -> StopRule:
+    def stop_rule(self, protocol: str, tokenizer: Tokenizer) -> StopRule:
         """Return a predicate on the tokens generated so far: true when the completion is over."""
 
     def completion(self, protocol: str, text: str) -> str:

@@ -69,7 +69,7 @@ class Engine:
         Raises:
             ModelError: an empty prompt, or one that does not fit the model's positions.
             OptionError: the strategy does not fit the model, or answers in the wrong shape.
-            UnknownNameError: nobody registered the KV policy.
+            UnknownNameError: the KV policy is not registered.
         """
         tally = [Generation() for _ in prompts]
         batch = Batch(tuple(seeds if seeds is not None else [0] * len(prompts)), str(self.backbone.device))
@@ -104,7 +104,7 @@ class Engine:
 
         Raises:
             ModelError: the model has fewer positions.
-            UnknownNameError: nobody registered the KV policy.
+            UnknownNameError: the KV policy is not registered.
         """
         self._check_reach(positions)
         make: type[KVPolicy] = KV_POLICIES.load(kv)

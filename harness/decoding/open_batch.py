@@ -195,12 +195,12 @@ class OpenBatch:
 
 def _leaving(current: TokenPass, view: LayerView, places: list[int]) -> Leaving:
     """Tell the KV policy which rows of a pass stop here."""
-    everybody = len(places) == len(current.rows)
+    all_rows = len(places) == len(current.rows)
     return Leaving(
         layer=current.layer,
         rows=[current.rows[place] for place in places],
         positions=[current.positions[place] for place in places],
-        hidden=lambda: view.hidden_state if everybody else view.hidden_state[places],
+        hidden=lambda: view.hidden_state if all_rows else view.hidden_state[places],
         estimates=lambda: view.leaving_states(places),
         runs=lambda: current.runs(places),
     )

@@ -57,7 +57,7 @@ class PrefixPass:
         prefixes: tokens of each row, all of them.
         rows: which rows of the batch these are.
         cache: where to store keys and values, or ``None`` to keep nothing.
-        tally: counts are charged to these, one per row of the batch; ``None`` charges nobody (prefill).
+        tally: counts are charged to these, one per row of the batch; ``None`` charges none (prefill).
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class PrefixPass:
         return self._at_last(self._hidden)
 
     def states(self) -> Tensor:
-        """Return the hidden states of every position, ``[n, longest, hidden_size]``; padding is rubbish."""
+        """Return the hidden states of every position, ``[n, longest, hidden_size]``; undefined at padding."""
         return self._hidden
 
     def leave(self, staying: Sequence[int]) -> None:

@@ -50,7 +50,7 @@ class RowExits:
         """Let a strategy decide for a row from its next token on.
 
         Raises:
-            HarnessError: it does not fit the model, or what it runs on is gone.
+            HarnessError: it does not fit the model, or a file it needs is missing.
         """
         self.failures.pop(row, None)
         points = frozenset(strategy.exit_points(self._info))
@@ -90,7 +90,7 @@ class RowExits:
         """Ask; where that fails, ask about each row, so that only those fail that it fails on."""
         try:
             return ask(rule, view)
-        except Exception as error:  # a strategy is anybody's code, and the other rows have nothing to do with it
+        except Exception as error:  # strategies may be third-party code, and a failure must not reach the other rows
             if len(view.row_list) > 1:
                 alone = [view.part([place], view.previous) for place in range(len(view.row_list))]
                 return [self._answer(rule, part)[0] for part in alone]

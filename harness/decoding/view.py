@@ -182,7 +182,7 @@ class LayerView:
     def output_logits(self, places: list[int]) -> Tensor:
         """Return the logits that the rows at these places, all that leave, take their tokens from, ``[k, vocab_size]``.
 
-        Logits that somebody asked for are reused.
+        Logits that were computed already are reused.
         """
         if self._logits is not None:
             return self._logits if len(places) == len(self._rows) else self._logits[places]

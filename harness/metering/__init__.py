@@ -6,15 +6,13 @@ an open one. Importing this package touches no sensor and loads neither torch no
 
 from __future__ import annotations
 
-from harness.metering.bandwidth import BandwidthReading, measure_bandwidth
+from harness.metering.bandwidth import measure_bandwidth
 from harness.metering.choose import open_meter
 from harness.metering.contamination import CONTAMINATED, ObservedWindow, Surroundings, observed
-from harness.metering.window import MeteredWindow, metered
+from harness.metering.window import metered
 
 __all__ = [
     "CONTAMINATED",
-    "BandwidthReading",
-    "MeteredWindow",
     "ObservedWindow",
     "Surroundings",
     "measure_bandwidth",

@@ -31,7 +31,7 @@ def open_meter(choice: str, device: str, tdp_w: float | None = None) -> tuple[Me
         meter that was asked for by name).
 
     Raises:
-        UnknownNameError: nobody registered ``choice``.
+        UnknownNameError: ``choice`` is not registered.
         MeterError: the sensor that was asked for is not there, or cannot be opened.
     """
     if choice != "auto":

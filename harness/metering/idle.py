@@ -12,14 +12,14 @@ from harness.metering.counters import SHORT_BELOW_PERIODS
 __all__ = ["IDLE_S", "QUIET_S", "default_idle_s", "rest"]
 
 IDLE_S = 2.0
-"""Shortest idle window with a sensor where nobody says, seconds."""
+"""Shortest idle window with a sensor unless given, seconds."""
 
 QUIET_S = 0.5
 """Wait before the left edge: worker threads of the work before may spin on for a while (0.2 s is usual)."""
 
 
 def default_idle_s(period_s: float | None) -> float:
-    """Return how long an idle window lasts where nobody says: 0, which is none, without a sensor.
+    """Return how long an idle window lasts unless given: 0, which is none, without a sensor.
 
     The idle power of an estimate, or of no meter at all, would mean nothing.
     """

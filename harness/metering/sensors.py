@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from harness.contracts import Meter
-from harness.metering.nvml import NVML_PERIOD_S, Nvml
-from harness.metering.rapl import RAPL_PERIOD_S, Rapl
+from harness.metering.nvml import Nvml
+from harness.metering.rapl import Rapl
 from harness.metering.soc import probe_soc
 from harness.metering.ticks import measure_period
 from harness.records.machine import SensorRecord
 
 __all__ = ["look_for_sensors", "sensors_of_meter"]
-
-STATED_PERIODS_S = {"nvml": NVML_PERIOD_S, "rapl": RAPL_PERIOD_S}
 
 
 def look_for_sensors(device: str) -> tuple[SensorRecord, ...]:
@@ -28,9 +26,17 @@ def look_for_sensors(device: str) -> tuple[SensorRecord, ...]:
     rapl = Rapl.probe("cpu")
     return (
         _sensor(
-            "nvml", nvml or (None if on_gpu else "it counts a GPU and the work runs on the CPU (--device cuda)"), device
+            Nvml.source,
+            nvml or (None if on_gpu else "it counts a GPU and the work runs on the CPU (--device cuda)"),
+            device,
+            Nvml.period_s,
         ),
-        _sensor("rapl", rapl or ("it counts the CPU and the work runs on a GPU" if on_gpu else None), device),
+        _sensor(
+            Rapl.source,
+            rapl or ("it counts the CPU and the work runs on a GPU" if on_gpu else None),
+            device,
+            Rapl.period_s,
+        ),
         _sensor("soc", probe_soc() or "zeus reads this chip, but no meter of the harness does yet", device),
     )
 
@@ -46,17 +52,16 @@ def sensors_of_meter(meter: Meter, unavailable: Mapping[str, str], device: str) 
     missing = tuple(SensorRecord(name=name, unavailable=reason) for name, reason in unavailable.items())
     if meter.sensor_period_s is None:  # an estimate, or nothing
         return missing
-    used = _sensor(meter.source, None, device)
-    return (used.model_copy(update={"stated_period_s": meter.sensor_period_s}), *missing)
+    return (_sensor(meter.source, None, device, meter.sensor_period_s), *missing)
 
 
-def _sensor(name: str, unavailable: str | None, device: str) -> SensorRecord:
+def _sensor(name: str, unavailable: str | None, device: str, stated_period_s: float | None = None) -> SensorRecord:
     if unavailable is not None:
         return SensorRecord(name=name, unavailable=unavailable)
     ticks = measure_period(name, device)
     return SensorRecord(
         name=name,
-        stated_period_s=STATED_PERIODS_S.get(name),
+        stated_period_s=stated_period_s,
         period_s=ticks.period_s,
         period_reason=ticks.reason,
     )

@@ -60,7 +60,7 @@ def metered(meter: Meter) -> Iterator[MeteredWindow]:
 
 
 def sound(reading: EnergyReading) -> EnergyReading:
-    """Return a reading that records can hold, whoever made it: no NaN, no infinity, nothing below zero.
+    """Return a reading that records can hold, from any meter: no NaN, no infinity, nothing below zero.
 
     Raises:
         MeterError: the window's length or CPU time is no number of seconds: nothing of it can be used.

@@ -164,7 +164,7 @@ def seen_documents(base: str, folders: Sequence[Path]) -> frozenset[str]:
             try:
                 facts = json.loads(file.read_text(encoding="utf-8"))
             except (OSError, ValueError, RecursionError):
-                continue  # whoever needs this file will be told what is wrong with it
+                continue  # loading this file will say what is wrong with it
             if isinstance(facts, dict) and base in (facts.get("base_fingerprint"), facts.get("model_fingerprint")):
                 keys.update(facts.get("documents", ()))
     return frozenset(keys)

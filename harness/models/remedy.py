@@ -1,4 +1,4 @@
-"""The commands that make an artefact which a run did not find: with the run's own flags, so that they cure it."""
+"""The commands that make an artefact which a run did not find: with the run's own flags."""
 
 from __future__ import annotations
 

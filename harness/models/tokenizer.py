@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from harness.config.model import DEFAULT_MODEL
 from harness.contracts import ModelInfo
 from harness.errors import ModelError
 from harness.host.hub import hub_in_reach
-from harness.models.locate import ALTERNATIVES, DEFAULT_MODEL, find_spec
+from harness.models.locate import ALTERNATIVES, find_spec
 from harness.models.quiet import quiet
 from harness.models.spec import ModelSpec
 from harness.models.wheel import snapshot_tokenizer

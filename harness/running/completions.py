@@ -46,10 +46,10 @@ def sample_record(window: WindowRecord, plan: Plan, planned: PlannedTask, outcom
     }
     if isinstance(made, str):
         return SampleRecord(**base, error=made)
-    codec, protocol = plan.model.tokenizer, plan.config.protocol
+    tokenizer, protocol = plan.model.tokenizer, plan.config.protocol
     spoken = made.token_ids[:-1] if made.finish_reason == "eos" else made.token_ids
-    text = planned.task.completion(protocol, codec.decode(spoken))
-    pieces = token_texts(codec, spoken)
+    text = planned.task.completion(protocol, tokenizer.decode(spoken))
+    pieces = token_texts(tokenizer, spoken)
     arrival_s, queue_s = outcome.came or (None, None)
     waited = queue_s or 0.0
     return SampleRecord(
@@ -75,15 +75,15 @@ def sample_record(window: WindowRecord, plan: Plan, planned: PlannedTask, outcom
     )
 
 
-def token_texts(codec: Tokenizer, token_ids: Sequence[int]) -> tuple[str, ...]:
+def token_texts(tokenizer: Tokenizer, token_ids: Sequence[int]) -> tuple[str, ...]:
     """Return what each token adds to the text of all; joined they are that text.
 
     A token that ends inside a character adds nothing, the one that completes it adds the character.
     """
-    whole = codec.decode(token_ids)
+    whole = tokenizer.decode(token_ids)
     ends = [0]
     for count in range(1, len(token_ids)):
-        so_far = codec.decode(token_ids[:count])
+        so_far = tokenizer.decode(token_ids[:count])
         ends.append(max(ends[-1], _common(so_far, whole)))
     ends.append(len(whole))
     return tuple(whole[start:end] for start, end in itertools.pairwise(ends)) if token_ids else ()

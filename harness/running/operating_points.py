@@ -98,7 +98,7 @@ def build_all(specs: Sequence[StrategySpec]) -> Built:
 
 
 def usable(built: Built, info: ModelInfo) -> Built:
-    """Leave out strategies that nobody asked for by name and nothing was trained for."""
+    """Omit strategies that were not asked for by name and that nothing was trained for."""
     kept = []
     for spec, strategy in built:
         try:

@@ -90,13 +90,13 @@ def _refuse_contradictions(config: RunConfig) -> None:
     """Refuse settings that would be measured and then mean nothing together."""
     if config.arrival_rate is not None and config.batch_size > 1:
         raise ConfigError(
-            f"--arrival-rate serves one request at a time and --batch-size is {config.batch_size}. Leave one away."
+            f"--arrival-rate serves one request at a time and --batch-size is {config.batch_size}. Omit one of them."
         )
     if not config.attribute:
         return
     if config.batch_size > 1 or config.arrival_rate is not None:
         raise ConfigError(
-            "--attribute counts what single requests did, back to back. Leave --batch-size and --arrival-rate away."
+            "--attribute counts what single requests did, back to back. Omit --batch-size and --arrival-rate."
         )
     if config.kv_policies and not any(KV_POLICIES.load(kv).facts.keeps_cache for kv in config.kv_policies):
         raise ConfigError("--attribute needs a KV cache: without one every token is a prefill. Use another --kv.")

@@ -28,7 +28,7 @@ def used_plugins(manifest: Manifest, scores: Iterable[str]) -> tuple[PluginRecor
 
 
 def absent_scores(manifest: Manifest, scores: Iterable[str]) -> set[str]:
-    """Return which scores of a run nobody registers here.
+    """Return which scores of a run are not registered here.
 
     Args:
         manifest: of the run.

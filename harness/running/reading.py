@@ -119,14 +119,14 @@ def _below(path: Path) -> list[Path]:
 
 
 def read_runs(
-    paths: Iterable[Path], *, stored: bool = False, watch: Callable[[int, int], None] | None = None
+    paths: Iterable[Path], *, stored: bool = False, progress: Callable[[int, int], None] | None = None
 ) -> tuple[list[RecordedRun], list[Refusal]]:
     """Read every run that :func:`find_runs` finds; what cannot be read is returned with the reason.
 
     Args:
         paths: run directories, or folders of them.
         stored: as in :func:`read_run`.
-        watch: is told after each how many of how many were read.
+        progress: is told after each how many of how many were read.
     """
     directories = find_runs(paths)
     runs: list[RecordedRun] = []
@@ -136,8 +136,8 @@ def read_runs(
             runs.append(read_run(directory, stored=stored))
         except HarnessError as error:
             refused.append(Refusal(directory, " ".join(str(error).split())))
-        if watch is not None:
-            watch(done, len(directories))
+        if progress is not None:
+            progress(done, len(directories))
     return runs, refused
 
 

@@ -21,13 +21,13 @@ from harness.running.session import Observer
 __all__ = ["run_repeat"]
 
 
-def run_repeat(directory: Path, repeat: int, watch: Observer) -> None:
+def run_repeat(directory: Path, repeat: int, observer: Observer) -> None:
     """Measure one repeat of the run in ``directory`` in a fresh process, which resumes it.
 
     Args:
-        directory: a run directory that nobody has open for writing.
+        directory: a run directory that no process has open for writing.
         repeat: 0-based.
-        watch: is told of every window.
+        observer: is told of every window.
 
     Raises:
         HarnessError: the process was refused or died; what it finished is kept.
@@ -48,11 +48,11 @@ def run_repeat(directory: Path, repeat: int, watch: Observer) -> None:
                     refusal = message["error"]
                     continue
                 if "stage" in message:
-                    watch.stage(f"repeat {repeat + 1}, in a fresh process: {message['stage']}")
+                    observer.stage(f"repeat {repeat + 1}, in a fresh process: {message['stage']}")
                 elif "begin" in message:
-                    watch.begin(message["begin"], message["done"], directory)
+                    observer.begin(message["begin"], message["done"], directory)
                 else:
-                    watch.window(WindowRecord.model_validate(message))
+                    observer.window(WindowRecord.model_validate(message))
                 process.stdin.write(b"\n")  # the process waits, so that nothing here is drawn inside a window
                 process.stdin.flush()
         except BrokenPipeError:

@@ -1,7 +1,7 @@
 """Runs operating points over samples, interleaved, and writes every record as soon as it is final.
 
 For each block of samples every operating point runs once per repeat, in random order, inside one
-measured window, so that drift of the machine favours nobody and everything is paired.
+measured window, so that drift of the machine favours no operating point and everything is paired.
 """
 
 from __future__ import annotations
@@ -71,13 +71,13 @@ def execute(config: RunConfig, *, resume: Path | None = None, observer: Observer
     Raises:
         HarnessError: the run cannot be made, or could not go on.
     """
-    watch = observer or _Silent()
-    path = _measure(config, resume, 0, watch)
+    observer = observer or _Silent()
+    path = _measure(config, resume, 0, observer)
     _free_memory()
     for repeat in range(1, config.repeats):
         if not _is_finished(path, repeat):
-            run_repeat(path, repeat, watch)
-    watch.stage("scoring")
+            run_repeat(path, repeat, observer)
+    observer.stage("scoring")
     summary = read_run(path).summary
     write_report(summary, path)
     return RunResult(path, summary)
@@ -101,7 +101,7 @@ def _is_finished(path: Path, repeat: int) -> bool:
     return {key[:2] + key[3:] for key in done if key[2] == 0} == {key[:2] + key[3:] for key in done if key[2] == repeat}
 
 
-def measure_repeat(directory: Path, repeat: int, watch: Observer) -> None:
+def measure_repeat(directory: Path, repeat: int, observer: Observer) -> None:
     """Measure one repeat of a run that is on disk, here; what :mod:`harness.running.repeat_process` does.
 
     Raises:
@@ -109,34 +109,34 @@ def measure_repeat(directory: Path, repeat: int, watch: Observer) -> None:
     """
     with RunDirectory.read(directory) as store:
         config = RunConfig.build({key: value for key, value in store.manifest.config.items() if key != "out"})
-    _measure(config, directory, repeat, watch)
+    _measure(config, directory, repeat, observer)
 
 
-def _measure(config: RunConfig, resume: Path | None, repeat: int, watch: Observer) -> Path:
+def _measure(config: RunConfig, resume: Path | None, repeat: int, observer: Observer) -> Path:
     """Load what a run needs and measure one repeat; returns the run directory."""
     import torch
 
     before = _before(config, resume)
-    watch.stage("checking the configuration and drawing samples")
+    observer.stage("checking the configuration and drawing samples")
     plan = make_plan(config)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     meter, unavailable = open_meter(config.energy, plan.device, config.tdp_w)
     try:
-        watch.stage(f"loading {plan.model.info.name}")
+        observer.stage(f"loading {plan.model.info.name}")
         loaded = plan.model.load(plan.device)
         engine = Engine(loaded.backbone, plan.model.info, config.kv_input)
         session = Session(plan, engine, meter)
         if session.idle_s:
-            watch.stage(f"measuring the machine at rest for {session.idle_s:g} s")
+            observer.stage(f"measuring the machine at rest for {session.idle_s:g} s")
         idle = session.rest()
-        watch.stage("warming up")
+        observer.stage("warming up")
         warmup = _warm_up(session, config)
         manifest = describe_run(plan, loaded, meter, unavailable, _block_size(config, before, meter, warmup), before)
         path = resume or config.out or default_directory(config, f"{datetime.now(UTC):%Y%m%d-%H%M%S}")
         with _open(path, manifest, resume=resume is not None) as store:
             _warn_of_few_blocks(plan, manifest.block_size)
-            session.measure(store, [*idle, *warmup], watch, repeat)
+            session.measure(store, [*idle, *warmup], observer, repeat)
     finally:
         meter.close()
     return path

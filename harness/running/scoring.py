@@ -146,7 +146,7 @@ class _Worker:
 
 
 def _shares(corpora: Sequence[Corpus], count: int) -> list[list[int]]:
-    """Indices for each process: the largest corpus first, always to whoever has least to do."""
+    """Indices for each process: the largest corpus first, always to the process with the least work so far."""
     shares: list[list[int]] = [[] for _ in range(count)]
     loads = [0] * count
     for index in sorted(range(len(corpora)), key=lambda index: -len(corpora[index].texts)):
@@ -183,7 +183,7 @@ def _registered() -> dict[str, Score]:
 def _main(source: IO[bytes], target: IO[bytes]) -> None:
     corpora: Iterable[Any] = json.loads(source.read())
     results = [_score(Corpus(language, tuple(texts), tuple(references))) for language, texts, references in corpora]
-    target.write(json.dumps(results).encode())
+    target.write(b"\n" + json.dumps(results).encode())  # a line of its own, also behind one that was cut off
 
 
 if __name__ == "__main__":

@@ -97,13 +97,13 @@ class Session:
             records[-1] = records[-1].model_copy(update={"flags": (*records[-1].flags, "not-settled")})
         return records
 
-    def measure(self, store: RunDirectory, before: Sequence[WindowRecord], watch: Observer, repeat: int = 0) -> None:
+    def measure(self, store: RunDirectory, before: Sequence[WindowRecord], observer: Observer, repeat: int = 0) -> None:
         """Measure every window of one repeat that is not on disk yet.
 
         Args:
             store: where they go.
             before: the records of :meth:`rest` and :meth:`warm_up`.
-            watch: is told of every window that counts.
+            observer: is told of every window that counts.
             repeat: which repeat; each has a process of its own, see :mod:`harness.running.repeats`.
 
         Raises:
@@ -111,18 +111,18 @@ class Session:
             OutOfMemoryError: memory ran out; what was finished is kept.
         """
         try:
-            self._measure(store, before, watch, repeat)
+            self._measure(store, before, observer, repeat)
         except MeterError as error:
             raise MeterError(
                 f"{error} {len(store.finished())} finished windows are kept in {store.path}; when the meter works "
                 f"again, continue with --resume {store.path}."
             ) from error
 
-    def _measure(self, store: RunDirectory, before: Sequence[WindowRecord], watch: Observer, repeat: int) -> None:
+    def _measure(self, store: RunDirectory, before: Sequence[WindowRecord], observer: Observer, repeat: int) -> None:
         blocks = {task.record.name: self._blocks(task, store.manifest.block_size) for task in self._plan.tasks}
         count = sum(len(cut) for cut in blocks.values()) * len(self._plan.points)
         finished = store.finished()
-        watch.begin(count * self._plan.config.repeats, len(finished), store.path)
+        observer.begin(count * self._plan.config.repeats, len(finished), store.path)
         mine = sum(key[2] == repeat for key in finished)
         if mine == count and (not self.idle_s or _ends_at_rest(store) or len(finished) > mine):
             return
@@ -132,7 +132,7 @@ class Session:
                 for point in self._order(planned.record.name, index, repeat):
                     if (planned.record.name, index, repeat, point.name) in finished:
                         continue
-                    watch.window(self._measure_one(store, planned, index, repeat, point, block))
+                    observer.window(self._measure_one(store, planned, index, repeat, point, block))
         _commit_bare(store, self.rest())
 
     def _blocks(self, planned: PlannedTask, size: int) -> list[Sequence[Sample]]:

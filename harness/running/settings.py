@@ -31,5 +31,5 @@ def resolve_settings(given: Mapping[str, Any], config: Path | None, resume: Path
             before = {key: value for key, value in store.manifest.config.items() if key != "out"}
     settings = RunConfig.build({**before, **(RunConfig.read_toml(config) if config is not None else {}), **given})
     if resume is not None and settings.out is not None and settings.out.absolute() != resume.absolute():
-        raise ConfigError(f"--out {settings.out} and --resume {resume} name two directories. Leave --out away.")
+        raise ConfigError(f"--out {settings.out} and --resume {resume} name two directories. Omit --out.")
     return settings

@@ -66,13 +66,13 @@ class Service:
         self.info: ModelInfo = self._model.info
         self.settings = Settings(config.strategies, self.info)
         self.max_prompt_tokens = prompt_cap(config, self.info)
-        self._codec = self._model.tokenizer
-        self._longest = max(map(len, self._codec.wrapped.get_vocab()), default=1)
-        self._special = self._codec.special_ids
+        self._tokenizer = self._model.tokenizer
+        self._longest = max(map(len, self._tokenizer.wrapped.get_vocab()), default=1)
+        self._special = self._tokenizer.special_ids
         self._meter, _ = open_meter(config.energy, self.device, config.tdp_w)
         self.energy_source, self.energy_description = self._meter.source, self._meter.description
         self.energy_measured = is_measured(self._meter)
-        self.fim = fill_in_the_middle(self._codec.wrapped)
+        self.fim = fill_in_the_middle(self._tokenizer.wrapped)
         self.metrics = Metrics(energy_measured=self.energy_measured)
         self.state: State = "loading"
         self.failure: str | None = None
@@ -105,13 +105,12 @@ class Service:
         """Begin to load the model, on the engine's thread; returns at once. :attr:`state` says how it goes."""
         self._thread.start()
 
-    def encode(self, prompt: str | Sequence[int], suffix: str | None, *, max_new_tokens: int, truncate: bool) -> Prompt:
+    def encode(self, prompt: str | Sequence[int], suffix: str | None, *, truncate: bool) -> Prompt:
         """Return what the model reads.
 
         Args:
             prompt: text before the cursor, or its tokens.
             suffix: text after it; read with the tokenizer's fill-in-the-middle tokens, where it has them.
-            max_new_tokens: tokens that follow; the server's cap of them fits after any prompt.
             truncate: whether a prompt that is too long loses its beginning instead of being refused.
 
         Raises:
@@ -165,7 +164,7 @@ class Service:
             raise LoadingError(f"the model could not be loaded: {self.failure}")
         if self._worker is None or self.state == "loading":
             raise LoadingError(f"{self.model_name} is being loaded. Try again in a few seconds.")
-        ends = self._codec.eos_token_ids
+        ends = self._tokenizer.eos_token_ids
         if job.prompt.suffix == "used" and self.fim is not None:
             ends |= self.fim.end_token_ids
         job = replace(job, end_token_ids=ends)
@@ -228,7 +227,7 @@ class Service:
         loaded = self._model.load(self.device)
         engine = Engine(loaded.backbone, self.info, self.config.kv_input)
         worker = Worker(
-            engine, self._codec, self._special, self.config.kv, self.config.batch_size,
+            engine, self._tokenizer, self._special, self.config.kv, self.config.batch_size,
             self.max_prompt_tokens + self.config.max_new_tokens, self.config.max_queue, EnergyShares(self._meter),
             self.metrics, log_prompts=self.config.log_prompts,
         )  # fmt: skip
@@ -257,7 +256,7 @@ class Service:
                     "Send less, or serve with a larger --max-prompt-tokens."
                 )
             prompt = prompt[-enough:]
-        return self._codec.encode(prompt)
+        return self._tokenizer.encode(prompt)
 
 
 def _why(error: Exception, name: str) -> str:

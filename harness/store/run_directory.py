@@ -205,15 +205,6 @@ class RunDirectory:
         if _counts(window):
             self._finished.add(_key(window))
 
-    def write_summary(self, summary: Summary) -> None:
-        """Write or replace ``summary.json`` in one step.
-
-        Raises:
-            StoreError: the directory was opened for reading, or the file cannot be written.
-        """
-        self._check_writable()
-        write_document(self.path / SUMMARY, summary)
-
     def _check_writable(self) -> None:
         if self._lock is None:
             raise StoreError(f"the run directory {self.path} is open for reading only.")

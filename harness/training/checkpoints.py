@@ -57,13 +57,13 @@ class Checkpoints:
         """
         path = self.latest()
         if path is None:
-            raise TrainingError(f"{self._folder} holds no checkpoint to resume from. Leave --resume away to begin.")
+            raise TrainingError(f"{self._folder} holds no checkpoint to resume from. Omit --resume to begin.")
         found = read_artefact(path, self._kind)
         for name, ours in self._facts.items():
             theirs = found.facts["training"].get(name)
             if theirs != ours:
                 raise TrainingError(
-                    f"{path} was trained with {name.replace('_', ' ')} {theirs}, now it is {ours}. Leave --resume away "
+                    f"{path} was trained with {name.replace('_', ' ')} {theirs}, now it is {ours}. Omit --resume "
                     "to begin anew."
                 )
         self._written = [path]

@@ -1,4 +1,4 @@
-"""Token packs to learn from: whole documents of several sources, in equal shares, some held out."""
+"""Packed token sequences to learn from: whole documents of several sources, in equal shares, some held out."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ HELD_OUT = 0.04
 
 @dataclass(frozen=True)
 class Stream:
-    """One task's documents from one source, as token packs.
+    """One task's documents from one source, as packed token sequences.
 
     Attributes:
         name: task and source, for tables.
         source: where the documents came from.
-        packs: to learn from, ``[n, length]`` int32.
+        sequences: to learn from, ``[n, length]`` int32.
         held_out: to be measured on, the same shape.
         keys: of every document in either (:func:`harness.contracts.document_key`).
         held_out_keys: of those that are held out.
@@ -33,7 +33,7 @@ class Stream:
 
     name: str
     source: SourceInfo
-    packs: Tensor
+    sequences: Tensor
     held_out: Tensor
     keys: tuple[str, ...]
     held_out_keys: tuple[str, ...]
@@ -42,7 +42,7 @@ class Stream:
 def read_streams(
     tasks: Sequence[Task],
     sources: Sequence[str],
-    codec: Tokenizer,
+    tokenizer: Tokenizer,
     *,
     split: Split,
     length: int,
@@ -56,16 +56,16 @@ def read_streams(
     Args:
         tasks: whose documents.
         sources: ``embedded``, ``hub`` or paths.
-        codec: the model's tokenizer.
+        tokenizer: the model's tokenizer.
         split: part of each dataset.
-        length: tokens a pack.
+        length: tokens of a packed sequence.
         documents: at most so many of each stream; ``None`` for all.
         seed: decides the order and which documents are held out.
         note: is told what is being read.
         known: keys of documents that cannot be held out any more, since the model has learned from them.
 
     Raises:
-        DataError: a source cannot be read, or is too small for one pack to learn from and one to measure on.
+        DataError: a source cannot be read, or is too small for one sequence to learn from and one to measure on.
     """
     corpora: list[tuple[str, Corpus, list[Document]]] = []
     unseen: set[str] = set()
@@ -86,50 +86,53 @@ def read_streams(
     for name, corpus, kept in corpora:
         # a copy of what is held out, here or in another source, is not learned from either
         learned = [document for document in corpus.documents if document_key(document.text) not in unseen]
-        held_out, packs = pack(kept, codec, length), pack(learned, codec, length)
-        if not len(packs) or not len(held_out):
+        held_out, sequences = pack(kept, tokenizer, length), pack(learned, tokenizer, length)
+        if not len(sequences) or not len(held_out):
             raise DataError(
                 f"{corpus.source.label} ({name}, {split}) is too small: {len(corpus.documents)} documents do "
-                f"not fill one pack of {length} tokens to learn from and one to measure on. Give more documents."
+                f"not fill one packed sequence of {length} tokens to learn from and one to measure on. Give more "
+                "documents."
             )
         keys = tuple(sorted({document_key(document.text) for document in corpus.documents}))
         held_out_keys = tuple(sorted({document_key(document.text) for document in kept}))
-        streams.append(Stream(f"{name}, {corpus.source.label}", corpus.source, packs, held_out, keys, held_out_keys))
+        streams.append(
+            Stream(f"{name}, {corpus.source.label}", corpus.source, sequences, held_out, keys, held_out_keys)
+        )
     return streams
 
 
-def pack(documents: Sequence[Document], codec: Tokenizer, length: int) -> Tensor:
+def pack(documents: Sequence[Document], tokenizer: Tokenizer, length: int) -> Tensor:
     """Return the tokens of documents, end-of-text between them, cut into rows ``[n, length]`` int32.
 
     What does not fill the last row is left out.
     """
-    end = sorted(codec.eos_token_ids)[:1]
+    end = sorted(tokenizer.eos_token_ids)[:1]
     tokens: list[int] = []
     for document in documents:
-        tokens += [*codec.encode(document.text), *end]
+        tokens += [*tokenizer.encode(document.text), *end]
     rows = len(tokens) // length
     return torch.tensor(tokens[: rows * length], dtype=torch.int32).view(rows, length)
 
 
 class PackedStreams(torch.utils.data.Dataset[dict[str, Tensor]]):
-    """Endless packs of several streams, each stream as often as any other, each reshuffled when it is used up.
+    """Endless packed sequences: each stream is as often read as any other, and reshuffled when it is used up.
 
     Args:
-        streams: where packs come from.
-        size: how many packs there shall be.
+        streams: where sequences come from.
+        size: how many sequences there shall be.
         seed: decides the order.
-        skip: packs at the beginning of this order that were read before.
+        skip: sequences at the beginning of this order that were read before.
     """
 
     def __init__(self, streams: Sequence[Stream], size: int, seed: int, skip: int = 0) -> None:
-        self._packs = [stream.packs for stream in streams]
+        self._sequences = [stream.sequences for stream in streams]
         self._order: list[tuple[int, int]] = []
         decks: list[list[int]] = [[] for _ in streams]
         chance = random.Random(seed)
         for number in range(skip + size):
             stream = number % len(decks)
             if not decks[stream]:
-                decks[stream] = list(range(len(self._packs[stream])))
+                decks[stream] = list(range(len(self._sequences[stream])))
                 chance.shuffle(decks[stream])
             self._order.append((stream, decks[stream].pop()))
         del self._order[:skip]
@@ -138,6 +141,6 @@ class PackedStreams(torch.utils.data.Dataset[dict[str, Tensor]]):
         return len(self._order)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """Return one pack as ``{"input_ids": [length] int64}``."""
+        """Return one sequence as ``{"input_ids": [length] int64}``."""
         stream, row = self._order[index]
-        return {"input_ids": self._packs[stream][row].long()}
+        return {"input_ids": self._sequences[stream][row].long()}

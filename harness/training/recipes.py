@@ -36,7 +36,7 @@ class Lite(LiteOptions):
             model = self.folder / "model"
             note = f"The tuned model is {model}: use it with --model {model} --artefacts {self.folder}"
         else:
-            note = f"Adapter, maps, exits.md and training.jsonl are in {self.folder}"
+            note = f"Adapter, shortcuts, exits.md and training.jsonl are in {self.folder}"
         return Trained(result.report, note)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from harness.contracts import Better, Metric, Score, Wording
 from harness.registry import SCORES as REGISTERED
-from reports.metrics.sections import AGAINST_FULL, FIGURES, HEADLINE, LEADERBOARD, SCORE_DIFFERENCES, SCORES
+from reports.metrics.sections import AGAINST_FULL, LEADERBOARD, SCORE_DIFFERENCES, SCORES
 from reports.statistics.intervals import mean
 
 if TYPE_CHECKING:
@@ -38,30 +38,24 @@ _SHORT = {"similarity": "sim.", "accuracy": "acc."}
 """Words that headers abbreviate."""
 _DIFFERENCE = "_difference"
 EDIT_SIMILARITY_DIFFERENCE = f"{EDIT_SIMILARITY}{_DIFFERENCE}"
-_JUDGED = (EDIT_SIMILARITY, "exact_match", "codebleu")
-"""Built-in scores that decide whether quality is kept; one of somebody else always does."""
-_PLACES: dict[str, dict[str, float]] = {
-    EDIT_SIMILARITY: {HEADLINE: 2, FIGURES: 1},
-    "exact_match": {FIGURES: 3, LEADERBOARD: 2.3},
-    "codebleu": {FIGURES: 4, LEADERBOARD: 2.4},
-    "rouge_l": {FIGURES: 5},
-}
-"""Where built-in scores stand besides among the scores."""
+_LAST = 4
+"""Place among the scores of one that names none."""
+_ABSENT = "as recorded: the package that this score comes from is not installed here"
 
 
 @cache
 def score_metrics(name: str) -> tuple[Metric, Metric]:
     """Return the metrics of one score: itself, and its difference to full depth."""
-    title, meaning, unit, better = _facts(name)
-    built_in = name in REGISTERED and not REGISTERED.entry(name).is_plugin
-    where = _PLACES.get(name, {}) if built_in else {HEADLINE: 2.5, FIGURES: 6}
-    place = _JUDGED.index(name) if name in _JUDGED else 4
+    score: Score | None = REGISTERED.load(name)() if name in REGISTERED else None
+    title, meaning, unit, better = _facts(score) if score else (name, _ABSENT, "", None)
+    decides = score is not None and score.decides
+    placed = score is not None and score.sections is not Score.sections
+    sections = {SCORES: _LAST, **(score.sections if score else Score.sections)}
     short = " ".join(_SHORT.get(word, word) for word in title.split(" "))
     words = name.replace("_", " ")
     wording = Wording(f"{words} {{}} higher", f"{words} {{}} lower", words)
     wording = wording if better != "lower" else Wording(wording.worse, wording.better, words)
-    judged = name in _JUDGED if built_in else better is not None
-    score = Metric(
+    value = Metric(
         name=name,
         header=short.replace(" ", "\n", 1),
         title=title,
@@ -72,9 +66,9 @@ def score_metrics(name: str) -> tuple[Metric, Metric]:
         better=better,
         unit=unit,
         form="number" if unit else "fraction",
-        sections={SCORES: place, **where},
-        priority=2 if built_in else 8,  # of third parties, after layers and latency
-        change=wording if judged else None,
+        sections=sections,
+        priority=2 if placed else 8,  # one that names no place comes after layers and latency
+        change=wording if decides else None,
     )
     difference = Metric(
         name=f"{name}{_DIFFERENCE}",
@@ -88,13 +82,13 @@ def score_metrics(name: str) -> tuple[Metric, Metric]:
         unit=unit,
         form="difference",
         sections={
-            **({AGAINST_FULL: 4 + place} if name in _JUDGED else {SCORE_DIFFERENCES: 1}),
+            **({AGAINST_FULL: 4 + sections[SCORES]} if sections[SCORES] < _LAST else {SCORE_DIFFERENCES: 1}),
             **({LEADERBOARD: 2.2} if name == EDIT_SIMILARITY else {}),
         },
-        verdict=wording if judged else None,
+        verdict=wording if decides else None,
         always_told=name == EDIT_SIMILARITY,
     )
-    return score, difference
+    return value, difference
 
 
 def recorded_scores(cells: Iterable[Measured]) -> set[str]:
@@ -114,15 +108,12 @@ def scores_of(names: Iterable[str]) -> list[str]:
     return [name for name in known if f"{name}{_DIFFERENCE}" in known]
 
 
-def _facts(name: str) -> tuple[str, str, str, Better | None]:
+def _facts(score: Score) -> tuple[str, str, str, Better | None]:
     """Title, meaning, unit and direction of a score."""
-    if name in REGISTERED:
-        score: Score = REGISTERED.load(name)()
-        meaning = score.meaning
-        if not meaning[:2].isupper():
-            meaning = meaning[:1].lower() + meaning[1:]
-        return score.title, meaning, score.unit, score.better
-    return name, "as recorded: the package that this score comes from is not installed here", "", None
+    meaning = score.meaning
+    if not meaning[:2].isupper():
+        meaning = meaning[:1].lower() + meaning[1:]
+    return score.title, meaning, score.unit, score.better
 
 
 def _value(name: str, point: Point) -> float | None:

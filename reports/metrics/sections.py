@@ -1,7 +1,7 @@
 """Where metrics stand: the sections of a report, in reading order, and the places outside them.
 
-A metric says in which of these it stands (:attr:`harness.contracts.Metric.sections`). A section nobody lists here comes
-last, under its own name.
+A metric says in which of these it stands (:attr:`harness.contracts.Metric.sections`). A section that is not listed here
+comes last, under its own name.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ class Resampling:
         return Resampled(value, found.ci, found.replicates)
 
     def agreement(self, cell: Measured, full: Measured) -> Resampled | None:
-        """Return the share of full depth's tokens at the same place (:func:`reports.summary.quality.agreement`)."""
+        """Return the share of full depth's tokens at the same place: :data:`reports.metrics.faithfulness.AGREEMENT`."""
         terms = []
         for key in cell.shared(full):
             if key[1] == 0:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from os.path import isdir, isfile  # of pathlib they fail where one may not look
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from harness.contracts.loss_weights import WeightsRule
 
@@ -156,7 +156,7 @@ def _read_lite(folder: Path, problems: list[str]) -> LiteLog | None:
         steps=tuple(sorted(steps, key=lambda step: step.step)),
         exit_points=tuple(point for point in _listed(facts.get("exit_points")) if isinstance(point, int)),
         num_layers=layers if isinstance(layers, int) else None,
-        weights_rule=rule if rule in ("green-code", "uniform") else None,
+        weights_rule=next((known for known in get_args(WeightsRule) if known == rule), None),
         exits_per_step=each if isinstance(each, int) else None,
         exit_head=str(recipe.get("exit_head") or ""),
         text=_tasks(streams),

@@ -45,11 +45,11 @@ class Protocol(ABC):
         self.language = language
 
     @abstractmethod
-    def sample(self, row: Document | LineRow, codec: Tokenizer, request: TaskRequest) -> Sample | BadRow | Skipped:
+    def sample(self, row: Document | LineRow, tokenizer: Tokenizer, request: TaskRequest) -> Sample | BadRow | Skipped:
         """Return the sample of one row, or why there is none. Depends on nothing but its arguments."""
 
     @abstractmethod
-    def stop_rule(self, codec: Tokenizer) -> StopRule:
+    def stop_rule(self, tokenizer: Tokenizer) -> StopRule:
         """Return a predicate on the tokens generated so far: true when the completion is over."""
 
     @abstractmethod

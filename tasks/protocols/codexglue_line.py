@@ -46,7 +46,7 @@ class CodexglueLine(Protocol):
         LineRow: "input and gt as given",
     }
 
-    def sample(self, row: Document | LineRow, codec: Tokenizer, request: TaskRequest) -> Sample | BadRow | Skipped:
+    def sample(self, row: Document | LineRow, tokenizer: Tokenizer, request: TaskRequest) -> Sample | BadRow | Skipped:
         """Encode the prompt and keep its last 924 tokens; cut a document first."""
         if isinstance(row, LineRow):
             if not row.answer.strip():
@@ -59,14 +59,14 @@ class CodexglueLine(Protocol):
                 return Skipped("document without a line to complete")
             prompt, rest = pieces
         new = self.limit(request)
-        prompt_ids = tuple(codec.encode(prompt)[-MAX_CONTEXT:])
+        prompt_ids = tuple(tokenizer.encode(prompt)[-MAX_CONTEXT:])
         if not prompt_ids:
             return BadRow(row.sample_id, f"row {row.number}: the tokenizer makes no token of the prompt")
         if bad := too_long(row, len(prompt_ids), new, request):
             return bad
-        return Sample(row.sample_id, prompt_ids, rest.strip(), tuple(codec.encode(rest.rstrip())), new)
+        return Sample(row.sample_id, prompt_ids, rest.strip(), tuple(tokenizer.encode(rest.rstrip())), new)
 
-    def stop_rule(self, codec: Tokenizer) -> StopRule:
+    def stop_rule(self, tokenizer: Tokenizer) -> StopRule:
         """Return a rule that is true once the line has ended.
 
         An end mark may span tokens, so the text of all tokens is searched; but only when some token holds a
@@ -79,9 +79,9 @@ class CodexglueLine(Protocol):
             for token_id in token_ids:
                 known = suspects.get(token_id)
                 if known is None:
-                    known = suspects[token_id] = self.language.may_end_line(codec.decode([token_id]))
+                    known = suspects[token_id] = self.language.may_end_line(tokenizer.decode([token_id]))
                 suspicious = suspicious or known
-            return suspicious and self.language.line_end(codec.decode(token_ids)) is not None
+            return suspicious and self.language.line_end(tokenizer.decode(token_ids)) is not None
 
         return line_is_over
 

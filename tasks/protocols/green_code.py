@@ -6,7 +6,7 @@ a9e8377). It is not line completion: nothing stops at a line's end, and the refe
 of the language.
 
 Deviations from the published code: a context longer than 512 tokens keeps exactly 512 (there it falls to
-512 − 1 − 15); no begin-of-sequence token is added, because a codec adds none; documents too short for a full
+512 − 1 − 15); no begin-of-sequence token is added, because a tokenizer adds none; documents too short for a full
 reference are skipped (there they are scored on what is left). All references are the same for every
 operating point, which they were not in the published Python runs.
 """
@@ -42,10 +42,10 @@ class GreenCode(Protocol):
         LineRow: "document rebuilt from input and gt",
     }
 
-    def sample(self, row: Document | LineRow, codec: Tokenizer, request: TaskRequest) -> Sample | BadRow | Skipped:
+    def sample(self, row: Document | LineRow, tokenizer: Tokenizer, request: TaskRequest) -> Sample | BadRow | Skipped:
         """Tokenise the whole document and split it; a document that is too short is skipped."""
         new = self.limit(request)
-        token_ids = codec.encode(whole(row))
+        token_ids = tokenizer.encode(whole(row))
         context = min(len(token_ids) // CONTEXT_PART, MAX_CONTEXT)
         if context < 1 or len(token_ids) < context + new:
             return Skipped(f"document too short for a context and {new} further tokens")
@@ -55,12 +55,12 @@ class GreenCode(Protocol):
         return Sample(
             sample_id=row.sample_id,
             prompt_ids=tuple(token_ids[:context]),
-            reference=codec.decode(reference_ids),
+            reference=tokenizer.decode(reference_ids),
             reference_ids=reference_ids,
             max_new_tokens=new,
         )
 
-    def stop_rule(self, codec: Tokenizer) -> StopRule:
+    def stop_rule(self, tokenizer: Tokenizer) -> StopRule:
         """Return a rule that never stops: the length limit does."""
         return _never
 

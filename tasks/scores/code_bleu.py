@@ -35,7 +35,7 @@ from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 from statistics import fmean
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 from harness.contracts import Score
 from harness.contracts.scores import Pair
@@ -84,6 +84,9 @@ class Components:
 class _OfCodeBleu(Score):
     """A number of CodeBLEU's; each is computed once with all the others."""
 
+    decides = False
+    sections: ClassVar = {}
+
     def unavailable(self) -> str | None:
         """Return whether the library is absent.
 
@@ -112,6 +115,8 @@ class CodeBleu(_OfCodeBleu):
     """N-grams, keywords, syntax and data flow together (CodeBLEU)."""
 
     title = "CodeBLEU"
+    decides = True
+    sections: ClassVar = {"Scores": 2, "figures": 4, "leaderboard": 2.4}
 
     def _of(self, found: Components) -> float:
         return found.score

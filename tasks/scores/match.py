@@ -11,6 +11,7 @@ golden pairs of HEAD).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from rapidfuzz.distance import Indel
 
@@ -24,6 +25,7 @@ class ExactMatch(Score):
     """Share of completions identical to the reference, white space aside."""
 
     title = "exact match"
+    sections: ClassVar = {"Scores": 1, "figures": 3, "leaderboard": 2.3}
 
     def sample(self, completion: Completion) -> float:
         """Return 1 or 0."""
@@ -34,6 +36,7 @@ class EditSimilarity(Score):
     """Edit similarity to the reference, 1 is identical."""
 
     title = "edit similarity"
+    sections: ClassVar = {"Scores": 0, "headline": 2, "figures": 1}
 
     def sample(self, completion: Completion) -> float:
         """Return the official score of one pair as a fraction."""
@@ -44,6 +47,8 @@ class TokenAccuracy(Score):
     """Share of tokens that equal the reference's at the same place."""
 
     title = "token accuracy"
+    decides = False
+    sections: ClassVar = {}
 
     def sample(self, completion: Completion) -> float | None:
         """Return the share; ``None`` without a reference."""

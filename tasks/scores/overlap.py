@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 from harness.contracts import Completion, Score
 from harness.contracts.scores import Pair
@@ -22,6 +22,8 @@ class Bleu(Score):
     """N-gram precision, BLEU-4 of code tokens; of a corpus with counts pooled."""
 
     title = "BLEU"
+    decides = False
+    sections: ClassVar = {}
 
     def sample(self, completion: Completion) -> float:
         """Return the smoothed score of one pair."""
@@ -36,6 +38,8 @@ class RougeL(Score):
     """Longest common subsequence of code tokens, F1."""
 
     title = "ROUGE-L"
+    decides = False
+    sections: ClassVar = {"figures": 5}
 
     def sample(self, completion: Completion) -> float:
         """Return the score of one pair."""
@@ -46,6 +50,8 @@ class Chrf(Score):
     """Character n-grams, chrF2; of a corpus with counts pooled."""
 
     title = "chrF"
+    decides = False
+    sections: ClassVar = {}
 
     def sample(self, completion: Completion) -> float:
         """Return the score of one pair."""

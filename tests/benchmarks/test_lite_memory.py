@@ -1,7 +1,7 @@
 """What a LITE step needs at its peak: logits of one exit at a time, so that further exits cost their states alone.
 
-Each measurement is a process of its own: a llama of 13 layers with SmolLM2-135M's width and vocabulary, two packs of
-128 tokens, all exits, half of the loss distilled. Memory is not as moody as time: the bounds are asserted. Run with
+Each measurement is a process of its own: a llama of 13 layers with SmolLM2-135M's width and vocabulary, two sequences
+of 128 tokens, all exits, half of the loss distilled. Memory is not as moody as time: the bounds are asserted. Run with
 ``make bench``.
 """
 

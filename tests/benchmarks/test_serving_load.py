@@ -148,7 +148,7 @@ def test_the_first_token_of_an_idle_server(benchmark: Any, endpoint: tuple[str, 
     url, _ = endpoint
     torch.set_num_threads(2)
     text = "def fibonacci(n):\n    if n < 2:\n        return n\n    return "
-    ids = smollm2.codec.encode(text)
+    ids = smollm2.tokenizer.encode(text)
     body = {"inputs": text, "parameters": {"max_new_tokens": 1, "early_exit": {"strategy": "full"}}}
 
     def engine() -> float:
@@ -191,9 +191,9 @@ def tuned() -> tuple[Engine, list[int]]:
     """The default model as it is served, and a prompt."""
     torch.set_num_threads(2)
     found = resolve(ModelRequest("smollm2-135m"))
-    codec = found.tokenizer
+    tokenizer = found.tokenizer
     text = "class Stack:\n    def __init__(self):\n        self.items = []\n\n    def push(self, item):\n        "
-    return Engine(found.load("cpu").backbone, found.info), codec.encode(text)
+    return Engine(found.load("cpu").backbone, found.info), tokenizer.encode(text)
 
 
 class Open:

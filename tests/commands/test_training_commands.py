@@ -249,7 +249,7 @@ def test_a_trace_into_a_file(refusal: Refusal, tiny_llama: Path, rows_file: Path
         (("--task", "javacorpu"), "Did you mean 'javacorpus'?"),
         (("--model", "smollm2-135"), "Did you mean 'smollm2-135m'?"),
         (("--source", "nowhere"), "--source 'nowhere' does not exist."),
-        (("--length", 250), "do not fill one pack of 250 tokens"),
+        (("--length", 250), "do not fill one packed sequence of 250 tokens"),
     ],
 )
 def test_a_tuning_that_cannot_begin(
@@ -263,7 +263,7 @@ def test_a_tuning_that_cannot_begin(
 def test_a_tuning_without_a_checkpoint_to_resume_from(refusal: Refusal, tiny_llama: Path, rows_file: Path) -> None:
     given = ("train", "lite", "--model", tiny_llama, "--task", "py150", "--source", rows_file, "--length", 64)
     line = refusal(*given, "--preset", "cpu", "--out", "o", "--resume")
-    assert "o holds no checkpoint to resume from. Leave --resume away to begin." in line
+    assert "o holds no checkpoint to resume from. Omit --resume to begin." in line
 
 
 # ------------------------------------------------------------------------------------- from traces
@@ -300,7 +300,7 @@ def test_no_trace_names_the_command_that_makes_one(refusal: Refusal, tiny_llama:
 @pytest.mark.parametrize("kind", ["classifier", "lte"])
 def test_heads_without_a_checkpoint_to_resume_from(refusal: Refusal, traces: Path, tiny_llama: Path, kind: str) -> None:
     line = refusal("train", kind, "--model", tiny_llama, "--traces", "t", "--out", "o", "--resume")
-    assert f"o/checkpoints/heads-{kind} holds no checkpoint to resume from. Leave --resume away to begin." in line
+    assert f"o/checkpoints/heads-{kind} holds no checkpoint to resume from. Omit --resume to begin." in line
 
 
 @pytest.mark.usefixtures("no_weights")

@@ -50,14 +50,14 @@ public class Rectangle implements Shape {
 
 @pytest.mark.parametrize("language", CODE)
 def test_never_exiting_is_generate(smollm2: Any, language: str, greedy: Callable[..., list[int]]) -> None:
-    prompt = smollm2.codec.encode(CODE[language])
+    prompt = smollm2.tokenizer.encode(CODE[language])
     done = smollm2.engine.decode([prompt], Full(), kv="propagate", max_new_tokens=[24])[0]
     assert len(set(done.token_ids)) > 8
     assert done.token_ids == greedy(smollm2.module, prompt, 24)
 
 
 def test_every_policy_and_a_batch_agree_at_full_depth(smollm2: Any) -> None:
-    prompts = [smollm2.codec.encode(text) for text in CODE.values()]
+    prompts = [smollm2.tokenizer.encode(text) for text in CODE.values()]
     tokens = [
         [one.token_ids for one in smollm2.engine.decode(prompts, Full(), kv=kv, max_new_tokens=[8, 8])]
         for kv in KV_POLICIES.names()
@@ -67,7 +67,7 @@ def test_every_policy_and_a_batch_agree_at_full_depth(smollm2: Any) -> None:
 
 
 def test_recompute_decodes_as_no_cache_does(smollm2: Any) -> None:
-    prompt = smollm2.codec.encode(CODE["java"])
+    prompt = smollm2.tokenizer.encode(CODE["java"])
     done = smollm2.engine.decode([prompt], Fixed(layer=22), kv="recompute", max_new_tokens=[8])[0]
     plain = smollm2.engine.replay([prompt], [done.exit_layers], kv="none", max_new_tokens=[8])[0]
     assert done.exit_layers == [30] + [22] * 7
@@ -92,7 +92,7 @@ def test_agreement_with_full_depth_grows_with_depth(smollm2: Any) -> None:
     right: Counter[int] = Counter()
     for text in CODE.values():
         watch = Watch()
-        prompt = smollm2.codec.encode(text)
+        prompt = smollm2.tokenizer.encode(text)
         done = smollm2.engine.decode([prompt], watch, kv="propagate", max_new_tokens=[25])[0]
         for layer, said in watch.said.items():
             right[layer] += sum(a == b for a, b in zip(said, done.token_ids[1:], strict=True))

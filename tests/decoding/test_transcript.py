@@ -13,7 +13,7 @@ from harness.models.tokenizer import TransformersTokenizer
 
 
 class Bytes:
-    """A codec whose tokens are single bytes."""
+    """A tokenizer whose tokens are single bytes."""
 
     eos_token_ids: frozenset[int] = frozenset()
     fingerprint = "bytes"
@@ -95,13 +95,13 @@ def test_special_tokens_add_no_text() -> None:
 
 
 def test_it_spells_as_the_tokenizer_spells_all_at_once(tiny_tokenizer: Any, documents: list[str]) -> None:
-    codec = TransformersTokenizer(tiny_tokenizer, frozenset({0}))
+    tokenizer = TransformersTokenizer(tiny_tokenizer, frozenset({0}))
     for text in [*documents[:2], "naïve 語 🙂 \t\n  x"]:
-        ids = codec.encode(text)
-        transcript = Transcript(codec, ())
+        ids = tokenizer.encode(text)
+        transcript = Transcript(tokenizer, ())
         pieces = spoken(transcript, ids)
         assert len(pieces) == len(ids)
-        assert transcript.finish() == codec.decode(ids)
+        assert transcript.finish() == tokenizer.decode(ids)
         assert "".join(pieces) + transcript.rest() == transcript.finish()
 
 

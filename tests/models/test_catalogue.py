@@ -82,5 +82,5 @@ def test_the_default_model_s_shape_is_its_file_s(smollm2: Any) -> None:
     plain = {key: value for key, value in shape.items() if key != "rope_parameters"}
     assert {key: getattr(config, key) for key in plain} == pytest.approx(plain)  # GGUF rounds to float32
     assert config.rope_parameters["rope_theta"] == shape["rope_parameters"]["rope_theta"]
-    assert smollm2.codec.eos_token_ids == frozenset({2})
-    assert len(smollm2.codec.wrapped) <= smollm2.info.vocab_size
+    assert smollm2.tokenizer.eos_token_ids == frozenset({2})
+    assert len(smollm2.tokenizer.wrapped) <= smollm2.info.vocab_size

@@ -181,11 +181,11 @@ def test_a_wheel_that_is_not_installed_names_the_command(resolved: Any, monkeypa
 
 
 def test_a_folder_brings_its_own_tokenizer(resolved: Any, tiny_llama: Path) -> None:
-    codec = resolved(str(tiny_llama), weights="pretrained").tokenizer
-    assert codec.source == tiny_llama.name
-    assert codec.eos_token_ids == frozenset({0})
+    tokenizer = resolved(str(tiny_llama), weights="pretrained").tokenizer
+    assert tokenizer.source == tiny_llama.name
+    assert tokenizer.eos_token_ids == frozenset({0})
     text = "def load_path(items):\n    return  items  # é\n"
-    assert codec.decode(codec.encode(text)) == text
+    assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 def test_pretrained_weights_take_no_stand_in(resolved: Any) -> None:
@@ -200,11 +200,11 @@ def test_random_weights_take_the_default_model_s_tokenizer(
     resolved: Any, name: str, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("harness.models.tokenizer.snapshot_tokenizer", lambda wheel: tiny_tokenizer)
-    codec = resolved(name).tokenizer
-    assert codec.source == f"stand-in: smollm2-135m's tokenizer ({name}'s own is out of reach)"
-    assert codec.stand_in
-    assert codec.wrapped is tiny_tokenizer
-    assert codec.eos_token_ids == frozenset()  # random weights end nowhere
+    tokenizer = resolved(name).tokenizer
+    assert tokenizer.source == f"stand-in: smollm2-135m's tokenizer ({name}'s own is out of reach)"
+    assert tokenizer.stand_in
+    assert tokenizer.wrapped is tiny_tokenizer
+    assert tokenizer.eos_token_ids == frozenset()  # random weights end nowhere
 
 
 @pytest.mark.parametrize("own", [True, False])
@@ -224,13 +224,13 @@ def test_a_tokenizer_must_fit_the_vocabulary(
 @pytest.mark.parametrize("name", ["opt-2.7b", "llama-3.2-3b"])
 def test_the_real_stand_in_fits(resolved: Any, name: str, smollm2: Any) -> None:
     found = resolved(name)
-    codec = found.tokenizer
+    tokenizer = found.tokenizer
     text = "public int größe() {\n\treturn size;  }\n"
-    ids = codec.encode(text)
-    assert codec.source.startswith("stand-in: smollm2-135m")
-    assert ids == smollm2.codec.encode(text)
-    assert codec.decode(ids) == text
-    assert max(ids) < len(codec.wrapped) <= found.info.vocab_size
+    ids = tokenizer.encode(text)
+    assert tokenizer.source.startswith("stand-in: smollm2-135m")
+    assert ids == smollm2.tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert max(ids) < len(tokenizer.wrapped) <= found.info.vocab_size
 
 
 def test_special_tokens_are_neither_added_nor_hidden() -> None:
@@ -238,15 +238,17 @@ def test_special_tokens_are_neither_added_nor_hidden() -> None:
     from transformers import PreTrainedTokenizerFast
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({"<s>": 0} | {letter: at for at, letter in enumerate(alphabet, 1)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    codec = TransformersTokenizer(PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>"), frozenset({0}))
+    bytewise = Tokenizer(models.BPE({"<s>": 0} | {letter: at for at, letter in enumerate(alphabet, 1)}, []))
+    bytewise.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bytewise.decoder = decoders.ByteLevel()
+    bytewise.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    tokenizer = TransformersTokenizer(
+        PreTrainedTokenizerFast(tokenizer_object=bytewise, bos_token="<s>"), frozenset({0})
+    )
 
-    assert codec.wrapped.encode("a")[0] == 0  # left to itself it would begin with one, as Llama's does
-    assert codec.encode("") == []
-    ids = codec.encode("a , b .")
+    assert tokenizer.wrapped.encode("a")[0] == 0  # left to itself it would begin with one, as Llama's does
+    assert tokenizer.encode("") == []
+    ids = tokenizer.encode("a , b .")
     assert len(ids) == 7
     assert 0 not in ids
-    assert codec.decode((0, *ids, 0)) == "<s>a , b .<s>"
+    assert tokenizer.decode((0, *ids, 0)) == "<s>a , b .<s>"

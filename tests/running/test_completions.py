@@ -10,7 +10,7 @@ from harness.running.completions import token_texts
 
 
 class Bytes:
-    """A codec of one byte a token; half a character decodes to a replacement character, as real tokenizers' do."""
+    """A tokenizer of one byte a token; half a character decodes to a replacement character, as real tokenizers' do."""
 
     eos_token_ids: frozenset[int] = frozenset()
 
@@ -23,9 +23,9 @@ class Bytes:
 
 @pytest.mark.parametrize("text", ["", "x", "return x\n", "naïve", "日本", "🙂 = '🙂'"])
 def test_the_pieces_are_the_text(text: str) -> None:
-    codec = Bytes()
-    ids = codec.encode(text)
-    pieces = token_texts(codec, ids)
+    tokenizer = Bytes()
+    ids = tokenizer.encode(text)
+    pieces = token_texts(tokenizer, ids)
     assert len(pieces) == len(ids)
     assert "".join(pieces) == text
 

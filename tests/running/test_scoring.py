@@ -70,9 +70,9 @@ def test_a_task_that_prints_spoils_nothing(serial, parallel, monkeypatch, caplog
         "import sys, threading, time\n"
         "def talk():\n"
         "    while True:\n"
-        "        print('hello', flush=True)\n"
+        "        print('hello', end='', flush=True)\n"
         "        time.sleep(0.01)\n"
-        "print('hello', flush=True)\n"
+        "print('hello', end='', flush=True)\n"
         "if 'harness.running.scoring' in sys.orig_argv:\n"
         "    threading.Thread(target=talk, daemon=True).start()\n"
     )

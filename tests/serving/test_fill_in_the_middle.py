@@ -121,5 +121,5 @@ def test_the_default_model_has_none() -> None:
     from harness.contracts import ModelRequest
     from harness.models.model import resolve
 
-    codec = resolve(ModelRequest("smollm2-135m", weights="pretrained", exit_head="shared")).tokenizer
-    assert fill_in_the_middle(codec.wrapped) is None
+    tokenizer = resolve(ModelRequest("smollm2-135m", weights="pretrained", exit_head="shared")).tokenizer
+    assert fill_in_the_middle(tokenizer.wrapped) is None

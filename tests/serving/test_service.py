@@ -50,7 +50,7 @@ def own(serve_config: Callable[..., ServeConfig]) -> Iterator[Callable[..., Serv
 
 def job(service: Service, text: str = PROMPTS[0], tokens: int = 8, **given: Any) -> Job:
     facts = {key: given.pop(key) for key in ("stop", "keep_stop", "generate_s", "seed") if key in given}
-    prompt = service.encode(text, None, max_new_tokens=tokens, truncate=False)
+    prompt = service.encode(text, None, truncate=False)
     return Job(prompt, service.settings.resolve(given), tokens, **facts)
 
 
@@ -67,7 +67,7 @@ def alone(service: Service, wanted: Job, kv: str = "propagate") -> Any:
     """The same request through the engine's closed batch."""
     return service._worker._engine.decode(  # type: ignore[union-attr]
         [wanted.prompt.token_ids], wanted.setting.strategy, kv=kv, max_new_tokens=[wanted.max_new_tokens],
-        seeds=[wanted.seed], eos_token_ids=service._codec.eos_token_ids,
+        seeds=[wanted.seed], eos_token_ids=service._tokenizer.eos_token_ids,
     )[0]  # fmt: skip
 
 
@@ -100,7 +100,7 @@ def test_requests_at_the_same_time_get_what_each_gets_alone(own: Callable[..., S
         assert [token.exit_layer for token in tokens] == expected.exit_layers
         assert [token.index for token in tokens] == list(range(len(tokens)))
         assert "".join(token.text for token in tokens) + done.rest == done.text
-        assert done.text == service._codec.decode([t for t in expected.token_ids if t != 0])
+        assert done.text == service._tokenizer.decode([t for t in expected.token_ids if t != 0])
         assert (done.exit_checks, done.decode_layers) == (expected.exit_checks, expected.layers_executed)
         assert done.ending == ("eos" if expected.finish_reason == "eos" else "length")
         assert done.setting is wanted.setting
@@ -468,13 +468,13 @@ def test_it_takes_nothing_while_it_loads_and_says_why_it_failed(
 )
 def test_a_prompt_that_cannot_be_read_is_refused(service: Service, prompt: Any, words: str) -> None:
     with pytest.raises(InvalidRequestError, match=words):
-        service.encode(prompt, None, max_new_tokens=8, truncate=False)
+        service.encode(prompt, None, truncate=False)
 
 
 def test_a_prompt_that_is_too_long_may_lose_its_beginning(service: Service) -> None:
     for text in ("".join(f"x{n} = {n}\n" for n in range(60)), "".join(f"x{n} = {n}\n" for n in range(9000))):
-        ids = service._codec.encode(text)
-        prompt = service.encode(text, None, max_new_tokens=8, truncate=True)
+        ids = service._tokenizer.encode(text)
+        prompt = service.encode(text, None, truncate=True)
         assert list(prompt.token_ids) == ids[-208:]
         assert prompt.truncated > 0
 
@@ -494,17 +494,17 @@ def filler(
 
 def test_a_suffix_is_read_where_the_tokenizer_can(filler: Service) -> None:
     assert filler.fim
-    before, after = filler._codec.encode("def f(x):\n"), filler._codec.encode("\n    return y")
-    prompt = filler.encode("def f(x):\n", "\n    return y", max_new_tokens=8, truncate=False)
+    before, after = filler._tokenizer.encode("def f(x):\n"), filler._tokenizer.encode("\n    return y")
+    prompt = filler.encode("def f(x):\n", "\n    return y", truncate=False)
     names = ["<fim_prefix>", "<fim_suffix>", "<fim_middle>"]
-    start, hole, middle = filler._codec.wrapped.convert_tokens_to_ids(names)
+    start, hole, middle = filler._tokenizer.wrapped.convert_tokens_to_ids(names)
     assert prompt.token_ids == (start, *before, hole, *after, middle)
     assert prompt.suffix == "used"
-    assert filler.encode("", "\n    return y", max_new_tokens=8, truncate=False).suffix == "used"
-    assert filler.encode("x", None, max_new_tokens=8, truncate=False).suffix == "none"
+    assert filler.encode("", "\n    return y", truncate=False).suffix == "used"
+    assert filler.encode("x", None, truncate=False).suffix == "none"
     wanted = Job(prompt, filler.settings.default, 12)
     tokens, _ = asyncio.run(collect(filler, wanted))
-    ends = filler._codec.eos_token_ids | filler.fim.end_token_ids  # type: ignore[union-attr]
+    ends = filler._tokenizer.eos_token_ids | filler.fim.end_token_ids  # type: ignore[union-attr]
     assert all(token.token_id not in ends for token in tokens[:-1])
     assert [token.token_id for token in tokens] == alone(filler, wanted).token_ids[: len(tokens)]
 
@@ -512,21 +512,21 @@ def test_a_suffix_is_read_where_the_tokenizer_can(filler: Service) -> None:
 def test_what_is_far_from_the_cursor_goes_when_prefix_and_suffix_do_not_fit(filler: Service) -> None:
     before, after = ("".join(f"x{n} = {n}\n" for n in range(80)), "".join(f"y{n} = {n}\n" for n in range(80)))
     with pytest.raises(InvalidRequestError, match="allowed"):
-        filler.encode(before, after, max_new_tokens=8, truncate=False)
-    prompt = filler.encode(before, after, max_new_tokens=8, truncate=True)
+        filler.encode(before, after, truncate=False)
+    prompt = filler.encode(before, after, truncate=True)
     assert len(prompt.token_ids) == filler.max_prompt_tokens
     hole = prompt.token_ids.index(filler.fim.suffix)  # type: ignore[union-attr]
-    assert list(prompt.token_ids[1:hole]) == filler._codec.encode(before)[1 - hole :]
+    assert list(prompt.token_ids[1:hole]) == filler._tokenizer.encode(before)[1 - hole :]
     kept = prompt.token_ids[hole + 1 : -1]
-    assert list(kept) == filler._codec.encode(after)[: len(kept)]
+    assert list(kept) == filler._tokenizer.encode(after)[: len(kept)]
     assert prompt.truncated > 0
 
 
 def test_a_suffix_is_refused_or_ignored_and_said(service: Service, own: Callable[..., Service]) -> None:
     with pytest.raises(InvalidRequestError, match="fill-in-the-middle"):
-        service.encode("a", "b", max_new_tokens=8, truncate=False)
-    assert service.encode("a", "", max_new_tokens=8, truncate=False).suffix == "none"
-    assert own(suffix="ignore").encode("a", "b", max_new_tokens=8, truncate=False).suffix == "ignored"
+        service.encode("a", "b", truncate=False)
+    assert service.encode("a", "", truncate=False).suffix == "none"
+    assert own(suffix="ignore").encode("a", "b", truncate=False).suffix == "ignored"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Small real codecs, rows in memory, and the official rows where they are at hand."""
+"""Small real tokenizers, rows in memory, and the official rows where they are at hand."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from harness.contracts import TaskRequest
 from tasks.rows import RecordRows
 
 
-class PieceCodec:
+class PieceTokenizer:
     """Cuts text by a pattern and numbers the pieces as it meets them; decoding joins them. Loses nothing."""
 
     eos_token_ids: frozenset[int] = frozenset()
@@ -40,7 +40,7 @@ class PieceCodec:
         return "".join(self.pieces[token_id] for token_id in token_ids)
 
 
-class ByteCodec:
+class ByteTokenizer:
     """One token per UTF-8 byte, so that every mark longer than one character spans tokens."""
 
     eos_token_ids: frozenset[int] = frozenset()
@@ -52,26 +52,26 @@ class ByteCodec:
         return bytes(token_ids).decode("utf-8", errors="replace")
 
 
-CODECS: dict[str, Callable[[], Any]] = {
-    "bytes": ByteCodec,
-    "words": lambda: PieceCodec(r" ?\w+|\s|[^\w\s]"),
-    "threes": lambda: PieceCodec(r".{1,3}"),
+TOKENIZERS: dict[str, Callable[[], Any]] = {
+    "bytes": ByteTokenizer,
+    "words": lambda: PieceTokenizer(r" ?\w+|\s|[^\w\s]"),
+    "threes": lambda: PieceTokenizer(r".{1,3}"),
 }
 
 
-@pytest.fixture(params=sorted(CODECS))
-def codec(request: pytest.FixtureRequest) -> Any:
-    return CODECS[request.param]()
+@pytest.fixture(params=sorted(TOKENIZERS))
+def tokenizer(request: pytest.FixtureRequest) -> Any:
+    return TOKENIZERS[request.param]()
 
 
 @pytest.fixture
 def words() -> Any:
-    return CODECS["words"]()
+    return TOKENIZERS["words"]()
 
 
 @pytest.fixture
-def byte_codec() -> Any:
-    return ByteCodec()
+def byte_tokenizer() -> Any:
+    return ByteTokenizer()
 
 
 @pytest.fixture

@@ -21,17 +21,17 @@ STREAMS = {
 
 
 @pytest.mark.parametrize("language", [PYTHON, JAVA])
-def test_stop_rule_agrees_with_the_line_however_text_is_tokenised(codec: Any, language: Language) -> None:
+def test_stop_rule_agrees_with_the_line_however_text_is_tokenised(tokenizer: Any, language: Language) -> None:
     """At every length: stopped ⇔ the line has ended; and what is scored is final from then on."""
     protocol = CodexglueLine(language)
     chance = random.Random(3)
     stops = 0
     for _ in range(150):
         text = "".join(chance.choice(STREAMS[language.name]) for _ in range(12))
-        token_ids = codec.encode(text)
-        is_over = protocol.stop_rule(codec)
+        token_ids = tokenizer.encode(text)
+        is_over = protocol.stop_rule(tokenizer)
         for size in range(1, len(token_ids) + 1):
-            so_far = codec.decode(token_ids[:size])
+            so_far = tokenizer.decode(token_ids[:size])
             assert is_over(token_ids[:size]) == (language.line_end(so_far) is not None)
             if is_over(token_ids[:size]):
                 stops += 1
@@ -41,12 +41,12 @@ def test_stop_rule_agrees_with_the_line_however_text_is_tokenised(codec: Any, la
 
 
 def test_stop_rule_sees_an_end_in_the_middle_of_a_token(words: Any) -> None:
-    codec = type(words)(r"foo\);\n  bar| x|.")
-    token_ids = codec.encode(" xfoo);\n  bar")
-    is_over = CodexglueLine(JAVA).stop_rule(codec)
+    tokenizer = type(words)(r"foo\);\n  bar| x|.")
+    token_ids = tokenizer.encode(" xfoo);\n  bar")
+    is_over = CodexglueLine(JAVA).stop_rule(tokenizer)
     assert not is_over(token_ids[:1])
     assert is_over(token_ids)
-    assert CodexglueLine(JAVA).completion(codec.decode(token_ids)) == "xfoo);"
+    assert CodexglueLine(JAVA).completion(tokenizer.decode(token_ids)) == "xfoo);"
 
 
 def test_stop_rule_decodes_only_where_a_mark_is_possible(words: Any) -> None:
@@ -63,12 +63,12 @@ def test_one_stop_rule_serves_several_rows_of_a_batch(words: Any) -> None:
     assert [is_over(first[:1]), is_over(second), is_over(first)] == [False, True, False]
 
 
-def test_official_prompt_is_the_input_as_it_stands(codec: Any) -> None:
-    sample = CodexglueLine(PYTHON).sample(LineRow(4, "a", "<s> x = <EOL> y", "= z"), codec, REQUEST)
+def test_official_prompt_is_the_input_as_it_stands(tokenizer: Any) -> None:
+    sample = CodexglueLine(PYTHON).sample(LineRow(4, "a", "<s> x = <EOL> y", "= z"), tokenizer, REQUEST)
     assert isinstance(sample, Sample)
-    assert codec.decode(sample.prompt_ids) == "<s> x = <EOL> y"
+    assert tokenizer.decode(sample.prompt_ids) == "<s> x = <EOL> y"
     assert sample.reference == "= z"
-    assert codec.decode(sample.reference_ids) == " = z"
+    assert tokenizer.decode(sample.reference_ids) == " = z"
     assert sample.max_new_tokens == 100
 
 
@@ -96,15 +96,15 @@ def test_an_empty_answer_is_bad_and_known_as_withheld(words: Any) -> None:
     assert not protocol.is_withheld(BadRow("a", "row 3: is not JSON"))
 
 
-def test_a_document_is_cut_and_the_pieces_fit(codec: Any) -> None:
+def test_a_document_is_cut_and_the_pieces_fit(tokenizer: Any) -> None:
     text = "import os\n\ndef first(a, b):\n    value = a + b\n    return value * 2\n"
     for seed in range(20):
         request = TaskRequest("codexglue-line", "x", seed=seed)
-        sample = CodexglueLine(PYTHON).sample(Document(1, "a", text), codec, request)
+        sample = CodexglueLine(PYTHON).sample(Document(1, "a", text), tokenizer, request)
         assert isinstance(sample, Sample)
-        joined = codec.decode(sample.prompt_ids) + codec.decode(sample.reference_ids)
+        joined = tokenizer.decode(sample.prompt_ids) + tokenizer.decode(sample.reference_ids)
         assert text.startswith(joined + "\n")
-        assert CodexglueLine(PYTHON).completion(text[len(codec.decode(sample.prompt_ids)) :]) == sample.reference
+        assert CodexglueLine(PYTHON).completion(text[len(tokenizer.decode(sample.prompt_ids)) :]) == sample.reference
 
 
 def test_the_cut_depends_on_seed_and_row_only(words: Any) -> None:
@@ -123,15 +123,15 @@ def test_a_document_without_a_line_is_skipped(words: Any) -> None:
 
 
 @pytest.mark.parametrize("language", [PYTHON, JAVA])
-def test_every_official_row_is_completed_by_its_own_answer(data: Path, byte_codec: Any, language: Language) -> None:
+def test_every_official_row_is_completed_by_its_own_answer(data: Path, byte_tokenizer: Any, language: Language) -> None:
     """Generating the answer and then a mark stops at the mark, not before, and scores the whole answer."""
     protocol = CodexglueLine(language)
-    is_over = protocol.stop_rule(byte_codec)
+    is_over = protocol.stop_rule(byte_tokenizer)
     mark = " <EOL>" if language is PYTHON else ""
     with (data / "codexglue_line" / f"{language.name}.jsonl").open(encoding="utf-8") as file:
         answers = [json.loads(row)["gt"] for row in file][:300]
     for answer in answers:
-        token_ids = byte_codec.encode(" " + answer + mark)
+        token_ids = byte_tokenizer.encode(" " + answer + mark)
         assert not is_over(token_ids[:-1])
         assert is_over(token_ids) == (language is PYTHON or answer[-1] in ";}")
-        assert protocol.completion(byte_codec.decode(token_ids)) == answer
+        assert protocol.completion(byte_tokenizer.decode(token_ids)) == answer

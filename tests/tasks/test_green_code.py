@@ -30,12 +30,12 @@ def test_context_is_a_fifth_rounded_down_and_at_most_512(words: Any, size: int, 
     assert sample.max_new_tokens == 15
 
 
-def test_prompt_and_reference_are_the_document_itself(codec: Any) -> None:
+def test_prompt_and_reference_are_the_document_itself(tokenizer: Any) -> None:
     document = numbered(200)
-    sample = PROTOCOL.sample(document, codec, REQUEST)
+    sample = PROTOCOL.sample(document, tokenizer, REQUEST)
     assert isinstance(sample, Sample)
-    assert document.text.startswith(codec.decode(sample.prompt_ids) + sample.reference)
-    assert codec.decode(sample.reference_ids) == sample.reference
+    assert document.text.startswith(tokenizer.decode(sample.prompt_ids) + sample.reference)
+    assert tokenizer.decode(sample.reference_ids) == sample.reference
 
 
 @pytest.mark.parametrize("size", [0, 1, 4, 15, 17])

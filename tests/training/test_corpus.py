@@ -20,7 +20,7 @@ from tasks.py150 import Py150
 END = 7
 
 
-class NumberCodec:
+class NumberTokenizer:
     """A text of numbers is its tokens."""
 
     eos_token_ids = frozenset({END, 9})
@@ -40,22 +40,22 @@ def document(*numbers: int) -> Document:
 
 
 def test_end_of_text_stands_between_documents_and_the_rest_is_left_out() -> None:
-    packs = pack([document(1, 2, 3), document(4), document(5, 6)], NumberCodec(), 4)
-    assert packs.tolist() == [[1, 2, 3, END], [4, END, 5, 6]]
-    assert packs.dtype == torch.int32
-    assert pack([document(1, 2, 3), document(4), document(5, 6)], NumberCodec(), 5).tolist() == [[1, 2, 3, END, 4]]
+    sequences = pack([document(1, 2, 3), document(4), document(5, 6)], NumberTokenizer(), 4)
+    assert sequences.tolist() == [[1, 2, 3, END], [4, END, 5, 6]]
+    assert sequences.dtype == torch.int32
+    assert pack([document(1, 2, 3), document(4), document(5, 6)], NumberTokenizer(), 5).tolist() == [[1, 2, 3, END, 4]]
 
 
 def test_a_document_longer_than_a_pack_goes_on_in_the_next() -> None:
-    assert pack([document(*range(10, 20))], NumberCodec(), 3).tolist() == [[10, 11, 12], [13, 14, 15], [16, 17, 18]]
+    assert pack([document(*range(10, 20))], NumberTokenizer(), 3).tolist() == [[10, 11, 12], [13, 14, 15], [16, 17, 18]]
 
 
 def test_too_few_tokens_make_no_pack() -> None:
-    assert pack([document(1, 2)], NumberCodec(), 4).shape == (0, 4)
+    assert pack([document(1, 2)], NumberTokenizer(), 4).shape == (0, 4)
 
 
 def test_without_an_end_token_documents_follow_each_other() -> None:
-    class Endless(NumberCodec):
+    class Endless(NumberTokenizer):
         eos_token_ids = frozenset()
 
     assert pack([document(1, 2), document(3, 4)], Endless(), 4).tolist() == [[1, 2, 3, 4]]
@@ -77,23 +77,23 @@ def read(
     file: Path, *, length: int = 8, documents: int | None = None, seed: int = 0, known: frozenset[str] = frozenset()
 ) -> Stream:
     (stream,) = read_streams(
-        [Py150()], [str(file)], NumberCodec(), split="train", length=length, documents=documents, seed=seed,
+        [Py150()], [str(file)], NumberTokenizer(), split="train", length=length, documents=documents, seed=seed,
         note=lambda text: None, known=known,
     )  # fmt: skip
     return stream
 
 
-def documents_in(packs: torch.Tensor) -> set[int]:
-    return {(token - 1000) // 100 for token in packs.flatten().tolist() if token != END}
+def documents_in(sequences: torch.Tensor) -> set[int]:
+    return {(token - 1000) // 100 for token in sequences.flatten().tolist() if token != END}
 
 
 def test_held_out_documents_are_never_learned_from(numbers_file: Path) -> None:
     stream = read(numbers_file)
-    learned, held = documents_in(stream.packs), documents_in(stream.held_out)
+    learned, held = documents_in(stream.sequences), documents_in(stream.held_out)
     assert not learned & held
     assert len(held) == 2  # 4 % of 50
     assert len(learned) == 48
-    assert set(stream.packs.flatten().tolist()) <= {END, *range(1000, 6000)}
+    assert set(stream.sequences.flatten().tolist()) <= {END, *range(1000, 6000)}
 
 
 def test_known_documents_are_learned_from_and_not_held_out(numbers_file: Path) -> None:
@@ -104,7 +104,7 @@ def test_known_documents_are_learned_from_and_not_held_out(numbers_file: Path) -
     assert len(unknown) == 10
     assert len(documents_in(stream.held_out)) == 2
     assert documents_in(stream.held_out) <= unknown
-    assert documents_in(stream.packs) | documents_in(stream.held_out) == set(range(50))
+    assert documents_in(stream.sequences) | documents_in(stream.held_out) == set(range(50))
     assert len(stream.keys) == 50
 
 
@@ -123,10 +123,10 @@ def test_keys_are_those_of_every_document(numbers_file: Path) -> None:
 
 def test_the_same_seed_gives_the_same_streams(numbers_file: Path) -> None:
     first, again, other = (read(numbers_file, seed=seed) for seed in (1, 1, 2))
-    assert torch.equal(first.packs, again.packs)
+    assert torch.equal(first.sequences, again.sequences)
     assert torch.equal(first.held_out, again.held_out)
     assert first.source == again.source
-    assert not torch.equal(first.packs, other.packs)
+    assert not torch.equal(first.sequences, other.sequences)
     assert documents_in(first.held_out) != documents_in(other.held_out)
 
 
@@ -137,7 +137,7 @@ def test_every_task_is_read_from_every_source(numbers_file: Path, tmp_path: Path
     second.write_bytes(numbers_file.read_bytes())
     said: list[str] = []
     streams = read_streams(
-        [Py150(), JavaCorpus()], [str(numbers_file), str(second)], NumberCodec(), split="train", length=8,
+        [Py150(), JavaCorpus()], [str(numbers_file), str(second)], NumberTokenizer(), split="train", length=8,
         documents=None, seed=0, note=said.append,
     )  # fmt: skip
     assert [stream.name for stream in streams] == [
@@ -167,25 +167,25 @@ def test_copies_of_what_is_held_out_are_not_learned_from(tmp_path: Path) -> None
     file = write_copies(tmp_path / "copies.jsonl", range(5))
     for seed in range(4):
         stream = read(file, seed=seed)
-        assert not documents_in(stream.packs) & documents_in(stream.held_out)
+        assert not documents_in(stream.sequences) & documents_in(stream.held_out)
 
 
 def test_nor_are_copies_in_another_source(tmp_path: Path) -> None:
     files = [write_copies(tmp_path / f"{name}.jsonl", range(1)) for name in "ab"]
     streams = read_streams(
-        [Py150()], list(map(str, files)), NumberCodec(), split="train", length=8, documents=None, seed=0,
+        [Py150()], list(map(str, files)), NumberTokenizer(), split="train", length=8, documents=None, seed=0,
         note=lambda text: None,
     )  # fmt: skip
     held = set.union(*(documents_in(stream.held_out) for stream in streams))
-    assert not any(documents_in(stream.packs) & held for stream in streams)
+    assert not any(documents_in(stream.sequences) & held for stream in streams)
 
 
 # ----------------------------------------------------------------------------------------- order
 
 
 def stream(name: str, first: int, count: int) -> Stream:
-    packs = torch.arange(first, first + count, dtype=torch.int32).unsqueeze(1).repeat(1, 4)
-    return Stream(name, SourceInfo("path", name, "0"), packs, packs, (), ())
+    sequences = torch.arange(first, first + count, dtype=torch.int32).unsqueeze(1).repeat(1, 4)
+    return Stream(name, SourceInfo("path", name, "0"), sequences, sequences, (), ())
 
 
 def order(size: int, seed: int = 0, skip: int = 0) -> list[int]:

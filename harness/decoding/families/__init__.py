@@ -20,7 +20,7 @@ __all__ = ["Family", "check_config", "check_family", "head_modules", "position_l
 
 
 def check_family(model_type: str) -> None:
-    """Refuse a family nobody registered, and import one that is, which may register its architecture with transformers.
+    """Refuse a family that is not registered; import one that is, which may add its architecture to transformers.
 
     Raises:
         ModelError: the family is not supported.

@@ -1,4 +1,4 @@
-"""No cache."""
+"""The ``none`` policy: no cache."""
 
 from __future__ import annotations
 

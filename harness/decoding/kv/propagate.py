@@ -1,4 +1,4 @@
-"""Keys and values of the exit hidden state."""
+"""The ``propagate`` policy: keys and values of the exit hidden state."""
 
 from __future__ import annotations
 
@@ -25,30 +25,30 @@ class Propagate(KVPolicy):
 
     def __init__(self, batch: KVBatch) -> None:
         super().__init__(batch)
-        self._owed: list[_Owed] = []
+        self._unfilled: list[_Unfilled] = []
 
     def join(self, row: int, length: int) -> None:
-        """Whatever the row's last occupant owed is forgotten."""
+        """Discard what the row's last occupant left to fill."""
         others = set(range(self.batch.rows)) - {row}
-        self._owed = [owed.only(others) for owed in self._owed]
+        self._unfilled = [owed.only(others) for owed in self._unfilled]
 
     def begin(self, rows: Sequence[int], positions: Sequence[int]) -> Sequence[int]:
         """Fill what the last token of these rows left open."""
-        for owed in self._owed:
+        for owed in self._unfilled:
             kept = owed.only(rows)
             if kept.rows:
                 self.batch.fill(kept.layer, kept.rows, kept.positions, kept.hidden, kept.final)
-        self._owed.clear()
+        self._unfilled.clear()
         return ()
 
     def leave(self, leaving: Leaving) -> None:
         """Keep the exit hidden states."""
         final = leaving.estimates() if self.batch.kv_input == "shortcut" else None
-        self._owed.append(_Owed(leaving.layer, leaving.rows, leaving.positions, leaving.hidden(), final))
+        self._unfilled.append(_Unfilled(leaving.layer, leaving.rows, leaving.positions, leaving.hidden(), final))
 
 
 @dataclass(frozen=True, slots=True)
-class _Owed:
+class _Unfilled:
     """Tokens that left at one exit, still to be filled."""
 
     layer: int
@@ -57,12 +57,12 @@ class _Owed:
     hidden: Tensor
     final: Tensor | None
 
-    def only(self, rows: Container[int]) -> _Owed:
+    def only(self, rows: Container[int]) -> _Unfilled:
         """Return those of some rows."""
         places = [place for place, row in enumerate(self.rows) if row in rows]
         if len(places) == len(self.rows):
             return self
-        return _Owed(
+        return _Unfilled(
             self.layer,
             [self.rows[place] for place in places],
             [self.positions[place] for place in places],

@@ -1,4 +1,4 @@
-"""Exact keys and values, later."""
+"""The ``recompute`` policy: exact keys and values, computed later."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ class Recompute(KVPolicy):
     Exited tokens wait with their hidden states (EE-LLM, Chen 2023, arXiv 2312.04916, "KV recomputation"), so that keys
     and values are those of full depth for the same token sequence.
 
-    Per row the waiting positions form a stack whose depths fall towards the top: whoever goes deeper takes everybody of
-    the same depth along, so what joins at a depth is always a run of positions that ends at the new token.
+    Per row the waiting positions form a stack whose depths fall towards the top: a token that goes deeper
+    takes all that wait at its depth along, so what joins at a depth is always a run of positions that ends at the new
+    token.
     """
 
     facts: ClassVar[KVFacts] = KVFacts(
@@ -27,7 +28,7 @@ class Recompute(KVPolicy):
 
     def __init__(self, batch: KVBatch) -> None:
         super().__init__(batch)
-        self._stacks: list[list[tuple[int, list[Waiting]]]] = [[] for _ in range(batch.rows)]  # depth, who waits there
+        self._stacks: list[list[tuple[int, list[Waiting]]]] = [[] for _ in range(batch.rows)]  # depth, what waits there
 
     def join(self, row: int, length: int) -> None:
         """Nothing of the last occupant waits any longer."""

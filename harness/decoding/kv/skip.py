@@ -1,4 +1,4 @@
-"""Holes."""
+"""The ``skip`` policy: skipped layers stay empty."""
 
 from __future__ import annotations
 

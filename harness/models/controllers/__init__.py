@@ -4,7 +4,7 @@ One definition serves training and decoding, is saved with the network, and is w
 trained on one signal and run on another (as GREEN-CODE's published Llama agent was) cannot happen.
 """
 
-from harness.models.controllers.controller import Controller, Scorer, controller_path, find_controller, write_controller
+from harness.models.controllers.controller import Controller, controller_path, find_controller, write_controller
 from harness.models.controllers.learned import LearnedStrategy
 from harness.models.controllers.network import Network
 from harness.models.controllers.observation import OBSERVATIONS, Observation
@@ -15,7 +15,6 @@ __all__ = [
     "LearnedStrategy",
     "Network",
     "Observation",
-    "Scorer",
     "controller_path",
     "find_controller",
     "write_controller",

@@ -140,7 +140,7 @@ def _is_of(path: Path, kind: str, model: ModelInfo) -> bool:
     try:
         facts = _read(path, kind, path.stat().st_mtime_ns).artefact.facts
     except ArtefactError:
-        return False  # whoever takes it will be told what is wrong with it
+        return False  # loading it will say what is wrong with it
     return (facts["model_fingerprint"], facts["exit_head"]) == (model.fingerprint, model.exit_head)
 
 

@@ -19,7 +19,7 @@ class Served:
 
     Args:
         ticket: the job and its reader.
-        codec: the tokenizer.
+        tokenizer: the model's.
         special: ids that add no text.
 
     Attributes:
@@ -27,13 +27,13 @@ class Served:
         failure: why its text could not be decoded; the row then stops.
     """
 
-    def __init__(self, ticket: EngineTicket, codec: Tokenizer, special: frozenset[int]) -> None:
+    def __init__(self, ticket: EngineTicket, tokenizer: Tokenizer, special: frozenset[int]) -> None:
         self.ticket = ticket
         self._began = time.perf_counter()
         self.failure: Exception | None = None
         job = ticket.job
         self._transcript = Transcript(
-            codec, job.stop, keep_stop=job.keep_stop, silent=special, after=job.prompt.token_ids
+            tokenizer, job.stop, keep_stop=job.keep_stop, silent=special, after=job.prompt.token_ids
         )
 
     def stop(self, token_ids: Sequence[int]) -> bool:

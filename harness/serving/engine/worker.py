@@ -39,7 +39,7 @@ class Worker:
 
     Args:
         engine: decodes.
-        codec: the tokenizer. special: ids that add no text.
+        tokenizer: the model's. special: ids that add no text.
         kv: what happens to K,V of skipped layers.
         rows: requests decoded together.
         positions: longest prompt and completion together.
@@ -52,7 +52,7 @@ class Worker:
     def __init__(
         self,
         engine: Engine,
-        codec: Tokenizer,
+        tokenizer: Tokenizer,
         special: frozenset[int],
         kv: str,
         rows: int,
@@ -63,7 +63,7 @@ class Worker:
         *,
         log_prompts: bool = False,
     ) -> None:
-        self._engine, self._codec, self._special, self._kv = engine, codec, special, kv
+        self._engine, self._tokenizer, self._special, self._kv = engine, tokenizer, special, kv
         self._size, self._positions, self._max_queue = rows, positions, max_queue
         self._energy, self._metrics, self._log_prompts = energy, metrics, log_prompts
         self._queue: deque[EngineTicket] = deque()
@@ -177,7 +177,7 @@ class Worker:
 
     def _begin(self, ticket: EngineTicket, row: int) -> None:
         job = ticket.job
-        served = self._served[row] = Served(ticket, self._codec, self._special)
+        served = self._served[row] = Served(ticket, self._tokenizer, self._special)
         with self._failing([row]):
             batch = self._batch or self._open()
             self._energy.begin(row)
@@ -219,7 +219,7 @@ class Worker:
         try:
             self._metrics.finished(done)
             if self._log_prompts:  # in ASCII: no terminal control characters
-                texts = self._codec.decode(done.prompt.token_ids), done.text
+                texts = self._tokenizer.decode(done.prompt.token_ids), done.text
                 PROMPTS.info("%s -> %s", *(json.dumps(text) for text in texts))
         except Exception:
             logger.exception("a completion could not be counted")

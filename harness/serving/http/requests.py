@@ -98,7 +98,7 @@ def _job(request: Request, service: Service, wanted: Wanted) -> Job:
     cap = service.config.max_new_tokens
     limit = cap if wanted.max_new_tokens is None or wanted.max_new_tokens < 1 else min(wanted.max_new_tokens, cap)
     return Job(
-        prompt=service.encode(wanted.prompt, wanted.suffix or None, max_new_tokens=limit, truncate=wanted.truncate),
+        prompt=service.encode(wanted.prompt, wanted.suffix or None, truncate=wanted.truncate),
         setting=setting,
         max_new_tokens=limit,
         stop=stop,

@@ -54,7 +54,7 @@ class TokenSource(Protocol):
 
 @dataclass(slots=True)
 class Tally:
-    """What happened since somebody asked last.
+    """What happened since the last call.
 
     Attributes:
         exits: tokens that stopped at each exit, and at the last layer, ``[exits + 1]``.
@@ -140,7 +140,7 @@ class ExitEnv(gymnasium.Env[NDArray[np.float32], int]):  # type: ignore[misc]
         return following.observations[0], reward, False, False, {}
 
     def take_tally(self) -> Tally:
-        """Return what happened since this was asked last."""
+        """Return what happened since the last call."""
         tally, self._tally = self._tally, Tally.empty(self._tokens.exits)
         return tally
 

@@ -72,7 +72,7 @@ class ExitVecEnv(VecEnv):  # type: ignore[misc]
         return self._look(), rewards, done, infos
 
     def take_tally(self) -> Tally:
-        """Return what happened since this was asked last."""
+        """Return what happened since the last call."""
         tally, self._tally = self._tally, Tally.empty(self._exits)
         return tally
 

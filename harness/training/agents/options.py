@@ -24,7 +24,7 @@ class AgentSettings(Configuration):
         default=4096, ge=1, description="Decisions between two updates, over all episodes that run at once."
     )
     batch: int = Field(default=512, ge=2, description="Decisions per gradient step.")
-    epochs: int = Field(default=6, ge=1, description="Times each rollout is gone through.")
+    epochs: int = Field(default=6, ge=1, description="Passes over each rollout.")
     learning_rate: float = Field(default=5e-5, gt=0, allow_inf_nan=False, description="At the beginning; linear to 0.")
     discount: float = Field(default=0.99, ge=0, le=1, description="Of rewards a step later (γ in Table III).")
     gae_lambda: float = Field(default=0.95, ge=0, le=1, description="Of advantages (Schulman 2016, arXiv 1506.02438).")

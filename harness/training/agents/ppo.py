@@ -22,6 +22,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from harness.contracts.recipes import Progress
 from harness.errors import TrainingError
+from harness.host.atomic_files import replace_files
 from harness.models.controllers import Network
 from harness.training.agents.agent_checkpoints import AgentCheckpoints
 from harness.training.agents.exit_env import Tally
@@ -82,7 +83,7 @@ def learn(
         stop: set it to stop at the next decision; the rollout it falls into is not learned from.
 
     Raises:
-        TrainingError: the loss is no number any more, or there is no checkpoint to resume from.
+        TrainingError: the loss is not finite, or there is no checkpoint to resume from.
     """
     share_left = [1.0]
     model = _algorithm(env, settings, seed, share_left)
@@ -205,4 +206,4 @@ def _truncate(log: Path, steps: int) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     lines = log.read_text(encoding="utf-8").splitlines() if steps and log.is_file() else []
     kept = [line for line in lines if json.loads(line)["steps"] <= steps and "optimal_exits" not in line]
-    log.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    replace_files({log: "".join(f"{line}\n" for line in kept).encode()})

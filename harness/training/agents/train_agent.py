@@ -13,6 +13,7 @@ from harness.contracts import Split, document_key
 from harness.contracts.recipes import Progress, TrainingRun
 from harness.decoding.engine import Engine
 from harness.errors import ConfigError, DataError
+from harness.host.atomic_files import replace_files
 from harness.host.device import resolve_device
 from harness.models.controllers import OBSERVATIONS, Observation, write_controller
 from harness.models.model import ResolvedModel
@@ -117,7 +118,7 @@ def train_agent(options: AgentOptions, run: TrainingRun) -> AgentResult:
         "made": provenance(run.command),
     }
     write_controller(path, kind, observation, {"shared": policy}, described)
-    path.with_suffix(".md").write_text(report + "\n", encoding="utf-8")
+    replace_files({path.with_suffix(".md"): f"{report}\n".encode()})
     return AgentResult(True, report, path)
 
 
@@ -171,11 +172,11 @@ def _live(
             f"none of the documents of {traces.folder} is in {', '.join(options.sources)}. Give the --source it was "
             "traced from."
         )
-    codec = resolved.tokenizer
+    tokenizer = resolved.tokenizer
     progress.stage(f"loading {resolved.info.name}, for {len(texts)} of {len(keys)} documents")
     loaded = resolved.load(resolve_device(options.device))
     tokens = LiveTokens(
-        Engine(loaded.backbone, resolved.info), [codec.encode(texts[key])[:cut] for key in sorted(texts)],
-        options.tokens, observation, reward, codec.eos_token_ids,
+        Engine(loaded.backbone, resolved.info), [tokenizer.encode(texts[key])[:cut] for key in sorted(texts)],
+        options.tokens, observation, reward, tokenizer.eos_token_ids,
     )  # fmt: skip
     return DummyVecEnv([lambda: ExitEnv(tokens)])

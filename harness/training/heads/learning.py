@@ -2,7 +2,7 @@
 
 All exits learn at once, as one batched network. Besides the label (is the exit's token the last layer's?) a head also
 predicts the exit's confidence and entropy, which the trace holds: two smoother targets of which the label is a noisy
-sign. Those two outputs are thrown away afterwards. Measured on 19,000 tokens of SmolLM2-135M (width 256, 20 epochs):
+sign. Those two outputs are discarded afterwards. Measured on 19,000 tokens of SmolLM2-135M (width 256, 20 epochs):
 98 % agreement at mean layer 25.1 with them, 25.5 without them at width 64; normalising the input changed nothing.
 """
 
@@ -116,7 +116,7 @@ def train_heads(
         ``shared``, or one network per exit point, named by its layer; one output each. ``None`` where it was stopped.
 
     Raises:
-        TrainingError: the loss is no number any more, or there is no checkpoint to resume from.
+        TrainingError: the loss is not finite, or there is no checkpoint to resume from.
     """
     chance = torch.Generator().manual_seed(seed)
     tokens, exits, _ = states.shape

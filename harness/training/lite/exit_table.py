@@ -38,20 +38,20 @@ def exit_table(
     """Measure exits.
 
     Args:
-        read: packs ``[batch, length]`` → what the LM head reads at each of ``layers``, and at the last layer.
+        read: sequences ``[batch, length]`` → what the LM head reads at each of ``layers``, and at the last layer.
         head: LM head module.
         layers: exits to measure; the last layer comes on its own.
         num_layers: decoder layers.
-        streams: name and held-out packs ``[n, length]``.
+        streams: name and held-out sequences ``[n, length]``.
     """
     table: list[ExitRow] = []
-    for name, packs in streams:
+    for name, sequences in streams:
         right = torch.zeros(len(layers) + 1)
         same = torch.zeros(len(layers) + 1)
         tokens = 0
-        for pack in torch.split(packs.long(), 4):
-            states, last = read(pack)
-            labels = pack[:, 1:].flatten()
+        for sequence in torch.split(sequences.long(), 4):
+            states, last = read(sequence)
+            labels = sequence[:, 1:].flatten()
             flat = [state[:, :-1].flatten(0, 1) for state in (*states, last)]
             for start in range(0, len(labels), ROWS):
                 part = slice(start, start + ROWS)

@@ -16,6 +16,7 @@ from torch import Tensor
 from harness.contracts.recipes import Progress
 from harness.decoding.families import head_modules
 from harness.errors import TrainingError
+from harness.host.atomic_files import replace_files
 from harness.models import fingerprint
 from harness.models.artefacts import write_artefact
 from harness.models.quiet import quiet
@@ -33,7 +34,7 @@ from harness.training.shortcut.least_squares import ShortcutMoments
 __all__ = ["FitResult", "fit", "initial_shortcuts"]
 
 INITIAL_TOKENS = 32_768
-TABLE_PACKS = 12
+TABLE_SEQUENCES = 12
 
 
 @dataclass(frozen=True)
@@ -85,33 +86,22 @@ def fit(
         save_steps: steps between checkpoints.
         resume: go on from the last checkpoint in ``out``.
         progress: is told how it goes on.
-        start: begin with these factors and maps; the log goes on from theirs.
-        skip: packs that it has read already.
+        start: begin with these factors and shortcuts; the log goes on from theirs.
+        skip: sequences that it has read already.
 
     Raises:
         ArtefactError: the start's factors are those of another model.
-        TrainingError: the loss is no number any more; or there is no checkpoint to resume from, one of another recipe,
+        TrainingError: the loss is not finite; or there is no checkpoint to resume from, one of another recipe,
             or one that would be overwritten.
     """
     torch.manual_seed(seed)
-    kept = last_checkpoint(out / "checkpoints")
-    if resume and kept is None:
-        raise TrainingError(f"{out} holds no checkpoint to resume from. Leave --resume away to begin.")
-    if kept and not resume:  # --resume would later go on from whichever has the highest number
-        raise TrainingError(
-            f"{out} holds checkpoints of an earlier training ({kept}). Add --resume to go on, give another --out, or "
-            f"remove {out / 'checkpoints'}."
-        )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TrainingError(f"cannot make {out}: {error.strerror}. Give another --out.") from None
+    kept = _checkpoint(out, resume)
     if is_main():
         check_beginning(out / "checkpoints", _beginning(start, recipe, seed, facts["data"]), resume)
-    held_out = [(stream.name, stream.held_out[:TABLE_PACKS]) for stream in streams]
+    held_out = [(stream.name, stream.held_out[:TABLE_SEQUENCES]) for stream in streams]
     shortcuts = None
     if start is not None:
-        shortcuts = start.maps(exit_points)
+        shortcuts = start.shortcuts(exit_points)
     elif recipe.exit_head == "shortcut":
         progress.stage("fitting linear shortcuts in closed form")
         shortcuts = initial_shortcuts(module, exit_points, streams)
@@ -121,8 +111,8 @@ def fit(
     before: tuple[ExitRow, ...] = ()
     if is_main():
         before = _before(out, resume, lambda: measure(model, held_out, progress, "measuring the exits before tuning"))
-    packs = PackedStreams(streams, recipe.steps * recipe.batch * recipe.accumulate * world_size(), seed, skip)
-    trainer = build_trainer(model, recipe, packs, out, seed, save_steps)
+    sequences = PackedStreams(streams, recipe.steps * recipe.batch * recipe.accumulate * world_size(), seed, skip)
+    trainer = build_trainer(model, recipe, sequences, out, seed, save_steps)
     done = int(kept.name.rpartition("-")[2]) if kept else 0
     behind = (start.steps, start.tokens) if start else (0, 0)
     if is_main():
@@ -139,14 +129,14 @@ def fit(
         return FitResult(True, (), (), "", recipe)
     after = measure(model, held_out, progress, "measuring the exits after tuning")
     report = render(before, after)
-    (out / "exits.md").write_text(report + "\n", encoding="utf-8")
+    replace_files({out / "exits.md": f"{report}\n".encode()})
     described = {
         **facts,
         "recipe": recipe.model_dump(),
         "seed": seed,
         "steps": behind[0] + recipe.steps,
         "tokens": behind[1] + recipe.steps * recipe.tokens_per_step * world_size(),
-        "packs_read": skip + len(packs),
+        "packs_read": skip + len(sequences),
         "exits": {"before": list(before), "after": list(after)},
         **({"start": start.facts()} if start else {}),
     }
@@ -154,10 +144,27 @@ def fit(
     return FitResult(True, before, after, report, recipe)
 
 
+def _checkpoint(out: Path, resume: bool) -> Path | None:
+    """Make the folder, and return the checkpoint in it to go on from."""
+    kept = last_checkpoint(out / "checkpoints")
+    if resume and kept is None:
+        raise TrainingError(f"{out} holds no checkpoint to resume from. Omit --resume to begin.")
+    if kept and not resume:  # --resume would later go on from whichever has the highest number
+        raise TrainingError(
+            f"{out} holds checkpoints of an earlier training ({kept}). Add --resume to go on, give another --out, or "
+            f"remove {out / 'checkpoints'}."
+        )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(f"cannot make {out}: {error.strerror}. Give another --out.") from None
+    return kept
+
+
 def initial_shortcuts(
     module: Any, exit_points: Sequence[int], streams: Sequence[Stream]
 ) -> dict[int, tuple[Tensor, Tensor]]:
-    """Fit each exit's map to the last layer on the first packs of every stream; see :class:`ShortcutMoments`."""
+    """Fit each exit's shortcut on the first sequences of every stream; see :class:`ShortcutMoments`."""
     moments = ShortcutMoments(exit_points, int(module.config.hidden_size))
     grabbed: dict[str, Tensor] = {}
     head = head_modules(module)
@@ -167,12 +174,12 @@ def initial_shortcuts(
         grabbed["last"] = inputs[0]
 
     hook = reader.register_forward_pre_hook(grab) if reader is not None else None
-    length = streams[0].packs.shape[1]
+    length = streams[0].sequences.shape[1]
     each = max(1, INITIAL_TOKENS // (length * len(streams)))
     with torch.inference_mode():
         for stream in streams:
-            for packs in torch.split(stream.packs[:each].long(), 8):
-                out = module.base_model(input_ids=packs, output_hidden_states=True, use_cache=False)
+            for sequences in torch.split(stream.sequences[:each].long(), 8):
+                out = module.base_model(input_ids=sequences, output_hidden_states=True, use_cache=False)
                 last = grabbed["last"] if hook is not None else out.hidden_states[-1]
                 moments.add(
                     {layer: out.hidden_states[layer].flatten(0, 1) for layer in exit_points}, last.flatten(0, 1)
@@ -185,14 +192,14 @@ def initial_shortcuts(
 def measure(
     model: LiteModel, held_out: Sequence[tuple[str, Tensor]], progress: Progress, what: str
 ) -> tuple[ExitRow, ...]:
-    """Return what the exits of a model can do on held-out packs."""
+    """Return what the exits of a model can do on held-out sequences."""
     progress.stage(what)
     model.eval()
     device = next(model.parameters()).device
 
-    def read(packs: Tensor) -> tuple[list[Tensor], Tensor]:
+    def read(sequences: Tensor) -> tuple[list[Tensor], Tensor]:
         with torch.autocast(device.type, dtype=torch.bfloat16):
-            return model.exit_states(packs.to(device), model.exit_points)
+            return model.exit_states(sequences.to(device), model.exit_points)
 
     rows = exit_table(read, head_modules(model.core).lm_head, model.exit_points, model.num_layers, held_out)
     model.train()
@@ -233,7 +240,7 @@ def _before(out: Path, resume: bool, compute: Callable[[], tuple[ExitRow, ...]])
         with suppress(OSError, ValueError):
             return tuple(json.loads(file.read_text(encoding="utf-8")))
     rows = compute()
-    file.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    replace_files({file: json.dumps(rows, indent=1).encode()})
     return rows
 
 
@@ -247,9 +254,9 @@ def _write(model: LiteModel, recipe: LiteRecipe, out: Path, facts: Mapping[str, 
     else:
         with quiet():
             model.core.save_pretrained(out / "model")
-        # whole weights are a model of their own: maps belong to them, and both models have seen the documents
+        # whole weights are a model of their own: shortcuts belong to them, and both models have seen the documents
         belongs["model_fingerprint"] = fingerprint.of_files(sorted((out / "model").glob("*.safetensors")))
-        (out / "tuning.json").write_text(json.dumps(belongs, indent=1) + "\n", encoding="utf-8")
+        replace_files({out / "tuning.json": f"{json.dumps(belongs, indent=1)}\n".encode()})
     if model.shortcuts:
         maps = {
             f"{layer}.{part}": getattr(linear, part).bfloat16()

@@ -83,7 +83,7 @@ class LiteModel(nn.Module):
         return states, out.last_hidden_state
 
     def forward(self, input_ids: Tensor) -> dict[str, Tensor]:
-        """Return ``{"loss": scalar}`` of packs ``[batch, length]``."""
+        """Return ``{"loss": scalar}`` of packed sequences ``[batch, length]``."""
         recipe = self.recipe
         layers = list(self.exit_points)
         scale = 1.0

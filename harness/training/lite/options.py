@@ -98,7 +98,7 @@ class LiteOptions(LiteRecipe, TrainingOptions, WithPresets):
     weights: Literal["pretrained", "random"] = Field(default="pretrained", description="What tuning begins with")
     exit_points: str = Field(default="paper", description="paper, all, or layers such as 4,8,12.")
     start_from: str | None = Field(
-        default=None, description="Tune the adapter and maps of this folder, or shipped set, further."
+        default=None, description="Tune the adapter and shortcuts of this folder, or shipped set, further."
     )
     save_steps: int = Field(default=50, ge=1, description="Steps between checkpoints.")
     resume: Resume = False

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import TrainingError
+from harness.host.atomic_files import replace_files
 
 __all__ = ["begin_log", "check_beginning", "forget_steps_after", "last_checkpoint"]
 
@@ -52,7 +53,7 @@ def check_beginning(checkpoints: Path, began: Mapping[str, Any], resume: bool) -
     file, ours = checkpoints / BEGINNING, json.loads(json.dumps(began))
     if not resume:
         checkpoints.mkdir(exist_ok=True)
-        file.write_text(json.dumps(ours, indent=1) + "\n", encoding="utf-8")
+        replace_files({file: f"{json.dumps(ours, indent=1)}\n".encode()})
         return
     theirs = _read_note(file)
     if theirs is None:  # of a version that kept none
@@ -94,7 +95,7 @@ def begin_log(log: Path, before: Path | None) -> None:
             log.unlink()
         elif before.resolve() != log.resolve():
             log.unlink(missing_ok=True)
-            log.write_bytes(before.read_bytes())
+            replace_files({log: before.read_bytes()})
 
 
 def forget_steps_after(step: int, log: Path) -> None:
@@ -105,4 +106,4 @@ def forget_steps_after(step: int, log: Path) -> None:
     for line in log.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
         with suppress(ValueError, TypeError, KeyError):  # a kill breaks a line off
             kept += [line] if json.loads(line)["step"] <= step else []
-    log.write_text("".join(kept), encoding="utf-8")
+    replace_files({log: "".join(kept).encode()})

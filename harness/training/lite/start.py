@@ -1,4 +1,4 @@
-"""Where tuning begins when it does not begin at the base weights: an adapter and maps that are there already."""
+"""Where tuning begins when it does not begin at the base weights: an adapter and shortcuts that are there already."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Start:
 
     Attributes:
         adapter: its LoRA factors.
-        shortcut: its maps; ``None`` for a shared head.
+        shortcut: its shortcuts; ``None`` for a shared head.
     """
 
     adapter: Artefact
@@ -73,8 +73,8 @@ class Start:
         """
         return _same_cut(self.adapter.facts, data, seed)
 
-    def packs_read(self, data: Sequence[Mapping[str, Any]], seed: int, length: int) -> int:
-        """Return how many packs of these streams' order it has read; arguments as above, and tokens a pack."""
+    def sequences_read(self, data: Sequence[Mapping[str, Any]], seed: int, length: int) -> int:
+        """Return how many sequences of ``length`` tokens it has read of these streams; arguments as above."""
         facts = self.adapter.facts
         if not _read_these(facts, data, seed) or facts["recipe"]["length"] != length:
             return 0
@@ -97,7 +97,7 @@ class Start:
             **({"start": theirs["start"]} if theirs.get("start") else {}),
         }
 
-    def maps(self, exit_points: Sequence[int]) -> dict[int, tuple[Tensor, Tensor]] | None:
+    def shortcuts(self, exit_points: Sequence[int]) -> dict[int, tuple[Tensor, Tensor]] | None:
         """Return exit layer → (weight, bias), float32; ``None`` for a shared head."""
         if self.shortcut is None:
             return None
@@ -147,7 +147,7 @@ def _read_these(facts: Mapping[str, Any], data: Sequence[Mapping[str, Any]], see
 
 
 def find_start(given: str, info: ModelInfo, recipe: LiteRecipe) -> Start:
-    """Find the adapter, and maps where the recipe wants some, that tuning shall go on from.
+    """Find the adapter, and shortcuts where the recipe wants some, that tuning shall go on from.
 
     Args:
         given: a folder of artefacts, or the name of a shipped set.

@@ -33,8 +33,8 @@ def lite_recipe(options: LiteOptions) -> LiteRecipe:
 def train_lite(options: LiteOptions, run: TrainingRun) -> FitResult:
     """Tune a model on tasks' documents; see :func:`harness.training.lite.fit.fit` for what the folder receives.
 
-    With ``start_from``, a folder of artefacts or a shipped set, tuning goes on from its adapter and maps: it reads on
-    where that one stopped if the documents are the same, and holds out none that it has learned from.
+    With ``start_from``, a folder of artefacts or a shipped set, tuning goes on from its adapter and shortcuts: it reads
+    on where that one stopped if the documents are the same, and holds out none that it has learned from.
 
     Raises:
         HarnessError: anything that cannot be done, in one line with the remedy.
@@ -60,12 +60,12 @@ def train_lite(options: LiteOptions, run: TrainingRun) -> FitResult:
     start = None
     if options.start_from is not None:
         start = find_start(options.start_from, resolved.info, recipe)
-    codec = resolved.tokenizer
+    tokenizer = resolved.tokenizer
 
     def read(known: frozenset[str] = frozenset()) -> list[Stream]:
         return read_streams(
-            loaders, options.sources, codec, split=split, length=recipe.length, documents=options.documents, seed=seed,
-            note=progress.stage, known=known,
+            loaders, options.sources, tokenizer, split=split, length=recipe.length, documents=options.documents,
+            seed=seed, note=progress.stage, known=known,
         )  # fmt: skip
 
     learned = start.learned if start else None
@@ -74,11 +74,11 @@ def train_lite(options: LiteOptions, run: TrainingRun) -> FitResult:
         data = [_data_facts(stream, split) for stream in streams]
         if learned is None and not start.same_cut(data, seed):
             streams = read(start.documents)
-        skip = start.packs_read(data, seed, recipe.length)
+        skip = start.sequences_read(data, seed, recipe.length)
     progress.stage(f"loading {resolved.info.name}")
     module, weights_source = resolved.module()
     facts = {
-        **identity(resolved.info, codec.fingerprint),
+        **identity(resolved.info, tokenizer.fingerprint),
         "exit_head": recipe.exit_head,
         "weights_source": weights_source,
         "data": [_data_facts(stream, split) for stream in streams],
@@ -92,7 +92,7 @@ def train_lite(options: LiteOptions, run: TrainingRun) -> FitResult:
         skip=skip,
     )  # fmt: skip
     if result.finished and recipe.method == "full" and is_main():
-        codec.wrapped.save_pretrained(options.folder / "model")
+        tokenizer.wrapped.save_pretrained(options.folder / "model")
     return result
 
 
@@ -102,6 +102,6 @@ def _data_facts(stream: Stream, split: Split) -> dict[str, Any]:
         "split": split,
         "fingerprint": stream.source.fingerprint,
         "documents": len(stream.keys),
-        "tokens": stream.packs.numel(),
+        "tokens": stream.sequences.numel(),
         "held_out_tokens": stream.held_out.numel(),
     }

@@ -25,7 +25,7 @@ __all__ = ["LiteTrainer", "StepWatcher", "build_trainer"]
 
 
 def build_trainer(
-    model: LiteModel, recipe: LiteRecipe, packs: PackedStreams, out: Path, seed: int, save_steps: int
+    model: LiteModel, recipe: LiteRecipe, sequences: PackedStreams, out: Path, seed: int, save_steps: int
 ) -> LiteTrainer:
     """Return transformers' Trainer for a recipe; accelerate's configuration decides where it runs."""
     cuda = torch.cuda.is_available()
@@ -51,13 +51,13 @@ def build_trainer(
         remove_unused_columns=False,
         eval_strategy="no",
     )
-    trainer = LiteTrainer(model=model, args=arguments, train_dataset=packs, recipe=recipe)
+    trainer = LiteTrainer(model=model, args=arguments, train_dataset=sequences, recipe=recipe)
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
 class LiteTrainer(Trainer):  # type: ignore[misc]
-    """A Trainer that saves only what is trained, reads packs in their own order, and refuses a loss of NaN."""
+    """A Trainer that saves only what is trained, reads sequences in their own order, and refuses a loss of NaN."""
 
     def __init__(self, *, recipe: LiteRecipe, **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -123,7 +123,7 @@ def _trained(model: LiteModel) -> dict[str, Tensor]:
 
 
 class StepWatcher(TrainerCallback):  # type: ignore[misc]
-    """Logs every step's losses, behind those of an earlier tuning, and tells the one who waits."""
+    """Logs every step's losses after those of an earlier tuning, and reports progress."""
 
     def __init__(
         self,

@@ -29,9 +29,9 @@ class ShortcutResult:
     """What fitting shortcuts leaves.
 
     Attributes:
-        artefact: the maps.
+        artefact: the shortcuts.
         agreement: exit layer → (share of held-out tokens equal to the last layer's with the trace's exit head, the
-            same with the new maps).
+            same with the new ones).
         tokens: held-out tokens.
     """
 
@@ -60,7 +60,7 @@ def train_shortcut(options: ShortcutOptions, run: TrainingRun) -> ShortcutResult
         moments.add(states, shard["last"][rows])
         progress.step(start)
     maps = moments.solve(ridge=options.ridge)
-    progress.stage("measuring the maps on held-out documents")
+    progress.stage("measuring the shortcuts on held-out documents")
     backbone = resolved.load("cpu").backbone
     check = held.nonzero().squeeze(1)
     check = check[torch.randperm(len(check), generator=torch.Generator().manual_seed(seed))[:CHECKED]].sort().values

@@ -50,8 +50,8 @@ def open_traces(model: str, folder: Path, *, artefacts: str | None) -> tuple[Tra
             f"{folder} is a trace of {traces.index['model']} at exit points {points}, which {model} cannot have. Trace "
             f"again: `harness trace --model {model} --out DIR`."
         ) from None
-    codec = resolved.tokenizer
-    traces.check(resolved.info, codec.fingerprint)
+    tokenizer = resolved.tokenizer
+    traces.check(resolved.info, tokenizer.fingerprint)
     return traces, resolved
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from harness.config import BASELINE, StrategySpec
 from harness.config.options import build_strategy
-from harness.contracts import Document, ExitHead, ModelRequest, Tokenizer, WeightsChoice, document_key
+from harness.contracts import Document, ExitHead, ModelRequest, Task, Tokenizer, WeightsChoice, document_key
 from harness.contracts.recipes import Progress
 from harness.decoding.engine import Engine
 from harness.errors import ConfigError, DataError
@@ -70,9 +70,9 @@ def trace(
     if not info.exit_points:
         raise ConfigError(f"{info.name} has no exit points to trace. Give --exit-points.")
     length = min(request.length, info.max_positions)
-    codec = resolved.tokenizer
+    tokenizer = resolved.tokenizer
     facts = {
-        **identity(info, codec.fingerprint),
+        **identity(info, tokenizer.fingerprint),
         "weights": info.weights,
         "dtype": dtype,
         "split": request.split,
@@ -84,12 +84,7 @@ def trace(
         raise ConfigError(
             f"--new-tokens {request.new_tokens} leaves no room for a context: documents have {length} tokens."
         )
-    wanted: list[tuple[str, Document]] = []
-    for task in loaders:
-        for source in sources:
-            progress.stage(f"reading {task.name} from {source}")
-            corpus = task.corpus(source, request.split, limit=request.documents, seed=request.seed)
-            wanted += [(f"{task.name}, {corpus.source.label}", document) for document in corpus.documents]
+    wanted = list(_documents(loaders, sources, request, progress))
     writer = TraceWriter(out, facts, resume=resume)
     progress.stage(f"loading {info.name}")
     engine = Engine(resolved.load(device).backbone, info)
@@ -100,7 +95,7 @@ def trace(
         identifier = f"{stream}, {document.sample_id}, {key[:12]}"  # names repeat, in files of several sources
         if identifier in done:
             continue
-        prepared = _prepare(document, codec, engine, request, length)
+        prepared = _prepare(document, tokenizer, engine, request, length)
         if prepared is not None:
             token_ids, first, whole = prepared
             columns = exit_columns(engine, token_ids, first)
@@ -110,16 +105,28 @@ def trace(
     writer.flush()
     if not writer.documents:
         with suppress(OSError):
-            out.rmdir()  # empty, and of no use
+            out.rmdir()  # empty
         raise DataError(f"not one document is longer than {FIRST + 1} tokens. Give other data with --source.")
     return Traces.open(out)
 
 
+def _documents(
+    loaders: Sequence[Task], sources: Sequence[str], request: TraceRequest, progress: Progress
+) -> Iterator[tuple[str, Document]]:
+    """Yield every task's documents from every source, each with the name of its stream."""
+    for task in loaders:
+        for source in sources:
+            progress.stage(f"reading {task.name} from {source}")
+            corpus = task.corpus(source, request.split, limit=request.documents, seed=request.seed)
+            for document in corpus.documents:
+                yield f"{task.name}, {corpus.source.label}", document
+
+
 def _prepare(
-    document: Document, codec: Tokenizer, engine: Engine, request: TraceRequest, length: int
+    document: Document, tokenizer: Tokenizer, engine: Engine, request: TraceRequest, length: int
 ) -> tuple[list[int], int, int] | None:
     """Return the tokens to run, the first position to keep, and the document's own length; ``None`` if too short."""
-    token_ids = codec.encode(document.text)[:length]
+    token_ids = tokenizer.encode(document.text)[:length]
     if len(token_ids) <= FIRST + 1:
         return None
     if not request.new_tokens:
@@ -129,9 +136,9 @@ def _prepare(
     prompt = token_ids[: min(context, engine.info.max_positions - request.new_tokens)]
     full = build_strategy(StrategySpec(BASELINE))
     (made,) = engine.decode(
-        [prompt], full, kv=full.default_kv, max_new_tokens=[request.new_tokens], eos_token_ids=codec.eos_token_ids
+        [prompt], full, kv=full.default_kv, max_new_tokens=[request.new_tokens], eos_token_ids=tokenizer.eos_token_ids
     )
-    # The last token is read by nobody; the prompt's last one yields the first generated token.
+    # Nothing reads the last token; the prompt's last one yields the first generated token.
     return [*prompt, *made.token_ids[:-1]], len(prompt) - 1, len(token_ids)
 
 

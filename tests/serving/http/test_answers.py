@@ -91,7 +91,7 @@ def finished(server: Any) -> Callable[..., Finished]:
 
 
 def make_prompt(server: Any) -> Any:
-    return server.service.encode("def add(a, b):", None, max_new_tokens=4, truncate=False)
+    return server.service.encode("def add(a, b):", None, truncate=False)
 
 
 def lines(place: int, piece: Piece) -> list[bytes]:

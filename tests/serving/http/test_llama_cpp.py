@@ -201,9 +201,9 @@ def seen(server: Any, monkeypatch: pytest.MonkeyPatch) -> Seen:
     noted = Seen()
     encode = server.service.encode
 
-    def note(prompt: Any, suffix: str | None, *, max_new_tokens: int, truncate: bool) -> Any:
+    def note(prompt: Any, suffix: str | None, *, truncate: bool) -> Any:
         noted.prompts.append((prompt, suffix, truncate))
-        return encode(prompt, suffix, max_new_tokens=max_new_tokens, truncate=truncate)
+        return encode(prompt, suffix, truncate=truncate)
 
     monkeypatch.setattr(server.service, "encode", note)
     return noted

@@ -199,7 +199,7 @@ def test_a_loss_that_is_no_number_from_the_first(trainer: Trainer) -> None:
 
 
 def test_checkpoints_of_something_else_are_refused(trainer: Trainer) -> None:
-    with pytest.raises(TrainingError, match=r"holds no checkpoint to resume from\. Leave --resume away"):
+    with pytest.raises(TrainingError, match=r"holds no checkpoint to resume from\. Omit --resume"):
         trainer(resume=True)
     trainer(QUICK.replace(steps=512), model_fingerprint="abc")
     with pytest.raises(TrainingError, match="was trained with model fingerprint abc, now it is xyz"):

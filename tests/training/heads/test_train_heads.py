@@ -395,7 +395,7 @@ def test_a_checkpoint_of_another_training_is_refused(
     )
     line = command("classifier", "--resume", *arguments).error
     assert f"a/checkpoints/heads-classifier/step-000000006.json was trained with {said}" in line
-    assert line.endswith("Leave --resume away to begin anew.")
+    assert line.endswith("Omit --resume to begin anew.")
 
 
 def test_a_checkpoint_of_another_trace_is_refused(

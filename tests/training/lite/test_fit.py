@@ -156,14 +156,14 @@ def test_the_exits_of_a_run_are_those_that_were_trained(tuned: Path, tiny_llama:
     from tasks.py150 import Py150
 
     found = resolve(ModelRequest(str(tiny_llama), weights="tuned", exit_head="shortcut", artefacts=str(tuned)))
-    codec = found.tokenizer
+    tokenizer = found.tokenizer
     (stream,) = read_streams(
-        [Py150()], [str(corpus_file)], codec, split="train", length=32, documents=30, seed=0, note=lambda text: None
+        [Py150()], [str(corpus_file)], tokenizer, split="train", length=32, documents=30, seed=0, note=lambda text: None
     )
     engine = Engine(found.load("cpu").backbone, found.info)
     same = dict.fromkeys((4, 6, 10), 0)
-    for pack in stream.held_out.tolist():
-        *exits, last = engine.read(pack, (4, 6, 10, 12))
+    for sequence in stream.held_out.tolist():
+        *exits, last = engine.read(sequence, (4, 6, 10, 12))
         final = engine.backbone.logits(last[:-1]).argmax(-1)
         for layer, state in zip(same, exits, strict=True):
             tokens = engine.backbone.logits(engine.backbone.exit_state(state[:-1], layer)).argmax(-1)
@@ -193,8 +193,8 @@ def test_whole_weights_are_a_model_of_their_own(
     found = resolve(ModelRequest(str(out / "model"), artefacts=str(out)))
     assert found.info.exit_head.startswith("shortcut:")
     assert len(found.seen) == 30
-    codec = found.tokenizer
-    assert codec.decode(codec.encode("def load_path(items):")) == "def load_path(items):"
+    tokenizer = found.tokenizer
+    assert tokenizer.decode(tokenizer.encode("def load_path(items):")) == "def load_path(items):"
     expected = AutoModelForCausalLM.from_pretrained(out / "model", dtype=torch.float32)(ids).logits
     torch.testing.assert_close(found.load("cpu").module(ids).logits, expected)
 
@@ -271,7 +271,7 @@ def test_going_on_after_the_end_changes_nothing(
 
 
 def test_nothing_to_resume_from(tune: Callable[..., FitResult], tiny_llama: Path, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=r"holds no checkpoint to resume from\. Leave --resume away"):
+    with pytest.raises(TrainingError, match=r"holds no checkpoint to resume from\. Omit --resume"):
         tune(tiny_llama, tmp_path / "out", resume=True)
     assert not (tmp_path / "out").exists()
 

@@ -89,12 +89,12 @@ def test_the_log_goes_on(tune: Callable[..., FitResult], tiny_llama: Path, first
 def test_it_reads_on_where_the_first_stopped(
     tune: Callable[..., FitResult], tiny_llama: Path, first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same documents and seed: other packs; the loss of a step that teaches nothing tells which."""
+    """The same documents and seed: other sequences; the loss of a step that teaches nothing tells which."""
     whole = STILL.replace(steps=6)
     tune(tiny_llama, tmp_path / "whole", whole)
     tune(tiny_llama, tmp_path / "part", STILL.replace(steps=4))
     tune(tiny_llama, tmp_path / "rest", STILL, start_from=str(tmp_path / "part"))
-    # initial factors change nothing (B is 0), so that a step's loss is that of its packs
+    # initial factors change nothing (B is 0), so that a step's loss is that of its sequences
     for one, other in zip(log_of(tmp_path / "whole"), log_of(tmp_path / "rest"), strict=True):
         for layer, loss in one["cross_entropy"].items():
             assert other["cross_entropy"][layer] == pytest.approx(loss, abs=0.02)
@@ -184,7 +184,7 @@ def test_what_an_earlier_start_learned_from_is_never_held_out(
     assert held[1] <= held[0] | {document_key(row["code"]) for row in more}
     assert held[1] == held[2] == held[3]
     read = [facts_of(tmp_path / name)["packs_read"] for name in ("second", "third", "fourth")]
-    assert read == [4, 8, 12]  # two packs in each of two steps, of an order that began with the second
+    assert read == [4, 8, 12]  # two sequences in each of two steps, of an order that began with the second
 
 
 def test_an_older_adapter_that_does_not_say_what_it_held_out(

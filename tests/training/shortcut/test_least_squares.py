@@ -111,11 +111,11 @@ def test_a_model_s_maps_lead_to_its_last_layer(
 ) -> None:
     """From the exit's state to the state that the final norm reads, not to the norm's output."""
     module = make_module(family).eval()
-    packs = torch.randint(0, 97, (120, 16), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
-    stream = Stream("made up", None, packs, packs[:1], (), ())  # type: ignore[arg-type]
+    sequences = torch.randint(0, 97, (120, 16), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
+    stream = Stream("made up", None, sequences, sequences[:1], (), ())  # type: ignore[arg-type]
     maps = initial_shortcuts(module, (2, 5), [stream])
     with torch.no_grad():
-        states = [state.flatten(0, 1) for state in naive_states(module, packs.long())]
+        states = [state.flatten(0, 1) for state in naive_states(module, sequences.long())]
     last = states[-1]
     size = last.pow(2).mean(-1, keepdim=True).sqrt()
     for layer, (weight, bias) in maps.items():

@@ -59,12 +59,12 @@ class Naive:
     """A model as transformers runs it."""
 
     module: Any
-    codec: Any
+    tokenizer: Any
     states: Callable[[Any, Tensor], list[Tensor]]
     read_out: Callable[[Any, Tensor], Tensor]
 
     def tokens(self, text: str) -> list[int]:
-        ids: list[int] = self.codec.encode(text)[:LENGTH]
+        ids: list[int] = self.tokenizer.encode(text)[:LENGTH]
         return ids
 
 
@@ -74,8 +74,8 @@ def naive(naive_states: Callable[..., list[Tensor]], naive_read_out: Callable[..
         from transformers import AutoModelForCausalLM
 
         module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        codec = resolve(ModelRequest(str(folder), weights="pretrained", exit_head="shared")).tokenizer
-        return Naive(module, codec, naive_states, naive_read_out)
+        tokenizer = resolve(ModelRequest(str(folder), weights="pretrained", exit_head="shared")).tokenizer
+        return Naive(module, tokenizer, naive_states, naive_read_out)
 
     return read
 
@@ -181,8 +181,8 @@ def test_exits_are_read_through_their_maps(
 def test_the_index_says_whose_trace_it_is_and_of_what(tiny_llama: Path, corpus_file: Path, tmp_path: Path) -> None:
     traces = tracer(tiny_llama, corpus_file, tmp_path / "t", split="validation", seed=3)
     resolved = resolve(ModelRequest(str(tiny_llama), weights="pretrained", exit_head="shared"))
-    codec = resolved.tokenizer
-    traces.check(resolved.info, codec.fingerprint)
+    tokenizer = resolved.tokenizer
+    traces.check(resolved.info, tokenizer.fingerprint)
     known = {key: traces.index[key] for key in ("weights", "dtype", "split", "length", "new_tokens", "seed")}
     assert known == {
         "weights": "pretrained", "dtype": "float32", "split": "validation", "length": LENGTH, "new_tokens": 0, "seed": 3
@@ -192,7 +192,7 @@ def test_the_index_says_whose_trace_it_is_and_of_what(tiny_llama: Path, corpus_f
         name = name_of(facts)
         assert facts["stream"] == "py150, path: corpus.jsonl"
         assert facts["key"] == document_key(texts[name])
-        assert facts["length"] == min(LENGTH, len(codec.encode(texts[name])))
+        assert facts["length"] == min(LENGTH, len(tokenizer.encode(texts[name])))
 
 
 def test_every_task_is_traced_from_its_own_rows(
@@ -395,9 +395,9 @@ def test_documents_too_short_to_say_anything_are_passed_over(
 def test_a_document_of_ten_tokens_is_the_shortest(
     tiny_llama: Path, documents: list[str], tmp_path: Path, naive: Callable[[Path], Naive]
 ) -> None:
-    codec = naive(tiny_llama).codec
+    tokenizer = naive(tiny_llama).tokenizer
     text = next(
-        documents[0][:end] for end in range(len(documents[0])) if len(codec.encode(documents[0][:end])) == FIRST + 2
+        documents[0][:end] for end in range(len(documents[0])) if len(tokenizer.encode(documents[0][:end])) == FIRST + 2
     )
     traces = tracer(tiny_llama, write_source(tmp_path / "rows.jsonl", text), tmp_path / "t", None)
     assert traces.tokens == 2

@@ -89,7 +89,7 @@ class Scripted:
         self.refuses: ServingError | None = None
         self.scripts: list[Script] = []
 
-    def encode(self, prompt: str | Sequence[int], suffix: str | None, *, max_new_tokens: int, truncate: bool) -> Prompt:
+    def encode(self, prompt: str | Sequence[int], suffix: str | None, *, truncate: bool) -> Prompt:
         return Prompt(tuple(range(len(prompt))))
 
     def submit(self, job: Job) -> Ticket:
