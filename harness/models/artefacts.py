@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import ArtefactError, ConfigError
+from harness.errors import ArtefactError
 from harness.host.atomic_files import replace_files
 
 if TYPE_CHECKING:
@@ -24,10 +24,8 @@ __all__ = [
     "PICKLES",
     "SHIPPED",
     "Artefact",
-    "artefact_folders",
     "json_path",
     "read_artefact",
-    "seen_documents",
     "write_artefact",
 ]
 
@@ -131,40 +129,3 @@ def read_artefact(path: Path, kind: str) -> Artefact:
         raise ArtefactError(f"{path} holds no {kind}. Give the .json that `harness train` wrote for it.")
     facts.pop("format")
     return Artefact(kind, path, facts, facts.pop("sha256"))
-
-
-def artefact_folders(model: str, given: str | None) -> tuple[Path, ...]:
-    """Return where artefacts of a model are looked for, in this order.
-
-    Args:
-        model: catalogue name, hub id or folder name.
-        given: ``--artefacts``: a folder, or the name of a shipped set; ``None`` for the usual places.
-
-    Raises:
-        ConfigError: the folder given does not exist.
-    """
-    name = Path(model).name
-    if given is None:
-        return tuple(folder for folder in (Path("artefacts") / name, SHIPPED / name) if folder.is_dir())
-    for folder in (Path(given), SHIPPED / given):
-        if folder.is_dir():
-            return (folder,)
-    shipped = sorted(folder.name for folder in SHIPPED.iterdir() if folder.is_dir()) if SHIPPED.is_dir() else []
-    raise ConfigError(f"--artefacts {given} is no folder. Shipped sets: {', '.join(shipped) or 'none'}.")
-
-
-def seen_documents(base: str, folders: Sequence[Path]) -> frozenset[str]:
-    """Return the keys of all documents that artefacts of these base weights were trained on.
-
-    Tuned or not, no run draws them: base and tuned rows are of the same samples, and none of those was seen.
-    """
-    keys: set[str] = set()
-    for folder in folders:
-        for file in sorted(folder.glob("*.json")):
-            try:
-                facts = json.loads(file.read_text(encoding="utf-8"))
-            except (OSError, ValueError, RecursionError):
-                continue  # loading this file will say what is wrong with it
-            if isinstance(facts, dict) and base in (facts.get("base_fingerprint"), facts.get("model_fingerprint")):
-                keys.update(facts.get("documents", ()))
-    return frozenset(keys)

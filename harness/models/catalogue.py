@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.models.spec import GgufWheel, ModelSpec
+from harness.models.source import GgufWheel, ModelSpec
 
 __all__ = [
     "LLAMA_3_2_1B",

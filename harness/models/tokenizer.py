@@ -11,10 +11,8 @@ from harness.config.model import DEFAULT_MODEL
 from harness.contracts import ModelInfo
 from harness.errors import ModelError
 from harness.host.hub import hub_in_reach
-from harness.models.locate import ALTERNATIVES, find_spec
 from harness.models.quiet import quiet
-from harness.models.spec import ModelSpec
-from harness.models.wheel import snapshot_tokenizer
+from harness.models.source import ALTERNATIVES, ModelSpec, find_spec, snapshot_tokenizer
 
 __all__ = ["TransformersTokenizer", "read_tokenizer"]
 

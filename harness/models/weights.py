@@ -8,10 +8,8 @@ from typing import Any
 
 from harness.errors import ModelError
 from harness.host.hub import hub_in_reach
-from harness.models.locate import ALTERNATIVES
 from harness.models.quiet import quiet
-from harness.models.spec import ModelSpec
-from harness.models.wheel import snapshot
+from harness.models.source import ALTERNATIVES, ModelSpec, snapshot
 
 __all__ = ["digest", "random_weights", "read_weights"]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.models.artefacts import SHIPPED
-from harness.models.fingerprint import tuned
+from harness.models.trained import tuned_fingerprint
 from harness.records import Manifest
 from reports.recorded import RecordedRun
 from reports.training.logs import holds_training
@@ -75,7 +75,7 @@ def _offers(folder: Path) -> frozenset[str]:
         if isinstance(digest, str):
             offers |= {digest, digest[:16]}
             if facts.get("kind") == "adapter" and isinstance(base, str):
-                offers.add(tuned(base, digest))
+                offers.add(tuned_fingerprint(base, digest))
     return frozenset(offers)
 
 

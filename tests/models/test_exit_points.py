@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from harness.errors import ConfigError
-from harness.models.spec import exit_points, parse_exit_points
+from harness.models.facts import exit_points, parse_exit_points
 
 
 @pytest.mark.parametrize(

@@ -156,7 +156,7 @@ def test_a_model_that_goes_by_another_name_than_it_is_given(
 def shipped(cli: Command, tiny_llama: Path, rows_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A set with an adapter of the tiny model, as if it came with the harness."""
     folder = tmp_path / "site" / "shipped"
-    for module in ("harness.models.artefacts", "harness.models.remedy"):
+    for module in ("harness.models.trained", "harness.models.remedy"):
         monkeypatch.setattr(f"{module}.SHIPPED", folder)
     ran = cli(
         *("train", "lite", "--model", tiny_llama, "--task", "py150", "--source", rows_file, "--out", folder / "set"),

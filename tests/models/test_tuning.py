@@ -14,11 +14,20 @@ from torch import Tensor, nn
 
 from harness.contracts import ModelInfo, ModelRequest
 from harness.errors import ArtefactError, ConfigError
-from harness.models import fingerprint
-from harness.models.adapter import find_adapter, merge, require_adapter
-from harness.models.artefacts import Artefact, artefact_folders, read_artefact, seen_documents, write_artefact
+from harness.models.artefacts import Artefact, read_artefact, write_artefact
+from harness.models.facts import fingerprint_of_files
 from harness.models.model import ResolvedModel, resolve
-from harness.models.shortcut import find_shortcut, read_shortcuts, require_shortcut
+from harness.models.trained import (
+    artefact_folders,
+    find_adapter,
+    find_shortcut,
+    merge,
+    read_shortcuts,
+    require_adapter,
+    require_shortcut,
+    seen_documents,
+    tuned_fingerprint,
+)
 
 BASE, OTHER = "ba5e" * 4, "07e4" * 4
 POINTS, WIDTH = (4, 6, 10), 32
@@ -67,7 +76,7 @@ def write_shortcut(
 def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
     """Folders of the user's artefacts and of shipped sets, both empty."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("harness.models.artefacts.SHIPPED", tmp_path / "shipped")
+    monkeypatch.setattr("harness.models.trained.SHIPPED", tmp_path / "shipped")
     (tmp_path / "artefacts").mkdir()
     (tmp_path / "shipped").mkdir()
     return Path("artefacts"), tmp_path / "shipped"
@@ -151,10 +160,10 @@ def test_shortcuts_belong_to_base_weights_or_to_those_with_one_adapter(tmp_path:
     folders = [tmp_path / "base", tmp_path / "tuned"]
     weights = {
         BASE: of_base,
-        fingerprint.tuned(BASE, adapter.sha256): of_tuned,
+        tuned_fingerprint(BASE, adapter.sha256): of_tuned,
         OTHER: None,
-        fingerprint.tuned(OTHER, adapter.sha256): None,
-        fingerprint.tuned(BASE, of_base.sha256): None,  # the same base with another adapter
+        tuned_fingerprint(OTHER, adapter.sha256): None,
+        tuned_fingerprint(BASE, of_base.sha256): None,  # the same base with another adapter
     }
     for known, expected in weights.items():
         for order in (folders, folders[::-1]):
@@ -222,7 +231,7 @@ def test_no_shortcuts_that_fit_say_whose_there_are(tmp_path: Path) -> None:
         f"there are no shortcuts for m (weights {BASE}, exit points 4, 6, 10). "
         f"{foreign.path} is of weights {OTHER}, exit points 4. "
         f"{few.path} is of weights {BASE}, exit points 4, 6. "
-        f"{tuned.path} is of weights {fingerprint.tuned(BASE, adapter.sha256)}, exit points 4, 6, 10. "
+        f"{tuned.path} is of weights {tuned_fingerprint(BASE, adapter.sha256)}, exit points 4, 6, 10. "
         "Make them with `harness trace "
     )
     assert "\n" not in message
@@ -393,7 +402,7 @@ def find(tiny_llama: Path) -> Callable[..., ResolvedModel]:
 @pytest.fixture
 def base(tiny_llama: Path) -> str:
     """Fingerprint of the tiny llama's own weights."""
-    return fingerprint.of_files([tiny_llama / "model.safetensors"])
+    return fingerprint_of_files([tiny_llama / "model.safetensors"])
 
 
 TUNED = "model.layers.3.mlp.up_proj"
@@ -411,7 +420,7 @@ def test_a_folder_of_the_user_s_serves_without_being_asked_for(
     adapter, shortcut = tune(Path("artefacts") / tiny_llama.name, base)
     found = find()
     assert (found.info.weights, found.info.base_fingerprint) == ("tuned", base)
-    assert found.info.fingerprint == fingerprint.tuned(base, adapter.sha256)
+    assert found.info.fingerprint == tuned_fingerprint(base, adapter.sha256)
     assert found.info.exit_head == f"shortcut:{shortcut.sha256[:16]}"
     assert found.info.artefacts == (str(Path("artefacts") / tiny_llama.name),)
     assert found.seen == {"k"}
@@ -452,7 +461,7 @@ def test_shortcuts_of_another_adapter_are_passed_over_or_refused(
 ) -> None:
     tune(tmp_path, base)
     again = write_adapter(tmp_path, base, factors(model__layers__0__mlp__up_proj=(32, 64)))  # tuned once more
-    known = fingerprint.tuned(base, again.sha256)
+    known = tuned_fingerprint(base, again.sha256)
     found = find(artefacts=str(tmp_path))
     assert (found.info.fingerprint, found.info.exit_head) == (known, "shared")
     for weights, ours in (("tuned", known), ("pretrained", base)):

@@ -1,15 +1,15 @@
 """One adapter per family of decoder-only models: reads a transformers model into a ``Backbone``.
 
-A new one is one file: it subclasses :class:`harness.decoding.families.family.Family` and registers itself in the
+A new one is one file: it subclasses :class:`Family` and registers itself in the
 entry-point group ``harness.families``, under transformers' ``model_type``. No torch at run time: listing the families
 imports this package.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from harness.decoding.families.family import Family
 from harness.errors import ModelError
 from harness.registry import FAMILIES
 
@@ -17,6 +17,56 @@ if TYPE_CHECKING:
     from harness.decoding.backbone import Backbone, HeadModules
 
 __all__ = ["Family", "check_config", "check_family", "head_modules", "position_limit", "read"]
+
+_STATIC_ROPE = {"default", "linear", "llama3", "yarn"}
+
+
+class Family(ABC):
+    """Reads the transformers models of one ``model_type``. Subclass it and register it under that name in
+    ``harness.families``.
+
+    Attributes:
+        slides: attention slides over a window in every layer, where the configuration does not say which layers do.
+    """
+
+    slides: ClassVar[bool] = False
+
+    @abstractmethod
+    def read(self, model: Any) -> Backbone:
+        """Read a ``PreTrainedModel`` with an LM head, in the dtype and on the device to decode with.
+
+        Fused projections should become the storage of the modules they came from, so that weights are held once and
+        the transformers model stays usable.
+        """
+
+    @abstractmethod
+    def head_modules(self, model: Any) -> HeadModules:
+        """Return the modules of the shared exit head."""
+
+    def check(self, config: Any) -> None:
+        """Refuse a configuration that cannot be decoded exactly.
+
+        Raises:
+            ModelError: a position scaling that changes while decoding.
+        """
+        rope = getattr(config, "rope_parameters", None) or {}
+        kind = rope.get("rope_type", "default")
+        if kind not in _STATIC_ROPE:
+            raise ModelError(
+                f"rotary scaling '{kind}' changes with the sequence length and is not supported. "
+                f"Supported: {', '.join(sorted(_STATIC_ROPE))}."
+            )
+
+    def position_limit(self, config: Any) -> int:
+        """Return the longest sequence that full attention covers, tokens.
+
+        A sliding window counts as the limit: inside it, sliding and full attention are the same.
+        """
+        limit = int(config.max_position_embeddings)
+        layers = getattr(config, "layer_types", None)
+        slides = "sliding_attention" in layers if layers else self.slides
+        window = getattr(config, "sliding_window", None)
+        return min(limit, int(window)) if slides and window else limit
 
 
 def check_family(model_type: str) -> None:

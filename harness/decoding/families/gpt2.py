@@ -8,7 +8,7 @@ from torch import Tensor
 
 from harness.decoding.backbone import Backbone, HeadModules, layer_norm, linear, table
 from harness.decoding.blocks import Block, HeadShape
-from harness.decoding.families.family import Family
+from harness.decoding.families import Family
 
 __all__ = ["GPT2"]
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from harness.decoding.backbone import Backbone, HeadModules, layer_norm, linear, rotary_tables, table, word_embedding
 from harness.decoding.blocks import Block, HeadShape, Linear
-from harness.decoding.families.family import Family
+from harness.decoding.families import Family
 
 __all__ = ["GPTNeoX"]
 

@@ -19,7 +19,7 @@ from harness.decoding.backbone import (
     word_embedding,
 )
 from harness.decoding.blocks import Block, HeadShape
-from harness.decoding.families.family import Family
+from harness.decoding.families import Family
 
 __all__ = ["Llama", "Mistral"]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from harness.decoding.backbone import Backbone, HeadModules, fuse, layer_norm, linear, table
 from harness.decoding.blocks import Block, HeadShape
-from harness.decoding.families.family import Family
+from harness.decoding.families import Family
 
 __all__ = ["OPT"]
 

@@ -17,8 +17,8 @@ from harness.contracts.recipes import Progress
 from harness.decoding.families import head_modules
 from harness.errors import TrainingError
 from harness.host.atomic_files import replace_files
-from harness.models import fingerprint
 from harness.models.artefacts import write_artefact
+from harness.models.facts import fingerprint_of_files
 from harness.models.quiet import quiet
 from harness.training.corpus import PackedStreams, Stream
 from harness.training.interrupt import stop_on_interrupt
@@ -255,7 +255,7 @@ def _write(model: LiteModel, recipe: LiteRecipe, out: Path, facts: Mapping[str, 
         with quiet():
             model.core.save_pretrained(out / "model")
         # whole weights are a model of their own: shortcuts belong to them, and both models have seen the documents
-        belongs["model_fingerprint"] = fingerprint.of_files(sorted((out / "model").glob("*.safetensors")))
+        belongs["model_fingerprint"] = fingerprint_of_files(sorted((out / "model").glob("*.safetensors")))
         replace_files({out / "tuning.json": f"{json.dumps(belongs, indent=1)}\n".encode()})
     if model.shortcuts:
         maps = {

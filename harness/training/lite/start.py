@@ -12,10 +12,8 @@ from torch import Tensor, nn
 
 from harness.contracts import ModelInfo
 from harness.errors import ArtefactError, ConfigError
-from harness.models import fingerprint
-from harness.models.adapter import require_adapter
-from harness.models.artefacts import Artefact, artefact_folders
-from harness.models.shortcut import find_shortcut
+from harness.models.artefacts import Artefact
+from harness.models.trained import artefact_folders, find_shortcut, require_adapter, tuned_fingerprint
 from harness.training.lite.options import LiteRecipe
 
 __all__ = ["Start", "factor_name", "find_start"]
@@ -183,7 +181,7 @@ def find_start(given: str, info: ModelInfo, recipe: LiteRecipe) -> Start:
         raise ArtefactError(f"{adapter.path} was tuned for exit points {theirs}, not {ours}.")
     shortcut = None
     if recipe.exit_head == "shortcut":
-        tuned = fingerprint.tuned(info.fingerprint, adapter.sha256)
+        tuned = tuned_fingerprint(info.fingerprint, adapter.sha256)
         shortcut = find_shortcut(tuned, folders, info.exit_points)
         if shortcut is None:
             raise ArtefactError(

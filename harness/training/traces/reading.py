@@ -14,7 +14,7 @@ from harness.decoding.blocks import Linear
 from harness.errors import ArtefactError, ConfigError, DataError
 from harness.models.controllers import Observation
 from harness.models.model import ResolvedModel, resolve
-from harness.models.shortcut import read_shortcuts
+from harness.models.trained import read_shortcuts
 from harness.training.traces.store import Traces
 
 __all__ = ["HELD_OUT", "exit_maps", "exit_states", "held_out_rows", "matches", "open_traces"]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from harness.models.artefacts import SHIPPED, read_artefact
-from harness.models.fingerprint import tuned
+from harness.models.trained import tuned_fingerprint
 from reports.recorded import RecordedRun
 from reports.training.folders import training_folders
 
@@ -49,7 +49,7 @@ def sha(folder: Path, name: str, kind: str) -> str:
 
 def test_by_agent_by_weights_and_by_shortcuts(run_of: Any) -> None:
     adapter = read_artefact(SHARED / "adapter.json", "adapter")
-    weights = tuned(str(adapter.facts["model_fingerprint"]), adapter.sha256)
+    weights = tuned_fingerprint(str(adapter.facts["model_fingerprint"]), adapter.sha256)
     assert training_folders([run_of({"agent": sha(SHARED, "rl-java", "rl")})]) == [SHARED]
     assert training_folders([run_of(fingerprint=weights)]) == [SHARED]
     assert training_folders([run_of(exit_head=f"shortcut:{sha(MAPS, 'shortcut', 'shortcut')[:16]}")]) == [MAPS]

@@ -21,10 +21,10 @@ from torch import Tensor
 
 from harness.contracts import ModelRequest, document_key
 from harness.errors import TrainingError
-from harness.models import fingerprint
-from harness.models.adapter import merge
-from harness.models.artefacts import read_artefact, seen_documents
+from harness.models.artefacts import read_artefact
+from harness.models.facts import fingerprint_of_files
 from harness.models.model import resolve
+from harness.models.trained import merge, seen_documents, tuned_fingerprint
 from harness.training.lite.fit import FitResult
 from harness.training.lite.options import LiteRecipe
 
@@ -131,7 +131,7 @@ def test_a_run_finds_adapter_and_shortcuts_of_its_own_accord(tuned: Path, tiny_l
     )
     base = resolve(ModelRequest(str(tiny_llama), weights="pretrained", exit_head="shared"))
     assert found.info.weights == "tuned"
-    assert found.info.fingerprint == fingerprint.tuned(base.info.fingerprint, adapter.sha256)
+    assert found.info.fingerprint == tuned_fingerprint(base.info.fingerprint, adapter.sha256)
     assert found.info.exit_head == f"shortcut:{shortcut.sha256[:16]}"
     assert found.info.shortcut_bytes == (32 * 32 + 32) * 4
     loaded = found.load("cpu")
@@ -205,8 +205,8 @@ def test_whole_weights_are_a_model_of_their_own(
 
 def test_documents_are_known_without_maps_too(tune: Callable[..., FitResult], tiny_llama: Path, tmp_path: Path) -> None:
     tune(tiny_llama, tmp_path / "out", QUICK.replace(method="full", exit_head="shared", steps=1))
-    base = fingerprint.of_files([tiny_llama / "model.safetensors"])
-    whole = fingerprint.of_files([tmp_path / "out" / "model" / "model.safetensors"])
+    base = fingerprint_of_files([tiny_llama / "model.safetensors"])
+    whole = fingerprint_of_files([tmp_path / "out" / "model" / "model.safetensors"])
     assert len(seen_documents(base, [tmp_path / "out"])) == 30
     assert seen_documents(whole, [tmp_path / "out"]) == seen_documents(base, [tmp_path / "out"])
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from harness.contracts.loss_weights import loss_weights
-from harness.models.spec import exit_points
+from harness.models.facts import exit_points
 from harness.training.lite.lite_model import LiteModel
 from harness.training.lite.options import LiteRecipe
 from harness.training.lite.train_lite import lite_recipe

@@ -20,7 +20,7 @@ from harness.contracts.recipes import Silent, TrainingRun
 from harness.errors import ArtefactError, DataError
 from harness.models.artefacts import read_artefact
 from harness.models.model import resolve
-from harness.models.shortcut import read_shortcuts
+from harness.models.trained import read_shortcuts
 from harness.training.recipes import Shortcut
 from harness.training.shortcut.train_shortcut import ShortcutResult, train_shortcut
 from harness.training.traces.reading import held_out_rows

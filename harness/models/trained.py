@@ -1,0 +1,182 @@
+"""What training has added to a model: which adapter and which shortcuts belong to its weights, and putting them in.
+
+An adapter holds the LoRA updates of its layers; shortcuts are a linear layer per exit. Both are artefacts, told apart
+by a fingerprint of the weights they were trained on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.contracts import ModelInfo
+from harness.errors import ArtefactError, ConfigError
+from harness.models.artefacts import SHIPPED, Artefact, read_artefact
+from harness.models.remedy import remedy
+
+if TYPE_CHECKING:
+    from harness.decoding.blocks import Linear
+
+__all__ = [
+    "artefact_folders",
+    "find_adapter",
+    "find_shortcut",
+    "merge",
+    "read_shortcuts",
+    "require_adapter",
+    "require_shortcut",
+    "seen_documents",
+    "tuned_fingerprint",
+]
+
+
+def artefact_folders(model: str, given: str | None) -> tuple[Path, ...]:
+    """Return where artefacts of a model are looked for, in this order.
+
+    Args:
+        model: catalogue name, hub id or folder name.
+        given: ``--artefacts``: a folder, or the name of a shipped set; ``None`` for the usual places.
+
+    Raises:
+        ConfigError: the folder given does not exist.
+    """
+    name = Path(model).name
+    if given is None:
+        return tuple(folder for folder in (Path("artefacts") / name, SHIPPED / name) if folder.is_dir())
+    for folder in (Path(given), SHIPPED / given):
+        if folder.is_dir():
+            return (folder,)
+    shipped = sorted(folder.name for folder in SHIPPED.iterdir() if folder.is_dir()) if SHIPPED.is_dir() else []
+    raise ConfigError(f"--artefacts {given} is no folder. Shipped sets: {', '.join(shipped) or 'none'}.")
+
+
+def seen_documents(base: str, folders: Sequence[Path]) -> frozenset[str]:
+    """Return the keys of all documents that artefacts of these base weights were trained on.
+
+    Tuned or not, no run draws them: base and tuned rows are of the same samples, and none of those was seen.
+    """
+    keys: set[str] = set()
+    for folder in folders:
+        for file in sorted(folder.glob("*.json")):
+            try:
+                facts = json.loads(file.read_text(encoding="utf-8"))
+            except (OSError, ValueError, RecursionError):
+                continue  # loading this file will say what is wrong with it
+            if isinstance(facts, dict) and base in (facts.get("base_fingerprint"), facts.get("model_fingerprint")):
+                keys.update(facts.get("documents", ()))
+    return frozenset(keys)
+
+
+def tuned_fingerprint(base: str, adapter_sha256: str) -> str:
+    """Return the fingerprint of a base model with an adapter merged into it."""
+    return hashlib.sha256(f"{base} {adapter_sha256}".encode()).hexdigest()[:16]
+
+
+def find_adapter(base: str, folders: Sequence[Path]) -> Artefact | None:
+    """Return the first adapter that was trained on the weights with this fingerprint."""
+    for folder in folders:
+        if (folder / "adapter.json").is_file():
+            adapter = read_artefact(folder / "adapter.json", "adapter")
+            if adapter.facts["model_fingerprint"] == base:
+                return adapter
+    return None
+
+
+def require_adapter(model: ModelInfo, folders: Sequence[Path]) -> Artefact:
+    """Return what :func:`find_adapter` finds for base weights.
+
+    Raises:
+        ArtefactError: nothing; says how to make one, or whose the adapters there are.
+    """
+    found = find_adapter(model.fingerprint, folders)
+    if found is not None:
+        return found
+    others = ""
+    for file in (folder / "adapter.json" for folder in folders if (folder / "adapter.json").is_file()):
+        theirs = read_artefact(file, "adapter").facts["model_fingerprint"]
+        others += f" {file} was trained on weights {theirs}, these are {model.fingerprint}."
+    instead = ", or use --weights pretrained." if model.asked.weights == "tuned" else "."
+    raise ArtefactError(
+        f"there is no adapter for {model.name}.{others} Make it with {remedy('adapter', model, 'adapter')}{instead}"
+    )
+
+
+def merge(module: Any, adapter: Artefact) -> None:
+    """Add an adapter's low-rank updates to the weights of a transformers model, in place.
+
+    ``W += scale · B A`` in float32 (Hu 2021, arXiv 2106.09685), so that decoding pays nothing for it.
+
+    Raises:
+        ArtefactError: the adapter names a module the model has not, or one of another shape.
+    """
+    factors: dict[str, dict[str, Any]] = {}
+    for name, tensor in adapter.tensors().items():
+        target, _, side = name.rpartition(".")
+        factors.setdefault(target, {})[side] = tensor
+    modules = dict(module.named_modules())
+    scale = float(adapter.facts["scale"])
+    for target, sides in factors.items():
+        weight = getattr(modules.get(target), "weight", None)
+        if weight is None or set(sides) != {"lora_A", "lora_B"}:
+            raise ArtefactError(f"{adapter.path} tunes {target}, which this model has not.")
+        update = scale * (sides["lora_B"].float() @ sides["lora_A"].float())
+        if type(modules[target]).__name__ == "Conv1D":
+            update = update.t()
+        if update.shape != weight.shape:
+            raise ArtefactError(f"{adapter.path}: {target} has shape {tuple(weight.shape)}, not {tuple(update.shape)}.")
+        weight.data = (weight.data.float() + update).to(weight.dtype)
+
+
+def find_shortcut(weights: str, folders: Sequence[Path], exit_points: Sequence[int]) -> Artefact | None:
+    """Return the first shortcuts that lead from these exit points of the weights with this fingerprint."""
+    for folder in folders:
+        for file in _shortcut_files(folder):
+            found = read_artefact(file, "shortcut")
+            if _belongs_to(found) == weights and set(exit_points) <= set(found.facts["exit_points"]):
+                return found
+    return None
+
+
+def require_shortcut(model: ModelInfo, folders: Sequence[Path]) -> Artefact:
+    """Return what :func:`find_shortcut` finds for a model that has none yet.
+
+    Raises:
+        ArtefactError: nothing; says how to make them.
+    """
+    found = find_shortcut(model.fingerprint, folders, model.exit_points)
+    if found is not None:
+        return found
+    others = ""
+    for file in (file for folder in folders for file in _shortcut_files(folder)):
+        theirs = read_artefact(file, "shortcut")
+        points = ", ".join(map(str, theirs.facts["exit_points"]))
+        others += f" {file} is of weights {_belongs_to(theirs)}, exit points {points}."
+    wanted = ", ".join(map(str, model.exit_points))
+    raise ArtefactError(
+        f"there are no shortcuts for {model.name} (weights {model.fingerprint}, exit points {wanted}).{others} "
+        f"Make them with {remedy('shortcut', model, 'shortcut')}, or use --exit-head shared."
+    )
+
+
+def _shortcut_files(folder: Path) -> list[Path]:
+    """Return the shortcuts of a folder, the one with the plain name first."""
+    return sorted(folder.glob("shortcut*.json"), key=lambda file: (file.stem != "shortcut", file.name))
+
+
+def _belongs_to(shortcut: Artefact) -> str:
+    """Return the fingerprint of the weights that shortcuts belong to: base weights, or with an adapter merged."""
+    base, adapter = shortcut.facts["model_fingerprint"], shortcut.facts.get("adapter_sha256")
+    return tuned_fingerprint(base, adapter) if adapter else str(base)
+
+
+def read_shortcuts(shortcut: Artefact, exit_points: Sequence[int], dtype: Any, device: str) -> Mapping[int, Linear]:
+    """Return exit layer → shortcut, in the model's dtype."""
+    from harness.decoding.blocks import Linear  # here, since it brings torch, which reports do without
+
+    tensors = shortcut.tensors(device)
+    return {
+        layer: Linear(tensors[f"{layer}.weight"].to(dtype), tensors[f"{layer}.bias"].to(dtype)) for layer in exit_points
+    }
