@@ -1,4 +1,4 @@
-"""An attribution as tables of text: what a request's parts cost, what deciding costs, and whether two ways can be told apart.
+"""An attribution as tables of text: what a request's parts cost, what deciding costs, and whether two ways differ.
 
 The second one has the form of GREEN-CODE's Table IV: the controller's overhead over the early-exit run and over full
 depth. Terminal and Markdown share these tables.

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from harness.training.agents.optimum import cross_fitted_advantages, returns
+from harness.training.agents.reward import EXIT
 from harness.training.traces.thresholds import exit_places, threshold_keeping
 from reports.statistics.intervals import draws, replicate_interval
 
@@ -22,6 +23,9 @@ Ranged = tuple[float, tuple[float, float] | None]
 """A value and its 95 % interval over documents, ``None`` where they are too few."""
 
 FIGURES = ("agreement", "exit_layer", "reward")
+POLICIES = ("optimum", "constrained optimum", "agent")
+HIGHEST_PRICE = 32.0
+"""Of a wrong exit: 98 % agreement takes 4 to 10 with the rewards there are."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +52,8 @@ class TracedTokens:
 class PolicyRow(TypedDict):
     """One policy on the tokens that are looked at.
 
+    ``policy``: ``optimum`` of the reward; ``constrained optimum``, the best policy among those that keep the wanted
+    agreement (Lagrangian: a wrong exit costs more); ``agent``; or the name of a score, for a plain threshold on it.
     ``kept``: whether its threshold is the loosest that keeps the wanted agreement; else it is the policy as it is.
     ``agreement``: share of tokens equal to the last layer's. ``exit_layer``: mean layers. ``reward``: mean sum of a
     token's rewards.
@@ -101,16 +107,13 @@ def beside_optimum(
         seed: decides the folds.
     """
     rewards = tokens.rewards.double().numpy()
-    advantages = cross_fitted_advantages(
-        tokens.probability.double().numpy(), rewards, tokens.document.long().numpy(), seed=seed
-    )
-    optimum = torch.from_numpy(advantages)[looked_at]
     rule = _Rule(tokens, looked_at, rewards[looked_at.numpy()], keep)
+    optimum = _advantages(tokens, rewards, 0.0, seed)[looked_at]
     decided = {"optimum": optimum} if agent is None else {"optimum": optimum, "agent": agent}
     asis = {name: rule(score, 0.0) for name, score in decided.items()}
-    kept = {
-        name: found for name, score in (decided | dict(scores)).items() if (found := rule.keeping(score)) is not None
-    }
+    constrained = {"constrained optimum": _constrained(tokens, looked_at, rewards, rule, seed)}
+    held = {name: rule.keeping(score) for name, score in {**decided, **constrained, **scores}.items()}
+    kept = {name: sums for name, sums in held.items() if sums is not None}
     rows = [_row(name, False, sums, rule) for name, sums in asis.items()]
     rows += [_row(name, True, sums, rule) for name, sums in kept.items()]
     distance: Distance | None = None
@@ -129,11 +132,31 @@ def beside_optimum(
     }
 
 
+def _advantages(tokens: TracedTokens, rewards: Floats, price: float, seed: int) -> Tensor:
+    """Return cross-fitted advantages of exiting where a wrong exit costs something more, ``[n, exits]``."""
+    priced = rewards.copy()
+    priced[:, :, EXIT] -= price * (~tokens.right).numpy()
+    probability, document = tokens.probability.double().numpy(), tokens.document.long().numpy()
+    return torch.from_numpy(cross_fitted_advantages(probability, priced, document, seed=seed))
+
+
+def _constrained(tokens: TracedTokens, looked_at: Tensor, rewards: Floats, rule: _Rule, seed: int) -> Tensor:
+    """Return the advantages of the optimum at the least price of wrong exits that makes it keep the agreement."""
+    low, high = 0.0, HIGHEST_PRICE
+    while high - low > 0.25:
+        middle = (low + high) / 2
+        if rule.agreement(_advantages(tokens, rewards, middle, seed)[looked_at]) >= rule.keep:
+            high = middle
+        else:
+            low = middle
+    return _advantages(tokens, rewards, high, seed)[looked_at]
+
+
 class _Rule:
     """Exits where a score is high enough, and adds up per document what that brings."""
 
     def __init__(self, tokens: TracedTokens, looked_at: Tensor, rewards: Floats, keep: float) -> None:
-        self._right, self._rewards, self._keep = tokens.right[looked_at], rewards, keep
+        self._right, self._rewards, self.keep = tokens.right[looked_at], rewards, keep
         self._points, self._layers = tokens.exit_points, tokens.num_layers
         _, self._document = np.unique(tokens.document[looked_at].numpy(), return_inverse=True)
         self._count = np.bincount(self._document).astype(float)
@@ -154,9 +177,13 @@ class _Rule:
             name: np.bincount(self._document, value).astype(float) for name, value in zip(FIGURES, values, strict=True)
         }
 
+    def agreement(self, scores: Tensor) -> float:
+        """Return the share of tokens equal to the last layer's where exits happen from 0 on."""
+        return float(self(scores, 0.0)["agreement"].sum() / self._count.sum())
+
     def keeping(self, scores: Tensor) -> dict[str, Floats] | None:
         """Return the same at the loosest threshold that keeps the agreement; ``None`` if none does."""
-        found = threshold_keeping(scores, self._right, self._points, self._layers, self._keep)
+        found = threshold_keeping(scores, self._right, self._points, self._layers, self.keep)
         return None if found is None else self(scores, found["threshold"])
 
     def ranged(self, sums: Floats) -> Ranged:
@@ -181,14 +208,15 @@ def _lines(found: BesideOptimum, rule: str) -> Iterator[str]:
     yield "| policy (replayed) | agreement | mean exit layer | mean reward of a token |"
     yield "|:--|--:|--:|--:|"
     for row in found["rows"]:
-        name = row["policy"] if row["policy"] in ("optimum", "agent") else f"threshold on the {row['policy']}"
+        name = row["policy"] if row["policy"] in POLICIES else f"threshold on the {row['policy']}"
         name += f", held to {keep}" if row["kept"] else " as it is"
         yield f"| {name} | {_text(row['agreement'], 3)} | {_text(row['exit_layer'], 2)} | {_text(row['reward'], 3)} |"
     yield ""
     yield (
         f"Reward: {rule}. Optimum: backward induction on binned probabilities, cross-fitted over documents; "
         f"{found['tokens']} tokens of {found['documents']} documents, 95 % intervals over documents. "
-        "Thresholds that hold an agreement were chosen on the same tokens."
+        "Held: from the loosest preference on that keeps the agreement, chosen on the same tokens. Constrained: wrong "
+        "exits are priced so that the optimum keeps it by itself."
     )
     if found["distance"] is not None:
         reward, layers = found["distance"]["reward"], found["distance"]["exit_layer"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,23 @@ def test_an_agent_at_the_optimum_is_at_no_distance_and_a_worse_one_is_below() ->
     assert gaps[1] < -0.03  # it never exits and earns nothing
     text = render_optimum(found, describe(REWARDS["savings"]))
     assert f"Distance of the agent to the optimum of its reward: {gaps[1]:+.3f} [" in text
+
+
+def test_the_constrained_optimum_keeps_the_agreement_and_earns_no_less_than_a_threshold() -> None:
+    """Eq. 2 and 3 prefer wrong exits; under their optimum, held to the agreement, a plain threshold earns more."""
+    known = tokens(30, 200)
+    rewards, _ = reward_table(known.right, POINTS, LAYERS, REWARDS["java"])
+    known = replace(known, rewards=rewards)
+    everything = torch.ones(len(known.right), dtype=torch.bool)
+    found = beside_optimum(known, everything, {"probability": known.probability}, agent=None, keep=0.95, seed=0)
+    rows = {row["policy"]: row for row in found["rows"] if row["kept"]}
+    asis = next(row for row in found["rows"] if not row["kept"])
+    assert asis["agreement"][0] < 0.9
+    assert asis["reward"][0] > max(row["reward"][0] for row in rows.values())
+    assert {row["agreement"][0] >= 0.95 for row in rows.values()} == {True}
+    best = rows["constrained optimum"]["reward"][0]
+    assert best > rows["optimum"]["reward"][0]
+    assert best > rows["probability"]["reward"][0] - 0.02
 
 
 def test_a_policy_that_cannot_keep_the_agreement_is_said_to() -> None:
