@@ -59,11 +59,10 @@ def find_optimum(options: AgentOptions, run: TrainingRun) -> Trained:
                 "--seed, or more --documents."
             )
     scores = {"probability": columns["top1"][looked_at]}
-    classifier = _classifier(resolved)
-    if classifier is not None:
-        unseen = unseen_rows(traces, columns["document"], classifier.artefact.facts)
+    for name, controller in _others(run.recipe, resolved):
+        unseen = unseen_rows(traces, columns["document"], controller.artefact.facts)
         if not (looked_at & ~unseen).any():
-            scores["classifier"] = _scores(classifier, traces, resolved, looked_at)
+            scores[name] = _scores(controller, traces, resolved, looked_at)
     decided = None if agent is None else _scores(agent, traces, resolved, looked_at)
     found = beside_optimum(tokens, looked_at[wanted], scores, agent=decided, keep=options.keep, seed=options.seed)
     described = {
@@ -92,11 +91,16 @@ def _agents(kind: str, resolved: ResolvedModel, reward: object) -> Iterator[Cont
                 yield found
 
 
-def _classifier(resolved: ResolvedModel) -> Controller | None:
-    try:
-        return find_controller("classifier", "", resolved.info)
-    except ArtefactError:
-        return None  # nothing is trained for this model
+def _others(kind: str, resolved: ResolvedModel) -> Iterator[tuple[str, Controller]]:
+    """Yield the model's controllers of other kinds, each with its kind; those that lie under the kind's own name."""
+    for folder in resolved.info.artefacts:
+        for path in sorted(Path(folder).glob("*.json")):
+            if path.stem == kind:
+                continue
+            try:
+                yield path.stem, find_controller(path.stem, str(path), resolved.info)
+            except ArtefactError:
+                continue  # no controller, or none of this model
 
 
 def _scores(controller: Controller, traces: Traces, resolved: ResolvedModel, rows: Tensor) -> Tensor:
