@@ -4,7 +4,8 @@ Where a folder holds several, the first of these is taken, ``CONFIG`` and ``SPLI
 
 1. ``CONFIG/SPLIT-*.parquet`` or ``CONFIG/SPLIT.parquet`` — the folder is a dataset in hub layout;
 2. the same below a folder with the dataset's name;
-3. ``codexglue_line/CONFIG.jsonl``, then ``CONFIG.jsonl``.
+3. ``codexglue_line/CONFIG.jsonl``, then ``CONFIG.jsonl``, which have no splits: not where ``validation`` is asked for,
+   and not where the dataset lies there with other splits.
 """
 
 from __future__ import annotations
@@ -59,8 +60,15 @@ def _open_folder(folder: Path, dataset: HubDataset) -> Rows:
     for root in (folder, folder / dataset.folder):
         if files := _split_files(root / dataset.config, dataset.split):
             return _open_files(files, dataset)
+    if not dataset.single_split and _has_splits(folder, dataset):  # rows of no split would be those of another one
+        raise DataError(_not_found(folder, dataset))
     for parent in (folder / _LINE_FOLDER, folder):
         if (file := parent / f"{dataset.config}.jsonl").is_file():
+            if dataset.split == "validation":
+                raise DataError(
+                    f"{folder} has no split '{dataset.split}': {file.name} holds the rows of all. Give another "
+                    f"--split, or --source {file} to take them whole."
+                )
             return _open_files([file], dataset)
     raise DataError(_not_found(folder, dataset))
 
@@ -81,6 +89,10 @@ def _split_files(folder: Path, split: str) -> list[Path]:
     return sorted(folder.glob(f"{split}-*.parquet")) or [
         file for file in [folder / f"{split}.parquet"] if file.is_file()
     ]
+
+
+def _has_splits(folder: Path, dataset: HubDataset) -> bool:
+    return any(any((root / dataset.config).glob("*.parquet")) for root in (folder, folder / dataset.folder))
 
 
 def _label(name: str, home: Path, is_listed: bool) -> str:

@@ -180,6 +180,29 @@ def test_a_folder_without_the_split_is_refused_naming_what_it_has(hub_folder: Pa
         Py150().corpus(str(hub_folder), "validation")
 
 
+def test_rows_of_no_split_do_not_stand_in_for_one(hub_folder: Path, words: Any, green: Any, line: Any) -> None:
+    """A folder of folders, as the official rows come: all rows of a language lie beside its splits."""
+    data = hub_folder.parent
+    hub_folder.rename(data / Py150.documents.folder)
+    (data / "codexglue_line").mkdir()
+    rows = [{"id": number, "input": "w " * 90, "gt": "x"} for number in range(9)]
+    (data / "codexglue_line" / "python.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match=r"no 'python' rows, split 'validation' .*it has python/test-.*python/train-"):
+        Py150().corpus(str(data), "validation")
+    with pytest.raises(DataError, match="split 'validation'"):
+        Py150().load(green(data, split="validation"), words)
+    assert len(Py150().corpus(str(data), "train").documents) == 5
+    assert len(Py150().load(line(data), words).samples) == 9  # the lines have no splits
+
+
+def test_a_folder_of_rows_without_splits_has_no_validation_split(tmp_path: Path) -> None:
+    (tmp_path / "python.jsonl").write_text(json.dumps({"id": 1, "code": "x = 1"}) + "\n")
+    with pytest.raises(DataError, match=r"has no split 'validation': python\.jsonl holds the rows of all\..*--source"):
+        Py150().corpus(str(tmp_path), "validation")
+    for split in ("train", "test"):
+        assert len(Py150().corpus(str(tmp_path), split).documents) == 1
+
+
 def test_a_source_of_one_file_is_taken_whole(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps({"id": n, "code": f"x = {n}"}) + "\n" for n in range(9)))
