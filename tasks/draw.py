@@ -4,6 +4,9 @@ The rows are visited in an order that the seed alone decides (a shuffle of the r
 soon as ``limit`` samples are made. So the same seed gives the same samples, a smaller limit gives the first of
 those a larger one gives, and twenty samples cost about twenty rows of reading and tokenising. Bad rows
 met on the way are reported beside the samples and do not count towards the limit.
+
+What tuning has read is no test of it. Two checks: a document that it was tuned on is passed over whole, and so is a
+sample whose next tokens it has read elsewhere word for word, together with the context just before them.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 from harness.contracts import (
     BadRow,
@@ -29,9 +33,15 @@ from harness.errors import DataError
 from tasks.protocols import Protocol, Skipped
 from tasks.rows import Rows, whole
 
-__all__ = ["collect", "draw", "fingerprint"]
+__all__ = ["DUPLICATE", "collect", "draw", "fingerprint"]
 
 SEEN = "document the model was tuned on"
+DUPLICATE = "near-duplicate of what tuning has read"
+
+COMPARED = 20
+"""Successive tokens that make a duplicate where tuning has read them: the reference's, and the context's before."""
+COMPARED_OF_REFERENCE = 15
+"""Tokens of the reference among them, at most."""
 
 
 def draw(rows: Rows, protocol: Protocol, tokenizer: Tokenizer, request: TaskRequest) -> TaskData:
@@ -45,7 +55,7 @@ def draw(rows: Rows, protocol: Protocol, tokenizer: Tokenizer, request: TaskRequ
     bad: list[BadRow] = []
     skipped: Counter[str] = Counter()
     origins: Counter[str] = Counter()
-    visited = 0
+    visited = duplicates = 0
     for index in order:
         if request.limit is not None and len(samples) >= request.limit:
             break
@@ -57,6 +67,9 @@ def draw(rows: Rows, protocol: Protocol, tokenizer: Tokenizer, request: TaskRequ
             made = Skipped(SEEN)
         else:
             made = protocol.sample(row, tokenizer, request)
+        if isinstance(made, Sample) and request.was_read is not None and request.was_read(_compared(made)):
+            duplicates += 1
+            made = replace(made, duplicate=True) if request.duplicates == "keep" else Skipped(DUPLICATE)
         if isinstance(made, Skipped):
             skipped[made.reason] += 1
         elif isinstance(made, BadRow):
@@ -78,7 +91,13 @@ def draw(rows: Rows, protocol: Protocol, tokenizer: Tokenizer, request: TaskRequ
     if skipped:
         detail["skipped"] = _counts(skipped)
     drawn = tuple(samples.values())
-    return TaskData(drawn, tuple(bad), SourceInfo(rows.kind, rows.label, fingerprint(drawn), detail))
+    source = SourceInfo(rows.kind, rows.label, fingerprint(drawn), detail)
+    return TaskData(drawn, tuple(bad), source, None if request.was_read is None else duplicates)
+
+
+def _compared(sample: Sample) -> tuple[int, ...]:
+    """Return the tokens by which a duplicate is told: 15 of the reference, or all, and those before them."""
+    return (*sample.prompt_ids[-COMPARED:], *sample.reference_ids[:COMPARED_OF_REFERENCE])[-COMPARED:]
 
 
 def collect(rows: Rows, *, limit: int | None, seed: int) -> Corpus:
@@ -131,7 +150,7 @@ def _nothing_drawn(rows: Rows, protocol: Protocol, bad: Sequence[BadRow], skippe
         )
     causes = [f"{len(bad)} bad, the first one: {bad[0].reason}"] if bad else []
     causes += [f"skipped: {_counts(skipped)}"] if skipped else []
-    if set(skipped) == {SEEN} and not bad:
+    if skipped and set(skipped) <= {SEEN, DUPLICATE} and not bad:
         return (
             f"{rows.label}: the model was tuned on every one of its {len(rows)} rows, so none can test it. Give other "
             "data with --source, or run base weights from an empty --artefacts folder."

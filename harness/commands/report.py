@@ -50,18 +50,27 @@ def report(
             "--figures/--no-figures", help="With --out: draw figures of every run, or none. Default: of up to 20 runs."
         ),
     ] = None,
+    without_duplicates: Annotated[
+        bool,
+        typer.Option(
+            "--without-duplicates",
+            help="Print the tables without what a run with --duplicates keep has marked. Writes no files.",
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Print the tables and Pareto fronts of run directories, and write report.md, summary.csv and summary.json."""
+    if out is not None and without_duplicates:
+        raise ConfigError("--without-duplicates prints tables and writes no files. Omit --out.")
     if out is not None:
         _together(directories, out, figures, as_json=as_json)
     elif figures is not None:
         raise ConfigError("figures need a folder. Add --out DIR.")
     else:
-        _each(directories, as_json=as_json)
+        _each(directories, as_json=as_json, duplicates=not without_duplicates)
 
 
-def _each(directories: list[Path], *, as_json: bool) -> None:
+def _each(directories: list[Path], *, as_json: bool, duplicates: bool) -> None:
     """Show every run that can be read and write its report; refuse in the end when some cannot."""
     from harness.running.reading import read_run
     from reports.tables.export import write_report
@@ -71,7 +80,7 @@ def _each(directories: list[Path], *, as_json: bool) -> None:
     refused: list[tuple[Path, str]] = []
     for directory in directories:
         try:
-            summaries.append((read_run(directory).summary, directory))
+            summaries.append((read_run(directory, duplicates=duplicates).summary, directory))
         except HarnessError as error:
             if len(directories) == 1:
                 raise
@@ -83,7 +92,7 @@ def _each(directories: list[Path], *, as_json: bool) -> None:
         for summary, _ in summaries:
             stdout().print(render(summary))
     tell_refused(refused, stderr())
-    for summary, directory in summaries:  # last: it fails where only reading is allowed
+    for summary, directory in summaries if duplicates else ():  # last: it fails where only reading is allowed
         write_report(summary, directory)
     if refused:
         raise StoreError(f"{len(refused)} of {len(directories)} run directories cannot be read (above).")

@@ -10,7 +10,7 @@ from pydantic import Field, PlainSerializer, PlainValidator, ValidationInfo, fie
 from harness.config.kv import registered
 from harness.config.model import DEFAULT_MODEL, Folder, ModelConfiguration, ModelName, Placeholder, Seed, TaskName
 from harness.config.strategies import StrategySpec, as_strategy, parse_all, spec_of
-from harness.contracts import Strategy
+from harness.contracts import Duplicates, Strategy
 from harness.errors import ConfigError
 
 __all__ = ["RunConfig"]
@@ -55,6 +55,11 @@ class RunConfig(ModelConfiguration):
         default="embedded", min_length=1, description="embedded, hub, or PATH of a JSONL file or dataset folder."
     )
     limit: int | None = Field(default=16, ge=0, description="Samples per task; 0 for all.")
+    duplicates: Duplicates = Field(
+        default="skip",
+        description="Samples whose next tokens tuning has read, 20 in a row with the context before them: skip, or "
+        "keep and mark",
+    )
     max_new_tokens: int | None = Field(
         default=None, ge=1, le=4096, description="New tokens per sample. Default: the protocol's limit."
     )

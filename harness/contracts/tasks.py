@@ -13,6 +13,7 @@ __all__ = [
     "BadRow",
     "Corpus",
     "Document",
+    "Duplicates",
     "Sample",
     "SourceInfo",
     "Split",
@@ -24,6 +25,7 @@ __all__ = [
 ]
 
 Split: TypeAlias = Literal["train", "validation", "test"]
+Duplicates: TypeAlias = Literal["skip", "keep"]
 StopRule: TypeAlias = Callable[[Sequence[int]], bool]
 
 
@@ -38,6 +40,8 @@ class TaskRequest:
         seed: decides every random choice of the sampling.
         split: part of the dataset, where it has several. A source of one file is taken whole.
         seen: keys (:func:`document_key`) of documents the model was tuned on; they are never drawn.
+        was_read: tells whether tuning read a run of some tokens word for word; ``None`` where that is not known.
+        duplicates: what becomes of a sample whose reference was read so: ``skip`` or, marked, ``keep``.
         max_new_tokens: overrides the protocol's own limit.
         max_positions: longest prompt + completion the model covers, tokens.
     """
@@ -48,6 +52,8 @@ class TaskRequest:
     seed: int = 0
     split: Split = "test"
     seen: frozenset[str] = frozenset()
+    was_read: Callable[[Sequence[int]], bool] | None = None
+    duplicates: Duplicates = "skip"
     max_new_tokens: int | None = None
     max_positions: int | None = None
 
@@ -100,6 +106,7 @@ class Sample:
         reference: ground-truth text.
         reference_ids: ground-truth tokens.
         max_new_tokens: the protocol's limit for this sample.
+        duplicate: tuning read the reference, and the context just before it, word for word.
     """
 
     sample_id: str
@@ -107,6 +114,7 @@ class Sample:
     reference: str
     reference_ids: tuple[int, ...]
     max_new_tokens: int
+    duplicate: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,11 +155,14 @@ class TaskData:
         samples: in a fixed order.
         bad_rows: rows that could not become samples.
         source: where they came from.
+        duplicates: samples kept or skipped because tuning has read them (:class:`TaskRequest`); ``None`` where that
+            was not looked for.
     """
 
     samples: tuple[Sample, ...]
     bad_rows: tuple[BadRow, ...]
     source: SourceInfo
+    duplicates: int | None = None
 
 
 class Task(Protocol):

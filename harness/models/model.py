@@ -7,7 +7,7 @@ Two steps on purpose: :func:`resolve` needs no weights, so that a run can be ref
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from harness.decoding.families import read
 from harness.errors import OutOfMemoryError, is_out_of_memory
 from harness.models.artefacts import Artefact
 from harness.models.facts import base_facts, element_size
+from harness.models.seen import Seen, find_seen
 from harness.models.source import ModelSpec, find_spec, read_config
 from harness.models.tokenizer import TransformersTokenizer, read_tokenizer
 from harness.models.trained import (
@@ -27,7 +28,6 @@ from harness.models.trained import (
     read_shortcuts,
     require_adapter,
     require_shortcut,
-    seen_documents,
     tuned_fingerprint,
 )
 from harness.models.weights import digest, random_weights, read_weights
@@ -45,7 +45,7 @@ class ResolvedModel:
         info: facts for strategies and reports.
         adapter: to be merged into the weights, or ``None``.
         shortcut: of its exits, or ``None`` for the shared head.
-        seen: keys of the documents that anything trained for this model has learned from.
+        seen: what anything trained for this model has read.
     """
 
     spec: ModelSpec
@@ -53,7 +53,7 @@ class ResolvedModel:
     info: ModelInfo
     adapter: Artefact | None = None
     shortcut: Artefact | None = None
-    seen: frozenset[str] = frozenset()
+    seen: Seen = field(default_factory=Seen)
 
     @cached_property
     def tokenizer(self) -> TransformersTokenizer:
@@ -153,7 +153,7 @@ def resolve(request: ModelRequest) -> ResolvedModel:
     config = read_config(spec, request.weights)
     info = base_facts(spec, config, request)
     folders = [Path(folder) for folder in info.artefacts]
-    seen = seen_documents(info.base_fingerprint, folders)
+    seen = find_seen(info.base_fingerprint, folders)
     adapter = shortcut = None
     if request.weights == "auto":
         adapter = find_adapter(info.base_fingerprint, folders)

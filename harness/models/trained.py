@@ -7,7 +7,6 @@ by a fingerprint of the weights they were trained on.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +27,6 @@ __all__ = [
     "read_shortcuts",
     "require_adapter",
     "require_shortcut",
-    "seen_documents",
     "tuned_fingerprint",
 ]
 
@@ -51,23 +49,6 @@ def artefact_folders(model: str, given: str | None) -> tuple[Path, ...]:
             return (folder,)
     shipped = sorted(folder.name for folder in SHIPPED.iterdir() if folder.is_dir()) if SHIPPED.is_dir() else []
     raise ConfigError(f"--artefacts {given} is no folder. Shipped sets: {', '.join(shipped) or 'none'}.")
-
-
-def seen_documents(base: str, folders: Sequence[Path]) -> frozenset[str]:
-    """Return the keys of all documents that artefacts of these base weights were trained on.
-
-    Tuned or not, no run draws them: base and tuned rows are of the same samples, and none of those was seen.
-    """
-    keys: set[str] = set()
-    for folder in folders:
-        for file in sorted(folder.glob("*.json")):
-            try:
-                facts = json.loads(file.read_text(encoding="utf-8"))
-            except (OSError, ValueError, RecursionError):
-                continue  # loading this file will say what is wrong with it
-            if isinstance(facts, dict) and base in (facts.get("base_fingerprint"), facts.get("model_fingerprint")):
-                keys.update(facts.get("documents", ()))
-    return frozenset(keys)
 
 
 def tuned_fingerprint(base: str, adapter_sha256: str) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from harness.contracts import KVFacts, Weights
 from harness.records.machine import MachineRecord, was_measured
@@ -109,6 +109,9 @@ class TaskRecord(Record):
         fingerprint: SHA-256 over the drawn rows.
         samples: number of samples drawn.
         bad_rows: number of rows that could not become samples.
+        duplicates: samples drawn although tuning has read them (``--duplicates keep``), or skipped for it; ``None``
+            where that is not known, and in older runs.
+        unindexed: names of the artefacts that do not say all they have read, so that more may be duplicates.
         detail: further facts about the source.
     """
 
@@ -120,6 +123,8 @@ class TaskRecord(Record):
     fingerprint: str
     samples: int
     bad_rows: int
+    duplicates: int | None = None
+    unindexed: tuple[str, ...] = ()
     detail: dict[str, str] = Field(default_factory=dict)
 
 
@@ -192,6 +197,12 @@ class Manifest(Record):
     plugins: tuple[PluginRecord, ...] = ()
     machine: MachineRecord | None = None
 
+    @field_validator("config", mode="after")
+    @classmethod
+    def _duplicates_of_older_runs(cls, config: dict[str, Any]) -> dict[str, Any]:
+        """Older runs drew whatever was no document of the tuning."""
+        return {"duplicates": "keep", **config}
+
     @model_validator(mode="after")
     def _kv_of_older_runs(self) -> Self:
         """Older runs give an operating point's KV policy only where they compare several; else the configuration's."""
@@ -212,6 +223,7 @@ class SampleRecord(Record):
         window: id of the window it ran in; its line in ``windows.jsonl`` commits it.
         operating_point: label.
         task, sample_id, repeat: which sample, and which repetition of it, 0-based.
+        duplicate: tuning read its reference, and the context just before it, word for word.
         prompt_ids, token_ids, reference_ids: model tokens.
         exit_layers: layers executed for each generated token. With a KV cache the first token comes
             from prefill, at full depth, and no strategy is asked for it.
@@ -238,6 +250,7 @@ class SampleRecord(Record):
     task: str
     sample_id: str
     repeat: int = 0
+    duplicate: bool = False
     prompt_ids: tuple[int, ...] = ()
     token_ids: tuple[int, ...] = ()
     reference_ids: tuple[int, ...] = ()

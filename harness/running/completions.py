@@ -40,6 +40,7 @@ def sample_record(window: WindowRecord, plan: Plan, planned: PlannedTask, outcom
         "task": window.task,
         "repeat": window.repeat,
         "sample_id": sample.sample_id,
+        "duplicate": sample.duplicate,
         "prompt_ids": sample.prompt_ids,
         "reference_ids": sample.reference_ids,
         "reference": sample.reference,

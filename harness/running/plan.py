@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from harness.config import RunConfig, demo_strategies, parse_all
 from harness.contracts import StopRule, Task, TaskData, TaskRequest
@@ -18,6 +19,9 @@ from harness.models.model import ResolvedModel, resolve
 from harness.records import TaskRecord
 from harness.registry import KV_POLICIES, PROTOCOLS, TASKS
 from harness.running.operating_points import OperatingPoint, build_all, operating_points, usable
+
+if TYPE_CHECKING:
+    from harness.models.ngrams import NgramIndex
 
 __all__ = ["Plan", "PlannedTask", "default_directory", "make_plan"]
 
@@ -82,7 +86,8 @@ def make_plan(config: RunConfig) -> Plan:
     if not config.strategies:
         specs = usable(build_all(parse_all(demo_strategies(model.info.exit_points))), model.info)
     points = operating_points(specs, config, model.info)
-    planned = tuple(_draw(task, config, model) for task in tasks)
+    ngrams = model.seen.ngrams()
+    planned = tuple(_draw(task, config, model, ngrams) for task in tasks)
     return Plan(config, device, points, model, planned)
 
 
@@ -102,7 +107,7 @@ def _refuse_contradictions(config: RunConfig) -> None:
         raise ConfigError("--attribute needs a KV cache: without one every token is a prefill. Use another --kv.")
 
 
-def _draw(task: Task, config: RunConfig, model: ResolvedModel) -> PlannedTask:
+def _draw(task: Task, config: RunConfig, model: ResolvedModel, ngrams: NgramIndex | None) -> PlannedTask:
     request = TaskRequest(
         protocol=config.protocol,
         source=config.source,
@@ -110,7 +115,9 @@ def _draw(task: Task, config: RunConfig, model: ResolvedModel) -> PlannedTask:
         seed=config.seed,
         max_new_tokens=config.max_new_tokens,
         max_positions=model.info.max_positions,
-        seen=model.seen,
+        seen=model.seen.documents,
+        was_read=None if ngrams is None else ngrams.has_run_of,
+        duplicates=config.duplicates,
     )
     data = task.load(request, model.tokenizer)
     if not data.samples:
@@ -129,6 +136,8 @@ def _draw(task: Task, config: RunConfig, model: ResolvedModel) -> PlannedTask:
         fingerprint=data.source.fingerprint,
         samples=len(data.samples),
         bad_rows=len(data.bad_rows),
+        duplicates=data.duplicates,
+        unindexed=tuple(sorted({file.stem for file in model.seen.unindexed})),
         detail=dict(data.source.detail),
     )
     return PlannedTask(task, data, task.stop_rule(config.protocol, model.tokenizer), record)

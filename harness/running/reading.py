@@ -48,12 +48,13 @@ class Refusal:
     reason: str
 
 
-def read_run(path: Path, *, stored: bool = False) -> RecordedRun:
+def read_run(path: Path, *, stored: bool = False, duplicates: bool = True) -> RecordedRun:
     """Read a run directory as far as it got, and summarise it.
 
     Args:
         path: of the run; a run may be writing it meanwhile.
         stored: take the ``summary.json`` that lies there rather than score everything again, where there is one.
+        duplicates: count windows with samples that tuning has read, which a run with ``--duplicates keep`` has.
 
     Raises:
         StoreError: missing, damaged or foreign directory, or one without a finished window.
@@ -63,7 +64,9 @@ def read_run(path: Path, *, stored: bool = False) -> RecordedRun:
         if not store.finished():
             raise StoreError(f"{path} holds no finished window yet. Continue it with `harness run --resume {path}`.")
         manifest, windows, samples = store.manifest, tuple(store.windows()), tuple(store.samples())
-        recorded = _stored(store)
+        recorded = _stored(store) if duplicates else None
+    if not duplicates:
+        manifest, windows, samples = _without_duplicates(path, manifest, windows, samples)
     try:
         summary = recorded if stored and recorded else _summarise(manifest, windows, samples)
         summary = with_recorded(summary, recorded) if recorded else summary
@@ -79,6 +82,25 @@ def read_run(path: Path, *, stored: bool = False) -> RecordedRun:
             f"{path} cannot be understood ({type(error).__name__}: {error}): its records are damaged. {REMEDY}"
         ) from error
     return run
+
+
+def _without_duplicates(
+    path: Path, manifest: Manifest, windows: tuple[WindowRecord, ...], samples: tuple[SampleRecord, ...]
+) -> tuple[Manifest, tuple[WindowRecord, ...], tuple[SampleRecord, ...]]:
+    """Leave out whole windows, so that time and energy are of the same samples as everything else."""
+    marked = {sample.window for sample in samples if sample.duplicate}
+    kept = tuple(window for window in windows if window.window not in marked)
+    samples = tuple(sample for sample in samples if sample.window not in marked)
+    if not marked:
+        raise StoreError(f"{path} marks no sample as a duplicate. Run again with --duplicates keep.")
+    if not any(sample.error is None for sample in samples):
+        raise StoreError(f"every window of {path} holds a duplicate. Run again without --duplicates keep.")
+    left = {(sample.task, sample.sample_id) for sample in samples}
+    tasks = tuple(
+        task.model_copy(update={"samples": sum(name == task.name for name, _ in left), "duplicates": 0})
+        for task in manifest.tasks
+    )
+    return manifest.model_copy(update={"tasks": tasks}), kept, samples
 
 
 def _stored(store: RunDirectory) -> Summary | None:

@@ -20,7 +20,7 @@ NOT_DECIDING = {
     "config": {"out"},
     "operating_points": {"kv_facts"},  # the name decides
     "model": {"weights_source", "tokenizer_source"},  # words; the hash and the fingerprints decide
-    "tasks": {"source", "detail"},
+    "tasks": {"source", "detail", "duplicates", "unindexed"},  # the fingerprint decides
     "meter": {"unavailable"},
 }
 

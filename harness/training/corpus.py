@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +26,7 @@ class Stream:
         name: task and source, for tables.
         source: where the documents came from.
         sequences: to learn from, ``[n, length]`` int32.
-        held_out: to be measured on, the same shape.
+        held_out: the tokens of each document to be measured on, ``[n]`` int32.
         keys: of every document in either (:func:`harness.contracts.document_key`).
         held_out_keys: of those that are held out.
     """
@@ -34,7 +34,7 @@ class Stream:
     name: str
     source: SourceInfo
     sequences: Tensor
-    held_out: Tensor
+    held_out: tuple[Tensor, ...]
     keys: tuple[str, ...]
     held_out_keys: tuple[str, ...]
 
@@ -86,11 +86,13 @@ def read_streams(
     for name, corpus, kept in corpora:
         # a copy of what is held out, here or in another source, is not learned from either
         learned = [document for document in corpus.documents if document_key(document.text) not in unseen]
-        held_out, sequences = pack(kept, tokenizer, length), pack(learned, tokenizer, length)
-        if not len(sequences) or not len(held_out):
+        encoded = (torch.tensor(tokenizer.encode(document.text), dtype=torch.int32) for document in kept)
+        held_out = tuple(tokens for tokens in encoded if len(tokens) > 1)
+        sequences = pack(learned, tokenizer, length)
+        if not len(sequences) or not held_out:
             raise DataError(
                 f"{corpus.source.label} ({name}, {split}) is too small: {len(corpus.documents)} documents do "
-                f"not fill one packed sequence of {length} tokens to learn from and one to measure on. Give more "
+                f"not fill one packed sequence of {length} tokens to learn from and leave one to measure on. Give more "
                 "documents."
             )
         keys = tuple(sorted({document_key(document.text) for document in corpus.documents}))
@@ -135,12 +137,22 @@ class PackedStreams(torch.utils.data.Dataset[dict[str, Tensor]]):
                 decks[stream] = list(range(len(self._sequences[stream])))
                 chance.shuffle(decks[stream])
             self._order.append((stream, decks[stream].pop()))
-        del self._order[:skip]
+        self._skip = skip
 
     def __len__(self) -> int:
-        return len(self._order)
+        return len(self._order) - self._skip
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """Return one sequence as ``{"input_ids": [length] int64}``."""
-        stream, row = self._order[index]
+        stream, row = self._order[self._skip + index]
         return {"input_ids": self._sequences[stream][row].long()}
+
+    def texts(self) -> Iterator[Tensor]:
+        """Yield all there is to be read, the skipped ones included: tokens in a row as one, ``[n]`` int32, each once.
+
+        What was cut apart by packing is whole again where both sides are read.
+        """
+        for number, sequences in enumerate(self._sequences):
+            rows = torch.tensor(sorted({row for stream, row in self._order if stream == number}), dtype=torch.int64)
+            cuts = (rows.diff() != 1).nonzero().flatten() + 1
+            yield from (sequences[part].flatten() for part in torch.tensor_split(rows, cuts) if len(part))

@@ -32,6 +32,8 @@ once tuned-codexglue run --strategy fixed:layer=14,22,26 --strategy confidence:t
 	--strategy classifier --strategy lte --strategy rl --strategy oracle --source "$data" "${both[@]}"
 shared=(--artefacts smollm2-135m-shared --strategy fixed:layer=14,22,26 --strategy confidence:threshold=0.9 --strategy rl
 	--strategy oracle)
+once duplicates run --duplicates keep --strategy fixed:layer=26 --strategy classifier --source "$data" "${both[@]}"
+harness report runs/duplicates --without-duplicates # the same without what tuning has read
 once shared-head run "${shared[@]}" "${both[@]}"
 once shared-head-codexglue run "${shared[@]}" --source "$data" "${both[@]}"
 once base run "${base[@]}"

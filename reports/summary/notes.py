@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
-from harness.records import Manifest, MeterRecord, SampleRecord, WindowRecord
+from harness.records import Manifest, MeterRecord, SampleRecord, TaskRecord, WindowRecord
 from harness.records.estimate import NoInterval
 from harness.records.summary import SummaryRow
 from reports.metrics.energy import ENERGY_PER_TOKEN, IDLE_POWER, MEAN_POWER, NET_ENERGY_PER_TOKEN
@@ -98,6 +98,7 @@ def _about_data(manifest: Manifest, rows: Sequence[SummaryRow]) -> Iterator[str]
             )
         if task.bad_rows:
             yield f"{task.name}: {task.bad_rows} row(s) of the data could not become samples."
+        yield from _about_duplicates(task, manifest)
     for task_name, failed in _totals((row.task, row.errors) for row in rows):
         yield (
             f"{task_name}: {failed} failure(s) over the operating points, counted as errors; they are neither "
@@ -110,6 +111,24 @@ def _about_data(manifest: Manifest, rows: Sequence[SummaryRow]) -> Iterator[str]
                 f"{task.name}: operating points finished {min(counts)} to {max(counts)} samples (an unfinished run, "
                 "or errors), so unpaired columns cover different samples."
             )
+
+
+def _about_duplicates(task: TaskRecord, manifest: Manifest) -> Iterator[str]:
+    read = "near-duplicates of what tuning has read (20 tokens in a row, the next ones and the context before them)"
+    if task.unindexed:
+        yield (
+            f"{task.name}: {', '.join(task.unindexed)} have no index of all they have read, so samples may be "
+            f"{read}. Artefacts that are trained now have one."
+        )
+    elif task.duplicates is None and manifest.model.weights == "tuned":
+        yield f"{task.name}: {read} were not looked for."
+    if task.duplicates and manifest.config.get("duplicates") == "keep":
+        yield (
+            f"{task.name}: {task.duplicates} of {task.samples} samples are {read}, kept as asked. "
+            "`harness report RUN_DIR --without-duplicates` shows the table without them."
+        )
+    elif task.duplicates:
+        yield f"{task.name}: {task.duplicates} sample(s) were skipped as {read}."
 
 
 def _about_probes(cells: Sequence[Measured]) -> Iterator[str]:

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from harness.contracts import ModelRequest
 from harness.models.artefacts import SHIPPED, read_artefact
 from harness.models.model import ResolvedModel, resolve
+from harness.models.seen import find_seen
 from harness.training.agents.train_agent import AGENT_OBSERVATIONS
 
 Command = Callable[..., Any]
@@ -63,7 +64,8 @@ def test_every_artefact_is_whole_and_says_how_it_was_made(folder: Path, name: st
 @pytest.mark.parametrize("folder", SETS, ids=lambda folder: folder.name)
 def test_nothing_else_ships(folder: Path) -> None:
     names = {path.name.partition(".")[0].removesuffix("-training") for path in folder.iterdir()}
-    assert names == {*SETS[folder], "CARD", "exits", "training"}
+    indices = {json.loads((folder / f"{name}.json").read_text())["ngrams"]["file"] for name in SETS[folder]}
+    assert names == {*SETS[folder], "CARD", "exits", "training", *(Path(file).stem for file in indices)}
     assert {path for path in SHIPPED.iterdir() if path.is_dir()} == set(SETS)
 
 
@@ -75,6 +77,21 @@ def test_tuning_that_went_on_improved_the_exits(folder: Path) -> None:
     for was, now in zip(facts["start"]["exits"]["after"], facts["exits"]["after"], strict=True):
         assert (now["stream"], now["layer"], now["tokens"]) == (was["stream"], was["layer"], was["tokens"])
         assert now["agreement"] >= was["agreement"] - 0.02, (now, was)  # two standard errors of 3,060 tokens
+
+
+@pytest.mark.parametrize("folder", SETS, ids=lambda folder: folder.name)
+def test_they_say_what_they_read(folder: Path) -> None:
+    facts = json.loads((folder / "adapter.json").read_text())
+    log = [json.loads(line) for line in (folder / "training.jsonl").read_text().splitlines()]
+    assert (facts["steps"], facts["tokens"]) == (log[-1]["step"], log[-1]["tokens"])
+    assert facts["packs_read"] * facts["recipe"]["length"] == facts["tokens"]
+    assert len(facts["held_out"]) == 124
+    assert set(facts["held_out"]) < set(facts["documents"])
+    seen = find_seen(facts["model_fingerprint"], [folder])
+    assert seen.documents == set(facts["documents"])
+    assert not seen.unindexed
+    assert sum(file.stat().st_size for file in seen.indices) < 2_200_000
+    assert seen.ngrams() is not None
 
 
 def test_both_exit_heads_had_the_same_tuning() -> None:

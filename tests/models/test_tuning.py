@@ -25,7 +25,6 @@ from harness.models.trained import (
     read_shortcuts,
     require_adapter,
     require_shortcut,
-    seen_documents,
     tuned_fingerprint,
 )
 
@@ -259,26 +258,6 @@ def test_a_damaged_artefact_is_not_passed_over(tmp_path: Path) -> None:
         find_adapter(BASE, folders)
 
 
-# -------------------------------------------------------------------------------------------- seen
-
-
-def test_documents_of_every_artefact_of_the_base_weights_were_seen(tmp_path: Path) -> None:
-    first, second = tmp_path / "first", tmp_path / "second"
-    write_adapter(first, documents=["a", "b"])
-    write_shortcut(first, "7u4ed", base_fingerprint=BASE, documents=["b", "c"])  # maps of tuned weights
-    write_artefact(second / "rl.json", "rl", {}, {"model_fingerprint": BASE, "documents": ["d"]})
-    write_artefact(second / "other.json", "rl", {}, {"model_fingerprint": OTHER, "documents": ["x"]})
-    write_artefact(second / "none.json", "rl", {}, {"model_fingerprint": BASE})
-    (second / "broken.json").write_text('{"documents": ["y"')
-    (second / "list.json").write_text('["z"]')
-    assert seen_documents(BASE, [first, second]) == {"a", "b", "c", "d"}
-    assert seen_documents(OTHER, [first, second]) == {"x"}
-    assert seen_documents("none", [first, second]) == frozenset()
-    assert seen_documents(BASE, []) == frozenset()
-    (first / "another.json").write_text("[" * 200_000)
-    assert seen_documents(BASE, [first, second]) == {"a", "b", "c", "d"}
-
-
 # ------------------------------------------------------------------------------------------- merge
 
 
@@ -423,7 +402,7 @@ def test_a_folder_of_the_user_s_serves_without_being_asked_for(
     assert found.info.fingerprint == tuned_fingerprint(base, adapter.sha256)
     assert found.info.exit_head == f"shortcut:{shortcut.sha256[:16]}"
     assert found.info.artefacts == (str(Path("artefacts") / tiny_llama.name),)
-    assert found.seen == {"k"}
+    assert found.seen.documents == {"k"}
 
     loaded = found.load("cpu")
     stored, low = load_file(tiny_llama / "model.safetensors"), adapter.tensors()

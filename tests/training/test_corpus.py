@@ -83,17 +83,26 @@ def read(
     return stream
 
 
-def documents_in(sequences: torch.Tensor) -> set[int]:
-    return {(token - 1000) // 100 for token in sequences.flatten().tolist() if token != END}
+def documents_in(*sequences: torch.Tensor) -> set[int]:
+    return {(token - 1000) // 100 for some in sequences for token in some.flatten().tolist() if token != END}
 
 
 def test_held_out_documents_are_never_learned_from(numbers_file: Path) -> None:
     stream = read(numbers_file)
-    learned, held = documents_in(stream.sequences), documents_in(stream.held_out)
+    learned, held = documents_in(stream.sequences), documents_in(*stream.held_out)
     assert not learned & held
     assert len(held) == 2  # 4 % of 50
     assert len(learned) == 48
     assert set(stream.sequences.flatten().tolist()) <= {END, *range(1000, 6000)}
+
+
+def test_every_held_out_document_is_measured_on(numbers_file: Path) -> None:
+    """Short of a packed sequence or not, whole."""
+    for length in (8, 30):
+        found = read(numbers_file, length=length).held_out
+        assert [piece.tolist() for piece in found] == [list(range(int(p[0]), int(p[0]) + 20)) for p in found]
+        assert len(found) == 2
+        assert all(int(piece[0]) % 100 == 0 and piece.dtype == torch.int32 for piece in found)
 
 
 def test_known_documents_are_learned_from_and_not_held_out(numbers_file: Path) -> None:
@@ -102,9 +111,9 @@ def test_known_documents_are_learned_from_and_not_held_out(numbers_file: Path) -
     texts = [json.loads(line)["code"] for line in numbers_file.read_text().splitlines()]
     unknown = {number for number, text in enumerate(texts) if document_key(text) not in known}
     assert len(unknown) == 10
-    assert len(documents_in(stream.held_out)) == 2
-    assert documents_in(stream.held_out) <= unknown
-    assert documents_in(stream.sequences) | documents_in(stream.held_out) == set(range(50))
+    assert len(documents_in(*stream.held_out)) == 2
+    assert documents_in(*stream.held_out) <= unknown
+    assert documents_in(stream.sequences) | documents_in(*stream.held_out) == set(range(50))
     assert len(stream.keys) == 50
 
 
@@ -124,10 +133,10 @@ def test_keys_are_those_of_every_document(numbers_file: Path) -> None:
 def test_the_same_seed_gives_the_same_streams(numbers_file: Path) -> None:
     first, again, other = (read(numbers_file, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(first.sequences, again.sequences)
-    assert torch.equal(first.held_out, again.held_out)
+    assert all(map(torch.equal, first.held_out, again.held_out))
     assert first.source == again.source
     assert not torch.equal(first.sequences, other.sequences)
-    assert documents_in(first.held_out) != documents_in(other.held_out)
+    assert documents_in(*first.held_out) != documents_in(*other.held_out)
 
 
 def test_every_task_is_read_from_every_source(numbers_file: Path, tmp_path: Path) -> None:
@@ -147,7 +156,7 @@ def test_every_task_is_read_from_every_source(numbers_file: Path, tmp_path: Path
     assert said[0] == f"reading py150 from {numbers_file}"
 
 
-@pytest.mark.parametrize(("length", "documents"), [(2000, None), (8, 1), (30, 20)])
+@pytest.mark.parametrize(("length", "documents"), [(2000, None), (8, 1), (2000, 20)])
 def test_too_small_a_source_is_refused(numbers_file: Path, length: int, documents: int | None) -> None:
     with pytest.raises(DataError, match=r"path: numbers\.jsonl \(py150, train\) is too small") as refusal:
         read(numbers_file, length=length, documents=documents)
@@ -167,7 +176,7 @@ def test_copies_of_what_is_held_out_are_not_learned_from(tmp_path: Path) -> None
     file = write_copies(tmp_path / "copies.jsonl", range(5))
     for seed in range(4):
         stream = read(file, seed=seed)
-        assert not documents_in(stream.sequences) & documents_in(stream.held_out)
+        assert not documents_in(stream.sequences) & documents_in(*stream.held_out)
 
 
 def test_nor_are_copies_in_another_source(tmp_path: Path) -> None:
@@ -176,7 +185,7 @@ def test_nor_are_copies_in_another_source(tmp_path: Path) -> None:
         [Py150()], list(map(str, files)), NumberTokenizer(), split="train", length=8, documents=None, seed=0,
         note=lambda text: None,
     )  # fmt: skip
-    held = set.union(*(documents_in(stream.held_out) for stream in streams))
+    held = set.union(*(documents_in(*stream.held_out) for stream in streams))
     assert not any(documents_in(stream.sequences) & held for stream in streams)
 
 
@@ -185,7 +194,7 @@ def test_nor_are_copies_in_another_source(tmp_path: Path) -> None:
 
 def stream(name: str, first: int, count: int) -> Stream:
     sequences = torch.arange(first, first + count, dtype=torch.int32).unsqueeze(1).repeat(1, 4)
-    return Stream(name, SourceInfo("path", name, "0"), sequences, sequences, (), ())
+    return Stream(name, SourceInfo("path", name, "0"), sequences, (), (), ())
 
 
 def order(size: int, seed: int = 0, skip: int = 0) -> list[int]:
@@ -219,3 +228,16 @@ def test_the_order_follows_the_seed_and_a_longer_one_begins_alike() -> None:
 @pytest.mark.parametrize("skip", [0, 1, 7, 24])
 def test_what_was_read_before_is_skipped(skip: int) -> None:
     assert order(30, seed=3, skip=skip) == order(30 + skip, seed=3)[skip:]
+
+
+@pytest.mark.parametrize(("size", "skip"), [(4, 0), (3, 4), (20, 5)])
+def test_what_was_read_is_each_sequence_once_and_neighbours_are_one_text(size: int, skip: int) -> None:
+    packs = PackedStreams([stream("short", 0, 3), stream("long", 100, 10)], size, seed=3, skip=skip)
+    read = set(order(size + skip, seed=3))  # the skipped ones too
+    expected: list[list[int]] = []
+    for number in sorted(read):
+        if number - 1 in read:
+            expected[-1] += [number] * 4
+        else:
+            expected.append([number] * 4)
+    assert [text.tolist() for text in packs.texts()] == expected

@@ -32,7 +32,7 @@ from harness.training.agents.replay_agent import agent_scores, replay_agent
 from harness.training.agents.reward import CONTINUE, EXIT, Reward, describe
 from harness.training.identity import identity, provenance
 from harness.training.interrupt import stop_on_interrupt
-from harness.training.traces.reading import exit_maps, held_out_rows, open_traces, rows_of_tasks
+from harness.training.traces.reading import exit_maps, held_out_rows, index_of, open_traces, rows_of_tasks
 from harness.training.traces.store import Traces
 
 __all__ = ["AGENT_OBSERVATIONS", "AgentResult", "train_agent"]
@@ -119,6 +119,7 @@ def train_agent(options: AgentOptions, run: TrainingRun) -> AgentResult:
         "temperature": 1.0,
         "steps": learned.steps,
         "documents": sorted({str(document["key"]) for document in traces.documents}),
+        "ngrams": index_of(traces, options.folder),
         "optimal_exits": dict(zip(map(str, layers), learned.tally.optimal.tolist(), strict=True)),
         "replayed": replayed,
         "optimum": optimum,

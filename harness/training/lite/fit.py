@@ -19,6 +19,7 @@ from harness.errors import TrainingError
 from harness.host.atomic_files import replace_files
 from harness.models.artefacts import write_artefact
 from harness.models.facts import fingerprint_of_files
+from harness.models.ngrams import NgramIndex, write_index
 from harness.models.quiet import quiet
 from harness.training.corpus import PackedStreams, Stream
 from harness.training.interrupt import stop_on_interrupt
@@ -34,7 +35,6 @@ from harness.training.shortcut.least_squares import ShortcutMoments
 __all__ = ["FitResult", "fit", "initial_shortcuts"]
 
 INITIAL_TOKENS = 32_768
-TABLE_SEQUENCES = 12
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def fit(
     kept = _checkpoint(out, resume)
     if is_main():
         check_beginning(out / "checkpoints", _beginning(start, recipe, seed, facts["data"]), resume)
-    held_out = [(stream.name, stream.held_out[:TABLE_SEQUENCES]) for stream in streams]
+    held_out = [(stream.name, stream.held_out) for stream in streams]
     shortcuts = None
     if start is not None:
         shortcuts = start.shortcuts(exit_points)
@@ -110,7 +110,8 @@ def fit(
         start.load_factors(model)
     before: tuple[ExitRow, ...] = ()
     if is_main():
-        before = _before(out, resume, lambda: measure(model, held_out, progress, "measuring the exits before tuning"))
+        what = "measuring the exits before tuning"
+        before = _before(out, resume, lambda: measure(model, held_out, recipe.length, progress, what))
     sequences = PackedStreams(streams, recipe.steps * recipe.batch * recipe.accumulate * world_size(), seed, skip)
     trainer = build_trainer(model, recipe, sequences, out, seed, save_steps)
     done = int(kept.name.rpartition("-")[2]) if kept else 0
@@ -127,7 +128,7 @@ def fit(
         return FitResult(False, before, (), "", recipe)
     if not is_main():
         return FitResult(True, (), (), "", recipe)
-    after = measure(model, held_out, progress, "measuring the exits after tuning")
+    after = measure(model, held_out, recipe.length, progress, "measuring the exits after tuning")
     report = render(before, after)
     replace_files({out / "exits.md": f"{report}\n".encode()})
     described = {
@@ -139,6 +140,7 @@ def fit(
         "packs_read": skip + len(sequences),
         "exits": {"before": list(before), "after": list(after)},
         **({"start": start.facts()} if start else {}),
+        "ngrams": _index(sequences, streams, recipe, out, start, facts["data"], seed),
     }
     _write(model, recipe, out, described)
     return FitResult(True, before, after, report, recipe)
@@ -174,11 +176,9 @@ def initial_shortcuts(
         grabbed["last"] = inputs[0]
 
     hook = reader.register_forward_pre_hook(grab) if reader is not None else None
-    length = streams[0].sequences.shape[1]
-    each = max(1, INITIAL_TOKENS // (length * len(streams)))
     with torch.inference_mode():
-        for stream in streams:
-            for sequences in torch.split(stream.sequences[:each].long(), 8):
+        for first in _initial_sequences(streams):
+            for sequences in torch.split(first.long(), 8):
                 out = module.base_model(input_ids=sequences, output_hidden_states=True, use_cache=False)
                 last = grabbed["last"] if hook is not None else out.hidden_states[-1]
                 moments.add(
@@ -189,10 +189,36 @@ def initial_shortcuts(
     return moments.solve()
 
 
+def _initial_sequences(streams: Sequence[Stream]) -> list[Tensor]:
+    each = max(1, INITIAL_TOKENS // (streams[0].sequences.shape[1] * len(streams)))
+    return [stream.sequences[:each] for stream in streams]
+
+
+def _index(
+    sequences: PackedStreams,
+    streams: Sequence[Stream],
+    recipe: LiteRecipe,
+    out: Path,
+    start: Start | None,
+    data: Sequence[Mapping[str, Any]],
+    seed: int,
+) -> dict[str, Any]:
+    """Write the index of all that was read, by the start too; return what the artefacts say of it."""
+    read = [text.numpy() for text in sequences.texts()]
+    if recipe.exit_head == "shortcut":
+        read += [first.flatten().numpy() for first in _initial_sequences(streams)]
+    indices, complete = [NgramIndex.of(read)], True
+    if start is not None:
+        theirs = start.ngrams()
+        indices += [theirs] if theirs is not None else []
+        complete = start.indexed or start.same_cut(data, seed)
+    return write_index(out, NgramIndex.union(indices), complete=complete)
+
+
 def measure(
-    model: LiteModel, held_out: Sequence[tuple[str, Tensor]], progress: Progress, what: str
+    model: LiteModel, held_out: Sequence[tuple[str, Sequence[Tensor]]], length: int, progress: Progress, what: str
 ) -> tuple[ExitRow, ...]:
-    """Return what the exits of a model can do on held-out sequences."""
+    """Return what the exits of a model can do on held-out documents."""
     progress.stage(what)
     model.eval()
     device = next(model.parameters()).device
@@ -201,7 +227,7 @@ def measure(
         with torch.autocast(device.type, dtype=torch.bfloat16):
             return model.exit_states(sequences.to(device), model.exit_points)
 
-    rows = exit_table(read, head_modules(model.core).lm_head, model.exit_points, model.num_layers, held_out)
+    rows = exit_table(read, head_modules(model.core).lm_head, model.exit_points, model.num_layers, held_out, length)
     model.train()
     return tuple(rows)
 
@@ -238,7 +264,9 @@ def _before(out: Path, resume: bool, compute: Callable[[], tuple[ExitRow, ...]])
     file = out / "before.json"
     if resume:
         with suppress(OSError, ValueError):
-            return tuple(json.loads(file.read_text(encoding="utf-8")))
+            rows = json.loads(file.read_text(encoding="utf-8"))
+            if all(row.keys() == ExitRow.__annotations__.keys() for row in rows):  # else of an older version
+                return tuple(rows)
     rows = compute()
     replace_files({file: json.dumps(rows, indent=1).encode()})
     return rows

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from harness.contracts import ModelInfo
 from harness.errors import ArtefactError, ConfigError
 from harness.models.artefacts import Artefact
+from harness.models.ngrams import NgramIndex, read_index
 from harness.models.trained import artefact_folders, find_shortcut, require_adapter, tuned_fingerprint
 from harness.training.lite.options import LiteRecipe
 
@@ -55,6 +56,20 @@ class Start:
     def documents(self) -> frozenset[str]:
         """Keys of all documents it was made with, held-out ones included."""
         return frozenset(self.adapter.facts["documents"])
+
+    @property
+    def indexed(self) -> bool:
+        """Whether its index is of all that it has read."""
+        return bool((self.adapter.facts.get("ngrams") or {}).get("complete"))
+
+    def ngrams(self) -> NgramIndex | None:
+        """Return the index of what it has read; ``None`` where an older version wrote none.
+
+        Raises:
+            ArtefactError: the index is missing or damaged.
+        """
+        facts = self.adapter.facts.get("ngrams")
+        return None if facts is None else read_index(self.adapter.path.parent, facts)
 
     @property
     def learned(self) -> frozenset[str] | None:
@@ -154,7 +169,8 @@ def find_start(given: str, info: ModelInfo, recipe: LiteRecipe) -> Start:
 
     Raises:
         ConfigError: no such folder, or a recipe that cannot go on from it.
-        ArtefactError: what is there belongs to other weights, exit points or another exit head.
+        ArtefactError: what is there belongs to other weights, exit points or another exit head, or its index of what
+            it has read is missing or damaged.
     """
     if recipe.method != "lora":
         raise ConfigError("--start-from goes on with a LoRA adapter. To go on with whole weights give them as --model.")
@@ -188,4 +204,6 @@ def find_start(given: str, info: ModelInfo, recipe: LiteRecipe) -> Start:
                 f"{adapter.path.parent} holds no shortcuts of its adapter (shortcut.json), which were tuned with it. "
                 "Restore them, or begin at the base weights."
             )
-    return Start(adapter, shortcut)
+    found = Start(adapter, shortcut)
+    found.ngrams()  # refused now, not after hours
+    return found

@@ -103,5 +103,5 @@ def _data_facts(stream: Stream, split: Split) -> dict[str, Any]:
         "fingerprint": stream.source.fingerprint,
         "documents": len(stream.keys),
         "tokens": stream.sequences.numel(),
-        "held_out_tokens": stream.held_out.numel(),
+        "held_out_tokens": sum(map(len, stream.held_out)),
     }

@@ -16,7 +16,7 @@ from harness.models.artefacts import Artefact, write_artefact
 from harness.training.identity import identity, provenance
 from harness.training.shortcut.least_squares import ShortcutMoments
 from harness.training.shortcut.options import ShortcutOptions
-from harness.training.traces.reading import exit_states, held_out_rows, open_traces
+from harness.training.traces.reading import exit_states, held_out_rows, index_of, open_traces
 
 __all__ = ["ShortcutResult", "train_shortcut"]
 
@@ -79,6 +79,7 @@ def train_shortcut(options: ShortcutOptions, run: TrainingRun) -> ShortcutResult
         "ridge": options.ridge,
         "trained_on": {"streams": sorted({d["stream"] for d in traces.documents}), "tokens": moments.tokens},
         "documents": sorted({d["key"] for d in traces.documents}),
+        "ngrams": index_of(traces, options.folder),
         "held_out": {"tokens": len(check), "agreement": {str(k): v for k, v in agreement.items()}},
         "made": provenance(run.command),
     }

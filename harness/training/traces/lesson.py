@@ -24,7 +24,15 @@ from harness.models.controllers import Network, Observation, write_controller
 from harness.models.model import ResolvedModel
 from harness.training.identity import identity, provenance
 from harness.training.options import ControllerOptions
-from harness.training.traces.reading import exit_maps, exit_states, held_out_rows, matches, open_traces, rows_of_tasks
+from harness.training.traces.reading import (
+    exit_maps,
+    exit_states,
+    held_out_rows,
+    index_of,
+    matches,
+    open_traces,
+    rows_of_tasks,
+)
 from harness.training.traces.store import Traces
 from harness.training.traces.thresholds import ReplayRow, render_replay, replay_rows, threshold_keeping
 
@@ -156,6 +164,7 @@ class Lesson:
             "seed": options.seed,
             "trained_on": {"streams": self.streams, "tokens": int(self.learned.sum())},
             "documents": sorted({d["key"] for d in self.traces.documents if matches(d, options.tasks)}),
+            "ngrams": index_of(self.traces, options.folder),
             "replayed": {"held_out_tokens": len(right), "rows": list(rows), "keep": options.keep, "kept": kept},
             "made": provenance(self.run.command),
         }

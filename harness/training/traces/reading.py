@@ -14,6 +14,7 @@ from harness.decoding.blocks import Linear
 from harness.errors import ArtefactError, ConfigError, DataError
 from harness.models.controllers import Observation
 from harness.models.model import ResolvedModel, resolve
+from harness.models.ngrams import NgramIndex, write_index
 from harness.models.trained import read_shortcuts
 from harness.training.traces.store import Traces
 
@@ -22,6 +23,7 @@ __all__ = [
     "exit_maps",
     "exit_states",
     "held_out_rows",
+    "index_of",
     "matches",
     "open_traces",
     "rows_of_tasks",
@@ -88,6 +90,16 @@ def exit_states(traces: Traces, maps: Mapping[int, Linear], rows: Tensor | None 
         parts.append(hidden if rows is None else hidden[rows[start : start + len(hidden)]])
         start += len(hidden)
     return torch.cat(parts)
+
+
+def index_of(traces: Traces, folder: Path) -> dict[str, Any]:
+    """Write the index of all tokens that were traced into a folder; return what an artefact says of it, as ``ngrams``.
+
+    A controller that learned from a part of the trace has the index of the whole.
+    """
+    columns = traces.columns("input", "document")
+    ends = columns["document"].diff().nonzero().flatten() + 1
+    return write_index(folder, NgramIndex.of(text.numpy() for text in columns["input"].tensor_split(ends)))
 
 
 def matches(document: Mapping[str, Any], tasks: Sequence[str]) -> bool:

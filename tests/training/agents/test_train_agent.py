@@ -89,7 +89,9 @@ def test_from_a_trace_to_decoding(
     assert facts["steps"] == 4096
     assert set(facts["documents"]) == {document["key"] for document in traces.documents}
     assert facts["reward"] == {"rule": "savings", "penalty": 4.0}
-    assert resolved.seen == set(facts["documents"])  # no run draws what it has learned from
+    assert resolved.seen.documents == set(facts["documents"])  # no run draws what it has learned from
+    assert not resolved.seen.unindexed
+    assert resolved.seen.indices
     engine = Engine(resolved.load("cpu").backbone, resolved.info)
     layers = {}
     for name in ("rl:threshold=0", "rl:threshold=1", "rl"):

@@ -113,7 +113,11 @@ def test_what_is_written_is_found_for_the_model(
     assert set(facts["documents"]) == {document["key"] for document in traces.documents}
     assert facts["trained_on"]["tokens"] == traces.tokens - made.tokens
     assert 0 < made.tokens < traces.tokens / 4
-    assert resolved().seen == set(facts["documents"])  # no run draws what it has learned from
+    assert resolved().seen.documents == set(facts["documents"])  # no run draws what it has learned from
+    ngrams, inputs = resolved().seen.ngrams(), traces.columns("input", "document")
+    assert ngrams is not None
+    for number in range(len(traces.documents)):
+        assert ngrams.has_run_of(inputs["input"][inputs["document"] == number].tolist()[:20])
     names = {name.partition(".")[0] for name in found.artefact.tensors()}
     assert names == ({"shared"} if kind == "lte" else {"4", "6", "10"})
 

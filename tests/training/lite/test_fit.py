@@ -24,9 +24,12 @@ from harness.errors import TrainingError
 from harness.models.artefacts import read_artefact
 from harness.models.facts import fingerprint_of_files
 from harness.models.model import resolve
-from harness.models.trained import merge, seen_documents, tuned_fingerprint
+from harness.models.seen import find_seen
+from harness.models.trained import merge, tuned_fingerprint
+from harness.training.corpus import PackedStreams, read_streams
 from harness.training.lite.fit import FitResult
 from harness.training.lite.options import LiteRecipe
+from tasks.py150 import Py150
 
 QUICK = LiteRecipe(steps=4, length=32, batch=2, rank=4, learning_rate=0.01, token_share=1.0)
 FLAGS = ("--task", "py150", "--preset", "cpu", "--length", 32, "--batch", 2, "--rank", 4)
@@ -142,18 +145,36 @@ def test_a_run_finds_adapter_and_shortcuts_of_its_own_accord(tuned: Path, tiny_l
     assert not torch.equal(loaded.backbone.blocks[0].output.weight, untuned.blocks[0].output.weight)
 
 
+def test_what_was_read_is_indexed_and_what_was_held_out_is_not(
+    tuned: Path, tiny_llama: Path, corpus_file: Path
+) -> None:
+    facts = read_artefact(tuned / "adapter.json", "adapter").facts
+    assert facts["ngrams"] == read_artefact(tuned / "shortcut.json", "shortcut").facts["ngrams"]
+    assert facts["ngrams"]["complete"]
+    found = resolve(ModelRequest(str(tiny_llama), artefacts=str(tuned)))
+    ngrams = found.seen.ngrams()
+    assert ngrams is not None
+    (stream,) = read_streams(
+        [Py150()], [str(corpus_file)], found.tokenizer, split="train", length=32, documents=30, seed=0,
+        note=lambda text: None,
+    )  # fmt: skip
+    assert facts["packs_read"] < len(stream.sequences)
+    read = PackedStreams([stream], facts["packs_read"], seed=0)
+    assert all(ngrams.has_run_of(read[number]["input_ids"].tolist()) for number in range(len(read)))
+    assert facts["steps"] == facts["recipe"]["steps"]
+    assert set(facts["held_out"]) == set(stream.held_out_keys)
+
+
 def test_the_maps_of_tuned_weights_are_not_those_of_the_base(tuned: Path, tiny_llama: Path) -> None:
     found = resolve(ModelRequest(str(tiny_llama), weights="pretrained", artefacts=str(tuned)))
     assert found.info.exit_head == "shared"
     assert found.info.weights == "pretrained"
-    assert found.seen  # but no run draws what was learned from, base weights or not
+    assert found.seen.documents  # but no run draws what was learned from, base weights or not
 
 
 def test_the_exits_of_a_run_are_those_that_were_trained(tuned: Path, tiny_llama: Path, corpus_file: Path) -> None:
     """The table after tuning, computed by the engine from the artefacts; bfloat16 in between."""
     from harness.decoding.engine import Engine
-    from harness.training.corpus import read_streams
-    from tasks.py150 import Py150
 
     found = resolve(ModelRequest(str(tiny_llama), weights="tuned", exit_head="shortcut", artefacts=str(tuned)))
     tokenizer = found.tokenizer
@@ -161,17 +182,19 @@ def test_the_exits_of_a_run_are_those_that_were_trained(tuned: Path, tiny_llama:
         [Py150()], [str(corpus_file)], tokenizer, split="train", length=32, documents=30, seed=0, note=lambda text: None
     )
     engine = Engine(found.load("cpu").backbone, found.info)
-    same = dict.fromkeys((4, 6, 10), 0)
-    for sequence in stream.held_out.tolist():
-        *exits, last = engine.read(sequence, (4, 6, 10, 12))
+    same, total = dict.fromkeys((4, 6, 10), 0), 0
+    for sequence in (piece for document in stream.held_out for piece in document.split(32)):
+        *exits, last = engine.read(sequence.tolist(), (4, 6, 10, 12))
+        total += len(sequence) - 1
         final = engine.backbone.logits(last[:-1]).argmax(-1)
         for layer, state in zip(same, exits, strict=True):
             tokens = engine.backbone.logits(engine.backbone.exit_state(state[:-1], layer)).argmax(-1)
             same[layer] += int((tokens == final).sum())
     rows = json.loads((tuned / "shortcut.json").read_text())["exits"]["after"]
+    assert {row["tokens"] for row in rows} == {total}  # fewer than are looked at in large streams: all
     reported = {row["layer"]: row["agreement"] for row in rows}
     for layer, count in same.items():
-        assert count / (len(stream.held_out) * 31) == pytest.approx(reported[layer], abs=0.05)
+        assert count / total == pytest.approx(reported[layer], abs=0.05)
     before = json.loads((tuned / "shortcut.json").read_text())["exits"]["before"]
     assert rows != before
 
@@ -192,7 +215,7 @@ def test_whole_weights_are_a_model_of_their_own(
 
     found = resolve(ModelRequest(str(out / "model"), artefacts=str(out)))
     assert found.info.exit_head.startswith("shortcut:")
-    assert len(found.seen) == 30
+    assert len(found.seen.documents) == 30
     tokenizer = found.tokenizer
     assert tokenizer.decode(tokenizer.encode("def load_path(items):")) == "def load_path(items):"
     expected = AutoModelForCausalLM.from_pretrained(out / "model", dtype=torch.float32)(ids).logits
@@ -207,8 +230,10 @@ def test_documents_are_known_without_maps_too(tune: Callable[..., FitResult], ti
     tune(tiny_llama, tmp_path / "out", QUICK.replace(method="full", exit_head="shared", steps=1))
     base = fingerprint_of_files([tiny_llama / "model.safetensors"])
     whole = fingerprint_of_files([tmp_path / "out" / "model" / "model.safetensors"])
-    assert len(seen_documents(base, [tmp_path / "out"])) == 30
-    assert seen_documents(whole, [tmp_path / "out"]) == seen_documents(base, [tmp_path / "out"])
+    seen = find_seen(base, [tmp_path / "out"])
+    assert len(seen.documents) == 30
+    assert find_seen(whole, [tmp_path / "out"]) == seen
+    assert seen.indices
 
 
 # ------------------------------------------------------------------------------------- learning

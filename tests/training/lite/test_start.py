@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from harness.contracts import document_key
 from harness.errors import ArtefactError, ConfigError, DataError, HarnessError, TrainingError
 from harness.models.artefacts import read_artefact
+from harness.models.ngrams import read_index
 from harness.training.lite.fit import FitResult
 from harness.training.lite.options import LiteRecipe
 
@@ -76,6 +77,52 @@ def test_it_says_what_it_went_on_from(
     shortcut = read_artefact(tmp_path / "third" / "shortcut.json", "shortcut").facts
     assert shortcut["start"] == three["start"]
     assert two["documents"] == one["documents"]
+
+
+def test_the_index_goes_on(
+    tune: Callable[..., FitResult], tiny_llama: Path, first: Path, corpus_file: Path, tmp_path: Path
+) -> None:
+    """What the start read is in the index too, whatever is read now."""
+    rows = [json.loads(line) for line in corpus_file.read_text().splitlines()]
+    new = [row for row in rows if document_key(row["code"]) not in facts_of(first)["documents"]]
+    others = tmp_path / "others.jsonl"
+    others.write_text("".join(json.dumps(row) + "\n" for row in new[:20]))
+    tune(tiny_llama, tmp_path / "out", STILL, others, documents=None, start_from=str(first))
+    before, now = (read_index(folder, facts_of(folder)["ngrams"]) for folder in (first, tmp_path / "out"))
+    assert set(before.hashes.tolist()) < set(now.hashes.tolist())
+    assert facts_of(tmp_path / "out")["ngrams"]["complete"]
+
+
+def test_a_damaged_index_is_refused_before_anything_is_tuned(
+    tune: Callable[..., FitResult], tiny_llama: Path, first: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(first, tmp_path / "damaged")
+    (tmp_path / "damaged" / facts_of(first)["ngrams"]["file"]).unlink()
+    with pytest.raises(ArtefactError, match=r"cannot read the index .* Restore it, or train again"):
+        tune(tiny_llama, tmp_path / "out", STILL, start_from=str(tmp_path / "damaged"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("same", "complete"), [(True, True), (False, False)])
+def test_of_a_start_without_an_index_it_is_known_what_it_read_or_not(
+    tune: Callable[..., FitResult], tiny_llama: Path, first: Path, corpus_file: Path, tmp_path: Path, same: bool,
+    complete: bool,
+) -> None:  # fmt: skip
+    """The same documents in the same order are known; the index says whether it is of everything."""
+    old = tmp_path / "old"
+    shutil.copytree(first, old)
+    for name in ("adapter", "shortcut"):
+        facts = json.loads((old / f"{name}.json").read_text())
+        del facts["ngrams"]
+        (old / f"{name}.json").write_text(json.dumps(facts))
+    documents = 30 if same else 40
+    tune(tiny_llama, tmp_path / "out", STILL, documents=documents, start_from=str(old))
+    assert facts_of(tmp_path / "out")["ngrams"]["complete"] == complete
+    if same:
+        whole = read_index(first, facts_of(first)["ngrams"]).hashes
+        assert set(whole.tolist()) <= set(
+            read_index(tmp_path / "out", facts_of(tmp_path / "out")["ngrams"]).hashes.tolist()
+        )
 
 
 def test_the_log_goes_on(tune: Callable[..., FitResult], tiny_llama: Path, first: Path, tmp_path: Path) -> None:
@@ -245,6 +292,7 @@ def test_factors_that_do_not_fit_are_refused(
     from harness.models.artefacts import write_artefact
 
     odd = tmp_path / "odd"
+    shutil.copytree(first, odd)
     adapter = read_artefact(first / "adapter.json", "adapter")
     tensors = adapter.tensors()
     gone = sorted(tensors)[0]

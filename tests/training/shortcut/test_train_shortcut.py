@@ -72,6 +72,8 @@ def test_what_is_written_is_found_and_read(tiny_llama: Path, traced: Path, tmp_p
     assert facts["exit_points"] == list(POINTS)
     assert facts["trained_on"] == {"streams": ["py150, path: corpus.jsonl"], "tokens": traces.tokens - made.tokens}
     assert set(facts["documents"]) == {document["key"] for document in traces.documents}
+    assert facts["ngrams"]["complete"]
+    assert (made.artefact.path.parent / facts["ngrams"]["file"]).is_file()
     assert facts["held_out"]["agreement"] == {str(layer): list(both) for layer, both in made.agreement.items()}
     maps = read_shortcuts(made.artefact, POINTS, torch.float32, "cpu")
     assert list(maps) == list(POINTS)

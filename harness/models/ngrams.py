@@ -1,0 +1,156 @@
+"""An index of the n-grams that training read, to tell whether a text holds a piece of it word for word.
+
+Winnowing (Schleimer, Wilkerson and Aiken, "Winnowing: Local Algorithms for Document Fingerprinting", SIGMOD 2003):
+every run of :data:`GRAM` tokens is hashed, and of each :data:`WINDOW` successive hashes the least is kept. A shared run
+of :data:`RUN` tokens or more is found wherever it stands, one of fewer than :data:`GRAM` is not, except by chance: two
+runs have one hash with probability n/2³² per look-up, n being the hashes kept (1 in 5,000 for those that ship).
+
+Tokens are the model's own. A change outside such a run (a renamed beginning, a comment, another place in the file)
+hides nothing; one inside it, white space included, does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.errors import ArtefactError
+from harness.host.atomic_files import replace_files
+
+__all__ = ["GRAM", "RUN", "WINDOW", "NgramIndex", "read_index", "write_index"]
+
+GRAM = 18
+"""Tokens of a run that is hashed."""
+WINDOW = 3
+"""Successive hashes of which the least is kept."""
+RUN = GRAM + WINDOW - 1
+"""Tokens of the shortest shared run that is always found."""
+
+_BUCKETS = 1 << 16
+_REMEDY = "Restore it, or train again."
+
+
+@dataclass(frozen=True, eq=False)
+class NgramIndex:
+    """What was read, as hashes.
+
+    Attributes:
+        hashes: kept ones, uint32, ascending, each once.
+    """
+
+    hashes: NDArray[np.uint32]
+
+    @classmethod
+    def of(cls, texts: Iterable[Sequence[int] | NDArray[np.integer[Any]]]) -> NgramIndex:
+        """Index token sequences, each by itself: no run crosses from one into the next."""
+        return cls._united([_winnow(np.asarray(text)) for text in texts])
+
+    @classmethod
+    def union(cls, indices: Iterable[NgramIndex]) -> NgramIndex:
+        """Return the index of everything that some indices are of."""
+        return cls._united([index.hashes for index in indices])
+
+    @classmethod
+    def _united(cls, parts: Sequence[NDArray[np.uint32]]) -> NgramIndex:
+        return cls(_distinct(np.concatenate([np.empty(0, np.uint32), *parts])))
+
+    def has_run_of(self, token_ids: Sequence[int]) -> bool:
+        """Tell whether one of the runs of :data:`RUN` tokens in a sequence was read; false if it has no such run."""
+        kept = _winnow(np.asarray(token_ids))
+        if not kept.size or not self.hashes.size:
+            return False
+        places = np.searchsorted(self.hashes, kept).clip(max=self.hashes.size - 1)
+        return bool((self.hashes[places] == kept).any())
+
+
+def _winnow(token_ids: NDArray[np.integer[Any]]) -> NDArray[np.uint32]:
+    """Return the hashes that are kept of a sequence, ascending."""
+    if token_ids.size < RUN:
+        return np.empty(0, np.uint32)
+    tokens = _mixed(token_ids.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15))
+    count = tokens.size - GRAM + 1
+    rolled = np.zeros(count, np.uint64)
+    for place in range(GRAM):
+        rolled = rolled * np.uint64(0x100000001B3) + tokens[place : place + count]
+    hashes = (_mixed(rolled) >> np.uint64(32)).astype(np.uint32)
+    return _distinct(np.minimum.reduce([hashes[place : hashes.size - WINDOW + 1 + place] for place in range(WINDOW)]))
+
+
+def _distinct(values: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """Return values in ascending order, each once; a hundred times as fast as ``np.unique``, which hashes them."""
+    values = np.sort(values)
+    different: NDArray[np.bool_] = np.diff(values, prepend=values[:1] + np.uint32(1)) != 0
+    return values[different]
+
+
+def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return the 64-bit finaliser of MurmurHash3 (Appleby 2011) of each value."""
+    for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
+        values = (values ^ (values >> np.uint64(33))) * np.uint64(factor)
+    return values ^ (values >> np.uint64(33))
+
+
+def write_index(folder: Path, index: NgramIndex, *, complete: bool = True) -> dict[str, Any]:
+    """Write an index into a folder and return what an artefact's JSON says of it, as ``ngrams``.
+
+    The file is named by its content, so that artefacts that read the same share one. It holds the low halves of the
+    hashes and how many share each high half: two bytes a hash.
+
+    Args:
+        folder: of the artefact.
+        index: what was read.
+        complete: whether it is of everything that the artefact was made from.
+
+    Raises:
+        ArtefactError: the folder cannot be written to.
+    """
+    from safetensors.numpy import save
+
+    low = (index.hashes & np.uint32(_BUCKETS - 1)).astype(np.uint16)
+    counts = np.bincount(index.hashes >> np.uint32(16), minlength=_BUCKETS).astype(np.uint32)
+    content = save({"low": low, "counts": counts.astype(np.uint16) if counts.max() < _BUCKETS else counts})
+    digest = hashlib.sha256(content).hexdigest()
+    file = folder / f"ngrams-{digest[:12]}.safetensors"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_files({file: content}, durable=True)
+    except OSError as error:
+        raise ArtefactError(f"cannot write {file}: {error.strerror}.") from None
+    return {
+        "file": file.name, "sha256": digest, "gram": GRAM, "window": WINDOW, "hashes": low.size, "complete": complete
+    }  # fmt: skip
+
+
+def read_index(folder: Path, facts: Mapping[str, Any]) -> NgramIndex:
+    """Read the index that an artefact's JSON describes.
+
+    Args:
+        folder: of the artefact.
+        facts: what :func:`write_index` returned.
+
+    Raises:
+        ArtefactError: it is missing, damaged, not the one described, or of other runs than this version hashes.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    file = folder / Path(str(facts.get("file"))).name
+    if (facts.get("gram"), facts.get("window")) != (GRAM, WINDOW):
+        raise ArtefactError(f"{file} has other runs than those of {GRAM} tokens that this version compares. {_REMEDY}")
+    try:
+        content = file.read_bytes()
+        if hashlib.sha256(content).hexdigest() != facts.get("sha256"):
+            raise ArtefactError(f"{file} is not the index that was written (its hash differs). {_REMEDY}")
+        tensors = load(content)
+        high = np.repeat(np.arange(_BUCKETS, dtype=np.uint32), tensors["counts"])
+        return NgramIndex(high << np.uint32(16) | tensors["low"])
+    except OSError as error:
+        raise ArtefactError(f"cannot read the index {file}: {error.strerror}. {_REMEDY}") from None
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise ArtefactError(f"{file} is damaged ({error}). {_REMEDY}") from None

@@ -1,0 +1,212 @@
+"""Samples that tuning has read elsewhere: told by their next tokens, skipped or marked, and counted."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.contracts import ModelRequest, TaskData, TaskRequest, document_key
+from harness.errors import DataError
+from harness.models.model import resolve
+from harness.models.ngrams import NgramIndex, write_index
+from tasks.draw import draw
+from tasks.languages import PYTHON
+from tasks.protocols.codexglue_line import CodexglueLine
+from tasks.protocols.green_code import GreenCode
+
+LINES = CodexglueLine(PYTHON)
+DOCUMENTS = GreenCode(PYTHON)
+
+
+def function(number: int, count: int = 9) -> str:
+    """Code like no other: its names and numbers are drawn."""
+    chance = random.Random(number)
+    names = ["".join(chance.choices("abcdefgh", k=6)) for _ in range(60)]
+    return "".join(
+        f"def {chance.choice(names)}({chance.choice(names)}):\n    {chance.choice(names)} = "
+        f"{chance.choice(names)}[{chance.randrange(1000)}] + {chance.choice(names)}.{chance.choice(names)}\n"
+        for _ in range(count)
+    )
+
+
+def drawn(rows: Any, tokenizer: Any, read: Sequence[str], protocol: Any = DOCUMENTS, **asked: Any) -> TaskData:
+    index = NgramIndex.of([tokenizer.encode(text) for text in read])
+    return draw(rows, protocol, tokenizer, TaskRequest("any", "x", was_read=index.has_run_of, **asked))
+
+
+def ids(data: TaskData) -> set[str]:
+    return {sample.sample_id for sample in data.samples}
+
+
+MIDDLE = function(1)
+COPIES = {
+    "the same": lambda text: text,
+    "another beginning": lambda text: f"import {function(8, 1)[4:10]}\n" + text.partition("\n")[2],
+    "moved down": lambda text: function(9, 1) + text,
+    "commented elsewhere": lambda text: "# what it does\n\n\n" + text + "\n\n# the end\n",
+    "indented elsewhere": lambda text: "\n\n\n" + text.replace("def", "   def", 1) + "\n\n",
+}
+
+
+@pytest.mark.parametrize("how", COPIES)
+def test_a_near_duplicate_is_skipped_and_counted(make_rows: Callable[..., Any], words: Any, how: str) -> None:
+    copy = COPIES[how](MIDDLE)
+    rows = make_rows([{"id": "copy", "code": copy}, *({"id": n, "code": function(100 + n)} for n in range(5))])
+    read = [function(2), function(3) + MIDDLE + function(4)]
+    data = drawn(rows, words, read)
+    assert ids(data) == {"0", "1", "2", "3", "4"}
+    assert data.duplicates == 1
+    assert data.source.detail["skipped"] == "1 × near-duplicate of what tuning has read"
+    assert not data.bad_rows
+    assert not any(sample.duplicate for sample in data.samples)
+
+
+@pytest.mark.parametrize("change", [("(", "( "), ("def ", "def  "), ("):", ", new):")])
+def test_a_change_among_the_compared_tokens_makes_another_text(
+    make_rows: Callable[..., Any], words: Any, change: tuple[str, str]
+) -> None:
+    rows = make_rows([{"id": "same", "code": MIDDLE}, {"id": "other", "code": MIDDLE.replace(*change)}])
+    assert ids(drawn(rows, words, [MIDDLE])) == {"other"}
+
+
+@pytest.mark.parametrize("shared", [10, 30])
+def test_what_lies_outside_the_compared_tokens_does_not_matter(
+    make_rows: Callable[..., Any], words: Any, shared: int
+) -> None:
+    """A document whose end alone, or whose first tokens alone, were read can still test what comes between."""
+    tokens = words.encode(MIDDLE)
+    context = len(tokens) // 5
+    assert context > shared
+    read = [words.decode(tokens[:shared]), words.decode(tokens[context + 15 :])]
+    assert drawn(make_rows([{"id": 0, "code": MIDDLE}]), words, read).duplicates == 0
+
+
+def test_of_a_short_line_more_context_is_compared(make_rows: Callable[..., Any], words: Any) -> None:
+    head, _, tail = MIDDLE.rpartition(" + ")
+    rows = make_rows([{"id": 0, "input": head + " +", "gt": tail.strip()}, {"id": 1, "input": "x =", "gt": "y"}])
+    assert ids(drawn(rows, words, [MIDDLE], LINES)) == {"1"}  # the other one has nothing to compare
+
+
+def test_kept_they_are_marked_and_nothing_else_changes(make_rows: Callable[..., Any], words: Any) -> None:
+    rows = make_rows([{"id": n, "code": function(n)} for n in range(12)])
+    read = [function(n) for n in (2, 3, 7)]
+    plain = draw(rows, DOCUMENTS, words, TaskRequest("any", "x", limit=8))
+    kept = drawn(rows, words, read, limit=8, duplicates="keep")
+    assert [sample.sample_id for sample in kept.samples] == [sample.sample_id for sample in plain.samples]
+    assert kept.source.fingerprint == plain.source.fingerprint
+    marked = {sample.sample_id for sample in kept.samples if sample.duplicate}
+    assert marked == {"2", "3", "7"} & ids(kept)
+    assert kept.duplicates == len(marked) > 0
+    assert plain.duplicates is None
+    skipped = drawn(rows, words, read, limit=8)
+    assert ids(skipped).isdisjoint({"2", "3", "7"})
+    assert len(skipped.samples) == 8
+
+
+def test_where_everything_was_read_it_says_so(make_rows: Callable[..., Any], words: Any) -> None:
+    rows = make_rows([{"id": n, "code": function(n)} for n in range(3)])
+    with pytest.raises(DataError, match="was tuned on every one of its 3 rows"):
+        drawn(rows, words, [function(n) for n in range(3)], seen=frozenset({document_key(function(0))}))
+
+
+# -------------------------------------------------------------------------------------------- runs
+
+
+@pytest.fixture
+def learned(tiny_llama: Path, rows_file: Path, tmp_path: Path) -> Path:
+    """What training leaves beside its tensors that read one row of the small documents under another beginning."""
+    rows = [json.loads(line) for line in rows_file.read_text().splitlines()]
+    resolved = resolve(ModelRequest(str(tiny_llama), weights="pretrained", exit_head="shared"))
+    folder = tmp_path / "artefacts" / tiny_llama.name
+    folder.mkdir(parents=True)
+    text = f"import nothing_like_it\n{rows[3]['code']}"
+    facts = {
+        "model_fingerprint": resolved.info.fingerprint, "documents": [document_key(text)],
+        "ngrams": write_index(folder, NgramIndex.of([resolved.tokenizer.encode(text)])),
+    }  # fmt: skip
+    (folder / "tuning.json").write_text(json.dumps(facts))
+    return folder
+
+
+def task_of(run: Path) -> dict[str, Any]:
+    (task,) = json.loads((run / "manifest.json").read_text())["tasks"]
+    return dict(task)
+
+
+def rows_of(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+
+
+def test_a_run_skips_them_and_says_how_many(tiny_run: Callable[..., Any], learned: Path, tmp_path: Path) -> None:
+    ran = tiny_run("--limit", 0, "--max-new-tokens", 15, "--out", "out")
+    assert ran.code == 0, ran.err
+    assert task_of(tmp_path / "out")["duplicates"] == 1
+    assert {row["sample_id"] for row in rows_of(tmp_path / "out")} == {f"doc-{n}" for n in range(8) if n != 3}
+    assert "py150: 1 sample(s) were skipped as near-duplicates" in " ".join(ran.out.split())
+
+
+def test_a_run_may_keep_them_and_its_report_leave_them_out(
+    tiny_run: Callable[..., Any], cli: Callable[..., Any], learned: Path, tmp_path: Path
+) -> None:
+    ran = tiny_run("--limit", 0, "--max-new-tokens", 15, "--duplicates", "keep", "--out", "out")
+    assert ran.code == 0, ran.err
+    assert {row["sample_id"] for row in rows_of(tmp_path / "out") if row["duplicate"]} == {"doc-3"}
+    assert "py150: 1 of 8 samples are near-duplicates" in " ".join(ran.out.split())
+    files = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    without = cli("report", "out", "--without-duplicates", "--json")
+    assert without.code == 0, without.err
+    summary = json.loads(without.out)
+    assert [row["n"] for row in summary["rows"]] == [7]
+    assert not any("near-duplicates" in note for note in summary["notes"])
+    assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == files
+    assert [row["n"] for row in json.loads(cli("report", "out", "--json").out)["rows"]] == [8]
+    assert "Omit --out" in cli("report", "out", "--without-duplicates", "--out", "r").error
+
+
+def test_a_run_that_marks_none_has_no_table_without_them(
+    tiny_run: Callable[..., Any], cli: Callable[..., Any], learned: Path
+) -> None:
+    assert tiny_run("--limit", 2, "--out", "out").code == 0
+    assert (
+        "marks no sample as a duplicate. Run again with --duplicates keep."
+        in cli("report", "out", "--without-duplicates").error
+    )
+
+
+def test_an_artefact_without_an_index_is_named(tiny_run: Callable[..., Any], learned: Path, tmp_path: Path) -> None:
+    facts = json.loads((learned / "tuning.json").read_text())
+    del facts["ngrams"]
+    (learned / "tuning.json").write_text(json.dumps(facts))
+    ran = tiny_run("--limit", 2, "--out", "out")
+    assert ran.code == 0, ran.err
+    assert task_of(tmp_path / "out")["unindexed"] == ["tuning"]
+    assert task_of(tmp_path / "out")["duplicates"] is None
+    assert "py150: tuning have no index of all they have read" in " ".join(ran.out.split())
+
+
+def test_a_damaged_index_is_refused_before_anything_runs(refused: Callable[..., str], learned: Path) -> None:
+    (file,) = learned.glob("ngrams-*")
+    file.write_bytes(file.read_bytes()[:-1])
+    assert "is not the index that was written" in refused("--limit", 2)
+
+
+def test_a_run_of_before_is_continued_with_what_it_drew(
+    tiny_run: Callable[..., Any], learned: Path, tmp_path: Path
+) -> None:
+    ran = tiny_run("--limit", 0, "--max-new-tokens", 15, "--duplicates", "keep", "--out", "out")
+    assert ran.code == 0, ran.err
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    del manifest["config"]["duplicates"]
+    for name in ("duplicates", "unindexed"):
+        del manifest["tasks"][0][name]
+    (tmp_path / "out" / "manifest.json").write_text(json.dumps(manifest))
+    windows = (tmp_path / "out" / "windows.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "out" / "windows.jsonl").write_text("".join(windows[:-1]))
+    again = tiny_run("--limit", 0, "--max-new-tokens", 15, "--resume", "out")
+    assert again.code == 0, again.err
+    assert len({row["sample_id"] for row in rows_of(tmp_path / "out")}) == 8
