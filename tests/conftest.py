@@ -62,7 +62,7 @@ class Ran:
 
     @property
     def error(self) -> str:
-        """The one line a refusal must print, and nothing but commands after it; fails unless there is exactly one."""
+        """The one line a refusal must print, and the commands it may have below; fails unless that is all."""
         lines = self.err.splitlines()
         refusals = [number for number, line in enumerate(lines) if line.startswith("error:")]
         assert "Traceback" not in self.err, self.err
@@ -70,13 +70,12 @@ class Ran:
         assert len(refusals) == 1, self
         assert all(line.startswith("  ") for line in lines[refusals[0] + 1 :]), self.err
         assert self.out == ""
-        return lines[refusals[0]]
+        return "\n".join(lines[refusals[0] :])
 
     @property
     def commands(self) -> list[str]:
         """What a refusal prints to be pasted, as shells take it."""
-        assert self.error
-        return [line.strip() for line in self.err.splitlines() if line.startswith("  ")]
+        return [line.strip() for line in self.error.splitlines()[1:]]
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ __all__ = [
     "Seed",
     "Source",
     "TaskName",
+    "Threads",
     "limits",
     "refusal",
 ]
@@ -121,6 +122,7 @@ Artefacts = Annotated[
     Field(description="Folder of `harness train`, or a shipped set. Default: artefacts/MODEL, then shipped."),
 ]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Threads = Annotated[int | None, Field(ge=1, le=1024, description="CPU threads. Default: torch's choice.")]
 Folder = Annotated[Path, Placeholder("DIR")]
 File = Annotated[Path, Placeholder("FILE")]
 OperatingPoint = Annotated[str, Placeholder("SPEC")]
@@ -166,7 +168,7 @@ class ModelConfiguration(ModelChoice):
         description="What propagate fills K,V of skipped layers from: the exit's hidden state, or the line from "
         "there to what the exit's shortcut makes of it.",
     )
-    threads: int | None = Field(default=None, ge=1, le=1024, description="CPU threads. Default: torch's choice.")
+    threads: Threads = None
     energy: str = Field(
         default="auto",
         description="Meter: auto (the best sensor found, else the estimate), nvml, rapl, "

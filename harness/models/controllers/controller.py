@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -18,7 +20,7 @@ from harness.models.controllers.observation import Observation
 from harness.models.controllers.single_row import SingleRow
 from harness.models.remedy import remedy
 
-__all__ = ["Controller", "Scorer", "controller_path", "find_controller", "write_controller"]
+__all__ = ["Controller", "Scorer", "controller_path", "controllers_of", "find_controller", "write_controller"]
 
 FILES = {".json", ".safetensors", *PICKLES}
 """Endings by which a path is known from a name such as ``rl-0.5``."""
@@ -143,6 +145,18 @@ def _is_of(path: Path, kind: str, model: ModelInfo) -> bool:
     except ArtefactError:
         return False  # loading it will say what is wrong with it
     return (facts["model_fingerprint"], facts["exit_head"]) == (model.fingerprint, model.exit_head)
+
+
+def controllers_of(model: ModelInfo, folders: Iterable[Path]) -> list[Path]:
+    """Return the controllers in some folders that were trained for these weights and this exit head."""
+    found, wanted = [], (model.fingerprint, model.exit_head)
+    for file in (file for folder in folders for file in sorted(folder.glob("*.json"))):
+        with suppress(OSError, ValueError, RecursionError):  # whoever loads it will say what is wrong with it
+            facts = json.loads(file.read_text(encoding="utf-8"))
+            belongs = isinstance(facts, dict) and "observation" in facts  # as only controllers have
+            if belongs and (facts.get("model_fingerprint"), facts.get("exit_head")) == wanted:
+                found.append(file)
+    return found
 
 
 def find_controller(kind: str, name: str, model: ModelInfo) -> Controller:
