@@ -19,7 +19,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Paired ratios against transformers and the memory roofline. Each benchmark's ratio to an in-process reference is compared
+# Paired ratios against transformers and the byte model. Each benchmark's ratio to an in-process reference is compared
 # with the last saved run of this class of machine; make bench BENCHFLAGS=--benchmark-ratio-fail=20 makes it fail.
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests/benchmarks -o addopts="" --import-mode=importlib -p no:cacheprovider -q -s \

@@ -39,7 +39,7 @@ class ModelRequest:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """Facts of a model that strategies, rooflines and reports need. Known before weights are loaded.
+    """Facts of a model that strategies, byte models and reports need. Known before weights are loaded.
 
     Attributes:
         name: catalogue name, hub id or folder.

@@ -53,7 +53,7 @@ class Verdict:
     """How far one metric can be trusted here.
 
     Attributes:
-        metric: ``latency``, ``throughput``, ``energy``, ``depth``, ``accuracy`` or ``roofline``.
+        metric: ``latency``, ``throughput``, ``energy``, ``depth``, ``accuracy`` or ``bandwidth``.
         level: the worst of the remarks'.
         remarks: worst first, never empty.
     """
@@ -71,7 +71,7 @@ def judge(facts: MachineRecord) -> tuple[Verdict, ...]:
         _verdict("energy", [*_energy(facts)], _sensor_words(facts)),
         _verdict("depth", [], _exactness(facts, "layers, checks and heads are counted, not timed")),
         _verdict("accuracy", [*_scoring(facts)], _exactness(facts, "scores follow from the tokens alone")),
-        _verdict("roofline", [*_roofline(facts)], _bandwidth_words(facts)),
+        _verdict("bandwidth", [*_bandwidth(facts)], _bandwidth_words(facts)),
     )
 
 
@@ -178,7 +178,7 @@ def _exactness(facts: MachineRecord, what: str) -> str:
     return f"{what}; load and clock do not affect them"
 
 
-def _roofline(facts: MachineRecord) -> Iterator[Remark]:
+def _bandwidth(facts: MachineRecord) -> Iterator[Remark]:
     if facts.bandwidth_bytes_per_s is None:
         why = facts.missing.get("bandwidth", "it was not measured")
         yield Remark(Level.NOT_AVAILABLE, f"no memory bandwidth: {why}", "free memory, then run this again")
@@ -186,13 +186,13 @@ def _roofline(facts: MachineRecord) -> Iterator[Remark]:
     foreign, stolen = facts.foreign_share, facts.stolen_share
     if foreign is not None and foreign > FOREIGN_SHARE:
         reason = f"others took {foreign:.0%} of the cores' time while the bandwidth was measured"
-        yield Remark(Level.CARE, reason, "stop them: the true roof is higher")
+        yield Remark(Level.CARE, reason, "stop them: the true bandwidth is higher")
     if stolen is not None and stolen > STOLEN_SHARE:
         yield Remark(Level.CARE, "the hypervisor took time away while the bandwidth was measured", "measure again")
     yield from _cached(facts)
     if facts.dispatch_s is not None and facts.dispatch_s > SLOW_DISPATCH_S:
         reason = f"an operation costs {facts.dispatch_s * 1e6:.0f} µs before it computes anything"
-        yield Remark(Level.CARE, reason, "small models will stay below the roof: use a larger one, or larger batches")
+        yield Remark(Level.CARE, reason, "small models will stay below it: use a larger one, or larger batches")
 
 
 def _cached(facts: MachineRecord) -> Iterator[Remark]:

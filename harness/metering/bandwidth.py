@@ -1,4 +1,4 @@
-"""Memory bandwidth, measured with the kernel that decodes: the denominator of every roofline.
+"""Memory bandwidth, measured with the kernel that decodes: what decoding's share of it is counted against.
 
 Decoding one token multiplies each weight matrix with one vector: every weight byte is read once and
 used once, so the speed limit is how fast this kernel streams matrices that are not in a cache. A
@@ -85,7 +85,7 @@ def measure_bandwidth(
     """Measure how many weight bytes per second matrix × vector reads, in about two seconds at most.
 
     Two kernels are tried and the faster one counts: ``torch.nn.functional.linear``, which models call,
-    and ``torch.mv``, which is up to twice as fast in bfloat16 on CPU. A roofline over the slower one
+    and ``torch.mv``, which is up to twice as fast in bfloat16 on CPU. A share of the slower one
     would flatter an engine that uses the other.
 
     Args:

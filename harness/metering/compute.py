@@ -1,6 +1,6 @@
 """Peak arithmetic of the device: matrix × matrix, as prefill and training use it.
 
-Beside the bandwidth it is the second limit of a roofline: prefill multiplies a whole prompt at once and is
+Beside the bandwidth it is the machine's second limit: prefill multiplies a whole prompt at once and is
 bound by this one. The best of a few passes counts, because a peak is what the device can do when nothing
 disturbs it.
 

@@ -1,7 +1,7 @@
 """The dispatch floor: what one torch operation costs when it has nothing to compute.
 
-A decode step of a small model is hundreds of operations on one token; no roofline over bytes or FLOPs can
-be reached where this floor times their number is the larger part of the step.
+A decode step of a small model is hundreds of operations on one token; no speed predicted from bytes or FLOPs
+can be reached where this floor times their number is the larger part of the step.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from harness.records.record import Record
 
 __all__ = ["SUMMARY_VERSION", "Summary", "SummaryRow"]
 
-SUMMARY_VERSION = 2
+SUMMARY_VERSION = 3
 
 
 class SummaryRow(Record):

@@ -1,15 +1,16 @@
-"""What the memory bus would allow: speed-ups predicted from bytes read.
+"""The byte model: speed-ups predicted from bytes read.
 
-The **roofline** of decoding at batch 1 is bytes moved: each token reads the weights of the layers it runs, the
-LM head once per evaluation, the K,V projections of every layer it fills, and the KV cache of the layers it
-runs. Full depth's bytes per token over an operating point's bytes per token is the speed-up it would have
-if nothing but memory traffic took time. Writes and activations are left out (together below 1 % for
-contexts of hundreds of tokens), and the holes of ``skip`` count as if they were read.
+At batch 1 each token reads the weights of the layers it runs, the LM head once per evaluation, the K,V projections
+of every layer it fills, and the KV cache of the layers it runs. Full depth's bytes per token over an operating
+point's bytes per token is the speed-up it would have if every byte took the same time and nothing else took any. That
+is a prediction and no bound: matrices stream at speeds of their own, and what stays in a cache is read faster. Writes
+and activations are left out (together below 1 % for contexts of hundreds of tokens), and the holes of ``skip`` count
+as if they were read.
 
 Between "so many layers skipped" and the speed-up measured stands a **ladder** of the same bytes, added up in steps:
 what the executed layers alone would give (with the one LM head that every token needs), what remains after the LM
-heads evaluated to decide, after the exits' shortcut maps, and after KV fills. The last is the roofline. Below it is
-what bytes do not explain: the time of asking itself, small operations, cold caches.
+heads evaluated to decide, after the exits' shortcut maps, and after KV fills. The last is the byte model's speed-up.
+Between it and the measured one stands what bytes do not explain: the time of asking itself, small operations.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ from reports.summary.measured import Measured, SampleKey
 
 __all__ = [
     "BANDWIDTH_SHARE",
+    "BYTE_MODEL_ACHIEVED",
+    "BYTE_MODEL_SPEEDUP",
     "HEADS_SPEEDUP",
     "LAYERS_SPEEDUP",
-    "ROOFLINE_ACHIEVED",
-    "ROOFLINE_SPEEDUP",
     "SHORTCUTS_SPEEDUP",
     "bytes_by_cause",
     "decode_bytes",
@@ -45,7 +46,7 @@ def decode_bytes(sample: SampleRecord, model: ModelRecord, kv: KVFacts) -> int:
 
 @lru_cache(maxsize=8)
 def _ladder(point: Point) -> tuple[float | None, ...]:
-    """The speed-ups that bytes moved would allow, each with one more cause counted.
+    """The speed-ups that bytes read predict, each with one more cause counted.
 
     All are ``None`` without a KV cache (every token runs the whole prefix: compute-bound, bytes say nothing) and at
     batch sizes above 1 (rows share weight reads in a way the records do not hold).
@@ -64,10 +65,10 @@ def _step(step: int, point: Point) -> float | None:
 
 
 def _achieved(point: Point) -> float | None:
-    """Decoding speed-up over the roofline."""
-    allowed = _ladder(point)[-1]
+    """Decoding speed-up over what the byte model predicts."""
+    predicted = _ladder(point)[-1]
     reached = 1.0 if point.is_full and point.samples else paired_ratio(point.cell.decode_pairs(point.full))
-    return None if allowed is None or reached is None else reached / allowed
+    return None if predicted is None or reached is None else reached / predicted
 
 
 def _bandwidth_share(point: Point) -> float | None:
@@ -148,7 +149,7 @@ _rung = partial(Metric, kind="work", form="ratio", unit="×", better="higher")
 LAYERS_SPEEDUP = _rung(
     name="layers_speedup",
     header="layers\nonly",
-    meaning="decoding speed-up that the skipped layers' bytes alone allow",
+    meaning="decoding speed-up predicted from the executed layers' bytes alone",
     compute=partial(_step, 0),
     sections={BYTE_MODEL: 1},
 )
@@ -166,24 +167,24 @@ SHORTCUTS_SPEEDUP = _rung(
     compute=partial(_step, 2),
     sections={BYTE_MODEL: 3},
 )
-ROOFLINE_SPEEDUP = _rung(
-    name="roofline_speedup",
-    header="roof-\nline",
-    meaning="and with KV fills: decoding speed-up if only bytes moved took time",
+BYTE_MODEL_SPEEDUP = _rung(
+    name="byte_model_speedup",
+    header="byte\nmodel",
+    meaning="and with KV fills: decoding speed-up predicted from all bytes read; no bound",
     compute=partial(_step, 3),
     sections={BYTE_MODEL: 4},
 )
-ROOFLINE_ACHIEVED = Metric(
-    name="roofline_achieved",
-    header="of roof-\nline",
-    meaning="decoding speed-up over its roofline (above 100 %: large reads are faster than small)",
+BYTE_MODEL_ACHIEVED = Metric(
+    name="byte_model_achieved",
+    header="of byte\nmodel",
+    meaning="measured decoding speed-up over the byte model's",
     compute=_achieved,
     form="percent",
     better="higher",
     sections={BYTE_MODEL: 6},
 )
 BANDWIDTH_SHARE = Metric(
-    name="roofline_fraction",
+    name="bandwidth_share",
     header="of band-\nwidth",
     meaning="bytes moved per second over the measured bandwidth",
     compute=_bandwidth_share,

@@ -181,7 +181,7 @@ def _about_regimes(cells: Sequence[Measured], manifest: Manifest) -> Iterator[st
     batch = max((regime.batch_size for regime in regimes), default=1)
     if batch > 1:
         yield (
-            f"batch {batch}: rows share each read of the weights, so the roofline columns do not apply; "
+            f"batch {batch}: rows share each read of the weights, so the byte model does not apply; "
             "latency counts from the start of the batch."
         )
     cached = any(regime.cached for regime in regimes)

@@ -17,7 +17,7 @@ from harness.records.machine import MachineRecord
 
 Command = Callable[..., Any]
 
-METRICS = ["latency", "throughput", "energy", "depth", "accuracy", "roofline"]
+METRICS = ["latency", "throughput", "energy", "depth", "accuracy", "bandwidth"]
 
 
 @pytest.fixture

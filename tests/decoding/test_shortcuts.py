@@ -361,7 +361,7 @@ def test_without_maps_nothing_is_counted(llama: Any, prompts: list[list[int]]) -
     assert [one.shortcut_evaluations for one in done] == [0] * 3
 
 
-def test_the_roofline_pays_for_every_map(
+def test_the_byte_model_pays_for_every_map(
     counted: tuple[Engine, list[int]], llama: Any, prompts: list[list[int]], schedule: Any
 ) -> None:
     """Bytes worked out by hand: 14 layers, 3 heads, 5 maps, one fill of 3 layers, and the cache behind them."""

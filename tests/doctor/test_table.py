@@ -54,7 +54,7 @@ def shown(width: int, **facts: Any) -> list[str]:
 def test_every_line_fits(width: int, facts: dict[str, Any]) -> None:
     lines = shown(width, **facts)
     assert all(len(line) <= width for line in lines)
-    for metric in ("latency", "throughput", "energy", "depth", "accuracy", "roofline"):
+    for metric in ("latency", "throughput", "energy", "depth", "accuracy", "bandwidth"):
         assert any(f" {metric} " in line for line in lines)
 
 

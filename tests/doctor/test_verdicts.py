@@ -45,7 +45,7 @@ def levels(**changes: Any) -> dict[str, Level]:
     return {metric: verdict.level for metric, verdict in verdicts(**changes).items()}
 
 
-ALL_WELL = dict.fromkeys(("latency", "throughput", "energy", "depth", "accuracy", "roofline"), TRUST)
+ALL_WELL = dict.fromkeys(("latency", "throughput", "energy", "depth", "accuracy", "bandwidth"), TRUST)
 
 
 def test_a_quiet_machine_is_trusted_in_everything() -> None:
@@ -57,14 +57,14 @@ def test_a_quiet_machine_is_trusted_in_everything() -> None:
     [
         # load: 5 % of 2 s × 8 cores is 0.8 CPU seconds
         ({"foreign_cpu_s": 0.79}, {}),
-        ({"foreign_cpu_s": 0.81}, {"latency": CARE, "throughput": CARE, "energy": CARE, "roofline": CARE}),
+        ({"foreign_cpu_s": 0.81}, {"latency": CARE, "throughput": CARE, "energy": CARE, "bandwidth": CARE}),
         (
             {"load_span_s": None, "load_cores": None, "foreign_cpu_s": None, "stolen_cpu_s": None},
             {"latency": CARE, "throughput": CARE, "energy": CARE},
         ),
         # virtual machines: only what is taken away counts, or that it cannot be seen
         ({"hypervisor": "KVM"}, {}),
-        ({"hypervisor": "KVM", "stolen_cpu_s": 0.2}, {"latency": CARE, "throughput": CARE, "roofline": CARE}),
+        ({"hypervisor": "KVM", "stolen_cpu_s": 0.2}, {"latency": CARE, "throughput": CARE, "bandwidth": CARE}),
         ({"hypervisor": "KVM", "stolen_cpu_s": None}, {"latency": CARE, "throughput": CARE}),
         ({"governors": ("powersave",)}, {"latency": CARE, "throughput": CARE}),
         ({"governors": ("performance", "schedutil")}, {"latency": CARE, "throughput": CARE}),
@@ -90,13 +90,13 @@ def test_a_quiet_machine_is_trusted_in_everything() -> None:
                 "foreign_cpu_s": 8.0,
                 "sensors": (SensorRecord(name="nvml", stated_period_s=0.1, period_s=0.1),),
             },
-            {"latency": CARE, "throughput": CARE, "roofline": CARE},
+            {"latency": CARE, "throughput": CARE, "bandwidth": CARE},
         ),
-        # roofline
-        ({"bandwidth_bytes_per_s": None}, {"roofline": NOT}),
-        ({"bandwidth_buffer_bytes": 100 << 20, "bandwidth_limited_by": "memory"}, {"roofline": CARE}),
-        ({"bandwidth_cache_bytes": None}, {"roofline": CARE}),
-        ({"dispatch_s": 5e-5}, {"roofline": CARE}),
+        # bandwidth
+        ({"bandwidth_bytes_per_s": None}, {"bandwidth": NOT}),
+        ({"bandwidth_buffer_bytes": 100 << 20, "bandwidth_limited_by": "memory"}, {"bandwidth": CARE}),
+        ({"bandwidth_cache_bytes": None}, {"bandwidth": CARE}),
+        ({"dispatch_s": 5e-5}, {"bandwidth": CARE}),
         ({"scores_missing": ("not shown: CodeBLEU: absent.",)}, {"accuracy": CARE}),
         ({"dtype": "bfloat16"}, {}),
     ],
@@ -129,7 +129,7 @@ def test_reasons_carry_their_numbers_and_remedies() -> None:
         "energy", sensors=(SensorRecord(name="rapl", stated_period_s=0.001, period_s=0.015),)
     )
     assert "CodeBLEU: absent" in words("accuracy", scores_missing=("not shown: CodeBLEU: absent.",))
-    assert "no memory left" in words("roofline", bandwidth_bytes_per_s=None, missing={"bandwidth": "no memory left"})
+    assert "no memory left" in words("bandwidth", bandwidth_bytes_per_s=None, missing={"bandwidth": "no memory left"})
     assert "bfloat16 another machine may break near-ties" in words("accuracy", dtype="bfloat16")
 
 
@@ -148,7 +148,7 @@ def test_a_machine_of_which_nothing_is_known_gets_a_verdict_all_the_same(metric:
     assert verdict.remarks
     assert all("\n" not in remark.reason and "None" not in remark.reason for remark in verdict.remarks)
     assert verdict.level is (TRUST if metric in ("depth", "accuracy") else verdict.level)
-    if metric in ("energy", "roofline", "latency"):
+    if metric in ("energy", "bandwidth", "latency"):
         assert verdict.level is NOT
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from harness.errors import StoreError
+from harness.records.summary import SUMMARY_VERSION
 from harness.running.reading import find_runs, read_run, read_runs
 from harness.store.run_directory import LOCK
 
@@ -149,3 +150,12 @@ def test_a_stored_summary_that_cannot_be_read_is_made_again(finished: Path) -> N
     whole = read_run(finished).summary
     (finished / "summary.json").write_text("{")
     assert read_run(finished, stored=True).summary == whole
+
+
+def test_a_summary_whose_metrics_had_other_names_is_made_again(finished: Path) -> None:
+    whole = read_run(finished).summary
+    earlier = json.loads(whole.model_dump_json()) | {"schema_version": SUMMARY_VERSION - 1}
+    earlier["rows"][0]["metrics"]["roofline_speedup"] = {"value": 9.0}
+    (finished / "summary.json").write_text(json.dumps(earlier))
+    for stored in (True, False):
+        assert read_run(finished, stored=stored).summary == whole

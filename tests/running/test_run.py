@@ -27,7 +27,7 @@ ROW_FIELDS = [
     "n", "errors", "exit_layer_mean", "layers_skipped", "agreement", "token_accuracy", "exact_match",
     "edit_similarity", "bleu", "rouge_l", "codebleu", "syntax", "dataflow", "dataflow_defined", "chrf", "energy_j",
     "energy_j_per_token", "energy_source", "latency_p50_s", "latency_p90_s", "latency_p99_s", "ttft_p50_s",
-    "tpot_p50_s", "tokens_per_s", "speedup", "speedup_low", "roofline_speedup", "oracle_fraction", "pareto",
+    "tpot_p50_s", "tokens_per_s", "speedup", "speedup_low", "byte_model_speedup", "oracle_fraction", "pareto",
 ]  # fmt: skip
 """What issue 2 promises of a summary: of the rows of ``summary.json``, their metrics, and the frame."""
 

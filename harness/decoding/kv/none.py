@@ -17,6 +17,6 @@ class NoCache(KVPolicy):
 
     facts: ClassVar[KVFacts] = KVFacts(
         keeps_cache=False,
-        note="every token runs its whole prefix again, which is compute-bound, so the roofline columns (bytes moved) "
-        "do not apply. A KV cache saves more than any exit strategy: compare with a cached run.",
+        note="every token runs its whole prefix again, which is compute-bound, so the byte model does "
+        "not apply. A KV cache saves more than any exit strategy: compare with a cached run.",
     )

@@ -1,4 +1,4 @@
-"""Layers, work, rooflines and the oracle, worked out by hand on a 10-layer model.
+"""Layers, work, the byte model and the oracle, worked out by hand on a 10-layer model.
 
 Its layer reads 100 bytes, its LM head 200, a shortcut map 30, a KV fill 10, one cached position in one layer 1; prompts
 have 4 tokens.
@@ -53,16 +53,16 @@ def test_work_is_counted_per_decoded_token(build) -> None:
     ) == (3.0, 4.0, 5.0)
 
 
-def test_roofline_counts_weights_heads_fills_and_cache(build) -> None:
+def test_byte_model_counts_weights_heads_fills_and_cache(build) -> None:
     run = build(bandwidth=10_000.0)
     run.window(FULL, {"token_times_s": (0.0, 0.5, 1.0)})
     run.window(FIXED, {"exit_layers": (10, 5, 5), "kv_fill_layers": 10, "token_times_s": (0.0, 0.25, 0.5)})
     full = 20 * 100 + 2 * 200 + 10 * (5 + 6)  # layers, heads, cache over positions 5 then 6
     fixed = 10 * 100 + 2 * 200 + 10 * 10 + 5 * (5 + 6)
-    assert run.row(FULL).value("roofline_speedup") == 1.0
-    assert run.row(FIXED).value("roofline_speedup") == pytest.approx(full / fixed)
-    assert run.row(FULL).value("roofline_fraction") == pytest.approx(full / 1.0 / 10_000)
-    assert run.row(FIXED).value("roofline_fraction") == pytest.approx(fixed / 0.5 / 10_000)
+    assert run.row(FULL).value("byte_model_speedup") == 1.0
+    assert run.row(FIXED).value("byte_model_speedup") == pytest.approx(full / fixed)
+    assert run.row(FULL).value("bandwidth_share") == pytest.approx(full / 1.0 / 10_000)
+    assert run.row(FIXED).value("bandwidth_share") == pytest.approx(fixed / 0.5 / 10_000)
 
 
 def test_the_ladder_adds_one_cost_after_the_other(build) -> None:
@@ -80,7 +80,7 @@ def test_the_ladder_adds_one_cost_after_the_other(build) -> None:
         row.value("layers_speedup"),
         row.value("heads_speedup"),
         row.value("shortcuts_speedup"),
-        row.value("roofline_speedup"),
+        row.value("byte_model_speedup"),
     )
     assert ladder == pytest.approx([full / layers, full / heads, full / maps, full / fills])
 
@@ -93,9 +93,9 @@ def test_full_depth_stands_on_every_step_of_the_ladder(build) -> None:
         row.value("layers_speedup"),
         row.value("heads_speedup"),
         row.value("shortcuts_speedup"),
-        row.value("roofline_speedup"),
+        row.value("byte_model_speedup"),
     ) == (1, 1, 1, 1)
-    assert row.value("roofline_achieved") == 1.0
+    assert row.value("byte_model_achieved") == 1.0
 
 
 def test_what_was_achieved_is_the_realised_over_the_expected_speedup(build) -> None:
@@ -103,15 +103,15 @@ def test_what_was_achieved_is_the_realised_over_the_expected_speedup(build) -> N
     run.window(FULL, {"token_times_s": (0.0, 0.5, 1.0), "prompt_ids": ()})
     run.window(FIXED, {"exit_layers": (10, 5, 5), "token_times_s": (0.0, 0.4, 0.8), "prompt_ids": ()})
     expected = (2000 + 400 + 30) / (1000 + 400 + 15)
-    assert run.row(FIXED).value("roofline_achieved") == pytest.approx(1.25 / expected)
+    assert run.row(FIXED).value("byte_model_achieved") == pytest.approx(1.25 / expected)
 
 
-def test_roofline_compares_bytes_per_token(build) -> None:
+def test_byte_model_compares_bytes_per_token(build) -> None:
     run = build()
     run.window(FULL, {"token_ids": (1, 2), "prompt_ids": ()})
     run.window(FIXED, {"token_ids": (1, 2, 3), "prompt_ids": ()})
     full, other = 1000 + 200 + 10, (2000 + 400 + 10 * (1 + 2)) / 2
-    assert run.row(FIXED).value("roofline_speedup") == pytest.approx(full / other)
+    assert run.row(FIXED).value("byte_model_speedup") == pytest.approx(full / other)
 
 
 def test_recomputed_layers_share_the_weight_reads_of_their_pass(build) -> None:
@@ -120,27 +120,27 @@ def test_recomputed_layers_share_the_weight_reads_of_their_pass(build) -> None:
     run.window(FULL, {"prompt_ids": ()})
     run.window(FIXED, {"exit_layers": (10, 5, 10), "layers_executed": 20, "prompt_ids": ()})
     full, other = 2000 + 400 + 10 * (1 + 2), 1500 + 400 + 5 + 20
-    assert run.row(FIXED).value("roofline_speedup") == pytest.approx(full / other)
+    assert run.row(FIXED).value("byte_model_speedup") == pytest.approx(full / other)
 
 
 @pytest.mark.parametrize("regime", [{"kv": "none"}, {"batch_size": 4}])
-def test_no_roofline_where_bytes_do_not_explain_time(build, regime) -> None:
+def test_no_byte_model_where_bytes_do_not_explain_time(build, regime) -> None:
     run = build(bandwidth=10_000.0, **regime)
     run.window(FULL, {})
     run.window(FIXED, {"exit_layers": (10, 5, 5)})
     for row in run.summary().rows:
         assert (
             row.value("layers_speedup"),
-            row.value("roofline_speedup"),
-            row.value("roofline_achieved"),
-            row.value("roofline_fraction"),
+            row.value("byte_model_speedup"),
+            row.value("byte_model_achieved"),
+            row.value("bandwidth_share"),
         ) == (None,) * 4
 
 
 def test_no_bandwidth_no_fraction(build) -> None:
     run = build()
     run.window(FULL, {})
-    assert run.row(FULL).value("roofline_fraction") is None
+    assert run.row(FULL).value("bandwidth_share") is None
 
 
 def test_oracle_fraction_is_over_the_samples_both_finished(build) -> None:

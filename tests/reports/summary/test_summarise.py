@@ -106,7 +106,7 @@ def test_nothing_paired_without_full_depth(build) -> None:
         row.value("agreement"),
         row.value("speedup"),
         row.value("decode_speedup"),
-        row.value("roofline_speedup"),
+        row.value("byte_model_speedup"),
     ) == (None,) * 4
     assert row.value("latency_p50_s") is not None
 
@@ -153,7 +153,7 @@ def test_each_operating_point_may_have_its_own_kv_policy(build) -> None:
     assert rows[OTHER].value("exit_layer_mean") == 4.0  # the token of prefill does not count
     assert rows["uncached"].value("exit_layer_mean") == 6.0
     assert rows["uncached"].value("speedup") == pytest.approx(1 / 3)  # one baseline for all
-    assert rows["uncached"].value("roofline_speedup") is None
+    assert rows["uncached"].value("byte_model_speedup") is None
     assert "operating points differ in their KV policy" in " ".join(run.summary().notes)
 
 
