@@ -8,7 +8,8 @@ distinguish nothing.
 **Ranks.** One plus the number of rows that are clearly better, that is, whose interval lies wholly above this row's.
 Rows that the intervals do not tell apart share a rank. Full depth ranks like any other, at 1 exactly.
 
-The oracle is a bound and never ranks; random weights never rank; energy ranks only where a sensor measured it.
+The oracle is a bound and never ranks; random weights never rank; energy ranks only where a sensor measured it. Runs
+that ``harness submit`` would refuse do not come here at all (:mod:`reports.leaderboard.conditions`).
 """
 
 from __future__ import annotations
