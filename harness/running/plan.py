@@ -18,6 +18,7 @@ from harness.models.model import ResolvedModel, foresee, resolve
 from harness.records import TaskRecord
 from harness.registry import KV_POLICIES, PROTOCOLS, TASKS
 from harness.running.operating_points import Built, OperatingPoint, build_all, operating_points, usable
+from harness.running.scoring import score_names
 
 __all__ = ["Plan", "PlannedTask", "default_directory", "make_plan"]
 
@@ -72,6 +73,7 @@ def make_plan(config: RunConfig) -> Plan:
     specs = build_all(config.specs())
     tasks: list[Task] = [TASKS.load(name)() for name in config.tasks]
     PROTOCOLS.load(config.protocol)
+    score_names(task.language for task in tasks)  # imports them: what cannot be scored is not measured for hours
     device = resolve_device(config.device)
     model = _find_model(config.request(config.seed), specs)
     if config.kv_input == "shortcut" and model.shortcut is None:

@@ -80,7 +80,7 @@ def _summary(run: RecordedRun, directory: Path) -> Check:
         with RunDirectory.read(directory) as store:
             stored = store.read_summary()
     except StoreError as error:
-        return Check("summary", str(error).rstrip("."), remedy)
+        return Check("summary", str(error).partition(". ")[0], remedy)  # not the reader's remedy: this one is nearer
     if stored is None:
         return Check("summary", "there is no summary.json", remedy)
     difference = _difference(stored.model_dump(mode="json"), run.summary.model_dump(mode="json"), "")
