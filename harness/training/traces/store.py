@@ -28,7 +28,6 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
-from os.path import isdir
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -178,9 +177,7 @@ class Traces:
         """
         if folder.name == "index.json":
             folder = folder.parent
-        if not isdir(folder):  # of pathlib it fails where one may not look
-            raise ArtefactError(f"there is no trace {folder}. Make one with:", [trace_command(model, folder)])
-        index = _read_index(folder / "index.json")
+        index = _read_index(folder / "index.json", model)
         _check_shards(folder, index)
         if not index["shards"]:
             raise ArtefactError(f"the trace {folder} holds no token. Go on with `harness trace … --resume`.")
@@ -247,9 +244,12 @@ def beside(folder: Path) -> Path:
     return next(path for n in count(2) if not (path := folder.with_name(f"{folder.resolve().name}-{n}")).exists())
 
 
-def _read_index(file: Path) -> dict[str, Any]:
+def _read_index(file: Path, model: str = "") -> dict[str, Any]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        make = trace_command(model, file.parent)
+        raise ArtefactError(f"there is no trace {file.parent}. Make one with:", [make]) from None
     except OSError as error:
         raise ArtefactError(f"cannot read the trace {file}: {error.strerror}. Trace again.") from None
     except (ValueError, RecursionError):
