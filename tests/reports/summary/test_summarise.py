@@ -114,9 +114,10 @@ def test_nothing_paired_without_full_depth(build) -> None:
 def test_a_complete_run_has_every_metric(build) -> None:
     run = build(points=(FULL, "fixed:layer=5", "oracle"), bandwidth=1e4)
     depths = {FULL: (10, 10, 10), "fixed:layer=5": (10, 5, 5), "oracle": (10, 5, 10)}
-    for block, repeat, point in itertools.product(range(6), range(2), depths):
+    for block, repeat, point in itertools.product(range(8), range(2), depths):
         scores = {"edit_similarity": 0.5, "exact_match": 0.0, "codebleu": 0.5}
         sample = {"exit_layers": depths[point], "scores": scores, "arrival_s": 0.0, "queue_s": 0.0}
+        sample |= {"token_ids": (1, 2, 3 if point == FULL else 9), "full_depth_ids": (1, 2, 3)}
         run.window(point, sample, block=block, repeat=repeat, energy_j=1.0, energy_source="rapl")
     run.idle(energy_j=0.1, duration=1.0, energy_source="rapl")
     row = run.row("oracle", score_corpus=lambda *_: dict.fromkeys(SCORES.names(), 0.5))
@@ -178,8 +179,8 @@ def test_a_constant_depth_is_measured_by_the_oracle_of_another_policy_that_keeps
     assert rows[OTHER].value("oracle_fraction") == 1.0
     assert rows["fixed"].value("oracle_fraction") == pytest.approx(5 / 4)
     assert rows["uncached"].value("oracle_fraction") is None
-    assert rows[OTHER].value("agreement_over_fixed") is not None  # against a fixed exit of another policy
-    assert rows["uncached"].value("agreement_over_fixed") is None
+    assert rows[OTHER].value("exact_prefix_over_fixed") is not None  # against a fixed exit of another policy
+    assert rows["uncached"].value("exact_prefix_over_fixed") is None
 
 
 @pytest.mark.parametrize("points", [(), ("probe",)])
