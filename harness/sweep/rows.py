@@ -82,6 +82,6 @@ def _row(
         shortcut_per_token=outcome.shortcut_evaluations / count,
         kv_fill_layers_per_token=filled / count,
         expected_speedup=full.moved(model, kv) / outcome.moved(model, kv),
-        oracle_fraction=None if best is None else ratio(deepest - layers, deepest - best.layers),
+        oracle_share=None if best is None else ratio(outcome.skipped_rightly, deepest - best.layers),
         exits={layer: tokens / count for layer, tokens in sorted(outcome.exits.items())},
     )
