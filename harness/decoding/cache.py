@@ -71,7 +71,7 @@ class KVCache:
         return keys, values
 
     def slots(self, row: int, start: int, end: int) -> tuple[Tensor, ...]:
-        """Return consecutive positions of a row as views ``[2 KV, n, head_dim]``, one per layer, to copy entries into."""
+        """Return consecutive positions of a row as views ``[2 KV, n, head_dim]``, one per layer, to copy into."""
         return self.entries[:, row, :, start:end].unbind(0)
 
 
