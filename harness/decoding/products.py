@@ -32,7 +32,7 @@ def multiply(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     count = rows.shape[0]
     if count <= FEW and rows.device.type == "cpu":
         if rows.dtype is torch.float32 and count > 1:
-            return torch.cat([_from_the_left(part, weight, bias) for part in rows.split(AT_ONCE)])
+            return torch.cat([_from_the_left(part, weight, bias) for part in torch.split(rows, AT_ONCE)])
         if rows.dtype is torch.bfloat16 and count == 1 and _mv_is_faster():
             y = torch.mv(weight, rows[0]).unsqueeze(0)
             return y if bias is None else y + bias

@@ -105,6 +105,13 @@ def test_expected_speed_up_is_counted_bytes(swept: Swept) -> None:
     assert by_name(skipped)["fixed:layer=6"].kv_fill_layers_per_token == 0
 
 
+def test_the_bound_is_exact_whatever_the_others_do(swept: Swept) -> None:
+    lossy, exact = (swept("fixed:layer=6", references=("oracle",), kv=kv).sweep for kv in ("propagate", "recompute"))
+    assert lossy.rows[1] == exact.rows[1]
+    assert lossy.rows[1].rehearsed
+    assert any("kv propagate (the bound's: recompute)" in note for note in lossy.notes)
+
+
 def test_a_name_alone_is_swept_with_its_own_threshold_before(swept: Swept) -> None:
     result = swept("confidence", "patience", points=7)
     names = [row.operating_point for row in result.sweep.rows]
