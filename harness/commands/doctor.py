@@ -34,7 +34,7 @@ def doctor(
     ] = False,
     pairs: Annotated[int, typer.Option(help="With --aa: real comparisons of the same work under two names.")] = 20,
     windows: Annotated[int, typer.Option(help="With --aa: paired windows of each, one sample a window.")] = 8,
-    simulated: Annotated[int, typer.Option(help="With --aa: simulated comparisons per number of pairs.")] = 2000,
+    simulated: Annotated[int, typer.Option(help="With --aa: simulated comparisons per kind of noise.")] = 2000,
     model: Annotated[str | None, typer.Option(help="With --aa: as of `harness run`. Default: smollm2-135m.")] = None,
     task: Annotated[str | None, typer.Option(help="With --aa: py150 or javacorpus. Default: py150.")] = None,
     source: Annotated[str | None, typer.Option(help="With --aa: embedded, hub or PATH. Default: embedded.")] = None,
@@ -123,7 +123,7 @@ def _compare(config: RunConfig, pairs: int, windows: int, simulated: int, *, as_
 
     from harness.doctor.aa_table import real_verdict, render_real, render_simulated, simulated_verdict
     from harness.doctor.paired import compare_with_itself
-    from harness.doctor.simulated import NUMBERS_OF_PAIRS, simulate_coverage
+    from harness.doctor.simulated import CASES, NUMBERS_OF_PAIRS, simulate_coverage
 
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -132,7 +132,7 @@ def _compare(config: RunConfig, pairs: int, windows: int, simulated: int, *, as_
         real = compare_with_itself(config, pairs, windows, progress)
         if not as_json:
             _print(render_real(real))
-        progress.begin("simulated comparisons", len(NUMBERS_OF_PAIRS) * simulated)
+        progress.begin("simulated comparisons", len(CASES) * len(NUMBERS_OF_PAIRS) * simulated)
         synthetic = simulate_coverage(comparisons=simulated, seed=config.seed, step=progress.step)
     if as_json:
         found = {

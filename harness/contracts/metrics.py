@@ -62,9 +62,9 @@ class Metric:
         of_sample: number of one :class:`harness.records.SampleRecord`; ``None`` where it has none.
         percentile: over samples, 0…100; ``None`` for the mean.
         compute: value, :class:`harness.records.estimate.Estimate` or ``None`` of a point. When ``paired``, what is
-            compared instead: a list of :class:`reports.statistics.intervals.Pair` (full depth's cost and this one's)
-            for a ratio, of differences for a difference; ``None`` where it is not defined. Interval, test and
-            correction are made from it.
+            compared instead: a list of :class:`reports.statistics.intervals.Pair` (full depth's cost and this one's,
+            by block) for a ratio, the differences of samples by sample id for a difference; ``None`` where it is not
+            defined. Interval, test and correction are made from it.
         paired: compared with full depth, as a ratio of costs or as a mean difference.
         interval: ``compute`` returns estimates that have a 95 % interval.
         units: independent units of a point for comparisons of runs: prompts → numbers
@@ -110,8 +110,9 @@ class Metric:
     def parts(self) -> tuple[str, ...]:
         """What its estimates hold beside the value, by field name."""
         if self.paired:
-            return ("low", "high", "p", "p_holm", "n")
-        return ("low", "high", "n") if self.interval else ()
+            counts = ("samples", "differing") if self.paired == "difference" else ()
+            return ("low", "high", "no_interval", "p", "p_holm", "n", *counts)
+        return ("low", "high", "no_interval", "n") if self.interval else ()
 
     @property
     def is_cost(self) -> bool:

@@ -10,19 +10,19 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.doctor.paired import RealCoverage
-from harness.doctor.simulated import NOMINAL, Coverage, most_covered
+from harness.doctor.simulated import COVERAGE_BOUNDS, CaseCoverage, Coverage
 
 __all__ = ["real_verdict", "render_real", "render_simulated", "simulated_verdict"]
 
 FEWEST_COMPARISONS = 20
 
 
-def simulated_verdict(found: Coverage) -> str:
-    """Return the verdict on a simulated coverage in words."""
-    low, high = found.share_ci
-    if high < NOMINAL:
-        return f"{100 * (NOMINAL - found.share):.1f} points short"
-    if low > NOMINAL:
+def simulated_verdict(found: CaseCoverage) -> str:
+    """Return the verdict on the simulated coverages of one case in words."""
+    least, most = COVERAGE_BOUNDS
+    if any(one.share_ci[1] < least for one in found.coverages):
+        return "too narrow"
+    if any(one.share_ci[0] > most for one in found.coverages):
         return "wider than necessary"
     return "as promised"
 
@@ -42,28 +42,22 @@ def real_verdict(found: RealCoverage) -> str:
     return f"{counted} The error bars of windows measured next to each other can be trusted on this machine."
 
 
-def render_simulated(found: Sequence[Coverage]) -> RenderableType:
+def render_simulated(found: Sequence[CaseCoverage]) -> RenderableType:
     """Return the simulated part as a rich renderable."""
-    table = _table("pairs", "comparisons", "cover 1", "95 % interval", "half-width", "")
-    for one in found:
-        low, high = one.share_ci
-        table.add_row(
-            str(one.pairs),
-            f"{one.comparisons:,}",
-            f"{one.share:.1%}",
-            f"{low:.1%} to {high:.1%}",
-            _half(one),
-            simulated_verdict(one),
-        )
-    legend = "True ratio 1; noise of 2 % a window, drift, 2 % outliers. Expected: 95 %."
-    lines: list[RenderableType] = [Text("Simulated A/A comparisons", "bold"), table, Text(legend, "dim")]
-    for one in found:
-        if most_covered(one.pairs) < NOMINAL:
-            why = "all differences have one sign more often than that"
-            lines.append(
-                Text(f"Resampling {one.pairs} pairs covers {most_covered(one.pairs):.1%} at most: {why}.", "dim")
-            )
-    return Group(*lines)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("% that cover, by pairs", no_wrap=True)
+    for one in found[0].coverages:
+        table.add_column(str(one.pairs), justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for case in found:
+        name = case.case if case.regular else f"({case.case})"
+        table.add_row(name, *(f"{100 * one.share:.1f}" for one in case.coverages), simulated_verdict(case))
+    least, most = COVERAGE_BOUNDS
+    legend = (
+        f"{found[0].coverages[0].comparisons:,} comparisons each; {100 * least:.0f} to {100 * most:.0f} % is as "
+        "promised. In brackets: noise with heavy tails or spikes, where intervals may be wider."
+    )
+    return Group(Text("Simulated comparisons", "bold"), table, Text(legend, "dim"))
 
 
 def render_real(found: RealCoverage) -> RenderableType:
@@ -79,7 +73,7 @@ def render_real(found: RealCoverage) -> RenderableType:
         f"{found.window_s:.2f} s",
     )
     lines: list[RenderableType] = [Text(f"Real A/A comparisons: {found.model} at full depth", "bold"), table]
-    if both.ratio is not None and both.interval is not None:
+    if both.ratio is not None and isinstance(both.interval, tuple):
         low, high = both.interval
         chance = "" if low <= 1 <= high else " This one does not cover 1, as 1 correct one in 20."
         lines.append(Text(f"All windows together: ratio {both.ratio:.4f} [{low:.4f}, {high:.4f}].{chance}", "dim"))

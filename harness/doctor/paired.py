@@ -20,8 +20,9 @@ from harness.doctor.simulated import NOMINAL, Coverage, coverage
 from harness.errors import DataError
 from harness.metering import metered, open_meter
 from harness.metering.cpu_load import LoadReading, LoadWatch
+from harness.records.estimate import Interval, NoInterval
 from harness.running.plan import Plan, make_plan
-from reports.statistics.intervals import MINIMUM_PAIRS, Pair, bootstrap_interval, median, paired_ratio
+from reports.statistics.intervals import MINIMUM_PAIRS, Pair, median, paired_ratio, ratio_interval
 
 __all__ = ["Comparison", "RealCoverage", "compare_with_itself"]
 
@@ -50,11 +51,11 @@ class Comparison:
 
     Attributes:
         ratio: time under the first name over time under the second; ``None`` if a clock did not move.
-        interval: its bootstrap 95 % interval.
+        interval: its 95 % interval, or why there is none.
     """
 
     ratio: float | None
-    interval: tuple[float, float] | None
+    interval: Interval | NoInterval
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,9 +156,7 @@ def _window(engine: Engine, plan: Plan, meter: Meter, sample: Sample) -> float:
 def _result(plan: Plan, measured: list[list[Pair]], load: LoadReading | str) -> RealCoverage:
     from scipy.stats import binom
 
-    found = tuple(
-        Comparison(paired_ratio(pairs), bootstrap_interval(pairs, seed=number)) for number, pairs in enumerate(measured)
-    )
+    found = tuple(Comparison(paired_ratio(pairs), ratio_interval(pairs)) for pairs in measured)
     low, high = binom.interval(NOMINAL, len(found), NOMINAL)  # how many intervals cover, 95 % of the time
     everything = [pair for pairs in measured for pair in pairs]
     times = [seconds for pair in everything for seconds in (pair.baseline, pair.other)]
@@ -167,7 +166,7 @@ def _result(plan: Plan, measured: list[list[Pair]], load: LoadReading | str) -> 
         coverage=coverage(len(measured[0]), [one.interval for one in found]),
         expected=(int(low), int(high)),
         comparisons=found,
-        overall=Comparison(paired_ratio(everything), bootstrap_interval(everything)),
+        overall=Comparison(paired_ratio(everything), ratio_interval(everything)),
         window_s=median(times) or 0.0,
         foreign_share=None if seen is None else seen.foreign_share,
         stolen_share=None if seen is None else seen.stolen_share,

@@ -16,8 +16,8 @@ PARTS = ("prefill", "layers", "exit_checks", "check_heads", "output_head", "kv_f
 
 ``prefill``: the prompt pass. ``layers``: decoder layers of later tokens, attention over the cache included.
 ``exit_checks``: asking the strategy. ``check_heads``: LM-head evaluations that only a check wanted. ``output_head``:
-the one evaluation per token that any decoding needs. ``kv_fill``: K,V of skipped layers. ``rest``: what no count
-explains; it can be negative.
+the one evaluation per token that any decoding needs. ``kv_fill``: K,V of skipped layers, and what an exit costs once,
+however deep it lies. ``rest``: what no count explains; it can be negative.
 """
 
 
@@ -56,8 +56,8 @@ class CheckCost(Record):
         strategy: registered name.
         direct: (probe − full depth) / checks: the strategy is asked at every exit point and never exits.
         fitted: from the fit over all operating points but the probes.
-        agree: whether the interval of their difference, over the same resamplings, holds 0; ``None`` where one is
-            missing.
+        agree: whether the interval of their difference, over the same resamplings, holds 0, so that they cannot be
+            told apart; ``None`` where one is missing.
     """
 
     strategy: str

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
+from typing import Any
+
 from pydantic import Field
 
 from harness.records.record import Record
 
-__all__ = ["Estimate", "Interval"]
+__all__ = ["Estimate", "Interval", "NoInterval"]
 
 Interval = tuple[float, float]
+
+
+class NoInterval(StrEnum):
+    """Why a comparison has no interval; it is not tested either."""
+
+    FEW_PAIRS = "too few pairs"
+    """Independent units, blocks of samples, below 5."""
+    FEW_SAMPLES = "too few samples"
+    """A difference of scores of fewer than 50 samples."""
+    FEW_DIFFERING = "too few samples that differ"
+    """A difference of scores that is 0 in all but 7 samples or fewer."""
+    UNDEFINED = "costs that have no ratio"
+    """A total of 0, or a negative cost."""
 
 
 class Estimate(Record):
@@ -19,7 +35,9 @@ class Estimate(Record):
         low, high: 95 % interval, both or neither.
         p: p-value of a paired permutation test of "no difference to full depth".
         p_holm: the same after Holm's correction over the operating points of the table.
-        n: independent units it rests on (pairs, for a comparison).
+        n: independent units it rests on (for a comparison, blocks of samples).
+        no_interval: why a comparison has no interval; ``None`` where it has one, and in older files.
+        samples, differing: of a paired difference: samples compared, and those whose difference is not 0.
     """
 
     value: float
@@ -28,6 +46,16 @@ class Estimate(Record):
     p: float | None = None
     p_holm: float | None = None
     n: int | None = Field(default=None, ge=0)
+    no_interval: NoInterval | None = None
+    samples: int | None = Field(default=None, ge=0)
+    differing: int | None = Field(default=None, ge=0)
+
+    @classmethod
+    def of(cls, value: float, interval: Interval | NoInterval | None, **more: Any) -> Estimate:
+        """Make one of a value and its interval, or the reason why it has none."""
+        if isinstance(interval, tuple):
+            return cls(value=value, low=interval[0], high=interval[1], **more)
+        return cls(value=value, no_interval=interval, **more)
 
     @property
     def interval(self) -> Interval | None:

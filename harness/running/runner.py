@@ -148,7 +148,7 @@ def _warn_of_few_blocks(plan: Plan, block_size: int) -> None:
     if MINIMUM_PAIRS <= fewest < MINIMUM_PAIRS * block_size - block_size + 1:
         logger.warning(
             "a block holds %d samples (the energy sensor's tick, --block-size or --arrival-rate), so %d samples make "
-            "too few blocks for intervals of time and energy: use --limit %d or more",
+            "too few blocks for any interval: use --limit %d or more",
             block_size,
             fewest,
             MINIMUM_PAIRS * block_size,

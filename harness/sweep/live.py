@@ -29,7 +29,7 @@ from harness.sweep.replay_sweep import SweepResult
 from harness.sweep.tokens import TracedTokens
 from harness.training.traces.reading import exit_maps
 from harness.training.traces.record_trace import exit_columns
-from reports.statistics.intervals import Pair, bootstrap_interval
+from reports.statistics.intervals import Pair, bootstrap_share
 from reports.summary.measured import Measured, select
 from reports.summary.pareto import front
 
@@ -188,9 +188,9 @@ def _drift(
         live_exit_layer=_share(layers),
         live_same_prefix=_share(prefix),
         live_agreement=_share(same),
-        live_same_prefix_ci=bootstrap_interval(prefix),
-        live_exit_layer_ci=bootstrap_interval(layers),
-        live_agreement_ci=bootstrap_interval(same),
+        live_same_prefix_ci=bootstrap_share(prefix),
+        live_exit_layer_ci=bootstrap_share(layers),
+        live_agreement_ci=bootstrap_share(same),
     )
 
 

@@ -10,7 +10,7 @@ from harness.contracts import KVFacts, ModelInfo
 from harness.running.operating_points import OperatingPoint
 from harness.sweep.records import SweepRow
 from harness.sweep.replay_strategy import Outcome
-from reports.statistics.intervals import Pair, bootstrap_interval, ratio
+from reports.statistics.intervals import Pair, bootstrap_share, ratio
 from reports.summary.pareto import front
 
 __all__ = ["make_rows", "share_interval"]
@@ -48,7 +48,7 @@ def make_rows(
 def share_interval(right: Tensor, tokens: Tensor) -> tuple[float, float] | None:
     """Return the bootstrap 95 % interval of Σ right / Σ tokens over documents, ``[documents]`` each."""
     pairs = [Pair(r, t) for r, t in zip(right.tolist(), tokens.tolist(), strict=True) if t]
-    return bootstrap_interval(pairs)
+    return bootstrap_share(pairs)
 
 
 def _row(

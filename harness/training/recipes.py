@@ -85,6 +85,10 @@ class Agent(AgentOptions):
 
     def train(self, run: TrainingRun) -> Trained:
         """Train; see :func:`harness.training.agents.train_agent.train_agent`."""
+        if self.optimum:
+            from harness.training.agents.find_optimum import find_optimum
+
+            return find_optimum(self.filled(), run)
         require("stable_baselines3", "gymnasium")
         from harness.training.agents.train_agent import train_agent
 

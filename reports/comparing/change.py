@@ -1,12 +1,11 @@
-"""The change of one number from A to B: bootstrap interval and permutation test, paired or not.
+"""The change of one number from A to B: interval and permutation test, paired or not.
 
 The level of a number is a rate (totals over totals), a ratio of two rates, or a percentile over all repeats
-(:mod:`reports.comparing.levels`). Paired, prompts are resampled together and the test swaps the runs of whole prompts;
-unpaired, each run is resampled by itself and the test deals the units out anew
+(:mod:`reports.comparing.levels`). Paired, the test swaps the runs of whole units, unpaired it deals them out anew
 (:mod:`reports.statistics.significance`). The statistic of the test is the difference of the levels, but for paired
-medians: there it is the mean log ratio of the pairs (:func:`_p_of_log_ratios`). The interval is the percentile interval
-that :func:`reports.statistics.intervals.replicate_interval` widens for few units. Prompts are what varies in it: that
-another day, or another process, is slower or faster is not in it.
+medians: there it is the mean log ratio of the pairs (:func:`_p_of_log_ratios`). Prompts, or blocks of them, are what
+varies in an interval: that another day, or another process, is slower or faster is not in it. A score of few prompts,
+or one that few prompts differ in, has neither interval nor test (:func:`reports.statistics.intervals.score_interval`).
 """
 
 from __future__ import annotations
@@ -19,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.contracts import Metric
-from reports.comparing.levels import Levels, Rates, Rows, levels_of
+from harness.records.estimate import Interval, NoInterval
+from reports.comparing.levels import RESAMPLES, Levels, Rates, Rows, levels_of
 from reports.comparing.metrics import needed_units
 from reports.metrics.units import Units
-from reports.statistics.intervals import replicate_interval, resampled
+from reports.statistics.intervals import MINIMUM_DIFFERING, MINIMUM_SAMPLES, replicate_interval, resampled
 from reports.statistics.significance import (
     LEVEL,
     SWAPS,
@@ -37,9 +37,6 @@ from reports.statistics.significance import (
 __all__ = ["UNMEASURED", "Change", "change", "corrected", "level_of_both"]
 
 Floats: TypeAlias = NDArray[np.float64]
-Interval: TypeAlias = tuple[float, float]
-
-RESAMPLES = 2_000
 UNMEASURED = "not measured in both"
 
 
@@ -51,11 +48,12 @@ class Change:
         metric: which.
         a, b: levels, on the units compared.
         absolute, relative: b − a, and b over a − 1. For the agreement, its level and ``None``.
-        absolute_interval, relative_interval: bootstrap 95 %.
+        absolute_interval, relative_interval: 95 %.
         p: of a permutation test of "no change". p_holm: corrected over the operating points of a task.
         units: independent units in A; in B there are as many where they are paired. prompts: that they hold.
         paired: compared prompt by prompt.
         reason: why there is no change, or no interval, or what else it rests on than on prompts paired one by one.
+        no_interval: the reason by name, of a change that has no interval.
         source: of an energy. measured: a sensor measured it, in both runs.
         smallest_p: what so many units could give at best.
         family: operating points tested together.
@@ -75,6 +73,7 @@ class Change:
     prompts: int = 0
     paired: bool = True
     reason: str = ""
+    no_interval: NoInterval | None = None
     source: str = ""
     measured: bool = True
     smallest_p: float = 1.0
@@ -118,7 +117,7 @@ class Change:
         return self.smallest_p <= 1 / (1 + SWAPS)
 
 
-def change(metric: Metric, a: Units, b: Units, *, paired: bool, seed: int = 0) -> Change:
+def change(metric: Metric, a: Units, b: Units, *, paired: bool, differing: int | None = None, seed: int = 0) -> Change:
     """Compare a number between two runs.
 
     Args:
@@ -126,6 +125,7 @@ def change(metric: Metric, a: Units, b: Units, *, paired: bool, seed: int = 0) -
         a: its units in A (:func:`reports.metrics.units.units_of`).
         b: its units in B; with ``paired``, under the same keys.
         paired: keys name the same prompts.
+        differing: of paired scores: prompts that differ; by default, units that do.
         seed: decides resampling and swaps, so that a report made twice says the same.
     """
     before, after = list(a.values()), [b[key] for key in (a if paired else b)]
@@ -140,11 +140,18 @@ def change(metric: Metric, a: Units, b: Units, *, paired: bool, seed: int = 0) -
     n = min(len(before), len(after))
     if n < needed_units(metric):
         what = "prompts" if all(len(key) == 1 for key in a) else "blocks of prompts"
-        return replace(found, reason=f"an interval needs {needed_units(metric)} {what}, there are {n}")
-    first = _resampled(levels, 0, len(before), seed)
-    second = _resampled(levels, 1, len(after), seed if paired else seed + 1)  # not the same draws for other prompts
-    absolute = replicate_interval(second - first, n)
-    relative = replicate_interval(second / first - 1, n) if bool(np.all(first > 0)) else None
+        needed = f"an interval needs {needed_units(metric)} {what}, there are {n}"
+        return replace(found, reason=needed, no_interval=NoInterval.FEW_PAIRS)
+    if metric.kind == "score":
+        fewest = min(len(frozenset[str]().union(*side)) for side in (a, b))
+        if fewest < MINIMUM_SAMPLES:
+            needed = f"a score's interval needs {MINIMUM_SAMPLES} prompts, there are {fewest}"
+            return replace(found, reason=needed, no_interval=NoInterval.FEW_SAMPLES)
+        differing = differing if differing is not None else sum(a[key] != b.get(key) for key in a)
+        if paired and differing < MINIMUM_DIFFERING:
+            needed = f"a score's interval needs {MINIMUM_DIFFERING} prompts that differ, there are {differing}"
+            return replace(found, reason=needed, no_interval=NoInterval.FEW_DIFFERING)
+    absolute, relative = levels.intervals(paired=paired, seed=seed)
     if paired and metric.percentile == 50 and all(value > 0 for row in (*before, *after) for value in row):
         p = _p_of_log_ratios(before, after, seed)
     else:
@@ -165,7 +172,8 @@ def level_of_both(metric: Metric, units: Units, *, seed: int = 0) -> Change:
     found = Change(metric, absolute=level, units=len(rows), prompts=len(frozenset().union(*units)))
     if len(rows) < needed_units(metric):
         return replace(found, reason=f"an interval needs {needed_units(metric)} prompts, there are {len(rows)}")
-    return replace(found, absolute_interval=replicate_interval(_resampled(levels, 0, len(rows), seed), len(rows)))
+    drawn = np.concatenate([levels.drawn(0, counts) for counts in resampled(len(rows), RESAMPLES, seed)])
+    return replace(found, absolute_interval=replicate_interval(drawn, len(rows)))
 
 
 def corrected(family: list[Change]) -> list[Change]:
@@ -173,10 +181,6 @@ def corrected(family: list[Change]) -> list[Change]:
     tested = sum(one.p is not None for one in family)
     p_values = holm([one.p for one in family])
     return [replace(one, p_holm=p, family=max(1, tested)) for one, p in zip(family, p_values, strict=True)]
-
-
-def _resampled(levels: Levels, side: int, units: int, seed: int) -> Floats:
-    return np.concatenate([levels.drawn(side, counts) for counts in resampled(units, RESAMPLES, seed)])
 
 
 def _p(levels: Levels, observed: tuple[float, float], units: tuple[int, int], paired: bool, seed: int) -> float:

@@ -3,7 +3,8 @@
 A number with ``%`` is a relative change from A to B, one without an absolute change in the metric's unit; for the
 agreement of the two runs it is the agreement itself. A condition **holds** only when the whole 95 % interval lies
 beyond the threshold. When only the estimate does, it is a warning. What cannot be judged (not measured, another
-machine, too few prompts) is neither passed nor failed: it is an error of its own.
+machine, too few prompts) is neither passed nor failed: it is an error of its own. A score that too few prompts differ
+in for an interval passes where the estimate is not beyond the threshold, so that a run with the same completions does.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Literal
 
 from harness.contracts import Metric
 from harness.errors import ConfigError
+from harness.records.estimate import NoInterval
 from reports.comparing.change import Change
 from reports.comparing.metrics import AGREEMENT, find_metric
 from reports.comparing.results import PointChange
@@ -159,19 +161,24 @@ def _judged(condition: Condition, point: PointChange, one: Change) -> Judgement:
     def outcome(which: Literal["holds", "perhaps", "passed", "unknown"], words: str) -> Judgement:
         return Judgement(condition, point.task, point.name, which, words)
 
-    if not one.measured:
-        return outcome("unknown", f"cannot be judged: {one.reason or f'energy is an {one.source}, no measurement'}.")
-    if value is None:
-        return outcome("unknown", f"cannot be judged: {one.reason or 'A has 0, which nothing is relative to'}.")
-    if interval is None or not all(map(math.isfinite, interval)):
-        return outcome("unknown", f"cannot be judged: {one.reason or 'there is no interval'}.")
     beyond = _SIGNS[condition.sign]
+    if value is None or not one.measured or interval is None or not all(map(math.isfinite, interval)):
+        alike = one.measured and one.no_interval is NoInterval.FEW_DIFFERING
+        if value is not None and alike and not beyond(value, condition.threshold):
+            return outcome("passed", f"does not hold: {_written(condition, value)}; {one.reason}.")
+        return outcome("unknown", f"cannot be judged: {one.reason or _why_not(one, value)}.")
     text = f"{_written(condition, value)} [{_written(condition, interval[0])}, {_written(condition, interval[1])}]"
     if all(beyond(bound, condition.threshold) for bound in interval):
         return outcome("holds", f"holds: {text}.")
     if beyond(value, condition.threshold):
         return outcome("perhaps", f"perhaps: {text}; the interval reaches the threshold, so this fails nothing.")
     return outcome("passed", f"does not hold: {text}.")
+
+
+def _why_not(one: Change, value: float | None) -> str:
+    if not one.measured:
+        return f"energy is an {one.source}, no measurement"
+    return "A has 0, which nothing is relative to" if value is None else "there is no interval"
 
 
 def _written(condition: Condition, value: float) -> str:

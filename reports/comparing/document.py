@@ -89,4 +89,5 @@ def _change(one: Change) -> dict[str, Any]:
         "paired": one.paired,
         "source": one.source or None,
         "reason": one.reason or None,
+        "no_interval": one.no_interval,
     }

@@ -10,7 +10,7 @@ from reports.comparing.change import UNMEASURED, Change
 from reports.comparing.metrics import AGREEMENT
 from reports.comparing.results import PointChange, RunChange
 from reports.metrics.sections import HEADLINE
-from reports.tables.columns import MISSING, time_unit
+from reports.tables.columns import MISSING, TOO_FEW, time_unit
 
 __all__ = [
     "DETAIL_HEADER",
@@ -31,6 +31,8 @@ LEGEND = (
     "A = B: share of tokens that are the same in both; no change, but their agreement itself.",
     "Speed-up: over full depth of the same run, so that a machine that is slower or faster in B mostly cancels.",
     "* a change: Holm-corrected p ≤ 0.05, and the interval excludes none · – not compared, for the reason given",
+    "p (Holm): the family is one measure at all operating points of a task; measures are not corrected for each other.",
+    "[too few]: prompts, blocks, or prompts whose scores differ, for an interval or a test.",
 )
 
 
@@ -84,9 +86,9 @@ def change_text(one: Change) -> str:
 
 
 def interval_text(one: Change) -> str:
-    """Return the interval of the change in brackets; empty without one."""
+    """Return the interval of the change in brackets, or that too few units have none; empty where nothing changed."""
     if one.interval is None:
-        return ""
+        return f"[{TOO_FEW}]" if one.no_interval is not None else ""
     low, high = (_changed(one, bound).removesuffix(" %").removesuffix(" pp") for bound in one.interval)
     return f"[{low}, {high}]"
 

@@ -1,8 +1,9 @@
-"""One number of two runs under any choice of units: as measured, resampled, or rearranged between the runs.
+"""One number of two runs: as measured, with the interval of its change, and rearranged between the runs.
 
-A level is a rate (totals over totals), a ratio of two rates, or a percentile over all repeats. What was chosen comes as
-counts, a row per choice and a column per unit: how often a unit was drawn, or 0 and 1 for the run that it goes to. So a
-rate of thousands of choices is one product of matrices, and a percentile is read off values that are sorted once.
+A level is a rate (totals over totals), a ratio of two rates, or a percentile over all repeats. The change of a rate has
+the t interval of its linearisation, that of a percentile the bootstrap's. What was chosen comes as counts, a row per
+choice and a column per unit: how often a unit was drawn, or 0 and 1 for the run that it goes to. So a rate of thousands
+of choices is one product of matrices, and a percentile is read off values that are sorted once.
 """
 
 from __future__ import annotations
@@ -14,11 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.contracts import Metric
+from harness.records.estimate import Interval
+from reports.statistics.intervals import half_width, replicate_interval, resampled
 
 __all__ = ["Levels", "Percentiles", "Rates", "levels_of"]
 
 Floats: TypeAlias = NDArray[np.float64]
 Rows: TypeAlias = Sequence[tuple[float, ...]]
+Intervals: TypeAlias = tuple[Interval | None, Interval | None]
+
+RESAMPLES = 2_000
 
 
 class Levels(Protocol):
@@ -26,6 +32,9 @@ class Levels(Protocol):
 
     def drawn(self, side: int, counts: Floats) -> Floats:
         """Return the levels of A (0) or B (1), ``[choices]``, when its units were drawn ``[choices, units]`` times."""
+
+    def intervals(self, *, paired: bool, seed: int) -> Intervals:
+        """Return the 95 % intervals of B − A and of B / A − 1, ``None`` where there is none."""
 
     def rearranged(self, chosen: Floats, *, paired: bool) -> tuple[Floats, Floats]:
         """Return the levels in A and in B after a rearrangement.
@@ -41,7 +50,7 @@ def levels_of(metric: Metric, a: Rows, b: Rows) -> Levels:
     """Return a metric's levels from its units' rows in A and in B (:data:`reports.metrics.units.Units`)."""
     if metric.percentile is not None:
         return Percentiles(a, b, metric.percentile)
-    return Rates(a, b)
+    return Rates(a, b, sized_by_costs=metric.is_cost)
 
 
 class Rates:
@@ -49,14 +58,44 @@ class Rates:
 
     Args:
         a: rows of two or four numbers, each above its line and below it; b: likewise.
+        sized_by_costs: a unit is as large as what stands above the line, else as what stands below.
     """
 
-    def __init__(self, a: Rows, b: Rows) -> None:
+    def __init__(self, a: Rows, b: Rows, *, sized_by_costs: bool = False) -> None:
         self._tables = [np.asarray(rows, dtype=np.float64) for rows in (a, b)]
+        self._size = 0 if sized_by_costs else 1
 
     def drawn(self, side: int, counts: Floats) -> Floats:
         """See :class:`Levels`."""
         return _rates(counts @ self._tables[side])
+
+    def intervals(self, *, paired: bool, seed: int) -> Intervals:
+        """See :class:`Levels`; nothing is drawn."""
+        if any(np.any(table.sum(0)[1:] <= 0) for table in self._tables):
+            return None, None
+        (a, moved_a, share_a), (b, moved_b, share_b) = map(self._influences, self._tables)
+
+        def half(before: Floats, after: Floats) -> float:
+            if paired:
+                return half_width((after - before, (share_a + share_b) / 2))
+            return half_width((before, share_a), (after, share_b))
+
+        absolute = half(moved_a, moved_b)
+        if not a > 0 < b:
+            return (b - a - absolute, b - a + absolute), None
+        factor = float(np.exp(half(moved_a / a, moved_b / b)))
+        return (b - a - absolute, b - a + absolute), (b / a / factor - 1, b / a * factor - 1)
+
+    def _influences(self, table: Floats) -> tuple[float, Floats, Floats]:
+        """A level, what each unit moves it by, and each unit's share of the size."""
+        level, totals = float(_rates(table.sum(0, keepdims=True))[0]), table.sum(0)
+        shares = table[:, 1:] / totals[1:]
+        moved = table[:, 0] * _rates(np.array([[1.0, *totals[1:]]])) - level * shares[:, 0]
+        if len(totals) == 4:
+            moved += level * (shares[:, 2] - shares[:, 1])
+        sizes = table[:, self._size :: 2].sum(0)
+        share = (table[:, self._size :: 2] / sizes).mean(1) if np.all(sizes > 0) else shares[:, 0]
+        return level, moved, share
 
     def rearranged(self, chosen: Floats, *, paired: bool) -> tuple[Floats, Floats]:
         """See :class:`Levels`."""
@@ -82,12 +121,24 @@ class Percentiles:
         self._together = values[order]
         self._units = np.concatenate([side[1] for side in self._sorted])[order]
         self._in_b = order >= len(self._sorted[0][0])
-        self._offset = len(a)
+        self._offset, self._units_of_b = len(a), len(b)
 
     def drawn(self, side: int, counts: Floats) -> Floats:
         """See :class:`Levels`."""
         values, units = self._sorted[side]
         return _at(values, np.cumsum(counts.astype(np.int32)[:, units], axis=1, dtype=np.int32), self._percent)
+
+    def intervals(self, *, paired: bool, seed: int) -> Intervals:
+        """See :class:`Levels`; by resampling."""
+        sizes = self._offset, self._units_of_b
+        seeds = seed, seed if paired else seed + 1  # not the same draws for other prompts
+        first, second = (
+            np.concatenate([self.drawn(side, counts) for counts in resampled(sizes[side], RESAMPLES, seeds[side])])
+            for side in (0, 1)
+        )
+        n = min(sizes)
+        relative = replicate_interval(second / first - 1, n) if bool(np.all(first > 0)) else None
+        return replicate_interval(second - first, n), relative
 
     def rearranged(self, chosen: Floats, *, paired: bool) -> tuple[Floats, Floats]:
         """See :class:`Levels`."""

@@ -50,12 +50,12 @@ def _pairing(points: Sequence[PointChange]) -> Iterator[str]:
         yield "Scores are not compared: the prompts are the same and the references are not."
     blocks = [point for point in points if point.matched.paired and not point.of(TOKENS_PER_S).paired]
     if any(point.of(TOKENS_PER_S).value is not None for point in blocks):
-        yield "The runs form their blocks of different prompts, so throughput, energy and speed-up are unpaired."
+        yield "The runs form their blocks of different prompts, so all costs are unpaired."
     throughput = [(point, point.of(TOKENS_PER_S)) for point in points]
     if any(JOINED in one.reason for _, one in throughput):
         yield (
-            "The runs form their blocks differently: throughput, energy and speed-up pair the smallest unions of "
-            "blocks that hold the same prompts in both."
+            "The runs form their blocks differently: the smallest unions of blocks that hold the same prompts in both "
+            "are paired."
         )
     for point, one in throughput:
         of = len(point.matched.same)

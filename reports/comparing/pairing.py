@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import chain
 
 from harness.contracts import Metric
-from reports.metrics.units import Units
+from reports.metrics.units import Units, added
 
 __all__ = ["JOINED", "Pairs", "pair_units"]
 
@@ -54,8 +53,8 @@ def pair_units(metric: Metric, a: Units, b: Units, common: frozenset[str]) -> Pa
     fewer = min(sum(not key.isdisjoint(measured) for key in units) for units in (a, b))
     if covered < _NEARLY_ALL * len(measured) or len(same) < _NOT_MUCH_COARSER * fewer:
         return None
-    before = {_prompts(mine): _row(metric, [a[key] for key in mine]) for mine, _ in same}
-    after = {_prompts(mine): _row(metric, [b[key] for key in theirs]) for mine, theirs in same}
+    before = {_prompts(mine): added(metric, [a[key] for key in mine]) for mine, _ in same}
+    after = {_prompts(mine): added(metric, [b[key] for key in theirs]) for mine, theirs in same}
     return Pairs(before, after, any(len(mine) > 1 or len(theirs) > 1 for mine, theirs in same))
 
 
@@ -80,9 +79,3 @@ def _parts(a: Units, b: Units) -> list[tuple[list[frozenset[str]], list[frozense
         for key in units:
             parts.setdefault(top(next(iter(key))), ([], []))[side].append(key)
     return list(parts.values())
-
-
-def _row(metric: Metric, rows: list[tuple[float, ...]]) -> tuple[float, ...]:
-    if metric.percentile is not None:
-        return tuple(chain(*rows))
-    return tuple(map(sum, zip(*rows, strict=True)))

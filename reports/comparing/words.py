@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from harness.records.estimate import NoInterval
 from reports.comparing.change import Change
 from reports.comparing.results import PointChange
 from reports.metrics.scores import EDIT_SIMILARITY
@@ -19,6 +20,7 @@ __all__ = ["overall", "verdict"]
 
 NO_CHANGE = "no distinguishable change"
 TOO_FEW = "too few prompts to tell"
+TOO_ALIKE = "too few prompts that differ to tell"
 TOO_MANY = "too many operating points to tell"
 
 
@@ -34,7 +36,7 @@ def verdict(point: PointChange) -> str:
     said = [_words(one) for one in told if one.distinguishable]
     if not said:
         silences = {_silence(one) for one in told}
-        said = [next(words for words in (NO_CHANGE, TOO_MANY, TOO_FEW) if words in silences)]
+        said = [next(words for words in (NO_CHANGE, TOO_MANY, TOO_ALIKE, TOO_FEW) if words in silences)]
     return "; ".join([*said, *_tokens(point)])
 
 
@@ -70,7 +72,7 @@ def _counted(
         if not one.distinguishable:
             word = _silence(one)
         counts[word] = counts.get(word, 0) + 1
-    order = sorted(counts, key=lambda word: word in (TOO_FEW, TOO_MANY, NO_CHANGE))
+    order = sorted(counts, key=lambda word: word in (TOO_FEW, TOO_ALIKE, TOO_MANY, NO_CHANGE))
     first, *rest = [f"{word} at {counts[word]}" for word in order]
     tasks = " of all tasks" if len({point.task for point in points}) > 1 else ""
     noun = f"operating point{'s' if len(known) > 1 else ''}{tasks}"
@@ -79,6 +81,8 @@ def _counted(
 
 def _silence(one: Change) -> str:
     """Why no change is named: none was found, or none could have been."""
+    if one.no_interval is NoInterval.FEW_DIFFERING:
+        return TOO_ALIKE
     return TOO_FEW if one.too_few else TOO_MANY if one.too_many else NO_CHANGE
 
 

@@ -29,7 +29,7 @@ _PARTS = {
     "exit_checks": ("exit checks", "#d55e00"),
     "check_heads": ("LM heads of checks", "#e69f00"),
     "output_head": ("LM head of the output", "#56b4e9"),
-    "kv_fill": ("KV fill", "#009e73"),
+    "kv_fill": ("exits, KV fill", "#009e73"),
     "rest": ("rest (unexplained)", "#5b5b5b"),
 }
 

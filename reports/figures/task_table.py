@@ -99,8 +99,8 @@ class TaskTable:
     def intervals(self) -> str:
         """What the error bars are."""
         if self.blocks < MINIMUM_PAIRS:
-            return f"No intervals: {self.blocks} blocks of samples are too few to resample."
-        return f"Error bars: 95 % intervals, bootstrap over {self.blocks} blocks of samples."
+            return f"No intervals: {self.blocks} blocks of samples are too few."
+        return f"Error bars: 95 % intervals over {self.blocks} blocks of samples."
 
 
 def task_tables(run: RecordedRun) -> Iterator[TaskTable]:

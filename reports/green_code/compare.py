@@ -3,8 +3,8 @@
 Everything relative is to the same system's own full depth *under the same KV policy*: what can be compared across
 models and machines. One quantity is not: the agent's share is of the operating point's own cost, as in the paper's
 Table IV; the agent's cost over full depth stands beside it. The paper's full depth is tuned; ours has the weights of
-the run. The paper's numbers have no interval (one run each); ours are paired by block (time, energy) or by sample
-(depth, ROUGE-L) with bootstrap 95 % intervals. CodeBLEU is a score of a whole corpus and has none. Untuned full depth
+the run. The paper's numbers have no interval (one run each); ours are paired by block of samples, with 95 %
+intervals where enough samples were measured. CodeBLEU is a score of a whole corpus and has none. Untuned full depth
 is a run of its own, so its cost is not paired and has no interval either. Random weights have no scores.
 
 **Overhead of the agent** is measured without nesting windows: the agent asked at every exit point and never obeyed,

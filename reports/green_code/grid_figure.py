@@ -64,7 +64,7 @@ def _caption(table: GridTable) -> str:
     return (
         f"{'. '.join(line[0].upper() + line[1:] for line in heading(table))}. Every bar is relative to the same "
         f"system's own full depth under the same KV policy (the paper's: tuned; here: {table.weights} weights); "
-        "published bars (hatched) are single runs without an interval, lines on ours are bootstrap 95 % intervals. "
+        "published bars (hatched) are single runs without an interval, lines on ours are 95 % intervals. "
         f"{energy.get(table.energy_source, '')}{scores}Equal thresholds of two agents are not equal settings."
     )
 

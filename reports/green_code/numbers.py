@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 
@@ -12,10 +12,13 @@ from numpy.typing import NDArray
 from reports.statistics.intervals import (
     MINIMUM_PAIRS,
     Pair,
-    bootstrap_interval,
+    bootstrap_share,
     paired_ratio,
+    pooled,
+    ratio_interval,
     replicate_interval,
     resampled,
+    score_interval,
 )
 from reports.summary.attribution import price_per_check
 from reports.summary.energy import has_energy, total
@@ -28,7 +31,7 @@ RESAMPLES = 4_000
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A fraction with its bootstrap 95 % interval; no interval where it was published or cannot be paired."""
+    """A fraction with its 95 % interval; no interval where it was published, cannot be paired, or has too few pairs."""
 
     value: float
     low: float | None = None
@@ -187,8 +190,10 @@ def _saving(pairs: Sequence[Pair], *, interval: bool) -> Estimate | None:
     ratio = paired_ratio(pairs)
     if not ratio:
         return None
-    bounds = bootstrap_interval(pairs) if interval else None
-    return Estimate(1 - 1 / ratio) if bounds is None else Estimate(1 - 1 / ratio, 1 - 1 / bounds[0], 1 - 1 / bounds[1])
+    bounds = ratio_interval(pairs) if interval else None
+    if not isinstance(bounds, tuple):
+        return Estimate(1 - 1 / ratio)
+    return Estimate(1 - 1 / ratio, 1 - 1 / bounds[0], 1 - 1 / bounds[1])
 
 
 def _energy_saving(cell: Measured, full: Measured, *, interval: bool) -> Estimate | None:
@@ -198,15 +203,18 @@ def _energy_saving(cell: Measured, full: Measured, *, interval: bool) -> Estimat
 
 
 def _skipped(cell: Measured, num_layers: int) -> Estimate | None:
-    pairs = [
-        Pair(float(sum(layers)), float(len(layers)))
-        for sample in cell.scored
-        if (layers := cell.decoded_layers(sample))
-    ]
+    pairs = _by_block(
+        cell,
+        {
+            sample.sample_id: Pair(float(sum(layers)), float(len(layers)))
+            for sample in cell.scored
+            if (layers := cell.decoded_layers(sample))
+        },
+    )
     executed = paired_ratio(pairs)
     if executed is None:
         return None
-    bounds = bootstrap_interval(pairs)
+    bounds = bootstrap_share(pairs)
     value = 1 - executed / num_layers
     if bounds is None:
         return Estimate(value)
@@ -214,17 +222,25 @@ def _skipped(cell: Measured, num_layers: int) -> Estimate | None:
 
 
 def _kept(cell: Measured, full: Measured) -> Estimate | None:
-    """Mean ROUGE-L over full depth's, on the samples both finished."""
+    """Mean ROUGE-L over full depth's, on the samples both finished; no interval where too few of them tell it."""
     mine = {sample.sample_id: sample.scores.get("rouge_l") for sample in cell.scored}
     theirs = {sample.sample_id: sample.scores.get("rouge_l") for sample in full.scored}
-    pairs = [
-        Pair(here, there) for key, here in mine.items() if here is not None and (there := theirs.get(key)) is not None
-    ]
+    both = {
+        key: Pair(here, there)
+        for key, here in mine.items()
+        if here is not None and (there := theirs.get(key)) is not None
+    }
+    pairs = _by_block(cell, both)
     ratio = paired_ratio(pairs)
     if ratio is None:
         return None
-    bounds = bootstrap_interval(pairs)
-    return Estimate(ratio) if bounds is None else Estimate(ratio, *bounds)
+    differences = cell.by_block({key: pair.baseline - pair.other for key, pair in both.items()})
+    bounds = ratio_interval(pairs) if isinstance(score_interval(differences), tuple) else None
+    return Estimate(ratio, *bounds) if isinstance(bounds, tuple) else Estimate(ratio)
+
+
+def _by_block(cell: Measured, pairs: Mapping[str, Pair]) -> list[Pair]:
+    return pooled((place, pair) for place, block in enumerate(cell.by_block(pairs)) for pair in block)
 
 
 def _spread(cell: Measured, values: Sequence[float]) -> float | None:

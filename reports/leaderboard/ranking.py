@@ -3,7 +3,8 @@
 **Who may rank.** By a cost (speed-up, energy) only what *keeps* full depth's quality: edit similarity, exact match and
 CodeBLEU are not distinguishably lower (Holm-corrected paired test), **and** the 95 % interval of the difference in
 edit similarity stays above −0.05. Without the second condition a run of few samples would always pass, since it can
-distinguish nothing.
+distinguish nothing. Where too few samples differ for an interval, the most of them that may differ (Clopper and
+Pearson) must stay below 5 %: none loses more than 1, so that a lossless operating point needs 72 samples.
 
 **Ranks.** One plus the number of rows that are clearly better, that is, whose interval lies wholly above this row's.
 Rows that the intervals do not tell apart share a rank. Full depth ranks like any other, at 1 exactly.
@@ -19,12 +20,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from harness.contracts import Metric
-from harness.records.estimate import Estimate
+from harness.records.estimate import Estimate, NoInterval
 from harness.records.summary import SummaryRow
 from reports.metrics.evaluation import is_distinguishable
 from reports.metrics.scores import EDIT_SIMILARITY_DIFFERENCE
 from reports.metrics.speedups import DECODE_SPEEDUP, ENERGY_RATIO, SPEEDUP
 from reports.metrics.vocabulary import metrics_of
+from reports.statistics.intervals import largest_share
 from reports.summary.pareto import QUALITY, front
 from reports.tables.result import is_candidate
 
@@ -62,7 +64,9 @@ CRITERIA = (
 def is_baseline(row: SummaryRow) -> bool:
     """Whether a row is the full depth that its run's ratios are counted against: 1 by definition, no interval."""
     speedup = row.estimate(SPEEDUP)
-    return row.strategy == "full" and speedup is not None and speedup.value == 1.0 and speedup.interval is None
+    if row.strategy != "full" or speedup is None:
+        return False
+    return speedup.value == 1.0 and speedup.interval is None and speedup.no_interval is None
 
 
 def quality_of(row: SummaryRow) -> Quality:
@@ -74,8 +78,7 @@ def quality_of(row: SummaryRow) -> Quality:
     if any(_lost(metric, row.estimate(metric)) for metric in metrics_of([row]) if metric.kind == "score"):
         return "lost"
     difference = row.estimate(EDIT_SIMILARITY_DIFFERENCE)
-    interval = None if difference is None else difference.interval
-    return "kept" if interval is not None and interval[0] >= -MARGIN else "unclear"
+    return "kept" if difference is not None and _largest_loss(difference) <= MARGIN else "unclear"
 
 
 def ranks(rows: Sequence[SummaryRow], criterion: Criterion) -> list[int | None]:
@@ -118,6 +121,15 @@ def _interval(row: SummaryRow, criterion: Criterion) -> tuple[float, float] | No
         return criterion.baseline, criterion.baseline
     found = row.estimate(criterion.metric)
     return None if found is None else found.interval
+
+
+def _largest_loss(difference: Estimate) -> float:
+    """How much may be lost on the average, for all that is known; 1 where nothing is."""
+    if difference.interval is not None:
+        return -difference.interval[0]
+    if difference.no_interval is NoInterval.FEW_DIFFERING and difference.samples and difference.differing is not None:
+        return largest_share(difference.differing, difference.samples)
+    return 1.0
 
 
 def _lost(metric: Metric, difference: Estimate | None) -> bool:

@@ -1,8 +1,12 @@
 """Evaluates metrics at the operating points of one table; those compared with full depth are tested together.
 
-Each comparison has a bootstrap interval and the p-value of a paired permutation test
-(:mod:`reports.statistics.significance`). The operating points of one table are one family: Holm's correction is made
-over them, for each metric by itself.
+Each comparison has a t interval (:mod:`reports.statistics.intervals`) and the p-value of a paired permutation test
+(:mod:`reports.statistics.significance`), both over blocks of samples. Where there is no interval there is no test.
+
+**Families.** The hypotheses of a family are "this operating point is as full depth" for one metric, one for each tested
+operating point of one table. Holm's correction keeps the chance of any false alarm in a family at 5 %; a table of
+several metrics has as many families, and there is no correction across metrics, tables or runs. Intervals are not
+corrected.
 
 A difference is said to be there only when its corrected p-value is at most 0.05 **and** its interval excludes "no
 difference".
@@ -10,20 +14,21 @@ difference".
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from harness.contracts import Metric
 from harness.errors import RegistryError
-from harness.records.estimate import Estimate
+from harness.records.estimate import Estimate, Interval, NoInterval
 from reports.metrics.point import Point
 from reports.statistics.intervals import (
-    MINIMUM_PAIRS,
-    bootstrap_interval,
     mean,
     mean_interval,
     paired_ratio,
     percentile,
+    ratio_interval,
+    score_interval,
 )
 from reports.statistics.significance import LEVEL, holm, ratio_p, sign_flip_p, smallest_p
 
@@ -37,27 +42,30 @@ class Comparison:
     Attributes:
         metric: what was compared.
         value: ratio (above 1 is cheaper than full depth) or difference.
-        interval: bootstrap 95 %.
+        interval: 95 %, or why there is none.
         p: of a paired permutation test.
         pairs: independent units compared.
         p_holm: corrected over the family. family: operating points tested on this metric.
+        samples, differing: of a difference: samples, and those whose difference is not 0.
     """
 
     metric: Metric
     value: float | None = None
-    interval: tuple[float, float] | None = None
+    interval: Interval | NoInterval | None = None
     p: float | None = None
     pairs: int = 0
     p_holm: float | None = None
     family: int = 0
+    samples: int = 0
+    differing: int = 0
 
     @property
     def estimate(self) -> Estimate | None:
         """What the summary keeps of it."""
         if self.value is None:
             return None
-        low, high = self.interval or (None, None)
-        return Estimate(value=self.value, low=low, high=high, p=self.p, p_holm=self.p_holm, n=self.pairs or None)
+        counts = {"samples": self.samples, "differing": self.differing} if self.samples else {}
+        return Estimate.of(self.value, self.interval, p=self.p, p_holm=self.p_holm, n=self.pairs or None, **counts)
 
     @property
     def distinguishable(self) -> bool:
@@ -67,7 +75,7 @@ class Comparison:
     @property
     def too_few(self) -> bool:
         """Whether not even the clearest outcome of so many pairs could be told from chance in this family."""
-        few = self.pairs < MINIMUM_PAIRS or smallest_p(self.pairs) * self.family > LEVEL
+        few = isinstance(self.interval, NoInterval) or smallest_p(self.pairs) * self.family > LEVEL
         return few and not self.distinguishable
 
 
@@ -113,10 +121,23 @@ def _compare(metric: Metric, point: Point) -> Comparison:
     """Compare one operating point; full depth itself has a ratio of 1 by definition, without interval or test."""
     assert metric.compute is not None
     if metric.paired == "difference":
-        values: list[float] = [] if point.is_full else metric.compute(point) or []
-        return Comparison(metric, mean(values), mean_interval(values), sign_flip_p(values), len(values))
+        return Comparison(metric) if point.is_full else _compare_means(metric, point)
     pairs = metric.compute(point)
     if point.is_full:
         return Comparison(metric, 1.0 if point.samples and pairs is not None else None)
     pairs = pairs or []
-    return Comparison(metric, paired_ratio(pairs), bootstrap_interval(pairs), ratio_p(pairs), len(pairs))
+    interval = ratio_interval(pairs)
+    p = ratio_p(pairs) if isinstance(interval, tuple) else None
+    return Comparison(metric, paired_ratio(pairs), interval, p, len(pairs))
+
+
+def _compare_means(metric: Metric, point: Point) -> Comparison:
+    assert metric.compute is not None
+    differences: Mapping[str, float] = metric.compute(point) or {}
+    units = point.cell.by_block(differences)
+    interval = score_interval(units) if metric.kind == "score" else mean_interval(units)
+    p = sign_flip_p([math.fsum(unit) for unit in units]) if isinstance(interval, tuple) else None
+    differing = sum(difference != 0 for difference in differences.values())
+    return Comparison(
+        metric, mean(differences.values()), interval, p, len(units), samples=len(differences), differing=differing
+    )

@@ -5,7 +5,7 @@ a token is fixed exit at 25.3 layers. No such layer exists; the rival is the mix
 operating points of the same run (full depth is the deepest of them) whose mean depth is the strategy's, which anybody
 could deploy by tossing a coin per request. A fixed exit yields the same tokens under every KV policy that keeps a
 cache, so the rival may be of another such policy where the run has none of the same. The difference is taken sample by
-sample and its 95 % interval resamples them. The mixture's weight counts as known.
+sample; the mixture's weight counts as known in its interval.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from harness.records.estimate import Estimate
 from reports.metrics.point import Point
 from reports.metrics.scores import EDIT_SIMILARITY
 from reports.metrics.sections import EQUAL_DEPTH, FIGURES, HEADLINE, SCORES
-from reports.statistics.intervals import mean, mean_interval, ratio
+from reports.statistics.intervals import mean, ratio, score_interval
 from reports.summary.measured import Measured
 
 __all__ = ["AGREEMENT", "AGREEMENT_OVER_FIXED", "EDIT_SIMILARITY_OVER_FIXED"]
@@ -58,14 +58,13 @@ def _over_fixed(values: _BySample, point: Point) -> Estimate | None:
         return None
     share = 1.0 if above == below else (above - here) / (above - below)
     mine, shallow, deep = (values(one, full) for one in (cell, anchors[below], anchors[above]))
-    differences = [
-        mine[key] - share * shallow[key] - (1 - share) * deep[key] for key in mine if key in shallow and key in deep
-    ]
-    value, interval = mean(differences), mean_interval(differences)
-    if value is None:
-        return None
-    low, high = interval or (None, None)
-    return Estimate(value=value, low=low, high=high, n=len(differences))
+    differences = {
+        key: mine[key] - share * shallow[key] - (1 - share) * deep[key]
+        for key in mine
+        if key in shallow and key in deep
+    }
+    value, units = mean(differences.values()), cell.by_block(differences)
+    return None if value is None else Estimate.of(value, score_interval(units), n=len(units))
 
 
 def _agreements(cell: Measured, full: Measured) -> Mapping[str, float]:

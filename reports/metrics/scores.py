@@ -127,12 +127,12 @@ def _units(name: str, point: Point) -> Units:
     return {frozenset([sample_id]): (score, 1.0) for sample_id, score in found if score is not None}
 
 
-def _differences(name: str, point: Point) -> list[float]:
+def _differences(name: str, point: Point) -> dict[str, float]:
     """Score here minus score at full depth for each sample that has both; later repeats say nothing new."""
     theirs = {sample.sample_id: sample.scores.get(name) for sample in point.full.scored}
-    found = []
+    found = {}
     for sample in point.cell.scored:
         here, there = sample.scores.get(name), theirs.get(sample.sample_id)
         if here is not None and there is not None:
-            found.append(here - there)
+            found[sample.sample_id] = here - there
     return found

@@ -1,7 +1,6 @@
 """Costs against full depth, paired: how much faster, and with how much less energy.
 
-Ratios of totals, full depth's cost over this one's: paired by block for whole requests and energy, by sample for
-decoding. Full depth itself has 1 by definition.
+Ratios of totals, full depth's cost over this one's, paired by block of samples. Full depth itself has 1 by definition.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ def _decoding_units(point: Point) -> Units:
         times = sample.token_times_s
         return (times[-1] - times[0], len(times) - 1.0) if len(times) >= 2 else None
 
-    return joined(*(rates(cell, seconds_and_tokens, clocked=True) for cell in (point.full, point.cell)))
+    return joined(*(rates(cell, seconds_and_tokens) for cell in (point.full, point.cell)))
 
 
 def _over_repeats(
@@ -68,7 +67,7 @@ def _over_repeats(
 ) -> float | None:
     """A choice of the ratios of each repeat by itself, each from a process of its own; ``None`` with a single one.
 
-    Intervals resample blocks, so they say what other prompts might have given. What another process might have given
+    Intervals come from blocks, so they say what other prompts might have given. What another process might have given
     (another memory layout, other code paths chosen at start) is as different as the repeats are from each other; with
     a few of them a range says more than an interval would.
     """

@@ -1,14 +1,15 @@
 """The independent units of a metric: what each prompt, or each block of prompts, cost or scored.
 
 A unit is named by the prompts in it, so that units of two runs pair by their names. Costs that only a whole window has
-(requests back to back, energy, throughput) come by block, and so do all times where several prompts are decoded in one
-batch and share their clock; everything else comes by prompt. Repeats of a prompt belong to its unit: they say nothing
-new about other prompts.
+(requests back to back, energy, throughput) come by block, everything else by prompt until :func:`by_block` adds up the
+prompts of a block: they share a window, and whatever disturbed it. Repeats of a prompt belong to its unit: they say
+nothing new about other prompts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from typing import TypeAlias
 
 from harness.contracts import Metric
@@ -16,7 +17,7 @@ from harness.records import SampleRecord, WindowRecord
 from reports.metrics.point import Point
 from reports.summary.measured import Measured
 
-__all__ = ["Units", "blocks", "clocks", "joined", "rates", "units_of"]
+__all__ = ["Units", "added", "blocks", "by_block", "joined", "rates", "units_of"]
 
 Units: TypeAlias = Mapping[frozenset[str], tuple[float, ...]]
 """Prompts of a unit → its row: totals (of what stands above and below the line of a rate), or one value per repeat."""
@@ -30,32 +31,38 @@ def units_of(metric: Metric, point: Point) -> Units | None:
     if metric.of_sample is None:
         return None
     if metric.percentile is None:
-        return rates(point.cell, metric.of_sample, clocked=metric.is_cost)
+        return rates(point.cell, metric.of_sample)
     found: dict[frozenset[str], list[float]] = {}
-    shared = clocks(point.cell)
     for sample in point.samples:
         value = metric.of_sample(sample)
         if value is not None:
-            found.setdefault(shared.get(sample.sample_id, frozenset([sample.sample_id])), []).append(value)
+            found.setdefault(frozenset([sample.sample_id]), []).append(value)
     return {key: tuple(values) for key, values in found.items()}
 
 
-def rates(
-    cell: Measured, read: Callable[[SampleRecord], tuple[float, float] | float | None], *, clocked: bool = False
-) -> Units:
+def by_block(metric: Metric, units: Units, cell: Measured) -> Units:
+    """Return units with those joined whose prompts share a block of an operating point."""
+    keys = cell.by_block({next(iter(key)): key for key in units})
+    return {frozenset[str]().union(*block): added(metric, [units[key] for key in block]) for block in keys}
+
+
+def added(metric: Metric, rows: Sequence[tuple[float, ...]]) -> tuple[float, ...]:
+    """Return the row of several units together: those of a percentile are strung together, those of a rate added up."""
+    return tuple(chain(*rows)) if metric.percentile is not None else tuple(map(sum, zip(*rows, strict=True)))
+
+
+def rates(cell: Measured, read: Callable[[SampleRecord], tuple[float, float] | float | None]) -> Units:
     """Return units by prompt.
 
     Args:
         cell: the operating point.
         read: numerator and denominator of a sample, a number to take the mean of, or ``None`` where it has none.
-        clocked: it is a time: prompts that share a clock are one unit.
     """
-    rows, shared = [], clocks(cell) if clocked else {}
+    rows = []
     for sample in cell.samples.values():
         found = read(sample)
         if found is not None:
-            key = shared.get(sample.sample_id, frozenset([sample.sample_id]))
-            rows.append((key, found if isinstance(found, tuple) else (found, 1.0)))
+            rows.append((frozenset([sample.sample_id]), found if isinstance(found, tuple) else (found, 1.0)))
     return _added(rows)
 
 
@@ -68,14 +75,6 @@ def blocks(cell: Measured, cost: Callable[[WindowRecord], float | None], *, toke
         if spent is not None and not window.failed:
             rows.append((_names(members), (spent, float(window.tokens) if tokens else 1.0)))
     return _added(rows)
-
-
-def clocks(cell: Measured) -> dict[str, frozenset[str]]:
-    """Return prompt → the block whose clock it shares; empty where each prompt is decoded by itself."""
-    if cell.regime.batch_size == 1:
-        return {}
-    shared = [_names(members) for members in _windows(cell).values()]
-    return {sample_id: block for block in shared for sample_id in block}
 
 
 def joined(above: Units, below: Units) -> Units:

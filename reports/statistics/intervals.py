@@ -2,11 +2,18 @@
 
 Percentiles interpolate linearly between order statistics (Hyndman and Fan 1996, type 7; NumPy's default).
 Rates are totals over totals, never means of ratios: a mean of per-sample tokens/s flatters a system
-that is fast on short samples. A comparison is a ratio of two such rates over *paired* units, and its 95 %
-interval comes from resampling those pairs (Efron 1979) with the expanded percentile method (Hesterberg
-2015, "What Teachers Should Know About the Bootstrap", section 6.1.2), which widens the plain percentile
-interval where pairs are few. It does not promise exact coverage; below ``MINIMUM_PAIRS`` pairs there is no
-interval at all, because resampling so few values would look more certain than it is.
+that is fast on short samples. A comparison is a ratio of two such rates, or a mean difference, over *paired* units.
+
+**Intervals of comparisons** are t intervals of the linearised statistic: the variance comes from the influence of each
+unit on it, the degrees of freedom from how unequal the units are, by the effective number of Kish (1965). For ratios
+of totals they cover 93.8 to 95.4 % where block noise is near normal, 93.6 to 98.4 % where it has heavy tails or spikes
+(:mod:`harness.doctor.simulated`); the percentile bootstrap, which stood here before, covered 91 to 95 %.
+
+**Shares and medians** have percentile intervals of the bootstrap (Efron 1979), expanded for few units (Hesterberg
+2015, "What Teachers Should Know About the Bootstrap", section 6.1.2). For shares, a t interval covers no better (90 to
+95 % both) and leaves 0…1.
+
+Where an interval would not cover what it claims there is none, and :class:`NoInterval` says why.
 """
 
 from __future__ import annotations
@@ -15,16 +22,22 @@ import math
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import betaincinv, ndtr, stdtrit
+
+from harness.records.estimate import Interval, NoInterval
 
 __all__ = [
+    "MINIMUM_DIFFERING",
     "MINIMUM_PAIRS",
+    "MINIMUM_SAMPLES",
     "Pair",
-    "bootstrap_interval",
+    "bootstrap_share",
     "draws",
+    "half_width",
+    "largest_share",
     "mean",
     "mean_interval",
     "median",
@@ -32,11 +45,23 @@ __all__ = [
     "percentile",
     "pooled",
     "ratio",
+    "ratio_interval",
     "replicate_interval",
     "resampled",
+    "score_interval",
 ]
 
+Floats = NDArray[np.float64]
+
 MINIMUM_PAIRS = 5
+"""Independent units below which there is no interval at all: so few would look more certain than they are."""
+
+MINIMUM_SAMPLES, MINIMUM_DIFFERING = 50, 8
+"""Samples, and samples that differ, below which a difference of scores has no interval.
+
+Most samples score the same under both operating points: with 85 % zeros, a t interval covers 69 % at 8 samples, 81 %
+at 16 and 92 % at 50."""
+
 RESAMPLES = 4_000
 CONFIDENCE = 0.95
 _CHUNK = 2_000_000  # resampled counts in use at once: 16 MB
@@ -106,46 +131,106 @@ def pooled(pairs: Iterable[tuple[Hashable, Pair]]) -> list[Pair]:
 def paired_ratio(pairs: Sequence[Pair]) -> float | None:
     """Return baseline cost per unit over the other's cost per unit, totals over totals.
 
-    Above 1 the other operating point is cheaper. ``None`` without pairs or where a total is 0.
+    Above 1 the other operating point is cheaper. ``None`` without pairs, where a total is negative, and where one that
+    is divided by is 0.
     """
-    baseline = ratio(math.fsum(p.baseline for p in pairs), math.fsum(p.baseline_units for p in pairs))
-    other = ratio(math.fsum(p.other for p in pairs), math.fsum(p.other_units for p in pairs))
-    return baseline / other if baseline is not None and other else None
+    totals = [math.fsum(column) for column in zip(*map(_row, pairs), strict=True)]
+    if not totals or totals[0] < 0 or min(totals[1:]) <= 0:
+        return None
+    baseline, other, baseline_units, other_units = totals
+    return (baseline / baseline_units) / (other / other_units)
 
 
-def bootstrap_interval(
-    pairs: Sequence[Pair], *, resamples: int = RESAMPLES, seed: int = 0
-) -> tuple[float, float] | None:
-    """Return the 95 % interval of :func:`paired_ratio`, ``None`` below ``MINIMUM_PAIRS`` pairs.
+def ratio_interval(pairs: Sequence[Pair]) -> Interval | NoInterval:
+    """Return the 95 % interval of :func:`paired_ratio`: a t interval of its logarithm.
 
     Args:
-        pairs: independent units; pool repeats first (:func:`pooled`).
+        pairs: independent units; pool repeats, and samples that share a window, first (:func:`pooled`).
+
+    Returns:
+        A reason below ``MINIMUM_PAIRS`` pairs, and where a quantity is negative or a total 0.
+    """
+    if len(pairs) < MINIMUM_PAIRS:
+        return NoInterval.FEW_PAIRS
+    found = paired_ratio(pairs)
+    table = np.array([_row(pair) for pair in pairs])
+    if not found or np.any(table < 0):
+        return NoInterval.UNDEFINED
+    baseline, other, baseline_units, other_units = (table / table.sum(0)).T  # shares of the totals
+    factor = math.exp(half_width((baseline - other - baseline_units + other_units, (baseline + other) / 2)))
+    return found / factor, found * factor
+
+
+def mean_interval(units: Sequence[Sequence[float]]) -> Interval | NoInterval:
+    """Return the 95 % t interval of the mean of values.
+
+    Args:
+        units: the values of each independent unit, none empty.
+    """
+    if len(units) < MINIMUM_PAIRS:
+        return NoInterval.FEW_PAIRS
+    sums, counts = (np.array([size(values) for values in units], dtype=float) for size in (math.fsum, len))
+    total = counts.sum()
+    centre = float(sums.sum() / total)
+    half = half_width(((sums - centre * counts) / total, counts / total))
+    return centre - half, centre + half
+
+
+def score_interval(units: Sequence[Sequence[float]]) -> Interval | NoInterval:
+    """Return the 95 % interval of a mean difference of scores, where enough samples can tell it.
+
+    Args:
+        units: the differences of the samples of each independent unit, none empty.
+    """
+    differences = [difference for unit in units for difference in unit]
+    if len(differences) < MINIMUM_SAMPLES:
+        return NoInterval.FEW_SAMPLES
+    if np.count_nonzero(differences) < MINIMUM_DIFFERING:
+        return NoInterval.FEW_DIFFERING
+    return mean_interval(units)
+
+
+def half_width(*samples: tuple[Floats, Floats]) -> float:
+    """Return half the width of the 95 % t interval of a linearised statistic.
+
+    One sample of n units has variance n / (n − 1) · Σ influence² and max(1 / Σ share² − 1, 1) degrees of freedom (Kish
+    1965, "Survey Sampling"). Variances of independent samples add up, with the degrees of freedom of Welch and
+    Satterthwaite.
+
+    Args:
+        samples: for each, every unit's influence on the statistic and its share of the sample, ``[units]``; influences
+            sum to 0 and shares to 1.
+    """
+    variances, spread = [], 0.0
+    for influence, share in samples:
+        n = len(influence)
+        variances.append(n / (n - 1) * float(influence @ influence))
+        spread += variances[-1] ** 2 / max(1 / float(share @ share) - 1, 1.0)
+    variance = math.fsum(variances)
+    return float(stdtrit(variance**2 / spread, (1 + CONFIDENCE) / 2)) * math.sqrt(variance) if spread else 0.0
+
+
+def bootstrap_share(pairs: Sequence[Pair], *, resamples: int = RESAMPLES, seed: int = 0) -> Interval | None:
+    """Return the bootstrap 95 % interval of Σ baseline / Σ other, a part over its whole.
+
+    ``None`` below ``MINIMUM_PAIRS`` pairs, and where a resample could have no whole.
+
+    Args:
+        pairs: independent units.
         resamples: bootstrap replications.
         seed: decides the resampling, so that reports are reproducible.
     """
     n = len(pairs)
     if n < MINIMUM_PAIRS:
         return None
-    table = np.array([[p.baseline, p.other, p.baseline_units, p.other_units] for p in pairs])
-    sums = np.vstack([counts @ table for counts in resampled(n, resamples, seed)])  # [resamples, 4]
-    baseline, other, baseline_units, other_units = sums.T
-    below = other * baseline_units
-    if not np.all(below > 0):
-        return None
-    return replicate_interval(baseline * other_units / below, n)
+    table = np.array([[pair.baseline, pair.other] for pair in pairs])
+    parts, wholes = np.vstack([counts @ table for counts in resampled(n, resamples, seed)]).T
+    return replicate_interval(parts / wholes, n) if np.all(wholes > 0) else None
 
 
-def mean_interval(values: Sequence[float], *, resamples: int = RESAMPLES, seed: int = 0) -> tuple[float, float] | None:
-    """Return the 95 % interval of the mean of independent values, ``None`` below ``MINIMUM_PAIRS`` of them.
-
-    Arguments as :func:`bootstrap_interval`.
-    """
-    n = len(values)
-    if n < MINIMUM_PAIRS:
-        return None
-    table = np.asarray(values, dtype=float)
-    means = np.concatenate([counts @ table for counts in resampled(n, resamples, seed)]) / n
-    return replicate_interval(means, n)
+def largest_share(count: int, of: int) -> float:
+    """Return the upper end of the 95 % interval of a share, ``count`` of ``of`` (Clopper and Pearson 1934)."""
+    return float(betaincinv(count + 1, of - count, (1 + CONFIDENCE) / 2)) if count < of else 1.0
 
 
 def replicate_interval(replicates: NDArray[np.float64], n: int) -> tuple[float, float] | None:
@@ -198,17 +283,8 @@ def _counts(generator: np.random.Generator, n: int, resamples: int) -> NDArray[n
 
 def _expanded_tail(n: int) -> float:
     """Tail probability that makes a percentile interval of ``n`` values as wide as Student's interval."""
-    normal = NormalDist()
-    t = _student_quantile(normal.inv_cdf((1 + CONFIDENCE) / 2), n - 1)
-    return normal.cdf(-math.sqrt(n / (n - 1)) * t)
+    return float(ndtr(-math.sqrt(n / (n - 1)) * stdtrit(n - 1, (1 + CONFIDENCE) / 2)))
 
 
-def _student_quantile(z: float, degrees: int) -> float:
-    """Student's t quantile from the normal one (Abramowitz and Stegun 26.7.5); 3 decimals from 4 degrees on."""
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92_160,
-    )
-    return z + math.fsum(term / degrees**power for power, term in enumerate(terms, start=1))
+def _row(pair: Pair) -> tuple[float, float, float, float]:
+    return pair.baseline, pair.other, pair.baseline_units, pair.other_units

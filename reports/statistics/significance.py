@@ -52,8 +52,8 @@ _CHUNK = 2_000_000  # swaps in use at once: 16 MB
 def ratio_p(pairs: Sequence[Pair], *, seed: int = 0) -> float | None:
     """Return the p-value of "the paired ratio is 1" (:func:`reports.statistics.intervals.paired_ratio`).
 
-    The statistic is the absolute logarithm of the ratio of totals. ``None`` below ``MINIMUM_PAIRS`` pairs, or where
-    a cost or its units are not positive.
+    The statistic is the absolute logarithm of the ratio of totals. ``None`` below ``MINIMUM_PAIRS`` pairs, where a cost
+    or its units are negative, or where swaps could make a total 0.
 
     Args:
         pairs: independent units; pool repeats first (:func:`reports.statistics.intervals.pooled`).
@@ -62,7 +62,7 @@ def ratio_p(pairs: Sequence[Pair], *, seed: int = 0) -> float | None:
     if len(pairs) < MINIMUM_PAIRS:
         return None
     table = np.array([[p.baseline, p.other, p.baseline_units, p.other_units] for p in pairs])
-    if not np.all(table > 0):
+    if np.any(table < 0) or not np.all(np.minimum(table[:, ::2], table[:, 1::2]).sum(0) > 0):
         return None
     baseline, other, baseline_units, other_units = table.T
     moved = np.stack([other - baseline, other_units - baseline_units], axis=1)

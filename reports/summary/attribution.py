@@ -1,7 +1,7 @@
 """Where a request's time and energy went, per operating point, found in two independent ways.
 
 **The fit.** The cost of a window is a sum of things done times what one of them costs: requests and prompt tokens
-(prefill), layer steps and the positions they attend to, LM-head evaluations, KV fills, and exit checks of each
+(prefill), layer steps and the positions they attend to, LM-head evaluations, exits, KV fills, and exit checks of each
 strategy. Over the windows of all operating points but the probes this is a linear system with more rows than unknowns,
 solved by least squares on relative errors with no cost below zero (Lawson and Hanson 1974). Prefill and the rest of a
 window are two rows, since the time to the first token is measured. Energy has no such second reading, and where all
@@ -43,8 +43,13 @@ TIE_BREAKER = 0.03
 """Weight of the assumed prefill energy beside a window's measured one."""
 
 PREFILL = ("request", "prompt token")
-COMMON = (*PREFILL, "layer step", "attended position", "LM head", "KV fill")
-"""Counts that every operating point has; each strategy adds its checks."""
+COMMON = (*PREFILL, "layer step", "attended position", "LM head", "exit", "KV fill")
+"""Counts that every operating point has; each strategy adds its checks.
+
+An exit costs something once, however deep it lies (the map to the exit head, starting the fill). Without a count of its
+own that price falls to the checks, which happen where exits do and never exit under a probe: the fit then exceeds the
+probe for every cheap check.
+"""
 
 
 def attribute(cells: Sequence[Measured], meter: MeterRecord | None = None, *, seed: int = 0) -> tuple[Attribution, ...]:
@@ -222,7 +227,7 @@ class _System:
                 "exit_checks": cost.get(check, 0.0) * checks,
                 "check_heads": cost["LM head"] * extra,
                 "output_head": cost["LM head"] * (did["LM head"] - extra),
-                "kv_fill": cost["KV fill"] * did["KV fill"],
+                "kv_fill": cost["exit"] * did["exit"] + cost["KV fill"] * did["KV fill"],
             }
             parts["rest"] = totals[place] - sum(parts.values())
             found |= {f"part {name} {part}": value / requests for part, value in parts.items()}
@@ -308,6 +313,7 @@ def _by_block(
             counts["layer step"] += sample.layers_executed
             counts["attended position"] += sum(layer * (first + step) for step, layer in enumerate(layers))
             counts["LM head"] += sample.lm_head_evaluations
+            counts["exit"] += sum(layer < sample.exit_layers[0] for layer in layers)  # the first is of full depth
             counts["KV fill"] += sample.kv_fill_layers
             if sample.exit_checks:
                 counts[f"check {cell.point.strategy}"] += sample.exit_checks

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from harness.contracts import KVFacts
 from harness.errors import StoreError, UnknownNameError
@@ -25,6 +25,7 @@ from reports.summary.admission import refuse_sample, refuse_window, without_fals
 __all__ = ["Measured", "Regime", "SampleKey", "select"]
 
 SampleKey: TypeAlias = tuple[str, int]  # sample id, repeat
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +134,17 @@ class Measured:
         """Return what both finished, in this one's order."""
         return [key for key in self.samples if key in other.samples]
 
+    def by_block(self, values: Mapping[str, Value]) -> list[list[Value]]:
+        """Return what samples have, by sample id, sorted into their blocks: the independent units of every statistic.
+
+        Samples of a block share a window, and with it whatever disturbed the machine then; without an energy sensor
+        each sample has a block of its own.
+        """
+        found: dict[int, list[Value]] = defaultdict(list)
+        for sample_id, value in values.items():
+            found[self._blocks[sample_id]].append(value)
+        return list(found.values())
+
     def window_pairs(self, baseline: Measured, repeat: int | None = None) -> list[Pair]:
         """Return seconds per block under the baseline and here, whole requests; of one repeat, or of all.
 
@@ -153,10 +165,9 @@ class Measured:
         return self._block_pairs(baseline, joules)
 
     def decode_pairs(self, baseline: Measured, repeat: int | None = None) -> list[Pair]:
-        """Return seconds and tokens after the first token under the baseline and here, by sample; of one repeat or all.
+        """Return seconds and tokens after the first token under the baseline and here, by block; of one repeat or all.
 
-        The completions may differ in length, so both sides carry their token count. Rows of one batch
-        share their clock: with a batch size above 1 the whole block is the unit.
+        The completions may differ in length, so both sides carry their token count.
         """
         pairs: list[tuple[Hashable, Pair]] = []
         for key in self.shared(baseline):
@@ -165,8 +176,8 @@ class Measured:
             here, there = self.samples[key], baseline.samples[key]
             if len(here.token_times_s) < 2 or len(there.token_times_s) < 2:
                 continue
-            unit: Hashable = key[0] if self.regime.batch_size == 1 else self.windows[here.window].block
-            pairs.append((unit, Pair(_decode_s(there), _decode_s(here), _later(there), _later(here))))
+            block = self.windows[here.window].block
+            pairs.append((block, Pair(_decode_s(there), _decode_s(here), _later(there), _later(here))))
         return pooled(pairs)
 
     def _block_pairs(
@@ -200,6 +211,10 @@ class Measured:
 
     def _finished_by_window(self) -> dict[int, set[str]]:
         return {window: {sample.sample_id for sample in samples} for window, samples in self._by_window.items()}
+
+    @cached_property
+    def _blocks(self) -> dict[str, int]:
+        return {sample_id: self.windows[sample.window].block for (sample_id, _), sample in self.samples.items()}
 
     @cached_property
     def _by_window(self) -> dict[int, list[SampleRecord]]:

@@ -10,11 +10,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from harness.records import Manifest, MeterRecord, SampleRecord, WindowRecord
+from harness.records.estimate import NoInterval
 from harness.records.summary import SummaryRow
 from reports.metrics.energy import ENERGY_PER_TOKEN, IDLE_POWER, MEAN_POWER, NET_ENERGY_PER_TOKEN
 from reports.metrics.scores import EDIT_SIMILARITY_DIFFERENCE
 from reports.metrics.speedups import SPEEDUP, SPEEDUP_HIGHEST, SPEEDUP_LOWEST
-from reports.statistics.intervals import MINIMUM_PAIRS
+from reports.statistics.intervals import MINIMUM_DIFFERING, MINIMUM_PAIRS, MINIMUM_SAMPLES
 from reports.summary.admission import describe_left_out
 from reports.summary.energy import MIXED, REPLAY, is_measured
 from reports.summary.measured import Measured
@@ -22,7 +23,6 @@ from reports.summary.window_notes import about_windows
 
 __all__ = ["notes"]
 
-FEW_SAMPLES = 30
 CONSTANT_POWER = 0.03  # mean powers closer than this are one power
 IDLE_SHARE = 0.05  # gross and net energy further apart than this must both be read
 FEW_TIMINGS = 100  # fewer latencies than this and the 99th percentile is close to the slowest one
@@ -216,9 +216,10 @@ def _about_chance(rows: Sequence[SummaryRow]) -> Iterator[str]:
     if compared:
         most = max(Counter(row.task for row in compared).values())
         yield (
-            "differences to full depth are told from chance by paired permutation tests with Holm's correction over "
-            f"the {most} operating point(s) of a table, at 5 % for each measure. Not distinguishable does not mean "
-            "equal."
+            "differences to full depth are told from chance by paired permutation tests with Holm's correction. A "
+            f"family is one column of one table: the hypotheses that each of its {most} tested operating point(s) "
+            "equals full depth, at 5 % for any false alarm among them; columns and tables are not corrected for each "
+            "other, and intervals not at all. Not distinguishable does not mean equal."
         )
 
 
@@ -230,13 +231,19 @@ def _about_sample_size(cells: Sequence[Measured], rows: Sequence[SummaryRow], ba
         return
     yield from _about_repeats(measured)
     fewest = min(row.n for row in measured)
-    if fewest < FEW_SAMPLES:
-        yield f"few samples ({fewest}): differences between scores may well be chance."
+    if fewest < MINIMUM_SAMPLES:
+        yield f"few samples ({fewest}): below {MINIMUM_SAMPLES} a difference of scores has neither interval nor test."
+    differences = filter(None, (row.estimate(EDIT_SIMILARITY_DIFFERENCE) for row in measured))
+    if any(one.no_interval is NoInterval.FEW_DIFFERING for one in differences):
+        yield (
+            f"where fewer than {MINIMUM_DIFFERING} samples score differently, a difference of scores has neither "
+            "interval nor test: that does not make it zero."
+        )
     if min(len(cell.samples) for cell in cells if cell.samples) < FEW_TIMINGS:
         yield f"fewer than {FEW_TIMINGS} latencies per row: p99 is close to the slowest sample."
     compared = [row for row in measured if row.operating_point != baseline]
     if any((speedup := row.estimate(SPEEDUP)) is not None and speedup.interval is None for row in compared):
-        yield f"a speed-up without an interval has fewer than {MINIMUM_PAIRS} independent pairs."
+        yield f"a speed-up without an interval has fewer than {MINIMUM_PAIRS} independent pairs (blocks of samples)."
 
 
 def _about_repeats(measured: Sequence[SummaryRow]) -> Iterator[str]:
@@ -251,8 +258,8 @@ def _about_repeats(measured: Sequence[SummaryRow]) -> Iterator[str]:
         most, low, high, name = max(spread, key=lambda found: found[0])
         yield (
             f"every repeat ran in a process of its own; between them a row's speed-up differed by up to "
-            f"{100 * (most - 1):.1f} % ({name}: {low:.3f}× to {high:.3f}×). The intervals resample prompts "
-            "and do not contain this."
+            f"{100 * (most - 1):.1f} % ({name}: {low:.3f}× to {high:.3f}×). The intervals are over blocks "
+            "of samples and do not contain this."
         )
 
 

@@ -1,15 +1,17 @@
 """How an operating point compares with full depth, in words.
 
 What is not told apart from chance is *not distinguishable*, which does not mean equal; and where so few pairs were
-measured that even the clearest outcome could not pass the test, the words are *too few pairs to tell*. Which
-comparisons are told, and how, is part of their metrics.
+measured that even the clearest outcome could not pass the test, the words are *too few pairs to tell*. A difference of
+scores without an interval says which of its two minima is not reached. Which comparisons are told, and how, is part of
+their metrics.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from harness.contracts import Metric
+from harness.records.estimate import NoInterval
 from reports.metrics.evaluation import Comparison
 from reports.metrics.point import Point
 
@@ -41,9 +43,10 @@ def verdict(point: Point, comparisons: Mapping[Metric, Comparison], *, energy_me
         and (metric.kind != "score" or point.model.weights != "random")
     ]
     if all(one.too_few for one in told):
-        return TOO_FEW
+        reasons = {_too_few(one) for one in told}
+        return reasons.pop() if len(reasons) == 1 else TOO_FEW
     if not any(one.distinguishable or one.too_few for one in told):
-        return NOT_DISTINGUISHABLE + _always_the_same(told)
+        return NOT_DISTINGUISHABLE
     return "; ".join(map(_words, told))
 
 
@@ -52,8 +55,8 @@ def _words(one: Comparison) -> str:
     assert wording is not None
     assert one.value is not None
     if not one.distinguishable:
-        return f"{wording.noun} {TOO_FEW if one.too_few else 'not distinguishable'}{_always_the_same([one])}"
-    assert one.interval is not None
+        return f"{wording.noun}{': ' + _too_few(one) if one.too_few else ' not distinguishable'}"
+    assert isinstance(one.interval, tuple)
     if one.metric.paired == "difference":
         good = (one.value > 0) is (one.metric.better != "lower")
         low, high = sorted(map(abs, one.interval))
@@ -67,7 +70,9 @@ def _words(one: Comparison) -> str:
     )
 
 
-def _always_the_same(told: Sequence[Comparison]) -> str:
-    """An observation, not a conclusion: this score did not differ on any sample."""
-    same = [one for one in told if one.metric.paired == "difference" and one.interval == (0.0, 0.0)]
-    return f" ({same[0].pairs} of {same[0].pairs} samples score the same)" if same else ""
+def _too_few(one: Comparison) -> str:
+    if one.interval is NoInterval.FEW_DIFFERING:
+        return f"{one.interval} to tell ({one.differing} of {one.samples})"
+    if one.interval is NoInterval.UNDEFINED:
+        return one.interval
+    return f"{one.interval} to tell" if isinstance(one.interval, NoInterval) else TOO_FEW

@@ -1,4 +1,4 @@
-"""An attribution as tables of text: what a request's parts cost, what deciding costs, and whether two ways agree.
+"""An attribution as tables of text: what a request's parts cost, what deciding costs, and whether two ways differ.
 
 The second one has the form of GREEN-CODE's Table IV: the controller's overhead over the early-exit run and over full
 depth. Terminal and Markdown share these tables.
@@ -21,7 +21,7 @@ NAMES = {
     "exit_checks": "exit\nchecks",
     "check_heads": "LM heads\nof checks",
     "output_head": "LM\nhead",
-    "kv_fill": "KV\nfill",
+    "kv_fill": "exits,\nKV fill",
     "rest": "rest",
 }
 
@@ -72,7 +72,7 @@ def attribution_tables(attribution: Attribution) -> tuple[TextTable, ...]:
                 check.strategy,
                 _interval(check.direct, fine, decimals),
                 _interval(check.fitted, fine, decimals),
-                {None: MISSING, True: "agree", False: "disagree"}[check.agree],
+                {None: MISSING, True: "not distinguishable", False: "differ"}[check.agree],
             )
             for check in attribution.checks
             if check.direct or check.fitted
@@ -99,7 +99,7 @@ def attribution_notes(attribution: Attribution) -> Iterator[str]:
     apart = [check.strategy for check in attribution.checks if check.agree is False]
     if apart:
         yield (
-            f"{', '.join(apart)}: the probe and the fit disagree about the cost of a check. Asking costs otherwise "
+            f"{', '.join(apart)}: the probe and the fit differ about the cost of a check. Asking costs otherwise "
             "where tokens run to the end than where they leave, or the run is too short; trust the probe."
         )
 

@@ -2,8 +2,8 @@
 
 Terminal and Markdown share them, so that a number never looks different in two places. Decimals are decided
 per column from its largest value (three significant digits), never per cell. Not measured is ``–``. A comparison with
-full depth that passes its test carries a ``*``. What is a column, where it stands and how it is written are facts of
-the metric.
+full depth that passes its test carries a ``*``, one without an interval ``[too few]``. What is a column, where it
+stands and how it is written are facts of the metric.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from harness.contracts import Metric
-from harness.records.estimate import Estimate
+from harness.records.estimate import Estimate, NoInterval
 from harness.records.summary import SummaryRow
 from reports.metrics.evaluation import is_distinguishable
 from reports.metrics.sections import HEADLINE, in_section, sections_of
@@ -23,6 +23,7 @@ from reports.tables.result import ResultTable
 
 __all__ = [
     "MISSING",
+    "TOO_FEW",
     "Column",
     "columns_of",
     "explanations",
@@ -35,6 +36,7 @@ __all__ = [
 ]
 
 MISSING = "–"
+TOO_FEW = "too few"
 _MILLISECONDS_BELOW_S = 10.0
 
 
@@ -157,6 +159,8 @@ def _column(table: ResultTable, metric: Metric) -> Column:
         text = number.format(one.value * factor)
         if intervals and one.interval is not None:
             text += f" [{', '.join(bound.format(end * factor) for end in one.interval)}]"
+        elif one.no_interval is not None:
+            text += f" [{MISSING if one.no_interval is NoInterval.UNDEFINED else TOO_FEW}]"
         return f"{text} *" if is_distinguishable(metric, one) else text
 
     cells = tuple(map(write, estimates))

@@ -1,8 +1,8 @@
 """The flat view of a summary: a row per operating point, a documented column per number.
 
 Options are JSON text and the machine stands in every row. A metric is the column of its name; what its estimates hold
-besides follows it (``…_low`` and ``…_high``, the 95 % interval; ``…_p`` and ``…_p_holm``; ``…_n``). What was not
-measured is empty, in a pandas frame NaN.
+besides follows it (``…_low`` and ``…_high``, the 95 % interval, or the reason ``…_no_interval``; ``…_p`` and
+``…_p_holm``; ``…_n``, ``…_samples`` and ``…_differing``). What was not measured is empty, in a pandas frame NaN.
 """
 
 from __future__ import annotations
@@ -49,9 +49,12 @@ _PARTS = {
     "": "{}",
     "low": "lower bound of the 95 % interval of {}",
     "high": "upper bound of the 95 % interval of {}",
+    "no_interval": "why {} has no interval",
     "p": "p-value of a paired permutation test: {} is that of full depth",
-    "p_holm": "the same after Holm's correction over the table",
+    "p_holm": "the same after Holm's correction; the family is {} at all tested operating points of the table",
     "n": "independent units that {} rests on",
+    "samples": "samples that {} compares",
+    "differing": "those of them whose {} is not 0",
 }
 
 
@@ -106,7 +109,8 @@ def to_frame(summary: Summary) -> DataFrame:
     import pandas  # late: half a second that no other report needs
 
     frame = pandas.DataFrame(list(flat(summary)), columns=column_names(summary.rows))
-    return frame.astype({name: "float64" for name in frame.columns if name not in _FIELDS})
+    numbers = [name for name in frame.columns if name not in _FIELDS and not name.endswith("_no_interval")]
+    return frame.astype(dict.fromkeys(numbers, "float64"))
 
 
 def _facts(metric: Metric) -> Iterator[ColumnFact]:

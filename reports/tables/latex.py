@@ -94,7 +94,7 @@ def _headline(name: str, table: ResultTable, warning: Sequence[str]) -> str:
     facts = [f"{label.capitalize()}: {' '.join(text.split())}" for label, _, text in labelled]
     notes = [
         "● on the Pareto front; ◇ an upper bound, not a candidate; * differs from full depth (Holm-corrected "
-        "p ≤ 0.05); brackets: 95 % bootstrap intervals."
+        "p ≤ 0.05); brackets: 95 % intervals, or too few blocks or samples for one."
     ]
     if any(row.value(ENERGY_PER_TOKEN) is not None and not row.energy_measured for row in table.rows):
         notes.append("Energy is an estimate from CPU time, not a measurement, and decides no ranking.")

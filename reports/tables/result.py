@@ -20,6 +20,7 @@ LEGEND = (
     "● on the Pareto front: no other row is at least as good and as cheap (chance is not considered)",
     "◇ an upper bound, not a candidate",
     "* differs from full depth: Holm-corrected p ≤ 0.05, and the interval excludes no difference",
+    "[too few] too few blocks, samples, or samples that differ for an interval, so neither interval nor test",
     "– not measured, or not defined",
 )
 _LETTERS = string.ascii_uppercase + string.ascii_lowercase

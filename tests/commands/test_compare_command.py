@@ -26,7 +26,7 @@ def test_the_same_run_twice_has_the_same_tokens(cli: Command, two_runs: tuple[Pa
     file = tmp_path / "comment.md"
     ran = cli(
         "compare", *two_runs, "--json", "--markdown", file,
-        *("--fail-if", "agreement<1", "--fail-if", "layers_skipped<0", "--fail-if", "edit_similarity<0"),
+        *("--fail-if", "agreement<1", "--fail-if", "layers_skipped<0"),
     )  # fmt: skip
     assert ran.code == 0, ran
     found = json.loads(ran.out)
@@ -40,6 +40,9 @@ def test_the_same_run_twice_has_the_same_tokens(cli: Command, two_runs: tuple[Pa
     assert {one["outcome"] for one in found["conditions"]} == {"passed"}
     assert found["differences"] == []
     assert "every token the same" in file.read_text(encoding="utf-8")
+    few = cli("compare", *two_runs, "--fail-if", "edit_similarity<0")
+    assert few.code == 2
+    assert "cannot be judged: a score's interval needs 50 prompts, there are 8" in few.err
 
 
 def test_a_condition_that_holds_exits_with_1(cli: Command, two_runs: tuple[Path, Path]) -> None:

@@ -83,6 +83,11 @@ class AgentOptions(AgentSettings, ControllerOptions, WithPresets):
     device: str = Field(default="auto", description="With --live: auto, cpu, cuda or cuda:N.")
     save_steps: int = Field(default=50_000, ge=1, description="Decisions between checkpoints.")
     resume: Resume = False
+    optimum: bool = Field(
+        default=False,
+        description="Train nothing: say what the best policy for the reward does on the trace, and how far the model's "
+        "agent for it is from that; also written to optimum-NAME.json.",
+    )
 
     @property
     def coefficients(self) -> dict[str, float]:

@@ -12,21 +12,36 @@ from harness.models.controllers import Network
 from harness.training.agents.episodes import Episodes
 from harness.training.traces.thresholds import ReplayRow, render_replay, replay_rows, threshold_keeping
 
-__all__ = ["replay_agent"]
+__all__ = ["agent_scores", "replay_agent"]
 
 
-def replay_agent(policy: Network, held_out: Episodes, keep: float) -> tuple[dict[str, Any], float, str]:
+@torch.inference_mode()
+def agent_scores(policy: Network, episodes: Episodes) -> Tensor:
+    """Return logit(exit) − logit(continue) at every exit of some documents' tokens, ``[n, exits]``.
+
+    Args:
+        policy: the difference of the logits.
+        episodes: the documents.
+    """
+    rows = episodes.rows()
+    parts = [
+        policy(torch.from_numpy(episodes.observations[rows[begin : begin + 1024]]).float()).squeeze(-1)
+        for begin in range(0, len(rows), 1024)
+    ]
+    return torch.cat(parts)
+
+
+def replay_agent(scores: Tensor, held_out: Episodes, keep: float) -> tuple[dict[str, Any], float, str]:
     """Return what an agent would have done on held-out documents, its default threshold, and both as Markdown.
 
     Args:
-        policy: logit(exit) − logit(continue).
+        scores: of the agent there, see :func:`agent_scores`.
         held_out: documents it has not learned from.
         keep: least agreement with the last layer that the default threshold must have; the loosest such one is taken,
             1 (never exit) if there is none.
     """
     rows = held_out.rows()
     right = torch.from_numpy(held_out.right[rows])
-    scores = _scores(policy, held_out, rows)
     points, num_layers = held_out.exit_points, held_out.num_layers
     inclined = scores[scores >= 0]  # below, it prefers to continue, whatever the threshold
     thresholds = [0.0]
@@ -56,16 +71,6 @@ def replay_agent(policy: Network, held_out: Episodes, keep: float) -> tuple[dict
         + ", ".join(f"{layer}: {share:.3f}" for layer, share in agreement.items()),
     ]
     return replayed, threshold, "\n".join(report)
-
-
-@torch.inference_mode()
-def _scores(policy: Network, episodes: Episodes, rows: Any) -> Tensor:
-    """Return logit(exit) − logit(continue) at every exit of some rows, ``[n, exits]``."""
-    parts = [
-        policy(torch.from_numpy(episodes.observations[rows[begin : begin + 1024]]).float()).squeeze(-1)
-        for begin in range(0, len(rows), 1024)
-    ]
-    return torch.cat(parts)
 
 
 def _probability(difference: float) -> float:

@@ -1,9 +1,8 @@
 """What an agent earns for stopping a token, or for letting it run on: GREEN-CODE's Eq. 2 and 3, and a plainer rule.
 
-The equations pay 1 for stopping at the first right exit and next to nothing at a later one, which is as right: once
-the first is missed, what is left at stake is the penalty of some layers (about 0.05) against 1 for a wrong stop. An
-agent that hesitates early then has little reason to stop at all. :class:`SavingsReward` pays for what early exit is
-for.
+The equations pay 1 for stopping at the first right exit, and 1 for every exit point before it that is passed; behind
+it, stopping and running on are both punished by the layers since. :class:`SavingsReward` pays for what early exit is
+for. What the best policy of either keeps and earns on a trace: :mod:`harness.training.agents.optimum`.
 """
 
 from __future__ import annotations

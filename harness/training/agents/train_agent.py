@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from torch import Tensor
 
 from harness.contracts import Split, document_key
 from harness.contracts.recipes import Progress, TrainingRun
 from harness.decoding.engine import Engine
-from harness.errors import ConfigError, DataError
+from harness.errors import DataError
 from harness.host.atomic_files import replace_files
 from harness.host.device import resolve_device
 from harness.models.controllers import OBSERVATIONS, Observation, write_controller
 from harness.models.model import ResolvedModel
 from harness.registry import TASKS
 from harness.training.agents.agent_checkpoints import AgentCheckpoints
+from harness.training.agents.beside_optimum import BesideOptimum, TracedTokens, beside_optimum, render_optimum
+from harness.training.agents.choose_reward import choose_reward, traced_tasks
 from harness.training.agents.episodes import Episodes, read_episodes, split
 from harness.training.agents.exit_env import ExitEnv
 from harness.training.agents.exit_vec_env import ExitVecEnv
 from harness.training.agents.live_tokens import LiveTokens
 from harness.training.agents.options import AgentOptions, AgentSettings
 from harness.training.agents.ppo import learn
-from harness.training.agents.replay_agent import replay_agent
-from harness.training.agents.reward import CONTINUE, EXIT, REWARDS, Reward, describe
+from harness.training.agents.replay_agent import agent_scores, replay_agent
+from harness.training.agents.reward import CONTINUE, EXIT, Reward, describe
 from harness.training.identity import identity, provenance
 from harness.training.interrupt import stop_on_interrupt
-from harness.training.traces.reading import exit_maps, held_out_rows, open_traces
+from harness.training.traces.reading import exit_maps, held_out_rows, open_traces, rows_of_tasks
 from harness.training.traces.store import Traces
 
 __all__ = ["AGENT_OBSERVATIONS", "AgentResult", "train_agent"]
@@ -75,7 +78,7 @@ def train_agent(options: AgentOptions, run: TrainingRun) -> AgentResult:
         settings = settings.replace(envs=1)
     observation = AGENT_OBSERVATIONS[options.observation]
     traces, resolved = open_traces(options.model, options.traces, artefacts=options.artefacts)
-    reward = _reward(options, traces)
+    reward = choose_reward(options, traces)
     progress.stage(f"reading {traces.tokens} tokens of {options.traces}")
     maps = exit_maps(traces, resolved, observation)
     everything = read_episodes(traces, options.tasks, options.tokens, observation, maps, reward)
@@ -106,7 +109,10 @@ def train_agent(options: AgentOptions, run: TrainingRun) -> AgentResult:
     if not learned.finished:
         return AgentResult(False, "", path)
     policy = learned.policy.difference(EXIT, CONTINUE)
-    replayed, threshold, report = replay_agent(policy, held_out, options.keep)
+    scores = agent_scores(policy, held_out)
+    replayed, threshold, report = replay_agent(scores, held_out, options.keep)
+    optimum = _beside_optimum(traces, everything, held_out, scores, options)
+    report += f"\n\n{render_optimum(optimum, describe(reward))}"
     described = {
         **facts,
         "threshold": threshold,
@@ -115,30 +121,12 @@ def train_agent(options: AgentOptions, run: TrainingRun) -> AgentResult:
         "documents": sorted({str(document["key"]) for document in traces.documents}),
         "optimal_exits": dict(zip(map(str, layers), learned.tally.optimal.tolist(), strict=True)),
         "replayed": replayed,
+        "optimum": optimum,
         "made": provenance(run.command),
     }
     write_controller(path, kind, observation, {"shared": policy}, described)
     replace_files({path.with_suffix(".md"): f"{report}\n".encode()})
     return AgentResult(True, report, path)
-
-
-def _reward(options: AgentOptions, traces: Traces) -> Reward:
-    name = options.reward
-    if name == "auto":
-        names = _tasks(traces, options.tasks)
-        languages = {TASKS.load(name)().language for name in names if name in TASKS}
-        name = languages.pop() if len(languages) == 1 else "python"
-    reward = REWARDS.get(name, REWARDS["python"])
-    given = options.coefficients
-    for key in given.keys() - asdict(reward).keys():
-        raise ConfigError(f"--{key} is no part of the {name} reward, which has {', '.join(asdict(reward))}.")
-    return replace(reward, **given)  # type: ignore[arg-type]  # the keys were checked
-
-
-def _tasks(traces: Traces, wanted: Sequence[str]) -> list[str]:
-    """Return the tasks a trace's documents come from."""
-    names = {str(document["stream"]).partition(",")[0] for document in traces.documents}
-    return sorted(name for name in names if not wanted or name in wanted)
 
 
 def _trained_on(episodes: Episodes, options: AgentOptions) -> dict[str, Any]:
@@ -151,6 +139,22 @@ def _trained_on(episodes: Episodes, options: AgentOptions) -> dict[str, Any]:
     }
 
 
+def _beside_optimum(
+    traces: Traces, everything: Episodes, held_out: Episodes, scores: Tensor, options: AgentOptions
+) -> BesideOptimum:
+    """Compare the agent with the optimum of its reward, on the held-out documents."""
+    columns = traces.columns("top1", "document")
+    wanted = rows_of_tasks(traces, columns["document"], options.tasks)
+    tokens = TracedTokens(
+        columns["top1"][wanted], torch.from_numpy(everything.right), torch.from_numpy(everything.rewards),
+        columns["document"][wanted], everything.exit_points, everything.num_layers,
+    )  # fmt: skip
+    looked_at = torch.zeros(len(tokens.right), dtype=torch.bool)
+    looked_at[torch.from_numpy(held_out.rows())] = True
+    probability = {"probability": tokens.probability[looked_at]}
+    return beside_optimum(tokens, looked_at, probability, agent=scores, keep=options.keep, seed=options.seed)
+
+
 def _live(
     resolved: ResolvedModel, traces: Traces, learning: Episodes, observation: Observation,
     reward: Reward, options: AgentOptions, progress: Progress,
@@ -160,7 +164,7 @@ def _live(
     split: Split = traces.index.get("split", "train")
     cut = int(traces.index.get("length", resolved.info.max_positions))
     texts: dict[str, str] = {}
-    for task in (TASKS.load(name)() for name in _tasks(traces, options.tasks)):
+    for task in (TASKS.load(name)() for name in traced_tasks(traces, options.tasks)):
         for source in options.sources:
             progress.stage(f"reading {task.name} from {source}")
             for document in task.corpus(source, split, seed=int(traces.index.get("seed", 0))).documents:

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from harness.contracts.recipes import Trained, TrainingRun
-from harness.errors import ArtefactError, TrainingError
+from harness.errors import TrainingError
 from harness.models.artefacts import Artefact
 from harness.models.controllers import Network, Observation, write_controller
 from harness.models.model import ResolvedModel
 from harness.training.identity import identity, provenance
 from harness.training.options import ControllerOptions
-from harness.training.traces.reading import exit_maps, exit_states, held_out_rows, matches, open_traces
+from harness.training.traces.reading import exit_maps, exit_states, held_out_rows, matches, open_traces, rows_of_tasks
 from harness.training.traces.store import Traces
 from harness.training.traces.thresholds import ReplayRow, render_replay, replay_rows, threshold_keeping
 
@@ -92,7 +92,7 @@ class Lesson:
         traces, resolved = open_traces(options.model, options.traces, artefacts=options.artefacts)
         run.progress.stage(f"reading {traces.tokens} tokens")
         columns = traces.columns("top", "final", "top1", "entropy", "document")
-        wanted = _of_tasks(traces, columns["document"], options.tasks)
+        wanted = rows_of_tasks(traces, columns["document"], options.tasks)
         held = held_out_rows(traces, columns["document"], seed=options.seed, tasks=options.tasks)
         return cls(options, run, traces, resolved, columns, wanted & ~held, wanted & held)
 
@@ -174,13 +174,3 @@ def score_all(
         each = [networks.get(str(point), networks.get("shared")) for point in exit_points]
         parts.append(torch.stack([network(x[:, e]).squeeze(-1) for e, network in enumerate(each) if network], dim=1))
     return torch.cat(parts)
-
-
-def _of_tasks(traces: Traces, document: Tensor, tasks: Sequence[str]) -> Tensor:
-    chosen = [number for number, facts in enumerate(traces.documents) if matches(facts, tasks)]
-    if not chosen:
-        known = sorted({facts["stream"] for facts in traces.documents})
-        raise ArtefactError(
-            f"the trace {traces.folder} has no document of {', '.join(tasks)}; it has {'; '.join(known)}."
-        )
-    return torch.isin(document.long(), torch.tensor(chosen))

@@ -17,7 +17,16 @@ from harness.models.model import ResolvedModel, resolve
 from harness.models.trained import read_shortcuts
 from harness.training.traces.store import Traces
 
-__all__ = ["HELD_OUT", "exit_maps", "exit_states", "held_out_rows", "matches", "open_traces"]
+__all__ = [
+    "HELD_OUT",
+    "exit_maps",
+    "exit_states",
+    "held_out_rows",
+    "matches",
+    "open_traces",
+    "rows_of_tasks",
+    "unseen_rows",
+]
 
 HELD_OUT = 0.1
 """Share of a trace's documents that heads never learn from: the replayed comparison is of them."""
@@ -115,4 +124,41 @@ def held_out_rows(traces: Traces, document: Tensor, *, seed: int, tasks: Sequenc
     chosen = [number for number, facts in enumerate(traces.documents) if facts["key"] in held]
     if len(chosen) == len(traces.documents):
         raise DataError(f"all documents of {traces.folder} are copies of one another. Trace other data.")
+    return torch.isin(document.long(), torch.tensor(chosen))
+
+
+def unseen_rows(traces: Traces, document: Tensor, facts: Mapping[str, Any]) -> Tensor:
+    """Return which rows belong to documents that a controller has not learned from, ``[n]`` bool.
+
+    A controller records the keys of all documents of its trace, those it held out among them. Of its own trace the
+    held-out ones are found again by its seed; of another trace, those it has never met.
+
+    Args:
+        traces: whose rows.
+        document: number of each row's document, ``[n]``.
+        facts: of the controller's artefact.
+    """
+    streams = facts["trained_on"]["streams"]
+    keys = {str(found["key"]) for found in traces.documents}
+    of_streams = {str(found["key"]) for found in traces.documents if found["stream"] in streams}
+    met = set(facts["documents"])
+    if met in (keys, of_streams):
+        tasks = sorted({str(stream).partition(",")[0] for stream in streams})
+        return held_out_rows(traces, document, seed=int(facts["seed"]), tasks=tasks)
+    unmet = [number for number, found in enumerate(traces.documents) if found["key"] not in met]
+    return torch.isin(document.long(), torch.tensor(unmet, dtype=torch.long))
+
+
+def rows_of_tasks(traces: Traces, document: Tensor, tasks: Sequence[str]) -> Tensor:
+    """Return which rows belong to documents of some tasks, ``[n]`` bool; all if there are none.
+
+    Raises:
+        ArtefactError: none does.
+    """
+    chosen = [number for number, facts in enumerate(traces.documents) if matches(facts, tasks)]
+    if not chosen:
+        known = sorted({facts["stream"] for facts in traces.documents})
+        raise ArtefactError(
+            f"the trace {traces.folder} has no document of {', '.join(tasks)}; it has {'; '.join(known)}."
+        )
     return torch.isin(document.long(), torch.tensor(chosen))

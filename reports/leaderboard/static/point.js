@@ -64,7 +64,7 @@
         h("section", {}, h("h2", {}, "Depth"), Leaderboard.bars(point.layers, point.num_layers)),
         h("section", {}, h("h2", {}, "Setting"), Leaderboard.facts(point.settings)),
         h("section", {}, h("h2", {}, "Measured on"), Leaderboard.facts(point.facts))),
-      h("section", {}, h("h2", {}, "All numbers"), h("p", { class: "note" }, "95 % intervals in brackets; * differs from full depth (Holm-corrected p ≤ 0.05)."), numbers(point, described)),
+      h("section", {}, h("h2", {}, "All numbers"), h("p", { class: "note" }, "95 % intervals in brackets, or [too few]: blocks or samples, to have one; * differs from full depth (Holm-corrected p ≤ 0.05)."), numbers(point, described)),
       samples(point), manifest(run));
     place.dataset.shown = point.id;
   }

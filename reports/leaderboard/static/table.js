@@ -44,7 +44,7 @@
     const [unit] = Leaderboard.scale(metric), title = metric.header[0].toUpperCase() + metric.header.slice(1);
     const interval = function (of, point) {
       const bounds = point.intervals[of.key];
-      return bounds ? "[" + bounds.map(function (bound) { return Leaderboard.written(of, bound).replace("×", ""); }).join(", ") + "]" : "";
+      return bounds ? "[" + bounds.map(function (bound) { return Leaderboard.written(of, bound).replace("×", ""); }).join(", ") + "]" : of.paired && point.kind !== "baseline" ? "[too few]" : "";
     };
     const below = metric.below ? metricOf(metric.below) : null;
     return { key: metric.key, number: true, minor: metric.key !== index.axes[0], up: metric.better === "lower", ranking: metric.paired && metric.key !== index.axes[0],

@@ -56,18 +56,19 @@ def test_a_strategy_that_became_slower_does_not(recorded: Make) -> None:
 
 
 def test_layers_tokens_and_scores(recorded: Make) -> None:
-    other = [(1, 2, 3, 4)] * 11 + [(1, 9, 9, 4)]
-    a = recorded("a", seconds=seconds(), scores={FIXED: [0.5] * 12})
-    b = recorded("b", seconds=seconds(), scores={FIXED: [0.6] * 12}, layers={FIXED: 8}, tokens={FIXED: other})
+    other = [(1, 2, 3, 4)] * 59 + [(1, 9, 9, 4)]
+    times = {point: 5 * of for point, of in seconds().items()}
+    a = recorded("a", seconds=times, scores={FIXED: [0.5] * 60})
+    b = recorded("b", seconds=times, scores={FIXED: [0.6] * 60}, layers={FIXED: 8}, tokens={FIXED: other})
     fixed = compared(a, b).points[1]
     assert fixed.of("layers_skipped").absolute == pytest.approx(0.2 - 0.5)
     assert fixed.of("exit_layer_mean").absolute == pytest.approx(3)
-    assert fixed.of("agreement").value == pytest.approx(46 / 48)
+    assert fixed.of("agreement").value == pytest.approx(238 / 240)
     assert fixed.of("edit_similarity").absolute == pytest.approx(0.1)
     assert fixed.of("exact_match").reason == "not measured in both"
     assert "edit similarity 0.100 [0.100, 0.100] higher" in fixed.verdict
     assert "skips 30.0 percentage points [30.0, 30.0] fewer layers" in fixed.verdict
-    assert "1 of 12 completions have other tokens" in fixed.verdict
+    assert "1 of 60 completions have other tokens" in fixed.verdict
 
 
 def test_a_longer_completion_is_no_agreement(recorded: Make) -> None:
@@ -110,13 +111,14 @@ def test_blocks_of_other_sizes_are_joined(recorded: Make) -> None:
     b = recorded("b", seconds={"full": before, FIXED: after}, block=8)
     found = compared(a, b)
     fixed = found.points[1]
+    for name in ("tokens_per_s", "speedup", "latency_p50_s", "layers_skipped"):
+        one = fixed.of(name)
+        assert (one.paired, one.units, one.prompts) == (True, 13, 100)
     for name in ("tokens_per_s", "speedup"):
         one = fixed.of(name)
         assert one.relative == pytest.approx(100 / (96 * 1.3 + 4 * 0.5) - 1)
-        assert (one.paired, one.units, one.prompts) == (True, 13, 100)
         assert one.reason == "blocks joined until both runs have the same prompts in them"
-    assert fixed.of("latency_p50_s").reason == ""
-    assert sum("pair the smallest unions" in note for note in found.notes) == 1
+    assert sum("the smallest unions of blocks" in note for note in found.notes) == 1
     assert not any("rests on" in note for note in found.notes)
 
 
@@ -127,6 +129,8 @@ def test_one_block_in_common_does_not_speak_for_the_run(recorded: Make) -> None:
     one = found.points[0].of("tokens_per_s")
     assert (one.paired, one.units, one.prompts) == (False, 25, 100)
     assert one.reason == "the runs form their blocks of different prompts: unpaired"
+    tokens = found.points[0].of("layers_skipped")  # they know nothing of the window
+    assert (tokens.paired, tokens.units) == (True, 100)
     assert any("are unpaired" in note for note in found.notes)
 
 
@@ -139,9 +143,9 @@ def test_prompts_that_a_cost_leaves_out_are_counted(recorded: Make) -> None:
     )
     (full,) = found.points
     assert len(full.matched.same) == 39
-    assert (full.of("latency_p50_s").prompts, full.of("latency_p50_s").reason) == (39, "")
-    assert (full.of("tokens_per_s").prompts, full.of("tokens_per_s").paired) == (38, True)
-    assert full.of("tokens_per_s").reason == "rests on 38 of 39 prompts"
+    for name in ("latency_p50_s", "tokens_per_s"):
+        assert (full.of(name).prompts, full.of(name).paired) == (38, True)
+        assert full.of(name).reason == "rests on 38 of 39 prompts"
     assert any("throughput rests on 38 of the 39 matched prompts" in note for note in found.notes)
 
 

@@ -109,6 +109,29 @@ def test_what_cannot_be_judged_does_not_pass(recorded: Make, points: tuple[Point
     assert one.about == "cannot be judged: another machine class: cpu is Test CPU in A, Other in B."
 
 
+def test_scores_of_few_prompts_cannot_be_judged(recorded: Make) -> None:
+    """Of 49 prompts that all lose a tenth nothing is said; of 60 of which seven do, a pass at most."""
+
+    def judged(condition: str, before: list[float], after: list[float]) -> tuple[str, str]:
+        times = [1.0] * len(before)
+        first = recorded("a", seconds={"full": times, FIXED: times}, scores={FIXED: before})
+        second = recorded("b", seconds={"full": times, FIXED: [1.1 * s for s in times]}, scores={FIXED: after})
+        (one,) = judge(parse_condition(f"{condition} @ {FIXED}"), compare_runs(first, second, Wanted()).points)
+        return one.outcome, one.about
+
+    few = judged("edit_similarity<-0.01", [0.5] * 49, [0.4] * 49)
+    assert few == ("unknown", "cannot be judged: a score's interval needs 50 prompts, there are 49.")
+    assert judged("edit_similarity<-0.01", [0.5] * 50, [0.4] * 50)[0] == "holds"
+    alike = [0.5] * 53 + [0.3] * 7
+    assert judged("edit_similarity<-0.01", [0.5] * 60, alike) == (
+        "unknown", "cannot be judged: a score's interval needs 8 prompts that differ, there are 7.",
+    )  # fmt: skip
+    assert judged("edit_similarity<-0.1", [0.5] * 60, alike)[0] == "passed"
+    assert judged("edit_similarity<-0.01", [0.5] * 60, [0.5] * 60) == (
+        "passed", "does not hold: +0; a score's interval needs 8 prompts that differ, there are 0.",
+    )  # fmt: skip
+
+
 def test_estimated_energy_is_no_judge(recorded: Make) -> None:
     run = {"seconds": {"full": TIMES, FIXED: TIMES}}
     a, b = recorded("a", **run, energy=("estimate", 1.0)), recorded("b", **run, energy=("estimate", 9.0))

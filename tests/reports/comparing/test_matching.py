@@ -40,13 +40,18 @@ def names(*blocks: str) -> list[frozenset[str]]:
     return [frozenset(block.split()) for block in blocks]
 
 
-@pytest.mark.parametrize(("batch_size", "keys"), [(1, ["0-0", "0-1", "1-0", "1-1"]), (2, ["0-0 0-1", "1-0 1-1"])])
-def test_prompts_of_a_batch_share_a_clock(build: type[Any], batch_size: int, keys: list[str]) -> None:
-    _, fixed = cell(build, batch_size=batch_size)
-    for name in ("latency_p50", "tpot_p50", "decode_speedup"):
-        assert list(units_of(name, fixed)) == names(*keys)
-    for name in ("exit_layer_mean",):
-        assert len(units_of(name, fixed)) == 4
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_prompts_of_a_block_share_a_window(build: type[Any], batch_size: int) -> None:
+    _, fixed = cell(build, batch_size=batch_size, repeats=2)
+    for name in ("latency_p50", "tpot_p50", "decode_speedup", "exit_layer_mean", "tokens_per_s"):
+        by_block = units.by_block(find_metric(name), units_of(name, fixed), fixed.cell)
+        assert list(by_block) == names("0-0 0-1", "1-0 1-1")
+    latency = units.by_block(find_metric("latency_p50"), units_of("latency_p50", fixed), fixed.cell)
+    assert next(iter(latency.values())) == pytest.approx((0.3,) * 4)  # of two prompts, two repeats each
+    single = units_of("exit_layer_mean", fixed)
+    assert len(single) == 4
+    added = units.by_block(find_metric("exit_layer_mean"), single, fixed.cell)
+    assert next(iter(added.values())) == (80.0, 8.0)  # two prompts, two decoded tokens and two repeats each
 
 
 def test_windows_are_blocks_and_repeats_add_up(build: type[Any]) -> None:

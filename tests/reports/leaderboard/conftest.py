@@ -13,14 +13,14 @@ from reports.recorded import RecordedRun
 from reports.summary.summarise import summarise
 
 HASH = "ab" * 32
-BLOCKS = 8
+BLOCKS = 80
 
 Recorded = Callable[..., RecordedRun]
 
 
 @pytest.fixture
 def recorded(build: Any) -> Recorded:
-    """``recorded(name, points={label: seconds}, **what differs)`` is a finished run of eight blocks, one sample each.
+    """``recorded(name, points={label: seconds}, **what differs)`` is a finished run of 80 blocks, one sample each.
 
     Every operating point takes its seconds, give or take a little per block; full depth takes one. Scores come from
     ``similarity`` by label, else 0.5. ``cpu``, ``gpus``, ``source`` and ``manifest`` (a dictionary laid over it) differ

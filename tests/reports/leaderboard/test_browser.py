@@ -155,7 +155,7 @@ def test_a_point_opens_from_the_table_by_keyboard(reader: Reader) -> None:
     page.wait_for_selector("article[data-shown]")
     text = page.inner_text("article")
     assert page.inner_text("h1").startswith("fixed:layer=2")
-    for expected in ("Completions", "All 8", "Data fingerprint", "speed-up", "Hardware class", "Test Chip"):
+    for expected in ("Completions", "8 of 80", "Data fingerprint", "speed-up", "Hardware class", "Test Chip"):
         assert expected in text
     assert page.locator(".completion .tok").count() > 0
     page.click("summary:has-text('manifest.json')")

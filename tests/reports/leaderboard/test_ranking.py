@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from harness.records.estimate import Estimate
+from harness.records.estimate import Estimate, NoInterval
 from harness.records.summary import SummaryRow
 from reports.leaderboard.ranking import CRITERIA, MARGIN, on_front, quality_of, ranks
 
@@ -113,6 +113,17 @@ def test_only_what_keeps_quality_ranks_by_cost(given: dict[str, Any], quality: s
     one = row(**given)
     assert quality_of(one) == quality
     assert (ranks([one], SPEED) == [1]) == (quality == "kept")
+
+
+@pytest.mark.parametrize(
+    ("samples", "differing", "quality"), [(71, 0, "unclear"), (72, 0, "kept"), (100, 1, "unclear"), (200, 3, "kept")]
+)
+def test_a_lossless_row_keeps_quality_where_few_prompts_can_differ(samples: int, differing: int, quality: str) -> None:
+    """No interval, since too few samples differ: then 1 − 0.025^(1/72) = 5.0 % of all prompts may, at most."""
+    one = row()
+    few = Estimate(value=0.0, no_interval=NoInterval.FEW_DIFFERING, samples=samples, differing=differing)
+    one = one.model_copy(update={"metrics": {**one.metrics, "edit_similarity_difference": few}})
+    assert quality_of(one) == quality
 
 
 def test_few_samples_do_not_pass_by_being_unable_to_tell() -> None:

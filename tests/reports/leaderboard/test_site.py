@@ -161,7 +161,7 @@ def test_completions_are_limited_and_the_limit_is_said(tmp_path: Path, recorded:
     files = publish(tmp_path / "a", recorded(), shown=3)
     points = [read_script(path, "point") for path in (tmp_path / "a" / "data" / "points").glob("*.js")]
     assert {len(point["samples"]) for point in points} == {3}
-    assert {point["finished"] for point in points} == {8}
+    assert {point["finished"] for point in points} == {80}
     assert len({tuple(sample["id"] for sample in point["samples"]) for point in points}) == 1
     assert b"Each operating point shows 3 completions" in files["index.html"].replace(b"\n", b" ")
 

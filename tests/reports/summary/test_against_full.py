@@ -6,7 +6,12 @@ from typing import Any
 
 import pytest
 
+from harness.records.estimate import NoInterval
+from harness.records.summary import Summary
+from reports.statistics.significance import smallest_p
 from reports.summary.verdict import NOT_DISTINGUISHABLE, TOO_FEW
+from reports.tables.columns import columns_of
+from reports.tables.result import ResultTable
 
 FULL, OTHER = "full", "fixed:layer=5"
 WIGGLE = (0.00, 0.02, -0.01, 0.01, -0.02, 0.015, -0.015, 0.005)
@@ -30,15 +35,16 @@ def fill(run: Any, blocks: int = 10, *, factor: float = 1.0, gain: float = 0.0, 
 
 def test_differences_are_paired_by_sample(build) -> None:
     run = build()
-    for block in range(6):
-        run.window(FULL, {"scores": {"edit_similarity": 0.1 * block}}, block=block)
-        run.window(OTHER, {"scores": {"edit_similarity": 0.1 * block + 0.02}}, block=block)
-    run.window(FULL, {"scores": {"edit_similarity": 1.0}}, block=9)  # nobody to pair with
-    run.window(OTHER, {"scores": {"edit_similarity": None}}, block=10)
+    for block in range(60):
+        run.window(FULL, {"scores": {"edit_similarity": 0.01 * block}}, block=block)
+        run.window(OTHER, {"scores": {"edit_similarity": 0.01 * block + 0.02}}, block=block)
+    run.window(FULL, {"scores": {"edit_similarity": 1.0}}, block=90)  # nobody to pair with
+    run.window(OTHER, {"scores": {"edit_similarity": None}}, block=91)
     row = run.row(OTHER)
     assert row.value("edit_similarity_difference") == pytest.approx(0.02)
     assert row.estimate("edit_similarity_difference").interval == pytest.approx((0.02, 0.02))
-    assert row.estimate("edit_similarity_difference").p == pytest.approx(2 / 2**6)
+    assert row.estimate("edit_similarity_difference").p == smallest_p(60)
+    assert row.estimate("edit_similarity_difference").n == 60
 
 
 def test_a_score_that_no_sample_has_by_itself_has_no_difference(build) -> None:
@@ -64,7 +70,7 @@ def test_full_depth_is_the_baseline_and_not_tested(build) -> None:
 
 
 def test_what_differs_is_said_with_its_size(build) -> None:
-    row = fill(build(), 8, factor=1.25, gain=-0.1).row(OTHER)  # eight wiggles add up to nearly nothing
+    row = fill(build(), 64, factor=1.25, gain=-0.1).row(OTHER)  # eight wiggles add up to nearly nothing
     assert row.verdict.startswith("decodes 25 % faster [2")
     assert "; whole requests 25 % faster [2" in row.verdict
     assert "; edit similarity 0.099 lower [0.0" in row.verdict
@@ -86,23 +92,55 @@ def test_energy_is_said_when_a_sensor_measured_it(build) -> None:
 
 
 def test_noise_alone_is_not_distinguishable_and_never_called_equal(build) -> None:
-    row = fill(build(), blocks=8).row(OTHER)
+    row = fill(build(), blocks=64).row(OTHER)
     assert row.verdict == NOT_DISTINGUISHABLE
     assert "equal" not in row.verdict
 
 
 def test_one_that_differs_and_one_that_does_not(build) -> None:
-    verdict = fill(build(), 8, factor=1.5).row(OTHER).verdict
+    verdict = fill(build(), 64, factor=1.5).row(OTHER).verdict
     assert verdict.startswith("decodes 50 % faster")
     assert verdict.endswith("edit similarity not distinguishable")
 
 
-def test_the_same_score_on_every_sample_is_told_as_an_observation(build) -> None:
+@pytest.mark.parametrize("differing", [0, 7])
+def test_a_score_that_few_samples_differ_in_has_no_interval_and_says_so(build, differing) -> None:
     run = build()
-    for block in range(10):
+    for block in range(100):
         for point in (FULL, OTHER):
-            run.window(point, {"scores": {"edit_similarity": 0.5}}, block=block)
-    assert run.row(OTHER).verdict == f"{NOT_DISTINGUISHABLE} (10 of 10 samples score the same)"
+            score = 0.1 if point == OTHER and block < differing else 0.5
+            run.window(point, {"scores": {"edit_similarity": score}}, block=block)
+    row = run.row(OTHER)
+    assert row.verdict.endswith(f"; edit similarity: too few samples that differ to tell ({differing} of 100)")
+    difference = row.estimate("edit_similarity_difference")
+    assert difference.value == pytest.approx(-0.4 * differing / 100)
+    assert (difference.interval, difference.p, difference.p_holm) == (None, None, None)
+    assert difference.no_interval is NoInterval.FEW_DIFFERING
+    cell = columns_of(ResultTable((row,), "machine"))["edit_similarity_difference"].cells[0]
+    assert cell.endswith("[too few]")
+    assert Summary.model_validate_json(run.summary().model_dump_json()).rows[1].metrics == row.metrics
+
+
+def test_a_score_of_few_samples_has_no_interval_and_says_so(build) -> None:
+    """49 samples that all score worse; with one more it is told."""
+    few, enough = (fill(build(), blocks, gain=-0.3).row(OTHER) for blocks in (49, 50))
+    assert few.verdict.endswith("; edit similarity: too few samples to tell")
+    assert few.value("edit_similarity_difference") == pytest.approx(-0.3, abs=0.01)
+    assert few.estimate("edit_similarity_difference").no_interval is NoInterval.FEW_SAMPLES
+    assert few.estimate("edit_similarity_difference").p is None
+    assert "edit similarity 0.299 lower" in enough.verdict
+
+
+def test_what_is_not_tested_is_no_member_of_the_family(build) -> None:
+    """Of three operating points two score as full depth does: one hypothesis is tested, and nothing is corrected."""
+    run = fill(build(points=(FULL, OTHER, "a", "b")), 64, gain=-0.1)
+    for index, sample in enumerate(run.samples):
+        if sample.operating_point in {"a", "b"}:
+            run.samples[index] = sample.model_copy(update={"scores": {"edit_similarity": 0.5}})
+    difference = run.row(OTHER).estimate("edit_similarity_difference")
+    assert difference.p == difference.p_holm
+    assert run.row("a").estimate("edit_similarity_difference").p is None
+    assert run.row(OTHER).estimate("speedup").p_holm == pytest.approx(min(1, 3 * run.row(OTHER).estimate("speedup").p))
 
 
 @pytest.mark.parametrize("blocks", [1, 4, 5])

@@ -13,6 +13,7 @@ from harness.records import Manifest, OperatingPointRecord
 from harness.records.cost import PARTS, Attribution
 from reports.summary.attribution import attribute
 from reports.summary.measured import Measured, select
+from reports.tables.attribution_table import attribution_tables
 from tests.reports.conftest import LAYERS, RunBuilder
 
 COSTS = {
@@ -69,7 +70,7 @@ def built(blocks: int, noise: float = 0.0, seed: int = 0, *, sensor: bool = Fals
             seconds = (
                 prefill + costs["layer"] * sum(layers)
                 + costs["position"] * positions + costs["head"] * heads + costs["fill"] * fills
-                + costs.get(strategy, 0.0) * checks
+                + costs.get(strategy, 0.0) * checks + costs.get("exit", 0.0) * sum(layer < LAYERS for layer in layers)
                 + (costs.get("secret", 0.0) * checks if "never" in name else 0.0)
             )  # fmt: skip
             sample: dict[str, Any] = {
@@ -126,6 +127,26 @@ def test_a_probe_that_costs_more_than_the_fit_says_contradicts_it() -> None:
     assert {check.strategy: check.agree for check in attribution.checks if check.direct} == {
         "confidence": False, "classifier": False,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("secret", "said"), [(0.0, "not distinguishable"), (0.01, "differ")])
+def test_two_ways_are_never_said_to_agree(secret: float, said: str) -> None:
+    attribution = only(attribute(built(20, noise=0.001, secret=secret)))
+    *_, checks = attribution_tables(attribution)
+    assert {row[0]: row[-1] for row in checks.rows} == {"confidence": said, "classifier": said}
+
+
+def test_what_an_exit_costs_once_is_not_charged_to_its_checks() -> None:
+    """Probes never exit: charged to checks, it would make the fit exceed the probe for every cheap check."""
+    attribution = only(attribute(built(12, exit=0.0005)))
+    assert attribution.unit_costs["exit"] == pytest.approx(0.0005, rel=1e-4)
+    for check in attribution.checks:
+        if check.direct:
+            assert check.fitted is not None
+            assert check.fitted.value == pytest.approx(check.direct.value, rel=1e-4)
+    row = next(row for row in attribution.rows if row.operating_point == "fixed:layer=4")
+    fills = (TOKENS - 1) * (LAYERS - 4)
+    assert row.parts["kv_fill"].value == pytest.approx((TOKENS - 1) * 0.0005 + fills * COSTS["fill"], rel=1e-3)
 
 
 def test_an_lm_head_that_became_the_output_is_no_overhead() -> None:

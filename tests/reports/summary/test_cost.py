@@ -98,13 +98,35 @@ def test_decode_speedup_compares_time_per_token_after_the_first(build) -> None:
     assert run.row(OTHER).value("decode_speedup") == pytest.approx(4.0)
 
 
-def test_decode_interval_resamples_samples_alone_but_blocks_when_rows_share_a_batch(build) -> None:
-    for batch_size, has_interval in ((1, True), (MINIMUM_PAIRS, False)):
-        run = build(batch_size=batch_size)
-        samples = [{} for _ in range(MINIMUM_PAIRS)]
-        run.window(FULL, *samples)
-        run.window(OTHER, *samples)
-        assert (run.row(OTHER).estimate("decode_speedup").interval is not None) is has_interval
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_samples_that_share_a_window_are_one_unit_of_every_comparison(build, batch_size) -> None:
+    """Blocks of ten, as an energy sensor's tick makes them: 60 samples are six pairs."""
+    run = build(batch_size=batch_size)
+    for block in range(6):
+        for point in (FULL, OTHER):
+            scores = {"edit_similarity": 0.5 + 0.01 * (point == OTHER) * (1 + block % 3)}
+            samples = [{"scores": scores}] * 10
+            run.window(point, *samples, block=block, energy_j=1.0 + (point == OTHER), energy_source="rapl")
+    row = run.row(OTHER)
+    for name in ("decode_speedup", "speedup", "energy_ratio", "edit_similarity_difference"):
+        estimate = row.estimate(name)
+        assert (estimate.n, estimate.interval is not None) == (6, True)
+        assert estimate.p >= 2 / 2**6
+    difference = row.estimate("edit_similarity_difference")
+    assert (difference.value, difference.samples, difference.differing) == (pytest.approx(0.02), 60, 60)
+    half = 2.570582 * 0.01 * (2 / 3) ** 0.5 / 5**0.5  # Student's, of six means of ten
+    assert difference.interval == pytest.approx((0.02 - half, 0.02 + half))
+
+
+def test_fewer_blocks_than_pairs_are_needed_have_no_interval(build) -> None:
+    run = build()
+    for block in range(MINIMUM_PAIRS - 1):
+        for point in (FULL, OTHER):
+            run.window(point, *[{"scores": {"edit_similarity": 0.1 * (point == OTHER)}}] * 20, block=block)
+    row = run.row(OTHER)
+    for name in ("decode_speedup", "speedup", "edit_similarity_difference"):
+        assert row.estimate(name).no_interval == "too few pairs"
+        assert (row.estimate(name).interval, row.estimate(name).p) == (None, None)
 
 
 def test_decode_speedup_is_none_without_later_tokens(build) -> None:

@@ -38,7 +38,7 @@ def test_values_are_the_tables(build: Any) -> None:
     score = resampling.score(rl, "edit_similarity", 5.5 / 20)
     assert score is not None
     assert score.value == 5.5 / 20
-    assert score.ci == pytest.approx(mean_interval([block / 20 for block in range(12)]), abs=0.02)
+    assert score.ci == pytest.approx(mean_interval([[block / 20] for block in range(12)]), abs=0.02)
     layers, agreement, latency = resampling.layers(rl, 10), resampling.agreement(rl, full), resampling.latency(rl)
     assert layers is not None
     assert layers.value == 0.5

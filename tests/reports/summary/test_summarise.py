@@ -125,7 +125,9 @@ def test_a_complete_run_has_every_metric(build) -> None:
     assert row.metrics.keys() == metrics.keys() - without
     for name, estimate in row.metrics.items():
         held = estimate.model_dump(exclude_none=True).keys()
-        assert held == {"value", *metrics[name].parts}, name
+        missing = {"no_interval"} if estimate.interval else {"low", "high", "p", "p_holm"}
+        assert held == {"value", *metrics[name].parts} - missing, name
+        assert estimate.no_interval == (None if estimate.interval or not metrics[name].parts else "too few samples")
 
 
 def test_probes_that_never_exit_get_no_row_and_change_nothing(build) -> None:

@@ -1,0 +1,126 @@
+"""Intervals cover as often as they claim, and tests raise as few false alarms, in simulated comparisons.
+
+Seeded, so that nothing fails by chance. Every case and number of pairs runs with the marker ``matrix``.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from harness.doctor.simulated import CASES, COVERAGE_BOUNDS, NUMBERS_OF_PAIRS, Case, simulate_coverage
+from reports.statistics.intervals import Pair, mean_interval, ratio_interval, score_interval
+from reports.statistics.significance import LEVEL, holm, ratio_p, sign_flip_p
+
+REGULAR = [case for case in CASES if case.regular]
+OTHERS = [case for case in CASES if not case.regular]
+IRREGULAR_BOUNDS = 0.93, 0.99
+NAMED = {"argvalues": REGULAR, "ids": lambda case: case.name}
+
+
+def covered(case: Case, pairs: int, comparisons: int) -> float:
+    (found,) = simulate_coverage([case], (pairs,), comparisons)
+    return found.coverages[0].share
+
+
+@pytest.mark.parametrize("case", **NAMED)
+def test_intervals_cover_93_to_97_percent_of_eight_blocks(case: Case) -> None:
+    low, high = COVERAGE_BOUNDS
+    assert low <= covered(case, 8, 2_000) <= high
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("pairs", NUMBERS_OF_PAIRS)
+@pytest.mark.parametrize("case", **NAMED)
+def test_intervals_cover_93_to_97_percent(case: Case, pairs: int) -> None:
+    low, high = COVERAGE_BOUNDS
+    assert low <= covered(case, pairs, 10_000) <= high
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("pairs", NUMBERS_OF_PAIRS)
+@pytest.mark.parametrize("case", OTHERS, ids=lambda case: case.name)
+def test_heavy_tails_and_spikes_make_intervals_wider_rather_than_false(case: Case, pairs: int) -> None:
+    low, high = IRREGULAR_BOUNDS
+    assert low <= covered(case, pairs, 10_000) <= high
+
+
+def sharing_windows(generator: np.random.Generator, blocks: int) -> tuple[list[Pair], list[Pair]]:
+    """Six samples to a window whose noise of 5 % they share, with 1 % of their own: by sample, and by block."""
+    noise = 1 + generator.normal(0, 0.05, (blocks, 1, 2))
+    times = (np.exp(generator.normal(0, 0.3, (blocks, 6, 1))) + generator.normal(0, 0.01, (blocks, 6, 2))) * noise
+    return ([Pair(*row) for row in rows.reshape(-1, 2).tolist()] for rows in (times, times.sum(1)))
+
+
+def test_samples_that_share_a_window_must_be_resampled_as_a_block() -> None:
+    """By sample two intervals in five miss the truth, and as many tests raise an alarm."""
+    generator = np.random.default_rng(0)
+    hits, alarms = np.zeros(2), np.zeros(2)
+    runs = 400
+    for _ in range(runs):
+        for how, pairs in enumerate(sharing_windows(generator, 10)):
+            low, high = ratio_interval(pairs)
+            hits[how] += low <= 1 <= high
+            alarms[how] += ratio_p(pairs) <= LEVEL
+    assert (hits / runs)[0] < 0.75
+    assert 0.92 < (hits / runs)[1] < 0.98
+    assert (alarms / runs)[0] > 0.25
+    assert (alarms / runs)[1] < 0.08
+
+
+def mostly_equal(generator: np.random.Generator, samples: int, share: float = 0.15) -> np.ndarray:
+    """Differences of scores: 85 % zero, the others of any size down to −1 and up to 1."""
+    return (generator.random(samples) < share) * generator.uniform(-1, 1, samples)
+
+
+@pytest.mark.parametrize("samples", [50, 100, 400])
+def test_intervals_of_scores_cover_where_there_are_any(samples: int) -> None:
+    generator = np.random.default_rng(samples)
+    drawn = [score_interval(mostly_equal(generator, samples)[:, None]) for _ in range(3_000)]
+    there = [interval for interval in drawn if isinstance(interval, tuple)]
+    assert len(there) > 0.3 * len(drawn)
+    assert 0.93 <= np.mean([low <= 0 <= high for low, high in there]) <= 0.97
+
+
+def test_intervals_of_few_scores_would_not_cover() -> None:
+    generator = np.random.default_rng(0)
+    drawn = [mean_interval(mostly_equal(generator, 8)[:, None]) for _ in range(3_000)]
+    assert np.mean([low <= 0 <= high and low < high for low, high in drawn]) < 0.75
+
+
+def test_intervals_of_scores_in_blocks_cover() -> None:
+    """100 samples in ten windows, as an energy sensor's tick makes them."""
+    generator = np.random.default_rng(2)
+    drawn = [score_interval(mostly_equal(generator, 100).reshape(10, 10)) for _ in range(3_000)]
+    there = [interval for interval in drawn if isinstance(interval, tuple)]
+    assert 0.93 <= np.mean([low <= 0 <= high for low, high in there]) <= 0.97
+
+
+@pytest.mark.parametrize("pairs", [8, 16, pytest.param(50, marks=pytest.mark.matrix)])
+def test_five_percent_of_the_tests_of_a_ratio_are_false_alarms(pairs: int) -> None:
+    """Of 8 pairs there are 128 swaps, 6 of which are the most that 5 % hold: 4.7 %."""
+    generator = np.random.default_rng(pairs)
+    case = next(case for case in REGULAR if case.name == "σ 0.8 blocks, noise 5 %")
+    drawn = [case.draw(generator, pairs) for _ in range(1_000)]
+    alarms = [ratio_p(one) <= LEVEL for one in drawn]
+    apart = [not low <= 1 <= high for low, high in map(ratio_interval, drawn)]
+    told = [alarm and excluded for alarm, excluded in zip(alarms, apart, strict=True)]
+    assert 0.035 <= np.mean(alarms) <= 0.065
+    assert 0.025 <= np.mean(told) <= np.mean(alarms)  # what tables say needs test and interval
+
+
+def test_five_percent_of_the_tests_of_a_score_are_false_alarms() -> None:
+    generator = np.random.default_rng(5)
+    p_values = [sign_flip_p(mostly_equal(generator, 60, 0.5)) for _ in range(600)]
+    assert 0.03 <= np.mean([p <= LEVEL for p in p_values]) <= 0.07
+
+
+def test_five_percent_of_the_families_have_a_false_alarm() -> None:
+    """Six operating points that are as fast as full depth, all held against the same windows of it."""
+    generator = np.random.default_rng(6)
+    families = 0
+    for _ in range(600):
+        times = np.exp(generator.normal(0, 0.5, (12, 1))) * (1 + generator.normal(0, 0.05, (12, 7)))
+        p_values = [ratio_p([Pair(*row) for row in times[:, [0, other]].tolist()]) for other in range(1, 7)]
+        families += min(holm(p_values)) <= LEVEL
+    assert 0.01 <= families / 600 <= 0.065
