@@ -54,7 +54,7 @@ def _oracle_share(point: Point) -> float | None:
     """Of the layers that the oracle skips, the share skipped here too, by tokens that are full depth's.
 
     Σ over tokens that agree of min(skipped here, skipped by the oracle) ÷ Σ over the oracle's tokens of skipped, on the
-    samples both finished. A skipped layer counts only where the token at its place is full depth's and the oracle skips
+    samples that full depth finished too. A skipped layer counts only where the token at its place is full depth's and the oracle skips
     that layer of that token as well, so that it is never above 1: not after the first different token either, where a
     token may agree in another context. The token of prefill counts on neither side where one of both has a cache.
     """
@@ -65,10 +65,10 @@ def _oracle_share(point: Point) -> float | None:
     first = int(cell.regime.cached or oracle.regime.cached)
     both = possible = 0
     for key in cell.shared(oracle):
-        best = [layers - layer for layer in oracle.samples[key].exit_layers[first:]]
-        possible += sum(best)
         if key not in full.samples:
             continue
+        best = [layers - layer for layer in oracle.samples[key].exit_layers[first:]]
+        possible += sum(best)
         here, reference = cell.samples[key], full.samples[key].token_ids
         tokens = zip(here.token_ids[first:], reference[first:], here.exit_layers[first:], best, strict=False)
         both += sum(min(layers - layer, most) for token, right, layer, most in tokens if token == right)

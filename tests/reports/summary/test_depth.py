@@ -163,9 +163,9 @@ def test_the_oracle_s_share_counts_layers_that_both_skip_by_tokens_that_agree(bu
 
 def test_the_oracle_s_share_is_over_the_samples_both_finished(build) -> None:
     run = build(points=(FULL, FIXED, "oracle"), kv="recompute")
-    run.window(FULL, {}, {})
-    run.window(FIXED, {"exit_layers": (10, 8, 8)}, {"exit_layers": (10, 2, 2)})
-    run.window("oracle", {"exit_layers": (10, 5, 7)}, {"error": "broken"})
+    run.window(FULL, {}, {}, {"error": "broken"})
+    run.window(FIXED, {"exit_layers": (10, 8, 8)}, {"exit_layers": (10, 2, 2)}, {"exit_layers": (10, 8, 8)})
+    run.window("oracle", {"exit_layers": (10, 5, 7)}, {"error": "broken"}, {"exit_layers": (10, 2, 2)})
     assert run.row(FIXED).value("oracle_share") == pytest.approx((2 + 2) / 8)
 
 
