@@ -1,9 +1,9 @@
 """The ``harness`` command. Results go to stdout, progress and logs to stderr.
 
 Exit codes: 0 done; 1 a condition of ``compare --fail-if`` holds; 2 something that was asked for cannot be done (one
-line says what and the remedy), a condition that cannot be judged included; 70 a defect (with its traceback); 130
-interrupted; 141 the reader of stdout went away. A command is imported when it is called, and what is heavy inside it,
-so that ``--help`` and ``list`` are instant.
+line says what and the remedy, commands to paste follow it), a condition that cannot be judged included; 70 a defect
+(with its traceback); 130 interrupted; 141 the reader of stdout went away. A command is imported when it is called, and
+what is heavy inside it, so that ``--help`` and ``list`` are instant.
 """
 
 from __future__ import annotations
@@ -93,11 +93,11 @@ def _options(
 
 
 def main() -> None:
-    """Run the command and turn refusals into one line and an exit code."""
+    """Run the command and turn refusals into one line, the commands that cure them, and an exit code."""
     try:
         code = app(args=sys.argv[1:] or ["--help"], prog_name="harness", standalone_mode=False)
     except HarnessError as error:
-        refuse(str(error))
+        refuse(error.message, error.commands)
         sys.exit(error.exit_code)
     except _UsageError as error:
         context = getattr(error, "ctx", None)

@@ -19,6 +19,7 @@ __all__ = [
     "ModelError",
     "OptionError",
     "OutOfMemoryError",
+    "OutOfReachError",
     "RegistryError",
     "StoreError",
     "TrainingError",
@@ -31,11 +32,23 @@ __all__ = [
 class HarnessError(Exception):
     """Root of every refusal. The message says what failed, the value, and the remedy.
 
+    As text it is one line, the commands in backticks. The command line prints each on a line of its own, to be pasted.
+
     Attributes:
+        message: without the commands.
+        commands: shell commands that cure it, in order; empty where the message says it all.
         exit_code: what the ``harness`` command returns for it.
     """
 
     exit_code = 2
+
+    def __init__(self, message: str, commands: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self.message, self.commands = message, tuple(commands)
+
+    def __str__(self) -> str:
+        listed = " ; ".join(f"`{command}`" for command in self.commands)
+        return f"{self.message} {listed}" if listed else self.message
 
 
 class ConfigError(HarnessError):
@@ -62,6 +75,10 @@ class OptionError(HarnessError):
 
 class ModelError(HarnessError):
     """Weights, tokenizer or architecture that cannot be had or are not supported."""
+
+
+class OutOfReachError(ModelError):
+    """A model that is neither a folder here nor cached, while the hub does not answer or does not have it."""
 
 
 class DataError(HarnessError):

@@ -62,14 +62,20 @@ class Ran:
 
     @property
     def error(self) -> str:
-        """The one line a refusal must print; fails unless there is exactly one and nothing worse."""
-        lines = [line for line in self.err.splitlines() if line.startswith("error:")]
+        """The one line a refusal must print, and the commands it may have below; fails unless that is all."""
+        lines = self.err.splitlines()
+        refusals = [number for number, line in enumerate(lines) if line.startswith("error:")]
         assert "Traceback" not in self.err, self.err
         assert self.code == 2, self
-        assert len(lines) == 1, self
-        assert self.err.splitlines()[-1] == lines[0], self.err
+        assert len(refusals) == 1, self
+        assert all(line.startswith("  ") for line in lines[refusals[0] + 1 :]), self.err
         assert self.out == ""
-        return lines[0]
+        return "\n".join(lines[refusals[0] :])
+
+    @property
+    def commands(self) -> list[str]:
+        """What a refusal prints to be pasted, as shells take it."""
+        return [line.strip() for line in self.error.splitlines()[1:]]
 
 
 @dataclass(frozen=True)

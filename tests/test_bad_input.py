@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -416,7 +417,11 @@ def test_a_damaged_run_directory(
 
 def test_resuming_a_folder_of_something_else(cli: Command, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
-    assert "not a run directory" in cli("run", "--resume", "mine").error
+    line = cli("run", "--resume", "mine").error
+    assert line.endswith("it is not a run directory. Give the folder that `harness run` made.")
+    (tmp_path / "mine" / "one").mkdir()
+    (tmp_path / "mine" / "one" / "manifest.json").write_text("{}")
+    assert cli("run", "--resume", "mine").error.endswith("it is not a run directory. Give one such as mine/one.")
     assert "does not exist" in cli("run", "--resume", "nowhere").error
 
 
@@ -560,3 +565,22 @@ def test_a_strategy_that_is_none(refused: Refused, plug_in: Callable[..., None],
 def test_a_required_option_that_is_missing(refused: Refused, plug_in: Callable[..., None]) -> None:
     plug_in("needy", outside("depth: int\n\n    " + ASKED + "return view.rows < 0"))
     assert "needs depth" in refused("--strategy", "needy")
+
+
+def test_a_score_that_cannot_be_imported_is_refused_before_weights_are_read(
+    shell: Callable[..., Any], tiny_llama: Path, rows_file: Path, tmp_path: Path
+) -> None:
+    facts = tmp_path / "site" / "broken_score-1.0.dist-info"
+    facts.mkdir(parents=True)
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: broken-score\nVersion: 1.0\n")
+    (facts / "entry_points.txt").write_text("[harness.scores]\nbroken = broken_score:Broken\n")
+    (tmp_path / "site" / "broken_score.py").write_text("raise RuntimeError('out of luck')\n")
+    ran = shell(
+        *("run", "--strategy", "full", "--model", tiny_llama, "--source", rows_file, "--limit", 1, "--energy", "none"),
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "site")},
+    )
+    assert ran.returncode == 2
+    said = "the score 'broken' of broken-score cannot be imported (broken_score:Broken): RuntimeError: out of luck"
+    assert said in ran.stderr
+    assert "loading" not in ran.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -97,6 +98,17 @@ def test_a_report_needs_neither_the_package_nor_torch(run: Path, shell: Shell, t
     assert "kv zeros: skipped layers hold zeros" in " ".join(ran.stdout.split())
     rows = {row["operating_point"]: row for row in json.loads((run / "summary.json").read_text())["rows"]}
     assert rows["random@zeros"]["kv"] == "zeros"
+
+
+def test_going_on_without_the_package_names_it(run: Path, env: dict[str, str], shell: Shell, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "cut")
+    windows = (run / "windows.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "cut" / "windows.jsonl").write_text("".join(windows[:-1]))
+    ran = shell("run", "--resume", "cut", cwd=tmp_path)
+    assert ran.returncode == 2
+    assert "cut was measured with what is not installed here: KV policy 'zeros'. Install what it needs" in ran.stderr
+    assert ran.stderr.splitlines()[-1] == "  pip install zero-fill==1.0"
+    assert shell("run", "--resume", "cut", cwd=tmp_path, env=env).returncode == 0
 
 
 def test_the_server_takes_the_policy(env: dict[str, str], shell: Shell, tmp_path: Path) -> None:

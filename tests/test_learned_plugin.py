@@ -74,7 +74,7 @@ def test_what_is_not_trained_names_its_recipe(
 ) -> None:
     ran = shell("run", "--model", tiny_llama, "--source", rows_file, "--strategy", NAME, cwd=tmp_path, **seeing(site))
     assert ran.returncode == 2
-    assert f"`harness train {NAME} --model {tiny_llama}" in ran.stderr
+    assert f"\n  harness train {NAME} --model {tiny_llama} --traces " in ran.stderr
 
 
 @pytest.mark.parametrize("file", ["mean_difference.py", "mean_difference_recipe.py"])

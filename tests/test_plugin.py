@@ -312,7 +312,8 @@ def test_of_a_run_without_records_of_packages_the_names_are_said(run: Path, shel
 def test_what_cannot_go_on_without_the_package_is_refused(run: Path, shell: Shell) -> None:
     ran = shell("run", "--resume", run, cwd=run.parent)
     assert ran.returncode == 2
-    assert "unknown strategy 'every-nth'" in ran.stderr
+    assert "was measured with what is not installed here: strategy 'every-nth'" in ran.stderr
+    assert ran.stderr.splitlines()[-1].startswith("  pip install every-nth-exit==")
     ran = shell("run", "--protocol", "first-half", cwd=run.parent)
     assert ran.returncode == 2
     assert "unknown protocol 'first-half'" in ran.stderr

@@ -70,6 +70,12 @@ class RecordedToken:
         texts = self.sample.token_texts
         return texts[self.place] if self.place < len(texts) else ""
 
+    @property
+    def full_depth_id(self) -> int | None:
+        """What full depth would have chosen; ``None`` in later repeats and in runs that did not ask."""
+        chosen = self.sample.full_depth_ids
+        return chosen[self.place] if self.place < len(chosen) else None
+
 
 def _of_run(sample: Callable[[T], SampleRecord]) -> tuple[Column[T], ...]:
     return (
@@ -125,6 +131,7 @@ TOKENS: Sequence[Column[RecordedToken]] = (
     Column("token_id", "", "the token", lambda row: row.sample.token_ids[row.place]),
     Column("text", "", "what it added to the text", lambda row: row.text),
     Column("exit_layer", "layers", "decoder layers executed for it", lambda row: row.sample.exit_layers[row.place]),
+    Column("full_depth_id", "", "full depth's token after the same ones; None: unknown", lambda row: row.full_depth_id),
     Column("time_s", "s", "from the start of the batch", lambda row: row.sample.token_times_s[row.place]),
 )
 

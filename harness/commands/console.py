@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -33,9 +34,17 @@ def escape(text: str) -> str:
     return escaped(text)
 
 
-def refuse(message: str) -> None:
-    """Print one line, whatever line breaks a file name or another library brought into the message."""
-    stderr().print(f"[bold red]error:[/] {escape(' '.join(message.split()))}", highlight=False, soft_wrap=True)
+def refuse(message: str, commands: Iterable[str] = ()) -> None:
+    """Print one line, whatever line breaks a file name or another library brought into the message.
+
+    Args:
+        message: what is refused, and why.
+        commands: the cure, each printed on a line of its own that a shell takes as it stands.
+    """
+    console = stderr()
+    console.print(f"[bold red]error:[/] {escape(' '.join(message.split()))}", highlight=False, soft_wrap=True)
+    for command in commands:
+        console.print(f"  {escape(command)}", highlight=False, soft_wrap=True)
 
 
 def say(text: str) -> None:

@@ -40,20 +40,22 @@ def leaderboard(
 ) -> None:
     """Merge run directories into a leaderboard: a static site that needs no server and no network.
 
-    Only finished runs enter. What is not comparable (hardware class, energy source, data, weights …) is never ranked
-    together.
+    What is not comparable (hardware class, energy source, data, weights …) is never ranked together; what `harness
+    submit` would refuse (unfinished, contaminated …) is marked and not ranked.
     """
     from reports.leaderboard.site import Site
 
     site = Site(out, merge=merge, shown=samples)
     kept = len(site.runs)
-    refused, double = _add_all(site, _sources(paths), stored=stored)
+    refused, marked, double = _add_all(site, _sources(paths), stored=stored)
     tell_refused(refused, stderr())
+    tell_refused(marked, stderr(), "not ranked")
     site.finish()
     points = sum(len(run.points) for run in site.runs.values())
     parts = [
         f"{len(site.runs)} run(s) with {points} operating points",
         f"{len(site.runs) - kept} new" if merge else "",
+        f"{len(marked)} marked and not ranked" if marked else "",
         f"{double} given twice or there already" if double else "",
         f"{len(refused)} left out" if refused else "",
     ]
@@ -78,18 +80,26 @@ def _sources(paths: Iterable[Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def _add_all(site: Site, sources: list[Path], *, stored: bool) -> tuple[Refused, int]:
-    """Add what can be published, one run in memory at a time; return the rest with reasons, and count doubles."""
+def _add_all(site: Site, sources: list[Path], *, stored: bool) -> tuple[Refused, Refused, int]:
+    """Add what can be read, one run in memory at a time.
+
+    Returns:
+        What was left out, and what was added without a rank, both with reasons; and the number of doubles.
+    """
     from harness.commands.progress import TrainingProgress
     from harness.running.reading import DAMAGE
 
     refused: Refused = []
+    marked: Refused = []
     double = 0
     with TrainingProgress(stderr()) as progress:
         progress.begin("reading runs", len(sources))
         for done, source in enumerate(sources, 1):
             try:
-                double += not _add(site, source, stored=stored)
+                reasons = _add(site, source, stored=stored)
+                double += reasons is None
+                if reasons:
+                    marked.append((source, reasons))
             except HarnessError as error:
                 refused.append((source, " ".join(str(error).split())))
             except DAMAGE as error:  # met by one run of many: the others are published, and it is named
@@ -97,10 +107,11 @@ def _add_all(site: Site, sources: list[Path], *, stored: bool) -> tuple[Refused,
                 reason = f"{source} cannot be understood ({what}); leave it out, and report it as a defect"
                 refused.append((source, reason))
             progress.step(done)
-    return refused, double
+    return refused, marked, double
 
 
-def _add(site: Site, source: Path, *, stored: bool) -> bool:
+def _add(site: Site, source: Path, *, stored: bool) -> str | None:
+    """Add a run; return why it does not rank, empty where it does, ``None`` where it is there already."""
     from harness.store.packed_run import unpacked
 
     if not isfile(source):
@@ -109,14 +120,16 @@ def _add(site: Site, source: Path, *, stored: bool) -> bool:
         return _publish(site, directory, source, stored=stored)
 
 
-def _publish(site: Site, directory: Path, source: Path, *, stored: bool) -> bool:
+def _publish(site: Site, directory: Path, source: Path, *, stored: bool) -> str | None:
     from harness.running.reading import read_run
+    from reports.leaderboard.conditions import conditions
 
     try:
         run = read_run(directory, stored=stored)
-        if run.state:
-            remedy = run.remedy if directory == source else "Finish its run, and pack it again with `harness submit`."
-            raise StoreError(f"{source}: {run.state}; not published. {remedy}")
-        return site.add(run)
+        if not site.add(run):
+            return None
+        return " ".join(check.detail for check in conditions(run) if not check.passed).replace(
+            str(directory), str(source)
+        )
     except StoreError as error:  # of an archive: name it, not the temporary folder
         raise StoreError(str(error).replace(str(directory), str(source))) from None

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import typer
-from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from harness.config.model import Configuration, Placeholder, limits, refusal
+from harness.config.model import Configuration, Placeholder, RefusedValueError, limits
 from harness.config.presets import WithPresets
 from harness.errors import ConfigError
 
@@ -62,13 +61,12 @@ def configure(model: type[C], given: Mapping[str, Any]) -> C:
         ConfigError: a value that is not allowed; names the flag and what is.
     """
     try:
-        return model.model_validate(dict(given))
-    except ValidationError as error:
-        name, value, message = refusal(error)
-        if not name:
-            raise ConfigError(f"{message}.") from None
-        shown = f"'{value}'" if isinstance(value, str) else _said(value)
-        raise ConfigError(f"{flag(name, model.model_fields[name])} {shown}: {message}.") from None
+        return model.build(given)
+    except RefusedValueError as error:
+        if not error.name:
+            raise
+        shown = f"'{error.value}'" if isinstance(error.value, str) else _said(error.value)
+        raise ConfigError(f"{flag(error.name, model.model_fields[error.name])} {shown}: {error.reason}.") from None
 
 
 def flag(name: str, field: FieldInfo) -> str:

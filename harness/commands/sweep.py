@@ -39,7 +39,7 @@ def sweep(
     from harness.sweep.terminal import render
     from harness.training.traces.store import Traces
 
-    traces = Traces.open(options.replay)
+    traces = Traces.open(options.replay, options.model or "")
     out = options.out
     if out is not None:
         check_writable(out)

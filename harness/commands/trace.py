@@ -16,11 +16,15 @@ __all__ = ["trace"]
 def trace(given: dict[str, Any]) -> None:
     """Run a model once at full depth and keep what its exits said, for everything that learns from it."""
     options = configure(TraceCommand, given)
+    import torch
+
     from harness.host.device import resolve_device
     from harness.training.traces.record_trace import trace as record
 
     folder = options.out or Path("traces") / Path(options.model).name
     request = TraceRequest.part_of(options)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
     with show_progress() as progress:
         try:
             traces = record(

@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from harness.commands.console import say, show_progress
+from harness.commands.console import log_to, say, stderr
 from harness.commands.lazy import LazyGroup
 from harness.errors import RegistryError
 from harness.registry import RECIPES
@@ -36,6 +36,7 @@ class Recipes(LazyGroup):
 def _command(name: str) -> Callable[..., None]:
     """Return the command of a recipe: its options as flags, its docstring as help."""
     from harness.commands.options import configure, configured_by
+    from harness.commands.progress import TrainingProgress
     from harness.config.model import Configuration
     from harness.contracts.recipes import TrainingRun
 
@@ -48,7 +49,9 @@ def _command(name: str) -> Callable[..., None]:
 
     def train(given: dict[str, Any]) -> None:
         options: Any = configure(recipe, given)
-        with show_progress() as progress:
+        console = stderr()
+        log_to(console)
+        with TrainingProgress(console) as progress:
             trained = options.train(TrainingRun(name, shlex.join(["harness", *sys.argv[1:]]), progress))
         if not trained.finished:
             say(f"Stopped; the checkpoint is kept. Go on with the same command and --resume. ({options.folder})")

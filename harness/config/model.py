@@ -29,11 +29,12 @@ __all__ = [
     "ModelName",
     "OperatingPoint",
     "Placeholder",
+    "RefusedValueError",
     "Seed",
     "Source",
     "TaskName",
+    "Threads",
     "limits",
-    "refusal",
 ]
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -41,26 +42,50 @@ DOCUMENT_TASKS = ("py150", "javacorpus")
 """What is trained and traced on unless tasks are named."""
 
 
+class RefusedValueError(ConfigError):
+    """A configuration that pydantic refuses, in one line.
+
+    Attributes:
+        name: of the option; empty where options contradict one another.
+        value: as it was given.
+        reason: a phrase without its period.
+    """
+
+    def __init__(self, error: ValidationError) -> None:
+        first = error.errors()[0]
+        message = first["msg"].removeprefix("Value error, ").replace("tuple", "list")  # files have lists
+        self.name = str(first["loc"][0]) if first["loc"] else ""
+        self.value, self.reason = first["input"], f"{message[0].lower()}{message[1:]}"
+        super().__init__(f"{self.name} = {self.value!r}: {self.reason}." if self.name else f"{self.reason}.")
+
+
 class Configuration(BaseModel):
-    """Base of configurations. Frozen; unknown names are refused."""
+    """Base of configurations. Frozen; what is not allowed is refused in one line, however one is made.
+
+    Raises:
+        ConfigError: unknown name, wrong type or out of range; says which and what is allowed.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    def __init__(self, **values: Any) -> None:
+        known = type(self).model_fields
+        for key in values:
+            if key not in known:
+                raise ConfigError(f"unknown configuration key '{key}'.{did_you_mean(key, known)}")
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise RefusedValueError(error) from None
+
     @classmethod
     def build(cls, values: Mapping[str, Any]) -> Self:
-        """Validate a mapping and turn pydantic's report into one line.
+        """Return the configuration that a mapping describes.
 
         Raises:
-            ConfigError: unknown name, wrong type or out of range; says which and what is allowed.
+            ConfigError: as for the class.
         """
-        for key in values:
-            if key not in cls.model_fields:
-                raise ConfigError(f"unknown configuration key '{key}'.{did_you_mean(key, cls.model_fields)}")
-        try:
-            return cls.model_validate(dict(values))
-        except ValidationError as error:
-            name, value, message = refusal(error)
-            raise ConfigError(f"{name} = {value!r}: {message}." if name else f"{message}.") from None
+        return cls(**values)
 
     @classmethod
     def part_of(cls, whole: Self) -> Self:
@@ -91,16 +116,6 @@ class Configuration(BaseModel):
             raise ConfigError(f"configuration {path} is not valid TOML: {error}.") from None
 
 
-def refusal(error: ValidationError) -> tuple[str, Any, str]:
-    """Return what pydantic refused first: the option's name, the value, and why in a phrase without its period.
-
-    The name is empty where options contradict one another.
-    """
-    first = error.errors()[0]
-    message = first["msg"].removeprefix("Value error, ").replace("tuple", "list")  # files have lists
-    return str(first["loc"][0]) if first["loc"] else "", first["input"], f"{message[0].lower()}{message[1:]}"
-
-
 def limits(metadata: Iterable[Any]) -> str:
     """Return the range that a field's metadata allows, in signs; empty where there is none."""
     signs = (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"))
@@ -121,6 +136,7 @@ Artefacts = Annotated[
     Field(description="Folder of `harness train`, or a shipped set. Default: artefacts/MODEL, then shipped."),
 ]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Threads = Annotated[int | None, Field(ge=1, le=1024, description="CPU threads. Default: torch's choice.")]
 Folder = Annotated[Path, Placeholder("DIR")]
 File = Annotated[Path, Placeholder("FILE")]
 OperatingPoint = Annotated[str, Placeholder("SPEC")]
@@ -166,7 +182,7 @@ class ModelConfiguration(ModelChoice):
         description="What propagate fills K,V of skipped layers from: the exit's hidden state, or the line from "
         "there to what the exit's shortcut makes of it.",
     )
-    threads: int | None = Field(default=None, ge=1, le=1024, description="CPU threads. Default: torch's choice.")
+    threads: Threads = None
     energy: str = Field(
         default="auto",
         description="Meter: auto (the best sensor found, else the estimate), nvml, rapl, "

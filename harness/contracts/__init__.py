@@ -24,7 +24,7 @@ from harness.contracts.models import (
     WeightsChoice,
 )
 from harness.contracts.recipes import Progress, Recipe, Trained, TrainingRun
-from harness.contracts.scores import Completion, Score
+from harness.contracts.scores import Completion, Score, common_prefix, first_line
 from harness.contracts.strategies import Batch, ExitRule, ExitView, Strategy
 from harness.contracts.tasks import (
     BadRow,
@@ -78,5 +78,7 @@ __all__ = [
     "Weights",
     "WeightsChoice",
     "Wording",
+    "common_prefix",
     "document_key",
+    "first_line",
 ]

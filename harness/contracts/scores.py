@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-__all__ = ["Completion", "Pair", "Score"]
+__all__ = ["Completion", "Pair", "Score", "common_prefix", "first_line"]
 
 Pair = tuple[str, str]
 """A completion's text and its reference."""
+
+_LINE_END = re.compile(r"\n|\r|<EOL>")
+"""``<EOL>`` ends a line in CodeXGLUE's rows."""
+
+
+def first_line(text: str) -> str:
+    """Return the first line of a completion that holds more than white space; empty where none does."""
+    return next((line for line in _LINE_END.split(text) if line.strip()), "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +39,12 @@ class Completion:
     token_ids: Sequence[int]
     reference_ids: Sequence[int]
     language: str
+
+
+def common_prefix(one: Sequence[object], other: Sequence[object]) -> int:
+    """Return how many items, or characters, two sequences begin with alike."""
+    shorter = min(len(one), len(other))
+    return next((place for place in range(shorter) if one[place] != other[place]), shorter)
 
 
 class Score:

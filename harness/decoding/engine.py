@@ -139,7 +139,7 @@ class Engine:
         stop: StopRule | None,
         eos_token_ids: frozenset[int],
     ) -> list[Generation]:
-        batch = self.open(len(prompts), self._check(prompts, max_new_tokens), kv, exits, tally)
+        batch = self.open(len(prompts), self.check(prompts, max_new_tokens), kv, exits, tally)
         started = time.perf_counter()
         for row, (prompt, limit) in enumerate(zip(prompts, max_new_tokens, strict=True)):
             batch.join(row, prompt, limit, stop, eos_token_ids, started)
@@ -155,7 +155,7 @@ class Engine:
         Raises:
             ModelError: no token, or more than the model's positions.
         """
-        self._check([token_ids], [0])
+        self.check([token_ids], [0])
         current = PrefixPass(self.backbone, self.rotary(len(token_ids)), [token_ids], [0])
         states = []
         for layer in layers:
@@ -170,7 +170,12 @@ class Engine:
             self._rotary = self.backbone.rotary(self._rotary_reach)
         return self._rotary
 
-    def _check(self, prompts: Sequence[Sequence[int]], max_new_tokens: Sequence[int]) -> int:
+    def check(self, prompts: Sequence[Sequence[int]], max_new_tokens: Sequence[int]) -> int:
+        """Return how many positions the longest prompt and completion take together.
+
+        Raises:
+            ModelError: an empty prompt, or more positions than the model has.
+        """
         reach = 0
         for prompt, limit in zip(prompts, max_new_tokens, strict=True):
             if not prompt:

@@ -9,9 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from harness.errors import StoreError
+from harness.errors import ConfigError, StoreError
 from harness.green_code.grid import GridRun, GridSettings
 from harness.running.reading import read_run
 from harness.running.runner import execute
@@ -52,7 +50,7 @@ def read_settings(folder: Path) -> GridSettings:
             f"{folder} is not a grid: {PLAN} cannot be read ({error.strerror}). Give --resume the folder that "
             "`harness reproduce green-code` named."
         ) from None
-    except (ValidationError, ValueError):
+    except (ConfigError, ValueError):
         raise StoreError(f"{folder / PLAN} is damaged. Start again with another --out.") from None
 
 

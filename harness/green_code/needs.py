@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -72,19 +73,20 @@ def check(settings: GridSettings) -> None:
         commands += [command for _, making in found for command in making]
     if missing:
         raise ConfigError(
-            f"the grid cannot start: {'; '.join(missing)}. Make them in this order: "
-            f"{' ; '.join(dict.fromkeys(commands))}. Or use --scale small."
+            f"the grid cannot start: {'; '.join(missing)}. Use --scale small, or make them in this order "
+            "(hours to tune, minutes to hours to trace, minutes to train):",
+            dict.fromkeys(commands),
         )
 
 
 def _missing(settings: GridSettings, model: str) -> Iterator[tuple[str, list[str]]]:
     """Return what a model lacks, and the commands that make it. What depends on missing weights is not checked."""
-    name = Path(model).name
-    tune = f"`harness train lite --model {model} --exit-head shared --source hub` (hours)"
-    trace = f"`harness trace --model {model} --source hub --out traces/{name}` (minutes to hours)"
+    name, given = Path(model).name, shlex.quote(model)
+    traces = shlex.quote(f"traces/{name}")
+    tune = f"harness train lite --model {given} --exit-head shared --source hub"
+    trace = f"harness trace --model {given} --source hub --out {traces}"
     train = {
-        task: f"`harness train rl --model {model} --traces traces/{name} --preset paper --task {task} --name {agent}` "
-        "(minutes)"
+        task: f"harness train rl --model {given} --traces {traces} --preset paper --task {task} --name {agent}"
         for task, agent in settings.agents.items()
         if task in settings.tasks
     }
@@ -100,8 +102,8 @@ def _missing(settings: GridSettings, model: str) -> Iterator[tuple[str, list[str
             raise
         hub = _hub_name(error, model)
         licence = "; its licence must be accepted" if hub.startswith("meta-llama/") else ""
-        fetch = f"`hf download {hub}` (where the hub is in reach{licence})"
-        yield f"{model} has no weights here, nor what is trained on them", [fetch, tune, trace, *train.values()]
+        lacks = f"{model} has no weights here, nor what is trained on them (the download needs the hub{licence})"
+        yield lacks, [f"hf download {hub}", tune, trace, *train.values()]
         return
     for task, command in train.items():
         agent = settings.agents[task]
@@ -109,8 +111,10 @@ def _missing(settings: GridSettings, model: str) -> Iterator[tuple[str, list[str
         try:
             strategy.exit_points(info)
         except ArtefactError as error:
-            reason = "no agent" if "there is no" in str(error) else f"an agent of another model or task ({error})"
-            yield f"{name} has {reason} {agent}" if reason == "no agent" else f"{name} has {reason}", [trace, command]
+            found, _, _ = error.message.partition(". ")
+            absent = "there is no" in found
+            lacks = f"no agent {agent}" if absent else f"an agent of another model or task ({found})"
+            yield f"{name} has {lacks}", [trace, command]
 
 
 def available_tasks(tasks: Sequence[str], source: str) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -32,7 +32,7 @@ from harness.models.trained import (
 )
 from harness.models.weights import digest, random_weights, read_weights
 
-__all__ = ["LoadedModel", "ResolvedModel", "resolve"]
+__all__ = ["LoadedModel", "ResolvedModel", "foresee", "resolve"]
 
 
 @dataclass(frozen=True)
@@ -144,13 +144,27 @@ def resolve(request: ModelRequest) -> ResolvedModel:
     """Find a model and its facts; reads no weights.
 
     Raises:
-        ModelError: not found, out of reach, or of a family that is not supported.
+        ModelError: not found, or of a family that is not supported.
+        OutOfReachError: not here, and the hub does not give it.
         UnknownNameError: neither a catalogue name nor a hub id nor a folder.
         ConfigError: exit points that do not fit.
         ArtefactError: an adapter or shortcuts that were asked for and are not there.
     """
     spec = find_spec(request.model)
-    config = read_config(spec, request.weights)
+    return _resolved(spec, read_config(spec, request.weights), request)
+
+
+def foresee(request: ModelRequest) -> ModelInfo | None:
+    """Return what would be known of a model out of reach, from the catalogue; ``None`` where it is not in there.
+
+    Raises:
+        ArtefactError: an adapter or shortcuts that were asked for and are not there either.
+    """
+    spec = find_spec(request.model)
+    return _resolved(spec, read_config(spec, "random"), request).info if spec.shape else None
+
+
+def _resolved(spec: ModelSpec, config: Any, request: ModelRequest) -> ResolvedModel:
     info = base_facts(spec, config, request)
     folders = [Path(folder) for folder in info.artefacts]
     seen = seen_documents(info.base_fingerprint, folders)

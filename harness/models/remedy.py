@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 
 from harness.contracts import ModelInfo
 from harness.models.artefacts import SHIPPED
 
-__all__ = ["remedy"]
+__all__ = ["Remedy", "remedy"]
 
 
-def remedy(kind: str, model: ModelInfo, name: str, folder: Path | None = None) -> str:
+@dataclass(frozen=True, slots=True)
+class Remedy:
+    """What to do about a missing artefact.
+
+    Attributes:
+        commands: for a shell, in order.
+        effort: how long they take and what to know of them, a phrase for brackets.
+    """
+
+    commands: tuple[str, ...]
+    effort: str
+
+
+def remedy(kind: str, model: ModelInfo, name: str, folder: Path | None = None, *, tune: bool = True) -> Remedy:
     """Return the commands in order, after which the same run finds what it looked for.
 
     A controller wants tuning first where the run would take an adapter and there is none. A trace of the same model
@@ -23,57 +37,59 @@ def remedy(kind: str, model: ModelInfo, name: str, folder: Path | None = None) -
         model: as the run asked for it; for shortcuts, with the exit head that they are fitted on.
         name: of the file, without its ending.
         folder: the one the run looks in, if it named the file by a path.
+        tune: whether a controller may want tuning first; false where it is known to be of the weights the run has.
     """
     asked, plain = model.asked, Path(model.name).name
     given = ["--model", asked.model or model.name]
     head = "shared" if kind == "shortcut" else asked.exit_head
     exits = [] if head == "auto" else ["--exit-head", head]
     exits += [] if asked.exit_points == "paper" else ["--exit-points", asked.exit_points]
-    commands, place = _own_folder(asked.artefacts)
+    commands, effort, place = _own_folder(asked.artefacts)
     found = [] if place is None else ["--artefacts", place]
     if place is None and Path(given[1]).name != plain:  # a folder given as . or the like
         place = f"artefacts/{plain}"
     out = [] if place is None else ["--out", place]
     lite = _harness("train", "lite", *given, *exits, *out)
     if kind == "adapter":
-        return " ; ".join([*commands, f"{lite} (hours)"])
+        return Remedy((*commands, lite), "; ".join([*effort, "hours"]))
     traces, fits = _traces(model)
     if not fits:
-        if kind != "shortcut" and asked.weights == "auto" and model.weights == "pretrained":
-            commands.append(f"{lite} (hours; without it the base weights serve)")
+        if tune and kind != "shortcut" and asked.weights == "auto" and model.weights == "pretrained":
+            commands.append(lite)
+            effort.append("hours to tune, without which the base weights serve")
         flags = [] if asked.weights == "auto" else ["--weights", asked.weights]
         flags += [] if asked.dtype == "float32" else ["--dtype", asked.dtype]
         flags += ["--seed", str(asked.seed)] if model.weights == "random" and asked.seed else []
-        trace = _harness("trace", *given, *flags, *exits, *found, "--out", traces)
-        commands.append(f"{trace} (minutes to hours)")
-    note = ""
+        commands.append(_harness("trace", *given, *flags, *exits, *found, "--out", traces))
+        effort.append("minutes to hours to trace")
+    effort.append("minutes to train")
     if folder is not None and folder.resolve().is_relative_to(SHIPPED):
-        note = f"; then give the name {name} without a folder"
+        effort.append(f"then give the name {name} without a folder")
     elif folder is not None:
         out = ["--out", str(folder)]
     named = [] if name == kind else ["--name", name]
     train = _harness("train", kind, *given, "--traces", traces, *found, *out, *named)
-    return " ; ".join([*commands, f"{train} (minutes{note})"])
+    return Remedy((*commands, train), "; ".join(effort))
 
 
 def _harness(*arguments: str) -> str:
-    return f"`{shlex.join(['harness', *arguments])}`"
+    return shlex.join(["harness", *arguments])
 
 
-def _own_folder(artefacts: str | None) -> tuple[list[str], str | None]:
-    """Return what makes a folder of the user's of what ``--artefacts`` names, and that folder.
+def _own_folder(artefacts: str | None) -> tuple[list[str], list[str], str | None]:
+    """Return what makes a folder of the user's of what ``--artefacts`` names, what to know of it, and that folder.
 
     A shipped set's name means a folder of that name in the working directory, once there is one.
     """
     if artefacts is None:
-        return [], None
+        return [], [], None
     there = Path(artefacts)
     shipped = there if there.is_dir() else SHIPPED / artefacts
     if not shipped.resolve().is_relative_to(SHIPPED) or not shipped.is_dir():
-        return [], artefacts
+        return [], [], artefacts
     copy = artefacts if shipped != there and artefacts == shipped.name else f"{shipped.name}-copy"
-    then = "your own, which --artefacts then means" if copy == artefacts else f"then give --artefacts {copy}"
-    return [f"`{shlex.join(['cp', '-r', str(shipped), copy])}` ({then})"], copy
+    then = "the copy is your own and what --artefacts then means" if copy == artefacts else f"give --artefacts {copy}"
+    return [shlex.join(["cp", "-r", str(shipped), copy])], [then], copy
 
 
 def _traces(model: ModelInfo) -> tuple[str, bool]:

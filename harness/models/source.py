@@ -21,8 +21,9 @@ from typing import Any
 from harness.config.model import DEFAULT_MODEL
 from harness.contracts import WeightsChoice
 from harness.decoding.families import check_family
-from harness.errors import ModelError, UnknownNameError
+from harness.errors import ModelError, OutOfReachError, UnknownNameError
 from harness.host.hub import hub_in_reach
+from harness.models.neighbours import absent_folder
 from harness.models.quiet import quiet
 from harness.registry import MODELS
 
@@ -81,15 +82,22 @@ def find_spec(name: str) -> ModelSpec:
 
     Raises:
         UnknownNameError: it is none of the three.
+        ModelError: it can only be a folder, and there is none.
     """
     if name in MODELS:
         spec: ModelSpec = MODELS.load(name)
         return spec
-    if Path(name).is_dir():
-        return ModelSpec(name=Path(name).resolve().name, location=name)
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+    folder = os.path.expanduser(name)
+    if os.path.isdir(folder):
+        return ModelSpec(name=Path(folder).resolve().name, location=folder)
+    if os.path.isfile(folder):
+        raise ModelError(f"--model {name} is a file. Give the folder it lies in: --model {Path(name).parent}")
+    if name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1:
+        raise ModelError(absent_folder(name))
+    if "/" in name:
         return ModelSpec(name=name, location=name)
-    raise UnknownNameError("model", name, MODELS.names(), "A hub id (owner/name) or a folder works too.")
+    here = [file.parent.name for file in Path().glob("*/config.json")]
+    raise UnknownNameError("model", name, [*MODELS.names(), *here], "A hub id (owner/name) or a folder works too.")
 
 
 def read_config(spec: ModelSpec, weights: WeightsChoice) -> Any:
@@ -97,6 +105,7 @@ def read_config(spec: ModelSpec, weights: WeightsChoice) -> Any:
 
     Raises:
         ModelError: it cannot be had.
+        OutOfReachError: it is not here, and the hub does not give it.
     """
     from transformers import AutoConfig, PretrainedConfig
 
@@ -116,7 +125,9 @@ def read_config(spec: ModelSpec, weights: WeightsChoice) -> Any:
         if Path(spec.location).is_dir():
             raise ModelError(f"{spec.location} holds no transformers model: {str(error).splitlines()[0]}") from error
         reach = "was refused by the hub" if hub_in_reach() else "is not cached and the model hub is out of reach"
-        raise ModelError(f"model {spec.name} ({spec.location}) {reach}. {ALTERNATIVES}") from error
+        if spec.name == spec.location and Path(spec.name).parent.is_dir():  # as likely a folder as a hub id
+            raise OutOfReachError(f"{absent_folder(spec.name)} As a hub id, it {reach}.") from error
+        raise OutOfReachError(f"model {spec.name} ({spec.location}) {reach}. {ALTERNATIVES}") from error
 
 
 def wheel_file(wheel: GgufWheel) -> Path:

@@ -16,6 +16,11 @@ from harness.models.source import ALTERNATIVES, ModelSpec, find_spec, snapshot_t
 
 __all__ = ["TransformersTokenizer", "read_tokenizer"]
 
+TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("tokenizer.model",), ("tekken.json",))
+"""Files that make a tokenizer, each group enough by itself."""
+PROBE = "def f(x): return x"
+"""Every tokenizer of a code model makes some tokens of it."""
+
 
 class TransformersTokenizer:
     """Implements :class:`harness.contracts.Tokenizer`.
@@ -72,26 +77,51 @@ def read_tokenizer(spec: ModelSpec, config: Any, info: ModelInfo) -> Transformer
     eos = _eos(config)
     if spec.wheel is not None:
         return TransformersTokenizer(snapshot_tokenizer(spec.wheel), eos, f"{spec.wheel.distribution} (GGUF)")
-    from transformers import AutoTokenizer
-
     try:
-        with quiet():
-            wrapped = AutoTokenizer.from_pretrained(
-                spec.location, local_files_only=not hub_in_reach(), trust_remote_code=False
-            )
+        wrapped = _own_tokenizer(spec)
         _check_vocabulary(wrapped, info)
         source = spec.location if not Path(spec.location).is_dir() else spec.name
         return TransformersTokenizer(wrapped, eos, source)
     except (OSError, ValueError) as error:
         stand_in = find_spec(DEFAULT_MODEL)
         if info.weights != "random" or stand_in.wheel is None:
-            raise ModelError(
-                f"no tokenizer for {spec.name}: {spec.location} is out of reach and not cached. {ALTERNATIVES}"
-            ) from error
+            raise ModelError(_refusal(spec, error)) from error
     wrapped = snapshot_tokenizer(stand_in.wheel)
     _check_vocabulary(wrapped, info)
     source = f"stand-in: {DEFAULT_MODEL}'s tokenizer ({spec.name}'s own is out of reach)"
     return TransformersTokenizer(wrapped, frozenset(), source, stand_in=True)
+
+
+def _own_tokenizer(spec: ModelSpec) -> Any:
+    """Read the tokenizer beside the weights.
+
+    Raises:
+        OSError, ValueError: it is not there, cannot be read, or makes nothing of text, as the empty one does that
+            transformers builds for some families where the files are missing.
+    """
+    from transformers import AutoTokenizer
+
+    folder = Path(spec.location)
+    if folder.is_dir() and not any(all((folder / name).is_file() for name in names) for names in TOKENIZER_FILES):
+        raise ValueError("files of the tokenizer are missing")
+    with quiet():
+        wrapped = AutoTokenizer.from_pretrained(
+            spec.location, local_files_only=not hub_in_reach(), trust_remote_code=False
+        )
+    if not wrapped.encode(PROBE, add_special_tokens=False):
+        raise ValueError(f"it makes no token of {PROBE!r}")
+    return wrapped
+
+
+def _refusal(spec: ModelSpec, error: Exception) -> str:
+    if not Path(spec.location).is_dir():
+        return f"no tokenizer for {spec.name}: {spec.location} is out of reach and not cached. {ALTERNATIVES}"
+    wanted = ", or ".join(" with ".join(names) for names in TOKENIZER_FILES)
+    reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".:")
+    return (
+        f"no tokenizer for {spec.name} in {spec.location}: {reason}. Copy the model's own into that folder, as they "
+        f"were published with its weights: {wanted}."
+    )
 
 
 def _check_vocabulary(tokenizer: Any, info: ModelInfo) -> None:

@@ -98,10 +98,9 @@ def require_adapter(model: ModelInfo, folders: Sequence[Path]) -> Artefact:
     for file in (folder / "adapter.json" for folder in folders if (folder / "adapter.json").is_file()):
         theirs = read_artefact(file, "adapter").facts["model_fingerprint"]
         others += f" {file} was trained on weights {theirs}, these are {model.fingerprint}."
-    instead = ", or use --weights pretrained." if model.asked.weights == "tuned" else "."
-    raise ArtefactError(
-        f"there is no adapter for {model.name}.{others} Make it with {remedy('adapter', model, 'adapter')}{instead}"
-    )
+    make = remedy("adapter", model, "adapter")
+    lead = "Use --weights pretrained, or make it" if model.asked.weights == "tuned" else "Make it"
+    raise ArtefactError(f"there is no adapter for {model.name}.{others} {lead} with ({make.effort}):", make.commands)
 
 
 def merge(module: Any, adapter: Artefact) -> None:
@@ -155,9 +154,11 @@ def require_shortcut(model: ModelInfo, folders: Sequence[Path]) -> Artefact:
         points = ", ".join(map(str, theirs.facts["exit_points"]))
         others += f" {file} is of weights {_belongs_to(theirs)}, exit points {points}."
     wanted = ", ".join(map(str, model.exit_points))
+    make = remedy("shortcut", model, "shortcut")
     raise ArtefactError(
         f"there are no shortcuts for {model.name} (weights {model.fingerprint}, exit points {wanted}).{others} "
-        f"Make them with {remedy('shortcut', model, 'shortcut')}, or use --exit-head shared."
+        f"Use --exit-head shared, or make them with ({make.effort}):",
+        make.commands,
     )
 
 

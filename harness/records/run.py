@@ -219,6 +219,8 @@ class SampleRecord(Record):
         text, reference: what is scored against what.
         token_texts: what each token added; together all that was spoken, of which ``text`` may be a part. A token that
             ends inside a character adds nothing, the one that completes it adds it. Empty in older runs.
+        full_depth_ids: full depth's token at each place, given the prompt and the generated tokens before it, by exact
+            keys and values. Empty in older runs and in later repeats, which generate the same again.
         scores: per-sample scores.
         latency_s: start of the batch to this sample's last token.
         ttft_s: start of the batch to the first token.
@@ -245,6 +247,7 @@ class SampleRecord(Record):
     token_times_s: tuple[float, ...] = ()
     text: str = ""
     token_texts: tuple[str, ...] = ()
+    full_depth_ids: tuple[int, ...] = ()
     reference: str = ""
     scores: dict[str, float | None] = Field(default_factory=dict)
     latency_s: float | None = None

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness.contracts import BadRow, Completion, Sample, Tokenizer
+from harness.contracts import BadRow, Completion, Sample, Tokenizer, common_prefix
 from harness.decoding.generation import Generation
 from harness.records import SampleRecord, WindowRecord
 from harness.running.plan import Plan, PlannedTask
@@ -24,11 +24,13 @@ class Outcome:
         sample: which.
         made: what was decoded, or why nothing was.
         came: with a fixed arrival rate, seconds from the window's start to its arrival, and how long it waited.
+        full_depth_ids: full depth's choices along what was decoded; empty where nobody asked.
     """
 
     sample: Sample
     made: Generation | str
     came: tuple[float, float] | None = None
+    full_depth_ids: tuple[int, ...] = ()
 
 
 def sample_record(window: WindowRecord, plan: Plan, planned: PlannedTask, outcome: Outcome) -> SampleRecord:
@@ -59,6 +61,7 @@ def sample_record(window: WindowRecord, plan: Plan, planned: PlannedTask, outcom
         token_times_s=tuple(round(t, 7) for t in made.token_times_s),
         text=text,
         token_texts=(*pieces, *[""] * (len(made.token_ids) - len(pieces))),
+        full_depth_ids=outcome.full_depth_ids,
         scores=score_sample(
             Completion(text, sample.reference, made.token_ids, sample.reference_ids, planned.task.language)
         ),
@@ -84,14 +87,9 @@ def token_texts(tokenizer: Tokenizer, token_ids: Sequence[int]) -> tuple[str, ..
     ends = [0]
     for count in range(1, len(token_ids)):
         so_far = tokenizer.decode(token_ids[:count])
-        ends.append(max(ends[-1], _common(so_far, whole)))
+        ends.append(max(ends[-1], common_prefix(so_far, whole)))
     ends.append(len(whole))
     return tuple(whole[start:end] for start, end in itertools.pairwise(ends)) if token_ids else ()
-
-
-def _common(one: str, other: str) -> int:
-    """Characters that two texts begin with alike."""
-    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def bad_record(window: WindowRecord, planned: PlannedTask, row: BadRow) -> SampleRecord:

@@ -21,7 +21,7 @@ from harness.errors import ArtefactError, OptionError
 from harness.records import OperatingPointRecord
 from harness.registry import KV_POLICIES
 
-__all__ = ["NeverExits", "OperatingPoint", "build_all", "operating_point", "operating_points", "usable"]
+__all__ = ["Built", "NeverExits", "OperatingPoint", "build_all", "operating_point", "operating_points", "usable"]
 
 logger = logging.getLogger(__name__)
 

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.config import RunConfig, demo_strategies, parse_all
-from harness.contracts import StopRule, Task, TaskData, TaskRequest
-from harness.errors import ConfigError, DataError
+from harness.contracts import ModelRequest, StopRule, Task, TaskData, TaskRequest
+from harness.errors import ArtefactError, ConfigError, DataError, OutOfReachError
 from harness.host.device import resolve_device
-from harness.models.model import ResolvedModel, resolve
+from harness.models.model import ResolvedModel, foresee, resolve
 from harness.records import TaskRecord
 from harness.registry import KV_POLICIES, PROTOCOLS, TASKS
-from harness.running.operating_points import OperatingPoint, build_all, operating_points, usable
+from harness.running.operating_points import Built, OperatingPoint, build_all, operating_points, usable
+from harness.running.scoring import score_names
 
 __all__ = ["Plan", "PlannedTask", "default_directory", "make_plan"]
 
@@ -72,8 +73,9 @@ def make_plan(config: RunConfig) -> Plan:
     specs = build_all(config.specs())
     tasks: list[Task] = [TASKS.load(name)() for name in config.tasks]
     PROTOCOLS.load(config.protocol)
+    score_names(task.language for task in tasks)  # imports them: what cannot be scored is not measured for hours
     device = resolve_device(config.device)
-    model = resolve(config.request(config.seed))
+    model = _find_model(config.request(config.seed), specs)
     if config.kv_input == "shortcut" and model.shortcut is None:
         raise ConfigError(
             "--kv-input shortcut needs the exits' shortcuts, and this run has the shared exit head. Use --exit-head "
@@ -84,6 +86,40 @@ def make_plan(config: RunConfig) -> Plan:
     points = operating_points(specs, config, model.info)
     planned = tuple(_draw(task, config, model) for task in tasks)
     return Plan(config, device, points, model, planned)
+
+
+def _find_model(request: ModelRequest, built: Built) -> ResolvedModel:
+    """Find the model; where it is out of reach, say at once what the strategies would lack when it is not.
+
+    Raises:
+        HarnessError: it cannot be had.
+    """
+    try:
+        return resolve(request)
+    except OutOfReachError as error:
+        lacking = _lacking(request, built)
+        if not lacking:
+            raise
+        reasons = "; ".join(each.message.rstrip(":") for each in lacking)
+        commands = dict.fromkeys(command for each in lacking for command in each.commands)
+        raise OutOfReachError(f"{error} With the model at hand: {reasons}:", commands) from None
+
+
+def _lacking(request: ModelRequest, built: Built) -> list[ArtefactError]:
+    """What a run with a catalogue model would be refused for once the model is in reach."""
+    lacking = []
+    try:
+        info = foresee(request)
+        if info is None:
+            return []
+        for _, strategy in built:
+            try:
+                strategy.exit_points(info)
+            except ArtefactError as error:
+                lacking.append(error)
+    except ArtefactError as error:
+        lacking.append(error)
+    return lacking
 
 
 def _refuse_contradictions(config: RunConfig) -> None:

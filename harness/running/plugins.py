@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
+from harness.errors import StoreError
 from harness.records import Manifest, PluginRecord
-from harness.registry import METERS, PROTOCOLS, SCORES, STRATEGIES, TASKS, Registry
+from harness.registry import KV_POLICIES, METERS, PROTOCOLS, SCORES, STRATEGIES, TASKS, Registry
 
-__all__ = ["absent_plugins", "absent_scores", "used_plugins"]
+__all__ = ["absent_plugins", "absent_scores", "refuse_absent_plugins", "used_plugins"]
 
 Used = tuple[Registry[object], str]
 
@@ -43,6 +45,26 @@ def absent_plugins(manifest: Manifest, scores: Iterable[str]) -> tuple[str, ...]
 
     Arguments as :func:`absent_scores`.
     """
+    return tuple(_sentence(*package, names) for package, names in _absent(manifest, scores).items())
+
+
+def refuse_absent_plugins(path: Path, manifest: Manifest) -> None:
+    """Refuse to go on with a run whose packages are not all installed here.
+
+    Raises:
+        StoreError: names them, with the commands that install them.
+    """
+    absent = _absent(manifest, ())
+    if absent:
+        commands = [f"pip install {name}=={version}" for name, version in absent if name]
+        lead = ". Install what it needs and continue:" if commands else "."
+        raise StoreError(
+            f"{path} was measured with what is not installed here: {'; '.join(absent.values())}{lead}", commands
+        )
+
+
+def _absent(manifest: Manifest, scores: Iterable[str]) -> dict[tuple[str, str], str]:
+    """Return package and version → what of it a run used, in words; empty texts where the package is not known."""
     known = {(plugin.kind, plugin.name): plugin for plugin in manifest.plugins}
     packages: dict[tuple[str, str], list[str]] = {}
     scores = {*scores, *absent_scores(manifest, scores)}
@@ -51,7 +73,7 @@ def absent_plugins(manifest: Manifest, scores: Iterable[str]) -> tuple[str, ...]
             plugin = known.get((registry.noun, name))
             package = (plugin.distribution, plugin.version) if plugin else ("", "")
             packages.setdefault(package, []).append(f"{registry.noun} '{name}'")
-    return tuple(_sentence(*package, ", ".join(names)) for package, names in packages.items())
+    return {package: ", ".join(names) for package, names in packages.items()}
 
 
 def _sentence(distribution: str, version: str, names: str) -> str:
@@ -68,6 +90,7 @@ def _used(manifest: Manifest, scores: Iterable[str]) -> Iterator[Used]:
     meter = str(manifest.config.get("energy", "auto")).partition(":")[0]
     used = [
         *((STRATEGIES, point.strategy) for point in manifest.operating_points if ":" not in point.strategy),
+        *((KV_POLICIES, point.kv) for point in manifest.operating_points if point.kv),
         *((TASKS, task.name) for task in manifest.tasks),
         *((PROTOCOLS, task.protocol) for task in manifest.tasks),
         *((SCORES, name) for name in scores),

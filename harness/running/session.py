@@ -1,8 +1,9 @@
 """Measures the windows of one run: what is timed, what is not, and what becomes a record.
 
 Inside a window there is decoding and nothing else. Rehearsals of strategies that look at the answer come
-before it; texts and scores after it. What else the machine did is read at its edges, outside the clock. A
-window line commits its samples, so whatever is killed loses at most the window it was in.
+before it; full depth's choices along what was generated, texts and scores after it. What else the machine did
+is read at its edges, outside the clock. A window line commits its samples, so whatever is killed loses at most
+the window it was in.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from harness.running.arrivals import Schedule, poisson
 from harness.running.completions import Outcome, bad_record, sample_record
 from harness.running.manifest import is_out_of_memory, utc_now
 from harness.running.operating_points import OperatingPoint
+from harness.running.own_text import OwnText
 from harness.running.plan import Plan, PlannedTask
 from harness.running.windows import judged, window_record
 from harness.store.run_directory import RunDirectory
@@ -129,10 +131,11 @@ class Session:
         _commit_bare(store, before)
         for planned in self._plan.tasks:
             for index, block in enumerate(blocks[planned.record.name]):
+                own_text = OwnText(self._engine) if repeat == 0 else None
                 for point in self._order(planned.record.name, index, repeat):
                     if (planned.record.name, index, repeat, point.name) in finished:
                         continue
-                    observer.window(self._measure_one(store, planned, index, repeat, point, block))
+                    observer.window(self._measure_one(store, planned, index, repeat, point, block, own_text))
         _commit_bare(store, self.rest())
 
     def _blocks(self, planned: PlannedTask, size: int) -> list[Sequence[Sample]]:
@@ -153,13 +156,14 @@ class Session:
         repeat: int,
         point: OperatingPoint,
         samples: Sequence[Sample],
+        own_text: OwnText | None,
     ) -> WindowRecord:
         """Measure one window until it counts; under ``strict`` contaminated ones are kept as superseded."""
         size = self._plan.config.batch_size
         batches = [samples[start : start + size] for start in range(0, len(samples), size)]
         key = (planned.record.name, block, repeat, point.name)
         while True:
-            window, outcomes = self._attempt(store, planned, block, repeat, point, batches)
+            window, outcomes = self._attempt(store, planned, block, repeat, point, batches, own_text)
             records = [sample_record(window, self._plan, planned, outcome) for outcome in outcomes]
             if block == 0:
                 records += [bad_record(window, planned, row) for row in planned.data.bad_rows]
@@ -178,11 +182,13 @@ class Session:
         repeat: int,
         point: OperatingPoint,
         batches: Sequence[Sequence[Sample]],
+        own_text: OwnText | None,
     ) -> tuple[WindowRecord, list[Outcome]]:
         size = self._plan.config.batch_size
         try:
             self._rehearse(planned, point, batches)
-            return self._window(store.next_window, planned, block, repeat, point, batches)
+            window, outcomes = self._window(store.next_window, planned, block, repeat, point, batches)
+            return window, outcomes if own_text is None else [own_text.of(point, outcome) for outcome in outcomes]
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

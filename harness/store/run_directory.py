@@ -313,8 +313,11 @@ def _read_manifest(path: Path) -> Manifest:
     try:
         file.stat()
     except FileNotFoundError:
-        what = "holds no manifest.json: it is not a run directory" if path.is_dir() else "does not exist"
-        raise StoreError(f"{path} {what}. Start a run with --out {path}.") from None
+        if not path.is_dir():
+            raise StoreError(f"{path} does not exist. Start a run with --out {path}.") from None
+        below = next((file.parent for file in sorted(path.glob(f"*/{MANIFEST}"))), None)
+        instead = "the folder that `harness run` made" if below is None else f"one such as {below}"
+        raise StoreError(f"{path} holds no manifest.json: it is not a run directory. Give {instead}.") from None
     except NotADirectoryError:
         raise StoreError(f"{path} is a file, not a run directory. Give the folder that `harness run` made.") from None
     except OSError as error:

@@ -11,7 +11,7 @@ import torch
 from harness.contracts import ModelInfo
 from harness.host import environment
 
-__all__ = ["identity", "provenance"]
+__all__ = ["exit_head_note", "identity", "provenance"]
 
 
 def identity(info: ModelInfo, tokenizer: str) -> dict[str, Any]:
@@ -26,6 +26,12 @@ def identity(info: ModelInfo, tokenizer: str) -> dict[str, Any]:
         "exit_points": list(info.exit_points),
         "exit_head": info.exit_head,
     }
+
+
+def exit_head_note(exit_head: str) -> str:
+    """Say which exit head a controller was trained for, and how a run comes by it."""
+    flag = "shared" if exit_head == "shared" else "auto"
+    return f"It was trained for exit head {exit_head}: run it with --exit-head {flag}."
 
 
 def provenance(command: str) -> dict[str, Any]:

@@ -90,8 +90,13 @@ class Agent(AgentOptions):
 
             return find_optimum(self.filled(), run)
         require("stable_baselines3", "gymnasium")
+        from harness.models.artefacts import read_artefact
         from harness.training.agents.train_agent import train_agent
+        from harness.training.identity import exit_head_note
 
         result = train_agent(self.filled(), run)
+        if not result.finished:
+            return Trained(finished=False)
         log = f"{self.name or run.recipe}-training.jsonl"
-        return Trained(result.report, f"The agent is {result.path}; {log} beside it has its rewards.", result.finished)
+        head = exit_head_note(read_artefact(result.path, run.recipe).facts["exit_head"])
+        return Trained(result.report, f"The agent is {result.path}; {log} beside it has its rewards. {head}")

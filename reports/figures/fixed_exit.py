@@ -15,7 +15,7 @@ from reports.figures.figure import Figure, slug
 from reports.figures.style import QUIET
 from reports.figures.task_table import PlacedPoint, TaskTable, shortened, task_tables
 from reports.green_code.published_runs import PublishedRun, green_code
-from reports.metrics.faithfulness import AGREEMENT
+from reports.metrics.faithfulness import EXACT_PREFIX, exact_prefixes
 from reports.metrics.sections import FIGURES, in_section
 from reports.metrics.vocabulary import metrics_of
 from reports.recorded import RecordedRun
@@ -124,10 +124,12 @@ def _curves(line: _Line) -> dict[Metric, list[tuple[int, Resampled]]]:
     found: dict[Metric, list[tuple[int, Resampled]]] = {}
     for metric in _panels([line]):
         for layer, point in line.places:
-            if metric is not AGREEMENT:
+            if metric is not EXACT_PREFIX:
                 estimate = table.resampling.score(point.cell, metric.name, point.row.value(metric))
+            elif full is not None:
+                estimate = table.resampling.mean(point.cell, exact_prefixes(point.cell, full.cell))
             else:
-                estimate = table.resampling.agreement(point.cell, full.cell) if full else None
+                estimate = None
             if estimate is not None:
                 found.setdefault(metric, []).append((layer, estimate))
     return found
@@ -163,8 +165,8 @@ def _caption(lines: Sequence[_Line], left_out: int, metrics: Sequence[Metric]) -
     )
     if any(metric.name == _THEIR_CODEBLEU for metric in metrics):
         parts.append("A corpus score that is no mean of samples (CodeBLEU) has no interval.")
-    if AGREEMENT in metrics:
-        parts.append("Agreement is with full depth of the same run.")
+    if EXACT_PREFIX in metrics:
+        parts.append("The exact prefix is of the tokens of full depth of the same run.")
     missing = [_title(metric) for metric in _panels(lines) if metric not in metrics]
     if missing:
         parts.append(f"Not measured, so not drawn: {', '.join(missing)}.")

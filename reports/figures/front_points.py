@@ -8,7 +8,7 @@ from harness.contracts import Metric
 from reports.figures.task_table import PlacedPoint, TaskTable
 from reports.metrics.depth import EXIT_LAYER
 from reports.metrics.energy import ENERGY_PER_TOKEN
-from reports.metrics.faithfulness import AGREEMENT
+from reports.metrics.faithfulness import EXACT_PREFIX, exact_prefixes
 from reports.metrics.time import LATENCY_P50
 from reports.summary.hypervolume import Candidate, Hypervolume, hypervolumes
 from reports.summary.pareto import QUALITY, front
@@ -37,7 +37,7 @@ COSTS = (
     Cost("energy", "energy per generated token", ENERGY_PER_TOKEN),
     Cost("layers", "layers executed per decoded token", EXIT_LAYER),
 )
-QUALITIES = {QUALITY: "edit similarity to the reference", AGREEMENT.name: "agreement with full depth"}
+QUALITIES = {QUALITY: "edit similarity to the reference", EXACT_PREFIX.name: "exact prefix of full depth's tokens"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +93,7 @@ def _cost(table: TaskTable, point: PlacedPoint, cost: Cost) -> Resampled | None:
 
 
 def _quality(table: TaskTable, point: PlacedPoint, quality: str) -> Resampled | None:
-    if quality == AGREEMENT.name:
-        return None if table.full is None else table.resampling.agreement(point.cell, table.full.cell)
+    if quality == EXACT_PREFIX.name:
+        full = table.full
+        return None if full is None else table.resampling.mean(point.cell, exact_prefixes(point.cell, full.cell))
     return table.resampling.score(point.cell, quality, point.row.value(quality))

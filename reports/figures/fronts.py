@@ -1,8 +1,8 @@
 """Pareto fronts: quality against what a completion costs, with intervals on both axes and the hypervolume.
 
 One figure per cost (time, energy, layers), two qualities beside each other: edit similarity to the reference, and
-agreement with full depth, which is faithfulness and says nothing about being right. A front is that of the measured
-points; whether two of them really differ is what the tables' tests say.
+the exact prefix of full depth's tokens, which is faithfulness and says nothing about being right. A front is
+that of the measured points; whether two of them really differ is what the tables' tests say.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from reports.figures.style import BOUND, INK, look_of
 from reports.figures.task_table import TaskTable, shortened, task_tables
 from reports.metrics.depth import EXIT_LAYER
 from reports.metrics.energy import ENERGY_PER_TOKEN
-from reports.metrics.faithfulness import AGREEMENT
 from reports.metrics.time import LATENCY_P50, LATENCY_P99
 from reports.recorded import RecordedRun
 from reports.summary.energy import energy_origin
@@ -92,8 +91,7 @@ def _caption(table: TaskTable, cost: Cost) -> str:
             f"Energy is {energy_origin(row.energy_source)}, not measured by a sensor: this figure adds nothing to that "
             "of latency and decides no ranking."
         )
-    if any(point.row.value(AGREEMENT) is not None for point in table.points):
-        parts.append("Agreement is counted in free running: after the first different token the contexts differ.")
+    parts.append("Exact prefix: the share of full depth's tokens before the first that differs, prefill's left out.")
     return " ".join(parts)
 
 

@@ -92,6 +92,7 @@ def describe_point(run: RecordedRun, entry: RunEntry, point: PointEntry, shown: 
         "bound": not is_candidate(row),
         "quality": quality_of(row),
         "verdict": row.verdict,
+        "unranked": list(entry.unranked.values()),
         "settings": _settings(run, cell),
         "cells": {
             key: [column.cells[0], column.unit, _source(column, row)]

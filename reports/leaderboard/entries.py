@@ -16,6 +16,7 @@ from harness.records import Manifest
 from harness.records.record import Record
 from harness.records.summary import SummaryRow
 from reports.identity import identity
+from reports.leaderboard.conditions import conditions
 from reports.recorded import RecordedRun
 from reports.summary.measured import Measured, Regime
 
@@ -50,6 +51,8 @@ class RunEntry(Record):
         name: of its folder when it was first published.
         manifest: without private paths.
         machine: one line. notes: sentences that belong under its numbers.
+        unranked: what ``harness submit`` would refuse it for: name of the condition → what was found; empty where it
+            ranks.
         points: at least one.
     """
 
@@ -60,11 +63,17 @@ class RunEntry(Record):
     manifest: Manifest
     machine: str
     notes: tuple[str, ...]
+    unranked: dict[str, str] = Field(default_factory=dict)
     points: tuple[PointEntry, ...]
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether more windows of it may come."""
+        return "finished" in self.unranked
 
 
 def entry_of(run: RecordedRun, run_id: str) -> RunEntry:
-    """Return what the site keeps of a finished run; operating points without a finished sample are left out.
+    """Return what the site keeps of a run; operating points without a finished sample are left out.
 
     Args:
         run: without private paths.
@@ -90,6 +99,7 @@ def entry_of(run: RecordedRun, run_id: str) -> RunEntry:
         manifest=manifest,
         machine=run.summary.machine,
         notes=run.summary.notes,
+        unranked={check.name: check.found for check in conditions(run) if not check.passed},
         points=tuple(points),
     )
 

@@ -61,7 +61,9 @@ def index_of(runs: Sequence[RunEntry]) -> dict[str, Any]:
         "axes": [SPEEDUP.name, QUALITY],
         "criteria": [[criterion.metric, criterion.title] for criterion in CRITERIA],
         "groups": [{"id": group.id, "facts": described(group), **_facets(group)} for group in groups],
-        "runs": [[run.id, run.name, run.manifest.created[:10], run.machine] for run in runs],
+        "runs": [
+            [run.id, run.name, run.manifest.created[:10], run.machine, list(run.unranked.values())] for run in runs
+        ],
         "looks": {name: _look(name) for name in strategies},
         "points": points,
     }
@@ -95,9 +97,11 @@ def _kv(manifest: Manifest, row: SummaryRow) -> str:
 def _lines(
     group: int, members: Sequence[tuple[int, PointEntry]], runs: Sequence[RunEntry], shown: Sequence[Metric]
 ) -> Iterable[list[Any]]:
-    rows = [point.row for _, point in members]
-    by_criterion = [ranks(rows, criterion) for criterion in CRITERIA]
-    for (run, point), front, *placed in zip(members, on_front(rows), *by_criterion, strict=True):
+    ranked = [place for place, (run, _) in enumerate(members) if not runs[run].unranked]
+    rows = [members[place][1].row for place in ranked]
+    fronts = dict(zip(ranked, on_front(rows), strict=True))
+    by_criterion = [dict(zip(ranked, ranks(rows, criterion), strict=True)) for criterion in CRITERIA]
+    for place, (run, point) in enumerate(members):
         row = point.row
         kind = "baseline" if is_baseline(row) else "candidate" if is_candidate(row) else "bound"
         yield [
@@ -109,8 +113,8 @@ def _lines(
             _kv(runs[run].manifest, row),
             kind,
             quality_of(row),
-            int(front),
-            placed,
+            int(fronts.get(place, False)),
+            [found.get(place) for found in by_criterion],
             row.n,
             [_numbers(row.estimate(metric)) for metric in shown],
         ]

@@ -9,7 +9,8 @@ Pearson) must stay below 5 %: none loses more than 1, so that a lossless operati
 **Ranks.** One plus the number of rows that are clearly better, that is, whose interval lies wholly above this row's.
 Rows that the intervals do not tell apart share a rank. Full depth ranks like any other, at 1 exactly.
 
-The oracle is a bound and never ranks; random weights never rank; energy ranks only where a sensor measured it.
+The oracle is a bound and never ranks; random weights never rank; energy ranks only where a sensor measured it. Runs
+that ``harness submit`` would refuse do not come here at all (:mod:`reports.leaderboard.conditions`).
 """
 
 from __future__ import annotations

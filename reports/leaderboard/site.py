@@ -87,7 +87,9 @@ class Site:
             self._write_mark(unfinished=True)
 
     def add(self, run: RecordedRun) -> bool:
-        """Add a finished run; ``False`` when the site holds it already.
+        """Add a run; ``False`` when the site holds it already, or a later state of it.
+
+        Of a run that was not finished the latest state stays.
 
         Raises:
             StoreError: it cannot be published, or the site cannot be written.
@@ -106,7 +108,12 @@ class Site:
             return False
         entry = entry_of(run, run_id)
         if not entry.points:
-            raise StoreError(f"{run.directory} has no finished sample. Run it again.")
+            raise StoreError(f"{run.directory}: {run.state or 'no finished sample'}; not published. {run.remedy}")
+        states = [other for other in self.runs.values() if _is_state(other, entry) or _is_state(entry, other)]
+        if any(_progress(other) >= _progress(entry) for other in states):
+            return False
+        for other in states:
+            del self.runs[other.id]
         for point in entry.points:
             described = describe_point(run, entry, point, self.shown)
             self._write(f"data/points/{point.id}.js", script("point", described).encode())
@@ -120,7 +127,7 @@ class Site:
         Raises:
             StoreError: there is no run, a run that the site held was not given again, or the site cannot be written.
         """
-        lost = sorted(self._held - self.runs.keys())
+        lost = sorted(run_id for run_id in self._held - self.runs.keys() if not self._has_later_state(run_id))
         if lost or not self.runs:
             self._undo()
         if not self.runs:
@@ -140,6 +147,10 @@ class Site:
         self._write_mark(unfinished=False)
         self._sweep("data/runs", {run.id for run in runs})
         self._sweep("data/points", {point.id for run in runs for point in run.points})
+
+    def _has_later_state(self, run_id: str) -> bool:
+        held = _read_entry(self.folder / "data" / "runs" / f"{run_id}.js")
+        return any(_is_state(held, run) for run in self.runs.values())
 
     def _write_mark(self, *, unfinished: bool) -> None:
         mark = Mark(
@@ -175,6 +186,15 @@ class Site:
                     file.unlink(missing_ok=True)
                 except OSError as error:
                     raise StoreError(f"cannot delete {file}: {error.strerror}.") from None
+
+
+def _is_state(entry: RunEntry, other: RunEntry) -> bool:
+    """Whether an entry is of a run before it was finished, of which the other one is as well."""
+    return entry.unfinished and entry.manifest == other.manifest
+
+
+def _progress(entry: RunEntry) -> tuple[bool, int]:
+    return not entry.unfinished, sum(point.row.n for point in entry.points)
 
 
 def _is_blank(folder: Path) -> bool:

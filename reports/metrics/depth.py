@@ -8,7 +8,7 @@ from functools import partial
 from harness.contracts import Metric, Wording
 from harness.records import SampleRecord
 from reports.metrics.point import Point
-from reports.metrics.sections import DEPTH, HEADLINE
+from reports.metrics.sections import AGREEMENTS, DEPTH, HEADLINE
 from reports.metrics.units import Units, rates
 from reports.statistics.intervals import ratio
 from reports.summary.measured import Measured, SampleKey
@@ -54,9 +54,10 @@ def _oracle_share(point: Point) -> float | None:
     """Of the layers that the oracle skips, the share skipped here too, by tokens that are full depth's.
 
     Σ over tokens that agree of min(skipped here, skipped by the oracle) ÷ Σ over the oracle's tokens of skipped, on the
-    samples that full depth finished too. A skipped layer counts only where the token at its place is full depth's and the oracle skips
-    that layer of that token as well, so that it is never above 1: not after the first different token either, where a
-    token may agree in another context. The token of prefill counts on neither side where one of both has a cache.
+    samples that full depth finished too. A skipped layer counts only where the token at its place is full depth's and
+    the oracle skips that layer of that token as well, so that it is never above 1: not after the first different token
+    either, where a token may agree in another context. The token of prefill counts on neither side where one of both
+    has a cache.
     """
     cell, full, layers = point.cell, point.full, point.model.num_layers
     oracle = oracle_of(point.cells, cell)
@@ -110,7 +111,7 @@ ORACLE_SHARE = Metric(
     compute=_oracle_share,
     kind="work",
     form="percent",
-    sections={HEADLINE: 3.01},
+    sections={AGREEMENTS: 5.1},
     priority=7,
 )
 EXIT_CHECKS = Metric(

@@ -12,6 +12,7 @@ from harness.contracts import Metric
 
 __all__ = [
     "AGAINST_FULL",
+    "AGREEMENTS",
     "BYTE_MODEL",
     "DEPTH",
     "ENERGY",
@@ -35,6 +36,7 @@ FIGURES = "figures"
 """Figures with a panel or a bar per measure of quality."""
 
 AGAINST_FULL = "Against full depth"
+AGREEMENTS = "Agreement with full depth"
 BYTE_MODEL = "Expected and realised decoding speed-up"
 TIME = "Time of a request"
 ENERGY = "Energy and power"
@@ -44,7 +46,7 @@ EQUAL_DEPTH = "Against fixed exit at the same mean depth"
 SCORES = "Scores"
 SCORE_DIFFERENCES = "Scores minus full depth's"
 
-_ORDER = (AGAINST_FULL, BYTE_MODEL, TIME, REPEATS, ENERGY, DEPTH, EQUAL_DEPTH, SCORES, SCORE_DIFFERENCES)
+_ORDER = (AGAINST_FULL, AGREEMENTS, BYTE_MODEL, TIME, REPEATS, ENERGY, DEPTH, EQUAL_DEPTH, SCORES, SCORE_DIFFERENCES)
 
 
 def in_section(metrics: Iterable[Metric], *sections: str) -> list[Metric]:

@@ -10,7 +10,7 @@ from harness.errors import RegistryError
 from harness.records.summary import SummaryRow
 from harness.registry import METRICS, SCORES
 from reports.metrics.scores import score_metrics, scores_of
-from reports.metrics.sections import HEADLINE, in_section, sections_of
+from reports.metrics.sections import in_section, sections_of
 
 __all__ = ["all_metrics", "metrics_of"]
 
@@ -37,9 +37,7 @@ def metrics_of(rows: Iterable[SummaryRow]) -> tuple[Metric, ...]:
 def _ordered(scores: tuple[str, ...]) -> tuple[Metric, ...]:
     made = [metric for name in scores for metric in score_metrics(name)]
     found = [*_registered(), *(metric for metric in made if metric.name not in METRICS)]
-    return tuple(
-        dict.fromkeys(one for section in (*sections_of(found), HEADLINE) for one in in_section(found, section))
-    )
+    return tuple(dict.fromkeys(one for section in sections_of(found) for one in in_section(found, section)))
 
 
 @cache

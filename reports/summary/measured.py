@@ -99,12 +99,16 @@ class Measured:
         """Repetitions that were timed."""
         return len({window.repeat for window in self.windows.values()})
 
-    def decoded_layers(self, sample: SampleRecord) -> Sequence[int]:
-        """Return the layers executed for each token a strategy was, or could have been, asked about.
+    def decoded(self, by_token: Sequence[Value]) -> Sequence[Value]:
+        """Return, of what there is for each token, that of those a strategy was, or could have been, asked about.
 
         With a KV cache the first token comes from prefill and is left out; without one all count.
         """
-        return sample.exit_layers[1:] if self.regime.cached else sample.exit_layers
+        return by_token[1:] if self.regime.cached else by_token
+
+    def decoded_layers(self, sample: SampleRecord) -> Sequence[int]:
+        """Return the layers executed for each such token."""
+        return self.decoded(sample.exit_layers)
 
     @cached_property
     def constant_layer(self) -> int | None:

@@ -185,8 +185,14 @@ def _about_regimes(cells: Sequence[Measured], manifest: Manifest) -> Iterator[st
     cached = any(regime.cached for regime in regimes)
     if cached:
         yield (
-            "the first token of a completion comes from prefill at full depth: it counts in agreement, scores and "
-            "latency, not in layers, work or decoding speed."
+            "the first token of a completion comes from prefill at full depth: it counts in scores, latency and "
+            "positionwise agreement, not in the exact prefix, own-text agreement, layers, work or decoding speed."
+        )
+    own_text = any(sample.full_depth_ids for cell in cells for sample in cell.scored)
+    if own_text and manifest.model.dtype != "float32":
+        yield (
+            f"own-text agreement reads a completion in one pass, where {manifest.model.dtype} rounds otherwise than in "
+            "decoding: after the first difference full depth's choice can flip (on CPU, bfloat16 flips 1 % of them)."
         )
     if manifest.bandwidth_bytes_per_s is None and cached and batch == 1:
         yield "memory bandwidth was not measured, so the share of it that decoding reached is unknown."

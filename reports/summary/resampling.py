@@ -9,7 +9,7 @@ over its own.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,15 +73,9 @@ class Resampling:
             return Resampled(value, None, np.zeros(0))
         return Resampled(value, found.ci, found.replicates)
 
-    def agreement(self, cell: Measured, full: Measured) -> Resampled | None:
-        """Return the share of full depth's tokens at the same place: :data:`reports.metrics.faithfulness.AGREEMENT`."""
-        terms = []
-        for key in cell.shared(full):
-            if key[1] == 0:
-                reference, sample = full.samples[key].token_ids, cell.samples[key]
-                same = sum(a == b for a, b in zip(sample.token_ids, reference, strict=False))
-                terms.append((self._block(cell, sample), float(same), float(len(reference))))
-        return self._ratio(terms)
+    def mean(self, cell: Measured, values: Mapping[str, float]) -> Resampled | None:
+        """Return the mean of numbers of samples of the first repeat, by sample id."""
+        return self._ratio((self._block(cell, cell.samples[key, 0]), value, 1.0) for key, value in values.items())
 
     def layers(self, cell: Measured, num_layers: int) -> Resampled | None:
         """Return the layers executed per decoded token as a share of full depth's."""

@@ -15,10 +15,19 @@ from typing import ClassVar
 
 from rapidfuzz.distance import Indel
 
-from harness.contracts import Completion, Score
+from harness.contracts import Completion, Score, common_prefix, first_line
 from tasks.scores.text import restore_literals
 
-__all__ = ["EditSimilarity", "ExactMatch", "TokenAccuracy", "edit_similarity", "exact_match", "token_accuracy"]
+__all__ = [
+    "AcceptedPrefix",
+    "EditSimilarity",
+    "ExactMatch",
+    "FirstLineMatch",
+    "TokenAccuracy",
+    "edit_similarity",
+    "exact_match",
+    "token_accuracy",
+]
 
 
 class ExactMatch(Score):
@@ -53,6 +62,32 @@ class TokenAccuracy(Score):
     def sample(self, completion: Completion) -> float | None:
         """Return the share; ``None`` without a reference."""
         return token_accuracy(completion.token_ids, completion.reference_ids)
+
+
+class FirstLineMatch(Score):
+    """Share of completions whose first line is the reference's, white space aside."""
+
+    title = "first-line match"
+    decides = False
+    sections: ClassVar = {}
+
+    def sample(self, completion: Completion) -> float | None:
+        """Return 1 or 0; ``None`` where the reference has no line."""
+        text, reference = (first_line(restore_literals(whole)) for whole in (completion.text, completion.reference))
+        return exact_match(text, reference) if reference else None
+
+
+class AcceptedPrefix(Score):
+    """Characters of a completion until it differs from the reference, what an editor's user can keep of it."""
+
+    title = "accepted prefix"
+    unit = "characters"
+    decides = False
+    sections: ClassVar = {}
+
+    def sample(self, completion: Completion) -> float:
+        """Return how many characters the two begin with alike."""
+        return float(common_prefix(restore_literals(completion.text), restore_literals(completion.reference)))
 
 
 def exact_match(text: str, reference: str) -> float:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from harness.running.reading import read_run
+from reports.leaderboard.scripts import read_script
 from reports.recorded import RecordedRun
 
 Command = Callable[..., Any]
@@ -18,9 +19,21 @@ Command = Callable[..., Any]
 
 @pytest.fixture
 def runs(tiny_run: Command, tmp_path: Path) -> Path:
-    """A folder with one good run."""
+    """A folder with one good run, whatever else this machine did meanwhile."""
     assert tiny_run("--out", tmp_path / "runs" / "good").code == 0
+    windows = tmp_path / "runs" / "good" / "windows.jsonl"
+    windows.write_text(flagged(windows.read_text()))
     return tmp_path / "runs"
+
+
+def flagged(text: str, *flags: str) -> str:
+    return "".join(json.dumps(json.loads(line) | {"flags": flags}) + "\n" for line in text.splitlines())
+
+
+def remade(runs: Path, name: str) -> None:
+    """Make a run another one than that it was copied from."""
+    file = runs / name / "manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"created": f"2026-01-01T00:00:00Z, {name}"}))
 
 
 def broken(runs: Path, name: str, file: str, change: Callable[[str], str]) -> None:
@@ -40,17 +53,20 @@ def all_failed(text: str) -> str:
 
 def test_the_good_ones_are_published_and_each_other_has_a_line(cli: Command, runs: Path, tmp_path: Path) -> None:
     broken(runs, "unfinished", "windows.jsonl", without_last_line)
+    remade(runs, "unfinished")
     broken(runs, "unreadable", "manifest.json", lambda _: "{")
     broken(runs, "foreign", "manifest.json", lambda text: text.replace('"schema_version": 1', '"schema_version": 9', 1))
     broken(runs, "failed", "samples.jsonl", all_failed)
     broken(runs, "empty", "windows.jsonl", lambda _: "")
     ran = cli("leaderboard", runs, tmp_path / "nowhere", "--out", tmp_path / "site")
     assert ran.code == 0, ran
-    assert "1 run(s) with 1 operating points, 6 left out" in ran.out
+    assert "2 run(s) with 2 operating points, 1 marked and not ranked, 5 left out" in ran.out
+    (marked,) = (line for line in ran.err.splitlines() if line.startswith("not ranked: "))
+    remedy = f"Continue it with `harness run --resume {runs / 'unfinished'}`."
+    assert marked == f"not ranked: not finished: 2 of 3 windows. {remedy}"
     lines = [line for line in ran.err.splitlines() if line.startswith("left out: ")]
-    assert len(lines) == 6
+    assert len(lines) == 5
     for name, said in {
-        "unfinished": "not finished: 2 of 3 windows; not published",
         "unreadable": "not JSON",
         "foreign": "schema version 9 and this harness reads 1",
         "failed": "every sample failed, the first with: out of luck",
@@ -58,6 +74,40 @@ def test_the_good_ones_are_published_and_each_other_has_a_line(cli: Command, run
         "nowhere": "does not exist",
     }.items():
         assert [line for line in lines if name in line and said in line], (name, lines)
+
+
+def test_what_submit_refuses_is_marked_and_not_ranked(cli: Command, runs: Path, tmp_path: Path) -> None:
+    broken(runs, "loud", "windows.jsonl", lambda text: flagged(text, "foreign-cpu"))
+    remade(runs, "loud")
+    refused = cli("submit", runs / "loud")
+    ran = cli("leaderboard", runs, "--out", tmp_path / "site")
+    assert "2 run(s) with 2 operating points, 1 marked and not ranked." in ran.out
+    (line,) = (line for line in ran.err.splitlines() if line.startswith("not ranked: "))
+    reason = "3 of 3 windows that count are contaminated (foreign-cpu). Free the machine and run again with --strict."
+    assert line == f"not ranked: {runs / 'loud'}: {reason}"
+    assert reason in refused.out
+    index = read_script(tmp_path / "site" / "data" / "index.js", "index")
+    points = [dict(zip(index["fields"], point, strict=True)) for point in index["points"]]
+    marks = {index["runs"][point["run"]][1]: (index["runs"][point["run"]][4], point["ranks"]) for point in points}
+    assert marks["good"][0] == []
+    assert marks["good"][1][0] == 1
+    assert marks["loud"] == ([reason.partition(". ")[0]], [None] * len(index["criteria"]))
+
+
+@pytest.mark.parametrize("merge", [("--merge",), ()])
+def test_a_run_that_goes_on_replaces_what_it_was(
+    cli: Command, tiny_run: Command, runs: Path, tmp_path: Path, merge: tuple[str, ...]
+) -> None:
+    whole = {name: (runs / "good" / name).read_text() for name in ("windows.jsonl", "samples.jsonl")}
+    (runs / "good" / "windows.jsonl").write_text(without_last_line(whole["windows.jsonl"]))
+    assert "1 marked and not ranked" in cli("leaderboard", runs, "--out", tmp_path / "site").out
+    assert tiny_run("--resume", runs / "good").code == 0
+    (runs / "good" / "windows.jsonl").write_text(flagged((runs / "good" / "windows.jsonl").read_text()))
+    ran = cli("leaderboard", runs, "--out", tmp_path / "site", *merge)
+    assert ran.code == 0, ran
+    assert "1 run(s) with 1 operating points" in ran.out
+    assert "not ranked" not in ran.out
+    assert len(list((tmp_path / "site" / "data" / "runs").iterdir())) == 1
 
 
 def test_many_of_a_kind_are_one_line(cli: Command, runs: Path, tmp_path: Path) -> None:

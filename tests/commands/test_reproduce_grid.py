@@ -118,7 +118,9 @@ def test_a_model_without_an_agent_is_refused_before_anything_is_written(
     cli: Command, tiny_llama: Path, rows_file: Path, tmp_path: Path
 ) -> None:
     ran = cli("reproduce", "--model", tiny_llama, "--source", rows_file, "--task", "py150", "--out", "grid")
-    assert f"{tiny_llama.name} has no agent rl-python. Make them in this order: `harness trace" in ran.error
+    assert f"{tiny_llama.name} has no agent rl-python. Use --scale small, or make them in this order" in ran.error
+    assert [line.split()[:2] for line in ran.commands] == [["harness", "trace"], ["harness", "train"]]
+    assert all(f"--model {tiny_llama}" in line for line in ran.commands)
     assert not (tmp_path / "grid").exists()
 
 

@@ -143,7 +143,7 @@ def test_a_trace_of_parts_that_were_never_trained_names_the_commands(refusal: Re
     name = tiny_llama.name
     line = refusal("trace", "--model", tiny_llama, "--weights", "tuned")
     assert f"there is no adapter for {name}" in line
-    assert f"`harness train lite --model {tiny_llama}`" in line
+    assert f"  harness train lite --model {tiny_llama}" in line.splitlines()
     line = refusal("trace", "--model", tiny_llama, "--exit-head", "shortcut")
     commands = (
         f"harness trace --model {tiny_llama} --exit-head shared --out traces/{name}",
@@ -206,6 +206,21 @@ def test_going_on_with_a_trace_of_something_else(
     given = ("trace", "--model", tiny_llama, "--task", "py150", "--source", rows_file, "--length", 64, "--out", "t")
     line = refusal(*given, "--resume", *arguments)
     assert f"t is a trace with {said}. Give another --out." in line
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_trace_says_how_many_threads_made_it_and_goes_on_with_others(
+    cli: Command, tiny_llama: Path, rows_file: Path, tmp_path: Path, threads: int
+) -> None:
+    given = ("trace", "--model", tiny_llama, "--task", "py150", "--source", rows_file, "--length", 64, "--out", "t")
+    assert cli(*given, "--documents", 4, "--threads", threads).code == 0
+    assert cli(*given, "--threads", 3 - threads, "--resume").code == 0
+    shards = json.loads((tmp_path / "t" / "index.json").read_text())["shards"]
+    assert [shard["threads"] for shard in shards] == [threads, 3 - threads]
+
+
+def test_threads_out_of_range(refusal: Refusal, tiny_llama: Path) -> None:
+    assert "--threads 0: input should be greater than or equal to 1" in refusal("trace", "--threads", 0)
 
 
 @pytest.mark.usefixtures("no_weights")
@@ -292,8 +307,8 @@ def test_a_name_that_is_no_plain_file_name(
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_trace_names_the_command_that_makes_one(refusal: Refusal, tiny_llama: Path, kind: str) -> None:
     line = refusal("train", kind, "--model", tiny_llama, "--traces", "traces/x", "--out", "o")
-    assert "cannot read the trace traces/x" in line
-    assert "`harness trace --out traces/x`" in line
+    assert "there is no trace traces/x. Make one with:" in line
+    assert f"  harness trace --model {tiny_llama} --out traces/x" in line.splitlines()
 
 
 @pytest.mark.usefixtures("no_weights")
@@ -311,7 +326,7 @@ def test_the_trace_of_another_model(
     theirs = json.loads((traces / "index.json").read_text())["model_fingerprint"]
     line = refusal("train", kind, "--model", tiny_opt, "--traces", "t", "--out", "o")
     assert f"t is a trace with weights {theirs} ({tiny_llama.name}); {tiny_opt.name} has " in line
-    assert f"Trace again: `harness trace --model {tiny_opt.name} --out DIR`." in line
+    assert line.endswith(f"Trace again:\n  harness trace --model {tiny_opt} --out t-2")
 
 
 @pytest.mark.usefixtures("no_weights")
@@ -469,12 +484,11 @@ def test_a_strategy_that_nothing_was_trained_for_names_the_commands_in_order(
     assert f"there is no {name or strategy}.json for {tiny_llama.name} in artefacts/{tiny_llama.name}." in line
     traces = f"traces/{tiny_llama.name}"
     commands = (
-        f"`harness train lite --model {tiny_llama}`",
-        f"`harness trace --model {tiny_llama} --out {traces}`",
-        f"`harness train {strategy} --model {tiny_llama} --traces {traces}{' --name mine' if name else ''}`",
+        f"  harness train lite --model {tiny_llama}",
+        f"  harness trace --model {tiny_llama} --out {traces}",
+        f"  harness train {strategy} --model {tiny_llama} --traces {traces}{' --name mine' if name else ''}",
     )
-    places = [line.index(command) for command in commands]
-    assert places == sorted(places)
+    assert line.splitlines()[1:] == list(commands)
 
 
 def test_a_name_that_nobody_trained_is_refused_with_those_there_are(refused: Refusal, trained: Path) -> None:
@@ -505,7 +519,7 @@ def test_heads_for_other_exit_points_or_weights(refused: Refusal, trained: Path,
     spec = f"{strategy}:heads={trained / f'{strategy}.json'}"
     line = refused("--strategy", spec, "--exit-points", "4,6")
     assert "was trained at exit points 4, 6, 10; this run has 4, 6." in line
-    assert "Use --exit-points 4,6,10." in line
+    assert "Use --exit-points 4,6,10, or train it again" in line
     assert f"harness train {strategy} --model" in line
     theirs = json.loads((trained / f"{strategy}.json").read_text())["model_fingerprint"]
     line = refused("--strategy", spec, "--model", tiny_opt)

@@ -72,6 +72,11 @@ def test_a_configuration_survives_json() -> None:
 def test_a_configuration_cannot_be_changed_or_extended() -> None:
     with pytest.raises(ValueError, match="frozen"):
         RunConfig().limit = 3  # type: ignore[misc]
+    for make in (RunConfig.build, lambda values: RunConfig(**values)):
+        with pytest.raises(ConfigError, match=r"^unknown configuration key 'strategis'\. Did you mean 'strategies'\?$"):
+            make({"strategis": ("full",)})
+        with pytest.raises(ConfigError, match=r"^limit = -1: input should be greater than or equal to 0\.$"):
+            make({"limit": -1})
     with pytest.raises(ConfigError, match=r"unknown configuration key 'batchsize'\. Did you mean 'batch_size'\?"):
         RunConfig.build({"batchsize": 3})
 

@@ -188,6 +188,31 @@ def test_a_folder_brings_its_own_tokenizer(resolved: Any, tiny_llama: Path) -> N
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
+@pytest.mark.parametrize("family", ["llama", "opt", "gpt2", "gpt_neox"])
+@pytest.mark.parametrize("left", [(), ("vocab.json",)])
+def test_a_folder_without_its_tokenizer_s_files_is_refused_with_their_names(
+    resolved: Any, make_model: Callable[..., Path], family: str, left: tuple[str, ...]
+) -> None:
+    folder = make_model(family)
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    for name in left:
+        (folder / name).write_text('{"a": 0}')
+    found = resolved(str(folder), weights="pretrained")
+    with pytest.raises(ModelError, match=r"files of the tokenizer are missing.* tokenizer\.json, or vocab\.json with"):
+        _ = found.tokenizer
+
+
+def test_a_tokenizer_that_makes_nothing_of_text_is_refused(resolved: Any, make_model: Callable[..., Path]) -> None:
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    folder = make_model()
+    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), eos_token="<eos>").save_pretrained(folder)
+    with pytest.raises(ModelError, match=r"it makes no token of 'def f.*tokenizer\.json"):
+        _ = resolved(str(folder), weights="pretrained").tokenizer
+
+
 def test_pretrained_weights_take_no_stand_in(resolved: Any) -> None:
     found = resolved("opt-2.7b")
     found = dataclasses.replace(found, info=dataclasses.replace(found.info, weights="pretrained"))

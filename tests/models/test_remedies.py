@@ -39,10 +39,10 @@ def run(tiny_run: Command, unseen: Path) -> Command:
 
 @pytest.fixture
 def follow(cli: Command, rows_file: Path) -> Callable[..., list[str]]:
-    """Run the commands between backticks, those of ``without`` left out; return all of them."""
+    """Run the commands that a refusal names, those of ``without`` left out; return all of them."""
 
-    def carry_out(line: str, without: Sequence[str] = ()) -> list[str]:
-        commands: list[str] = re.findall(r"`([^`]+)`", line)
+    def carry_out(refused: Any, without: Sequence[str] = ()) -> list[str]:
+        commands: list[str] = refused.commands
         for command in commands:
             program, *arguments = shlex.split(command)
             if program != "harness":
@@ -83,7 +83,7 @@ def test_a_run_without_its_learned_exit_names_what_cures_it(
 ) -> None:
     Path("my own").mkdir()
     asked = ("--strategy", strategy, *flags)
-    commands = follow(run(*asked).error, without=["lite"])
+    commands = follow(run(*asked), without=["lite"])
     kind = strategy.partition(":")[0]
     assert kinds(commands) == [*([] if "--weights" in flags else ["lite"]), "trace", kind]
     cured = run(*asked)
@@ -94,13 +94,13 @@ def test_a_run_without_its_learned_exit_names_what_cures_it(
 @pytest.mark.parametrize("flags", [(), ("--artefacts", "a", "--exit-points", "4,10")], ids=" ".join)
 def test_with_the_hours_of_tuning_as_well(run: Command, follow: Command, flags: tuple[str, ...]) -> None:
     Path("a").mkdir()
-    commands = follow(run("--strategy", "classifier", *flags).error)
+    commands = follow(run("--strategy", "classifier", *flags))
     assert kinds(commands) == ["lite", "trace", "classifier"]
     assert run("--strategy", "classifier", *flags, "--out", "cured").code == 0
     assert json.loads(Path("cured/manifest.json").read_text())["model"]["weights"] == "tuned"
-    line = run("--strategy", "lte", *flags).error
-    assert kinds(re.findall("`([^`]+)`", line)) == ["lte"], "what is there is not made again"
-    follow(line)
+    refused = run("--strategy", "lte", *flags)
+    assert kinds(refused.commands) == ["lte"], "what is there is not made again"
+    follow(refused)
     assert run("--strategy", "lte", *flags).code == 0
 
 
@@ -117,7 +117,7 @@ def test_with_the_hours_of_tuning_as_well(run: Command, follow: Command, flags: 
 def test_a_run_without_its_shortcuts_names_what_cures_it(run: Command, follow: Command, flags: tuple[str, ...]) -> None:
     Path("my own").mkdir()
     asked = ("--exit-head", "shortcut", *flags)
-    assert kinds(follow(run(*asked).error)) == ["trace", "shortcut"]
+    assert kinds(follow(run(*asked))) == ["trace", "shortcut"]
     cured = run(*asked, "--out", "cured")
     assert cured.code == 0, cured.err
     assert json.loads(Path("cured/manifest.json").read_text())["model"]["exit_head"].startswith("shortcut:")
@@ -133,7 +133,7 @@ def test_a_run_without_its_tuned_weights_names_what_cures_it(
 ) -> None:
     Path("my own").mkdir()
     asked = ("--weights", "tuned", *flags)
-    assert kinds(follow(run(*asked).error)) == ["lite"]
+    assert kinds(follow(run(*asked))) == ["lite"]
     cured = run(*asked, "--out", "cured")
     assert cured.code == 0, cured.err
     assert json.loads(Path("cured/manifest.json").read_text())["model"]["weights"] == "tuned"
@@ -144,9 +144,43 @@ def test_a_model_that_goes_by_another_name_than_it_is_given(
 ) -> None:
     shutil.copytree(tiny_llama, tmp_path, dirs_exist_ok=True)
     asked = ("--model", ".", "--strategy", "classifier")
-    follow(run(*asked).error, without=["lite"])
+    follow(run(*asked), without=["lite"])
     assert run(*asked).code == 0
     assert (tmp_path / "artefacts" / tmp_path.name / "classifier.json").is_file()
+
+
+# ----------------------------------------------------------------------------- heads, then shortcuts
+
+
+def test_heads_from_before_the_shortcuts_are_warned_of_and_cured_by_one_flag(
+    cli: Command, run: Command, mine: tuple[str, ...], tiny_llama: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = ("--model", tiny_llama, "--traces", f"traces/{tiny_llama.name}", "--out", "a")
+    trained = cli("train", "classifier", *given, *QUICK["classifier"])
+    assert "It was trained for exit head shared: run it with --exit-head shared." in " ".join(trained.err.split())
+    assert cli("train", "shortcut", *given).code == 0
+    (warning,) = caplog.messages
+    assert warning == (
+        "trained for exit head shared: a/classifier.json, a/lte.json. With a/shortcut.json, runs take its maps "
+        "and refuse these: use them with --exit-head shared, or trace and train again."
+    )
+    asked = ("--strategy", "lte", "--artefacts", "a")
+    refused = run(*asked)
+    assert "Give --exit-head shared, for which it was trained, or train it again (minutes" in refused.error
+    assert kinds(refused.commands) == ["trace", "lte"], "hours of tuning cure nothing of it"
+    assert run(*asked, "--exit-head", "shared").code == 0
+    assert cli("train", "shortcut", *given).code == 0
+    assert len(caplog.messages) == 1, "the heads of before are refused already"
+
+
+def test_the_other_cure_trains_them_for_the_shortcuts(
+    cli: Command, run: Command, follow: Command, mine: tuple[str, ...], tiny_llama: Path
+) -> None:
+    given = ("--model", tiny_llama, "--traces", f"traces/{tiny_llama.name}", "--out", "a")
+    assert cli("train", "shortcut", *given).code == 0
+    asked = ("--strategy", "lte", "--artefacts", "a")
+    follow(run(*asked))
+    assert run(*asked).code == 0
 
 
 # ------------------------------------------------------------------------------------- shipped sets
@@ -172,9 +206,10 @@ def test_a_shipped_set_is_copied_and_the_copy_completed(
 ) -> None:
     before = sorted(shipped.rglob("*"))
     asked = ("--strategy", strategy, "--artefacts", "set")
-    line = run(*asked).error
-    assert f"`cp -r {shipped / 'set'} set` (your own, which --artefacts then means) ; " in line
-    assert kinds(follow(line)) == ["cp", "trace", strategy.partition(":")[0]]
+    refused = run(*asked)
+    assert "the copy is your own and what --artefacts then means" in refused.error
+    assert refused.commands[0] == f"cp -r {shipped / 'set'} set"
+    assert kinds(follow(refused)) == ["cp", "trace", strategy.partition(":")[0]]
     cured = run(*asked, "--out", "cured")
     assert cured.code == 0, cured.err
     assert json.loads(Path("cured/manifest.json").read_text())["model"]["weights"] == "tuned"
@@ -185,9 +220,9 @@ def test_a_shipped_set_is_copied_and_the_copy_completed(
 def test_a_shipped_set_that_is_given_as_a_path_is_copied_beside_and_says_so(
     run: Command, follow: Command, shipped: Path
 ) -> None:
-    line = run("--strategy", "lte", "--artefacts", shipped / "set").error
-    assert "(then give --artefacts set-copy)" in line
-    follow(line)
+    refused = run("--strategy", "lte", "--artefacts", shipped / "set")
+    assert "give --artefacts set-copy" in refused.error
+    follow(refused)
     assert run("--strategy", "lte", "--artefacts", "set-copy").code == 0
     assert not (shipped / "set" / "lte.json").exists()
 
@@ -211,15 +246,15 @@ def test_a_controller_of_something_else_is_made_again_where_it_was_looked_for(
     run: Command, follow: Command, mine: tuple[str, ...], flags: tuple[str, ...], tiny_llama: Path
 ) -> None:
     """The trace in the usual place is of something else as well, and stays."""
-    line = run(*mine, *flags).error
-    assert "a/lte.json was trained " in line
-    assert f"--out traces/{tiny_llama.name}-2`" in line
-    follow(line, without=["lite"])
+    refused = run(*mine, *flags)
+    assert "a/lte.json was trained " in refused.error
+    assert any(line.endswith(f"--out traces/{tiny_llama.name}-2") for line in refused.commands)
+    follow(refused, without=["lite"])
     assert run(*mine, *flags).code == 0
 
 
 def test_a_trace_that_fits_is_used(run: Command, follow: Command, mine: tuple[str, ...]) -> None:
-    commands = follow(run("--strategy", "classifier").error)
+    commands = follow(run("--strategy", "classifier"))
     assert kinds(commands) == ["classifier"]
     assert run("--strategy", "classifier").code == 0
 
@@ -232,3 +267,66 @@ def test_what_is_no_trace_is_passed_by(tiny_llama: Path, tmp_path: Path, content
     info = resolve(ModelRequest(str(tiny_llama), weights="pretrained", exit_head="shared")).info
     with pytest.raises(ArtefactError, match=rf"--out traces/{tiny_llama.name}-2`"):
         find_controller("classifier", "", info)
+
+
+# -------------------------------------------------------------------------------- no model, no tokenizer
+
+
+def test_a_misspelt_folder_is_called_one_and_its_neighbours_are_named(
+    run: Command, tiny_llama: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "models").mkdir()
+    shutil.copytree(tiny_llama, tmp_path / "models" / "tiny-llama")
+    shutil.copytree(tiny_llama, tmp_path / "tiny-here")
+    (tmp_path / "models" / "notes").write_text("")
+    for typed, said in {
+        "./models/tiny-lama": "does not exist. Did you mean ./models/tiny-llama?",
+        "models/tiny-lama": "does not exist. Did you mean models/tiny-llama? As a hub id, it is not cached and the",
+        "./modles/tiny-llama": "does not exist: there is no modles. Did you mean ./models/tiny-llama?",
+        f"{tmp_path}/models/tiny-lama": f"does not exist. Did you mean {tmp_path}/models/tiny-llama?",
+        "./models/opt-2.7": "does not exist. Did you mean opt-2.7b?",
+        "../nowhere/at/all": "does not exist: there is no ../nowhere.",
+    }.items():
+        assert f"the model folder {typed} {said}" in run("--model", typed).error
+    assert "Did you mean 'tiny-here'?" in run("--model", "tiny-heer").error
+    assert "models/notes is a file. Give the folder it lies in: --model models" in run("--model", "models/notes").error
+    assert (
+        "model nobody/none (nobody/none) is not cached and the model hub is out" in run("--model", "nobody/none").error
+    )
+
+
+def test_cures_keep_the_model_as_it_was_typed(
+    run: Command, follow: Command, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(tiny_llama, tmp_path / "my models" / "tiny")
+    for typed in ("my models/tiny", "./my models/tiny/", "~/my models/tiny"):
+        refused = run("--model", typed, "--strategy", "classifier")
+        assert [shlex.split(line)[shlex.split(line).index("--model") + 1] for line in refused.commands] == [typed] * 3
+    follow(refused, without=["lite"])
+    assert run("--model", typed, "--strategy", "classifier").code == 0
+
+
+def test_a_folder_without_a_tokenizer_is_refused_before_any_row_is_called_too_short(
+    run: Command, make_model: Callable[..., Path]
+) -> None:
+    folder = make_model("opt")
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    line = run("--model", folder).error
+    assert f"no tokenizer for {folder.name} in {folder}: files of the tokenizer are missing" in line
+    assert "tokenizer.json, or vocab.json with merges.txt" in line
+    assert "too short" not in line
+
+
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+SESSIONS = re.findall(r"^\$ (harness run .*--model opt-2\.7b.*)\n((?:.+\n)+?)(?=```|\$)", README, re.M)
+
+
+@pytest.mark.parametrize(("command", "said"), SESSIONS)
+def test_a_model_out_of_reach_says_what_the_readme_says(cli: Command, command: str, said: str) -> None:
+    assert cli(*shlex.split(command)[1:]).err.splitlines()[1:] == said.splitlines()
+
+
+def test_the_readme_shows_the_refusal_with_and_without_weights() -> None:
+    assert ["--weights random --dtype bfloat16" in command for command, _ in SESSIONS] == [False, True]

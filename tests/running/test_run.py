@@ -24,7 +24,8 @@ Command = Callable[..., Any]
 
 ROW_FIELDS = [
     "operating_point", "strategy", "options", "task", "protocol", "source", "model", "weights", "kv", "batch_size",
-    "n", "errors", "exit_layer_mean", "layers_skipped", "agreement", "token_accuracy", "exact_match",
+    "n", "errors", "exit_layer_mean", "layers_skipped", "exact_prefix", "exact_line", "own_text_agreement",
+    "agreement", "token_accuracy", "exact_match",
     "edit_similarity", "bleu", "rouge_l", "codebleu", "syntax", "dataflow", "dataflow_defined", "chrf", "energy_j",
     "energy_j_per_token", "energy_source", "latency_p50_s", "latency_p90_s", "latency_p99_s", "ttft_p50_s",
     "tpot_p50_s", "tokens_per_s", "speedup", "speedup_low", "byte_model_speedup", "oracle_share", "pareto",
@@ -58,7 +59,8 @@ def outcomes(folder: Path) -> dict[tuple[Any, ...], tuple[Any, ...]]:
     for record in lines(folder, "samples"):
         key = (record["task"], record["operating_point"], record["repeat"], record["sample_id"])
         assert key not in found
-        content = ("token_ids", "exit_layers", "text", "reference", "scores", "finish_reason", "prompt_ids", "error")
+        content = ("token_ids", "exit_layers", "text", "reference", "scores", "finish_reason", "prompt_ids", "error",
+                   "full_depth_ids")  # fmt: skip
         found[key] = tuple(json.dumps(record[name]) for name in content)
     return found
 

@@ -204,8 +204,8 @@ def test_without_heads_the_commands_are_named_in_order(model: ModelInfo) -> None
         with pytest.raises(ArtefactError, match=r"there is no classifier\.json for model") as refused:
             ask(model)
         assert str(refused.value).endswith(
-            "Make it with: `harness trace --model model --out traces/model` (minutes to hours) ; "
-            "`harness train classifier --model model --traces traces/model` (minutes)"
+            "`harness trace --model model --out traces/model` ; "
+            "`harness train classifier --model model --traces traces/model`"
         )
 
 

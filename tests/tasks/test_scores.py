@@ -94,6 +94,38 @@ def test_token_accuracy(token_ids: list[int], reference_ids: list[int], score: f
     assert token_accuracy(token_ids, reference_ids) == score
 
 
+@pytest.mark.parametrize(
+    ("text", "reference", "score"),
+    [
+        ("x = 1\ny = 2", "x = 1\ny = 3", 1),
+        ("x = 1", "x  = 1\ny", 1),
+        ("\n    x = 1\n", "x = 1", 1),  # a completion may begin with the end of the prompt's line
+        ("x = 1 <EOL> y", "x = 1 <EOL> z", 1),
+        ("f ( <NUM_LIT> )", "f ( 0 )", 1),
+        ("x = 2\ny = 2", "x = 1\ny = 2", 0),
+        ("", "x", 0),
+        ("x", " \n", None),
+    ],
+)
+def test_the_first_line_is_what_an_editor_shows(text: str, reference: str, score: float | None) -> None:
+    assert sample_scores(text, reference)["first_line_match"] == score
+
+
+@pytest.mark.parametrize(
+    ("text", "reference", "characters"),
+    [
+        ("return x", "return y", 7),
+        ("return x", "return x + 1", 8),
+        ("return x + 1", "return x", 8),
+        (" a", "a", 0),
+        ("", "a", 0),
+        ("f('<STR_LIT:ab>')", "f('abc')", 5),
+    ],
+)
+def test_characters_until_the_completion_differs(text: str, reference: str, characters: int) -> None:
+    assert sample_scores(text, reference)["accepted_prefix"] == characters
+
+
 def test_code_tokens_keep_operators_case_and_line_ends() -> None:
     assert code_tokens("self.x != Foo(1)  <EOL>é") == ["self", ".", "x", "!", "=", "Foo", "(", "1", ")", "<EOL>", "é"]
 

@@ -4,7 +4,13 @@ One definition serves training and decoding, is saved with the network, and is w
 trained on one signal and run on another (as GREEN-CODE's published Llama agent was) cannot happen.
 """
 
-from harness.models.controllers.controller import Controller, controller_path, find_controller, write_controller
+from harness.models.controllers.controller import (
+    Controller,
+    controller_path,
+    controllers_of,
+    find_controller,
+    write_controller,
+)
 from harness.models.controllers.learned import LearnedStrategy
 from harness.models.controllers.network import Network
 from harness.models.controllers.observation import OBSERVATIONS, Observation
@@ -16,6 +22,7 @@ __all__ = [
     "Network",
     "Observation",
     "controller_path",
+    "controllers_of",
     "find_controller",
     "write_controller",
 ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -18,7 +20,7 @@ from harness.models.controllers.observation import Observation
 from harness.models.controllers.single_row import SingleRow
 from harness.models.remedy import remedy
 
-__all__ = ["Controller", "Scorer", "controller_path", "find_controller", "write_controller"]
+__all__ = ["Controller", "Scorer", "controller_path", "controllers_of", "find_controller", "write_controller"]
 
 FILES = {".json", ".safetensors", *PICKLES}
 """Endings by which a path is known from a name such as ``rl-0.5``."""
@@ -131,8 +133,9 @@ def controller_path(kind: str, name: str, model: ModelInfo) -> Path:
     places = ", ".join(model.artefacts) or f"artefacts/{Path(model.name).name}"
     others = sorted({path.stem for folder in model.artefacts for path in Path(folder).glob(f"{kind}*.json")})
     known = f" There are: {', '.join(others)}." if others else ""
+    steps = remedy(kind, model, str(given))
     raise ArtefactError(
-        f"there is no {given}.json for {model.name} in {places}.{known} Make it with: {remedy(kind, model, str(given))}"
+        f"there is no {given}.json for {model.name} in {places}.{known} Make it with ({steps.effort}):", steps.commands
     )
 
 
@@ -142,6 +145,18 @@ def _is_of(path: Path, kind: str, model: ModelInfo) -> bool:
     except ArtefactError:
         return False  # loading it will say what is wrong with it
     return (facts["model_fingerprint"], facts["exit_head"]) == (model.fingerprint, model.exit_head)
+
+
+def controllers_of(model: ModelInfo, folders: Iterable[Path]) -> list[Path]:
+    """Return the controllers in some folders that were trained for these weights and this exit head."""
+    found, wanted = [], (model.fingerprint, model.exit_head)
+    for file in (file for folder in folders for file in sorted(folder.glob("*.json"))):
+        with suppress(OSError, ValueError, RecursionError):  # whoever loads it will say what is wrong with it
+            facts = json.loads(file.read_text(encoding="utf-8"))
+            belongs = isinstance(facts, dict) and "observation" in facts  # as only controllers have
+            if belongs and (facts.get("model_fingerprint"), facts.get("exit_head")) == wanted:
+                found.append(file)
+    return found
 
 
 def find_controller(kind: str, name: str, model: ModelInfo) -> Controller:
@@ -163,24 +178,36 @@ def find_controller(kind: str, name: str, model: ModelInfo) -> Controller:
         ("hidden size", facts["hidden_size"], model.hidden_size),
     ):
         if theirs != ours:
-            lead = (
-                "Leave out --weights pretrained, or train it for these weights"
-                if what == "weights" and model.asked.weights == "pretrained" and facts["model"] == model.name
-                else "Train it for this model"
-            )
+            make = steps(tune=what == "weights")
+            instead = _instead(what, facts, model)
+            lead = f"{instead}, or train it again" if instead else "Train it for this model"
             raise ArtefactError(
                 f"{path} was trained with {what} {theirs} ({facts['model']}); {model.name} runs with {ours}. "
-                f"{lead}: {steps()}"
+                f"{lead} ({make.effort}):",
+                make.commands,
             )
     known = controller.exit_points
     fits = known == model.exit_points if controller.observation.change else set(model.exit_points) <= set(known)
     if not fits:  # one that looks at the exit point before must be asked at the same ones
+        make = steps(tune=False)
         raise ArtefactError(
             f"{path} was trained at exit points {', '.join(map(str, known))}; this run has "
-            f"{', '.join(map(str, model.exit_points))}. Use --exit-points {','.join(map(str, known))}. "
-            f"Train it for this model: {steps()}"
+            f"{', '.join(map(str, model.exit_points))}. Use --exit-points {','.join(map(str, known))}, or train it "
+            f"again ({make.effort}):",
+            make.commands,
         )
     return controller
+
+
+def _instead(what: str, facts: Mapping[str, Any], model: ModelInfo) -> str:
+    """Return the flag that lets a run take a controller as it is; empty where there is none."""
+    if what == "weights" and model.asked.weights == "pretrained" and facts["model"] == model.name:
+        return "Leave out --weights pretrained"
+    if what == "exit head" and facts["exit_head"] == "shared":
+        return "Give --exit-head shared, for which it was trained"
+    if what == "exit head" and model.asked.exit_head == "shared":
+        return "Leave out --exit-head shared"
+    return ""
 
 
 @lru_cache(maxsize=32)

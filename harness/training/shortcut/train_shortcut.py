@@ -5,20 +5,27 @@ Makes any model exit-capable in about a minute, without tuning (Yom Din 2024, ar
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from harness.contracts import ModelInfo
 from harness.contracts.recipes import TrainingRun
 from harness.decoding.backbone import Backbone
 from harness.models.artefacts import Artefact, write_artefact
+from harness.models.controllers import controllers_of
+from harness.models.trained import find_shortcut
 from harness.training.identity import identity, provenance
 from harness.training.shortcut.least_squares import ShortcutMoments
 from harness.training.shortcut.options import ShortcutOptions
 from harness.training.traces.reading import exit_states, held_out_rows, open_traces
 
 __all__ = ["ShortcutResult", "train_shortcut"]
+
+logger = logging.getLogger(__name__)
 
 CHECKED = 4096
 """Held-out tokens the agreement is measured on at most: each costs an LM-head evaluation per exit."""
@@ -48,6 +55,8 @@ def train_shortcut(options: ShortcutOptions, run: TrainingRun) -> ShortcutResult
     """
     seed, progress = options.seed, run.progress
     traces, resolved = open_traces(options.model, options.traces, artefacts=options.artefacts)
+    path = options.folder / f"{options.name or run.recipe}.json"
+    _warn_of_heads(resolved.info, path)
     columns = traces.columns("top", "final", "document")
     held = held_out_rows(traces, columns["document"], seed=seed)
     moments = ShortcutMoments(traces.exit_points, resolved.info.hidden_size)
@@ -82,8 +91,23 @@ def train_shortcut(options: ShortcutOptions, run: TrainingRun) -> ShortcutResult
         "held_out": {"tokens": len(check), "agreement": {str(k): v for k, v in agreement.items()}},
         "made": provenance(run.command),
     }
-    path = options.folder / f"{options.name or run.recipe}.json"
     return ShortcutResult(write_artefact(path, "shortcut", tensors, facts), agreement, len(check))
+
+
+def _warn_of_heads(model: ModelInfo, path: Path) -> None:
+    """Say which controllers runs use today and will refuse once there are shortcuts at ``path``."""
+    folders = tuple(dict.fromkeys((path.parent, *map(Path, model.artefacts))))
+    today = find_shortcut(model.fingerprint, folders, model.exit_points)
+    if today is not None and today.path != path:
+        return  # those stay the ones that runs find
+    head = "shared" if today is None else f"shortcut:{today.sha256[:16]}"
+    orphans = controllers_of(replace(model, exit_head=head), folders)
+    if orphans:
+        keep = "use them with --exit-head shared, or " if today is None else ""
+        logger.warning(
+            "trained for exit head %s: %s. With %s, runs take its maps and refuse these: %strace and train again.",
+            *(head, ", ".join(map(str, orphans)), path, keep),
+        )
 
 
 @torch.inference_mode()

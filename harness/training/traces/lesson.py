@@ -22,7 +22,7 @@ from harness.errors import TrainingError
 from harness.models.artefacts import Artefact
 from harness.models.controllers import Network, Observation, write_controller
 from harness.models.model import ResolvedModel
-from harness.training.identity import identity, provenance
+from harness.training.identity import exit_head_note, identity, provenance
 from harness.training.options import ControllerOptions
 from harness.training.traces.reading import exit_maps, exit_states, held_out_rows, matches, open_traces, rows_of_tasks
 from harness.training.traces.store import Traces
@@ -54,8 +54,9 @@ class SavedController:
         advice = f" No exit keeps {self.keep:.0%}."
         if self.kept:
             advice = f" {self.keep:.0%} agreement from threshold {self.kept['threshold']:.4f} on."
-        note = f"{self.tokens} held-out tokens, replayed.{advice} The heads are in {self.artefact.path}"
-        return Trained(render_replay("threshold", self.rows), note)
+        note = f"{self.tokens} held-out tokens, replayed.{advice} The result is {self.artefact.path}."
+        head = exit_head_note(self.artefact.facts["exit_head"])
+        return Trained(render_replay("threshold", self.rows), f"{note} {head}")
 
 
 @dataclass(frozen=True)

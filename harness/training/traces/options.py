@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, field_validator
 
-from harness.config.model import DOCUMENT_TASKS, Configuration, Folder, ModelChoice, Seed, Source, TaskName
+from harness.config.model import DOCUMENT_TASKS, Configuration, Folder, ModelChoice, Seed, Source, TaskName, Threads
 from harness.contracts import Split
 
 __all__ = ["TraceCommand", "TraceRequest"]
@@ -39,5 +39,6 @@ class TraceCommand(ModelChoice, TraceRequest):
     sources: tuple[Source, ...] = Field(
         default=("embedded",), description="embedded, hub, or PATH. Repeatable; each in equal shares."
     )
+    threads: Threads = None
     out: Folder | None = Field(default=None, description="Folder of the trace. Default: traces/MODEL.")
     resume: bool = Field(default=False, description="Go on with the trace in --out.")

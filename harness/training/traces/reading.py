@@ -15,7 +15,7 @@ from harness.errors import ArtefactError, ConfigError, DataError
 from harness.models.controllers import Observation
 from harness.models.model import ResolvedModel, resolve
 from harness.models.trained import read_shortcuts
-from harness.training.traces.store import Traces
+from harness.training.traces.store import Traces, beside, trace_command
 
 __all__ = [
     "HELD_OUT",
@@ -38,7 +38,7 @@ def open_traces(model: str, folder: Path, *, artefacts: str | None) -> tuple[Tra
     Raises:
         ArtefactError: no trace there, or one of another model.
     """
-    traces = Traces.open(folder)
+    traces = Traces.open(folder, model)
     points = ",".join(map(str, traces.exit_points))
     try:
         resolved = resolve(
@@ -57,7 +57,8 @@ def open_traces(model: str, folder: Path, *, artefacts: str | None) -> tuple[Tra
             raise
         raise ArtefactError(
             f"{folder} is a trace of {traces.index['model']} at exit points {points}, which {model} cannot have. Trace "
-            f"again: `harness trace --model {model} --out DIR`."
+            "again:",
+            [trace_command(model, beside(folder))],
         ) from None
     tokenizer = resolved.tokenizer
     traces.check(resolved.info, tokenizer.fingerprint)

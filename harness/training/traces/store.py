@@ -24,8 +24,10 @@ Columns, one row per token, the rows of a document consecutive (E exit points, D
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +38,7 @@ from harness.host.atomic_files import replace_files
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["TraceWriter", "Traces"]
+__all__ = ["TraceWriter", "Traces", "beside", "trace_command"]
 
 FORMAT = 1
 SHARD_TOKENS = 8192
@@ -127,7 +129,12 @@ class TraceWriter:
         name = f"shard-{len(self._index['shards']):05d}.safetensors"
         columns = {key: torch.cat([part[key] for part in self._buffer]).contiguous() for key in self._buffer[0]}
         content = save(columns)
-        shard = {"file": name, "bytes": len(content), "tokens": self._tokens}
+        shard = {
+            "file": name,
+            "bytes": len(content),
+            "tokens": self._tokens,
+            "threads": torch.get_num_threads(),  # of the CPU; one trace may be gone on with by another number
+        }
         index = {
             **self._index,
             "shards": [*self._index["shards"], shard],
@@ -158,15 +165,19 @@ class Traces:
     index: Mapping[str, Any]
 
     @classmethod
-    def open(cls, folder: Path) -> Traces:
+    def open(cls, folder: Path, model: str = "") -> Traces:
         """Open a trace.
+
+        Args:
+            folder: or its ``index.json``.
+            model: as the user typed it, for the command that makes a trace where there is none.
 
         Raises:
             ArtefactError: missing, damaged, or without a token.
         """
         if folder.name == "index.json":
             folder = folder.parent
-        index = _read_index(folder / "index.json")
+        index = _read_index(folder / "index.json", model)
         _check_shards(folder, index)
         if not index["shards"]:
             raise ArtefactError(f"the trace {folder} holds no token. Go on with `harness trace … --resume`.")
@@ -203,7 +214,8 @@ class Traces:
             if theirs != ours:
                 raise ArtefactError(
                     f"{self.folder} is a trace with {what} {theirs} ({self.index['model']}); {model.name} has {ours} "
-                    f"now. Trace again: `harness trace --model {model.name} --out DIR`."
+                    "now. Trace again:",
+                    [trace_command(model.asked.model or model.name, beside(self.folder))],
                 )
 
     def shards(self, *names: str) -> Iterator[dict[str, Tensor]]:
@@ -222,14 +234,24 @@ class Traces:
         return {name: torch.cat([part[name] for part in parts]) for name in names}
 
 
-def _read_index(file: Path) -> dict[str, Any]:
+def trace_command(model: str, out: Path) -> str:
+    """Return the command that traces a model, given as the user typed it; empty for the default one."""
+    return shlex.join(["harness", "trace", *(["--model", model] if model else []), "--out", str(out)])
+
+
+def beside(folder: Path) -> Path:
+    """Return a folder that is not there yet, named after one that is kept."""
+    return next(path for n in count(2) if not (path := folder.with_name(f"{folder.resolve().name}-{n}")).exists())
+
+
+def _read_index(file: Path, model: str = "") -> dict[str, Any]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        make = trace_command(model, file.parent)
+        raise ArtefactError(f"there is no trace {file.parent}. Make one with:", [make]) from None
     except OSError as error:
-        raise ArtefactError(
-            f"cannot read the trace {file.parent} ({error.strerror}). Make one with "
-            f"`harness trace --out {file.parent}`."
-        ) from None
+        raise ArtefactError(f"cannot read the trace {file}: {error.strerror}. Trace again.") from None
     except (ValueError, RecursionError):
         raise ArtefactError(f"{file} is not JSON. Trace again.") from None
     if not isinstance(found, dict) or found.get("format") != FORMAT or not found.keys() >= _FACTS or not _lists(found):

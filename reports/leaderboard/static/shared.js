@@ -40,8 +40,9 @@ const Leaderboard = {
     return holder;
   },
 
-  tags(kind, front) {
+  tags(kind, front, unranked) {
     const tags = [];
+    if (unranked && unranked.length) tags.push(Leaderboard.h("span", { class: "tag refused", title: "harness submit would refuse its run: " + unranked.join("; ") }, "not ranked"));
     if (front) tags.push(Leaderboard.h("span", { class: "tag front", title: "on the Pareto front of speed-up and edit similarity" }, "front"));
     if (kind === "bound") tags.push(Leaderboard.h("span", { class: "tag bound", title: "an upper bound, never ranked" }, "bound"));
     if (kind === "baseline") tags.push(Leaderboard.h("span", { class: "tag", title: "what every ratio of its run is counted against" }, "baseline"));

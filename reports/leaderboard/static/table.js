@@ -62,7 +62,7 @@
     const dot = h("span", { class: "dot", "aria-hidden": "true" });
     const colour = index.looks[point.strategy][0];
     dot.style.background = colour === "#000000" ? "currentColor" : colour;
-    return [dot, h("a", { href: "point.html#" + point.id, class: "name" }, Leaderboard.breakable(point.name)), ...Leaderboard.tags(point.kind, point.front && state.group !== EVERYTHING)];
+    return [dot, h("a", { href: "point.html#" + point.id, class: "name" }, Leaderboard.breakable(point.name)), ...Leaderboard.tags(point.kind, point.front && state.group !== EVERYTHING, index.runs[point.run][4])];
   }
 
   // ------------------------------------------------------------------ filters

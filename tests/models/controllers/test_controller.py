@@ -29,10 +29,14 @@ from harness.models.controllers import (
 from harness.training.identity import identity
 
 POINTS, WIDTH, ROWS = (4, 6, 10), 8, 7
-REMEDY = (
-    "`harness train lite --model owner/m` (hours; without it the base weights serve) ; "
-    "`harness trace --model owner/m --out traces/m` (minutes to hours) ; "
-    "`harness train rl --model owner/m --traces traces/m` (minutes)"
+TRAIN = (
+    "(minutes to hours to trace; minutes to train): `harness trace --model owner/m --out traces/m` ; "
+    "`harness train rl --model owner/m --traces traces/m`"
+)
+TUNE_AND_TRAIN = (
+    "(hours to tune, without which the base weights serve; minutes to hours to trace; minutes to train): "
+    "`harness train lite --model owner/m` ; `harness trace --model owner/m --out traces/m` ; "
+    "`harness train rl --model owner/m --traces traces/m`"
 )
 
 ALONE = Observation(normalise=True, place=True)
@@ -186,7 +190,7 @@ def test_one_of_other_weights_does_not_hide_the_one_that_fits(model: ModelInfo, 
 
 
 def test_a_missing_controller_names_its_place_and_the_commands_in_order(folder: Path, model: ModelInfo) -> None:
-    assert refusal(model) == f"there is no rl.json for owner/m in {folder}. Make it with: {REMEDY}"
+    assert refusal(model) == f"there is no rl.json for owner/m in {folder}. Make it with {TUNE_AND_TRAIN}"
     assert "there is no rl.json for owner/m in artefacts/m. Make" in refusal(replace(model, artefacts=()))
 
 
@@ -220,22 +224,38 @@ def test_a_controller_of_another_kind_is_refused(folder: Path, model: ModelInfo)
 
 
 @pytest.mark.parametrize(
-    ("what", "theirs", "ours"),
+    ("what", "theirs", "ours", "remedy"),
     [
-        ("weights", {"fingerprint": "0ddba11"}, "5ca1ab1e"),
-        ("exit head", {"exit_head": "shortcut:ba5e"}, "shared"),
-        ("hidden size", {"hidden_size": 16}, "8"),
+        ("weights", {"fingerprint": "0ddba11"}, "5ca1ab1e", TUNE_AND_TRAIN),
+        ("exit head", {"exit_head": "shortcut:ba5e"}, "shared", TRAIN),  # tuning would change nothing of it
+        ("hidden size", {"hidden_size": 16}, "8", TRAIN),
     ],
 )
 def test_another_model_s_controller_is_refused_with_both_values(
-    folder: Path, model: ModelInfo, what: str, theirs: dict[str, Any], ours: str
+    folder: Path, model: ModelInfo, what: str, theirs: dict[str, Any], ours: str, remedy: str
 ) -> None:
     write(folder / "rl.json", replace(model, name="other/model", **theirs))
     (value,) = theirs.values()
     assert refusal(model) == (
         f"{folder / 'rl.json'} was trained with {what} {value} (other/model); owner/m runs with {ours}. "
-        f"Train it for this model: {REMEDY}"
+        f"Train it for this model {remedy}"
     )
+
+
+@pytest.mark.parametrize(
+    ("theirs", "asked", "ours", "cure"),
+    [
+        ("shared", "auto", "shortcut:ba5e", "Give --exit-head shared, for which it was trained, or train it again"),
+        ("shortcut:ba5e", "shared", "shared", "Leave out --exit-head shared, or train it again"),
+        ("shortcut:ba5e", "auto", "shortcut:0ther", "Train it for this model"),
+    ],
+)
+def test_another_exit_head_is_cured_by_one_flag_where_it_can_be(
+    folder: Path, model: ModelInfo, theirs: str, asked: Any, ours: str, cure: str
+) -> None:
+    write(folder / "rl.json", replace(model, exit_head=theirs))
+    message = refusal(replace(model, exit_head=ours, asked=ModelRequest(exit_head=asked)))
+    assert f"runs with {ours}. {cure} (minutes to hours to trace; minutes to train): `harness trace" in message
 
 
 def test_a_name_says_nothing(folder: Path, model: ModelInfo) -> None:
@@ -248,7 +268,7 @@ def test_where_tuned_weights_have_one_the_base_weights_are_told_the_cheap_way_fi
 ) -> None:
     write(folder / "rl.json", replace(model, fingerprint="0ddba11"))
     cheap = (
-        "Leave out --weights pretrained, or train it for these weights: "
+        "Leave out --weights pretrained, or train it again (minutes to hours to trace; minutes to train): "
         "`harness trace --model owner/m --weights pretrained --out traces/m`"
     )
     assert cheap in refusal(replace(model, asked=ModelRequest(weights="pretrained")))
@@ -278,8 +298,7 @@ def test_exit_points_must_be_those_it_was_trained_at(
         else:
             assert refusal(here) == (
                 f"{folder / 'rl.json'} was trained at exit points 4, 6, 10; this run has "
-                f"{', '.join(map(str, asked))}. Use --exit-points 4,6,10. "
-                f"Train it for this model: {REMEDY}"
+                f"{', '.join(map(str, asked))}. Use --exit-points 4,6,10, or train it again {TRAIN}"
             )
 
 

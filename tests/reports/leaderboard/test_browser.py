@@ -102,6 +102,29 @@ def test_the_first_view_is_one_ranking_in_order(reader: Reader) -> None:
     assert page.locator("#plot-section").is_hidden()
 
 
+def test_what_submit_refuses_is_marked_on_every_page(chromium: Any, tmp_path: Path, recorded: Recorded) -> None:
+    quiet = recorded("quiet", points={"fixed:layer=5": 0.5})
+    loud = recorded("loud", points={"fixed:layer=2": 0.2}, manifest={"created": "2026-02-01T00:00:00Z"})
+    flagged = tuple(window.model_copy(update={"flags": ("stolen-cpu",)}) for window in loud.windows)
+    site = Site(tmp_path / "site")
+    for run in (quiet, replace(loud, windows=flagged)):
+        site.add(run)
+    site.finish()
+    reader = Reader(chromium, tmp_path / "site")
+    page = reader.open()
+    assert page.locator("#table td.rank").all_inner_texts() == ["1", "2", "–", "–"]
+    assert page.locator("#table .tag.refused").count() == 2
+    why = f"{len(flagged)} of {len(flagged)} windows that count are contaminated (stolen-cpu)"
+    assert why in str(page.locator("#table .tag.refused").first.get_attribute("title"))
+    marked, ranked = (reader.point(name)["id"] for name in ("fixed:layer=2", "fixed:layer=5"))
+    page = reader.open(f"point.html#{marked}", "article h1")
+    assert why in page.inner_text("article .warning")
+    page = reader.open(f"compare.html#{ranked},{marked}", "table.sides")
+    assert page.locator("table.sides .tag.refused").count() == 1
+    reader.context.close()
+    assert reader.faults == []
+
+
 def test_headers_sort_and_say_so(reader: Reader) -> None:
     page = reader.open()
     header = page.locator('th:has([data-sort="speedup"])')

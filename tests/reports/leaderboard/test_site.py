@@ -18,6 +18,7 @@ from reports.leaderboard.scripts import read_script, script
 from reports.leaderboard.site import Site
 from reports.published.section import references
 from reports.recorded import RecordedRun
+from reports.summary.summarise import summarise
 
 Recorded = Callable[..., RecordedRun]
 
@@ -147,6 +148,45 @@ def test_runs_of_one_kind_are_ranked_together(tmp_path: Path, recorded: Recorded
         "full": 3,
         "oracle": None,
     }
+
+
+def cut_after(run: RecordedRun, count: int) -> RecordedRun:
+    """Return a run as it was after so many windows, which have one sample each."""
+    windows, samples = run.windows[:count], run.samples[:count]
+    summary = summarise(run.manifest, windows, samples, lambda *_: {})
+    return replace(run, windows=windows, samples=samples, summary=summary)
+
+
+def test_what_submit_refuses_moves_nobody_s_rank_and_stands_on_no_front(tmp_path: Path, recorded: Recorded) -> None:
+    fast = recorded("two", points={"fixed:layer=2": 0.2}, manifest={"created": "2026-02-01T00:00:00Z"})
+    loud = replace(fast, windows=tuple(w.model_copy(update={"flags": ("throttled",)}) for w in fast.windows))
+    whole = len(fast.windows)
+    cut = cut_after(fast, whole - 1)
+    for run, reason in (
+        (loud, f"{whole} of {whole} windows that count are contaminated (throttled)"),
+        (cut, f"not finished: {whole - 1} of {whole}"),
+    ):
+        publish(tmp_path / reason[-9:].strip(), recorded("one"), run)
+        found = index(tmp_path / reason[-9:].strip())
+        marks = {entry[1]: entry[4] for entry in found["runs"]}
+        assert marks["one"] == []
+        assert marks["two"][0].startswith(reason)
+        by_name = {(found["runs"][point["run"]][1], point["name"]): point for point in found["points"]}
+        assert by_name["two", "fixed:layer=2"]["ranks"] == [None] * len(found["criteria"])
+        assert not by_name["two", "fixed:layer=2"]["front"]
+        assert by_name["one", "fixed:layer=5"]["ranks"][0] == 1
+        assert by_name["one", "full"]["ranks"][0] == 2
+
+
+@pytest.mark.parametrize("merge", [True, False])
+def test_the_latest_state_of_a_run_stays(tmp_path: Path, recorded: Recorded, merge: bool) -> None:
+    whole = recorded("one")
+    count = len(whole.windows)
+    first, second = (cut_after(whole, windows) for windows in (count - 4, count - 1))
+    publish(tmp_path / "a", first, second, first)
+    assert [entry[4] for entry in index(tmp_path / "a")["runs"]] == [[f"not finished: {count - 1} of {count} windows"]]
+    made = publish(tmp_path / "a", whole, second, merge=merge)
+    assert made == publish(tmp_path / "b", whole)
 
 
 def test_private_paths_are_not_published(tmp_path: Path, recorded: Recorded) -> None:

@@ -11,7 +11,7 @@ REFERENCE = (1, 2, 3)
 
 
 def fill(run: Any, learned: list[dict[str, Any]]) -> None:
-    """Full depth all right, fixed at 5 of 10 layers right in one of three tokens."""
+    """Full depth all right, fixed at 5 of 10 layers wrong from the first token that it decides."""
     for block, one in enumerate(learned):
         run.window(FULL, {"token_ids": REFERENCE, "scores": {"edit_similarity": 1.0}}, block=block)
         half = {"token_ids": (1, 9, 9), "exit_layers": (10, 5, 5), "scores": {"edit_similarity": 0.4}}
@@ -22,13 +22,13 @@ def fill(run: Any, learned: list[dict[str, Any]]) -> None:
 
 def test_difference_to_the_mixture_of_the_two_neighbours(build: Any) -> None:
     run = build(points=(FULL, FIXED, LEARNED))
-    # Mean depth 7.5: half of fixed at 5 (agreement 1/3), half of full depth (1) make 2/3.
+    # Mean depth 7.5: half of fixed at 5 (exact prefix 0), half of full depth (1) make 1/2.
     fill(run, [{"token_ids": REFERENCE, "exit_layers": (10, 5, 10), "scores": {"edit_similarity": 0.9}}] * 60)
     row = run.row(LEARNED)
-    assert row.value("agreement_over_fixed") == pytest.approx(1 - 2 / 3)
+    assert row.value("exact_prefix_over_fixed") == pytest.approx(1 - 1 / 2)
     assert row.value("edit_similarity_over_fixed") == pytest.approx(0.9 - 0.7)
-    low, high = row.estimate("agreement_over_fixed").interval
-    assert low == pytest.approx(high) == pytest.approx(1 / 3)
+    low, high = row.estimate("exact_prefix_over_fixed").interval
+    assert low == pytest.approx(high) == pytest.approx(1 / 2)
 
 
 def test_the_interval_covers_what_samples_differ_in(build: Any) -> None:
@@ -36,33 +36,33 @@ def test_the_interval_covers_what_samples_differ_in(build: Any) -> None:
     good, bad = (1, 2, 3), (1, 9, 9)
     fill(run, [{"token_ids": good if n % 2 else bad, "exit_layers": (10, 5, 10)} for n in range(60)])
     row = run.row(LEARNED)
-    low, high = row.estimate("agreement_over_fixed").interval
-    assert row.value("agreement_over_fixed") == pytest.approx(0.0, abs=1e-9)
+    low, high = row.estimate("exact_prefix_over_fixed").interval
+    assert row.value("exact_prefix_over_fixed") == pytest.approx(0.0, abs=1e-9)
     assert low < -0.05 < 0.05 < high
 
 
 def test_at_a_fixed_layer_the_rival_is_that_layer_alone(build: Any) -> None:
     run = build(points=(FULL, FIXED, LEARNED))
     fill(run, [{"token_ids": (1, 2, 9), "exit_layers": (10, 2, 8)}] * 6)  # mean depth 5
-    assert run.row(LEARNED).value("agreement_over_fixed") == pytest.approx(2 / 3 - 1 / 3)
+    assert run.row(LEARNED).value("exact_prefix_over_fixed") == pytest.approx(1 / 2)
 
 
 def test_fixed_exits_themselves_have_no_rival(build: Any) -> None:
     run = build(points=(FULL, FIXED, LEARNED))
     fill(run, [{"exit_layers": (10, 5, 10)}] * 6)
     for point in (FULL, FIXED):
-        assert not {"agreement_over_fixed", "edit_similarity_over_fixed"} & run.row(point).metrics.keys()
+        assert not {"exact_prefix_over_fixed", "edit_similarity_over_fixed"} & run.row(point).metrics.keys()
 
 
 def test_nothing_where_no_fixed_exit_is_as_shallow(build: Any) -> None:
     run = build(points=(FULL, LEARNED))
     fill(run, [{"exit_layers": (10, 5, 10)}] * 6)
-    assert not {"agreement_over_fixed", "edit_similarity_over_fixed"} & run.row(LEARNED).metrics.keys()
+    assert not {"exact_prefix_over_fixed", "edit_similarity_over_fixed"} & run.row(LEARNED).metrics.keys()
 
 
 def test_few_samples_have_no_interval(build: Any) -> None:
     run = build(points=(FULL, FIXED, LEARNED))
     fill(run, [{"exit_layers": (10, 5, 10)}] * 49)
     row = run.row(LEARNED)
-    assert row.value("agreement_over_fixed") is not None
-    assert row.estimate("agreement_over_fixed").no_interval == "too few samples"
+    assert row.value("exact_prefix_over_fixed") is not None
+    assert row.estimate("exact_prefix_over_fixed").no_interval == "too few samples"

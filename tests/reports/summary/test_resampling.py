@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from reports.metrics.faithfulness import exact_prefixes
 from reports.statistics.intervals import mean_interval
 from reports.summary.resampling import Resampling, _medians
 
@@ -39,12 +40,13 @@ def test_values_are_the_tables(build: Any) -> None:
     assert score is not None
     assert score.value == 5.5 / 20
     assert score.ci == pytest.approx(mean_interval([[block / 20] for block in range(12)]), abs=0.02)
-    layers, agreement, latency = resampling.layers(rl, 10), resampling.agreement(rl, full), resampling.latency(rl)
+    layers, latency = resampling.layers(rl, 10), resampling.latency(rl)
+    exact = resampling.mean(rl, exact_prefixes(rl, full))
     assert layers is not None
     assert layers.value == 0.5
     assert layers.ci == (0.5, 0.5)
-    assert agreement is not None
-    assert agreement.value == pytest.approx(30 / 36)
+    assert exact is not None
+    assert exact.value == pytest.approx((6 * 1 + 6 * 1 / 2) / 12)
     assert latency is not None
     assert latency.value == pytest.approx(np.median([0.5 + block / 10 for block in range(12)]))
     energy = resampling.energy(rl)

@@ -114,9 +114,10 @@ def test_nothing_paired_without_full_depth(build) -> None:
 def test_a_complete_run_has_every_metric(build) -> None:
     run = build(points=(FULL, "fixed:layer=5", "oracle"), policies={"oracle": "recompute"}, bandwidth=1e4)
     depths = {FULL: (10, 10, 10), "fixed:layer=5": (10, 5, 5), "oracle": (10, 5, 10)}
-    for block, repeat, point in itertools.product(range(6), range(2), depths):
+    for block, repeat, point in itertools.product(range(8), range(2), depths):
         scores = {"edit_similarity": 0.5, "exact_match": 0.0, "codebleu": 0.5}
         sample = {"exit_layers": depths[point], "scores": scores, "arrival_s": 0.0, "queue_s": 0.0}
+        sample |= {"token_ids": (1, 2, 3 if point == FULL else 9), "full_depth_ids": (1, 2, 3)}
         run.window(point, sample, block=block, repeat=repeat, energy_j=1.0, energy_source="rapl")
     run.idle(energy_j=0.1, duration=1.0, energy_source="rapl")
     row = run.row("oracle", score_corpus=lambda *_: dict.fromkeys(SCORES.names(), 0.5))
@@ -194,8 +195,8 @@ def test_a_constant_depth_is_the_rival_of_another_policy_that_keeps_a_cache(buil
         layers = {FULL: (10, 10, 10), "fixed": (10, 5, 5), "uncached": (5, 5, 5)}.get(point, (10, 5, 7))
         run.window(point, {"exit_layers": layers})
     rows = {row.operating_point: row for row in run.summary().rows}
-    assert rows[OTHER].value("agreement_over_fixed") is not None  # against a fixed exit of another policy
-    assert rows["uncached"].value("agreement_over_fixed") is None
+    assert rows[OTHER].value("exact_prefix_over_fixed") is not None  # against a fixed exit of another policy
+    assert rows["uncached"].value("exact_prefix_over_fixed") is None
 
 
 @pytest.mark.parametrize("points", [(), ("probe",)])

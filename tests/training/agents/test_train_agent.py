@@ -225,7 +225,7 @@ def test_no_trace_and_empty_traces(train: Command, trace: Path, tmp_path: Path) 
     edit(trace, shards=[])
     assert "holds no token" in train().error
     shutil.rmtree(trace)
-    assert "cannot read the trace" in train().error
+    assert "there is no trace" in train().error
     assert not (tmp_path / "a").exists()
 
 

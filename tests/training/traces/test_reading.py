@@ -241,7 +241,7 @@ def test_a_model_with_fewer_layers_is_refused(
         open_traces(str(shallow), tmp_path / "t", artefacts=None)
     assert str(refusal.value) == (
         f"{tmp_path / 't'} is a trace of {tiny_llama.name} at exit points 4,6,10, which {shallow} cannot have. "
-        f"Trace again: `harness trace --model {shallow} --out DIR`."
+        f"Trace again: `harness trace --model {shallow} --out {tmp_path / 't-2'}`"
     )
 
 

@@ -321,10 +321,10 @@ def test_a_missing_shard_is_refused(tmp_path: Path, read: Callable[[Path], objec
 
 
 def test_a_folder_without_a_trace_names_the_command(tmp_path: Path) -> None:
-    with pytest.raises(ArtefactError) as refusal:
-        Traces.open(tmp_path / "t")
-    assert "No such file" in str(refusal.value)
-    assert f"`harness trace --out {tmp_path / 't'}`" in str(refusal.value)
+    for model, given in {"": "", "my model": " --model 'my model'"}.items():
+        with pytest.raises(ArtefactError, match="there is no trace") as refusal:
+            Traces.open(tmp_path / "t", model)
+        assert refusal.value.commands == (f"harness trace{given} --out {tmp_path / 't'}",)
 
 
 EMPTY: dict[str, Any] = {"format": 1, **FACTS, "shards": [], "documents": []}
@@ -420,5 +420,5 @@ def test_the_trace_of_another_model_is_refused_with_both_values(
         Traces.open(tmp_path / "t").check(replace(INFO, **change), tokenizer)
     message = str(refusal.value)
     assert f"is a trace with {theirs} (toy); mine has {ours} now." in message
-    assert "`harness trace --model mine --out DIR`" in message
+    assert f"`harness trace --model mine --out {tmp_path / 't-2'}`" in message
     assert "\n" not in message

@@ -1,0 +1,201 @@
+"""Full depth's choices in the records of a run: right, at no cost inside windows, and never lost."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from harness import RunConfig, read, run
+from harness.decoding.teacher_forcing import TeacherForcing
+
+Command = Callable[..., Any]
+
+
+@pytest.fixture
+def config(cli: Command, tiny_llama: Path, rows_file: Path, tmp_path: Path) -> dict[str, Any]:
+    return {
+        "model": str(tiny_llama),
+        "source": str(rows_file),
+        "limit": 4,
+        "max_new_tokens": 8,
+        "energy": "none",
+        "threads": 1,
+        "exit_points": "all",
+        "strategies": ("fixed:layer=6", "random:probability=0.3"),
+        "out": tmp_path / "out",
+    }
+
+
+@pytest.fixture
+def prompts_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Lengths of the completions that were asked about, in order."""
+    asked: list[int] = []
+    choices = TeacherForcing.choices
+
+    def counted(self: TeacherForcing, completion: Any) -> list[int]:
+        asked.append(len(completion))
+        return choices(self, completion)
+
+    monkeypatch.setattr(TeacherForcing, "choices", counted)
+    return asked
+
+
+def samples(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def forced(folder: Path, found: list[dict[str, Any]]) -> list[list[int]]:
+    """Transformers' choices along each sample's completion."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    chosen = []
+    for sample in found:
+        with torch.no_grad():
+            logits = model(torch.tensor([sample["prompt_ids"] + sample["token_ids"]])).logits[0]
+        chosen.append(logits[len(sample["prompt_ids"]) - 1 : -1].argmax(-1).tolist())
+    return chosen
+
+
+@pytest.mark.parametrize("kv", ["propagate", "recompute", "none", "skip"])
+@pytest.mark.parametrize("family", ["llama", "opt"])
+@pytest.mark.crossed
+def test_records_hold_what_transformers_would_choose(
+    config: dict[str, Any], tiny_llama: Path, tiny_opt: Path, tmp_path: Path, family: str, kv: str
+) -> None:
+    model = tiny_llama if family == "llama" else tiny_opt
+    frame = run(RunConfig(**config | {"model": str(model), "kv": kv})).set_index("operating_point")
+    found = samples(tmp_path / "out")
+    assert [sample["full_depth_ids"] for sample in found] == forced(model, found)
+    assert frame.loc["full", "own_text_agreement"] == 1
+    for point in config["strategies"]:
+        own = [sample for sample in found if sample["operating_point"] == point]
+        first = 0 if kv == "none" else 1
+        same = [
+            [a == b for a, b in zip(one["token_ids"][first:], one["full_depth_ids"][first:], strict=True)]
+            for one in own
+        ]
+        expected = sum(sum(each) / len(each) for each in same) / len(same)
+        assert frame.loc[point, "own_text_agreement"] == pytest.approx(expected)
+        assert expected < 1
+
+
+def test_a_batch_and_prompts_that_are_not_kept_change_nothing(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(RunConfig(**config))
+    run(RunConfig(**config | {"batch_size": 3, "out": tmp_path / "batch"}))
+    monkeypatch.setattr("harness.running.own_text.KEPT_BYTES", 0)
+    run(RunConfig(**config | {"block_size": 4, "out": tmp_path / "tight"}))
+
+    def chosen(name: str) -> dict[tuple[str, str], list[int]]:
+        return {(s["operating_point"], s["sample_id"]): s["full_depth_ids"] for s in samples(tmp_path / name)}
+
+    assert chosen("batch") == chosen("tight") == chosen("out")
+
+
+def test_completions_that_end_by_themselves_are_read_to_their_end(
+    config: dict[str, Any], tmp_path: Path, tiny_llama: Path
+) -> None:
+    run(RunConfig(**config | {"protocol": "codexglue-line", "max_new_tokens": 24, "limit": 8}))
+    found = samples(tmp_path / "out")
+    assert {sample["finish_reason"] for sample in found} > {"stop"}
+    assert [sample["full_depth_ids"] for sample in found] == forced(tiny_llama, found)
+
+
+def test_full_depth_and_a_text_that_came_before_cost_nothing(config: dict[str, Any], prompts_read: list[int]) -> None:
+    run(RunConfig(**config | {"strategies": ("full",)}))
+    assert prompts_read == []
+    several = ("random:probability=1", "random:probability=1.0:seed=1")  # both leave at the first exit point
+    run(RunConfig(**config | {"strategies": several, "out": config["out"].with_name("same")}))
+    assert prompts_read == [8] * 4
+
+
+def test_no_window_contains_the_asking(config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    choices = TeacherForcing.choices
+
+    def slow(self: TeacherForcing, completion: Any) -> list[int]:
+        time.sleep(2)
+        return choices(self, completion)
+
+    monkeypatch.setattr(TeacherForcing, "choices", slow)
+    run(RunConfig(**config | {"limit": 1, "strategies": ("fixed:layer=6",)}))
+    windows = [json.loads(line) for line in (tmp_path / "out" / "windows.jsonl").read_text().splitlines()]
+    assert max(window["duration_s"] for window in windows) < 2
+
+
+def test_only_the_first_repeat_is_asked_about(config: dict[str, Any], tmp_path: Path) -> None:
+    run(RunConfig(**config | {"repeats": 2, "limit": 2}))
+    for sample in samples(tmp_path / "out"):
+        assert len(sample["full_depth_ids"]) == (len(sample["token_ids"]) if sample["repeat"] == 0 else 0)
+    tokens = read(tmp_path / "out").tokens
+    assert tokens.loc[tokens["repeat"] == 0, "full_depth_id"].notna().all()
+    assert tokens.loc[tokens["repeat"] == 1, "full_depth_id"].isna().all()
+
+
+def test_failed_samples_have_no_choices(config: dict[str, Any], tmp_path: Path, plug_in: Callable[..., None]) -> None:
+    plug_in(
+        "fragile",
+        """
+        from harness.errors import ModelError
+
+        @dataclass(frozen=True)
+        class Outside(Strategy):
+            def exit_points(self, model):
+                return model.exit_points
+
+            def should_exit(self, view):
+                if view.position.max() % 2:
+                    raise ModelError("an odd place")
+                return torch.ones(len(view.rows), dtype=torch.bool)
+        """,
+    )
+    run(RunConfig(**config | {"strategies": ("fragile",), "max_new_tokens": 2, "limit": 8}))
+    found = [sample for sample in samples(tmp_path / "out") if sample["operating_point"] == "fragile"]
+    failed = [sample for sample in found if sample["error"]]
+    assert 0 < len(failed) < len(found)
+    for sample in found:
+        assert len(sample["full_depth_ids"]) == (0 if sample["error"] else 2)
+
+
+def test_a_run_of_before_goes_on_with_choices_in_what_is_new(config: dict[str, Any], tmp_path: Path) -> None:
+    settings, out = RunConfig(**config | {"limit": 3}), tmp_path / "out"
+    run(settings)
+    windows = (out / "windows.jsonl").read_bytes().splitlines(keepends=True)
+    (out / "windows.jsonl").write_bytes(b"".join(windows[:-3]))  # the last block is measured again
+    old = samples(out)
+    for sample in old:
+        del sample["full_depth_ids"]
+    (out / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in old))
+    frame = run(settings, resume=out).set_index("operating_point")
+    assert [bool(sample.get("full_depth_ids")) for sample in samples(out)] == [False] * 6 + [True] * 3
+    assert frame.loc["fixed:layer=6", "own_text_agreement_n"] == 1
+    assert frame.loc["fixed:layer=6", "exact_prefix_n"] == 3
+
+
+def test_memory_that_runs_out_keeps_what_was_finished(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from harness.errors import OutOfMemoryError
+
+    left = iter(range(3))
+
+    def choices(self: TeacherForcing, completion: Any) -> list[int]:
+        if next(left, None) is None:
+            raise MemoryError
+        return list(completion)
+
+    with monkeypatch.context() as tight:
+        tight.setattr(TeacherForcing, "choices", choices)
+        with pytest.raises(OutOfMemoryError, match=r"finished windows are kept.*--resume"):
+            run(RunConfig(**config))
+    kept = samples(tmp_path / "out")
+    assert sum(sample["operating_point"] != "full" for sample in kept) == 3
+    assert list(run(RunConfig(**config), resume=tmp_path / "out")["n"]) == [4, 4, 4]
+    assert samples(tmp_path / "out")[: len(kept)] == kept
