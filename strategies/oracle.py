@@ -16,11 +16,12 @@ __all__ = ["Oracle"]
 class Oracle(Strategy):
     """Exit at the first exit point whose token is the one full depth would give.
 
-    Rule: exit when argmax p_l = argmax p_L, with p_L from running the remaining layers under the same
-    KV policy. It looks at the answer, so it is rehearsed: its decisions are made once outside the measured
-    window and replayed inside it at no cost. Upper bound on the layers a strategy can skip losslessly, up
-    to what the KV policy itself changes. Source: optimal exit of GREEN-CODE (2025), section IV-D, ℓ_opt;
-    "oracle" of CALM (Schuster 2022, arXiv 2207.07061).
+    Rule: exit when argmax p_l = argmax p_L, with p_L from running the remaining layers. It looks at the answer, so it
+    is rehearsed: its decisions are made once outside the measured window and replayed inside it at no cost, and under
+    exact keys and values only (``recompute``, or ``none``), whatever ``--kv`` says for others. Every state is then full
+    depth's, so no strategy with these exit points can skip more and change no token. Under ``propagate`` the same rule
+    skips less than learned exits do and changes tokens: it bounds nothing there. Source: optimal exit of GREEN-CODE
+    (2025), section IV-D, ℓ_opt; "oracle" of CALM (Schuster 2022, arXiv 2207.07061).
     """
 
     rehearsed: ClassVar[bool] = True

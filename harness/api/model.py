@@ -112,7 +112,8 @@ class Model:
             text: the prompt, or its token ids.
             strategy: ``NAME[:option=value]…``, or a strategy as an object or class, from wherever it is defined. One
                 that looks at the answer (the oracle) does so meanwhile: its times mean nothing.
-            kv: what happens to keys and values of skipped layers; ``auto`` for the strategy's own default.
+            kv: what happens to keys and values of skipped layers; ``auto`` for the strategy's own default, which the
+                oracle has in place of any that is not exact.
             max_new_tokens: limit.
             stop: text or texts that end it and are no part of it.
             seed: of a random strategy.

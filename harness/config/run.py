@@ -67,7 +67,7 @@ class RunConfig(ModelConfiguration):
         default="auto",
         description="K,V of skipped layers: auto (recompute; propagate for fixed exits), recompute, propagate, "
         "none, skip, or another of `harness list kv`; a comma list compares, the first one's full depth being the "
-        "baseline.",
+        "baseline. The oracle, a bound, runs under exact ones (recompute, none) whatever is named.",
     )
     batch_size: int = Field(default=1, ge=1, le=1024, description="Samples decoded together.")
     repeats: int = Field(default=1, ge=1, le=1000, description="Repetitions of each block, each in a fresh process.")

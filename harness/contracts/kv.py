@@ -32,6 +32,11 @@ class KVFacts:
     defers: bool = False
     note: str = ""
 
+    @property
+    def exact(self) -> bool:
+        """Whether every state is full depth's for the same tokens: nothing that a token skipped is read by another."""
+        return self.defers or not self.keeps_cache
+
 
 @dataclass(frozen=True, slots=True)
 class Waiting:

@@ -123,7 +123,8 @@ class Strategy(Protocol):
 
     Field annotations carry the range: ``threshold: Annotated[float, Field(ge=0, le=1, description=…)]``.
     A stateless strategy is its own rule. ``rehearsed`` strategies are decoded once outside the measured
-    window; inside it their exits are replayed at no decision cost (the oracle). ``probabilistic`` ones have a
+    window; inside it their exits are replayed at no decision cost (the oracle). They are bounds, and bounds of nothing
+    where keys and values drift: whatever a run names, they decode under exact ones. ``probabilistic`` ones have a
     ``threshold`` that is the least probability, by their own estimate, that the exit's token is right: whether that
     estimate holds can be checked (``harness sweep --out`` writes calibration). ``default_kv`` names the KV policy it
     runs under unless a run names one: exact keys and values for everything whose depths mix.

@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from harness.decoding.products import FEW, multiply
+
 __all__ = ["Block", "HeadShape", "LayerNorm", "Linear", "Norm", "RMSNorm", "Rotary", "Tables"]
 
 Activation: TypeAlias = Callable[[Tensor], Tensor]
@@ -63,11 +65,7 @@ class Linear:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map ``[n, in]`` to ``[n, out]``."""
-        # One row in bfloat16 on CPU: torch.mv reads weights about 1.5 times faster than F.linear.
-        if x.shape[0] == 1 and x.dtype is torch.bfloat16 and x.device.type == "cpu":
-            y = torch.mv(self.weight, x[0]).unsqueeze(0)
-            return y if self.bias is None else y + self.bias
-        return F.linear(x, self.weight, self.bias)
+        return multiply(x, self.weight, self.bias)
 
     def rows(self, start: int) -> Linear:
         """Return the map restricted to output columns from ``start`` on, sharing storage."""
@@ -88,12 +86,15 @@ class RMSNorm:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Normalise the last axis of ``x``."""
-        if x.dim() == 2 and x.shape[0] == 1 and x.dtype is torch.float32 and x.device.type == "cpu":
-            # One row: torch's CPU kernels are five here, and each runs on cold caches after a streamed
+        if x.dim() == 2 and x.shape[0] <= FEW and x.dtype is torch.float32 and x.device.type == "cpu":
+            # Few rows: torch's CPU kernels are five here, and each runs on cold caches after a streamed
             # matrix. A dot product, a scalar root and one fused product take half the time.
-            row = x[0]
-            scale = 1.0 / math.sqrt(torch.dot(row, row).item() / row.shape[0] + self.eps)
-            return torch.addcmul(_ZERO, x, self.weight, value=scale)
+            width = x.shape[1]
+            if x.shape[0] == 1:
+                scale = 1.0 / math.sqrt(torch.dot(x[0], x[0]).item() / width + self.eps)
+                return torch.addcmul(_ZERO, x, self.weight, value=scale)
+            length = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+            return x * self.weight * torch.rsqrt(length * length / width + self.eps)
         return self.weight * self.standardise(x)
 
     def standardise(self, x: Tensor) -> Tensor:

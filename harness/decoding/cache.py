@@ -11,7 +11,7 @@ from torch import Tensor
 
 from harness.decoding.blocks import HeadShape
 
-__all__ = ["KVCache", "attend"]
+__all__ = ["KVCache", "attend", "attend_span"]
 
 
 class KVCache:
@@ -70,27 +70,9 @@ class KVCache:
         keys, values = self.entries[layer, rows, :, :length].chunk(2, dim=1)
         return keys, values
 
-    def slots(self, row: int, position: int) -> tuple[Tensor, ...]:
-        """Return one slot as views ``[2 KV, head_dim]``, one per layer, to copy new entries into."""
-        return self.entries[:, row, :, position].unbind(0)
-
-    def attend_span(
-        self, layer: int, queries: Tensor, row: int, start: int, scale: float, visible: Tensor | None = None
-    ) -> Tensor:
-        """Consecutive positions ``start``… of one row, causal: ``[n, H, D]`` → ``[n, H * D]``.
-
-        ``visible`` ``[n, start + n]`` says which positions each may attend to, where not all before it.
-        """
-        count = queries.shape[0]
-        end = start + count
-        keys, values = self.entries[layer, row, None, :, :end].chunk(2, dim=1)
-        if visible is None:
-            visible = self._positions[:end] <= self._positions[start:end].unsqueeze(1)
-        out = F.scaled_dot_product_attention(
-            queries.transpose(0, 1).unsqueeze(0), keys, values, attn_mask=visible, scale=scale,
-            enable_gqa=self._heads.grouped,
-        )  # fmt: skip
-        return out[0].transpose(0, 1).reshape(count, -1)
+    def slots(self, row: int, start: int, end: int) -> tuple[Tensor, ...]:
+        """Return consecutive positions of a row as views ``[2 KV, n, head_dim]``, one per layer, to copy into."""
+        return self.entries[:, row, :, start:end].unbind(0)
 
 
 def attend(
@@ -110,3 +92,20 @@ def attend(
         queries.unsqueeze(2), keys, values, attn_mask=mask, scale=scale, enable_gqa=heads.grouped
     )
     return out.reshape(-1, heads.query_width)
+
+
+def attend_span(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor, heads: HeadShape, scale: float) -> Tensor:
+    """Attend with consecutive queries of one row: ``[n, H, D]`` → ``[n, H * D]``.
+
+    Args:
+        queries: its last ``n`` positions.
+        keys: ``[1, KV, length, D]``.
+        values: the same shape.
+        mask: ``[n, length]`` bool, which positions each may attend to.
+        heads: attention geometry.
+        scale: factor on query·key.
+    """
+    out = F.scaled_dot_product_attention(
+        queries.transpose(0, 1).unsqueeze(0), keys, values, attn_mask=mask, scale=scale, enable_gqa=heads.grouped
+    )
+    return out[0].transpose(0, 1).reshape(-1, heads.query_width)

@@ -19,7 +19,7 @@ from torch import Tensor
 from harness.contracts import KVPolicy, Waiting
 from harness.decoding.backbone import Backbone
 from harness.decoding.blocks import Rotary, Tables
-from harness.decoding.cache import KVCache, attend
+from harness.decoding.cache import KVCache, attend, attend_span
 from harness.decoding.generation import Generation
 
 __all__ = ["Pass", "PrefixPass", "TokenPass"]
@@ -159,6 +159,27 @@ class _Frame:
     slots: tuple[Tensor, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Consecutive slots of one row: where they stand in the state and what they see, views per layer."""
+
+    span: slice
+    mask: Tensor
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    slots: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Runs:
+    """The slots of a token pass that others have joined: a run per row."""
+
+    positions: Tensor
+    rows: Tensor
+    tables: Tables | None
+    runs: tuple[_Run, ...]
+
+
 class TokenPass:
     """One new token per row against the cache.
 
@@ -192,6 +213,7 @@ class TokenPass:
         places = torch.tensor(positions, device=device)
         self._state = backbone.embed(torch.tensor(tokens, device=device), places)
         self._frame: _Frame | None = None
+        self._joined: _Runs | None = None
         self._starts = list(positions)  # first position of each row's run of slots; the run ends at the new token
 
     @property
@@ -223,7 +245,7 @@ class TokenPass:
         if staying:
             spans = self._spans()
             self._state = torch.cat([self._state[spans[place]] for place in staying])
-        self._frame = None
+        self._frame = self._joined = None
         self.rows = [self.rows[place] for place in staying]
         self._positions = [self._positions[place] for place in staying]
         self._starts = [self._starts[place] for place in staying]
@@ -262,7 +284,7 @@ class TokenPass:
                 parts.append(waiting.hidden)
                 self._starts[place] = waiting.start
             parts.append(self._state[span])
-        self._state = torch.cat(parts)
+        self._state, self._joined = torch.cat(parts), None
 
     def _run(self, stop: int) -> None:
         layers = stop - self.layer
@@ -271,10 +293,9 @@ class TokenPass:
                 self._tally[row].layers_executed += layers
             self._run_tokens(stop)
             return
-        lengths = self._lengths()
-        for row, length in zip(self.rows, lengths, strict=True):
+        for row, length in zip(self.rows, self._lengths(), strict=True):
             self._tally[row].layers_executed += layers * length
-        self._run_spans(stop, lengths)
+        self._run_spans(stop)
 
     def _run_tokens(self, stop: int) -> None:
         """One slot per row."""
@@ -287,7 +308,7 @@ class TokenPass:
             block = self._backbone.blocks[index]
             queries, entries = block.project(state, self._rotary, frame.tables)
             if frame.slots:
-                frame.slots[index].copy_(entries[0])
+                frame.slots[index].copy_(entries.transpose(0, 1))
             else:
                 cache.write(index, frame.rows, frame.positions, entries)
             if frame.keys:
@@ -315,28 +336,41 @@ class TokenPass:
             mask=cache.visible(positions)[:, None, None, :] if ragged else None,
             keys=keys,
             values=values,
-            slots=cache.slots(first, length - 1) if len(self.rows) == 1 else (),
+            slots=cache.slots(first, length - 1, length) if len(self.rows) == 1 else (),
         )
 
-    def _run_spans(self, stop: int, lengths: list[int]) -> None:
+    def _run_spans(self, stop: int) -> None:
         """A run of consecutive slots per row: linear maps over all of them, attention row by row."""
-        device = self._state.device
-        positions = torch.cat(
-            [torch.arange(s, p + 1, device=device) for s, p in zip(self._starts, self._positions, strict=True)]
-        )
-        rows = torch.tensor(self.rows, device=device).repeat_interleave(torch.tensor(lengths, device=device))
-        tables = None if self._rotary is None else self._rotary.tables(positions)
-        visible = self._policy.visible(rows, positions, stop)
-        spans = [
-            (row, start, span, None if visible is None else visible[span, : position + 1])
-            for row, start, position, span in zip(self.rows, self._starts, self._positions, self._spans(), strict=True)
-        ]
+        if self._joined is None:
+            self._joined = self._make_runs()
+        joined, heads, state = self._joined, self._backbone.heads, self._state
+        visible = self._policy.visible(joined.rows, joined.positions, stop)
+        runs = [(run, run.mask if visible is None else visible[run.span, : run.mask.shape[1]]) for run in joined.runs]
         for index in range(self.layer, stop):
             block = self._backbone.blocks[index]
-            queries, entries = block.project(self._state, self._rotary, tables)
-            self._cache.write(index, rows, positions, entries)
-            attended = [
-                self._cache.attend_span(index, queries[span], row, start, block.scale, seen)
-                for row, start, span, seen in spans
-            ]
-            self._state = block.finish(self._state, torch.cat(attended))
+            queries, entries = block.project(state, self._rotary, joined.tables)
+            attended = []
+            for run, mask in runs:
+                run.slots[index].copy_(entries[run.span].transpose(0, 1))
+                keys, values = run.keys[index], run.values[index]
+                attended.append(attend_span(queries[run.span], keys, values, mask, heads, block.scale))
+            state = block.finish(state, attended[0] if len(attended) == 1 else torch.cat(attended))
+        self._state = state
+
+    def _make_runs(self) -> _Runs:
+        """Gather what is the same in every segment until something joins or leaves."""
+        device, cache = self._state.device, self._cache
+        ends = [position + 1 for position in self._positions]
+        each = [torch.arange(start, end, device=device) for start, end in zip(self._starts, ends, strict=True)]
+        positions = torch.cat(each)
+        rows = torch.tensor(self.rows, device=device)
+        runs = tuple(
+            _Run(span, cache.visible(places), *cache.views(slice(row, row + 1), end), cache.slots(row, start, end))
+            for row, start, end, span, places in zip(self.rows, self._starts, ends, self._spans(), each, strict=True)
+        )
+        return _Runs(
+            positions=positions,
+            rows=rows.repeat_interleave(torch.tensor(self._lengths(), device=device)),
+            tables=None if self._rotary is None else self._rotary.tables(positions),
+            runs=runs,
+        )

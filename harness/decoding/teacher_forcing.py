@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import torch
 
+from harness.decoding.cache import attend_span
 from harness.decoding.engine import Engine
 from harness.decoding.passes import PrefixPass
 
@@ -58,9 +59,13 @@ class TeacherForcing:
         rows = torch.zeros_like(positions)
         tables = None if self._rotary is None else self._rotary.tables(positions)
         state = backbone.embed(torch.tensor(read, device=device), positions)
+        end = self._start + len(read)
+        mask = self._cache.visible(positions)
+        keys, values = self._cache.views(slice(0, 1), end)
         for layer, block in enumerate(backbone.blocks):
             queries, entries = block.project(state, self._rotary, tables)
             self._cache.write(layer, rows, positions, entries)
-            state = block.finish(state, self._cache.attend_span(layer, queries, 0, self._start, block.scale))
+            attended = attend_span(queries, keys[layer], values[layer], mask, backbone.heads, block.scale)
+            state = block.finish(state, attended)
         chosen: list[int] = backbone.logits(state).argmax(-1).tolist()
         return [self._first, *chosen]

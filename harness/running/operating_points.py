@@ -114,7 +114,8 @@ def operating_points(built: Built, config: RunConfig, info: ModelInfo) -> tuple[
     """Return a run's operating points: full depth first, then as written, then the probes.
 
     With several KV policies each strategy runs under each of them and the policy stands in the name, after ``@``. What
-    never exits does the same under every policy that keeps a cache, so it runs once for those.
+    never exits does the same under every policy that keeps a cache, so it runs once for those; what looks at the answer
+    (the oracle) runs under its own in place of those that are not exact.
 
     Raises:
         OptionError: a strategy wants to be asked where the model has no exit point.
@@ -134,12 +135,19 @@ def operating_points(built: Built, config: RunConfig, info: ModelInfo) -> tuple[
 
 def _policies(strategy: Strategy, policies: Sequence[str], info: ModelInfo) -> Iterator[str]:
     cached = False
-    for kv in policies:
+    for kv in dict.fromkeys(_policy(strategy, kv) for kv in policies):
         if not strategy.exit_points(info) and _facts(kv).keeps_cache:
             if cached:
                 continue
             cached = True
         yield kv
+
+
+def _policy(strategy: Strategy, kv: str | None) -> str:
+    """The policy that a strategy runs under where a run names one, or none."""
+    if kv is None or (strategy.rehearsed and not _facts(kv).exact):
+        return strategy.default_kv
+    return kv
 
 
 def _facts(kv: str) -> KVFacts:
@@ -187,13 +195,14 @@ def operating_point(
         spec: as written.
         strategy: as built.
         info: the model.
-        kv: name of its KV policy; ``None`` for the strategy's own default.
+        kv: name of its KV policy; ``None`` for the strategy's own default, which a strategy that looks at the answer
+            also has in place of one that is not exact.
         several: the run compares policies, so that the name must say which.
 
     Raises:
         HarnessError: it does not fit, or what it runs on is missing or made for another model.
     """
-    policy = kv or strategy.default_kv
+    policy = _policy(strategy, kv)
     points = tuple(strategy.exit_points(info))
     if list(points) != sorted(set(points) & set(info.exit_points)):
         raise OptionError(
@@ -201,7 +210,7 @@ def operating_point(
             f"(exit points: {', '.join(map(str, info.exit_points)) or 'none'})."
         )
     record = OperatingPointRecord(
-        name=f"{spec}@{kv}" if several else str(spec),
+        name=f"{spec}@{policy}" if several else str(spec),
         strategy=spec.name,
         options=effective_options(strategy),
         exit_points=points,

@@ -48,10 +48,11 @@ def notes_of(
     """
     replayed = {str(traces.documents[number]["key"]) for number in tokens.nonzero().squeeze(1).tolist()}
     whose = "what the model generated at full depth" if traces.index.get("new_tokens") else "the documents' own"
+    bound = next((f" (the bound's: {point.kv})" for point in points if point.strategy.rehearsed), "")
     notes = [
         f"Every row is replayed: tokens are {whose}, so the drift that real exits cause is not included. "
         "Final numbers come from live decoding (`harness run`, or --live N here).",
-        f"Expected speed-up: bytes that full depth reads per token over bytes read here, batch 1, kv {kv}; "
+        f"Expected speed-up: bytes that full depth reads per token over bytes read here, batch 1, kv {kv}{bound}; "
         "what memory traffic alone would allow, not a measurement. Learned exit heads' own weights are not counted.",
         "The trace holds probabilities as float16: thresholds closer than 0.0005 to each other near 1 decide alike.",
     ]

@@ -36,8 +36,8 @@ class SweepRow(Record):
             charges them.
         expected_speedup: full depth's bytes per token over this one's: what decoding at batch 1 would gain if nothing
             but memory traffic took time; an expectation, not a measurement.
-        oracle_fraction: layers skipped over those skipped by leaving at the first exit whose token is the last
-            layer's; ``None`` where that skips none.
+        oracle_share: of the layers skipped by leaving at the first exit whose token is the last layer's, the share
+            that tokens equal to the last layer's skip here; never above 1. ``None`` where that skips none.
         exits: exit layer → share of tokens that left there, the last layer included.
         pareto: no other row has at least this agreement and this expected speed-up, and more of one.
     """
@@ -61,7 +61,7 @@ class SweepRow(Record):
     shortcut_per_token: float
     kv_fill_layers_per_token: float
     expected_speedup: float
-    oracle_fraction: float | None
+    oracle_share: float | None = None
     exits: dict[int, float]
     pareto: bool = False
 

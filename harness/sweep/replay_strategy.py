@@ -31,6 +31,7 @@ class Outcome:
         checks, lm_head_evaluations, shortcut_evaluations: as live decoding counts them after prefill.
         deep_layers: layers run to look at the last layer's token, by a strategy that does so and is not rehearsed.
         cache_reads: positions × layers attended to.
+        skipped_rightly: layers skipped by tokens equal to the last layer's.
     """
 
     right: Tensor
@@ -41,6 +42,7 @@ class Outcome:
     shortcut_evaluations: int = 0
     deep_layers: int = 0
     cache_reads: int = 0
+    skipped_rightly: int = 0
 
     @classmethod
     def nothing(cls, documents: int) -> Outcome:
@@ -58,6 +60,7 @@ class Outcome:
             self.shortcut_evaluations + other.shortcut_evaluations,
             self.deep_layers + other.deep_layers,
             self.cache_reads + other.cache_reads,
+            self.skipped_rightly + other.skipped_rightly,
         )
 
     @property
@@ -146,4 +149,5 @@ def replay(point: OperatingPoint, tokens: TracedTokens, model: ModelInfo) -> Out
         shortcut_evaluations=spent["shortcut"],
         deep_layers=spent["deep_layers"],
         cache_reads=int((layers * (tokens.position + 1)).sum()),
+        skipped_rightly=int((model.num_layers - layers[right]).sum()),
     )

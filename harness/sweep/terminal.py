@@ -22,7 +22,7 @@ LEGEND = (
     "◇ a bound that looks at the answer, not a candidate",
     "agree: tokens equal to the last layer's, with the bootstrap 95 % interval over documents",
     "expected: full depth's bytes per token over this row's, not a measurement",
-    "of bound: layers skipped over those the bound skips; above 1 where tokens leave before they are right",
+    "of bound: share of the layers the bound skips that are skipped here too, by tokens that agree",
     "checks, heads: times the strategy is asked, LM-head evaluations, per token",
 )
 DRIFT = (
@@ -113,7 +113,7 @@ def _table(rows: Sequence[SweepRow], letters: dict[str, str], width: int) -> Tab
         "skipped": [f"{row.layers_skipped:.1%}" for row in rows],
         "agree": [f"{row.agreement:.4f}" for row in rows],
         "95 %": [_interval(row.agreement_ci, 4) for row in rows],
-        "of\nbound": ["–" if row.oracle_fraction is None else f"{row.oracle_fraction:.2f}" for row in rows],
+        "of\nbound": ["–" if row.oracle_share is None else f"{row.oracle_share:.2f}" for row in rows],
         "expected\nspeed-up": [f"{row.expected_speedup:.2f}×" for row in rows],
         "checks": [f"{row.exit_checks_per_token:.1f}" for row in rows],
         "heads": [f"{row.lm_head_per_token:.1f}" for row in rows],

@@ -134,8 +134,17 @@ def _compare(a: RecordedRun, b: RecordedRun, one: Measured, other: Measured, met
     baseline = all(point.is_full for point in points)
     changes = tuple(_change(metric, a, b, points, matched, baseline=baseline) for metric in metrics)
     identical = sum(row[0] == row[1] for row in agreement.values())
-    names = one.point.name, other.point.name
-    return PointChange(task, *names, matched, changes, baseline=baseline, identical=(identical, len(agreement)))
+    return PointChange(
+        task,
+        one.point.name,
+        other.point.name,
+        matched,
+        changes,
+        baseline=baseline,
+        identical=(identical, len(agreement)),
+        kv_a=one.regime.kv,
+        kv_b=other.regime.kv,
+    )
 
 
 def _change(

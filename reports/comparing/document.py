@@ -60,6 +60,8 @@ def _point(point: PointChange) -> dict[str, Any]:
         "task": point.task,
         "operating_point_a": point.a,
         "operating_point_b": point.b,
+        "kv_a": point.kv_a,
+        "kv_b": point.kv_b,
         "verdict": point.verdict,
         "prompts_matched": len(point.matched.same),
         "prompts_a": point.matched.in_a,

@@ -57,11 +57,13 @@ def _task(task: str, points: Sequence[PointChange]) -> Iterator[str]:
     shown = headline(points)
     heads = [next(point.of(metric) for point in points if point.of(metric).value is not None) for metric in shown]
     yield from ("", f"### {escape_mentions(task)}", "")
-    yield markdown_row(["operating point", *(escape_mentions(header(one)) for one in heads), "in words"])
-    yield markdown_row([":--", *("--:" for _ in shown), ":--"])
+    yield markdown_row(["operating point", "KV", *(escape_mentions(header(one)) for one in heads), "in words"])
+    yield markdown_row([":--", ":--", *("--:" for _ in shown), ":--"])
     for point in points:
         cells = [_changed(point, metric) for metric in shown]
-        yield markdown_row([markdown_code(point.name), *cells, escape_mentions(point.verdict)])
+        yield markdown_row(
+            [markdown_code(point.name), escape_mentions(point.kv), *cells, escape_mentions(point.verdict)]
+        )
 
 
 def _changed(point: PointChange, metric: Metric) -> str:

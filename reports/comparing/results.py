@@ -24,6 +24,7 @@ class PointChange:
         verdict: in words.
         baseline: full depth in both.
         identical: completions with the same tokens, of so many compared.
+        kv_a, kv_b: KV policies.
     """
 
     task: str
@@ -34,11 +35,18 @@ class PointChange:
     verdict: str = ""
     baseline: bool = False
     identical: tuple[int, int] = (0, 0)
+    kv_a: str = ""
+    kv_b: str = ""
 
     @property
     def name(self) -> str:
         """As tables write it."""
         return self.a if self.a == self.b else f"{self.a} → {self.b}"
+
+    @property
+    def kv(self) -> str:
+        """Its KV policy, or both."""
+        return self.kv_a if self.kv_a == self.kv_b else f"{self.kv_a} → {self.kv_b}"
 
     def of(self, metric: Metric | str) -> Change:
         """Return the change of one metric."""

@@ -107,9 +107,12 @@ def _differences(found: RunChange, width: int) -> Table:
 def _headline(points: Sequence[PointChange], width: int) -> Table:
     longest = max(20, width // 4)
     names = [fold_label(point.name, longest) for point in points]
-    room = width - max(len(line) for name in ("operating point", *names) for line in name.splitlines())
+    policies = [point.kv.replace(" → ", " →\n") for point in points]
+    leading = (("operating point", *names), ("KV", *policies))
+    room = width - sum(max(len(line) for text in texts for line in text.splitlines()) for texts in leading) - _PADDING
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("operating point", no_wrap=True)
+    table.add_column("KV", no_wrap=True)
     columns: list[list[Text]] = []
     for metric in headline(points):
         told = [point.of(metric) for point in points]
@@ -122,7 +125,7 @@ def _headline(points: Sequence[PointChange], width: int) -> Table:
         table.add_column(Text(header(first)), justify="right", no_wrap=True)
         columns.append(cells)
     for index, name in enumerate(names):
-        table.add_row(Text(name), *(column[index] for column in columns))
+        table.add_row(Text(name), Text(policies[index]), *(column[index] for column in columns))
     return table
 
 

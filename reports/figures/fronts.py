@@ -79,8 +79,8 @@ def _caption(table: TaskTable, cost: Cost) -> str:
     parts = [f"Quality against {cost.title}.", table.provenance]
     parts.append(
         "Line: the Pareto front of the measured values (filled points), which does not consider chance. Dashed: the "
-        "oracle, which knows full depth's answer and is no candidate (where K,V come from early exits it loses "
-        "agreement itself). HV: hypervolume, the best quality within a budget, averaged over budgets from 0 "
+        "oracle, which knows full depth's answer and is no candidate (in older runs without exact K,V it bounds "
+        "nothing). HV: hypervolume, the best quality within a budget, averaged over budgets from 0 "
         "to full depth's cost (reference point: quality 0 at full depth's cost)."
     )
     if decides:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 from harness.contracts import Metric, Wording
 from harness.records import SampleRecord
 from reports.metrics.point import Point
-from reports.metrics.sections import BYTE_MODEL, DEPTH, HEADLINE
+from reports.metrics.sections import AGREEMENTS, DEPTH, HEADLINE
 from reports.metrics.units import Units, rates
 from reports.statistics.intervals import ratio
 from reports.summary.measured import Measured, SampleKey
 
-__all__ = ["EXIT_CHECKS", "EXIT_LAYER", "KV_FILLS", "LAYERS_SKIPPED", "LM_HEADS", "ORACLE_FRACTION"]
+__all__ = ["EXIT_CHECKS", "EXIT_LAYER", "KV_FILLS", "LAYERS_SKIPPED", "LM_HEADS", "ORACLE_SHARE"]
 
 
 def _mean_layers(cell: Measured, keys: Iterable[SampleKey]) -> float | None:
@@ -41,15 +41,39 @@ def _layer_units(point: Point, *, skipped: bool) -> Units:
     return rates(point.cell, read)
 
 
-def _oracle_fraction(point: Point) -> float | None:
-    """Layers skipped over what the oracle skipped, on the samples both finished; ``None`` where that is nothing."""
-    cell, layers = point.cell, point.model.num_layers
-    oracle = next((other for other in reversed(cell.alike(point.cells)) if other.point.rehearsed), None)
+def oracle_of(cells: Sequence[Measured], cell: Measured) -> Measured | None:
+    """Return the oracle that an operating point is held against, its own regime's before another's.
+
+    ``None`` where the run has none under exact keys and values: one that ran under others bounds nothing.
+    """
+    exact = [other for other in cells if other.point.rehearsed and other.regime.facts.exact]
+    return next((other for other in exact if other.regime == cell.regime), exact[0] if exact else None)
+
+
+def _oracle_share(point: Point) -> float | None:
+    """Of the layers that the oracle skips, the share skipped here too, by tokens that are full depth's.
+
+    Σ over tokens that agree of min(skipped here, skipped by the oracle) ÷ Σ over the oracle's tokens of skipped, on the
+    samples that full depth finished too. A skipped layer counts only where the token at its place is full depth's and
+    the oracle skips that layer of that token as well, so that it is never above 1: not after the first different token
+    either, where a token may agree in another context. The token of prefill counts on neither side where one of both
+    has a cache.
+    """
+    cell, full, layers = point.cell, point.full, point.model.num_layers
+    oracle = oracle_of(point.cells, cell)
     if oracle is None:
         return None
-    both = cell.shared(oracle)
-    here, best = _mean_layers(cell, both), _mean_layers(oracle, both)
-    return None if here is None or best is None else ratio(1 - here / layers, 1 - best / layers)
+    first = int(cell.regime.cached or oracle.regime.cached)
+    both = possible = 0
+    for key in cell.shared(oracle):
+        if key not in full.samples:
+            continue
+        best = [layers - layer for layer in oracle.samples[key].exit_layers[first:]]
+        possible += sum(best)
+        here, reference = cell.samples[key], full.samples[key].token_ids
+        tokens = zip(here.token_ids[first:], reference[first:], here.exit_layers[first:], best, strict=False)
+        both += sum(min(layers - layer, most) for token, right, layer, most in tokens if token == right)
+    return ratio(both, possible)
 
 
 def _counted(count: Callable[[SampleRecord], int], point: Point) -> float | None:
@@ -80,14 +104,14 @@ LAYERS_SKIPPED = Metric(
     priority=5,
     change=Wording("skips {} more layers", "skips {} fewer layers"),
 )
-ORACLE_FRACTION = Metric(
-    name="oracle_fraction",
+ORACLE_SHARE = Metric(
+    name="oracle_share",
     header="of\noracle",
-    meaning="layers skipped over what the oracle skips (above 100 %: exits before any layer is right)",
-    compute=_oracle_fraction,
+    meaning="share of the layers the oracle skips that are skipped here too, by tokens that agree",
+    compute=_oracle_share,
     kind="work",
     form="percent",
-    sections={HEADLINE: 5, BYTE_MODEL: 7},
+    sections={AGREEMENTS: 5.1},
     priority=7,
 )
 EXIT_CHECKS = Metric(

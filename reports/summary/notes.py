@@ -20,7 +20,6 @@ from reports.summary.admission import describe_left_out
 from reports.summary.energy import MIXED, REPLAY, is_measured
 from reports.summary.measured import Measured
 from reports.summary.window_notes import about_windows
-from reports.tables.result import is_candidate
 
 __all__ = ["notes"]
 
@@ -62,7 +61,7 @@ def notes(
         *_about_regimes(cells, manifest),
         *_about_sample_size(cells, rows, manifest.operating_points[0].name),
         *_about_chance(rows),
-        *_about_oracle(rows),
+        *_about_oracle(cells),
     )
 
 
@@ -193,8 +192,7 @@ def _about_regimes(cells: Sequence[Measured], manifest: Manifest) -> Iterator[st
     if len(policies) > 1:
         yield (
             f"operating points differ in their KV policy; all are compared with {cells[0].point.name} "
-            f"(kv {cells[0].regime.kv}), while fixed exits and the oracle of the same policy are their measure "
-            "where the run has them."
+            f"(kv {cells[0].regime.kv}), and fixed exits of the same policy are their measure where the run has them."
         )
     yield from (f"kv {name}: {note}" for name, note in policies.items() if note)
     batch = max((regime.batch_size for regime in regimes), default=1)
@@ -290,12 +288,20 @@ def _about_repeats(measured: Sequence[SummaryRow]) -> Iterator[str]:
         )
 
 
-def _about_oracle(rows: Sequence[SummaryRow]) -> Iterator[str]:
-    for name in dict.fromkeys(row.operating_point for row in rows if row.n and not is_candidate(row)):
-        yield (
-            f"{name} leaves at the first exit point that has full depth's token and pays nothing to know it: an "
-            "upper bound, never on the Pareto front."
-        )
+def _about_oracle(cells: Sequence[Measured]) -> Iterator[str]:
+    found = {cell.point.name: cell.regime for cell in cells if cell.samples and cell.point.rehearsed}
+    for name, regime in found.items():
+        first = f"{name} leaves at the first exit point that has full depth's token and pays nothing to know it"
+        if regime.facts.exact:
+            yield (
+                f"{first}: an upper bound on the layers that can be skipped with no token changed, never on the Pareto "
+                "front. It runs under exact keys and values, whatever --kv says."
+            )
+        else:
+            yield (
+                f"{first}, but it ran under kv {regime.kv}, where it changes tokens and bounds nothing: no row is held "
+                "against it. Newer runs give it exact keys and values."
+            )
 
 
 def _totals(pairs: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:

@@ -92,7 +92,7 @@ def columns_of(table: ResultTable) -> Mapping[str, Column]:
 def headline_columns(table: ResultTable, columns: Mapping[str, Column]) -> list[Column]:
     """Return the filled columns of the first table, in reading order.
 
-    Numbers of samples stand in it where operating points differ in them, and KV policies where they do.
+    Every row says its KV policy; numbers of samples stand in it where operating points differ in them.
     """
     counts = [
         Column("n", "n", tuple(str(row.n) for row in table.rows), "samples scored"),
@@ -100,7 +100,7 @@ def headline_columns(table: ResultTable, columns: Mapping[str, Column]) -> list[
     ]
     policies = Column("kv", "KV", tuple(row.kv for row in table.rows), "what skipped layers leave", left=True)
     return [
-        *([policies] if len({row.kv for row in table.rows}) > 1 else []),
+        policies,
         *(counts if table.uneven else []),
         *section_columns(HEADLINE, columns),
     ]

@@ -26,6 +26,7 @@ FLOOR = 0.05  # two processes differ by so much without any reason: see README.m
 
 _HISTORY = pytest.StashKey[list[tuple[str, dict[str, Any]]]]()
 _SESSION = pytest.StashKey[dict[str, dict[str, Any]]]()
+_ROWS = pytest.StashKey[list[str]]()
 
 
 # ------------------------------------------------------------------------------------- the reference
@@ -79,6 +80,12 @@ def benchmark(benchmark: Any, reference: Callable[[], float], request: pytest.Fi
     session = request.config.stash.get(_SESSION, None)
     if session is not None:
         session[short(request.node.nodeid)] = {RATIOS: ratios}
+
+
+@pytest.fixture
+def row_tables(request: pytest.FixtureRequest) -> list[str]:
+    """Return the lines of the tables that are printed at the end."""
+    return request.config.stash.setdefault(_ROWS, [])
 
 
 # ------------------------------------------------------------------------------------- the history
@@ -135,7 +142,11 @@ def saved(folder: Path) -> list[tuple[str, dict[str, Any]]]:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Print each benchmark's ratio beside that of the last saved run of this class of machine."""
+    """Print what several rows cost, and each benchmark's ratio beside that of the last saved run of this class."""
+    if rows := config.stash.get(_ROWS, []):
+        terminalreporter.section("several rows through a layer, over one row")
+        for line in rows:
+            terminalreporter.write_line(line)
     session, history = config.stash.get(_SESSION, {}), config.stash.get(_HISTORY, [])
     if not session:
         return

@@ -12,6 +12,7 @@ import statistics
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -146,6 +147,37 @@ def test_fixed_exit_against_the_byte_model(benchmark: Any, rounds: Rounds, smoll
     speed_up = rounds.ratio(rounds.per_token_s["full"], rounds.per_token_s[f"fixed {layer}"])
     print(f"\n  fixed at {layer}: {speed_up:.2f}× per token, byte model {predicted:.2f}×", end="")
     report(benchmark, f"fixed at {layer}, share of the byte model's speed-up", speed_up / predicted, at_least=0.92)
+
+
+def test_time_per_byte_by_depth(benchmark: Any, rounds: Rounds, smollm2: Any) -> None:
+    """Why measured speed-ups can pass the byte model: what streams slower than the mean, shallow layers or the rest?
+
+    If fewer layers fitted the caches better, a byte of the first layers would cost less than one of the last. The rest
+    is a step to the shallowest exit without its layers: LM head, K,V fills and everything that does not grow.
+    """
+    track(benchmark, smollm2, Fixed(layer=FIXED[-1]))
+    info, last = smollm2.info, smollm2.info.num_layers
+    times = {layer: rounds.per_token_s[f"fixed {layer}"] for layer in FIXED} | {last: rounds.per_token_s["full"]}
+    stops = sorted(times)
+    per_byte = {
+        f"layers {low + 1} to {high}": [
+            (deep - shallow) / (decode_bytes(info, high) - decode_bytes(info, low))
+            for shallow, deep in zip(times[low], times[high], strict=True)
+        ]
+        for low, high in pairwise(stops)
+    }
+    first, grown = stops[0], decode_bytes(info, last) - decode_bytes(info, stops[0])
+    slope = [(deep - shallow) / grown for shallow, deep in zip(times[first], times[last], strict=True)]
+    layers = first * grown / (last - first)
+    rest = decode_bytes(info, first) - layers
+    per_byte["the rest (LM head …)"] = [
+        (shallow - layers * each) / rest for shallow, each in zip(times[first], slope, strict=True)
+    ]
+    print()
+    for name, values in per_byte.items():
+        share = rounds.ratio(values, slope)
+        benchmark.extra_info[f"time per byte, {name}"] = round(share, 3)
+        print(f"  time per byte, {name}, over that of layers {stops[0] + 1} to {last}: {share:.3f}")
 
 
 def test_cost_of_asking(benchmark: Any, rounds: Rounds, smollm2: Any) -> None:

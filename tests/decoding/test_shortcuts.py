@@ -346,7 +346,8 @@ def test_an_exit_state_that_was_read_is_kept_for_who_is_left(
             assert len(view.exit_state) == len(view.rows)
             before = view.previous
             if before is not None and before.exit_layer > 1:
-                torch.testing.assert_close(before.exit_state, some[before.exit_layer](before.hidden_state))
+                again = some[before.exit_layer](before.hidden_state)  # of one row now, read with two
+                torch.testing.assert_close(before.exit_state, again, rtol=1e-5, atol=1e-5)
             return torch.tensor([2, 4])[view.rows] == view.exit_layer
 
     # The first row leaves at 2, the second goes through the maps of 2, 3 and 4, and looks back to two of them.

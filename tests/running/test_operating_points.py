@@ -65,7 +65,44 @@ def test_each_strategy_has_a_policy_of_its_own(config: dict[str, Any], tmp_path:
     exact = dict(zip(frame["operating_point"], frame["agreement"], strict=True))
     assert exact["oracle"] == 1  # knowing the answer costs no token where K,V are exact
     given = run(RunConfig.build(config | {"strategies": strategies, "kv": "skip", "out": tmp_path / "given"}))
-    assert set(given["kv"]) == {"skip"}
+    assert list(given["kv"]) == ["skip", "skip", "skip", "recompute"]  # the oracle is exact or nothing
+
+
+@pytest.mark.parametrize(
+    ("kv", "oracles"),
+    [
+        ("propagate", {"oracle": "recompute"}),
+        ("none", {"oracle": "none"}),
+        ("propagate,recompute", {"oracle@recompute": "recompute"}),
+        ("skip,propagate,none", {"oracle@recompute": "recompute", "oracle@none": "none"}),
+    ],
+)
+def test_the_oracle_runs_under_exact_policies_alone(config: dict[str, Any], kv: str, oracles: dict[str, str]) -> None:
+    frame = run(RunConfig.build(config | {"kv": kv, "strategies": ("oracle",)}))
+    found = frame[frame["strategy"] == "oracle"]
+    assert dict(zip(found["operating_point"], found["kv"], strict=True)) == oracles
+    assert set(found["agreement"]) == {1}
+    assert set(found["oracle_share"]) <= {1}
+
+
+def test_the_oracle_s_share_is_that_of_the_samples(config: dict[str, Any], tmp_path: Path) -> None:
+    """Random exits under propagate: many layers skipped, few of them by tokens that agree."""
+    strategies = ("random:probability=0.6", "oracle")
+    changes = {"kv": "propagate", "strategies": strategies, "exit_points": "all", "limit": 6, "max_new_tokens": 12}
+    frame = run(RunConfig.build(config | changes)).set_index("operating_point")
+    rushed, possible = 0, 0
+    found = samples(tmp_path / "out")
+    for sample_id, full in found["full"].items():
+        here, best = found[strategies[0]][sample_id], found["oracle"][sample_id]
+        for place in range(1, len(full["token_ids"])):
+            most = 12 - best["exit_layers"][place]
+            possible += most
+            if full["token_ids"][place] == here["token_ids"][place]:
+                rushed += min(12 - here["exit_layers"][place], most)
+    row = frame.loc[strategies[0]]
+    assert possible > 0
+    assert row["oracle_share"] == pytest.approx(rushed / possible)
+    assert row["oracle_share"] < 0.5 * row["layers_skipped"] / frame.loc["oracle"]["layers_skipped"]
 
 
 def test_an_older_run_s_points_have_the_policy_of_its_configuration(config: dict[str, Any], tmp_path: Path) -> None:

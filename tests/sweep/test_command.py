@@ -61,7 +61,7 @@ def test_json_is_the_file(sweep: Command, tmp_path: Path) -> None:
 
 def test_without_references_there_is_no_bound_to_compare_with(sweep: Command) -> None:
     rows = json.loads(sweep("--strategy", "confidence", "--points", 2, "--no-references", "--json").out)["rows"]
-    assert {row["oracle_fraction"] for row in rows} == {None}
+    assert {row["oracle_share"] for row in rows} == {None}
 
 
 def test_the_model_is_the_trace_s_unless_it_is_named(cli: Command, traced: Path) -> None:
@@ -198,7 +198,7 @@ def made_row(name: str, speedup: float, agreement: float, **changes: Any) -> Swe
         "operating_point": name, "strategy": name, "options": {}, "exit_points": (4,), "tokens": 10, "documents": 1,
         "exit_layer_mean": 12 / speedup, "layers_skipped": 0.5, "agreement": agreement, "agreement_ci": None,
         "exit_checks_per_token": 1, "lm_head_per_token": 1, "shortcut_per_token": 0, "kv_fill_layers_per_token": 1,
-        "expected_speedup": speedup, "oracle_fraction": None, "exits": {4: 1.0},
+        "expected_speedup": speedup, "oracle_share": None, "exits": {4: 1.0},
     }  # fmt: skip
     return SweepRow.model_validate(facts | changes)
 

@@ -76,7 +76,15 @@ def test_fixed_exits_and_the_bound(swept: Swept, traced: Path) -> None:
     assert (rows["oracle"].pareto, rows["oracle"].rehearsed) == (False, True)
     asked = rows["confidence:threshold=0.4"]
     assert not asked.reference
-    assert asked.oracle_fraction == pytest.approx((LAYERS - asked.exit_layer_mean) / (LAYERS - bound))
+    left = torch.cat(
+        (columns(traced, "all")["top1"].float() >= 0.4, torch.ones(len(right), 1, dtype=torch.bool)), dim=1
+    )
+    exits = torch.tensor([*POINTS, LAYERS])[left.int().argmax(1)]
+    agrees = torch.cat((right, torch.ones(len(right), 1, dtype=torch.bool)), dim=1)[left.cumsum(1).cumsum(1) == 1]
+    assert 0 < int(agrees.sum()) < len(agrees)
+    assert asked.oracle_share == pytest.approx(int((LAYERS - exits[agrees]).sum()) / (len(right) * (LAYERS - bound)))
+    assert asked.oracle_share < (LAYERS - asked.exit_layer_mean) / (LAYERS - bound)  # wrong tokens skip, too
+    assert rows["oracle"].oracle_share == 1
     assert found.sweep.rows[0].operating_point == "full"
     assert (rows["full"].expected_speedup, rows["full"].agreement, rows["full"].layers_skipped) == (1, 1, 0)
 
@@ -95,6 +103,13 @@ def test_expected_speed_up_is_counted_bytes(swept: Swept) -> None:
     assert row.expected_speedup == pytest.approx(full / (here + 6 * info.kv_projection_bytes), rel=1e-5)
     assert by_name(skipped)["fixed:layer=6"].expected_speedup == pytest.approx(full / here, rel=1e-5)
     assert by_name(skipped)["fixed:layer=6"].kv_fill_layers_per_token == 0
+
+
+def test_the_bound_is_exact_whatever_the_others_do(swept: Swept) -> None:
+    lossy, exact = (swept("fixed:layer=6", references=("oracle",), kv=kv).sweep for kv in ("propagate", "recompute"))
+    assert lossy.rows[1] == exact.rows[1]
+    assert lossy.rows[1].rehearsed
+    assert any("kv propagate (the bound's: recompute)" in note for note in lossy.notes)
 
 
 def test_a_name_alone_is_swept_with_its_own_threshold_before(swept: Swept) -> None:

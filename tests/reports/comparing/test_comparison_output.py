@@ -46,11 +46,13 @@ def test_no_number_is_cut(found: RunChange, width: int) -> None:
     assert not [line for line in numbers if "…" in line]
     assert max(map(len, text.splitlines())) <= width
     assert "+25.0 % *" in text
+    assert " propagate " in text
     assert EVIL in text.replace("\n", "")
 
 
 def test_markdown_escapes_names(found: RunChange) -> None:
     text = comparison_markdown(found, judge(parse_condition("latency_p50>+5%"), found.points))
+    assert "| KV |" in text
     assert "<script>" not in text
     assert "<b>" not in text
     assert "&lt;script>" in text
@@ -73,3 +75,4 @@ def test_json_says_why_something_is_missing(found: RunChange) -> None:
     assert full["metrics"]["speedup"]["reason"] == "full depth is what it is compared with"
     assert {one["outcome"] for one in again["conditions"]} == {"unknown"}
     assert again["schema_version"] == 2
+    assert (full["kv_a"], full["kv_b"]) == ("propagate", "propagate")

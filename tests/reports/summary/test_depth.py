@@ -143,21 +143,37 @@ def test_no_bandwidth_no_fraction(build) -> None:
     assert run.row(FULL).value("bandwidth_share") is None
 
 
-def test_oracle_fraction_is_over_the_samples_both_finished(build) -> None:
-    run = build(points=(FULL, FIXED, "oracle"))
-    run.window(FULL, {}, {})
-    run.window(FIXED, {"exit_layers": (10, 8, 8)}, {"exit_layers": (10, 2, 2)})  # skips 20 % of the first
-    run.window("oracle", {"exit_layers": (10, 5, 7)}, {"error": "broken"})  # skips 40 %
-    assert run.row(FIXED).value("oracle_fraction") == pytest.approx(0.5)
-    assert run.row("oracle").value("oracle_fraction") == pytest.approx(1.0)
-    assert run.row(FULL).value("oracle_fraction") == 0.0  # measured: it skips nothing
+def test_the_oracle_s_share_counts_layers_that_both_skip_by_tokens_that_agree(build) -> None:
+    """Ten layers. The first token is prefill's and counts nowhere; the oracle skips 5 + 3 + 2 + 6 = 16."""
+    tokens = (1, 2, 3, 4, 5)
+    run = build(points=(FULL, FIXED, "saturation", "oracle", "short"), kv="recompute")
+    run.window(FULL, {"token_ids": tokens})
+    run.window("oracle", {"token_ids": tokens, "exit_layers": (10, 5, 7, 8, 4)})
+    # Agrees at the second, fourth and fifth: min(2, 5) + min(8, 2) + min(6, 6); the third's 8 count for nothing.
+    run.window(FIXED, {"token_ids": (1, 2, 9, 4, 5), "exit_layers": (10, 8, 2, 2, 4)})
+    run.window("saturation", {"token_ids": (1, 9, 9, 9, 5), "exit_layers": (10, 2, 2, 2, 7)})
+    run.window("short", {"token_ids": (1, 2), "exit_layers": (10, 5)})  # what is missing does not agree
+    assert run.row(FIXED).value("oracle_share") == pytest.approx((2 + 2 + 6) / 16)
+    assert run.row("saturation").value("layers_skipped") == pytest.approx(27 / 40)  # 169 % of the oracle's
+    assert run.row("saturation").value("oracle_share") == pytest.approx(3 / 16)
+    assert run.row("short").value("oracle_share") == pytest.approx(5 / 16)
+    assert run.row("oracle").value("oracle_share") == 1.0
+    assert run.row(FULL).value("oracle_share") == 0.0  # measured: it skips nothing
 
 
-def test_no_oracle_fraction_without_an_oracle_or_when_it_skipped_nothing(build) -> None:
+def test_the_oracle_s_share_is_over_the_samples_both_finished(build) -> None:
+    run = build(points=(FULL, FIXED, "oracle"), kv="recompute")
+    run.window(FULL, {}, {}, {"error": "broken"})
+    run.window(FIXED, {"exit_layers": (10, 8, 8)}, {"exit_layers": (10, 2, 2)}, {"exit_layers": (10, 8, 8)})
+    run.window("oracle", {"exit_layers": (10, 5, 7)}, {"error": "broken"}, {"exit_layers": (10, 2, 2)})
+    assert run.row(FIXED).value("oracle_share") == pytest.approx((2 + 2) / 8)
+
+
+def test_no_share_without_an_oracle_or_when_it_skipped_nothing(build) -> None:
     run = build()
     run.window(FULL, {})
-    assert run.row(FULL).value("oracle_fraction") is None
-    run = build(points=(FULL, "oracle"))
+    assert run.row(FULL).value("oracle_share") is None
+    run = build(points=(FULL, "oracle"), kv="recompute")
     run.window(FULL, {})
     run.window("oracle", {})
-    assert run.row(FULL).value("oracle_fraction") is None
+    assert run.row(FULL).value("oracle_share") is None

@@ -112,7 +112,7 @@ def test_nothing_paired_without_full_depth(build) -> None:
 
 
 def test_a_complete_run_has_every_metric(build) -> None:
-    run = build(points=(FULL, "fixed:layer=5", "oracle"), bandwidth=1e4)
+    run = build(points=(FULL, "fixed:layer=5", "oracle"), policies={"oracle": "recompute"}, bandwidth=1e4)
     depths = {FULL: (10, 10, 10), "fixed:layer=5": (10, 5, 5), "oracle": (10, 5, 10)}
     for block, repeat, point in itertools.product(range(8), range(2), depths):
         scores = {"edit_similarity": 0.5, "exact_match": 0.0, "codebleu": 0.5}
@@ -160,25 +160,41 @@ def test_each_operating_point_may_have_its_own_kv_policy(build) -> None:
     assert "operating points differ in their KV policy" in " ".join(run.summary().notes)
 
 
-def test_the_oracle_is_the_measure_of_its_own_kv_policy(build) -> None:
-    run = build(points=(FULL, OTHER, "oracle", "other policy"), policies={"other policy": "recompute"})
+def test_an_oracle_whose_states_drift_measures_nobody(build) -> None:
+    run = build(points=(FULL, OTHER, "oracle"), kv="propagate")
     for point in run.points:
         run.window(point, {"exit_layers": (10, 10, 10) if point == FULL else (10, 5, 7)})
-    rows = {row.operating_point: row for row in run.summary().rows}
-    assert rows[OTHER].value("oracle_fraction") == 1.0
-    assert rows["other policy"].value("oracle_fraction") is None
+    summary = run.summary()
+    assert all(row.value("oracle_share") is None for row in summary.rows)
+    (note,) = (note for note in summary.notes if note.startswith("oracle "))
+    assert "ran under kv propagate" in note
+    assert "no row is held against it" in note
 
 
-def test_a_constant_depth_is_measured_by_the_oracle_of_another_policy_that_keeps_a_cache(build) -> None:
-    policies = {OTHER: "recompute", "oracle": "recompute", "uncached": "none"}
-    run = build(points=(FULL, OTHER, "oracle", "fixed", "uncached"), policies=policies)
+def test_the_oracle_under_exact_keys_and_values_measures_every_policy(build) -> None:
+    policies = {"oracle": "recompute", "oracle@none": "none", "uncached": "none"}
+    run = build(points=(FULL, OTHER, "oracle", "oracle@none", "fixed", "uncached"), policies=policies)
+    for point in run.points:
+        layers = {FULL: (10, 10, 10), "fixed": (10, 5, 5), "uncached": (5, 5, 5), "oracle@none": (9, 5, 7)}
+        run.window(point, {"exit_layers": layers.get(point, (10, 5, 7))})
+    summary = run.summary()
+    rows = {row.operating_point: row for row in summary.rows}
+    assert rows[OTHER].kv == "propagate"
+    assert rows[OTHER].value("oracle_share") == rows["oracle"].value("oracle_share") == 1.0
+    assert rows["fixed"].value("oracle_share") == 1.0  # what it skips beyond the oracle counts for nothing
+    assert rows["uncached"].value("oracle_share") == rows["oracle@none"].value("oracle_share") == 1.0
+    notes = [note for note in summary.notes if note.startswith("oracle")]
+    assert len(notes) == 2
+    assert all("whatever --kv says" in note for note in notes)
+
+
+def test_a_constant_depth_is_the_rival_of_another_policy_that_keeps_a_cache(build) -> None:
+    policies = {OTHER: "recompute", "uncached": "none"}
+    run = build(points=(FULL, OTHER, "fixed", "uncached"), policies=policies)
     for point in run.points:
         layers = {FULL: (10, 10, 10), "fixed": (10, 5, 5), "uncached": (5, 5, 5)}.get(point, (10, 5, 7))
         run.window(point, {"exit_layers": layers})
     rows = {row.operating_point: row for row in run.summary().rows}
-    assert rows[OTHER].value("oracle_fraction") == 1.0
-    assert rows["fixed"].value("oracle_fraction") == pytest.approx(5 / 4)
-    assert rows["uncached"].value("oracle_fraction") is None
     assert rows[OTHER].value("exact_prefix_over_fixed") is not None  # against a fixed exit of another policy
     assert rows["uncached"].value("exact_prefix_over_fixed") is None
 
