@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -56,6 +56,16 @@ class Backbone:
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.lm_head.weight.device
+
+    def matrices(self) -> Iterator[Tensor]:
+        """Yield every matrix that decoding multiplies, ``[out, in]`` each, layer by layer."""
+        for block in self.blocks:
+            yield from (block.qkv.weight, block.qkv.rows(self.heads.query_width).weight)
+            yield from (block.output.weight, block.mlp_in.weight, block.mlp_out.weight)
+        yield from (shortcut.weight for shortcut in self.shortcuts.values())
+        if self.project_out is not None:
+            yield self.project_out.weight
+        yield self.lm_head.weight
 
     def exit_state(self, hidden: Tensor, layer: int) -> Tensor:
         """Return what the final norm reads at an exit, ``[n, hidden_size]`` → the same shape."""

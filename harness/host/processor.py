@@ -17,7 +17,6 @@ __all__ = [
     "core_count",
     "governors",
     "hypervisor",
-    "instructions",
     "quota_cores",
     "read_text",
     "usable_cores",
@@ -93,13 +92,6 @@ def governors(sys: Path = SYS) -> tuple[str, ...] | None:
     """Return the different frequency governors of the usable cores, sorted; ``None`` where they are hidden."""
     found = {read_text(folder / "cpufreq" / "scaling_governor") for folder in _core_folders(sys, usable_cores())}
     return tuple(sorted(name for name in found if name)) or None
-
-
-def instructions(proc: Path = PROC) -> frozenset[str]:
-    """Return the extensions of its instruction set that the processor reports; none where they are hidden."""
-    lines = (line.partition(":") for line in (read_text(proc / "cpuinfo") or "").splitlines())
-    named = next((value for key, _, value in lines if key.strip() in ("flags", "Features")), "")
-    return frozenset(named.split())
 
 
 def hypervisor(proc: Path = PROC, sys: Path = SYS) -> str | None:

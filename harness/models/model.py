@@ -15,6 +15,7 @@ from typing import Any
 from harness.contracts import ModelInfo, ModelRequest
 from harness.decoding.backbone import Backbone
 from harness.decoding.families import read
+from harness.decoding.products import choose
 from harness.errors import OutOfMemoryError, is_out_of_memory
 from harness.models.artefacts import Artefact
 from harness.models.facts import base_facts, element_size
@@ -82,6 +83,8 @@ class ResolvedModel:
     def load(self, device: str) -> LoadedModel:
         """Read or draw the weights and move them to a torch device, ready to decode.
 
+        On a CPU the fastest kernels for its products are found, for the number of threads that torch has then.
+
         Raises:
             ModelError: they cannot be had; names the alternatives.
             OutOfMemoryError: they do not fit.
@@ -94,6 +97,7 @@ class ResolvedModel:
             if self.shortcut is not None:
                 shortcuts = read_shortcuts(self.shortcut, self.info.exit_points, backbone.lm_head.weight.dtype, device)
                 backbone = replace(backbone, shortcuts=shortcuts)
+            choose(backbone.matrices())
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
 
 from harness.decoding import products
 from harness.decoding.blocks import RMSNorm
 from harness.decoding.products import multiply
 
 
+@pytest.fixture(autouse=True)
+def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "_chosen", {})
+
+
 @pytest.mark.parametrize("count", range(1, 11))
 @pytest.mark.parametrize("with_bias", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("mv", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "kernel"), [(dtype, kernel) for dtype, kernels in products.KERNELS.items() for kernel in kernels]
+)
 def test_a_product_is_that_of_its_rows(
-    count: int, with_bias: bool, dtype: torch.dtype, mv: bool, monkeypatch: pytest.MonkeyPatch
+    count: int, with_bias: bool, dtype: torch.dtype, kernel: products.Kernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(products, "_mv_is_faster", lambda: mv)
+    threads, shape = torch.get_num_threads(), torch.Size((80, 48))
+    monkeypatch.setattr(products, "_chosen", {(dtype, shape, rows, threads): kernel for rows in products.COUNTS})
     draw = torch.Generator().manual_seed(count)
-    rows, weight = (torch.randn(shape, generator=draw).to(dtype) for shape in ((count, 48), (80, 48)))
+    rows, weight = (torch.randn(size, generator=draw).to(dtype) for size in ((count, 48), shape))
     bias = torch.randn(80, generator=draw).to(dtype) if with_bias else None
     product = multiply(rows, weight, bias)
     assert (product.shape, product.dtype) == ((count, 80), dtype)
@@ -32,22 +41,31 @@ def test_a_product_is_that_of_its_rows(
     torch.testing.assert_close(product.double(), exact, **near)
 
 
-@pytest.mark.parametrize(
-    ("flags", "mv"),
-    [
-        ({"avx512_bf16"}, False),
-        ({"avx512f"}, True),
-        (set(), True),
-        ({"avx512_bf16", "amx_bf16"}, True),
-    ],
-)
-def test_one_bfloat16_row_takes_the_kernel_of_its_processor(
-    flags: set[str], mv: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(products, "instructions", lambda: frozenset(flags))
-    products._mv_is_faster.cache_clear()
-    assert products._mv_is_faster() is mv
-    products._mv_is_faster.cache_clear()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("faster", [0, 1])
+def test_the_faster_kernel_multiplies(dtype: torch.dtype, faster: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    used = []
+
+    def kernel(number: int) -> products.Kernel:
+        def run(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            if number != faster:
+                time.sleep(0.005)
+            used.append(number)
+            return F.linear(rows, weight, bias)
+
+        return run
+
+    monkeypatch.setattr(products, "KERNELS", {torch.float32: (kernel(0), kernel(1)), torch.bfloat16: (F.linear,) * 2})
+    weight, small = torch.ones(512, 512, dtype=dtype), torch.ones(8, 8, dtype=dtype)
+    products.choose([weight, small])
+    tried = set(used)
+    used.clear()
+    for count in (1, 2, 3, 4, 5, 8, 9):
+        multiply(torch.ones(count, 512, dtype=dtype), weight, None)
+        multiply(torch.ones(count, 8, dtype=dtype), small, None)  # too small to be measured
+    assert (tried, used) == (({0, 1}, [faster] * 6) if dtype is torch.float32 else (set(), []))
+    products.choose([weight])  # known
+    assert len(used) == (6 if dtype is torch.float32 else 0)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 8, 9])

@@ -96,8 +96,6 @@ def test_a_hypervisor_is_named_by_firmware_and_betrayed_by_a_flag(
     for path, text in files.items():
         write(sys / path, text)
     assert processor.hypervisor(proc, sys) == name
-    assert (flag in processor.instructions(proc)) is bool(flag)
-    assert processor.instructions(sys) == frozenset()
 
 
 @pytest.mark.parametrize(
