@@ -26,7 +26,9 @@ def test_it_is_what_the_engine_decodes(model: Model, kv: str, spec: tuple[str, t
     text = ":".join([name, *(f"{a}={b}" for a, b in options)])
     tokenizer = model.loaded.tokenizer
     policy = model._point(text, kv).kv
-    assert policy == ("recompute" if name == "oracle" and kv in ("propagate", "skip") else kv)  # a bound needs exact K,V
+    assert policy == (
+        "recompute" if name == "oracle" and kv in ("propagate", "skip") else kv
+    )  # a bound needs exact K,V
     (made,) = model._engine.decode(
         [tokenizer.encode(PROMPT)], build_strategy(StrategySpec(name, options)), kv=policy,
         max_new_tokens=[20], eos_token_ids=tokenizer.eos_token_ids,

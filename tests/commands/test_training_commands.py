@@ -264,7 +264,7 @@ def test_a_trace_into_a_file(refusal: Refusal, tiny_llama: Path, rows_file: Path
         (("--task", "javacorpu"), "Did you mean 'javacorpus'?"),
         (("--model", "smollm2-135"), "Did you mean 'smollm2-135m'?"),
         (("--source", "nowhere"), "--source 'nowhere' does not exist."),
-        (("--length", 250), "do not fill one packed sequence of 250 tokens"),
+        (("--length", 250, "--documents", 2), "do not fill one packed sequence of 250 tokens"),
     ],
 )
 def test_a_tuning_that_cannot_begin(
@@ -409,9 +409,9 @@ def test_an_output_that_cannot_be_written(
 ) -> None:
     (tmp_path / "mine").write_text("thesis")
     epochs = () if kind == "shortcut" else ("--epochs", 1)
-    first = "shortcut.json" if kind == "shortcut" else f"checkpoints/heads-{kind}/step-000000001.json"
+    first = "ngrams-" if kind == "shortcut" else f"checkpoints/heads-{kind}/step-000000001.json"
     line = refusal("train", kind, "--model", tiny_llama, "--traces", "t", "--out", "mine", *epochs)
-    assert f"cannot write mine/{first}: " in line
+    assert f"cannot write mine/{first}" in line
 
 
 @pytest.fixture
@@ -456,6 +456,7 @@ def test_without_lora_peft_is_not_needed(
     refusal: Refusal, uninstall: Callable[..., None], tiny_llama: Path, rows_file: Path
 ) -> None:
     given = ("train", "lite", "--model", tiny_llama, "--task", "py150", "--source", rows_file, "--method", "full")
+    given = (*given, "--length", 250, "--documents", 2)
     uninstall("peft")
     assert "is too small" in refusal(*given)  # so it got further
     uninstall("peft", "accelerate")

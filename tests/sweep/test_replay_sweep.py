@@ -189,7 +189,7 @@ def test_a_trace_of_another_model_is_refused(tiny_opt: Path, traced: Path) -> No
 def test_refusals_name_the_remedy(swept: Swept, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nothing to sweep\. Give --strategy"):
         swept()
-    with pytest.raises(ArtefactError, match="harness trace --out"):
+    with pytest.raises(ArtefactError, match=r"harness trace --model \S+ --out"):
         swept("confidence", folder=tmp_path / "none")
     with pytest.raises(ArtefactError, match="harness train classifier"):
         swept("classifier", artefacts=str(tmp_path))
