@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every run behind the tables of README.md, in runs/, each once: what is finished is left alone, what was stopped goes on.
 #
-#   reports/gallery/results.sh DATA_FOLDER        two to three hours on two cores; nothing else may run beside it
+#   reports/gallery/results.sh DATA_FOLDER        four to five hours on two cores; nothing else may run beside it
 #
 # DATA_FOLDER holds CodeXGLUE's rows; `harness` must be on the PATH (. .venv/bin/activate).
 set -euo pipefail
@@ -45,6 +45,12 @@ for input in hidden shortcut; do
 	once "kv-input-$input" run --kv-input "$input" --strategy fixed:layer=22 --strategy classifier --strategy rl \
 		--strategy oracle --task py150 --task javacorpus --limit 50 --dtype bfloat16
 done
+policies=(--strategy classifier --strategy lte --strategy rl --strategy confidence:threshold=0.9 --kv propagate,recompute
+	--task py150 --task javacorpus --limit 100)
+once kv-embedded run "${policies[@]}"
+once kv-codexglue run "${policies[@]}" --source "$data"
+once kv-embedded-bfloat16 run "${policies[@]}" --dtype bfloat16
+once kv-codexglue-bfloat16 run "${policies[@]}" --dtype bfloat16 --source "$data"
 once kv reproduce green-code --figure kv --limit 16
 once grid reproduce green-code
 
