@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from harness.contracts import Metric
 from harness.records.estimate import Estimate, NoInterval
@@ -71,6 +71,12 @@ class Column:
     def term(self) -> str:
         """The header in one line, without its unit."""
         return self.header if self.metric is None else self.metric.term
+
+    @property
+    def narrow(self) -> Column:
+        """The column without its intervals."""
+        values = tuple(cell.partition(" [")[0] for cell in self.cells)
+        return replace(self, header=self.header.replace(" ", "\n", 1), cells=values, unit="", left=False)
 
     @property
     def empty(self) -> bool:

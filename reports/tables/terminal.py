@@ -8,7 +8,7 @@ Colour only repeats what marks already say (``●`` on the front, ``◇`` a boun
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich import box
@@ -153,13 +153,23 @@ def _section_title(title: str) -> Text:
 
 
 def _fitting(table: ResultTable, columns: Sequence[Column], console: Console, options: ConsoleOptions) -> list[Column]:
-    """As many columns as fit, by priority, in reading order; fields of the row come before all metrics."""
-    chosen: list[Column] = []
+    """As many columns as fit, by priority, in reading order; fields of the row come before all metrics.
+
+    A column that fits only without its intervals stands so; a paired ratio says nothing without them.
+    """
+    chosen: dict[str, Column] = {}
     for column in sorted(columns, key=lambda column: column.metric.priority if column.metric else 0):
-        trial = [one for one in columns if one is column or one in chosen]
-        if _fits(table, trial, console, options):
-            chosen = trial
-    return chosen
+        shapes = (column,) if column.metric is None or column.metric.paired else (column, column.narrow)
+        for shape in shapes:
+            trial = {**chosen, column.key: shape}
+            if _fits(table, _in_order(columns, trial), console, options):
+                chosen = trial
+                break
+    return _in_order(columns, chosen)
+
+
+def _in_order(columns: Sequence[Column], chosen: Mapping[str, Column]) -> list[Column]:
+    return [chosen[column.key] for column in columns if column.key in chosen]
 
 
 def _chunks(
