@@ -24,7 +24,7 @@ def table(rows: pd.DataFrame) -> Iterator[str]:
     yield "| text | strategy | KV | exact prefix | own text | exact line | layers skipped | decoding |"
     yield "|:--|:--|:--|--:|--:|--:|--:|--:|"
     for _, row in rows.sort_values(["dtype", "source", "task", "strategy", "kv"], kind="stable").iterrows():
-        text = f"{row['source'].removeprefix('embedded: ')}, {row['language']}, {row['dtype']}"
+        text = f"{row['source'].removeprefix('embedded: ').partition(' (path')[0]}, {row['language']}, {row['dtype']}"
         figures = " | ".join(estimate(row, name, form) for name, form in FIGURES.items())
         skipped, speed = f"{100 * row['layers_skipped']:.1f} %", estimate(row, "decode_speedup", "{:.2f}", "×")
         yield f"| {text} | {row['strategy']} | `{row['kv']}` | {figures} | {skipped} | {speed} |"
