@@ -25,6 +25,7 @@ __all__ = [
     "TrainingError",
     "UnknownNameError",
     "did_you_mean",
+    "in_one_line",
     "is_out_of_memory",
 ]
 
@@ -109,6 +110,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the closest known name, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def in_one_line(error: BaseException) -> str:
+    """Return what an error says in one line that any file can hold, with its type unless it is a refusal of ours."""
+    text = " ".join(str(error).split()).rstrip(".").encode("utf-8", "backslashreplace").decode()
+    return text if isinstance(error, HarnessError) else f"{type(error).__name__}: {text}".rstrip(": ")[:300]
 
 
 def is_out_of_memory(error: BaseException) -> bool:

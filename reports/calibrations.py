@@ -9,7 +9,9 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from harness.errors import StoreError
+from harness.host.foreign_files import DocumentError, read_json
 from harness.records.calibration import CALIBRATION, Calibration
+from reports.statistics.plausible import LARGEST, all_plausible, numbers_of
 
 __all__ = ["find_calibrations", "read_calibration"]
 
@@ -35,13 +37,17 @@ def read_calibration(folder: Path) -> Calibration:
     path = folder / CALIBRATION
     again = "Make it again: `harness sweep --replay TRACE --strategy NAME --out DIR`."
     try:
-        found = Calibration.model_validate_json(path.read_bytes())
+        found = Calibration.model_validate(read_json(path))
     except OSError as error:
         raise StoreError(f"cannot read {path}: {error.strerror}. {again}") from None
+    except DocumentError as error:
+        raise StoreError(f"{path} is no calibration: {error}. {again}") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         raise StoreError(f"{path} is no calibration: {where}: {first['msg']}. {again}") from None
     if found.schema_version > _KNOWN:
         raise StoreError(f"{path} has version {found.schema_version}, this harness reads up to {_KNOWN}. Update it.")
+    if not all_plausible(numbers_of(found.model_dump(include={"tokens", "documents", "scores", "seconds"}))):
+        raise StoreError(f"{path} holds a number that cannot be true (beyond {LARGEST:g}): it is damaged. {again}")
     return found

@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -333,6 +334,45 @@ def plug_in(see: Callable[[Path], None], tmp_path_factory: pytest.TempPathFactor
         see(site)
 
     return register
+
+
+@pytest.fixture
+def no_hang() -> Iterator[None]:
+    """End a test that hangs: what it is to refuse would else wait for ever."""
+
+    def late(*_: object) -> None:
+        raise TimeoutError("it hangs")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture(params=["named pipe", "named pipe behind a link", "device", "folder", "link to itself"])
+def put(
+    request: pytest.FixtureRequest, no_hang: None, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Path], str]:
+    """``put(path)`` puts something there that is no file, in a file's place; returns what a refusal says of it."""
+
+    def there(path: Path) -> str:
+        path.unlink(missing_ok=True)
+        if request.param == "folder":
+            path.mkdir()
+        elif request.param == "named pipe":
+            os.mkfifo(path)
+        elif request.param == "link to itself":
+            path.symlink_to(path.name)
+            return "Too many levels of symbolic links"
+        else:
+            other = tmp_path_factory.mktemp("pipe") / "pipe"
+            path.symlink_to("/dev/zero" if request.param == "device" else other)
+            if request.param != "device":
+                os.mkfifo(other)
+        return f"it is a {request.param.split(' behind')[0]}, not a file"
+
+    return there
 
 
 @pytest.fixture(scope="session")

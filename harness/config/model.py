@@ -6,16 +6,17 @@ A field declares an option once: its name, type, range, default and description 
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from harness.config.texts import writable
 from harness.contracts import ExitHead, KVInput, ModelRequest, WeightsChoice
 from harness.errors import ConfigError, did_you_mean
+from harness.host.foreign_files import DocumentError, read_toml
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -68,6 +69,11 @@ class Configuration(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _texts_can_be_written(cls, value: Any) -> Any:
+        return writable(value)
+
     def __init__(self, **values: Any) -> None:
         known = type(self).model_fields
         for key in values:
@@ -108,12 +114,11 @@ class Configuration(BaseModel):
             ConfigError: the file cannot be read or parsed.
         """
         try:
-            with path.open("rb") as file:
-                return tomllib.load(file)
+            return read_toml(path)
         except OSError as error:
             raise ConfigError(f"cannot read configuration {path}: {error.strerror}. Give a TOML file.") from None
-        except ValueError as error:  # TOMLDecodeError, or bytes that are not UTF-8
-            raise ConfigError(f"configuration {path} is not valid TOML: {error}.") from None
+        except DocumentError as error:
+            raise ConfigError(f"cannot read configuration {path}: {error}. Give a TOML file.") from None
 
 
 def limits(metadata: Iterable[Any]) -> str:

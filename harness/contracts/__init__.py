@@ -27,6 +27,7 @@ from harness.contracts.recipes import Progress, Recipe, Trained, TrainingRun
 from harness.contracts.scores import Completion, Score, common_prefix, first_line
 from harness.contracts.strategies import Batch, ExitRule, ExitView, Strategy
 from harness.contracts.tasks import (
+    LONGEST_ID,
     BadRow,
     Corpus,
     Document,
@@ -42,6 +43,7 @@ from harness.contracts.tasks import (
 )
 
 __all__ = [
+    "LONGEST_ID",
     "BadRow",
     "Batch",
     "Better",

@@ -98,6 +98,7 @@ class ExitView(Protocol):
 
         For what options do not change, such as the score that a threshold is compared with: where many operating
         points are replayed together, all share the result. The key must say whose it is: ``"saturation: dots"``.
+        Where it is NaN the row fails, whatever the rule answers: a comparison with NaN decides nothing.
         """
 
     @property

@@ -10,6 +10,7 @@ from typing import Literal, Protocol, TypeAlias
 from harness.contracts.models import Tokenizer
 
 __all__ = [
+    "LONGEST_ID",
     "BadRow",
     "Corpus",
     "Document",
@@ -28,6 +29,11 @@ Split: TypeAlias = Literal["train", "validation", "test"]
 Duplicates: TypeAlias = Literal["skip", "keep"]
 StopRule: TypeAlias = Callable[[Sequence[int]], bool]
 
+LONGEST_ID = 512
+"""Characters of a sample's id, at most: it stands in every record, and in tables and links."""
+LONGEST_REASON = 500
+"""Characters that say what is wrong with a row, at most."""
+
 
 @dataclass(frozen=True, slots=True)
 class TaskRequest:
@@ -44,6 +50,7 @@ class TaskRequest:
         duplicates: what becomes of a sample whose reference was read so: ``skip`` or, marked, ``keep``.
         max_new_tokens: overrides the protocol's own limit.
         max_positions: longest prompt + completion the model covers, tokens.
+        vocab_size: tokens the model knows; ``None`` where that does not matter.
     """
 
     protocol: str
@@ -56,6 +63,7 @@ class TaskRequest:
     duplicates: Duplicates = "skip"
     max_new_tokens: int | None = None
     max_positions: int | None = None
+    vocab_size: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +129,9 @@ class Sample:
 class BadRow:
     """A row that cannot become a sample; becomes a counted error record.
 
+    What is wrong with a row may be its id or the names of its fields, so both texts are made fit for a record: what no
+    file can hold is spelled out, and they are cut where they are too long.
+
     Attributes:
         sample_id: as a sample's.
         reason: one line with the row number.
@@ -128,6 +139,15 @@ class BadRow:
 
     sample_id: str
     reason: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sample_id", _recordable(self.sample_id, LONGEST_ID))
+        object.__setattr__(self, "reason", _recordable(" ".join(self.reason.split()), LONGEST_REASON))
+
+
+def _recordable(text: str, longest: int) -> str:
+    text = text.encode("utf-8", "backslashreplace").decode()  # half of a surrogate pair is in no encoding
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
-from rich.text import Text
 
+from harness.appearance.terminal import Line, Text
 from harness.doctor.paired import RealCoverage
 from harness.doctor.simulated import COVERAGE_BOUNDS, CaseCoverage, Coverage
 
@@ -72,7 +72,7 @@ def render_real(found: RealCoverage) -> RenderableType:
         _half(one),
         f"{found.window_s:.2f} s",
     )
-    lines: list[RenderableType] = [Text(f"Real A/A comparisons: {found.model} at full depth", "bold"), table]
+    lines: list[RenderableType] = [Line(f"Real A/A comparisons: {found.model} at full depth", "bold"), table]
     if both.ratio is not None and isinstance(both.interval, tuple):
         low, high = both.interval
         chance = "" if low <= 1 <= high else " This one does not cover 1, as 1 correct one in 20."

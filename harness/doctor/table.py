@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
-from rich.text import Text
 
+from harness.appearance.terminal import Line, Text
 from harness.doctor.verdicts import Level, Verdict
 from harness.records.machine import MachineRecord, SensorRecord
 
@@ -27,7 +27,7 @@ def render_examination(machine: str, facts: MachineRecord, verdicts: Sequence[Ve
         verdicts: what follows from it.
     """
     return Group(
-        Text(machine, "bold"),
+        Line(machine, "bold"),
         Text(),
         _titled("This machine now", _rows(_facts(facts))),
         Text(),
@@ -46,7 +46,7 @@ def _rows(rows: Iterator[tuple[str, str]]) -> Table:
     table.add_column(no_wrap=True, style="dim", min_width=14)
     table.add_column(overflow="fold")
     for name, value in rows:
-        table.add_row(name, Text(value))
+        table.add_row(Line(name), Line(value))
     return table
 
 
@@ -162,9 +162,9 @@ def _verdicts(verdicts: Sequence[Verdict]) -> Table:
     for verdict in verdicts:
         style = STYLES[verdict.level]
         for index, remark in enumerate(verdict.remarks):
-            words = Text(remark.reason)
+            words = Line(remark.reason)
             if remark.remedy:
                 words.append(f" → {remark.remedy}", "cyan")
-            first = (Text(MARKS[verdict.level], style), Text(verdict.metric, "bold"), Text(verdict.level, style))
+            first = (Text(MARKS[verdict.level], style), Line(verdict.metric, "bold"), Text(verdict.level, style))
             table.add_row(*(first if index == 0 else (Text(), Text(), Text())), words)
     return table

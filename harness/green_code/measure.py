@@ -9,8 +9,10 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.appearance.visible_text import shell_word
 from harness.errors import ConfigError, StoreError
 from harness.green_code.grid import GridRun, GridSettings
+from harness.host.foreign_files import read_json
 from harness.running.reading import read_run
 from harness.running.runner import execute
 from harness.running.session import Observer
@@ -44,7 +46,7 @@ def read_settings(folder: Path) -> GridSettings:
         StoreError: the folder is not a grid.
     """
     try:
-        return GridSettings.model_validate_json((folder / PLAN).read_text(encoding="utf-8"))
+        return GridSettings.model_validate(read_json(folder / PLAN))
     except OSError as error:
         raise StoreError(
             f"{folder} is not a grid: {PLAN} cannot be read ({error.strerror}). Give --resume the folder that "
@@ -66,7 +68,11 @@ def open_grid(folder: Path, settings: GridSettings) -> None:
     except OSError as error:
         raise StoreError(f"cannot make the folder {folder}: {error.strerror}. Use another --out.") from None
     if occupied:
-        goes_on = f"Continue it with `harness reproduce green-code --resume {folder}`, or use" if is_grid else "Use"
+        goes_on = (
+            f"Continue it with `harness reproduce green-code --resume {shell_word(folder)}`, or use"
+            if is_grid
+            else "Use"
+        )
         raise StoreError(f"{folder} is not empty. {goes_on} another --out.")
     write_files(folder, {PLAN: json.dumps(settings.model_dump(mode="json"), indent=2) + "\n"})
 

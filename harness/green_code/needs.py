@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from harness.appearance.visible_text import shell_word
 from harness.config import parse_all
 from harness.contracts import ModelInfo, ModelRequest, WeightsChoice
 from harness.errors import ArtefactError, ConfigError, DataError, ModelError, UnknownNameError
@@ -81,8 +81,8 @@ def check(settings: GridSettings) -> None:
 
 def _missing(settings: GridSettings, model: str) -> Iterator[tuple[str, list[str]]]:
     """Return what a model lacks, and the commands that make it. What depends on missing weights is not checked."""
-    name, given = Path(model).name, shlex.quote(model)
-    traces = shlex.quote(f"traces/{name}")
+    name, given = Path(model).name, shell_word(model)
+    traces = shell_word(f"traces/{name}")
     tune = f"harness train lite --model {given} --exit-head shared --source hub"
     trace = f"harness trace --model {given} --source hub --out {traces}"
     train = {

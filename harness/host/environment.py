@@ -84,7 +84,7 @@ def machine_line(environment: Mapping[str, Any]) -> str:
     torch_version = (environment.get("packages") or {}).get("torch")
     parts = [
         f"{cpu} ({cores} core{'s' if cores != 1 else ''})" if cores else cpu,
-        f"{memory / 2**30:.0f} GiB" if memory else "",
+        f"{memory / 2**30:.0f} GiB" if memory and memory < 2**60 else "",
         *_counted(environment.get("gpus") or []),
         _short(environment.get("os") or ""),
         f"Python {_short(environment['python'])}" if environment.get("python") else "",

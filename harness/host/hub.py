@@ -37,7 +37,9 @@ def hub_endpoint() -> str:
 def hub_trouble(endpoint: str) -> str | None:
     """Return why the hub does not answer, in a few words, or ``None`` when it does. Proxies are honoured."""
     try:
-        with urllib.request.urlopen(f"{endpoint}/api/models?limit=1", timeout=PATIENCE_S):
+        with urllib.request.urlopen(  # nosec B310  # the user's own HF_ENDPOINT; the answer is thrown away
+            f"{endpoint}/api/models?limit=1", timeout=PATIENCE_S
+        ):
             return None
     except urllib.error.HTTPError:
         return None  # it answered

@@ -6,7 +6,6 @@ the joules do not belong to the work that runs now.
 
 from __future__ import annotations
 
-import json
 import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from harness.errors import MeterError
+from harness.host.foreign_files import DocumentError, read_json
 from harness.metering.clock import SYSTEM_CLOCK, Clock
 from harness.metering.counters import CounterMeter, difference
 
@@ -65,15 +65,15 @@ class Recording(BaseModel):
             MeterError: it is not there, not JSON, or not a recording.
         """
         try:
-            return cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
+            return cls.model_validate(read_json(path, finite=False))
         except OSError as error:
             raise MeterError(f"cannot read the recording {path}: {error.strerror}. {_USAGE}") from None
         except ValidationError as error:
             first = error.errors()[0]
             where = "".join(f"{part}: " for part in first["loc"])
             raise MeterError(f"{path} is no recording of a meter: {where}{first['msg']}. {_USAGE}") from None
-        except (ValueError, RecursionError) as error:
-            raise MeterError(f"{path} is not JSON ({error}). {_USAGE}") from None
+        except DocumentError as error:
+            raise MeterError(f"cannot read the recording {path}: {error}. {_USAGE}") from None
 
 
 class Replay(CounterMeter):

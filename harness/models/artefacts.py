@@ -16,15 +16,21 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import ArtefactError
 from harness.host.atomic_files import replace_files
+from harness.host.foreign_files import DocumentError, read_bytes, read_json
+from harness.host.libraries import library_border
+from harness.models.artefact_facts import NEEDED, fault_in
+from harness.models.finite import fault_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
+    "LARGEST_TENSORS_BYTES",
     "PICKLES",
     "SHIPPED",
     "Artefact",
     "json_path",
+    "look_into",
     "read_artefact",
     "write_artefact",
 ]
@@ -33,6 +39,8 @@ SHIPPED = Path(__file__).resolve().parents[1] / "shipped"
 """Artefacts that come with the harness, one folder per model and recipe."""
 
 FORMAT = 1
+LARGEST_TENSORS_BYTES = 16 << 30
+"""Of an artefact's tensors; those of a LoRA adapter of 70 billion weights have a few GiB."""
 PICKLES = frozenset({".pt", ".pth", ".pkl", ".pickle", ".bin", ".zip", ".ckpt"})
 """Endings of files that may run code when they are read."""
 
@@ -53,27 +61,55 @@ class Artefact:
     facts: Mapping[str, Any]
     sha256: str
 
-    def tensors(self, device: str = "cpu") -> dict[str, Tensor]:
+    def tensors(self, device: str = "cpu", shapes: Mapping[str, tuple[int, ...]] | None = None) -> dict[str, Tensor]:
         """Read the tensors.
 
+        Args:
+            device: where they shall be.
+            shapes: name → shape of those that must be there, numbers of floating point; see :meth:`check`.
+
         Raises:
-            ArtefactError: the file is missing, damaged, or not the one the JSON describes.
+            ArtefactError: the file is missing, damaged, or not the one the JSON describes; a tensor holds a number
+                that is not finite, is missing, or is of another shape or type.
         """
-        from safetensors import SafetensorError
         from safetensors.torch import load
 
-        file = self.path.with_suffix(".safetensors")
+        file, again = self.path.with_suffix(".safetensors"), f"Make the {self.kind} again."
         try:
-            content = file.read_bytes()
-            if hashlib.sha256(content).hexdigest() != self.sha256:
-                raise ArtefactError(
-                    f"{file} is not the file {self.path.name} describes (its hash differs). Make it again."
-                )
-            return {name: tensor.to(device) for name, tensor in load(content).items()}
+            content = read_bytes(file, LARGEST_TENSORS_BYTES)
         except OSError as error:
-            raise ArtefactError(f"cannot read {file}: {error.strerror}. Make the {self.kind} again.") from None
-        except SafetensorError as error:
-            raise ArtefactError(f"{file} is damaged: {error}. Make the {self.kind} again.") from None
+            raise ArtefactError(f"cannot read {file}: {error.strerror}. {again}") from None
+        if hashlib.sha256(content).hexdigest() != self.sha256:
+            raise ArtefactError(f"{file} is not the file {self.path.name} describes (its hash differs). Make it again.")
+        with library_border(f"{file} is damaged", again, ArtefactError):
+            tensors = load(content)
+            for name, tensor in tensors.items():
+                if tensor.is_floating_point() and (fault := fault_of(tensor)):
+                    raise ArtefactError(f"{file}: {name} {fault}. {again}")
+        self.check(tensors, shapes or {})
+        return {name: tensor.to(device) for name, tensor in tensors.items()}
+
+    def check(self, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Refuse tensors that are not what they must be.
+
+        Args:
+            tensors: those of the file.
+            shapes: name → shape of those that must be there, numbers of floating point.
+
+        Raises:
+            ArtefactError: one is missing, or of another shape or type.
+        """
+        for name, shape in shapes.items():
+            tensor = tensors.get(name)
+            if tensor is None:
+                fault = "is missing"
+            elif tuple(tensor.shape) != shape:
+                fault = f"has shape {tuple(tensor.shape)}, and {shape} is needed"
+            elif not tensor.is_floating_point():
+                fault = f"is of {tensor.dtype}, and floating point is needed"
+            else:
+                continue
+            raise ArtefactError(f"{self.path.with_suffix('.safetensors')}: {name} {fault}. Make the {self.kind} again.")
 
 
 def write_artefact(path: Path, kind: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Artefact:
@@ -106,7 +142,7 @@ def read_artefact(path: Path, kind: str) -> Artefact:
     """Read an artefact's JSON; its tensors are read when they are asked for.
 
     Raises:
-        ArtefactError: missing, not JSON, of another kind or format, or a pickle.
+        ArtefactError: missing, not JSON, of another kind or format, with facts that cannot be, or a pickle.
     """
     if path.suffix in PICKLES:
         raise ArtefactError(
@@ -115,11 +151,11 @@ def read_artefact(path: Path, kind: str) -> Artefact:
         )
     path = json_path(path)
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts = read_json(path)
     except OSError as error:
         raise ArtefactError(f"cannot read the {kind} {path}: {error.strerror}.") from None
-    except (ValueError, RecursionError):
-        raise ArtefactError(f"{path} is not JSON. Give the .json that `harness train` wrote.") from None
+    except DocumentError as error:
+        raise ArtefactError(f"cannot read {path}: {error}. Give the .json that `harness train` wrote.") from None
     if not isinstance(facts, dict) or facts.get("format") != FORMAT:
         found = facts.get("format") if isinstance(facts, dict) else None
         raise ArtefactError(f"{path} is not an artefact of format {FORMAT} (it says {found!r}). Make it again.")
@@ -127,5 +163,19 @@ def read_artefact(path: Path, kind: str) -> Artefact:
         raise ArtefactError(f"{path} does not say which tensors belong to it (sha256). Make it again.")
     if facts.pop("kind", None) != kind:
         raise ArtefactError(f"{path} holds no {kind}. Give the .json that `harness train` wrote for it.")
+    if fault := fault_in(facts, NEEDED.get(kind, ())):
+        raise ArtefactError(f"{path} lacks what a {kind} needs ({fault}). Train it again.")
     facts.pop("format")
     return Artefact(kind, path, facts, facts.pop("sha256"))
+
+
+def look_into(path: Path) -> Mapping[str, Any]:
+    """Return what a JSON in a folder of artefacts says; nothing where it says nothing that can be used.
+
+    For whoever looks for artefacts: loading one says what is wrong with it.
+    """
+    try:
+        facts = read_json(path)
+    except (OSError, DocumentError):
+        return {}
+    return facts if isinstance(facts, dict) and not fault_in(facts) else {}

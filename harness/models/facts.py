@@ -12,6 +12,8 @@ from typing import Any
 from harness.contracts import ModelInfo, ModelRequest
 from harness.decoding.families import check_config, position_limit
 from harness.errors import ConfigError
+from harness.host.foreign_files import open_regular
+from harness.host.libraries import library_border
 from harness.models.quiet import quiet
 from harness.models.source import ModelSpec, wheel_file
 from harness.models.trained import artefact_folders
@@ -34,13 +36,15 @@ def base_facts(spec: ModelSpec, config: Any, request: ModelRequest) -> ModelInfo
         ConfigError: exit points that do not fit, or a folder of artefacts that does not exist.
         ModelError: the family is not supported, or the weights package is not installed.
     """
-    check_config(config)
-    limit = position_limit(config)
-    num_layers = int(config.num_hidden_layers)
-    points = parse_exit_points(request.exit_points, num_layers)
-    asked = replace(request, exit_points="paper") if points == exit_points(num_layers) else request
-    sizes = _sizes(config, request.dtype)
-    base = _fingerprint(spec, config, request)
+    with library_border(f"the configuration of {spec.name} makes no model"):
+        check_config(config)
+        limit = position_limit(config)
+        num_layers = int(config.num_hidden_layers)
+        points = parse_exit_points(request.exit_points, num_layers)
+        asked = replace(request, exit_points="paper") if points == exit_points(num_layers) else request
+        sizes = _sizes(config, request.dtype)
+    with library_border(f"the weights of {spec.name} cannot be read"):
+        base = _fingerprint(spec, config, request)
     return ModelInfo(
         name=spec.name,
         family=config.model_type,
@@ -147,7 +151,7 @@ def fingerprint_of_files(files: Sequence[Path]) -> str:
     for file in sorted(files):
         size = file.stat().st_size
         digest.update(f"{file.name} {size}".encode())
-        with file.open("rb") as content:
+        with open_regular(file) as content:
             digest.update(content.read(_EDGE))
             content.seek(max(0, size - _EDGE))
             digest.update(content.read(_EDGE))

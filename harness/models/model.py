@@ -6,7 +6,9 @@ Two steps on purpose: :func:`resolve` needs no weights, so that a run can be ref
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +19,7 @@ from harness.decoding.backbone import Backbone
 from harness.decoding.families import read
 from harness.decoding.products import choose
 from harness.errors import OutOfMemoryError, is_out_of_memory
+from harness.host.libraries import library_border
 from harness.models.artefacts import Artefact
 from harness.models.facts import base_facts, element_size
 from harness.models.seen import Seen, find_seen
@@ -31,7 +34,7 @@ from harness.models.trained import (
     require_shortcut,
     tuned_fingerprint,
 )
-from harness.models.weights import digest, random_weights, read_weights
+from harness.models.weights import check_weights, digest, random_weights, read_weights
 
 __all__ = ["LoadedModel", "ResolvedModel", "foresee", "resolve"]
 
@@ -65,37 +68,54 @@ class ResolvedModel:
         """
         return read_tokenizer(self.spec, self.config, self.info)
 
-    def module(self) -> tuple[Any, str]:
+    def module(self, note: Callable[[str], None] = lambda text: None) -> tuple[Any, str]:
         """Read or draw the weights as a transformers model on the CPU, as training wants it; say where they came from.
 
+        Args:
+            note: is told how long it took to check the weights that were read.
+
         Raises:
-            ModelError: they cannot be had; names the alternatives.
+            ModelError: they cannot be had, which names the alternatives; or the model would say nothing with them.
+            ArtefactError: the adapter is not one of this model.
         """
         if self.info.weights == "random":
             module, source = random_weights(self.config, self.info.dtype, self.info.asked.seed)
         else:
             module, source = read_weights(self.spec, self.info.dtype)
+            started = time.perf_counter()
+            check_weights(module, self.spec)
+            note(f"preparing {self.info.name}, its weights checked in {time.perf_counter() - started:.2f} s")
         if self.adapter is not None:
             merge(module, self.adapter)
             source = f"{source}, tuned with the LITE adapter {self.adapter.sha256[:12]}"
         return module, source
 
-    def load(self, device: str) -> LoadedModel:
+    def load(self, device: str, note: Callable[[str], None] = lambda text: None) -> LoadedModel:
         """Read or draw the weights and move them to a torch device, ready to decode.
 
         On a CPU the fastest kernels for its products are found, for the number of threads that torch has then.
 
+        Args:
+            device: torch device.
+            note: is told how long it took to check the weights that were read.
+
         Raises:
-            ModelError: they cannot be had; names the alternatives.
+            ModelError: as for :meth:`module`, or the model cannot be decoded with.
+            ArtefactError: an adapter or shortcuts that are not of this model.
             OutOfMemoryError: they do not fit.
         """
+        _check_room(self.info)
         try:
-            module, source = self.module()
+            module, source = self.module(note)
             sha256 = None if self.info.weights == "random" else digest(module)
             module = module.to(device).eval().requires_grad_(requires_grad=False)
-            backbone = read(module)
+            with library_border(f"{self.info.name} cannot be decoded with"):
+                backbone = read(module)
             if self.shortcut is not None:
-                shortcuts = read_shortcuts(self.shortcut, self.info.exit_points, backbone.lm_head.weight.dtype, device)
+                shortcuts = read_shortcuts(
+                    self.shortcut, self.info.exit_points, backbone.lm_head.weight.dtype, device,
+                    hidden_size=self.info.hidden_size,
+                )  # fmt: skip
                 backbone = replace(backbone, shortcuts=shortcuts)
             choose(backbone.matrices())
         except (RuntimeError, MemoryError) as error:
@@ -166,6 +186,17 @@ def foresee(request: ModelRequest) -> ModelInfo | None:
     """
     spec = find_spec(request.model)
     return _resolved(spec, read_config(spec, "random"), request).info if spec.shape else None
+
+
+def _check_room(info: ModelInfo) -> None:
+    """Refuse weights that this machine cannot hold, before it tries to."""
+    needed = info.num_layers * info.layer_bytes + info.lm_head_bytes
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else needed
+    if needed > there:
+        raise OutOfMemoryError(
+            f"the weights of {info.name} take {needed / 2**30:,.0f} GiB in {info.dtype}, and this machine has "
+            f"{there / 2**30:,.0f} GiB. Use --dtype bfloat16 or a smaller --model."
+        )
 
 
 def _resolved(spec: ModelSpec, config: Any, request: ModelRequest) -> ResolvedModel:

@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 
 from harness.errors import ArtefactError
 from harness.host.atomic_files import replace_files
+from harness.host.foreign_files import read_bytes
+from harness.host.libraries import library_border
 
 __all__ = ["GRAM", "RUN", "WINDOW", "NgramIndex", "read_index", "write_index"]
 
@@ -31,6 +33,9 @@ WINDOW = 3
 """Successive hashes of which the least is kept."""
 RUN = GRAM + WINDOW - 1
 """Tokens of the shortest shared run that is always found."""
+
+LARGEST_INDEX_BYTES = 4 << 30
+"""Two bytes for each of as many hashes as there can be would be 8 GiB; those that ship have 2 MiB."""
 
 _BUCKETS = 1 << 16
 _REMEDY = "Restore it, or train again."
@@ -137,20 +142,23 @@ def read_index(folder: Path, facts: Mapping[str, Any]) -> NgramIndex:
     Raises:
         ArtefactError: it is missing, damaged, not the one described, or of other runs than this version hashes.
     """
-    from safetensors import SafetensorError
     from safetensors.numpy import load
 
     file = folder / Path(str(facts.get("file"))).name
     if (facts.get("gram"), facts.get("window")) != (GRAM, WINDOW):
         raise ArtefactError(f"{file} has other runs than those of {GRAM} tokens that this version compares. {_REMEDY}")
     try:
-        content = file.read_bytes()
-        if hashlib.sha256(content).hexdigest() != facts.get("sha256"):
-            raise ArtefactError(f"{file} is not the index that was written (its hash differs). {_REMEDY}")
-        tensors = load(content)
-        high = np.repeat(np.arange(_BUCKETS, dtype=np.uint32), tensors["counts"])
-        return NgramIndex(high << np.uint32(16) | tensors["low"])
+        content = read_bytes(file, LARGEST_INDEX_BYTES)
     except OSError as error:
         raise ArtefactError(f"cannot read the index {file}: {error.strerror}. {_REMEDY}") from None
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise ArtefactError(f"{file} is damaged ({error}). {_REMEDY}") from None
+    if hashlib.sha256(content).hexdigest() != facts.get("sha256"):
+        raise ArtefactError(f"{file} is not the index that was written (its hash differs). {_REMEDY}")
+    with library_border(f"{file} is damaged", _REMEDY, ArtefactError):
+        tensors = load(content)
+        low, counts = tensors["low"], tensors["counts"]
+        if low.dtype != np.uint16 or counts.shape != (_BUCKETS,) or not np.issubdtype(counts.dtype, np.unsignedinteger):
+            raise ValueError("low or counts is of another type or shape")
+        if low.shape != (int(counts.sum(dtype=np.uint64)),):  # before as many are made
+            raise ValueError(f"it counts {counts.sum(dtype=np.uint64)} hashes and holds {low.shape}")
+        high = np.repeat(np.arange(_BUCKETS, dtype=np.uint32), counts)
+        return NgramIndex(high << np.uint32(16) | low)

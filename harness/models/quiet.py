@@ -11,12 +11,15 @@ __all__ = ["quiet"]
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers' progress bars and advice off the user's screen while loading."""
+    """Keep transformers' progress bars, advice and complaints off the user's screen while loading.
+
+    What it refuses is raised as well, and said once.
+    """
     from transformers.utils import logging as transformers_logging
 
     level = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity(logging.ERROR)
+    transformers_logging.set_verbosity(logging.CRITICAL)
     transformers_logging.disable_progress_bar()
     try:
         yield

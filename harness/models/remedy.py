@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.appearance.visible_text import shell_command
 from harness.contracts import ModelInfo
+from harness.host.foreign_files import NotRegularError, read_json
 from harness.models.artefacts import SHIPPED
 
 __all__ = ["Remedy", "remedy"]
@@ -73,7 +73,7 @@ def remedy(kind: str, model: ModelInfo, name: str, folder: Path | None = None, *
 
 
 def _harness(*arguments: str) -> str:
-    return shlex.join(["harness", *arguments])
+    return shell_command(["harness", *arguments])
 
 
 def _own_folder(artefacts: str | None) -> tuple[list[str], list[str], str | None]:
@@ -89,7 +89,7 @@ def _own_folder(artefacts: str | None) -> tuple[list[str], list[str], str | None
         return [], [], artefacts
     copy = artefacts if shipped != there and artefacts == shipped.name else f"{shipped.name}-copy"
     then = "the copy is your own and what --artefacts then means" if copy == artefacts else f"give --artefacts {copy}"
-    return [shlex.join(["cp", "-r", str(shipped), copy])], [then], copy
+    return [shell_command(["cp", "-r", str(shipped), copy])], [then], copy
 
 
 def _traces(model: ModelInfo) -> tuple[str, bool]:
@@ -99,11 +99,11 @@ def _traces(model: ModelInfo) -> tuple[str, bool]:
     while True:
         folder = Path("traces") / (name if number == 1 else f"{name}-{number}")
         try:
-            index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+            index = read_json(folder / "index.json")
             if (index["model_fingerprint"], index["exit_head"], index["exit_points"]) == wanted and index["shards"]:
                 return str(folder), True
+        except (NotRegularError, ValueError, KeyError, TypeError):
+            pass  # whatever that is, it is not overwritten
         except OSError:
             return str(folder), False
-        except (ValueError, KeyError, TypeError, RecursionError):
-            pass  # whatever that is, it is not overwritten
         number += 1

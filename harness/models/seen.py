@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from harness.models.artefacts import look_into
 
 if TYPE_CHECKING:
     from harness.models.ngrams import NgramIndex
@@ -52,14 +53,8 @@ def find_seen(base: str, folders: Sequence[Path]) -> Seen:
     unindexed: list[Path] = []
     for folder in folders:
         for file in sorted(folder.glob("*.json")):
-            try:
-                facts = json.loads(file.read_text(encoding="utf-8"))
-            except (OSError, ValueError, RecursionError):
-                continue  # loading this file will say what is wrong with it
-            if not isinstance(facts, dict) or base not in (
-                facts.get("base_fingerprint"),
-                facts.get("model_fingerprint"),
-            ):
+            facts = look_into(file)
+            if base not in (facts.get("base_fingerprint"), facts.get("model_fingerprint")):
                 continue
             documents, index = facts.get("documents", ()), facts.get("ngrams")
             keys.update(documents)

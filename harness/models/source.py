@@ -23,8 +23,11 @@ from harness.contracts import WeightsChoice
 from harness.decoding.families import check_family
 from harness.errors import ModelError, OutOfReachError, UnknownNameError
 from harness.host.hub import hub_in_reach
+from harness.host.libraries import library_border, reason
+from harness.models.folder import check_files, read_object
 from harness.models.neighbours import absent_folder
 from harness.models.quiet import quiet
+from harness.models.shape import check_configuration, check_facts
 from harness.registry import MODELS
 
 __all__ = [
@@ -33,6 +36,7 @@ __all__ = [
     "ModelSpec",
     "find_spec",
     "read_config",
+    "remake",
     "snapshot",
     "snapshot_tokenizer",
     "wheel_file",
@@ -104,30 +108,44 @@ def read_config(spec: ModelSpec, weights: WeightsChoice) -> Any:
     """Return the transformers configuration; random weights of a catalogue model need neither hub nor files.
 
     Raises:
-        ModelError: it cannot be had.
+        ModelError: it cannot be had, or has sizes out of bounds.
         OutOfReachError: it is not here, and the hub does not give it.
     """
     from transformers import AutoConfig, PretrainedConfig
 
     if spec.wheel is not None or (weights == "random" and spec.shape and not hub_in_reach()):
         return AutoConfig.for_model(spec.model_type, **spec.shape)
+    file = _check_folder(Path(spec.location)) if Path(spec.location).is_dir() else f"config.json of {spec.location}"
     try:
-        with quiet():
+        with quiet(), library_border(f"{file} cannot be used", ALTERNATIVES, passing=(OSError, ValueError)):
             facts, _ = PretrainedConfig.get_config_dict(spec.location, local_files_only=not hub_in_reach())
+            check_facts(facts, file)
             if "model_type" in facts:  # before transformers is asked, which may learn of the architecture with it
                 check_family(facts["model_type"])
-            return AutoConfig.from_pretrained(
+            config = AutoConfig.from_pretrained(  # nosec B615  # the newest of what the user names; runs record it
                 spec.location, local_files_only=not hub_in_reach(), trust_remote_code=False
             )
+            check_configuration(config, file)
+            return config
     except (OSError, ValueError) as error:
         if weights == "random" and spec.shape:
             return AutoConfig.for_model(spec.model_type, **spec.shape)
         if Path(spec.location).is_dir():
-            raise ModelError(f"{spec.location} holds no transformers model: {str(error).splitlines()[0]}") from error
+            raise ModelError(f"{spec.location} holds no transformers model: {reason(error)}.") from error
         reach = "was refused by the hub" if hub_in_reach() else "is not cached and the model hub is out of reach"
         if spec.name == spec.location and Path(spec.name).parent.is_dir():  # as likely a folder as a hub id
             raise OutOfReachError(f"{absent_folder(spec.name)} As a hub id, it {reach}.") from error
         raise OutOfReachError(f"model {spec.name} ({spec.location}) {reach}. {ALTERNATIVES}") from error
+
+
+def _check_folder(folder: Path) -> str:
+    """Check a model's folder before a library looks into it; return its configuration's path."""
+    check_files(folder)
+    file = folder / "config.json"
+    if not file.exists():
+        raise ModelError(f"{folder} holds no transformers model: there is no config.json in it.")
+    check_facts(read_object(file), str(file))
+    return str(file)
 
 
 def wheel_file(wheel: GgufWheel) -> Path:
@@ -180,11 +198,13 @@ def _convert(source: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    with quiet():
+    with quiet(), library_border(f"{source} cannot be read", "Install the package that it is part of again."):
         place = {"gguf_file": source.name, "local_files_only": True, "trust_remote_code": False}
-        tokenizer = AutoTokenizer.from_pretrained(source.parent, **place)
+        tokenizer = AutoTokenizer.from_pretrained(source.parent, **place)  # nosec B615  # a local file
         with contextlib.redirect_stderr(io.StringIO()):  # its progress bar ignores transformers' switch
-            quantised = AutoModelForCausalLM.from_pretrained(source.parent, dtype=torch.float32, **place)
+            quantised = AutoModelForCausalLM.from_pretrained(  # nosec B615  # a local file
+                source.parent, dtype=torch.float32, **place
+            )
         config = quantised.config
         del config.quantization_config  # the weights are float32 from here on
         config.name_or_path = source.stem
@@ -205,10 +225,17 @@ def _publish(building: Path, target: Path) -> None:
             raise
 
 
+def remake(folder: Path) -> str:
+    """Return the remedy for a damaged copy of a wheel's model."""
+    return f"Remove that folder ({folder}): it is made again."
+
+
 def snapshot_tokenizer(wheel: GgufWheel) -> Any:
     """Return the tokenizer inside the file."""
     from transformers import AutoTokenizer
 
     folder = snapshot(wheel)
-    with quiet():
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    with quiet(), library_border(f"the tokenizer in {folder} cannot be read", remake(folder)):
+        return AutoTokenizer.from_pretrained(  # nosec B615  # a local folder
+            folder, local_files_only=True, trust_remote_code=False
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from harness.config.model import DEFAULT_MODEL
 from harness.contracts import ModelInfo
 from harness.errors import ModelError
 from harness.host.hub import hub_in_reach
+from harness.host.libraries import library_border, reason
+from harness.models.folder import check_tokenizer_files
 from harness.models.quiet import quiet
 from harness.models.source import ALTERNATIVES, ModelSpec, find_spec, snapshot_tokenizer
 
@@ -57,13 +60,20 @@ class TransformersTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Return token ids, no special tokens added; text of any length is encoded whole."""
-        ids: list[int] = self.wrapped.encode(text, add_special_tokens=False, verbose=False)
+        with self._border(f"a text of {len(text)} characters"):
+            ids: list[int] = self.wrapped.encode(text, add_special_tokens=False, verbose=False)
         return ids
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text exactly as the tokens spell it."""
-        text: str = self.wrapped.decode(list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        with self._border(f"{len(token_ids)} tokens"):
+            text: str = self.wrapped.decode(
+                list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
+            )
         return text
+
+    def _border(self, what: str) -> AbstractContextManager[None]:
+        return library_border(f"the tokenizer ({self.source}) fails on {what}", passing=(ValueError, TypeError))
 
 
 def read_tokenizer(spec: ModelSpec, config: Any, info: ModelInfo) -> TransformersTokenizer:
@@ -104,12 +114,18 @@ def _own_tokenizer(spec: ModelSpec) -> Any:
     folder = Path(spec.location)
     if folder.is_dir() and not any(all((folder / name).is_file() for name in names) for names in TOKENIZER_FILES):
         raise ValueError("files of the tokenizer are missing")
-    with quiet():
-        wrapped = AutoTokenizer.from_pretrained(
+    if folder.is_dir():
+        check_tokenizer_files(folder)
+    remedy = f"Copy the model's own into its folder, as it was published with the weights. {ALTERNATIVES}"
+    with (
+        quiet(),
+        library_border(f"the tokenizer of {spec.name} cannot be read", remedy, passing=(OSError, ValueError)),
+    ):
+        wrapped = AutoTokenizer.from_pretrained(  # nosec B615  # the newest of what the user names
             spec.location, local_files_only=not hub_in_reach(), trust_remote_code=False
         )
-    if not wrapped.encode(PROBE, add_special_tokens=False):
-        raise ValueError(f"it makes no token of {PROBE!r}")
+        if not wrapped.encode(PROBE, add_special_tokens=False):
+            raise ValueError(f"it makes no token of {PROBE!r}")
     return wrapped
 
 
@@ -117,10 +133,9 @@ def _refusal(spec: ModelSpec, error: Exception) -> str:
     if not Path(spec.location).is_dir():
         return f"no tokenizer for {spec.name}: {spec.location} is out of reach and not cached. {ALTERNATIVES}"
     wanted = ", or ".join(" with ".join(names) for names in TOKENIZER_FILES)
-    reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".:")
     return (
-        f"no tokenizer for {spec.name} in {spec.location}: {reason}. Copy the model's own into that folder, as they "
-        f"were published with its weights: {wanted}."
+        f"no tokenizer for {spec.name} in {spec.location}: {reason(error)}. Copy the model's own into that "
+        f"folder, as they were published with its weights: {wanted}."
     )
 
 
@@ -128,6 +143,12 @@ def _check_vocabulary(tokenizer: Any, info: ModelInfo) -> None:
     if len(tokenizer) > info.vocab_size:
         raise ModelError(
             f"the tokenizer has {len(tokenizer)} ids and {info.name} embeds only {info.vocab_size}: "
+            "they do not belong together."
+        )
+    last = max(tokenizer.get_vocab().values(), default=0)
+    if last >= info.vocab_size:
+        raise ModelError(
+            f"the tokenizer has a token of id {last} and {info.name} embeds ids below {info.vocab_size}: "
             "they do not belong together."
         )
 

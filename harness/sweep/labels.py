@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from harness.contracts import ModelInfo
+from harness.models.artefacts import look_into
 from harness.models.model import ResolvedModel
 from harness.running.operating_points import OperatingPoint
 from harness.sweep.records import DocumentSplit
@@ -83,10 +83,7 @@ def _trained(model: ModelInfo, points: Sequence[OperatingPoint]) -> Iterator[tup
     hashes = {digest for point in points for digest in point.record.artefacts.values()}
     for folder in model.artefacts:
         for file in sorted(Path(folder).glob("*.json")):
-            try:
-                facts = json.loads(file.read_text(encoding="utf-8"))
-            except (OSError, ValueError, RecursionError):
-                continue  # none that an operating point runs on: those were read
-            if isinstance(facts, dict) and facts.get("sha256") in hashes:
+            facts = look_into(file)
+            if facts.get("sha256") in hashes:
                 hashes.discard(facts["sha256"])
                 yield file.name, facts

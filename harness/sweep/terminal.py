@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
-from rich.text import Text
 
+from harness.appearance.terminal import Line, Text
 from harness.records.calibration import Calibration
 from harness.sweep.records import Sweep, SweepRow
 from reports.tables.plot import BOUND, FRONT, Marker, draw
@@ -48,8 +48,8 @@ def render(sweep: Sweep, *, keep: float, width: int, calibration: Calibration | 
     letters = _letters(sweep.rows)
     parts: list[RenderableType] = [
         Text(),
-        Text(sweep.title, "bold"),
-        Text(
+        Line(sweep.title, "bold"),
+        Line(
             f"{sweep.model}, {sweep.weights} weights, {sweep.dtype}, exit head {sweep.exit_head.partition(':')[0]}",
             "dim",
         ),
@@ -67,7 +67,7 @@ def render(sweep: Sweep, *, keep: float, width: int, calibration: Calibration | 
             "agreement with the last layer (more is better)",
             width=max(30, min(width, _WIDEST)),
         ),
-        Text("  ".join(f"{letter} {strategy}" for strategy, letter in letters.items()), "dim"),
+        Line("  ".join(f"{letter} {strategy}" for strategy, letter in letters.items()), "dim"),
         Text(),
         Text(f"All {len(sweep.rows)} operating points, replayed", "bold"),
         _table(sweep.rows, letters, width),
@@ -75,7 +75,7 @@ def render(sweep: Sweep, *, keep: float, width: int, calibration: Calibration | 
     if calibration is not None and calibration.scores:
         parts += [
             Text(),
-            Text(f"How well scores tell right exits from wrong ones, {calibration.measurement}", "bold"),
+            Line(f"How well scores tell right exits from wrong ones, {calibration.measurement}", "bold"),
             _scores(calibration, width),
             Text(SCORES, "dim"),
         ]
@@ -142,7 +142,7 @@ def _drift(sweep: Sweep) -> Table:
     for column in ("mean layer", "agree", "to the end"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in sweep.drift:
-        table.add_row(row.operating_point)
+        table.add_row(Line(row.operating_point))
         table.add_row("  replayed, trace", f"{row.replayed_exit_layer:.2f}", f"{row.replayed_agreement:.3f}")
         table.add_row("  replayed, live samples", f"{row.twin_exit_layer:.2f}", f"{row.twin_agreement:.3f}")
         table.add_row(
@@ -185,5 +185,5 @@ def _grid(*names: str) -> Table:
 def _notes(notes: Sequence[str]) -> Iterator[RenderableType]:
     for note in notes:
         grid = Table.grid(padding=(0, 1, 0, 0))
-        grid.add_row(Text("•"), Text(note))
+        grid.add_row(Text("•"), Line(note))
         yield grid

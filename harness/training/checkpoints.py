@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from harness.errors import ArtefactError, TrainingError
+from harness.host.libraries import library_border
 from harness.models.artefacts import Artefact, read_artefact, write_artefact
 
-__all__ = ["Checkpoints", "network_tensors", "restore_network", "tensors_under"]
+__all__ = ["Checkpoints", "damaged", "network_tensors", "restore_network", "tensors_under"]
+
+_STEPS = re.compile(r"step-\d{1,18}", re.ASCII)
 
 
 class Checkpoints:
@@ -32,7 +37,8 @@ class Checkpoints:
 
     def latest(self) -> Path | None:
         """Return the JSON of the one with the most steps; while training, of those this run has written."""
-        return max(self._written or self._folder.glob("step-*.json"), key=_steps, default=None)
+        found = self._written or (path for path in self._folder.glob("step-*.json") if _STEPS.fullmatch(path.stem))
+        return max(found, key=_steps, default=None)
 
     def write(self, steps: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Write one, whole or not at all, and remove all but it and the one before.
@@ -54,13 +60,14 @@ class Checkpoints:
 
         Raises:
             TrainingError: there is none, or it is of another training; gives both values.
+            ArtefactError: it is damaged.
         """
         path = self.latest()
         if path is None:
             raise TrainingError(f"{self._folder} holds no checkpoint to resume from. Omit --resume to begin.")
         found = read_artefact(path, self._kind)
         for name, ours in self._facts.items():
-            theirs = found.facts["training"].get(name)
+            theirs = found.facts.get("training", {}).get(name)
             if theirs != ours:
                 raise TrainingError(
                     f"{path} was trained with {name.replace('_', ' ')} {theirs}, now it is {ours}. Omit --resume "
@@ -86,15 +93,23 @@ def restore_network(
     Raises:
         ArtefactError: it is of another network.
     """
-    try:
+    with library_border(f"{path} is of another network", "Omit --resume to begin anew.", ArtefactError):
         network.load_state_dict(tensors_under(tensors, f"{name}."))
-    except RuntimeError as error:
-        raise ArtefactError(f"{path} is of another network: {error}.") from None
-    state = optimizer.state_dict()
-    for key, tensor in tensors_under(tensors, "optimizer.").items():
-        number, _, moment = key.partition(".")
-        state["state"].setdefault(int(number), {})[moment] = tensor
-    optimizer.load_state_dict(state)
+        state = optimizer.state_dict()
+        for key, tensor in tensors_under(tensors, "optimizer.").items():
+            number, _, moment = key.partition(".")
+            state["state"].setdefault(int(number), {})[moment] = tensor
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        for number, moments in state["state"].items():
+            for moment, tensor in moments.items():
+                if tensor.shape not in (parameters[number].shape, ()):  # steps are single numbers
+                    raise ValueError(f"the optimiser's {moment} has shape {tuple(tensor.shape)}")
+        optimizer.load_state_dict(state)
+
+
+def damaged(path: Path) -> AbstractContextManager[None]:
+    """Turn what goes wrong with the content of a checkpoint into one refusal."""
+    return library_border(f"{path} is damaged", "Omit --resume to begin anew.", ArtefactError)
 
 
 def tensors_under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-from harness.models.artefacts import SHIPPED
+from harness.models.artefacts import SHIPPED, look_into
 from harness.models.trained import tuned_fingerprint
 from harness.records import Manifest
 from reports.recorded import RecordedRun
@@ -70,18 +68,10 @@ def _offers(folder: Path) -> frozenset[str]:
     """Return the hashes of a folder's artefacts, whole and as an exit head shortens them, and of weights it makes."""
     offers: set[str] = set()
     for file in sorted(folder.glob("*.json")):
-        facts = _facts(file)
+        facts = look_into(file)
         digest, base = facts.get("sha256"), facts.get("model_fingerprint")
         if isinstance(digest, str):
             offers |= {digest, digest[:16]}
             if facts.get("kind") == "adapter" and isinstance(base, str):
                 offers.add(tuned_fingerprint(base, digest))
     return frozenset(offers)
-
-
-def _facts(file: Path) -> dict[str, Any]:
-    try:
-        facts = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}  # not an artefact: nothing a run can name
-    return facts if isinstance(facts, dict) else {}

@@ -6,8 +6,6 @@ line. What cannot be read is left out and said in one line; nothing is made up f
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from os.path import isdir, isfile  # of pathlib they fail where one may not look
@@ -15,6 +13,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from harness.contracts.loss_weights import WeightsRule
+from harness.host.foreign_files import LARGEST_LOG_BYTES, DocumentError, parse_json, read_bytes, read_json
+from reports.statistics.plausible import is_plausible
 
 __all__ = ["AgentLog", "AgentStep", "LiteLog", "LiteStep", "TrainingLogs", "holds_training", "read_training"]
 
@@ -195,7 +195,7 @@ def _lines(log: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
     if not log.exists():
         return
     try:
-        raw = log.read_bytes().split(b"\n")
+        raw = read_bytes(log, LARGEST_LOG_BYTES).split(b"\n")
     except OSError as error:
         problems.append(f"cannot read {log}: {error.strerror}.")
         return
@@ -218,7 +218,7 @@ def _lines(log: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
 def _line(text: bytes) -> dict[str, Any] | None:
     """Return a log's line, if all that is read of it is there."""
     try:
-        line = json.loads(text)
+        line = parse_json(text)
         if "step" in line:
             number, values = line["step"], (*_by_layer(line, "cross_entropy").values(),)
         elif "optimal_exits" in line:
@@ -229,8 +229,8 @@ def _line(text: bytes) -> dict[str, Any] | None:
                 line["reward_per_step"], line["episodes"], *(() if episode is None else (episode,)),
                 *_by_layer(line, "exits").values(),
             )  # fmt: skip
-        whole = int(number) >= 0 and all(math.isfinite(value) for value in values)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
+        whole = int(number) >= 0 and all(map(is_plausible, (number, *values)))
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return None
     return line if whole and isinstance(line, dict) else None
 
@@ -244,11 +244,11 @@ def _facts(file: Path, problems: list[str]) -> Mapping[str, Any]:
     if not file.is_file():
         return {}
     try:
-        facts = json.loads(file.read_text(encoding="utf-8"))
+        facts = read_json(file)
     except OSError as error:
         problems.append(f"cannot read {file}: {error.strerror}.")
         return {}
-    except (ValueError, RecursionError):
+    except DocumentError:
         facts = None
     if not isinstance(facts, dict):
         problems.append(f"{file} is not the JSON of an artefact and left out.")

@@ -134,7 +134,7 @@ def test_a_recording_opens_by_its_file(tmp_path: Path) -> None:
     ("content", "words"),
     [
         ("{", "is not JSON"),
-        pytest.param("[" * 200_000, "is not JSON", id="nested too deep"),
+        pytest.param("[" * 200_000, "is nested deeper than 100", id="nested too deep"),
         ("[]", "no recording"),
         ("{}", "readings: Field required"),
         ('{"readings": []}', "readings: "),

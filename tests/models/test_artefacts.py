@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -137,13 +138,14 @@ def test_a_json_broken_off_anywhere_is_no_json(artefact: Artefact) -> None:
     for length in range(len(content)):
         artefact.path.write_bytes(content[:length])
         said = refusal(artefact.path)
-        assert said == f"{artefact.path} is not JSON. Give the .json that `harness train` wrote.", length
+        assert said.startswith(f"cannot read {artefact.path}: it is not JSON (line "), length
+        assert said.endswith("Give the .json that `harness train` wrote."), length
 
 
 @pytest.mark.parametrize("content", [b"\x80\x04\x95", b"\xff\xfe{\x00}\x00", b"format: 1"])
 def test_what_is_no_json_is_refused(artefact: Artefact, content: bytes) -> None:
     artefact.path.write_bytes(content)
-    assert "is not JSON" in refusal(artefact.path)
+    assert re.search("it is not (JSON|UTF-8)", refusal(artefact.path))
 
 
 @pytest.mark.parametrize("content", ["null", "[]", "3", '"rl"', "{}", '{"kind": "rl", "sha256": "0"}'])
@@ -183,7 +185,7 @@ def test_a_missing_artefact_is_named(tmp_path: Path, name: str) -> None:
 
 def test_a_folder_is_no_artefact(tmp_path: Path) -> None:
     (tmp_path / "rl.json").mkdir()
-    assert refusal(tmp_path / "rl.json").endswith("rl.json: Is a directory.")
+    assert refusal(tmp_path / "rl.json").endswith("rl.json: it is a folder, not a file.")
 
 
 # ------------------------------------------------------------------------------------------ pickles
@@ -232,7 +234,7 @@ def test_a_pickle_by_name_is_refused_whatever_lies_beside_it(
 
 def test_a_pickle_named_json_is_refused(artefact: Artefact, pickled: bytes, went_off: Path) -> None:
     artefact.path.write_bytes(pickled)
-    assert "is not JSON" in refusal(artefact.path)
+    assert re.search("it is not (JSON|UTF-8)", refusal(artefact.path))
     assert not went_off.exists()
 
 

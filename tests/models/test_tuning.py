@@ -253,9 +253,9 @@ def test_a_damaged_artefact_is_not_passed_over(tmp_path: Path) -> None:
     for name in ("shortcut", "adapter"):
         (tmp_path / f"{name}.json").write_text("{")
     folders = [tmp_path, tmp_path / "later"]
-    with pytest.raises(ArtefactError, match=r"shortcut\.json is not JSON"):
+    with pytest.raises(ArtefactError, match=r"shortcut\.json: it is not JSON"):
         find_shortcut(BASE, folders, POINTS)
-    with pytest.raises(ArtefactError, match=r"adapter\.json is not JSON"):
+    with pytest.raises(ArtefactError, match=r"adapter\.json: it is not JSON"):
         find_adapter(BASE, folders)
 
 
@@ -354,7 +354,7 @@ def test_half_an_update_is_refused(tmp_path: Path, missing: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_shortcuts_come_in_the_model_s_dtype_and_only_those_asked_for(tmp_path: Path, dtype: torch.dtype) -> None:
     written = write_shortcut(tmp_path)
-    maps = read_shortcuts(written, (4, 10), dtype, "cpu")
+    maps = read_shortcuts(written, (4, 10), dtype, "cpu", hidden_size=WIDTH)
     assert list(maps) == [4, 10]
     stored = written.tensors()
     for layer, linear in maps.items():

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import itertools
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -14,8 +13,8 @@ from torch import Tensor
 
 from harness.contracts import ExitView, ModelInfo
 from harness.errors import ArtefactError
-from harness.models.artefacts import PICKLES, Artefact, json_path, read_artefact, write_artefact
-from harness.models.controllers.network import Activation, Network
+from harness.models.artefacts import PICKLES, Artefact, json_path, look_into, read_artefact, write_artefact
+from harness.models.controllers.network import Network
 from harness.models.controllers.observation import Observation
 from harness.models.controllers.single_row import SingleRow
 from harness.models.remedy import remedy
@@ -41,8 +40,22 @@ class Controller:
     exit_points: tuple[int, ...]
 
     def scorer(self, device: str) -> Scorer:
-        """Read the networks to a device."""
+        """Read the networks to a device; raises as :meth:`networks`."""
         return _scorer(self, device)
+
+    def networks(self, device: str = "cpu") -> dict[str, Network]:
+        """Read the networks: one named ``shared``, or one per exit point named by its layer.
+
+        Raises:
+            ArtefactError: the tensors cannot be read, are not finite, or make no network from what is observed to one
+                score.
+        """
+        tensors, facts = self.artefact.tensors(device), self.artefact.facts
+        names = ["shared"] if "shared.0.weight" in tensors else [str(point) for point in self.exit_points]
+        width = self.observation.width(facts["hidden_size"], len(self.exit_points))
+        for name in names:
+            self.artefact.check(tensors, _shapes(tensors, name, width))
+        return {name: Network.of(tensors, name, facts["activation"]) for name in names}
 
 
 class Scorer:
@@ -54,13 +67,10 @@ class Scorer:
     """
 
     def __init__(self, controller: Controller, device: str) -> None:
-        tensors = controller.artefact.tensors(device)
-        activation: Activation = controller.artefact.facts["activation"]
-        points = controller.exit_points
-        names = ["shared"] * len(points) if "shared.0.weight" in tensors else [str(point) for point in points]
+        networks, points = controller.networks(device), controller.exit_points
+        names = ["shared"] * len(points) if "shared" in networks else [str(point) for point in points]
         self._observation = controller.observation
         self._exits = len(points)
-        networks = {name: Network.of(tensors, name, activation) for name in names}
         self._networks = {
             point: (place, networks[name]) for place, (point, name) in enumerate(zip(points, names, strict=True))
         }
@@ -84,6 +94,18 @@ class Scorer:
             if score is not None:
                 return score
         return network(observation.build(state, earlier, place, self._exits)).squeeze(-1)
+
+
+def _shapes(tensors: Mapping[str, Tensor], name: str, width: int) -> dict[str, tuple[int, ...]]:
+    """Return the shapes that a network's tensors must have, as many layers as there are: ``width`` to one."""
+    count = next(n for n in itertools.count() if f"{name}.{n}.weight" not in tensors)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for number in range(max(1, count)):
+        weight = tensors.get(f"{name}.{number}.weight")
+        rows = 1 if number >= count - 1 or weight is None or weight.ndim == 0 else weight.shape[0]
+        shapes |= {f"{name}.{number}.weight": (rows, width), f"{name}.{number}.bias": (rows,)}
+        width = rows
+    return shapes
 
 
 @lru_cache(maxsize=8)
@@ -151,11 +173,9 @@ def controllers_of(model: ModelInfo, folders: Iterable[Path]) -> list[Path]:
     """Return the controllers in some folders that were trained for these weights and this exit head."""
     found, wanted = [], (model.fingerprint, model.exit_head)
     for file in (file for folder in folders for file in sorted(folder.glob("*.json"))):
-        with suppress(OSError, ValueError, RecursionError):  # whoever loads it will say what is wrong with it
-            facts = json.loads(file.read_text(encoding="utf-8"))
-            belongs = isinstance(facts, dict) and "observation" in facts  # as only controllers have
-            if belongs and (facts.get("model_fingerprint"), facts.get("exit_head")) == wanted:
-                found.append(file)
+        facts = look_into(file)
+        if "observation" in facts and (facts.get("model_fingerprint"), facts.get("exit_head")) == wanted:
+            found.append(file)  # only controllers have one
     return found
 
 
@@ -216,10 +236,9 @@ def _read(path: Path, kind: str, changed: int) -> Controller:
     try:
         facts = artefact.facts
         observation = Observation.of(facts["observation"])
-        points = tuple(int(point) for point in facts["exit_points"])
-        float(facts["threshold"])
-        for key in ("model", "model_fingerprint", "exit_head", "hidden_size", "activation"):
+        points = tuple(facts["exit_points"])
+        for key in ("model", "model_fingerprint", "exit_head", "hidden_size", "activation", "threshold"):
             facts[key]
-    except (KeyError, TypeError, ValueError) as error:
+    except KeyError as error:
         raise ArtefactError(f"{path} lacks what a {kind} needs ({error}). Train it again.") from None
     return Controller(artefact, observation, points)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
-from typing import ClassVar
+from typing import ClassVar, get_type_hints
 
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from harness.contracts import Batch, ExitRule, ExitView, ModelInfo, Strategy
+from harness.errors import ArtefactError
 from harness.models.controllers.controller import Controller, Scorer, find_controller
 
 __all__ = ["LearnedStrategy"]
@@ -63,8 +65,30 @@ class LearnedStrategy(Strategy):
         return _rule(self.controller(model).scorer(batch.device), self.least(options))
 
     def controller(self, model: ModelInfo) -> Controller:
-        """Find the controller and check it against the model; see :func:`find_controller`."""
-        return find_controller(self.kind, getattr(self, self.option), model)
+        """Find the controller and check it against the model, and what it was saved with against the options' ranges.
+
+        Raises:
+            ArtefactError: as :func:`find_controller`, or it was saved with an option that the strategy does not allow.
+        """
+        found = find_controller(self.kind, getattr(self, self.option), model)
+        _check_saved(type(self), found)
+        return found
+
+
+@lru_cache(maxsize=64)
+def _check_saved(strategy: type[LearnedStrategy], controller: Controller) -> None:
+    hints = get_type_hints(strategy, include_extras=True)
+    for field in fields(strategy):
+        if field.name in controller.artefact.facts:
+            value = controller.artefact.facts[field.name]
+            try:
+                TypeAdapter(hints[field.name]).validate_python(value)
+            except ValidationError as error:
+                said = error.errors()[0]["msg"]
+                raise ArtefactError(
+                    f"{controller.artefact.path} was saved with {field.name} {value}, which is not allowed: "
+                    f"{said[0].lower()}{said[1:]}. Train it again."
+                ) from None
 
 
 @lru_cache(maxsize=128)

@@ -85,7 +85,8 @@ class Observation:
             found = cls(**facts)
         except TypeError:
             found = cls(state="unknown")  # type: ignore[arg-type]
-        if found.state not in ("hidden", "exit"):
+        whole = all(type(flag) is bool for flag in (found.normalise, found.change, found.place))
+        if not whole or found.state not in ("hidden", "exit"):
             raise ArtefactError(f"the observation {facts} is not known to this version. Train the controller again.")
         return found
 

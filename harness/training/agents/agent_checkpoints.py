@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from harness.training.agents.exit_env import Tally
-from harness.training.checkpoints import Checkpoints, network_tensors, restore_network, tensors_under
+from harness.training.checkpoints import Checkpoints, damaged, network_tensors, restore_network, tensors_under
 
 __all__ = ["AgentCheckpoint", "AgentCheckpoints"]
 
@@ -56,9 +56,10 @@ class AgentCheckpoints(Checkpoints):
         found = self.read()
         tensors = found.tensors()
         restore_network(found.path, tensors, "policy", policy, policy.optimizer)
-        tally = Tally(
-            tensors["tally.exits"].numpy(), tensors["tally.optimal"].numpy(),
-            int(found.facts["episodes"]), float(found.facts["episode_rewards"]),
-        )  # fmt: skip
-        env = {name: tensor.numpy() for name, tensor in tensors_under(tensors, "env.").items()}
-        return AgentCheckpoint(int(found.facts["steps"]), env, tally)
+        with damaged(found.path):
+            tally = Tally(
+                tensors["tally.exits"].numpy(), tensors["tally.optimal"].numpy(),
+                int(found.facts["episodes"]), float(found.facts["episode_rewards"]),
+            )  # fmt: skip
+            env = {name: tensor.numpy() for name, tensor in tensors_under(tensors, "env.").items()}
+            return AgentCheckpoint(int(found.facts["steps"]), env, tally)

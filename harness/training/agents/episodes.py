@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from harness.errors import ArtefactError, TrainingError
+from harness.host.libraries import library_border
 from harness.models.controllers import Observation
 from harness.training.agents.reward import Reward, reward_table
 from harness.training.traces.store import Traces
@@ -138,7 +139,8 @@ def read_episodes(
     Raises:
         ArtefactError: no document of these tasks, or states that are no numbers.
     """
-    documents = _documents(traces, tasks)
+    with library_border(f"{traces.folder} is damaged", "Trace again.", ArtefactError):
+        documents = _documents(traces, tasks)
     points, num_layers = traces.exit_points, int(traces.index["num_layers"])
     total = sum(document.tokens for document in documents)
     width = observation.width(int(traces.index["hidden_size"]), len(points))

@@ -86,7 +86,21 @@ class ExitVecEnv(VecEnv):  # type: ignore[misc]
         }
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Go back to what :meth:`state` returned, at the next reset."""
+        """Go back to what :meth:`state` returned, at the next reset; to the start, where no episode had begun.
+
+        Raises:
+            ValueError: it is of other episodes.
+        """
+        for name, ours in self.state().items():
+            theirs = state.get(name)
+            if theirs is None or (theirs.shape, theirs.dtype) != (ours.shape, ours.dtype):
+                raise ValueError(f"it lacks {name} of {len(ours)} episodes")
+        rows, ends, places = state["rows"], state["ends"], state["places"]
+        if not ends.any():
+            return
+        known = len(self._observations) // self._exits
+        if not ((rows >= 0) & (rows < ends) & (ends <= known) & (places >= 0) & (places < self._exits)).all():
+            raise ValueError("an episode stands outside the trace")
         self._rows, self._ends = state["rows"].copy(), state["ends"].copy()
         self._places, self._sums = state["places"].copy(), state["sums"].copy()
         self._restored = True

@@ -12,7 +12,7 @@ from torch import Tensor
 from harness.contracts.recipes import Trained, TrainingRun
 from harness.errors import ArtefactError, ConfigError, DataError
 from harness.host.atomic_files import replace_files
-from harness.models.controllers import Controller, Network, find_controller
+from harness.models.controllers import Controller, find_controller
 from harness.models.model import ResolvedModel
 from harness.training.agents.beside_optimum import TracedTokens, beside_optimum, render_optimum
 from harness.training.agents.choose_reward import choose_reward
@@ -104,10 +104,7 @@ def _others(kind: str, resolved: ResolvedModel) -> Iterator[tuple[str, Controlle
 
 
 def _scores(controller: Controller, traces: Traces, resolved: ResolvedModel, rows: Tensor) -> Tensor:
-    tensors, points = controller.artefact.tensors(), traces.exit_points
-    names = ("shared", *map(str, points))
-    networks = {name: Network.of(tensors, name, controller.artefact.facts["activation"]) for name in names}
-    networks = {name: network for name, network in networks.items() if network.layers}
+    networks, points = controller.networks(), traces.exit_points
     states = exit_states(traces, exit_maps(traces, resolved, controller.observation), rows)
     with torch.inference_mode():
         return score_all(networks, controller.observation, states, points)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from stable_baselines3.common.vec_env import VecEnv
 from harness.contracts.recipes import Progress
 from harness.errors import TrainingError
 from harness.host.atomic_files import replace_files
+from harness.host.foreign_files import LARGEST_LOG_BYTES, parse_json, read_bytes
+from harness.host.libraries import library_border
 from harness.models.controllers import Network
 from harness.training.agents.agent_checkpoints import AgentCheckpoints
 from harness.training.agents.exit_env import Tally
@@ -91,8 +94,11 @@ def learn(
     if resume:
         saved = checkpoints.load(model.policy)
         steps, total = saved.steps, saved.tally
-        if isinstance(env, ExitVecEnv) and saved.env:
-            env.restore(saved.env)
+        with library_border(f"the checkpoint of {steps} steps is damaged", "Omit --resume to begin anew."):
+            if total.exits.shape != total.optimal.shape or total.exits.shape != (len(layers),):
+                raise ValueError(f"it counts the exits of {total.exits.shape} layers")
+            if isinstance(env, ExitVecEnv) and saved.env:
+                env.restore(saved.env)
     _truncate(log, steps)
     model.policy.optimizer.register_step_pre_hook(lambda *_: _refuse_nan(model, steps, checkpoints))
     progress.begin("learning", settings.steps, min(steps, settings.steps))
@@ -204,6 +210,13 @@ def _append(log: Path, line: dict[str, Any]) -> None:
 def _truncate(log: Path, steps: int) -> None:
     """Keep the lines up to a step; those behind it will be written again."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    lines = log.read_text(encoding="utf-8").splitlines() if steps and log.is_file() else []
-    kept = [line for line in lines if json.loads(line)["steps"] <= steps and "optimal_exits" not in line]
-    replace_files({log: "".join(f"{line}\n" for line in kept).encode()})
+    kept = []
+    if steps and log.exists():
+        try:
+            lines = read_bytes(log, LARGEST_LOG_BYTES).splitlines()
+        except OSError as error:
+            raise TrainingError(f"cannot read {log}: {error.strerror}. Remove it, or give another --out.") from None
+        for line in lines:
+            with suppress(ValueError, TypeError, KeyError):  # a kill breaks a line off
+                kept += [line] if parse_json(line)["steps"] <= steps and b"optimal_exits" not in line else []
+    replace_files({log: b"".join(line + b"\n" for line in kept)})

@@ -179,7 +179,7 @@ def _live(
         )
     tokenizer = resolved.tokenizer
     progress.stage(f"loading {resolved.info.name}, for {len(texts)} of {len(keys)} documents")
-    loaded = resolved.load(resolve_device(options.device))
+    loaded = resolved.load(resolve_device(options.device), progress.stage)
     tokens = LiveTokens(
         Engine(loaded.backbone, resolved.info), [tokenizer.encode(texts[key])[:cut] for key in sorted(texts)],
         options.tokens, observation, reward, tokenizer.eos_token_ids,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from harness.training.checkpoints import Checkpoints, network_tensors, restore_network
+from harness.training.checkpoints import Checkpoints, damaged, network_tensors, restore_network
 
 __all__ = ["HeadCheckpoint", "HeadCheckpoints"]
 
@@ -44,7 +45,22 @@ class HeadCheckpoints(Checkpoints):
         found = self.read()
         tensors = found.tensors()
         restore_network(found.path, tensors, "heads", heads, optimiser)
-        for group, rates in zip(optimiser.param_groups, found.facts["rates"], strict=True):
-            group.update(rates)
-        schedule.load_state_dict(found.facts["schedule"])
-        return HeadCheckpoint(int(found.facts["steps"]), tensors["order"])
+        with damaged(found.path):
+            for group, rates in zip(optimiser.param_groups, found.facts["rates"], strict=True):
+                (first, second), rate = map(float, rates["betas"]), float(rates["lr"])
+                group.update({"lr": rate, "betas": (first, second)})
+            if not _alike(json.loads(json.dumps(schedule.state_dict())), found.facts["schedule"]):
+                raise ValueError("the schedule of the learning rate is another one's")
+            schedule.load_state_dict(found.facts["schedule"])
+            return HeadCheckpoint(int(found.facts["steps"]), tensors["order"])
+
+
+def _alike(ours: object, theirs: object) -> bool:
+    """Tell whether two JSON values have the same form: keys, lengths and types, a whole number counting as a number."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        return ours.keys() == theirs.keys() and all(_alike(ours[name], theirs[name]) for name in ours)
+    if isinstance(ours, list) and isinstance(theirs, list):
+        return len(ours) == len(theirs) and all(map(_alike, ours, theirs))
+    if type(ours) in (int, float):
+        return type(theirs) in (int, float)
+    return type(ours) is type(theirs)

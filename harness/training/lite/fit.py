@@ -17,6 +17,7 @@ from harness.contracts.recipes import Progress
 from harness.decoding.families import head_modules
 from harness.errors import TrainingError
 from harness.host.atomic_files import replace_files
+from harness.host.foreign_files import read_json
 from harness.models.artefacts import write_artefact
 from harness.models.facts import fingerprint_of_files
 from harness.models.ngrams import NgramIndex, write_index
@@ -101,7 +102,7 @@ def fit(
     held_out = [(stream.name, stream.held_out) for stream in streams]
     shortcuts = None
     if start is not None:
-        shortcuts = start.shortcuts(exit_points)
+        shortcuts = start.shortcuts(exit_points, module.config.hidden_size)
     elif recipe.exit_head == "shortcut":
         progress.stage("fitting linear shortcuts in closed form")
         shortcuts = initial_shortcuts(module, exit_points, streams)
@@ -259,13 +260,28 @@ def _prepare(module: Any, recipe: LiteRecipe) -> Any:
         return get_peft_model(module, config)
 
 
+def _is_row(row: Any) -> bool:
+    """Tell whether a line of the table before tuning is one of this version."""
+    if not isinstance(row, dict) or row.keys() != ExitRow.__annotations__.keys():
+        return False
+    shares = (row["accuracy"], row["agreement"])
+    intervals = (row["accuracy_interval"], row["agreement_interval"])
+    return (
+        isinstance(row["stream"], str)
+        and all(type(row[name]) is int for name in ("layer", "documents", "tokens"))
+        and all(type(share) in (int, float) for share in shares)
+        and all(ends is None or (isinstance(ends, list) and [type(end) for end in ends] == [float] * 2)
+                for ends in intervals)
+    )  # fmt: skip
+
+
 def _before(out: Path, resume: bool, compute: Callable[[], tuple[ExitRow, ...]]) -> tuple[ExitRow, ...]:
     """Return the table before tuning; measured once and kept."""
     file = out / "before.json"
     if resume:
         with suppress(OSError, ValueError):
-            rows = json.loads(file.read_text(encoding="utf-8"))
-            if all(row.keys() == ExitRow.__annotations__.keys() for row in rows):  # else of an older version
+            rows = read_json(file)
+            if isinstance(rows, list) and all(_is_row(row) for row in rows):  # else of an older version
                 return tuple(rows)
     rows = compute()
     replace_files({file: json.dumps(rows, indent=1).encode()})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -10,6 +11,14 @@ from typing import Any
 
 from harness.errors import TrainingError
 from harness.host.atomic_files import replace_files
+from harness.host.foreign_files import (
+    LARGEST_LOG_BYTES,
+    DocumentError,
+    parse_json,
+    read_bytes,
+    read_json,
+    require_regular,
+)
 
 __all__ = ["begin_log", "check_beginning", "forget_steps_after", "last_checkpoint"]
 
@@ -21,7 +30,7 @@ def last_checkpoint(checkpoints: Path) -> Path | None:
     found = [
         (int(path.name.rpartition("-")[2]), path)
         for path in checkpoints.glob("checkpoint-*")
-        if path.name.rpartition("-")[2].isdecimal() and _is_whole(path)
+        if re.fullmatch(r"checkpoint-[0-9]{1,18}", path.name) and _is_whole(path)
     ]
     return max(found)[1] if found else None
 
@@ -29,14 +38,18 @@ def last_checkpoint(checkpoints: Path) -> Path | None:
 def _is_whole(checkpoint: Path) -> bool:
     """Tell whether the Trainer got to the file that it writes last, and the weights can be read."""
     from safetensors import SafetensorError, safe_open
+    from transformers import TrainerState
 
     try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        state = TrainerState(**read_json(checkpoint / "trainer_state.json", finite=False))  # a loss may be NaN
+        if type(state.global_step) is not int or not isinstance(state.log_history, list):
+            return False
+        for name in ("model.safetensors", "optimizer.pt", "scheduler.pt"):
+            require_regular(checkpoint / name)
         with safe_open(checkpoint / "model.safetensors", "pt"):
-            pass
-    except (OSError, ValueError, SafetensorError):
+            return True
+    except (OSError, ValueError, TypeError, SafetensorError):
         return False
-    return all((checkpoint / name).is_file() for name in ("optimizer.pt", "scheduler.pt"))
 
 
 def check_beginning(checkpoints: Path, began: Mapping[str, Any], resume: bool) -> None:
@@ -79,12 +92,13 @@ def _read_note(file: Path) -> Any:
         TrainingError: it is damaged.
     """
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return read_json(file)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, DocumentError) as error:
+        why = getattr(error, "strerror", None) or error
         raise TrainingError(
-            f"{file} cannot be read ({error}). Begin again with another --out, or remove {file.parent}."
+            f"{file} cannot be read ({why}). Begin again with another --out, or remove {file.parent}."
         ) from None
 
 
@@ -95,15 +109,24 @@ def begin_log(log: Path, before: Path | None) -> None:
             log.unlink()
         elif before.resolve() != log.resolve():
             log.unlink(missing_ok=True)
-            replace_files({log: before.read_bytes()})
+            try:
+                replace_files({log: read_bytes(before, LARGEST_LOG_BYTES)})
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                raise TrainingError(f"cannot copy the log {before}: {error.strerror}. Remove it.") from None
 
 
 def forget_steps_after(step: int, log: Path) -> None:
     """Drop lines of steps that are done again: after a kill, the log is ahead of the checkpoint."""
-    if not log.is_file():
+    if not log.exists():
         return
     kept = []
-    for line in log.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+    try:
+        lines = read_bytes(log, LARGEST_LOG_BYTES).splitlines(keepends=True)
+    except OSError as error:
+        raise TrainingError(f"cannot read {log}: {error.strerror}. Remove it, or give another --out.") from None
+    for line in lines:
         with suppress(ValueError, TypeError, KeyError):  # a kill breaks a line off
-            kept += [line] if json.loads(line)["step"] <= step else []
-    replace_files({log: "".join(kept).encode()})
+            kept += [line] if parse_json(line)["step"] <= step else []
+    replace_files({log: b"".join(kept)})

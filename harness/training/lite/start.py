@@ -14,7 +14,13 @@ from harness.contracts import ModelInfo
 from harness.errors import ArtefactError, ConfigError
 from harness.models.artefacts import Artefact
 from harness.models.ngrams import NgramIndex, read_index
-from harness.models.trained import artefact_folders, find_shortcut, require_adapter, tuned_fingerprint
+from harness.models.trained import (
+    artefact_folders,
+    find_shortcut,
+    read_shortcuts,
+    require_adapter,
+    tuned_fingerprint,
+)
 from harness.training.lite.options import LiteRecipe
 
 __all__ = ["Start", "factor_name", "find_start"]
@@ -110,12 +116,16 @@ class Start:
             **({"start": theirs["start"]} if theirs.get("start") else {}),
         }
 
-    def shortcuts(self, exit_points: Sequence[int]) -> dict[int, tuple[Tensor, Tensor]] | None:
-        """Return exit layer → (weight, bias), float32; ``None`` for a shared head."""
+    def shortcuts(self, exit_points: Sequence[int], hidden_size: int) -> dict[int, tuple[Tensor, Tensor]] | None:
+        """Return exit layer → (weight, bias), float32; ``None`` for a shared head.
+
+        Raises:
+            ArtefactError: one is missing, of another width, or not finite.
+        """
         if self.shortcut is None:
             return None
-        tensors = self.shortcut.tensors()
-        return {layer: (tensors[f"{layer}.weight"].float(), tensors[f"{layer}.bias"].float()) for layer in exit_points}
+        maps = read_shortcuts(self.shortcut, exit_points, torch.float32, "cpu", hidden_size=hidden_size)
+        return {layer: (linear.weight, linear.bias) for layer, linear in maps.items() if linear.bias is not None}
 
     def load_factors(self, model: nn.Module) -> None:
         """Put its factors into a model that peft has wrapped.
@@ -182,8 +192,13 @@ def find_start(given: str, info: ModelInfo, recipe: LiteRecipe) -> Start:
     adapter = require_adapter(replace(info, asked=asked), folders)
     facts = adapter.facts
     try:
-        Start(adapter, None).facts(), facts["documents"], facts["recipe"]["rank"], facts["exit_points"]
-        _same_cut(facts, (), 0)
+        known = Start(adapter, None)
+        known.facts(), known.documents, known.learned, facts["recipe"]["rank"], facts["exit_points"], facts["exit_head"]
+        int(facts["recipe"]["length"]), int(facts.get("packs_read", 0))
+        before: Mapping[str, Any] | None = facts
+        while before:
+            _read_these(before, (), 0)
+            before = before.get("start")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ArtefactError(f"{adapter.path} does not say what it was made from ({error}). Tune it again.") from None
     if facts["exit_head"] != recipe.exit_head:

@@ -76,7 +76,7 @@ def train_lite(options: LiteOptions, run: TrainingRun) -> FitResult:
             streams = read(start.documents)
         skip = start.sequences_read(data, seed, recipe.length)
     progress.stage(f"loading {resolved.info.name}")
-    module, weights_source = resolved.module()
+    module, weights_source = resolved.module(progress.stage)
     facts = {
         **identity(resolved.info, tokenizer.fingerprint),
         "exit_head": recipe.exit_head,

@@ -6,6 +6,7 @@ import json
 import math
 import threading
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from harness.contracts.recipes import Progress
 from harness.errors import TrainingError
+from harness.host.libraries import library_border
 from harness.training.corpus import PackedStreams
 from harness.training.lite.lite_model import LiteModel
 from harness.training.lite.options import LiteRecipe
@@ -99,7 +101,8 @@ class LiteTrainer(Trainer):  # type: ignore[misc]
         save_file(_trained(self.model), folder / "model.safetensors")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        state = load_file(Path(resume_from_checkpoint) / "model.safetensors")
+        with _damaged(resume_from_checkpoint):
+            state = load_file(Path(resume_from_checkpoint) / "model.safetensors")
         theirs = {name: tuple(tensor.shape) for name, tensor in state.items()}
         ours = {name: tuple(tensor.shape) for name, tensor in _trained(model or self.model).items()}
         if theirs != ours:
@@ -109,6 +112,20 @@ class LiteTrainer(Trainer):  # type: ignore[misc]
                 f"{ours.get(name, 'not trained')}. Resume with the flags it began with, or give another --out."
             )
         (model or self.model).load_state_dict(state, strict=False)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with _damaged(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with _damaged(checkpoint):
+            super()._load_rng_state(checkpoint)
+
+
+def _damaged(checkpoint: str | None) -> AbstractContextManager[None]:
+    return library_border(
+        f"the checkpoint {checkpoint} is damaged", "Remove it to resume from the one before.", TrainingError
+    )
 
 
 def _trained(model: LiteModel) -> dict[str, Tensor]:

@@ -71,7 +71,8 @@ def exit_maps(traces: Traces, resolved: ResolvedModel, observation: Observation)
     """Return exit layer → the map that makes an observation's state of a hidden state; empty where it is itself."""
     if observation.state != "exit" or resolved.shortcut is None:
         return {}
-    return read_shortcuts(resolved.shortcut, traces.exit_points, torch.float32, "cpu")
+    width = resolved.info.hidden_size
+    return read_shortcuts(resolved.shortcut, traces.exit_points, torch.float32, "cpu", hidden_size=width)
 
 
 def exit_states(traces: Traces, maps: Mapping[int, Linear], rows: Tensor | None = None) -> Tensor:
@@ -150,14 +151,22 @@ def unseen_rows(traces: Traces, document: Tensor, facts: Mapping[str, Any]) -> T
         traces: whose rows.
         document: number of each row's document, ``[n]``.
         facts: of the controller's artefact.
+
+    Raises:
+        ArtefactError: it does not say what it learned from.
     """
-    streams = facts["trained_on"]["streams"]
+    try:
+        streams = {str(stream) for stream in facts["trained_on"]["streams"]}
+        met, seed = set(facts["documents"]), int(facts["seed"])
+    except (KeyError, TypeError) as error:
+        raise ArtefactError(
+            f"a controller of {facts.get('model')} does not say what it learned from ({error}). Train it again."
+        ) from None
     keys = {str(found["key"]) for found in traces.documents}
     of_streams = {str(found["key"]) for found in traces.documents if found["stream"] in streams}
-    met = set(facts["documents"])
     if met in (keys, of_streams):
-        tasks = sorted({str(stream).partition(",")[0] for stream in streams})
-        return held_out_rows(traces, document, seed=int(facts["seed"]), tasks=tasks)
+        tasks = sorted({stream.partition(",")[0] for stream in streams})
+        return held_out_rows(traces, document, seed=seed, tasks=tasks)
     unmet = [number for number, found in enumerate(traces.documents) if found["key"] not in met]
     return torch.isin(document.long(), torch.tensor(unmet, dtype=torch.long))
 

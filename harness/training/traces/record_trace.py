@@ -14,6 +14,7 @@ from harness.config import BASELINE, StrategySpec
 from harness.config.options import build_strategy
 from harness.contracts import Document, ExitHead, ModelRequest, Task, Tokenizer, WeightsChoice, document_key
 from harness.contracts.recipes import Progress
+from harness.decoding.choice import not_finite
 from harness.decoding.engine import Engine
 from harness.errors import ConfigError, DataError
 from harness.models.model import resolve
@@ -87,7 +88,7 @@ def trace(
     wanted = list(_documents(loaders, sources, request, progress))
     writer = TraceWriter(out, facts, resume=resume)
     progress.stage(f"loading {info.name}")
-    engine = Engine(resolved.load(device).backbone, info)
+    engine = Engine(resolved.load(device, progress.stage).backbone, info)
     done = set(writer.documents)
     progress.begin("tracing", len(wanted), len(done))
     for number, (stream, document) in enumerate(wanted, start=1):
@@ -138,6 +139,8 @@ def _prepare(
     (made,) = engine.decode(
         [prompt], full, kv=full.default_kv, max_new_tokens=[request.new_tokens], eos_token_ids=tokenizer.eos_token_ids
     )
+    if made.failure is not None:
+        raise made.failure
     # Nothing reads the last token; the prompt's last one yields the first generated token.
     return [*prompt, *made.token_ids[:-1]], len(prompt) - 1, len(token_ids)
 
@@ -172,7 +175,12 @@ def read_exits(
     layers = (*engine.info.exit_points, backbone.num_layers)
     states = [state[first:] for state in engine.read(token_ids, layers)]
     exits = [backbone.exit_state(state, layer) for state, layer in zip(states[:-1], layers, strict=False)]
-    return states, [_read_out(engine, state) for state in (*exits, states[-1])]
+    readings = [_read_out(engine, state) for state in (*exits, states[-1])]
+    for layer, reading in zip(layers, readings, strict=True):
+        lost = reading["top1"].isnan().nonzero()
+        if len(lost):
+            raise not_finite("logits", layer, first + int(lost[0]) + 1, backbone.lm_head.weight.dtype)
+    return states, readings
 
 
 def _small(column: Tensor) -> Tensor:

@@ -24,16 +24,21 @@ Columns, one row per token, the rows of a document consecutive (E exit points, D
 from __future__ import annotations
 
 import json
-import shlex
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
-from harness.contracts import ModelInfo
+from harness.appearance.visible_text import shell_command
+from harness.contracts import ModelInfo, WeightsChoice
 from harness.errors import ArtefactError
 from harness.host.atomic_files import replace_files
+from harness.host.foreign_files import DocumentError, read_json
+from harness.host.libraries import library_border
+from harness.models.artefact_facts import fault_in
+from harness.models.finite import fault_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,6 +47,11 @@ __all__ = ["TraceWriter", "Traces", "beside", "trace_command"]
 
 FORMAT = 1
 SHARD_TOKENS = 8192
+LARGEST_INDEX_BYTES = 1 << 30
+"""Of an index, which has some 300 bytes a document."""
+
+_SIZES = {"hidden": "ED", "last": "D", **dict.fromkeys(("top", "top1", "top2", "entropy"), "E")}
+_WHOLE = frozenset({"top", "final", "input", "position", "document"})
 
 _FACTS = {
     "shards", "documents", "model", "model_fingerprint", "tokenizer_fingerprint", "exit_head", "exit_points",
@@ -223,8 +233,28 @@ class Traces:
         from safetensors import safe_open
 
         for shard in self.index["shards"]:
-            with safe_open(self.folder / shard["file"], framework="pt") as content:
-                yield {name: content.get_tensor(name) for name in names}
+            file = self.folder / shard["file"]
+            with library_border(f"cannot read {file}", "Trace again.", ArtefactError):
+                with safe_open(file, framework="pt") as content:
+                    found = {name: content.get_tensor(name) for name in names}
+                for name, column in found.items():
+                    self._check(name, column, int(shard["tokens"]))
+            yield found
+
+    def _check(self, name: str, column: Tensor, tokens: int) -> None:
+        """Refuse a column that is not what a writer makes."""
+        sizes = {"E": len(self.exit_points), "D": int(self.index["hidden_size"])}
+        shape = (tokens, *(sizes[size] for size in _SIZES.get(name, "")))
+        if tuple(column.shape) != shape or column.is_floating_point() == (name in _WHOLE):
+            raise ValueError(f"{name} is {column.dtype} of shape {tuple(column.shape)}, where {shape} is needed")
+        if name in _WHOLE:
+            last = len(self.documents) if name == "document" else math.inf
+            if column.numel() and not 0 <= int(column.min()) <= int(column.max()) < last:
+                raise ValueError(f"{name} holds {int(column.min())} to {int(column.max())}")
+        elif fault := fault_of(column):
+            if name in ("hidden", "last"):
+                raise ArtefactError(f"{self.folder} holds states beyond float16. Trace other layers: --exit-points.")
+            raise ValueError(f"{name} {fault}")
 
     def columns(self, *names: str) -> dict[str, Tensor]:
         """Return whole columns in memory."""
@@ -236,7 +266,7 @@ class Traces:
 
 def trace_command(model: str, out: Path) -> str:
     """Return the command that traces a model, given as the user typed it; empty for the default one."""
-    return shlex.join(["harness", "trace", *(["--model", model] if model else []), "--out", str(out)])
+    return shell_command(["harness", "trace", *(["--model", model] if model else []), "--out", str(out)])
 
 
 def beside(folder: Path) -> Path:
@@ -246,24 +276,43 @@ def beside(folder: Path) -> Path:
 
 def _read_index(file: Path, model: str = "") -> dict[str, Any]:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = read_json(file, LARGEST_INDEX_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         make = trace_command(model, file.parent)
         raise ArtefactError(f"there is no trace {file.parent}. Make one with:", [make]) from None
     except OSError as error:
         raise ArtefactError(f"cannot read the trace {file}: {error.strerror}. Trace again.") from None
-    except (ValueError, RecursionError):
-        raise ArtefactError(f"{file} is not JSON. Trace again.") from None
-    if not isinstance(found, dict) or found.get("format") != FORMAT or not found.keys() >= _FACTS or not _lists(found):
+    except DocumentError as error:
+        raise ArtefactError(f"cannot read the trace {file}: {error}. Trace again.") from None
+    known = isinstance(found, dict) and found.get("format") == FORMAT and found.keys() >= _FACTS
+    if not known or not _lists(found) or not _facts(found):
         raise ArtefactError(f"{file} is no trace index of format {FORMAT}. Trace again.")
-    return found
+    return dict(found)
 
 
 def _lists(index: Mapping[str, Any]) -> bool:
     """Tell whether shards and documents are what a writer makes of them."""
     return all(
-        isinstance(index[name], list) and all(isinstance(entry, dict) and keys <= entry.keys() for entry in index[name])
-        for name, keys in (("shards", {"file", "bytes", "tokens"}), ("documents", {"id", "stream", "key", "tokens"}))
+        isinstance(index[name], list) and all(_has(entry, keys) for entry in index[name])
+        for name, keys in (
+            ("shards", {"file": str, "bytes": int, "tokens": int}),
+            ("documents", {"id": str, "stream": str, "key": str, "tokens": int}),
+        )
+    ) and all(Path(shard["file"]).name == shard["file"] for shard in index["shards"])
+
+
+def _has(entry: object, keys: Mapping[str, type]) -> bool:
+    return isinstance(entry, dict) and all(type(entry.get(name)) is kind for name, kind in keys.items())
+
+
+def _facts(index: Mapping[str, Any]) -> bool:
+    """Tell whether the facts by which a trace is opened can be what they must be."""
+    return (
+        not fault_in({name: value for name, value in index.items() if name != "documents"})
+        and index["weights"] in get_args(WeightsChoice)
+        and index["dtype"] in ("float32", "bfloat16", "float16")
+        and 0 <= index["seed"] < 2**32
+        and all(type(index.get(name, 0)) is int for name in ("length", "new_tokens"))
     )
 
 

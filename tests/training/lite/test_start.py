@@ -327,6 +327,27 @@ def test_the_command_goes_on(cli: Any, tiny_llama: Path, first: Path, corpus_fil
     assert f"--start-from {first}" in facts["made"]["command"]
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("recipe", value) for value in ({}, {"steps": "x"}, {"steps": 1, "length": [], "batch": 1}, 5)),
+        *(("held_out", value) for value in (5, [[]], [{}])),
+        *(("data", value) for value in ([{}], [5], 5, [{"fingerprint": "x"}])),
+        *(("start", value) for value in ({"data": 5}, {"data": [], "start": 5}, [1])),
+        *(("packs_read", value) for value in ("x", [], None)),
+    ],
+    ids=repr,
+)
+def test_a_start_that_says_something_else_is_refused(
+    field: str, value: object, tune: Callable[..., FitResult], tiny_llama: Path, first: Path, tmp_path: Path
+) -> None:
+    changed = Path(shutil.copytree(first, tmp_path / "changed"))
+    facts = json.loads((changed / "adapter.json").read_text())
+    (changed / "adapter.json").write_text(json.dumps(facts | {field: value}))
+    with pytest.raises(ArtefactError, match=r"adapter\.json (does not say what it was made from|lacks what a)"):
+        tune(tiny_llama, tmp_path / "out", start_from=str(changed))
+
+
 @pytest.mark.parametrize("field", ["recipe", "documents", "data", "seed", "exits", "made"])
 def test_a_start_that_says_too_little_is_refused(
     field: str, tune: Callable[..., FitResult], tiny_llama: Path, first: Path, tmp_path: Path

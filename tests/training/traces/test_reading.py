@@ -300,7 +300,9 @@ def test_only_what_looks_at_exit_states_goes_through_the_maps(
 
 
 def test_several_shards_are_one(tmp_path: Path) -> None:
-    writer = TraceWriter(tmp_path / "t", FACTS | {"exit_points": [2, 3]}, resume=False, shard_tokens=5)
+    writer = TraceWriter(
+        tmp_path / "t", FACTS | {"exit_points": [2, 3], "hidden_size": 2}, resume=False, shard_tokens=5
+    )
     hidden = torch.arange(16 * 2 * 2).view(16, 2, 2).half()
     for number, part in enumerate(hidden.split(4)):
         columns = {"final": torch.zeros(4, dtype=torch.int32), "hidden": part.contiguous()}

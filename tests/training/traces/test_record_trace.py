@@ -164,7 +164,7 @@ def test_exits_are_read_through_their_maps(
     mapped = tracer(tiny_llama, corpus_file, tmp_path / "mapped", exit_head="shortcut", artefacts=str(tmp_path / "a"))
     assert mapped.index["exit_head"] == f"shortcut:{made.sha256[:16]}"
     model = naive(tiny_llama)
-    maps = read_shortcuts(made, (4, 6, 10), torch.float32, "cpu")
+    maps = read_shortcuts(made, (4, 6, 10), torch.float32, "cpu", hidden_size=32)
     texts = texts_of(corpus_file)
     for (name, columns), (_, before) in zip(rows_of(mapped), rows_of(shared), strict=True):
         for same in ("hidden", "last", "final", "final1", "input", "position"):

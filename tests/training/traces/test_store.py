@@ -383,7 +383,7 @@ def test_a_trace_without_a_token_can_only_be_gone_on_with(tmp_path: Path) -> Non
 def test_an_index_that_is_not_text(tmp_path: Path) -> None:
     (tmp_path / "t").mkdir()
     (tmp_path / "t" / "index.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ArtefactError, match="is not JSON"):
+    with pytest.raises(ArtefactError, match="is not UTF-8"):
         Traces.open(tmp_path / "t")
 
 

@@ -1,0 +1,238 @@
+"""The door for files that others wrote: regular files only, read up to a limit, parsed within bounds.
+
+Whoever reads JSON or TOML that the harness did not write in the same moment reads it here. What passes is a value of
+bounded size and depth, whose numbers are finite doubles or integers that every reader can hold, and whose text can be
+encoded. What it means is for the caller to check.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import stat
+import tomllib
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
+
+__all__ = [
+    "DEEPEST",
+    "LARGEST_DOCUMENT_BYTES",
+    "LARGEST_LOG_BYTES",
+    "LARGEST_TOML_BYTES",
+    "LONGEST_INTEGER",
+    "DocumentError",
+    "NotRegularError",
+    "open_regular",
+    "parse_json",
+    "read_bytes",
+    "read_json",
+    "read_text",
+    "read_toml",
+    "require_regular",
+]
+
+LARGEST_DOCUMENT_BYTES = 64 << 20
+LARGEST_LOG_BYTES = 1 << 30
+"""Of what grows with an experiment: at 500 bytes a line, two million lines."""
+LARGEST_TOML_BYTES = 1 << 20
+"""A configuration is written by hand, and Python reads TOML slowly."""
+DEEPEST = 100
+"""Objects and lists inside one another."""
+LONGEST_INTEGER = 18
+"""Digits of an integer; all of that length fit into 64 bits."""
+
+_KINDS = (
+    (stat.S_ISDIR, "folder"),
+    (stat.S_ISFIFO, "named pipe"),
+    (stat.S_ISSOCK, "socket"),
+    (stat.S_ISCHR, "device"),
+    (stat.S_ISBLK, "device"),
+)
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_LONG_KEY = re.compile(rf"(?<![\w-])(?:(?:[\w-]++|\"[^\"\n]*+\"|'[^'\n]*+')[ \t]*+\.[ \t]*+){{{DEEPEST}}}")
+"""A TOML key of too many parts, for which the parser takes time by the square of their number."""
+
+
+class NotRegularError(OSError):
+    """A path that leads to something other than a file: its ``strerror`` says to what."""
+
+    def __init__(self, path: Path, mode: int) -> None:
+        kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "special file")
+        super().__init__(errno.EINVAL, f"it is a {kind}, not a file", os.fspath(path))
+
+
+class DocumentError(ValueError):
+    """JSON or TOML that cannot be read or is beyond the bounds; the message is a phrase that says why, in one line."""
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading; nothing else is opened, so that no reader waits for a pipe's other end.
+
+    Raises:
+        NotRegularError: a folder, named pipe, socket or device, or a link to one.
+        OSError: it cannot be opened, or no file can have that name.
+    """
+    require_regular(path)  # before it is opened, which makes some devices act
+    flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(path, flags)
+    try:
+        _require_mode(path, os.fstat(descriptor).st_mode)  # it may have been exchanged
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def require_regular(path: Path) -> None:
+    """Refuse a path at which a library that is to open it would find no regular file.
+
+    Raises:
+        NotRegularError, OSError: as for :func:`open_regular`.
+    """
+    try:
+        _require_mode(path, os.stat(path).st_mode)
+    except ValueError:  # NUL, or a character that no file name has
+        raise OSError(errno.EINVAL, "no file can have this name", os.fspath(path)) from None
+
+
+def _require_mode(path: Path, mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        raise NotRegularError(path, mode)
+
+
+def read_bytes(path: Path, limit: int = LARGEST_DOCUMENT_BYTES) -> bytes:
+    """Return a regular file's content.
+
+    Args:
+        path: of the file.
+        limit: most bytes it may have.
+
+    Raises:
+        OSError: as for :func:`open_regular`, or it is larger.
+    """
+    with open_regular(path) as file:
+        size = max(os.fstat(file.fileno()).st_size, 1 << 16)  # what the system makes up has a size of 0
+        content = file.read(min(size, limit) + 1) or b""  # memory for so much is taken at once; nothing: no content yet
+    if len(content) > limit:
+        raise OSError(errno.EFBIG, f"it is larger than {_size(limit)}", os.fspath(path))
+    return content
+
+
+def _size(limit: int) -> str:
+    return f"{limit >> 20} MiB" if limit >= 1 << 20 else f"{limit} bytes"
+
+
+def read_text(path: Path, limit: int = LARGEST_DOCUMENT_BYTES) -> str:
+    """Return a regular file's text.
+
+    Raises:
+        OSError: as for :func:`read_bytes`.
+        UnicodeDecodeError: it is not UTF-8.
+    """
+    return read_bytes(path, limit).decode("utf-8")
+
+
+def read_json(
+    path: Path, limit: int = LARGEST_DOCUMENT_BYTES, *, digits: int = LONGEST_INTEGER, finite: bool = True
+) -> Any:
+    """Return what a JSON file holds; arguments as for :func:`read_bytes` and :func:`parse_json`.
+
+    Raises:
+        OSError: as for :func:`read_bytes`.
+        DocumentError: as for :func:`parse_json`.
+    """
+    return parse_json(read_bytes(path, limit), digits=digits, finite=finite)
+
+
+def parse_json(data: bytes | str, *, digits: int = LONGEST_INTEGER, finite: bool = True) -> Any:
+    """Return the value that JSON stands for.
+
+    Args:
+        data: the document; bytes are UTF-8, with or without a byte order mark.
+        digits: most digits of an integer; some programs write larger ones for "no limit".
+        finite: whether every number must be; else ``NaN`` and ``Infinity``, which Python writes, pass as well.
+
+    Raises:
+        DocumentError: it is no JSON, nested deeper than :data:`DEEPEST`, or holds a number that is no finite double, a
+            longer integer or half a surrogate pair.
+    """
+
+    def integer(text: str) -> int:
+        if len(text.lstrip("-")) > digits:
+            raise DocumentError(f"it holds an integer of more than {digits} digits ({text[:12]}…)")
+        return int(text)
+
+    try:
+        text = data if isinstance(data, str) else data.decode("utf-8-sig")
+        value = json.loads(text, parse_int=integer, parse_float=_finite, parse_constant=_finite if finite else float)
+    except UnicodeDecodeError as error:
+        raise DocumentError(f"it is not UTF-8 (byte {error.start})") from None
+    except json.JSONDecodeError as error:
+        raise DocumentError(f"it is not JSON (line {error.lineno}, column {error.colno}: {error.msg})") from None
+    except RecursionError:
+        _too_deep()
+    _check_depth(value)
+    if _SURROGATE.search(text) or (isinstance(data, str) and not data.isascii()):
+        _check_text(value)
+    return value
+
+
+def read_toml(path: Path, limit: int = LARGEST_TOML_BYTES) -> dict[str, Any]:
+    """Return what a TOML file holds.
+
+    Raises:
+        OSError: as for :func:`read_bytes`.
+        DocumentError: it is no TOML, nested deeper than :data:`DEEPEST`, or holds a number that is no finite double or
+            an integer of more than :data:`LONGEST_INTEGER` digits.
+    """
+    try:
+        text = read_text(path, limit)
+        if _LONG_KEY.search(text):
+            _too_deep()
+        value = tomllib.loads(text, parse_float=_finite)
+    except DocumentError:
+        raise
+    except UnicodeDecodeError as error:
+        raise DocumentError(f"it is not UTF-8 (byte {error.start})") from None
+    except RecursionError:
+        _too_deep()
+    except ValueError as error:  # TOMLDecodeError, or a number or date that Python refuses
+        raise DocumentError(f"it is not TOML ({str(error)[:200]})") from None
+    for number in _check_depth(value):
+        if isinstance(number, int) and abs(number) >= 10**LONGEST_INTEGER:
+            raise DocumentError(f"it holds an integer of more than {LONGEST_INTEGER} digits")
+    return value
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if value - value != 0:
+        raise DocumentError(f"it holds a number that is no finite double ({text[:12]})")
+    return value
+
+
+def _too_deep() -> NoReturn:
+    raise DocumentError(f"it is nested deeper than {DEEPEST}")
+
+
+def _check_depth(value: object) -> list[object]:
+    """Return everything in a document that holds nothing else, keys apart; refuse one that is too deep."""
+    leaves: list[object] = []
+    level = [value]
+    for _ in range(DEEPEST + 1):
+        inner = [node for node in level if isinstance(node, (dict, list))]
+        leaves += [node for node in level if not isinstance(node, (dict, list))]
+        if not inner:
+            return leaves
+        level = [child for node in inner for child in (node.values() if isinstance(node, dict) else node)]
+    _too_deep()
+
+
+def _check_text(value: object) -> None:
+    """Refuse a document with half a surrogate pair in a string or a key."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise DocumentError("it holds half a surrogate pair, which no text can hold") from None

@@ -1,0 +1,465 @@
+"""A model's folder as anybody may write it: what cannot be used is refused in one line, and nothing hangs."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from harness.errors import ModelError, OutOfMemoryError
+from harness.models.model import ResolvedModel
+
+pytestmark = pytest.mark.usefixtures("no_hang")
+
+Act = Callable[[], object]
+
+
+@pytest.fixture
+def folder(tiny_llama: Path, tmp_path: Path) -> Path:
+    """A model that may be spoilt."""
+    return Path(shutil.copytree(tiny_llama, tmp_path / "m"))
+
+
+@pytest.fixture
+def use(resolved: Callable[..., ResolvedModel], folder: Path) -> Act:
+    """Resolve, tokenise and load the model, as a run does."""
+
+    def everything() -> object:
+        found = resolved(str(folder), weights="pretrained")
+        found.tokenizer.decode(found.tokenizer.encode("def f(x): return x"))
+        return found.load("cpu")
+
+    return everything
+
+
+def refusal(act: Act) -> str:
+    with pytest.raises(ModelError) as refused:
+        act()
+    message = str(refused.value)
+    assert len(message.splitlines()) == 1
+    assert len(message) < 900
+    return message
+
+
+def stands_or_is_refused(act: Act) -> None:
+    """Whatever comes of it, it is no defect."""
+    said = ""
+    try:
+        act()
+    except ModelError as error:
+        said = str(error)
+    assert len(said.splitlines()) <= 1
+
+
+def change(file: Path, **facts: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | facts))
+
+
+# ------------------------------------------------------------------------------------- config.json
+
+SIZES = (
+    *("num_hidden_layers", "hidden_size", "vocab_size", "intermediate_size", "num_attention_heads"),
+    *("num_key_value_heads", "head_dim", "max_position_embeddings"),
+)
+NO_SIZES = (0, -1, 10**9, 10**17, 1.5, 12.0, "12", True, [1], {}, {"__float__": "NaN"})
+NO_NUMBERS = (-1, 1e300, "x", True, [], {}, {"__float__": "Infinity"})
+
+
+@pytest.mark.crossed
+@pytest.mark.parametrize("value", NO_SIZES, ids=repr)
+@pytest.mark.parametrize("field", SIZES)
+def test_a_size_out_of_bounds_is_named_with_its_file(use: Act, folder: Path, field: str, value: object) -> None:
+    change(folder / "config.json", **{field: value})
+    message = refusal(use)
+    assert message.startswith(
+        f"{folder / 'config.json'}: {field} = {value!r} is not allowed: it must be a whole number"
+    )
+
+
+@pytest.mark.crossed
+@pytest.mark.parametrize("value", NO_NUMBERS, ids=repr)
+@pytest.mark.parametrize("field", ["rms_norm_eps", "rope_theta", "initializer_range"])
+def test_a_number_out_of_bounds_is_named_with_its_file(use: Act, folder: Path, field: str, value: object) -> None:
+    change(folder / "config.json", **{field: value})
+    assert f"config.json: {field} = {value!r} is not allowed: it must be a number from " in refusal(use)
+
+
+@pytest.mark.crossed
+@pytest.mark.parametrize("nested", ["rope_parameters", "rope_scaling"])
+@pytest.mark.parametrize("value", [0, -8.0, "x", 1e300])
+def test_the_numbers_of_a_rotation_are_within_bounds_too(use: Act, folder: Path, nested: str, value: object) -> None:
+    change(folder / "config.json", **{nested: {"rope_type": "linear", "rope_theta": 10000.0, "factor": value}})
+    assert f"config.json: factor = {value!r} is not allowed" in refusal(use)
+    change(folder / "config.json", **{nested: {"full_attention": {"rope_type": "linear", "factor": value}}})
+    assert f"config.json: factor = {value!r} is not allowed" in refusal(use)
+
+
+def test_a_million_layers_are_refused_before_memory_is_asked_for(use: Act, folder: Path) -> None:
+    use()  # what libraries take once
+    change(folder / "config.json", num_hidden_layers=1_000_000)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert "num_hidden_layers = 1000000 is not allowed: it must be a whole number from 1 to 1,000" in refusal(use)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20 << 10  # KiB
+
+
+@pytest.mark.parametrize("field", ["num_hidden_layers", "hidden_size", "vocab_size", "num_attention_heads"])
+def test_a_size_that_is_null_is_refused(use: Act, folder: Path, field: str) -> None:
+    change(folder / "config.json", **{field: None})
+    assert str(folder / "config.json") in refusal(use)
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ({"num_key_value_heads": 3}, "num_attention_heads = 4 is no multiple of num_key_value_heads (3)"),
+        ({"head_dim": 7}, "head_dim"),
+        ({"num_attention_heads": 5, "num_key_value_heads": 5, "head_dim": None}, "hidden"),
+        ({"eos_token_id": "0"}, "eos_token_id"),
+        ({"eos_token_id": [0, True]}, "eos_token_id"),
+        ({"eos_token_id": [[0]]}, "eos_token_id"),
+        ({"hidden_act": "nonsense"}, "nonsense"),
+        ({"attn_implementation": "somebody/kernel"}, "attn_implementation = 'somebody/kernel' may be code of the hub"),
+        ({"_attn_implementation": "somebody/kernel"}, "may be code of the hub, which is never run"),
+        ({"per_layer_config": [{"hidden_size": 3}]}, "layers of different shapes"),
+        ({"model_type": ["llama"]}, "config.json"),
+        ({"model_type": None}, "model family None is not supported"),
+        ({"model_type": "\ud800"}, "half a surrogate pair"),
+        ({"num_hidden_layers": 11}, "have more layers: model.layers.11."),
+        ({"num_hidden_layers": 13}, "lack model.layers.12."),
+    ],
+    ids=repr,
+)
+def test_facts_that_make_no_model_are_named(use: Act, folder: Path, facts: dict[str, Any], said: str) -> None:
+    change(folder / "config.json", **facts)
+    assert said in refusal(use)
+
+
+@pytest.mark.crossed
+@pytest.mark.parametrize("value", [None, 0, -1, 1.5, "x", [], {}, [[]], {"a": {}}, "\n", 10**17], ids=repr)
+@pytest.mark.parametrize(
+    "field",
+    [
+        *("architectures", "model_type", "dtype", "torch_dtype", "hidden_act", "rope_parameters", "rope_scaling"),
+        *("attention_bias", "tie_word_embeddings", "quantization_config", "auto_map", "layer_types", "id2label"),
+        *(
+            "eos_token_id",
+            "bos_token_id",
+            "pad_token_id",
+            "transformers_weights",
+            "is_encoder_decoder",
+            "attribute_map",
+        ),
+        *("pruned_heads", "use_cache", "name_or_path", "transformers_version", "attention_dropout", "num_labels"),
+        *("sliding_window", "layer_norm_eps", "text_config", "output_attentions", "attn_implementation"),
+    ],
+)
+def test_a_field_of_any_type_is_no_defect(use: Act, folder: Path, field: str, value: object) -> None:
+    change(folder / "config.json", **{field: value})
+    stands_or_is_refused(use)
+
+
+def test_weights_that_no_machine_holds_are_refused_before_they_are_drawn(
+    resolved: Callable[..., ResolvedModel], folder: Path
+) -> None:
+    change(folder / "config.json", num_hidden_layers=20, hidden_size=1 << 17, intermediate_size=1 << 20)  # 33 TB
+    found = resolved(str(folder))
+    with pytest.raises(OutOfMemoryError, match=r"take [\d,]+ GiB in float32, and this machine has [\d,]+ GiB\. Use"):
+        found.load("cpu")
+
+
+# -------------------------------------------------------------------------------------- other JSON
+
+DOCUMENTS = (
+    *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *("added_tokens.json", "vocab.json", "model.safetensors.index.json"),
+)
+
+
+@pytest.mark.crossed
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "it is not JSON (line 1"),
+        (b'{"a": ', "it is not JSON (line 1"),
+        (b'{"a": "\xff"}', "it is not UTF-8 (byte 7)"),
+        (b"[]", "it holds a list, not an object"),
+        (b"null", "it holds a NoneType, not an object"),
+        (b"[" * 100_000, "it is nested deeper than 100"),
+        (b'{"a":' * 5_000 + b"1" + b"}" * 5_000, "it is nested deeper than 100"),
+        (b'{"a": 1e999}', "no finite double (1e999)"),
+        (b'{"a": -Infinity}', "no finite double (-Infinity)"),
+        (b'{"a": ' + b"1" * 5_000 + b"}", "an integer of more than 40 digits"),
+        (b'{"a": "\\ud800"}', "half a surrogate pair"),
+    ],
+    ids=lambda value: repr(value)[:30],
+)
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_a_document_that_is_none_is_named(use: Act, folder: Path, name: str, content: bytes, said: str) -> None:
+    (folder / name).write_bytes(content)
+    message = refusal(use)
+    assert message.startswith(f"cannot read {folder / name}: ")
+    assert said in message
+
+
+@pytest.mark.crossed
+@pytest.mark.parametrize("name", [*DOCUMENTS, "model.safetensors", "merges.txt", "chat_template.jinja", "notes"])
+def test_what_is_no_file_is_not_opened(use: Act, folder: Path, put: Callable[[Path], str], name: str) -> None:
+    said = put(folder / name)
+    if said == "it is a folder, not a file":
+        stands_or_is_refused(use)
+    else:
+        assert refusal(use).startswith(f"cannot read {folder / name}: {said}")
+
+
+def test_a_pipe_among_the_chat_templates_is_not_opened(use: Act, folder: Path) -> None:
+    (folder / "additional_chat_templates").mkdir()
+    os.mkfifo(folder / "additional_chat_templates" / "a.jinja")
+    assert "a.jinja: it is a named pipe, not a file" in refusal(use)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "config.json", "chat_template.jinja", "merges.txt"])
+def test_a_text_without_an_end_is_not_read(use: Act, folder: Path, name: str) -> None:
+    (folder / name).touch()
+    os.truncate(folder / name, 1 << 40)  # a hole: it takes no room
+    assert f"{name}: it is larger than 256 MiB" in refusal(use)
+
+
+def test_a_link_to_nothing_is_as_good_as_nothing(use: Act, folder: Path) -> None:
+    (folder / "added_tokens.json").symlink_to("gone")
+    use()
+
+
+# --------------------------------------------------------------------------------------- tokenizers
+
+
+def test_a_tokenizer_with_a_limit_of_no_limit_is_read(use: Act, folder: Path) -> None:
+    change(folder / "tokenizer_config.json", model_max_length=10**30)  # as transformers writes it
+    use()
+
+
+@pytest.mark.crossed
+@pytest.mark.parametrize("value", [None, 0, "x", [], {}, ["a"], {"a": 1}, {"0": {"content": 5}}, True], ids=repr)
+@pytest.mark.parametrize(
+    "field",
+    [
+        *("tokenizer_class", "added_tokens_decoder", "extra_special_tokens", "additional_special_tokens", "auto_map"),
+        *("eos_token", "model_max_length", "backend", "chat_template", "clean_up_tokenization_spaces", "padding_side"),
+    ],
+)
+def test_a_tokenizer_s_facts_of_any_type_are_no_defect(use: Act, folder: Path, field: str, value: object) -> None:
+    change(folder / "tokenizer_config.json", **{field: value})
+    stands_or_is_refused(use)
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        *({"model": value} for value in (None, 5, [], {}, {"type": "BPE"}, {"type": "BPE", "vocab": 5, "merges": []})),
+        {"model": {"type": "BPE", "vocab": {}, "merges": ["a b"]}},
+        {"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "none"}},
+        {"model": {"type": "Unigram", "vocab": [["a", -1.0]], "unk_id": 7}},
+        {"model": {"type": "WordPiece", "vocab": {"a": 0}, "unk_token": "[UNK]", "continuing_subword_prefix": "##",
+                   "max_input_chars_per_word": 100}},
+        *({"added_tokens": value} for value in (None, 5, {}, [5], [{}], [{"id": -1, "content": "a"}])),
+        *({"pre_tokenizer": value} for value in (5, {"type": "x"}, {"type": "Split", "pattern": {"Regex": "("}})),
+        *({"post_processor": value} for value in (5, {"type": "TemplateProcessing", "single": [], "pair": []})),
+        *({"decoder": value} for value in (5, {"type": "nonsense"})),
+        {"version": 5},
+    ],
+    ids=lambda value: repr(value)[:60],
+)  # fmt: skip
+def test_a_tokenizer_of_any_form_is_no_defect(use: Act, folder: Path, facts: dict[str, Any]) -> None:
+    change(folder / "tokenizer.json", **facts)
+    stands_or_is_refused(use)
+
+
+def test_a_token_beyond_the_embedding_is_refused(use: Act, folder: Path) -> None:
+    file = folder / "tokenizer.json"
+    model = json.loads(file.read_text())["model"]
+    word = max(model["vocab"], key=model["vocab"].__getitem__)
+    model["vocab"][word] = 5000  # as many words as before
+    change(file, model=model)
+    assert "has a token of id 5000 and m embeds ids below 320" in refusal(use)
+
+
+# ------------------------------------------------------------------------------------------ weights
+
+UP = "model.layers.3.mlp.up_proj.weight"
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors")
+
+
+def save(folder: Path, weights: dict[str, torch.Tensor], name: str = "model.safetensors") -> None:
+    from safetensors.torch import save_file
+
+    save_file(weights, folder / name, {"format": "pt"})
+
+
+@pytest.mark.crossed
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("name", [UP, "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"])
+@pytest.mark.parametrize(("value", "fault"), [(torch.nan, "NaN"), (torch.inf, "infinity"), (-torch.inf, "infinity")])
+def test_one_weight_that_is_no_number_is_found(
+    resolved: Callable[..., ResolvedModel], folder: Path, name: str, value: float, fault: str, dtype: str
+) -> None:
+    weights = weights_of(folder)
+    weights[name].view(-1)[-1] = value
+    save(folder, weights)
+    found = resolved(str(folder), weights="pretrained", dtype=dtype)
+    said = f"{folder / 'model.safetensors'}: {name} holds {fault}, with which the model says nothing."
+    assert refusal(lambda: found.load("cpu")).startswith(said)
+
+
+@pytest.mark.parametrize("name", [UP, "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"])
+def test_a_layer_of_zeros_is_found(use: Act, folder: Path, name: str) -> None:
+    weights = weights_of(folder)
+    weights[name].zero_()
+    save(folder, weights)
+    assert f"{folder / 'model.safetensors'}: {name} is all zeros" in refusal(use)
+    weights[name].view(-1)[0] = 1e-3
+    save(folder, weights)
+    use()
+
+
+def test_weights_beyond_the_dtype_asked_for_are_found(resolved: Callable[..., ResolvedModel], folder: Path) -> None:
+    weights = weights_of(folder)
+    weights[UP][0, 0] = 1e6
+    save(folder, weights)
+    assert f"{UP} holds infinity" in refusal(
+        lambda: resolved(str(folder), weights="pretrained", dtype="float16").load("cpu")
+    )
+    resolved(str(folder), weights="pretrained").load("cpu")
+
+
+def test_biases_may_be_zero_and_random_weights_are_not_looked_at(
+    resolved: Callable[..., ResolvedModel], make_model: Callable[..., Path]
+) -> None:
+    folder, notes = make_model("gpt2"), list[str]()
+    assert all(not tensor.any() for name, tensor in weights_of(folder).items() if name.endswith("c_attn.bias"))
+    resolved(str(folder), weights="pretrained").load("cpu", notes.append)
+    assert re.fullmatch(rf"preparing {folder.name}, its weights checked in \d+\.\d\d s", notes[0])
+    resolved(str(folder)).load("cpu", notes.append)
+    assert len(notes) == 1
+
+
+def test_the_file_of_several_is_named(use: Act, folder: Path) -> None:
+    weights = weights_of(folder)
+    (folder / "model.safetensors").unlink()
+    weights[UP][0, 0] = torch.nan
+    first, second = {UP: weights.pop(UP)}, weights
+    for name, part in (("model-00001-of-00002", first), ("model-00002-of-00002", second)):
+        save(folder, part, f"{name}.safetensors")
+    index = {UP: "model-00001-of-00002.safetensors"} | dict.fromkeys(second, "model-00002-of-00002.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    assert refusal(use).startswith(f"{folder / 'model-00001-of-00002.safetensors'}: {UP} holds NaN")
+
+
+@pytest.mark.parametrize("length", [0, 4, 8, 9, 100, 5000, -1])
+def test_weights_cut_off_anywhere_are_refused(use: Act, folder: Path, length: int) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:length])
+    assert "m" in refusal(use)
+
+
+@pytest.mark.crossed
+@pytest.mark.parametrize("size", [0, 1, 1 << 20, 1 << 31, 1 << 60, (1 << 64) - 1])
+@pytest.mark.parametrize("header", [b"{}", b"[" * 1000, b'{"a": 1e999}', b'{"__metadata__": 5}', b"\xff\xff"])
+def test_a_header_of_any_length_and_content_is_refused(use: Act, folder: Path, size: int, header: bytes) -> None:
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", size) + header)
+    refusal(use)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"dtype": "F32", "shape": [1 << 40, 1 << 40], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]},
+        {"dtype": "F32", "shape": [1], "data_offsets": [0, 1 << 60]},
+        {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]},
+        {"dtype": "X9", "shape": [1], "data_offsets": [0, 4]},
+        {"dtype": "F32"},
+        5,
+    ],
+    ids=repr,
+)
+def test_a_header_that_lies_is_refused(use: Act, folder: Path, entry: object) -> None:
+    header = json.dumps({UP: entry}).encode()
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
+    refusal(use)
+
+
+@pytest.mark.filterwarnings("ignore:Casting complex values")
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda tensor: tensor.to(torch.int64),
+        lambda tensor: tensor.to(torch.bool),
+        lambda tensor: tensor.to(torch.complex64),
+        lambda tensor: tensor.to(torch.float8_e4m3fn),
+        lambda tensor: tensor[0],
+        lambda tensor: tensor[:0],
+        lambda tensor: tensor.reshape(-1),
+    ],
+)
+def test_a_tensor_of_another_type_or_shape_is_no_defect(
+    use: Act, folder: Path, make: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    weights = weights_of(folder)
+    weights[UP] = make(weights[UP]).contiguous()
+    save(folder, weights)
+    stands_or_is_refused(use)
+
+
+@pytest.mark.parametrize(
+    ("index", "said"),
+    [
+        ({}, "has no weight_map"),
+        ({"weight_map": []}, "has no weight_map"),
+        ({"weight_map": {}}, "has no weight_map"),
+        *(
+            ({"weight_map": {UP: name}}, "which is no safetensors file beside it")
+            for name in (5, None, [], "", "/dev/zero", "../m/model.safetensors", "/etc/passwd", "pytorch_model.bin")
+        ),
+        ({"weight_map": {UP: "gone.safetensors"}}, "which is not there"),
+        ({"weight_map": {UP: "other.safetensors"}}, "cannot be read"),
+        ({"weight_map": {UP: "other.safetensors"}, "metadata": 5}, "cannot be read"),
+    ],
+    ids=repr,
+)
+def test_an_index_that_leads_elsewhere_is_not_followed(
+    use: Act, folder: Path, index: dict[str, Any], said: str
+) -> None:
+    (folder / "model.safetensors").rename(folder / "other.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert said in refusal(use)
+
+
+def test_an_adapter_beside_the_weights_is_not_mixed_in(use: Act, folder: Path) -> None:
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "elsewhere"}))
+    assert "has an adapter of peft beside its weights (adapter_config.json)" in refusal(use)
+
+
+@pytest.mark.model
+def test_checking_real_weights_takes_no_time(smollm2: Any) -> None:
+    """One pass over 540 MB; and nothing of their size is allocated."""
+    import time
+
+    from harness.models.weights import check_weights
+
+    before, peak = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    check_weights(smollm2.module, smollm2.resolved.spec)
+    assert time.perf_counter() - before < 5  # a quarter of a second on two idle cores
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 50 << 10

@@ -1,0 +1,281 @@
+"""What an earlier training left, as anybody may have changed it: refused in one line or passed over, never a defect."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from harness.errors import ArtefactError, HarnessError, TrainingError
+from harness.models.artefacts import write_artefact
+from harness.training.agents.ppo import _truncate
+from harness.training.checkpoints import Checkpoints
+from harness.training.heads.head_checkpoints import HeadCheckpoint, HeadCheckpoints
+from harness.training.lite.resuming import begin_log, check_beginning, forget_steps_after, last_checkpoint
+from harness.training.traces.store import Traces, TraceWriter
+
+pytestmark = pytest.mark.usefixtures("no_hang")
+
+LINES = b'{"step": 1, "steps": 1}\n{"step": 9, "steps": 9}\n'
+BROKEN = (
+    b"{", b"[]", b"5", b"null", b'"x"', b"\xff\xfe", b"{}", b'{"step": "x", "steps": "x"}', b'{"step": null}',
+    b"[" * 5000, b'{"steps": 1e999, "step": 1e999}', b'{"step": ' + b"1" * 5000 + b"}", b'{"a": "\\ud800"}',
+)  # fmt: skip
+
+
+def short(value: object) -> str:
+    return repr(value)[:30]
+
+
+def refusal(act: Callable[[], object], error: type[HarnessError] = ArtefactError) -> str:
+    with pytest.raises(error) as refused:
+        act()
+    assert len(str(refused.value).splitlines()) == 1
+    return str(refused.value)
+
+
+# -------------------------------------------------------------------------------------------- logs
+
+
+@pytest.mark.parametrize("broken", BROKEN, ids=short)
+@pytest.mark.parametrize("cut", [forget_steps_after, lambda step, log: _truncate(log, step)])
+def test_a_line_that_is_none_is_dropped_from_a_log(
+    tmp_path: Path, cut: Callable[[int, Path], None], broken: bytes
+) -> None:
+    log = tmp_path / "training.jsonl"
+    log.write_bytes(broken + b"\n" + LINES)
+    cut(5, log)
+    assert log.read_bytes() == LINES.splitlines(keepends=True)[0]
+
+
+@pytest.mark.parametrize("cut", [forget_steps_after, lambda step, log: _truncate(log, step)])
+def test_a_log_that_is_no_file_is_not_opened(
+    tmp_path: Path, cut: Callable[[int, Path], None], put: Callable[[Path], str]
+) -> None:
+    said = put(tmp_path / "training.jsonl")
+    if said.startswith("Too many"):  # as good as none
+        return
+    assert said in refusal(lambda: cut(5, tmp_path / "training.jsonl"), TrainingError)
+    assert said in refusal(lambda: begin_log(tmp_path / "new.jsonl", tmp_path / "training.jsonl"), TrainingError)
+
+
+def test_a_note_of_the_beginning_is_read_with_care(tmp_path: Path, put: Callable[[Path], str]) -> None:
+    said = put(tmp_path / "begun.json")
+    assert said in refusal(lambda: check_beginning(tmp_path, {"--seed": 0}, resume=True), TrainingError)
+
+
+@pytest.mark.parametrize("broken", BROKEN, ids=short)
+def test_a_note_of_the_beginning_that_is_none_is_refused(tmp_path: Path, broken: bytes) -> None:
+    (tmp_path / "begun.json").write_bytes(broken)
+    if broken == b"null":  # of a version that kept none
+        return
+    assert str(tmp_path) in refusal(lambda: check_beginning(tmp_path, {"--seed": 0}, resume=True), TrainingError)
+
+
+# ------------------------------------------------------------------------------------- checkpoints
+
+
+def lite_checkpoint(folder: Path, step: int) -> Path:
+    from safetensors.torch import save_file
+
+    made = folder / f"checkpoint-{step}"
+    made.mkdir(parents=True)
+    (made / "trainer_state.json").write_text(json.dumps({"global_step": step, "log_history": []}))
+    save_file({"a": torch.ones(2)}, made / "model.safetensors")
+    for name in ("optimizer.pt", "scheduler.pt"):
+        torch.save({}, made / name)
+    return made
+
+
+@pytest.mark.parametrize("name", ["trainer_state.json", "model.safetensors", "optimizer.pt", "scheduler.pt"])
+def test_a_checkpoint_with_what_is_no_file_does_not_count(
+    tmp_path: Path, put: Callable[[Path], str], name: str
+) -> None:
+    good, bad = lite_checkpoint(tmp_path, 1), lite_checkpoint(tmp_path, 2)
+    assert last_checkpoint(tmp_path) == bad
+    put(bad / name)
+    assert last_checkpoint(tmp_path) == good
+
+
+@pytest.mark.parametrize("broken", [*BROKEN, b'{"global_step": "1"}', b'{"log_history": 5}', b'{"x": 1}'], ids=short)
+def test_a_checkpoint_with_a_state_that_is_none_does_not_count(tmp_path: Path, broken: bytes) -> None:
+    good, bad = lite_checkpoint(tmp_path, 1), lite_checkpoint(tmp_path, 2)
+    (bad / "trainer_state.json").write_bytes(broken)
+    if broken != b"{}":
+        assert last_checkpoint(tmp_path) == good
+
+
+@pytest.mark.parametrize("name", ["checkpoint-x", "checkpoint-" + "9" * 200, "checkpoint-\u0663", "checkpoint-1-2"])
+def test_a_folder_of_another_name_is_no_checkpoint(tmp_path: Path, name: str) -> None:
+    lite_checkpoint(tmp_path, 1).rename(tmp_path / name)
+    assert last_checkpoint(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    "name", ["step-x.json", "step-.json", "step--1.json", "step-1e3.json", f"step-{'9' * 99}.json"]
+)
+def test_a_file_of_another_name_is_no_checkpoint(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("{}")
+    assert "holds no checkpoint" in refusal(Checkpoints(tmp_path, "rl", {}).read, TrainingError)
+
+
+class Heads:
+    """A head in training."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.heads = folder, nn.Linear(3, 1)
+        self.optimiser = torch.optim.AdamW(self.heads.parameters(), betas=(0.9, 0.99))
+        self.schedule = torch.optim.lr_scheduler.ConstantLR(self.optimiser)
+        self.heads(torch.ones(2, 3)).sum().backward()
+        self.optimiser.step()
+
+    @property
+    def _arguments(self) -> tuple[Any, Any, Any]:
+        return self.heads, self.optimiser, self.schedule
+
+    def save(self) -> Path:
+        at = HeadCheckpoint(5, torch.Generator().manual_seed(0).get_state())
+        HeadCheckpoints(self.folder, "heads", {"seed": 3}).save(*self._arguments, at)
+        return self.folder / "step-000000005.json"
+
+    def load(self) -> HeadCheckpoint:
+        return HeadCheckpoints(self.folder, "heads", {"seed": 3}).load(*self._arguments)
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        *({"rates": value} for value in (None, 5, [], [5], [{}], [{"lr": "x", "betas": [0, 0]}], [{"lr": 1}])),
+        *({"rates": [{"lr": 0.1, "betas": value}]} for value in (None, 5, [1], ["a", "b"], [1, 2, 3])),
+        *({"schedule": value} for value in (None, 5, [], "x", {}, {"last_epoch": "x"})),
+        *({"steps": value} for value in (None, -1, "5", 1.5, [])),
+        *({"training": value} for value in (None, 5, [])),
+    ],
+    ids=repr,
+)
+def test_a_checkpoint_of_heads_with_other_facts_is_refused(tmp_path: Path, facts: dict[str, Any]) -> None:
+    heads = Heads(tmp_path)
+    path = heads.save()
+    assert heads.load().steps == 5
+    path.write_text(json.dumps(json.loads(path.read_text()) | facts))
+    assert str(path) in refusal(heads.load)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"heads.weight": torch.ones(2, 3)},
+        {"heads.weight": None},
+        {"heads.bias": torch.tensor([torch.nan])},
+        {"optimizer.0.exp_avg": torch.ones(7)},
+        {"optimizer.x.exp_avg": torch.ones(1)},
+        {"optimizer.9.exp_avg": torch.ones(1)},
+        {"order": None},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_checkpoint_of_heads_with_other_tensors_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    heads = Heads(tmp_path)
+    path = heads.save()
+    facts = json.loads(path.read_text())
+    found = HeadCheckpoints(tmp_path, "heads", {"seed": 3}).read()
+    tensors = {name: tensor for name, tensor in (found.tensors() | change).items() if tensor is not None}
+    kept = {name: value for name, value in facts.items() if name not in ("format", "kind", "sha256")}
+    write_artefact(path, facts["kind"], tensors, kept)
+    assert str(tmp_path) in refusal(heads.load)
+
+
+# ------------------------------------------------------------------------------------------ traces
+
+EXITS, WIDTH, TOKENS = (4, 6), 8, 12
+FACTS: dict[str, Any] = {
+    "model": "toy", "model_fingerprint": "a" * 16, "tokenizer_fingerprint": "b" * 16, "exit_points": list(EXITS),
+    "exit_head": "shared", "num_layers": 8, "hidden_size": WIDTH, "weights": "pretrained", "dtype": "float32",
+    "seed": 0, "length": 64,
+}  # fmt: skip
+SHAPES = {
+    "hidden": (len(EXITS), WIDTH), "last": (WIDTH,), "top": (len(EXITS),), "top1": (len(EXITS),), "final": (),
+    "document": (),
+}  # fmt: skip
+
+
+def trace(folder: Path, **changes: torch.Tensor | None) -> Path:
+    """A trace of one document of 12 tokens; a change may be another column, or none."""
+    columns = {
+        name: torch.zeros(TOKENS, *shape, dtype=torch.int32 if name in ("top", "final", "document") else torch.float16)
+        for name, shape in SHAPES.items()
+    }
+    made = {name: column for name, column in (columns | changes).items() if column is not None and name != "document"}
+    writer = TraceWriter(folder, FACTS, resume=False)
+    writer.add({"id": "d", "stream": "toy", "key": "k", "length": TOKENS}, made)
+    writer.flush()
+    return folder
+
+
+@pytest.mark.parametrize("name", [name for name in SHAPES if name not in ("final", "document")])
+@pytest.mark.parametrize("wrong", ["missing", "shape", "type", "number"])
+def test_a_column_that_is_none_is_named(tmp_path: Path, name: str, wrong: str) -> None:
+    whole = name == "top"
+    column = torch.zeros(TOKENS, *SHAPES[name], dtype=torch.int32 if whole else torch.float16)
+    spoilt = {
+        "missing": None,
+        "shape": torch.cat([column, column], dim=1),
+        "type": column.to(torch.float16 if whole else torch.int32),
+        "number": column - 1 if whole else column + torch.nan,
+    }[wrong]
+    folder = trace(tmp_path / "t", **{name: spoilt})
+    message = refusal(lambda: Traces.open(folder).columns(name))
+    assert "Trace again" in message or "holds states beyond float16" in message
+    assert Traces.open(folder).columns("final")["final"].shape == (TOKENS,)
+
+
+def test_a_document_that_is_not_in_the_index_is_refused(tmp_path: Path) -> None:
+    folder = trace(tmp_path / "t")
+    index = json.loads((folder / "index.json").read_text())
+    (folder / "index.json").write_text(json.dumps(index | {"documents": []}))
+    assert "document holds 0 to 0" in refusal(lambda: Traces.open(folder).columns("document"))
+
+
+@pytest.mark.parametrize(
+    ("fact", "value"),
+    [
+        *(("exit_points", value) for value in (None, 4, "4", [0], ["4"], [True], [6, 4], {})),
+        *(("hidden_size", value) for value in (None, 0, "8", 1.5, 10**17)),
+        *(("num_layers", value) for value in (None, 0, "8", 10**6)),
+        *(("model", value) for value in (None, 5, [])),
+        *(("model_fingerprint", value) for value in (None, 5, {})),
+        *(("weights", value) for value in (None, "mine", 5, ["auto"])),
+        *(("dtype", value) for value in (None, "load", "float64", 5, [])),
+        *(("seed", value) for value in (None, -1, 2**32, "0", 1.5)),
+        *(("length", value) for value in (None, "64", 1.5, [])),
+        *(("shards", [{"file": value, "bytes": 1, "tokens": 1}]) for value in (None, 5, "../x", "/dev/zero", "a/b")),
+        *(("shards", [{"file": "x", "bytes": 1, "tokens": value}]) for value in (None, "1", 1.5, True)),
+        *(("documents", [{"id": "d", "stream": value, "key": "k", "tokens": 1}]) for value in (None, 5, [])),
+    ],
+    ids=short,
+)
+def test_an_index_with_a_fact_of_another_type_is_refused(tmp_path: Path, fact: str, value: object) -> None:
+    folder = trace(tmp_path / "t")
+    index = json.loads((folder / "index.json").read_text())
+    (folder / "index.json").write_text(json.dumps(index | {fact: value}))
+    assert "is no trace index of format 1. Trace again." in refusal(lambda: Traces.open(folder))
+
+
+@pytest.mark.parametrize("name", ["index.json", "shard-00000.safetensors"])
+def test_a_trace_with_what_is_no_file_is_not_opened(tmp_path: Path, put: Callable[[Path], str], name: str) -> None:
+    folder = trace(tmp_path / "t")
+    said = put(folder / name)
+    message = refusal(lambda: Traces.open(folder))
+    assert said in message if name == "index.json" else "has None bytes and should have" in message
+
+
+def test_a_shard_that_is_damaged_is_named(tmp_path: Path) -> None:
+    folder = trace(tmp_path / "t")
+    shard = folder / "shard-00000.safetensors"
+    shard.write_bytes(b"\xff" * shard.stat().st_size)  # of the same size
+    assert refusal(lambda: Traces.open(folder).columns("final")).startswith(f"cannot read {shard}: ")
