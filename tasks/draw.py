@@ -12,11 +12,15 @@ sample whose next tokens it has read elsewhere word for word, together with the 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import random
+import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import TypeVar
 
 from harness.contracts import (
     BadRow,
@@ -29,11 +33,13 @@ from harness.contracts import (
     Tokenizer,
     document_key,
 )  # fmt: skip
-from harness.errors import DataError
+from harness.errors import DataError, HarnessError, in_one_line, is_out_of_memory
 from tasks.protocols import Protocol, Skipped
-from tasks.rows import Rows, whole
+from tasks.rows import LineRow, Row, Rows, whole
 
 __all__ = ["DUPLICATE", "collect", "draw", "fingerprint"]
+
+Made = TypeVar("Made")
 
 SEEN = "document the model was tuned on"
 DUPLICATE = "near-duplicate of what tuning has read"
@@ -52,7 +58,7 @@ def draw(rows: Rows, protocol: Protocol, tokenizer: Tokenizer, request: TaskRequ
     """
     order = _order(rows, request.seed)
     samples: dict[str, Sample] = {}
-    bad: list[BadRow] = []
+    bad: dict[int, BadRow] = {}
     skipped: Counter[str] = Counter()
     origins: Counter[str] = Counter()
     visited = duplicates = 0
@@ -60,27 +66,27 @@ def draw(rows: Rows, protocol: Protocol, tokenizer: Tokenizer, request: TaskRequ
         if request.limit is not None and len(samples) >= request.limit:
             break
         visited += 1
-        row = rows.read(index)
+        row = _read(rows, index)
         if isinstance(row, BadRow):
             made: Sample | BadRow | Skipped = row
         elif request.seen and document_key(whole(row)) in request.seen:
             made = Skipped(SEEN)
         else:
-            made = protocol.sample(row, tokenizer, request)
+            made = _unless_it_breaks(partial(_sample, protocol, row, tokenizer, request), index, row.sample_id)
         if isinstance(made, Sample) and request.was_read is not None and request.was_read(_compared(made)):
             duplicates += 1
             made = replace(made, duplicate=True) if request.duplicates == "keep" else Skipped(DUPLICATE)
         if isinstance(made, Skipped):
             skipped[made.reason] += 1
         elif isinstance(made, BadRow):
-            bad.append(made)
+            bad[index] = made
         elif made.sample_id in samples:
-            bad.append(BadRow(f"row-{index + 1}", f"row {index + 1}: id '{made.sample_id}' was used before"))
+            bad[index] = BadRow(made.sample_id, f"row {index + 1}: id '{made.sample_id}' was used before")
         else:
             samples[made.sample_id] = made
             origins[protocol.origins[type(row)]] += 1
     if not samples:
-        raise DataError(_nothing_drawn(rows, protocol, bad, skipped))
+        raise DataError(_nothing_drawn(rows, protocol, list(bad.values()), skipped))
     detail = {
         **rows.detail,
         "rows": str(len(rows)),
@@ -92,7 +98,52 @@ def draw(rows: Rows, protocol: Protocol, tokenizer: Tokenizer, request: TaskRequ
         detail["skipped"] = _counts(skipped)
     drawn = tuple(samples.values())
     source = SourceInfo(rows.kind, rows.label, fingerprint(drawn), detail)
-    return TaskData(drawn, tuple(bad), source, None if request.was_read is None else duplicates)
+    bad_rows = _told_apart(bad, samples)
+    return TaskData(drawn, bad_rows, source, None if request.was_read is None else duplicates)
+
+
+def _read(rows: Rows, index: int) -> Row:
+    return _unless_it_breaks(partial(rows.read, index), index, f"row-{index + 1}")
+
+
+def _sample(
+    protocol: Protocol, row: Document | LineRow, tokenizer: Tokenizer, request: TaskRequest
+) -> Sample | BadRow | Skipped:
+    """Return what a protocol makes of a row, unless its tokens are none of the model's or its text fits no record."""
+    made = protocol.sample(row, tokenizer, request)
+    if not isinstance(made, Sample):
+        return made
+    made.reference.encode()
+    size = request.vocab_size or sys.maxsize
+    token_ids = (*made.prompt_ids, *made.reference_ids)
+    wrong = next((token for token in token_ids if not (isinstance(token, int) and 0 <= token < size)), None)
+    if wrong is None:
+        return made
+    return BadRow(row.sample_id, f"row {row.number}: the tokenizer makes {wrong!r} of it, no token of the model")
+
+
+def _unless_it_breaks(make: Callable[[], Made], index: int, sample_id: str) -> Made | BadRow:
+    """Return what is made of one row; a reader, a protocol or a tokenizer that breaks on it makes it a bad row."""
+    try:
+        return make()
+    except HarnessError:  # a refusal is meant for the whole source
+        raise
+    except Exception as error:  # of third-party code, or of damage that no reader foresees: other rows are sound
+        if is_out_of_memory(error):
+            raise
+        return BadRow(sample_id, f"row {index + 1}: cannot be used ({in_one_line(error)})")
+
+
+def _told_apart(bad: Mapping[int, BadRow], taken: Collection[str]) -> tuple[BadRow, ...]:
+    """Return bad rows under ids that no sample and no other bad row has: no record may stand for another's."""
+    used = set(taken)
+    kept = []
+    for index, row in bad.items():
+        name = f"row-{index + 1}"
+        names = itertools.chain((row.sample_id, name), (f"{name}-{again}" for again in itertools.count(2)))
+        kept.append(replace(row, sample_id=next(name for name in names if name not in used)))
+        used.add(kept[-1].sample_id)
+    return tuple(kept)
 
 
 def _compared(sample: Sample) -> tuple[int, ...]:
@@ -112,7 +163,7 @@ def collect(rows: Rows, *, limit: int | None, seed: int) -> Corpus:
     for index in _order(rows, seed):
         if limit is not None and len(documents) >= limit:
             break
-        row = rows.read(index)
+        row = _read(rows, index)
         if isinstance(row, BadRow):
             bad.append(row)
             continue

@@ -12,9 +12,23 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from harness.contracts import BadRow, Document
+from harness.contracts import LONGEST_ID, BadRow, Document
 
-__all__ = ["Document", "LineRow", "RecordRows", "Row", "Rows", "parse_record", "whole"]
+__all__ = [
+    "LARGEST_ROW",
+    "Document",
+    "FieldError",
+    "LineRow",
+    "RecordRows",
+    "Row",
+    "Rows",
+    "field_text",
+    "parse_record",
+    "whole",
+]
+
+LARGEST_ROW = 16 << 20
+"""Bytes of a line, and characters of a text in it, at most: no file of code is as large."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,49 +114,67 @@ def parse_record(number: int, record: object) -> Row:
     (early CodeXGLUE files carry none). Other fields are ignored. ``gt`` may be empty here: which rows need an
     answer is the protocol's business.
     """
-    if not isinstance(record, Mapping):
-        return BadRow(f"row-{number}", f"row {number}: is {_kind(record)}, not an object")
-    identity = record.get("id", f"row-{number}")
-    if isinstance(identity, bool) or not isinstance(identity, int | str) or identity == "":
-        return BadRow(f"row-{number}", f"row {number}: 'id' is {_kind(identity)}, not an integer or a string")
-    sample_id = str(identity)
+    sample_id = f"row-{number}"
     try:
+        if not isinstance(record, Mapping):
+            raise FieldError(f"is {_kind(record)}, not an object")
+        if "id" in record:
+            sample_id = _identity(record["id"])
         if "code" in record:
             return Document(number, sample_id, _code(record["code"]))
         for name in ("input", "gt"):
             if name not in record:
-                raise _FieldError(f"has no field '{name}' (fields: {', '.join(map(str, record)) or 'none'})")
-        prompt, answer = _text("input", record["input"]), _text("gt", record["gt"])
+                raise FieldError(f"has no field '{name}' (fields: {', '.join(map(str, record)) or 'none'})")
+        prompt, answer = field_text("input", record["input"]), field_text("gt", record["gt"])
         if not prompt.strip():
-            raise _FieldError("'input' is empty")
+            raise FieldError("'input' is empty")
         return LineRow(number, sample_id, prompt, answer)
-    except _FieldError as error:
+    except FieldError as error:
         return BadRow(sample_id, f"row {number}: {error}")
 
 
-class _FieldError(Exception):
+class FieldError(Exception):
     """One field of a record is not what it must be."""
+
+
+def _identity(value: object) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str | bytes) or not value:
+        raise FieldError(f"'id' is {_kind(value)}, not an integer or a string")
+    return field_text("id", value, LONGEST_ID)
 
 
 def _code(value: object) -> str:
     if not isinstance(value, list):
-        text = _text("code", value)
+        text = field_text("code", value)
     else:
-        tokens = [_text(f"code[{index}]", token) for index, token in enumerate(value)]
+        tokens = [field_text(f"code[{index}]", token) for index, token in enumerate(value)]
         wrapped = len(tokens) >= 2 and (tokens[0], tokens[-1]) == ("<s>", "</s>")
-        text = " ".join(tokens[1:-1] if wrapped else tokens)
+        text = field_text("code", " ".join(tokens[1:-1] if wrapped else tokens))
     if not text.strip():
-        raise _FieldError("'code' is empty")
+        raise FieldError("'code' is empty")
     return text
 
 
-def _text(name: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise _FieldError(f"'{name}' is {_kind(value)}, not a string")
+def field_text(name: str, value: object, longest: int = LARGEST_ROW) -> str:
+    """Return a field that tokenizers take and records can hold: the check that every field of a row passes.
+
+    Raises:
+        FieldError: it is no text, or too long.
+    """
     try:
+        if isinstance(value, bytes):  # what a table calls text
+            value.decode("utf-8")
+        if not isinstance(value, str):
+            raise FieldError(f"'{name}' is {_kind(value)}, not a string")
         value.encode("utf-8")
+    except UnicodeDecodeError as error:
+        raise FieldError(f"'{name}' is not UTF-8 (byte {error.start + 1})") from None
     except UnicodeEncodeError:  # JSON can spell half of a surrogate pair, which no tokenizer accepts
-        raise _FieldError(f"'{name}' holds a lone surrogate, which is not text") from None
+        raise FieldError(f"'{name}' holds a lone surrogate, which is not text") from None
+    if len(value) > longest:
+        raise FieldError(f"'{name}' has {len(value)} characters; {longest} are the most")
     return value
 
 

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from harness.api.columns import GENERATED, frame
+from harness.appearance.visible_text import visible
 from harness.contracts import Batch
 from harness.decoding.engine import Engine
 from harness.decoding.exits import AskedExits
@@ -55,7 +56,7 @@ class Completion:
     def __repr__(self) -> str:
         depth = sum(token.exit_layer for token in self.steps) / len(self.steps)
         return (
-            f"{self.text}\n[{len(self.steps)} tokens in {self.steps[-1].time_s:.2f} s, {depth:.1f} of "
+            f"{visible(self.text)}\n[{len(self.steps)} tokens in {self.steps[-1].time_s:.2f} s, {depth:.1f} of "
             f"{self.num_layers} layers on average, {self.strategy}, kv {self.kv}, ended by {self.finish_reason}]"
         )
 
@@ -75,7 +76,8 @@ class Stream(Iterator[Token]):
         seed: of a random strategy.
 
     Raises:
-        HarnessError: the prompt is too long, or what the strategy runs on is missing.
+        HarnessError: the prompt is too long, or what the strategy runs on is missing. While iterating: logits or scores
+            are not finite, or the tokenizer cannot spell a token.
     """
 
     def __init__(
@@ -102,10 +104,12 @@ class Stream(Iterator[Token]):
     def __next__(self) -> Token:
         if not self._steps:
             self._begin()
-        elif not self._batch.running:
+        elif self._made.failure is None and not self._batch.running:
             raise StopIteration
-        if len(self._made.token_ids) == len(self._steps):
+        if self._made.failure is None and len(self._made.token_ids) == len(self._steps):
             self._batch.step()
+        if self._made.failure is not None:
+            raise self._made.failure
         ended = self._made.finish_reason is not None
         token = self._transcript.read(self._made, last=ended)
         if ended:

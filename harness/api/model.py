@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.api.columns import TRACE, TracedExit, frame
 from harness.api.generation import Completion, Stream
+from harness.appearance.visible_text import one_line
 from harness.config import BASELINE, RunConfig, parse_all
 from harness.config.model import ModelConfiguration
 from harness.config.strategies import as_strategy
@@ -94,7 +95,8 @@ class Model:
     def __repr__(self) -> str:
         info, exits = self.info, ", ".join(map(str, self.info.exit_points)) or "nowhere"
         where = self.loaded.backbone.device
-        return f"{info.name}: {info.num_layers} layers, {info.weights} {info.dtype} on {where}, exits after {exits}"
+        name = one_line(info.name)
+        return f"{name}: {info.num_layers} layers, {info.weights} {info.dtype} on {where}, exits after {exits}"
 
     def generate(
         self,
@@ -171,9 +173,7 @@ class Model:
         token_ids = self.loaded.tokenizer.encode(text) if isinstance(text, str) else list(text)
         if not token_ids:
             raise ModelError("the prompt is empty. Give the text to continue.")
-        wrong = next((token for token in token_ids if not 0 <= token < self.info.vocab_size), None)
-        if wrong is not None:
-            raise ModelError(f"{wrong} is no token of {self.info.name}, which has {self.info.vocab_size}.")
+        self._engine.check([token_ids], [0])
         return token_ids
 
     def _point(self, strategy: str | Strategy | type[Strategy], kv: str) -> OperatingPoint:

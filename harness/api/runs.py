@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.api.columns import SAMPLES, TOKENS, RecordedToken, frame
+from harness.appearance.visible_text import one_line
 from harness.config import RunConfig
 from harness.records import Manifest, SampleRecord
 from harness.records.summary import Summary
@@ -61,7 +62,7 @@ class Run:
         manifest, state = self.manifest, self._recorded.state
         tasks = ", ".join(task.name for task in manifest.tasks)
         said = f"{manifest.model.name} on {tasks}, {len(manifest.operating_points)} operating points"
-        return f"{self.run_dir}: {said}{f' ({state})' if state else ''}"
+        return one_line(f"{self.run_dir}: {said}{f' ({state})' if state else ''}")
 
     @property
     def run_dir(self) -> Path:

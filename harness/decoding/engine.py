@@ -55,7 +55,7 @@ class Engine:
         stop: StopRule | None = None,
         eos_token_ids: frozenset[int] = frozenset(),
     ) -> list[Generation]:
-        """Decode one batch, asking ``strategy`` at its exit points.
+        """Decode one batch, asking ``strategy`` at its exit points; a row that could not go on says why it failed.
 
         Args:
             prompts: tokens of each row, none empty.
@@ -67,7 +67,7 @@ class Engine:
             eos_token_ids: tokens that end a row.
 
         Raises:
-            ModelError: an empty prompt, or one that does not fit the model's positions.
+            ModelError: an empty prompt, a token that is none of the model's, or more than its positions.
             OptionError: the strategy does not fit the model, or answers in the wrong shape.
             UnknownNameError: the KV policy is not registered.
         """
@@ -153,7 +153,7 @@ class Engine:
         """Run one sequence once and return its hidden states after each of ``layers``, ``[tokens, hidden_size]``.
 
         Raises:
-            ModelError: no token, or more than the model's positions.
+            ModelError: no token, one that is none of the model's, or more than its positions.
         """
         self.check([token_ids], [0])
         current = PrefixPass(self.backbone, self.rotary(len(token_ids)), [token_ids], [0])
@@ -174,12 +174,15 @@ class Engine:
         """Return how many positions the longest prompt and completion take together.
 
         Raises:
-            ModelError: an empty prompt, or more positions than the model has.
+            ModelError: an empty prompt, a token that is none of the model's, or more positions than it has.
         """
-        reach = 0
+        reach, size = 0, self.info.vocab_size
         for prompt, limit in zip(prompts, max_new_tokens, strict=True):
             if not prompt:
                 raise ModelError("a prompt has no tokens.")
+            if min(prompt) < 0 or max(prompt) >= size:
+                wrong = next(token for token in prompt if not 0 <= token < size)
+                raise ModelError(f"{wrong} is no token of {self.info.name}, which has {size}.")
             reach = max(reach, len(prompt) + limit)
         self._check_reach(reach)
         return reach

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from harness.errors import ModelError
+
 __all__ = ["FinishReason", "Generation"]
 
 FinishReason = Literal["stop", "eos", "length"]
@@ -19,6 +21,8 @@ class Generation:
         exit_layers: decoder layers executed for each token.
         token_times_s: seconds from when its time began (the batch's start, or its arrival) to each token.
         finish_reason: why it ended; ``None`` while it runs.
+        failure: why it could not go on (logits that are not finite, a stop rule that raised); what there is until then
+            means nothing. ``None`` for a row that runs or has ended.
         exit_checks: times a strategy was asked about it.
         lm_head_evaluations: LM-head evaluations after prefill, the outputs' own included.
         layers_executed: decoder layers run after prefill, catch-up work of ``recompute`` included;
@@ -32,6 +36,7 @@ class Generation:
     exit_layers: list[int] = field(default_factory=list)
     token_times_s: list[float] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    failure: ModelError | None = None
     exit_checks: int = 0
     lm_head_evaluations: int = 0
     layers_executed: int = 0

@@ -6,11 +6,13 @@ from the exit head, the others run on. Where the KV policy keeps no cache there 
 runs again for each token, and the strategy is asked for the first one too.
 
 Rows join and leave between tokens; what a row yields does not depend on the others, up to rounding: products of one
-row and of several differ in their last bits, which in bfloat16 can tip a near-tie.
+row and of several differ in their last bits, which in bfloat16 can tip a near-tie. A row whose logits are not finite
+fails, and so does one whose strategy compared scores that are none; the others go on.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -23,10 +25,12 @@ from harness.decoding import certainty
 from harness.decoding.backbone import Backbone
 from harness.decoding.blocks import Rotary
 from harness.decoding.cache import KVCache
+from harness.decoding.choice import Scores, best, choices, not_finite, undefined
 from harness.decoding.exits import NO_EXITS, Exits
-from harness.decoding.generation import Generation
+from harness.decoding.generation import FinishReason, Generation
 from harness.decoding.passes import Pass, PrefixPass, TokenPass
 from harness.decoding.view import LayerView
+from harness.errors import ModelError, in_one_line, is_out_of_memory
 
 __all__ = ["OpenBatch"]
 
@@ -54,7 +58,7 @@ class OpenBatch:
         tally: one per row; replaced when a row joins.
 
     Attributes:
-        running: rows that have not ended, in order.
+        running: rows that have not ended or failed, in order.
         with_log_probabilities: whether to note each token's.
     """
 
@@ -130,23 +134,33 @@ class OpenBatch:
         self.running = [other for other in self.running if other != row]
 
     def _end_rows(self) -> None:
-        self.running = [row for row in self.running if self._tally[row].finish_reason is None]
+        self.running = [
+            row for row in self.running if self._tally[row].finish_reason is None and self._tally[row].failure is None
+        ]
 
     def _carry_through(self, current: Pass, exits: Exits, *, charge: bool) -> None:
         """Take one token of every row of a pass through the layers, out of as few of them as decided."""
+        compared: list[Scores] = []
+        self._run_through(current, exits, compared, charge=charge)
+        for row, layer in undefined(compared):
+            self._fail(row, "scores", layer, len(self._tally[row].token_ids))
+
+    def _run_through(self, current: Pass, exits: Exits, compared: list[Scores], *, charge: bool) -> None:
+        """Do so, and gather what exits compared; whether those are numbers is read once, after the token."""
         previous: LayerView | None = None
         places: list[int] | None = None
         for point in exits.points(current.rows):
             current.advance(point)
             view = LayerView(self._backbone, current, self._tally, previous, places)
             leaving = exits.leaving(view)
+            compared.extend(view.scores())
             previous, places = view, None
             if not any(leaving):
                 continue
             going = [place for place, leaves in enumerate(leaving) if leaves]
             places = [place for place, leaves in enumerate(leaving) if not leaves]
             rows = [current.rows[place] for place in going]
-            self._record(rows, view.tokens(going), point)
+            self._record(rows, view.choices(going), point)
             if self.with_log_probabilities:
                 self._note(rows, view.output_logits(going))
             if isinstance(current, TokenPass) and self._policy is not None:
@@ -159,29 +173,45 @@ class OpenBatch:
         if charge:
             for row in current.rows:
                 self._tally[row].lm_head_evaluations += 1
-        self._record(current.rows, logits.argmax(-1).tolist(), self._backbone.num_layers)
+        self._record(current.rows, choices(best(logits)), self._backbone.num_layers)
         if self.with_log_probabilities:
             self._note(current.rows, logits)
 
-    def _record(self, rows: Sequence[int], tokens: Sequence[int], layer: int) -> None:
-        """Note tokens with their times, and end rows."""
+    def _record(self, rows: Sequence[int], chosen: Sequence[tuple[int, float]], layer: int) -> None:
+        """Note tokens with their times, and end rows; a row fails where the best logit is not finite."""
         now = time.perf_counter()
-        for row, token in zip(rows, tokens, strict=True):
+        for row, (token, logit) in zip(rows, chosen, strict=True):
             one, facts = self._tally[row], self._rows[row]
-            one.token_ids.append(token)
-            one.exit_layers.append(layer)
-            one.token_times_s.append(now - facts.started)
-            if token in facts.eos:
-                one.finish_reason = "eos"
-            elif facts.stop is not None and facts.stop(one.token_ids):
-                one.finish_reason = "stop"
-            elif len(one.token_ids) >= facts.limit:
-                one.finish_reason = "length"
+            if not math.isfinite(logit):
+                self._fail(row, "logits", layer, len(one.token_ids) + 1)
+            if one.failure is None:
+                one.token_ids.append(token)
+                one.exit_layers.append(layer)
+                one.token_times_s.append(now - facts.started)
+                one.finish_reason = self._ending(one, facts)
+
+    def _ending(self, one: Generation, facts: _Row) -> FinishReason | None:
+        """Say why a row ends with its last token; ``None`` where it goes on."""
+        if one.token_ids[-1] in facts.eos:
+            return "eos"
+        try:
+            if facts.stop is not None and facts.stop(one.token_ids):
+                return "stop"
+        except Exception as error:  # a protocol's or the tokenizer's: other rows are decoding
+            if is_out_of_memory(error):
+                raise
+            one.failure = ModelError(f"whether it has ended cannot be told: {in_one_line(error)}.")
+        return "length" if len(one.token_ids) >= facts.limit else None
+
+    def _fail(self, row: int, what: str, layer: int, token: int) -> None:
+        if self._tally[row].failure is None:
+            self._tally[row].failure = not_finite(what, layer, token, self._backbone.lm_head.weight.dtype)
 
     def _note(self, rows: Sequence[int], logits: Tensor) -> None:
         probabilities: list[float] = certainty.top_probability(logits).log().tolist()
         for row, value in zip(rows, probabilities, strict=True):
-            self._tally[row].log_probabilities.append(value)
+            if self._tally[row].failure is None:
+                self._tally[row].log_probabilities.append(value)
 
     def _begin(self, rows: list[int]) -> Pass:
         """Return the pass of the next token."""

@@ -8,11 +8,14 @@ bfloat16 (``tests/decoding/test_teacher_forcing.py`` counts them).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from harness.decoding.cache import attend_span
+from harness.decoding.choice import best, choices, not_finite
 from harness.decoding.engine import Engine
 from harness.decoding.passes import PrefixPass
 
@@ -31,7 +34,7 @@ class TeacherForcing:
         nbytes: memory that its keys and values take.
 
     Raises:
-        ModelError: prompt and completion do not fit the model's positions.
+        ModelError: prompt and completion do not fit the model's positions, or full depth's logits are not finite.
     """
 
     @torch.inference_mode()
@@ -41,7 +44,7 @@ class TeacherForcing:
         self._cache = engine.cache(1, reach)
         current = PrefixPass(self._backbone, self._rotary, [prompt], [0], cache=self._cache)
         current.advance(self._backbone.num_layers)
-        self._first = int(self._backbone.logits(current.hidden()).argmax())
+        self._first = self._choices(current.hidden(), 1)
         self.nbytes = self._cache.entries.nbytes
 
     @torch.inference_mode()
@@ -50,10 +53,13 @@ class TeacherForcing:
 
         Args:
             completion: generated tokens, at least one, at most ``new_tokens``.
+
+        Raises:
+            ModelError: full depth's logits are not finite at one of them.
         """
         read = completion[:-1]
         if not read:
-            return [self._first]
+            return self._first
         backbone, device = self._backbone, self._backbone.device
         positions = torch.arange(self._start, self._start + len(read), device=device)
         rows = torch.zeros_like(positions)
@@ -67,5 +73,12 @@ class TeacherForcing:
             self._cache.write(layer, rows, positions, entries)
             attended = attend_span(queries, keys[layer], values[layer], mask, backbone.heads, block.scale)
             state = block.finish(state, attended)
-        chosen: list[int] = backbone.logits(state).argmax(-1).tolist()
-        return [self._first, *chosen]
+        return [*self._first, *self._choices(state, 2)]
+
+    def _choices(self, state: Tensor, place: int) -> list[int]:
+        """Return full depth's tokens from the one at a place on, from the last layer's hidden states."""
+        chosen = choices(best(self._backbone.logits(state)))
+        for token, (_, logit) in enumerate(chosen, place):
+            if not math.isfinite(logit):
+                raise not_finite("logits", self._backbone.num_layers, token, self._backbone.lm_head.weight.dtype)
+        return [token for token, _ in chosen]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from harness.decoding import certainty
 from harness.decoding.backbone import Backbone
+from harness.decoding.choice import Best, Scores, best, choices
 from harness.decoding.generation import Generation
 from harness.decoding.passes import Pass
 
@@ -27,8 +28,8 @@ class LayerView:
     """
 
     __slots__ = (
-        *("_backbone", "_deep", "_derived", "_exit_state", "_hidden", "_layer", "_leaving", "_logits", "_output"),
-        *("_parts", "_pass", "_places", "_positions", "_previous", "_rows", "_tally", "_top"),
+        *("_backbone", "_best", "_deep", "_derived", "_exit_state", "_hidden", "_layer", "_leaving", "_logits"),
+        *("_output", "_parts", "_pass", "_places", "_positions", "_previous", "_rows", "_tally"),
     )
 
     def __init__(
@@ -48,9 +49,9 @@ class LayerView:
         self._exit_state: Tensor | None = None
         self._leaving: tuple[list[int], Tensor] | None = None
         self._logits: Tensor | None = None
-        self._top: Tensor | None = None
+        self._best: Best | None = None
         self._derived: dict[Hashable, Tensor] = {}
-        self._deep: Tensor | None = None
+        self._deep: Best | None = None
         self._parts: list[tuple[list[int], LayerView]] = []
         self._output: Tensor | None = None
 
@@ -103,9 +104,12 @@ class LayerView:
     @property
     def top_token(self) -> Tensor:
         """Arg-max of the logits, ``[n]``."""
-        if self._top is None:
-            self._top = self.logits.argmax(-1)
-        return self._top
+        return self._found()[0]
+
+    def _found(self) -> Best:
+        if self._best is None:
+            self._best = best(self.logits)
+        return self._best
 
     @property
     def vocab_size(self) -> int:
@@ -144,9 +148,9 @@ class LayerView:
             if earlier is not None and earlier._deep is not None:
                 self._deep = earlier._deep
             else:
-                self._deep = self._backbone.logits(self._pass.rehearse()).argmax(-1)
+                self._deep = best(self._backbone.logits(self._pass.rehearse()))
                 self._charge(self._rows)
-        return self._deep
+        return self._deep[0]
 
     @property
     def previous(self) -> LayerView | None:
@@ -171,13 +175,30 @@ class LayerView:
         self._parts.append((places, twin))
         return twin
 
-    def tokens(self, places: list[int]) -> list[int]:
-        """Return the output tokens of the rows at these places, reusing logits that were asked for."""
+    def scores(self) -> Iterator[Scores]:
+        """Yield what a rule compared: NaN where it was no number, so that the rule answered and did not decide.
+
+        That is what was computed of logits or by :meth:`once`, and else the best logit of rules that look at tokens or
+        at logits themselves.
+        """
+        for _, part in self._parts:
+            yield from part.scores()
+        if self._logits is not None and not self._derived:
+            self._found()  # which makes the token of what leaves, too
+        for known in (self._best, self._deep):
+            if known is not None:
+                yield self._layer, self._rows, known[1] - known[1]  # NaN where it is infinite, too
+        for values in self._derived.values():
+            if values.is_floating_point() and values.shape[:1] == (len(self._rows),) and values.numel():
+                worst = values if values.dim() == 1 else values.flatten(1).amax(1)
+                yield self._layer, self._rows, worst.to(self._hidden.device)
+
+    def choices(self, places: list[int]) -> list[tuple[int, float]]:
+        """Return the output tokens of the rows at these places with their logits, reusing what was asked for."""
         if self._logits is not None or (len(places) == len(self._rows) and not self._parts):
-            top: list[int] = self.top_token.tolist()
-            return [top[place] for place in places]
-        tokens: list[int] = self.output_logits(places).argmax(-1).tolist()
-        return tokens
+            every = choices(self._found())
+            return [every[place] for place in places]
+        return choices(best(self.output_logits(places)))
 
     def output_logits(self, places: list[int]) -> Tensor:
         """Return the logits that the rows at these places, all that leave, take their tokens from, ``[k, vocab_size]``.
@@ -250,7 +271,7 @@ class LayerView:
         twin._parts = []
         twin._exit_state = None if self._exit_state is None else self._exit_state[index]
         twin._logits = None if self._logits is None else self._logits[index]
-        twin._top = None if self._top is None else self._top[index]
+        twin._best = None if self._best is None else (self._best[0][index], self._best[1][index])
         twin._derived = {key: value[index] for key, value in self._derived.items()}
-        twin._deep = None if self._deep is None else self._deep[index]
+        twin._deep = None if self._deep is None else (self._deep[0][index], self._deep[1][index])
         return twin

@@ -9,6 +9,7 @@ from typing import Any
 
 from harness.contracts import BadRow, Completion, Sample, Tokenizer, common_prefix
 from harness.decoding.generation import Generation
+from harness.errors import HarnessError, in_one_line, is_out_of_memory
 from harness.records import SampleRecord, WindowRecord
 from harness.running.plan import Plan, PlannedTask
 from harness.running.scoring import score_sample
@@ -49,10 +50,14 @@ def sample_record(window: WindowRecord, plan: Plan, planned: PlannedTask, outcom
     }
     if isinstance(made, str):
         return SampleRecord(**base, error=made)
-    tokenizer, protocol = plan.model.tokenizer, plan.config.protocol
-    spoken = made.token_ids[:-1] if made.finish_reason == "eos" else made.token_ids
-    text = planned.task.completion(protocol, tokenizer.decode(spoken))
-    pieces = token_texts(tokenizer, spoken)
+    try:
+        read = _text_and_scores(plan, planned, sample, made)
+    except HarnessError:  # a refusal is meant for the whole run
+        raise
+    except Exception as error:  # the tokenizer's, a protocol's or a score's, over this one completion
+        if is_out_of_memory(error):
+            raise
+        return SampleRecord(**base, error=f"the completion cannot be read and scored: {in_one_line(error)}.")
     arrival_s, queue_s = outcome.came or (None, None)
     waited = queue_s or 0.0
     return SampleRecord(
@@ -60,12 +65,8 @@ def sample_record(window: WindowRecord, plan: Plan, planned: PlannedTask, outcom
         token_ids=tuple(made.token_ids),
         exit_layers=tuple(made.exit_layers),
         token_times_s=tuple(round(t, 7) for t in made.token_times_s),
-        text=text,
-        token_texts=(*pieces, *[""] * (len(made.token_ids) - len(pieces))),
+        **read,
         full_depth_ids=outcome.full_depth_ids,
-        scores=score_sample(
-            Completion(text, sample.reference, made.token_ids, sample.reference_ids, planned.task.language)
-        ),
         latency_s=waited + made.token_times_s[-1],
         ttft_s=waited + made.token_times_s[0],
         finish_reason=made.finish_reason,
@@ -77,6 +78,21 @@ def sample_record(window: WindowRecord, plan: Plan, planned: PlannedTask, outcom
         arrival_s=arrival_s,
         queue_s=queue_s,
     )
+
+
+def _text_and_scores(plan: Plan, planned: PlannedTask, sample: Sample, made: Generation) -> dict[str, Any]:
+    tokenizer = plan.model.tokenizer
+    spoken = made.token_ids[:-1] if made.finish_reason == "eos" else made.token_ids
+    text = planned.task.completion(plan.config.protocol, tokenizer.decode(spoken))
+    pieces = token_texts(tokenizer, spoken)
+    "".join((text, *pieces)).encode()  # a text that no file can hold breaks here
+    return {
+        "text": text,
+        "token_texts": (*pieces, *[""] * (len(made.token_ids) - len(pieces))),
+        "scores": score_sample(
+            Completion(text, sample.reference, made.token_ids, sample.reference_ids, planned.task.language)
+        ),
+    }
 
 
 def token_texts(tokenizer: Tokenizer, token_ids: Sequence[int]) -> tuple[str, ...]:

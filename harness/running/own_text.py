@@ -12,6 +12,7 @@ from harness.contracts import Sample
 from harness.decoding.engine import Engine
 from harness.decoding.generation import Generation
 from harness.decoding.teacher_forcing import TeacherForcing
+from harness.errors import ModelError
 from harness.running.completions import Outcome
 from harness.running.operating_points import OperatingPoint
 
@@ -36,7 +37,10 @@ class OwnText:
         self._known: dict[tuple[str, Ids], Ids] = {}
 
     def of(self, point: OperatingPoint, outcome: Outcome) -> Outcome:
-        """Return what an operating point made of a sample with full depth's choices along it; a failure as it is."""
+        """Return what an operating point made of a sample with full depth's choices along it; a failure as it is.
+
+        Where full depth makes no choice, since its logits are not finite, the sample fails.
+        """
         sample, made = outcome.sample, outcome.made
         if not isinstance(made, Generation):
             return outcome
@@ -45,7 +49,10 @@ class OwnText:
         if not point.record.exit_points or point.record.never_exits:
             self._known[known] = generated
         elif known not in self._known:
-            self._known[known] = tuple(self._prompt(sample).choices(generated))
+            try:
+                self._known[known] = tuple(self._prompt(sample).choices(generated))
+            except ModelError as error:
+                return replace(outcome, made=f"full depth along its text: {error}")
         return replace(outcome, full_depth_ids=self._known[known])
 
     def _prompt(self, sample: Sample) -> TeacherForcing:

@@ -11,10 +11,12 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 from zlib import crc32
 
+from harness.appearance.visible_text import shell_word
 from harness.contracts import Meter, Sample
 from harness.decoding.engine import Engine
 from harness.decoding.generation import Generation
@@ -61,7 +63,7 @@ class Session:
     def __init__(self, plan: Plan, engine: Engine, meter: Meter, surroundings: Surroundings | None = None) -> None:
         self._plan, self._engine, self._meter = plan, engine, meter
         self._surroundings = surroundings or Surroundings.of(plan.device)
-        self._rehearsed: dict[tuple[str, str, str], list[int]] = {}
+        self._rehearsed: dict[tuple[str, str, str], tuple[list[int], ModelError | None]] = {}
 
     @property
     def idle_s(self) -> float:
@@ -117,7 +119,7 @@ class Session:
         except MeterError as error:
             raise MeterError(
                 f"{error} {len(store.finished())} finished windows are kept in {store.path}; when the meter works "
-                f"again, continue with --resume {store.path}."
+                f"again, continue with --resume {shell_word(store.path)}."
             ) from error
 
     def _measure(self, store: RunDirectory, before: Sequence[WindowRecord], observer: Observer, repeat: int) -> None:
@@ -206,8 +208,9 @@ class Session:
             keys = [(planned.record.name, point.name, sample.sample_id) for sample in batch]
             if all(key in self._rehearsed for key in keys):
                 continue
-            for key, outcome in zip(keys, self._decode(planned, point, batch), strict=True):
-                self._rehearsed[key] = outcome.exit_layers
+            for key, sample, made in zip(keys, batch, self._decode(planned, point, batch), strict=True):
+                rest = sample.max_new_tokens - len(made.exit_layers)  # where it failed the replay may go on
+                self._rehearsed[key] = [*made.exit_layers, *[self._engine.info.num_layers] * rest], made.failure
 
     def _window(
         self,
@@ -236,7 +239,8 @@ class Session:
                     results.append(str(error))
         outcomes: list[Outcome] = []
         for place, (batch, result) in enumerate(zip(batches, results, strict=True)):
-            each: Sequence[Generation | str] = [result] * len(batch) if isinstance(result, str) else result
+            each: list[Generation | str]
+            each = [result] * len(batch) if isinstance(result, str) else [_or_why_not(made) for made in result]
             came = None if schedule is None else (schedule.arrivals_s[place], queued[place])
             outcomes.extend(Outcome(sample, made, came) for sample, made in zip(batch, each, strict=True))
         record = window_record(
@@ -266,14 +270,16 @@ class Session:
         if not point.strategy.rehearsed:
             return self._decode(planned, point, batch)
         known = [self._rehearsed[planned.record.name, point.name, sample.sample_id] for sample in batch]
-        return self._engine.replay(
+        replayed = self._engine.replay(
             [sample.prompt_ids for sample in batch],
-            known,
+            [layers for layers, _ in known],
             kv=point.kv,
             max_new_tokens=[sample.max_new_tokens for sample in batch],
             stop=planned.stop,
             eos_token_ids=self._plan.model.tokenizer.eos_token_ids,
         )
+        failures = (failure for _, failure in known)
+        return [replace(made, failure=why or made.failure) for made, why in zip(replayed, failures, strict=True)]
 
     def _decode(self, planned: PlannedTask, point: OperatingPoint, batch: Sequence[Sample]) -> list[Generation]:
         return self._engine.decode(
@@ -285,6 +291,10 @@ class Session:
             stop=planned.stop,
             eos_token_ids=self._plan.model.tokenizer.eos_token_ids,
         )
+
+
+def _or_why_not(made: Generation) -> Generation | str:
+    return made if made.failure is None else str(made.failure)
 
 
 def _commit_bare(store: RunDirectory, records: Sequence[WindowRecord]) -> None:

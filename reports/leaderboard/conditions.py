@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from harness.metering.contamination import CONTAMINATED
 from reports.recorded import RecordedRun
+from reports.summary.degenerate import degenerate
 
 __all__ = ["Check", "conditions"]
 
@@ -43,7 +44,15 @@ class Check:
 
 def conditions(run: RecordedRun) -> tuple[Check, ...]:
     """Return every condition that a run's records can show, in order."""
-    return (_finished(run), _samples(run), _weights(run), _artefacts(run), _data(run), _windows(run))
+    return (
+        _finished(run),
+        _samples(run),
+        _full_depth(run),
+        _weights(run),
+        _artefacts(run),
+        _data(run),
+        _windows(run),
+    )
 
 
 def _finished(run: RecordedRun) -> Check:
@@ -58,6 +67,13 @@ def _samples(run: RecordedRun) -> Check:
     if empty:
         return Check("samples", f"no sample of {empty[0]} was finished", "Run again without it.")
     return Check("samples", f"{failed} failed, which the results say" if failed else "none failed")
+
+
+def _full_depth(run: RecordedRun) -> Check:
+    wrong = degenerate(run.manifest, run.cells.values())
+    if wrong is not None:
+        return Check("full depth", wrong, "Check the weights, and run again with --dtype float32 if they overflow.")
+    return Check("full depth", "neither failed throughout nor repeats one token")
 
 
 def _weights(run: RecordedRun) -> Check:

@@ -2,9 +2,9 @@
 
 Three kinds are left out: what was never meant to be summarised (warm-up, idle, superseded windows), what belongs to
 another run (a task or an operating point that the manifest does not name), and what cannot be true (a clock that ran
-backwards, a number that is not finite, an exit layer the model does not have). A sensor reading that cannot be true
-takes away the window's energy, not its time. Files that cannot be parsed at all are refused earlier, by
-:mod:`harness.store.run_directory`, with the line they break at.
+backwards, a number that is not finite or beyond all reason, an exit layer the model does not have). A sensor reading
+that cannot be true takes away the window's energy, not its time. Files that cannot be parsed at all are refused
+earlier, by :mod:`harness.store.run_directory`, with the line they break at.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from harness.records import Manifest, SampleRecord, WindowRecord
+from reports.statistics.plausible import LARGEST, SMALLEST, all_plausible, is_measurable
 
 __all__ = ["describe_left_out", "idle_windows", "is_idle", "refuse_sample", "refuse_window", "without_false_reading"]
 
 SUPERSEDED = "a measurement that was repeated"
 BACKWARDS = "a clock that stood still or ran backwards"
+ABSURD = f"a number that no machine reaches (beyond {LARGEST:g}, or a time below {SMALLEST:g} s)"
 FOREIGN = "a task or operating point that the manifest does not name"
 STRAY = "a window that was not committed"
 
@@ -32,7 +34,7 @@ def refuse_window(window: WindowRecord, manifest: Manifest) -> str | None:
         return FOREIGN
     if not math.isfinite(window.duration_s) or window.duration_s <= 0:
         return BACKWARDS
-    return None
+    return None if is_measurable(window.duration_s) else ABSURD
 
 
 def refuse_sample(sample: SampleRecord, num_layers: int) -> str | None:
@@ -45,6 +47,9 @@ def refuse_sample(sample: SampleRecord, num_layers: int) -> str | None:
     late = sample.latency_s is not None and sample.ttft_s is not None and sample.ttft_s > sample.latency_s
     if late or any(value < 0 for value in measured) or any(b < a for a, b in itertools.pairwise(times)):
         return BACKWARDS
+    timed = [value for value in (sample.latency_s, sample.ttft_s, *times) if value is not None]
+    if not all(map(is_measurable, timed)) or not all_plausible([*measured, *scores]):
+        return ABSURD
     counts = {len(sample.token_ids), len(sample.exit_layers), len(times)}
     if len(counts) > 1 or not times:
         return "tokens, exit layers and times that are missing or not equally many"
@@ -55,7 +60,7 @@ def refuse_sample(sample: SampleRecord, num_layers: int) -> str | None:
 
 def without_false_reading(window: WindowRecord) -> WindowRecord:
     """Return a window whose energy is a number that can be true, or is missing with the reason."""
-    if window.energy_j is None or (math.isfinite(window.energy_j) and window.energy_j >= 0):
+    if window.energy_j is None or is_measurable(window.energy_j):
         return window
     reason = f"the sensor read {window.energy_j:g} J"
     return window.model_copy(update={"energy_j": None, "energy_reason": reason})
@@ -64,7 +69,7 @@ def without_false_reading(window: WindowRecord) -> WindowRecord:
 def is_idle(window: WindowRecord) -> bool:
     """Whether a window has an idle energy reading that counts."""
     usable = window.idle and not window.superseded and not window.warmup
-    return usable and math.isfinite(window.duration_s) and window.duration_s > 0
+    return usable and window.duration_s > 0 and is_measurable(window.duration_s)
 
 
 def idle_windows(windows: Iterable[WindowRecord]) -> list[WindowRecord]:
@@ -84,7 +89,7 @@ def describe_left_out(
     idle = [window for window in windows if window.idle]
     unusable = sum(not is_idle(window) and not window.superseded for window in idle)
     if unusable:
-        yield f"{unusable} of {len(idle)} idle windows left out for {BACKWARDS}."
+        yield f"{unusable} of {len(idle)} idle windows left out for {BACKWARDS} or {ABSURD}."
     known = {window.window: window for window in windows}
     strange: Counter[str] = Counter()
     for sample in samples:

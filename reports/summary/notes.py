@@ -17,6 +17,7 @@ from reports.metrics.scores import EDIT_SIMILARITY_DIFFERENCE
 from reports.metrics.speedups import SPEEDUP, SPEEDUP_HIGHEST, SPEEDUP_LOWEST
 from reports.statistics.intervals import MINIMUM_DIFFERING, MINIMUM_PAIRS, MINIMUM_SAMPLES
 from reports.summary.admission import describe_left_out
+from reports.summary.degenerate import degenerate
 from reports.summary.energy import MIXED, REPLAY, is_measured
 from reports.summary.measured import Measured
 from reports.summary.window_notes import about_windows
@@ -42,13 +43,13 @@ def notes(
         manifest: of the run.
         cells: all operating points, probes that never exit among them; those count for windows and failures only.
         rows: what they became.
-        windows: all of the ru    everything, cells = cells, [cell for cell in cells if not cell.point.never_exits]
-    n, to count what was left out.
+        windows: all of the run, to count what was left out.
         samples: all of the run, likewise.
         missing_scores: sentences about scores that could not be made where the run was scored.
     """
     everything, cells = cells, [cell for cell in cells if not cell.point.never_exits]
     return (
+        *_about_full_depth(manifest, cells),
         *_about_model(manifest),
         *_about_data(manifest, rows),
         *missing_scores,
@@ -63,6 +64,15 @@ def notes(
         *_about_chance(rows),
         *_about_oracle(cells),
     )
+
+
+def _about_full_depth(manifest: Manifest, cells: Sequence[Measured]) -> Iterator[str]:
+    wrong = degenerate(manifest, cells)
+    if wrong is not None:
+        yield (
+            f"{wrong}: nothing can be compared with that, so agreement, speed-up and quality here mean nothing, no row "
+            "is on the front and the run is never ranked. Check the weights, and --dtype float32 if they overflow."
+        )
 
 
 def _about_model(manifest: Manifest) -> Iterator[str]:

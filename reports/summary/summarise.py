@@ -17,8 +17,10 @@ from reports.metrics.evaluation import compare_all, evaluate
 from reports.metrics.point import Point
 from reports.metrics.scores import recorded_scores
 from reports.metrics.vocabulary import all_metrics
+from reports.summary.absurd import without_absurd
 from reports.summary.admission import idle_windows
 from reports.summary.attribution import attribute
+from reports.summary.degenerate import degenerate
 from reports.summary.energy import is_measured, total
 from reports.summary.measured import Measured, select
 from reports.summary.notes import notes
@@ -78,7 +80,8 @@ def summarise(
             for attribution in attribute([cell for cell in measured if cell.task.name == task.name], manifest.meter)
         ),
     )
-    return mark_front(summary)
+    summary = without_absurd(summary)
+    return mark_front(summary) if degenerate(manifest, measured) is None else summary
 
 
 def candidates(

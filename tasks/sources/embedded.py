@@ -23,10 +23,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from harness.contracts import BadRow, Split
+from harness.contracts import LONGEST_ID, BadRow, Split
 from harness.errors import DataError
 from tasks.languages import JAVA, PYTHON, Language
-from tasks.rows import Document, Row, Rows
+from tasks.rows import Document, FieldError, Row, Rows, field_text
 
 __all__ = ["SourceFiles", "jdk_homes", "jdk_sources", "standard_library"]
 
@@ -88,7 +88,10 @@ class SourceFiles(Rows):
         """Return one file as a document; see :class:`~tasks.rows.Rows`."""
         name = self._names[index]
         try:
+            field_text("id", name, LONGEST_ID)
             text = self._content(name).decode("utf-8")
+        except FieldError as error:
+            return BadRow(name, f"row {index + 1}: {error}")
         except UnicodeDecodeError as error:
             return BadRow(name, f"row {index + 1}: {name} is not UTF-8 (byte {error.start + 1})")
         except (OSError, zipfile.BadZipFile) as error:
@@ -101,7 +104,7 @@ class SourceFiles(Rows):
 
 
 def _split_of(name: str) -> Split:
-    share = int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) / 2**32
+    share = int(hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:8], 16) / 2**32
     return "train" if share < TRAIN_SHARE else "test" if share < 1 - VALIDATION_SHARE else "validation"
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import DataError
+from harness.host.foreign_files import open_regular
 from tasks.rows import RecordRows
 
 __all__ = ["parquet_rows"]
@@ -32,13 +33,13 @@ def parquet_rows(files: Sequence[Path], label: str, detail: Mapping[str, str]) -
     tables: list[Any] = []
     for file in files:
         try:
-            with parquet.ParquetFile(file) as content:
+            with open_regular(file) as stream, parquet.ParquetFile(stream) as content:
                 names = content.schema_arrow.names
                 columns = [name for name in names if name in _COLUMNS]
                 if not columns:
-                    raise DataError(f"{file} has none of the columns {', '.join(_COLUMNS)}; it has {', '.join(names)}.")
+                    raise DataError(f"{file} has none of the columns {', '.join(_COLUMNS)}; it has {_listed(names)}.")
                 tables.append(content.read(columns=columns))
-        except (OSError, arrow.ArrowException) as error:
+        except (OSError, ValueError, arrow.ArrowException) as error:  # ValueError: the name of a column is no text
             raise DataError(f"cannot read {file} as Parquet: {_first_line(error)}. Fetch it again.") from None
     try:
         table = arrow.concat_tables(tables)
@@ -48,11 +49,25 @@ def parquet_rows(files: Sequence[Path], label: str, detail: Mapping[str, str]) -
         raise DataError(f"{files[0]} has no rows.")
 
     def record(index: int) -> Mapping[str, object]:
-        found: dict[str, object] = table.slice(index, 1).to_pylist()[0]
-        return found
+        return {name: _cell(column[index]) for name, column in zip(table.column_names, table.columns, strict=True)}
 
     return RecordRows("path", label, table.num_rows, record, detail)
 
 
+def _cell(scalar: Any) -> object:
+    """Return a cell as Python has it. Arrow does not look into what a file calls text: what is none stays bytes."""
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError:
+        if hasattr(scalar, "as_buffer"):
+            return scalar.as_buffer().to_pybytes()
+        return [_cell(item) for item in scalar.values]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(name[:40] for name in names[:8]) + (", …" if len(names) > 8 else "")
+
+
 def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return (said.splitlines() or [type(error).__name__])[0].rstrip(".")

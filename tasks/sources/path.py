@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from harness.errors import DataError, did_you_mean
+from harness.host.foreign_files import read_bytes
 from tasks.rows import Rows
 from tasks.sources import HubDataset
 from tasks.sources.jsonl import JsonLines
@@ -24,6 +26,7 @@ __all__ = ["open_path"]
 
 _LINE_FOLDER = "codexglue_line"
 _OFFICIAL = re.compile(r"\bofficial\b(?:\s+\S+){0,2}\s+dev\s+rows\b", re.IGNORECASE)
+_LARGEST_README = 1 << 20
 _FORMS = "a JSONL file of {id, input, gt} or {id, code} rows, a dataset folder in hub layout, or a folder of those"
 
 
@@ -45,13 +48,15 @@ def open_path(source: str, dataset: HubDataset) -> Rows:
             return _open_folder(path, dataset)
         if path.is_file():
             return _open_files([path], dataset)
-        exists = path.exists()
+        exists, leads_nowhere = path.exists(), path.is_symlink()
     except OSError as error:
         raise DataError(f"cannot read --source '{source}': {error.strerror or error}.") from None
     except RuntimeError:  # what pathlib says of ~nobody
         raise DataError(f"--source '{source}': there is no such user. Give {_FORMS}; or --source embedded.") from None
     if exists:
         raise DataError(f"--source '{source}' is neither a file nor a folder. Give {_FORMS}.")
+    if leads_nowhere:
+        raise DataError(f"--source '{source}' is a link to itself, or to what does not exist. Give {_FORMS}.")
     hint = did_you_mean(source, ("embedded", "hub"))
     raise DataError(f"--source '{source}' does not exist.{hint} Give {_FORMS}; or --source embedded.")
 
@@ -103,9 +108,8 @@ def _label(name: str, home: Path, is_listed: bool) -> str:
 def _descriptions(home: Path) -> Iterator[str]:
     """Yield the README of a data folder, and the parent's when it speaks of that folder by name."""
     for folder, needle in ((home, ""), (home.parent, f"{home.name}/")):
-        readme = folder / "README.md"
-        if readme.is_file():
-            text = readme.read_text(encoding="utf-8", errors="replace")
+        with suppress(OSError):  # a folder need not have one
+            text = read_bytes(folder / "README.md", _LARGEST_README).decode("utf-8", "replace")
             if needle in text:
                 yield text
 

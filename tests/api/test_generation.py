@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -170,3 +172,17 @@ def test_its_exits_are_those_that_decode(model: Model) -> None:
     exit_ = model.trace(prompt).query("exit_layer == 6").iloc[-1]
     assert made.steps[0].token_id == exit_.top_token_id
     assert made.steps[0].probability == pytest.approx(exit_.probability, rel=1e-4)
+
+
+def test_logits_that_are_not_finite_are_refused(make_model: Callable[..., Path]) -> None:
+    model = harness.load(make_model("llama"), threads=1)
+    model.loaded.backbone.blocks[8].output.weight[0, 0] = math.nan
+    stream = model.stream(PROMPT)
+    for _ in range(2):  # a second attempt says the same
+        with pytest.raises(ModelError, match=r"^logits of layer 12 are not finite at token 1: .* Check the model"):
+            next(stream)
+    with pytest.raises(ModelError, match="not finite at token 1"):
+        model.generate(PROMPT, kv="none")
+    with pytest.raises(ModelError, match="logits of layer 10 are not finite at token 1"):
+        model.trace(PROMPT)
+    assert len(model.generate(PROMPT, "fixed:layer=4", kv="none", max_new_tokens=3).steps) == 3

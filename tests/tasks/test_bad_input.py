@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +13,14 @@ import pytest
 
 from harness.contracts import BadRow, TaskRequest
 from harness.errors import DataError, UnknownNameError
+from tasks.draw import draw
 from tasks.javacorpus import JavaCorpus
 from tasks.languages import PYTHON
+from tasks.protocols.codexglue_line import CodexglueLine
 from tasks.py150 import Py150
+from tasks.rows import RecordRows
 from tasks.sources.embedded import SourceFiles
+from tasks.sources.jsonl import JsonLines
 
 GOOD = b'{"id": "good", "input": "<s> x =", "gt": "y + 1"}'
 
@@ -42,7 +49,17 @@ GOOD = b'{"id": "good", "input": "<s> x =", "gt": "y + 1"}'
         (b'{"id": 1, "code": ["a", 2]}', "'code[1]' is a number"),
         (b'{"id": 1, "code": {"a": 1}}', "'code' is an object"),
         (b'{"id": 1, "input": "caf\xe9", "gt": "y"}', "not UTF-8"),
-        (b'{"id": 1, "input": "\\ud800", "gt": "y"}', "lone surrogate"),
+        (b'{"id": 1, "input": "\\ud800", "gt": "y"}', "'input' holds a lone surrogate"),
+        (b'{"id": 1, "input": "x", "gt": "\\udc00"}', "'gt' holds a lone surrogate"),
+        (b'{"id": 1, "code": ["a", "\\ud800"]}', "'code[1]' holds a lone surrogate"),
+        (b'{"id": "\\ud800", "input": "x", "gt": "y"}', "'id' holds a lone surrogate"),
+        (b'{"id": "' + b"x" * 600 + b'", "input": "x", "gt": "y"}', "'id' has 600 characters; 512 are the most"),
+        (b'{"id": ' + b"9" * 600 + b', "input": "x", "gt": "y"}', "'id' has 600 characters"),
+        (b'{"id": NaN, "input": "x", "gt": "y"}', "'id' is a number"),
+        (b'{"id": [1], "input": "x", "gt": "y"}', "'id' is a list"),
+        (b'{"id": null, "input": "x", "gt": "y"}', "'id' is null"),
+        (b'{"\\ud800": 1, "\\n": 2}', r"(fields: \ud800, )"),
+        (b'{"' + b"k" * 10_000 + b'": 1}', "(fields: kkk"),
         (b'{"id": ' + b"9" * 5000 + b', "input": "x", "gt": "y"}', "not usable JSON"),
         (b"[" * 100_000, "JSON"),
     ],
@@ -55,9 +72,108 @@ def test_a_malformed_row_is_counted_and_the_rest_goes_on(
     data = Py150().load(line(file), words)
     assert [sample.sample_id for sample in data.samples] == ["good"]
     assert len(data.bad_rows) == 1
-    assert data.bad_rows[0].reason.startswith("row 2: ")
-    assert reason in data.bad_rows[0].reason
-    assert "\n" not in data.bad_rows[0].reason
+    (bad,) = data.bad_rows
+    assert bad.reason.startswith("row 2: ")
+    assert reason in bad.reason
+    assert "\n" not in bad.reason
+    assert len(bad.reason) <= 500
+    (bad.sample_id + bad.reason).encode()  # both stand in a record
+
+
+@pytest.mark.parametrize("identity", [10**30, -7, "\x00\x1b[2J\u202e\r\n", " ", "x" * 512, "id with / and \\ and 🙂"])
+def test_any_text_and_any_integer_is_an_id(tmp_path: Path, words: Any, line: Any, identity: object) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"id": identity, "input": "x", "gt": "y"}))
+    data = Py150().load(line(file), words)
+    assert [sample.sample_id for sample in data.samples] == [str(identity)]
+    assert not data.bad_rows
+
+
+def test_a_bad_row_stands_under_no_other_row_s_id(tmp_path: Path, words: Any, line: Any) -> None:
+    """Its record would be read in place of the sample's."""
+    sound, broken = {"input": "x", "gt": "y"}, {"input": 1, "gt": "y"}
+    rows = [
+        *({"id": "a", **sound}, {"id": "a", **broken}, {"id": "a", **broken}, {"id": "row-3", **sound}),
+        *({"id": "b", **broken}, {"id": "b", **broken}, {"id": "a", **sound}),
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = Py150().load(line(file, seed=1), words)
+    ids = [one.sample_id for one in (*data.samples, *data.bad_rows)]
+    assert len(set(ids)) == len(ids) == len(rows)
+    assert {sample.sample_id for sample in data.samples} == {"a", "row-3"}
+    assert "b" in ids
+
+
+def test_what_a_reader_a_protocol_or_a_tokenizer_raises_is_that_row_s(words: Any) -> None:
+    def record(index: int) -> Mapping[str, object]:
+        if index == 2:
+            raise RuntimeError("a page\nis torn \ud800")
+        return {"id": f"id-{index}", "input": "torn" if index == 4 else f"x{index}", "gt": "y"}
+
+    class Picky:
+        eos_token_ids: frozenset[int] = frozenset()
+        decode = words.decode
+
+        def encode(self, text: str) -> list[int]:
+            if text == "torn":
+                raise KeyError("\ud800")
+            found: list[int] = words.encode(text)
+            return [*found, 10**6] if text == "x5" else found
+
+    request = TaskRequest("codexglue-line", "memory", vocab_size=10**6)
+    data = draw(RecordRows("path", "rows in memory", 6, record), CodexglueLine(PYTHON), Picky(), request)
+    assert {sample.sample_id for sample in data.samples} == {"id-0", "id-1", "id-3"}
+    assert {row.sample_id: row.reason for row in data.bad_rows} == {
+        "row-3": "row 3: cannot be used (RuntimeError: a page is torn \\ud800)",
+        "id-4": "row 5: cannot be used (KeyError: '\\ud800')",
+        "id-5": "row 6: the tokenizer makes 1000000 of it, no token of the model",
+    }
+
+
+@pytest.mark.parametrize("error", [MemoryError("out of memory"), DataError("the disk is gone.")])
+def test_what_concerns_every_row_stops_the_run(words: Any, error: Exception) -> None:
+    def record(index: int) -> Mapping[str, object]:
+        raise error
+
+    with pytest.raises(type(error)):
+        draw(RecordRows("path", "x", 3, record), CodexglueLine(PYTHON), words, TaskRequest("codexglue-line", "memory"))
+
+
+def test_a_line_that_is_too_long_is_a_bad_row(
+    tmp_path: Path, words: Any, line: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.sources.jsonl.LARGEST_ROW", 100)
+    file = tmp_path / "rows.jsonl"
+    long = b'{"id": "long", "input": "' + b"x" * 350 + b'", "gt": "y"}'
+    file.write_bytes(b"\n".join([long, GOOD, b" " * 101, GOOD.replace(b"good", b"well"), long]))
+    data = Py150().load(line(file), words)
+    assert {sample.sample_id for sample in data.samples} == {"good", "well"}
+    assert {row.reason for row in data.bad_rows} == {
+        *(f"row {number}: has {length} bytes; 100 are the most" for number, length in ((1, len(long) + 1), (3, 102))),
+        f"row 5: has {len(long)} bytes; 100 are the most",
+    }
+
+
+def test_an_endless_line_is_refused(tmp_path: Path, words: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.sources.jsonl.LARGEST_ROW", 100)
+    monkeypatch.setattr("tasks.sources.jsonl._ENDLESS", 1000)
+    (tmp_path / "rows.jsonl").write_bytes(GOOD + b"\n" + b"x" * 2000)
+    assert "line 2 has more than 1000 bytes" in refused(tmp_path / "rows.jsonl", words)
+
+
+def test_a_text_that_is_too_long_is_a_bad_row(
+    tmp_path: Path, words: Any, line: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.rows.field_text.__defaults__", (100,))
+    file = tmp_path / "rows.jsonl"
+    rows = [{"id": 1, "code": ["x"] * 60}, {"id": 2, "input": "x" * 101, "gt": "y"}]
+    file.write_bytes(b"\n".join([GOOD, *(json.dumps(row).encode() for row in rows)]))
+    data = Py150().load(line(file), words)
+    assert {row.reason for row in data.bad_rows} == {
+        "row 2: 'code' has 119 characters; 100 are the most",
+        "row 3: 'input' has 101 characters; 100 are the most",
+    }
 
 
 def test_a_row_that_only_one_protocol_can_use(tmp_path: Path, words: Any, green: Any) -> None:
@@ -92,8 +208,56 @@ def test_missing_path(tmp_path: Path, words: Any) -> None:
     assert "cannot read" in refused("x" * 400, words)
 
 
-def test_path_that_is_neither_file_nor_folder(words: Any) -> None:
-    assert "neither a file nor a folder" in refused("/dev/null", words)
+@pytest.mark.parametrize("device", ["/dev/null", "/dev/zero"])
+def test_path_that_is_neither_file_nor_folder(words: Any, device: str) -> None:
+    assert "neither a file nor a folder" in refused(device, words)
+
+
+@pytest.fixture
+def pipe(tmp_path: Path) -> Path:
+    """A pipe that nobody writes to: whoever opens it waits for ever."""
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("this system has no named pipes")
+    os.mkfifo(tmp_path / "pipe")
+    return tmp_path / "pipe"
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "python.jsonl", "python/test-0.parquet", "python/test.parquet"])
+def test_a_pipe_in_place_of_a_file_is_refused(tmp_path: Path, words: Any, pipe: Path, name: str) -> None:
+    path = tmp_path / "data" / name
+    path.parent.mkdir(parents=True)
+    pipe.rename(path)
+    assert "neither a file nor a folder" in refused(path, words, "green-code")
+    if name != "rows.jsonl":
+        message = refused(tmp_path / "data", words, "green-code")
+        assert "it is a named pipe, not a file" in message or "no 'python' rows" in message
+
+
+def test_a_readme_that_is_a_pipe_says_nothing(tmp_path: Path, words: Any, line: Any, pipe: Path) -> None:
+    pipe.rename(tmp_path / "README.md")
+    (tmp_path / "python.jsonl").write_bytes(GOOD)
+    assert Py150().load(line(tmp_path / "python.jsonl"), words).source.label == "path: python.jsonl"
+
+
+def test_links_that_lead_nowhere(tmp_path: Path, words: Any) -> None:
+    (tmp_path / "loop.jsonl").symlink_to("loop.jsonl")
+    (tmp_path / "gone.jsonl").symlink_to("nowhere.jsonl")
+    for name in ("loop.jsonl", "gone.jsonl"):
+        assert "is a link to itself, or to what does not exist" in refused(tmp_path / name, words)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "python").symlink_to("..")
+    (tmp_path / "folder" / "code_x_glue_cc_code_completion_token").symlink_to(".")
+    assert "holds no 'python' rows" in refused(tmp_path / "folder", words, "green-code")
+
+
+def test_a_file_that_became_a_pipe_costs_its_rows(tmp_path: Path, words: Any, pipe: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(GOOD)
+    rows = JsonLines(file, "x", {})
+    pipe.replace(file)
+    row = rows.read(0)
+    assert isinstance(row, BadRow)
+    assert row.reason == "row 1: cannot be read (it is a named pipe, not a file)"
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\n  \n", b"\xef\xbb\xbf\n"])
@@ -167,6 +331,62 @@ def test_parquet_without_rows_or_usable_columns(tmp_path: Path, words: Any) -> N
     assert "no field 'input'" in refused(file, words)
 
 
+def write_table(path: Path, **columns: Any) -> Path:
+    """Write columns of bytes as columns of text, as damage or a careless program does; Arrow looks at neither."""
+    import pyarrow
+    from pyarrow import parquet
+
+    def text(value: Any) -> Any:
+        if isinstance(value[0], list):
+            ends = pyarrow.array([0, *itertools.accumulate(map(len, value))], pyarrow.int32())
+            return pyarrow.ListArray.from_arrays(ends, text(list(itertools.chain(*value))))
+        array = pyarrow.array(value)
+        return array.view(pyarrow.string()) if isinstance(value[0], bytes) else array
+
+    parquet.write_table(pyarrow.table({name: text(value) for name, value in columns.items()}), path)
+    return path
+
+
+def test_text_in_a_parquet_cell_that_is_none_costs_its_row(tmp_path: Path, words: Any, green: Any) -> None:
+    good = b" ".join(b"w%d" % number for number in range(100))
+    file = write_table(tmp_path / "rows.parquet", id=[b"a", b"b\xff", b"c"], code=[good, good, good[:-3] + b"\xe9"])
+    data = Py150().load(green(file), words)
+    assert [sample.sample_id for sample in data.samples] == ["a"]
+    assert {row.sample_id: row.reason for row in data.bad_rows} == {
+        "row-2": "row 2: 'id' is not UTF-8 (byte 2)",
+        "c": f"row 3: 'code' is not UTF-8 (byte {len(good) - 2})",
+    }
+
+
+def test_a_token_in_a_parquet_list_that_is_no_text_costs_its_row(tmp_path: Path, words: Any, green: Any) -> None:
+    tokens = [b"w%d" % number for number in range(100)]
+    file = write_table(tmp_path / "rows.parquet", id=[1, 2], code=[[*tokens, b"\xc3"], tokens])
+    data = Py150().load(green(file), words)
+    assert [sample.sample_id for sample in data.samples] == ["2"]
+    assert [row.reason for row in data.bad_rows] == ["row 1: 'code[100]' is not UTF-8 (byte 1)"]
+
+
+def test_parquet_columns_of_other_kinds_are_bad_rows(tmp_path: Path, words: Any, line: Any) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    table = pyarrow.table(
+        {
+            "id": pyarrow.array([b"a", b"b"], pyarrow.binary()),
+            "input": ["x", "x"],
+            "gt": pyarrow.array([{"deep": [1]}, None]),
+        }
+    )
+    parquet.write_table(table, tmp_path / "rows.parquet")
+    assert "'id' is bytes, not a string" in refused(tmp_path / "rows.parquet", words)
+
+
+def test_names_of_parquet_columns_that_are_no_text(tmp_path: Path, words: Any) -> None:
+    file = write_table(tmp_path / "rows.parquet", name=["x"])
+    file.write_bytes(file.read_bytes().replace(b"name", b"n\xffme"))
+    assert "as Parquet" in refused(file, words)
+
+
 def test_embedded_files_that_cannot_be_read_are_bad_rows() -> None:
     def content(name: str) -> bytes:
         if name == "gone.py":
@@ -179,6 +399,14 @@ def test_embedded_files_that_cannot_be_read_are_bad_rows() -> None:
     assert isinstance(latin, BadRow)
     assert "row 1: gone.py cannot be read" in gone.reason
     assert "row 2: latin.py is not UTF-8" in latin.reason
+
+
+def test_an_embedded_file_whose_name_is_no_text_is_a_bad_row() -> None:
+    rows = SourceFiles("x", PYTHON, ["\udcff.py", "x" * 600 + ".py"], content=lambda name: b"x = 1\n", detail={})
+    parts = [rows.part(split) for split in ("train", "validation", "test")]
+    read = [part.read(index) for part in parts for index in range(len(part))]
+    assert all(isinstance(row, BadRow) for row in read)
+    assert {row.sample_id[:9] for row in read} == {"\\udcff.py", "x" * 9}
 
 
 def test_unknown_protocol(words: Any) -> None:

@@ -18,6 +18,7 @@ from tasks.draw import draw
 from tasks.languages import PYTHON
 from tasks.protocols.codexglue_line import CodexglueLine
 from tasks.protocols.green_code import GreenCode
+from tests.run_files import unseal
 
 LINES = CodexglueLine(PYTHON)
 DOCUMENTS = GreenCode(PYTHON)
@@ -200,6 +201,7 @@ def test_a_run_of_before_is_continued_with_what_it_drew(
 ) -> None:
     ran = tiny_run("--limit", 0, "--max-new-tokens", 15, "--duplicates", "keep", "--out", "out")
     assert ran.code == 0, ran.err
+    unseal(tmp_path / "out")
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     del manifest["config"]["duplicates"]
     for name in ("duplicates", "unindexed"):

@@ -114,7 +114,7 @@ def read(model: Any) -> Backbone:
 def _family(model_type: str) -> Family:
     if model_type not in FAMILIES:
         raise ModelError(
-            f"model family '{model_type}' is not supported. Supported: {', '.join(FAMILIES.names())}. "
+            f"model family {model_type!r} is not supported. Supported: {', '.join(FAMILIES.names())}. "
             "A family is one file with an entry point in 'harness.families'."
         )
     made: Family = FAMILIES.load(model_type)()
