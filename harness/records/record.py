@@ -1,10 +1,17 @@
-"""What every record in a file has in common: frozen, tolerant of fields it does not know, and free of NaN."""
+"""What every record in a file has in common: frozen, tolerant of fields it does not know, free of NaN, and bounded."""
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
 
-__all__ = ["Record"]
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = ["Count", "Positive", "Record"]
+
+Count = Annotated[int, Field(ge=0, le=2**53)]
+"""A number of things, a place or an id: no more than a double counts exactly."""
+Positive = Annotated[int, Field(ge=1, le=2**53)]
+"""A number of things of which there is one at least."""
 
 
 class Record(BaseModel):

@@ -16,7 +16,7 @@ from pydantic import Field, field_validator, model_validator
 
 from harness.contracts import KVFacts, Weights
 from harness.records.machine import MachineRecord, was_measured
-from harness.records.record import Record
+from harness.records.record import Count, Positive, Record
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -52,7 +52,7 @@ class OperatingPointRecord(Record):
     name: str
     strategy: str
     options: dict[str, Any]
-    exit_points: tuple[int, ...]
+    exit_points: tuple[Count, ...]
     rehearsed: bool = False
     artefacts: dict[str, str] = Field(default_factory=dict)
     kv: str | None = None
@@ -83,18 +83,18 @@ class ModelRecord(Record):
     weights_sha256: str | None
     tokenizer_source: str
     tokenizer_stand_in: bool = False
-    num_layers: int = Field(ge=1)
-    hidden_size: int
-    vocab_size: int
-    exit_points: tuple[int, ...]
+    num_layers: Positive
+    hidden_size: Count
+    vocab_size: Count
+    exit_points: tuple[Count, ...]
     dtype: str
-    layer_bytes: int
-    lm_head_bytes: int
-    kv_projection_bytes: int
-    kv_entry_bytes: int
+    layer_bytes: Count
+    lm_head_bytes: Count
+    kv_projection_bytes: Count
+    kv_entry_bytes: Count
     fingerprint: str = ""
     exit_head: str = "shared"
-    shortcut_bytes: int = 0
+    shortcut_bytes: Count = 0
 
 
 class TaskRecord(Record):
@@ -107,6 +107,7 @@ class TaskRecord(Record):
         source_kind: ``path``, ``hub`` or ``embedded``.
         source: human label of the source.
         fingerprint: SHA-256 over the drawn rows.
+        prompts: SHA-256 over the samples made of them, in tokens; empty in older runs.
         samples: number of samples drawn.
         bad_rows: number of rows that could not become samples.
         duplicates: samples drawn although tuning has read them (``--duplicates keep``), or skipped for it; ``None``
@@ -121,9 +122,10 @@ class TaskRecord(Record):
     source_kind: Literal["path", "hub", "embedded"]
     source: str
     fingerprint: str
-    samples: int
-    bad_rows: int
-    duplicates: int | None = None
+    prompts: str = ""
+    samples: Count
+    bad_rows: Count
+    duplicates: Count | None = None
     unindexed: tuple[str, ...] = ()
     detail: dict[str, str] = Field(default_factory=dict)
 
@@ -171,6 +173,7 @@ class Manifest(Record):
 
     Attributes:
         schema_version: of every file in the directory but ``summary.json``.
+        run: id of the run, 16 hexadecimal digits, drawn when its directory is made; empty in older runs.
         created: UTC time, ISO 8601.
         config: the resolved run configuration.
         operating_points: in the order given, full depth first.
@@ -183,14 +186,15 @@ class Manifest(Record):
         machine: what decided, at the start, how far its numbers can be trusted; ``None`` in older runs.
     """
 
-    schema_version: int
+    schema_version: Count
+    run: str = ""
     created: str
     config: dict[str, Any]
     operating_points: tuple[OperatingPointRecord, ...]
     model: ModelRecord
     tasks: tuple[TaskRecord, ...]
     meter: MeterRecord
-    block_size: int = Field(ge=1)
+    block_size: Positive
     bandwidth_bytes_per_s: float | None
     bandwidth_detail: dict[str, Any] = Field(default_factory=dict)
     environment: dict[str, Any]
@@ -247,30 +251,30 @@ class SampleRecord(Record):
         error: one line when the sample failed; the measured fields are then empty or ``None``.
     """
 
-    window: int
+    window: Count
     operating_point: str
     task: str
     sample_id: str
-    repeat: int = 0
+    repeat: Count = 0
     duplicate: bool = False
-    prompt_ids: tuple[int, ...] = ()
-    token_ids: tuple[int, ...] = ()
-    reference_ids: tuple[int, ...] = ()
-    exit_layers: tuple[int, ...] = ()
+    prompt_ids: tuple[Count, ...] = ()
+    token_ids: tuple[Count, ...] = ()
+    reference_ids: tuple[Count, ...] = ()
+    exit_layers: tuple[Count, ...] = ()
     token_times_s: tuple[float, ...] = ()
     text: str = ""
     token_texts: tuple[str, ...] = ()
-    full_depth_ids: tuple[int, ...] = ()
+    full_depth_ids: tuple[Count, ...] = ()
     reference: str = ""
     scores: dict[str, float | None] = Field(default_factory=dict)
     latency_s: float | None = None
     ttft_s: float | None = None
     finish_reason: Literal["stop", "eos", "length"] | None = None
-    exit_checks: int = 0
-    lm_head_evaluations: int = 0
-    layers_executed: int = 0
-    kv_fill_layers: int = 0
-    shortcut_evaluations: int = 0
+    exit_checks: Count = 0
+    lm_head_evaluations: Count = 0
+    layers_executed: Count = 0
+    kv_fill_layers: Count = 0
+    shortcut_evaluations: Count = 0
     arrival_s: float | None = None
     queue_s: float | None = None
     error: str | None = None
@@ -296,17 +300,17 @@ class WindowRecord(Record):
         energy_j, energy_source, energy_scope, sensor_period_s, flags, energy_reason: see ``EnergyReading``.
     """
 
-    window: int
+    window: Count
     task: str
-    block: int
-    repeat: int
+    block: Count
+    repeat: Count
     operating_point: str
     warmup: bool = False
     idle: bool = False
     superseded: bool = False
-    samples: int = Field(ge=0)
-    failed: int = Field(default=0, ge=0)
-    tokens: int = Field(ge=0)
+    samples: Count
+    failed: Count = 0
+    tokens: Count
     started: str
     duration_s: float
     cpu_time_s: float

@@ -76,6 +76,7 @@ class Summary(Record):
         machine: one line that describes where it was measured.
         notes: sentences a table must carry (random weights, tokenizer stand-in, estimated energy …).
         rows: the results.
+        records: seal of the records it was made of (:mod:`harness.store.seals`); empty where they have none.
         attributions: where time and energy went, per task and quantity; empty without probes (``--attribute``).
     """
 
@@ -84,3 +85,4 @@ class Summary(Record):
     notes: tuple[str, ...]
     rows: tuple[SummaryRow, ...]
     attributions: tuple[Attribution, ...] = ()
+    records: str = ""

@@ -6,13 +6,15 @@ samples. Whatever is wrong is refused here, and nothing has been written yet.
 
 from __future__ import annotations
 
+import hashlib
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.config import RunConfig, demo_strategies, parse_all
-from harness.contracts import ModelRequest, StopRule, Task, TaskData, TaskRequest
+from harness.contracts import ModelRequest, Sample, StopRule, Task, TaskData, TaskRequest
 from harness.errors import ArtefactError, ConfigError, DataError, OutOfReachError
 from harness.host.device import resolve_device
 from harness.models.model import ResolvedModel, foresee, resolve
@@ -151,6 +153,7 @@ def _draw(task: Task, config: RunConfig, model: ResolvedModel, ngrams: NgramInde
         seed=config.seed,
         max_new_tokens=config.max_new_tokens,
         max_positions=model.info.max_positions,
+        vocab_size=model.info.vocab_size,
         seen=model.seen.documents,
         was_read=None if ngrams is None else ngrams.has_run_of,
         duplicates=config.duplicates,
@@ -170,6 +173,7 @@ def _draw(task: Task, config: RunConfig, model: ResolvedModel, ngrams: NgramInde
         source_kind=data.source.kind,
         source=data.source.label,
         fingerprint=data.source.fingerprint,
+        prompts=_prompts(data.samples),
         samples=len(data.samples),
         bad_rows=len(data.bad_rows),
         duplicates=data.duplicates,
@@ -177,6 +181,14 @@ def _draw(task: Task, config: RunConfig, model: ResolvedModel, ngrams: NgramInde
         detail=dict(data.source.detail),
     )
     return PlannedTask(task, data, task.stop_rule(config.protocol, model.tokenizer), record)
+
+
+def _prompts(samples: Sequence[Sample]) -> str:
+    """Return a hash over what is decoded and what it is scored against, in the order drawn."""
+    digest = hashlib.sha256()
+    for sample in samples:
+        digest.update(repr((sample.sample_id, list(sample.prompt_ids), list(sample.reference_ids))).encode())
+    return digest.hexdigest()
 
 
 def default_directory(config: RunConfig, stamp: str) -> Path:

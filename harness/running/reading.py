@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.appearance.visible_text import one_line, shell_word
 from harness.errors import HarnessError, StoreError
 from harness.host import environment
+from harness.host.foreign_files import open_regular
 from harness.records import Manifest, SampleRecord, WindowRecord
 from harness.records.summary import Summary
 from harness.running.plugins import absent_plugins
@@ -21,6 +23,7 @@ from harness.running.scoring import CorpusScores
 from harness.store.record_files import REMEDY
 from harness.store.run_directory import LOCK, MANIFEST, SAMPLES, WINDOWS, RunDirectory
 from reports.recorded import RecordedRun
+from reports.summary.absurd import without_absurd
 from reports.summary.outlived import with_recorded
 from reports.summary.quality import corpora
 from reports.summary.summarise import candidates, summarise
@@ -62,17 +65,19 @@ def read_run(path: Path, *, stored: bool = False, duplicates: bool = True) -> Re
     in_use = _in_use(path)
     with RunDirectory.read(path) as store:
         if not store.finished():
-            raise StoreError(f"{path} holds no finished window yet. Continue it with `harness run --resume {path}`.")
+            raise StoreError(
+                f"{path} holds no finished window yet. Continue it with `harness run --resume {shell_word(path)}`."
+            )
         manifest, windows, samples = store.manifest, tuple(store.windows()), tuple(store.samples())
-        recorded = _stored(store) if duplicates else None
+        recorded, seal = (_stored(store) if duplicates else None), store.seal
     if not duplicates:
         manifest, windows, samples = _without_duplicates(path, manifest, windows, samples)
     try:
         summary = recorded if stored and recorded else _summarise(manifest, windows, samples)
-        summary = with_recorded(summary, recorded) if recorded else summary
+        summary = without_absurd(with_recorded(summary, recorded) if recorded else summary)
         absent = absent_plugins(manifest, {name for sample in samples for name in sample.scores})
         notes = (*summary.notes, *(note for note in absent if note not in summary.notes))
-        summary = summary.model_copy(update={"notes": notes})
+        summary = summary.model_copy(update={"notes": notes, "records": seal})
         run = RecordedRun(path, manifest, windows, samples, summary, in_use)
         _ = run.state  # a manifest that does not say how much there is to come is refused here, not amid a report
     except HarnessError as error:
@@ -157,7 +162,7 @@ def read_runs(
         try:
             runs.append(read_run(directory, stored=stored))
         except HarnessError as error:
-            refused.append(Refusal(directory, " ".join(str(error).split())))
+            refused.append(Refusal(directory, one_line(str(error))))
         if progress is not None:
             progress(done, len(directories))
     return runs, refused
@@ -168,7 +173,7 @@ def _in_use(path: Path) -> bool:
     if sys.platform == "win32":
         return False
     try:
-        with (path / LOCK).open("rb") as lock:
+        with open_regular(path / LOCK) as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

@@ -13,6 +13,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from harness.appearance.visible_text import shell_word
 from harness.errors import HarnessError
 from harness.host.interpreter import fresh_interpreter
 from harness.records import WindowRecord
@@ -64,7 +65,7 @@ def run_repeat(directory: Path, repeat: int, observer: Observer) -> None:
         raise HarnessError(
             refusal
             or f"the process of repeat {repeat} ended with exit code {process.returncode}; finished windows are kept. "
-            f"Continue with `harness run --resume {directory}`."
+            f"Continue with `harness run --resume {shell_word(directory)}`."
         )
 
 

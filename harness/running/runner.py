@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from harness.appearance.visible_text import shell_word
 from harness.config import RunConfig
 from harness.contracts import Meter
 from harness.decoding.engine import Engine
@@ -124,7 +125,7 @@ def _measure(config: RunConfig, resume: Path | None, repeat: int, observer: Obse
     meter, unavailable = open_meter(config.energy, plan.device, config.tdp_w)
     try:
         observer.stage(f"loading {plan.model.info.name}")
-        loaded = plan.model.load(plan.device)
+        loaded = plan.model.load(plan.device, observer.stage)
         engine = Engine(loaded.backbone, plan.model.info, config.kv_input)
         session = Session(plan, engine, meter)
         if session.idle_s:
@@ -176,7 +177,8 @@ def _before(config: RunConfig, resume: Path | None) -> Manifest | None:
     _check_writable(config.out or Path("runs"))
     if config.out is not None and config.out.exists() and any(config.out.iterdir()):
         raise StoreError(
-            f"{config.out} is not empty. Continue it with `harness run --resume {config.out}`, or use another --out."
+            f"{config.out} is not empty. Continue it with `harness run --resume {shell_word(config.out)}`, or use "
+            "another --out."
         )
     return None
 

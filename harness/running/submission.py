@@ -11,13 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.appearance.visible_text import shell_word
 from harness.errors import StoreError
 from harness.running.reading import read_run
+from harness.store.committed import sealed_records
 from harness.store.packed_run import write_archive
 from harness.store.run_directory import RunDirectory
 from reports.leaderboard.conditions import Check, conditions
 from reports.leaderboard.redaction import Redacted, private_paths, redact_run
 from reports.recorded import RecordedRun
+from reports.tables.export import to_json
 
 __all__ = ["Submission", "examine_submission", "pack"]
 
@@ -61,12 +64,9 @@ def pack(submission: Submission, file: Path) -> Path:
     if not submission.publishable:
         raise StoreError("the run is not publishable; see the checklist.")
     run = submission.redacted.run
-    files = {
-        "manifest.json": _document(run.manifest.model_dump_json(indent=2)),
-        "windows.jsonl": b"".join(_document(window.model_dump_json()) for window in run.windows),
-        "samples.jsonl": b"".join(_document(sample.model_dump_json()) for sample in run.samples),
-        "summary.json": _document(run.summary.model_dump_json(indent=2)),
-    }
+    records = sealed_records(run.manifest, run.windows, run.samples)
+    summary = run.summary.model_copy(update={"records": records.seal})
+    files = {**records.files, "summary.json": to_json(summary).encode()}
     write_archive(file, run.name, files, {"redacted": submission.redacted.places})
     return file
 
@@ -75,7 +75,7 @@ def pack(submission: Submission, file: Path) -> Path:
 
 
 def _summary(run: RecordedRun, directory: Path) -> Check:
-    remedy = f"Write it again with `harness report {directory}`."
+    remedy = f"Write it again with `harness report {shell_word(directory)}`."
     try:
         with RunDirectory.read(directory) as store:
             stored = store.read_summary()
@@ -116,7 +116,3 @@ def _difference(stored: Any, computed: Any, place: str) -> str:
     else:
         return "" if stored == computed else f"{place} is {str(stored)[:60]!r} there and {str(computed)[:60]!r} here"
     return next((found for where, old, new in pairs if (found := _difference(old, new, where))), "")
-
-
-def _document(text: str) -> bytes:
-    return text.encode() + b"\n"

@@ -22,6 +22,7 @@ from typing import Any, Self
 
 from harness.errors import StoreError
 from harness.host.atomic_files import replace_files
+from harness.host.foreign_files import open_regular, read_json
 from harness.records import SCHEMA_VERSION
 
 __all__ = ["ARCHIVE", "LARGEST_BYTES", "unpacked", "write_archive"]
@@ -77,14 +78,16 @@ def unpacked(archive: Path) -> Iterator[Path]:
     with TemporaryDirectory(prefix="harness-") as scratch:
         try:
             with (
-                gzip.open(archive) as packed,
+                open_regular(archive) as file,
+                gzip.GzipFile(fileobj=file) as packed,
                 tarfile.open(fileobj=_Limited(packed, archive), mode="r|", tarinfo=_PlainMember) as tar,
             ):
                 folder = _extract(tar, archive, Path(scratch))
         except _NotPlainError as error:
             raise StoreError(f"{archive} {error}") from None
         except (OSError, EOFError, tarfile.TarError, ValueError, zlib.error) as error:
-            raise StoreError(f"{archive} cannot be unpacked: {error}. Pack it again with `harness submit`.") from None
+            why = getattr(error, "strerror", None) or error
+            raise StoreError(f"{archive} cannot be unpacked: {why}. Pack it again with `harness submit`.") from None
         _verify(folder, archive)
         yield folder
 
@@ -147,9 +150,9 @@ def _extract(tar: tarfile.TarFile, archive: Path, scratch: Path) -> Path:
 
 def _verify(folder: Path, archive: Path) -> None:
     try:
-        facts = json.loads((folder / LIST).read_bytes())
+        facts = read_json(folder / LIST)
         version, listed = facts["schema_version"], {name: facts["files"][name]["sha256"] for name in RECORDS}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         raise StoreError(f"{archive} has no usable {LIST}. Pack it with `harness submit`.") from None
     if version != SCHEMA_VERSION:
         raise StoreError(

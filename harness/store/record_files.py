@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,12 +11,26 @@ from pydantic import BaseModel, ValidationError
 
 from harness.errors import StoreError
 from harness.host.atomic_files import replace_files, sync_folder
+from harness.host.foreign_files import DocumentError, open_regular, parse_json, read_bytes
 from harness.records import SCHEMA_VERSION
+from harness.store.seals import seal_of, sealed_document, split_seal
 
-__all__ = ["ACCESS", "REMEDY", "append", "line_of", "lines", "parse", "read_document", "write_document"]
+__all__ = [
+    "ACCESS",
+    "LONGEST_LINE_BYTES",
+    "REMEDY",
+    "append",
+    "line_of",
+    "lines",
+    "parse",
+    "read_document",
+    "write_document",
+]
 
 REMEDY = "Omit the run, or measure it again with `harness run`."
 ACCESS = "Make it readable, or omit the run."
+LONGEST_LINE_BYTES = 64 << 20
+"""No record comes near it; reading stops there, whatever a file holds."""
 
 R = TypeVar("R", bound=BaseModel)
 
@@ -34,11 +47,23 @@ def line_of(record: BaseModel) -> bytes:
         raise StoreError(f"a {type(record).__name__} cannot be written as JSON: {error}.") from None
 
 
-def lines(file: Path) -> Iterator[bytes]:
-    """Iterate the whole lines of a file, each with its newline; an incomplete last line is omitted."""
+def lines(file: Path, start: int = 0) -> Iterator[bytes]:
+    """Iterate the whole lines of a file, each with its newline; an incomplete last line is omitted.
+
+    Args:
+        file: which.
+        start: offset of the first line, bytes.
+
+    Raises:
+        StoreError: it is no regular file, cannot be read, or has a line that is too long for a record.
+    """
     try:
-        with file.open("rb") as stream:
-            yield from (line for line in stream if line.endswith(b"\n"))
+        with open_regular(file) as stream:
+            stream.seek(start)
+            while (line := stream.readline(LONGEST_LINE_BYTES)).endswith(b"\n"):
+                yield line
+            if len(line) == LONGEST_LINE_BYTES:
+                raise StoreError(f"{file} is damaged: a line has more than {LONGEST_LINE_BYTES >> 20} MiB. {REMEDY}")
     except FileNotFoundError:  # nothing was committed yet
         return
     except OSError as error:
@@ -60,19 +85,22 @@ def parse(kind: type[R], data: bytes, file: Path, line: int | None = None) -> R:
         raise StoreError(f"{place} is damaged: {field}{first['msg']}. {REMEDY}") from None
 
 
-def read_document(kind: type[R], file: Path, known: int = SCHEMA_VERSION) -> R:
+def read_document(kind: type[R], file: Path, known: int = SCHEMA_VERSION) -> tuple[R, str]:
     """Read a JSON document, its schema version first: another version need not fit the model.
 
+    Returns:
+        The document, and its seal; it is empty in what was written before there were seals.
+
     Raises:
-        StoreError: it cannot be read, is damaged, or of another version.
+        StoreError: it cannot be read, is damaged, of another version, or does not fit its seal.
     """
     try:
-        data = file.read_bytes()
-        content = json.loads(data)
+        data = read_bytes(file)
+        content = parse_json(data)
     except OSError as error:
         raise StoreError(f"cannot read {file}: {error.strerror}. {ACCESS}") from None
-    except (ValueError, RecursionError) as error:
-        raise StoreError(f"{file} is damaged: not JSON ({error}). {REMEDY}") from None
+    except DocumentError as error:
+        raise StoreError(f"{file} is damaged: {error}. {REMEDY}") from None
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version is None:
         raise StoreError(f"{file} is foreign: it has no schema_version. {REMEDY}")
@@ -81,7 +109,11 @@ def read_document(kind: type[R], file: Path, known: int = SCHEMA_VERSION) -> R:
             f"{file} has schema version {version!r} and this harness reads {known}. "
             "Use the version of early-exit-harness that wrote it."
         )
-    return parse(kind, data, file)
+    document = parse(kind, data, file)
+    body, seal = split_seal(data)
+    if (seal or "sha256" in content or content.get("run")) and seal != seal_of("", [body]):
+        raise StoreError(f"{file} is not what the harness wrote: it was changed, or is damaged. {REMEDY}")
+    return document, seal
 
 
 def append(file: Path, data: bytes) -> None:
@@ -96,13 +128,15 @@ def append(file: Path, data: bytes) -> None:
         sync_folder(file.parent)
 
 
-def write_document(file: Path, record: BaseModel) -> None:
-    """Write or replace a document in one step; on return it is on the disk.
+def write_document(file: Path, record: BaseModel) -> str:
+    """Write or replace a document in one step, and return its seal; on return it is on the disk.
 
     Raises:
         StoreError: it cannot be written.
     """
+    document, seal = sealed_document(record.model_dump_json(indent=2).encode() + b"\n")
     try:
-        replace_files({file: record.model_dump_json(indent=2).encode() + b"\n"}, durable=True)
+        replace_files({file: document}, durable=True)
     except OSError as error:
         raise StoreError(f"cannot write {file}: {error.strerror}.") from None
+    return seal

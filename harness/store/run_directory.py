@@ -3,7 +3,8 @@
 ``manifest.json`` is written once, before the first sample. A window is written in two steps: first its
 sample lines, then its own line, each step flushed to the disk (``fsync``). **The window line commits.**
 Whenever a run dies, the files hold every committed window in full, followed by at most
-some sample lines that no window commits and at most one torn line; resuming cuts off exactly those.
+some sample lines of the next window and at most one torn line; resuming cuts off exactly those and refuses more. Every
+record is bound to the run that wrote it and to everything before it (:mod:`harness.store.seals`).
 
 Not promised: writers on a file system without ``flock`` (they are refused, not raced), locking on
 Windows (there is none), and protection against editing the files.
@@ -18,21 +19,23 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Self
 
+from harness.appearance.visible_text import shell_word
 from harness.errors import StoreError
 from harness.host.atomic_files import unfinished
+from harness.host.foreign_files import open_regular
 from harness.records import Manifest, SampleRecord, WindowRecord
 from harness.records.summary import SUMMARY_VERSION, Summary
-from harness.store.record_files import (
-    ACCESS,
-    REMEDY,
-    append,
-    line_of,
-    lines,
-    parse,
-    read_document,
-    write_document,
+from harness.store.committed import (
+    MANIFEST,
+    SAMPLES,
+    WINDOWS,
+    read_committed,
+    read_manifest,
+    sealed_window_lines,
 )
+from harness.store.record_files import append, lines, parse, read_document, write_document
 from harness.store.same_run import refuse_other_run
+from harness.store.seals import new_run
 
 if sys.platform != "win32":
     import fcntl
@@ -42,9 +45,6 @@ __all__ = ["LOCK", "MANIFEST", "SAMPLES", "SUMMARY", "WINDOWS", "RunDirectory", 
 WindowKey = tuple[str, int, int, str]
 """What identifies a measured window in a run: task, block, repeat, operating point."""
 
-MANIFEST = "manifest.json"
-SAMPLES = "samples.jsonl"
-WINDOWS = "windows.jsonl"
 SUMMARY = "summary.json"
 LOCK = ".lock"
 
@@ -60,13 +60,11 @@ class RunDirectory:
         manifest: as written when the run was created.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, lock: IO[bytes] | None) -> None:
-        self.path = path
-        self.manifest = manifest
+    def __init__(self, path: Path, manifest: Manifest, seal: str, lock: IO[bytes] | None = None) -> None:
+        self.path, self.manifest = path, manifest
         self._lock = lock
-        self._windows, self._windows_end = _committed_windows(path / WINDOWS)
-        self._samples_end = _committed_samples_end(path / SAMPLES, self._windows)
-        self._finished = {_key(window) for window in self._windows if _counts(window)}
+        self._committed = read_committed(path, manifest, seal)
+        self._finished = {_key(window) for window in self._committed.windows if _counts(window)}
 
     # ------------------------------------------------------------------------------- opening
 
@@ -85,10 +83,10 @@ class RunDirectory:
         with ExitStack() as on_error:
             lock = on_error.enter_context(_lock(path))
             _refuse_occupied(path)
-            write_document(path / MANIFEST, manifest)
-            run = cls(path, manifest, lock)
+            manifest = manifest.model_copy(update={"run": new_run()})
+            store = cls(path, manifest, write_document(path / MANIFEST, manifest), lock)
             on_error.pop_all()
-        return run
+        return store
 
     @classmethod
     def resume(cls, path: Path, manifest: Manifest) -> Self:
@@ -100,28 +98,28 @@ class RunDirectory:
                 model, tasks, meter and machine must be those of the run.
 
         Raises:
-            StoreError: the directory is missing, damaged, foreign or in use, or the run is another one
-                (names the first difference with both values).
+            StoreError: the directory is missing, damaged, foreign or in use, its files are not of one run or lost what
+                was committed, or the run is another one (names the first difference with both values).
         """
-        before = _read_manifest(path)
+        before, seal = read_manifest(path)
         refuse_other_run(path, before, manifest)
         with ExitStack() as on_error:
-            run = cls(path, before, on_error.enter_context(_lock(path)))
+            store = cls(path, before, seal, on_error.enter_context(_lock(path)))
             try:
-                run._roll_back()
+                store._roll_back()
             except OSError as error:
                 raise StoreError(f"cannot write the run directory {path}: {error.strerror}.") from None
             on_error.pop_all()
-        return run
+        return store
 
     @classmethod
     def read(cls, path: Path) -> Self:
         """Open a run directory for reading; a run may be writing it meanwhile.
 
         Raises:
-            StoreError: the directory is missing, damaged or foreign.
+            StoreError: the directory is missing, damaged or foreign, or its files are not of one run.
         """
-        return cls(path, _read_manifest(path), None)
+        return cls(path, *read_manifest(path))
 
     def close(self) -> None:
         """Release the lock; closing twice is allowed."""
@@ -138,9 +136,14 @@ class RunDirectory:
     # ------------------------------------------------------------------------------- reading
 
     @property
+    def seal(self) -> str:
+        """Hash over everything committed, 64 hexadecimal digits; empty in older runs."""
+        return self._committed.seal
+
+    @property
     def next_window(self) -> int:
         """Id that the next committed window must carry."""
-        return len(self._windows)
+        return len(self._committed.windows)
 
     def finished(self) -> frozenset[WindowKey]:
         """Return (task, block, repeat, operating point) of every committed window that counts.
@@ -151,11 +154,11 @@ class RunDirectory:
 
     def attempts(self, key: WindowKey) -> int:
         """Return how often this window was measured and found contaminated."""
-        return sum(window.superseded and _key(window) == key for window in self._windows)
+        return sum(window.superseded and _key(window) == key for window in self._committed.windows)
 
     def windows(self) -> Iterator[WindowRecord]:
         """Iterate the committed windows in the order written, those that do not count included."""
-        return iter(tuple(self._windows))
+        return iter(tuple(self._committed.windows))
 
     def samples(self) -> Iterator[SampleRecord]:
         """Iterate the committed samples in the order written, those of windows that do not count included.
@@ -164,7 +167,7 @@ class RunDirectory:
             StoreError: a line is damaged.
         """
         file = self.path / SAMPLES
-        count = sum(window.samples for window in self._windows)
+        count = sum(window.samples for window in self._committed.windows)
         for number, line in zip(range(1, count + 1), lines(file), strict=False):
             yield parse(SampleRecord, line, file, number)
 
@@ -172,10 +175,17 @@ class RunDirectory:
         """Return the summary; ``None`` when the run was not summarised yet.
 
         Raises:
-            StoreError: the file is damaged or of another schema version.
+            StoreError: the file is damaged, of another schema version, or made of other records than these.
         """
         file = self.path / SUMMARY
-        return read_document(Summary, file, SUMMARY_VERSION) if file.exists() else None
+        if not file.exists():
+            return None
+        summary, seal = read_document(Summary, file, SUMMARY_VERSION)
+        if self.seal and not (seal and summary.records == self.seal):
+            raise StoreError(
+                f"{file} is not of the records beside it. Write it again with `harness report {shell_word(self.path)}`."
+            )
+        return summary
 
     # ------------------------------------------------------------------------------- writing
 
@@ -187,7 +197,7 @@ class RunDirectory:
                 reading, or the disk is full. The directory then holds what it held before.
         """
         self._check(window, samples)
-        sample_lines, window_line = b"".join(map(line_of, samples)), line_of(window)
+        sample_lines, window_line, seal = sealed_window_lines(window, samples, self.manifest.run, self.seal)
         try:
             self._roll_back()  # the remains of an interrupted commit
             append(self.path / SAMPLES, sample_lines)
@@ -197,11 +207,12 @@ class RunDirectory:
                 self._roll_back()
             raise StoreError(
                 f"cannot write to {self.path}: {error.strerror}. Everything finished before is kept; "
-                f"make room, then continue with --resume {self.path}."
+                f"make room, then continue with --resume {shell_word(self.path)}."
             ) from None
-        self._samples_end += len(sample_lines)
-        self._windows_end += len(window_line)
-        self._windows.append(window)
+        self._committed.samples_end += len(sample_lines)
+        self._committed.windows_end += len(window_line)
+        self._committed.windows.append(window)
+        self._committed.seal = seal
         if _counts(window):
             self._finished.add(_key(window))
 
@@ -227,7 +238,7 @@ class RunDirectory:
 
     def _roll_back(self) -> None:
         """Cut both files to what is committed; windows first, so that no window ever lacks its samples."""
-        for name, end in ((WINDOWS, self._windows_end), (SAMPLES, self._samples_end)):
+        for name, end in ((WINDOWS, self._committed.windows_end), (SAMPLES, self._committed.samples_end)):
             file = self.path / name
             if file.exists() and file.stat().st_size > end:
                 with file.open("r+b") as stream:
@@ -247,44 +258,11 @@ def _counts(window: WindowRecord) -> bool:
     return not (window.warmup or window.idle or window.superseded)
 
 
-def _committed_windows(file: Path) -> tuple[list[WindowRecord], int]:
-    """Return the windows and the offset behind the last one."""
-    windows: list[WindowRecord] = []
-    end = 0
-    for number, line in enumerate(lines(file), 1):
-        window = parse(WindowRecord, line, file, number)
-        if window.window != len(windows):
-            raise StoreError(
-                f"{file}, line {number} is window {window.window} where {len(windows)} should follow. {REMEDY}"
-            )
-        windows.append(window)
-        end += len(line)
-    return windows, end
-
-
-def _committed_samples_end(file: Path, windows: Sequence[WindowRecord]) -> int:
-    """Return the offset behind the last sample that a window commits, having read them all."""
-    expected = sum(window.samples for window in windows)
-    owners = (window.window for window in windows for _ in range(window.samples))  # as many as a file may claim
-    end = found = 0
-    for number, (owner, line) in enumerate(zip(owners, lines(file), strict=False), 1):
-        sample = parse(SampleRecord, line, file, number)
-        if sample.window != owner:
-            raise StoreError(
-                f"{file}, line {number} belongs to window {sample.window} where {owner} was committed. {REMEDY}"
-            )
-        end += len(line)
-        found = number
-    if found < expected:
-        raise StoreError(f"{file} is damaged: {found} whole lines where {WINDOWS} commits {expected}. {REMEDY}")
-    return end
-
-
 def _refuse_occupied(path: Path) -> None:
     """Raise unless the folder holds at most the remains of a creation that was killed."""
     if any(entry.name not in {LOCK, unfinished(path / MANIFEST).name} for entry in path.iterdir()):
         raise StoreError(
-            f"the folder {path} is not empty. Continue its run with --resume {path}, or use another --out."
+            f"the folder {path} is not empty. Continue its run with --resume {shell_word(path)}, or use another --out."
         )
 
 
@@ -292,6 +270,8 @@ def _lock(path: Path) -> IO[bytes]:
     """Return the lock file, locked until it is closed; the kernel releases it when the process dies."""
     with ExitStack() as on_error:
         try:
+            if (path / LOCK).exists():
+                open_regular(path / LOCK).close()  # a named pipe would wait for a reader
             lock = on_error.enter_context((path / LOCK).open("ab"))
             if sys.platform != "win32":
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -303,23 +283,3 @@ def _lock(path: Path) -> IO[bytes]:
             raise StoreError(f"cannot lock the run directory {path}: {error.strerror}.") from None
         on_error.pop_all()
     return lock
-
-
-# ------------------------------------------------------------------------------------ documents
-
-
-def _read_manifest(path: Path) -> Manifest:
-    file = path / MANIFEST
-    try:
-        file.stat()
-    except FileNotFoundError:
-        if not path.is_dir():
-            raise StoreError(f"{path} does not exist. Start a run with --out {path}.") from None
-        below = next((file.parent for file in sorted(path.glob(f"*/{MANIFEST}"))), None)
-        instead = "the folder that `harness run` made" if below is None else f"one such as {below}"
-        raise StoreError(f"{path} holds no manifest.json: it is not a run directory. Give {instead}.") from None
-    except NotADirectoryError:
-        raise StoreError(f"{path} is a file, not a run directory. Give the folder that `harness run` made.") from None
-    except OSError as error:
-        raise StoreError(f"cannot read {path}: {error.strerror}. {ACCESS}") from None
-    return read_document(Manifest, file)

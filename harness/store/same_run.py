@@ -36,6 +36,8 @@ def refuse_other_run(path: Path, before: Manifest, now: Manifest) -> None:
         StoreError: the first difference that affects results, with both values.
     """
     old, new = before.model_dump(mode="json"), now.model_dump(mode="json")
+    for was, now_is in zip(old["tasks"], new["tasks"], strict=False):
+        was["prompts"] = was["prompts"] or now_is["prompts"]  # an older run does not say
     for part in DECIDING:
         for document in (old, new):
             document[part] = _deciding(part, document[part])

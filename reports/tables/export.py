@@ -1,7 +1,8 @@
 """Files of a summary: ``summary.json`` for programs, ``summary.csv`` for spreadsheets, ``report.md`` for people.
 
 JSON is the summary itself and reads back equal. CSV is the flat view of :mod:`reports.tables.frame`, with a ``'``
-before a text that begins like a formula. Markdown has the terminal's tables in full, with the same notes.
+before a text that begins like a formula. Markdown has the terminal's tables in full, with the same notes. What is
+hidden in a name is an escape in all of them (:mod:`harness.appearance.visible_text`).
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from harness.appearance.visible_text import escape_json
 from harness.records.cost import Attribution
 from harness.records.summary import Summary
+from harness.store.seals import sealed_document
 from reports.files import write_files
 from reports.metrics.sections import AGAINST_FULL
-from reports.tables.attribution_table import attribution_notes, attribution_tables
+from reports.tables.attribution_table import TextTable, attribution_notes, attribution_tables
 from reports.tables.columns import (
     Column,
     columns_of,
@@ -34,6 +37,7 @@ __all__ = [
     "FILES",
     "markdown_legend",
     "markdown_results",
+    "markdown_table",
     "runs_to_csv",
     "to_csv",
     "to_json",
@@ -45,8 +49,9 @@ FILES = ("summary.json", "summary.csv", "report.md")
 
 
 def to_json(summary: Summary) -> str:
-    """Return the summary as indented JSON; ``Summary.model_validate_json`` reads it back."""
-    return summary.model_dump_json(indent=2) + "\n"
+    """Return the summary as indented JSON with its seal; ``Summary.model_validate_json`` reads it back."""
+    document, _ = sealed_document(escape_json(summary.model_dump_json(indent=2)).encode() + b"\n")
+    return document.decode()
 
 
 def to_csv(summary: Summary) -> str:
@@ -84,7 +89,15 @@ def markdown_legend(*summaries: Summary) -> Iterator[str]:
         yield from ("", "## How to read this", "")
         yield from (f"- {line}" for line in LEGEND)
     for section in explanations(rows) if rows else ():
-        yield from (f"- **{column.term}**: {column.meaning}" for column in section)
+        yield from (f"- **{escape_markdown(column.term)}**: {escape_markdown(column.meaning)}" for column in section)
+
+
+def markdown_table(table: TextTable) -> Iterator[str]:
+    """Yield the lines of a table whose first column are names."""
+    yield markdown_row(map(escape_markdown, table.header))
+    yield markdown_row([":--", *("--:" for _ in table.header[1:])])
+    for name, *cells in table.rows:
+        yield markdown_row([markdown_code(name), *map(escape_markdown, cells)])
 
 
 def write_report(summary: Summary, directory: Path) -> tuple[Path, ...]:
@@ -102,7 +115,7 @@ def _markdown_table(table: ResultTable, level: int) -> Iterator[str]:
     yield from ("", f"{'#' * level} {escape_markdown(table.heading)}", "")
     for line in table.subheadings:
         label, _, text = line.partition(" ")
-        yield f"- {label}: {escape_markdown(text.strip())}"
+        yield f"- {label}: {escape_markdown(text)}"
     yield from ("", f"**{HEADLINE_TITLE}**", "", *_pipes(table, headline_columns(table, columns)))
     picture = draw_front(table)
     if picture is not None:
@@ -127,22 +140,19 @@ def _pipes(table: ResultTable, columns: Sequence[Column]) -> Iterator[str]:
                 mark(row).strip(),
                 letter,
                 markdown_code(row.operating_point),
-                *(column.cells[index] for column in columns),
+                *(escape_markdown(column.cells[index]) for column in columns),
             ]
         )
 
 
 def _header(column: Column) -> str:
-    return f"{column.term}<br>{column.unit}" if column.unit else column.term
+    return "<br>".join(escape_markdown(line) for line in (column.term, column.unit) if line)
 
 
 def _markdown_attribution(attribution: Attribution, level: int) -> Iterator[str]:
     yield from ("", f"{'#' * level} {escape_markdown(attribution.task)} · where the {attribution.quantity} goes")
     for table in attribution_tables(attribution):
         yield from ("", f"**{escape_markdown(table.title)}**", "")
-        yield markdown_row(cell.replace("\n", " ") for cell in table.header)
-        yield markdown_row([":--", *("--:" for _ in table.header[1:])])
-        for name, *cells in table.rows:
-            yield markdown_row([markdown_code(name), *cells])
+        yield from markdown_table(table)
     yield ""
     yield from (f"- {escape_markdown(note)}" for note in attribution_notes(attribution))

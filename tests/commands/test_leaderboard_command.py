@@ -13,6 +13,7 @@ import pytest
 from harness.running.reading import read_run
 from reports.leaderboard.scripts import read_script
 from reports.recorded import RecordedRun
+from tests.run_files import unseal
 
 Command = Callable[..., Any]
 
@@ -21,6 +22,7 @@ Command = Callable[..., Any]
 def runs(tiny_run: Command, tmp_path: Path) -> Path:
     """A folder with one good run, whatever else this machine did meanwhile."""
     assert tiny_run("--out", tmp_path / "runs" / "good").code == 0
+    unseal(tmp_path / "runs" / "good")
     windows = tmp_path / "runs" / "good" / "windows.jsonl"
     windows.write_text(flagged(windows.read_text()))
     return tmp_path / "runs"
@@ -70,7 +72,7 @@ def test_the_good_ones_are_published_and_each_other_has_a_line(cli: Command, run
         "unreadable": "not JSON",
         "foreign": "schema version 9 and this harness reads 1",
         "failed": "every sample failed, the first with: out of luck",
-        "empty": "no finished window yet",
+        "empty": "windows.jsonl was cut or lost",
         "nowhere": "does not exist",
     }.items():
         assert [line for line in lines if name in line and said in line], (name, lines)

@@ -20,6 +20,7 @@ import pytest
 
 from harness.commands.pytest_plugin import RecordedClock
 from harness.running.reading import read_run
+from tests.run_files import unseal
 
 ROOT = Path(__file__).resolve().parents[2]
 Pytest = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -92,6 +93,7 @@ def test_a_moved_run_is_found_in_the_history(users_pytest: Pytest, finished: Pat
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "1 passed, 1 deselected" in ran.stdout
     assert "(0001_" in ran.stdout  # beside the saved one
+    unseal(elsewhere)
     lines = elsewhere / "samples.jsonl"
     slower = [json.loads(line) for line in lines.read_text().splitlines()]
     for sample in slower:

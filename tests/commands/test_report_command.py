@@ -22,6 +22,7 @@ from harness.cli import DEFECT
 from harness.models.artefacts import SHIPPED
 from harness.store.run_directory import LOCK
 from reports.figures.figure import FORMATS
+from tests.run_files import cut, unseal
 
 Command = Callable[..., Any]
 
@@ -105,11 +106,11 @@ def test_nothing_that_can_be_read_is_refused(cli: Command, tmp_path: Path) -> No
 
 
 def unfinished(run: Path) -> None:
-    file = run / "windows.jsonl"
-    file.write_text("".join(file.read_text().splitlines(keepends=True)[:-3]))
+    cut(run, -3)
 
 
 def failed(run: Path) -> None:
+    unseal(run)
     file = run / "samples.jsonl"
     names = ("window", "operating_point", "task", "sample_id", "repeat", "prompt_ids")
     records = [json.loads(line) for line in file.read_text().splitlines()]
@@ -338,6 +339,7 @@ def test_why_there_is_no_page_of_completions(cli: Command, small: Path, tmp_path
     sentence = "No page of completions: these runs do not say which token added which text. Run again."
     assert cli("report", small, "--out", "out", "--no-figures").code == 0
     assert sentence not in (tmp_path / "out" / "report.md").read_text()
+    unseal(small)
     file = small / "samples.jsonl"
     records = [json.loads(line) for line in file.read_text().splitlines()]
     assert all(record.pop("token_texts") for record in records)

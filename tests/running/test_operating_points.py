@@ -12,6 +12,7 @@ import pytest
 
 from harness import RunConfig, run
 from harness.errors import ConfigError
+from tests.run_files import unseal
 
 Command = Callable[..., Any]
 
@@ -108,6 +109,7 @@ def test_the_oracle_s_share_is_that_of_the_samples(config: dict[str, Any], tmp_p
 def test_an_older_run_s_points_have_the_policy_of_its_configuration(config: dict[str, Any], tmp_path: Path) -> None:
     settings = RunConfig.build(config | {"kv": "propagate", "strategies": ("confidence",)})
     run(settings)
+    unseal(tmp_path / "out")
     manifest = tmp_path / "out" / "manifest.json"
     facts = json.loads(manifest.read_text())
     for point in facts["operating_points"]:
@@ -201,6 +203,7 @@ def test_probes_keep_a_cache_where_policies_are_compared(config: dict[str, Any],
 def test_a_run_of_before_an_option_existed_continues(config: dict[str, Any], tmp_path: Path) -> None:
     settings = RunConfig.build(config | {"strategies": ("fixed:layer=4",)})
     run(settings)
+    unseal(tmp_path / "out")
     manifest = tmp_path / "out" / "manifest.json"
     facts = json.loads(manifest.read_text())
     for name in ("attribute", "strict", "idle_s", "arrival_rate"):

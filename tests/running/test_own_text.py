@@ -13,6 +13,7 @@ import torch
 
 from harness import RunConfig, read, run
 from harness.decoding.teacher_forcing import TeacherForcing
+from tests.run_files import cut, unseal
 
 Command = Callable[..., Any]
 
@@ -167,8 +168,8 @@ def test_failed_samples_have_no_choices(config: dict[str, Any], tmp_path: Path, 
 def test_a_run_of_before_goes_on_with_choices_in_what_is_new(config: dict[str, Any], tmp_path: Path) -> None:
     settings, out = RunConfig(**config | {"limit": 3}), tmp_path / "out"
     run(settings)
-    windows = (out / "windows.jsonl").read_bytes().splitlines(keepends=True)
-    (out / "windows.jsonl").write_bytes(b"".join(windows[:-3]))  # the last block is measured again
+    unseal(out)
+    cut(out, -3)  # the last block is measured again
     old = samples(out)
     for sample in old:
         del sample["full_depth_ids"]

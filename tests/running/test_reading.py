@@ -16,6 +16,7 @@ from harness.errors import StoreError
 from harness.records.summary import SUMMARY_VERSION
 from harness.running.reading import find_runs, read_run, read_runs
 from harness.store.run_directory import LOCK
+from tests.run_files import cut, unseal
 
 Command = Callable[..., Any]
 
@@ -84,12 +85,13 @@ def test_each_run_is_found_once(finished: Path, tmp_path: Path) -> None:
 
 
 def test_a_run_without_a_window_is_refused(finished: Path) -> None:
-    (finished / "windows.jsonl").unlink()
+    cut(finished, 0)
     with pytest.raises(StoreError, match="no finished window yet"):
         read_run(finished)
 
 
 def changed(file: Path, **values: Any) -> None:
+    unseal(file.parent)
     content = json.loads(file.read_text())
     for key, value in values.items():
         inner, _, last = key.rpartition("__")
@@ -117,11 +119,12 @@ def test_values_that_mean_nothing_are_one_refusal(finished: Path, values: dict[s
 
 def test_depth_that_ends_no_parser(finished: Path) -> None:
     (finished / "manifest.json").write_text("[" * 200_000)
-    with pytest.raises(StoreError, match="not JSON"):
+    with pytest.raises(StoreError, match="nested deeper"):
         read_run(finished)
 
 
 def test_a_window_may_claim_as_many_samples_as_it_likes(finished: Path) -> None:
+    unseal(finished)
     file = finished / "windows.jsonl"
     *rest, last = file.read_text().splitlines()
     file.write_text("\n".join([*rest, json.dumps(json.loads(last) | {"samples": 10**15})]) + "\n")
@@ -132,6 +135,7 @@ def test_a_window_may_claim_as_many_samples_as_it_likes(finished: Path) -> None:
 
 
 def test_a_run_that_does_not_begin_with_full_depth_is_no_baseline(finished: Path) -> None:
+    unseal(finished)
     content = json.loads((finished / "manifest.json").read_text())
     content["operating_points"][0]["strategy"] = "fixed"
     (finished / "manifest.json").write_text(json.dumps(content))

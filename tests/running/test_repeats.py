@@ -13,6 +13,7 @@ from harness import RunConfig
 from harness.errors import HarnessError
 from harness.records import WindowRecord
 from harness.running.runner import execute
+from tests.run_files import cut, unseal
 
 Command = Callable[..., Any]
 
@@ -69,8 +70,7 @@ def test_a_run_that_lost_a_repeat_goes_on_with_it(config: RunConfig, tmp_path: P
     out = tmp_path / "out"
     whole = windows(out)
     last = next(window["window"] for window in whole if window["repeat"] == 1 and not window["warmup"])
-    kept = [line for line in (out / "windows.jsonl").read_text().splitlines() if json.loads(line)["window"] <= last]
-    (out / "windows.jsonl").write_text("\n".join(kept) + "\n")
+    cut(out, last + 1)
     watched = Watched()
     execute(config, resume=out, observer=watched)
 
@@ -89,6 +89,7 @@ def test_a_run_that_lost_a_repeat_goes_on_with_it(config: RunConfig, tmp_path: P
 
 def test_what_a_repeat_s_process_is_refused_is_said_in_its_words(config: RunConfig, tmp_path: Path) -> None:
     execute(config.model_copy(update={"repeats": 1}))
+    unseal(tmp_path / "out")
     manifest = tmp_path / "out" / "manifest.json"
     facts = json.loads(manifest.read_text())
     facts["config"]["repeats"] = 2

@@ -15,6 +15,7 @@ from harness.metering import Surroundings
 from harness.metering.contamination import Contamination, Glance
 from harness.metering.pacing import WARMUP_PASSES
 from harness.running.windows import ATTEMPTS
+from tests.run_files import cut
 
 Command = Callable[..., Any]
 
@@ -165,8 +166,7 @@ def test_a_run_stopped_between_two_attempts_goes_on_with_the_next(
     neighbours([*WARM, *[dirty] * 100])
     run(RunConfig(**config | {"strict": True}))
     out = tmp_path / "out"
-    lines = (out / "windows.jsonl").read_bytes().splitlines(keepends=True)
-    (out / "windows.jsonl").write_bytes(b"".join(lines[:4]))  # as a kill after the first attempt leaves it
+    cut(out, 4)  # as a kill after the first attempt leaves it
     neighbours([*WARM, *[dirty] * 100])
     run(RunConfig(**config | {"strict": True}), resume=out)
     assert kinds(out) == "WWWx" + "WWW" + "x." + 3 * "xx."
@@ -212,10 +212,10 @@ def test_a_resumed_run_rests_again_before_and_a_finished_one_does_not(
     whole = (out / "windows.jsonl").read_bytes()
     run(settings, resume=out)
     assert (out / "windows.jsonl").read_bytes() == whole
-    (out / "windows.jsonl").write_bytes(b"".join(whole.splitlines(keepends=True)[:-3]))
+    cut(out, -3)
     run(settings, resume=out)
     assert kinds(out) == "IWWW.." + "IWWW..I"
-    (out / "windows.jsonl").write_bytes(b"".join((out / "windows.jsonl").read_bytes().splitlines(keepends=True)[:-1]))
+    cut(out, -1)
     run(settings, resume=out)  # everything is measured but the rest behind it
     assert kinds(out) == "IWWW.." + "IWWW.." + "IWWWI"
 

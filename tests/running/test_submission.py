@@ -20,10 +20,12 @@ import pytest
 
 from harness.errors import StoreError
 from harness.running.reading import read_run
-from harness.running.submission import examine_submission, pack
+from harness.running.submission import Submission, examine_submission, pack
 from harness.store.packed_run import LARGEST_BYTES, RECORDS, unpacked, write_archive
+from harness.store.run_directory import RunDirectory
 from reports.leaderboard.entries import identity
 from reports.leaderboard.redaction import redact_run
+from tests.run_files import unseal
 
 Command = Callable[..., Any]
 
@@ -41,6 +43,7 @@ def finished(request: pytest.FixtureRequest, kept: Path, tmp_path: Path) -> Path
         assert request.getfixturevalue("tiny_run")("--out", tmp_path / "made" / "one").code == 0
         shutil.copytree(tmp_path / "made" / "one", kept)
     shutil.copytree(kept, tmp_path / "one")
+    unseal(tmp_path / "one")  # so that a test can change what it says
     file = tmp_path / "one" / "windows.jsonl"
     calm = [json.loads(line) | {"flags": []} for line in file.read_text().splitlines()]
     file.write_text("".join(json.dumps(line) + "\n" for line in calm))
@@ -79,7 +82,7 @@ def test_a_finished_run_is_packed_and_published(cli: Command, finished: Path, tm
     ran = cli("submit", finished)
     assert ran.code == 0, ran
     assert "✗" not in ran.out
-    assert ran.out.count("✓") == 8
+    assert ran.out.count("✓") == 9
     archive = tmp_path / "one.tar.gz"
     assert cli("leaderboard", archive, "--out", tmp_path / "packed").code == 0
     assert cli("leaderboard", finished, "--out", tmp_path / "plain").code == 0
@@ -99,7 +102,7 @@ def test_what_cannot_be_published_is_refused_with_every_remedy(cli: Command, fin
     assert "rows[0].metrics.latency_p50_s.value is 0.001 there" in ran.out
     assert "harness report" in ran.out
     assert "--strict" in ran.out
-    assert "2 of 8 checks failed" in ran.err
+    assert "2 of 9 checks failed" in ran.err
     assert not list(tmp_path.glob("*.tar.gz"))
 
 
@@ -187,6 +190,24 @@ def test_the_packed_copy_is_clean_complete_and_hashed(finished: Path, tmp_path: 
     assert identity(run) == identity(original)
     assert run.summary == original.summary
     assert (finished / "manifest.json").read_bytes() == before
+
+
+def test_a_packed_run_is_bound_together_anew(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """Without its private paths it is other bytes of the same run."""
+    assert request.getfixturevalue("tiny_run")("--out", tmp_path / "sealed").code == 0
+    submission = examine_submission(tmp_path / "sealed")
+    assert submission.redacted.places
+    archive = pack(Submission(submission.redacted, ()), tmp_path / "sealed.tar.gz")  # however busy this machine was
+    with (
+        unpacked(archive) as directory,
+        RunDirectory.read(directory) as packed,
+        RunDirectory.read(tmp_path / "sealed") as original,
+    ):
+        assert packed.manifest.run == original.manifest.run != ""
+        assert packed.seal != original.seal
+        summary = packed.read_summary()
+        assert summary is not None
+        assert summary.records == packed.seal
 
 
 def rewrite(archive: Path, change: Callable[[list[tuple[tarfile.TarInfo, bytes]]], None]) -> Path:
@@ -307,7 +328,9 @@ def test_the_limit_counts_all_files_together(finished: Path, tmp_path: Path, mon
         pass
 
 
-@pytest.mark.parametrize("content", [b"", b"no archive", gzip.compress(b"no tar" * 1000)])
+@pytest.mark.parametrize(
+    "content", [b"", b"no archive", gzip.compress(b"no tar" * 1000, mtime=0)], ids=["empty", "text", "no tar"]
+)
 def test_a_damaged_archive_is_one_line(cli: Command, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.tar.gz").write_bytes(content)
     ran = cli("leaderboard", tmp_path / "x.tar.gz", "--out", tmp_path / "site")

@@ -1,0 +1,34 @@
+"""Run directories as tests change them: cut as an earlier kill leaves them, or without seals, as older ones are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from harness.store.committed import sealed_records
+from harness.store.run_directory import RunDirectory
+
+__all__ = ["cut", "unseal"]
+
+
+def cut(run: Path, windows: int) -> None:
+    """Leave so many windows, and their samples, of a run; fewer than none are counted from the end."""
+    lines = (run / "windows.jsonl").read_bytes().splitlines(keepends=True)[:windows]
+    samples = (run / "samples.jsonl").read_bytes().splitlines(keepends=True)
+    (run / "windows.jsonl").write_bytes(b"".join(lines))
+    (run / "samples.jsonl").write_bytes(b"".join(samples[: sum(json.loads(line)["samples"] for line in lines)]))
+
+
+def unseal(run: Path) -> None:
+    """Make a run one of before there were seals, whose files may then be edited."""
+    with RunDirectory.read(run) as store:
+        older = store.manifest.model_copy(update={"run": ""})
+        files = sealed_records(older, list(store.windows()), list(store.samples())).files
+    for name, content in files.items():
+        (run / name).write_bytes(content)
+    summary = run / "summary.json"
+    if summary.exists():
+        document = json.loads(summary.read_bytes())
+        summary.write_text(
+            json.dumps({key: value for key, value in document.items() if key != "sha256"} | {"records": ""})
+        )

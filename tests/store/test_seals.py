@@ -1,0 +1,217 @@
+"""The files of a run are bound together: whatever is changed, lost or exchanged in them is refused, never reported."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from harness.errors import StoreError
+from harness.store.committed import sealed_records
+from harness.store.run_directory import RunDirectory
+from tests.store.test_run_directory import make_manifest, make_window, run_of
+
+FILES = ("manifest.json", "windows.jsonl", "samples.jsonl")
+
+
+def lines_of(file: Path) -> list[bytes]:
+    return file.read_bytes().splitlines(keepends=True)
+
+
+def refusal(path: Path) -> str:
+    """What a reader says, and the same of a resume, which leaves the files as they are."""
+    before = {entry.name: entry.read_bytes() for entry in path.iterdir()}
+    with pytest.raises(StoreError) as read:
+        RunDirectory.read(path)
+    with pytest.raises(StoreError):
+        RunDirectory.resume(path, make_manifest())
+    assert {entry.name: entry.read_bytes() for entry in path.iterdir()} == before
+    assert "\n" not in str(read.value)
+    return str(read.value)
+
+
+@pytest.fixture
+def two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """Two runs of the same configuration, three windows each, equal but for what binds their files."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    run_of(tmp_path / "one", 3)
+    run_of(tmp_path / "two", 3)
+    return tmp_path / "one", tmp_path / "two"
+
+
+def ids(*paths: Path) -> list[str]:
+    return [RunDirectory.read(path).manifest.run for path in paths]
+
+
+def test_every_changed_byte_is_noticed(two: tuple[Path, Path]) -> None:
+    path, _ = two
+    for name in FILES:
+        whole = (path / name).read_bytes()
+        for place in range(0, len(whole), 5):
+            for changed in {whole[place] ^ 1, ord("1") if chr(whole[place]).isdigit() else ord(" ")} - {whole[place]}:
+                (path / name).write_bytes(whole[:place] + bytes([changed]) + whole[place + 1 :])
+                with pytest.raises(StoreError):
+                    RunDirectory.read(path)
+        (path / name).write_bytes(whole)
+    assert RunDirectory.read(path).next_window == 3
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_of_another_run_is_refused_with_both_runs_named(two: tuple[Path, Path], name: str) -> None:
+    one, other = two
+    first, second = ids(one, other)
+    assert first != second
+    shutil.copy(other / name, one / name)
+    message = refusal(one)
+    assert f"run {first}" in message
+    assert f"run {second}" in message
+    assert "two runs are mixed" in message
+
+
+def test_all_files_of_another_run_are_that_run(two: tuple[Path, Path]) -> None:
+    one, other = two
+    for name in FILES:
+        shutil.copy(other / name, one / name)
+    assert len(set(ids(one, other))) == 1
+
+
+@pytest.mark.parametrize("gone", [lambda file: file.unlink(), lambda file: file.write_bytes(b"")])
+def test_samples_without_their_windows_are_never_measured_again(
+    two: tuple[Path, Path], gone: Callable[[Path], None]
+) -> None:
+    gone(two[0] / "windows.jsonl")
+    message = refusal(two[0])
+    assert "holds samples of window 1, and windows.jsonl commits only those before 0" in message
+    assert "Restore it from a copy, or start again with another --out" in message
+
+
+def test_a_crash_costs_one_window_and_a_cut_is_no_crash(two: tuple[Path, Path]) -> None:
+    windows = two[0] / "windows.jsonl"
+    kept = lines_of(windows)
+    windows.write_bytes(b"".join(kept[:2]))
+    assert RunDirectory.read(two[0]).next_window == 2
+    windows.write_bytes(b"".join(kept[:1]))
+    assert "was cut or lost" in refusal(two[0])
+
+
+def test_a_reader_may_be_overtaken_by_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows that are committed between the reading of windows and of samples are no excess."""
+    from harness.store import committed
+
+    with RunDirectory.create(tmp_path, make_manifest()) as run:
+        run.commit(*make_window(0))
+        read_windows = committed._read_windows
+
+        def overtaken(*args: object) -> object:
+            found = read_windows(*args)  # type: ignore[arg-type]
+            for number in (1, 2, 3):
+                run.commit(*make_window(number))
+            return found
+
+        monkeypatch.setattr(committed, "_read_windows", overtaken)
+        assert RunDirectory.read(tmp_path).next_window == 1
+
+
+@pytest.mark.parametrize("name", ["windows.jsonl", "samples.jsonl"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda lines: [lines[1], lines[0], *lines[2:]],
+        lambda lines: [lines[0], lines[0], *lines[1:]],
+        lambda lines: [*lines[:1], *lines[2:]],
+        lambda lines: [line.replace(b'"tokens":6', b'"tokens":7').replace(b"[1,2,3]", b"[1,2,4]") for line in lines],
+        lambda lines: [b" " + line for line in lines],
+        lambda lines: [json.dumps(json.loads(line)).encode() + b"\n" for line in lines],
+    ],
+)
+def test_lines_stand_as_they_were_written(
+    two: tuple[Path, Path], name: str, change: Callable[[list[bytes]], list[bytes]]
+) -> None:
+    file = two[0] / name
+    file.write_bytes(b"".join(change(lines_of(file))))
+    refusal(two[0])
+
+
+def test_records_that_were_changed_on_purpose_are_sealed_anew(two: tuple[Path, Path]) -> None:
+    path, _ = two
+    with RunDirectory.read(path) as run:
+        manifest, windows = run.manifest, list(run.windows())
+        samples = [sample.model_copy(update={"text": "changed"}) for sample in run.samples()]
+    sealed = sealed_records(manifest, windows, samples)
+    for name, content in sealed.files.items():
+        (path / name).write_bytes(content)
+    run = RunDirectory.read(path)
+    assert (run.seal, {sample.text for sample in run.samples()}) == (sealed.seal, {"changed"})
+
+
+def unsealed(path: Path) -> None:
+    """What the harness wrote before there were seals."""
+    with RunDirectory.read(path) as run:
+        old = run.manifest.model_copy(update={"run": ""})
+        files = sealed_records(old, list(run.windows()), list(run.samples())).files
+    for name, content in files.items():
+        assert b"sha256" not in content.replace(b"weights_sha256", b"")
+        (path / name).write_bytes(content)
+
+
+def test_runs_of_before_there_were_seals_are_read_and_continued(two: tuple[Path, Path]) -> None:
+    unsealed(two[0])
+    with RunDirectory.resume(two[0], make_manifest()) as run:
+        assert (run.next_window, run.manifest.run, run.seal) == (3, "", "")
+        run.commit(*make_window(3))
+    assert RunDirectory.read(two[0]).next_window == 4
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_an_older_file_beside_a_newer_one_is_refused(two: tuple[Path, Path], name: str) -> None:
+    one, other = two
+    unsealed(other)
+    shutil.copy(other / name, one / name)
+    assert "a run of before runs had ids" in refusal(one)
+
+
+def test_an_older_run_beside_a_foreign_manifest_is_refused_where_names_tell(two: tuple[Path, Path]) -> None:
+    unsealed(two[0])
+    manifest = json.loads((two[0] / "manifest.json").read_bytes())
+    manifest["operating_points"][0]["name"] = "fixed:layer=2"
+    (two[0] / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(StoreError, match=r"line 1 is of full on py150, which the run in manifest\.json does not have"):
+        RunDirectory.read(two[0])
+
+
+def test_other_prompts_are_another_run(tmp_path: Path) -> None:
+    tasks = make_manifest().tasks
+    said = tuple(task.model_copy(update={"prompts": "ab" * 32}) for task in tasks)
+    other = tuple(task.model_copy(update={"prompts": "cd" * 32}) for task in tasks)
+    RunDirectory.create(tmp_path / "run", make_manifest(tasks=said)).close()
+    with pytest.raises(StoreError, match=r"tasks\[0\]\.prompts was \"abab"):
+        RunDirectory.resume(tmp_path / "run", make_manifest(tasks=other))
+    RunDirectory.create(tmp_path / "old", make_manifest(tasks=tasks)).close()
+    RunDirectory.resume(tmp_path / "old", make_manifest(tasks=other)).close()
+
+
+@pytest.mark.parametrize("name", [*FILES, ".lock"])
+def test_a_pipe_in_place_of_a_file_is_refused_at_once(two: tuple[Path, Path], name: str) -> None:
+    path = two[0]
+    (path / name).unlink()
+    os.mkfifo(path / name)
+    for open_run in (RunDirectory.read, lambda path: RunDirectory.resume(path, make_manifest())):
+        if name == ".lock" and open_run == RunDirectory.read:
+            continue  # readers do not need it
+        with pytest.raises(StoreError, match="named pipe"):
+            open_run(path)
+
+
+def test_a_line_without_end_is_refused_before_memory_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from harness.store import record_files
+
+    monkeypatch.setattr(record_files, "LONGEST_LINE_BYTES", 1 << 16)
+    run_of(tmp_path, 1)
+    with (tmp_path / "windows.jsonl").open("ab") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(StoreError, match="a line has more than"):
+        RunDirectory.read(tmp_path)
