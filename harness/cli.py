@@ -15,16 +15,18 @@ if __name__ == "__main__" and not sys.flags.safe_path and os.path.join(sys.path[
     del sys.path[0]  # `python -m` puts the working directory there, where a user's `tasks.py` would pass for ours
 
 import errno
-import traceback
+import logging
+import warnings
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint
 from typing import Annotated, Any
 
 import typer
 
-from harness.commands.console import refuse
+from harness.appearance.visible_text import visible
+from harness.commands.console import OneLine, print_defect, refuse, stderr
 from harness.commands.lazy import SETTINGS, LazyGroup
-from harness.errors import HarnessError
+from harness.errors import ConfigError, HarnessError
 from harness.registry import summary
 
 __all__ = ["app", "main"]
@@ -33,6 +35,8 @@ READER_GONE, DEFECT = 141, 70
 
 # Base of the parser's complaints. typer exports this one of them, whichever click it is built on.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+_formatwarning = warnings.formatwarning
 
 COMMANDS = {
     name: EntryPoint(name, f"harness.commands.{module}", "harness.commands")
@@ -92,9 +96,17 @@ def _options(
     pass
 
 
+def _visible_warning(*parts: Any, **settings: Any) -> str:
+    return visible(_formatwarning(*parts, **settings))
+
+
 def main() -> None:
     """Run the command and turn refusals into one line, the commands that cure them, and an exit code."""
+    logging.lastResort = OneLine(stderr, logging.WARNING)  # for commands that draw no progress bar
+    warnings.formatwarning = _visible_warning
     try:
+        if any("\0" in argument for argument in sys.argv):
+            raise ConfigError("an argument holds a NUL character, which no name and no path can have. Omit it.")
         code = app(args=sys.argv[1:] or ["--help"], prog_name="harness", standalone_mode=False)
     except HarnessError as error:
         refuse(error.message, error.commands)
@@ -116,7 +128,7 @@ def main() -> None:
         refuse(f"cannot use{where}: {error.strerror or error}. Make room, or give a path that can be used.")
         sys.exit(HarnessError.exit_code)
     except Exception:  # a defect keeps its traceback and gets a code of its own: 1 would say that a condition holds
-        traceback.print_exc()
+        print_defect()
         refuse("this is a defect of the harness, not of your input: please report it with the lines above")
         sys.exit(DEFECT)
     sys.exit(code if isinstance(code, int) else 0)

@@ -16,7 +16,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from harness.appearance.visible_text import escape_json
 from harness.errors import ConfigError, StoreError
+from harness.host.foreign_files import NotRegularError, open_regular
 from harness.records.calibration import Calibration
 from reports.figures.catalogue import Catalogue, Page, catalogue, pages
 from reports.figures.figure import Figure, save_figures
@@ -24,11 +26,10 @@ from reports.files import write_files
 from reports.identity import identity
 from reports.published.section import reference_markdown
 from reports.recorded import RecordedRun
-from reports.tables.attribution_table import TextTable
-from reports.tables.export import markdown_legend, markdown_results, runs_to_csv
+from reports.tables.export import markdown_legend, markdown_results, markdown_table, runs_to_csv
 from reports.tables.hypervolume_table import NOTE, hypervolume_tables
 from reports.tables.latex import FIRST_LINE, to_latex
-from reports.tables.markdown import escape_markdown, markdown_code, markdown_row
+from reports.tables.markdown import escape_markdown, markdown_row
 from reports.training.logs import TrainingLogs
 
 __all__ = ["FIGURES", "MOST_RUNS_DRAWN", "Collection", "check_folder", "write_collection"]
@@ -120,9 +121,12 @@ def _foreign(out: Path) -> Path | None:
         if (out / name).is_dir():
             return out / name
         if (out / name).exists():
-            with (out / name).open("rb") as file:
-                if file.read(len(head.encode())) != head.encode():
-                    return out / name
+            try:
+                with open_regular(out / name) as file:
+                    if file.read(len(head.encode())) != head.encode():
+                        return out / name
+            except NotRegularError:
+                return out / name
             marked = True
     others = [out / "summary.csv", out / "summary.json", out / FIGURES, *sorted(out.glob("completions-*.html"))]
     return None if marked else next((path for path in others if path.exists()), None)
@@ -163,7 +167,7 @@ def write_collection(
     texts = {
         "tables.tex": to_latex(collection.named),
         "summary.csv": runs_to_csv((name, run.summary) for name, run in collection.named),
-        "summary.json": json.dumps(collection.as_json(), indent=2) + "\n",
+        "summary.json": escape_json(json.dumps(collection.as_json(), indent=2)) + "\n",
     }
     written = list(write_files(out, texts | {page.name: page.content() for page in further}))
     everything = drawn.figures
@@ -187,17 +191,17 @@ def _markdown(collection: Collection, drawn: Catalogue, further: Sequence[Page],
         yield from ("", "## Runs side by side")
         yield from _figures(drawn.of_all, drawn.absent_of_all)
     for place, (name, run) in enumerate(collection.named):
-        yield from ("", f"## Run {_line(name)}")
+        yield from ("", f"## Run {escape_markdown(name)}")
         if run.state:
-            yield from ("", f"**Not complete:** {_line(run.state)}.")
+            yield from ("", f"**Not complete:** {escape_markdown(run.state)}.")
         yield from markdown_results(run.summary, 3)
         for task, table in hypervolume_tables(run):
-            yield from _text_table(f"{task}: {table.title}", table)
-            yield from ("", NOTE)
+            title = escape_markdown(f"{task}: {table.title}")
+            yield from ("", f"**{title}**", "", *markdown_table(table), "", NOTE)
         if drawn.of_one:
             yield from _figures(drawn.of_one[place], drawn.absent_of_one[place])
         if run.summary.notes:
-            yield from ("", "**Notes**", "", *(f"- {_line(note)}" for note in run.summary.notes))
+            yield from ("", "**Notes**", "", *(f"- {escape_markdown(note)}" for note in run.summary.notes))
     if drawn.of_sweeps:
         yield from ("", "## Scores, replayed")
         yield from _figures(drawn.of_sweeps, ())
@@ -226,28 +230,16 @@ def _overview(collection: Collection) -> Iterator[str]:
         points = sum(not point.never_exits for point in run.manifest.operating_points)
         copy = f"a copy of {collection.copies[name]}, not a run of its own" if name in collection.copies else ""
         known = "; ".join(filter(None, (copy, run.state)))
-        yield markdown_row([_line(name), _line(model.name), model.weights, _line(tasks), str(points), _line(known)])
+        yield markdown_row(map(escape_markdown, (name, model.name, model.weights, tasks, str(points), known)))
     if collection.refused:
         yield from ("", f"**Left out, because they could not be read ({len(collection.refused)}):**", "")
-        yield from (f"- {_line(path)}: {_line(why)}" for path, why in collection.refused)
+        yield from (f"- {escape_markdown(path)}: {escape_markdown(why)}" for path, why in collection.refused)
 
 
 def _figures(figures: Sequence[Figure], absent: Sequence[str]) -> Iterator[str]:
     for figure in figures:
-        path = f"{FIGURES}/{figure.name}"
-        yield from ("", f"![{_line(figure.title).replace(']', '&#93;')}]({path}.svg)", "")
-        yield f"**{_line(figure.title)}.** {_line(figure.caption)} [PDF]({path}.pdf) · [PNG]({path}.png)"
-    yield from ("", *(f"- {_line(why[:1].upper() + why[1:].rstrip('.'))}." for why in absent)) if absent else ()
-
-
-def _text_table(title: str, table: TextTable) -> Iterator[str]:
-    yield from ("", f"**{_line(title)}**", "")
-    yield markdown_row(cell.replace("\n", " ") for cell in table.header)
-    yield markdown_row([":--", *("--:" for _ in table.header[1:])])
-    for name, *cells in table.rows:
-        yield markdown_row([markdown_code(name), *cells])
-
-
-def _line(text: str) -> str:
-    """Return Markdown of one line that shows a text as it stands."""
-    return escape_markdown(" ".join(text.split()))
+        path, title = f"{FIGURES}/{figure.name}", escape_markdown(figure.title)
+        yield from ("", f"![{title.replace(']', '&#93;')}]({path}.svg)", "")
+        yield f"**{title}.** {escape_markdown(figure.caption)} [PDF]({path}.pdf) · [PNG]({path}.png)"
+    if absent:
+        yield from ("", *(f"- {escape_markdown(why[:1].upper() + why[1:].rstrip('.'))}." for why in absent))

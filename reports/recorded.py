@@ -7,6 +7,7 @@ from functools import cached_property
 from math import ceil
 from pathlib import Path
 
+from harness.appearance.visible_text import shell_word
 from harness.errors import StoreError
 from harness.records import Manifest, SampleRecord, WindowRecord
 from harness.records.summary import Summary
@@ -73,7 +74,7 @@ class RecordedRun:
     def remedy(self) -> str:
         """Say what to do about a run whose state is not empty."""
         if self.windows_finished < self.windows_expected:
-            return f"Continue it with `harness run --resume {self.directory}`."
+            return f"Continue it with `harness run --resume {shell_word(self.directory)}`."
         return "Nothing is left to resume: start another run when the cause is gone."
 
     @property

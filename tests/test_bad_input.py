@@ -84,6 +84,11 @@ def test_empty_names(refused: Refused, arguments: list[str]) -> None:
         (["--tdp-w", "-5"], "tdp_w = -5"),
         (["--idle-s", "-1"], "idle_s = -1"),
         (["--idle-s", "nan"], "idle_s = nan"),
+        (["--arrival-rate", "0"], "arrival_rate = 0"),
+        (["--arrival-rate", "1e-300"], "arrival_rate = 1e-300"),  # the next request would come after the universe
+        (["--arrival-rate", "nan"], "arrival_rate = nan"),
+        (["--limit", "1" * 400], "limit = 1111"),
+        (["--block-size", "1" * 400], "block_size = 1111"),
         (["--strategy", "confidence:threshold=1.5"], "confidence:threshold=1.5"),
         (["--strategy", "confidence:threshold=nan"], "confidence:threshold=nan"),
         (["--strategy", "confidence:threshold=high"], "confidence:threshold=high"),
@@ -97,6 +102,29 @@ def test_out_of_range(refused: Refused, arguments: list[str], named: str) -> Non
 @pytest.mark.parametrize("text", ["", " ", ":", "confidence:threshold", "confidence:=1", "confidence:,"])
 def test_a_strategy_that_cannot_be_read(refused: Refused, text: str) -> None:
     refused("--strategy", text)
+
+
+@pytest.mark.parametrize("flag", ["--out", "--model", "--artefacts", "--source", "--task", "--strategy", "--energy"])
+def test_a_name_that_is_no_text(refused: Refused, flag: str) -> None:
+    assert r"\udcff" in refused(flag, "caf\udcff")  # how a byte arrives that is not UTF-8
+    assert "NUL" in refused(flag, "a\0b")
+
+
+@pytest.mark.parametrize("name", ["out", "model", "artefacts", "source", "tasks", "strategies"])
+def test_a_file_of_settings_cannot_bring_a_nul_either(cli: Command, tmp_path: Path, name: str) -> None:
+    value = '["a\\u0000b"]' if name in ("tasks", "strategies") else '"a\\u0000b"'
+    (tmp_path / "run.toml").write_text(f"{name} = {value}\n")
+    assert "NUL" in cli("run", "--config", "run.toml").error
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["report", "a\0b"], ["compare", "a\0b", "c"], ["leaderboard", "a", "--out", "a\0b"], ["submit", "a\0b"],
+     ["run", "--resume", "a\0b"], ["serve", "--api-key-file", "a\0b"], ["sweep", "--replay", "a\0b"]],
+    ids=lambda arguments: arguments[0],
+)  # fmt: skip
+def test_no_command_opens_a_path_with_a_nul(cli: Command, arguments: list[str]) -> None:
+    assert "NUL" in cli(*arguments).error
 
 
 def test_a_strategy_with_line_breaks_and_markup_stays_one_line(refused: Refused) -> None:
@@ -330,8 +358,10 @@ def test_no_sensor_for_rapl(refused: Refused, monkeypatch: pytest.MonkeyPatch, t
 @pytest.mark.parametrize(
     ("content", "named"),
     [
-        (b"limit = = 3", "not valid TOML"),
-        (b"model = '\xff'", "not valid TOML"),
+        (b"limit = = 3", "it is not TOML ("),
+        (b"model = '\xff'", "it is not UTF-8 (byte 9)"),
+        (b"a = " + b"[" * 20_000, "it is nested deeper than 100"),
+        (b"limit = 1e999", "it holds a number that is no finite double"),
         (b"limt = 3", "Did you mean 'limit'?"),
         (b"strategy = ['full']", "Did you mean 'strategies'?"),
         (b"[run]\nlimit = 3", "'run'"),
@@ -340,6 +370,7 @@ def test_no_sensor_for_rapl(refused: Refused, monkeypatch: pytest.MonkeyPatch, t
         (b"tasks = []", "tasks"),
         (b"batch_size = 0", "batch_size = 0"),
     ],
+    ids=lambda value: repr(value)[:30],
 )
 def test_a_configuration_file(cli: Command, tmp_path: Path, content: bytes, named: str) -> None:
     (tmp_path / "run.toml").write_bytes(content)
@@ -349,7 +380,7 @@ def test_a_configuration_file(cli: Command, tmp_path: Path, content: bytes, name
 
 def test_a_configuration_file_that_is_not_there(cli: Command) -> None:
     assert "nowhere.toml" in cli("run", "--config", "nowhere.toml").error
-    assert "directory" in cli("run", "--config", ".").error
+    assert "it is a folder, not a file" in cli("run", "--config", ".").error
 
 
 # ----------------------------------------------------------------------------- run directory

@@ -48,7 +48,7 @@ def test_help_of_run_names_every_option_of_the_issue(cli: Command, monkeypatch: 
     said = cli("run", "--help").out
     for default in ("smollm2-135m", "py150", "green-code", "embedded", "auto", "float32", "paper"):
         assert f"Default: {default}." in said
-    assert f"Default: {RunConfig().limit} (≥ 0)." in said
+    assert f"Default: {RunConfig().limit} (≥ 0, ≤ 1000000000)." in said
     options = (
         "config strategy model task protocol source limit kv batch-size dtype device threads weights energy repeats"
     )
@@ -194,7 +194,7 @@ def test_a_log_file_gets_a_line_per_stage_and_tenth() -> None:
         "200 windows into runs/[b]old[/b], 60 kept",
         *(f"{count} of 200 windows" for count in range(80, 201, 20)),
         "scoring …",
-        "Stopped; every finished window is kept. Continue with `harness run --resume runs/[b]old[/b]`.",
+        "Stopped; every finished window is kept. Continue with `harness run --resume 'runs/[b]old[/b]'`.",
     ]
 
 
@@ -250,8 +250,10 @@ def test_a_run_says_nothing_but_its_stages(
     assert len(warnings) == 2  # one per task
     assert f"py150: row {len(documents) + 1}: is not JSON" in warnings[0]
     others = [line for line in said[1:] if not line.startswith("warning: ") and "of 32 windows" not in line]
+    checked = next(line for line in others if line.startswith(f"preparing {tiny_llama.name}, its weights checked in "))
     assert others == [
         f"loading {tiny_llama.name} …",
+        checked,
         "warming up …",
         "32 windows into out",
         "scoring …",

@@ -13,8 +13,7 @@ from harness.registry import REGISTRIES
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from rich.console import Console
-
+    from harness.appearance.terminal import Console
     from harness.contracts import Metric, Score
 
 __all__ = ["list_", "show"]
@@ -37,7 +36,7 @@ def list_(
         table.add_column("what it is", overflow="fold")
         table.add_column("from", style="dim", overflow="fold")
         for entry in REGISTRIES[noun].entries():
-            table.add_row(entry.name, escape(entry.summary), entry.distribution)
+            table.add_row(*map(escape, (entry.name, entry.summary, entry.distribution)))
         console.print(table)
         console.print()
 
@@ -57,7 +56,8 @@ def _show_entry(noun: str, name: str) -> None:
 
     registry = REGISTRIES[noun]
     entry, console = registry.entry(name), stdout()
-    console.print(f"[bold cyan]{name}[/] [dim]({registry.noun} from {entry.distribution}, {entry.target})[/]")
+    origin = escape(f"({registry.noun} from {entry.distribution}, {entry.target})")
+    console.print(f"[bold cyan]{escape(name)}[/] [dim]{origin}[/]")
     thing = registry.load(name)
     if isinstance(thing, type):
         console.print(escape(inspect.getdoc(thing) or ""), highlight=False)
@@ -69,14 +69,14 @@ def _show_entry(noun: str, name: str) -> None:
     if noun == "scores":
         _show_facts(console, _score_facts(thing()))
     if noun == "recipes":
-        console.print(f"\n[dim]harness train {name} --help[/] lists its options.", highlight=False)
+        console.print(f"\n[dim]harness train {escape(name)} --help[/] lists its options.", highlight=False)
     console.print()
 
 
 def _show_facts(console: Console, facts: Mapping[str, Any]) -> None:
     for fact, value in facts.items():
         if value:
-            console.print(f"  [dim]{fact}[/] {escape(str(value))}", highlight=False)
+            console.print(f"  [dim]{escape(fact)}[/] {escape(value)}", highlight=False)
 
 
 def _fields(thing: Any) -> dict[str, Any]:
@@ -132,9 +132,9 @@ def _show_options(console: Console, name: str) -> None:
     for column in ("option", "type", "range", "default", "meaning"):
         table.add_column(column, style="cyan" if column == "option" else "", overflow="fold")
     for fact in facts:
-        default = "" if fact.default is None else escape(str(fact.default))
-        table.add_row(fact.name, fact.kind, fact.limits, default, escape(fact.description))
+        default = "" if fact.default is None else fact.default
+        table.add_row(*map(escape, (fact.name, fact.kind, fact.limits, default, fact.description)))
     console.print()
     console.print(table)
     example = "" if facts[0].default is None else f":{facts[0].name}={facts[0].default}"
-    console.print(f"\n[dim]harness run --strategy {name}{example}[/]")
+    console.print(f"\n[dim]harness run --strategy {escape(name + example)}[/]")

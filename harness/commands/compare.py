@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.commands.console import escape, stderr, stdout
+from harness.commands.console import stderr, stdout, tell, write_json
 from harness.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def compare(
     if markdown is not None:
         write_files(markdown.parent, {markdown.name: comparison_markdown(found, judged)})
     if as_json:
-        print(json.dumps(comparison_document(found, judged), indent=2, ensure_ascii=False))
+        write_json(json.dumps(comparison_document(found, judged), indent=2, ensure_ascii=False))
     else:
         stdout().print(render_comparison(found, details=details))
     code = _say(judged)
@@ -83,9 +83,10 @@ def _say(judged: Sequence[Judgement]) -> int:
     from reports.comparing.conditions import grouped
 
     console = stderr()
-    styles = {"holds": "[bold red]failed:[/]", "perhaps": "[yellow]warning:[/]", "unknown": "[bold red]error:[/]"}
+    marks = {"holds": ("failed", "bold red"), "perhaps": ("warning", "yellow"), "unknown": ("error", "bold red")}
     for line, one in grouped(judged):
         if one.outcome != "passed":
-            console.print(f"{styles[one.outcome]} {escape(line)}", highlight=False, soft_wrap=True)
+            mark, style = marks[one.outcome]
+            tell(console, mark, line, style)
     outcomes = {one.outcome for one in judged}
     return HOLDS if "holds" in outcomes else UNKNOWN if "unknown" in outcomes else 0

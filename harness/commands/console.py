@@ -1,37 +1,67 @@
-"""Where commands speak: results on stdout, progress, warnings and refusals on stderr."""
+"""Where commands speak: results on stdout, progress, warnings and refusals on stderr.
+
+Whatever is said here is visible text (:mod:`harness.appearance.visible_text`), whoever wrote it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+import sys
+import traceback
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from rich.console import Console
+from harness.appearance.visible_text import escape_json, one_line, visible
 
+if TYPE_CHECKING:
+    from harness.appearance.terminal import Console
     from harness.commands.progress import TrainingProgress
 
-__all__ = ["escape", "log_to", "refuse", "say", "show_progress", "stderr", "stdout"]
+__all__ = [
+    "OneLine",
+    "escape",
+    "log_to",
+    "print_defect",
+    "refuse",
+    "say",
+    "show_progress",
+    "stderr",
+    "stdout",
+    "tell",
+    "write",
+    "write_json",
+]
 
 
 def stdout() -> Console:
     """Return the console of results."""
-    from rich.console import Console
+    from harness.appearance.terminal import Console
 
-    return Console(emoji=False)
+    return Console()
 
 
 def stderr() -> Console:
     """Return the console of everything else."""
-    from rich.console import Console
+    from harness.appearance.terminal import Console
 
-    return Console(stderr=True, emoji=False)
+    return Console(stderr=True)
 
 
-def escape(text: str) -> str:
-    """Return a text that rich prints as it stands."""
-    from rich.markup import escape as escaped
+def escape(text: object) -> str:
+    """Return a text, or what stands for something as text, that rich prints as it stands."""
+    from harness.appearance.terminal import escape as escaped
 
     return escaped(text)
+
+
+def write(text: str, end: str = "\n") -> None:
+    """Print a document to stdout, its lines as wide as they are."""
+    print(visible(text), end=end)
+
+
+def write_json(text: str) -> None:
+    """Print a JSON document to stdout."""
+    write(escape_json(text))
 
 
 def refuse(message: str, commands: Iterable[str] = ()) -> None:
@@ -42,14 +72,26 @@ def refuse(message: str, commands: Iterable[str] = ()) -> None:
         commands: the cure, each printed on a line of its own that a shell takes as it stands.
     """
     console = stderr()
-    console.print(f"[bold red]error:[/] {escape(' '.join(message.split()))}", highlight=False, soft_wrap=True)
+    tell(console, "error", message, "bold red")
     for command in commands:
         console.print(f"  {escape(command)}", highlight=False, soft_wrap=True)
 
 
+def tell(console: Console, mark: str, text: str, style: str = "yellow") -> None:
+    """Print one line that a mark begins, whatever the text holds.
+
+    Args:
+        console: where.
+        mark: what kind of line it is, as ``warning``.
+        text: what it says.
+        style: of the mark.
+    """
+    console.print(f"[{style}]{escape(one_line(mark))}:[/] {escape(one_line(text))}", highlight=False, soft_wrap=True)
+
+
 def say(text: str) -> None:
     """Tell the user something that is no result."""
-    stderr().print(f"[dim]{escape(text)}[/]", soft_wrap=True)
+    stderr().print(f"[dim]{escape(one_line(text))}[/]", soft_wrap=True)
 
 
 def show_progress() -> TrainingProgress:
@@ -59,17 +101,35 @@ def show_progress() -> TrainingProgress:
     return TrainingProgress(stderr())
 
 
+class OneLine(logging.Handler):
+    """Prints each record of a log as a line, its traceback below.
+
+    Args:
+        console: returns where.
+        level: of the least important records that are printed.
+    """
+
+    def __init__(self, console: Callable[[], Console], level: int = logging.NOTSET) -> None:
+        super().__init__(level)
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a record."""
+        console = self._console()
+        message = " ".join(visible(record.getMessage()).splitlines())  # spaces stay: it may be a prompt
+        console.print(
+            f"[yellow]{escape(record.levelname.lower())}:[/] {escape(message)}", highlight=False, soft_wrap=True
+        )
+        if record.exc_info:
+            lines = "".join(traceback.format_exception(*record.exc_info))
+            console.print(escape(lines), highlight=False, soft_wrap=True)
+
+
 def log_to(console: Console) -> None:
     """Send warnings to the console that draws the progress bar, so that neither overwrites the other."""
-    import logging
-    import traceback
+    logging.basicConfig(level=logging.WARNING, handlers=[OneLine(lambda: console)])
 
-    class OneLine(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            message = escape(" ".join(record.getMessage().splitlines()))
-            console.print(f"[yellow]{record.levelname.lower()}:[/] {message}", highlight=False, soft_wrap=True)
-            if record.exc_info:
-                lines = "".join(traceback.format_exception(*record.exc_info))
-                console.print(escape(lines), highlight=False, soft_wrap=True)
 
-    logging.basicConfig(level=logging.WARNING, handlers=[OneLine()])
+def print_defect() -> None:
+    """Print the traceback of the exception that is being handled."""
+    print(visible(traceback.format_exc()), file=sys.stderr, end="")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness.commands.console import stderr
+from harness.commands.console import stderr, stdout, write_json
 from harness.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def _examine(config: RunConfig, *, as_json: bool) -> None:
             "environment": surroundings,
             "verdicts": [dataclasses.asdict(verdict) for verdict in verdicts],
         }
-        print(json.dumps(found, indent=2))
+        write_json(json.dumps(found, indent=2))
     else:
         _print(render_examination(line, facts, verdicts))
 
@@ -139,7 +139,7 @@ def _compare(config: RunConfig, pairs: int, windows: int, simulated: int, *, as_
             "real": dataclasses.asdict(real) | {"verdict": real_verdict(real)},
             "simulated": [dataclasses.asdict(one) | {"verdict": simulated_verdict(one)} for one in synthetic],
         }
-        print(json.dumps(found, indent=2))
+        write_json(json.dumps(found, indent=2))
     else:
         _print("")
         _print(render_simulated(synthetic))
@@ -165,10 +165,8 @@ def _meter(config: RunConfig, device: str) -> tuple[str, str, bool]:
 
 
 def _print(what: RenderableType) -> None:
-    from rich.console import Console
-
-    console = Console(emoji=False, highlight=False)
-    console.print(what, width=min(WIDTH, console.width))
+    console = stdout()
+    console.print(what, width=min(WIDTH, console.width), highlight=False)
 
 
 def _progress() -> TrainingProgress:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from harness.appearance.visible_text import one_line
 from harness.commands.console import escape, stderr, stdout
 from harness.commands.refusals import tell_refused
 from harness.errors import HarnessError, StoreError
@@ -60,7 +61,7 @@ def leaderboard(
         f"{len(refused)} left out" if refused else "",
     ]
     text = f"{', '.join(filter(None, parts))}. Open {out / 'index.html'} in a browser, or publish the folder as it is."
-    stdout().print(escape(text), highlight=False, soft_wrap=True)
+    stdout().print(escape(one_line(text)), highlight=False, soft_wrap=True)
 
 
 def _sources(paths: Iterable[Path]) -> list[Path]:
@@ -101,7 +102,7 @@ def _add_all(site: Site, sources: list[Path], *, stored: bool) -> tuple[Refused,
                 if reasons:
                     marked.append((source, reasons))
             except HarnessError as error:
-                refused.append((source, " ".join(str(error).split())))
+                refused.append((source, one_line(str(error))))
             except DAMAGE as error:  # met by one run of many: the others are published, and it is named
                 what = shorten(f"{type(error).__name__}: {error}", 200, placeholder=" …")
                 reason = f"{source} cannot be understood ({what}); leave it out, and report it as a defect"

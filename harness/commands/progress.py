@@ -7,8 +7,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -20,6 +18,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from harness.appearance.terminal import Console, escape
+from harness.appearance.visible_text import one_line, shell_word
 from harness.records import WindowRecord
 
 __all__ = ["RunProgress", "TrainingProgress"]
@@ -64,13 +64,13 @@ class RunProgress:
     def stage(self, text: str) -> None:
         """Name the slow thing that begins."""
         if not self._console.is_terminal:
-            self._console.print(f"{escape(text)} …", highlight=False, soft_wrap=True)
+            self._console.print(f"{escape(one_line(text))} …", highlight=False, soft_wrap=True)
             return
         self._stop()
         self._stages.start()
         for task in self._stages.task_ids:
             self._stages.remove_task(task)
-        self._stages.add_task(f"{escape(text)} …", total=None)
+        self._stages.add_task(f"{escape(one_line(text))} …", total=None)
         self._stages.refresh()
 
     def begin(self, total: int, done: int, directory: Path) -> None:
@@ -78,7 +78,9 @@ class RunProgress:
         self._stop()
         if self._task is None:  # a repeat begins where the one before ended
             kept = f", {done} kept" if done else ""
-            self._console.print(f"[dim]{total} windows into {escape(str(directory))}{kept}[/]", soft_wrap=True)
+            self._console.print(
+                f"[dim]{total} windows into {escape(one_line(str(directory)))}{kept}[/]", soft_wrap=True
+            )
             self._task = self._progress.add_task("measuring", total=total, completed=done)
         self._directory = directory
         if self._console.is_terminal:
@@ -90,7 +92,7 @@ class RunProgress:
         if self._task is None:
             return
         label = f"{record.task} {record.operating_point}"
-        self._progress.update(self._task, advance=1, description=escape(label[:44]))
+        self._progress.update(self._task, advance=1, description=escape(one_line(label)[:44]))
         task = self._progress.tasks[-1]
         if self._console.is_terminal:
             self._progress.refresh()
@@ -100,7 +102,8 @@ class RunProgress:
     def interrupted(self) -> None:
         """Say what a stopped run has kept and how it goes on."""
         self._stop()
-        where = f" Continue with `harness run --resume {escape(str(self._directory))}`." if self._directory else ""
+        folder = escape(shell_word(self._directory)) if self._directory else ""
+        where = f" Continue with `harness run --resume {folder}`." if folder else ""
         self._console.print(f"Stopped; every finished window is kept.{where}" if where else "Stopped.", soft_wrap=True)
 
     def _stop(self) -> None:
@@ -134,7 +137,7 @@ class TrainingProgress:
     def stage(self, text: str) -> None:
         """Name the slow thing that begins."""
         self._end()
-        self._console.print(f"{escape(text)} …", highlight=False, soft_wrap=True)
+        self._console.print(f"{escape(one_line(text))} …", highlight=False, soft_wrap=True)
 
     def begin(self, what: str, total: int, done: int = 0) -> None:
         """Start the bar."""
@@ -153,7 +156,7 @@ class TrainingProgress:
             auto_refresh=self._timer,
         )
         self._bar.start()
-        self._task = self._bar.add_task(escape(what), total=total, completed=done, note="")
+        self._task = self._bar.add_task(escape(one_line(what)), total=total, completed=done, note="")
 
     def step(self, done: int, note: str = "") -> None:
         """Advance the bar."""
@@ -161,11 +164,11 @@ class TrainingProgress:
             return
         before = self._bar.tasks[0].completed
         total = self._bar.tasks[0].total or 1
-        self._bar.update(self._task, completed=done, note=escape(note), refresh=not self._timer)
+        self._bar.update(self._task, completed=done, note=escape(one_line(note)), refresh=not self._timer)
         if not self._console.is_terminal and int(20 * done / total) > int(20 * before / total):
             left = (time.monotonic() - self._since) / max(1, done - self._first) * (total - done)
             self._console.print(
-                f"{self._what}: {done} of {total:.0f}, {left / 60:.0f} min left{', ' + note if note else ''}",
+                one_line(f"{self._what}: {done} of {total:.0f}, {left / 60:.0f} min left{', ' + note if note else ''}"),
                 highlight=False, markup=False, soft_wrap=True,
             )  # fmt: skip
 

@@ -90,14 +90,15 @@ def pytest_configure(config: pytest.Config) -> None:
         try:
             run = read_run(Path(directory))
         except HarnessError as error:
-            raise pytest.UsageError(f"--harness-run: {' '.join(str(error).split())}") from None
+            raise pytest.UsageError(f"--harness-run: {_line(str(error))}") from None
         if run.state:
-            raise pytest.UsageError(f"--harness-run {directory}: {' '.join(run.state.split())}. {run.remedy}")
+            raise pytest.UsageError(_line(f"--harness-run {directory}: {run.state}. {run.remedy}"))
         for other in runs:
             both = sorted(_names(run) & _names(other))
             if both:
                 where = f"{other.directory} and {directory}"
-                raise pytest.UsageError(f"--harness-run: {where} both hold {both[0]}. Give each a pytest of its own.")
+                said = f"--harness-run: {where} both hold {both[0]}. Give each a pytest of its own."
+                raise pytest.UsageError(_line(said))
         runs.append(run)
     config.stash[_RUNS] = runs
 
@@ -105,7 +106,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_report_header(config: pytest.Config) -> list[str]:
     """Say what is replayed."""
     return [
-        f"harness run: {run.directory}, measured {run.manifest.created[:16]} UTC on {run.summary.machine}"
+        _line(f"harness run: {run.directory}, measured {run.manifest.created[:16]} UTC on {run.summary.machine}")
         for run in config.stash.get(_RUNS, [])
     ]
 
@@ -147,14 +148,21 @@ def _model(run: RecordedRun) -> str:
     """Model, weights and number format; of a local folder its name alone."""
     model = run.manifest.model
     name = Path(model.name).name if Path(model.name).is_absolute() else model.name
-    return f"{name}-{model.weights}-{model.dtype}"
+    return _line(f"{name}-{model.weights}-{model.dtype}")
 
 
 def _item(run: RecordedRun, cell: Measured) -> str:
     """Task, protocol, how it decoded, operating point; the policy is not told twice where the run compares several."""
     kv, rate = cell.regime.kv, run.manifest.config.get("arrival_rate")
     how = f"{kv}-batch{cell.regime.batch_size}{f'-rate{rate:g}' if rate else ''}"
-    return f"{cell.task.name}-{cell.task.protocol}-{how}[{cell.point.name.removesuffix(f'@{kv}')}]"
+    return _line(f"{cell.task.name}-{cell.task.protocol}-{how}[{cell.point.name.removesuffix(f'@{kv}')}]")
+
+
+def _line(text: str) -> str:
+    """Return a text as one line in which nothing is hidden."""
+    from harness.appearance.visible_text import one_line
+
+    return one_line(text)
 
 
 def _names(run: RecordedRun) -> set[str]:

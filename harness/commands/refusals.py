@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.commands.console import escape
+from harness.appearance.visible_text import one_line
+from harness.commands.console import tell
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from harness.appearance.terminal import Console
 
 __all__ = ["LISTED", "tell_refused"]
 
@@ -26,13 +27,12 @@ def tell_refused(refused: Sequence[tuple[Path, str]], console: Console, mark: st
         console: where to say it.
         mark: what became of them, before each line.
     """
-    for path, reason in refused[:LISTED]:
-        text = reason if str(path) in reason else f"{path}: {reason}"
-        console.print(f"[yellow]{mark}:[/] {escape(text)}", highlight=False, soft_wrap=True)
-    rest = refused[LISTED:]
-    kinds = Counter(reason.replace(str(path), "…") for path, reason in rest)
+    shown = [(one_line(str(path)), one_line(reason)) for path, reason in refused]
+    for path, reason in shown[:LISTED]:
+        tell(console, mark, reason if path in reason else f"{path}: {reason}")
+    kinds = Counter(reason.replace(path, "…") for path, reason in shown[LISTED:])
     for reason, count in kinds.most_common(LISTED):
-        console.print(f"[yellow]{mark}:[/] {count} more: {escape(reason)}", highlight=False, soft_wrap=True)
+        tell(console, mark, f"{count} more: {reason}")
     if len(kinds) > LISTED:
         others = sum(count for _, count in kinds.most_common()[LISTED:])
-        console.print(f"[yellow]{mark}:[/] {others} more for other reasons", soft_wrap=True)
+        tell(console, mark, f"{others} more for other reasons")

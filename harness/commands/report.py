@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.commands.console import escape, stderr, stdout
+from harness.appearance.visible_text import one_line
+from harness.commands.console import escape, stderr, stdout, tell, write_json
 from harness.commands.refusals import tell_refused
 from harness.errors import ConfigError, HarnessError, StoreError
 
@@ -84,10 +85,10 @@ def _each(directories: list[Path], *, as_json: bool, duplicates: bool) -> None:
         except HarnessError as error:
             if len(directories) == 1:
                 raise
-            refused.append((directory, " ".join(str(error).split())))
+            refused.append((directory, one_line(str(error))))
     if as_json and summaries:
         parts = [summary.model_dump(mode="json") for summary, _ in summaries]
-        print(json.dumps(parts if len(directories) > 1 else parts[0], indent=2))
+        write_json(json.dumps(parts if len(directories) > 1 else parts[0], indent=2))
     elif not as_json:
         for summary, _ in summaries:
             stdout().print(render(summary))
@@ -110,7 +111,7 @@ def _together(directories: list[Path], out: Path, figures: bool | None, *, as_js
         tell_refused(refused, console)
         problems = [problem for logs in collection.trainings for problem in logs.problems]
         for problem in problems:
-            console.print(f"[yellow]warning:[/] {escape(problem)}", highlight=False, soft_wrap=True)
+            tell(console, "warning", problem)
         if collection.empty:
             asked = len(refused) + len(collection.trainings)
             raise StoreError(
@@ -118,18 +119,18 @@ def _together(directories: list[Path], out: Path, figures: bool | None, *, as_js
             )
         files = write_collection(collection, out, figures=figures, progress=_steps(progress, "figures drawn"))
     if as_json:
-        print(json.dumps(collection.as_json(), indent=2))
+        write_json(json.dumps(collection.as_json(), indent=2))
         return
     for name, run in collection.named:
         if run.state:
-            console.print(f"[yellow]{escape(name)}:[/] {escape(run.state)}", highlight=False, soft_wrap=True)
+            tell(console, name, run.state)
     if collection.copies:
         copy, original = next(iter(collection.copies.items()))
         text = f"{len(collection.copies)} of {len(collection.runs)} runs are copies of others, as {copy} of {original}"
-        console.print(f"[yellow]warning:[/] {escape(text)}.", highlight=False, soft_wrap=True)
+        tell(console, "warning", f"{text}.")
     drawn = sum(path.suffix == ".svg" for path in files)
     left_out = f", {len(refused)} left out" if refused else ""
-    text = f"{len(collection.runs)} run(s){left_out}, {drawn} figure(s): {escape(str(files[0]))}"
+    text = f"{len(collection.runs)} run(s){left_out}, {drawn} figure(s): {escape(one_line(str(files[0])))}"
     stdout().print(text, soft_wrap=True)
 
 
@@ -151,7 +152,7 @@ def _collected(directories: list[Path], progress: TrainingProgress) -> Collectio
         try:
             calibrations.append(read_calibration(folder))
         except StoreError as error:
-            refused.append((str(folder), " ".join(str(error).split())))
+            refused.append((str(folder), one_line(str(error))))
     trainings = [read_training(folder) for folder in training_folders(runs, given)]
     return Collection(tuple(runs), tuple(refused), tuple(calibrations), tuple(trainings))
 

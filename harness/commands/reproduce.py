@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from pydantic import Field
 
-from harness.commands.console import stderr, stdout
+from harness.appearance.visible_text import one_line
+from harness.commands.console import escape, stderr, stdout, write_json
 from harness.commands.options import configured_by
 from harness.config.model import Configuration, Folder, OperatingPoint, TaskName
 from harness.errors import ConfigError
@@ -138,8 +139,10 @@ def _kv(config: RunConfig, resume: Path | None, *, as_json: bool) -> None:
     if as_json:
         tasks = dict.fromkeys(row.task for row in result.summary.rows)
         rows = {task: [dataclasses.asdict(row) for row in kv_figure(result.summary, task)] for task in tasks}
-        print(json.dumps(rows, indent=2))
+        write_json(json.dumps(rows, indent=2))
         return
     console = stdout()
     console.print(render_kv_figure(result.summary, console.width))
-    console.print(f"[dim]The same as Markdown: {file}; every record beside it.[/]", soft_wrap=True)
+    console.print(
+        f"[dim]The same as Markdown: {escape(one_line(str(file)))}; every record beside it.[/]", soft_wrap=True
+    )

@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from harness.commands.console import escape, log_to, stderr, stdout
+from harness.appearance.visible_text import one_line, shell_word
+from harness.commands.console import escape, log_to, stderr, stdout, write_json
 from harness.commands.progress import RunProgress
 from harness.errors import ConfigError
 from harness.green_code.grid import AGENTS, PAPER_MODELS, STAND_IN, GridSettings, fixed_layers, plan, read_scale
@@ -52,17 +53,19 @@ def grid(given: Mapping[str, Any], scale: str | None, resume: Path | None, *, as
         folder = given.get("out") or Path("runs") / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-green-code"
     runs = plan(settings)
     for line in (*notes, *needs(settings, runs)):
-        console.print(f"[dim]• {escape(line)}[/]", soft_wrap=True)
+        console.print(f"[dim]• {escape(one_line(line))}[/]", soft_wrap=True)
     check(settings)
     if resume is None:
         open_grid(folder, settings)
-    progress = GridProgress(lambda line: console.print(escape(line), soft_wrap=True), lambda: RunProgress(console))
+    progress = GridProgress(
+        lambda line: console.print(escape(one_line(line)), soft_wrap=True), lambda: RunProgress(console)
+    )
     try:
         measured = measure(folder, runs, progress)
     except KeyboardInterrupt:
         console.print(
             "Stopped; every finished window is kept. Continue with "
-            f"`harness reproduce green-code --resume {escape(str(folder))}`.",
+            f"`harness reproduce green-code --resume {escape(shell_word(folder))}`.",
             soft_wrap=True,
         )
         raise
@@ -71,13 +74,12 @@ def grid(given: Mapping[str, Any], scale: str | None, resume: Path | None, *, as
     write_files(folder, texts)
     save_figures(grid_figures(comparison), folder)
     if as_json:
-        print(texts["grid.json"], end="")
+        write_json(texts["grid.json"].rstrip())
         return
     shown = stdout()
     shown.print(render_grid(comparison, shown.width))
-    console.print(
-        f"[dim]grid.md, grid.csv, grid.json, the figures and every run are in {escape(str(folder))}[/]", soft_wrap=True
-    )
+    where = escape(one_line(str(folder)))
+    console.print(f"[dim]grid.md, grid.csv, grid.json, the figures and every run are in {where}[/]", soft_wrap=True)
 
 
 def _settings(given: Mapping[str, Any], scale: str) -> tuple[GridSettings, tuple[str, ...]]:

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from harness.commands.console import escape, log_to, stderr, stdout
+from harness.appearance.visible_text import one_line
+from harness.commands.console import escape, log_to, stderr, stdout, write_json
 from harness.commands.options import configured_by
 from harness.config import RunConfig
 
@@ -44,10 +45,10 @@ def run(
             progress.interrupted()
             raise
     if as_json:
-        print(result.summary.model_dump_json(indent=2))
+        write_json(result.summary.model_dump_json(indent=2))
     else:
         stdout().print(render(result.summary))
     console.print(
-        f"[dim]Records, report.md, summary.csv and summary.json are in {escape(str(result.directory))}[/]",
+        f"[dim]Records, report.md, summary.csv and summary.json are in {escape(one_line(str(result.directory)))}[/]",
         soft_wrap=True,
     )

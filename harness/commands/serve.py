@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from harness.commands.console import log_to, stderr
+from harness.commands.console import log_to, stderr, write
 from harness.commands.options import configured_by
 from harness.errors import ConfigError
 from harness.serving.config import ServeConfig, prompt_cap
@@ -46,7 +46,7 @@ def serve(
     """
     settings = ServeConfig.build({**(ServeConfig.read_toml(config) if config is not None else {}), **given})
     if print_config is not None:
-        print(_snippet(print_config, settings), end="")
+        write(_snippet(print_config, settings), end="")
         return
     _check_extra()
     log_to(stderr())

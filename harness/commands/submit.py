@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from harness.appearance.visible_text import one_line, shell_word
 from harness.commands.console import escape, stdout
 from harness.errors import StoreError
 
@@ -32,14 +33,13 @@ def submit(
     width = max(len(check.name) for check in submission.checks)
     for check in submission.checks:
         mark = "[green]✓[/]" if check.passed else "[red]✗[/]"
-        console.print(f"{mark} {check.name:<{width}}  {escape(check.detail)}", highlight=False, soft_wrap=True)
+        detail = escape(one_line(check.detail))
+        console.print(f"{mark} {check.name:<{width}}  {detail}", highlight=False, soft_wrap=True)
     failed = sum(not check.passed for check in submission.checks)
     if failed:
         raise StoreError(
             f"{directory} cannot be published: {failed} of {len(submission.checks)} checks failed (above)."
         )
     pack(submission, file)
-    console.print(
-        f"Packed in {escape(str(file))}. Publish it with `harness leaderboard {escape(str(file))} --out SITE`.",
-        soft_wrap=True,
-    )
+    packed = escape(shell_word(file))
+    console.print(f"Packed in {packed}. Publish it with `harness leaderboard {packed} --out SITE`.", soft_wrap=True)

@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness.commands.console import stderr, stdout
+from harness.commands.console import stderr, stdout, write_json
 from harness.commands.options import configure, configured_by
 from harness.errors import ConfigError, UnknownNameError
 from harness.registry import KV_POLICIES
 from harness.sweep.options import SweepOptions
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
+    from harness.appearance.terminal import Console
     from harness.sweep.records import Sweep
     from harness.sweep.replay_sweep import SweepResult
 
@@ -71,15 +70,16 @@ def sweep(
     if options.live:
         found = _decode_live(result, options, errors)
     if as_json:
-        print(found.model_dump_json(indent=2))
+        write_json(found.model_dump_json(indent=2))
     else:
         console = stdout()
         console.print(render(found, keep=options.keep, width=console.width, calibration=result.calibration))
     sys.stdout.flush()
     each = found.replay_s / (found.tokens * len(found.rows))
+    written = "" if out is None else f" {_written(result)}"
     errors.print(
-        f"[dim]{len(found.rows)} operating points × {found.tokens} tokens replayed in {found.replay_s:.1f} s "
-        f"({each * 1e6:.2f} µs each).{'' if out is None else f' {_written(result)}'}[/]",
+        f"[dim]{len(found.rows):d} operating points × {found.tokens:d} tokens replayed in {found.replay_s:.1f} s "
+        f"({each * 1e6:.2f} µs each).{written}[/]",
         soft_wrap=True, highlight=False,
     )  # fmt: skip
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from harness.commands.console import log_to, say, stderr
+from harness.commands.console import log_to, say, stderr, write
 from harness.commands.lazy import LazyGroup
 from harness.errors import RegistryError
 from harness.registry import RECIPES
@@ -57,7 +57,7 @@ def _command(name: str) -> Callable[..., None]:
             say(f"Stopped; the checkpoint is kept. Go on with the same command and --resume. ({options.folder})")
             raise typer.Exit(130)
         if trained.report:
-            print(trained.report)
+            write(trained.report)
         if trained.note:
             say(trained.note)
 

@@ -54,7 +54,7 @@ class RunConfig(ModelConfiguration):
     source: str = Field(
         default="embedded", min_length=1, description="embedded, hub, or PATH of a JSONL file or dataset folder."
     )
-    limit: int | None = Field(default=16, ge=0, description="Samples per task; 0 for all.")
+    limit: int | None = Field(default=16, ge=0, le=10**9, description="Samples per task; 0 for all.")
     duplicates: Duplicates = Field(
         default="skip",
         description="Samples whose next tokens tuning has read, 20 in a row with the context before them: skip, or "
@@ -73,12 +73,15 @@ class RunConfig(ModelConfiguration):
     repeats: int = Field(default=1, ge=1, le=1000, description="Repetitions of each block, each in a fresh process.")
     arrival_rate: float | None = Field(
         default=None,
-        gt=0,
+        ge=0.001,
         le=10_000,
         description="Requests per second, a Poisson process with a queue. Default: each one when the last is done.",
     )
     block_size: int | None = Field(
-        default=None, ge=1, description="Samples per interleaved block. Default: from the meter's sensor period."
+        default=None,
+        ge=1,
+        le=10**9,
+        description="Samples per interleaved block. Default: from the meter's sensor period.",
     )
     attribute: bool = Field(
         default=False,

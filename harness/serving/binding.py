@@ -21,7 +21,7 @@ SHORTEST_KEY = 16
 BACKLOG = 512
 """Backlog of connections, including those that arrive while the server is being set up."""
 
-WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
+WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # nosec B104  # compared with, never bound to unasked
 
 _log = logging.getLogger(__name__)
 

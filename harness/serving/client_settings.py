@@ -6,11 +6,11 @@ Written for today's releases of the clients. Names, models and addresses are quo
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from harness.appearance.visible_text import is_hidden
 from harness.errors import ConfigError, did_you_mean
 
 __all__ = ["CLIENTS", "snippet"]
@@ -191,5 +191,5 @@ def _json(value: object) -> str:
 
 def _quoted(text: str) -> str:
     """Return a text in double quotes as JSON, YAML, Vim and Python read it."""
-    hidden = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff]")
-    return hidden.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(text, ensure_ascii=False))
+    quoted = json.dumps(text, ensure_ascii=False)
+    return "".join(f"\\u{ord(one):04x}" if is_hidden(one) and one <= "\uffff" else one for one in quoted)

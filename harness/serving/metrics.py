@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metr
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from harness.appearance.visible_text import one_line
 from harness.serving.jobs import Finished
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ class Metrics:
 
     def finished(self, done: Finished) -> None:
         """Count a completion. Called from the engine's thread."""
-        strategy = done.setting.name
+        strategy = one_line(done.setting.name)
         self._completions.labels("success").inc()
         self._queue_s.observe(done.queue_s)
         self._ttft_s.observe(done.ttft_s)
@@ -174,7 +175,7 @@ class Metrics:
         self._checks.labels(strategy).inc(done.exit_checks)
         self._heads.labels(strategy).inc(done.lm_head_evaluations)
         if done.energy_j is not None and self._energy_measured:
-            self._joules().labels(done.energy_source).inc(done.energy_j)
+            self._joules().labels(one_line(done.energy_source)).inc(done.energy_j)
 
     def failed(self, kind: str) -> None:
         """Count a job that failed or was refused: an error's ``kind``, or ``cancelled``."""

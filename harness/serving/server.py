@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
+from harness.appearance.visible_text import one_line
 from harness.errors import ModelError
 from harness.serving.binding import allowed_key, everywhere, listen, url_of
 from harness.serving.config import ServeConfig
@@ -39,7 +40,7 @@ TICK_S = 0.1
 
 
 def _to_stderr(line: str) -> None:
-    print(" ".join(line.split()), file=sys.stderr, flush=True)
+    print(one_line(line), file=sys.stderr, flush=True)
 
 
 def serve(config: ServeConfig, say: Callable[[str], None] = _to_stderr) -> bool:

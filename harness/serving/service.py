@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from harness.appearance.visible_text import one_line
 from harness.contracts import ModelInfo
 from harness.contracts.meters import is_measured
 from harness.errors import ConfigError, HarnessError, is_out_of_memory
@@ -262,4 +263,4 @@ class Service:
 def _why(error: Exception, name: str) -> str:
     if is_out_of_memory(error):
         return f"out of memory loading {name}. Use --dtype bfloat16, a smaller --batch-size or --max-prompt-tokens."
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(str(error)) or type(error).__name__

@@ -10,6 +10,7 @@ from reports.comparing.change import UNMEASURED, Change
 from reports.comparing.metrics import AGREEMENT
 from reports.comparing.results import PointChange, RunChange
 from reports.metrics.sections import HEADLINE
+from reports.statistics.plausible import all_plausible, is_plausible
 from reports.tables.columns import MISSING, TOO_FEW, time_unit
 
 __all__ = [
@@ -80,14 +81,14 @@ def header(one: Change) -> str:
 
 def change_text(one: Change) -> str:
     """Return the change itself, marked when it is one."""
-    if one.value is None:
+    if one.value is None or not is_plausible(one.value):
         return MISSING
     return _changed(one, one.value) + (" *" if one.distinguishable else "")
 
 
 def interval_text(one: Change) -> str:
     """Return the interval of the change in brackets, or that too few units have none; empty where nothing changed."""
-    if one.interval is None:
+    if one.interval is None or not all_plausible(one.interval):
         return f"[{TOO_FEW}]" if one.no_interval is not None else ""
     low, high = (_changed(one, bound).removesuffix(" %").removesuffix(" pp") for bound in one.interval)
     return f"[{low}, {high}]"
@@ -122,7 +123,7 @@ def _signed(text: str) -> str:
 
 
 def _level(one: Change, value: float | None) -> str:
-    if value is None:
+    if value is None or not is_plausible(value):
         return MISSING
     form, unit = one.metric.form, one.metric.unit
     if form == "seconds":

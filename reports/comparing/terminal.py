@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
-from rich.text import Text
 
+from harness.appearance.terminal import Line, Text
+from harness.appearance.visible_text import one_line
 from reports.comparing.change import Change
 from reports.comparing.layout import (
     DETAIL_HEADER,
@@ -73,9 +74,9 @@ class ComparisonReport:
                     yield Text()
                     yield _details(point, width)
         for task, point_name, reason in found.skipped:
-            yield Text(f"not compared: {task}, {point_name}: {reason}", "dim")
+            yield Line(f"not compared: {task}, {point_name}: {reason}", "dim")
         yield _title("In words")
-        yield Text(found.verdict)
+        yield Line(found.verdict)
         yield Text()
         yield _heads([("•", note) for note in found.notes], bold=False)
         yield Text()
@@ -83,7 +84,7 @@ class ComparisonReport:
 
 
 def _title(text: str) -> RenderableType:
-    return Group(Text(), Text(text, "bold"))
+    return Group(Text(), Line(text, "bold"))
 
 
 def _heads(rows: Sequence[tuple[str, str]], *, bold: bool = True) -> Table:
@@ -91,7 +92,7 @@ def _heads(rows: Sequence[tuple[str, str]], *, bold: bool = True) -> Table:
     grid.add_column(style="bold" if bold else "", no_wrap=True, max_width=36, overflow="ellipsis")
     grid.add_column()
     for name, words in rows:
-        grid.add_row(Text(name), Text(words))
+        grid.add_row(Line(name), Line(words))
     return grid
 
 
@@ -100,14 +101,14 @@ def _differences(found: RunChange, width: int) -> Table:
     for name in ("", "A", "B"):
         table.add_column(name, overflow="fold", max_width=max(20, width // 2))
     for one in found.differences:
-        table.add_row(Text(one.what), Text(one.a), Text(one.b))
+        table.add_row(Line(one.what), Line(one.a), Line(one.b))
     return table
 
 
 def _headline(points: Sequence[PointChange], width: int) -> Table:
     longest = max(20, width // 4)
     names = [fold_label(point.name, longest) for point in points]
-    policies = [point.kv.replace(" → ", " →\n") for point in points]
+    policies = [one_line(point.kv).replace(" → ", " →\n") for point in points]
     leading = (("operating point", *names), ("KV", *policies))
     room = width - sum(max(len(line) for text in texts for line in text.splitlines()) for texts in leading) - _PADDING
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
@@ -136,7 +137,7 @@ def _style(one: Change) -> str:
 def _details(point: PointChange, width: int) -> Group:
     """Every metric; where there is little room the interval stands below the change, then without the p-value."""
     table = Table(
-        box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, title=Text(point.name, "bold"), title_justify="left"
+        box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, title=Line(point.name, "bold"), title_justify="left"
     )
     wide, without_p = width >= _DETAILS_SIDE_BY_SIDE, width < _DETAILS_WITH_P
     kept = [0, 1, 2, 3, *([4] if wide else []), *([] if without_p else [5])]
@@ -150,4 +151,4 @@ def _details(point: PointChange, width: int) -> Group:
         table.add_row(*(Text(cells[index], _CHANGED if row.distinguishable else "") for index in kept))
         if cells[-1]:
             reasons.setdefault(cells[-1], []).append(cells[0])
-    return Group(table, *(Text(f"{', '.join(titles)}: {reason}", "dim") for reason, titles in reasons.items()))
+    return Group(table, *(Line(f"{', '.join(titles)}: {reason}", "dim") for reason, titles in reasons.items()))

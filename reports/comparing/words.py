@@ -15,6 +15,7 @@ from reports.comparing.results import PointChange
 from reports.metrics.scores import EDIT_SIMILARITY
 from reports.metrics.speedups import SPEEDUP
 from reports.metrics.time import LATENCY_P50
+from reports.statistics.plausible import all_plausible
 
 __all__ = ["overall", "verdict"]
 
@@ -29,7 +30,7 @@ def verdict(point: PointChange) -> str:
 
     Energy is named only where a sensor measured it.
     """
-    told = [one for one in point.changes if one.metric.change and one.value is not None and one.measured]
+    told = [one for one in point.changes if one.metric.change and one.measured and _can_be_told(one)]
     told.sort(key=lambda one: not one.metric.is_cost)
     if not told:
         return "nothing could be compared"
@@ -38,6 +39,10 @@ def verdict(point: PointChange) -> str:
         silences = {_silence(one) for one in told}
         said = [next(words for words in (NO_CHANGE, TOO_MANY, TOO_ALIKE, TOO_FEW) if words in silences)]
     return "; ".join([*said, *_tokens(point)])
+
+
+def _can_be_told(one: Change) -> bool:
+    return one.value is not None and all_plausible((one.value, *(one.interval or ())))
 
 
 def overall(points: Sequence[PointChange]) -> str:

@@ -7,9 +7,10 @@ space are drawn by the style sheet, so that what is copied is what was generated
 from __future__ import annotations
 
 import unicodedata
-from html import escape
 
 from harness.appearance.depth_colours import depth_shade
+from harness.appearance.pages import escape_html
+from harness.appearance.visible_text import is_hidden
 from harness.records import SampleRecord
 
 __all__ = ["OLD_RUN", "coloured_tokens", "follows"]
@@ -32,9 +33,9 @@ def coloured_tokens(sample: SampleRecord, num_layers: int, full: SampleRecord | 
         cached: a KV cache was kept: the first token is prefill's, at full depth, and is marked.
     """
     if sample.error is not None:
-        return f'<div class="tokens missing">failed: {escape(sample.error)}</div>'
+        return f'<div class="tokens missing">failed: {escape_html(sample.error)}</div>'
     if len(sample.token_texts) != len(sample.token_ids) or len(sample.exit_layers) != len(sample.token_ids):
-        return f'<div class="tokens missing">{escape(OLD_RUN)}</div>'
+        return f'<div class="tokens missing">{escape_html(OLD_RUN)}</div>'
     if not sample.token_ids:
         return '<div class="tokens missing">no token</div>'
     parts = [_token(place, sample, num_layers, full, cached and place == 0) for place in range(len(sample.token_ids))]
@@ -66,7 +67,7 @@ def _token(place: int, sample: SampleRecord, num_layers: int, full: SampleRecord
     ground, ink = depth_shade(layer, num_layers)
     shown = "".join(map(_visible, text)) or '<span class="x">∅</span>'
     return (
-        f'<span class="{" ".join(classes)}" tabindex="-1" data-layer="{layer}" data-tip="{escape(tip)}" '
+        f'<span class="{" ".join(classes)}" tabindex="-1" data-layer="{layer}" data-tip="{escape_html(tip)}" '
         f'style="background:{ground};color:{ink}">{shown}</span>'
     )
 
@@ -75,7 +76,7 @@ def _spoken(full: SampleRecord, place: int) -> str:
     """What full depth says at a place, in a few characters."""
     if place >= len(full.token_texts):
         return f"token {full.token_ids[place]}"
-    said = "".join(character if character.isprintable() else _code(character) for character in full.token_texts[place])
+    said = "".join(_code(character) if is_hidden(character) else character for character in full.token_texts[place])
     return f"“{said[:40]}{'…' if len(said) > 40 else ''}”" if said else "a token without text"
 
 
@@ -83,9 +84,9 @@ def _visible(character: str) -> str:
     """Escape one character, and show one that would not be seen or would move others around."""
     if character in _SHOWN:
         return _SHOWN[character]
-    if character.isprintable():
-        return escape(character)
-    return f'<span class="x">{escape(_code(character))}</span>'
+    if is_hidden(character):
+        return f'<span class="x">{escape_html(_code(character))}</span>'
+    return escape_html(character)
 
 
 def _code(character: str) -> str:

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from html import escape
 from statistics import fmean
 
 from harness.appearance.depth_colours import depth_shade
+from harness.appearance.pages import escape_html, templates
 from harness.appearance.token_style import TOKEN_CSS
 from harness.records import OperatingPointRecord, SampleRecord
 from reports.completions.coloured_tokens import OLD_RUN, coloured_tokens, follows
 from reports.metrics.scores import scores_of_sample
 from reports.recorded import RecordedRun
+from reports.statistics.plausible import is_plausible
 from reports.summary.measured import Measured
+from reports.tables.columns import MISSING
 
 __all__ = ["Shown", "choose_samples", "coloured_tokens", "completion_page"]
 
@@ -62,30 +64,25 @@ def completion_page(run: RecordedRun, samples: int = 12) -> str:
         run: as read; of a run of several repeats the first is shown.
         samples: at most so many, over all tasks: the least and the most faithful ones, and others in the run's order.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("reports.completions"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     layers = run.manifest.model.num_layers
     chosen = choose_samples(run, samples)
     total = len({(task, sample.sample_id) for (task, _), cell in run.cells.items() for sample in cell.scored})
     old = not any(sample.token_texts for cell in run.cells.values() for sample in cell.scored)
-    return environment.get_template("completions.html").render(
-        run=run.name,
-        model=run.manifest.model,
-        layers=layers,
-        state=run.state,
-        old=OLD_RUN if old else "",
-        cards=[_card(run, number, shown) for number, shown in enumerate(chosen, 1)],
-        total=total,
-        scale=[(layer, *depth_shade(layer, layers)) for layer in _scale(run)],
-        cached=any(cell.regime.cached for cell in run.cells.values()),
-        token_css=TOKEN_CSS,
+    return (
+        templates("reports.completions")
+        .get_template("completions.html")
+        .render(
+            run=run.name,
+            model=run.manifest.model,
+            layers=layers,
+            state=run.state,
+            old=OLD_RUN if old else "",
+            cards=[_card(run, number, shown) for number, shown in enumerate(chosen, 1)],
+            total=total,
+            scale=[(layer, *depth_shade(layer, layers)) for layer in _scale(run)],
+            cached=any(cell.regime.cached for cell in run.cells.values()),
+            token_css=TOKEN_CSS,
+        )
     )
 
 
@@ -150,7 +147,7 @@ def _rows(
             continue
         beside = None if cell.point.strategy == "full" else full
         if sample.error is None and sample.text and not sample.token_texts:  # an old run; said once, above
-            tokens = f'<div class="tokens missing">{escape(sample.text)}</div>'
+            tokens = f'<div class="tokens missing">{escape_html(sample.text)}</div>'
         else:
             tokens = coloured_tokens(sample, layers, beside, cached=cell.regime.cached)
         yield _Row(cell.point.name, _note(cell.point), tokens, tuple(_facts(cell, sample, beside)))
@@ -179,6 +176,8 @@ def _facts(cell: Measured, sample: SampleRecord, full: SampleRecord | None) -> I
 
 
 def _time(seconds: float) -> str:
+    if not is_plausible(seconds):
+        return MISSING
     if seconds >= 1:
         return f"{seconds:.2f} s"
     return f"{1000 * seconds:.0f} ms" if seconds >= 0.1 else f"{1000 * seconds:.1f} ms"

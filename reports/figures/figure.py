@@ -9,9 +9,11 @@ import io
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from harness.appearance.visible_text import visible
 from harness.errors import StoreError
 from reports.figures.style import styled
 from reports.files import replace_file
@@ -19,7 +21,7 @@ from reports.files import replace_file
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
-__all__ = ["FORMATS", "Figure", "save_figures", "slug"]
+__all__ = ["FORMATS", "Figure", "make_visible", "save_figures", "slug"]
 
 FORMATS = ("svg", "pdf", "png")
 _DPI = 160
@@ -68,10 +70,28 @@ def save_figures(figures: Iterable[Figure], folder: Path) -> list[Path]:
     return paths
 
 
+def make_visible(canvas: Canvas) -> None:
+    """Escape what is hidden in every text of a figure, labels of ticks included; before it is laid out."""
+    from matplotlib.text import Text
+    from matplotlib.ticker import FuncFormatter
+
+    def shown(write: Callable[..., str], *place: Any) -> str:
+        return visible(write(*place))
+
+    for axes in canvas.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            formatter = axis.get_major_formatter()
+            if isinstance(formatter, FuncFormatter):  # of ticks with labels of their own
+                formatter.func = partial(shown, formatter.func)
+    for text in canvas.findobj(Text):
+        text.set_text(visible(text.get_text()))
+
+
 def _drawn(figure: Figure) -> dict[str, bytes]:
     contents = {}
     with styled(figure.name):
         canvas = figure.draw()
+        make_visible(canvas)
         canvas.draw_without_rendering()
         canvas.set_layout_engine("none")  # it is final, and each format would work it out again
         for suffix in FORMATS:

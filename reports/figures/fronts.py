@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from reports.figures.figure import Figure
+from reports.figures.figure import Figure, make_visible
 from reports.figures.front_points import COSTS, QUALITIES, Cost, Front, front_of, has_front
 from reports.figures.labels import Labelled, place_labels
 from reports.figures.style import BOUND, INK, look_of
@@ -122,6 +122,7 @@ def _drawer(table: TaskTable, cost: Cost) -> Callable[[], Canvas]:
                 )
         panels[0].set_ylabel("quality")
         _legend(canvas, table)
+        make_visible(canvas)
         canvas.draw_without_rendering()
         for axes, points in zip(panels, labelled, strict=True):
             place_labels(axes, points)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 
+from harness.appearance.visible_text import one_line
 from harness.records.summary import SummaryRow
 from reports.figures.figure import slug
 from reports.recorded import RecordedRun
@@ -117,7 +118,7 @@ def task_tables(run: RecordedRun) -> Iterator[TaskTable]:
 
 def shortened(name: str, longest: int = _LONGEST_NAME) -> str:
     """Return a name for a legend, in one line; of a long one beginning and end."""
-    line = " ".join(name.split())
+    line = one_line(name)
     if len(line) <= longest:
         return line
     half = (longest - 1) // 2

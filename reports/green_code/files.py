@@ -6,11 +6,13 @@ import dataclasses
 import json
 from collections.abc import Iterator
 
+from harness.appearance.visible_text import escape_json
 from reports.green_code.numbers import Numbers
 from reports.green_code.table import QUANTITIES, GridComparison, GridTable
 from reports.green_code.words import absolute_table, caveats, heading, matched_table, quantity_tables, remarks
 from reports.tables.attribution_table import TextTable
 from reports.tables.csv_text import csv_text
+from reports.tables.markdown import escape_markdown, markdown_row
 
 __all__ = ["grid_csv", "grid_json", "grid_markdown"]
 
@@ -27,12 +29,12 @@ def grid_markdown(comparison: GridComparison) -> str:
     """Return everything as Markdown."""
     lines = ["# GREEN-CODE's grid: published and measured", "", "Two systems, never ranked with each other."]
     for table in comparison.tables:
-        lines += ["", f"## {_plain(table.task)} · {_plain(table.model)}", ""]
-        lines += [f"- {_plain(line)}" for line in heading(table)]
+        lines += ["", f"## {escape_markdown(table.task)} · {escape_markdown(table.model)}", ""]
+        lines += [f"- {escape_markdown(line)}" for line in heading(table)]
         for part in (*quantity_tables(table), matched_table(table), absolute_table(table)):
-            lines += ["", f"### {part.title[0].upper()}{part.title[1:]}", "", *_pipes(part)]
-        lines += ["", *(f"- {_plain(line)}" for line in (*remarks(table), *table.notes))]
-    lines += ["", "## How to read it", "", *(f"- {line}" for line in caveats(comparison))]
+            lines += ["", f"### {escape_markdown(part.title[0].upper() + part.title[1:])}", "", *_pipes(part)]
+        lines += ["", *(f"- {escape_markdown(line)}" for line in (*remarks(table), *table.notes))]
+    lines += ["", "## How to read it", "", *(f"- {escape_markdown(line)}" for line in caveats(comparison))]
     return "\n".join(lines) + "\n"
 
 
@@ -43,7 +45,7 @@ def grid_csv(comparison: GridComparison) -> str:
 
 def grid_json(comparison: GridComparison) -> str:
     """Return the comparison as it is; missing numbers are ``null``."""
-    return json.dumps(dataclasses.asdict(comparison), indent=2) + "\n"
+    return escape_json(json.dumps(dataclasses.asdict(comparison), indent=2)) + "\n"
 
 
 def _rows(table: GridTable) -> Iterator[dict[str, object]]:
@@ -84,15 +86,7 @@ def _numbers(numbers: Numbers) -> Iterator[dict[str, object]]:
 
 
 def _pipes(table: TextTable) -> Iterator[str]:
-    yield "| " + " | ".join(_plain(cell.replace("-\n", "-")) for cell in table.header) + " |"
-    yield "|---" + "|--:" * (len(table.header) - 1) + "|"
+    yield markdown_row(escape_markdown(cell.replace("-\n", "-")) for cell in table.header)
+    yield markdown_row([":--", *("--:" for _ in table.header[1:])])
     for row in table.rows:
-        yield "| " + " | ".join(_plain(cell) for cell in row) + " |"
-
-
-def _plain(text: str) -> str:
-    """One line that Markdown shows as it is."""
-    line = " ".join(text.split())
-    for character in "\\|<>`*_":
-        line = line.replace(character, f"\\{character}")
-    return line.replace("~", "\\~")
+        yield markdown_row(map(escape_markdown, row))

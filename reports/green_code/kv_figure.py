@@ -14,8 +14,8 @@ from statistics import median
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
-from rich.text import Text
 
+from harness.appearance.terminal import Line, Text
 from harness.errors import StoreError
 from harness.records.estimate import Estimate
 from harness.records.summary import Summary, SummaryRow
@@ -24,7 +24,7 @@ from reports.metrics.depth import LAYERS_SKIPPED
 from reports.metrics.faithfulness import AGREEMENT
 from reports.metrics.speedups import ENERGY_RATIO, SPEEDUP
 from reports.tables.columns import MISSING
-from reports.tables.markdown import markdown_code, markdown_row
+from reports.tables.markdown import escape_markdown, markdown_code, markdown_row
 
 __all__ = ["KVFigureRow", "Share", "kv_figure", "kv_markdown", "render_kv_figure"]
 
@@ -150,8 +150,8 @@ def render_kv_figure(summary: Summary, width: int = 80) -> RenderableType:
             style = "" if row.kv == "none" else "green"
             cells = _cells(row)
             grid.add_row(*(Text(cells[place], style) for place in shown), Text(bar, style))
-        parts.extend([Text(), Text(f"{task}: share of full depth without a KV cache", "bold"), grid])
-    parts.extend(Text(f"• {line}", "dim") for line in (*CAVEATS, *summary.notes))
+        parts.extend([Text(), Line(f"{task}: share of full depth without a KV cache", "bold"), grid])
+    parts.extend(Line(f"• {line}", "dim") for line in (*CAVEATS, *summary.notes))
     return Group(*parts)
 
 
@@ -171,8 +171,9 @@ def kv_markdown(summary: Summary) -> str:
     """Return the same as Markdown."""
     lines = ["# Early exit and the KV cache", ""]
     for task in dict.fromkeys(row.task for row in summary.rows):
-        lines += [f"## {task}: share of full depth without a KV cache", "", *_pipes(kv_figure(summary, task)), ""]
-    lines += [f"- {line}" for line in (*CAVEATS, *summary.notes)]
+        title = f"## {escape_markdown(task)}: share of full depth without a KV cache"
+        lines += [title, "", *_pipes(kv_figure(summary, task)), ""]
+    lines += [f"- {escape_markdown(line)}" for line in (*CAVEATS, *summary.notes)]
     return "\n".join(lines) + "\n"
 
 
@@ -181,4 +182,5 @@ def _pipes(rows: Sequence[KVFigureRow]) -> Iterator[str]:
     yield "|---|--:|--:|--:|--:|--:|"
     for row in rows:
         skipped = MISSING if row.layers_skipped is None else f"{100 * row.layers_skipped:.1f} %"
-        yield markdown_row([markdown_code(row.operating_point), *_cells(row)[1:], skipped])
+        cells = (*_cells(row)[1:], skipped)
+        yield markdown_row([markdown_code(row.operating_point), *map(escape_markdown, cells)])

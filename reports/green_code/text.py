@@ -5,8 +5,8 @@ from __future__ import annotations
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
-from rich.text import Text
 
+from harness.appearance.terminal import Line, Text
 from reports.green_code.table import GridComparison
 from reports.green_code.words import absolute_table, caveats, heading, matched_table, quantity_tables, remarks
 from reports.tables.attribution_table import TextTable
@@ -21,20 +21,20 @@ def render_grid(comparison: GridComparison, width: int = 80) -> RenderableType:
     """Return the grid for a terminal of so many characters."""
     parts: list[RenderableType] = []
     for table in comparison.tables:
-        parts += [Text(), Text(f"{table.task} · {table.model}: the paper's grid, and ours", "bold")]
-        parts += [Text(line, "dim") for line in heading(table)]
+        parts += [Text(), Line(f"{table.task} · {table.model}: the paper's grid, and ours", "bold")]
+        parts += [Line(line, "dim") for line in heading(table)]
         quantities = list(quantity_tables(table, every=False, decimals=1 if width >= ROOMY else 0))
         parts += [Text(), _stacked(quantities)] if quantities else []
         matched = matched_table(table, cached=width >= ROOMY)
         parts += [Text(), Text(matched.title, "bold"), _table(matched)]
         if width >= WIDE:
             parts += [Text(), Text(absolute_table(table).title, "bold"), _table(absolute_table(table))]
-        parts += [Text(f"• {line}", "dim") for line in remarks(table)]
+        parts += [Line(f"• {line}", "dim") for line in remarks(table)]
         disturbed = [note for note in table.notes if "windows are flagged" in note and not note.startswith("untuned")]
-        parts += [Text(f"• {note}", "dim") for note in disturbed]
+        parts += [Line(f"• {note}", "dim") for note in disturbed]
         if more := len(table.notes) - len(disturbed):
             parts.append(Text(f"• {more} more notes on these runs are in grid.md", "dim"))
-    return Group(*parts, Text(), *(Text(f"• {line}", "dim") for line in caveats(comparison)))
+    return Group(*parts, Text(), *(Line(f"• {line}", "dim") for line in caveats(comparison)))
 
 
 def _stacked(tables: list[TextTable]) -> Table:
@@ -43,7 +43,7 @@ def _stacked(tables: list[TextTable]) -> Table:
     for table in tables:
         grid.add_row(Text(table.title, "bold"), *("" for _ in table.header[1:]))
         for label, *cells in table.rows:
-            grid.add_row(Text(f"  {label}"), *(Text(cell) for cell in cells))
+            grid.add_row(Line(f"  {label}"), *(Text(cell) for cell in cells))
     return grid
 
 

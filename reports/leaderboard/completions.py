@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from html import escape
-
 from harness.appearance.depth_colours import depth_shade
+from harness.appearance.pages import escape_html
 from harness.records import SampleRecord
 from reports.completions.coloured_tokens import coloured_tokens
 
@@ -24,7 +23,7 @@ def completion(sample: SampleRecord, num_layers: int, full: SampleRecord | None,
         return coloured_tokens(sample, num_layers, full, cached=cached)
     numbered = sample.model_copy(update={"token_texts": tuple(f" {layer} " for layer in sample.exit_layers)})
     strip = coloured_tokens(numbered, num_layers, None, cached=cached)
-    return f'{escape(sample.text)}<div class="strip">{strip}</div>'
+    return f'{escape_html(sample.text)}<div class="strip">{strip}</div>'
 
 
 def scale(layers: set[int], num_layers: int) -> list[tuple[int, str, str]]:

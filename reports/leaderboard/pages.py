@@ -7,14 +7,12 @@ jinja2 escapes. A policy in each page forbids everything that does not lie besid
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cache
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
+from harness.appearance.pages import templates
 from harness.appearance.token_style import TOKEN_CSS
 from harness.errors import HarnessError
 from reports.leaderboard.details import SAMPLES_SHOWN
@@ -48,7 +46,7 @@ def pages(runs: Sequence[RunEntry], shown: int = SAMPLES_SHOWN) -> dict[str, str
         "shown": shown,
         "published": _published(),
     }
-    environment = _environment()
+    environment = templates("reports.leaderboard")
     return {name: environment.get_template(name).render(**facts) for name in PAGES}
 
 
@@ -64,12 +62,6 @@ def assets() -> Iterator[tuple[str, bytes]]:
             yield file.name, file.read_bytes()
     yield "tokens.css", TOKEN_CSS.encode()
     yield _PLOTLY, _plotly().read_bytes()
-
-
-@cache
-def _environment() -> Environment:
-    loader = PackageLoader("reports.leaderboard")
-    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
 
 def _plotly() -> Path:

@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError
 
 from harness.errors import StoreError
 from harness.host.atomic_files import unfinished
+from harness.host.foreign_files import DocumentError, read_bytes, read_json
 from harness.records import SCHEMA_VERSION
 from harness.records.record import Record
 from reports.files import replace_file
@@ -164,7 +165,7 @@ class Site:
         try:
             if not path.exists():
                 self._new.append(path)
-            elif path.stat().st_size == len(content) and path.read_bytes() == content:
+            elif path.stat().st_size == len(content) and read_bytes(path, len(content)) == content:
                 return
         except OSError as error:
             raise StoreError(f"cannot read {path}: {error.strerror}. Use another --out.") from None
@@ -211,10 +212,10 @@ def _read_mark(folder: Path) -> Mark | None:
     if not path.exists():
         return None
     try:
-        found = json.loads(path.read_bytes())
+        found = read_json(path)
     except OSError as error:
         raise StoreError(f"cannot read {path}: {error.strerror}. Use another --out.") from None
-    except (ValueError, RecursionError) as error:
+    except DocumentError as error:
         raise StoreError(f"{path} is damaged: {error}. Use another --out.") from None
     _refuse_other_versions(found, f"the site {folder}")
     try:

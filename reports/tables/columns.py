@@ -38,6 +38,8 @@ __all__ = [
 MISSING = "–"
 TOO_FEW = "too few"
 _MILLISECONDS_BELOW_S = 10.0
+_MOST_DECIMALS = 9
+"""What is smaller than a billionth of its unit is nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +186,7 @@ _FORMS = {
 
 def _decimals(largest: float) -> int:
     """How many decimals give three significant digits."""
-    return max(0, 2 - math.floor(math.log10(largest))) if largest > 0 else 0
+    return min(_MOST_DECIMALS, max(0, 2 - math.floor(math.log10(largest)))) if largest > 0 else 0
 
 
 def _energy_label(rows: Iterable[SummaryRow]) -> str:

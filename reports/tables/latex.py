@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeAlias
 
+from harness.appearance.visible_text import one_line
 from reports.metrics.energy import ENERGY_PER_TOKEN
 from reports.recorded import RecordedRun
 from reports.tables.attribution_table import TextTable, attribution_notes, attribution_tables
@@ -52,8 +53,7 @@ _PREAMBLE = (
 
 def escape_latex(text: str) -> str:
     """Return LaTeX that prints a text of one line as it stands, in any engine."""
-    line = " ".join(text.split())
-    apart = re.sub(r"([-,])(?=\1)", "\\1\ue000", line)  # two hyphens or commas would become another character
+    apart = re.sub(r"([-,])(?=\1)", "\\1\ue000", one_line(text))  # two hyphens or commas would become one character
     return "".join(_character(character) for character in apart)
 
 
@@ -91,7 +91,7 @@ def _headline(name: str, table: ResultTable, warning: Sequence[str]) -> str:
         for index, (row, letter) in enumerate(zip(table.rows, table.letters, strict=True))
     ]
     labelled = [line.partition(" ") for line in table.subheadings]
-    facts = [f"{label.capitalize()}: {' '.join(text.split())}" for label, _, text in labelled]
+    facts = [f"{label.capitalize()}: {text.strip()}" for label, _, text in labelled]
     notes = [
         "● on the Pareto front; ◇ an upper bound, not a candidate; * differs from full depth (Holm-corrected "
         "p ≤ 0.05); brackets: 95 % intervals, or too few blocks or samples for one."
@@ -148,7 +148,7 @@ def _character(character: str) -> str:
     if character in _SPECIAL:
         return _SPECIAL[character]
     if character.isascii():
-        return character if character.isprintable() else ""
+        return character
     if "À" <= character <= "ÿ":
         return character
     plain = unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode()
@@ -156,4 +156,4 @@ def _character(character: str) -> str:
 
 
 def _commented(text: str) -> str:
-    return " ".join(text.split()).encode("ascii", "replace").decode()
+    return one_line(text).encode("ascii", "replace").decode()

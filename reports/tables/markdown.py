@@ -1,35 +1,36 @@
-"""Markdown of names and texts that users chose: shown as they stand, whatever they hold.
+"""Markdown of names and texts that others chose: shown as they stand, whatever they hold.
 
 A report is read on GitHub and in viewers that pass HTML on, so that a name must not be able to leave its code span, nor
-a cell its table.
+a cell its table; as a comment it must not mention anybody.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-__all__ = ["escape_markdown", "escape_mentions", "markdown_code", "markdown_row"]
+from harness.appearance.visible_text import one_line
 
-_ESCAPES = {**{character: f"\\{character}" for character in "\\`*_["}, "<": "&lt;", "@": "&#64;", "#": "&#35;"}
+__all__ = ["escape_markdown", "markdown_code", "markdown_row"]
+
+_ESCAPES = {
+    **{character: f"\\{character}" for character in "\\`*_[~$"},
+    "&": "&amp;",
+    "<": "&lt;",
+    ">": "&gt;",
+    "@": "&#64;",
+    "#": "&#35;",
+}
 
 
 def escape_markdown(text: str) -> str:
-    """Return Markdown that shows a text as it stands."""
-    for character in "\\`*_<[":
-        text = text.replace(character, f"\\{character}")
-    return text
-
-
-def escape_mentions(text: str) -> str:
     """Return Markdown of one line in which nothing is markup, nobody is mentioned and no issue linked."""
-    flat = " ".join(text.split())
-    return "".join(_ESCAPES.get(character, character) for character in flat)
+    return "".join(_ESCAPES.get(character, character) for character in one_line(text))
 
 
 def markdown_code(name: str) -> str:
     """Return a name as code of one line; one with a backtick as escaped text, since code has no escapes."""
-    flat = " ".join(name.split())
-    return escape_mentions(flat) if "`" in flat else f"`{flat}`"
+    flat = one_line(name)
+    return f"`{flat}`" if flat and "`" not in flat else escape_markdown(flat)
 
 
 def markdown_row(cells: Iterable[str]) -> str:

@@ -12,8 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from rich.text import Text
-
+from harness.appearance.terminal import Text
 from reports.metrics.time import LATENCY_P99
 from reports.summary.pareto import choose_axes, coordinates
 from reports.tables.columns import time_unit
@@ -75,7 +74,8 @@ class Scale:
         raw = (self.high - self.low) / about
         magnitude = 10.0 ** math.floor(math.log10(raw))
         step = next(factor * magnitude for factor in (1, 2, 2.5, 5, 10) if factor * magnitude >= raw * (1 - 1e-9))
-        decimals = next(places for places in range(13) if math.isclose(round(step, places), step, rel_tol=1e-6))
+        exact = (places for places in range(12) if math.isclose(round(step, places), step, rel_tol=1e-6))
+        decimals = next(exact, 12)
         first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
         return [(self.cell(index * step), f"{index * step:.{decimals}f}") for index in range(first, last + 1)]
 

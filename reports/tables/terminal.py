@@ -16,8 +16,9 @@ from rich.columns import Columns
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.measure import Measurement
 from rich.table import Table
-from rich.text import Text
 
+from harness.appearance.terminal import Line, Text
+from harness.appearance.visible_text import one_line
 from harness.records.cost import Attribution
 from harness.records.summary import Summary, SummaryRow
 from reports.metrics.sections import AGAINST_FULL, BYTE_MODEL
@@ -85,7 +86,7 @@ class Report:
 def fold_label(label: str, width: int) -> str:
     """Break an operating point's label before its options so that no line is longer than ``width``, if it can."""
     lines = [""]
-    for index, piece in enumerate(label.split(":")):
+    for index, piece in enumerate(one_line(label).split(":")):
         joined = piece if index == 0 else f"{lines[-1]}:{piece}"
         if index and len(joined) > width:
             lines.append(f"  :{piece}")
@@ -101,7 +102,7 @@ def _one_table(
     yield Text()
     yield _banner(table.heading, options)
     for line in table.subheadings:
-        yield Text(line, "dim")
+        yield Line(line, "dim")
     shown = _fitting(table, headline_columns(table, columns), console, options)
     yield Text()
     yield _section_title(HEADLINE_TITLE)
@@ -120,7 +121,7 @@ def _one_table(
     absent = unmeasured(columns) if details else ""
     if absent:
         yield Text()
-        yield Text(absent, "dim")
+        yield Line(absent, "dim")
 
 
 def _attribution(attribution: Attribution, options: ConsoleOptions) -> Iterator[RenderableType]:
@@ -140,16 +141,17 @@ def _attribution(attribution: Attribution, options: ConsoleOptions) -> Iterator[
         yield grid
     yield Text()
     for note in attribution_notes(attribution):
-        yield Text(note, "dim")
+        yield Line(note, "dim")
 
 
-def _banner(title: str, options: ConsoleOptions) -> Text:
+def _banner(title: str, options: ConsoleOptions) -> RenderableType:
+    title = one_line(title)
     filled = "━" * max(2, options.max_width - len(title) - 4)
     return Text.assemble(("━━ ", "green"), (title, "bold"), (f" {filled}", "green"))
 
 
 def _section_title(title: str) -> Text:
-    return Text(title, "bold")
+    return Line(title, "bold")
 
 
 def _fitting(table: ResultTable, columns: Sequence[Column], console: Console, options: ConsoleOptions) -> list[Column]:
@@ -222,7 +224,7 @@ def _sentences(table: ResultTable) -> Iterator[RenderableType]:
     grid.add_column()
     for row, letter, cell in zip(table.rows, table.letters, verdicts(table), strict=True):
         if cell != MISSING:
-            grid.add_row(Text(f"{mark(row)} {letter}", _style(row)), Text(cell))
+            grid.add_row(Text(f"{mark(row)} {letter}", _style(row)), Line(cell))
     yield Text()
     yield grid
 
@@ -236,7 +238,7 @@ def _plot(table: ResultTable, options: ConsoleOptions) -> Iterator[RenderableTyp
         return
     yield _section_title("Pareto front")
     entries = [
-        Text(f"{mark(row)} {letter} {row.operating_point}", _style(row))
+        Line(f"{mark(row)} {letter} {row.operating_point}", _style(row))
         for letter, row in zip(table.letters, table.rows, strict=True)
     ]
     if _PLOT_WIDTH + 3 + max(entry.cell_len for entry in entries) <= options.max_width:
@@ -265,8 +267,8 @@ def _meanings(columns: Iterable[Column]) -> Text:
     text = Text()
     for index, column in enumerate(columns):
         text.append(" · " if index else "")
-        text.append(column.term, "bold")
-        text.append(f": {column.meaning}", "dim")
+        text.append(one_line(column.term), "bold")
+        text.append(f": {one_line(column.meaning)}", "dim")
     return text
 
 
@@ -276,5 +278,5 @@ def _notes(notes: Sequence[str], options: ConsoleOptions) -> Iterator[Renderable
         yield _banner("Notes", options)
     for note in notes:
         grid = Table.grid(padding=(0, 1, 0, 0))
-        grid.add_row(Text("•"), Text(note))
+        grid.add_row(Text("•"), Line(note))
         yield grid

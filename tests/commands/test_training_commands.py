@@ -334,7 +334,7 @@ def test_the_trace_of_another_model(
 @pytest.mark.parametrize(
     ("file", "content", "said"),
     [
-        ("index.json", b"{", "index.json is not JSON. Trace again."),
+        ("index.json", b"{", "index.json: it is not JSON (line 1, column 2"),
         ("index.json", b'{"format": 2}', "no trace index of format 1"),
         ("shard-00000.safetensors", b"half", "shard-00000.safetensors has 4 bytes and should have"),
     ],

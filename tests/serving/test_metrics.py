@@ -9,6 +9,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
+from harness.appearance.visible_text import is_hidden
 from harness.config import StrategySpec
 from harness.config.options import build_strategy
 from harness.serving.jobs import Finished, Prompt, Setting, Token
@@ -53,6 +54,16 @@ def series(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], fl
 
 def value(metrics: Metrics, name: str, **labels: str) -> float:
     return series(metrics)[f"early_exit_{name}", tuple(sorted(labels.items()))]
+
+
+def test_a_label_hides_nothing() -> None:
+    metrics = Metrics(energy_measured=True)
+    setting = Setting("fi\x1b[2J\u202e\nxed", {}, FIXED)
+    metrics.finished(replace(DONE, setting=setting, energy_source="ra\x9bpl"))
+    assert value(metrics, "generated_tokens_total", strategy=r"fi\x1b[2J\u202e xed") == 3
+    assert value(metrics, "energy_joules_total", source=r"ra\x9bpl") == 1.5
+    text = metrics.page().content.decode()
+    assert not [character for character in text if is_hidden(character) and character != "\n"]
 
 
 def test_a_completion_is_counted_once_in_each_series() -> None:

@@ -18,7 +18,7 @@ from harness.decoding.engine import Engine
 from harness.decoding.generation import Generation
 from harness.decoding.open_batch import OpenBatch
 from harness.decoding.row_exits import RowExits
-from harness.errors import HarnessError, is_out_of_memory
+from harness.errors import in_one_line, is_out_of_memory
 from harness.serving.engine.energy_shares import EnergyShares
 from harness.serving.engine.served import Served
 from harness.serving.engine.tickets import EngineTicket
@@ -196,10 +196,10 @@ class Worker:
         """Deliver each row's new token, and endings; without a cache prefill yields no token."""
         for row in rows:
             served, made = self._served[row], self._tally[row]
-            failure = self._exits.failures.pop(row, None) or served.failure
+            failure = self._exits.failures.pop(row, None) or served.failure or made.failure
             if failure is not None:
                 logger.error("a request failed", exc_info=failure)
-                self._fail_row(row, GenerationError(f"generation failed: {_said(failure)}."))
+                self._fail_row(row, GenerationError(f"generation failed: {in_one_line(failure)}."))
                 continue
             new = served.token(made)
             if new is None:
@@ -273,15 +273,9 @@ class Worker:
             if is_out_of_memory(error):
                 said = "out of memory. Send a shorter prompt, or serve with a smaller --batch-size"
             else:
-                said = _said(error)
+                said = in_one_line(error)
             for row in rows:
                 if row in self._served:
                     self._fail_row(row, GenerationError(f"generation failed: {said}."))
             if not self._served:
                 self._batch = None  # its state is unknown; the next request opens a new one
-
-
-def _said(error: Exception) -> str:
-    """Return an error in one line, with its type unless it is one of our refusals."""
-    text = " ".join(str(error).split()).rstrip(".")
-    return text if isinstance(error, HarnessError) else f"{type(error).__name__}: {text}"[:300]

@@ -9,6 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
+from harness.appearance.visible_text import one_line
 from harness.serving.failures import InvalidRequestError, LoadingError, OverloadedError, ServingError
 from harness.serving.http.bodies import unparsed
 
@@ -31,9 +32,9 @@ def refusal(path: str, error: ServingError) -> dict[str, Any]:
     """Return the body of an error answer to a request at ``path``.
 
     OpenAI and llama.cpp nest it; TGI has the message and an ``error_type`` beside it, which Ollama's clients and llm-ls
-    can read. The message is one line that can be encoded, whatever a client's text brought into it.
+    can read. The message is one line in which nothing is hidden, whatever a client's text brought into it.
     """
-    message = " ".join(str(error).split()).encode(errors="replace").decode()
+    message = one_line(str(error))
     if path.startswith("/v1/") or path == "/completions":
         detail = [{"loc": "body", "msg": message, "type": error.kind}]
         return {

@@ -29,7 +29,7 @@ class Wanted:
     Attributes:
         prompt: text before the cursor, or its tokens.
         suffix: text after the cursor.
-        max_new_tokens: its limit; the server's cap applies. ``None``: the cap alone.
+        max_new_tokens: its limit, at least 1; the server's cap applies. ``None``: the cap alone.
         stop: texts that end the completion.
         keep_stop: whether such a text belongs to the completion.
         early_exit: early exit as given in its body: ``{strategy, threshold, …}`` or ``"NAME:option=value"``.
@@ -96,11 +96,10 @@ def _job(request: Request, service: Service, wanted: Wanted) -> Job:
             f"{MAX_STOP_CHARACTERS} in all are allowed."
         )
     cap = service.config.max_new_tokens
-    limit = cap if wanted.max_new_tokens is None or wanted.max_new_tokens < 1 else min(wanted.max_new_tokens, cap)
     return Job(
         prompt=service.encode(wanted.prompt, wanted.suffix or None, truncate=wanted.truncate),
         setting=setting,
-        max_new_tokens=limit,
+        max_new_tokens=cap if wanted.max_new_tokens is None else min(wanted.max_new_tokens, cap),
         stop=stop,
         keep_stop=wanted.keep_stop,
         generate_s=wanted.generate_s,

@@ -100,4 +100,20 @@ const Leaderboard = {
   },
 };
 
-function leaderboardData(kind, value) { Leaderboard.data[kind === "point" ? "point " + value.id : kind] = value; }
+// Text of others as harness.appearance.visible_text shows it: what hides, reorders or cannot be seen becomes its escape.
+const HIDDEN = /[^\P{C}\n\t]|[^\P{Z} ]|[\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0]/gu;
+
+function escapeOf(character) {
+  const code = character.codePointAt(0), digits = code.toString(16);
+  return character === "\r" ? "\\r" : code < 256 ? "\\x" + digits.padStart(2, "0") : code < 65536 ? "\\u" + digits.padStart(4, "0") : "\\U" + digits.padStart(8, "0");
+}
+
+function visible(value) {
+  if (typeof value === "string") return value.replace(HIDDEN, escapeOf);
+  if (Array.isArray(value)) return value.map(visible);
+  if (value === null || typeof value !== "object") return value;
+  return Object.fromEntries(Object.entries(value).map(function ([name, inner]) { return [visible(name), visible(inner)]; }));
+}
+
+// All data of a page comes through here.
+function leaderboardData(kind, value) { Leaderboard.data[kind === "point" ? "point " + value.id : kind] = visible(value); }

@@ -55,7 +55,7 @@ def test_markdown_escapes_names(found: RunChange) -> None:
     assert "| KV |" in text
     assert "<script>" not in text
     assert "<b>" not in text
-    assert "&lt;script>" in text
+    assert "&lt;script&gt;" in text
     assert "](y)" not in text.replace("\\[x](y)", "")
     rows = [line for line in text.splitlines() if line.startswith("| ") and "evil" in line]
     head = next(line for line in text.splitlines() if line.startswith("| operating point"))

@@ -283,7 +283,7 @@ def test_a_terminal_shows_every_point_within_its_width(width: int) -> None:
 def test_files_say_the_same_and_escape_names(tmp_path: Path) -> None:
     comparison = compared()
     text = grid_markdown(comparison)
-    assert "| threshold 0.6 | 79.1 | 69.9 | 60.0 [60.0, 60.0] | 60.0 [60.0, 60.0] |" in text
+    assert r"| threshold 0.6 | 79.1 | 69.9 | 60.0 \[60.0, 60.0] | 60.0 \[60.0, 60.0] |" in text
     assert "a\\|b 0.6" in text
     rows = list(csv.DictReader(io.StringIO(grid_csv(comparison))))
     (row,) = (

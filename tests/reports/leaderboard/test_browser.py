@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from harness.appearance.visible_text import is_hidden
 from harness.records.estimate import Estimate
 from reports.leaderboard.scripts import read_script
 from reports.leaderboard.site import Site
@@ -21,7 +22,7 @@ from reports.recorded import RecordedRun
 
 Recorded = Callable[..., RecordedRun]
 
-NASTY = "<img src=x onerror=alert(1)></script><script>alert(2)</script>\u2028\"'`{{7*7}}"
+NASTY = "<img src=x onerror=alert(1)></script><script>alert(2)</script>\u2028\x1b[2J\u202e\"'`{{7*7}}"
 QUIET_FIRST_PAINT_S = 2.0
 
 
@@ -380,16 +381,25 @@ def test_texts_of_users_stay_texts(chromium: Any, tmp_path: Path, recorded: Reco
     reader = Reader(chromium, tmp_path / "site", plot=True)
     page = reader.open(wait="#plot[data-drawn] .scatterlayer")
     assert NASTY.split("\u2028", maxsplit=1)[0] in page.inner_text("#table")
+    assert not hidden_in(page)
     page.fill("#q", "<img")
     page.wait_for_timeout(200)
     id_ = reader.point(NASTY)["id"]
     for address in (f"point.html#{id_}", f"compare.html#{id_},{reader.point('full')['id']}"):
         page = reader.open(address, "article[data-shown]")
         assert "<img src=x onerror" in page.inner_text("article")
+        assert r"\x1b[2J\u202e" in page.inner_text("article")
+        assert not hidden_in(page)
         page.wait_for_timeout(100)
         assert page.locator("img, article script, main script").count() == 0
     assert reader.faults == []
     reader.context.close()
+
+
+def hidden_in(page: Any) -> set[str]:
+    """Characters of a page, its title and attributes included, that nobody sees or that reorder others."""
+    html = str(page.evaluate("document.documentElement.outerHTML"))
+    return {repr(character) for character in html if is_hidden(character) and character not in "\n\t"}
 
 
 def test_the_policy_forbids_scripts_of_markup(reader: Reader) -> None:

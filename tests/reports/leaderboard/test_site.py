@@ -178,6 +178,28 @@ def test_what_submit_refuses_moves_nobody_s_rank_and_stands_on_no_front(tmp_path
         assert by_name["one", "full"]["ranks"][0] == 2
 
 
+def test_a_run_whose_full_depth_says_nothing_is_not_ranked(tmp_path: Path, recorded: Recorded) -> None:
+    """One token at every place: every exit agrees with it, and the first one is the fastest of all."""
+    fast = recorded("two", points={"fixed:layer=2": 0.2}, manifest={"created": "2026-02-01T00:00:00Z"})
+    dull = tuple(
+        sample.model_copy(update={"token_ids": (0,) * len(sample.token_ids)})
+        if sample.operating_point == "full"
+        else sample
+        for sample in fast.samples
+    )
+    dull_run = replace(fast, samples=dull, summary=summarise(fast.manifest, fast.windows, dull, lambda *_: {}))
+    publish(tmp_path / "a", recorded("one"), dull_run)
+    found = index(tmp_path / "a")
+    marks = {entry[1]: entry[4] for entry in found["runs"]}
+    assert marks["one"] == []
+    assert marks["two"] == ["full depth on py150 makes token 0 and no other, in all of its 80 completions"]
+    by_name = {(found["runs"][point["run"]][1], point["name"]): point for point in found["points"]}
+    for name in ("full", "fixed:layer=2"):
+        assert by_name["two", name]["ranks"] == [None] * len(found["criteria"])
+        assert not by_name["two", name]["front"]
+    assert by_name["one", "fixed:layer=5"]["ranks"][0] == 1
+
+
 @pytest.mark.parametrize("merge", [True, False])
 def test_the_latest_state_of_a_run_stays(tmp_path: Path, recorded: Recorded, merge: bool) -> None:
     whole = recorded("one")
@@ -254,7 +276,7 @@ def test_a_site_of_another_version_is_left_alone(tmp_path: Path, recorded: Recor
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[" * 200_000, "site.json is damaged: .*recursion"),
+        ("[" * 200_000, "site.json is damaged: it is nested deeper"),
         ("{", "site.json is damaged"),
         ("[]", "site_schema None"),
         ('{"site_schema": 2, "schema_version": 1}', "site.json is damaged: samples: Field required"),
@@ -272,7 +294,7 @@ def test_a_damaged_data_file_is_one_line(tmp_path: Path, recorded: Recorded) -> 
     publish(tmp_path / "a", recorded())
     (file,) = (tmp_path / "a" / "data" / "runs").glob("*.js")
     file.write_text(f'leaderboardData("run",{"[" * 200_000});\n')
-    with pytest.raises(StoreError, match=f"{file.name} is damaged: .*recursion"):
+    with pytest.raises(StoreError, match=f"{file.name} is damaged: it is nested deeper"):
         Site(tmp_path / "a", merge=True)
 
 

@@ -72,7 +72,7 @@ def test_published_shares_stand_only_where_there_is_such_a_run() -> None:
 
 def test_markdown_says_what_is_missing() -> None:
     text = kv_markdown(figure_run())
-    assert "| `rl@propagate` | – | – | 0.20 [0.20, 0.20] | – |" in text
+    assert r"| `rl@propagate` | – | – | 0.20 \[0.20, 0.20] | – |" in text
     assert "Quadro RTX 8000" in text
 
 

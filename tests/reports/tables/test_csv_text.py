@@ -14,14 +14,25 @@ from reports.tables.export import runs_to_csv, to_csv
 FORMULA = "=cmd|'/C calc'!A1"
 
 
-@pytest.mark.parametrize("first", ["=", "+", "-", "@", "\t", "\r"])
+@pytest.mark.parametrize("first", ["=", "+", "-", "@", "\t=", " +", "\n@", "\uff1d"])
 def test_text_that_begins_like_a_formula_is_shown(first: str) -> None:
     assert inert(f"{first}1") == f"'{first}1"
 
 
+def test_nothing_is_hidden_in_a_cell_or_a_header() -> None:
+    text = csv_text(["=a\x1b"], [{"=a\x1b": "\u202e\r\n\x00"}])
+    assert list(csv.reader(io.StringIO(text))) == [[r"'=a\x1b"], ["\\u202e\n\\x00"]]
+
+
+def test_a_value_without_a_column_is_a_mistake() -> None:
+    with pytest.raises(ValueError, match="b"):
+        csv_text(["a"], [{"a": 1, "b": 2}])
+
+
 @pytest.mark.parametrize("value", [-1.5, 0, None, "", "a=b", "'=1", '{"a": "=1"}'])
 def test_everything_else_stays(value: object) -> None:
-    assert inert(value) is value
+    assert inert(value) == value
+    assert type(inert(value)) is type(value)
 
 
 def test_numbers_are_written_as_numbers_and_missing_as_nothing() -> None:

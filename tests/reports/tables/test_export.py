@@ -13,6 +13,7 @@ from harness.errors import StoreError
 from harness.records.summary import Summary, SummaryRow
 from reports.tables.export import FILES, to_csv, to_json, to_markdown, write_report
 from reports.tables.frame import column_facts, to_frame
+from reports.tables.markdown import escape_markdown
 
 
 @pytest.fixture
@@ -77,7 +78,7 @@ def test_frame_columns_are_numbers_also_when_nothing_was_measured(build) -> None
 def test_markdown_tables_are_regular_and_complete(summary) -> None:
     text = to_markdown(summary)
     for note in summary.notes:
-        assert f"- {note}" in text
+        assert f"- {escape_markdown(note)}" in text
     blocks, block = [], []
     for line in [*text.splitlines(), ""]:
         if line.startswith("|"):
@@ -96,7 +97,7 @@ def test_verdicts_are_in_every_format_but_absent_columns_in_none(summary) -> Non
     verdict = summary.rows[1].verdict
     assert "edit similarity" in verdict
     text = to_markdown(summary)
-    assert f"| {verdict} |" in text
+    assert f"| {escape_markdown(verdict)} |" in text
     assert verdict in to_json(summary)
     assert to_frame(summary).loc[1, "verdict"] == verdict
     assert "No row has a value, so no column:" in text
@@ -114,7 +115,7 @@ def test_markdown_shows_the_front_in_a_code_block(summary) -> None:
 
 def test_markdown_escapes_what_would_be_formatting(build) -> None:
     text = to_markdown(build(source="path: my_data*<b>").summary())
-    assert "my\\_data\\*\\<b>" in text
+    assert "my\\_data\\*&lt;b&gt;" in text
 
 
 def test_write_report_writes_three_files_and_nothing_else(summary, tmp_path) -> None:

@@ -29,7 +29,8 @@ NASTY = "a_b%c&d#e$f^g~h{i}j\\k<l>m|n\"o'p`q--r,,s [x]\n\\end{document} \\input{
         ("–", "{--}"),
         ("é", "é"),
         ("ř中", "r[U+4E2D]"),
-        ("\x00\x07", ""),
+        ("\x00\x1b[2J\u202e", r"\textbackslash{}x00\textbackslash{}x1b[2J\textbackslash{}u202e"),
+        ("a\ue000b", r"a\textbackslash{}ue000b"),  # not the mark that keeps hyphens apart
     ],
 )
 def test_characters(text: str, latex: str) -> None:

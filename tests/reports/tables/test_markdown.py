@@ -8,7 +8,7 @@ import pytest
 
 from reports.green_code.kv_figure import kv_markdown
 from reports.tables.export import to_markdown
-from reports.tables.markdown import escape_mentions, markdown_code, markdown_row
+from reports.tables.markdown import escape_markdown, markdown_code, markdown_row
 
 EVIL = "evil `t` <script>alert(1)</script>"
 
@@ -19,7 +19,9 @@ EVIL = "evil `t` <script>alert(1)</script>"
         ("fixed:layer=5", "`fixed:layer=5`"),
         ("a_b*c <d> @e", "`a_b*c <d> @e`"),  # code has no markup
         ("two\nlines", "`two lines`"),
-        ("`t` <b>@me #1", "\\`t\\` &lt;b>&#64;me &#35;1"),
+        ("`t` <b>@me #1", "\\`t\\` &lt;b&gt;&#64;me &#35;1"),
+        ("a\x1b\u202eb", r"`a\x1b\u202eb`"),
+        ("", ""),
     ],
 )
 def test_a_name_is_code_unless_it_holds_a_backtick(name: str, written: str) -> None:
@@ -27,7 +29,8 @@ def test_a_name_is_code_unless_it_holds_a_backtick(name: str, written: str) -> N
 
 
 def test_nothing_is_markup_and_nobody_is_mentioned() -> None:
-    assert escape_mentions("\\`*_[x](y)\n<a> @b #1") == "\\\\\\`\\*\\_\\[x](y) &lt;a> &#64;b &#35;1"
+    assert escape_markdown("\\`*_[x](y)\n<a> @b #1") == "\\\\\\`\\*\\_\\[x](y) &lt;a&gt; &#64;b &#35;1"
+    assert escape_markdown("$x$ ~~y~~ &lt; \x1b\u202e") == r"\$x\$ \~\~y\~\~ &amp;lt; \\x1b\\u202e"
 
 
 def test_a_row_keeps_its_cells_apart() -> None:
@@ -40,7 +43,7 @@ def test_no_report_lets_a_name_out_of_its_code_span(build: Any) -> None:
         run.window(point, {"scores": {"edit_similarity": 0.5}})
     rows = [line for line in to_markdown(run.summary()).splitlines() if line.startswith("|") and "evil" in line]
     assert rows
-    assert all("evil \\`t\\` &lt;script>" in row for row in rows)
+    assert all("evil \\`t\\` &lt;script&gt;" in row for row in rows)
     assert not [row for row in rows if "<script>" in row]
 
 
@@ -50,4 +53,4 @@ def test_nor_does_the_figure_of_the_kv_cache(build: Any) -> None:
         for point in run.points:
             run.window(point, {}, block=block)
     (row,) = [line for line in kv_markdown(run.summary()).splitlines() if line.startswith("| evil")]
-    assert row.startswith("| evil \\`t\\` &lt;script>alert(1)&lt;/script> | ")
+    assert row.startswith("| evil \\`t\\` &lt;script&gt;alert(1)&lt;/script&gt; | ")

@@ -124,7 +124,7 @@ def test_a_prompt_that_is_too_long_is_not_refused(server: Any, limit: str) -> No
 
 def test_limits_of_time_and_tokens(server: Any, jobs: list[Job]) -> None:
     stop = ["\n", " "]
-    for limit in (-1, None, "many", 10**9):
+    for limit in (-1, -2, None, 10**9):
         ask(server, n_predict=limit, stop=stop)
     assert {job.max_new_tokens for job in jobs} == {server.service.config.max_new_tokens}
     jobs.clear()

@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
+from harness.appearance.visible_text import is_hidden
 from harness.serving.failures import DrainingError, LoadingError, OverloadedError, ServingError
 from harness.serving.http.app import make_app
 from harness.serving.http.bodies import MAX_DEPTH
@@ -129,6 +130,19 @@ def test_a_bad_early_exit_is_one_line(server: Any, path: str, given: Any) -> Non
     assert len(refused(server, path, json.dumps(body).encode())) < 500
 
 
+@pytest.mark.parametrize("path", ["/generate", "/v1/completions", "/api/generate", "/infill", "/no/route\u202e\x9b"])
+def test_no_refusal_hides_anything_of_what_was_sent(server: Any, path: str) -> None:
+    hostile = "a\x1b[2J\x9b\u202e\u200b\u2028\nb"
+    body = {"inputs": PROMPT, "prompt": PROMPT, "input_prefix": PROMPT, "early_exit": {"strategy": hostile, hostile: 1}}
+    answer = httpx.post(server.url + path, json=body)
+    assert answer.status_code in (404, 422)
+    error = answer.json()["error"]
+    message = error if isinstance(error, str) else error["message"]
+    assert not any(map(is_hidden, message))
+    assert r"\u202e" in message
+    assert not any(map(is_hidden, answer.text))
+
+
 @pytest.mark.parametrize("where", [{"headers": {"X-Early-Exit": "{"}}, {"params": {"early_exit": "no such thing"}}])
 def test_a_bad_header_or_query_is_refused_too(server: Any, where: Any) -> None:
     assert httpx.post(f"{server.url}/generate", json={"inputs": PROMPT}, **where).status_code == 422
@@ -139,10 +153,41 @@ def test_a_bad_header_or_query_is_refused_too(server: Any, where: Any) -> None:
 
 def test_limits_are_capped(server: Any, desk: Desk) -> None:
     cap = server.service.config.max_new_tokens
-    for said, limit in ((None, cap), (0, 1), (1, 1), (-1, cap), (cap + 1, cap), (10**30, cap), ("many", cap), (3.0, 3)):
+    for said, limit in ((None, cap), (1, 1), (cap + 1, cap), (10**30, cap), ("3", 3)):
         tgi = desk.job("/generate", {"inputs": PROMPT, "parameters": {"max_new_tokens": said}})
         openai = desk.job("/v1/completions", {"prompt": PROMPT, "max_tokens": said})
         assert tgi.max_new_tokens == openai.max_new_tokens == limit, said
+
+
+NO_LIMITS = (0, -3, -(10**30), True, False, 3.0, 2.5, 1e300, "many", "", "0", "1.5", " 7", [], [5], {}, {"a": 1})
+"""What no dialect takes for a limit of tokens."""
+
+
+def refused_limit(server: Any, path: str, body: dict[str, Any]) -> str:
+    """Return the message of a 422, wherever a dialect has it."""
+    answer = httpx.post(server.url + path, json=body)
+    assert answer.status_code == 422, answer.text
+    error = answer.json()["error"]
+    return str(error if isinstance(error, str) else error["message"])
+
+
+@pytest.mark.parametrize("said", [*NO_LIMITS, -1, -2], ids=repr)
+@pytest.mark.parametrize("path", ["/generate", "/generate_stream", "/", "/v1/completions", "/completions"])
+def test_a_limit_that_is_none_is_refused_and_never_becomes_the_cap(server: Any, path: str, said: Any) -> None:
+    body = {"inputs": PROMPT, "prompt": PROMPT, "max_tokens": said, "parameters": {"max_new_tokens": said}}
+    line = refused_limit(server, path, body)
+    assert "max_tokens = " in line or "max_new_tokens = " in line
+    assert "Send an integer from 1." in line
+
+
+@pytest.mark.parametrize("said", NO_LIMITS, ids=repr)
+@pytest.mark.parametrize("path", ["/api/generate", "/infill", "/completion"])
+def test_nor_where_a_negative_number_means_no_limit(server: Any, path: str, said: Any) -> None:
+    if path != "/api/generate" and said in (0, "0") and not isinstance(said, bool):
+        return  # llama.vim warms a cache with it
+    body = {"input_prefix": PROMPT, "prompt": PROMPT, "n_predict": said, "options": {"num_predict": said}}
+    line = refused_limit(server, path, body)
+    assert "Send an integer from 1, or -1 or -2 for the server's limit." in line
 
 
 def test_stop_texts(server: Any, desk: Desk) -> None:
@@ -180,7 +225,7 @@ def test_several_prompts_are_submitted_all_or_none(server: Any, monkeypatch: pyt
 def test_values_as_clients_write_them() -> None:
     read = [5, -1, 5.0, "5", "-5", 5.5, "5.0", "²", "", "5" * 30, True, None, [], {}, float("inf"), float("nan")]
     assert [whole_number(value) for value in read] == [5, -1, 5, 5, -5] + [None] * 11
-    assert [limit_of(value) for value in (0, 1, -1, "x", 7)] == [1, 1, None, None, 7]
+    assert [limit_of("x", value, endless=(-1,)) for value in (1, "7", -1, None)] == [1, 7, None, None]
     assert [seed_of(value) for value in (None, "x", 7, 2**63 + 7)] == [0, 0, 7, 7]
     assert 0 <= seed_of(-1) < 2**63
     assert [texts(value) for value in (None, 5, "a", ["a", 5, "", "b"])] == [(), (), ("a",), ("a", "b")]
@@ -300,7 +345,7 @@ def test_a_defect_is_a_500_without_a_traceback(server: Any, monkeypatch: pytest.
 def test_a_refusal_is_one_line_that_can_be_sent() -> None:
     for path in ("/generate", "/v1/completions", "/infill"):
         body = refusal(path, ServingError("two\nlines \ud800 \U0001f600"))
-        assert "two lines ? \U0001f600" in json.dumps(body, ensure_ascii=False).encode().decode()
+        assert "two lines \\\\ud800 \U0001f600" in json.dumps(body, ensure_ascii=False).encode().decode()
 
 
 def test_stop_texts_are_short_in_all(server: Any) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from harness.appearance.pages import templates
+from harness.appearance.visible_text import one_line
 from harness.registry import KV_POLICIES
 from harness.serving.http.page.controls import controls
 from harness.serving.http.page.editors import editors
@@ -65,9 +67,9 @@ def document(service: Service, url: str) -> str:
         "numLayers": info.num_layers,
         "cached": KV_POLICIES.load(service.config.kv).facts.keeps_cache,
         "state": service.state,
-        "failure": service.failure,
+        "failure": service.failure and one_line(service.failure),
         "measured": service.energy_measured,
-        "energy": service.energy_description,
+        "energy": one_line(service.energy_description),
     }
     return _template().render(
         model=service.model_name,
@@ -94,14 +96,4 @@ def document(service: Service, url: str) -> str:
 
 @cache
 def _template() -> Template:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("harness.serving.http.page"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template("page.html")
+    return templates("harness.serving.http.page").get_template("page.html")

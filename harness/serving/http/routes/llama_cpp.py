@@ -4,7 +4,8 @@ Answers are compact JSON with ``content`` first, since llama.vim looks for ``"co
 ``response_fields`` are answered as llama.cpp does: one flat entry for each path that exists.
 
 Not promised: a cache between requests. ``n_predict = 0``, which llama.vim sends to warm that cache, is answered at
-once and evaluates nothing. ``input_extra``, samplers and ``t_max_prompt_ms`` are accepted and ignored.
+once and evaluates nothing; −1 (no end, the default) and −2 (to the end of the context) stand for the server's cap; what
+is no integer from there on is refused. ``input_extra``, samplers and ``t_max_prompt_ms`` are accepted and ignored.
 ``t_max_predict_ms`` ends a completion where it is, also inside its first line.
 """
 
@@ -25,7 +26,7 @@ from harness.serving.http.schemas.errors import LlamaCppError
 from harness.serving.http.schemas.events import documented_events
 from harness.serving.http.schemas.llama_cpp import Asked, Completed, Completion, Infill, StopType, Timings
 from harness.serving.http.schemas.prompts import prompts_of
-from harness.serving.http.schemas.values import flag, seed_of, texts, whole_number
+from harness.serving.http.schemas.values import flag, limit_of, seed_of, texts, whole_number
 from harness.serving.jobs import Ending, Finished, Token
 from harness.serving.service import Service
 
@@ -47,7 +48,7 @@ async def infill(request: Request, body: Infill) -> Response:
     suffix = body.input_suffix if isinstance(body.input_suffix, str) else None
     if suffix is not None and not suffix.strip() and not service.fim:
         suffix = None  # llama.vim always sends a line break; a model without these tokens loses nothing
-    if not prefix and whole_number(body.n_predict) != 0:
+    if not prefix and not _only_warms(body):
         raise InvalidRequestError("input_prefix and prompt are empty: there is nothing to complete. Send one of them.")
     return await _complete(request, body, prefix, suffix)
 
@@ -61,11 +62,16 @@ async def completion(request: Request, body: Completion) -> Response:
     return await _complete(request, body, prompt, None)
 
 
+def _only_warms(body: Asked) -> bool:
+    """Whether nothing is to be made: the client warms a cache, which this server does not have."""
+    return not isinstance(body.n_predict, float) and whole_number(body.n_predict) == 0
+
+
 def _wanted(body: Asked, prompt: str | list[int], suffix: str | None) -> Wanted:
     return Wanted(
         prompt=prompt,
         suffix=suffix,
-        max_new_tokens=whole_number(body.n_predict),
+        max_new_tokens=limit_of("n_predict", body.n_predict, endless=(-1, -2)),
         stop=texts(body.stop),
         early_exit=early_exit_of({"early_exit": body.early_exit}, body.parameters, body.options),
         truncate=True,
@@ -77,7 +83,7 @@ def _wanted(body: Asked, prompt: str | list[int], suffix: str | None) -> Wanted:
 async def _complete(request: Request, body: Asked, prompt: str | list[int], suffix: str | None) -> Response:
     service: Service = request.app.state.service
     fields = body.fields()
-    if whole_number(body.n_predict) == 0:
+    if _only_warms(body):
         nothing = Completed(
             content="",
             stop=True,

@@ -1,7 +1,8 @@
 """Ollama's dialect: ``POST /api/generate``, streamed unless the client sets ``stream`` to false.
 
 Not promised: templates, ``system``, ``context``, images and chat. The prompt is always read as it stands, as with
-``raw``, and decoding is greedy whatever the options say.
+``raw``, and decoding is greedy whatever the options say. ``num_predict`` is a limit, or −1 (no end, Ollama's default)
+or −2 (to the end of the context), which both stand for the server's cap; anything else is refused.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from harness.serving.http.requests import Wanted, early_exit_of, submit
 from harness.serving.http.schemas.early_exit import EarlyExitReport
 from harness.serving.http.schemas.events import whole_schema
 from harness.serving.http.schemas.ollama import DoneReason, Generate, Generated
-from harness.serving.http.schemas.values import seed_of, texts, whole_number
+from harness.serving.http.schemas.values import limit_of, seed_of, texts
 from harness.serving.jobs import Ending, Finished, Token
 from harness.serving.service import Service
 
@@ -48,7 +49,7 @@ async def generate(request: Request, body: Generate) -> Response:
     wanted = Wanted(
         prompt=body.prompt,
         suffix=body.suffix if isinstance(body.suffix, str) else None,
-        max_new_tokens=whole_number(asked.get("num_predict")),
+        max_new_tokens=limit_of("num_predict", asked.get("num_predict"), endless=(-1, -2)),
         stop=texts(asked.get("stop")),
         early_exit=early_exit_of({"early_exit": body.early_exit}, parameters, asked),
         truncate=body.truncate is not False,

@@ -112,7 +112,7 @@ def _wanted(body: CompletionRequest, prompt: str | list[int]) -> Wanted:
     return Wanted(
         prompt=prompt,
         suffix=body.suffix if isinstance(body.suffix, str) else None,
-        max_new_tokens=limit_of(body.max_tokens),
+        max_new_tokens=limit_of("max_tokens", body.max_tokens),
         stop=texts(body.stop),
         early_exit=early_exit_of({"early_exit": body.early_exit}, extra.get("parameters"), extra.get("options")),
         seed=seed_of(body.seed),

@@ -80,7 +80,7 @@ def _submitted(request: Request, body: Generate) -> tuple[dict[str, Any], Ticket
     asked = body.asked()
     wanted = Wanted(
         prompt=body.inputs,
-        max_new_tokens=limit_of(asked.get("max_new_tokens")),
+        max_new_tokens=limit_of("max_new_tokens", asked.get("max_new_tokens")),
         stop=texts(asked.get("stop")),
         keep_stop=True,
         early_exit=early_exit_of({"early_exit": body.early_exit}, asked, (body.model_extra or {}).get("options")),

@@ -38,7 +38,9 @@ class Asked(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     n_predict: Annotated[
-        Lenient, Field(description="Limit of new tokens; −1: the server's cap; 0: nothing is made, nothing evaluated.")
+        Any,
+        WithJsonSchema({"type": ["integer", "null"], "minimum": -2}),
+        Field(description="Limit of new tokens; −1, −2: the server's cap; 0: nothing is made, nothing evaluated."),
     ] = None
     stop: Annotated[Lenient, Field(description="Texts that end the completion.")] = None
     t_max_predict_ms: Annotated[

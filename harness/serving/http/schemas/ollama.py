@@ -34,8 +34,8 @@ class Generate(BaseModel):
     options: Annotated[
         Lenient,
         Field(
-            description="An object. Used: num_predict (less than 1: the server's cap), stop (a text or a list), seed, "
-            "early_exit. Decoding is greedy: temperature, top_p … change nothing."
+            description="An object. Used: num_predict (from 1; -1, -2: the server's cap), stop (a text or a list), "
+            "seed, early_exit. Decoding is greedy: temperature, top_p … change nothing."
         ),
     ] = None
     early_exit: Controls = None

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from harness.serving.http.schemas.early_exit import Answer, EarlyExitReport
 from harness.serving.http.schemas.prompts import MAX_PROMPTS
-from harness.serving.http.schemas.values import Controls, Lenient
+from harness.serving.http.schemas.values import Controls, Lenient, Limit
 
 __all__ = [
     "Choice",
@@ -54,7 +54,7 @@ class CompletionRequest(BaseModel):
     prompt: Annotated[Any, WithJsonSchema(_PROMPT)]
     model: Annotated[Lenient, Field(description="Any; the server has one model.")] = None
     suffix: Annotated[Lenient, Field(description="Text after the cursor.")] = None
-    max_tokens: Annotated[Lenient, Field(description="Limit of new tokens; default: the server's cap.")] = None
+    max_tokens: Annotated[Limit, Field(description="Limit of new tokens, from 1; default: the server's cap.")] = None
     stop: Annotated[Lenient, Field(description="A text or a list; omitted from the completion.")] = None
     stream: Annotated[Lenient, Field(description="true: server-sent events.")] = None
     stream_options: Annotated[Lenient, Field(description="{include_usage: true}: a last event with usage.")] = None

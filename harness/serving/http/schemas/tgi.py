@@ -34,9 +34,10 @@ class Generate(BaseModel):
     parameters: Annotated[
         Lenient,
         Field(
-            description="An object. Used: max_new_tokens (default: the server's cap), stop (a text or a list; kept in "
-            "the completion), details, return_full_text (default false), truncate (any number: a prompt that is too "
-            "long loses its beginning), seed, early_exit. Decoding is greedy: temperature, top_p … change nothing.",
+            description="An object. Used: max_new_tokens (from 1; default: the server's cap), stop (a text or a list; "
+            "kept in the completion), details, return_full_text (default false), truncate (any number: a prompt that "
+            "is too long loses its beginning), seed, early_exit. Decoding is greedy: temperature, top_p … change "
+            "nothing.",
         ),
     ] = None
     stream: Annotated[Lenient, Field(description="true: server-sent events, at / and /models/… only.")] = None

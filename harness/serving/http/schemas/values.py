@@ -1,7 +1,8 @@
 """Values as clients write them: what can be parsed is used, anything else counts as not given.
 
 Clients send ``null`` for what they do not set, and sometimes numbers as text. A request must not fail for a field
-that this server would ignore anyway, so foreign fields take anything, and their schema says so.
+that this server would ignore anyway, so foreign fields take anything, and their schema says so. The limit of new tokens
+is used, and refused where it is none (:func:`limit_of`).
 """
 
 from __future__ import annotations
@@ -11,10 +12,26 @@ from typing import Annotated, Any
 
 from pydantic import WithJsonSchema
 
-__all__ = ["Controls", "Lenient", "finite", "flag", "limit_of", "seed_of", "texts", "whole_number"]
+from harness.serving.failures import InvalidRequestError
+
+__all__ = ["Controls", "Lenient", "Limit", "finite", "flag", "limit_of", "seed_of", "texts", "whole_number"]
 
 Lenient = Annotated[Any, WithJsonSchema({})]
 """A field that takes anything; its description says what is used."""
+
+Limit = Annotated[
+    Any,
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 1},
+                {"type": "string", "pattern": "^[1-9][0-9]{0,18}$"},
+                {"type": "null"},
+            ]
+        }
+    ),
+]
+"""A limit of new tokens, read by :func:`limit_of`."""
 
 Controls = Annotated[
     Any,
@@ -52,10 +69,28 @@ def whole_number(value: object) -> int | None:
     return None
 
 
-def limit_of(value: object) -> int | None:
-    """Return the limit of new tokens; 0 becomes 1, the minimum, and a negative number means no limit."""
-    number = whole_number(value)
-    return None if number is None or number < 0 else max(number, 1)
+def limit_of(name: str, value: object, *, endless: tuple[int, ...] = ()) -> int | None:
+    """Return a limit of new tokens; ``None`` where there is none but the server's cap.
+
+    Unlike what is ignored, a limit that cannot be meant must not become the cap without a word. A number written as
+    text is one, as everywhere; a float is none, whatever stands behind its point.
+
+    Args:
+        name: of the field, for the refusal.
+        value: as received; ``null`` is not given.
+        endless: numbers with which the dialect says that there is no limit.
+
+    Raises:
+        InvalidRequestError: it is no positive integer and none of those.
+    """
+    number = None if isinstance(value, float) else whole_number(value)
+    if value is None or number in endless:
+        return None
+    if number is None or number < 1:
+        others = f", or {' or '.join(map(str, endless))} for the server's limit" if endless else ""
+        said = f"{name} = {str(value)[:60]!r} is no limit of tokens."
+        raise InvalidRequestError(f"{said} Send an integer from 1{others}.")
+    return number
 
 
 def seed_of(value: object) -> int:

@@ -1,0 +1,112 @@
+"""No way of a text to people avoids the one function of its medium: who writes what, read from the source."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+MEDIA = {
+    "rich.console.Console": {"harness/appearance/terminal.py"},
+    "rich.text": {"harness/appearance/terminal.py"},
+    "rich.markup": {"harness/appearance/terminal.py"},
+    "html": {"harness/appearance/pages.py"},
+    "jinja2": {"harness/appearance/pages.py"},
+    "csv": {"reports/tables/csv_text.py", "reports/green_code/published_runs.py"},  # the latter reads
+    "traceback": {"harness/commands/console.py"},
+}
+"""What makes text for a medium, and the modules that may use it."""
+
+SPEAKERS = {
+    "harness/commands/console.py",
+    "harness/serving/server.py",  # one line, before there is a log
+    "harness/running/repeat_process.py",  # JSON, to its parent process
+}
+"""Modules that may print."""
+
+SPOKEN = {"print", "sys.stdout.write", "sys.stderr.write"}
+
+
+def modules() -> Iterator[tuple[str, ast.Module]]:
+    for package in ("harness", "reports", "strategies", "tasks"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            yield path.relative_to(ROOT).as_posix(), ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imported(tree: ast.Module) -> set[str]:
+    """Names of what a module imports to use it; types alone do not count."""
+    found: set[str] = set()
+    for node in at_run_time(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def at_run_time(node: ast.AST) -> Iterator[ast.AST]:
+    for child in ast.iter_child_nodes(node):
+        if not (isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test)):
+            yield child
+            yield from at_run_time(child)
+
+
+def calls(tree: ast.Module, name: str) -> list[int]:
+    """Lines that call something by its name, whatever it belongs to."""
+    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return [node.lineno for node in nodes if ast.unparse(node.func).rpartition(".")[2] == name]
+
+
+@pytest.mark.parametrize("what", MEDIA)
+def test_only_a_mediums_module_makes_text_for_it(what: str) -> None:
+    makers = set()
+    for path, tree in modules():
+        found = imported(tree)
+        # a console may be named as a type of what is printed on; making one is what counts
+        if what == "rich.console.Console":
+            if (what in found and calls(tree, "Console")) or ("rich.console" in found and path in MEDIA[what]):
+                makers.add(path)
+        elif what in found:
+            makers.add(path)
+    assert makers == MEDIA[what]
+
+
+def test_nothing_else_prints() -> None:
+    for path, tree in modules():
+        if path in SPEAKERS:
+            continue
+        named = [
+            node.lineno for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) in SPOKEN
+        ]
+        assert not named, f"{path}:{named}: use harness.commands.console"
+
+
+def test_no_command_prints_a_text_of_others_as_markup() -> None:
+    """In a string with fields that is printed on a console every field is escaped, a number with a format, or ours."""
+    wrong = []
+    for path, tree in modules():
+        if not path.startswith("harness/commands/"):
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".print") and node.args:
+                wrong += [f"{path}:{node.lineno}: {field}" for field in unescaped(node.args[0])]
+    assert not wrong, "\n".join(wrong)
+
+
+OURS = {"total", "kept", "mark", "style", "where", "width", "text", "origin", "detail", "packed", "written"}
+"""Names of fields that hold numbers, or what was escaped on the lines before."""
+
+
+def unescaped(text: ast.expr) -> Iterator[str]:
+    if not isinstance(text, ast.JoinedStr):
+        return
+    for part in text.values:
+        if not isinstance(part, ast.FormattedValue):
+            continue
+        written = ast.unparse(part.value)
+        if part.format_spec is None and not written.startswith("escape(") and written not in OURS:
+            yield written
