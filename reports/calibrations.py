@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from harness.errors import StoreError
-from harness.host.foreign_files import DocumentError, read_json
+from harness.host.foreign_files import DocumentError, read_json, real_path
 from harness.records.calibration import CALIBRATION, Calibration
 from reports.statistics.plausible import LARGEST, all_plausible, numbers_of
 
@@ -24,7 +24,7 @@ def find_calibrations(paths: Iterable[Path]) -> list[Path]:
     for path in paths:
         here = path / CALIBRATION
         for file in [here] if isfile(here) else sorted(path.glob(f"*/{CALIBRATION}")) if isdir(path) else []:
-            found.setdefault(file.parent.resolve(), file.parent)
+            found.setdefault(real_path(file.parent), file.parent)
     return list(found.values())
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from harness.appearance.visible_text import shell_word
 from harness.errors import StoreError
+from harness.host.foreign_files import real_path
 from harness.records import Manifest, SampleRecord, WindowRecord
 from harness.records.summary import Summary
 from reports.metrics.point import Point
@@ -40,7 +41,7 @@ class RecordedRun:
     @property
     def name(self) -> str:
         """Name of its folder."""
-        return self.directory.resolve().name
+        return real_path(self.directory).name
 
     @cached_property
     def cells(self) -> dict[tuple[str, str], Measured]:

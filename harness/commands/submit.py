@@ -10,6 +10,7 @@ import typer
 from harness.appearance.visible_text import one_line, shell_word
 from harness.commands.console import escape, stdout
 from harness.errors import StoreError
+from harness.host.foreign_files import real_path
 
 __all__ = ["submit"]
 
@@ -25,7 +26,7 @@ def submit(
     from harness.running.submission import examine_submission, pack
     from harness.store.packed_run import ARCHIVE
 
-    file = out or Path(f"{directory.resolve().name}{ARCHIVE}")
+    file = out or Path(f"{real_path(directory).name}{ARCHIVE}")
     if not file.name.endswith(ARCHIVE):
         raise StoreError(f"--out {file} does not end in {ARCHIVE}. Use --out {file.name.partition('.')[0]}{ARCHIVE}.")
     submission = examine_submission(directory)

@@ -30,6 +30,7 @@ __all__ = [
     "read_json",
     "read_text",
     "read_toml",
+    "real_path",
     "require_regular",
 ]
 
@@ -100,6 +101,14 @@ def require_regular(path: Path) -> None:
 def _require_mode(path: Path, mode: int) -> None:
     if not stat.S_ISREG(mode):
         raise NotRegularError(path, mode)
+
+
+def real_path(path: str | os.PathLike[str]) -> Path:
+    """Return where a path leads, links followed; one that leads nowhere, or to itself, as far as it can be followed.
+
+    ``Path.resolve`` raises on a link to itself in Python 3.11 and 3.12.
+    """
+    return Path(os.path.realpath(path))
 
 
 def read_bytes(path: Path, limit: int = LARGEST_DOCUMENT_BYTES) -> bytes:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from harness.appearance.visible_text import shell_command
 from harness.contracts import ModelInfo
-from harness.host.foreign_files import NotRegularError, read_json
+from harness.host.foreign_files import NotRegularError, read_json, real_path
 from harness.models.artefacts import SHIPPED
 
 __all__ = ["Remedy", "remedy"]
@@ -63,7 +63,7 @@ def remedy(kind: str, model: ModelInfo, name: str, folder: Path | None = None, *
         commands.append(_harness("trace", *given, *flags, *exits, *found, "--out", traces))
         effort.append("minutes to hours to trace")
     effort.append("minutes to train")
-    if folder is not None and folder.resolve().is_relative_to(SHIPPED):
+    if folder is not None and real_path(folder).is_relative_to(SHIPPED):
         effort.append(f"then give the name {name} without a folder")
     elif folder is not None:
         out = ["--out", str(folder)]
@@ -85,7 +85,7 @@ def _own_folder(artefacts: str | None) -> tuple[list[str], list[str], str | None
         return [], [], None
     there = Path(artefacts)
     shipped = there if there.is_dir() else SHIPPED / artefacts
-    if not shipped.resolve().is_relative_to(SHIPPED) or not shipped.is_dir():
+    if not real_path(shipped).is_relative_to(SHIPPED) or not shipped.is_dir():
         return [], [], artefacts
     copy = artefacts if shipped != there and artefacts == shipped.name else f"{shipped.name}-copy"
     then = "the copy is your own and what --artefacts then means" if copy == artefacts else f"give --artefacts {copy}"

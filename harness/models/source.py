@@ -22,6 +22,7 @@ from harness.config.model import DEFAULT_MODEL
 from harness.contracts import WeightsChoice
 from harness.decoding.families import check_family
 from harness.errors import ModelError, OutOfReachError, UnknownNameError
+from harness.host.foreign_files import real_path
 from harness.host.hub import hub_in_reach
 from harness.host.libraries import library_border, reason
 from harness.models.folder import check_files, read_object
@@ -93,7 +94,7 @@ def find_spec(name: str) -> ModelSpec:
         return spec
     folder = os.path.expanduser(name)
     if os.path.isdir(folder):
-        return ModelSpec(name=Path(folder).resolve().name, location=folder)
+        return ModelSpec(name=real_path(folder).name, location=folder)
     if os.path.isfile(folder):
         raise ModelError(f"--model {name} is a file. Give the folder it lies in: --model {Path(name).parent}")
     if name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1:

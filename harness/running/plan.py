@@ -17,6 +17,7 @@ from harness.config import RunConfig, demo_strategies, parse_all
 from harness.contracts import ModelRequest, Sample, StopRule, Task, TaskData, TaskRequest
 from harness.errors import ArtefactError, ConfigError, DataError, OutOfReachError
 from harness.host.device import resolve_device
+from harness.host.foreign_files import real_path
 from harness.models.model import ResolvedModel, foresee, resolve
 from harness.records import TaskRecord
 from harness.registry import KV_POLICIES, PROTOCOLS, TASKS
@@ -193,5 +194,5 @@ def _prompts(samples: Sequence[Sample]) -> str:
 
 def default_directory(config: RunConfig, stamp: str) -> Path:
     """Return a new run directory's path under ``runs/``, named by time, model and tasks."""
-    model = Path(config.model).resolve().name  # "." has no name
+    model = real_path(config.model).name  # "." has no name
     return Path("runs") / f"{stamp}-{model}-{'-'.join(config.tasks)}"

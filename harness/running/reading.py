@@ -15,7 +15,7 @@ from pathlib import Path
 from harness.appearance.visible_text import one_line, shell_word
 from harness.errors import HarnessError, StoreError
 from harness.host import environment
-from harness.host.foreign_files import open_regular
+from harness.host.foreign_files import open_regular, real_path
 from harness.records import Manifest, SampleRecord, WindowRecord
 from harness.records.summary import Summary
 from harness.running.plugins import absent_plugins
@@ -130,7 +130,7 @@ def find_runs(paths: Iterable[Path]) -> list[Path]:
     found: dict[Path, Path] = {}
     for path in paths:
         for run in _below(path) or [path]:
-            found.setdefault(run.resolve(), run)
+            found.setdefault(real_path(run), run)
     return list(found.values())
 
 

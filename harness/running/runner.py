@@ -185,9 +185,9 @@ def _before(config: RunConfig, resume: Path | None) -> Manifest | None:
 
 def _check_writable(path: Path) -> None:
     """Refuse a folder that could not be made, before a model is loaded for it."""
-    folder = next(parent for parent in [path, *path.absolute().parents] if parent.exists())
+    folder = next(parent for parent in [path, *path.absolute().parents] if os.path.lexists(parent))
     if not folder.is_dir():
-        raise ConfigError(f"the run directory {path} cannot be made: {folder} is a file. Use another --out.")
+        raise ConfigError(f"the run directory {path} cannot be made: {folder} is no folder. Use another --out.")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ConfigError(f"the run directory {path} cannot be made: {folder} is not writable. Use another --out.")
 

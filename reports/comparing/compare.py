@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from harness.contracts import Metric
 from harness.errors import ConfigError, StoreError, did_you_mean
+from harness.host.foreign_files import real_path
 from reports.comparing.change import Change, change, corrected, level_of_both
 from reports.comparing.differences import cost_obstacle, differences, energy_obstacle, score_obstacle
 from reports.comparing.matching import Matched, agreement_units, match
@@ -69,7 +70,7 @@ def compare_runs(a: RecordedRun, b: RecordedRun, wanted: Wanted) -> RunChange:
         task, name, reason = skipped[0]
         remedy = next((run.remedy for run in (a, b) if run.state), "Give two runs that share an operating point.")
         raise StoreError(f"{a.directory} and {b.directory} have nothing to compare: {task}, {name}: {reason}. {remedy}")
-    interleaved = a.directory.resolve() == b.directory.resolve()
+    interleaved = real_path(a.directory) == real_path(b.directory)
     points = [replace(point, verdict=verdict(point)) for point in points]
     return RunChange(
         a, b, differences(a.manifest, b.manifest), tuple(points), tuple(skipped), overall(points),
@@ -79,7 +80,7 @@ def compare_runs(a: RecordedRun, b: RecordedRun, wanted: Wanted) -> RunChange:
 
 def _pairs(a: RecordedRun, b: RecordedRun, wanted: Wanted) -> list[tuple[str, str, str]]:
     """(task, operating point of A, operating point of B) to compare."""
-    same = a.directory.resolve() == b.directory.resolve()
+    same = real_path(a.directory) == real_path(b.directory)
     copy = a.manifest == b.manifest and a.windows == b.windows and a.samples == b.samples
     tasks = [task.name for task in a.manifest.tasks if task.name in {other.name for other in b.manifest.tasks}]
     if not tasks:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from harness.host.foreign_files import real_path
 from harness.models.artefacts import SHIPPED, look_into
 from harness.models.trained import tuned_fingerprint
 from harness.records import Manifest
@@ -28,13 +29,13 @@ def training_folders(runs: Iterable[RecordedRun], given: Iterable[Path] = ()) ->
         runs: as read.
         given: folders that are wanted whatever they belong to, first in the result.
     """
-    found = {folder.resolve(): folder for folder in given}
+    found = {real_path(folder): folder for folder in given}
     known = {place: _offers(folder) for place, folder in found.items()}
     covered = {name for names in known.values() for name in names}
     for run in runs:
         wanted = _named_by(run.manifest)
         for folder in _candidates(run.manifest):
-            place = folder.resolve()
+            place = real_path(folder)
             if place not in known:
                 known[place] = _offers(folder) if holds_training(folder) else frozenset()
             new = (known[place] & wanted) - covered

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from harness.contracts.loss_weights import WeightsRule
-from harness.host.foreign_files import LARGEST_LOG_BYTES, DocumentError, parse_json, read_bytes, read_json
+from harness.host.foreign_files import LARGEST_LOG_BYTES, DocumentError, parse_json, read_bytes, read_json, real_path
 from reports.statistics.plausible import is_plausible
 
 __all__ = ["AgentLog", "AgentStep", "LiteLog", "LiteStep", "TrainingLogs", "holds_training", "read_training"]
@@ -116,7 +116,7 @@ class TrainingLogs:
     @property
     def name(self) -> str:
         """Name of the folder."""
-        return self.folder.resolve().name
+        return real_path(self.folder).name
 
 
 def holds_training(folder: Path) -> bool:

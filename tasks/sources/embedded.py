@@ -25,6 +25,7 @@ from typing import Literal
 
 from harness.contracts import LONGEST_ID, BadRow, Split
 from harness.errors import DataError
+from harness.host.foreign_files import real_path
 from tasks.languages import JAVA, PYTHON, Language
 from tasks.rows import Document, FieldError, Row, Rows, field_text
 
@@ -155,7 +156,7 @@ def jdk_homes() -> Iterator[Path]:
     if home := os.environ.get("JAVA_HOME"):
         yield Path(home)
     if java := shutil.which("java"):
-        yield Path(java).resolve().parent.parent
+        yield real_path(java).parent.parent
     roots = [(Path("/usr/lib/jvm"), "*"), (Path("/Library/Java/JavaVirtualMachines"), "*/Contents/Home")]
     for root, pattern in roots:
         yield from sorted(root.glob(pattern), key=lambda home: (_release_number(home), home.name), reverse=True)

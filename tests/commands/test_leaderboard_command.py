@@ -60,20 +60,22 @@ def test_the_good_ones_are_published_and_each_other_has_a_line(cli: Command, run
     broken(runs, "foreign", "manifest.json", lambda text: text.replace('"schema_version": 1', '"schema_version": 9', 1))
     broken(runs, "failed", "samples.jsonl", all_failed)
     broken(runs, "empty", "windows.jsonl", lambda _: "")
-    ran = cli("leaderboard", runs, tmp_path / "nowhere", "--out", tmp_path / "site")
+    (tmp_path / "loop").symlink_to("loop")
+    ran = cli("leaderboard", runs, tmp_path / "nowhere", tmp_path / "loop", "--out", tmp_path / "site")
     assert ran.code == 0, ran
-    assert "2 run(s) with 2 operating points, 1 marked and not ranked, 5 left out" in ran.out
+    assert "2 run(s) with 2 operating points, 1 marked and not ranked, 6 left out" in ran.out
     (marked,) = (line for line in ran.err.splitlines() if line.startswith("not ranked: "))
     remedy = f"Continue it with `harness run --resume {runs / 'unfinished'}`."
     assert marked == f"not ranked: not finished: 2 of 3 windows. {remedy}"
     lines = [line for line in ran.err.splitlines() if line.startswith("left out: ")]
-    assert len(lines) == 5
+    assert len(lines) == 6
     for name, said in {
         "unreadable": "not JSON",
         "foreign": "schema version 9 and this harness reads 1",
         "failed": "every sample failed, the first with: out of luck",
         "empty": "windows.jsonl was cut or lost",
         "nowhere": "does not exist",
+        "loop": "symbolic links",
     }.items():
         assert [line for line in lines if name in line and said in line], (name, lines)
 

@@ -21,6 +21,7 @@ from harness.host.foreign_files import (
     read_json,
     read_text,
     read_toml,
+    real_path,
 )
 
 pytestmark = pytest.mark.usefixtures("no_hang")
@@ -214,3 +215,20 @@ def test_toml_beyond_the_bounds_is_refused_in_one_line(tmp_path: Path, document:
         read_toml(file)
     assert str(refused.value).startswith(reason)
     assert str(refused.value).isprintable()
+
+
+def test_a_link_to_itself_leads_nowhere_and_breaks_nothing(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "link").symlink_to(tmp_path)
+    assert real_path(tmp_path / "loop").name == "loop"
+    assert real_path(tmp_path / "link") == real_path(tmp_path)
+
+
+def test_no_path_of_others_is_followed_another_way() -> None:
+    """``Path.resolve`` raises on such a link before Python 3.13."""
+    root = Path(__file__).resolve().parents[2]
+    packages = ("harness", "strategies", "tasks", "reports")
+    lines = [
+        line for name in packages for file in (root / name).rglob("*.py") for line in file.read_text().splitlines()
+    ]
+    assert [line for line in lines if ".resolve()" in line and "Path(__file__)" not in line] == []

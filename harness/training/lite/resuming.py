@@ -17,6 +17,7 @@ from harness.host.foreign_files import (
     parse_json,
     read_bytes,
     read_json,
+    real_path,
     require_regular,
 )
 
@@ -107,7 +108,7 @@ def begin_log(log: Path, before: Path | None) -> None:
     with suppress(FileNotFoundError):
         if before is None:
             log.unlink()
-        elif before.resolve() != log.resolve():
+        elif real_path(before) != real_path(log):
             log.unlink(missing_ok=True)
             try:
                 replace_files({log: read_bytes(before, LARGEST_LOG_BYTES)})

@@ -35,7 +35,7 @@ from harness.appearance.visible_text import shell_command
 from harness.contracts import ModelInfo, WeightsChoice
 from harness.errors import ArtefactError
 from harness.host.atomic_files import replace_files
-from harness.host.foreign_files import DocumentError, read_json
+from harness.host.foreign_files import DocumentError, read_json, real_path
 from harness.host.libraries import library_border
 from harness.models.artefact_facts import fault_in
 from harness.models.finite import fault_of
@@ -271,7 +271,7 @@ def trace_command(model: str, out: Path) -> str:
 
 def beside(folder: Path) -> Path:
     """Return a folder that is not there yet, named after one that is kept."""
-    return next(path for n in count(2) if not (path := folder.with_name(f"{folder.resolve().name}-{n}")).exists())
+    return next(path for n in count(2) if not (path := folder.with_name(f"{real_path(folder).name}-{n}")).exists())
 
 
 def _read_index(file: Path, model: str = "") -> dict[str, Any]:
