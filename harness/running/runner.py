@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from harness.appearance.visible_text import shell_word
 from harness.config import RunConfig
 from harness.contracts import Meter
 from harness.decoding.engine import Engine
-from harness.errors import ConfigError, OutOfMemoryError, StoreError
+from harness.errors import ConfigError, OutOfMemoryError
 from harness.metering import open_meter
 from harness.metering.pacing import samples_per_block
 from harness.records import Manifest, WindowRecord
@@ -27,7 +26,7 @@ from harness.running.plan import Plan, default_directory, make_plan
 from harness.running.reading import read_run
 from harness.running.repeats import run_repeat
 from harness.running.session import Observer, Session
-from harness.store.run_directory import RunDirectory
+from harness.store.run_directory import RunDirectory, refuse_occupied
 from harness.store.same_run import refuse_other_configuration
 from reports.statistics.intervals import MINIMUM_PAIRS
 from reports.tables.export import write_report
@@ -175,11 +174,8 @@ def _before(config: RunConfig, resume: Path | None) -> Manifest | None:
             refuse_other_configuration(resume, store.manifest, config.model_dump(mode="json"))
             return store.manifest
     _check_writable(config.out or Path("runs"))
-    if config.out is not None and config.out.exists() and any(config.out.iterdir()):
-        raise StoreError(
-            f"{config.out} is not empty. Continue it with `harness run --resume {shell_word(config.out)}`, or use "
-            "another --out."
-        )
+    if config.out is not None and config.out.exists():
+        refuse_occupied(config.out)
     return None
 
 

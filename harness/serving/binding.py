@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import select
 import socket
+import stat
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -17,6 +19,9 @@ __all__ = ["SHORTEST_KEY", "allowed_key", "everywhere", "is_loopback", "listen",
 
 SHORTEST_KEY = 16
 """Characters a key must have, so that it cannot be guessed."""
+
+PATIENCE_S = 5
+"""How long a key may take to come out of a pipe."""
 
 BACKLOG = 512
 """Backlog of connections, including those that arrive while the server is being set up."""
@@ -63,9 +68,11 @@ def read_key(file: Path) -> str:
     """
     remedy = f"Put a key of {SHORTEST_KEY} characters or more into its first line."
     try:
-        with file.open("rb") as stream:
-            line = stream.readline(4096).strip()
+        with os.fdopen(os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as stream:
             mode = os.fstat(stream.fileno()).st_mode
+            if stat.S_ISFIFO(mode) and not select.select([stream], [], [], PATIENCE_S)[0]:  # as of `<(command)`
+                raise ConfigError(f"--api-key-file {file} is a pipe that nobody wrote to for {PATIENCE_S} s. {remedy}")
+            line = stream.readline(4096).strip()
     except OSError as error:
         raise ConfigError(f"cannot read --api-key-file {file}: {error.strerror}. {remedy}") from None
     if not line:

@@ -40,7 +40,7 @@ from harness.store.seals import new_run
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["LOCK", "MANIFEST", "SAMPLES", "SUMMARY", "WINDOWS", "RunDirectory", "WindowKey"]
+__all__ = ["LOCK", "MANIFEST", "SAMPLES", "SUMMARY", "WINDOWS", "RunDirectory", "WindowKey", "refuse_occupied"]
 
 WindowKey = tuple[str, int, int, str]
 """What identifies a measured window in a run: task, block, repeat, operating point."""
@@ -79,10 +79,10 @@ class RunDirectory:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(f"cannot make the run directory {path}: {error.strerror}. Use another --out.") from None
-        _refuse_occupied(path)  # before the lock: nothing is written into a folder that is not ours
+        refuse_occupied(path)  # before the lock: nothing is written into a folder that is not ours
         with ExitStack() as on_error:
             lock = on_error.enter_context(_lock(path))
-            _refuse_occupied(path)
+            refuse_occupied(path)
             manifest = manifest.model_copy(update={"run": new_run()})
             store = cls(path, manifest, write_document(path / MANIFEST, manifest), lock)
             on_error.pop_all()
@@ -258,11 +258,11 @@ def _counts(window: WindowRecord) -> bool:
     return not (window.warmup or window.idle or window.superseded)
 
 
-def _refuse_occupied(path: Path) -> None:
+def refuse_occupied(path: Path) -> None:
     """Raise unless the folder holds at most the remains of a creation that was killed."""
     if any(entry.name not in {LOCK, unfinished(path / MANIFEST).name} for entry in path.iterdir()):
         raise StoreError(
-            f"the folder {path} is not empty. Continue its run with --resume {shell_word(path)}, or use another --out."
+            f"{path} is not empty. Continue it with `harness run --resume {shell_word(path)}`, or use another --out."
         )
 
 

@@ -140,7 +140,7 @@ def _field(draw: Draw, name: str, data: bytes) -> tuple[bytes, str]:
     place = draw(st.integers(0, max(len(lines) - 1, 0)))
     try:
         document = json.loads(lines[place])
-    except (ValueError, IndexError):  # damaged before
+    except (ValueError, IndexError, RecursionError):  # damaged before
         return data, "nothing"
     changed, said = changed_json(draw, document)
     text = as_json(changed, indent=None if name in (WINDOWS, SAMPLES) else 2)

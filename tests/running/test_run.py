@@ -271,6 +271,16 @@ def test_random_weights_need_no_weights_and_say_so(config: dict[str, Any], make_
 # -------------------------------------------------------------------------------- command line
 
 
+def test_what_a_kill_left_before_the_first_record_does_not_block_a_run(tiny_run: Command, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".lock").touch()
+    (tmp_path / "out" / ".manifest.json.part").write_bytes(b'{"schema_')
+    assert tiny_run("--out", "out").code == 0
+    again = tiny_run("--out", "out")
+    assert again.code == 2
+    assert "out is not empty. Continue it with `harness run --resume out`" in again.err
+
+
 def test_json_is_all_there_is_on_stdout(tiny_run: Command, tmp_path: Path) -> None:
     ran = tiny_run("--strategy", "fixed:layer=4,6", "--strategy", "oracle", "--json", "--out", "out")
     assert ran.code == 0
