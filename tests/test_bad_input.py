@@ -390,8 +390,9 @@ def test_out_that_cannot_be_used(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("mine")
-    assert "is a file" in refused("--out", "file")
-    assert "is a file" in refused("--out", "file/below")
+    (tmp_path / "loop").symlink_to("loop")
+    for out in ("file", "file/below", "loop"):
+        assert "is no folder" in refused("--out", out)
     line = refused("--out", "full")
     assert "not empty" in line
     assert "--resume full" in line
