@@ -9,6 +9,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 __all__ = [
     "ArtefactError",
@@ -24,10 +28,13 @@ __all__ = [
     "StoreError",
     "TrainingError",
     "UnknownNameError",
+    "complaint",
     "did_you_mean",
-    "in_one_line",
     "is_out_of_memory",
+    "reason",
 ]
+
+_LONGEST_REASON = 300
 
 
 class HarnessError(Exception):
@@ -112,10 +119,29 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f" Did you mean '{close[0]}'?" if close else ""
 
 
-def in_one_line(error: BaseException) -> str:
-    """Return what an error says in one line that any file can hold, with its type unless it is a refusal of ours."""
-    text = " ".join(str(error).split()).rstrip(".").encode("utf-8", "backslashreplace").decode()
-    return text if isinstance(error, HarnessError) else f"{type(error).__name__}: {text}".rstrip(": ")[:300]
+def reason(error: BaseException) -> str:
+    """Return what an error says first, as a phrase in one line that any file can hold.
+
+    The class is named where it says as much as the words, so not of refusals of ours, an ``OSError`` or ``ValueError``.
+    """
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    said = ""
+    for line in str(error).splitlines():
+        said = " ".join([said, *line.split()]).strip()
+        if said.endswith("."):  # what follows is advice
+            break
+    if not said or not isinstance(error, (HarnessError, OSError, ValueError)):
+        said = f"{type(error).__name__}: {said}".removesuffix(": ")
+    said = said if len(said) <= _LONGEST_REASON else f"{said[: _LONGEST_REASON - 1]}…"
+    return said.rstrip(".: ").encode("utf-8", "backslashreplace").decode()
+
+
+def complaint(error: ValidationError) -> str:
+    """Return the first thing that pydantic complains of, as a phrase without its period."""
+    message = error.errors(include_url=False, include_input=False, include_context=False)[0]["msg"]
+    message = message.removeprefix("Value error, ")
+    return f"{message[0].lower()}{message[1:]}"
 
 
 def is_out_of_memory(error: BaseException) -> bool:

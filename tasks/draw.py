@@ -33,7 +33,7 @@ from harness.contracts import (
     Tokenizer,
     document_key,
 )  # fmt: skip
-from harness.errors import DataError, HarnessError, in_one_line, is_out_of_memory
+from harness.errors import DataError, HarnessError, is_out_of_memory, reason
 from tasks.protocols import Protocol, Skipped
 from tasks.rows import LineRow, Row, Rows, whole
 
@@ -131,7 +131,7 @@ def _unless_it_breaks(make: Callable[[], Made], index: int, sample_id: str) -> M
     except Exception as error:  # of third-party code, or of damage that no reader foresees: other rows are sound
         if is_out_of_memory(error):
             raise
-        return BadRow(sample_id, f"row {index + 1}: cannot be used ({in_one_line(error)})")
+        return BadRow(sample_id, f"row {index + 1}: cannot be used ({reason(error)})")
 
 
 def _told_apart(bad: Mapping[int, BadRow], taken: Collection[str]) -> tuple[BadRow, ...]:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from harness.config.texts import writable
 from harness.contracts import ExitHead, KVInput, ModelRequest, WeightsChoice
-from harness.errors import ConfigError, did_you_mean
+from harness.errors import ConfigError, complaint, did_you_mean
 from harness.host.foreign_files import DocumentError, read_toml
 
 __all__ = [
@@ -54,9 +54,8 @@ class RefusedValueError(ConfigError):
 
     def __init__(self, error: ValidationError) -> None:
         first = error.errors()[0]
-        message = first["msg"].removeprefix("Value error, ").replace("tuple", "list")  # files have lists
         self.name = str(first["loc"][0]) if first["loc"] else ""
-        self.value, self.reason = first["input"], f"{message[0].lower()}{message[1:]}"
+        self.value, self.reason = first["input"], complaint(error).replace("tuple", "list")  # files have lists
         super().__init__(f"{self.name} = {self.value!r}: {self.reason}." if self.name else f"{self.reason}.")
 
 

@@ -17,10 +17,10 @@ from pydantic.fields import FieldInfo
 from harness.config import StrategySpec
 from harness.config.model import limits
 from harness.contracts import Strategy
-from harness.errors import OptionError, RegistryError, did_you_mean
+from harness.errors import OptionError, RegistryError, complaint, did_you_mean
 from harness.registry import STRATEGIES
 
-__all__ = ["OptionFacts", "build_strategy", "effective_options", "option_facts", "option_range"]
+__all__ = ["OptionFacts", "build_strategy", "effective_options", "option_facts", "option_range", "option_value"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,22 @@ class OptionFacts:
     description: str
 
 
+def option_value(annotation: Any, value: object) -> Any:
+    """Return a value as an option takes it.
+
+    Args:
+        annotation: of the option's field, with its range.
+        value: as it was given or saved.
+
+    Raises:
+        ValueError: it is not allowed; a phrase that says why.
+    """
+    try:
+        return TypeAdapter(annotation).validate_python(value)
+    except ValidationError as error:
+        raise ValueError(complaint(error)) from None
+
+
 def build_strategy(spec: StrategySpec) -> Strategy:
     """Build the strategy of one operating point; one that was given as an object is there already.
 
@@ -61,12 +77,10 @@ def build_strategy(spec: StrategySpec) -> Strategy:
             known = f" Options: {', '.join(names)}." if names else " It has none."
             raise OptionError(f"strategy '{spec.name}' has no option '{name}'.{did_you_mean(name, names)}{known}")
         try:
-            values[name] = TypeAdapter(hints[name]).validate_python(text)
-        except ValidationError as error:
-            message = error.errors()[0]["msg"]
+            values[name] = option_value(hints[name], text)
+        except ValueError as error:
             raise OptionError(
-                f"{spec.name}:{name}={text} is not allowed: {message[0].lower()}{message[1:]}. "
-                f"See `harness show {spec.name}`."
+                f"{spec.name}:{name}={text} is not allowed: {error}. See `harness show {spec.name}`."
             ) from None
     missing = [
         field.name

@@ -30,7 +30,7 @@ from harness.decoding.exits import NO_EXITS, Exits
 from harness.decoding.generation import FinishReason, Generation
 from harness.decoding.passes import Pass, PrefixPass, TokenPass
 from harness.decoding.view import LayerView
-from harness.errors import ModelError, in_one_line, is_out_of_memory
+from harness.errors import ModelError, is_out_of_memory, reason
 
 __all__ = ["OpenBatch"]
 
@@ -200,7 +200,7 @@ class OpenBatch:
         except Exception as error:  # a protocol's or the tokenizer's: other rows are decoding
             if is_out_of_memory(error):
                 raise
-            one.failure = ModelError(f"whether it has ended cannot be told: {in_one_line(error)}.")
+            one.failure = ModelError(f"whether it has ended cannot be told: {reason(error)}.")
         return "length" if len(one.token_ids) >= facts.limit else None
 
     def _fail(self, row: int, what: str, layer: int, token: int) -> None:

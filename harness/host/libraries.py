@@ -9,13 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from harness.errors import HarnessError, ModelError, is_out_of_memory
+from harness.errors import HarnessError, ModelError, is_out_of_memory, reason
 
-__all__ = ["library_border", "reason"]
-
-_LONGEST = 300
-_PLAIN = (OSError, ValueError)
-"""Errors whose words stand for themselves; of others, the class says as much as the words."""
+__all__ = ["library_border"]
 
 
 @contextmanager
@@ -48,16 +44,3 @@ def library_border(
         if isinstance(error, (MemoryError, RuntimeError)) and is_out_of_memory(error):
             raise
         raise refusal(f"{what}: {reason(error)}. {remedy}".rstrip()) from error
-
-
-def reason(error: BaseException) -> str:
-    """Return what an error of a library says, as a phrase in one line."""
-    if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
-    said = lines[0] if lines else ""
-    if said.endswith(":") and len(lines) > 1:
-        said = f"{said} {lines[1]}"
-    if not said or not isinstance(error, _PLAIN):
-        said = f"{type(error).__name__}: {said}".removesuffix(": ")
-    return (said if len(said) <= _LONGEST else f"{said[: _LONGEST - 1]}…").rstrip(".: ")

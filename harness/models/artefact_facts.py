@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from harness.errors import complaint
+
 __all__ = ["NEEDED", "fault_in"]
 
 NEEDED: Mapping[str, tuple[str, ...]] = {
@@ -72,7 +74,5 @@ def fault_in(facts: Mapping[str, Any], needed: tuple[str, ...] = ()) -> str:
     try:
         _Facts.model_validate(facts)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        message = first["msg"].removeprefix("Value error, ")
-        return f"{'.'.join(map(str, first['loc']))}: {message[0].lower()}{message[1:]}"
+        return f"{'.'.join(map(str, error.errors()[0]['loc']))}: {complaint(error)}"
     return ""

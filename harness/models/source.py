@@ -21,10 +21,10 @@ from typing import Any
 from harness.config.model import DEFAULT_MODEL
 from harness.contracts import WeightsChoice
 from harness.decoding.families import check_family
-from harness.errors import ModelError, OutOfReachError, UnknownNameError
+from harness.errors import ModelError, OutOfReachError, UnknownNameError, reason
 from harness.host.foreign_files import real_path
 from harness.host.hub import hub_in_reach
-from harness.host.libraries import library_border, reason
+from harness.host.libraries import library_border
 from harness.models.folder import check_files, read_object
 from harness.models.neighbours import absent_folder
 from harness.models.quiet import quiet

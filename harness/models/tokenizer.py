@@ -10,9 +10,9 @@ from typing import Any
 
 from harness.config.model import DEFAULT_MODEL
 from harness.contracts import ModelInfo
-from harness.errors import ModelError
+from harness.errors import ModelError, reason
 from harness.host.hub import hub_in_reach
-from harness.host.libraries import library_border, reason
+from harness.host.libraries import library_border
 from harness.models.folder import check_tokenizer_files
 from harness.models.quiet import quiet
 from harness.models.source import ALTERNATIVES, ModelSpec, find_spec, snapshot_tokenizer

@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.contracts import BadRow, Completion, Sample, Tokenizer, common_prefix
 from harness.decoding.generation import Generation
-from harness.errors import HarnessError, in_one_line, is_out_of_memory
+from harness.errors import HarnessError, is_out_of_memory, reason
 from harness.records import SampleRecord, WindowRecord
 from harness.running.plan import Plan, PlannedTask
 from harness.running.scoring import score_sample
@@ -57,7 +57,7 @@ def sample_record(window: WindowRecord, plan: Plan, planned: PlannedTask, outcom
     except Exception as error:  # the tokenizer's, a protocol's or a score's, over this one completion
         if is_out_of_memory(error):
             raise
-        return SampleRecord(**base, error=f"the completion cannot be read and scored: {in_one_line(error)}.")
+        return SampleRecord(**base, error=f"the completion cannot be read and scored: {reason(error)}.")
     arrival_s, queue_s = outcome.came or (None, None)
     waited = queue_s or 0.0
     return SampleRecord(

@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from pydantic import TypeAdapter, ValidationError
-
 from harness.config import BASELINE, StrategySpec, demo_strategies, parse_all
-from harness.config.options import effective_options, option_facts, option_range
+from harness.config.options import effective_options, option_facts, option_range, option_value
 from harness.contracts import ModelInfo, Strategy
 from harness.errors import ConfigError, HarnessError, did_you_mean
 from harness.running.operating_points import build_all, operating_point, usable
@@ -108,11 +106,10 @@ class Settings:
                     f"early_exit: a request cannot set '{str(option)[:60]}' of {label}. It can set: {known}."
                 )
             try:
-                checked[option] = TypeAdapter(settable[option]).validate_python(value)
-            except ValidationError as error:
-                message = error.errors()[0]["msg"]
+                checked[option] = option_value(settable[option], value)
+            except ValueError as error:
                 raise InvalidRequestError(
-                    f"early_exit: {name}:{option}={str(value)[:60]} is not allowed: {message[0].lower()}{message[1:]}."
+                    f"early_exit: {name}:{option}={str(value)[:60]} is not allowed: {error}."
                 ) from None
         return checked
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import ClassVar, get_type_hints
 
-from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
+from harness.config.options import option_value
 from harness.contracts import Batch, ExitRule, ExitView, ModelInfo, Strategy
 from harness.errors import ArtefactError
 from harness.models.controllers.controller import Controller, Scorer, find_controller
@@ -82,12 +82,11 @@ def _check_saved(strategy: type[LearnedStrategy], controller: Controller) -> Non
         if field.name in controller.artefact.facts:
             value = controller.artefact.facts[field.name]
             try:
-                TypeAdapter(hints[field.name]).validate_python(value)
-            except ValidationError as error:
-                said = error.errors()[0]["msg"]
+                option_value(hints[field.name], value)
+            except ValueError as error:
                 raise ArtefactError(
-                    f"{controller.artefact.path} was saved with {field.name} {value}, which is not allowed: "
-                    f"{said[0].lower()}{said[1:]}. Train it again."
+                    f"{controller.artefact.path} was saved with {field.name} {value}, which is not allowed: {error}. "
+                    "Train it again."
                 ) from None
 
 

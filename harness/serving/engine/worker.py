@@ -18,7 +18,7 @@ from harness.decoding.engine import Engine
 from harness.decoding.generation import Generation
 from harness.decoding.open_batch import OpenBatch
 from harness.decoding.row_exits import RowExits
-from harness.errors import in_one_line, is_out_of_memory
+from harness.errors import is_out_of_memory, reason
 from harness.serving.engine.energy_shares import EnergyShares
 from harness.serving.engine.served import Served
 from harness.serving.engine.tickets import EngineTicket
@@ -199,7 +199,7 @@ class Worker:
             failure = self._exits.failures.pop(row, None) or served.failure or made.failure
             if failure is not None:
                 logger.error("a request failed", exc_info=failure)
-                self._fail_row(row, GenerationError(f"generation failed: {in_one_line(failure)}."))
+                self._fail_row(row, GenerationError(f"generation failed: {reason(failure)}."))
                 continue
             new = served.token(made)
             if new is None:
@@ -273,7 +273,7 @@ class Worker:
             if is_out_of_memory(error):
                 said = "out of memory. Send a shorter prompt, or serve with a smaller --batch-size"
             else:
-                said = in_one_line(error)
+                said = reason(error)
             for row in rows:
                 if row in self._served:
                     self._fail_row(row, GenerationError(f"generation failed: {said}."))
