@@ -1,0 +1,56 @@
+"""Weights in 8 bits with a scale per row of the matrix, by torch's weight-only product in bfloat16.
+
+Rounding is symmetric, to the nearest of 255 levels of each row (as LLM.int8() does without outliers, Dettmers 2022,
+arXiv 2208.07339, section 2). Activations are rounded to bfloat16, each row for itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from harness.contracts import LinearMap, WeightsFacts, WeightsFormat
+
+__all__ = ["Int8"]
+
+LEVELS = 127
+
+
+class Int8(WeightsFormat):
+    """8 bits a weight and a scale per row of the matrix."""
+
+    facts: ClassVar[WeightsFacts] = WeightsFacts(
+        bits=8, accuracy="lossy", table="float16", relative_error=2e-2, invariant=True
+    )
+
+    def pack(self, weight: Tensor, bias: Tensor | None) -> LinearMap:
+        """Round each row of a matrix to multiples of its largest weight over 127."""
+        weight = weight.float()
+        scales = weight.abs().amax(1) / LEVELS
+        levels = torch.round(weight / scales.clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(1))
+        return _Int8Linear(levels.to(torch.int8), scales.bfloat16(), bias)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Int8Linear:
+    levels: Tensor
+    scales: Tensor
+    bias: Tensor | None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        product = torch._weight_int8pack_mm(x.bfloat16(), self.levels, self.scales)
+        return (product if self.bias is None else product + self.bias).to(x.dtype)
+
+    def rows(self, start: int) -> _Int8Linear:
+        return _Int8Linear(self.levels[start:], self.scales[start:], None if self.bias is None else self.bias[start:])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.levels.shape[0], self.levels.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        return self.levels.nbytes + self.scales.nbytes + (0 if self.bias is None else self.bias.nbytes)
