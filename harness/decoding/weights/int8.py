@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from harness.contracts import LinearMap, WeightsFacts, WeightsFormat
@@ -17,6 +18,7 @@ from harness.contracts import LinearMap, WeightsFacts, WeightsFormat
 __all__ = ["Int8"]
 
 LEVELS = 127
+COLUMNS = 32  # the operator reads so many at a time, beyond the end of a matrix that has no multiple of them
 
 
 class Int8(WeightsFormat):
@@ -31,7 +33,8 @@ class Int8(WeightsFormat):
         weight = weight.float()
         scales = weight.abs().amax(1) / LEVELS
         levels = torch.round(weight / scales.clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(1))
-        return _Int8Linear(levels.to(torch.int8), scales.bfloat16(), bias)
+        padded = F.pad(levels.to(torch.int8), (0, -weight.shape[1] % COLUMNS))
+        return _Int8Linear(padded, scales.bfloat16(), bias, weight.shape[1])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,17 +42,22 @@ class _Int8Linear:
     levels: Tensor
     scales: Tensor
     bias: Tensor | None
+    width: int
 
     def __call__(self, x: Tensor) -> Tensor:
-        product = torch._weight_int8pack_mm(x.bfloat16(), self.levels, self.scales)
+        rows = x.bfloat16()
+        if self.width % COLUMNS:
+            rows = F.pad(rows, (0, -self.width % COLUMNS))
+        product = torch._weight_int8pack_mm(rows, self.levels, self.scales)
         return (product if self.bias is None else product + self.bias).to(x.dtype)
 
     def rows(self, start: int) -> _Int8Linear:
-        return _Int8Linear(self.levels[start:], self.scales[start:], None if self.bias is None else self.bias[start:])
+        bias = None if self.bias is None else self.bias[start:]
+        return _Int8Linear(self.levels[start:], self.scales[start:], bias, self.width)
 
     @property
     def shape(self) -> tuple[int, int]:
-        return self.levels.shape[0], self.levels.shape[1]
+        return self.levels.shape[0], self.width
 
     @property
     def nbytes(self) -> int:
