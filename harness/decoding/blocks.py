@@ -113,6 +113,10 @@ class RMSNorm:
             return x * self.weight * torch.rsqrt(length * length / width + self.eps)
         return self.weight * self.standardise(x)
 
+    def copied(self) -> RMSNorm:
+        """Return the same norm, whose weight lies in no file."""
+        return RMSNorm(self.weight.clone(), self.eps)
+
     def standardise(self, x: Tensor) -> Tensor:
         """Normalise without the gain, which is all that differs between layers."""
         wide = x.float()
@@ -131,6 +135,11 @@ class LayerNorm:
     def __call__(self, x: Tensor) -> Tensor:
         """Normalise the last axis of ``x``."""
         return F.layer_norm(x, (self.width,), self.weight, self.bias, self.eps)
+
+    def copied(self) -> LayerNorm:
+        """Return the same norm, whose weight and bias lie in no file."""
+        weight, bias = (None if part is None else part.clone() for part in (self.weight, self.bias))
+        return LayerNorm(weight, bias, self.eps, self.width)
 
 
 Norm: TypeAlias = RMSNorm | LayerNorm
@@ -207,9 +216,13 @@ class Block:
     post_norm: bool = False
 
     def packed(self, pack: Callable[[LinearMap], LinearMap]) -> Block:
-        """Return the layer with its matrices in another format."""
+        """Return the layer with its matrices in another format, and norms that share nothing with it."""
         return replace(
             self,
+            attention_norm=self.attention_norm.copied(),
+            mlp_norm=self.mlp_norm.copied(),
+            query_norm=None if self.query_norm is None else self.query_norm.copied(),
+            key_norm=None if self.key_norm is None else self.key_norm.copied(),
             qkv=pack(self.qkv),
             output=pack(self.output),
             mlp_in=pack(self.mlp_in),

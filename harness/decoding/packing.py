@@ -61,7 +61,8 @@ def usable(name: str, device: str) -> WeightsFormat:
 
 
 def pack(backbone: Backbone, name: str, device: str) -> Backbone:
-    """Return a model with its matrices in a format; the model that was read keeps its own.
+    """Return a model with its matrices in a format. It shares nothing with the one that was read, so that the file
+    that this lies in can be let go.
 
     Raises:
         ModelError: the format cannot be used here, or does not hold the weights.
@@ -72,13 +73,15 @@ def pack(backbone: Backbone, name: str, device: str) -> Backbone:
 
     def packed(matrix: LinearMap) -> LinearMap:
         assert isinstance(matrix, Linear)
-        return made.pack(matrix.weight, matrix.bias)
+        return made.pack(matrix.weight, None if matrix.bias is None else matrix.bias.clone())
 
     def packed_head(matrix: LinearMap) -> LinearMap:
         assert isinstance(matrix, Linear)
-        return made.head.pack(matrix.weight, matrix.bias)
+        return made.head.pack(matrix.weight, None if matrix.bias is None else matrix.bias.clone())
 
     embed = backbone.embed
+    if embed.places is not None:
+        embed = replace(embed, places=embed.places.clone())
     if made.facts.table and getattr(torch, made.facts.table) is not backbone.dtype:
         words = embed.words.to(getattr(torch, made.facts.table))
         embed = replace(embed, words=words, dtype=backbone.dtype)
@@ -86,6 +89,7 @@ def pack(backbone: Backbone, name: str, device: str) -> Backbone:
         backbone,
         blocks=[block.packed(packed) for block in backbone.blocks],
         embed=embed,
+        final_norm=None if backbone.final_norm is None else backbone.final_norm.copied(),
         project_out=None if backbone.project_out is None else packed_head(backbone.project_out),
         lm_head=packed_head(backbone.lm_head),
         shortcuts={layer: packed_head(shortcut) for layer, shortcut in backbone.shortcuts.items()},

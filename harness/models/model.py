@@ -20,6 +20,7 @@ from harness.decoding.families import read
 from harness.decoding.packing import FormatChoice, fastest, pack
 from harness.decoding.products import choose
 from harness.errors import OutOfMemoryError, is_out_of_memory
+from harness.host.allocator import large_blocks_apart
 from harness.host.libraries import library_border
 from harness.models.artefacts import Artefact
 from harness.models.facts import base_facts, in_format, shortcut_bytes
@@ -111,28 +112,32 @@ class ResolvedModel:
         """
         _check_room(self.info)
         try:
-            module, source = self.module(note)
-            sha256 = None if self.info.weights == "random" else digest(module)
-            module = module.to(device).eval().requires_grad_(requires_grad=False)
-            with library_border(f"{self.info.name} cannot be decoded with"):
-                backbone = read(module)
-            if self.shortcut is not None:
-                shortcuts = read_shortcuts(
-                    self.shortcut, self.info.exit_points, backbone.dtype, device,
-                    hidden_size=self.info.hidden_size,
-                )  # fmt: skip
-                backbone = replace(backbone, shortcuts=shortcuts)
-            choice = self._format(backbone, device, weights_format)
-            if choice.name != OWN_FORMAT[self.info.dtype]:
-                backbone, module = pack(backbone, choice.name, device), None
-            choose(backbone.matrices())
+            with large_blocks_apart():
+                return self._load(device, note, weights_format)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             raise OutOfMemoryError(
                 f"out of memory loading {self.info.name} in {self.info.dtype}. "
-                "Use --dtype bfloat16 or a smaller --model."
+                "Use --weights-format fp16 or a smaller --model."
             ) from error
+
+    def _load(self, device: str, note: Callable[[str], None], weights_format: str | None) -> LoadedModel:
+        module, source = self.module(note)
+        sha256 = None if self.info.weights == "random" else digest(module)
+        module = module.to(device).eval().requires_grad_(requires_grad=False)
+        with library_border(f"{self.info.name} cannot be decoded with"):
+            backbone = read(module)
+        if self.shortcut is not None:
+            shortcuts = read_shortcuts(
+                self.shortcut, self.info.exit_points, backbone.dtype, device,
+                hidden_size=self.info.hidden_size,
+            )  # fmt: skip
+            backbone = replace(backbone, shortcuts=shortcuts)
+        choice = self._format(backbone, device, weights_format)
+        if choice.name != OWN_FORMAT[self.info.dtype]:
+            backbone, module = pack(backbone, choice.name, device), None
+        choose(backbone.matrices())
         resolved = replace(self, info=in_format(self.info, self.config, choice.name))
         return LoadedModel(resolved, backbone, module, source, sha256, choice)
 
