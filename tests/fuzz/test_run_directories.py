@@ -125,6 +125,8 @@ def damage(draw: Draw, run: Whole, other: Whole, folder: Path) -> str:
     file.write_bytes(data)
     if kind == "cut" and draw(st.booleans()):  # as if the disk had gone back to an earlier moment
         count = draw(st.integers(0, len(run.windows)))
+        for part in (WINDOWS, SAMPLES):  # a damage before this one may have put something else there
+            make_special(folder / part, "absent")
         (folder / WINDOWS).write_bytes(b"".join(line for line, _, _ in run.windows[:count]))
         (folder / SAMPLES).write_bytes(b"".join(samples for _, samples, _ in run.windows[:count]))
         if name in (WINDOWS, SAMPLES):
@@ -384,11 +386,11 @@ def test_no_content_breaks_a_reader(
     def case(draw: Draw) -> Ran | str:
         documents = [json.loads(run.files[MANIFEST]), *map(json.loads, run.files[WINDOWS].splitlines())]
         samples = [json.loads(line) for line in run.files[SAMPLES].splitlines()]
-        done = []
+        names, done = _names(documents[0], samples), []
         for _ in range(draw(st.sampled_from([1, 2, 3]))):
             kind = draw(st.sampled_from(["rename", "rename", "value", "value", "value", "any"]))
             if kind == "rename":
-                old, new = draw(st.sampled_from(_names(documents[0], samples))), draw(TEXTS)
+                old, new = draw(st.sampled_from(names)), draw(TEXTS)
                 documents, samples = _renamed((documents, samples), old, new)
                 done.append(f"{old!a} is called {ascii(new)[:60]}")
                 continue
