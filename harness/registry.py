@@ -30,6 +30,7 @@ __all__ = [
     "SCORES",
     "STRATEGIES",
     "TASKS",
+    "WEIGHTS_FORMATS",
     "Entry",
     "Registry",
     "summary",
@@ -199,9 +200,13 @@ METERS: Registry[Any] = Registry("harness.meters", "meter")
 METRICS: Registry[Any] = Registry("harness.metrics", "metric")
 KV_POLICIES: Registry[Any] = Registry("harness.kv", "KV policy")
 FAMILIES: Registry[Any] = Registry("harness.families", "model family")
+WEIGHTS_FORMATS: Registry[Any] = Registry("harness.weights_formats", "weights format")
 
 REGISTRIES: dict[str, Registry[Any]] = {
     registry.group.removeprefix("harness."): registry
-    for registry in (STRATEGIES, RECIPES, KV_POLICIES, TASKS, PROTOCOLS, SCORES, METRICS, MODELS, FAMILIES, METERS)
+    for registry in (
+        *(STRATEGIES, RECIPES, KV_POLICIES, WEIGHTS_FORMATS, TASKS, PROTOCOLS, SCORES, METRICS, MODELS, FAMILIES),
+        METERS,
+    )
 }
 """Everything that can be registered, by its plural."""

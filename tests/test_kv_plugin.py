@@ -1,4 +1,4 @@
-"""A KV policy and a model family of another, separately installed package work like built-in ones."""
+"""A KV policy, a weights format and a model family of another, separately installed package work like built-in ones."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def run(
     ran = shell(
         *("run", "--strategy", "random", "--strategy", "fixed:layer=6", "--kv", "propagate,zeros,skip"),
         *("--model", tiny_llama, "--source", rows_file, "--limit", 3, "--max-new-tokens", NEW),
-        *("--energy", "none", "--threads", 1, "--out", "out"),
+        *("--energy", "none", "--threads", 1, "--out", "out", "--weights-format", "ternary"),
         cwd=folder,
         env=env,
     )
@@ -62,8 +62,12 @@ def by_point(run: Path) -> dict[str, list[dict[str, Any]]]:
     return {point: sorted(samples, key=lambda sample: sample["sample_id"]) for point, samples in found.items()}
 
 
-def test_both_are_listed_with_their_distribution(env: dict[str, str], shell: Shell, tmp_path: Path) -> None:
-    for kind, name, meaning in (("kv", "zeros", "Leave zeros"), ("families", "stranger", "StarCoder2 in disguise")):
+def test_all_are_listed_with_their_distribution(env: dict[str, str], shell: Shell, tmp_path: Path) -> None:
+    for kind, name, meaning in (
+        ("kv", "zeros", "Leave zeros"),
+        ("families", "stranger", "StarCoder2 in disguise"),
+        ("weights_formats", "ternary", "Weights are −1, 0 or 1"),
+    ):
         ran = shell("list", kind, cwd=tmp_path, env=env)
         assert ran.returncode == 0, ran.stderr
         (line,) = [line for line in ran.stdout.splitlines() if line.startswith(f"{name} ")]
@@ -95,7 +99,10 @@ def test_a_report_needs_neither_the_package_nor_torch(run: Path, shell: Shell, t
     ran = shell("report", run, cwd=tmp_path, env=os.environ | {"COLUMNS": "200"})
     assert ran.returncode == 0, ran.stderr
     assert "random@zeros" in ran.stdout
-    assert "kv zeros: skipped layers hold zeros" in " ".join(ran.stdout.split())
+    words = " ".join(ran.stdout.split())
+    assert "kv zeros: skipped layers hold zeros" in words
+    assert "ternary weights, float32 activations" in words
+    assert "matrices are stored in ternary, which is lossy" in words
     rows = {row["operating_point"]: row for row in json.loads((run / "summary.json").read_text())["rows"]}
     assert rows["random@zeros"]["kv"] == "zeros"
 
@@ -106,7 +113,8 @@ def test_going_on_without_the_package_names_it(run: Path, env: dict[str, str], s
     (tmp_path / "cut" / "windows.jsonl").write_text("".join(windows[:-1]))
     ran = shell("run", "--resume", "cut", cwd=tmp_path)
     assert ran.returncode == 2
-    assert "cut was measured with what is not installed here: KV policy 'zeros'. Install what it needs" in ran.stderr
+    absent = "KV policy 'zeros', weights format 'ternary'. Install what it needs"
+    assert f"cut was measured with what is not installed here: {absent}" in ran.stderr
     assert ran.stderr.splitlines()[-1] == "  pip install zero-fill==1.0"
     assert shell("run", "--resume", "cut", cwd=tmp_path, env=env).returncode == 0
 

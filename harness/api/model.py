@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ def load(
     *,
     weights: WeightsChoice = "auto",
     dtype: str = "float32",
+    weights_format: str | None = None,
     exit_points: str = "paper",
     exit_head: ExitHead = "auto",
     artefacts: str | Path | None = None,
@@ -43,7 +45,9 @@ def load(
     Args:
         model: catalogue name, hub id or folder.
         weights: ``pretrained``, ``tuned``, ``random``, or ``auto``: tuned where there is an adapter.
-        dtype: ``float32``, ``bfloat16`` or ``float16``.
+        dtype: of activations: ``float32``, ``bfloat16`` or ``float16``.
+        weights_format: how matrices are stored and multiplied: ``auto`` for the fastest here that keeps float32's
+            tokens, a registered format such as ``fp16``, or ``None`` for that of the dtype.
         exit_points: ``paper``, ``all``, or layers such as ``"4,8,12"``.
         exit_head: ``shared``, ``shortcut``, or ``auto``: shortcut where there are some for the weights.
         artefacts: folder of trained artefacts or name of a shipped set.
@@ -60,9 +64,10 @@ def load(
         "model": str(model), "weights": weights, "dtype": dtype, "exit_points": exit_points, "exit_head": exit_head,
         "artefacts": None if artefacts is None else str(artefacts), "device": device, "threads": threads,
     }  # fmt: skip
-    config = ModelConfiguration.build(given)
+    config = ModelConfiguration.build(given | ({} if weights_format is None else {"weights_format": weights_format}))
     where = resolve_device(config.device)
-    resolved = resolve(config.request(seed))
+    request = config.request(seed)
+    resolved = resolve(request if weights_format is not None else replace(request, weights_format=None))
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     return Model(resolved.load(where))
@@ -96,7 +101,7 @@ class Model:
         info, exits = self.info, ", ".join(map(str, self.info.exit_points)) or "nowhere"
         where = self.loaded.backbone.device
         name = one_line(info.name)
-        return f"{name}: {info.num_layers} layers, {info.weights} {info.dtype} on {where}, exits after {exits}"
+        return f"{name}: {info.num_layers} layers, {info.weights} {info.weights_format} on {where}, exits after {exits}"
 
     def generate(
         self,

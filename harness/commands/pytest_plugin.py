@@ -172,7 +172,7 @@ def _names(run: RecordedRun) -> set[str]:
 def _machine(run: RecordedRun) -> str:
     from reports.comparing.differences import machine_class
 
-    return machine_class(run.manifest.environment, run.manifest.model.dtype)
+    return machine_class(run.manifest.environment, run.manifest.model.numbers)
 
 
 def _facts(run: RecordedRun, cell: Measured, row: SummaryRow) -> dict[str, Any]:

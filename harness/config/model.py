@@ -7,12 +7,13 @@ A field declares an option once: its name, type, range, default and description 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from harness.config.registered import FormatName
 from harness.config.texts import writable
 from harness.contracts import ExitHead, KVInput, ModelRequest, WeightsChoice
 from harness.errors import ConfigError, complaint, did_you_mean
@@ -156,7 +157,7 @@ class ModelChoice(Configuration):
         default="paper", description="paper (GREEN-CODE's rule), all, or layers such as 4,8,12."
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
-        default="float32", description="Data type of weights and activations"
+        default="float32", description="Data type of activations and of keys and values."
     )
     device: str = Field(default="auto", description="auto (CUDA where there is one), cpu, cuda or cuda:N.")
     weights: WeightsChoice = Field(
@@ -181,6 +182,15 @@ class ModelChoice(Configuration):
 class ModelConfiguration(ModelChoice):
     """What decides a model that decodes: which, where it runs, and what measures its energy."""
 
+    def request(self, seed: int = 0) -> ModelRequest:
+        """Return which model is asked for; ``seed`` draws random weights."""
+        return replace(super().request(seed), weights_format=self.weights_format)
+
+    weights_format: FormatName = Field(
+        default="auto",
+        description="How matrices are stored and multiplied: auto (the fastest here that keeps float32's tokens, timed "
+        "when the model is loaded), or a format of `harness list`: float32, fp16, bfloat16, int8, int4.",
+    )
     kv_input: KVInput = Field(
         default="hidden",
         description="What propagate fills K,V of skipped layers from: the exit's hidden state, or the line from "

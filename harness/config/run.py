@@ -7,11 +7,12 @@ from typing import Annotated, Any, Self, TypeAlias
 
 from pydantic import Field, PlainSerializer, PlainValidator, ValidationInfo, field_validator, model_validator
 
-from harness.config.kv import registered
 from harness.config.model import DEFAULT_MODEL, Folder, ModelConfiguration, ModelName, Placeholder, Seed, TaskName
+from harness.config.registered import registered
 from harness.config.strategies import StrategySpec, as_strategy, parse_all, spec_of
 from harness.contracts import Duplicates, Strategy
 from harness.errors import ConfigError
+from harness.registry import KV_POLICIES
 
 __all__ = ["RunConfig"]
 
@@ -132,7 +133,7 @@ class RunConfig(ModelConfiguration):
             if "auto" in value and not isinstance(value, str):
                 raise ValueError("auto cannot be listed beside others: it chooses one policy per strategy")
             for name in [value] if isinstance(value, str) else value:
-                registered(name)
+                registered(KV_POLICIES, name)
         return value
 
     @model_validator(mode="after")

@@ -41,9 +41,12 @@ from harness.contracts.tasks import (
     TaskRequest,
     document_key,
 )
+from harness.contracts.weights import OWN_FORMAT, Accuracy, LinearMap, WeightsFacts, WeightsFormat, numbers
 
 __all__ = [
     "LONGEST_ID",
+    "OWN_FORMAT",
+    "Accuracy",
     "BadRow",
     "Batch",
     "Better",
@@ -60,6 +63,7 @@ __all__ = [
     "KVInput",
     "KVPolicy",
     "Leaving",
+    "LinearMap",
     "Meter",
     "Metric",
     "ModelInfo",
@@ -81,8 +85,11 @@ __all__ = [
     "Waiting",
     "Weights",
     "WeightsChoice",
+    "WeightsFacts",
+    "WeightsFormat",
     "Wording",
     "common_prefix",
     "document_key",
     "first_line",
+    "numbers",
 ]

@@ -26,6 +26,8 @@ class ModelRequest:
         exit_head: ``auto``, ``shared`` or ``shortcut``.
         artefacts: folder or shipped set; ``None`` for the usual places.
         seed: of random weights.
+        weights_format: registered name, ``auto`` for the fastest that keeps float32's tokens, or ``None`` for the
+            format of the dtype.
     """
 
     model: str = ""
@@ -35,6 +37,7 @@ class ModelRequest:
     exit_head: ExitHead = "auto"
     artefacts: str | None = None
     seed: int = 0
+    weights_format: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +52,11 @@ class ModelInfo:
         vocab_size: rows of the LM head.
         exit_points: sorted layers where strategies are asked; all below ``num_layers``.
         max_positions: longest sequence the position embedding covers, tokens.
-        dtype: torch dtype name, for example ``float32``.
+        dtype: torch dtype name of the activations, for example ``float32``.
+        weights_format: how matrices are stored; where ``auto`` decides, the format of the dtype until weights are
+            loaded.
         weights: ``pretrained`` (the base weights), ``tuned`` (an adapter merged into them) or ``random``.
-        layer_bytes: weight bytes one decoder layer reads for a token.
+        layer_bytes: weight bytes one decoder layer reads for a token, in that format.
         lm_head_bytes: weight bytes one LM-head evaluation reads.
         kv_projection_bytes: weight bytes of one layer's norm + K,V projections (a KV fill).
         kv_entry_bytes: bytes of K and V of one position in one layer.
@@ -81,6 +86,7 @@ class ModelInfo:
     exit_head: str = "shared"
     shortcut_bytes: int = 0
     artefacts: tuple[str, ...] = ()
+    weights_format: str = "float32"
     asked: ModelRequest = field(default=ModelRequest(), compare=False)
 
 

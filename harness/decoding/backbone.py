@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from harness.contracts import LinearMap
 from harness.decoding.blocks import Block, HeadShape, LayerNorm, Linear, Norm, RMSNorm, Rotary
 
 __all__ = [
     "Backbone",
+    "Embedding",
     "HeadModules",
     "fuse",
     "layer_norm",
@@ -19,8 +21,38 @@ __all__ = [
     "rms_norm",
     "rotary_tables",
     "table",
-    "word_embedding",
 ]
+
+
+_UNKNOWN = torch.empty(0)
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """Token ids and positions → hidden states.
+
+    Attributes:
+        words: a row per token, ``[vocab_size, width]``; may be narrower numbers than the activations.
+        places: a row per position, or ``None`` where positions enter in attention alone (rotary).
+        offset: row of position 0 in ``places``.
+        project_in: map of word vectors to the hidden size (OPT-350m), or ``None``.
+        dtype: of the activations, where ``words`` has another.
+    """
+
+    words: Tensor
+    places: Tensor | None = None
+    offset: int = 0
+    project_in: LinearMap | None = None
+    dtype: torch.dtype | None = None
+
+    def __call__(self, token_ids: Tensor, positions: Tensor) -> Tensor:
+        """Return hidden states ``[n, hidden_size]`` of token ids ``[n]`` at positions ``[n]``."""
+        hidden = self.words[token_ids]
+        if self.dtype is not None:
+            hidden = hidden.to(self.dtype)
+        if self.project_in is not None:
+            hidden = self.project_in(hidden)
+        return hidden if self.places is None else hidden + self.places[positions + self.offset]
 
 
 @dataclass(frozen=True)
@@ -30,22 +62,29 @@ class Backbone:
     Attributes:
         blocks: decoder layers in order.
         heads: attention geometry, the same in every layer.
-        embed: token ids ``[n]`` and positions ``[n]`` → hidden states ``[n, hidden_size]``.
+        embed: token ids and positions → hidden states.
         rotary: makes the rotary tables for so many positions; ``None`` for learned positions.
         final_norm: norm before the LM head, or ``None`` (post-norm models).
         project_out: map between final norm and LM head (OPT-350m), or ``None``.
         lm_head: vocabulary projection.
         shortcuts: exit layer → linear map to the last layer's hidden state; empty with the shared exit head.
+        like: an empty tensor of the activations' dtype and device; the LM head's as it was read when left out.
     """
 
     blocks: Sequence[Block]
     heads: HeadShape
-    embed: Callable[[Tensor, Tensor], Tensor]
+    embed: Embedding
     rotary: Callable[[int], Rotary] | None
     final_norm: Norm | None
-    project_out: Linear | None
-    lm_head: Linear
-    shortcuts: Mapping[int, Linear] = field(default_factory=dict)
+    project_out: LinearMap | None
+    lm_head: LinearMap
+    shortcuts: Mapping[int, LinearMap] = field(default_factory=dict)
+    like: Tensor = field(default_factory=lambda: _UNKNOWN)
+
+    def __post_init__(self) -> None:
+        if self.like is _UNKNOWN:
+            assert isinstance(self.lm_head, Linear)
+            object.__setattr__(self, "like", self.lm_head.weight.new_empty(0))
 
     @property
     def num_layers(self) -> int:
@@ -55,17 +94,28 @@ class Backbone:
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.lm_head.weight.device
+        return self.like.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the activations."""
+        return self.like.dtype
+
+    def linear_maps(self) -> Iterator[LinearMap]:
+        """Yield everything that decoding multiplies with, layer by layer."""
+        for block in self.blocks:
+            yield from (block.qkv, block.output, block.mlp_in, block.mlp_out)
+        yield from self.shortcuts.values()
+        if self.project_out is not None:
+            yield self.project_out
+        yield self.lm_head
 
     def matrices(self) -> Iterator[Tensor]:
-        """Yield every matrix that decoding multiplies, ``[out, in]`` each, layer by layer."""
+        """Yield what torch multiplies as a plain tensor, ``[out, in]`` each, and the part that fills K,V."""
         for block in self.blocks:
-            yield from (block.qkv.weight, block.qkv.rows(self.heads.query_width).weight)
-            yield from (block.output.weight, block.mlp_in.weight, block.mlp_out.weight)
-        yield from (shortcut.weight for shortcut in self.shortcuts.values())
-        if self.project_out is not None:
-            yield self.project_out.weight
-        yield self.lm_head.weight
+            if isinstance(block.qkv, Linear):
+                yield block.qkv.rows(self.heads.query_width).weight
+        yield from (part.weight for part in self.linear_maps() if isinstance(part, Linear))
 
     def exit_state(self, hidden: Tensor, layer: int) -> Tensor:
         """Return what the final norm reads at an exit, ``[n, hidden_size]`` → the same shape."""
@@ -120,15 +170,6 @@ def table(module: nn.Module) -> Tensor:
     return weight
 
 
-def word_embedding(words: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the ``embed`` of models whose positions enter in attention alone (rotary)."""
-
-    def embed(token_ids: Tensor, positions: Tensor) -> Tensor:
-        return words[token_ids]
-
-    return embed
-
-
 def fuse(*modules: nn.Module) -> Linear:
     """Stack several ``nn.Linear`` of one input into one; the modules become views of the result.
 
@@ -163,6 +204,7 @@ def layer_norm(module: nn.Module) -> LayerNorm:
 
 def rotary_tables(module: nn.Module, heads: HeadShape, like: Tensor) -> Callable[[int], Rotary]:
     """Make rotary tables with transformers' own module, so that every scaling rule is its own."""
+    like = like.new_empty(0)
 
     def make(positions: int) -> Rotary:
         cos, sin = module(like, torch.arange(positions, device=like.device).unsqueeze(0))

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from harness.contracts import LinearMap
 from harness.decoding.products import FEW, multiply
 
 __all__ = ["Block", "HeadShape", "LayerNorm", "Linear", "Norm", "RMSNorm", "Rotary", "Tables"]
@@ -58,14 +59,29 @@ class HeadShape:
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """``x @ weight.T + bias``; ``weight`` is ``[out, in]``."""
+    """``x @ weight.T + bias`` as torch multiplies it; ``weight`` is ``[out, in]``.
+
+    Implements :class:`harness.contracts.LinearMap`. Families are read into these; what a weights format makes of them
+    is used alike.
+    """
 
     weight: Tensor
     bias: Tensor | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Map ``[n, in]`` to ``[n, out]``."""
-        return multiply(x, self.weight, self.bias)
+        """Map ``[n, in]`` to ``[n, out]``; rows of another dtype than the weights' are rounded to theirs."""
+        if x.dtype is self.weight.dtype:
+            return multiply(x, self.weight, self.bias)
+        return multiply(x.to(self.weight.dtype), self.weight, self.bias).to(x.dtype)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows of the result and of the input: ``(out, in)``."""
+        return self.weight.shape[0], self.weight.shape[1]
+
+    def to(self, dtype: torch.dtype) -> Linear:
+        """Return the same map in another dtype; itself where it has that one."""
+        return Linear(self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype))
 
     def rows(self, start: int) -> Linear:
         """Return the map restricted to output columns from ``start`` on, sharing storage."""
@@ -97,6 +113,10 @@ class RMSNorm:
             return x * self.weight * torch.rsqrt(length * length / width + self.eps)
         return self.weight * self.standardise(x)
 
+    def copied(self) -> RMSNorm:
+        """Return the same norm, whose weight lies in no file."""
+        return RMSNorm(self.weight.clone(), self.eps)
+
     def standardise(self, x: Tensor) -> Tensor:
         """Normalise without the gain, which is all that differs between layers."""
         wide = x.float()
@@ -115,6 +135,11 @@ class LayerNorm:
     def __call__(self, x: Tensor) -> Tensor:
         """Normalise the last axis of ``x``."""
         return F.layer_norm(x, (self.width,), self.weight, self.bias, self.eps)
+
+    def copied(self) -> LayerNorm:
+        """Return the same norm, whose weight and bias lie in no file."""
+        weight, bias = (None if part is None else part.clone() for part in (self.weight, self.bias))
+        return LayerNorm(weight, bias, self.eps, self.width)
 
 
 Norm: TypeAlias = RMSNorm | LayerNorm
@@ -179,16 +204,30 @@ class Block:
     scale: float
     attention_norm: Norm
     mlp_norm: Norm
-    qkv: Linear
-    output: Linear
-    mlp_in: Linear
-    mlp_out: Linear
+    qkv: LinearMap
+    output: LinearMap
+    mlp_in: LinearMap
+    mlp_out: LinearMap
     activation: Activation
     query_norm: Norm | None = None
     key_norm: Norm | None = None
     gated: bool = False
     parallel: bool = False
     post_norm: bool = False
+
+    def packed(self, pack: Callable[[LinearMap], LinearMap]) -> Block:
+        """Return the layer with its matrices in another format, and norms that share nothing with it."""
+        return replace(
+            self,
+            attention_norm=self.attention_norm.copied(),
+            mlp_norm=self.mlp_norm.copied(),
+            query_norm=None if self.query_norm is None else self.query_norm.copied(),
+            key_norm=None if self.key_norm is None else self.key_norm.copied(),
+            qkv=pack(self.qkv),
+            output=pack(self.output),
+            mlp_in=pack(self.mlp_in),
+            mlp_out=pack(self.mlp_out),
+        )
 
     def project(self, hidden: Tensor, rotary: Rotary | None, tables: Tables | None) -> tuple[Tensor, Tensor]:
         """Return queries ``[n, H, D]`` and keys with values ``[n, 2 KV, D]`` of hidden states ``[n, hidden]``."""

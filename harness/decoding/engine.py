@@ -114,7 +114,7 @@ class Engine:
 
     def cache(self, rows: int, positions: int) -> KVCache:
         """Return an empty cache."""
-        return KVCache(self.backbone.num_layers, rows, positions, self.backbone.heads, self.backbone.lm_head.weight)
+        return KVCache(self.backbone.num_layers, rows, positions, self.backbone.heads, self.backbone.like)
 
     def kv_batch(self, cache: KVCache, positions: int, tally: Sequence[Generation]) -> KVBatch:
         """Return what a KV policy acts on; what it fills is charged to the rows' tally."""

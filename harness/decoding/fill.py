@@ -10,12 +10,14 @@ is one matrix per layer, read at memory bandwidth.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from harness.contracts import LinearMap
 from harness.decoding.backbone import Backbone
 from harness.decoding.blocks import LayerNorm, RMSNorm, Rotary
 from harness.decoding.cache import KVCache
@@ -32,7 +34,6 @@ class KVFiller:
 
     def __init__(self, backbone: Backbone) -> None:
         self._backbone = backbone
-        self._maps = [block.qkv.rows(block.heads.query_width) for block in backbone.blocks]
         norms = [block.attention_norm for block in backbone.blocks]
         first = backbone.blocks[0]
         self._joint = first.key_norm is None and not first.post_norm and all(n.weight is not None for n in norms)
@@ -40,6 +41,11 @@ class KVFiller:
             self._gain = torch.stack([cast("Tensor", norm.weight) for norm in norms]).unsqueeze(1)
             biases = [norm.bias for norm in norms if isinstance(norm, LayerNorm) and norm.bias is not None]
             self._shift = torch.stack(biases).unsqueeze(1) if biases else None
+
+    @cached_property
+    def _maps(self) -> list[LinearMap]:
+        """K,V projections alone; made for the first fill, since a packed format cannot always share them."""
+        return [block.qkv.rows(block.heads.query_width) for block in self._backbone.blocks]
 
     def fill(
         self,

@@ -205,7 +205,7 @@ class OpenBatch:
 
     def _fail(self, row: int, what: str, layer: int, token: int) -> None:
         if self._tally[row].failure is None:
-            self._tally[row].failure = not_finite(what, layer, token, self._backbone.lm_head.weight.dtype)
+            self._tally[row].failure = not_finite(what, layer, token, self._backbone.dtype)
 
     def _note(self, rows: Sequence[int], logits: Tensor) -> None:
         probabilities: list[float] = certainty.top_probability(logits).log().tolist()

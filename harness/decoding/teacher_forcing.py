@@ -80,5 +80,5 @@ class TeacherForcing:
         chosen = choices(best(self._backbone.logits(state)))
         for token, (_, logit) in enumerate(chosen, place):
             if not math.isfinite(logit):
-                raise not_finite("logits", self._backbone.num_layers, token, self._backbone.lm_head.weight.dtype)
+                raise not_finite("logits", self._backbone.num_layers, token, self._backbone.dtype)
         return [token for token, _ in chosen]

@@ -114,7 +114,7 @@ class LayerView:
     @property
     def vocab_size(self) -> int:
         """Columns of the logits."""
-        return self._backbone.lm_head.weight.shape[0]
+        return self._backbone.lm_head.shape[0]
 
     @property
     def top_probability(self) -> Tensor:

@@ -105,7 +105,8 @@ def compare_with_itself(config: RunConfig, comparisons: int, windows: int, progr
     meter, _ = open_meter(config.energy, plan.device, config.tdp_w)
     try:
         progress.stage(f"loading {plan.model.info.name}")
-        engine = Engine(plan.model.load(plan.device, progress.stage).backbone, plan.model.info, config.kv_input)
+        loaded = plan.model.load(plan.device, progress.stage)
+        engine = Engine(loaded.backbone, loaded.info, config.kv_input)
         progress.stage("warming up")
         for _ in range(WARMUP_WINDOWS):
             _window(engine, plan, meter, samples[0])

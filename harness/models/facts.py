@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from harness.contracts import ModelInfo, ModelRequest
+from harness.contracts import OWN_FORMAT, ModelInfo, ModelRequest, WeightsFormat
 from harness.decoding.families import check_config, position_limit
 from harness.errors import ConfigError
 from harness.host.foreign_files import open_regular
@@ -17,8 +17,17 @@ from harness.host.libraries import library_border
 from harness.models.quiet import quiet
 from harness.models.source import ModelSpec, wheel_file
 from harness.models.trained import artefact_folders
+from harness.registry import WEIGHTS_FORMATS
 
-__all__ = ["base_facts", "element_size", "exit_points", "fingerprint_of_files", "parse_exit_points"]
+__all__ = [
+    "base_facts",
+    "element_size",
+    "exit_points",
+    "fingerprint_of_files",
+    "in_format",
+    "parse_exit_points",
+    "shortcut_bytes",
+]
 
 _EDGE = 1 << 20
 _LENGTH = 16
@@ -42,7 +51,9 @@ def base_facts(spec: ModelSpec, config: Any, request: ModelRequest) -> ModelInfo
         num_layers = int(config.num_hidden_layers)
         points = parse_exit_points(request.exit_points, num_layers)
         asked = replace(request, exit_points="paper") if points == exit_points(num_layers) else request
-        sizes = _sizes(config, request.dtype)
+        asked_format = request.weights_format
+        name = OWN_FORMAT[request.dtype] if asked_format in (None, "auto") else asked_format
+        sizes = _sizes(config, request.dtype, WEIGHTS_FORMATS.load(name))
     with library_border(f"the weights of {spec.name} cannot be read"):
         base = _fingerprint(spec, config, request)
     return ModelInfo(
@@ -59,8 +70,29 @@ def base_facts(spec: ModelSpec, config: Any, request: ModelRequest) -> ModelInfo
         base_fingerprint=base,
         artefacts=tuple(str(folder) for folder in artefact_folders(spec.name, request.artefacts)),
         asked=asked,
+        weights_format=name,
         **sizes,
     )
+
+
+def in_format(info: ModelInfo, config: Any, name: str) -> ModelInfo:
+    """Return a model's facts with its matrices in a weights format.
+
+    Args:
+        info: its facts in another format.
+        config: its transformers configuration.
+        name: registered format.
+    """
+    made: type[WeightsFormat] = WEIGHTS_FORMATS.load(name)
+    if info.shortcut_bytes:
+        size = shortcut_bytes(info.hidden_size, info.dtype, made)
+        info = replace(info, shortcut_bytes=size)
+    return replace(info, weights_format=name, **_sizes(config, info.dtype, made))
+
+
+def shortcut_bytes(hidden_size: int, dtype: str, made: type[WeightsFormat]) -> int:
+    """Return the weight bytes that one exit's shortcut reads, a square matrix and its bias."""
+    return int(hidden_size**2 * made().head.facts.bits / 8) + hidden_size * element_size(dtype)
 
 
 def element_size(dtype: str) -> int:
@@ -70,8 +102,8 @@ def element_size(dtype: str) -> int:
     return torch.tensor([], dtype=getattr(torch, dtype)).element_size()
 
 
-def _sizes(config: Any, dtype: str) -> dict[str, Any]:
-    """Bytes a decoded token reads, from the shapes of a model on the meta device."""
+def _sizes(config: Any, dtype: str, made: type[WeightsFormat]) -> dict[str, Any]:
+    """Bytes a decoded token reads, from the shapes of a model on the meta device: matrices by their format."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -79,15 +111,17 @@ def _sizes(config: Any, dtype: str) -> dict[str, Any]:
     with torch.device("meta"), quiet():
         module = AutoModelForCausalLM.from_config(config)
     layers = next(m for m in module.modules() if isinstance(m, torch.nn.ModuleList) and len(m) > 0)
-    layer = sum(parameter.numel() for parameter in layers[0].parameters())
+    bits, head_bits = made.facts.bits, made().head.facts.bits
+    matrices = sum(parameter.numel() for parameter in layers[0].parameters() if parameter.dim() > 1)
+    vectors = sum(parameter.numel() for parameter in layers[0].parameters() if parameter.dim() == 1)
     heads = int(config.num_attention_heads)
     kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)
     head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
     kv_width = 2 * kv_heads * head_dim
     return {
-        "layer_bytes": layer * width,
-        "lm_head_bytes": module.get_output_embeddings().weight.numel() * width,
-        "kv_projection_bytes": (int(config.hidden_size) * kv_width + int(config.hidden_size)) * width,
+        "layer_bytes": int(matrices * bits / 8) + vectors * width,
+        "lm_head_bytes": int(module.get_output_embeddings().weight.numel() * head_bits / 8),
+        "kv_projection_bytes": int(config.hidden_size * kv_width * bits / 8) + int(config.hidden_size) * width,
         "kv_entry_bytes": kv_width * width,
     }
 

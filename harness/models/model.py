@@ -14,14 +14,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from harness.contracts import ModelInfo, ModelRequest
+from harness.contracts import OWN_FORMAT, ModelInfo, ModelRequest
 from harness.decoding.backbone import Backbone
 from harness.decoding.families import read
+from harness.decoding.packing import FormatChoice, fastest, pack
 from harness.decoding.products import choose
 from harness.errors import OutOfMemoryError, is_out_of_memory
+from harness.host.allocator import large_blocks_apart
 from harness.host.libraries import library_border
 from harness.models.artefacts import Artefact
-from harness.models.facts import base_facts, element_size
+from harness.models.facts import base_facts, in_format, shortcut_bytes
 from harness.models.seen import Seen, find_seen
 from harness.models.source import ModelSpec, find_spec, read_config
 from harness.models.tokenizer import TransformersTokenizer, read_tokenizer
@@ -35,6 +37,7 @@ from harness.models.trained import (
     tuned_fingerprint,
 )
 from harness.models.weights import check_weights, digest, random_weights, read_weights
+from harness.registry import WEIGHTS_FORMATS
 
 __all__ = ["LoadedModel", "ResolvedModel", "foresee", "resolve"]
 
@@ -90,14 +93,17 @@ class ResolvedModel:
             source = f"{source}, tuned with the LITE adapter {self.adapter.sha256[:12]}"
         return module, source
 
-    def load(self, device: str, note: Callable[[str], None] = lambda text: None) -> LoadedModel:
-        """Read or draw the weights and move them to a torch device, ready to decode.
+    def load(
+        self, device: str, note: Callable[[str], None] = lambda text: None, weights_format: str | None = None
+    ) -> LoadedModel:
+        """Read or draw the weights and move them to a torch device, packed and ready to decode.
 
         On a CPU the fastest kernels for its products are found, for the number of threads that torch has then.
 
         Args:
             device: torch device.
             note: is told how long it took to check the weights that were read.
+            weights_format: instead of the one that was asked for: that of a run which goes on.
 
         Raises:
             ModelError: as for :meth:`module`, or the model cannot be decoded with.
@@ -106,26 +112,40 @@ class ResolvedModel:
         """
         _check_room(self.info)
         try:
-            module, source = self.module(note)
-            sha256 = None if self.info.weights == "random" else digest(module)
-            module = module.to(device).eval().requires_grad_(requires_grad=False)
-            with library_border(f"{self.info.name} cannot be decoded with"):
-                backbone = read(module)
-            if self.shortcut is not None:
-                shortcuts = read_shortcuts(
-                    self.shortcut, self.info.exit_points, backbone.lm_head.weight.dtype, device,
-                    hidden_size=self.info.hidden_size,
-                )  # fmt: skip
-                backbone = replace(backbone, shortcuts=shortcuts)
-            choose(backbone.matrices())
+            with large_blocks_apart():
+                return self._load(device, note, weights_format)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             raise OutOfMemoryError(
                 f"out of memory loading {self.info.name} in {self.info.dtype}. "
-                "Use --dtype bfloat16 or a smaller --model."
+                "Use --weights-format fp16 or a smaller --model."
             ) from error
-        return LoadedModel(self, backbone, module, source, sha256)
+
+    def _load(self, device: str, note: Callable[[str], None], weights_format: str | None) -> LoadedModel:
+        module, source = self.module(note)
+        sha256 = None if self.info.weights == "random" else digest(module)
+        module = module.to(device).eval().requires_grad_(requires_grad=False)
+        with library_border(f"{self.info.name} cannot be decoded with"):
+            backbone = read(module)
+        if self.shortcut is not None:
+            shortcuts = read_shortcuts(
+                self.shortcut, self.info.exit_points, backbone.dtype, device,
+                hidden_size=self.info.hidden_size,
+            )  # fmt: skip
+            backbone = replace(backbone, shortcuts=shortcuts)
+        choice = self._format(backbone, device, weights_format)
+        if choice.name != OWN_FORMAT[self.info.dtype]:
+            backbone, module = pack(backbone, choice.name, device), None
+        choose(backbone.matrices())
+        resolved = replace(self, info=in_format(self.info, self.config, choice.name))
+        return LoadedModel(resolved, backbone, module, source, sha256, choice)
+
+    def _format(self, backbone: Backbone, device: str, given: str | None) -> FormatChoice:
+        asked = given or self.info.asked.weights_format
+        if asked == "auto":
+            return fastest(backbone, device)
+        return FormatChoice(asked or OWN_FORMAT[self.info.dtype])
 
 
 @dataclass(frozen=True)
@@ -135,9 +155,11 @@ class LoadedModel:
     Attributes:
         resolved: what it was before: facts and tokenizer.
         backbone: weights and arithmetic.
-        module: the transformers model they came from, sharing storage.
+        module: the transformers model they came from, sharing storage; ``None`` where a format packs them, so that
+            they are in memory once.
         weights_source: where the weights came from, in words.
         weights_sha256: hash over names, dtypes and bytes of all weights; ``None`` for random ones.
+        format_choice: the weights format, and why that one.
     """
 
     resolved: ResolvedModel
@@ -145,6 +167,7 @@ class LoadedModel:
     module: Any
     weights_source: str
     weights_sha256: str | None
+    format_choice: FormatChoice
 
     @property
     def info(self) -> ModelInfo:
@@ -216,6 +239,6 @@ def _resolved(spec: ModelSpec, config: Any, request: ModelRequest) -> ResolvedMo
     elif request.exit_head == "shortcut" and info.exit_points:
         shortcut = require_shortcut(info, folders)
     if shortcut is not None:
-        size = (info.hidden_size + 1) * info.hidden_size * element_size(info.dtype)
+        size = shortcut_bytes(info.hidden_size, info.dtype, WEIGHTS_FORMATS.load(info.weights_format))
         info = replace(info, exit_head=f"shortcut:{shortcut.sha256[:16]}", shortcut_bytes=size)
     return ResolvedModel(spec, config, info, adapter, shortcut, seen)

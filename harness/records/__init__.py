@@ -2,6 +2,7 @@
 
 from harness.records.run import (
     SCHEMA_VERSION,
+    FormatChoiceRecord,
     Manifest,
     MeterRecord,
     ModelRecord,
@@ -14,6 +15,7 @@ from harness.records.run import (
 
 __all__ = [
     "SCHEMA_VERSION",
+    "FormatChoiceRecord",
     "Manifest",
     "MeterRecord",
     "ModelRecord",

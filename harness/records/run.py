@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from harness.contracts import KVFacts, Weights
+from harness.contracts import OWN_FORMAT, Accuracy, KVFacts, Weights, numbers
 from harness.records.machine import MachineRecord, was_measured
 from harness.records.record import Count, Positive, Record
 
@@ -60,6 +60,19 @@ class OperatingPointRecord(Record):
     never_exits: bool = False
 
 
+class FormatChoiceRecord(Record):
+    """Why ``--weights-format auto`` took the format it did.
+
+    Attributes:
+        seconds_per_byte: format → what products of 1, 4 and 16 rows took, per float32 byte of the matrices; empty
+            where nothing was timed.
+        left_out: format → why it was not tried.
+    """
+
+    seconds_per_byte: dict[str, tuple[float, ...]] = Field(default_factory=dict)
+    left_out: dict[str, str] = Field(default_factory=dict)
+
+
 class ModelRecord(Record):
     """The model as it ran.
 
@@ -74,6 +87,9 @@ class ModelRecord(Record):
         num_layers, hidden_size, vocab_size, exit_points, dtype: see ``ModelInfo``.
         layer_bytes, lm_head_bytes, kv_projection_bytes, kv_entry_bytes: see ``ModelInfo``.
         fingerprint, exit_head, shortcut_bytes: see ``ModelInfo``; a record of before they existed has the defaults.
+        weights_format: registered name; ``None`` in runs of before there were formats, which have the dtype's own.
+        weights_accuracy: how near that format keeps a model to float32.
+        format_choice: why ``auto`` took it; ``None`` where it was asked for.
     """
 
     name: str
@@ -95,6 +111,14 @@ class ModelRecord(Record):
     fingerprint: str = ""
     exit_head: str = "shared"
     shortcut_bytes: Count = 0
+    weights_format: str | None = None
+    weights_accuracy: Accuracy | None = None
+    format_choice: FormatChoiceRecord | None = None
+
+    @property
+    def numbers(self) -> str:
+        """What numbers weights and activations are, in words."""
+        return numbers(self.weights_format or OWN_FORMAT.get(self.dtype, self.dtype), self.dtype)
 
 
 class TaskRecord(Record):

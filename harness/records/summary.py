@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import Field
 
-from harness.contracts import Metric, Weights
+from harness.contracts import OWN_FORMAT, Metric, Weights, numbers
 from harness.records.cost import Attribution
 from harness.records.estimate import Estimate
 from harness.records.record import Record
@@ -26,7 +26,7 @@ class SummaryRow(Record):
 
     Attributes:
         operating_point, strategy, options, task, language, protocol, source, model, weights, exit_head, kv,
-            batch_size, dtype: what ran.
+            batch_size, dtype, weights_format: what ran; the format is empty in summaries of before there were any.
         n: samples scored. errors: samples that failed. repeats: repetitions timed.
         energy_source: where its energy comes from. energy_measured: a sensor measured it.
         verdict: the comparison with full depth in words; ``None`` when one of them has no finished sample.
@@ -48,6 +48,7 @@ class SummaryRow(Record):
     kv: str
     batch_size: int
     dtype: str
+    weights_format: str = ""
     n: int
     errors: int
     repeats: int
@@ -57,6 +58,11 @@ class SummaryRow(Record):
     rehearsed: bool = False
     pareto: bool = False
     metrics: dict[str, Estimate] = Field(default_factory=dict)
+
+    @property
+    def numbers(self) -> str:
+        """What numbers weights and activations are, in words."""
+        return numbers(self.weights_format or OWN_FORMAT.get(self.dtype, self.dtype), self.dtype)
 
     def estimate(self, metric: Metric | str) -> Estimate | None:
         """Return a metric's estimate; ``None`` where it was not measured, or is not defined."""

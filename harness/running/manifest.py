@@ -12,8 +12,9 @@ from harness.host import environment
 from harness.metering.examine import examine
 from harness.metering.sensors import sensors_of_meter
 from harness.models.model import LoadedModel
-from harness.records import SCHEMA_VERSION, Manifest, MeterRecord, ModelRecord
+from harness.records import SCHEMA_VERSION, FormatChoiceRecord, Manifest, MeterRecord, ModelRecord
 from harness.records.machine import MachineRecord
+from harness.registry import WEIGHTS_FORMATS
 from harness.running.plan import Plan
 from harness.running.plugins import used_plugins
 from harness.running.scoring import missing_scores, score_names
@@ -44,7 +45,7 @@ def describe_run(
         block_size: samples per interleaved block.
         before: the manifest of a run to resume, whose measured machine and bandwidth are kept.
     """
-    info = plan.model.info
+    info = loaded.info
     surroundings = environment.describe()
     machine = before.machine if before is not None else _examine(plan, meter, unavailable, surroundings)
     if before is not None:
@@ -73,6 +74,9 @@ def describe_run(
             exit_head=info.exit_head,
             shortcut_bytes=info.shortcut_bytes,
             dtype=info.dtype,
+            weights_format=info.weights_format,
+            weights_accuracy=WEIGHTS_FORMATS.load(info.weights_format).facts.accuracy,
+            format_choice=_choice(loaded, before),
             layer_bytes=info.layer_bytes,
             lm_head_bytes=info.lm_head_bytes,
             kv_projection_bytes=info.kv_projection_bytes,
@@ -94,6 +98,16 @@ def describe_run(
     )
     scores = score_names(task.language for task in manifest.tasks)
     return manifest.model_copy(update={"plugins": used_plugins(manifest, scores)})
+
+
+def _choice(loaded: LoadedModel, before: Manifest | None) -> FormatChoiceRecord | None:
+    """Why ``auto`` took the weights format; ``None`` where one was asked for."""
+    if before is not None:
+        return before.model.format_choice
+    if loaded.info.asked.weights_format != "auto":
+        return None
+    choice = loaded.format_choice
+    return FormatChoiceRecord(seconds_per_byte=dict(choice.seconds), left_out=dict(choice.left_out))
 
 
 def _examine(plan: Plan, meter: Meter, unavailable: dict[str, str], surroundings: dict[str, Any]) -> MachineRecord:

@@ -124,8 +124,9 @@ def _measure(config: RunConfig, resume: Path | None, repeat: int, observer: Obse
     meter, unavailable = open_meter(config.energy, plan.device, config.tdp_w)
     try:
         observer.stage(f"loading {plan.model.info.name}")
-        loaded = plan.model.load(plan.device, observer.stage)
-        engine = Engine(loaded.backbone, plan.model.info, config.kv_input)
+        recorded = None if before is None else before.model.weights_format
+        loaded = plan.model.load(plan.device, observer.stage, recorded)
+        engine = Engine(loaded.backbone, loaded.info, config.kv_input)
         session = Session(plan, engine, meter)
         if session.idle_s:
             observer.stage(f"measuring the machine at rest for {session.idle_s:g} s")

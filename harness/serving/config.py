@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from harness.config.kv import KVName
 from harness.config.model import File, ModelConfiguration, OperatingPoint, Placeholder
+from harness.config.registered import KVName
 from harness.contracts import ModelInfo, Strategy
 from harness.errors import ConfigError
 

@@ -90,7 +90,7 @@ class Service:
     @property
     def dtype(self) -> str:
         """Of the weights."""
-        return self.info.dtype
+        return self.info.weights_format
 
     @property
     def waiting(self) -> int:
@@ -226,6 +226,7 @@ class Service:
         if self.config.threads is not None:
             torch.set_num_threads(self.config.threads)
         loaded = self._model.load(self.device)
+        self.info = loaded.info
         engine = Engine(loaded.backbone, self.info, self.config.kv_input)
         worker = Worker(
             engine, self._tokenizer, self._special, self.config.kv, self.config.batch_size,

@@ -118,6 +118,7 @@ def _configuration(result: SweepResult, request: LiveRequest, chosen: Sequence[S
             "kv": sweep.kv,
             "exit_points": ",".join(map(str, info.exit_points)),
             "dtype": info.dtype,
+            "weights_format": info.weights_format,
             "weights": info.weights,
             "exit_head": info.exit_head.partition(":")[0],
             "artefacts": request.artefacts,

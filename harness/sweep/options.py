@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from harness.config.kv import KVName
 from harness.config.model import Artefacts, Configuration, Folder, OperatingPoint, Seed, TaskName
+from harness.config.registered import KVName
 
 __all__ = ["SweepOptions"]
 

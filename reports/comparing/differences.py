@@ -22,7 +22,10 @@ HARDWARE = ("cpu", "architecture", "logical_cores", "usable_cores", "gpus", "tor
 """Parts of the environment that make a machine class."""
 
 _WRITTEN_ELSEWHERE = frozenset(
-    {"out", "strategies", "model", "tasks", "source", "artefacts", "weights", "dtype", "kv", "protocol", "exit_head"}
+    {
+        *("out", "strategies", "model", "tasks", "source", "artefacts", "weights", "dtype", "weights_format", "kv"),
+        *("protocol", "exit_head"),
+    }
 )
 """Configuration that another line of the list says better, or that is a folder's name."""
 
@@ -75,7 +78,7 @@ def cost_obstacle(a: Manifest, b: Manifest) -> str:
         if one != other:
             return f"another machine class: {key.replace('_', ' ')} is {_short(one)} in A, {_short(other)} in B"
     for what, one, other in (
-        ("number format", a.model.dtype, b.model.dtype),
+        ("number format", a.model.numbers, b.model.numbers),
         ("device", _device(a), _device(b)),
         ("arrival rate", a.config.get("arrival_rate"), b.config.get("arrival_rate")),
     ):
@@ -102,12 +105,12 @@ def score_obstacle(a: RecordedRun, b: RecordedRun) -> str:
     return f"random weights in {' and '.join(random)}: scores mean nothing" if random else ""
 
 
-def machine_class(environment: Mapping[str, Any], dtype: str) -> str:
+def machine_class(environment: Mapping[str, Any], numbers: str) -> str:
     """Return the machine class of a run in one line: what must be equal for its costs to be compared."""
     values = [environment.get(key) for key in HARDWARE]
     cpu, architecture, logical, usable, gpus, threads = (("?" if value is None else value) for value in values)
     accelerator = "no GPU" if gpus in ([], "?") else ", ".join(map(str, gpus))
-    return f"{cpu}, {architecture}, {usable} of {logical} cores, {accelerator}, {threads} threads, {dtype}"
+    return f"{cpu}, {architecture}, {usable} of {logical} cores, {accelerator}, {threads} threads, {numbers}"
 
 
 def _facts(manifest: Manifest) -> Iterator[tuple[str, object]]:
@@ -118,7 +121,7 @@ def _facts(manifest: Manifest) -> Iterator[tuple[str, object]]:
     yield "exit head", model.exit_head
     yield "tokenizer", model.tokenizer_source
     yield "exit points", ",".join(map(str, model.exit_points))
-    yield "number format", model.dtype
+    yield "number format", model.numbers
     yield "kv", manifest.config.get("kv")
     yield "block size", manifest.block_size
     yield "energy from", manifest.meter.source

@@ -54,7 +54,7 @@ def absence(run: RecordedRun) -> str:
 def _caption(run: RecordedRun, one: Attribution) -> str:
     model = run.manifest.model
     parts = [
-        f"Run {run.name}: {one.task}, {model.name}, {model.weights} weights, {model.dtype}; {run.summary.machine}.",
+        f"Run {run.name}: {one.task}, {model.name}, {model.weights} weights, {model.numbers}; {run.summary.machine}.",
         f"Left: a request taken apart by least squares over {one.blocks} blocks of samples; the fit leaves "
         f"{100 * one.residual:.1f} % of a window unexplained (median). "
         "Right: the overhead of deciding, a probe that never exits less full depth; 95 % intervals, bootstrap over "

@@ -77,7 +77,7 @@ def _table(
         model=model.name,
         weights=model.weights,
         exit_head=model.exit_head,
-        dtype=model.dtype,
+        dtype=model.numbers,
         task=task.name,
         language=task.language,
         source_kind=task.source_kind,

@@ -74,7 +74,7 @@ def group_of(run: RunEntry, point: PointEntry) -> Group:
         weights=row.weights,
         weights_id=weights_id,
         exit_head=model.exit_head,
-        dtype=row.dtype,
+        dtype=row.numbers,
         batch_size=row.batch_size,
         arrivals=f"{rate:g} requests per second" if rate else "one after the other",
         max_new_tokens=str(limit) if limit else "the protocol's",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
-from harness.records import Manifest, MeterRecord, SampleRecord, TaskRecord, WindowRecord
+from harness.records import Manifest, MeterRecord, ModelRecord, SampleRecord, TaskRecord, WindowRecord
 from harness.records.estimate import NoInterval
 from harness.records.summary import SummaryRow
 from reports.metrics.energy import ENERGY_PER_TOKEN, IDLE_POWER, MEAN_POWER, NET_ENERGY_PER_TOKEN
@@ -211,6 +211,7 @@ def _about_regimes(cells: Sequence[Measured], manifest: Manifest) -> Iterator[st
             f"batch {batch}: rows share each read of the weights, so the byte model does not apply; "
             "latency counts from the start of the batch."
         )
+    yield from _of_weights(manifest.model)
     cached = any(regime.cached for regime in regimes)
     if cached:
         yield (
@@ -323,3 +324,17 @@ def _totals(pairs: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
 
 def _without_kind(source: str) -> str:
     return source.removeprefix("embedded:").strip()
+
+
+def _of_weights(model: ModelRecord) -> Iterator[str]:
+    """Say what a weights format other than float32 does to tokens and speed-ups."""
+    if model.weights_accuracy == "near-exact":
+        yield (
+            f"matrices are stored in {model.weights_format}, which keeps float32's tokens but for near-ties; speed-ups "
+            "are over full depth in the same format."
+        )
+    elif model.weights_accuracy == "lossy":
+        yield (
+            f"matrices are stored in {model.weights_format}, which is lossy: agreement and speed-ups are against full "
+            "depth in the same format, and say nothing of float32; scores do."
+        )

@@ -130,6 +130,7 @@ def _table(points: Sequence[Point], metrics: Sequence[Metric]) -> list[SummaryRo
             kv=point.cell.regime.kv,
             batch_size=point.cell.regime.batch_size,
             dtype=point.model.dtype,
+            weights_format=point.model.weights_format or "",
             n=len(point.cell.scored),
             errors=point.cell.errors,
             repeats=point.cell.repeats,

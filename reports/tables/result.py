@@ -58,7 +58,7 @@ class ResultTable:
         return (
             f"data      {row.source} ({row.language}), {self.size}",
             f"model     {row.model}, {weights}, exit head {row.exit_head}",
-            f"decoding  {row.dtype}, kv {self.policies}, batch {row.batch_size}",
+            f"decoding  {row.numbers}, kv {self.policies}, batch {row.batch_size}",
             f"machine   {self.machine}",
         )
 
@@ -90,7 +90,7 @@ def split_tables(summary: Summary) -> tuple[ResultTable, ...]:
             row.model,
             row.weights,
             row.exit_head,
-            row.dtype,
+            row.numbers,
             row.batch_size,
         )
         groups.setdefault(key, []).append(row)

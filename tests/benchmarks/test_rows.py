@@ -27,63 +27,68 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 import harness
+from harness.contracts import LinearMap
 from harness.decoding.blocks import Linear
 from harness.decoding.engine import Engine
-from harness.decoding.products import multiply
 
 ROWS = (1, 2, 3, 4, 8)
 ROUNDS = 12
 WAITS, PROMPT = 4, 100
-DTYPES = ("float32", "bfloat16")
+FORMATS = ("float32", "bfloat16", "fp16", "int8", "int4")
 
 pytestmark = pytest.mark.model
 
-Way = Callable[[Tensor, Tensor], Tensor]
+Way = Callable[[Tensor, Any], Tensor]
 
-WAYS: dict[str, Way] = {
-    "engine": lambda rows, weight: multiply(rows, weight, None),
-    "F.linear": F.linear,
-    "mv, row by row": lambda rows, weight: torch.stack([torch.mv(weight, row) for row in rows]),
-    "F.linear, padded to 4": lambda rows, weight: F.linear(F.pad(rows, (0, 0, 0, -len(rows) % 4)), weight)[: len(rows)],
-    "weight × rowsᵀ": lambda rows, weight: torch.mm(weight, rows.t()).t().contiguous(),
+ENGINE: dict[str, Way] = {"engine": lambda rows, matrix: matrix(rows)}
+PLAIN: dict[str, Way] = {
+    "F.linear": lambda rows, matrix: F.linear(rows, matrix.weight),
+    "mv, row by row": lambda rows, matrix: torch.stack([torch.mv(matrix.weight, row) for row in rows]),
+    "F.linear, padded to 4": lambda rows, matrix: F.linear(F.pad(rows, (0, 0, 0, -len(rows) % 4)), matrix.weight)[
+        : len(rows)
+    ],
+    "weight × rowsᵀ": lambda rows, matrix: torch.mm(matrix.weight, rows.t()).t().contiguous(),
 }
+"""Ways to multiply with a plain tensor."""
 
 
-@pytest.fixture(scope="module", params=DTYPES)
+@pytest.fixture(scope="module", params=FORMATS)
 def engine(request: pytest.FixtureRequest) -> Engine:
-    """The default model in one precision, with the shared exit head."""
+    """The default model in one weights format, with the shared exit head."""
     torch.set_num_threads(2)
-    loaded = harness.load("smollm2-135m", dtype=request.param, exit_head="shared").loaded
+    loaded = harness.load("smollm2-135m", weights_format=request.param, exit_head="shared").loaded
     return Engine(loaded.backbone, loaded.info)
 
 
-def seconds(multiplied: Way, matrices: list[Linear], rows: dict[int, Tensor]) -> float:
+def seconds(multiplied: Way, matrices: list[LinearMap], rows: dict[int, Tensor]) -> float:
     start = time.perf_counter()
     for matrix in matrices:
-        multiplied(rows[matrix.weight.shape[1]], matrix.weight)
+        multiplied(rows[matrix.shape[1]], matrix)
     return time.perf_counter() - start
 
 
 def test_matrices_of_several_rows(benchmark: Any, engine: Engine, row_tables: list[str]) -> None:
     blocks = engine.backbone.blocks
     matrices = [matrix for block in blocks for matrix in (block.qkv, block.output, block.mlp_in, block.mlp_out)]
-    dtype = matrices[0].weight.dtype
+    plain = isinstance(matrices[0], Linear)
+    dtype = matrices[0].weight.dtype if isinstance(matrices[0], Linear) else torch.float32
+    ways = ENGINE | (PLAIN if plain else {})
     inputs = {n: {width: torch.randn(n, width).to(dtype) for width in (576, 1536)} for n in ROWS}
-    cells = [(way, n) for way in WAYS for n in ROWS]
+    cells = [(way, n) for way in ways for n in ROWS]
     ratios: dict[tuple[str, int], list[float]] = {cell: [] for cell in cells}
 
     def alternate() -> None:
         random.shuffle(cells)
         for way, n in cells:
-            before = seconds(WAYS["engine"], matrices, inputs[1])
-            taken = seconds(WAYS[way], matrices, inputs[n])
-            after = seconds(WAYS["engine"], matrices, inputs[1])
+            before = seconds(ENGINE["engine"], matrices, inputs[1])
+            taken = seconds(ways[way], matrices, inputs[n])
+            after = seconds(ENGINE["engine"], matrices, inputs[1])
             ratios[way, n].append(2 * taken / (before + after))
 
     with torch.inference_mode():
         benchmark.pedantic(alternate, rounds=ROUNDS, warmup_rounds=1)
-    found = {way: {n: statistics.median(ratios[way, n][1:]) for n in ROWS} for way in WAYS}
-    row_tables.extend(written(f"{engine.info.dtype}, a layer's matrices, over one row of the engine", found))
+    found = {way: {n: statistics.median(ratios[way, n][1:]) for n in ROWS} for way in ways}
+    row_tables.extend(written(f"{engine.info.weights_format}, a layer's matrices, over one row of the engine", found))
     benchmark.extra_info["rows over one row"] = found
 
 
@@ -107,7 +112,7 @@ def test_whole_layers_of_several_rows(benchmark: Any, engine: Engine, row_tables
     base = statistics.median(shallow)
     layer_s = {n: (statistics.median(deep[n][1:]) - base) / (deepest - WAITS) for n in ROWS}
     found = {"engine": {n: layer_s[n] / layer_s[1] for n in ROWS}}
-    title = f"{engine.info.dtype}, a whole layer, over one row ({1e3 * layer_s[1]:.2f} ms)"
+    title = f"{engine.info.weights_format}, a whole layer, over one row ({1e3 * layer_s[1]:.2f} ms)"
     row_tables.extend(written(title, found))
     benchmark.extra_info["ms per layer"] = {n: round(1e3 * value, 3) for n, value in layer_s.items()}
     assert found["engine"][2] < 2  # as dear as two passes, catching up would save nothing

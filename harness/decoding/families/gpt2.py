@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
-
-from harness.decoding.backbone import Backbone, HeadModules, layer_norm, linear, table
+from harness.decoding.backbone import Backbone, Embedding, HeadModules, layer_norm, linear, table
 from harness.decoding.blocks import Block, HeadShape
 from harness.decoding.families import Family
 
@@ -22,15 +20,11 @@ class GPT2(Family):
         heads = HeadShape(
             config.num_attention_heads, config.num_attention_heads, config.hidden_size // config.num_attention_heads
         )
-        words, places = table(core.wte), table(core.wpe)
-
-        def embed(token_ids: Tensor, positions: Tensor) -> Tensor:
-            return words[token_ids] + places[positions]
 
         return Backbone(
             blocks=[_block(layer, heads) for layer in core.h],
             heads=heads,
-            embed=embed,
+            embed=Embedding(table(core.wte), table(core.wpe)),
             rotary=None,
             final_norm=layer_norm(core.ln_f),
             project_out=None,

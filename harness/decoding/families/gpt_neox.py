@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.decoding.backbone import Backbone, HeadModules, layer_norm, linear, rotary_tables, table, word_embedding
+from harness.decoding.backbone import Backbone, Embedding, HeadModules, layer_norm, linear, rotary_tables, table
 from harness.decoding.blocks import Block, HeadShape, Linear
 from harness.decoding.families import Family
 
@@ -32,7 +32,7 @@ class GPTNeoX(Family):
         return Backbone(
             blocks=[_block(layer, heads) for layer in core.layers],
             heads=heads,
-            embed=word_embedding(words),
+            embed=Embedding(words),
             rotary=rotary_tables(core.rotary_emb, heads, words),
             final_norm=layer_norm(core.final_layer_norm),
             project_out=None,

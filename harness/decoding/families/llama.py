@@ -10,13 +10,13 @@ from typing import Any, ClassVar
 
 from harness.decoding.backbone import (
     Backbone,
+    Embedding,
     HeadModules,
     fuse,
     linear,
     rms_norm,
     rotary_tables,
     table,
-    word_embedding,
 )
 from harness.decoding.blocks import Block, HeadShape
 from harness.decoding.families import Family
@@ -37,7 +37,7 @@ class Llama(Family):
         return Backbone(
             blocks=[_block(layer, heads) for layer in core.layers],
             heads=heads,
-            embed=word_embedding(words),
+            embed=Embedding(words),
             rotary=rotary_tables(core.rotary_emb, heads, words),
             final_norm=rms_norm(core.norm),
             project_out=None,

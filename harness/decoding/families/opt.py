@@ -7,9 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
-
-from harness.decoding.backbone import Backbone, HeadModules, fuse, layer_norm, linear, table
+from harness.decoding.backbone import Backbone, Embedding, HeadModules, fuse, layer_norm, linear, table
 from harness.decoding.blocks import Block, HeadShape
 from harness.decoding.families import Family
 
@@ -25,20 +23,16 @@ class OPT(Family):
         heads = HeadShape(
             config.num_attention_heads, config.num_attention_heads, config.hidden_size // config.num_attention_heads
         )
-        words, places = table(core.embed_tokens), table(core.embed_positions)
-        offset = core.embed_positions.offset
-        project_in = linear(core.project_in) if core.project_in is not None else None
-
-        def embed(token_ids: Tensor, positions: Tensor) -> Tensor:
-            hidden = words[token_ids]
-            if project_in is not None:
-                hidden = project_in(hidden)
-            return hidden + places[positions + offset]
 
         return Backbone(
             blocks=[_block(layer, heads) for layer in core.layers],
             heads=heads,
-            embed=embed,
+            embed=Embedding(
+                table(core.embed_tokens),
+                table(core.embed_positions),
+                core.embed_positions.offset,
+                linear(core.project_in) if core.project_in is not None else None,
+            ),
             rotary=None,
             final_norm=layer_norm(core.final_layer_norm) if core.final_layer_norm is not None else None,
             project_out=linear(core.project_out) if core.project_out is not None else None,

@@ -113,5 +113,5 @@ def _warn_of_heads(model: ModelInfo, path: Path) -> None:
 
 @torch.inference_mode()
 def _top(backbone: Backbone, states: torch.Tensor) -> torch.Tensor:
-    dtype = backbone.lm_head.weight.dtype
+    dtype = backbone.dtype
     return torch.cat([backbone.logits(rows.to(dtype)).argmax(-1) for rows in torch.split(states, 256)])

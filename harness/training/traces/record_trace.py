@@ -179,7 +179,7 @@ def read_exits(
     for layer, reading in zip(layers, readings, strict=True):
         lost = reading["top1"].isnan().nonzero()
         if len(lost):
-            raise not_finite("logits", layer, first + int(lost[0]) + 1, backbone.lm_head.weight.dtype)
+            raise not_finite("logits", layer, first + int(lost[0]) + 1, backbone.dtype)
     return states, readings
 
 

@@ -1,0 +1,167 @@
+"""A model's matrices in another format, and which format is the fastest of those that keep its tokens."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from harness.contracts import OWN_FORMAT, LinearMap, WeightsFormat
+from harness.decoding.backbone import Backbone
+from harness.decoding.blocks import Linear
+from harness.decoding.products import choose
+from harness.errors import ModelError
+from harness.registry import WEIGHTS_FORMATS
+
+__all__ = ["FormatChoice", "fastest", "pack", "usable"]
+
+ROWS = (1, 4, 16)  # of the products that are timed
+ROUNDS = 5
+GAIN = 0.9  # of the time of the activations' own format, to be preferred to it
+ENOUGH = 48 << 20  # bytes of float32 matrices, below which what is timed is not the reading
+
+
+@dataclass(frozen=True, slots=True)
+class FormatChoice:
+    """Why a format was taken.
+
+    Attributes:
+        name: the format.
+        seconds: format → what it took at 1, 4 and 16 rows, per float32 byte of the matrices; empty where nothing was
+            timed.
+        left_out: format → why it was not tried.
+    """
+
+    name: str
+    seconds: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+
+def usable(name: str, device: str) -> WeightsFormat:
+    """Return a format that this machine can decode with.
+
+    Raises:
+        ModelError: it cannot; says why, and what it can.
+        UnknownNameError: it is not registered.
+    """
+    made: WeightsFormat = WEIGHTS_FORMATS.load(name)()
+    kind = torch.device(device).type
+    obstacle = made.obstacle(kind)
+    if obstacle is None:
+        return made
+    formats = {other: WEIGHTS_FORMATS.load(other)() for other in WEIGHTS_FORMATS.names()}
+    others = [other for other, one in formats.items() if one.obstacle(kind) is None]
+    raise ModelError(f"--weights-format {name} cannot be used here: {obstacle}. Use one of {', '.join(others)}.")
+
+
+def pack(backbone: Backbone, name: str, device: str) -> Backbone:
+    """Return a model with its matrices in a format. It shares nothing with the one that was read, so that the file
+    that this lies in can be let go.
+
+    Raises:
+        ModelError: the format cannot be used here, or does not hold the weights.
+        UnknownNameError: it is not registered.
+    """
+    made = usable(name, device)
+    _check_range(backbone, name, made)
+
+    def packed(matrix: LinearMap) -> LinearMap:
+        assert isinstance(matrix, Linear)
+        return made.pack(matrix.weight, None if matrix.bias is None else matrix.bias.clone())
+
+    def packed_head(matrix: LinearMap) -> LinearMap:
+        assert isinstance(matrix, Linear)
+        return made.head.pack(matrix.weight, None if matrix.bias is None else matrix.bias.clone())
+
+    embed = backbone.embed
+    if embed.places is not None:
+        embed = replace(embed, places=embed.places.clone())
+    if made.facts.table and getattr(torch, made.facts.table) is not backbone.dtype:
+        words = embed.words.to(getattr(torch, made.facts.table))
+        embed = replace(embed, words=words, dtype=backbone.dtype)
+    return replace(
+        backbone,
+        blocks=[block.packed(packed) for block in backbone.blocks],
+        embed=embed,
+        final_norm=None if backbone.final_norm is None else backbone.final_norm.copied(),
+        project_out=None if backbone.project_out is None else packed_head(backbone.project_out),
+        lm_head=packed_head(backbone.lm_head),
+        shortcuts={layer: packed_head(shortcut) for layer, shortcut in backbone.shortcuts.items()},
+    )
+
+
+def _check_range(backbone: Backbone, name: str, made: WeightsFormat) -> None:
+    if math.isinf(made.facts.largest):
+        return
+    for matrix in backbone.linear_maps():
+        assert isinstance(matrix, Linear)
+        largest = max(abs(end.item()) for end in matrix.weight.aminmax())
+        if largest > made.facts.largest:
+            raise ModelError(
+                f"--weights-format {name} holds numbers up to {made.facts.largest:g}, and the weights reach "
+                f"{largest:g}. Use --weights-format float32 or bfloat16."
+            )
+
+
+def fastest(backbone: Backbone, device: str) -> FormatChoice:
+    """Return the fastest format with which a model yields float32's tokens, as far as rounding lets it.
+
+    Products of its first layers are timed at 1, 4 and 16 rows. Activations of another dtype than float32 have a format
+    of their own, and models too small to tell keep float32.
+    """
+    own = OWN_FORMAT[str(backbone.dtype).removeprefix("torch.")]
+    matrices = list(_first_matrices(backbone))
+    if own != "float32" or torch.device(device).type != "cpu":
+        return FormatChoice(own)
+    if sum(matrix.nbytes for matrix in matrices) < ENOUGH:
+        return FormatChoice(own, left_out={"fp16": "the model is too small to tell"})
+    left_out: dict[str, str] = {}
+    tried: dict[str, list[LinearMap]] = {}
+    for name in WEIGHTS_FORMATS.names():
+        if WEIGHTS_FORMATS.load(name).facts.accuracy == "lossy":
+            continue
+        try:
+            made = usable(name, device)
+            _check_range(backbone, name, made)
+        except ModelError as error:
+            left_out[name] = str(error)
+            continue
+        tried[name] = [made.pack(matrix, None) for matrix in matrices]
+    choose(matrices)
+    seconds = _time_all(tried, matrices)
+    best = min(seconds, key=lambda name: math.prod(seconds[name]))
+    share = statistics.geometric_mean(mine / owns for mine, owns in zip(seconds[best], seconds[own], strict=True))
+    return FormatChoice(best if share < GAIN else own, seconds, left_out)
+
+
+def _first_matrices(backbone: Backbone) -> Iterator[Tensor]:
+    """Yield matrices of the first layers, ``ENOUGH`` bytes of them where there are so many."""
+    read = 0
+    for block in backbone.blocks:
+        for matrix in (block.qkv, block.output, block.mlp_in, block.mlp_out):
+            assert isinstance(matrix, Linear)
+            yield matrix.weight
+            read += matrix.weight.nbytes
+        if read >= ENOUGH:
+            return
+
+
+def _time_all(tried: Mapping[str, list[LinearMap]], matrices: list[Tensor]) -> dict[str, tuple[float, ...]]:
+    """Return the least seconds of several rounds per format and count of rows, per byte of the matrices."""
+    size = sum(matrix.nbytes for matrix in matrices)
+    least = dict.fromkeys(itertools.product(tried, ROWS), math.inf)
+    with torch.inference_mode():
+        for _ in range(ROUNDS):
+            for name, count in least:
+                rows = {matrix.shape[1]: torch.ones((count, matrix.shape[1])) for matrix in matrices}
+                started = time.perf_counter()
+                for product, matrix in zip(tried[name], matrices, strict=True):
+                    product(rows[matrix.shape[1]])
+                least[name, count] = min(least[name, count], time.perf_counter() - started)
+    return {name: tuple(least[name, count] / size for count in ROWS) for name in tried}

@@ -1,0 +1,263 @@
+"""Every weights format multiplies as its facts say, and every family decodes in it."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from harness.contracts import WeightsFormat
+from harness.decoding import packing
+from harness.decoding.blocks import Linear
+from harness.decoding.engine import Engine
+from harness.decoding.packing import FormatChoice, fastest, pack
+from harness.errors import ModelError, UnknownNameError
+from harness.registry import KV_POLICIES, WEIGHTS_FORMATS
+from strategies.full import Full
+
+USABLE = [name for name in WEIGHTS_FORMATS.names() if WEIGHTS_FORMATS.load(name)().obstacle("cpu") is None]
+INVARIANT = [name for name in USABLE if WEIGHTS_FORMATS.load(name).facts.invariant]
+SHAPES = ((192, 128), (128, 64), (97, 64), (80, 40), (33, 24))
+NEW = 12
+
+
+def made(name: str) -> WeightsFormat:
+    found: WeightsFormat = WEIGHTS_FORMATS.load(name)()
+    return found
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def exact(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.linear(rows.double(), weight.double(), None if bias is None else bias.double())
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 16, 33])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("name", USABLE)
+def test_a_product_is_as_near_as_the_format_says(name: str, biased: bool, shape: tuple[int, int], count: int) -> None:
+    weight, bias, rows = draw(*shape), draw(shape[0], seed=1) if biased else None, draw(count, shape[1], seed=2)
+    packed = made(name).pack(weight, bias)
+    assert packed.shape == shape
+    product = packed(rows)
+    assert (product.shape, product.dtype) == ((count, shape[0]), torch.float32)
+    expected = exact(rows, weight, bias)
+    error = (product.double() - expected).norm() / expected.norm()
+    assert error <= max(made(name).facts.relative_error, 1e-6)
+    for start in (0, 64, 20):  # the part that fills K,V
+        if start < shape[0]:
+            tail = packed.rows(start)
+            assert tail.shape == (shape[0] - start, shape[1])
+            torch.testing.assert_close(tail(rows), product[:, start:], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", USABLE)
+def test_activations_keep_their_dtype(name: str, dtype: torch.dtype) -> None:
+    weight, bias, rows = draw(96, 64), draw(96, seed=1), draw(3, 64, seed=2).to(dtype)
+    product = made(name).pack(weight, bias)(rows)
+    assert product.dtype is dtype
+    expected = exact(rows, weight, bias)
+    assert (product.double() - expected).norm() / expected.norm() <= made(name).facts.relative_error + 1e-2
+
+
+@pytest.mark.parametrize("shape", [(960, 576), (576, 1536), (97, 64)])
+@pytest.mark.parametrize("name", INVARIANT)
+def test_the_bits_of_a_row_do_not_depend_on_the_rows_beside_it(name: str, shape: tuple[int, int]) -> None:
+    packed, rows = made(name).pack(draw(*shape), None), draw(16, shape[1], seed=3)
+    rows[5] *= 100  # an outlier, which would move the others if they shared a scale
+    whole = packed(rows)
+    for count in (1, 2, 3, 4, 5, 7, 8, 13):
+        for start in range(0, 16 - count + 1, 3):
+            assert torch.equal(packed(rows[start : start + count]), whole[start : start + count])
+
+
+@pytest.mark.parametrize("name", USABLE)
+def test_zeros_stay_zeros(name: str) -> None:
+    weight = draw(64, 64)
+    weight[3], weight[:, 32:] = 0, 0
+    packed = made(name).pack(weight, None)
+    assert packed(draw(2, 64))[:, 3].abs().max() == 0
+
+
+@pytest.mark.parametrize("name", USABLE)
+def test_the_bytes_are_those_that_are_held(name: str) -> None:
+    packed = made(name).pack(draw(1024, 512), None)
+    assert packed.nbytes == pytest.approx(1024 * 512 * made(name).facts.bits / 8, rel=0.01)
+
+
+# ----------------------------------------------------------------------------------- whole models
+
+
+@pytest.fixture(scope="session")
+def packed_case(cases: Callable[[str], Any]) -> Callable[[str, str], Engine]:
+    """Engines by form and format, each packed once."""
+    found: dict[tuple[str, str], Engine] = {}
+
+    def find(form: str, name: str) -> Engine:
+        if (form, name) not in found:
+            case = cases(form)
+            backbone = pack(case.engine.backbone, name, "cpu")
+            found[form, name] = Engine(backbone, replace(case.info, weights_format=name))
+        return found[form, name]
+
+    return find
+
+
+def tokens(engine: Engine, prompts: list[list[int]], kv: str = "propagate", exits: Any = None) -> list[list[int]]:
+    rows = engine.decode(prompts, exits or Full(), kv=kv, max_new_tokens=[NEW] * len(prompts))
+    assert all(row.failure is None for row in rows)
+    return [row.token_ids for row in rows]
+
+
+def widened(matrix: Any) -> Linear:
+    """What a packed matrix holds, as float32."""
+    bias = matrix(torch.zeros(1, matrix.shape[1]))
+    return Linear((matrix(torch.eye(matrix.shape[1])) - bias).t().contiguous(), bias[0])
+
+
+@pytest.mark.parametrize("name", USABLE)
+def test_every_family_decodes_as_the_same_weights_widened(
+    case: Any, name: str, packed_case: Callable[[str, str], Engine], prompts: list[list[int]]
+) -> None:
+    """The packed model against float32 with the weights that the format keeps: only activations are rounded."""
+    engine = packed_case(case.form, name)
+    backbone = engine.backbone
+    reference = Engine(
+        replace(
+            backbone,
+            blocks=[block.packed(widened) for block in backbone.blocks],
+            embed=replace(backbone.embed, words=backbone.embed.words.float(), dtype=None),
+            lm_head=widened(backbone.lm_head),
+            project_out=None if backbone.project_out is None else widened(backbone.project_out),
+        ),
+        case.info,
+    )
+    states = [one.read(prompts[1], [one.info.num_layers])[0] for one in (engine, reference)]
+    error = (states[0] - states[1]).norm() / states[1].norm()
+    assert error < (0.25 if made(name).facts.accuracy == "lossy" else 1e-5)
+
+
+def test_a_batch_is_its_rows(case: Any, packed_case: Callable[[str, str], Engine], prompts: list[list[int]]) -> None:
+    engine = packed_case(case.form, "fp16")
+    assert tokens(engine, prompts) == [tokens(engine, [prompt])[0] for prompt in prompts]
+
+
+@pytest.mark.parametrize("kv", KV_POLICIES.names())
+@pytest.mark.parametrize("name", [name for name in USABLE if made(name).facts.accuracy != "lossy"])
+def test_policies_agree_at_full_depth_and_part_where_depths_mix(
+    name: str, kv: str, packed_case: Callable[[str, str], Engine], prompts: list[list[int]], schedule: Any, exits: Any
+) -> None:
+    engine = packed_case("llama", name)
+    assert tokens(engine, prompts, kv) == tokens(engine, prompts)
+    mixed = engine.decode(prompts, schedule(exits(3, NEW)), kv=kv, max_new_tokens=[NEW] * 3)
+    assert [len(row.token_ids) for row in mixed] == [NEW] * 3
+    if kv == "recompute":
+        (alone,) = engine.decode(prompts[:1], schedule(exits(3, NEW)), kv=kv, max_new_tokens=[NEW])
+        assert alone.token_ids == mixed[0].token_ids
+
+
+def test_nothing_of_the_float32_matrices_is_kept(make_case: Callable[..., Any]) -> None:
+    import weakref
+
+    case = make_case("llama")
+    held = [weakref.ref(matrix.weight) for matrix in case.engine.backbone.linear_maps()]
+    backbone = pack(case.engine.backbone, "int8", "cpu")
+    rotary, del_embedding = backbone.rotary, weakref.ref(case.engine.backbone.embed.words)
+    del case
+    gc.collect()
+    assert backbone.lm_head.shape[0]
+    assert rotary is not None
+    assert not any(reference() is not None for reference in held)
+    assert del_embedding() is None
+
+
+# ------------------------------------------------------------------------------------- the choice
+
+
+def test_a_format_that_this_machine_lacks_names_those_it_has(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(WEIGHTS_FORMATS.load("fp16"), "obstacle", lambda self, device: "torch has no FBGEMM here")
+    with pytest.raises(ModelError) as refused:
+        pack(llama.engine.backbone, "fp16", "cpu")
+    assert str(refused.value) == (
+        "--weights-format fp16 cannot be used here: torch has no FBGEMM here. Use one of bfloat16, float32, int4, int8."
+    )
+    with pytest.raises(UnknownNameError, match="fp61"):
+        pack(llama.engine.backbone, "fp61", "cpu")
+    assert made("int4").obstacle("cuda")
+
+
+def grown(llama: Any, largest: float) -> Any:
+    backbone = llama.engine.backbone
+    weight = backbone.blocks[2].output.weight.clone()
+    weight[3, 4] = largest
+    blocks = list(backbone.blocks)
+    blocks[2] = replace(blocks[2], output=Linear(weight))
+    return replace(backbone, blocks=blocks)
+
+
+def test_weights_beyond_a_formats_range_are_refused(llama: Any) -> None:
+    pack(grown(llama, -65504.0), "fp16", "cpu")
+    with pytest.raises(ModelError, match=r"fp16 holds numbers up to 65504, and the weights reach 70000\. Use"):
+        pack(grown(llama, -70000.0), "fp16", "cpu")
+
+
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """``timed(fp16=.5)``: what a format takes of float32's time, as the machine's clock would tell."""
+
+    def tell(**shares: float) -> None:
+        monkeypatch.setattr(packing, "ENOUGH", 0)
+        monkeypatch.setattr(
+            packing, "_time_all", lambda tried, matrices: {name: (shares.get(name, 1.0),) * 3 for name in tried}
+        )
+
+    return tell
+
+
+def test_the_fastest_format_that_keeps_tokens_is_taken(llama: Any, timed: Callable[..., None]) -> None:
+    timed(fp16=0.5, int8=0.1, int4=0.1, bfloat16=0.1)
+    choice = fastest(llama.engine.backbone, "cpu")
+    assert choice == FormatChoice("fp16", {"float32": (1.0,) * 3, "fp16": (0.5,) * 3}, {})  # lossy ones are not tried
+    timed(fp16=0.95)  # not worth another rounding
+    assert fastest(llama.engine.backbone, "cpu").name == "float32"
+
+
+def test_a_format_is_left_out_with_the_reason(
+    llama: Any, timed: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed(fp16=0.5)
+    choice = fastest(grown(llama, 1e5), "cpu")
+    assert choice.name == "float32"
+    assert "the weights reach 100000" in choice.left_out["fp16"]
+    monkeypatch.setattr(WEIGHTS_FORMATS.load("fp16"), "obstacle", lambda self, device: "torch has no FBGEMM here")
+    assert "no FBGEMM" in fastest(llama.engine.backbone, "cpu").left_out["fp16"]
+
+
+def test_what_is_too_small_to_tell_keeps_float32(llama: Any) -> None:
+    assert fastest(llama.engine.backbone, "cpu") == FormatChoice(
+        "float32", {}, {"fp16": "the model is too small to tell"}
+    )
+
+
+def test_activations_of_another_dtype_have_a_format_of_their_own(llama: Any) -> None:
+    backbone = replace(llama.engine.backbone, like=torch.empty(0, dtype=torch.bfloat16))
+    assert fastest(backbone, "cpu") == FormatChoice("bfloat16")
+
+
+def test_timing_tells_every_format_at_every_count_of_rows(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "ENOUGH", 0)
+    choice = fastest(llama.engine.backbone, "cpu")
+    assert set(choice.seconds) >= {"float32"}
+    assert all(len(seconds) == len(packing.ROWS) and min(seconds) > 0 for seconds in choice.seconds.values())
+    assert not any(one == other for one, other in pairwise(sorted(choice.seconds)))
