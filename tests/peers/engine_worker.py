@@ -1,6 +1,6 @@
 """A worker with full depth of this engine, or with transformers' ``generate``, both on the default model.
 
-``python -m tests.peers.engine_worker FORMAT THREADS`` in one of ``FORMATS``; ``generate`` in place of the format for
+``python -m tests.peers.engine_worker FORMAT THREADS`` in a weights format, or with ``generate`` in its place for
 transformers in float32.
 """
 
@@ -20,16 +20,10 @@ from harness.models.model import resolve
 from strategies.full import Full
 from tests.peers.workers import Decoded, Decoder, serve
 
-# SWITCH when weights formats exist: these two lines, to tuple(WEIGHTS_FORMATS.names()) of harness.registry and to
-# {"weights_format": name}.
-FORMATS: tuple[str, ...] = ("float32",)
-OPTION = "dtype"
-
 
 def load_engine(name: str, threads: int) -> Decoder:
-    option = {OPTION: name}
     loaded = harness.load(
-        DEFAULT_MODEL, weights="pretrained", exit_head="shared", device="cpu", threads=threads, **option
+        DEFAULT_MODEL, weights="pretrained", weights_format=name, exit_head="shared", device="cpu", threads=threads
     ).loaded
     engine, full, deepest = Engine(loaded.backbone, loaded.info), Full(), loaded.info.num_layers
 
