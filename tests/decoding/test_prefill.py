@@ -313,9 +313,9 @@ def test_one_who_leaves_while_its_prompt_is_read_leaves_what_was_read(
     read.clear()
     row = opened.batch.row_for(prompt, "me", {1, 2})
     assert row == 1
-    assert opened.join(row, prompt) == 35
+    assert opened.join(row, prompt) == 36
     opened.finish()
-    assert read == [Piece((1,), 35, tuple(prompt[35:]))]
+    assert read == [Piece((1,), 36, tuple(prompt[36:]))]
     assert facts(opened.tally[1]) == alone(llama.engine, prompt, kv)
     assert facts(opened.tally[0]) == alone(llama.engine, other, kv)
 
