@@ -127,7 +127,10 @@ class KVPolicy:
         self.batch = batch
 
     def join(self, row: int, length: int) -> None:
-        """A prompt of ``length`` tokens takes a row: forget what the row's last occupant left."""
+        """A prompt of ``length`` tokens takes a row: forget what the row's last occupant left.
+
+        Leave the prompt's own positions as prefill fills them: later prompts that begin alike reuse them.
+        """
 
     def begin(self, rows: Sequence[int], positions: Sequence[int]) -> Sequence[int]:
         """A new token begins in each of these rows, at these positions.

@@ -45,9 +45,17 @@ class KVCache:
         """Values, shaped as :attr:`keys`."""
         return self.entries[:, :, self._heads.kv_heads :]
 
-    def write_prompt(self, layer: int, rows: slice | Tensor, entries: Tensor) -> None:
-        """Store whole prompts of ``rows``, ``[n, 2 KV, length, head_dim]``, from position 0 on."""
-        self.entries[layer, rows, :, : entries.shape[2]] = entries
+    def write_prompt(self, layer: int, rows: slice | Tensor, start: int, entries: Tensor) -> None:
+        """Store prompts of ``rows``, ``[n, 2 KV, length, head_dim]``, from position ``start`` on."""
+        self.entries[layer, rows, :, start : start + entries.shape[2]] = entries
+
+    def copy(self, source: int, row: int, length: int) -> None:
+        """Store in a row what another one holds at its first ``length`` positions."""
+        self.entries[:, row, :, :length] = self.entries[:, source, :, :length]
+
+    def wipe(self, row: int, start: int, end: int) -> None:
+        """Fill positions of a row with zeros."""
+        self.entries[:, row, :, start:end] = 0
 
     def write(self, layer: int, rows: Tensor, positions: Tensor, entries: Tensor) -> None:
         """Store slots ``[n, 2 KV, head_dim]`` at ``rows``, ``positions``, both ``[n]``."""
@@ -65,8 +73,8 @@ class KVCache:
         reach = self.entries[:, rows, :, :length]
         return reach[:, :, : self._heads.kv_heads].unbind(0), reach[:, :, self._heads.kv_heads :].unbind(0)
 
-    def gather(self, layer: int, rows: Tensor, length: int) -> tuple[Tensor, Tensor]:
-        """Return copies of keys and values of scattered rows ``[n]``."""
+    def gather(self, layer: int, rows: slice | Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """Return keys and values of some rows: copies of scattered ones ``[n]``, views of neighbours."""
         keys, values = self.entries[layer, rows, :, :length].chunk(2, dim=1)
         return keys, values
 

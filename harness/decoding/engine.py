@@ -92,7 +92,9 @@ class Engine:
         exits = ScheduledExits(exit_layers, self.info.num_layers, tally)
         return self._decode(prompts, exits, tally, kv, max_new_tokens, stop, eos_token_ids)
 
-    def open(self, rows: int, positions: int, kv: str, exits: Exits, tally: list[Generation]) -> OpenBatch:
+    def open(
+        self, rows: int, positions: int, kv: str, exits: Exits, tally: list[Generation], kept_prompts: int = 0
+    ) -> OpenBatch:
         """Return an empty batch that rows may join and leave between tokens.
 
         Args:
@@ -101,6 +103,7 @@ class Engine:
             kv: name of the KV policy.
             exits: decides where tokens stop.
             tally: one per row, filled while they run; a row that joins gets a new one.
+            kept_prompts: free rows whose last prompts are kept, for prompts of the same owner that begin alike.
 
         Raises:
             ModelError: the model has fewer positions.
@@ -110,7 +113,7 @@ class Engine:
         make: type[KVPolicy] = KV_POLICIES.load(kv)
         cache = self.cache(rows, positions) if make.facts.keeps_cache else None
         policy = None if cache is None else make(self.kv_batch(cache, positions, tally))
-        return OpenBatch(self.backbone, self.rotary(positions), cache, policy, exits, tally)
+        return OpenBatch(self.backbone, self.rotary(positions), cache, policy, exits, tally, kept_prompts)
 
     def cache(self, rows: int, positions: int) -> KVCache:
         """Return an empty cache."""

@@ -13,7 +13,7 @@ from harness.decoding.generation import Generation
 from harness.decoding.view import LayerView
 from harness.errors import OptionError
 
-__all__ = ["NO_EXITS", "AskedExits", "Exits", "ScheduledExits", "ask", "complaint"]
+__all__ = ["AskedExits", "Exits", "ScheduledExits", "ask", "complaint"]
 
 
 class Exits(Protocol):
@@ -97,17 +97,3 @@ class ScheduledExits:
 
     def _due(self, row: int) -> int:
         return self._layers[row][len(self._tally[row].token_ids)]
-
-
-class _NoExits:
-    """No exit points: prefill."""
-
-    def points(self, rows: Sequence[int]) -> Sequence[int]:
-        return ()
-
-    def leaving(self, view: LayerView) -> list[bool]:
-        return [False] * len(view.row_list)
-
-
-NO_EXITS: Exits = _NoExits()
-"""Never asks, never exits."""

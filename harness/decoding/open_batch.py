@@ -5,16 +5,17 @@ exit points run and the strategy is asked, in batch, at each of them. Rows that 
 from the exit head, the others run on. Where the KV policy keeps no cache there is no prefill: the whole prefix
 runs again for each token, and the strategy is asked for the first one too.
 
-Rows join and leave between tokens; what a row yields does not depend on the others, up to rounding: products of one
-row and of several differ in their last bits, which in bfloat16 can tip a near-tie. A row whose logits are not finite
-fails, and so does one whose strategy compared scores that are none; the others go on.
+Rows join and leave between tokens, and long prompts are read in pieces between them. What a row yields does not depend
+on the others, up to rounding: products of one row and of several differ in their last bits, which in bfloat16 can tip a
+near-tie. A prompt that is read in pieces, or whose beginning was read for an earlier one, differs by no more than that.
+A row whose logits are not finite fails, and so does one whose strategy compared scores that are none; the others go on.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,9 +27,11 @@ from harness.decoding.backbone import Backbone
 from harness.decoding.blocks import Rotary
 from harness.decoding.cache import KVCache
 from harness.decoding.choice import Scores, best, choices, not_finite, undefined
-from harness.decoding.exits import NO_EXITS, Exits
+from harness.decoding.exits import Exits
 from harness.decoding.generation import FinishReason, Generation
+from harness.decoding.kept_prompts import KeptPrompts
 from harness.decoding.passes import Pass, PrefixPass, TokenPass
+from harness.decoding.prompt_pass import PromptPass
 from harness.decoding.view import LayerView
 from harness.errors import ModelError, is_out_of_memory, reason
 
@@ -44,6 +47,7 @@ class _Row:
     stop: StopRule | None
     eos: frozenset[int]
     started: float
+    owner: str | None
 
 
 class OpenBatch:
@@ -56,9 +60,11 @@ class OpenBatch:
         policy: what exits leave in the cache; ``None`` without one.
         exits: decides where tokens stop.
         tally: one per row; replaced when a row joins.
+        kept_prompts: free rows whose last prompts are kept, for prompts of the same owner that begin alike.
 
     Attributes:
-        running: rows that have not ended or failed, in order.
+        reading: rows whose prompts are not read to their end, as they joined, and the position where each goes on.
+        running: rows that make tokens, in order: they have not ended or failed.
         with_log_probabilities: whether to note each token's.
     """
 
@@ -70,12 +76,19 @@ class OpenBatch:
         policy: KVPolicy | None,
         exits: Exits,
         tally: list[Generation],
+        kept_prompts: int = 0,
     ) -> None:
         self._backbone, self._rotary, self._cache, self._policy = backbone, rotary, cache, policy
         self._exits, self._tally = exits, tally
         self._rows: dict[int, _Row] = {}
+        self._kept, self._written = KeptPrompts(kept_prompts), [0] * len(tally)  # positions of each row, since wiped
+        self.reading: dict[int, int] = {}
         self.running: list[int] = []
         self.with_log_probabilities = False
+
+    def row_for(self, prompt: Sequence[int], owner: str | None, free: Collection[int]) -> int:
+        """Return which of the free rows, at least one, a prompt should join: where most of it can be reused."""
+        return self._kept.row_for(owner, prompt, free)
 
     @torch.inference_mode()
     def join(
@@ -86,66 +99,123 @@ class OpenBatch:
         stop: StopRule | None = None,
         eos_token_ids: frozenset[int] = frozenset(),
         started: float | None = None,
-    ) -> None:
-        """Put a prompt into a free row. :meth:`prefill` must follow before the next :meth:`step`.
+        owner: str | None = None,
+    ) -> int:
+        """Put a prompt into a free row. :meth:`prefill` must read it to its end before the row makes more tokens.
 
         Args:
-            row: a row that is not running.
+            row: a row that is neither read nor running.
             prompt: its tokens, at least one; they fit the batch's positions together with the new ones.
             max_new_tokens: its limit.
             stop: ends it when true of the tokens it has generated.
             eos_token_ids: tokens that end it.
             started: when its time began, by ``time.perf_counter``; now when left out.
+            owner: prompts of one owner share keys and values where they begin alike; ``None``: with nobody.
+
+        Returns:
+            How many of the prompt's tokens are not read again, since a row holds their keys and values.
         """
-        self._clear(row)
+        reused = self._reuse(row, prompt, owner)
         self._rows[row] = _Row(
-            prompt, max_new_tokens, stop, eos_token_ids, time.perf_counter() if started is None else started
+            prompt, max_new_tokens, stop, eos_token_ids, time.perf_counter() if started is None else started, owner
         )
         self._tally[row] = Generation()
         if self._policy is not None:
             self._policy.join(row, len(prompt))
-        self.running = sorted([*self.running, row])
+        if self._cache is None:
+            self._start([row])
+        else:
+            self.reading[row] = reused
+        return reused
 
-    def _clear(self, row: int) -> None:
-        """Wipe what the row's last occupant left: a masked position counts 0 times, and 0 × NaN is NaN."""
-        before = self._rows.get(row)
-        if before is not None and self._cache is not None:
-            self._cache.entries[:, row, :, : len(before.prompt) + len(self._tally[row].token_ids)] = 0
+    def _reuse(self, row: int, prompt: Sequence[int], owner: str | None) -> int:
+        """Give a row the beginning of its prompt from the row that holds most of it, and wipe everything else.
+
+        A masked position counts 0 times, and 0 × NaN is NaN.
+        """
+        if self._cache is None:
+            return 0
+        source, length = self._kept.find(owner, prompt, row)
+        before, kept = self._rows.get(row), length if source == row else 0
+        if before is not None:
+            end = len(before.prompt) + len(self._tally[row].token_ids)
+            self._cache.wipe(row, kept, max(end, self._written[row]))
+        if source != row:
+            self._cache.copy(source, row, length)
+        self._written[row] = length
+        self._kept.forget(row)
+        self._kept.hold(row, owner, prompt, length)
+        return length
 
     @torch.inference_mode()
-    def prefill(self, rows: Iterable[int]) -> None:
-        """Run the prompts of rows that just joined and make their first tokens. Without a cache: nothing to do."""
-        if self._cache is None:
-            return
-        new = list(rows)
-        prompts = [self._rows[row].prompt for row in new]
-        current = PrefixPass(self._backbone, self._rotary, prompts, new, cache=self._cache)
-        self._carry_through(current, NO_EXITS, charge=False)
+    def prefill(self, rows: Iterable[int], most: int | None = None) -> None:
+        """Read prompts of rows that joined; one that is read to its end makes the row's first token, and the row runs.
+
+        Args:
+            rows: those that joined. Without a cache there is nothing to read.
+            most: tokens of each prompt that are read in this call at most, at least 1; all of it when left out. What
+                is left is read in pieces of one size, since a few tokens take as long as many.
+        """
+        waiting = [row for row in rows if row in self.reading]
+        if most is None and waiting and not any(self.reading[row] for row in waiting):
+            self._read(waiting, most)
+        else:
+            for row in waiting:
+                self._read([row], most)
         self._end_rows()
+
+    def _read(self, rows: list[int], most: int | None) -> None:
+        """Read the next piece of a prompt, or several whole prompts."""
+        assert self._cache is not None
+        start = self.reading[rows[0]]
+        pieces = [_piece(self._rows[row].prompt, start, most) for row in rows]
+        end = start + max(map(len, pieces))
+        for row in rows:
+            self._written[row] = max(self._written[row], end)
+        current = PromptPass(self._backbone, self._rotary, self._cache, rows, pieces, start)
+        if end < max(len(self._rows[row].prompt) for row in rows):
+            current.fill()
+            self.reading[rows[0]] = end
+            self._kept.hold(rows[0], self._rows[rows[0]].owner, self._rows[rows[0]].prompt, end)
+            return
+        state = current.last()
+        for row in rows:
+            del self.reading[row]
+            self._kept.hold(row, self._rows[row].owner, self._rows[row].prompt, len(self._rows[row].prompt))
+        self._start(rows)
+        self._read_out(rows, state)
+
+    def _start(self, rows: Sequence[int]) -> None:
+        self.running = sorted([*self.running, *rows])
 
     @torch.inference_mode()
     def step(self) -> None:
         """Make one token for every running row."""
-        self._carry_through(self._begin(self.running), self._exits, charge=True)
+        self._carry_through(self._begin(self.running), self._exits)
         self._end_rows()
 
     def drop(self, row: int) -> None:
-        """Take a row out; nothing happens when it has ended."""
+        """Take a row out; nothing happens when it has ended. What is read of its prompt is kept."""
+        self.reading.pop(row, None)
         self.running = [other for other in self.running if other != row]
+
+    def forget(self, row: int) -> None:
+        """Reuse nothing of what a row holds: something went wrong in it."""
+        self._kept.forget(row)
 
     def _end_rows(self) -> None:
         self.running = [
             row for row in self.running if self._tally[row].finish_reason is None and self._tally[row].failure is None
         ]
 
-    def _carry_through(self, current: Pass, exits: Exits, *, charge: bool) -> None:
+    def _carry_through(self, current: Pass, exits: Exits) -> None:
         """Take one token of every row of a pass through the layers, out of as few of them as decided."""
         compared: list[Scores] = []
-        self._run_through(current, exits, compared, charge=charge)
+        self._run_through(current, exits, compared)
         for row, layer in undefined(compared):
             self._fail(row, "scores", layer, len(self._tally[row].token_ids))
 
-    def _run_through(self, current: Pass, exits: Exits, compared: list[Scores], *, charge: bool) -> None:
+    def _run_through(self, current: Pass, exits: Exits, compared: list[Scores]) -> None:
         """Do so, and gather what exits compared; whether those are numbers is read once, after the token."""
         previous: LayerView | None = None
         places: list[int] | None = None
@@ -169,13 +239,16 @@ class OpenBatch:
             if not places:
                 return
         current.advance(self._backbone.num_layers)
-        logits = self._backbone.logits(current.hidden())
-        if charge:
-            for row in current.rows:
-                self._tally[row].lm_head_evaluations += 1
-        self._record(current.rows, choices(best(logits)), self._backbone.num_layers)
+        for row in current.rows:
+            self._tally[row].lm_head_evaluations += 1
+        self._read_out(current.rows, current.hidden())
+
+    def _read_out(self, rows: Sequence[int], state: Tensor) -> None:
+        """Take the tokens of rows from the last layer's hidden states."""
+        logits = self._backbone.logits(state)
+        self._record(rows, choices(best(logits)), self._backbone.num_layers)
         if self.with_log_probabilities:
-            self._note(current.rows, logits)
+            self._note(rows, logits)
 
     def _record(self, rows: Sequence[int], chosen: Sequence[tuple[int, float]], layer: int) -> None:
         """Note tokens with their times, and end rows; a row fails where the best logit is not finite."""
@@ -204,6 +277,7 @@ class OpenBatch:
         return "length" if len(one.token_ids) >= facts.limit else None
 
     def _fail(self, row: int, what: str, layer: int, token: int) -> None:
+        self._kept.forget(row)
         if self._tally[row].failure is None:
             self._tally[row].failure = not_finite(what, layer, token, self._backbone.dtype)
 
@@ -234,3 +308,10 @@ def _leaving(current: TokenPass, view: LayerView, places: list[int]) -> Leaving:
         estimates=lambda: view.leaving_states(places),
         runs=lambda: current.runs(places),
     )
+
+
+def _piece(prompt: Sequence[int], start: int, most: int | None) -> Sequence[int]:
+    """Return the next tokens of a prompt that are to be read, so that none of the pieces to come is much shorter."""
+    left = len(prompt) - start
+    size = left if most is None else math.ceil(left / math.ceil(left / most))
+    return prompt[start : start + size]

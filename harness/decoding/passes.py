@@ -1,8 +1,9 @@
 """One token's way through the layers, for every row that is still running.
 
 A pass advances segment by segment and can be left by some rows at any exit point. ``PrefixPass``
-runs whole prefixes (prefill, and every token where no cache is kept); ``TokenPass`` runs one new
+runs whole prefixes, for every token where no cache is kept; ``TokenPass`` runs one new
 token per row against the cache, and earlier tokens that had stopped short, where the KV policy says so.
+Prefill, which nobody leaves, is :class:`harness.decoding.prompt_pass.PromptPass`.
 """
 
 from __future__ import annotations
@@ -56,8 +57,7 @@ class PrefixPass:
         rotary: position tables long enough for the prefixes.
         prefixes: tokens of each row, all of them.
         rows: which rows of the batch these are.
-        cache: where to store keys and values, or ``None`` to keep nothing.
-        tally: counts are charged to these, one per row of the batch; ``None`` charges none (prefill).
+        tally: counts are charged to these, one per row of the batch; ``None`` charges none.
     """
 
     def __init__(
@@ -66,15 +66,10 @@ class PrefixPass:
         rotary: Rotary | None,
         prefixes: Sequence[Sequence[int]],
         rows: list[int],
-        cache: KVCache | None = None,
         tally: Sequence[Generation] | None = None,
     ) -> None:
-        self._backbone, self._cache, self._tally, self._rotary = backbone, cache, tally, rotary
+        self._backbone, self._tally, self._rotary = backbone, tally, rotary
         self.rows, self.layer = list(rows), 0
-        neighbours = rows[-1] - rows[0] + 1 == len(rows)
-        self._slots = (
-            slice(rows[0], rows[-1] + 1) if neighbours else torch.tensor(rows, device=backbone.device)
-        )  # rows in order
         lengths = [len(prefix) for prefix in prefixes]
         longest = max(lengths)
         device = backbone.device
@@ -92,7 +87,7 @@ class PrefixPass:
     def advance(self, layer: int) -> None:
         """Run whole prefixes up to ``layer``."""
         self._charge(layer - self.layer)
-        self._hidden = self._run(self._hidden, self.layer, layer, keep=True)
+        self._hidden = self._run(self._hidden, self.layer, layer)
         self.layer = layer
 
     def hidden(self) -> Tensor:
@@ -112,7 +107,7 @@ class PrefixPass:
     def rehearse(self) -> Tensor:
         """Run a copy to the last layer."""
         self._charge(self._backbone.num_layers - self.layer)
-        return self._at_last(self._run(self._hidden, self.layer, self._backbone.num_layers, keep=False))
+        return self._at_last(self._run(self._hidden, self.layer, self._backbone.num_layers))
 
     def _charge(self, layers: int) -> None:
         if self._tally is not None:
@@ -122,7 +117,7 @@ class PrefixPass:
     def _at_last(self, hidden: Tensor) -> Tensor:
         return hidden[torch.arange(hidden.shape[0], device=hidden.device), self._last]
 
-    def _run(self, hidden: Tensor, start: int, end: int, *, keep: bool) -> Tensor:
+    def _run(self, hidden: Tensor, start: int, end: int) -> Tensor:
         count, length, width = hidden.shape
         heads = self._backbone.heads
         tables = self._tables
@@ -135,8 +130,6 @@ class PrefixPass:
                 part.view(count, length, -1, heads.head_dim).transpose(1, 2)
                 for part in block.project(flat, self._rotary, tables)
             )
-            if keep and self._cache is not None:
-                self._cache.write_prompt(index, self._slots, entries)
             keys, values = entries.chunk(2, dim=1)
             attended = F.scaled_dot_product_attention(
                 queries, keys, values, is_causal=True, scale=block.scale, enable_gqa=heads.grouped

@@ -14,10 +14,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from harness.decoding.cache import attend_span
 from harness.decoding.choice import best, choices, not_finite
 from harness.decoding.engine import Engine
-from harness.decoding.passes import PrefixPass
+from harness.decoding.prompt_pass import PromptPass
 
 __all__ = ["TeacherForcing"]
 
@@ -42,9 +41,7 @@ class TeacherForcing:
         reach = engine.check([prompt], [new_tokens])
         self._backbone, self._rotary, self._start = engine.backbone, engine.rotary(reach), len(prompt)
         self._cache = engine.cache(1, reach)
-        current = PrefixPass(self._backbone, self._rotary, [prompt], [0], cache=self._cache)
-        current.advance(self._backbone.num_layers)
-        self._first = self._choices(current.hidden(), 1)
+        self._first = self._choices(PromptPass(self._backbone, self._rotary, self._cache, [0], [prompt]).last(), 1)
         self.nbytes = self._cache.entries.nbytes
 
     @torch.inference_mode()
@@ -60,20 +57,8 @@ class TeacherForcing:
         read = completion[:-1]
         if not read:
             return self._first
-        backbone, device = self._backbone, self._backbone.device
-        positions = torch.arange(self._start, self._start + len(read), device=device)
-        rows = torch.zeros_like(positions)
-        tables = None if self._rotary is None else self._rotary.tables(positions)
-        state = backbone.embed(torch.tensor(read, device=device), positions)
-        end = self._start + len(read)
-        mask = self._cache.visible(positions)
-        keys, values = self._cache.views(slice(0, 1), end)
-        for layer, block in enumerate(backbone.blocks):
-            queries, entries = block.project(state, self._rotary, tables)
-            self._cache.write(layer, rows, positions, entries)
-            attended = attend_span(queries, keys[layer], values[layer], mask, backbone.heads, block.scale)
-            state = block.finish(state, attended)
-        return [*self._first, *self._choices(state, 2)]
+        behind = PromptPass(self._backbone, self._rotary, self._cache, [0], [read], self._start)
+        return [*self._first, *self._choices(behind.all()[0], 2)]
 
     def _choices(self, state: Tensor, place: int) -> list[int]:
         """Return full depth's tokens from the one at a place on, from the last layer's hidden states."""

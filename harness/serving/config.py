@@ -42,6 +42,19 @@ class ServeConfig(ModelConfiguration):
         description="Web origin whose pages may use the server; '*' only with a key. Repeatable. Default: none.",
     )
     batch_size: int = Field(default=8, ge=1, le=256, description="Requests decoded together; more wait.")
+    prefill_tokens: int = Field(
+        default=256,
+        ge=16,
+        le=65_536,
+        description="Prompt tokens that are read between two tokens of running requests; longer prompts in pieces.",
+    )
+    kept_prompts: int = Field(
+        default=4,
+        ge=0,
+        le=256,
+        description="Free rows that keep their last prompt, so that a prompt of the same API key that begins alike is "
+        "read from where it differs; 0: every prompt is read whole.",
+    )
     max_queue: int = Field(
         default=64, ge=0, le=100_000, description="Requests that may wait; one more is refused with 429."
     )

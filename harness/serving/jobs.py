@@ -67,6 +67,8 @@ class Job:
         generate_s: seconds after its first token when it ends, once there is a line break (llama.cpp's rule);
             ``None`` for no limit of its own.
         seed: for random strategies.
+        owner: whose it is: keys and values of a prompt that begins alike are reused where this is the same; ``None``
+            reuses nothing and leaves nothing.
         end_token_ids: tokens that end it, those of the prompt's form included; filled in by the service.
     """
 
@@ -77,6 +79,7 @@ class Job:
     keep_stop: bool = False
     generate_s: float | None = None
     seed: int = 0
+    owner: str | None = None
     end_token_ids: frozenset[int] = frozenset()
 
 
@@ -89,7 +92,8 @@ class Finished:
         rest: text held back until now, since it might have become a stop text.
         ending: why it ended.
         tokens: all of them.
-        prompt: what was read. setting: how it exited. kv: what happened to K,V of skipped layers.
+        prompt: what was read. prompt_reused: its first tokens that were not, since their keys and values were there.
+        setting: how it exited. kv: what happened to K,V of skipped layers.
         num_layers: decoder layers of the model.
         exit_checks: times the strategy was asked.
         lm_head_evaluations: after prefill, the outputs' own included.
@@ -106,6 +110,7 @@ class Finished:
     ending: Ending
     tokens: tuple[Token, ...]
     prompt: Prompt
+    prompt_reused: int
     setting: Setting
     kv: str
     num_layers: int

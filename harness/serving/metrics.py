@@ -109,7 +109,15 @@ class Metrics:
         )
         self._waiting = Gauge("early_exit_queue_size", "Requests that wait for a free row.", registry=registry)
         self._running = Gauge("early_exit_running_requests", "Requests that are being decoded.", registry=registry)
-        self._prompt = Counter("early_exit_prompt_tokens", "Prompt tokens that were read.", registry=registry)
+        self._prompt = Counter("early_exit_prompt_tokens", "Prompt tokens of finished completions.", registry=registry)
+        self._reused = Counter(
+            "early_exit_prompt_tokens_reused",
+            "Of these, those not read again: an earlier prompt of the same API key began with them.",
+            registry=registry,
+        )
+        self._computed = Counter(
+            "early_exit_prompt_tokens_computed", "Of these, those that were read.", registry=registry
+        )
         by_strategy = ("strategy",)
         self._generated = Counter(
             "early_exit_generated_tokens", "Tokens of finished completions.", by_strategy, registry=registry
@@ -164,6 +172,8 @@ class Metrics:
         if len(done.tokens) > 1:
             self._tpot_s.observe((done.tokens[-1].time_s - done.tokens[0].time_s) / (len(done.tokens) - 1))
         self._prompt.inc(len(done.prompt.token_ids))
+        self._reused.inc(done.prompt_reused)
+        self._computed.inc(len(done.prompt.token_ids) - done.prompt_reused)
         self._generated.labels(strategy).inc(len(done.tokens))
         layers = Tally(token.exit_layer for token in done.tokens)
         for layer, tokens in layers.items():

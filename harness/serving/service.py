@@ -231,7 +231,8 @@ class Service:
         worker = Worker(
             engine, self._tokenizer, self._special, self.config.kv, self.config.batch_size,
             self.max_prompt_tokens + self.config.max_new_tokens, self.config.max_queue, EnergyShares(self._meter),
-            self.metrics, log_prompts=self.config.log_prompts,
+            self.metrics, prefill_tokens=self.config.prefill_tokens, kept_prompts=self.config.kept_prompts,
+            log_prompts=self.config.log_prompts,
         )  # fmt: skip
         for (
             strategy

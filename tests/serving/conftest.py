@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,11 +93,16 @@ def server(serve_config: Callable[..., ServeConfig]) -> Iterator[Running]:
 @pytest.fixture
 def start(serve_config: Callable[..., ServeConfig]) -> Iterator[Callable[..., Running]]:
     """``start(**settings)``: a server of one's own, until the test is done."""
-    from contextlib import ExitStack
-
     with ExitStack() as stack:
 
         def begin(**settings: object) -> Running:
             return stack.enter_context(serving(serve_config(**settings)))
 
         yield begin
+
+
+@pytest.fixture
+def own(serve_config: Callable[..., ServeConfig]) -> Iterator[Callable[..., Service]]:
+    """``own(**settings)``: a service for one test."""
+    with ExitStack() as stack:
+        yield lambda **settings: stack.enter_context(ready(serve_config(**settings)))

@@ -28,6 +28,7 @@ DONE = Finished(
     ending="length",
     tokens=(token(0, 12, 0.5), token(1, 4, 0.7), token(2, 4, 0.9)),
     prompt=Prompt((1, 2, 3, 4, 5)),
+    prompt_reused=2,
     setting=Setting("fixed", {"layer": 4}, FIXED),
     kv="recompute",
     num_layers=12,
@@ -72,6 +73,8 @@ def test_a_completion_is_counted_once_in_each_series() -> None:
     metrics.finished(replace(DONE, tokens=DONE.tokens[:1], exit_checks=0, lm_head_evaluations=0, decode_layers=0))
     assert value(metrics, "completions_total", outcome="success") == 2
     assert value(metrics, "prompt_tokens_total") == 10
+    assert value(metrics, "prompt_tokens_reused_total") == 4
+    assert value(metrics, "prompt_tokens_computed_total") == 6
     assert value(metrics, "generated_tokens_total", strategy="fixed") == 4
     assert value(metrics, "tokens_by_exit_layer_total", strategy="fixed", exit_layer="12") == 2
     assert value(metrics, "tokens_by_exit_layer_total", strategy="fixed", exit_layer="4") == 2

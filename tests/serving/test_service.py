@@ -39,15 +39,6 @@ def service(serve_config: Callable[..., ServeConfig]) -> Iterator[Service]:
         yield service
 
 
-@pytest.fixture
-def own(serve_config: Callable[..., ServeConfig]) -> Iterator[Callable[..., Service]]:
-    """``own(**settings)``: a service for one test."""
-    from contextlib import ExitStack
-
-    with ExitStack() as stack:
-        yield lambda **settings: stack.enter_context(ready(serve_config(**settings)))
-
-
 def job(service: Service, text: str = PROMPTS[0], tokens: int = 8, **given: Any) -> Job:
     facts = {key: given.pop(key) for key in ("stop", "keep_stop", "generate_s", "seed") if key in given}
     prompt = service.encode(text, None, truncate=False)
@@ -228,10 +219,15 @@ def test_an_exception_in_the_engine_fails_who_runs_and_the_next_one_works(own: C
     service = own()
     expected = alone(service, job(service))
 
-    def broken() -> None:
-        raise RuntimeError("a kernel\nfailed")
+    batch: Any = service._worker._batch  # type: ignore[union-attr]
+    step = batch.step
 
-    service._worker._batch.step = broken  # type: ignore[union-attr,method-assign]
+    def broken() -> None:
+        if len(batch.running) == 2:
+            raise RuntimeError("a kernel\nfailed")
+        step()
+
+    batch.step = broken
 
     async def scene() -> list[Any]:
         both = (collect(service, job(service)) for _ in range(2))
@@ -366,9 +362,9 @@ def test_many_short_requests_are_as_late_as_long_ones(own: Callable[..., Service
     batch = service._worker._batch  # type: ignore[union-attr]
     prefill = batch.prefill  # type: ignore[union-attr]
 
-    def later(rows: Any) -> None:
+    def later(rows: Any, most: int) -> None:
         time.sleep(0.05)
-        prefill(rows)
+        prefill(rows, most)
 
     batch.prefill = later  # type: ignore[union-attr,method-assign]
 

@@ -24,12 +24,14 @@ class Served:
 
     Attributes:
         ticket: the same.
+        prompt_reused: tokens at the prompt's beginning that were not read again.
         failure: why its text could not be decoded; the row then stops.
     """
 
     def __init__(self, ticket: EngineTicket, tokenizer: Tokenizer, special: frozenset[int]) -> None:
         self.ticket = ticket
         self._began = time.perf_counter()
+        self.prompt_reused = 0
         self.failure: Exception | None = None
         job = ticket.job
         self._transcript = Transcript(
@@ -68,6 +70,7 @@ class Served:
             ending="stop" if self._transcript.stopped else ending,
             tokens=tuple(self._transcript.tokens),
             prompt=self.ticket.job.prompt,
+            prompt_reused=self.prompt_reused,
             setting=self.ticket.job.setting,
             kv=kv,
             num_layers=num_layers,

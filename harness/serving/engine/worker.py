@@ -1,6 +1,8 @@
 """The one thread that decodes: takes requests from a bounded queue, lets them join and leave between tokens.
 
-A request that is cancelled, late or fails leaves without affecting the others.
+Prompts are read in the order in which they came, one at a time, and in pieces: between two of these every running
+request makes a token. So a long prompt delays a token by no more than a piece; the first tokens of requests that came
+later it does delay. A request that is cancelled, late or fails leaves without affecting the others.
 """
 
 from __future__ import annotations
@@ -46,6 +48,8 @@ class Worker:
         max_queue: requests that may wait.
         energy: attributes energy to requests.
         metrics: count completions.
+        prefill_tokens: of a prompt that are read between two tokens of running requests.
+        kept_prompts: free rows that keep their last prompt, to be reused by the same owner.
         log_prompts: whether prompts and completions are logged, by :data:`PROMPTS`.
     """
 
@@ -61,11 +65,14 @@ class Worker:
         energy: EnergyShares,
         metrics: Metrics,
         *,
+        prefill_tokens: int,
+        kept_prompts: int,
         log_prompts: bool = False,
     ) -> None:
         self._engine, self._tokenizer, self._special, self._kv = engine, tokenizer, special, kv
         self._size, self._positions, self._max_queue = rows, positions, max_queue
         self._energy, self._metrics, self._log_prompts = energy, metrics, log_prompts
+        self._prefill_tokens, self._kept_prompts = prefill_tokens, kept_prompts
         self._queue: deque[EngineTicket] = deque()
         self._served: dict[int, Served] = {}
         self._changed = threading.Condition()
@@ -131,9 +138,11 @@ class Worker:
                 self._refuse_all()
                 continue
             self._sweep_queue()
-            self._admit()
             self._free_cancelled()
-            if self._served and self._batch is not None:
+            self._admit()
+            if self._batch is not None:
+                self._read(self._batch)
+            if self._batch is not None and self._batch.running:
                 self._step(self._batch)
 
     def _open(self) -> OpenBatch:
@@ -141,7 +150,9 @@ class Worker:
         self._batch = None
         self._tally = [Generation() for _ in range(self._size)]
         self._exits = RowExits(self._engine.info, str(self._engine.backbone.device), self._tally)
-        self._batch = self._engine.open(self._size, self._positions, self._kv, self._exits, self._tally)
+        self._batch = self._engine.open(
+            self._size, self._positions, self._kv, self._exits, self._tally, self._kept_prompts
+        )
         self._batch.with_log_probabilities = True
         return self._batch
 
@@ -164,8 +175,8 @@ class Worker:
             self._fail(ticket, OverloadedError(f"waited {waited_s:.0f} s in the queue without being started."))
 
     def _admit(self) -> None:
-        """Let requests join: only one between two tokens while others run, to delay these as little as possible."""
-        for _ in range(1 if self._served else self._size):
+        """Let requests join until one has a prompt to be read: the others wait, so that they can reuse it."""
+        while self._batch is None or not self._batch.reading:
             with self._changed:
                 if not self._queue or len(self._served) == self._size:
                     return
@@ -173,18 +184,26 @@ class Worker:
             if ticket.cancelled or time.perf_counter() > ticket.deadline:
                 self._drop_waiting(ticket)
             else:
-                self._begin(ticket, min(set(range(self._size)) - set(self._served)))
+                self._begin(ticket, set(range(self._size)) - set(self._served))
 
-    def _begin(self, ticket: EngineTicket, row: int) -> None:
-        job = ticket.job
+    def _begin(self, ticket: EngineTicket, free: set[int]) -> None:
+        job, prompt = ticket.job, ticket.job.prompt.token_ids
+        row = min(free) if self._batch is None else self._batch.row_for(prompt, job.owner, free)
         served = self._served[row] = Served(ticket, self._tokenizer, self._special)
         with self._failing([row]):
             batch = self._batch or self._open()
             self._energy.begin(row)
             self._exits.join(row, job.setting.strategy, job.seed)
-            batch.join(row, job.prompt.token_ids, job.max_new_tokens, served.stop, job.end_token_ids, ticket.submitted)
-            batch.prefill([row])
-            self._publish([row])
+            served.prompt_reused = batch.join(
+                row, prompt, job.max_new_tokens, served.stop, job.end_token_ids, ticket.submitted, job.owner
+            )
+
+    def _read(self, batch: OpenBatch) -> None:
+        """Read the next piece of a prompt, if there is one."""
+        for row in list(batch.reading):
+            with self._failing([row]):
+                batch.prefill([row], self._prefill_tokens)
+                self._publish([row])
 
     def _step(self, batch: OpenBatch) -> None:
         rows = list(self._served)
@@ -193,7 +212,7 @@ class Worker:
             self._publish(rows)
 
     def _publish(self, rows: list[int]) -> None:
-        """Deliver each row's new token, and endings; without a cache prefill yields no token."""
+        """Deliver each row's new token, and endings; a row whose prompt is being read has no token."""
         for row in rows:
             served, made = self._served[row], self._tally[row]
             failure = self._exits.failures.pop(row, None) or served.failure or made.failure
@@ -275,6 +294,8 @@ class Worker:
             else:
                 said = reason(error)
             for row in rows:
+                if self._batch is not None:
+                    self._batch.forget(row)
                 if row in self._served:
                     self._fail_row(row, GenerationError(f"generation failed: {said}."))
             if not self._served:

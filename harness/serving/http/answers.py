@@ -145,6 +145,7 @@ def early_exit_report(done: Finished) -> dict[str, Any]:
         "lm_head_evaluations": done.lm_head_evaluations,
         "ending": done.ending,
         "prompt_tokens": len(done.prompt.token_ids),
+        "prompt_tokens_reused": done.prompt_reused,
         "prompt_tokens_truncated": done.prompt.truncated,
         "suffix": done.prompt.suffix,
         "queue_s": round(done.queue_s, 6),

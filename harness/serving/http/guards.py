@@ -22,6 +22,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from harness.serving.config import ServeConfig
 from harness.serving.failures import ServingError
+from harness.serving.http.keys import keys_of
 from harness.serving.http.limits import CappedBody, header_values, refuse
 from harness.serving.metrics import Metrics
 
@@ -194,12 +195,7 @@ class _Key:
         return scope["method"] in ("GET", "HEAD") and (path in ("/", "/health") or path.startswith("/static/"))
 
     def _bears(self, scope: Scope) -> bool:
-        given = [value for name, value in scope["headers"] if name == b"x-api-key"]
-        for name, value in scope["headers"]:
-            scheme, _, token = value.partition(b" ")
-            if name == b"authorization" and scheme.lower() == b"bearer":
-                given.append(token)
-        return any(hmac.compare_digest(one.strip(), self._key) for one in given)
+        return any(hmac.compare_digest(one, self._key) for one in keys_of(scope))
 
 
 def _same_place(origin: str, host: str) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import Request
 
 from harness.serving.failures import InvalidRequestError
+from harness.serving.http.keys import owner_of
 from harness.serving.jobs import Job, Ticket
 from harness.serving.service import Service
 
@@ -36,6 +37,7 @@ class Wanted:
         truncate: whether a prompt that is too long loses its beginning instead of being refused.
         generate_s: seconds after its first token when it ends, once there is a line break.
         seed: for random strategies.
+        reuse: whether keys and values of an earlier prompt that begins alike may be reused, and this one's later.
     """
 
     prompt: str | Sequence[int]
@@ -47,6 +49,7 @@ class Wanted:
     truncate: bool = False
     generate_s: float | None = None
     seed: int = 0
+    reuse: bool = True
 
 
 def early_exit_of(*places: Any) -> Any:
@@ -104,6 +107,7 @@ def _job(request: Request, service: Service, wanted: Wanted) -> Job:
         keep_stop=wanted.keep_stop,
         generate_s=wanted.generate_s,
         seed=wanted.seed,
+        owner=owner_of(request.scope) if wanted.reuse else None,
     )
 
 

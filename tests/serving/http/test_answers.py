@@ -81,9 +81,9 @@ def finished(server: Any) -> Callable[..., Finished]:
         text = "".join(one.text for one in tokens)
         done = Finished(
             text=text, rest="", ending="length", tokens=tuple(tokens), prompt=make_prompt(server),
-            setting=server.service.settings.default, kv=server.service.config.kv, num_layers=30, exit_checks=5,
-            lm_head_evaluations=6, decode_layers=40, queue_s=0.01, ttft_s=0.1, total_s=0.5, energy_j=None,
-            energy_source="none",
+            prompt_reused=3, setting=server.service.settings.default, kv=server.service.config.kv, num_layers=30,
+            exit_checks=5, lm_head_evaluations=6, decode_layers=40, queue_s=0.01, ttft_s=0.1, total_s=0.5,
+            energy_j=None, energy_source="none",
         )  # fmt: skip
         return replace(done, **changes)
 

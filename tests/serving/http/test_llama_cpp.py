@@ -48,7 +48,8 @@ def test_the_numbers_add_up(server: Any, route: str) -> None:
     assert answer["truncated"] is (report["prompt_tokens_truncated"] > 0)
     assert answer["tokens_predicted"] == timings["predicted_n"] == len(report["exit_layers"])
     assert 1 <= answer["tokens_predicted"] <= 5
-    assert answer["tokens_evaluated"] == timings["prompt_n"] == report["prompt_tokens"]
+    assert answer["tokens_evaluated"] == timings["prompt_n"] + timings["cache_n"] == report["prompt_tokens"]
+    assert answer["tokens_cached"] == timings["cache_n"] == report["prompt_tokens_reused"]
     assert timings["prompt_ms"] + timings["predicted_ms"] == pytest.approx(
         (report["total_s"] - report["queue_s"]) * 1e3, abs=5e-3
     )

@@ -3,8 +3,9 @@
 Answers are compact JSON with ``content`` first, since llama.vim looks for ``"content":"`` in the text.
 ``response_fields`` are answered as llama.cpp does: one flat entry for each path that exists.
 
-Not promised: a cache between requests. ``n_predict = 0``, which llama.vim sends to warm that cache, is answered at
-once and evaluates nothing; −1 (no end, the default) and −2 (to the end of the context) stand for the server's cap; what
+A prompt that begins as an earlier one of the same API key is read from where it differs, unless ``cache_prompt`` is
+false. ``n_predict = 0``, which llama.vim sends to have its ``input_extra`` read in advance, is answered at once and
+evaluates nothing; −1 (no end, the default) and −2 (to the end of the context) stand for the server's cap; what
 is no integer from there on is refused. ``input_extra``, samplers and ``t_max_prompt_ms`` are accepted and ignored.
 ``t_max_predict_ms`` ends a completion where it is, also inside its first line.
 """
@@ -63,7 +64,7 @@ async def completion(request: Request, body: Completion) -> Response:
 
 
 def _only_warms(body: Asked) -> bool:
-    """Whether nothing is to be made: the client warms a cache, which this server does not have."""
+    """Whether nothing is to be made: the client warms a cache with ``input_extra``, which this server does not read."""
     return not isinstance(body.n_predict, float) and whole_number(body.n_predict) == 0
 
 
@@ -77,6 +78,7 @@ def _wanted(body: Asked, prompt: str | list[int], suffix: str | None) -> Wanted:
         truncate=True,
         generate_s=body.generate_s(),
         seed=seed_of(body.seed),
+        reuse=body.cache_prompt is not False,
     )
 
 
@@ -125,18 +127,18 @@ def _last(model: str, text: str, done: Finished) -> Completed:
         generation_settings={},
         truncated=done.prompt.truncated > 0,
         stop_type=STOP_TYPES[done.ending],
-        tokens_cached=0,
+        tokens_cached=done.prompt_reused,
         timings=_timings(done),
         x_early_exit=EarlyExitReport.model_validate(early_exit_report(done)),
     )
 
 
 def _timings(done: Finished) -> Timings:
-    read, later = len(done.prompt.token_ids), len(done.tokens) - 1
+    read, later = len(done.prompt.token_ids) - done.prompt_reused, len(done.tokens) - 1
     prompt_ms = (done.ttft_s - done.queue_s) * 1000
     later_ms = (done.total_s - done.ttft_s) * 1000
     timings = Timings(
-        cache_n=0,
+        cache_n=done.prompt_reused,
         prompt_n=read,
         prompt_ms=round(prompt_ms, 3),
         predicted_n=len(done.tokens),

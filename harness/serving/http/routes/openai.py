@@ -32,6 +32,7 @@ from harness.serving.http.schemas.openai import (
     CompletionRequest,
     FinishReason,
     Logprobs,
+    PromptTokensDetails,
     Usage,
 )
 from harness.serving.http.schemas.prompts import prompts_of
@@ -146,7 +147,8 @@ def _completion(asked: _Asked, endings: Sequence[Finished]) -> Completion:
 def _usage(asked: _Asked, endings: Sequence[Finished]) -> Usage:
     read = sum(len(done.prompt.token_ids) for done in endings)
     made = sum(len(done.tokens) for done in endings) * asked.copies
-    return Usage(prompt_tokens=read, completion_tokens=made, total_tokens=read + made)
+    details = PromptTokensDetails(cached_tokens=sum(done.prompt_reused for done in endings))
+    return Usage(prompt_tokens=read, prompt_tokens_details=details, completion_tokens=made, total_tokens=read + made)
 
 
 def _logprobs(asked: _Asked, tokens: Sequence[Token], rest: str, offset: int) -> Logprobs | None:

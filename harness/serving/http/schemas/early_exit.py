@@ -34,6 +34,9 @@ class EarlyExitReport(Answer):
     lm_head_evaluations: Annotated[int, Field(description="After prefill, the outputs' own included.")]
     ending: Ending
     prompt_tokens: int
+    prompt_tokens_reused: Annotated[
+        int, Field(description="Of these, not read again: an earlier prompt of the same API key began with them.")
+    ]
     prompt_tokens_truncated: Annotated[int, Field(description="Cut off the prompt's beginning.")]
     suffix: Annotated[
         Literal["none", "used", "ignored"], Field(description="What became of the text after the cursor.")

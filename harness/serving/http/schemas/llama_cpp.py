@@ -49,6 +49,7 @@ class Asked(BaseModel):
     stream: Annotated[Lenient, Field(description="true: server-sent events, one per token.")] = None
     response_fields: Annotated[Lenient, Field(description="Fields to be answered, as timings/prompt_n.")] = None
     seed: Annotated[Lenient, Field(description="For random strategies.")] = None
+    cache_prompt: Annotated[Lenient, Field(description="false: read the whole prompt, and keep nothing of it.")] = None
     early_exit: Controls = None
     parameters: Annotated[Lenient, Field(description="Used: early_exit.")] = None
     options: Annotated[Lenient, Field(description="Used: early_exit.")] = None
@@ -88,8 +89,8 @@ class Timings(Answer):
 
     model_config = ConfigDict(extra="forbid", frozen=False)
 
-    cache_n: Annotated[int, Field(description="Always 0: no request reuses another's work.")]
-    prompt_n: int
+    cache_n: Annotated[int, Field(description="Prompt tokens not read again, since an earlier prompt began so.")]
+    prompt_n: Annotated[int, Field(description="Prompt tokens that were read.")]
     prompt_ms: float
     prompt_per_token_ms: float | None = None
     prompt_per_second: float | None = None
@@ -112,6 +113,6 @@ class Completed(BaseModel):
     generation_settings: dict[str, Any] = Field(default_factory=dict)
     truncated: Annotated[bool, Field(description="Whether the prompt's beginning was cut off.")] = False
     stop_type: Annotated[StopType | None, Field(description="A deadline is a limit too.")] = None
-    tokens_cached: Annotated[int | None, Field(description="Always 0.")] = None
+    tokens_cached: Annotated[int | None, Field(description="As timings.cache_n.")] = None
     timings: Timings | None = None
     x_early_exit: EarlyExitReport | None = None

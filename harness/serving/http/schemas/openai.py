@@ -17,6 +17,7 @@ __all__ = [
     "Completion",
     "CompletionRequest",
     "Logprobs",
+    "PromptTokensDetails",
     "Usage",
 ]
 
@@ -81,10 +82,17 @@ class Logprobs(Answer):
     text_offset: list[int]
 
 
+class PromptTokensDetails(Answer):
+    """What became of the prompt's tokens."""
+
+    cached_tokens: Annotated[int, Field(description="Not read again: an earlier prompt of the same key began so.")]
+
+
 class Usage(Answer):
-    """Tokens read and generated; copies count as choices do."""
+    """Tokens of prompts and completions; copies count as choices do."""
 
     prompt_tokens: int
+    prompt_tokens_details: PromptTokensDetails
     completion_tokens: int
     total_tokens: int
 

@@ -48,8 +48,9 @@ class Script:
         joules, source = self.service.energy
         yield Finished(
             text="".join(token.text for token in made), rest="", ending="length", tokens=tuple(made),
-            prompt=self.job.prompt, setting=self.job.setting, kv=self.service.config.kv, num_layers=30, exit_checks=3,
-            lm_head_evaluations=len(made) + 2, decode_layers=sum(t.exit_layer for t in made[1:]), queue_s=0.0,
+            prompt=self.job.prompt, prompt_reused=0, setting=self.job.setting, kv=self.service.config.kv,
+            num_layers=30, exit_checks=3, lm_head_evaluations=len(made) + 2,
+            decode_layers=sum(t.exit_layer for t in made[1:]), queue_s=0.0,
             ttft_s=made[0].time_s, total_s=made[-1].time_s, energy_j=joules, energy_source=source,
         )  # fmt: skip
 
