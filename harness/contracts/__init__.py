@@ -11,6 +11,16 @@ norm; quantities carry SI suffixes (``_s``, ``_j``, ``_w``, ``_bytes``); ``None`
 
 from __future__ import annotations
 
+from harness.contracts.heads import (
+    FULL_HEAD,
+    CheapHead,
+    HeadChoice,
+    HeadFacts,
+    HeadLogits,
+    LMHead,
+    Product,
+    Reading,
+)
 from harness.contracts.kv import KVBatch, KVFacts, KVPolicy, Leaving, Waiting
 from harness.contracts.meters import EnergyReading, Meter
 from harness.contracts.metrics import Better, Metric, Wording
@@ -43,10 +53,12 @@ from harness.contracts.tasks import (
 )
 
 __all__ = [
+    "FULL_HEAD",
     "LONGEST_ID",
     "BadRow",
     "Batch",
     "Better",
+    "CheapHead",
     "Completion",
     "Corpus",
     "Document",
@@ -55,16 +67,22 @@ __all__ = [
     "ExitHead",
     "ExitRule",
     "ExitView",
+    "HeadChoice",
+    "HeadFacts",
+    "HeadLogits",
     "KVBatch",
     "KVFacts",
     "KVInput",
     "KVPolicy",
+    "LMHead",
     "Leaving",
     "Meter",
     "Metric",
     "ModelInfo",
     "ModelRequest",
+    "Product",
     "Progress",
+    "Reading",
     "Recipe",
     "Sample",
     "Score",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.decoding.blocks import Block, HeadShape, LayerNorm, Linear, Norm, RMSNorm, Rotary
+from harness.errors import ArtefactError
 
 __all__ = [
     "Backbone",
@@ -21,6 +22,10 @@ __all__ = [
     "table",
     "word_embedding",
 ]
+
+
+def _nothing_trained(kind: str) -> Mapping[str, Tensor]:
+    raise ArtefactError(f"there is no {kind} for this model.")
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,8 @@ class Backbone:
         project_out: map between final norm and LM head (OPT-350m), or ``None``.
         lm_head: vocabulary projection.
         shortcuts: exit layer → linear map to the last layer's hidden state; empty with the shared exit head.
+        trained: finds the tensors of an artefact of some kind, for heads that are made from one; it raises
+            ``ArtefactError`` where there is none.
     """
 
     blocks: Sequence[Block]
@@ -46,6 +53,7 @@ class Backbone:
     project_out: Linear | None
     lm_head: Linear
     shortcuts: Mapping[int, Linear] = field(default_factory=dict)
+    trained: Callable[[str], Mapping[str, Tensor]] = _nothing_trained
 
     @property
     def num_layers(self) -> int:
@@ -56,6 +64,11 @@ class Backbone:
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.lm_head.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of hidden states."""
+        return self.lm_head.weight.dtype
 
     def matrices(self) -> Iterator[Tensor]:
         """Yield every matrix that decoding multiplies, ``[out, in]`` each, layer by layer."""
@@ -74,11 +87,13 @@ class Backbone:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the LM head's logits of states before the final norm, ``[n, hidden_size]`` → ``[n, vocab_size]``."""
+        return self.lm_head(self.head_states(hidden))
+
+    def head_states(self, hidden: Tensor) -> Tensor:
+        """Return what the LM head multiplies, from states before the final norm, ``[n, hidden_size]`` → ``[n, in]``."""
         if self.final_norm is not None:
             hidden = self.final_norm(hidden)
-        if self.project_out is not None:
-            hidden = self.project_out(hidden)
-        return self.lm_head(hidden)
+        return hidden if self.project_out is None else self.project_out(hidden)
 
 
 @dataclass(frozen=True, slots=True)

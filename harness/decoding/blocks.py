@@ -72,6 +72,11 @@ class Linear:
         return Linear(self.weight[start:], None if self.bias is None else self.bias[start:])
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """Outputs and inputs."""
+        return self.weight.shape[0], self.weight.shape[1]
+
+    @property
     def nbytes(self) -> int:
         """Bytes read to apply it once."""
         return self.weight.nbytes + (0 if self.bias is None else self.bias.nbytes)

@@ -29,6 +29,7 @@ from harness.decoding.choice import Scores, best, choices, not_finite, undefined
 from harness.decoding.exits import NO_EXITS, Exits
 from harness.decoding.generation import FinishReason, Generation
 from harness.decoding.passes import Pass, PrefixPass, TokenPass
+from harness.decoding.readings import Heads
 from harness.decoding.view import LayerView
 from harness.errors import ModelError, is_out_of_memory, reason
 
@@ -56,6 +57,7 @@ class OpenBatch:
         policy: what exits leave in the cache; ``None`` without one.
         exits: decides where tokens stop.
         tally: one per row; replaced when a row joins.
+        heads: cheap heads that strategies may read.
 
     Attributes:
         running: rows that have not ended or failed, in order.
@@ -70,9 +72,10 @@ class OpenBatch:
         policy: KVPolicy | None,
         exits: Exits,
         tally: list[Generation],
+        heads: Heads,
     ) -> None:
         self._backbone, self._rotary, self._cache, self._policy = backbone, rotary, cache, policy
-        self._exits, self._tally = exits, tally
+        self._exits, self._tally, self._heads = exits, tally, heads
         self._rows: dict[int, _Row] = {}
         self.running: list[int] = []
         self.with_log_probabilities = False
@@ -151,7 +154,7 @@ class OpenBatch:
         places: list[int] | None = None
         for point in exits.points(current.rows):
             current.advance(point)
-            view = LayerView(self._backbone, current, self._tally, previous, places)
+            view = LayerView(self._backbone, current, self._tally, previous, places, self._heads)
             leaving = exits.leaving(view)
             compared.extend(view.scores())
             previous, places = view, None
@@ -162,7 +165,7 @@ class OpenBatch:
             rows = [current.rows[place] for place in going]
             self._record(rows, view.choices(going), point)
             if self.with_log_probabilities:
-                self._note(rows, view.output_logits(going))
+                self._note(rows, view.probabilities(going))
             if isinstance(current, TokenPass) and self._policy is not None:
                 self._policy.leave(_leaving(current, view, going))
             current.leave(places)
@@ -175,7 +178,7 @@ class OpenBatch:
                 self._tally[row].lm_head_evaluations += 1
         self._record(current.rows, choices(best(logits)), self._backbone.num_layers)
         if self.with_log_probabilities:
-            self._note(current.rows, logits)
+            self._note(current.rows, certainty.top_probability(logits))
 
     def _record(self, rows: Sequence[int], chosen: Sequence[tuple[int, float]], layer: int) -> None:
         """Note tokens with their times, and end rows; a row fails where the best logit is not finite."""
@@ -207,9 +210,9 @@ class OpenBatch:
         if self._tally[row].failure is None:
             self._tally[row].failure = not_finite(what, layer, token, self._backbone.lm_head.weight.dtype)
 
-    def _note(self, rows: Sequence[int], logits: Tensor) -> None:
-        probabilities: list[float] = certainty.top_probability(logits).log().tolist()
-        for row, value in zip(rows, probabilities, strict=True):
+    def _note(self, rows: Sequence[int], probabilities: Tensor) -> None:
+        logarithms: list[float] = probabilities.log().tolist()
+        for row, value in zip(rows, logarithms, strict=True):
             if self._tally[row].failure is None:
                 self._tally[row].log_probabilities.append(value)
 

@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from harness.errors import OutOfMemoryError, is_out_of_memory
 from harness.host.libraries import library_border
 from harness.models.artefacts import Artefact
 from harness.models.facts import base_facts, element_size
+from harness.models.heads import head_tensors
 from harness.models.seen import Seen, find_seen
 from harness.models.source import ModelSpec, find_spec, read_config
 from harness.models.tokenizer import TransformersTokenizer, read_tokenizer
@@ -117,6 +118,7 @@ class ResolvedModel:
                     hidden_size=self.info.hidden_size,
                 )  # fmt: skip
                 backbone = replace(backbone, shortcuts=shortcuts)
+            backbone = replace(backbone, trained=partial(head_tensors, self.info, device))
             choose(backbone.matrices())
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):

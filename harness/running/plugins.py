@@ -7,7 +7,7 @@ from pathlib import Path
 
 from harness.errors import StoreError
 from harness.records import Manifest, PluginRecord
-from harness.registry import KV_POLICIES, METERS, PROTOCOLS, SCORES, STRATEGIES, TASKS, Registry
+from harness.registry import HEADS, KV_POLICIES, METERS, PROTOCOLS, SCORES, STRATEGIES, TASKS, Registry
 
 __all__ = ["absent_plugins", "absent_scores", "refuse_absent_plugins", "used_plugins"]
 
@@ -91,6 +91,7 @@ def _used(manifest: Manifest, scores: Iterable[str]) -> Iterator[Used]:
     used = [
         *((STRATEGIES, point.strategy) for point in manifest.operating_points if ":" not in point.strategy),
         *((KV_POLICIES, point.kv) for point in manifest.operating_points if point.kv),
+        *((HEADS, head.partition("/")[0]) for point in manifest.operating_points for head in point.heads),
         *((TASKS, task.name) for task in manifest.tasks),
         *((PROTOCOLS, task.protocol) for task in manifest.tasks),
         *((SCORES, name) for name in scores),
