@@ -241,7 +241,8 @@ class LayerView:
         others = [place for place in places if place not in chosen]
         chosen.update(zip(others, self._full_choices(others) if others else (), strict=True))
         for place, (view, row) in zip(places, deciders, strict=True):
-            if any(int(reading.top_token[row]) != chosen[place][0] for reading in view._readings.values()):
+            read = [reading for reading in view._readings.values() if reading.is_made]
+            if any(int(reading.top_token[row]) != chosen[place][0] for reading in read):
                 self._tally[self._rows[place]].cheap_head_misses += 1
         return [chosen[place] for place in places]
 
