@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from harness.contracts import ExitView, HeadChoice, KVFacts, ModelInfo, Strategy
 from harness.decoding.engine import Engine
 from harness.decoding.readings import Heads
 from harness.errors import ConfigError, OptionError
+from harness.models.artefacts import write_artefact
 from harness.records import OperatingPointRecord
 from harness.running.operating_points import OperatingPoint
 from harness.sweep.replay_strategy import Outcome, replay
@@ -99,13 +101,16 @@ def tensors(kind: str) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("text", HEADS_SPECS)
-def test_checks_by_cheap_heads_replay_and_tell_how_often_they_agree(tiny: Any, text: str) -> None:
+def test_checks_by_cheap_heads_replay_and_tell_how_often_they_agree(tiny: Any, text: str, tmp_path: Path) -> None:
     (spec,) = parse_strategies(text)
     strategy = build_strategy(spec)
-    engine = Engine(dataclasses.replace(tiny.engine.backbone, trained=tensors), tiny.info)
+    for kind in ("shortlist", "lowrank"):
+        write_artefact(tmp_path / f"{kind}.json", kind, tensors(kind), {"model": "tiny"})
+    info = dataclasses.replace(tiny.info, artefacts=(str(tmp_path),))
+    engine = Engine(dataclasses.replace(tiny.engine.backbone, trained=tensors), info)
     live = engine.decode(PROMPTS, strategy, kv="recompute", max_new_tokens=[14] * 3)
     tokens = dataclasses.replace(tiny.tokens(PROMPTS, [one.token_ids for one in live]), heads=Heads(engine.backbone))
-    found = replay(operating(strategy), tokens, tiny.info)
+    found = replay(operating(strategy), tokens, info)
     layers = [layer for one in live for layer in one.exit_layers[1:]]
     assert {layer: n for layer, n in found.exits.items() if n} == {n: layers.count(n) for n in set(layers)}
     assert found.lm_head_evaluations == sum(one.lm_head_evaluations for one in live)

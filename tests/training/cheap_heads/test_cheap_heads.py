@@ -26,12 +26,11 @@ def test_the_directions_are_those_of_the_least_squares_optimum() -> None:
     root = root_of(rows, (states.t() @ states).double() / len(states))
     inverse = torch.linalg.inv(root)
     logits = states @ rows.t()
-    _, values, right = torch.linalg.svd(logits, full_matrices=False)
+    values = torch.linalg.svdvals(logits)
     for size in (1, 3, 8):
         product = (states @ inverse[:size].t()) @ (rows @ root[:, :size]).t()
         best = float(values[size:].pow(2).sum())
         assert float((logits - product).pow(2).sum()) <= 1.001 * best + 1e-3 * float(values.pow(2).sum())
-    assert right.shape == (8, 50)
     torch.testing.assert_close(root @ root.t(), states.t() @ states / len(states), rtol=1e-3, atol=1e-3)
 
 
