@@ -130,7 +130,7 @@ def option_range(name: str, option: str) -> tuple[float, float] | None:
 
 def _fields(cls: Any) -> list[dataclasses.Field[Any]]:
     """Return the fields of a strategy, those that it shares with others (keyword-only ones) last."""
-    return sorted(dataclasses.fields(cls), key=lambda field: field.kw_only)
+    return sorted(dataclasses.fields(cls), key=lambda field: field.kw_only is True)
 
 
 def _strategy_class(name: str) -> Any:

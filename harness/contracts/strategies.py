@@ -161,7 +161,7 @@ class Strategy(Protocol):
         """Return the trained parts it runs on for this model: name → SHA-256, for the record."""
         return {}
 
-    def heads(self) -> tuple[HeadChoice, ...]:
+    def cheap_heads(self) -> tuple[HeadChoice, ...]:
         """Return the cheap heads that it reads, for the record."""
         return ()
 

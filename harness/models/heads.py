@@ -66,7 +66,7 @@ class ReadsHead(Strategy):
         kind = "" if self._choice.is_full else _head(self._choice).facts.artefact
         return {kind: find_head_artefact(kind, model).sha256} if kind else {}
 
-    def heads(self) -> tuple[HeadChoice, ...]:
+    def cheap_heads(self) -> tuple[HeadChoice, ...]:
         """The head, unless it is the LM head."""
         return () if self._choice.is_full else (self._choice,)
 

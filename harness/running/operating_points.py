@@ -66,9 +66,9 @@ class NeverExits(Strategy):
         """Those of the strategy."""
         return self.asked.artefacts(model)
 
-    def heads(self) -> tuple[HeadChoice, ...]:
+    def cheap_heads(self) -> tuple[HeadChoice, ...]:
         """Those of the strategy."""
-        return self.asked.heads()
+        return self.asked.cheap_heads()
 
     def trained_defaults(self, model: ModelInfo) -> Mapping[str, float]:
         """Those of the strategy."""
@@ -222,6 +222,6 @@ def operating_point(
         artefacts=dict(strategy.artefacts(info)),
         kv=policy,
         kv_facts=_facts(policy),
-        heads={str(choice): HEADS.load(choice.name).facts.note for choice in strategy.heads()},
+        heads={str(choice): HEADS.load(choice.name).facts.note for choice in strategy.cheap_heads()},
     )
     return OperatingPoint(strategy, record, policy)

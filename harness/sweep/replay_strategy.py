@@ -129,7 +129,7 @@ def replay(point: OperatingPoint, tokens: TracedTokens, model: ModelInfo) -> Out
     exits: Counter[int] = Counter()
     checks = mapped = head_checks = head_alike = 0
     by_full: Iterator[tuple[int, Tensor]] | None = None
-    if point.strategy.heads():
+    if point.strategy.cheap_heads():
         by_full = answers(point, tokens, model, Charges(count, by_full_head=True))
     for layer, decided in answers(point, tokens, model, charges):
         checks += charges.running

@@ -111,7 +111,7 @@ def sweep(model: str, folder: Path, request: SweepRequest, *, artefacts: str | N
     wanted = _wanted(traces, request)
     shortcuts = exit_maps(traces, resolved, Observation(state="exit"))
     heads = None
-    if any(strategy.heads() for _, strategy in built):
+    if any(strategy.cheap_heads() for _, strategy in built):
         progress.stage(f"loading {info.name}, for its heads")
         heads = Heads(resolved.load("cpu").backbone)
     began = time.perf_counter()

@@ -196,7 +196,7 @@ def test_an_exit_by_a_cheap_head_speaks_by_the_lm_head(
     plain = engine.decode(prompts, schedule([one.exit_layers for one in done]), kv="recompute", max_new_tokens=limits)
     assert [one.token_ids for one in done] == [one.token_ids for one in plain]
     assert {layer for one in done for layer in one.exit_layers[1:]} > {6}
-    size = Heads(engine.backbone)[strategy.heads()[0]].nbytes
+    size = Heads(engine.backbone)[strategy.cheap_heads()[0]].nbytes
     for one in done:
         assert one.lm_head_evaluations == 9  # one a token, as if nobody had asked
         assert one.cheap_head_evaluations == one.exit_checks

@@ -29,8 +29,8 @@ def test_the_options_stand_once_and_last() -> None:
         names = [fact.name for fact in option_facts(name)]
         assert names[0] == "threshold"
         assert names[-2:] == ["head", "token"]
-        assert build(name).heads() == ()
-    assert build("confidence:head=shortlist/8192").heads() == (HeadChoice("shortlist", 8192),)
+        assert build(name).cheap_heads() == ()
+    assert build("confidence:head=shortlist/8192").cheap_heads() == (HeadChoice("shortlist", 8192),)
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ class LowRank(CheapHead):
             )
         rank = min(size or lm_head.width, lm_head.width)
         preview = lm_head.rows(None) @ root  # [vocab_size, width], its columns from the most important on
-        self._directions = torch.linalg.inv(root)[:rank].t().contiguous()
+        self._directions: Tensor = torch.linalg.inv(root)[:rank].t().contiguous()
         self._preview = lm_head.pack(preview[:, :rank].contiguous())
         half = preview[:, rank:].pow(2).sum(1) / 2
         self._bias = half if lm_head.bias is None else half + lm_head.bias

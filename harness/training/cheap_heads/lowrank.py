@@ -85,7 +85,8 @@ def root_of(rows: Tensor, moments: Tensor) -> Tensor:
     first = vectors * values.sqrt()
     gram = first.t() @ (rows.t() @ rows).double() @ first
     directions = torch.linalg.eigh(gram).eigenvectors.flip(1)
-    return (first @ directions).float()
+    root: Tensor = (first @ directions).float()
+    return root
 
 
 def _head_states(backbone: Backbone, traces: Traces, hidden: Tensor) -> list[Tensor]:
