@@ -13,7 +13,6 @@ from harness.contracts.recipes import Trained, TrainingRun
 from harness.errors import DataError
 from harness.models.artefacts import write_artefact
 from harness.models.model import resolve
-from harness.models.ngrams import NgramIndex, write_index
 from harness.registry import TASKS
 from harness.training.cheap_heads.options import ShortlistOptions
 from harness.training.identity import provenance
@@ -70,9 +69,7 @@ def count_tokens(options: ShortlistOptions, run: TrainingRun) -> Trained:
             for stream, count in zip(streams, counts, strict=True)
         ],
         "documents": sorted(documents),
-        "ngrams": write_index(
-            options.folder, NgramIndex.of(text.numpy() for stream in streams for text in stream.texts)
-        ),
+        "order": False,
         "held_out": {name: dict(zip(map(str, STEPS), shares, strict=False)) for name, shares in covered.items()},
         "made": provenance(run.command),
     }
