@@ -25,7 +25,8 @@ def test_it_is_listed_read_recorded_and_reported(
 ) -> None:
     listed = shell("list", "heads", cwd=tmp_path, env=env)
     (line,) = [line for line in listed.stdout.splitlines() if line.startswith("half ")]
-    assert "Read every other token" in line and line.rstrip().endswith("half-head")
+    assert "Read every other token" in line
+    assert line.rstrip().endswith("half-head")
     ran = shell(
         *("run", "--strategy", "confidence:threshold=0.01:head=half", "--model", tiny_llama, "--source", rows_file),
         *("--strategy", "margin:threshold=0.001:head=half:token=head"),

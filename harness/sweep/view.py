@@ -177,7 +177,9 @@ class ReplayView:
         if head.is_full or self._charges.by_full_head:
             return self
         if self._tokens.heads is None:
-            self._refuse(f"the head {head}", "Let the strategy name it in cheap_heads(), and the model is loaded for it")
+            self._refuse(
+                f"the head {head}", "Let the strategy name it in cheap_heads(), and the model is loaded for it"
+            )
         return _ReplayReading(self, head)
 
     def answer_by(self, head: HeadChoice) -> None:

@@ -1,4 +1,4 @@
-"""Cheap heads: what they approximate, what they cost, and that exits' tokens stay the LM head's unless told otherwise."""
+"""Cheap heads: what they approximate and cost, and that exits' tokens stay the LM head's unless told otherwise."""
 
 from __future__ import annotations
 
@@ -39,9 +39,7 @@ def lm_head() -> LMHead:
     chance = torch.Generator().manual_seed(5)
     weight = torch.randn(VOCABULARY, WIDTH, generator=chance) * torch.linspace(1.2, 0.4, VOCABULARY).unsqueeze(1)
     bias = torch.randn(VOCABULARY, generator=chance) / 4
-    return LMHead(
-        VOCABULARY, WIDTH, "cpu", lambda ids: weight.clone() if ids is None else weight[ids], bias, pack
-    )
+    return LMHead(VOCABULARY, WIDTH, "cpu", lambda ids: weight.clone() if ids is None else weight[ids], bias, pack)
 
 
 @pytest.fixture
@@ -127,9 +125,7 @@ def test_low_rank_reads_the_best_exactly_and_adds_half_the_variance_it_leaves_ou
     preview = states[:, :size] @ rows[:, :size].t() + lm_head.bias + rows[:, size:].pow(2).sum(1) / 2
     best = preview.topk(LowRank.EXACT, dim=1).indices
     torch.testing.assert_close(found.gather(1, best), logits.gather(1, best), rtol=0.01, atol=0.01)
-    torch.testing.assert_close(
-        found.scatter(1, best, 0), preview.scatter(1, best, 0), rtol=0.01, atol=0.02
-    )
+    torch.testing.assert_close(found.scatter(1, best, 0), preview.scatter(1, best, 0), rtol=0.01, atol=0.02)
 
 
 @pytest.mark.parametrize("size", [50, 1500, 5000, 4096, 49152])
@@ -273,5 +269,5 @@ def test_scores_that_are_no_number_fail_the_row(engine: Engine, prompts: list[li
 
 
 def test_without_an_artefact_the_model_says_so(llama: Any, prompts: list[list[int]]) -> None:
-    with pytest.raises(ArtefactError, match="there is no shortlist.json for llama"):
+    with pytest.raises(ArtefactError, match=r"there is no shortlist\.json for llama"):
         llama.engine.decode(prompts[:1], Confidence(head="shortlist"), kv="recompute", max_new_tokens=[3])

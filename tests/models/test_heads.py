@@ -60,7 +60,7 @@ def test_tokens_of_no_cheap_head_are_refused(tiny_llama: Path) -> None:
 
 def test_an_artefact_belongs_to_weights_and_exit_head(tiny_llama: Path, tmp_path: Path) -> None:
     info = replace(resolve(ModelRequest(str(tiny_llama))).info, artefacts=(str(tmp_path),))
-    with pytest.raises(ArtefactError, match="there is no shortlist.json for") as missing:
+    with pytest.raises(ArtefactError, match=r"there is no shortlist\.json for") as missing:
         build("confidence:head=shortlist").exit_points(info)
     assert missing.value.commands == (f"harness train shortlist --model {tiny_llama}",)
     facts = {"base_fingerprint": info.base_fingerprint, "model": info.name}

@@ -64,8 +64,9 @@ def test_every_artefact_is_whole_and_says_how_it_was_made(folder: Path, name: st
 @pytest.mark.parametrize("folder", SETS, ids=lambda folder: folder.name)
 def test_the_shortlist_ranks_tokens_of_documents_that_tuning_read(folder: Path) -> None:
     """So that what may be drawn is the same with and without it: counts keep no order."""
-    shortlist, adapter = read_artefact(folder / "shortlist.json", "shortlist"), read_artefact(
-        folder / "adapter.json", "adapter"
+    shortlist, adapter = (
+        read_artefact(folder / "shortlist.json", "shortlist"),
+        read_artefact(folder / "adapter.json", "adapter"),
     )
     ids = shortlist.tensors()["token_ids"]
     assert (len(ids), len(ids.unique()), int(ids.max()) < 49152) == (16384, 16384, True)
