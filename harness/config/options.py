@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
@@ -30,7 +30,7 @@ class OptionFacts:
     Attributes:
         name: option name.
         kind: type name, for example ``float``.
-        limits: allowed range, or the words allowed; empty when there is none.
+        limits: allowed range in words; empty when there is none.
         default: default value, ``None`` when it must be given.
         description: what it means.
     """
@@ -110,14 +110,9 @@ def option_facts(name: str) -> list[OptionFacts]:
     facts = []
     for field in _fields(cls):
         info = FieldInfo.from_annotation(hints[field.name])
-        words = get_args(info.annotation) if get_origin(info.annotation) is Literal else ()
-        kind = "one of" if words else getattr(info.annotation, "__name__", str(info.annotation))
+        kind = getattr(info.annotation, "__name__", str(info.annotation))
         default = None if field.default is dataclasses.MISSING else field.default
-        facts.append(
-            OptionFacts(
-                field.name, kind, ", ".join(map(str, words)) or limits(info.metadata), default, info.description or ""
-            )
-        )
+        facts.append(OptionFacts(field.name, kind, limits(info.metadata), default, info.description or ""))
     return facts
 
 

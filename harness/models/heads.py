@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import AfterValidator, Field
 
@@ -50,8 +50,11 @@ class ReadsHead(Strategy):
         Field(description="what a check reads: full, or NAME or NAME/SIZE of harness list heads, an approximation"),
     ] = field(default=FULL_HEAD, kw_only=True)
     token: Annotated[
-        Literal["full", "head"],
-        Field(description="which head an exit's token comes from: full, the LM head; or head, the one checked: lossy"),
+        str,
+        Field(
+            pattern="^(full|head)$",
+            description="which head an exit's token comes from: full, the LM head; or head, the one checked: lossy",
+        ),
     ] = field(default="full", kw_only=True)
 
     def exit_points(self, model: ModelInfo) -> tuple[int, ...]:
