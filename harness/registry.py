@@ -20,6 +20,7 @@ from harness.errors import RegistryError, UnknownNameError
 
 __all__ = [
     "FAMILIES",
+    "HEADS",
     "KV_POLICIES",
     "METERS",
     "METRICS",
@@ -199,13 +200,15 @@ MODELS: Registry[Any] = Registry("harness.models", "model")
 METERS: Registry[Any] = Registry("harness.meters", "meter")
 METRICS: Registry[Any] = Registry("harness.metrics", "metric")
 KV_POLICIES: Registry[Any] = Registry("harness.kv", "KV policy")
+HEADS: Registry[Any] = Registry("harness.heads", "head")
 FAMILIES: Registry[Any] = Registry("harness.families", "model family")
 WEIGHTS_FORMATS: Registry[Any] = Registry("harness.weights_formats", "weights format")
 
 REGISTRIES: dict[str, Registry[Any]] = {
     registry.group.removeprefix("harness."): registry
     for registry in (
-        *(STRATEGIES, RECIPES, KV_POLICIES, WEIGHTS_FORMATS, TASKS, PROTOCOLS, SCORES, METRICS, MODELS, FAMILIES),
+        *(STRATEGIES, RECIPES, KV_POLICIES, WEIGHTS_FORMATS, HEADS, TASKS, PROTOCOLS, SCORES, METRICS, MODELS),
+        FAMILIES,
         METERS,
     )
 }

@@ -8,17 +8,18 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from harness.contracts import ExitView, Strategy
+from harness.contracts import ExitView
+from harness.models.heads import ReadsHead
 
 __all__ = ["Confidence"]
 
 
 @dataclass(frozen=True)
-class Confidence(Strategy):
+class Confidence(ReadsHead):
     """Exit when the best token's probability reaches a threshold.
 
     Rule: max p_l ≥ τ, p_l the softmax of the exit head. Higher score = more certain. Cost per check: one
-    LM-head evaluation.
+    evaluation of the LM head, or of the cheap head that ``head`` names, whose p_l is approximate.
 
     Source: Varshney et al., "LITE", 2023, arXiv 2310.18581, section 3.2 (confidence-based exiting); Chen et al.,
     "EE-LLM", 2023, arXiv 2312.04916.
@@ -30,4 +31,4 @@ class Confidence(Strategy):
 
     def should_exit(self, view: ExitView) -> Tensor:
         """Compare max p with τ."""
-        return view.top_probability >= self.threshold
+        return self.reading(view).top_probability >= self.threshold

@@ -9,17 +9,19 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from harness.contracts import Batch, ExitRule, ExitView, ModelInfo, Strategy
+from harness.contracts import Batch, ExitRule, ExitView, ModelInfo
+from harness.models.heads import ReadsHead
 
 __all__ = ["Margin"]
 
 
 @dataclass(frozen=True)
-class Margin(Strategy):
+class Margin(ReadsHead):
     """Exit when the best token leads the second by a threshold, which may decay with the position.
 
     Rule: p₁ − p₂ ≥ τ(t), with τ(t) = clip(0.9·τ + 0.1·exp(−T·t/N), 0, 1) when T > 0 and τ otherwise; t is the
-    number of tokens generated so far. Higher score = more certain. Cost per check: one LM-head evaluation.
+    number of tokens generated so far. Higher score = more certain. Cost per check: one evaluation of the LM head,
+    or of the cheap head that ``head`` names, whose p are approximate.
 
     Source: Schuster et al., "CALM", 2022, arXiv 2207.07061, section 3.5 (softmax response) and Eq. 5 (decay).
     Deviation: CALM's N is the longest output; here it is the option ``horizon``.
@@ -35,8 +37,9 @@ class Margin(Strategy):
 
     def should_exit(self, view: ExitView) -> Tensor:
         """Compare p₁ − p₂ with τ(t)."""
-        second = view.second_probability  # first: the best one's is found on the way
-        return view.top_probability - second >= self._threshold(view)
+        reading = self.reading(view)
+        second = reading.second_probability  # first: the best one's is found on the way
+        return reading.top_probability - second >= self._threshold(view)
 
     def _threshold(self, view: ExitView) -> Tensor | float:
         if self.decay == 0:

@@ -122,6 +122,10 @@ SAMPLES: Sequence[Column[SampleRecord]] = (
     Column("layers_executed", "layers", "after prefill, recomputation included", lambda sample: sample.layers_executed),
     Column("kv_fill_layers", "layers", "whose keys and values were filled", lambda sample: sample.kv_fill_layers),
     Column("shortcut_evaluations", "", "times an exit's shortcut ran", lambda sample: sample.shortcut_evaluations),
+    Column("cheap_head_evaluations", "", "times a cheap head was read", lambda sample: sample.cheap_head_evaluations),
+    Column("cheap_head_bytes", "bytes", "weights those read", lambda sample: sample.cheap_head_bytes),
+    Column("cheap_head_misses", "", "exits whose token it had not", lambda sample: sample.cheap_head_misses),
+    Column("cheap_head_tokens", "", "tokens it chose", lambda sample: sample.cheap_head_tokens),
     Column("error", "", "why it failed; None for a good sample", lambda sample: sample.error),
 )
 

@@ -70,7 +70,7 @@ def build_strategy(spec: StrategySpec) -> Strategy:
         return spec.built
     cls = _strategy_class(spec.name)
     hints = get_type_hints(cls, include_extras=True)
-    names = [field.name for field in dataclasses.fields(cls) if field.init]
+    names = [field.name for field in _fields(cls) if field.init]
     values: dict[str, Any] = {}
     for name, text in spec.options:
         if name not in names:
@@ -96,7 +96,7 @@ def build_strategy(spec: StrategySpec) -> Strategy:
 
 def effective_options(strategy: Strategy) -> dict[str, Any]:
     """Return every option with its value."""
-    return {field.name: getattr(strategy, field.name) for field in dataclasses.fields(strategy) if field.init}  # type: ignore[arg-type]
+    return {field.name: getattr(strategy, field.name) for field in _fields(type(strategy)) if field.init}
 
 
 def option_facts(name: str) -> list[OptionFacts]:
@@ -108,7 +108,7 @@ def option_facts(name: str) -> list[OptionFacts]:
     cls = _strategy_class(name)
     hints = get_type_hints(cls, include_extras=True)
     facts = []
-    for field in dataclasses.fields(cls):
+    for field in _fields(cls):
         info = FieldInfo.from_annotation(hints[field.name])
         kind = getattr(info.annotation, "__name__", str(info.annotation))
         default = None if field.default is dataclasses.MISSING else field.default
@@ -126,6 +126,11 @@ def option_range(name: str, option: str) -> tuple[float, float] | None:
     pieces = FieldInfo.from_annotation(hint).metadata if hint is not None else []
     ends = [next((getattr(p, end) for p in pieces if getattr(p, end, None) is not None), None) for end in ("ge", "le")]
     return (float(ends[0]), float(ends[1])) if ends[0] is not None and ends[1] is not None else None
+
+
+def _fields(cls: Any) -> list[dataclasses.Field[Any]]:
+    """Return the fields of a strategy, those that it shares with others (keyword-only ones) last."""
+    return sorted(dataclasses.fields(cls), key=lambda field: field.kw_only is True)
 
 
 def _strategy_class(name: str) -> Any:

@@ -11,6 +11,15 @@ norm; quantities carry SI suffixes (``_s``, ``_j``, ``_w``, ``_bytes``); ``None`
 
 from __future__ import annotations
 
+from harness.contracts.heads import (
+    FULL_HEAD,
+    CheapHead,
+    HeadChoice,
+    HeadFacts,
+    HeadLogits,
+    LMHead,
+    Reading,
+)
 from harness.contracts.kv import KVBatch, KVFacts, KVPolicy, Leaving, Waiting
 from harness.contracts.meters import EnergyReading, Meter
 from harness.contracts.metrics import Better, Metric, Wording
@@ -44,12 +53,14 @@ from harness.contracts.tasks import (
 from harness.contracts.weights import OWN_FORMAT, Accuracy, LinearMap, WeightsFacts, WeightsFormat, numbers
 
 __all__ = [
+    "FULL_HEAD",
     "LONGEST_ID",
     "OWN_FORMAT",
     "Accuracy",
     "BadRow",
     "Batch",
     "Better",
+    "CheapHead",
     "Completion",
     "Corpus",
     "Document",
@@ -58,10 +69,14 @@ __all__ = [
     "ExitHead",
     "ExitRule",
     "ExitView",
+    "HeadChoice",
+    "HeadFacts",
+    "HeadLogits",
     "KVBatch",
     "KVFacts",
     "KVInput",
     "KVPolicy",
+    "LMHead",
     "Leaving",
     "LinearMap",
     "Meter",
@@ -69,6 +84,7 @@ __all__ = [
     "ModelInfo",
     "ModelRequest",
     "Progress",
+    "Reading",
     "Recipe",
     "Sample",
     "Score",

@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
+from harness.contracts.heads import HeadChoice, Reading
 from harness.contracts.models import ModelInfo
 
 if TYPE_CHECKING:
@@ -93,6 +94,19 @@ class ExitView(Protocol):
     def entropy(self) -> Tensor:
         """Entropy of the exit head's distribution, ``[n]`` float32, nats."""
 
+    def read(self, head: HeadChoice) -> Reading:
+        """Return what a head says of these rows: a cheap one at its own cost, counted apart; ``full`` is this view.
+
+        A row that exits takes its token from the LM head all the same, unless :meth:`answer_by` says otherwise.
+
+        Raises:
+            UnknownNameError: no such head.
+            ArtefactError: the artefact it is made from is missing, or not of this model.
+        """
+
+    def answer_by(self, head: HeadChoice) -> None:
+        """Let rows that exit here take their tokens from a head that was read; tokens are then its own, and a loss."""
+
     def once(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
         """Return ``compute()``, ``[n, …]``, computed at most once for a key.
 
@@ -146,6 +160,10 @@ class Strategy(Protocol):
     def artefacts(self, model: ModelInfo) -> Mapping[str, str]:
         """Return the trained parts it runs on for this model: name → SHA-256, for the record."""
         return {}
+
+    def cheap_heads(self) -> tuple[HeadChoice, ...]:
+        """Return the cheap heads that it reads, for the record."""
+        return ()
 
     def trained_defaults(self, model: ModelInfo) -> Mapping[str, float]:
         """Return what options that were left out (``None``) take from a trained part: name → value."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from harness.contracts import LinearMap
 from harness.decoding.blocks import Block, HeadShape, LayerNorm, Linear, Norm, RMSNorm, Rotary
+from harness.errors import ArtefactError
 
 __all__ = [
     "Backbone",
@@ -55,6 +56,10 @@ class Embedding:
         return hidden if self.places is None else hidden + self.places[positions + self.offset]
 
 
+def _nothing_trained(kind: str) -> Mapping[str, Tensor]:
+    raise ArtefactError(f"there is no {kind} for this model.")
+
+
 @dataclass(frozen=True)
 class Backbone:
     """Weights and arithmetic of one model.
@@ -69,6 +74,8 @@ class Backbone:
         lm_head: vocabulary projection.
         shortcuts: exit layer → linear map to the last layer's hidden state; empty with the shared exit head.
         like: an empty tensor of the activations' dtype and device; the LM head's as it was read when left out.
+        trained: finds the tensors of an artefact of some kind, for heads that are made from one; it raises
+            ``ArtefactError`` where there is none.
     """
 
     blocks: Sequence[Block]
@@ -79,6 +86,7 @@ class Backbone:
     project_out: LinearMap | None
     lm_head: LinearMap
     shortcuts: Mapping[int, LinearMap] = field(default_factory=dict)
+    trained: Callable[[str], Mapping[str, Tensor]] = _nothing_trained
     like: Tensor = field(default_factory=lambda: _UNKNOWN)
 
     def __post_init__(self) -> None:
@@ -124,11 +132,13 @@ class Backbone:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the LM head's logits of states before the final norm, ``[n, hidden_size]`` → ``[n, vocab_size]``."""
+        return self.lm_head(self.head_states(hidden))
+
+    def head_states(self, hidden: Tensor) -> Tensor:
+        """Return what the LM head multiplies, from states before the final norm, ``[n, hidden_size]`` → ``[n, in]``."""
         if self.final_norm is not None:
             hidden = self.final_norm(hidden)
-        if self.project_out is not None:
-            hidden = self.project_out(hidden)
-        return self.lm_head(hidden)
+        return hidden if self.project_out is None else self.project_out(hidden)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from harness.decoding.fill import KVFiller
 from harness.decoding.generation import Generation
 from harness.decoding.open_batch import OpenBatch
 from harness.decoding.passes import PrefixPass
+from harness.decoding.readings import Heads
 from harness.errors import ModelError
 from harness.registry import KV_POLICIES
 
@@ -41,6 +42,7 @@ class Engine:
         self.info = info
         self.kv_input = kv_input
         self._filler = KVFiller(backbone)
+        self._heads = Heads(backbone)
         self._rotary: Rotary | None = None
         self._rotary_reach = 0
 
@@ -113,7 +115,7 @@ class Engine:
         make: type[KVPolicy] = KV_POLICIES.load(kv)
         cache = self.cache(rows, positions) if make.facts.keeps_cache else None
         policy = None if cache is None else make(self.kv_batch(cache, positions, tally))
-        return OpenBatch(self.backbone, self.rotary(positions), cache, policy, exits, tally, kept_prompts)
+        return OpenBatch(self.backbone, self.rotary(positions), cache, policy, exits, tally, self._heads, kept_prompts)
 
     def cache(self, rows: int, positions: int) -> KVCache:
         """Return an empty cache."""

@@ -29,6 +29,10 @@ class Generation:
             without a cache, one layer over the whole prefix counts as one.
         kv_fill_layers: layers whose keys and values were filled from an exit hidden state.
         shortcut_evaluations: times an exit's linear map was applied.
+        cheap_head_evaluations: times a cheap head read an exit.
+        cheap_head_bytes: bytes of weights that those read, at batch 1.
+        cheap_head_misses: exits whose token, by the LM head, was not the best one of the cheap head that was asked.
+        cheap_head_tokens: tokens that a cheap head chose.
         log_probabilities: natural log of each token's probability under the head that chose it; empty unless asked for.
     """
 
@@ -42,4 +46,8 @@ class Generation:
     layers_executed: int = 0
     kv_fill_layers: int = 0
     shortcut_evaluations: int = 0
+    cheap_head_evaluations: int = 0
+    cheap_head_bytes: int = 0
+    cheap_head_misses: int = 0
+    cheap_head_tokens: int = 0
     log_probabilities: list[float] = field(default_factory=list)

@@ -32,6 +32,7 @@ from harness.decoding.generation import FinishReason, Generation
 from harness.decoding.kept_prompts import KeptPrompts
 from harness.decoding.passes import Pass, PrefixPass, TokenPass
 from harness.decoding.prompt_pass import PromptPass
+from harness.decoding.readings import Heads
 from harness.decoding.view import LayerView
 from harness.errors import ModelError, is_out_of_memory, reason
 
@@ -60,6 +61,7 @@ class OpenBatch:
         policy: what exits leave in the cache; ``None`` without one.
         exits: decides where tokens stop.
         tally: one per row; replaced when a row joins.
+        heads: cheap heads that strategies may read.
         kept_prompts: free rows whose last prompts are kept, for prompts of the same owner that begin alike.
 
     Attributes:
@@ -76,10 +78,11 @@ class OpenBatch:
         policy: KVPolicy | None,
         exits: Exits,
         tally: list[Generation],
+        heads: Heads,
         kept_prompts: int = 0,
     ) -> None:
         self._backbone, self._rotary, self._cache, self._policy = backbone, rotary, cache, policy
-        self._exits, self._tally = exits, tally
+        self._exits, self._tally, self._heads = exits, tally, heads
         self._rows: dict[int, _Row] = {}
         self._kept, self._written = KeptPrompts(kept_prompts), [0] * len(tally)  # positions of each row, since wiped
         self.reading: dict[int, int] = {}
@@ -221,7 +224,7 @@ class OpenBatch:
         places: list[int] | None = None
         for point in exits.points(current.rows):
             current.advance(point)
-            view = LayerView(self._backbone, current, self._tally, previous, places)
+            view = LayerView(self._backbone, current, self._tally, previous, places, self._heads)
             leaving = exits.leaving(view)
             compared.extend(view.scores())
             previous, places = view, None
@@ -232,7 +235,7 @@ class OpenBatch:
             rows = [current.rows[place] for place in going]
             self._record(rows, view.choices(going), point)
             if self.with_log_probabilities:
-                self._note(rows, view.output_logits(going))
+                self._note(rows, view.probabilities(going))
             if isinstance(current, TokenPass) and self._policy is not None:
                 self._policy.leave(_leaving(current, view, going))
             current.leave(places)
@@ -248,7 +251,7 @@ class OpenBatch:
         logits = self._backbone.logits(state)
         self._record(rows, choices(best(logits)), self._backbone.num_layers)
         if self.with_log_probabilities:
-            self._note(rows, logits)
+            self._note(rows, certainty.top_probability(logits))
 
     def _record(self, rows: Sequence[int], chosen: Sequence[tuple[int, float]], layer: int) -> None:
         """Note tokens with their times, and end rows; a row fails where the best logit is not finite."""
@@ -281,9 +284,9 @@ class OpenBatch:
         if self._tally[row].failure is None:
             self._tally[row].failure = not_finite(what, layer, token, self._backbone.dtype)
 
-    def _note(self, rows: Sequence[int], logits: Tensor) -> None:
-        probabilities: list[float] = certainty.top_probability(logits).log().tolist()
-        for row, value in zip(rows, probabilities, strict=True):
+    def _note(self, rows: Sequence[int], probabilities: Tensor) -> None:
+        logarithms: list[float] = probabilities.log().tolist()
+        for row, value in zip(rows, logarithms, strict=True):
             if self._tally[row].failure is None:
                 self._tally[row].log_probabilities.append(value)
 

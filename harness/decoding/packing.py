@@ -19,7 +19,7 @@ from harness.decoding.products import choose
 from harness.errors import ModelError
 from harness.registry import WEIGHTS_FORMATS
 
-__all__ = ["FormatChoice", "fastest", "pack", "usable"]
+__all__ = ["FormatChoice", "fastest", "pack", "pack_near_exact", "usable"]
 
 ROWS = (1, 4, 16)  # of the products that are timed
 ROUNDS = 5
@@ -94,6 +94,14 @@ def pack(backbone: Backbone, name: str, device: str) -> Backbone:
         lm_head=packed_head(backbone.lm_head),
         shortcuts={layer: packed_head(shortcut) for layer, shortcut in backbone.shortcuts.items()},
     )
+
+
+def pack_near_exact(weight: Tensor) -> LinearMap:
+    """Return a float32 matrix ``[out, in]`` in fp16, where this machine multiplies that and it holds the weights."""
+    made: WeightsFormat = WEIGHTS_FORMATS.load("fp16")()
+    if made.obstacle(weight.device.type) is None and weight.abs().max() <= made.facts.largest:
+        return made.pack(weight, None)
+    return Linear(weight)
 
 
 def _check_range(backbone: Backbone, name: str, made: WeightsFormat) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from harness.contracts import HeadChoice, HeadLogits, Reading
 from harness.decoding import certainty
 from harness.decoding.backbone import Backbone
 from harness.decoding.choice import Best, Scores, best, choices
 from harness.decoding.generation import Generation
 from harness.decoding.passes import Pass
+from harness.decoding.readings import HeadReading, Heads
 
 __all__ = ["LayerView"]
 
@@ -25,11 +28,13 @@ class LayerView:
         tally: counts are charged to these, one per row of the batch.
         previous: view of the exit point before, over the rows of that time.
         places: where these rows stood in ``previous``; ``None`` when none has left since.
+        heads: cheap heads that a rule may read.
     """
 
     __slots__ = (
-        *("_backbone", "_best", "_deep", "_derived", "_exit_state", "_hidden", "_layer", "_leaving", "_logits"),
-        *("_output", "_parts", "_pass", "_places", "_positions", "_previous", "_rows", "_tally"),
+        *("_answering", "_backbone", "_best", "_deep", "_derived", "_exit_state", "_heads", "_hidden", "_layer"),
+        *("_leaving", "_logits", "_output", "_parts", "_pass", "_places", "_positions", "_previous", "_readings"),
+        *("_rows", "_tally"),
     )
 
     def __init__(
@@ -39,8 +44,9 @@ class LayerView:
         tally: Sequence[Generation],
         previous: LayerView | None,
         places: list[int] | None,
+        heads: Heads,
     ) -> None:
-        self._backbone, self._pass, self._tally = backbone, current, tally
+        self._backbone, self._pass, self._tally, self._heads = backbone, current, tally, heads
         self._previous, self._places = previous, places
         self._rows = list(current.rows)
         self._positions = list(current.positions)
@@ -54,6 +60,8 @@ class LayerView:
         self._deep: Best | None = None
         self._parts: list[tuple[list[int], LayerView]] = []
         self._output: Tensor | None = None
+        self._readings: dict[HeadChoice, HeadReading] = {}
+        self._answering: HeadChoice | None = None
 
     @property
     def exit_layer(self) -> int:
@@ -133,6 +141,29 @@ class LayerView:
         """Entropy of the exit head's distribution, ``[n]``, nats."""
         return self.once("view: entropy", lambda: certainty.entropy(self.logits))
 
+    def read(self, head: HeadChoice) -> Reading:
+        """Return what a head says of these rows; ``full`` is this view."""
+        if head.is_full:
+            return self
+        found = self._readings.get(head)
+        if found is None:
+            found = self._readings[head] = self._reading(head, partial(self._read_by, head))
+        return found
+
+    def answer_by(self, head: HeadChoice) -> None:
+        """Let rows that exit here take their tokens from a head that was read."""
+        self._answering = None if head.is_full else head
+
+    def _reading(self, head: HeadChoice, read: Callable[[], HeadLogits]) -> HeadReading:
+        return HeadReading(read, lambda key, compute: self.once((head, key), compute))
+
+    def _read_by(self, head: HeadChoice) -> HeadLogits:
+        nbytes = self._heads[head].nbytes
+        for row in self._rows:
+            self._tally[row].cheap_head_evaluations += 1
+            self._tally[row].cheap_head_bytes += nbytes
+        return self._heads.read(head, self.exit_state)
+
     def once(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
         """Compute something once for these rows, or for those of them that are left later."""
         found = self._derived.get(key)
@@ -194,7 +225,52 @@ class LayerView:
                 yield self._layer, self._rows, worst.to(self._hidden.device)
 
     def choices(self, places: list[int]) -> list[tuple[int, float]]:
-        """Return the output tokens of the rows at these places with their logits, reusing what was asked for."""
+        """Return the output tokens of the rows at these places, reusing what was asked for.
+
+        Beside each stands a number that is finite where its logits are: the best of them, or its probability.
+        """
+        deciders = self._deciders(places)
+        if not any(view._readings for view, _ in deciders):
+            return self._full_choices(places)
+        chosen: dict[int, tuple[int, float]] = {}
+        for place, (view, row) in zip(places, deciders, strict=True):
+            if view._answering is not None:
+                reading = view.read(view._answering)
+                chosen[place] = (int(reading.top_token[row]), float(reading.top_probability[row]))
+                self._tally[self._rows[place]].cheap_head_tokens += 1
+        others = [place for place in places if place not in chosen]
+        chosen.update(zip(others, self._full_choices(others) if others else (), strict=True))
+        for place, (view, row) in zip(places, deciders, strict=True):
+            read = [reading for reading in view._readings.values() if reading.is_made]
+            if any(int(reading.top_token[row]) != chosen[place][0] for reading in read):
+                self._tally[self._rows[place]].cheap_head_misses += 1
+        return [chosen[place] for place in places]
+
+    def probabilities(self, places: list[int]) -> Tensor:
+        """Return the probabilities of the tokens that :meth:`choices` returns, under the heads that chose them."""
+        deciders = self._deciders(places)
+        known = {
+            place: view.read(view._answering).top_probability[row]
+            for place, (view, row) in zip(places, deciders, strict=True)
+            if view._answering is not None
+        }
+        others = [place for place in places if place not in known]
+        if others:
+            known.update(zip(others, certainty.top_probability(self.output_logits(others)), strict=True))
+        return torch.stack([known[place] for place in places])
+
+    def _deciders(self, places: list[int]) -> list[tuple[LayerView, int]]:
+        """Return for each place the view whose rule decided about its row, a part of this or itself, and where."""
+        return [self._decider(place) for place in places]
+
+    def _decider(self, place: int) -> tuple[LayerView, int]:
+        for held, part in self._parts:
+            if place in held:
+                return part._decider(held.index(place))
+        return self, place
+
+    def _full_choices(self, places: list[int]) -> list[tuple[int, float]]:
+        """Return tokens of the LM head and their logits."""
         if self._logits is not None or (len(places) == len(self._rows) and not self._parts):
             every = choices(self._found())
             return [every[place] for place in places]
@@ -261,7 +337,8 @@ class LayerView:
         """This view over fewer rows; what was computed is kept."""
         index = torch.tensor(places, device=self._hidden.device)
         twin = object.__new__(LayerView)
-        twin._backbone, twin._pass, twin._tally = self._backbone, self._pass, self._tally
+        twin._backbone, twin._pass, twin._tally, twin._heads = self._backbone, self._pass, self._tally, self._heads
+        twin._answering = self._answering
         twin._previous, twin._layer = self._previous, self._layer
         twin._places = places if self._places is None else [self._places[place] for place in places]
         twin._rows = [self._rows[place] for place in places]
@@ -274,4 +351,8 @@ class LayerView:
         twin._best = None if self._best is None else (self._best[0][index], self._best[1][index])
         twin._derived = {key: value[index] for key, value in self._derived.items()}
         twin._deep = None if self._deep is None else (self._deep[0][index], self._deep[1][index])
+        twin._readings = {}
+        for head, reading in self._readings.items():
+            if reading.is_made:
+                twin._readings[head] = twin._reading(head, partial(reading.of_rows, index))
         return twin

@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from harness.host.allocator import large_blocks_apart
 from harness.host.libraries import library_border
 from harness.models.artefacts import Artefact
 from harness.models.facts import base_facts, in_format, shortcut_bytes
+from harness.models.heads import head_tensors
 from harness.models.seen import Seen, find_seen
 from harness.models.source import ModelSpec, find_spec, read_config
 from harness.models.tokenizer import TransformersTokenizer, read_tokenizer
@@ -134,6 +135,7 @@ class ResolvedModel:
                 hidden_size=self.info.hidden_size,
             )  # fmt: skip
             backbone = replace(backbone, shortcuts=shortcuts)
+        backbone = replace(backbone, trained=partial(head_tensors, self.info, device))
         choice = self._format(backbone, device, weights_format)
         if choice.name != OWN_FORMAT[self.info.dtype]:
             backbone, module = pack(backbone, choice.name, device), None

@@ -33,7 +33,7 @@ def remedy(kind: str, model: ModelInfo, name: str, folder: Path | None = None, *
     that lies in its usual place is not made again. A shipped set is copied, never written to.
 
     Args:
-        kind: what ``harness train`` shall make: ``adapter``, ``shortcut`` or a controller.
+        kind: what ``harness train`` shall make: ``adapter``, ``shortcut``, a cheap head or a controller.
         model: as the run asked for it; for shortcuts, with the exit head that they are fitted on.
         name: of the file, without its ending.
         folder: the one the run looks in, if it named the file by a path.
@@ -52,6 +52,8 @@ def remedy(kind: str, model: ModelInfo, name: str, folder: Path | None = None, *
     lite = _harness("train", "lite", *given, *exits, *out)
     if kind == "adapter":
         return Remedy((*commands, lite), "; ".join([*effort, "hours"]))
+    if kind == "shortlist":  # counted in the data themselves
+        return Remedy((*commands, _harness("train", kind, *given, *out)), "; ".join([*effort, "a minute"]))
     traces, fits = _traces(model)
     if not fits:
         if tune and kind != "shortcut" and asked.weights == "auto" and model.weights == "pretrained":

@@ -23,7 +23,8 @@ class Seen:
         documents: keys (:func:`harness.contracts.document_key`) of whole documents.
         indices: file → folder of its artefact, and what its JSON says of the index.
         unindexed: artefacts that were trained on documents and have no index of all of it: near-duplicates of what
-            they read cannot be told.
+            they read cannot be told. Those that say that they kept no ``order`` (counts of tokens) need none: nothing
+            that was read can be told from them, word for word.
     """
 
     documents: frozenset[str] = frozenset()
@@ -60,6 +61,6 @@ def find_seen(base: str, folders: Sequence[Path]) -> Seen:
             keys.update(documents)
             if isinstance(index, dict):
                 indices[folder / str(index.get("file"))] = (folder, index)
-            if documents and not (isinstance(index, dict) and index.get("complete")):
+            if documents and facts.get("order", True) and not (isinstance(index, dict) and index.get("complete")):
                 unindexed.append(file)
     return Seen(frozenset(keys), indices, tuple(unindexed))

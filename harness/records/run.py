@@ -45,6 +45,7 @@ class OperatingPointRecord(Record):
         artefacts: what trained parts it runs on: name → SHA-256.
         kv: name of the KV policy, what happens to K,V of skipped layers.
         kv_facts: what that policy is; ``None`` in older runs.
+        heads: cheap heads that its checks read → what their readings approximate; empty where they read the LM head.
         never_exits: the strategy is asked at every exit point and its answer ignored: full depth plus the cost of
             asking. A probe for the attribution of costs, never a candidate.
     """
@@ -57,6 +58,7 @@ class OperatingPointRecord(Record):
     artefacts: dict[str, str] = Field(default_factory=dict)
     kv: str | None = None
     kv_facts: KVFacts | None = None
+    heads: dict[str, str] = Field(default_factory=dict)
     never_exits: bool = False
 
 
@@ -270,6 +272,10 @@ class SampleRecord(Record):
         layers_executed: decoder layers run for generated tokens after prefill, by recomputation included.
         kv_fill_layers: layers whose K,V were filled from an exit hidden state.
         shortcut_evaluations: times an exit's linear map was applied for this sample.
+        cheap_head_evaluations: times a cheap head read an exit in place of the LM head. cheap_head_bytes: weights that
+            those read, at batch 1.
+        cheap_head_misses: exits whose token was not the best one of the cheap head that was asked.
+        cheap_head_tokens: tokens that a cheap head chose; they need not be the exit's own.
         arrival_s, queue_s: with a fixed arrival rate, when the request came, from the start of its window, and how
             long it waited; ``latency_s`` and ``ttft_s`` then count from its arrival. ``None`` back to back.
         error: one line when the sample failed; the measured fields are then empty or ``None``.
@@ -299,6 +305,10 @@ class SampleRecord(Record):
     layers_executed: Count = 0
     kv_fill_layers: Count = 0
     shortcut_evaluations: Count = 0
+    cheap_head_evaluations: Count = 0
+    cheap_head_bytes: Count = 0
+    cheap_head_misses: Count = 0
+    cheap_head_tokens: Count = 0
     arrival_s: float | None = None
     queue_s: float | None = None
     error: str | None = None

@@ -75,6 +75,10 @@ def sample_record(window: WindowRecord, plan: Plan, planned: PlannedTask, outcom
         layers_executed=made.layers_executed,
         kv_fill_layers=made.kv_fill_layers,
         shortcut_evaluations=made.shortcut_evaluations,
+        cheap_head_evaluations=made.cheap_head_evaluations,
+        cheap_head_bytes=made.cheap_head_bytes,
+        cheap_head_misses=made.cheap_head_misses,
+        cheap_head_tokens=made.cheap_head_tokens,
         arrival_s=arrival_s,
         queue_s=queue_s,
     )

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from harness.config import BASELINE, RunConfig, StrategySpec
 from harness.config.options import build_strategy, effective_options
-from harness.contracts import Batch, ExitRule, ExitView, KVFacts, ModelInfo, Strategy
+from harness.contracts import Batch, ExitRule, ExitView, HeadChoice, KVFacts, ModelInfo, Strategy
 from harness.errors import ArtefactError, OptionError
 from harness.records import OperatingPointRecord
-from harness.registry import KV_POLICIES
+from harness.registry import HEADS, KV_POLICIES
 
 __all__ = ["Built", "NeverExits", "OperatingPoint", "build_all", "operating_point", "operating_points", "usable"]
 
@@ -65,6 +65,10 @@ class NeverExits(Strategy):
     def artefacts(self, model: ModelInfo) -> Mapping[str, str]:
         """Those of the strategy."""
         return self.asked.artefacts(model)
+
+    def cheap_heads(self) -> tuple[HeadChoice, ...]:
+        """Those of the strategy."""
+        return self.asked.cheap_heads()
 
     def trained_defaults(self, model: ModelInfo) -> Mapping[str, float]:
         """Those of the strategy."""
@@ -218,5 +222,6 @@ def operating_point(
         artefacts=dict(strategy.artefacts(info)),
         kv=policy,
         kv_facts=_facts(policy),
+        heads={str(choice): HEADS.load(choice.name).facts.note for choice in strategy.cheap_heads()},
     )
     return OperatingPoint(strategy, record, policy)

@@ -7,7 +7,17 @@ from pathlib import Path
 
 from harness.errors import StoreError
 from harness.records import Manifest, PluginRecord
-from harness.registry import KV_POLICIES, METERS, PROTOCOLS, SCORES, STRATEGIES, TASKS, WEIGHTS_FORMATS, Registry
+from harness.registry import (
+    HEADS,
+    KV_POLICIES,
+    METERS,
+    PROTOCOLS,
+    SCORES,
+    STRATEGIES,
+    TASKS,
+    WEIGHTS_FORMATS,
+    Registry,
+)
 
 __all__ = ["absent_plugins", "absent_scores", "refuse_absent_plugins", "used_plugins"]
 
@@ -92,6 +102,7 @@ def _used(manifest: Manifest, scores: Iterable[str]) -> Iterator[Used]:
         *((STRATEGIES, point.strategy) for point in manifest.operating_points if ":" not in point.strategy),
         *((KV_POLICIES, point.kv) for point in manifest.operating_points if point.kv),
         *([(WEIGHTS_FORMATS, manifest.model.weights_format)] if manifest.model.weights_format else []),
+        *((HEADS, head.partition("/")[0]) for point in manifest.operating_points for head in point.heads),
         *((TASKS, task.name) for task in manifest.tasks),
         *((PROTOCOLS, task.protocol) for task in manifest.tasks),
         *((SCORES, name) for name in scores),

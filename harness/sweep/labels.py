@@ -12,11 +12,11 @@ from harness.contracts import ModelInfo
 from harness.models.artefacts import look_into
 from harness.models.model import ResolvedModel
 from harness.running.operating_points import OperatingPoint
-from harness.sweep.records import DocumentSplit
+from harness.sweep.records import DocumentSplit, SweepRow
 from harness.training.traces.reading import matches
 from harness.training.traces.store import Traces
 
-__all__ = ["notes_of", "title_of"]
+__all__ = ["notes_of", "notes_of_heads", "title_of"]
 
 
 def title_of(traces: Traces, split: DocumentSplit, tasks: Sequence[str], tokens: int, documents: int) -> str:
@@ -76,6 +76,16 @@ def notes_of(
                 f"{len(learned & replayed)} of these among them; it may have learned from some of what is replayed."
             )
     return tuple(notes)
+
+
+def notes_of_heads(rows: Sequence[SweepRow]) -> tuple[str, ...]:
+    """Return how often checks by cheap heads decide as the LM head would."""
+    return tuple(
+        f"{row.operating_point}: {row.head_agreement:.2%} of its checks decide as they would by the LM head; "
+        f"{row.cheap_heads_per_token:.1f} a token read a cheap one."
+        for row in rows
+        if row.head_agreement is not None
+    )
 
 
 def _trained(model: ModelInfo, points: Sequence[OperatingPoint]) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -16,6 +16,7 @@ import torch
 from harness.config import BASELINE, RunConfig
 from harness.contracts import ModelInfo
 from harness.decoding.engine import Engine
+from harness.decoding.readings import Heads
 from harness.errors import ConfigError, DataError
 from harness.models.controllers import Observation
 from harness.registry import TASKS
@@ -149,7 +150,9 @@ def _read_again(result: SweepResult, fulls: Sequence[Measured]) -> TracedTokens:
     asked[0] = False
     shortcuts = exit_maps(result.traces, resolved, Observation(state="exit"))
     rows = asked.nonzero().squeeze(1)
-    return TracedTokens(resolved.info.exit_points, [(shard, rows)], shortcuts, documents, generated=True)
+    return TracedTokens(
+        resolved.info.exit_points, [(shard, rows)], shortcuts, documents, generated=True, heads=Heads(engine.backbone)
+    )
 
 
 def _drift(

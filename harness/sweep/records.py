@@ -34,6 +34,8 @@ class SweepRow(Record):
             fewer than five.
         exit_checks_per_token, lm_head_per_token, shortcut_per_token, kv_fill_layers_per_token: counts as live decoding
             charges them.
+        cheap_heads_per_token: readings of cheap heads in place of the LM head. head_agreement: share of checks that
+            decide as they would by the LM head, for a strategy that reads a cheap one; else ``None``.
         expected_speedup: full depth's bytes per token over this one's: what decoding at batch 1 would gain if nothing
             but memory traffic took time; an expectation, not a measurement.
         oracle_share: of the layers skipped by leaving at the first exit whose token is the last layer's, the share
@@ -60,6 +62,8 @@ class SweepRow(Record):
     lm_head_per_token: float
     shortcut_per_token: float
     kv_fill_layers_per_token: float
+    cheap_heads_per_token: float = 0.0
+    head_agreement: float | None = None
     expected_speedup: float
     oracle_share: float | None = None
     exits: dict[int, float]

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from harness.contracts import Batch, ExitRule, KVFacts, ModelInfo
+from harness.contracts import Batch, ExitRule, HeadChoice, KVFacts, ModelInfo
 from harness.decoding.exits import complaint
 from harness.errors import OptionError
 from harness.running.operating_points import OperatingPoint
 from harness.sweep.tokens import TracedTokens
-from harness.sweep.view import Charges, ReplayView
+from harness.sweep.view import HEAD, Charges, ReplayView
 from reports.metrics.byte_model import bytes_by_cause
 
 __all__ = ["Outcome", "answers", "replay"]
@@ -29,6 +29,8 @@ class Outcome:
         tokens: tokens by document.
         exits: exit layer → tokens that left there; the last layer included.
         checks, lm_head_evaluations, shortcut_evaluations: as live decoding counts them after prefill.
+        cheap_head_evaluations, cheap_head_bytes: of cheap heads, likewise.
+        head_checks, head_alike: checks by a cheap head, and those that decided as the LM head would have.
         deep_layers: layers run to look at the last layer's token, by a strategy that does so and is not rehearsed.
         cache_reads: positions × layers attended to.
         skipped_rightly: layers skipped by tokens equal to the last layer's.
@@ -40,6 +42,10 @@ class Outcome:
     checks: int = 0
     lm_head_evaluations: int = 0
     shortcut_evaluations: int = 0
+    cheap_head_evaluations: int = 0
+    cheap_head_bytes: int = 0
+    head_checks: int = 0
+    head_alike: int = 0
     deep_layers: int = 0
     cache_reads: int = 0
     skipped_rightly: int = 0
@@ -58,6 +64,10 @@ class Outcome:
             self.checks + other.checks,
             self.lm_head_evaluations + other.lm_head_evaluations,
             self.shortcut_evaluations + other.shortcut_evaluations,
+            self.cheap_head_evaluations + other.cheap_head_evaluations,
+            self.cheap_head_bytes + other.cheap_head_bytes,
+            self.head_checks + other.head_checks,
+            self.head_alike + other.head_alike,
             self.deep_layers + other.deep_layers,
             self.cache_reads + other.cache_reads,
             self.skipped_rightly + other.skipped_rightly,
@@ -82,6 +92,7 @@ class Outcome:
             layers=self.layers + self.deep_layers,
             lm_head_evaluations=self.lm_head_evaluations,
             shortcut_evaluations=self.shortcut_evaluations,
+            cheap_head_bytes=self.cheap_head_bytes,
             kv_fill_layers=filled if kv.fills else 0,
             cache_reads=self.cache_reads,
         )
@@ -116,17 +127,26 @@ def replay(point: OperatingPoint, tokens: TracedTokens, model: ModelInfo) -> Out
     right = torch.ones(count, dtype=torch.bool)
     layers = torch.full((count,), model.num_layers)
     exits: Counter[int] = Counter()
-    checks = mapped = 0
+    checks = mapped = head_checks = head_alike = 0
+    by_full: Iterator[tuple[int, Tensor]] | None = None
+    if point.strategy.cheap_heads():
+        by_full = answers(point, tokens, model, Charges(count, by_full_head=True))
     for layer, decided in answers(point, tokens, model, charges):
         checks += charges.running
+        if by_full is not None:
+            _, as_full = next(by_full)
+            head_checks += charges.running
+            head_alike += int((decided == as_full)[running].sum())
         leaving = running & decided
         left = int(leaving.sum())
         if not left:
             continue
         exits[layer] = left
         layers[leaving] = layer
-        right[leaving] = (tokens.top(layer) == tokens.final)[leaving]
-        if not charges.seen("logits", layer):  # no check asked for it: the output's own
+        head = charges.answering.get(layer)
+        top = tokens.top(layer) if head is None else tokens.by_head(head, layer)["top"]
+        right[leaving] = (top == tokens.final)[leaving]
+        if head is None and not charges.seen("logits", layer):  # no check asked for it: the output's own
             spent["logits"] += left
         if layer in tokens.shortcuts:
             mapped += left
@@ -140,6 +160,7 @@ def replay(point: OperatingPoint, tokens: TracedTokens, model: ModelInfo) -> Out
         spent["logits"] += charges.running
     if point.strategy.rehearsed:  # decided outside the measured window, replayed inside it
         checks, spent = 0, Counter(logits=count, shortcut=mapped)
+    cheap = {HeadChoice.of(what.removeprefix(HEAD)): reads for what, reads in spent.items() if what.startswith(HEAD)}
     return Outcome(
         right=torch.bincount(tokens.document[right], minlength=documents),
         tokens=torch.bincount(tokens.document, minlength=documents),
@@ -147,6 +168,10 @@ def replay(point: OperatingPoint, tokens: TracedTokens, model: ModelInfo) -> Out
         checks=checks,
         lm_head_evaluations=spent["logits"] + spent["deep"],
         shortcut_evaluations=spent["shortcut"],
+        cheap_head_evaluations=sum(cheap.values()),
+        cheap_head_bytes=sum(tokens.heads[head].nbytes * reads for head, reads in cheap.items() if tokens.heads),
+        head_checks=head_checks,
+        head_alike=head_alike,
         deep_layers=spent["deep_layers"],
         cache_reads=int((layers * (tokens.position + 1)).sum()),
         skipped_rightly=int((model.num_layers - layers[right]).sum()),

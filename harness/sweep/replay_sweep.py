@@ -16,6 +16,7 @@ from harness.config.options import build_strategy
 from harness.contracts import ModelInfo, Strategy
 from harness.contracts.recipes import Progress
 from harness.decoding.blocks import Linear
+from harness.decoding.readings import Heads
 from harness.errors import ArtefactError, ConfigError, OptionError
 from harness.models.controllers import Observation
 from harness.models.model import ResolvedModel
@@ -24,7 +25,7 @@ from harness.registry import KV_POLICIES
 from harness.running.operating_points import OperatingPoint, operating_point
 from harness.sweep.calibrate import describe_scores
 from harness.sweep.grid import SWEPT, asks_for_thresholds, with_thresholds
-from harness.sweep.labels import notes_of, title_of
+from harness.sweep.labels import notes_of, notes_of_heads, title_of
 from harness.sweep.records import DocumentSplit, Sweep
 from harness.sweep.replay_strategy import Outcome, replay
 from harness.sweep.rows import make_rows
@@ -109,13 +110,17 @@ def sweep(model: str, folder: Path, request: SweepRequest, *, artefacts: str | N
         operating_point(spec, strategy, info)
     wanted = _wanted(traces, request)
     shortcuts = exit_maps(traces, resolved, Observation(state="exit"))
+    heads = None
+    if any(strategy.cheap_heads() for _, strategy in built):
+        progress.stage(f"loading {info.name}, for its heads")
+        heads = Heads(resolved.load("cpu").backbone)
     began = time.perf_counter()
     references = [StrategySpec(BASELINE), *parse_all(request.references)]
-    observed = _observed(traces, wanted, shortcuts, request.seed)
+    observed = _observed(traces, wanted, shortcuts, request.seed, heads)
     asked = _expanded(specs, request, observed, info)
     points, extra = _points(references, asked, info)
     tallies, left_out = _tallies(specs, request, traces, wanted, observed, info)
-    outcomes = _replay_all(points, tallies, traces, wanted, shortcuts, info, request.seed, progress)
+    outcomes = _replay_all(points, tallies, traces, wanted, shortcuts, info, request.seed, heads, progress)
     rows = make_rows(points, outcomes, info, KV_POLICIES.load(request.kv).facts, extra)
     seconds = time.perf_counter() - began - sum(tally.seconds for tally in tallies)
     count, documents = outcomes[0].count, int((outcomes[0].tokens > 0).sum())
@@ -133,7 +138,10 @@ def sweep(model: str, folder: Path, request: SweepRequest, *, artefacts: str | N
         exit_points=info.exit_points,
         fingerprint=info.fingerprint,
         kv=request.kv,
-        notes=notes_of(traces, resolved, points, outcomes[0].tokens, request.documents, request.seed, request.kv),
+        notes=(
+            *notes_of(traces, resolved, points, outcomes[0].tokens, request.documents, request.seed, request.kv),
+            *notes_of_heads(rows),
+        ),
         rows=rows,
         replay_s=round(seconds, 3),
     )
@@ -167,7 +175,9 @@ def _wanted(traces: Traces, request: SweepRequest) -> Tensor:
     return wanted
 
 
-def _observed(traces: Traces, wanted: Tensor, shortcuts: Mapping[int, Linear], seed: int) -> Callable[[], TracedTokens]:
+def _observed(
+    traces: Traces, wanted: Tensor, shortcuts: Mapping[int, Linear], seed: int, heads: Heads | None
+) -> Callable[[], TracedTokens]:
     """Return a sample of the wanted tokens, spread over all of them, read once."""
 
     @cache
@@ -175,7 +185,7 @@ def _observed(traces: Traces, wanted: Tensor, shortcuts: Mapping[int, Linear], s
         rows = wanted.nonzero().squeeze(1)
         some = torch.zeros_like(wanted)
         some[rows[:: max(1, len(rows) // OBSERVED)]] = True
-        (observed,) = read_tokens(traces, some, shortcuts, seed=seed, part=2 * OBSERVED)
+        (observed,) = read_tokens(traces, some, shortcuts, seed=seed, part=2 * OBSERVED, heads=heads)
         return observed
 
     return read
@@ -247,13 +257,14 @@ def _replay_all(
     shortcuts: Mapping[int, Linear],
     info: ModelInfo,
     seed: int,
+    heads: Heads | None,
     progress: Progress,
 ) -> list[Outcome]:
     total, done = int(wanted.sum()), 0
     outcomes = [Outcome.nothing(len(traces.documents)) for _ in points]
     progress.begin(f"replaying {len(points)} operating points", total)
     with torch.inference_mode():
-        for tokens in read_tokens(traces, wanted, shortcuts, seed=seed):
+        for tokens in read_tokens(traces, wanted, shortcuts, seed=seed, heads=heads):
             for place, point in enumerate(points):
                 outcomes[place] += replay(point, tokens, info)
             for tally in tallies:

@@ -83,6 +83,8 @@ def _row(
         lm_head_per_token=outcome.lm_head_evaluations / count,
         shortcut_per_token=outcome.shortcut_evaluations / count,
         kv_fill_layers_per_token=filled / count,
+        cheap_heads_per_token=outcome.cheap_head_evaluations / count,
+        head_agreement=ratio(outcome.head_alike, outcome.head_checks),
         expected_speedup=full.moved(model, kv) / outcome.moved(model, kv),
         oracle_share=None if best is None else ratio(outcome.skipped_rightly, deepest - best.layers),
         exits={layer: tokens / count for layer, tokens in sorted(outcome.exits.items())},

@@ -15,13 +15,17 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
+from harness.contracts import HeadChoice
 from harness.decoding.blocks import Linear
+from harness.decoding.readings import HeadReading, Heads
 from harness.training.traces.store import Traces
 
 __all__ = ["Looks", "TracedTokens", "read_tokens"]
 
 COLUMNS = ("hidden", "top", "top1", "top2", "entropy", "final", "position", "document", "input")
 PART = 4096
+READ = 256
+"""Tokens that a cheap head reads at a time: some heads make logits of the whole vocabulary."""
 
 Looks = frozenset[tuple[str, int]]
 """What a computation read: (quantity, exit layer)."""
@@ -39,6 +43,7 @@ class TracedTokens:
         generated: the tokens were the model's own, each document's first one yielded by its context; else they are the
             documents', read one by one.
         seed: of random strategies.
+        heads: the model's cheap heads; ``None`` where no strategy declares one, and the model is not loaded.
         memo: what strategies computed for any of their settings, and what that read.
     """
 
@@ -48,8 +53,10 @@ class TracedTokens:
     documents: Sequence[str]
     generated: bool
     seed: int = 0
+    heads: Heads | None = None
     memo: dict[Hashable, tuple[Tensor, Looks]] = field(default_factory=dict)
     _made: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    _read: dict[tuple[HeadChoice, int], dict[str, Tensor]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.final)
@@ -110,6 +117,18 @@ class TracedTokens:
             return self.hidden(layer)
         return self._once("exit_state", layer, lambda: self.shortcuts[layer](self.hidden(layer)))
 
+    def by_head(self, head: HeadChoice, layer: int) -> dict[str, Tensor]:
+        """Return what a cheap head says at an exit: ``top``, ``top1``, ``top2``, ``entropy``, ``[n]`` each."""
+        found = self._read.get((head, layer))
+        if found is None:
+            assert self.heads is not None
+            parts = [
+                _columns(HeadReading.of(self.heads.read(head, states)))
+                for states in torch.split(self.exit_state(layer), READ)
+            ]
+            found = self._read[head, layer] = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return found
+
     def _gather(self, column: str, layer: int | None = None) -> Tensor:
         """Copy the selected rows of a column, of one exit if a layer is given."""
         parts = []
@@ -125,8 +144,23 @@ class TracedTokens:
         return found
 
 
+def _columns(reading: HeadReading) -> dict[str, Tensor]:
+    return {
+        "top": reading.top_token,
+        "top2": reading.second_probability,
+        "top1": reading.top_probability,
+        "entropy": reading.entropy,
+    }
+
+
 def read_tokens(
-    traces: Traces, wanted: Tensor, shortcuts: Mapping[int, Linear], *, seed: int = 0, part: int = PART
+    traces: Traces,
+    wanted: Tensor,
+    shortcuts: Mapping[int, Linear],
+    *,
+    seed: int = 0,
+    part: int = PART,
+    heads: Heads | None = None,
 ) -> Iterator[TracedTokens]:
     """Yield the wanted tokens of a trace, about ``part`` at a time.
 
@@ -136,6 +170,7 @@ def read_tokens(
         shortcuts: exit layer → shortcut, float32.
         seed: of random strategies.
         part: most tokens at once.
+        heads: the model's cheap heads, where a strategy reads one.
     """
     keys = [str(document["key"]) for document in traces.documents]
     generated = bool(traces.index.get("new_tokens"))
@@ -150,7 +185,7 @@ def read_tokens(
             waiting.append((shard, taken))
             count += len(taken)
             if count == part:
-                yield TracedTokens(traces.exit_points, waiting, shortcuts, keys, generated, seed)
+                yield TracedTokens(traces.exit_points, waiting, shortcuts, keys, generated, seed, heads)
                 waiting, count = [], 0
     if waiting:
-        yield TracedTokens(traces.exit_points, waiting, shortcuts, keys, generated, seed)
+        yield TracedTokens(traces.exit_points, waiting, shortcuts, keys, generated, seed, heads)

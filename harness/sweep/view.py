@@ -14,11 +14,15 @@ from typing import NoReturn
 
 from torch import Tensor
 
-from harness.contracts import ModelInfo
+from harness.contracts import HeadChoice, ModelInfo, Reading
 from harness.errors import ConfigError
 from harness.sweep.tokens import TracedTokens
 
-__all__ = ["Charges", "ReplayView"]
+__all__ = ["HEAD", "Charges", "ReplayView"]
+
+
+HEAD = "head "
+"""What readings of cheap heads are charged under begins with this, and the head follows."""
 
 
 @dataclass
@@ -28,10 +32,14 @@ class Charges:
     Attributes:
         running: how many rows have not left yet.
         spent: ``logits``, ``shortcut`` and ``deep`` (running the remaining layers): how many rows each was made for;
-            ``deep_layers``: how many layers that took.
+            ``deep_layers``: how many layers that took; a cheap head under its name after :data:`HEAD`.
+        by_full_head: cheap heads are answered by the LM head, to see what that would decide.
+        answering: exit layer → cheap head that rows which exit there take their tokens from.
     """
 
     running: int
+    by_full_head: bool = False
+    answering: dict[int, HeadChoice] = field(default_factory=dict)
     spent: Counter[str] = field(default_factory=Counter)
     _seen: set[tuple[str, int]] = field(default_factory=set)
     _recorders: list[set[tuple[str, int]]] = field(default_factory=list)
@@ -160,6 +168,31 @@ class ReplayView:
         self._read_out()
         return self._tokens.number("entropy", self._layer)
 
+    def read(self, head: HeadChoice) -> Reading:
+        """Return what a head says of the traced states; the model's weights are at hand where strategies declare it.
+
+        Raises:
+            ConfigError: the strategy did not declare it.
+        """
+        if head.is_full or self._charges.by_full_head:
+            return self
+        if self._tokens.heads is None:
+            self._refuse(
+                f"the head {head}", "Let the strategy name it in cheap_heads(), and the model is loaded for it"
+            )
+        return _ReplayReading(self, head)
+
+    def answer_by(self, head: HeadChoice) -> None:
+        """Let tokens that exit here come from a cheap head."""
+        if not head.is_full and not self._charges.by_full_head:
+            self._charges.answering[self._layer] = head
+
+    def by_head(self, head: HeadChoice, column: str) -> Tensor:
+        """Return a column of :meth:`TracedTokens.by_head`, charged."""
+        self._map()
+        self._charges.look(f"{HEAD}{head}", self._layer)
+        return self._tokens.by_head(head, self._layer)[column]
+
     @property
     def full_depth_token(self) -> Tensor:
         """Token of the last layer, ``[n]``."""
@@ -174,7 +207,7 @@ class ReplayView:
 
     def once(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
         """Compute something once for all operating points that come to this exit by the same ones."""
-        memo, place = self._tokens.memo, (key, self._path)
+        memo, place = self._tokens.memo, (key, self._path, self._charges.by_full_head)
         if place not in memo:
             memo[place] = self._charges.record(compute)
         value, looks = memo[place]
@@ -195,3 +228,31 @@ class ReplayView:
             f"{self._name} cannot be replayed on this trace: it asks for {what}, which the trace does not hold. "
             f"{advice}; or run it live: `harness run --strategy {self._name}`."
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _ReplayReading:
+    """What a cheap head says of traced tokens. Implements :class:`harness.contracts.Reading`."""
+
+    view: ReplayView
+    head: HeadChoice
+
+    @property
+    def top_token(self) -> Tensor:
+        """Its token, ``[n]``."""
+        return self.view.by_head(self.head, "top")
+
+    @property
+    def top_probability(self) -> Tensor:
+        """That token's probability, ``[n]``."""
+        return self.view.by_head(self.head, "top1")
+
+    @property
+    def second_probability(self) -> Tensor:
+        """Probability of the second token, ``[n]``."""
+        return self.view.by_head(self.head, "top2")
+
+    @property
+    def entropy(self) -> Tensor:
+        """Entropy, ``[n]``, nats."""
+        return self.view.by_head(self.head, "entropy")

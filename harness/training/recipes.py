@@ -11,12 +11,13 @@ from pydantic import Field
 
 from harness.contracts.recipes import Trained, TrainingRun
 from harness.training.agents.options import AgentOptions
+from harness.training.cheap_heads.options import LowRankOptions, ShortlistOptions
 from harness.training.heads.options import HeadOptions
 from harness.training.lite.options import LiteOptions
 from harness.training.requirements import require
 from harness.training.shortcut.options import ShortcutOptions
 
-__all__ = ["Agent", "CertaintyHead", "LikelihoodHeads", "Lite", "Shortcut"]
+__all__ = ["Agent", "CertaintyHead", "LikelihoodHeads", "Lite", "LowRankHead", "Shortcut", "TokenShortlist"]
 
 
 class Lite(LiteOptions):
@@ -51,6 +52,26 @@ class Shortcut(ShortcutOptions):
         rows = [f"| {layer} | {before:.3f} | {after:.3f} |" for layer, (before, after) in result.agreement.items()]
         report = "\n".join(["| exit layer | agreement before | with the maps |", "|--:|--:|--:|", *rows])
         return Trained(report, f"{result.tokens} held-out tokens. The maps are in {result.artefact.path}")
+
+
+class TokenShortlist(ShortlistOptions):
+    """Count the tokens of train splits, for the head that reads the most frequent ones alone; a minute."""
+
+    def train(self, run: TrainingRun) -> Trained:
+        """Count; see :func:`harness.training.cheap_heads.shortlist.count_tokens`."""
+        from harness.training.cheap_heads.shortlist import count_tokens
+
+        return count_tokens(self, run)
+
+
+class LowRankHead(LowRankOptions):
+    """Find the directions of traced states that move logits most, for the low-rank head, in closed form."""
+
+    def train(self, run: TrainingRun) -> Trained:
+        """Fit; see :func:`harness.training.cheap_heads.lowrank.fit_lowrank`."""
+        from harness.training.cheap_heads.lowrank import fit_lowrank
+
+        return fit_lowrank(self, run)
 
 
 class _Heads(HeadOptions):

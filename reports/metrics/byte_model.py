@@ -9,8 +9,9 @@ as if they were read.
 
 Between "so many layers skipped" and the speed-up measured stands a **ladder** of the same bytes, added up in steps:
 what the executed layers alone would give (with the one LM head that every token needs), what remains after the LM
-heads evaluated to decide, after the exits' shortcut maps, and after KV fills. The last is the byte model's speed-up.
-Between it and the measured one stands what bytes do not explain: the time of asking itself, small operations.
+heads evaluated to decide, or the cheap heads in their place, after the exits' shortcut maps, and after KV fills. The
+last is the byte model's speed-up. Between it and the measured one stands what bytes do not explain: the time of asking
+itself, small operations.
 """
 
 from __future__ import annotations
@@ -100,6 +101,7 @@ def _bytes_by_cause(sample: SampleRecord, model: ModelRecord, kv: KVFacts) -> tu
         layers=sum(layers) if kv.defers else sample.layers_executed,
         lm_head_evaluations=sample.lm_head_evaluations,
         shortcut_evaluations=sample.shortcut_evaluations,
+        cheap_head_bytes=sample.cheap_head_bytes,
         kv_fill_layers=sample.kv_fill_layers,
         cache_reads=sum(executed * (first + step) for step, executed in enumerate(layers)),
     )
@@ -112,6 +114,7 @@ def bytes_by_cause(
     layers: int,
     lm_head_evaluations: int,
     shortcut_evaluations: int,
+    cheap_head_bytes: int,
     kv_fill_layers: int,
     cache_reads: int,
 ) -> tuple[int, int, int, int]:
@@ -123,13 +126,14 @@ def bytes_by_cause(
         layers: layers run for them.
         lm_head_evaluations: of outputs and of checks.
         shortcut_evaluations: maps of exits.
+        cheap_head_bytes: bytes that cheap heads read.
         kv_fill_layers: layers whose K,V were filled.
         cache_reads: positions × layers attended to.
     """
     outputs = min(tokens, lm_head_evaluations)
     return (
         layers * model.layer_bytes + cache_reads * model.kv_entry_bytes + outputs * model.lm_head_bytes,
-        (lm_head_evaluations - outputs) * model.lm_head_bytes,
+        (lm_head_evaluations - outputs) * model.lm_head_bytes + cheap_head_bytes,
         shortcut_evaluations * model.shortcut_bytes,
         kv_fill_layers * model.kv_projection_bytes,
     )

@@ -13,7 +13,7 @@ from reports.metrics.units import Units, rates
 from reports.statistics.intervals import ratio
 from reports.summary.measured import Measured, SampleKey
 
-__all__ = ["EXIT_CHECKS", "EXIT_LAYER", "KV_FILLS", "LAYERS_SKIPPED", "LM_HEADS", "ORACLE_SHARE"]
+__all__ = ["CHEAP_HEADS", "EXIT_CHECKS", "EXIT_LAYER", "KV_FILLS", "LAYERS_SKIPPED", "LM_HEADS", "ORACLE_SHARE"]
 
 
 def _mean_layers(cell: Measured, keys: Iterable[SampleKey]) -> float | None:
@@ -131,6 +131,17 @@ LM_HEADS = Metric(
     kind="work",
     better="lower",
     sections={DEPTH: 4},
+)
+CHEAP_HEADS = Metric(
+    name="cheap_heads_per_token",
+    header="cheap heads\n/token",
+    meaning="exits read by a cheap head instead of the LM head",
+    compute=lambda point: (
+        _counted(lambda sample: sample.cheap_head_evaluations, point) if point.cell.point.heads else None
+    ),
+    kind="work",
+    better="lower",
+    sections={DEPTH: 4.5},
 )
 KV_FILLS = Metric(
     name="kv_fill_layers_per_token",

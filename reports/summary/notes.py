@@ -60,6 +60,7 @@ def notes(
         *about_windows(everything, windows),
         *_about_power(rows),
         *_about_regimes(cells, manifest),
+        *_about_heads(cells),
         *_about_sample_size(cells, rows, manifest.operating_points[0].name),
         *_about_chance(rows),
         *_about_oracle(cells),
@@ -231,6 +232,25 @@ def _about_regimes(cells: Sequence[Measured], manifest: Manifest) -> Iterator[st
             "requests arrive at a fixed rate: latency, TTFT and speed-up count from the arrival, waiting included; "
             "tokens per second and energy include idling between requests."
         )
+
+
+def _about_heads(cells: Sequence[Measured]) -> Iterator[str]:
+    for point in {cell.point.name: cell.point for cell in cells if cell.point.heads}.values():
+        samples = [sample for cell in cells if cell.point.name == point.name for sample in cell.samples.values()]
+        read = sum(sample.cheap_head_evaluations for sample in samples)
+        if not read:
+            continue
+        megabytes = sum(sample.cheap_head_bytes for sample in samples) / read / 1e6
+        own = sum(sample.cheap_head_tokens for sample in samples)
+        left = sum(layer < sample.exit_layers[0] for sample in samples for layer in sample.exit_layers[1:])
+        missed = sum(sample.cheap_head_misses for sample in samples)
+        heads = "; ".join(f"{head} ({note})" for head, note in point.heads.items())
+        tokens = (
+            f"{own} of its tokens were chosen by it and not by the LM head: a loss like any other"
+            if own
+            else f"the LM head chose its tokens, {missed} of {left} otherwise than the checked head would have"
+        )
+        yield f"{point.name} is decided by a cheap head, {heads}, of {megabytes:.1f} MB a reading; {tokens}."
 
 
 def _about_baseline(manifest: Manifest, cells: Sequence[Measured]) -> Iterator[str]:

@@ -19,6 +19,7 @@ from harness.config import StrategySpec
 from harness.config.options import build_strategy
 from harness.contracts import Batch, ModelRequest
 from harness.decoding.generation import Generation
+from harness.decoding.readings import Heads
 from harness.decoding.view import LayerView
 from harness.models.model import resolve
 from harness.registry import KV_POLICIES, STRATEGIES
@@ -97,7 +98,16 @@ def views(smollm2: Any, prompt: list[int]) -> Callable[[], list[LayerView]]:
                 rehearse=lambda: states[-1][-1:],
             )  # fmt: skip
             tally = [Generation(token_ids=[1, 2, 3])]
-            made.append(LayerView(smollm2.engine.backbone, passing, tally, made[-1] if made else None, None))
+            made.append(
+                LayerView(
+                    smollm2.engine.backbone,
+                    passing,
+                    tally,
+                    made[-1] if made else None,
+                    None,
+                    Heads(smollm2.engine.backbone),
+                )
+            )
         return made
 
     return make

@@ -79,7 +79,13 @@ def test_text_becomes_typed_options() -> None:
     strategy = built("margin:threshold=0.7:horizon=20")
     assert strategy == Margin(threshold=0.7, decay=0.0, horizon=20)
     assert isinstance(strategy.horizon, int)
-    assert effective_options(strategy) == {"threshold": 0.7, "decay": 0.0, "horizon": 20}
+    assert effective_options(strategy) == {
+        "threshold": 0.7,
+        "decay": 0.0,
+        "horizon": 20,
+        "head": "full",
+        "token": "full",
+    }
 
 
 def test_defaults_are_the_dataclass_s_own() -> None:
@@ -133,6 +139,8 @@ def test_facts_of_the_margin_s_options() -> None:
         ("threshold", "float", "≥ 0, ≤ 1", 0.5),
         ("decay", "float", "≥ 0, ≤ 100", 0.0),
         ("horizon", "int", "≥ 1", 15),
+        ("head", "str", "", "full"),
+        ("token", "str", "", "full"),
     ]
     assert facts[0].description.startswith("τ")
 

@@ -62,10 +62,24 @@ def test_every_artefact_is_whole_and_says_how_it_was_made(folder: Path, name: st
 
 
 @pytest.mark.parametrize("folder", SETS, ids=lambda folder: folder.name)
+def test_the_shortlist_ranks_tokens_of_documents_that_tuning_read(folder: Path) -> None:
+    """So that what may be drawn is the same with and without it: counts keep no order."""
+    shortlist, adapter = (
+        read_artefact(folder / "shortlist.json", "shortlist"),
+        read_artefact(folder / "adapter.json", "adapter"),
+    )
+    ids = shortlist.tensors()["token_ids"]
+    assert (len(ids), len(ids.unique()), int(ids.max()) < 49152) == (16384, 16384, True)
+    assert set(shortlist.facts["documents"]) <= set(adapter.facts["documents"])
+    assert shortlist.facts["base_fingerprint"] == adapter.facts["model_fingerprint"]
+    assert shortlist.facts["order"] is False
+
+
+@pytest.mark.parametrize("folder", SETS, ids=lambda folder: folder.name)
 def test_nothing_else_ships(folder: Path) -> None:
     names = {path.name.partition(".")[0].removesuffix("-training") for path in folder.iterdir()}
     indices = {json.loads((folder / f"{name}.json").read_text())["ngrams"]["file"] for name in SETS[folder]}
-    assert names == {*SETS[folder], "CARD", "exits", "training", *(Path(file).stem for file in indices)}
+    assert names == {*SETS[folder], "shortlist", "CARD", "exits", "training", *(Path(file).stem for file in indices)}
     assert {path for path in SHIPPED.iterdir() if path.is_dir()} == set(SETS)
 
 

@@ -5,14 +5,20 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from harness.contracts import ExitView, KVFacts, ModelInfo, Strategy
+from harness.config import parse_strategies
+from harness.config.options import build_strategy
+from harness.contracts import ExitView, HeadChoice, KVFacts, ModelInfo, Strategy
+from harness.decoding.engine import Engine
+from harness.decoding.readings import Heads
 from harness.errors import ConfigError, OptionError
+from harness.models.artefacts import write_artefact
 from harness.records import OperatingPointRecord
 from harness.running.operating_points import OperatingPoint
 from harness.sweep.replay_strategy import Outcome, replay
@@ -28,6 +34,14 @@ SPECS = (
     "margin:threshold=0.2:decay=4",
     "patience:patience=2",
     "saturation:threshold=0.7",
+)
+
+
+HEADS_SPECS = (
+    "confidence:threshold=0.4:head=shortlist/200",
+    "confidence:threshold=0.4:head=shortlist/200:token=head",
+    "margin:threshold=0.2:head=lowrank/32",
+    "entropy:threshold=0.75:head=int8",
 )
 
 
@@ -80,6 +94,42 @@ def test_exits_and_counts_are_those_of_live_decoding(
     layers = check_alike(tiny, point_of(spec, tiny.info))
     if spec not in ("full", "fixed:layer=6"):
         assert len(set(layers)) > 1, "a threshold that tells nothing"
+
+
+def tensors(kind: str) -> dict[str, Tensor]:
+    return {"token_ids": torch.arange(319, -1, -1)} if kind == "shortlist" else {"root": torch.eye(32)}
+
+
+@pytest.mark.parametrize("text", HEADS_SPECS)
+def test_checks_by_cheap_heads_replay_and_tell_how_often_they_agree(tiny: Any, text: str, tmp_path: Path) -> None:
+    (spec,) = parse_strategies(text)
+    strategy = build_strategy(spec)
+    for kind in ("shortlist", "lowrank"):
+        write_artefact(tmp_path / f"{kind}.json", kind, tensors(kind), {"model": "tiny"})
+    info = dataclasses.replace(tiny.info, artefacts=(str(tmp_path),))
+    engine = Engine(dataclasses.replace(tiny.engine.backbone, trained=tensors), info)
+    live = engine.decode(PROMPTS, strategy, kv="recompute", max_new_tokens=[14] * 3)
+    tokens = dataclasses.replace(tiny.tokens(PROMPTS, [one.token_ids for one in live]), heads=Heads(engine.backbone))
+    found = replay(operating(strategy), tokens, info)
+    layers = [layer for one in live for layer in one.exit_layers[1:]]
+    assert {layer: n for layer, n in found.exits.items() if n} == {n: layers.count(n) for n in set(layers)}
+    assert found.lm_head_evaluations == sum(one.lm_head_evaluations for one in live)
+    assert found.cheap_head_evaluations == sum(one.cheap_head_evaluations for one in live) == found.checks
+    assert found.cheap_head_bytes == sum(one.cheap_head_bytes for one in live)
+    assert found.head_checks == found.checks
+    assert found.head_alike <= found.head_checks
+    if "lowrank" in text:  # nothing is left out
+        assert found.head_alike == found.head_checks
+
+
+def test_a_head_that_was_not_declared_is_refused(tiny: Any) -> None:
+    @dataclass(frozen=True)
+    class Secret(Strategy):
+        def should_exit(self, view: ExitView) -> Tensor:
+            return view.read(HeadChoice("int8")).top_probability > 0.5
+
+    with pytest.raises(ConfigError, match="asks for the head int8, which the trace does not hold"):
+        replay(operating(Secret()), tiny.tokens(PROMPTS, [[5, 6, 7]] * 3), tiny.info)
 
 
 def test_a_strategy_from_outside_replays_as_it_decodes(tiny: Any) -> None:

@@ -1,0 +1,171 @@
+"""Cheap heads of one model, each made when it is first read, and what one says of the rows of a view."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from harness.contracts import CheapHead, HeadChoice, HeadLogits, LMHead
+from harness.decoding.backbone import Backbone
+from harness.decoding.packing import pack_near_exact
+from harness.registry import HEADS
+
+__all__ = ["HeadReading", "Heads", "lm_head_of"]
+
+COLUMNS = 64
+"""Columns of the LM head that are read out at a time."""
+
+
+class Heads:
+    """The cheap heads of a model.
+
+    Args:
+        backbone: the model; its ``trained`` finds the artefacts that heads are made from.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        self._backbone = backbone
+        self._made: dict[HeadChoice, CheapHead] = {}
+
+    def __getitem__(self, choice: HeadChoice) -> CheapHead:
+        """Return a head, made when it is first asked for.
+
+        Raises:
+            UnknownNameError: no such head.
+            ArtefactError: the artefact it is made from is missing, or not of this model.
+        """
+        found = self._made.get(choice)
+        if found is None:
+            made: type[CheapHead] = HEADS.load(choice.name)
+            facts = made.facts
+            tensors = self._backbone.trained(facts.artefact) if facts.artefact else {}
+            with torch.inference_mode():
+                found = made(lm_head_of(self._backbone), choice.size or facts.default_size, tensors)
+            self._made[choice] = found
+        return found
+
+    def read(self, choice: HeadChoice, exit_states: Tensor) -> HeadLogits:
+        """Read exit states, ``[n, hidden_size]``."""
+        head = self[choice]
+        return head(self._backbone.head_states(exit_states.to(self._backbone.dtype)).float())
+
+
+class HeadReading:
+    """What a cheap head says of some rows. Implements :class:`harness.contracts.Reading`.
+
+    Args:
+        read: makes the logits when they are first needed.
+        once: computes what belongs to a key at most once for these rows.
+    """
+
+    __slots__ = ("_logits", "_once", "_read")
+
+    def __init__(self, read: Callable[[], HeadLogits], once: Callable[[str, Callable[[], Tensor]], Tensor]) -> None:
+        self._read, self._once = read, once
+        self._logits: HeadLogits | None = None
+
+    @classmethod
+    def of(cls, logits: HeadLogits) -> HeadReading:
+        """Return a reading of logits that are there."""
+        kept: dict[str, Tensor] = {}
+
+        def once(key: str, compute: Callable[[], Tensor]) -> Tensor:
+            if key not in kept:
+                kept[key] = compute()
+            return kept[key]
+
+        return cls(lambda: logits, once)
+
+    @property
+    def is_made(self) -> bool:
+        """Whether the logits are there."""
+        return self._logits is not None
+
+    def of_rows(self, index: Tensor) -> HeadLogits:
+        """Return the logits of some of the rows."""
+        found = self._found
+        return HeadLogits(found.logits[index], found.token_ids, None if found.rest is None else found.rest[index])
+
+    @property
+    def _found(self) -> HeadLogits:
+        if self._logits is None:
+            self._logits = self._read()
+        return self._logits
+
+    @property
+    def top_token(self) -> Tensor:
+        """The best token, ``[n]``."""
+        return self._once("token", self._token)
+
+    @property
+    def top_probability(self) -> Tensor:
+        """Its probability, ``[n]``."""
+        return self._once("top", self._top)
+
+    @property
+    def second_probability(self) -> Tensor:
+        """Probability of the second token, ``[n]``."""
+        return self._once("second", self._second)
+
+    @property
+    def entropy(self) -> Tensor:
+        """Entropy in nats, all that is not read taken as one token, ``[n]``."""
+        return self._once("entropy", self._entropy)
+
+    def _token(self) -> Tensor:
+        best = self._found.logits.argmax(-1)
+        return best if self._found.token_ids is None else self._found.token_ids[best]
+
+    def _top(self) -> Tensor:
+        return (self._found.logits.amax(-1) - _log_total(self._found)).exp()
+
+    def _second(self) -> Tensor:
+        first, second = self._found.logits.topk(2, dim=-1).values.unbind(-1)
+        total = _log_total(self._found)
+        self._once("top", (first - total).exp)
+        return (second - total).exp()
+
+    def _entropy(self) -> Tensor:
+        found, total = self._found, _log_total(self._found)
+        logs = found.logits - total.unsqueeze(-1)
+        parts = (logs.exp() * logs).sum(-1)
+        if found.rest is not None:
+            rest = found.rest - total
+            parts = parts + rest.exp() * rest
+        return -parts
+
+
+def _log_total(found: HeadLogits) -> Tensor:
+    """Return log Σ exp over everything, ``[n]``."""
+    total = found.logits.logsumexp(-1)
+    return total if found.rest is None else torch.logaddexp(total, found.rest)
+
+
+def lm_head_of(backbone: Backbone) -> LMHead:
+    """Return what heads are made of, whatever format the LM head is stored in."""
+    vocab_size, width = backbone.lm_head.shape
+    bias = backbone.lm_head(torch.zeros((1, width), dtype=backbone.dtype, device=backbone.device))[0].float()
+    return LMHead(
+        vocab_size,
+        width,
+        str(backbone.device),
+        partial(_rows, backbone),
+        bias if bias.any() else None,
+        pack_near_exact,
+    )
+
+
+def _rows(backbone: Backbone, token_ids: Tensor | None) -> Tensor:
+    """Return rows of the LM head, float32: its products with unit vectors are its columns."""
+    linear, (vocab_size, width) = backbone.lm_head, backbone.lm_head.shape
+    count = vocab_size if token_ids is None else len(token_ids)
+    rows = torch.empty((count, width), device=backbone.device)
+    units = torch.eye(width, dtype=backbone.dtype, device=backbone.device)
+    bias = linear(torch.zeros_like(units[:1]))
+    for start in range(0, width, COLUMNS):
+        columns = linear(units[start : start + COLUMNS]) - bias
+        rows[:, start : start + COLUMNS] = (columns if token_ids is None else columns[:, token_ids]).t()
+    return rows

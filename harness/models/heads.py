@@ -1,0 +1,136 @@
+"""Cheap heads for a model: whether one can be had, the artefact it is made from, and the options of what reads one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import AfterValidator, Field
+
+from harness.contracts import FULL_HEAD, CheapHead, ExitView, HeadChoice, ModelInfo, Reading, Strategy
+from harness.errors import ArtefactError, OptionError, UnknownNameError
+from harness.models.artefacts import Artefact, read_artefact
+from harness.models.remedy import remedy
+from harness.registry import HEADS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["ReadsHead", "find_head_artefact", "head_tensors"]
+
+
+def _known(text: str) -> str:
+    choice = HeadChoice.of(text)
+    if not choice.is_full and choice.name not in HEADS:
+        raise UnknownNameError("head", choice.name, [FULL_HEAD, *HEADS.names()])
+    if choice.size is not None and (choice.is_full or not _head(choice).facts.sizes):
+        raise ValueError(f"the head {choice.name} has no size")
+    return text
+
+
+def _head(choice: HeadChoice) -> type[CheapHead]:
+    found: type[CheapHead] = HEADS.load(choice.name)
+    return found
+
+
+@dataclass(frozen=True)
+class ReadsHead(Strategy):
+    """A strategy whose checks read a head: the LM head, or a cheap one that approximates it.
+
+    A subclass compares numbers of :meth:`reading`. A token that exits is read by the LM head all the same, unless
+    ``token`` says otherwise.
+    """
+
+    head: Annotated[
+        str,
+        AfterValidator(_known),
+        Field(description="what a check reads: full, or NAME or NAME/SIZE of harness list heads, an approximation"),
+    ] = field(default=FULL_HEAD, kw_only=True)
+    token: Annotated[
+        str,
+        Field(
+            pattern="^(full|head)$",
+            description="which head an exit's token comes from: full, the LM head; or head, the one checked: lossy",
+        ),
+    ] = field(default="full", kw_only=True)
+
+    def exit_points(self, model: ModelInfo) -> tuple[int, ...]:
+        """Every exit point of the model, once what the head is made from is found and checked."""
+        if self.token == "head" and self._choice.is_full:
+            raise OptionError("token=head means the cheap head of a check, and head=full has none. Give head=NAME.")
+        self.artefacts(model)
+        return model.exit_points
+
+    def artefacts(self, model: ModelInfo) -> Mapping[str, str]:
+        """What the head is made from."""
+        kind = "" if self._choice.is_full else _head(self._choice).facts.artefact
+        return {kind: find_head_artefact(kind, model).sha256} if kind else {}
+
+    def cheap_heads(self) -> tuple[HeadChoice, ...]:
+        """The head, unless it is the LM head."""
+        return () if self._choice.is_full else (self._choice,)
+
+    def reading(self, view: ExitView) -> Reading:
+        """Return what the head says of a view, and let it choose the tokens where it shall."""
+        choice = self._choice
+        if choice.is_full:
+            return view
+        if self.token == "head":
+            view.answer_by(choice)
+        return view.read(choice)
+
+    @property
+    def _choice(self) -> HeadChoice:
+        return _choice(self.head)
+
+
+@lru_cache(maxsize=64)
+def _choice(text: str) -> HeadChoice:
+    return HeadChoice.of(text)
+
+
+def find_head_artefact(kind: str, model: ModelInfo) -> Artefact:
+    """Return the artefact of a kind that was made for a model, or for its base weights where it says no others.
+
+    Raises:
+        ArtefactError: missing, or made for another model; names the commands.
+    """
+    found = [path for folder in model.artefacts if (path := Path(folder) / f"{kind}.json").is_file()]
+    misfits = []
+    for path in found:
+        artefact = _read(path, kind, path.stat().st_mtime_ns)
+        misfit = _misfit(artefact, model)
+        if not misfit:
+            return artefact
+        misfits.append(f" {path} {misfit}.")
+    steps = remedy(kind, model, kind)
+    raise ArtefactError(
+        f"there is no {kind}.json for {model.name}.{''.join(misfits)} Use head=full, or make it with ({steps.effort}):",
+        steps.commands,
+    )
+
+
+def head_tensors(model: ModelInfo, device: str, kind: str) -> Mapping[str, Tensor]:
+    """Return the tensors of :func:`find_head_artefact`; raises as that, and where they are damaged."""
+    return find_head_artefact(kind, model).tensors(device)
+
+
+def _misfit(artefact: Artefact, model: ModelInfo) -> str:
+    """Say why an artefact is not of a model, in a clause; empty where it is."""
+    facts = artefact.facts
+    for what, name, ours in (
+        ("base weights", "base_fingerprint", model.base_fingerprint),
+        ("weights", "model_fingerprint", model.fingerprint),
+        ("exit head", "exit_head", model.exit_head),
+    ):
+        if name in facts and facts[name] != ours:
+            return f"is of {what} {facts[name]}, and these are {ours}"
+    return ""
+
+
+@lru_cache(maxsize=32)
+def _read(path: Path, kind: str, changed: int) -> Artefact:
+    return read_artefact(path, kind)

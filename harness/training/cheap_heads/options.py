@@ -1,0 +1,32 @@
+"""Options of ``harness train shortlist`` and ``harness train lowrank``."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from harness.config.model import DOCUMENT_TASKS, Folder, Source, TaskName
+from harness.training.options import TrainingOptions
+
+__all__ = ["LowRankOptions", "ShortlistOptions"]
+
+ARTEFACTS = "Where the model's adapter and shortcuts are: a folder of `harness train`, or a shipped set."
+
+
+class ShortlistOptions(TrainingOptions):
+    """What ``harness train shortlist`` can be told."""
+
+    tasks: tuple[TaskName, ...] = Field(
+        default=DOCUMENT_TASKS, description="Task whose train split is counted. Repeatable; each in equal shares."
+    )
+    sources: tuple[Source, ...] = Field(
+        default=("embedded",), description="embedded, hub, or PATH. Repeatable; each in equal shares."
+    )
+    documents: int | None = Field(default=None, ge=2, description="Documents of each source at most. Default: all.")
+    size: int = Field(default=16384, ge=2, description="Tokens that are ranked: the largest shortlist there can be.")
+
+
+class LowRankOptions(TrainingOptions):
+    """What ``harness train lowrank`` can be told."""
+
+    traces: Folder = Field(description="Folder that `harness trace` made.")
+    artefacts: str | None = Field(default=None, description=ARTEFACTS)
