@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 import torch
@@ -99,6 +99,14 @@ class RMSNorm:
 
     weight: Tensor
     eps: float
+    _gain: Tensor = field(init=False, repr=False)
+    _floor: Tensor = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        # x · w / √(‖x‖²/n + ε) = x · w√n / √(‖x‖² + nε): four kernels for few rows
+        width = self.weight.shape[-1]
+        object.__setattr__(self, "_gain", self.weight * math.sqrt(width))
+        object.__setattr__(self, "_floor", self.weight.new_tensor(math.sqrt(width * self.eps)))
 
     def __call__(self, x: Tensor) -> Tensor:
         """Normalise the last axis of ``x``."""
@@ -110,7 +118,7 @@ class RMSNorm:
                 scale = 1.0 / math.sqrt(torch.dot(x[0], x[0]).item() / width + self.eps)
                 return torch.addcmul(_ZERO, x, self.weight, value=scale)
             length = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-            return x * self.weight * torch.rsqrt(length * length / width + self.eps)
+            return (x * self._gain).div_(torch.hypot(length, self._floor))
         return self.weight * self.standardise(x)
 
     def copied(self) -> RMSNorm:

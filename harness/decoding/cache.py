@@ -5,6 +5,8 @@ What the layers hold that a token skipped is the KV policy's business.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
@@ -65,6 +67,14 @@ class KVCache:
         """Return which cached positions slots at ``positions`` ``[n]`` may attend to, ``[n, longest]`` bool."""
         return self._positions[: int(positions.max()) + 1] <= positions.unsqueeze(1)
 
+    def mask(self, positions: Tensor) -> Tensor:
+        """Return what attention adds to the scores of slots at ``positions`` ``[n]``: 0 or −∞, ``[n, longest]``.
+
+        Attention makes this of a bool mask anyway, in every layer.
+        """
+        hidden = ~self.visible(positions)
+        return torch.zeros(hidden.shape, dtype=self.entries.dtype, device=hidden.device).masked_fill_(hidden, -math.inf)
+
     def views(self, rows: slice, length: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Return keys and values of neighbouring rows as views, one per layer, cut in one go.
 
@@ -92,7 +102,7 @@ def attend(
         queries: one slot per row.
         keys: ``[n, KV, length, D]``.
         values: the same shape.
-        mask: ``[n, 1, 1, length]`` bool, or ``None`` when all positions are visible.
+        mask: ``[n, 1, 1, length]``, bool or what is added to the scores; ``None`` when all positions are visible.
         heads: attention geometry.
         scale: factor on query·key.
     """
@@ -109,7 +119,7 @@ def attend_span(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor, hea
         queries: its last ``n`` positions.
         keys: ``[1, KV, length, D]``.
         values: the same shape.
-        mask: ``[n, length]`` bool, which positions each may attend to.
+        mask: ``[n, length]``, which positions each may attend to: bool, or what is added to the scores.
         heads: attention geometry.
         scale: factor on query·key.
     """

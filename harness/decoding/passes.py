@@ -326,7 +326,7 @@ class TokenPass:
             rows=rows,
             length=length,
             tables=None if self._rotary is None else self._rotary.tables(positions),
-            mask=cache.visible(positions)[:, None, None, :] if ragged else None,
+            mask=cache.mask(positions)[:, None, None, :] if ragged else None,
             keys=keys,
             values=values,
             slots=cache.slots(first, length - 1, length) if len(self.rows) == 1 else (),
@@ -358,7 +358,7 @@ class TokenPass:
         positions = torch.cat(each)
         rows = torch.tensor(self.rows, device=device)
         runs = tuple(
-            _Run(span, cache.visible(places), *cache.views(slice(row, row + 1), end), cache.slots(row, start, end))
+            _Run(span, cache.mask(places), *cache.views(slice(row, row + 1), end), cache.slots(row, start, end))
             for row, start, end, span, places in zip(self.rows, self._starts, ends, self._spans(), each, strict=True)
         )
         return _Runs(

@@ -10,7 +10,6 @@ that was read in one piece and in several; in bfloat16 that can tip a near-tie.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -61,9 +60,7 @@ class PromptPass:
         self._tables = None if rotary is None else rotary.tables(self._places)
         self._mask: Tensor | None = None
         if start:  # as numbers, once: torch would make them of booleans in every layer
-            hidden = ~cache.visible(positions)
-            self._mask = torch.zeros(hidden.shape, dtype=self._state.dtype, device=device)
-            self._mask.masked_fill_(hidden, -math.inf)
+            self._mask = cache.mask(positions)
 
     def fill(self) -> None:
         """Store keys and values, and compute nothing else: more of the prompt follows."""
@@ -83,7 +80,7 @@ class PromptPass:
         tables = None if self._rotary is None else self._rotary.tables(positions)
         queries, _ = block.project(state, self._rotary, tables)
         ragged = self._count > 1 and bool((self._ends < self._length - 1).any())
-        mask = self._cache.visible(positions)[:, None, None, :] if ragged else None
+        mask = self._cache.mask(positions)[:, None, None, :] if ragged else None
         keys, values = self._kept(self._backbone.num_layers - 1)
         return block.finish(state, attend(queries, keys, values, mask, self._backbone.heads, block.scale))
 

@@ -7,7 +7,7 @@ bits of a row's product do not depend on the rows beside it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -49,6 +49,7 @@ class _FbgemmLinear:
     packed: Any
     shape: tuple[int, int]
     biased: bool
+    _parts: dict[int, _FbgemmLinear] = field(default_factory=dict)
 
     @classmethod
     def of(cls, weight: Tensor, bias: Tensor | None) -> _FbgemmLinear:
@@ -64,8 +65,11 @@ class _FbgemmLinear:
         return self(x.float()).to(x.dtype)
 
     def rows(self, start: int) -> _FbgemmLinear:
-        weight, bias = torch.ops.quantized.linear_unpack_fp16(self.packed)
-        return self.of(weight[start:], None if bias is None else bias[start:])
+        """What is packed cannot be parted: the part is packed for itself, once."""
+        if start not in self._parts:
+            weight, bias = torch.ops.quantized.linear_unpack_fp16(self.packed)
+            self._parts[start] = self.of(weight[start:], None if bias is None else bias[start:])
+        return self._parts[start]
 
     @property
     def nbytes(self) -> int:
