@@ -20,8 +20,13 @@ from harness.registry import PROTOCOLS
 @pytest.fixture(scope="module")
 def shown() -> dict[str, Any]:
     """What the block under the heading defines."""
+    return under("A task, a score, a meter")
+
+
+def under(heading: str) -> dict[str, Any]:
+    """What the first block of Python under a heading defines."""
     text = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
-    block = re.search(r"### A task, a score, a meter.*?```python\n(.*?)```", text, re.DOTALL)
+    block = re.search(rf"### {heading}.*?```python\n(.*?)```", text, re.DOTALL)
     assert block is not None
     names: dict[str, Any] = {"__name__": "readme"}
     exec(block[1], names)
@@ -65,3 +70,26 @@ def test_every_file_is_whole(tmp_path: Path, name: str) -> None:
     (block,) = (block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if f"class {name}(" in block)
     (tmp_path / "shown.py").write_text(block, encoding="utf-8")
     assert name in runpy.run_path(str(tmp_path / "shown.py"))
+
+
+def test_the_weights_format_and_the_head_decode(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import harness
+    from harness.registry import HEADS, WEIGHTS_FORMATS, Registry
+
+    defined = under("Add a weights format")
+    load = Registry.load
+    mine = {(WEIGHTS_FORMATS.group, "ternary"): "Ternary", (HEADS.group, "first"): "FirstTokens"}
+
+    def found(registry: Registry[Any], name: str) -> Any:
+        return defined[mine[registry.group, name]] if (registry.group, name) in mine else load(registry, name)
+
+    monkeypatch.setattr(Registry, "load", found)
+    known = Registry.__contains__
+    monkeypatch.setattr(
+        Registry, "__contains__", lambda registry, name: (registry.group, name) in mine or known(registry, name)
+    )
+    model = harness.load(str(tiny_llama), weights_format="ternary")
+    assert model.info.weights_format == "ternary"
+    assert all(len(row.unique()) <= 3 for row in model.loaded.backbone.lm_head.weight)
+    made = model.generate("def f(x):", "confidence:threshold=0.1:head=first/100", max_new_tokens=6)
+    assert len(made.steps) == 6
