@@ -73,7 +73,8 @@ def _in_dollar_quotes(character: str) -> str:
     if character in "\\'":
         return f"\\{character}"
     if is_hidden(character) or character == " ":
-        return "".join(f"\\x{byte:02x}" for byte in character.encode("utf-8", "surrogateescape"))
+        escape = "surrogateescape" if "\udc80" <= character <= "\udcff" else "surrogatepass"
+        return "".join(f"\\x{byte:02x}" for byte in character.encode("utf-8", escape))
     return character
 
 

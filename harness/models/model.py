@@ -120,7 +120,7 @@ class ResolvedModel:
                 raise
             raise OutOfMemoryError(
                 f"out of memory loading {self.info.name} in {self.info.dtype}. "
-                "Use --weights-format fp16 or a smaller --model."
+                "Use --dtype bfloat16 or a smaller --model."
             ) from error
 
     def _load(self, device: str, note: Callable[[str], None], weights_format: str | None) -> LoadedModel:

@@ -120,7 +120,12 @@ class ModelRecord(Record):
     @property
     def numbers(self) -> str:
         """What numbers weights and activations are, in words."""
-        return numbers(self.weights_format or OWN_FORMAT.get(self.dtype, self.dtype), self.dtype)
+        return numbers(self.stored_in, self.dtype)
+
+    @property
+    def stored_in(self) -> str:
+        """The weights format, of older runs too."""
+        return self.weights_format or OWN_FORMAT.get(self.dtype, self.dtype)
 
 
 class TaskRecord(Record):

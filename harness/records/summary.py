@@ -26,7 +26,7 @@ class SummaryRow(Record):
 
     Attributes:
         operating_point, strategy, options, task, language, protocol, source, model, weights, exit_head, kv,
-            batch_size, dtype, weights_format: what ran; the format is empty in summaries of before there were any.
+            batch_size, dtype, weights_format: what ran; the format is the dtype's own in summaries of before formats.
         n: samples scored. errors: samples that failed. repeats: repetitions timed.
         energy_source: where its energy comes from. energy_measured: a sensor measured it.
         verdict: the comparison with full depth in words; ``None`` when one of them has no finished sample.
@@ -48,7 +48,7 @@ class SummaryRow(Record):
     kv: str
     batch_size: int
     dtype: str
-    weights_format: str = ""
+    weights_format: str = Field(default_factory=lambda row: OWN_FORMAT.get(row["dtype"], row["dtype"]))
     n: int
     errors: int
     repeats: int
@@ -62,7 +62,7 @@ class SummaryRow(Record):
     @property
     def numbers(self) -> str:
         """What numbers weights and activations are, in words."""
-        return numbers(self.weights_format or OWN_FORMAT.get(self.dtype, self.dtype), self.dtype)
+        return numbers(self.weights_format, self.dtype)
 
     def estimate(self, metric: Metric | str) -> Estimate | None:
         """Return a metric's estimate; ``None`` where it was not measured, or is not defined."""

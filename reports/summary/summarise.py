@@ -130,7 +130,7 @@ def _table(points: Sequence[Point], metrics: Sequence[Metric]) -> list[SummaryRo
             kv=point.cell.regime.kv,
             batch_size=point.cell.regime.batch_size,
             dtype=point.model.dtype,
-            weights_format=point.model.weights_format or "",
+            weights_format=point.model.stored_in,
             n=len(point.cell.scored),
             errors=point.cell.errors,
             repeats=point.cell.repeats,

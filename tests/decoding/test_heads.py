@@ -20,7 +20,7 @@ from harness.decoding.heads.exact_rows import ExactRows
 from harness.decoding.heads.int8 import Int8
 from harness.decoding.heads.lowrank import LowRank
 from harness.decoding.heads.shortlist import Shortlist
-from harness.decoding.packing import pack_near_exact as pack
+from harness.decoding.packing import pack_near_exact
 from harness.decoding.readings import HeadReading, Heads, lm_head_of
 from harness.decoding.row_exits import RowExits
 from harness.errors import ArtefactError, ModelError
@@ -39,7 +39,9 @@ def lm_head() -> LMHead:
     chance = torch.Generator().manual_seed(5)
     weight = torch.randn(VOCABULARY, WIDTH, generator=chance) * torch.linspace(1.2, 0.4, VOCABULARY).unsqueeze(1)
     bias = torch.randn(VOCABULARY, generator=chance) / 4
-    return LMHead(VOCABULARY, WIDTH, "cpu", lambda ids: weight.clone() if ids is None else weight[ids], bias, pack)
+    return LMHead(
+        VOCABULARY, WIDTH, "cpu", lambda ids: weight.clone() if ids is None else weight[ids], bias, pack_near_exact
+    )
 
 
 @pytest.fixture
@@ -131,7 +133,7 @@ def test_low_rank_reads_the_best_exactly_and_adds_half_the_variance_it_leaves_ou
 @pytest.mark.parametrize("size", [50, 1500, 5000, 4096, 49152])
 def test_the_best_columns_are_those_of_topk(size: int) -> None:
     chance = torch.Generator().manual_seed(size)
-    head = LMHead(size, 2, "cpu", lambda ids: torch.zeros(size, 2), None, pack)
+    head = LMHead(size, 2, "cpu", lambda ids: torch.zeros(size, 2), None, pack_near_exact)
     rows, logits = ExactRows(head, 16), torch.randn(5, size, generator=chance)
     assert rows._best(logits).sort(1).values.tolist() == logits.topk(16, dim=1).indices.sort(1).values.tolist()
 

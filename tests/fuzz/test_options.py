@@ -24,6 +24,7 @@ Fuzz = Callable[..., None]
 Fresh = Callable[[], AbstractContextManager[Path]]
 Workshop = Callable[[], AbstractContextManager[Path]]
 
+TRACED = ("shortcut", "classifier", "lte", "rl", "lowrank")
 RUN = {
     "model": "model", "source": "rows.jsonl", "limit": "2", "max_new_tokens": "2", "energy": "none", "threads": "1",
     "strategies": "full",
@@ -45,8 +46,9 @@ BASES: dict[str, dict[str, str]] = {
     "submit": {"directory": "run"},
     "list": {},
     "show": {"name": "confidence"},
-    **{f"train {name}": {"model": "model", "traces": "folder"} for name in ("shortcut", "classifier", "lte", "rl")},
+    **{f"train {name}": {"model": "model", "traces": "folder"} for name in TRACED},
     "train lite": {"model": "model"},
+    "train shortlist": {"model": "model", "sources": "rows.jsonl", "tasks": "py150"},
 }
 """What a command is given beside what is tried; values lie in a case's folder. A new command goes without."""
 
