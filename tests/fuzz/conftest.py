@@ -28,7 +28,7 @@ SEED = os.environ.get("FUZZ_SEED")
 """With ``FUZZ_MINUTES``: only the batch of this seed, which a failure names."""
 LEAST = 5000
 """Cases that ``make fuzz`` must come to."""
-MANY, BATCH = 3, 100
+MANY, BATCH = 2, 100
 FOUND = Path(".hypothesis") / "found"
 
 BUDGETS = ["long"] if MINUTES else ["few", pytest.param("many", marks=pytest.mark.matrix)]
