@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
@@ -104,7 +105,7 @@ class HeadLogits:
     rest: Tensor | None = None
 
 
-class CheapHead:
+class CheapHead(ABC):
     """One head, made once for a model. Subclass it and register the class in ``harness.heads``.
 
     Readings are made for the rows of a batch together, and each must be what the row alone would get.
@@ -120,17 +121,17 @@ class CheapHead:
 
     facts: ClassVar[HeadFacts]
 
-    def __init__(self, lm_head: LMHead, size: int | None, tensors: Mapping[str, Tensor]) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def __init__(self, lm_head: LMHead, size: int | None, tensors: Mapping[str, Tensor]) -> None: ...
 
     @property
+    @abstractmethod
     def nbytes(self) -> int:
         """Bytes of weights that reading one row reads."""
-        raise NotImplementedError
 
+    @abstractmethod
     def __call__(self, states: Tensor) -> HeadLogits:
         """Read states as the LM head gets them, behind the final norm: ``[n, width]`` float32."""
-        raise NotImplementedError
 
 
 class Reading(Protocol):

@@ -34,7 +34,7 @@ class Batch:
         return len(self.seeds)
 
 
-class ExitView(Protocol):
+class ExitView(Reading, Protocol):
     """What a strategy sees at one exit point: the rows of the batch that are still running.
 
     ``n`` is the number of those rows. Everything lazy is computed at most once, and logits that were
@@ -85,14 +85,6 @@ class ExitView(Protocol):
         """Probability of the best token, ``[n]`` float32; costs what ``logits`` costs. A trace holds it, and not the
         logits: a strategy that asks for this and its neighbours can be replayed (``harness sweep``).
         """
-
-    @property
-    def second_probability(self) -> Tensor:
-        """Probability of the second token, ``[n]`` float32; the best one's is found on the way."""
-
-    @property
-    def entropy(self) -> Tensor:
-        """Entropy of the exit head's distribution, ``[n]`` float32, nats."""
 
     def read(self, head: HeadChoice) -> Reading:
         """Return what a head says of these rows: a cheap one at its own cost, counted apart; ``full`` is this view.

@@ -111,6 +111,8 @@ class Backbone:
 
     def linear_maps(self) -> Iterator[LinearMap]:
         """Yield everything that decoding multiplies with, layer by layer."""
+        if self.embed.project_in is not None:
+            yield self.embed.project_in
         for block in self.blocks:
             yield from (block.qkv, block.output, block.mlp_in, block.mlp_out)
         yield from self.shortcuts.values()

@@ -61,8 +61,8 @@ def usable(name: str, device: str) -> WeightsFormat:
 
 
 def pack(backbone: Backbone, name: str, device: str) -> Backbone:
-    """Return a model with its matrices in a format. It shares nothing with the one that was read, so that the file
-    that this lies in can be let go.
+    """Return a model with its matrices in a format. Where this keeps word embeddings in numbers of its own, it shares
+    nothing with the model that was read, so that the file that this lies in can be let go.
 
     Raises:
         ModelError: the format cannot be used here, or does not hold the weights.
@@ -82,6 +82,8 @@ def pack(backbone: Backbone, name: str, device: str) -> Backbone:
     embed = backbone.embed
     if embed.places is not None:
         embed = replace(embed, places=embed.places.clone())
+    if embed.project_in is not None:
+        embed = replace(embed, project_in=packed_head(embed.project_in))
     if made.facts.table and getattr(torch, made.facts.table) is not backbone.dtype:
         words = embed.words.to(getattr(torch, made.facts.table))
         embed = replace(embed, words=words, dtype=backbone.dtype)
@@ -127,13 +129,12 @@ def fastest(backbone: Backbone, device: str) -> FormatChoice:
     matrices = list(_first_matrices(backbone))
     if own != "float32" or torch.device(device).type != "cpu":
         return FormatChoice(own)
+    names = [name for name in WEIGHTS_FORMATS.names() if WEIGHTS_FORMATS.load(name).facts.accuracy != "lossy"]
     if sum(matrix.nbytes for matrix in matrices) < ENOUGH:
-        return FormatChoice(own, left_out={"fp16": "the model is too small to tell"})
+        return FormatChoice(own, left_out={name: "the model is too small to tell" for name in names if name != own})
     left_out: dict[str, str] = {}
     tried: dict[str, list[LinearMap]] = {}
-    for name in WEIGHTS_FORMATS.names():
-        if WEIGHTS_FORMATS.load(name).facts.accuracy == "lossy":
-            continue
+    for name in names:
         try:
             made = usable(name, device)
             _check_range(backbone, name, made)

@@ -348,7 +348,7 @@ def _without_kind(source: str) -> str:
 
 def _of_weights(model: ModelRecord) -> Iterator[str]:
     """Say what a weights format other than float32 does to tokens and speed-ups."""
-    if model.weights_accuracy == "near-exact":
+    if model.weights_accuracy == "near-exact" and model.dtype == "float32":
         yield (
             f"matrices are stored in {model.weights_format}, which keeps float32's tokens but for near-ties; speed-ups "
             "are over full depth in the same format."
