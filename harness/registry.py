@@ -19,6 +19,7 @@ from typing import Any, Generic, TypeVar, cast
 from harness.errors import RegistryError, UnknownNameError
 
 __all__ = [
+    "DRAFTS",
     "FAMILIES",
     "HEADS",
     "KV_POLICIES",
@@ -201,13 +202,14 @@ METERS: Registry[Any] = Registry("harness.meters", "meter")
 METRICS: Registry[Any] = Registry("harness.metrics", "metric")
 KV_POLICIES: Registry[Any] = Registry("harness.kv", "KV policy")
 HEADS: Registry[Any] = Registry("harness.heads", "head")
+DRAFTS: Registry[Any] = Registry("harness.drafts", "draft source")
 FAMILIES: Registry[Any] = Registry("harness.families", "model family")
 WEIGHTS_FORMATS: Registry[Any] = Registry("harness.weights_formats", "weights format")
 
 REGISTRIES: dict[str, Registry[Any]] = {
     registry.group.removeprefix("harness."): registry
     for registry in (
-        *(STRATEGIES, RECIPES, KV_POLICIES, WEIGHTS_FORMATS, HEADS, TASKS, PROTOCOLS, SCORES, METRICS, MODELS),
+        *(STRATEGIES, RECIPES, KV_POLICIES, WEIGHTS_FORMATS, HEADS, DRAFTS, TASKS, PROTOCOLS, SCORES, METRICS, MODELS),
         FAMILIES,
         METERS,
     )

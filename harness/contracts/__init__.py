@@ -11,6 +11,7 @@ norm; quantities carry SI suffixes (``_s``, ``_j``, ``_w``, ``_bytes``); ``None`
 
 from __future__ import annotations
 
+from harness.contracts.drafts import Draft, DraftRule, DraftSource, Lossless
 from harness.contracts.heads import (
     FULL_HEAD,
     CheapHead,
@@ -64,6 +65,9 @@ __all__ = [
     "Completion",
     "Corpus",
     "Document",
+    "Draft",
+    "DraftRule",
+    "DraftSource",
     "Duplicates",
     "EnergyReading",
     "ExitHead",
@@ -79,6 +83,7 @@ __all__ = [
     "LMHead",
     "Leaving",
     "LinearMap",
+    "Lossless",
     "Meter",
     "Metric",
     "ModelInfo",

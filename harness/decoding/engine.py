@@ -11,7 +11,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from harness.contracts import Batch, KVBatch, KVInput, KVPolicy, ModelInfo, StopRule, Strategy
+from harness.contracts import (
+    Batch,
+    DraftRule,
+    ExitRule,
+    KVBatch,
+    KVInput,
+    KVPolicy,
+    Lossless,
+    ModelInfo,
+    StopRule,
+    Strategy,
+)
 from harness.decoding.backbone import Backbone
 from harness.decoding.blocks import Rotary
 from harness.decoding.cache import KVCache
@@ -21,7 +32,7 @@ from harness.decoding.generation import Generation
 from harness.decoding.open_batch import OpenBatch
 from harness.decoding.passes import PrefixPass
 from harness.decoding.readings import Heads
-from harness.errors import ModelError
+from harness.errors import ModelError, OptionError
 from harness.registry import KV_POLICIES
 
 __all__ = ["Engine"]
@@ -56,6 +67,7 @@ class Engine:
         seeds: Sequence[int] | None = None,
         stop: StopRule | None = None,
         eos_token_ids: frozenset[int] = frozenset(),
+        lossless: Lossless | None = None,
     ) -> list[Generation]:
         """Decode one batch, asking ``strategy`` at its exit points; a row that could not go on says why it failed.
 
@@ -67,17 +79,35 @@ class Engine:
             seeds: one per row for random strategies; zeros when left out.
             stop: ends a row when true of the tokens it has generated.
             eos_token_ids: tokens that end a row.
+            lossless: let exits draft, and yield full depth's tokens; ``None`` takes what they say.
 
         Raises:
             ModelError: an empty prompt, a token that is none of the model's, or more than its positions.
-            OptionError: the strategy does not fit the model, or answers in the wrong shape.
+            OptionError: the strategy does not fit the model, or answers in the wrong shape; or the KV policy does not
+                defer what lossless decoding is to verify.
             UnknownNameError: the KV policy is not registered.
         """
         tally = [Generation() for _ in prompts]
         batch = Batch(tuple(seeds if seeds is not None else [0] * len(prompts)), str(self.backbone.device))
         rule = strategy.start(self.info, batch)
         exits = AskedExits(rule, strategy.exit_points(self.info), tally)
-        return self._decode(prompts, exits, tally, kv, max_new_tokens, stop, eos_token_ids)
+        drafts = None if lossless is None else (lossless.most, self.draft_rules(lossless, batch, kv, rule))
+        return self._decode(prompts, exits, tally, kv, max_new_tokens, stop, eos_token_ids, drafts)
+
+    def draft_rules(self, lossless: Lossless, batch: Batch, kv: str, rule: ExitRule) -> tuple[DraftRule, ...]:
+        """Return what proposes and ends the drafts of a batch: the source, and the strategy's rule if it is one.
+
+        Raises:
+            OptionError: the KV policy does not keep what is to be verified.
+        """
+        policy: type[KVPolicy] = KV_POLICIES.load(kv)
+        if not policy.facts.defers:
+            raise OptionError(
+                f"lossless decoding verifies the tokens that wait for a pass that goes deep, and under --kv {kv} none "
+                "do. Use --kv recompute, or --decode lossy."
+            )
+        rules = [] if lossless.source is None else [lossless.source.start(self.info, batch)]
+        return (*rules, *([rule] if isinstance(rule, DraftRule) else []))
 
     def replay(
         self,
@@ -88,11 +118,13 @@ class Engine:
         max_new_tokens: Sequence[int],
         stop: StopRule | None = None,
         eos_token_ids: frozenset[int] = frozenset(),
+        lossless: Lossless | None = None,
     ) -> list[Generation]:
         """Decode one batch with known exit layers; arguments as :meth:`decode`."""
         tally = [Generation() for _ in prompts]
         exits = ScheduledExits(exit_layers, self.info.num_layers, tally)
-        return self._decode(prompts, exits, tally, kv, max_new_tokens, stop, eos_token_ids)
+        drafts = None if lossless is None else (lossless.most, ())
+        return self._decode(prompts, exits, tally, kv, max_new_tokens, stop, eos_token_ids, drafts)
 
     def open(
         self, rows: int, positions: int, kv: str, exits: Exits, tally: list[Generation], kept_prompts: int = 0
@@ -143,11 +175,12 @@ class Engine:
         max_new_tokens: Sequence[int],
         stop: StopRule | None,
         eos_token_ids: frozenset[int],
+        lossless: tuple[int, Sequence[DraftRule]] | None,
     ) -> list[Generation]:
         batch = self.open(len(prompts), self.check(prompts, max_new_tokens), kv, exits, tally)
         started = time.perf_counter()
         for row, (prompt, limit) in enumerate(zip(prompts, max_new_tokens, strict=True)):
-            batch.join(row, prompt, limit, stop, eos_token_ids, started)
+            batch.join(row, prompt, limit, stop, eos_token_ids, started, lossless=lossless)
         batch.prefill(range(len(prompts)))
         while batch.running:
             batch.step()

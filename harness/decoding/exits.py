@@ -96,4 +96,4 @@ class ScheduledExits:
         return [self._due(row) == view.exit_layer for row in view.row_list]
 
     def _due(self, row: int) -> int:
-        return self._layers[row][len(self._tally[row].token_ids)]
+        return self._layers[row][len(self._tally[row].token_ids) + len(self._tally[row].draft)]

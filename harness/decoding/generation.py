@@ -33,6 +33,14 @@ class Generation:
         cheap_head_bytes: bytes of weights that those read, at batch 1.
         cheap_head_misses: exits whose token, by the LM head, was not the best one of the cheap head that was asked.
         cheap_head_tokens: tokens that a cheap head chose.
+        lossless: whether its tokens are drafted and verified; all of them are then full depth's.
+        draft: tokens that wait to be verified; none when it has ended.
+        drafted_at: of lossless decoding, for each token the decoder layers that ran before a draft of its place was
+            made, 0 where a source proposed it; ``None`` where there was no draft.
+        accepted: of lossless decoding, for each token whether it is the draft's; else full depth said it.
+        drafts: tokens drafted, discarded ones included.
+        verifications: passes that went deep.
+        layers_discarded: decoder layers run for tokens that a verification discarded.
         log_probabilities: natural log of each token's probability under the head that chose it; empty unless asked for.
     """
 
@@ -50,4 +58,17 @@ class Generation:
     cheap_head_bytes: int = 0
     cheap_head_misses: int = 0
     cheap_head_tokens: int = 0
+    lossless: bool = False
+    draft: list[int] = field(default_factory=list)
+    drafted_at: list[int | None] = field(default_factory=list)
+    accepted: list[bool] = field(default_factory=list)
+    drafts: int = 0
+    verifications: int = 0
+    layers_discarded: int = 0
     log_probabilities: list[float] = field(default_factory=list)
+
+    def first_stops(self, num_layers: int) -> list[int]:
+        """Return after how many layers each token left, of ``num_layers``: where an exit drafted it, if that stands."""
+        if not self.lossless:
+            return list(self.exit_layers)
+        return [at if kept and at else num_layers for at, kept in zip(self.drafted_at, self.accepted, strict=True)]

@@ -9,6 +9,9 @@ Rows join and leave between tokens, and long prompts are read in pieces between 
 on the others, up to rounding: products of one row and of several differ in their last bits, which in bfloat16 can tip a
 near-tie. A prompt that is read in pieces, or whose beginning was read for an earlier one, differs by no more than that.
 A row whose logits are not finite fails, and so does one whose strategy compared scores that are none; the others go on.
+
+Rows may decode losslessly beside others: what they exit with is a draft until a pass that goes deep has verified it
+(:mod:`harness.decoding.drafting`).
 """
 
 from __future__ import annotations
@@ -17,16 +20,18 @@ import math
 import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from harness.contracts import KVPolicy, Leaving, StopRule
+from harness.contracts import DraftRule, KVPolicy, Leaving, StopRule
 from harness.decoding import certainty
 from harness.decoding.backbone import Backbone
 from harness.decoding.blocks import Rotary
 from harness.decoding.cache import KVCache
 from harness.decoding.choice import Scores, best, choices, not_finite, undefined
+from harness.decoding.drafting import Drafting, UnlessDue
 from harness.decoding.exits import Exits
 from harness.decoding.generation import FinishReason, Generation
 from harness.decoding.kept_prompts import KeptPrompts
@@ -84,6 +89,7 @@ class OpenBatch:
         self._backbone, self._rotary, self._cache, self._policy = backbone, rotary, cache, policy
         self._exits, self._tally, self._heads = exits, tally, heads
         self._rows: dict[int, _Row] = {}
+        self._drafting: dict[int, Drafting] = {}  # rows that decode losslessly
         self._kept, self._written = KeptPrompts(kept_prompts), [0] * len(tally)  # positions of each row, since wiped
         self.reading: dict[int, int] = {}
         self.running: list[int] = []
@@ -103,6 +109,7 @@ class OpenBatch:
         eos_token_ids: frozenset[int] = frozenset(),
         started: float | None = None,
         owner: str | None = None,
+        lossless: tuple[int, Sequence[DraftRule]] | None = None,
     ) -> int:
         """Put a prompt into a free row. :meth:`prefill` must read it to its end before the row makes more tokens.
 
@@ -114,6 +121,8 @@ class OpenBatch:
             eos_token_ids: tokens that end it.
             started: when its time began, by ``time.perf_counter``; now when left out.
             owner: prompts of one owner share keys and values where they begin alike; ``None``: with nobody.
+            lossless: most tokens of a draft and what proposes and ends drafts, to yield full depth's tokens; the KV
+                policy must defer.
 
         Returns:
             How many of the prompt's tokens are not read again, since a row holds their keys and values.
@@ -122,7 +131,11 @@ class OpenBatch:
         self._rows[row] = _Row(
             prompt, max_new_tokens, stop, eos_token_ids, time.perf_counter() if started is None else started, owner
         )
-        self._tally[row] = Generation()
+        made = self._tally[row] = Generation(lossless=lossless is not None)
+        self._drafting.pop(row, None)
+        if lossless is not None:
+            size = self._backbone.lm_head.shape[0]
+            self._drafting[row] = Drafting(row, prompt, made, max_new_tokens, *lossless, vocab_size=size)
         if self._policy is not None:
             self._policy.join(row, len(prompt))
         if self._cache is None:
@@ -141,7 +154,7 @@ class OpenBatch:
         source, length = self._kept.find(owner, prompt, row)
         before, kept = self._rows.get(row), length if source == row else 0
         if before is not None:
-            end = len(before.prompt) + len(self._tally[row].token_ids)
+            end = len(before.prompt) + len(self._tally[row].token_ids) + len(self._tally[row].draft)
             self._cache.wipe(row, kept, max(end, self._written[row]))
         if source != row:
             self._cache.copy(source, row, length)
@@ -194,13 +207,16 @@ class OpenBatch:
     @torch.inference_mode()
     def step(self) -> None:
         """Make one token for every running row."""
-        self._carry_through(self._begin(self.running), self._exits)
+        current = self._begin(self.running)
+        due = frozenset(row for row, drafting in self._drafting.items() if drafting.due)
+        self._carry_through(current, due)
         self._end_rows()
 
     def drop(self, row: int) -> None:
         """Take a row out; nothing happens when it has ended. What is read of its prompt is kept."""
         self.reading.pop(row, None)
         self.running = [other for other in self.running if other != row]
+        self._drafting.pop(row, None)
 
     def forget(self, row: int) -> None:
         """Reuse nothing of what a row holds: something went wrong in it."""
@@ -210,19 +226,27 @@ class OpenBatch:
         self.running = [
             row for row in self.running if self._tally[row].finish_reason is None and self._tally[row].failure is None
         ]
+        for row in self._drafting.keys() - set(self.running) - self.reading.keys():
+            del self._drafting[row]
 
-    def _carry_through(self, current: Pass, exits: Exits) -> None:
-        """Take one token of every row of a pass through the layers, out of as few of them as decided."""
+    def _carry_through(self, current: Pass, due: frozenset[int]) -> None:
+        """Take one token of every row of a pass through the layers, out of as few of them as decided.
+
+        Those that are due go deep unasked.
+        """
         compared: list[Scores] = []
-        self._run_through(current, exits, compared)
+        self._run_through(current, due, compared)
         for row, layer in undefined(compared):
             self._fail(row, "scores", layer, len(self._tally[row].token_ids))
 
-    def _run_through(self, current: Pass, exits: Exits, compared: list[Scores]) -> None:
+    def _run_through(self, current: Pass, due: frozenset[int], compared: list[Scores]) -> None:
         """Do so, and gather what exits compared; whether those are numbers is read once, after the token."""
+        exits = UnlessDue(self._exits, due) if due else self._exits
         previous: LayerView | None = None
         places: list[int] | None = None
         for point in exits.points(current.rows):
+            if due.issuperset(current.rows):
+                break
             current.advance(point)
             view = LayerView(self._backbone, current, self._tally, previous, places, self._heads)
             leaving = exits.leaving(view)
@@ -232,19 +256,89 @@ class OpenBatch:
                 continue
             going = [place for place, leaves in enumerate(leaving) if leaves]
             places = [place for place, leaves in enumerate(leaving) if not leaves]
-            rows = [current.rows[place] for place in going]
-            self._record(rows, view.choices(going), point)
-            if self.with_log_probabilities:
-                self._note(rows, view.probabilities(going))
+            self._leave(current, view, going)
             if isinstance(current, TokenPass) and self._policy is not None:
                 self._policy.leave(_leaving(current, view, going))
             current.leave(places)
             if not places:
                 return
         current.advance(self._backbone.num_layers)
+        if isinstance(current, TokenPass) and not self._drafting.keys().isdisjoint(current.rows):
+            self._verify(current)
+            return
         for row in current.rows:
             self._tally[row].lm_head_evaluations += 1
         self._read_out(current.rows, current.hidden())
+
+    def _leave(self, current: Pass, view: LayerView, going: list[int]) -> None:
+        """Take the tokens of the rows at some places of a view: theirs, or drafts where they decode losslessly."""
+        chosen = dict(zip(going, view.choices(going), strict=True))
+        taken = [place for place in going if current.rows[place] not in self._drafting]
+        self._record([current.rows[place] for place in taken], [chosen[place] for place in taken], view.exit_layer)
+        if self.with_log_probabilities and taken:
+            self._note([current.rows[place] for place in taken], view.probabilities(taken))
+        for place in going:
+            if current.rows[place] in self._drafting:
+                self._draft(current.rows[place], *chosen[place], view.exit_layer)
+
+    def _draft(self, row: int, token: int, logit: float, layer: int) -> None:
+        """Draft a token of an exit; a row whose logits are not finite fails here as anywhere."""
+        one, facts = self._tally[row], self._rows[row]
+        if not math.isfinite(logit):
+            self._fail(row, "logits", layer, len(one.token_ids) + len(one.draft) + 1)
+            return
+        try:
+            ends = _ending([*one.token_ids, *one.draft, token], facts) is not None
+        except Exception as error:  # asked again when the token is verified
+            if is_out_of_memory(error):
+                raise
+            ends = True
+        self._drafting[row].add(token, layer, ends=ends)
+
+    def _verify(self, current: TokenPass) -> None:
+        """Read the last layer at every place of a draft, and keep what full depth agrees with and what follows it.
+
+        Rows without a draft, which may be among them, take their token at the last place.
+        """
+        states, lengths = current.states()
+        ends = list(accumulate(lengths))
+        drafted = [bool(self._tally[row].draft) for row in current.rows]
+        slots = [
+            slot
+            for end, length, all_of_them in zip(ends, lengths, drafted, strict=True)
+            for slot in range(end - length if all_of_them else end - 1, end)
+        ]
+        logits = self._backbone.logits(states if len(slots) == len(states) else states[slots])
+        found = choices(best(logits))
+        probabilities = certainty.top_probability(logits) if self.with_log_probabilities else None
+        at = 0
+        for row, position, length, all_of_them in zip(current.rows, current.positions, lengths, drafted, strict=True):
+            count = length if all_of_them else 1
+            self._tally[row].lm_head_evaluations += count
+            self._written[row] = max(self._written[row], position + 1)
+            made = self._keep(row, found[at : at + count])
+            if probabilities is not None:
+                self._note([row] * made, probabilities[at : at + made])
+            at += count
+
+    def _keep(self, row: int, said: Sequence[tuple[int, float]]) -> int:
+        """Note what stands of what full depth said at the places of a row's draft; return how many tokens that are."""
+        one, drafting = self._tally[row], self._drafting.get(row)
+        now, before, accepted = time.perf_counter(), len(one.token_ids), 0
+        for place, (token, logit) in enumerate(said):
+            stands = one.draft[place : place + 1] == [token]
+            layer = None if drafting is None else drafting.drafted_at(place)
+            goes_on = stands and drafting is not None and drafting.goes_on(place)
+            self._take(row, token, logit, self._backbone.num_layers, now, layer, accepted=stands, goes_on=goes_on)
+            accepted += stands
+            if not stands or one.finish_reason is not None:
+                break
+        made = len(one.token_ids) - before
+        if drafting is not None:
+            one.verifications += 1
+            one.layers_discarded += (len(said) - made) * self._backbone.num_layers
+            drafting.close(accepted)
+        return made
 
     def _read_out(self, rows: Sequence[int], state: Tensor) -> None:
         """Take the tokens of rows from the last layer's hidden states."""
@@ -257,27 +351,40 @@ class OpenBatch:
         """Note tokens with their times, and end rows; a row fails where the best logit is not finite."""
         now = time.perf_counter()
         for row, (token, logit) in zip(rows, chosen, strict=True):
-            one, facts = self._tally[row], self._rows[row]
-            if not math.isfinite(logit):
-                self._fail(row, "logits", layer, len(one.token_ids) + 1)
-            if one.failure is None:
-                one.token_ids.append(token)
-                one.exit_layers.append(layer)
-                one.token_times_s.append(now - facts.started)
-                one.finish_reason = self._ending(one, facts)
+            self._take(row, token, logit, layer, now)
 
-    def _ending(self, one: Generation, facts: _Row) -> FinishReason | None:
-        """Say why a row ends with its last token; ``None`` where it goes on."""
-        if one.token_ids[-1] in facts.eos:
-            return "eos"
+    def _take(
+        self,
+        row: int,
+        token: int,
+        logit: float,
+        layer: int,
+        now: float,
+        drafted_at: int | None = None,
+        *,
+        accepted: bool = False,
+        goes_on: bool = False,
+    ) -> None:
+        """Note a token; ``goes_on`` says that the row is known not to end with it."""
+        one, facts = self._tally[row], self._rows[row]
+        if not math.isfinite(logit):
+            self._fail(row, "logits", layer, len(one.token_ids) + 1)
+        if one.failure is not None:
+            return
+        one.token_ids.append(token)
+        one.exit_layers.append(layer)
+        one.token_times_s.append(now - facts.started)
+        if one.lossless:
+            one.drafted_at.append(drafted_at)
+            one.accepted.append(accepted)
+        if goes_on:
+            return
         try:
-            if facts.stop is not None and facts.stop(one.token_ids):
-                return "stop"
+            one.finish_reason = _ending(one.token_ids, facts)
         except Exception as error:  # a protocol's or the tokenizer's: other rows are decoding
             if is_out_of_memory(error):
                 raise
             one.failure = ModelError(f"whether it has ended cannot be told: {reason(error)}.")
-        return "length" if len(one.token_ids) >= facts.limit else None
 
     def _fail(self, row: int, what: str, layer: int, token: int) -> None:
         self._kept.forget(row)
@@ -295,9 +402,27 @@ class OpenBatch:
         if self._cache is None or self._policy is None:
             prefixes = [[*self._rows[row].prompt, *self._tally[row].token_ids] for row in rows]
             return PrefixPass(self._backbone, self._rotary, prefixes, rows, tally=self._tally)
-        tokens = [self._tally[row].token_ids[-1] for row in rows]
-        positions = [len(self._rows[row].prompt) + len(self._tally[row].token_ids) - 1 for row in rows]
-        return TokenPass(self._backbone, self._rotary, self._cache, self._policy, rows, tokens, positions, self._tally)
+        fresh = [self._fresh(row) for row in rows]
+        return TokenPass(
+            self._backbone, self._rotary, self._cache, self._policy, rows,
+            [tokens for tokens, _ in fresh], [position for _, position in fresh], self._tally,
+        )  # fmt: skip
+
+    def _fresh(self, row: int) -> tuple[list[int], int]:
+        """Return a row's newest tokens, which no layer has seen, and the position of the last."""
+        if row in self._drafting:
+            return self._drafting[row].fresh()
+        one = self._tally[row]
+        return [one.token_ids[-1]], len(self._rows[row].prompt) + len(one.token_ids) - 1
+
+
+def _ending(token_ids: Sequence[int], facts: _Row) -> FinishReason | None:
+    """Say why a row ends with the last of its tokens; ``None`` where it goes on."""
+    if token_ids[-1] in facts.eos:
+        return "eos"
+    if facts.stop is not None and facts.stop(token_ids):
+        return "stop"
+    return "length" if len(token_ids) >= facts.limit else None
 
 
 def _leaving(current: TokenPass, view: LayerView, places: list[int]) -> Leaving:

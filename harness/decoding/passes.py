@@ -174,7 +174,7 @@ class _Runs:
 
 
 class TokenPass:
-    """One new token per row against the cache.
+    """New tokens of each row against the cache: one, or several that follow each other where they were proposed.
 
     Args:
         backbone: the model.
@@ -182,8 +182,8 @@ class TokenPass:
         cache: keys and values of everything before.
         policy: what exits leave behind in this cache.
         rows: rows of the batch that are running.
-        tokens: their newest tokens.
-        positions: where those stand.
+        tokens: of each row the newest, which no layer has seen; none where all that is left is to take deep what waits.
+        positions: where the last of those stands, or the last that waits.
         tally: counts are charged to these, one per row of the batch.
     """
 
@@ -194,7 +194,7 @@ class TokenPass:
         cache: KVCache,
         policy: KVPolicy,
         rows: list[int],
-        tokens: list[int],
+        tokens: Sequence[Sequence[int]],
         positions: list[int],
         tally: Sequence[Generation],
     ) -> None:
@@ -202,16 +202,23 @@ class TokenPass:
         self._tally = tally
         self.rows, self.layer, self._positions = list(rows), 0, list(positions)
         self._pauses = tuple(policy.begin(rows, positions))
+        # First position of each row's run of slots; the run ends at its last token.
+        self._starts = [end - len(run) + 1 for run, end in zip(tokens, positions, strict=True)]
         device = backbone.device
-        places = torch.tensor(positions, device=device)
-        self._state = backbone.embed(torch.tensor(tokens, device=device), places)
+        places = torch.tensor(
+            [start + i for run, start in zip(tokens, self._starts, strict=True) for i in range(len(run))],
+            dtype=torch.int64,
+            device=device,
+        )
+        self._state = backbone.embed(
+            torch.tensor([token for run in tokens for token in run], dtype=torch.int64, device=device), places
+        )
         self._frame: _Frame | None = None
         self._joined: _Runs | None = None
-        self._starts = list(positions)  # first position of each row's run of slots; the run ends at the new token
 
     @property
     def positions(self) -> list[int]:
-        """Position of each row's new token."""
+        """Position of each row's newest token."""
         return self._positions
 
     def advance(self, layer: int) -> None:
@@ -222,11 +229,15 @@ class TokenPass:
             self.layer = stop
 
     def hidden(self) -> Tensor:
-        """Return the new token's state of each row."""
-        if self._state.shape[0] == len(self.rows):
+        """Return the newest token's state of each row; undefined for one that has none and that nothing joined yet."""
+        if self._starts == self._positions:
             return self._state
         ends = torch.tensor(self._lengths(), device=self._state.device).cumsum(0) - 1
-        return self._state[ends]
+        return self._state[ends.clamp(min=0)]
+
+    def states(self) -> tuple[Tensor, list[int]]:
+        """Return the states of everything the rows carry, ``[slots, hidden_size]``, and how many slots each row has."""
+        return self._state, self._lengths()
 
     def runs(self, places: Sequence[int]) -> list[Waiting]:
         """Return all positions that the rows at these places carry: those that joined, and the new token."""
@@ -281,7 +292,9 @@ class TokenPass:
 
     def _run(self, stop: int) -> None:
         layers = stop - self.layer
-        if len(self._state) == len(self.rows):
+        if not len(self._state):
+            return
+        if self._starts == self._positions:
             for row in self.rows:
                 self._tally[row].layers_executed += layers
             self._run_tokens(stop)
@@ -360,6 +373,7 @@ class TokenPass:
         runs = tuple(
             _Run(span, cache.mask(places), *cache.views(slice(row, row + 1), end), cache.slots(row, start, end))
             for row, start, end, span, places in zip(self.rows, self._starts, ends, self._spans(), each, strict=True)
+            if start < end
         )
         return _Runs(
             positions=positions,

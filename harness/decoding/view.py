@@ -85,8 +85,9 @@ class LayerView:
 
     @property
     def token_ids(self) -> Sequence[Sequence[int]]:
-        """Tokens generated so far by each row."""
-        return [self._tally[row].token_ids for row in self._rows]
+        """Tokens generated so far by each row, drafts included."""
+        made = (self._tally[row] for row in self._rows)
+        return [[*one.token_ids, *one.draft] if one.draft else one.token_ids for one in made]
 
     @property
     def hidden_state(self) -> Tensor:
@@ -179,7 +180,10 @@ class LayerView:
             if earlier is not None and earlier._deep is not None:
                 self._deep = earlier._deep
             else:
-                self._deep = best(self._backbone.logits(self._pass.rehearse()))
+                states = self._pass.rehearse()
+                if len(self._rows) < len(self._pass.rows):
+                    states = states[[self._pass.rows.index(row) for row in self._rows]]
+                self._deep = best(self._backbone.logits(states))
                 self._charge(self._rows)
         return self._deep[0]
 

@@ -108,7 +108,7 @@ class LiveTokens:
         assert batch is not None
         current = TokenPass(
             backbone, engine.rotary(self._position + 1), cache, KVPolicy(batch),
-            [0], [token], [self._position], [Generation()],
+            [0], [[token]], [self._position], [Generation()],
         )  # fmt: skip
         self._states, self._exit_states, self._choices = [], [], []
         for point in info.exit_points:

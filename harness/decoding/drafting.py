@@ -1,0 +1,135 @@
+"""Lossless decoding of one row: what it drafts, when that is verified, and what of it stands.
+
+Tokens that left early wait with their states, under a KV policy that defers, for the next pass that goes deep; that
+pass computes what full depth would have said at each of their places. The longest beginning that full depth agrees with
+is kept, and the token that full depth says after it. Nothing waits any longer then, and the cache's later positions are
+written again. So every strategy drafts, and what comes out is full depth's (LayerSkip, Elhoushi 2024, arXiv 2404.16710,
+is the special case of a fixed exit).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from harness.contracts import Draft, DraftRule
+from harness.decoding.exits import Exits
+from harness.decoding.generation import Generation
+from harness.decoding.view import LayerView
+from harness.errors import OptionError
+
+__all__ = ["Drafting", "UnlessDue"]
+
+
+class Drafting:
+    """The draft of one row.
+
+    Args:
+        row: row of the batch.
+        prompt: its tokens.
+        made: what the row yields.
+        limit: new tokens at most.
+        most: tokens of a draft at most.
+        rules: propose tokens and end drafts, in this order.
+        vocab_size: tokens of the model.
+
+    Attributes:
+        due: whether the row's next pass goes deep, whatever its strategy would say.
+        ended: whether the last token of the draft ends the completion if it stands, so that none follows it.
+    """
+
+    def __init__(
+        self,
+        row: int,
+        prompt: Sequence[int],
+        made: Generation,
+        limit: int,
+        most: int,
+        rules: Sequence[DraftRule],
+        vocab_size: int,
+    ) -> None:
+        self._made, self._limit, self._most, self._rules, self._vocab_size = made, limit, most, rules, vocab_size
+        self._draft = Draft(row, prompt, made.token_ids, made.draft)
+        self.due = self.ended = False
+
+    def fresh(self) -> tuple[list[int], int]:
+        """Return the row's newest tokens, which no layer has seen, and the position of the last."""
+        draft, made = self._draft, self._made
+        if self.ended:
+            return [], len(draft.prompt) + len(made.token_ids) + len(made.draft) - 2
+        tokens = [made.draft[-1] if made.draft else made.token_ids[-1]]
+        if not self.due:
+            tokens += self._proposed()
+        return tokens, len(draft.prompt) + len(made.token_ids) + len(made.draft) - 1
+
+    def _proposed(self) -> Sequence[int]:
+        """Let the rules propose, and take the first proposal into the draft."""
+        draft, made = self._draft, self._made
+        # A pass yields one token more than the draft has.
+        most = min(self._most - len(made.draft), self._limit - len(made.token_ids) - len(made.draft) - 1)
+        for rule in self._rules if most > 0 else ():
+            proposed = list(rule.propose(draft, most))[:most]
+            if not proposed:
+                continue
+            if not all(0 <= token < self._vocab_size for token in proposed):
+                raise OptionError(
+                    f"{type(rule).__name__} proposed {proposed}, and the model has {self._vocab_size} tokens."
+                )
+            made.draft += proposed
+            draft.layers += [0] * len(proposed)
+            made.drafts += len(proposed)
+            self.due = True
+            return proposed
+        return ()
+
+    def add(self, token: int, layer: int, *, ends: bool) -> None:
+        """Draft a token, of an exit after so many layers; ``ends`` says that it would end the completion."""
+        made = self._made
+        made.draft.append(token)
+        self._draft.layers.append(layer)
+        made.drafts += 1
+        self.ended = ends
+        self.due = ends or len(made.draft) >= self._most or any(rule.verify_now(self._draft) for rule in self._rules)
+
+    def drafted_at(self, place: int) -> int | None:
+        """Return the layer after which the draft's token at a place was drafted; ``None`` behind its end."""
+        return self._draft.layers[place] if place < len(self._draft.layers) else None
+
+    def goes_on(self, place: int) -> bool:
+        """Return whether the draft's token at a place is known not to end the completion."""
+        return self._draft.layers[place] > 0 and not (self.ended and place == len(self._draft.layers) - 1)
+
+    def close(self, accepted: int) -> None:
+        """Forget the draft, of which so many tokens stand."""
+        for rule in self._rules:
+            rule.verified(self._draft, accepted)
+        self._made.draft.clear()
+        self._draft.layers.clear()
+        self.due = self.ended = False
+
+
+class UnlessDue:
+    """Exits of a pass in which some rows go deep whatever their strategies say. Implements :class:`Exits`.
+
+    Args:
+        exits: ask the strategies of the others.
+        due: rows that are not asked.
+    """
+
+    def __init__(self, exits: Exits, due: frozenset[int]) -> None:
+        self._exits, self._due = exits, due
+        self._before: LayerView | None = None
+
+    def points(self, rows: Sequence[int]) -> Sequence[int]:
+        """Those of the rows that are asked."""
+        asked = [row for row in rows if row not in self._due]
+        return self._exits.points(asked) if asked else ()
+
+    def leaving(self, view: LayerView) -> list[bool]:
+        """Ask about the others."""
+        places = [place for place, row in enumerate(view.row_list) if row not in self._due]
+        answer = [False] * len(view.row_list)
+        if places:
+            self._before = part = view.part(places, self._before)
+            for place, leaves in zip(places, self._exits.leaving(part), strict=True):
+                answer[place] = leaves
+        return answer

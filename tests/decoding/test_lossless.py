@@ -1,0 +1,305 @@
+"""Lossless decoding yields full depth's tokens, whatever drafts them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from harness.contracts import Batch, Draft, DraftRule, ExitRule, ExitView, Lossless, ModelInfo, Strategy
+from harness.decoding.engine import Engine
+from harness.decoding.exits import AskedExits
+from harness.decoding.generation import Generation
+from harness.errors import OptionError
+from strategies.confidence import Confidence
+from strategies.fixed import Fixed
+from strategies.full import Full
+from strategies.oracle import Oracle
+from strategies.random import Random
+from strategies.saturation import Saturation
+
+NEW = 24
+LAYERS = 6
+
+
+def decoded(
+    engine: Engine, prompts: Sequence[Sequence[int]], strategy: Strategy, most: int = 5, **settings: Any
+) -> list[Generation]:
+    lossless = Lossless(most, settings.pop("source", None))
+    settings.setdefault("max_new_tokens", [NEW] * len(prompts))
+    made = engine.decode(prompts, strategy, kv="recompute", lossless=lossless, **settings)
+    for one in made:
+        assert one.failure is None
+        assert one.lossless
+        assert not one.draft
+        assert len(one.token_ids) == len(one.exit_layers) == len(one.drafted_at) == len(one.accepted)
+        assert set(one.exit_layers) <= {engine.info.num_layers}
+        assert sum(one.accepted) <= one.drafts
+        assert all(at is not None for at, kept in zip(one.drafted_at, one.accepted, strict=True) if kept)
+        assert one.token_times_s == sorted(one.token_times_s)
+    return made
+
+
+def full(engine: Engine, prompts: Sequence[Sequence[int]], **settings: Any) -> list[list[int]]:
+    settings.setdefault("max_new_tokens", [NEW] * len(prompts))
+    alone = [
+        engine.decode([prompt], Full(), kv="recompute", **settings | {"max_new_tokens": [limit]})[0]
+        for prompt, limit in zip(prompts, settings["max_new_tokens"], strict=True)
+    ]
+    return [one.token_ids for one in alone]
+
+
+def tokens(made: Sequence[Generation]) -> list[list[int]]:
+    return [one.token_ids for one in made]
+
+
+@dataclass(frozen=True)
+class Always(Strategy):
+    """Exit wherever it is asked."""
+
+    points: tuple[int, ...] = (1,)
+
+    def exit_points(self, model: ModelInfo) -> tuple[int, ...]:
+        return self.points
+
+    def should_exit(self, view: ExitView) -> Tensor:
+        return torch.ones_like(view.rows, dtype=torch.bool)
+
+
+@dataclass(frozen=True)
+class Told(DraftRule):
+    """Proposes what full depth will say, with every so-many-th token wrong."""
+
+    known: dict[tuple[int, ...], list[int]]
+    wrong_every: int
+    seen: list[tuple[int, int]] = field(default_factory=list)
+
+    def start(self, model: ModelInfo, batch: Batch) -> DraftRule:
+        return self
+
+    def propose(self, draft: Draft, most: int) -> Sequence[int]:
+        there = len(draft.token_ids) + len(draft.tokens)
+        rest = list(enumerate(self.known[tuple(draft.prompt)]))[there : there + most]
+        wrong = {place for place, _ in rest if self.wrong_every and place % self.wrong_every == 0}
+        return [(token + 1) % 97 if place in wrong else token for place, token in rest]
+
+    def verified(self, draft: Draft, accepted: int) -> None:
+        self.seen.append((len(draft.tokens), accepted))
+
+
+STRATEGIES = [
+    Full(),
+    Fixed(2),
+    Always((1,)),
+    Random(0.5),
+    Random(0.9),
+    Confidence(0.3),
+    Saturation(0.9),
+    Oracle(),
+]
+
+
+@pytest.mark.crossed
+@pytest.mark.parametrize("most", [1, 2, 5, 16])
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=str)
+def test_what_comes_out_is_full_depth_s(case: Any, prompts: list[list[int]], strategy: Strategy, most: int) -> None:
+    expected = full(case.engine, prompts)
+    for batch in (prompts[:1], prompts):
+        seeds = list(range(len(batch)))
+        assert tokens(decoded(case.engine, batch, strategy, most, seeds=seeds)) == expected[: len(batch)]
+
+
+def test_drafts_are_neither_always_right_nor_always_wrong(llama: Any, prompts: list[list[int]]) -> None:
+    """Else the tests above would not see a draft that is not rolled back."""
+    made = decoded(llama.engine, prompts, Fixed(5))
+    assert any(any(one.accepted) for one in made)
+    assert any(one.layers_discarded for one in made)
+
+
+def test_lossy_rows_and_lossless_ones_decode_together(case: Any, prompts: list[list[int]]) -> None:
+    """As on a server: the one that verifies takes along what waits of the other."""
+    engine, row = case.engine, len(prompts) - 1
+    tally = [Generation() for _ in prompts]
+    rule = Always((2,)).start(case.info, Batch((0, 0, 0), "cpu"))
+    batch = engine.open(len(prompts), 64, "recompute", AskedExits(rule, (2,), tally), tally)
+    for place, prompt in enumerate(prompts):
+        batch.join(place, prompt, NEW, lossless=None if place == row else (3, ()))
+    batch.prefill(range(len(prompts)))
+    while batch.running:
+        batch.step()
+    assert tokens(tally[:row]) == full(engine, prompts[:row])
+    alone = engine.decode(prompts[row:], Always((2,)), kv="recompute", max_new_tokens=[NEW])
+    assert tokens(tally[row:]) == tokens(alone)
+    assert (tally[row].lossless, tally[row].drafts, tally[row].accepted) == (False, 0, [])
+
+
+def test_the_oracle_s_drafts_all_stand(llama: Any, prompts: list[list[int]]) -> None:
+    for one in decoded(llama.engine, prompts, Oracle(), most=4):
+        assert one.drafts == sum(one.accepted) > 0
+        assert one.layers_discarded == 0
+
+
+def test_known_exits_draft_as_they_did(llama: Any, prompts: list[list[int]]) -> None:
+    """A rehearsed strategy is replayed inside the window; accepted drafts are recorded where they were made."""
+    first = decoded(llama.engine, prompts, Oracle(), most=4)
+    layers = [one.first_stops(LAYERS) for one in first]
+    again = llama.engine.replay(
+        prompts, layers, kv="recompute", max_new_tokens=[NEW] * len(prompts), lossless=Lossless(4)
+    )
+    assert [one.token_ids for one in again] == tokens(first)
+    assert [one.accepted for one in again] == [one.accepted for one in first]
+    assert [one.layers_executed for one in again] == [(NEW - 1) * LAYERS] * len(prompts)
+
+
+@pytest.mark.parametrize("wrong_every", [0, 2, 3, 7])
+@pytest.mark.parametrize("strategy", [Full(), Random(0.5), Always((2,))], ids=str)
+def test_a_source_proposes_and_full_depth_decides(
+    case: Any, prompts: list[list[int]], strategy: Strategy, wrong_every: int
+) -> None:
+    expected = full(case.engine, prompts)
+    known = {tuple(prompt): made for prompt, made in zip(prompts, expected, strict=True)}
+    source = Told(known, wrong_every)
+    made = decoded(case.engine, prompts, strategy, 4, source=source)
+    assert tokens(made) == expected
+    assert all(0 <= accepted <= length <= 4 for length, accepted in source.seen)
+    if not wrong_every:
+        assert all(accepted == length for length, accepted in source.seen)
+    elif strategy == Full():
+        assert any(accepted < length for length, accepted in source.seen)
+
+
+def test_proposals_cost_few_passes(llama: Any, prompts: list[list[int]]) -> None:
+    prompt, expected = prompts[0], full(llama.engine, prompts[:1])
+    (one,) = decoded(llama.engine, [prompt], Full(), 5, source=Told({tuple(prompt): expected[0]}, 0))
+    assert one.verifications == -(-(NEW - 1) // 6)  # the first token is prefill's; five and one each after it
+    assert one.layers_executed == (NEW - 1) * LAYERS
+    assert one.drafted_at[1:7] == [0, 0, 0, 0, 0, None]
+
+
+def test_what_a_completed_draft_costs(llama: Any, prompts: list[list[int]]) -> None:
+    """Every token runs every layer once; what is discarded runs for nothing, and is counted."""
+    for strategy in (Oracle(), Fixed(5), Random(0.7), Always((1,))):
+        for one in decoded(llama.engine, prompts, strategy, seeds=[1, 2, 3]):
+            if strategy != Oracle():  # whose rehearsals run layers of their own
+                kept = (len(one.token_ids) - 1) * LAYERS
+                assert one.layers_executed == kept + one.layers_discarded
+
+
+@pytest.mark.parametrize("strategy", [Full(), Always((1,)), Always((3,)), Random(0.6), Fixed(5)], ids=str)
+@pytest.mark.parametrize("place", [0, 1, 2, 5, 9])
+def test_a_completion_ends_where_full_depth_s_does(
+    llama: Any, prompts: list[list[int]], strategy: Strategy, place: int
+) -> None:
+    """At an end token, by a stop rule, at the limit: in a draft, at what replaces one, after one."""
+    expected = full(llama.engine, prompts)
+    for row, prompt in enumerate(prompts):
+        eos = frozenset({expected[row][place]})
+        settings: dict[str, Any]
+        for settings in (
+            {"eos_token_ids": eos},
+            {"stop": lambda made, eos=eos: made[-1] in eos},
+            {"max_new_tokens": [place + 1]},
+        ):
+            wanted = full(llama.engine, [prompt], **settings)
+            (one,) = decoded(llama.engine, [prompt], strategy, 4, **settings)
+            assert [one.token_ids] == wanted
+            assert (
+                one.finish_reason
+                == {"eos_token_ids": "eos", "stop": "stop", "max_new_tokens": "length"}[next(iter(settings))]
+            )
+
+
+def test_a_draft_that_seems_to_end_goes_on_where_it_is_replaced(llama: Any, prompts: list[list[int]]) -> None:
+    """Every token that an exit drafts and full depth does not say ends a completion."""
+    expected = full(llama.engine, prompts)
+    for row, prompt in enumerate(prompts):
+        drafted = set(range(97)) - set(expected[row])
+        made = decoded(llama.engine, [prompt], Always((1,)), 4, eos_token_ids=frozenset(drafted))
+        assert tokens(made) == [expected[row]]
+
+
+def test_rows_of_different_limits_leave_in_mid_draft(case: Any, prompts: list[list[int]]) -> None:
+    limits = [3, 17, 9]
+    expected = full(case.engine, prompts, max_new_tokens=limits)
+    for strategy in (Always((1,)), Random(0.6), Fixed(4), Oracle()):
+        made = decoded(case.engine, prompts, strategy, 5, max_new_tokens=limits, seeds=[3, 4, 5])
+        assert tokens(made) == expected
+
+
+def test_the_last_position_can_be_reached(case: Any) -> None:
+    reach = case.info.max_positions
+    prompt = [5 + i % 50 for i in range(reach - 6)]
+    expected = full(case.engine, [prompt], max_new_tokens=[6])
+    for strategy in (Always((1,)), Random(0.7)):
+        assert tokens(decoded(case.engine, [prompt], strategy, 16, max_new_tokens=[6])) == expected
+
+
+@pytest.mark.parametrize("strategy", [Always((1,)), Random(0.6), Fixed(5), Confidence(0.3)], ids=str)
+def test_keys_and_values_are_those_of_a_run_that_never_drafted(
+    case: Any, prompts: list[list[int]], strategy: Strategy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caches: list[Any] = []
+    make = case.engine.cache
+    monkeypatch.setattr(case.engine, "cache", lambda *sizes: caches.append(make(*sizes)) or caches[-1])
+    drafted = decoded(case.engine, prompts, strategy, 4, seeds=[0, 1, 2])
+    plain = case.engine.decode(prompts, Full(), kv="recompute", max_new_tokens=[NEW] * len(prompts))
+    assert tokens(drafted) == [one.token_ids for one in plain]
+    for row, prompt in enumerate(prompts):
+        # A row that ended with an accepted draft never ran the last tokens of it, as full depth never runs its last.
+        end = len(prompt) + NEW - 1
+        torch.testing.assert_close(
+            caches[0].entries[:, row, :, :end], caches[1].entries[:, row, :, :end], rtol=1e-3, atol=1e-4
+        )
+
+
+@dataclass(frozen=True)
+class Short(Always):
+    """A strategy whose rule ends drafts itself, as a fixed draft length does."""
+
+    length: int = 2
+
+    def start(self, model: ModelInfo, batch: Batch) -> ExitRule:
+        return _ShortRule(self.length)
+
+
+class _ShortRule(DraftRule):
+    def __init__(self, length: int) -> None:
+        self.length, self.accepted = length, list[int]()
+
+    def should_exit(self, view: ExitView) -> Tensor:
+        return torch.ones_like(view.rows, dtype=torch.bool)
+
+    def verify_now(self, draft: Draft) -> bool:
+        return len(draft.tokens) == self.length
+
+    def verified(self, draft: Draft, accepted: int) -> None:
+        self.accepted.append(accepted)
+        assert len(draft.tokens) <= self.length
+
+
+def test_a_strategy_may_end_its_drafts(llama: Any, prompts: list[list[int]]) -> None:
+    short = decoded(llama.engine, prompts[:1], Short((5,)), 16)
+    assert tokens(short) == full(llama.engine, prompts[:1])
+    assert short[0].drafts >= 2 * (short[0].verifications - 1)
+
+
+@pytest.mark.parametrize("kv", ["propagate", "skip", "none"])
+def test_a_policy_under_which_nothing_waits_is_refused(llama: Any, prompts: list[list[int]], kv: str) -> None:
+    with pytest.raises(OptionError, match=rf"under --kv {kv} none do. Use --kv recompute, or --decode lossy"):
+        llama.engine.decode(prompts, Fixed(2), kv=kv, max_new_tokens=[3] * 3, lossless=Lossless())
+
+
+def test_a_proposal_beyond_the_vocabulary_is_refused(llama: Any, prompts: list[list[int]]) -> None:
+    class Wild(DraftRule):
+        def start(self, model: ModelInfo, batch: Batch) -> DraftRule:
+            return self
+
+        def propose(self, draft: Draft, most: int) -> Sequence[int]:
+            return [97]
+
+    with pytest.raises(OptionError, match=r"Wild proposed \[97\]"):
+        llama.engine.decode(prompts, Full(), kv="recompute", max_new_tokens=[5] * 3, lossless=Lossless(source=Wild()))
