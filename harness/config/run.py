@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, Self, TypeAlias
 
 from pydantic import Field, PlainSerializer, PlainValidator, ValidationInfo, field_validator, model_validator
@@ -10,9 +11,9 @@ from pydantic import Field, PlainSerializer, PlainValidator, ValidationInfo, fie
 from harness.config.model import DEFAULT_MODEL, Folder, ModelConfiguration, ModelName, Placeholder, Seed, TaskName
 from harness.config.registered import registered
 from harness.config.strategies import StrategySpec, as_strategy, parse_all, spec_of
-from harness.contracts import Duplicates, Strategy
+from harness.contracts import Duplicates, ModelRequest, Strategy
 from harness.errors import ConfigError
-from harness.registry import KV_POLICIES
+from harness.registry import KV_POLICIES, WEIGHTS_FORMATS
 
 __all__ = ["RunConfig"]
 
@@ -70,6 +71,12 @@ class RunConfig(ModelConfiguration):
         "none, skip, or another of `harness list kv`; a comma list compares, the first one's full depth being the "
         "baseline. The oracle, a bound, runs under exact ones (recompute, none) whatever is named.",
     )
+    weights_format: str | tuple[str, ...] = Field(  # type: ignore[assignment]  # a list is for runs alone
+        default="auto",
+        description="How matrices are stored and multiplied: auto (the fastest here that keeps float32's tokens, timed "
+        "when the model is loaded), or a format of `harness list`: float32, fp16, bfloat16, int8, int4; a comma list "
+        "compares, the first one's full depth being the baseline.",
+    )
     batch_size: int = Field(default=1, ge=1, le=1024, description="Samples decoded together.")
     repeats: int = Field(default=1, ge=1, le=1000, description="Repetitions of each block, each in a fresh process.")
     arrival_rate: float | None = Field(
@@ -113,9 +120,9 @@ class RunConfig(ModelConfiguration):
     def _all(cls, value: int | None) -> int | None:
         return value or None
 
-    @field_validator("kv", mode="before")
+    @field_validator("kv", "weights_format", mode="before")
     @classmethod
-    def _listed(cls, value: Any) -> Any:
+    def _listed(cls, value: Any, field: ValidationInfo) -> Any:
         """Take ``none,propagate`` apart; a list of one is that one."""
         if isinstance(value, str) and "," in value:
             value = [part.strip() for part in value.split(",")]
@@ -123,8 +130,8 @@ class RunConfig(ModelConfiguration):
             return value
         once = tuple(dict.fromkeys(value))
         if not once:
-            raise ValueError("names no policy")
-        return once[0] if len(once) == 1 and once != ("auto",) else once
+            raise ValueError("names nothing")
+        return once[0] if len(once) == 1 and (field.field_name, once) != ("kv", ("auto",)) else once
 
     @field_validator("kv", mode="after")
     @classmethod
@@ -134,6 +141,13 @@ class RunConfig(ModelConfiguration):
                 raise ValueError("auto cannot be listed beside others: it chooses one policy per strategy")
             for name in [value] if isinstance(value, str) else value:
                 registered(KV_POLICIES, name)
+        return value
+
+    @field_validator("weights_format", mode="after")
+    @classmethod
+    def _formats_known(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        for name in [value] if isinstance(value, str) else value:
+            registered(WEIGHTS_FORMATS, name, also=("auto",))
         return value
 
     @model_validator(mode="after")
@@ -151,6 +165,15 @@ class RunConfig(ModelConfiguration):
         if self.kv == "auto":
             return ()
         return self.kv if isinstance(self.kv, tuple) else (self.kv,)
+
+    @property
+    def weights_formats(self) -> tuple[str, ...]:
+        """The weights formats to compare, the run's own first; ``auto`` may be one of them."""
+        return self.weights_format if isinstance(self.weights_format, tuple) else (self.weights_format,)
+
+    def request(self, seed: int = 0) -> ModelRequest:
+        """Return which model is asked for, in the run's own format; ``seed`` draws random weights."""
+        return replace(super().request(seed), weights_format=self.weights_formats[0])
 
     def specs(self) -> list[StrategySpec]:
         """Return the operating points as written, expanded, each once, in order."""

@@ -6,7 +6,7 @@ import itertools
 import math
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -19,7 +19,7 @@ from harness.decoding.products import choose
 from harness.errors import ModelError
 from harness.registry import WEIGHTS_FORMATS
 
-__all__ = ["FormatChoice", "fastest", "pack", "pack_near_exact", "usable"]
+__all__ = ["FormatChoice", "fastest", "pack", "pack_all", "pack_near_exact", "usable"]
 
 ROWS = (1, 4, 16)  # of the products that are timed
 ROUNDS = 5
@@ -61,13 +61,34 @@ def usable(name: str, device: str) -> WeightsFormat:
 
 
 def pack(backbone: Backbone, name: str, device: str) -> Backbone:
-    """Return a model with its matrices in a format. Where this keeps word embeddings in numbers of its own, it shares
-    nothing with the model that was read, so that the file that this lies in can be let go.
+    """Return a model with its matrices in a format; as :func:`pack_all`."""
+    return pack_all(backbone, [name], device)[name]
+
+
+def pack_all(backbone: Backbone, names: Iterable[str], device: str) -> dict[str, Backbone]:
+    """Return a model with its matrices in each of several formats.
+
+    What two formats store alike they share: word embeddings, and the LM head with all that is stored as it is. Where a
+    format keeps word embeddings in numbers of its own, it shares nothing with the model that was read, so that the
+    file that this lies in can be let go.
 
     Raises:
-        ModelError: the format cannot be used here, or does not hold the weights.
+        ModelError: a format cannot be used here, or does not hold the weights.
         UnknownNameError: it is not registered.
     """
+    heads: dict[tuple[type[WeightsFormat], int], LinearMap] = {}
+    words: dict[torch.dtype, Tensor] = {}
+    return {name: _packed(backbone, name, device, heads, words) for name in names}
+
+
+def _packed(
+    backbone: Backbone,
+    name: str,
+    device: str,
+    heads: dict[tuple[type[WeightsFormat], int], LinearMap],
+    words: dict[torch.dtype, Tensor],
+) -> Backbone:
+    """Pack one format; heads (by format and the matrix they were) and word embeddings that are there are taken."""
     made = usable(name, device)
     _check_range(backbone, name, made)
 
@@ -77,16 +98,21 @@ def pack(backbone: Backbone, name: str, device: str) -> Backbone:
 
     def packed_head(matrix: LinearMap) -> LinearMap:
         assert isinstance(matrix, Linear)
-        return made.head.pack(matrix.weight, None if matrix.bias is None else matrix.bias.clone())
+        key = (type(made.head), id(matrix))
+        if key not in heads:
+            heads[key] = made.head.pack(matrix.weight, None if matrix.bias is None else matrix.bias.clone())
+        return heads[key]
 
     embed = backbone.embed
     if embed.places is not None:
         embed = replace(embed, places=embed.places.clone())
     if embed.project_in is not None:
         embed = replace(embed, project_in=packed_head(embed.project_in))
-    if made.facts.table and getattr(torch, made.facts.table) is not backbone.dtype:
-        words = embed.words.to(getattr(torch, made.facts.table))
-        embed = replace(embed, words=words, dtype=backbone.dtype)
+    table = getattr(torch, made.facts.table) if made.facts.table else backbone.dtype
+    if table is not backbone.dtype:
+        if table not in words:
+            words[table] = embed.words.to(table)
+        embed = replace(embed, words=words[table], dtype=backbone.dtype)
     return replace(
         backbone,
         blocks=[block.packed(packed) for block in backbone.blocks],

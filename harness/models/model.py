@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 from harness.contracts import OWN_FORMAT, ModelInfo, ModelRequest
 from harness.decoding.backbone import Backbone
 from harness.decoding.families import read
-from harness.decoding.packing import FormatChoice, fastest, pack
+from harness.decoding.packing import FormatChoice, fastest, pack_all
 from harness.decoding.products import choose
 from harness.errors import OutOfMemoryError, is_out_of_memory
 from harness.host.allocator import large_blocks_apart
@@ -94,17 +94,25 @@ class ResolvedModel:
             source = f"{source}, tuned with the LITE adapter {self.adapter.sha256[:12]}"
         return module, source
 
-    def load(
-        self, device: str, note: Callable[[str], None] = lambda text: None, weights_format: str | None = None
-    ) -> LoadedModel:
+    def load(self, device: str, note: Callable[[str], None] = lambda text: None) -> LoadedModel:
         """Read or draw the weights and move them to a torch device, packed and ready to decode.
+
+        As :meth:`load_all` in the format that was asked for.
+        """
+        return self.load_all(device, note)[0]
+
+    def load_all(
+        self, device: str, note: Callable[[str], None] = lambda text: None, formats: Sequence[str | None] = (None,)
+    ) -> tuple[LoadedModel, ...]:
+        """Read or draw the weights once and pack them in several formats, each of which is in memory once.
 
         On a CPU the fastest kernels for its products are found, for the number of threads that torch has then.
 
         Args:
             device: torch device.
             note: is told how long it took to check the weights that were read.
-            weights_format: instead of the one that was asked for: that of a run which goes on.
+            formats: ``auto`` for the fastest that keeps float32's tokens, ``None`` for the one that was asked for. One
+                that ``auto`` chose and that is listed too counts once.
 
         Raises:
             ModelError: as for :meth:`module`, or the model cannot be decoded with.
@@ -114,16 +122,18 @@ class ResolvedModel:
         _check_room(self.info)
         try:
             with large_blocks_apart():
-                return self._load(device, note, weights_format)
+                return self._load(device, note, formats)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
+            several = len(formats) > 1
             raise OutOfMemoryError(
-                f"out of memory loading {self.info.name} in {self.info.dtype}. "
-                "Use --dtype bfloat16 or a smaller --model."
+                f"out of memory loading {self.info.name} in "
+                f"{' and '.join(map(str, formats)) if several else self.info.dtype}. "
+                f"Use {'fewer names in --weights-format' if several else '--dtype bfloat16'} or a smaller --model."
             ) from error
 
-    def _load(self, device: str, note: Callable[[str], None], weights_format: str | None) -> LoadedModel:
+    def _load(self, device: str, note: Callable[[str], None], formats: Sequence[str | None]) -> tuple[LoadedModel, ...]:
         module, source = self.module(note)
         sha256 = None if self.info.weights == "random" else digest(module)
         module = module.to(device).eval().requires_grad_(requires_grad=False)
@@ -136,12 +146,20 @@ class ResolvedModel:
             )  # fmt: skip
             backbone = replace(backbone, shortcuts=shortcuts)
         backbone = replace(backbone, trained=partial(head_tensors, self.info, device))
-        choice = self._format(backbone, device, weights_format)
-        if choice.name != OWN_FORMAT[self.info.dtype]:
-            backbone, module = pack(backbone, choice.name, device), None
-        choose(backbone.matrices())
-        resolved = replace(self, info=in_format(self.info, self.config, choice.name))
-        return LoadedModel(resolved, backbone, module, source, sha256, choice)
+        choices: dict[str, FormatChoice] = {}
+        for name in formats:
+            choice = self._format(backbone, device, name)
+            choices.setdefault(choice.name, choice)
+        own = OWN_FORMAT[self.info.dtype]
+        kept = module if own in choices else None
+        packed = pack_all(backbone, [name for name in choices if name != own], device)
+        loaded = []
+        for name, choice in choices.items():
+            stored = packed.get(name, backbone)
+            choose(stored.matrices())
+            resolved = replace(self, info=in_format(self.info, self.config, name))
+            loaded.append(LoadedModel(resolved, stored, kept if name == own else None, source, sha256, choice))
+        return tuple(loaded)
 
     def _format(self, backbone: Backbone, device: str, given: str | None) -> FormatChoice:
         asked = given or self.info.asked.weights_format

@@ -3,6 +3,7 @@
 from harness.records.run import (
     SCHEMA_VERSION,
     FormatChoiceRecord,
+    FormatRecord,
     Manifest,
     MeterRecord,
     ModelRecord,
@@ -16,6 +17,7 @@ from harness.records.run import (
 __all__ = [
     "SCHEMA_VERSION",
     "FormatChoiceRecord",
+    "FormatRecord",
     "Manifest",
     "MeterRecord",
     "ModelRecord",

@@ -20,6 +20,8 @@ from harness.records.record import Count, Positive, Record
 
 __all__ = [
     "SCHEMA_VERSION",
+    "FormatChoiceRecord",
+    "FormatRecord",
     "Manifest",
     "MeterRecord",
     "ModelRecord",
@@ -45,6 +47,7 @@ class OperatingPointRecord(Record):
         artefacts: what trained parts it runs on: name → SHA-256.
         kv: name of the KV policy, what happens to K,V of skipped layers.
         kv_facts: what that policy is; ``None`` in older runs.
+        weights_format: how the matrices it multiplies with are stored; where older runs do not say, the model's.
         heads: cheap heads that its checks read → what their readings approximate; empty where they read the LM head.
         never_exits: the strategy is asked at every exit point and its answer ignored: full depth plus the cost of
             asking. A probe for the attribution of costs, never a candidate.
@@ -58,6 +61,7 @@ class OperatingPointRecord(Record):
     artefacts: dict[str, str] = Field(default_factory=dict)
     kv: str | None = None
     kv_facts: KVFacts | None = None
+    weights_format: str = ""
     heads: dict[str, str] = Field(default_factory=dict)
     never_exits: bool = False
 
@@ -75,6 +79,25 @@ class FormatChoiceRecord(Record):
     left_out: dict[str, str] = Field(default_factory=dict)
 
 
+class FormatRecord(Record):
+    """The model in one weights format: what of it depends on the format.
+
+    Attributes:
+        weights_format: registered name.
+        weights_accuracy: how near it keeps a model to float32.
+        format_choice: why ``auto`` took it; ``None`` where it was asked for.
+        layer_bytes, lm_head_bytes, kv_projection_bytes, shortcut_bytes: see ``ModelInfo``.
+    """
+
+    weights_format: str
+    weights_accuracy: Accuracy
+    format_choice: FormatChoiceRecord | None = None
+    layer_bytes: Count
+    lm_head_bytes: Count
+    kv_projection_bytes: Count
+    shortcut_bytes: Count = 0
+
+
 class ModelRecord(Record):
     """The model as it ran.
 
@@ -89,9 +112,11 @@ class ModelRecord(Record):
         num_layers, hidden_size, vocab_size, exit_points, dtype: see ``ModelInfo``.
         layer_bytes, lm_head_bytes, kv_projection_bytes, kv_entry_bytes: see ``ModelInfo``.
         fingerprint, exit_head, shortcut_bytes: see ``ModelInfo``; a record of before they existed has the defaults.
-        weights_format: registered name; ``None`` in runs of before there were formats, which have the dtype's own.
+        weights_format: registered name, of the run's first format; ``None`` in runs of before there were formats, which
+            have the dtype's own.
         weights_accuracy: how near that format keeps a model to float32.
         format_choice: why ``auto`` took it; ``None`` where it was asked for.
+        other_formats: the model in the further formats that the run compares.
     """
 
     name: str
@@ -116,16 +141,37 @@ class ModelRecord(Record):
     weights_format: str | None = None
     weights_accuracy: Accuracy | None = None
     format_choice: FormatChoiceRecord | None = None
+    other_formats: tuple[FormatRecord, ...] = ()
 
     @property
     def numbers(self) -> str:
-        """What numbers weights and activations are, in words."""
-        return numbers(self.stored_in, self.dtype)
+        """What numbers weights and activations are, in words; of a run of several formats, all of them."""
+        return numbers(", ".join(self.formats), self.dtype)
 
     @property
     def stored_in(self) -> str:
         """The weights format, of older runs too."""
         return self.weights_format or OWN_FORMAT.get(self.dtype, self.dtype)
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """The weights formats of a run, its own first."""
+        return (self.stored_in, *(other.weights_format for other in self.other_formats))
+
+    @property
+    def keeps_tokens(self) -> bool:
+        """Whether the format yields the tokens of the activations' own, near-ties apart."""
+        return self.weights_accuracy in ("exact", "near-exact") or self.stored_in == OWN_FORMAT.get(self.dtype)
+
+    def stored(self, weights_format: str) -> ModelRecord:
+        """Return the model in one of its formats alone.
+
+        Raises:
+            KeyError: it is none of them.
+        """
+        others = {other.weights_format: dict(other) for other in self.other_formats}
+        changed = {} if weights_format == self.stored_in else others[weights_format]
+        return self.model_copy(update={**changed, "other_formats": ()})
 
 
 class TaskRecord(Record):
@@ -248,6 +294,19 @@ class Manifest(Record):
                 for point in self.operating_points
             )
             object.__setattr__(self, "operating_points", points)
+        return self
+
+    @model_validator(mode="after")
+    def _formats_of_older_runs(self) -> Self:
+        """Older runs give the model's weights format alone."""
+        points = tuple(
+            point if point.weights_format else point.model_copy(update={"weights_format": self.model.stored_in})
+            for point in self.operating_points
+        )
+        object.__setattr__(self, "operating_points", points)
+        strange = {point.weights_format for point in points} - set(self.model.formats)
+        if strange:
+            raise ValueError(f"operating points in {', '.join(sorted(strange))}, which the model was not stored in")
         return self
 
 

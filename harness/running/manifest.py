@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,7 +13,7 @@ from harness.host import environment
 from harness.metering.examine import examine
 from harness.metering.sensors import sensors_of_meter
 from harness.models.model import LoadedModel
-from harness.records import SCHEMA_VERSION, FormatChoiceRecord, Manifest, MeterRecord, ModelRecord
+from harness.records import SCHEMA_VERSION, FormatChoiceRecord, FormatRecord, Manifest, MeterRecord, ModelRecord
 from harness.records.machine import MachineRecord
 from harness.registry import WEIGHTS_FORMATS
 from harness.running.plan import Plan
@@ -29,7 +30,7 @@ def utc_now() -> str:
 
 def describe_run(
     plan: Plan,
-    loaded: LoadedModel,
+    loaded: Sequence[LoadedModel],
     meter: Meter,
     unavailable: dict[str, str],
     block_size: int,
@@ -39,13 +40,14 @@ def describe_run(
 
     Args:
         plan: what runs.
-        loaded: the weights.
+        loaded: the model in each weights format, the run's own first.
         meter: the meter in use.
         unavailable: why better meters are not.
         block_size: samples per interleaved block.
         before: the manifest of a run to resume, whose measured machine and bandwidth are kept.
     """
-    info = loaded.info
+    own, *others = (_in_format(one, plan.config.weights_formats, before) for one in loaded)
+    info = loaded[0].info
     surroundings = environment.describe()
     machine = before.machine if before is not None else _examine(plan, meter, unavailable, surroundings)
     if before is not None:
@@ -62,8 +64,8 @@ def describe_run(
             name=info.name,
             family=info.family,
             weights=info.weights,
-            weights_source=loaded.weights_source,
-            weights_sha256=loaded.weights_sha256,
+            weights_source=loaded[0].weights_source,
+            weights_sha256=loaded[0].weights_sha256,
             tokenizer_source=plan.model.tokenizer.source,
             tokenizer_stand_in=plan.model.tokenizer.stand_in,
             num_layers=info.num_layers,
@@ -72,15 +74,10 @@ def describe_run(
             exit_points=info.exit_points,
             fingerprint=info.fingerprint,
             exit_head=info.exit_head,
-            shortcut_bytes=info.shortcut_bytes,
             dtype=info.dtype,
-            weights_format=info.weights_format,
-            weights_accuracy=WEIGHTS_FORMATS.load(info.weights_format).facts.accuracy,
-            format_choice=_choice(loaded, before),
-            layer_bytes=info.layer_bytes,
-            lm_head_bytes=info.lm_head_bytes,
-            kv_projection_bytes=info.kv_projection_bytes,
             kv_entry_bytes=info.kv_entry_bytes,
+            **dict(own),
+            other_formats=tuple(others),
         ),
         tasks=tuple(task.record for task in plan.tasks),
         meter=MeterRecord(
@@ -100,14 +97,23 @@ def describe_run(
     return manifest.model_copy(update={"plugins": used_plugins(manifest, scores)})
 
 
-def _choice(loaded: LoadedModel, before: Manifest | None) -> FormatChoiceRecord | None:
-    """Why ``auto`` took the weights format; ``None`` where one was asked for."""
+def _in_format(loaded: LoadedModel, asked: Sequence[str], before: Manifest | None) -> FormatRecord:
+    """Describe a model in one weights format, and why ``auto`` took it where it did."""
+    info, choice = loaded.info, loaded.format_choice
+    why = None
     if before is not None:
-        return before.model.format_choice
-    if loaded.info.asked.weights_format != "auto":
-        return None
-    choice = loaded.format_choice
-    return FormatChoiceRecord(seconds_per_byte=dict(choice.seconds), left_out=dict(choice.left_out))
+        why = before.model.stored(info.weights_format).format_choice
+    elif "auto" in asked and info.weights_format not in asked:
+        why = FormatChoiceRecord(seconds_per_byte=dict(choice.seconds), left_out=dict(choice.left_out))
+    return FormatRecord(
+        weights_format=info.weights_format,
+        weights_accuracy=WEIGHTS_FORMATS.load(info.weights_format).facts.accuracy,
+        format_choice=why,
+        layer_bytes=info.layer_bytes,
+        lm_head_bytes=info.lm_head_bytes,
+        kv_projection_bytes=info.kv_projection_bytes,
+        shortcut_bytes=info.shortcut_bytes,
+    )
 
 
 def _examine(plan: Plan, meter: Meter, unavailable: dict[str, str], surroundings: dict[str, Any]) -> MachineRecord:

@@ -1,4 +1,8 @@
-"""From strategies as written to the operating points of a run: each setting once, under each KV policy, with its probe.
+"""From strategies as written to the operating points of a run: each setting once, in each dimension, with its probe.
+
+A run may compare more than strategies: KV policies, weights formats. Each such **dimension** has its values by
+strategy, and operating points are their product. What a run compares stands in their names, ``@VALUE`` for each
+dimension in order: ``fixed:layer=14@propagate@int4``.
 
 A **probe** is an operating point that asks its strategy at every exit point and ignores the answer: full depth plus the
 cost of asking. It is what the attribution of costs needs (GREEN-CODE's Table IV was measured by nesting sensor windows
@@ -7,8 +11,9 @@ instead, and is contradicted by its own never-exit run), and it is no candidate 
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +26,16 @@ from harness.errors import ArtefactError, OptionError
 from harness.records import OperatingPointRecord
 from harness.registry import HEADS, KV_POLICIES
 
-__all__ = ["Built", "NeverExits", "OperatingPoint", "build_all", "operating_point", "operating_points", "usable"]
+__all__ = [
+    "Built",
+    "NeverExits",
+    "OperatingPoint",
+    "build_all",
+    "operating_point",
+    "operating_points",
+    "usable",
+    "with_baseline",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +60,11 @@ class OperatingPoint:
     def name(self) -> str:
         """Unique label in the run."""
         return self.record.name
+
+    @property
+    def weights_format(self) -> str:
+        """Name of the format of the matrices it multiplies with."""
+        return self.record.weights_format
 
 
 @dataclass(frozen=True)
@@ -114,27 +133,64 @@ def usable(built: Built, info: ModelInfo) -> Built:
     return kept
 
 
-def operating_points(built: Built, config: RunConfig, info: ModelInfo) -> tuple[OperatingPoint, ...]:
+def with_baseline(built: Built) -> Built:
+    """Return strategies with full depth before them, each once."""
+    baseline = StrategySpec(BASELINE)
+    return _distinct([*build_all([baseline]), *(pair for pair in built if pair[0] != baseline)])
+
+
+def operating_points(built: Built, config: RunConfig, models: Sequence[ModelInfo]) -> tuple[OperatingPoint, ...]:
     """Return a run's operating points: full depth first, then as written, then the probes.
 
-    With several KV policies each strategy runs under each of them and the policy stands in the name, after ``@``. What
-    never exits does the same under every policy that keeps a cache, so it runs once for those; what looks at the answer
-    (the oracle) runs under its own in place of those that are not exact.
+    What a run compares beside strategies stands in the names, each after an ``@``. What never exits does the same under
+    every KV policy that keeps a cache, so it runs once for those; what looks at the answer (the oracle) runs under its
+    own in place of those that are not exact.
+
+    Args:
+        built: strategies, full depth first.
+        config: names the KV policies.
+        models: facts of the model in each weights format, the run's own first; a format counts once.
 
     Raises:
         OptionError: a strategy wants to be asked where the model has no exit point.
     """
-    baseline = StrategySpec(BASELINE)
-    named = _distinct([*build_all([baseline]), *(pair for pair in built if pair[0] != baseline)])
-    several = len(config.kv_policies) > 1
+    in_format = {info.weights_format: info for info in reversed(models)}
+    formats = tuple(dict.fromkeys(info.weights_format for info in models))
+    policies, own = config.kv_policies, models[0]
+    dimensions = (
+        Dimension("kv", lambda one: _policies(one, policies or (one.default_kv,), own), compared=len(policies) > 1),
+        Dimension("weights_format", lambda _: formats, compared=len(formats) > 1),
+    )
     points = [
-        operating_point(spec, strategy, info, kv, several=several)
-        for spec, strategy in named
-        for kv in _policies(strategy, config.kv_policies or (strategy.default_kv,), info)
+        operating_point(spec, strategy, in_format[setting["weights_format"]], setting["kv"], suffix=suffix)
+        for spec, strategy in built
+        for setting, suffix in _crossed(strategy, dimensions)
     ]
     if config.attribute:
         points.extend(_probes(tuple(points)))
     return tuple(points)
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """What operating points of one strategy at one setting may differ in.
+
+    Attributes:
+        name: of the dimension.
+        values: of a strategy, in order.
+        compared: the run names several, so that names of operating points say which.
+    """
+
+    name: str
+    values: Callable[[Strategy], Iterable[str]]
+    compared: bool
+
+
+def _crossed(strategy: Strategy, dimensions: Sequence[Dimension]) -> Iterator[tuple[dict[str, str], str]]:
+    """Yield a strategy's value in each dimension, by name, with what that adds to the operating point's name."""
+    for values in itertools.product(*(one.values(strategy) for one in dimensions)):
+        setting = {one.name: value for one, value in zip(dimensions, values, strict=True)}
+        yield setting, "".join(f"@{setting[one.name]}" for one in dimensions if one.compared)
 
 
 def _policies(strategy: Strategy, policies: Sequence[str], info: ModelInfo) -> Iterator[str]:
@@ -160,15 +216,15 @@ def _facts(kv: str) -> KVFacts:
 
 
 def _probes(points: Sequence[OperatingPoint]) -> Iterator[OperatingPoint]:
-    """Return one probe per strategy that is asked anything, by its first operating point that keeps a cache."""
+    """Return a probe per strategy that is asked anything and format, by the first such point that keeps a cache."""
     seen = set()
     for point in points:
-        name = point.record.strategy
-        if name in seen or not point.record.exit_points or point.strategy.rehearsed:
+        kind = (point.record.strategy, point.weights_format)
+        if kind in seen or not point.record.exit_points or point.strategy.rehearsed:
             continue
         if not _facts(point.kv).keeps_cache:
             continue
-        seen.add(name)
+        seen.add(kind)
         record = point.record.model_copy(update={"name": f"{point.name} (never exits)", "never_exits": True})
         yield OperatingPoint(NeverExits(point.strategy), record, point.kv)
 
@@ -191,17 +247,17 @@ def operating_point(
     info: ModelInfo,
     kv: str | None = None,
     *,
-    several: bool = False,
+    suffix: str = "",
 ) -> OperatingPoint:
     """Check a built strategy against a model.
 
     Args:
         spec: as written.
         strategy: as built.
-        info: the model.
+        info: the model in one weights format.
         kv: name of its KV policy; ``None`` for the strategy's own default, which a strategy that looks at the answer
             also has in place of one that is not exact.
-        several: the run compares policies, so that the name must say which.
+        suffix: what follows the specification in the name.
 
     Raises:
         HarnessError: it does not fit, or what it runs on is missing or made for another model.
@@ -214,7 +270,7 @@ def operating_point(
             f"(exit points: {', '.join(map(str, info.exit_points)) or 'none'})."
         )
     record = OperatingPointRecord(
-        name=f"{spec}@{policy}" if several else str(spec),
+        name=f"{spec}{suffix}",
         strategy=spec.name,
         options=effective_options(strategy),
         exit_points=points,
@@ -222,6 +278,7 @@ def operating_point(
         artefacts=dict(strategy.artefacts(info)),
         kv=policy,
         kv_facts=_facts(policy),
+        weights_format=info.weights_format,
         heads={str(choice): HEADS.load(choice.name).facts.note for choice in strategy.cheap_heads()},
     )
     return OperatingPoint(strategy, record, policy)

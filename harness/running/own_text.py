@@ -28,11 +28,12 @@ class OwnText:
     """Full depth's choices in one block.
 
     Args:
-        engine: of the model.
+        engine: of the model, in the run's first weights format.
+        full: the run's first operating point, full depth in it.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, full: OperatingPoint) -> None:
+        self._engine, self._format = engine, full.weights_format
         self._prompts: dict[str, TeacherForcing] = {}
         self._known: dict[tuple[str, Ids], Ids] = {}
 
@@ -46,7 +47,8 @@ class OwnText:
             return outcome
         generated = tuple(made.token_ids)
         known = (sample.sample_id, generated)
-        if not point.record.exit_points or point.record.never_exits:
+        never_exits = not point.record.exit_points or point.record.never_exits
+        if never_exits and point.weights_format == self._format:
             self._known[known] = generated
         elif known not in self._known:
             try:

@@ -9,19 +9,20 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.config import RunConfig, demo_strategies, parse_all
-from harness.contracts import ModelRequest, Sample, StopRule, Task, TaskData, TaskRequest
+from harness.contracts import OWN_FORMAT, ModelInfo, ModelRequest, Sample, StopRule, Task, TaskData, TaskRequest
+from harness.decoding import packing
 from harness.errors import ArtefactError, ConfigError, DataError, OutOfReachError
 from harness.host.device import resolve_device
 from harness.host.foreign_files import real_path
 from harness.models.model import ResolvedModel, foresee, resolve
 from harness.records import TaskRecord
 from harness.registry import KV_POLICIES, PROTOCOLS, TASKS
-from harness.running.operating_points import Built, OperatingPoint, build_all, operating_points, usable
+from harness.running.operating_points import Built, OperatingPoint, build_all, operating_points, usable, with_baseline
 from harness.running.scoring import score_names
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class Plan:
     Attributes:
         config: what was asked for.
         device: resolved torch device.
+        built: its strategies, full depth first.
         points: operating points, full depth first.
         model: facts, tokenizer, and where the weights are.
         tasks: tasks with samples.
@@ -65,9 +67,14 @@ class Plan:
 
     config: RunConfig
     device: str
+    built: Built
     points: tuple[OperatingPoint, ...]
     model: ResolvedModel
     tasks: tuple[PlannedTask, ...]
+
+    def stored_in(self, models: Sequence[ModelInfo]) -> Plan:
+        """Return the plan with the operating points of a model that was loaded, in each weights format."""
+        return replace(self, points=operating_points(self.built, self.config, models))
 
 
 def make_plan(config: RunConfig) -> Plan:
@@ -90,10 +97,15 @@ def make_plan(config: RunConfig) -> Plan:
         )
     if not config.strategies:
         specs = usable(build_all(parse_all(demo_strategies(model.info.exit_points))), model.info)
-    points = operating_points(specs, config, model.info)
+    built = with_baseline(specs)
+    formats = config.weights_formats
+    for name in formats:
+        if name not in ("auto", OWN_FORMAT[model.info.dtype]):
+            packing.usable(name, device)
+    points = operating_points(built, config, [replace(model.info, weights_format=name) for name in formats])
     ngrams = model.seen.ngrams()
     planned = tuple(_draw(task, config, model, ngrams) for task in tasks)
-    return Plan(config, device, points, model, planned)
+    return Plan(config, device, built, points, model, planned)
 
 
 def _find_model(request: ModelRequest, built: Built) -> ResolvedModel:

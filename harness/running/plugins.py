@@ -101,7 +101,7 @@ def _used(manifest: Manifest, scores: Iterable[str]) -> Iterator[Used]:
     used = [
         *((STRATEGIES, point.strategy) for point in manifest.operating_points if ":" not in point.strategy),
         *((KV_POLICIES, point.kv) for point in manifest.operating_points if point.kv),
-        *([(WEIGHTS_FORMATS, manifest.model.weights_format)] if manifest.model.weights_format else []),
+        *((WEIGHTS_FORMATS, name) for name in manifest.model.formats),
         *((HEADS, head.partition("/")[0]) for point in manifest.operating_points for head in point.heads),
         *((TASKS, task.name) for task in manifest.tasks),
         *((PROTOCOLS, task.protocol) for task in manifest.tasks),

@@ -124,10 +124,10 @@ def _measure(config: RunConfig, resume: Path | None, repeat: int, observer: Obse
     meter, unavailable = open_meter(config.energy, plan.device, config.tdp_w)
     try:
         observer.stage(f"loading {plan.model.info.name}")
-        recorded = None if before is None else before.model.weights_format
-        loaded = plan.model.load(plan.device, observer.stage, recorded)
-        engine = Engine(loaded.backbone, loaded.info, config.kv_input)
-        session = Session(plan, engine, meter)
+        loaded = plan.model.load_all(plan.device, observer.stage, _formats(config, before))
+        plan = plan.stored_in([one.info for one in loaded])
+        engines = {one.info.weights_format: Engine(one.backbone, one.info, config.kv_input) for one in loaded}
+        session = Session(plan, engines, meter)
         if session.idle_s:
             observer.stage(f"measuring the machine at rest for {session.idle_s:g} s")
         idle = session.rest()
@@ -141,6 +141,11 @@ def _measure(config: RunConfig, resume: Path | None, repeat: int, observer: Obse
     finally:
         meter.close()
     return path
+
+
+def _formats(config: RunConfig, before: Manifest | None) -> Sequence[str | None]:
+    """Return the weights formats to load: those of the run that goes on, whatever ``auto`` would choose now."""
+    return config.weights_formats if before is None else before.model.formats
 
 
 def _warn_of_few_blocks(plan: Plan, block_size: int) -> None:

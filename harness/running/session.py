@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -51,17 +51,19 @@ class Observer(Protocol):
 
 
 class Session:
-    """Measures the windows of one plan with one engine.
+    """Measures the windows of one plan.
 
     Args:
         plan: what runs.
-        engine: decodes it.
+        engines: decode it, by weights format, the run's own first.
         meter: opens the windows.
         surroundings: what else the machine does; by default that of the plan's device.
     """
 
-    def __init__(self, plan: Plan, engine: Engine, meter: Meter, surroundings: Surroundings | None = None) -> None:
-        self._plan, self._engine, self._meter = plan, engine, meter
+    def __init__(
+        self, plan: Plan, engines: Mapping[str, Engine], meter: Meter, surroundings: Surroundings | None = None
+    ) -> None:
+        self._plan, self._engines, self._meter = plan, engines, meter
         self._surroundings = surroundings or Surroundings.of(plan.device)
         self._rehearsed: dict[tuple[str, str, str], tuple[list[int], ModelError | None]] = {}
 
@@ -87,18 +89,23 @@ class Session:
         return records
 
     def warm_up(self) -> list[WindowRecord]:
-        """Run full depth on the first batch until its time settles; returns records still to be committed.
+        """Run full depth on the first batch, in each weights format, until its time settles.
 
-        The last one is flagged ``not-settled`` if it never did.
+        Returns records still to be committed; the last one of a format is flagged ``not-settled`` if it never did.
         """
-        planned, point = self._plan.tasks[0], self._plan.points[0]
+        planned = self._plan.tasks[0]
         batch = planned.data.samples[: self._plan.config.batch_size]
         records: list[WindowRecord] = []
-        while len(records) < WARMUP_PASSES and not settled([record.duration_s for record in records]):
-            record, _ = self._window(len(records), planned, 0, 0, point, [batch], warmup=True)
-            records.append(record)
-        if not settled([record.duration_s for record in records]):
-            records[-1] = records[-1].model_copy(update={"flags": (*records[-1].flags, "not-settled")})
+        for name in self._engines:
+            point = next(point for point in self._plan.points if point.weights_format == name)
+            passes: list[WindowRecord] = []
+            while len(passes) < WARMUP_PASSES and not settled([record.duration_s for record in passes]):
+                number = len(records) + len(passes)
+                record, _ = self._window(number, planned, 0, 0, point, [batch], warmup=True)
+                passes.append(record)
+            if not settled([record.duration_s for record in passes]):
+                passes[-1] = passes[-1].model_copy(update={"flags": (*passes[-1].flags, "not-settled")})
+            records.extend(passes)
         return records
 
     def measure(self, store: RunDirectory, before: Sequence[WindowRecord], observer: Observer, repeat: int = 0) -> None:
@@ -133,7 +140,7 @@ class Session:
         _commit_bare(store, before)
         for planned in self._plan.tasks:
             for index, block in enumerate(blocks[planned.record.name]):
-                own_text = OwnText(self._engine) if repeat == 0 else None
+                own_text = OwnText(next(iter(self._engines.values())), self._plan.points[0]) if repeat == 0 else None
                 for point in self._order(planned.record.name, index, repeat):
                     if (planned.record.name, index, repeat, point.name) in finished:
                         continue
@@ -210,7 +217,7 @@ class Session:
                 continue
             for key, sample, made in zip(keys, batch, self._decode(planned, point, batch), strict=True):
                 rest = sample.max_new_tokens - len(made.exit_layers)  # where it failed the replay may go on
-                self._rehearsed[key] = [*made.exit_layers, *[self._engine.info.num_layers] * rest], made.failure
+                self._rehearsed[key] = [*made.exit_layers, *[self._plan.model.info.num_layers] * rest], made.failure
 
     def _window(
         self,
@@ -270,7 +277,7 @@ class Session:
         if not point.strategy.rehearsed:
             return self._decode(planned, point, batch)
         known = [self._rehearsed[planned.record.name, point.name, sample.sample_id] for sample in batch]
-        replayed = self._engine.replay(
+        replayed = self._engines[point.weights_format].replay(
             [sample.prompt_ids for sample in batch],
             [layers for layers, _ in known],
             kv=point.kv,
@@ -282,7 +289,7 @@ class Session:
         return [replace(made, failure=why or made.failure) for made, why in zip(replayed, failures, strict=True)]
 
     def _decode(self, planned: PlannedTask, point: OperatingPoint, batch: Sequence[Sample]) -> list[Generation]:
-        return self._engine.decode(
+        return self._engines[point.weights_format].decode(
             [sample.prompt_ids for sample in batch],
             point.strategy,
             kv=point.kv,
