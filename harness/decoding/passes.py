@@ -297,10 +297,12 @@ class TokenPass:
         if self._starts == self._positions:
             for row in self.rows:
                 self._tally[row].layers_executed += layers
+                self._tally[row].layers_read += layers
             self._run_tokens(stop)
             return
         for row, length in zip(self.rows, self._lengths(), strict=True):
             self._tally[row].layers_executed += layers * length
+            self._tally[row].layers_read += layers if length else 0
         self._run_spans(stop)
 
     def _run_tokens(self, stop: int) -> None:

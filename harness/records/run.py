@@ -334,6 +334,7 @@ class SampleRecord(Record):
         exit_checks: times the strategy was asked about this sample.
         lm_head_evaluations: LM-head evaluations after prefill charged to this sample, outputs included.
         layers_executed: decoder layers run for generated tokens after prefill, by recomputation included.
+        layers_read: of those, a layer that several tokens of this sample ran in one pass counts once.
         kv_fill_layers: layers whose K,V were filled from an exit hidden state.
         shortcut_evaluations: times an exit's linear map was applied for this sample.
         cheap_head_evaluations: times a cheap head read an exit in place of the LM head. cheap_head_bytes: weights that
@@ -342,6 +343,11 @@ class SampleRecord(Record):
         cheap_head_tokens: tokens that a cheap head chose; they need not be the exit's own.
         arrival_s, queue_s: with a fixed arrival rate, when the request came, from the start of its window, and how
             long it waited; ``latency_s`` and ``ttft_s`` then count from its arrival. ``None`` back to back.
+        drafted_at: of lossless decoding, for each token the decoder layers that ran before a draft of its place was made,
+            0 where a source proposed it; ``None`` where there was no draft.
+        accepted: of lossless decoding, for each token whether it is the draft's; else full depth said it.
+        drafts: tokens drafted, discarded ones included. verifications: passes that went deep.
+        layers_discarded: decoder layers run for drafts that were discarded.
         error: one line when the sample failed; the measured fields are then empty or ``None``.
     """
 
@@ -367,12 +373,18 @@ class SampleRecord(Record):
     exit_checks: Count = 0
     lm_head_evaluations: Count = 0
     layers_executed: Count = 0
+    layers_read: Count = 0
     kv_fill_layers: Count = 0
     shortcut_evaluations: Count = 0
     cheap_head_evaluations: Count = 0
     cheap_head_bytes: Count = 0
     cheap_head_misses: Count = 0
     cheap_head_tokens: Count = 0
+    drafted_at: tuple[Count | None, ...] = ()
+    accepted: tuple[bool, ...] = ()
+    drafts: Count = 0
+    verifications: Count = 0
+    layers_discarded: Count = 0
     arrival_s: float | None = None
     queue_s: float | None = None
     error: str | None = None
