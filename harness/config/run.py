@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any, Self, TypeAlias
 
 from pydantic import Field, PlainSerializer, PlainValidator, ValidationInfo, field_validator, model_validator
 
+from harness.config.decode import DRAFT_MAX, parse_decode
 from harness.config.model import DEFAULT_MODEL, Folder, ModelConfiguration, ModelName, Placeholder, Seed, TaskName
 from harness.config.registered import registered
 from harness.config.strategies import StrategySpec, as_strategy, parse_all, spec_of
@@ -71,6 +73,13 @@ class RunConfig(ModelConfiguration):
         "none, skip, or another of `harness list kv`; a comma list compares, the first one's full depth being the "
         "baseline. The oracle, a bound, runs under exact ones (recompute, none) whatever is named.",
     )
+    decode: str | tuple[str, ...] = Field(
+        default="lossy",
+        description="lossy takes what exits say. lossless lets exits draft and full depth verify, so that its tokens "
+        "come out; lossless+SOURCE[:option=value]… asks a draft source of `harness list drafts` first. A comma list "
+        "compares; what follows a strategy after @ goes for that one.",
+    )
+    draft_max: int = Field(default=DRAFT_MAX, ge=1, le=1024, description="Tokens of a draft at most, lossless.")
     weights_format: str | tuple[str, ...] = Field(  # type: ignore[assignment]  # a list is for runs alone
         default="auto",
         description="How matrices are stored and multiplied: auto (the fastest here that keeps float32's tokens, timed "
@@ -143,6 +152,17 @@ class RunConfig(ModelConfiguration):
                 registered(KV_POLICIES, name)
         return value
 
+    @field_validator("decode", mode="before")
+    @classmethod
+    def _decodes_listed(cls, value: Any) -> Any:
+        """Take ``lossy,lossless`` apart; a comma before an option of a source belongs to the source."""
+        if isinstance(value, str):
+            value = re.split(r",\s*(?=los)", value)
+        if not isinstance(value, list | tuple) or not value or not all(isinstance(each, str) for each in value):
+            return value
+        once = tuple(dict.fromkeys(str(parse_decode(each.replace(",", ":"))) for each in value))
+        return once[0] if len(once) == 1 else once
+
     @field_validator("weights_format", mode="after")
     @classmethod
     def _formats_known(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
@@ -167,6 +187,11 @@ class RunConfig(ModelConfiguration):
         return self.kv if isinstance(self.kv, tuple) else (self.kv,)
 
     @property
+    def decodes(self) -> tuple[str, ...]:
+        """The ways to decode to compare."""
+        return self.decode if isinstance(self.decode, tuple) else (self.decode,)
+
+    @property
     def weights_formats(self) -> tuple[str, ...]:
         """The weights formats to compare, the run's own first; ``auto`` may be one of them."""
         return self.weights_format if isinstance(self.weights_format, tuple) else (self.weights_format,)
@@ -177,4 +202,4 @@ class RunConfig(ModelConfiguration):
 
     def specs(self) -> list[StrategySpec]:
         """Return the operating points as written, expanded, each once, in order."""
-        return parse_all(self.strategies)
+        return parse_all(self.strategies, in_run=True)

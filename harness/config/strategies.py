@@ -1,7 +1,8 @@
 """The strategy mini-language: operating points as written, still text.
 
 ``NAME[:option=value[,value…]]…``: a comma list of values makes one operating point each; several
-options are separated by ``:`` (or by a comma before ``option=``), and several lists make their product.
+options are separated by ``:`` (or by a comma before ``option=``), and several lists make their product. In a run
+``@lossless``, ``@lossless+SOURCE[:option=value]…`` or ``@lossy`` behind it says how these decode.
 Nothing here knows which strategies exist; :mod:`harness.config.options` builds them. From Python a strategy may also be
 given as an object or a class, of a notebook cell for example.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +20,8 @@ from harness.contracts import Strategy
 from harness.errors import ConfigError
 
 __all__ = ["BASELINE", "StrategySpec", "as_strategy", "demo_strategies", "parse_all", "parse_strategies", "spec_of"]
+
+_DECODE = re.compile("@los[a-z]*([+].*)?$")
 
 BASELINE = "full"  # the operating point every other one is paired with
 
@@ -47,23 +51,34 @@ class StrategySpec:
         name: strategy name.
         options: option name → value as text.
         built: the strategy itself, where it was given as an object; its name is then ``module:class``.
+        decode: how it decodes, as written behind ``@``; ``None`` as the run does.
     """
 
     name: str
     options: tuple[tuple[str, str], ...] = ()
     built: Strategy | None = dataclasses.field(default=None, compare=False, repr=False)
+    decode: str | None = None
 
     def __str__(self) -> str:
         return ":".join([self.name, *(f"{key}={value}" for key, value in self.options)])
 
 
-def parse_strategies(text: str) -> list[StrategySpec]:
+def parse_strategies(text: str, *, in_run: bool = False) -> list[StrategySpec]:
     """Expand ``NAME[:option=value[,value…]]…`` to one spec per combination of values.
+
+    Args:
+        text: as written.
+        in_run: ``@lossless`` may follow.
 
     Raises:
         ConfigError: the text does not have that form.
     """
-    name, _, rest = text.strip().partition(":")
+    written, decode = text.strip(), None
+    if (at := _DECODE.search(written)) is not None:
+        written, decode = written[: at.start()], written[at.start() + 1 :]
+        if not in_run:
+            raise ConfigError(f"--strategy '{text}': '@{decode}' can be said of a run's strategies only.")
+    name, _, rest = written.partition(":")
     if not name.strip():
         raise ConfigError(f"--strategy '{text}' names no strategy. Write NAME or NAME:option=value.")
     choices: dict[str, list[str]] = {}
@@ -83,12 +98,14 @@ def parse_strategies(text: str) -> list[StrategySpec]:
                 raise ConfigError(f"--strategy '{text}' cannot be read at '{item}'. Write NAME:option=value[,value…].")
             choices[current].append(value.strip())
     combinations = itertools.product(*choices.values())
-    return [StrategySpec(name.strip(), tuple(zip(choices, values, strict=True))) for values in combinations]
+    return [
+        StrategySpec(name.strip(), tuple(zip(choices, values, strict=True)), decode=decode) for values in combinations
+    ]
 
 
-def parse_all(given: Sequence[str | Strategy]) -> list[StrategySpec]:
+def parse_all(given: Sequence[str | Strategy], *, in_run: bool = False) -> list[StrategySpec]:
     """Expand several texts and objects, each operating point once, in order; see :func:`parse_strategies`."""
-    expanded = [parse_strategies(item) if isinstance(item, str) else [spec_of(item)] for item in given]
+    expanded = [parse_strategies(item, in_run=in_run) if isinstance(item, str) else [spec_of(item)] for item in given]
     return list(dict.fromkeys(itertools.chain.from_iterable(expanded)))
 
 

@@ -11,13 +11,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from harness.contracts import Draft, DraftRule
+from harness.contracts import Draft, DraftRule, KVPolicy
 from harness.decoding.exits import Exits
 from harness.decoding.generation import Generation
 from harness.decoding.view import LayerView
 from harness.errors import OptionError
+from harness.registry import KV_POLICIES
 
-__all__ = ["Drafting", "UnlessDue"]
+__all__ = ["DEFERRING", "Drafting", "UnlessDue", "check_deferring"]
+
+
+DEFERRING = "recompute"
+"""The KV policy of lossless decoding unless another that defers is named."""
+
+
+def check_deferring(kv: str) -> None:
+    """Refuse a KV policy that does not keep what is to be verified.
+
+    Raises:
+        OptionError: under this one nothing waits.
+        UnknownNameError: it is not registered.
+    """
+    policy: type[KVPolicy] = KV_POLICIES.load(kv)
+    if not policy.facts.defers:
+        raise OptionError(
+            f"lossless decoding verifies the tokens that wait for a pass that goes deep, and under --kv {kv} none do. "
+            f"Use --kv {DEFERRING}, or --decode lossy."
+        )
 
 
 class Drafting:

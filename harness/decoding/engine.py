@@ -26,13 +26,14 @@ from harness.contracts import (
 from harness.decoding.backbone import Backbone
 from harness.decoding.blocks import Rotary
 from harness.decoding.cache import KVCache
+from harness.decoding.drafting import check_deferring
 from harness.decoding.exits import AskedExits, Exits, ScheduledExits
 from harness.decoding.fill import KVFiller
 from harness.decoding.generation import Generation
 from harness.decoding.open_batch import OpenBatch
 from harness.decoding.passes import PrefixPass
 from harness.decoding.readings import Heads
-from harness.errors import ModelError, OptionError
+from harness.errors import ModelError
 from harness.registry import KV_POLICIES
 
 __all__ = ["Engine"]
@@ -94,18 +95,15 @@ class Engine:
         drafts = None if lossless is None else (lossless.most, self.draft_rules(lossless, batch, kv, rule))
         return self._decode(prompts, exits, tally, kv, max_new_tokens, stop, eos_token_ids, drafts)
 
-    def draft_rules(self, lossless: Lossless, batch: Batch, kv: str, rule: ExitRule) -> tuple[DraftRule, ...]:
+    def draft_rules(
+        self, lossless: Lossless, batch: Batch, kv: str, rule: ExitRule | None = None
+    ) -> tuple[DraftRule, ...]:
         """Return what proposes and ends the drafts of a batch: the source, and the strategy's rule if it is one.
 
         Raises:
             OptionError: the KV policy does not keep what is to be verified.
         """
-        policy: type[KVPolicy] = KV_POLICIES.load(kv)
-        if not policy.facts.defers:
-            raise OptionError(
-                f"lossless decoding verifies the tokens that wait for a pass that goes deep, and under --kv {kv} none "
-                "do. Use --kv recompute, or --decode lossy."
-            )
+        check_deferring(kv)
         rules = [] if lossless.source is None else [lossless.source.start(self.info, batch)]
         return (*rules, *([rule] if isinstance(rule, DraftRule) else []))
 
@@ -123,7 +121,8 @@ class Engine:
         """Decode one batch with known exit layers; arguments as :meth:`decode`."""
         tally = [Generation() for _ in prompts]
         exits = ScheduledExits(exit_layers, self.info.num_layers, tally)
-        drafts = None if lossless is None else (lossless.most, ())
+        batch = Batch((0,) * len(prompts), str(self.backbone.device))
+        drafts = None if lossless is None else (lossless.most, self.draft_rules(lossless, batch, kv))
         return self._decode(prompts, exits, tally, kv, max_new_tokens, stop, eos_token_ids, drafts)
 
     def open(

@@ -27,7 +27,7 @@ class Generation:
         lm_head_evaluations: LM-head evaluations after prefill, the outputs' own included.
         layers_executed: decoder layers run after prefill, catch-up work of ``recompute`` included;
             without a cache, one layer over the whole prefix counts as one.
-        layers_read: decoder layers whose weights it needed: of a layer that several of its tokens ran in one pass, once.
+        layers_read: of those, a layer that several of its tokens ran in one pass counts once.
         kv_fill_layers: layers whose keys and values were filled from an exit hidden state.
         shortcut_evaluations: times an exit's linear map was applied.
         cheap_head_evaluations: times a cheap head read an exit.

@@ -47,6 +47,9 @@ class OperatingPointRecord(Record):
         artefacts: what trained parts it runs on: name → SHA-256.
         kv: name of the KV policy, what happens to K,V of skipped layers.
         kv_facts: what that policy is; ``None`` in older runs.
+        decode: ``lossy``, its exits say what comes out; ``lossless``, with the draft source it has: they draft, and
+            full depth's tokens come out.
+        draft_max: tokens of a draft at most; ``None`` where nothing is drafted.
         weights_format: how the matrices it multiplies with are stored; where older runs do not say, the model's.
         heads: cheap heads that its checks read → what their readings approximate; empty where they read the LM head.
         never_exits: the strategy is asked at every exit point and its answer ignored: full depth plus the cost of
@@ -61,9 +64,16 @@ class OperatingPointRecord(Record):
     artefacts: dict[str, str] = Field(default_factory=dict)
     kv: str | None = None
     kv_facts: KVFacts | None = None
+    decode: str = "lossy"
+    draft_max: Positive | None = None
     weights_format: str = ""
     heads: dict[str, str] = Field(default_factory=dict)
     never_exits: bool = False
+
+    @property
+    def lossless(self) -> bool:
+        """Whether full depth verifies what it drafts."""
+        return self.decode != "lossy"
 
 
 class FormatChoiceRecord(Record):
@@ -343,8 +353,8 @@ class SampleRecord(Record):
         cheap_head_tokens: tokens that a cheap head chose; they need not be the exit's own.
         arrival_s, queue_s: with a fixed arrival rate, when the request came, from the start of its window, and how
             long it waited; ``latency_s`` and ``ttft_s`` then count from its arrival. ``None`` back to back.
-        drafted_at: of lossless decoding, for each token the decoder layers that ran before a draft of its place was made,
-            0 where a source proposed it; ``None`` where there was no draft.
+        drafted_at: of lossless decoding, for each token the decoder layers that ran before a draft of its place was
+            made, 0 where a source proposed it; ``None`` where there was no draft.
         accepted: of lossless decoding, for each token whether it is the draft's; else full depth said it.
         drafts: tokens drafted, discarded ones included. verifications: passes that went deep.
         layers_discarded: decoder layers run for drafts that were discarded.

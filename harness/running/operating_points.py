@@ -1,8 +1,8 @@
 """From strategies as written to the operating points of a run: each setting once, in each dimension, with its probe.
 
-A run may compare more than strategies: KV policies, weights formats. Each such **dimension** has its values by
-strategy, and operating points are their product. What a run compares stands in their names, ``@VALUE`` for each
-dimension in order: ``fixed:layer=14@propagate@int4``.
+A run may compare more than strategies: KV policies, ways to decode, weights formats. Each such **dimension** has its
+values by strategy, and operating points are their product. What a run compares stands in their names, ``@VALUE`` for
+each dimension in order: ``fixed:layer=14@propagate@int4``. That a point decodes losslessly always stands there.
 
 A **probe** is an operating point that asks its strategy at every exit point and ignores the answer: full depth plus the
 cost of asking. It is what the attribution of costs needs (GREEN-CODE's Table IV was measured by nesting sensor windows
@@ -14,14 +14,16 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from harness.config import BASELINE, RunConfig, StrategySpec
+from harness.config.decode import LOSSY, DecodeSpec, build_decode, parse_decode
 from harness.config.options import build_strategy, effective_options
-from harness.contracts import Batch, ExitRule, ExitView, HeadChoice, KVFacts, ModelInfo, Strategy
+from harness.contracts import Batch, ExitRule, ExitView, HeadChoice, KVFacts, Lossless, ModelInfo, Strategy
+from harness.decoding.drafting import DEFERRING, check_deferring
 from harness.errors import ArtefactError, OptionError
 from harness.records import OperatingPointRecord
 from harness.registry import HEADS, KV_POLICIES
@@ -50,11 +52,13 @@ class OperatingPoint:
         strategy: the built strategy.
         record: what the run directory says of it.
         kv: name of the KV policy, what happens to K,V of the layers it skips.
+        lossless: how it drafts; ``None`` where its exits say what comes out.
     """
 
     strategy: Strategy
     record: OperatingPointRecord
     kv: str
+    lossless: Lossless | None = None
 
     @property
     def name(self) -> str:
@@ -158,16 +162,23 @@ def operating_points(built: Built, config: RunConfig, models: Sequence[ModelInfo
     formats = tuple(dict.fromkeys(info.weights_format for info in models))
     policies, own = config.kv_policies, models[0]
     dimensions = (
-        Dimension("kv", lambda one: _policies(one, policies or (one.default_kv,), own), compared=len(policies) > 1),
-        Dimension("weights_format", lambda _: formats, compared=len(formats) > 1),
+        Dimension("kv", lambda _, one: _policies(one, policies or (one.default_kv,), own), len(policies) > 1),
+        Dimension("decode", lambda spec, one: _decodes(spec, one, config.decodes, own), compared=False),
+        Dimension("weights_format", lambda *_: formats, len(formats) > 1),
     )
-    points = [
-        operating_point(spec, strategy, in_format[setting["weights_format"]], setting["kv"], suffix=suffix)
-        for spec, strategy in built
-        for setting, suffix in _crossed(strategy, dimensions)
-    ]
+    points: list[OperatingPoint] = []
+    for spec, strategy in built:
+        for setting, suffix in _crossed(spec, strategy, dimensions):
+            decode, kv, info = parse_decode(setting["decode"]), setting["kv"], in_format[setting["weights_format"]]
+            if decode.lossless and not _facts(kv).defers:
+                if len(policies) > 1:  # beside one under which what is drafted waits, or refused below
+                    continue
+                kv = policies[0] if policies else DEFERRING
+            lossless = build_decode(decode, config.draft_max)
+            points.append(operating_point(spec, strategy, info, kv, suffix=suffix, decode=decode, lossless=lossless))
+    points = list({point.name: point for point in reversed(points)}.values())[::-1]
     if config.attribute:
-        points.extend(_probes(tuple(points)))
+        points.extend(_probes(points))
     return tuple(points)
 
 
@@ -182,15 +193,27 @@ class Dimension:
     """
 
     name: str
-    values: Callable[[Strategy], Iterable[str]]
+    values: Callable[[StrategySpec, Strategy], Iterable[str]]
     compared: bool
 
 
-def _crossed(strategy: Strategy, dimensions: Sequence[Dimension]) -> Iterator[tuple[dict[str, str], str]]:
+def _crossed(
+    spec: StrategySpec, strategy: Strategy, dimensions: Sequence[Dimension]
+) -> Iterator[tuple[dict[str, str], str]]:
     """Yield a strategy's value in each dimension, by name, with what that adds to the operating point's name."""
-    for values in itertools.product(*(one.values(strategy) for one in dimensions)):
+    for values in itertools.product(*(one.values(spec, strategy) for one in dimensions)):
         setting = {one.name: value for one, value in zip(dimensions, values, strict=True)}
-        yield setting, "".join(f"@{setting[one.name]}" for one in dimensions if one.compared)
+        said = (one for one in dimensions if one.compared or setting[one.name].startswith("lossless"))
+        yield setting, "".join(f"@{setting[one.name]}" for one in said)
+
+
+def _decodes(spec: StrategySpec, strategy: Strategy, decodes: Sequence[str], info: ModelInfo) -> Iterator[str]:
+    """How a strategy decodes; what never exits drafts nothing of itself, so that it is lossy and lossless at once."""
+    drafts = bool(strategy.exit_points(info))
+    wanted = [parse_decode(text) for text in ([spec.decode] if spec.decode is not None else decodes)]
+    if spec == StrategySpec(BASELINE):  # what every other one is held against
+        wanted.insert(0, LOSSY)
+    yield from dict.fromkeys(str(one if drafts or one.source else LOSSY) for one in wanted)
 
 
 def _policies(strategy: Strategy, policies: Sequence[str], info: ModelInfo) -> Iterator[str]:
@@ -220,7 +243,7 @@ def _probes(points: Sequence[OperatingPoint]) -> Iterator[OperatingPoint]:
     seen = set()
     for point in points:
         kind = (point.record.strategy, point.weights_format)
-        if kind in seen or not point.record.exit_points or point.strategy.rehearsed:
+        if kind in seen or not point.record.exit_points or point.strategy.rehearsed or point.lossless:
             continue
         if not _facts(point.kv).keeps_cache:
             continue
@@ -233,7 +256,10 @@ def _distinct(built: Built) -> Built:
     """Leave out operating points that are earlier ones spelled differently (``layer=04``, a default given)."""
     kept: Built = []
     for spec, strategy in built:
-        twin = next((other for other, known in kept if other.name == spec.name and known == strategy), None)
+        twin = next(
+            (other for other, known in kept if other == replace(spec, options=other.options) and known == strategy),
+            None,
+        )
         if twin is None:
             kept.append((spec, strategy))
         else:
@@ -248,6 +274,8 @@ def operating_point(
     kv: str | None = None,
     *,
     suffix: str = "",
+    decode: DecodeSpec = LOSSY,
+    lossless: Lossless | None = None,
 ) -> OperatingPoint:
     """Check a built strategy against a model.
 
@@ -258,11 +286,15 @@ def operating_point(
         kv: name of its KV policy; ``None`` for the strategy's own default, which a strategy that looks at the answer
             also has in place of one that is not exact.
         suffix: what follows the specification in the name.
+        decode: how it decodes, as written.
+        lossless: the same, built.
 
     Raises:
         HarnessError: it does not fit, or what it runs on is missing or made for another model.
     """
     policy = _policy(strategy, kv)
+    if lossless is not None:
+        check_deferring(policy)
     points = tuple(strategy.exit_points(info))
     if list(points) != sorted(set(points) & set(info.exit_points)):
         raise OptionError(
@@ -278,7 +310,9 @@ def operating_point(
         artefacts=dict(strategy.artefacts(info)),
         kv=policy,
         kv_facts=_facts(policy),
+        decode=str(decode),
+        draft_max=None if lossless is None else lossless.most,
         weights_format=info.weights_format,
         heads={str(choice): HEADS.load(choice.name).facts.note for choice in strategy.cheap_heads()},
     )
-    return OperatingPoint(strategy, record, policy)
+    return OperatingPoint(strategy, record, policy, lossless)

@@ -96,7 +96,7 @@ def make_plan(config: RunConfig) -> Plan:
             "shortcut, which says how to make them where there are none."
         )
     if not config.strategies:
-        specs = usable(build_all(parse_all(demo_strategies(model.info.exit_points))), model.info)
+        specs = usable(build_all(parse_all(demo_strategies(model.info.exit_points), in_run=True)), model.info)
     built = with_baseline(specs)
     formats = config.weights_formats
     for name in formats:

@@ -216,8 +216,10 @@ class Session:
             if all(key in self._rehearsed for key in keys):
                 continue
             for key, sample, made in zip(keys, batch, self._decode(planned, point, batch), strict=True):
-                rest = sample.max_new_tokens - len(made.exit_layers)  # where it failed the replay may go on
-                self._rehearsed[key] = [*made.exit_layers, *[self._plan.model.info.num_layers] * rest], made.failure
+                layers = self._plan.model.info.num_layers
+                stops = made.first_stops(layers)
+                rest = sample.max_new_tokens - len(stops)  # where it failed the replay may go on
+                self._rehearsed[key] = [*stops, *[layers] * rest], made.failure
 
     def _window(
         self,
@@ -284,6 +286,7 @@ class Session:
             max_new_tokens=[sample.max_new_tokens for sample in batch],
             stop=planned.stop,
             eos_token_ids=self._plan.model.tokenizer.eos_token_ids,
+            lossless=point.lossless,
         )
         failures = (failure for _, failure in known)
         return [replace(made, failure=why or made.failure) for made, why in zip(replayed, failures, strict=True)]
@@ -297,6 +300,7 @@ class Session:
             seeds=[self._plan.config.seed + crc32(sample.sample_id.encode()) for sample in batch],
             stop=planned.stop,
             eos_token_ids=self._plan.model.tokenizer.eos_token_ids,
+            lossless=point.lossless,
         )
 
 

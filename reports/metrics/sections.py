@@ -15,6 +15,7 @@ __all__ = [
     "AGREEMENTS",
     "BYTE_MODEL",
     "DEPTH",
+    "DRAFTS",
     "ENERGY",
     "EQUAL_DEPTH",
     "FIGURES",
@@ -37,6 +38,7 @@ FIGURES = "figures"
 
 AGAINST_FULL = "Against full depth"
 AGREEMENTS = "Agreement with full depth"
+DRAFTS = "Drafts of lossless decoding"
 BYTE_MODEL = "Expected and realised decoding speed-up"
 TIME = "Time of a request"
 ENERGY = "Energy and power"
@@ -46,7 +48,10 @@ EQUAL_DEPTH = "Against fixed exit at the same mean depth"
 SCORES = "Scores"
 SCORE_DIFFERENCES = "Scores minus full depth's"
 
-_ORDER = (AGAINST_FULL, AGREEMENTS, BYTE_MODEL, TIME, REPEATS, ENERGY, DEPTH, EQUAL_DEPTH, SCORES, SCORE_DIFFERENCES)
+_ORDER = (
+    *(AGAINST_FULL, AGREEMENTS, DRAFTS, BYTE_MODEL, TIME, REPEATS, ENERGY, DEPTH, EQUAL_DEPTH, SCORES),
+    SCORE_DIFFERENCES,
+)
 
 
 def in_section(metrics: Iterable[Metric], *sections: str) -> list[Metric]:

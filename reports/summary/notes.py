@@ -19,6 +19,7 @@ from reports.statistics.intervals import MINIMUM_DIFFERING, MINIMUM_PAIRS, MINIM
 from reports.summary.admission import describe_left_out
 from reports.summary.degenerate import degenerate
 from reports.summary.energy import MIXED, REPLAY, is_measured
+from reports.summary.lossless import about_lossless
 from reports.summary.measured import Measured
 from reports.summary.window_notes import about_windows
 
@@ -50,6 +51,7 @@ def notes(
     everything, cells = cells, [cell for cell in cells if not cell.point.never_exits]
     return (
         *_about_full_depth(manifest, cells),
+        *about_lossless(cells),
         *_about_model(manifest),
         *_about_data(manifest, rows),
         *missing_scores,

@@ -1,0 +1,51 @@
+"""Whether lossless rows are: their tokens against full depth's, asserted and not averaged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from harness.contracts import common_prefix
+from reports.summary.measured import Measured
+
+__all__ = ["about_lossless"]
+
+
+def about_lossless(cells: Sequence[Measured]) -> Iterator[str]:
+    """Say of all lossless operating points of all tasks whether their tokens are full depth's in the same format."""
+    compared, wrong = 0, []
+    for cell in cells:
+        if not cell.point.lossless:
+            continue
+        full = _full_depth(cells, cell)
+        keys = [] if full is None else [key for key in cell.shared(full) if key[1] == 0]
+        for key in keys:
+            assert full is not None
+            compared += 1
+            mine, reference = cell.samples[key].token_ids, full.samples[key].token_ids
+            if mine != reference:
+                wrong.append((cell, key[0], common_prefix(mine, reference) + 1))
+    if wrong:
+        cell, sample_id, place = wrong[0]
+        yield (
+            f"lossless rows differ from full depth in {len(wrong)} of {compared} completions, first {cell.point.name} "
+            f"in {sample_id} at token {place}. Products of several rows may round otherwise than those of one, and tip "
+            "a near-tie; anything else is a defect. `harness verify` tells one from the other."
+        )
+    elif compared:
+        yield f"lossless rows: the tokens are full depth's in all {compared} completions."
+
+
+def _full_depth(cells: Sequence[Measured], cell: Measured) -> Measured | None:
+    """Full depth on the same task, in the same weights format, with a KV cache."""
+    return next(
+        (
+            other
+            for other in cells
+            if other.task == cell.task
+            and not other.point.exit_points
+            and not other.point.lossless
+            and other.regime.cached
+            and other.point.weights_format == cell.point.weights_format
+        ),
+        None,
+    )
