@@ -133,7 +133,7 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
     """Say where the runs were measured, which need not be where pytest runs; pytest-benchmark warns of a difference."""
     runs = config.stash.get(_RUNS, [])
     if runs:
-        machine_info["harness_runs"] = sorted({_machine(run) for run in runs})
+        machine_info["harness_runs"] = sorted({_machine(run, run.manifest.model.numbers) for run in runs})
 
 
 def _replay(latencies_s: tuple[float, ...], facts: dict[str, Any]) -> Callable[[Any], None]:
@@ -169,10 +169,10 @@ def _names(run: RecordedRun) -> set[str]:
     return {f"{_model(run)}::{_item(run, cell)}" for cell in run.cells.values()}
 
 
-def _machine(run: RecordedRun) -> str:
+def _machine(run: RecordedRun, numbers: str) -> str:
     from reports.comparing.differences import machine_class
 
-    return machine_class(run.manifest.environment, run.manifest.model.numbers)
+    return machine_class(run.manifest.environment, numbers)
 
 
 def _facts(run: RecordedRun, cell: Measured, row: SummaryRow) -> dict[str, Any]:
@@ -198,7 +198,8 @@ def _facts(run: RecordedRun, cell: Measured, row: SummaryRow) -> dict[str, Any]:
         "weights_sha256": model.weights_sha256,
         "artefacts": dict(cell.point.artefacts),
         "data_sha256": cell.task.fingerprint,
-        "machine_class": _machine(run),
+        "weights_format": row.weights_format,
+        "machine_class": _machine(run, row.numbers),
         "harness_version": packages.get("early-exit-harness"),
         "run_created": run.manifest.created,
         "run_id": hashlib.sha256(run.manifest.model_dump_json().encode()).hexdigest()[:16],

@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-__all__ = ["Better", "Form", "Kind", "Metric", "Pairing", "Wording"]
+__all__ = ["Against", "Better", "Form", "Kind", "Metric", "Pairing", "Wording"]
 
 Better: TypeAlias = Literal["higher", "lower"]
 Form: TypeAlias = Literal["count", "number", "seconds", "fraction", "percent", "ratio", "difference"]
@@ -29,6 +29,9 @@ Form: TypeAlias = Literal["count", "number", "seconds", "fraction", "percent", "
 Kind: TypeAlias = Literal["score", "work", "cost", "energy"]
 """What two runs must share to compare it: references, nothing, the machine, the machine and the energy source."""
 Pairing: TypeAlias = Literal["ratio", "difference"]
+Against: TypeAlias = Literal["full", "own_full", "fastest_full"]
+"""Which full depth of a run: its first one; that of the operating point's own weights format; or, of those formats that
+keep the model's tokens, the one that was fastest. With a single weights format they are one and the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,8 @@ class Metric:
             by block) for a ratio, the differences of samples by sample id for a difference; ``None`` where it is not
             defined. Interval, test and correction are made from it.
         paired: compared with full depth, as a ratio of costs or as a mean difference.
+        against: which full depth ``compute`` pairs with.
+        restates: name of a metric; tables leave this one out where it says the same in every row.
         interval: ``compute`` returns estimates that have a 95 % interval.
         units: independent units of a point for comparisons of runs: prompts → numbers
             (:data:`reports.metrics.units.Units`).
@@ -88,6 +93,8 @@ class Metric:
     percentile: float | None = None
     compute: Callable[[Any], Any] | None = None
     paired: Pairing | None = None
+    against: Against = "full"
+    restates: str = ""
     interval: bool = False
     units: Callable[[Any], Any] | None = None
     kind: Kind = "cost"

@@ -71,6 +71,7 @@ class Attribution(Record):
 
     Attributes:
         task: task name.
+        weights_format: of the operating points, where the run compares several; empty where it has one.
         quantity: ``time`` (seconds) or ``energy`` (joules).
         source: ``clock``, or the energy source. measured: by a clock, or a sensor.
         blocks: blocks of samples, the unit that is resampled; those that every operating point finished.
@@ -82,6 +83,7 @@ class Attribution(Record):
     """
 
     task: str
+    weights_format: str = ""
     quantity: Quantity
     source: str
     measured: bool = True
@@ -91,3 +93,8 @@ class Attribution(Record):
     unit_costs: dict[str, float]
     rows: tuple[OperatingPointCost, ...]
     checks: tuple[CheckCost, ...]
+
+    @property
+    def where(self) -> str:
+        """The task, and the weights format where the run compares several."""
+        return f"{self.task}, {self.weights_format}" if self.weights_format else self.task

@@ -50,7 +50,7 @@ class OperatingPointRecord(Record):
         decode: ``lossy``, its exits say what comes out; ``lossless``, with the draft source it has: they draft, and
             full depth's tokens come out.
         draft_max: tokens of a draft at most; ``None`` where nothing is drafted.
-        weights_format: how the matrices it multiplies with are stored; where older runs do not say, the model's.
+        weights_format: how the matrices it multiplies with are stored; empty in older runs, where it is the model's.
         heads: cheap heads that its checks read → what their readings approximate; empty where they read the LM head.
         never_exits: the strategy is asked at every exit point and its answer ignored: full depth plus the cost of
             asking. A probe for the attribution of costs, never a candidate.
@@ -307,14 +307,8 @@ class Manifest(Record):
         return self
 
     @model_validator(mode="after")
-    def _formats_of_older_runs(self) -> Self:
-        """Older runs give the model's weights format alone."""
-        points = tuple(
-            point if point.weights_format else point.model_copy(update={"weights_format": self.model.stored_in})
-            for point in self.operating_points
-        )
-        object.__setattr__(self, "operating_points", points)
-        strange = {point.weights_format for point in points} - set(self.model.formats)
+    def _formats_are_the_model_s(self) -> Self:
+        strange = {point.weights_format for point in self.operating_points} - {"", *self.model.formats}
         if strange:
             raise ValueError(f"operating points in {', '.join(sorted(strange))}, which the model was not stored in")
         return self

@@ -27,6 +27,7 @@ class SummaryRow(Record):
     Attributes:
         operating_point, strategy, options, task, language, protocol, source, model, weights, exit_head, kv,
             batch_size, dtype, weights_format: what ran; the format is the dtype's own in summaries of before formats.
+        baseline_format: weights format of the full depth that its tokens and scores are compared with.
         n: samples scored. errors: samples that failed. repeats: repetitions timed.
         energy_source: where its energy comes from. energy_measured: a sensor measured it.
         verdict: the comparison with full depth in words; ``None`` when one of them has no finished sample.
@@ -49,6 +50,7 @@ class SummaryRow(Record):
     batch_size: int
     dtype: str
     weights_format: str = Field(default_factory=lambda row: OWN_FORMAT.get(row["dtype"], row["dtype"]))
+    baseline_format: str = Field(default_factory=lambda row: row["weights_format"])
     n: int
     errors: int
     repeats: int

@@ -36,8 +36,11 @@ def refuse_other_run(path: Path, before: Manifest, now: Manifest) -> None:
         StoreError: the first difference that affects results, with both values.
     """
     old, new = before.model_dump(mode="json"), now.model_dump(mode="json")
+    for document in (old, new):
+        for point in document["operating_points"]:  # an older run does not say
+            point["weights_format"] = point["weights_format"] or document["model"]["weights_format"]
     for was, now_is in zip(old["tasks"], new["tasks"], strict=False):
-        was["prompts"] = was["prompts"] or now_is["prompts"]  # an older run does not say
+        was["prompts"] = was["prompts"] or now_is["prompts"]  # likewise
     for part in DECIDING:
         for document in (old, new):
             document[part] = _deciding(part, document[part])

@@ -145,7 +145,12 @@ def _compare(a: RecordedRun, b: RecordedRun, one: Measured, other: Measured, met
         identical=(identical, len(agreement)),
         kv_a=one.regime.kv,
         kv_b=other.regime.kv,
+        formats=_formats(one, other),
     )
+
+
+def _formats(one: Measured, other: Measured) -> tuple[str, str]:
+    return one.regime.weights_format, other.regime.weights_format
 
 
 def _change(
@@ -161,7 +166,7 @@ def _change(
     if metric.paired and baseline:
         return Change(metric, reason="full depth is what it is compared with", applies=False)
     for point, letter in zip(points, "AB", strict=True):
-        if metric.paired and point.is_full:
+        if metric.paired and point.cell is point.reference(metric.against):
             return Change(metric, reason=f"{letter} is full depth, whose own is 1 by definition")
     reason, source = _obstacle(metric, a, b, cells, matched)
     measured = all(is_measured(source, run.manifest.meter) for run in (a, b)) if metric.kind == "energy" else True
@@ -200,7 +205,7 @@ def _obstacle(
         if not matched.same_reference:
             return "the references differ", ""
         return score_obstacle(a, b), ""
-    reason = cost_obstacle(a.manifest, b.manifest) if metric.is_cost else ""
+    reason = cost_obstacle(a.manifest, b.manifest, _formats(*cells)) if metric.is_cost else ""
     if reason or metric.kind != "energy":
         return reason, ""
     return energy_obstacle(*cells)

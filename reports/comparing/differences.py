@@ -71,14 +71,23 @@ def differences(a: Manifest, b: Manifest) -> tuple[Difference, ...]:
     return tuple(found)
 
 
-def cost_obstacle(a: Manifest, b: Manifest) -> str:
-    """Return why times and energies of two runs have no ratio; empty when they have one."""
+def cost_obstacle(a: Manifest, b: Manifest, formats: tuple[str, str]) -> str:
+    """Return why times and energies of two operating points have no ratio; empty when they have one.
+
+    Args:
+        a: of the run of one. Points of one run were measured to be compared, whatever they differ in.
+        b: of the run of the other.
+        formats: weights formats of the two.
+    """
+    if a == b:
+        return ""
+    numbers = [run.model.stored(name).numbers for run, name in zip((a, b), formats, strict=True)]
     for key in HARDWARE:
         one, other = a.environment.get(key), b.environment.get(key)
         if one != other:
             return f"another machine class: {key.replace('_', ' ')} is {_short(one)} in A, {_short(other)} in B"
     for what, one, other in (
-        ("number format", a.model.numbers, b.model.numbers),
+        ("number format", *numbers),
         ("device", _device(a), _device(b)),
         ("arrival rate", a.config.get("arrival_rate"), b.config.get("arrival_rate")),
     ):

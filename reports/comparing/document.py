@@ -62,6 +62,8 @@ def _point(point: PointChange) -> dict[str, Any]:
         "operating_point_b": point.b,
         "kv_a": point.kv_a,
         "kv_b": point.kv_b,
+        "weights_format_a": point.formats[0],
+        "weights_format_b": point.formats[1],
         "verdict": point.verdict,
         "prompts_matched": len(point.matched.same),
         "prompts_a": point.matched.in_a,

@@ -67,9 +67,9 @@ def _pairing(points: Sequence[PointChange]) -> Iterator[str]:
 
 
 def _costs(a: RecordedRun, b: RecordedRun, points: Sequence[PointChange], *, interleaved: bool) -> Iterator[str]:
-    reason = cost_obstacle(a.manifest, b.manifest)
-    if reason:
-        yield f"Costs are not compared: {reason}."
+    reasons = dict.fromkeys(cost_obstacle(a.manifest, b.manifest, point.formats) for point in points)
+    yield from (f"Costs are not compared: {reason}." for reason in reasons if reason)
+    if "" not in reasons:
         return
     if any(not point.matched.paired for point in points):
         yield "Prompts differ, so that a change of cost may come from them; it is tested unpaired."

@@ -24,7 +24,7 @@ class PointChange:
         verdict: in words.
         baseline: full depth in both.
         identical: completions with the same tokens, of so many compared.
-        kv_a, kv_b: KV policies.
+        kv_a, kv_b: KV policies. formats: weights formats in A and in B.
     """
 
     task: str
@@ -37,6 +37,7 @@ class PointChange:
     identical: tuple[int, int] = (0, 0)
     kv_a: str = ""
     kv_b: str = ""
+    formats: tuple[str, str] = ("", "")
 
     @property
     def name(self) -> str:

@@ -73,25 +73,29 @@ def _groups(runs: Sequence[RecordedRun]) -> dict[tuple[str, ...], list[_Line]]:
 
 
 def _lines(table: TaskTable) -> list[_Line]:
-    """Return a table's curves: fixed exits of one KV policy, and full depth as the deepest.
+    """Return a table's curves: fixed exits of one KV policy and weights format, and full depth as the deepest.
 
     It skips no layer, so that its tokens are the same under every policy; the same policy's is taken if there is one.
     """
     depth = table.run.manifest.model.num_layers
     found = []
-    for kv in dict.fromkeys(point.row.kv for point in table.points):
+    for kv, stored in dict.fromkeys((point.row.kv, point.row.weights_format) for point in table.points):
+        alike = [point for point in table.points if point.row.weights_format == stored]
         places = {}
-        for point in table.points:
+        for point in alike:
             if point.row.kv == kv and point.row.strategy in {"fixed", "full"}:
                 layer = depth if point.row.strategy == "full" else point.row.options.get("layer")
                 if isinstance(layer, int):
                     places[layer] = point
         if any(point.row.strategy == "fixed" for point in places.values()):
-            if table.full is not None:
-                places.setdefault(depth, table.full)
+            full = next((point for point in alike if point.row.strategy == "full"), None)
+            if full is not None:
+                places.setdefault(depth, full)
             row = table.table.rows[0]
             weights = {"pretrained": "base"}.get(row.weights, row.weights)
             label = f"{weights} weights, {row.exit_head} head, kv {kv}"
+            if len(table.table.formats) > 1:
+                label += f", {stored}"
             found.append(_Line(label, row.weights, table, tuple(sorted(places.items())), {}))
     return found
 

@@ -38,8 +38,8 @@ def figures(run: RecordedRun) -> list[Figure]:
     """Return one figure per task and quantity that was attributed."""
     found = []
     for one in run.summary.attributions:
-        name = f"{slug(run.name)}-{slug(one.task)}-overhead-{one.quantity}"
-        title = f"Where the {one.quantity} of a request goes: {one.task}"
+        name = f"{slug(run.name)}-{slug(one.where)}-overhead-{one.quantity}"
+        title = f"Where the {one.quantity} of a request goes: {one.where}"
         found.append(Figure(name, title, _caption(run, one), _drawer(run, one)))
     return found
 
@@ -53,8 +53,9 @@ def absence(run: RecordedRun) -> str:
 
 def _caption(run: RecordedRun, one: Attribution) -> str:
     model = run.manifest.model
+    numbers = (model.stored(one.weights_format) if one.weights_format else model).numbers
     parts = [
-        f"Run {run.name}: {one.task}, {model.name}, {model.weights} weights, {model.numbers}; {run.summary.machine}.",
+        f"Run {run.name}: {one.task}, {model.name}, {model.weights} weights, {numbers}; {run.summary.machine}.",
         f"Left: a request taken apart by least squares over {one.blocks} blocks of samples; the fit leaves "
         f"{100 * one.residual:.1f} % of a window unexplained (median). "
         "Right: the overhead of deciding, a probe that never exits less full depth; 95 % intervals, bootstrap over "

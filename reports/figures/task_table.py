@@ -92,7 +92,7 @@ class TaskTable:
         state = f" This run is not complete: {self.run.state}." if self.run.state else ""
         return (
             f"Run {self.run.name}: {row.task} ({row.protocol}; {row.source}), {self.table.size}; {row.model}, "
-            f"{row.weights} weights, {row.numbers}, kv {self.table.policies}, batch {row.batch_size}; "
+            f"{row.weights} weights, {self.table.numbers}, kv {self.table.policies}, batch {row.batch_size}; "
             f"{self.table.machine}.{state} {self.intervals}"
         )
 

@@ -116,11 +116,12 @@ def _differ(agent: Sequence[GridPoint]) -> bool:
 
 
 class _Ours:
-    """The operating points of one tuned run by what they are."""
+    """The operating points of one tuned run, in its first weights format, by what they are."""
 
     def __init__(self, run: RecordedRun) -> None:
         self._run = run
-        self.cells = list(run.cells.values())
+        stored = run.manifest.model.stored_in
+        self.cells = [cell for cell in run.cells.values() if cell.regime.weights_format == stored]
         self.scored = run.manifest.model.weights != "random"
         self.codebleu = {row.operating_point: row.value("codebleu") for row in run.summary.rows}
 

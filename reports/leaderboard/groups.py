@@ -28,7 +28,8 @@ class Group:
             of random ones.
         batch_size, arrivals, max_new_tokens: how requests came, in words, and how long completions may be.
         energy_source: ``nvml``, ``rapl``, ``estimate`` …: never two in one ranking. energy_measured: it is a sensor.
-        baseline: the full depth that ratios are counted against, by its KV policy.
+        baseline: the full depth that ratios are counted against, by its KV policy, and the one that tokens and scores
+            are compared with where that is in another weights format.
     """
 
     hardware: str
@@ -64,6 +65,9 @@ def group_of(run: RunEntry, point: PointEntry) -> Group:
         weights_id = model.weights_sha256
     else:
         weights_id = f"seed {config.get('seed')}" if model.weights == "random" else f"no hash, run {run.id}"
+    baseline = f"full depth, KV {point.baseline_kv}"
+    if row.baseline_format != row.weights_format:
+        baseline += f", in {row.weights_format}; scores against full depth in {row.baseline_format}"
     return Group(
         hardware=hardware_class(manifest, run.id),
         task=row.task if record.source_kind == "hub" else f"{row.task} ({record.source_kind})",
@@ -80,5 +84,5 @@ def group_of(run: RunEntry, point: PointEntry) -> Group:
         max_new_tokens=str(limit) if limit else "the protocol's",
         energy_source=row.energy_source,
         energy_measured=row.energy_measured,
-        baseline=f"full depth, KV {point.baseline_kv}",
+        baseline=baseline,
     )

@@ -70,11 +70,16 @@ def is_baseline(row: SummaryRow) -> bool:
     return speedup.value == 1.0 and speedup.interval is None and speedup.no_interval is None
 
 
+def _keeps_by_definition(row: SummaryRow) -> bool:
+    """Whether a row is the full depth that its scores are compared with, too."""
+    return is_baseline(row) and row.baseline_format == row.weights_format
+
+
 def quality_of(row: SummaryRow) -> Quality:
     """Say whether a row keeps full depth's quality, loses it, or has too few samples to tell."""
     if row.weights == "random":
         return "undefined"
-    if is_baseline(row):
+    if _keeps_by_definition(row):
         return "kept"
     if any(_lost(metric, row.estimate(metric)) for metric in metrics_of([row]) if metric.kind == "score"):
         return "lost"
@@ -118,7 +123,7 @@ def _may_rank(row: SummaryRow, criterion: Criterion) -> bool:
 
 
 def _interval(row: SummaryRow, criterion: Criterion) -> tuple[float, float] | None:
-    if is_baseline(row):
+    if is_baseline(row) and (criterion.needs_quality or _keeps_by_definition(row)):
         return criterion.baseline, criterion.baseline
     found = row.estimate(criterion.metric)
     return None if found is None else found.interval

@@ -52,7 +52,7 @@ def _ladder(point: Point) -> tuple[float | None, ...]:
     All are ``None`` without a KV cache (every token runs the whole prefix: compute-bound, bytes say nothing) and at
     batch sizes above 1 (rows share weight reads in a way the records do not hold).
     """
-    cell, full = point.cell, point.full
+    cell, full = point.cell, point.own_full
     if _moves_bytes(point) and full.regime.cached:
         both = cell.shared(full)
         here, there = _bytes_per_token(cell, both, point.model), _bytes_per_token(full, both, point.model)
@@ -68,7 +68,8 @@ def _step(step: int, point: Point) -> float | None:
 def _achieved(point: Point) -> float | None:
     """Decoding speed-up over what the byte model predicts."""
     predicted = _ladder(point)[-1]
-    reached = 1.0 if point.is_full and point.samples else paired_ratio(point.cell.decode_pairs(point.full))
+    full = point.own_full
+    reached = 1.0 if point.cell is full and point.samples else paired_ratio(point.cell.decode_pairs(full))
     return None if predicted is None or reached is None else reached / predicted
 
 

@@ -47,7 +47,8 @@ def oracle_of(cells: Sequence[Measured], cell: Measured) -> Measured | None:
     ``None`` where the run has none under exact keys and values: one that ran under others bounds nothing.
     """
     exact = [other for other in cells if other.point.rehearsed and other.regime.facts.exact]
-    return next((other for other in exact if other.regime == cell.regime), exact[0] if exact else None)
+    alike = [other for other in exact if other.regime.weights_format == cell.regime.weights_format]
+    return next((other for other in alike if other.regime == cell.regime), alike[0] if alike else None)
 
 
 def _oracle_share(point: Point) -> float | None:
@@ -59,7 +60,7 @@ def _oracle_share(point: Point) -> float | None:
     either, where a token may agree in another context. The token of prefill counts on neither side where one of both
     has a cache.
     """
-    cell, full, layers = point.cell, point.full, point.model.num_layers
+    cell, full, layers = point.cell, point.own_full, point.model.num_layers
     oracle = oracle_of(point.cells, cell)
     if oracle is None:
         return None

@@ -120,10 +120,11 @@ def is_distinguishable(metric: Metric, estimate: Estimate | None) -> bool:
 def _compare(metric: Metric, point: Point) -> Comparison:
     """Compare one operating point; full depth itself has a ratio of 1 by definition, without interval or test."""
     assert metric.compute is not None
+    itself = point.cell is point.reference(metric.against)
     if metric.paired == "difference":
-        return Comparison(metric) if point.is_full else _compare_means(metric, point)
+        return Comparison(metric) if itself else _compare_means(metric, point)
     pairs = metric.compute(point)
-    if point.is_full:
+    if itself:
         return Comparison(metric, 1.0 if point.samples and pairs is not None else None)
     pairs = pairs or []
     interval = ratio_interval(pairs)

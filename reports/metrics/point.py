@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from harness.contracts.metrics import Against
 from harness.records import Manifest, ModelRecord, SampleRecord, WindowRecord
-from reports.summary.measured import Measured
+from reports.statistics.intervals import paired_ratio
+from reports.summary.measured import Measured, full_depths
 
 __all__ = ["Point"]
 
@@ -32,18 +34,38 @@ class Point:
 
     @property
     def full(self) -> Measured:
-        """Full depth on the same task."""
+        """Full depth on the same task, the run's first: what tokens and scores are compared with."""
         return self.cells[0]
+
+    @cached_property
+    def own_full(self) -> Measured:
+        """Full depth in the same weights format: what costs are compared with."""
+        return full_depths(self.cells)[self.cell.regime.weights_format]
+
+    @cached_property
+    def fastest_full(self) -> Measured | None:
+        """The fastest full depth, by whole requests, of the weights formats that keep the model's tokens.
+
+        ``None`` where the run has no such format.
+        """
+        depths = full_depths(self.cells)
+        near = [cell for name, cell in depths.items() if self.manifest.model.stored(name).keeps_tokens]
+        return max(near, key=lambda cell: paired_ratio(cell.window_pairs(near[0])) or 0.0, default=None)
+
+    def reference(self, against: Against) -> Measured | None:
+        """Return the full depth that a metric is held against."""
+        found: Measured | None = getattr(self, against)
+        return found
 
     @property
     def is_full(self) -> bool:
-        """Whether it is full depth itself."""
+        """Whether it is the run's first full depth itself."""
         return self.cell is self.full
 
-    @property
+    @cached_property
     def model(self) -> ModelRecord:
-        """The model as it ran."""
-        return self.manifest.model
+        """The model as it ran, in the operating point's weights format."""
+        return self.manifest.model.stored(self.cell.regime.weights_format)
 
     @property
     def samples(self) -> Sequence[SampleRecord]:

@@ -1,14 +1,19 @@
 """Costs against full depth, paired: how much faster, and with how much less energy.
 
 Ratios of totals, full depth's cost over this one's, paired by block of samples. Full depth itself has 1 by definition.
+Each is stated twice: over full depth in the row's own weights format, and over the fastest full depth of the run in a
+format that keeps the model's tokens. A slow format flatters the first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
+from typing import Any, TypeAlias
 
 from harness.contracts import Metric, Wording
+from harness.contracts.metrics import Against
 from harness.records import SampleRecord
 from reports.metrics.point import Point
 from reports.metrics.sections import AGAINST_FULL, BYTE_MODEL, ENERGY, HEADLINE, LEADERBOARD, REPEATS
@@ -21,37 +26,73 @@ __all__ = [
     "DECODE_SPEEDUP",
     "DECODE_SPEEDUP_HIGHEST",
     "DECODE_SPEEDUP_LOWEST",
+    "DECODE_SPEEDUP_OVER_FASTEST",
     "ENERGY_RATIO",
+    "ENERGY_RATIO_OVER_FASTEST",
     "NET_ENERGY_RATIO",
+    "NET_ENERGY_RATIO_OVER_FASTEST",
     "SPEEDUP",
     "SPEEDUP_HIGHEST",
     "SPEEDUP_LOWEST",
+    "SPEEDUP_OVER_FASTEST",
 ]
 
 _ratio = partial(Metric, paired="ratio", form="ratio", unit="×", better="higher")
 
 
-def _requests(point: Point) -> list[Pair]:
-    return point.cell.window_pairs(point.full)
+def _requests(point: Point, full: Measured) -> list[Pair]:
+    return point.cell.window_pairs(full)
 
 
-def _decoding(point: Point) -> list[Pair]:
-    return point.cell.decode_pairs(point.full)
+def _decoding(point: Point, full: Measured) -> list[Pair]:
+    return point.cell.decode_pairs(full)
 
 
-def _energy(point: Point) -> list[Pair] | None:
-    return point.cell.energy_pairs(point.full) if has_energy(point.cell, point.full) else None
+def _energy(point: Point, full: Measured) -> list[Pair] | None:
+    return point.cell.energy_pairs(full) if has_energy(point.cell, full) else None
 
 
-def _net_energy(point: Point) -> list[Pair] | None:
+def _net_energy(point: Point, full: Measured) -> list[Pair] | None:
     idle_w = idle_power_w(point.cell, point.idle, point.manifest.meter)
-    if idle_w is None or not has_energy(point.cell, point.full):
+    if idle_w is None or not has_energy(point.cell, full):
         return None
-    return point.cell.energy_pairs(point.full, idle_w)
+    return point.cell.energy_pairs(full, idle_w)
+
+
+_Costs: TypeAlias = Callable[[Point, Measured], list[Pair] | None]
+
+
+def _held(costs: _Costs, against: Against, point: Point) -> list[Pair] | None:
+    """Pair costs with those of a full depth; ``None`` where the run has no such one."""
+    full = point.reference(against)
+    return None if full is None else costs(point, full)
+
+
+def _stated_twice(costs: _Costs, over_fastest: str, **facts: Any) -> tuple[Metric, Metric]:
+    """Return a ratio over full depth in the row's own weights format, and the same over the fastest full depth.
+
+    The first says what a strategy gives, the second what format and strategy give together. Where a run has one
+    weights format they are equal.
+    """
+    own = _ratio(compute=partial(_held, costs, "own_full"), against="own_full", **facts)
+    places = {name: place + 0.1 for name, place in own.sections.items() if name not in (BYTE_MODEL, LEADERBOARD)}
+    fastest = replace(
+        own,
+        name=over_fastest,
+        header=f"{own.header} over fastest",
+        meaning=f"{own.term} over the fastest full depth of the run in a format that keeps the model's tokens",
+        compute=partial(_held, costs, "fastest_full"),
+        against="fastest_full",
+        restates=own.name,
+        units=None,
+        sections=places,
+        change=None,
+    )
+    return own, fastest
 
 
 def _request_units(point: Point) -> Units:
-    return joined(*(blocks(cell, cell.request_s) for cell in (point.full, point.cell)))
+    return joined(*(blocks(cell, cell.request_s) for cell in (point.own_full, point.cell)))
 
 
 def _decoding_units(point: Point) -> Units:
@@ -59,7 +100,7 @@ def _decoding_units(point: Point) -> Units:
         times = sample.token_times_s
         return (times[-1] - times[0], len(times) - 1.0) if len(times) >= 2 else None
 
-    return joined(*(rates(cell, seconds_and_tokens) for cell in (point.full, point.cell)))
+    return joined(*(rates(cell, seconds_and_tokens) for cell in (point.own_full, point.cell)))
 
 
 def _over_repeats(
@@ -71,30 +112,32 @@ def _over_repeats(
     (another memory layout, other code paths chosen at start) is as different as the repeats are from each other; with
     a few of them a range says more than an interval would.
     """
-    repeats = sorted({window.repeat for window in point.windows})
-    if point.is_full or len(repeats) < 2:
+    repeats, full = sorted({window.repeat for window in point.windows}), point.own_full
+    if point.cell is full or len(repeats) < 2:
         return None
-    found = (paired_ratio(pairs(point.cell, point.full, repeat)) for repeat in repeats)
+    found = (paired_ratio(pairs(point.cell, full, repeat)) for repeat in repeats)
     ratios = [ratio for ratio in found if ratio is not None]
     return choose(ratios) if len(ratios) > 1 else None
 
 
-DECODE_SPEEDUP = _ratio(
+DECODE_SPEEDUP, DECODE_SPEEDUP_OVER_FASTEST = _stated_twice(
+    _decoding,
+    over_fastest="decode_speedup_over_fastest",
     name="decode_speedup",
     header="decoding speed-up",
     meaning="speed-up of the time per token after the first",
-    compute=_decoding,
     units=_decoding_units,
     sections={AGAINST_FULL: 1, BYTE_MODEL: 5, LEADERBOARD: 6.5},
     verdict=Wording("decodes {} faster", "decodes {} slower", "decoding speed"),
     always_told=True,
     change=Wording("decoding speed-up {} higher", "decoding speed-up {} lower"),
 )
-SPEEDUP = _ratio(
+SPEEDUP, SPEEDUP_OVER_FASTEST = _stated_twice(
+    _requests,
+    over_fastest="speedup_over_fastest",
     name="speedup",
     header="speed-up",
-    meaning="full depth's time over this one's, whole request, same prompts",
-    compute=_requests,
+    meaning="full depth's time over this one's, whole request, same prompts and weights format",
     units=_request_units,
     sections={HEADLINE: 6, AGAINST_FULL: 2},
     priority=1,
@@ -102,21 +145,23 @@ SPEEDUP = _ratio(
     always_told=True,
     change=Wording("speed-up over its own full depth {} higher", "speed-up over its own full depth {} lower"),
 )
-ENERGY_RATIO = _ratio(
+ENERGY_RATIO, ENERGY_RATIO_OVER_FASTEST = _stated_twice(
+    _energy,
+    over_fastest="energy_ratio_over_fastest",
     name="energy_ratio",
     header="energy ratio",
     meaning="full depth's energy over this one's, same prompts",
-    compute=_energy,
     kind="energy",
     sections={AGAINST_FULL: 3, ENERGY: 6, LEADERBOARD: 9},
     verdict=Wording("{} less energy", "{} more energy", "energy", saving=True),
     always_told=True,
 )
-NET_ENERGY_RATIO = _ratio(
+NET_ENERGY_RATIO, NET_ENERGY_RATIO_OVER_FASTEST = _stated_twice(
+    _net_energy,
+    over_fastest="energy_net_ratio_over_fastest",
     name="energy_net_ratio",
     header="net energy ratio",
     meaning="the same net of idle power",
-    compute=_net_energy,
     kind="energy",
     sections={ENERGY: 7},
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from harness.contracts import common_prefix
-from reports.summary.measured import Measured
+from reports.summary.measured import Measured, full_depths
 
 __all__ = ["about_lossless"]
 
@@ -16,7 +16,7 @@ def about_lossless(cells: Sequence[Measured]) -> Iterator[str]:
     for cell in cells:
         if not cell.point.lossless:
             continue
-        full = _full_depth(cells, cell)
+        full = full_depths(other for other in cells if other.task == cell.task).get(cell.regime.weights_format)
         keys = [] if full is None else [key for key in cell.shared(full) if key[1] == 0]
         for key in keys:
             assert full is not None
@@ -33,19 +33,3 @@ def about_lossless(cells: Sequence[Measured]) -> Iterator[str]:
         )
     elif compared:
         yield f"lossless rows: the tokens are full depth's in all {compared} completions."
-
-
-def _full_depth(cells: Sequence[Measured], cell: Measured) -> Measured | None:
-    """Full depth on the same task, in the same weights format, with a KV cache."""
-    return next(
-        (
-            other
-            for other in cells
-            if other.task == cell.task
-            and not other.point.exit_points
-            and not other.point.lossless
-            and other.regime.cached
-            and other.point.weights_format == cell.point.weights_format
-        ),
-        None,
-    )

@@ -22,7 +22,7 @@ from harness.registry import KV_POLICIES
 from reports.statistics.intervals import Pair, pooled
 from reports.summary.admission import refuse_sample, refuse_window, without_false_reading
 
-__all__ = ["Measured", "Regime", "SampleKey", "select"]
+__all__ = ["Measured", "Regime", "SampleKey", "full_depths", "select"]
 
 SampleKey: TypeAlias = tuple[str, int]  # sample id, repeat
 Value = TypeVar("Value")
@@ -36,11 +36,13 @@ class Regime:
         kv: name of the policy for the keys and values of skipped layers.
         batch_size: samples decoded together.
         facts: what that policy is.
+        weights_format: how the matrices are stored.
     """
 
     kv: str
     batch_size: int
     facts: KVFacts
+    weights_format: str = ""
 
     @classmethod
     def of(cls, manifest: Manifest, point: OperatingPointRecord) -> Regime:
@@ -52,7 +54,7 @@ class Regime:
         try:
             kv = point.kv or str(manifest.config["kv"])
             facts = point.kv_facts or KV_POLICIES.load(kv).facts  # older runs know the built-in policies alone
-            return cls(kv, int(manifest.config["batch_size"]), facts)
+            return cls(kv, int(manifest.config["batch_size"]), facts, point.weights_format or manifest.model.stored_in)
         except (KeyError, ValueError, TypeError, UnknownNameError) as error:
             raise StoreError(
                 f"the manifest's config has no usable 'kv' and 'batch_size' ({error}). "
@@ -130,6 +132,7 @@ class Measured:
             and other.regime.cached
             and self.regime.cached
             and other.regime.batch_size == self.regime.batch_size
+            and other.regime.weights_format == self.regime.weights_format
             and (self.constant_layer is not None or other.constant_layer is not None)
         ]
         return kept + same
@@ -226,6 +229,15 @@ class Measured:
         for sample in self.samples.values():
             found[sample.window].append(sample)
         return dict(found)
+
+
+def full_depths(cells: Iterable[Measured]) -> dict[str, Measured]:
+    """Return the full depth of each weights format, the run's own first; of several, as KV policies have, the first."""
+    found: dict[str, Measured] = {}
+    for cell in cells:
+        if cell.point.strategy == "full" and not cell.point.never_exits and not cell.point.lossless:
+            found.setdefault(cell.regime.weights_format, cell)
+    return found
 
 
 def select(

@@ -13,6 +13,7 @@ from harness.records import Manifest, MeterRecord, ModelRecord, SampleRecord, Ta
 from harness.records.estimate import NoInterval
 from harness.records.summary import SummaryRow
 from reports.metrics.energy import ENERGY_PER_TOKEN, IDLE_POWER, MEAN_POWER, NET_ENERGY_PER_TOKEN
+from reports.metrics.point import Point
 from reports.metrics.scores import EDIT_SIMILARITY_DIFFERENCE
 from reports.metrics.speedups import SPEEDUP, SPEEDUP_HIGHEST, SPEEDUP_LOWEST
 from reports.statistics.intervals import MINIMUM_DIFFERING, MINIMUM_PAIRS, MINIMUM_SAMPLES
@@ -203,10 +204,12 @@ def _about_regimes(cells: Sequence[Measured], manifest: Manifest) -> Iterator[st
     regimes = list(dict.fromkeys(cell.regime for cell in cells))
     policies = {regime.kv: regime.facts.note for regime in regimes}
     if len(policies) > 1:
+        full = cells[0].point.name if len(manifest.model.formats) == 1 else "full depth"
         yield (
-            f"operating points differ in their KV policy; all are compared with {cells[0].point.name} "
-            f"(kv {cells[0].regime.kv}), and fixed exits of the same policy are their measure where the run has them."
+            f"operating points differ in their KV policy; all are compared with {full} (kv {cells[0].regime.kv}), and "
+            "fixed exits of the same policy are their measure where the run has them."
         )
+    yield from _about_formats(manifest, cells)
     yield from (f"kv {name}: {note}" for name, note in policies.items() if note)
     batch = max((regime.batch_size for regime in regimes), default=1)
     if batch > 1:
@@ -349,14 +352,49 @@ def _without_kind(source: str) -> str:
 
 
 def _of_weights(model: ModelRecord) -> Iterator[str]:
-    """Say what a weights format other than float32 does to tokens and speed-ups."""
-    if model.weights_accuracy == "near-exact" and model.dtype == "float32":
+    """Say what weights formats other than float32 do to tokens and speed-ups."""
+    several = len(model.formats) > 1
+    for one in map(model.stored, model.formats):
+        stored = f"matrices are stored in {one.weights_format}, which"
+        if one.weights_accuracy == "near-exact" and model.dtype == "float32":
+            over = "" if several else "; speed-ups are over full depth in the same format"
+            yield f"{stored} keeps float32's tokens but for near-ties{over}."
+        elif one.weights_accuracy == "lossy" and several:
+            yield f"{stored} is lossy: the row of its full depth says what that alone changes."
+        elif one.weights_accuracy == "lossy":
+            yield (
+                f"{stored} is lossy: agreement and speed-ups are against full depth in the same format, and say "
+                "nothing of float32; scores do."
+            )
+
+
+def _about_formats(manifest: Manifest, cells: Sequence[Measured]) -> Iterator[str]:
+    """Say which full depth is held against what, where a run compares weights formats."""
+    model = manifest.model
+    if len(model.formats) < 2:
+        return
+    yield (
+        f"operating points differ in their weights format: @{' and @'.join(model.formats)}. Tokens and scores of all "
+        f"are compared with {cells[0].point.name}. Speed-up and energy ratio are over full depth in the row's own "
+        "format: what the strategy gives."
+    )
+    chosen: dict[str, list[str]] = {}
+    for task in manifest.tasks:
+        table = [cell for cell in cells if cell.task.name == task.name]
+        fastest = Point(table[0], table, manifest).fastest_full
+        if fastest is not None:
+            chosen.setdefault(fastest.point.name, []).append(task.name)
+    near = [name for name in model.formats if model.stored(name).keeps_tokens]
+    for name, tasks in chosen.items():
+        on = f" on {', '.join(tasks)}" if len(chosen) > 1 else ""
+        why = f"the fastest here of {', '.join(near)}" if len(near) > 1 else "the one format here"
+        keep = "keep" if len(near) > 1 else "keeps"
         yield (
-            f"matrices are stored in {model.weights_format}, which keeps float32's tokens but for near-ties; speed-ups "
-            "are over full depth in the same format."
+            f"what is stated over fastest is over {name}{on}: {why} that {keep} the tokens of the model as it was "
+            "read, near-ties apart. It says what format and strategy give together."
         )
-    elif model.weights_accuracy == "lossy":
+    if not chosen:
         yield (
-            f"matrices are stored in {model.weights_format}, which is lossy: agreement and speed-ups are against full "
-            "depth in the same format, and say nothing of float32; scores do."
+            "no format of this run keeps the tokens of the model as it was read, so there is no speed-up over the "
+            "fastest full depth. Add auto to --weights-format for one that does."
         )

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from harness.contracts import Metric
 from harness.errors import StoreError
 from harness.records import Manifest, SampleRecord, WindowRecord
+from harness.records.cost import Attribution
 from harness.records.summary import SUMMARY_VERSION, Summary, SummaryRow
 from reports.metrics.evaluation import compare_all, evaluate
 from reports.metrics.point import Point
@@ -22,7 +23,7 @@ from reports.summary.admission import idle_windows
 from reports.summary.attribution import attribute
 from reports.summary.degenerate import degenerate
 from reports.summary.energy import is_measured, total
-from reports.summary.measured import Measured, select
+from reports.summary.measured import Measured, full_depths, select
 from reports.summary.notes import notes
 from reports.summary.pareto import mark_front
 from reports.summary.quality import CorpusScorer, scored_by
@@ -43,7 +44,8 @@ def summarise(
     """Summarise a run directory's records; a run that is not finished is summarised as far as it got.
 
     Args:
-        manifest: full depth is its first operating point and the baseline of every ratio.
+        manifest: full depth is its first operating point, which tokens and scores are compared with; ratios of costs
+            are over full depth in the row's own weights format.
         windows: measured windows; warm-up is left out.
         samples: sample records; those of uncommitted windows are left out.
         score_corpus: ``(language, texts, references) -> scores``, called once per row that has samples.
@@ -77,7 +79,8 @@ def summarise(
         attributions=tuple(
             attribution
             for task in manifest.tasks
-            for attribution in attribute([cell for cell in measured if cell.task.name == task.name], manifest.meter)
+            for name in manifest.model.formats
+            for attribution in _attributed(measured, manifest, task.name, name)
         ),
     )
     summary = without_absurd(summary)
@@ -102,7 +105,26 @@ def _candidates(manifest: Manifest, measured: Sequence[Measured]) -> tuple[Measu
             "the manifest does not begin with full depth, which everything is compared with. "
             "It is damaged or foreign; start a new run with `harness run`."
         )
+    for task in manifest.tasks:
+        missing = set(manifest.model.formats) - set(
+            full_depths(cell for cell in measured if cell.task.name == task.name)
+        )
+        if missing:
+            raise StoreError(
+                f"the manifest has no full depth in {', '.join(sorted(missing))}, which that format is compared with. "
+                "It is damaged or foreign; start a new run with `harness run`."
+            )
     return tuple(cell for cell in measured if not cell.point.never_exits)
+
+
+def _attributed(
+    measured: Sequence[Measured], manifest: Manifest, task: str, weights_format: str
+) -> Iterable[Attribution]:
+    """Attribute the costs of one weights format: a layer costs something else in each."""
+    cells = [one for one in measured if (one.task.name, one.regime.weights_format) == (task, weights_format)]
+    shown = weights_format if len(manifest.model.formats) > 1 else ""
+    for found in attribute(cells, manifest.meter):
+        yield found.model_copy(update={"weights_format": shown})
 
 
 def _table(points: Sequence[Point], metrics: Sequence[Metric]) -> list[SummaryRow]:
@@ -131,6 +153,7 @@ def _table(points: Sequence[Point], metrics: Sequence[Metric]) -> list[SummaryRo
             batch_size=point.cell.regime.batch_size,
             dtype=point.model.dtype,
             weights_format=point.model.stored_in,
+            baseline_format=point.full.regime.weights_format,
             n=len(point.cell.scored),
             errors=point.cell.errors,
             repeats=point.cell.repeats,

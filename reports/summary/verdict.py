@@ -37,6 +37,7 @@ def verdict(point: Point, comparisons: Mapping[Metric, Comparison], *, energy_me
         one
         for metric, one in comparisons.items()
         if metric.verdict is not None
+        and _belongs(metric, point)
         and one.value is not None
         and (metric.always_told or one.distinguishable)
         and (metric.kind != "energy" or energy_measured)
@@ -47,7 +48,20 @@ def verdict(point: Point, comparisons: Mapping[Metric, Comparison], *, energy_me
         return reasons.pop() if len(reasons) == 1 else TOO_FEW
     if not any(one.distinguishable or one.too_few for one in told):
         return NOT_DISTINGUISHABLE
-    return "; ".join(map(_words, told))
+    return "; ".join(_words(one) + _against(one.metric, point) for one in told)
+
+
+def _belongs(metric: Metric, point: Point) -> bool:
+    """Whether a metric is told: of a ratio stated twice the first, but where it is 1 by definition the second."""
+    if point.cell is point.reference(metric.against):
+        return False
+    return not metric.restates or point.cell is point.own_full
+
+
+def _against(metric: Metric, point: Point) -> str:
+    """Name the full depth that a metric is held against where it is not the run's first."""
+    full = point.reference(metric.against)
+    return "" if full is None or full is point.full else f" (over {full.point.name})"
 
 
 def _words(one: Comparison) -> str:

@@ -90,7 +90,7 @@ def without_plus_minus(table: TextTable) -> TextTable:
 def attribution_notes(attribution: Attribution) -> Iterator[str]:
     """Yield what must stand under the tables."""
     yield (
-        f"{attribution.task}, {attribution.quantity}: the fit leaves {100 * attribution.residual:.1f} % of a window "
+        f"{attribution.where}, {attribution.quantity}: the fit leaves {100 * attribution.residual:.1f} % of a window "
         f"unexplained (median); intervals resample {attribution.blocks} blocks"
         + (f" ({attribution.blocks_left_out} more were not finished by all)." if attribution.blocks_left_out else ".")
     )

@@ -93,8 +93,11 @@ def time_unit(seconds: Iterable[float | None]) -> tuple[str, float]:
 
 
 def columns_of(table: ResultTable) -> Mapping[str, Column]:
-    """Return every column of a table in reading order, by the name of its metric."""
-    return {metric.name: _column(table, metric) for metric in metrics_of(table.rows)}
+    """Return every column of a table in reading order, by the name of its metric.
+
+    One that says in every row what the metric says that it restates is left out.
+    """
+    return {metric.name: _column(table, metric) for metric in metrics_of(table.rows) if not _restated(table, metric)}
 
 
 def headline_columns(table: ResultTable, columns: Mapping[str, Column]) -> list[Column]:
@@ -146,6 +149,10 @@ def unmeasured(columns: Mapping[str, Column]) -> str:
     """Return the sentence that names the columns left out because no row has a value; empty if there are none."""
     names = [column.term for column in columns.values() if column.empty]
     return f"No row has a value, so no column: {', '.join(names)}." if names else ""
+
+
+def _restated(table: ResultTable, metric: Metric) -> bool:
+    return bool(metric.restates) and all(row.estimate(metric) == row.estimate(metric.restates) for row in table.rows)
 
 
 def _column(table: ResultTable, metric: Metric) -> Column:

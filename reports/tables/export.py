@@ -150,7 +150,7 @@ def _header(column: Column) -> str:
 
 
 def _markdown_attribution(attribution: Attribution, level: int) -> Iterator[str]:
-    yield from ("", f"{'#' * level} {escape_markdown(attribution.task)} · where the {attribution.quantity} goes")
+    yield from ("", f"{'#' * level} {escape_markdown(attribution.where)} · where the {attribution.quantity} goes")
     for table in attribution_tables(attribution):
         yield from ("", f"**{escape_markdown(table.title)}**", "")
         yield from markdown_table(table)

@@ -37,6 +37,7 @@ _FIELDS = {
     "batch_size": "samples decoded together",
     "dtype": "number format of the activations",
     "weights_format": "how matrices are stored and multiplied",
+    "baseline_format": "weights format of the full depth that its tokens and scores are compared with",
     "n": "samples scored",
     "errors": "samples that failed",
     "repeats": "repetitions timed",

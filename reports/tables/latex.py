@@ -79,7 +79,7 @@ def _tables(name: str, run: RecordedRun, warning: Sequence[str]) -> Iterator[str
     for attribution in run.summary.attributions:
         notes = [*warning, *attribution_notes(attribution)]
         for text in attribution_tables(attribution):
-            yield _text_table(f"{name}: {text.title}, {attribution.task}.", notes, text)
+            yield _text_table(f"{name}: {text.title}, {attribution.where}.", notes, text)
 
 
 def _headline(name: str, table: ResultTable, warning: Sequence[str]) -> str:

@@ -1,8 +1,8 @@
 """What one table is: the rows that may be compared with each other, and what its title must say.
 
-Rows are comparable when they share task, protocol, data source, model, weights, dtype and batch size (and the
-machine, which a summary has only one of). Everything else that differs is an operating point, a KV policy of its own
-included.
+Rows are comparable when they share task, protocol, data source, model, weights, dtype of the activations and batch size
+(and the machine, which a summary has only one of). Everything else that differs is an operating point, a KV policy and
+a weights format of its own included.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from harness.contracts import numbers
 from harness.records.summary import Summary, SummaryRow
 
 __all__ = ["HEADLINE_TITLE", "LEGEND", "ResultTable", "is_candidate", "mark", "split_tables"]
@@ -58,9 +59,19 @@ class ResultTable:
         return (
             f"data      {row.source} ({row.language}), {self.size}",
             f"model     {row.model}, {weights}, exit head {row.exit_head}",
-            f"decoding  {row.numbers}, kv {self.policies}, batch {row.batch_size}",
+            f"decoding  {self.numbers}, kv {self.policies}, batch {row.batch_size}",
             f"machine   {self.machine}",
         )
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """Weights formats of the rows, full depth's first."""
+        return tuple(dict.fromkeys(row.weights_format for row in self.rows))
+
+    @property
+    def numbers(self) -> str:
+        """What numbers weights and activations are, in words."""
+        return numbers(", ".join(self.formats), self.rows[0].dtype)
 
     @property
     def policies(self) -> str:
@@ -90,7 +101,7 @@ def split_tables(summary: Summary) -> tuple[ResultTable, ...]:
             row.model,
             row.weights,
             row.exit_head,
-            row.numbers,
+            row.dtype,
             row.batch_size,
         )
         groups.setdefault(key, []).append(row)

@@ -8,6 +8,7 @@ Colour only repeats what marks already say (``●`` on the front, ``◇`` a boun
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -126,7 +127,7 @@ def _one_table(
 
 def _attribution(attribution: Attribution, options: ConsoleOptions) -> Iterator[RenderableType]:
     yield Text()
-    yield _banner(f"{attribution.task} · where the {attribution.quantity} goes", options)
+    yield _banner(f"{attribution.where} · where the {attribution.quantity} goes", options)
     narrow = options.max_width < _WIDE_ENOUGH_FOR_INTERVALS
     for whole in attribution_tables(attribution):
         table = without_plus_minus(whole) if narrow else whole
@@ -157,10 +158,18 @@ def _section_title(title: str) -> Text:
 def _fitting(table: ResultTable, columns: Sequence[Column], console: Console, options: ConsoleOptions) -> list[Column]:
     """As many columns as fit, by priority, in reading order; fields of the row come before all metrics.
 
-    A column that fits only without its intervals stands so; a paired ratio says nothing without them.
+    A column that fits only without its intervals stands so; a paired ratio says nothing without them. What another
+    column states of all rows over one full depth comes last.
     """
+    restated = {column.metric.restates for column in columns if column.metric is not None}
+
+    def priority(column: Column) -> float:
+        if column.metric is None:
+            return 0
+        return math.inf if column.key in restated else column.metric.priority
+
     chosen: dict[str, Column] = {}
-    for column in sorted(columns, key=lambda column: column.metric.priority if column.metric else 0):
+    for column in sorted(columns, key=priority):
         shapes = (column,) if column.metric is None or column.metric.paired else (column, column.narrow)
         for shape in shapes:
             trial = {**chosen, column.key: shape}

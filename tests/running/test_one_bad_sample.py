@@ -42,13 +42,13 @@ def measured(tiny_run: Command, tmp_path: Path) -> Callable[..., tuple[Samples, 
 @pytest.fixture
 def after_loading(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[LoadedModel], LoadedModel]], None]:
     """``after_loading(change)``: weights that were sound when they were read, as those are that overflow in use."""
-    load = ResolvedModel.load
+    load_all = ResolvedModel.load_all
 
     def install(change: Callable[[LoadedModel], LoadedModel]) -> None:
-        def loaded(self: ResolvedModel, *given: Any, **more: Any) -> LoadedModel:
-            return change(load(self, *given, **more))
+        def loaded(self: ResolvedModel, *given: Any, **more: Any) -> tuple[LoadedModel, ...]:
+            return tuple(change(one) for one in load_all(self, *given, **more))
 
-        monkeypatch.setattr(ResolvedModel, "load", loaded)
+        monkeypatch.setattr(ResolvedModel, "load_all", loaded)
 
     return install
 
