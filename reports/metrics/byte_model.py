@@ -92,8 +92,11 @@ def _bytes_by_cause(sample: SampleRecord, model: ModelRecord, kv: KVFacts) -> tu
     """Bytes of one sample after its first token, by :func:`bytes_by_cause`.
 
     Where a KV policy defers the layers an exited token missed, they run in the same pass as the next deeper token's
-    own, so that their weights are read once: the layers of each pass count, not layers × tokens.
+    own, so that their weights are read once: the layers of each pass count, not layers × tokens. Lossless decoding
+    counts them itself, since all of its tokens end at full depth; a verification reads the LM head once for all places.
     """
+    if sample.verifications:
+        return _bytes_of_drafts(sample, model)
     layers = sample.exit_layers[1:]
     first = len(sample.prompt_ids) + 1  # positions the second token's pass attends to
     return bytes_by_cause(
@@ -105,6 +108,22 @@ def _bytes_by_cause(sample: SampleRecord, model: ModelRecord, kv: KVFacts) -> tu
         cheap_head_bytes=sample.cheap_head_bytes,
         kv_fill_layers=sample.kv_fill_layers,
         cache_reads=sum(executed * (first + step) for step, executed in enumerate(layers)),
+    )
+
+
+def _bytes_of_drafts(sample: SampleRecord, model: ModelRecord) -> tuple[int, int, int, int]:
+    """Bytes of a sample that was decoded losslessly."""
+    tokens = len(sample.token_ids) - 1
+    verified = tokens + sample.layers_discarded // model.num_layers
+    return bytes_by_cause(
+        model,
+        tokens=sample.verifications,
+        layers=sample.layers_read,
+        lm_head_evaluations=sample.lm_head_evaluations - verified + sample.verifications,
+        shortcut_evaluations=sample.shortcut_evaluations,
+        cheap_head_bytes=sample.cheap_head_bytes,
+        kv_fill_layers=0,
+        cache_reads=sample.layers_read * (len(sample.prompt_ids) + 1 + tokens // 2),  # at the middle of the completion
     )
 
 
