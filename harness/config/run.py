@@ -79,6 +79,11 @@ class RunConfig(ModelConfiguration):
         "come out; lossless+SOURCE[:option=value]… asks a draft source of `harness list drafts` first. A comma list "
         "compares; what follows a strategy after @ goes for that one.",
     )
+    draft_head: str = Field(
+        default="auto",
+        description="What reads the tokens that exits draft: full, NAME or NAME/SIZE of `harness list heads`, "
+        "or auto, a trained one if the model has it. Verification reads the LM head.",
+    )
     draft_max: int = Field(default=DRAFT_MAX, ge=1, le=1024, description="Tokens of a draft at most, lossless.")
     weights_format: str | tuple[str, ...] = Field(  # type: ignore[assignment]  # a list is for runs alone
         default="auto",

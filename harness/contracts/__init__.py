@@ -14,6 +14,7 @@ from __future__ import annotations
 from harness.contracts.drafts import Draft, DraftRule, DraftSource, Lossless
 from harness.contracts.heads import (
     FULL_HEAD,
+    LM_HEAD,
     CheapHead,
     HeadChoice,
     HeadFacts,
@@ -55,6 +56,7 @@ from harness.contracts.weights import OWN_FORMAT, Accuracy, LinearMap, WeightsFa
 
 __all__ = [
     "FULL_HEAD",
+    "LM_HEAD",
     "LONGEST_ID",
     "OWN_FORMAT",
     "Accuracy",

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from harness.contracts.heads import LM_HEAD, HeadChoice
 from harness.contracts.models import ModelInfo
 from harness.contracts.strategies import Batch
 
@@ -70,7 +71,10 @@ class Lossless:
     Attributes:
         most: tokens of a draft at most, at least 1; then it is verified.
         source: proposes tokens; ``None`` where only the strategy's exits draft.
+        head: reads the tokens that exits draft, unless the strategy has evaluated the LM head already. Verification
+            reads the LM head.
     """
 
     most: int = 16
     source: DraftSource | None = None
+    head: HeadChoice = LM_HEAD

@@ -12,7 +12,7 @@ from harness.contracts.weights import LinearMap
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["FULL_HEAD", "CheapHead", "HeadChoice", "HeadFacts", "HeadLogits", "LMHead", "Reading"]
+__all__ = ["FULL_HEAD", "LM_HEAD", "CheapHead", "HeadChoice", "HeadFacts", "HeadLogits", "LMHead", "Reading"]
 
 FULL_HEAD = "full"
 """Name of the LM head itself among heads; none is registered by it."""
@@ -49,6 +49,10 @@ class HeadChoice:
 
     def __str__(self) -> str:
         return self.name if self.size is None else f"{self.name}/{self.size}"
+
+
+LM_HEAD = HeadChoice()
+"""The choice of the LM head itself."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,15 +10,16 @@ is the special case of a fixed exit).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from harness.contracts import Draft, DraftRule, KVPolicy
+from harness.contracts import LM_HEAD, Draft, DraftRule, HeadChoice, KVPolicy
 from harness.decoding.exits import Exits
 from harness.decoding.generation import Generation
 from harness.decoding.view import LayerView
 from harness.errors import OptionError
 from harness.registry import KV_POLICIES
 
-__all__ = ["DEFERRING", "Drafting", "UnlessDue", "check_deferring"]
+__all__ = ["DEFERRING", "DraftSettings", "Drafting", "UnlessDue", "check_deferring"]
 
 
 DEFERRING = "recompute"
@@ -40,6 +41,21 @@ def check_deferring(kv: str) -> None:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class DraftSettings:
+    """How a row drafts.
+
+    Attributes:
+        most: tokens of a draft at most.
+        rules: propose tokens and end drafts, in this order.
+        head: reads the tokens that exits draft.
+    """
+
+    most: int
+    rules: Sequence[DraftRule] = ()
+    head: HeadChoice = LM_HEAD
+
+
 class Drafting:
     """The draft of one row.
 
@@ -48,26 +64,20 @@ class Drafting:
         prompt: its tokens.
         made: what the row yields.
         limit: new tokens at most.
-        most: tokens of a draft at most.
-        rules: propose tokens and end drafts, in this order.
+        settings: how it drafts.
         vocab_size: tokens of the model.
 
     Attributes:
+        head: reads the tokens that exits draft.
         due: whether the row's next pass goes deep, whatever its strategy would say.
         ended: whether the last token of the draft ends the completion if it stands, so that none follows it.
     """
 
     def __init__(
-        self,
-        row: int,
-        prompt: Sequence[int],
-        made: Generation,
-        limit: int,
-        most: int,
-        rules: Sequence[DraftRule],
-        vocab_size: int,
+        self, row: int, prompt: Sequence[int], made: Generation, limit: int, settings: DraftSettings, vocab_size: int
     ) -> None:
-        self._made, self._limit, self._most, self._rules, self._vocab_size = made, limit, most, rules, vocab_size
+        self._made, self._limit, self._vocab_size = made, limit, vocab_size
+        self._most, self._rules, self.head = settings.most, settings.rules, settings.head
         self._draft = Draft(row, prompt, made.token_ids, made.draft)
         self.due = self.ended = False
 

@@ -26,7 +26,7 @@ from harness.contracts import (
 from harness.decoding.backbone import Backbone
 from harness.decoding.blocks import Rotary
 from harness.decoding.cache import KVCache
-from harness.decoding.drafting import check_deferring
+from harness.decoding.drafting import DraftSettings, check_deferring
 from harness.decoding.exits import AskedExits, Exits, ScheduledExits
 from harness.decoding.fill import KVFiller
 from harness.decoding.generation import Generation
@@ -92,20 +92,18 @@ class Engine:
         batch = Batch(tuple(seeds if seeds is not None else [0] * len(prompts)), str(self.backbone.device))
         rule = strategy.start(self.info, batch)
         exits = AskedExits(rule, strategy.exit_points(self.info), tally)
-        drafts = None if lossless is None else (lossless.most, self.draft_rules(lossless, batch, kv, rule))
+        drafts = None if lossless is None else self.drafts(lossless, batch, kv, rule)
         return self._decode(prompts, exits, tally, kv, max_new_tokens, stop, eos_token_ids, drafts)
 
-    def draft_rules(
-        self, lossless: Lossless, batch: Batch, kv: str, rule: ExitRule | None = None
-    ) -> tuple[DraftRule, ...]:
-        """Return what proposes and ends the drafts of a batch: the source, and the strategy's rule if it is one.
+    def drafts(self, lossless: Lossless, batch: Batch, kv: str, rule: ExitRule | None = None) -> DraftSettings:
+        """Return how the rows of a batch draft: by the source, and by the strategy's rule if it has a say in it.
 
         Raises:
             OptionError: the KV policy does not keep what is to be verified.
         """
         check_deferring(kv)
         rules = [] if lossless.source is None else [lossless.source.start(self.info, batch)]
-        return (*rules, *([rule] if isinstance(rule, DraftRule) else []))
+        return DraftSettings(lossless.most, (*rules, *([rule] if isinstance(rule, DraftRule) else [])), lossless.head)
 
     def replay(
         self,
@@ -122,7 +120,7 @@ class Engine:
         tally = [Generation() for _ in prompts]
         exits = ScheduledExits(exit_layers, self.info.num_layers, tally)
         batch = Batch((0,) * len(prompts), str(self.backbone.device))
-        drafts = None if lossless is None else (lossless.most, self.draft_rules(lossless, batch, kv))
+        drafts = None if lossless is None else self.drafts(lossless, batch, kv)
         return self._decode(prompts, exits, tally, kv, max_new_tokens, stop, eos_token_ids, drafts)
 
     def open(
@@ -174,7 +172,7 @@ class Engine:
         max_new_tokens: Sequence[int],
         stop: StopRule | None,
         eos_token_ids: frozenset[int],
-        lossless: tuple[int, Sequence[DraftRule]] | None,
+        lossless: DraftSettings | None,
     ) -> list[Generation]:
         batch = self.open(len(prompts), self.check(prompts, max_new_tokens), kv, exits, tally)
         started = time.perf_counter()

@@ -25,13 +25,13 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from harness.contracts import DraftRule, KVPolicy, Leaving, StopRule
+from harness.contracts import HeadChoice, KVPolicy, Leaving, StopRule
 from harness.decoding import certainty
 from harness.decoding.backbone import Backbone
 from harness.decoding.blocks import Rotary
 from harness.decoding.cache import KVCache
 from harness.decoding.choice import Scores, best, choices, not_finite, undefined
-from harness.decoding.drafting import Drafting, UnlessDue
+from harness.decoding.drafting import Drafting, DraftSettings, UnlessDue
 from harness.decoding.exits import Exits
 from harness.decoding.generation import FinishReason, Generation
 from harness.decoding.kept_prompts import KeptPrompts
@@ -109,7 +109,7 @@ class OpenBatch:
         eos_token_ids: frozenset[int] = frozenset(),
         started: float | None = None,
         owner: str | None = None,
-        lossless: tuple[int, Sequence[DraftRule]] | None = None,
+        lossless: DraftSettings | None = None,
     ) -> int:
         """Put a prompt into a free row. :meth:`prefill` must read it to its end before the row makes more tokens.
 
@@ -121,8 +121,7 @@ class OpenBatch:
             eos_token_ids: tokens that end it.
             started: when its time began, by ``time.perf_counter``; now when left out.
             owner: prompts of one owner share keys and values where they begin alike; ``None``: with nobody.
-            lossless: most tokens of a draft and what proposes and ends drafts, to yield full depth's tokens; the KV
-                policy must defer.
+            lossless: how it drafts, to yield full depth's tokens; the KV policy must defer.
 
         Returns:
             How many of the prompt's tokens are not read again, since a row holds their keys and values.
@@ -135,7 +134,7 @@ class OpenBatch:
         self._drafting.pop(row, None)
         if lossless is not None:
             size = self._backbone.lm_head.shape[0]
-            self._drafting[row] = Drafting(row, prompt, made, max_new_tokens, *lossless, vocab_size=size)
+            self._drafting[row] = Drafting(row, prompt, made, max_new_tokens, lossless, size)
         if self._policy is not None:
             self._policy.join(row, len(prompt))
         if self._cache is None:
@@ -272,11 +271,20 @@ class OpenBatch:
 
     def _leave(self, current: Pass, view: LayerView, going: list[int]) -> None:
         """Take the tokens of the rows at some places of a view: theirs, or drafts where they decode losslessly."""
-        chosen = dict(zip(going, view.choices(going), strict=True))
-        taken = [place for place in going if current.rows[place] not in self._drafting]
+        cheap: dict[HeadChoice, list[int]] = {}
+        for place in going:
+            drafting = self._drafting.get(current.rows[place])
+            if drafting is not None and not view.reads_full(place, drafting.head):
+                cheap.setdefault(drafting.head, []).append(place)
+        chosen = {place: found for head, places in cheap.items() for place, found in view.drafts(places, head)}
+        full = [place for place in going if place not in chosen] if cheap else going
+        if full:
+            chosen.update(zip(full, view.choices(full), strict=True))
+        taken = [place for place in full if current.rows[place] not in self._drafting] if self._drafting else full
         self._record([current.rows[place] for place in taken], [chosen[place] for place in taken], view.exit_layer)
         if self.with_log_probabilities and taken:
-            self._note([current.rows[place] for place in taken], view.probabilities(taken))
+            known = dict(zip(full, view.probabilities(full), strict=True))
+            self._note([current.rows[place] for place in taken], torch.stack([known[place] for place in taken]))
         for place in going:
             if current.rows[place] in self._drafting:
                 self._draft(current.rows[place], *chosen[place], view.exit_layer)

@@ -159,10 +159,8 @@ class LayerView:
         return HeadReading(read, lambda key, compute: self.once((head, key), compute))
 
     def _read_by(self, head: HeadChoice) -> HeadLogits:
-        nbytes = self._heads[head].nbytes
         for row in self._rows:
-            self._tally[row].cheap_head_evaluations += 1
-            self._tally[row].cheap_head_bytes += nbytes
+            self._charge_cheap(row, head)
         return self._heads.read(head, self.exit_state)
 
     def once(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
@@ -249,6 +247,24 @@ class LayerView:
             if any(int(reading.top_token[row]) != chosen[place][0] for reading in read):
                 self._tally[self._rows[place]].cheap_head_misses += 1
         return [chosen[place] for place in places]
+
+    def reads_full(self, place: int, head: HeadChoice) -> bool:
+        """Return whether the row at a place drafts by the LM head: evaluated already, or asked for."""
+        return head.is_full or self._decider(place)[0]._logits is not None
+
+    def drafts(self, places: list[int], head: HeadChoice) -> list[tuple[int, tuple[int, float]]]:
+        """Return places with the tokens that their rows draft by a cheap head, as :meth:`choices` gives them."""
+        found = self._heads.read(head, self.leaving_states(places))
+        for place in places:
+            self._charge_cheap(self._rows[place], head)
+            self._tally[self._rows[place]].cheap_head_tokens += 1
+        tokens, logits = best(found.logits)
+        made = choices((tokens if found.token_ids is None else found.token_ids[tokens], logits))
+        return list(zip(places, made, strict=True))
+
+    def _charge_cheap(self, row: int, head: HeadChoice) -> None:
+        self._tally[row].cheap_head_evaluations += 1
+        self._tally[row].cheap_head_bytes += self._heads[head].nbytes
 
     def probabilities(self, places: list[int]) -> Tensor:
         """Return the probabilities of the tokens that :meth:`choices` returns, under the heads that chose them."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import AfterValidator, Field
 
-from harness.contracts import FULL_HEAD, CheapHead, ExitView, HeadChoice, ModelInfo, Reading, Strategy
+from harness.contracts import FULL_HEAD, LM_HEAD, CheapHead, ExitView, HeadChoice, ModelInfo, Reading, Strategy
 from harness.errors import ArtefactError, OptionError, UnknownNameError
 from harness.models.artefacts import Artefact, read_artefact
 from harness.models.remedy import remedy
@@ -19,7 +19,17 @@ from harness.registry import HEADS
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["ReadsHead", "find_head_artefact", "head_tensors"]
+__all__ = [
+    "AUTO_DRAFT_HEADS",
+    "ReadsHead",
+    "draft_head",
+    "find_head_artefact",
+    "head_artefacts",
+    "head_tensors",
+]
+
+AUTO_DRAFT_HEADS = ("shortlist", "lowrank")
+"""What ``auto`` looks for to read drafts with, cheapest first."""
 
 
 def _known(text: str) -> str:
@@ -66,8 +76,7 @@ class ReadsHead(Strategy):
 
     def artefacts(self, model: ModelInfo) -> Mapping[str, str]:
         """What the head is made from."""
-        kind = "" if self._choice.is_full else _head(self._choice).facts.artefact
-        return {kind: find_head_artefact(kind, model).sha256} if kind else {}
+        return head_artefacts(self._choice, model)
 
     def cheap_heads(self) -> tuple[HeadChoice, ...]:
         """The head, unless it is the LM head."""
@@ -90,6 +99,41 @@ class ReadsHead(Strategy):
 @lru_cache(maxsize=64)
 def _choice(text: str) -> HeadChoice:
     return HeadChoice.of(text)
+
+
+def draft_head(text: str, model: ModelInfo) -> HeadChoice:
+    """Return the head that reads a model's drafts.
+
+    Args:
+        text: ``full``, ``NAME``, ``NAME/SIZE``, or ``auto`` for a trained one if the model has any.
+        model: whose.
+
+    Raises:
+        ArtefactError: what it is made from is missing; names the commands.
+        UnknownNameError: no such head.
+        OptionError: its size is none.
+    """
+    if text != "auto":
+        try:
+            choice = HeadChoice.of(_known(text))
+        except ValueError as error:
+            raise OptionError(f"draft_head = '{text}' is not allowed: {error}.") from None
+        head_artefacts(choice, model)
+        return choice
+    for name in AUTO_DRAFT_HEADS:
+        choice = HeadChoice(name)
+        try:
+            head_artefacts(choice, model)
+        except ArtefactError:
+            continue
+        return choice
+    return LM_HEAD
+
+
+def head_artefacts(choice: HeadChoice, model: ModelInfo) -> dict[str, str]:
+    """Return the artefact that a head is made from: kind → SHA-256."""
+    kind = "" if choice.is_full else _head(choice).facts.artefact
+    return {kind: find_head_artefact(kind, model).sha256} if kind else {}
 
 
 def find_head_artefact(kind: str, model: ModelInfo) -> Artefact:

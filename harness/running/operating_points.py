@@ -25,6 +25,7 @@ from harness.config.options import build_strategy, effective_options
 from harness.contracts import Batch, ExitRule, ExitView, HeadChoice, KVFacts, Lossless, ModelInfo, Strategy
 from harness.decoding.drafting import DEFERRING, check_deferring
 from harness.errors import ArtefactError, OptionError
+from harness.models.heads import draft_head, head_artefacts
 from harness.records import OperatingPointRecord
 from harness.registry import HEADS, KV_POLICIES
 
@@ -175,6 +176,8 @@ def operating_points(built: Built, config: RunConfig, models: Sequence[ModelInfo
                     continue
                 kv = policies[0] if policies else DEFERRING
             lossless = build_decode(decode, config.draft_max)
+            if lossless is not None and strategy.exit_points(info):
+                lossless = replace(lossless, head=draft_head(config.draft_head, info))
             points.append(operating_point(spec, strategy, info, kv, suffix=suffix, decode=decode, lossless=lossless))
     points = list({point.name: point for point in reversed(points)}.values())[::-1]
     if config.attribute:
@@ -301,18 +304,19 @@ def operating_point(
             f"{spec} asks to stop after layers {points}, which are not sorted exit points of {info.name} "
             f"(exit points: {', '.join(map(str, info.exit_points)) or 'none'})."
         )
+    heads = [*strategy.cheap_heads(), *([] if lossless is None or lossless.head.is_full else [lossless.head])]
     record = OperatingPointRecord(
         name=f"{spec}{suffix}",
         strategy=spec.name,
         options=effective_options(strategy),
         exit_points=points,
         rehearsed=strategy.rehearsed,
-        artefacts=dict(strategy.artefacts(info)),
+        artefacts={**strategy.artefacts(info), **({} if lossless is None else head_artefacts(lossless.head, info))},
         kv=policy,
         kv_facts=_facts(policy),
         decode=str(decode),
         draft_max=None if lossless is None else lossless.most,
         weights_format=info.weights_format,
-        heads={str(choice): HEADS.load(choice.name).facts.note for choice in strategy.cheap_heads()},
+        heads={str(choice): HEADS.load(choice.name).facts.note for choice in heads},
     )
     return OperatingPoint(strategy, record, policy, lossless)

@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import Tensor
 
-from harness.contracts import Batch, Draft, DraftRule, ExitRule, ExitView, Lossless, ModelInfo, Strategy
+from harness.contracts import (
+    Batch,
+    CheapHead,
+    Draft,
+    DraftRule,
+    ExitRule,
+    ExitView,
+    HeadChoice,
+    HeadFacts,
+    HeadLogits,
+    LMHead,
+    Lossless,
+    ModelInfo,
+    Strategy,
+)
+from harness.decoding.drafting import DraftSettings
 from harness.decoding.engine import Engine
 from harness.decoding.exits import AskedExits
 from harness.decoding.generation import Generation
+from harness.decoding.readings import Heads, lm_head_of
 from harness.errors import OptionError
 from strategies.confidence import Confidence
 from strategies.fixed import Fixed
@@ -127,7 +143,7 @@ def test_lossy_rows_and_lossless_ones_decode_together(case: Any, prompts: list[l
     rule = Always((2,)).start(case.info, Batch((0, 0, 0), "cpu"))
     batch = engine.open(len(prompts), 64, "recompute", AskedExits(rule, (2,), tally), tally)
     for place, prompt in enumerate(prompts):
-        batch.join(place, prompt, NEW, lossless=None if place == row else (3, ()))
+        batch.join(place, prompt, NEW, lossless=None if place == row else DraftSettings(3))
     batch.prefill(range(len(prompts)))
     while batch.running:
         batch.step()
@@ -303,3 +319,38 @@ def test_a_proposal_beyond_the_vocabulary_is_refused(llama: Any, prompts: list[l
 
     with pytest.raises(OptionError, match=r"Wild proposed \[97\]"):
         llama.engine.decode(prompts, Full(), kv="recompute", max_new_tokens=[5] * 3, lossless=Lossless(source=Wild()))
+
+
+class Halved(CheapHead):
+    """A head that is often wrong: it knows every second token only."""
+
+    facts: ClassVar[HeadFacts] = HeadFacts(note="every second token")
+
+    def __init__(self, lm_head: LMHead, size: int | None, tensors: Mapping[str, Tensor]) -> None:
+        self._tokens = torch.arange(0, lm_head.vocab_size, 2)
+        self._rows = lm_head.rows(self._tokens)
+
+    @property
+    def nbytes(self) -> int:
+        return self._rows.nbytes
+
+    def __call__(self, states: Tensor) -> HeadLogits:
+        return HeadLogits(states @ self._rows.t(), self._tokens)
+
+
+@pytest.mark.parametrize("strategy", [Always((5,)), Random(0.6), Confidence(0.3), Oracle()], ids=str)
+def test_drafts_may_be_read_by_a_cheap_head(
+    case: Any, prompts: list[list[int]], strategy: Strategy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it gets wrong is replaced; a strategy that has the LM head's logits drafts by those."""
+    monkeypatch.setattr(Heads, "__getitem__", lambda self, choice: Halved(lm_head_of(self._backbone), None, {}))
+    lossless = Lossless(4, head=HeadChoice("halved"))
+    made = case.engine.decode(
+        prompts, strategy, kv="recompute", max_new_tokens=[NEW] * len(prompts), lossless=lossless, seeds=[0, 1, 2]
+    )
+    assert tokens(made) == full(case.engine, prompts)
+    looks = isinstance(strategy, Confidence | Oracle)
+    for one in made:
+        assert one.cheap_head_tokens == one.cheap_head_evaluations == (0 if looks else one.drafts)
+        verified = NEW - 1 + one.layers_discarded // LAYERS
+        assert looks or one.lm_head_evaluations == verified
