@@ -131,8 +131,8 @@ def test_formats_are_rivals_in_one_table_with_one_front(build: Any) -> None:
 def test_words_name_the_full_depth_that_is_not_the_first(build: Any) -> None:
     rows = by_name(run_of(build, FOUR, ("fp16", "int4")).summary())
     assert rows["full@fp16"].verdict == "the baseline"
-    assert "(over" not in rows["fixed:layer=5@fp16"].verdict
-    assert "whole requests 150 % faster [150, 150] (over full@int4)" in rows["fixed:layer=5@int4"].verdict
+    assert "(against" not in rows["fixed:layer=5@fp16"].verdict
+    assert "whole requests 150 % faster [150, 150] (against full@int4)" in rows["fixed:layer=5@int4"].verdict
     of_int4 = rows["full@int4"].verdict
     assert "whole requests 100 % faster [100, 100]" in of_int4  # over the fastest: over its own it is 1 by definition
     assert "int4" not in of_int4
