@@ -68,27 +68,25 @@ def _held(costs: _Costs, against: Against, point: Point) -> list[Pair] | None:
     return None if full is None else costs(point, full)
 
 
-def _stated_twice(costs: _Costs, over_fastest: str, **facts: Any) -> tuple[Metric, Metric]:
-    """Return a ratio over full depth in the row's own weights format, and the same over the fastest full depth.
+def _over_own(costs: _Costs, **facts: Any) -> Metric:
+    """Declare a ratio over full depth in the row's own weights format: what a strategy gives."""
+    return _ratio(compute=partial(_held, costs, "own_full"), against="own_full", **facts)
 
-    The first says what a strategy gives, the second what format and strategy give together. Where a run has one
-    weights format they are equal.
-    """
-    own = _ratio(compute=partial(_held, costs, "own_full"), against="own_full", **facts)
-    places = {name: place + 0.1 for name, place in own.sections.items() if name not in (BYTE_MODEL, LEADERBOARD)}
-    fastest = replace(
+
+def _over_fastest(own: Metric, costs: _Costs, *, name: str, meaning: str) -> Metric:
+    """Declare the same over the fastest full depth: what format and strategy give together."""
+    return replace(
         own,
-        name=over_fastest,
+        name=name,
         header=f"{own.header} over fastest",
-        meaning=f"{own.term} over the fastest full depth of the run in a format that keeps the model's tokens",
+        meaning=meaning,
         compute=partial(_held, costs, "fastest_full"),
         against="fastest_full",
         restates=own.name,
         units=None,
-        sections=places,
+        sections={title: at + 0.1 for title, at in own.sections.items() if title not in (BYTE_MODEL, LEADERBOARD)},
         change=None,
     )
-    return own, fastest
 
 
 def _request_units(point: Point) -> Units:
@@ -120,9 +118,8 @@ def _over_repeats(
     return choose(ratios) if len(ratios) > 1 else None
 
 
-DECODE_SPEEDUP, DECODE_SPEEDUP_OVER_FASTEST = _stated_twice(
+DECODE_SPEEDUP = _over_own(
     _decoding,
-    over_fastest="decode_speedup_over_fastest",
     name="decode_speedup",
     header="decoding speed-up",
     meaning="speed-up of the time per token after the first",
@@ -132,9 +129,14 @@ DECODE_SPEEDUP, DECODE_SPEEDUP_OVER_FASTEST = _stated_twice(
     always_told=True,
     change=Wording("decoding speed-up {} higher", "decoding speed-up {} lower"),
 )
-SPEEDUP, SPEEDUP_OVER_FASTEST = _stated_twice(
+DECODE_SPEEDUP_OVER_FASTEST = _over_fastest(
+    DECODE_SPEEDUP,
+    _decoding,
+    name="decode_speedup_over_fastest",
+    meaning="decoding speed-up over the fastest full depth of the run in a format that keeps the model's tokens",
+)
+SPEEDUP = _over_own(
     _requests,
-    over_fastest="speedup_over_fastest",
     name="speedup",
     header="speed-up",
     meaning="full depth's time over this one's, whole request, same prompts and weights format",
@@ -145,9 +147,14 @@ SPEEDUP, SPEEDUP_OVER_FASTEST = _stated_twice(
     always_told=True,
     change=Wording("speed-up over its own full depth {} higher", "speed-up over its own full depth {} lower"),
 )
-ENERGY_RATIO, ENERGY_RATIO_OVER_FASTEST = _stated_twice(
+SPEEDUP_OVER_FASTEST = _over_fastest(
+    SPEEDUP,
+    _requests,
+    name="speedup_over_fastest",
+    meaning="speed-up over the fastest full depth of the run in a format that keeps the model's tokens",
+)
+ENERGY_RATIO = _over_own(
     _energy,
-    over_fastest="energy_ratio_over_fastest",
     name="energy_ratio",
     header="energy ratio",
     meaning="full depth's energy over this one's, same prompts",
@@ -156,14 +163,25 @@ ENERGY_RATIO, ENERGY_RATIO_OVER_FASTEST = _stated_twice(
     verdict=Wording("{} less energy", "{} more energy", "energy", saving=True),
     always_told=True,
 )
-NET_ENERGY_RATIO, NET_ENERGY_RATIO_OVER_FASTEST = _stated_twice(
+ENERGY_RATIO_OVER_FASTEST = _over_fastest(
+    ENERGY_RATIO,
+    _energy,
+    name="energy_ratio_over_fastest",
+    meaning="energy ratio over the fastest full depth of the run in a format that keeps the model's tokens",
+)
+NET_ENERGY_RATIO = _over_own(
     _net_energy,
-    over_fastest="energy_net_ratio_over_fastest",
     name="energy_net_ratio",
     header="net energy ratio",
-    meaning="the same net of idle power",
+    meaning="energy ratio net of idle power",
     kind="energy",
     sections={ENERGY: 7},
+)
+NET_ENERGY_RATIO_OVER_FASTEST = _over_fastest(
+    NET_ENERGY_RATIO,
+    _net_energy,
+    name="energy_net_ratio_over_fastest",
+    meaning="net energy ratio over the fastest full depth of the run in a format that keeps the model's tokens",
 )
 
 _extreme = partial(Metric, form="ratio", unit="×")

@@ -61,7 +61,7 @@ def _belongs(metric: Metric, point: Point) -> bool:
 def _against(metric: Metric, point: Point) -> str:
     """Name the full depth that a metric is held against where it is not the run's first."""
     full = point.reference(metric.against)
-    return "" if full is None or full is point.full else f" (over {full.point.name})"
+    return "" if full is None or full is point.full else f" (against {full.point.name})"
 
 
 def _words(one: Comparison) -> str:

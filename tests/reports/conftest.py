@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from harness.contracts import Accuracy
 from harness.records import (
     SCHEMA_VERSION,
+    FormatRecord,
     Manifest,
     MeterRecord,
     ModelRecord,
@@ -18,6 +20,7 @@ from harness.records import (
     WindowRecord,
 )
 from harness.records.summary import Summary, SummaryRow
+from harness.registry import WEIGHTS_FORMATS
 from reports.summary.summarise import summarise
 
 LAYERS = 10
@@ -29,7 +32,10 @@ def no_corpus_scores(language: str, texts: Any, references: Any) -> dict[str, fl
 
 @dataclass
 class RunBuilder:
-    """A run with a 10-layer model whose layer reads 100 bytes and whose LM head reads 200."""
+    """A run with a 10-layer model whose layer reads 100 bytes and whose LM head reads 200.
+
+    In weights formats after the first of ``formats`` it is a quarter of that; they end the names of operating points.
+    """
 
     points: tuple[str, ...] = ("full", "fixed:layer=5")
     tasks: tuple[str, ...] = ("py150",)
@@ -44,6 +50,7 @@ class RunBuilder:
     bandwidth: float | None = None
     probes: tuple[str, ...] = ()
     policies: dict[str, str] = field(default_factory=dict)
+    formats: tuple[str, ...] = ()
     windows: list[WindowRecord] = field(default_factory=list)
     samples: list[SampleRecord] = field(default_factory=list)
 
@@ -130,6 +137,19 @@ class RunBuilder:
                     kv_projection_bytes=10,
                     kv_entry_bytes=1,
                     shortcut_bytes=30,
+                    weights_format=self.formats[0] if self.formats else None,
+                    weights_accuracy=_accuracy(self.formats[0]) if self.formats else None,
+                    other_formats=tuple(
+                        FormatRecord(
+                            weights_format=name,
+                            weights_accuracy=_accuracy(name),
+                            layer_bytes=25,
+                            lm_head_bytes=50,
+                            kv_projection_bytes=2,
+                            shortcut_bytes=8,
+                        )
+                        for name in self.formats[1:]
+                    ),
                 ),
                 "tasks": [
                     TaskRecord(
@@ -159,7 +179,10 @@ class RunBuilder:
 
     def _record(self, point: OperatingPointRecord) -> OperatingPointRecord:
         kv = self.policies.get(point.name, point.kv)
-        return point.model_copy(update={"never_exits": point.name in self.probes, "kv": kv})
+        stored = point.name.removesuffix(" (never exits)").rpartition("@")[2]
+        stored, kv = (stored, None if kv == stored else kv) if stored in self.formats else ("", kv)
+        changes = {"never_exits": point.name in self.probes, "kv": kv, "weights_format": stored}
+        return point.model_copy(update=changes)
 
     def summary(self, score_corpus: Any = no_corpus_scores, **options: Any) -> Summary:
         return summarise(self.manifest, self.windows, self.samples, score_corpus, **options)
@@ -169,9 +192,15 @@ class RunBuilder:
         return next(row for row in rows if row.operating_point == point and row.task == task)
 
 
+def _accuracy(weights_format: str) -> Accuracy:
+    accuracy: Accuracy = WEIGHTS_FORMATS.load(weights_format).facts.accuracy
+    return accuracy
+
+
 def _point(name: str) -> OperatingPointRecord:
-    written, _, kv = name.partition("@")
-    strategy, _, rest = written.partition(":")
+    written, _, rest = name.partition("@")
+    kv = rest.partition("@")[0].removesuffix(" (never exits)")
+    strategy, _, rest = written.removesuffix(" (never exits)").partition(":")
     options = dict(part.split("=") for part in rest.split(":")) if rest else {}
     return OperatingPointRecord(
         name=name,

@@ -13,7 +13,7 @@ from harness.decoding.packing import FormatChoice
 from harness.errors import ConfigError
 from harness.models import model
 from harness.registry import WEIGHTS_FORMATS
-from tests.run_files import cut
+from tests.run_files import cut, unseal
 
 Command = Callable[..., Any]
 
@@ -94,3 +94,197 @@ def test_a_configuration_knows_the_formats() -> None:
     assert RunConfig().weights_format == "auto"
     with pytest.raises(ConfigError, match="unknown weights format"):
         RunConfig(weights_format="fp8")
+
+
+# ---------------------------------------------------------------------------------------- several in one run
+
+
+def names() -> list[str]:
+    return [point["name"] for point in json.loads(Path("out/manifest.json").read_text())["operating_points"]]
+
+
+def samples(folder: str) -> dict[tuple[str, str], dict[str, Any]]:
+    lines = map(json.loads, Path(folder, "samples.jsonl").read_text().splitlines())
+    return {(line["operating_point"], line["sample_id"]): line for line in lines}
+
+
+WHAT = ("token_ids", "exit_layers", "text", "scores", "layers_executed", "kv_fill_layers", "lm_head_evaluations")
+
+
+def test_formats_run_side_by_side_and_each_as_it_does_alone(run: Callable[..., Any]) -> None:
+    ran = run("--weights-format", "float32,int4,int8", "--strategy", "confidence:threshold=0.5")
+    assert ran.code == 0, ran.err
+    stored = ("float32", "int4", "int8")
+    strategies = ("full", "fixed:layer=6", "confidence:threshold=0.5")
+    assert names() == [f"{name}@{one}" for name in strategies for one in stored]
+    together, model = samples("out"), recorded()
+    assert (model["weights_format"], model["weights_accuracy"]) == ("float32", "exact")
+    assert [(one["weights_format"], one["weights_accuracy"]) for one in model["other_formats"]] == [
+        ("int4", "lossy"), ("int8", "lossy"),
+    ]  # fmt: skip
+    for one, described in zip(stored, [model, *model["other_formats"]], strict=True):
+        assert run("--weights-format", one, "--strategy", "confidence:threshold=0.5", "--out", one).code == 0
+        for (name, sample_id), alone in samples(one).items():
+            here = together[f"{name}@{one}", sample_id]
+            assert {what: here[what] for what in WHAT} == {what: alone[what] for what in WHAT}
+        single = json.loads(Path(one, "manifest.json").read_text())["model"]
+        assert single["other_formats"] == []
+        sizes = ("layer_bytes", "lm_head_bytes", "kv_projection_bytes", "shortcut_bytes")
+        assert [described[size] for size in sizes] == [single[size] for size in sizes]
+
+
+def test_windows_of_formats_are_interleaved(run: Callable[..., Any]) -> None:
+    assert run("--weights-format", "fp16,int4", "--limit", 6).code == 0
+    windows = [json.loads(line) for line in Path("out/windows.jsonl").read_text().splitlines()]
+    warm = [window["operating_point"] for window in windows if window["warmup"]]
+    assert list(dict.fromkeys(warm)) == ["full@fp16", "full@int4"]
+    measured = [window for window in windows if not window["warmup"]]
+    blocks = [[window["operating_point"] for window in measured if window["block"] == block] for block in range(6)]
+    assert all(set(block) == set(names()) for block in blocks)
+    assert len({tuple(block) for block in blocks}) > 1  # drawn anew for each block
+
+
+def test_formats_and_policies_stand_in_the_name_in_that_order(run: Callable[..., Any]) -> None:
+    ran = run("--weights-format", "fp16,int8", "--kv", "none,propagate", "--attribute")
+    assert ran.code == 0, ran.err
+    both = [(kv, stored) for kv in ("none", "propagate") for stored in ("fp16", "int8")]
+    assert names() == [
+        *(f"{name}@{kv}@{stored}" for name in ("full", "fixed:layer=6") for kv, stored in both),
+        *(f"fixed:layer=6@propagate@{stored} (never exits)" for stored in ("fp16", "int8")),
+    ]
+    points = json.loads(Path("out/manifest.json").read_text())["operating_points"]
+    assert [(point["kv"], point["weights_format"]) for point in points[:4]] == both
+
+
+def test_own_text_is_asked_of_the_first_format(run: Callable[..., Any]) -> None:
+    """Along a lossy full depth's completion the first format's chooses, which is not always what was generated."""
+    assert run("--weights-format", "float32,int4", "--max-new-tokens", 12, "--limit", 6).code == 0
+    found = [line for (name, _), line in samples("out").items() if name == "full@int4"]
+    assert all(len(line["full_depth_ids"]) == len(line["token_ids"]) for line in found)
+    assert any(line["full_depth_ids"] != line["token_ids"] for line in found)
+    assert all(
+        line["full_depth_ids"] == line["token_ids"]
+        for (name, _), line in samples("out").items()
+        if name == "full@float32"
+    )
+
+
+def test_auto_may_stand_in_the_list_and_is_named_by_what_it_chose(
+    run: Callable[..., Any], cli: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = FormatChoice("fp16", {"float32": (1.0, 1.0, 1.0), "fp16": (0.5, 0.5, 0.5)})
+    monkeypatch.setattr(model, "fastest", lambda backbone, device: chosen)
+    assert run("--weights-format", "int8,auto").code == 0
+    assert names() == [f"{name}@{stored}" for name in ("full", "fixed:layer=6") for stored in ("int8", "fp16")]
+    before = recorded()
+    assert before["format_choice"] is None
+    (other,) = before["other_formats"]
+    assert other["format_choice"]["seconds_per_byte"]["fp16"] == [0.5, 0.5, 0.5]
+    cut(Path("out"), 5)
+    monkeypatch.setattr(model, "fastest", lambda backbone, device: FormatChoice("float32"))
+    ran = cli("run", "--resume", "out")
+    assert ran.code == 0, ran.err
+    assert recorded() == before
+    assert run("--weights-format", "auto,float32", "--out", "same").code == 0  # auto chose what is listed, too
+    plain = json.loads(Path("same/manifest.json").read_text())
+    assert [point["name"] for point in plain["operating_points"]] == ["full", "fixed:layer=6"]
+    assert (plain["model"]["weights_format"], plain["model"]["other_formats"]) == ("float32", [])
+
+
+def test_later_repeats_load_the_same_formats(run: Callable[..., Any]) -> None:
+    ran = run("--weights-format", "fp16,int4", "--repeats", 2)
+    assert ran.code == 0, ran.err
+    lines = [json.loads(line) for line in Path("out/samples.jsonl").read_text().splitlines()]
+    tokens: dict[tuple[str, str], set[tuple[int, ...]]] = {}
+    for line in lines:
+        tokens.setdefault((line["operating_point"], line["sample_id"]), set()).add(tuple(line["token_ids"]))
+    assert {line["repeat"] for line in lines} == {0, 1}
+    assert all(len(each) == 1 for each in tokens.values())
+
+
+@pytest.mark.parametrize("others", ["fp16", "int4,fp16", "fp16,int4,int8", "auto"])
+def test_other_formats_are_another_run(run: Callable[..., Any], others: str) -> None:
+    assert run("--weights-format", "fp16,int4").code == 0
+    ran = run("--weights-format", others, "--resume", "out")
+    assert ran.code == 2
+    assert "is a run of another configuration: config.weights_format" in ran.error
+
+
+def test_a_run_of_before_formats_were_compared_goes_on(run: Callable[..., Any], cli: Command) -> None:
+    assert run("--weights-format", "fp16").code == 0
+    unseal(Path("out"))
+    manifest = json.loads(Path("out/manifest.json").read_text())
+    del manifest["model"]["other_formats"]
+    for point in manifest["operating_points"]:
+        del point["weights_format"]
+    Path("out/manifest.json").write_text(json.dumps(manifest))
+    cut(Path("out"), 4)
+    ran = cli("run", "--resume", "out")
+    assert ran.code == 0, ran.err
+    assert {row["weights_format"] for row in json.loads(Path("out/summary.json").read_text())["rows"]} == {"fp16"}
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("fp16,int9", "unknown weights format 'int9'. Did you mean 'int8'?"),
+        ("fp16,,int4", "unknown weights format ''"),
+    ],
+)
+def test_a_list_with_what_is_no_format_is_refused(run: Callable[..., Any], written: str, said: str) -> None:
+    ran = run("--weights-format", written)
+    assert ran.code == 2
+    assert said in ran.error
+
+
+def test_a_list_that_this_machine_cannot_run_is_refused_before_weights_are_read(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(WEIGHTS_FORMATS.load("int4"), "obstacle", lambda self, device: "its product is missing")
+    monkeypatch.setattr(model.ResolvedModel, "load_all", lambda *_: pytest.fail("weights were read"))
+    ran = run("--weights-format", "fp16,int4")
+    assert ran.code == 2
+    assert "--weights-format int4 cannot be used here: its product is missing. Use one of " in ran.error
+    assert len(ran.error.strip().splitlines()) == 1
+
+
+def test_what_does_not_fit_in_memory_says_what_to_leave_out(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(model, "pack_all", full)
+    ran = run("--weights-format", "fp16,int4")
+    assert ran.code != 0
+    assert "out of memory loading" in ran.error
+    assert "in fp16 and int4. Use fewer names in --weights-format or a smaller --model." in ran.error
+
+
+def test_a_server_has_one_format(cli: Command, tiny_llama: Path) -> None:
+    ran = cli("serve", "--model", tiny_llama, "--weights-format", "fp16,int4")
+    assert ran.code == 2
+    assert "unknown weights format 'fp16,int4'" in ran.error
+
+
+def test_two_operating_points_of_one_run_are_compared_across_formats(run: Callable[..., Any], cli: Command) -> None:
+    assert run("--weights-format", "fp16,int8", "--limit", 6).code == 0
+    ran = cli("compare", "out", "out", "--point-a", "full@fp16", "--point-b", "full@int8")
+    assert ran.code == 0, ran.err
+    assert "Costs are not compared" not in ran.out
+    assert run("--weights-format", "fp16", "--limit", 6, "--out", "alone").code == 0
+    ran = cli("compare", "alone", "out", "--point-a", "full", "--point-b", "full@fp16")
+    assert "Costs are not compared" not in ran.out
+    ran = cli("compare", "alone", "out", "--point-a", "full", "--point-b", "full@int8")
+    assert "number format: fp16 weights, float32 activations in A, int8 weights" in " ".join(ran.out.split())
+
+
+def test_a_configuration_takes_a_list_and_writes_it_as_such() -> None:
+    from harness import RunConfig
+
+    config = RunConfig(weights_format="fp16, int4,fp16")
+    assert config.weights_formats == ("fp16", "int4")
+    assert RunConfig.build(config.model_dump(mode="json")) == config
+    assert RunConfig(weights_format=["auto"]).model_dump(mode="json")["weights_format"] == "auto"
+    with pytest.raises(ConfigError, match="names nothing"):
+        RunConfig(weights_format=[])

@@ -99,3 +99,21 @@ def test_identity_is_what_was_measured_not_where_it_lies(recorded: Recorded) -> 
         recorded("one", manifest={"created": "2026-01-01T00:00:00Z"}),
     ):
         assert identity(changed) != identity(run)
+
+
+def test_rows_of_another_format_have_a_group_of_their_own_that_says_what_scores_are_against(
+    recorded: Recorded,
+) -> None:
+    """Scores of int4 in a run that began with fp16 are against fp16's; of int4 alone against its own."""
+    names = ("full@int4", "fixed:layer=5@fp16", "fixed:layer=5@int4")  # after full depth in fp16
+    several = recorded(points=dict.fromkeys(names, 0.5), formats=("fp16", "int4"))
+    entry = entry_of(several, identity(several))
+    groups = [group_of(entry, point) for point in entry.points]
+    assert [one.dtype.partition(" ")[0] for one in groups] == ["fp16", "int4", "fp16", "int4"]
+    assert groups[0] == groups[2]
+    assert groups[1] == groups[3]
+    alone = [group(recorded(points={"fixed:layer=5": 0.5}, formats=(name,))) for name in ("fp16", "int4")]
+    assert groups[0].id == alone[0].id
+    assert groups[1].id != alone[1].id
+    assert groups[1].baseline == "full depth, KV propagate, in int4; scores against full depth in fp16"
+    assert alone[1].baseline == "full depth, KV propagate"

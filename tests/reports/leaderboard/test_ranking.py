@@ -202,3 +202,17 @@ def test_the_front_is_what_no_other_row_beats_in_both() -> None:
         row("full", speedup=1.0, speedup_ci=None, edit_similarity=0.6),
     ]
     assert on_front(rows) == [True, True, False, False, True]
+
+
+def test_full_depth_of_a_second_format_ranks_by_what_it_loses() -> None:
+    """Its speed-up is 1 by definition; its scores are not full depth's by definition, as those of the first format."""
+    facts = {"strategy": "full", "speedup": 1.0, "speedup_ci": None, "weights_format": "int4"}
+    worse = {"edit_similarity_difference": -0.2, "edit_similarity_difference_ci": (-0.25, -0.15)}
+    lossy = row("full@int4", **facts, baseline_format="fp16", **worse, edit_similarity_difference_p_holm=0.001)
+    own = row("full", **facts, edit_similarity_difference=None)
+    assert (quality_of(lossy), quality_of(own)) == ("lost", "kept")
+    assert ranks([lossy, row()], SIMILARITY) == [2, 1]
+    assert ranks([lossy, row()], SPEED) == [None, 1]
+    close = row("full@int8", **facts, baseline_format="fp16")
+    assert quality_of(close) == "kept"
+    assert ranks([close, row()], SPEED) == [2, 1]
