@@ -53,7 +53,8 @@ def eight_bits(weight: Tensor, bias: Tensor | None) -> LinearMap:
 @cache
 def sums_are_whole() -> bool:
     """Whether this processor sums products of eight-bit numbers without losing any, at the speed of such a product."""
-    if not torch.backends.mkldnn.is_available() or not torch.backends.cpu.get_cpu_capability().startswith("AVX"):
+    has_onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if not has_onednn or not torch.backends.cpu.get_cpu_capability().startswith("AVX"):
         return False  # oneDNN's reference, which other processors get, takes seconds for a token
     levels = torch.full((32, 64), LEVELS, dtype=torch.int8)
     product = _WholeSums.of(levels, torch.ones(32), None)(torch.ones(2, 64))
