@@ -18,7 +18,7 @@ are, and believes the result.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 
 import torch
@@ -66,6 +66,7 @@ class _WholeSums:
     levels: Tensor
     scales: Tensor
     bias: Tensor | None
+    _parts: dict[int, _WholeSums] = field(default_factory=dict)
 
     @classmethod
     def of(cls, levels: Tensor, scales: Tensor, bias: Tensor | None) -> _WholeSums:
@@ -85,9 +86,11 @@ class _WholeSums:
         return (product if self.bias is None else product.add_(self.bias)).to(x.dtype)
 
     def rows(self, start: int) -> _WholeSums:
-        """What is packed cannot be parted: the part is packed for itself."""
-        bias = None if self.bias is None else self.bias[start:]
-        return self.of(self.levels.to_dense().t()[start:], self.scales[start:], bias)
+        """What is packed cannot be parted: the part is packed for itself, once."""
+        if start not in self._parts:
+            bias = None if self.bias is None else self.bias[start:]
+            self._parts[start] = self.of(self.levels.to_dense().t()[start:], self.scales[start:], bias)
+        return self._parts[start]
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from harness.config import RunConfig
 from harness.config.model import DEFAULT_MODEL, Artefacts, Configuration, ModelName, Seed, TaskName, Threads
 from harness.config.registered import registered
 from harness.contracts import WeightsChoice
@@ -30,7 +31,9 @@ class VerifyOptions(Configuration):
     )
     prompts: int = Field(default=200, ge=1, le=10**6, description="Prompts of each task.")
     max_new_tokens: int = Field(default=30, ge=1, le=4096, description="New tokens per prompt.")
-    tasks: tuple[TaskName, ...] = Field(default=("py150",), description="Task, see `harness list tasks`. Repeatable.")
+    tasks: tuple[TaskName, ...] = Field(
+        default=RunConfig.model_fields["tasks"].default, description="Task, see `harness list tasks`. Repeatable."
+    )
     protocol: str = Field(default="green-code", description="A name of `harness list protocols`.")
     source: str = Field(
         default="embedded", min_length=1, description="embedded, hub, or PATH of a JSONL file or dataset folder."
