@@ -1,9 +1,9 @@
 """The ``harness`` command. Results go to stdout, progress and logs to stderr.
 
-Exit codes: 0 done; 1 a condition of ``compare --fail-if`` holds; 2 something that was asked for cannot be done (one
-line says what and the remedy, commands to paste follow it), a condition that cannot be judged included; 70 a defect
-(with its traceback); 130 interrupted; 141 the reader of stdout went away. A command is imported when it is called, and
-what is heavy inside it, so that ``--help`` and ``list`` are instant.
+Exit codes: 0 done; 1 a condition of ``compare --fail-if`` holds, or ``verify`` found a defect; 2 something that was
+asked for cannot be done (one line says what and the remedy, commands to paste follow it), a condition that cannot be
+judged included; 70 a defect (with its traceback); 130 interrupted; 141 the reader of stdout went away. A command is
+imported when it is called, and what is heavy inside it, so that ``--help`` and ``list`` are instant.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ COMMANDS = {
         "list": "catalogue:list_",
         "show": "catalogue:show",
         "doctor": "doctor:doctor",
+        "verify": "verify:verify",
         "reproduce": "reproduce:reproduce",
         "trace": "trace:trace",
         "sweep": "sweep:sweep",

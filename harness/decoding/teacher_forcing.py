@@ -41,7 +41,8 @@ class TeacherForcing:
         reach = engine.check([prompt], [new_tokens])
         self._backbone, self._rotary, self._start = engine.backbone, engine.rotary(reach), len(prompt)
         self._cache = engine.cache(1, reach)
-        self._first = self._choices(PromptPass(self._backbone, self._rotary, self._cache, [0], [prompt]).last(), 1)
+        self._first = self._backbone.logits(PromptPass(self._backbone, self._rotary, self._cache, [0], [prompt]).last())
+        self._choices(self._first, 1)
         self.nbytes = self._cache.entries.nbytes
 
     @torch.inference_mode()
@@ -54,15 +55,30 @@ class TeacherForcing:
         Raises:
             ModelError: full depth's logits are not finite at one of them.
         """
+        later = self._later(completion)
+        return [*self._choices(self._first, 1), *([] if later is None else self._choices(later, 2))]
+
+    @torch.inference_mode()
+    def logits(self, completion: Sequence[int]) -> Tensor:
+        """Return full depth's logits at every place of a completion, ``[tokens, vocab_size]``.
+
+        Args:
+            completion: as for :meth:`choices`.
+        """
+        later = self._later(completion)
+        return self._first if later is None else torch.cat((self._first, later))
+
+    def _later(self, completion: Sequence[int]) -> Tensor | None:
+        """Return the logits of all places but the first; ``None`` where there are none."""
         read = completion[:-1]
         if not read:
-            return self._first
+            return None
         behind = PromptPass(self._backbone, self._rotary, self._cache, [0], [read], self._start)
-        return [*self._first, *self._choices(behind.all()[0], 2)]
+        return self._backbone.logits(behind.all()[0])
 
-    def _choices(self, state: Tensor, place: int) -> list[int]:
-        """Return full depth's tokens from the one at a place on, from the last layer's hidden states."""
-        chosen = choices(best(self._backbone.logits(state)))
+    def _choices(self, logits: Tensor, place: int) -> list[int]:
+        """Return full depth's tokens from the one at a place on."""
+        chosen = choices(best(logits))
         for token, (_, logit) in enumerate(chosen, place):
             if not math.isfinite(logit):
                 raise not_finite("logits", self._backbone.num_layers, token, self._backbone.dtype)

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from harness.contracts import WeightsFormat
-from harness.decoding import packing
+from harness.contracts import LinearMap, WeightsFormat
+from harness.decoding import eight_bits, packing
 from harness.decoding.blocks import Linear
 from harness.decoding.engine import Engine
 from harness.decoding.packing import FormatChoice, fastest, pack, pack_all
@@ -94,6 +94,47 @@ def test_zeros_stay_zeros(name: str) -> None:
 def test_the_bytes_are_those_that_are_held(name: str) -> None:
     packed = made(name).pack(draw(1024, 512), None)
     assert packed.nbytes == pytest.approx(1024 * 512 * made(name).facts.bits / 8, rel=0.01)
+
+
+@pytest.fixture(params=["bytes of activations", "bfloat16 activations"])
+def eight(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[..., LinearMap]:
+    """What rounds a matrix to eight bits, by each of the operators that may multiply with it."""
+    if request.param == "bfloat16 activations":
+        monkeypatch.setattr(eight_bits, "sums_are_whole", lambda: False)
+    elif not eight_bits.sums_are_whole():
+        pytest.skip("this processor has no eight-bit dot products")
+    return eight_bits.eight_bits
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (576, 1536)])
+def test_an_outlier_costs_the_other_numbers_of_its_row_nothing(
+    eight: Callable[..., LinearMap], shape: tuple[int, int]
+) -> None:
+    """The default model's rows have numbers a hundred times as large as the rest: one byte would round that to zero."""
+    weight, bias, rows = draw(*shape), draw(shape[0], seed=1), draw(3, shape[1], seed=2)
+    weight[:, 5], rows[:, 5] = 0, 100
+    packed = eight(weight, bias)
+    expected = exact(rows, weight, bias)
+    for count in (1, 3):
+        error = (packed(rows[:count]).double() - expected[:count]).norm() / expected[:count].norm()
+        assert error <= made("int8").facts.relative_error
+    assert torch.equal(packed(rows), torch.cat([packed(row) for row in rows.split(1)]))
+    assert torch.equal(packed.rows(16)(rows), packed(rows)[:, 16:])
+
+
+def test_the_largest_levels_are_summed_without_loss(eight: Callable[..., LinearMap]) -> None:
+    for sign in (1, -1):
+        product = eight(torch.full((48, 576), 1.0), None)(torch.full((2, 576), float(sign)))
+        torch.testing.assert_close(product, torch.full((2, 48), 576.0 * sign))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_does_not_become_a_number(eight: Callable[..., LinearMap], bad: float) -> None:
+    rows = draw(2, 64)
+    rows[1, 3] = bad
+    product = eight(draw(32, 64), draw(32, seed=1))(rows)
+    assert product[0].isfinite().all()
+    assert not product[1].isfinite().any()
 
 
 # ----------------------------------------------------------------------------------- whole models

@@ -40,6 +40,7 @@ BASES: dict[str, dict[str, str]] = {
     "trace": {"model": "model", "sources": "rows.jsonl", "tasks": "py150", "documents": "2", "threads": "1"},
     "sweep": {"replay": "trace", "strategies": "confidence", "model": "model"},
     "doctor": {"threads": "1"},
+    "verify": {"model": "model", "source": "rows.jsonl", "prompts": "2", "max_new_tokens": "4", "threads": "1"},
     "report": {"directories": "run"},
     "compare": {"a": "run", "b": "run"},
     "leaderboard": {"paths": "run", "out": "site"},

@@ -1,0 +1,101 @@
+"""From options to a certificate: prompts as a run draws them, one model in every format, claim by claim."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from harness.config import BASELINE, RunConfig
+from harness.contracts.recipes import Progress
+from harness.decoding.engine import Engine
+from harness.decoding.packing import pack, usable
+from harness.host import environment
+from harness.models.facts import in_format
+from harness.models.model import LoadedModel
+from harness.records.certificate import Certificate, Claim
+from harness.registry import WEIGHTS_FORMATS
+from harness.running.plan import make_plan
+from harness.verifying.formats import decode, verify_batches, verify_format
+from harness.verifying.options import VerifyOptions
+
+__all__ = ["certify"]
+
+REFERENCE = next(name for name in WEIGHTS_FORMATS.names() if WEIGHTS_FORMATS.load(name).facts.accuracy == "exact")
+
+
+def certify(options: VerifyOptions, progress: Progress) -> Certificate:
+    """Compare, and return the certificate; writes nothing.
+
+    Raises:
+        HarnessError: anything that cannot be done, in one line with the remedy.
+    """
+    progress.stage("checking the configuration and drawing prompts")
+    given = (
+        "model",
+        "tasks",
+        "protocol",
+        "source",
+        "max_new_tokens",
+        "weights",
+        "artefacts",
+        "device",
+        "threads",
+        "seed",
+    )
+    plan = make_plan(
+        RunConfig(
+            **{name: getattr(options, name) for name in given},
+            strategies=(BASELINE,), limit=options.prompts, duplicates="keep", weights_format=REFERENCE, energy="none",
+        )
+    )  # fmt: skip
+    names = _formats(options, plan.device)
+    samples = [sample for task in plan.tasks for sample in task.data.samples]
+    progress.stage(f"loading {plan.model.info.name}")
+    loaded = plan.model.load(plan.device, progress.stage)
+    eos = plan.model.tokenizer.eos_token_ids
+    float32 = Engine(loaded.backbone, loaded.info)
+    progress.begin(f"{REFERENCE} writes", len(samples))
+    written = decode(float32, samples, 1, eos, progress.step)
+    claims: list[Claim] = []
+    for name in names:
+        engine = float32 if name == REFERENCE else _packed(loaded, name, plan.device)
+        progress.begin(f"{name} reads what {REFERENCE} wrote", len(samples))
+        claims.append(verify_format(name, engine, float32, written, options.seed, progress.step))
+        sizes = [size for size in options.batch_sizes if size > 1]
+        if not sizes:
+            continue
+        alone = written
+        if engine is not float32:
+            progress.begin(f"{name}, rows alone", len(samples))
+            alone = decode(engine, samples, 1, eos, progress.step)
+        for size in sizes:
+            progress.begin(f"{name}, batches of {size}", len(samples))
+            together = decode(engine, samples, size, eos, progress.step)
+            claims.append(verify_batches(name, engine, alone, together, size, options.seed))
+    return Certificate(
+        model=loaded.info.name,
+        fingerprint=loaded.info.fingerprint,
+        weights=loaded.info.weights,
+        sources={task.record.name: task.data.source.label for task in plan.tasks},
+        prompts_sha256={task.record.name: task.record.prompts for task in plan.tasks},
+        prompts=len(samples),
+        max_new_tokens=options.max_new_tokens,
+        seed=options.seed,
+        environment=environment.machine_line(environment.describe()),
+        claims=tuple(claims),
+    )
+
+
+def _formats(options: VerifyOptions, device: str) -> Sequence[str]:
+    """Return the formats to verify; those that were named must be usable here."""
+    if options.weights_formats:
+        for name in options.weights_formats:
+            usable(name, device)
+        return options.weights_formats
+    formats = {name: WEIGHTS_FORMATS.load(name)() for name in WEIGHTS_FORMATS.names()}
+    kind = device.partition(":")[0]
+    return [name for name, one in formats.items() if one.facts.accuracy != "lossy" and one.obstacle(kind) is None]
+
+
+def _packed(loaded: LoadedModel, name: str, device: str) -> Engine:
+    info = in_format(loaded.info, loaded.resolved.config, name)
+    return Engine(pack(loaded.backbone, name, device), info)

@@ -1,0 +1,170 @@
+"""Weights formats: float32's tokens in every format, and rows in a batch as alone.
+
+A format is read along what float32 wrote: a place at which it differs does not change the places after it, and every
+one is compared. A batch has to be decoded; where a row leaves what it wrote alone, what follows is of another text, so
+that its first difference is the last that is compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from harness.config import BASELINE, StrategySpec
+from harness.config.options import build_strategy
+from harness.contracts import Sample
+from harness.decoding.engine import Engine
+from harness.decoding.rounding import FLOAT32_ERROR, disturbed, largest_error, product_error
+from harness.decoding.teacher_forcing import TeacherForcing
+from harness.records.certificate import Claim, TokenDifference
+from harness.registry import WEIGHTS_FORMATS
+
+__all__ = ["Completion", "Reference", "decode", "verify_batches", "verify_format"]
+
+Step = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What full depth made of a prompt.
+
+    Attributes:
+        sample: the prompt.
+        tokens: the completion.
+    """
+
+    sample: Sample
+    tokens: tuple[int, ...]
+
+
+def decode(
+    engine: Engine, samples: Sequence[Sample], size: int, eos_token_ids: frozenset[int], step: Step
+) -> list[Completion]:
+    """Decode prompts greedily at full depth, so many at a time.
+
+    Raises:
+        ModelError: a prompt or its completion does not fit the model, or logits are not finite.
+    """
+    full = build_strategy(StrategySpec(BASELINE))
+    made: list[Completion] = []
+    for start in range(0, len(samples), size):
+        batch = samples[start : start + size]
+        done = engine.decode(
+            [sample.prompt_ids for sample in batch], full, kv=full.default_kv,
+            max_new_tokens=[sample.max_new_tokens for sample in batch], eos_token_ids=eos_token_ids,
+        )  # fmt: skip
+        for sample, one in zip(batch, done, strict=True):
+            if one.failure is not None:
+                raise one.failure
+            made.append(Completion(sample, tuple(one.token_ids)))
+        step(len(made))
+    return made
+
+
+class Reference:
+    """An engine whose tokens others must have, and what rounding may do to its logits.
+
+    Args:
+        engine: the reference.
+        error: how far products of what is held against it may be off, over their norm.
+        seed: of the noise that finds out what that does.
+    """
+
+    def __init__(self, engine: Engine, error: float, seed: int) -> None:
+        self._engine = engine
+        self._disturbed = Engine(disturbed(engine.backbone, error, seed), engine.info)
+
+    def differences(self, written: Completion, others: Sequence[tuple[int, int]]) -> list[TokenDifference]:
+        """Judge places of a completion where another token was found.
+
+        Args:
+            written: by the reference.
+            others: places, from 1, and the tokens found there.
+        """
+        if not others:
+            return []
+        logits, moved = (
+            TeacherForcing(engine, written.sample.prompt_ids, len(written.tokens)).logits(written.tokens)
+            for engine in (self._engine, self._disturbed)
+        )
+        bound = largest_error(logits, moved)
+        return [
+            TokenDifference(
+                sample_id=written.sample.sample_id,
+                place=place,
+                token=written.tokens[place - 1],
+                other=other,
+                logit=float(logits[place - 1, written.tokens[place - 1]]),
+                other_logit=float(logits[place - 1, other]),
+                bound=bound,
+            )
+            for place, other in others
+        ]
+
+
+def verify_format(
+    name: str, engine: Engine, float32: Engine, written: Sequence[Completion], seed: int, step: Step
+) -> Claim:
+    """Hold full depth in a format against what float32 wrote, along its text.
+
+    Args:
+        name: of the format.
+        engine: decodes in it.
+        float32: the reference.
+        written: by it.
+        seed: of the noise that bounds rounding.
+        step: is told how many completions are done.
+    """
+    facts = WEIGHTS_FORMATS.load(name).facts
+    reference = Reference(float32, product_error(facts), seed)
+    found: list[TokenDifference] = []
+    for number, one in enumerate(written, start=1):
+        chosen = TeacherForcing(engine, one.sample.prompt_ids, len(one.tokens)).choices(one.tokens)
+        places = enumerate(zip(one.tokens, chosen, strict=True), start=1)
+        found += reference.differences(one, [(place, other) for place, (token, other) in places if token != other])
+        step(number)
+    return Claim(
+        weights_format=name,
+        accuracy=facts.accuracy,
+        what="float32's tokens, along its text",
+        batch_size=None,
+        judged=facts.accuracy != "lossy",
+        places=sum(len(one.tokens) for one in written),
+        differences=tuple(found),
+    )
+
+
+def verify_batches(
+    name: str, engine: Engine, alone: Sequence[Completion], batched: Sequence[Completion], size: int, seed: int
+) -> Claim:
+    """Hold rows that were decoded together against the same rows alone.
+
+    Where a format promises the same bits for a row whatever is beside it, only sums of attention are left to differ.
+
+    Args:
+        name: of the format.
+        engine: decodes in it.
+        alone: what it wrote, prompt by prompt.
+        batched: the same prompts, decoded together.
+        size: rows of a batch.
+        seed: of the noise that bounds rounding.
+    """
+    facts = WEIGHTS_FORMATS.load(name).facts
+    reference = Reference(engine, FLOAT32_ERROR if facts.invariant else product_error(facts), seed)
+    found: list[TokenDifference] = []
+    places = 0
+    for one, other in zip(alone, batched, strict=True):
+        first = next(
+            (at for at, pair in enumerate(zip(one.tokens, other.tokens, strict=False)) if pair[0] != pair[1]), None
+        )
+        places += len(one.tokens) if first is None else first + 1
+        found += reference.differences(one, [] if first is None else [(first + 1, other.tokens[first])])
+    return Claim(
+        weights_format=name,
+        accuracy=facts.accuracy,
+        what=f"batches of {size} as alone",
+        batch_size=size,
+        judged=facts.invariant or facts.accuracy != "lossy",
+        places=places,
+        differences=tuple(found),
+    )

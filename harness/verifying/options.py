@@ -1,0 +1,76 @@
+"""Options of ``harness verify``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from harness.config import RunConfig
+from harness.config.model import DEFAULT_MODEL, Artefacts, Configuration, ModelName, Seed, TaskName, Threads
+from harness.config.registered import registered
+from harness.contracts import WeightsChoice
+from harness.registry import WEIGHTS_FORMATS
+
+__all__ = ["VerifyOptions"]
+
+LARGEST_BATCH = 64
+
+
+class VerifyOptions(Configuration):
+    """What ``harness verify`` can be told."""
+
+    model: ModelName = DEFAULT_MODEL
+    weights_format: str | tuple[str, ...] = Field(
+        default=(),
+        description="Formats to hold against float32, a comma list of those in `harness list`. Default: float32 and "
+        "every near-exact one that this machine runs.",
+    )
+    batch_size: str | tuple[int, ...] = Field(
+        default=(1, 3), description="Rows to decode together, a comma list; each above 1 is held against rows alone."
+    )
+    prompts: int = Field(default=200, ge=1, le=10**6, description="Prompts of each task.")
+    max_new_tokens: int = Field(default=30, ge=1, le=4096, description="New tokens per prompt.")
+    tasks: tuple[TaskName, ...] = Field(
+        default=RunConfig.model_fields["tasks"].default, description="Task, see `harness list tasks`. Repeatable."
+    )
+    protocol: str = Field(default="green-code", description="A name of `harness list protocols`.")
+    source: str = Field(
+        default="embedded", min_length=1, description="embedded, hub, or PATH of a JSONL file or dataset folder."
+    )
+    weights: WeightsChoice = Field(default="auto", description="As of `harness run`")
+    artefacts: Artefacts = None
+    device: str = Field(default="auto", description="auto (CUDA where there is one), cpu, cuda or cuda:N.")
+    threads: Threads = None
+    seed: Seed = Field(
+        default=0, description="Decides the prompts, random weights, and the noise that bounds rounding."
+    )
+
+    @property
+    def weights_formats(self) -> tuple[str, ...]:
+        """The formats that were named; none for the default."""
+        return self.weights_format if isinstance(self.weights_format, tuple) else (self.weights_format,)
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """Rows of a batch, each once."""
+        assert isinstance(self.batch_size, tuple)
+        return self.batch_size
+
+    @field_validator("weights_format", "batch_size", mode="before")
+    @classmethod
+    def _comma_list(cls, value: Any, field: ValidationInfo) -> Any:
+        parts = value.split(",") if isinstance(value, str) else value
+        if field.field_name == "weights_format":
+            return tuple(dict.fromkeys(registered(WEIGHTS_FORMATS, str(part).strip()) for part in parts))
+        return tuple(dict.fromkeys(_size(part) for part in parts))
+
+
+def _size(part: Any) -> int:
+    try:
+        size = int(part)
+    except (TypeError, ValueError):
+        size = 0
+    if not 1 <= size <= LARGEST_BATCH:
+        raise ValueError(f"{part!r} is no number of rows from 1 to {LARGEST_BATCH}")
+    return size

@@ -1,0 +1,98 @@
+"""A certificate in a terminal: a line per claim, the differences, and the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from harness.appearance.terminal import Line, Text
+from harness.records.certificate import Certificate, Claim, TokenDifference
+
+__all__ = ["LISTED", "render", "verdict"]
+
+LISTED = 20
+"""Differences of a claim that are printed, those with the widest gaps; ``--json`` has all."""
+
+
+def render(found: Certificate) -> RenderableType:
+    """Return a certificate as a rich renderable."""
+    sources = "; ".join(f"{task} from {label}" for task, label in found.sources.items())
+    head = (
+        f"{found.model} ({found.weights}), {found.prompts} prompts, {found.max_new_tokens} new tokens each: {sources}"
+    )
+    table = _table("format", "claim", "places", "equal", "ties", "beyond", "gap", "")
+    for claim in found.claims:
+        widest = max((one.gap for one in claim.differences), default=None)
+        table.add_row(
+            Line(claim.weights_format),
+            Line(claim.what),
+            f"{claim.places:,}",
+            "–" if claim.share is None else f"{claim.share:.2%}",
+            str(claim.near_ties),
+            str(len(claim.beyond)),
+            "–" if widest is None else f"{widest:.2g}",
+            _outcome(claim),
+        )
+    legend = (
+        "equal: of the places that are no near-ties; gap: the widest between two logits of the reference whose tokens "
+        "are exchanged. A near-tie's is no wider than rounding may move a logit (bound)."
+    )
+    return Group(Line(head, "bold"), table, Text(legend, "dim"), *_listed(found), Text(), _verdict_line(found))
+
+
+def verdict(found: Certificate) -> str:
+    """Return the verdict in one line."""
+    judged = [claim for claim in found.claims if claim.judged]
+    places, ties = sum(claim.places for claim in judged), sum(claim.near_ties for claim in judged)
+    if found.defects:
+        return f"not exact: {found.defects} of {places:,} places differ by more than rounding explains"
+    reported = sorted({claim.weights_format for claim in found.claims if not claim.judged})
+    more = f"; nothing is promised of {', '.join(reported)}" if reported else ""
+    if not judged:
+        return f"nothing to certify{more}"
+    return f"exact at {places:,} places but for {ties} near-tie{'' if ties == 1 else 's'}{more}"
+
+
+def _verdict_line(found: Certificate) -> Text:
+    return Text(verdict(found), "bold red" if found.defects else "bold green")
+
+
+def _outcome(claim: Claim) -> Text:
+    if claim.defects:
+        return Text("broken", "red")
+    return Text("holds", "green") if claim.judged else Text("counted", "dim")
+
+
+def _listed(found: Certificate) -> Iterator[RenderableType]:
+    for claim in found.claims:
+        if not claim.differences:
+            continue
+        yield Text()
+        yield Line(f"{claim.weights_format}, {claim.what}", "bold")
+        table = _table("prompt", "place", "token", "instead", "logits", "gap", "bound", "")
+        for one in sorted(claim.differences, key=_rank)[:LISTED]:
+            table.add_row(
+                Line(one.sample_id),
+                *(str(number) for number in (one.place, one.token, one.other)),
+                f"{one.logit:.3f} {one.other_logit:.3f}",
+                *(f"{number:.2g}" for number in (one.gap, one.bound)),
+                "tie" if one.near_tie else "beyond",
+            )
+        yield table
+        if len(claim.differences) > LISTED:
+            yield Text(f"and {len(claim.differences) - LISTED} with narrower gaps: --json FILE has them", "dim")
+
+
+def _rank(one: TokenDifference) -> float:
+    return -one.gap
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for column in columns:
+        text = column in ("format", "claim", "prompt", "")
+        table.add_column(column, justify="left" if text else "right", no_wrap=True)
+    return table

@@ -1,0 +1,219 @@
+"""Tokens that must be the same: every difference is found, told apart by its gap, and decides the exit code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from harness.contracts import Sample
+from harness.decoding.engine import Engine
+from harness.decoding.weights.fp16 import Fp16
+from harness.records.certificate import Certificate, Claim, TokenDifference
+from harness.registry import WEIGHTS_FORMATS
+from harness.verifying.formats import Completion, Reference, decode, verify_batches, verify_format
+from harness.verifying.terminal import LISTED, verdict
+
+Command = Callable[..., Any]
+FORMATS = {name for name in WEIGHTS_FORMATS.names() if WEIGHTS_FORMATS.load(name)().obstacle("cpu") is None}
+NEAR_EXACT = {name for name in FORMATS if WEIGHTS_FORMATS.load(name).facts.accuracy != "lossy"}
+
+
+@pytest.fixture
+def verify(cli: Command, tiny_llama: Path, rows_file: Path) -> Command:
+    given = ("--model", tiny_llama, "--source", rows_file, "--prompts", 4, "--max-new-tokens", 6, "--threads", 1)
+    return lambda *arguments: cli("verify", *given, *arguments)
+
+
+@pytest.fixture
+def broken_fp16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A product that leaves out the last inputs of every row."""
+    pack = Fp16.pack
+
+    def cut(self: Fp16, weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
+        weight = weight.clone()
+        weight[:, -weight.shape[1] // 4 :] = 0
+        return pack(self, weight, bias)
+
+    monkeypatch.setattr(Fp16, "pack", cut)
+
+
+# ---------------------------------------------------------------------------------- the command
+
+
+def test_near_exact_formats_are_certified_without_being_named(verify: Command, tmp_path: Path) -> None:
+    ran = verify("--json", tmp_path / "certificate.json")
+    assert ran.code == 0, ran.err
+    found = Certificate.model_validate_json((tmp_path / "certificate.json").read_bytes())
+    assert {claim.weights_format for claim in found.claims} == NEAR_EXACT
+    assert [claim.batch_size for claim in found.claims] == [None, 3] * len(NEAR_EXACT)
+    assert all(claim.places == found.prompts * 6 for claim in found.claims)
+    assert found.defects == 0
+    assert verdict(found) in ran.out
+    assert "exact at" in ran.out
+
+
+def test_lossy_formats_are_counted_and_their_batches_judged(verify: Command, tmp_path: Path) -> None:
+    lossy = sorted(FORMATS - NEAR_EXACT)
+    ran = verify("--weights-format", ",".join(lossy), "--batch-size", "1,2", "--json", tmp_path / "c.json")
+    found = Certificate.model_validate_json((tmp_path / "c.json").read_bytes())
+    assert ran.code == (1 if found.defects else 0)
+    for claim in found.claims:
+        invariant = WEIGHTS_FORMATS.load(claim.weights_format).facts.invariant
+        assert claim.judged == (invariant and claim.batch_size == 2)
+    assert not [claim for claim in found.claims if claim.defects]
+
+
+@pytest.mark.usefixtures("broken_fp16")
+def test_a_wrong_kernel_is_a_defect(verify: Command, tmp_path: Path) -> None:
+    ran = verify("--weights-format", "fp16", "--json", tmp_path / "c.json", "--batch-size", 1)
+    assert ran.code == 1, ran.err
+    (claim,) = json.loads((tmp_path / "c.json").read_text())["claims"]
+    widest = max(claim["differences"], key=lambda one: abs(one["logit"] - one["other_logit"]))
+    assert abs(widest["logit"] - widest["other_logit"]) > widest["bound"]
+    assert "not exact" in ran.out
+    assert "broken" in ran.out
+    assert widest["sample_id"][:6] in ran.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--weights-format", "fp61"), "unknown weights format 'fp61'. Did you mean 'fp16'?"),
+        (("--weights-format", ""), "unknown weights format ''"),
+        (("--batch-size", "1,x"), "'x' is no number of rows from 1 to 64"),
+        (("--batch-size", "0"), "'0' is no number of rows"),
+        (("--json", "no/such/folder/c.json"), "give a file in a folder that exists"),
+        (("--prompts", 0), "--prompts '0'"),
+        (("--task", "py15"), "Did you mean 'py150'"),
+    ],
+)
+def test_bad_input_is_one_line(verify: Command, arguments: tuple[Any, ...], said: str) -> None:
+    ran = verify(*arguments)
+    assert ran.code == 2
+    assert said.replace("'0'", "0") in ran.error.replace("'0'", "0")
+
+
+def test_a_format_this_machine_lacks_is_refused_and_left_out(verify: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Fp16, "obstacle", lambda self, device: "torch has no FBGEMM here")
+    assert (
+        "--weights-format fp16 cannot be used here: torch has no FBGEMM here"
+        in verify("--weights-format", "fp16").error
+    )
+    ran = verify("--prompts", 1, "--batch-size", 1)
+    assert ran.code == 0
+    assert "fp16" not in ran.out
+
+
+# ------------------------------------------------------------------------------------- differences
+
+
+@pytest.fixture
+def written(llama: Any, samples: list[Sample]) -> list[Completion]:
+    return decode(llama.engine, samples, 1, frozenset(), lambda done: None)
+
+
+@pytest.fixture
+def samples(prompts: list[list[int]]) -> list[Sample]:
+    return [Sample(f"s{number}", tuple(ids), "", (), 8) for number, ids in enumerate(prompts)]
+
+
+def test_every_place_is_compared_and_judged_by_the_reference_s_gap(llama: Any, written: list[Completion]) -> None:
+    """Another place's token put in: found there and nowhere else, with float32's own logits."""
+    one = written[0]
+    other = (one.tokens[3] + 1) % llama.info.vocab_size
+    claim = verify_format("float32", llama.engine, llama.engine, written, 0, lambda done: None)
+    assert (claim.places, claim.differences) == (sum(len(each.tokens) for each in written), ())
+    (found,) = Reference(llama.engine, 1e-6, 0).differences(one, [(4, other)])
+    sequence = [*one.sample.prompt_ids, *one.tokens[:3]]
+    with torch.inference_mode():
+        logits = llama.engine.backbone.logits(llama.engine.read(sequence, [llama.info.num_layers])[0])[-1]
+    assert (found.sample_id, found.place, found.token, found.other) == ("s0", 4, one.tokens[3], other)
+    assert found.logit == pytest.approx(float(logits.max()), abs=1e-4)
+    assert found.other_logit == pytest.approx(float(logits[other]), abs=1e-4)
+    assert not found.near_tie
+
+
+def test_a_near_tie_is_none_of_its_neighbours_business(llama: Any, written: list[Completion]) -> None:
+    """Two tokens with one row of the LM head between them tie exactly; whichever comes is right."""
+    from harness.decoding.blocks import Linear
+
+    token = written[0].tokens[2]
+    twin = next(number for number in range(llama.info.vocab_size) if number not in written[0].tokens)
+    weight = llama.engine.backbone.lm_head.weight.clone()
+    weight[twin] = weight[token] * (1 + 1e-6)
+    engine = Engine(replace(llama.engine.backbone, lm_head=Linear(weight)), llama.info)
+    (found,) = Reference(engine, 1e-3, 0).differences(written[0], [(3, twin)])
+    assert found.gap < 1e-4 < found.bound
+    assert found.near_tie
+
+
+def test_a_batch_is_compared_up_to_its_first_difference(llama: Any, written: list[Completion]) -> None:
+    tokens = list(written[1].tokens)
+    tokens[2], tokens[5] = (tokens[2] + 1) % 97, (tokens[5] + 1) % 97
+    batched = [written[0], Completion(written[1].sample, tuple(tokens)), written[2]]
+    claim = verify_batches("float32", llama.engine, written, batched, 3, 0)
+    assert [(one.sample_id, one.place) for one in claim.differences] == [("s1", 3)]
+    assert claim.places == len(written[0].tokens) + 3 + len(written[2].tokens)
+    assert len(claim.defects) == 1
+
+
+@pytest.mark.parametrize("name", sorted(NEAR_EXACT))
+def test_every_family_is_certified(case: Any, name: str, prompts: list[list[int]]) -> None:
+    from harness.decoding.packing import pack
+
+    samples = [Sample(f"s{number}", tuple(ids), "", (), 16) for number, ids in enumerate(prompts)]
+    engine = Engine(pack(case.engine.backbone, name, "cpu"), replace(case.info, weights_format=name))
+    written = decode(case.engine, samples, 1, frozenset(), lambda done: None)
+    claim = verify_format(name, engine, case.engine, written, 0, lambda done: None)
+    alone, batched = (decode(engine, samples, size, frozenset(), lambda done: None) for size in (1, 3))
+    assert not claim.defects
+    assert not verify_batches(name, engine, alone, batched, 3, 0).defects
+
+
+# -------------------------------------------------------------------------------------- the record
+
+
+def difference(gap: float) -> TokenDifference:
+    return TokenDifference(sample_id="s", place=1, token=1, other=2, logit=gap, other_logit=0, bound=1)
+
+
+@pytest.fixture
+def claim() -> Callable[..., Claim]:
+    def make(*gaps: float, judged: bool = True, places: int = 100) -> Claim:
+        return Claim(
+            weights_format="fp16", accuracy="near-exact", what="tokens", batch_size=None, judged=judged, places=places,
+            differences=tuple(difference(gap) for gap in gaps),
+        )  # fmt: skip
+
+    return make
+
+
+def test_near_ties_are_taken_out_of_the_share(claim: Callable[..., Claim]) -> None:
+    found = claim(0.5, 1.0, 1.5)
+    assert (found.near_ties, len(found.beyond), len(found.defects)) == (2, 1, 1)
+    assert found.share == pytest.approx(97 / 98)
+    assert claim(2.0, judged=False).defects == ()
+    assert claim(0.1, places=1).share is None
+
+
+def test_the_terminal_lists_the_widest_and_says_how_many_more(claim: Callable[..., Claim]) -> None:
+    from harness.appearance.terminal import Console
+    from harness.verifying.terminal import render
+
+    certificate = Certificate(
+        model="m", fingerprint="f", weights="random", sources={"t": "s"}, prompts_sha256={}, prompts=1,
+        max_new_tokens=1, seed=0, environment="", claims=(claim(*(0.01 * n for n in range(LISTED + 5)), 7.5),),
+    )  # fmt: skip
+    console = Console(width=80, record=True, file=open("/dev/null", "w", encoding="utf-8"))  # noqa: SIM115
+    console.print(render(certificate))
+    text = console.export_text()
+    assert "7.5" in text
+    assert "and 6 with narrower gaps" in text
+    assert "not exact: 1 of 100 places" in text
+    assert all(len(line) <= 80 for line in text.splitlines())
