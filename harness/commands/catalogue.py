@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["list_", "show"]
 
+_EXAMPLES = {"strategies": "--strategy ", "drafts": "--decode lossless+"}
+"""What has options, and how a run names it."""
+
 
 def list_(
     kind: Annotated[
@@ -64,8 +67,8 @@ def _show_entry(noun: str, name: str) -> None:
     else:
         console.print(escape(entry.summary), highlight=False)
         _show_facts(console, _metric_facts(thing) if noun == "metrics" else _fields(thing))
-    if noun == "strategies":
-        _show_options(console, name)
+    if noun in _EXAMPLES:
+        _show_options(console, noun, name)
     if noun == "scores":
         _show_facts(console, _score_facts(thing()))
     if noun == "recipes":
@@ -119,12 +122,12 @@ def _score_facts(score: Score) -> dict[str, Any]:
     }
 
 
-def _show_options(console: Console, name: str) -> None:
+def _show_options(console: Console, noun: str, name: str) -> None:
     from rich.table import Table
 
     from harness.config.options import option_facts
 
-    facts = option_facts(name)
+    facts = option_facts(name, REGISTRIES[noun])
     if not facts:
         console.print("\nNo options.")
         return
@@ -137,4 +140,4 @@ def _show_options(console: Console, name: str) -> None:
     console.print()
     console.print(table)
     example = "" if facts[0].default is None else f":{facts[0].name}={facts[0].default}"
-    console.print(f"\n[dim]harness run --strategy {escape(name + example)}[/]")
+    console.print(f"\n[dim]harness run {_EXAMPLES[noun]}{escape(name + example)}[/]")

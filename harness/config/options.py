@@ -1,6 +1,6 @@
-"""From a strategy as written to a strategy as built: its options, their ranges and their defaults.
+"""From a strategy or a draft source as written to one as built: its options, their ranges and their defaults.
 
-A strategy's options are the fields of its dataclass; their annotations carry range and description
+The options are the fields of its dataclass; their annotations carry range and description
 (``Annotated[float, Field(ge=0, le=1, description=…)]``). Values are validated by pydantic, one by one, so
 that a message can name the option, the value and what is allowed.
 """
@@ -8,19 +8,38 @@ that a message can name the option, the value and what is allowed.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from harness.config import StrategySpec
 from harness.config.model import limits
+from harness.config.strategies import StrategySpec
 from harness.contracts import Strategy
 from harness.errors import OptionError, RegistryError, complaint, did_you_mean
-from harness.registry import STRATEGIES
+from harness.registry import DRAFTS, STRATEGIES, Registry
 
-__all__ = ["OptionFacts", "build_strategy", "effective_options", "option_facts", "option_range", "option_value"]
+__all__ = [
+    "OptionFacts",
+    "build",
+    "build_strategy",
+    "effective_options",
+    "option_facts",
+    "option_range",
+    "option_value",
+]
+
+
+_PROMISES = {
+    STRATEGIES.group: (
+        "Strategy",
+        ("rehearsed", "exit_points", "artefacts", "trained_defaults", "start", "should_exit"),
+    ),
+    DRAFTS.group: ("DraftSource", ("start",)),
+}
+"""What has options: group → base class, and what a class must have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,22 +85,32 @@ def build_strategy(spec: StrategySpec) -> Strategy:
         OptionError: no such option, or a value out of range.
     """
     if spec.built is not None:
-        _check_strategy_class(spec.name, type(spec.built))
+        _check_class(STRATEGIES, spec.name, type(spec.built))
         return spec.built
-    cls = _strategy_class(spec.name)
+    strategy: Strategy = build(STRATEGIES, spec.name, spec.options)
+    return strategy
+
+
+def build(registry: Registry[Any], name: str, options: Iterable[tuple[str, object]]) -> Any:
+    """Build what a registered name stands for from its options, text or values.
+
+    Raises:
+        UnknownNameError: no such name.
+        OptionError: no such option, a value out of range, or one without a default that is not given.
+        RegistryError: what is registered is no dataclass, or lacks what its kind promises.
+    """
+    cls = _class(registry, name)
     hints = get_type_hints(cls, include_extras=True)
     names = [field.name for field in _fields(cls) if field.init]
     values: dict[str, Any] = {}
-    for name, text in spec.options:
-        if name not in names:
+    for option, given in options:
+        if option not in names:
             known = f" Options: {', '.join(names)}." if names else " It has none."
-            raise OptionError(f"strategy '{spec.name}' has no option '{name}'.{did_you_mean(name, names)}{known}")
+            raise OptionError(f"{registry.noun} '{name}' has no option '{option}'.{did_you_mean(option, names)}{known}")
         try:
-            values[name] = option_value(hints[name], text)
+            values[option] = option_value(hints[option], given)
         except ValueError as error:
-            raise OptionError(
-                f"{spec.name}:{name}={text} is not allowed: {error}. See `harness show {spec.name}`."
-            ) from None
+            raise OptionError(f"{name}:{option}={given} is not allowed: {error}. See `harness show {name}`.") from None
     missing = [
         field.name
         for field in dataclasses.fields(cls)
@@ -89,23 +118,22 @@ def build_strategy(spec: StrategySpec) -> Strategy:
         and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     ]  # fmt: skip
     if missing:
-        raise OptionError(f"strategy '{spec.name}' needs {', '.join(missing)}. See `harness show {spec.name}`.")
-    strategy: Strategy = cls(**values)
-    return strategy
+        raise OptionError(f"{registry.noun} '{name}' needs {', '.join(missing)}. See `harness show {name}`.")
+    return cls(**values)
 
 
-def effective_options(strategy: Strategy) -> dict[str, Any]:
-    """Return every option with its value."""
-    return {field.name: getattr(strategy, field.name) for field in _fields(type(strategy)) if field.init}
+def effective_options(built: Any) -> dict[str, Any]:
+    """Return every option of a strategy or a draft source with its value."""
+    return {field.name: getattr(built, field.name) for field in _fields(type(built)) if field.init}
 
 
-def option_facts(name: str) -> list[OptionFacts]:
-    """Return the options of a registered strategy.
+def option_facts(name: str, registry: Registry[Any] = STRATEGIES) -> list[OptionFacts]:
+    """Return the options of a registered strategy, or of a name of another registry that has options.
 
     Raises:
-        UnknownNameError: no such strategy.
+        UnknownNameError: no such name.
     """
-    cls = _strategy_class(name)
+    cls = _class(registry, name)
     hints = get_type_hints(cls, include_extras=True)
     facts = []
     for field in _fields(cls):
@@ -122,7 +150,7 @@ def option_range(name: str, option: str) -> tuple[float, float] | None:
     Raises:
         UnknownNameError: no such strategy.
     """
-    hint = get_type_hints(_strategy_class(name), include_extras=True).get(option)
+    hint = get_type_hints(_class(STRATEGIES, name), include_extras=True).get(option)
     pieces = FieldInfo.from_annotation(hint).metadata if hint is not None else []
     ends = [next((getattr(p, end) for p in pieces if getattr(p, end, None) is not None), None) for end in ("ge", "le")]
     return (float(ends[0]), float(ends[1])) if ends[0] is not None and ends[1] is not None else None
@@ -133,21 +161,19 @@ def _fields(cls: Any) -> list[dataclasses.Field[Any]]:
     return sorted(dataclasses.fields(cls), key=lambda field: field.kw_only is True)
 
 
-def _strategy_class(name: str) -> Any:
-    cls = STRATEGIES.load(name)
-    _check_strategy_class(name, cls)
+def _class(registry: Registry[Any], name: str) -> Any:
+    cls = registry.load(name)
+    _check_class(registry, name, cls)
     return cls
 
 
-def _check_strategy_class(name: str, cls: Any) -> None:
+def _check_class(registry: Registry[Any], name: str, cls: Any) -> None:
     if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
-        raise RegistryError(f"strategy '{name}' is not a dataclass; its fields would be its options.")
-    missing = [
-        member
-        for member in ("rehearsed", "exit_points", "artefacts", "trained_defaults", "start", "should_exit")
-        if not hasattr(cls, member)
-    ]
+        raise RegistryError(f"{registry.noun} '{name}' is not a dataclass; its fields would be its options.")
+    base, members = _PROMISES[registry.group]
+    missing = [member for member in members if not hasattr(cls, member)]
     if missing:
         raise RegistryError(
-            f"strategy '{name}' lacks {', '.join(missing)}: subclass harness.contracts.Strategy, which brings them."
+            f"{registry.noun} '{name}' lacks {', '.join(missing)}: subclass harness.contracts.{base}, which brings "
+            f"{'it' if len(missing) == 1 else 'them'}."
         )
