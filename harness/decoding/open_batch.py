@@ -276,7 +276,8 @@ class OpenBatch:
         taken = [place for place in going if current.rows[place] not in self._drafting]
         self._record([current.rows[place] for place in taken], [chosen[place] for place in taken], view.exit_layer)
         if self.with_log_probabilities and taken:
-            self._note([current.rows[place] for place in taken], view.probabilities(taken))
+            every = view.probabilities(going)  # as their tokens: of all that leave
+            self._note([current.rows[place] for place in taken], every[[going.index(place) for place in taken]])
         for place in going:
             if current.rows[place] in self._drafting:
                 self._draft(current.rows[place], *chosen[place], view.exit_layer)
