@@ -17,7 +17,7 @@ from harness.decoding.generation import Generation
 from harness.decoding.view import LayerView
 from harness.errors import OptionError
 
-__all__ = ["Drafting", "UnlessDue"]
+__all__ = ["Drafting", "UnlessDue", "proposal"]
 
 
 class Drafting:
@@ -67,13 +67,9 @@ class Drafting:
         # A pass yields one token more than the draft has.
         most = min(self._most - len(made.draft), self._limit - len(made.token_ids) - len(made.draft) - 1)
         for rule in self._rules if most > 0 else ():
-            proposed = list(rule.propose(draft, most))[:most]
+            proposed = proposal(rule, draft, most, self._vocab_size)
             if not proposed:
                 continue
-            if not all(0 <= token < self._vocab_size for token in proposed):
-                raise OptionError(
-                    f"{type(rule).__name__} proposed {proposed}, and the model has {self._vocab_size} tokens."
-                )
             made.draft += proposed
             draft.layers += [0] * len(proposed)
             made.drafts += len(proposed)
@@ -105,6 +101,18 @@ class Drafting:
         self._made.draft.clear()
         self._draft.layers.clear()
         self.due = self.ended = False
+
+
+def proposal(rule: DraftRule, draft: Draft, most: int, vocab_size: int) -> list[int]:
+    """Return what a rule proposes, ``most`` tokens at most.
+
+    Raises:
+        OptionError: one of them is none of the model's.
+    """
+    proposed = list(rule.propose(draft, most))[:most]
+    if not all(0 <= token < vocab_size for token in proposed):
+        raise OptionError(f"{type(rule).__name__} proposed {proposed}, and the model has {vocab_size} tokens.")
+    return proposed
 
 
 class UnlessDue:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from harness.config.decode import check_defers
 from harness.contracts import (
     Batch,
     DraftRule,
@@ -32,7 +33,7 @@ from harness.decoding.generation import Generation
 from harness.decoding.open_batch import OpenBatch
 from harness.decoding.passes import PrefixPass
 from harness.decoding.readings import Heads
-from harness.errors import ModelError, OptionError
+from harness.errors import ModelError
 from harness.registry import KV_POLICIES
 
 __all__ = ["Engine"]
@@ -91,23 +92,28 @@ class Engine:
         batch = Batch(tuple(seeds if seeds is not None else [0] * len(prompts)), str(self.backbone.device))
         rule = strategy.start(self.info, batch)
         exits = AskedExits(rule, strategy.exit_points(self.info), tally)
-        drafts = None if lossless is None else (lossless.most, self.draft_rules(lossless, batch, kv, rule))
+        drafts = self.drafts(lossless, batch, kv, rule)
         return self._decode(prompts, exits, tally, kv, max_new_tokens, stop, eos_token_ids, drafts)
 
-    def draft_rules(self, lossless: Lossless, batch: Batch, kv: str, rule: ExitRule) -> tuple[DraftRule, ...]:
-        """Return what proposes and ends the drafts of a batch: the source, and the strategy's rule if it is one.
+    def drafts(
+        self, lossless: Lossless | None, batch: Batch, kv: str, rule: ExitRule
+    ) -> tuple[int, tuple[DraftRule, ...]] | None:
+        """Return how the rows of a batch draft: at most so many tokens, and what proposes and ends them.
+
+        Args:
+            lossless: how they decode; ``None`` for lossy decoding, which drafts nothing.
+            batch: rows and seeds.
+            kv: name of the KV policy.
+            rule: the strategy's; it is asked as well where it is a draft rule.
 
         Raises:
             OptionError: the KV policy does not keep what is to be verified.
         """
-        policy: type[KVPolicy] = KV_POLICIES.load(kv)
-        if not policy.facts.defers:
-            raise OptionError(
-                f"lossless decoding verifies the tokens that wait for a pass that goes deep, and under --kv {kv} none "
-                "do. Use --kv recompute, or --decode lossy."
-            )
+        if lossless is None:
+            return None
+        check_defers(kv)
         rules = [] if lossless.source is None else [lossless.source.start(self.info, batch)]
-        return (*rules, *([rule] if isinstance(rule, DraftRule) else []))
+        return lossless.most, (*rules, *([rule] if isinstance(rule, DraftRule) else []))
 
     def replay(
         self,
