@@ -330,10 +330,12 @@ OUTSIDE = itertools.count()
 
 @pytest.fixture
 def plug_in(see: Callable[[Path], None], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
-    """``plug_in(name, class source)`` registers a strategy as an installed package would, for one test."""
-    from harness.registry import STRATEGIES
+    """``plug_in(name, class source)`` registers a strategy, or something of another registry, as an installed package
+    would, for one test.
+    """
+    from harness.registry import STRATEGIES, Registry
 
-    def register(name: str, source: str) -> None:
+    def register(name: str, source: str, registry: Registry[Any] = STRATEGIES) -> None:
         module = f"outside_{name}_{next(OUTSIDE)}"  # never imported before
         site = tmp_path_factory.mktemp("site")
         head = "import torch\nfrom dataclasses import dataclass\nfrom harness.contracts import Strategy\n\n"
@@ -341,7 +343,7 @@ def plug_in(see: Callable[[Path], None], tmp_path_factory: pytest.TempPathFactor
         facts = site / f"outside_{name}-1.0.dist-info"
         facts.mkdir()
         (facts / "METADATA").write_text(f"Metadata-Version: 2.1\nName: outside-{name}\nVersion: 1.0\n")
-        (facts / "entry_points.txt").write_text(f"[{STRATEGIES.group}]\n{name} = {module}:Outside\n")
+        (facts / "entry_points.txt").write_text(f"[{registry.group}]\n{name} = {module}:Outside\n")
         see(site)
 
     return register

@@ -90,6 +90,10 @@ GENERATED: Sequence[Column[Token]] = (
     Column("token_id", "", "the token", lambda token: token.token_id),
     Column("text", "", "what it adds to the text; joined, the texts are the completion", lambda token: token.text),
     Column("exit_layer", "layers", "decoder layers executed for it", lambda token: token.exit_layer),
+    Column(
+        "drafted_at", "layers", "lossless: layers before its place was drafted, 0: none ran", lambda t: t.drafted_at
+    ),
+    Column("accepted", "", "lossless: whether it is the draft's, else full depth said it", lambda t: t.accepted),
     Column("probability", "", "softmax under the exit head that chose it", lambda token: token.probability),
     Column("time_s", "s", "from the start of the request until it was there", lambda token: token.time_s),
 )

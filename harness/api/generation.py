@@ -1,4 +1,4 @@
-"""A completion in the making: its tokens as they are decoded, and then all of it."""
+"""A completion in the making: its tokens as they are decoded or verified, and then all of it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING
 
 from harness.api.columns import GENERATED, frame
 from harness.appearance.visible_text import visible
+from harness.config.decode import DRAFT_MAX, LOSSY, DecodeSpec
 from harness.contracts import Batch
+from harness.decoding.draft_facts import DraftFacts
 from harness.decoding.engine import Engine
 from harness.decoding.exits import AskedExits
 from harness.decoding.generation import FinishReason, Generation
 from harness.decoding.transcript import Token, Transcript
 from harness.models.tokenizer import TransformersTokenizer
-from harness.running.operating_points import OperatingPoint
+from harness.running.operating_points import OperatingPoint, drafting
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,6 +36,8 @@ class Completion:
         finish_reason: ``stop`` (a stop text), ``eos`` (the model's end token) or ``length``.
         strategy: the operating point.
         kv: what happened to keys and values of skipped layers.
+        decode: ``lossy``, or ``lossless`` with its draft source.
+        drafts: what became of its drafts; ``None`` of lossy decoding.
         num_layers: decoder layers of the model.
         prompt_tokens: tokens that were read.
         counts: layers executed, LM heads evaluated and so on; see :class:`harness.decoding.generation.Generation`.
@@ -44,9 +48,11 @@ class Completion:
     finish_reason: FinishReason
     strategy: str
     kv: str
+    decode: str
     num_layers: int
     prompt_tokens: int
     counts: dict[str, int]
+    drafts: DraftFacts | None = None
 
     @cached_property
     def tokens(self) -> pd.DataFrame:
@@ -55,16 +61,20 @@ class Completion:
 
     def __repr__(self) -> str:
         depth = sum(token.exit_layer for token in self.steps) / len(self.steps)
+        what = f"{depth:.1f} of {self.num_layers} layers on average, {self.strategy}"
+        if self.drafts is not None:
+            what = f"{self.drafts}, {self.strategy}, {self.decode}"
         return (
-            f"{visible(self.text)}\n[{len(self.steps)} tokens in {self.steps[-1].time_s:.2f} s, {depth:.1f} of "
-            f"{self.num_layers} layers on average, {self.strategy}, kv {self.kv}, ended by {self.finish_reason}]"
+            f"{visible(self.text)}\n[{len(self.steps)} tokens in {self.steps[-1].time_s:.2f} s, {what}, kv {self.kv}, "
+            f"ended by {self.finish_reason}]"
         )
 
 
 class Stream(Iterator[Token]):
     """Yields tokens as they are decoded; :meth:`completion` is all of them.
 
-    Greedy, one row. The engine's own loop makes the tokens, so they are those of a run and of the server.
+    Greedy, one row. The engine's own loop makes the tokens, so they are those of a run and of the server. Those of
+    lossless decoding come when they are verified, several at once.
 
     Args:
         engine: decodes.
@@ -74,6 +84,9 @@ class Stream(Iterator[Token]):
         max_new_tokens: limit.
         stop: texts that end it.
         seed: of a random strategy.
+        decode: how to decode, as written.
+        draft_max: tokens of a draft at most.
+        draft_head: what reads the tokens that exits draft.
 
     Raises:
         HarnessError: the prompt is too long, or what the strategy runs on is missing. While iterating: logits or scores
@@ -89,12 +102,18 @@ class Stream(Iterator[Token]):
         max_new_tokens: int,
         stop: Sequence[str],
         seed: int,
+        decode: DecodeSpec = LOSSY,
+        draft_max: int = DRAFT_MAX,
+        draft_head: str = "auto",
     ) -> None:
-        self._engine, self._prompt, self._point = engine, prompt, point
+        self._engine, self._prompt, self._point, self._decode = engine, prompt, point, decode
         self._transcript = Transcript(tokenizer, stop, silent=tokenizer.special_ids, after=prompt)
         self._tally = [Generation()]
         strategy = point.strategy
-        rule = strategy.start(engine.info, Batch((seed,), str(engine.backbone.device)))
+        batch = Batch((seed,), str(engine.backbone.device))
+        rule = strategy.start(engine.info, batch)
+        lossless = drafting(decode, draft_max, draft_head, strategy, engine.info)
+        self._drafts = engine.drafts(lossless, batch, point.kv, rule)
         exits = AskedExits(rule, strategy.exit_points(engine.info), self._tally)
         self._batch = engine.open(1, len(prompt) + max_new_tokens, point.kv, exits, self._tally)
         self._batch.with_log_probabilities = True
@@ -104,13 +123,13 @@ class Stream(Iterator[Token]):
     def __next__(self) -> Token:
         if not self._steps:
             self._begin()
-        elif self._made.failure is None and not self._batch.running:
-            raise StopIteration
-        if self._made.failure is None and len(self._made.token_ids) == len(self._steps):
+        while len(self._made.token_ids) == len(self._steps) and self._batch.running:
             self._batch.step()
         if self._made.failure is not None:
             raise self._made.failure
-        ended = self._made.finish_reason is not None
+        if len(self._made.token_ids) == len(self._steps):
+            raise StopIteration
+        ended = self._made.finish_reason is not None and len(self._made.token_ids) == len(self._steps) + 1
         token = self._transcript.read(self._made, last=ended)
         if ended:
             self._transcript.finish()
@@ -131,9 +150,11 @@ class Stream(Iterator[Token]):
             finish_reason=made.finish_reason,
             strategy=self._point.name,
             kv=self._point.kv,
+            decode=str(self._decode),
             num_layers=self._engine.info.num_layers,
             prompt_tokens=len(self._prompt),
-            counts={name: value for name, value in counts.items() if isinstance(value, int)},
+            counts={name: value for name, value in counts.items() if type(value) is int},
+            drafts=DraftFacts.of(made),
         )
 
     @property
@@ -143,9 +164,7 @@ class Stream(Iterator[Token]):
     def _begin(self) -> None:
         """Run the prompt; without a cache that yields no token yet."""
         started = time.perf_counter()
-        self._batch.join(0, self._prompt, self._limit, self._add, self._eos, started)
+        self._batch.join(
+            0, self._prompt, self._limit, self._transcript.follow, self._eos, started, lossless=self._drafts
+        )
         self._batch.prefill([0])
-
-    def _add(self, token_ids: Sequence[int]) -> bool:
-        """Take the last token into the text: the stop rule of the row."""
-        return self._transcript.add(token_ids[-1])

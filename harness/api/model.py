@@ -11,6 +11,7 @@ from harness.api.columns import TRACE, TracedExit, frame
 from harness.api.generation import Completion, Stream
 from harness.appearance.visible_text import one_line
 from harness.config import BASELINE, RunConfig, parse_all
+from harness.config.decode import DRAFT_MAX, parse_decode
 from harness.config.model import ModelConfiguration
 from harness.config.strategies import as_strategy
 from harness.contracts import ExitHead, ModelInfo, Strategy, WeightsChoice
@@ -112,6 +113,9 @@ class Model:
         max_new_tokens: int = 64,
         stop: str | Sequence[str] = (),
         seed: int = 0,
+        decode: str = "lossy",
+        draft_max: int = DRAFT_MAX,
+        draft_head: str = "auto",
     ) -> Completion:
         """Continue a text, greedily.
 
@@ -124,11 +128,19 @@ class Model:
             max_new_tokens: limit.
             stop: text or texts that end it and are no part of it.
             seed: of a random strategy.
+            decode: ``lossy`` takes what exits say. ``lossless`` lets them draft and yields full depth's tokens;
+                ``lossless+SOURCE[:option=value]…`` lets a draft source propose tokens first, as ``lossless+lookup``.
+            draft_max: tokens that lossless decoding drafts before it verifies, at most.
+            draft_head: what reads the tokens that exits draft: ``full``, ``NAME`` or ``NAME/SIZE`` of a cheap head, or
+                ``auto``, a trained one if the model has it.
 
         Raises:
             HarnessError: what was asked for cannot be had, in one line with the remedy.
         """
-        return self.stream(text, strategy, kv=kv, max_new_tokens=max_new_tokens, stop=stop, seed=seed).completion()
+        return self.stream(
+            text, strategy, kv=kv, max_new_tokens=max_new_tokens, stop=stop, seed=seed, decode=decode,
+            draft_max=draft_max, draft_head=draft_head,
+        ).completion()  # fmt: skip
 
     def stream(
         self,
@@ -139,15 +151,25 @@ class Model:
         max_new_tokens: int = 64,
         stop: str | Sequence[str] = (),
         seed: int = 0,
+        decode: str = "lossy",
+        draft_max: int = DRAFT_MAX,
+        draft_head: str = "auto",
     ) -> Stream:
-        """Return an iterator over the tokens that :meth:`generate` makes, each when it is decoded; same arguments."""
+        """Return an iterator over the tokens that :meth:`generate` makes, each when it is decoded, or verified; same
+        arguments.
+        """
         if max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens = {max_new_tokens}: give 1 or more.")
-        point = self._point(strategy, kv)
+        spec = parse_decode(decode)
+        # A strategy's own policy may keep nothing to be verified.
+        point = self._point(strategy, Strategy.default_kv if spec.lossless and kv == "auto" else kv)
         texts = (stop,) if isinstance(stop, str) else tuple(stop)
         if "" in texts:
             raise ConfigError("stop = '': give the text that ends a completion, or nothing.")
-        return Stream(self._engine, self.loaded.tokenizer, self._read(text), point, max_new_tokens, texts, seed)
+        return Stream(
+            self._engine, self.loaded.tokenizer, self._read(text), point, max_new_tokens, texts, seed, spec, draft_max,
+            draft_head,
+        )  # fmt: skip
 
     def trace(self, text: str | Sequence[int]) -> pd.DataFrame:
         """Return what every exit says of a text: one row per token and exit, full depth being the last one.

@@ -7,13 +7,26 @@ full depth's tokens.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, TypeAlias
 
-from harness.config.options import build
-from harness.contracts import Lossless
+from pydantic import AfterValidator, Field
+
+from harness.config.options import build, option_value
+from harness.contracts import KVPolicy, Lossless
 from harness.errors import ConfigError, OptionError, did_you_mean
-from harness.registry import DRAFTS
+from harness.registry import DRAFTS, KV_POLICIES
 
-__all__ = ["DRAFT_MAX", "LOSSY", "DecodeSpec", "build_decode", "parse_decode"]
+__all__ = [
+    "DRAFT_MAX",
+    "LOSSY",
+    "DecodeSpec",
+    "DecodeText",
+    "DraftMax",
+    "build_decode",
+    "check_defers",
+    "draft_limit",
+    "parse_decode",
+]
 
 FORM = "Write lossy, lossless, or lossless+SOURCE[:option=value]…, as lossless+lookup:n=3."
 
@@ -82,10 +95,48 @@ def build_decode(spec: DecodeSpec, draft_max: int = DRAFT_MAX) -> Lossless | Non
 
     Raises:
         UnknownNameError: no such draft source.
-        OptionError: it has no such option, or a value is out of range; or ``draft_max`` is not positive.
+        OptionError: it has no such option, or a value is out of range; or ``draft_max`` is.
     """
     if not spec.lossless:
         return None
-    if draft_max < 1:
-        raise OptionError(f"draft_max = {draft_max}: give 1 or more.")
-    return Lossless(draft_max, None if spec.source is None else build(DRAFTS, spec.source, spec.options))
+    return Lossless(draft_limit(draft_max), None if spec.source is None else build(DRAFTS, spec.source, spec.options))
+
+
+def draft_limit(value: object) -> int:
+    """Return the longest draft as an integer.
+
+    Raises:
+        OptionError: it is none, or out of range.
+    """
+    try:
+        limit: int = option_value(DraftMax, value)
+    except ValueError as error:
+        raise OptionError(f"draft_max = {str(value)[:60]} is not allowed: {error}.") from None
+    return limit
+
+
+def check_defers(kv: str) -> None:
+    """Check that lossless decoding can run under a KV policy: that it keeps what is to be verified.
+
+    Raises:
+        OptionError: it does not, with the remedy.
+        UnknownNameError: it is not registered.
+    """
+    policy: type[KVPolicy] = KV_POLICIES.load(kv)
+    if not policy.facts.defers:
+        raise OptionError(
+            f"lossless decoding verifies the tokens that wait for a pass that goes deep, and under --kv {kv} none "
+            "do. Use --kv recompute, or --decode lossy."
+        )
+
+
+def _buildable(text: str) -> str:
+    build_decode(parse_decode(text))
+    return text
+
+
+DecodeText: TypeAlias = Annotated[str, AfterValidator(_buildable)]
+"""A decode spec in a configuration, checked."""
+
+DraftMax: TypeAlias = Annotated[int, Field(ge=1, le=256)]
+"""Tokens of a draft at most."""

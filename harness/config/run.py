@@ -9,7 +9,7 @@ from typing import Annotated, Any, Self, TypeAlias
 
 from pydantic import Field, PlainSerializer, PlainValidator, ValidationInfo, field_validator, model_validator
 
-from harness.config.decode import DRAFT_MAX, parse_decode
+from harness.config.decode import DRAFT_MAX, DraftMax, parse_decode
 from harness.config.model import DEFAULT_MODEL, Folder, ModelConfiguration, ModelName, Placeholder, Seed, TaskName
 from harness.config.registered import registered
 from harness.config.strategies import StrategySpec, as_strategy, parse_all, spec_of
@@ -84,7 +84,7 @@ class RunConfig(ModelConfiguration):
         description="What reads the tokens that exits draft: full, NAME or NAME/SIZE of `harness list heads`, "
         "or auto, a trained one if the model has it. Verification reads the LM head.",
     )
-    draft_max: int = Field(default=DRAFT_MAX, ge=1, le=1024, description="Tokens of a draft at most, lossless.")
+    draft_max: DraftMax = Field(default=DRAFT_MAX, description="Tokens of a draft at most, lossless.")
     weights_format: str | tuple[str, ...] = Field(  # type: ignore[assignment]  # a list is for runs alone
         default="auto",
         description="How matrices are stored and multiplied: auto (the fastest here that keeps float32's tokens, timed "

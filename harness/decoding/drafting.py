@@ -12,33 +12,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from harness.contracts import LM_HEAD, Draft, DraftRule, HeadChoice, KVPolicy
+from harness.contracts import LM_HEAD, Draft, DraftRule, HeadChoice
 from harness.decoding.exits import Exits
 from harness.decoding.generation import Generation
 from harness.decoding.view import LayerView
 from harness.errors import OptionError
-from harness.registry import KV_POLICIES
 
-__all__ = ["DEFERRING", "DraftSettings", "Drafting", "UnlessDue", "check_deferring"]
-
-
-DEFERRING = "recompute"
-"""The KV policy of lossless decoding unless another that defers is named."""
-
-
-def check_deferring(kv: str) -> None:
-    """Refuse a KV policy that does not keep what is to be verified.
-
-    Raises:
-        OptionError: under this one nothing waits.
-        UnknownNameError: it is not registered.
-    """
-    policy: type[KVPolicy] = KV_POLICIES.load(kv)
-    if not policy.facts.defers:
-        raise OptionError(
-            f"lossless decoding verifies the tokens that wait for a pass that goes deep, and under --kv {kv} none do. "
-            f"Use --kv {DEFERRING}, or --decode lossy."
-        )
+__all__ = ["DraftSettings", "Drafting", "UnlessDue", "proposal"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +77,9 @@ class Drafting:
         # A pass yields one token more than the draft has.
         most = min(self._most - len(made.draft), self._limit - len(made.token_ids) - len(made.draft) - 1)
         for rule in self._rules if most > 0 else ():
-            proposed = list(rule.propose(draft, most))[:most]
+            proposed = proposal(rule, draft, most, self._vocab_size)
             if not proposed:
                 continue
-            if not all(0 <= token < self._vocab_size for token in proposed):
-                raise OptionError(
-                    f"{type(rule).__name__} proposed {proposed}, and the model has {self._vocab_size} tokens."
-                )
             made.draft += proposed
             draft.layers += [0] * len(proposed)
             made.drafts += len(proposed)
@@ -135,6 +111,18 @@ class Drafting:
         self._made.draft.clear()
         self._draft.layers.clear()
         self.due = self.ended = False
+
+
+def proposal(rule: DraftRule, draft: Draft, most: int, vocab_size: int) -> list[int]:
+    """Return what a rule proposes, ``most`` tokens at most.
+
+    Raises:
+        OptionError: one of them is none of the model's.
+    """
+    proposed = list(rule.propose(draft, most))[:most]
+    if not all(0 <= token < vocab_size for token in proposed):
+        raise OptionError(f"{type(rule).__name__} proposed {proposed}, and the model has {vocab_size} tokens.")
+    return proposed
 
 
 class UnlessDue:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from harness.config.decode import check_defers
 from harness.contracts import (
     Batch,
     DraftRule,
@@ -26,7 +27,7 @@ from harness.contracts import (
 from harness.decoding.backbone import Backbone
 from harness.decoding.blocks import Rotary
 from harness.decoding.cache import KVCache
-from harness.decoding.drafting import DraftSettings, check_deferring
+from harness.decoding.drafting import DraftSettings
 from harness.decoding.exits import AskedExits, Exits, ScheduledExits
 from harness.decoding.fill import KVFiller
 from harness.decoding.generation import Generation
@@ -92,16 +93,26 @@ class Engine:
         batch = Batch(tuple(seeds if seeds is not None else [0] * len(prompts)), str(self.backbone.device))
         rule = strategy.start(self.info, batch)
         exits = AskedExits(rule, strategy.exit_points(self.info), tally)
-        drafts = None if lossless is None else self.drafts(lossless, batch, kv, rule)
+        drafts = self.drafts(lossless, batch, kv, rule)
         return self._decode(prompts, exits, tally, kv, max_new_tokens, stop, eos_token_ids, drafts)
 
-    def drafts(self, lossless: Lossless, batch: Batch, kv: str, rule: ExitRule | None = None) -> DraftSettings:
-        """Return how the rows of a batch draft: by the source, and by the strategy's rule if it has a say in it.
+    def drafts(
+        self, lossless: Lossless | None, batch: Batch, kv: str, rule: ExitRule | None = None
+    ) -> DraftSettings | None:
+        """Return how the rows of a batch draft.
+
+        Args:
+            lossless: how they decode; ``None`` for lossy decoding, which drafts nothing.
+            batch: rows and seeds.
+            kv: name of the KV policy.
+            rule: the strategy's; it is asked as well where it is a draft rule.
 
         Raises:
             OptionError: the KV policy does not keep what is to be verified.
         """
-        check_deferring(kv)
+        if lossless is None:
+            return None
+        check_defers(kv)
         rules = [] if lossless.source is None else [lossless.source.start(self.info, batch)]
         return DraftSettings(lossless.most, (*rules, *([rule] if isinstance(rule, DraftRule) else [])), lossless.head)
 
@@ -120,7 +131,7 @@ class Engine:
         tally = [Generation() for _ in prompts]
         exits = ScheduledExits(exit_layers, self.info.num_layers, tally)
         batch = Batch((0,) * len(prompts), str(self.backbone.device))
-        drafts = None if lossless is None else self.drafts(lossless, batch, kv)
+        drafts = self.drafts(lossless, batch, kv)
         return self._decode(prompts, exits, tally, kv, max_new_tokens, stop, eos_token_ids, drafts)
 
     def open(

@@ -1,19 +1,23 @@
-"""A rule per row: requests that exit in different ways decode in one batch, and none changes another.
+"""A rule per row: requests that exit and draft in different ways decode in one batch, and none changes another.
 
 Rows that have the same rule, as those of a strategy without state do, are asked together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
-from harness.contracts import Batch, ExitRule, ModelInfo, Strategy
+from harness.contracts import Batch, Draft, DraftRule, ExitRule, ModelInfo, Strategy
+from harness.decoding.drafting import proposal
 from harness.decoding.exits import ask
 from harness.decoding.generation import Generation
 from harness.decoding.view import LayerView
 
 __all__ = ["RowExits"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +40,7 @@ class RowExits:
         tally: one per row; exit checks are charged to these.
 
     Attributes:
-        failures: row → what its strategy raised; such a row stops where it is, and its token means nothing.
+        failures: row → what its strategy or its draft source raised; its tokens from there on mean nothing.
     """
 
     def __init__(self, info: ModelInfo, device: str, tally: Sequence[Generation]) -> None:
@@ -46,16 +50,22 @@ class RowExits:
         self._one: _Asked | None = None
         self.failures: dict[int, Exception] = {}
 
-    def join(self, row: int, strategy: Strategy, seed: int) -> None:
-        """Let a strategy decide for a row from its next token on.
+    def join(self, row: int, strategy: Strategy, seed: int) -> tuple[Batch, ExitRule]:
+        """Let a strategy decide for a row from its next token on; return its rule and what that knows of the batch.
 
         Raises:
             HarnessError: it does not fit the model, or a file it needs is missing.
         """
         self.failures.pop(row, None)
         points = frozenset(strategy.exit_points(self._info))
-        rule = strategy.start(self._info, Batch((seed,) * len(self._tally), self._device))
+        batch = Batch((seed,) * len(self._tally), self._device)
+        rule = strategy.start(self._info, batch)
         self._asked[row] = _Asked(rule, points)
+        return batch, rule
+
+    def guarded(self, rules: Sequence[DraftRule]) -> tuple[DraftRule, ...]:
+        """Return draft rules that fail their row alone: what one raises is noted, and it says nothing more."""
+        return tuple(_Guarded(rule, self.failures, self._info.vocab_size) for rule in rules)
 
     def points(self, rows: Sequence[int]) -> Sequence[int]:
         """The layers at which some of these rows is asked."""
@@ -96,3 +106,31 @@ class RowExits:
                 return [self._answer(rule, part)[0] for part in alone]
             self.failures[view.row_list[0]] = error
             return [True]
+
+
+class _Guarded(DraftRule):
+    """A draft rule, which may be third-party code, whose failure must not reach the other rows."""
+
+    def __init__(self, rule: DraftRule, failures: dict[int, Exception], vocab_size: int) -> None:
+        self._rule, self._failures, self._vocab_size = rule, failures, vocab_size
+
+    def propose(self, draft: Draft, most: int) -> Sequence[int]:
+        """Ask the rule."""
+        return self._unless_failed(draft, lambda: proposal(self._rule, draft, most, self._vocab_size), [])
+
+    def verify_now(self, draft: Draft) -> bool:
+        """Ask the rule."""
+        return self._unless_failed(draft, lambda: self._rule.verify_now(draft), True)
+
+    def verified(self, draft: Draft, accepted: int) -> None:
+        """Tell the rule."""
+        self._unless_failed(draft, lambda: self._rule.verified(draft, accepted), None)
+
+    def _unless_failed(self, draft: Draft, ask: Callable[[], T], otherwise: T) -> T:
+        if draft.row in self._failures:
+            return otherwise
+        try:
+            return ask()
+        except Exception as error:
+            self._failures[draft.row] = error
+            return otherwise

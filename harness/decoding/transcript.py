@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from harness.contracts import Tokenizer
 from harness.decoding.generation import Generation
@@ -31,6 +32,9 @@ class Token:
         exit_layer: decoder layers executed for it.
         special: whether it is a special token, which adds no text.
         time_s: seconds from when its row's time began.
+        drafted_at: of lossless decoding, decoder layers that ran before a draft of its place was made, 0 where a source
+            proposed it; ``None`` where there was no draft.
+        accepted: of lossless decoding, whether it is the draft's; else full depth said it. ``None`` of lossy decoding.
         last: whether the completion ends with it.
     """
 
@@ -41,6 +45,8 @@ class Token:
     exit_layer: int
     special: bool
     time_s: float
+    drafted_at: int | None = None
+    accepted: bool | None = None
     last: bool = False
 
     @property
@@ -49,8 +55,18 @@ class Token:
         return math.exp(self.logprob)
 
 
+class _Mark(NamedTuple):
+    """Where a transcript stands after one token more."""
+
+    ids: int  # tokens that are spelled
+    start: int  # those from here on are spelled again,
+    read: int  # and from here on are not in the text
+    text: int  # characters, those behind a stop text included
+    stopped: int | None  # where the text ends, once a stop text came
+
+
 class Transcript:
-    """Grows by one token at a time.
+    """Grows by one token at a time, and forgets tokens that are taken back.
 
     Args:
         tokenizer: spells tokens.
@@ -61,7 +77,6 @@ class Transcript:
             write no space at the beginning of a text.
 
     Attributes:
-        stopped: whether a stop text came.
         tokens: what :meth:`read` returned.
     """
 
@@ -76,43 +91,56 @@ class Transcript:
     ) -> None:
         self._tokenizer, self._stop, self._keep, self._silent = tokenizer, tuple(stop), keep_stop, silent
         self._ids = [token for token in after[-CONTEXT:] if token not in silent]
-        # Tokens from _start on are spelled again, those from _read on are not in the text.
-        self._start, self._read = 0, len(self._ids)
         self._text = ""
+        self._taken: list[int] = []
+        self._marks = [_Mark(len(self._ids), 0, len(self._ids), 0, None)]  # before each token taken, and now
         self._sent = 0
-        self.stopped = False
         self.tokens: list[Token] = []
 
-    def add(self, token_id: int) -> bool:
-        """Take one token; returns whether a stop text is complete."""
-        if token_id not in self._silent:
-            self._ids.append(token_id)
-            before = self._tokenizer.decode(self._ids[self._start : self._read])
-            whole = self._tokenizer.decode(self._ids[self._start :])
-            if len(whole) > len(before) and not whole.endswith(INCOMPLETE):
-                self._start, self._read = self._read, len(self._ids)
-                self._append(whole[len(before) :])
-            elif any(stop in whole[len(before) :] for stop in self._stop):  # beside half a character
-                self._read = len(self._ids)
-                self._append(whole[len(before) :])
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop text came."""
+        return self._marks[-1].stopped is not None
+
+    def follow(self, token_ids: Sequence[int]) -> bool:
+        """Be the text of a completion's tokens so far: take those that are new, and forget what they replace.
+
+        Args:
+            token_ids: all of them; those that :meth:`read` returned are the first.
+
+        Returns:
+            Whether a stop text is complete: the row's stop rule. What it is asked about may be drafted.
+        """
+        same = len(self.tokens)
+        for before, now in zip(self._taken[same:], token_ids[same:], strict=False):
+            if before != now:
+                break
+            same += 1
+        self._forget(same)
+        for token in token_ids[same:]:
+            self._add(token)
         return self.stopped
 
     def read(self, made: Generation, *, last: bool) -> Token:
-        """Return the token that a row made since the last call, with its probability.
+        """Return the next token of a row, with its probability.
 
         Args:
-            made: what the row has so far, one token more than :attr:`tokens`; its stop rule is :meth:`add`.
+            made: what the row has so far, at least one token more than :attr:`tokens`; its stop rule is :meth:`follow`.
             last: the completion ends with it.
         """
+        # An end token is no part of the text, whatever it spells.
+        self.follow(made.token_ids[:-1] if made.finish_reason == "eos" else made.token_ids)
         place = len(self.tokens)
         token = Token(
             index=place,
             token_id=made.token_ids[place],
-            text=self.take(),
+            text=self._take(min(place + 1, len(self._taken))),
             logprob=made.log_probabilities[place],
             exit_layer=made.exit_layers[place],
             special=made.token_ids[place] in self._silent,
             time_s=made.token_times_s[place],
+            drafted_at=made.drafted_at[place] if made.lossless else None,
+            accepted=made.accepted[place] if made.lossless else None,
             last=last,
         )
         self.tokens.append(token)
@@ -121,32 +149,42 @@ class Transcript:
     @property
     def text(self) -> str:
         """Complete characters so far, including those held back."""
-        return self._text
-
-    def take(self) -> str:
-        """Return what may be sent and was not yet."""
-        end = len(self._text)
-        if not self.stopped and not self._keep:
-            end -= max((_begun(self._text, stop) for stop in self._stop), default=0)
-        piece = self._text[self._sent : end]
-        self._sent = max(self._sent, end)
-        return piece
+        return self._text[: self._marks[-1].stopped]
 
     def finish(self) -> str:
         """Return all of the text; nothing more will come."""
-        if not self.stopped and self._read < len(self._ids):
-            before = self._tokenizer.decode(self._ids[self._start : self._read])
-            self._read = len(self._ids)
-            self._append(self._tokenizer.decode(self._ids[self._start :])[len(before) :])
-        return self._text
+        mark = self._marks[-1]
+        if not self.stopped and mark.read < len(self._ids):
+            before = self._tokenizer.decode(self._ids[mark.start : mark.read])
+            piece = self._tokenizer.decode(self._ids[mark.start :])[len(before) :]
+            self._marks[-1] = self._grown(piece, start=mark.start)
+        return self.text
 
     def rest(self) -> str:
-        """Return what :meth:`take` held back, after :meth:`finish`."""
-        piece = self._text[self._sent :]
-        self._sent = len(self._text)
+        """Return what :meth:`read` held back, after :meth:`finish`."""
+        piece = self.text[self._sent :]
+        self._sent = len(self.text)
         return piece
 
-    def _append(self, piece: str) -> None:
+    def _add(self, token_id: int) -> None:
+        """Take one token; where it cannot be spelled nothing has changed."""
+        mark = self._marks[-1]
+        if token_id not in self._silent:
+            recent = [*self._ids[mark.start :], token_id]
+            before, whole = self._tokenizer.decode(recent[: mark.read - mark.start]), self._tokenizer.decode(recent)
+            piece = whole[len(before) :]
+            self._ids.append(token_id)
+            if len(whole) > len(before) and not whole.endswith(INCOMPLETE):
+                mark = self._grown(piece, start=mark.read)
+            elif any(stop in piece for stop in self._stop):  # beside half a character
+                mark = self._grown(piece, start=mark.start)
+            else:
+                mark = mark._replace(ids=len(self._ids))
+        self._taken.append(token_id)
+        self._marks.append(mark)
+
+    def _grown(self, piece: str, start: int) -> _Mark:
+        """Add a piece, which all tokens spell, to the text."""
         seen = len(self._text)
         self._text += piece
         found = []
@@ -154,10 +192,24 @@ class Transcript:
             place = self._text.find(stop, max(0, seen - len(stop) + 1))
             if place >= 0:
                 found.append((place + len(stop), place))
-        if found:
-            end, place = min(found)
-            self._text = self._text[: end if self._keep else place]
-            self.stopped = True
+        stopped = min(found)[0 if self._keep else 1] if found else None
+        return _Mark(len(self._ids), start, len(self._ids), len(self._text), stopped)
+
+    def _forget(self, kept: int) -> None:
+        """Forget all tokens but the first ones."""
+        del self._taken[kept:], self._marks[kept + 1 :]
+        del self._ids[self._marks[-1].ids :]
+        self._text = self._text[: self._marks[-1].text]
+
+    def _take(self, place: int) -> str:
+        """Return what may be sent of the text of the first tokens and was not yet."""
+        mark = self._marks[place]
+        end = mark.text if mark.stopped is None else mark.stopped
+        if mark.stopped is None and not self._keep:
+            end -= max((_begun(self._text[: mark.text], stop) for stop in self._stop), default=0)
+        piece = self._text[self._sent : end]
+        self._sent = max(self._sent, end)
+        return piece
 
 
 def _begun(text: str, stop: str) -> int:

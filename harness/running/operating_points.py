@@ -20,10 +20,9 @@ import torch
 from torch import Tensor
 
 from harness.config import BASELINE, RunConfig, StrategySpec
-from harness.config.decode import LOSSY, DecodeSpec, build_decode, parse_decode
+from harness.config.decode import LOSSY, DecodeSpec, build_decode, check_defers, parse_decode
 from harness.config.options import build_strategy, effective_options
 from harness.contracts import Batch, ExitRule, ExitView, HeadChoice, KVFacts, Lossless, ModelInfo, Strategy
-from harness.decoding.drafting import DEFERRING, check_deferring
 from harness.errors import ArtefactError, OptionError
 from harness.models.heads import draft_head, head_artefacts
 from harness.records import OperatingPointRecord
@@ -34,6 +33,7 @@ __all__ = [
     "NeverExits",
     "OperatingPoint",
     "build_all",
+    "drafting",
     "operating_point",
     "operating_points",
     "usable",
@@ -174,10 +174,8 @@ def operating_points(built: Built, config: RunConfig, models: Sequence[ModelInfo
             if decode.lossless and not _facts(kv).defers:
                 if len(policies) > 1:  # beside one under which what is drafted waits, or refused below
                     continue
-                kv = policies[0] if policies else DEFERRING
-            lossless = build_decode(decode, config.draft_max)
-            if lossless is not None and strategy.exit_points(info):
-                lossless = replace(lossless, head=draft_head(config.draft_head, info))
+                kv = policies[0] if policies else Strategy.default_kv
+            lossless = drafting(decode, config.draft_max, config.draft_head, strategy, info)
             points.append(operating_point(spec, strategy, info, kv, suffix=suffix, decode=decode, lossless=lossless))
     points = list({point.name: point for point in reversed(points)}.values())[::-1]
     if config.attribute:
@@ -270,6 +268,25 @@ def _distinct(built: Built) -> Built:
     return kept
 
 
+def drafting(decode: DecodeSpec, draft_max: int, head: str, strategy: Strategy, info: ModelInfo) -> Lossless | None:
+    """Return how a strategy drafts on a model; ``None`` where it decodes lossily.
+
+    Args:
+        decode: as written.
+        draft_max: tokens of a draft at most.
+        head: what reads the tokens that exits draft: as written, or ``auto``.
+        strategy: what decides the exits.
+        info: the model.
+
+    Raises:
+        HarnessError: source or head cannot be had.
+    """
+    lossless = build_decode(decode, draft_max)
+    if lossless is None or not strategy.exit_points(info):
+        return lossless
+    return replace(lossless, head=draft_head(head, info))
+
+
 def operating_point(
     spec: StrategySpec,
     strategy: Strategy,
@@ -297,7 +314,7 @@ def operating_point(
     """
     policy = _policy(strategy, kv)
     if lossless is not None:
-        check_deferring(policy)
+        check_defers(policy)
     points = tuple(strategy.exit_points(info))
     if list(points) != sorted(set(points) & set(info.exit_points)):
         raise OptionError(

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from harness.config.decode import DRAFT_MAX, DecodeText, DraftMax
 from harness.config.model import File, ModelConfiguration, OperatingPoint, Placeholder
 from harness.config.registered import KVName
 from harness.contracts import ModelInfo, Strategy
@@ -28,6 +29,15 @@ class ServeConfig(ModelConfiguration):
         default=Strategy.default_kv,
         description="K,V of skipped layers, for all requests: recompute, propagate, none, skip, or another of "
         "`harness list kv`.",
+    )
+    decode: Annotated[DecodeText, Placeholder("SPEC")] = Field(
+        default="lossless",
+        description="Of requests that do not say: lossless (exits draft and full depth verifies: its tokens, in "
+        "bursts), lossless+SOURCE[:option=value]… (a source of `harness list drafts` proposes first), or lossy (what "
+        "exits say).",
+    )
+    draft_max: DraftMax = Field(
+        default=DRAFT_MAX, description="Tokens that lossless decoding drafts before it verifies."
     )
     host: str = Field(
         default="127.0.0.1", min_length=1, description="Address to listen at; 127.0.0.1 is this machine only."

@@ -1,4 +1,6 @@
-"""The strategies of a server, and what a request may change about them: numbers and switches, never a path."""
+"""What a request may choose: a loaded strategy with its options, numbers and switches, never a path; and whether full
+depth verifies what exits and a draft source draft.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +11,19 @@ from functools import lru_cache
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from harness.config import BASELINE, StrategySpec, demo_strategies, parse_all
+from harness.config.decode import (
+    DRAFT_MAX,
+    LOSSY,
+    DecodeSpec,
+    check_defers,
+    draft_limit,
+    parse_decode,
+)
 from harness.config.options import effective_options, option_facts, option_range, option_value
-from harness.contracts import ModelInfo, Strategy
+from harness.contracts import KVPolicy, ModelInfo, Strategy
 from harness.errors import ConfigError, HarnessError, did_you_mean
-from harness.running.operating_points import build_all, operating_point, usable
+from harness.registry import DRAFTS, KV_POLICIES
+from harness.running.operating_points import build_all, drafting, operating_point, usable
 from harness.serving.failures import InvalidRequestError
 from harness.serving.jobs import Setting
 
@@ -20,6 +31,10 @@ __all__ = ["Loaded", "Settings"]
 
 KEPT_SETTINGS = 256
 """Settings that are kept built. Requests with the same one are asked together where their strategy has no state."""
+
+
+WORDS = ("strategy", "decode", "draft", "draft_max")
+"""Of a request's ``early_exit``: everything else is an option of the strategy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +64,34 @@ class Settings:
     Args:
         written: as in :attr:`harness.serving.config.ServeConfig.strategies`.
         info: the model.
+        decode: of requests that do not say.
+        draft_max: tokens of a draft at most, of such requests.
+        kv: the server's KV policy.
 
     Attributes:
         loaded: what requests may name, the default first.
         default: the setting of a request that says nothing.
+        draft_max: longest draft of a request that says nothing, if it is lossless.
+        decodes: ``lossless``, where the KV policy defers, and ``lossy``.
+        sources: names of draft sources that lossless requests may name.
 
     Raises:
         HarnessError: one of them cannot be had, does not fit the model, or cannot serve.
     """
 
-    def __init__(self, written: Sequence[str], info: ModelInfo) -> None:
-        self._info = info
+    def __init__(
+        self,
+        written: Sequence[str],
+        info: ModelInfo,
+        decode: DecodeSpec = LOSSY,
+        draft_max: int = DRAFT_MAX,
+        kv: str = Strategy.default_kv,
+    ) -> None:
+        self._info, self._kv = info, kv
+        self._decode, self.draft_max = decode, draft_max
+        policy: type[KVPolicy] = KV_POLICIES.load(kv)
+        self.decodes = ("lossless", "lossy") if policy.facts.defers else ("lossy",)
+        self.sources = DRAFTS.names() if policy.facts.defers else ()
         chosen = _chosen(written, info)
         names = [spec.name for spec, _ in chosen]
         self._strategies: dict[str, tuple[str, Strategy]] = {
@@ -72,13 +104,15 @@ class Settings:
         self._build = lru_cache(maxsize=KEPT_SETTINGS)(self._built)
         first = next(iter(self._strategies))
         self.loaded = tuple(self._facts(label, default=label == first) for label in self._strategies)
-        self.default = self._build(first, ())
+        self.default = self._build(first, (), decode, draft_max)
 
     def resolve(self, given: Mapping[str, Any] | None) -> Setting:
-        """Return the setting of a request: ``{strategy: NAME, option: value…}``; without ``strategy`` the default's.
+        """Return the setting of a request, ``{strategy: NAME, option: value…, decode: SPEC, draft: SOURCE, draft_max:
+        tokens}``; what it does not say is the server's default.
 
         Raises:
-            InvalidRequestError: not loaded, no such option, out of range, or an option that only the server may set.
+            InvalidRequestError: not loaded, no such option, out of range, or an option that only the server may set; or
+                lossless under a KV policy that does not defer.
         """
         if not given:
             return self.default
@@ -88,8 +122,33 @@ class Settings:
             raise InvalidRequestError(
                 f"early_exit: strategy '{str(label)[:60]}' is not loaded.{known} Loaded: {', '.join(self._strategies)}."
             )
-        values = {name: value for name, value in given.items() if name != "strategy" and value is not None}
-        return self._build(label, tuple(sorted(self._checked(label, values).items())))
+        values = {name: value for name, value in given.items() if name not in WORDS and value is not None}
+        try:
+            decode, draft_max = self._decoding(given)
+        except HarnessError as error:
+            raise InvalidRequestError(f"early_exit: {error}") from None
+        return self._build(label, tuple(sorted(self._checked(label, values).items())), decode, draft_max)
+
+    def _decoding(self, given: Mapping[str, Any]) -> tuple[DecodeSpec, int]:
+        """Return how a request decodes, and its longest draft."""
+        said, source, most = (given.get(word) for word in ("decode", "draft", "draft_max"))
+        decode = self._decode if said is None else parse_decode(str(said))
+        if source is not None:
+            if said is not None and decode.source is not None:
+                raise ConfigError(f"decode = '{decode}' names a draft source, and draft = '{source}' does. Give one.")
+            decode = parse_decode(f"{'lossless' if decode.lossless else 'lossy'}+{source}")
+        if most is not None and not decode.lossless:
+            raise ConfigError(
+                "draft_max is the longest draft of lossless decoding, and this is lossy. Add decode = lossless."
+            )
+        if decode.lossless:
+            check_defers(self._kv)
+        if decode is not self._decode and decode.source is not None:
+            settable = _settable(DRAFTS.load(decode.source))
+            for option in dict(decode.options):
+                if option not in settable and option in {facts.name for facts in option_facts(decode.source, DRAFTS)}:
+                    raise ConfigError(f"a request cannot set '{option}' of {decode.source}.")
+        return decode, self.draft_max if most is None else draft_limit(most)
 
     def strategies(self) -> list[Strategy]:
         """Every loaded strategy, as built for the server."""
@@ -113,13 +172,14 @@ class Settings:
                 ) from None
         return checked
 
-    def _built(self, label: str, values: tuple[tuple[str, Any], ...]) -> Setting:
+    def _built(self, label: str, values: tuple[tuple[str, Any], ...], decode: DecodeSpec, draft_max: int) -> Setting:
         name, base = self._strategies[label]
         strategy: Strategy = dataclasses.replace(base, **dict(values))  # type: ignore[type-var]
         try:
             operating_point(StrategySpec(name), strategy, self._info)
             told = effective_options(strategy)
             left_out = strategy.trained_defaults(self._info)
+            lossless = drafting(decode, draft_max, "auto", strategy, self._info)
         except HarnessError as error:
             raise InvalidRequestError(f"early_exit: {error}") from None
         settable = _settable(type(strategy))
@@ -128,12 +188,12 @@ class Settings:
             for option, value in told.items()
             if option in settable
         }
-        return Setting(name, effective, strategy)
+        return Setting(name, effective, strategy, decode, lossless)
 
     def _facts(self, label: str, *, default: bool) -> Loaded:
         name, strategy = self._strategies[label]
         settable = _settable(type(strategy))
-        setting = self._build(label, ())
+        setting = self._build(label, (), self._decode, self.draft_max)
         ranges = {option: option_range(name, option) for option in settable}
         return Loaded(
             name=label,
@@ -163,10 +223,10 @@ def _chosen(written: Sequence[str], info: ModelInfo) -> list[tuple[StrategySpec,
 
 
 @lru_cache(maxsize=64)
-def _settable(cls: type[Strategy]) -> dict[str, Any]:
-    """Return the options of a strategy that a request may set: option → annotation."""
+def _settable(cls: type) -> dict[str, Any]:
+    """Return the options of a strategy or a draft source that a request may set: option → annotation."""
     hints = get_type_hints(cls, include_extras=True)
-    fields = [field.name for field in dataclasses.fields(cls) if field.init]  # type: ignore[arg-type]
+    fields = [field.name for field in dataclasses.fields(cls) if field.init]
     return {name: hints[name] for name in fields if _harmless(hints[name])}
 
 

@@ -6,7 +6,9 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from harness.contracts import Strategy
+from harness.config.decode import LOSSY, DecodeSpec
+from harness.contracts import Lossless, Strategy
+from harness.decoding.draft_facts import DraftFacts
 from harness.decoding.transcript import Token
 
 __all__ = [
@@ -47,11 +49,15 @@ class Setting:
         name: strategy name.
         options: every option that a request may set, with the value in effect.
         strategy: as built.
+        decode: whether full depth verifies what exits, and a draft source, draft.
+        lossless: the same as built; ``None`` where it takes what exits say.
     """
 
     name: str
     options: dict[str, object]
     strategy: Strategy
+    decode: DecodeSpec = LOSSY
+    lossless: Lossless | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +104,7 @@ class Finished:
         exit_checks: times the strategy was asked.
         lm_head_evaluations: after prefill, the outputs' own included.
         decode_layers: decoder layers run after prefill, catch-up work of the KV policy included.
+        drafts: what became of its drafts; ``None`` of lossy decoding.
         queue_s: from submission to the start of prefill.
         ttft_s: from submission to the first token.
         total_s: from submission to the last token.
@@ -122,12 +129,13 @@ class Finished:
     total_s: float
     energy_j: float | None
     energy_source: str
+    drafts: DraftFacts | None = None
 
 
 class Ticket(Protocol):
     """A submitted job: iterate over it once, in the event loop that submitted it.
 
-    Yields every :class:`Token` as it is made and :class:`Finished` last.
+    Yields every :class:`Token` when it is made, or verified, then several at once, and :class:`Finished` last.
 
     Raises:
         ServingError: while iterating, when it fails: :class:`GenerationError`, :class:`OverloadedError` (it waited too

@@ -155,6 +155,27 @@ class Metrics:
             by_strategy,
             registry=registry,
         )
+        self._drafted = Counter(
+            "early_exit_drafted_tokens",
+            "Tokens that lossless decoding drafted, discarded ones included.",
+            by_strategy,
+            registry=registry,
+        )
+        self._accepted = Counter(
+            "early_exit_accepted_tokens", "Of these, those that full depth agreed with.", by_strategy, registry=registry
+        )
+        self._verifications = Counter(
+            "early_exit_verifications",
+            "Passes of lossless decoding through all layers after prefill, one per completion and pass.",
+            by_strategy,
+            registry=registry,
+        )
+        self._discarded = Counter(
+            "early_exit_layers_discarded",
+            "Decoder layers run for drafted tokens that were discarded.",
+            by_strategy,
+            registry=registry,
+        )
         self._energy: Counter | None = None
         self._lock = Lock()
 
@@ -184,6 +205,11 @@ class Metrics:
         self._decode_layers.labels(strategy).inc(done.decode_layers)
         self._checks.labels(strategy).inc(done.exit_checks)
         self._heads.labels(strategy).inc(done.lm_head_evaluations)
+        if done.drafts is not None:
+            self._drafted.labels(strategy).inc(done.drafts.drafted_tokens)
+            self._accepted.labels(strategy).inc(done.drafts.accepted_tokens)
+            self._verifications.labels(strategy).inc(done.drafts.verifications)
+            self._discarded.labels(strategy).inc(done.drafts.layers_discarded)
         if done.energy_j is not None and self._energy_measured:
             self._joules().labels(one_line(done.energy_source)).inc(done.energy_j)
 

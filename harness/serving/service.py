@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from harness.appearance.visible_text import one_line
+from harness.config.decode import check_defers, parse_decode
 from harness.contracts import ModelInfo
 from harness.contracts.meters import is_measured
 from harness.errors import ConfigError, HarnessError, is_out_of_memory
@@ -61,11 +62,14 @@ class Service:
     def __init__(self, config: ServeConfig) -> None:
         self.config = config
         self.device = resolve_device(config.device)
+        decode = parse_decode(config.decode)
+        if decode.lossless:
+            check_defers(config.kv)
         self._model = resolve(config.request())
         if config.kv_input == "shortcut" and self._model.shortcut is None:
             raise ConfigError("--kv-input shortcut needs the exits' shortcuts, and the exit head is shared.")
         self.info: ModelInfo = self._model.info
-        self.settings = Settings(config.strategies, self.info)
+        self.settings = Settings(config.strategies, self.info, decode, config.draft_max, config.kv)
         self.max_prompt_tokens = prompt_cap(config, self.info)
         self._tokenizer = self._model.tokenizer
         self._longest = max(map(len, self._tokenizer.wrapped.get_vocab()), default=1)
@@ -234,11 +238,12 @@ class Service:
             self.metrics, prefill_tokens=self.config.prefill_tokens, kept_prompts=self.config.kept_prompts,
             log_prompts=self.config.log_prompts,
         )  # fmt: skip
-        for (
-            strategy
-        ) in self.settings.strategies():  # their parts are read, and everything is paid once, before anyone asks
+        lossless = self.settings.default.lossless
+        # Their parts are read, and everything is paid once, before anyone asks.
+        for strategy in self.settings.strategies():
             strategy.start(self.info, Batch((0,), self.device))
-            engine.decode([[0, 0]], strategy, kv=self.config.kv, max_new_tokens=[3])
+            for how in {None, lossless}:
+                engine.decode([[0, 0]], strategy, kv=self.config.kv, max_new_tokens=[3], lossless=how)
         self.weights_source = loaded.weights_source
         self.load_s = time.perf_counter() - started
         return worker

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from harness.api.model import Model
 from harness.config import StrategySpec
 from harness.config.options import build_strategy
 from harness.contracts import Strategy
-from harness.errors import ConfigError, HarnessError, ModelError, UnknownNameError
+from harness.errors import ConfigError, HarnessError, ModelError, OptionError, UnknownNameError
 
 PROMPT = "def load_path(items, limit=3):\n    for item in items:\n        "
 
@@ -98,6 +99,54 @@ def test_it_says_itself(model: Model) -> None:
     assert repr(model) == f"{model.info.name}: 12 layers, pretrained float32 on cpu, exits after 4, 6, 10"
 
 
+@pytest.mark.parametrize("decode", ["lossless", "lossless+lookup:n=2:least=1"])
+@pytest.mark.parametrize(
+    "strategy", ["full", "fixed:layer=4", "random:probability=0.7", "confidence:threshold=0.2", "oracle"]
+)
+def test_lossless_tokens_are_full_depth_s(model: Model, strategy: str, decode: str) -> None:
+    full = model.generate(PROMPT, max_new_tokens=24)
+    found = model.generate(PROMPT, strategy, max_new_tokens=24, decode=decode, draft_max=5)
+    assert found.tokens.token_id.tolist() == full.tokens.token_id.tolist()
+    assert found.tokens.text.tolist() == full.tokens.text.tolist()
+    assert found.tokens.probability.tolist() == pytest.approx(full.tokens.probability.tolist(), rel=1e-3)
+    assert (found.decode, found.kv, found.finish_reason) == (decode, "recompute", full.finish_reason)
+    drafts = found.drafts
+    assert drafts is not None
+    assert tuple(step.accepted for step in found.steps) == drafts.accepted
+    assert tuple(step.drafted_at for step in found.steps) == drafts.drafted_at
+    assert sum(drafts.accepted) == drafts.accepted_tokens <= drafts.drafted_tokens == found.counts["drafts"]
+    assert len(set(found.tokens.time_s)) == 1 + drafts.verifications
+    assert full.drafts is None
+    assert set(full.tokens.accepted) == {None}
+
+
+def test_verified_tokens_come_in_bursts_and_stop_where_full_depth_does(model: Model) -> None:
+    whole = model.generate(PROMPT, max_new_tokens=30)
+    for place in range(1, 20, 3):
+        stop = whole.text[place : place + 3]
+        expected = model.generate(PROMPT, max_new_tokens=30, stop=stop)
+        stream = model.stream(
+            PROMPT,
+            "random:probability=0.8",
+            max_new_tokens=30,
+            stop=stop,
+            decode="lossless+lookup:least=1",
+            draft_max=3,
+        )
+        steps = list(stream)
+        assert [step.last for step in steps] == [False] * (len(steps) - 1) + [True]
+        assert "".join(step.text for step in steps) == expected.text
+        assert stream.completion().tokens.token_id.tolist() == expected.tokens.token_id.tolist()
+
+
+def test_a_lossless_completion_says_what_its_drafts_brought(model: Model) -> None:
+    said = repr(model.generate(PROMPT, "fixed:layer=10", max_new_tokens=9, decode="lossless"))
+    assert re.search(
+        r"\d\.\d tokens per verification, \d+ of \d+ drafted tokens accepted, fixed:layer=10, lossless, kv recompute",
+        said,
+    )
+
+
 @dataclass(frozen=True)
 class NeedsOne(Strategy):
     least: float
@@ -116,6 +165,10 @@ class NotFrozen:
         ({"strategy": NeedsOne}, ConfigError, r"NeedsOne needs least. Give an object: NeedsOne\(least=…\)"),
         ({"kv": "propagat"}, ConfigError, "propagat"),
         ({"kv": "none,skip"}, ConfigError, "kv = 'none,skip' is 2 policies"),
+        ({"decode": "loseless"}, ConfigError, "decode = 'loseless' cannot be read. Did you mean 'lossless'"),
+        ({"decode": "lossless+lokup"}, UnknownNameError, "Did you mean 'lookup'"),
+        ({"decode": "lossless", "draft_max": 0}, OptionError, "draft_max = 0 is not allowed"),
+        ({"decode": "lossless", "kv": "skip"}, OptionError, "under --kv skip none do. Use --kv recompute"),
         ({"max_new_tokens": 0}, ConfigError, "max_new_tokens = 0: give 1 or more"),
         ({"max_new_tokens": 999}, ModelError, "has 256"),
         ({"stop": ("\n", "")}, ConfigError, "stop = '': give the text"),

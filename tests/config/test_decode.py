@@ -64,7 +64,7 @@ def test_options_become_those_of_the_source() -> None:
         ("lossless+lookup:m=3", 16, OptionError, r"draft source 'lookup' has no option 'm'\..* Options: n, least, k\."),
         ("lossless+lookup:n=0", 16, OptionError, r"lookup:n=0 is not allowed: .*greater .* See `harness show lookup`"),
         ("lossless+lookup:n=x", 16, OptionError, r"lookup:n=x is not allowed: .*integer"),
-        ("lossless", 0, OptionError, r"draft_max = 0: give 1 or more"),
+        ("lossless", 0, OptionError, r"draft_max = 0 is not allowed: .*greater than or equal to 1"),
     ],
 )
 def test_refusals_name_option_value_and_range(text: str, most: int, error: type[HarnessError], reason: str) -> None:

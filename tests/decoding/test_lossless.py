@@ -136,18 +136,32 @@ def test_drafts_are_neither_always_right_nor_always_wrong(llama: Any, prompts: l
     assert any(one.layers_discarded for one in made)
 
 
-def test_lossy_rows_and_lossless_ones_decode_together(case: Any, prompts: list[list[int]]) -> None:
+@dataclass(frozen=True)
+class AllButTheFirst(Always):
+    """Exit wherever it is asked about another row than the first."""
+
+    def should_exit(self, view: ExitView) -> Tensor:
+        return view.rows > 0
+
+
+@pytest.mark.parametrize("strategy", [Always((2,)), AllButTheFirst((2,))], ids=str)
+@pytest.mark.parametrize("probabilities", [False, True])
+def test_lossy_rows_and_lossless_ones_decode_together(
+    case: Any, prompts: list[list[int]], probabilities: bool, strategy: Strategy
+) -> None:
     """As on a server: the one that verifies takes along what waits of the other."""
     engine, row = case.engine, len(prompts) - 1
     tally = [Generation() for _ in prompts]
-    rule = Always((2,)).start(case.info, Batch((0, 0, 0), "cpu"))
+    rule = strategy.start(case.info, Batch((0, 0, 0), "cpu"))
     batch = engine.open(len(prompts), 64, "recompute", AskedExits(rule, (2,), tally), tally)
     for place, prompt in enumerate(prompts):
         batch.join(place, prompt, NEW, lossless=None if place == row else DraftSettings(3))
     batch.prefill(range(len(prompts)))
+    batch.with_log_probabilities = probabilities
     while batch.running:
         batch.step()
     assert tokens(tally[:row]) == full(engine, prompts[:row])
+    assert {len(one.log_probabilities) for one in tally} == {NEW - 1 if probabilities else 0}
     alone = engine.decode(prompts[row:], Always((2,)), kv="recompute", max_new_tokens=[NEW])
     assert tokens(tally[row:]) == tokens(alone)
     assert (tally[row].lossless, tally[row].drafts, tally[row].accepted) == (False, 0, [])

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from harness.decoding.generation import Generation
 from harness.decoding.transcript import Transcript
 from harness.models.tokenizer import TransformersTokenizer
 
@@ -27,13 +28,24 @@ class Bytes:
 
 def spoken(transcript: Transcript, token_ids: Sequence[int]) -> list[str]:
     """What each token lets out; stops where the transcript does."""
-    pieces = []
+    made = Generation()
     for token in token_ids:
-        over = transcript.add(token)
-        pieces.append(transcript.take())
+        made.token_ids.append(token)
+        over = transcript.follow(made.token_ids)
+        publish(transcript, made)
         if over:
             break
-    return pieces
+    return [token.text for token in transcript.tokens]
+
+
+def publish(transcript: Transcript, made: Generation) -> None:
+    """Read what a row has made since the last time."""
+    new = len(made.token_ids) - len(transcript.tokens)
+    made.exit_layers += [1] * new
+    made.token_times_s += [0.0] * new
+    made.log_probabilities += [0.0] * new
+    for _ in range(new):
+        transcript.read(made, last=False)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -111,7 +123,7 @@ def test_a_stop_beside_half_a_character_is_seen_at_once() -> None:
             return b"".join([b"a", b"b;\xe2", b"\x80\x93"][token] for token in token_ids).decode(errors="replace")
 
     transcript = Transcript(Pieces(), [";"])
-    assert [transcript.add(0), transcript.add(1)] == [False, True]
+    assert [transcript.follow([0]), transcript.follow([0, 1])] == [False, True]
     assert transcript.finish() == "ab"
 
 
@@ -133,3 +145,58 @@ def test_the_prompt_is_no_part_of_the_text() -> None:
     assert spoken(transcript, list(b"cd")) == ["c", "d"]
     assert not transcript.stopped
     assert transcript.finish() == "cd"
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_drafts_leave_no_trace(seed: int) -> None:
+    """Whatever a stop rule is asked about meanwhile, pieces, text and ending are those of the tokens that stand."""
+    drawn = random.Random(seed)
+    text = "".join(drawn.choice("ab\n é語🙂def") for _ in range(40))
+    stops = ["".join(drawn.choice("ab\n é語🙂def") for _ in range(drawn.randrange(2, 4))) for _ in range(2)]
+    token_ids = Bytes().encode(text)
+    for keep in (False, True):
+        plain = Transcript(Bytes(), stops, keep_stop=keep)
+        expected = spoken(plain, token_ids)
+        drafting, made = Transcript(Bytes(), stops, keep_stop=keep), Generation()
+        while len(made.token_ids) < len(expected):
+            draft = list[int]()
+            for _ in range(drawn.randrange(6)):
+                there = len(made.token_ids) + len(draft)
+                right = token_ids[there] if there < len(token_ids) and drawn.random() < 0.7 else drawn.randrange(256)
+                draft.append(right)
+                if drafting.follow([*made.token_ids, *draft]):
+                    break
+            for token in token_ids[len(made.token_ids) : len(expected)][: len(draft) + 1]:
+                made.token_ids.append(token)
+                if token not in draft:
+                    drafting.follow(made.token_ids)
+            publish(drafting, made)
+        assert drafting.follow(made.token_ids) == plain.stopped
+        assert [token.text for token in drafting.tokens] == expected
+        assert drafting.finish() == plain.finish()
+        assert drafting.rest() == plain.rest()
+
+
+def test_an_end_token_that_replaces_a_draft_adds_no_text() -> None:
+    transcript, made = Transcript(Bytes(), ()), Generation(list(b"a"))
+    transcript.follow(list(b"abc"))
+    made.token_ids.append(ord("!"))
+    made.finish_reason = "eos"
+    publish(transcript, made)
+    assert [token.text for token in transcript.tokens] == ["a", ""]
+    assert transcript.finish() == "a"
+
+
+def test_a_token_that_could_not_be_spelled_is_spelled_again() -> None:
+    class Broken(Bytes):
+        def decode(self, token_ids: Sequence[int]) -> str:
+            if 0 in token_ids:
+                raise ValueError("no such token")
+            return super().decode(token_ids)
+
+    transcript = Transcript(Broken(), ())
+    for _ in range(2):
+        with pytest.raises(ValueError, match="no such token"):
+            transcript.follow([97, 0])
+    assert not transcript.follow([97, 98])
+    assert transcript.finish() == "ab"

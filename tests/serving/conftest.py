@@ -67,13 +67,14 @@ def serving(config: ServeConfig) -> Iterator[Running]:
 
 @pytest.fixture(scope="session")
 def serve_config(tiny_llama: Path) -> Callable[..., ServeConfig]:
-    """``serve_config(**settings)``: the tiny model, several strategies, one thread."""
+    """``serve_config(**settings)``: the tiny model, several strategies, one thread, and tokens as exits say them."""
 
     def make(**settings: object) -> ServeConfig:
         values = {
             "model": str(tiny_llama),
             "strategies": ("confidence:threshold=0.6", "fixed:layer=4", "random", "patience"),
             "threads": 1,
+            "decode": "lossy",
             "energy": "estimate",
             "max_new_tokens": 48,
             "batch_size": 4,

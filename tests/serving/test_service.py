@@ -8,7 +8,7 @@ import json
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -293,7 +293,7 @@ def test_whatever_fails_around_the_engine_costs_one_request_at_most(
     where = {
         "metrics": (service.metrics, "finished"),
         "meter": (service._meter, "begin"),
-        "text": ("harness.decoding.transcript.Transcript.add",),
+        "text": ("harness.decoding.transcript.Transcript.follow",),
         "ending": ("harness.decoding.transcript.Transcript.finish",),
     }[broken]
 
@@ -319,14 +319,14 @@ def test_one_text_that_cannot_be_spelled_takes_nobody_with_it(
     own: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service = own()
-    add = Transcript.add
+    follow = Transcript.follow
 
-    def picky(self: Transcript, token_id: int) -> bool:
+    def picky(self: Transcript, token_ids: Sequence[int]) -> bool:
         if self._stop:
             raise IndexError("no such piece")
-        return add(self, token_id)
+        return follow(self, token_ids)
 
-    monkeypatch.setattr(Transcript, "add", picky)
+    monkeypatch.setattr(Transcript, "follow", picky)
 
     async def scene() -> list[Any]:
         jobs = [job(service, tokens=20), job(service, tokens=20, stop=("never",))]

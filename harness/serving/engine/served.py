@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 
 from harness.contracts import Tokenizer
+from harness.decoding.draft_facts import DraftFacts
 from harness.decoding.generation import Generation
 from harness.decoding.transcript import Token, Transcript
 from harness.serving.engine.tickets import EngineTicket
@@ -25,33 +26,30 @@ class Served:
     Attributes:
         ticket: the same.
         prompt_reused: tokens at the prompt's beginning that were not read again.
-        failure: why its text could not be decoded; the row then stops.
     """
 
     def __init__(self, ticket: EngineTicket, tokenizer: Tokenizer, special: frozenset[int]) -> None:
         self.ticket = ticket
         self._began = time.perf_counter()
         self.prompt_reused = 0
-        self.failure: Exception | None = None
         job = ticket.job
         self._transcript = Transcript(
             tokenizer, job.stop, keep_stop=job.keep_stop, silent=special, after=job.prompt.token_ids
         )
 
     def stop(self, token_ids: Sequence[int]) -> bool:
-        """Add the last of these tokens to the text: the stop rule of its row. Never raises: other rows are decoding."""
-        try:
-            return self._transcript.add(token_ids[-1])
-        except Exception as error:  # the tokenizer's
-            self.failure = error
-            return True
+        """Return whether a stop text is complete in these tokens, drafted ones included: the stop rule of its row."""
+        return self._transcript.follow(token_ids)
 
-    def token(self, made: Generation) -> tuple[Token, Ending | None] | None:
-        """Return the token that was made since the last call, and why it is the last one; ``None`` without a token."""
-        if len(self._transcript.tokens) == len(made.token_ids):
-            return None
+    def tokens(self, made: Generation) -> tuple[list[Token], Ending | None]:
+        """Return the tokens that were made since the last call, and why the last of them ends it."""
+        new = len(made.token_ids) - len(self._transcript.tokens)
+        if not new:
+            return [], None
         ending: Ending | None = made.finish_reason or ("deadline" if self._is_late(made) else None)
-        return self._transcript.read(made, last=ending is not None), ending
+        return [
+            self._transcript.read(made, last=ending is not None and left == 0) for left in reversed(range(new))
+        ], ending
 
     def finished(
         self,
@@ -82,6 +80,7 @@ class Served:
             total_s=self._transcript.tokens[-1].time_s,
             energy_j=energy_j,
             energy_source=energy_source,
+            drafts=DraftFacts.of(made),
         )
 
     def _is_late(self, made: Generation) -> bool:

@@ -1,8 +1,8 @@
 """The one thread that decodes: takes requests from a bounded queue, lets them join and leave between tokens.
 
 Prompts are read in the order in which they came, one at a time, and in pieces: between two of these every running
-request makes a token. So a long prompt delays a token by no more than a piece; the first tokens of requests that came
-later it does delay. A request that is cancelled, late or fails leaves without affecting the others.
+request makes or drafts a token. So a long prompt delays a token by no more than a piece; the first tokens of requests
+that came later it does delay. A request that is cancelled, late or fails leaves without affecting the others.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from harness.contracts import Tokenizer
 from harness.decoding.engine import Engine
@@ -193,10 +194,12 @@ class Worker:
         with self._failing([row]):
             batch = self._batch or self._open()
             self._energy.begin(row)
-            self._exits.join(row, job.setting.strategy, job.seed)
+            rows, rule = self._exits.join(row, job.setting.strategy, job.seed)
+            drafts = self._engine.drafts(job.setting.lossless, rows, self._kv, rule)
             served.prompt_reused = batch.join(
-                row, prompt, job.max_new_tokens, served.stop, job.end_token_ids, ticket.submitted, job.owner
-            )
+                row, prompt, job.max_new_tokens, served.stop, job.end_token_ids, ticket.submitted, job.owner,
+                None if drafts is None else replace(drafts, rules=self._exits.guarded(drafts.rules)),
+            )  # fmt: skip
 
     def _read(self, batch: OpenBatch) -> None:
         """Read the next piece of a prompt, if there is one."""
@@ -212,19 +215,17 @@ class Worker:
             self._publish(rows)
 
     def _publish(self, rows: list[int]) -> None:
-        """Deliver each row's new token, and endings; a row whose prompt is being read has no token."""
+        """Deliver each row's new tokens, and endings; a row whose prompt is being read, or which drafts, has none."""
         for row in rows:
             served, made = self._served[row], self._tally[row]
-            failure = self._exits.failures.pop(row, None) or served.failure or made.failure
+            failure = self._exits.failures.pop(row, None) or made.failure
             if failure is not None:
                 logger.error("a request failed", exc_info=failure)
                 self._fail_row(row, GenerationError(f"generation failed: {reason(failure)}."))
                 continue
-            new = served.token(made)
-            if new is None:
-                continue
-            token, ending = new
-            served.ticket.put(token)
+            tokens, ending = served.tokens(made)
+            for token in tokens:
+                served.ticket.put(token)
             if ending is not None:
                 energy_j, source = self._energy.end(row), self._energy.source
                 layers = self._engine.info.num_layers

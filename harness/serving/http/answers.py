@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 from fastapi import Request
 from fastapi.responses import StreamingResponse
@@ -13,11 +13,22 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from harness.serving.failures import ServingError
+from harness.serving.http.schemas.early_exit import DraftReport
 from harness.serving.jobs import Finished, Ticket, Token
 
-__all__ = ["early_exit_report", "stream", "stream_all", "whole", "whole_all"]
+__all__ = ["early_exit_report", "stream", "stream_all", "token_report", "whole", "whole_all"]
 
 Piece = Token | Finished
+
+
+class TokenReport(TypedDict):
+    """How a token came about; see the schemas of the same names."""
+
+    exit_layer: int
+    drafted_at: int | None
+    accepted: bool | None
+
+
 T = TypeVar("T")
 
 
@@ -136,6 +147,9 @@ def early_exit_report(done: Finished) -> dict[str, Any]:
         "strategy": done.setting.name,
         "options": {name: _plain(value) for name, value in done.setting.options.items()},
         "kv": done.kv,
+        "decode": str(done.setting.decode),
+        "draft_max": None if done.setting.lossless is None else done.setting.lossless.most,
+        "drafts": None if done.drafts is None else DraftReport.model_validate(done.drafts),
         "num_layers": done.num_layers,
         "exit_layers": layers,
         "layers_executed": sum(layers),
@@ -154,6 +168,11 @@ def early_exit_report(done: Finished) -> dict[str, Any]:
         "energy_j": None if done.energy_j is None else round(done.energy_j, 6),
         "energy_source": done.energy_source,
     }
+
+
+def token_report(token: Token) -> TokenReport:
+    """Return what an answer says of one token, in any dialect."""
+    return {"exit_layer": token.exit_layer, "drafted_at": token.drafted_at, "accepted": token.accepted}
 
 
 def _plain(value: object) -> str | int | float | bool | None:

@@ -33,7 +33,8 @@ class Wanted:
         max_new_tokens: its limit, at least 1; the server's cap applies. ``None``: the cap alone.
         stop: texts that end the completion.
         keep_stop: whether such a text belongs to the completion.
-        early_exit: early exit as given in its body: ``{strategy, threshold, …}`` or ``"NAME:option=value"``.
+        early_exit: early exit as given in its body: ``{strategy, threshold, decode, draft, draft_max, …}`` or
+            ``"NAME:option=value"``.
         truncate: whether a prompt that is too long loses its beginning instead of being refused.
         generate_s: seconds after its first token when it ends, once there is a line break.
         seed: for random strategies.

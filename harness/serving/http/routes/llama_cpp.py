@@ -19,7 +19,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from harness.serving.failures import InvalidRequestError, ServingError
-from harness.serving.http.answers import early_exit_report, stream, whole
+from harness.serving.http.answers import early_exit_report, stream, token_report, whole
 from harness.serving.http.refusals import refusal
 from harness.serving.http.requests import Wanted, early_exit_of, submit
 from harness.serving.http.schemas.early_exit import EarlyExitReport
@@ -107,7 +107,7 @@ async def _complete(request: Request, body: Asked, prompt: str | list[int], suff
             return [_event(_chosen(_last(service.model_name, piece.rest, piece), fields))]
         made = piece.index + 1
         token = Completed(
-            content=piece.text, stop=False, tokens=[piece.token_id], exit_layer=piece.exit_layer, tokens_predicted=made
+            content=piece.text, stop=False, tokens=[piece.token_id], tokens_predicted=made, **token_report(piece)
         )
         return [_event(token.model_dump(exclude_unset=True))]
 

@@ -15,7 +15,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from harness.serving.failures import ServingError
-from harness.serving.http.answers import early_exit_report, stream, whole
+from harness.serving.http.answers import early_exit_report, stream, token_report, whole
 from harness.serving.http.refusals import refusal
 from harness.serving.http.requests import Wanted, early_exit_of, submit
 from harness.serving.http.schemas.early_exit import EarlyExitReport
@@ -64,7 +64,7 @@ async def generate(request: Request, body: Generate) -> Response:
         if isinstance(piece, Finished):
             return [_last(service.model_name, piece.rest, piece) + b"\n"]
         token = Generated(
-            model=service.model_name, created_at=_now(), response=piece.text, done=False, exit_layer=piece.exit_layer
+            model=service.model_name, created_at=_now(), response=piece.text, done=False, **token_report(piece)
         )
         return [_json(token) + b"\n"]
 

@@ -12,12 +12,13 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from harness.serving.failures import InvalidRequestError, ServingError
-from harness.serving.http.answers import early_exit_report, stream_all, whole_all
+from harness.serving.http.answers import early_exit_report, stream_all, token_report, whole_all
 from harness.serving.http.refusals import refusal
 from harness.serving.http.requests import Wanted, early_exit_of, submit_all
 from harness.serving.http.schemas.early_exit import EarlyExitReport
@@ -186,13 +187,14 @@ class _Chunks:
         text = begin + (piece.text if isinstance(piece, Token) else piece.rest)
         self.sent[place] += len(text)
         if isinstance(piece, Token):
-            return self._chunks(place, text, _logprobs(self.asked, [piece], "", offset), piece.exit_layer)
+            return self._chunks(place, text, _logprobs(self.asked, [piece], "", offset), piece)
         self.endings.append(piece)
-        return self._chunks(place, text, None, None, piece) + self._end()
+        return self._chunks(place, text, None, piece) + self._end()
 
-    def _chunks(
-        self, place: int, text: str, logprobs: Logprobs | None, exit_layer: int | None, done: Finished | None = None
-    ) -> list[bytes]:
+    def _chunks(self, place: int, text: str, logprobs: Logprobs | None, piece: Token | Finished) -> list[bytes]:
+        done = piece if isinstance(piece, Finished) else None
+        nothing = {"exit_layer": None, "drafted_at": None, "accepted": None}
+        facts: Mapping[str, Any] = token_report(piece) if isinstance(piece, Token) else nothing
         return [
             self._event(
                 [
@@ -201,7 +203,7 @@ class _Chunks:
                         index=place * self.asked.copies + copy,
                         finish_reason=None if done is None else FINISH_REASONS[done.ending],
                         logprobs=logprobs,
-                        exit_layer=exit_layer,
+                        **facts,
                     )
                 ],
                 None if done is None else EarlyExitReport.model_validate(early_exit_report(done)),

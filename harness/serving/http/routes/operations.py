@@ -91,7 +91,14 @@ async def info(request: Request) -> dict[str, Any]:
                 "fingerprint": facts.fingerprint or None,
                 "base_fingerprint": facts.base_fingerprint or None,
             },
-            "default": {"strategy": default.name, "options": default.options},
+            "default": {
+                "strategy": default.name,
+                "options": default.options,
+                "decode": str(default.decode),
+                "draft_max": service.settings.draft_max,
+            },
+            "decode": list(service.settings.decodes),
+            "drafts": list(service.settings.sources),
             "strategies": [
                 {
                     "name": loaded.name,

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
 
 from harness.serving.failures import ServingError
-from harness.serving.http.answers import early_exit_report, stream, whole
+from harness.serving.http.answers import early_exit_report, stream, token_report, whole
 from harness.serving.http.refusals import refusal
 from harness.serving.http.requests import Wanted, early_exit_of, submit
 from harness.serving.http.schemas.early_exit import EarlyExitReport
@@ -159,7 +159,7 @@ def _token(token: Token, rest: str = "") -> TgiToken:
         text=token.text + rest,
         logprob=finite(token.logprob),
         special=token.special,
-        exit_layer=token.exit_layer,
+        **token_report(token),
     )
 
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from harness.serving.jobs import Ending
 
-__all__ = ["Answer", "EarlyExitReport"]
+__all__ = ["Accepted", "Answer", "DraftReport", "DraftedAt", "EarlyExitReport"]
 
 
 class Answer(BaseModel):
@@ -17,12 +17,49 @@ class Answer(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+DraftedAt = Annotated[
+    int | None,
+    Field(
+        description="Lossless: decoder layers that ran before a draft of this place was made, 0 where a draft source "
+        "proposed it; null without a draft, and of lossy decoding."
+    ),
+]
+
+Accepted = Annotated[
+    bool | None,
+    Field(
+        description="Lossless: whether the token is the draft's; else full depth said it, in place of the draft if "
+        "there was one. null of lossy decoding."
+    ),
+]
+
+
+class DraftReport(Answer):
+    """What became of the drafts of lossless decoding."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    drafted_at: Annotated[list[int | None], Field(description="For each token, see drafted_at of a token.")]
+    accepted: Annotated[list[bool], Field(description="For each token, see accepted of a token.")]
+    drafted_tokens: Annotated[int, Field(description="Discarded ones included.")]
+    accepted_tokens: Annotated[int, Field(description="Those that full depth agreed with.")]
+    verifications: Annotated[int, Field(description="Passes through all layers after prefill.")]
+    layers_discarded: Annotated[int, Field(description="Decoder layers run for drafted tokens that were discarded.")]
+    acceptance: Annotated[float | None, Field(description="Accepted of drafted tokens; null without any.")]
+    tokens_per_verification: Annotated[
+        float | None, Field(description="Tokens after prefill's per verification; null without any.")
+    ]
+
+
 class EarlyExitReport(Answer):
     """``x_early_exit``: the effective setting and what it did."""
 
     strategy: str
     options: Annotated[dict[str, str | int | float | bool | None], Field(description="Every option with its value.")]
     kv: Annotated[str, Field(description="What became of K,V of skipped layers.")]
+    decode: Annotated[str, Field(description="lossy, or lossless with its draft source: full depth's tokens.")]
+    draft_max: Annotated[int | None, Field(description="Longest draft; null of lossy decoding.")]
+    drafts: Annotated[DraftReport | None, Field(description="null of lossy decoding.")]
     num_layers: Annotated[int, Field(description="Decoder layers of the model.")]
     exit_layers: Annotated[list[int], Field(description="Decoder layers executed for each token.")]
     layers_executed: Annotated[int, Field(description="Their sum.")]

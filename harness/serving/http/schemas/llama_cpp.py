@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
-from harness.serving.http.schemas.early_exit import Answer, EarlyExitReport
+from harness.serving.http.schemas.early_exit import Accepted, Answer, DraftedAt, EarlyExitReport
 from harness.serving.http.schemas.values import Controls, Lenient
 
 __all__ = ["Asked", "Completed", "Completion", "Infill", "StopType", "Timings"]
@@ -107,6 +107,8 @@ class Completed(BaseModel):
     stop: Annotated[bool, Field(description="Whether this is the last.")] = False
     tokens: Annotated[list[int], Field(description="Of an event: its token.")] = Field(default_factory=list)
     exit_layer: Annotated[int | None, Field(description="Of an event: decoder layers executed for its token.")] = None
+    drafted_at: DraftedAt = None
+    accepted: Accepted = None
     model: str | None = None
     tokens_predicted: int | None = None
     tokens_evaluated: int | None = None

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from harness.serving.http.schemas.early_exit import Answer, EarlyExitReport
+from harness.serving.http.schemas.early_exit import Accepted, Answer, DraftedAt, EarlyExitReport
 from harness.serving.http.schemas.values import Controls, Lenient
 
 __all__ = ["DoneReason", "Generate", "Generated"]
@@ -53,6 +53,8 @@ class Generated(Answer):
     response: Annotated[str, Field(description="The completion, or what this line adds to it.")]
     done: bool
     exit_layer: Annotated[int | None, Field(description="Of a token: decoder layers executed for it.")] = None
+    drafted_at: DraftedAt = None
+    accepted: Accepted = None
     done_reason: Annotated[DoneReason | None, Field(description="A deadline is a length too.")] = None
     total_duration: Annotated[int | None, Field(description="Nanoseconds from arrival to the last token.")] = None
     load_duration: Annotated[int | None, Field(description="Always 0: the model is there.")] = None

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
-from harness.serving.http.schemas.early_exit import Answer, EarlyExitReport
+from harness.serving.http.schemas.early_exit import Accepted, Answer, DraftedAt, EarlyExitReport
 from harness.serving.http.schemas.prompts import MAX_PROMPTS
 from harness.serving.http.schemas.values import Controls, Lenient, Limit
 
@@ -130,6 +130,8 @@ class ChunkChoice(Answer):
     finish_reason: FinishReason | None
     logprobs: Logprobs | None
     exit_layer: Annotated[int | None, Field(description="Decoder layers executed for the token; null at the ending.")]
+    drafted_at: DraftedAt
+    accepted: Accepted
 
 
 class Chunk(Answer):

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from harness.serving.http.schemas.early_exit import Answer, EarlyExitReport
+from harness.serving.http.schemas.early_exit import Accepted, Answer, DraftedAt, EarlyExitReport
 from harness.serving.http.schemas.values import Controls, Lenient
 
 __all__ = ["Details", "FinishReason", "Generate", "Generation", "StreamDetails", "StreamEvent", "TgiToken"]
@@ -60,6 +60,8 @@ class TgiToken(Answer):
     logprob: Annotated[float | None, Field(description="Under the exit head that chose it.")]
     special: bool
     exit_layer: Annotated[int, Field(description="Decoder layers executed for it.")]
+    drafted_at: DraftedAt
+    accepted: Accepted
 
 
 class Details(Answer):

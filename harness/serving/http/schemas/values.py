@@ -38,13 +38,20 @@ Controls = Annotated[
     WithJsonSchema(
         {
             "description": "Early exit of this request: {strategy: NAME, option: value, …}, or 'NAME:option=value'. "
-            "GET /info lists strategies, options and limits. Without it the header X-Early-Exit, then the query's "
+            "GET /info lists strategies, options and limits. Beside them: decode, lossless (exits draft, full depth "
+            "verifies: its own tokens, in bursts) or lossy (what exits say); draft, a source that proposes tokens "
+            "first, as lookup; draft_max, the longest draft. Without it the header X-Early-Exit, then the query's "
             "early_exit, then the server's default counts.",
-            "examples": [{"threshold": 0.9}],
+            "examples": [{"threshold": 0.9, "decode": "lossless", "draft": "lookup", "draft_max": 8}],
             "anyOf": [
                 {
                     "type": "object",
-                    "properties": {"strategy": {"type": ["string", "null"]}},
+                    "properties": {
+                        "strategy": {"type": ["string", "null"]},
+                        "decode": {"type": ["string", "null"]},
+                        "draft": {"type": ["string", "null"]},
+                        "draft_max": {"type": ["integer", "string", "null"]},
+                    },
                     "additionalProperties": {"type": ["string", "number", "boolean", "null"]},
                 },
                 {"type": "string"},

@@ -1,0 +1,427 @@
+"""Lossless requests get full depth's tokens, in bursts, whoever decodes beside them."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any
+
+import httpx
+import pytest
+
+from harness.config.decode import parse_decode
+from harness.errors import ConfigError, OptionError, UnknownNameError
+from harness.registry import DRAFTS
+from harness.serving.config import ServeConfig
+from harness.serving.exit_settings import Settings
+from harness.serving.failures import GenerationError, InvalidRequestError
+from harness.serving.jobs import Finished, Job
+from harness.serving.service import Service
+from tests.serving.conftest import ready
+
+PROMPTS = ("def load_path(items):\n", "for item in", "x = 1\ny = ", "return merge(total, 'size')\n    ")
+STRATEGIES = ("random:probability=0.7", "fixed:layer=4", "fixed:layer=10", "confidence:threshold=0.2", "patience")
+LAYERS = 12
+
+
+@pytest.fixture(scope="module")
+def service(serve_config: Callable[..., ServeConfig]) -> Iterator[Service]:
+    with ready(serve_config(strategies=STRATEGIES, decode="lossless", batch_size=6)) as service:
+        yield service
+
+
+def job(service: Service, text: str = PROMPTS[0], tokens: int = 24, **given: Any) -> Job:
+    facts = {key: given.pop(key) for key in ("stop", "keep_stop", "generate_s", "seed") if key in given}
+    prompt = service.encode(text, None, truncate=False)
+    return Job(prompt, service.settings.resolve(given), tokens, **facts)
+
+
+async def collect(service: Service, wanted: Job) -> Finished:
+    *tokens, done = [piece async for piece in service.submit(wanted)]
+    assert isinstance(done, Finished)
+    assert tuple(tokens) == done.tokens
+    assert "".join(token.text for token in done.tokens) + done.rest == done.text
+    assert [token.last for token in done.tokens] == [False] * (len(tokens) - 1) + [True]
+    assert [token.index for token in done.tokens] == list(range(len(tokens)))
+    return done
+
+
+def alone(service: Service, wanted: Job) -> Any:
+    """The same request through the engine's closed batch, as its own strategy says, or at full depth."""
+    strategy = wanted.setting.strategy
+    if wanted.setting.lossless is not None:
+        strategy = service.settings.resolve({"strategy": "full"}).strategy
+    return service._worker._engine.decode(  # type: ignore[union-attr]
+        [wanted.prompt.token_ids], strategy, kv="recompute", max_new_tokens=[wanted.max_new_tokens],
+        seeds=[wanted.seed], eos_token_ids=service._tokenizer.eos_token_ids,
+    )[0]  # fmt: skip
+
+
+def ids(done: Finished) -> list[int]:
+    return [token.token_id for token in done.tokens]
+
+
+MIXED: list[dict[str, Any]] = [
+    {"strategy": "random"},
+    {"strategy": "fixed", "layer": 6, "draft_max": 3},
+    {"strategy": "random", "decode": "lossy"},
+    {"strategy": "full", "draft": "lookup", "draft_max": 5},
+    {"strategy": "fixed:layer=10", "decode": "lossless+lookup:n=2:least=1", "draft_max": 1},
+    {"strategy": "confidence", "decode": "lossy"},
+    {"strategy": "patience", "draft": "lookup:least=1"},
+    {"strategy": "full"},
+    {"strategy": "full", "decode": "lossy"},
+]
+
+
+def test_lossless_and_lossy_requests_decode_together(service: Service) -> None:
+    drawn = random.Random(3)
+    jobs = [
+        job(service, drawn.choice(PROMPTS) * drawn.randrange(1, 4), drawn.randrange(1, 40), seed=number, **how)
+        for number, how in enumerate(MIXED * 2)
+    ]
+
+    async def at_once() -> list[Finished]:
+        return await asyncio.gather(*(collect(service, wanted) for wanted in jobs))
+
+    endings = asyncio.run(at_once())
+    for wanted, done in zip(jobs, endings, strict=True):
+        expected = alone(service, wanted)
+        assert ids(done) == expected.token_ids
+        assert done.text == service._tokenizer.decode([t for t in expected.token_ids if t != 0])
+        assert done.ending == expected.finish_reason
+        assert (done.drafts is None) == (wanted.setting.lossless is None)
+        assert all(token.logprob <= 1e-6 for token in done.tokens)
+        assert 0 <= done.queue_s <= done.ttft_s <= done.total_s
+        if done.drafts is None:
+            assert [token.exit_layer for token in done.tokens] == expected.exit_layers
+            continue
+        assert {token.exit_layer for token in done.tokens} == {LAYERS}
+        assert done.drafts.drafted_at == tuple(token.drafted_at for token in done.tokens)
+        assert done.drafts.accepted == tuple(token.accepted for token in done.tokens)
+        kept = (len(done.tokens) - 1) * LAYERS
+        assert done.decode_layers == kept + done.drafts.layers_discarded
+    told = [done.drafts for done in endings if done.drafts is not None]
+    assert any(drafts.accepted_tokens for drafts in told)
+    replaced = [
+        at is not None and not kept
+        for drafts in told
+        for at, kept in zip(drafts.drafted_at, drafts.accepted, strict=True)
+    ]
+    assert any(replaced)
+    assert any(0 in drafts.drafted_at for drafts in told)
+    assert service.running == service.waiting == 0
+
+
+def test_log_probabilities_are_full_depth_s(service: Service) -> None:
+    wanted, plain = job(service, strategy="random"), job(service, strategy="full", decode="lossy")
+    drafted, full = (asyncio.run(collect(service, one)) for one in (wanted, plain))
+    assert [token.logprob for token in drafted.tokens] == pytest.approx(
+        [token.logprob for token in full.tokens], rel=1e-4
+    )
+
+
+def test_verified_tokens_come_in_bursts_and_nothing_else_is_shown(service: Service) -> None:
+    """All tokens of a verification have its time; between two of them nothing is delivered."""
+    wanted = job(service, tokens=40, strategy="fixed:layer=10", draft="lookup:least=1")
+    done = asyncio.run(collect(service, wanted))
+    assert done.drafts is not None
+    times = [token.time_s for token in done.tokens]
+    assert times == sorted(times)
+    assert len(set(times)) == 1 + done.drafts.verifications < len(times)
+    for before, token in pairwise(done.tokens):
+        if before.accepted is False:  # it ended its burst
+            assert token.time_s > before.time_s
+    assert done.drafts.tokens_per_verification == pytest.approx((len(times) - 1) / done.drafts.verifications)
+    assert done.drafts.acceptance == pytest.approx(sum(done.drafts.accepted) / done.drafts.drafted_tokens)
+
+
+@pytest.mark.parametrize("how", MIXED[:2] + MIXED[3:5], ids=str)
+def test_a_stop_text_ends_it_where_full_depth_s_ends(service: Service, how: dict[str, Any]) -> None:
+    free = asyncio.run(collect(service, job(service, tokens=30, strategy="full", decode="lossy")))
+    for place in range(1, 24, 4):
+        stop = free.text[place : place + 3]
+        for keep in (False, True):
+            ends = {"stop": (stop, "never"), "keep_stop": keep, "tokens": 30}
+            expected = asyncio.run(collect(service, job(service, strategy="full", decode="lossy", **ends)))
+            done = asyncio.run(collect(service, job(service, **how, **ends)))
+            assert (done.text, done.ending, ids(done)) == (expected.text, "stop", ids(expected))
+            assert [token.text for token in done.tokens] == [token.text for token in expected.tokens]
+
+
+def test_one_who_goes_away_in_mid_draft_leaves_nothing_behind(own: Callable[..., Service]) -> None:
+    service = own(batch_size=1, decode="lossless", strategies=("fixed:layer=4",))
+    expected = alone(service, job(service, PROMPTS[1], strategy="fixed"))
+    batch: Any = service._worker._batch  # type: ignore[union-attr]
+    waiting = list[int]()
+    free = service._worker._free  # type: ignore[union-attr]
+
+    def noted(row: int) -> Any:
+        waiting.append(len(service._worker._tally[row].draft))  # type: ignore[union-attr]
+        return free(row)
+
+    service._worker._free = noted  # type: ignore[union-attr,method-assign]
+    step = batch.step
+
+    async def scene() -> Finished:
+        ticket = service.submit(job(service, tokens=40, draft_max=16))
+
+        def until_it_drafts() -> None:
+            step()
+            if len(service._worker._tally[0].draft) == 3:  # type: ignore[union-attr]
+                ticket.cancel()
+
+        batch.step = until_it_drafts
+        await anext(aiter(ticket))
+        return await collect(service, job(service, PROMPTS[1]))
+
+    done = asyncio.run(scene())
+    assert waiting == [3, 0]
+    assert ids(done) == expected.token_ids
+
+
+def test_a_deadline_ends_it_behind_a_verified_token(own: Callable[..., Service]) -> None:
+    service = own(batch_size=1, decode="lossless", strategies=("fixed:layer=4",))
+    expected = alone(service, job(service, "x(\n" * 9, tokens=40)).token_ids
+    done = asyncio.run(collect(service, job(service, "x(\n" * 9, tokens=40, generate_s=0.0)))
+    assert ids(done) == expected[: len(done.tokens)]
+    service.config = service.config.model_copy(update={"deadline_s": 0.1})
+    step = service._worker._batch.step  # type: ignore[union-attr]
+    service._worker._batch.step = lambda: (time.sleep(0.02), step())  # type: ignore[union-attr,method-assign]
+    late = asyncio.run(collect(service, job(service, "x(\n" * 9, tokens=40)))
+    assert late.ending == "deadline"
+    assert ids(late) == expected[: len(late.tokens)]
+    assert 1 <= len(late.tokens) < 40
+
+
+def test_it_is_lossless_unless_told_otherwise(serve_config: Callable[..., ServeConfig]) -> None:
+    config = ServeConfig()
+    assert (config.decode, config.draft_max, config.kv) == ("lossless", 16, "recompute")
+
+
+@pytest.mark.parametrize("kv", ["propagate", "skip", "none"])
+def test_a_policy_under_which_nothing_waits_is_refused(
+    serve_config: Callable[..., ServeConfig], own: Callable[..., Service], kv: str
+) -> None:
+    with pytest.raises(OptionError, match=f"under --kv {kv} none do. Use --kv recompute, or --decode lossy"):
+        Service(serve_config(kv=kv, decode="lossless"))
+    settings = own(kv=kv).settings
+    assert (settings.decodes, settings.sources) == (("lossy",), ())
+    with pytest.raises(InvalidRequestError, match=f"under --kv {kv} none do. Use --kv recompute") as error:
+        settings.resolve({"decode": "lossless"})
+    assert error.value.status == 422
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"decode": "loseless"}, "cannot be read. Did you mean 'lossless'"),
+        ({"decode": 3}, "decode = '3' cannot be read"),
+        ({"draft": "lokup"}, "unknown draft source 'lokup'. Did you mean 'lookup'"),
+        ({"draft": "lookup:m=3"}, "draft source 'lookup' has no option 'm'"),
+        ({"draft": "lookup:n=99"}, "lookup:n=99 is not allowed"),
+        ({"draft": "lookup", "decode": "lossy"}, r"needs to be verified. Write lossless\+lookup"),
+        ({"draft": "lookup", "decode": "lossless+lookup:n=2"}, "Give one"),
+        ({"draft_max": 0}, "draft_max = 0 is not allowed: .*greater than or equal to 1"),
+        ({"draft_max": 1e6}, "draft_max = 1000000.0 is not allowed: .*less than or equal to 256"),
+        ({"draft_max": "many"}, "draft_max = many is not allowed"),
+        ({"draft_max": 3, "decode": "lossy"}, "this is lossy. Add decode = lossless"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(service: Service, given: dict[str, Any], words: str) -> None:
+    with pytest.raises(InvalidRequestError, match=words) as error:
+        service.settings.resolve(given)
+    assert str(error.value).startswith("early_exit: ")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "decode", "most"),
+    [
+        ({}, "lossless+lookup:n=4", 7),
+        ({"strategy": "full"}, "lossless+lookup:n=4", 7),
+        ({"draft_max": "3"}, "lossless+lookup:n=4", 3),
+        ({"decode": "lossless"}, "lossless", 7),
+        ({"decode": "lossless", "draft": "lookup"}, "lossless+lookup", 7),
+        ({"draft": "lookup:k=2", "draft_max": 2}, "lossless+lookup:k=2", 2),
+        ({"decode": "lossy"}, "lossy", None),
+    ],
+)
+def test_what_a_request_leaves_out_is_the_server_s(
+    service: Service, given: dict[str, Any], decode: str, most: int | None
+) -> None:
+    settings = Settings(STRATEGIES, service.info, parse_decode("lossless+lookup:n=4"), 7)
+    setting = settings.resolve(given)
+    assert str(setting.decode) == decode
+    assert (setting.lossless and setting.lossless.most) == most
+
+
+@pytest.mark.parametrize(
+    ("decode", "error"),
+    [("loseless", ConfigError), ("lossless+lokup", UnknownNameError), ("lossless+lookup:n=0", OptionError)],
+)
+def test_a_server_that_cannot_decode_so_is_refused_by_its_configuration(decode: str, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        ServeConfig.build({"decode": decode})
+
+
+def test_a_draft_source_that_fails_takes_nobody_with_it(
+    own: Callable[..., Service], plug_in: Callable[..., None]
+) -> None:
+    plug_in(
+        "moody",
+        """
+        from harness.contracts import DraftRule
+
+        @dataclass(frozen=True)
+        class Outside(DraftRule):
+            says: int = 0
+            file: str = ""
+
+            def start(self, model, batch):
+                return self
+
+            def propose(self, draft, most):
+                if len(draft.token_ids) < 3:
+                    return []
+                if self.says:
+                    return [self.says]
+                raise ValueError("not today")
+        """,
+        DRAFTS,
+    )
+    service = own(decode="lossless", strategies=("random:probability=0.7",))
+    jobs = [job(service), job(service, draft="moody"), job(service, draft="moody:says=999999"), job(service)]
+
+    async def scene() -> list[Any]:
+        return await asyncio.gather(*(collect(service, wanted) for wanted in jobs), return_exceptions=True)
+
+    first, error, foreign, last = asyncio.run(scene())
+    assert ids(first) == ids(last) == alone(service, jobs[0]).token_ids
+    assert isinstance(error, GenerationError)
+    assert "not today" in str(error)
+    assert isinstance(foreign, GenerationError)
+    assert "proposed [999999]" in str(foreign)
+    with pytest.raises(InvalidRequestError, match="a request cannot set 'file' of moody"):
+        service.settings.resolve({"draft": "moody:file=/etc/passwd"})
+
+
+def test_a_strategy_may_end_its_drafts(own: Callable[..., Service], plug_in: Callable[..., None]) -> None:
+    plug_in(
+        "short",
+        """
+        from harness.contracts import DraftRule
+
+        class Rule(DraftRule):
+            def should_exit(self, view):
+                return torch.ones(len(view.rows), dtype=torch.bool)
+
+            def verify_now(self, draft):
+                return len(draft.tokens) == 2
+
+        @dataclass(frozen=True)
+        class Outside(Strategy):
+            def start(self, model, batch):
+                return Rule()
+
+            def should_exit(self, view): ...
+        """,
+    )
+    service = own(decode="lossless", strategies=("short",))
+    wanted = job(service)
+    done = asyncio.run(collect(service, wanted))
+    assert ids(done) == alone(service, wanted).token_ids
+    assert done.drafts is not None
+    assert done.drafts.drafted_tokens <= 2 * done.drafts.verifications
+
+
+# --------------------------------------------------------------------------------------------------------- over HTTP
+
+
+@pytest.fixture(scope="module")
+def url(serve_config: Callable[..., ServeConfig]) -> Iterator[str]:
+    from tests.serving.conftest import serving
+
+    with serving(serve_config(strategies=STRATEGIES, decode="lossless+lookup", draft_max=6)) as running:
+        yield running.url
+
+
+DIALECTS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "/generate": lambda early: {"inputs": PROMPTS[0], "parameters": {"max_new_tokens": 20, "early_exit": early}},
+    "/v1/completions": lambda early: {"prompt": PROMPTS[0], "max_tokens": 20, "early_exit": early},
+    "/api/generate": lambda early: {
+        "prompt": PROMPTS[0], "stream": False, "options": {"num_predict": 20}, "early_exit": early,
+    },
+    "/completion": lambda early: {"prompt": PROMPTS[0], "n_predict": 20, "early_exit": early},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", DIALECTS)
+def test_every_dialect_reports_the_same_facts(url: str, path: str) -> None:
+    def report(**early: Any) -> tuple[str, dict[str, Any]]:
+        answer = httpx.post(url + path, json=DIALECTS[path](early)).raise_for_status().json()
+        texts = [answer.get(key) for key in ("generated_text", "response", "content")]
+        text = next((text for text in texts if text), None) or answer["choices"][0]["text"]
+        return text, answer["x_early_exit"]
+
+    text, told = report(strategy="random")
+    assert (told["decode"], told["draft_max"]) == ("lossless+lookup", 6)
+    drafts = told["drafts"]
+    assert len(drafts["drafted_at"]) == len(drafts["accepted"]) == len(told["exit_layers"])
+    assert drafts["accepted_tokens"] == sum(drafts["accepted"]) <= drafts["drafted_tokens"]
+    assert drafts["acceptance"] == pytest.approx(drafts["accepted_tokens"] / drafts["drafted_tokens"])
+    assert drafts["tokens_per_verification"] == pytest.approx((len(drafts["accepted"]) - 1) / drafts["verifications"])
+    assert set(told["exit_layers"]) == {LAYERS}
+    again, lossy = report(strategy="full", decode="lossy")
+    assert (lossy["decode"], lossy["draft_max"], lossy["drafts"]) == ("lossy", None, None)
+    assert again == text
+
+
+@pytest.mark.parametrize("path", ["/generate_stream", "/v1/completions", "/api/generate", "/completion"])
+def test_every_dialect_streams_what_became_of_each_token(url: str, path: str) -> None:
+    import json
+
+    body = DIALECTS["/generate" if path == "/generate_stream" else path]({"strategy": "random"}) | {"stream": True}
+    lines = [line.removeprefix("data:") for line in httpx.post(url + path, json=body).text.splitlines() if line]
+    events = [json.loads(line) for line in lines if line.strip() != "[DONE]"]
+    (report,) = [event["x_early_exit"] for event in events if event.get("x_early_exit")]
+    tokens = [event.get("token") or (event.get("choices") or [event])[0] for event in events]
+    told = [(one["drafted_at"], one["accepted"]) for one in tokens if one.get("exit_layer")]
+    assert told == list(zip(report["drafts"]["drafted_at"], report["drafts"]["accepted"], strict=True))
+
+
+def test_a_refusal_has_its_status_and_its_remedy(url: str) -> None:
+    answer = httpx.post(f"{url}/generate", json=DIALECTS["/generate"]({"decode": "greedy"}))
+    assert answer.status_code == 422
+    assert "Write lossy, lossless, or lossless+SOURCE" in answer.json()["error"]
+    headers = {"X-Early-Exit": "fixed:layer=6:decode=lossless:draft=lookup:draft_max=2"}
+    body = {"inputs": PROMPTS[0], "parameters": {"max_new_tokens": 4}}
+    told = httpx.post(f"{url}/generate", json=body, headers=headers).json()["x_early_exit"]
+    assert (told["strategy"], told["decode"], told["draft_max"]) == ("fixed", "lossless+lookup", 2)
+
+
+def test_what_is_offered_is_described_and_what_was_drafted_is_counted(url: str) -> None:
+    told = httpx.get(f"{url}/info").json()["early_exit"]
+    assert told["default"] == {
+        "strategy": "random", "options": told["default"]["options"], "decode": "lossless+lookup", "draft_max": 6,
+    }  # fmt: skip
+    assert told["decode"] == ["lossless", "lossy"]
+    assert "lookup" in told["drafts"]
+
+    def counted(name: str) -> float:
+        lines = httpx.get(f"{url}/metrics").text.splitlines()
+        found = [line for line in lines if line.startswith(f'early_exit_{name}_total{{strategy="patience"}}')]
+        return float(found[0].split()[-1]) if found else 0.0
+
+    body = DIALECTS["/generate"]({"strategy": "patience"})
+    drafts = httpx.post(f"{url}/generate", json=body).json()["x_early_exit"]["drafts"]
+    for name, fact in (
+        ("drafted_tokens", "drafted_tokens"),
+        ("accepted_tokens", "accepted_tokens"),
+        ("verifications", "verifications"),
+        ("layers_discarded", "layers_discarded"),
+    ):
+        assert counted(name) == drafts[fact]
