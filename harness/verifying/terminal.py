@@ -51,7 +51,7 @@ def verdict(found: Certificate) -> str:
     if found.defects:
         return f"not exact: {found.defects} of {places:,} places differ by more than rounding explains"
     reported = sorted({claim.weights_format for claim in found.claims if not claim.judged})
-    more = f"; nothing is promised of {', '.join(reported)}" if reported else ""
+    more = f"; counted, not judged: {', '.join(reported)} against float32" if reported else ""
     if not judged:
         return f"nothing to certify{more}"
     return f"exact at {places:,} places but for {ties} near-tie{'' if ties == 1 else 's'}{more}"
