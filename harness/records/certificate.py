@@ -20,28 +20,28 @@ class TokenDifference(Record):
     Attributes:
         sample_id: of the prompt.
         place: which new token, from 1.
-        token, other: the reference's token, and the one found instead.
-        logit, other_logit: the reference's logits of both.
+        token, other: the reference's token, and the one found instead; ``None`` where a completion had ended.
+        logit, other_logit: the reference's logits of both; ``None`` where one of them has none.
         bound: how far apart rounding may bring or take two such logits, in logits.
     """
 
     sample_id: str
     place: Positive
-    token: Count
-    other: Count
-    logit: float
-    other_logit: float
+    token: Count | None
+    other: Count | None
+    logit: float | None
+    other_logit: float | None
     bound: float = Field(ge=0)
 
     @property
-    def gap(self) -> float:
-        """How far apart the reference has the two, in logits."""
-        return abs(self.logit - self.other_logit)
+    def gap(self) -> float | None:
+        """How far apart the reference has the two, in logits; ``None`` where there are no two."""
+        return None if self.logit is None or self.other_logit is None else abs(self.logit - self.other_logit)
 
     @property
     def near_tie(self) -> bool:
         """Whether rounding explains the difference."""
-        return self.gap <= self.bound
+        return self.gap is not None and self.gap <= self.bound
 
 
 class Claim(Record):

@@ -7,6 +7,7 @@ that its first difference is the last that is compared.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -101,6 +102,35 @@ class Reference:
             for place, other in others
         ]
 
+    def follow(
+        self, written: Sequence[Completion], others: Sequence[Completion]
+    ) -> tuple[int, tuple[TokenDifference, ...]]:
+        """Compare completions up to their first difference; return how many places that are, and the differences.
+
+        Args:
+            written: by the reference.
+            others: of the same prompts, decoded in another way.
+        """
+        places, found = 0, list[TokenDifference]()
+        for one, other in zip(written, others, strict=True):
+            pairs = enumerate(itertools.zip_longest(one.tokens, other.tokens), start=1)
+            first = next(((place, token, instead) for place, (token, instead) in pairs if token != instead), None)
+            places += len(one.tokens) if first is None else first[0]
+            if first is not None:
+                place, token, instead = first
+                if token is None or instead is None:
+                    found.append(_ended(one, place, token, instead))
+                else:
+                    found += self.differences(one, [(place, instead)])
+        return places, tuple(found)
+
+
+def _ended(written: Completion, place: int, token: int | None, other: int | None) -> TokenDifference:
+    """Return the difference of a completion that ended where another goes on: no two logits explain it."""
+    return TokenDifference(
+        sample_id=written.sample.sample_id, place=place, token=token, other=other, logit=None, other_logit=None, bound=0
+    )
+
 
 def verify_format(
     name: str, engine: Engine, float32: Engine, written: Sequence[Completion], seed: int, step: Step
@@ -151,14 +181,7 @@ def verify_batches(
     """
     facts = WEIGHTS_FORMATS.load(name).facts
     reference = Reference(engine, FLOAT32_ERROR if facts.invariant else product_error(facts), seed)
-    found: list[TokenDifference] = []
-    places = 0
-    for one, other in zip(alone, batched, strict=True):
-        first = next(
-            (at for at, pair in enumerate(zip(one.tokens, other.tokens, strict=False)) if pair[0] != pair[1]), None
-        )
-        places += len(one.tokens) if first is None else first + 1
-        found += reference.differences(one, [] if first is None else [(first + 1, other.tokens[first])])
+    places, differences = reference.follow(alone, batched)
     return Claim(
         weights_format=name,
         accuracy=facts.accuracy,
@@ -166,5 +189,5 @@ def verify_batches(
         batch_size=size,
         judged=facts.invariant or facts.accuracy != "lossy",
         places=places,
-        differences=tuple(found),
+        differences=differences,
     )

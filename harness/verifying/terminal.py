@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from rich import box
@@ -25,7 +26,7 @@ def render(found: Certificate) -> RenderableType:
     )
     table = _table("format", "claim", "places", "equal", "ties", "beyond", "gap", "")
     for claim in found.claims:
-        widest = max((one.gap for one in claim.differences), default=None)
+        widest = max((one.gap for one in claim.differences if one.gap is not None), default=None)
         table.add_row(
             Line(claim.weights_format),
             Line(claim.what),
@@ -50,7 +51,7 @@ def verdict(found: Certificate) -> str:
     if found.defects:
         return f"not exact: {found.defects} of {places:,} places differ by more than rounding explains"
     reported = sorted({claim.weights_format for claim in found.claims if not claim.judged})
-    more = f"; nothing is promised of {', '.join(reported)}" if reported else ""
+    more = f"; counted, not judged: {', '.join(reported)} against float32" if reported else ""
     if not judged:
         return f"nothing to certify{more}"
     return f"exact at {places:,} places but for {ties} near-tie{'' if ties == 1 else 's'}{more}"
@@ -76,9 +77,9 @@ def _listed(found: Certificate) -> Iterator[RenderableType]:
         for one in sorted(claim.differences, key=_rank)[:LISTED]:
             table.add_row(
                 Line(one.sample_id),
-                *(str(number) for number in (one.place, one.token, one.other)),
-                f"{one.logit:.3f} {one.other_logit:.3f}",
-                *(f"{number:.2g}" for number in (one.gap, one.bound)),
+                *("end" if number is None else str(number) for number in (one.place, one.token, one.other)),
+                " ".join("–" if logit is None else f"{logit:.3f}" for logit in (one.logit, one.other_logit)),
+                *("–" if number is None else f"{number:.2g}" for number in (one.gap, one.bound)),
                 "tie" if one.near_tie else "beyond",
             )
         yield table
@@ -87,12 +88,13 @@ def _listed(found: Certificate) -> Iterator[RenderableType]:
 
 
 def _rank(one: TokenDifference) -> float:
-    return -one.gap
+    return -math.inf if one.gap is None else -one.gap
 
 
 def _table(*columns: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
     for column in columns:
-        text = column in ("format", "claim", "prompt", "")
-        table.add_column(column, justify="left" if text else "right", no_wrap=True)
+        words = column in ("claim", "prompt")
+        left = words or column in ("format", "")
+        table.add_column(column, justify="left" if left else "right", no_wrap=not words, overflow="fold")
     return table

@@ -163,6 +163,17 @@ def test_a_batch_is_compared_up_to_its_first_difference(llama: Any, written: lis
     assert len(claim.defects) == 1
 
 
+@pytest.mark.parametrize("cut", [True, False])
+def test_a_completion_that_ends_too_early_or_too_late_is_a_defect(
+    llama: Any, written: list[Completion], cut: bool
+) -> None:
+    long, short = written, [replace(written[0], tokens=written[0].tokens[:5]), *written[1:]]
+    alone, batched = (long, short) if cut else (short, long)
+    (found,) = verify_batches("float32", llama.engine, alone, batched, 3, 0).defects
+    assert (found.place, found.gap) == (6, None)
+    assert (found.token, found.other) == ((long[0].tokens[5], None) if cut else (None, long[0].tokens[5]))
+
+
 @pytest.mark.parametrize("name", sorted(NEAR_EXACT))
 def test_every_family_is_certified(case: Any, name: str, prompts: list[list[int]]) -> None:
     from harness.decoding.packing import pack
@@ -213,6 +224,7 @@ def test_the_terminal_lists_the_widest_and_says_how_many_more(claim: Callable[..
     console = Console(width=80, record=True, file=open("/dev/null", "w", encoding="utf-8"))  # noqa: SIM115
     console.print(render(certificate))
     text = console.export_text()
+    assert "…" not in text
     assert "7.5" in text
     assert "and 6 with narrower gaps" in text
     assert "not exact: 1 of 100 places" in text
