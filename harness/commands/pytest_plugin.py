@@ -155,7 +155,7 @@ def _item(run: RecordedRun, cell: Measured) -> str:
     """Task, protocol, how it decoded, operating point; the policy is not told twice where the run compares several."""
     kv, rate = cell.regime.kv, run.manifest.config.get("arrival_rate")
     how = f"{kv}-batch{cell.regime.batch_size}{f'-rate{rate:g}' if rate else ''}"
-    return _line(f"{cell.task.name}-{cell.task.protocol}-{how}[{cell.point.name.removesuffix(f'@{kv}')}]")
+    return _line(f"{cell.task.name}-{cell.task.protocol}-{how}[{cell.point.name.replace(f'@{kv}', '')}]")
 
 
 def _line(text: str) -> str:

@@ -387,11 +387,12 @@ def _about_formats(manifest: Manifest, cells: Sequence[Measured]) -> Iterator[st
     near = [name for name in model.formats if model.stored(name).keeps_tokens]
     for name, tasks in chosen.items():
         on = f" on {', '.join(tasks)}" if len(chosen) > 1 else ""
-        why = f"the fastest here of {', '.join(near)}" if len(near) > 1 else "the one format here"
-        keep = "keep" if len(near) > 1 else "keeps"
+        which = (
+            f"the fastest of those ({', '.join(near)}) that keep" if len(near) > 1 else "the only one here that keeps"
+        )
         yield (
-            f"what is stated over fastest is over {name}{on}: {why} that {keep} the tokens of the model as it was "
-            "read, near-ties apart. It says what format and strategy give together."
+            f"what is stated over fastest is over {name}{on}: its format is {which} the tokens of the model as it was "
+            "read, near-ties apart. That is what format and strategy give together."
         )
     if not chosen:
         yield (

@@ -87,8 +87,9 @@ def write(folder: Path, made: Any, number: int) -> None:
     manifest["config"] |= {"kv": "propagate", "batch_size": 1}
     manifest["run"] = ""  # a run without seals, which anybody may have written
     manifest["operating_points"][0]["strategy"] = "full"
+    manifest["model"]["weights_format"] = HOSTILE
     for point in manifest["operating_points"]:
-        point["artefacts"] = {f"{HOSTILE}x": "ef" * 32}
+        point |= {"artefacts": {f"{HOSTILE}x": "ef" * 32}, "weights_format": HOSTILE}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     for name, records in (("samples", made.samples), ("windows", made.windows)):
         lines = [poisoned(json.loads(record.model_dump_json())) for record in records]

@@ -72,7 +72,7 @@ def test_the_fastest_is_found_by_windows_among_formats_that_keep_tokens(build: A
     assert values(summary, "speedup") == [1, 1, 1]
     notes = " ".join(summary.notes)
     near = ", ".join(name for name in formats if name != "int8")
-    assert f"over full@fp16: the fastest here of {near} that keep the tokens" in notes
+    assert f"over full@fp16: its format is the fastest of those ({near}) that keep the tokens" in notes
 
 
 def test_where_no_format_keeps_tokens_there_is_nothing_to_be_over(build: Any) -> None:
