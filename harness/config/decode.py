@@ -18,6 +18,7 @@ from harness.registry import DRAFTS, KV_POLICIES
 
 __all__ = [
     "DRAFT_MAX",
+    "LONGEST_DRAFT",
     "LOSSY",
     "DecodeSpec",
     "DecodeText",
@@ -52,6 +53,9 @@ class DecodeSpec:
 
 
 LOSSY = DecodeSpec()
+
+LONGEST_DRAFT = 256
+"""Tokens of a draft, whatever is asked for."""
 
 DRAFT_MAX = Lossless().most
 """Tokens of a draft at most, unless something else is asked for."""
@@ -138,5 +142,5 @@ def _buildable(text: str) -> str:
 DecodeText: TypeAlias = Annotated[str, AfterValidator(_buildable)]
 """A decode spec in a configuration, checked."""
 
-DraftMax: TypeAlias = Annotated[int, Field(ge=1, le=256)]
+DraftMax: TypeAlias = Annotated[int, Field(ge=1, le=LONGEST_DRAFT)]
 """Tokens of a draft at most."""
