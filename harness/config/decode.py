@@ -22,6 +22,7 @@ __all__ = [
     "LOSSY",
     "DecodeSpec",
     "DecodeText",
+    "DraftHead",
     "DraftMax",
     "build_decode",
     "check_defers",
@@ -141,6 +142,14 @@ def _buildable(text: str) -> str:
 
 DecodeText: TypeAlias = Annotated[str, AfterValidator(_buildable)]
 """A decode spec in a configuration, checked."""
+
+DraftHead: TypeAlias = Annotated[
+    str,
+    Field(
+        description="What reads the tokens that exits draft: full, NAME or NAME/SIZE of `harness list heads`, or auto, "
+        "a trained one if the model has it. Verification reads the LM head."
+    ),
+]
 
 DraftMax: TypeAlias = Annotated[int, Field(ge=1, le=LONGEST_DRAFT)]
 """Tokens of a draft at most."""
