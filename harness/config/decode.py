@@ -18,9 +18,11 @@ from harness.registry import DRAFTS, KV_POLICIES
 
 __all__ = [
     "DRAFT_MAX",
+    "LONGEST_DRAFT",
     "LOSSY",
     "DecodeSpec",
     "DecodeText",
+    "DraftHead",
     "DraftMax",
     "build_decode",
     "check_defers",
@@ -52,6 +54,9 @@ class DecodeSpec:
 
 
 LOSSY = DecodeSpec()
+
+LONGEST_DRAFT = 256
+"""Tokens of a draft, whatever is asked for."""
 
 DRAFT_MAX = Lossless().most
 """Tokens of a draft at most, unless something else is asked for."""
@@ -138,5 +143,13 @@ def _buildable(text: str) -> str:
 DecodeText: TypeAlias = Annotated[str, AfterValidator(_buildable)]
 """A decode spec in a configuration, checked."""
 
-DraftMax: TypeAlias = Annotated[int, Field(ge=1, le=256)]
+DraftHead: TypeAlias = Annotated[
+    str,
+    Field(
+        description="What reads the tokens that exits draft: full, NAME or NAME/SIZE of `harness list heads`, or auto, "
+        "a trained one if the model has it. Verification reads the LM head."
+    ),
+]
+
+DraftMax: TypeAlias = Annotated[int, Field(ge=1, le=LONGEST_DRAFT)]
 """Tokens of a draft at most."""

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Self, TypeAlias
 
 from pydantic import Field, PlainSerializer, PlainValidator, ValidationInfo, field_validator, model_validator
 
-from harness.config.decode import DRAFT_MAX, DraftMax, parse_decode
+from harness.config.decode import DRAFT_MAX, DraftHead, DraftMax, parse_decode
 from harness.config.model import DEFAULT_MODEL, Folder, ModelConfiguration, ModelName, Placeholder, Seed, TaskName
 from harness.config.registered import registered
 from harness.config.strategies import StrategySpec, as_strategy, parse_all, spec_of
@@ -79,11 +79,7 @@ class RunConfig(ModelConfiguration):
         "come out; lossless+SOURCE[:option=value]… asks a draft source of `harness list drafts` first. A comma list "
         "compares; what follows a strategy after @ goes for that one.",
     )
-    draft_head: str = Field(
-        default="auto",
-        description="What reads the tokens that exits draft: full, NAME or NAME/SIZE of `harness list heads`, "
-        "or auto, a trained one if the model has it. Verification reads the LM head.",
-    )
+    draft_head: DraftHead = "auto"
     draft_max: DraftMax = Field(default=DRAFT_MAX, description="Tokens of a draft at most, lossless.")
     weights_format: str | tuple[str, ...] = Field(  # type: ignore[assignment]  # a list is for runs alone
         default="auto",

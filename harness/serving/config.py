@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from harness.config.decode import DRAFT_MAX, DecodeText, DraftMax
+from harness.config.decode import DRAFT_MAX, DecodeText, DraftHead, DraftMax
 from harness.config.model import File, ModelConfiguration, OperatingPoint, Placeholder
 from harness.config.registered import KVName
 from harness.contracts import ModelInfo, Strategy
@@ -36,6 +36,7 @@ class ServeConfig(ModelConfiguration):
         "bursts), lossless+SOURCE[:option=value]… (a source of `harness list drafts` proposes first), or lossy (what "
         "exits say).",
     )
+    draft_head: DraftHead = "auto"
     draft_max: DraftMax = Field(
         default=DRAFT_MAX, description="Tokens that lossless decoding drafts before it verifies."
     )

@@ -22,6 +22,7 @@ from harness.config.decode import (
 from harness.config.options import effective_options, option_facts, option_range, option_value
 from harness.contracts import KVPolicy, ModelInfo, Strategy
 from harness.errors import ConfigError, HarnessError, did_you_mean
+from harness.models.heads import draft_head as found_draft_head
 from harness.registry import DRAFTS, KV_POLICIES
 from harness.running.operating_points import build_all, drafting, operating_point, usable
 from harness.serving.failures import InvalidRequestError
@@ -67,6 +68,7 @@ class Settings:
         decode: of requests that do not say.
         draft_max: tokens of a draft at most, of such requests.
         kv: the server's KV policy.
+        draft_head: what reads the tokens that exits draft.
 
     Attributes:
         loaded: what requests may name, the default first.
@@ -86,8 +88,9 @@ class Settings:
         decode: DecodeSpec = LOSSY,
         draft_max: int = DRAFT_MAX,
         kv: str = Strategy.default_kv,
+        draft_head: str = "auto",
     ) -> None:
-        self._info, self._kv = info, kv
+        self._info, self._kv, self._draft_head = info, kv, str(found_draft_head(draft_head, info))
         self._decode, self.draft_max = decode, draft_max
         policy: type[KVPolicy] = KV_POLICIES.load(kv)
         self.decodes = ("lossless", "lossy") if policy.facts.defers else ("lossy",)
@@ -179,7 +182,7 @@ class Settings:
             operating_point(StrategySpec(name), strategy, self._info)
             told = effective_options(strategy)
             left_out = strategy.trained_defaults(self._info)
-            lossless = drafting(decode, draft_max, "auto", strategy, self._info)
+            lossless = drafting(decode, draft_max, self._draft_head, strategy, self._info)
         except HarnessError as error:
             raise InvalidRequestError(f"early_exit: {error}") from None
         settable = _settable(type(strategy))

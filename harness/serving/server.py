@@ -143,7 +143,7 @@ async def _watch(server: _Server, service: Service, url: str, say: Callable[[str
         default = ":".join([setting.name, *(f"{name}={_short(value)}" for name, value in setting.options.items())])
         say(
             f"ready after {time.perf_counter() - start:.1f} s: {service.model_name} ({service.info.weights}, "
-            f"{service.dtype} on {service.device}), default strategy {default}"
+            f"{service.dtype} on {service.device}), default strategy {default}, {setting.decode}"
         )
     while service.state != "failed":
         await asyncio.sleep(TICK_S)

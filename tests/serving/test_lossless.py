@@ -259,6 +259,18 @@ def test_what_a_request_leaves_out_is_the_server_s(
     assert (setting.lossless and setting.lossless.most) == most
 
 
+def test_a_cheap_head_may_read_drafts(own: Callable[..., Service]) -> None:
+    service = own(decode="lossless", draft_head="int8", strategies=("random:probability=0.7",))
+    wanted = job(service)
+    assert str(wanted.setting.lossless.head) == "int8"  # type: ignore[union-attr]
+    done = asyncio.run(collect(service, wanted))
+    assert ids(done) == alone(service, wanted).token_ids
+    assert done.drafts is not None
+    assert done.drafts.drafted_tokens > 0
+    with pytest.raises(UnknownNameError, match="^unknown head 'int9'. Did you mean 'int8'"):
+        Settings(STRATEGIES, service.info, parse_decode("lossless"), draft_head="int9")
+
+
 @pytest.mark.parametrize(
     ("decode", "error"),
     [("loseless", ConfigError), ("lossless+lokup", UnknownNameError), ("lossless+lookup:n=0", OptionError)],
@@ -368,7 +380,7 @@ def test_every_dialect_reports_the_same_facts(url: str, path: str) -> None:
         return text, answer["x_early_exit"]
 
     text, told = report(strategy="random")
-    assert (told["decode"], told["draft_max"]) == ("lossless+lookup", 6)
+    assert (told["decode"], told["draft_max"], told["draft_head"]) == ("lossless+lookup", 6, "full")
     drafts = told["drafts"]
     assert len(drafts["drafted_at"]) == len(drafts["accepted"]) == len(told["exit_layers"])
     assert drafts["accepted_tokens"] == sum(drafts["accepted"]) <= drafts["drafted_tokens"]
@@ -376,7 +388,7 @@ def test_every_dialect_reports_the_same_facts(url: str, path: str) -> None:
     assert drafts["tokens_per_verification"] == pytest.approx((len(drafts["accepted"]) - 1) / drafts["verifications"])
     assert set(told["exit_layers"]) == {LAYERS}
     again, lossy = report(strategy="full", decode="lossy")
-    assert (lossy["decode"], lossy["draft_max"], lossy["drafts"]) == ("lossy", None, None)
+    assert (lossy["decode"], lossy["draft_max"], lossy["draft_head"], lossy["drafts"]) == ("lossy", None, None, None)
     assert again == text
 
 

@@ -142,13 +142,14 @@ class _Stream(StreamingResponse):
 
 def early_exit_report(done: Finished) -> dict[str, Any]:
     """Return ``x_early_exit``: the effective setting and what it did, per token and in all."""
-    layers = [token.exit_layer for token in done.tokens]
+    layers, lossless = [token.exit_layer for token in done.tokens], done.setting.lossless
     return {
         "strategy": done.setting.name,
         "options": {name: _plain(value) for name, value in done.setting.options.items()},
         "kv": done.kv,
         "decode": str(done.setting.decode),
-        "draft_max": None if done.setting.lossless is None else done.setting.lossless.most,
+        "draft_max": None if lossless is None else lossless.most,
+        "draft_head": None if lossless is None else str(lossless.head),
         "drafts": None if done.drafts is None else DraftReport.model_validate(done.drafts),
         "num_layers": done.num_layers,
         "exit_layers": layers,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.appearance.pages import templates
 from harness.appearance.visible_text import one_line
+from harness.config.decode import LONGEST_DRAFT
 from harness.registry import KV_POLICIES
 from harness.serving.http.page.controls import controls
 from harness.serving.http.page.editors import editors
@@ -63,7 +64,11 @@ def document(service: Service, url: str) -> str:
     """
     info, cap = service.info, service.config.max_new_tokens
     strategies = [(loaded, controls(loaded, info.exit_points)) for loaded in service.settings.loaded]
+    offered, default = service.settings, service.settings.default.decode
+    own = str(default).removeprefix("lossless").removeprefix("+") if default.source else ""
+    lossless = "lossless" in offered.decodes
     data: dict[str, Any] = {
+        "lossless": lossless,
         "numLayers": info.num_layers,
         "cached": KV_POLICIES.load(service.config.kv).facts.keeps_cache,
         "state": service.state,
@@ -84,6 +89,13 @@ def document(service: Service, url: str) -> str:
         energy=service.energy_description,
         strategies=strategies,
         full=FULL,
+        lossless=lossless,
+        decodes=offered.decodes,
+        sources=[own if source == default.source else source for source in offered.sources],
+        default_decode="lossless" if default.lossless else "lossy",
+        default_source=own,
+        draft_max=offered.draft_max,
+        draft_cap=LONGEST_DRAFT,
         compares=any(loaded.name == FULL for loaded, _ in strategies),
         prompt=PROMPT,
         first_tokens=min(FIRST_TOKENS, cap),

@@ -59,6 +59,9 @@ class EarlyExitReport(Answer):
     kv: Annotated[str, Field(description="What became of K,V of skipped layers.")]
     decode: Annotated[str, Field(description="lossy, or lossless with its draft source: full depth's tokens.")]
     draft_max: Annotated[int | None, Field(description="Longest draft; null of lossy decoding.")]
+    draft_head: Annotated[
+        str | None, Field(description="What reads the tokens that exits draft; null of lossy decoding.")
+    ]
     drafts: Annotated[DraftReport | None, Field(description="null of lossy decoding.")]
     num_layers: Annotated[int, Field(description="Decoder layers of the model.")]
     exit_layers: Annotated[list[int], Field(description="Decoder layers executed for each token.")]

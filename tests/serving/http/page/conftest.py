@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 
+from harness.config.decode import build_decode, parse_decode
+from harness.decoding.draft_facts import DraftFacts
 from harness.serving.exit_settings import Loaded
 from harness.serving.failures import GenerationError, ServingError
 from harness.serving.http.app import make_app
@@ -24,6 +26,9 @@ from harness.serving.service import Service
 EVIL = "<script>window.pwned=1</script>\"'><img src=x onerror='window.pwned=2'>{{ 7*7 }}"
 PIECES = (("    return", 30), (" [", 4), ("line", 14), (".", 4), ("rstrip", 18), ("()", 14), ("\n", 30), ("\tfor", 8))
 """Texts and exit layers of what the scripted model says."""
+
+DRAFTS = ((None, False), (4, True), (14, True), (18, False), (0, True), (0, False), (None, False), (8, True))
+"""Where each of its tokens was drafted, and whether that was accepted, when it decodes losslessly."""
 
 
 class Script:
@@ -35,6 +40,7 @@ class Script:
     async def __aiter__(self) -> AsyncIterator[Token | Finished]:
         start, made = time.perf_counter(), list[Token]()
         full = self.job.setting.name == "full"
+        lossless = self.job.setting.lossless is not None
         for index in range(self.job.max_new_tokens):
             await asyncio.sleep(self.service.token_s)
             if index == self.service.fails_at:
@@ -43,7 +49,13 @@ class Script:
             ahead = index if full or index < self.service.differs_at else index + 1000
             layer = 30 if full or index == 0 else layer
             last = index == self.job.max_new_tokens - 1
-            made.append(Token(index, ahead, text, -0.1, layer, False, time.perf_counter() - start, last))
+            told: dict[str, Any] = {"exit_layer": layer}
+            if lossless:
+                drafted, kept = self.service.drafts[index % len(self.service.drafts)]
+                told = {"exit_layer": 30, "drafted_at": drafted, "accepted": kept}
+            made.append(
+                Token(index, ahead, text, -0.1, special=False, time_s=time.perf_counter() - start, last=last, **told)
+            )
             yield made[-1]
         joules, source = self.service.energy
         yield Finished(
@@ -52,6 +64,8 @@ class Script:
             num_layers=30, exit_checks=3, lm_head_evaluations=len(made) + 2,
             decode_layers=sum(t.exit_layer for t in made[1:]), queue_s=0.0,
             ttft_s=made[0].time_s, total_s=made[-1].time_s, energy_j=joules, energy_source=source,
+            drafts=DraftFacts(tuple(t.drafted_at for t in made), tuple(bool(t.accepted) for t in made), 5, 4, 78)
+            if lossless else None,
         )  # fmt: skip
 
     def cancel(self) -> None:
@@ -67,9 +81,18 @@ class ThreeStrategies:
         Loaded("full", {}, {}, {}, {}, False),
     )
 
+    decodes, sources, draft_max = ("lossless", "lossy"), ("lookup",), 16
+
+    def __init__(self) -> None:
+        self.default = self.resolve({"threshold": 0.9, "decode": "lossy"})
+
     def resolve(self, given: Mapping[str, Any] | None) -> Setting:
         options = {"strategy": "confidence", **(given or {})}
-        return Setting(str(options.pop("strategy")), options, None)  # type: ignore[arg-type]
+        decode = str(options.pop("decode", "lossy"))
+        source, most = options.pop("draft", None), int(options.pop("draft_max", 16))
+        spec = parse_decode(f"{decode}+{source}" if source else decode)
+        name = str(options.pop("strategy"))
+        return Setting(name, options, None, spec, build_decode(spec, most))  # type: ignore[arg-type]
 
 
 class Scripted:
@@ -85,6 +108,7 @@ class Scripted:
         self.model_name, self.state, self.failure = "a-model", "ready", None
         self.energy_description, self.energy_measured = "CPU time × 4 W per core", False
         self.pieces: Sequence[tuple[str, int]] = PIECES
+        self.drafts: Sequence[tuple[int | None, bool]] = DRAFTS
         self.token_s, self.differs_at, self.fails_at = 0.002, 10_000, -1
         self.energy: tuple[float | None, str] = (1.5, "estimate")
         self.refuses: ServingError | None = None

@@ -99,6 +99,9 @@ def test_every_text_can_be_read(visit: Visit, service: Any, scheme: str) -> None
     visitor = visit(color_scheme=scheme)
     visitor.run(tokens=30)
     states = [visitor.page.evaluate(CONTRASTS)]
+    visitor.page.select_option("#decode", "lossless")
+    visitor.run()
+    states.append(visitor.page.evaluate(CONTRASTS))
     service.refuses = OverloadedError("busy.")
     visitor.refused()
     states.append(visitor.page.evaluate(CONTRASTS))

@@ -129,8 +129,8 @@ def test_the_same_prompt_runs_at_full_depth_too(visit: Visit, service: Any) -> N
     page = visitor.run(tokens=8)
     early, full = visitor.sent
     assert [early["parameters"].pop("early_exit"), full["parameters"].pop("early_exit")] == [
-        {"strategy": "confidence", "threshold": 0.9},
-        {"strategy": "full"},
+        {"strategy": "confidence", "threshold": 0.9, "decode": "lossy"},
+        {"strategy": "full", "decode": "lossy"},
     ]
     assert (early["inputs"], early["parameters"]) == (full["inputs"], full["parameters"])
     differs = page.locator("#tokens-early .tok").evaluate_all("all => all.map(e => e.classList.contains('differs'))")
@@ -167,3 +167,82 @@ def test_an_ending_before_full_depths_differs_too(visit: Visit) -> None:
     assert page.evaluate(script, [[1, 2, 3], [1]])[1].startswith(
         "Differs from full depth from token 2 on; keeps 1 of its 1"
     )
+
+
+def test_drafts_are_told_from_what_full_depth_says(visit: Visit, service: Any) -> None:
+    """Accepted ones stand on the colour of their layer, everything else on that of full depth."""
+    visitor = visit()
+    page = visitor.page
+    page.select_option("#decode", "lossless")
+    page.select_option("#draft", "lookup")
+    page.fill("#draft-max", "7")
+    visitor.run(tokens=8)
+    early, full = (sent["parameters"]["early_exit"] for sent in visitor.sent)
+    assert early == {
+        "strategy": "confidence", "threshold": 0.9, "decode": "lossless", "draft": "lookup", "draft_max": 7,
+    }  # fmt: skip
+    assert full == {"strategy": "full", "decode": "lossy"}
+    drawn = page.locator("#tokens-early .tok").evaluate_all(
+        "all => all.map(e => [+e.dataset.layer, e.className, e.dataset.tip, getComputedStyle(e).boxShadow])"
+    )
+    assert [layer for layer, *_ in drawn] == [30, 4, 14, 30, 0, 30, 30, 8]
+    kinds = ["tok prefill", "tok accepted", "tok accepted", "tok replaced", "tok accepted", "tok replaced", "tok"]
+    assert [names for _, names, *_ in drawn] == [*kinds, "tok accepted"]
+    assert [tip for *_, tip, _ in drawn[1:7]] == [
+        "drafted after layer 4 of 30; accepted by full depth",
+        "drafted after layer 14 of 30; accepted by full depth",
+        "full depth, layer 30 of 30; it replaces another token, drafted after layer 18 of 30",
+        "proposed by the draft source, no layer ran; accepted by full depth",
+        "full depth, layer 30 of 30; it replaces another token, proposed by the draft source, no layer ran",
+        "full depth, layer 30 of 30; nothing was drafted here",
+    ]
+    accepted, replaced, plain = (drawn[place][3] for place in (1, 3, 6))
+    assert len({accepted, replaced, plain}) == 3, "not told apart by colour alone"
+    for visible in ("accepted by full depth", "in place of a draft", "nothing drafted"):
+        assert visible in page.inner_text(".legend")
+    bars = page.locator("#profile-early i").evaluate_all(
+        "all => all.map(e => [+e.dataset.layer, e.parentNode.firstChild.textContent])"
+    )
+    assert {layer: count for layer, count in bars if count} == {0: "1", 4: "1", 14: "1", 30: "3", 8: "1"}
+    assert "1.8 tokens per verification, 80 % of drafts accepted" in page.inner_text("#progress-early")
+    assert visitor.figure("each") == "1.75 4 verifications"
+    assert visitor.figure("acceptance") == "80 % 4 of 5"
+    assert visitor.figure("discarded") == "78"
+    assert visitor.figure("skipped") == "– lossless: none"
+    assert page.inner_text("#name-full") == "full"
+    assert visitor.figure("each", "full") == visitor.figure("acceptance", "full") == "–"
+    assert "decode=lossless+lookup:draft_max=7" in page.inner_text("#name-early")
+
+    page.select_option("#decode", "lossy")
+    visitor.run()
+    assert page.locator("[data-lossless]:visible").count() == 0
+    assert page.is_hidden("#draft")
+    assert visitor.sent[-2]["parameters"]["early_exit"] == {
+        "strategy": "confidence",
+        "threshold": 0.9,
+        "decode": "lossy",
+    }
+    assert page.locator("#tokens-early .accepted, #tokens-early .replaced").count() == 0
+
+
+def test_full_depth_that_drafts_is_compared_with_full_depth_that_does_not(visit: Visit) -> None:
+    visitor = visit()
+    page = visitor.page
+    page.select_option("#strategy", label="full")
+    assert page.is_disabled("#compare")
+    page.select_option("#decode", "lossless")
+    page.select_option("#draft", "lookup")
+    assert page.is_enabled("#compare")
+    visitor.run(tokens=4)
+    assert [sent["parameters"]["early_exit"].get("draft") for sent in visitor.sent] == ["lookup", None]
+
+
+def test_what_a_server_cannot_verify_is_not_offered(visit: Visit, service: Any) -> None:
+    service.settings.decodes, service.settings.sources = ("lossy",), ()
+    visitor = visit()
+    visitor.run(tokens=2)
+    assert visitor.page.locator("#decode, #draft, [data-lossless]").count() == 0
+    assert [sent["parameters"]["early_exit"] for sent in visitor.sent] == [
+        {"strategy": "confidence", "threshold": 0.9},
+        {"strategy": "full"},
+    ]

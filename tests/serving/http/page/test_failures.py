@@ -134,4 +134,4 @@ def test_texts_stay_texts(visit: Visit, service: Any, evil: str) -> None:
     assert evil in page.inner_text("h1")
     assert page.evaluate("document.querySelector('#tokens-early .tok').textContent") == evil
     assert page.locator("#tokens-early .tok").nth(2).inner_text() == "⟨U+202E⟩⟨U+0000⟩⟨U+2028⟩"
-    assert visitor.sent[0]["parameters"]["early_exit"] == {"strategy": evil, evil: 0.5}
+    assert visitor.sent[0]["parameters"]["early_exit"] == {"strategy": evil, evil: 0.5, "decode": "lossy"}

@@ -19,7 +19,8 @@ def test_the_server_of_the_other_tests_has_a_page(server: Any, visit: Visit) -> 
     assert offered == [strategy.name for strategy in loaded]
     sent = json.loads(page.inner_text("#sent"))
     default = next(strategy for strategy in loaded if strategy.default)
-    assert sent == {"strategy": default.name, **{k: v for k, v in default.options.items() if not isinstance(v, str)}}
+    numbers = {k: v for k, v in default.options.items() if not isinstance(v, str)}
+    assert sent == {"strategy": default.name, **numbers, "decode": "lossy"}
     assert server.service.model_name in page.inner_text("h1")
     assert [int(layer) for layer in page.locator("#results .scale span").all_text_contents()] == [
         *server.service.info.exit_points,
@@ -38,7 +39,7 @@ def test_sliders_and_fields_decide_what_is_sent(visit: Visit, service: Any) -> N
     assert visitor.sent[-1]["parameters"] == {
         "max_new_tokens": 3,
         "details": True,
-        "early_exit": {"strategy": "confidence", "threshold": 0.89},
+        "early_exit": {"strategy": "confidence", "threshold": 0.89, "decode": "lossy"},
     }
     field.fill("0.333")
     assert slider.input_value() == "0.33"
@@ -55,13 +56,13 @@ def test_sliders_and_fields_decide_what_is_sent(visit: Visit, service: Any) -> N
     layer.press("ArrowRight")
     assert layer.get_attribute("aria-valuetext") == "18", "the slider goes to the next exit point"
     visitor.run()
-    assert visitor.sent[-1]["parameters"]["early_exit"] == {"strategy": "fixed", "layer": 18}
+    assert visitor.sent[-1]["parameters"]["early_exit"] == {"strategy": "fixed", "layer": 18, "decode": "lossy"}
     assert "fixed:layer=18" in page.inner_text("#name-early")
 
     page.select_option("#strategy", label="full")
     assert page.is_disabled("#compare"), "full depth is not compared with itself"
     visitor.run()
-    assert visitor.sent[-1]["parameters"]["early_exit"] == {"strategy": "full"}
+    assert visitor.sent[-1]["parameters"]["early_exit"] == {"strategy": "full", "decode": "lossy"}
     assert len(visitor.sent) == 4
     page.fill("#prompt", "import ")
     visitor.run()
@@ -76,7 +77,7 @@ def test_a_long_default_is_shown_short_and_sent_exactly(visit: Visit, service: A
     assert field.input_value() == "0.9686"
     visitor.run(tokens=2)
     assert visitor.sent[0]["parameters"]["early_exit"]["threshold"] == exact
-    assert visitor.page.inner_text("#name-early") == "confidence:threshold=0.9686"
+    assert visitor.page.inner_text("#name-early") == "confidence:threshold=0.9686:decode=lossy"
     field.fill("0.96")
     visitor.run()
     assert visitor.sent[1]["parameters"]["early_exit"]["threshold"] == 0.96

@@ -1,10 +1,10 @@
 // Figures of a request: what this browser sees while tokens come, and what the server says at the end.
 
 /** Returns the rows that can be known before the end. Times are seconds since the request was sent. */
-export function live(times, layers, { cached, numLayers }) {
-  const n = times.length, last = times[n - 1];
+export function live(times, tokens, { cached, numLayers }) {
+  const n = times.length, last = times[n - 1], lossless = tokens.some(token => token.accepted != null);
   return {
-    ...depth(layers, cached, numLayers),
+    ...depth(tokens.map(token => token.exit_layer), cached, numLayers, lossless),
     rate: n ? rate(n / last) : null,
     ttft: n ? time(times[0]) : null,
     tpot: n > 1 ? time((last - times[0]) / (n - 1)) : null,
@@ -15,7 +15,8 @@ export function live(times, layers, { cached, numLayers }) {
 export function final(report, { cached, measured }) {
   const n = report.exit_layers.length;
   return {
-    ...depth(report.exit_layers, cached, report.num_layers),
+    ...depth(report.exit_layers, cached, report.num_layers, report.drafts != null),
+    ...drafted(report.drafts),
     rate: n && report.total_s > 0 ? rate(n / report.total_s) : null,
     ttft: time(report.ttft_s),
     tpot: n > 1 ? time((report.total_s - report.ttft_s) / (n - 1)) : null,
@@ -27,13 +28,33 @@ export function final(report, { cached, measured }) {
 }
 
 /** The first token of a cached completion comes from prefill, where nothing can be skipped: it is left out. */
-function depth(layers, cached, numLayers) {
+function depth(layers, cached, numLayers, lossless) {
+  if (lossless) return { skipped: [null, "lossless: none"], depth: [numLayers, `of ${numLayers}`] };
   const decided = cached ? layers.slice(1) : layers, all = decided.length * numLayers;
   const ran = decided.reduce((sum, layer) => sum + layer, 0);
   return {
     skipped: all ? [`${(100 * (all - ran) / all).toFixed(1)} %`, `${all - ran} of ${all}`] : null,
     depth: all ? [(ran / decided.length).toFixed(1), `of ${numLayers}`] : null,
   };
+}
+
+/** What drafts brought; nothing of lossy decoding. */
+function drafted(drafts) {
+  if (!drafts) return {};
+  const { tokens_per_verification: each, acceptance } = drafts;
+  return {
+    each: each == null ? null : [each.toFixed(2), `${drafts.verifications} verifications`],
+    acceptance: acceptance == null ? [null, "nothing drafted"]
+      : [`${(100 * acceptance).toFixed(0)} %`, `${drafts.accepted_tokens} of ${drafts.drafted_tokens}`],
+    discarded: drafts.layers_discarded,
+  };
+}
+
+/** Sums up what drafts brought in half a line; nothing of lossy decoding. */
+export function brought({ drafts }) {
+  if (!drafts || drafts.tokens_per_verification == null) return "";
+  const { tokens_per_verification: each, acceptance } = drafts;
+  return `${each.toFixed(1)} tokens per verification, ${acceptance == null ? "nothing drafted" : `${(100 * acceptance).toFixed(0)} % of drafts accepted`}`;
 }
 
 /** Returns joules and where they come from; never a bare number, and no number where there is none. */

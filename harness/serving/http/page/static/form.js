@@ -7,6 +7,7 @@ const current = () => document.querySelector(".options:not([hidden])");
 export function connect(changed) {
   for (const control of document.querySelectorAll("[data-kind]")) pair(control);
   byId("strategy").addEventListener("change", choose);
+  byId("decode")?.addEventListener("change", choose);
   byId("form").addEventListener("input", () => changed());
   byId("form").addEventListener("change", () => changed());
   choose(); // a reloaded page keeps what was chosen
@@ -19,8 +20,19 @@ export function wanted() {
     const field = control.querySelector("[data-value]");
     early[control.dataset.option] = field.type === "checkbox" ? field.checked : Number(exactly(field));
   }
+  if (byId("decode")) early.decode = byId("decode").value;
+  if (early.decode === "lossless") {
+    if (byId("draft").value) early.draft = byId("draft").value;
+    early.draft_max = Number(byId("draft-max").value);
+  }
   return early;
 }
+
+/** Returns the setting that never drafts and never exits. */
+export const full = () => ({ strategy: "full", ...(byId("decode") && { decode: "lossy" }) });
+
+/** Whether a setting is that one. */
+export const isFull = early => early.strategy === "full" && early.decode !== "lossless";
 
 /** A long default is shown short; left as it is, it is sent as it is. */
 const exactly = field => (field.value === field.defaultValue && field.dataset.exact) || field.value;
@@ -42,8 +54,9 @@ export const short = value => (typeof value === "number" ? String(Number(value.t
 function choose() {
   const place = Number(byId("strategy").value), all = [...document.querySelectorAll(".options")];
   for (const [number, options] of all.entries()) options.hidden = options.disabled = number !== place;
-  const compare = byId("compare");
-  if (compare) compare.disabled = all[place].dataset.strategy === "full";
+  const drafts = byId("drafts"), compare = byId("compare");
+  if (drafts) drafts.hidden = drafts.disabled = byId("decode").value !== "lossless";
+  if (compare) compare.disabled = isFull(wanted());
 }
 
 /** Keeps a slider and the field beside it on the same value; the field is what counts. */

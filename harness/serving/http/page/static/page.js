@@ -1,9 +1,9 @@
 // The page: one run at a time, early exit first and full depth after it, drawn as tokens come.
 
-import { connect, named, request, short, wanted } from "./form.js";
-import { final, likeness, live, time } from "./figures.js";
+import { connect, full as atFullDepth, isFull, named, request, short, wanted } from "./form.js";
+import { brought, final, likeness, live, time } from "./figures.js";
 import { Failure, complete } from "./stream.js";
-import { differ, draw, profile, walk } from "./tokens.js";
+import { decided, differ, draw, profile, walk } from "./tokens.js";
 
 const byId = id => document.getElementById(id);
 const facts = JSON.parse(byId("data").textContent);
@@ -74,8 +74,8 @@ class Run {
           this.drawn.push(draw(this.line, event.token, this.tokens.length, facts));
           this.tokens.push(event.token);
           this.say(`${this.tokens.length} tokens`);
-          const layers = this.tokens.map(token => token.exit_layer);
-          this.show(live(this.times, layers, facts));
+          const layers = this.tokens.map(decided);
+          this.show(live(this.times, this.tokens, facts));
           profile(byId(`profile-${this.side}`), facts.cached ? layers.slice(1) : layers);
           each(this);
         }
@@ -96,12 +96,14 @@ class Run {
   finish(report) {
     this.report = report;
     this.show(final(report, facts));
-    this.title({ strategy: report.strategy, ...plain(report.options) });
+    const { strategy, options, decode, draft_max } = report;
+    this.title({ strategy, ...plain({ ...options, ...(facts.lossless && { decode, draft_max }) }) });
     const ended = { eos: "the end token", stop: "a stop text", length: "the limit", deadline: "the time limit" }[report.ending] ?? report.ending;
-    this.say(`${this.tokens.length} tokens, ended by ${ended}, ${time(report.total_s)}`);
+    this.say([`${this.tokens.length} tokens, ended by ${ended}, ${time(report.total_s)}`, brought(report)].filter(Boolean).join("; "));
   }
 
-  title(setting) {
+  title(given) {
+    const setting = isFull(given) ? { strategy: given.strategy } : given; // it is full depth, however it is asked for
     byId(`name-${this.side}`).textContent = named(setting);
     const head = byId(`head-${this.side}`), { strategy, ...options } = setting;
     head.textContent = strategy;
@@ -130,7 +132,7 @@ const plain = options => Object.fromEntries(Object.entries(options ?? {}).filter
 async function start() {
   if (stopping || state !== "ready") return;
   if (!byId("form").reportValidity()) return;
-  const early = wanted(), compare = byId("compare")?.checked && early.strategy !== "full";
+  const early = wanted(), compare = byId("compare")?.checked && !isFull(early), lossless = early.decode === "lossless";
   const key = byId("key")?.value.trim() ?? "", spoken = speaker();
   stopping = new AbortController();
   const { signal } = stopping;
@@ -140,8 +142,9 @@ async function start() {
   byId("run-full").hidden = !compare;
   results.querySelector(".runs").classList.toggle("one", !compare);
   for (const cell of results.querySelectorAll("[data-full]")) cell.hidden = !compare;
+  for (const part of results.querySelectorAll("[data-lossless]")) part.hidden = !lossless;
   busy(true);
-  const first = new Run("early", early), full = compare ? new Run("full", { strategy: "full" }) : null;
+  const first = new Run("early", early), full = compare ? new Run("full", atFullDepth()) : null;
   byId("run-early").scrollIntoView({ block: "nearest" });
   let verdict = "";
   try {

@@ -1,15 +1,31 @@
 // Draws tokens as reports.completions does: classes, marks of white space and tips are those of its style sheet.
+// What became of drafts is marked beside them.
 
 const MARKS = { " ": "s", "\t": "t", "\n": "n" };
 const UNSEEN = /[\p{C}\p{Z}]/u;
 
-/** Draws one token at the end of a line. `token` is {id, text, special, exit_layer}; nothing of it is read as markup. */
+/** Returns the layers that decided a token: those before its draft if full depth accepted that, 0 where none ran. */
+export const decided = token => (token.accepted ? token.drafted_at : token.exit_layer);
+
+/** Returns how a token came about, in words. */
+function origin({ exit_layer: layer, drafted_at: drafted, accepted }, numLayers) {
+  if (accepted == null) return `layer ${layer} of ${numLayers}`;
+  const draft = drafted ? `drafted after layer ${drafted} of ${numLayers}` : "proposed by the draft source, no layer ran";
+  if (accepted) return `${draft}; accepted by full depth`;
+  const full = `full depth, layer ${layer} of ${numLayers}`;
+  return drafted == null ? `${full}; nothing was drafted here` : `${full}; it replaces another token, ${draft}`;
+}
+
+/** Draws one token at the end of a line. `token` is {id, text, special, exit_layer, drafted_at, accepted}; nothing of it is
+ *  read as markup. */
 export function draw(line, token, place, { numLayers, cached }) {
-  const element = document.createElement("span"), layer = token.exit_layer;
+  const element = document.createElement("span");
   element.className = "tok";
   element.tabIndex = -1;
-  element.dataset.layer = layer;
-  let tip = `layer ${layer} of ${numLayers}`;
+  element.dataset.layer = decided(token);
+  if (token.accepted) element.classList.add("accepted");
+  if (token.accepted === false && token.drafted_at != null) element.classList.add("replaced");
+  let tip = cached && place === 0 ? `layer ${token.exit_layer} of ${numLayers}` : origin(token, numLayers);
   if (cached && place === 0) {
     tip += ", from prefill: full depth, no strategy is asked";
     element.classList.add("prefill");
@@ -28,7 +44,7 @@ export function differ(element, there) {
   element.dataset.tip += `; full depth: ${there ? spoken(there.text) : "nothing more"}`;
 }
 
-/** Draws how many tokens left at each layer; `layers` are those that a strategy decided. */
+/** Draws how many tokens left, or were drafted, at each layer; `layers` are those that a strategy decided. */
 export function profile(chart, layers) {
   const counts = new Map();
   for (const layer of layers) counts.set(String(layer), (counts.get(String(layer)) ?? 0) + 1);
