@@ -11,7 +11,7 @@ norm; quantities carry SI suffixes (``_s``, ``_j``, ``_w``, ``_bytes``); ``None`
 
 from __future__ import annotations
 
-from harness.contracts.drafts import Draft, DraftRule, DraftSource, Lossless
+from harness.contracts.drafts import Draft, DraftRule, DraftSource, DraftView, Lossless
 from harness.contracts.heads import (
     FULL_HEAD,
     CheapHead,
@@ -30,6 +30,7 @@ from harness.contracts.models import (
     ModelInfo,
     ModelRequest,
     Tokenizer,
+    UnitCosts,
     Weights,
     WeightsChoice,
 )
@@ -68,6 +69,7 @@ __all__ = [
     "Draft",
     "DraftRule",
     "DraftSource",
+    "DraftView",
     "Duplicates",
     "EnergyReading",
     "ExitHead",
@@ -103,6 +105,7 @@ __all__ = [
     "Tokenizer",
     "Trained",
     "TrainingRun",
+    "UnitCosts",
     "Waiting",
     "Weights",
     "WeightsChoice",

@@ -98,13 +98,13 @@ class Engine:
     def draft_rules(
         self, lossless: Lossless, batch: Batch, kv: str, rule: ExitRule | None = None
     ) -> tuple[DraftRule, ...]:
-        """Return what proposes and ends the drafts of a batch: the source, and the strategy's rule if it is one.
+        """Return what proposes and ends the drafts of a batch: the sources, and the strategy's rule if it is one.
 
         Raises:
             OptionError: the KV policy does not keep what is to be verified.
         """
         check_deferring(kv)
-        rules = [] if lossless.source is None else [lossless.source.start(self.info, batch)]
+        rules = [source.start(self.info, batch) for source in lossless.sources]
         return (*rules, *([rule] if isinstance(rule, DraftRule) else []))
 
     def replay(

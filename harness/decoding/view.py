@@ -8,19 +8,19 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from harness.contracts import HeadChoice, HeadLogits, Reading
+from harness.contracts import ExitView, HeadChoice, HeadLogits, Reading
 from harness.decoding import certainty
 from harness.decoding.backbone import Backbone
 from harness.decoding.choice import Best, Scores, best, choices
 from harness.decoding.generation import Generation
-from harness.decoding.passes import Pass
+from harness.decoding.passes import Places, Standing
 from harness.decoding.readings import HeadReading, Heads
 
 __all__ = ["LayerView"]
 
 
 class LayerView:
-    """The rows of a pass at one exit point. Implements :class:`harness.contracts.ExitView`.
+    """The rows of a pass at one exit point. Implements :class:`harness.contracts.DraftView`.
 
     Args:
         backbone: the model, for its exit head.
@@ -40,7 +40,7 @@ class LayerView:
     def __init__(
         self,
         backbone: Backbone,
-        current: Pass,
+        current: Standing,
         tally: Sequence[Generation],
         previous: LayerView | None,
         places: list[int] | None,
@@ -194,6 +194,19 @@ class LayerView:
             self._previous = self._previous._narrow(self._places)
             self._places = None
         return self._previous
+
+    def gathered(self, parts: Sequence[tuple[ExitView, Sequence[int]]]) -> LayerView:
+        """Return rows of several views as one; each is read through the shortcut of its own exit."""
+        chosen = [(view, list(places)) for view, places in parts]
+        one = Places(
+            [row for view, places in chosen for row in view.rows[places].tolist()],
+            [position for view, places in chosen for position in view.position[places].tolist()],
+            self._layer,
+            torch.cat([view.hidden_state[places] for view, places in chosen]),
+        )
+        twin = LayerView(self._backbone, one, self._tally, None, None, self._heads)
+        twin._exit_state = torch.cat([view.exit_state[places] for view, places in chosen])
+        return twin
 
     def part(self, places: list[int], before: LayerView | None) -> LayerView:
         """Return a view of some of these rows, for a rule of their own; what it computes serves the output too.
