@@ -10,7 +10,6 @@ from pydantic import Field
 from torch import Tensor
 
 from harness.contracts import ExitView, ModelInfo, Strategy
-from harness.errors import OptionError
 
 __all__ = ["Fixed"]
 
@@ -36,17 +35,7 @@ class Fixed(Strategy):
         Raises:
             OptionError: the layer is not an exit point of the model.
         """
-        if self.layer == model.num_layers:
-            raise OptionError(f"fixed:layer={self.layer} is the last layer of {model.name}. Use --strategy full.")
-        if self.layer > model.num_layers:
-            raise OptionError(f"fixed:layer={self.layer} is beyond {model.name}, which has {model.num_layers} layers.")
-        if self.layer not in model.exit_points:
-            known = ", ".join(str(point) for point in model.exit_points)
-            raise OptionError(
-                f"fixed:layer={self.layer} is not an exit point of {model.name} (exit points: {known}). "
-                "Choose one of them, or widen them with --exit-points all."
-            )
-        return (self.layer,)
+        return (model.exit_point(self.layer, f"fixed:layer={self.layer}"),)
 
     def should_exit(self, view: ExitView) -> Tensor:
         """Leave."""

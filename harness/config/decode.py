@@ -1,7 +1,8 @@
-"""How a completion is decoded, as written: ``lossy``, ``lossless``, or ``lossless+SOURCE[:option=value]…``.
+"""How a completion is decoded, as written: ``lossy``, ``lossless``, or ``lossless+DRAFTS``, several joined by ``+``.
 
-Lossy takes what exits say. Lossless lets exits draft, and a draft source before them where one is named, and yields
-full depth's tokens.
+Lossy takes what exits say. Lossless lets exits draft and yields full depth's tokens. Draft sources, where some are
+named, propose before exits do, in order; draft rules end drafts. Both are registered in ``harness.drafts`` and written
+alike, ``NAME[:option=value]…``: ``lossless+lookup:n=3+product:bound=0.3``.
 """
 
 from __future__ import annotations
@@ -24,13 +25,30 @@ __all__ = [
     "DecodeText",
     "DraftHead",
     "DraftMax",
+    "DraftSpec",
     "build_decode",
     "check_defers",
     "draft_limit",
     "parse_decode",
 ]
 
-FORM = "Write lossy, lossless, or lossless+SOURCE[:option=value]…, as lossless+lookup:n=3."
+FORM = "Write lossy, lossless, or lossless+NAME[:option=value]…[+NAME…]…, as lossless+lookup:n=3 (harness list drafts)."
+
+
+@dataclass(frozen=True, slots=True)
+class DraftSpec:
+    """A draft source or rule, as written.
+
+    Attributes:
+        name: registered name.
+        options: those given for it, still text.
+    """
+
+    name: str
+    options: tuple[tuple[str, str], ...] = ()
+
+    def __str__(self) -> str:
+        return ":".join([self.name, *(f"{name}={value}" for name, value in self.options)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,18 +57,23 @@ class DecodeSpec:
 
     Attributes:
         lossless: whether full depth verifies what exits and sources draft.
-        source: name of the draft source, ``None`` where only exits draft.
-        options: those given for the source, still text.
+        sources: what proposes tokens and ends drafts, none where only exits draft.
     """
 
     lossless: bool = False
-    source: str | None = None
-    options: tuple[tuple[str, str], ...] = ()
+    sources: tuple[DraftSpec, ...] = ()
 
     def __str__(self) -> str:
-        if self.source is None:
-            return "lossless" if self.lossless else "lossy"
-        return ":".join([f"lossless+{self.source}", *(f"{name}={value}" for name, value in self.options)])
+        return "+".join(["lossless" if self.lossless else "lossy", *map(str, self.sources)])
+
+    @property
+    def proposes(self) -> bool:
+        """Whether something drafts, even where a strategy never exits.
+
+        Raises:
+            UnknownNameError: a name is not registered.
+        """
+        return any(DRAFTS.load(one.name).proposes for one in self.sources)
 
 
 LOSSY = DecodeSpec()
@@ -63,7 +86,7 @@ DRAFT_MAX = Lossless().most
 
 
 def parse_decode(text: str) -> DecodeSpec:
-    """Read ``lossy``, ``lossless`` or ``lossless+SOURCE[:option=value]…``.
+    """Read ``lossy``, ``lossless`` or ``lossless+NAME[:option=value]…[+NAME…]…``.
 
     Raises:
         ConfigError: the text does not have that form.
@@ -77,7 +100,12 @@ def parse_decode(text: str) -> DecodeSpec:
         raise ConfigError(
             f"decode = '{text}': what is drafted needs to be verified. Write lossless+{drafts or 'SOURCE'}."
         )
-    source, *given = (part.strip() for part in drafts.split(":"))
+    return DecodeSpec(True, tuple(_parse_draft(part, text) for part in drafts.split("+")))
+
+
+def _parse_draft(part: str, text: str) -> DraftSpec:
+    """Read ``NAME[:option=value]…``, a part of a whole text."""
+    source, *given = (piece.strip() for piece in part.split(":"))
     if not source:
         raise ConfigError(f"decode = '{text}' names no draft source. {FORM}")
     options: dict[str, str] = {}
@@ -88,7 +116,7 @@ def parse_decode(text: str) -> DecodeSpec:
         if name in options:
             raise ConfigError(f"decode = '{text}' gives option '{name}' twice.")
         options[name] = value
-    return DecodeSpec(True, source, tuple(options.items()))
+    return DraftSpec(source, tuple(options.items()))
 
 
 def build_decode(spec: DecodeSpec, draft_max: int = DRAFT_MAX) -> Lossless | None:
@@ -99,12 +127,12 @@ def build_decode(spec: DecodeSpec, draft_max: int = DRAFT_MAX) -> Lossless | Non
         draft_max: tokens of a draft at most.
 
     Raises:
-        UnknownNameError: no such draft source.
+        UnknownNameError: no such draft source or rule.
         OptionError: it has no such option, or a value is out of range; or ``draft_max`` is.
     """
     if not spec.lossless:
         return None
-    return Lossless(draft_limit(draft_max), None if spec.source is None else build(DRAFTS, spec.source, spec.options))
+    return Lossless(draft_limit(draft_max), tuple(build(DRAFTS, one.name, one.options) for one in spec.sources))
 
 
 def draft_limit(value: object) -> int:

@@ -35,9 +35,9 @@ __all__ = [
 _PROMISES = {
     STRATEGIES.group: (
         "Strategy",
-        ("rehearsed", "exit_points", "artefacts", "trained_defaults", "start", "should_exit"),
+        ("rehearsed", "default_decode", "exit_points", "artefacts", "trained_defaults", "start", "should_exit"),
     ),
-    DRAFTS.group: ("DraftSource", ("start",)),
+    DRAFTS.group: ("DraftSource", ("proposes", "start")),
 }
 """What has options: group → base class, and what a class must have."""
 

@@ -11,7 +11,7 @@ norm; quantities carry SI suffixes (``_s``, ``_j``, ``_w``, ``_bytes``); ``None`
 
 from __future__ import annotations
 
-from harness.contracts.drafts import Draft, DraftRule, DraftSource, Lossless
+from harness.contracts.drafts import Draft, DraftRule, DraftSource, DraftView, Lossless
 from harness.contracts.heads import (
     FULL_HEAD,
     LM_HEAD,
@@ -31,6 +31,7 @@ from harness.contracts.models import (
     ModelInfo,
     ModelRequest,
     Tokenizer,
+    UnitCosts,
     Weights,
     WeightsChoice,
 )
@@ -70,6 +71,7 @@ __all__ = [
     "Draft",
     "DraftRule",
     "DraftSource",
+    "DraftView",
     "Duplicates",
     "EnergyReading",
     "ExitHead",
@@ -105,6 +107,7 @@ __all__ = [
     "Tokenizer",
     "Trained",
     "TrainingRun",
+    "UnitCosts",
     "Waiting",
     "Weights",
     "WeightsChoice",

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from harness.contracts.heads import LM_HEAD, HeadChoice
 from harness.contracts.models import ModelInfo
-from harness.contracts.strategies import Batch
+from harness.contracts.strategies import Batch, ExitView
 
-__all__ = ["Draft", "DraftRule", "DraftSource", "Lossless"]
+__all__ = ["Draft", "DraftRule", "DraftSource", "DraftView", "Lossless"]
 
 
 @dataclass(slots=True)
@@ -27,6 +27,8 @@ class Draft:
         token_ids: its verified tokens, at least one.
         tokens: its draft: what follows them unless full depth disagrees.
         layers: decoder layers that ran before each of those was drafted; 0 where a source proposed it.
+        probabilities: of each token of an exit, under the head that chose it; empty unless a rule needs them. What a
+            source proposed has none and comes last.
     """
 
     row: int
@@ -34,13 +36,30 @@ class Draft:
     token_ids: Sequence[int]
     tokens: list[int] = field(default_factory=list)
     layers: list[int] = field(default_factory=list)
+    probabilities: list[float] = field(default_factory=list)
+
+
+class DraftView(ExitView, Protocol):
+    """A view of lossless decoding: every one that a strategy or a draft rule sees there."""
+
+    def gathered(self, parts: Sequence[tuple[ExitView, Sequence[int]]]) -> ExitView:
+        """Return rows of several views as one, so that one product of a head reads them all.
+
+        Args:
+            parts: views, of any exit points, and places among their rows. What they read of a head is not reused.
+        """
 
 
 class DraftRule:
     """Decision maker of one batch. Subclass it and override what differs; a strategy's own rule may be one, too.
 
     Without any, tokens are drafted where a strategy exits, and verified when it lets one go deep.
+
+    Attributes:
+        needs_probabilities: whether it reads :attr:`Draft.probabilities`, which are computed only then.
     """
+
+    needs_probabilities: ClassVar[bool] = False
 
     def propose(self, draft: Draft, most: int) -> Sequence[int]:
         """Return tokens to go on with, ``most`` (at least 1) at most, none to let the strategy draft.
@@ -53,12 +72,32 @@ class DraftRule:
         """Return whether the draft, at least one token, ends here. Asked after each token of an exit."""
         return False
 
+    def watched(self, draft: Draft) -> Sequence[int]:
+        """Return the layers, below the last, at which it wants to :meth:`watch` the draft's verification.
+
+        Asked when a pass begins that takes the row deep without asking its strategy.
+        """
+        return ()
+
+    def watch(self, view: DraftView) -> None:
+        """See a verification on its way: a view whose rows are places, of each watched row all that are that deep.
+
+        ``view.rows`` and ``view.position`` say whose and where; a draft's token joins after the layer that drafted it.
+        Nothing is computed until it is asked for, which may be as late as :meth:`verified`.
+        """
+
     def verified(self, draft: Draft, accepted: int) -> None:
         """Learn how many of the draft's tokens stand; ``token_ids`` has them already, and the one that follows."""
 
 
 class DraftSource(Protocol):
-    """A frozen dataclass whose fields are its options, as a strategy's are; registered in ``harness.drafts``."""
+    """A frozen dataclass whose fields are its options, as a strategy's are; registered in ``harness.drafts``.
+
+    Attributes:
+        proposes: whether it proposes tokens; one that only ends the drafts of exits drafts nothing without them.
+    """
+
+    proposes: ClassVar[bool] = True
 
     def start(self, model: ModelInfo, batch: Batch) -> DraftRule:
         """Return the rule of one batch."""
@@ -70,11 +109,11 @@ class Lossless:
 
     Attributes:
         most: tokens of a draft at most, at least 1; then it is verified.
-        source: proposes tokens; ``None`` where only the strategy's exits draft.
+        sources: propose tokens and end drafts, asked in this order; none where only the strategy's exits draft.
         head: reads the tokens that exits draft, unless the strategy has evaluated the LM head already. Verification
             reads the LM head.
     """
 
     most: int = 16
-    source: DraftSource | None = None
+    sources: tuple[DraftSource, ...] = ()
     head: HeadChoice = LM_HEAD

@@ -6,7 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeAlias
 
-__all__ = ["ExitHead", "KVInput", "ModelInfo", "ModelRequest", "Tokenizer", "Weights", "WeightsChoice"]
+from harness.errors import OptionError
+
+__all__ = [
+    "ExitHead",
+    "KVInput",
+    "ModelInfo",
+    "ModelRequest",
+    "Tokenizer",
+    "UnitCosts",
+    "Weights",
+    "WeightsChoice",
+]
 
 Weights: TypeAlias = Literal["pretrained", "tuned", "random"]
 WeightsChoice: TypeAlias = Literal["auto", "pretrained", "tuned", "random"]
@@ -41,6 +52,27 @@ class ModelRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class UnitCosts:
+    """What the parts of a token's way cost, all in one unit.
+
+    Attributes:
+        layer: one decoder layer.
+        head: one evaluation of the LM head.
+        shortcut: an exit's shortcut; 0 with the shared head.
+        source: the unit and where the numbers come from, in words.
+    """
+
+    layer: float
+    head: float
+    shortcut: float
+    source: str
+
+    def token(self, layers: int, *, at_exit: bool) -> float:
+        """Return the cost of so many layers and a token after them, which an exit reads through its shortcut."""
+        return layers * self.layer + self.head + at_exit * self.shortcut
+
+
+@dataclass(frozen=True, slots=True)
 class ModelInfo:
     """Facts of a model that strategies, byte models and reports need. Known before weights are loaded.
 
@@ -66,6 +98,7 @@ class ModelInfo:
         shortcut_bytes: weight bytes one exit's shortcut reads; 0 with the shared head.
         artefacts: folders in which trained artefacts are looked for, in this order.
         asked: how it was asked for; no fact of the model, so that it does not count when two are compared.
+        measured_costs: what its parts cost on this machine, where somebody has measured it; not compared either.
     """
 
     name: str
@@ -88,6 +121,36 @@ class ModelInfo:
     artefacts: tuple[str, ...] = ()
     weights_format: str = "float32"
     asked: ModelRequest = field(default=ModelRequest(), compare=False)
+    measured_costs: UnitCosts | None = field(default=None, compare=False)
+
+    @property
+    def costs(self) -> UnitCosts:
+        """What its parts cost: as measured, or else the weight bytes that they read."""
+        if self.measured_costs is not None:
+            return self.measured_costs
+        return UnitCosts(self.layer_bytes, self.lm_head_bytes, self.shortcut_bytes, "bytes of weights read")
+
+    def exit_point(self, layer: int, option: str) -> int:
+        """Return a layer that is an exit point.
+
+        Args:
+            layer: as it was given.
+            option: how, for the message: ``fixed:layer=4``.
+
+        Raises:
+            OptionError: it is none.
+        """
+        if layer == self.num_layers:
+            raise OptionError(f"{option} is the last layer of {self.name}. Use --strategy full.")
+        if layer > self.num_layers:
+            raise OptionError(f"{option} is beyond {self.name}, which has {self.num_layers} layers.")
+        if layer not in self.exit_points:
+            known = ", ".join(str(point) for point in self.exit_points)
+            raise OptionError(
+                f"{option} is not an exit point of {self.name} (exit points: {known}). "
+                "Choose one of them, or widen them with --exit-points all."
+            )
+        return layer
 
 
 class Tokenizer(Protocol):

@@ -134,10 +134,12 @@ class Strategy(Protocol):
     where keys and values drift: whatever a run names, they decode under exact ones. ``probabilistic`` ones have a
     ``threshold`` that is the least probability, by their own estimate, that the exit's token is right: whether that
     estimate holds can be checked (``harness sweep --out`` writes calibration). ``default_kv`` names the KV policy it
-    runs under unless a run names one: exact keys and values for everything whose depths mix.
+    runs under unless a run names one: exact keys and values for everything whose depths mix. One whose
+    ``default_decode`` is lossless only drafts: what its exits say is never an answer, and no run takes it for one.
     """
 
     default_kv: ClassVar[str] = "recompute"
+    default_decode: ClassVar[str] = "lossy"
     rehearsed: ClassVar[bool] = False
     probabilistic: ClassVar[bool] = False
 

@@ -9,7 +9,7 @@ is the special case of a fixed exit).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from harness.contracts import LM_HEAD, Draft, DraftRule, HeadChoice
@@ -49,6 +49,7 @@ class Drafting:
 
     Attributes:
         head: reads the tokens that exits draft.
+        needs_probabilities: whether some rule wants those of the tokens that exits draft.
         due: whether the row's next pass goes deep, whatever its strategy would say.
         ended: whether the last token of the draft ends the completion if it stands, so that none follows it.
     """
@@ -59,6 +60,7 @@ class Drafting:
         self._made, self._limit, self._vocab_size = made, limit, vocab_size
         self._most, self._rules, self.head = settings.most, settings.rules, settings.head
         self._draft = Draft(row, prompt, made.token_ids, made.draft)
+        self.needs_probabilities = any(rule.needs_probabilities for rule in settings.rules)
         self.due = self.ended = False
 
     def fresh(self) -> tuple[list[int], int]:
@@ -87,14 +89,22 @@ class Drafting:
             return proposed
         return ()
 
-    def add(self, token: int, layer: int, *, ends: bool) -> None:
+    def add(self, token: int, layer: int, probability: float | None, *, ends: bool) -> None:
         """Draft a token, of an exit after so many layers; ``ends`` says that it would end the completion."""
         made = self._made
         made.draft.append(token)
         self._draft.layers.append(layer)
+        if probability is not None:
+            self._draft.probabilities.append(probability)
         made.drafts += 1
         self.ended = ends
         self.due = ends or len(made.draft) >= self._most or any(rule.verify_now(self._draft) for rule in self._rules)
+
+    def watched(self) -> Iterator[tuple[DraftRule, Sequence[int]]]:
+        """Yield the rules that watch the verification, and at which layers."""
+        for rule in self._rules:
+            if layers := rule.watched(self._draft):
+                yield rule, layers
 
     def drafted_at(self, place: int) -> int | None:
         """Return the layer after which the draft's token at a place was drafted; ``None`` behind its end."""
@@ -110,6 +120,7 @@ class Drafting:
             rule.verified(self._draft, accepted)
         self._made.draft.clear()
         self._draft.layers.clear()
+        self._draft.probabilities.clear()
         self.due = self.ended = False
 
 

@@ -113,7 +113,7 @@ class Engine:
         if lossless is None:
             return None
         check_defers(kv)
-        rules = [] if lossless.source is None else [lossless.source.start(self.info, batch)]
+        rules = [source.start(self.info, batch) for source in lossless.sources]
         return DraftSettings(lossless.most, (*rules, *([rule] if isinstance(rule, DraftRule) else [])), lossless.head)
 
     def replay(

@@ -25,7 +25,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from harness.contracts import HeadChoice, KVPolicy, Leaving, StopRule
+from harness.contracts import DraftRule, HeadChoice, KVPolicy, Leaving, StopRule
 from harness.decoding import certainty
 from harness.decoding.backbone import Backbone
 from harness.decoding.blocks import Rotary
@@ -39,7 +39,7 @@ from harness.decoding.passes import Pass, PrefixPass, TokenPass
 from harness.decoding.prompt_pass import PromptPass
 from harness.decoding.readings import Heads
 from harness.decoding.view import LayerView
-from harness.errors import ModelError, is_out_of_memory, reason
+from harness.errors import ModelError, OptionError, is_out_of_memory, reason
 
 __all__ = ["OpenBatch"]
 
@@ -243,10 +243,16 @@ class OpenBatch:
         exits = UnlessDue(self._exits, due) if due else self._exits
         previous: LayerView | None = None
         places: list[int] | None = None
-        for point in exits.points(current.rows):
-            if due.issuperset(current.rows):
+        watched = self._watched(due) if due else {}
+        points = exits.points(current.rows)
+        for point in sorted({*points, *watched}) if watched else points:
+            if due.issuperset(current.rows) and not watched:
                 break
             current.advance(point)
+            for rule, rows in watched.get(point, ()):
+                self._show(current, rule, rows)
+            if due.issuperset(current.rows) or point not in points:
+                continue
             view = LayerView(self._backbone, current, self._tally, previous, places, self._heads)
             leaving = exits.leaving(view)
             compared.extend(view.scores())
@@ -269,27 +275,57 @@ class OpenBatch:
             self._tally[row].lm_head_evaluations += 1
         self._read_out(current.rows, current.hidden())
 
+    def _watched(self, due: frozenset[int]) -> dict[int, list[tuple[DraftRule, list[int]]]]:
+        """Return the layers at which draft rules watch rows that are due: which rules, and which of their rows."""
+        found: dict[int, dict[int, tuple[DraftRule, list[int]]]] = {}
+        for row in sorted(due):
+            for rule, layers in self._drafting[row].watched():
+                for layer in layers:
+                    if not 0 < layer < self._backbone.num_layers:
+                        raise OptionError(
+                            f"{type(rule).__name__} watches layer {layer}; the model has {self._backbone.num_layers}, "
+                            "and the last one cannot be watched."
+                        )
+                    found.setdefault(layer, {}).setdefault(id(rule), (rule, []))[1].append(row)
+        return {layer: list(rules.values()) for layer, rules in found.items()}
+
+    def _show(self, current: Pass, rule: DraftRule, rows: list[int]) -> None:
+        """Show a rule what some rows carry; nothing where that is all on its way already."""
+        assert isinstance(current, TokenPass)
+        places = current.places(rows)
+        if places.rows:
+            rule.watch(LayerView(self._backbone, places, self._tally, None, None, self._heads))
+
     def _leave(self, current: Pass, view: LayerView, going: list[int]) -> None:
         """Take the tokens of the rows at some places of a view: theirs, or drafts where they decode losslessly."""
+        drafting = {place: self._drafting.get(current.rows[place]) for place in going}
         cheap: dict[HeadChoice, list[int]] = {}
-        for place in going:
-            drafting = self._drafting.get(current.rows[place])
-            if drafting is not None and not view.reads_full(place, drafting.head):
-                cheap.setdefault(drafting.head, []).append(place)
-        chosen = {place: found for head, places in cheap.items() for place, found in view.drafts(places, head)}
+        for place, one in drafting.items():
+            if one is not None and not view.reads_full(place, one.head):
+                cheap.setdefault(one.head, []).append(place)
+        needed = {place for place, one in drafting.items() if one is not None and one.needs_probabilities}
+        chosen: dict[int, tuple[int, float]] = {}
+        known: dict[int, float] = {}
+        for head, places in cheap.items():
+            found, probabilities = view.drafts(places, head, with_probabilities=not needed.isdisjoint(places))
+            chosen.update(zip(places, found, strict=True))
+            known.update(zip(places, probabilities, strict=False))
         full = [place for place in going if place not in chosen] if cheap else going
         if full:
             chosen.update(zip(full, view.choices(full), strict=True))
-        taken = [place for place in full if current.rows[place] not in self._drafting] if self._drafting else full
+        taken = [place for place in full if drafting[place] is None]
         self._record([current.rows[place] for place in taken], [chosen[place] for place in taken], view.exit_layer)
-        if self.with_log_probabilities and taken:
-            known = dict(zip(full, view.probabilities(full), strict=True))
-            self._note([current.rows[place] for place in taken], torch.stack([known[place] for place in taken]))
-        for place in going:
-            if current.rows[place] in self._drafting:
-                self._draft(current.rows[place], *chosen[place], view.exit_layer)
+        noted = taken if self.with_log_probabilities else []
+        if noted or not needed.isdisjoint(full):
+            every = view.probabilities(full)
+            if noted:
+                self._note([current.rows[place] for place in noted], every[[full.index(place) for place in noted]])
+            known.update(zip(full, every.tolist(), strict=True))
+        for place, one in drafting.items():
+            if one is not None:
+                self._draft(current.rows[place], *chosen[place], view.exit_layer, known.get(place))
 
-    def _draft(self, row: int, token: int, logit: float, layer: int) -> None:
+    def _draft(self, row: int, token: int, logit: float, layer: int, probability: float | None) -> None:
         """Draft a token of an exit; a row whose logits are not finite fails here as anywhere."""
         one, facts = self._tally[row], self._rows[row]
         if not math.isfinite(logit):
@@ -301,7 +337,7 @@ class OpenBatch:
             if is_out_of_memory(error):
                 raise
             ends = True
-        self._drafting[row].add(token, layer, ends=ends)
+        self._drafting[row].add(token, layer, probability, ends=ends)
 
     def _verify(self, current: TokenPass) -> None:
         """Read the last layer at every place of a draft, and keep what full depth agrees with and what follows it.

@@ -8,7 +8,7 @@ Prefill, which nobody leaves, is :class:`harness.decoding.prompt_pass.PromptPass
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Protocol
@@ -22,12 +22,13 @@ from harness.decoding.backbone import Backbone
 from harness.decoding.blocks import Rotary, Tables
 from harness.decoding.cache import KVCache, attend, attend_span
 from harness.decoding.generation import Generation
+from harness.errors import OptionError
 
-__all__ = ["Pass", "PrefixPass", "TokenPass"]
+__all__ = ["Pass", "Places", "PrefixPass", "Standing", "TokenPass"]
 
 
-class Pass(Protocol):
-    """Rows on their way through the layers."""
+class Standing(Protocol):
+    """Rows somewhere on their way through the layers."""
 
     rows: list[int]
     layer: int
@@ -36,17 +37,39 @@ class Pass(Protocol):
     def positions(self) -> list[int]:
         """Position of the token each row is processing, 0-based."""
 
-    def advance(self, layer: int) -> None:
-        """Run the remaining rows until ``layer`` layers are executed."""
-
     def hidden(self) -> Tensor:
         """Return the hidden state of each remaining row's token, ``[n, hidden_size]``."""
+
+    def rehearse(self) -> Tensor:
+        """Return the hidden states the last layer would give, without moving the pass."""
+
+
+class Pass(Standing, Protocol):
+    """Rows on their way through the layers."""
+
+    def advance(self, layer: int) -> None:
+        """Run the remaining rows until ``layer`` layers are executed."""
 
     def leave(self, staying: Sequence[int]) -> None:
         """Keep only the rows at these places of ``rows``; the others stop here."""
 
+
+@dataclass(slots=True)
+class Places:
+    """Hidden states, each as if it were a row's; ``rows`` says which row's it is. Implements :class:`Standing`."""
+
+    rows: list[int]
+    positions: list[int]
+    layer: int
+    state: Tensor
+
+    def hidden(self) -> Tensor:
+        """All of them, ``[n, hidden_size]``."""
+        return self.state
+
     def rehearse(self) -> Tensor:
-        """Return the hidden states the last layer would give, without moving the pass."""
+        """Refuse: the last layer is on its way."""
+        raise OptionError("a draft rule cannot look ahead while a draft is verified; verified() tells it the tokens.")
 
 
 class PrefixPass:
@@ -238,6 +261,19 @@ class TokenPass:
     def states(self) -> tuple[Tensor, list[int]]:
         """Return the states of everything the rows carry, ``[slots, hidden_size]``, and how many slots each row has."""
         return self._state, self._lengths()
+
+    def places(self, rows: Collection[int]) -> Places:
+        """Return everything that some rows carry, place by place."""
+        chosen = [place for place, row in enumerate(self.rows) if row in rows]
+        spans, lengths = self._spans(), self._lengths()
+        return Places(
+            [self.rows[place] for place in chosen for _ in range(lengths[place])],
+            [self._starts[place] + i for place in chosen for i in range(lengths[place])],
+            self.layer,
+            self._state
+            if len(chosen) == len(self.rows)
+            else torch.cat([self._state[spans[place]] for place in chosen]),
+        )
 
     def runs(self, places: Sequence[int]) -> list[Waiting]:
         """Return all positions that the rows at these places carry: those that joined, and the new token."""

@@ -8,19 +8,19 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from harness.contracts import HeadChoice, HeadLogits, Reading
+from harness.contracts import ExitView, HeadChoice, HeadLogits, Reading
 from harness.decoding import certainty
 from harness.decoding.backbone import Backbone
 from harness.decoding.choice import Best, Scores, best, choices
 from harness.decoding.generation import Generation
-from harness.decoding.passes import Pass
+from harness.decoding.passes import Places, Standing
 from harness.decoding.readings import HeadReading, Heads
 
 __all__ = ["LayerView"]
 
 
 class LayerView:
-    """The rows of a pass at one exit point. Implements :class:`harness.contracts.ExitView`.
+    """The rows of a pass at one exit point. Implements :class:`harness.contracts.DraftView`.
 
     Args:
         backbone: the model, for its exit head.
@@ -40,7 +40,7 @@ class LayerView:
     def __init__(
         self,
         backbone: Backbone,
-        current: Pass,
+        current: Standing,
         tally: Sequence[Generation],
         previous: LayerView | None,
         places: list[int] | None,
@@ -193,6 +193,19 @@ class LayerView:
             self._places = None
         return self._previous
 
+    def gathered(self, parts: Sequence[tuple[ExitView, Sequence[int]]]) -> LayerView:
+        """Return rows of several views as one; each is read through the shortcut of its own exit."""
+        chosen = [(view, list(places)) for view, places in parts]
+        one = Places(
+            [row for view, places in chosen for row in view.rows[places].tolist()],
+            [position for view, places in chosen for position in view.position[places].tolist()],
+            self._layer,
+            torch.cat([view.hidden_state[places] for view, places in chosen]),
+        )
+        twin = LayerView(self._backbone, one, self._tally, None, None, self._heads)
+        twin._exit_state = torch.cat([view.exit_state[places] for view, places in chosen])
+        return twin
+
     def part(self, places: list[int], before: LayerView | None) -> LayerView:
         """Return a view of some of these rows, for a rule of their own; what it computes serves the output too.
 
@@ -252,15 +265,20 @@ class LayerView:
         """Return whether the row at a place drafts by the LM head: evaluated already, or asked for."""
         return head.is_full or self._decider(place)[0]._logits is not None
 
-    def drafts(self, places: list[int], head: HeadChoice) -> list[tuple[int, tuple[int, float]]]:
-        """Return places with the tokens that their rows draft by a cheap head, as :meth:`choices` gives them."""
+    def drafts(
+        self, places: list[int], head: HeadChoice, *, with_probabilities: bool = False
+    ) -> tuple[list[tuple[int, float]], list[float]]:
+        """Return the tokens that rows at some places draft by a cheap head, as :meth:`choices` does.
+
+        With their probabilities, if those are wanted; else none.
+        """
         found = self._heads.read(head, self.leaving_states(places))
         for place in places:
             self._charge_cheap(self._rows[place], head)
             self._tally[self._rows[place]].cheap_head_tokens += 1
         tokens, logits = best(found.logits)
         made = choices((tokens if found.token_ids is None else found.token_ids[tokens], logits))
-        return list(zip(places, made, strict=True))
+        return made, HeadReading.of(found).top_probability.tolist() if with_probabilities else []
 
     def _charge_cheap(self, row: int, head: HeadChoice) -> None:
         self._tally[row].cheap_head_evaluations += 1

@@ -209,12 +209,22 @@ def _crossed(
 
 
 def _decodes(spec: StrategySpec, strategy: Strategy, decodes: Sequence[str], info: ModelInfo) -> Iterator[str]:
-    """How a strategy decodes; what never exits drafts nothing of itself, so that it is lossy and lossless at once."""
+    """How a strategy decodes; what never exits drafts nothing of itself, so that it is lossy and lossless at once.
+
+    One that only drafts is decoded losslessly whatever the others are.
+    """
     drafts = bool(strategy.exit_points(info))
     wanted = [parse_decode(text) for text in ([spec.decode] if spec.decode is not None else decodes)]
+    own = parse_decode(strategy.default_decode)
+    if own.lossless:
+        if spec.decode is not None and not wanted[0].lossless:
+            raise OptionError(
+                f"{spec}@{spec.decode}: {spec.name} only drafts, and its tokens have to be verified. Use {spec}@{own}."
+            )
+        wanted = [one for one in wanted if one.lossless] or [own]
     if spec == StrategySpec(BASELINE):  # what every other one is held against
         wanted.insert(0, LOSSY)
-    yield from dict.fromkeys(str(one if drafts or one.source else LOSSY) for one in wanted)
+    yield from dict.fromkeys(str(one if drafts or one.proposes else LOSSY) for one in wanted)
 
 
 def _policies(strategy: Strategy, policies: Sequence[str], info: ModelInfo) -> Iterator[str]:

@@ -94,7 +94,9 @@ class Settings:
         self._decode, self.draft_max = decode, draft_max
         policy: type[KVPolicy] = KV_POLICIES.load(kv)
         self.decodes = ("lossless", "lossy") if policy.facts.defers else ("lossy",)
-        self.sources = DRAFTS.names() if policy.facts.defers else ()
+        self.sources = (
+            tuple(name for name in DRAFTS.names() if DRAFTS.load(name).proposes) if policy.facts.defers else ()
+        )
         chosen = _chosen(written, info)
         names = [spec.name for spec, _ in chosen]
         self._strategies: dict[str, tuple[str, Strategy]] = {
@@ -137,7 +139,7 @@ class Settings:
         said, source, most = (given.get(word) for word in ("decode", "draft", "draft_max"))
         decode = self._decode if said is None else parse_decode(str(said))
         if source is not None:
-            if said is not None and decode.source is not None:
+            if said is not None and decode.sources:
                 raise ConfigError(f"decode = '{decode}' names a draft source, and draft = '{source}' does. Give one.")
             decode = parse_decode(f"{'lossless' if decode.lossless else 'lossy'}+{source}")
         if most is not None and not decode.lossless:
@@ -146,11 +148,11 @@ class Settings:
             )
         if decode.lossless:
             check_defers(self._kv)
-        if decode is not self._decode and decode.source is not None:
-            settable = _settable(DRAFTS.load(decode.source))
-            for option in dict(decode.options):
-                if option not in settable and option in {facts.name for facts in option_facts(decode.source, DRAFTS)}:
-                    raise ConfigError(f"a request cannot set '{option}' of {decode.source}.")
+        for draft in () if decode is self._decode else decode.sources:
+            settable = _settable(DRAFTS.load(draft.name))
+            for option in dict(draft.options):
+                if option not in settable and option in {facts.name for facts in option_facts(draft.name, DRAFTS)}:
+                    raise ConfigError(f"a request cannot set '{option}' of {draft.name}.")
         return decode, self.draft_max if most is None else draft_limit(most)
 
     def strategies(self) -> list[Strategy]:
@@ -178,6 +180,8 @@ class Settings:
     def _built(self, label: str, values: tuple[tuple[str, Any], ...], decode: DecodeSpec, draft_max: int) -> Setting:
         name, base = self._strategies[label]
         strategy: Strategy = dataclasses.replace(base, **dict(values))  # type: ignore[type-var]
+        if not decode.lossless and parse_decode(strategy.default_decode).lossless:
+            raise InvalidRequestError(f"early_exit: {name} only drafts. Add decode = lossless.")
         try:
             operating_point(StrategySpec(name), strategy, self._info)
             told = effective_options(strategy)

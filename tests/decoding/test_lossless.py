@@ -32,8 +32,10 @@ from harness.decoding.generation import Generation
 from harness.decoding.readings import Heads, lm_head_of
 from harness.errors import OptionError
 from strategies.confidence import Confidence
+from strategies.dynamic_exit import DynamicExit
 from strategies.fixed import Fixed
 from strategies.full import Full
+from strategies.layerskip import LayerSkip
 from strategies.oracle import Oracle
 from strategies.random import Random
 from strategies.saturation import Saturation
@@ -45,7 +47,7 @@ LAYERS = 6
 def decoded(
     engine: Engine, prompts: Sequence[Sequence[int]], strategy: Strategy, most: int = 5, **settings: Any
 ) -> list[Generation]:
-    lossless = Lossless(most, settings.pop("source", None))
+    lossless = Lossless(most, tuple(settings.pop("sources", ())))
     settings.setdefault("max_new_tokens", [NEW] * len(prompts))
     made = engine.decode(prompts, strategy, kv="recompute", lossless=lossless, **settings)
     for one in made:
@@ -116,6 +118,9 @@ STRATEGIES = [
     Confidence(0.3),
     Saturation(0.9),
     Oracle(),
+    LayerSkip(2, 3),
+    DynamicExit(),
+    DynamicExit(every=3, decay=0.5),
 ]
 
 
@@ -193,7 +198,7 @@ def test_a_source_proposes_and_full_depth_decides(
     expected = full(case.engine, prompts)
     known = {tuple(prompt): made for prompt, made in zip(prompts, expected, strict=True)}
     source = Told(known, wrong_every)
-    made = decoded(case.engine, prompts, strategy, 4, source=source)
+    made = decoded(case.engine, prompts, strategy, 4, sources=[source])
     assert tokens(made) == expected
     assert all(0 <= accepted <= length <= 4 for length, accepted in source.seen)
     if not wrong_every:
@@ -204,7 +209,7 @@ def test_a_source_proposes_and_full_depth_decides(
 
 def test_proposals_cost_few_passes(llama: Any, prompts: list[list[int]]) -> None:
     prompt, expected = prompts[0], full(llama.engine, prompts[:1])
-    (one,) = decoded(llama.engine, [prompt], Full(), 5, source=Told({tuple(prompt): expected[0]}, 0))
+    (one,) = decoded(llama.engine, [prompt], Full(), 5, sources=[Told({tuple(prompt): expected[0]}, 0)])
     assert one.verifications == -(-(NEW - 1) // 6)  # the first token is prefill's; five and one each after it
     assert one.layers_executed == (NEW - 1) * LAYERS
     assert one.drafted_at[1:7] == [0, 0, 0, 0, 0, None]
@@ -331,8 +336,9 @@ def test_a_proposal_beyond_the_vocabulary_is_refused(llama: Any, prompts: list[l
         def propose(self, draft: Draft, most: int) -> Sequence[int]:
             return [97]
 
+    lossless = Lossless(sources=(Wild(),))
     with pytest.raises(OptionError, match=r"Wild proposed \[97\]"):
-        llama.engine.decode(prompts, Full(), kv="recompute", max_new_tokens=[5] * 3, lossless=Lossless(source=Wild()))
+        llama.engine.decode(prompts, Full(), kv="recompute", max_new_tokens=[5] * 3, lossless=lossless)
 
 
 class Halved(CheapHead):

@@ -267,7 +267,7 @@ def test_a_cheap_head_may_read_drafts(own: Callable[..., Service]) -> None:
     assert ids(done) == alone(service, wanted).token_ids
     assert done.drafts is not None
     assert done.drafts.drafted_tokens > 0
-    with pytest.raises(UnknownNameError, match="^unknown head 'int9'. Did you mean 'int8'"):
+    with pytest.raises(UnknownNameError, match=r"^unknown head 'int9'\. Did you mean 'int8'"):
         Settings(STRATEGIES, service.info, parse_decode("lossless"), draft_head="int9")
 
 

@@ -65,7 +65,7 @@ def document(service: Service, url: str) -> str:
     info, cap = service.info, service.config.max_new_tokens
     strategies = [(loaded, controls(loaded, info.exit_points)) for loaded in service.settings.loaded]
     offered, default = service.settings, service.settings.default.decode
-    own = str(default).removeprefix("lossless").removeprefix("+") if default.source else ""
+    own = str(default).partition("+")[2]
     lossless = "lossless" in offered.decodes
     data: dict[str, Any] = {
         "lossless": lossless,
@@ -91,7 +91,7 @@ def document(service: Service, url: str) -> str:
         full=FULL,
         lossless=lossless,
         decodes=offered.decodes,
-        sources=[own if source == default.source else source for source in offered.sources],
+        sources=sorted({*offered.sources, own} - {""}),
         default_decode="lossless" if default.lossless else "lossy",
         default_source=own,
         draft_max=offered.draft_max,

@@ -1,0 +1,47 @@
+"""A cost stop: whether one more drafted token pays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import accumulate
+from operator import mul
+from typing import ClassVar
+
+from harness.contracts import Batch, Draft, DraftRule, ModelInfo, UnitCosts
+from harness.contracts.drafts import DraftSource
+
+__all__ = ["Expected"]
+
+
+@dataclass(frozen=True)
+class Expected(DraftSource):
+    """End a draft when one more token would lower the expected tokens per cost; proposes nothing.
+
+    Rule: after k tokens, drafted after layers l₁…l_k with probabilities p₁…p_k under the heads of their exits,
+    verifying yields T = 1 + Σ_j p₁·…·p_j tokens for C = Σ_j c(l_j) + c(L), c(l) the cost of l layers and a head.
+    Another token like the last one adds p₁·…·p_k·p_k for c(l_k). Verify when that is less per cost than T / C.
+
+    What counts over many drafts is tokens per cost of a draft with its verification, so that C holds what is spent
+    already. Costs are the model's ``costs``: measured where somebody has, else the bytes of weights read. Probabilities
+    are taken at their word; exits that are too sure of themselves draft too long.
+    """
+
+    proposes: ClassVar[bool] = False
+
+    def start(self, model: ModelInfo, batch: Batch) -> DraftRule:
+        """Take the model's costs."""
+        return _Expected(model.costs, model.num_layers)
+
+
+class _Expected(DraftRule):
+    needs_probabilities: ClassVar[bool] = True
+
+    def __init__(self, costs: UnitCosts, num_layers: int) -> None:
+        self._costs, self._deep = costs, costs.token(num_layers, at_exit=False)
+
+    def verify_now(self, draft: Draft) -> bool:
+        """Compare what one more token adds with what there is."""
+        stands: list[float] = list(accumulate(draft.probabilities, mul))
+        cost = self._deep + sum(self._costs.token(layer, at_exit=True) for layer in draft.layers)
+        more: float = stands[-1] * draft.probabilities[-1] / self._costs.token(draft.layers[-1], at_exit=True)
+        return more < (1 + sum(stands)) / cost

@@ -1,0 +1,318 @@
+"""Rules that end drafts: their arithmetic by hand, and what the engine tells them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from harness.contracts import Batch, Draft, DraftRule, DraftView, Lossless, ModelInfo, Strategy, UnitCosts
+from harness.decoding.drafts.expected import Expected
+from harness.decoding.drafts.product import Product
+from harness.decoding.exits import AskedExits
+from harness.decoding.generation import Generation
+from harness.errors import OptionError
+from strategies.confidence import Confidence
+from strategies.fixed import Fixed
+from strategies.full import Full
+from strategies.layerskip import LayerSkip
+from strategies.oracle import Oracle
+from strategies.random import Random
+
+NEW = 24
+BATCH = Batch((0,), "cpu")
+INFO = ModelInfo(
+    "model", "llama", 10, 8, 97, (2, 4, 8), 100, "float32", "random", 1, 1, 1, 1,
+    measured_costs=UnitCosts(layer=1, head=3, shortcut=1, source="this test"),
+)  # fmt: skip
+
+
+def ends(rule: DraftRule, probabilities: Sequence[float], layer: int = 2) -> int | None:
+    """After how many of the tokens it ends the draft."""
+    for count in range(1, len(probabilities) + 1):
+        draft = Draft(0, [1], [2], [5] * count, [layer] * count, list(probabilities[:count]))
+        if rule.verify_now(draft):
+            return count
+    return None
+
+
+@pytest.mark.parametrize(
+    ("bound", "probabilities", "after"),
+    [
+        (0.5, [0.9, 0.8, 0.7, 0.6], 4),  # .9, .72, .504, .3024
+        (0.6, [0.9, 0.8, 0.7, 0.6], 3),
+        (0.95, [0.9, 0.8], 1),
+        (0.5, [0.5], None),  # not below
+        (0, [0.1, 0.1, 0.1], None),
+        (1, [1.0, 1.0, 0.99], 3),
+    ],
+)
+def test_a_product_ends_where_it_falls_below(bound: float, probabilities: list[float], after: int | None) -> None:
+    assert ends(Product(bound).start(INFO, BATCH), probabilities) == after
+
+
+@pytest.mark.parametrize(
+    ("layer", "probabilities", "after"),
+    [
+        # Full depth costs 10 + 3; a token after two layers 2 + 3 + 1 = 6, after eight 12.
+        (2, [0.9, 0.9, 0.9, 0.9, 0.9], 3),  # .81/6 > 1.9/19; .729/6 = .1215 > 2.71/25 = .1084; .656/6 < 3.439/31
+        (2, [0.7, 0.7], 1),  # .49/6 = .0817 < 1.7/19 = .0895
+        (2, [0.8, 0.8, 0.8], 2),  # .64/6 = .1067 > 1.8/19 = .0947; .512/6 = .0853 < 2.44/25 = .0976
+        (8, [0.9, 0.9], 1),  # .81/12 = .0675 < 1.9/25 = .076
+        (2, [1.0] * 9, None),
+        (2, [0.9, 0.1, 0.9], 2),  # the latest token stands for the next one
+    ],
+)
+def test_a_draft_ends_where_one_more_token_would_not_pay(
+    layer: int, probabilities: list[float], after: int | None
+) -> None:
+    assert ends(Expected().start(INFO, BATCH), probabilities, layer) == after
+
+
+def test_costs_are_measured_ones_or_else_bytes() -> None:
+    assert INFO.costs.token(2, at_exit=True) == 6
+    assert INFO.costs.token(10, at_exit=False) == 13
+    plain = ModelInfo("model", "llama", 10, 8, 97, (2,), 100, "float32", "random", 40, 300, 1, 1, shortcut_bytes=7)
+    assert plain.costs == UnitCosts(40, 300, 7, "bytes of weights read")
+    assert plain.costs.token(2, at_exit=True) == 387
+
+
+@dataclass(frozen=True)
+class Noted(DraftRule):
+    """Notes what it is told, and proposes what it is given."""
+
+    proposed: tuple[int, ...] = ()
+    drafts: list[Draft] = field(default_factory=list)
+    lengths: list[tuple[int, int]] = field(default_factory=list)
+
+    def start(self, model: ModelInfo, batch: Batch) -> DraftRule:
+        return self
+
+    def propose(self, draft: Draft, most: int) -> Sequence[int]:
+        return self.proposed if len(draft.tokens) == 2 else ()
+
+    def verified(self, draft: Draft, accepted: int) -> None:
+        self.lengths.append((len(draft.tokens), accepted))
+        self.drafts.append(
+            Draft(
+                draft.row,
+                draft.prompt,
+                list(draft.token_ids),
+                list(draft.tokens),
+                list(draft.layers),
+                list(draft.probabilities),
+            )
+        )
+
+
+class Needing(Noted):
+    needs_probabilities: ClassVar[bool] = True
+
+
+def decoded(case: Any, prompts: Sequence[Sequence[int]], strategy: Strategy, *sources: Any, most: int = 5) -> Any:
+    made = case.engine.decode(
+        prompts, strategy, kv="recompute", max_new_tokens=[NEW] * len(prompts), seeds=list(range(len(prompts))),
+        lossless=Lossless(most, sources),
+    )  # fmt: skip
+    plain = case.engine.decode(prompts, Full(), kv="recompute", max_new_tokens=[NEW] * len(prompts))
+    assert [one.token_ids for one in made] == [one.token_ids for one in plain]
+    return made
+
+
+def test_a_rule_is_told_each_drafted_token_s_probability(llama: Any, prompts: list[list[int]]) -> None:
+    rule = Needing()
+    decoded(llama, prompts, Random(0.6), rule)
+    assert any(len(draft.tokens) > 1 for draft in rule.drafts)
+    assert all(len(draft.probabilities) == len(draft.tokens) for draft in rule.drafts)
+    assert all(0 < chance <= 1 for draft in rule.drafts for chance in draft.probabilities)
+
+
+@pytest.mark.parametrize("strategy", [Fixed(3), LayerSkip(3, 4)], ids=str)
+def test_the_probability_is_that_of_the_exit_s_head(llama: Any, prompts: list[list[int]], strategy: Strategy) -> None:
+    """Against whole sequences read once: of accepted places, whose beginnings are known."""
+    rule = Needing()
+    decoded(llama, prompts, strategy, rule)
+    compared = 0
+    for draft, (_, accepted) in zip(rule.drafts, rule.lengths, strict=True):
+        text = [*draft.prompt, *draft.token_ids]
+        (state,) = llama.engine.read(text, [3])
+        chances = llama.engine.backbone.logits(state).softmax(-1).amax(-1)
+        first = len(text) - accepted - 2
+        for place in range(accepted):
+            assert draft.probabilities[place] == pytest.approx(float(chances[first + place]), abs=1e-4)
+            compared += 1
+    assert compared > 5
+
+
+def test_nothing_is_computed_where_no_rule_needs_it(
+    llama: Any, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: Any) -> Tensor:
+        raise AssertionError("probabilities were computed")
+
+    rule = Noted()
+    monkeypatch.setattr("harness.decoding.view.certainty.top_probability", never)
+    decoded(llama, prompts, Fixed(3), rule)
+    assert all(draft.probabilities == [] for draft in rule.drafts)
+    with pytest.raises(AssertionError, match="were computed"):
+        decoded(llama, prompts, Fixed(3), Needing())
+
+
+def test_what_a_source_proposes_has_no_probability(llama: Any, prompts: list[list[int]]) -> None:
+    rule = Needing((7, 8))
+    decoded(llama, prompts[:1], Fixed(5), rule)
+    both = [draft for draft in rule.drafts if 0 in draft.layers]
+    assert both
+    for draft in both:
+        assert draft.layers == [5, 5, 0, 0]
+        assert len(draft.probabilities) == 2
+
+
+def test_a_lossy_row_beside_a_rule_that_needs_probabilities(llama: Any, prompts: list[list[int]]) -> None:
+    tally = [Generation() for _ in prompts]
+    rule, needing = Fixed(3).start(llama.info, Batch((0, 0, 0), "cpu")), Needing()
+    batch = llama.engine.open(len(prompts), 64, "recompute", AskedExits(rule, (3,), tally), tally)
+    batch.with_log_probabilities = True
+    for row, prompt in enumerate(prompts):
+        batch.join(row, prompt, NEW, lossless=(4, (needing,)) if row == 1 else None)
+    batch.prefill(range(len(prompts)))
+    while batch.running:
+        batch.step()
+    alone = llama.engine.decode(prompts[:1], Fixed(3), kv="recompute", max_new_tokens=[NEW])
+    assert tally[0].token_ids == alone[0].token_ids
+    assert [len(one.log_probabilities) for one in tally] == [NEW] * 3
+    assert all(len(draft.probabilities) == len(draft.tokens) for draft in needing.drafts)
+
+
+@pytest.mark.parametrize("length", [1, 3, 7])
+def test_layerskip_drafts_as_many_tokens_as_it_says(llama: Any, prompts: list[list[int]], length: int) -> None:
+    for prompt in prompts:
+        rule = Noted()
+        (made,) = decoded(llama, [prompt], LayerSkip(4, length), rule, most=16)
+        there = 1  # prefill's
+        for draft in rule.drafts:
+            assert len(draft.tokens) == min(length, NEW - there)
+            there = len(draft.token_ids)
+        assert made.drafts == sum(drafted for drafted, _ in rule.lengths)
+        assert {at for at in made.drafted_at if at is not None} == {4}
+
+
+def test_the_longest_draft_of_a_run_bounds_layerskip_s(llama: Any, prompts: list[list[int]]) -> None:
+    rule = Noted()
+    decoded(llama, prompts[:1], LayerSkip(4, 7), rule, most=3)
+    assert max(drafted for drafted, _ in rule.lengths) == 3
+
+
+@pytest.mark.parametrize("rule", [Product(0.5), Product(0.9), Expected()], ids=str)
+@pytest.mark.parametrize("strategy", [Fixed(3), Random(0.7), Confidence(0.2)], ids=str)
+def test_drafts_end_where_the_rule_alone_says(
+    case: Any, prompts: list[list[int]], strategy: Strategy, rule: Any
+) -> None:
+    noted, alone = Needing(), rule.start(case.info, BATCH)
+    decoded(case, prompts, strategy, noted, rule, most=8)
+    for draft in noted.drafts:
+        for count in range(1, len(draft.tokens)):
+            part = Draft(
+                draft.row,
+                draft.prompt,
+                draft.token_ids,
+                draft.tokens[:count],
+                draft.layers[:count],
+                draft.probabilities[:count],
+            )
+            assert not alone.verify_now(part)
+
+
+def test_a_rule_makes_drafts_shorter(llama: Any, prompts: list[list[int]]) -> None:
+    free, bound = Needing(), Needing()
+    decoded(llama, prompts, Fixed(3), free, most=8)
+    decoded(llama, prompts, Fixed(3), bound, Product(0.9), most=8)
+    assert max(len(draft.tokens) for draft in bound.drafts) < max(len(draft.tokens) for draft in free.drafts)
+
+
+# ------------------------------------------------------------------ watching a verification
+
+
+@dataclass(frozen=True)
+class Watching(Noted):
+    """Watches verifications, and keeps what it saw until it knows the text."""
+
+    layers: tuple[int, ...] = (1, 2, 3, 4, 5)
+    views: list[DraftView] = field(default_factory=list)
+    shown: list[tuple[int, list[int]]] = field(default_factory=list)
+    seen: list[tuple[int, list[int], int, int, Tensor, int]] = field(default_factory=list)
+
+    def watched(self, draft: Draft) -> Sequence[int]:
+        return self.layers
+
+    def watch(self, view: DraftView) -> None:
+        self.views.append(view)
+        self.shown.append((view.exit_layer, view.position.tolist()))
+
+    def verified(self, draft: Draft, accepted: int) -> None:
+        super().verified(draft, accepted)
+        text = [*draft.prompt, *draft.token_ids]
+        for view in self.views:
+            gathered = view.gathered([(view, list(range(len(view.rows))))])
+            assert torch.equal(gathered.top_token, view.top_token)
+            for place, (row, at) in enumerate(zip(view.rows.tolist(), view.position.tolist(), strict=True)):
+                if row == draft.row and at + 1 < len(text):
+                    token = int(view.top_token[place])
+                    self.seen.append((row, text, view.exit_layer, at, view.hidden_state[place], token))
+        if all(row == draft.row for view in self.views for row in view.rows.tolist()):
+            self.views.clear()
+
+
+@pytest.mark.parametrize("strategy", [Fixed(2), LayerSkip(3, 4), Random(0.8), Oracle()], ids=str)
+def test_what_is_watched_are_the_states_of_the_text(case: Any, prompts: list[list[int]], strategy: Strategy) -> None:
+    """Every layer, against whole sequences read once."""
+    rule = Watching()
+    decoded(case, prompts[:1], strategy, rule, most=2 if strategy == Oracle() else 5)
+    layers = set()
+    for _, text, layer, at, hidden, token in rule.seen:
+        (state,) = case.engine.read(text, [layer])
+        torch.testing.assert_close(hidden, state[at], rtol=1e-2, atol=1e-2)
+        assert token == int(case.engine.backbone.logits(state[at : at + 1]).argmax())
+        layers.add(layer)
+    # The oracle's drafts stand, so that the newest token of each is one of the text's.
+    assert layers == {1, 2, 3, 4, 5} or (strategy != Oracle() and layers >= {4, 5})
+
+
+def test_a_draft_s_tokens_join_where_they_left(llama: Any, prompts: list[list[int]]) -> None:
+    rule = Watching()
+    decoded(llama, prompts[:1], LayerSkip(3, 4), rule)
+    assert [layer for layer, _ in rule.shown[:5]] == [1, 2, 3, 4, 5]
+    end = len(prompts[0]) + 4  # the first token is prefill's; four are drafted
+    assert [positions for _, positions in rule.shown[:3]] == [[end]] * 3  # the newest
+    assert [positions for _, positions in rule.shown[3:5]] == [[end - 4, end - 3, end - 2, end - 1, end]] * 2
+
+
+@pytest.mark.parametrize("strategy", [Fixed(2), Random(0.8), Confidence(0.2)], ids=str)
+def test_watching_changes_nothing_and_costs_no_layer(llama: Any, prompts: list[list[int]], strategy: Strategy) -> None:
+    def facts(made: list[Generation]) -> list[Any]:
+        return [(one.token_ids, one.layers_executed, one.exit_checks, one.lm_head_evaluations) for one in made]
+
+    class Idle(Watching):
+        def verified(self, draft: Draft, accepted: int) -> None:
+            """Read nothing."""
+
+    assert facts(decoded(llama, prompts, strategy, Idle())) == facts(decoded(llama, prompts, strategy))
+
+
+@pytest.mark.parametrize("layer", [0, 6, 7])
+def test_a_layer_that_cannot_be_watched_is_refused(llama: Any, prompts: list[list[int]], layer: int) -> None:
+    with pytest.raises(OptionError, match=rf"Watching watches layer {layer}; the model has 6"):
+        decoded(llama, prompts[:1], Fixed(2), Watching(layers=(layer,)))
+
+
+def test_what_full_depth_will_say_cannot_be_asked(llama: Any, prompts: list[list[int]]) -> None:
+    class Peeking(Watching):
+        def watch(self, view: DraftView) -> None:
+            _ = view.full_depth_token
+
+    with pytest.raises(OptionError, match="cannot look ahead"):
+        decoded(llama, prompts[:1], Fixed(2), Peeking())
