@@ -170,7 +170,9 @@ class RunBuilder:
 
 
 def _point(name: str) -> OperatingPointRecord:
-    written, _, kv = name.partition("@")
+    written, *said = name.split("@")
+    decode = next((one for one in said if one.startswith("lossless")), "lossy")
+    kv = next((one for one in said if one != decode), None)
     strategy, _, rest = written.partition(":")
     options = dict(part.split("=") for part in rest.split(":")) if rest else {}
     return OperatingPointRecord(
@@ -179,7 +181,9 @@ def _point(name: str) -> OperatingPointRecord:
         options=options,
         exit_points=(2, 5, 8),
         rehearsed=strategy == "oracle",
-        kv=kv or None,
+        kv=kv,
+        decode=decode,
+        draft_max=None if decode == "lossy" else 16,
     )
 
 

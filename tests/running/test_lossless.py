@@ -80,9 +80,7 @@ def test_a_name_says_lossless_always_and_lossy_never(points: Any) -> None:
 
 
 def test_the_dimensions_cross_in_one_order(points: Any) -> None:
-    found = points(
-        "fixed:layer=4", kv="propagate,recompute", decode="lossy,lossless", formats=("float32", "int8")
-    )
+    found = points("fixed:layer=4", kv="propagate,recompute", decode="lossy,lossless", formats=("float32", "int8"))
     assert names(found) == [
         "full@propagate@float32", "full@propagate@int8",  # what never exits and has no source runs once a format
         "fixed:layer=4@propagate@float32", "fixed:layer=4@propagate@int8",
