@@ -159,8 +159,10 @@ class RunConfig(ModelConfiguration):
         """Take ``lossy,lossless`` apart; a comma before an option of a source belongs to the source."""
         if isinstance(value, str):
             value = re.split(r",\s*(?=los)", value)
-        if not isinstance(value, list | tuple) or not value or not all(isinstance(each, str) for each in value):
+        if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
             return value
+        if not value:
+            raise ValueError("names nothing")
         once = tuple(dict.fromkeys(str(parse_decode(each.replace(",", ":"))) for each in value))
         return once[0] if len(once) == 1 else once
 

@@ -77,7 +77,10 @@ def parse_strategies(text: str, *, in_run: bool = False) -> list[StrategySpec]:
     if (at := _DECODE.search(written)) is not None:
         written, decode = written[: at.start()], written[at.start() + 1 :]
         if not in_run:
-            raise ConfigError(f"--strategy '{text}': '@{decode}' can be said of a run's strategies only.")
+            raise ConfigError(
+                f"--strategy '{text}': '@{decode}' can be said of a run's strategies only (`harness run`). "
+                "Leave it out here."
+            )
     name, _, rest = written.partition(":")
     if not name.strip():
         raise ConfigError(f"--strategy '{text}' names no strategy. Write NAME or NAME:option=value.")

@@ -27,6 +27,7 @@ class SummaryRow(Record):
     Attributes:
         operating_point, strategy, options, task, language, protocol, source, model, weights, exit_head, kv,
             batch_size, dtype, weights_format: what ran; the format is the dtype's own in summaries of before formats.
+        decode: ``lossy``, or ``lossless`` with its draft source: full depth verified every token.
         baseline_format: weights format of the full depth that its tokens and scores are compared with.
         n: samples scored. errors: samples that failed. repeats: repetitions timed.
         energy_source: where its energy comes from. energy_measured: a sensor measured it.
@@ -50,6 +51,7 @@ class SummaryRow(Record):
     batch_size: int
     dtype: str
     weights_format: str = Field(default_factory=lambda row: OWN_FORMAT.get(row["dtype"], row["dtype"]))
+    decode: str = "lossy"
     baseline_format: str = Field(default_factory=lambda row: row["weights_format"])
     n: int
     errors: int
@@ -65,6 +67,11 @@ class SummaryRow(Record):
     def numbers(self) -> str:
         """What numbers weights and activations are, in words."""
         return numbers(self.weights_format, self.dtype)
+
+    @property
+    def lossless(self) -> bool:
+        """Whether full depth verified what was drafted."""
+        return self.decode != "lossy"
 
     def estimate(self, metric: Metric | str) -> Estimate | None:
         """Return a metric's estimate; ``None`` where it was not measured, or is not defined."""

@@ -167,20 +167,28 @@ def operating_points(built: Built, config: RunConfig, models: Sequence[ModelInfo
         Dimension("decode", lambda spec, one: _decodes(spec, one, config.decodes, own), compared=False),
         Dimension("weights_format", lambda *_: formats, len(formats) > 1),
     )
-    points: list[OperatingPoint] = []
+    points: dict[str, OperatingPoint] = {}
     for spec, strategy in built:
-        for setting, suffix in _crossed(spec, strategy, dimensions):
-            decode, kv, info = parse_decode(setting["decode"]), setting["kv"], in_format[setting["weights_format"]]
-            if decode.lossless and not _facts(kv).defers:
-                if len(policies) > 1:  # beside one under which what is drafted waits, or refused below
+        for setting in _crossed(spec, strategy, dimensions):
+            decode, info = parse_decode(setting["decode"]), in_format[setting["weights_format"]]
+            if decode.lossless and not _facts(setting["kv"]).defers:
+                deferring = [kv for kv in policies if _facts(kv).defers]
+                if deferring and strategy.exit_points(own):  # it stands beside this one
                     continue
-                kv = policies[0] if policies else Strategy.default_kv
+                setting["kv"] = next(iter(deferring or policies), Strategy.default_kv)  # refused below if it does not
             lossless = drafting(decode, config.draft_max, config.draft_head, strategy, info)
-            points.append(operating_point(spec, strategy, info, kv, suffix=suffix, decode=decode, lossless=lossless))
-    points = list({point.name: point for point in reversed(points)}.values())[::-1]
-    if config.attribute:
-        points.extend(_probes(points))
-    return tuple(points)
+            point = operating_point(
+                spec,
+                strategy,
+                info,
+                setting["kv"],
+                suffix=_suffix(setting, dimensions),
+                decode=decode,
+                lossless=lossless,
+            )
+            points.setdefault(point.name, point)
+    found = list(points.values())
+    return (*found, *_probes(found)) if config.attribute else tuple(found)
 
 
 @dataclass(frozen=True)
@@ -198,14 +206,16 @@ class Dimension:
     compared: bool
 
 
-def _crossed(
-    spec: StrategySpec, strategy: Strategy, dimensions: Sequence[Dimension]
-) -> Iterator[tuple[dict[str, str], str]]:
-    """Yield a strategy's value in each dimension, by name, with what that adds to the operating point's name."""
+def _crossed(spec: StrategySpec, strategy: Strategy, dimensions: Sequence[Dimension]) -> Iterator[dict[str, str]]:
+    """Yield a strategy's value in each dimension, by name."""
     for values in itertools.product(*(one.values(spec, strategy) for one in dimensions)):
-        setting = {one.name: value for one, value in zip(dimensions, values, strict=True)}
-        said = (one for one in dimensions if one.compared or setting[one.name].startswith("lossless"))
-        yield setting, "".join(f"@{setting[one.name]}" for one in said)
+        yield {one.name: value for one, value in zip(dimensions, values, strict=True)}
+
+
+def _suffix(setting: Mapping[str, str], dimensions: Sequence[Dimension]) -> str:
+    """Return what a setting adds to the operating point's name."""
+    said = (one for one in dimensions if one.compared or setting[one.name].startswith("lossless"))
+    return "".join(f"@{setting[one.name]}" for one in said)
 
 
 def _decodes(spec: StrategySpec, strategy: Strategy, decodes: Sequence[str], info: ModelInfo) -> Iterator[str]:

@@ -100,7 +100,7 @@ def _families(table: TaskTable) -> dict[str, list[PlacedPoint]]:
     groups: dict[tuple[str, str, str, str], list[PlacedPoint]] = {}
     for point in table.points:
         row = point.row
-        if OPTION in row.options and isinstance(row.options[OPTION], int | float | None):
+        if not row.lossless and OPTION in row.options and isinstance(row.options[OPTION], int | float | None):
             others = json.dumps({key: value for key, value in row.options.items() if key != OPTION}, sort_keys=True)
             groups.setdefault((row.strategy, others, row.kv, row.weights_format), []).append(point)
     several = len(table.table.formats) > 1

@@ -89,6 +89,7 @@ def describe_point(run: RecordedRun, entry: RunEntry, point: PointEntry, shown: 
         "group": group.id,
         "facts": described(group),
         "baseline": is_baseline(row),
+        "lossless": row.lossless,
         "bound": not is_candidate(row),
         "quality": quality_of(row),
         "verdict": row.verdict,
@@ -119,12 +120,14 @@ def _settings(run: RecordedRun, cell: Measured) -> list[list[str]]:
     point = cell.point
     options = [[f"option {name}", "default" if value is None else str(value)] for name, value in point.options.items()]
     kv = cell.regime.kv
+    most = "" if point.draft_max is None else f", drafts of {point.draft_max} tokens at most"
     source = str(run.manifest.config.get("kv_input") or "hidden")
     exits = ", ".join(map(str, point.exit_points)) or "none"
     return [
         ["strategy", point.strategy],
         *options,
         ["KV policy", kv if source == "hidden" or not cell.regime.facts.fills else f"{kv}, filled from {source}"],
+        ["decoding", f"{point.decode}{most}"],
         ["asked at layers", exits],
         *([f"SHA-256 of {name}", digest] for name, digest in point.artefacts.items()),
     ]

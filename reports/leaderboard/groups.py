@@ -1,6 +1,6 @@
 """Groups: the operating points that may stand in one ranking. Whatever could move a number besides strategy is in it.
 
-Strategy, options, exit points and KV policy are what a ranking compares; everything else must be the same: machine,
+Strategy, options, exit points, KV policy and decoding are what a ranking compares; all else must be the same: machine,
 data down to the fingerprint, weights down to their hash, number format, batch, arrival of requests, source of energy,
 and the full depth that ratios are counted against. Package versions are not part of it and are shown with each run.
 """

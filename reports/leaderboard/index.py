@@ -13,7 +13,7 @@ from reports.figures.style import look_of
 from reports.leaderboard.details import described
 from reports.leaderboard.entries import PointEntry, RunEntry
 from reports.leaderboard.groups import Group, group_of
-from reports.leaderboard.ranking import CRITERIA, is_baseline, on_front, quality_of, ranks
+from reports.leaderboard.ranking import CRITERIA, is_asserted, is_baseline, is_exact, on_front, quality_of, ranks
 from reports.metrics.sections import HEADLINE, LEADERBOARD, in_section
 from reports.metrics.speedups import SPEEDUP
 from reports.metrics.vocabulary import metrics_of
@@ -24,7 +24,10 @@ from reports.tables.result import is_candidate
 
 __all__ = ["FIELDS", "index_of"]
 
-FIELDS = ("id", "group", "run", "name", "strategy", "kv", "kind", "quality", "front", "ranks", "n", "metrics")
+FIELDS = (
+    *("id", "group", "run", "name", "strategy", "kv", "decode", "asserted", "kind", "quality", "front", "ranks"),
+    *("lossless_ranks", "n", "metrics"),
+)  # fmt: skip
 """What each operating point's list on the front page holds, in order."""
 
 _MARKERS = {
@@ -70,7 +73,7 @@ def index_of(runs: Sequence[RunEntry]) -> dict[str, Any]:
 
 
 def _facets(group: Group) -> dict[str, Any]:
-    """What the front page filters by, besides strategy and KV policy."""
+    """What the front page filters by, besides strategy, KV policy and decoding."""
     return {
         "task": group.task,
         "model": f"{group.model} ({group.weights})",
@@ -100,7 +103,8 @@ def _lines(
     ranked = [place for place, (run, _) in enumerate(members) if not runs[run].unranked]
     rows = [members[place][1].row for place in ranked]
     fronts = dict(zip(ranked, on_front(rows), strict=True))
-    by_criterion = [dict(zip(ranked, ranks(rows, criterion), strict=True)) for criterion in CRITERIA]
+    by_criterion = _ranked(members, ranked)
+    among_lossless = _ranked(members, [place for place in ranked if is_exact(members[place][1].row)])
     for place, (run, point) in enumerate(members):
         row = point.row
         kind = "baseline" if is_baseline(row) else "candidate" if is_candidate(row) else "bound"
@@ -111,13 +115,22 @@ def _lines(
             row.operating_point,
             row.strategy,
             _kv(runs[run].manifest, row),
+            row.decode,
+            int(is_asserted(row)),
             kind,
             quality_of(row),
             int(fronts.get(place, False)),
             [found.get(place) for found in by_criterion],
+            [found.get(place) for found in among_lossless] if is_exact(row) else None,
             row.n,
             [_numbers(row.estimate(metric)) for metric in shown],
         ]
+
+
+def _ranked(members: Sequence[tuple[int, PointEntry]], places: Sequence[int]) -> list[dict[int, int | None]]:
+    """Return by each criterion the ranks of some members of a group among each other, by their places."""
+    rows = [members[place][1].row for place in places]
+    return [dict(zip(places, ranks(rows, criterion), strict=True)) for criterion in CRITERIA]
 
 
 def front_page_metrics(rows: Iterable[SummaryRow]) -> list[Metric]:

@@ -4,7 +4,9 @@
 CodeBLEU are not distinguishably lower (Holm-corrected paired test), **and** the 95 % interval of the difference in
 edit similarity stays above −0.05. Without the second condition a run of few samples would always pass, since it can
 distinguish nothing. Where too few samples differ for an interval, the most of them that may differ (Clopper and
-Pearson) must stay below 5 %: none loses more than 1, so that a lossless operating point needs 72 samples.
+Pearson) must stay below 5 %: none loses more than 1, so that 72 samples are needed where nothing is lost. A lossless
+operating point whose tokens are full depth's in every completion keeps its quality by definition, however few there
+are.
 
 **Ranks.** One plus the number of rows that are clearly better, that is, whose interval lies wholly above this row's.
 Rows that the intervals do not tell apart share a rank. Full depth ranks like any other, at 1 exactly.
@@ -24,6 +26,7 @@ from harness.contracts import Metric
 from harness.records.estimate import Estimate, NoInterval
 from harness.records.summary import SummaryRow
 from reports.metrics.evaluation import is_distinguishable
+from reports.metrics.faithfulness import EXACT_PREFIX
 from reports.metrics.scores import EDIT_SIMILARITY_DIFFERENCE
 from reports.metrics.speedups import DECODE_SPEEDUP, ENERGY_RATIO, SPEEDUP
 from reports.metrics.vocabulary import metrics_of
@@ -31,7 +34,18 @@ from reports.statistics.intervals import largest_share
 from reports.summary.pareto import QUALITY, front
 from reports.tables.result import is_candidate
 
-__all__ = ["CRITERIA", "MARGIN", "Criterion", "Quality", "is_baseline", "on_front", "quality_of", "ranks"]
+__all__ = [
+    "CRITERIA",
+    "MARGIN",
+    "Criterion",
+    "Quality",
+    "is_asserted",
+    "is_baseline",
+    "is_exact",
+    "on_front",
+    "quality_of",
+    "ranks",
+]
 
 MARGIN = 0.05
 """Largest loss of edit similarity that counts as keeping it."""
@@ -70,9 +84,22 @@ def is_baseline(row: SummaryRow) -> bool:
     return speedup.value == 1.0 and speedup.interval is None and speedup.no_interval is None
 
 
+def is_exact(row: SummaryRow) -> bool:
+    """Whether a row's tokens are full depth's by how it decodes: it is full depth, or lossless."""
+    return row.lossless or row.strategy == "full"
+
+
+def is_asserted(row: SummaryRow) -> bool:
+    """Whether a row is lossless and its tokens are full depth's in every completion, so that it scores the same."""
+    same = row.estimate(EXACT_PREFIX)
+    return (
+        row.lossless and same is not None and same.value == 1.0 and same.interval is None and same.no_interval is None
+    )
+
+
 def _keeps_by_definition(row: SummaryRow) -> bool:
-    """Whether a row is the full depth that its scores are compared with, too."""
-    return is_baseline(row) and row.baseline_format == row.weights_format
+    """Whether a row is the full depth that its scores are compared with, or has its tokens in every completion."""
+    return row.baseline_format == row.weights_format and (is_baseline(row) or is_asserted(row))
 
 
 def quality_of(row: SummaryRow) -> Quality:
@@ -123,7 +150,7 @@ def _may_rank(row: SummaryRow, criterion: Criterion) -> bool:
 
 
 def _interval(row: SummaryRow, criterion: Criterion) -> tuple[float, float] | None:
-    if is_baseline(row) and (criterion.needs_quality or _keeps_by_definition(row)):
+    if is_baseline(row) if criterion.needs_quality else _keeps_by_definition(row):
         return criterion.baseline, criterion.baseline
     found = row.estimate(criterion.metric)
     return None if found is None else found.interval

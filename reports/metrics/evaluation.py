@@ -136,6 +136,8 @@ def _compare_means(metric: Metric, point: Point) -> Comparison:
     assert metric.compute is not None
     differences: Mapping[str, float] = metric.compute(point) or {}
     units = point.cell.by_block(differences)
+    if metric.kind == "score" and point.is_exact:  # scores of the same tokens
+        return Comparison(metric, mean(differences.values()), pairs=len(units), samples=len(differences))
     interval = score_interval(units) if metric.kind == "score" else mean_interval(units)
     p = sign_flip_p([math.fsum(unit) for unit in units]) if isinstance(interval, tuple) else None
     differing = sum(difference != 0 for difference in differences.values())

@@ -9,6 +9,9 @@ What counts: samples that both finished, first repeat, and tokens that were deci
 comes from prefill at full depth and decides nothing). A completion that ended early differs at the next place; what it
 has beyond full depth's end is not compared. Every completion weighs the same.
 
+Of full depth itself, and of a lossless row whose tokens are full depth's in every completion, agreement is asserted and
+not averaged: it is 1 and has no interval.
+
 Any strategy looks good beside full depth if it is allowed to be wrong, so the fair rival of one that runs 25.3 layers
 a token is fixed exit at 25.3 layers. No such layer exists; the rival is the mixture of the two neighbouring fixed
 operating points of the same run (full depth is the deepest of them) whose mean depth is the strategy's, which anybody
@@ -115,12 +118,15 @@ def _agreement(point: Point) -> float | None:
 
 
 def _mean(values: _BySample, point: Point) -> Estimate | None:
-    """The mean of shares over samples, with an interval where enough of them are neither 1 nor 0."""
+    """The mean of shares over samples, with an interval where enough of them are neither 1 nor 0.
+
+    None has full depth, nor a lossless row that is full depth's everywhere.
+    """
     shares = values(point.cell, point.full)
     value, units = mean(shares.values()), point.cell.by_block(shares)
     if value is None:
         return None
-    return Estimate.of(value, None if point.is_full else _share_interval(units), n=len(units))
+    return Estimate.of(value, None if point.is_exact and value == 1 else _share_interval(units), n=len(units))
 
 
 def _share_interval(units: Sequence[Sequence[float]]) -> Interval | NoInterval:

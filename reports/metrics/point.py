@@ -63,6 +63,15 @@ class Point:
         return self.cell is self.full
 
     @cached_property
+    def is_exact(self) -> bool:
+        """Whether its tokens are full depth's, asserted and not averaged: itself, or all of a lossless row."""
+        if self.is_full or not self.cell.point.lossless:
+            return self.is_full
+        both = [key for key in self.cell.shared(self.full) if key[1] == 0]
+        same = (self.cell.samples[key].token_ids == self.full.samples[key].token_ids for key in both)
+        return bool(both) and all(same)
+
+    @cached_property
     def model(self) -> ModelRecord:
         """The model as it ran, in the operating point's weights format."""
         return self.manifest.model.stored(self.cell.regime.weights_format)

@@ -153,6 +153,7 @@ def _table(points: Sequence[Point], metrics: Sequence[Metric]) -> list[SummaryRo
             batch_size=point.cell.regime.batch_size,
             dtype=point.model.dtype,
             weights_format=point.model.stored_in,
+            decode=point.cell.point.decode,
             baseline_format=point.full.regime.weights_format,
             n=len(point.cell.scored),
             errors=point.cell.errors,

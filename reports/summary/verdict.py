@@ -2,7 +2,8 @@
 
 What is not told apart from chance is *not distinguishable*, which does not mean equal; and where so few pairs were
 measured that even the clearest outcome could not pass the test, the words are *too few pairs to tell*. A difference of
-scores without an interval says which of its two minima is not reached. Which comparisons are told, and how, is part of
+scores without an interval says which of its two minima is not reached. A lossless row has full depth's tokens, so that
+only its costs are compared. Which comparisons are told, and how, is part of
 their metrics.
 """
 
@@ -15,10 +16,11 @@ from harness.records.estimate import NoInterval
 from reports.metrics.evaluation import Comparison
 from reports.metrics.point import Point
 
-__all__ = ["NOT_DISTINGUISHABLE", "TOO_FEW", "verdict"]
+__all__ = ["EXACT", "NOT_DISTINGUISHABLE", "TOO_FEW", "verdict"]
 
 NOT_DISTINGUISHABLE = "not distinguishable from full depth"
 TOO_FEW = "too few pairs to tell"
+EXACT = "full depth's tokens"
 
 
 def verdict(point: Point, comparisons: Mapping[Metric, Comparison], *, energy_measured: bool) -> str | None:
@@ -43,6 +45,9 @@ def verdict(point: Point, comparisons: Mapping[Metric, Comparison], *, energy_me
         and (metric.kind != "energy" or energy_measured)
         and (metric.kind != "score" or point.model.weights != "random")
     ]
+    if point.is_exact:
+        costs = [one for one in told if one.metric.kind != "score"]
+        return "; ".join([EXACT, *(_words(one) + _against(one.metric, point) for one in costs)])
     if all(one.too_few for one in told):
         reasons = {_too_few(one) for one in told}
         return reasons.pop() if len(reasons) == 1 else TOO_FEW

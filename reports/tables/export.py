@@ -31,7 +31,7 @@ from reports.tables.csv_text import csv_text
 from reports.tables.frame import column_names, flat
 from reports.tables.markdown import escape_markdown, markdown_code, markdown_row
 from reports.tables.plot import draw_front
-from reports.tables.result import HEADLINE_TITLE, LEGEND, ResultTable, mark, split_tables
+from reports.tables.result import HEADLINE_TITLE, ResultTable, legend, mark, split_tables
 
 __all__ = [
     "FILES",
@@ -87,7 +87,7 @@ def markdown_legend(*summaries: Summary) -> Iterator[str]:
     rows = [row for summary in summaries for row in summary.rows]
     if rows:
         yield from ("", "## How to read this", "")
-        yield from (f"- {line}" for line in LEGEND)
+        yield from (f"- {line}" for line in legend(rows))
     for section in explanations(rows) if rows else ():
         yield from (f"- **{escape_markdown(column.term)}**: {escape_markdown(column.meaning)}" for column in section)
 

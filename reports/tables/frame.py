@@ -37,6 +37,7 @@ _FIELDS = {
     "batch_size": "samples decoded together",
     "dtype": "number format of the activations",
     "weights_format": "how matrices are stored and multiplied",
+    "decode": "lossy; or lossless, with its draft source: full depth verified every token",
     "baseline_format": "weights format of the full depth that its tokens and scores are compared with",
     "n": "samples scored",
     "errors": "samples that failed",

@@ -8,22 +8,23 @@ a weights format of its own included.
 from __future__ import annotations
 
 import string
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from harness.contracts import numbers
 from harness.records.summary import Summary, SummaryRow
 
-__all__ = ["HEADLINE_TITLE", "LEGEND", "ResultTable", "is_candidate", "mark", "split_tables"]
+__all__ = ["HEADLINE_TITLE", "ResultTable", "is_candidate", "legend", "mark", "split_tables"]
 
 HEADLINE_TITLE = "What each operating point gives and saves"
-LEGEND = (
+_LEGEND = (
     "● on the Pareto front: no other row is at least as good and as cheap (chance is not considered)",
     "◇ an upper bound, not a candidate",
     "* differs from full depth: Holm-corrected p ≤ 0.05, and the interval excludes no difference",
     "[too few] too few blocks, samples, or samples that differ for an interval, so neither interval nor test",
     "– not measured, or not defined",
 )
+_LOSSLESS = "@lossless: what exits or a draft source say is verified, and full depth's tokens come out"
 _LETTERS = string.ascii_uppercase + string.ascii_lowercase
 
 
@@ -116,6 +117,11 @@ def is_candidate(row: SummaryRow) -> bool:
 def mark(row: SummaryRow) -> str:
     """Return the character that says without colour what kind of row it is; a space for an ordinary one."""
     return "●" if row.pareto else " " if is_candidate(row) else "◇"
+
+
+def legend(rows: Iterable[SummaryRow]) -> tuple[str, ...]:
+    """Return what the marks of these rows mean, a line each."""
+    return (*_LEGEND, _LOSSLESS) if any(row.lossless for row in rows) else _LEGEND
 
 
 def _span(values: Sequence[int]) -> str:

@@ -36,7 +36,7 @@ from reports.tables.columns import (
     verdicts,
 )
 from reports.tables.plot import BOUND, FRONT, draw_front
-from reports.tables.result import HEADLINE_TITLE, LEGEND, ResultTable, is_candidate, mark, split_tables
+from reports.tables.result import HEADLINE_TITLE, ResultTable, is_candidate, legend, mark, split_tables
 
 __all__ = ["Report", "fold_label", "render"]
 
@@ -266,7 +266,7 @@ def _style(row: SummaryRow) -> str:
 def _how_to_read(rows: Sequence[SummaryRow], details: bool, options: ConsoleOptions) -> Iterator[RenderableType]:
     yield Text()
     yield _banner("How to read this", options)
-    for line in LEGEND:
+    for line in legend(rows):
         yield Text(line, "dim")
     for named in explanations(rows) if details else explanations(rows)[:1]:
         yield _meanings(named)

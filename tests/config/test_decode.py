@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from harness.config import RunConfig, StrategySpec, parse_all
 from harness.config.decode import DRAFT_MAX, LOSSY, DecodeSpec, DraftSpec, build_decode, parse_decode
 from harness.contracts import Lossless
 from harness.decoding.drafts.expected import Expected
@@ -103,3 +106,75 @@ def test_what_only_ends_drafts_drafts_nothing(text: str, proposes: bool) -> None
 def test_refusals_name_option_value_and_range(text: str, most: int, error: type[HarnessError], reason: str) -> None:
     with pytest.raises(error, match=reason):
         build_decode(parse_decode(text), most)
+
+
+@pytest.mark.parametrize(
+    ("written", "found"),
+    [
+        ("fixed:layer=4", [("fixed:layer=4", None)]),
+        ("fixed:layer=4@lossless", [("fixed:layer=4", "lossless")]),
+        ("fixed:layer=4,6@lossless", [("fixed:layer=4", "lossless"), ("fixed:layer=6", "lossless")]),
+        ("full@lossless+lookup:n=4:k=2", [("full", "lossless+lookup:n=4:k=2")]),
+        (" fixed:layer=4@lossy ", [("fixed:layer=4", "lossy")]),
+        ("classifier:path=a@b", [("classifier:path=a@b", None)]),  # an option may hold an @ of its own
+        ("classifier:path=a@b@lossless", [("classifier:path=a@b", "lossless")]),
+    ],
+)
+def test_a_run_s_strategy_says_behind_an_at_how_it_decodes(written: str, found: list[tuple[str, str | None]]) -> None:
+    assert [(str(spec), spec.decode) for spec in parse_all([written], in_run=True)] == found
+
+
+def test_a_strategy_decoded_both_ways_is_two() -> None:
+    specs = RunConfig(strategies=("fixed:layer=4", "fixed:layer=4@lossless", "fixed:layer=4@lossless")).specs()
+    assert [spec.decode for spec in specs] == [None, "lossless"]
+    assert specs[0] == StrategySpec("fixed", (("layer", "4"),))
+
+
+@pytest.mark.parametrize(
+    ("written", "decodes"),
+    [
+        ("lossy", ("lossy",)),
+        ("lossy,lossless", ("lossy", "lossless")),
+        ("lossless, lossless , lossy", ("lossless", "lossy")),
+        ("lossless+lookup:n=4,k=2,lossless", ("lossless+lookup:n=4:k=2", "lossless")),  # a comma before an option
+        (["lossy", "lossless+lookup"], ("lossy", "lossless+lookup")),
+        (["lossless"], ("lossless",)),
+    ],
+)
+def test_decode_takes_one_way_or_several(written: Any, decodes: tuple[str, ...]) -> None:
+    config = RunConfig.build({"decode": written})
+    assert config.decodes == decodes
+    assert RunConfig.build(config.model_dump(mode="json")) == config
+
+
+@pytest.mark.parametrize("written", ["", "losless", "lossy,lookup", [], ["lossless", "lossy+lookup"], 3])
+def test_a_run_refuses_what_cannot_be_read(written: Any) -> None:
+    with pytest.raises(ConfigError, match="decode"):
+        RunConfig.build({"decode": written})
+
+
+@pytest.mark.parametrize("most", [0, 1025, "many"])
+def test_a_draft_has_one_token_at_least(most: Any) -> None:
+    with pytest.raises(ConfigError, match="draft_max"):
+        RunConfig.build({"draft_max": most})
+
+
+@pytest.mark.parametrize(
+    ("strategy", "reason"),
+    [
+        ("fixed:layer=4@losless", "decode = 'losless' cannot be read. Did you mean 'lossless'?"),
+        ("fixed:layer=4@lossless+lokup", "unknown draft source 'lokup'. Did you mean 'lookup'?"),
+        ("fixed:layer=4@lossless+lookup:n=0", "lookup:n=0 is not allowed"),
+    ],
+)
+def test_a_run_refuses_how_a_strategy_is_to_decode(refused: Any, strategy: str, reason: str) -> None:
+    assert reason in refused("--strategy", strategy)
+
+
+def test_where_a_strategy_is_not_a_run_s_it_cannot_say_how_to_decode() -> None:
+    with pytest.raises(ConfigError) as refusal:
+        parse_all(["fixed:layer=4@lossless"])
+    assert str(refusal.value) == (
+        "--strategy 'fixed:layer=4@lossless': '@lossless' can be said of a run's strategies only (`harness run`). "
+        "Leave it out here."
+    )

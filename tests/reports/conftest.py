@@ -198,9 +198,10 @@ def _accuracy(weights_format: str) -> Accuracy:
 
 
 def _point(name: str) -> OperatingPointRecord:
-    written, _, rest = name.partition("@")
-    kv = rest.partition("@")[0].removesuffix(" (never exits)")
-    strategy, _, rest = written.removesuffix(" (never exits)").partition(":")
+    written, *said = name.removesuffix(" (never exits)").split("@")
+    decode = next((one for one in said if one.startswith("lossless")), "lossy")
+    kv = next((one for one in said if one != decode), None)
+    strategy, _, rest = written.partition(":")
     options = dict(part.split("=") for part in rest.split(":")) if rest else {}
     return OperatingPointRecord(
         name=name,
@@ -208,7 +209,9 @@ def _point(name: str) -> OperatingPointRecord:
         options=options,
         exit_points=(2, 5, 8),
         rehearsed=strategy == "oracle",
-        kv=kv or None,
+        kv=kv,
+        decode=decode,
+        draft_max=None if decode == "lossy" else 16,
     )
 
 

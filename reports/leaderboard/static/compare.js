@@ -7,7 +7,7 @@
 
   function header(pair) {
     return h("thead", {}, h("tr", {}, h("th", { scope: "col" }, h("span", { class: "hidden" }, "What")), pair.map(function (point) {
-      return h("th", { scope: "col" }, h("a", { href: "point.html#" + point.id, class: "name" }, point.name), " ", Leaderboard.tags(point.bound ? "bound" : point.baseline ? "baseline" : "", false, point.unranked));
+      return h("th", { scope: "col" }, h("a", { href: "point.html#" + point.id, class: "name" }, point.name), " ", Leaderboard.tags(point.bound ? "bound" : point.baseline ? "baseline" : "", false, point.unranked, point.lossless));
     })));
   }
 

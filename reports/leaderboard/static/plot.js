@@ -47,11 +47,12 @@
       type: "scatter", mode: "markers", name: plain(strategy), meta: strategy,
       x: points.map(function (p) { return x.scale * p[x.key]; }), y: points.map(function (p) { return y.scale * p[y.key]; }),
       customdata: points.map(function (p) { return p.id; }),
-      text: points.map(function (p) { return plain(p.name) + (p.kv ? "<br>KV " + plain(p.kv) : ""); }),
+      text: points.map(function (p) { return plain(p.name) + (p.kv ? "<br>KV " + plain(p.kv) : "") + (p.lossless ? "<br>lossless" : ""); }),
       hovertemplate: "%{text}<br>" + x.short + " %{x:.3g}<br>" + y.short + " %{y:.3g}<extra></extra>",
       error_x: errorX, error_y: errorY,
       marker: { color: drawn, symbol: symbol + (hollow ? "-open" : ""), size: many ? 7 : 11, opacity: many ? 0.75 : 1,
-        line: { width: symbol === "x-thin" || hollow ? 2 : 0, color: drawn } },
+        line: { width: points.map(function (p) { return symbol === "x-thin" || hollow || p.lossless ? 2 : 0; }),
+          color: points.map(function (p) { return p.lossless ? ink : drawn; }) } },
     };
   }
 

@@ -56,7 +56,7 @@
     document.title = point.name + " · Early-exit leaderboard";
     place.replaceChildren(
       h("p", { class: "crumbs" }, h("a", { href: "index.html#group=" + point.group }, "← The ranking"), " · ", point.task, " · ", point.model),
-      h("h1", { class: "name" }, Leaderboard.breakable(point.name), " ", Leaderboard.tags(point.bound ? "bound" : point.baseline ? "baseline" : "", false, point.unranked),
+      h("h1", { class: "name" }, Leaderboard.breakable(point.name), " ", Leaderboard.tags(point.bound ? "bound" : point.baseline ? "baseline" : "", false, point.unranked, point.lossless),
         point.baseline ? null : h("span", { class: "quality " + point.quality, title: Leaderboard.quality[point.quality] }, point.quality)),
       point.unranked.length ? h("div", { class: "warning", role: "note" }, h("p", {}, "Not ranked: harness submit would refuse its run. " + point.unranked.join("; ") + ".")) : "",
       point.verdict ? h("p", { class: "verdict" }, point.verdict[0].toUpperCase() + point.verdict.slice(1) + ".") : "",

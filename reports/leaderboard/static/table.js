@@ -12,16 +12,18 @@
       point[metric.key] = Array.isArray(found) ? found[0] : found;
       if (Array.isArray(found)) point.intervals[metric.key] = found.slice(1);
     });
+    point.lossless = point.decode !== "lossy";
+    point.decoding = point.lossless_ranks ? "lossless" : "lossy";  // full depth is exact by itself
     point.text = [point.name, point.strategy, point.kv, run[1], run[0], group.title].join(" ").toLowerCase();
     return point;
   });
-  const FACETS = ["task", "model", "hardware", "energy"], OWN = ["strategy", "kv"];
-  const state = { q: "", task: "", model: "", hardware: "", energy: "", strategy: "", kv: "", group: "", by: index.criteria[0][0], sort: "", down: false, page: 0,
+  const FACETS = ["task", "model", "hardware", "energy"], OWN = ["strategy", "kv", "decoding"];
+  const state = { q: "", task: "", model: "", hardware: "", energy: "", strategy: "", kv: "", decoding: "", group: "", by: index.criteria[0][0], sort: "", down: false, page: 0,
     x: index.axes[0], y: index.axes[1] };
   const metricOf = function (key) { return index.metrics.find(function (metric) { return metric.key === key; }); };
 
   const criterion = function () { return index.criteria.findIndex(function (entry) { return entry[0] === state.by; }); };
-  const rank = function (point) { return point.ranks[criterion()]; };
+  const rank = function (point) { return (state.decoding === "lossless" ? point.lossless_ranks || [null] : point.ranks)[criterion()] ?? null; };
 
   const COLUMNS = [
     { key: "rank", title: "Rank", of: rank, cell: function (p) { return rank(p) === null ? "–" : String(rank(p)); }, number: true, ranking: true, up: true,
@@ -44,7 +46,7 @@
     const [unit] = Leaderboard.scale(metric), title = metric.header[0].toUpperCase() + metric.header.slice(1);
     const interval = function (of, point) {
       const bounds = point.intervals[of.key];
-      return bounds ? "[" + bounds.map(function (bound) { return Leaderboard.written(of, bound).replace("×", ""); }).join(", ") + "]" : of.paired && point.kind !== "baseline" ? "[too few]" : "";
+      return bounds ? "[" + bounds.map(function (bound) { return Leaderboard.written(of, bound).replace("×", ""); }).join(", ") + "]" : of.paired && point.kind !== "baseline" && !(of.paired === "difference" && point.asserted) ? "[too few]" : "";
     };
     const below = metric.below ? metricOf(metric.below) : null;
     return { key: metric.key, number: true, minor: metric.key !== index.axes[0], up: metric.better === "lower", ranking: metric.paired && metric.key !== index.axes[0],
@@ -62,7 +64,7 @@
     const dot = h("span", { class: "dot", "aria-hidden": "true" });
     const colour = index.looks[point.strategy][0];
     dot.style.background = colour === "#000000" ? "currentColor" : colour;
-    return [dot, h("a", { href: "point.html#" + point.id, class: "name" }, Leaderboard.breakable(point.name)), ...Leaderboard.tags(point.kind, point.front && state.group !== EVERYTHING, index.runs[point.run][4])];
+    return [dot, h("a", { href: "point.html#" + point.id, class: "name" }, Leaderboard.breakable(point.name)), ...Leaderboard.tags(point.kind, point.front && state.group !== EVERYTHING, index.runs[point.run][4], point.lossless)];
   }
 
   // ------------------------------------------------------------------ filters
@@ -79,7 +81,8 @@
   }
 
   function fillFilters() {
-    const labels = { task: "All tasks", model: "All models", hardware: "All classes", energy: "All sources", strategy: "All strategies", kv: "All policies" };
+    const labels = { task: "All tasks", model: "All models", hardware: "All classes", energy: "All sources", strategy: "All strategies", kv: "All policies", decoding: "All" };
+    const written = { lossless: "Lossless only", lossy: "Lossy only" };
     for (const name of [...FACETS, ...OWN]) {
       const counts = new Map();
       for (const point of points) {
@@ -89,7 +92,7 @@
       }
       if (state[name] && !counts.has(state[name])) counts.set(state[name], 0);
       const entries = [...counts].sort(function (a, b) { return a[0] < b[0] ? -1 : 1; });
-      options(byId(name), [["", labels[name]], ...entries.map(function ([value, count]) { return [value, value + " (" + count + ")"]; })], state[name]);
+      options(byId(name), [["", labels[name]], ...entries.map(function ([value, count]) { return [value, (name === "decoding" && written[value] || value) + " (" + count + ")"]; })], state[name]);
     }
   }
 

@@ -48,8 +48,9 @@ def make_run(
     for block in range(BLOCKS):
         for label, seconds in points.items():
             score = (similarity or {}).get(label, 0.5)
-            layers = (10, 10, 10) if label == "full" else (10, 5, 5)
-            tokens = (1, 2, 3) if label == "full" else (1, 2, 4)
+            exact = label == "full" or "@lossless" in label
+            layers = (10, 10, 10) if exact else (10, 5, 5)
+            tokens = (1, 2, 3) if exact else (1, 2, 4)
             builder.window(
                 label,
                 {

@@ -162,6 +162,27 @@ def test_filters_narrow_the_table(reader: Reader) -> None:
     assert len(reader.names()) == 3
 
 
+def test_rankings_can_be_restricted_to_lossless_rows(chromium: Any, tmp_path: Path, recorded: Recorded) -> None:
+    site = Site(tmp_path / "site")
+    points = {"fixed:layer=5": 0.3, "fixed:layer=5@lossless": 0.5, "fixed:layer=2@lossless": 0.8}
+    site.add(recorded(points=points))
+    site.finish()
+    reader = Reader(chromium, tmp_path / "site")
+    page = reader.open()
+    assert reader.names() == [*points, "full"]
+    assert page.locator("#table .tag.lossless").count() == 2
+    page.select_option("#decoding", "lossless")
+    assert reader.names() == ["fixed:layer=5@lossless", "fixed:layer=2@lossless", "full"]
+    assert page.locator("#table td.rank").all_inner_texts() == ["1", "2", "3"]
+    page.select_option("#decoding", "lossy")
+    assert reader.names() == ["fixed:layer=5"]
+    page.goto("about:blank")
+    reader.open("index.html#decoding=lossless")
+    assert reader.names()[0] == "fixed:layer=5@lossless"
+    reader.context.close()
+    assert reader.faults == []
+
+
 def test_a_view_has_an_address(reader: Reader) -> None:
     page = reader.open()
     page.select_option("#strategy", "fixed")

@@ -9,7 +9,7 @@ import pytest
 
 from harness.records.estimate import Estimate, NoInterval
 from harness.records.summary import SummaryRow
-from reports.leaderboard.ranking import CRITERIA, MARGIN, on_front, quality_of, ranks
+from reports.leaderboard.ranking import CRITERIA, MARGIN, is_exact, on_front, quality_of, ranks
 
 SPEED, _, ENERGY, SIMILARITY = CRITERIA
 
@@ -216,3 +216,26 @@ def test_full_depth_of_a_second_format_ranks_by_what_it_loses() -> None:
     close = row("full@int8", **facts, baseline_format="fp16")
     assert quality_of(close) == "kept"
     assert ranks([close, row()], SPEED) == [2, 1]
+
+
+LOSSLESS = {"decode": "lossless", "strategy": "fixed", "edit_similarity_difference_ci": None}
+
+
+def test_a_lossless_row_keeps_quality_by_definition_where_its_tokens_are_full_depth_s() -> None:
+    asserted = row("a", **LOSSLESS, exact_prefix=1.0)
+    assert quality_of(asserted) == "kept"
+    assert ranks([asserted, FULL], SIMILARITY) == [1, 1]
+    assert quality_of(row("b", **LOSSLESS, exact_prefix=0.9, exact_prefix_ci=(0.8, 0.95))) == "unclear"
+    unsure = Estimate(value=1.0, no_interval=NoInterval.FEW_DIFFERING)
+    observed = row("c", **LOSSLESS)
+    assert quality_of(observed.model_copy(update={"metrics": {**observed.metrics, "exact_prefix": unsure}})) == (
+        "unclear"
+    )
+    assert quality_of(row("d", **LOSSLESS, exact_prefix=1.0, weights_format="int8", baseline_format="fp16")) == (
+        "unclear"
+    )
+    assert quality_of(row("e", **LOSSLESS | {"decode": "lossy"}, exact_prefix=1.0)) == "unclear"
+
+
+def test_exact_is_what_is_lossless_or_full_depth() -> None:
+    assert [is_exact(one) for one in (FULL, row("a", **LOSSLESS), row("b", decode="lossy"))] == [True, True, False]

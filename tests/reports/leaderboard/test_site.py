@@ -137,6 +137,23 @@ def test_machines_are_not_ranked_together(tmp_path: Path, two: tuple[RecordedRun
         assert [point["ranks"][0] for point in members] == [2, 1, None]  # full, fixed:layer=5, the oracle
 
 
+def test_lossless_rows_are_ranked_among_themselves_too(tmp_path: Path, recorded: Recorded) -> None:
+    points = {"fixed:layer=5": 0.3, "fixed:layer=5@lossless": 0.5, "fixed:layer=2@lossless": 0.8, "oracle": 0.2}
+    publish(tmp_path / "a", recorded(points=points))
+    found = {point["name"]: point for point in index(tmp_path / "a")["points"]}
+    assert {name: point["ranks"][0] for name, point in found.items()} == {
+        "fixed:layer=5": 1, "fixed:layer=5@lossless": 2, "fixed:layer=2@lossless": 3, "full": 4, "oracle": None,
+    }  # fmt: skip
+    assert {name: point["lossless_ranks"] and point["lossless_ranks"][0] for name, point in found.items()} == {
+        "fixed:layer=5": None, "fixed:layer=5@lossless": 1, "fixed:layer=2@lossless": 2, "full": 3, "oracle": None,
+    }  # fmt: skip
+    assert {point["decode"] for point in found.values()} == {"lossy", "lossless"}
+    file = tmp_path / "a" / "data" / "points" / f"{found['fixed:layer=5@lossless']['id']}.js"
+    details = read_script(file, "point")
+    assert details["lossless"]
+    assert ["decoding", "lossless, drafts of 16 tokens at most"] in details["settings"]
+
+
 def test_runs_of_one_kind_are_ranked_together(tmp_path: Path, recorded: Recorded) -> None:
     slower = recorded("two", points={"fixed:layer=2": 0.8}, manifest={"created": "2026-02-01T00:00:00Z"})
     publish(tmp_path / "a", recorded("one"), slower)

@@ -1,0 +1,266 @@
+"""Runs that decode losslessly: the names and order of their operating points, what is refused, what is recorded."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import RunConfig, run
+from harness.config.strategies import parse_all
+from harness.contracts import ModelInfo, ModelRequest
+from harness.errors import HarnessError, OptionError
+from harness.models.model import resolve
+from harness.running.operating_points import OperatingPoint, build_all, operating_points, with_baseline
+from tests.run_files import cut, unseal
+
+Command = Callable[..., Any]
+EXITS = "random:probability=0.6"
+
+
+@pytest.fixture(scope="module")
+def info(tiny_llama: Path) -> ModelInfo:
+    return resolve(ModelRequest(str(tiny_llama), weights_format="float32")).info
+
+
+@pytest.fixture
+def points(info: ModelInfo) -> Callable[..., tuple[OperatingPoint, ...]]:
+    """``points(*strategies, **configuration)`` are a run's operating points."""
+
+    def of(*strategies: str, formats: tuple[str, ...] = ("float32",), **given: Any) -> tuple[OperatingPoint, ...]:
+        config = RunConfig.build(given)
+        built = with_baseline(build_all(parse_all(strategies, in_run=True)))
+        return operating_points(built, config, [replace(info, weights_format=name) for name in formats])
+
+    return of
+
+
+def names(found: tuple[OperatingPoint, ...]) -> list[str]:
+    return [point.name for point in found]
+
+
+@pytest.fixture
+def config(cli: Command, tiny_llama: Path, rows_file: Path, tmp_path: Path) -> dict[str, Any]:
+    return {
+        "model": str(tiny_llama),
+        "weights_format": "float32",
+        "source": str(rows_file),
+        "exit_points": "all",
+        "limit": 3,
+        "max_new_tokens": 8,
+        "energy": "none",
+        "threads": 1,
+        "out": tmp_path / "out",
+    }
+
+
+def samples(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """Operating point → sample id → record."""
+    found: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
+    for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        found[record["operating_point"]][record["sample_id"]] = record
+    return found
+
+
+# ---------------------------------------------------------------------------------- names and order
+
+
+def test_a_name_says_lossless_always_and_lossy_never(points: Any) -> None:
+    assert names(points("fixed:layer=4")) == ["full", "fixed:layer=4"]
+    assert names(points("fixed:layer=4", decode="lossless")) == ["full", "fixed:layer=4@lossless"]
+    assert names(points("fixed:layer=4", decode="lossy,lossless")) == [
+        "full", "fixed:layer=4", "fixed:layer=4@lossless",
+    ]  # fmt: skip
+
+
+def test_the_dimensions_cross_in_one_order(points: Any) -> None:
+    found = points("fixed:layer=4", kv="propagate,recompute", decode="lossy,lossless", formats=("float32", "int8"))
+    assert names(found) == [
+        "full@propagate@float32", "full@propagate@int8",  # what never exits and has no source runs once a format
+        "fixed:layer=4@propagate@float32", "fixed:layer=4@propagate@int8",
+        "fixed:layer=4@recompute@float32", "fixed:layer=4@recompute@int8",
+        "fixed:layer=4@recompute@lossless@float32", "fixed:layer=4@recompute@lossless@int8",
+    ]  # fmt: skip
+    assert {point.kv for point in found if point.lossless} == {"recompute"}
+    assert [point.weights_format for point in found] == ["float32", "int8"] * 4
+
+
+@pytest.mark.parametrize("decode", ["lossless", "lossless+lookup", "lossless,lossy", "lossless+lookup,lossless"])
+def test_full_depth_is_lossy_and_first(points: Any, decode: str) -> None:
+    first, *others = points("fixed:layer=4", decode=decode)
+    assert (first.name, first.lossless, first.record.decode, first.record.draft_max) == ("full", None, "lossy", None)
+    drafting = [point.name for point in others if point.record.strategy == "full"]
+    assert drafting == (["full@lossless+lookup"] if "lookup" in decode else [])
+
+
+def test_a_strategy_may_say_how_it_decodes(points: Any) -> None:
+    found = points("fixed:layer=4,6@lossless", "full@lossless+lookup:k=2", "fixed:layer=6@lossy", decode="lossless")
+    assert names(found) == [
+        "full", "fixed:layer=4@lossless", "fixed:layer=6@lossless", "full@lossless+lookup:k=2", "fixed:layer=6",
+    ]  # fmt: skip
+
+
+def test_each_name_stands_once(points: Any) -> None:
+    twice = points("fixed:layer=4", "fixed:layer=4@lossless", "fixed:layer=4@lossy", decode="lossy,lossless")
+    assert names(twice) == ["full", "fixed:layer=4", "fixed:layer=4@lossless"]
+    assert names(points("fixed:layer=4", "full@lossless", "full@lossy")) == ["full", "fixed:layer=4"]
+
+
+def test_records_say_how_a_point_decodes(points: Any) -> None:
+    _, alone, looking = points("fixed:layer=4@lossless", "fixed:layer=4@lossless+lookup:n=4", draft_max=3)
+    assert (alone.record.decode, alone.record.draft_max, alone.record.lossless) == ("lossless", 3, True)
+    assert looking.record.decode == "lossless+lookup:n=4"
+    assert (looking.lossless.most, looking.lossless.source.n) == (3, 4)
+
+
+# ---------------------------------------------------------------------------------- KV policies
+
+
+@pytest.mark.parametrize("kv", ["propagate", "none", "skip"])
+def test_a_policy_under_which_nothing_waits_is_refused(refused: Any, kv: str) -> None:
+    line = refused("--strategy", "fixed:layer=4", "--decode", "lossless", "--kv", kv)
+    assert f"under --kv {kv} none do. Use --kv recompute, or --decode lossy." in line
+    assert "verifies the tokens that wait for a pass that goes deep" in line
+
+
+def test_a_strategy_s_own_policy_gives_way_unless_it_was_named(points: Any) -> None:
+    """Fixed exits run under propagate of themselves."""
+    assert [point.kv for point in points("fixed:layer=4", decode="lossy,lossless")] == [
+        "recompute", "propagate", "recompute",
+    ]  # fmt: skip
+    with pytest.raises(OptionError, match="under --kv propagate none do"):
+        points("fixed:layer=4@lossless", kv="propagate")
+
+
+def test_of_several_policies_those_that_defer_are_used(points: Any) -> None:
+    found = points("fixed:layer=4", kv="recompute,propagate,none", decode="lossless")
+    assert names(found) == ["full@recompute", "full@none", "fixed:layer=4@recompute@lossless"]
+    with pytest.raises(OptionError, match="under --kv propagate none do"):
+        points("fixed:layer=4", kv="propagate,skip", decode="lossless")
+
+
+def test_a_source_alone_drafts_under_the_policy_that_defers(points: Any) -> None:
+    """Full depth is the same under each policy that keeps a cache, and stands under the first of them."""
+    found = points(kv="propagate,recompute", decode="lossless+lookup")
+    assert names(found) == ["full@propagate", "full@recompute@lossless+lookup"]
+    assert names(points(decode="lossless+lookup")) == ["full", "full@lossless+lookup"]
+
+
+def test_probes_are_of_lossy_points(points: Any) -> None:
+    found = points("confidence:threshold=0.5", attribute=True, decode="lossless,lossy")
+    assert names(found)[-1] == "confidence:threshold=0.5 (never exits)"
+    assert [point.name for point in found if point.record.never_exits] == names(found)[-1:]
+    assert not found[-1].record.lossless
+    alone = points("confidence:threshold=0.5@lossless", attribute=True)
+    assert names(alone) == ["full", "confidence:threshold=0.5@lossless"]
+
+
+# ---------------------------------------------------------------------------------- what is recorded
+
+
+def test_tokens_are_full_depth_s_and_records_say_how_they_came(config: dict[str, Any], tmp_path: Path) -> None:
+    strategies = (EXITS, "fixed:layer=10", "full@lossless+lookup")
+    frame = run(RunConfig.build(config | {"strategies": strategies, "decode": "lossless", "draft_max": 3}))
+    frame = frame.set_index("operating_point")
+    assert list(frame.index) == ["full", f"{EXITS}@lossless", "fixed:layer=10@lossless", "full@lossless+lookup"]
+    found = samples(tmp_path / "out")
+    for name, records in found.items():
+        for sample_id, record in records.items():
+            full = found["full"][sample_id]
+            assert record["token_ids"] == full["token_ids"]
+            assert record["finish_reason"] == full["finish_reason"]
+            if name == "full":
+                assert (record["drafts"], record["verifications"], record["drafted_at"], record["accepted"]) == (
+                    0, 0, [], [],
+                )  # fmt: skip
+                continue
+            count = len(record["token_ids"])
+            drafted, accepted = record["drafted_at"], record["accepted"]
+            assert record["exit_layers"] == [12] * count
+            assert (len(drafted), len(accepted)) == (count, count)
+            assert (drafted[0], accepted[0]) == (None, False)  # prefill says the first one
+            assert not any(kept for at, kept in zip(drafted, accepted, strict=True) if at is None)
+            assert sum(accepted) <= record["drafts"] <= 3 * record["verifications"]
+            assert count - 1 <= sum(accepted) + record["verifications"]
+            assert record["layers_discarded"] % 12 == 0
+            assert record["layers_executed"] == 12 * (count - 1) + record["layers_discarded"]
+            assert 12 * record["verifications"] <= record["layers_read"] <= record["layers_executed"]
+    layers = {at for record in found["fixed:layer=10@lossless"].values() for at in record["drafted_at"]}
+    assert layers == {None, 10}
+    assert set(frame["exact_prefix"]) == {1.0}
+    assert frame.loc["full"].isna()["acceptance"]
+    assert 0 < frame.loc[f"{EXITS}@lossless"]["acceptance"] < 1
+    notes = json.loads((tmp_path / "out" / "summary.json").read_text())["notes"]
+    assert "lossless rows: the tokens are full depth's in all 9 completions." in notes
+
+
+def test_the_bound_drafts_what_is_right_and_nothing_else(config: dict[str, Any], tmp_path: Path) -> None:
+    """What it learned outside the window holds within: no draft is discarded."""
+    run(RunConfig.build(config | {"strategies": ("oracle",), "decode": "lossy,lossless"}))
+    found = samples(tmp_path / "out")
+    shallow = 0
+    for sample_id, full in found["full"].items():
+        record, lossy = found["oracle@lossless"][sample_id], found["oracle"][sample_id]
+        assert record["token_ids"] == full["token_ids"] == lossy["token_ids"]
+        assert record["layers_discarded"] == 0
+        assert record["drafts"] == sum(record["accepted"])
+        left = [at for at, kept in zip(record["drafted_at"], record["accepted"], strict=True) if kept]
+        assert set(left) <= set(lossy["exit_layers"])
+        shallow += len(left)
+    assert shallow
+
+
+# ---------------------------------------------------------------------------------- going on
+
+
+def test_a_run_goes_on_as_it_decoded_before(config: dict[str, Any], tmp_path: Path) -> None:
+    settings = RunConfig.build(config | {"strategies": (EXITS,), "decode": "lossy,lossless", "draft_max": 4})
+    run(settings)
+    before = samples(tmp_path / "out")
+    cut(tmp_path / "out", 3)
+    run(settings, resume=tmp_path / "out")
+    after = samples(tmp_path / "out")
+    assert before.keys() == after.keys()
+    for name, records in before.items():
+        for sample_id, record in records.items():
+            again = after[name][sample_id]
+            assert [again[key] for key in ("token_ids", "drafted_at", "drafts", "verifications")] == [
+                record[key] for key in ("token_ids", "drafted_at", "drafts", "verifications")
+            ]
+
+
+@pytest.mark.parametrize("given", [{"decode": "lossy"}, {"decode": "lossless+lookup"}, {"draft_max": 5}])
+def test_another_way_to_decode_is_another_run(config: dict[str, Any], tmp_path: Path, given: dict[str, Any]) -> None:
+    config |= {"strategies": ("fixed:layer=4",), "decode": "lossless", "limit": 1, "max_new_tokens": 2}
+    run(RunConfig.build(config))
+    (name,) = given
+    with pytest.raises(HarnessError, match=f"{name}|{name.replace('_', '-')}"):
+        run(RunConfig.build(config | given), resume=tmp_path / "out")
+
+
+def test_a_run_of_before_lossless_decoding_is_lossy_and_goes_on(config: dict[str, Any], tmp_path: Path) -> None:
+    settings = RunConfig.build(config | {"strategies": ("fixed:layer=4",), "limit": 1, "max_new_tokens": 2})
+    run(settings)
+    unseal(tmp_path / "out")
+    manifest = tmp_path / "out" / "manifest.json"
+    facts = json.loads(manifest.read_text())
+    for name in ("decode", "draft_max"):
+        del facts["config"][name]
+        for point in facts["operating_points"]:
+            del point[name]
+    manifest.write_text(json.dumps(facts))
+    lines = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
+    for line in lines:
+        for name in ("drafted_at", "accepted", "drafts", "verifications", "layers_read", "layers_discarded"):
+            line.pop(name, None)
+    (tmp_path / "out" / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    before = (tmp_path / "out" / "samples.jsonl").read_bytes()
+    frame = run(settings, resume=tmp_path / "out")
+    assert list(frame["operating_point"]) == ["full", "fixed:layer=4"]
+    assert (tmp_path / "out" / "samples.jsonl").read_bytes() == before
