@@ -25,7 +25,8 @@ def verify(
         typer.Option("--json", help="Also write the certificate, with every difference.", metavar="FILE"),
     ] = None,
 ) -> None:
-    """Certify that tokens are those they must be: weights formats against float32, batches against rows alone.
+    """Certify that tokens are those they must be: weights formats against float32, batches against rows
+    alone, lossless decoding against full depth.
 
     Every difference is listed with the two logits. Exit code 1: one of them is more than rounding explains.
     """

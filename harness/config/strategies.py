@@ -40,6 +40,9 @@ def demo_strategies(exit_points: Sequence[int]) -> tuple[str, ...]:
         "classifier",
         "rl",
         "oracle",
+        f"{BASELINE}@lossless+lookup",
+        "classifier@lossless",
+        "classifier@lossless+lookup",
     )
 
 

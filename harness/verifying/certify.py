@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from harness.config import BASELINE, RunConfig
+from harness.config import RunConfig
 from harness.contracts.recipes import Progress
 from harness.decoding.engine import Engine
 from harness.decoding.packing import pack, usable
@@ -15,6 +15,7 @@ from harness.records.certificate import Certificate, Claim
 from harness.registry import WEIGHTS_FORMATS
 from harness.running.plan import make_plan
 from harness.verifying.formats import decode, verify_batches, verify_format
+from harness.verifying.lossless import verify_lossless
 from harness.verifying.options import VerifyOptions
 
 __all__ = ["certify"]
@@ -29,24 +30,15 @@ def certify(options: VerifyOptions, progress: Progress) -> Certificate:
         HarnessError: anything that cannot be done, in one line with the remedy.
     """
     progress.stage("checking the configuration and drawing prompts")
-    given = (
-        "model",
-        "tasks",
-        "protocol",
-        "source",
-        "max_new_tokens",
-        "weights",
-        "artefacts",
-        "device",
-        "threads",
-        "seed",
-    )
+    shared = options.model_fields_set & RunConfig.model_fields.keys() - {"weights_format", "batch_size"}
     plan = make_plan(
         RunConfig(
-            **{name: getattr(options, name) for name in given},
-            strategies=(BASELINE,), limit=options.prompts, duplicates="keep", weights_format=REFERENCE, energy="none",
+            **{name: getattr(options, name) for name in {"max_new_tokens", *shared}},
+            decode="lossless" if options.strategies else "lossy", limit=options.prompts, duplicates="keep",
+            weights_format=REFERENCE, energy="none",
         )
     )  # fmt: skip
+    drafting = [point for point in plan.points if point.lossless is not None]
     names = _formats(options, plan.device)
     samples = [sample for task in plan.tasks for sample in task.data.samples]
     progress.stage(f"loading {plan.model.info.name}")
@@ -60,17 +52,18 @@ def certify(options: VerifyOptions, progress: Progress) -> Certificate:
         engine = float32 if name == REFERENCE else _packed(loaded, name, plan.device)
         progress.begin(f"{name} reads what {REFERENCE} wrote", len(samples))
         claims.append(verify_format(name, engine, float32, written, options.seed, progress.step))
-        sizes = [size for size in options.batch_sizes if size > 1]
-        if not sizes:
-            continue
         alone = written
         if engine is not float32:
             progress.begin(f"{name}, rows alone", len(samples))
             alone = decode(engine, samples, 1, eos, progress.step)
-        for size in sizes:
-            progress.begin(f"{name}, batches of {size}", len(samples))
-            together = decode(engine, samples, size, eos, progress.step)
-            claims.append(verify_batches(name, engine, alone, together, size, options.seed))
+        for size in options.batch_sizes:
+            if size > 1:
+                progress.begin(f"{name}, batches of {size}", len(samples))
+                together = decode(engine, samples, size, eos, progress.step)
+                claims.append(verify_batches(name, engine, alone, together, size, options.seed))
+            for point in drafting:
+                progress.begin(f"{name}, {point.name}, batches of {size}", len(samples))
+                claims.append(verify_lossless(point, name, engine, alone, size, options.seed, eos, progress.step))
     return Certificate(
         model=loaded.info.name,
         fingerprint=loaded.info.fingerprint,

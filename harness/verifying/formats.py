@@ -13,14 +13,24 @@ from dataclasses import dataclass
 
 from harness.config import BASELINE, StrategySpec
 from harness.config.options import build_strategy
-from harness.contracts import Sample
+from harness.contracts import Sample, WeightsFacts
 from harness.decoding.engine import Engine
+from harness.decoding.generation import Generation
 from harness.decoding.rounding import FLOAT32_ERROR, disturbed, largest_error, product_error
 from harness.decoding.teacher_forcing import TeacherForcing
 from harness.records.certificate import Claim, TokenDifference
 from harness.registry import WEIGHTS_FORMATS
 
-__all__ = ["Completion", "Reference", "decode", "verify_batches", "verify_format"]
+__all__ = [
+    "Completion",
+    "Reference",
+    "Step",
+    "decode",
+    "in_batches",
+    "reference_of",
+    "verify_batches",
+    "verify_format",
+]
 
 Step = Callable[[int], None]
 
@@ -47,14 +57,29 @@ def decode(
         ModelError: a prompt or its completion does not fit the model, or logits are not finite.
     """
     full = build_strategy(StrategySpec(BASELINE))
+    return in_batches(
+        samples,
+        size,
+        lambda batch: engine.decode(
+            [sample.prompt_ids for sample in batch], full, kv=full.default_kv,
+            max_new_tokens=[sample.max_new_tokens for sample in batch], eos_token_ids=eos_token_ids,
+        ),
+        step,
+    )  # fmt: skip
+
+
+def in_batches(
+    samples: Sequence[Sample], size: int, decoded: Callable[[Sequence[Sample]], Sequence[Generation]], step: Step
+) -> list[Completion]:
+    """Decode prompts, so many at a time, and tell how many are done.
+
+    Raises:
+        ModelError: a row failed.
+    """
     made: list[Completion] = []
     for start in range(0, len(samples), size):
         batch = samples[start : start + size]
-        done = engine.decode(
-            [sample.prompt_ids for sample in batch], full, kv=full.default_kv,
-            max_new_tokens=[sample.max_new_tokens for sample in batch], eos_token_ids=eos_token_ids,
-        )  # fmt: skip
-        for sample, one in zip(batch, done, strict=True):
+        for sample, one in zip(batch, decoded(batch), strict=True):
             if one.failure is not None:
                 raise one.failure
             made.append(Completion(sample, tuple(one.token_ids)))
@@ -132,6 +157,15 @@ def _ended(written: Completion, place: int, token: int | None, other: int | None
     )
 
 
+def reference_of(name: str, engine: Engine, seed: int) -> tuple[WeightsFacts, Reference]:
+    """Return a format's facts, and its engine as what rows decoded together are held against.
+
+    Where a format promises the same bits for a row whatever is beside it, only sums of attention are left to differ.
+    """
+    facts: WeightsFacts = WEIGHTS_FORMATS.load(name).facts
+    return facts, Reference(engine, FLOAT32_ERROR if facts.invariant else product_error(facts), seed)
+
+
 def verify_format(
     name: str, engine: Engine, float32: Engine, written: Sequence[Completion], seed: int, step: Step
 ) -> Claim:
@@ -169,8 +203,6 @@ def verify_batches(
 ) -> Claim:
     """Hold rows that were decoded together against the same rows alone.
 
-    Where a format promises the same bits for a row whatever is beside it, only sums of attention are left to differ.
-
     Args:
         name: of the format.
         engine: decodes in it.
@@ -179,8 +211,7 @@ def verify_batches(
         size: rows of a batch.
         seed: of the noise that bounds rounding.
     """
-    facts = WEIGHTS_FORMATS.load(name).facts
-    reference = Reference(engine, FLOAT32_ERROR if facts.invariant else product_error(facts), seed)
+    facts, reference = reference_of(name, engine, seed)
     places, differences = reference.follow(alone, batched)
     return Claim(
         weights_format=name,

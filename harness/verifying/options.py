@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, ValidationInfo, field_validator
 
 from harness.config import RunConfig
-from harness.config.model import DEFAULT_MODEL, Artefacts, Configuration, ModelName, Seed, TaskName, Threads
+from harness.config.decode import DRAFT_MAX, DraftHead, DraftMax
+from harness.config.model import (
+    DEFAULT_MODEL,
+    Artefacts,
+    Configuration,
+    ModelName,
+    Placeholder,
+    Seed,
+    TaskName,
+    Threads,
+)
 from harness.config.registered import registered
 from harness.contracts import WeightsChoice
 from harness.registry import WEIGHTS_FORMATS
@@ -21,6 +31,13 @@ class VerifyOptions(Configuration):
     """What ``harness verify`` can be told."""
 
     model: ModelName = DEFAULT_MODEL
+    strategies: tuple[Annotated[str, Placeholder("SPEC")], ...] = Field(
+        default=(),
+        description="What drafts, as of `harness run`, decoded losslessly: held against full depth. Repeatable. "
+        "Default: what the run that names none decodes losslessly; full verifies none.",
+    )
+    draft_max: DraftMax = Field(default=DRAFT_MAX, description="Tokens of a draft at most.")
+    draft_head: DraftHead = "auto"
     weights_format: str | tuple[str, ...] = Field(
         default=(),
         description="Formats to hold against float32, a comma list of those in `harness list`. Default: float32 and "

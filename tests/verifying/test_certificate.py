@@ -13,6 +13,7 @@ import torch
 
 from harness.contracts import Sample
 from harness.decoding.engine import Engine
+from harness.decoding.open_batch import OpenBatch
 from harness.decoding.weights.fp16 import Fp16
 from harness.records.certificate import Certificate, Claim, TokenDifference
 from harness.registry import WEIGHTS_FORMATS
@@ -51,7 +52,11 @@ def test_near_exact_formats_are_certified_without_being_named(verify: Command, t
     assert ran.code == 0, ran.err
     found = Certificate.model_validate_json((tmp_path / "certificate.json").read_bytes())
     assert {claim.weights_format for claim in found.claims} == NEAR_EXACT
-    assert [claim.batch_size for claim in found.claims] == [None, 3] * len(NEAR_EXACT)
+    assert [claim.batch_size for claim in found.claims] == [None, 1, 3, 3] * len(NEAR_EXACT)
+    lookup = (
+        "full@lossless+lookup"  # what the run that names nothing decodes losslessly, and a model has without training
+    )
+    assert [claim.what for claim in found.claims[1::2]] == [lookup, f"{lookup}, batches of 3"] * len(NEAR_EXACT)
     assert all(claim.places == found.prompts * 6 for claim in found.claims)
     assert found.defects == 0
     assert verdict(found) in ran.out
@@ -60,7 +65,9 @@ def test_near_exact_formats_are_certified_without_being_named(verify: Command, t
 
 def test_lossy_formats_are_counted_and_their_batches_judged(verify: Command, tmp_path: Path) -> None:
     lossy = sorted(FORMATS - NEAR_EXACT)
-    ran = verify("--weights-format", ",".join(lossy), "--batch-size", "1,2", "--json", tmp_path / "c.json")
+    ran = verify(
+        "--weights-format", ",".join(lossy), "--batch-size", "1,2", "--strategy", "full", "--json", tmp_path / "c.json"
+    )  # fmt: skip
     found = Certificate.model_validate_json((tmp_path / "c.json").read_bytes())
     assert ran.code == (1 if found.defects else 0)
     for claim in found.claims:
@@ -71,7 +78,9 @@ def test_lossy_formats_are_counted_and_their_batches_judged(verify: Command, tmp
 
 @pytest.mark.usefixtures("broken_fp16")
 def test_a_wrong_kernel_is_a_defect(verify: Command, tmp_path: Path) -> None:
-    ran = verify("--weights-format", "fp16", "--json", tmp_path / "c.json", "--batch-size", 1)
+    ran = verify(
+        "--weights-format", "fp16", "--json", tmp_path / "c.json", "--batch-size", 1, "--strategy", "full"
+    )  # fmt: skip
     assert ran.code == 1, ran.err
     (claim,) = json.loads((tmp_path / "c.json").read_text())["claims"]
     widest = max(claim["differences"], key=lambda one: abs(one["logit"] - one["other_logit"]))
@@ -79,6 +88,38 @@ def test_a_wrong_kernel_is_a_defect(verify: Command, tmp_path: Path) -> None:
     assert "not exact" in ran.out
     assert "broken" in ran.out
     assert widest["sample_id"][:6] in ran.out
+
+
+DRAFTING = ("--strategy", "fixed:layer=4", "--strategy", "random:probability=0.6@lossless+lookup", "--draft-max", 3)
+
+
+def test_lossless_decoding_is_held_against_full_depth(verify: Command, tmp_path: Path) -> None:
+    ran = verify("--weights-format", "fp16", *DRAFTING, "--json", tmp_path / "c.json")
+    assert ran.code == 0, ran.err
+    claims = Certificate.model_validate_json((tmp_path / "c.json").read_bytes()).claims
+    first, second = "fixed:layer=4@lossless", "random:probability=0.6@lossless+lookup"
+    assert [(claim.batch_size, claim.what.partition(",")[0]) for claim in claims if "lossless" in claim.what] == [
+        (1, first), (1, second), (3, first), (3, second),
+    ]  # fmt: skip
+    assert all(claim.judged and claim.places == 4 * 6 and not claim.differences for claim in claims)
+
+
+def test_a_verification_that_believes_every_draft_is_a_defect(
+    verify: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep = OpenBatch._keep
+
+    def believing(self: OpenBatch, row: int, said: Any) -> int:
+        draft = self._tally[row].draft
+        return keep(
+            self, row, [*((token, logit) for token, (_, logit) in zip(draft, said, strict=False)), *said[len(draft) :]]
+        )
+
+    monkeypatch.setattr(OpenBatch, "_keep", believing)
+    ran = verify("--weights-format", "fp16", "--batch-size", 1, *DRAFTING, "--json", tmp_path / "c.json")
+    assert ran.code == 1, ran.err
+    claims = Certificate.model_validate_json((tmp_path / "c.json").read_bytes()).claims
+    assert [bool(claim.defects) for claim in claims] == [False, True, True]
 
 
 @pytest.mark.parametrize(
@@ -91,6 +132,9 @@ def test_a_wrong_kernel_is_a_defect(verify: Command, tmp_path: Path) -> None:
         (("--json", "no/such/folder/c.json"), "give a file in a folder that exists"),
         (("--prompts", 0), "--prompts '0'"),
         (("--task", "py15"), "Did you mean 'py150'"),
+        (("--strategy", "fixd"), "Did you mean 'fixed'"),
+        (("--strategy", "fixed:layer=4@lossles"), "Did you mean 'lossless'"),
+        (("--draft-max", 0), "--draft-max '0'"),
     ],
 )
 def test_bad_input_is_one_line(verify: Command, arguments: tuple[Any, ...], said: str) -> None:
