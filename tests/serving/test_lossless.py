@@ -261,10 +261,15 @@ def test_what_a_request_leaves_out_is_the_server_s(
 
 def test_a_cheap_head_may_read_drafts(own: Callable[..., Service]) -> None:
     service = own(decode="lossless", draft_head="int8", strategies=("random:probability=0.7",))
-    wanted = job(service)
+    wanted, lossy = job(service), job(service, decode="lossy")
     assert str(wanted.setting.lossless.head) == "int8"  # type: ignore[union-attr]
-    done = asyncio.run(collect(service, wanted))
+
+    async def at_once() -> list[Finished]:
+        return await asyncio.gather(*(collect(service, one) for one in (wanted, lossy)))
+
+    done, beside = asyncio.run(at_once())
     assert ids(done) == alone(service, wanted).token_ids
+    assert ids(beside) == alone(service, lossy).token_ids
     assert done.drafts is not None
     assert done.drafts.drafted_tokens > 0
     with pytest.raises(UnknownNameError, match=r"^unknown head 'int9'\. Did you mean 'int8'"):
