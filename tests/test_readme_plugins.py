@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from harness.contracts import Completion, TaskRequest
+from harness.contracts import Completion, Draft, TaskRequest
 from harness.contracts.meters import is_measured
 from harness.metering import metered
 from harness.models.tokenizer import TransformersTokenizer
@@ -64,12 +64,29 @@ def test_the_metric_reads_a_sample(shown: dict[str, Any]) -> None:
     assert shown["CHARACTERS"].term == "characters"
 
 
-@pytest.mark.parametrize("name", ["NormGrowth", "MeanDifferenceRecipe", "MeanDifference", "Zeros"])
-def test_every_file_is_whole(tmp_path: Path, name: str) -> None:
+def file_of(name: str, folder: Path) -> dict[str, Any]:
+    """What the file that defines a class defines."""
     text = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
     (block,) = (block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if f"class {name}(" in block)
-    (tmp_path / "shown.py").write_text(block, encoding="utf-8")
-    assert name in runpy.run_path(str(tmp_path / "shown.py"))
+    (folder / "shown.py").write_text(block, encoding="utf-8")
+    return runpy.run_path(str(folder / "shown.py"))
+
+
+@pytest.mark.parametrize("name", ["NormGrowth", "MeanDifferenceRecipe", "MeanDifference", "Zeros", "Doubt"])
+def test_every_file_is_whole(tmp_path: Path, name: str) -> None:
+    assert name in file_of(name, tmp_path)
+
+
+def test_the_draft_rule_ends_drafts_at_doubtful_tokens(tmp_path: Path) -> None:
+    rule = file_of("Doubt", tmp_path)["Doubt"](0.5).start(None, None)
+
+    def draft(*probabilities: float) -> Draft:
+        return Draft(0, [1], [2], [3] * len(probabilities), [4] * len(probabilities), list(probabilities))
+
+    assert not rule.verify_now(draft(0.1))  # nothing stood yet
+    rule.verified(draft(0.8, 0.8, 0.1), 2)
+    assert not rule.verify_now(draft(0.1, 0.41))
+    assert rule.verify_now(draft(0.9, 0.39))
 
 
 def test_the_weights_format_and_the_head_decode(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:

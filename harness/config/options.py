@@ -35,7 +35,7 @@ __all__ = [
 _PROMISES = {
     STRATEGIES.group: (
         "Strategy",
-        ("rehearsed", "default_decode", "exit_points", "artefacts", "trained_defaults", "start", "should_exit"),
+        ("rehearsed", "exit_points", "artefacts", "trained_defaults", "start", "should_exit"),
     ),
     DRAFTS.group: ("DraftSource", ("proposes", "start")),
 }

@@ -97,7 +97,11 @@ def test_defaults_are_the_dataclass_s_own() -> None:
     ("text", "error", "reason"),
     [
         ("confidance", UnknownNameError, r"unknown strategy 'confidance'\. Did you mean 'confidence'\?"),
-        ("zzz", UnknownNameError, r"unknown strategy 'zzz'\. Known: classifier, confidence, entropy, .*saturation"),
+        (
+            "zzz",
+            UnknownNameError,
+            r"unknown strategy 'zzz'\. Known: classifier, confidence, del, entropy, .*saturation",
+        ),
         (
             "confidence:treshold=1",
             OptionError,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from harness import RunConfig, run
-from harness.errors import ConfigError
+from harness.errors import ConfigError, OptionError
 from tests.run_files import unseal
 
 Command = Callable[..., Any]
@@ -213,3 +213,30 @@ def test_a_run_of_before_an_option_existed_continues(config: dict[str, Any], tmp
     frame = run(settings, resume=tmp_path / "out")
     assert list(frame["operating_point"]) == ["full", "fixed:layer=4"]
     assert (tmp_path / "out" / "samples.jsonl").read_bytes() == before  # nothing was measured again
+
+
+def test_what_only_drafts_is_decoded_losslessly(config: dict[str, Any], tmp_path: Path) -> None:
+    """Whatever the others are; a rule that only ends drafts makes nothing of what never exits."""
+    strategies = ("layerskip:layer=4:length=2", "del", "fixed:layer=4", "fixed:layer=4@lossless+product:bound=0.5")
+    frame = run(RunConfig.build(config | {"strategies": strategies, "max_new_tokens": 12}))
+    exact = {"layerskip:layer=4:length=2@lossless", "del@lossless", "fixed:layer=4@lossless+product:bound=0.5"}
+    assert set(frame["operating_point"]) == {"full", "fixed:layer=4"} | exact
+    found = samples(tmp_path / "out")
+    for name in exact:
+        for sample_id, record in found[name].items():
+            assert record["token_ids"] == found["full"][sample_id]["token_ids"]
+    assert any(record["drafts"] for record in found["del@lossless"].values())
+    rules = {"decode": ("lossless+product", "lossless+lookup"), "out": tmp_path / "rules", "strategies": ("del",)}
+    frame = run(RunConfig.build(config | rules))
+    assert list(frame["operating_point"]) == [
+        *("full", "full@lossless+lookup"),
+        *("del@lossless+product", "del@lossless+lookup"),
+    ]
+
+
+@pytest.mark.parametrize("name", ["layerskip:layer=4", "del"])
+def test_what_only_drafts_is_no_answer(config: dict[str, Any], name: str) -> None:
+    with pytest.raises(OptionError, match=rf"^{name}@lossy: \w+ only drafts, .* Use {name}@lossless\.$"):
+        run(RunConfig.build(config | {"strategies": (f"{name}@lossy",)}))
+    with pytest.raises(OptionError, match=r"under --kv propagate none do"):
+        run(RunConfig.build(config | {"strategies": (name,), "kv": "propagate"}))

@@ -43,5 +43,5 @@ class _Expected(DraftRule):
         """Compare what one more token adds with what there is."""
         stands: list[float] = list(accumulate(draft.probabilities, mul))
         cost = self._deep + sum(self._costs.token(layer, at_exit=True) for layer in draft.layers)
-        more: float = stands[-1] * draft.probabilities[-1] / self._costs.token(draft.layers[-1], at_exit=True)
+        more = stands[-1] * draft.probabilities[-1] / self._costs.token(draft.layers[-1], at_exit=True)
         return more < (1 + sum(stands)) / cost
