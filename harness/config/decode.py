@@ -6,6 +6,7 @@ full depth's tokens.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from harness.config.options import build
@@ -13,7 +14,7 @@ from harness.contracts import Lossless
 from harness.errors import ConfigError, OptionError, did_you_mean
 from harness.registry import DRAFTS
 
-__all__ = ["DRAFT_MAX", "LOSSY", "DecodeSpec", "build_decode", "parse_decode"]
+__all__ = ["DRAFT_MAX", "LOSSY", "DecodeSpec", "build_decode", "parse_decode", "parse_decodes"]
 
 FORM = "Write lossy, lossless, or lossless+SOURCE[:option=value]…, as lossless+lookup:n=3."
 
@@ -71,6 +72,25 @@ def parse_decode(text: str) -> DecodeSpec:
             raise ConfigError(f"decode = '{text}' gives option '{name}' twice.")
         options[name] = value
     return DecodeSpec(True, source, tuple(options.items()))
+
+
+def parse_decodes(value: object) -> object:
+    """Take ``lossy,lossless`` apart: ways to decode in canonical form, each once; what is no such list is left alone.
+
+    A comma before an option of a source belongs to the source.
+
+    Raises:
+        ConfigError: one cannot be read.
+        ValueError: there is none.
+    """
+    if isinstance(value, str):
+        value = re.split(r",\s*(?=los)", value)
+    if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
+        return value
+    if not value:
+        raise ValueError("names nothing")
+    once = tuple(dict.fromkeys(str(parse_decode(each.replace(",", ":"))) for each in value))
+    return once[0] if len(once) == 1 else once
 
 
 def build_decode(spec: DecodeSpec, draft_max: int = DRAFT_MAX) -> Lossless | None:

@@ -25,8 +25,8 @@ from reports.tables.result import is_candidate
 __all__ = ["FIELDS", "index_of"]
 
 FIELDS = (
-    "id", "group", "run", "name", "strategy", "kv", "decode", "asserted", "kind", "quality", "front", "ranks", "lossless_ranks",
-    "n", "metrics",
+    "id", "group", "run", "name", "strategy", "kv", "decode", "asserted", "kind", "quality", "front", "ranks",
+    "lossless_ranks", "n", "metrics",
 )  # fmt: skip
 """What each operating point's list on the front page holds, in order."""
 

@@ -92,7 +92,9 @@ def is_exact(row: SummaryRow) -> bool:
 def is_asserted(row: SummaryRow) -> bool:
     """Whether a row is lossless and its tokens are full depth's in every completion, so that it scores the same."""
     same = row.estimate(EXACT_PREFIX)
-    return row.lossless and same is not None and same.value == 1.0 and same.interval is same.no_interval is None
+    return (
+        row.lossless and same is not None and same.value == 1.0 and same.interval is None and same.no_interval is None
+    )
 
 
 def _keeps_by_definition(row: SummaryRow) -> bool:
