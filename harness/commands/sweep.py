@@ -50,6 +50,8 @@ def sweep(
         documents=options.document_split,
         tasks=options.tasks,
         kv=options.kv,
+        decodes=options.decodes,
+        draft_max=options.draft_max,
         seed=options.seed,
         calibrate=out is not None,
     )

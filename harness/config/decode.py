@@ -7,6 +7,7 @@ alike, ``NAME[:option=value]…``: ``lossless+lookup:n=3+product:bound=0.3``.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Annotated, TypeAlias
 
@@ -30,6 +31,7 @@ __all__ = [
     "check_defers",
     "draft_limit",
     "parse_decode",
+    "parse_decodes",
 ]
 
 FORM = "Write lossy, lossless, or lossless+NAME[:option=value]…[+NAME…]…, as lossless+lookup:n=3 (harness list drafts)."
@@ -117,6 +119,25 @@ def _parse_draft(part: str, text: str) -> DraftSpec:
             raise ConfigError(f"decode = '{text}' gives option '{name}' twice.")
         options[name] = value
     return DraftSpec(source, tuple(options.items()))
+
+
+def parse_decodes(value: object) -> object:
+    """Take ``lossy,lossless`` apart: ways to decode in canonical form, each once; what is no such list is left alone.
+
+    A comma before an option of a source belongs to the source.
+
+    Raises:
+        ConfigError: one cannot be read.
+        ValueError: there is none.
+    """
+    if isinstance(value, str):
+        value = re.split(r",\s*(?=los)", value)
+    if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
+        return value
+    if not value:
+        raise ValueError("names nothing")
+    once = tuple(dict.fromkeys(str(parse_decode(each.replace(",", ":"))) for each in value))
+    return once[0] if len(once) == 1 else once
 
 
 def build_decode(spec: DecodeSpec, draft_max: int = DRAFT_MAX) -> Lossless | None:

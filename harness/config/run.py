@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any, Self, TypeAlias
 
 from pydantic import Field, PlainSerializer, PlainValidator, ValidationInfo, field_validator, model_validator
 
-from harness.config.decode import DRAFT_MAX, DraftHead, DraftMax, parse_decode
+from harness.config.decode import DRAFT_MAX, DraftHead, DraftMax, parse_decodes
 from harness.config.model import DEFAULT_MODEL, Folder, ModelConfiguration, ModelName, Placeholder, Seed, TaskName
 from harness.config.registered import registered
 from harness.config.strategies import StrategySpec, as_strategy, parse_all, spec_of
@@ -156,15 +155,7 @@ class RunConfig(ModelConfiguration):
     @field_validator("decode", mode="before")
     @classmethod
     def _decodes_listed(cls, value: Any) -> Any:
-        """Take ``lossy,lossless`` apart; a comma before an option of a source belongs to the source."""
-        if isinstance(value, str):
-            value = re.split(r",\s*(?=los)", value)
-        if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
-            return value
-        if not value:
-            raise ValueError("names nothing")
-        once = tuple(dict.fromkeys(str(parse_decode(each.replace(",", ":"))) for each in value))
-        return once[0] if len(once) == 1 else once
+        return parse_decodes(value)
 
     @field_validator("weights_format", mode="after")
     @classmethod

@@ -16,7 +16,7 @@ from harness.sweep.records import DocumentSplit, SweepRow
 from harness.training.traces.reading import matches
 from harness.training.traces.store import Traces
 
-__all__ = ["notes_of", "notes_of_heads", "title_of"]
+__all__ = ["notes_of", "notes_of_drafts", "notes_of_heads", "title_of"]
 
 
 def title_of(traces: Traces, split: DocumentSplit, tasks: Sequence[str], tokens: int, documents: int) -> str:
@@ -85,6 +85,18 @@ def notes_of_heads(rows: Sequence[SweepRow]) -> tuple[str, ...]:
         f"{row.cheap_heads_per_token:.1f} a token read a cheap one."
         for row in rows
         if row.head_agreement is not None
+    )
+
+
+def notes_of_drafts(rows: Sequence[SweepRow]) -> tuple[str, ...]:
+    """Return what of lossless rows is modelled."""
+    if not any(row.lossless for row in rows):
+        return ()
+    return (
+        "Lossless rows: tokens are full depth's, and tokens per verification are those of live decoding, but for stop "
+        "rules. A trace does not hold what exits say behind a wrong draft; until that is verified and discarded, "
+        "strategies are taken to do what they do at the same places of full depth's text. Drafts, acceptance, layers "
+        "and the expected speed-up rest on that.",
     )
 
 

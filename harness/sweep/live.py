@@ -71,7 +71,7 @@ def with_drift(result: SweepResult, request: LiveRequest, *, observer: Observer 
     """
     chosen = pick(result.sweep.rows, request.most)
     if not chosen:
-        raise ConfigError("there is no operating point to decode live: give --strategy one that is not a bound.")
+        raise ConfigError("there is no operating point to decode live: give --strategy one that is not a bound, lossy.")
     begun = request.out is not None and (request.out / "manifest.json").is_file()
     run = execute(_configuration(result, request, chosen), resume=request.out if begun else None, observer=observer)
     with RunDirectory.read(run.directory) as store:
@@ -89,8 +89,13 @@ def with_drift(result: SweepResult, request: LiveRequest, *, observer: Observer 
 
 
 def pick(rows: Sequence[SweepRow], most: int) -> list[SweepRow]:
-    """Return what to decode live: all requested operating points, or an even choice along their front."""
-    asked = [row for row in rows if not row.reference and not row.rehearsed and row.operating_point != BASELINE]
+    """Return what to decode live: all requested operating points, or an even choice along their front.
+
+    Lossless ones do not drift: their tokens are full depth's.
+    """
+    asked = [
+        row for row in rows if not (row.reference or row.rehearsed or row.lossless) and row.operating_point != BASELINE
+    ]
     if len(asked) > most:
         flags = front([(1 / row.expected_speedup, row.agreement) for row in asked])
         asked = sorted(

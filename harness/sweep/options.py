@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from harness.config.decode import DRAFT_MAX, parse_decodes
 from harness.config.model import Artefacts, Configuration, Folder, OperatingPoint, Seed, TaskName
 from harness.config.registered import KVName
 
@@ -20,6 +21,12 @@ class SweepOptions(Configuration):
         description="NAME:option=value[,value…], one operating point each; NAME alone is swept over its threshold. "
         "Repeatable."
     )
+    decode: str | tuple[str, ...] = Field(
+        default="lossy",
+        description="lossy, lossless, or lossless+SOURCE[:option=value]… of `harness list drafts`; a comma list "
+        "replays every strategy in each way. Drafts need a trace of --new-tokens.",
+    )
+    draft_max: int = Field(default=DRAFT_MAX, ge=1, le=1024, description="Tokens of a draft at most, lossless.")
     points: int = Field(
         default=20, ge=1, le=1000, description="Thresholds of a swept strategy, at quantiles of the scores observed."
     )
@@ -46,3 +53,13 @@ class SweepOptions(Configuration):
     max_new_tokens: int | None = Field(default=None, description="Of a live sample. Default: the protocol's limit.")
     seed: Seed = Field(default=0, description="Decides which documents are held out; the heads' own is 0.")
     out: Folder | None = Field(default=None, description="Folder for sweep.json, sweep.csv and calibration.json.")
+
+    @field_validator("decode", mode="before")
+    @classmethod
+    def _decodes_listed(cls, value: Any) -> Any:
+        return parse_decodes(value)
+
+    @property
+    def decodes(self) -> tuple[str, ...]:
+        """The ways to decode to replay."""
+        return self.decode if isinstance(self.decode, tuple) else (self.decode,)

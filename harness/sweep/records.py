@@ -40,7 +40,11 @@ class SweepRow(Record):
             but memory traffic took time; an expectation, not a measurement.
         oracle_share: of the layers skipped by leaving at the first exit whose token is the last layer's, the share
             that tokens equal to the last layer's skip here; never above 1. ``None`` where that skips none.
-        exits: exit layer → share of tokens that left there, the last layer included.
+        exits: exit layer → share of tokens that left there, the last layer included. All end there, lossless.
+        decode: ``lossy``, or ``lossless`` with its draft source. draft_max: tokens of a draft at most, lossless.
+        tokens_per_verification, acceptance, drafted_per_token, layers_read_per_token, layers_discarded_per_token: of
+            lossless rows, as a run's metrics of these names; ``None`` else. What follows a wrong draft until it is
+            verified is not in a trace: those drafts are modelled, and with them all but the first of these numbers.
         pareto: no other row has at least this agreement and this expected speed-up, and more of one.
     """
 
@@ -68,6 +72,18 @@ class SweepRow(Record):
     oracle_share: float | None = None
     exits: dict[int, float]
     pareto: bool = False
+    decode: str = "lossy"
+    draft_max: int | None = None
+    tokens_per_verification: float | None = None
+    acceptance: float | None = None
+    drafted_per_token: float | None = None
+    layers_read_per_token: float | None = None
+    layers_discarded_per_token: float | None = None
+
+    @property
+    def lossless(self) -> bool:
+        """Whether full depth verifies what is drafted."""
+        return self.decode != "lossy"
 
 
 class DriftRow(Record):

@@ -17,7 +17,25 @@ from harness.sweep.tokens import TracedTokens
 from harness.sweep.view import HEAD, Charges, ReplayView
 from reports.metrics.byte_model import bytes_by_cause
 
-__all__ = ["Outcome", "answers", "replay"]
+__all__ = ["Drafted", "Outcome", "answers", "replay"]
+
+
+@dataclass(frozen=True, slots=True)
+class Drafted:
+    """What lossless decoding drafted, and what came of it.
+
+    Attributes:
+        verifications, drafts, accepted: passes that went deep, tokens drafted, and those that stood, by document,
+            ``[documents]`` int64.
+        layers_read: layers whose weights were read.
+        layers_discarded: layers run for drafts that did not stand.
+    """
+
+    verifications: Tensor
+    drafts: Tensor
+    accepted: Tensor
+    layers_read: int
+    layers_discarded: int
 
 
 @dataclass
@@ -34,6 +52,7 @@ class Outcome:
         deep_layers: layers run to look at the last layer's token, by a strategy that does so and is not rehearsed.
         cache_reads: positions × layers attended to.
         skipped_rightly: layers skipped by tokens equal to the last layer's.
+        drafted: of lossless decoding; outcomes with it are of whole documents and not added.
     """
 
     right: Tensor
@@ -49,6 +68,7 @@ class Outcome:
     deep_layers: int = 0
     cache_reads: int = 0
     skipped_rightly: int = 0
+    drafted: Drafted | None = None
 
     @classmethod
     def nothing(cls, documents: int) -> Outcome:
@@ -84,7 +104,26 @@ class Outcome:
         return sum(layer * tokens for layer, tokens in self.exits.items())
 
     def moved(self, model: ModelInfo, kv: KVFacts) -> int:
-        """Return the bytes that decoding the tokens one by one would read, see :mod:`reports.metrics.byte_model`."""
+        """Return the bytes that decoding the tokens one by one would read, see :mod:`reports.metrics.byte_model`.
+
+        Lossless, a verification reads the LM head once for all of its places, and nothing is filled.
+        """
+        if self.drafted is not None:
+            passes = int(self.drafted.verifications.sum())
+            return sum(
+                bytes_by_cause(
+                    model,
+                    tokens=passes,
+                    layers=self.drafted.layers_read + self.deep_layers,
+                    lm_head_evaluations=self.lm_head_evaluations
+                    - (self.count + self.drafted.layers_discarded // model.num_layers)
+                    + passes,
+                    shortcut_evaluations=self.shortcut_evaluations,
+                    cheap_head_bytes=self.cheap_head_bytes,
+                    kv_fill_layers=0,
+                    cache_reads=self.cache_reads,
+                )
+            )
         filled = sum((model.num_layers - layer) * tokens for layer, tokens in self.exits.items())
         causes = bytes_by_cause(
             model,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from harness.config import BASELINE, StrategySpec, parse_all
+from harness.config.decode import DRAFT_MAX, LOSSY, build_decode, parse_decode
 from harness.config.options import build_strategy
 from harness.contracts import ModelInfo, Strategy
 from harness.contracts.recipes import Progress
@@ -25,8 +26,9 @@ from harness.registry import KV_POLICIES
 from harness.running.operating_points import OperatingPoint, operating_point
 from harness.sweep.calibrate import describe_scores
 from harness.sweep.grid import SWEPT, asks_for_thresholds, with_thresholds
-from harness.sweep.labels import notes_of, notes_of_heads, title_of
+from harness.sweep.labels import notes_of, notes_of_drafts, notes_of_heads, title_of
 from harness.sweep.records import DocumentSplit, Sweep
+from harness.sweep.replay_lossless import Decisions, Texts, check_drafts, decide, replay_lossless
 from harness.sweep.replay_strategy import Outcome, replay
 from harness.sweep.rows import make_rows
 from harness.sweep.scores import ScoreTally, families, find_levels
@@ -51,6 +53,7 @@ class SweepRequest:
         documents: ``held-out``: those that heads of this seed never learned from; or ``all``.
         tasks: only documents of these tasks; all if empty.
         kv: name of the KV policy of the expected speed-up.
+        decodes: ways to decode, as written; draft_max: tokens of a draft at most, lossless.
         seed: decides which documents are held out, and what random strategies draw.
         calibrate: also judge how well each score separates right from wrong exits.
     """
@@ -61,6 +64,8 @@ class SweepRequest:
     documents: DocumentSplit = "held-out"
     tasks: tuple[str, ...] = ()
     kv: str = Strategy.default_kv
+    decodes: tuple[str, ...] = ("lossy",)
+    draft_max: int = DRAFT_MAX
     seed: int = 0
     calibrate: bool = False
 
@@ -118,9 +123,12 @@ def sweep(model: str, folder: Path, request: SweepRequest, *, artefacts: str | N
     references = [StrategySpec(BASELINE), *parse_all(request.references)]
     observed = _observed(traces, wanted, shortcuts, request.seed, heads)
     asked = _expanded(specs, request, observed, info)
-    points, extra = _points(references, asked, info)
+    points, extra = _points(references, asked, request, info)
+    for point in points:
+        check_drafts(point, traces, info)
     tallies, left_out = _tallies(specs, request, traces, wanted, observed, info)
-    outcomes = _replay_all(points, tallies, traces, wanted, shortcuts, info, request.seed, heads, progress)
+    texts = Texts.of(traces, resolved.tokenizer.eos_token_ids)
+    outcomes = _replay_all(points, tallies, traces, wanted, shortcuts, info, request.seed, heads, texts, progress)
     rows = make_rows(points, outcomes, info, KV_POLICIES.load(request.kv).facts, extra)
     seconds = time.perf_counter() - began - sum(tally.seconds for tally in tallies)
     count, documents = outcomes[0].count, int((outcomes[0].tokens > 0).sum())
@@ -141,6 +149,7 @@ def sweep(model: str, folder: Path, request: SweepRequest, *, artefacts: str | N
         notes=(
             *notes_of(traces, resolved, points, outcomes[0].tokens, request.documents, request.seed, request.kv),
             *notes_of_heads(rows),
+            *notes_of_drafts(rows),
         ),
         rows=rows,
         replay_s=round(seconds, 3),
@@ -232,14 +241,26 @@ def _tallies(
 
 
 def _points(
-    references: Sequence[StrategySpec], asked: Sequence[StrategySpec], info: ModelInfo
+    references: Sequence[StrategySpec], asked: Sequence[StrategySpec], request: SweepRequest, info: ModelInfo
 ) -> tuple[tuple[OperatingPoint, ...], frozenset[str]]:
-    """Return every operating point once, references first, and the names of those not requested."""
+    """Return every operating point once, references first, and the names of those not requested.
+
+    References are lossy. What never exits drafts where a source does.
+    """
     kept: list[OperatingPoint] = []
     extra: set[str] = set()
-    for place, spec in enumerate([*references, *asked]):
-        point = operating_point(spec, build_strategy(spec), info)
-        twin = next((other for other in kept if other.strategy == point.strategy), None)
+    decodes = [parse_decode(text) for text in request.decodes]
+    crossed = [(spec, decode) for spec in asked for decode in decodes]
+    for place, (spec, decode) in enumerate([*((spec, LOSSY) for spec in references), *crossed]):
+        strategy = build_strategy(spec)
+        if decode.lossless and (decode.proposes or strategy.exit_points(info)):
+            lossless = build_decode(decode, request.draft_max)
+            point = operating_point(
+                spec, strategy, info, request.kv, suffix=f"@{decode}", decode=decode, lossless=lossless
+            )
+        else:
+            point = operating_point(spec, strategy, info)
+        twin = next((other for other in kept if (other.strategy, other.lossless) == (strategy, point.lossless)), None)
         if twin is not None:
             extra.discard(twin.name)
             continue
@@ -258,17 +279,24 @@ def _replay_all(
     info: ModelInfo,
     seed: int,
     heads: Heads | None,
+    texts: Texts,
     progress: Progress,
 ) -> list[Outcome]:
     total, done = int(wanted.sum()), 0
+    drafting = {place: Decisions() for place, point in enumerate(points) if point.lossless is not None}
     outcomes = [Outcome.nothing(len(traces.documents)) for _ in points]
     progress.begin(f"replaying {len(points)} operating points", total)
     with torch.inference_mode():
         for tokens in read_tokens(traces, wanted, shortcuts, seed=seed, heads=heads):
             for place, point in enumerate(points):
-                outcomes[place] += replay(point, tokens, info)
+                if place in drafting:  # parts divide documents, and drafts do not end with them
+                    drafting[place].add(decide(point, tokens, info))
+                else:
+                    outcomes[place] += replay(point, tokens, info)
             for tally in tallies:
                 tally.add(tokens, info)
             done += len(tokens)
             progress.step(done, "tokens")
+    for place, decisions in drafting.items():
+        outcomes[place] = replay_lossless(points[place], decisions, texts, info, len(traces.documents))
     return outcomes

@@ -9,7 +9,7 @@ from torch import Tensor
 from harness.contracts import KVFacts, ModelInfo
 from harness.running.operating_points import OperatingPoint
 from harness.sweep.records import SweepRow
-from harness.sweep.replay_strategy import Outcome
+from harness.sweep.replay_strategy import Drafted, Outcome
 from reports.statistics.intervals import Pair, bootstrap_share, ratio
 from reports.summary.pareto import front
 
@@ -32,7 +32,11 @@ def make_rows(
         kv: the KV policy of the expected speed-up.
         references: names of operating points that were not requested.
     """
-    rehearsed = [outcome for point, outcome in zip(points, outcomes, strict=True) if point.strategy.rehearsed]
+    rehearsed = [
+        outcome
+        for point, outcome in zip(points, outcomes, strict=True)
+        if point.strategy.rehearsed and point.lossless is None
+    ]
     best = min(rehearsed, key=lambda outcome: outcome.layers, default=None)
     rows = [
         _row(point, outcome, outcomes[0], best, model, kv, point.name in references)
@@ -65,7 +69,8 @@ def _row(
         kv = point.record.kv_facts or kv
     deepest = count * model.num_layers
     filled = deepest - layers if kv.fills else 0
-    return SweepRow(
+    drafted = outcome.drafted
+    row = SweepRow(
         operating_point=point.name,
         strategy=point.record.strategy,
         options=point.record.options,
@@ -78,7 +83,7 @@ def _row(
         exit_layer_mean=layers / count,
         layers_skipped=1 - layers / deepest,
         agreement=int(outcome.right.sum()) / count,
-        agreement_ci=share_interval(outcome.right, outcome.tokens),
+        agreement_ci=None if drafted is not None else share_interval(outcome.right, outcome.tokens),  # asserted
         exit_checks_per_token=outcome.checks / count,
         lm_head_per_token=outcome.lm_head_evaluations / count,
         shortcut_per_token=outcome.shortcut_evaluations / count,
@@ -86,6 +91,21 @@ def _row(
         cheap_heads_per_token=outcome.cheap_head_evaluations / count,
         head_agreement=ratio(outcome.head_alike, outcome.head_checks),
         expected_speedup=full.moved(model, kv) / outcome.moved(model, kv),
-        oracle_share=None if best is None else ratio(outcome.skipped_rightly, deepest - best.layers),
+        oracle_share=None if best is None or drafted else ratio(outcome.skipped_rightly, deepest - best.layers),
         exits={layer: tokens / count for layer, tokens in sorted(outcome.exits.items())},
+        decode=point.record.decode,
+        draft_max=point.record.draft_max,
     )
+    return row if drafted is None else row.model_copy(update=_drafts(drafted, count))
+
+
+def _drafts(drafted: Drafted, count: int) -> dict[str, float | None]:
+    """Return the fields of a lossless row, of so many tokens."""
+    drafts = int(drafted.drafts.sum())
+    return {
+        "tokens_per_verification": ratio(count, int(drafted.verifications.sum())),
+        "acceptance": ratio(int(drafted.accepted.sum()), drafts),
+        "drafted_per_token": drafts / count,
+        "layers_read_per_token": drafted.layers_read / count,
+        "layers_discarded_per_token": drafted.layers_discarded / count,
+    }

@@ -33,6 +33,10 @@ SCORES = (
     "AUROC: how often a right token scores higher than a wrong one, over all exit points; 0.5 is chance; error: of a "
     "score that is a probability, its mean distance from the agreement observed"
 )
+DRAFTS = (
+    "tokens: that came out of a verification; accepted: share of drafts that full depth agreed with; layers: read a "
+    "token, one that several tokens ran in one pass once, and run for drafts that were discarded"
+)
 _WIDEST = 78
 
 
@@ -72,6 +76,14 @@ def render(sweep: Sweep, *, keep: float, width: int, calibration: Calibration | 
         Text(f"All {len(sweep.rows)} operating points, replayed", "bold"),
         _table(sweep.rows, letters, width),
     ]
+    lossless = [row for row in sweep.rows if row.lossless]
+    if lossless:
+        parts += [
+            Text(),
+            Text("Lossless decoding: what is drafted and verified, replayed", "bold"),
+            _drafts(lossless, letters, width),
+            Text(DRAFTS, "dim"),
+        ]
     if calibration is not None and calibration.scores:
         parts += [
             Text(),
@@ -153,6 +165,24 @@ def _drift(sweep: Sweep) -> Table:
             "  95 %", _interval(row.live_exit_layer_ci, 2), _interval(row.live_same_prefix_ci, 3),
             _interval(row.live_agreement_ci, 3),
         )  # fmt: skip
+    return table
+
+
+def _drafts(rows: Sequence[SweepRow], letters: dict[str, str], width: int) -> Table:
+    table = _grid("", "operating point")
+    for column in ("tokens", "accepted", "drafted\n/token", "layers\nread", "layers\ndiscarded", "expected\nspeed-up"):
+        table.add_column(Text(column), justify="right", no_wrap=True, vertical="bottom")
+    for row in rows:
+        numbers = (
+            row.tokens_per_verification, row.acceptance, row.drafted_per_token, row.layers_read_per_token,
+            row.layers_discarded_per_token,
+        )  # fmt: skip
+        table.add_row(
+            Text(f"{'●' if row.pareto else '◇' if row.rehearsed else ' '} {letters[row.strategy]}"),
+            Text(fold_label(row.operating_point, max(20, width // 4))),
+            *("–" if number is None else f"{number:.2f}" for number in numbers),
+            f"{row.expected_speedup:.2f}×",
+        )
     return table
 
 

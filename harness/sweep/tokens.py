@@ -67,6 +67,11 @@ class TracedTokens:
         return self._gather("final").long()
 
     @cached_property
+    def input(self) -> Tensor:
+        """Token that was read, ``[n]`` int64."""
+        return self._gather("input").long()
+
+    @cached_property
     def position(self) -> Tensor:
         """Position of each token, ``[n]`` int64."""
         return self._gather("position").long()

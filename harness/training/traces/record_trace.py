@@ -101,6 +101,8 @@ def trace(
             token_ids, first, whole = prepared
             columns = exit_columns(engine, token_ids, first)
             described = {"id": identifier, "stream": stream, "key": key, "length": whole}
+            if request.new_tokens:
+                described["prompt"] = " ".join(map(str, token_ids[: first + 1]))
             writer.add(described, columns)
         progress.step(number, f"{writer.tokens} tokens on disk")
     writer.flush()

@@ -112,7 +112,8 @@ class TraceWriter:
         """Append the tokens of one document; ``columns`` as in the module docstring, ``document`` left out.
 
         Args:
-            document: JSON-able facts with an ``id``; ``stream``, ``key`` and ``length`` are expected by readers.
+            document: JSON-able facts with an ``id``; ``stream``, ``key`` and ``length`` are expected by readers, and
+                of what was generated the ``prompt``, its tokens in one text.
             columns: one row per token.
         """
         import torch
