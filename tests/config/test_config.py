@@ -51,16 +51,17 @@ def test_operating_points_are_kept_once_in_order() -> None:
 
 def test_the_demo_needs_nothing_and_names_registered_strategies_with_valid_options() -> None:
     assert RunConfig().strategies == ()
-    specs = parse_all(demo_strategies((4, 6, 8, 10, 12, 14, 18, 22, 26)))
+    specs = parse_all(demo_strategies((4, 6, 8, 10, 12, 14, 18, 22, 26)), in_run=True)
     assert specs[0] == StrategySpec("full")
-    assert len(specs) == 8  # as the README says
+    assert sum(spec.decode is None for spec in specs) == 8
+    assert {spec.decode for spec in specs} == {None, "lossless", "lossless+lookup"}
     for spec in specs:
         build_strategy(spec)
 
 
 @pytest.mark.parametrize("exit_points", [(), (4,), (4, 6)])
 def test_the_demo_fits_models_with_few_exit_points(exit_points: tuple[int, ...]) -> None:
-    fixed = [spec for spec in parse_all(demo_strategies(exit_points)) if spec.name == "fixed"]
+    fixed = [spec for spec in parse_all(demo_strategies(exit_points), in_run=True) if spec.name == "fixed"]
     assert [int(dict(spec.options)["layer"]) for spec in fixed] == list(exit_points)
 
 
