@@ -42,7 +42,8 @@ def leaderboard(
     """Merge run directories into a leaderboard: a static site that needs no server and no network.
 
     What is not comparable (hardware class, energy source, data, weights …) is never ranked together; what `harness
-    submit` would refuse (unfinished, contaminated …) is marked and not ranked.
+    submit` would refuse (unfinished, contaminated …) is marked and not ranked. index.html#decoding=lossless ranks
+    lossless operating points and full depth among themselves.
     """
     from reports.leaderboard.site import Site
 

@@ -73,7 +73,7 @@ class OperatingPointRecord(Record):
     @property
     def lossless(self) -> bool:
         """Whether full depth verifies what it drafts."""
-        return self.decode != "lossy"
+        return self.decode.startswith("lossless")
 
 
 class FormatChoiceRecord(Record):

@@ -71,7 +71,7 @@ class SummaryRow(Record):
     @property
     def lossless(self) -> bool:
         """Whether full depth verified what was drafted."""
-        return self.decode != "lossy"
+        return self.decode.startswith("lossless")
 
     def estimate(self, metric: Metric | str) -> Estimate | None:
         """Return a metric's estimate; ``None`` where it was not measured, or is not defined."""

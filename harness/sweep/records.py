@@ -83,7 +83,7 @@ class SweepRow(Record):
     @property
     def lossless(self) -> bool:
         """Whether full depth verifies what is drafted."""
-        return self.decode != "lossy"
+        return self.decode.startswith("lossless")
 
 
 class DriftRow(Record):

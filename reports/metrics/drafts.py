@@ -42,11 +42,8 @@ def _units(over: _Count, under: _Count, point: Point) -> Units:
     return rates(point.cell, lambda sample: (float(over(sample)), float(under(sample))) if under(sample) else None)
 
 
-def _share(name: str, header: str, meaning: str, over: _Count, under: _Count, place: float, **facts: object) -> Metric:
+def _share(*, over: _Count, under: _Count, place: float, **facts: object) -> Metric:
     return Metric(
-        name=name,
-        header=header,
-        meaning=meaning,
         compute=partial(_total, over, under),
         units=partial(_units, over, under),
         kind="work",
@@ -56,23 +53,49 @@ def _share(name: str, header: str, meaning: str, over: _Count, under: _Count, pl
 
 
 TOKENS_PER_VERIFICATION = _share(
-    "tokens_per_verification", "tokens /\nverification", "tokens that came out of a pass through all layers",
-    _decoded, lambda sample: sample.verifications, 1, better="higher",
-)  # fmt: skip
+    name="tokens_per_verification",
+    header="tokens /\nverification",
+    meaning="tokens that came out of a pass through all layers",
+    over=_decoded,
+    under=lambda sample: sample.verifications,
+    place=1,
+    better="higher",
+)
 ACCEPTANCE = _share(
-    "acceptance", "accepted", "share of drafted tokens that full depth agreed with",
-    _accepted, lambda sample: sample.drafts, 2, better="higher", form="fraction",
-)  # fmt: skip
+    name="acceptance",
+    header="accepted",
+    meaning="share of drafted tokens that full depth agreed with",
+    over=_accepted,
+    under=lambda sample: sample.drafts,
+    place=2,
+    better="higher",
+    form="fraction",
+)
 DRAFTED = _share(
-    "drafted_per_token", "drafted\n/token", "tokens drafted, those that were discarded included",
-    lambda sample: sample.drafts, _decoded, 3,
-)  # fmt: skip
+    name="drafted_per_token",
+    header="drafted\n/token",
+    meaning="tokens drafted, those that were discarded included",
+    over=lambda sample: sample.drafts,
+    under=_decoded,
+    place=3,
+)
 LAYERS_READ = _share(
-    "layers_read_per_token", "layers read\n/token",
-    "decoder layers whose weights were read; one that several tokens ran in one pass counts once",
-    lambda sample: sample.layers_read, _decoded, 4, better="lower", unit="layers",
-)  # fmt: skip
+    name="layers_read_per_token",
+    header="layers read\n/token",
+    meaning="decoder layers whose weights were read; one that several tokens ran in one pass counts once",
+    over=lambda sample: sample.layers_read,
+    under=_decoded,
+    place=4,
+    better="lower",
+    unit="layers",
+)
 LAYERS_DISCARDED = _share(
-    "layers_discarded_per_token", "discarded\n/token", "layers run for drafts that full depth did not agree with",
-    lambda sample: sample.layers_discarded, _decoded, 5, better="lower", unit="layers",
-)  # fmt: skip
+    name="layers_discarded_per_token",
+    header="discarded\n/token",
+    meaning="layers run for drafts that full depth did not agree with",
+    over=lambda sample: sample.layers_discarded,
+    under=_decoded,
+    place=5,
+    better="lower",
+    unit="layers",
+)

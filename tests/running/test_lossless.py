@@ -116,7 +116,7 @@ def test_records_say_how_a_point_decodes(points: Any) -> None:
     _, alone, looking = points("fixed:layer=4@lossless", "fixed:layer=4@lossless+lookup:n=4", draft_max=3)
     assert (alone.record.decode, alone.record.draft_max, alone.record.lossless) == ("lossless", 3, True)
     assert looking.record.decode == "lossless+lookup:n=4"
-    assert (looking.lossless.most, looking.lossless.source.n) == (3, 4)
+    assert (looking.lossless.most, [source.n for source in looking.lossless.sources]) == (3, [4])
 
 
 # ---------------------------------------------------------------------------------- KV policies

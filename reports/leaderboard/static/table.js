@@ -12,7 +12,7 @@
       point[metric.key] = Array.isArray(found) ? found[0] : found;
       if (Array.isArray(found)) point.intervals[metric.key] = found.slice(1);
     });
-    point.lossless = point.decode !== "lossy";
+    point.lossless = point.decode.startsWith("lossless");
     point.decoding = point.lossless_ranks ? "lossless" : "lossy";  // full depth is exact by itself
     point.text = [point.name, point.strategy, point.kv, run[1], run[0], group.title].join(" ").toLowerCase();
     return point;
