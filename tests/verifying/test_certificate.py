@@ -104,6 +104,35 @@ def test_lossless_decoding_is_held_against_full_depth(verify: Command, tmp_path:
     assert all(claim.judged and claim.places == 4 * 6 and not claim.differences for claim in claims)
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen3", "opt", "gpt2", "gpt_neox"])
+def test_every_family_is_lossless_in_every_format(
+    cli: Command, make_model: Callable[..., Path], rows_file: Path, family: str, tmp_path: Path
+) -> None:
+    formats = ",".join(sorted(FORMATS))
+    heads = {"num_key_value_heads": 2} if family == "qwen3" else {}
+    ran = cli(
+        "verify", "--model", make_model(family, **heads), "--source", rows_file, "--prompts", 3, "--max-new-tokens", 8,
+        "--threads", 1, "--weights-format", formats, *DRAFTING, "--json", tmp_path / "c.json",
+    )  # fmt: skip
+    assert ran.code == 0, ran.out
+    claims = Certificate.model_validate_json((tmp_path / "c.json").read_bytes()).claims
+    assert sum("lossless" in claim.what for claim in claims) == 4 * len(FORMATS)
+
+
+@pytest.mark.model
+@pytest.mark.slow
+def test_the_default_model_s_drafts_are_verified(cli: Command, tmp_path: Path) -> None:
+    """What the run that names nothing decodes losslessly, with the shipped classifier, shortlist and exits."""
+    ran = cli(
+        "verify", "--prompts", 3, "--max-new-tokens", 12, "--weights-format", "fp16", "--json", tmp_path / "c.json"
+    )
+    assert ran.code == 0, ran.out
+    claims = Certificate.model_validate_json((tmp_path / "c.json").read_bytes()).claims
+    assert {claim.what.partition(",")[0] for claim in claims if "lossless" in claim.what} == {
+        "full@lossless+lookup", "classifier@lossless", "classifier@lossless+lookup",
+    }  # fmt: skip
+
+
 def test_a_verification_that_believes_every_draft_is_a_defect(
     verify: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
