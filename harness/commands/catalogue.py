@@ -140,4 +140,4 @@ def _show_options(console: Console, noun: str, name: str) -> None:
     console.print()
     console.print(table)
     example = "" if facts[0].default is None else f":{facts[0].name}={facts[0].default}"
-    console.print(f"\n[dim]harness run {_EXAMPLES[noun]}{escape(name + example)}[/]")
+    console.print(f"\n[dim]harness run {escape(_EXAMPLES[noun] + name + example)}[/]")

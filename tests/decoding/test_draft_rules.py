@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from harness.contracts import Batch, Draft, DraftRule, DraftView, Lossless, ModelInfo, Strategy, UnitCosts
+from harness.decoding.drafting import DraftSettings
 from harness.decoding.drafts.expected import Expected
 from harness.decoding.drafts.product import Product
 from harness.decoding.exits import AskedExits
@@ -178,7 +179,7 @@ def test_a_lossy_row_beside_a_rule_that_needs_probabilities(llama: Any, prompts:
     batch = llama.engine.open(len(prompts), 64, "recompute", AskedExits(rule, (3,), tally), tally)
     batch.with_log_probabilities = True
     for row, prompt in enumerate(prompts):
-        batch.join(row, prompt, NEW, lossless=(4, (needing,)) if row == 1 else None)
+        batch.join(row, prompt, NEW, lossless=DraftSettings(4, (needing,)) if row == 1 else None)
     batch.prefill(range(len(prompts)))
     while batch.running:
         batch.step()

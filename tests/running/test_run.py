@@ -99,7 +99,7 @@ def test_a_run_that_names_no_strategy_is_the_demo_on_any_model(config: dict[str,
     frame = run(RunConfig(**config | {"strategies": ()}))
     assert list(frame["operating_point"]) == [
         *("full", "fixed:layer=6", "fixed:layer=10"),
-        *("confidence:threshold=0.9", "saturation:threshold=0.95", "oracle"),
+        *("confidence:threshold=0.9", "saturation:threshold=0.95", "oracle", "full@lossless+lookup"),
     ]
 
 

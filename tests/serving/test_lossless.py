@@ -291,10 +291,10 @@ def test_a_draft_source_that_fails_takes_nobody_with_it(
     plug_in(
         "moody",
         """
-        from harness.contracts import DraftRule
+        from harness.contracts import DraftRule, DraftSource
 
         @dataclass(frozen=True)
-        class Outside(DraftRule):
+        class Outside(DraftRule, DraftSource):
             says: int = 0
             file: str = ""
 
@@ -413,7 +413,7 @@ def test_every_dialect_streams_what_became_of_each_token(url: str, path: str) ->
 def test_a_refusal_has_its_status_and_its_remedy(url: str) -> None:
     answer = httpx.post(f"{url}/generate", json=DIALECTS["/generate"]({"decode": "greedy"}))
     assert answer.status_code == 422
-    assert "Write lossy, lossless, or lossless+SOURCE" in answer.json()["error"]
+    assert "Write lossy, lossless, or lossless+NAME" in answer.json()["error"]
     headers = {"X-Early-Exit": "fixed:layer=6:decode=lossless:draft=lookup:draft_max=2"}
     body = {"inputs": PROMPTS[0], "parameters": {"max_new_tokens": 4}}
     told = httpx.post(f"{url}/generate", json=body, headers=headers).json()["x_early_exit"]
