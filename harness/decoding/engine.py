@@ -6,7 +6,7 @@ Both go through one loop, :class:`OpenBatch`. Greedy; not promised: sampling or 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from harness.contracts import (
     Batch,
     DraftRule,
     ExitRule,
+    HeadChoice,
     KVBatch,
     KVInput,
     KVPolicy,
@@ -156,6 +157,16 @@ class Engine:
         cache = self.cache(rows, positions) if make.facts.keeps_cache else None
         policy = None if cache is None else make(self.kv_batch(cache, positions, tally))
         return OpenBatch(self.backbone, self.rotary(positions), cache, policy, exits, tally, self._heads, kept_prompts)
+
+    def prepare(self, heads: Iterable[HeadChoice]) -> None:
+        """Make cheap heads before they are needed: one takes as long as a completion.
+
+        Raises:
+            UnknownNameError, ArtefactError: one cannot be had.
+        """
+        for choice in heads:
+            if not choice.is_full:
+                self._heads[choice]
 
     def cache(self, rows: int, positions: int) -> KVCache:
         """Return an empty cache."""

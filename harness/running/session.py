@@ -37,6 +37,10 @@ from harness.store.run_directory import RunDirectory
 __all__ = ["Observer", "Session"]
 
 
+READY_PROMPT, READY_TOKENS = 16, 6
+"""Tokens that an operating point reads and makes before anything is measured."""
+
+
 class Observer(Protocol):
     """Is told how a run goes on; the command line draws a progress bar from it."""
 
@@ -95,6 +99,7 @@ class Session:
         """
         planned = self._plan.tasks[0]
         batch = planned.data.samples[: self._plan.config.batch_size]
+        self._make_ready(planned, batch[0])
         records: list[WindowRecord] = []
         for name in self._engines:
             point = next(point for point in self._plan.points if point.weights_format == name)
@@ -107,6 +112,19 @@ class Session:
                 passes[-1] = passes[-1].model_copy(update={"flags": (*passes[-1].flags, "not-settled")})
             records.extend(passes)
         return records
+
+    def _make_ready(self, planned: PlannedTask, sample: Sample) -> None:
+        """Let every operating point decode a few tokens, so that none loads or makes in a window what it runs on."""
+        few = replace(sample, prompt_ids=sample.prompt_ids[-READY_PROMPT:], max_new_tokens=READY_TOKENS)
+        for point in self._plan.points:
+            heads = point.strategy.cheap_heads()
+            self._engines[point.weights_format].prepare(
+                heads if point.lossless is None else (*heads, point.lossless.head)
+            )
+            try:
+                self._decode(planned, point, [few])
+            except ModelError:  # said of the sample that it happens to
+                continue
 
     def measure(self, store: RunDirectory, before: Sequence[WindowRecord], observer: Observer, repeat: int = 0) -> None:
         """Measure every window of one repeat that is not on disk yet.

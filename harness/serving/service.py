@@ -240,7 +240,9 @@ class Service:
         )  # fmt: skip
         lossless = self.settings.default.lossless
         # Their parts are read, and everything is paid once, before anyone asks.
+        engine.prepare([] if lossless is None else [lossless.head])
         for strategy in self.settings.strategies():
+            engine.prepare(strategy.cheap_heads())
             strategy.start(self.info, Batch((0,), self.device))
             for how in {None, lossless}:
                 engine.decode([[0, 0]], strategy, kv=self.config.kv, max_new_tokens=[3], lossless=how)

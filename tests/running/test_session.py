@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harness import RunConfig, run
+from harness.decoding.heads.int8 import Int8
 from harness.errors import MeterError
 from harness.metering import Surroundings
 from harness.metering.contamination import Contamination, Glance
 from harness.metering.pacing import WARMUP_PASSES
+from harness.running import session
 from harness.running.windows import ATTEMPTS
 from tests.run_files import cut
 
@@ -313,3 +316,28 @@ def test_a_sensor_decides_the_block(config: dict[str, Any], tmp_path: Path, neig
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     fastest = min(window["duration_s"] for window in windows(tmp_path / "out")[:3])
     assert manifest["block_size"] * fastest == pytest.approx(2.0, abs=fastest)
+
+
+def test_what_an_operating_point_runs_on_is_made_before_anything_is_measured(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cheap head takes as long to make as a completion: its point's first window must not pay for it."""
+    within, made = [False], []
+    make, window = Int8.__init__, session.observed
+
+    def watched(self: Int8, *arguments: Any) -> None:
+        made.append(within[0])
+        make(self, *arguments)
+
+    @contextmanager
+    def open_window(*arguments: Any) -> Iterator[Any]:
+        within[0] = True
+        with window(*arguments) as closed:
+            yield closed
+        within[0] = False
+
+    monkeypatch.setattr(Int8, "__init__", watched)
+    monkeypatch.setattr(session, "observed", open_window)
+    points = ("confidence:threshold=1:head=int8", "fixed:layer=4@lossless")
+    run(RunConfig(**config | {"strategies": points, "draft_head": "int8"}))
+    assert made == [False]
