@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from harness.api.columns import GENERATED, frame
 from harness.appearance.visible_text import visible
-from harness.config.decode import DRAFT_MAX, LOSSY, DecodeSpec
 from harness.contracts import Batch
 from harness.decoding.draft_facts import DraftFacts
 from harness.decoding.engine import Engine
@@ -18,7 +17,7 @@ from harness.decoding.exits import AskedExits
 from harness.decoding.generation import FinishReason, Generation
 from harness.decoding.transcript import Token, Transcript
 from harness.models.tokenizer import TransformersTokenizer
-from harness.running.operating_points import OperatingPoint, drafting
+from harness.running.operating_points import OperatingPoint
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -84,9 +83,6 @@ class Stream(Iterator[Token]):
         max_new_tokens: limit.
         stop: texts that end it.
         seed: of a random strategy.
-        decode: how to decode, as written.
-        draft_max: tokens of a draft at most.
-        draft_head: what reads the tokens that exits draft.
 
     Raises:
         HarnessError: the prompt is too long, or what the strategy runs on is missing. While iterating: logits or scores
@@ -102,18 +98,14 @@ class Stream(Iterator[Token]):
         max_new_tokens: int,
         stop: Sequence[str],
         seed: int,
-        decode: DecodeSpec = LOSSY,
-        draft_max: int = DRAFT_MAX,
-        draft_head: str = "auto",
     ) -> None:
-        self._engine, self._prompt, self._point, self._decode = engine, prompt, point, decode
+        self._engine, self._prompt, self._point = engine, prompt, point
         self._transcript = Transcript(tokenizer, stop, silent=tokenizer.special_ids, after=prompt)
         self._tally = [Generation()]
         strategy = point.strategy
         batch = Batch((seed,), str(engine.backbone.device))
         rule = strategy.start(engine.info, batch)
-        lossless = drafting(decode, draft_max, draft_head, strategy, engine.info)
-        self._drafts = engine.drafts(lossless, batch, point.kv, rule)
+        self._drafts = engine.drafts(point.lossless, batch, point.kv, rule)
         exits = AskedExits(rule, strategy.exit_points(engine.info), self._tally)
         self._batch = engine.open(1, len(prompt) + max_new_tokens, point.kv, exits, self._tally)
         self._batch.with_log_probabilities = True
@@ -150,7 +142,7 @@ class Stream(Iterator[Token]):
             finish_reason=made.finish_reason,
             strategy=self._point.name,
             kv=self._point.kv,
-            decode=str(self._decode),
+            decode=self._point.record.decode,
             num_layers=self._engine.info.num_layers,
             prompt_tokens=len(self._prompt),
             counts={name: value for name, value in counts.items() if type(value) is int},

@@ -19,7 +19,7 @@ from harness.decoding.engine import Engine
 from harness.errors import ConfigError, ModelError
 from harness.host.device import resolve_device
 from harness.models.model import LoadedModel, resolve
-from harness.running.operating_points import OperatingPoint, build_all, operating_point
+from harness.running.operating_points import OperatingPoint, build_all, drafting, operating_point
 from harness.training.traces.record_trace import read_exits
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class Model:
         max_new_tokens: int = 64,
         stop: str | Sequence[str] = (),
         seed: int = 0,
-        decode: str = "lossy",
+        decode: str | None = None,
         draft_max: int = DRAFT_MAX,
         draft_head: str = "auto",
     ) -> Completion:
@@ -130,6 +130,7 @@ class Model:
             seed: of a random strategy.
             decode: ``lossy`` takes what exits say. ``lossless`` lets them draft and yields full depth's tokens;
                 ``lossless+SOURCE[:option=value]…`` lets a draft source propose tokens first, as ``lossless+lookup``.
+                ``None`` for lossy, unless the strategy only drafts.
             draft_max: tokens that lossless decoding drafts before it verifies, at most.
             draft_head: what reads the tokens that exits draft: ``full``, ``NAME`` or ``NAME/SIZE`` of a cheap head, or
                 ``auto``, a trained one if the model has it.
@@ -151,7 +152,7 @@ class Model:
         max_new_tokens: int = 64,
         stop: str | Sequence[str] = (),
         seed: int = 0,
-        decode: str = "lossy",
+        decode: str | None = None,
         draft_max: int = DRAFT_MAX,
         draft_head: str = "auto",
     ) -> Stream:
@@ -160,16 +161,11 @@ class Model:
         """
         if max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens = {max_new_tokens}: give 1 or more.")
-        spec = parse_decode(decode)
-        # A strategy's own policy may keep nothing to be verified.
-        point = self._point(strategy, Strategy.default_kv if spec.lossless and kv == "auto" else kv)
+        point = self._point(strategy, kv, decode, draft_max, draft_head)
         texts = (stop,) if isinstance(stop, str) else tuple(stop)
         if "" in texts:
             raise ConfigError("stop = '': give the text that ends a completion, or nothing.")
-        return Stream(
-            self._engine, self.loaded.tokenizer, self._read(text), point, max_new_tokens, texts, seed, spec, draft_max,
-            draft_head,
-        )  # fmt: skip
+        return Stream(self._engine, self.loaded.tokenizer, self._read(text), point, max_new_tokens, texts, seed)
 
     def trace(self, text: str | Sequence[int]) -> pd.DataFrame:
         """Return what every exit says of a text: one row per token and exit, full depth being the last one.
@@ -203,7 +199,9 @@ class Model:
         self._engine.check([token_ids], [0])
         return token_ids
 
-    def _point(self, strategy: str | Strategy | type[Strategy], kv: str) -> OperatingPoint:
+    def _point(
+        self, strategy: str | Strategy | type[Strategy], kv: str, decode: str | None, draft_max: int, draft_head: str
+    ) -> OperatingPoint:
         given = strategy if isinstance(strategy, str) else as_strategy(strategy)
         built = build_all(parse_all([given]))
         if len(built) != 1:
@@ -211,4 +209,9 @@ class Model:
         policies = RunConfig.build({"kv": kv}).kv_policies
         if len(policies) > 1:
             raise ConfigError(f"kv = '{kv}' is {len(policies)} policies, and one can generate. Give one.")
-        return operating_point(*built[0], self.info, policies[0] if policies else None)
+        ((spec, one),) = built
+        how = parse_decode(one.default_decode if decode is None else decode)
+        lossless = drafting(how, draft_max, draft_head, one, self.info)
+        # A strategy's own policy may keep nothing to be verified.
+        own = None if lossless is None else Strategy.default_kv
+        return operating_point(spec, one, self.info, policies[0] if policies else own, decode=how, lossless=lossless)

@@ -226,11 +226,7 @@ def _decodes(spec: StrategySpec, strategy: Strategy, decodes: Sequence[str], inf
     drafts = bool(strategy.exit_points(info))
     wanted = [parse_decode(text) for text in ([spec.decode] if spec.decode is not None else decodes)]
     own = parse_decode(strategy.default_decode)
-    if own.lossless:
-        if spec.decode is not None and not wanted[0].lossless:
-            raise OptionError(
-                f"{spec}@{spec.decode}: {spec.name} only drafts, and its tokens have to be verified. Use {spec}@{own}."
-            )
+    if own.lossless and spec.decode is None:
         wanted = [one for one in wanted if one.lossless] or [own]
     if spec == StrategySpec(BASELINE):  # what every other one is held against
         wanted.insert(0, LOSSY)
@@ -335,6 +331,11 @@ def operating_point(
     policy = _policy(strategy, kv)
     if lossless is not None:
         check_defers(policy)
+    elif parse_decode(strategy.default_decode).lossless and not decode.lossless:
+        raise OptionError(
+            f"{spec}@{decode}: {spec.name} only drafts, and its tokens have to be verified. Use "
+            f"{spec}@{strategy.default_decode}."
+        )
     points = tuple(strategy.exit_points(info))
     if list(points) != sorted(set(points) & set(info.exit_points)):
         raise OptionError(

@@ -180,13 +180,12 @@ class Settings:
     def _built(self, label: str, values: tuple[tuple[str, Any], ...], decode: DecodeSpec, draft_max: int) -> Setting:
         name, base = self._strategies[label]
         strategy: Strategy = dataclasses.replace(base, **dict(values))  # type: ignore[type-var]
-        if not decode.lossless and parse_decode(strategy.default_decode).lossless:
-            raise InvalidRequestError(f"early_exit: {name} only drafts. Add decode = lossless.")
         try:
-            operating_point(StrategySpec(name), strategy, self._info)
+            lossless = drafting(decode, draft_max, self._draft_head, strategy, self._info)
+            kv = None if lossless is None else self._kv
+            operating_point(StrategySpec(name), strategy, self._info, kv, decode=decode, lossless=lossless)
             told = effective_options(strategy)
             left_out = strategy.trained_defaults(self._info)
-            lossless = drafting(decode, draft_max, self._draft_head, strategy, self._info)
         except HarnessError as error:
             raise InvalidRequestError(f"early_exit: {error}") from None
         settable = _settable(type(strategy))

@@ -28,7 +28,8 @@ def test_it_is_what_the_engine_decodes(model: Model, kv: str, spec: tuple[str, t
     name, options = spec
     text = ":".join([name, *(f"{a}={b}" for a, b in options)])
     tokenizer = model.loaded.tokenizer
-    policy = model._point(text, kv).kv
+    found = model.generate(PROMPT, text, kv=kv, max_new_tokens=20)
+    policy = found.kv
     assert policy == (
         "recompute" if name == "oracle" and kv in ("propagate", "skip") else kv
     )  # a bound needs exact K,V
@@ -36,7 +37,6 @@ def test_it_is_what_the_engine_decodes(model: Model, kv: str, spec: tuple[str, t
         [tokenizer.encode(PROMPT)], build_strategy(StrategySpec(name, options)), kv=policy,
         max_new_tokens=[20], eos_token_ids=tokenizer.eos_token_ids,
     )  # fmt: skip
-    found = model.generate(PROMPT, text, kv=kv, max_new_tokens=20)
     assert found.tokens.token_id.tolist() == made.token_ids
     assert found.tokens.exit_layer.tolist() == made.exit_layers
     assert found.finish_reason == made.finish_reason
@@ -239,3 +239,12 @@ def test_logits_that_are_not_finite_are_refused(make_model: Callable[..., Path])
     with pytest.raises(ModelError, match="logits of layer 10 are not finite at token 1"):
         model.trace(PROMPT)
     assert len(model.generate(PROMPT, "fixed:layer=4", kv="none", max_new_tokens=3).steps) == 3
+
+
+def test_a_strategy_that_only_drafts_is_decoded_losslessly(model: Model) -> None:
+    text = "def total(values):\n    result = 0\n"
+    drafted = model.generate(text, "layerskip:layer=4:length=2", max_new_tokens=8)
+    assert drafted.decode == "lossless"
+    assert drafted.text == model.generate(text, max_new_tokens=8).text
+    with pytest.raises(OptionError, match="layerskip only drafts"):
+        model.generate(text, "layerskip:layer=4:length=2", decode="lossy")
