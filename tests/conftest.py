@@ -8,6 +8,7 @@ import importlib.util
 import itertools
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -21,13 +22,17 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+LARGEST_WORKER = 10 << 30
+"""Bytes; most stay below two gigabytes."""
 
 # No test may wait for a hub; whoever tests an unreachable one fakes it.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-# Workers of pytest-xdist share the cores: more threads in each would wait for each other at every layer.
+# Workers of pytest-xdist share the cores: more threads in each would wait for each other at every layer. They share the
+# memory, too: what asks for all of it shall fail, and not have the kernel end whoever is largest.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    resource.setrlimit(resource.RLIMIT_DATA, (LARGEST_WORKER, resource.getrlimit(resource.RLIMIT_DATA)[1]))
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects
@@ -57,8 +62,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish() -> None:
     """Let the garbage collector look at what tests leave, and not at the tests.
 
-    It looks at everything only when a quarter as much has been added. Beside eight thousand collected tests that is
-    hardly ever, and models that refusals left in cycles of tracebacks grew to 19 GB in one worker.
+    It looks at everything only when a quarter as much has been added, which is hardly ever beside ten thousand tests.
     """
     gc.collect()
     gc.freeze()

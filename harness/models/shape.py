@@ -21,6 +21,7 @@ _WHOLE = {
     **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx"), (1, _POSITIONS)),
     **dict.fromkeys(("sliding_window", "original_max_position_embeddings"), (0, _POSITIONS)),
     "vocab_size": (1, _WORDS),
+    "num_labels": (0, _WIDE),  # transformers spells a name for each
     "max_window_layers": (0, _POSITIONS),
 }
 """Field → least and greatest whole number: several times the largest of published models."""
