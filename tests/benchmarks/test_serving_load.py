@@ -190,10 +190,11 @@ def alternating(benchmark: Any, one: Callable[[], float], other: Callable[[], fl
 def tuned() -> tuple[Engine, list[int]]:
     """The default model as it is served, and a prompt."""
     torch.set_num_threads(2)
-    found = resolve(ModelRequest("smollm2-135m"))
+    found = resolve(ModelRequest("smollm2-135m", weights_format="auto"))
     tokenizer = found.tokenizer
     text = "class Stack:\n    def __init__(self):\n        self.items = []\n\n    def push(self, item):\n        "
-    return Engine(found.load("cpu").backbone, found.info), tokenizer.encode(text)
+    loaded = found.load("cpu")
+    return Engine(loaded.backbone, loaded.info), tokenizer.encode(text)
 
 
 class Open:
