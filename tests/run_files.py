@@ -1,22 +1,26 @@
-"""Run directories as tests change them: cut as an earlier kill leaves them, or without seals, as older ones are."""
+"""Run directories read, and changed: cut as an earlier kill leaves them, or without seals, as older ones are."""
 
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 from harness.store.committed import sealed_records
 from harness.store.run_directory import RunDirectory
 
-__all__ = ["cut", "unseal"]
+__all__ = ["cut", "samples", "unseal"]
 
 
 def cut(run: Path, windows: int) -> None:
     """Leave so many windows, and their samples, of a run; fewer than none are counted from the end."""
     lines = (run / "windows.jsonl").read_bytes().splitlines(keepends=True)[:windows]
-    samples = (run / "samples.jsonl").read_bytes().splitlines(keepends=True)
+    lines_of_samples = (run / "samples.jsonl").read_bytes().splitlines(keepends=True)
     (run / "windows.jsonl").write_bytes(b"".join(lines))
-    (run / "samples.jsonl").write_bytes(b"".join(samples[: sum(json.loads(line)["samples"] for line in lines)]))
+    (run / "samples.jsonl").write_bytes(
+        b"".join(lines_of_samples[: sum(json.loads(line)["samples"] for line in lines)])
+    )
 
 
 def unseal(run: Path) -> None:
@@ -32,3 +36,12 @@ def unseal(run: Path) -> None:
         summary.write_text(
             json.dumps({key: value for key, value in document.items() if key != "sha256"} | {"records": ""})
         )
+
+
+def samples(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return the samples of a run directory: operating point → sample id → record."""
+    found: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
+    for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        found[record["operating_point"]][record["sample_id"]] = record
+    return found

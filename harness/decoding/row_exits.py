@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from harness.contracts import Batch, Draft, DraftRule, ExitRule, ModelInfo, Strategy
+from harness.contracts import Batch, Draft, DraftRule, DraftView, ExitRule, ModelInfo, Strategy
 from harness.decoding.drafting import proposal
 from harness.decoding.exits import ask
 from harness.decoding.generation import Generation
@@ -113,24 +113,33 @@ class _Guarded(DraftRule):
 
     def __init__(self, rule: DraftRule, failures: dict[int, Exception], vocab_size: int) -> None:
         self._rule, self._failures, self._vocab_size = rule, failures, vocab_size
+        self.needs_probabilities = rule.needs_probabilities  # type: ignore[misc]  # a rule's own, not this class's
 
     def propose(self, draft: Draft, most: int) -> Sequence[int]:
         """Ask the rule."""
-        return self._unless_failed(draft, lambda: proposal(self._rule, draft, most, self._vocab_size), [])
+        return self._unless_failed(draft.row, lambda: proposal(self._rule, draft, most, self._vocab_size), [])
 
     def verify_now(self, draft: Draft) -> bool:
         """Ask the rule."""
-        return self._unless_failed(draft, lambda: self._rule.verify_now(draft), True)
+        return self._unless_failed(draft.row, lambda: self._rule.verify_now(draft), True)
+
+    def watched(self, draft: Draft) -> Sequence[int]:
+        """Ask the rule."""
+        return self._unless_failed(draft.row, lambda: self._rule.watched(draft), ())
+
+    def watch(self, view: DraftView) -> None:
+        """Show it to the rule, which is of one row."""
+        self._unless_failed(int(view.rows[0]), lambda: self._rule.watch(view), None)
 
     def verified(self, draft: Draft, accepted: int) -> None:
         """Tell the rule."""
-        self._unless_failed(draft, lambda: self._rule.verified(draft, accepted), None)
+        self._unless_failed(draft.row, lambda: self._rule.verified(draft, accepted), None)
 
-    def _unless_failed(self, draft: Draft, ask: Callable[[], T], otherwise: T) -> T:
-        if draft.row in self._failures:
+    def _unless_failed(self, row: int, ask: Callable[[], T], otherwise: T) -> T:
+        if row in self._failures:
             return otherwise
         try:
             return ask()
-        except Exception as error:
-            self._failures[draft.row] = error
+        except Exception as error:  # a rule may be third-party code, and a failure must not reach the other rows
+            self._failures[row] = error
             return otherwise

@@ -219,7 +219,7 @@ def _chosen(written: Sequence[str], info: ModelInfo) -> list[tuple[StrategySpec,
         for spec, strategy in chosen:
             if strategy.rehearsed:
                 raise ConfigError(f"--strategy {spec} looks at the answer before it decides. It cannot serve.")
-            operating_point(spec, strategy, info)
+            operating_point(spec, strategy, info, decode=parse_decode(strategy.default_decode))
     else:
         demo = parse_all(demo_strategies(info.exit_points), in_run=True)
         # How to decode is the server's and each request's, not a strategy's.

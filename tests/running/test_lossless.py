@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from harness.contracts import ModelInfo, ModelRequest
 from harness.errors import HarnessError, OptionError
 from harness.models.model import resolve
 from harness.running.operating_points import OperatingPoint, build_all, operating_points, with_baseline
-from tests.run_files import cut, unseal
+from tests.run_files import cut, samples, unseal
 
 Command = Callable[..., Any]
 EXITS = "random:probability=0.6"
@@ -57,15 +56,6 @@ def config(cli: Command, tiny_llama: Path, rows_file: Path, tmp_path: Path) -> d
         "threads": 1,
         "out": tmp_path / "out",
     }
-
-
-def samples(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
-    """Operating point → sample id → record."""
-    found: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
-    for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
-        found[record["operating_point"]][record["sample_id"]] = record
-    return found
 
 
 # ---------------------------------------------------------------------------------- names and order

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import pytest
 
 from harness import RunConfig, run
 from harness.errors import ConfigError, OptionError
-from tests.run_files import unseal
+from tests.run_files import samples, unseal
 
 Command = Callable[..., Any]
 
@@ -28,15 +27,6 @@ def config(cli: Command, tiny_llama: Path, rows_file: Path, tmp_path: Path) -> d
         "threads": 1,
         "out": tmp_path / "out",
     }
-
-
-def samples(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
-    """Operating point → sample id → record."""
-    found: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
-    for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
-        found[record["operating_point"]][record["sample_id"]] = record
-    return found
 
 
 @pytest.mark.parametrize(

@@ -442,3 +442,27 @@ def test_what_is_offered_is_described_and_what_was_drafted_is_counted(url: str) 
         ("layers_discarded", "layers_discarded"),
     ):
         assert counted(name) == drafts[fact]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "decode"),
+    [
+        ("random:probability=0.7", "lossless+product:bound=0.5"),
+        ("random:probability=0.7", "lossless+lookup:least=1+expected"),
+        ("layerskip:layer=4:length=3", "lossless"),
+        ("del", "lossless"),
+    ],
+)
+def test_draft_rules_have_all_that_a_run_gives_them(own: Callable[..., Service], strategy: str, decode: str) -> None:
+    """Probabilities, and a sight of verifications: what is drafted is what a closed batch drafts."""
+    service = own(decode=decode, strategies=(strategy,))
+    wanted = job(service)
+    done = asyncio.run(collect(service, wanted))
+    (made,) = service._worker._engine.decode(  # type: ignore[union-attr]
+        [wanted.prompt.token_ids], wanted.setting.strategy, kv="recompute", max_new_tokens=[wanted.max_new_tokens],
+        seeds=[wanted.seed], eos_token_ids=service._tokenizer.eos_token_ids, lossless=wanted.setting.lossless,
+    )  # fmt: skip
+    assert ids(done) == made.token_ids == alone(service, wanted).token_ids
+    assert done.drafts is not None
+    assert (done.drafts.drafted_tokens, done.drafts.verifications) == (made.drafts, made.verifications)
+    assert strategy == "del" or made.drafts
