@@ -250,6 +250,12 @@ def _about_heads(cells: Sequence[Measured]) -> Iterator[str]:
         left = sum(layer < sample.exit_layers[0] for sample in samples for layer in sample.exit_layers[1:])
         missed = sum(sample.cheap_head_misses for sample in samples)
         heads = "; ".join(f"{head} ({note})" for head, note in point.heads.items())
+        if point.lossless:
+            yield (
+                f"{point.name}: a cheap head, {heads}, of {megabytes:.1f} MB a reading, reads what exits draft; the LM "
+                "head verifies it, so that nothing is lost."
+            )
+            continue
         tokens = (
             f"{own} of its tokens were chosen by it and not by the LM head: a loss like any other"
             if own

@@ -190,6 +190,14 @@ def test_tokens_are_full_depth_s_and_records_say_how_they_came(config: dict[str,
     assert "lossless rows: the tokens are full depth's in all 9 completions." in notes
 
 
+def test_a_cheap_head_that_reads_drafts_loses_nothing(config: dict[str, Any], tmp_path: Path) -> None:
+    run(RunConfig.build(config | {"strategies": ("fixed:layer=10@lossless",), "draft_head": "int8"}))
+    assert sum(record["cheap_head_tokens"] for record in samples(tmp_path / "out")["fixed:layer=10@lossless"].values())
+    (note,) = [line for line in json.loads((tmp_path / "out" / "summary.json").read_text())["notes"] if "cheap" in line]
+    assert note.startswith("fixed:layer=10@lossless: a cheap head, int8 (")
+    assert note.endswith("reads what exits draft; the LM head verifies it, so that nothing is lost.")
+
+
 def test_the_bound_drafts_what_is_right_and_nothing_else(config: dict[str, Any], tmp_path: Path) -> None:
     """What it learned outside the window holds within: no draft is discarded."""
     run(RunConfig.build(config | {"strategies": ("oracle",), "decode": "lossy,lossless"}))
