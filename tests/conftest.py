@@ -10,7 +10,6 @@ import json
 import os
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 import textwrap
@@ -353,24 +352,8 @@ def plug_in(see: Callable[[Path], None], tmp_path_factory: pytest.TempPathFactor
     return register
 
 
-@pytest.fixture
-def no_hang() -> Iterator[None]:
-    """End a test that hangs: what it is to refuse would else wait for ever."""
-
-    def late(*_: object) -> None:
-        raise TimeoutError("it hangs")
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(60)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
-
-
 @pytest.fixture(params=["named pipe", "named pipe behind a link", "device", "folder", "link to itself"])
-def put(
-    request: pytest.FixtureRequest, no_hang: None, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[Path], str]:
+def put(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], str]:
     """``put(path)`` puts something there that is no file, in a file's place; returns what a refusal says of it."""
 
     def there(path: Path) -> str:

@@ -59,6 +59,7 @@ def main() -> None:
     """Entry point of the process."""
     messages = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # a strategy that prints must not speak to the parent
+    messages.write("\n")  # ends what was cut off there: the parent would not answer a message behind it
     directory, repeat = Path(sys.argv[1]), int(sys.argv[2])
     try:
         measure_repeat(directory, repeat, _Reporter(messages))

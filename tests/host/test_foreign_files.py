@@ -24,7 +24,7 @@ from harness.host.foreign_files import (
     real_path,
 )
 
-pytestmark = pytest.mark.usefixtures("no_hang")
+pytestmark = pytest.mark.timeout(60)
 
 
 def short(value: object) -> str:

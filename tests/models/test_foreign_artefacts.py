@@ -24,7 +24,7 @@ from strategies.classifier import Classifier
 from strategies.lte import LearnToExit
 from strategies.rl import ReinforcementLearning
 
-pytestmark = pytest.mark.usefixtures("no_hang")
+pytestmark = pytest.mark.timeout(60)
 
 BASE, POINTS, WIDTH = "ba5e" * 4, (4, 6, 10), 8
 

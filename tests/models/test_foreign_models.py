@@ -18,7 +18,7 @@ import torch
 from harness.errors import ModelError, OutOfMemoryError
 from harness.models.model import ResolvedModel
 
-pytestmark = pytest.mark.usefixtures("no_hang")
+pytestmark = pytest.mark.timeout(60)
 
 Act = Callable[[], object]
 

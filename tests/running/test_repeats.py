@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -101,19 +102,25 @@ def test_what_a_repeat_s_process_is_refused_is_said_in_its_words(config: RunConf
         run_repeat(tmp_path / "out", 1, Watched())
 
 
+TALKS = """\
+def talk():
+    while True:
+        time.sleep(0.02)
+        print('hello', flush=True)
+threading.Thread(target=talk, daemon=True).start()
+"""
+CUT_OFF = "os.write(1, b'a line that is not end')\n"
+
+
+@pytest.mark.parametrize("printing", [TALKS, CUT_OFF], ids=["in the background", "a line cut off"])
 def test_what_prints_in_a_repeat_does_not_speak_to_the_parent(
-    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, printing: str
 ) -> None:
     folder = tmp_path / "site"
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(
-        "import sys, threading, time\n"
-        "def talk():\n"
-        "    while True:\n"
-        "        time.sleep(0.02)\n"
-        "        print('hello', flush=True)\n"
-        "if 'harness.running.repeat_process' in sys.orig_argv:\n"
-        "    threading.Thread(target=talk, daemon=True).start()\n"
+        "import os, sys, threading, time\nif 'harness.running.repeat_process' in sys.orig_argv:\n"
+        + textwrap.indent(printing, "    ")
     )
     monkeypatch.syspath_prepend(str(folder))
     watched = Watched()

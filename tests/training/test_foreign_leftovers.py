@@ -19,7 +19,7 @@ from harness.training.heads.head_checkpoints import HeadCheckpoint, HeadCheckpoi
 from harness.training.lite.resuming import begin_log, check_beginning, forget_steps_after, last_checkpoint
 from harness.training.traces.store import Traces, TraceWriter
 
-pytestmark = pytest.mark.usefixtures("no_hang")
+pytestmark = pytest.mark.timeout(60)
 
 LINES = b'{"step": 1, "steps": 1}\n{"step": 9, "steps": 9}\n'
 BROKEN = (
