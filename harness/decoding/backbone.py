@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,9 @@ from torch import Tensor, nn
 from harness.contracts import LinearMap
 from harness.decoding.blocks import Block, HeadShape, LayerNorm, Linear, Norm, RMSNorm, Rotary
 from harness.errors import ArtefactError
+
+if TYPE_CHECKING:
+    from harness.decoding.kernels.layers import CompiledLayers
 
 __all__ = [
     "Backbone",
@@ -74,6 +78,7 @@ class Backbone:
         lm_head: vocabulary projection.
         shortcuts: exit layer → linear map to the last layer's hidden state; empty with the shared exit head.
         like: an empty tensor of the activations' dtype and device; the LM head's as it was read when left out.
+        compiled: the layers compiled for a few tokens, or ``None`` where torch runs them.
         trained: finds the tensors of an artefact of some kind, for heads that are made from one; it raises
             ``ArtefactError`` where there is none.
     """
@@ -88,11 +93,16 @@ class Backbone:
     shortcuts: Mapping[int, LinearMap] = field(default_factory=dict)
     trained: Callable[[str], Mapping[str, Tensor]] = _nothing_trained
     like: Tensor = field(default_factory=lambda: _UNKNOWN)
+    compiled: CompiledLayers | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         if self.like is _UNKNOWN:
             assert isinstance(self.lm_head, Linear)
             object.__setattr__(self, "like", self.lm_head.weight.new_empty(0))
+        if self.dtype is torch.float32 and not isinstance(self.blocks[0].qkv, Linear):
+            from harness.decoding.kernels.layers import CompiledLayers
+
+            object.__setattr__(self, "compiled", CompiledLayers.of(self.blocks))
 
     @property
     def num_layers(self) -> int:

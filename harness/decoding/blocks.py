@@ -167,9 +167,14 @@ class Rotary:
 
     def __init__(self, cos: Tensor, sin: Tensor, heads: HeadShape) -> None:
         half = cos.shape[-1] // 2
-        self._cos, self._heads, self._dim = cos, heads, cos.shape[-1]
+        self._cos, self._heads, self._dim = cos.contiguous(), heads, cos.shape[-1]
         self._sin = torch.cat((-sin[:, :half], sin[:, half:]), dim=-1)
         self._partial = self._dim != heads.head_dim
+
+    @property
+    def plain(self) -> Tables:
+        """Cosines and signed sines of every position, ``[positions, rotary_dim]``."""
+        return self._cos, self._sin
 
     def tables(self, positions: Tensor) -> Tables:
         """Return cosines and signed sines of all heads at ``positions`` ``[n]``, each ``[n, H + 2 KV, rotary_dim]``."""

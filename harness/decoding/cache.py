@@ -12,6 +12,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from harness.decoding.blocks import HeadShape
+from harness.decoding.kernels.pages import in_large_pages
 
 __all__ = ["KVCache", "attend", "attend_span"]
 
@@ -34,7 +35,7 @@ class KVCache:
         shape = (num_layers, rows, 2 * heads.kv_heads, positions, heads.head_dim)
         self._heads = heads
         # Zeros, not empty: a masked position still enters attention with weight 0, and 0 × NaN is NaN.
-        self.entries = torch.zeros(shape, dtype=like.dtype, device=like.device)
+        self.entries = in_large_pages(torch.zeros(shape, dtype=like.dtype, device=like.device))
         self._positions = torch.arange(positions, device=like.device)
 
     @property

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -23,6 +23,9 @@ from harness.decoding.blocks import Rotary, Tables
 from harness.decoding.cache import KVCache, attend, attend_span
 from harness.decoding.generation import Generation
 from harness.errors import OptionError
+
+if TYPE_CHECKING:
+    from harness.decoding.kernels.layers import Slots
 
 __all__ = ["Pass", "Places", "PrefixPass", "Standing", "TokenPass"]
 
@@ -196,6 +199,15 @@ class _Runs:
     runs: tuple[_Run, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class _Compiled:
+    """The slots of a token pass, whoever has joined, for compiled layers."""
+
+    rows: Tensor
+    positions: Tensor
+    slots: Slots
+
+
 class TokenPass:
     """New tokens of each row against the cache: one, or several that follow each other where they were proposed.
 
@@ -238,6 +250,7 @@ class TokenPass:
         )
         self._frame: _Frame | None = None
         self._joined: _Runs | None = None
+        self._compiled: _Compiled | None = None
 
     @property
     def positions(self) -> list[int]:
@@ -285,7 +298,7 @@ class TokenPass:
         if staying:
             spans = self._spans()
             self._state = torch.cat([self._state[spans[place]] for place in staying])
-        self._frame = self._joined = None
+        self._frame = self._joined = self._compiled = None
         self.rows = [self.rows[place] for place in staying]
         self._positions = [self._positions[place] for place in staying]
         self._starts = [self._starts[place] for place in staying]
@@ -324,22 +337,39 @@ class TokenPass:
                 parts.append(waiting.hidden)
                 self._starts[place] = waiting.start
             parts.append(self._state[span])
-        self._state, self._joined = torch.cat(parts), None
+        self._state, self._joined, self._compiled = torch.cat(parts), None, None
 
     def _run(self, stop: int) -> None:
         layers = stop - self.layer
         if not len(self._state):
             return
-        if self._starts == self._positions:
-            for row in self.rows:
-                self._tally[row].layers_executed += layers
-                self._tally[row].layers_read += layers
-            self._run_tokens(stop)
-            return
         for row, length in zip(self.rows, self._lengths(), strict=True):
             self._tally[row].layers_executed += layers * length
             self._tally[row].layers_read += layers if length else 0
-        self._run_spans(stop)
+        if self._run_compiled(stop):
+            return
+        if self._starts == self._positions:
+            self._run_tokens(stop)
+        else:
+            self._run_spans(stop)
+
+    def _run_compiled(self, stop: int) -> bool:
+        """Run the slots, however many a row has, in one call; return whether that can be."""
+        if self._backbone.compiled is None:
+            return False
+        if self._compiled is None:
+            rows = [row for row, length in zip(self.rows, self._lengths(), strict=True) for _ in range(length)]
+            starts_and_ends = zip(self._starts, self._positions, strict=True)
+            positions = [place for start, end in starts_and_ends for place in range(start, end + 1)]
+            self._compiled = _Compiled(
+                torch.tensor(rows),
+                torch.tensor(positions),
+                self._backbone.compiled.slots(self._cache, self._rotary, rows, positions),
+            )
+        if self._policy.visible(self._compiled.rows, self._compiled.positions, stop) is not None:
+            return False
+        self._state = self._compiled.slots.run(self._state, self.layer, stop)
+        return True
 
     def _run_tokens(self, stop: int) -> None:
         """One slot per row."""

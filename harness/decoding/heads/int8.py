@@ -8,8 +8,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from harness.contracts import CheapHead, HeadFacts, HeadLogits, LMHead
-from harness.decoding.eight_bits import eight_bits
 from harness.decoding.heads.exact_rows import ExactRows
+from harness.decoding.weights.int8 import Int8 as Int8Weights
 from harness.errors import ModelError
 
 __all__ = ["Int8"]
@@ -28,7 +28,7 @@ class Int8(CheapHead):
     def __init__(self, lm_head: LMHead, size: int | None, tensors: Mapping[str, Tensor]) -> None:
         if lm_head.device != "cpu":
             raise ModelError(f"the head int8 runs on a CPU, and the model is on {lm_head.device}. Use head=shortlist.")
-        self._matrix = eight_bits(lm_head.rows(None), lm_head.bias)
+        self._matrix = Int8Weights().pack(lm_head.rows(None), lm_head.bias)
         self._exact = ExactRows(lm_head, self.EXACT)
 
     @property

@@ -1,19 +1,14 @@
-"""Weights in half precision: FBGEMM's product with float32 activations on a CPU, torch's own on an accelerator.
-
-FBGEMM (Khudia 2021, arXiv 2101.05615) keeps the matrix in panels of half-precision numbers and widens them in
-registers, so that a product reads half the bytes and sums in float32. Eight rows take little more than one, and the
-bits of a row's product do not depend on the rows beside it.
-"""
+"""Weights in half precision: multiplied with float32 activations on a CPU, by torch's own product on an accelerator."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from harness.contracts import LinearMap, WeightsFacts, WeightsFormat
+from harness.decoding import kernels
 from harness.decoding.blocks import Linear
 
 __all__ = ["Fp16"]
@@ -32,46 +27,13 @@ class Fp16(WeightsFormat):
     )
 
     def obstacle(self, device: str) -> str | None:
-        """FBGEMM is compiled into torch for x86 alone, and runs where there is AVX2."""
-        if device == "cpu" and "fbgemm" not in torch.backends.quantized.supported_engines:
-            return "torch has no FBGEMM here, which needs an x86 processor with AVX2"
-        return None
+        """On a CPU its products are compiled."""
+        return kernels.obstacle() if device == "cpu" else None
 
     def pack(self, weight: Tensor, bias: Tensor | None) -> LinearMap:
-        """Round a matrix, and arrange it for FBGEMM on a CPU."""
-        if weight.device.type == "cpu":
-            return _FbgemmLinear.of(weight, bias)
-        return Linear(weight, bias).to(torch.float16)
+        """Round a matrix."""
+        if weight.device.type != "cpu":
+            return Linear(weight, bias).to(torch.float16)
+        from harness.decoding.kernels import lanes, matrix
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _FbgemmLinear:
-    packed: Any
-    shape: tuple[int, int]
-    biased: bool
-    _parts: dict[int, _FbgemmLinear] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, weight: Tensor, bias: Tensor | None) -> _FbgemmLinear:
-        packed = torch.ops.quantized.linear_prepack_fp16(
-            weight.float().contiguous(), None if bias is None else bias.float()
-        )
-        return cls(packed, (weight.shape[0], weight.shape[1]), bias is not None)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        if x.dtype is torch.float32:
-            product: Tensor = torch.ops.quantized.linear_dynamic_fp16(x, self.packed)
-            return product
-        return self(x.float()).to(x.dtype)
-
-    def rows(self, start: int) -> _FbgemmLinear:
-        """What is packed cannot be parted: the part is packed for itself, once."""
-        if start not in self._parts:
-            weight, bias = torch.ops.quantized.linear_unpack_fp16(self.packed)
-            self._parts[start] = self.of(weight[start:], None if bias is None else bias[start:])
-        return self._parts[start]
-
-    @property
-    def nbytes(self) -> int:
-        rows, columns = self.shape
-        return 2 * rows * columns + 4 * rows * self.biased
+        return matrix.CompiledLinear.of(lanes.Fp16, weight.half(), bias)

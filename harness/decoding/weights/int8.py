@@ -1,24 +1,43 @@
-"""Weights in 8 bits with a scale per row of the matrix; see :mod:`harness.decoding.eight_bits` for the products."""
+"""Weights in 8 bits with a scale per row of the matrix, multiplied with float32 activations.
+
+Rounding is symmetric, to the nearest of 255 levels of each row (as LLM.int8() does without outliers, Dettmers 2022,
+arXiv 2208.07339, section 2).
+"""
 
 from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from harness.contracts import LinearMap, WeightsFacts, WeightsFormat
-from harness.decoding.eight_bits import eight_bits
+from harness.decoding import kernels
 
 __all__ = ["Int8"]
 
+LEVELS = 127
+"""Of either sign, of a weight."""
+
+_SMALLEST = 1e-30  # of what a row is divided by, so that zeros stay zeros
+
 
 class Int8(WeightsFormat):
-    """8 bits a weight and a scale per row of the matrix; activations in 8 bits too, each row for itself."""
+    """8 bits a weight and a scale per row of the matrix."""
 
     facts: ClassVar[WeightsFacts] = WeightsFacts(
         bits=8, accuracy="lossy", table="float16", relative_error=2e-2, invariant=True
     )
 
+    def obstacle(self, device: str) -> str | None:
+        """Its products are compiled."""
+        return kernels.obstacle() if device == "cpu" else "its product is written for CPUs alone"
+
     def pack(self, weight: Tensor, bias: Tensor | None) -> LinearMap:
         """Round each row of a matrix to multiples of its largest weight over 127."""
-        return eight_bits(weight, bias)
+        from harness.decoding.kernels import lanes, matrix
+
+        weight = weight.float()
+        scales = weight.abs().amax(1, keepdim=True) / LEVELS
+        levels = torch.round(weight / scales.clamp(min=_SMALLEST)).to(torch.int8)
+        return matrix.CompiledLinear.of(lanes.Int8, levels, bias, header=scales)
