@@ -13,9 +13,11 @@ from harness.records.run import (
     TaskRecord,
     WindowRecord,
 )
+from harness.records.unit_times import DraftTimes, UnitTimes
 
 __all__ = [
     "SCHEMA_VERSION",
+    "DraftTimes",
     "FormatChoiceRecord",
     "FormatRecord",
     "Manifest",
@@ -25,5 +27,6 @@ __all__ = [
     "PluginRecord",
     "SampleRecord",
     "TaskRecord",
+    "UnitTimes",
     "WindowRecord",
 ]
