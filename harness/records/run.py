@@ -15,6 +15,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from harness.contracts import OWN_FORMAT, Accuracy, KVFacts, Weights, numbers
+from harness.records.draft_work import DraftWork
 from harness.records.machine import MachineRecord, was_measured
 from harness.records.record import Count, Positive, Record
 from harness.records.unit_times import UnitTimes
@@ -357,6 +358,8 @@ class SampleRecord(Record):
         accepted: of lossless decoding, for each token whether it is the draft's; else full depth said it.
         drafts: tokens drafted, discarded ones included. verifications: passes that went deep.
         layers_discarded: decoder layers run for drafts that were discarded.
+        drafting: what the passes did that drafted tokens at exits. rolled_back: the same of those whose token did not
+            stand. ``None`` in lossy rows and in older runs.
         error: one line when the sample failed; the measured fields are then empty or ``None``.
     """
 
@@ -394,6 +397,8 @@ class SampleRecord(Record):
     drafts: Count = 0
     verifications: Count = 0
     layers_discarded: Count = 0
+    drafting: DraftWork | None = None
+    rolled_back: DraftWork | None = None
     arrival_s: float | None = None
     queue_s: float | None = None
     error: str | None = None
