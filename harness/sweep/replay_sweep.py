@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from harness.config import BASELINE, StrategySpec, parse_all
-from harness.config.decode import DRAFT_MAX, LOSSY, build_decode, parse_decode
+from harness.config.decode import DRAFT_MAX, LOSSY, DecodeSpec, build_decode, parse_decode
 from harness.config.options import build_strategy
 from harness.contracts import ModelInfo, Strategy
 from harness.contracts.recipes import Progress
@@ -111,8 +111,10 @@ def sweep(model: str, folder: Path, request: SweepRequest, *, artefacts: str | N
     progress.stage(f"reading the trace {folder}")
     traces, resolved = open_traces(model, folder, artefacts=artefacts)
     info = resolved.info
+    decodes = [parse_decode(text) for text in request.decodes]
     for spec, strategy in built:
-        operating_point(spec, strategy, info)
+        for decode in _ways(strategy, decodes):
+            _point(spec, strategy, decode, request, info)
     wanted = _wanted(traces, request)
     shortcuts = exit_maps(traces, resolved, Observation(state="exit"))
     heads = None
@@ -240,33 +242,42 @@ def _tallies(
     return tallies, left_out
 
 
+def _ways(strategy: Strategy, decodes: Sequence[DecodeSpec]) -> Sequence[DecodeSpec]:
+    """Return how a strategy decodes; one that only drafts does so losslessly whatever the others do."""
+    own = parse_decode(strategy.default_decode)
+    return [one for one in decodes if one.lossless] or [own] if own.lossless else decodes
+
+
+def _point(
+    spec: StrategySpec, strategy: Strategy, decode: DecodeSpec, request: SweepRequest, info: ModelInfo
+) -> OperatingPoint:
+    if not decode.lossless or not (decode.proposes or strategy.exit_points(info)):
+        return operating_point(spec, strategy, info)
+    lossless = build_decode(decode, request.draft_max)
+    return operating_point(spec, strategy, info, request.kv, suffix=f"@{decode}", decode=decode, lossless=lossless)
+
+
 def _points(
     references: Sequence[StrategySpec], asked: Sequence[StrategySpec], request: SweepRequest, info: ModelInfo
 ) -> tuple[tuple[OperatingPoint, ...], frozenset[str]]:
     """Return every operating point once, references first, and the names of those not requested.
 
-    References are lossy. What never exits drafts where a source does.
+    References are lossy, but for those that only draft. What never exits drafts where a source does.
     """
     kept: list[OperatingPoint] = []
     extra: set[str] = set()
     decodes = [parse_decode(text) for text in request.decodes]
-    crossed = [(spec, decode) for spec in asked for decode in decodes]
-    for place, (spec, decode) in enumerate([*((spec, LOSSY) for spec in references), *crossed]):
-        strategy = build_strategy(spec)
-        if decode.lossless and (decode.proposes or strategy.exit_points(info)):
-            lossless = build_decode(decode, request.draft_max)
-            point = operating_point(
-                spec, strategy, info, request.kv, suffix=f"@{decode}", decode=decode, lossless=lossless
-            )
-        else:
-            point = operating_point(spec, strategy, info)
-        twin = next((other for other in kept if (other.strategy, other.lossless) == (strategy, point.lossless)), None)
-        if twin is not None:
-            extra.discard(twin.name)
-            continue
-        kept.append(point)
-        if place < len(references):
-            extra.add(point.name)
+    for place, spec in enumerate([*references, *asked]):
+        strategy, requested = build_strategy(spec), place >= len(references)
+        for decode in _ways(strategy, decodes if requested else [LOSSY]):
+            point = _point(spec, strategy, decode, request, info)
+            twin = next((one for one in kept if (one.strategy, one.lossless) == (strategy, point.lossless)), None)
+            if twin is not None:
+                extra.discard(twin.name)
+                continue
+            kept.append(point)
+            if not requested:
+                extra.add(point.name)
     return tuple(kept), frozenset(extra)
 
 

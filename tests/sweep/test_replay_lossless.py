@@ -27,6 +27,7 @@ from harness.training.traces.record_trace import TraceRequest, trace
 
 LAYERS, NEW = 12, 30
 PROMPTS = [[5, 9, 40, 17, 5, 9, 40], [88, 3, 60, 61, 62, 7], [120, 14, 15], [33] * 9, list(range(40, 60))]
+LAYERSKIP = "layerskip:layer=10:length=3"
 EXITS = ("fixed:layer=10", "confidence:threshold=0.4", "margin:threshold=0.3", "entropy:threshold=0.75", "oracle")
 
 
@@ -59,7 +60,7 @@ def live_and_replayed(
 
 @pytest.mark.parametrize("most", [1, 3, 16])
 @pytest.mark.parametrize("decode", ["lossless", "lossless+lookup:least=1"])
-@pytest.mark.parametrize("text", EXITS)
+@pytest.mark.parametrize("text", [*EXITS, LAYERSKIP])
 def test_what_stands_is_exactly_that_of_live_decoding(tiny: Any, text: str, decode: str, most: int) -> None:
     live, found = live_and_replayed(tiny, text, decode, most)
     assert found.drafted is not None
@@ -67,6 +68,24 @@ def test_what_stands_is_exactly_that_of_live_decoding(tiny: Any, text: str, deco
     assert found.drafted.verifications.tolist() == [one.verifications for one in live]
     assert found.drafted.accepted.tolist() == [sum(one.accepted) for one in live]
     assert sum(one.verifications for one in live) < found.count  # some pass yielded several
+
+
+@pytest.mark.parametrize(("layer", "length", "most"), [(10, 3, 16), (6, 4, 16), (4, 8, 2), (10, 1, 16)])
+def test_drafts_of_a_fixed_exit_and_length_are_replayed_exactly(tiny: Any, layer: int, length: int, most: int) -> None:
+    """What follows a wrong draft is as long wherever it stands."""
+    live, found = live_and_replayed(tiny, f"layerskip:layer={layer}:length={length}", "lossless", most)
+    assert counts(found) == {
+        "drafts": sum(one.drafts for one in live),
+        "read": sum(one.layers_read for one in live),
+        "discarded": sum(one.layers_discarded for one in live),
+        "heads": sum(one.lm_head_evaluations for one in live),
+        "maps": sum(one.shortcut_evaluations for one in live),
+        "checks": sum(one.exit_checks for one in live),
+    }
+    assert found.drafted is not None
+    assert found.drafted.layers_discarded > 0
+    assert found.drafted.verifications.tolist() == [one.verifications for one in live]
+    assert max(one.drafts / one.verifications for one in live) <= min(length, most)
 
 
 @pytest.mark.parametrize("text", EXITS)
@@ -196,6 +215,14 @@ def test_rows_are_typed_and_named_as_a_run_s(tiny_llama: Path, generated: Path) 
     drafting = rows["fixed:layer=10@lossless"]
     assert 1 <= drafting.tokens_per_verification <= 5
     assert rows["full"].expected_speedup == 1
+
+
+def test_what_only_drafts_is_lossless_whatever_the_others_are(tiny_llama: Path, generated: Path) -> None:
+    rows = swept(tiny_llama, generated, LAYERSKIP, "fixed:layer=10", references=("layerskip:layer=4:length=1",))
+    assert list(rows) == ["full", "layerskip:layer=4:length=1@lossless", f"{LAYERSKIP}@lossless", "fixed:layer=10"]
+    assert [row.lossless for row in rows.values()] == [False, True, True, False]
+    looked_up = swept(tiny_llama, generated, LAYERSKIP, decodes=("lossy", "lossless+lookup"))
+    assert list(looked_up) == ["full", f"{LAYERSKIP}@lossless+lookup"]
 
 
 def test_parts_of_a_trace_do_not_cut_drafts(tiny_llama: Path, generated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
