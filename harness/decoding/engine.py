@@ -39,6 +39,7 @@ from harness.decoding.passes import PrefixPass, TokenPass
 from harness.decoding.readings import Heads
 from harness.decoding.unit_costs import Bench, Timing
 from harness.errors import ModelError
+from harness.records import DraftTimes, UnitTimes
 from harness.registry import KV_POLICIES
 
 __all__ = ["Engine"]
@@ -112,9 +113,17 @@ class Engine:
             strategy: is asked; ``None`` where its exits are known, and for one that decided before.
             lossless: how it drafts.
         """
+        return replace(self.info, unit_costs=lambda: self.timing.costs(*self._drafter(strategy, lossless)))
+
+    def times(self, strategy: Strategy, lossless: Lossless | None) -> tuple[UnitTimes, DraftTimes] | None:
+        """Return what parts of decoding take with a strategy; ``None`` where it is not known, nor to be measured."""
+        return self.timing.known(*self._drafter(strategy, lossless))
+
+    def _drafter(
+        self, strategy: Strategy | None, lossless: Lossless | None
+    ) -> tuple[Bench, Strategy | None, HeadChoice]:
         asked = None if strategy is None or strategy.rehearsed else strategy
-        head = LM_HEAD if lossless is None else lossless.head
-        return replace(self.info, unit_costs=lambda: self.timing.costs(self._bench(), asked, head))
+        return self._bench(), asked, LM_HEAD if lossless is None else lossless.head
 
     def _bench(self) -> Bench:
         return Bench(self.backbone, self.info, self._heads, self._timed_pass)

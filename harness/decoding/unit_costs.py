@@ -52,8 +52,8 @@ class Timing:
         self.times = known
         self._measures = measures and known is None
 
-    def costs(self, bench: Bench, strategy: Strategy | None, head: HeadChoice) -> UnitCosts:
-        """Return the costs of a batch: seconds, or bytes of weights where a part of them is not known.
+    def known(self, bench: Bench, strategy: Strategy | None, head: HeadChoice) -> tuple[UnitTimes, DraftTimes] | None:
+        """Return what layers and LM head take, and what drafting adds; ``None`` where a part of it is not known.
 
         Args:
             bench: what to measure on.
@@ -66,9 +66,15 @@ class Timing:
                 times = bench.layers() if self.times is None else self.times
                 drafts = {**times.drafts, name: bench.drafting(strategy, head)}
                 self.times = times.model_copy(update={"drafts": drafts})
-        if self.times is None or name not in self.times.drafts:
+        found = None if self.times is None else self.times.drafts.get(name)
+        return None if self.times is None or found is None else (self.times, found)
+
+    def costs(self, bench: Bench, strategy: Strategy | None, head: HeadChoice) -> UnitCosts:
+        """Return the costs of a batch: seconds, or bytes of weights where :meth:`known` knows nothing."""
+        known = self.known(bench, strategy, head)
+        if known is None:
             return byte_costs(bench.info, bench.heads, head)
-        times, draft = self.times, self.times.drafts[name]
+        times, draft = known
         return UnitCosts(
             layer=times.layer_s,
             head=times.head_s,

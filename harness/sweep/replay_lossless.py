@@ -210,7 +210,12 @@ def replay_lossless(
         deep_layers=spent["deep"],
         cache_reads=spent["cache_reads"],
         drafted=Drafted(
-            by_document["passes"], by_document["drafts"], by_document["kept"], spent["read"], spent["discarded"]
+            by_document["passes"],
+            by_document["drafts"],
+            by_document["kept"],
+            spent["read"],
+            spent["discarded"],
+            spent["exits"],
         ),
     )
 
@@ -255,6 +260,7 @@ class _Document:
 
     def _draft(self, token: int, layer: int) -> None:
         self._read(layer)
+        self.spent["exits"] += 1
         self._waiting = [max(layer, before) for before in self._waiting] + [layer]
         length = len(self.made.token_ids) + len(self.made.draft) + 1
         self._drafting.add(token, layer, None, ends=token in self._texts.eos or length >= self._texts.limit)
