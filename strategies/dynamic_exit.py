@@ -24,18 +24,19 @@ class DynamicExit(ReadsHead):
     """Draft at the exit and length that promise most tokens per cost by what was accepted lately (lossless only).
 
     Rule: after each verification, exit l and length d are those with the most (1 − a_l^(d+1)) / (1 − a_l) tokens for
-    the cost of d tokens after l layers and one after all; no draft where that is best. a_l is the share of places
-    where exit l's token would have been full depth's (shadow tokens), among those verified up to the first that was
-    replaced; a verification counts ω times as much as the next. A draft ends earlier where a token's probability is
+    the cost of d tokens drafted after l layers and one after all; no draft where that is best. a_l is the share of
+    places where exit l's token would have been full depth's (shadow tokens), among those verified up to the first that
+    was replaced; a verification counts ω times as much as the next. A draft ends earlier where a token's probability is
     below a threshold. Cost per check: 0; per verification: a head over every exit's states.
 
     Source: Entezari Zarch et al., "DEL", 2025, arXiv 2504.05598. The states at every exit are those that draft and
     verification pass anyway; one product of the head reads all of them.
 
-    What differs: costs count the LM head and shortcuts, by the model's ``costs`` (measured, or bytes of weights), where
-    the paper counts layers. The paper ends drafts by a dynamic threshold, too; here it lies midway between the mean
-    probabilities of drafted tokens that stood and of those that were replaced, weighted as above. Every exit begins as
-    if one of two tokens had been right. Exits are the model's exit points, and each row has estimates of its own.
+    What differs: costs count the LM head, the head that reads drafts, checks, and one row more in the pass that
+    verifies, by the model's ``costs`` (measured, or bytes of weights), where the paper counts layers. The paper ends
+    drafts by a dynamic threshold, too; here it lies midway between the mean probabilities of drafted tokens that stood
+    and of those that were replaced, weighted as above. Every exit begins as if one of two tokens had been right. Exits
+    are the model's exit points, and each row has estimates of its own.
     ``every`` reads the exits' tokens after every so many verifications only (1 in the paper); in between only the exit
     that drafted learns. ``head`` reads them with a cheap head, as do drafts with ``token=head``: at no loss, since full
     depth verifies them.
@@ -57,15 +58,15 @@ def best_exit(rates: Mapping[int, float], costs: UnitCosts, num_layers: int, mos
 
     Args:
         rates: exit layer → share of its tokens that are accepted.
-        costs: of layers, heads and shortcuts.
+        costs: of layers, heads and checks.
         num_layers: of the model.
         most: longest draft.
     """
-    deep = costs.token(num_layers, at_exit=False)
+    deep = costs.deep(num_layers)
     best = 1 / deep
     chosen: tuple[int | None, int] = (None, 0)
     for layer, rate in rates.items():
-        step = costs.token(layer, at_exit=True)
+        step = costs.draft(layer, num_layers)
         tokens = stands = 1.0
         last = 1 / deep
         for length in range(1, most + 1):
@@ -125,6 +126,7 @@ class _Chooser(DraftRule):
 
     def __init__(self, options: DynamicExit, model: ModelInfo) -> None:
         self._options, self._model = options, model
+        self._costs = model.costs  # measured now, if so, and not while a draft waits
         self._rows: dict[int, _Row] = {}
 
     def _row(self, row: int) -> _Row:
@@ -139,7 +141,7 @@ class _Chooser(DraftRule):
 
     def _choose(self, row: _Row) -> None:
         model = self._model
-        row.layer, row.length = best_exit(_rates(row), model.costs, model.num_layers, self._options.length)
+        row.layer, row.length = best_exit(_rates(row), self._costs, model.num_layers, self._options.length)
 
     def _reads(self, row: _Row) -> bool:
         """Whether the row's next verification reads every exit's tokens."""

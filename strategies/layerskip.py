@@ -51,6 +51,8 @@ class LayerSkip(Strategy):
 
 
 class _Drafts(DraftRule):
+    knows_drafts_alone: ClassVar[bool] = True
+
     def __init__(self, length: int) -> None:
         self._length = length
 

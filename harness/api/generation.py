@@ -104,8 +104,8 @@ class Stream(Iterator[Token]):
         self._tally = [Generation()]
         strategy = point.strategy
         batch = Batch((seed,), str(engine.backbone.device))
-        rule = strategy.start(engine.info, batch)
-        self._drafts = engine.drafts(point.lossless, batch, point.kv, rule)
+        rule = strategy.start(engine.facts(strategy, point.lossless), batch)
+        self._drafts = engine.drafts(point.lossless, batch, point.kv, strategy, rule)
         exits = AskedExits(rule, strategy.exit_points(engine.info), self._tally)
         self._batch = engine.open(1, len(prompt) + max_new_tokens, point.kv, exits, self._tally)
         self._batch.with_log_probabilities = True

@@ -16,6 +16,7 @@ from harness.config.model import ModelConfiguration
 from harness.config.strategies import as_strategy
 from harness.contracts import ExitHead, ModelInfo, Strategy, WeightsChoice
 from harness.decoding.engine import Engine
+from harness.decoding.unit_costs import Timing
 from harness.errors import ConfigError, ModelError
 from harness.host.device import resolve_device
 from harness.models.model import LoadedModel, resolve
@@ -86,7 +87,7 @@ class Model:
 
     def __init__(self, loaded: LoadedModel) -> None:
         self.loaded = loaded
-        self._engine = Engine(loaded.backbone, loaded.info)
+        self._engine = Engine(loaded.backbone, loaded.info, timing=Timing())
 
     @property
     def info(self) -> ModelInfo:

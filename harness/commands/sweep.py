@@ -53,6 +53,7 @@ def sweep(
         decodes=options.decodes,
         draft_max=options.draft_max,
         seed=options.seed,
+        measure_costs=options.measure_costs,
         calibrate=out is not None,
     )
     errors = stderr()

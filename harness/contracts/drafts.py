@@ -57,9 +57,12 @@ class DraftRule:
 
     Attributes:
         needs_probabilities: whether it reads :attr:`Draft.probabilities`, which are computed only then.
+        knows_drafts_alone: of a strategy's own rule, whether it ends drafts by what stands in a :class:`Draft` and
+            nothing that it saw at exits, so that a trace of tokens suffices to replay it (``harness sweep``).
     """
 
     needs_probabilities: ClassVar[bool] = False
+    knows_drafts_alone: ClassVar[bool] = False
 
     def propose(self, draft: Draft, most: int) -> Sequence[int]:
         """Return tokens to go on with, ``most`` (at least 1) at most, none to let the strategy draft.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeAlias
 
@@ -56,20 +57,41 @@ class UnitCosts:
     """What the parts of a token's way cost, all in one unit.
 
     Attributes:
-        layer: one decoder layer.
+        layer: one decoder layer, for one token.
         head: one evaluation of the LM head.
-        shortcut: an exit's shortcut; 0 with the shared head.
+        shortcut: an exit's shortcut; 0 with the shared head, and where reading a draft includes it.
         source: the unit and where the numbers come from, in words.
+        draft_head: reading the token that an exit drafts, shortcut apart; ``None`` where that is an LM head.
+        check: asking the strategy at an exit point; 0 where nobody knows.
+        asked_at: the exit points at which it is asked.
+        layer_row: a layer for one more token of the same pass; 0 where weights are all that costs.
+        head_row: the LM head for one more.
     """
 
     layer: float
     head: float
     shortcut: float
     source: str
+    draft_head: float | None = None
+    check: float = 0.0
+    asked_at: tuple[int, ...] = ()
+    layer_row: float = 0.0
+    head_row: float = 0.0
 
-    def token(self, layers: int, *, at_exit: bool) -> float:
-        """Return the cost of so many layers and a token after them, which an exit reads through its shortcut."""
-        return layers * self.layer + self.head + at_exit * self.shortcut
+    def deep(self, num_layers: int) -> float:
+        """Return the cost of a pass of one token through all layers."""
+        return num_layers * self.layer + self.head
+
+    def draft(self, layer: int, num_layers: int) -> float:
+        """Return what a token that is drafted adds to the cost of a draft, until it is verified with the others.
+
+        Args:
+            layer: after which it is drafted.
+            num_layers: of the model; the pass that verifies takes the token through those that are left.
+        """
+        read = self.shortcut + (self.head if self.draft_head is None else self.draft_head)
+        verified = (num_layers - layer) * self.layer_row + self.head_row
+        return layer * self.layer + bisect_right(self.asked_at, layer) * self.check + read + verified
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +120,7 @@ class ModelInfo:
         shortcut_bytes: weight bytes one exit's shortcut reads; 0 with the shared head.
         artefacts: folders in which trained artefacts are looked for, in this order.
         asked: how it was asked for; no fact of the model, so that it does not count when two are compared.
-        measured_costs: what its parts cost on this machine, where somebody has measured it; not compared either.
+        unit_costs: returns what its parts cost where it decodes, measured perhaps when first asked; not compared.
     """
 
     name: str
@@ -121,13 +143,13 @@ class ModelInfo:
     artefacts: tuple[str, ...] = ()
     weights_format: str = "float32"
     asked: ModelRequest = field(default=ModelRequest(), compare=False)
-    measured_costs: UnitCosts | None = field(default=None, compare=False)
+    unit_costs: Callable[[], UnitCosts] | None = field(default=None, compare=False)
 
     @property
     def costs(self) -> UnitCosts:
-        """What its parts cost: as measured, or else the weight bytes that they read."""
-        if self.measured_costs is not None:
-            return self.measured_costs
+        """What its parts cost: as whoever decodes says, or else the weight bytes that they read."""
+        if self.unit_costs is not None:
+            return self.unit_costs()
         return UnitCosts(self.layer_bytes, self.lm_head_bytes, self.shortcut_bytes, "bytes of weights read")
 
     def exit_point(self, layer: int, option: str) -> int:

@@ -17,6 +17,7 @@ from harness.decoding.exits import Exits
 from harness.decoding.generation import Generation
 from harness.decoding.view import LayerView
 from harness.errors import OptionError
+from harness.records.draft_work import DraftWork
 
 __all__ = ["DraftSettings", "Drafting", "UnlessDue", "proposal"]
 
@@ -60,6 +61,8 @@ class Drafting:
         self._made, self._limit, self._vocab_size = made, limit, vocab_size
         self._most, self._rules, self.head = settings.most, settings.rules, settings.head
         self._draft = Draft(row, prompt, made.token_ids, made.draft)
+        self._work: list[DraftWork] = []  # of the pass that drafted each token; what a source proposes is behind those
+        self._done = _counted(made)
         self.needs_probabilities = any(rule.needs_probabilities for rule in settings.rules)
         self.due = self.ended = False
 
@@ -97,6 +100,9 @@ class Drafting:
         if probability is not None:
             self._draft.probabilities.append(probability)
         made.drafts += 1
+        now = _counted(made)
+        self._work.append(now - self._done + DraftWork(passes=1))
+        self._done = now
         self.ended = ends
         self.due = ends or len(made.draft) >= self._most or any(rule.verify_now(self._draft) for rule in self._rules)
 
@@ -118,10 +124,19 @@ class Drafting:
         """Forget the draft, of which so many tokens stand."""
         for rule in self._rules:
             rule.verified(self._draft, accepted)
-        self._made.draft.clear()
+        made = self._made
+        made.drafting = sum(self._work, made.drafting)
+        made.rolled_back = sum(self._work[accepted:], made.rolled_back)
+        self._work.clear()
+        self._done = _counted(made)
+        made.draft.clear()
         self._draft.layers.clear()
         self._draft.probabilities.clear()
         self.due = self.ended = False
+
+
+def _counted(made: Generation) -> DraftWork:
+    return DraftWork(0, made.layers_read, made.exit_checks, made.lm_head_evaluations, made.cheap_head_tokens)
 
 
 def proposal(rule: DraftRule, draft: Draft, most: int, vocab_size: int) -> list[int]:

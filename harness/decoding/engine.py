@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from harness.config.decode import check_defers
 from harness.contracts import (
+    LM_HEAD,
     Batch,
     DraftRule,
     ExitRule,
@@ -33,9 +35,11 @@ from harness.decoding.exits import AskedExits, Exits, ScheduledExits
 from harness.decoding.fill import KVFiller
 from harness.decoding.generation import Generation
 from harness.decoding.open_batch import OpenBatch
-from harness.decoding.passes import PrefixPass
+from harness.decoding.passes import PrefixPass, TokenPass
 from harness.decoding.readings import Heads
+from harness.decoding.unit_costs import Bench, Timing
 from harness.errors import ModelError
+from harness.records import DraftTimes, UnitTimes
 from harness.registry import KV_POLICIES
 
 __all__ = ["Engine"]
@@ -49,10 +53,15 @@ class Engine:
         info: its facts, handed to strategies.
         kv_input: what KV policies that fill skipped layers fill them from: the exit's ``hidden`` state, or the line
             from there to what its ``shortcut`` makes of it.
+        timing: what its parts are known to cost here, and whether to measure it when somebody asks; bytes of weights
+            when left out.
     """
 
-    def __init__(self, backbone: Backbone, info: ModelInfo, kv_input: KVInput = "hidden") -> None:
+    def __init__(
+        self, backbone: Backbone, info: ModelInfo, kv_input: KVInput = "hidden", timing: Timing | None = None
+    ) -> None:
         self.backbone = backbone
+        self.timing = timing or Timing(measures=False)
         self.info = info
         self.kv_input = kv_input
         self._filler = KVFiller(backbone)
@@ -92,13 +101,51 @@ class Engine:
         """
         tally = [Generation() for _ in prompts]
         batch = Batch(tuple(seeds if seeds is not None else [0] * len(prompts)), str(self.backbone.device))
-        rule = strategy.start(self.info, batch)
+        rule = strategy.start(self.facts(strategy, lossless), batch)
         exits = AskedExits(rule, strategy.exit_points(self.info), tally)
-        drafts = self.drafts(lossless, batch, kv, rule)
+        drafts = self.drafts(lossless, batch, kv, strategy, rule)
         return self._decode(prompts, exits, tally, kv, max_new_tokens, stop, eos_token_ids, drafts)
 
+    def facts(self, strategy: Strategy | None, lossless: Lossless | None) -> ModelInfo:
+        """Return the model's facts for a strategy and the draft rules beside it, with what they may ask the cost of.
+
+        Args:
+            strategy: is asked; ``None`` where its exits are known, and for one that decided before.
+            lossless: how it drafts.
+        """
+        return replace(self.info, unit_costs=lambda: self.timing.costs(*self._drafter(strategy, lossless)))
+
+    def times(self, strategy: Strategy, lossless: Lossless | None) -> tuple[UnitTimes, DraftTimes] | None:
+        """Return what parts of decoding take with a strategy; ``None`` where it is not known, nor to be measured."""
+        return self.timing.known(*self._drafter(strategy, lossless))
+
+    def _drafter(
+        self, strategy: Strategy | None, lossless: Lossless | None
+    ) -> tuple[Bench, Strategy | None, HeadChoice]:
+        asked = None if strategy is None or strategy.rehearsed else strategy
+        return self._bench(), asked, LM_HEAD if lossless is None else lossless.head
+
+    def _bench(self) -> Bench:
+        return Bench(self.backbone, self.info, self._heads, self._timed_pass)
+
+    def _timed_pass(self, count: int, positions: int) -> tuple[TokenPass, list[Generation]]:
+        """Return a pass of one row's last tokens over an empty cache."""
+        tally = [Generation()]
+        cache = self.cache(1, positions)
+        make: type[KVPolicy] = KV_POLICIES.load(Strategy.default_kv)
+        policy = make(self.kv_batch(cache, positions, tally))
+        policy.join(0, positions - count)
+        tokens = [[place % self.info.vocab_size for place in range(count)]]
+        rotary = self.rotary(positions)
+        return TokenPass(self.backbone, rotary, cache, policy, [0], tokens, [positions - 1], tally), tally
+
     def drafts(
-        self, lossless: Lossless | None, batch: Batch, kv: str, rule: ExitRule | None = None
+        self,
+        lossless: Lossless | None,
+        batch: Batch,
+        kv: str,
+        strategy: Strategy | None = None,
+        rule: ExitRule | None = None,
     ) -> DraftSettings | None:
         """Return how the rows of a batch draft.
 
@@ -106,6 +153,7 @@ class Engine:
             lossless: how they decode; ``None`` for lossy decoding, which drafts nothing.
             batch: rows and seeds.
             kv: name of the KV policy.
+            strategy: is asked; ``None`` where its exits are known.
             rule: the strategy's; it is asked as well where it is a draft rule.
 
         Raises:
@@ -114,7 +162,8 @@ class Engine:
         if lossless is None:
             return None
         check_defers(kv)
-        rules = [source.start(self.info, batch) for source in lossless.sources]
+        info = self.facts(strategy, lossless)
+        rules = [source.start(info, batch) for source in lossless.sources]
         return DraftSettings(lossless.most, (*rules, *([rule] if isinstance(rule, DraftRule) else [])), lossless.head)
 
     def replay(

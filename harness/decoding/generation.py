@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from harness.errors import ModelError
+from harness.records.draft_work import DraftWork
 
 __all__ = ["FinishReason", "Generation"]
 
@@ -42,6 +43,8 @@ class Generation:
         drafts: tokens drafted, discarded ones included.
         verifications: passes that went deep.
         layers_discarded: decoder layers run for tokens that a verification discarded.
+        drafting: what the passes did that drafted tokens at exits; of lossless decoding, as what follows.
+        rolled_back: the same of those whose token did not stand.
         log_probabilities: natural log of each token's probability under the head that chose it; empty unless asked for.
     """
 
@@ -67,6 +70,8 @@ class Generation:
     drafts: int = 0
     verifications: int = 0
     layers_discarded: int = 0
+    drafting: DraftWork = field(default_factory=DraftWork)
+    rolled_back: DraftWork = field(default_factory=DraftWork)
     log_probabilities: list[float] = field(default_factory=list)
 
     def first_stops(self, num_layers: int) -> list[int]:

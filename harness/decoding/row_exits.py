@@ -35,7 +35,7 @@ class RowExits:
     """Exits of an open batch. Implements :class:`harness.decoding.exits.Exits`.
 
     Args:
-        info: the model, handed to strategies.
+        info: the model.
         device: of its tensors.
         tally: one per row; exit checks are charged to these.
 
@@ -50,8 +50,14 @@ class RowExits:
         self._one: _Asked | None = None
         self.failures: dict[int, Exception] = {}
 
-    def join(self, row: int, strategy: Strategy, seed: int) -> tuple[Batch, ExitRule]:
+    def join(self, row: int, strategy: Strategy, seed: int, facts: ModelInfo | None = None) -> tuple[Batch, ExitRule]:
         """Let a strategy decide for a row from its next token on; return its rule and what that knows of the batch.
+
+        Args:
+            row: of the batch.
+            strategy: decides.
+            seed: of a random one.
+            facts: the model's, with costs; those of all rows when left out.
 
         Raises:
             HarnessError: it does not fit the model, or a file it needs is missing.
@@ -59,7 +65,7 @@ class RowExits:
         self.failures.pop(row, None)
         points = frozenset(strategy.exit_points(self._info))
         batch = Batch((seed,) * len(self._tally), self._device)
-        rule = strategy.start(self._info, batch)
+        rule = strategy.start(facts or self._info, batch)
         self._asked[row] = _Asked(rule, points)
         return batch, rule
 

@@ -1,5 +1,6 @@
 """The file formats of a run directory: what others may build on, versioned."""
 
+from harness.records.draft_work import DraftWork
 from harness.records.run import (
     SCHEMA_VERSION,
     FormatChoiceRecord,
@@ -13,9 +14,12 @@ from harness.records.run import (
     TaskRecord,
     WindowRecord,
 )
+from harness.records.unit_times import DraftTimes, UnitTimes
 
 __all__ = [
     "SCHEMA_VERSION",
+    "DraftTimes",
+    "DraftWork",
     "FormatChoiceRecord",
     "FormatRecord",
     "Manifest",
@@ -25,5 +29,6 @@ __all__ = [
     "PluginRecord",
     "SampleRecord",
     "TaskRecord",
+    "UnitTimes",
     "WindowRecord",
 ]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
 from harness.records.record import Record
 
-__all__ = ["PARTS", "Attribution", "CheckCost", "Interval", "OperatingPointCost", "Quantity", "Ranged"]
+__all__ = ["PARTS", "PHASES", "Attribution", "CheckCost", "Interval", "OperatingPointCost", "Quantity", "Ranged"]
 
 Interval = tuple[float, float]
 Quantity = Literal["time", "energy"]
@@ -15,9 +17,18 @@ PARTS = ("prefill", "layers", "exit_checks", "check_heads", "output_head", "kv_f
 """Parts of a request, in the order they are shown.
 
 ``prefill``: the prompt pass. ``layers``: decoder layers of later tokens, attention over the cache included.
-``exit_checks``: asking the strategy. ``check_heads``: LM-head evaluations that only a check wanted. ``output_head``:
-the one evaluation per token that any decoding needs. ``kv_fill``: K,V of skipped layers, and what an exit costs once,
-however deep it lies. ``rest``: what no count explains; it can be negative.
+``exit_checks``: asking the strategy. ``check_heads``: LM-head evaluations that only a check or a draft wanted, and
+cheap heads that read drafts. ``output_head``: the one evaluation per token that any decoding needs, or per
+verification, all of its places included. ``kv_fill``: K,V of skipped layers, and what an exit costs once, however deep
+it lies. ``rest``: what no count explains; it can be negative.
+"""
+
+PHASES = ("drafting", "verifying", "rolled_back")
+"""What lossless decoding does after prefill: all parts but ``prefill`` and ``rest``, taken apart another way.
+
+``drafting``: layers of passes that ended in a draft which stands, and all checks and heads but those of verifications.
+``verifying``: passes that went deep, the LM head over all of their places. ``rolled_back``: passes that drafted a token
+which did not stand, and rows of verifications that were discarded.
 """
 
 
@@ -35,6 +46,7 @@ class OperatingPointCost(Record):
         operating_point: label.
         total: measured, per request (s or J).
         parts: name of :data:`PARTS` → per request, by the fit.
+        phases: of lossless decoding, name of :data:`PHASES` → per request, by the fit; empty for lossy, in older runs.
         overhead: deciding, per request: checks by the direct way, less (at the fit's price) the LM heads of checks that
             served as the output; ``None`` without a probe.
         overhead_of_run: the same over this operating point's total.
@@ -44,6 +56,7 @@ class OperatingPointCost(Record):
     operating_point: str
     total: float
     parts: dict[str, Ranged]
+    phases: dict[str, Ranged] = Field(default_factory=dict)
     overhead: Ranged | None = None
     overhead_of_run: Ranged | None = None
     overhead_of_full: Ranged | None = None

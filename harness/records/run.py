@@ -15,8 +15,10 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from harness.contracts import OWN_FORMAT, Accuracy, KVFacts, Weights, numbers
+from harness.records.draft_work import DraftWork
 from harness.records.machine import MachineRecord, was_measured
 from harness.records.record import Count, Positive, Record
+from harness.records.unit_times import UnitTimes
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -97,6 +99,7 @@ class FormatRecord(Record):
         weights_accuracy: how near it keeps a model to float32.
         format_choice: why ``auto`` took it; ``None`` where it was asked for.
         layer_bytes, lm_head_bytes, kv_projection_bytes, shortcut_bytes: see ``ModelInfo``.
+        unit_times: what its parts take; ``None`` where nobody asked, and where costs were bytes.
     """
 
     weights_format: str
@@ -106,6 +109,7 @@ class FormatRecord(Record):
     lm_head_bytes: Count
     kv_projection_bytes: Count
     shortcut_bytes: Count = 0
+    unit_times: UnitTimes | None = None
 
 
 class ModelRecord(Record):
@@ -126,6 +130,7 @@ class ModelRecord(Record):
             have the dtype's own.
         weights_accuracy: how near that format keeps a model to float32.
         format_choice: why ``auto`` took it; ``None`` where it was asked for.
+        unit_times: what its parts take in that format; ``None`` where nobody asked, and where costs were bytes.
         other_formats: the model in the further formats that the run compares.
     """
 
@@ -151,6 +156,7 @@ class ModelRecord(Record):
     weights_format: str | None = None
     weights_accuracy: Accuracy | None = None
     format_choice: FormatChoiceRecord | None = None
+    unit_times: UnitTimes | None = None
     other_formats: tuple[FormatRecord, ...] = ()
 
     @property
@@ -352,6 +358,8 @@ class SampleRecord(Record):
         accepted: of lossless decoding, for each token whether it is the draft's; else full depth said it.
         drafts: tokens drafted, discarded ones included. verifications: passes that went deep.
         layers_discarded: decoder layers run for drafts that were discarded.
+        drafting: what the passes did that drafted tokens at exits. rolled_back: the same of those whose token did not
+            stand. ``None`` in lossy rows and in older runs.
         error: one line when the sample failed; the measured fields are then empty or ``None``.
     """
 
@@ -389,6 +397,8 @@ class SampleRecord(Record):
     drafts: Count = 0
     verifications: Count = 0
     layers_discarded: Count = 0
+    drafting: DraftWork | None = None
+    rolled_back: DraftWork | None = None
     arrival_s: float | None = None
     queue_s: float | None = None
     error: str | None = None

@@ -85,6 +85,8 @@ def sample_record(window: WindowRecord, plan: Plan, planned: PlannedTask, outcom
         drafts=made.drafts,
         verifications=made.verifications,
         layers_discarded=made.layers_discarded,
+        drafting=made.drafting if made.lossless else None,
+        rolled_back=made.rolled_back if made.lossless else None,
         arrival_s=arrival_s,
         queue_s=queue_s,
     )

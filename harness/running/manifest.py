@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,7 +13,15 @@ from harness.host import environment
 from harness.metering.examine import examine
 from harness.metering.sensors import sensors_of_meter
 from harness.models.model import LoadedModel
-from harness.records import SCHEMA_VERSION, FormatChoiceRecord, FormatRecord, Manifest, MeterRecord, ModelRecord
+from harness.records import (
+    SCHEMA_VERSION,
+    FormatChoiceRecord,
+    FormatRecord,
+    Manifest,
+    MeterRecord,
+    ModelRecord,
+    UnitTimes,
+)
 from harness.records.machine import MachineRecord
 from harness.registry import WEIGHTS_FORMATS
 from harness.running.plan import Plan
@@ -35,6 +43,7 @@ def describe_run(
     unavailable: dict[str, str],
     block_size: int,
     before: Manifest | None,
+    unit_times: Mapping[str, UnitTimes | None],
 ) -> Manifest:
     """Return the manifest.
 
@@ -45,8 +54,11 @@ def describe_run(
         unavailable: why better meters are not.
         block_size: samples per interleaved block.
         before: the manifest of a run to resume, whose measured machine and bandwidth are kept.
+        unit_times: by weights format, what strategies and draft rules were told that parts of decoding take.
     """
-    own, *others = (_in_format(one, plan.config.weights_formats, before) for one in loaded)
+    own, *others = (
+        _in_format(one, plan.config.weights_formats, before, unit_times[one.info.weights_format]) for one in loaded
+    )
     info = loaded[0].info
     surroundings = environment.describe()
     machine = before.machine if before is not None else _examine(plan, meter, unavailable, surroundings)
@@ -97,7 +109,9 @@ def describe_run(
     return manifest.model_copy(update={"plugins": used_plugins(manifest, scores)})
 
 
-def _in_format(loaded: LoadedModel, asked: Sequence[str], before: Manifest | None) -> FormatRecord:
+def _in_format(
+    loaded: LoadedModel, asked: Sequence[str], before: Manifest | None, unit_times: UnitTimes | None
+) -> FormatRecord:
     """Describe a model in one weights format, and why ``auto`` took it where it did."""
     info, choice = loaded.info, loaded.format_choice
     why = None
@@ -113,6 +127,7 @@ def _in_format(loaded: LoadedModel, asked: Sequence[str], before: Manifest | Non
         lm_head_bytes=info.lm_head_bytes,
         kv_projection_bytes=info.kv_projection_bytes,
         shortcut_bytes=info.shortcut_bytes,
+        unit_times=unit_times,
     )
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from harness.config import RunConfig
 from harness.contracts import Meter
 from harness.decoding.engine import Engine
+from harness.decoding.unit_costs import Timing
 from harness.errors import ConfigError, OutOfMemoryError
 from harness.metering import open_meter
 from harness.metering.pacing import samples_per_block
@@ -126,14 +127,20 @@ def _measure(config: RunConfig, resume: Path | None, repeat: int, observer: Obse
         observer.stage(f"loading {plan.model.info.name}")
         loaded = plan.model.load_all(plan.device, observer.stage, _formats(config, before))
         plan = plan.stored_in([one.info for one in loaded])
-        engines = {one.info.weights_format: Engine(one.backbone, one.info, config.kv_input) for one in loaded}
+        engines = {
+            name: Engine(one.backbone, one.info, config.kv_input, _timing(name, before))
+            for one in loaded
+            for name in [one.info.weights_format]
+        }
         session = Session(plan, engines, meter)
         if session.idle_s:
             observer.stage(f"measuring the machine at rest for {session.idle_s:g} s")
         idle = session.rest()
         observer.stage("warming up")
         warmup = _warm_up(session, config)
-        manifest = describe_run(plan, loaded, meter, unavailable, _block_size(config, before, meter, warmup), before)
+        times = {name: engine.timing.times for name, engine in engines.items()}
+        block_size = _block_size(config, before, meter, warmup)
+        manifest = describe_run(plan, loaded, meter, unavailable, block_size, before, times)
         path = resume or config.out or default_directory(config, f"{datetime.now(UTC):%Y%m%d-%H%M%S}")
         with _open(path, manifest, resume=resume is not None) as store:
             _warn_of_few_blocks(plan, manifest.block_size)
@@ -146,6 +153,13 @@ def _measure(config: RunConfig, resume: Path | None, repeat: int, observer: Obse
 def _formats(config: RunConfig, before: Manifest | None) -> Sequence[str | None]:
     """Return the weights formats to load: those of the run that goes on, whatever ``auto`` would choose now."""
     return config.weights_formats if before is None else before.model.formats
+
+
+def _timing(weights_format: str, before: Manifest | None) -> Timing:
+    """Let strategies ask what decoding costs; a run goes on with the costs that it began with."""
+    if before is None:
+        return Timing()
+    return Timing(before.model.stored(weights_format).unit_times, measures=False)
 
 
 def _warn_of_few_blocks(plan: Plan, block_size: int) -> None:

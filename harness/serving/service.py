@@ -225,13 +225,14 @@ class Service:
 
         from harness.contracts import Batch
         from harness.decoding.engine import Engine
+        from harness.decoding.unit_costs import Timing
 
         started = time.perf_counter()
         if self.config.threads is not None:
             torch.set_num_threads(self.config.threads)
         loaded = self._model.load(self.device)
         self.info = loaded.info
-        engine = Engine(loaded.backbone, self.info, self.config.kv_input)
+        engine = Engine(loaded.backbone, self.info, self.config.kv_input, Timing())
         worker = Worker(
             engine, self._tokenizer, self._special, self.config.kv, self.config.batch_size,
             self.max_prompt_tokens + self.config.max_new_tokens, self.config.max_queue, EnergyShares(self._meter),

@@ -11,12 +11,13 @@ from torch import Tensor
 from harness.contracts import ModelInfo
 from harness.models.artefacts import look_into
 from harness.models.model import ResolvedModel
+from harness.records import UnitTimes
 from harness.running.operating_points import OperatingPoint
 from harness.sweep.records import DocumentSplit, SweepRow
 from harness.training.traces.reading import matches
 from harness.training.traces.store import Traces
 
-__all__ = ["notes_of", "notes_of_drafts", "notes_of_heads", "title_of"]
+__all__ = ["notes_of", "notes_of_drafts", "notes_of_heads", "notes_of_times", "title_of"]
 
 
 def title_of(traces: Traces, split: DocumentSplit, tasks: Sequence[str], tokens: int, documents: int) -> str:
@@ -97,6 +98,18 @@ def notes_of_drafts(rows: Sequence[SweepRow]) -> tuple[str, ...]:
         "rules. A trace does not hold what exits say behind a wrong draft; until that is verified and discarded, "
         "strategies are taken to do what they do at the same places of full depth's text. Drafts, acceptance, layers "
         "and the expected speed-up rest on that.",
+    )
+
+
+def notes_of_times(times: UnitTimes | None, model: ModelInfo) -> tuple[str, ...]:
+    """Return what an expected speed-up in time rests on."""
+    if times is None:
+        return ()
+    return (
+        "Expected speed-up in time: counts of layers, heads, checks and readings times what each takes here (a layer "
+        f"{times.layer_s * 1e6:,.0f} µs and {times.layer_row_s * 1e6:,.0f} for a further row, LM head "
+        f"{times.head_s * 1e6:,.0f} µs and {times.head_row_s * 1e6:,.0f}; {model.weights_format} weights, "
+        f"{times.positions} positions read), full depth's over each; prefill apart, and no row whose K,V are filled.",
     )
 
 

@@ -41,6 +41,9 @@ class SweepOptions(Configuration):
         default="recompute",
         description="K,V of skipped layers, for the expected speed-up: one of `harness list kv` that keeps a cache.",
     )
+    measure_costs: bool = Field(
+        default=False, description="Measure what the model's parts take here, for an expected speed-up in time."
+    )
     keep: float = Field(default=0.98, gt=0, le=1, description="Agreement that the first table asks for.")
     live: int = Field(
         default=0,

@@ -38,6 +38,8 @@ class SweepRow(Record):
             decide as they would by the LM head, for a strategy that reads a cheap one; else ``None``.
         expected_speedup: full depth's bytes per token over this one's: what decoding at batch 1 would gain if nothing
             but memory traffic took time; an expectation, not a measurement.
+        seconds_per_token: what a decoded token would take, by what its parts take where the sweep ran (``unit_times``);
+            ``None`` where that was not measured. expected_time_speedup: full depth's over this one's.
         oracle_share: of the layers skipped by leaving at the first exit whose token is the last layer's, the share
             that tokens equal to the last layer's skip here; never above 1. ``None`` where that skips none.
         exits: exit layer → share of tokens that left there, the last layer included. All end there, lossless.
@@ -69,6 +71,8 @@ class SweepRow(Record):
     cheap_heads_per_token: float = 0.0
     head_agreement: float | None = None
     expected_speedup: float
+    seconds_per_token: float | None = None
+    expected_time_speedup: float | None = None
     oracle_share: float | None = None
     exits: dict[int, float]
     pareto: bool = False

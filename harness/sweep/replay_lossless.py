@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from harness.contracts import Batch, DraftRule, HeadChoice, ModelInfo, Strategy
+from harness.contracts import Batch, DraftRule, HeadChoice, ModelInfo
 from harness.decoding.drafting import Drafting, DraftSettings
 from harness.decoding.generation import Generation
 from harness.errors import ArtefactError, ConfigError
@@ -96,8 +96,8 @@ def check_drafts(point: OperatingPoint, traces: Traces, model: ModelInfo) -> Non
     """Refuse lossless decoding that cannot be replayed.
 
     Raises:
-        ConfigError: of texts that the model did not generate, or without their prompts; or the strategy decides about
-            drafts itself.
+        ConfigError: of texts that the model did not generate, or without their prompts; or something decides about
+            drafts by what it sees live.
     """
     if point.lossless is None:
         return
@@ -106,21 +106,26 @@ def check_drafts(point: OperatingPoint, traces: Traces, model: ModelInfo) -> Non
         raise ConfigError(f"{point.name} cannot be replayed: {traces.folder} is of documents' own tokens. {again}.")
     if point.lossless.sources and not all("prompt" in facts for facts in traces.documents):
         raise ConfigError(f"{point.name} cannot be replayed: {traces.folder} was taken without prompts. {again} again.")
-    rules = [source.start(model, Batch((0,), "cpu")) for source in point.lossless.sources]
+    rules = _rules(point, model)
     if any(rule.needs_probabilities for rule in rules):
         raise ConfigError(
             f"{point.name} cannot be replayed: it ends drafts by probabilities, which a trace does not hold. Run it: "
             f"`harness run --strategy {point.name}`."
         )
-    if isinstance(_started(point.strategy, model), DraftRule):
+    if not all(rule.knows_drafts_alone for rule in rules[len(point.lossless.sources) :]):
         raise ConfigError(
             f"{point.name} cannot be replayed: it ends drafts by what it has seen live. Run it: "
             f"`harness run --strategy {point.name}`."
         )
 
 
-def _started(strategy: Strategy, model: ModelInfo) -> object:
-    return strategy.start(model, Batch((0,), "cpu"))
+def _rules(point: OperatingPoint, model: ModelInfo) -> list[DraftRule]:
+    """Return what decides about the drafts of one row: its sources, and the strategy where it does, too."""
+    assert point.lossless is not None
+    batch = Batch((0,), "cpu")
+    own = point.strategy.start(model, batch)
+    rules = [source.start(model, batch) for source in point.lossless.sources]
+    return [*rules, *([own] if isinstance(own, DraftRule) else [])]
 
 
 def decide(point: OperatingPoint, tokens: TracedTokens, model: ModelInfo) -> dict[str, Tensor]:
@@ -183,8 +188,7 @@ def replay_lossless(
     spent: Counter[str] = Counter()
     by_document = {name: torch.zeros(documents, dtype=torch.int64) for name in ("tokens", "passes", "drafts", "kept")}
     for number, columns in decisions.by_document().items():
-        rules = [source.start(model, Batch((0,), "cpu")) for source in point.lossless.sources]
-        settings = DraftSettings(point.lossless.most, rules)
+        settings = DraftSettings(point.lossless.most, _rules(point, model))
         one = _Document(columns, texts.prompts.get(number, ()), texts, model, settings)
         one.run()
         spent += one.spent
@@ -206,7 +210,12 @@ def replay_lossless(
         deep_layers=spent["deep"],
         cache_reads=spent["cache_reads"],
         drafted=Drafted(
-            by_document["passes"], by_document["drafts"], by_document["kept"], spent["read"], spent["discarded"]
+            by_document["passes"],
+            by_document["drafts"],
+            by_document["kept"],
+            spent["read"],
+            spent["discarded"],
+            spent["exits"],
         ),
     )
 
@@ -251,6 +260,7 @@ class _Document:
 
     def _draft(self, token: int, layer: int) -> None:
         self._read(layer)
+        self.spent["exits"] += 1
         self._waiting = [max(layer, before) for before in self._waiting] + [layer]
         length = len(self.made.token_ids) + len(self.made.draft) + 1
         self._drafting.add(token, layer, None, ends=token in self._texts.eos or length >= self._texts.limit)

@@ -12,6 +12,7 @@ from torch import Tensor
 from harness.contracts import Batch, ExitRule, HeadChoice, KVFacts, ModelInfo
 from harness.decoding.exits import complaint
 from harness.errors import OptionError
+from harness.records import DraftTimes, UnitTimes
 from harness.running.operating_points import OperatingPoint
 from harness.sweep.tokens import TracedTokens
 from harness.sweep.view import HEAD, Charges, ReplayView
@@ -29,6 +30,7 @@ class Drafted:
             ``[documents]`` int64.
         layers_read: layers whose weights were read.
         layers_discarded: layers run for drafts that did not stand.
+        by_exits: drafts that an exit made.
     """
 
     verifications: Tensor
@@ -36,6 +38,7 @@ class Drafted:
     accepted: Tensor
     layers_read: int
     layers_discarded: int
+    by_exits: int
 
 
 @dataclass
@@ -102,6 +105,34 @@ class Outcome:
     def layers(self) -> int:
         """Layers of all tokens."""
         return sum(layer * tokens for layer, tokens in self.exits.items())
+
+    def seconds(self, times: UnitTimes, draft: DraftTimes, model: ModelInfo, kv: KVFacts) -> float | None:
+        """Return what decoding the tokens one by one would take, prefill apart; ``None`` where K,V are filled.
+
+        Args:
+            times: of layers and LM head.
+            draft: of asking the strategy and of reading what exits say.
+            model: facts.
+            kv: the KV policy; where it defers, layers that exits skip run later as further rows of other passes.
+        """
+        asked = self.checks * draft.check_s
+        if self.drafted is None:
+            if kv.fills:
+                return None
+            deep = self.exits[model.num_layers]
+            later = self.count * model.num_layers - self.layers if kv.defers else 0
+            heads = deep * times.head_s + (self.count - deep) * draft.read_s
+            return asked + (self.layers + self.deep_layers) * times.layer_s + later * times.layer_row_s + heads
+        made, passes = self.drafted, int(self.drafted.verifications.sum())
+        places = self.count + made.layers_discarded // model.num_layers
+        return (
+            asked
+            + (made.layers_read + self.deep_layers) * times.layer_s
+            + (places * model.num_layers - made.layers_read) * times.layer_row_s
+            + passes * times.head_s
+            + (places - passes) * times.head_row_s
+            + made.by_exits * draft.read_s
+        )
 
     def moved(self, model: ModelInfo, kv: KVFacts) -> int:
         """Return the bytes that decoding the tokens one by one would read, see :mod:`reports.metrics.byte_model`.

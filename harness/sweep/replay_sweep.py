@@ -5,28 +5,31 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from harness.config import BASELINE, StrategySpec, parse_all
-from harness.config.decode import DRAFT_MAX, LOSSY, build_decode, parse_decode
+from harness.config.decode import DRAFT_MAX, LOSSY, DecodeSpec, build_decode, parse_decode
 from harness.config.options import build_strategy
 from harness.contracts import ModelInfo, Strategy
 from harness.contracts.recipes import Progress
 from harness.decoding.blocks import Linear
+from harness.decoding.engine import Engine
 from harness.decoding.readings import Heads
+from harness.decoding.unit_costs import Timing
 from harness.errors import ArtefactError, ConfigError, OptionError
 from harness.models.controllers import Observation
 from harness.models.model import ResolvedModel
+from harness.records import DraftTimes, UnitTimes
 from harness.records.calibration import Calibration
 from harness.registry import KV_POLICIES
 from harness.running.operating_points import OperatingPoint, operating_point
 from harness.sweep.calibrate import describe_scores
 from harness.sweep.grid import SWEPT, asks_for_thresholds, with_thresholds
-from harness.sweep.labels import notes_of, notes_of_drafts, notes_of_heads, title_of
+from harness.sweep.labels import notes_of, notes_of_drafts, notes_of_heads, notes_of_times, title_of
 from harness.sweep.records import DocumentSplit, Sweep
 from harness.sweep.replay_lossless import Decisions, Texts, check_drafts, decide, replay_lossless
 from harness.sweep.replay_strategy import Outcome, replay
@@ -55,6 +58,7 @@ class SweepRequest:
         kv: name of the KV policy of the expected speed-up.
         decodes: ways to decode, as written; draft_max: tokens of a draft at most, lossless.
         seed: decides which documents are held out, and what random strategies draw.
+        measure_costs: also measure what the model's parts take here.
         calibrate: also judge how well each score separates right from wrong exits.
     """
 
@@ -67,6 +71,7 @@ class SweepRequest:
     decodes: tuple[str, ...] = ("lossy",)
     draft_max: int = DRAFT_MAX
     seed: int = 0
+    measure_costs: bool = False
     calibrate: bool = False
 
 
@@ -111,14 +116,18 @@ def sweep(model: str, folder: Path, request: SweepRequest, *, artefacts: str | N
     progress.stage(f"reading the trace {folder}")
     traces, resolved = open_traces(model, folder, artefacts=artefacts)
     info = resolved.info
+    decodes = [parse_decode(text) for text in request.decodes]
     for spec, strategy in built:
-        operating_point(spec, strategy, info)
+        for decode in _ways(strategy, decodes):
+            _point(spec, strategy, decode, request, info)
     wanted = _wanted(traces, request)
     shortcuts = exit_maps(traces, resolved, Observation(state="exit"))
-    heads = None
-    if any(strategy.cheap_heads() for _, strategy in built):
-        progress.stage(f"loading {info.name}, for its heads")
-        heads = Heads(resolved.load("cpu").backbone)
+    heads = engine = None
+    if request.measure_costs or any(strategy.cheap_heads() for _, strategy in built):
+        progress.stage(f"loading {info.name}, for its {'times' if request.measure_costs else 'heads'}")
+        loaded = resolved.load("cpu")
+        heads = Heads(loaded.backbone)
+        engine = Engine(loaded.backbone, loaded.info, timing=Timing()) if request.measure_costs else None
     began = time.perf_counter()
     references = [StrategySpec(BASELINE), *parse_all(request.references)]
     observed = _observed(traces, wanted, shortcuts, request.seed, heads)
@@ -126,10 +135,16 @@ def sweep(model: str, folder: Path, request: SweepRequest, *, artefacts: str | N
     points, extra = _points(references, asked, request, info)
     for point in points:
         check_drafts(point, traces, info)
+    if engine is not None:
+        measuring = time.perf_counter()
+        for point in points:
+            _times(engine, point)
+        began += time.perf_counter() - measuring
     tallies, left_out = _tallies(specs, request, traces, wanted, observed, info)
     texts = Texts.of(traces, resolved.tokenizer.eos_token_ids)
     outcomes = _replay_all(points, tallies, traces, wanted, shortcuts, info, request.seed, heads, texts, progress)
-    rows = make_rows(points, outcomes, info, KV_POLICIES.load(request.kv).facts, extra)
+    timing = None if engine is None else partial(_times, engine)
+    rows = make_rows(points, outcomes, info, KV_POLICIES.load(request.kv).facts, extra, timing)
     seconds = time.perf_counter() - began - sum(tally.seconds for tally in tallies)
     count, documents = outcomes[0].count, int((outcomes[0].tokens > 0).sum())
     found = Sweep(
@@ -150,6 +165,7 @@ def sweep(model: str, folder: Path, request: SweepRequest, *, artefacts: str | N
             *notes_of(traces, resolved, points, outcomes[0].tokens, request.documents, request.seed, request.kv),
             *notes_of_heads(rows),
             *notes_of_drafts(rows),
+            *notes_of_times(None if engine is None else engine.timing.times, info),
         ),
         rows=rows,
         replay_s=round(seconds, 3),
@@ -159,6 +175,13 @@ def sweep(model: str, folder: Path, request: SweepRequest, *, artefacts: str | N
         progress.stage("judging the scores")
         calibration = describe_scores(found, tallies, left_out, generated=bool(traces.index.get("new_tokens")))
     return SweepResult(found, points, model, traces, resolved, request, calibration)
+
+
+def _times(engine: Engine, point: OperatingPoint) -> tuple[UnitTimes, DraftTimes]:
+    """Return what parts of decoding take, and what drafting or exiting adds at an operating point."""
+    found = engine.times(point.strategy, point.lossless)
+    assert found is not None  # it measures
+    return found
 
 
 def _wanted(traces: Traces, request: SweepRequest) -> Tensor:
@@ -240,33 +263,42 @@ def _tallies(
     return tallies, left_out
 
 
+def _ways(strategy: Strategy, decodes: Sequence[DecodeSpec]) -> Sequence[DecodeSpec]:
+    """Return how a strategy decodes; one that only drafts does so losslessly whatever the others do."""
+    own = parse_decode(strategy.default_decode)
+    return [one for one in decodes if one.lossless] or [own] if own.lossless else decodes
+
+
+def _point(
+    spec: StrategySpec, strategy: Strategy, decode: DecodeSpec, request: SweepRequest, info: ModelInfo
+) -> OperatingPoint:
+    if not decode.lossless or not (decode.proposes or strategy.exit_points(info)):
+        return operating_point(spec, strategy, info)
+    lossless = build_decode(decode, request.draft_max)
+    return operating_point(spec, strategy, info, request.kv, suffix=f"@{decode}", decode=decode, lossless=lossless)
+
+
 def _points(
     references: Sequence[StrategySpec], asked: Sequence[StrategySpec], request: SweepRequest, info: ModelInfo
 ) -> tuple[tuple[OperatingPoint, ...], frozenset[str]]:
     """Return every operating point once, references first, and the names of those not requested.
 
-    References are lossy. What never exits drafts where a source does.
+    References are lossy, but for those that only draft. What never exits drafts where a source does.
     """
     kept: list[OperatingPoint] = []
     extra: set[str] = set()
     decodes = [parse_decode(text) for text in request.decodes]
-    crossed = [(spec, decode) for spec in asked for decode in decodes]
-    for place, (spec, decode) in enumerate([*((spec, LOSSY) for spec in references), *crossed]):
-        strategy = build_strategy(spec)
-        if decode.lossless and (decode.proposes or strategy.exit_points(info)):
-            lossless = build_decode(decode, request.draft_max)
-            point = operating_point(
-                spec, strategy, info, request.kv, suffix=f"@{decode}", decode=decode, lossless=lossless
-            )
-        else:
-            point = operating_point(spec, strategy, info)
-        twin = next((other for other in kept if (other.strategy, other.lossless) == (strategy, point.lossless)), None)
-        if twin is not None:
-            extra.discard(twin.name)
-            continue
-        kept.append(point)
-        if place < len(references):
-            extra.add(point.name)
+    for place, spec in enumerate([*references, *asked]):
+        strategy, requested = build_strategy(spec), place >= len(references)
+        for decode in _ways(strategy, decodes if requested else [LOSSY]):
+            point = _point(spec, strategy, decode, request, info)
+            twin = next((one for one in kept if (one.strategy, one.lossless) == (strategy, point.lossless)), None)
+            if twin is not None:
+                extra.discard(twin.name)
+                continue
+            kept.append(point)
+            if not requested:
+                extra.add(point.name)
     return tuple(kept), frozenset(extra)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from torch import Tensor
 
 from harness.contracts import KVFacts, ModelInfo
+from harness.records import DraftTimes, UnitTimes
 from harness.running.operating_points import OperatingPoint
 from harness.sweep.records import SweepRow
 from harness.sweep.replay_strategy import Drafted, Outcome
@@ -22,6 +23,7 @@ def make_rows(
     model: ModelInfo,
     kv: KVFacts,
     references: Collection[str],
+    timing: Callable[[OperatingPoint], tuple[UnitTimes, DraftTimes]] | None = None,
 ) -> tuple[SweepRow, ...]:
     """Return one row per operating point.
 
@@ -31,6 +33,7 @@ def make_rows(
         model: facts.
         kv: the KV policy of the expected speed-up.
         references: names of operating points that were not requested.
+        timing: returns what parts of decoding take, and of drafting by an operating point; ``None``: not measured.
     """
     rehearsed = [
         outcome
@@ -42,6 +45,14 @@ def make_rows(
         _row(point, outcome, outcomes[0], best, model, kv, point.name in references)
         for point, outcome in zip(points, outcomes, strict=True)
     ]
+    if timing is not None:
+        seconds = [_seconds(point, one, model, kv, timing) for point, one in zip(points, outcomes, strict=True)]
+        rows = [
+            row.model_copy(
+                update={"seconds_per_token": each, "expected_time_speedup": ratio(seconds[0] or 0, each or 0)}
+            )
+            for row, each in zip(rows, seconds, strict=True)
+        ]
     placed = [place for place, row in enumerate(rows) if not row.rehearsed]
     flags = front([(1 / rows[place].expected_speedup, rows[place].agreement) for place in placed])
     for place, on_front in zip(placed, flags, strict=True):
@@ -97,6 +108,19 @@ def _row(
         draft_max=point.record.draft_max,
     )
     return row if drafted is None else row.model_copy(update=_drafts(drafted, count))
+
+
+def _seconds(
+    point: OperatingPoint,
+    outcome: Outcome,
+    model: ModelInfo,
+    kv: KVFacts,
+    timing: Callable[[OperatingPoint], tuple[UnitTimes, DraftTimes]],
+) -> float | None:
+    if point.strategy.rehearsed:
+        kv = point.record.kv_facts or kv
+    whole = outcome.seconds(*timing(point), model, kv)
+    return None if whole is None else whole / outcome.count
 
 
 def _drafts(drafted: Drafted, count: int) -> dict[str, float | None]:

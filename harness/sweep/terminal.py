@@ -127,9 +127,12 @@ def _table(rows: Sequence[SweepRow], letters: dict[str, str], width: int) -> Tab
         "95 %": [_interval(row.agreement_ci, 4) for row in rows],
         "of\nbound": ["–" if row.oracle_share is None else f"{row.oracle_share:.2f}" for row in rows],
         "expected\nspeed-up": [f"{row.expected_speedup:.2f}×" for row in rows],
+        "in\ntime": [_times(row.expected_time_speedup) for row in rows],
         "checks": [f"{row.exit_checks_per_token:.1f}" for row in rows],
         "heads": [f"{row.lm_head_per_token:.1f}" for row in rows],
     }
+    if all(row.expected_time_speedup is None for row in rows):
+        del columns["in\ntime"]
     for key in ("checks", "skipped", "heads", "of\nbound", "95 %"):
         lists = [marks, ["operating point", *names], *([name, *cells] for name, cells in columns.items())]
         if sum(_wide(cells) + 2 for cells in lists) <= width:  # a column is padded, and divided from the next
@@ -170,7 +173,15 @@ def _drift(sweep: Sweep) -> Table:
 
 def _drafts(rows: Sequence[SweepRow], letters: dict[str, str], width: int) -> Table:
     table = _grid("", "operating point")
-    for column in ("tokens", "accepted", "drafted\n/token", "layers\nread", "layers\ndiscarded", "expected\nspeed-up"):
+    for column in (
+        "tokens",
+        "accepted",
+        "drafted\n/token",
+        "layers\nread",
+        "layers\ndiscarded",
+        "expected\nspeed-up",
+        "in\ntime",
+    ):
         table.add_column(Text(column), justify="right", no_wrap=True, vertical="bottom")
     for row in rows:
         numbers = (
@@ -182,8 +193,13 @@ def _drafts(rows: Sequence[SweepRow], letters: dict[str, str], width: int) -> Ta
             Text(fold_label(row.operating_point, max(20, width // 4))),
             *("–" if number is None else f"{number:.2f}" for number in numbers),
             f"{row.expected_speedup:.2f}×",
+            _times(row.expected_time_speedup),
         )
     return table
+
+
+def _times(speedup: float | None) -> str:
+    return "–" if speedup is None else f"{speedup:.2f}×"
 
 
 def _scores(calibration: Calibration, width: int) -> Table:

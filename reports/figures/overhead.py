@@ -27,7 +27,7 @@ _PARTS = {
     "prefill": ("prefill", "#c9c9c9"),
     "layers": ("layers", "#0072b2"),
     "exit_checks": ("exit checks", "#d55e00"),
-    "check_heads": ("LM heads of checks", "#e69f00"),
+    "check_heads": ("heads of checks and drafts", "#e69f00"),
     "output_head": ("LM head of the output", "#56b4e9"),
     "kv_fill": ("exits, KV fill", "#009e73"),
     "rest": ("rest (unexplained)", "#5b5b5b"),

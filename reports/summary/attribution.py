@@ -2,19 +2,23 @@
 
 **The fit.** The cost of a window is a sum of things done times what one of them costs: requests and prompt tokens
 (prefill), layer steps and the positions they attend to, LM-head evaluations, exits, KV fills, and exit checks of each
-strategy. Over the windows of all operating points but the probes this is a linear system with more rows than unknowns,
-solved by least squares on relative errors with no cost below zero (Lawson and Hanson 1974). Prefill and the rest of a
-window are two rows, since the time to the first token is measured. Energy has no such second reading, and where all
-completions are equally long, layer steps and KV fills add up to the same number per request and cannot be told from
-its fixed cost: there the prefill's share of the window's time is laid beside as a row of little weight, which decides
-nothing else.
+strategy (:mod:`reports.summary.attribution_counts`). Over the windows of all operating points but the probes this is a
+linear system with more rows than unknowns, solved by least squares on relative errors with no cost below zero (Lawson
+and Hanson 1974). Prefill and the rest of a window are two rows, since the time to the first token is measured. Energy
+has no such second reading, and where all completions are equally long, layer steps and KV fills add up to the same
+number per request and cannot be told from its fixed cost: there the prefill's share of the window's time is laid beside
+as a row of little weight, which decides nothing else.
 
 **The direct way.** A probe asks a strategy at every exit point and never exits. What it costs more than full depth on
 the same blocks, over its checks, is the price of asking; nothing is fitted and no sensor window is nested.
 
-The two share no window except full depth's, so that they can contradict each other; the intervals of both come from
-resampling blocks of samples, all operating points of a block together. Not promised: batches above 1 and runs without
-a KV cache, where counts of one sample do not say what was done.
+**Lossless decoding** is taken apart a second time, with the same prices: into drafting (layers, checks and heads of
+passes that end in a draft), verifying (passes that go deep, with the LM head over all of their places), and what was
+rolled back: both, of drafts that did not stand.
+
+The two ways share no window except full depth's, so that they can contradict each other; the intervals of both come
+from resampling blocks of samples, all operating points of a block together. Not promised: batches above 1 and runs
+without a KV cache, where counts of one sample do not say what was done.
 """
 
 from __future__ import annotations
@@ -28,8 +32,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.records import MeterRecord, SampleRecord, WindowRecord
-from harness.records.cost import PARTS, Attribution, CheckCost, OperatingPointCost, Quantity, Ranged
+from harness.records.cost import PARTS, PHASES, Attribution, CheckCost, OperatingPointCost, Quantity, Ranged
 from reports.statistics.intervals import MINIMUM_PAIRS, replicate_interval
+from reports.summary.attribution_counts import COMMON, PREFILL, counts_of
 from reports.summary.energy import is_measured
 from reports.summary.measured import Measured
 
@@ -41,15 +46,6 @@ Cost = TypeVar("Cost", float, Array)
 RESAMPLES = 1_000
 TIE_BREAKER = 0.03
 """Weight of the assumed prefill energy beside a window's measured one."""
-
-PREFILL = ("request", "prompt token")
-COMMON = (*PREFILL, "layer step", "attended position", "LM head", "exit", "KV fill")
-"""Counts that every operating point has; each strategy adds its checks.
-
-An exit costs something once, however deep it lies (the map to the exit head, starting the fill). Without a count of its
-own that price falls to the checks, which happen where exits do and never exit under a probe: the fit then exceeds the
-probe for every cheap check.
-"""
 
 
 def attribute(cells: Sequence[Measured], meter: MeterRecord | None = None, *, seed: int = 0) -> tuple[Attribution, ...]:
@@ -115,7 +111,8 @@ class _System:
         counts: ``[operating points, blocks, names]``.
         cost: ``[operating points, blocks]``, seconds or joules.
         prefill_share: share of the time to the first token in the windows' time, ``[operating points, blocks]``.
-        free_heads: LM-head evaluations any decoding needs, one per decoded token, ``[operating points, blocks]``.
+        free_heads: LM heads that any decoding needs, ``[operating points, blocks]``.
+        drafting, rolled_back: parts of the counts, where tokens were verified; ``[operating points, blocks, names]``.
         finished: blocks that any operating point finished.
     """
 
@@ -125,6 +122,8 @@ class _System:
     cost: Array
     prefill_share: Array
     free_heads: Array
+    drafting: Array
+    rolled_back: Array
     finished: int
 
     @property
@@ -142,13 +141,15 @@ class _System:
         whole = [table for table in tables if table is not None]
         shared = sorted(set.intersection(*(set(table) for table in whole))) if whole else []  # block and repeat
         blocks = list(dict.fromkeys(block for block, _ in shared))
-        pooled = np.zeros((len(whole), len(blocks), len(names) + 4))
+        size = len(names)
+        pooled = np.zeros((len(whole), len(blocks), 3 * size + 4))
         for place, table in enumerate(whole):
             for block, repeat in shared:
                 pooled[place, blocks.index(block)] += table[block, repeat]
         cost, seconds, prefill, tokens = np.moveaxis(pooled[..., -4:], -1, 0)
         finished = len({block for table in whole for block, _ in table})
-        return cls(cells, names, pooled[..., :-4], cost, prefill / seconds, tokens, finished)
+        counts, drafting, rolled_back = (pooled[..., at : at + size] for at in (0, size, 2 * size))
+        return cls(cells, names, counts, cost, prefill / seconds, tokens, drafting, rolled_back, finished)
 
     def solve(self, quantity: Quantity, source: str, seed: int) -> Attribution:
         """Attribute, with intervals over resampled blocks."""
@@ -198,7 +199,10 @@ class _System:
     def _results(self, costs: Array, draw: Array) -> dict[str, float]:
         """Everything that is reported, for one resampling of the blocks."""
         cost = dict(zip(self.names, costs, strict=True))
-        totals, counts = self.cost @ draw, np.einsum("pbi,b->pi", self.counts, draw)
+        totals, counts, drafting, back = (
+            self.cost @ draw,
+            *(np.einsum("pbi,b->pi", part, draw) for part in (self.counts, self.drafting, self.rolled_back)),
+        )
         free = self.free_heads @ draw
         found: dict[str, float] = {}
         direct, wanted = {}, {}  # seconds or joules per check, and LM heads that a check wants
@@ -223,15 +227,19 @@ class _System:
             extra = max(0.0, did["LM head"] - free[place])
             parts = {
                 "prefill": cost["request"] * requests + cost["prompt token"] * did["prompt token"],
-                "layers": cost["layer step"] * did["layer step"] + cost["attended position"] * did["attended position"],
+                "layers": sum(cost[name] * did[name] for name in ("layer step", "layer row", "attended position")),
                 "exit_checks": cost.get(check, 0.0) * checks,
-                "check_heads": cost["LM head"] * extra,
-                "output_head": cost["LM head"] * (did["LM head"] - extra),
+                "check_heads": cost["LM head"] * extra + cost["draft head"] * did["draft head"],
+                "output_head": cost["LM head"] * (did["LM head"] - extra) + cost["LM head row"] * did["LM head row"],
                 "kv_fill": cost["exit"] * did["exit"] + cost["KV fill"] * did["KV fill"],
             }
             parts["rest"] = totals[place] - sum(parts.values())
             found |= {f"part {name} {part}": value / requests for part, value in parts.items()}
             found[f"total {name}"] = totals[place] / requests
+            if _verified(cell):
+                phases = {"drafting": drafting[place] @ costs, "rolled_back": back[place] @ costs}
+                phases["verifying"] = totals[place] - parts["prefill"] - parts["rest"] - sum(phases.values())
+                found |= {f"phase {name} {phase}": value / requests for phase, value in phases.items()}
             if cell.point.strategy in direct:
                 served = max(
                     0.0, wanted[cell.point.strategy] * checks - extra
@@ -254,6 +262,7 @@ class _System:
                 operating_point=name,
                 total=ranged.value(f"total {name}"),
                 parts={part: ranged.required(f"part {name} {part}") for part in PARTS},
+                phases={phase: ranged.required(f"phase {name} {phase}") for phase in PHASES if _verified(cell)},
                 overhead=ranged(f"overhead {name}"),
                 overhead_of_run=ranged(f"of run {name}"),
                 overhead_of_full=ranged(f"of full {name}"),
@@ -286,10 +295,15 @@ class _Ranged:
         return self.required(key) if known else None
 
 
+def _verified(cell: Measured) -> bool:
+    """Whether its samples say what was drafted and verified; those of older runs do not."""
+    return cell.point.lossless and all(sample.drafting is not None for sample in cell.samples.values())
+
+
 def _by_block(
     cell: Measured, names: tuple[str, ...], read: Callable[[WindowRecord], float | None]
 ) -> dict[tuple[int, int], list[float]] | None:
-    """Return (block, repeat) → counts, cost, seconds, seconds of prefill, decoded tokens; without those that failed."""
+    """Return (block, repeat) → counts of each kind, cost, seconds, those of prefill, free heads; no failed ones."""
     samples: dict[int, list[SampleRecord]] = {}
     for sample in cell.samples.values():
         samples.setdefault(sample.window, []).append(sample)
@@ -301,23 +315,10 @@ def _by_block(
             return None
         if window.window in failed or window.window not in samples:
             continue
-        counts = dict.fromkeys(names, 0.0)
-        tokens, prefill_s = 0, 0.0
-        for sample in samples[window.window]:
-            layers = sample.exit_layers[1:]
-            tokens += len(layers)
-            prefill_s += sample.token_times_s[0]
-            first = len(sample.prompt_ids) + 1
-            counts["request"] += 1
-            counts["prompt token"] += len(sample.prompt_ids)
-            counts["layer step"] += sample.layers_executed
-            counts["attended position"] += sum(layer * (first + step) for step, layer in enumerate(layers))
-            counts["LM head"] += sample.lm_head_evaluations
-            counts["exit"] += sum(layer < sample.exit_layers[0] for layer in layers)  # the first is of full depth
-            counts["KV fill"] += sample.kv_fill_layers
-            if sample.exit_checks:
-                counts[f"check {cell.point.strategy}"] += sample.exit_checks
-        row = [*counts.values(), cost, window.duration_s, prefill_s, float(tokens)]
+        did = [counts_of(sample, f"check {cell.point.strategy}", names) for sample in samples[window.window]]
+        whole = sum(did[1:], did[0])
+        prefill_s = sum(sample.token_times_s[0] for sample in samples[window.window])
+        row = [*whole.all, *whole.drafting, *whole.rolled_back, cost, window.duration_s, prefill_s, whole.free_heads]
         found[window.block, window.repeat] = row
     return found
 

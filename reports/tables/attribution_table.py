@@ -1,7 +1,7 @@
 """An attribution as tables of text: what a request's parts cost, what deciding costs, and whether two ways differ.
 
-The second one has the form of GREEN-CODE's Table IV: the controller's overhead over the early-exit run and over full
-depth. Terminal and Markdown share these tables.
+The table of deciding has the form of GREEN-CODE's Table IV: the controller's overhead over the early-exit run and over
+full depth. Terminal and Markdown share these tables.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from harness.records.cost import PARTS, Attribution, OperatingPointCost, Quantity, Ranged
+from harness.records.cost import PARTS, PHASES, Attribution, OperatingPointCost, Quantity, Ranged
 from reports.summary.energy import energy_origin
 from reports.tables.columns import MISSING
 
@@ -19,7 +19,7 @@ NAMES = {
     "prefill": "prefill",
     "layers": "layers",
     "exit_checks": "exit\nchecks",
-    "check_heads": "LM heads\nof checks",
+    "check_heads": "heads of\nchecks, drafts",
     "output_head": "LM\nhead",
     "kv_fill": "exits,\nKV fill",
     "rest": "rest",
@@ -55,6 +55,12 @@ def attribution_tables(attribution: Attribution) -> tuple[TextTable, ...]:
             for row in attribution.rows
         ),
     )
+    verified = [row for row in attribution.rows if row.phases]
+    phases = TextTable(
+        f"What lossless decoding does after the prompt, {unit} (by the fit{source}; ± half of the 95 % interval)",
+        ("operating point", *(phase.replace("_", "\n") for phase in PHASES)),
+        tuple((row.operating_point, *(_plus_minus(row.phases[one], scale) for one in PHASES)) for row in verified),
+    )
     decided = [row for row in attribution.rows if row.overhead is not None]
     overhead = TextTable(
         f"What deciding costs, {unit} (probe − full depth{label}; the paper's Table IV)",
@@ -78,7 +84,7 @@ def attribution_tables(attribution: Attribution) -> tuple[TextTable, ...]:
             if check.direct or check.fitted
         ),
     )
-    return tuple(table for table in (parts, overhead, checks) if table.rows)
+    return tuple(table for table in (parts, phases, overhead, checks) if table.rows)
 
 
 def without_plus_minus(table: TextTable) -> TextTable:

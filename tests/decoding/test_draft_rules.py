@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -28,7 +29,7 @@ NEW = 24
 BATCH = Batch((0,), "cpu")
 INFO = ModelInfo(
     "model", "llama", 10, 8, 97, (2, 4, 8), 100, "float32", "random", 1, 1, 1, 1,
-    measured_costs=UnitCosts(layer=1, head=3, shortcut=1, source="this test"),
+    unit_costs=lambda: UnitCosts(layer=1, head=3, shortcut=1, source="this test"),
 )  # fmt: skip
 
 
@@ -74,12 +75,27 @@ def test_a_draft_ends_where_one_more_token_would_not_pay(
     assert ends(Expected().start(INFO, BATCH), probabilities, layer) == after
 
 
-def test_costs_are_measured_ones_or_else_bytes() -> None:
-    assert INFO.costs.token(2, at_exit=True) == 6
-    assert INFO.costs.token(10, at_exit=False) == 13
+def test_costs_are_told_or_else_bytes() -> None:
+    assert (INFO.costs.draft(2, 10), INFO.costs.deep(10)) == (6, 13)
     plain = ModelInfo("model", "llama", 10, 8, 97, (2,), 100, "float32", "random", 40, 300, 1, 1, shortcut_bytes=7)
     assert plain.costs == UnitCosts(40, 300, 7, "bytes of weights read")
-    assert plain.costs.token(2, at_exit=True) == 387
+    assert plain.costs.draft(2, 10) == 387
+
+
+@pytest.mark.parametrize(
+    ("changed", "after"),
+    [
+        ({}, 2),  # of .8: .64/6 = .1067 > 1.8/19; .512/6 = .0853 < 2.44/25 = .0976
+        ({"draft_head": 1}, 3),  # 1 + 2 + 1 = 4: .512/4 = .128 > 2.44/21 = .1162; .4096/4 = .1024 < 2.952/25 = .1181
+        ({"draft_head": 1, "check": 2, "asked_at": (1, 2, 4)}, 1),  # 4 + 2·2 = 8: .64/8 = .08 < 1.8/21 = .0857
+        ({"draft_head": 1, "check": 2, "asked_at": (2, 4)}, 2),  # 6 again: .0853 < .0976
+        ({"draft_head": 1, "layer_row": 0.25, "head_row": 2}, 1),  # 4 + 8·.25 + 2 = 8
+    ],
+)
+def test_what_drafting_costs_decides_its_length(changed: dict[str, Any], after: int) -> None:
+    costs = dataclasses.replace(INFO.costs, **changed)
+    rule = Expected().start(dataclasses.replace(INFO, unit_costs=lambda: costs), BATCH)
+    assert ends(rule, [0.8] * 9) == after
 
 
 @dataclass(frozen=True)

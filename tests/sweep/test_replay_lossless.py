@@ -14,19 +14,22 @@ import pytest
 from harness.config import parse_strategies
 from harness.config.decode import build_decode, parse_decode
 from harness.config.options import build_strategy
+from harness.contracts import KVFacts
 from harness.contracts.recipes import Silent
 from harness.decoding.generation import Generation
 from harness.errors import ConfigError, OptionError
+from harness.records import DraftTimes, UnitTimes
 from harness.running.operating_points import OperatingPoint, operating_point
 from harness.sweep.records import SweepRow
 from harness.sweep.replay_lossless import Decisions, Texts, decide, replay_lossless
-from harness.sweep.replay_strategy import Outcome
+from harness.sweep.replay_strategy import Outcome, replay
 from harness.sweep.replay_sweep import SweepRequest, sweep
 from harness.sweep.tokens import read_tokens
 from harness.training.traces.record_trace import TraceRequest, trace
 
 LAYERS, NEW = 12, 30
 PROMPTS = [[5, 9, 40, 17, 5, 9, 40], [88, 3, 60, 61, 62, 7], [120, 14, 15], [33] * 9, list(range(40, 60))]
+LAYERSKIP = "layerskip:layer=10:length=3"
 EXITS = ("fixed:layer=10", "confidence:threshold=0.4", "margin:threshold=0.3", "entropy:threshold=0.75", "oracle")
 
 
@@ -59,7 +62,7 @@ def live_and_replayed(
 
 @pytest.mark.parametrize("most", [1, 3, 16])
 @pytest.mark.parametrize("decode", ["lossless", "lossless+lookup:least=1"])
-@pytest.mark.parametrize("text", EXITS)
+@pytest.mark.parametrize("text", [*EXITS, LAYERSKIP])
 def test_what_stands_is_exactly_that_of_live_decoding(tiny: Any, text: str, decode: str, most: int) -> None:
     live, found = live_and_replayed(tiny, text, decode, most)
     assert found.drafted is not None
@@ -67,6 +70,64 @@ def test_what_stands_is_exactly_that_of_live_decoding(tiny: Any, text: str, deco
     assert found.drafted.verifications.tolist() == [one.verifications for one in live]
     assert found.drafted.accepted.tolist() == [sum(one.accepted) for one in live]
     assert sum(one.verifications for one in live) < found.count  # some pass yielded several
+
+
+@pytest.mark.parametrize(("layer", "length", "most"), [(10, 3, 16), (6, 4, 16), (4, 8, 2), (10, 1, 16)])
+def test_drafts_of_a_fixed_exit_and_length_are_replayed_exactly(tiny: Any, layer: int, length: int, most: int) -> None:
+    """What follows a wrong draft is as long wherever it stands."""
+    live, found = live_and_replayed(tiny, f"layerskip:layer={layer}:length={length}", "lossless", most)
+    assert counts(found) == {
+        "drafts": sum(one.drafts for one in live),
+        "read": sum(one.layers_read for one in live),
+        "discarded": sum(one.layers_discarded for one in live),
+        "heads": sum(one.lm_head_evaluations for one in live),
+        "maps": sum(one.shortcut_evaluations for one in live),
+        "checks": sum(one.exit_checks for one in live),
+    }
+    assert found.drafted is not None
+    assert found.drafted.layers_discarded > 0
+    assert found.drafted.verifications.tolist() == [one.verifications for one in live]
+    assert max(one.drafts / one.verifications for one in live) <= min(length, most)
+
+
+TIMES = UnitTimes(positions=9, rows=5, layer_s=1.0, head_s=5.0, layer_row_s=0.25, head_row_s=0.5)
+DRAFT = DraftTimes(check_s=0.125, read_s=2.0)
+
+
+@pytest.mark.parametrize("decode", ["lossless", "lossless+lookup:least=1"])
+def test_what_replayed_decoding_would_take_is_what_live_counts_say(tiny: Any, decode: str) -> None:
+    live, found = live_and_replayed(tiny, LAYERSKIP, decode, 16)
+    passes = sum(one.verifications for one in live)
+    read, executed = sum(one.layers_read for one in live), sum(one.layers_executed for one in live)
+    taken = (
+        read + (executed - read) / 4 + 5 * passes + (executed / LAYERS - passes) / 2
+        + sum(one.exit_checks for one in live) / 8 + 2 * sum(one.drafting.passes for one in live)
+    )  # fmt: skip
+    assert found.seconds(TIMES, DRAFT, tiny.info, KVFacts(defers=True)) == pytest.approx(
+        taken, rel=0 if decode == "lossless" else 0.05
+    )
+
+
+def test_lossy_seconds_by_hand(info: Any, made: Any) -> None:
+    (spec,) = parse_strategies("fixed:layer=4")
+    found = replay(operating_point(spec, build_strategy(spec), info), made(top=[[1, 2, 3]] * 5, final=[1] * 5), info)
+    exits = 5 * (4 + 0.125 + 2)
+    assert found.seconds(TIMES, DRAFT, info, KVFacts()) == exits
+    assert found.seconds(TIMES, DRAFT, info, KVFacts(defers=True)) == exits + 5 * 8 / 4
+    assert found.seconds(TIMES, DRAFT, info, KVFacts(fills=True)) is None
+
+
+def test_a_sweep_measures_when_told_to(tiny_llama: Path, generated: Path) -> None:
+    plain = swept(tiny_llama, generated, LAYERSKIP)
+    assert {row.seconds_per_token for row in plain.values()} == {None}
+    rows = swept(tiny_llama, generated, LAYERSKIP, "fixed:layer=4", measure_costs=True)
+    assert rows["full"].expected_time_speedup == 1
+    for row in rows.values():
+        assert 0 < row.seconds_per_token < 1
+        assert row.expected_time_speedup == rows["full"].seconds_per_token / row.seconds_per_token
+    assert {name: row.expected_speedup for name, row in plain.items()} == {
+        name: row.expected_speedup for name, row in rows.items() if name in plain
+    }
 
 
 @pytest.mark.parametrize("text", EXITS)
@@ -198,6 +259,14 @@ def test_rows_are_typed_and_named_as_a_run_s(tiny_llama: Path, generated: Path) 
     assert rows["full"].expected_speedup == 1
 
 
+def test_what_only_drafts_is_lossless_whatever_the_others_are(tiny_llama: Path, generated: Path) -> None:
+    rows = swept(tiny_llama, generated, LAYERSKIP, "fixed:layer=10", references=("layerskip:layer=4:length=1",))
+    assert list(rows) == ["full", "layerskip:layer=4:length=1@lossless", f"{LAYERSKIP}@lossless", "fixed:layer=10"]
+    assert [row.lossless for row in rows.values()] == [False, True, True, False]
+    looked_up = swept(tiny_llama, generated, LAYERSKIP, decodes=("lossy", "lossless+lookup"))
+    assert list(looked_up) == ["full", f"{LAYERSKIP}@lossless+lookup"]
+
+
 def test_parts_of_a_trace_do_not_cut_drafts(tiny_llama: Path, generated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = swept(tiny_llama, generated, "confidence:threshold=0.4", decodes=("lossless",))
     monkeypatch.setattr(read_tokens, "__kwdefaults__", {**read_tokens.__kwdefaults__, "part": 7})
@@ -207,9 +276,10 @@ def test_parts_of_a_trace_do_not_cut_drafts(tiny_llama: Path, generated: Path, m
 def test_the_command_shows_what_is_drafted(cli: Callable[..., Any], tiny_llama: Path, generated: Path) -> None:
     done = cli(
         *("sweep", "--replay", generated, "--model", tiny_llama, "--strategy", "fixed:layer=10", "--document-split"),
-        *("all", "--decode", "lossy,lossless+lookup:n=2", "--draft-max", 3, "--out", "s"),
+        *("all", "--decode", "lossy,lossless+lookup:n=2", "--draft-max", 3, "--out", "s", "--measure-costs"),
     )
     assert done.code == 0, done.err
+    assert "times what each takes here" in " ".join(done.out.split())
     assert "Lossless decoding: what is drafted and verified, replayed" in done.out
     assert "behind a wrong draft" in " ".join(done.out.split())
     header, *lines = Path("s/sweep.csv").read_text().splitlines()

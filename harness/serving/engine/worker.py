@@ -194,8 +194,9 @@ class Worker:
         with self._failing([row]):
             batch = self._batch or self._open()
             self._energy.begin(row)
-            rows, rule = self._exits.join(row, job.setting.strategy, job.seed)
-            drafts = self._engine.drafts(job.setting.lossless, rows, self._kv, rule)
+            strategy, lossless = job.setting.strategy, job.setting.lossless
+            rows, rule = self._exits.join(row, strategy, job.seed, self._engine.facts(strategy, lossless))
+            drafts = self._engine.drafts(lossless, rows, self._kv, strategy, rule)
             served.prompt_reused = batch.join(
                 row, prompt, job.max_new_tokens, served.stop, job.end_token_ids, ticket.submitted, job.owner,
                 None if drafts is None else replace(drafts, rules=self._exits.guarded(drafts.rules)),

@@ -1,0 +1,206 @@
+"""What the parts of decoding cost on this machine, in seconds: measured when a strategy or a draft rule first asks.
+
+Layers, LM head and what drafting adds (asking the strategy, reading the token that its exit drafts) are timed as the
+engine runs them, one row at a time and several rows of one pass, over an empty cache: what keys and values hold takes
+no other time. The least of several rounds counts, since whatever else the machine does only adds.
+A run states them and goes on with them; where nothing was measured, costs are bytes of weights.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from harness.contracts import Batch, ExitRule, ExitView, HeadChoice, ModelInfo, Strategy, UnitCosts
+from harness.decoding.backbone import Backbone
+from harness.decoding.choice import best, choices
+from harness.decoding.exits import ask
+from harness.decoding.generation import Generation
+from harness.decoding.passes import TokenPass
+from harness.decoding.readings import Heads
+from harness.decoding.view import LayerView
+from harness.records import DraftTimes, UnitTimes
+
+__all__ = ["Bench", "Timing", "byte_costs", "drafter"]
+
+POSITIONS = 128
+"""Positions that timed tokens attend to, where the model has so many."""
+ROWS = 5
+"""Rows of the pass that several tokens share."""
+ROUNDS = (3, 9)
+"""Rounds at least and at most, besides a first one that does not count."""
+ENOUGH_S = 0.12
+"""Seconds after which a measurement has had rounds enough."""
+
+
+class Timing:
+    """What is known of a model's times, and whether more may be measured.
+
+    Args:
+        known: what a run that goes on began with; nothing more is measured then. ``None`` to measure.
+        measures: whether to; without it and without known times costs are bytes.
+
+    Attributes:
+        times: what is known so far.
+    """
+
+    def __init__(self, known: UnitTimes | None = None, *, measures: bool = True) -> None:
+        self.times = known
+        self._measures = measures and known is None
+
+    def known(self, bench: Bench, strategy: Strategy | None, head: HeadChoice) -> tuple[UnitTimes, DraftTimes] | None:
+        """Return what layers and LM head take, and what drafting adds; ``None`` where a part of it is not known.
+
+        Args:
+            bench: what to measure on.
+            strategy: is asked at its exit points; ``None`` where nobody is.
+            head: reads drafts.
+        """
+        name = drafter(strategy, head)
+        if self._measures and (self.times is None or name not in self.times.drafts):
+            with torch.inference_mode():
+                times = bench.layers() if self.times is None else self.times
+                drafts = {**times.drafts, name: bench.drafting(strategy, head)}
+                self.times = times.model_copy(update={"drafts": drafts})
+        found = None if self.times is None else self.times.drafts.get(name)
+        return None if self.times is None or found is None else (self.times, found)
+
+    def costs(self, bench: Bench, strategy: Strategy | None, head: HeadChoice) -> UnitCosts:
+        """Return the costs of a batch: seconds, or bytes of weights where :meth:`known` knows nothing."""
+        known = self.known(bench, strategy, head)
+        if known is None:
+            return byte_costs(bench.info, bench.heads, head)
+        times, draft = known
+        return UnitCosts(
+            layer=times.layer_s,
+            head=times.head_s,
+            shortcut=0.0,
+            source=f"seconds on this machine, {times.positions} positions read",
+            draft_head=draft.read_s,
+            check=draft.check_s,
+            asked_at=() if strategy is None else tuple(strategy.exit_points(bench.info)),
+            layer_row=times.layer_row_s,
+            head_row=times.head_row_s,
+        )
+
+
+def drafter(strategy: Strategy | None, head: HeadChoice) -> str:
+    """Return who drafts, for a table of times: the strategy's class, the heads that it reads, what reads its drafts.
+
+    Other options of a strategy change what it decides, hardly what asking takes.
+    """
+    asked = "nobody" if strategy is None else "+".join([type(strategy).__name__, *map(str, strategy.cheap_heads())])
+    return f"{asked}, drafts by {head}"
+
+
+def byte_costs(info: ModelInfo, heads: Heads, head: HeadChoice) -> UnitCosts:
+    """Return what weights cost by their bytes, drafts being read by a head."""
+    costs = replace(info, unit_costs=None).costs
+    return costs if head.is_full else replace(costs, draft_head=float(heads[head].nbytes))
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What is measured on.
+
+    Attributes:
+        backbone: the model.
+        info: its facts, as a strategy gets them that must not ask what is being measured.
+        heads: its cheap heads.
+        token_pass: returns a pass of so many new tokens at the end of so many positions, with the tally it charges.
+    """
+
+    backbone: Backbone
+    info: ModelInfo
+    heads: Heads
+    token_pass: Callable[[int, int], tuple[TokenPass, list[Generation]]]
+
+    @property
+    def positions(self) -> int:
+        """Where the last timed token stands, from 1."""
+        return min(POSITIONS, self.info.max_positions)
+
+    def layers(self) -> UnitTimes:
+        """Measure layers and LM head, for one row and for several."""
+        rows, layers = min(ROWS, self.positions), self.backbone.num_layers
+
+        def once() -> list[float]:
+            found = []
+            for count in (1, rows):
+                current, _ = self.token_pass(count, self.positions)
+                started = self._now()
+                current.advance(layers)
+                ran = self._now()
+                states, _ = current.states()
+                self._read(self.backbone.logits(states))
+                found += [(ran - started) / layers, self._now() - ran]
+            return found
+
+        layer, head, layer_several, head_several = _least(once)
+        more = max(rows - 1, 1)
+        return UnitTimes(
+            positions=self.positions,
+            rows=rows,
+            layer_s=layer,
+            head_s=head,
+            layer_row_s=max(layer_several - layer, 0.0) / more,
+            head_row_s=max(head_several - head, 0.0) / more,
+        )
+
+    def drafting(self, strategy: Strategy | None, head: HeadChoice) -> DraftTimes:
+        """Measure asking a strategy at each of its exit points, on one token, and reading its drafts there."""
+        points = self.info.exit_points if strategy is None else strategy.exit_points(self.info)
+        if not points:
+            return DraftTimes(check_s=0.0, read_s=0.0)
+
+        def once() -> list[float]:
+            batch = Batch((0,), str(self.backbone.device))
+            rule: ExitRule = _Silent() if strategy is None else strategy.start(self.info, batch)
+            current, tally = self.token_pass(1, self.positions)
+            previous: LayerView | None = None
+            checks = reads = 0.0
+            for point in points:
+                current.advance(point)
+                started = self._now()
+                previous = LayerView(self.backbone, current, tally, previous, None, self.heads)
+                ask(rule, previous)
+                asked = self._now()
+                if previous.reads_full(0, head):
+                    previous.choices([0])
+                else:
+                    previous.drafts([0], head)
+                checks, reads = checks + asked - started, reads + self._now() - asked
+            return [checks / len(points), reads / len(points)]
+
+        check, read = _least(once)
+        return DraftTimes(check_s=0.0 if strategy is None else check, read_s=read)
+
+    def _read(self, logits: Tensor) -> None:
+        choices(best(logits))
+
+    def _now(self) -> float:
+        if self.backbone.device.type == "cuda":
+            torch.cuda.synchronize(self.backbone.device)
+        return time.perf_counter()
+
+
+class _Silent:
+    """Nobody, who never exits."""
+
+    def should_exit(self, view: ExitView) -> Tensor:
+        """Say no."""
+        return torch.zeros_like(view.rows, dtype=torch.bool)
+
+
+def _least(once: Callable[[], list[float]]) -> list[float]:
+    """Return the least of several rounds of measurements, each of several numbers."""
+    once()
+    started = time.perf_counter()
+    rounds: list[list[float]] = []
+    while len(rounds) < ROUNDS[0] or (len(rounds) < ROUNDS[1] and time.perf_counter() - started < ENOUGH_S):
+        rounds.append(once())
+    return [min(column) for column in zip(*rounds, strict=True)]

@@ -1,0 +1,175 @@
+"""What decoding costs: measured when asked for, as stated by a run that goes on, or bytes of weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from harness.contracts import LM_HEAD, HeadChoice, Lossless, Strategy, UnitCosts
+from harness.decoding.drafts.expected import Expected
+from harness.decoding.engine import Engine
+from harness.decoding.readings import Heads
+from harness.decoding.unit_costs import Bench, Timing, drafter
+from harness.models.artefacts import write_artefact
+from harness.models.heads import head_tensors
+from harness.records import DraftTimes, UnitTimes
+from strategies.confidence import Confidence
+from strategies.dynamic_exit import DynamicExit
+from strategies.fixed import Fixed
+from strategies.full import Full
+from strategies.oracle import Oracle
+
+NEW, LAYERS, POINTS = 24, 6, (1, 2, 3, 4, 5)
+SHORTLIST = HeadChoice("shortlist", 40)
+
+
+def times(*drafters: str, layer_s: float = 1.0, check_s: float = 0.0, read_s: float = 0.0) -> UnitTimes:
+    draft = DraftTimes(check_s=check_s, read_s=read_s)
+    return UnitTimes(
+        positions=9, rows=5, layer_s=layer_s, head_s=0.5, layer_row_s=0.25, head_row_s=0.125,
+        drafts=dict.fromkeys(drafters, draft),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def make(llama: Any, tmp_path: Path) -> Callable[..., Engine]:
+    """``make(timing)`` is an engine of a model for which a shortlist is trained."""
+    write_artefact(tmp_path / "shortlist.json", "shortlist", {"token_ids": torch.arange(97)}, {"model": "llama"})
+    info = dataclasses.replace(llama.info, artefacts=(str(tmp_path),), layer_bytes=70, lm_head_bytes=900)
+    backbone = dataclasses.replace(llama.engine.backbone, trained=partial(head_tensors, info, "cpu"))
+    return lambda timing=None: Engine(backbone, info, timing=timing)
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was measured."""
+    done: list[str] = []
+    layers, drafting = Bench.layers, Bench.drafting
+
+    def measured_layers(bench: Bench) -> UnitTimes:
+        done.append("layers")
+        return layers(bench)
+
+    def measured_drafting(bench: Bench, strategy: Strategy | None, head: HeadChoice) -> DraftTimes:
+        done.append(drafter(strategy, head))
+        return drafting(bench, strategy, head)
+
+    monkeypatch.setattr(Bench, "layers", measured_layers)
+    monkeypatch.setattr(Bench, "drafting", measured_drafting)
+    return done
+
+
+def costs(engine: Engine, strategy: Strategy, head: HeadChoice = LM_HEAD) -> UnitCosts:
+    return engine.facts(strategy, Lossless(head=head)).costs
+
+
+def decoded(engine: Engine, prompts: Sequence[Sequence[int]], strategy: Strategy, lossless: Lossless | None) -> Any:
+    limits = [NEW] * len(prompts)
+    return engine.decode(prompts, strategy, kv="recompute", max_new_tokens=limits, lossless=lossless)
+
+
+def test_nothing_is_measured_until_somebody_asks_and_then_once(make: Any, prompts: Any, counted: list[str]) -> None:
+    engine = make(Timing())
+    decoded(engine, prompts, Full(), None)
+    decoded(engine, prompts, Confidence(threshold=0.3), Lossless())
+    assert (counted, engine.timing.times) == ([], None)
+    for _ in range(2):
+        decoded(engine, prompts, Confidence(threshold=0.3), Lossless(sources=(Expected(),)))
+    assert counted == ["layers", "Confidence, drafts by full"]
+    decoded(engine, prompts, DynamicExit(), Lossless(head=SHORTLIST))
+    assert counted[2:] == ["DynamicExit, drafts by shortlist/40"]
+
+
+def test_what_is_measured_is_what_is_told(make: Any) -> None:
+    engine = make(Timing())
+    found = costs(engine, Confidence(head="shortlist/40"), SHORTLIST)
+    known = engine.timing.times
+    draft = known.drafts["Confidence+shortlist/40, drafts by shortlist/40"]
+    assert (known.positions, known.rows) == (128, 5)
+    assert 0 < known.layer_s < 0.1
+    assert 0 < known.head_s < 0.1
+    assert min(known.layer_row_s, known.head_row_s) >= 0
+    assert 0 < draft.check_s < 0.1
+    assert 0 < draft.read_s < 0.1
+    assert found == UnitCosts(
+        known.layer_s, known.head_s, 0, "seconds on this machine, 128 positions read", draft.read_s, draft.check_s,
+        POINTS, known.layer_row_s, known.head_row_s,
+    )  # fmt: skip
+
+
+def test_measuring_leaves_no_trace_in_what_is_decoded(make: Any, prompts: Any) -> None:
+    plain = decoded(make(), prompts, Confidence(threshold=0.3), Lossless())
+    engine = make(Timing())
+    costs(engine, Confidence(threshold=0.3))
+    again = decoded(engine, prompts, Confidence(threshold=0.3), Lossless())
+    assert [(one.token_ids, one.exit_checks, one.lm_head_evaluations, one.layers_read) for one in again] == [
+        (one.token_ids, one.exit_checks, one.lm_head_evaluations, one.layers_read) for one in plain
+    ]
+
+
+def test_a_strategy_that_decided_before_is_not_asked(make: Any) -> None:
+    engine = make(Timing())
+    assert costs(engine, Oracle()).asked_at == ()
+    assert engine.timing.times.drafts.keys() == {"nobody, drafts by full"}
+    assert engine.timing.times.drafts["nobody, drafts by full"].check_s == 0
+
+
+def test_a_run_that_goes_on_measures_nothing(make: Any, counted: list[str]) -> None:
+    engine = make(Timing(times("DynamicExit, drafts by shortlist/40", check_s=0.01, read_s=0.02), measures=False))
+    assert costs(engine, DynamicExit(), SHORTLIST) == UnitCosts(
+        1, 0.5, 0, "seconds on this machine, 9 positions read", 0.02, 0.01, POINTS, 0.25, 0.125
+    )
+    assert costs(engine, Fixed(2)).source == "bytes of weights read"  # never half of each
+    assert counted == []
+
+
+def test_without_times_costs_are_bytes_those_of_the_draft_head_too(make: Any) -> None:
+    for engine in (make(), make(Timing(measures=False))):
+        assert costs(engine, DynamicExit()) == UnitCosts(70, 900, 0, "bytes of weights read")
+        size = Heads(engine.backbone)[SHORTLIST].nbytes
+        assert costs(engine, DynamicExit(), SHORTLIST) == UnitCosts(70, 900, 0, "bytes of weights read", size)
+        assert costs(engine, DynamicExit(), SHORTLIST).draft(2, LAYERS) == 140 + size
+
+
+@pytest.mark.parametrize(
+    ("drafting", "drafts"),
+    [
+        ({"read_s": 0.0}, True),
+        ({"read_s": 100.0}, False),
+        ({"check_s": 100.0}, False),
+        ({"layer_s": 1e-9, "read_s": 1.0}, False),
+    ],
+)
+def test_del_drafts_where_its_costs_let_it(make: Any, prompts: Any, drafting: dict[str, float], drafts: bool) -> None:
+    engine = make(Timing(times("DynamicExit, drafts by full", **drafting), measures=False))
+    made = decoded(engine, prompts, DynamicExit(), Lossless())
+    assert (sum(one.drafts for one in made) > 0) is drafts
+    plain = decoded(engine, prompts, Full(), None)
+    assert [one.token_ids for one in made] == [one.token_ids for one in plain]
+
+
+def test_drafts_are_longer_where_reading_them_costs_less(make: Any, prompts: Any) -> None:
+    def lengths(read_s: float) -> float:
+        engine = make(Timing(times("Fixed, drafts by full", read_s=read_s), measures=False))
+        made = decoded(engine, prompts, Fixed(1), Lossless(sources=(Expected(),)))
+        return sum(one.drafts for one in made) / sum(one.verifications for one in made)
+
+    assert lengths(0.0) > lengths(1000.0) == 1
+
+
+def test_a_model_of_few_positions_is_measured_at_those(make_case: Any) -> None:
+    case = make_case("gpt2", max_position_embeddings=3)
+    engine = Engine(case.engine.backbone, case.info, timing=Timing())
+    assert costs(engine, DynamicExit()).source == "seconds on this machine, 3 positions read"
+    assert engine.timing.times.rows == 3
+
+
+def test_every_family_can_be_measured(case: Any) -> None:
+    engine = Engine(case.engine.backbone, case.info, timing=Timing())
+    assert costs(engine, Confidence()).check > 0
