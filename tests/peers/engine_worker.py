@@ -1,9 +1,9 @@
 """A worker with this engine, or with transformers' ``generate``, both on the default model.
 
 ``python -m tests.peers.engine_worker FORMAT THREADS [WEIGHTS]`` in a weights format, or with ``generate`` in its place
-for transformers in float32; of the pretrained weights, or tuned ones. Without being told another way, each decodes
-greedily at full depth. The engine's other ways are lossless, ``STRATEGY@DECODE`` as of ``harness run``; those of
-transformers are :data:`ASSISTED`, or ``early exit LAYER LENGTH``.
+for transformers in float32; of the pretrained weights, or those ``tuned`` to be read by one LM head at every exit.
+Without being told another way, each decodes greedily at full depth. The engine's other ways are lossless,
+``STRATEGY@DECODE`` as of ``harness run``; those of transformers are :data:`ASSISTED`, or ``early exit LAYER LENGTH``.
 """
 
 from __future__ import annotations
@@ -27,11 +27,14 @@ from harness.running.operating_points import drafting
 from strategies.full import Full
 from tests.peers.workers import Decoded, Decoder, serve
 
+SHARED = "smollm2-135m-shared"
+"""The shipped set with such weights."""
+
 ASSISTED: dict[str, dict[str, Any]] = {
     "": {},
     "lookup": {"prompt_lookup_num_tokens": 6, "max_matching_ngram_size": 3},
 }
-"""Transformers' ways that need no layer, and what its ``generate`` is told; tokens and n-gram as ``lookup`` has them."""
+"""Transformers' ways that need no layer, and what its ``generate`` is told: tokens and n-gram as of ``lookup``."""
 
 SURE = 0.4
 """Probability below which a draft of transformers ends, unless its length is given: its own default."""
@@ -39,8 +42,9 @@ SURE = 0.4
 
 def load_engine(name: str, threads: int, weights: WeightsChoice) -> Decoder:
     loaded = harness.load(
-        DEFAULT_MODEL, weights=weights, weights_format=name, exit_head="shared", device="cpu", threads=threads
-    ).loaded
+        DEFAULT_MODEL, weights=weights, weights_format=name, exit_head="shared", artefacts=SHARED, device="cpu",
+        threads=threads,
+    ).loaded  # fmt: skip
     engine, deepest = Engine(loaded.backbone, loaded.info), loaded.info.num_layers
 
     def told(way: str) -> tuple[Strategy, str, Lossless | None]:
@@ -109,7 +113,8 @@ class Layers:
 
 def load_generate(threads: int, weights: WeightsChoice) -> Decoder:
     torch.set_num_threads(threads)
-    module = resolve(ModelRequest(DEFAULT_MODEL, weights=weights, exit_head="shared")).load("cpu").module
+    request = ModelRequest(DEFAULT_MODEL, weights=weights, exit_head="shared", artefacts=SHARED)
+    module = resolve(request).load("cpu").module
     settings, layers = module.generation_config, Layers(module)
     settings.eos_token_id, settings.pad_token_id = None, 0
     settings.num_assistant_tokens_schedule = "constant"

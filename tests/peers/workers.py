@@ -16,16 +16,17 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 ROOT = Path(__file__).resolve().parents[2]
 READY_S, ANSWER_S = 300, 300
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
-class Decoded(NamedTuple):
+@dataclass(frozen=True)
+class Decoded:
     """Tokens, and when each was known: seconds since the prompt was given.
 
     Attributes:
@@ -34,7 +35,7 @@ class Decoded(NamedTuple):
 
     token_ids: list[int]
     times_s: list[float]
-    counts: dict[str, int] = {}
+    counts: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -174,4 +175,4 @@ def serve(load: Callable[[], Decoder], refusals: type[Exception] | tuple[type[Ex
             assert decoder.choices is not None, decoder.facts
             answer = {"choices": decoder.choices(asked["prompt"], asked["text"])}
         else:
-            answer = decoder.decode(asked["prompt"], asked["count"], asked["way"])._asdict()
+            answer = asdict(decoder.decode(asked["prompt"], asked["count"], asked["way"]))
