@@ -56,6 +56,7 @@ class Claim(Record):
             else was promised.
         places: compared tokens.
         differences: every one of them.
+        drafts: tokens drafted. accepted: those of them that stood. ``None`` where nothing is to be drafted.
     """
 
     weights_format: str
@@ -65,6 +66,8 @@ class Claim(Record):
     judged: bool
     places: Count
     differences: tuple[TokenDifference, ...]
+    drafts: Count | None = None
+    accepted: Count | None = None
 
     @property
     def near_ties(self) -> int:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from harness.config import RunConfig
+from harness.config import BASELINE, RunConfig
 from harness.contracts.recipes import Progress
 from harness.decoding.engine import Engine
 from harness.decoding.packing import pack, usable
+from harness.errors import ConfigError
 from harness.host import environment
 from harness.models.facts import in_format
 from harness.models.model import LoadedModel
 from harness.records.certificate import Certificate, Claim
 from harness.registry import WEIGHTS_FORMATS
+from harness.running.operating_points import OperatingPoint
 from harness.running.plan import make_plan
-from harness.verifying.formats import decode, verify_batches, verify_format
+from harness.verifying.formats import Step, decode, verify_batches, verify_format
 from harness.verifying.lossless import verify_lossless
 from harness.verifying.options import VerifyOptions
 
@@ -39,31 +41,31 @@ def certify(options: VerifyOptions, progress: Progress) -> Certificate:
         )
     )  # fmt: skip
     drafting = [point for point in plan.points if point.lossless is not None]
+    if options.strategies:
+        _check_lossless(plan.points)
     names = _formats(options, plan.device)
     samples = [sample for task in plan.tasks for sample in task.data.samples]
     progress.stage(f"loading {plan.model.info.name}")
     loaded = plan.model.load(plan.device, progress.stage)
     eos = plan.model.tokenizer.eos_token_ids
     float32 = Engine(loaded.backbone, loaded.info)
-    progress.begin(f"{REFERENCE} writes", len(samples))
-    written = decode(float32, samples, 1, eos, progress.step)
+    steps = Steps(progress, len(samples), _parts(names, options.batch_sizes, len(drafting)))
+    written = decode(float32, samples, 1, eos, steps.next(f"{REFERENCE} writes"))
     claims: list[Claim] = []
     for name in names:
         engine = float32 if name == REFERENCE else _packed(loaded, name, plan.device)
-        progress.begin(f"{name} reads what {REFERENCE} wrote", len(samples))
-        claims.append(verify_format(name, engine, float32, written, options.seed, progress.step))
+        step = steps.next(f"{name} reads what {REFERENCE} wrote")
+        claims.append(verify_format(name, engine, float32, written, options.seed, step))
         alone = written
         if engine is not float32:
-            progress.begin(f"{name}, rows alone", len(samples))
-            alone = decode(engine, samples, 1, eos, progress.step)
+            alone = decode(engine, samples, 1, eos, steps.next(f"{name}, rows alone"))
         for size in options.batch_sizes:
             if size > 1:
-                progress.begin(f"{name}, batches of {size}", len(samples))
-                together = decode(engine, samples, size, eos, progress.step)
+                together = decode(engine, samples, size, eos, steps.next(f"{name}, batches of {size}"))
                 claims.append(verify_batches(name, engine, alone, together, size, options.seed))
             for point in drafting:
-                progress.begin(f"{name}, {point.name}, batches of {size}", len(samples))
-                claims.append(verify_lossless(point, name, engine, alone, size, options.seed, eos, progress.step))
+                step = steps.next(f"{name}, {point.name}, {'rows alone' if size == 1 else f'batches of {size}'}")
+                claims.append(verify_lossless(point, name, engine, alone, size, options.seed, eos, step))
     return Certificate(
         model=loaded.info.name,
         fingerprint=loaded.info.fingerprint,
@@ -76,6 +78,45 @@ def certify(options: VerifyOptions, progress: Progress) -> Certificate:
         environment=environment.machine_line(environment.describe()),
         claims=tuple(claims),
     )
+
+
+class Steps:
+    """One bar for all parts of a certificate, each of which goes through the same prompts.
+
+    Args:
+        progress: shows it.
+        prompts: of each part.
+        parts: how many there will be.
+    """
+
+    def __init__(self, progress: Progress, prompts: int, parts: int) -> None:
+        self._progress, self._prompts, self._done = progress, prompts, -prompts
+        progress.begin("prompts decoded and compared", prompts * parts)
+
+    def next(self, what: str) -> Step:
+        """Begin a part; return what is to be told how many of its prompts are done."""
+        self._done += self._prompts
+        start = self._done
+        return lambda done: self._progress.step(start + done, what)
+
+
+def _check_lossless(points: Sequence[OperatingPoint]) -> None:
+    """Refuse strategies whose tokens are their own; full depth stands in every plan.
+
+    Raises:
+        ConfigError: there is one, with the remedy.
+    """
+    for point in points:
+        if point.lossless is None and point.record.strategy != BASELINE:
+            raise ConfigError(
+                f"--strategy {point.name}: a lossy strategy's tokens are its own. Write {point.name}@lossless."
+            )
+
+
+def _parts(formats: Sequence[str], sizes: Sequence[int], drafting: int) -> int:
+    """Return how often all prompts are gone through."""
+    of_a_format = 1 + sum((size > 1) + drafting for size in sizes)
+    return 1 + sum(of_a_format + (name != REFERENCE) for name in formats)
 
 
 def _formats(options: VerifyOptions, device: str) -> Sequence[str]:

@@ -37,15 +37,18 @@ Step = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What full depth made of a prompt.
+    """What was made of a prompt.
 
     Attributes:
         sample: the prompt.
         tokens: the completion.
+        drafts: tokens drafted. accepted: those of them that stood.
     """
 
     sample: Sample
     tokens: tuple[int, ...]
+    drafts: int = 0
+    accepted: int = 0
 
 
 def decode(
@@ -82,7 +85,7 @@ def in_batches(
         for sample, one in zip(batch, decoded(batch), strict=True):
             if one.failure is not None:
                 raise one.failure
-            made.append(Completion(sample, tuple(one.token_ids)))
+            made.append(Completion(sample, tuple(one.token_ids), one.drafts, sum(one.accepted)))
         step(len(made))
     return made
 

@@ -63,4 +63,6 @@ def verify_lossless(
         judged=facts.invariant or facts.accuracy != "lossy",
         places=places,
         differences=differences,
+        drafts=sum(one.drafts for one in drafted),
+        accepted=sum(one.accepted for one in drafted),
     )

@@ -19,7 +19,7 @@ from harness.config.model import (
     Threads,
 )
 from harness.config.registered import registered
-from harness.contracts import WeightsChoice
+from harness.contracts import ExitHead, WeightsChoice
 from harness.registry import WEIGHTS_FORMATS
 
 __all__ = ["VerifyOptions"]
@@ -34,7 +34,7 @@ class VerifyOptions(Configuration):
     strategies: tuple[Annotated[str, Placeholder("SPEC")], ...] = Field(
         default=(),
         description="What drafts, as of `harness run`, decoded losslessly: held against full depth. Repeatable. "
-        "Default: what the run that names none decodes losslessly; full verifies none.",
+        "Default: what `harness run` decodes losslessly when it names none; full leaves this out.",
     )
     draft_max: DraftMax = Field(default=DRAFT_MAX, description="Tokens of a draft at most.")
     draft_head: DraftHead = "auto"
@@ -46,7 +46,7 @@ class VerifyOptions(Configuration):
     batch_size: str | tuple[int, ...] = Field(
         default=(1, 3), description="Rows to decode together, a comma list; each above 1 is held against rows alone."
     )
-    prompts: int = Field(default=200, ge=1, le=10**6, description="Prompts of each task.")
+    prompts: int = Field(default=50, ge=1, le=10**6, description="Prompts of each task.")
     max_new_tokens: int = Field(default=30, ge=1, le=4096, description="New tokens per prompt.")
     tasks: tuple[TaskName, ...] = Field(
         default=RunConfig.model_fields["tasks"].default, description="Task, see `harness list tasks`. Repeatable."
@@ -56,6 +56,8 @@ class VerifyOptions(Configuration):
         default="embedded", min_length=1, description="embedded, hub, or PATH of a JSONL file or dataset folder."
     )
     weights: WeightsChoice = Field(default="auto", description="As of `harness run`")
+    exit_points: Annotated[str, Placeholder("LAYERS")] = Field(default="paper", description="As of `harness run`")
+    exit_head: ExitHead = Field(default="auto", description="As of `harness run`")
     artefacts: Artefacts = None
     device: str = Field(default="auto", description="auto (CUDA where there is one), cpu, cuda or cuda:N.")
     threads: Threads = None

@@ -24,13 +24,14 @@ def render(found: Certificate) -> RenderableType:
     head = (
         f"{found.model} ({found.weights}), {found.prompts} prompts, {found.max_new_tokens} new tokens each: {sources}"
     )
-    table = _table("format", "claim", "places", "equal", "ties", "beyond", "gap", "")
+    table = _table("format", "claim", "places", "drafts", "equal", "ties", "beyond", "gap", "")
     for claim in found.claims:
         widest = max((one.gap for one in claim.differences if one.gap is not None), default=None)
         table.add_row(
             Line(claim.weights_format),
             Line(claim.what),
             f"{claim.places:,}",
+            "" if claim.drafts is None else f"{claim.accepted}/{claim.drafts}",
             "–" if claim.share is None else f"{claim.share:.2%}",
             str(claim.near_ties),
             str(len(claim.beyond)),
@@ -38,8 +39,9 @@ def render(found: Certificate) -> RenderableType:
             _outcome(claim),
         )
     legend = (
-        "equal: of the places that are no near-ties; gap: the widest between two logits of the reference whose tokens "
-        "are exchanged. A near-tie's is no wider than rounding may move a logit (bound)."
+        "drafts: how many stood of how many; equal: of the places that are no near-ties; gap: the widest between two "
+        "logits of the reference whose tokens are exchanged. A near-tie's is no wider than rounding may move a logit "
+        "(bound)."
     )
     return Group(Line(head, "bold"), table, Text(legend, "dim"), *_listed(found), Text(), _verdict_line(found))
 
@@ -54,7 +56,8 @@ def verdict(found: Certificate) -> str:
     more = f"; counted, not judged: {', '.join(reported)} against float32" if reported else ""
     if not judged:
         return f"nothing to certify{more}"
-    return f"exact at {places:,} places but for {ties} near-tie{'' if ties == 1 else 's'}{more}"
+    but = f"{places:,} places but for {ties} near-tie{'' if ties == 1 else 's'}" if ties else f"all {places:,} places"
+    return f"exact at {but}{more}"
 
 
 def _verdict_line(found: Certificate) -> Text:
@@ -64,6 +67,8 @@ def _verdict_line(found: Certificate) -> Text:
 def _outcome(claim: Claim) -> Text:
     if claim.defects:
         return Text("broken", "red")
+    if claim.drafts == 0:
+        return Text("no drafts", "yellow")
     return Text("holds", "green") if claim.judged else Text("counted", "dim")
 
 

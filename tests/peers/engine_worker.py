@@ -1,35 +1,66 @@
-"""A worker with full depth of this engine, or with transformers' ``generate``, both on the default model.
+"""A worker with this engine, or with transformers' ``generate``, both on the default model.
 
-``python -m tests.peers.engine_worker FORMAT THREADS`` in a weights format, or with ``generate`` in its place for
-transformers in float32.
+``python -m tests.peers.engine_worker FORMAT THREADS [WEIGHTS]`` in a weights format, or with ``generate`` in its place
+for transformers in float32; of the pretrained weights, or those ``tuned`` to be read by one LM head at every exit.
+Without being told another way, each decodes greedily at full depth. The engine's other ways are lossless,
+``STRATEGY@DECODE`` as of ``harness run``; those of transformers are :data:`ASSISTED`, or ``early exit LAYER LENGTH``.
 """
 
 from __future__ import annotations
 
 import sys
 import time
+from typing import Any
 
 import torch
 
 import harness
+from harness.config import parse_all
+from harness.config.decode import DRAFT_MAX, parse_decode
 from harness.config.model import DEFAULT_MODEL
-from harness.contracts import ModelRequest
+from harness.config.options import build_strategy
+from harness.contracts import Lossless, ModelRequest, Strategy, WeightsChoice
 from harness.decoding.engine import Engine
 from harness.errors import HarnessError
 from harness.models.model import resolve
+from harness.running.operating_points import drafting
 from strategies.full import Full
 from tests.peers.workers import Decoded, Decoder, serve
 
+SHARED = "smollm2-135m-shared"
+"""The shipped set with such weights."""
 
-def load_engine(name: str, threads: int) -> Decoder:
+ASSISTED: dict[str, dict[str, Any]] = {
+    "": {},
+    "lookup": {"prompt_lookup_num_tokens": 6, "max_matching_ngram_size": 3},
+}
+"""Transformers' ways that need no layer, and what its ``generate`` is told: tokens and n-gram as of ``lookup``."""
+
+SURE = 0.4
+"""Probability below which a draft of transformers ends, unless its length is given: its own default."""
+
+
+def load_engine(name: str, threads: int, weights: WeightsChoice) -> Decoder:
     loaded = harness.load(
-        DEFAULT_MODEL, weights="pretrained", weights_format=name, exit_head="shared", device="cpu", threads=threads
-    ).loaded
-    engine, full, deepest = Engine(loaded.backbone, loaded.info), Full(), loaded.info.num_layers
+        DEFAULT_MODEL, weights=weights, weights_format=name, exit_head="shared", artefacts=SHARED, device="cpu",
+        threads=threads,
+    ).loaded  # fmt: skip
+    engine, deepest = Engine(loaded.backbone, loaded.info), loaded.info.num_layers
 
-    def decode(prompt: list[int], count: int) -> Decoded:
-        (made,) = engine.decode([prompt], full, kv="propagate", max_new_tokens=[count])
-        return Decoded(list(made.token_ids), list(made.token_times_s))
+    def told(way: str) -> tuple[Strategy, str, Lossless | None]:
+        strategy, _, decode = way.partition("@")
+        if not decode:
+            return Full(), "propagate", None
+        one = build_strategy(parse_all((strategy,))[0])
+        return one, "recompute", drafting(parse_decode(decode), DRAFT_MAX, "auto", one, loaded.info)
+
+    def decode(prompt: list[int], count: int, way: str) -> Decoded:
+        strategy, kv, lossless = told(way)
+        (made,) = engine.decode([prompt], strategy, kv=kv, max_new_tokens=[count], lossless=lossless)
+        passes = made.verifications if lossless else count - 1
+        counts = {"passes": passes, "run": made.layers_executed, "read": made.layers_read, "first": 0, "again": 0}
+        counts["first"] = made.layers_executed // deepest  # whatever leaves early is taken deep later
+        return Decoded(list(made.token_ids), list(made.token_times_s), counts)
 
     @torch.inference_mode()
     def choices(prompt: list[int], text: list[int]) -> list[int]:
@@ -41,35 +72,76 @@ def load_engine(name: str, threads: int) -> Decoder:
 
 
 class Clock:
-    """A streamer of ``generate`` that notes when each token comes; the prompt comes first and does not count."""
+    """A streamer of ``generate`` that notes when each token comes; the prompt's come first."""
 
     def __init__(self) -> None:
         self.start, self.times_s = time.perf_counter(), list[float]()
 
-    def put(self, _: torch.Tensor) -> None:
-        self.times_s.append(time.perf_counter() - self.start)
+    def put(self, tokens: torch.Tensor) -> None:
+        self.times_s += [time.perf_counter() - self.start] * tokens.numel()
 
     def end(self) -> None:
-        del self.times_s[0]
+        pass
 
 
-def load_generate(threads: int) -> Decoder:
+class Layers:
+    """What each layer of a module of transformers runs: rows of every call."""
+
+    def __init__(self, module: Any) -> None:
+        self._rows: list[list[int]] = [[] for _ in module.model.layers]
+        for number, layer in enumerate(module.model.layers):
+            layer.register_forward_pre_hook(
+                lambda _, given, number=number: self._rows[number].append(given[0].shape[1])
+            )
+
+    def clear(self) -> None:
+        for rows in self._rows:
+            rows.clear()
+
+    def counts(self, prompt: int) -> dict[str, int]:
+        """Return what ran beyond the prompt, which a layer may have been given more than once."""
+        beyond = [[rows % prompt if rows >= prompt else rows for rows in calls] for calls in self._rows]
+        again = [sum(rows >= prompt for rows in calls) - 1 for calls in self._rows]
+        return {
+            "passes": len(self._rows[-1]) - 1,
+            "run": sum(map(sum, beyond)),
+            "read": sum(len(calls) - 1 for calls in self._rows),
+            "first": sum(beyond[0]),
+            "again": sum(again),
+        }
+
+
+def load_generate(threads: int, weights: WeightsChoice) -> Decoder:
     torch.set_num_threads(threads)
-    module = resolve(ModelRequest(DEFAULT_MODEL, weights="pretrained", exit_head="shared")).load("cpu").module
+    request = ModelRequest(DEFAULT_MODEL, weights=weights, exit_head="shared", artefacts=SHARED)
+    module = resolve(request).load("cpu").module
+    settings, layers = module.generation_config, Layers(module)
+    settings.eos_token_id, settings.pad_token_id = None, 0
+    settings.num_assistant_tokens_schedule = "constant"
+    own_length = settings.num_assistant_tokens or 20
+
+    def told(way: str) -> dict[str, Any]:
+        if way in ASSISTED:
+            return ASSISTED[way]
+        layer, length = map(int, way.removeprefix("early exit ").split())
+        settings.num_assistant_tokens = length or own_length
+        settings.assistant_confidence_threshold = 0.0 if length else SURE
+        return {"assistant_early_exit": layer}
 
     @torch.inference_mode()
-    def decode(prompt: list[int], count: int) -> Decoded:
-        ids = torch.tensor([prompt])
-        clock = Clock()
+    def decode(prompt: list[int], count: int, way: str) -> Decoded:
+        ids, given, clock = torch.tensor([prompt]), told(way), Clock()
+        layers.clear()
         made = module.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, min_new_tokens=count, do_sample=False,
-            streamer=clock,
-        )  # fmt: skip
-        return Decoded(made[0, len(prompt) :].tolist(), clock.times_s)
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False, streamer=clock, **given
+        )
+        tokens = made[0, len(prompt) :].tolist()
+        return Decoded(tokens, clock.times_s[-len(tokens) :], layers.counts(len(prompt)))
 
     return Decoder({"format": "float32", "torch": torch.__version__}, decode)
 
 
 if __name__ == "__main__":
-    wanted, limit = sys.argv[1], int(sys.argv[2])
-    serve(lambda: load_generate(limit) if wanted == "generate" else load_engine(wanted, limit), HarnessError)
+    wanted, limit, kind = sys.argv[1], int(sys.argv[2]), [*sys.argv[3:], "pretrained"][0]
+    load = load_generate if wanted == "generate" else lambda *given: load_engine(wanted, *given)
+    serve(lambda: load(limit, kind), HarnessError)  # type: ignore[arg-type]  # checked by what it is given to

@@ -14,11 +14,11 @@ def load(folder: Path, file: Path, threads: int, positions: int) -> Decoder:
     library = Library(folder)
     context = Context(library, file, threads, positions)
 
-    def decode(prompt: list[int], count: int) -> Decoded:
+    def decode(prompt: list[int], count: int, _: str) -> Decoded:
         context.clear()
         made = Decoded([], [])
         given, start = prompt, time.perf_counter()
-        for _ in range(count):
+        while len(made.token_ids) < count:
             token = context.choose(given)
             made.times_s.append(time.perf_counter() - start)
             made.token_ids.append(token)

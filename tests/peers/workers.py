@@ -16,20 +16,26 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 ROOT = Path(__file__).resolve().parents[2]
 READY_S, ANSWER_S = 300, 300
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
-class Decoded(NamedTuple):
-    """Tokens, and when each was known: seconds since the prompt was given."""
+@dataclass(frozen=True)
+class Decoded:
+    """Tokens, and when each was known: seconds since the prompt was given.
+
+    Attributes:
+        counts: what was run for them, by name, where that was counted.
+    """
 
     token_ids: list[int]
     times_s: list[float]
+    counts: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -38,13 +44,13 @@ class Decoder:
 
     Attributes:
         facts: about it, for whoever prints.
-        decode: prompt and number of tokens → greedy tokens with their times.
+        decode: prompt, number of tokens, and in which of its ways → greedy tokens with their times.
         choices: prompt and text → the most probable token at every place of the text, given what is before it.
         rest: called before it waits.
     """
 
     facts: dict[str, Any]
-    decode: Callable[[list[int], int], Decoded]
+    decode: Callable[[list[int], int, str], Decoded]
     choices: Callable[[list[int], list[int]], list[int]] | None = None
     rest: Callable[[], None] = lambda: None
 
@@ -77,10 +83,9 @@ class Worker:
         self._rested: tuple[float, float] | None = None
         self.facts = self._read(READY_S)["facts"]
 
-    def decode(self, prompt: Sequence[int], count: int) -> Decoded:
-        """Return greedy tokens behind a prompt, never stopping early."""
-        answer = self._ask({"prompt": list(prompt), "count": count})
-        return Decoded(answer["token_ids"], answer["times_s"])
+    def decode(self, prompt: Sequence[int], count: int, way: str = "") -> Decoded:
+        """Return greedy tokens behind a prompt, never stopping early, in one of the decoder's ways."""
+        return Decoded(**self._ask({"prompt": list(prompt), "count": count, "way": way}))
 
     def choices(self, prompt: Sequence[int], text: Sequence[int]) -> list[int]:
         """Return the most probable token at every place of a text."""
@@ -170,4 +175,4 @@ def serve(load: Callable[[], Decoder], refusals: type[Exception] | tuple[type[Ex
             assert decoder.choices is not None, decoder.facts
             answer = {"choices": decoder.choices(asked["prompt"], asked["text"])}
         else:
-            answer = decoder.decode(asked["prompt"], asked["count"])._asdict()
+            answer = asdict(decoder.decode(asked["prompt"], asked["count"], asked["way"]))

@@ -102,6 +102,25 @@ def test_lossless_decoding_is_held_against_full_depth(verify: Command, tmp_path:
         (1, first), (1, second), (3, first), (3, second),
     ]  # fmt: skip
     assert all(claim.judged and claim.places == 4 * 6 and not claim.differences for claim in claims)
+    drafting = [claim for claim in claims if "lossless" in claim.what]
+    assert all(0 <= claim.accepted < claim.drafts for claim in drafting)
+    assert all((claim.drafts, claim.accepted) == (None, None) for claim in claims if claim not in drafting)
+    assert f"{drafting[0].accepted}/{drafting[0].drafts}" in ran.out
+    assert "exact at all 144 places" in ran.out
+
+
+def test_what_drafts_nothing_is_not_said_to_hold(verify: Command) -> None:
+    ran = verify("--weights-format", "fp16", "--batch-size", 1, "--strategy", "random:probability=0")
+    assert ran.code == 0, ran.err
+    assert "no drafts" in ran.out
+
+
+def test_one_bar_shows_how_much_is_left(verify: Command) -> None:
+    """Of four prompts: float32 writes; fp16 reads, writes alone and by threes; two points alone and by threes."""
+    ran = verify("--weights-format", "fp16", *DRAFTING)
+    assert "prompts decoded and compared: 32 of 32" in ran.err
+    assert ran.err.count("prompts decoded and compared") <= 20
+    assert "fp16, fixed:layer=4@lossless, batches of 3" in ran.err
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "opt", "gpt2", "gpt_neox"])
@@ -122,15 +141,39 @@ def test_every_family_is_lossless_in_every_format(
 @pytest.mark.model
 @pytest.mark.slow
 def test_the_default_model_s_drafts_are_verified(cli: Command, tmp_path: Path) -> None:
-    """What the run that names nothing decodes losslessly, with the shipped classifier, shortlist and exits."""
-    ran = cli(
-        "verify", "--prompts", 3, "--max-new-tokens", 12, "--weights-format", "fp16", "--json", tmp_path / "c.json"
-    )
+    """What the run that names nothing decodes losslessly, with the shipped classifier, shortlist and exits; in float32
+    and fp16.
+    """
+    ran = cli("verify", "--prompts", 3, "--max-new-tokens", 12, "--json", tmp_path / "c.json")
     assert ran.code == 0, ran.out
     claims = Certificate.model_validate_json((tmp_path / "c.json").read_bytes()).claims
     assert {claim.what.partition(",")[0] for claim in claims if "lossless" in claim.what} == {
         "full@lossless+lookup", "classifier@lossless", "classifier@lossless+lookup",
     }  # fmt: skip
+
+
+@pytest.mark.model
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("artefacts", "strategies"),
+    [
+        ("smollm2-135m", ("classifier:threshold=0.8", "lte:threshold=0.5", "del", "layerskip:layer=22:length=3")),
+        ("smollm2-135m-shared", ("rl:threshold=0.3", "layerskip", "confidence:threshold=0.3@lossless+lookup")),
+    ],
+)
+def test_what_was_trained_drafts_losslessly(
+    cli: Command, tmp_path: Path, artefacts: str, strategies: tuple[str, ...]
+) -> None:
+    named = [word for strategy in strategies for word in ("--strategy", strategy)]
+    ran = cli(
+        "verify", *named, "--artefacts", artefacts, "--prompts", 2, "--max-new-tokens", 10, "--batch-size", "1,2",
+        "--weights-format", "fp16", "--json", tmp_path / "c.json",
+    )  # fmt: skip
+    assert ran.code == 0, ran.out
+    claims = Certificate.model_validate_json((tmp_path / "c.json").read_bytes()).claims
+    drafting = [claim for claim in claims if claim.drafts is not None]
+    assert len(drafting) == 2 * len(strategies)
+    assert any(claim.drafts for claim in drafting)
 
 
 def test_a_verification_that_believes_every_draft_is_a_defect(
@@ -164,6 +207,8 @@ def test_a_verification_that_believes_every_draft_is_a_defect(
         (("--strategy", "fixd"), "Did you mean 'fixed'"),
         (("--strategy", "fixed:layer=4@lossles"), "Did you mean 'lossless'"),
         (("--draft-max", 0), "--draft-max '0'"),
+        (("--strategy", "fixed:layer=4@lossy"), "a lossy strategy's tokens are its own. Write fixed:layer=4@lossless."),
+        (("--strategy", "fixed:layer=5"), "layer=5"),
     ],
 )
 def test_bad_input_is_one_line(verify: Command, arguments: tuple[Any, ...], said: str) -> None:
