@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from harness.contracts import LM_HEAD, Draft, DraftRule, HeadChoice
 from harness.decoding.exits import Exits
-from harness.decoding.generation import Generation
+from harness.decoding.generation import Discarded, Generation
 from harness.decoding.view import LayerView
 from harness.errors import OptionError
 
@@ -118,7 +118,11 @@ class Drafting:
         """Forget the draft, of which so many tokens stand."""
         for rule in self._rules:
             rule.verified(self._draft, accepted)
-        self._made.draft.clear()
+        made = self._made
+        if accepted < len(made.draft):
+            place = len(made.token_ids) - (not made.accepted[-1])
+            made.discarded.append(Discarded(place, tuple(made.draft[accepted:]), tuple(self._draft.layers[accepted:])))
+        made.draft.clear()
         self._draft.layers.clear()
         self._draft.probabilities.clear()
         self.due = self.ended = False

@@ -1,5 +1,6 @@
 """The file formats of a run directory: what others may build on, versioned."""
 
+from harness.records.discarded import DiscardedRecord
 from harness.records.run import (
     SCHEMA_VERSION,
     FormatChoiceRecord,
@@ -16,6 +17,7 @@ from harness.records.run import (
 
 __all__ = [
     "SCHEMA_VERSION",
+    "DiscardedRecord",
     "FormatChoiceRecord",
     "FormatRecord",
     "Manifest",
