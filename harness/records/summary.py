@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import Field
 
 from harness.contracts import OWN_FORMAT, Metric, Weights, numbers
+from harness.records.acceptance import Acceptance
 from harness.records.cost import Attribution
 from harness.records.estimate import Estimate
 from harness.records.record import Record
@@ -28,6 +29,7 @@ class SummaryRow(Record):
         operating_point, strategy, options, task, language, protocol, source, model, weights, exit_head, kv,
             batch_size, dtype, weights_format: what ran; the format is the dtype's own in summaries of before formats.
         decode: ``lossy``, or ``lossless`` with its draft source: full depth verified every token.
+        draft_max: tokens of a draft at most; ``None`` where nothing is drafted.
         baseline_format: weights format of the full depth that its tokens and scores are compared with.
         n: samples scored. errors: samples that failed. repeats: repetitions timed.
         energy_source: where its energy comes from. energy_measured: a sensor measured it.
@@ -52,6 +54,7 @@ class SummaryRow(Record):
     dtype: str
     weights_format: str = Field(default_factory=lambda row: OWN_FORMAT.get(row["dtype"], row["dtype"]))
     decode: str = "lossy"
+    draft_max: int | None = None
     baseline_format: str = Field(default_factory=lambda row: row["weights_format"])
     n: int
     errors: int
@@ -92,6 +95,7 @@ class Summary(Record):
         notes: sentences a table must carry (random weights, tokenizer stand-in, estimated energy …).
         rows: the results.
         records: seal of the records it was made of (:mod:`harness.store.seals`); empty where they have none.
+        acceptances: which drafted tokens stood, per task and lossless operating point; empty without those.
         attributions: where time and energy went, per task and quantity; empty without probes (``--attribute``).
     """
 
@@ -99,5 +103,6 @@ class Summary(Record):
     machine: str
     notes: tuple[str, ...]
     rows: tuple[SummaryRow, ...]
+    acceptances: tuple[Acceptance, ...] = ()
     attributions: tuple[Attribution, ...] = ()
     records: str = ""

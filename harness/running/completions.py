@@ -113,9 +113,7 @@ def _discarded(tokenizer: Tokenizer, spoken: Sequence[int], one: Discarded) -> D
     before = spoken[max(0, one.place - CONTEXT) : one.place]
     texts = token_texts(tokenizer, [*before, *one.token_ids])[len(before) :]
     "".join(texts).encode()  # as above
-    return DiscardedRecord(
-        place=one.place, token_ids=one.token_ids, drafted_at=one.drafted_at, token_texts=texts
-    )
+    return DiscardedRecord(place=one.place, token_ids=one.token_ids, drafted_at=one.drafted_at, token_texts=texts)
 
 
 def token_texts(tokenizer: Tokenizer, token_ids: Sequence[int]) -> tuple[str, ...]:

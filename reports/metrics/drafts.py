@@ -1,23 +1,34 @@
 """What lossless decoding drafts, how much of it full depth agrees with, and what the drafts cost.
 
-All of it is work, not time: totals over totals, all repeats. Rows that are lossy have none of it.
+Totals over totals, all repeats. Rows that are lossy have none of it. Every token of a lossless row is verified, but the
+first, which prefill says.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from harness.contracts import Metric
 from harness.records import SampleRecord
+from harness.records.estimate import Estimate, NoInterval
 from reports.metrics.point import Point
 from reports.metrics.sections import DRAFTS
 from reports.metrics.units import Units, rates
-from reports.statistics.intervals import ratio
+from reports.statistics.intervals import MINIMUM_DIFFERING, Pair, bootstrap_share, pooled, ratio
 
-__all__ = ["ACCEPTANCE", "DRAFTED", "LAYERS_DISCARDED", "LAYERS_READ", "TOKENS_PER_VERIFICATION"]
+__all__ = [
+    "ACCEPTANCE",
+    "DRAFTED",
+    "LAYERS_DISCARDED",
+    "LAYERS_READ",
+    "TOKENS_PER_VERIFICATION",
+    "VERIFIED_TIME",
+]
 
-_Count = Callable[[SampleRecord], int]
+_Count = Callable[[SampleRecord], float]
 
 
 def _decoded(sample: SampleRecord) -> int:
@@ -27,6 +38,11 @@ def _decoded(sample: SampleRecord) -> int:
 
 def _accepted(sample: SampleRecord) -> int:
     return sum(sample.accepted)
+
+
+def _seconds(sample: SampleRecord) -> float:
+    """Seconds behind the first token."""
+    return sample.token_times_s[-1] - sample.token_times_s[0] if sample.token_times_s else 0.0
 
 
 def _total(over: _Count, under: _Count, point: Point) -> float | None:
@@ -42,13 +58,28 @@ def _units(over: _Count, under: _Count, point: Point) -> Units:
     return rates(point.cell, lambda sample: (float(over(sample)), float(under(sample))) if under(sample) else None)
 
 
-def _share(*, over: _Count, under: _Count, place: float, **facts: object) -> Metric:
+def _ranged(over: _Count, under: _Count, share: bool, point: Point) -> Estimate | None:
+    """The same with its interval; a share of which too few tokens are on one side has none."""
+    value, units = _total(over, under, point), _units(over, under, point)
+    if value is None:
+        return None
+    blocks = point.cell.by_block({next(iter(key)): Pair(*row) for key, row in units.items()})
+    pairs = [pair for block in blocks for pair in pooled((0, pair) for pair in block)]
+    part, whole = math.fsum(pair.baseline for pair in pairs), math.fsum(pair.other for pair in pairs)
+    if share and min(part, whole - part) < MINIMUM_DIFFERING:
+        return Estimate.of(value, NoInterval.FEW_DIFFERING, n=len(pairs))
+    return Estimate.of(value, bootstrap_share(pairs) or NoInterval.FEW_PAIRS, n=len(pairs))
+
+
+def _share(*, over: _Count, under: _Count, place: float, interval: bool = False, **facts: Any) -> Metric:
     return Metric(
-        compute=partial(_total, over, under),
+        compute=partial(_ranged, over, under, facts.get("form") == "fraction")
+        if interval
+        else partial(_total, over, under),
+        interval=interval,
         units=partial(_units, over, under),
-        kind="work",
         sections={DRAFTS: place},
-        **facts,  # type: ignore[arg-type]
+        **{"kind": "work", **facts},
     )
 
 
@@ -59,6 +90,7 @@ TOKENS_PER_VERIFICATION = _share(
     over=_decoded,
     under=lambda sample: sample.verifications,
     place=1,
+    interval=True,
     better="higher",
 )
 ACCEPTANCE = _share(
@@ -68,6 +100,7 @@ ACCEPTANCE = _share(
     over=_accepted,
     under=lambda sample: sample.drafts,
     place=2,
+    interval=True,
     better="higher",
     form="fraction",
 )
@@ -98,4 +131,16 @@ LAYERS_DISCARDED = _share(
     place=5,
     better="lower",
     unit="layers",
+)
+VERIFIED_TIME = _share(
+    name="verified_token_s",
+    header="time/verified\ntoken",
+    meaning="time after the first token over the tokens after it, all of which full depth verified",
+    over=_seconds,
+    under=_decoded,
+    place=6,
+    kind="cost",
+    better="lower",
+    unit="s",
+    form="seconds",
 )

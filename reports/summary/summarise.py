@@ -19,6 +19,7 @@ from reports.metrics.point import Point
 from reports.metrics.scores import recorded_scores
 from reports.metrics.vocabulary import all_metrics
 from reports.summary.absurd import without_absurd
+from reports.summary.acceptance import acceptances
 from reports.summary.admission import idle_windows
 from reports.summary.attribution import attribute
 from reports.summary.degenerate import degenerate
@@ -76,6 +77,7 @@ def summarise(
         machine=machine or str(manifest.environment.get("cpu") or "machine not recorded"),
         notes=notes(manifest, measured, rows, windows, samples, missing_scores),
         rows=rows,
+        acceptances=tuple(one for table in points for one in acceptances([point.cell for point in table])),
         attributions=tuple(
             attribution
             for task in manifest.tasks
@@ -154,6 +156,7 @@ def _table(points: Sequence[Point], metrics: Sequence[Metric]) -> list[SummaryRo
             dtype=point.model.dtype,
             weights_format=point.model.stored_in,
             decode=point.cell.point.decode,
+            draft_max=point.cell.point.draft_max,
             baseline_format=point.full.regime.weights_format,
             n=len(point.cell.scored),
             errors=point.cell.errors,

@@ -38,6 +38,7 @@ _FIELDS = {
     "dtype": "number format of the activations",
     "weights_format": "how matrices are stored and multiplied",
     "decode": "lossy; or lossless, with its draft source: full depth verified every token",
+    "draft_max": "tokens of a draft at most",
     "baseline_format": "weights format of the full depth that its tokens and scores are compared with",
     "n": "samples scored",
     "errors": "samples that failed",

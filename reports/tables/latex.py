@@ -14,8 +14,10 @@ from typing import TypeAlias
 from harness.appearance.visible_text import one_line
 from reports.metrics.energy import ENERGY_PER_TOKEN
 from reports.recorded import RecordedRun
+from reports.tables.acceptance_table import ACCEPTANCE_NOTE, acceptance_tables
 from reports.tables.attribution_table import TextTable, attribution_notes, attribution_tables
 from reports.tables.columns import columns_of, headline_columns
+from reports.tables.draft_lengths import draft_length_table
 from reports.tables.hypervolume_table import NOTE, hypervolume_tables
 from reports.tables.result import ResultTable, mark, split_tables
 
@@ -74,8 +76,14 @@ def _tables(name: str, run: RecordedRun, warning: Sequence[str]) -> Iterator[str
     for table in split_tables(run.summary):
         if any(row.n for row in table.rows):
             yield _headline(name, table, warning)
+            lengths = draft_length_table(table)
+            if lengths is not None:
+                yield _text_table(f"{name}: {lengths.title}, {table.heading}.", warning, lengths)
     for task, text in hypervolume_tables(run):
         yield _text_table(f"{name}: {text.title}, {task}.", [*warning, NOTE], text)
+    for task, texts in acceptance_tables(run.summary.acceptances):
+        for text in texts:
+            yield _text_table(f"{name}: {text.title}, {task}.", [*warning, ACCEPTANCE_NOTE], text)
     for attribution in run.summary.attributions:
         notes = [*warning, *attribution_notes(attribution)]
         for text in attribution_tables(attribution):

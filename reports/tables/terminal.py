@@ -22,8 +22,9 @@ from harness.appearance.terminal import Line, Text
 from harness.appearance.visible_text import one_line
 from harness.records.cost import Attribution
 from harness.records.summary import Summary, SummaryRow
-from reports.metrics.sections import AGAINST_FULL, BYTE_MODEL
-from reports.tables.attribution_table import attribution_notes, attribution_tables, without_plus_minus
+from reports.metrics.sections import AGAINST_FULL, BYTE_MODEL, DRAFTS
+from reports.tables.acceptance_table import ACCEPTANCE_NOTE, acceptance_tables, without_intervals
+from reports.tables.attribution_table import TextTable, attribution_notes, attribution_tables, without_plus_minus
 from reports.tables.columns import (
     MISSING,
     Column,
@@ -35,12 +36,13 @@ from reports.tables.columns import (
     unmeasured,
     verdicts,
 )
+from reports.tables.draft_lengths import draft_length_table
 from reports.tables.plot import BOUND, FRONT, draw_front
 from reports.tables.result import HEADLINE_TITLE, ResultTable, is_candidate, legend, mark, split_tables
 
 __all__ = ["Report", "fold_label", "render"]
 
-WHOLE = (BYTE_MODEL,)
+WHOLE = (BYTE_MODEL, DRAFTS)
 """Sections that are read from left to right: what the headline shows already is repeated in them."""
 _WIDEST = 132
 _PLOT_WIDTH = 78
@@ -75,6 +77,8 @@ class Report:
         tables = split_tables(self.summary)
         for table in tables:
             parts.extend(_one_table(table, self.details, console, options))
+        for task, texts in acceptance_tables(self.summary.acceptances) if self.details else ():
+            parts.extend(_acceptance(task, texts, options))
         for attribution in self.summary.attributions:
             parts.extend(_attribution(attribution, options))
         if tables:
@@ -119,6 +123,10 @@ def _one_table(
             )
         if title == AGAINST_FULL:
             yield from _sentences(table)
+    lengths = draft_length_table(table) if details else None
+    if lengths is not None:
+        narrow = options.max_width < _WIDE_ENOUGH_FOR_INTERVALS
+        yield from _text_table(without_intervals(lengths) if narrow else lengths, options)
     absent = unmeasured(columns) if details else ""
     if absent:
         yield Text()
@@ -130,19 +138,32 @@ def _attribution(attribution: Attribution, options: ConsoleOptions) -> Iterator[
     yield _banner(f"{attribution.where} · where the {attribution.quantity} goes", options)
     narrow = options.max_width < _WIDE_ENOUGH_FOR_INTERVALS
     for whole in attribution_tables(attribution):
-        table = without_plus_minus(whole) if narrow else whole
-        grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="dim")
-        grid.add_column(table.header[0], no_wrap=True)
-        for header in table.header[1:]:
-            grid.add_column(header, justify="right", vertical="bottom")
-        for name, *cells in table.rows:
-            grid.add_row(Text(fold_label(name, max(20, options.max_width // 4))), *(Text(cell) for cell in cells))
-        yield Text()
-        yield _section_title(table.title)
-        yield grid
+        yield from _text_table(without_plus_minus(whole) if narrow else whole, options)
     yield Text()
     for note in attribution_notes(attribution):
         yield Line(note, "dim")
+
+
+def _acceptance(task: str, tables: Sequence[TextTable], options: ConsoleOptions) -> Iterator[RenderableType]:
+    yield Text()
+    yield _banner(f"{task} · which drafts stood", options)
+    narrow = options.max_width < _WIDE_ENOUGH_FOR_INTERVALS
+    for table in tables:
+        yield from _text_table(without_intervals(table) if narrow else table, options)
+    yield Text()
+    yield Line(ACCEPTANCE_NOTE, "dim")
+
+
+def _text_table(table: TextTable, options: ConsoleOptions) -> Iterator[RenderableType]:
+    grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="dim")
+    grid.add_column(table.header[0], no_wrap=True)
+    for header in table.header[1:]:
+        grid.add_column(header, justify="right", vertical="bottom")
+    for name, *cells in table.rows:
+        grid.add_row(Text(fold_label(name, max(20, options.max_width // 4))), *(Text(cell) for cell in cells))
+    yield Text()
+    yield _section_title(table.title)
+    yield grid
 
 
 def _banner(title: str, options: ConsoleOptions) -> RenderableType:
