@@ -15,17 +15,14 @@ class Acceptance(Record):
     """Of some drafted tokens of one operating point, how many stood.
 
     Attributes:
-        task, operating_point: whose.
         source: ``exit``, or the name of the draft source; ``None`` for all.
         layer: decoder layers that ran before they were drafted; ``None`` for all, and where a source proposed them.
         kind: of code (:mod:`reports.completions.token_kinds`); ``None`` for all, those of no kind included.
         drafted, accepted: tokens.
-        share: the second over the first, with the bootstrap interval over blocks of samples; it has none where too few
-            blocks drafted such a token, and where nearly all or none stood, which a bootstrap would call certain.
+        share: the second over the first, with the bootstrap interval over blocks of samples; none where too few blocks
+            drafted such a token, and where nearly all or none stood, which a bootstrap would call certain.
     """
 
-    task: str
-    operating_point: str
     source: str | None = None
     layer: Count | None = None
     kind: str | None = None

@@ -36,6 +36,7 @@ class SummaryRow(Record):
         verdict: the comparison with full depth in words; ``None`` when one of them has no finished sample.
         rehearsed: it saw the answer outside the measured window: an upper bound, never on the front.
         pareto: on the front of (quality up, cost down) among the rows of its table.
+        acceptances: which drafted tokens stood; empty where nothing was drafted, and of older runs.
         metrics: estimates by the name of their metric; one that is not there was not measured, or is not defined.
     """
 
@@ -64,6 +65,7 @@ class SummaryRow(Record):
     verdict: str | None = None
     rehearsed: bool = False
     pareto: bool = False
+    acceptances: tuple[Acceptance, ...] = ()
     metrics: dict[str, Estimate] = Field(default_factory=dict)
 
     @property
@@ -95,7 +97,6 @@ class Summary(Record):
         notes: sentences a table must carry (random weights, tokenizer stand-in, estimated energy …).
         rows: the results.
         records: seal of the records it was made of (:mod:`harness.store.seals`); empty where they have none.
-        acceptances: which drafted tokens stood, per task and lossless operating point; empty without those.
         attributions: where time and energy went, per task and quantity; empty without probes (``--attribute``).
     """
 
@@ -103,6 +104,5 @@ class Summary(Record):
     machine: str
     notes: tuple[str, ...]
     rows: tuple[SummaryRow, ...]
-    acceptances: tuple[Acceptance, ...] = ()
     attributions: tuple[Attribution, ...] = ()
     records: str = ""

@@ -6,18 +6,17 @@ first, which prefill says.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 from harness.contracts import Metric
 from harness.records import SampleRecord
-from harness.records.estimate import Estimate, NoInterval
+from harness.records.estimate import Estimate, Interval, NoInterval
 from reports.metrics.point import Point
 from reports.metrics.sections import DRAFTS
 from reports.metrics.units import Units, rates
-from reports.statistics.intervals import MINIMUM_DIFFERING, Pair, bootstrap_share, pooled, ratio
+from reports.statistics.intervals import Pair, bootstrap_share, pooled, ratio, share_interval
 
 __all__ = [
     "ACCEPTANCE",
@@ -29,6 +28,7 @@ __all__ = [
 ]
 
 _Count = Callable[[SampleRecord], float]
+_OfPairs = Callable[[Sequence[Pair]], Interval | NoInterval | None]
 
 
 def _decoded(sample: SampleRecord) -> int:
@@ -58,25 +58,21 @@ def _units(over: _Count, under: _Count, point: Point) -> Units:
     return rates(point.cell, lambda sample: (float(over(sample)), float(under(sample))) if under(sample) else None)
 
 
-def _ranged(over: _Count, under: _Count, share: bool, point: Point) -> Estimate | None:
-    """The same with its interval; a share of which too few tokens are on one side has none."""
-    value, units = _total(over, under, point), _units(over, under, point)
+def _ranged(over: _Count, under: _Count, of_pairs: _OfPairs, point: Point) -> Estimate | None:
+    """The same with its interval over blocks of samples."""
+    value = _total(over, under, point)
     if value is None:
         return None
-    blocks = point.cell.by_block({next(iter(key)): Pair(*row) for key, row in units.items()})
-    pairs = [pair for block in blocks for pair in pooled((0, pair) for pair in block)]
-    part, whole = math.fsum(pair.baseline for pair in pairs), math.fsum(pair.other for pair in pairs)
-    if share and min(part, whole - part) < MINIMUM_DIFFERING:
-        return Estimate.of(value, NoInterval.FEW_DIFFERING, n=len(pairs))
-    return Estimate.of(value, bootstrap_share(pairs) or NoInterval.FEW_PAIRS, n=len(pairs))
+    cell = point.cell
+    blocks = ((cell.windows[one.window].block, Pair(over(one), under(one))) for one in cell.samples.values())
+    pairs = pooled(blocks)
+    return Estimate.of(value, of_pairs(pairs) or NoInterval.FEW_PAIRS, n=len(pairs))
 
 
-def _share(*, over: _Count, under: _Count, place: float, interval: bool = False, **facts: Any) -> Metric:
+def _share(*, over: _Count, under: _Count, place: float, interval: _OfPairs | None = None, **facts: Any) -> Metric:
     return Metric(
-        compute=partial(_ranged, over, under, facts.get("form") == "fraction")
-        if interval
-        else partial(_total, over, under),
-        interval=interval,
+        compute=partial(_ranged, over, under, interval) if interval else partial(_total, over, under),
+        interval=interval is not None,
         units=partial(_units, over, under),
         sections={DRAFTS: place},
         **{"kind": "work", **facts},
@@ -90,7 +86,7 @@ TOKENS_PER_VERIFICATION = _share(
     over=_decoded,
     under=lambda sample: sample.verifications,
     place=1,
-    interval=True,
+    interval=bootstrap_share,
     better="higher",
 )
 ACCEPTANCE = _share(
@@ -100,7 +96,7 @@ ACCEPTANCE = _share(
     over=_accepted,
     under=lambda sample: sample.drafts,
     place=2,
-    interval=True,
+    interval=share_interval,
     better="higher",
     form="fraction",
 )

@@ -8,18 +8,17 @@ samples are resampled.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product, zip_longest
 
 from harness.records import SampleRecord
 from harness.records.acceptance import EXIT, Acceptance
-from harness.records.estimate import Estimate, Interval, NoInterval
+from harness.records.estimate import Estimate
 from reports.completions.token_kinds import KINDS, kinds_of
-from reports.statistics.intervals import MINIMUM_DIFFERING
+from reports.statistics.intervals import Pair, share_interval
 from reports.summary.measured import Measured
-from reports.summary.resampling import Resampling
 
 __all__ = ["acceptances", "tells_discarded"]
 
@@ -35,40 +34,33 @@ class _Drafted:
     stood: bool
 
 
-def acceptances(cells: Sequence[Measured]) -> Iterator[Acceptance]:
-    """Yield what stood of the drafts of the lossless operating points of one task, in their order.
+def acceptances(cell: Measured) -> Iterator[Acceptance]:
+    """Yield what stood of the drafts of an operating point: sources before exits, layers upwards, all of them last.
 
-    An operating point of which a sample does not say what was discarded is left out, and one that drafted nothing.
+    Nothing of a lossy one, of one that drafted nothing, and where a sample does not say what was discarded.
     """
-    drafting = [cell for cell in cells if cell.point.lossless and tells_discarded(cell)]
-    resampling = Resampling(drafting)
-    for cell in drafting:
-        by_block: Counter[tuple[Group, int, bool]] = Counter()
-        counts: Counter[tuple[Group, bool]] = Counter()
-        for sample in cell.samples.values():
-            block = cell.windows[sample.window].block
-            for token in _drafted(sample, cell.task.language):
-                for group in _groups(token, _source(cell)):
-                    by_block[group, block, token.stood] += 1
-                    counts[group, token.stood] += 1
-        terms = ((group, block, stood * count, count) for (group, block, stood), count in by_block.items())
-        found = resampling.ratio_by(terms)
-        for group in sorted(found, key=_place):
-            kept, lost = counts[group, True], counts[group, False]
-            yield Acceptance(
-                task=cell.task.name,
-                operating_point=cell.point.name,
-                source=group[0],
-                layer=group[1],
-                kind=group[2],
-                drafted=kept + lost,
-                accepted=kept,
-                share=Estimate.of(found[group].value, _interval(found[group].ci, kept, lost)),
-            )
-
-
-def _interval(ci: Interval | None, kept: int, lost: int) -> Interval | NoInterval:
-    return NoInterval.FEW_DIFFERING if min(kept, lost) < MINIMUM_DIFFERING else ci or NoInterval.FEW_PAIRS
+    if not cell.point.lossless or not tells_discarded(cell):
+        return
+    counts: dict[Group, Counter[tuple[int, bool]]] = defaultdict(Counter)
+    for sample in cell.samples.values():
+        block = cell.windows[sample.window].block
+        for token in _drafted(sample, cell.task.language):
+            for group in _groups(token, _source(cell)):
+                counts[group][block, token.stood] += 1
+    blocks = sorted({cell.windows[sample.window].block for sample in cell.samples.values()})
+    for group in sorted(counts, key=_place):
+        count = counts[group]
+        pairs = [Pair(count[block, True], count[block, True] + count[block, False]) for block in blocks]
+        kept, drafted = sum(pair.baseline for pair in pairs), sum(pair.other for pair in pairs)
+        source, layer, kind = group
+        yield Acceptance(
+            source=source,
+            layer=layer,
+            kind=kind,
+            drafted=int(drafted),
+            accepted=int(kept),
+            share=Estimate.of(kept / drafted, share_interval(pairs), n=sum(pair.other > 0 for pair in pairs)),
+        )
 
 
 def tells_discarded(cell: Measured) -> bool:

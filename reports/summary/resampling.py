@@ -8,10 +8,9 @@ over its own.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +22,6 @@ from reports.summary.measured import Measured
 __all__ = ["Resampled", "Resampling"]
 
 Array = NDArray[np.float64]
-Group = TypeVar("Group", bound=Hashable)
 Terms = Iterable[tuple[int, float, float]]  # block, numerator, denominator
 
 RESAMPLES = 1_000
@@ -119,17 +117,10 @@ class Resampling:
 
     def mean_by(self, terms: Iterable[tuple[Hashable, int, float]]) -> dict[Hashable, tuple[int, Resampled]]:
         """Return the mean of each group's values, with how many there are, from (group, block, value)."""
-        listed = list(terms)
-        counts = Counter(group for group, _, _ in listed)
-        found = self.ratio_by((group, block, value, 1.0) for group, block, value in listed)
-        return {group: (counts[group], mean) for group, mean in found.items()}
-
-    def ratio_by(self, terms: Iterable[tuple[Group, int, float, float]]) -> dict[Group, Resampled]:
-        """Return the total over the total of each group, from (group, block, above, below)."""
-        groups: dict[Group, list[tuple[int, float, float]]] = defaultdict(list)
-        for group, block, above, below in terms:
-            groups[group].append((block, above, below))
-        return {group: found for group, members in groups.items() if (found := self._ratio(members))}
+        groups: dict[Hashable, list[tuple[int, float, float]]] = defaultdict(list)
+        for group, block, value in terms:
+            groups[group].append((block, value, 1.0))
+        return {group: (len(members), found) for group, members in groups.items() if (found := self._ratio(members))}
 
     def _block(self, cell: Measured, sample: SampleRecord) -> int:
         return cell.windows[sample.window].block

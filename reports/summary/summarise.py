@@ -77,7 +77,6 @@ def summarise(
         machine=machine or str(manifest.environment.get("cpu") or "machine not recorded"),
         notes=notes(manifest, measured, rows, windows, samples, missing_scores),
         rows=rows,
-        acceptances=tuple(one for table in points for one in acceptances([point.cell for point in table])),
         attributions=tuple(
             attribution
             for task in manifest.tasks
@@ -165,6 +164,7 @@ def _table(points: Sequence[Point], metrics: Sequence[Metric]) -> list[SummaryRo
             energy_measured=measured,
             verdict=verdict(point, comparisons, energy_measured=measured),
             rehearsed=point.cell.point.rehearsed,
+            acceptances=tuple(acceptances(point.cell)),
             metrics={name: estimate for name, estimate in found.items() if estimate is not None},
         )
         rows.append(row)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 
 from harness.records.summary import SummaryRow
 from reports.metrics.drafts import ACCEPTANCE, DRAFTED, LAYERS_READ, TOKENS_PER_VERIFICATION
@@ -12,7 +13,7 @@ from reports.tables.attribution_table import TextTable
 from reports.tables.columns import columns_of
 from reports.tables.result import ResultTable
 
-__all__ = ["draft_families", "draft_length_table"]
+__all__ = ["draft_families", "draft_length_table", "without_intervals"]
 
 _SHOWN = (TOKENS_PER_VERIFICATION, ACCEPTANCE, DRAFTED, LAYERS_READ, DECODE_SPEEDUP)
 
@@ -48,3 +49,8 @@ def draft_length_table(table: ResultTable) -> TextTable | None:
             for place in places
         ),
     )
+
+
+def without_intervals(table: TextTable) -> TextTable:
+    """Return a table without its intervals, for narrow screens; the files have them."""
+    return replace(table, rows=tuple(tuple(cell.partition(" [")[0] for cell in row) for row in table.rows))

@@ -16,8 +16,8 @@ from harness.records.cost import Attribution
 from harness.records.summary import Summary
 from harness.store.seals import sealed_document
 from reports.files import write_files
-from reports.metrics.sections import AGAINST_FULL
-from reports.tables.acceptance_table import ACCEPTANCE_COLUMNS, ACCEPTANCE_NOTE, acceptance_lines, acceptance_tables
+from reports.metrics.sections import AGAINST_FULL, DRAFTS
+from reports.tables.acceptance_columns import ACCEPTANCE_COLUMNS, ACCEPTANCE_NOTE, acceptance_lines, acceptance_sections
 from reports.tables.attribution_table import TextTable, attribution_notes, attribution_tables
 from reports.tables.columns import (
     Column,
@@ -73,13 +73,15 @@ def runs_to_csv(summaries: Iterable[tuple[str, Summary]]) -> str:
 
 
 def acceptance_csv(summaries: Iterable[tuple[str, Summary]]) -> dict[str, str]:
-    """Return name → text of the file of drafted tokens that stood, each run's under its name; none where none drafted.
+    """Return name → text of the file of drafted tokens that stood; none where nothing was drafted.
 
-    What a line is all of (sources, layers, kinds) is empty there.
+    A run's name, where it has one, is in the first column. What a line is all of (sources, layers, kinds) is empty.
     """
-    lines = [{"run": name, **line} for name, summary in summaries for line in acceptance_lines(summary.acceptances)]
-    columns = [name for name in ("run", *ACCEPTANCE_COLUMNS) if name != "run" or any(line["run"] for line in lines)]
-    return {ACCEPTANCE_FILE: csv_text(columns, lines)} if lines else {}
+    lines = [
+        ({"run": name} if name else {}) | line for name, summary in summaries for line in acceptance_lines(summary)
+    ]
+    named = ["run"] if any("run" in line for line in lines) else []
+    return {ACCEPTANCE_FILE: csv_text([*named, *ACCEPTANCE_COLUMNS], lines)} if lines else {}
 
 
 def to_markdown(summary: Summary) -> str:
@@ -91,14 +93,9 @@ def to_markdown(summary: Summary) -> str:
 
 
 def markdown_results(summary: Summary, level: int = 2) -> Iterator[str]:
-    """Yield the lines of all tables, acceptances and attributions under headings of a level."""
+    """Yield the lines of all tables and attributions under headings of a level."""
     for table in split_tables(summary):
         yield from _markdown_table(table, level)
-    for task, texts in acceptance_tables(summary.acceptances):
-        yield from ("", f"{'#' * level} {escape_markdown(task)} · which drafts stood")
-        for text in texts:
-            yield from ("", f"**{escape_markdown(text.title)}**", "", *markdown_table(text))
-        yield from ("", escape_markdown(ACCEPTANCE_NOTE))
     for attribution in summary.attributions:
         yield from _markdown_attribution(attribution, level)
 
@@ -150,6 +147,11 @@ def _markdown_table(table: ResultTable, level: int) -> Iterator[str]:
             chosen.append(Column("verdict", "in words", verdicts(table), "what may be said", left=True))
         if any(not column.empty for column in chosen):
             yield from ("", f"**{title}**", "", *_pipes(table, chosen))
+        further = list(acceptance_sections(table)) if title == DRAFTS else []
+        for drafts, shares in further:
+            yield from ("", f"**{escape_markdown(drafts)}**", "", *_pipes(table, shares))
+        if further:
+            yield from ("", escape_markdown(ACCEPTANCE_NOTE))
     lengths = draft_length_table(table)
     if lengths is not None:
         yield from ("", f"**{escape_markdown(lengths.title)}**", "", *markdown_table(lengths))

@@ -23,7 +23,7 @@ from harness.appearance.visible_text import one_line
 from harness.records.cost import Attribution
 from harness.records.summary import Summary, SummaryRow
 from reports.metrics.sections import AGAINST_FULL, BYTE_MODEL, DRAFTS
-from reports.tables.acceptance_table import ACCEPTANCE_NOTE, acceptance_tables, without_intervals
+from reports.tables.acceptance_columns import ACCEPTANCE_NOTE, acceptance_sections
 from reports.tables.attribution_table import TextTable, attribution_notes, attribution_tables, without_plus_minus
 from reports.tables.columns import (
     MISSING,
@@ -36,7 +36,7 @@ from reports.tables.columns import (
     unmeasured,
     verdicts,
 )
-from reports.tables.draft_lengths import draft_length_table
+from reports.tables.draft_lengths import draft_length_table, without_intervals
 from reports.tables.plot import BOUND, FRONT, draw_front
 from reports.tables.result import HEADLINE_TITLE, ResultTable, is_candidate, legend, mark, split_tables
 
@@ -77,8 +77,6 @@ class Report:
         tables = split_tables(self.summary)
         for table in tables:
             parts.extend(_one_table(table, self.details, console, options))
-        for task, texts in acceptance_tables(self.summary.acceptances) if self.details else ():
-            parts.extend(_acceptance(task, texts, options))
         for attribution in self.summary.attributions:
             parts.extend(_attribution(attribution, options))
         if tables:
@@ -115,12 +113,13 @@ def _one_table(
     yield from _plot(table, options)
     for title in section_titles(columns) if details else ():
         numbers = [column for column in section_columns(title, columns) if column not in shown or title in WHOLE]
-        for index, chunk in enumerate(_chunks(table, numbers, console, options)):
-            yield Text()
-            yield _section_title(title if index == 0 else f"{title}, continued")
-            yield _grid(
-                table, chunk, options, named=len(chunk) == len(numbers) and _fits(table, chunk, console, options)
-            )
+        yield from _section(title, table, numbers, console, options)
+        if title == DRAFTS:
+            further = list(acceptance_sections(table))
+            for drafts, columns_of_drafts in further:
+                yield from _section(drafts, table, columns_of_drafts, console, options)
+            if further:
+                yield Line(ACCEPTANCE_NOTE, "dim")
         if title == AGAINST_FULL:
             yield from _sentences(table)
     lengths = draft_length_table(table) if details else None
@@ -133,6 +132,15 @@ def _one_table(
         yield Line(absent, "dim")
 
 
+def _section(
+    title: str, table: ResultTable, columns: Sequence[Column], console: Console, options: ConsoleOptions
+) -> Iterator[RenderableType]:
+    for index, chunk in enumerate(_chunks(table, columns, console, options)):
+        yield Text()
+        yield _section_title(title if index == 0 else f"{title}, continued")
+        yield _grid(table, chunk, options, named=len(chunk) == len(columns) and _fits(table, chunk, console, options))
+
+
 def _attribution(attribution: Attribution, options: ConsoleOptions) -> Iterator[RenderableType]:
     yield Text()
     yield _banner(f"{attribution.where} · where the {attribution.quantity} goes", options)
@@ -142,16 +150,6 @@ def _attribution(attribution: Attribution, options: ConsoleOptions) -> Iterator[
     yield Text()
     for note in attribution_notes(attribution):
         yield Line(note, "dim")
-
-
-def _acceptance(task: str, tables: Sequence[TextTable], options: ConsoleOptions) -> Iterator[RenderableType]:
-    yield Text()
-    yield _banner(f"{task} · which drafts stood", options)
-    narrow = options.max_width < _WIDE_ENOUGH_FOR_INTERVALS
-    for table in tables:
-        yield from _text_table(without_intervals(table) if narrow else table, options)
-    yield Text()
-    yield Line(ACCEPTANCE_NOTE, "dim")
 
 
 def _text_table(table: TextTable, options: ConsoleOptions) -> Iterator[RenderableType]:

@@ -24,6 +24,15 @@
     });
   }
 
+  function drafts(point) {
+    return point.drafts.map(function ([title, shares], place) {
+      return h("details", {}, h("summary", {}, title), place ? "" : h("p", { class: "note" }, point.drafts_note),
+        h("table", { class: "numbers" }, h("tbody", {}, shares.map(function ([name, share]) {
+          return h("tr", {}, h("th", { scope: "row" }, name), h("td", { class: "number" }, share));
+        }))));
+    });
+  }
+
   function sample(one) {
     const scores = one.scores.map(function ([title, score]) { return title + " " + score.toFixed(2); });
     const facts = [one.tokens + " tokens", one.mean_layer === null ? null : "mean layer " + one.mean_layer, one.latency_s === null ? null : (1000 * one.latency_s).toFixed(0) + " ms"];
@@ -65,7 +74,7 @@
         h("section", {}, h("h2", {}, "Depth"), Leaderboard.bars(point.layers, point.num_layers)),
         h("section", {}, h("h2", {}, "Setting"), Leaderboard.facts(point.settings)),
         h("section", {}, h("h2", {}, "Measured on"), Leaderboard.facts(point.facts))),
-      h("section", {}, h("h2", {}, "All numbers"), h("p", { class: "note" }, "95 % intervals in brackets, or [too few]: blocks or samples, to have one; * differs from full depth (Holm-corrected p ≤ 0.05)."), numbers(point, described)),
+      h("section", {}, h("h2", {}, "All numbers"), h("p", { class: "note" }, "95 % intervals in brackets, or [too few]: blocks or samples, to have one; * differs from full depth (Holm-corrected p ≤ 0.05)."), numbers(point, described), drafts(point)),
       samples(point), manifest(run));
     place.dataset.shown = point.id;
   }
