@@ -71,13 +71,14 @@ def _drawer(families: Mapping[str, Sequence[PlacedPoint]]) -> Callable[[], Canva
         for axes, metric in zip(canvas.subplots(1, len(_PANELS)), _PANELS, strict=True):
             lengths = sorted({point.row.draft_max or 0 for _, points in shown for point in points})
             for place, (name, points) in enumerate(shown):
-                _line(axes, metric, place, name, points)
+                apart = 2 ** (0.06 * (place - (len(shown) - 1) / 2))  # so that bars at one length can be told apart
+                _line(axes, metric, place, name, points, apart)
             axes.set_xscale("log", base=2)
             axes.set_xticks(lengths, [str(length) for length in lengths], minor=False)
             axes.set_xlabel("longest draft, tokens")
             axes.set_title(metric.term)
             if metric is ACCEPTANCE:
-                axes.set_ylim(0, 1)
+                axes.set_ylim(0, 1.03)
             elif metric is DECODE_SPEEDUP:
                 axes.axhline(1.0, color=INK, linestyle=":", linewidth=1.0, zorder=1)
         handles, labels = canvas.axes[0].get_legend_handles_labels()
@@ -87,8 +88,8 @@ def _drawer(families: Mapping[str, Sequence[PlacedPoint]]) -> Callable[[], Canva
     return draw
 
 
-def _line(axes: Axes, metric: Metric, place: int, name: str, points: Sequence[PlacedPoint]) -> None:
-    known = [(p.row.draft_max or 0, one) for p in points if (one := p.row.estimate(metric)) is not None]
+def _line(axes: Axes, metric: Metric, place: int, name: str, points: Sequence[PlacedPoint], apart: float) -> None:
+    known = [(apart * (p.row.draft_max or 0), one) for p in points if (one := p.row.estimate(metric)) is not None]
     axes.plot(
         [length for length, _ in known],
         [one.value for _, one in known],
