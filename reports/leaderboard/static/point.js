@@ -45,7 +45,7 @@
   function samples(point) {
     const of = point.samples.length < point.finished ? point.samples.length + " of " + point.finished + ", the same for every operating point" : "All " + point.finished;
     return h("section", {}, h("h2", {}, "Completions"),
-      h("p", { class: "note" }, of + (point.failed ? "; " + point.failed + " more failed" : "") + ". Each token stands on the colour of the layer it left at; underlined where it is not full depth’s token, framed where it came from prefill."),
+      h("p", { class: "note" }, of + (point.failed ? "; " + point.failed + " more failed" : "") + ". Each token stands on the colour of the layer it left at; underlined where it is not full depth’s token, framed where it came from prefill." + (point.lossless ? " A bar below: a draft, on the colour of its layer or on none where the draft source proposed it, and full depth accepted it; a bar above: full depth’s, in place of a draft." : "")),
       h("div", { class: "scale" }, "exit layer ", point.scale.map(function ([layer, ground, ink]) { return h("span", { style: "background:" + ground + ";color:" + ink }, String(layer)); })),
       h("ol", { class: "samples" }, point.samples.map(sample)));
   }
