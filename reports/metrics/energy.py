@@ -91,12 +91,11 @@ ENERGY_PER_TOKEN = _energy(
     priority=4,
     change=Wording("{} less energy", "{} more energy"),
 )
-VERIFIED_ENERGY = _energy(
+VERIFIED_ENERGY = _energy(  # no units: two runs are compared by J/token, which says the same
     name="energy_j_per_verified_token",
     header="J/verified\ntoken",
     meaning="the same as J/token of lossless rows, whose tokens are all verified but the first; prefill included",
     compute=_per_verified,
-    units=lambda point: _units(point) if point.cell.point.lossless else {},
     unit="J",
     sections={DRAFTS: 7},
 )
