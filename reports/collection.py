@@ -1,9 +1,10 @@
 """One report of many runs in a folder of its own: tables, LaTeX, figures; the run directories are only read.
 
-``report.md`` for people, ``summary.csv`` and ``summary.json`` for programs, ``tables.tex`` for papers, ``figures/``
-with each figure as SVG, PDF and PNG. Runs that could not be read stand in it with the reason, and those that are not
-finished say so wherever their numbers do. ``report.md`` is written last, so that no link of it is dead, whenever the
-making is stopped; ``tables.tex`` is first, and tells an unfinished report from somebody else's files.
+``report.md`` for people, ``summary.csv``, ``acceptance.csv`` (of lossless rows) and ``summary.json`` for programs,
+``tables.tex`` for papers, ``figures/`` with each figure as SVG, PDF and PNG. Runs that could not be read stand in it
+with the reason, and those that are not finished say so wherever their numbers do. ``report.md`` is written last, so
+that no link of it is dead, whenever the making is stopped; ``tables.tex`` is first, and tells an unfinished report from
+somebody else's files.
 """
 
 from __future__ import annotations
@@ -26,7 +27,14 @@ from reports.files import write_files
 from reports.identity import identity
 from reports.published.section import reference_markdown
 from reports.recorded import RecordedRun
-from reports.tables.export import markdown_legend, markdown_results, markdown_table, runs_to_csv
+from reports.tables.export import (
+    ACCEPTANCE_FILE,
+    acceptance_csv,
+    markdown_legend,
+    markdown_results,
+    markdown_table,
+    runs_to_csv,
+)
 from reports.tables.hypervolume_table import NOTE, hypervolume_tables
 from reports.tables.latex import FIRST_LINE, to_latex
 from reports.tables.markdown import escape_markdown, markdown_row
@@ -128,7 +136,8 @@ def _foreign(out: Path) -> Path | None:
             except NotRegularError:
                 return out / name
             marked = True
-    others = [out / "summary.csv", out / "summary.json", out / FIGURES, *sorted(out.glob("completions-*.html"))]
+    names = ("summary.csv", "summary.json", ACCEPTANCE_FILE, FIGURES)
+    others = [*(out / name for name in names), *sorted(out.glob("completions-*.html"))]
     return None if marked else next((path for path in others if path.exists()), None)
 
 
@@ -167,6 +176,7 @@ def write_collection(
     texts = {
         "tables.tex": to_latex(collection.named),
         "summary.csv": runs_to_csv((name, run.summary) for name, run in collection.named),
+        **acceptance_csv((name, run.summary) for name, run in collection.named),
         "summary.json": escape_json(json.dumps(collection.as_json(), indent=2)) + "\n",
     }
     written = list(write_files(out, texts | {page.name: page.content() for page in further}))

@@ -11,6 +11,8 @@ TOKEN_CSS = """
   -webkit-box-decoration-break: clone; box-shadow: 0 0 0 .5px rgb(128 128 128 / .35); }
 .tok.differs { text-decoration: underline 2px; text-underline-offset: .16em; text-decoration-skip-ink: none; }
 .tok.prefill { outline: 1.5px dashed currentColor; outline-offset: -1.5px; }
+.tok.accepted { box-shadow: 0 0 0 .5px rgb(128 128 128 / .35), inset 0 -3px #009e73; }
+.tok.replaced { box-shadow: 0 0 0 .5px rgb(128 128 128 / .35), inset 0 3px #d55e00; }
 .tok.empty { padding: .1em .25em; }
 .tok .s::before, .tok .n::before, .tok .t::before { position: absolute; opacity: .45; text-decoration: none; }
 .tok .s::before { content: "\\b7"; } .tok .t::before { content: "\\2192"; } .tok .n::before { content: "\\21b5"; }
@@ -21,4 +23,6 @@ TOKEN_CSS = """
   font: 12px/1.35 system-ui, sans-serif; white-space: nowrap; background: #111; color: #fff; padding: .25em .5em;
   border-radius: 3px; pointer-events: none; text-decoration: none; }
 """
-"""Of an element of class ``tokens`` that holds one of class ``tok`` per token."""
+"""Of an element of class ``tokens`` that holds one of class ``tok`` per token.
+
+What became of drafts: a bar below what full depth accepted, one above what it put in place of a draft."""

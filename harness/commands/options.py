@@ -131,6 +131,8 @@ def _said(value: Any) -> str:
 
 def _kind(field: FieldInfo) -> type:
     """Return what the command line parses: a number or flag where the field is one, else text for pydantic to check."""
+    if not _is_list(field) and any(get_origin(part) is tuple for part in get_args(field.annotation)):
+        return str  # a comma list
     kinds = {kind for kind in _plain(field.annotation) if kind is not type(None)}
     return kinds.pop() if len(kinds) == 1 and kinds <= {int, float, bool, Path} else str
 

@@ -30,6 +30,7 @@ __all__ = [
     "build_decode",
     "check_defers",
     "draft_limit",
+    "draft_limits",
     "parse_decode",
     "parse_decodes",
 ]
@@ -70,12 +71,17 @@ class DecodeSpec:
 
     @property
     def proposes(self) -> bool:
-        """Whether something drafts, even where a strategy never exits.
+        """Whether something drafts, even where a strategy never exits; raises as below."""
+        return bool(self.proposing)
+
+    @property
+    def proposing(self) -> tuple[str, ...]:
+        """Names of what drafts even where a strategy never exits.
 
         Raises:
             UnknownNameError: a name is not registered.
         """
-        return any(DRAFTS.load(one.name).proposes for one in self.sources)
+        return tuple(one.name for one in self.sources if DRAFTS.load(one.name).proposes)
 
 
 LOSSY = DecodeSpec()
@@ -167,6 +173,23 @@ def draft_limit(value: object) -> int:
     except ValueError as error:
         raise OptionError(f"draft_max = {str(value)[:60]} is not allowed: {error}.") from None
     return limit
+
+
+def draft_limits(value: object) -> object:
+    """Take ``4,8`` apart: longest drafts, each once; what is no such list is left alone.
+
+    Raises:
+        OptionError: one is out of range.
+        ValueError: there is none.
+    """
+    if isinstance(value, str) and "," in value:
+        value = [part.strip() for part in value.split(",")]
+    if not isinstance(value, list | tuple):
+        return value
+    if not value:
+        raise ValueError("names nothing")
+    once = tuple(dict.fromkeys(map(draft_limit, value)))
+    return once[0] if len(once) == 1 else once
 
 
 def check_defers(kv: str) -> None:

@@ -125,7 +125,7 @@ def limits(metadata: Iterable[Any]) -> str:
     """Return the range that a field's metadata allows, in signs; empty where there is none."""
     signs = (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"))
     pairs = ((sign, getattr(piece, name, None)) for piece in metadata for name, sign in signs)
-    return ", ".join(f"{sign} {value}" for sign, value in pairs if value is not None)
+    return ", ".join(dict.fromkeys(f"{sign} {value}" for sign, value in pairs if value is not None))
 
 
 @dataclass(frozen=True, slots=True)

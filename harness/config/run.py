@@ -8,7 +8,7 @@ from typing import Annotated, Any, Self, TypeAlias
 
 from pydantic import Field, PlainSerializer, PlainValidator, ValidationInfo, field_validator, model_validator
 
-from harness.config.decode import DRAFT_MAX, DraftHead, DraftMax, parse_decodes
+from harness.config.decode import DRAFT_MAX, DraftHead, DraftMax, draft_limits, parse_decodes
 from harness.config.model import DEFAULT_MODEL, Folder, ModelConfiguration, ModelName, Placeholder, Seed, TaskName
 from harness.config.registered import registered
 from harness.config.strategies import StrategySpec, as_strategy, parse_all, spec_of
@@ -79,7 +79,9 @@ class RunConfig(ModelConfiguration):
         "compares; what follows a strategy after @ goes for that one.",
     )
     draft_head: DraftHead = "auto"
-    draft_max: DraftMax = Field(default=DRAFT_MAX, description="Tokens of a draft at most, lossless.")
+    draft_max: DraftMax | tuple[DraftMax, ...] = Field(
+        default=DRAFT_MAX, description="Tokens of a draft at most, lossless; a comma list compares"
+    )
     weights_format: str | tuple[str, ...] = Field(  # type: ignore[assignment]  # a list is for runs alone
         default="auto",
         description="How matrices are stored and multiplied: auto (the fastest here that keeps float32's tokens, timed "
@@ -157,6 +159,11 @@ class RunConfig(ModelConfiguration):
     def _decodes_listed(cls, value: Any) -> Any:
         return parse_decodes(value)
 
+    @field_validator("draft_max", mode="before")
+    @classmethod
+    def _drafts_listed(cls, value: Any) -> Any:
+        return draft_limits(value)
+
     @field_validator("weights_format", mode="after")
     @classmethod
     def _formats_known(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
@@ -184,6 +191,11 @@ class RunConfig(ModelConfiguration):
     def decodes(self) -> tuple[str, ...]:
         """The ways to decode to compare."""
         return self.decode if isinstance(self.decode, tuple) else (self.decode,)
+
+    @property
+    def longest_drafts(self) -> tuple[int, ...]:
+        """The longest drafts to compare."""
+        return self.draft_max if isinstance(self.draft_max, tuple) else (self.draft_max,)
 
     @property
     def weights_formats(self) -> tuple[str, ...]:

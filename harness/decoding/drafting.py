@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from harness.contracts import LM_HEAD, Draft, DraftRule, HeadChoice
 from harness.decoding.exits import Exits
-from harness.decoding.generation import Generation
+from harness.decoding.generation import Discarded, Generation
 from harness.decoding.view import LayerView
 from harness.errors import OptionError
 from harness.records.draft_work import DraftWork
@@ -129,6 +129,9 @@ class Drafting:
         made.rolled_back = sum(self._work[accepted:], made.rolled_back)
         self._work.clear()
         self._done = _counted(made)
+        if accepted < len(made.draft):
+            place = len(made.token_ids) - (not made.accepted[-1])
+            made.discarded.append(Discarded(place, tuple(made.draft[accepted:]), tuple(self._draft.layers[accepted:])))
         made.draft.clear()
         self._draft.layers.clear()
         self._draft.probabilities.clear()

@@ -8,9 +8,24 @@ from typing import Literal
 from harness.errors import ModelError
 from harness.records.draft_work import DraftWork
 
-__all__ = ["FinishReason", "Generation"]
+__all__ = ["Discarded", "FinishReason", "Generation"]
 
 FinishReason = Literal["stop", "eos", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Discarded:
+    """Drafted tokens that do not stand: the one that full depth replaced, and those behind it.
+
+    Attributes:
+        place: of the first of them in the completion, 0-based.
+        token_ids: the tokens.
+        drafted_at: for each the decoder layers that ran before it was drafted, 0 where a source proposed it.
+    """
+
+    place: int
+    token_ids: tuple[int, ...]
+    drafted_at: tuple[int, ...]
 
 
 @dataclass(slots=True)
@@ -40,6 +55,7 @@ class Generation:
         drafted_at: of lossless decoding, for each token the decoder layers that ran before a draft of its place was
             made, 0 where a source proposed it; ``None`` where there was no draft.
         accepted: of lossless decoding, for each token whether it is the draft's; else full depth said it.
+        discarded: what verifications threw away, in order.
         drafts: tokens drafted, discarded ones included.
         verifications: passes that went deep.
         layers_discarded: decoder layers run for tokens that a verification discarded.
@@ -67,6 +83,7 @@ class Generation:
     draft: list[int] = field(default_factory=list)
     drafted_at: list[int | None] = field(default_factory=list)
     accepted: list[bool] = field(default_factory=list)
+    discarded: list[Discarded] = field(default_factory=list)
     drafts: int = 0
     verifications: int = 0
     layers_discarded: int = 0

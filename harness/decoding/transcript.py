@@ -10,7 +10,7 @@ from typing import NamedTuple
 from harness.contracts import Tokenizer
 from harness.decoding.generation import Generation
 
-__all__ = ["Token", "Transcript"]
+__all__ = ["CONTEXT", "Token", "Transcript"]
 
 INCOMPLETE = "\ufffd"
 """What a tokenizer puts in place of an incomplete character."""

@@ -1,5 +1,6 @@
 """The file formats of a run directory: what others may build on, versioned."""
 
+from harness.records.discarded import DiscardedRecord
 from harness.records.draft_work import DraftWork
 from harness.records.run import (
     SCHEMA_VERSION,
@@ -18,6 +19,7 @@ from harness.records.unit_times import DraftTimes, UnitTimes
 
 __all__ = [
     "SCHEMA_VERSION",
+    "DiscardedRecord",
     "DraftTimes",
     "DraftWork",
     "FormatChoiceRecord",

@@ -15,6 +15,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from harness.contracts import OWN_FORMAT, Accuracy, KVFacts, Weights, numbers
+from harness.records.discarded import DiscardedRecord
 from harness.records.draft_work import DraftWork
 from harness.records.machine import MachineRecord, was_measured
 from harness.records.record import Count, Positive, Record
@@ -52,6 +53,7 @@ class OperatingPointRecord(Record):
         decode: ``lossy``, its exits say what comes out; ``lossless``, with the draft source it has: they draft, and
             full depth's tokens come out.
         draft_max: tokens of a draft at most; ``None`` where nothing is drafted.
+        draft_sources: names of what proposes tokens before exits draft; empty where only exits do.
         weights_format: how the matrices it multiplies with are stored; empty in older runs, where it is the model's.
         heads: cheap heads that its checks read → what their readings approximate; empty where they read the LM head.
         never_exits: the strategy is asked at every exit point and its answer ignored: full depth plus the cost of
@@ -68,6 +70,7 @@ class OperatingPointRecord(Record):
     kv_facts: KVFacts | None = None
     decode: str = "lossy"
     draft_max: Positive | None = None
+    draft_sources: tuple[str, ...] = ()
     weights_format: str = ""
     heads: dict[str, str] = Field(default_factory=dict)
     never_exits: bool = False
@@ -356,6 +359,8 @@ class SampleRecord(Record):
         drafted_at: of lossless decoding, for each token the decoder layers that ran before a draft of its place was
             made, 0 where a source proposed it; ``None`` where there was no draft.
         accepted: of lossless decoding, for each token whether it is the draft's; else full depth said it.
+        discarded: of lossless decoding, the drafted tokens that do not stand. Empty in older runs, whose ``drafts`` are
+            then more than those that stand.
         drafts: tokens drafted, discarded ones included. verifications: passes that went deep.
         layers_discarded: decoder layers run for drafts that were discarded.
         drafting: what the passes did that drafted tokens at exits. rolled_back: the same of those whose token did not
@@ -394,6 +399,7 @@ class SampleRecord(Record):
     cheap_head_tokens: Count = 0
     drafted_at: tuple[Count | None, ...] = ()
     accepted: tuple[bool, ...] = ()
+    discarded: tuple[DiscardedRecord, ...] = ()
     drafts: Count = 0
     verifications: Count = 0
     layers_discarded: Count = 0

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import Field
 
 from harness.contracts import OWN_FORMAT, Metric, Weights, numbers
+from harness.records.acceptance import Acceptance
 from harness.records.cost import Attribution
 from harness.records.estimate import Estimate
 from harness.records.record import Record
@@ -28,12 +29,14 @@ class SummaryRow(Record):
         operating_point, strategy, options, task, language, protocol, source, model, weights, exit_head, kv,
             batch_size, dtype, weights_format: what ran; the format is the dtype's own in summaries of before formats.
         decode: ``lossy``, or ``lossless`` with its draft source: full depth verified every token.
+        draft_max: tokens of a draft at most; ``None`` where nothing is drafted.
         baseline_format: weights format of the full depth that its tokens and scores are compared with.
         n: samples scored. errors: samples that failed. repeats: repetitions timed.
         energy_source: where its energy comes from. energy_measured: a sensor measured it.
         verdict: the comparison with full depth in words; ``None`` when one of them has no finished sample.
         rehearsed: it saw the answer outside the measured window: an upper bound, never on the front.
         pareto: on the front of (quality up, cost down) among the rows of its table.
+        acceptances: which drafted tokens stood; empty where nothing was drafted, and of older runs.
         metrics: estimates by the name of their metric; one that is not there was not measured, or is not defined.
     """
 
@@ -52,6 +55,7 @@ class SummaryRow(Record):
     dtype: str
     weights_format: str = Field(default_factory=lambda row: OWN_FORMAT.get(row["dtype"], row["dtype"]))
     decode: str = "lossy"
+    draft_max: int | None = None
     baseline_format: str = Field(default_factory=lambda row: row["weights_format"])
     n: int
     errors: int
@@ -61,6 +65,7 @@ class SummaryRow(Record):
     verdict: str | None = None
     rehearsed: bool = False
     pareto: bool = False
+    acceptances: tuple[Acceptance, ...] = ()
     metrics: dict[str, Estimate] = Field(default_factory=dict)
 
     @property

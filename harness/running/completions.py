@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.contracts import BadRow, Completion, Sample, Tokenizer, common_prefix
-from harness.decoding.generation import Generation
+from harness.decoding.generation import Discarded, Generation
+from harness.decoding.transcript import CONTEXT
 from harness.errors import HarnessError, is_out_of_memory, reason
-from harness.records import SampleRecord, WindowRecord
+from harness.records import DiscardedRecord, SampleRecord, WindowRecord
 from harness.running.plan import Plan, PlannedTask
 from harness.running.scoring import score_sample
 
@@ -98,13 +99,23 @@ def _text_and_scores(plan: Plan, planned: PlannedTask, sample: Sample, made: Gen
     text = planned.task.completion(plan.config.protocol, tokenizer.decode(spoken))
     pieces = token_texts(tokenizer, spoken)
     "".join((text, *pieces)).encode()  # a text that no file can hold breaks here
+    discarded = tuple(_discarded(tokenizer, spoken, one) for one in made.discarded)
     return {
         "text": text,
+        "discarded": discarded,
         "token_texts": (*pieces, *[""] * (len(made.token_ids) - len(pieces))),
         "scores": score_sample(
             Completion(text, sample.reference, made.token_ids, sample.reference_ids, planned.task.language)
         ),
     }
+
+
+def _discarded(tokenizer: Tokenizer, spoken: Sequence[int], one: Discarded) -> DiscardedRecord:
+    """Return what a verification threw away with its texts, spelled behind the tokens before it."""
+    before = spoken[max(0, one.place - CONTEXT) : one.place]
+    texts = token_texts(tokenizer, [*before, *one.token_ids])[len(before) :]
+    "".join(texts).encode()  # as above
+    return DiscardedRecord(place=one.place, token_ids=one.token_ids, drafted_at=one.drafted_at, token_texts=texts)
 
 
 def token_texts(tokenizer: Tokenizer, token_ids: Sequence[int]) -> tuple[str, ...]:

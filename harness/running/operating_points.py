@@ -2,7 +2,8 @@
 
 A run may compare more than strategies: KV policies, ways to decode, weights formats. Each such **dimension** has its
 values by strategy, and operating points are their product. What a run compares stands in their names, ``@VALUE`` for
-each dimension in order: ``fixed:layer=14@propagate@int4``. That a point decodes losslessly always stands there.
+each dimension in order: ``fixed:layer=14@propagate@int4``. That a point decodes losslessly always stands there. Longest
+drafts are a dimension of lossless decoding alone: ``fixed:layer=14@lossless@draft=4``.
 
 A **probe** is an operating point that asks its strategy at every exit point and ignores the answer: full depth plus the
 cost of asking. It is what the attribution of costs needs (GREEN-CODE's Table IV was measured by nesting sensor windows
@@ -11,7 +12,6 @@ instead, and is contradicted by its own never-exit run), and it is no candidate 
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -161,10 +161,11 @@ def operating_points(built: Built, config: RunConfig, models: Sequence[ModelInfo
     """
     in_format = {info.weights_format: info for info in reversed(models)}
     formats = tuple(dict.fromkeys(info.weights_format for info in models))
-    policies, own = config.kv_policies, models[0]
+    policies, longest, own = config.kv_policies, config.longest_drafts, models[0]
     dimensions = (
-        Dimension("kv", lambda _, one: _policies(one, policies or (one.default_kv,), own), len(policies) > 1),
-        Dimension("decode", lambda spec, one: _decodes(spec, one, config.decodes, own), compared=False),
+        Dimension("kv", lambda _, one, __: _policies(one, policies or (one.default_kv,), own), len(policies) > 1),
+        Dimension("decode", lambda spec, one, _: _decodes(spec, one, config.decodes, own), compared=False),
+        Dimension("draft", lambda _, __, so_far: _drafts(so_far["decode"], longest), len(longest) > 1),
         Dimension("weights_format", lambda *_: formats, len(formats) > 1),
     )
     points: dict[str, OperatingPoint] = {}
@@ -176,7 +177,8 @@ def operating_points(built: Built, config: RunConfig, models: Sequence[ModelInfo
                 if deferring and strategy.exit_points(own):  # it stands beside this one
                     continue
                 setting["kv"] = next(iter(deferring or policies), Strategy.default_kv)  # refused below if it does not
-            lossless = drafting(decode, config.draft_max, config.draft_head, strategy, info)
+            most = int(setting["draft"].partition("=")[2] or longest[0])
+            lossless = drafting(decode, most, config.draft_head, strategy, info)
             point = operating_point(
                 spec,
                 strategy,
@@ -197,25 +199,32 @@ class Dimension:
 
     Attributes:
         name: of the dimension.
-        values: of a strategy, in order.
+        values: of a strategy and its values in the dimensions before, in order; one that is empty does not apply.
         compared: the run names several, so that names of operating points say which.
     """
 
     name: str
-    values: Callable[[StrategySpec, Strategy], Iterable[str]]
+    values: Callable[[StrategySpec, Strategy, Mapping[str, str]], Iterable[str]]
     compared: bool
 
 
-def _crossed(spec: StrategySpec, strategy: Strategy, dimensions: Sequence[Dimension]) -> Iterator[dict[str, str]]:
-    """Yield a strategy's value in each dimension, by name."""
-    for values in itertools.product(*(one.values(spec, strategy) for one in dimensions)):
-        yield {one.name: value for one, value in zip(dimensions, values, strict=True)}
+def _crossed(spec: StrategySpec, strategy: Strategy, dimensions: Sequence[Dimension]) -> list[dict[str, str]]:
+    """Return a strategy's values in all dimensions, by name."""
+    found: list[dict[str, str]] = [{}]
+    for one in dimensions:
+        found = [{**so_far, one.name: value} for so_far in found for value in one.values(spec, strategy, so_far)]
+    return found
 
 
 def _suffix(setting: Mapping[str, str], dimensions: Sequence[Dimension]) -> str:
     """Return what a setting adds to the operating point's name."""
     said = (one for one in dimensions if one.compared or setting[one.name].startswith("lossless"))
-    return "".join(f"@{setting[one.name]}" for one in said)
+    return "".join(f"@{setting[one.name]}" for one in said if setting[one.name])
+
+
+def _drafts(decode: str, longest: Sequence[int]) -> Iterable[str]:
+    """The longest drafts of a way to decode; lossy decoding has none."""
+    return [f"draft={most}" for most in longest] if parse_decode(decode).lossless else [""]
 
 
 def _decodes(spec: StrategySpec, strategy: Strategy, decodes: Sequence[str], info: ModelInfo) -> Iterator[str]:
@@ -230,7 +239,7 @@ def _decodes(spec: StrategySpec, strategy: Strategy, decodes: Sequence[str], inf
         wanted = [one for one in wanted if one.lossless] or [own]
     if spec == StrategySpec(BASELINE):  # what every other one is held against
         wanted.insert(0, LOSSY)
-    yield from dict.fromkeys(str(one if drafts or one.proposes else LOSSY) for one in wanted)
+    yield from dict.fromkeys(str(one if drafts or one.proposing else LOSSY) for one in wanted)
 
 
 def _policies(strategy: Strategy, policies: Sequence[str], info: ModelInfo) -> Iterator[str]:
@@ -354,6 +363,7 @@ def operating_point(
         kv_facts=_facts(policy),
         decode=str(decode),
         draft_max=None if lossless is None else lossless.most,
+        draft_sources=() if lossless is None else decode.proposing,
         weights_format=info.weights_format,
         heads={str(choice): HEADS.load(choice.name).facts.note for choice in heads},
     )

@@ -24,7 +24,8 @@ def coloured_tokens(sample: SampleRecord, num_layers: int, full: SampleRecord | 
     """Return the tokens of a completion as HTML, in one element of class ``tokens``.
 
     A token's ground is the colour of its exit layer, its tip says the layer; one that differs from full depth's at the
-    same place is underlined.
+    same place is underlined. Of lossless decoding it is the layer of the draft, if that was accepted, and none where a
+    source proposed it; accepted and replaced drafts are marked.
 
     Args:
         sample: finished; a run of before ``token_texts`` gets one line instead.
@@ -51,8 +52,17 @@ def follows(sample: SampleRecord, full: SampleRecord) -> float | None:
 
 def _token(place: int, sample: SampleRecord, num_layers: int, full: SampleRecord | None, prefill: bool) -> str:
     layer, text = sample.exit_layers[place], sample.token_texts[place]
-    tip = f"layer {layer} of {num_layers}"
-    classes = ["tok"]
+    tip, classes = f"layer {layer} of {num_layers}", ["tok"]
+    drafted = sample.drafted_at[place] if len(sample.drafted_at) == len(sample.accepted) > place else None
+    if drafted is not None:
+        origin = f"drafted after layer {drafted} of {num_layers}" if drafted else "proposed by the draft source"
+        if sample.accepted[place]:
+            layer, tip = drafted, f"{origin}; accepted by full depth"
+            classes.append("accepted")
+        else:
+            lost = [_quoted("".join(one.token_texts)) for one in sample.discarded if one.place == place]
+            tip = f"full depth's, in place of {''.join(lost) or 'a token'} {origin}"
+            classes.append("replaced")
     if prefill:
         tip += ", from prefill: full depth, no strategy is asked"
         classes.append("prefill")
@@ -64,7 +74,7 @@ def _token(place: int, sample: SampleRecord, num_layers: int, full: SampleRecord
             classes.append("differs")
     if not text:
         classes.append("empty")
-    ground, ink = depth_shade(layer, num_layers)
+    ground, ink = depth_shade(layer, num_layers) if layer else ("transparent", "inherit")
     shown = "".join(map(_visible, text)) or '<span class="x">∅</span>'
     return (
         f'<span class="{" ".join(classes)}" tabindex="-1" data-layer="{layer}" data-tip="{escape_html(tip)}" '
@@ -76,8 +86,13 @@ def _spoken(full: SampleRecord, place: int) -> str:
     """What full depth says at a place, in a few characters."""
     if place >= len(full.token_texts):
         return f"token {full.token_ids[place]}"
-    said = "".join(_code(character) if is_hidden(character) else character for character in full.token_texts[place])
-    return f"“{said[:40]}{'…' if len(said) > 40 else ''}”" if said else "a token without text"
+    return _quoted(full.token_texts[place]) or "a token without text"
+
+
+def _quoted(text: str) -> str:
+    """Return the beginning of a text in quotation marks, what is hidden in it shown; empty of an empty one."""
+    said = "".join(_code(character) if is_hidden(character) else character for character in text)
+    return f"“{said[:40]}{'…' if len(said) > 40 else ''}”" if said else ""
 
 
 def _visible(character: str) -> str:

@@ -80,6 +80,7 @@ def completion_page(run: RecordedRun, samples: int = 12) -> str:
             cards=[_card(run, number, shown) for number, shown in enumerate(chosen, 1)],
             total=total,
             scale=[(layer, *depth_shade(layer, layers)) for layer in _scale(run)],
+            lossless=any(point.lossless for point in run.manifest.operating_points),
             cached=any(cell.regime.cached for cell in run.cells.values()),
             token_css=TOKEN_CSS,
         )
@@ -155,7 +156,7 @@ def _rows(
 
 def _note(point: OperatingPointRecord) -> str:
     if point.strategy == "full":
-        return "never exits"
+        return f"never exits; {' or '.join(point.draft_sources)} drafts" if point.draft_sources else "never exits"
     return "a bound: it looked at the answer" if point.rehearsed else ""
 
 

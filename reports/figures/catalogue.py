@@ -12,7 +12,7 @@ from functools import partial
 
 from harness.records.calibration import Calibration
 from reports.completions.page import completion_page
-from reports.figures import exit_layers, fixed_exit, fronts, overhead, thresholds
+from reports.figures import draft_lengths, exit_layers, fixed_exit, fronts, overhead, thresholds
 from reports.figures.calibration import calibration_figures
 from reports.figures.figure import Figure, slug
 from reports.figures.training import training_figures
@@ -44,6 +44,7 @@ OF_ONE_RUN: tuple[OfOne, ...] = (
     (fronts.figures, fronts.absence),
     (thresholds.figures, thresholds.absence),
     (exit_layers.figures, exit_layers.absence),
+    (draft_lengths.figures, draft_lengths.absence),
     (overhead.figures, overhead.absence),
 )
 OF_ALL_RUNS: tuple[OfAll, ...] = ((fixed_exit.figures, fixed_exit.absence),)

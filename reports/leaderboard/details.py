@@ -19,6 +19,7 @@ from reports.metrics.vocabulary import metrics_of
 from reports.recorded import RecordedRun
 from reports.summary.energy import energy_origin
 from reports.summary.measured import Measured
+from reports.tables.acceptance_columns import ACCEPTANCE_NOTE, acceptance_sections
 from reports.tables.columns import Column, columns_of
 from reports.tables.result import ResultTable, is_candidate
 
@@ -100,6 +101,11 @@ def describe_point(run: RecordedRun, entry: RunEntry, point: PointEntry, shown: 
             for key, column in columns.items()
             if not column.empty
         },
+        "drafts": [
+            [title, [[column.header, column.cells[0]] for column in shares]]
+            for title, shares in acceptance_sections(ResultTable((row,), entry.machine))
+        ],
+        "drafts_note": ACCEPTANCE_NOTE,
         "layers": point.layers,
         "num_layers": run.manifest.model.num_layers,
         "scale": scale(set(run.manifest.model.exit_points), run.manifest.model.num_layers),

@@ -1,23 +1,34 @@
 """What lossless decoding drafts, how much of it full depth agrees with, and what the drafts cost.
 
-All of it is work, not time: totals over totals, all repeats. Rows that are lossy have none of it.
+Totals over totals, all repeats. Rows that are lossy have none of it. Every token of a lossless row is verified, but the
+first, which prefill says.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 from harness.contracts import Metric
 from harness.records import SampleRecord
+from harness.records.estimate import Estimate, Interval, NoInterval
 from reports.metrics.point import Point
 from reports.metrics.sections import DRAFTS
 from reports.metrics.units import Units, rates
-from reports.statistics.intervals import ratio
+from reports.statistics.intervals import Pair, bootstrap_share, pooled, ratio, share_interval
 
-__all__ = ["ACCEPTANCE", "DRAFTED", "LAYERS_DISCARDED", "LAYERS_READ", "TOKENS_PER_VERIFICATION"]
+__all__ = [
+    "ACCEPTANCE",
+    "DRAFTED",
+    "LAYERS_DISCARDED",
+    "LAYERS_READ",
+    "TOKENS_PER_VERIFICATION",
+    "VERIFIED_TIME",
+]
 
-_Count = Callable[[SampleRecord], int]
+_Count = Callable[[SampleRecord], float]
+_OfPairs = Callable[[Sequence[Pair]], Interval | NoInterval | None]
 
 
 def _decoded(sample: SampleRecord) -> int:
@@ -27,6 +38,11 @@ def _decoded(sample: SampleRecord) -> int:
 
 def _accepted(sample: SampleRecord) -> int:
     return sum(sample.accepted)
+
+
+def _seconds(sample: SampleRecord) -> float:
+    """Seconds behind the first token."""
+    return sample.token_times_s[-1] - sample.token_times_s[0] if sample.token_times_s else 0.0
 
 
 def _total(over: _Count, under: _Count, point: Point) -> float | None:
@@ -42,13 +58,24 @@ def _units(over: _Count, under: _Count, point: Point) -> Units:
     return rates(point.cell, lambda sample: (float(over(sample)), float(under(sample))) if under(sample) else None)
 
 
-def _share(*, over: _Count, under: _Count, place: float, **facts: object) -> Metric:
+def _ranged(over: _Count, under: _Count, of_pairs: _OfPairs, point: Point) -> Estimate | None:
+    """The same with its interval over blocks of samples."""
+    value = _total(over, under, point)
+    if value is None:
+        return None
+    cell = point.cell
+    blocks = ((cell.windows[one.window].block, Pair(over(one), under(one))) for one in cell.samples.values())
+    pairs = pooled(blocks)
+    return Estimate.of(value, of_pairs(pairs) or NoInterval.FEW_PAIRS, n=len(pairs))
+
+
+def _share(*, over: _Count, under: _Count, place: float, interval: _OfPairs | None = None, **facts: Any) -> Metric:
     return Metric(
-        compute=partial(_total, over, under),
+        compute=partial(_ranged, over, under, interval) if interval else partial(_total, over, under),
+        interval=interval is not None,
         units=partial(_units, over, under),
-        kind="work",
         sections={DRAFTS: place},
-        **facts,  # type: ignore[arg-type]
+        **{"kind": "work", **facts},
     )
 
 
@@ -59,6 +86,7 @@ TOKENS_PER_VERIFICATION = _share(
     over=_decoded,
     under=lambda sample: sample.verifications,
     place=1,
+    interval=bootstrap_share,
     better="higher",
 )
 ACCEPTANCE = _share(
@@ -68,6 +96,7 @@ ACCEPTANCE = _share(
     over=_accepted,
     under=lambda sample: sample.drafts,
     place=2,
+    interval=share_interval,
     better="higher",
     form="fraction",
 )
@@ -98,4 +127,16 @@ LAYERS_DISCARDED = _share(
     place=5,
     better="lower",
     unit="layers",
+)
+VERIFIED_TIME = _share(
+    name="verified_token_s",
+    header="time/verified\ntoken",
+    meaning="time after the first token over the tokens after it, all of which full depth verified",
+    over=_seconds,
+    under=_decoded,
+    place=6,
+    kind="cost",
+    better="lower",
+    unit="s",
+    form="seconds",
 )

@@ -12,7 +12,7 @@ from functools import partial
 from harness.contracts import Metric, Wording
 from harness.records import WindowRecord
 from reports.metrics.point import Point
-from reports.metrics.sections import ENERGY, HEADLINE
+from reports.metrics.sections import DRAFTS, ENERGY, HEADLINE
 from reports.metrics.units import Units, blocks
 from reports.statistics.intervals import ratio
 from reports.summary.energy import idle_power_w, total
@@ -24,6 +24,7 @@ __all__ = [
     "MEAN_POWER",
     "NET_ENERGY_PER_TOKEN",
     "TOTAL_ENERGY",
+    "VERIFIED_ENERGY",
 ]
 
 _energy = partial(Metric, kind="energy", better="lower")
@@ -67,6 +68,10 @@ def _net_per_token(point: Point) -> float | None:
     return None if joules is None or idle_w is None else ratio(joules - idle_w * _time_s(point), _tokens(point))
 
 
+def _per_verified(point: Point) -> float | None:
+    return _per_token(point) if point.cell.point.lossless else None
+
+
 def _units(point: Point) -> Units:
     return blocks(point.cell, _joules, tokens=True)
 
@@ -85,6 +90,14 @@ ENERGY_PER_TOKEN = _energy(
     sections={HEADLINE: 8, ENERGY: 1},
     priority=4,
     change=Wording("{} less energy", "{} more energy"),
+)
+VERIFIED_ENERGY = _energy(  # no units: two runs are compared by J/token, which says the same
+    name="energy_j_per_verified_token",
+    header="J/verified\ntoken",
+    meaning="the same as J/token of lossless rows, whose tokens are all verified but the first; prefill included",
+    compute=_per_verified,
+    unit="J",
+    sections={DRAFTS: 7},
 )
 ENERGY_PER_REQUEST = _energy(
     name="energy_j_per_request",

@@ -49,6 +49,7 @@ __all__ = [
     "replicate_interval",
     "resampled",
     "score_interval",
+    "share_interval",
 ]
 
 Floats = NDArray[np.float64]
@@ -226,6 +227,23 @@ def bootstrap_share(pairs: Sequence[Pair], *, resamples: int = RESAMPLES, seed: 
     table = np.array([[pair.baseline, pair.other] for pair in pairs])
     parts, wholes = np.vstack([counts @ table for counts in resampled(n, resamples, seed)]).T
     return replicate_interval(parts / wholes, n) if np.all(wholes > 0) else None
+
+
+def share_interval(pairs: Sequence[Pair]) -> Interval | NoInterval:
+    """Return the interval of a share of tokens, Σ baseline of Σ other, as :func:`bootstrap_share` does.
+
+    Args:
+        pairs: independent units, those without any such token included.
+
+    Returns:
+        A reason where fewer than ``MINIMUM_PAIRS`` units have such tokens, or fewer than ``MINIMUM_DIFFERING`` tokens
+        are on one side, of which a bootstrap makes a certainty.
+    """
+    parts, wholes = (math.fsum(column) for column in zip(*((one.baseline, one.other) for one in pairs), strict=True))
+    if min(parts, wholes - parts) < MINIMUM_DIFFERING:
+        return NoInterval.FEW_DIFFERING
+    counted = sum(one.other > 0 for one in pairs)
+    return NoInterval.FEW_PAIRS if counted < MINIMUM_PAIRS else bootstrap_share(pairs) or NoInterval.FEW_PAIRS
 
 
 def largest_share(count: int, of: int) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from harness.contracts import common_prefix
+from reports.summary.acceptance import tells_discarded
 from reports.summary.measured import Measured, full_depths
 
 __all__ = ["about_lossless"]
@@ -33,3 +34,8 @@ def about_lossless(cells: Sequence[Measured]) -> Iterator[str]:
         )
     elif compared:
         yield f"lossless rows: the tokens are full depth's in all {compared} completions."
+    if not all(tells_discarded(cell) for cell in cells if cell.point.lossless):
+        yield (
+            "which drafts stood, by source, layer and kind, is not known: the run was recorded before discarded drafts "
+            "were. Run it again for that."
+        )

@@ -19,6 +19,7 @@ from reports.metrics.point import Point
 from reports.metrics.scores import recorded_scores
 from reports.metrics.vocabulary import all_metrics
 from reports.summary.absurd import without_absurd
+from reports.summary.acceptance import acceptances
 from reports.summary.admission import idle_windows
 from reports.summary.attribution import attribute
 from reports.summary.degenerate import degenerate
@@ -154,6 +155,7 @@ def _table(points: Sequence[Point], metrics: Sequence[Metric]) -> list[SummaryRo
             dtype=point.model.dtype,
             weights_format=point.model.stored_in,
             decode=point.cell.point.decode,
+            draft_max=point.cell.point.draft_max,
             baseline_format=point.full.regime.weights_format,
             n=len(point.cell.scored),
             errors=point.cell.errors,
@@ -162,6 +164,7 @@ def _table(points: Sequence[Point], metrics: Sequence[Metric]) -> list[SummaryRo
             energy_measured=measured,
             verdict=verdict(point, comparisons, energy_measured=measured),
             rehearsed=point.cell.point.rehearsed,
+            acceptances=tuple(acceptances(point.cell)),
             metrics={name: estimate for name, estimate in found.items() if estimate is not None},
         )
         rows.append(row)

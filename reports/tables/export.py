@@ -1,8 +1,9 @@
 """Files of a summary: ``summary.json`` for programs, ``summary.csv`` for spreadsheets, ``report.md`` for people.
 
 JSON is the summary itself and reads back equal. CSV is the flat view of :mod:`reports.tables.frame`, with a ``'``
-before a text that begins like a formula. Markdown has the terminal's tables in full, with the same notes. What is
-hidden in a name is an escape in all of them (:mod:`harness.appearance.visible_text`).
+before a text that begins like a formula; ``acceptance.csv`` has a line per group of drafted tokens. Markdown has
+the terminal's tables in full, with the same notes. What is hidden in a name is an escape in all of them
+(:mod:`harness.appearance.visible_text`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from harness.records.cost import Attribution
 from harness.records.summary import Summary
 from harness.store.seals import sealed_document
 from reports.files import write_files
-from reports.metrics.sections import AGAINST_FULL
+from reports.metrics.sections import AGAINST_FULL, DRAFTS
+from reports.tables.acceptance_columns import ACCEPTANCE_COLUMNS, ACCEPTANCE_NOTE, acceptance_lines, acceptance_sections
 from reports.tables.attribution_table import TextTable, attribution_notes, attribution_tables
 from reports.tables.columns import (
     Column,
@@ -28,13 +30,16 @@ from reports.tables.columns import (
     verdicts,
 )
 from reports.tables.csv_text import csv_text
+from reports.tables.draft_lengths import draft_length_table
 from reports.tables.frame import column_names, flat
 from reports.tables.markdown import escape_markdown, markdown_code, markdown_row
 from reports.tables.plot import draw_front
 from reports.tables.result import HEADLINE_TITLE, ResultTable, legend, mark, split_tables
 
 __all__ = [
+    "ACCEPTANCE_FILE",
     "FILES",
+    "acceptance_csv",
     "markdown_legend",
     "markdown_results",
     "markdown_table",
@@ -46,6 +51,7 @@ __all__ = [
 ]
 
 FILES = ("summary.json", "summary.csv", "report.md")
+ACCEPTANCE_FILE = "acceptance.csv"
 
 
 def to_json(summary: Summary) -> str:
@@ -64,6 +70,18 @@ def runs_to_csv(summaries: Iterable[tuple[str, Summary]]) -> str:
     named = list(summaries)
     names = column_names(row for _, summary in named for row in summary.rows)
     return csv_text(["run", *names], ({"run": name, **values} for name, summary in named for values in flat(summary)))
+
+
+def acceptance_csv(summaries: Iterable[tuple[str, Summary]]) -> dict[str, str]:
+    """Return name → text of the file of drafted tokens that stood; none where nothing was drafted.
+
+    A run's name, where it has one, is in the first column. What a line is all of (sources, layers, kinds) is empty.
+    """
+    lines = [
+        ({"run": name} if name else {}) | line for name, summary in summaries for line in acceptance_lines(summary)
+    ]
+    named = ["run"] if any("run" in line for line in lines) else []
+    return {ACCEPTANCE_FILE: csv_text([*named, *ACCEPTANCE_COLUMNS], lines)} if lines else {}
 
 
 def to_markdown(summary: Summary) -> str:
@@ -101,13 +119,16 @@ def markdown_table(table: TextTable) -> Iterator[str]:
 
 
 def write_report(summary: Summary, directory: Path) -> tuple[Path, ...]:
-    """Write ``summary.json``, ``summary.csv`` and ``report.md``, each replaced whole; return their paths.
+    """Write ``summary.json``, ``summary.csv``, ``report.md`` and, where something was drafted, ``acceptance.csv``.
+
+    Each is replaced whole; their paths are returned.
 
     Raises:
         StoreError: a file cannot be written.
     """
     texts = (to_json(summary), to_csv(summary), to_markdown(summary))
-    return write_files(directory, dict(zip(FILES, texts, strict=True)))
+    further = acceptance_csv([("", summary)])
+    return write_files(directory, dict(zip(FILES, texts, strict=True)) | further)
 
 
 def _markdown_table(table: ResultTable, level: int) -> Iterator[str]:
@@ -126,6 +147,14 @@ def _markdown_table(table: ResultTable, level: int) -> Iterator[str]:
             chosen.append(Column("verdict", "in words", verdicts(table), "what may be said", left=True))
         if any(not column.empty for column in chosen):
             yield from ("", f"**{title}**", "", *_pipes(table, chosen))
+        further = list(acceptance_sections(table)) if title == DRAFTS else []
+        for drafts, shares in further:
+            yield from ("", f"**{escape_markdown(drafts)}**", "", *_pipes(table, shares))
+        if further:
+            yield from ("", escape_markdown(ACCEPTANCE_NOTE))
+    lengths = draft_length_table(table)
+    if lengths is not None:
+        yield from ("", f"**{escape_markdown(lengths.title)}**", "", *markdown_table(lengths))
     absent = unmeasured(columns)
     if absent:
         yield from ("", escape_markdown(absent))

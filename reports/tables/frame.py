@@ -38,6 +38,7 @@ _FIELDS = {
     "dtype": "number format of the activations",
     "weights_format": "how matrices are stored and multiplied",
     "decode": "lossy; or lossless, with its draft source: full depth verified every token",
+    "draft_max": "tokens of a draft at most",
     "baseline_format": "weights format of the full depth that its tokens and scores are compared with",
     "n": "samples scored",
     "errors": "samples that failed",
@@ -99,7 +100,7 @@ def column_names(rows: Iterable[SummaryRow]) -> list[str]:
 def flat(summary: Summary) -> Iterator[dict[str, Any]]:
     """Yield each row as column → value; a column without a value is left out."""
     for row in summary.rows:
-        values = {"machine": summary.machine, **row.model_dump(mode="json", exclude={"metrics"})}
+        values = {"machine": summary.machine, **row.model_dump(mode="json", exclude={"metrics", "acceptances"})}
         values["options"] = json.dumps(values["options"], sort_keys=True)
         for name, estimate in row.metrics.items():
             found = estimate.model_dump(exclude_none=True)
@@ -112,7 +113,8 @@ def to_frame(summary: Summary) -> DataFrame:
     import pandas  # late: half a second that no other report needs
 
     frame = pandas.DataFrame(list(flat(summary)), columns=column_names(summary.rows))
-    numbers = [name for name in frame.columns if name not in _FIELDS and not name.endswith("_no_interval")]
+    texts = _FIELDS.keys() - {"draft_max"}
+    numbers = [name for name in frame.columns if name not in texts and not name.endswith("_no_interval")]
     return frame.astype(dict.fromkeys(numbers, "float64"))
 
 

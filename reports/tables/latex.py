@@ -14,8 +14,10 @@ from typing import TypeAlias
 from harness.appearance.visible_text import one_line
 from reports.metrics.energy import ENERGY_PER_TOKEN
 from reports.recorded import RecordedRun
+from reports.tables.acceptance_columns import ACCEPTANCE_NOTE, acceptance_sections
 from reports.tables.attribution_table import TextTable, attribution_notes, attribution_tables
-from reports.tables.columns import columns_of, headline_columns
+from reports.tables.columns import Column, columns_of, headline_columns
+from reports.tables.draft_lengths import draft_length_table
 from reports.tables.hypervolume_table import NOTE, hypervolume_tables
 from reports.tables.result import ResultTable, mark, split_tables
 
@@ -74,6 +76,11 @@ def _tables(name: str, run: RecordedRun, warning: Sequence[str]) -> Iterator[str
     for table in split_tables(run.summary):
         if any(row.n for row in table.rows):
             yield _headline(name, table, warning)
+            for title, columns in acceptance_sections(table):
+                yield _columns(f"{name}: {title}, {table.heading}.", [*warning, ACCEPTANCE_NOTE], table, columns)
+            lengths = draft_length_table(table)
+            if lengths is not None:
+                yield _text_table(f"{name}: {lengths.title}, {table.heading}.", warning, lengths)
     for task, text in hypervolume_tables(run):
         yield _text_table(f"{name}: {text.title}, {task}.", [*warning, NOTE], text)
     for attribution in run.summary.attributions:
@@ -85,11 +92,6 @@ def _tables(name: str, run: RecordedRun, warning: Sequence[str]) -> Iterator[str
 def _headline(name: str, table: ResultTable, warning: Sequence[str]) -> str:
     columns = columns_of(table)
     shown = headline_columns(table, columns)
-    header = ["", "", "operating point", *(f"{column.term}\n{column.unit}" for column in shown)]
-    rows: list[list[Cell]] = [
-        [mark(row).strip(), letter, (row.operating_point,), *(column.cells[index] for column in shown)]
-        for index, (row, letter) in enumerate(zip(table.rows, table.letters, strict=True))
-    ]
     labelled = [line.partition(" ") for line in table.subheadings]
     facts = [f"{label.capitalize()}: {text.strip()}" for label, _, text in labelled]
     notes = [
@@ -98,8 +100,17 @@ def _headline(name: str, table: ResultTable, warning: Sequence[str]) -> str:
     ]
     if any(row.value(ENERGY_PER_TOKEN) is not None and not row.energy_measured for row in table.rows):
         notes.append("Energy is an estimate from CPU time, not a measurement, and decides no ranking.")
+    return _columns(f"{name}: {table.heading}.", [*warning, *facts, *notes], table, shown)
+
+
+def _columns(title: str, notes: Sequence[str], table: ResultTable, shown: Sequence[Column]) -> str:
+    header = ["", "", "operating point", *(f"{column.term}\n{column.unit}" for column in shown)]
+    rows: list[list[Cell]] = [
+        [mark(row).strip(), letter, (row.operating_point,), *(column.cells[index] for column in shown)]
+        for index, (row, letter) in enumerate(zip(table.rows, table.letters, strict=True))
+    ]
     spec = "ccl" + "".join("l" if column.left else "r" for column in shown)
-    return _tabular(f"{name}: {table.heading}.", [*warning, *facts, *notes], spec, header, rows)
+    return _tabular(title, notes, spec, header, rows)
 
 
 def _text_table(title: str, notes: Sequence[str], table: TextTable) -> str:

@@ -22,8 +22,9 @@ from harness.appearance.terminal import Line, Text
 from harness.appearance.visible_text import one_line
 from harness.records.cost import Attribution
 from harness.records.summary import Summary, SummaryRow
-from reports.metrics.sections import AGAINST_FULL, BYTE_MODEL
-from reports.tables.attribution_table import attribution_notes, attribution_tables, without_plus_minus
+from reports.metrics.sections import AGAINST_FULL, BYTE_MODEL, DRAFTS
+from reports.tables.acceptance_columns import ACCEPTANCE_NOTE, acceptance_sections
+from reports.tables.attribution_table import TextTable, attribution_notes, attribution_tables, without_plus_minus
 from reports.tables.columns import (
     MISSING,
     Column,
@@ -35,12 +36,13 @@ from reports.tables.columns import (
     unmeasured,
     verdicts,
 )
+from reports.tables.draft_lengths import draft_length_table, without_intervals
 from reports.tables.plot import BOUND, FRONT, draw_front
 from reports.tables.result import HEADLINE_TITLE, ResultTable, is_candidate, legend, mark, split_tables
 
 __all__ = ["Report", "fold_label", "render"]
 
-WHOLE = (BYTE_MODEL,)
+WHOLE = (BYTE_MODEL, DRAFTS)
 """Sections that are read from left to right: what the headline shows already is repeated in them."""
 _WIDEST = 132
 _PLOT_WIDTH = 78
@@ -111,18 +113,32 @@ def _one_table(
     yield from _plot(table, options)
     for title in section_titles(columns) if details else ():
         numbers = [column for column in section_columns(title, columns) if column not in shown or title in WHOLE]
-        for index, chunk in enumerate(_chunks(table, numbers, console, options)):
-            yield Text()
-            yield _section_title(title if index == 0 else f"{title}, continued")
-            yield _grid(
-                table, chunk, options, named=len(chunk) == len(numbers) and _fits(table, chunk, console, options)
-            )
+        yield from _section(title, table, numbers, console, options)
+        if title == DRAFTS:
+            further = list(acceptance_sections(table))
+            for drafts, columns_of_drafts in further:
+                yield from _section(drafts, table, columns_of_drafts, console, options)
+            if further:
+                yield Line(ACCEPTANCE_NOTE, "dim")
         if title == AGAINST_FULL:
             yield from _sentences(table)
+    lengths = draft_length_table(table) if details else None
+    if lengths is not None:
+        narrow = options.max_width < _WIDE_ENOUGH_FOR_INTERVALS
+        yield from _text_table(without_intervals(lengths) if narrow else lengths, options)
     absent = unmeasured(columns) if details else ""
     if absent:
         yield Text()
         yield Line(absent, "dim")
+
+
+def _section(
+    title: str, table: ResultTable, columns: Sequence[Column], console: Console, options: ConsoleOptions
+) -> Iterator[RenderableType]:
+    for index, chunk in enumerate(_chunks(table, columns, console, options)):
+        yield Text()
+        yield _section_title(title if index == 0 else f"{title}, continued")
+        yield _grid(table, chunk, options, named=len(chunk) == len(columns) and _fits(table, chunk, console, options))
 
 
 def _attribution(attribution: Attribution, options: ConsoleOptions) -> Iterator[RenderableType]:
@@ -130,19 +146,22 @@ def _attribution(attribution: Attribution, options: ConsoleOptions) -> Iterator[
     yield _banner(f"{attribution.where} · where the {attribution.quantity} goes", options)
     narrow = options.max_width < _WIDE_ENOUGH_FOR_INTERVALS
     for whole in attribution_tables(attribution):
-        table = without_plus_minus(whole) if narrow else whole
-        grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="dim")
-        grid.add_column(table.header[0], no_wrap=True)
-        for header in table.header[1:]:
-            grid.add_column(header, justify="right", vertical="bottom")
-        for name, *cells in table.rows:
-            grid.add_row(Text(fold_label(name, max(20, options.max_width // 4))), *(Text(cell) for cell in cells))
-        yield Text()
-        yield _section_title(table.title)
-        yield grid
+        yield from _text_table(without_plus_minus(whole) if narrow else whole, options)
     yield Text()
     for note in attribution_notes(attribution):
         yield Line(note, "dim")
+
+
+def _text_table(table: TextTable, options: ConsoleOptions) -> Iterator[RenderableType]:
+    grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="dim")
+    grid.add_column(table.header[0], no_wrap=True)
+    for header in table.header[1:]:
+        grid.add_column(header, justify="right", vertical="bottom")
+    for name, *cells in table.rows:
+        grid.add_row(Text(fold_label(name, max(20, options.max_width // 4))), *(Text(cell) for cell in cells))
+    yield Text()
+    yield _section_title(table.title)
+    yield grid
 
 
 def _banner(title: str, options: ConsoleOptions) -> RenderableType:

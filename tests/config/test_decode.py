@@ -153,9 +153,19 @@ def test_a_run_refuses_what_cannot_be_read(written: Any) -> None:
         RunConfig.build({"decode": written})
 
 
-@pytest.mark.parametrize("most", [0, 1025, "many"])
+@pytest.mark.parametrize(
+    ("written", "longest"),
+    [(4, (4,)), ("4", (4,)), ("4, 16,4", (4, 16)), ([8, 2], (8, 2)), ((8,), (8,))],
+)
+def test_a_run_reads_the_longest_drafts_to_compare(written: Any, longest: tuple[int, ...]) -> None:
+    config = RunConfig.build({"draft_max": written})
+    assert config.longest_drafts == longest
+    assert RunConfig.build(config.model_dump(mode="json")) == config
+
+
+@pytest.mark.parametrize("most", [0, 1025, "many", "4,0", "4,", [], [4, "x"]])
 def test_a_draft_has_one_token_at_least(most: Any) -> None:
-    with pytest.raises(ConfigError, match="draft_max"):
+    with pytest.raises((ConfigError, OptionError), match="draft_max"):
         RunConfig.build({"draft_max": most})
 
 

@@ -64,7 +64,14 @@ def decoded(
         assert not one.draft
         assert len(one.token_ids) == len(one.exit_layers) == len(one.drafted_at) == len(one.accepted)
         assert set(one.exit_layers) <= {engine.info.num_layers}
-        assert sum(one.accepted) <= one.drafts
+        assert sum(one.accepted) + sum(len(lost.token_ids) for lost in one.discarded) == one.drafts
+        for lost in one.discarded:  # from the token on that full depth replaced, if it said anything there
+            assert len(lost.token_ids) == len(lost.drafted_at) > 0
+            assert lost.place <= len(one.token_ids)
+            if lost.place < len(one.token_ids):
+                assert not one.accepted[lost.place]
+                assert one.drafted_at[lost.place] == lost.drafted_at[0]
+                assert one.token_ids[lost.place] != lost.token_ids[0]
         assert all(at is not None for at, kept in zip(one.drafted_at, one.accepted, strict=True) if kept)
         assert one.token_times_s == sorted(one.token_times_s)
     return made

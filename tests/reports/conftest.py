@@ -200,7 +200,8 @@ def _accuracy(weights_format: str) -> Accuracy:
 def _point(name: str) -> OperatingPointRecord:
     written, *said = name.removesuffix(" (never exits)").split("@")
     decode = next((one for one in said if one.startswith("lossless")), "lossy")
-    kv = next((one for one in said if one != decode), None)
+    length = next((one for one in said if one.startswith("draft=")), "draft=16")
+    kv = next((one for one in said if one not in (decode, length)), None)
     strategy, _, rest = written.partition(":")
     options = dict(part.split("=") for part in rest.split(":")) if rest else {}
     return OperatingPointRecord(
@@ -211,7 +212,8 @@ def _point(name: str) -> OperatingPointRecord:
         rehearsed=strategy == "oracle",
         kv=kv,
         decode=decode,
-        draft_max=None if decode == "lossy" else 16,
+        draft_max=None if decode == "lossy" else int(length.removeprefix("draft=")),
+        draft_sources=tuple(decode.split("+")[1:]),
     )
 
 

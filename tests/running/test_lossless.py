@@ -109,6 +109,26 @@ def test_records_say_how_a_point_decodes(points: Any) -> None:
     assert (looking.lossless.most, [source.n for source in looking.lossless.sources]) == (3, [4])
 
 
+def test_records_name_what_proposes(points: Any) -> None:
+    found = points("fixed:layer=4@lossless", "fixed:layer=4@lossless+product+lookup:n=4")
+    assert [point.record.draft_sources for point in found] == [(), (), ("lookup",)]
+
+
+def test_several_longest_drafts_make_one_lossless_point_each(points: Any) -> None:
+    found = points("fixed:layer=4", decode="lossy,lossless+lookup", draft_max="2,8", formats=("float32", "int8"))
+    assert names(found)[:6] == [
+        "full@float32", "full@int8",
+        "full@lossless+lookup@draft=2@float32", "full@lossless+lookup@draft=2@int8",
+        "full@lossless+lookup@draft=8@float32", "full@lossless+lookup@draft=8@int8",
+    ]  # fmt: skip
+    assert names(found)[6:9] == [
+        "fixed:layer=4@float32", "fixed:layer=4@int8", "fixed:layer=4@lossless+lookup@draft=2@float32",
+    ]  # fmt: skip
+    assert [point.record.draft_max for point in found[6:]] == [None, None, 2, 2, 8, 8]
+    assert [None if point.lossless is None else point.lossless.most for point in found[6:]] == [None, None, 2, 2, 8, 8]
+    assert names(points("fixed:layer=4@lossless", draft_max=[4])) == ["full", "fixed:layer=4@lossless"]
+
+
 # ---------------------------------------------------------------------------------- KV policies
 
 
@@ -176,7 +196,9 @@ def test_tokens_are_full_depth_s_and_records_say_how_they_came(config: dict[str,
             assert (len(drafted), len(accepted)) == (count, count)
             assert (drafted[0], accepted[0]) == (None, False)  # prefill says the first one
             assert not any(kept for at, kept in zip(drafted, accepted, strict=True) if at is None)
-            assert sum(accepted) <= record["drafts"] <= 3 * record["verifications"]
+            lost = [token for one in record["discarded"] for token in one["token_ids"]]
+            assert sum(accepted) + len(lost) == record["drafts"] <= 3 * record["verifications"]
+            assert len(lost) == sum(len(one["token_texts"]) for one in record["discarded"])
             assert count - 1 <= sum(accepted) + record["verifications"]
             assert record["layers_discarded"] % 12 == 0
             assert record["layers_executed"] == 12 * (count - 1) + record["layers_discarded"]

@@ -122,9 +122,7 @@ class Fp16(Bits):
     def read(self, build: Any, row: Any, step: Any) -> Sequence[Any]:
         """Widen them."""
         start = build.add(row, build.mul(step, _I64(self.step_bytes)))
-        return [
-            build.fpext(_load(build, _add(build, start, 2 * LANES * half), _HALF), _FLOATS) for half in range(2)
-        ]
+        return [build.fpext(_load(build, _add(build, start, 2 * LANES * half), _HALF), _FLOATS) for half in range(2)]
 
 
 class Int8(Bits):

@@ -58,16 +58,16 @@ _RELU, _SILU, _TANH, _ERF = range(4)
 
 # Of a call: what the model is, what the cache is, what differs from call to call.
 (
-    _HIDDEN, _HEADS, _KV_HEADS, _HEAD_DIM, _INNER, _TURNING, _GATED, _PARALLEL, _ACTIVATION, _SCALE, _TABLE,
+    _HIDDEN, _HEADS, _KV_HEADS, _HEAD_DIM, _INNER, _TURNING, _GATED, _PARALLEL, _ACTIVATION, _TABLE,
     _COS, _SIN, _ENTRIES, _LAYER_STRIDE, _HEAD_STRIDE, _ROWS, _POSITIONS, _SLOTS, _WORK, _OWN, _OWN_SIZE,
     _SIZE, _MEMBER, _BARRIER, _STATE, _FIRST, _LAST, _FIELDS,
-) = range(29)  # fmt: skip
+) = range(28)  # fmt: skip
 _Parameters = ctypes.c_int64 * _FIELDS
 
-# Of a layer: address, stride and bias of each matrix; kind, gain, bias and ε of each norm.
+# Of a layer: address, stride and bias of each matrix; kind, gain, bias and ε of each norm; the scale of scores.
 _QKV, _OUTPUT, _MLP_IN, _MLP_OUT = range(0, 12, 3)
 _ATTENTION_NORM, _MLP_NORM, _QUERY_NORM, _KEY_NORM = range(12, 28, 4)
-_COLUMNS = 28
+_SCALE, _COLUMNS = 28, 29
 _AHEAD = 8  # positions whose values are asked for before they are read
 _NO_NORM, _RMS_NORM, _LAYER_NORM = range(3)
 
@@ -234,7 +234,7 @@ def _body(bits: type[Bits]) -> int:
     ) -> None:  # fmt: skip
         """Attend to everything up to a slot's position; a unit is a query head of a slot."""
         heads, kv_heads, dim = given[_HEADS], given[_KV_HEADS], given[_HEAD_DIM]
-        query, scale = floats(own, dim), float_of_bits(np.int32(given[_SCALE]))
+        query, scale = floats(own, dim), float_of_bits(np.int32(table[_SCALE]))
         for unit in range(start, end):
             slot, head = unit // heads, unit % heads
             place, length = (slot * (heads + 2 * kv_heads) + head) * dim, positions[slot] + 1
@@ -345,7 +345,7 @@ class CompiledLayers:
         self._facts = {
             _HIDDEN: self._hidden, _HEADS: heads.query_heads, _KV_HEADS: heads.kv_heads, _HEAD_DIM: heads.head_dim,
             _INNER: self._inner, _GATED: int(block.gated), _PARALLEL: int(block.parallel), _ACTIVATION: activation,
-            _SCALE: _bits_of(block.scale), _TABLE: self._table.data_ptr(), _SIZE: team().size, _MEMBER: team().member,
+            _TABLE: self._table.data_ptr(), _SIZE: team().size, _MEMBER: team().member,
             _BARRIER: team().barrier,
         }  # fmt: skip
         _body(bits)
@@ -439,7 +439,7 @@ def _facts(block: Block) -> list[int]:
         bias = norm.bias if isinstance(norm, LayerNorm) else None
         weight, epsilon = (None, 0.0) if norm is None else (norm.weight, norm.eps)
         facts += [kind, _address(weight), _address(bias), _bits_of(epsilon)]
-    return facts
+    return [*facts, _bits_of(block.scale)]
 
 
 def _address(tensor: Tensor | None) -> int:

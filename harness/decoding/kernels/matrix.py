@@ -72,9 +72,7 @@ class CompiledLinear:
         body(self.bits)
 
     @classmethod
-    def of(
-        cls, bits: type[Bits], numbers: Tensor, bias: Tensor | None, header: Tensor | None = None
-    ) -> CompiledLinear:
+    def of(cls, bits: type[Bits], numbers: Tensor, bias: Tensor | None, header: Tensor | None = None) -> CompiledLinear:
         """Store numbers ``[out, in]`` as they are, each row behind its part of ``header`` ``[out, 1]``."""
         count, width = numbers.shape
         data = F.pad(numbers, (0, -width % STEP)).contiguous().view(torch.uint8)
@@ -104,7 +102,9 @@ class CompiledLinear:
 
     def rows(self, start: int) -> CompiledLinear:
         """Return the map restricted to output columns from ``start`` on, sharing storage."""
-        return CompiledLinear(self.bits, self.data[start:], self.width, None if self.bias is None else self.bias[start:])
+        return CompiledLinear(
+            self.bits, self.data[start:], self.width, None if self.bias is None else self.bias[start:]
+        )
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -24,6 +24,15 @@
     });
   }
 
+  function drafts(point) {
+    return point.drafts.map(function ([title, shares], place) {
+      return h("details", {}, h("summary", {}, title), place ? "" : h("p", { class: "note" }, point.drafts_note),
+        h("table", { class: "numbers" }, h("tbody", {}, shares.map(function ([name, share]) {
+          return h("tr", {}, h("th", { scope: "row" }, name), h("td", { class: "number" }, share));
+        }))));
+    });
+  }
+
   function sample(one) {
     const scores = one.scores.map(function ([title, score]) { return title + " " + score.toFixed(2); });
     const facts = [one.tokens + " tokens", one.mean_layer === null ? null : "mean layer " + one.mean_layer, one.latency_s === null ? null : (1000 * one.latency_s).toFixed(0) + " ms"];
@@ -36,7 +45,7 @@
   function samples(point) {
     const of = point.samples.length < point.finished ? point.samples.length + " of " + point.finished + ", the same for every operating point" : "All " + point.finished;
     return h("section", {}, h("h2", {}, "Completions"),
-      h("p", { class: "note" }, of + (point.failed ? "; " + point.failed + " more failed" : "") + ". Each token stands on the colour of the layer it left at; underlined where it is not full depth’s token, framed where it came from prefill."),
+      h("p", { class: "note" }, of + (point.failed ? "; " + point.failed + " more failed" : "") + ". Each token stands on the colour of the layer it left at; underlined where it is not full depth’s token, framed where it came from prefill." + (point.lossless ? " A bar below: a draft, on the colour of its layer or on none where the draft source proposed it, and full depth accepted it; a bar above: full depth’s, in place of a draft." : "")),
       h("div", { class: "scale" }, "exit layer ", point.scale.map(function ([layer, ground, ink]) { return h("span", { style: "background:" + ground + ";color:" + ink }, String(layer)); })),
       h("ol", { class: "samples" }, point.samples.map(sample)));
   }
@@ -65,7 +74,7 @@
         h("section", {}, h("h2", {}, "Depth"), Leaderboard.bars(point.layers, point.num_layers)),
         h("section", {}, h("h2", {}, "Setting"), Leaderboard.facts(point.settings)),
         h("section", {}, h("h2", {}, "Measured on"), Leaderboard.facts(point.facts))),
-      h("section", {}, h("h2", {}, "All numbers"), h("p", { class: "note" }, "95 % intervals in brackets, or [too few]: blocks or samples, to have one; * differs from full depth (Holm-corrected p ≤ 0.05)."), numbers(point, described)),
+      h("section", {}, h("h2", {}, "All numbers"), h("p", { class: "note" }, "95 % intervals in brackets, or [too few]: blocks or samples, to have one; * differs from full depth (Holm-corrected p ≤ 0.05)."), numbers(point, described), drafts(point)),
       samples(point), manifest(run));
     place.dataset.shown = point.id;
   }

@@ -103,3 +103,33 @@ def test_following_is_a_share_of_full_depth_s_tokens() -> None:
     assert follows(full, full) == 1
     assert follows(full, sample()) is None
     assert follows(sample(error="x"), full) is None
+
+
+def test_drafts_show_where_they_came_from_and_what_became_of_them() -> None:
+    lost = {"place": 3, "token_ids": (8, 9), "drafted_at": (0, 0), "token_texts": (EVIL, ")")}
+    one = sample(
+        *("a", "b", "c", "d", "e"), drafted_at=(None, 4, 0, 0, None), accepted=(False, True, True, False, False),
+        discarded=[lost],
+    )  # fmt: skip
+    html = coloured_tokens(one, 12, None)
+    parsed = Parsed(html)
+    assert {tag for tag, _ in parsed.elements} <= {"div", "span"}
+    assert parsed.text == "abcde"
+    assert [token["class"] for token in parsed.tokens] == [
+        "tok prefill", "tok accepted", "tok accepted", "tok replaced", "tok",
+    ]  # fmt: skip
+    assert [token["data-layer"] for token in parsed.tokens] == ["12", "4", "0", "12", "12"]
+    tips = [token["data-tip"] for token in parsed.tokens]
+    assert tips[1] == "drafted after layer 4 of 12; accepted by full depth"
+    assert tips[2] == "proposed by the draft source; accepted by full depth"
+    assert tips[3].startswith("full depth's, in place of “<script>")
+    assert tips[3].endswith("…” proposed by the draft source")
+    assert depth_shade(4, 12)[0] in parsed.tokens[1]["style"]
+    assert "transparent" in parsed.tokens[2]["style"]
+
+
+def test_a_run_of_before_discarded_drafts_names_a_draft_alone() -> None:
+    one = sample("a", "b", drafted_at=(None, 4), accepted=(False, False))
+    assert Parsed(coloured_tokens(one, 12, None)).tokens[1]["data-tip"] == (
+        "full depth's, in place of a token drafted after layer 4 of 12"
+    )

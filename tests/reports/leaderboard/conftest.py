@@ -51,6 +51,7 @@ def make_run(
             exact = label == "full" or "@lossless" in label
             layers = (10, 10, 10) if exact else (10, 5, 5)
             tokens = (1, 2, 3) if exact else (1, 2, 4)
+            drafted = {"drafted_at": (None, 5, None), "accepted": (False, True, False), "drafts": 1, "verifications": 1}
             builder.window(
                 label,
                 {
@@ -62,6 +63,7 @@ def make_run(
                     "latency_s": seconds,
                     "token_times_s": (0.1 * seconds, 0.5 * seconds, seconds),
                     "ttft_s": 0.1 * seconds,
+                    **(drafted if "@lossless" in label else {}),
                 },
                 block=block,
                 duration=seconds * (1 + 0.01 * ((7 * block + len(label)) % 5)),

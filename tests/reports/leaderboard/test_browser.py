@@ -179,6 +179,12 @@ def test_rankings_can_be_restricted_to_lossless_rows(chromium: Any, tmp_path: Pa
     page.goto("about:blank")
     reader.open("index.html#decoding=lossless")
     assert reader.names()[0] == "fixed:layer=5@lossless"
+    page.click("#table tbody th a")
+    page.wait_for_selector("article[data-shown]")
+    drafts = page.locator("details", has_text="Drafts that stood, by what drafted them")
+    drafts.locator("summary").click()
+    assert drafts.locator("tr").all_inner_texts() == ["exit at 5\t1.00 of 80"]
+    assert page.locator(".tok.accepted").count() > 0
     reader.context.close()
     assert reader.faults == []
 

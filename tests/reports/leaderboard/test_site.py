@@ -152,6 +152,12 @@ def test_lossless_rows_are_ranked_among_themselves_too(tmp_path: Path, recorded:
     details = read_script(file, "point")
     assert details["lossless"]
     assert ["decoding", "lossless, drafts of 16 tokens at most"] in details["settings"]
+    assert details["drafts"] == [
+        ["Drafts that stood, by what drafted them", [["exit at 5", "1.00 of 80"]]],
+        ["Drafts of exits that stood, by kind of token", [["white space", "1.00 of 80"]]],
+    ]
+    lossy = tmp_path / "a" / "data" / "points" / f"{found['fixed:layer=5']['id']}.js"
+    assert read_script(lossy, "point")["drafts"] == []
 
 
 def test_runs_of_one_kind_are_ranked_together(tmp_path: Path, recorded: Recorded) -> None:

@@ -57,6 +57,21 @@ def test_ratios_are_totals_over_totals(run: Any) -> None:
     assert [row.value(metric) for metric in ALL] == [4 / 2, 2 / 5, 5 / 4, 45 / 4, 30 / 4]
 
 
+def test_time_and_energy_per_verified_token(build: Any) -> None:
+    """0.1 s a token in the builder's samples; prefill's token took none of the time that counts, and of the energy."""
+    run = build(points=(FULL, DRAFTING), kv="recompute")
+    for name, more in ((FULL, {"token_ids": KEPT["token_ids"]}), (DRAFTING, KEPT)):
+        run.window(name, more, energy_j=8.0, energy_source="rapl")
+    row = run.row(DRAFTING)
+    assert row.value("verified_token_s") == pytest.approx(0.1)
+    assert row.value("energy_j_per_verified_token") == row.value("energy_j_per_token") == 2.0
+    assert run.row(FULL).estimate("verified_token_s") is run.row(FULL).estimate("energy_j_per_verified_token") is None
+
+
+def test_energy_that_no_meter_read_is_missing(run: Any) -> None:
+    assert run.row(DRAFTING).estimate("energy_j_per_verified_token") is None
+
+
 def test_lossy_rows_have_none_of_it(run: Any) -> None:
     row = run.row(FULL)
     assert [row.estimate(metric) for metric in ALL] == [None] * len(ALL)

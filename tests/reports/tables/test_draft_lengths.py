@@ -1,0 +1,70 @@
+"""What longer drafts bring: a line per longest draft of operating points that differ in it alone, and a figure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reports.figures import draft_lengths
+from reports.recorded import RecordedRun
+from reports.tables.draft_lengths import draft_families, draft_length_table
+from reports.tables.export import to_markdown
+from reports.tables.result import split_tables
+
+FULL, EXITS = "full", "fixed:layer=5@lossless"
+LENGTHS = {8: (1, 2, 3, 4), 2: (1, 2)}
+
+
+@pytest.fixture
+def run(build: Any) -> Any:
+    points = (FULL, *(f"{EXITS}@draft={most}" for most in LENGTHS), "fixed:layer=2@lossless@draft=8")
+    made = build(points=points, kv="recompute")
+    for name, tokens in zip(points, ((1, 2, 3, 4), *LENGTHS.values(), (1, 2)), strict=True):
+        drafted = {} if name == FULL else {
+            "drafted_at": (None, *(5,) * (len(tokens) - 1)),
+            "accepted": (False, *(True,) * (len(tokens) - 1)),
+            "drafts": len(tokens) - 1,
+            "verifications": 1,
+        }  # fmt: skip
+        made.window(name, {"token_ids": tokens, **drafted})
+    return made
+
+
+def recorded(run: Any) -> RecordedRun:
+    return RecordedRun(Path("runs/one"), run.manifest, tuple(run.windows), tuple(run.samples), run.summary())
+
+
+def test_lengths_of_one_operating_point_stand_together_shortest_first(run: Any) -> None:
+    assert draft_families(run.summary().rows) == {EXITS: [2, 1]}
+    (table,) = split_tables(run.summary())
+    found = draft_length_table(table)
+    assert found.header[:3] == ("operating point", "longest\ndraft", "tokens /\nverification")
+    assert [row[:3] for row in found.rows] == [(EXITS, "2", "1.00 [too few]"), (EXITS, "8", "3.00 [too few]")]
+    assert "**What longer drafts bring**" in to_markdown(run.summary())
+
+
+def test_one_length_has_no_table(build: Any) -> None:
+    run = build(points=(FULL, EXITS), kv="recompute")
+    run.window(FULL, {})
+    run.window(EXITS, {"drafted_at": (None,) * 3, "accepted": (False,) * 3, "verifications": 2})
+    (table,) = split_tables(run.summary())
+    assert draft_length_table(table) is None
+    assert draft_lengths.figures(recorded(run)) == []
+    assert "--draft-max 2,4,8,16" in draft_lengths.absence(recorded(run))
+
+
+def test_a_lossy_run_lacks_nothing(build: Any) -> None:
+    run = build()
+    run.window(FULL, {})
+    assert draft_lengths.absence(recorded(run)) == ""
+
+
+def test_the_figure_has_a_line_of_all_lengths_in_each_panel(run: Any) -> None:
+    (figure,) = draft_lengths.figures(recorded(run))
+    axes = figure.draw().axes
+    assert [one.get_title() for one in axes] == ["tokens / verification", "accepted", "decoding speed-up"]
+    (line,) = axes[0].lines
+    assert (line.get_label(), list(line.get_xdata()), list(line.get_ydata())) == (EXITS, [2, 8], [1.0, 3.0])
+    assert draft_lengths.absence(recorded(run)) == ""
