@@ -85,8 +85,10 @@ def test_layers_are_torch_s(packed: Callable[[str, str], Engine], form: str, slo
     got = run.run(run.run(state, 0, 2), 2, engine.info.num_layers)  # an exit in between
     assert torch.equal(state, before)
     expected = by_torch(engine.backbone, engine, theirs, state, slots)
-    assert (got - expected).norm() <= 1e-5 * expected.norm()
-    torch.testing.assert_close(mine.entries, theirs.entries, rtol=1e-4, atol=1e-4)
+    assert (got - expected).norm() <= 1e-4 * expected.norm()
+    assert (mine.entries - theirs.entries).norm() <= 1e-4 * theirs.entries.norm()
+    untouched = mine.entries == filled(engine).entries
+    assert untouched.sum() == mine.entries.numel() - mine.entries[:, 0, :, 0].numel() * len(slots)
 
 
 @torch.inference_mode()
@@ -144,4 +146,4 @@ def test_every_non_linearity_is_known(make_case: Callable[..., Any], activation:
     state = 3 * torch.randn(2, 128)
     run = engine.backbone.compiled.slots(filled(engine), engine.rotary(LENGTH + 8), [0, 1], [3, 30])
     expected = by_torch(engine.backbone, engine, filled(engine), state, [(0, 3), (1, 30)])
-    assert (run.run(state, 0, engine.info.num_layers) - expected).norm() <= 1e-5 * expected.norm()
+    assert (run.run(state, 0, engine.info.num_layers) - expected).norm() <= 1e-4 * expected.norm()

@@ -220,8 +220,7 @@ def test_bad_input_is_one_line(verify: Command, arguments: tuple[Any, ...], said
 def test_a_format_this_machine_lacks_is_refused_and_left_out(verify: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Fp16, "obstacle", lambda self, device: "nothing compiles here")
     assert (
-        "--weights-format fp16 cannot be used here: nothing compiles here"
-        in verify("--weights-format", "fp16").error
+        "--weights-format fp16 cannot be used here: nothing compiles here" in verify("--weights-format", "fp16").error
     )
     ran = verify("--prompts", 1, "--batch-size", 1)
     assert ran.code == 0

@@ -9,21 +9,27 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import llvmlite.binding as llvm
 from llvmlite import ir
-from numba import njit, types
-from numba.core import cgutils
+from numba import cfunc, njit, types
+from numba.core import cgutils as untyped
 from numba.extending import intrinsic
 
 __all__ = [
-    "COLUMNS", "COMPILED", "MANY", "STEP", "Bits", "Float32", "Fp16", "Int4", "Int8", "call", "fetch", "float_of_bits", "one_row_of",
-    "pointer", "product_of", "share",
+    "COLUMNS", "MANY", "STEP", "Bits", "Float32", "Fp16", "Int4", "Int8", "c_function", "call", "compiled", "fetch",
+    "float_of_bits", "one_row_of", "pointer", "product_of", "share",
 ]  # fmt: skip
 
-COMPILED = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-"""Options of functions that only compiled ones call."""
+compiled: Any = partial(njit, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+"""Compiles a function that only compiled ones call."""
+
+c_function: Any = cfunc(types.void(types.voidptr), nogil=True, error_model="numpy")
+"""Compiles a function of one pointer, which C calls."""
+
+_lowered: Any = intrinsic  # written in LLVM's instructions; a call needs no typing context
 
 LANES = 16
 STEP = 2 * LANES
@@ -34,6 +40,7 @@ _ROWS, COLUMNS = (4, 4) if _WIDE else (2, 2)  # of a tile, so that its sums stay
 MANY = 8
 """Rows from which on weights are widened before they are multiplied."""
 
+_emit: Any = untyped
 _I8, _I32, _I64, _HALF, _FLOAT = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.HalfType(), ir.FloatType()
 _FLOATS = ir.VectorType(_FLOAT, LANES)
 
@@ -49,7 +56,7 @@ def _add(build: Any, address: Any, offset: int) -> Any:
 
 def _fused(build: Any, one: Any, other: Any, plus: Any) -> Any:
     kind = ir.FunctionType(_FLOATS, [_FLOATS] * 3)
-    return build.call(cgutils.get_or_insert_function(build.module, kind, "llvm.fma.v16f32"), [one, other, plus])
+    return build.call(_emit.get_or_insert_function(build.module, kind, "llvm.fma.v16f32"), [one, other, plus])
 
 
 def _everywhere(build: Any, number: Any) -> Any:
@@ -72,10 +79,10 @@ def _sum(build: Any, lanes: Any) -> Any:
 
 
 def prefetch(build: Any, address: Any) -> None:
-    """Ask for what stands at an address, which is read soon: the processor alone reads half as fast on some machines."""
+    """Ask for what is read soon: left to itself, a processor may read half as fast."""
     byte = _I8.as_pointer()
     kind = ir.FunctionType(ir.VoidType(), [byte, _I32, _I32, _I32])
-    function = cgutils.get_or_insert_function(build.module, kind, "llvm.prefetch.p0")
+    function = _emit.get_or_insert_function(build.module, kind, "llvm.prefetch.p0")
     build.call(function, [build.inttoptr(address, byte), _I32(0), _I32(3), _I32(1)])
 
 
@@ -145,7 +152,7 @@ class Int8(Bits):
 
 
 class Int4(Bits):
-    """Per 32 weights scale and least weight in half precision, then 16 bytes: weight i in the lower bits, i + 16 above."""
+    """Per 32 weights a scale and the least in half precision, then 16 bytes: weight i below, weight i + 16 above."""
 
     step_bytes = 20
 
@@ -171,7 +178,7 @@ def _tile(bits: Bits, rows: int, columns: int, widened: bool = False) -> Callabl
     one to the next; their width, a multiple of 32; address of the result and numbers from a row to the next.
     """
 
-    @intrinsic  # type: ignore[untyped-decorator]
+    @_lowered
     def tile(
         _: Any, weights: Any, stride: Any, floats: Any, x: Any, x_stride: Any, width: Any, out: Any, out_stride: Any
     ) -> Any:
@@ -183,11 +190,11 @@ def _tile(bits: Bits, rows: int, columns: int, widened: bool = False) -> Callabl
             if widened:
                 reader, float_stride = Float32(), build.mul(width, _I64(4))
                 read_from = [build.add(floats, build.mul(_I64(column), float_stride)) for column in range(columns)]
-            sums = [[cgutils.alloca_once(build, _FLOATS) for _ in range(columns)] for _ in range(rows)]
+            sums = [[_emit.alloca_once(build, _FLOATS) for _ in range(columns)] for _ in range(rows)]
             for sums_of_row in sums:
                 for one in sums_of_row:
                     build.store(ir.Constant(_FLOATS, [0.0] * LANES), one)
-            with cgutils.for_range(build, build.udiv(width, _I64(STEP))) as loop:
+            with _emit.for_range(build, build.udiv(width, _I64(STEP))) as loop:
                 read = [Float32().read(build, row, loop.index) for row in of_x]
                 for column, at in enumerate(read_from):
                     if not widened:
@@ -208,17 +215,17 @@ def _tile(bits: Bits, rows: int, columns: int, widened: bool = False) -> Callabl
 
         return types.void(*[types.int64] * 8), emit
 
-    return tile  # type: ignore[no-any-return]
+    return tile
 
 
 def _widen(bits: Bits) -> Callable[..., None]:
     """Return an intrinsic that writes a row of weights as floats: address of the row, its width, where to."""
 
-    @intrinsic  # type: ignore[untyped-decorator]
+    @_lowered
     def widen(_: Any, weights: Any, width: Any, out: Any) -> Any:
         def emit(context: Any, build: Any, signature: Any, arguments: Any) -> Any:
             weights, width, out = arguments
-            with cgutils.for_range(build, build.udiv(width, _I64(STEP))) as loop:
+            with _emit.for_range(build, build.udiv(width, _I64(STEP))) as loop:
                 to = build.add(out, build.mul(loop.index, _I64(4 * STEP)))
                 for place, half in enumerate(bits.read(build, weights, loop.index)):
                     address = build.inttoptr(_add(build, to, 4 * LANES * place), _FLOATS.as_pointer())
@@ -227,7 +234,7 @@ def _widen(bits: Bits) -> Callable[..., None]:
 
         return types.void(*[types.int64] * 3), emit
 
-    return widen  # type: ignore[no-any-return]
+    return widen
 
 
 def product_of(bits: Bits) -> Callable[..., None]:
@@ -242,7 +249,7 @@ def product_of(bits: Bits) -> Callable[..., None]:
     high_by_wide, high_by_floats = _tile(bits, high, wide), _tile(bits, high, wide, widened=True)
     widen = _widen(bits)
 
-    @njit(**COMPILED)  # type: ignore[untyped-decorator]
+    @compiled
     def product(
         weights: int, stride: int, start: int, end: int, x: int, x_stride: int, rows: int, width: int, out: int,
         out_stride: int, room: int,
@@ -270,7 +277,7 @@ def product_of(bits: Bits) -> Callable[..., None]:
         for row in range(rows if whole < end else 0):
             one_row(weights, stride, whole, end, x + row * x_stride, width, out + 4 * row * out_stride)
 
-    return product  # type: ignore[no-any-return]
+    return product
 
 
 def one_row_of(bits: Bits) -> Callable[..., None]:
@@ -282,7 +289,7 @@ def one_row_of(bits: Bits) -> Callable[..., None]:
     wide = COLUMNS
     one_by_one, one_by_wide = _tile(bits, 1, 1), _tile(bits, 1, wide)
 
-    @njit(**COMPILED)  # type: ignore[untyped-decorator]
+    @compiled
     def one_row(weights: int, stride: int, start: int, end: int, x: int, width: int, out: int) -> None:
         column = start
         while column + wide <= end:
@@ -292,17 +299,17 @@ def one_row_of(bits: Bits) -> Callable[..., None]:
             one_by_one(weights + column * stride, stride, 0, x, 0, width, out + 4 * column, 0)
             column += 1
 
-    return one_row  # type: ignore[no-any-return]
+    return one_row
 
 
-@njit(**COMPILED)  # type: ignore[untyped-decorator]
+@compiled
 def share(count: int, member: int, members: int) -> tuple[int, int]:
     """Return where a thread's part of so many columns begins and ends: whole tiles."""
     tiles = (count + COLUMNS - 1) // COLUMNS
     return COLUMNS * (tiles * member // members), min(count, COLUMNS * (tiles * (member + 1) // members))
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_lowered
 def fetch(_: Any, address: Any) -> Any:
     """Ask for what stands at an address."""
 
@@ -313,7 +320,7 @@ def fetch(_: Any, address: Any) -> Any:
     return types.void(types.int64), emit
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_lowered
 def pointer(_: Any, address: Any) -> Any:
     """Make a pointer of an address."""
 
@@ -323,7 +330,7 @@ def pointer(_: Any, address: Any) -> Any:
     return types.voidptr(types.int64), emit
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_lowered
 def call(_: Any, address: Any) -> Any:
     """Call a C function without arguments at an address, and return the ``int`` that it returns."""
 
@@ -334,7 +341,7 @@ def call(_: Any, address: Any) -> Any:
     return types.int64(types.int64), emit
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_lowered
 def float_of_bits(_: Any, bits: Any) -> Any:
     """Read 32 bits as a float."""
 

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
-from numba import carray, cfunc, types
+from numba import carray  # type: ignore[attr-defined]
 from torch import Tensor
 
-from harness.decoding.kernels.lanes import COLUMNS, MANY, STEP, Bits, call, product_of, share
+from harness.decoding.kernels.lanes import COLUMNS, MANY, STEP, Bits, c_function, call, product_of, share
 from harness.decoding.kernels.pages import moved
 from harness.decoding.kernels.team import team
 
@@ -33,7 +33,7 @@ def body(bits: type[Bits]) -> int:
     """Return the address of the compiled product of a kind of weights; takes a second, once in a process."""
     product: Any = product_of(bits())
 
-    @cfunc(types.void(types.voidptr), nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+    @c_function
     def run(data: Any) -> None:
         given = carray(data, _FIELDS, np.int64)
         members, member = np.int64(1), np.int64(0)

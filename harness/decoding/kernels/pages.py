@@ -1,7 +1,7 @@
 """Memory in pages of two megabytes, where Linux has them.
 
-A token reads all weights once. In pages of four kilobytes the processor looks up an address for each, which on a virtual
-machine takes as long as the reading (measured: a quarter of a token's time).
+A token reads all weights once. In pages of four kilobytes the processor looks up an address for each, which took a
+quarter of a token's time on a virtual machine.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ def in_large_pages(tensor: Tensor) -> Tensor:
 
 def moved(data: Tensor) -> Tensor:
     """Return a copy of a CPU tensor of bytes beside those that were moved before it, in large pages."""
-    with _lock:
+    with _lock, torch.inference_mode(mode=False):  # whatever made the first of them
         if not _taken or len(_taken[0]) < data.nbytes + _LINE:
             _taken[:] = [in_large_pages(torch.empty(max(_ROOM, data.nbytes + _LINE), dtype=torch.uint8))]
         (free,) = _taken
         free = free[-free.data_ptr() % _LINE :]
         _taken[:] = [free[data.nbytes :]]
-    return free[: data.nbytes].view(data.shape).copy_(data)
+        return free[: data.nbytes].view(data.shape).copy_(data)

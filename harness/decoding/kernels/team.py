@@ -42,15 +42,13 @@ def _alone(function: int, parameters: int, _: int) -> None:
 @cache
 def team() -> Team:
     """Return torch's threads; where its OpenMP is not GNU's, the calling thread alone."""
-    for path in sorted((Path(torch.__file__).parent / "lib").glob("libgomp*")):
-        library = ctypes.CDLL(str(path))
-        parallel = library.GOMP_parallel
-        parallel.restype, parallel.argtypes = None, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+    path = next((Path(torch.__file__).parent / "lib").glob("libgomp*"), None)
+    if path is None:
+        return Team(_alone)
+    library = ctypes.CDLL(str(path))
+    parallel = library.GOMP_parallel
+    parallel.restype, parallel.argtypes = None, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
 
-        def run(function: int, parameters: int, threads: int) -> None:
-            parallel(function, parameters, threads, 0)
-
-        names = ("omp_get_num_threads", "omp_get_thread_num", "GOMP_barrier")
-        addresses = [ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0 for name in names]
-        return Team(run, *addresses)
-    return Team(_alone)
+    names = ("omp_get_num_threads", "omp_get_thread_num", "GOMP_barrier")
+    addresses = [ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0 for name in names]
+    return Team(lambda function, given, threads: parallel(function, given, threads, 0), *addresses)

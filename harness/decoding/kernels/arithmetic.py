@@ -1,0 +1,335 @@
+"""What a layer does to a few tokens, compiled: norms, rotation, attention and activations between the products.
+
+Every token's arithmetic is its own, in an order that nothing beside it changes. What a call computes with stands in one
+array of whole numbers, sizes and addresses; so does what a layer has.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+from numba import carray  # type: ignore[attr-defined]
+
+from harness.decoding.kernels.lanes import (
+    Bits,
+    Float32,
+    c_function,
+    call,
+    compiled,
+    fetch,
+    float_of_bits,
+    one_row_of,
+    pointer,
+    product_of,
+    share,
+)
+
+_reordered = partial(compiled, fastmath={"reassoc", "contract", "nsz", "arcp"})
+"""Lets sums be reordered, the same way for every token; what is not finite stays so."""
+
+RELU, SILU, TANH, ERF = range(4)  # the last two are GELU's forms
+
+# Of a call: what the model is, what the cache is, what differs from call to call.
+_NAMES = (
+    "hidden", "heads", "kv_heads", "head_dim", "inner", "turning", "gated", "parallel", "activation", "table", "cos",
+    "sin", "entries", "layer_stride", "head_stride", "rows", "positions", "slots", "work", "own", "own_size", "size",
+    "member", "barrier", "state", "first", "last",
+)  # fmt: skip
+(
+    HIDDEN, HEADS, KV_HEADS, HEAD_DIM, INNER, TURNING, GATED, PARALLEL, ACTIVATION, TABLE, COS, SIN, ENTRIES,
+    LAYER_STRIDE, HEAD_STRIDE, ROWS, POSITIONS, SLOTS, WORK, OWN, OWN_SIZE, SIZE, MEMBER, BARRIER, STATE, FIRST, LAST,
+) = range(len(_NAMES))  # fmt: skip
+_FIELDS = len(_NAMES)
+
+
+class Parameters(ctypes.Structure):
+    """Sizes, addresses, and strides in numbers of four bytes."""
+
+    _fields_ = tuple((name, ctypes.c_int64) for name in _NAMES)
+
+
+# Of a layer: address, stride and bias of each matrix; kind, gain, bias and ε of each norm; the scale of scores.
+QKV, OUTPUT, MLP_IN, MLP_OUT = range(0, 12, 3)
+ATTENTION_NORM, MLP_NORM, QUERY_NORM, KEY_NORM = range(12, 28, 4)
+SCALE, TABLE_COLUMNS = 28, 29
+_AHEAD = 8  # positions whose values are asked for before they are read
+NO_NORM, RMS_NORM, LAYER_NORM = range(3)
+
+
+@compiled
+def floats(address: int, count: int) -> Any:
+    """Return numbers at an address."""
+    return carray(pointer(address), count, np.float32)
+
+
+@_reordered
+def exponential(x: Any) -> Any:
+    """Return e to a number that is at most 0, to float32's precision: Cody and Waite's reduction, as in Cephes."""
+    bounded = max(x, np.float32(-87.0))
+    whole = np.floor(bounded * np.float32(1.44269504088896341) + np.float32(0.5))
+    rest = bounded - whole * np.float32(0.693359375)
+    rest = rest - whole * np.float32(-2.12194440e-4)
+    value = np.float32(1.9875691500e-4)
+    value = value * rest + np.float32(1.3981999507e-3)
+    value = value * rest + np.float32(8.3334519073e-3)
+    value = value * rest + np.float32(4.1665795894e-2)
+    value = value * rest + np.float32(1.6666665459e-1)
+    value = value * rest + np.float32(5.0000001201e-1)
+    value = value * rest * rest + rest + np.float32(1.0)
+    return value * float_of_bits((np.int32(whole) + np.int32(127)) << np.int32(23)) + (x - x)
+
+
+@_reordered
+def normalise(x: Any, out: Any, count: int, norm: Any) -> None:
+    """``norm``: which it is, addresses of gain and bias, ε's bits. ``out`` may be ``x``."""
+    mean = np.float32(0.0)
+    if norm[0] == LAYER_NORM:
+        for place in range(count):
+            mean += x[place]
+        mean /= np.float32(count)
+    squares = np.float32(0.0)
+    for place in range(count):
+        squares += (x[place] - mean) * (x[place] - mean)
+    epsilon = float_of_bits(np.int32(norm[3]))
+    scale = np.float32(1.0) / np.sqrt(squares / np.float32(count) + epsilon)
+    for place in range(count):
+        out[place] = (x[place] - mean) * scale
+    if norm[1] != 0:
+        gain = floats(norm[1], count)
+        for place in range(count):
+            out[place] *= gain[place]
+    if norm[2] != 0:
+        bias = floats(norm[2], count)
+        for place in range(count):
+            out[place] += bias[place]
+
+
+@_reordered
+def activate(kind: int, x: Any, count: int) -> None:
+    """Apply a non-linearity in place."""
+    if kind == RELU:
+        for place in range(count):
+            x[place] = x[place] if not x[place] < 0 else np.float32(0.0)
+    elif kind == ERF:
+        for place in range(count):
+            x[place] *= np.float32(0.5) * (np.float32(1.0) + math.erf(x[place] * np.float32(math.sqrt(0.5))))
+    else:  # x · σ(z), and ½ (1 + tanh y) = σ(2y)
+        for place in range(count):
+            value = x[place]
+            z = value
+            if kind == TANH:
+                cube = value * value * value
+                z = np.float32(2 * math.sqrt(2 / math.pi)) * (value + np.float32(0.044715) * cube)
+            small = exponential(-abs(z))
+            x[place] = value * (np.float32(1.0) if z >= 0 else small) / (np.float32(1.0) + small)
+
+
+@_reordered
+def rotate(x: Any, out: Any, dim: int, turning: int, cos: Any, sin: Any) -> None:
+    """Turn the first dimensions of a head, halves paired; the sines of the first half are negative."""
+    half = turning // 2
+    for place in range(half):
+        one, other = x[place], x[place + half]
+        out[place] = one * cos[place] + other * sin[place]
+        out[place + half] = other * cos[place + half] + one * sin[place + half]
+    for place in range(turning, dim):
+        out[place] = x[place]
+
+
+@_reordered
+def normalise_all(x: Any, out: Any, slots: int, count: int, norm: Any) -> None:
+    """Normalise every slot's row."""
+    for slot in range(slots):
+        part = slice(slot * count, (slot + 1) * count)
+        normalise(x[part], out[part], count, norm)
+
+
+@_reordered
+def turn(given: Any, x: Any, out: Any, position: int, norm: Any) -> None:
+    """Normalise a head in place where the model does, and rotate it."""
+    dim, turning = given[HEAD_DIM], given[TURNING]
+    if norm[0] != NO_NORM:
+        normalise(x, x, dim, norm)
+    cos = floats(given[COS] + 4 * position * turning, turning)
+    sin = floats(given[SIN] + 4 * position * turning, turning)
+    rotate(x, out, dim, turning, cos, sin)
+
+
+@_reordered
+def weigh(at: int, scores: Any, out: Any, length: int, dim: int) -> None:
+    """Softmax of scores, in place, and the mean in these weights of the values at an address."""
+    values = floats(at, length * dim)
+    largest = scores[0]
+    for place in range(length):
+        largest = max(largest, scores[place])
+    for place in range(length):
+        scores[place] = exponential(scores[place] - largest)
+    total = np.float32(0.0)
+    for place in range(length):
+        total += scores[place]
+    for part in range(dim):
+        out[part] = np.float32(0.0)
+    for place in range(length):
+        weight, value = scores[place], values[place * dim : (place + 1) * dim]
+        for line in range(0, 4 * dim, 64):
+            fetch(at + 4 * (place + _AHEAD) * dim + line)
+        for part in range(dim):
+            out[part] += weight * value[part]
+    scale = np.float32(1.0) / total
+    for part in range(dim):
+        out[part] *= scale
+
+
+@compiled
+def keep(given: Any, table: Any, entries: int, qkv: Any, rows: Any, positions: Any, start: int, end: int) -> None:
+    """Put keys and values into the cache; a unit is a key/value head of a slot."""
+    heads, kv_heads, dim = given[HEADS], given[KV_HEADS], given[HEAD_DIM]
+    for unit in range(start, end):
+        slot, head = unit // kv_heads, unit % kv_heads
+        key = (slot * (heads + 2 * kv_heads) + heads + head) * dim
+        value = key + kv_heads * dim
+        at = entries + 4 * (rows[slot] + head * given[HEAD_STRIDE] + positions[slot] * dim)
+        kept_key, kept_value = floats(at, dim), floats(at + 4 * kv_heads * given[HEAD_STRIDE], dim)
+        turn(given, qkv[key : key + dim], kept_key, positions[slot], table[KEY_NORM:])
+        for part in range(dim):
+            kept_value[part] = qkv[value + part]
+
+
+_scores_of = one_row_of(Float32())
+
+
+@compiled
+def attend(
+    given: Any, table: Any, entries: int, qkv: Any, rows: Any, positions: Any, attended: Any, own: int, start: int,
+    end: int,
+) -> None:  # fmt: skip
+    """Attend to everything up to a slot's position; a unit is a query head of a slot."""
+    heads, kv_heads, dim = given[HEADS], given[KV_HEADS], given[HEAD_DIM]
+    query, scale = floats(own, dim), float_of_bits(np.int32(table[SCALE]))
+    for unit in range(start, end):
+        slot, head = unit // heads, unit % heads
+        place, length = (slot * (heads + 2 * kv_heads) + head) * dim, positions[slot] + 1
+        turn(given, qkv[place : place + dim], query, positions[slot], table[QUERY_NORM:])
+        for part in range(dim):
+            query[part] *= scale
+        keys = entries + 4 * (rows[slot] + head // (heads // kv_heads) * given[HEAD_STRIDE])
+        _scores_of(keys, 4 * dim, 0, length, own, dim, own + 4 * dim)
+        values, place = keys + 4 * kv_heads * given[HEAD_STRIDE], unit * dim
+        weigh(values, floats(own + 4 * dim, length), attended[place : place + dim], length, dim)
+
+
+@compiled
+def wait(given: Any, members: int) -> None:
+    """Wait for the other threads."""
+    if members > 1:
+        call(given[BARRIER])
+
+
+@compiled
+def add_to(state: Any, sums: Any, slots: int, hidden: int, first: int, last: int) -> None:
+    """Add columns of every slot's row."""
+    for slot in range(slots):
+        for part in range(slot * hidden + first, slot * hidden + last):
+            state[part] += sums[part]
+
+
+@compiled
+def let_through(kind: int, gated: int, inner: Any, up: Any, slots: int, width: int, first: int, last: int) -> None:
+    """Apply the non-linearity to columns of every slot's row, and multiply with what the gate lets through."""
+    for slot in range(slots):
+        start, end = slot * width + first, slot * width + last
+        activate(kind, inner[start:end], end - start)
+        if gated:
+            for place in range(start, end):
+                inner[place] *= up[place]
+
+
+_kept: list[Any] = []
+
+
+@cache
+def layers_of(bits: type[Bits]) -> int:  # noqa: PLR0915  # half of it says what stands where
+    """Return the address of the compiled layers of a kind of weights; takes some seconds, once in a process."""
+    stored = product_of(bits())
+
+    @compiled
+    def multiply(
+        matrix: Any, x: int, width: int, rows: int, out: int, stride: int, start: int, end: int, room: int
+    ) -> None:
+        stored(matrix[0], matrix[1], start, end, x, 4 * width, rows, width, out, stride, room)
+        if matrix[2] != 0:
+            for row in range(rows):
+                numbers = floats(out + 4 * (row * stride + start), end - start)
+                bias = floats(matrix[2] + 4 * start, end - start)
+                for place in range(end - start):
+                    numbers[place] += bias[place]
+
+    @c_function
+    def run(data: Any) -> None:
+        given = carray(data, _FIELDS, np.int64)
+        members, member = np.int64(1), np.int64(0)
+        if given[SIZE] != 0:
+            members, member = call(given[SIZE]), call(given[MEMBER])
+        slots, hidden, inner = given[SLOTS], given[HIDDEN], given[INNER]
+        heads, kv_heads, dim = given[HEADS], given[KV_HEADS], given[HEAD_DIM]
+        fused, wide = (heads + 2 * kv_heads) * dim, heads * dim
+        # What the threads share, and what each has for itself.
+        at_fused = given[WORK]
+        at_attended = at_fused + 4 * slots * fused
+        at_inner = at_attended + 4 * slots * wide
+        at_up = at_inner + 4 * slots * inner
+        at_sums = at_up + 4 * slots * inner
+        at_normed = given[OWN] + 4 * given[OWN_SIZE] * member
+        at_second = at_normed + 4 * slots * hidden
+        own = at_second + 4 * slots * hidden
+        state, sums = floats(given[STATE], slots * hidden), floats(at_sums, slots * hidden)
+        normed, second = floats(at_normed, slots * hidden), floats(at_second, slots * hidden)
+        qkv, attended = floats(at_fused, slots * fused), floats(at_attended, slots * wide)
+        up, middle = floats(at_up, slots * inner), floats(at_inner, slots * inner)
+        rows = carray(pointer(given[ROWS]), slots, np.int64)
+        positions = carray(pointer(given[POSITIONS]), slots, np.int64)
+        first, last = share(hidden, member, members)  # this thread's columns of the state
+        inner_first, inner_last = share(inner, member, members)
+        fused_first, fused_last = share(fused, member, members)
+        for layer in range(given[FIRST], given[LAST]):
+            table = carray(pointer(given[TABLE] + 8 * TABLE_COLUMNS * layer), TABLE_COLUMNS, np.int64)
+            entries = given[ENTRIES] + 4 * layer * given[LAYER_STRIDE]
+            normalise_all(state, normed, slots, hidden, table[ATTENTION_NORM:])
+            if given[PARALLEL]:
+                normalise_all(state, second, slots, hidden, table[MLP_NORM:])
+            multiply(table[QKV:], at_normed, hidden, slots, at_fused, fused, fused_first, fused_last, own)
+            wait(given, members)
+            units = slots * kv_heads
+            keep(
+                given, table, entries, qkv, rows, positions, units * member // members, units * (member + 1) // members
+            )
+            wait(given, members)
+            units = slots * heads
+            attend(
+                given, table, entries, qkv, rows, positions, attended, own, units * member // members,
+                units * (member + 1) // members,
+            )  # fmt: skip
+            wait(given, members)
+            multiply(table[OUTPUT:], at_attended, wide, slots, at_sums, hidden, first, last, own)
+            add_to(state, sums, slots, hidden, first, last)
+            wait(given, members)
+            if not given[PARALLEL]:
+                normalise_all(state, second, slots, hidden, table[MLP_NORM:])
+            multiply(table[MLP_IN:], at_second, hidden, slots, at_inner, inner, inner_first, inner_last, own)
+            if given[GATED]:  # the gate's rows, then those of what it lets through
+                multiply(
+                    table[MLP_IN:], at_second, hidden, slots, at_up - 4 * inner, inner, inner + inner_first,
+                    inner + inner_last, own,
+                )  # fmt: skip
+            let_through(given[ACTIVATION], given[GATED], middle, up, slots, inner, inner_first, inner_last)
+            wait(given, members)
+            multiply(table[MLP_OUT:], at_inner, inner, slots, at_sums, hidden, first, last, own)
+            add_to(state, sums, slots, hidden, first, last)
+            wait(given, members)
+
+    _kept.append(run)
+    return int(run.address)
