@@ -37,7 +37,7 @@ STEP = 2 * LANES
 
 _WIDE = "avx512f" in llvm.get_host_cpu_features()
 _ROWS, COLUMNS = (4, 4) if _WIDE else (2, 2)  # of a tile, so that its sums stay in registers
-MANY = 8
+MANY = 5
 """Rows from which on weights are widened before they are multiplied."""
 
 _emit: Any = untyped
@@ -219,20 +219,24 @@ def _tile(bits: Bits, rows: int, columns: int, widened: bool = False) -> Callabl
 
 
 def _widen(bits: Bits) -> Callable[..., None]:
-    """Return an intrinsic that writes a row of weights as floats: address of the row, its width, where to."""
+    """Return an intrinsic that writes a row of weights as floats, and asks for another.
+
+    Its arguments: address of the row, of what is asked for, the width, where to.
+    """
 
     @_lowered
-    def widen(_: Any, weights: Any, width: Any, out: Any) -> Any:
+    def widen(_: Any, weights: Any, following: Any, width: Any, out: Any) -> Any:
         def emit(context: Any, build: Any, signature: Any, arguments: Any) -> Any:
-            weights, width, out = arguments
+            weights, following, width, out = arguments
             with _emit.for_range(build, build.udiv(width, _I64(STEP))) as loop:
+                prefetch(build, build.add(following, build.mul(loop.index, _I64(bits.step_bytes))))
                 to = build.add(out, build.mul(loop.index, _I64(4 * STEP)))
                 for place, half in enumerate(bits.read(build, weights, loop.index)):
                     address = build.inttoptr(_add(build, to, 4 * LANES * place), _FLOATS.as_pointer())
                     build.store(half, address, align=4)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 3), emit
+        return types.void(*[types.int64] * 4), emit
 
     return widen
 
@@ -247,6 +251,7 @@ def product_of(bits: Bits) -> Callable[..., None]:
     high, wide = _ROWS, COLUMNS
     one_row, two_by_wide = one_row_of(bits), _tile(bits, 2, wide)
     high_by_wide, high_by_floats = _tile(bits, high, wide), _tile(bits, high, wide, widened=True)
+    two_by_floats, one_by_floats = _tile(bits, 2, wide, widened=True), _tile(bits, 1, wide, widened=True)
     widen = _widen(bits)
 
     @compiled
@@ -259,11 +264,19 @@ def product_of(bits: Bits) -> Callable[..., None]:
             these, row, place = weights + column * stride, 0, out + 4 * column
             if rows >= MANY:  # widened once, and read from the nearest cache
                 for one in range(wide):
-                    widen(these + one * stride, width, room + 4 * one * width)
+                    widen(these + one * stride, these + (one + wide) * stride, width, room + 4 * one * width)
                 while row + high <= rows:
                     at, to = x + row * x_stride, place + 4 * row * out_stride
                     high_by_floats(these, stride, room, at, x_stride, width, to, out_stride)
                     row += high
+                if row + 2 <= rows:
+                    at, to = x + row * x_stride, place + 4 * row * out_stride
+                    two_by_floats(these, stride, room, at, x_stride, width, to, out_stride)
+                    row += 2
+                if row < rows:
+                    at, to = x + row * x_stride, place + 4 * row * out_stride
+                    one_by_floats(these, stride, room, at, x_stride, width, to, out_stride)
+                    row += 1
             while row + high <= rows:
                 at, to = x + row * x_stride, place + 4 * row * out_stride
                 high_by_wide(these, stride, 0, at, x_stride, width, to, out_stride)
