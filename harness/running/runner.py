@@ -21,6 +21,7 @@ from harness.metering import open_meter
 from harness.metering.pacing import samples_per_block
 from harness.records import Manifest, WindowRecord
 from harness.records.summary import Summary
+from harness.running.calibrated import with_calibrated_points
 from harness.running.manifest import describe_run, is_out_of_memory
 from harness.running.plan import Plan, default_directory, make_plan
 from harness.running.reading import read_run
@@ -72,6 +73,7 @@ def execute(config: RunConfig, *, resume: Path | None = None, observer: Observer
         HarnessError: the run cannot be made, or could not go on.
     """
     observer = observer or _Silent()
+    config = with_calibrated_points(config)
     path = _measure(config, resume, 0, observer)
     _free_memory()
     for repeat in range(1, config.repeats):

@@ -1,0 +1,109 @@
+"""``--strategy @FILE``: operating points that ``harness calibrate`` wrote, and where their promise ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from harness.appearance.visible_text import one_line
+from harness.config import RunConfig
+from harness.contracts import ModelInfo
+from harness.errors import ConfigError
+from harness.records import OperatingPointRecord, TaskRecord
+from harness.records.guarantee import CalibratedPoint, Guarantee
+from harness.store.record_files import read_document
+
+__all__ = ["CalibratedText", "departures", "with_calibrated_points"]
+
+
+class CalibratedText(str):
+    """An operating point as text that came with a certificate.
+
+    Attributes:
+        file: where it was read.
+        guarantee: what is promised of it.
+    """
+
+    file: Path
+    guarantee: Guarantee
+
+
+def with_calibrated_points(config: RunConfig) -> RunConfig:
+    """Return a configuration with every ``@FILE`` replaced by the operating point in it, which the manifest then names.
+
+    Raises:
+        ConfigError: a file that cannot be used.
+        StoreError: one that is no calibrated operating point, or was changed.
+    """
+    strategies = tuple(
+        _read(Path(given[1:])) if isinstance(given, str) and given.startswith("@") else given
+        for given in config.strategies
+    )
+    return config.model_copy(update={"strategies": strategies}) if strategies != config.strategies else config
+
+
+def _read(file: Path) -> CalibratedText:
+    if not file.is_file():
+        raise ConfigError(f"--strategy @{file}: there is no such file. Make it with `harness calibrate`.")
+    point, _ = read_document(CalibratedPoint, file)
+    text = CalibratedText(point.strategy)
+    text.file, text.guarantee = file, point.guarantee
+    return text
+
+
+def departures(
+    config: RunConfig,
+    model: ModelInfo,
+    points: Iterable[OperatingPointRecord],
+    tasks: Iterable[tuple[TaskRecord, Iterable[str]]],
+) -> Iterator[str]:
+    """Yield a line for everything in which a run is not what a certificate speaks of.
+
+    Args:
+        config: with its calibrated points.
+        model: of the run.
+        points: its operating points.
+        tasks: its tasks with the ids of their samples.
+    """
+    for given in config.strategies:
+        if isinstance(given, CalibratedText):
+            promised = given.guarantee
+            here = [point for point in points if point.name.partition("@")[0] == given and not point.never_exits]
+            said = [*_of_decoding(promised, config, model, here), *_of_documents(promised, tasks)]
+            yield from (one_line(f"the certificate of {given.file} {each}") for each in said)
+
+
+def _of_decoding(
+    promised: Guarantee, config: RunConfig, model: ModelInfo, points: Iterable[OperatingPointRecord]
+) -> Iterator[str]:
+    pairs = [
+        ("model", promised.fingerprint, model.fingerprint),
+        ("exit head", promised.exit_head, model.exit_head),
+        ("dtype", promised.dtype, model.dtype),
+        ("batch size", promised.batch_size, config.batch_size),
+        ("new tokens", promised.max_new_tokens, config.max_new_tokens),
+    ]
+    for point in points:
+        pairs += [
+            ("KV policy", promised.kv, point.kv),
+            ("weights format", promised.weights_format, point.weights_format),
+            ("trained parts", promised.artefacts, point.artefacts),
+        ]
+    for what, theirs, ours in dict.fromkeys((what, str(a), str(b)) for what, a, b in pairs):
+        if theirs != ours:
+            yield f"is of another {what} ({theirs} there, {ours} here): nothing is promised of this run."
+
+
+def _of_documents(promised: Guarantee, tasks: Iterable[tuple[TaskRecord, Iterable[str]]]) -> Iterator[str]:
+    calibrated = set(promised.documents)
+    for task, samples in tasks:
+        ours, theirs = (f"{one.name}, {one.protocol}, {one.source}" for one in (task, promised.task))
+        if ours != theirs:
+            yield f"is of other documents ({theirs}): nothing is promised of {ours}."
+            continue
+        ids = list(samples)
+        if known := sum(name in calibrated for name in ids):
+            yield (
+                f"was made on {known} of these {len(ids)} documents: what is measured on them is no test of it. "
+                "Draw others with --seed."
+            )
