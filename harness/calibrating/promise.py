@@ -7,7 +7,7 @@ fact about the strategy's rule, and all that is taken from the documents beside 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from statistics import fmean
 
@@ -44,6 +44,7 @@ class Settings:
         points: operating points, from strict to lax.
         documents: ids of those that have a loss, in the order drawn.
         losses: ``[points, documents]``.
+        left_out: documents without one, since full depth failed or the score is not defined on them.
     """
 
     run: RecordedRun
@@ -51,6 +52,7 @@ class Settings:
     points: tuple[OperatingPointRecord, ...]
     documents: tuple[str, ...]
     losses: Losses
+    left_out: int = 0
 
     @property
     def task(self) -> str:
@@ -98,9 +100,10 @@ def settings_of(run: RecordedRun, target: Target, strategy: str = "") -> Setting
     if not documents:
         raise DataError(f"no document of {run.directory} has a value of {target.name}: nothing can be calibrated.")
     table = np.array([[each[name] for name in documents] for each in losses])
-    found = Settings(run, option, tuple(ordered), documents, table)
+    left_out = run.manifest.tasks[0].samples - len(documents)
+    found = Settings(run, option, tuple(ordered), documents, table, left_out)
     deep = [found.depth(point) or 0.0 for point in (ordered[0], ordered[-1])]
-    return found if deep[0] >= deep[-1] else Settings(run, option, tuple(ordered[::-1]), documents, table[::-1])
+    return found if deep[0] >= deep[-1] else replace(found, points=found.points[::-1], losses=table[::-1])
 
 
 def _varied(run: RecordedRun, points: list[OperatingPointRecord]) -> str:
@@ -157,7 +160,7 @@ def calibrated(settings: Settings, target: Target, options: CalibrateOptions) ->
         option=settings.option,
         tested=_tested(settings, target, options, passed),
         documents=settings.documents,
-        left_out=manifest.tasks[0].samples - len(settings.documents),
+        left_out=settings.left_out,
         task=manifest.tasks[0],
         max_new_tokens=manifest.config.get("max_new_tokens"),
         run=manifest.run,

@@ -25,7 +25,7 @@ def render(point: CalibratedPoint, here: Halves, others: Sequence[Elsewhere]) ->
         Text(),
         Text(f"{point.strategy}: {promised.promise}.", "bold green"),
         Text(),
-        Text(f"{_halves(here, promised.risk)} on the other half.", "dim"),
+        Text(_halves(here, promised.risk, "on the other half"), "dim"),
         *_elsewhere(promised.risk, others),
     )
 
@@ -64,12 +64,12 @@ def _outcome(one: TestedSetting, promised: Guarantee) -> Text:
     return Text("failed", "red") if tested else Text("not tested", "dim")
 
 
-def _halves(found: Halves, risk: float) -> str:
-    """Say what became of the promise, up to where it was tested."""
+def _halves(found: Halves, risk: float, where: str) -> str:
+    """Say what became of the promise where it was tested."""
     said = f"Of {found.rounds} random halves of {found.documents} documents {found.certified} certify some setting"
     if found.risk is None:
-        return said
-    return f"{said}, and {found.violated} of those lose more than {risk:g} (mean {found.risk:.4f})"
+        return f"{said}."
+    return f"{said}; in {found.violated} of {found.rounds} it loses more than {risk:g} {where} (mean {found.risk:.4f})."
 
 
 def _elsewhere(risk: float, others: Sequence[Elsewhere]) -> Iterator[RenderableType]:
@@ -78,7 +78,7 @@ def _elsewhere(risk: float, others: Sequence[Elsewhere]) -> Iterator[RenderableT
         lost = f"{one.risk:.4f}{_interval(one.interval)}"
         yield Text()
         yield Text(f"On {one.where}, {one.documents} documents: {kept}, {lost} lost of {risk:g} allowed.", style)
-        yield Text(f"{_halves(one.halves, risk)} there.", "dim")
+        yield Text(_halves(one.halves, risk, "there"), "dim")
 
 
 def _interval(found: Interval | NoInterval) -> str:

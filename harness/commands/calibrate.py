@@ -49,14 +49,16 @@ def calibrate(
     if options.file is not None and (options.file.is_dir() or not options.file.parent.is_dir()):
         raise ConfigError(f"--file {options.file}: give a file in a folder that exists.")
     run = _decoded(options, given, target, resume, console)
+    folder = escape(shell_word(run.directory))
+    console.print(f"[dim]Decoded in {folder}: --resume {folder} calibrates on it again.[/]", soft_wrap=True)
     name = options.strategies[0].partition(":")[0] if options.strategies else ""
     settings = settings_of(run, target, name)
     refuse_too_few(len(settings.documents), options, target)
-    others = [settings_of(_finished(folder), target, settings.points[0].strategy) for folder in options.against]
+    others = [settings_of(_finished(other), target, settings.points[0].strategy) for other in options.against]
     point = calibrated(settings, target, options)
     count = certified(options, target.risk)
     chosen = sum(each.passed for each in point.guarantee.tested) - 1
-    checks = [elsewhere(settings, other, chosen, target.risk, count) for other in others]
+    checks = [elsewhere(settings, each, chosen, target.risk, count) for each in others]
     file = options.written_to(run.directory)
     write_document(file, point)
     if as_json:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from harness.appearance.visible_text import one_line
 from harness.config import RunConfig
 from harness.contracts import ModelInfo
-from harness.errors import ConfigError
+from harness.errors import ConfigError, StoreError
 from harness.records import OperatingPointRecord, TaskRecord
 from harness.records.guarantee import CalibratedPoint, Guarantee
-from harness.store.record_files import read_document
+from harness.store.record_files import ACCESS, REMEDY, read_document
 
 __all__ = ["CalibratedText", "departures", "with_calibrated_points"]
 
@@ -43,9 +44,13 @@ def with_calibrated_points(config: RunConfig) -> RunConfig:
 
 
 def _read(file: Path) -> CalibratedText:
-    if not file.is_file():
+    if not os.path.lexists(file):
         raise ConfigError(f"--strategy @{file}: there is no such file. Make it with `harness calibrate`.")
-    point, _ = read_document(CalibratedPoint, file)
+    try:
+        point, _ = read_document(CalibratedPoint, file)
+    except StoreError as error:
+        said = str(error).removesuffix(REMEDY).removesuffix(ACCESS)
+        raise StoreError(f"{said}Make it again with `harness calibrate`.") from None
     text = CalibratedText(point.strategy)
     text.file, text.guarantee = file, point.guarantee
     return text
