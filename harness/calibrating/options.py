@@ -8,14 +8,28 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from harness.config import RunConfig
-from harness.config.model import File, Folder, Placeholder
+from harness.config.model import Configuration, File, Folder, Placeholder
 from harness.errors import ConfigError
 from harness.records.guarantee import Method, PValueName
 
 __all__ = ["CalibrateOptions"]
 
 
-class CalibrateOptions(RunConfig):
+class Certainty(Configuration):
+    """How sure a promise is that comes with a probability."""
+
+    confidence: float = Field(
+        default=0.95, gt=0, lt=1, description="Least probability that the promise holds; of learn-then-test."
+    )
+    p_value: PValueName = Field(default="empirical-bernstein", description="How a threshold is tested")
+
+    @property
+    def delta(self) -> float:
+        """δ, the probability that the promise may fail."""
+        return round(1 - self.confidence, 12)
+
+
+class CalibrateOptions(Certainty, RunConfig):
     """What ``harness calibrate`` can be told; a run's lists are one value here."""
 
     target: Annotated[str, Placeholder("TARGET")] = Field(
@@ -27,11 +41,7 @@ class CalibrateOptions(RunConfig):
         description="NAME[:option=value[,value…]]: the option with a list is calibrated. threshold=q10,q50,q90 are "
         "percentiles of the scores observed; NAME alone tries --points of them. With --resume: which of the run's.",
     )
-    confidence: float = Field(
-        default=0.95, gt=0, lt=1, description="Least probability that the promise holds; of learn-then-test."
-    )
     method: Method = Field(default="learn-then-test", description="What promises, in a probability or in expectation")
-    p_value: PValueName = Field(default="empirical-bernstein", description="How a threshold is tested")
     points: int = Field(default=8, ge=1, le=100, description="Thresholds to try where none is named.")
     observe: int = Field(
         default=8, ge=1, le=1000, description="Further documents, on whose scores percentiles are taken."
@@ -56,17 +66,12 @@ class CalibrateOptions(RunConfig):
 
     @model_validator(mode="after")
     def _confidence_is_of_tests(self) -> Self:
-        if self.method == "conformal" and self.model_fields_set & {"confidence", "p_value"}:
+        if self.method == "conformal" and self.model_fields_set & Certainty.model_fields.keys():
             raise ConfigError(
                 "--method conformal promises an expectation, and --confidence and --p-value belong to learn-then-test. "
                 "Omit them."
             )
         return self
-
-    @property
-    def delta(self) -> float:
-        """δ, the probability that the promise may fail."""
-        return round(1 - self.confidence, 12)
 
     @property
     def run_fields(self) -> frozenset[str]:

@@ -18,6 +18,7 @@ from harness.errors import ConfigError, DataError
 from harness.running.plan import Plan, make_plan
 from harness.running.runner import execute
 from harness.running.session import Observer
+from harness.store.run_directory import refuse_occupied
 
 __all__ = ["record"]
 
@@ -39,6 +40,8 @@ def record(options: CalibrateOptions, target: Target, observer: Observer) -> Pat
         )
     one = family(options.strategies[0], options.points)
     refuse_too_few(options.limit, options, target)
+    if options.out is not None and options.out.exists():
+        refuse_occupied(options.out)  # before scores are observed
     if one.observed:
         one = percentiles(one, _observe(one, options, observer))
     return execute(options.as_run(one.texts), observer=observer).directory

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from harness.appearance.visible_text import one_line
 from harness.config import RunConfig
-from harness.contracts import ModelInfo
 from harness.errors import ConfigError, StoreError
-from harness.records import OperatingPointRecord, TaskRecord
+from harness.records import OperatingPointRecord
 from harness.records.guarantee import CalibratedPoint, Guarantee
+from harness.running.plan import Plan, PlannedTask
 from harness.store.record_files import ACCESS, REMEDY, read_document
 
 __all__ = ["CalibratedText", "departures", "with_calibrated_points"]
@@ -56,37 +56,27 @@ def _read(file: Path) -> CalibratedText:
     return text
 
 
-def departures(
-    config: RunConfig,
-    model: ModelInfo,
-    points: Iterable[OperatingPointRecord],
-    tasks: Iterable[tuple[TaskRecord, Iterable[str]]],
-) -> Iterator[str]:
+def departures(plan: Plan) -> Iterator[str]:
     """Yield a line for everything in which a run is not what a certificate speaks of.
 
     Args:
-        config: with its calibrated points.
-        model: of the run.
-        points: its operating points.
-        tasks: its tasks with the ids of their samples.
+        plan: of the run, its model loaded.
     """
-    for given in config.strategies:
+    for given in plan.config.strategies:
         if isinstance(given, CalibratedText):
-            promised = given.guarantee
-            here = [point for point in points if point.name.partition("@")[0] == given and not point.never_exits]
-            said = [*_of_decoding(promised, config, model, here), *_of_documents(promised, tasks)]
+            own = [point.record for point in plan.points if point.name.partition("@")[0] == given]
+            said = [*_of_decoding(given.guarantee, plan, own), *_of_documents(given.guarantee, plan.tasks)]
             yield from (one_line(f"the certificate of {given.file} {each}") for each in said)
 
 
-def _of_decoding(
-    promised: Guarantee, config: RunConfig, model: ModelInfo, points: Iterable[OperatingPointRecord]
-) -> Iterator[str]:
+def _of_decoding(promised: Guarantee, plan: Plan, points: Iterable[OperatingPointRecord]) -> Iterator[str]:
+    model, config = plan.model.info, plan.config
     pairs = [
         ("model", promised.fingerprint, model.fingerprint),
         ("exit head", promised.exit_head, model.exit_head),
         ("dtype", promised.dtype, model.dtype),
         ("batch size", promised.batch_size, config.batch_size),
-        ("new tokens", promised.max_new_tokens, config.max_new_tokens),
+        ("limit of new tokens", promised.max_new_tokens, config.max_new_tokens),
     ]
     for point in points:
         pairs += [
@@ -99,16 +89,15 @@ def _of_decoding(
             yield f"is of another {what} ({theirs} there, {ours} here): nothing is promised of this run."
 
 
-def _of_documents(promised: Guarantee, tasks: Iterable[tuple[TaskRecord, Iterable[str]]]) -> Iterator[str]:
+def _of_documents(promised: Guarantee, tasks: Iterable[PlannedTask]) -> Iterator[str]:
     calibrated = set(promised.documents)
-    for task, samples in tasks:
-        ours, theirs = (f"{one.name}, {one.protocol}, {one.source}" for one in (task, promised.task))
+    for task in tasks:
+        ours, theirs = (f"{one.name}, {one.protocol}, {one.source}" for one in (task.record, promised.task))
+        samples = task.data.samples
         if ours != theirs:
             yield f"is of other documents ({theirs}): nothing is promised of {ours}."
-            continue
-        ids = list(samples)
-        if known := sum(name in calibrated for name in ids):
+        elif known := sum(sample.sample_id in calibrated for sample in samples):
             yield (
-                f"was made on {known} of these {len(ids)} documents: what is measured on them is no test of it. "
+                f"was made on {known} of these {len(samples)} documents: what is measured on them is no test of it. "
                 "Draw others with --seed."
             )

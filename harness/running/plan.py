@@ -22,7 +22,6 @@ from harness.host.foreign_files import real_path
 from harness.models.model import ResolvedModel, foresee, resolve
 from harness.records import TaskRecord
 from harness.registry import KV_POLICIES, PROTOCOLS, TASKS
-from harness.running.calibrated import departures
 from harness.running.operating_points import Built, OperatingPoint, build_all, operating_points, usable, with_baseline
 from harness.running.scoring import score_names
 
@@ -106,9 +105,6 @@ def make_plan(config: RunConfig) -> Plan:
     points = operating_points(built, config, [replace(model.info, weights_format=name) for name in formats])
     ngrams = model.seen.ngrams()
     planned = tuple(_draw(task, config, model, ngrams) for task in tasks)
-    drawn = [(task.record, [sample.sample_id for sample in task.data.samples]) for task in planned]
-    for line in departures(config, model.info, [point.record for point in points], drawn):
-        logger.warning("%s", line)
     return Plan(config, device, built, points, model, planned)
 
 

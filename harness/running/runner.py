@@ -21,7 +21,7 @@ from harness.metering import open_meter
 from harness.metering.pacing import samples_per_block
 from harness.records import Manifest, WindowRecord
 from harness.records.summary import Summary
-from harness.running.calibrated import with_calibrated_points
+from harness.running.calibrated import departures, with_calibrated_points
 from harness.running.manifest import describe_run, is_out_of_memory
 from harness.running.plan import Plan, default_directory, make_plan
 from harness.running.reading import read_run
@@ -128,6 +128,8 @@ def _measure(config: RunConfig, resume: Path | None, repeat: int, observer: Obse
         observer.stage(f"loading {plan.model.info.name}")
         loaded = plan.model.load_all(plan.device, observer.stage, _formats(config, before))
         plan = plan.stored_in([one.info for one in loaded])
+        for line in departures(plan):
+            logger.warning("%s", line)
         engines = {one.info.weights_format: Engine(one.backbone, one.info, config.kv_input) for one in loaded}
         session = Session(plan, engines, meter)
         if session.idle_s:
