@@ -47,6 +47,7 @@ COMMANDS = {
         "list": "catalogue:list_",
         "show": "catalogue:show",
         "doctor": "doctor:doctor",
+        "calibrate": "calibrate:calibrate",
         "verify": "verify:verify",
         "reproduce": "reproduce:reproduce",
         "trace": "trace:trace",

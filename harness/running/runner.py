@@ -22,6 +22,7 @@ from harness.metering import open_meter
 from harness.metering.pacing import samples_per_block
 from harness.records import Manifest, WindowRecord
 from harness.records.summary import Summary
+from harness.running.calibrated import departures, with_calibrated_points
 from harness.running.manifest import describe_run, is_out_of_memory
 from harness.running.plan import Plan, default_directory, make_plan
 from harness.running.reading import read_run
@@ -73,6 +74,7 @@ def execute(config: RunConfig, *, resume: Path | None = None, observer: Observer
         HarnessError: the run cannot be made, or could not go on.
     """
     observer = observer or _Silent()
+    config = with_calibrated_points(config)
     path = _measure(config, resume, 0, observer)
     _free_memory()
     for repeat in range(1, config.repeats):
@@ -127,6 +129,8 @@ def _measure(config: RunConfig, resume: Path | None, repeat: int, observer: Obse
         observer.stage(f"loading {plan.model.info.name}")
         loaded = plan.model.load_all(plan.device, observer.stage, _formats(config, before))
         plan = plan.stored_in([one.info for one in loaded])
+        for line in departures(plan):
+            logger.warning("%s", line)
         engines = {
             name: Engine(one.backbone, one.info, config.kv_input, _timing(name, before))
             for one in loaded

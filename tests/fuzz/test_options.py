@@ -40,6 +40,7 @@ BASES: dict[str, dict[str, str]] = {
     "trace": {"model": "model", "sources": "rows.jsonl", "tasks": "py150", "documents": "2", "threads": "1"},
     "sweep": {"replay": "trace", "strategies": "confidence", "model": "model"},
     "doctor": {"threads": "1"},
+    "calibrate": {**RUN, "strategies": "confidence:threshold=0.9,0.5", "limit": "8", "target": "agreement=0.3"},
     "verify": {"model": "model", "source": "rows.jsonl", "prompts": "2", "max_new_tokens": "4", "threads": "1"},
     "report": {"directories": "run"},
     "compare": {"a": "run", "b": "run"},

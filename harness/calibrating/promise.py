@@ -1,0 +1,209 @@
+"""From a run directory to a promise: losses by document, the settings tested in order, and the one that is chosen.
+
+Settings are ordered by the value of their option, from the deeper mean exit to the shallower: which end is strict is a
+fact about the strategy's rule, and all that is taken from the documents beside their losses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import chain
+from statistics import fmean
+
+import numpy as np
+
+from harness.calibrating.options import CalibrateOptions
+from harness.calibrating.targets import Target, document_losses
+from harness.config import BASELINE
+from harness.errors import ConfigError, DataError
+from harness.records import OperatingPointRecord
+from harness.records.guarantee import CalibratedPoint, Guarantee, TestedSetting
+from reports.recorded import RecordedRun
+from reports.statistics.risk_control import (
+    P_VALUES,
+    Losses,
+    certified_by_tests,
+    certified_in_expectation,
+    documents_needed,
+    expectation_bounds,
+    fewest_documents,
+    fewest_in_expectation,
+)
+
+__all__ = ["Settings", "calibrated", "certified", "least_documents", "settings_of"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One strategy at several values of one option, on the documents of a run.
+
+    Attributes:
+        run: where they were decoded.
+        option: the option that varies.
+        points: operating points, from strict to lax.
+        documents: ids of those that have a loss, in the order drawn.
+        losses: ``[points, documents]``.
+        left_out: documents without one, since full depth failed or the score is not defined on them.
+    """
+
+    run: RecordedRun
+    option: str
+    points: tuple[OperatingPointRecord, ...]
+    documents: tuple[str, ...]
+    losses: Losses
+    left_out: int = 0
+
+    @property
+    def task(self) -> str:
+        """The run's task."""
+        return self.run.manifest.tasks[0].name
+
+    def depth(self, point: OperatingPointRecord) -> float | None:
+        """Return the mean decoder layers of a decided token."""
+        cell = self.run.cells[self.task, point.name]
+        layers = list(chain.from_iterable(map(cell.decoded_layers, cell.samples.values())))
+        return fmean(layers) if layers else None
+
+
+def settings_of(run: RecordedRun, target: Target, strategy: str = "") -> Settings:
+    """Sort the operating points of a run.
+
+    Args:
+        run: finished.
+        target: whose losses.
+        strategy: name of the one that is calibrated; may be left out where the run has no other.
+
+    Raises:
+        ConfigError: the run is of several tasks, or its operating points are no settings of one strategy.
+        DataError: no document has a loss.
+    """
+    if len(run.manifest.tasks) > 1:
+        raise ConfigError(f"{run.directory} has {len(run.manifest.tasks)} tasks, and a calibration is of one.")
+    points = [
+        point
+        for point in run.manifest.operating_points
+        if point.strategy != BASELINE and not (point.never_exits or point.lossless or point.rehearsed)
+    ]
+    names = list(dict.fromkeys(point.strategy for point in points))
+    if strategy:
+        points = [point for point in points if point.strategy == strategy]
+    if not points or (not strategy and len(names) > 1):
+        raise ConfigError(
+            f"{run.directory} decodes {', '.join(names) or 'nothing'} lossily. Name one with --strategy"
+            f"{f', not {strategy}' if strategy else ''}."
+        )
+    option = _varied(run, points)
+    ordered = sorted(points, key=lambda point: float(point.options[option]))
+    losses = [document_losses(run.point(run.manifest.tasks[0].name, point.name), target) for point in ordered]
+    documents = tuple(name for name in losses[0] if all(name in each for each in losses))
+    if not documents:
+        raise DataError(f"no document of {run.directory} has a value of {target.name}: nothing can be calibrated.")
+    table = np.array([[each[name] for name in documents] for each in losses])
+    left_out = run.manifest.tasks[0].samples - len(documents)
+    found = Settings(run, option, tuple(ordered), documents, table, left_out)
+    deep = [found.depth(point) or 0.0 for point in (ordered[0], ordered[-1])]
+    return found if deep[0] >= deep[-1] else replace(found, points=found.points[::-1], losses=table[::-1])
+
+
+def _varied(run: RecordedRun, points: list[OperatingPointRecord]) -> str:
+    """Return the one option in which operating points differ; of a single one, its threshold or first number."""
+    first = points[0]
+    numbers = [name for name, value in first.options.items() if isinstance(value, int | float)]
+    varied = [name for name in first.options if len({str(point.options.get(name)) for point in points}) > 1]
+    varied = varied or (["threshold"] if "threshold" in numbers else numbers[:1])
+    ways = {(point.kv, point.weights_format) for point in points}
+    if (
+        len(varied) != 1
+        or varied[0] not in numbers
+        or len(ways) > 1
+        or len(points) != len({str(p.options) for p in points})
+    ):
+        listed = ", ".join(point.name for point in points)
+        raise ConfigError(f"{run.directory}: {listed} are no values of one numeric option. Run such values alone.")
+    return varied[0]
+
+
+def least_documents(options: CalibrateOptions, risk: float) -> int:
+    """Return how many documents a promise takes if none of them loses anything."""
+    if options.method == "conformal":
+        return fewest_in_expectation(risk)
+    return fewest_documents(risk, options.delta, P_VALUES[options.p_value])
+
+
+def certified(options: CalibrateOptions, risk: float) -> Callable[[Losses], int]:
+    """Return what counts the settings, from the strictest on, that losses certify."""
+    if options.method == "conformal":
+        return lambda losses: certified_in_expectation(losses, risk)
+    test = P_VALUES[options.p_value]
+    return lambda losses: sum(p <= options.delta for p in certified_by_tests(losses, risk, options.delta, test))
+
+
+def calibrated(settings: Settings, target: Target, options: CalibrateOptions) -> CalibratedPoint:
+    """Choose the laxest setting that is certified.
+
+    Raises:
+        DataError: these documents certify none; says how many it would take.
+    """
+    count = certified(options, target.risk)
+    passed = count(settings.losses)
+    if not passed:
+        raise DataError(_refusal(settings, target, options, count))
+    manifest, chosen = settings.run.manifest, settings.points[passed - 1]
+    conformal = options.method == "conformal"
+    guarantee = Guarantee(
+        target=target.text,
+        risk=target.risk,
+        confidence=None if conformal else options.confidence,
+        method=options.method,
+        p_value=None if conformal else options.p_value,
+        option=settings.option,
+        tested=_tested(settings, target, options, passed),
+        documents=settings.documents,
+        left_out=settings.left_out,
+        task=manifest.tasks[0],
+        max_new_tokens=manifest.config.get("max_new_tokens"),
+        run=manifest.run,
+        records=settings.run.summary.records,
+        model=manifest.model.name,
+        weights=manifest.model.weights,
+        dtype=manifest.model.dtype,
+        exit_head=manifest.model.exit_head,
+        fingerprint=manifest.model.fingerprint,
+        weights_format=chosen.weights_format,
+        kv=settings.run.cells[settings.task, chosen.name].regime.kv,
+        batch_size=settings.run.cells[settings.task, chosen.name].regime.batch_size,
+        artefacts=chosen.artefacts,
+    )
+    return CalibratedPoint(strategy=chosen.name.partition("@")[0], guarantee=guarantee)
+
+
+def _tested(settings: Settings, target: Target, options: CalibrateOptions, passed: int) -> tuple[TestedSetting, ...]:
+    conformal = options.method == "conformal"
+    bounds = expectation_bounds(settings.losses) if conformal else []
+    p_values = (
+        [] if conformal else certified_by_tests(settings.losses, target.risk, options.delta, P_VALUES[options.p_value])
+    )
+    return tuple(
+        TestedSetting(
+            value=float(point.options[settings.option]),
+            risk=float(row.mean()),
+            p_value=p_values[place] if place < len(p_values) else None,
+            bound=min(1.0, bounds[place]) if conformal else None,
+            passed=place < passed,
+            exit_layer_mean=settings.depth(point),
+        )
+        for place, (point, row) in enumerate(zip(settings.points, settings.losses, strict=True))
+    )
+
+
+def _refusal(settings: Settings, target: Target, options: CalibrateOptions, count: Callable[[Losses], int]) -> str:
+    """Say why nothing is promised, and how many documents it would take."""
+    strictest, risk, n = settings.points[0], float(settings.losses[0].mean()), len(settings.documents)
+    head = (
+        f"{n} documents do not certify {target.text} of any setting: the strictest, {strictest.name}, loses {risk:.3f}"
+    )
+    needed = documents_needed(settings.losses[0], target.risk, lambda row: count(row[None]) > 0)
+    if needed is None:
+        return f"{head}, and at most {target.risk:g} may be lost. Try stricter settings or a weaker target."
+    return f"{head} of {target.risk:g} allowed. It would take about {needed} that lose alike, or stricter settings."

@@ -1,0 +1,191 @@
+"""Which settings are tried, from text: values of one option, or percentiles of the scores that a strategy shows.
+
+``threshold=q90`` is a threshold that 90 % of the observed scores lie below. Scores are never named, so that third-party
+strategies are calibrated like built-in ones: the strategy is asked at many thresholds at every exit point of a few
+documents that full depth decodes, and the share of answers that say *exit* is a percentile of its score. These
+documents are others than those it is calibrated on, since what is tested must not be chosen by what it is tested on.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from harness.config import StrategySpec, parse_strategies
+from harness.config.options import build_strategy, option_range
+from harness.contracts import Batch, ExitRule, ExitView, ModelInfo, Strategy
+from harness.errors import ConfigError
+
+__all__ = ["Family", "Shares", "SharesOfExits", "family", "percentiles"]
+
+THRESHOLD = "threshold"
+"""The option that is calibrated where no other has several values."""
+
+_PERCENTILE = re.compile(r"q(\d+(?:\.\d+)?)")
+SHORTEST = 1e-6
+"""Distance of the outermost thresholds from the ends of the range, as a share of it."""
+
+Shares = Mapping[float, float]
+"""Threshold → share of answers that say exit."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """One strategy at several values of one option.
+
+    Attributes:
+        spec: the strategy without that option.
+        option: its name.
+        values: as written, each once; none where percentiles are to be chosen.
+        wanted: percentiles of the score, 0…100.
+    """
+
+    spec: StrategySpec
+    option: str
+    values: tuple[str, ...] = ()
+    wanted: tuple[float, ...] = ()
+
+    @property
+    def observed(self) -> bool:
+        """Whether scores have to be observed first."""
+        return not self.values
+
+    def at(self, value: str) -> StrategySpec:
+        """Return the operating point of one value."""
+        return StrategySpec(self.spec.name, (*self.spec.options, (self.option, value)))
+
+    def with_values(self, values: Sequence[float]) -> Family:
+        """Return the family at these values."""
+        return replace(self, values=tuple(f"{value:.9g}" for value in dict.fromkeys(values)), wanted=())
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Its operating points as ``--strategy`` takes them."""
+        return tuple(str(self.at(value)) for value in self.values)
+
+
+def family(text: str, points: int) -> Family:
+    """Read what is to be calibrated.
+
+    Args:
+        text: ``NAME[:option=value[,value…]]``.
+        points: how many percentiles to try where no value is named.
+
+    Raises:
+        ConfigError: several options have several values, or there is nothing to vary.
+    """
+    specs = parse_strategies(text)
+    listed: dict[str, dict[str, None]] = {}
+    for spec in specs:
+        for name, value in spec.options:
+            listed.setdefault(name, {})[value] = None
+    varied = [name for name, values in listed.items() if len(values) > 1] or [THRESHOLD]
+    if len(varied) > 1:
+        raise ConfigError(f"--strategy '{text}' lists values of {' and of '.join(varied)}. Calibrate one at a time.")
+    option = varied[0]
+    rest = tuple((name, value) for name, value in specs[0].options if name != option)
+    found = Family(StrategySpec(specs[0].name, rest), option, tuple(listed.get(option, ())))
+    if not found.values and option_range(found.spec.name, option) is None:
+        raise ConfigError(
+            f"--strategy '{text}': {found.spec.name} has no threshold to calibrate. List values of one of its options, "
+            "as in fixed:layer=14,22."
+        )
+    asked = [_PERCENTILE.fullmatch(value) for value in found.values]
+    if found.values and not any(asked):
+        return found
+    if not all(asked) or option != THRESHOLD:
+        raise ConfigError(f"--strategy '{text}': give percentiles of the {THRESHOLD} alone, as q10,q50,q90, or values.")
+    wanted = [float(each[1]) for each in asked if each] or [
+        100 * place / (points + 1) for place in range(1, points + 1)
+    ]
+    if not all(0 < each < 100 for each in wanted):
+        raise ConfigError(f"--strategy '{text}': percentiles lie between q0 and q100.")
+    if option_range(found.spec.name, option) is None:
+        raise ConfigError(f"--strategy '{text}': {found.spec.name} has no {THRESHOLD} with a range. Give values.")
+    return replace(found, values=(), wanted=tuple(wanted))
+
+
+def percentiles(one: Family, shares: Shares) -> Family:
+    """Return the family at thresholds whose percentiles are nearest to those wanted, as far as scores tell them apart.
+
+    Args:
+        one: that wants them.
+        shares: of the answers that say exit, by threshold.
+
+    Raises:
+        ConfigError: the threshold decides nothing on the observed tokens.
+    """
+    thresholds = sorted(shares)
+    rising = shares[thresholds[-1]] > shares[thresholds[0]]  # a high threshold lets more tokens go: a low score is sure
+    if shares[thresholds[-1]] == shares[thresholds[0]]:
+        raise ConfigError(f"{one.spec} decides alike at every {THRESHOLD} on the documents observed. List values.")
+    below = {each: share if rising else 1 - share for each, share in shares.items()}
+    return one.with_values([min(thresholds, key=lambda each: abs(below[each] - want / 100)) for want in one.wanted])
+
+
+@dataclass(frozen=True)
+class SharesOfExits(Strategy):
+    """Asks a family at many thresholds at once, never exits, and counts who would have.
+
+    Attributes:
+        one: the family.
+        exits: threshold → answers that said exit. asked: answers of each.
+    """
+
+    one: Family
+    exits: dict[float, int] = field(default_factory=dict)
+    asked: list[int] = field(default_factory=list)
+
+    @property
+    def shares(self) -> Shares:
+        """Of the answers so far."""
+        return {threshold: count / sum(self.asked) for threshold, count in self.exits.items()}
+
+    def exit_points(self, model: ModelInfo) -> tuple[int, ...]:
+        """Those of the strategy."""
+        return build_strategy(self.anywhere).exit_points(model)
+
+    def start(self, model: ModelInfo, batch: Batch) -> ExitRule:
+        """Start the strategy at every threshold."""
+        rules = {each: build_strategy(self.one.at(repr(each))).start(model, batch) for each in self._thresholds()}
+        return _Counting(rules, self.exits, self.asked)
+
+    def should_exit(self, view: ExitView) -> Tensor:
+        """Not without a start."""
+        raise NotImplementedError
+
+    @property
+    def anywhere(self) -> StrategySpec:
+        """The family at some threshold."""
+        return self.one.at(repr(self._range[1]))
+
+    @property
+    def _range(self) -> tuple[float, float]:
+        limits = option_range(self.one.spec.name, self.one.option)
+        assert limits is not None
+        return limits
+
+    def _thresholds(self) -> list[float]:
+        """A hundredth of the range apart, and ever closer towards its ends, where scores crowd."""
+        low, high = self._range
+        close = [0.01 * 10 ** (-place / 5) for place in range(1, 21)]
+        places = [place / 100 for place in range(1, 100)] + [end for each in close for end in (each, 1 - each)]
+        return sorted(float(f"{low + (high - low) * place:.6g}") for place in places if place >= SHORTEST)
+
+
+@dataclass(frozen=True)
+class _Counting:
+    rules: Mapping[float, ExitRule]
+    exits: dict[float, int]
+    asked: list[int]
+
+    def should_exit(self, view: ExitView) -> Tensor:
+        """Ask all, count, and answer no."""
+        for threshold, rule in self.rules.items():
+            self.exits[threshold] = self.exits.get(threshold, 0) + int(rule.should_exit(view).sum())
+        self.asked.append(len(view.rows))
+        return torch.zeros(len(view.rows), dtype=torch.bool, device=view.rows.device)

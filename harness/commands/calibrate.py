@@ -1,0 +1,108 @@
+"""``harness calibrate``: the laxest threshold that keeps a promise, with its certificate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from harness.appearance.visible_text import one_line, shell_word
+from harness.calibrating.options import CalibrateOptions
+from harness.commands.console import escape, log_to, stderr, stdout, write_json
+from harness.commands.options import configure, configured_by
+from harness.errors import ConfigError
+
+if TYPE_CHECKING:
+    from harness.appearance.terminal import Console
+    from harness.calibrating.targets import Target
+    from reports.recorded import RecordedRun
+
+__all__ = ["calibrate"]
+
+
+@configured_by(CalibrateOptions)
+def calibrate(
+    given: dict[str, Any],
+    resume: Annotated[
+        Path | None,
+        typer.Option(help="Continue a run directory, or calibrate on a finished one anew.", metavar="DIR"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the operating point instead of the table.")] = False,
+) -> None:
+    """Choose the laxest threshold that keeps a promise about documents, and write it with its certificate.
+
+    Decodes documents live at every threshold (a run directory like any other) and tests from strict to lax.
+    `harness run --strategy @FILE` takes what is written.
+    """
+    options = configure(CalibrateOptions, given)
+    console = stderr()
+    log_to(console)
+    from harness.calibrating.checks import elsewhere, halves
+    from harness.calibrating.promise import calibrated, certified, settings_of
+    from harness.calibrating.record import refuse_too_few
+    from harness.calibrating.targets import parse_target
+    from harness.calibrating.terminal import render
+    from harness.store.record_files import write_document
+
+    target = parse_target(options.target)
+    if options.file is not None and (options.file.is_dir() or not options.file.parent.is_dir()):
+        raise ConfigError(f"--file {options.file}: give a file in a folder that exists.")
+    run = _decoded(options, given, target, resume, console)
+    folder = escape(shell_word(run.directory))
+    console.print(f"[dim]Decoded in {folder}: --resume {folder} calibrates on it again.[/]", soft_wrap=True)
+    name = options.strategies[0].partition(":")[0] if options.strategies else ""
+    settings = settings_of(run, target, name)
+    refuse_too_few(len(settings.documents), options, target)
+    others = [settings_of(_finished(other), target, settings.points[0].strategy) for other in options.against]
+    point = calibrated(settings, target, options)
+    count = certified(options, target.risk)
+    chosen = sum(each.passed for each in point.guarantee.tested) - 1
+    checks = [elsewhere(settings, each, chosen, target.risk, count) for each in others]
+    file = options.written_to(run.directory)
+    write_document(file, point)
+    if as_json:
+        write_json(point.model_dump_json(indent=2))
+    else:
+        stdout().print(render(point, halves(settings.losses, target.risk, count), checks))
+    where = escape(shell_word(file))
+    console.print(f"[dim]Use it with `harness run --strategy @{where}`.[/]", soft_wrap=True, highlight=False)
+
+
+def _decoded(
+    options: CalibrateOptions, given: dict[str, Any], target: Target, resume: Path | None, console: Console
+) -> RecordedRun:
+    """Return the run of the documents, made or finished first where it is not."""
+    from harness.calibrating.record import record
+    from harness.commands.progress import RunProgress
+    from harness.running.reading import read_run
+    from harness.running.runner import execute
+    from harness.running.settings import resolve_settings
+
+    if resume is not None:
+        changed = (given.keys() & options.run_fields) - {"strategies"}
+        if changed:
+            raise ConfigError(f"--resume {resume} has its settings: omit {', '.join(sorted(changed))}.")
+        run = read_run(resume, stored=True)
+        if not run.state:
+            return run
+    with RunProgress(console) as progress:
+        try:
+            if resume is None:
+                directory = record(options, target, progress)
+            else:
+                directory = execute(resolve_settings({}, None, resume), resume=resume, observer=progress).directory
+        except KeyboardInterrupt:
+            progress.interrupted()
+            console.print("Then calibrate with --resume and the same --target.", soft_wrap=True)
+            raise
+    return read_run(directory, stored=True)
+
+
+def _finished(folder: Path) -> RecordedRun:
+    from harness.running.reading import read_run
+
+    run = read_run(folder, stored=True)
+    if run.state:
+        raise ConfigError(f"--against {one_line(str(folder))}: {run.state}. {run.remedy}")
+    return run

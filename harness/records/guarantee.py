@@ -1,0 +1,107 @@
+"""A calibrated operating point and the certificate that comes with it: what is promised, of what, and why.
+
+The file that ``harness calibrate`` writes and ``harness run --strategy @FILE`` reads.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+from pydantic import Field
+
+from harness.contracts import Weights
+from harness.records.record import Count, Positive, Record
+from harness.records.run import TaskRecord
+
+__all__ = ["CalibratedPoint", "Guarantee", "Method", "PValueName", "TestedSetting"]
+
+Method: TypeAlias = Literal["learn-then-test", "conformal"]
+PValueName: TypeAlias = Literal["empirical-bernstein", "hoeffding-bentkus"]
+Share = Field(ge=0, le=1)
+
+
+class TestedSetting(Record):
+    """One setting of the strategy on the calibration documents.
+
+    Attributes:
+        value: of the option that is calibrated.
+        risk: mean loss over the documents.
+        p_value: of "its risk is above the allowed one"; ``None`` behind the first that failed, which are not tested,
+            and where nothing is tested.
+        bound: what conformal risk control promises of its expected loss; ``None`` for tests.
+        passed: it may be chosen.
+        exit_layer_mean: decoder layers of a decided token, mean; ``None`` where none was decided.
+    """
+
+    value: float
+    risk: float = Share
+    p_value: float | None = Field(default=None, ge=0, le=1)
+    bound: float | None = Field(default=None, ge=0, le=1)
+    passed: bool
+    exit_layer_mean: float | None = None
+
+
+class Guarantee(Record):
+    """What is promised: the mean loss over documents drawn like these, decoded like these.
+
+    Attributes:
+        target: as asked for, for example ``agreement=0.95``.
+        risk: ε, the largest mean loss allowed.
+        confidence: 1 − δ, the least probability over calibration documents that the promise holds; ``None`` where it is
+            one of expectation.
+        method: ``learn-then-test`` or ``conformal``.
+        p_value: how it was tested; ``None`` where it was not.
+        option: the option that was calibrated. tested: its settings, from strict to lax.
+        documents: ids of the calibration documents, in the order drawn.
+        left_out: documents that have no loss, since full depth failed or the score is not defined on them.
+        task: where they come from. max_new_tokens: of a completion; ``None``: the protocol's limit.
+        run: id of the run that decoded them. records: its seal.
+        model, weights, dtype, exit_head, fingerprint: of the model. weights_format, kv, batch_size: how it decoded.
+        artefacts: what trained parts the strategy runs on: name → SHA-256.
+    """
+
+    target: str
+    risk: float = Field(gt=0, lt=1)
+    confidence: float | None = Field(default=None, gt=0, lt=1)
+    method: Method
+    p_value: PValueName | None = None
+    option: str
+    tested: tuple[TestedSetting, ...]
+    documents: tuple[str, ...]
+    left_out: Count = 0
+    task: TaskRecord
+    max_new_tokens: Positive | None = None
+    run: str = ""
+    records: str = ""
+    model: str
+    weights: Weights
+    dtype: str
+    exit_head: str
+    fingerprint: str
+    weights_format: str
+    kv: str
+    batch_size: Positive
+    artefacts: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def promise(self) -> str:
+        """The promise in one sentence."""
+        loss = f"{self.target.partition('=')[0].removesuffix('_loss')}"
+        lost = f"at most {self.risk:g} of {loss.replace('_', ' ')} is lost on average over documents like these"
+        if self.confidence is None:
+            return f"{lost}, in expectation over calibrations"
+        return f"{lost}, with confidence {self.confidence:g}"
+
+
+class CalibratedPoint(Record):
+    """The operating point, and its certificate.
+
+    Attributes:
+        schema_version: of this document.
+        strategy: the operating point as ``--strategy`` takes it.
+        guarantee: what is promised of it.
+    """
+
+    schema_version: int = 1
+    strategy: str
+    guarantee: Guarantee

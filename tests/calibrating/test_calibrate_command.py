@@ -1,0 +1,145 @@
+"""``harness calibrate``: a run, a promise, an operating point that a run takes, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.records.guarantee import CalibratedPoint
+from harness.store.record_files import read_document
+from reports.recorded import RecordedRun
+from tests.calibrating.conftest import SETTINGS
+from tests.run_files import cut
+
+Command = Callable[..., Any]
+
+
+@pytest.fixture
+def calibrate(cli: Command, tiny_llama: Path, rows_file: Path) -> Command:
+    """``harness calibrate`` on the tiny model and six small documents; further arguments win."""
+
+    def run(*arguments: object) -> Any:
+        decoding = () if "--resume" in arguments else (
+            *("--model", tiny_llama, "--source", rows_file, "--limit", 6, "--max-new-tokens", 5),
+            *("--energy", "none", "--idle-s", 0, "--threads", 1, "--out", "run"),
+        )  # fmt: skip
+        return cli("calibrate", *decoding, *arguments)
+
+    return run
+
+
+def test_percentiles_are_observed_on_other_documents_and_a_run_takes_the_point(
+    calibrate: Command, tiny_run: Command, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = ("--strategy", "confidence:threshold=q99,q50", "--observe", 2, "--target", "agreement=0.2")
+    ran = calibrate(*asked, "--confidence", 0.8)
+    assert ran.code == 0, ran.err
+    said = " ".join(ran.out.split())
+    assert "at most 0.8 of agreement is lost on average over documents like these, with confidence 0.8" in said
+    assert "Of 200 random halves of 3 documents" in said
+    point, seal = read_document(CalibratedPoint, tmp_path / "run" / "operating-point.json")
+    assert seal
+    assert point.strategy.startswith("confidence:threshold=0.")
+    assert len(point.guarantee.documents) == 6
+    # the same documents again, and its two others
+    same = tiny_run("--limit", 8, "--max-new-tokens", 5, "--strategy", "@run/operating-point.json", "--out", "same")
+    assert same.code == 0, same.err
+    assert "was made on 6 of these 8 documents: what is measured on them is no test of it" in caplog.text
+    assert "nothing is promised" not in caplog.text
+    manifest = json.loads((tmp_path / "same" / "manifest.json").read_text())
+    assert manifest["config"]["strategies"] == [point.strategy]
+    other = tiny_run("--strategy", "@run/operating-point.json", "--kv", "skip", "--out", "other")
+    assert "is of another KV policy (recompute there, skip here): nothing is promised of this run" in caplog.text
+    assert "is of another limit of new tokens (5 there, 4 here)" in caplog.text
+    assert other.code == 0, other.err
+
+
+def test_a_finished_run_is_calibrated_without_decoding(
+    calibrate: Command, decoded: RecordedRun, tmp_path: Path
+) -> None:
+    asked = ("--resume", decoded.directory, "--target", "edit_similarity_loss=0.6", "--file", tmp_path / "point.json")
+    ran = calibrate(*asked, "--method", "conformal", "--against", decoded.directory, "--json")
+    assert ran.code == 0, ran.err
+    assert "windows into" not in ran.err
+    point = CalibratedPoint.model_validate_json(ran.out)
+    assert point == read_document(CalibratedPoint, tmp_path / "point.json")[0]
+    assert point.guarantee.confidence is None
+    assert [one.value for one in point.guarantee.tested] == [0.99, 0.15, 0.05]
+
+
+def test_a_run_that_was_cut_is_finished_first(calibrate: Command, tmp_path: Path) -> None:
+    asked = ("--target", "agreement=0.3", "--confidence", 0.8)
+    whole = calibrate(*asked, "--strategy", f"{SETTINGS[0]},0.15")
+    assert whole.code == 0, whole.err
+    before = (tmp_path / "run" / "operating-point.json").read_bytes()
+    cut(tmp_path / "run", -3)
+    again = calibrate(*asked, "--resume", "run")
+    assert again.code == 0, again.err
+    assert "kept" in again.err
+    after = (tmp_path / "run" / "operating-point.json").read_bytes()
+    tested = [json.loads(each)["guarantee"]["tested"] for each in (before, after)]
+    assert tested[0] == tested[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--target", "agreement=0.95"], "there is nothing to calibrate. Give --strategy NAME"),
+        (
+            ["--target", "agreement=0.95", "--strategy", "confidence"],
+            "6 documents cannot certify agreement=0.95 with confidence 0.95: it takes 63 even if none of them loses",
+        ),
+        (["--target", "agreement=0.95", "--strategy", "confidence", "--method", "conformal"], "it takes 19 even if"),
+        (["--target", "agreement=2", "--strategy", "confidence"], "give a value between 0 and 1"),
+        (
+            ["--target", "agreement=0.2", "--strategy", "confidence", "--confidence", 0.8, "--limit", 8],
+            "all 8 documents",
+        ),
+        (
+            ["--target", "agreement=0.2", "--strategy", "confidence", "--task", "py150", "--task", "javacorpus"],
+            "has one",
+        ),
+    ],
+)
+def test_refusals(calibrate: Command, tmp_path: Path, arguments: list[object], said: str) -> None:
+    ran = calibrate(*arguments)
+    assert ran.code == 2
+    assert said in ran.err.replace("\n", " ")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_is_taken_is_refused_before_scores_are_observed(calibrate: Command, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes").touch()
+    said = calibrate("--target", "agreement=0.2", "--strategy", "confidence", "--confidence", 0.8).error
+    assert "run is not empty" in said
+
+
+def test_what_a_resumed_calibration_cannot_change(calibrate: Command, decoded: RecordedRun) -> None:
+    asked = ("--resume", decoded.directory, "--target")
+    assert "has its settings: omit limit" in calibrate(*asked, "agreement=0.5", "--limit", 6).error
+    assert "6 documents cannot certify agreement=0.95" in calibrate(*asked, "agreement=0.95").err
+    assert "Name one with --strategy, not margin" in calibrate(*asked, "agreement=0.5", "--strategy", "margin").err
+
+
+def test_files_that_are_no_operating_point_are_refused(refused: Command, tmp_path: Path) -> None:
+    assert "there is no such file. Make it with `harness calibrate`" in refused("--strategy", "@nothing.json")
+    (tmp_path / "other.json").write_text("{}")
+    assert "it has no schema_version. Make it again with" in refused("--strategy", "@other.json")
+
+
+def test_what_is_no_file_is_no_operating_point(put: Callable[[Path], str], refused: Command, tmp_path: Path) -> None:
+    said = put(tmp_path / "point.json")
+    assert said in refused("--strategy", "@point.json")
+
+
+def test_a_certificate_that_was_changed_is_refused(calibrate: Command, decoded: RecordedRun, refused: Command) -> None:
+    file = Path("point.json")
+    asked = ("--resume", decoded.directory, "--target", "agreement=0.3", "--confidence", 0.8, "--file", file)
+    assert calibrate(*asked).code == 0
+    file.write_text(file.read_text().replace('"agreement=0.3"', '"agreement=0.9"'))
+    assert "it was changed, or is damaged" in refused("--strategy", f"@{file}")
