@@ -14,10 +14,20 @@ from harness.training.agents.options import AgentOptions
 from harness.training.cheap_heads.options import LowRankOptions, ShortlistOptions
 from harness.training.heads.options import HeadOptions
 from harness.training.lite.options import LiteOptions
+from harness.training.options import ControllerOptions
 from harness.training.requirements import require
 from harness.training.shortcut.options import ShortcutOptions
 
-__all__ = ["Agent", "CertaintyHead", "LikelihoodHeads", "Lite", "LowRankHead", "Shortcut", "TokenShortlist"]
+__all__ = [
+    "Agent",
+    "CertaintyHead",
+    "LikelihoodHeads",
+    "Lite",
+    "LowRankHead",
+    "Shortcut",
+    "TokenShortlist",
+    "TokenTable",
+]
 
 
 class Lite(LiteOptions):
@@ -96,6 +106,18 @@ class CertaintyHead(_Heads):
     objective: Literal["certainty"] = "certainty"
     shared: Literal[True] = True
     hidden: int = Field(default=256, ge=0, description="Width of the hidden layer; 0: linear, as in the paper.")
+
+
+class TokenTable(ControllerOptions):
+    """Count how often each exit says what the last layer says, by the token that was read (HashEE)."""
+
+    least: int = Field(default=4, ge=1, description="Times that a token must have been read to stand in the table.")
+
+    def train(self, run: TrainingRun) -> Trained:
+        """Count; see :func:`harness.training.count_agreement.count_agreement`."""
+        from harness.training.count_agreement import count_agreement
+
+        return count_agreement(self, run, self.least).said()
 
 
 class Agent(AgentOptions):

@@ -20,6 +20,7 @@ from strategies.oracle import Oracle
 from strategies.patience import Patience
 from strategies.random import Random
 from strategies.saturation import Saturation
+from strategies.schedule import Schedule
 
 NEW = 12
 SEEDS = [11, 5, 42]
@@ -34,6 +35,7 @@ STRATEGIES: dict[str, Strategy] = {
     "entropy": Entropy(threshold=0.3),
     "saturation": Saturation(threshold=0.8),
     "patience": Patience(patience=2),
+    "schedule": Schedule(first=5, last=2, horizon=8),
 }
 
 

@@ -39,6 +39,7 @@ from strategies.layerskip import LayerSkip
 from strategies.oracle import Oracle
 from strategies.random import Random
 from strategies.saturation import Saturation
+from strategies.schedule import Schedule
 
 NEW = 24
 LAYERS = 6
@@ -121,6 +122,7 @@ STRATEGIES = [
     LayerSkip(2, 3),
     DynamicExit(),
     DynamicExit(every=3, decay=0.5),
+    Schedule(5, 2, 8),
 ]
 
 

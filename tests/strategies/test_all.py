@@ -24,6 +24,7 @@ NAMES = (
     "patience",
     "random",
     "saturation",
+    "schedule",
 )
 TELLING = {
     "confidence": {"threshold": "0.6"},
@@ -32,6 +33,7 @@ TELLING = {
     "patience": {"patience": "2"},
     "saturation": {"threshold": "0.2"},
     "random": {"probability": "0.5"},
+    "schedule": {"first": "12", "last": "4", "horizon": "8"},
 }
 
 

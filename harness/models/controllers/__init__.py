@@ -10,7 +10,7 @@ from harness.models.controllers.controller import (
     find_controller,
     write_controller,
 )
-from harness.models.controllers.learned import LearnedStrategy
+from harness.models.controllers.learned import LearnedStrategy, TrainedStrategy
 from harness.models.controllers.network import Network
 from harness.models.controllers.observation import OBSERVATIONS, Observation
 from harness.models.controllers.search import controller_path, find_trained
@@ -21,6 +21,7 @@ __all__ = [
     "LearnedStrategy",
     "Network",
     "Observation",
+    "TrainedStrategy",
     "controller_path",
     "controllers_of",
     "find_controller",
