@@ -28,7 +28,7 @@ class Hash(TrainedStrategy):
     last layer said after x) / (times that x was read + 1), counted in a trace; what was not met runs all layers, and so
     does the first token of a run without a cache. Cost per check: 0, nothing is computed.
 
-    Source: Sun et al., "HashEE", Findings of ACL 2022, arXiv 2203.01670, section 3 (a hash function assigns each token
+    Source: Sun et al., "HashEE", Findings of ACL 2022, arXiv 2203.01670 (a hash function assigns each token
     to an exit; no classifier, no threshold on states). What differs: of the paper's hash functions (random, frequency,
     mutual information, clusters) none is used; the table is counted from agreement, which plays the part of mutual
     information with labels. In the paper each token of an input leaves by itself and stays frozen; here the token that

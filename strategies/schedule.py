@@ -22,7 +22,7 @@ class Schedule(Strategy):
     Rule: after t tokens the next one leaves at the first exit point of at least
     first − (first − last) · min(t / N, 1)^γ layers; γ = 1 is SkipDecode's linear decay. Cost per check: 0.
 
-    Source: Del Corro et al., "SkipDecode", 2023, arXiv 2307.02628, section 3 (a unified exit for each position,
+    Source: Del Corro et al., "SkipDecode", 2023, arXiv 2307.02628 (a unified exit for each position,
     monotonically decreasing). As depth never rises within a completion, no token reads keys and values that an earlier
     one skipped: it yields the same tokens under every KV policy that keeps a cache. What differs: SkipDecode spends a
     token's layers on the top of the network and bypasses lower ones; here the first layers run, as at every exit. Its N

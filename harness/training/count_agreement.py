@@ -50,7 +50,7 @@ def shares_of(read: Tensor, right: Tensor, least: int) -> tuple[Tensor, Tensor]:
         right: whether each exit's token was the last layer's, ``[n, exits]`` bool.
         least: times that a token must have been read.
     """
-    token_ids, inverse, counts = read.unique(return_inverse=True, return_counts=True)
+    token_ids, inverse, counts = torch.unique(read, return_inverse=True, return_counts=True)
     hits = torch.zeros(len(token_ids), right.shape[1]).index_add_(0, inverse, right.float())
     often = counts >= least
     return token_ids[often], (hits / (counts + 1).unsqueeze(1))[often]

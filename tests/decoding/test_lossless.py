@@ -34,12 +34,15 @@ from harness.errors import OptionError
 from strategies.confidence import Confidence
 from strategies.dynamic_exit import DynamicExit
 from strategies.fixed import Fixed
+from strategies.free import Free
 from strategies.full import Full
 from strategies.layerskip import LayerSkip
 from strategies.oracle import Oracle
+from strategies.pruned import Pruned
 from strategies.random import Random
 from strategies.saturation import Saturation
 from strategies.schedule import Schedule
+from strategies.shortlist import Shortlist
 
 NEW = 24
 LAYERS = 6
@@ -123,6 +126,10 @@ STRATEGIES = [
     DynamicExit(),
     DynamicExit(every=3, decay=0.5),
     Schedule(5, 2, 8),
+    Free(3, 0.3, 0.5, 2),
+    Pruned(2),
+    Shortlist(threshold=0.3, size=8),
+    Shortlist("patience", size=8, token="full"),
 ]
 
 
