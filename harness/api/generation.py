@@ -32,7 +32,7 @@ class Completion:
     Attributes:
         text: all of it, without the text that stopped it.
         steps: its tokens, the same objects that a stream yields.
-        finish_reason: ``stop`` (a stop text), ``eos`` (the model's end token) or ``length``.
+        finish_reason: ``stop`` (a stop text), ``eos`` (the model's end token), ``length`` or ``strategy``.
         strategy: the operating point.
         kv: what happened to keys and values of skipped layers.
         decode: ``lossy``, or ``lossless`` with its draft source.
@@ -137,7 +137,7 @@ class Stream(Iterator[Token]):
         assert made.finish_reason is not None
         counts = {field.name: getattr(made, field.name) for field in fields(made)}
         return Completion(
-            text=self._transcript.text,
+            text=self._transcript.finish(),
             steps=tuple(self._steps),
             finish_reason=made.finish_reason,
             strategy=self._point.name,

@@ -108,6 +108,13 @@ class ExitView(Reading, Protocol):
     def answer_with(self, token_ids: Tensor, probabilities: Tensor) -> None:
         """Let rows that exit here take these tokens, ``[n]`` int64, of these probabilities, ``[n]``; a loss, too."""
 
+    def stop(self, rows: Tensor) -> None:
+        """End the completions of some of these rows, ``[n]`` bool, without a token for this place.
+
+        Nothing in lossless decoding, whose completions are full depth's, nor before a row's first token; there the
+        answer of the rule counts, as of other rows.
+        """
+
     def part(self, places: list[int]) -> ExitView:
         """Return a view of some of these rows, so that what it reads is charged to them alone, and serves the output.
 

@@ -34,7 +34,7 @@ class LayerView:
     __slots__ = (
         *("_answering", "_backbone", "_best", "_deep", "_derived", "_exit_state", "_given", "_heads", "_hidden"),
         *("_layer", "_leaving", "_logits", "_output", "_parts", "_pass", "_places", "_positions", "_previous"),
-        *("_readings", "_rows", "_tally"),
+        *("_readings", "_rows", "_stopping", "_tally"),
     )
 
     def __init__(
@@ -63,6 +63,7 @@ class LayerView:
         self._readings: dict[HeadChoice, HeadReading] = {}
         self._answering: HeadChoice | None = None
         self._given: tuple[Tensor, Tensor] | None = None
+        self._stopping: Tensor | None = None
 
     @property
     def exit_layer(self) -> int:
@@ -158,6 +159,15 @@ class LayerView:
     def answer_with(self, token_ids: Tensor, probabilities: Tensor) -> None:
         """Let rows that exit here take these tokens."""
         self._given = token_ids, probabilities
+
+    def stop(self, rows: Tensor) -> None:
+        """End the completions of some of these rows."""
+        self._stopping = rows
+
+    def stopped(self) -> set[int]:
+        """Return the places whose completions a rule ends here."""
+        found = set() if self._stopping is None else set(self._stopping.nonzero().flatten().tolist())
+        return found.union(*({held[place] for place in part.stopped()} for held, part in self._parts))
 
     def read(self, head: HeadChoice) -> Reading:
         """Return what a head says of these rows; ``full`` is this view."""
@@ -408,7 +418,7 @@ class LayerView:
         twin._rows = [self._rows[place] for place in places]
         twin._positions = [self._positions[place] for place in places]
         twin._hidden = self._hidden[index]
-        twin._leaving = twin._output = None
+        twin._leaving = twin._output = twin._stopping = None
         twin._parts = []
         twin._exit_state = None if self._exit_state is None else self._exit_state[index]
         twin._logits = None if self._logits is None else self._logits[index]

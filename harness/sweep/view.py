@@ -199,6 +199,10 @@ class ReplayView:
         """Not available; raises as :attr:`logits`."""
         self._refuse("another token than a head's", "answer_by a head can be replayed")
 
+    def stop(self, rows: Tensor) -> NoReturn:
+        """Not available; raises as :attr:`logits`."""
+        self._refuse("the end of completions", "An exit can be replayed")
+
     def part(self, places: list[int]) -> NoReturn:
         """Not available; raises as :attr:`logits`."""
         self._refuse("some rows alone", "Rows of a trace are asked together")

@@ -12,7 +12,7 @@ from pydantic import Field
 from harness.contracts.recipes import Trained, TrainingRun
 from harness.training.agents.options import AgentOptions
 from harness.training.cheap_heads.options import LowRankOptions, ShortlistOptions
-from harness.training.heads.options import HeadOptions, ReturnOptions
+from harness.training.heads.options import ActionOptions, HeadOptions, ReturnOptions
 from harness.training.lite.options import LiteOptions
 from harness.training.options import ControllerOptions
 from harness.training.predictor_options import PredictorOptions
@@ -20,6 +20,7 @@ from harness.training.requirements import require
 from harness.training.shortcut.options import ShortcutOptions
 
 __all__ = [
+    "ActionHeads",
     "Agent",
     "CandidatePredictors",
     "CertaintyHead",
@@ -113,6 +114,16 @@ class CertaintyHead(_Heads):
 
 class ConsistentHeads(ReturnOptions, _Heads):
     """Train one policy per exit point that earns by staying right, and by leaving early where that is easy."""
+
+
+class ActionHeads(ActionOptions):
+    """Train one head per exit point that chooses to exit, to stop the completion or to go on (SEC)."""
+
+    def train(self, run: TrainingRun) -> Trained:
+        """Train; see :func:`harness.training.heads.train_actions.train_actions`."""
+        from harness.training.heads.train_actions import train_actions
+
+        return train_actions(self, run)
 
 
 class TokenTable(ControllerOptions):

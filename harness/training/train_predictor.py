@@ -49,7 +49,7 @@ def train_predictor(options: PredictorOptions, run: TrainingRun) -> SavedControl
     if not all(network.finite for network in networks.values()):
         raise TrainingError("training left weights that are no numbers. Lower --learning-rate.")
     scores = torch.sigmoid(score_all(networks, Observation(), features[lesson.held_out], lesson.exit_points))
-    scores = scores.masked_fill(~among[lesson.held_out], -1.0)  # where the head would not confirm, nothing exits
+    scores = scores.masked_fill(~among[lesson.held_out], -torch.inf)  # where the head would not confirm, nothing exits
     tensors = {name: tensor for key, network in networks.items() for name, tensor in network.tensors(key).items()}
     kept = {"candidates": options.candidates, "head": options.head, "activation": "relu"}
     return lesson.saved(

@@ -26,6 +26,7 @@ class View:
     rows: Tensor = field(default_factory=lambda: torch.tensor([0]))
     deep: Tensor | None = None
     given: tuple[Tensor, Tensor] | None = None
+    stopped: Tensor | None = None
     read_rows: list[int] = field(default_factory=list)
     parts: list[tuple[list[int], View]] = field(default_factory=list)
     _derived: dict[Hashable, Tensor] = field(default_factory=dict)
@@ -75,6 +76,9 @@ class View:
 
     def answer_with(self, token_ids: Tensor, probabilities: Tensor) -> None:
         self.given = token_ids, probabilities
+
+    def stop(self, rows: Tensor) -> None:
+        self.stopped = rows
 
     def part(self, places: list[int]) -> View:
         one = View(

@@ -37,7 +37,7 @@ class HeadTargets:
     """What heads learn, each ``[n, exits]`` float32.
 
     Attributes:
-        right: 1 where the exit's token is the last layer's, else 0.
+        right: 1 where the exit's token is the last layer's, else 0; of actions, their number: exit, stop, continue.
         confidence: logit of the exit's best probability, standardised.
         entropy: of the exit's distribution, standardised.
         num_layers: of the model, which the return reads.
@@ -74,8 +74,8 @@ class _Heads(nn.Module):
         """Whether all weights are numbers."""
         return all(bool(torch.isfinite(parameter).all()) for parameter in self.parameters())
 
-    def network(self, group: int, mean: Tensor, deviation: Tensor) -> Network:
-        """Return one group's first output, with the standardisation of its input folded into its first map."""
+    def network(self, group: int, mean: Tensor, deviation: Tensor, outputs: int) -> Network:
+        """Return one group's first outputs, with the standardisation of its input folded into its first map."""
         layers = [
             (weight[group].detach().t().contiguous(), bias[group, 0].detach().clone())
             for weight, bias in zip(self.weights, self.biases, strict=True)
@@ -83,7 +83,7 @@ class _Heads(nn.Module):
         weight, bias = layers[0]
         layers[0] = (weight / deviation, bias - (weight / deviation) @ mean)
         weight, bias = layers[-1]
-        layers[-1] = (weight[:1].contiguous(), bias[:1].contiguous())
+        layers[-1] = (weight[:outputs].contiguous(), bias[:outputs].contiguous())
         return Network(tuple(layers), "relu")
 
 
@@ -115,7 +115,8 @@ def train_heads(
         stop: set it to stop after the next step.
 
     Returns:
-        ``shared``, or one network per exit point, named by its layer; one output each. ``None`` where it was stopped.
+        ``shared``, or one network per exit point, named by its layer; one output each, three of actions. ``None`` where
+        it was stopped.
 
     Raises:
         TrainingError: the loss is not finite, or there is no checkpoint to resume from.
@@ -159,8 +160,9 @@ def train_heads(
             if stopped and step < total:
                 return None
     if recipe.shared:
-        return {"shared": heads.network(0, mean[0], deviation[0])}
-    return {str(point): heads.network(e, mean[e], deviation[e]) for e, point in enumerate(exit_points)}
+        return {"shared": heads.network(0, mean[0], deviation[0], 1)}
+    outputs = 3 if recipe.objective == "actions" else 1
+    return {str(point): heads.network(e, mean[e], deviation[e], outputs) for e, point in enumerate(exit_points)}
 
 
 def _optimiser(heads: _Heads, recipe: HeadRecipe, steps: int) -> tuple[AdamW, OneCycleLR]:
@@ -194,6 +196,8 @@ def expected_return(logits: Tensor, right: Tensor, depths: Tensor, saving: float
 
 def _loss(out: Tensor, targets: HeadTargets, rows: Tensor, recipe: HeadRecipe, exit_points: Sequence[int]) -> Tensor:
     right = targets.right[rows].t()
+    if recipe.objective == "actions":
+        return F.cross_entropy(out.flatten(0, 1), right.flatten().long())
     if isinstance(recipe, ReturnRecipe):
         depths = torch.tensor(exit_points) / targets.num_layers
         loss = -expected_return(out[..., 0], right, depths, recipe.saving)
