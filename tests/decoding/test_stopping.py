@@ -38,7 +38,7 @@ class _Rule:
     seeds: tuple[int, ...]
 
     def should_exit(self, view: ExitView) -> Tensor:
-        leaves = Confidence(threshold=0.3).should_exit(view)
+        leaves = Confidence(threshold=0.6).should_exit(view)
         if view.exit_layer == self.options.layer:
             limits = [self.options.after.get(self.seeds[row], NEW) for row in view.rows.tolist()]
             stops = [len(made) >= limit for made, limit in zip(view.token_ids, limits, strict=True)]
