@@ -135,9 +135,13 @@ class Stream(Iterator[Token]):
             pass
         made = self._made
         assert made.finish_reason is not None
+        if made.finish_reason == "strategy":  # when its last token was made, nobody knew that it was
+            self._transcript.finish()
+            last = self._steps[-1]
+            self._steps[-1] = replace(last, text=last.text + self._transcript.rest(), last=True)
         counts = {field.name: getattr(made, field.name) for field in fields(made)}
         return Completion(
-            text=self._transcript.finish(),
+            text=self._transcript.text,
             steps=tuple(self._steps),
             finish_reason=made.finish_reason,
             strategy=self._point.name,
