@@ -51,8 +51,8 @@ def train_actions(options: ActionOptions, run: TrainingRun) -> Trained:
     if not all(network.finite for network in networks.values()):
         raise TrainingError("training left weights that are no numbers. Lower --learning-rate.")
     chances = _chances(networks, observation, lesson.states(observation, lesson.held_out))
-    wrong = (actions == STOP)[lesson.held_out].all(1)
-    least, stopped = stop_threshold(chances[..., 1], wrong | ~known[lesson.held_out], options.precision)
+    wrong, told = (actions == STOP)[lesson.held_out].all(1), known[lesson.held_out]
+    least, stopped = stop_threshold(chances[told][..., 1], wrong[told], options.precision)
     exits = torch.where(chances[..., 0] >= chances.amax(-1), chances[..., 0], -torch.inf)
     saved = lesson.saved(
         exits,
