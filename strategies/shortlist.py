@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, cast
 
@@ -51,6 +51,10 @@ class Shortlist(Strategy):
         if inner.rehearsed or inner.default_decode != "lossy" or isinstance(inner, Shortlist):
             raise OptionError(f"shortlist:rule={self.rule} cannot be asked of fewer tokens. Use rule=confidence.")
         return inner.exit_points(model)
+
+    def artefacts(self, model: ModelInfo) -> Mapping[str, str]:
+        """Those of the strategy that is asked."""
+        return self._inner().artefacts(model)
 
     def start(self, model: ModelInfo, batch: Batch) -> ExitRule:
         """Start the strategy that is asked."""
