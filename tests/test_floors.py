@@ -158,7 +158,9 @@ def test_orchestration_names_nothing_concrete() -> None:
         point.name
         for kind in ("strategies", "tasks", "protocols", "scores", "models")
         for point in entry_points(group=f"harness.{kind}")
-    } - {"random", "full", "entropy", "green-code"}  # of --weights, --method, --weights-rule, and a column of traces
+    }
+    # of --weights, --method, --weights-rule, a column of traces, a learning rate, and a cheap head
+    names -= {"random", "full", "entropy", "green-code", "schedule", "shortlist"}
     assert {"confidence", "py150", "codexglue-line", "codebleu", "smollm2-135m"} <= names
     literals = {
         name: {

@@ -32,7 +32,7 @@ class Completion:
     Attributes:
         text: all of it, without the text that stopped it.
         steps: its tokens, the same objects that a stream yields.
-        finish_reason: ``stop`` (a stop text), ``eos`` (the model's end token) or ``length``.
+        finish_reason: ``stop`` (a stop text), ``eos`` (the model's end token), ``length`` or ``strategy``.
         strategy: the operating point.
         kv: what happened to keys and values of skipped layers.
         decode: ``lossy``, or ``lossless`` with its draft source.
@@ -135,6 +135,10 @@ class Stream(Iterator[Token]):
             pass
         made = self._made
         assert made.finish_reason is not None
+        if made.finish_reason == "strategy":  # when its last token was made, nobody knew that it was
+            self._transcript.finish()
+            last = self._steps[-1]
+            self._steps[-1] = replace(last, text=last.text + self._transcript.rest(), last=True)
         counts = {field.name: getattr(made, field.name) for field in fields(made)}
         return Completion(
             text=self._transcript.text,

@@ -158,3 +158,6 @@ class Reading(Protocol):
         """Entropy of the distribution, ``[n]``, nats; all that a cheap head does not read counts as one token, which
         makes it a lower bound.
         """
+
+    def best_tokens(self, count: int) -> Tensor:
+        """Return the best tokens of each row, best first, ``[n, count]`` int64; fewer where the head reads fewer."""

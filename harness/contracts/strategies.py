@@ -99,6 +99,28 @@ class ExitView(Reading, Protocol):
     def answer_by(self, head: HeadChoice) -> None:
         """Let rows that exit here take their tokens from a head that was read; tokens are then its own, and a loss."""
 
+    def logits_of(self, token_ids: Tensor) -> Tensor:
+        """Return the LM head's logits of some tokens of each row, ``[n, k]`` int64 → ``[n, k]`` float32.
+
+        Only their rows of the head are read; charged as a cheap head is.
+        """
+
+    def answer_with(self, token_ids: Tensor, probabilities: Tensor) -> None:
+        """Let rows that exit here take these tokens, ``[n]`` int64, of these probabilities, ``[n]``; a loss, too."""
+
+    def stop(self, rows: Tensor) -> None:
+        """End the completions of some of these rows, ``[n]`` bool, without a token for this place.
+
+        Nothing in lossless decoding, whose completions are full depth's, nor before a row's first token; there the
+        answer of the rule counts, as of other rows.
+        """
+
+    def part(self, places: list[int]) -> ExitView:
+        """Return a view of some of these rows, so that what it reads is charged to them alone, and serves the output.
+
+        It has no :attr:`previous`.
+        """
+
     def once(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
         """Return ``compute()``, ``[n, …]``, computed at most once for a key.
 

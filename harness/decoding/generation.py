@@ -10,7 +10,7 @@ from harness.records.draft_work import DraftWork
 
 __all__ = ["Discarded", "FinishReason", "Generation"]
 
-FinishReason = Literal["stop", "eos", "length"]
+FinishReason = Literal["stop", "eos", "length", "strategy"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,8 @@ class Generation:
         token_ids: generated tokens; an end-of-sequence token is the last of them.
         exit_layers: decoder layers executed for each token.
         token_times_s: seconds from when its time began (the batch's start, or its arrival) to each token.
-        finish_reason: why it ended; ``None`` while it runs.
+        finish_reason: why it ended: a stop rule, an end-of-sequence token, the limit of new tokens, or the strategy, of
+            which nothing is among the tokens; ``None`` while it runs.
         failure: why it could not go on (logits that are not finite, a stop rule that raised); what there is until then
             means nothing. ``None`` for a row that runs or has ended.
         exit_checks: times a strategy was asked about it.

@@ -257,13 +257,15 @@ class OpenBatch:
             leaving = exits.leaving(view)
             compared.extend(view.scores())
             previous, places = view, None
-            if not any(leaving):
+            stopped = self._stopped(view)
+            if not any(leaving) and not stopped:
                 continue
-            going = [place for place, leaves in enumerate(leaving) if leaves]
-            places = [place for place, leaves in enumerate(leaving) if not leaves]
-            self._leave(current, view, going)
-            if isinstance(current, TokenPass) and self._policy is not None:
-                self._policy.leave(_leaving(current, view, going))
+            going = [place for place, leaves in enumerate(leaving) if leaves and place not in stopped]
+            places = [place for place, leaves in enumerate(leaving) if not leaves and place not in stopped]
+            if going:
+                self._leave(current, view, going)
+                if isinstance(current, TokenPass) and self._policy is not None:
+                    self._policy.leave(_leaving(current, view, going))
             current.leave(places)
             if not places:
                 return
@@ -274,6 +276,16 @@ class OpenBatch:
         for row in current.rows:
             self._tally[row].lm_head_evaluations += 1
         self._read_out(current.rows, current.hidden())
+
+    def _stopped(self, view: LayerView) -> set[int]:
+        """End the rows that a rule stops at an exit, where it may; return their places."""
+        found = set()
+        for place in view.stopped():
+            row = view.row_list[place]
+            if row not in self._drafting and self._tally[row].token_ids:
+                self._tally[row].finish_reason = "strategy"
+                found.add(place)
+        return found
 
     def _watched(self, due: frozenset[int]) -> dict[int, list[tuple[DraftRule, list[int]]]]:
         """Return the layers at which draft rules watch rows that are due: which rules, and which of their rows."""

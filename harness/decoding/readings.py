@@ -29,6 +29,8 @@ class Heads:
     def __init__(self, backbone: Backbone) -> None:
         self._backbone = backbone
         self._made: dict[HeadChoice, CheapHead] = {}
+        self._lm_head: LMHead | None = None
+        self._rows = torch.empty(0)
 
     def __getitem__(self, choice: HeadChoice) -> CheapHead:
         """Return a head, made when it is first asked for.
@@ -51,6 +53,23 @@ class Heads:
         """Read exit states, ``[n, hidden_size]``."""
         head = self[choice]
         return head(self._backbone.head_states(exit_states.to(self._backbone.dtype)).float())
+
+    @torch.inference_mode()
+    def logits_of(self, token_ids: Tensor, exit_states: Tensor) -> Tensor:
+        """Return the LM head's logits of some tokens of each row, ``[n, k]`` → ``[n, k]`` float32.
+
+        From the second call on only their rows are read; the first makes a float32 copy of the head to read them from.
+        """
+        if self._lm_head is None:
+            self._lm_head = lm_head_of(self._backbone)
+            self._rows = self._lm_head.rows(None)
+        states = self._backbone.head_states(exit_states.to(self._backbone.dtype)).float()
+        logits = (self._rows[token_ids] * states.unsqueeze(1)).sum(-1)
+        return logits if self._lm_head.bias is None else logits + self._lm_head.bias[token_ids]
+
+    def row_bytes(self) -> int:
+        """Bytes of one row that :meth:`logits_of` reads."""
+        return self._rows.shape[1] * self._rows.element_size()
 
 
 class HeadReading:
@@ -114,6 +133,12 @@ class HeadReading:
     def entropy(self) -> Tensor:
         """Entropy in nats, all that is not read taken as one token, ``[n]``."""
         return self._once("entropy", self._entropy)
+
+    def best_tokens(self, count: int) -> Tensor:
+        """Return the best tokens of each row, ``[n, count]``."""
+        found = self._found.logits
+        places = found.topk(min(count, found.shape[-1]), dim=-1).indices
+        return places if self._found.token_ids is None else self._found.token_ids[places]
 
     def _token(self) -> Tensor:
         best = self._found.logits.argmax(-1)

@@ -32,9 +32,9 @@ class LayerView:
     """
 
     __slots__ = (
-        *("_answering", "_backbone", "_best", "_deep", "_derived", "_exit_state", "_heads", "_hidden", "_layer"),
-        *("_leaving", "_logits", "_output", "_parts", "_pass", "_places", "_positions", "_previous", "_readings"),
-        *("_rows", "_tally"),
+        *("_answering", "_backbone", "_best", "_deep", "_derived", "_exit_state", "_given", "_heads", "_hidden"),
+        *("_layer", "_leaving", "_logits", "_output", "_parts", "_pass", "_places", "_positions", "_previous"),
+        *("_readings", "_rows", "_stopping", "_tally"),
     )
 
     def __init__(
@@ -62,6 +62,8 @@ class LayerView:
         self._output: Tensor | None = None
         self._readings: dict[HeadChoice, HeadReading] = {}
         self._answering: HeadChoice | None = None
+        self._given: tuple[Tensor, Tensor] | None = None
+        self._stopping: Tensor | None = None
 
     @property
     def exit_layer(self) -> int:
@@ -142,6 +144,31 @@ class LayerView:
         """Entropy of the exit head's distribution, ``[n]``, nats."""
         return self.once("view: entropy", lambda: certainty.entropy(self.logits))
 
+    def best_tokens(self, count: int) -> Tensor:
+        """Best tokens of each row, ``[n, count]``."""
+        return self.logits.topk(min(count, self.vocab_size), dim=-1).indices
+
+    def logits_of(self, token_ids: Tensor) -> Tensor:
+        """Return the LM head's logits of some tokens of each row, ``[n, k]``."""
+        logits = self._heads.logits_of(token_ids, self.exit_state)
+        for row in self._rows:
+            self._tally[row].cheap_head_evaluations += 1
+            self._tally[row].cheap_head_bytes += token_ids.shape[1] * self._heads.row_bytes()
+        return logits
+
+    def answer_with(self, token_ids: Tensor, probabilities: Tensor) -> None:
+        """Let rows that exit here take these tokens."""
+        self._given = token_ids, probabilities
+
+    def stop(self, rows: Tensor) -> None:
+        """End the completions of some of these rows."""
+        self._stopping = rows
+
+    def stopped(self) -> set[int]:
+        """Return the places whose completions a rule ends here."""
+        found = set() if self._stopping is None else set(self._stopping.nonzero().flatten().tolist())
+        return found.union(*({held[place] for place in part.stopped()} for held, part in self._parts))
+
     def read(self, head: HeadChoice) -> Reading:
         """Return what a head says of these rows; ``full`` is this view."""
         if head.is_full:
@@ -206,7 +233,7 @@ class LayerView:
         twin._exit_state = torch.cat([view.exit_state[places] for view, places in chosen])
         return twin
 
-    def part(self, places: list[int], before: LayerView | None) -> LayerView:
+    def part(self, places: list[int], before: LayerView | None = None) -> LayerView:
         """Return a view of some of these rows, for a rule of their own; what it computes serves the output too.
 
         Args:
@@ -245,11 +272,15 @@ class LayerView:
         Beside each stands a number that is finite where its logits are: the best of them, or its probability.
         """
         deciders = self._deciders(places)
-        if not any(view._readings for view, _ in deciders):
+        if not any(view._readings or view._given for view, _ in deciders):
             return self._full_choices(places)
         chosen: dict[int, tuple[int, float]] = {}
         for place, (view, row) in zip(places, deciders, strict=True):
-            if view._answering is not None:
+            if view._given is not None:
+                tokens, probabilities = view._given
+                chosen[place] = (int(tokens[row]), float(probabilities[row]))
+                self._tally[self._rows[place]].cheap_head_tokens += 1
+            elif view._answering is not None:
                 reading = view.read(view._answering)
                 chosen[place] = (int(reading.top_token[row]), float(reading.top_probability[row]))
                 self._tally[self._rows[place]].cheap_head_tokens += 1
@@ -263,7 +294,8 @@ class LayerView:
 
     def reads_full(self, place: int, head: HeadChoice) -> bool:
         """Return whether the row at a place drafts by the LM head: evaluated already, or asked for."""
-        return head.is_full or self._decider(place)[0]._logits is not None
+        decider = self._decider(place)[0]
+        return head.is_full or decider._logits is not None or decider._given is not None
 
     def drafts(
         self, places: list[int], head: HeadChoice, *, with_probabilities: bool = False
@@ -287,11 +319,12 @@ class LayerView:
     def probabilities(self, places: list[int]) -> Tensor:
         """Return the probabilities of the tokens that :meth:`choices` returns, under the heads that chose them."""
         deciders = self._deciders(places)
-        known = {
-            place: view.read(view._answering).top_probability[row]
-            for place, (view, row) in zip(places, deciders, strict=True)
-            if view._answering is not None
-        }
+        known: dict[int, Tensor] = {}
+        for place, (view, row) in zip(places, deciders, strict=True):
+            if view._given is not None:
+                known[place] = view._given[1][row]
+            elif view._answering is not None:
+                known[place] = view.read(view._answering).top_probability[row]
         others = [place for place in places if place not in known]
         if others:
             known.update(zip(others, certainty.top_probability(self.output_logits(others)), strict=True))
@@ -322,12 +355,7 @@ class LayerView:
         if self._logits is not None:
             return self._logits if len(places) == len(self._rows) else self._logits[places]
         if self._output is None:
-            known = {
-                place: part._logits[row]
-                for held, part in self._parts
-                if part._logits is not None
-                for row, place in enumerate(held)
-            }
+            known = self._known(places, "_logits")
             missing = [place for place in places if place not in known]
             if missing:
                 self._charge([self._rows[place] for place in missing])
@@ -335,6 +363,18 @@ class LayerView:
                 known.update(zip(missing, made, strict=True))
             self._output = made if len(missing) == len(places) else torch.stack([known[place] for place in places])
         return self._output
+
+    def _known(self, places: list[int], name: str) -> dict[int, Tensor]:
+        """Return what rules have computed of these places with views of their own, or with parts of those."""
+        found: dict[int, Tensor] = {}
+        for held, part in self._parts:
+            values, here = getattr(part, name), [place for place in places if place in held and place not in found]
+            if values is None:
+                below = part._known([held.index(place) for place in here], name)
+                found.update({held[row]: value for row, value in below.items()})
+            else:
+                found.update({place: values[held.index(place)] for place in here})
+        return found
 
     def leaving_states(self, places: list[int]) -> Tensor:
         """Exit states of the rows that leave, ``[len(places), hidden_size]``; the others are not mapped for it."""
@@ -344,12 +384,7 @@ class LayerView:
         if self._exit_state is not None:
             return self._exit_state[index]
         if self._leaving is None or self._leaving[0] != places:
-            known = {
-                place: part._exit_state[row]
-                for held, part in self._parts
-                if part._exit_state is not None
-                for row, place in enumerate(held)
-            }
+            known = self._known(places, "_exit_state")
             if self._leaving is not None:
                 known.update(zip(*self._leaving, strict=True))
             missing = [place for place in places if place not in known]
@@ -377,12 +412,13 @@ class LayerView:
         twin = object.__new__(LayerView)
         twin._backbone, twin._pass, twin._tally, twin._heads = self._backbone, self._pass, self._tally, self._heads
         twin._answering = self._answering
+        twin._given = None if self._given is None else (self._given[0][index], self._given[1][index])
         twin._previous, twin._layer = self._previous, self._layer
         twin._places = places if self._places is None else [self._places[place] for place in places]
         twin._rows = [self._rows[place] for place in places]
         twin._positions = [self._positions[place] for place in places]
         twin._hidden = self._hidden[index]
-        twin._leaving = twin._output = None
+        twin._leaving = twin._output = twin._stopping = None
         twin._parts = []
         twin._exit_state = None if self._exit_state is None else self._exit_state[index]
         twin._logits = None if self._logits is None else self._logits[index]

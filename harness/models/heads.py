@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AUTO_DRAFT_HEADS",
+    "HeadName",
     "ReadsHead",
     "draft_head",
     "find_head_artefact",
@@ -41,6 +42,10 @@ def _known(text: str) -> str:
     return text
 
 
+HeadName = Annotated[str, AfterValidator(_known)]
+"""An option that names a head: ``full``, ``NAME`` or ``NAME/SIZE``."""
+
+
 def _head(choice: HeadChoice) -> type[CheapHead]:
     found: type[CheapHead] = HEADS.load(choice.name)
     return found
@@ -55,8 +60,7 @@ class ReadsHead(Strategy):
     """
 
     head: Annotated[
-        str,
-        AfterValidator(_known),
+        HeadName,
         Field(description="what a check reads: full, or NAME or NAME/SIZE of harness list heads, an approximation"),
     ] = field(default=FULL_HEAD, kw_only=True)
     token: Annotated[

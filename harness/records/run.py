@@ -343,7 +343,7 @@ class SampleRecord(Record):
         scores: per-sample scores.
         latency_s: start of the batch to this sample's last token.
         ttft_s: start of the batch to the first token.
-        finish_reason: ``stop`` (line's end), ``eos`` or ``length``.
+        finish_reason: ``stop`` (line's end), ``eos``, ``length`` or ``strategy``, which made no token of it.
         exit_checks: times the strategy was asked about this sample.
         lm_head_evaluations: LM-head evaluations after prefill charged to this sample, outputs included.
         layers_executed: decoder layers run for generated tokens after prefill, by recomputation included.
@@ -386,7 +386,7 @@ class SampleRecord(Record):
     scores: dict[str, float | None] = Field(default_factory=dict)
     latency_s: float | None = None
     ttft_s: float | None = None
-    finish_reason: Literal["stop", "eos", "length"] | None = None
+    finish_reason: Literal["stop", "eos", "length", "strategy"] | None = None
     exit_checks: Count = 0
     lm_head_evaluations: Count = 0
     layers_executed: Count = 0

@@ -21,8 +21,8 @@ __all__ = [
     "Token",
 ]
 
-Ending = Literal["eos", "stop", "length", "deadline"]
-"""Why a completion ended: the model's end token, a stop text, the limit of new tokens, or time ran out."""
+Ending = Literal["eos", "stop", "length", "strategy", "deadline"]
+"""Why a completion ended: the model's end token, a stop text, the limit of new tokens, its strategy, or time is up."""
 
 
 @dataclass(frozen=True, slots=True)

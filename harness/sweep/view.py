@@ -187,6 +187,26 @@ class ReplayView:
         if not head.is_full and not self._charges.by_full_head:
             self._charges.answering[self._layer] = head
 
+    def best_tokens(self, count: int) -> NoReturn:
+        """Not available; raises as :attr:`logits`."""
+        self._refuse("the best tokens of a head", "top_token is in a trace")
+
+    def logits_of(self, token_ids: Tensor) -> NoReturn:
+        """Not available; raises as :attr:`logits`."""
+        self._refuse("logits of some tokens", "top_token and top_probability are in a trace")
+
+    def answer_with(self, token_ids: Tensor, probabilities: Tensor) -> NoReturn:
+        """Not available; raises as :attr:`logits`."""
+        self._refuse("another token than a head's", "answer_by a head can be replayed")
+
+    def stop(self, rows: Tensor) -> NoReturn:
+        """Not available; raises as :attr:`logits`."""
+        self._refuse("the end of completions", "An exit can be replayed")
+
+    def part(self, places: list[int]) -> NoReturn:
+        """Not available; raises as :attr:`logits`."""
+        self._refuse("some rows alone", "Rows of a trace are asked together")
+
     def by_head(self, head: HeadChoice, column: str) -> Tensor:
         """Return a column of :meth:`TracedTokens.by_head`, charged."""
         self._map()
@@ -256,3 +276,7 @@ class _ReplayReading:
     def entropy(self) -> Tensor:
         """Entropy, ``[n]``, nats."""
         return self.view.by_head(self.head, "entropy")
+
+    def best_tokens(self, count: int) -> Tensor:
+        """Not available."""
+        return self.view.best_tokens(count)

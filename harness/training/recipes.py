@@ -12,12 +12,26 @@ from pydantic import Field
 from harness.contracts.recipes import Trained, TrainingRun
 from harness.training.agents.options import AgentOptions
 from harness.training.cheap_heads.options import LowRankOptions, ShortlistOptions
-from harness.training.heads.options import HeadOptions
+from harness.training.heads.options import ActionOptions, HeadOptions, ReturnOptions
 from harness.training.lite.options import LiteOptions
+from harness.training.options import ControllerOptions
+from harness.training.predictor_options import PredictorOptions
 from harness.training.requirements import require
 from harness.training.shortcut.options import ShortcutOptions
 
-__all__ = ["Agent", "CertaintyHead", "LikelihoodHeads", "Lite", "LowRankHead", "Shortcut", "TokenShortlist"]
+__all__ = [
+    "ActionHeads",
+    "Agent",
+    "CandidatePredictors",
+    "CertaintyHead",
+    "ConsistentHeads",
+    "LikelihoodHeads",
+    "Lite",
+    "LowRankHead",
+    "Shortcut",
+    "TokenShortlist",
+    "TokenTable",
+]
 
 
 class Lite(LiteOptions):
@@ -96,6 +110,42 @@ class CertaintyHead(_Heads):
     objective: Literal["certainty"] = "certainty"
     shared: Literal[True] = True
     hidden: int = Field(default=256, ge=0, description="Width of the hidden layer; 0: linear, as in the paper.")
+
+
+class ConsistentHeads(ReturnOptions, _Heads):
+    """Train one policy per exit point that earns by staying right, and by leaving early where that is easy."""
+
+
+class ActionHeads(ActionOptions):
+    """Train one head per exit point that chooses to exit, to stop the completion or to go on (SEC)."""
+
+    def train(self, run: TrainingRun) -> Trained:
+        """Train; see :func:`harness.training.heads.train_actions.train_actions`."""
+        from harness.training.heads.train_actions import train_actions
+
+        return train_actions(self, run)
+
+
+class TokenTable(ControllerOptions):
+    """Count how often each exit says what the last layer says, by the token that was read (HashEE)."""
+
+    least: int = Field(default=4, ge=1, description="Times that a token must have been read to stand in the table.")
+
+    def train(self, run: TrainingRun) -> Trained:
+        """Count; see :func:`harness.training.count_agreement.count_agreement`."""
+        from harness.training.count_agreement import count_agreement
+
+        return count_agreement(self, run, self.least).said()
+
+
+class CandidatePredictors(PredictorOptions):
+    """Train one small network per exit point that looks at a few candidate tokens of the LM head (SpecEE)."""
+
+    def train(self, run: TrainingRun) -> Trained:
+        """Train; see :func:`harness.training.train_predictor.train_predictor`."""
+        from harness.training.train_predictor import train_predictor
+
+        return train_predictor(self, run).said()
 
 
 class Agent(AgentOptions):

@@ -248,3 +248,28 @@ def test_a_strategy_that_only_drafts_is_decoded_losslessly(model: Model) -> None
     assert drafted.text == model.generate(text, max_new_tokens=8).text
     with pytest.raises(OptionError, match="layerskip only drafts"):
         model.generate(text, "layerskip:layer=4:length=2", decode="lossy")
+
+
+@dataclass(frozen=True)
+class StopAfter(Strategy):
+    """Stop at the first exit point once there are so many tokens."""
+
+    tokens: int = 4
+
+    def should_exit(self, view: Any) -> torch.Tensor:
+        view.stop(torch.tensor([len(made) >= self.tokens for made in view.token_ids]))
+        return torch.zeros(len(view.rows), dtype=torch.bool)
+
+
+def test_a_strategy_may_end_a_completion(model: Model) -> None:
+    whole, found = (model.generate(PROMPT, strategy, max_new_tokens=9) for strategy in ("full", StopAfter(4)))
+    assert found.finish_reason == "strategy"
+    assert found.tokens.token_id.tolist() == whole.tokens.token_id.tolist()[:4]
+    assert found.text == "".join(found.tokens.text)
+    assert found.text == model.loaded.tokenizer.decode(found.tokens.token_id.tolist())
+    assert found.steps[-1].last
+    assert [token.token_id for token in model.stream(PROMPT, StopAfter(4), max_new_tokens=9)] == [
+        token.token_id for token in found.steps
+    ]
+    lossless = model.generate(PROMPT, StopAfter(4), max_new_tokens=9, decode="lossless")
+    assert (lossless.finish_reason, lossless.text) == (whole.finish_reason, whole.text)

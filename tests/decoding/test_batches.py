@@ -14,12 +14,16 @@ from harness.registry import KV_POLICIES
 from strategies.confidence import Confidence
 from strategies.entropy import Entropy
 from strategies.fixed import Fixed
+from strategies.free import Free
 from strategies.full import Full
 from strategies.margin import Margin
 from strategies.oracle import Oracle
 from strategies.patience import Patience
+from strategies.pruned import Pruned
 from strategies.random import Random
 from strategies.saturation import Saturation
+from strategies.schedule import Schedule
+from strategies.shortlist import Shortlist
 
 NEW = 12
 SEEDS = [11, 5, 42]
@@ -34,6 +38,11 @@ STRATEGIES: dict[str, Strategy] = {
     "entropy": Entropy(threshold=0.3),
     "saturation": Saturation(threshold=0.8),
     "patience": Patience(patience=2),
+    "schedule": Schedule(first=5, last=2, horizon=8),
+    "free": Free(layer=3, threshold=0.3, posterior=0.5, every=2),
+    "pruned": Pruned(layers=2),
+    "shortlist": Shortlist(threshold=0.8, size=8),
+    "shortlist, patience": Shortlist("patience", size=8, token="full"),
 }
 
 
@@ -63,7 +72,12 @@ def one_by_one(engine: Any, prompts: list[list[int]], strategy: Strategy, limits
 def test_a_batch_is_its_rows(llama: Any, name: str, kv: str, prompts: list[list[int]]) -> None:
     strategy, limits = STRATEGIES[name], [NEW, 5, 9]
     together = llama.engine.decode(prompts, strategy, kv=kv, max_new_tokens=limits, seeds=SEEDS)
-    if name not in ("full", "fixed"):  # in a batch whose rows all leave together there is little to get wrong
+    if name not in (
+        "full",
+        "fixed",
+        "free",
+        "pruned",
+    ):  # in a batch whose rows all leave together there is little to get wrong
         assert len({layer for one in together for layer in one.exit_layers[1:]}) > 2
     assert [len(one.token_ids) for one in together] == limits
     assert [facts(one) for one in together] == one_by_one(llama.engine, prompts, strategy, limits, kv=kv)

@@ -38,15 +38,19 @@ from strategies.confidence import Confidence
 from strategies.dynamic_exit import DynamicExit
 from strategies.entropy import Entropy
 from strategies.fixed import Fixed
+from strategies.free import Free
 from strategies.full import Full
 from strategies.layerskip import LayerSkip
 from strategies.lte import LearnToExit
 from strategies.margin import Margin
 from strategies.oracle import Oracle
 from strategies.patience import Patience
+from strategies.pruned import Pruned
 from strategies.random import Random
 from strategies.rl import ReinforcementLearning
 from strategies.saturation import Saturation
+from strategies.schedule import Schedule
+from strategies.shortlist import Shortlist
 
 NEW = 24
 LAYERS = 6
@@ -148,6 +152,11 @@ STRATEGIES = [
     LayerSkip(2, 3),
     DynamicExit(),
     DynamicExit(every=3, decay=0.5),
+    Schedule(5, 2, 8),
+    Free(3, 0.3, 0.5, 2),
+    Pruned(2),
+    Shortlist(threshold=0.3, size=8),
+    Shortlist("patience", size=8, token="full"),
 ]
 
 

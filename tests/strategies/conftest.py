@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.contracts import ModelInfo
+from harness.contracts import HeadChoice, ModelInfo
 from harness.decoding import certainty
 
 
@@ -25,6 +25,11 @@ class View:
     token_ids: Sequence[Sequence[int]] = ()
     rows: Tensor = field(default_factory=lambda: torch.tensor([0]))
     deep: Tensor | None = None
+    given: tuple[Tensor, Tensor] | None = None
+    stopped: Tensor | None = None
+    read_rows: list[int] = field(default_factory=list)
+    parts: list[tuple[list[int], View]] = field(default_factory=list)
+    _derived: dict[Hashable, Tensor] = field(default_factory=dict)
 
     @property
     def logits(self) -> Tensor:
@@ -52,7 +57,39 @@ class View:
         return certainty.entropy(self.logits)
 
     def once(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
-        return compute()
+        if key not in self._derived:
+            self._derived[key] = compute()
+        return self._derived[key]
+
+    def best_tokens(self, count: int) -> Tensor:
+        return self.logits.topk(count, dim=-1).indices
+
+    def read(self, head: HeadChoice) -> View:
+        assert head.is_full, "there is no cheap head here"
+        return self
+
+    def logits_of(self, token_ids: Tensor) -> Tensor:
+        """Of the same logits, without them being computed: the rows that were read are noted."""
+        assert self.given_logits is not None
+        self.read_rows.append(token_ids.shape[1])
+        return self.given_logits.gather(1, token_ids)
+
+    def answer_with(self, token_ids: Tensor, probabilities: Tensor) -> None:
+        self.given = token_ids, probabilities
+
+    def stop(self, rows: Tensor) -> None:
+        self.stopped = rows
+
+    def part(self, places: list[int]) -> View:
+        one = View(
+            self.exit_layer,
+            None if self.given_logits is None else self.given_logits[places],
+            None if self.given_state is None else self.given_state[places],
+            rows=self.rows[places],
+            token_ids=[self.token_ids[place] for place in places],
+        )
+        self.parts.append((places, one))
+        return one
 
     @property
     def hidden_state(self) -> Tensor:

@@ -17,13 +17,17 @@ NAMES = (
     "del",
     "entropy",
     "fixed",
+    "free",
     "full",
     "layerskip",
     "margin",
     "oracle",
     "patience",
+    "pruned",
     "random",
     "saturation",
+    "schedule",
+    "shortlist",
 )
 TELLING = {
     "confidence": {"threshold": "0.6"},
@@ -32,6 +36,9 @@ TELLING = {
     "patience": {"patience": "2"},
     "saturation": {"threshold": "0.2"},
     "random": {"probability": "0.5"},
+    "free": {"layer": "8", "threshold": "0.6"},
+    "shortlist": {"threshold": "0.6", "size": "2"},
+    "schedule": {"first": "12", "last": "4", "horizon": "8"},
 }
 
 
@@ -46,7 +53,7 @@ def test_n_rows_at_once_are_n_rows_one_by_one(name: str, random_view: Any, model
     assert together.shape == (12,)
     assert together.dtype == torch.bool
     assert torch.equal(together, torch.cat(alone))
-    if name not in ("full", "fixed", "layerskip", "del"):  # which ask all rows alike at first
+    if name not in ("full", "fixed", "layerskip", "del", "pruned"):  # which ask all rows alike at first
         assert together.any()
         assert not together.all()
 

@@ -117,3 +117,20 @@ def corpus_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         lines.append(json.dumps({"id": f"doc-{number}", "code": f"{text}# {number}\n"}))
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return file
+
+
+@pytest.fixture(scope="session")
+def small_trace(tiny_llama: Path, corpus_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trace of fourteen documents by the tiny model of twelve layers, at exits 4, 6 and 10, with the shared head."""
+    from harness.contracts.recipes import Silent
+    from harness.training.traces.record_trace import TraceRequest, trace
+
+    made = tmp_path_factory.mktemp("small-trace")
+    lines = corpus_file.read_text(encoding="utf-8").splitlines(keepends=True)[:14]
+    (made / "code.jsonl").write_text("".join(lines), encoding="utf-8")
+    trace(
+        str(tiny_llama), ["py150"], [str(made / "code.jsonl")], made / "t", TraceRequest(documents=14, length=72),
+        weights="pretrained", exit_points="paper", dtype="float32", device="cpu", resume=False, progress=Silent(),
+        exit_head="shared", artefacts=None,
+    )  # fmt: skip
+    return made / "t"

@@ -6,14 +6,14 @@ trained on one signal and run on another (as GREEN-CODE's published Llama agent 
 
 from harness.models.controllers.controller import (
     Controller,
-    controller_path,
     controllers_of,
     find_controller,
     write_controller,
 )
-from harness.models.controllers.learned import LearnedStrategy
+from harness.models.controllers.learned import LearnedStrategy, TrainedStrategy
 from harness.models.controllers.network import Network
 from harness.models.controllers.observation import OBSERVATIONS, Observation
+from harness.models.controllers.search import controller_path, find_trained
 
 __all__ = [
     "OBSERVATIONS",
@@ -21,8 +21,10 @@ __all__ = [
     "LearnedStrategy",
     "Network",
     "Observation",
+    "TrainedStrategy",
     "controller_path",
     "controllers_of",
     "find_controller",
+    "find_trained",
     "write_controller",
 ]

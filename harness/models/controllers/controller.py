@@ -5,24 +5,20 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from harness.contracts import ExitView, ModelInfo
-from harness.errors import ArtefactError
-from harness.models.artefacts import PICKLES, Artefact, json_path, look_into, read_artefact, write_artefact
+from harness.models.artefacts import Artefact, look_into, write_artefact
 from harness.models.controllers.network import Network
 from harness.models.controllers.observation import Observation
+from harness.models.controllers.search import find_trained
 from harness.models.controllers.single_row import SingleRow
-from harness.models.remedy import remedy
 
-__all__ = ["Controller", "Scorer", "controller_path", "controllers_of", "find_controller", "write_controller"]
-
-FILES = {".json", ".safetensors", *PICKLES}
-"""Endings by which a path is known from a name such as ``rl-0.5``."""
+__all__ = ["Controller", "Scorer", "controllers_of", "find_controller", "write_controller"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,40 +131,6 @@ def write_controller(
     return write_artefact(path, kind, tensors, described)
 
 
-def controller_path(kind: str, name: str, model: ModelInfo) -> Path:
-    """Return where a controller lies: the first of its name that was made for this model, or else the first.
-
-    Args:
-        kind: its artefact kind.
-        name: what the user gave: a path, a name without folder and suffix, or nothing for ``kind`` itself.
-        model: whose artefact folders are searched.
-
-    Raises:
-        ArtefactError: nothing there; names the commands.
-    """
-    given = Path(name or kind)
-    if given.suffix in FILES or len(given.parts) > 1:
-        return given
-    there = [path for folder in model.artefacts if (path := Path(folder) / f"{given}.json").is_file()]
-    if there:
-        return next((path for path in there if len(there) > 1 and _is_of(path, kind, model)), there[0])
-    places = ", ".join(model.artefacts) or f"artefacts/{Path(model.name).name}"
-    others = sorted({path.stem for folder in model.artefacts for path in Path(folder).glob(f"{kind}*.json")})
-    known = f" There are: {', '.join(others)}." if others else ""
-    steps = remedy(kind, model, str(given))
-    raise ArtefactError(
-        f"there is no {given}.json for {model.name} in {places}.{known} Make it with ({steps.effort}):", steps.commands
-    )
-
-
-def _is_of(path: Path, kind: str, model: ModelInfo) -> bool:
-    try:
-        facts = _read(path, kind, path.stat().st_mtime_ns).artefact.facts
-    except ArtefactError:
-        return False  # loading it will say what is wrong with it
-    return (facts["model_fingerprint"], facts["exit_head"]) == (model.fingerprint, model.exit_head)
-
-
 def controllers_of(model: ModelInfo, folders: Iterable[Path]) -> list[Path]:
     """Return the controllers in some folders that were trained for these weights and this exit head."""
     found, wanted = [], (model.fingerprint, model.exit_head)
@@ -180,65 +142,19 @@ def controllers_of(model: ModelInfo, folders: Iterable[Path]) -> list[Path]:
 
 
 def find_controller(kind: str, name: str, model: ModelInfo) -> Controller:
-    """Find a controller and check that it was made for this model; reads no tensors. Arguments as above.
+    """Find a controller and check that it was made for this model; reads no tensors.
 
-    Raises:
-        ArtefactError: missing, or made for other weights, exit points or another exit head; gives both values.
+    Args and errors are those of :func:`find_trained`.
     """
-    path = controller_path(kind, name, model)
-    stamp = json_path(path)
-    changed = stamp.stat().st_mtime_ns if stamp.is_file() else 0
-    controller = _read(path, kind, changed)
-    facts = controller.artefact.facts
-    elsewhere = stamp.parent if path == Path(name) else None
-    steps = partial(remedy, kind, model, stamp.stem, elsewhere)
-    for what, theirs, ours in (
-        ("weights", facts["model_fingerprint"], model.fingerprint),
-        ("exit head", facts["exit_head"], model.exit_head),
-        ("hidden size", facts["hidden_size"], model.hidden_size),
-    ):
-        if theirs != ours:
-            make = steps(tune=what == "weights")
-            instead = _instead(what, facts, model)
-            lead = f"{instead}, or train it again" if instead else "Train it for this model"
-            raise ArtefactError(
-                f"{path} was trained with {what} {theirs} ({facts['model']}); {model.name} runs with {ours}. "
-                f"{lead} ({make.effort}):",
-                make.commands,
-            )
-    known = controller.exit_points
-    fits = known == model.exit_points if controller.observation.change else set(model.exit_points) <= set(known)
-    if not fits:  # one that looks at the exit point before must be asked at the same ones
-        make = steps(tune=False)
-        raise ArtefactError(
-            f"{path} was trained at exit points {', '.join(map(str, known))}; this run has "
-            f"{', '.join(map(str, model.exit_points))}. Use --exit-points {','.join(map(str, known))}, or train it "
-            f"again ({make.effort}):",
-            make.commands,
-        )
-    return controller
+    return _controller(find_trained(kind, name, model, ("observation", "activation", "threshold"), _looks_back))
 
 
-def _instead(what: str, facts: Mapping[str, Any], model: ModelInfo) -> str:
-    """Return the flag that lets a run take a controller as it is; empty where there is none."""
-    if what == "weights" and model.asked.weights == "pretrained" and facts["model"] == model.name:
-        return "Leave out --weights pretrained"
-    if what == "exit head" and facts["exit_head"] == "shared":
-        return "Give --exit-head shared, for which it was trained"
-    if what == "exit head" and model.asked.exit_head == "shared":
-        return "Leave out --exit-head shared"
-    return ""
+def _looks_back(artefact: Artefact) -> bool:
+    """One that looks at the exit point before must be asked at the same ones."""
+    return Observation.of(artefact.facts["observation"]).change
 
 
 @lru_cache(maxsize=32)
-def _read(path: Path, kind: str, changed: int) -> Controller:
-    artefact = read_artefact(path, kind)
-    try:
-        facts = artefact.facts
-        observation = Observation.of(facts["observation"])
-        points = tuple(facts["exit_points"])
-        for key in ("model", "model_fingerprint", "exit_head", "hidden_size", "activation", "threshold"):
-            facts[key]
-    except KeyError as error:
-        raise ArtefactError(f"{path} lacks what a {kind} needs ({error}). Train it again.") from None
-    return Controller(artefact, observation, points)
+def _controller(artefact: Artefact) -> Controller:
+    facts = artefact.facts
+    return Controller(artefact, Observation.of(facts["observation"]), tuple(facts["exit_points"]))

@@ -1,4 +1,4 @@
-"""What strategies that run on a trained controller share: its search, its record, its defaults, and one rule object."""
+"""What strategies that run on something trained share: its search, its record, its defaults; a controller's rule."""
 
 from __future__ import annotations
 
@@ -12,30 +12,73 @@ from torch import Tensor
 from harness.config.options import option_value
 from harness.contracts import Batch, ExitRule, ExitView, ModelInfo, Strategy
 from harness.errors import ArtefactError
+from harness.models.artefacts import Artefact
 from harness.models.controllers.controller import Controller, Scorer, find_controller
+from harness.models.controllers.search import find_trained
 
-__all__ = ["LearnedStrategy"]
+__all__ = ["LearnedStrategy", "TrainedStrategy"]
 
 
 @dataclass(frozen=True)
-class LearnedStrategy(Strategy):
-    """Exit where a trained controller's score reaches a least value.
+class TrainedStrategy(Strategy):
+    """A strategy that runs on something trained, which is found for the model and checked against it.
 
     A subclass is a frozen dataclass that declares its options: ``threshold``, and one that tells which artefact to use
-    (:attr:`option`); and :meth:`least`, which turns options into a score.
+    (:attr:`option`).
 
     Attributes:
         kind: artefact kind, which is the name of the recipe that trains it.
         option: option that names the artefact: a path, a name, or empty for the model's own.
         part: what a run's record calls the artefact; empty for ``kind``.
+        needed: facts that the artefact must have, besides those by which it knows its model.
         threshold: ``None`` for the one the artefact was saved with.
     """
 
     kind: ClassVar[str]
     option: ClassVar[str]
     part: ClassVar[str] = ""
+    needed: ClassVar[tuple[str, ...]] = ("threshold",)
 
     threshold: float | None = None
+
+    def exit_points(self, model: ModelInfo) -> tuple[int, ...]:
+        """Every exit point of the model, once the artefact is found and checked."""
+        self.artefact(model)
+        return model.exit_points
+
+    def artefacts(self, model: ModelInfo) -> Mapping[str, str]:
+        """The artefact."""
+        return {self.part or self.kind: self.artefact(model).sha256}
+
+    def trained_defaults(self, model: ModelInfo) -> Mapping[str, float]:
+        """The artefact's own threshold."""
+        return {"threshold": self.artefact(model).facts["threshold"]}
+
+    def settings(self, model: ModelInfo) -> dict[str, float]:
+        """Return the options of :meth:`trained_defaults`, as given or else the artefact's own."""
+        options = dict(self.trained_defaults(model))
+        return options | {name: value for name in options if (value := getattr(self, name)) is not None}
+
+    def artefact(self, model: ModelInfo) -> Artefact:
+        """Find the artefact and check it against the model, and what it was saved with against the options' ranges.
+
+        Raises:
+            ArtefactError: as :func:`find_trained`, or it was saved with an option that the strategy does not allow.
+        """
+        found = self._find(model)
+        _check_saved(type(self), found)
+        return found
+
+    def _find(self, model: ModelInfo) -> Artefact:
+        return find_trained(self.kind, getattr(self, self.option), model, self.needed)
+
+
+@dataclass(frozen=True)
+class LearnedStrategy(TrainedStrategy):
+    """Exit where a trained controller's score reaches a least value.
+
+    A subclass declares what :class:`TrainedStrategy` asks for; and :meth:`least`, which turns options into a score.
+    """
 
     def least(self, options: Mapping[str, float]) -> float:
         """Return the score from which a token exits.
@@ -45,47 +88,30 @@ class LearnedStrategy(Strategy):
         """
         return options["threshold"]
 
-    def exit_points(self, model: ModelInfo) -> tuple[int, ...]:
-        """Every exit point of the model, once the controller is found and checked."""
-        self.controller(model)
-        return model.exit_points
-
-    def artefacts(self, model: ModelInfo) -> Mapping[str, str]:
-        """The controller."""
-        return {self.part or self.kind: self.controller(model).artefact.sha256}
-
-    def trained_defaults(self, model: ModelInfo) -> Mapping[str, float]:
-        """The controller's own threshold."""
-        return {"threshold": self.controller(model).artefact.facts["threshold"]}
-
     def start(self, model: ModelInfo, batch: Batch) -> ExitRule:
         """Load the controller; loaded once, however many batches there are."""
-        options = dict(self.trained_defaults(model))
-        options |= {name: value for name in options if (value := getattr(self, name)) is not None}
-        return _rule(self.controller(model).scorer(batch.device), self.least(options))
+        return _rule(self.controller(model).scorer(batch.device), self.least(self.settings(model)))
 
     def controller(self, model: ModelInfo) -> Controller:
-        """Find the controller and check it against the model, and what it was saved with against the options' ranges.
+        """Return the controller of :meth:`artefact`."""
+        self.artefact(model)
+        return find_controller(self.kind, getattr(self, self.option), model)
 
-        Raises:
-            ArtefactError: as :func:`find_controller`, or it was saved with an option that the strategy does not allow.
-        """
-        found = find_controller(self.kind, getattr(self, self.option), model)
-        _check_saved(type(self), found)
-        return found
+    def _find(self, model: ModelInfo) -> Artefact:
+        return find_controller(self.kind, getattr(self, self.option), model).artefact
 
 
 @lru_cache(maxsize=64)
-def _check_saved(strategy: type[LearnedStrategy], controller: Controller) -> None:
+def _check_saved(strategy: type[TrainedStrategy], artefact: Artefact) -> None:
     hints = get_type_hints(strategy, include_extras=True)
     for field in fields(strategy):
-        if field.name in controller.artefact.facts:
-            value = controller.artefact.facts[field.name]
+        if field.name in artefact.facts:
+            value = artefact.facts[field.name]
             try:
                 option_value(hints[field.name], value)
             except ValueError as error:
                 raise ArtefactError(
-                    f"{controller.artefact.path} was saved with {field.name} {value}, which is not allowed: {error}. "
+                    f"{artefact.path} was saved with {field.name} {value}, which is not allowed: {error}. "
                     "Train it again."
                 ) from None
 

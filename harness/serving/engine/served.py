@@ -45,7 +45,7 @@ class Served:
         """Return the tokens that were made since the last call, and why the last of them ends it."""
         new = len(made.token_ids) - len(self._transcript.tokens)
         if not new:
-            return [], None
+            return [], made.finish_reason
         ending: Ending | None = made.finish_reason or ("deadline" if self._is_late(made) else None)
         return [
             self._transcript.read(made, last=ending is not None and left == 0) for left in reversed(range(new))

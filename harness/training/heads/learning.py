@@ -24,9 +24,9 @@ from harness.contracts.recipes import Progress
 from harness.errors import TrainingError
 from harness.models.controllers import Network, Observation
 from harness.training.heads.head_checkpoints import HeadCheckpoint, HeadCheckpoints
-from harness.training.heads.options import HeadRecipe
+from harness.training.heads.options import HeadRecipe, ReturnRecipe
 
-__all__ = ["HeadTargets", "train_heads"]
+__all__ = ["HeadTargets", "expected_return", "train_heads"]
 
 SAVE_SECONDS = 30.0
 """Between checkpoints: what a kill may cost. Epochs take from less than a second to minutes."""
@@ -37,14 +37,16 @@ class HeadTargets:
     """What heads learn, each ``[n, exits]`` float32.
 
     Attributes:
-        right: 1 where the exit's token is the last layer's, else 0.
+        right: 1 where the exit's token is the last layer's, else 0; of actions, their number: exit, stop, continue.
         confidence: logit of the exit's best probability, standardised.
         entropy: of the exit's distribution, standardised.
+        num_layers: of the model, which the return reads.
     """
 
     right: Tensor
     confidence: Tensor
     entropy: Tensor
+    num_layers: int = 0
 
     @classmethod
     def of(cls, top: Tensor, final: Tensor, top1: Tensor, entropy: Tensor) -> HeadTargets:
@@ -72,8 +74,8 @@ class _Heads(nn.Module):
         """Whether all weights are numbers."""
         return all(bool(torch.isfinite(parameter).all()) for parameter in self.parameters())
 
-    def network(self, group: int, mean: Tensor, deviation: Tensor) -> Network:
-        """Return one group's first output, with the standardisation of its input folded into its first map."""
+    def network(self, group: int, mean: Tensor, deviation: Tensor, outputs: int) -> Network:
+        """Return one group's first outputs, with the standardisation of its input folded into its first map."""
         layers = [
             (weight[group].detach().t().contiguous(), bias[group, 0].detach().clone())
             for weight, bias in zip(self.weights, self.biases, strict=True)
@@ -81,7 +83,7 @@ class _Heads(nn.Module):
         weight, bias = layers[0]
         layers[0] = (weight / deviation, bias - (weight / deviation) @ mean)
         weight, bias = layers[-1]
-        layers[-1] = (weight[:1].contiguous(), bias[:1].contiguous())
+        layers[-1] = (weight[:outputs].contiguous(), bias[:outputs].contiguous())
         return Network(tuple(layers), "relu")
 
 
@@ -113,7 +115,8 @@ def train_heads(
         stop: set it to stop after the next step.
 
     Returns:
-        ``shared``, or one network per exit point, named by its layer; one output each. ``None`` where it was stopped.
+        ``shared``, or one network per exit point, named by its layer; one output each, three of actions. ``None`` where
+        it was stopped.
 
     Raises:
         TrainingError: the loss is not finite, or there is no checkpoint to resume from.
@@ -139,7 +142,7 @@ def train_heads(
                 continue
             x = ((observation.build_all(states[rows]) - mean) / deviation).transpose(0, 1)
             out = heads(x.reshape(1, -1, x.shape[-1])) if recipe.shared else heads(x)
-            loss = _loss(out.view(exits, len(rows), 3), targets, rows, recipe)
+            loss = _loss(out.view(exits, len(rows), 3), targets, rows, recipe, exit_points)
             if not math.isfinite(loss.item()):
                 raise TrainingError(f"the loss is {loss.item()} in epoch {epoch + 1}. Lower --learning-rate.")
             optimiser.zero_grad()
@@ -157,8 +160,9 @@ def train_heads(
             if stopped and step < total:
                 return None
     if recipe.shared:
-        return {"shared": heads.network(0, mean[0], deviation[0])}
-    return {str(point): heads.network(e, mean[e], deviation[e]) for e, point in enumerate(exit_points)}
+        return {"shared": heads.network(0, mean[0], deviation[0], 1)}
+    outputs = 3 if recipe.objective == "actions" else 1
+    return {str(point): heads.network(e, mean[e], deviation[e], outputs) for e, point in enumerate(exit_points)}
 
 
 def _optimiser(heads: _Heads, recipe: HeadRecipe, steps: int) -> tuple[AdamW, OneCycleLR]:
@@ -167,9 +171,37 @@ def _optimiser(heads: _Heads, recipe: HeadRecipe, steps: int) -> tuple[AdamW, On
     return optimiser, OneCycleLR(optimiser, recipe.learning_rate, total_steps=steps + 12, pct_start=0.1)
 
 
-def _loss(out: Tensor, targets: HeadTargets, rows: Tensor, recipe: HeadRecipe) -> Tensor:
+def expected_return(logits: Tensor, right: Tensor, depths: Tensor, saving: float) -> Tensor:
+    """Return what policies are expected to earn with ConsistentEE's reward, a mean over tokens.
+
+    A token that exits at e earns 1 if that is right, less α (1 − m) d_e: d its depth, and m the depth of its memorised
+    layer, from which on every exit is right: what is hard is to be right, what is easy is to be early.
+
+    Args:
+        logits: of exiting once an exit is reached, ``[exits, n]``.
+        right: 1 where the exit's token is the last layer's, ``[exits, n]``.
+        depths: of the exits, as shares of all layers, ``[exits]``.
+        saving: α.
+    """
+    last = torch.ones_like(right[:1])
+    right = torch.cat((right, last))
+    depths = torch.cat((depths, torch.ones(1)))
+    stays_right = right.flip(0).cumprod(0).flip(0)
+    memorised = depths[(stays_right > 0).int().argmax(0)]
+    reward = right - saving * (1 - memorised) * depths.unsqueeze(1)
+    leaves, reached = F.logsigmoid(logits), F.logsigmoid(-logits).cumsum(0)
+    chances = torch.cat((leaves, 0 * last)) + torch.cat((0 * last, reached))
+    return (chances.exp() * reward).sum(0).mean()
+
+
+def _loss(out: Tensor, targets: HeadTargets, rows: Tensor, recipe: HeadRecipe, exit_points: Sequence[int]) -> Tensor:
     right = targets.right[rows].t()
-    if recipe.objective == "likelihood":
+    if recipe.objective == "actions":
+        return F.cross_entropy(out.flatten(0, 1), right.flatten().long())
+    if isinstance(recipe, ReturnRecipe):
+        depths = torch.tensor(exit_points) / targets.num_layers
+        loss = -expected_return(out[..., 0], right, depths, recipe.saving)
+    elif recipe.objective == "likelihood":
         loss = F.binary_cross_entropy_with_logits(out[..., 0], right)
     else:
         loss = F.mse_loss(out[..., 0], right)

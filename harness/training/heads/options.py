@@ -9,15 +9,16 @@ from pydantic import Field
 from harness.config.model import Configuration
 from harness.training.options import ControllerOptions, ObservationName, Resume
 
-__all__ = ["HeadOptions", "HeadRecipe"]
+__all__ = ["ActionOptions", "HeadOptions", "HeadRecipe", "ReturnOptions", "ReturnRecipe"]
 
 
 class HeadRecipe(Configuration):
     """How to train heads; saved in the artefact."""
 
-    objective: Literal["likelihood", "certainty"] = Field(
+    objective: Literal["likelihood", "certainty", "return", "actions"] = Field(
         default="likelihood",
-        description="likelihood (cross-entropy with the label) or certainty (mean squared error, BERxiT).",
+        description="likelihood (cross-entropy with the label), certainty (mean squared error, BERxiT), return (of a "
+        "policy whose reward is that of ConsistentEE) or actions (cross-entropy with exit, stop or continue).",
     )
     shared: bool = Field(default=False, description="One network for all exit points instead of one each.")
     hidden: int = Field(default=128, ge=0, description="Width of the hidden layer; 0: linear, as in the paper.")
@@ -33,8 +34,37 @@ class HeadRecipe(Configuration):
     batch: int = Field(default=512, ge=1, description="Tokens a step, each at every exit point.")
 
 
+class ReturnRecipe(HeadRecipe):
+    """How to train policies of ConsistentEE; saved in the artefact."""
+
+    objective: Literal["return"] = "return"
+    shared: Literal[False] = False
+    saving: float = Field(
+        default=0.2, ge=0, allow_inf_nan=False, description="α: what all layers cost an easy token, in right tokens."
+    )
+
+
 class HeadOptions(HeadRecipe, ControllerOptions):
     """What a recipe that trains heads can be told."""
 
     observation: ObservationName = "rich"
     resume: Resume = False
+
+
+class ReturnOptions(ReturnRecipe, HeadOptions):
+    """What the recipe of ConsistentEE's policies can be told."""
+
+
+class ActionOptions(ControllerOptions):
+    """What the recipe of SEC's heads can be told."""
+
+    observation: ObservationName = "rich"
+    hidden: int = Field(default=16, ge=0, description="Width of the hidden layer; 0: linear.")
+    epochs: int = Field(default=20, ge=1, description="Passes over the trace.")
+    learning_rate: float = Field(default=1e-3, gt=0, le=1, description="Peak of a one-cycle schedule, AdamW.")
+    precision: float = Field(
+        default=0.9,
+        gt=0,
+        le=1,
+        description="Share of stopped tokens that no layer gets right, which --keep is to exits.",
+    )

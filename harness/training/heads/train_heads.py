@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 
 import torch
 
@@ -11,13 +12,13 @@ from harness.contracts.recipes import TrainingRun
 from harness.models.controllers import OBSERVATIONS
 from harness.training.heads.head_checkpoints import HeadCheckpoints
 from harness.training.heads.learning import HeadTargets, train_heads
-from harness.training.heads.options import HeadOptions, HeadRecipe
+from harness.training.heads.options import HeadOptions, HeadRecipe, ReturnRecipe
 from harness.training.interrupt import stop_on_interrupt
 from harness.training.traces.lesson import Lesson, SavedController
 
 __all__ = ["train_on_trace"]
 
-NEVER = {"likelihood": 1.0, "certainty": 2.0}
+NEVER = {"likelihood": 1.0, "certainty": 2.0, "return": 1.0}
 """Thresholds that no score reaches."""
 
 
@@ -32,7 +33,7 @@ def train_on_trace(options: HeadOptions, run: TrainingRun) -> SavedController | 
     """
     lesson = Lesson.open(options, run)
     observation = OBSERVATIONS[options.observation]
-    recipe = HeadRecipe.part_of(options)
+    recipe = ReturnRecipe.part_of(options) if isinstance(options, ReturnRecipe) else HeadRecipe.part_of(options)
     how = {
         "kind": run.recipe,
         **recipe.model_dump(),
@@ -45,7 +46,8 @@ def train_on_trace(options: HeadOptions, run: TrainingRun) -> SavedController | 
     checkpoints = HeadCheckpoints(folder, "heads", lesson.identity() | how)
     if options.resume:
         checkpoints.read()  # to refuse before the states are read, which takes long
-    targets = HeadTargets.of(*(lesson.columns[key][lesson.learned] for key in ("top", "final", "top1", "entropy")))
+    columns = [lesson.columns[key][lesson.learned] for key in ("top", "final", "top1", "entropy")]
+    targets = replace(HeadTargets.of(*columns), num_layers=lesson.resolved.info.num_layers)
     states = lesson.states(observation, lesson.learned)
     with stop_on_interrupt() as stop:
         networks = train_heads(
@@ -54,7 +56,7 @@ def train_on_trace(options: HeadOptions, run: TrainingRun) -> SavedController | 
         )  # fmt: skip
     if networks is None:
         return None
-    link = torch.sigmoid if recipe.objective == "likelihood" else None  # thresholds are probabilities
+    link = None if recipe.objective == "certainty" else torch.sigmoid  # thresholds are probabilities
     return lesson.save(networks, observation, recipe.model_dump(), never=NEVER[recipe.objective], link=link)
 
 

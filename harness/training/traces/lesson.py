@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -152,9 +153,31 @@ class Lesson:
         networks = {key: network.to(torch.float32) for key, network in halved.items()}
         if not all(network.finite for network in networks.values()):
             raise TrainingError("training left weights that are no numbers. Lower --learning-rate.")
+        scores = score_all(networks, observation, self.states(observation, self.held_out), self.exit_points)
+        return self.saved(
+            scores if link is None else link(scores),
+            recipe,
+            lambda path, facts: write_controller(path, self.run.recipe, observation, halved, facts),
+            never=never,
+        )
+
+    def saved(
+        self,
+        scores: Tensor,
+        recipe: Mapping[str, Any],
+        write: Callable[[Path, Mapping[str, Any]], Artefact],
+        *,
+        never: float,
+    ) -> SavedController:
+        """Choose a threshold to begin with on the held-out tokens, and write what was trained.
+
+        Args:
+            scores: of the held-out tokens at each exit point, ``[held-out, E]``.
+            recipe: how it was trained, JSON-able; for the record.
+            write: writes the artefact: the path of its JSON, and the facts to be kept.
+            never: finite threshold that no score reaches, for where no exit keeps the wanted agreement.
+        """
         options, points, layers = self.options, self.exit_points, self.resolved.info.num_layers
-        scores = score_all(networks, observation, self.states(observation, self.held_out), points)
-        scores = scores if link is None else link(scores)
         right = self.right(self.held_out)
         rows = tuple(replay_rows(scores, right, points, layers))
         kept = threshold_keeping(scores, right, points, layers, options.keep)
@@ -169,8 +192,7 @@ class Lesson:
             "replayed": {"held_out_tokens": len(right), "rows": list(rows), "keep": options.keep, "kept": kept},
             "made": provenance(self.run.command),
         }
-        path = options.folder / f"{options.name or self.run.recipe}.json"
-        artefact = write_controller(path, self.run.recipe, observation, halved, facts)
+        artefact = write(options.folder / f"{options.name or self.run.recipe}.json", facts)
         return SavedController(artefact, rows, kept, len(right), options.keep)
 
 

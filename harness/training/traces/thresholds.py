@@ -45,14 +45,14 @@ def replay_rows(
     """Return one row per threshold of the rule *exit where score ≥ threshold*.
 
     Args:
-        scores: ``[n, exits]``.
+        scores: ``[n, exits]``; minus infinity where nothing may exit.
         right: whether the exit's token is the last layer's, ``[n, exits]`` bool.
         exit_points: layers of the exits.
         num_layers: decoder layers.
         thresholds: to try; quantiles of the observed scores when left out, so that none of them is empty.
     """
     if thresholds is None:
-        thresholds = sorted(set(torch.quantile(_sample(scores.float()), torch.tensor(QUANTILES)).tolist()))
+        thresholds = sorted(set(torch.quantile(_sample(_finite(scores)), torch.tensor(QUANTILES)).tolist()))
     layers = torch.tensor([*exit_points, num_layers], dtype=torch.float32)
     correct = torch.cat((right, torch.ones(len(right), 1, dtype=torch.bool)), dim=1)
     rows = []
@@ -72,7 +72,7 @@ def threshold_keeping(
     scores: Tensor, right: Tensor, exit_points: Sequence[int], num_layers: int, keep: float
 ) -> ReplayRow | None:
     """Return the loosest threshold, by bisection, whose agreement is at least ``keep``; ``None`` if no exit helps."""
-    low, high = scores.min().item(), scores.max().item()
+    low, high = _finite(scores).min().item(), _finite(scores).max().item()
     best: ReplayRow | None = None
     for _ in range(24):
         middle = (low + high) / 2
@@ -89,6 +89,13 @@ def render_replay(title: str, rows: Sequence[ReplayRow]) -> str:
     lines = [f"| {title} (replayed) | mean exit layer | agreement |", "|--:|--:|--:|"]
     lines += [f"| {row['threshold']:.4g} | {row['exit_layer']:.2f} | {row['agreement']:.4f} |" for row in rows]
     return "\n".join(lines)
+
+
+def _finite(scores: Tensor) -> Tensor:
+    """Those that are finite; a zero where none is."""
+    flat = scores.float().flatten()
+    kept = flat[flat.isfinite()]
+    return kept if len(kept) else torch.zeros(1)
 
 
 def _sample(scores: Tensor) -> Tensor:

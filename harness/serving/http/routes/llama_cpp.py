@@ -35,7 +35,13 @@ __all__ = ["router"]
 
 router = APIRouter(tags=["llama.cpp"])
 
-STOP_TYPES: dict[Ending, StopType] = {"eos": "eos", "stop": "word", "length": "limit", "deadline": "limit"}
+STOP_TYPES: dict[Ending, StopType] = {
+    "eos": "eos",
+    "stop": "word",
+    "length": "limit",
+    "strategy": "word",
+    "deadline": "limit",
+}
 
 
 EVENTS = documented_events(Completed, LlamaCppError, "one for each token; the last one has stop = true.")

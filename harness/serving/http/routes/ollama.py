@@ -29,7 +29,13 @@ __all__ = ["router"]
 
 router = APIRouter(tags=["Ollama"])
 
-DONE_REASONS: dict[Ending, DoneReason] = {"eos": "stop", "stop": "stop", "length": "length", "deadline": "length"}
+DONE_REASONS: dict[Ending, DoneReason] = {
+    "eos": "stop",
+    "stop": "stop",
+    "length": "length",
+    "strategy": "stop",
+    "deadline": "length",
+}
 
 
 LINES: dict[int | str, dict[str, Any]] = {

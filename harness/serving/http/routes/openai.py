@@ -44,7 +44,13 @@ __all__ = ["router"]
 
 router = APIRouter(tags=["OpenAI"])
 
-FINISH_REASONS: dict[Ending, FinishReason] = {"eos": "stop", "stop": "stop", "length": "length", "deadline": "length"}
+FINISH_REASONS: dict[Ending, FinishReason] = {
+    "eos": "stop",
+    "stop": "stop",
+    "length": "length",
+    "strategy": "stop",
+    "deadline": "length",
+}
 
 EVENTS = documented_events(Chunk, OpenAIError, "one for each token and each ending, then [DONE].", last="[DONE]")
 

@@ -39,6 +39,7 @@ FINISH_REASONS: dict[Ending, FinishReason] = {
     "eos": "eos_token",
     "stop": "stop_sequence",
     "length": "length",
+    "strategy": "stop_sequence",
     "deadline": "length",
 }
 

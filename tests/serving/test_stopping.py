@@ -1,0 +1,60 @@
+"""A request whose strategy ends its completion: it is told why, in every dialect, and nobody beside it notices."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, get_args
+
+import pytest
+
+from harness.serving.http.routes import llama_cpp, ollama, openai, tgi
+from harness.serving.jobs import Ending, Finished, Job
+from harness.serving.service import Service
+
+PROMPT = "def add(a, b):\n    return "
+
+
+def job(service: Service, strategy: str, decode: str) -> Job:
+    prompt = service.encode(PROMPT, None, truncate=False)
+    return Job(prompt, service.settings.resolve({"strategy": strategy, "decode": decode}), 9)
+
+
+async def collect(service: Service, wanted: Job) -> Finished:
+    *tokens, done = [piece async for piece in service.submit(wanted)]
+    assert isinstance(done, Finished)
+    assert tuple(tokens) == done.tokens
+    assert "".join(token.text for token in done.tokens) + done.rest == done.text
+    return done
+
+
+def test_a_strategy_ends_its_own_request(own: Callable[..., Service], plug_in: Callable[..., None]) -> None:
+    plug_in(
+        "ender",
+        """
+        @dataclass(frozen=True)
+        class Outside(Strategy):
+            def should_exit(self, view):
+                view.stop(torch.tensor([len(made) >= 4 for made in view.token_ids]))
+                return torch.zeros(len(view.rows), dtype=torch.bool)
+        """,
+    )
+    service = own(strategies=("ender", "full"))
+    wanted = [job(service, *how) for how in (("full", "lossy"), ("ender", "lossy"), ("ender", "lossless"))]
+
+    async def scene() -> list[Any]:
+        return await asyncio.gather(*(collect(service, one) for one in wanted))
+
+    whole, ended, lossless = asyncio.run(scene())
+    assert ended.ending == "strategy"
+    assert [token.token_id for token in ended.tokens] == [token.token_id for token in whole.tokens][:4]
+    assert len(whole.tokens) > 4
+    assert (lossless.text, lossless.ending) == (whole.text, whole.ending)
+    assert asyncio.run(collect(service, wanted[1])).text == ended.text  # its row was freed
+
+
+@pytest.mark.parametrize(
+    "words", [tgi.FINISH_REASONS, openai.FINISH_REASONS, ollama.DONE_REASONS, llama_cpp.STOP_TYPES]
+)
+def test_every_dialect_has_a_word_for_every_ending(words: dict[str, str]) -> None:
+    assert set(words) == set(get_args(Ending))

@@ -1,0 +1,83 @@
+"""Policies that are paid for staying right, and for leaving early where that is easy."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from harness.contracts import Batch, ModelInfo
+from harness.errors import ArtefactError
+from harness.models.controllers import Network, Observation, write_controller
+from harness.training.heads.learning import expected_return
+from harness.training.identity import identity
+from strategies.consistent import Consistent
+
+DEPTHS = torch.tensor([0.25, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("right", "chances", "expected"),
+    [
+        # Right at once and for good: m = ¼; exits earn 1 − .4 · ¾ · (¼, ½, 1) = .925, .85, .7.
+        ([1, 1], (0.5, 0.5), 0.5 * 0.925 + 0.25 * 0.85 + 0.25 * 0.7),
+        # Right only at the second exit: m = ½; 0 − .4 · ½ · ¼, 1 − .4 · ½ · ½, 1 − .4 · ½
+        ([0, 1], (0.5, 0.5), 0.5 * -0.05 + 0.25 * 0.9 + 0.25 * 0.8),
+        # Right and wrong again: m = 1, and depth costs nothing
+        ([1, 0], (0.2, 0.5), 0.2 + 0.8 * 0.5),
+        ([0, 0], (0.2, 0.5), 0.8 * 0.5),
+    ],
+)
+def test_the_return_is_its_expectation(right: list[int], chances: tuple[float, float], expected: float) -> None:
+    logits = torch.logit(torch.tensor(chances)).unsqueeze(1)
+    found = expected_return(logits, torch.tensor(right).float().unsqueeze(1), DEPTHS, 0.4)
+    assert found.item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_tokens_are_averaged_and_the_best_policy_is_found() -> None:
+    right = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+    both = expected_return(torch.zeros(2, 2), right, DEPTHS, 0.4).item()
+    each = [expected_return(torch.zeros(2, 1), right[:, n : n + 1], DEPTHS, 0.4).item() for n in (0, 1)]
+    assert both == pytest.approx(sum(each) / 2)
+    logits = torch.zeros(2, 2, requires_grad=True)
+    optimiser = torch.optim.Adam([logits], lr=0.1)
+    for _ in range(300):
+        optimiser.zero_grad()
+        (-expected_return(logits, right, DEPTHS, 0.4)).backward()
+        optimiser.step()
+    assert (logits[0] > 0).tolist() == [True, False]  # the easy token at the first, the other one not there
+    assert logits[1, 1] > 0
+    assert -expected_return(logits, right, DEPTHS, 0.4).item() == pytest.approx(-(0.925 + 0.9) / 2, abs=0.02)
+
+
+@pytest.fixture
+def model(model: ModelInfo, tmp_path: Path) -> ModelInfo:
+    return dataclasses.replace(model, fingerprint="5ca1ab1e", artefacts=(str(tmp_path),))
+
+
+def test_a_row_leaves_where_its_policy_would(view: Any, model: ModelInfo) -> None:
+    """The policy of layer l has the logit x₀ − l / 10."""
+    policies = {str(point): Network(((torch.eye(1, 8), torch.tensor([-point / 10])),)) for point in model.exit_points}
+    write_controller(
+        Path(model.artefacts[0]) / "consistent.json", "consistent", Observation(), policies,
+        identity(model, "t") | {"threshold": 0.6},
+    )  # fmt: skip
+    states = torch.zeros(3, 8)
+    states[:, 0] = torch.tensor([0.5, 1.0, 1.5])
+    seen = view(hidden_state=states, exit_layer=6)  # logits −.1, .4 and .9; σ(.4) = .5987, σ(.9) = .7109
+    for threshold, expected in (
+        (None, [False, False, True]), (0.5, [False, True, True]), (0.4, [True] * 3), (1.0, [False] * 3),
+        (0.0, [True] * 3), (1 / (1 + math.exp(-0.9)) + 1e-4, [False] * 3),
+    ):  # fmt: skip
+        rule = Consistent(threshold=threshold).start(model, Batch((0,) * 3, "cpu"))
+        assert rule.should_exit(seen).tolist() == expected
+
+
+def test_what_is_not_trained_names_its_recipe(model: ModelInfo) -> None:
+    with pytest.raises(ArtefactError, match=r"there is no consistent.json") as refused:
+        Consistent().exit_points(model)
+    assert "harness train consistent" in str(refused.value)
