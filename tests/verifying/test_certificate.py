@@ -158,6 +158,7 @@ def test_the_default_model_s_drafts_are_verified(cli: Command, tmp_path: Path) -
     ("artefacts", "strategies"),
     [
         ("smollm2-135m", ("classifier:threshold=0.8", "lte:threshold=0.5", "del", "layerskip:layer=22:length=3")),
+        ("smollm2-135m", ("hash", "predictor", "consistent", "sec")),
         ("smollm2-135m-shared", ("rl:threshold=0.3", "layerskip", "confidence:threshold=0.3@lossless+lookup")),
     ],
 )
