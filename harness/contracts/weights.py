@@ -84,6 +84,9 @@ class WeightsFormat(ABC):
         """Return why it cannot be used on a torch device of this machine, as a clause; ``None`` where it can."""
         return None
 
+    def prepare(self, device: str) -> None:  # noqa: B027  # most have nothing to begin
+        """Begin what takes time and needs no weights, beside the reading of a model that is worth it; here nothing."""
+
     @abstractmethod
     def pack(self, weight: Tensor, bias: Tensor | None) -> LinearMap:
         """Store a matrix.

@@ -19,7 +19,7 @@ from harness.decoding.products import choose
 from harness.errors import ModelError
 from harness.registry import WEIGHTS_FORMATS
 
-__all__ = ["FormatChoice", "fastest", "pack", "pack_all", "pack_near_exact", "usable"]
+__all__ = ["FormatChoice", "fastest", "pack", "pack_all", "pack_near_exact", "prepare", "usable"]
 
 ROWS = (1, 4, 16)  # of the products that are timed
 ROUNDS = 5
@@ -58,6 +58,24 @@ def usable(name: str, device: str) -> WeightsFormat:
     formats = {other: WEIGHTS_FORMATS.load(other)() for other in WEIGHTS_FORMATS.names()}
     others = [other for other, one in formats.items() if one.obstacle(kind) is None]
     raise ModelError(f"--weights-format {name} cannot be used here: {obstacle}. Use one of {', '.join(others)}.")
+
+
+def prepare(names: Iterable[str | None], nbytes: float, device: str) -> None:
+    """Let formats that may be used begin what needs no weights, where a model's matrices have so many bytes.
+
+    Args:
+        names: formats, ``auto`` among them; ``None`` is ignored.
+        nbytes: of its layers, in the activations' dtype.
+        device: torch device.
+    """
+    wanted = {name for name in names if name}
+    if "auto" in wanted:
+        wanted |= {name for name in WEIGHTS_FORMATS.names() if WEIGHTS_FORMATS.load(name).facts.accuracy != "lossy"}
+    kind = torch.device(device).type
+    for name in sorted(wanted & set(WEIGHTS_FORMATS.names())) if nbytes >= ENOUGH else ():
+        made = WEIGHTS_FORMATS.load(name)()
+        if made.obstacle(kind) is None:
+            made.prepare(kind)
 
 
 def pack(backbone: Backbone, name: str, device: str) -> Backbone:

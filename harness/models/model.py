@@ -17,7 +17,7 @@ from typing import Any
 from harness.contracts import OWN_FORMAT, ModelInfo, ModelRequest
 from harness.decoding.backbone import Backbone
 from harness.decoding.families import read
-from harness.decoding.packing import FormatChoice, fastest, pack_all
+from harness.decoding.packing import FormatChoice, fastest, pack_all, prepare
 from harness.decoding.products import choose
 from harness.errors import OutOfMemoryError, is_out_of_memory
 from harness.host.allocator import large_blocks_apart
@@ -134,6 +134,7 @@ class ResolvedModel:
             ) from error
 
     def _load(self, device: str, note: Callable[[str], None], formats: Sequence[str | None]) -> tuple[LoadedModel, ...]:
+        prepare(formats, self.info.num_layers * self.info.layer_bytes, device)
         module, source = self.module(note)
         sha256 = None if self.info.weights == "random" else digest(module)
         module = module.to(device).eval().requires_grad_(requires_grad=False)

@@ -8,9 +8,12 @@ nobody needs a compiler. Importing Numba takes half a second: only what packs a 
 
 from __future__ import annotations
 
-from functools import cache
+import threading
+from collections.abc import Callable
+from functools import cache, wraps
+from typing import Any
 
-__all__ = ["obstacle"]
+__all__ = ["obstacle", "once", "prepare"]
 
 
 @cache
@@ -25,3 +28,31 @@ def obstacle() -> str | None:
     if llvm.get_process_triple().startswith("x86_64") and not (features.get("f16c") and features.get("fma")):
         return "this processor has no fused multiply-adds, or does not widen half precision"
     return None
+
+
+def once(compile_for: Callable[[type], Any]) -> Callable[[type], Any]:
+    """Compile for each kind of weights once in a process, whichever thread asks first; it is kept."""
+    made: dict[type, Any] = {}
+    lock = threading.RLock()
+
+    @wraps(compile_for)
+    def find(bits: type) -> Any:
+        with lock:
+            if bits not in made:
+                made[bits] = compile_for(bits)
+            return made[bits]
+
+    return find
+
+
+def prepare(bits: str) -> None:
+    """Compile for a kind of weights, by its name in :mod:`.lanes`, in a thread: reading a model waits for the disk."""
+
+    def compiling() -> None:
+        from harness.decoding.kernels import arithmetic, lanes, matrix
+
+        kind = getattr(lanes, bits)
+        matrix.product_for(kind)
+        arithmetic.layers_for(kind)
+
+    threading.Thread(target=compiling, name=f"compiling {bits}").start()

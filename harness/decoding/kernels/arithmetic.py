@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import ctypes
 import math
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numba import carray  # type: ignore[attr-defined]
 
+from harness.decoding.kernels import once
 from harness.decoding.kernels.lanes import (
     Bits,
     Float32,
@@ -248,12 +249,9 @@ def let_through(kind: int, gated: int, inner: Any, up: Any, slots: int, width: i
                 inner[place] *= up[place]
 
 
-_kept: list[Any] = []
-
-
-@cache
-def layers_of(bits: type[Bits]) -> int:  # noqa: PLR0915  # half of it says what stands where
-    """Return the address of the compiled layers of a kind of weights; takes some seconds, once in a process."""
+@once
+def layers_for(bits: type[Bits]) -> Any:  # noqa: PLR0915  # half of it says what stands where
+    """Return the compiled layers of a kind of weights; takes some seconds."""
     stored = product_of(bits())
 
     @compiled
@@ -331,5 +329,4 @@ def layers_of(bits: type[Bits]) -> int:  # noqa: PLR0915  # half of it says what
             add_to(state, sums, slots, hidden, first, last)
             wait(given, members)
 
-    _kept.append(run)
-    return int(run.address)
+    return run

@@ -53,7 +53,7 @@ class CompiledLayers:
             inner=self._inner, gated=block.gated, parallel=block.parallel, activation=activation,
             table=self._table.data_ptr(), size=team().size, member=team().member, barrier=team().barrier,
         )  # fmt: skip
-        arithmetic.layers_of(bits)
+        arithmetic.layers_for(bits)
 
     @classmethod
     def of(cls, blocks: Sequence[Block]) -> CompiledLayers | None:
@@ -104,7 +104,7 @@ class CompiledLayers:
         given.entries, given.layer_stride, given.head_stride = cache.entries.data_ptr(), strides[0], strides[2]
         given.rows, given.positions, given.slots = at[0].data_ptr(), at[1].data_ptr(), count
         given.work, given.own, given.own_size = work.data_ptr(), work.data_ptr() + 4 * shared, own
-        return Slots(given, arithmetic.layers_of(self._bits), threads, (at, work, tables, cache.entries, self))
+        return Slots(given, arithmetic.layers_for(self._bits).address, threads, (at, work, tables, cache.entries, self))
 
     def _work(self, size: int) -> Tensor:
         """Return numbers to compute with, the same for every call of a thread."""

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -14,11 +12,12 @@ import torch.nn.functional as F  # noqa: N812
 from numba import carray  # type: ignore[attr-defined]
 from torch import Tensor
 
+from harness.decoding.kernels import once
 from harness.decoding.kernels.lanes import COLUMNS, MANY, STEP, Bits, c_function, call, product_of, share
 from harness.decoding.kernels.pages import moved
 from harness.decoding.kernels.team import team
 
-__all__ = ["CompiledLinear", "body"]
+__all__ = ["CompiledLinear", "product_for"]
 
 _ALONE = 1 << 18  # multiplications, below which a second thread costs more than it brings
 
@@ -28,9 +27,9 @@ _ALONE = 1 << 18  # multiplications, below which a second thread costs more than
 _Parameters = ctypes.c_int64 * _FIELDS
 
 
-@cache
-def body(bits: type[Bits]) -> int:
-    """Return the address of the compiled product of a kind of weights; takes a second, once in a process."""
+@once
+def product_for(bits: type[Bits]) -> Any:
+    """Return the compiled product of a kind of weights; takes a second."""
     product: Any = product_of(bits())
 
     @c_function
@@ -45,11 +44,7 @@ def body(bits: type[Bits]) -> int:
             given[_OUT], given[_OUT_STRIDE], given[_ROOM] + 4 * COLUMNS * given[_WIDTH] * member,
         )  # fmt: skip
 
-    _kept.append(run)
-    return int(run.address)
-
-
-_kept: list[Callable[..., None]] = []
+    return run
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,7 +64,7 @@ class CompiledLinear:
     bias: Tensor | None = None
 
     def __post_init__(self) -> None:
-        body(self.bits)
+        product_for(self.bits)
 
     @classmethod
     def of(cls, bits: type[Bits], numbers: Tensor, bias: Tensor | None, header: Tensor | None = None) -> CompiledLinear:
@@ -97,7 +92,7 @@ class CompiledLinear:
             self.data.data_ptr(), self.data.stride(0), count, rows.data_ptr(), 4 * rows.stride(0), number, width,
             out.data_ptr(), count, 0 if room is None else room.data_ptr(), together.size, together.member,
         )  # fmt: skip
-        together.run(body(self.bits), ctypes.addressof(given), threads)
+        together.run(product_for(self.bits).address, ctypes.addressof(given), threads)
         return (out if self.bias is None else out.add_(self.bias)).to(x.dtype)
 
     def rows(self, start: int) -> CompiledLinear:

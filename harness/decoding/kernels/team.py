@@ -42,7 +42,8 @@ def _alone(function: int, parameters: int, _: int) -> None:
 @cache
 def team() -> Team:
     """Return torch's threads; where its OpenMP is not GNU's, the calling thread alone."""
-    path = next((Path(torch.__file__).parent / "lib").glob("libgomp*"), None)
+    installed = Path(torch.__file__).parent
+    path = next((path for folder in ("lib", "../torch.libs") for path in (installed / folder).glob("libgomp*")), None)
     if path is None:
         return Team(_alone)
     library = ctypes.CDLL(str(path))

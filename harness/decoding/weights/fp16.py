@@ -30,6 +30,11 @@ class Fp16(WeightsFormat):
         """On a CPU its products are compiled."""
         return kernels.obstacle() if device == "cpu" else None
 
+    def prepare(self, device: str) -> None:
+        """Compile its products."""
+        if device == "cpu":
+            kernels.prepare("Fp16")
+
     def pack(self, weight: Tensor, bias: Tensor | None) -> LinearMap:
         """Round a matrix."""
         if weight.device.type != "cpu":

@@ -43,6 +43,11 @@ class Int4(WeightsFormat):
         """Its products are compiled."""
         return kernels.obstacle() if device == "cpu" else "its product is written for CPUs alone"
 
+    def prepare(self, device: str) -> None:
+        """Compile its products."""
+        if device == "cpu":
+            kernels.prepare("Int4")
+
     def pack(self, weight: Tensor, bias: Tensor | None) -> LinearMap:
         """Round each group of a matrix to sixteen levels from its least to its greatest weight."""
         from harness.decoding.kernels import lanes, matrix, pages

@@ -33,6 +33,11 @@ class Int8(WeightsFormat):
         """Its products are compiled."""
         return kernels.obstacle() if device == "cpu" else "its product is written for CPUs alone"
 
+    def prepare(self, device: str) -> None:
+        """Compile its products."""
+        if device == "cpu":
+            kernels.prepare("Int8")
+
     def pack(self, weight: Tensor, bias: Tensor | None) -> LinearMap:
         """Round each row of a matrix to multiples of its largest weight over 127."""
         from harness.decoding.kernels import lanes, matrix
