@@ -49,8 +49,8 @@ def calibrate(
     if options.file is not None and (options.file.is_dir() or not options.file.parent.is_dir()):
         raise ConfigError(f"--file {options.file}: give a file in a folder that exists.")
     run = _decoded(options, given, target, resume, console)
-    folder = escape(shell_word(run.directory))
-    console.print(f"[dim]Decoded in {folder}: --resume {folder} calibrates on it again.[/]", soft_wrap=True)
+    folder = shell_word(run.directory)
+    console.print(f"[dim]Decoded in {escape(folder)}: --resume {escape(folder)} calibrates on it again.[/]", soft_wrap=True)
     name = options.strategies[0].partition(":")[0] if options.strategies else ""
     settings = settings_of(run, target, name)
     refuse_too_few(len(settings.documents), options, target)

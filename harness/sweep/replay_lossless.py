@@ -279,6 +279,7 @@ class _Document:
         self.spent["kept"] += stands
         self.spent["discarded"] += (places - count) * self._layers
         made.token_ids += left[:count]
+        made.accepted += [place < stands for place in range(count)]
         self._waiting.clear()
         self._drafting.close(stands)
 
