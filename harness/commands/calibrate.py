@@ -50,7 +50,9 @@ def calibrate(
         raise ConfigError(f"--file {options.file}: give a file in a folder that exists.")
     run = _decoded(options, given, target, resume, console)
     folder = shell_word(run.directory)
-    console.print(f"[dim]Decoded in {escape(folder)}: --resume {escape(folder)} calibrates on it again.[/]", soft_wrap=True)
+    console.print(
+        f"[dim]Decoded in {escape(folder)}: --resume {escape(folder)} calibrates on it again.[/]", soft_wrap=True
+    )
     name = options.strategies[0].partition(":")[0] if options.strategies else ""
     settings = settings_of(run, target, name)
     refuse_too_few(len(settings.documents), options, target)

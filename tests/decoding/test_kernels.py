@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from harness.decoding import kernels
 from harness.decoding.backbone import Backbone
 from harness.decoding.cache import KVCache, attend
 from harness.decoding.engine import Engine
-from harness.decoding.packing import pack
+from harness.decoding.packing import ENOUGH, pack, prepare
 from harness.registry import WEIGHTS_FORMATS
 
 PACKED = [name for name in ("fp16", "int8", "int4") if WEIGHTS_FORMATS.load(name)().obstacle("cpu") is None]
@@ -147,3 +149,37 @@ def test_every_non_linearity_is_known(make_case: Callable[..., Any], activation:
     run = engine.backbone.compiled.slots(filled(engine), engine.rotary(LENGTH + 8), [0, 1], [3, 30])
     expected = by_torch(engine.backbone, engine, filled(engine), state, [(0, 3), (1, 30)])
     assert (run.run(state, 0, engine.info.num_layers) - expected).norm() <= 1e-4 * expected.norm()
+
+
+@pytest.mark.parametrize(
+    ("names", "begun"),
+    [(["auto"], ["Fp16"]), (["auto", "int4", None], ["Fp16", "Int4"]), (["float32"], []), (["nothing"], [])],
+)
+def test_compiling_begins_beside_the_reading_of_a_model_that_is_worth_it(
+    monkeypatch: pytest.MonkeyPatch, names: list[str | None], begun: list[str]
+) -> None:
+    asked = list[str]()
+    monkeypatch.setattr(kernels, "prepare", asked.append)
+    prepare(names, ENOUGH, "cpu")
+    assert asked == begun
+    prepare(names, ENOUGH - 1, "cpu")
+    prepare(["fp16"], ENOUGH, "cuda")
+    assert asked == begun
+
+
+def test_a_kind_is_compiled_once_whichever_thread_asks() -> None:
+    made, ready = list[type](), threading.Barrier(4)
+    compiled = kernels.once(lambda bits: made.append(bits) or object())
+    found = list[Any]()
+
+    def ask() -> None:
+        ready.wait()
+        found.append(compiled(int))
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert made == [int]
+    assert all(one is found[0] for one in found)
