@@ -27,6 +27,7 @@ from harness.decoding.kernels.lanes import (
     pointer,
     product_of,
     share,
+    which,
 )
 
 _reordered = partial(compiled, fastmath={"reassoc", "contract", "nsz", "arcp"})
@@ -269,9 +270,7 @@ def layers_for(bits: type[Bits]) -> Any:  # noqa: PLR0915  # half of it says wha
     @c_function
     def run(data: Any) -> None:
         given = carray(data, _FIELDS, np.int64)
-        members, member = np.int64(1), np.int64(0)
-        if given[SIZE] != 0:
-            members, member = call(given[SIZE]), call(given[MEMBER])
+        members, member = which(given[SIZE], given[MEMBER])
         slots, hidden, inner = given[SLOTS], given[HIDDEN], given[INNER]
         heads, kv_heads, dim = given[HEADS], given[KV_HEADS], given[HEAD_DIM]
         fused, wide = (heads + 2 * kv_heads) * dim, heads * dim

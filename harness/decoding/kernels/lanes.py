@@ -20,7 +20,7 @@ from numba.extending import intrinsic
 
 __all__ = [
     "COLUMNS", "MANY", "STEP", "Bits", "Float32", "Fp16", "Int4", "Int8", "c_function", "call", "compiled", "fetch",
-    "float_of_bits", "one_row_of", "pointer", "product_of", "share",
+    "float_of_bits", "one_row_of", "pointer", "product_of", "share", "which",
 ]  # fmt: skip
 
 compiled: Any = partial(njit, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
@@ -174,8 +174,8 @@ def _tile(bits: Bits, rows: int, columns: int, widened: bool = False) -> Callabl
     """Return an intrinsic: products of so many rows with so many rows of weights, which stand as columns of the result.
 
     Its arguments: address of the first row of weights and bytes from one to the next; where they stand as floats, one
-    behind the other, if ``widened``; address of the first row and bytes from
-    one to the next; their width, a multiple of 32; address of the result and numbers from a row to the next.
+    behind the other, if ``widened``; address of the first row and bytes from one to the next; their width, a multiple
+    of 32; address of the result and numbers from a row to the next.
     """
 
     @_lowered
@@ -352,6 +352,14 @@ def call(_: Any, address: Any) -> Any:
         return build.sext(build.call(function, []), _I64)
 
     return types.int64(types.int64), emit
+
+
+@compiled
+def which(size: int, member: int) -> tuple[int, int]:
+    """Return how many threads run this and which of them asks, by the addresses of a team; one where there are none."""
+    if size == 0:
+        return 1, 0
+    return call(size), call(member)
 
 
 @_lowered

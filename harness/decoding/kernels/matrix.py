@@ -13,7 +13,7 @@ from numba import carray  # type: ignore[attr-defined]
 from torch import Tensor
 
 from harness.decoding.kernels import once
-from harness.decoding.kernels.lanes import COLUMNS, MANY, STEP, Bits, c_function, call, product_of, share
+from harness.decoding.kernels.lanes import COLUMNS, MANY, STEP, Bits, c_function, product_of, share, which
 from harness.decoding.kernels.pages import moved
 from harness.decoding.kernels.team import team
 
@@ -35,9 +35,7 @@ def product_for(bits: type[Bits]) -> Any:
     @c_function
     def run(data: Any) -> None:
         given = carray(data, _FIELDS, np.int64)
-        members, member = np.int64(1), np.int64(0)
-        if given[_SIZE] != 0:
-            members, member = call(given[_SIZE]), call(given[_MEMBER])
+        members, member = which(given[_SIZE], given[_MEMBER])
         start, end = share(given[_COUNT], member, members)
         product(
             given[_WEIGHTS], given[_STRIDE], start, end, given[_X], given[_X_STRIDE], given[_NUMBER], given[_WIDTH],

@@ -49,7 +49,6 @@ def team() -> Team:
     library = ctypes.CDLL(str(path))
     parallel = library.GOMP_parallel
     parallel.restype, parallel.argtypes = None, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
-
     names = ("omp_get_num_threads", "omp_get_thread_num", "GOMP_barrier")
     addresses = [ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0 for name in names]
     return Team(lambda function, given, threads: parallel(function, given, threads, 0), *addresses)
