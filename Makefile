@@ -21,7 +21,8 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/bandit --quiet --recursive --severity-level medium harness strategies tasks reports
 
-# The documentation site, in build/site. A link or an anchor that leads nowhere fails it.
+# The documentation site, in build/site; searching it needs a server, such as python3 -m http.server -d build/site. A link or
+# an anchor that leads nowhere fails it.
 docs: $(VENV)/.installed-docs
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 

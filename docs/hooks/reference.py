@@ -12,10 +12,11 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
+if TYPE_CHECKING:
+    from mkdocs.config.defaults import MkDocsConfig
+    from mkdocs.structure.files import Files
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -32,6 +33,8 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     """Add the pages, the schemas that they link to, and the gallery's pictures."""
+    from mkdocs.structure.files import File
+
     for path, content in generated():
         files.append(File.generated(config, path, content=content))
     for picture in sorted((ROOT / "reports" / "gallery").glob("*.png")):
@@ -103,7 +106,8 @@ def _command(called: str, command: Any, level: str) -> Iterator[str]:
     names = [param.metavar or param.name.upper() for param in arguments]
     shown = [name if param.required else f"[{name}]" for name, param in zip(names, arguments, strict=True)]
     yield f"\n{level} {called}\n"
-    yield "```\n" + " ".join([called, *below, *shown, *(["[OPTION]…"] if options else [])]) + "\n```\n"
+    usage = " ".join([called, *below, *shown, *(["[OPTION]…"] if options else [])])
+    yield f"```\n{usage}\n```\n"
     yield f"{prose(command.help or '')}\n"
     for name, argument in zip(names, arguments, strict=True):
         yield f"{code(name)}\n:   {text(argument.help or '')}\n"
@@ -121,8 +125,8 @@ def registered() -> Iterator[str]:
     from harness.registry import REGISTRIES
 
     yield "# What is registered\n"
-    yield "Everything below is an entry point, as yours would be. `harness list` and `harness show NAME` say the same of"
-    yield "your installation, with the packages of others.\n"
+    yield "Everything below is an entry point, as yours would be. `harness list` and `harness show NAME` say the same"
+    yield "of your installation, with the packages of others.\n"
     for noun, registry in REGISTRIES.items():
         yield f"\n## {noun.replace('_', ' ').capitalize().replace('Kv', 'KV policies')}\n"
         if noun in ("metrics", "models", "families"):
@@ -173,8 +177,9 @@ def columns() -> Iterator[str]:
     metrics = {metric.name: metric for metric in all_metrics()}
     derived = {f"{metric.name}_{part}" for metric in metrics.values() for part in metric.parts}
     yield "# Columns\n"
-    yield "`harness.columns()` gives this table as a frame. What was not measured is empty, never zero. In `summary.csv`"
-    yield "and in `harness.read(…).rows` a metric is the column of its name, and what its estimate holds besides follows it:\n"
+    yield "`harness.columns()` gives this table as a frame. What was not measured is empty, never zero. In"
+    yield "`summary.csv` and in `harness.read(…).rows` a metric is the column of its name, and what its estimate holds"
+    yield "besides follows it:\n"
     yield from table(
         ("ending", "what it holds"), ((code(f"_{p}"), text(said.format("it"))) for p, said in PARTS.items() if p)
     )
@@ -228,31 +233,33 @@ def schema_file(name: str) -> str:
 def formats() -> Iterator[str]:
     """Yield the page of the files that others may build on, from the records that are written."""
     yield "# File formats\n"
-    yield "A run directory holds `manifest.json`, `samples.jsonl`, `windows.jsonl` and `summary.json`. Every record names"
-    yield "its run, and each window's line seals what was committed before it: a changed, lost or foreign line is refused by"
-    yield "whatever reads the run. `null` means not measured or not defined, never zero; fields that you do not know may be"
-    yield "added in later versions. Runs made before a field existed stay readable.\n"
+    yield "A run directory holds `manifest.json`, `samples.jsonl`, `windows.jsonl` and `summary.json`. Every record"
+    yield "names its run, and each window's line seals what was committed before it: a changed, lost or foreign line is"
+    yield "refused by whatever reads the run. `null` means not measured or not defined, never zero; fields that you do"
+    yield "not know may be added in later versions. Runs made before a field existed stay readable.\n"
     below: dict[str, Any] = {}
     for name, model in documents().items():
+        schema = model.model_json_schema()
         yield f"\n## {name}\n"
         yield f"Written by {MADE_BY[name]} [JSON Schema](schemas/{schema_file(name)}).\n"
-        yield from _fields(model)
-        below |= {part.__name__: part for part in _parts(model)}
+        yield from _fields(schema)
+        below |= schema.get("$defs", {})
     yield "\n## Records within\n"
-    for name, model in sorted(below.items()):
+    for name, schema in sorted(below.items()):
         yield f"\n### {name}\n"
-        yield from _fields(model)
+        yield from _fields(schema)
 
 
-def _fields(model: Any) -> Iterator[str]:
-    docstring = inspect.getdoc(model) or ""
+def _fields(schema: Mapping[str, Any]) -> Iterator[str]:
+    docstring = schema.get("description", "")
     yield f"{prose(docstring)}\n"
     said = {name: meaning for names, meaning in _attributes(docstring) for name in names}
-    shown = {name: str(getattr(field.annotation, "__name__", field.annotation)) if not _args(field.annotation) else
-             str(field.annotation) for name, field in model.model_fields.items()}  # fmt: skip
     yield from table(
         ("field", "type", "meaning"),
-        ((code(name), code(re.sub(r"\b(?:[a-z_]+\.)+", "", kind)), text(said.get(name, ""))) for name, kind in shown.items()),
+        (
+            (code(name), _linked(found), text(said.get(name, "")))
+            for name, found in schema.get("properties", {}).items()
+        ),
     )
 
 
@@ -263,26 +270,6 @@ def _attributes(docstring: str) -> Iterator[tuple[list[str], str]]:
     for line in entries.splitlines():
         for names, meaning in re.findall(r"(?:^\s*|(?<=\. ))(\w+(?:, \w+)*): (.*?)(?=\. \w+(?:, \w+)*: |$)", line):
             yield names.split(", "), meaning.rstrip(".") + "."
-
-
-def _args(annotation: Any) -> tuple[Any, ...]:
-    from typing import get_args
-
-    return get_args(annotation)
-
-
-def _parts(model: Any) -> Iterator[Any]:
-    from pydantic import BaseModel
-
-    def within(annotation: Any) -> Iterator[Any]:
-        if inspect.isclass(annotation) and not _args(annotation) and issubclass(annotation, BaseModel):
-            yield annotation
-            yield from _parts(annotation)
-        for part in _args(annotation):
-            yield from within(part)
-
-    for field in model.model_fields.values():
-        yield from within(field.annotation)
 
 
 # ------------------------------------------------------------------------------ HTTP
@@ -311,20 +298,28 @@ def http(api: Mapping[str, Any]) -> Iterator[str]:
                  for p in route.get("parameters", ())),
             )  # fmt: skip
             body = route.get("requestBody", {}).get("content", {})
-            for schema in {json.dumps(found.get("schema", {})): found.get("schema", {}) for found in body.values()}.values():
+            for schema in {
+                json.dumps(found.get("schema", {})): found.get("schema", {}) for found in body.values()
+            }.values():
                 yield f"Body: {_linked(schema)}.\n"
             answers = {code_: _answer(found) for code_, found in route.get("responses", {}).items()}
             yield from table(("status", "answer"), ((code(code_), said) for code_, said in answers.items()))
     yield "\n## Bodies\n"
     for name, schema in sorted(api["components"]["schemas"].items()):
-        yield f"\n### {name}\n"
+        yield f"\n### {_label(name)}\n"
         yield f"{prose(schema.get('description', ''))}\n"
         needed = schema.get("required", ())
         yield from table(
             ("field", "type", "meaning"),
-            ((code(field) + (" *(required)*" if field in needed else ""), _linked(found), text(found.get("description", "")))
-             for field, found in schema.get("properties", {}).items()),
-        )  # fmt: skip
+            (
+                (
+                    code(field) + (" *(required)*" if field in needed else ""),
+                    _linked(found),
+                    text(found.get("description", "")),
+                )
+                for field, found in schema.get("properties", {}).items()
+            ),
+        )
 
 
 def _answer(found: Mapping[str, Any]) -> str:
@@ -335,7 +330,7 @@ def _answer(found: Mapping[str, Any]) -> str:
 def _kind(schema: Mapping[str, Any]) -> str:
     """Return what a value may be, in words."""
     if "$ref" in schema:
-        return str(schema["$ref"]).rpartition("/")[2]
+        return _label(str(schema["$ref"]).rpartition("/")[2])
     if "const" in schema or "enum" in schema:
         return " or ".join(json.dumps(one) for one in schema.get("enum", [schema.get("const")]))
     for joint in ("anyOf", "oneOf"):
@@ -346,10 +341,13 @@ def _kind(schema: Mapping[str, Any]) -> str:
     return str(schema.get("type", "anything"))
 
 
+def _label(name: str) -> str:
+    """Return a schema's name as one reads it: two of a name are told apart by their module."""
+    return re.sub(r"^\w+__(\w+?)__(\w+)$", r"\1.\2", name)
+
+
 def _linked(schema: Mapping[str, Any]) -> str:
-    """Return the same, with links to what is described below."""
-    names = re.findall(r'"#/components/schemas/(\w+)"', json.dumps(schema))
-    shown = text(_kind(schema))
-    for name in dict.fromkeys(names):
-        shown = re.sub(rf"\b{re.escape(text(name))}\b", f"[{text(name)}](#{name.lower()})", shown)
-    return shown
+    """Return what a value may be, with links to what is described below."""
+    names = {_label(name) for name in re.findall(r'"#/(?:components/schemas|\$defs)/([^"]+)"', json.dumps(schema))}
+    links = {text(name): f"[{text(name)}](#{name.lower().replace('.', '')})" for name in names}
+    return re.sub(r"[\w.-]+", lambda word: links.get(word[0], word[0]), text(_kind(schema)))
