@@ -11,6 +11,7 @@ import inspect
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -137,8 +138,9 @@ def registered() -> Iterator[str]:
         yield f"Entry points in `{registry.group}`.\n"
         for entry in registry.entries():
             yield f"\n### {entry.name}\n"
-            yield f"{prose(inspect.getdoc(registry.load(entry.name)) or entry.summary)}\n"
-            if noun in ("strategies", "drafts"):
+            thing = registry.load(entry.name)
+            yield f"{prose(inspect.getdoc(thing) or entry.summary)}\n"
+            if isinstance(thing, type) and is_dataclass(thing):
                 yield from _options(entry.name, registry)
             yield f"`{entry.target}`\n"
 

@@ -30,9 +30,11 @@ def threads() -> Any:
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if blocks(name, "python") and name not in NEED_A_MODEL])
-def test_blocks_run(name: str) -> None:
+def test_blocks_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"__name__": "shown"}
     for block in blocks(name, "python"):
-        run(name, block, {"__name__": "shown"})  # each is a file of its own
+        run(name, block, names)
 
 
 def test_the_blocks_of_the_api_are_four_short_ones() -> None:
