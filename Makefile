@@ -6,7 +6,7 @@ WORKERS ?= 2
 MARKERS ?= not matrix
 MINUTES ?= 7
 
-.PHONY: demo test lint fuzz bench peers clean
+.PHONY: demo test lint docs fuzz bench peers clean
 
 demo: $(VENV)/.installed
 	$(BIN)/harness run
@@ -20,6 +20,11 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/bandit --quiet --recursive --severity-level medium harness strategies tasks reports
+
+# The documentation site, in build/site; searching it needs a server, such as python3 -m http.server -d build/site. A link or
+# an anchor that leads nowhere fails it.
+docs: $(VENV)/.installed-docs
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 # New hostile input for each property for so many minutes, and a thousand kills: about an hour on two cores. Says how
 # many cases there were; what breaks is in .hypothesis/found with the command that tries it again.
@@ -49,6 +54,10 @@ $(VENV)/.installed: pyproject.toml Makefile
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	@touch $@
 
 clean:

@@ -78,7 +78,7 @@ def test_what_is_not_trained_names_its_recipe(
 
 
 @pytest.mark.parametrize("file", ["mean_difference.py", "mean_difference_recipe.py"])
-def test_the_readme_shows_this_very_code(file: str) -> None:
+def test_the_tutorial_shows_this_very_code(file: str) -> None:
     code = (PROJECT / file).read_text(encoding="utf-8")
     definition = code[code.index("@dataclass" if "@dataclass" in code else "class ") :]
-    assert definition in (PROJECT.parents[2] / "README.md").read_text(encoding="utf-8")
+    assert definition in (PROJECT.parents[2] / "docs" / "tutorials" / "recipe.md").read_text(encoding="utf-8")

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every run behind the tables of README.md, in runs/, each once: what is finished is left alone, what was stopped goes on.
+# Every run behind the tables of the documentation, in runs/, each once: what is finished is left alone, what was stopped goes on.
 #
 #   reports/gallery/results.sh DATA_FOLDER        four to five hours on two cores; nothing else may run beside it
 #
@@ -47,10 +47,10 @@ for input in hidden shortcut; do
 done
 policies=(--strategy classifier --strategy lte --strategy rl --strategy confidence:threshold=0.9 --kv propagate,recompute
 	--task py150 --task javacorpus --limit 100)
-once kv-embedded run "${policies[@]}"
-once kv-codexglue run "${policies[@]}" --source "$data"
-once kv-embedded-bfloat16 run "${policies[@]}" --dtype bfloat16
-once kv-codexglue-bfloat16 run "${policies[@]}" --dtype bfloat16 --source "$data"
+once kv-embedded run "${policies[@]}" --weights-format float32
+once kv-codexglue run "${policies[@]}" --weights-format float32 --source "$data"
+once kv-embedded-bfloat16 run "${policies[@]}" --weights-format bfloat16 --dtype bfloat16
+once kv-codexglue-bfloat16 run "${policies[@]}" --weights-format bfloat16 --dtype bfloat16 --source "$data"
 once kv reproduce green-code --figure kv --limit 16
 once grid reproduce green-code
 

@@ -19,7 +19,7 @@ from reports.metrics.vocabulary import all_metrics, metrics_of
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-__all__ = ["ColumnFact", "column_facts", "column_names", "flat", "to_frame"]
+__all__ = ["PARTS", "ColumnFact", "column_facts", "column_names", "flat", "to_frame"]
 
 _FIELDS = {
     "machine": "what it was measured on, in one line",
@@ -49,7 +49,7 @@ _FIELDS = {
     "rehearsed": "an upper bound that knows the answer, no candidate",
     "pareto": "on the front of quality and cost",
 }
-_PARTS = {
+PARTS = {
     "": "{}",
     "low": "lower bound of the 95 % interval of {}",
     "high": "upper bound of the 95 % interval of {}",
@@ -60,6 +60,7 @@ _PARTS = {
     "samples": "samples that {} compares",
     "differing": "those of them whose {} is not 0",
 }
+"""What an estimate holds besides its value: ending of the column → what it is, of a metric in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +126,6 @@ def _facts(metric: Metric) -> Iterator[ColumnFact]:
         yield ColumnFact(
             name,
             unit,
-            _PARTS[part].format(metric.term if part else metric.meaning),
+            PARTS[part].format(metric.term if part else metric.meaning),
             "" if part else metric.better or "",
         )

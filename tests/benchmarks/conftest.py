@@ -22,7 +22,7 @@ import pytest
 RATIOS = "ratios to the reference"
 MEDIAN = "ratio to the reference"
 PRODUCTS = 8  # of the reference, per measurement
-FLOOR = 0.05  # two processes differ by so much without any reason: see README.md, "How fast the engine is"
+FLOOR = 0.05  # two processes differ by so much without any reason: see docs/results/engine.md
 
 _HISTORY = pytest.StashKey[list[tuple[str, dict[str, Any]]]]()
 _SESSION = pytest.StashKey[dict[str, dict[str, Any]]]()

@@ -319,14 +319,14 @@ def test_a_folder_without_a_tokenizer_is_refused_before_any_row_is_called_too_sh
     assert "too short" not in line
 
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-SESSIONS = re.findall(r"^\$ (harness run .*--model opt-2\.7b.*)\n((?:.+\n)+?)(?=```|\$)", README, re.M)
+PAGE = (Path(__file__).parents[2] / "docs" / "tutorials" / "own-model.md").read_text(encoding="utf-8")
+SESSIONS = re.findall(r"^\$ (harness run .*--model opt-2\.7b.*)\n((?:.+\n)+?)(?=```|\$)", PAGE, re.M)
 
 
 @pytest.mark.parametrize(("command", "said"), SESSIONS)
-def test_a_model_out_of_reach_says_what_the_readme_says(cli: Command, command: str, said: str) -> None:
+def test_a_model_out_of_reach_says_what_the_tutorial_says(cli: Command, command: str, said: str) -> None:
     assert cli(*shlex.split(command)[1:]).err.splitlines()[1:] == said.splitlines()
 
 
-def test_the_readme_shows_the_refusal_with_and_without_weights() -> None:
+def test_the_tutorial_shows_the_refusal_with_and_without_weights() -> None:
     assert ["--weights random --dtype bfloat16" in command for command, _ in SESSIONS] == [False, True]

@@ -1,15 +1,17 @@
-"""The script that makes the README's runs makes those that the README names, with the same options."""
+"""The script that makes the runs behind the documentation's tables makes those that it names, with the same options."""
 
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+
+from tests.docs.pages import NAMES
+from tests.docs.pages import commands as shown
 
 ROOT = Path(__file__).parents[2]
 FAKE = """#!/bin/sh
@@ -42,24 +44,20 @@ def commands(checkout: Path) -> list[str]:
     return ran.stdout.replace(str(checkout / "some" / "where" / "DATA_FOLDER"), "DATA_FOLDER").splitlines()
 
 
-def options(command: str) -> list[tuple[str, ...]]:
-    """Return a command as its words, each option with its value, in no order."""
-    words = [f"\n{word}" if word.startswith("--") else word for word in shlex.split(command)]
-    return sorted(tuple(part.split()) for part in " ".join(words).split("\n"))
+def options(words: list[str]) -> list[tuple[str, ...]]:
+    """Return the words of a command, each option with its value, in no order."""
+    marked = [f"\n{word}" if word.startswith("--") else word for word in words]
+    return sorted(tuple(part.split()) for part in " ".join(marked).split("\n"))
 
 
-def test_every_run_that_the_readme_names_is_made_as_it_says(checkout: Path) -> None:
-    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
-    named = re.findall(r"`(harness (?:run|reproduce) [^`]*--out runs/[\w-]+)`", readme)
-    by_out = {
-        re.findall(r"--out (\S+)", command)[-1]: options(command)
-        for command in commands(checkout)
-        if "--out" in command
-    }
-    assert len(named) >= 5
-    for command in named:
-        out = re.findall(r"--out (\S+)", command)[-1]
-        assert by_out[out] == options(command), out
+def test_every_run_that_the_documentation_names_is_made_as_it_says(checkout: Path) -> None:
+    made = [shlex.split(command) for command in commands(checkout)]
+    by_out = {words[words.index("--out") + 1]: options(words) for words in made if "--out" in words}
+    named = [words for name in NAMES for words in shown(name) if words[1] in ("run", "reproduce") and "--out" in words]
+    found = [words for words in named if words[words.index("--out") + 1] in by_out]
+    assert len(found) >= 9
+    for words in found:
+        assert by_out[words[words.index("--out") + 1]] == options(words)
 
 
 def test_what_is_finished_is_left_alone_and_what_is_not_goes_on(checkout: Path) -> None:

@@ -1,8 +1,7 @@
-"""The plug-ins that README.md shows do what it says."""
+"""The plug-ins that README and the tutorials show do what these say."""
 
 from __future__ import annotations
 
-import re
 import runpy
 from pathlib import Path
 from typing import Any
@@ -15,21 +14,19 @@ from harness.metering import metered
 from harness.models.tokenizer import TransformersTokenizer
 from harness.records import SampleRecord
 from harness.registry import PROTOCOLS
+from tests.docs.pages import NAMES, blocks
 
 
 @pytest.fixture(scope="module")
 def shown() -> dict[str, Any]:
-    """What the block under the heading defines."""
-    return under("A task, a score, a meter")
+    """What the tutorial's block defines."""
+    return defined("tutorials/task.md")
 
 
-def under(heading: str) -> dict[str, Any]:
-    """What the first block of Python under a heading defines."""
-    text = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
-    block = re.search(rf"### {heading}.*?```python\n(.*?)```", text, re.DOTALL)
-    assert block is not None
-    names: dict[str, Any] = {"__name__": "readme"}
-    exec(block[1], names)
+def defined(page: str) -> dict[str, Any]:
+    """What the first block of Python on a page defines."""
+    names: dict[str, Any] = {"__name__": "shown"}
+    exec(blocks(f"docs/{page}", "python")[0], names)
     return names
 
 
@@ -66,13 +63,12 @@ def test_the_metric_reads_a_sample(shown: dict[str, Any]) -> None:
 
 def file_of(name: str, folder: Path) -> dict[str, Any]:
     """What the file that defines a class defines."""
-    text = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
-    (block,) = (block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if f"class {name}(" in block)
+    (block,) = (block for page in NAMES for block in blocks(page, "python") if f"class {name}(" in block)
     (folder / "shown.py").write_text(block, encoding="utf-8")
     return runpy.run_path(str(folder / "shown.py"))
 
 
-@pytest.mark.parametrize("name", ["NormGrowth", "MeanDifferenceRecipe", "MeanDifference", "Zeros", "Doubt"])
+@pytest.mark.parametrize("name", ["EveryNth", "NormGrowth", "MeanDifferenceRecipe", "MeanDifference", "Zeros", "Doubt"])
 def test_every_file_is_whole(tmp_path: Path, name: str) -> None:
     assert name in file_of(name, tmp_path)
 
@@ -93,12 +89,12 @@ def test_the_weights_format_and_the_head_decode(tiny_llama: Path, monkeypatch: p
     import harness
     from harness.registry import HEADS, WEIGHTS_FORMATS, Registry
 
-    defined = under("Add a weights format")
+    made = defined("tutorials/weights.md")
     load = Registry.load
     mine = {(WEIGHTS_FORMATS.group, "ternary"): "Ternary", (HEADS.group, "first"): "FirstTokens"}
 
     def found(registry: Registry[Any], name: str) -> Any:
-        return defined[mine[registry.group, name]] if (registry.group, name) in mine else load(registry, name)
+        return made[mine[registry.group, name]] if (registry.group, name) in mine else load(registry, name)
 
     monkeypatch.setattr(Registry, "load", found)
     known = Registry.__contains__
@@ -108,5 +104,5 @@ def test_the_weights_format_and_the_head_decode(tiny_llama: Path, monkeypatch: p
     model = harness.load(str(tiny_llama), weights_format="ternary")
     assert model.info.weights_format == "ternary"
     assert all(len(row.unique()) <= 3 for row in model.loaded.backbone.lm_head.weight)
-    made = model.generate("def f(x):", "confidence:threshold=0.1:head=first/100", max_new_tokens=6)
-    assert len(made.steps) == 6
+    answer = model.generate("def f(x):", "confidence:threshold=0.1:head=first/100", max_new_tokens=6)
+    assert len(answer.steps) == 6

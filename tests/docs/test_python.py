@@ -1,0 +1,77 @@
+"""Blocks of Python run as they stand: on the real default model where that is what they show."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.docs.pages import NAMES, blocks, commands
+
+NEED_A_MODEL = {"README.md": 1, "docs/tutorials/python.md": 4, "docs/tutorials/own-model.md": 1}
+"""Page → its blocks of Python that other tests of this file run."""
+API, OWN_MODEL = "docs/tutorials/python.md", "docs/tutorials/own-model.md"
+
+
+def run(name: str, code: str, names: dict[str, Any]) -> None:
+    exec(compile(code, name, "exec", dont_inherit=True), names)
+
+
+@pytest.fixture
+def threads() -> Any:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if blocks(name, "python") and name not in NEED_A_MODEL])
+def test_blocks_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"__name__": "shown"}
+    for block in blocks(name, "python"):
+        run(name, block, names)
+
+
+def test_the_blocks_of_the_api_are_four_short_ones() -> None:
+    shown = blocks(API, "python")
+    assert len(shown) == NEED_A_MODEL[API]
+    assert max(sum(bool(line.strip()) for line in block.splitlines()) for block in shown) <= 10
+
+
+@pytest.mark.model
+def test_the_blocks_of_the_api_run_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: None) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"__name__": "__main__"}
+    for block in blocks(API, "python"):
+        run(API, block, names)
+    assert len(names["answer"].tokens) == 24
+    assert set(names["exits"].exit_layer) == {4, 6, 8, 10, 12, 14, 18, 22, 26, 30}
+    assert names["rows"].operating_point.tolist() == ["full", "__main__:Sure:least=0.8", "fixed:layer=22"]
+    assert Path(names["rows"].attrs["run_dir"], "summary.json").is_file()
+
+    run("README.md", blocks("README.md", "python")[0], names)  # here, since the model's kernels are compiled
+    full = names["model"].generate("def fibonacci(n):\n    ", "full", max_new_tokens=24)
+    assert names["answer"].tokens.token_id.tolist() == full.tokens.token_id.tolist()
+
+
+@pytest.mark.slow
+def test_an_own_model_goes_the_way_that_its_page_goes(
+    tmp_path: Path, cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the folder that the block makes, by every command below it, to a run of classifier and agent."""
+    (block,) = blocks(OWN_MODEL, "python")
+    run(OWN_MODEL, block, {"__name__": "shown"})  # in tmp_path, where cli is
+    path = [words for words in commands(OWN_MODEL) if "my-model" in words]
+    assert [words[1:3] for words in path][:2] == [["trace", "--model"], ["train", "shortcut"]]
+    for words in path:
+        ran = cli(*words[1:])
+        assert ran.code == 0, (shlex.join(words), ran.err)
+    assert {"classifier.json", "rl.json", "shortcut.json"} <= set(os.listdir(tmp_path / "artefacts" / "my-model"))
+    summary = (tmp_path / "runs" / "my-model" / "summary.csv").read_text()
+    assert all(point in summary for point in ("full", "classifier", "rl", "oracle"))
+    assert "not was" not in summary
