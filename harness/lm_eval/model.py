@@ -31,6 +31,7 @@ from harness.lm_eval.requests import Ask, cut, read_generation, stop_rule
 from harness.lm_eval.spent import Spent
 from harness.metering import metered, open_meter
 from harness.models.model import resolve
+from harness.records import OperatingPointRecord
 from harness.running.operating_points import OperatingPoint, build_all, operating_points
 
 __all__ = ["MAX_GEN_TOKS", "EarlyExitLM"]
@@ -192,7 +193,7 @@ class EarlyExitLM(TemplateLM):  # type: ignore[misc]
 
     def get_model_info(self) -> dict[str, Any]:
         """Return what results say of the model: how it decoded, and what that took, per task."""
-        info, record = self._resolved.info, self.point.record
+        info, record = self._resolved.info, self.operating_point
         full = self._scoring_layer == info.num_layers
         said = {
             "operating_point": record.name,
@@ -238,6 +239,11 @@ class EarlyExitLM(TemplateLM):  # type: ignore[misc]
             torch.set_num_threads(self.config.threads)
         loaded = self._resolved.load(self._device)
         return Engine(loaded.backbone, loaded.info, self.config.kv_input, Timing())
+
+    @property
+    def operating_point(self) -> OperatingPointRecord:
+        """What results are of."""
+        return self.point.record
 
     @cached_property
     def point(self) -> OperatingPoint:
