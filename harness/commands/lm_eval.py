@@ -42,5 +42,7 @@ def lm_eval(
     else:
         stdout().print(render(found.results))
     where = escape(one_line(str(found.directory)))
-    rest = "no task generated text, so there is no run for `harness report`" if found.run is None else "a run directory"
-    console.print(f"[dim]lm-eval's results are in {where}/{FOLDER}; {where} is {rest}.[/]", soft_wrap=True)
+    said = f"Records, report.md, summary.csv and summary.json are in {where}, lm-eval's results in {where}/{FOLDER}."
+    if found.run is None:
+        said = f"lm-eval's results are in {where}/{FOLDER}. No task generates, so there is no run for `harness report`."
+    console.print(f"[dim]{said}[/]", soft_wrap=True)

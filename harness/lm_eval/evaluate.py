@@ -74,6 +74,7 @@ def evaluate(options: LmEvalOptions, observer: Observer) -> Evaluation:
     lm = _MeasuredLM(options, out, observer)
     observer.stage("loading the tasks of lm-eval")
     lm.found = find_tasks(options.names, options.include_path)
+    logging.getLogger(lm_eval.__name__).setLevel(logging.ERROR)  # what it says of tasks was said when they were loaded
     results: dict[str, dict[str, Any]] = {}
     try:
         results[BASELINE] = _simple_evaluate(lm, options)

@@ -54,8 +54,8 @@ def _planned(lm: EarlyExitLM, model: ResolvedModel, name: str, asks: list[Ask], 
     untils = {ask.until for ask in asks}
     if len(untils) > 1:
         raise ConfigError(
-            f"requests of the task {name} end at different texts, and a run has one rule per task. Omit it, or evaluate "
-            "it from Python with harness.lm_eval.EarlyExitLM."
+            f"requests of the task {name} end at different texts, and a run has one rule per task. Omit it, or use "
+            "harness.lm_eval.EarlyExitLM from Python."
         )
     (until,) = untils
     targets = [_target(task, ask) for ask in asks]

@@ -1,4 +1,4 @@
-"""What lm-eval asks to be generated, as token ids, stop texts and a limit; what greedy decoding cannot do is refused."""
+"""What lm-eval asks to be generated: token ids, stop texts and a limit. What greedy decoding cannot do is refused."""
 
 from __future__ import annotations
 

@@ -52,12 +52,13 @@ def render(results: Results) -> RenderableType:
     first = next(iter(results.values()))
     sources: dict[str, bool] = {}
     kinds: set[str] = set()
+    nothing: tuple[str, dict[str, Any]] = ("", {})
     for task in first["results"]:
         told = ""
         for metric in _metrics(first["results"][task]):
             for point, found in results.items():
                 values, facts = found["results"][task], found["config"]["early_exit"]["tasks"].get(task, {})
-                kind, spent = next(iter(facts.items()), ("", {}))
+                kind, spent = next(iter(facts.items()), nothing)
                 kinds.add(kind)
                 if spent.get("j_per_token") is not None:
                     sources[spent["energy_source"]] = spent["energy_measured"]

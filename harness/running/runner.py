@@ -119,9 +119,7 @@ def measure_repeat(directory: Path, repeat: int, observer: Observer) -> None:
     _measure(config, directory, repeat, observer)
 
 
-def _measure(
-    config: RunConfig, resume: Path | None, repeat: int, observer: Observer, draw: Draw | None = None
-) -> Path:
+def _measure(config: RunConfig, resume: Path | None, repeat: int, observer: Observer, draw: Draw | None = None) -> Path:
     """Load what a run needs and measure one repeat; returns the run directory."""
     import torch
 

@@ -58,9 +58,9 @@ metric_list:
 }
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _datasets_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep what is prepared of the tasks' files out of the home folder."""
+@pytest.fixture(scope="session")
+def datasets_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Skip without lm-eval; keep what is prepared of the tasks' files out of the home folder."""
     pytest.importorskip("lm_eval", reason="lm-eval is not installed (pip install 'early-exit-harness[lm-eval]')")
     import datasets
 
@@ -70,7 +70,7 @@ def _datasets_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def rows(tmp_path_factory: pytest.TempPathFactory, documents: list[str]) -> Path:
+def rows(tmp_path_factory: pytest.TempPathFactory, documents: list[str], datasets_cache: None) -> Path:
     """Seven beginnings of files, the rest of the line they end in, of different lengths."""
     file = tmp_path_factory.mktemp("lm-eval-rows") / "rows.jsonl"
     lines = []
