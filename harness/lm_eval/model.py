@@ -184,7 +184,7 @@ class EarlyExitLM(TemplateLM):  # type: ignore[misc]
         return self._by_task(requests, super().loglikelihood, disable_tqdm)
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-        """Return the log-likelihood of each text as a whole, in windows where the model has not the positions for it."""
+        """Return the log-likelihood of each text as a whole, in windows where it is longer than the model reads."""
 
         def totals(some: Sequence[Any], disable_tqdm: bool) -> list[float]:
             windows = [self._windows(request.args[0]) for request in some]
