@@ -166,6 +166,10 @@ class _MeasuredLM(EarlyExitLM):
                     found.setdefault(row.task, {})["generated"] = facts_of_row(row, tokens)
         return found
 
+    def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """As there; what was scored for full depth is known for all, and shows no progress."""
+        return super().loglikelihood(requests, disable_tqdm or self.answering is not None)
+
     def _generate(self, asks: Sequence[Ask], disable_tqdm: bool) -> list[Sequence[int]]:
         if self.run is None:
             self.__dict__.pop("engine", None)  # the run loads its own, and there may not be room for both

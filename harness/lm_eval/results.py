@@ -47,8 +47,10 @@ def render(results: Results) -> RenderableType:
         results: operating point → lm-eval's results.
     """
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for column in ("task", "metric", "operating point", "value", "±", "layers", "ms/token", "J/token"):
-        table.add_column(column, justify="right" if column in "value±layersms/tokenJ/token" else "left")
+    for column in ("task", "metric", "operating point"):
+        table.add_column(column, overflow="fold")
+    for column in ("value", "layers", "ms/token", "J/token"):
+        table.add_column(column, justify="right", no_wrap=True)
     first = next(iter(results.values()))
     sources: dict[str, bool] = {}
     kinds: set[str] = set()
@@ -67,8 +69,7 @@ def render(results: Results) -> RenderableType:
                     "" if told == task else task,
                     name if pipeline == "none" else metric,
                     point if kind != "scored" else found["config"]["early_exit"]["loglikelihood_at"],
-                    _number(values.get(metric), "{:.4f}"),
-                    _number(values.get(f"{name}_stderr,{pipeline}"), "{:.4f}"),
+                    _value(values.get(metric), values.get(f"{name}_stderr,{pipeline}")),
                     _number(spent.get("exit_layer_mean"), "{:.1f}"),
                     _number(spent.get("s_per_token"), "{:.2f}", 1000),
                     _number(spent.get("j_per_token"), "{:.3g}"),
@@ -84,16 +85,21 @@ def _metrics(values: Mapping[str, Any]) -> list[str]:
     return [name for name in values if "," in name and "_stderr," not in name]
 
 
+def _value(value: Any, error: Any) -> str:
+    """Return a metric with its standard error, where lm-eval has one."""
+    return _number(value, "{:.4f}") + (f" ± {error:.4f}" if isinstance(error, int | float) else "")
+
+
 def _number(value: Any, form: str, factor: float = 1) -> str:
     return form.format(value * factor) if isinstance(value, int | float) else "–"
 
 
 def _notes(results: Mapping[str, Any], sources: Mapping[str, bool], kinds: set[str]) -> Iterator[str]:
     facts = results["config"]["early_exit"]
-    yield f"{facts['model']} ({facts['weights']}), {facts['num_layers']} layers, {facts['weights_format']}."
+    yield f"{facts['model']}, {facts['weights']} weights, {facts['num_layers']} layers, {facts['weights_format']}."
     if "generated" in kinds:
         yield "ms/token, J/token: of generated tokens, prompts included; layers: of a decoded token."
     if "scored" in kinds:
         yield f"Given texts were scored at {facts['loglikelihood_at']}, contexts included; no strategy decides there."
     for source, measured in sources.items():
-        yield f"Energy: {source}, {'measured by a sensor' if measured else 'an estimate, not a measurement'}."
+        yield f"Energy: {source}, {'measured by a sensor' if measured else 'not measured by a sensor'}."

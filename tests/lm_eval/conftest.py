@@ -43,7 +43,7 @@ metric_list:
     "choice": """\
 output_type: multiple_choice
 doc_to_target: 0
-doc_to_choice: ["{{answer}}", " total", "x"]
+doc_to_choice: "{{[answer, ' total', 'x']}}"
 metric_list:
   - metric: acc
   - metric: acc_norm

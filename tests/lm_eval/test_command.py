@@ -31,7 +31,14 @@ def test_the_results_of_every_operating_point_and_a_run_that_reports_read(
 ) -> None:
     ran = lm_eval("--tasks", "ours_line,ours_choice,ours_whole", "--strategy", EXIT, "--batch-size", 3, "--out", "out")
     assert ran.code == 0, ran.err
-    for word in ("ours_line", "exact_match", "acc_norm", EXIT, "full depth", "estimate, not a measurement"):
+    for word in (
+        "ours_line",
+        "exact_match",
+        "acc_norm",
+        EXIT,
+        "full depth",
+        "Energy: estimate, not measured by a sensor",
+    ):
         assert word in ran.out
 
     full, early = (json.loads(Path("out/lm-eval", point, "results.json").read_text()) for point in ("full", EXIT))
