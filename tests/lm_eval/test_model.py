@@ -15,7 +15,7 @@ Evaluate = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def make(tiny_llama: Path) -> Callable[..., Any]:
+def make(tiny_llama: Path, datasets_cache: None) -> Callable[..., Any]:
     from harness.lm_eval import EarlyExitLM
 
     def lm(*given: Any, **settings: Any) -> Any:
