@@ -55,6 +55,7 @@ COMMANDS = {
         "serve": "serve:serve",
         "leaderboard": "leaderboard:leaderboard",
         "submit": "submit:submit",
+        "lm-eval": "lm_eval:lm_eval",
         "train": "training:Recipes",
     }.items()
 }

@@ -29,6 +29,7 @@ HOUSE = (
         "harness.green_code",
         "harness.serving",
         "harness.api",
+        "harness.lm_eval",
     ),
     *("harness.commands", "harness.cli"),
 )
@@ -43,6 +44,7 @@ LEAVES = {
     "harness.green_code",
     "harness.serving",
     "harness.api",
+    "harness.lm_eval",
 }
 """Only commands import them."""
 ORCHESTRATION = {

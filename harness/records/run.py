@@ -198,7 +198,7 @@ class TaskRecord(Record):
 
     Attributes:
         name: registered task name.
-        language: ``python`` or ``java``.
+        language: ``python`` or ``java``; ``text`` for what is no code.
         protocol: registered protocol name.
         source_kind: ``path``, ``hub`` or ``embedded``.
         source: human label of the source.
@@ -210,6 +210,8 @@ class TaskRecord(Record):
             where that is not known, and in older runs.
         unindexed: names of the artefacts that do not say all they have read, so that more may be duplicates.
         detail: further facts about the source.
+        defined_by: package that defines the task, its protocol and the scores whose names begin with its own; empty
+            where they are registered ones.
     """
 
     name: str
@@ -224,6 +226,7 @@ class TaskRecord(Record):
     duplicates: Count | None = None
     unindexed: tuple[str, ...] = ()
     detail: dict[str, str] = Field(default_factory=dict)
+    defined_by: str = ""
 
 
 class MeterRecord(Record):

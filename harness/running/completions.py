@@ -104,9 +104,12 @@ def _text_and_scores(plan: Plan, planned: PlannedTask, sample: Sample, made: Gen
         "text": text,
         "discarded": discarded,
         "token_texts": (*pieces, *[""] * (len(made.token_ids) - len(pieces))),
-        "scores": score_sample(
-            Completion(text, sample.reference, made.token_ids, sample.reference_ids, planned.task.language)
-        ),
+        "scores": {
+            **score_sample(
+                Completion(text, sample.reference, made.token_ids, sample.reference_ids, planned.task.language)
+            ),
+            **planned.score(sample, made.token_ids),
+        },
     }
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from harness.config import RunConfig, demo_strategies, parse_all
 from harness.contracts import OWN_FORMAT, ModelInfo, ModelRequest, Sample, StopRule, Task, TaskData, TaskRequest
@@ -28,11 +28,22 @@ from harness.running.scoring import score_names
 if TYPE_CHECKING:
     from harness.models.ngrams import NgramIndex
 
-__all__ = ["Plan", "PlannedTask", "default_directory", "make_plan"]
+__all__ = ["Draw", "Judge", "Plan", "PlannedTask", "default_directory", "make_plan", "prompts_digest"]
 
 logger = logging.getLogger(__name__)
 
 SHOWN_BAD_ROWS = 5  # the samples file has them all
+
+
+class Judge(Protocol):
+    """What is asked of a task once its samples are drawn."""
+
+    @property
+    def language(self) -> str:
+        """Which scores apply."""
+
+    def completion(self, protocol: str, text: str) -> str:
+        """Return the part of generated text that is scored."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +55,18 @@ class PlannedTask:
         data: samples, bad rows, source.
         stop: ends a completion.
         record: what the manifest says of it.
+        score: further scores of a sample and the tokens generated for it, beside the registered ones.
     """
 
-    task: Task
+    task: Judge
     data: TaskData
     stop: StopRule
     record: TaskRecord
+    score: Callable[[Sample, Sequence[int]], Mapping[str, float | None]] = lambda sample, token_ids: {}
+
+
+Draw: TypeAlias = Callable[[ResolvedModel], tuple[PlannedTask, ...]]
+"""Draws the samples of all tasks for a model."""
 
 
 @dataclass(frozen=True)
@@ -77,17 +94,19 @@ class Plan:
         return replace(self, points=operating_points(self.built, self.config, models))
 
 
-def make_plan(config: RunConfig) -> Plan:
+def make_plan(config: RunConfig, draw: Draw | None = None) -> Plan:
     """Check a configuration and gather what it names; reads no weights and writes nothing.
+
+    Args:
+        config: what to run.
+        draw: in place of the registered tasks and protocol that it names.
 
     Raises:
         HarnessError: anything that cannot be run, in one line with the remedy.
     """
     _refuse_contradictions(config)
     specs = build_all(config.specs())
-    tasks: list[Task] = [TASKS.load(name)() for name in config.tasks]
-    PROTOCOLS.load(config.protocol)
-    score_names(task.language for task in tasks)  # imports them: what cannot be scored is not measured for hours
+    draw = draw or _registered(config)
     device = resolve_device(config.device)
     model = _find_model(config.request(config.seed), specs)
     if config.kv_input == "shortcut" and model.shortcut is None:
@@ -103,9 +122,20 @@ def make_plan(config: RunConfig) -> Plan:
         if name not in ("auto", OWN_FORMAT[model.info.dtype]):
             packing.usable(name, device)
     points = operating_points(built, config, [replace(model.info, weights_format=name) for name in formats])
-    ngrams = model.seen.ngrams()
-    planned = tuple(_draw(task, config, model, ngrams) for task in tasks)
-    return Plan(config, device, built, points, model, planned)
+    return Plan(config, device, built, points, model, draw(model))
+
+
+def _registered(config: RunConfig) -> Draw:
+    """Load the tasks and the protocol that a configuration names."""
+    tasks: list[Task] = [TASKS.load(name)() for name in config.tasks]
+    PROTOCOLS.load(config.protocol)
+    score_names(task.language for task in tasks)  # imports them: what cannot be scored is not measured for hours
+
+    def draw(model: ResolvedModel) -> tuple[PlannedTask, ...]:
+        ngrams = model.seen.ngrams()
+        return tuple(_draw(task, config, model, ngrams) for task in tasks)
+
+    return draw
 
 
 def _find_model(request: ModelRequest, built: Built) -> ResolvedModel:
@@ -186,7 +216,7 @@ def _draw(task: Task, config: RunConfig, model: ResolvedModel, ngrams: NgramInde
         source_kind=data.source.kind,
         source=data.source.label,
         fingerprint=data.source.fingerprint,
-        prompts=_prompts(data.samples),
+        prompts=prompts_digest(data.samples),
         samples=len(data.samples),
         bad_rows=len(data.bad_rows),
         duplicates=data.duplicates,
@@ -196,7 +226,7 @@ def _draw(task: Task, config: RunConfig, model: ResolvedModel, ngrams: NgramInde
     return PlannedTask(task, data, task.stop_rule(config.protocol, model.tokenizer), record)
 
 
-def _prompts(samples: Sequence[Sample]) -> str:
+def prompts_digest(samples: Sequence[Sample]) -> str:
     """Return a hash over what is decoded and what it is scored against, in the order drawn."""
     digest = hashlib.sha256()
     for sample in samples:

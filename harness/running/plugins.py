@@ -96,16 +96,21 @@ def _sentence(distribution: str, version: str, names: str) -> str:
 
 
 def _used(manifest: Manifest, scores: Iterable[str]) -> Iterator[Used]:
-    """Every registered name that a run stands on, once; a strategy given as an object, ``module:class``, has none."""
+    """Every registered name that a run stands on, once.
+
+    A strategy given as an object, ``module:class``, has none, nor what another package defines.
+    """
     meter = str(manifest.config.get("energy", "auto")).partition(":")[0]
+    tasks = [task for task in manifest.tasks if not task.defined_by]
+    elsewhere = tuple(f"{task.defined_by}_" for task in manifest.tasks if task.defined_by)
     used = [
         *((STRATEGIES, point.strategy) for point in manifest.operating_points if ":" not in point.strategy),
         *((KV_POLICIES, point.kv) for point in manifest.operating_points if point.kv),
         *((WEIGHTS_FORMATS, name) for name in manifest.model.formats),
         *((HEADS, head.partition("/")[0]) for point in manifest.operating_points for head in point.heads),
-        *((TASKS, task.name) for task in manifest.tasks),
-        *((PROTOCOLS, task.protocol) for task in manifest.tasks),
-        *((SCORES, name) for name in scores),
+        *((TASKS, task.name) for task in tasks),
+        *((PROTOCOLS, task.protocol) for task in tasks),
+        *((SCORES, name) for name in scores if not name.startswith(elsewhere)),
         *([(METERS, meter)] if meter != "auto" else []),
     ]
     yield from dict.fromkeys(used)

@@ -24,7 +24,7 @@ from harness.records import Manifest, WindowRecord
 from harness.records.summary import Summary
 from harness.running.calibrated import departures, with_calibrated_points
 from harness.running.manifest import describe_run, is_out_of_memory
-from harness.running.plan import Plan, default_directory, make_plan
+from harness.running.plan import Draw, Plan, default_directory, make_plan
 from harness.running.reading import read_run
 from harness.running.repeats import run_repeat
 from harness.running.session import Observer, Session
@@ -62,20 +62,24 @@ class RunResult:
     summary: Summary
 
 
-def execute(config: RunConfig, *, resume: Path | None = None, observer: Observer | None = None) -> RunResult:
+def execute(
+    config: RunConfig, *, resume: Path | None = None, observer: Observer | None = None, draw: Draw | None = None
+) -> RunResult:
     """Run a configuration and leave its report in the run directory.
 
     Args:
         config: what to run.
         resume: a run directory to continue instead of making a new one.
         observer: is told how it goes on.
+        draw: returns the tasks, samples included, where they are none of the registered ones; one repeat only, since
+            a fresh process cannot draw them again.
 
     Raises:
         HarnessError: the run cannot be made, or could not go on.
     """
     observer = observer or _Silent()
     config = with_calibrated_points(config)
-    path = _measure(config, resume, 0, observer)
+    path = _measure(config, resume, 0, observer, draw)
     _free_memory()
     for repeat in range(1, config.repeats):
         if not _is_finished(path, repeat):
@@ -115,13 +119,13 @@ def measure_repeat(directory: Path, repeat: int, observer: Observer) -> None:
     _measure(config, directory, repeat, observer)
 
 
-def _measure(config: RunConfig, resume: Path | None, repeat: int, observer: Observer) -> Path:
+def _measure(config: RunConfig, resume: Path | None, repeat: int, observer: Observer, draw: Draw | None = None) -> Path:
     """Load what a run needs and measure one repeat; returns the run directory."""
     import torch
 
     before = _before(config, resume)
     observer.stage("checking the configuration and drawing samples")
-    plan = make_plan(config)
+    plan = make_plan(config, draw)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     meter, unavailable = open_meter(config.energy, plan.device, config.tdp_w)

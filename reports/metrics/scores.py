@@ -40,7 +40,7 @@ _DIFFERENCE = "_difference"
 EDIT_SIMILARITY_DIFFERENCE = f"{EDIT_SIMILARITY}{_DIFFERENCE}"
 _LAST = 4
 """Place among the scores of one that names none."""
-_ABSENT = "as recorded: the package that this score comes from is not installed here"
+_ABSENT = "as recorded: it is not among the scores that are registered here"
 
 
 @cache

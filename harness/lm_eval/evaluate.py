@@ -1,0 +1,218 @@
+"""What ``harness lm-eval`` does: lm-eval's evaluation of full depth and of each operating point, measured as a run.
+
+What is to be generated comes from lm-eval all at once. It becomes the samples of a run, whose session decodes them at
+every operating point in interleaved windows; lm-eval then scores each point by the answers that stand in the records.
+Texts that are only scored are read once, for all points: a strategy decides nothing about them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import lm_eval
+
+from harness.config import BASELINE, RunConfig
+from harness.config.model import ModelConfiguration
+from harness.contracts import OWN_FORMAT
+from harness.errors import ModelError
+from harness.host.foreign_files import real_path
+from harness.lm_eval.model import EarlyExitLM, Encoded
+from harness.lm_eval.options import LmEvalOptions
+from harness.lm_eval.planned import PROTOCOL, planned_tasks
+from harness.lm_eval.requests import Ask
+from harness.lm_eval.results import write_results
+from harness.lm_eval.spent import facts_of_row
+from harness.lm_eval.tasks import FoundTasks, find_tasks, own_metrics
+from harness.records import OperatingPointRecord, SampleRecord
+from harness.running.operating_points import OperatingPoint, operating_points, with_baseline
+from harness.running.reading import read_run
+from harness.running.runner import execute
+from harness.running.session import Observer
+from harness.store.run_directory import refuse_occupied
+from reports.recorded import RecordedRun
+
+__all__ = ["Evaluation", "evaluate"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation leaves.
+
+    Attributes:
+        directory: the run directory, with lm-eval's results of each operating point in ``lm-eval``.
+        results: operating point → what ``lm_eval.simple_evaluate`` returned, samples left out; full depth first.
+        run: its records; ``None`` where no task generates, so that there is no run.
+    """
+
+    directory: Path
+    results: dict[str, dict[str, Any]]
+    run: RecordedRun | None
+
+
+def evaluate(options: LmEvalOptions, observer: Observer) -> Evaluation:
+    """Evaluate a model on lm-eval's tasks, at full depth and with each strategy.
+
+    Args:
+        options: what was asked for.
+        observer: is told how it goes on.
+
+    Raises:
+        HarnessError: it cannot be done, or could not go on, in one line with the remedy.
+    """
+    stamp = f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    out = options.out or Path("runs") / f"{stamp}-{real_path(options.model).name}-{PROTOCOL}"
+    if out.exists():
+        refuse_occupied(out)
+    lm = _MeasuredLM(options, out, observer)
+    observer.stage("loading the tasks of lm-eval")
+    lm.found = find_tasks(options.names, options.include_path)
+    logging.getLogger(lm_eval.__name__).setLevel(logging.ERROR)  # what it says of tasks was said when they were loaded
+    results: dict[str, dict[str, Any]] = {}
+    try:
+        results[BASELINE] = _simple_evaluate(lm, options)
+        for record in lm.others:
+            lm.answering = record
+            observer.stage(f"scoring {record.name}")
+            results[record.name] = _simple_evaluate(lm, options)
+    finally:
+        lm.close()
+    if lm.run is None and options.strategies:
+        logger.warning(
+            "no task generates text, so there was nothing for a strategy to decide: %s is left out",
+            ", ".join(options.strategies),
+        )
+    write_results(out, results)
+    return Evaluation(out, results, lm.run)
+
+
+def _simple_evaluate(lm: _MeasuredLM, options: LmEvalOptions) -> dict[str, Any]:
+    with own_metrics():
+        found: dict[str, Any] = lm_eval.simple_evaluate(
+            lm,
+            tasks=lm.found.names,
+            task_manager=lm.found.manager,
+            num_fewshot=options.num_fewshot,
+            limit=options.limit,
+            apply_chat_template=options.apply_chat_template,
+            batch_size=options.batch_size,
+            log_samples=False,
+        )
+    found["config"]["model"] = lm.config.model
+    return found
+
+
+class _MeasuredLM(EarlyExitLM):
+    """Has everything generated in one run, at every operating point, and answers for one of them.
+
+    Attributes:
+        found: the tasks.
+        run: the records, once there are some.
+        answering: the operating point that it answers for; full depth until another one is named.
+    """
+
+    found: FoundTasks
+
+    def __init__(self, options: LmEvalOptions, out: Path, observer: Observer) -> None:
+        model = ModelConfiguration.model_fields.keys()
+        given = {name: getattr(options, name) for name in (*model, *_OF_RUNS)}
+        given["weights_format"] = options.weights_format or OWN_FORMAT[options.dtype]
+        config = RunConfig.build(
+            {
+                **given,
+                "strategies": options.strategies or (BASELINE,),
+                "tasks": options.names or (PROTOCOL,),
+                "protocol": PROTOCOL,
+                "source": PROTOCOL,
+                "limit": options.limit or 0,
+                "out": out,
+            }
+        )
+        super(EarlyExitLM, self).__init__()
+        self.configure(config, options.max_gen_toks, options.loglikelihood_exit)
+        self.run: RecordedRun | None = None
+        self.answering: OperatingPointRecord | None = None
+        self._observer = observer
+        self._known: dict[tuple[tuple[int, ...], tuple[int, ...]], tuple[float, bool]] = {}
+
+    @property
+    def others(self) -> Sequence[OperatingPointRecord]:
+        """The operating points beside full depth that there are answers of."""
+        return () if self.run is None else self.run.manifest.operating_points[1:]
+
+    @property
+    def operating_point(self) -> OperatingPointRecord:
+        """What results are of."""
+        if self.answering is None:
+            return self.point.record if self.run is None else self.run.manifest.operating_points[0]
+        return self.answering
+
+    def facts(self) -> dict[str, dict[str, Any]]:
+        """What scoring took, and what the records say of generation."""
+        found = super().facts()
+        if self.run is not None:
+            name = self.operating_point.name
+            for row in self.run.summary.rows:
+                if row.operating_point == name:
+                    cell = self.run.cells[row.task, name]
+                    tokens = sum(len(sample.token_ids) for sample in cell.samples.values())
+                    found.setdefault(row.task, {})["generated"] = facts_of_row(row, tokens)
+        return found
+
+    def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """As there; what was scored for full depth is known for all, and shows no progress."""
+        return super().loglikelihood(requests, disable_tqdm or self.answering is not None)
+
+    def _generate(self, asks: Sequence[Ask], disable_tqdm: bool) -> list[Sequence[int]]:
+        if self.run is None:
+            self.__dict__.pop("engine", None)  # the run loads its own, and there may not be room for both
+            result = execute(
+                self.config,
+                observer=self._observer,
+                draw=lambda model: planned_tasks(self, model, asks, self.found.tasks),
+            )
+            self.run = read_run(result.directory, stored=True)
+        name = self.operating_point.name
+        return [self._answer(ask, name) for ask in asks]
+
+    def _answer(self, ask: Ask, point: str) -> Sequence[int]:
+        sample = self._answers[ask.task, point, ask.sample_id]
+        if sample.error is not None:
+            raise ModelError(f"{point}: {ask.task}, document {ask.sample_id}: {sample.error}")
+        return sample.token_ids
+
+    @cached_property
+    def _answers(self) -> dict[tuple[str, str, str], SampleRecord]:
+        assert self.run is not None
+        return {
+            (*key, sample.sample_id): sample
+            for key, cell in self.run.cells.items()
+            for sample in (*cell.samples.values(), *cell.failed.values())
+        }
+
+    @cached_property
+    def point(self) -> OperatingPoint:
+        """Full depth: what scores texts where nothing is generated."""
+        return operating_points(with_baseline([]), self.config, [self.engine.info])[0]
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[Encoded], disable_tqdm: bool = False, **settings: Any
+    ) -> list[tuple[float, bool]]:
+        keys = [(tuple(context), tuple(continuation)) for _, context, continuation in requests]
+        new = [request for key, request in zip(keys, requests, strict=True) if key not in self._known]
+        if new:
+            scored = super()._loglikelihood_tokens(new, disable_tqdm, **settings)
+            fresh = [(tuple(context), tuple(continuation)) for _, context, continuation in new]
+            self._known.update(zip(fresh, scored, strict=True))
+        return [self._known[key] for key in keys]
+
+
+_OF_RUNS = ("kv", "decode", "draft_head", "draft_max", "batch_size", "strict", "seed")
+"""Options that a run has as well."""

@@ -1,0 +1,380 @@
+"""lm-evaluation-harness's view of a model that exits early.
+
+Everything that reaches the model's tokens is as lm-eval's own ``hf`` model does it, so that full depth has its results:
+how contexts and continuations are encoded, truncated and windowed, where answers are cut. Greedy; one process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
+from lm_eval.models.utils import has_bos_prefix
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from tqdm import tqdm
+
+from harness.config import BASELINE, RunConfig
+from harness.config.model import DEFAULT_MODEL
+from harness.contracts import OWN_FORMAT, Meter, Strategy
+from harness.contracts.meters import is_measured
+from harness.decoding.engine import Engine
+from harness.decoding.unit_costs import Timing
+from harness.errors import ConfigError, ModelError
+from harness.host.device import resolve_device
+from harness.lm_eval.likelihood import log_likelihoods
+from harness.lm_eval.requests import Ask, cut, read_generation, stop_rule
+from harness.lm_eval.spent import Spent
+from harness.metering import metered, open_meter
+from harness.models.model import resolve
+from harness.records import OperatingPointRecord
+from harness.running.operating_points import OperatingPoint, build_all, operating_points
+
+__all__ = ["MAX_GEN_TOKS", "EarlyExitLM"]
+
+MAX_GEN_TOKS = 256
+"""New tokens where a task names no limit, as of lm-eval's ``hf``."""
+
+Encoded = tuple[Any, list[int], list[int]]
+"""What lm-eval calls a request, and the tokens of its context and continuation."""
+
+
+@register_model("early-exit")
+class EarlyExitLM(TemplateLM):  # type: ignore[misc]
+    """A model whose completions are decoded with a strategy, for ``lm_eval.simple_evaluate(model=…)``.
+
+    ``generate_until`` decodes greedily with the strategy, ``batch_size`` requests together. ``loglikelihood`` and
+    ``loglikelihood_rolling`` score texts that are known, at full depth unless ``loglikelihood_exit`` names a layer:
+    a strategy decides about tokens that are made, not about those. What it took, per task, is in the results at
+    ``config`` → ``early_exit``.
+
+    Args:
+        model: catalogue name, hub id or folder.
+        strategy: ``NAME[:option=value]…``, one operating point, or a strategy as an object or class.
+        max_gen_toks: new tokens where a task names no limit.
+        loglikelihood_exit: exit point whose head scores texts; ``None`` for full depth.
+        settings: further ones of :class:`harness.RunConfig`: ``weights``, ``dtype``, ``weights_format``, ``exit_head``,
+            ``kv``, ``decode``, ``batch_size``, ``device``, ``threads``, ``energy``, ``seed``. The weights format is the
+            dtype's own unless named, so that full depth is ``hf``'s.
+
+    Attributes:
+        config: all of these.
+        spent: what generation and scoring took, by (``generated`` or ``scored``, task).
+
+    Raises:
+        HarnessError: it cannot be had, or does not fit the model, in one line with the remedy.
+    """
+
+    def __init__(
+        self,
+        model: str | Path = DEFAULT_MODEL,
+        strategy: str | Strategy | type[Strategy] = BASELINE,
+        *,
+        max_gen_toks: int = MAX_GEN_TOKS,
+        loglikelihood_exit: int | None = None,
+        max_batch_size: int | None = None,
+        **settings: Any,
+    ) -> None:
+        super().__init__()
+        given = {name: value for name, value in settings.items() if value is not None}
+        given.setdefault("weights_format", OWN_FORMAT.get(given.get("dtype", "float32"), "auto"))
+        self.configure(
+            RunConfig.build({**given, "model": str(model), "strategies": (strategy,)}),
+            max_gen_toks,
+            loglikelihood_exit,
+        )
+
+    def configure(self, config: RunConfig, max_gen_toks: int, loglikelihood_exit: int | None) -> None:
+        """Check what was asked for; reads no weights."""
+        self.config, self._limit = config, max_gen_toks
+        self._device = resolve_device(config.device)
+        self._resolved = resolve(config.request(config.seed))
+        info = self._resolved.info
+        if loglikelihood_exit not in (None, info.num_layers, *info.exit_points):
+            raise ConfigError(
+                f"loglikelihood_exit = {loglikelihood_exit}: {info.name} has no exit there. Known: "
+                f"{', '.join(map(str, info.exit_points)) or 'none'}; {info.num_layers} is full depth."
+            )
+        self._scoring_layer = loglikelihood_exit or info.num_layers
+        self.tokenizer = self._resolved.tokenizer.wrapped
+        self.spent: dict[tuple[str, str], Spent] = {}
+        self._task = ""
+
+    # ------------------------------------------------------------------------------- what lm-eval asks of a model
+
+    @property
+    def eot_token_id(self) -> int:
+        """Id that ends a text."""
+        end: int | None = self.tokenizer.eos_token_id
+        if end is None:
+            raise ModelError(
+                f"the tokenizer of {self.config.model} has no end token, which lm-eval needs. Add it there."
+            )
+        return end
+
+    @property
+    def prefix_token_id(self) -> int:
+        """Id before a text that has no context."""
+        first: int | None = self.tokenizer.bos_token_id
+        return self.eot_token_id if first is None else first
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of a context and its continuation together, at most."""
+        return self._resolved.info.max_positions
+
+    @property
+    def max_gen_toks(self) -> int:
+        """New tokens where a task names no limit."""
+        return self._limit
+
+    @property
+    def batch_size(self) -> int:
+        """Requests that are read, or decoded, together."""
+        return self.config.batch_size
+
+    @property
+    def tokenizer_name(self) -> str:
+        """What tells this model's chat template from another's."""
+        return self.config.model.replace("/", "__")
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """Return a conversation as the tokenizer's template writes it."""
+        text: str = self.tokenizer.apply_chat_template(
+            chat_history,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+        )
+        return text
+
+    def tok_encode(
+        self,
+        string: str,
+        add_special_tokens: bool | None = None,
+        left_truncate_len: int | None = None,
+        **_: Any,
+    ) -> list[int]:
+        """Return token ids, with the special tokens that the tokenizer puts around a text unless it begins with one."""
+        if add_special_tokens is None and has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id)):
+            add_special_tokens = False
+        special = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
+        ids: list[int] = self.tokenizer.encode(string, **special)
+        return ids[-left_truncate_len:] if left_truncate_len else ids
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+        """Return a completion of each request's context.
+
+        Raises:
+            ConfigError: a request that greedy decoding cannot answer.
+            ModelError: one that could not be decoded to its end.
+        """
+        asks = [self._ask(request) for request in requests]
+        answers = [self.text(ask, made) for ask, made in zip(asks, self._generate(asks, disable_tqdm), strict=True)]
+        for request, answer in zip(requests, answers, strict=True):
+            self.cache_hook.add_partial("generate_until", request.args, answer)
+        return answers
+
+    def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Return of each (context, continuation) the log-likelihood, and whether it would be generated greedily."""
+        return self._by_task(requests, super().loglikelihood, disable_tqdm)
+
+    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+        """Return the log-likelihood of each text as a whole, in windows where it is longer than the model reads."""
+
+        def totals(some: Sequence[Any], disable_tqdm: bool) -> list[float]:
+            windows = [self._windows(request.args[0]) for request in some]
+            scored = iter(self._loglikelihood_tokens([one for each in windows for one in each], disable_tqdm))
+            return [sum(next(scored)[0] for _ in each) for each in windows]
+
+        return self._by_task(requests, totals, disable_tqdm)
+
+    def get_model_info(self) -> dict[str, Any]:
+        """Return what results say of the model: how it decoded, and what that took, per task."""
+        info, record = self._resolved.info, self.operating_point
+        full = self._scoring_layer == info.num_layers
+        said = {
+            "operating_point": record.name,
+            "kv": record.kv,
+            "decode": record.decode,
+            "model": info.name,
+            "weights": info.weights,
+            "weights_format": record.weights_format,
+            "dtype": info.dtype,
+            "exit_head": info.exit_head.partition(":")[0],
+            "num_layers": info.num_layers,
+            "loglikelihood_at": "full depth" if full else f"exit after layer {self._scoring_layer}",
+            "loglikelihood_layer": self._scoring_layer,
+            "tasks": self.facts(),
+        }
+        return {"early_exit": said}
+
+    # ------------------------------------------------------------------------------- what it takes
+
+    def facts(self) -> dict[str, dict[str, Any]]:
+        """Return task → ``generated``, ``scored`` → what it took."""
+        found: dict[str, dict[str, Any]] = {}
+        for (kind, task), spent in self.spent.items():
+            found.setdefault(task, {})[kind] = spent.facts()
+        return found
+
+    def close(self) -> None:
+        """Release the energy sensor, if it was used."""
+        if "meter" in self.__dict__:
+            self.meter.close()
+
+    @cached_property
+    def meter(self) -> Meter:
+        """What measures energy."""
+        return open_meter(self.config.energy, self._device, self.config.tdp_w)[0]
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The model, its weights read when first asked for."""
+        if self.config.threads is not None:
+            import torch
+
+            torch.set_num_threads(self.config.threads)
+        loaded = self._resolved.load(self._device)
+        return Engine(loaded.backbone, loaded.info, self.config.kv_input, Timing())
+
+    @property
+    def operating_point(self) -> OperatingPointRecord:
+        """What results are of."""
+        return self.point.record
+
+    @cached_property
+    def point(self) -> OperatingPoint:
+        """What exits where.
+
+        Raises:
+            HarnessError: the strategy does not fit the model, or is several operating points.
+        """
+        found = operating_points(build_all(self.config.specs()), self.config, [self.engine.info])
+        if len(found) != 1:
+            raise ConfigError(f"{len(found)} operating points were asked for, and one can answer lm-eval. Name one.")
+        return found[0]
+
+    def _spent(self, kind: str, task: str) -> Spent:
+        return self.spent.setdefault((kind, task), Spent(self.meter.source, is_measured(self.meter)))
+
+    # ------------------------------------------------------------------------------- generation
+
+    def _ask(self, request: Any) -> Ask:
+        context, settings = request.args
+        end = self.tokenizer.decode([self.eot_token_id], skip_special_tokens=False)
+        until, limit = read_generation(request.task_name, settings, self.max_gen_toks, end)
+        room = self.max_length - limit
+        if not 0 < room < self.max_length:
+            raise ConfigError(
+                f"the task {request.task_name} asks for {limit} new tokens, and {self.config.model} has "
+                f"{self.max_length} positions for prompt and completion. Set another max_gen_toks."
+            )
+        ids = self.tok_encode(context, left_truncate_len=room) or [self.prefix_token_id]
+        name = str(request.doc_id) if not request.idx else f"{request.doc_id}.{request.idx}"
+        return Ask(request.task_name or "", name, tuple(ids), until, limit, request)
+
+    def text(self, ask: Ask, token_ids: Sequence[int]) -> str:
+        """Return the answer that tokens are: their text without special tokens, cut where a stop text begins."""
+        return cut(self.tokenizer.decode(list(token_ids), skip_special_tokens=True), ask.until)
+
+    def _generate(self, asks: Sequence[Ask], disable_tqdm: bool) -> list[Sequence[int]]:
+        """Return the tokens of each completion, in the order asked."""
+        found: dict[int, Sequence[int]] = {}
+        alike: dict[tuple[str, tuple[str, ...]], list[int]] = {}
+        for place, ask in enumerate(asks):
+            alike.setdefault((ask.task, ask.until), []).append(place)
+        with tqdm(total=len(asks), disable=disable_tqdm, desc="Running generate_until requests") as bar:
+            for (task, until), places in alike.items():
+                rule = stop_rule(self._resolved.tokenizer, until)
+                longest_first = sorted(places, key=lambda place: -len(asks[place].prompt_ids))
+                for start in range(0, len(places), self.batch_size):
+                    batch = longest_first[start : start + self.batch_size]
+                    made = self._decode([asks[place] for place in batch], rule, task)
+                    found.update(zip(batch, made, strict=True))
+                    bar.update(len(batch))
+        return [found[place] for place in range(len(asks))]
+
+    def _decode(self, asks: Sequence[Ask], stop: Callable[[Sequence[int]], bool], task: str) -> list[Sequence[int]]:
+        point, spent = self.point, self._spent("generated", task)
+        with metered(self.meter) as window:
+            made = self.engine.decode(
+                [ask.prompt_ids for ask in asks],
+                point.strategy,
+                kv=point.kv,
+                max_new_tokens=[ask.limit for ask in asks],
+                seeds=[self.config.seed + crc32(ask.sample_id.encode()) for ask in asks],
+                stop=stop,
+                eos_token_ids=self._resolved.tokenizer.eos_token_ids,
+                lossless=point.lossless,
+            )
+        for ask, one in zip(asks, made, strict=True):
+            if one.failure is not None:
+                raise ModelError(f"{task}, request {ask.sample_id}: {one.failure}")
+        facts = point.record.kv_facts
+        first = int(facts is not None and facts.keeps_cache)  # a prompt pass has no depth to choose
+        assert window.reading is not None
+        layers = [layer for one in made for layer in one.exit_layers[first:]]
+        spent.add(window.reading, len(asks), sum(len(one.token_ids) for one in made), layers)
+        return [one.token_ids for one in made]
+
+    # ------------------------------------------------------------------------------- scoring
+
+    def _by_task(self, requests: Sequence[Any], score: Callable[..., list[Any]], disable_tqdm: bool) -> list[Any]:
+        """Score the requests of one task after another's, so that each is known by what it took."""
+        found: dict[int, Any] = {}
+        for task in dict.fromkeys(request.task_name for request in requests):
+            places = [place for place, request in enumerate(requests) if request.task_name == task]
+            self._task = task or ""
+            found.update(zip(places, score([requests[place] for place in places], disable_tqdm), strict=True))
+        return [found[place] for place in range(len(requests))]
+
+    def _windows(self, text: str) -> list[Encoded]:
+        tokens = self.tok_encode(text)
+        windows = get_rolling_token_windows(
+            token_list=tokens, prefix_token=self.prefix_token_id, max_seq_len=self.max_length, context_len=1
+        )
+        return [(None, *make_disjoint_window(window)) for window in windows]
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[Encoded], disable_tqdm: bool = False, **_: Any
+    ) -> list[tuple[float, bool]]:
+        """Score continuations; those that follow the same tokens are read in one pass."""
+        alike: dict[tuple[int, ...], list[int]] = {}
+        for place, (texts, context, continuation) in enumerate(requests):
+            if not continuation or len(continuation) > self.max_length:
+                raise ModelError(
+                    f"{self._task}: a continuation has {len(continuation)} tokens, and 1 to {self.max_length} can be "
+                    f"scored{'' if texts is None else f': {texts[1]!r}'}."
+                )
+            read = (*context, *continuation)[-(self.max_length + 1) : -1]
+            alike.setdefault(read, []).append(place)
+        found: dict[int, tuple[float, bool]] = {}
+        longest_first = sorted(alike.items(), key=lambda item: -len(item[0]))
+        with tqdm(total=len(requests), disable=disable_tqdm, desc="Running loglikelihood requests") as bar:
+            for start in range(0, len(longest_first), self.batch_size):
+                batch = longest_first[start : start + self.batch_size]
+                found.update(self._score(requests, dict(batch)))
+                bar.update(sum(len(places) for _, places in batch))
+        answers = [found[place] for place in range(len(requests))]
+        for (texts, _context, _continuation), answer in zip(requests, answers, strict=True):
+            if texts is not None:
+                self.cache_hook.add_partial("loglikelihood", texts, answer)
+        return answers
+
+    def _score(
+        self, requests: Sequence[Encoded], batch: Mapping[tuple[int, ...], Sequence[int]]
+    ) -> dict[int, tuple[float, bool]]:
+        targets = [[requests[place][2] for place in places] for places in batch.values()]
+        engine, spent = self.engine, self._spent("scored", self._task)
+        with metered(self.meter) as window:
+            scores = log_likelihoods(engine, list(batch), targets, self._scoring_layer)
+        assert window.reading is not None
+        tokens = sum(len(target) for each in targets for target in each)
+        spent.add(window.reading, sum(map(len, targets)), tokens, [self._scoring_layer] * tokens)
+        places = (place for each in batch.values() for place in each)
+        return dict(zip(places, (one for each in scores for one in each), strict=True))

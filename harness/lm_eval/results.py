@@ -1,0 +1,105 @@
+"""lm-eval's results beside what they took: files for programs, a table for people."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from harness.appearance.terminal import Text
+from reports.files import write_files
+
+__all__ = ["FOLDER", "render", "write_results"]
+
+FOLDER = "lm-eval"
+"""Folder in the run directory that has a folder for each operating point."""
+FILE = "results.json"
+Results = Mapping[str, Mapping[str, Any]]
+
+
+def write_results(directory: Path, results: Results) -> tuple[Path, ...]:
+    """Write ``lm-eval/POINT/results.json`` for each operating point, in lm-eval's own form; return the paths.
+
+    Raises:
+        StoreError: one cannot be written.
+    """
+    from lm_eval.utils import handle_non_serializable
+
+    written: list[Path] = []
+    for point, found in results.items():
+        folder = directory / FOLDER / re.sub(r"[^\w.,=@:+-]", "_", point)
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(found, indent=2, default=handle_non_serializable, ensure_ascii=False)
+        written += write_files(folder, {FILE: text + "\n"})
+    return tuple(written)
+
+
+def render(results: Results) -> RenderableType:
+    """Return metrics of every task and operating point with depth, time and energy beside them.
+
+    Args:
+        results: operating point → lm-eval's results.
+    """
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for column in ("task", "metric", "operating point"):
+        table.add_column(column, overflow="fold")
+    for column in ("value", "layers", "ms/token", "J/token"):
+        table.add_column(column, justify="right", no_wrap=True)
+    first = next(iter(results.values()))
+    sources: dict[str, bool] = {}
+    kinds: set[str] = set()
+    nothing: tuple[str, dict[str, Any]] = ("", {})
+    for task in first["results"]:
+        told = ""
+        for metric in _metrics(first["results"][task]):
+            for point, found in results.items():
+                values, facts = found["results"][task], found["config"]["early_exit"]["tasks"].get(task, {})
+                kind, spent = next(iter(facts.items()), nothing)
+                kinds.add(kind)
+                if spent.get("j_per_token") is not None:
+                    sources[spent["energy_source"]] = spent["energy_measured"]
+                name, _, pipeline = metric.partition(",")
+                table.add_row(
+                    "" if told == task else task,
+                    name if pipeline == "none" else metric,
+                    point if kind != "scored" else found["config"]["early_exit"]["loglikelihood_at"],
+                    _value(values.get(metric), values.get(f"{name}_stderr,{pipeline}")),
+                    _number(spent.get("exit_layer_mean"), "{:.1f}"),
+                    _number(spent.get("s_per_token"), "{:.2f}", 1000),
+                    _number(spent.get("j_per_token"), "{:.3g}"),
+                )
+                told = task
+                if kind == "scored":  # the same at every operating point
+                    break
+    return Group(table, *(Text(line, "dim") for line in _notes(first, sources, kinds)))
+
+
+def _metrics(values: Mapping[str, Any]) -> list[str]:
+    """Names of a task's metrics with their filters."""
+    return [name for name in values if "," in name and "_stderr," not in name]
+
+
+def _value(value: Any, error: Any) -> str:
+    """Return a metric with its standard error, where lm-eval has one."""
+    return _number(value, "{:.4f}") + (f" ± {error:.4f}" if isinstance(error, int | float) else "")
+
+
+def _number(value: Any, form: str, factor: float = 1) -> str:
+    return form.format(value * factor) if isinstance(value, int | float) else "–"
+
+
+def _notes(results: Mapping[str, Any], sources: Mapping[str, bool], kinds: set[str]) -> Iterator[str]:
+    facts = results["config"]["early_exit"]
+    yield f"{facts['model']}, {facts['weights']} weights, {facts['num_layers']} layers, {facts['weights_format']}."
+    if "generated" in kinds:
+        yield "ms/token, J/token: of generated tokens, prompts included; layers: of a decoded token."
+    if "scored" in kinds:
+        yield f"Given texts were scored at {facts['loglikelihood_at']}, contexts included; no strategy decides there."
+    for source, measured in sources.items():
+        yield f"Energy: {source}, {'measured by a sensor' if measured else 'not measured by a sensor'}."

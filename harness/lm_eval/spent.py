@@ -1,0 +1,95 @@
+"""What the requests of a task took: depth, time and energy, with the source of the energy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from harness.contracts import EnergyReading
+from harness.records.summary import SummaryRow
+
+__all__ = ["Spent", "facts_of_row"]
+
+
+@dataclass(slots=True)
+class Spent:
+    """Sums over the windows of one task's requests.
+
+    Attributes:
+        requests: answered.
+        tokens: generated, or scored.
+        seconds: that it took, prompts included.
+        joules: the same; ``None`` where one window has no number.
+        layers: decoder layers executed, summed over ``decoded`` tokens.
+        decoded: tokens whose depth counts: with a KV cache not the first of a completion, which the prompt yields.
+        source: of the energy. measured: a sensor measured it.
+    """
+
+    source: str
+    measured: bool
+    requests: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    joules: float | None = 0.0
+    layers: int = 0
+    decoded: int = 0
+
+    def add(self, reading: EnergyReading, requests: int, tokens: int, layers: Iterable[int]) -> None:
+        """Count a window: its requests and tokens, and the layers that each decoded one ran."""
+        depths = list(layers)
+        self.requests, self.tokens = self.requests + requests, self.tokens + tokens
+        self.layers, self.decoded = self.layers + sum(depths), self.decoded + len(depths)
+        self.seconds += reading.duration_s
+        self.joules = None if self.joules is None or reading.energy_j is None else self.joules + reading.energy_j
+
+    def facts(self) -> dict[str, Any]:
+        """Return the facts of a result; what was not measured is ``None``."""
+        return _facts(
+            self.requests,
+            self.tokens,
+            self.layers / self.decoded if self.decoded else None,
+            self.seconds / self.tokens if self.tokens else None,
+            self.joules / self.tokens if self.tokens and self.joules is not None else None,
+            self.source,
+            self.measured,
+        )
+
+
+def facts_of_row(row: SummaryRow, tokens: int) -> dict[str, Any]:
+    """Return the same facts from a row of a run's summary.
+
+    Args:
+        row: one operating point on one task.
+        tokens: that it generated.
+    """
+    speed = row.value("tokens_per_s")
+    return _facts(
+        row.n,
+        tokens,
+        row.value("exit_layer_mean"),
+        1 / speed if speed else None,
+        row.value("energy_j_per_token"),
+        row.energy_source,
+        row.energy_measured,
+    )
+
+
+def _facts(
+    requests: int,
+    tokens: int,
+    depth: float | None,
+    seconds: float | None,
+    joules: float | None,
+    source: str,
+    measured: bool,
+) -> dict[str, Any]:
+    return {
+        "requests": requests,
+        "tokens": tokens,
+        "exit_layer_mean": depth,
+        "s_per_token": seconds,
+        "j_per_token": joules,
+        "energy_source": source,
+        "energy_measured": measured,
+    }

@@ -1,0 +1,136 @@
+"""``harness lm-eval``: a run that reports read, lm-eval's results beside it, and one line for what cannot be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.records import Manifest
+
+Command = Callable[..., Any]
+EXIT = "fixed:layer=4"
+
+
+@pytest.fixture
+def lm_eval(cli: Command, tiny_llama: Path, task_folder: Path) -> Command:
+    """``harness lm-eval`` on the tiny model and our tasks; further arguments win."""
+
+    def run(*arguments: object) -> Any:
+        given = ("lm-eval", "--model", tiny_llama, "--include-path", task_folder, "--energy", "estimate")
+        return cli(*given, "--threads", 1, *arguments)
+
+    return run
+
+
+def test_the_results_of_every_operating_point_and_a_run_that_reports_read(
+    lm_eval: Command, cli: Command, hf: dict[str, Any]
+) -> None:
+    ran = lm_eval("--tasks", "ours_line,ours_choice,ours_whole", "--strategy", EXIT, "--batch-size", 3, "--out", "out")
+    assert ran.code == 0, ran.err
+    for word in (
+        "ours_line",
+        "exact_match",
+        "acc_norm",
+        EXIT,
+        "full depth",
+        "Energy: estimate, not measured by a sensor",
+    ):
+        assert word in ran.out
+
+    full, early = (json.loads(Path("out/lm-eval", point, "results.json").read_text()) for point in ("full", EXIT))
+    for task in ("ours_line", "ours_choice", "ours_whole"):
+        for name, value in hf["results"][task].items():
+            if isinstance(value, float):
+                assert full["results"][task][name] == pytest.approx(value, rel=1e-5)
+    generated = {
+        name: found["config"]["early_exit"]["tasks"]["ours_line"]["generated"]
+        for name, found in {"full": full, "early": early}.items()
+    }
+    assert generated["full"]["exit_layer_mean"] == 12
+    assert generated["early"]["exit_layer_mean"] == 4
+    for facts in generated.values():
+        assert facts["energy_source"] == "estimate"
+        assert not facts["energy_measured"]
+        assert facts["j_per_token"] > 0 < facts["s_per_token"]
+    # what is only scored is scored once, at full depth, whatever the strategy
+    assert early["results"]["ours_choice"] == full["results"]["ours_choice"]
+    scored = early["config"]["early_exit"]
+    assert scored["loglikelihood_at"] == "full depth"
+    assert scored["tasks"]["ours_choice"]["scored"]["exit_layer_mean"] == 12
+    assert scored["tasks"]["ours_choice"]["scored"]["requests"] == 21
+
+    manifest = Manifest.model_validate_json(Path("out/manifest.json").read_text())
+    assert [task.name for task in manifest.tasks] == ["ours_line"]
+    samples = [json.loads(line) for line in Path("out/samples.jsonl").read_text().splitlines()]
+    mean = sum(sample["scores"]["lm_eval_exact_match"] for sample in samples if sample["operating_point"] == EXIT) / 7
+    assert early["results"]["ours_line"]["exact_match,none"] == pytest.approx(mean)
+
+    report = cli("report", "out")
+    assert report.code == 0, report.err
+    assert EXIT in report.out
+    assert "not installed" not in report.out + report.err
+    assert "lm_eval_exact_match" in Path("out/summary.csv").read_text()
+
+
+def test_lossless_answers_are_full_depth_s(lm_eval: Command) -> None:
+    ran = lm_eval("--tasks", "ours_line", "--strategy", f"{EXIT}@lossless", "--limit", 3, "--out", "out", "--json")
+    assert ran.code == 0, ran.err
+    full, drafted = json.loads(ran.out).values()
+    assert drafted["config"]["early_exit"]["decode"] == "lossless"
+    assert drafted["results"] == full["results"]
+    samples = [json.loads(line) for line in Path("out/samples.jsonl").read_text().splitlines()]
+    texts: dict[str, set[str]] = {}
+    for sample in samples:
+        texts.setdefault(sample["sample_id"], set()).add(sample["text"])
+    assert [len(each) for each in texts.values()] == [1, 1, 1]
+
+
+def test_scored_texts_alone_make_no_run(lm_eval: Command, caplog: pytest.LogCaptureFixture) -> None:
+    ran = lm_eval("--tasks", "ours_choice", "--strategy", EXIT, "--loglikelihood-exit", 4, "--out", "out")
+    assert ran.code == 0, ran.err
+    assert "nothing for a strategy to decide: fixed:layer=4 is left out" in caplog.text
+    assert "there is no run for `harness report`" in ran.err
+    assert "exit after layer 4" in ran.out
+    assert [str(path) for path in Path("out").rglob("*") if path.is_file()] == ["out/lm-eval/full/results.json"]
+
+
+SAMPLING = """\
+output_type: generate_until
+doc_to_target: "{{answer}}"
+generation_kwargs: {until: ["x"], do_sample: true, temperature: 0.7}
+metric_list: [{metric: exact_match}]
+"""
+GENERATING = SAMPLING.replace("do_sample: true, temperature: 0.7", "max_gen_toks: 4")
+REFUSED = {
+    "sampling": (SAMPLING, "the task sampling samples (do_sample or a temperature above 0)"),
+    "beams": (GENERATING.replace("4}", "4, num_beams: 3}"), "the task beams sets num_beams in its generation_kwargs"),
+    "endless": (GENERATING.replace("4}", "256}"), "asks for 256 new tokens"),
+    "foreign": (GENERATING.replace("exact_match", "their_metric"), "which lm-eval would fetch from the hub and run"),
+    "unsafe": (GENERATING + "unsafe_code: true\n", "runs code that the model wrote"),
+    "pictures": (GENERATING + 'doc_to_image: ["{{prompt}}"]\n', "reads pictures or sounds"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_right_is_refused(lm_eval: Command, write_task: Callable[[str, str], Path], name: str) -> None:
+    body, words = REFUSED[name]
+    ran = lm_eval("--tasks", write_task(name, body), "--out", "out")
+    assert ran.code == 2, ran.err
+    assert words in " ".join(ran.err.split())
+    assert ran.err.count("error:") == 1
+    assert not Path("out", "manifest.json").exists()
+
+
+@pytest.mark.slow  # the names of thousands of tasks are read
+def test_an_unknown_task_is_refused_with_the_nearest_name(lm_eval: Command) -> None:
+    assert "unknown lm-eval task 'ours_lime'. Did you mean 'ours_line'?" in lm_eval("--tasks", "ours_lime").error
+    assert "there is no such folder" in lm_eval("--tasks", "ours_line", "--include-path", "nowhere").error
+
+
+def test_an_exit_that_is_none_is_refused(lm_eval: Command) -> None:
+    line = lm_eval("--tasks", "ours_choice", "--loglikelihood-exit", 5).error
+    assert "has no exit there. Known: 4, 6, 10; 12 is full depth." in line

@@ -1,0 +1,138 @@
+"""Full depth is lm-eval's own model; exits are the engine's; what cannot be right is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.errors import ConfigError
+from tests.lm_eval.conftest import KINDS
+
+Evaluate = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def make(tiny_llama: Path, datasets_cache: None) -> Callable[..., Any]:
+    from harness.lm_eval import EarlyExitLM
+
+    def lm(*given: Any, **settings: Any) -> Any:
+        return EarlyExitLM(str(tiny_llama), *given, **{"energy": "none", "threads": 1, **settings})
+
+    return lm
+
+
+@pytest.fixture(scope="module")
+def ours(make: Callable[..., Any], evaluate: Evaluate) -> dict[str, Any]:
+    return evaluate(make(batch_size=3), *KINDS)
+
+
+def answers(results: dict[str, Any], kind: str) -> list[Any]:
+    """What the model answered each document, in order; a log-likelihood is a number."""
+    return [sample["resps"] for sample in results["samples"][f"ours_{kind}"]]
+
+
+@pytest.mark.parametrize("kind", ["line", "long"])
+def test_full_depth_writes_the_texts_of_hf(ours: dict[str, Any], hf: dict[str, Any], kind: str) -> None:
+    assert answers(ours, kind) == answers(hf, kind)
+    assert len({str(answer) for answer in answers(ours, kind)}) > 3
+
+
+@pytest.mark.parametrize("kind", ["choice", "whole"])
+def test_full_depth_has_the_likelihoods_of_hf(ours: dict[str, Any], hf: dict[str, Any], kind: str) -> None:
+    for mine, theirs in zip(answers(ours, kind), answers(hf, kind), strict=True):
+        for (one,), (other,) in zip(mine, theirs, strict=True):
+            likelihood, other_likelihood = (
+                float(each[0] if isinstance(each, tuple) else each) for each in (one, other)
+            )
+            assert likelihood == pytest.approx(other_likelihood, rel=1e-5, abs=1e-4)
+            if isinstance(one, tuple):
+                assert one[1] == other[1]
+
+
+def test_full_depth_has_the_metrics_of_hf(ours: dict[str, Any], hf: dict[str, Any]) -> None:
+    assert ours["results"].keys() == hf["results"].keys() == {f"ours_{kind}" for kind in KINDS}
+    for task, theirs in hf["results"].items():
+        assert {name: value for name, value in ours["results"][task].items() if isinstance(value, float)} == {
+            name: pytest.approx(value, rel=1e-5) for name, value in theirs.items() if isinstance(value, float)
+        }
+
+
+def test_results_carry_what_it_took(ours: dict[str, Any]) -> None:
+    facts = ours["config"]["early_exit"]
+    assert facts["operating_point"] == "full"
+    assert facts["loglikelihood_at"] == "full depth"
+    tasks = facts["tasks"]
+    assert tasks.keys() == {f"ours_{kind}" for kind in KINDS}
+    assert tasks["ours_long"]["generated"]["tokens"] == 7 * 9
+    assert tasks["ours_long"]["generated"]["exit_layer_mean"] == 12
+    assert tasks["ours_choice"]["scored"]["requests"] == 7 * 3
+    for task in tasks.values():
+        for spent in task.values():
+            assert spent["s_per_token"] > 0
+            assert spent["j_per_token"] is None  # no meter: missing, not zero
+            assert spent["energy_source"] == "none"
+
+
+def test_exits_generate_and_score_what_the_engine_does(
+    make: Callable[..., Any], evaluate: Evaluate, ours: dict[str, Any], tiny_llama: Path
+) -> None:
+    """The exit's texts are those of ``harness.load``; scores are of the exit's own distribution."""
+    import harness
+
+    early = make("fixed:layer=4", batch_size=2, loglikelihood_exit=4)
+    found = evaluate(early, "long", "choice")
+    assert found["config"]["early_exit"]["tasks"]["ours_long"]["generated"]["exit_layer_mean"] == 4
+    assert found["config"]["early_exit"]["loglikelihood_at"] == "exit after layer 4"
+    assert answers(found, "long") != answers(ours, "long")
+    assert answers(found, "choice") != answers(ours, "choice")
+
+    model = harness.load(tiny_llama, threads=1)
+    for sample in found["samples"]["ours_long"]:
+        (context, _), *_ = sample["arguments"]
+        assert sample["resps"] == [[model.generate(context, "fixed:layer=4", max_new_tokens=9, stop="never").text]]
+    sample = found["samples"]["ours_choice"][0]
+    (context, continuation), *_ = sample["arguments"]
+    ids = early.tok_encode(context + continuation)
+    place = len(early.tok_encode(context)) - 1
+    trace = model.trace(ids)
+    at_exit = trace[(trace.exit_layer == 4) & (trace.position >= place) & (trace.position < len(ids) - 1)]
+    greedy = list(at_exit.top_token_id) == ids[place + 1 :]
+    assert sample["resps"][0][0][1] == greedy
+
+
+def test_the_likelihood_of_one_token_is_the_exit_s_probability(make: Callable[..., Any], tiny_llama: Path) -> None:
+    """Of the exit's own best token: the probability that a trace shows."""
+    import math
+
+    import harness
+
+    lm, model = make(loglikelihood_exit=6), harness.load(tiny_llama, threads=1)
+    ids = lm.tok_encode("def load_path(items")
+    row = model.trace(ids).query(f"exit_layer == 6 and position == {len(ids) - 1}").iloc[0]
+    ((total, greedy),) = lm._loglikelihood_tokens([(None, ids, [int(row.top_token_id)])], disable_tqdm=True)
+    assert total == pytest.approx(math.log(row.probability), abs=1e-5)
+    assert greedy
+
+
+def test_a_text_longer_than_the_positions_is_scored_in_windows_as_by_hf(
+    make: Callable[..., Any], tiny_llama: Path, documents: list[str]
+) -> None:
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    text = "".join(documents)
+    requests = [Instance("loglikelihood_rolling", {}, (text,), 0, ("long", 0, 1))]
+    theirs = HFLM(str(tiny_llama), batch_size=2, device="cpu", dtype="float32")
+    mine = make(batch_size=2)
+    assert len(mine.tok_encode(text)) > 2 * mine.max_length
+    assert mine.loglikelihood_rolling(requests, disable_tqdm=True) == pytest.approx(
+        theirs.loglikelihood_rolling(requests, disable_tqdm=True), rel=1e-5
+    )
+
+
+def test_two_operating_points_cannot_answer_at_once(make: Callable[..., Any]) -> None:
+    with pytest.raises(ConfigError, match="2 operating points were asked for"):
+        _ = make("fixed:layer=4,6").point
