@@ -28,6 +28,7 @@ HOUSE = (
         "harness.calibrating",
         "harness.green_code",
         "harness.serving",
+        "harness.study",
         "harness.api",
     ),
     *("harness.commands", "harness.cli"),
@@ -42,6 +43,7 @@ LEAVES = {
     "harness.calibrating",
     "harness.green_code",
     "harness.serving",
+    "harness.study",
     "harness.api",
 }
 """Only commands import them."""
