@@ -40,7 +40,7 @@ def study(
     ] = "local",
     address: Annotated[
         str | None,
-        typer.Option(help="Of the executor's cluster: auto, HOST:6379, ray://HOST:10001.", metavar="ADDRESS"),
+        typer.Option(help="Of a cluster: auto, HOST:6379 or ray://HOST:10001.", metavar="ADDRESS"),
     ] = None,
     options: Annotated[
         list[str] | None,

@@ -109,8 +109,8 @@ def estimate_table(found: Sequence[Estimate], done: int) -> Table:
     """Return what points will take: requests, time with its interval, energy, memory; and all of them together."""
     table = Table(
         title=f"{len(found)} points are left, {done} measured", title_justify="left", box=None,
-        caption="Time as if every request ran at full depth, ± what few requests leave open (95 %); exits make it less, "
-        "checks more. Loading and scoring are not counted.", caption_justify="left",
+        caption="Time as if every request ran at full depth, ± what few requests leave open (95 %); exits make it "
+        "less, checks more. Loading and scoring are not counted.", caption_justify="left",
     )  # fmt: skip
     table.add_column("point")
     for name in ("requests", "time", "energy", "memory"):

@@ -34,6 +34,7 @@ MANY = 1000
 _LISTS = ("strategies", "tasks")
 _NOT_OF_A_POINT = ("out",)
 _LONGEST_NAME = 80
+_SHORT = 10
 
 Settings = Mapping[str, Any]
 
@@ -68,7 +69,7 @@ class Point:
     """One run of a study.
 
     Attributes:
-        name: what its folder is called: the values in which points differ, and the beginning of :attr:`identity`.
+        name: what a new folder of it is called: the values in which points differ, and :attr:`short`.
         settings: as for :class:`~harness.config.RunConfig`, without ``out``.
     """
 
@@ -79,6 +80,11 @@ class Point:
     def identity(self) -> str:
         """Hash over the settings, 64 hexadecimal digits."""
         return _identity(self.settings)
+
+    @property
+    def short(self) -> str:
+        """The beginning of the identity, by which its folder is found whatever else a file says of other points."""
+        return self.identity[:_SHORT]
 
     @property
     def model(self) -> tuple[str, ...]:
@@ -234,7 +240,7 @@ def _identity(settings: Settings) -> str:
 def _named(points: Sequence[Settings]) -> tuple[Point, ...]:
     names = dict.fromkeys(name for settings in points for name in settings)
     vary = [name for name in names if len({json.dumps(each.get(name), default=str) for each in points}) > 1]
-    return tuple(Point(f"{_slug(settings, vary)}-{_identity(settings)[:8]}", settings) for settings in points)
+    return tuple(Point(f"{_slug(settings, vary)}-{_identity(settings)[:_SHORT]}", settings) for settings in points)
 
 
 def _slug(settings: Settings, vary: Sequence[str]) -> str:

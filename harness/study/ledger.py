@@ -52,7 +52,7 @@ class Event(Record):
 
     Attributes:
         at: UTC time, ISO 8601.
-        point: its name.
+        point: name of its run directory.
         identity: hash over its settings.
         what: happened; ``retried`` says that an attempt ended badly and another one follows.
         place: where it ran: host and process.
@@ -99,6 +99,7 @@ class StudyDirectory:
             write_document(path / STUDY, record)
         _cut_torn_line(path / EVENTS)
         self._last = {event.identity: event for event in read_events(path)}
+        self._folders = _folders(path)
 
     def __enter__(self) -> Self:
         return self
@@ -109,8 +110,8 @@ class StudyDirectory:
             self._lock = None
 
     def directory(self, point: Point) -> Path:
-        """Return the run directory of a point."""
-        return self.path / RUNS / point.name
+        """Return the run directory of a point, which may have been named beside other points than today's."""
+        return self.path / RUNS / self._folders.get(point.short, point.name)
 
     def log(self, point: Point, what: What, *, place: str = "", reason: str = "", took_s: float | None = None) -> None:
         """Append an event; on return it is on the disk.
@@ -118,8 +119,9 @@ class StudyDirectory:
         Raises:
             StoreError: it cannot be written.
         """
+        folder = self.directory(point).name
         event = Event(
-            at=_now(), point=point.name, identity=point.identity, what=what, place=place, reason=reason, took_s=took_s
+            at=_now(), point=folder, identity=point.identity, what=what, place=place, reason=reason, took_s=took_s
         )
         try:
             append(self.path / EVENTS, line_of(event))
@@ -164,8 +166,9 @@ class StudyDirectory:
             StoreError: the other folder is no study, or cannot be read.
         """
         _read(other)
+        folders = _folders(other)
         for point in self.points:
-            source, target = other / RUNS / point.name, self.directory(point)
+            source, target = other / RUNS / folders.get(point.short, point.name), self.directory(point)
             if self.settle(point) or not (source / SUMMARY).exists() or not is_measured(source):
                 continue
             unfinished = target.with_name(f".{target.name}.part")
@@ -200,10 +203,16 @@ def _refuse(path: Path) -> None:
     raise StoreError(f"{path} is not empty, and no study. Use another --out, such as {shell_word(path / 'study')}.")
 
 
+def _folders(path: Path) -> dict[str, str]:
+    """Return short identity → name of every run directory of a study."""
+    names = (entry.name for entry in (path / RUNS).iterdir()) if (path / RUNS).is_dir() else ()
+    return {name.rpartition("-")[2]: name for name in names if not name.startswith(".")}
+
+
 def _aside(directory: Path) -> Path:
     """Return a free name beside a run directory, which no point has."""
     number = 1
-    while (aside := directory.with_name(f"{directory.name}.unreadable-{number}")).exists():
+    while (aside := directory.with_name(f"{directory.name}.unreadable.{number}")).exists():
         number += 1
     return aside
 

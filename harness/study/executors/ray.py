@@ -74,14 +74,12 @@ class Ray(Executor):
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, ignore_reinit_error=True)
         except (ConnectionError, ValueError, RuntimeError, OSError) as error:
             raise ConfigError(
-                f"no Ray cluster answers at {address or 'RAY_ADDRESS'}: {reason(error)}. Start one (`ray start --head`), "
-                "or leave --address out for one on this machine."
+                f"no Ray cluster answers at {address or 'RAY_ADDRESS'}: {reason(error)}. Start one (`ray start "
+                "--head`), or leave --address out for one on this machine."
             ) from None
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
         if not nodes:
-            raise ConfigError(
-                "the Ray cluster has no node with processors. Add one with `ray start --address=HOST:6379`."
-            )
+            raise ConfigError("the Ray cluster has no node with processors. Add one: `ray start --address=HOST:6379`.")
         smallest = min(int(node["CPU"]) for node in nodes)
         cpus = _number(options, "cpus", smallest)
         gpus = _number(options, "gpus", 1 if any(node.get("GPU") for node in nodes) else 0)
@@ -157,11 +155,9 @@ class Ray(Executor):
             return
         worker.place, clock = self._ray.get(worker.greeting)
         worker.greeting = None
-        # It is asked after the first job was sent; a clock that is ahead by more than that cannot be explained so.
-        if clock - time.time() > SKEW_S:
-            logger.warning(
-                "the clock of %s is %.0f s ahead; durations are not affected", worker.place, clock - time.time()
-            )
+        ahead = clock - time.time()  # it answered when its job had ended, which was just now
+        if abs(ahead) > SKEW_S:
+            logger.warning("the clock of %s is %.0f s ahead; no duration depends on it", worker.place, ahead)
 
     def _kill(self, worker: _Worker) -> None:
         with suppress(Exception):  # it is gone already
