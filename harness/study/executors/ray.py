@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -20,6 +21,7 @@ __all__ = ["Ray"]
 logger = logging.getLogger(__name__)
 
 LOOK_S = 0.5
+ANSWER_S = 5.0
 SKEW_S = 5.0
 """Difference of two clocks that is worth a line."""
 
@@ -71,6 +73,7 @@ class Ray(Executor):
             raise ConfigError("Ray is not installed:", ["pip install 'early-exit-harness[cluster]'"]) from None
         address = options.get("address")
         try:
+            _require_answer(address)
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, ignore_reinit_error=True)
         except (ConnectionError, ValueError, RuntimeError, OSError) as error:
             raise ConfigError(
@@ -181,6 +184,17 @@ class _Sender:
         import ray
 
         return ray.get(getattr(self.collector, method).remote(*arguments))
+
+
+def _require_answer(address: str | None) -> None:
+    """Knock at a cluster's port: Ray itself waits for minutes before it says that nobody is there.
+
+    Raises:
+        OSError: nobody answers.
+    """
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=ANSWER_S).close()
 
 
 def _number(options: Mapping[str, str], name: str, default: int) -> int:
