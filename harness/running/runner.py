@@ -93,9 +93,9 @@ def execute(
         for repeat in range(1, config.repeats):
             if not _is_finished(path, repeat):
                 run_repeat(store, repeat, observer)
-    observer.stage("scoring")
-    summary = read_run(path).summary
-    write_report(summary, path)
+        observer.stage("scoring")
+        summary = read_run(path).summary
+        write_report(summary, path)
     return RunResult(path, summary)
 
 

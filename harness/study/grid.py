@@ -174,8 +174,8 @@ def _check_names(study: StudyConfig) -> None:
                 raise ConfigError(
                     f"{table} has an unknown setting '{name}'.{did_you_mean(name, RunConfig.model_fields)}"
                 )
-    for name, values in study.grid.items():
-        if not values:
+    for name, listed in study.grid.items():
+        if not listed:
             raise ConfigError(f"[grid] {name} has no values.")
 
 

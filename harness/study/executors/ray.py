@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, Self
 
 from harness.contracts.executors import Executor, Happened, How, Job
@@ -67,8 +68,8 @@ class Ray(Executor):
             if name not in cls.options:
                 raise ConfigError(f"the ray executor has no option '{name}'. Known: {', '.join(cls.options)}.")
         try:
-            import ray
-            import ray.util.scheduling_strategies
+            ray: Any = import_module("ray")
+            import_module("ray.util.scheduling_strategies")
         except ImportError:
             raise ConfigError("Ray is not installed:", ["pip install 'early-exit-harness[cluster]'"]) from None
         address = options.get("address")
@@ -181,8 +182,7 @@ class _Sender:
     collector: Any
 
     def __call__(self, method: str, *arguments: Any) -> Any:
-        import ray
-
+        ray: Any = import_module("ray")
         return ray.get(getattr(self.collector, method).remote(*arguments))
 
 
