@@ -52,6 +52,8 @@ COMMANDS = {
         "reproduce": "reproduce:reproduce",
         "trace": "trace:trace",
         "sweep": "sweep:sweep",
+        "study": "study:study",
+        "watch": "watch:watch",
         "serve": "serve:serve",
         "leaderboard": "leaderboard:leaderboard",
         "submit": "submit:submit",

@@ -20,6 +20,7 @@ from harness.errors import RegistryError, UnknownNameError
 
 __all__ = [
     "DRAFTS",
+    "EXECUTORS",
     "FAMILIES",
     "HEADS",
     "KV_POLICIES",
@@ -205,6 +206,7 @@ HEADS: Registry[Any] = Registry("harness.heads", "head")
 DRAFTS: Registry[Any] = Registry("harness.drafts", "draft source")
 FAMILIES: Registry[Any] = Registry("harness.families", "model family")
 WEIGHTS_FORMATS: Registry[Any] = Registry("harness.weights_formats", "weights format")
+EXECUTORS: Registry[Any] = Registry("harness.executors", "executor")
 
 REGISTRIES: dict[str, Registry[Any]] = {
     registry.group.removeprefix("harness."): registry
@@ -212,6 +214,7 @@ REGISTRIES: dict[str, Registry[Any]] = {
         *(STRATEGIES, RECIPES, KV_POLICIES, WEIGHTS_FORMATS, HEADS, DRAFTS, TASKS, PROTOCOLS, SCORES, METRICS, MODELS),
         FAMILIES,
         METERS,
+        EXECUTORS,
     )
 }
 """Everything that can be registered, by its plural."""

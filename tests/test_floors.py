@@ -28,6 +28,7 @@ HOUSE = (
         "harness.calibrating",
         "harness.green_code",
         "harness.serving",
+        "harness.study",
         "harness.api",
         "harness.lm_eval",
     ),
@@ -43,6 +44,7 @@ LEAVES = {
     "harness.calibrating",
     "harness.green_code",
     "harness.serving",
+    "harness.study",
     "harness.api",
     "harness.lm_eval",
 }

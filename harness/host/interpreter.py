@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import IO
 
 __all__ = ["fresh_interpreter"]
@@ -20,6 +21,7 @@ def fresh_interpreter(
     stdin: int | IO[bytes],
     stdout: int | IO[bytes],
     stderr: int | IO[bytes] | None = None,
+    inherited: Sequence[int] = (),
 ) -> subprocess.Popen[bytes]:
     """Start ``python -P -m MODULE ARGUMENTS…`` with the import path of this process.
 
@@ -33,8 +35,14 @@ def fresh_interpreter(
         stdin: as of ``subprocess.Popen``.
         stdout: likewise.
         stderr: likewise.
+        inherited: descriptors that stay open in it, under the same numbers.
     """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     return subprocess.Popen(
-        [sys.executable, "-P", "-m", module, *arguments], stdin=stdin, stdout=stdout, stderr=stderr, env=environment
+        [sys.executable, "-P", "-m", module, *arguments],
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        env=environment,
+        pass_fds=tuple(inherited),
     )

@@ -283,6 +283,7 @@ class Manifest(Record):
         environment: machine, operating system, threads, git commit, package versions.
         plugins: what of it came from packages of other projects.
         machine: what decided, at the start, how far its numbers can be trusted; ``None`` in older runs.
+        placement: of a study's point: its executor, host and process, and processor cores.
     """
 
     schema_version: Count
@@ -299,6 +300,7 @@ class Manifest(Record):
     environment: dict[str, Any]
     plugins: tuple[PluginRecord, ...] = ()
     machine: MachineRecord | None = None
+    placement: dict[str, str] = Field(default_factory=dict)
 
     @field_validator("config", mode="after")
     @classmethod

@@ -8,41 +8,45 @@ progress bar.
 
 from __future__ import annotations
 
-import json
 import subprocess
-from pathlib import Path
-from typing import Any
 
 from harness.appearance.visible_text import shell_word
 from harness.errors import HarnessError
 from harness.host.interpreter import fresh_interpreter
 from harness.records import WindowRecord
+from harness.running.reporter import message_of
 from harness.running.session import Observer
+from harness.store.run_directory import RunDirectory
 
 __all__ = ["run_repeat"]
 
 
-def run_repeat(directory: Path, repeat: int, observer: Observer) -> None:
-    """Measure one repeat of the run in ``directory`` in a fresh process, which resumes it.
+def run_repeat(store: RunDirectory, repeat: int, observer: Observer) -> None:
+    """Measure one repeat of a run in a fresh process, which resumes it under this process's lock.
 
     Args:
-        directory: a run directory that no process has open for writing.
+        store: the run; not written to here meanwhile.
         repeat: 0-based.
         observer: is told of every window.
 
     Raises:
         HarnessError: the process was refused or died; what it finished is kept.
     """
-    refusal = ""
+    refusal, directory, lock = "", store.path, store.lock
+    arguments = [str(directory), str(repeat), *([] if lock is None else [str(lock)])]
     process = fresh_interpreter(
-        "harness.running.repeat_process", str(directory), str(repeat), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        "harness.running.repeat_process",
+        *arguments,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        inherited=[] if lock is None else [lock],
     )
     with process:
         assert process.stdout is not None
         assert process.stdin is not None
         try:
             for line in process.stdout:
-                message = _message(line)
+                message = message_of(line)
                 if message is None:
                     continue
                 if "error" in message:
@@ -67,12 +71,3 @@ def run_repeat(directory: Path, repeat: int, observer: Observer) -> None:
             or f"the process of repeat {repeat} ended with exit code {process.returncode}; finished windows are kept. "
             f"Continue with `harness run --resume {shell_word(directory)}`."
         )
-
-
-def _message(line: bytes) -> dict[str, Any] | None:
-    """Return what the process says; ``None`` for a line that something printed while it was still being imported."""
-    try:
-        found = json.loads(line)
-    except ValueError:
-        return None
-    return found if isinstance(found, dict) else None

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 
 from harness.config import RunConfig
 from harness.contracts import Meter
@@ -23,6 +25,7 @@ from harness.metering.pacing import samples_per_block
 from harness.records import Manifest, WindowRecord
 from harness.records.summary import Summary
 from harness.running.calibrated import departures, with_calibrated_points
+from harness.running.kept_model import KeptModel
 from harness.running.manifest import describe_run, is_out_of_memory
 from harness.running.plan import Draw, Plan, default_directory, make_plan
 from harness.running.reading import read_run
@@ -63,9 +66,15 @@ class RunResult:
 
 
 def execute(
-    config: RunConfig, *, resume: Path | None = None, observer: Observer | None = None, draw: Draw | None = None
+    config: RunConfig,
+    *,
+    resume: Path | None = None,
+    observer: Observer | None = None,
+    draw: Draw | None = None,
+    model: KeptModel | None = None,
+    placement: Mapping[str, str] = MappingProxyType({}),
 ) -> RunResult:
-    """Run a configuration and leave its report in the run directory.
+    """Run a configuration and leave its report in the run directory, which nobody else can write meanwhile.
 
     Args:
         config: what to run.
@@ -73,20 +82,23 @@ def execute(
         observer: is told how it goes on.
         draw: returns the tasks, samples included, where they are none of the registered ones; one repeat only, since
             a fresh process cannot draw them again.
+        model: holds the model of the run before, and then of this one.
+        placement: who runs it where, for the manifest.
 
     Raises:
         HarnessError: the run cannot be made, or could not go on.
     """
     observer = observer or _Silent()
     config = with_calibrated_points(config)
-    path = _measure(config, resume, 0, observer, draw)
-    _free_memory()
-    for repeat in range(1, config.repeats):
-        if not _is_finished(path, repeat):
-            run_repeat(path, repeat, observer)
-    observer.stage("scoring")
-    summary = read_run(path).summary
-    write_report(summary, path)
+    with _measure(config, resume, 0, observer, model or KeptModel(), draw=draw, placement=placement) as store:
+        path = store.path
+        _free_memory()
+        for repeat in range(1, config.repeats):
+            if not _is_finished(path, repeat):
+                run_repeat(store, repeat, observer)
+        observer.stage("scoring")
+        summary = read_run(path).summary
+        write_report(summary, path)
     return RunResult(path, summary)
 
 
@@ -108,19 +120,35 @@ def _is_finished(path: Path, repeat: int) -> bool:
     return {key[:2] + key[3:] for key in done if key[2] == 0} == {key[:2] + key[3:] for key in done if key[2] == repeat}
 
 
-def measure_repeat(directory: Path, repeat: int, observer: Observer) -> None:
+def measure_repeat(directory: Path, repeat: int, observer: Observer, lock: int | None = None) -> None:
     """Measure one repeat of a run that is on disk, here; what :mod:`harness.running.repeat_process` does.
+
+    Args:
+        directory: of the run.
+        repeat: 0-based.
+        observer: is told how it goes on.
+        lock: descriptor of the directory's lock, which the parent process holds.
 
     Raises:
         HarnessError: the run cannot go on.
     """
     with RunDirectory.read(directory) as store:
         config = RunConfig.build({key: value for key, value in store.manifest.config.items() if key != "out"})
-    _measure(config, directory, repeat, observer)
+    _measure(config, directory, repeat, observer, KeptModel(), lock=lock).close()
 
 
-def _measure(config: RunConfig, resume: Path | None, repeat: int, observer: Observer, draw: Draw | None = None) -> Path:
-    """Load what a run needs and measure one repeat; returns the run directory."""
+def _measure(
+    config: RunConfig,
+    resume: Path | None,
+    repeat: int,
+    observer: Observer,
+    model: KeptModel,
+    *,
+    draw: Draw | None = None,
+    placement: Mapping[str, str] = MappingProxyType({}),
+    lock: int | None = None,
+) -> RunDirectory:
+    """Load what a run needs and measure one repeat; returns the run directory, locked."""
     import torch
 
     before = _before(config, resume)
@@ -130,8 +158,7 @@ def _measure(config: RunConfig, resume: Path | None, repeat: int, observer: Obse
         torch.set_num_threads(config.threads)
     meter, unavailable = open_meter(config.energy, plan.device, config.tdp_w)
     try:
-        observer.stage(f"loading {plan.model.info.name}")
-        loaded = plan.model.load_all(plan.device, observer.stage, _formats(config, before))
+        loaded = model.load(plan, _formats(config, before), observer.stage)
         plan = plan.stored_in([one.info for one in loaded])
         for line in departures(plan):
             logger.warning("%s", line)
@@ -149,13 +176,16 @@ def _measure(config: RunConfig, resume: Path | None, repeat: int, observer: Obse
         times = {name: engine.timing.times for name, engine in engines.items()}
         block_size = _block_size(config, before, meter, warmup)
         manifest = describe_run(plan, loaded, meter, unavailable, block_size, before, times)
+        manifest = manifest.model_copy(update={"placement": dict(placement)})
         path = resume or config.out or default_directory(config, f"{datetime.now(UTC):%Y%m%d-%H%M%S}")
-        with _open(path, manifest, resume=resume is not None) as store:
+        with ExitStack() as on_error:
+            store = on_error.enter_context(_open(path, manifest, resume=resume is not None, lock=lock))
             _warn_of_few_blocks(plan, manifest.block_size)
             session.measure(store, [*idle, *warmup], observer, repeat)
+            on_error.pop_all()
     finally:
         meter.close()
-    return path
+    return store
 
 
 def _formats(config: RunConfig, before: Manifest | None) -> Sequence[str | None]:
@@ -216,8 +246,8 @@ def _check_writable(path: Path) -> None:
         raise ConfigError(f"the run directory {path} cannot be made: {folder} is not writable. Use another --out.")
 
 
-def _open(path: Path, manifest: Manifest, *, resume: bool) -> RunDirectory:
-    return RunDirectory.resume(path, manifest) if resume else RunDirectory.create(path, manifest)
+def _open(path: Path, manifest: Manifest, *, resume: bool, lock: int | None) -> RunDirectory:
+    return RunDirectory.resume(path, manifest, lock) if resume else RunDirectory.create(path, manifest)
 
 
 def _block_size(config: RunConfig, before: Manifest | None, meter: Meter, warmup: Sequence[WindowRecord]) -> int:

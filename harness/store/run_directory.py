@@ -40,7 +40,17 @@ from harness.store.seals import new_run
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["LOCK", "MANIFEST", "SAMPLES", "SUMMARY", "WINDOWS", "RunDirectory", "WindowKey", "refuse_occupied"]
+__all__ = [
+    "LOCK",
+    "MANIFEST",
+    "SAMPLES",
+    "SUMMARY",
+    "WINDOWS",
+    "RunDirectory",
+    "WindowKey",
+    "lock_folder",
+    "refuse_occupied",
+]
 
 WindowKey = tuple[str, int, int, str]
 """What identifies a measured window in a run: task, block, repeat, operating point."""
@@ -81,7 +91,7 @@ class RunDirectory:
             raise StoreError(f"cannot make the run directory {path}: {error.strerror}. Use another --out.") from None
         refuse_occupied(path)  # before the lock: nothing is written into a folder that is not ours
         with ExitStack() as on_error:
-            lock = on_error.enter_context(_lock(path))
+            lock = on_error.enter_context(lock_folder(path))
             refuse_occupied(path)
             manifest = manifest.model_copy(update={"run": new_run()})
             store = cls(path, manifest, write_document(path / MANIFEST, manifest), lock)
@@ -89,13 +99,14 @@ class RunDirectory:
         return store
 
     @classmethod
-    def resume(cls, path: Path, manifest: Manifest) -> Self:
+    def resume(cls, path: Path, manifest: Manifest, lock: int | None = None) -> Self:
         """Continue a run: cut off what was not committed, keep everything that was.
 
         Args:
             path: the run directory.
             manifest: what would be written if the run were new. Its configuration, operating points,
                 model, tasks, meter and machine must be those of the run.
+            lock: descriptor of its lock, inherited from the process that holds it; ``None`` to take it.
 
         Raises:
             StoreError: the directory is missing, damaged, foreign or in use, its files are not of one run or lost what
@@ -104,7 +115,8 @@ class RunDirectory:
         before, seal = read_manifest(path)
         refuse_other_run(path, before, manifest)
         with ExitStack() as on_error:
-            store = cls(path, before, seal, on_error.enter_context(_lock(path)))
+            held = lock_folder(path) if lock is None else os.fdopen(lock, "ab")
+            store = cls(path, before, seal, on_error.enter_context(held))
             try:
                 store._roll_back()
             except OSError as error:
@@ -216,6 +228,11 @@ class RunDirectory:
         if _counts(window):
             self._finished.add(_key(window))
 
+    @property
+    def lock(self) -> int | None:
+        """Descriptor of the lock, for a process that writes on behalf of this one; ``None`` where there are none."""
+        return None if self._lock is None or sys.platform == "win32" else self._lock.fileno()
+
     def _check_writable(self) -> None:
         if self._lock is None:
             raise StoreError(f"the run directory {self.path} is open for reading only.")
@@ -266,7 +283,7 @@ def refuse_occupied(path: Path) -> None:
         )
 
 
-def _lock(path: Path) -> IO[bytes]:
+def lock_folder(path: Path, what: str = "run directory") -> IO[bytes]:
     """Return the lock file, locked until it is closed; the kernel releases it when the process dies."""
     with ExitStack() as on_error:
         try:
@@ -276,10 +293,8 @@ def _lock(path: Path) -> IO[bytes]:
             if sys.platform != "win32":
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise StoreError(
-                f"the run directory {path} is in use by another process. Stop it or wait for it."
-            ) from None
+            raise StoreError(f"the {what} {path} is in use by another process. Stop it or wait for it.") from None
         except OSError as error:
-            raise StoreError(f"cannot lock the run directory {path}: {error.strerror}.") from None
+            raise StoreError(f"cannot lock the {what} {path}: {error.strerror}.") from None
         on_error.pop_all()
     return lock

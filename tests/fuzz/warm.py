@@ -211,7 +211,17 @@ def _draw() -> None:
     print(json.dumps({"samples": samples, "bad": bad, "detail": dict(data.source.detail)}))
 
 
-DOORS = {"command": _command, "read": _read, "draw": _draw}
+def _study() -> None:
+    """The command, with points measured in its own process."""
+    sys.path.append(str(Path(__file__).parents[2]))
+    from harness.study.executors.local import Local
+    from tests.study.inline import Inline
+
+    Local.open = Inline.open  # type: ignore[assignment,method-assign]
+    _command()
+
+
+DOORS = {"command": _command, "read": _read, "draw": _draw, "study": _study}
 
 if __name__ == "__main__":
     main()

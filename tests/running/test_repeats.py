@@ -14,6 +14,7 @@ from harness import RunConfig
 from harness.errors import HarnessError
 from harness.records import WindowRecord
 from harness.running.runner import execute
+from harness.store.run_directory import RunDirectory, lock_folder
 from tests.run_files import cut, unseal
 
 Command = Callable[..., Any]
@@ -98,8 +99,26 @@ def test_what_a_repeat_s_process_is_refused_is_said_in_its_words(config: RunConf
     manifest.write_text(json.dumps(facts))
     from harness.running.repeats import run_repeat
 
-    with pytest.raises(HarnessError, match="gone"):
-        run_repeat(tmp_path / "out", 1, Watched())
+    with RunDirectory.read(tmp_path / "out") as store, pytest.raises(HarnessError, match="gone"):
+        run_repeat(store, 1, Watched())
+
+
+def test_nobody_else_writes_between_two_repeats(config: RunConfig, tmp_path: Path) -> None:
+    refused: list[str] = []
+
+    class Intruder(Watched):
+        def stage(self, text: str) -> None:
+            super().stage(text)
+            if (tmp_path / "out").exists():
+                with pytest.raises(HarnessError) as error:
+                    lock_folder(tmp_path / "out").close()
+                refused.append(str(error.value))
+
+    execute(config, observer=Intruder())
+    assert len(refused) > 4  # while each repeat loads and warms up, and while scores are made
+    assert set(refused) == {
+        f"the run directory {tmp_path / 'out'} is in use by another process. Stop it or wait for it."
+    }
 
 
 TALKS = """\

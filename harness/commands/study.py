@@ -1,0 +1,135 @@
+"""``harness study``: a declared grid of runs, measured one after the other or on a cluster, resumable at any moment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from harness.appearance.visible_text import one_line, shell_word
+from harness.commands.console import escape, log_to, stderr, stdout
+from harness.errors import ConfigError
+from harness.registry import EXECUTORS
+
+if TYPE_CHECKING:
+    from harness.appearance.terminal import Console
+    from harness.contracts.executors import Executor
+    from harness.study.conduct import Outcome
+    from harness.study.grid import Point
+    from harness.study.ledger import StudyDirectory
+
+__all__ = ["study"]
+
+FAILED = 1
+
+
+def study(
+    declared: Annotated[
+        str,
+        typer.Argument(
+            help="TOML file with [run], [grid], [[include]], [[exclude]] and [[override]]; or a preset: quick, "
+            "all-strategies, green-code.",
+            metavar="STUDY",
+        ),
+    ],
+    out: Annotated[Path | None, typer.Option(help="Folder of the study. Default: studies/NAME.", metavar="DIR")] = None,
+    executor: Annotated[
+        str,
+        typer.Option(help="What measures the points, see `harness list executors`. Default: local.", metavar="NAME"),
+    ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(help="Of a cluster: auto, HOST:6379 or ray://HOST:10001.", metavar="ADDRESS"),
+    ] = None,
+    options: Annotated[
+        list[str] | None,
+        typer.Option("--executor-option", help="Of the executor, see `harness show EXECUTOR`.", metavar="NAME=VALUE"),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the points and what they will take; measure no point.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Measure more than 1000 points.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try those again that failed before.")] = False,
+    merge: Annotated[
+        list[Path] | None,
+        typer.Option(help="Take over what another machine's study has measured.", metavar="DIR"),
+    ] = None,
+) -> None:
+    """Measure every point of a grid that is not measured yet; the same command again goes on. See `harness watch`."""
+    from harness.study.conduct import conduct
+    from harness.study.grid import MANY, expand, read_study
+    from harness.study.ledger import StudyDirectory
+
+    console = stderr()
+    log_to(console)
+    grid = read_study(declared)
+    points = expand(grid)
+    if len(points) > MANY and not (yes or dry_run):
+        raise ConfigError(f"the study has {len(points)} points, more than {MANY}. Say --yes if it is meant to.")
+    _check(points)
+    folder = out or Path("studies") / Path(declared).stem
+    with StudyDirectory(folder, grid, points) as directory:
+        for other in merge or []:
+            taken = sum(1 for _ in directory.merge(other))
+            console.print(f"{taken} finished points came from {escape(one_line(str(other)))}", soft_wrap=True)
+        with EXECUTORS.load(executor).open(_options(options or [], address)) as runs:
+            if dry_run:
+                _foresee(directory, runs, console)
+                return
+            from harness.commands.study_progress import StudyProgress
+
+            with StudyProgress(console) as progress:
+                try:
+                    outcome = conduct(directory, runs, progress, retry_failed=retry_failed)
+                except KeyboardInterrupt:
+                    progress.interrupted()
+                    raise
+    _say_outcome(outcome, folder)
+    if outcome.failed:
+        raise typer.Exit(FAILED)
+
+
+def _check(points: tuple[Point, ...]) -> None:
+    """Refuse what no run would accept before anything is measured; points that differ in seeds alone are alike."""
+    seen = set()
+    for point in points:
+        key = str({name: value for name, value in point.settings.items() if name != "seed"})
+        if key not in seen:
+            seen.add(key)
+            point.config()
+
+
+def _options(given: list[str], address: str | None) -> dict[str, str]:
+    found = {} if address is None else {"address": address}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"--executor-option '{text}' is no NAME=VALUE.")
+        found[name.strip()] = value.strip()
+    return found
+
+
+def _foresee(directory: StudyDirectory, runs: Executor, console: Console) -> None:
+    from harness.commands.study_progress import StudyProgress, estimate_table
+    from harness.study.estimate import estimates
+
+    left = [point for point in directory.points if not directory.settle(point)]
+    with StudyProgress(console) as progress:
+        found = list(estimates(directory, left, runs, progress.happened))
+    stdout().print(estimate_table(found, done=len(directory.points) - len(left)))
+
+
+def _say_outcome(outcome: Outcome, folder: Path) -> None:
+    console = stdout()
+    for name, reason in outcome.failed.items():
+        console.print(f"[red]✗[/] {escape(name)}: {escape(one_line(reason))}", highlight=False, soft_wrap=True)
+    where = escape(shell_word(folder / "runs"))
+    failed = f", {len(outcome.failed)} failed (`--retry-failed` tries them again)" if outcome.failed else ""
+    console.print(f"{outcome.finished} points are measured{failed}.", highlight=False, soft_wrap=True)
+    if outcome.finished:
+        console.print(
+            f"Compare them with `harness leaderboard {where}/* --out SITE`; every point is a run directory.",
+            highlight=False,
+            soft_wrap=True,
+        )

@@ -1,0 +1,96 @@
+"""``harness watch``: how far a study is."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from harness.commands.console import stdout, write_json
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from harness.study.status import Status
+
+__all__ = ["watch"]
+
+
+def watch(
+    directory: Annotated[Path, typer.Argument(help="Folder of the study.", metavar="STUDY", readable=False)],
+    every: Annotated[float, typer.Option(help="Seconds between two looks (≥ 0.5).", min=0.5, metavar="S")] = 5.0,
+    once: Annotated[bool, typer.Option("--once", help="Look once and end.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Look once and print it as JSON.")] = False,
+) -> None:
+    """Show what a study has done, what runs and what is left. Exit code: 0 all measured, 1 some failed, 3 some left."""
+    from harness.study.status import best_points, read_status
+
+    status = read_status(directory)
+    if as_json:
+        best = [asdict(one) for one in best_points(directory, (*status.finished, *status.merged))]
+        write_json(json.dumps({**asdict(status), "waiting": status.waiting, "best": best}, indent=2))
+        raise typer.Exit(status.exit_code)
+    console = stdout()
+    if once or not console.is_terminal:
+        console.print(_shown(directory, status))
+        raise typer.Exit(status.exit_code)
+    from rich.live import Live
+
+    with Live(_shown(directory, status), console=console, auto_refresh=False) as live:
+        while status.exit_code == 3 or status.running:  # some are left
+            time.sleep(every)
+            status = read_status(directory)
+            live.update(_shown(directory, status), refresh=True)
+    raise typer.Exit(status.exit_code)
+
+
+def _shown(directory: Path, status: Status) -> RenderableType:
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    from harness.appearance.visible_text import one_line
+    from harness.commands.study_progress import duration
+    from harness.study.status import best_points, seconds_since
+
+    done = len(status.finished) + len(status.merged)
+    left = (
+        ""
+        if status.left_s is None or not status.waiting + len(status.running)
+        else f" · about {duration(status.left_s)} left"
+    )
+    merged = f" ({len(status.merged)} merged)" if status.merged else ""
+    head = (
+        f"{done} of {status.points} points measured{merged} · {len(status.running)} running · {len(status.failed)} "
+        f"failed · {status.waiting} waiting{left}"
+    )
+    parts: list[RenderableType] = [Text(head, style="bold")]
+    now = datetime.now(UTC)
+    parts += [
+        Text(f"▸ {one_line(each.point)}: {each.windows} windows, for {duration(seconds_since(each.since, now))}")
+        for each in status.running
+    ]
+    parts += [Text(f"✗ {one_line(name)}: {one_line(reason)}", style="red") for name, reason in status.failed.items()]
+    best = best_points(directory, (*status.finished, *status.merged))
+    if best:
+        table = Table(title="Fastest so far, over full depth of the same run", title_justify="left", box=None)
+        for name, justify in (
+            ("", "left"),
+            ("operating point", "left"),
+            ("task", "left"),
+            ("whole request", "right"),
+            ("edit sim.", "right"),
+            ("point", "left"),
+        ):
+            table.add_column(name, justify=justify)  # type: ignore[arg-type]
+        for one in best:
+            similarity = "–" if one.edit_similarity is None else f"{one.edit_similarity:.3f}"
+            kind = "lossless" if one.lossless else "lossy"
+            table.add_row(kind, one_line(one.operating_point), one.task, f"{one.speedup:.2f}×", similarity, one.point)
+        parts.append(table)
+    return Group(*parts)

@@ -1,0 +1,136 @@
+"""What the points of a study that are left will take: from a few requests at full depth, measured where it will run.
+
+For each kind of run (model, task, source, budget, batch) a small ordinary run of full depth is made once, below the
+study's folder, and kept. A point takes its requests times the mean of those; exits make it less, checks more.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.contracts.executors import Executor, Happened, Job
+from harness.errors import HarnessError
+from harness.records import WindowRecord
+from harness.running.plan import make_plan
+from harness.store.run_directory import RunDirectory
+from harness.study.grid import Point
+from harness.study.ledger import StudyDirectory
+
+__all__ = ["PROBES", "PROBE_REQUESTS", "Estimate", "estimates"]
+
+PROBES = "probes"
+"""Folder of the small runs, below the study's."""
+PROBE_REQUESTS = 8
+_OF_A_KIND = (
+    *("model", "weights", "dtype", "device", "exit_points", "exit_head", "artefacts", "threads", "weights_format"),
+    *("tasks", "source", "protocol", "max_new_tokens", "batch_size", "energy", "tdp_w", "duplicates"),
+)
+Z_95 = 1.96
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a point will take; numbers are ``None`` where nothing could be measured.
+
+    Attributes:
+        point: which.
+        requests: samples × operating points × repeats.
+        seconds: expected, and the half width of a 95 % interval of the mean of its requests.
+        joules: by the meter of the runs.
+        memory_bytes: peak of the process.
+        refused: why it cannot run here.
+    """
+
+    point: Point
+    requests: int | None = None
+    seconds: tuple[float, float] | None = None
+    joules: float | None = None
+    memory_bytes: int | None = None
+    refused: str = ""
+
+
+@dataclass(frozen=True)
+class _Measured:
+    request_s: float
+    error_s: float
+    request_j: float | None
+    memory_bytes: int | None
+
+
+def estimates(
+    study: StudyDirectory, points: Sequence[Point], executor: Executor, told: Callable[[Happened], None]
+) -> Iterator[Estimate]:
+    """Yield an estimate for each point.
+
+    Args:
+        study: whose folder holds the small runs.
+        points: those that are left.
+        executor: measures the small runs.
+        told: how these go on.
+    """
+    counts: dict[str, tuple[int, int] | str] = {}
+    kinds: dict[str, _Measured | str] = {}
+    for point in points:
+        planned = _key(point, [name for name in point.settings if name != "seed"])
+        if planned not in counts:
+            counts[planned] = _count(point)
+        count = counts[planned]
+        if isinstance(count, str):
+            yield Estimate(point, refused=count)
+            continue
+        kind = _key(point, _OF_A_KIND)
+        if kind not in kinds:
+            kinds[kind] = _measure(study.path / PROBES / kind, point, executor, told)
+        measured = kinds[kind]
+        samples, of_each = count
+        requests = samples * of_each
+        if isinstance(measured, str):
+            yield Estimate(point, requests, refused=measured)
+            continue
+        seconds = (requests * measured.request_s, Z_95 * requests * measured.error_s)
+        joules = None if measured.request_j is None else requests * measured.request_j
+        yield Estimate(point, requests, seconds, joules, measured.memory_bytes)
+
+
+def _key(point: Point, names: Sequence[str]) -> str:
+    chosen = {name: point.settings[name] for name in sorted(names) if name in point.settings}
+    return hashlib.sha256(json.dumps(chosen, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _count(point: Point) -> tuple[int, int] | str:
+    """Return samples, and operating points times repeats; or why the point cannot run."""
+    try:
+        plan = make_plan(point.config())
+    except HarnessError as error:
+        return str(error)
+    return sum(len(task.data.samples) for task in plan.tasks), len(plan.points) * plan.config.repeats
+
+
+def _measure(directory: Path, point: Point, executor: Executor, told: Callable[[Happened], None]) -> _Measured | str:
+    kept = {name: point.settings[name] for name in _OF_A_KIND if name in point.settings}
+    batch = int(point.settings.get("batch_size", 1))
+    settings = {**kept, "strategies": ["full"], "limit": PROBE_REQUESTS * batch, "block_size": batch, "idle_s": 0}
+    executor.start(Job(directory.name, directory, settings, point.model))
+    while not (event := executor.wait()).ended:
+        told(event)
+    if event.how != "done":
+        return event.text
+    with RunDirectory.read(directory) as store:
+        windows = [window for window in store.windows() if not (window.warmup or window.idle or window.superseded)]
+    return _of_windows(windows, event.memory_bytes)
+
+
+def _of_windows(windows: Sequence[WindowRecord], memory_bytes: int | None) -> _Measured:
+    """Return what a request took: its mean, the standard error of the mean, its energy."""
+    each = [window.duration_s / window.samples for window in windows]
+    error = statistics.stdev(each) / math.sqrt(len(each)) if len(each) > 1 else math.inf
+    joules = [window.energy_j for window in windows]
+    known = [value for value in joules if value is not None]
+    energy = sum(known) / sum(window.samples for window in windows) if len(known) == len(windows) else None
+    return _Measured(statistics.fmean(each), error, energy, memory_bytes)

@@ -1,0 +1,263 @@
+"""The grid of a study: what its file declares, and the runs that follow from it.
+
+``[run]`` holds what all runs share, ``[grid]`` a list of values per setting, every combination of which is a point;
+``[[exclude]]`` takes away the points that have all the values it names, ``[[include]]`` adds one, ``[[override]]``
+changes settings of the points that ``where`` matches. A point is one run, full depth included; what its ``strategies``
+name is compared inside it, window by window, as in any run. Its identity is a hash of its settings, so that a file may
+grow, shrink or be reordered while what was measured stays what it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from harness.config import RunConfig
+from harness.config.model import Configuration
+from harness.errors import ConfigError, UnknownNameError, did_you_mean
+
+__all__ = ["MANY", "Point", "StudyConfig", "expand", "presets", "read_study"]
+
+MANY = 1000
+"""Points beyond which a study asks whether it was meant."""
+
+_LISTS = ("strategies", "tasks")
+_NOT_OF_A_POINT = ("out",)
+_LONGEST_NAME = 80
+_SHORT = 10
+
+Settings = Mapping[str, Any]
+
+
+class StudyConfig(Configuration):
+    """What the file of a study declares; settings have the names of a run's TOML file.
+
+    Raises:
+        ConfigError: unknown table or setting, or one without values.
+    """
+
+    preset: str | None = Field(default=None, description="A grid to begin with, see `harness study --help`.")
+    run: dict[str, Any] = Field(default={}, description="Settings of every run.")
+    grid: dict[str, list[Any]] = Field(default={}, description="Setting → its values; every combination is a point.")
+    exclude: tuple[dict[str, Any], ...] = Field(default=(), description="Points with all these values are left out.")
+    include: tuple[dict[str, Any], ...] = Field(default=(), description="One more point each, over [run].")
+    override: tuple[dict[str, Any], ...] = Field(
+        default=(), description="Settings of the points that `where` matches; a list in it matches any of its values."
+    )
+
+    def over(self, preset: StudyConfig) -> StudyConfig:
+        """Return a preset with what this study says laid over it: tables by setting, lists behind one another."""
+        return StudyConfig(
+            run={**preset.run, **self.run},
+            grid={**preset.grid, **self.grid},
+            **{name: getattr(preset, name) + getattr(self, name) for name in ("exclude", "include", "override")},
+        )
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run of a study.
+
+    Attributes:
+        name: what a new folder of it is called: the values in which points differ, and :attr:`short`.
+        settings: as for :class:`~harness.config.RunConfig`, without ``out``.
+    """
+
+    name: str
+    settings: Settings
+
+    @cached_property
+    def identity(self) -> str:
+        """Hash over the settings, 64 hexadecimal digits."""
+        return _identity(self.settings)
+
+    @property
+    def short(self) -> str:
+        """The beginning of the identity, by which its folder is found whatever else a file says of other points."""
+        return self.identity[:_SHORT]
+
+    @property
+    def model(self) -> tuple[str, ...]:
+        """What a process loads for it; points that share it can follow one another in one process."""
+        names = ("model", "weights", "dtype", "device", "exit_points", "exit_head", "artefacts", "weights_format")
+        return tuple(json.dumps(self.settings.get(name)) for name in (*names, "threads"))
+
+    def config(self) -> RunConfig:
+        """Return the configuration of its run.
+
+        Raises:
+            ConfigError: a value that is not allowed; names the point.
+        """
+        try:
+            return RunConfig.build(self.settings)
+        except ConfigError as error:
+            raise ConfigError(f"{self.name}: {error.message}", error.commands) from None
+
+
+def presets() -> dict[str, StudyConfig]:
+    """Return the grids that come with the harness, by name."""
+    folder = files("harness.study") / "presets"
+    found = sorted((file for file in folder.iterdir() if file.name.endswith(".toml")), key=lambda file: file.name)
+    return {
+        file.name.removesuffix(".toml"): StudyConfig.build(StudyConfig.read_toml(Path(str(file)))) for file in found
+    }
+
+
+def read_study(given: str) -> StudyConfig:
+    """Return a study from a TOML file, or the preset of that name.
+
+    Raises:
+        ConfigError: it cannot be read, or names what does not exist.
+    """
+    if given in (known := presets()) and not Path(given).exists():
+        return known[given]
+    if not given.endswith(".toml") and not Path(given).exists():
+        raise UnknownNameError("preset", given, known, "Give a TOML file, or one of these.")
+    study = StudyConfig.build(StudyConfig.read_toml(Path(given)))
+    if study.preset is None:
+        return study
+    if study.preset not in known:
+        raise UnknownNameError("preset", study.preset, known)
+    return study.over(known[study.preset])
+
+
+def expand(study: StudyConfig) -> tuple[Point, ...]:
+    """Return the points of a study, each once, in the order of the grid.
+
+    Raises:
+        ConfigError: an unknown setting; a setting without values; what excludes or overrides nothing; overrides that
+            contradict each other; no point at all.
+    """
+    _check_names(study)
+    axes = [[(name, value) for value in values] for name, values in study.grid.items()]
+    combined: list[Settings] = [dict(chosen) for chosen in itertools.product(*axes)] if axes else []
+    if not axes and not study.include:
+        combined = [{}]
+    kept: list[Settings] = [{**study.run, **chosen} for chosen in combined]
+    for place, values in enumerate(study.exclude, 1):
+        left = [settings for settings in kept if not _matches(settings, values)]
+        if len(left) == len(kept):
+            raise ConfigError(f"[[exclude]] {place} takes no point away: none has {_said(values)}.")
+        kept = left
+    kept += [{**study.run, **values} for values in study.include]
+    overridden = _overridden([_plain(settings) for settings in kept], study.override)
+    unique = list({_identity(settings): settings for settings in overridden}.values())
+    if not unique:
+        raise ConfigError("the study has no points: what [grid] makes is excluded. Add values or an [[include]].")
+    return _named(unique)
+
+
+def _check_names(study: StudyConfig) -> None:
+    tables: list[tuple[str, Iterable[str]]] = [("[run]", study.run), ("[grid]", study.grid)]
+    tables += [("[[exclude]]", values) for values in study.exclude]
+    tables += [("[[include]]", values) for values in study.include]
+    for place, values in enumerate(study.override, 1):
+        where = values.get("where")
+        if not isinstance(where, dict) or not where or len(values) == 1:
+            raise ConfigError(f"[[override]] {place} needs `where = {{setting = value}}` and what it sets there.")
+        tables += [("[[override]]", [name for name in values if name != "where"]), ("[[override]] where", where)]
+    for table, names in tables:
+        for name in names:
+            if name in _NOT_OF_A_POINT:
+                raise ConfigError(f"{table} sets {name}: every run has a folder of its own. Omit it.")
+            if name not in RunConfig.model_fields:
+                raise ConfigError(
+                    f"{table} has an unknown setting '{name}'.{did_you_mean(name, RunConfig.model_fields)}"
+                )
+    for name, listed in study.grid.items():
+        if not listed:
+            raise ConfigError(f"[grid] {name} has no values.")
+
+
+def _overridden(points: Sequence[Settings], overrides: Sequence[Mapping[str, Any]]) -> list[Settings]:
+    changed: list[Settings] = []
+    used: set[int] = set()
+    for settings in points:
+        by: dict[str, int] = {}
+        result = dict(settings)
+        for place, override in enumerate(overrides, 1):
+            if not _matches(settings, override["where"]):
+                continue
+            used.add(place)
+            for name, value in _plain({key: value for key, value in override.items() if key != "where"}).items():
+                if name in by and result[name] != value:
+                    raise ConfigError(
+                        f"[[override]] {by[name]} and {place} contradict each other: {name} = {result[name]!r} and "
+                        f"{value!r} for the same point ({_said(settings)}). Narrow one `where`."
+                    )
+                by[name], result[name] = place, value
+        changed.append(result)
+    for place, override in enumerate(overrides, 1):
+        if place not in used:
+            raise ConfigError(f"[[override]] {place} changes nothing: no point has {_said(override['where'])}.")
+    return changed
+
+
+def _matches(settings: Settings, values: Settings) -> bool:
+    """Whether a point has every value, or one of the values where a list is given."""
+    return all(
+        _plain(settings).get(name, _default(name))
+        in [_plain({name: item})[name] for item in _alternatives(name, value)]
+        for name, value in values.items()
+    )
+
+
+def _alternatives(name: str, value: Any) -> list[Any]:
+    return (
+        value
+        if isinstance(value, list) and (name not in _LISTS or any(isinstance(v, list) for v in value))
+        else [value]
+    )
+
+
+def _default(name: str) -> Any:
+    default = RunConfig.model_fields[name].default
+    return list(default) if isinstance(default, tuple) else default
+
+
+def _plain(settings: Settings) -> dict[str, Any]:
+    """Return settings with a list where a run wants one."""
+    return {
+        name: [value] if name in _LISTS and not isinstance(value, list) else value for name, value in settings.items()
+    }
+
+
+def _identity(settings: Settings) -> str:
+    given = {name: value for name, value in settings.items() if name not in _NOT_OF_A_POINT}
+    return hashlib.sha256(json.dumps(given, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _named(points: Sequence[Settings]) -> tuple[Point, ...]:
+    names = dict.fromkeys(name for settings in points for name in settings)
+    vary = [name for name in names if len({json.dumps(each.get(name), default=str) for each in points}) > 1]
+    return tuple(Point(f"{_slug(settings, vary)}-{_identity(settings)[:_SHORT]}", settings) for settings in points)
+
+
+def _slug(settings: Settings, vary: Sequence[str]) -> str:
+    """Return the values in which points differ as a file name; ``point`` where there is only one."""
+    parts = [_word(name, settings[name]) for name in vary if name in settings]
+    return ".".join(part for part in parts if part)[:_LONGEST_NAME].rstrip(".-") or "point"
+
+
+def _word(name: str, value: Any) -> str:
+    if name == "strategies" and isinstance(value, list) and len(value) > 1:
+        return f"{len(value)}-strategies"
+    text = "+".join(map(str, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, (bool, int, float)):
+        text = f"{name}={value}"
+    text = Path(text).stem if "/" in text else text
+    return re.sub(r"[^A-Za-z0-9=+_.]+", "-", text).strip("-.")
+
+
+def _said(values: Settings) -> str:
+    return ", ".join(f"{name} = {value!r}" for name, value in values.items())

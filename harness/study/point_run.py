@@ -1,0 +1,83 @@
+"""Measures one point, here: what every executor's processes call."""
+
+from __future__ import annotations
+
+import errno
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from harness.config import RunConfig
+from harness.contracts.executors import How
+from harness.errors import ConfigError, HarnessError, OutOfMemoryError, StoreError, reason
+from harness.running.kept_model import KeptModel
+from harness.running.runner import execute
+from harness.running.session import Observer
+from harness.store.run_directory import MANIFEST, SUMMARY, RunDirectory
+
+__all__ = ["is_measured", "measure_point"]
+
+
+def measure_point(
+    directory: Path,
+    settings: Mapping[str, Any],
+    observer: Observer,
+    model: KeptModel,
+    placement: Mapping[str, str],
+) -> tuple[How, str]:
+    """Measure a point, or what is left of it; a point that is measured is left alone.
+
+    Args:
+        directory: of the run.
+        settings: of the run.
+        observer: is told how it goes on.
+        model: holds the model of the point before.
+        placement: where this is, for the manifest.
+
+    Returns:
+        How it ended, and why so where it did not end well.
+    """
+    try:
+        if not is_measured(directory):
+            config = RunConfig.build({**settings, "out": directory})
+            resume = directory if (directory / MANIFEST).exists() else None
+            execute(config, resume=resume, observer=observer, model=model, placement=placement)
+    except OutOfMemoryError as error:
+        return "out-of-memory", str(error)
+    except HarnessError as error:
+        return ("stopped" if _is_full(error) else "refused"), str(error)
+    except OSError as error:
+        return ("stopped" if error.errno in _FULL else "refused"), reason(error)
+    except Exception as error:  # a defect of a plug-in, or ours: the study goes on, the traceback stands in the log
+        traceback.print_exc()
+        return "refused", f"a defect: {reason(error)}"
+    return "done", ""
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+def _is_full(error: BaseException) -> bool:
+    """Whether nothing can be written any more, so that the next point would fail as well."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in _FULL:
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+def is_measured(directory: Path) -> bool:
+    """Whether a run directory holds a finished run: its summary is of all that it holds.
+
+    Raises:
+        StoreError: it is damaged or foreign.
+    """
+    if not (directory / SUMMARY).exists():
+        return False
+    with RunDirectory.read(directory) as store:
+        try:
+            return store.read_summary() is not None
+        except (StoreError, ConfigError):
+            return False

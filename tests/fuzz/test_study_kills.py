@@ -1,0 +1,71 @@
+"""A study that is killed again and again loses no finished window, repeats none, and ends as if left alone."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .cases import Warm
+from .conftest import MINUTES, RUN
+from .test_kills import committed, measured, outcomes
+
+Fresh = Callable[[], AbstractContextManager[Path]]
+
+STRATEGIES = '["random:probability=0.4", "fixed:layer=4"]'
+
+
+@pytest.mark.parametrize("kills", [1000] if MINUTES else [5, pytest.param(50, marks=pytest.mark.matrix)])
+def test_a_study_that_is_killed_comes_to_what_it_would_have_come_to(
+    warm: Warm, fresh: Fresh, model: Path, rows_file: Path, kills: int, record_property: Callable[[str, str], None]
+) -> None:
+    chance = random.Random(None if MINUTES else kills)
+    with fresh() as place:
+        settings = dict(zip((name.removeprefix("--").replace("-", "_") for name in RUN[::2]), RUN[1::2], strict=True))
+        settings |= {"model": str(model), "source": str(rows_file), "limit": 3, "exit_points": "all"}
+        shared = "\n".join(f"{name} = {json.dumps(value)}" for name, value in settings.items())
+        (place / "tiny.toml").write_text(f"[run]\n{shared}\nstrategies = {STRATEGIES}\n[grid]\nseed = [0, 1, 2]\n")
+        began = time.monotonic()
+        whole = warm.run("study", "tiny.toml", "--out", "whole", cwd=place, door="study")
+        seconds = time.monotonic() - began
+        assert whole.judge() == 0, whole
+        expected = runs(place / "whole")
+        assert len(expected) == 3
+        done = ends = 0
+        try:
+            while done < kills:
+                ends += 1
+                done += _run_through(warm, place, seconds, chance, kills - done)
+                assert runs(place / "out") == expected
+                assert warm.run("watch", "out", "--json", cwd=place).judge() == 0
+                shutil.rmtree(place / "out")
+        finally:
+            record_property("fuzz", json.dumps({"kills of a study": {"killed": done, "come to an end": ends}}))
+
+
+def runs(folder: Path) -> dict[str, Any]:
+    """Return what every point of a study decoded and which windows it measured, by its folder."""
+    return {run.name: (outcomes(run), measured(run)) for run in sorted((folder / "runs").iterdir())}
+
+
+def _run_through(warm: Warm, place: Path, seconds: float, chance: random.Random, most: int) -> int:
+    """Run to the end, however often it is killed; return how often it was."""
+    done = 0
+    while True:
+        before = {run: committed(run) for run in sorted((place / "out" / "runs").glob("*"))}
+        kill_after_s = chance.uniform(0, 1.1 * seconds) if done < most else None
+        ran = warm.run("study", "tiny.toml", "--out", "out", cwd=place, door="study", kill_after_s=kill_after_s)
+        for run, files in before.items():
+            for old, new in zip(files, committed(run), strict=True):
+                assert new.startswith(old), f"loses or changes what was finished\n{ran}"
+        if ran.code >= 0:
+            assert ran.judge() == 0, ran
+            return done
+        done += 1

@@ -1,0 +1,49 @@
+"""A small study of a tiny model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Declare = Callable[..., Path]
+
+
+@pytest.fixture
+def inline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure points in this process."""
+    from harness.study.executors.local import Local
+
+    from .inline import Inline
+
+    monkeypatch.setattr(Local, "open", Inline.open)
+
+
+@pytest.fixture
+def declare(tmp_path: Path, tiny_llama: Path, rows_file: Path) -> Declare:
+    """``declare(seed=[0, 1])`` writes a study's file with this grid; ``run=`` adds what all runs share."""
+
+    def write(*, run: dict[str, Any] | None = None, more: str = "", **grid: list[Any]) -> Path:
+        shared = {
+            "model": str(tiny_llama),
+            "source": str(rows_file),
+            "limit": 2,
+            "max_new_tokens": 4,
+            "energy": "none",
+            "threads": 1,
+            "strategies": ["fixed:layer=4"],
+            "weights_format": "float32",
+            **(run or {}),
+        }
+        tables = {"run": shared, "grid": grid}
+        lines = []
+        for table, values in tables.items():
+            lines += [f"[{table}]", *(f"{name} = {json.dumps(value)}" for name, value in values.items())]
+        file = tmp_path / "tiny.toml"
+        file.write_text("\n".join([*lines, more]) + "\n")
+        return file
+
+    return write

@@ -1,0 +1,47 @@
+"""An executor without processes: measures a point in this one, which spares a test the seconds of importing torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Self
+
+from harness.contracts.executors import Executor, Happened, Job
+from harness.records import WindowRecord
+from harness.running.kept_model import KeptModel
+from harness.study.point_run import measure_point
+
+
+class Inline(Executor):
+    """Measure points here."""
+
+    def __init__(self) -> None:
+        self._job: Job | None = None
+        self._model = KeptModel()
+
+    @classmethod
+    def open(cls, options: Mapping[str, str]) -> Self:
+        return cls()
+
+    def has_room(self) -> bool:
+        return self._job is None
+
+    def start(self, job: Job) -> None:
+        self._job = job
+
+    def wait(self) -> Happened:
+        job, self._job = self._job, None
+        assert job is not None
+        how, text = measure_point(job.directory, job.settings, _Silent(), self._model, {"executor": "inline"})
+        return Happened(job, how, text, "here")
+
+    def close(self) -> None:
+        pass
+
+
+class _Silent:
+    def stage(self, text: str) -> None: ...
+
+    def begin(self, total: int, done: int, directory: Path) -> None: ...
+
+    def window(self, record: WindowRecord) -> None: ...

@@ -1,0 +1,120 @@
+"""What a study's file declares, and the points that follow from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.config import RunConfig
+from harness.errors import HarnessError
+from harness.study.grid import StudyConfig, expand, presets, read_study
+
+
+def settings(**tables: Any) -> list[dict[str, Any]]:
+    return [dict(point.settings) for point in expand(StudyConfig.build(tables))]
+
+
+def test_every_combination_is_a_point_in_the_order_of_the_grid() -> None:
+    found = settings(run={"limit": 3}, grid={"tasks": ["py150", "javacorpus"], "seed": [0, 1]})
+    assert found == [{"limit": 3, "tasks": [task], "seed": seed} for task in ("py150", "javacorpus") for seed in (0, 1)]
+
+
+def test_a_list_of_strategies_stays_in_one_run() -> None:
+    together, alone = settings(grid={"strategies": [["full", "classifier"], "oracle"]})
+    assert together["strategies"] == ["full", "classifier"]
+    assert alone["strategies"] == ["oracle"]
+
+
+def test_without_a_grid_there_is_the_run_alone() -> None:
+    assert settings(run={"limit": 2}) == [{"limit": 2}]
+    assert settings(run={"limit": 2}, include=[{"seed": 7}]) == [{"limit": 2, "seed": 7}]
+
+
+def test_exclude_include_override() -> None:
+    found = settings(
+        run={"limit": 10},
+        grid={"model": ["a", "b"], "seed": [0, 1]},
+        exclude=[{"model": "b", "seed": 1}],
+        include=[{"model": "c"}],
+        override=[{"where": {"model": ["b", "c"]}, "limit": 2}, {"where": {"seed": 1}, "tasks": "javacorpus"}],
+    )
+    assert found == [
+        {"limit": 10, "model": "a", "seed": 0},
+        {"limit": 10, "model": "a", "seed": 1, "tasks": ["javacorpus"]},
+        {"limit": 2, "model": "b", "seed": 0},
+        {"limit": 2, "model": "c"},
+    ]
+
+
+def test_what_is_left_at_its_default_can_be_matched() -> None:
+    found = settings(
+        grid={"limit": [1, 2]}, include=[{"tasks": "javacorpus"}], override=[{"where": {"tasks": "py150"}, "seed": 3}]
+    )
+    assert [each.get("seed") for each in found] == [3, 3, None]
+
+
+def test_a_point_is_known_by_its_settings_not_by_its_place() -> None:
+    before = expand(StudyConfig.build({"grid": {"seed": [0, 1]}}))
+    after = expand(StudyConfig.build({"grid": {"seed": [2, 1, 0]}}))
+    assert {point.identity for point in before} < {point.identity for point in after}
+    assert len({point.name for point in after}) == 3
+    assert before[0].name == f"seed=0-{before[0].short}"
+
+
+def test_names_are_file_names() -> None:
+    points = expand(StudyConfig.build({"grid": {"source": ["../data/my rows.jsonl", "hub"], "kv": [["none", "skip"]]}}))
+    assert [point.name.rpartition("-")[0] for point in points] == ["my-rows", "hub"]
+
+
+@pytest.mark.parametrize(
+    ("tables", "said"),
+    [
+        ({"grid": {"sede": [0]}}, "[grid] has an unknown setting 'sede'. Did you mean 'seed'?"),
+        ({"runs": {}}, "unknown configuration key 'runs'. Did you mean 'run'?"),
+        ({"run": {"out": "x"}}, "[run] sets out: every run has a folder of its own. Omit it."),
+        ({"grid": {"seed": []}}, "[grid] seed has no values."),
+        ({"grid": {"seed": [0]}, "exclude": [{"seed": 4}]}, "[[exclude]] 1 takes no point away: none has seed = 4."),
+        ({"grid": {"seed": [0]}, "exclude": [{"seed": 0}]}, "the study has no points"),
+        ({"override": [{"where": {"seed": 4}, "limit": 1}]}, "[[override]] 1 changes nothing: no point has seed = 4."),
+        ({"override": [{"limit": 1}]}, "[[override]] 1 needs `where"),
+        (
+            {
+                "grid": {"seed": [0]},
+                "override": [{"where": {"seed": 0}, "limit": 1}, {"where": {"tasks": "py150"}, "limit": 2}],
+            },
+            "[[override]] 1 and 2 contradict each other: limit = 1 and 2 for the same point (seed = 0)",
+        ),
+    ],
+)  # fmt: skip
+def test_refusals(tables: dict[str, Any], said: str) -> None:
+    with pytest.raises(HarnessError) as refused:
+        settings(**tables)
+    assert said in str(refused.value)
+
+
+def test_a_value_that_no_run_would_take_names_its_point() -> None:
+    (point,) = expand(StudyConfig.build({"run": {"limit": -1}}))
+    with pytest.raises(HarnessError, match=r"^point-[0-9a-f]{10}: limit = -1: "):
+        point.config()
+
+
+def test_presets_expand_to_runs_that_are_allowed() -> None:
+    assert set(presets()) == {"all-strategies", "green-code", "quick"}
+    for preset in presets().values():
+        assert all(isinstance(point.config(), RunConfig) for point in expand(preset))
+
+
+def test_a_file_lies_over_its_preset(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('preset = "quick"\n[run]\nlimit = 1\n[grid]\nseed = [0, 1]\n')
+    points = expand(read_study(str(file)))
+    assert [(point.settings["limit"], point.settings["tasks"], point.settings["seed"]) for point in points] == [
+        (1, [task], seed) for task in ("py150", "javacorpus") for seed in (0, 1)
+    ]
+    file.write_text('preset = "quik"\n')
+    with pytest.raises(HarnessError, match=r"unknown preset 'quik'. Did you mean 'quick'\?"):
+        read_study(str(file))
+    with pytest.raises(HarnessError, match="unknown preset 'qick'"):
+        read_study("qick")

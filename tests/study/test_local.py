@@ -1,0 +1,146 @@
+"""Processes of this machine: what dies is tried again, and a driver's death ends them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.contracts.executors import Happened, Job
+from harness.study.conduct import ATTEMPTS, conduct
+from harness.study.executors.local import Local
+from harness.study.grid import expand, read_study
+from harness.study.ledger import EVENTS, StudyDirectory
+
+Declare = Callable[..., Path]
+
+
+class Watching:
+    """Notes what happens, and does something at the first window of each attempt."""
+
+    def __init__(self, at_window: Callable[[Happened], None]) -> None:
+        self.ends: list[str] = []
+        self._at_window = at_window
+
+    def begin(self, total: int, done: int) -> None: ...
+
+    def happened(self, event: Happened) -> None:
+        if event.ended:
+            self.ends.append(event.how)
+        elif event.windows is not None and event.windows[0] > 0:
+            self._at_window(event)
+
+    def ended(self, name: str, reason: str) -> None: ...
+
+
+def kill(event: Happened) -> None:
+    os.kill(int(event.place.rpartition(":")[2]), signal.SIGKILL)
+
+
+def test_a_worker_that_dies_is_replaced_and_goes_on_where_it_was(declare: Declare, tmp_path: Path) -> None:
+    grid = read_study(str(declare(seed=[0, 1], run={"limit": 4})))
+    killed: list[str] = []
+
+    def once(event: Happened) -> None:
+        if not killed:
+            killed.append(event.job.name)
+            kill(event)
+
+    watching = Watching(once)
+    with StudyDirectory(tmp_path / "s", grid, expand(grid)) as study, Local.open({}) as executor:
+        outcome = conduct(study, executor, watching)
+        folder = study.directory(study.points[0])
+    assert (outcome.finished, outcome.failed) == (2, {})
+    assert watching.ends == ["lost", "done", "done"]  # the lost point is tried again when the others are through
+    windows = [json.loads(line) for line in (folder / "windows.jsonl").read_text().splitlines()]
+    counted = [each["block"] for each in windows if not (each["warmup"] or each["idle"])]
+    assert len(counted) == 4 * 2
+    said = [json.loads(line) for line in (tmp_path / "s" / EVENTS).read_text().splitlines()]
+    assert [each["what"] for each in said] == ["started", "retried", "started", "finished", "started", "finished"]
+    assert said[1]["reason"] == "its process ended with signal 9"
+
+
+def test_what_dies_every_time_fails_after_three_attempts(declare: Declare, tmp_path: Path) -> None:
+    grid = read_study(str(declare(run={"limit": 40})))
+    watching = Watching(kill)
+    with StudyDirectory(tmp_path / "s", grid, expand(grid)) as study, Local.open({}) as executor:
+        outcome = conduct(study, executor, watching)
+    assert watching.ends == ["lost"] * ATTEMPTS
+    assert list(outcome.failed.values()) == ["its process ended with signal 9"]
+
+
+def test_the_worker_ends_with_its_driver(declare: Declare, tmp_path: Path) -> None:
+    file = declare(run={"limit": 40})
+    driver = subprocess.Popen(
+        [sys.executable, "-P", "-m", "harness.cli", "study", str(file), "--out", str(tmp_path / "s")],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    worker = _child_of(driver.pid)
+    driver.kill()
+    driver.wait()
+    for _ in range(100):
+        if not _is_alive(worker):
+            return
+        time.sleep(0.1)
+    pytest.fail("the worker goes on without its driver")
+
+
+def _child_of(pid: int) -> int:
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    if not children.exists():
+        pytest.skip("needs /proc")
+    for _ in range(600):
+        if found := children.read_text().split():
+            return int(found[0])
+        time.sleep(0.1)
+    raise AssertionError("the driver started no worker")
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def test_a_model_is_loaded_once_and_another_one_gets_a_process_of_its_own(
+    declare: Declare, tmp_path: Path, tiny_opt: Path
+) -> None:
+    grid = read_study(
+        str(declare(seed=[0, 1], more=f"[[include]]\nmodel = {json.dumps(str(tiny_opt))}\nstrategies = []"))
+    )
+    places: dict[str, str] = {}
+    stages: list[str] = []
+
+    class Noting(Watching):
+        def happened(self, event: Happened) -> None:
+            super().happened(event)
+            places[event.job.name] = event.place
+            stages.append(event.text)
+
+    with StudyDirectory(tmp_path / "s", grid, expand(grid)) as study, Local.open({}) as executor:
+        assert conduct(study, executor, Noting(lambda event: None)).finished == 3
+    first, second, other = places.values()
+    assert first == second != other
+    assert sum(text.startswith("loading ") for text in stages) == 2
+
+
+def test_an_executor_takes_one_job_at_a_time(tmp_path: Path) -> None:
+    with Local.open({}) as executor:
+        assert executor.has_room()
+        executor.start(Job("a", tmp_path / "a", {"limit": -1}, ("m",)))
+        assert not executor.has_room()
+        event: Any = executor.wait()
+        assert (event.how, event.ended) == ("refused", True)
+        assert "limit = -1" in event.text
+        assert executor.has_room()
