@@ -104,8 +104,8 @@ class CodeCompletion:
         if protocol.wants not in self.offers:
             fitting = [known for known in PROTOCOLS.names() if PROTOCOLS.load(known).wants in self.offers]
             raise ConfigError(
-                f"the protocol '{name}' does not fit the task '{self.name}': it reads {protocol.wants}, and there are "
-                f"{' and '.join(sorted(self.offers))}. Omit --protocol for '{self.default_protocol}', or use one of: "
-                f"{', '.join(fitting)}."
+                f"the protocol '{name}' does not fit the task '{self.name}': it reads rows of {protocol.wants}, and "
+                f"these are of {' and '.join(sorted(self.offers))}. Omit --protocol for '{self.default_protocol}', or "
+                f"use one of: {', '.join(fitting)}."
             )
         return protocol

@@ -39,7 +39,7 @@ def _benchmark(kind: str) -> Benchmark:
         parts=(Part(name, (*forms, *files)),),
         columns=("task_id", *_TEXTS),
         parse=_row,
-        origin="hub: loubnabnl/humaneval_infilling, of github.com/openai/human-eval-infilling",
+        origin="github.com/openai/human-eval-infilling (on the hub loubnabnl/humaneval_infilling)",
         download="git clone https://github.com/openai/human-eval-infilling FOLDER",
     )
 

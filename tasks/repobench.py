@@ -45,7 +45,7 @@ def _benchmark(language: str) -> Benchmark:
         parts=tuple(Part(name, (f"data/{name}-*.parquet", f"{name}-*.parquet")) for name in _SETTINGS),
         columns=(*_TEXTS, "context", "created_at"),
         parse=_row,
-        origin=f"hub: {repository}",
+        origin=f"{repository} (hub)",
         download=f"hf download {repository} --repo-type dataset --local-dir FOLDER",
     )
 
@@ -54,7 +54,8 @@ class RepoBenchPython(BenchmarkTask):
     """Next line of Python files, given pieces of the files they import (RepoBench v1.1); for evaluation alone.
 
     Source: Liu, Xu, McAuley, "RepoBench: Benchmarking Repository-Level Code Auto-Completion Systems", ICLR 2024, arXiv
-    2306.03091; hub dataset tianyang/repobench_python_v1.1 (CC BY 4.0), GitHub code of October to December 2023.
+    2306.03091; hub dataset tianyang/repobench_python_v1.1 (licence: cc; the authors' repository: CC BY 4.0), GitHub
+    code of October to December 2023.
 
     Rows (Parquet in ``data/``): repo_name, file_path, context (a list of {identifier, path, snippet}),
     import_statement, cropped_code, next_line, created_at, level. The three settings (cross_file_first,

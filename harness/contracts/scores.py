@@ -96,6 +96,11 @@ class Score:
         raise NotImplementedError
 
     @property
+    def judges_all(self) -> bool:
+        """Whether it judges every completion; tables do not name the others where none was judged."""
+        return type(self).judges is Score.judges
+
+    @property
     def scores_samples(self) -> bool:
         """Whether it is defined for one completion."""
         return type(self).sample is not Score.sample
