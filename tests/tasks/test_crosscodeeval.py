@@ -155,3 +155,13 @@ def test_fragments_are_none_where_none_was_retrieved(words: Any) -> None:
     sample = CrossCodeEval(PYTHON).sample(row, words, TaskRequest("crosscodeeval", "x"))
     assert isinstance(sample, Sample)
     assert words.decode(sample.prompt_ids) == "x = "  # the only one is longer than 512 tokens
+
+
+def test_the_code_after_the_gap_stands_between_the_model_s_marks(folder: Callable[..., Path], marked: Any) -> None:
+    request = TaskRequest("crosscodeeval-fim", str(folder(ROW)))
+    (sample,) = CrossCodeEvalPython().load(request, marked).samples
+    assert marked.decode(sample.prompt_ids) == (
+        f"<fim_prefix>{HEAD}{FIRST}{SECOND}{ROW['prompt']}<fim_suffix>{ROW['right_context']}<fim_middle>"
+    )
+    text = CrossCodeEvalJava().completion("crosscodeeval-fim", "size()<fim_pad>", ("int a = ", ";"))
+    assert text == "size()"

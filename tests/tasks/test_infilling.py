@@ -6,7 +6,6 @@ README says that they should yield 30 % pass@1.
 
 from __future__ import annotations
 
-import copy
 import gzip
 import json
 from collections.abc import Callable
@@ -44,7 +43,6 @@ SAMPLES = {
     "  return ": True,
     "\treturn ": True,
 }
-MARKS = ("<fim_prefix>", "<fim_suffix>", "<fim_middle>", "<fim_pad>")
 
 
 @pytest.fixture
@@ -60,13 +58,6 @@ def folder(tmp_path: Path) -> Path:
     with gzip.open(file, "wt") as lines:
         lines.write("".join(f"{json.dumps(row)}\n" for row in rows))
     return tmp_path / "benchmark"
-
-
-@pytest.fixture(scope="module")
-def marked(tiny_tokenizer: Any) -> TransformersTokenizer:
-    tokenizer = copy.deepcopy(tiny_tokenizer)
-    tokenizer.add_special_tokens({"additional_special_tokens": list(MARKS)})
-    return TransformersTokenizer(tokenizer, frozenset())
 
 
 @pytest.fixture(scope="module")
