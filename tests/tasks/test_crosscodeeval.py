@@ -165,3 +165,15 @@ def test_the_code_after_the_gap_stands_between_the_model_s_marks(folder: Callabl
     )
     text = CrossCodeEvalJava().completion("crosscodeeval-fim", "size()<fim_pad>", ("int a = ", ";"))
     assert text == "size()"
+
+
+def test_a_language_without_a_grammar_runs_and_reports(
+    folder: Callable[..., Path], tiny_run: Callable[..., Any], tmp_path: Path
+) -> None:
+    row = ROW | {"metadata": {"task_id": "project_cc_csharp/7"}, "groundtruth": "items.Sum();"}
+    source = folder(row, language="csharp")
+    ran = tiny_run("--task", "crosscodeeval-csharp", "--source", source, "--strategy", "fixed:layer=6", "--out", "out")
+    assert ran.code == 0, ran.err
+    assert "crosscodeeval-csharp · crosscodeeval" in ran.out
+    (sample, *_) = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
+    assert {"statement_match", "identifier_match", "identifier_f1"} <= sample["scores"].keys()

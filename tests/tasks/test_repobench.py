@@ -6,6 +6,7 @@ here needs none of it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -172,3 +173,15 @@ def test_refusals_say_what_is_missing_and_what_to_get(folder: Callable[..., Path
 def test_a_bad_row_is_counted(folder: Callable[..., Path], words: Any) -> None:
     data = drawn(RepoBenchPython(), folder(in_file=[ROW, ROW | {"next_line": "  "}]), words)
     assert [row.reason for row in data.bad_rows] == ["row 2: 'next_line' is empty"]
+
+
+def test_a_run_needs_no_protocol_and_records_the_task_s_own(
+    folder: Callable[..., Path], tiny_run: Callable[..., Any], tmp_path: Path
+) -> None:
+    ran = tiny_run("--task", "repobench-python", "--source", folder(), "--out", "out")
+    assert ran.code == 0, ran.err
+    (record,) = json.loads((tmp_path / "out" / "manifest.json").read_text())["tasks"]
+    assert (record["protocol"], record["samples"]) == ("repobench", 3)
+    samples = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
+    assert {sample["sample_id"] for sample in samples} == {"cross_file_first-0", "cross_file_random-0", "in_file-0"}
+    assert all({"exact_match", "edit_similarity_indented"} <= sample["scores"].keys() for sample in samples)
