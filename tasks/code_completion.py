@@ -6,11 +6,11 @@ from contextlib import closing
 from typing import ClassVar
 
 from harness.contracts import Corpus, Split, StopRule, TaskData, TaskRequest, Tokenizer
-from harness.errors import DataError
+from harness.errors import ConfigError, DataError
 from harness.registry import PROTOCOLS
 from tasks.draw import collect, draw
 from tasks.languages import Language
-from tasks.protocols import Protocol
+from tasks.protocols import AnyProtocol
 from tasks.rows import Rows
 from tasks.sources import HubDataset
 from tasks.sources.embedded import SourceFiles
@@ -30,12 +30,16 @@ class CodeCompletion:
         code: the language.
         documents: hub dataset of whole files, for the protocols that read documents.
         lines: hub dataset of contexts and the lines they break off in.
+        offers: what protocols can read of it (:attr:`tasks.protocols.Protocol.wants`).
+        default_protocol: of a run that names none.
     """
 
     name: ClassVar[str]
     code: ClassVar[Language]
     documents: ClassVar[HubDataset]
     lines: ClassVar[HubDataset]
+    offers: ClassVar[frozenset[str]] = frozenset({"documents", "lines"})
+    default_protocol: ClassVar[str] = "green-code"
 
     @property
     def language(self) -> str:
@@ -56,6 +60,7 @@ class CodeCompletion:
         Raises:
             DataError: the source cannot be read or cannot be scored.
             UnknownNameError: no such protocol.
+            ConfigError: one for other tasks.
         """
         protocol = self._protocol(request.protocol)
         dataset = self.documents if protocol.wants == "documents" else self.lines
@@ -83,15 +88,24 @@ class CodeCompletion:
         """Return a predicate on the tokens generated so far: true when the completion is over."""
         return self._protocol(protocol).stop_rule(tokenizer)
 
-    def completion(self, protocol: str, text: str) -> str:
+    def completion(self, protocol: str, text: str, around: tuple[str, str] = ("", "")) -> str:
         """Return the part of generated text that is scored."""
-        return self._protocol(protocol).completion(text)
+        before, after = around
+        return self._protocol(protocol).completion_between(before, text, after)
 
-    def _protocol(self, name: str) -> Protocol:
+    def _protocol(self, name: str) -> AnyProtocol:
         """Return a registered protocol for this language.
 
         Raises:
             UnknownNameError: there is none of that name.
+            ConfigError: it reads other rows than this task has.
         """
-        protocol: Protocol = PROTOCOLS.load(name)(self.code)
+        protocol: AnyProtocol = PROTOCOLS.load(name)(self.code)
+        if protocol.wants not in self.offers:
+            fitting = [known for known in PROTOCOLS.names() if PROTOCOLS.load(known).wants in self.offers]
+            raise ConfigError(
+                f"the protocol '{name}' does not fit the task '{self.name}': it reads rows of {protocol.wants}, and "
+                f"these are of {' and '.join(sorted(self.offers))}. Omit --protocol for '{self.default_protocol}', or "
+                f"use one of: {', '.join(fitting)}."
+            )
         return protocol

@@ -34,8 +34,8 @@ from harness.contracts import (
     document_key,
 )  # fmt: skip
 from harness.errors import DataError, HarnessError, is_out_of_memory, reason
-from tasks.protocols import Protocol, Skipped
-from tasks.rows import LineRow, Row, Rows, whole
+from tasks.protocols import AnyProtocol, Skipped
+from tasks.rows import GapRow, LineRow, Row, Rows, whole
 
 __all__ = ["DUPLICATE", "collect", "draw", "fingerprint"]
 
@@ -50,7 +50,7 @@ COMPARED_OF_REFERENCE = 15
 """Tokens of the reference among them, at most."""
 
 
-def draw(rows: Rows, protocol: Protocol, tokenizer: Tokenizer, request: TaskRequest) -> TaskData:
+def draw(rows: Rows, protocol: AnyProtocol, tokenizer: Tokenizer, request: TaskRequest) -> TaskData:
     """Return the samples of a request, in the order they were drawn.
 
     Raises:
@@ -107,7 +107,7 @@ def _read(rows: Rows, index: int) -> Row:
 
 
 def _sample(
-    protocol: Protocol, row: Document | LineRow, tokenizer: Tokenizer, request: TaskRequest
+    protocol: AnyProtocol, row: Document | LineRow | GapRow, tokenizer: Tokenizer, request: TaskRequest
 ) -> Sample | BadRow | Skipped:
     """Return what a protocol makes of a row, unless its tokens are none of the model's or its text fits no record."""
     made = protocol.sample(row, tokenizer, request)
@@ -192,7 +192,7 @@ def fingerprint(samples: Sequence[Sample]) -> str:
     return digest.hexdigest()
 
 
-def _nothing_drawn(rows: Rows, protocol: Protocol, bad: Sequence[BadRow], skipped: Counter[str]) -> str:
+def _nothing_drawn(rows: Rows, protocol: AnyProtocol, bad: Sequence[BadRow], skipped: Counter[str]) -> str:
     if bad and not skipped and all(protocol.is_withheld(row) for row in bad):
         return (
             f"every 'gt' of {rows.label} is empty: its test answers are withheld (CodeXGLUE scores them on its own "
@@ -206,7 +206,8 @@ def _nothing_drawn(rows: Rows, protocol: Protocol, bad: Sequence[BadRow], skippe
             f"{rows.label}: the model was tuned on every one of its {len(rows)} rows, so none can test it. Give other "
             "data with --source, or run base weights from an empty --artefacts folder."
         )
-    remedy = "Ask for fewer new tokens." if rows.kind == "embedded" else "Correct the data, or use --source embedded."
+    instead = "use --source embedded" if Document in protocol.origins else "give other data with --source"
+    remedy = "Ask for fewer new tokens." if rows.kind == "embedded" else f"Correct the data, or {instead}."
     return f"{rows.label}: none of its {len(rows)} rows can be used ({'; '.join(causes)}). {remedy}"
 
 

@@ -11,9 +11,9 @@ line too, and in Java a mark inside a string or character literal does not count
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-__all__ = ["END_OF_LINE", "JAVA", "PYTHON", "Language", "Token"]
+__all__ = ["CSHARP", "END_OF_LINE", "JAVA", "PYTHON", "TYPESCRIPT", "Language", "Token"]
 
 END_OF_LINE = "<EOL>"
 
@@ -146,3 +146,9 @@ JAVA = Language(
     mark_characters=frozenset("\n;{}"),
     docstrings=False,
 )
+
+CSHARP = replace(JAVA, name="csharp")
+"""As far as lines go; its verbatim strings are not known."""
+
+TYPESCRIPT = replace(JAVA, name="typescript")
+"""As far as lines go; its template strings are not known."""

@@ -18,6 +18,8 @@ __all__ = [
     "LARGEST_ROW",
     "Document",
     "FieldError",
+    "Fragment",
+    "GapRow",
     "LineRow",
     "RecordRows",
     "Row",
@@ -47,14 +49,50 @@ class LineRow:
     answer: str
 
 
-def whole(row: Document | LineRow) -> str:
-    """Return the code of a row as one document; a context and its line are joined again."""
+@dataclass(frozen=True, slots=True)
+class Fragment:
+    """A piece of another file of the same repository.
+
+    Attributes:
+        path: of that file.
+        text: the piece.
+    """
+
+    path: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class GapRow:
+    """A file with a gap, and what is known beside it.
+
+    Attributes:
+        number, sample_id: as a :class:`~harness.contracts.Document`'s.
+        before, after: the file's code before the gap and after it; ``after`` is empty where a dataset has none.
+        answer: what belongs into the gap.
+        fragments: pieces of other files, the most useful first.
+        facts: what else its protocol reads, by the name of the dataset's column.
+    """
+
+    number: int
+    sample_id: str
+    before: str
+    answer: str
+    after: str = ""
+    fragments: tuple[Fragment, ...] = ()
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+
+def whole(row: Document | LineRow | GapRow) -> str:
+    """Return the code of a row as one document; a context and its line are joined again, a gap is filled."""
     if isinstance(row, Document):
         return row.text
+    if isinstance(row, GapRow):
+        return f"{row.before}{row.answer}{row.after}"
     return f"{row.prompt.removeprefix('<s>').strip()} {row.answer.strip()}".strip()
 
 
-Row: TypeAlias = Document | LineRow | BadRow
+Row: TypeAlias = Document | LineRow | GapRow | BadRow
 
 
 class Rows(ABC):
@@ -90,6 +128,7 @@ class RecordRows(Rows):
         kind, label, detail: see :class:`Rows`.
         size: number of records.
         record: returns the record at a 0-based index as a mapping of column to value.
+        parse: turns a 1-based number and its record into a row; ``None`` for :func:`parse_record`.
     """
 
     kind: Literal["path", "hub", "embedded"]
@@ -97,13 +136,14 @@ class RecordRows(Rows):
     size: int
     record: Callable[[int], Mapping[str, object]]
     detail: Mapping[str, str] = field(default_factory=dict)
+    parse: Callable[[int, object], Row] | None = None
 
     def __len__(self) -> int:
         return self.size
 
     def read(self, index: int) -> Row:
         """Return one row; see :class:`Rows`."""
-        return parse_record(index + 1, self.record(index))
+        return (self.parse or parse_record)(index + 1, self.record(index))
 
 
 def parse_record(number: int, record: object) -> Row:

@@ -46,8 +46,9 @@ def test_the_version_is_the_package_s(cli: Command) -> None:
 def test_help_of_run_names_every_option_of_the_issue(cli: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     said = cli("run", "--help").out
-    for default in ("smollm2-135m", "py150", "green-code", "embedded", "auto", "float32", "paper"):
+    for default in ("smollm2-135m", "py150", "embedded", "auto", "float32", "paper"):
         assert f"Default: {default}." in said
+    assert "Default: the task's own; green-code for py150 and javacorpus." in " ".join(said.split())
     assert f"Default: {RunConfig().limit} (≥ 0, ≤ 1000000000)." in said
     options = (
         "config strategy model task protocol source limit kv batch-size dtype device threads weights energy repeats"

@@ -97,8 +97,8 @@ def _snippet(client: str, settings: Any) -> str:
 
 def _reads(settings: Any) -> tuple[Any, int]:
     """Return how the model's tokenizer fills in the middle, ``None`` when it cannot, and the cap on a prompt."""
+    from harness.models.fill_in_the_middle import fill_in_the_middle
     from harness.models.model import resolve
-    from harness.serving.fill_in_the_middle import fill_in_the_middle
 
     model = resolve(settings.request())
     return fill_in_the_middle(model.tokenizer.wrapped), prompt_cap(settings, model.info)

@@ -53,7 +53,10 @@ class RunConfig(ModelConfiguration):
     )
     model: ModelName = DEFAULT_MODEL  # declared again: flags stand in the order of a class's own fields
     tasks: tuple[TaskName, ...] = Field(default=("py150",), description="Task, see `harness list tasks`. Repeatable.")
-    protocol: str = Field(default="green-code", description="A name of `harness list protocols`.")
+    protocol: str | None = Field(
+        default=None,
+        description="A name of `harness list protocols`. Default: the task's own; green-code for py150 and javacorpus.",
+    )
     source: str = Field(
         default="embedded", min_length=1, description="embedded, hub, or PATH of a JSONL file or dataset folder."
     )
@@ -62,6 +65,11 @@ class RunConfig(ModelConfiguration):
         default="skip",
         description="Samples whose next tokens tuning has read, 20 in a row with the context before them: skip, or "
         "keep and mark",
+    )
+    allow_code_execution: bool = Field(
+        default=False,
+        description="Run completions with the tests that a dataset has for them (pass@1): code that a model wrote, "
+        "in a process of its own with limits, which is no security boundary.",
     )
     max_new_tokens: int | None = Field(
         default=None, ge=1, le=4096, description="New tokens per sample. Default: the protocol's limit."

@@ -32,6 +32,8 @@ class Completion:
         token_ids: generated tokens.
         reference_ids: ground-truth tokens.
         language: of the code, for example ``python``.
+        protocol: registered name of the protocol that cut the text; empty where that is not known.
+        around, tests: the sample's, see :class:`harness.contracts.Sample`.
     """
 
     text: str
@@ -39,6 +41,9 @@ class Completion:
     token_ids: Sequence[int]
     reference_ids: Sequence[int]
     language: str
+    protocol: str = ""
+    around: tuple[str, str] = ("", "")
+    tests: str = ""
 
 
 def common_prefix(one: Sequence[object], other: Sequence[object]) -> int:
@@ -91,6 +96,11 @@ class Score:
         raise NotImplementedError
 
     @property
+    def judges_all(self) -> bool:
+        """Whether it judges every completion; tables do not name the others where none was judged."""
+        return type(self).judges is Score.judges
+
+    @property
     def scores_samples(self) -> bool:
         """Whether it is defined for one completion."""
         return type(self).sample is not Score.sample
@@ -104,6 +114,14 @@ class Score:
     def meaning(self) -> str:
         """What it is, in one phrase: the first line of its docstring."""
         return (inspect.getdoc(type(self)) or "").partition("\n")[0].rstrip(".")
+
+    def judges(self, completion: Completion) -> bool:
+        """Return whether it says anything of one completion: a score that tests run says nothing without tests.
+
+        A completion that it does not judge has no place for it, in records and tables; one that it judges and that has
+        no value has ``None`` there.
+        """
+        return True
 
     def applies_to(self, language: str) -> bool:
         """Whether it can judge code of a language."""

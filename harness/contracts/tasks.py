@@ -51,6 +51,7 @@ class TaskRequest:
         max_new_tokens: overrides the protocol's own limit.
         max_positions: longest prompt + completion the model covers, tokens.
         vocab_size: tokens the model knows; ``None`` where that does not matter.
+        allow_code_execution: whether completions may be run with the tests that a dataset has for them.
     """
 
     protocol: str
@@ -64,6 +65,7 @@ class TaskRequest:
     max_new_tokens: int | None = None
     max_positions: int | None = None
     vocab_size: int | None = None
+    allow_code_execution: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +117,9 @@ class Sample:
         reference_ids: ground-truth tokens.
         max_new_tokens: the protocol's limit for this sample.
         duplicate: tuning read the reference, and the context just before it, word for word.
+        around: code of the file before and after the completion, where its end depends on them.
+        tests: code that fails behind a wrong completion, ``around`` being put around it; empty where there is none, or
+            where it must not run (:attr:`TaskRequest.allow_code_execution`).
     """
 
     sample_id: str
@@ -123,6 +128,8 @@ class Sample:
     reference_ids: tuple[int, ...]
     max_new_tokens: int
     duplicate: bool = False
+    around: tuple[str, str] = ("", "")
+    tests: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +201,11 @@ class Task(Protocol):
 
     @property
     def language(self) -> str:
-        """Programming language, ``python`` or ``java``."""
+        """Programming language, for example ``python``."""
+
+    @property
+    def default_protocol(self) -> str:
+        """The registered protocol of a run that names none."""
 
     def load(self, request: TaskRequest, tokenizer: Tokenizer) -> TaskData:
         """Draw the samples.
@@ -213,5 +224,11 @@ class Task(Protocol):
     def stop_rule(self, protocol: str, tokenizer: Tokenizer) -> StopRule:
         """Return a predicate on the tokens generated so far: true when the completion is over."""
 
-    def completion(self, protocol: str, text: str) -> str:
-        """Return the part of generated text that is scored (the line, cut at its end)."""
+    def completion(self, protocol: str, text: str, around: tuple[str, str] = ("", "")) -> str:
+        """Return the part of generated text that is scored (the line, cut at its end).
+
+        Args:
+            protocol: registered name.
+            text: what was generated.
+            around: the sample's, where its protocol gave it one.
+        """

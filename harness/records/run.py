@@ -198,7 +198,7 @@ class TaskRecord(Record):
 
     Attributes:
         name: registered task name.
-        language: ``python`` or ``java``; ``text`` for what is no code.
+        language: for example ``python``; ``text`` for what is no code.
         protocol: registered protocol name.
         source_kind: ``path``, ``hub`` or ``embedded``.
         source: human label of the source.

@@ -96,7 +96,7 @@ def sample_record(window: WindowRecord, plan: Plan, planned: PlannedTask, outcom
 def _text_and_scores(plan: Plan, planned: PlannedTask, sample: Sample, made: Generation) -> dict[str, Any]:
     tokenizer = plan.model.tokenizer
     spoken = made.token_ids[:-1] if made.finish_reason == "eos" else made.token_ids
-    text = planned.task.completion(plan.config.protocol, tokenizer.decode(spoken))
+    text = planned.task.completion(planned.record.protocol, tokenizer.decode(spoken), sample.around)
     pieces = token_texts(tokenizer, spoken)
     "".join((text, *pieces)).encode()  # a text that no file can hold breaks here
     discarded = tuple(_discarded(tokenizer, spoken, one) for one in made.discarded)
@@ -106,7 +106,16 @@ def _text_and_scores(plan: Plan, planned: PlannedTask, sample: Sample, made: Gen
         "token_texts": (*pieces, *[""] * (len(made.token_ids) - len(pieces))),
         "scores": {
             **score_sample(
-                Completion(text, sample.reference, made.token_ids, sample.reference_ids, planned.task.language)
+                Completion(
+                    text,
+                    sample.reference,
+                    made.token_ids,
+                    sample.reference_ids,
+                    planned.task.language,
+                    planned.record.protocol,
+                    sample.around,
+                    sample.tests,
+                )
             ),
             **planned.score(sample, made.token_ids),
         },

@@ -126,9 +126,10 @@ def make_plan(config: RunConfig, draw: Draw | None = None) -> Plan:
 
 
 def _registered(config: RunConfig) -> Draw:
-    """Load the tasks and the protocol that a configuration names."""
+    """Load the tasks that a configuration names, and their protocols."""
     tasks: list[Task] = [TASKS.load(name)() for name in config.tasks]
-    PROTOCOLS.load(config.protocol)
+    for protocol in {_protocol(task, config) for task in tasks}:
+        PROTOCOLS.load(protocol)
     score_names(task.language for task in tasks)  # imports them: what cannot be scored is not measured for hours
 
     def draw(model: ResolvedModel) -> tuple[PlannedTask, ...]:
@@ -189,8 +190,9 @@ def _refuse_contradictions(config: RunConfig) -> None:
 
 
 def _draw(task: Task, config: RunConfig, model: ResolvedModel, ngrams: NgramIndex | None) -> PlannedTask:
+    protocol = _protocol(task, config)
     request = TaskRequest(
-        protocol=config.protocol,
+        protocol=protocol,
         source=config.source,
         limit=config.limit,
         seed=config.seed,
@@ -200,6 +202,7 @@ def _draw(task: Task, config: RunConfig, model: ResolvedModel, ngrams: NgramInde
         seen=model.seen.documents,
         was_read=None if ngrams is None else ngrams.has_run_of,
         duplicates=config.duplicates,
+        allow_code_execution=config.allow_code_execution,
     )
     data = task.load(request, model.tokenizer)
     if not data.samples:
@@ -212,7 +215,7 @@ def _draw(task: Task, config: RunConfig, model: ResolvedModel, ngrams: NgramInde
     record = TaskRecord(
         name=task.name,
         language=task.language,
-        protocol=config.protocol,
+        protocol=protocol,
         source_kind=data.source.kind,
         source=data.source.label,
         fingerprint=data.source.fingerprint,
@@ -223,7 +226,12 @@ def _draw(task: Task, config: RunConfig, model: ResolvedModel, ngrams: NgramInde
         unindexed=tuple(sorted({file.stem for file in model.seen.unindexed})),
         detail=dict(data.source.detail),
     )
-    return PlannedTask(task, data, task.stop_rule(config.protocol, model.tokenizer), record)
+    return PlannedTask(task, data, task.stop_rule(protocol, model.tokenizer), record)
+
+
+def _protocol(task: Task, config: RunConfig) -> str:
+    """Return the protocol that a task is drawn under: what was asked for, or its own."""
+    return task.default_protocol if config.protocol is None else config.protocol
 
 
 def prompts_digest(samples: Sequence[Sample]) -> str:

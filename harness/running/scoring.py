@@ -39,7 +39,7 @@ def score_sample(completion: Completion) -> Scores:
     return {
         name: None if score.unavailable() else _defined(score.sample(completion))
         for name, score in _scores(completion.language).items()
-        if score.scores_samples
+        if score.scores_samples and score.judges(completion)
     }
 
 

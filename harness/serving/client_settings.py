@@ -66,7 +66,7 @@ def snippet(
         max_new_tokens: limit of a completion, tokens; editors ask for :data:`EDITOR_TOKENS` at most.
         fim: whether the server can read text after the cursor.
         markers: prefix, suffix and middle marker as text, for clients that write them into the prompt themselves; see
-            :attr:`harness.serving.fill_in_the_middle.Family.texts`. Without them such a client sends only what is
+            :attr:`harness.models.fill_in_the_middle.Family.texts`. Without them such a client sends only what is
             before the cursor.
         max_prompt_tokens: limit of a prompt, tokens.
         ignored: whether the server drops text after the cursor that it cannot read.

@@ -17,7 +17,7 @@ DECIDING = ("config", "operating_points", "model", "tasks", "block_size", "meter
 """Parts of a manifest that decide results, in the order in which a difference is looked for."""
 
 NOT_DECIDING = {
-    "config": {"out"},
+    "config": {"out", "protocol"},  # the tasks' own decides: a run may name none
     "operating_points": {"kv_facts"},  # the name decides
     "model": {"weights_source", "tokenizer_source"},  # words; the hash and the fingerprints decide
     "tasks": {"source", "detail", "duplicates", "unindexed"},  # the fingerprint decides

@@ -51,7 +51,7 @@ class VerifyOptions(Configuration):
     tasks: tuple[TaskName, ...] = Field(
         default=RunConfig.model_fields["tasks"].default, description="Task, see `harness list tasks`. Repeatable."
     )
-    protocol: str = Field(default="green-code", description="A name of `harness list protocols`.")
+    protocol: str | None = Field(default=None, description="A name of `harness list protocols`. Default: the task's.")
     source: str = Field(
         default="embedded", min_length=1, description="embedded, hub, or PATH of a JSONL file or dataset folder."
     )

@@ -21,14 +21,14 @@ def all_metrics(scores: Iterable[str] = ()) -> tuple[Metric, ...]:
     Args:
         scores: names of scores that were recorded, known here or not.
     """
-    named = {*SCORES.names(), *scores} - SummaryRow.model_fields.keys()
+    named = {*_general_scores(), *scores} - SummaryRow.model_fields.keys()
     return _ordered(tuple(sorted(named)))
 
 
 def metrics_of(rows: Iterable[SummaryRow]) -> tuple[Metric, ...]:
     """Return every metric in reading order, those of rows included that nothing installed here explains."""
     names = dict.fromkeys(name for row in rows for name in row.metrics)
-    known = all_metrics(scores_of(names))
+    known = all_metrics([*scores_of(names), *(name for name in names if name in SCORES)])
     explained = {metric.name for metric in known}
     return (*known, *(_unexplained(name) for name in names if name not in explained))
 
@@ -38,6 +38,12 @@ def _ordered(scores: tuple[str, ...]) -> tuple[Metric, ...]:
     made = [metric for name in scores for metric in score_metrics(name)]
     found = [*_registered(), *(metric for metric in made if metric.name not in METRICS)]
     return tuple(dict.fromkeys(one for section in sections_of(found) for one in in_section(found, section)))
+
+
+@cache
+def _general_scores() -> frozenset[str]:
+    """Return the names of the scores that judge every completion; those of one benchmark are named where recorded."""
+    return frozenset(name for name in SCORES.names() if SCORES.load(name)().judges_all)
 
 
 @cache

@@ -5,13 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Generic, TypeVar
 
 from harness.contracts import BadRow, Sample, StopRule, TaskRequest, Tokenizer
 from tasks.languages import Language
-from tasks.rows import Document, LineRow
+from tasks.rows import Document, GapRow, LineRow
 
-__all__ = ["Protocol", "Skipped", "too_long"]
+__all__ = ["AnyProtocol", "Protocol", "Skipped", "too_long"]
+
+R = TypeVar("R", bound=Document | LineRow | GapRow)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,27 +27,28 @@ class Skipped:
     reason: str
 
 
-class Protocol(ABC):
+class Protocol(ABC, Generic[R]):
     """One way to make and judge completions, for one language; subclass it, one class per protocol.
 
     A registered protocol is a class that takes the language; ``--protocol`` names its entry point.
 
     Attributes:
         new_tokens: limit of a completion, tokens, unless the request overrides it.
-        wants: which of a task's datasets it reads.
+        wants: what it reads: ``documents``, ``lines``, or the rows of one benchmark by its name; a task that offers
+            this can be drawn under it.
         origins: row type → in words, how this protocol makes a sample of it.
         language: of the code.
     """
 
     new_tokens: ClassVar[int]
-    wants: ClassVar[Literal["documents", "lines"]]
+    wants: ClassVar[str]
     origins: ClassVar[Mapping[type, str]]
 
     def __init__(self, language: Language) -> None:
         self.language = language
 
     @abstractmethod
-    def sample(self, row: Document | LineRow, tokenizer: Tokenizer, request: TaskRequest) -> Sample | BadRow | Skipped:
+    def sample(self, row: R, tokenizer: Tokenizer, request: TaskRequest) -> Sample | BadRow | Skipped:
         """Return the sample of one row, or why there is none. Depends on nothing but its arguments."""
 
     @abstractmethod
@@ -56,6 +59,16 @@ class Protocol(ABC):
     def completion(self, text: str) -> str:
         """Return the part of generated text that is scored."""
 
+    def completion_between(self, before: str, text: str, after: str) -> str:
+        """Return the part of generated text that is scored, where that depends on the code around it.
+
+        Args:
+            before: code of the file before the gap, as the sample has it (``Sample.around``).
+            text: what was generated.
+            after: code behind the gap.
+        """
+        return self.completion(text)
+
     def limit(self, request: TaskRequest) -> int:
         """Return the limit of a completion, tokens: what was asked for, or the protocol's own."""
         return self.new_tokens if request.max_new_tokens is None else request.max_new_tokens
@@ -65,7 +78,11 @@ class Protocol(ABC):
         return False
 
 
-def too_long(row: Document | LineRow, prompt: int, new: int, request: TaskRequest) -> BadRow | None:
+AnyProtocol = Protocol[Any]
+"""One whose rows do not matter here."""
+
+
+def too_long(row: Document | LineRow | GapRow, prompt: int, new: int, request: TaskRequest) -> BadRow | None:
     """Return a bad row when a prompt and its completion do not fit the model's positions.
 
     Args:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from harness.contracts import BadRow, Sample, StopRule, TaskRequest, Tokenizer
 from tasks.protocols import Protocol, Skipped, too_long
@@ -36,11 +36,11 @@ MAX_CONTEXT = 1024 - NEW_TOKENS
 _NO_ANSWER = "'gt' is empty, the answer is withheld"
 
 
-class CodexglueLine(Protocol):
+class CodexglueLine(Protocol[Document | LineRow]):
     """Prompt: the code up to somewhere in a line. Reference: the rest of that line."""
 
     new_tokens: ClassVar[int] = NEW_TOKENS
-    wants: ClassVar[Literal["documents", "lines"]] = "lines"
+    wants: ClassVar[str] = "lines"
     origins: ClassVar[Mapping[type, str]] = {
         Document: "document cut by the harness at a seeded token of a seeded line",
         LineRow: "input and gt as given",

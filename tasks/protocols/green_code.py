@@ -14,7 +14,7 @@ operating point, which they were not in the published Python runs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from harness.contracts import BadRow, Sample, StopRule, TaskRequest, Tokenizer
 from tasks.protocols import Protocol, Skipped, too_long
@@ -32,11 +32,11 @@ NEW_TOKENS = 15
 """Length of the reference and limit of the completion, tokens, unless the request overrides it."""
 
 
-class GreenCode(Protocol):
+class GreenCode(Protocol[Document | LineRow]):
     """Context: the first 20 % of a document's tokens, at most 512. Reference: the next 15 tokens."""
 
     new_tokens: ClassVar[int] = NEW_TOKENS
-    wants: ClassVar[Literal["documents", "lines"]] = "documents"
+    wants: ClassVar[str] = "documents"
     origins: ClassVar[Mapping[type, str]] = {
         Document: "document",
         LineRow: "document rebuilt from input and gt",

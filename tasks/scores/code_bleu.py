@@ -42,7 +42,7 @@ from harness.contracts.scores import Pair
 from harness.errors import ConfigError
 from tasks.scores.text import as_source, code_tokens, restored
 
-__all__ = ["CodeBleu", "Components", "Dataflow", "DataflowDefined", "Syntax", "components", "data_flow"]
+__all__ = ["CodeBleu", "Components", "Dataflow", "DataflowDefined", "Syntax", "components", "data_flow", "parser"]
 
 _PLAIN_WEIGHT = 0.2
 """Weight of a token that is no keyword, as in the library."""
@@ -198,7 +198,7 @@ def data_flow(code: str, language: str) -> list[Edge]:
     from codebleu.dataflow_match import dfg_function
 
     code = _without_comments(code, language)
-    root = _parser(language).parse(code.encode()).root_node
+    root = parser(language).parse(code.encode()).root_node
     names, index_to_code = [], {}
     for position, leaf in enumerate(_leaves(root)):
         names.append(leaf.text.decode())
@@ -279,7 +279,12 @@ def _capsule(address: int) -> Any:
 
 
 @lru_cache(maxsize=8)
-def _parser(language: str) -> Any:
+def parser(language: str) -> Any:
+    """Return a tree-sitter parser of a language.
+
+    Raises:
+        ConfigError: its grammar is not installed, or the installed tree-sitter does not fit it.
+    """
     from tree_sitter import Parser
 
     return Parser(_grammar(language))

@@ -95,12 +95,17 @@ def exact_match(text: str, reference: str) -> float:
     return float(text.split() == reference.split())
 
 
-def edit_similarity(text: str, reference: str) -> int:
+def edit_similarity(text: str, reference: str, *, strip: bool = True) -> int:
     """Return the official edit similarity of one pair, an integer in 0…100.
 
     Outer white space does not count. (The official evaluator strips the prediction; its references have none.)
+
+    Args:
+        text: completion.
+        reference: ground truth.
+        strip: whether that is so; RepoBench's evaluator counts it.
     """
-    text, reference = text.strip(), reference.strip()
+    text, reference = (text.strip(), reference.strip()) if strip else (text, reference)
     length = len(text) + len(reference)
     return 100 if not length else round(100 * ((length - Indel.distance(text, reference)) / length))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -32,10 +32,17 @@ class JsonLines(Rows):
 
     kind: Literal["path", "hub", "embedded"] = "path"
 
-    def __init__(self, path: Path, label: str, detail: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        label: str,
+        detail: Mapping[str, str],
+        parse: Callable[[int, object], Row] = parse_record,
+    ) -> None:
         self.path = path
         self.label = label
         self.detail = detail
+        self.parse = parse
         self._lines: list[tuple[int, int, int]] = []  # line number, offset, length
         try:
             with open_regular(path) as file:
@@ -43,7 +50,8 @@ class JsonLines(Rows):
         except OSError as error:
             raise DataError(f"cannot read {path}: {error.strerror or error}.") from None
         if not self._lines:
-            raise DataError(f"{path} is empty. Give a JSONL file of {{id, input, gt}} or {{id, code}} rows.")
+            forms = " of {id, input, gt} or {id, code} rows" if parse is parse_record else ""
+            raise DataError(f"{path} is empty. Give a JSONL file{forms}.")
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -60,7 +68,7 @@ class JsonLines(Rows):
         except OSError as error:
             return BadRow(f"row-{number}", f"row {number}: cannot be read ({error.strerror or error})")
         try:
-            return parse_record(number, json.loads(line.removeprefix(_BYTE_ORDER_MARK).decode("utf-8")))
+            return self.parse(number, json.loads(line.removeprefix(_BYTE_ORDER_MARK).decode("utf-8")))
         except UnicodeDecodeError as error:
             return BadRow(f"row-{number}", f"row {number}: is not UTF-8 (byte {error.start + 1} of the line)")
         except json.JSONDecodeError as error:

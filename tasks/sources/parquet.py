@@ -5,24 +5,38 @@ Read directly rather than through ``datasets``, which would copy every file into
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from harness.errors import DataError
 from harness.host.foreign_files import open_regular
-from tasks.rows import RecordRows
+from tasks.rows import RecordRows, Row
 
 __all__ = ["parquet_rows"]
 
 _COLUMNS = ("id", "code", "input", "gt")
 
 
-def parquet_rows(files: Sequence[Path], label: str, detail: Mapping[str, str]) -> RecordRows:
+def parquet_rows(
+    files: Sequence[Path],
+    label: str,
+    detail: Mapping[str, str],
+    needed: Sequence[str] = (),
+    parse: Callable[[int, object], Row] | None = None,
+) -> RecordRows:
     """Return the rows of files that make up one split, in the order of the files.
 
     Only the columns a task can use are loaded, in Arrow's compact form; a row becomes Python objects when it is
     drawn.
+
+    Args:
+        files: in order.
+        label: see :class:`~tasks.rows.Rows`.
+        detail: likewise.
+        needed: columns that every file must have, the ones to load; without them, those of the rows that
+            :func:`~tasks.rows.parse_record` reads, as far as they are there.
+        parse: see :class:`~tasks.rows.RecordRows`.
 
     Raises:
         DataError: a file is damaged or cannot be read, the files do not fit together, or there is no row.
@@ -35,7 +49,9 @@ def parquet_rows(files: Sequence[Path], label: str, detail: Mapping[str, str]) -
         try:
             with open_regular(file) as stream, parquet.ParquetFile(stream) as content:
                 names = content.schema_arrow.names
-                columns = [name for name in names if name in _COLUMNS]
+                columns = [name for name in names if name in (needed or _COLUMNS)]
+                if missing := [name for name in needed if name not in columns]:
+                    raise DataError(f"{file} has no column {_listed(missing)}; it has {_listed(names)}.")
                 if not columns:
                     raise DataError(f"{file} has none of the columns {', '.join(_COLUMNS)}; it has {_listed(names)}.")
                 tables.append(content.read(columns=columns))
@@ -51,7 +67,7 @@ def parquet_rows(files: Sequence[Path], label: str, detail: Mapping[str, str]) -
     def record(index: int) -> Mapping[str, object]:
         return {name: _cell(column[index]) for name, column in zip(table.column_names, table.columns, strict=True)}
 
-    return RecordRows("path", label, table.num_rows, record, detail)
+    return RecordRows("path", label, table.num_rows, record, detail, parse)
 
 
 def _cell(scalar: Any) -> object:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from harness.contracts import TaskRequest
+from harness.models.tokenizer import TransformersTokenizer
 from tasks.rows import RecordRows
 
 
@@ -72,6 +74,15 @@ def words() -> Any:
 @pytest.fixture
 def byte_tokenizer() -> Any:
     return ByteTokenizer()
+
+
+@pytest.fixture(scope="session")
+def marked(tiny_tokenizer: Any) -> TransformersTokenizer:
+    """A tokenizer with StarCoder's fill-in-the-middle tokens."""
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    marks = ["<fim_prefix>", "<fim_suffix>", "<fim_middle>", "<fim_pad>"]
+    tokenizer.add_special_tokens({"additional_special_tokens": marks})
+    return TransformersTokenizer(tokenizer, frozenset())
 
 
 @pytest.fixture

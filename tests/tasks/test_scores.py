@@ -183,8 +183,10 @@ def test_corpus_of_unequal_lists_is_a_defect() -> None:
         corpus_scores(["a"], [], "python")
 
 
-def test_every_score_but_those_of_a_corpus_is_given_to_each_sample() -> None:
-    assert set(sample_scores("a", "a")) == set(SCORES.names()) - {"codebleu", "dataflow", "dataflow_defined", "syntax"}
+def test_every_score_but_those_of_a_corpus_or_a_benchmark_is_given_to_each_sample() -> None:
+    of_corpora = {"codebleu", "dataflow", "dataflow_defined", "syntax"}
+    of_benchmarks = {"edit_similarity_indented", "statement_match", "identifier_match", "identifier_f1", "pass_at_1"}
+    assert set(sample_scores("a", "a")) == set(SCORES.names()) - of_corpora - of_benchmarks
 
 
 @pytest.mark.parametrize("name", SCORES.names())

@@ -8,7 +8,7 @@ import pytest
 
 from harness.contracts import TaskRequest
 from harness.errors import DataError
-from harness.registry import PROTOCOLS, TASKS
+from harness.registry import TASKS
 from tasks.code_completion import CodeCompletion
 from tasks.javacorpus import JavaCorpus
 from tasks.languages import JAVA
@@ -46,7 +46,7 @@ def test_a_stranger_adds_a_task_in_a_few_lines(words: Any) -> None:
             return RecordRows("embedded", "embedded: one joke", 1, lambda index: record)
 
     task = Jokes()
-    for protocol in PROTOCOLS.names():
+    for protocol in ("green-code", "codexglue-line"):
         data = task.load(TaskRequest(protocol, "embedded"), words)
         assert data.source.label == "embedded: one joke"
         assert data.samples[0].reference

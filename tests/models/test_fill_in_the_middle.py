@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from harness.serving.fill_in_the_middle import FAMILIES, FillInTheMiddle, detect, fill_in_the_middle
+from harness.models.fill_in_the_middle import FAMILIES, FillInTheMiddle, detect, fill_in_the_middle
 
 
 def numbered(*tokens: str) -> dict[str, int]:

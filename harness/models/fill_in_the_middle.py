@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
-__all__ = ["FAMILIES", "Family", "FillInTheMiddle", "detect", "fill_in_the_middle"]
+from harness.contracts import Tokenizer
+
+__all__ = ["FAMILIES", "Family", "FillInTheMiddle", "detect", "fill_in_the_middle", "fill_in_the_middle_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,3 +185,14 @@ def detect(vocabulary: Mapping[str, int], added: Collection[int]) -> FillInTheMi
 def fill_in_the_middle(tokenizer: Any) -> FillInTheMiddle | None:
     """Return how a transformers tokenizer marks the middle, or ``None`` when it cannot."""
     return detect(tokenizer.get_vocab(), {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids})
+
+
+def fill_in_the_middle_of(tokenizer: Tokenizer) -> FillInTheMiddle | None:
+    """Return how a model's tokenizer marks the middle, or ``None`` when it cannot; looked for once per tokenizer."""
+    wrapped = getattr(tokenizer, "wrapped", None)
+    return None if wrapped is None else _found(wrapped)
+
+
+@lru_cache(maxsize=4)
+def _found(wrapped: Any) -> FillInTheMiddle | None:
+    return fill_in_the_middle(wrapped)

@@ -1,0 +1,82 @@
+"""HumanEval-Infilling: a gap in a function whose tests tell whether it was filled well."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from harness.contracts import LONGEST_ID
+from tasks.benchmark_task import BenchmarkTask
+from tasks.languages import PYTHON
+from tasks.rows import FieldError, GapRow, field_text
+from tasks.sources.benchmark import Benchmark, Part, texts
+
+__all__ = ["MultiLineInfilling", "RandomSpanInfilling", "SingleLineInfilling"]
+
+_TEXTS = ("entry_point", "prompt", "suffix", "canonical_solution", "test")
+
+
+def _row(part: str, number: int, record: Mapping[str, object]) -> GapRow:
+    found = texts(record, *_TEXTS)
+    if not found["entry_point"].isidentifier():
+        raise FieldError("'entry_point' is no name of a function")
+    return GapRow(
+        number,
+        field_text("task_id", record["task_id"], LONGEST_ID),
+        before=found["prompt"],
+        answer=found["canonical_solution"],
+        after=found["suffix"],
+        facts={"test": found["test"], "entry_point": found["entry_point"]},
+    )
+
+
+def _benchmark(kind: str) -> Benchmark:
+    name = f"HumanEval-{kind}Infilling"
+    forms = (f"{name}/test-*.parquet", f"{name}/test/*.parquet", f"{name}/*test*.parquet")
+    files = (f"data/{name}.jsonl.gz", f"{name}.jsonl.gz", f"data/{name}.jsonl", f"{name}.jsonl")
+    return Benchmark(
+        title=name,
+        parts=(Part(name, (*forms, *files)),),
+        columns=("task_id", *_TEXTS),
+        parse=_row,
+        origin="github.com/openai/human-eval-infilling (on the hub loubnabnl/humaneval_infilling)",
+        download="git clone https://github.com/openai/human-eval-infilling FOLDER",
+    )
+
+
+class _Infilling(BenchmarkTask):
+    """One of its ways to cut a gap."""
+
+    code = PYTHON
+    tests = True
+    offers: ClassVar[frozenset[str]] = frozenset({"infilling"})
+    default_protocol: ClassVar[str] = "infilling"
+
+
+class SingleLineInfilling(_Infilling):
+    """One line missing in a Python function with tests (HumanEval-Infilling); for evaluation alone.
+
+    Source: Bavarian et al., "Efficient Training of Language Models to Fill in the Middle", 2022, arXiv 2207.14255;
+    single and multi line first in Fried et al., "InCoder", 2022, arXiv 2204.05999;
+    github.com/openai/human-eval-infilling (MIT), on the hub loubnabnl/humaneval_infilling.
+
+    Rows (JSONL, compressed or not, or Parquet): task_id, entry_point, prompt, suffix, canonical_solution, test.
+    Protocols: infilling, for models with tokens for it; infilling-left. pass@1 needs ``--allow-code-execution``.
+    """
+
+    name = "humaneval-infilling-single"
+    benchmark = _benchmark("SingleLine")
+
+
+class MultiLineInfilling(_Infilling):
+    """Some lines missing in a Python function with tests; see humaneval-infilling-single."""
+
+    name = "humaneval-infilling-multi"
+    benchmark = _benchmark("MultiLine")
+
+
+class RandomSpanInfilling(_Infilling):
+    """A random span missing in a Python function with tests; see humaneval-infilling-single."""
+
+    name = "humaneval-infilling-span"
+    benchmark = _benchmark("RandomSpan")

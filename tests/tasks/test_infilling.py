@@ -1,0 +1,159 @@
+"""HumanEval-Infilling: the authors' example samples pass as they say, both ways to prompt, and a run of each.
+
+The example problem and its samples are those of openai/human-eval-infilling, commit 88062ff (MIT), ``data/``; its
+README says that they should yield 30 % pass@1.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.contracts import Completion, TaskRequest
+from harness.errors import ConfigError, DataError
+from harness.models.fill_in_the_middle import FAMILIES
+from harness.models.tokenizer import TransformersTokenizer
+from harness.running.scoring import score_sample
+from tasks.humaneval_infilling import SingleLineInfilling
+from tasks.protocols.infilling import without_end
+from tasks.sandbox import passes
+
+PROBLEM = {
+    "task_id": "test/0",
+    "prompt": "def return1():\n",
+    "suffix": "1",
+    "canonical_solution": "    return ",
+    "test": "def check(candidate):\n    assert candidate() == 1",
+    "entry_point": "return1",
+}
+SAMPLES = {
+    "    import subprocess\n    subprocess.check_output('rm -rf tmp')": False,
+    "    import time\n    time.sleep(10)\n    return 1": False,
+    "    return input('enter a number')": False,
+    "    return 1": False,
+    "  return 1": False,
+    "\treturn 1": False,
+    "    import time\n    time.sleep(10)\n    return ": False,
+    "    return ": True,
+    "  return ": True,
+    "\treturn ": True,
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The authors' layout: compressed lines below data/."""
+    rows = [
+        PROBLEM,
+        PROBLEM | {"task_id": "test/1", "prompt": "def return1():\n    x = 1\n", "suffix": "    return x\n"},
+        PROBLEM | {"task_id": "test/2", "entry_point": "os.remove"},
+    ]
+    file = tmp_path / "benchmark" / "data" / "HumanEval-SingleLineInfilling.jsonl.gz"
+    file.parent.mkdir(parents=True)
+    with gzip.open(file, "wt") as lines:
+        lines.write("".join(f"{json.dumps(row)}\n" for row in rows))
+    return tmp_path / "benchmark"
+
+
+@pytest.fixture(scope="module")
+def fim_model(make_model: Callable[..., Path], marked: TransformersTokenizer) -> Path:
+    """A tiny model whose tokenizer has StarCoder's markers."""
+    model = make_model("llama", vocab_size=len(marked.wrapped))
+    marked.wrapped.save_pretrained(model)
+    return model
+
+
+def drawn(source: object, tokenizer: Any, protocol: str = "infilling", **more: Any) -> Any:
+    return SingleLineInfilling().load(TaskRequest(protocol, str(source), **more), tokenizer)
+
+
+def test_the_authors_example_samples_pass_where_they_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    quick: Callable[..., bool] = lambda program: passes(program, seconds=0.7)  # noqa: E731 - theirs sleep for ten
+    monkeypatch.setattr("tasks.scores.pass_at_1.passes", quick)
+    around, tests = (PROBLEM["prompt"], PROBLEM["suffix"]), f"{PROBLEM['test']}\ncheck({PROBLEM['entry_point']})"
+    scores = {
+        text: score_sample(Completion(text, "    return ", (), (), "python", "infilling", around, tests))["pass_at_1"]
+        for text in SAMPLES
+    }
+    assert scores == SAMPLES
+    assert sum(filter(None, scores.values())) / len(scores) == pytest.approx(0.3)
+
+
+def test_nothing_is_run_that_nobody_allowed(folder: Path, marked: Any) -> None:
+    asked, allowed = (drawn(folder, marked, allow_code_execution=allow) for allow in (False, True))
+    assert {sample.tests for sample in asked.samples} == {""}
+    assert {sample.tests for sample in allowed.samples} == {f"{PROBLEM['test']}\ncheck(return1)"}
+    assert asked.source.detail["tests"] == "not run: no pass@1 without --allow-code-execution"
+    assert allowed.source.detail["tests"].startswith("run; ")
+    assert "pass_at_1" not in score_sample(Completion("a", "a", (), (), "python", "infilling", ("", ""), ""))
+
+
+def test_the_prompt_has_the_model_s_own_marks(folder: Path, marked: Any) -> None:
+    data = drawn(folder, marked)
+    prompts = {sample.sample_id: marked.decode(sample.prompt_ids) for sample in data.samples}
+    assert prompts["test/0"] == "<fim_prefix>def return1():\n<fim_suffix>1<fim_middle>"
+    assert [row.reason for row in data.bad_rows] == ["row 3: 'entry_point' is no name of a function"]
+    task, pad = SingleLineInfilling(), marked.wrapped.convert_tokens_to_ids("<fim_pad>")
+    stop = task.stop_rule("infilling", marked)
+    assert stop([*marked.encode("a\n"), pad])
+    assert not stop(marked.encode("a\n"))
+    assert task.completion("infilling", "    return \n<fim_pad>", ("", "1")) == "    return \n"
+
+
+def test_every_family_s_end_is_taken_off() -> None:
+    for family in FAMILIES:
+        for end in family.ends:
+            assert without_end(f"x{end}") == "x"
+
+
+def test_a_model_without_marks_is_refused_or_sees_the_left_alone(folder: Path, words: Any) -> None:
+    with pytest.raises(ConfigError, match=r"no fill-in-the-middle tokens.*or --protocol infilling-left: left context"):
+        drawn(folder, words)
+    data = drawn(folder, words, "infilling-left")
+    assert {words.decode(sample.prompt_ids) for sample in data.samples} == {
+        "def return1():\n", "def return1():\n    x = 1\n"
+    }  # fmt: skip
+    assert data.source.detail["samples_from"] == "2 × prefix alone: left context"
+    around = ("", "\n    return x\nelse")
+    completion = SingleLineInfilling().completion
+    assert completion("infilling-left", "    x += 1\n    return x\nprint()\n", around) == "    x += 1\n"
+    assert completion("infilling-left", "    x += 1\n", around) == "    x += 1\n"
+
+
+def test_a_run_by_each_way_says_which_and_scores_what_it_may(
+    tiny_run: Callable[..., Any], fim_model: Path, tiny_llama: Path, folder: Path, tmp_path: Path
+) -> None:
+    task = ("--task", "humaneval-infilling-single", "--source", folder)
+    for way, model, more, is_scored in [
+        ("infilling", fim_model, ["--allow-code-execution"], True),
+        ("infilling-left", tiny_llama, ["--protocol", "infilling-left"], False),
+    ]:
+        ran = tiny_run(*task, "--model", model, *more, "--out", way)
+        assert ran.code == 0, ran.err
+        assert f"humaneval-infilling-single · {way}" in ran.out
+        (record,) = json.loads((tmp_path / way / "manifest.json").read_text())["tasks"]
+        assert record["protocol"] == way
+        samples = [json.loads(line) for line in (tmp_path / way / "samples.jsonl").read_text().splitlines()]
+        scores = [sample["scores"] for sample in samples if not sample.get("error")]
+        assert len(scores) == 2
+        assert all(("pass_at_1" in each) == is_scored for each in scores)
+        assert ("pass@1" in ran.out) == is_scored
+
+
+def test_a_run_is_refused_in_one_line(refused: Callable[..., str], folder: Path) -> None:
+    assert "--protocol infilling-left" in refused("--task", "humaneval-infilling-single", "--source", folder)
+    line = refused("--task", "humaneval-infilling-multi", "--source", folder)
+    assert "HumanEval-MultiLineInfilling" in line
+    assert "git clone https://github.com/openai/human-eval-infilling FOLDER" in line
+
+
+def test_a_damaged_file_is_refused(folder: Path, words: Any) -> None:
+    file = folder / "data" / "HumanEval-SingleLineInfilling.jsonl.gz"
+    file.write_bytes(file.read_bytes()[:60])
+    with pytest.raises(DataError, match=r"cannot read .*Fetch it again"):
+        drawn(folder, words, "infilling-left")
