@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import ClassVar, get_type_hints
 
+import torch
 from torch import Tensor
 
 from harness.config.options import option_value
@@ -122,11 +123,15 @@ def _rule(score: Scorer, least: float) -> ExitRule:
     return _AtLeast(score, least)
 
 
-@dataclass(frozen=True, slots=True)
 class _AtLeast:
-    score: Scorer
-    least: float
+    def __init__(self, score: Scorer, least: float) -> None:
+        self._score, self._least = score, least
+        self._rounded = torch.tensor(least, dtype=torch.float32).item()  # as torch compares it with float32
+        self._answers = torch.tensor([False]), torch.tensor([True])
 
     def should_exit(self, view: ExitView) -> Tensor:
-        """Compare the score."""
-        return self.score(view) >= self.least
+        """Compare the score; of one row on a CPU without a kernel."""
+        score = self._score(view)
+        if score.shape[0] == 1 and score.dtype is torch.float32 and score.device.type == "cpu":
+            return self._answers[score.item() >= self._rounded]
+        return score >= self._least
