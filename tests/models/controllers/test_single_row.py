@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from harness.models.controllers import Network, Observation
-from harness.models.controllers.single_row import SingleRow
+from harness.models.controllers.single_row import SingleRow, Sizes
 
 EXITS, WIDTH = 4, 24
 EVERY = [Observation("hidden", *flags) for flags in itertools.product((False, True), repeat=3)]
@@ -63,6 +63,21 @@ def test_asking_twice_gives_the_same() -> None:
     again = row(x, y, 1)
     assert again is not None
     assert torch.equal(first, again)
+
+
+def test_networks_that_share_sizes_give_what_each_gives_alone(states: Tensor) -> None:
+    """Bit for bit, whichever state was measured last."""
+    observation, sizes = Observation(normalise=True, change=True), Sizes()
+    nets = [network(observation, "relu", 5 + place) for place in range(EXITS)]
+    together = [SingleRow(observation, net, EXITS, sizes) for net in nets]
+    each = list(states.unbind(0))
+    for place in [0, 1, 2, 3, 1, 3]:
+        previous = each[place - 1] if place else None
+        alone = SingleRow(observation, nets[place], EXITS)(each[place], previous, place)
+        shared = together[place](each[place], previous, place)
+        assert alone is not None
+        assert shared is not None
+        assert torch.equal(alone, shared)
 
 
 def test_a_state_of_zeros_has_a_score() -> None:
