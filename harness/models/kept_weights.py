@@ -198,10 +198,14 @@ def _bytes_of(tensor: Tensor) -> Tensor:
     return tensor.contiguous().flatten().view(torch.uint8)
 
 
+def _hash(data: Tensor) -> str:
+    return hashlib.sha256(memoryview(data.numpy())).hexdigest()
+
+
 def _described(packed: Packed, contents: dict[str, Tensor]) -> _Slot:
     """Return what a header says of a tensor, and add its bytes to the contents unless they are there."""
     data = _bytes_of(packed.tensor)
-    content = hashlib.sha256(data.numpy()).hexdigest()
+    content = _hash(data)
     contents.setdefault(content, data)
     dtype = str(packed.tensor.dtype).removeprefix("torch.")
     return _Slot(content=content, dtype=dtype, shape=tuple(packed.tensor.shape), kind=packed.kind)
@@ -219,7 +223,7 @@ def _read(opened: Any, said: _Slot, contents: dict[str, Tensor]) -> Packed:
     data = contents.get(said.content)
     if data is None:
         data = opened.get_tensor(said.content)
-        if data.dtype is not torch.uint8 or hashlib.sha256(data.numpy()).hexdigest() != said.content:
+        if data.dtype is not torch.uint8 or _hash(data) != said.content:
             raise ValueError(f"the bytes of {said.content[:12]} are not those that were written")
         data = contents[said.content] = moved(data)
     if data.nbytes != math.prod(said.shape) * dtype.itemsize:

@@ -17,7 +17,7 @@ from harness.models.artefacts import Artefact
 from harness.models.controllers.controller import Controller, Scorer, find_controller
 from harness.models.controllers.search import find_trained
 
-__all__ = ["LearnedStrategy", "TrainedStrategy"]
+__all__ = ["AtLeast", "LearnedStrategy", "TrainedStrategy"]
 
 
 @dataclass(frozen=True)
@@ -120,10 +120,12 @@ def _check_saved(strategy: type[TrainedStrategy], artefact: Artefact) -> None:
 @lru_cache(maxsize=128)
 def _rule(score: Scorer, least: float) -> ExitRule:
     """One object per setting: it has no state, so that rows of several requests can be asked together."""
-    return _AtLeast(score, least)
+    return AtLeast(score, least)
 
 
-class _AtLeast:
+class AtLeast:
+    """Exit where a score reaches a least value."""
+
     def __init__(self, score: Scorer, least: float) -> None:
         self._score, self._least = score, least
         self._rounded = torch.tensor(least, dtype=torch.float32).item()  # as torch compares it with float32

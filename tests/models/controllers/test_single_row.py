@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Literal
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from harness.models.controllers import Network, Observation
+from harness.models.controllers.learned import AtLeast
 from harness.models.controllers.single_row import SingleRow, Sizes
 
 EXITS, WIDTH = 4, 24
@@ -103,3 +105,13 @@ def test_an_earlier_state_without_a_size_gives_no_number() -> None:
     got = SingleRow(observation, network(observation, "tanh", 5), EXITS)(torch.ones(1, WIDTH), earlier, 1)
     assert got is not None
     assert not bool(got >= 0)
+
+
+@pytest.mark.parametrize("least", [0.1, -0.1, 2.9444389791664403, 0.0, math.inf, -math.inf])
+def test_one_row_is_compared_as_torch_compares(least: float) -> None:
+    """In float32, to which the threshold is rounded: scores beside it, itself, NaN and infinity."""
+    near = torch.tensor(least, dtype=torch.float32)
+    beside = [torch.nextafter(near, torch.tensor(end)) for end in (-math.inf, math.inf)]
+    for score in (near, *beside, torch.tensor(math.nan), torch.tensor(math.inf), torch.tensor(-math.inf)):
+        rule = AtLeast(lambda view, score=score: score.view(1), least)  # type: ignore[arg-type, misc]
+        assert rule.should_exit(None).tolist() == (score.view(1) >= least).tolist()  # type: ignore[arg-type]
