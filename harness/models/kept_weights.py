@@ -199,7 +199,8 @@ def _bytes_of(tensor: Tensor) -> Tensor:
 
 
 def _hash(data: Tensor) -> str:
-    return hashlib.sha256(memoryview(data.numpy())).hexdigest()
+    numbers: Any = data.numpy()  # a buffer, which its types do not say
+    return hashlib.sha256(numbers).hexdigest()
 
 
 def _described(packed: Packed, contents: dict[str, Tensor]) -> _Slot:
