@@ -87,6 +87,13 @@ class WeightsFormat(ABC):
     def prepare(self, device: str) -> None:  # noqa: B027  # most have nothing to begin
         """Begin what takes time and needs no weights, beside the reading of a model that is worth it; here nothing."""
 
+    def words(self, head: LinearMap) -> Tensor | None:
+        """Return the numbers that an LM head of this format holds plainly, ``[vocab_size, width]``, in its storage.
+
+        They serve as word embeddings where a model has the same weights for both. ``None`` where it holds no numbers.
+        """
+        return None
+
     @abstractmethod
     def pack(self, weight: Tensor, bias: Tensor | None) -> LinearMap:
         """Store a matrix.

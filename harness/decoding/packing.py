@@ -19,7 +19,17 @@ from harness.decoding.products import choose
 from harness.errors import ModelError
 from harness.registry import WEIGHTS_FORMATS
 
-__all__ = ["FormatChoice", "fastest", "pack", "pack_all", "pack_near_exact", "prepare", "usable"]
+__all__ = [
+    "ENOUGH",
+    "FormatChoice",
+    "fastest",
+    "near_exact",
+    "pack",
+    "pack_all",
+    "pack_near_exact",
+    "prepare",
+    "usable",
+]
 
 ROWS = (1, 4, 16)  # of the products that are timed
 ROUNDS = 5
@@ -70,7 +80,7 @@ def prepare(names: Iterable[str | None], nbytes: float, device: str) -> None:
     """
     wanted = {name for name in names if name}
     if "auto" in wanted:
-        wanted |= {name for name in WEIGHTS_FORMATS.names() if WEIGHTS_FORMATS.load(name).facts.accuracy != "lossy"}
+        wanted.update(near_exact())
     kind = torch.device(device).type
     for name in sorted(wanted & set(WEIGHTS_FORMATS.names())) if nbytes >= ENOUGH else ():
         made = WEIGHTS_FORMATS.load(name)()
@@ -86,9 +96,10 @@ def pack(backbone: Backbone, name: str, device: str) -> Backbone:
 def pack_all(backbone: Backbone, names: Iterable[str], device: str) -> dict[str, Backbone]:
     """Return a model with its matrices in each of several formats.
 
-    What two formats store alike they share: word embeddings, and the LM head with all that is stored as it is. Where a
-    format keeps word embeddings in numbers of its own, it shares nothing with the model that was read, so that the
-    file that this lies in can be let go.
+    What two formats store alike they share: word embeddings, and the LM head with all that is stored as it is. So do
+    word embeddings and an LM head that are the same weights, where its format holds them as plain numbers. Where a
+    format keeps word embeddings in numbers of its own, it shares nothing with the model that was read, so that the file
+    that this lies in can be let go.
 
     Raises:
         ModelError: a format cannot be used here, or does not hold the weights.
@@ -121,7 +132,7 @@ def _packed(
             heads[key] = made.head.pack(matrix.weight, None if matrix.bias is None else matrix.bias.clone())
         return heads[key]
 
-    embed = backbone.embed
+    embed, lm_head = backbone.embed, packed_head(backbone.lm_head)
     if embed.places is not None:
         embed = replace(embed, places=embed.places.clone())
     if embed.project_in is not None:
@@ -129,7 +140,8 @@ def _packed(
     table = getattr(torch, made.facts.table) if made.facts.table else backbone.dtype
     if table is not backbone.dtype:
         if table not in words:
-            words[table] = embed.words.to(table)
+            shared = made.head.words(lm_head) if _is_tied(backbone) else None
+            words[table] = embed.words.to(table) if shared is None or shared.dtype is not table else shared
         embed = replace(embed, words=words[table], dtype=backbone.dtype)
     return replace(
         backbone,
@@ -137,9 +149,15 @@ def _packed(
         embed=embed,
         final_norm=None if backbone.final_norm is None else backbone.final_norm.copied(),
         project_out=None if backbone.project_out is None else packed_head(backbone.project_out),
-        lm_head=packed_head(backbone.lm_head),
+        lm_head=lm_head,
         shortcuts={layer: packed_head(shortcut) for layer, shortcut in backbone.shortcuts.items()},
     )
+
+
+def _is_tied(backbone: Backbone) -> bool:
+    """Whether the LM head is the word embeddings."""
+    head, words = backbone.lm_head, backbone.embed.words
+    return isinstance(head, Linear) and (head.weight.data_ptr(), head.weight.shape) == (words.data_ptr(), words.shape)
 
 
 def pack_near_exact(weight: Tensor) -> LinearMap:
@@ -155,6 +173,8 @@ def _check_range(backbone: Backbone, name: str, made: WeightsFormat) -> None:
         return
     for matrix in backbone.linear_maps():
         assert isinstance(matrix, Linear)
+        if matrix.weight.is_meta:  # looked at before it was packed
+            continue
         largest = max(abs(end.item()) for end in matrix.weight.aminmax())
         if largest > made.facts.largest:
             raise ModelError(
@@ -163,17 +183,22 @@ def _check_range(backbone: Backbone, name: str, made: WeightsFormat) -> None:
             )
 
 
+def near_exact() -> list[str]:
+    """Return the formats that ``auto`` may take."""
+    return [name for name in WEIGHTS_FORMATS.names() if WEIGHTS_FORMATS.load(name).facts.accuracy != "lossy"]
+
+
 def fastest(backbone: Backbone, device: str) -> FormatChoice:
     """Return the fastest format with which a model yields float32's tokens, as far as rounding lets it.
 
-    Products of its first layers are timed at 1, 4 and 16 rows. Activations of another dtype than float32 have a format
-    of their own, and models too small to tell keep float32.
+    Products of its first layers are timed at 1, 4 and 16 rows, with other numbers where a model's are not read.
+    Activations of another dtype than float32 have a format of their own, and models too small to tell keep float32.
     """
     own = OWN_FORMAT[str(backbone.dtype).removeprefix("torch.")]
     matrices = list(_first_matrices(backbone))
     if own != "float32" or torch.device(device).type != "cpu":
         return FormatChoice(own)
-    names = [name for name in WEIGHTS_FORMATS.names() if WEIGHTS_FORMATS.load(name).facts.accuracy != "lossy"]
+    names = near_exact()
     if sum(matrix.nbytes for matrix in matrices) < ENOUGH:
         return FormatChoice(own, left_out={name: "the model is too small to tell" for name in names if name != own})
     left_out: dict[str, str] = {}
@@ -199,7 +224,8 @@ def _first_matrices(backbone: Backbone) -> Iterator[Tensor]:
     for block in backbone.blocks:
         for matrix in (block.qkv, block.output, block.mlp_in, block.mlp_out):
             assert isinstance(matrix, Linear)
-            yield matrix.weight
+            weight = matrix.weight
+            yield torch.full_like(weight, 0.01, device="cpu") if weight.is_meta else weight
             read += matrix.weight.nbytes
         if read >= ENOUGH:
             return

@@ -14,17 +14,22 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from harness.contracts import OWN_FORMAT, ModelInfo, ModelRequest
+from harness.decoding import packing
 from harness.decoding.backbone import Backbone
+from harness.decoding.blocks import Linear
 from harness.decoding.families import read
-from harness.decoding.packing import FormatChoice, fastest, pack_all, prepare
+from harness.decoding.packing import FormatChoice, fastest, near_exact, pack_all, prepare
 from harness.decoding.products import choose
-from harness.errors import OutOfMemoryError, is_out_of_memory
+from harness.errors import ModelError, OutOfMemoryError, is_out_of_memory
 from harness.host.allocator import large_blocks_apart
 from harness.host.libraries import library_border
 from harness.models.artefacts import Artefact
 from harness.models.facts import base_facts, in_format, shortcut_bytes
 from harness.models.heads import head_tensors
+from harness.models.kept_weights import KeptWeights
 from harness.models.seen import Seen, find_seen
 from harness.models.source import ModelSpec, find_spec, read_config
 from harness.models.tokenizer import TransformersTokenizer, read_tokenizer
@@ -37,7 +42,14 @@ from harness.models.trained import (
     require_shortcut,
     tuned_fingerprint,
 )
-from harness.models.weights import check_weights, digest, random_weights, read_weights
+from harness.models.weights import (
+    check_weights,
+    digest,
+    local_folder,
+    random_weights,
+    read_weights,
+    without_weights,
+)
 from harness.registry import WEIGHTS_FORMATS
 
 __all__ = ["LoadedModel", "ResolvedModel", "foresee", "resolve"]
@@ -91,8 +103,11 @@ class ResolvedModel:
             note(f"preparing {self.info.name}, its weights checked in {time.perf_counter() - started:.2f} s")
         if self.adapter is not None:
             merge(module, self.adapter)
-            source = f"{source}, tuned with the LITE adapter {self.adapter.sha256[:12]}"
+            source = self._tuned(source)
         return module, source
+
+    def _tuned(self, source: str) -> str:
+        return source if self.adapter is None else f"{source}, tuned with the LITE adapter {self.adapter.sha256[:12]}"
 
     def load(self, device: str, note: Callable[[str], None] = lambda text: None) -> LoadedModel:
         """Read or draw the weights and move them to a torch device, packed and ready to decode.
@@ -134,7 +149,10 @@ class ResolvedModel:
             ) from error
 
     def _load(self, device: str, note: Callable[[str], None], formats: Sequence[str | None]) -> tuple[LoadedModel, ...]:
-        prepare(formats, self.info.num_layers * self.info.layer_bytes, device)
+        prepare(formats, self._matrix_bytes, device)
+        kept = self._kept(device, note)
+        if kept is not None and (found := self._load_kept(kept, formats)):
+            return found
         module, source = self.module(note)
         sha256 = None if self.info.weights == "random" else digest(module)
         module = module.to(device).eval().requires_grad_(requires_grad=False)
@@ -147,20 +165,76 @@ class ResolvedModel:
             )  # fmt: skip
             backbone = replace(backbone, shortcuts=shortcuts)
         backbone = replace(backbone, trained=partial(head_tensors, self.info, device))
-        choices: dict[str, FormatChoice] = {}
-        for name in formats:
-            choice = self._format(backbone, device, name)
-            choices.setdefault(choice.name, choice)
+        choices = self._choices(backbone, device, formats)
         own = OWN_FORMAT[self.info.dtype]
-        kept = module if own in choices else None
+        still = module if own in choices else None
         packed = pack_all(backbone, [name for name in choices if name != own], device)
         loaded = []
         for name, choice in choices.items():
             stored = packed.get(name, backbone)
             choose(stored.matrices())
+            if kept is not None and sha256 is not None and name in packed and not kept.has(name):
+                kept.write(stored, name, sha256)
             resolved = replace(self, info=in_format(self.info, self.config, name))
-            loaded.append(LoadedModel(resolved, stored, kept if name == own else None, source, sha256, choice))
+            loaded.append(LoadedModel(resolved, stored, still if name == own else None, source, sha256, choice))
         return tuple(loaded)
+
+    @property
+    def _matrix_bytes(self) -> int:
+        """Of its layers, in the activations' dtype."""
+        return self.info.num_layers * self.info.layer_bytes
+
+    def _kept(self, device: str, note: Callable[[str], None]) -> KeptWeights | None:
+        """Return where packed weights are kept: those of local files that a CPU takes a while to read and to pack."""
+        if self.info.weights == "random" or device != "cpu" or self._matrix_bytes < packing.ENOUGH:
+            return None
+        there = local_folder(self.spec)
+        shortcut = "" if self.shortcut is None else self.shortcut.sha256
+        return None if there is None else KeptWeights(self.info, *there, shortcut, note)
+
+    def _load_kept(self, kept: KeptWeights, formats: Sequence[str | None]) -> tuple[LoadedModel, ...]:
+        """Read a model whose packed weights are kept in every one of several formats; nothing where some are not."""
+        own = OWN_FORMAT[self.info.dtype]
+        asked = {given or self.info.asked.weights_format or own for given in formats}
+        needed = asked - {"auto"} | (set(near_exact()) - {own} if "auto" in asked else set())
+        if own in asked or not all(kept.has(name) for name in needed):
+            return ()
+        try:
+            with library_border(f"{self.info.name} cannot be read without its weights"):
+                skeleton = self._with_facts(read(without_weights(kept.source, self.info.dtype)))
+        except ModelError as error:
+            kept.note(f"packing {self.info.name} again: {error}")
+            return ()
+        choices = self._choices(skeleton, "cpu", formats)
+        contents: dict[str, Any] = {}
+        loaded = []
+        for name, choice in choices.items():
+            found = None if name == own else kept.read(skeleton, name, contents)
+            if found is None:
+                return ()
+            resolved = replace(self, info=in_format(self.info, self.config, name))
+            loaded.append(LoadedModel(resolved, found[0], None, self._tuned(kept.source_name), found[1], choice))
+        return tuple(loaded)
+
+    def _with_facts(self, skeleton: Backbone) -> Backbone:
+        """Return a model without weights with what a family does not read: shortcuts, and what finds artefacts."""
+        dtype, width = getattr(torch, self.info.dtype), self.info.hidden_size
+        empty = Linear(torch.empty((width, width), device="meta"), torch.empty(width, device="meta"))
+        points = () if self.shortcut is None else self.info.exit_points
+        return replace(
+            skeleton,
+            like=torch.empty(0, dtype=dtype),
+            shortcuts=dict.fromkeys(points, empty),
+            trained=partial(head_tensors, self.info, "cpu"),
+        )
+
+    def _choices(self, backbone: Backbone, device: str, formats: Sequence[str | None]) -> dict[str, FormatChoice]:
+        """Return the formats that are meant, and why those."""
+        choices: dict[str, FormatChoice] = {}
+        for given in formats:
+            choice = self._format(backbone, device, given)
+            choices.setdefault(choice.name, choice)
+        return choices
 
     def _format(self, backbone: Backbone, device: str, given: str | None) -> FormatChoice:
         asked = given or self.info.asked.weights_format

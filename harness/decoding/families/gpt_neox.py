@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from harness.decoding.backbone import Backbone, Embedding, HeadModules, layer_norm, linear, rotary_tables, table
@@ -69,5 +68,5 @@ def _separate(module: Any, heads: HeadShape) -> Linear:
 
     weight = reorder(module.weight)
     bias = None if module.bias is None else reorder(module.bias)
-    module.weight.data = torch.empty(0, dtype=weight.dtype)
+    module.weight.data = weight.new_empty(0)
     return Linear(weight, bias)

@@ -91,9 +91,11 @@ class Bits(ABC):
 
     Attributes:
         step_bytes: of 32 weights.
+        header_bytes: before the first of them.
     """
 
     step_bytes: ClassVar[int]
+    header_bytes: ClassVar[int] = 0
 
     @abstractmethod
     def read(self, build: Any, row: Any, step: Any) -> Sequence[Any]:
@@ -135,11 +137,11 @@ class Fp16(Bits):
 class Int8(Bits):
     """A float32 scale, then whole numbers of 8 bits."""
 
-    step_bytes, HEADER = STEP, 4
+    step_bytes, header_bytes = STEP, 4
 
     def read(self, build: Any, row: Any, step: Any) -> Sequence[Any]:
         """Widen the whole numbers."""
-        start = build.add(row, build.add(build.mul(step, _I64(self.step_bytes)), _I64(self.HEADER)))
+        start = build.add(row, build.add(build.mul(step, _I64(self.step_bytes)), _I64(self.header_bytes)))
         wide = ir.VectorType(_I32, LANES)
         return [
             build.sitofp(build.sext(_load(build, _add(build, start, LANES * half), _I8), wide), _FLOATS)

@@ -21,3 +21,7 @@ class Bfloat16(WeightsFormat):
     def pack(self, weight: Tensor, bias: Tensor | None) -> LinearMap:
         """Round a matrix."""
         return Linear(weight, bias).to(torch.bfloat16)
+
+    def words(self, head: LinearMap) -> Tensor | None:
+        """Its matrix."""
+        return head.weight if isinstance(head, Linear) else None

@@ -42,3 +42,11 @@ class Fp16(WeightsFormat):
         from harness.decoding.kernels import lanes, matrix
 
         return matrix.CompiledLinear.of(lanes.Fp16, weight.half(), bias)
+
+    def words(self, head: LinearMap) -> Tensor | None:
+        """Its matrix; of a compiled one the rows without what they are padded with."""
+        if isinstance(head, Linear):
+            return head.weight
+        from harness.decoding.kernels import matrix
+
+        return head.data.view(torch.float16)[:, : head.width] if isinstance(head, matrix.CompiledLinear) else None

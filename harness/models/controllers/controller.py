@@ -16,7 +16,7 @@ from harness.models.artefacts import Artefact, look_into, write_artefact
 from harness.models.controllers.network import Network
 from harness.models.controllers.observation import Observation
 from harness.models.controllers.search import find_trained
-from harness.models.controllers.single_row import SingleRow
+from harness.models.controllers.single_row import SingleRow, Sizes
 
 __all__ = ["Controller", "Scorer", "controllers_of", "find_controller", "write_controller"]
 
@@ -70,7 +70,8 @@ class Scorer:
         self._networks = {
             point: (place, networks[name]) for place, (point, name) in enumerate(zip(points, names, strict=True))
         }
-        single = {name: SingleRow(self._observation, network, self._exits) for name, network in networks.items()}
+        sizes = Sizes()
+        single = {name: SingleRow(self._observation, network, self._exits, sizes) for name, network in networks.items()}
         self._single = dict(zip(points, map(single.__getitem__, names), strict=True)) if device == "cpu" else {}
 
     def __call__(self, view: ExitView) -> Tensor:
@@ -85,7 +86,7 @@ class Scorer:
             state, earlier = view.exit_state, None if before is None else before.exit_state
         else:
             state, earlier = view.hidden_state, None if before is None else before.hidden_state
-        if self._single and len(state) == 1:
+        if self._single and state.shape[0] == 1:
             score = self._single[view.exit_layer](state, earlier, place)
             if score is not None:
                 return score

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import ClassVar, get_type_hints
 
+import torch
 from torch import Tensor
 
 from harness.config.options import option_value
@@ -16,7 +17,7 @@ from harness.models.artefacts import Artefact
 from harness.models.controllers.controller import Controller, Scorer, find_controller
 from harness.models.controllers.search import find_trained
 
-__all__ = ["LearnedStrategy", "TrainedStrategy"]
+__all__ = ["AtLeast", "LearnedStrategy", "TrainedStrategy"]
 
 
 @dataclass(frozen=True)
@@ -119,14 +120,20 @@ def _check_saved(strategy: type[TrainedStrategy], artefact: Artefact) -> None:
 @lru_cache(maxsize=128)
 def _rule(score: Scorer, least: float) -> ExitRule:
     """One object per setting: it has no state, so that rows of several requests can be asked together."""
-    return _AtLeast(score, least)
+    return AtLeast(score, least)
 
 
-@dataclass(frozen=True, slots=True)
-class _AtLeast:
-    score: Scorer
-    least: float
+class AtLeast:
+    """Exit where a score reaches a least value."""
+
+    def __init__(self, score: Scorer, least: float) -> None:
+        self._score, self._least = score, least
+        self._rounded = torch.tensor(least, dtype=torch.float32).item()  # as torch compares it with float32
+        self._answers = torch.tensor([False]), torch.tensor([True])
 
     def should_exit(self, view: ExitView) -> Tensor:
-        """Compare the score."""
-        return self.score(view) >= self.least
+        """Compare the score; of one row on a CPU without a kernel."""
+        score = self._score(view)
+        if score.shape[0] == 1 and score.dtype is torch.float32 and score.device.type == "cpu":
+            return self._answers[score.item() >= self._rounded]
+        return score >= self._least

@@ -16,7 +16,30 @@ from torch import Tensor
 from harness.models.controllers.network import Network
 from harness.models.controllers.observation import TINY, Observation
 
-__all__ = ["SingleRow"]
+__all__ = ["SingleRow", "Sizes"]
+
+
+class Sizes:
+    """A state as a vector and its inverse root mean square; what was asked for last is remembered.
+
+    The state at an exit point is the one before at the next.
+    """
+
+    __slots__ = ("_last",)
+
+    def __init__(self) -> None:
+        self._last: tuple[Tensor, Tensor, float] | None = None
+
+    def of(self, state: Tensor) -> tuple[Tensor, float]:
+        """Return ``[hidden_size]`` float32 of a state ``[1, hidden_size]``, and its size; NaN where it has none."""
+        last = self._last  # read once: several threads may ask
+        if last is not None and last[0] is state:
+            return last[1:]
+        x = state.squeeze(0).float()
+        square = torch.dot(x, x).item() / x.shape[0] + TINY
+        scale = 1 / math.sqrt(square) if square < math.inf else math.nan
+        self._last = state, x, scale
+        return x, scale
 
 
 class SingleRow:
@@ -28,9 +51,11 @@ class SingleRow:
         observation: what it looks at.
         network: maps inputs ``[n, width]`` to ``[n, 1]``.
         exits: how many exit points there are.
+        sizes: of states, shared by the networks that are asked about the same ones.
     """
 
-    def __init__(self, observation: Observation, network: Network, exits: int) -> None:
+    def __init__(self, observation: Observation, network: Network, exits: int, sizes: Sizes | None = None) -> None:
+        self._sizes = sizes or Sizes()
         (weight, bias), *self._later = network.layers
         self._width = weight.shape[1] - observation.width(0, exits)
         self._state = weight[:, : self._width].contiguous()
@@ -48,26 +73,20 @@ class SingleRow:
             previous: at the exit point before, ``[1, hidden_size]``; ``None`` at the first.
             place: which exit point this is, from 0.
         """
-        x = state.reshape(-1).float()
-        scale = self._scale(x)
-        if not math.isfinite(scale):
-            return None
+        if self._normalise or self._change:
+            y, before = (state, 0.0) if previous is None else self._sizes.of(previous)
+            x, scale = self._sizes.of(state)
+            if not math.isfinite(scale):
+                return None
+        else:
+            x, scale = state.squeeze(0).float(), 1.0
         out = torch.addmv(self._biases[place], self._state, x, alpha=scale if self._normalise else 1.0)
         if self._change:
             size, cosine, growth = self._change
             out.add_(size, alpha=-math.log(scale))
             if previous is not None:
-                y = previous.reshape(-1).float()
-                before = self._scale(y)
                 out.add_(cosine, alpha=torch.dot(x, y).item() / self._width * scale * before)
                 out.add_(growth, alpha=math.log(before) - math.log(scale))
         for weight, bias in self._later:
             out = torch.addmv(bias, weight, self._act(out))
         return out
-
-    def _scale(self, state: Tensor) -> float:
-        """Return the inverse root mean square, which the paper's observation does without; NaN where there is none."""
-        if not (self._normalise or self._change):
-            return 1.0
-        square = torch.dot(state, state).item() / self._width + TINY
-        return 1 / math.sqrt(square) if square < math.inf else math.nan

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Literal
 
 import pytest
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor
 
 from harness.models.controllers import Network, Observation
-from harness.models.controllers.single_row import SingleRow
+from harness.models.controllers.learned import AtLeast
+from harness.models.controllers.single_row import SingleRow, Sizes
 
 EXITS, WIDTH = 4, 24
 EVERY = [Observation("hidden", *flags) for flags in itertools.product((False, True), repeat=3)]
@@ -65,6 +67,21 @@ def test_asking_twice_gives_the_same() -> None:
     assert torch.equal(first, again)
 
 
+def test_networks_that_share_sizes_give_what_each_gives_alone(states: Tensor) -> None:
+    """Bit for bit, whichever state was measured last."""
+    observation, sizes = Observation(normalise=True, change=True), Sizes()
+    nets = [network(observation, "relu", 5 + place) for place in range(EXITS)]
+    together = [SingleRow(observation, net, EXITS, sizes) for net in nets]
+    each = list(states.unbind(0))
+    for place in [0, 1, 2, 3, 1, 3]:
+        previous = each[place - 1] if place else None
+        alone = SingleRow(observation, nets[place], EXITS)(each[place], previous, place)
+        shared = together[place](each[place], previous, place)
+        assert alone is not None
+        assert shared is not None
+        assert torch.equal(alone, shared)
+
+
 def test_a_state_of_zeros_has_a_score() -> None:
     observation = Observation(normalise=True, change=True)
     net = network(observation, "tanh", 5)
@@ -88,3 +105,13 @@ def test_an_earlier_state_without_a_size_gives_no_number() -> None:
     got = SingleRow(observation, network(observation, "tanh", 5), EXITS)(torch.ones(1, WIDTH), earlier, 1)
     assert got is not None
     assert not bool(got >= 0)
+
+
+@pytest.mark.parametrize("least", [0.1, -0.1, 2.9444389791664403, 0.0, math.inf, -math.inf])
+def test_one_row_is_compared_as_torch_compares(least: float) -> None:
+    """In float32, to which the threshold is rounded: scores beside it, itself, NaN and infinity."""
+    near = torch.tensor(least, dtype=torch.float32)
+    beside = [torch.nextafter(near, torch.tensor(end)) for end in (-math.inf, math.inf)]
+    for score in (near, *beside, torch.tensor(math.nan), torch.tensor(math.inf), torch.tensor(-math.inf)):
+        rule = AtLeast(lambda view, score=score: score.view(1), least)  # type: ignore[arg-type, misc]
+        assert rule.should_exit(None).tolist() == (score.view(1) >= least).tolist()  # type: ignore[arg-type]
