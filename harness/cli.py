@@ -56,6 +56,7 @@ COMMANDS = {
         "leaderboard": "leaderboard:leaderboard",
         "submit": "submit:submit",
         "train": "training:Recipes",
+        "export": "export:export",
     }.items()
 }
 
