@@ -83,8 +83,8 @@ def _what(base_model: str, exported: Mapping[str, Any]) -> str:
 def _how() -> str:
     return (
         "transformers reads the folder as any other model and decodes at full depth. `harness run --model FOLDER` of "
-        "[early-exit-harness](https://pypi.org/project/early-exit-harness/) finds the exits, and everything that was "
-        "trained for them in `early_exit/`, and skips samples that the weights have read.\n"
+        "early-exit-harness finds the exits, with everything that was trained for them in `early_exit/`, and skips "
+        "samples that the weights have read.\n"
     )
 
 
