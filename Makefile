@@ -13,7 +13,7 @@ demo: $(VENV)/.installed
 
 # Two processes, each with one thread. MARKERS= adds the combinations that only CI runs; PYTESTFLAGS="-k cache" and the like.
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile -m '$(MARKERS)' $(PYTESTFLAGS)
+	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=worksteal -m '$(MARKERS)' $(PYTESTFLAGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

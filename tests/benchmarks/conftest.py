@@ -53,7 +53,7 @@ def reference() -> Callable[[], float]:
 
 @pytest.fixture(scope="session")
 def rounds_of(request: pytest.FixtureRequest) -> Callable[[int], int]:
-    """``rounds_of(wanted)`` is how many rounds are made; few, where only what is twice as slow as its target matters."""
+    """``rounds_of(wanted)`` is how many rounds are made: few of them see what is twice as slow as its target."""
     quick = request.config.getoption("benchmark_quick")
     return lambda wanted: min(wanted, QUICK_ROUNDS) if quick else wanted
 
