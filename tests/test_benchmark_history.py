@@ -116,6 +116,4 @@ def test_two_runs_make_a_history(tmp_path: Path) -> None:
     assert line.endswith("slower, beyond the noise  FAILED")
     (once,) = [line for line in second.stdout.splitlines() if line.startswith("test_sum.py::test_once")]
     assert once.endswith("too few rounds to tell")
-    quick = bench("--benchmark-quick")
-    assert quick.returncode == 0, quick.stdout + quick.stderr
     assert len(list((tmp_path / "saved").glob("*/*/*.json"))) == 2

@@ -69,7 +69,10 @@ def export(
 
 def _facts(resolved: ResolvedModel, files: str) -> Exported:
     info, before = resolved.info, resolved.exported
-    merged = resolved.adapter.sha256 if resolved.adapter is not None else before and before.adapter_sha256
+    if resolved.adapter is not None:
+        merged: str | None = resolved.adapter.sha256
+    else:
+        merged = before.adapter_sha256 if before is not None else None
     return Exported(
         format=FORMAT,
         base_model=before.base_model if before is not None else info.name,

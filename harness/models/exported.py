@@ -21,7 +21,7 @@ from harness.models.source import ModelSpec
 __all__ = ["FILE", "FORMAT", "MERGED", "PARTS", "Exported", "exported_weights", "read_exported"]
 
 FILE = "early_exit.json"
-FORMAT = 1
+FORMAT: Literal[1] = 1
 PARTS = "early_exit"
 """Folder inside, with the artefacts that belong to the weights."""
 MERGED = "merged"
