@@ -146,6 +146,12 @@ RUN = ("--max-new-tokens", 3, "--energy", "none", "--threads", 1)
 
 
 @pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
+    with Warm(tmp_path_factory.mktemp("warm")) as process:
+        yield process
+
+
+@pytest.fixture(scope="session")
 def fresh(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], AbstractContextManager[Path]]:
     """``with fresh() as folder`` is a new folder for one case, gone afterwards."""
     base = tmp_path_factory.mktemp("cases")
