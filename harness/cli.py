@@ -59,6 +59,7 @@ COMMANDS = {
         "submit": "submit:submit",
         "lm-eval": "lm_eval:lm_eval",
         "train": "training:Recipes",
+        "export": "export:export",
     }.items()
 }
 

@@ -13,12 +13,14 @@ import shutil
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.crossing import pytest_collection_modifyitems  # noqa: F401  # a hook
 
 ROOT = Path(__file__).resolve().parents[1]
 LARGEST_WORKER = 10 << 30
@@ -32,30 +34,6 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     resource.setrlimit(resource.RLIMIT_DATA, (LARGEST_WORKER, resource.getrlimit(resource.RLIMIT_DATA)[1]))
-
-
-@pytest.hookimpl(tryfirst=True)  # before -m selects
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark ``matrix`` what only crosses two lists; their diagonal, each value at least once, is in ``make test``.
-
-    That is every model family × KV policy, and the tests marked ``crossed``.
-    """
-    crossed: dict[str, list[tuple[pytest.Item, dict[str, Any]]]] = {}
-    for item in items:
-        given = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
-        if {"case", "kv"} <= given.keys() or (given and item.get_closest_marker("crossed")):
-            crossed.setdefault(item.nodeid.partition("[")[0], []).append((item, given))
-    for group in crossed.values():
-        axes: dict[str, list[Any]] = {axis: [] for axis in group[0][1]}
-        for _, given in group:
-            for axis, values in axes.items():
-                if given[axis] not in values:
-                    values.append(given[axis])
-        longest = max(axes, key=lambda axis: len(axes[axis]))
-        for item, given in group:
-            at = axes[longest].index(given[longest])
-            if any(values.index(given[axis]) != at % len(values) for axis, values in axes.items()):
-                item.add_marker("matrix")
 
 
 def pytest_collection_finish() -> None:
@@ -383,6 +361,26 @@ def shell() -> Callable[..., subprocess.CompletedProcess[str]]:
         command = [sys.executable, "-m", "harness.cli", *map(str, arguments)]
         settings: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 120, **options}
         return subprocess.run(command, check=False, **settings)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A process that has imported everything and forks for every command, see :mod:`tests.fuzz.warm`."""
+    from tests.fuzz.cases import Warm
+
+    with Warm(tmp_path_factory.mktemp("warm")) as process:
+        yield process
+
+
+@pytest.fixture(scope="session")
+def forked(warm: Any) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """As ``shell``, without the seconds of importing torch and of measuring the machine."""
+
+    def run(*arguments: object, cwd: Path, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        ran = warm.run(*arguments, cwd=cwd, env=os.environ if env is None else env, limit_s=120.0)
+        return subprocess.CompletedProcess(ran.argv, ran.code, ran.out.decode(), ran.err.decode())
 
     return run
 

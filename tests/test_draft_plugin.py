@@ -28,12 +28,12 @@ def site(install: Callable[[Path], Path]) -> Path:
 
 @pytest.fixture(scope="module")
 def run(
-    site: Path, shell: Shell, tiny_llama: Path, rows_file: Path, tmp_path_factory: pytest.TempPathFactory
+    site: Path, forked: Shell, tiny_llama: Path, rows_file: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Samples:
     """Samples of a run by operating point: the policy, alone and with what else drafts, beside full depth."""
     folder = tmp_path_factory.mktemp("drafts")
     strategies = ("believer:layer=4", "believer:layer=10:least=0", "fixed:layer=6", "full", "believer@lossless+lookup")
-    ran = shell(
+    ran = forked(
         *("run", *(word for one in strategies for word in ("--strategy", one))),
         *("--decode", "lossy,lossless+echo+short:tokens=3"),
         *("--model", tiny_llama, "--source", rows_file, "--limit", 3, "--max-new-tokens", NEW),

@@ -21,13 +21,13 @@ def env(install: Callable[[Path], Path]) -> dict[str, str]:
 
 
 def test_it_is_listed_read_recorded_and_reported(
-    env: dict[str, str], shell: Shell, tiny_llama: Path, rows_file: Path, tmp_path: Path
+    env: dict[str, str], forked: Shell, tiny_llama: Path, rows_file: Path, tmp_path: Path
 ) -> None:
-    listed = shell("list", "heads", cwd=tmp_path, env=env)
+    listed = forked("list", "heads", cwd=tmp_path, env=env)
     (line,) = [line for line in listed.stdout.splitlines() if line.startswith("half ")]
     assert "Read every other token" in line
     assert line.rstrip().endswith("half-head")
-    ran = shell(
+    ran = forked(
         *("run", "--strategy", "confidence:threshold=0.01:head=half", "--model", tiny_llama, "--source", rows_file),
         *("--strategy", "margin:threshold=0.001:head=half:token=head"),
         *("--limit", 2, "--max-new-tokens", 8, "--energy", "none", "--threads", 1, "--out", "out"),
@@ -43,9 +43,9 @@ def test_it_is_listed_read_recorded_and_reported(
         assert all(token % 2 == 0 for token, layer in pairs if layer < 12)
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert {"kind": "head", "name": "half", "distribution": "half-head", "version": "1.0"} in manifest["plugins"]
-    report = shell("report", "out", cwd=tmp_path, env=os.environ | {"COLUMNS": "200"})  # without the package
+    report = forked("report", "out", cwd=tmp_path, env=os.environ | {"COLUMNS": "200"})  # without the package
     assert report.returncode == 0, report.stderr
     assert "is decided by a cheap head, half (every other token" in " ".join(report.stdout.split())
-    missing = shell("run", "--strategy", "confidence:head=half", cwd=tmp_path)
+    missing = forked("run", "--strategy", "confidence:head=half", cwd=tmp_path)
     assert missing.returncode == 2
     assert "unknown head 'half'" in missing.stderr

@@ -36,14 +36,14 @@ def stranger(make_model: Callable[..., Path]) -> Path:
 @pytest.fixture(scope="module")
 def run(
     env: dict[str, str],
-    shell: Shell,
+    forked: Shell,
     tiny_llama: Path,
     rows_file: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """A run directory of the policy beside two built-in ones."""
     folder = tmp_path_factory.mktemp("run")
-    ran = shell(
+    ran = forked(
         *("run", "--strategy", "random", "--strategy", "fixed:layer=6", "--kv", "propagate,zeros,skip"),
         *("--model", tiny_llama, "--source", rows_file, "--limit", 3, "--max-new-tokens", NEW),
         *("--energy", "none", "--threads", 1, "--out", "out", "--weights-format", "ternary"),
@@ -62,23 +62,23 @@ def by_point(run: Path) -> dict[str, list[dict[str, Any]]]:
     return {point: sorted(samples, key=lambda sample: sample["sample_id"]) for point, samples in found.items()}
 
 
-def test_all_are_listed_with_their_distribution(env: dict[str, str], shell: Shell, tmp_path: Path) -> None:
+def test_all_are_listed_with_their_distribution(env: dict[str, str], forked: Shell, tmp_path: Path) -> None:
     for kind, name, meaning in (
         ("kv", "zeros", "Leave zeros"),
         ("families", "stranger", "StarCoder2 in disguise"),
         ("weights_formats", "ternary", "Weights are −1, 0 or 1"),
     ):
-        ran = shell("list", kind, cwd=tmp_path, env=env)
+        ran = forked("list", kind, cwd=tmp_path, env=env)
         assert ran.returncode == 0, ran.stderr
         (line,) = [line for line in ran.stdout.splitlines() if line.startswith(f"{name} ")]
         assert meaning in line
         assert line.rstrip().endswith("zero-fill")
-        assert name not in shell("list", kind, cwd=tmp_path).stdout
-    assert "Leave zeros" in shell("show", "zeros", cwd=tmp_path, env=env).stdout
+        assert name not in forked("list", kind, cwd=tmp_path).stdout
+    assert "Leave zeros" in forked("show", "zeros", cwd=tmp_path, env=env).stdout
 
 
-def test_a_misspelt_policy_is_refused_with_the_closest_name(env: dict[str, str], shell: Shell, tmp_path: Path) -> None:
-    ran = shell("run", "--kv", "zeroes", cwd=tmp_path, env=env)
+def test_a_misspelt_policy_is_refused_with_the_closest_name(env: dict[str, str], forked: Shell, tmp_path: Path) -> None:
+    ran = forked("run", "--kv", "zeroes", cwd=tmp_path, env=env)
     assert ran.returncode == 2
     assert "unknown KV policy 'zeroes'. Did you mean 'zeros'?" in ran.stderr
 
@@ -95,8 +95,8 @@ def test_the_policy_decides_what_later_tokens_read(run: Path) -> None:
         assert len(zeros["token_ids"]) == len(skip["token_ids"]) == NEW
 
 
-def test_a_report_needs_neither_the_package_nor_torch(run: Path, shell: Shell, tmp_path: Path) -> None:
-    ran = shell("report", run, cwd=tmp_path, env=os.environ | {"COLUMNS": "200"})
+def test_a_report_needs_neither_the_package_nor_torch(run: Path, forked: Shell, tmp_path: Path) -> None:
+    ran = forked("report", run, cwd=tmp_path, env=os.environ | {"COLUMNS": "200"})
     assert ran.returncode == 0, ran.stderr
     assert "random@zeros" in ran.stdout
     words = " ".join(ran.stdout.split())
@@ -107,29 +107,29 @@ def test_a_report_needs_neither_the_package_nor_torch(run: Path, shell: Shell, t
     assert rows["random@zeros"]["kv"] == "zeros"
 
 
-def test_going_on_without_the_package_names_it(run: Path, env: dict[str, str], shell: Shell, tmp_path: Path) -> None:
+def test_going_on_without_the_package_names_it(run: Path, env: dict[str, str], forked: Shell, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "cut")
     windows = (run / "windows.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "cut" / "windows.jsonl").write_text("".join(windows[:-1]))
-    ran = shell("run", "--resume", "cut", cwd=tmp_path)
+    ran = forked("run", "--resume", "cut", cwd=tmp_path)
     assert ran.returncode == 2
     absent = "KV policy 'zeros', weights format 'ternary'. Install what it needs"
     assert f"cut was measured with what is not installed here: {absent}" in ran.stderr
     assert ran.stderr.splitlines()[-1] == "  pip install zero-fill==1.0"
-    assert shell("run", "--resume", "cut", cwd=tmp_path, env=env).returncode == 0
+    assert forked("run", "--resume", "cut", cwd=tmp_path, env=env).returncode == 0
 
 
-def test_the_server_takes_the_policy(env: dict[str, str], shell: Shell, tmp_path: Path) -> None:
-    ran = shell("serve", "--kv", "zeros", "--host", "no-such-host.invalid", cwd=tmp_path, env=env)
+def test_the_server_takes_the_policy(env: dict[str, str], forked: Shell, tmp_path: Path) -> None:
+    ran = forked("serve", "--kv", "zeros", "--host", "no-such-host.invalid", cwd=tmp_path, env=env)
     assert ran.returncode == 2
     assert "cannot be resolved" in ran.stderr  # the next thing to be checked
     assert "Did you mean" not in ran.stderr
 
 
 def test_the_family_decodes_as_transformers_does(
-    env: dict[str, str], shell: Shell, stranger: Path, rows_file: Path, tmp_path: Path
+    env: dict[str, str], forked: Shell, stranger: Path, rows_file: Path, tmp_path: Path
 ) -> None:
-    ran = shell(
+    ran = forked(
         *("run", "--strategy", "fixed:layer=6", "--model", stranger, "--source", rows_file, "--limit", 2),
         *("--max-new-tokens", NEW, "--energy", "none", "--threads", 1, "--out", "out"),
         cwd=tmp_path,
@@ -150,9 +150,9 @@ def test_the_family_decodes_as_transformers_does(
 
 
 def test_without_the_package_the_family_is_refused_with_those_there_are(
-    shell: Shell, stranger: Path, tmp_path: Path
+    forked: Shell, stranger: Path, tmp_path: Path
 ) -> None:
-    ran = shell("run", "--model", stranger, cwd=tmp_path)
+    ran = forked("run", "--model", stranger, cwd=tmp_path)
     assert ran.returncode == 2
     assert "model family 'stranger' is not supported. Supported: gpt2, gpt_neox, llama" in ran.stderr
     assert "harness.families" in ran.stderr

@@ -24,24 +24,24 @@ def site(install: Callable[[Path], Path]) -> Path:
     return install(PROJECT)
 
 
-def test_its_recipe_is_listed_and_its_options_are_flags(site: Path, shell: Shell, tmp_path: Path) -> None:
+def test_its_recipe_is_listed_and_its_options_are_flags(site: Path, forked: Shell, tmp_path: Path) -> None:
     for arguments in (("list", "recipes"), ("train", "--help")):
-        said = shell(*arguments, cwd=tmp_path, **seeing(site)).stdout
+        said = forked(*arguments, cwd=tmp_path, **seeing(site)).stdout
         assert "Fit one linear map per exit point" in said
-    said = shell("train", NAME, "--help", cwd=tmp_path, **seeing(site)).stdout
+    said = forked("train", NAME, "--help", cwd=tmp_path, **seeing(site)).stdout
     (line,) = [line for line in said.splitlines() if " --shrink " in line]
     assert "What the difference is multiplied by. Default: 1 (> 0, ≤ 1)." in line
     assert " --traces " in said
-    assert "Did you mean 'mean-difference'?" in shell("train", "mean-diff", cwd=tmp_path, **seeing(site)).stderr
-    ran = shell("train", NAME, "--traces", "t", "--shrink", 2, cwd=tmp_path, **seeing(site))
+    assert "Did you mean 'mean-difference'?" in forked("train", "mean-diff", cwd=tmp_path, **seeing(site)).stderr
+    ran = forked("train", NAME, "--traces", "t", "--shrink", 2, cwd=tmp_path, **seeing(site))
     assert (ran.returncode, ran.stderr.strip()) == (2, "error: --shrink 2: input should be less than or equal to 1.")
 
 
 def test_it_is_trained_on_a_trace_and_run(
-    site: Path, shell: Shell, tiny_llama: Path, rows_file: Path, tmp_path: Path
+    site: Path, forked: Shell, tiny_llama: Path, rows_file: Path, tmp_path: Path
 ) -> None:
     def harness(*arguments: object) -> Any:
-        ran = shell(*arguments, "--model", tiny_llama, cwd=tmp_path, **seeing(site))
+        ran = forked(*arguments, "--model", tiny_llama, cwd=tmp_path, **seeing(site))
         assert ran.returncode == 0, ran.stderr
         return ran
 
@@ -70,9 +70,9 @@ def test_it_is_trained_on_a_trace_and_run(
 
 
 def test_what_is_not_trained_names_its_recipe(
-    site: Path, shell: Shell, tiny_llama: Path, rows_file: Path, tmp_path: Path
+    site: Path, forked: Shell, tiny_llama: Path, rows_file: Path, tmp_path: Path
 ) -> None:
-    ran = shell("run", "--model", tiny_llama, "--source", rows_file, "--strategy", NAME, cwd=tmp_path, **seeing(site))
+    ran = forked("run", "--model", tiny_llama, "--source", rows_file, "--strategy", NAME, cwd=tmp_path, **seeing(site))
     assert ran.returncode == 2
     assert f"\n  harness train {NAME} --model {tiny_llama} --traces " in ran.stderr
 

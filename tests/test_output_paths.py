@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -31,10 +32,11 @@ SPEAKERS = {
 SPOKEN = {"print", "sys.stdout.write", "sys.stderr.write"}
 
 
-def modules() -> Iterator[tuple[str, ast.Module]]:
-    for package in ("harness", "reports", "strategies", "tasks"):
-        for path in sorted((ROOT / package).rglob("*.py")):
-            yield path.relative_to(ROOT).as_posix(), ast.parse(path.read_text(encoding="utf-8"))
+@cache
+def modules() -> list[tuple[str, ast.Module]]:
+    packages = ("harness", "reports", "strategies", "tasks")
+    files = sorted(path for package in packages for path in (ROOT / package).rglob("*.py"))
+    return [(path.relative_to(ROOT).as_posix(), ast.parse(path.read_text(encoding="utf-8"))) for path in files]
 
 
 def imported(tree: ast.Module) -> set[str]:

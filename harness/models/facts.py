@@ -9,11 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from harness.contracts import OWN_FORMAT, ModelInfo, ModelRequest, WeightsFormat
+from harness.contracts import OWN_FORMAT, ModelInfo, ModelRequest, Weights, WeightsFormat
 from harness.decoding.families import check_config, position_limit
 from harness.errors import ConfigError
 from harness.host.foreign_files import open_regular
 from harness.host.libraries import library_border
+from harness.models.exported import PARTS, Exported, exported_weights
 from harness.models.quiet import quiet
 from harness.models.source import ModelSpec, wheel_file
 from harness.models.trained import artefact_folders
@@ -33,29 +34,41 @@ _EDGE = 1 << 20
 _LENGTH = 16
 
 
-def base_facts(spec: ModelSpec, config: Any, request: ModelRequest) -> ModelInfo:
-    """Return the facts of the base weights with the shared exit head.
+def base_facts(spec: ModelSpec, config: Any, request: ModelRequest, exported: Exported | None = None) -> ModelInfo:
+    """Return the facts of the base weights with the shared exit head; of those in the folder, where they are tuned.
 
     Args:
         spec: where the model is.
         config: its transformers configuration.
         request: how it was asked for.
+        exported: what the folder says of its weights. Its exit points stand in for the paper's, its own artefacts are
+            looked into last.
 
     Raises:
         ConfigError: exit points that do not fit, or a folder of artefacts that does not exist.
-        ModelError: the family is not supported, or the weights package is not installed.
+        ModelError: the family is not supported, the weights package is not installed, or the folder speaks of others.
     """
     with library_border(f"the configuration of {spec.name} makes no model"):
         check_config(config)
         limit = position_limit(config)
         num_layers = int(config.num_hidden_layers)
-        points = parse_exit_points(request.exit_points, num_layers)
-        asked = replace(request, exit_points="paper") if points == exit_points(num_layers) else request
+        given = request.exit_points
+        if exported is not None and given == "paper":
+            given = ",".join(map(str, exported.exit_points)) or given
+        points = parse_exit_points(given, num_layers)
+        asked = replace(request, exit_points="paper" if points == exit_points(num_layers) else given)
         asked_format = request.weights_format
         name = OWN_FORMAT[request.dtype] if asked_format in (None, "auto") else asked_format
         sizes = _sizes(config, request.dtype, WEIGHTS_FORMATS.load(name))
     with library_border(f"the weights of {spec.name} cannot be read"):
         base = _fingerprint(spec, config, request)
+    folders = artefact_folders(spec.name, request.artefacts)
+    weights: Weights = "random" if request.weights == "random" else "pretrained"
+    whole = base
+    if exported is not None:
+        weights = exported_weights(spec, exported, base)
+        base, whole = exported.base_fingerprint, exported.fingerprint
+        folders = (*folders, Path(spec.location) / PARTS)
     return ModelInfo(
         name=spec.name,
         family=config.model_type,
@@ -65,10 +78,10 @@ def base_facts(spec: ModelSpec, config: Any, request: ModelRequest) -> ModelInfo
         exit_points=points,
         max_positions=limit,
         dtype=request.dtype,
-        weights="random" if request.weights == "random" else "pretrained",
-        fingerprint=base,
+        weights=weights,
+        fingerprint=whole,
         base_fingerprint=base,
-        artefacts=tuple(str(folder) for folder in artefact_folders(spec.name, request.artefacts)),
+        artefacts=tuple(map(str, folders)),
         asked=asked,
         weights_format=name,
         **sizes,

@@ -26,7 +26,8 @@ from harness.decoding.products import choose
 from harness.errors import ModelError, OutOfMemoryError, is_out_of_memory
 from harness.host.allocator import large_blocks_apart
 from harness.host.libraries import library_border
-from harness.models.artefacts import Artefact
+from harness.models.artefacts import Artefact, look_into
+from harness.models.exported import MERGED, PARTS, Exported, read_exported
 from harness.models.facts import base_facts, in_format, shortcut_bytes
 from harness.models.heads import head_tensors
 from harness.models.kept_weights import KeptWeights
@@ -66,6 +67,7 @@ class ResolvedModel:
         adapter: to be merged into the weights, or ``None``.
         shortcut: of its exits, or ``None`` for the shared head.
         seen: what anything trained for this model has read.
+        exported: what its folder says of its weights; ``None`` where ``harness export`` did not write it.
     """
 
     spec: ModelSpec
@@ -74,6 +76,7 @@ class ResolvedModel:
     adapter: Artefact | None = None
     shortcut: Artefact | None = None
     seen: Seen = field(default_factory=Seen)
+    exported: Exported | None = None
 
     @cached_property
     def tokenizer(self) -> TransformersTokenizer:
@@ -83,6 +86,15 @@ class ResolvedModel:
             ModelError: it cannot be had.
         """
         return read_tokenizer(self.spec, self.config, self.info)
+
+    @property
+    def tuned_on(self) -> frozenset[str] | None:
+        """Keys of the documents that the weights were tuned on; ``None`` for base and random weights."""
+        if self.info.weights != "tuned":
+            return None
+        merged = Path(self.spec.location) / PARTS / f"{MERGED}.json"
+        facts = look_into(merged) if self.adapter is None else self.adapter.facts
+        return frozenset(facts.get("documents", ()))
 
     def module(self, note: Callable[[str], None] = lambda text: None) -> tuple[Any, str]:
         """Read or draw the weights as a transformers model on the CPU, as training wants it; say where they came from.
@@ -101,6 +113,8 @@ class ResolvedModel:
             started = time.perf_counter()
             check_weights(module, self.spec)
             note(f"preparing {self.info.name}, its weights checked in {time.perf_counter() - started:.2f} s")
+            if self.exported is not None:
+                source = f"{source}, {self.exported.made_of}"
         if self.adapter is not None:
             merge(module, self.adapter)
             source = self._tuned(source)
@@ -318,11 +332,14 @@ def _check_room(info: ModelInfo) -> None:
 
 
 def _resolved(spec: ModelSpec, config: Any, request: ModelRequest) -> ResolvedModel:
-    info = base_facts(spec, config, request)
+    exported = read_exported(spec, request)
+    info = base_facts(spec, config, request, exported)
     folders = [Path(folder) for folder in info.artefacts]
     seen = find_seen(info.base_fingerprint, folders)
     adapter = shortcut = None
-    if request.weights == "auto":
+    if info.weights == "tuned":
+        pass  # merged already
+    elif request.weights == "auto":
         adapter = find_adapter(info.base_fingerprint, folders)
     elif request.weights == "tuned":
         adapter = require_adapter(info, folders)
@@ -336,4 +353,4 @@ def _resolved(spec: ModelSpec, config: Any, request: ModelRequest) -> ResolvedMo
     if shortcut is not None:
         size = shortcut_bytes(info.hidden_size, info.dtype, WEIGHTS_FORMATS.load(info.weights_format))
         info = replace(info, exit_head=f"shortcut:{shortcut.sha256[:16]}", shortcut_bytes=size)
-    return ResolvedModel(spec, config, info, adapter, shortcut, seen)
+    return ResolvedModel(spec, config, info, adapter, shortcut, seen, exported)

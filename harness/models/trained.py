@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "artefact_folders",
+    "belongs_to",
     "find_adapter",
     "find_shortcut",
     "merge",
@@ -135,7 +136,7 @@ def find_shortcut(weights: str, folders: Sequence[Path], exit_points: Sequence[i
     for folder in folders:
         for file in _shortcut_files(folder):
             found = read_artefact(file, "shortcut")
-            if _belongs_to(found) == weights and set(exit_points) <= set(found.facts["exit_points"]):
+            if belongs_to(found.facts) == weights and set(exit_points) <= set(found.facts["exit_points"]):
                 return found
     return None
 
@@ -153,7 +154,7 @@ def require_shortcut(model: ModelInfo, folders: Sequence[Path]) -> Artefact:
     for file in (file for folder in folders for file in _shortcut_files(folder)):
         theirs = read_artefact(file, "shortcut")
         points = ", ".join(map(str, theirs.facts["exit_points"]))
-        others += f" {file} is of weights {_belongs_to(theirs)}, exit points {points}."
+        others += f" {file} is of weights {belongs_to(theirs.facts)}, exit points {points}."
     wanted = ", ".join(map(str, model.exit_points))
     make = remedy("shortcut", model, "shortcut")
     raise ArtefactError(
@@ -168,10 +169,13 @@ def _shortcut_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("shortcut*.json"), key=lambda file: (file.stem != "shortcut", file.name))
 
 
-def _belongs_to(shortcut: Artefact) -> str:
-    """Return the fingerprint of the weights that shortcuts belong to: base weights, or with an adapter merged."""
-    base, adapter = shortcut.facts["model_fingerprint"], shortcut.facts.get("adapter_sha256")
-    return tuned_fingerprint(base, adapter) if adapter else str(base)
+def belongs_to(facts: Mapping[str, Any]) -> str:
+    """Return the fingerprint of the weights that an artefact belongs to: base weights, or with an adapter merged.
+
+    Shortcuts that were tuned with an adapter name the base weights and the adapter.
+    """
+    base, adapter = str(facts.get("model_fingerprint", "")), facts.get("adapter_sha256")
+    return tuned_fingerprint(base, adapter) if adapter else base
 
 
 def read_shortcuts(

@@ -64,8 +64,8 @@ def notes_of(
         )
     else:
         notes.append("Documents: all of the trace. It includes documents the heads learned from.")
-    if resolved.adapter is not None:
-        known = len(replayed & set(resolved.adapter.facts.get("documents", ())))
+    if (tuned_on := resolved.tuned_on) is not None:
+        known = len(replayed & tuned_on)
         notes.append(f"{known} of these {len(replayed)} documents were among those the weights were tuned on.")
     everything = {str(document["key"]) for document in traces.documents}
     for name, facts in _trained(resolved.info, points):

@@ -22,6 +22,7 @@ import pytest
 RATIOS = "ratios to the reference"
 MEDIAN = "ratio to the reference"
 PRODUCTS = 8  # of the reference, per measurement
+QUICK_ROUNDS = 3  # enough for what fails at twice the target, too few for a history
 FLOOR = 0.05  # two processes differ by so much without any reason: see docs/results/engine.md
 
 _HISTORY = pytest.StashKey[list[tuple[str, dict[str, Any]]]]()
@@ -50,13 +51,23 @@ def reference() -> Callable[[], float]:
     return measure
 
 
+@pytest.fixture(scope="session")
+def rounds_of(request: pytest.FixtureRequest) -> Callable[[int], int]:
+    """``rounds_of(wanted)`` is how many rounds are made: few of them see what is twice as slow as its target."""
+    quick = request.config.getoption("benchmark_quick")
+    return lambda wanted: min(wanted, QUICK_ROUNDS) if quick else wanted
+
+
 @pytest.fixture
-def benchmark(benchmark: Any, reference: Callable[[], float], request: pytest.FixtureRequest) -> Iterator[Any]:
+def benchmark(
+    benchmark: Any, reference: Callable[[], float], rounds_of: Callable[[int], int], request: pytest.FixtureRequest
+) -> Iterator[Any]:
     """pytest-benchmark's fixture, with the reference before and after every round of its pedantic mode."""
     pedantic, references = benchmark.pedantic, list[float]()
 
     def interleaved(target: Any, *given: Any, **options: Any) -> Any:
         assert not {"setup", "teardown", "iterations"} & options.keys(), "rounds are for the reference here"
+        options |= {"rounds": rounds_of(options.get("rounds", 1))}
         return pedantic(
             target,
             *given,
@@ -98,7 +109,13 @@ def row_tables(tables: dict[str, list[str]]) -> list[str]:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.getgroup("benchmark").addoption(
+    group = parser.getgroup("benchmark")
+    group.addoption(
+        "--benchmark-quick",
+        action="store_true",
+        help=f"At most {QUICK_ROUNDS} rounds of each benchmark, which are not saved.",
+    )
+    group.addoption(
         "--benchmark-ratio-fail",
         type=float,
         default=None,
@@ -116,6 +133,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if "://" in storage and not storage.startswith("file://"):
         return
     config.option.benchmark_storage = f"{storage.rstrip('/')}/{machine_class(machine())}"
+    if config.option.benchmark_quick:
+        config.option.benchmark_autosave = False
     config.stash[_HISTORY] = saved(Path(config.option.benchmark_storage.removeprefix("file://")))
     config.stash[_SESSION] = {}
 

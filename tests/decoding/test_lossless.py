@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import pytest
@@ -79,12 +80,20 @@ def decoded(
 
 
 def full(engine: Engine, prompts: Sequence[Sequence[int]], **settings: Any) -> list[list[int]]:
+    if not settings:
+        return [list(_full_depth(engine, tuple(prompt))) for prompt in prompts]
     settings.setdefault("max_new_tokens", [NEW] * len(prompts))
     alone = [
         engine.decode([prompt], Full(), kv="recompute", **settings | {"max_new_tokens": [limit]})[0]
         for prompt, limit in zip(prompts, settings["max_new_tokens"], strict=True)
     ]
     return [one.token_ids for one in alone]
+
+
+@lru_cache(maxsize=256)
+def _full_depth(engine: Engine, prompt: tuple[int, ...]) -> tuple[int, ...]:
+    """Most tests of a family ask for the same prompts."""
+    return tuple(engine.decode([prompt], Full(), kv="recompute", max_new_tokens=[NEW])[0].token_ids)
 
 
 def tokens(made: Sequence[Generation]) -> list[list[int]]:

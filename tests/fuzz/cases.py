@@ -8,7 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,6 +124,7 @@ class Warm:
         door: str = "command",
         kill_after_s: float | None = None,
         limit_s: float = LIMIT_S,
+        env: Mapping[str, str] | None = None,
     ) -> Ran:
         """Run a case.
 
@@ -134,6 +135,7 @@ class Warm:
             door: ``command``, ``read`` or ``draw``.
             kill_after_s: kill it then, if it has not ended.
             limit_s: time after which it hangs.
+            env: its environment; this process's own where there is none.
         """
         assert self._process.stdin is not None
         texts = [str(argument) for argument in argv]
@@ -142,6 +144,7 @@ class Warm:
             file.unlink(missing_ok=True)
         request = {"argv": texts, "cwd": str(cwd), "until": until, "door": door, "out": str(out), "err": str(err)}
         request |= {"limit_s": limit_s, "kill_after_s": limit_s + 5 if kill_after_s is None else kill_after_s}
+        request |= {"env": None if env is None else dict(env)}
         self._process.stdin.write(json.dumps(request).encode() + b"\n")
         self._process.stdin.flush()
         answer = self._answer()

@@ -46,6 +46,7 @@ BASES: dict[str, dict[str, str]] = {
     "compare": {"a": "run", "b": "run"},
     "leaderboard": {"paths": "run", "out": "site"},
     "submit": {"directory": "run"},
+    "export": {"directory": "site", "model": "model"},
     "list": {},
     "show": {"name": "confidence"},
     **{f"train {name}": {"model": "model", "traces": "folder"} for name in TRACED},

@@ -101,6 +101,7 @@ def _case(request: dict[str, Any]) -> NoReturn:
     faulthandler.dump_traceback_later(request["limit_s"], exit=True, file=2)
     _bound()
     os.chdir(request["cwd"])
+    _surround(request["env"])
     sys.argv = ["harness", *request["argv"]]
     code = 1
     try:
@@ -112,6 +113,22 @@ def _case(request: dict[str, Any]) -> NoReturn:
     except BaseException:  # the interpreter would print it, too
         traceback.print_exc()
     _leave(code)
+
+
+def _surround(env: dict[str, str] | None) -> None:
+    """Be in an environment: what is on its PYTHONPATH is found, plug-ins included."""
+    if env is None:
+        return
+    added = [path for path in env.get("PYTHONPATH", "").split(os.pathsep) if path and path not in sys.path]
+    os.environ.clear()
+    os.environ.update(env)
+    sys.path[:0] = added
+    importlib.invalidate_caches()
+    from harness import registry
+
+    for each in vars(registry).values():
+        if isinstance(each, registry.Registry):
+            each.__dict__.pop("_points", None)
 
 
 def _leave(code: int) -> NoReturn:

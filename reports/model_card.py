@@ -1,0 +1,113 @@
+"""Model cards: what an exported folder says of itself to people, and to hubs as ``model-index``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from harness.appearance.visible_text import one_line
+from harness.contracts import Metric
+from harness.records.summary import Summary, SummaryRow
+from harness.registry import SCORES
+from reports.metrics.depth import EXIT_LAYER
+from reports.metrics.vocabulary import metrics_of
+from reports.tables.markdown import escape_markdown, markdown_code, markdown_row
+
+__all__ = ["model_card"]
+
+TAGS = ["early-exit", "code", "early-exit-harness"]
+
+
+def model_card(
+    name: str, base_model: str, exported: Mapping[str, Any], read: Mapping[str, Any], summaries: Sequence[Summary]
+) -> str:
+    """Return README.md of an exported folder: YAML with ``base_model`` and ``model-index``, then the same in words.
+
+    Times and energies are left out: they belong to the machine that they were measured on.
+
+    Args:
+        name: of the folder.
+        base_model: hub id, or the name of a folder.
+        exported: what ``early_exit.json`` says.
+        read: facts of the adapter that was merged; empty without one.
+        summaries: of runs of these weights. Upper bounds that saw the answer are left out.
+    """
+    rows = [row for summary in summaries for row in summary.rows if not row.rehearsed and row.n]
+    shown = [metric for metric in metrics_of(rows) if metric.name in SCORES or metric is EXIT_LAYER]
+    parts = [
+        f"---\n{_metadata(name, base_model, rows, shown)}\n---\n",
+        f"# {escape_markdown(name)}\n",
+        _what(base_model, exported),
+        _how(),
+        _read(read),
+        *([_results(rows, shown)] if rows else []),
+        "## Licence\n\nThe weights stay under the licence of the base model, code they read under its own.\n",
+    ]
+    return "\n".join(parts)
+
+
+def _metadata(name: str, base_model: str, rows: Sequence[SummaryRow], shown: Sequence[Metric]) -> str:
+    from huggingface_hub import EvalResult, ModelCardData
+
+    results = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=row.task,
+            dataset_name=one_line(f"{row.task}, {row.protocol}, {row.source}"),
+            metric_type=metric.name,
+            metric_name=one_line(f"{metric.title}, {row.operating_point}, {row.decode}"),
+            metric_value=value,
+        )
+        for row in rows
+        for metric in shown
+        if (value := row.value(metric)) is not None
+    ]
+    data = ModelCardData(
+        base_model=one_line(base_model), library_name="transformers", pipeline_tag="text-generation", tags=TAGS,
+        model_name=one_line(name), eval_results=results or None,
+    )  # fmt: skip
+    return data.to_yaml()
+
+
+def _what(base_model: str, exported: Mapping[str, Any]) -> str:
+    adapter = exported["adapter_sha256"]
+    tuned = f", with the LITE adapter `{adapter[:12]}` merged into the weights" if adapter else ""
+    points = ", ".join(map(str, exported["exit_points"])) or "none"
+    head = "the model's own head" if exported["exit_head"] == "shared" else "a linear map per exit, then its own head"
+    return (
+        f"{markdown_code(base_model)}{tuned}, in {exported['dtype']}. Tokens may leave after layers {points} of "
+        f"{exported['num_layers']}; an exit is read by {head}.\n"
+    )
+
+
+def _how() -> str:
+    return (
+        "transformers reads the folder as any other model and decodes at full depth. `harness run --model FOLDER` of "
+        "early-exit-harness finds the exits, with everything that was trained for them in `early_exit/`, and skips "
+        "samples that the weights have read.\n"
+    )
+
+
+def _read(facts: Mapping[str, Any]) -> str:
+    lines = ["## Training data\n"]
+    if not facts:
+        return "\n".join([*lines, "The weights are the base model's: nothing was tuned.\n"])
+    for stream in facts.get("data", ()):
+        said = f"{stream.get('documents', '?')} documents, {stream.get('tokens', '?')} tokens"
+        lines.append(f"- {escape_markdown(str(stream.get('stream', '?')))} ({stream.get('split', '?')}): {said}")
+    known = len(facts.get("documents", ()))
+    lines.append(f"\n`early_exit/merged.json` has the keys of all {known} documents that tuning read or held out.\n")
+    return "\n".join(lines)
+
+
+def _results(rows: Sequence[SummaryRow], shown: Sequence[Metric]) -> str:
+    used = [metric for metric in shown if any(row.value(metric) is not None for row in rows)]
+    head = ["task", "operating point", "tokens", "samples", *(metric.title for metric in used)]
+    lines = ["## Results\n", markdown_row(head), markdown_row(["---"] * 4 + ["--:"] * len(used))]
+    for row in rows:
+        values = (row.value(metric) for metric in used)
+        written = ["–" if value is None else f"{value:.4g}" for value in values]
+        cells = [markdown_code(row.task), markdown_code(row.operating_point), row.decode, str(row.n), *written]
+        lines.append(markdown_row(cells))
+    lines.append("\nLossless rows have the tokens of full depth; in lossy rows exits change them.\n")
+    return "\n".join(lines)

@@ -1,0 +1,160 @@
+"""What is released works where no source tree is: wheel and sdist hold everything, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import tomllib
+import venv
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("harness", "strategies", "tasks", "reports")
+PICTURES = "reports/gallery/"
+"""Of README.md, and the script that makes its tables: no part of a package."""
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def build(kind: str, source: Path, folder: Path) -> Path:
+    """Return what the build backend makes of a source tree, as ``python -m build`` asks it to."""
+    code = f"import sys, setuptools.build_meta as backend; backend.build_{kind}(sys.argv.pop())"
+    command = [sys.executable, "-c", code, str(folder)]
+    done = subprocess.run(command, cwd=source, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (made,) = folder.glob("*.whl" if kind == "wheel" else "*.tar.gz")
+    return made
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The sdist of the packages, and the wheel that is made of it."""
+    folder = tmp_path_factory.mktemp("built")
+    source = folder / "source"
+    for name in (*PACKAGES, "pyproject.toml", "README.md", "LICENSE"):
+        here = ROOT / name
+        if here.is_dir():
+            shutil.copytree(here, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(here, source / name)
+    sdist = build("sdist", source, folder)
+    with tarfile.open(sdist) as archive:
+        archive.extractall(folder, filter="data")
+    return {"sdist": sdist, "wheel": build("wheel", folder / sdist.name.removesuffix(".tar.gz"), folder)}
+
+
+def held(file: Path) -> set[str]:
+    """Paths in a wheel, or in an sdist without its leading folder."""
+    if file.suffix == ".whl":
+        with zipfile.ZipFile(file) as archive:
+            return set(archive.namelist())
+    with tarfile.open(file) as archive:
+        return {name.partition("/")[2] for name in archive.getnames()}
+
+
+@pytest.mark.parametrize("kind", ["wheel", "sdist"])
+def test_every_tracked_file_of_the_packages_is_in_it(built: dict[str, Path], kind: str) -> None:
+    listing = subprocess.run(["git", "ls-files", *PACKAGES], cwd=ROOT, capture_output=True, text=True, check=False)
+    wanted = {name for name in listing.stdout.splitlines() if not name.startswith(PICTURES) and (ROOT / name).is_file()}
+    if not wanted:
+        pytest.skip("this is no git checkout")
+    assert wanted - held(built[kind]) == set()
+
+
+def test_the_sdist_has_what_its_metadata_name(built: dict[str, Path]) -> None:
+    assert {"pyproject.toml", "README.md", "LICENSE", "PKG-INFO"} <= held(built["sdist"])
+
+
+def test_the_wheel_says_what_the_project_says(built: dict[str, Path]) -> None:
+    with zipfile.ZipFile(built["wheel"]) as archive:
+        (metadata,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        text = archive.read(metadata).decode()
+        points = archive.read(metadata.replace("METADATA", "entry_points.txt")).decode()
+    assert f"\nVersion: {PROJECT['version']}\n" in text
+    assert "\nDescription-Content-Type: text/markdown\n" in text
+    for group, named in PROJECT["entry-points"].items():
+        section = points.partition(f"[{group}]\n")[2].partition("\n[")[0]
+        assert len(section.split("\n\n")[0].strip().splitlines()) == len(named), group
+
+
+@pytest.fixture(scope="module")
+def elsewhere(built: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Run ``harness`` of the wheel in an environment of its own, which borrows the dependencies and no source tree."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    environment, work = folder / "environment", folder / "work"
+    work.mkdir()
+    venv.create(environment, symlinks=True, with_pip=False)
+    paths = {"base": str(environment), "platbase": str(environment)}
+    site = Path(sysconfig.get_path("purelib", "venv", paths))
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    done = subprocess.run(
+        [*install, "--no-index", "--target", str(site), str(built["wheel"])],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    # a path alone: the .pth files of the borrowed environment are not read, so that its editable install is not seen
+    (site / "borrowed.pth").write_text(f"{sysconfig.get_path('purelib')}\n{sysconfig.get_path('platlib')}\n")
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "PYTEST"))}
+    plain = clean | {"COLUMNS": "120", "HF_HUB_OFFLINE": "1"}
+
+    def run(*arguments: object) -> str:
+        command = [environment / "bin" / "python", "-m", "harness.cli", *map(str, arguments)]
+        ran = subprocess.run(command, cwd=work, env=plain, capture_output=True, text=True, check=False, timeout=300)
+        assert ran.returncode == 0, ran.stderr
+        return ran.stdout
+
+    where = [environment / "bin" / "python", "-c", "import harness, reports; print(harness.__file__, reports.__file__)"]
+    found = subprocess.run(where, cwd=work, env=clean, capture_output=True, text=True, check=True).stdout
+    assert found.split() == [str(site / name / "__init__.py") for name in ("harness", "reports")]
+    return run
+
+
+def test_the_wheel_lists_everything(elsewhere: Any) -> None:
+    assert elsewhere("--version") == f"early-exit-harness {PROJECT['version']}\n"
+    said = elsewhere("list")
+    for group, named in PROJECT["entry-points"].items():
+        if group.startswith("harness.") and group != "harness.metrics":
+            assert all(name in said for name in named), group
+
+
+@pytest.mark.model
+@pytest.mark.matrix
+def test_the_wheel_runs_the_main_job_and_configures_an_editor(elsewhere: Any) -> None:
+    """With the shipped exits, on two samples of each task; and what a page of the report is made from."""
+    said = elsewhere("run", "--limit", 2, "--max-new-tokens", 4, "--energy", "none", "--threads", 1, "--out", "out")
+    assert "classifier" in said
+    assert "http://127.0.0.1:8080" in elsewhere("serve", "--print-config", "llm-vscode")
+    elsewhere("leaderboard", "out", "--out", "site")
+
+
+# ------------------------------------------------------------------------------ what stands beside it
+
+
+def test_the_citation_is_of_this_version() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert cited["cff-version"] == "1.2.0"
+    assert {"message", "title", "authors", "type"} <= cited.keys()
+    assert (str(cited["version"]), cited["license"]) == (PROJECT["version"], PROJECT["license"])
+
+
+def test_workflows_call_targets_that_there_are() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
+    called: set[str] = set()
+    for file in sorted((ROOT / ".github").rglob("*.yml")):
+        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+        steps = [step for job in found.get("jobs", {}).values() for step in job["steps"]]
+        called |= set(re.findall(r"\bmake ([a-z]+)", "\n".join(step.get("run", "") for step in steps)))
+        assert all("permissions" in found for _ in found.get("jobs", {})), file
+    assert called >= {"lint", "test", "bench"}
+    assert called - targets <= {"docs"}
