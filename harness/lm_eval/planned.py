@@ -93,7 +93,7 @@ class _Judge:
     until: tuple[str, ...]
     language: str = LANGUAGE
 
-    def completion(self, protocol: str, text: str) -> str:
+    def completion(self, protocol: str, text: str, around: tuple[str, str] = ("", "")) -> str:
         """Return what stands before the first stop text."""
         return cut(text, self.until)
 

@@ -42,7 +42,7 @@ class Judge(Protocol):
     def language(self) -> str:
         """Which scores apply."""
 
-    def completion(self, protocol: str, text: str) -> str:
+    def completion(self, protocol: str, text: str, around: tuple[str, str] = ("", "")) -> str:
         """Return the part of generated text that is scored."""
 
 
