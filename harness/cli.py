@@ -52,6 +52,7 @@ COMMANDS = {
         "reproduce": "reproduce:reproduce",
         "trace": "trace:trace",
         "sweep": "sweep:sweep",
+        "suitability": "suitability:suitability",
         "serve": "serve:serve",
         "leaderboard": "leaderboard:leaderboard",
         "submit": "submit:submit",

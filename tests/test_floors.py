@@ -26,6 +26,7 @@ HOUSE = (
         "harness.doctor",
         "harness.verifying",
         "harness.calibrating",
+        "harness.suitability",
         "harness.green_code",
         "harness.serving",
         "harness.api",
@@ -36,10 +37,10 @@ HOUSE = (
 
 SIBLINGS = {"strategies", "tasks", "reports"}  # never import each other
 LEAVES = {
-    "harness.sweep",
     "harness.doctor",
     "harness.verifying",
     "harness.calibrating",
+    "harness.suitability",
     "harness.green_code",
     "harness.serving",
     "harness.api",
@@ -48,6 +49,7 @@ LEAVES = {
 ORCHESTRATION = {
     *("harness.running", "harness.training", "harness.sweep", "harness.serving", "harness.doctor", "harness.verifying"),
     "harness.calibrating",
+    "harness.suitability",
 }
 FRONT_DOOR = "harness"  # its __init__ shows what a library caller needs; imported by nobody inside
 

@@ -24,6 +24,7 @@ from harness.records import Manifest, WindowRecord
 from harness.records.summary import Summary
 from harness.running.calibrated import departures, with_calibrated_points
 from harness.running.manifest import describe_run, is_out_of_memory
+from harness.running.observing import with_observed_thresholds
 from harness.running.plan import Plan, default_directory, make_plan
 from harness.running.reading import read_run
 from harness.running.repeats import run_repeat
@@ -75,6 +76,8 @@ def execute(config: RunConfig, *, resume: Path | None = None, observer: Observer
     """
     observer = observer or _Silent()
     config = with_calibrated_points(config)
+    if resume is None:
+        config = with_observed_thresholds(config, observer.stage)
     path = _measure(config, resume, 0, observer)
     _free_memory()
     for repeat in range(1, config.repeats):
