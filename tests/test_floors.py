@@ -49,7 +49,6 @@ LEAVES = {
 ORCHESTRATION = {
     *("harness.running", "harness.training", "harness.sweep", "harness.serving", "harness.doctor", "harness.verifying"),
     "harness.calibrating",
-    "harness.suitability",
 }
 FRONT_DOOR = "harness"  # its __init__ shows what a library caller needs; imported by nobody inside
 

