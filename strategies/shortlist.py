@@ -25,11 +25,11 @@ class Shortlist(Strategy):
     Rule: that of ``rule``, with the logits of the first exit point whole, and at later ones softmax over the k tokens
     that were best there. Cost per check: an LM head at the first exit point, k of its rows at later ones.
 
-    Source: Vincenti et al., "Dynamic Vocabulary Pruning in Early-Exit LLMs", ENLSP workshop 2024, arXiv 2410.18952. What
-    differs: the paper prunes at a layer of its choice, here it is the first exit point; the last layer reads the
-    whole head. With ``token=kept`` an exit's token is the best of the kept ones, as in the paper; with
-    ``token=full`` the whole head is run once more. Of k tokens entropy and probabilities are those among the kept
-    ones, which makes rules surer than the whole vocabulary would.
+    Source: Vincenti et al., "Dynamic Vocabulary Pruning in Early-Exit LLMs", 2024, arXiv 2410.18952. What
+    differs: the paper prunes at a layer of its choice, here it is the first exit point; the last layer reads the whole
+    head. With ``token=kept`` an exit's token is the best of the kept ones, as in the paper; with ``token=full`` the
+    whole head is run once more. Of k tokens entropy and probabilities are those among the kept ones, which makes rules
+    surer than the whole vocabulary would.
     """
 
     rule: Annotated[str, Field(description="which strategy is asked: one that reads the LM head")] = "confidence"
