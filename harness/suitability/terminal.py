@@ -28,8 +28,11 @@ def _exits(found: Suitability) -> Iterator[RenderableType]:
     table = _table()
     table.add_column("\nlayer", justify="right", no_wrap=True)
     for head in found.heads:
-        first, _, rest = head.name.partition(" ")
-        for column, above in (("agrees", first), ("entropy", rest), ("rank", "")):
+        for column, above in (
+            ("agrees", f" {head.name.partition(' ')[0].removesuffix('-form')}"),
+            ("entropy", ""),
+            ("rank", ""),
+        ):
             table.add_column(f"{above}\n{column}", justify="right", no_wrap=True)
     for place, layer in enumerate(found.exit_points):
         table.add_row(f"{layer}", *(cell for head in found.heads for cell in _cells(head, place)))
@@ -38,7 +41,7 @@ def _exits(found: Suitability) -> Iterator[RenderableType]:
     yield Text(f"An oracle would skip, of {found.num_layers} layers: {skips}.")
     yield Text(
         "agrees: share of tokens at which the exit's best token is the last layer's; entropy of what it says, in nats; "
-        "rank: median of the last layer's token there. Teacher-forced. "
+        "rank: median of the last layer's token there. Teacher-forced. trained, closed: behind such linear maps. "
         "Closed-form maps are fitted on other documents than those they are judged on.",
         "dim",
     )
@@ -87,4 +90,4 @@ def _verdict(found: Suitability) -> Iterator[RenderableType]:
 
 
 def _table() -> Table:
-    return Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    return Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
