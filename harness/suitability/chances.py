@@ -113,7 +113,8 @@ class _Exits:
         alone = len(exits) == 1
         where = f" at layer {exits[0]}" if alone else ""
         count = THRESHOLDS_ALONE if alone else THRESHOLDS
-        for spec in with_thresholds(StrategySpec("confidence"), count, self._tokens, info, refuse=False):
+        never = StrategySpec("confidence", (("threshold", "1"),))  # or hardly: it pays for its checks all the same
+        for spec in [never, *with_thresholds(StrategySpec("confidence"), count, self._tokens, info, refuse=False)]:
             point = operating_point(spec, build_strategy(spec), info)
             found = replay(point, self._tokens, info)
             name = f"{point.name}{where}"
