@@ -54,6 +54,7 @@ COMMANDS = {
         "sweep": "sweep:sweep",
         "study": "study:study",
         "watch": "watch:watch",
+        "suitability": "suitability:suitability",
         "serve": "serve:serve",
         "leaderboard": "leaderboard:leaderboard",
         "submit": "submit:submit",

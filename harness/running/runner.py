@@ -27,6 +27,7 @@ from harness.records.summary import Summary
 from harness.running.calibrated import departures, with_calibrated_points
 from harness.running.kept_model import KeptModel
 from harness.running.manifest import describe_run, is_out_of_memory
+from harness.running.observing import with_observed_thresholds
 from harness.running.plan import Draw, Plan, default_directory, make_plan
 from harness.running.reading import read_run
 from harness.running.repeats import run_repeat
@@ -90,6 +91,8 @@ def execute(
     """
     observer = observer or _Silent()
     config = with_calibrated_points(config)
+    if resume is None:
+        config = with_observed_thresholds(config, observer.stage)
     with _measure(config, resume, 0, observer, model or KeptModel(), draw=draw, placement=placement) as store:
         path = store.path
         _free_memory()

@@ -40,8 +40,8 @@ def measure_point(
     """
     try:
         if not is_measured(directory):
-            config = RunConfig.build({**settings, "out": directory})
             resume = directory if (directory / MANIFEST).exists() else None
+            config = RunConfig.build({**settings, "out": directory}) if resume is None else _begun(directory)
             execute(config, resume=resume, observer=observer, model=model, placement=placement)
     except OutOfMemoryError as error:
         return "out-of-memory", str(error)
@@ -53,6 +53,12 @@ def measure_point(
         traceback.print_exc()
         return "refused", f"a defect: {reason(error)}"
     return "done", ""
+
+
+def _begun(directory: Path) -> RunConfig:
+    """Return the configuration that a run began with: what was calibrated or observed for it is decided."""
+    with RunDirectory.read(directory) as store:
+        return RunConfig.build({key: value for key, value in store.manifest.config.items() if key != "out"})
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)

@@ -16,11 +16,12 @@ from harness.config.options import build_strategy, option_range
 from harness.contracts import ModelInfo
 from harness.errors import ConfigError
 from harness.running.operating_points import OperatingPoint, operating_point
+from harness.running.thresholds import family, is_percentile
 from harness.sweep.replay_strategy import answers
 from harness.sweep.tokens import TracedTokens
 from harness.sweep.view import Charges
 
-__all__ = ["SWEPT", "asks_for_thresholds", "with_thresholds"]
+__all__ = ["SWEPT", "asks_for_thresholds", "at_percentile", "with_thresholds", "without_percentile"]
 
 SWEPT = "threshold"
 """The option that is swept where no value is given for it."""
@@ -34,7 +35,39 @@ def asks_for_thresholds(spec: StrategySpec) -> bool:
     return all(name != SWEPT for name, _ in spec.options) and option_range(spec.name, SWEPT) is not None
 
 
-def with_thresholds(spec: StrategySpec, count: int, tokens: TracedTokens, model: ModelInfo) -> list[StrategySpec]:
+def without_percentile(spec: StrategySpec) -> tuple[StrategySpec, float | None]:
+    """Return a spec as it can be built: without a threshold that is a percentile, which is returned beside it.
+
+    Raises:
+        ConfigError: it is a percentile of what is no score, or none between 0 and 100.
+    """
+    if not any(is_percentile(value) for _, value in spec.options):
+        return spec, None
+    one = family(str(spec), points=1)
+    return one.spec, one.wanted[0]
+
+
+def at_percentile(spec: StrategySpec, percentile: float, tokens: TracedTokens, model: ModelInfo) -> StrategySpec:
+    """Return the spec at the threshold that so many per cent of the scores on some tokens lie below.
+
+    Args:
+        spec: without a threshold.
+        percentile: 0…100.
+        tokens: others than those that are replayed.
+        model: facts.
+
+    Raises:
+        ConfigError: the threshold decides nothing on these tokens.
+    """
+    rising, share, ends = _shares(spec, tokens, model)
+    target = percentile / 100 if rising else 1 - percentile / 100  # a low score is sure where more exits rise with it
+    few, many = (float(end) for end in ends)
+    return _at(spec, _threshold(few, many, target, share, 1e-3))
+
+
+def with_thresholds(
+    spec: StrategySpec, count: int, tokens: TracedTokens, model: ModelInfo, *, refuse: bool = True
+) -> list[StrategySpec]:
     """Return the spec at so many thresholds, from the fewest exits to the most; fewer where scores coincide.
 
     Args:
@@ -42,10 +75,30 @@ def with_thresholds(spec: StrategySpec, count: int, tokens: TracedTokens, model:
         count: how many; they leave equal shares of the scores between them.
         tokens: on which scores are observed.
         model: facts.
+        refuse: where the threshold decides nothing; else there is no setting to return.
 
     Raises:
         ConfigError: the threshold decides nothing on these tokens.
     """
+    try:
+        _, share, ends = _shares(spec, tokens, model)
+    except ConfigError:
+        if refuse:
+            raise
+        return []
+    fewest, most = (share(end) for end in ends)
+    wanted = [fewest + (most - fewest) * place / (count + 1) for place in range(1, count + 1)]
+    found = [
+        _threshold(float(ends[0]), float(ends[1]), target, share, (most - fewest) / (count + 1) / 10)
+        for target in wanted
+    ]
+    return [_at(spec, threshold) for threshold in dict.fromkeys(found)]
+
+
+def _shares(
+    spec: StrategySpec, tokens: TracedTokens, model: ModelInfo
+) -> tuple[bool, Callable[[str], float], list[str]]:
+    """Return whether exits rise with the threshold, the share of exits at one, and both ends, from fewest to most."""
     limits = option_range(spec.name, SWEPT)
     assert limits is not None
     seen: dict[str, float] = {}
@@ -57,18 +110,12 @@ def with_thresholds(spec: StrategySpec, count: int, tokens: TracedTokens, model:
         return seen[threshold]
 
     ends = sorted(map(repr, limits), key=share)
-    fewest, most = (share(end) for end in ends)
-    if fewest == most:
+    if share(ends[0]) == share(ends[1]):
         raise ConfigError(
             f"{spec} decides alike at {SWEPT}={ends[0]} and {SWEPT}={ends[1]} on this trace; name values to sweep: "
             f"--strategy '{spec}:{SWEPT}=VALUE,VALUE'."
         )
-    wanted = [fewest + (most - fewest) * place / (count + 1) for place in range(1, count + 1)]
-    found = [
-        _threshold(float(ends[0]), float(ends[1]), target, share, (most - fewest) / (count + 1) / 10)
-        for target in wanted
-    ]
-    return [_at(spec, threshold) for threshold in dict.fromkeys(found)]
+    return float(ends[1]) > float(ends[0]), share, ends
 
 
 def _threshold(few: float, many: float, target: float, share: Callable[[str], float], slack: float) -> str:

@@ -47,6 +47,7 @@ class SweepRow(Record):
         tokens_per_verification, acceptance, drafted_per_token, layers_read_per_token, layers_discarded_per_token: of
             lossless rows, as a run's metrics of these names; ``None`` else. What follows a wrong draft until it is
             verified is not in a trace: those drafts are modelled, and with them all but the first of these numbers.
+        percentile: of the scores on documents that are not replayed, in per cent, where the threshold was given as one.
         pareto: no other row has at least this agreement and this expected speed-up, and more of one.
     """
 
@@ -83,6 +84,7 @@ class SweepRow(Record):
     drafted_per_token: float | None = None
     layers_read_per_token: float | None = None
     layers_discarded_per_token: float | None = None
+    percentile: float | None = None
 
     @property
     def lossless(self) -> bool:

@@ -28,7 +28,7 @@ from harness.records.calibration import Calibration
 from harness.registry import KV_POLICIES
 from harness.running.operating_points import OperatingPoint, operating_point
 from harness.sweep.calibrate import describe_scores
-from harness.sweep.grid import SWEPT, asks_for_thresholds, with_thresholds
+from harness.sweep.grid import SWEPT, asks_for_thresholds, at_percentile, with_thresholds, without_percentile
 from harness.sweep.labels import notes_of, notes_of_drafts, notes_of_heads, notes_of_times, title_of
 from harness.sweep.records import DocumentSplit, Sweep
 from harness.sweep.replay_lossless import Decisions, Texts, check_drafts, decide, replay_lossless
@@ -112,7 +112,7 @@ def sweep(model: str, folder: Path, request: SweepRequest, *, artefacts: str | N
     specs = parse_all(request.strategies)
     if not specs:
         raise ConfigError("there is nothing to sweep. Give --strategy NAME, or NAME:threshold=VALUE,VALUE.")
-    built = [(spec, build_strategy(spec)) for spec in specs]
+    built = [(spec, build_strategy(spec)) for spec, _ in map(without_percentile, specs)]
     progress.stage(f"reading the trace {folder}")
     traces, resolved = open_traces(model, folder, artefacts=artefacts)
     info = resolved.info
@@ -131,7 +131,9 @@ def sweep(model: str, folder: Path, request: SweepRequest, *, artefacts: str | N
     began = time.perf_counter()
     references = [StrategySpec(BASELINE), *parse_all(request.references)]
     observed = _observed(traces, wanted, shortcuts, request.seed, heads)
-    asked = _expanded(specs, request, observed, info)
+    others = _observed(traces, _not_replayed(traces, wanted, request), shortcuts, request.seed, heads)
+    expanded = _expanded(specs, request, observed, others, info)
+    asked = list(expanded)
     points, extra = _points(references, asked, request, info)
     for point in points:
         check_drafts(point, traces, info)
@@ -145,6 +147,10 @@ def sweep(model: str, folder: Path, request: SweepRequest, *, artefacts: str | N
     outcomes = _replay_all(points, tallies, traces, wanted, shortcuts, info, request.seed, heads, texts, progress)
     timing = None if engine is None else partial(_times, engine)
     rows = make_rows(points, outcomes, info, KV_POLICIES.load(request.kv).facts, extra, timing)
+    percentiles = {str(spec): percentile for spec, percentile in expanded.items()}
+    rows = tuple(
+        row.model_copy(update={"percentile": percentiles.get(row.operating_point.partition("@")[0])}) for row in rows
+    )
     seconds = time.perf_counter() - began - sum(tally.seconds for tally in tallies)
     count, documents = outcomes[0].count, int((outcomes[0].tokens > 0).sum())
     found = Sweep(
@@ -217,21 +223,42 @@ def _observed(
         rows = wanted.nonzero().squeeze(1)
         some = torch.zeros_like(wanted)
         some[rows[:: max(1, len(rows) // OBSERVED)]] = True
+        if not len(rows):
+            raise ConfigError(
+                "percentiles are of documents that are not replayed, and all are. Use --document-split held-out, or "
+                "list values."
+            )
         (observed,) = read_tokens(traces, some, shortcuts, seed=seed, part=2 * OBSERVED, heads=heads)
         return observed
 
     return read
 
 
+def _not_replayed(traces: Traces, wanted: Tensor, request: SweepRequest) -> Tensor:
+    """Return the rows of documents that are not replayed, ``[n]`` bool; of the same tasks where there are some."""
+    document = traces.columns("document")["document"].long()
+    other = ~torch.isin(document, torch.tensor(sorted(set(document[wanted].tolist()))))
+    matching = [number for number, facts in enumerate(traces.documents) if matches(facts, request.tasks)]
+    return other & torch.isin(document, torch.tensor(matching))
+
+
 def _expanded(
-    specs: Sequence[StrategySpec], request: SweepRequest, observed: Callable[[], TracedTokens], info: ModelInfo
-) -> list[StrategySpec]:
-    """Add thresholds where none is given, after the strategy's own."""
-    found: list[StrategySpec] = []
-    for spec in specs:
-        found.append(spec)
+    specs: Sequence[StrategySpec],
+    request: SweepRequest,
+    observed: Callable[[], TracedTokens],
+    others: Callable[[], TracedTokens],
+    info: ModelInfo,
+) -> dict[StrategySpec, float | None]:
+    """Add thresholds where none is given, after the strategy's own; beside each the percentile that it was asked as."""
+    found: dict[StrategySpec, float | None] = {}
+    for given in specs:
+        spec, percentile = without_percentile(given)
+        if percentile is not None:
+            found.setdefault(at_percentile(spec, percentile, others(), info), percentile)
+            continue
+        found.setdefault(spec, None)
         if asks_for_thresholds(spec):
-            found += with_thresholds(spec, request.points, observed(), info)
+            found |= dict.fromkeys(with_thresholds(spec, request.points, observed(), info))
     return found
 
 

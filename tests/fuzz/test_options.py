@@ -39,6 +39,7 @@ BASES: dict[str, dict[str, str]] = {
     "serve": {"model": "model", "port": "0", "max_new_tokens": "8", "threads": "1", "energy": "none"},
     "trace": {"model": "model", "sources": "rows.jsonl", "tasks": "py150", "documents": "2", "threads": "1"},
     "sweep": {"replay": "trace", "strategies": "confidence", "model": "model"},
+    "suitability": {"model": "model", "sources": "rows.jsonl", "tasks": "py150", "documents": "4", "threads": "1"},
     "doctor": {"threads": "1"},
     "calibrate": {**RUN, "strategies": "confidence:threshold=0.9,0.5", "limit": "8", "target": "agreement=0.3"},
     "verify": {"model": "model", "source": "rows.jsonl", "prompts": "2", "max_new_tokens": "4", "threads": "1"},

@@ -13,6 +13,8 @@ import pytest
 
 from harness.sweep.live import pick
 from harness.sweep.records import Sweep, SweepRow
+from harness.training.traces.reading import held_out_rows
+from harness.training.traces.store import Traces
 
 Command = Callable[..., Any]
 
@@ -229,3 +231,22 @@ def test_numbers_are_never_cut_off(sweep: Command, monkeypatch: pytest.MonkeyPat
     assert "…" not in done.out.replace(" … ", "")
     head = done.out.partition("All ")[2].partition("●")[0]
     assert ("checks" in head) == (width >= 100)
+
+
+def test_percentiles_are_of_documents_that_are_not_replayed(sweep: Command, traced: Path) -> None:
+    done = sweep("--strategy", "confidence:threshold=q25,q90", "--no-references", "--json")
+    assert done.code == 0, done.err
+    rows = [row for row in Sweep.model_validate_json(done.out).rows if row.strategy == "confidence"]
+    assert [row.percentile for row in rows] == [25, 90]
+    traces = Traces.open(traced)
+    columns = traces.columns("document", "top1")
+    held = held_out_rows(traces, columns["document"].long(), seed=0)
+    scores = columns["top1"][~held].float().flatten()
+    for row in rows:
+        below = (scores < row.options["threshold"]).float().mean().item()
+        assert row.percentile is not None
+        assert below == pytest.approx(row.percentile / 100, abs=0.03)
+    assert "all are. Use --document-split held-out" in " ".join(
+        sweep("--strategy", "confidence:threshold=q25", "--document-split", "all").error.split()
+    )
+    assert "give percentiles of the threshold alone" in sweep("--strategy", "fixed:layer=q25").error

@@ -9,7 +9,7 @@ documents are others than those it is calibrated on, since what is tested must n
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -20,7 +20,7 @@ from harness.config.options import build_strategy, option_range
 from harness.contracts import Batch, ExitRule, ExitView, ModelInfo, Strategy
 from harness.errors import ConfigError
 
-__all__ = ["Family", "Shares", "SharesOfExits", "family", "percentiles"]
+__all__ = ["THRESHOLD", "Family", "Shares", "SharesOfExits", "family", "is_percentile", "percentiles"]
 
 THRESHOLD = "threshold"
 """The option that is calibrated where no other has several values."""
@@ -58,9 +58,9 @@ class Family:
         """Return the operating point of one value."""
         return StrategySpec(self.spec.name, (*self.spec.options, (self.option, value)))
 
-    def with_values(self, values: Sequence[float]) -> Family:
+    def with_values(self, values: Iterable[str]) -> Family:
         """Return the family at these values."""
-        return replace(self, values=tuple(f"{value:.9g}" for value in dict.fromkeys(values)), wanted=())
+        return replace(self, values=tuple(values), wanted=())
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -83,6 +83,9 @@ def family(text: str, points: int) -> Family:
     for spec in specs:
         for name, value in spec.options:
             listed.setdefault(name, {})[value] = None
+    alone = f"--strategy '{text}': give percentiles of the {THRESHOLD} alone, as q10,q50,q90, or values."
+    if any(is_percentile(value) for name, values in listed.items() if name != THRESHOLD for value in values):
+        raise ConfigError(alone)
     varied = [name for name, values in listed.items() if len(values) > 1] or [THRESHOLD]
     if len(varied) > 1:
         raise ConfigError(f"--strategy '{text}' lists values of {' and of '.join(varied)}. Calibrate one at a time.")
@@ -98,7 +101,7 @@ def family(text: str, points: int) -> Family:
     if found.values and not any(asked):
         return found
     if not all(asked) or option != THRESHOLD:
-        raise ConfigError(f"--strategy '{text}': give percentiles of the {THRESHOLD} alone, as q10,q50,q90, or values.")
+        raise ConfigError(alone)
     wanted = [float(each[1]) for each in asked if each] or [
         100 * place / (points + 1) for place in range(1, points + 1)
     ]
@@ -109,12 +112,20 @@ def family(text: str, points: int) -> Family:
     return replace(found, values=(), wanted=tuple(wanted))
 
 
-def percentiles(one: Family, shares: Shares) -> Family:
-    """Return the family at thresholds whose percentiles are nearest to those wanted, as far as scores tell them apart.
+def is_percentile(value: str) -> bool:
+    """Whether a value is written as a percentile, ``q90``."""
+    return _PERCENTILE.fullmatch(value) is not None
+
+
+def percentiles(one: Family, shares: Shares) -> dict[str, float]:
+    """Return thresholds whose percentiles are nearest to those wanted, as far as scores tell them apart.
 
     Args:
         one: that wants them.
         shares: of the answers that say exit, by threshold.
+
+    Returns:
+        Threshold, as written → the percentile that was wanted; the first of several that come to the same.
 
     Raises:
         ConfigError: the threshold decides nothing on the observed tokens.
@@ -124,7 +135,11 @@ def percentiles(one: Family, shares: Shares) -> Family:
     if shares[thresholds[-1]] == shares[thresholds[0]]:
         raise ConfigError(f"{one.spec} decides alike at every {THRESHOLD} on the documents observed. List values.")
     below = {each: share if rising else 1 - share for each, share in shares.items()}
-    return one.with_values([min(thresholds, key=lambda each: abs(below[each] - want / 100)) for want in one.wanted])
+    found: dict[str, float] = {}
+    for want in one.wanted:
+        nearest = min(thresholds, key=lambda each: abs(below[each] - want / 100))
+        found.setdefault(f"{nearest:.9g}", want)
+    return found
 
 
 @dataclass(frozen=True)

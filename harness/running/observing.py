@@ -1,0 +1,179 @@
+"""Thresholds as percentiles of observed scores: ``--strategy confidence:threshold=q10,q50,q90``.
+
+Full depth decodes a few documents that the run does not, the strategy is asked at each of its exit points, and its
+thresholds become numbers before anything else is planned. The numbers stand in the configuration, the percentiles
+beside them in the manifest. What was observed is kept in the user's cache, for the same strategy on the same tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from harness.appearance.visible_text import shell_word
+from harness.config import RunConfig, StrategySpec, parse_all
+from harness.config.options import build_strategy
+from harness.contracts import Sample, Strategy
+from harness.decoding.engine import Engine
+from harness.errors import DataError
+from harness.host.atomic_files import replace_files
+from harness.host.foreign_files import DocumentError, read_json
+from harness.models.source import cache_folder
+from harness.records import ObservedThreshold
+from harness.running.plan import Plan, make_plan
+from harness.running.thresholds import THRESHOLD, Family, Shares, SharesOfExits, family, is_percentile, percentiles
+
+__all__ = ["OBSERVED", "ObservedText", "observe", "with_observed_thresholds"]
+
+logger = logging.getLogger(__name__)
+
+OBSERVED = 8
+"""Further documents of each task that scores are observed on."""
+FORMAT = 1
+
+
+class ObservedText(str):
+    """An operating point as text whose threshold was a percentile.
+
+    Attributes:
+        observed: what the manifest says of it.
+    """
+
+    observed: ObservedThreshold
+
+
+def with_observed_thresholds(config: RunConfig, stage: Callable[[str], None]) -> RunConfig:
+    """Return a configuration with a number for every percentile.
+
+    Args:
+        config: as it was given.
+        stage: is told what takes time.
+
+    Raises:
+        HarnessError: an option is no score, nothing is to be observed, or no document is left.
+    """
+    strategies: list[str | Strategy] = []
+    for given in config.strategies:
+        specs = parse_all([given], in_run=True)
+        if any(is_percentile(value) for spec in specs for _, value in spec.options):
+            strategies += _numbers(specs, config, stage)
+        else:
+            strategies.append(given)
+    return config.model_copy(update={"strategies": tuple(dict.fromkeys(strategies))})
+
+
+def _numbers(specs: Sequence[StrategySpec], config: RunConfig, stage: Callable[[str], None]) -> list[ObservedText]:
+    """Return operating points with numbers for their percentiles, in order."""
+    found: list[ObservedText] = []
+    for one, decode in dict.fromkeys((_family(spec, specs), spec.decode) for spec in specs):
+        numbers = percentiles(one, observe(one, config, OBSERVED, stage))
+        for value, percentile in numbers.items():
+            point = str(one.at(value))
+            logger.info("%s: %g %% of its scores on %d further documents lie below", point, percentile, OBSERVED)
+            text = ObservedText(point if decode is None else f"{point}@{decode}")
+            text.observed = ObservedThreshold(
+                strategy=point, threshold=float(value), percentile=percentile, documents=OBSERVED
+            )
+            found.append(text)
+    return found
+
+
+def _family(spec: StrategySpec, specs: Sequence[StrategySpec]) -> Family:
+    """Return the family of an operating point: those that differ from it in their threshold alone."""
+    rest = [option for option in spec.options if option[0] != THRESHOLD]
+    values = [
+        value
+        for each in specs
+        for name, value in each.options
+        if name == THRESHOLD and [option for option in each.options if option[0] != THRESHOLD] == rest
+    ]
+    given = [f"{name}={value}" for name, value in rest] + [f"{THRESHOLD}={','.join(values)}"] * bool(values)
+    return family(":".join([spec.name, *given]), points=1)
+
+
+def observe(one: Family, config: RunConfig, count: int, stage: Callable[[str], None]) -> Shares:
+    """Let full depth decode further documents, and ask the strategy at many thresholds.
+
+    Args:
+        one: whose threshold is observed.
+        config: of the run that decodes other documents.
+        count: documents of each task.
+        stage: is told what takes time.
+
+    Raises:
+        DataError: no document is left, or no token of one was decided.
+    """
+    asked = SharesOfExits(one)
+    plan = make_plan(config.model_copy(update={"strategies": (str(asked.anywhere),)}))
+    samples = _further(plan, one, config, count)
+    file = cache_folder() / "observed" / f"{_key(asked, plan, samples)}.json"
+    kept = _kept(file)
+    if kept is not None:
+        return kept
+    stage(f"observing the scores of {one.spec} on {sum(map(len, samples))} further documents")
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    loaded = plan.model.load_all(plan.device, stage, plan.config.weights_formats)[0]
+    engine = Engine(loaded.backbone, loaded.info, plan.config.kv_input)
+    for task, drawn in zip(plan.tasks, samples, strict=True):
+        for sample in drawn:
+            engine.decode(
+                [sample.prompt_ids],
+                asked,
+                kv=asked.default_kv,
+                max_new_tokens=[sample.max_new_tokens],
+                stop=task.stop,
+                eos_token_ids=plan.model.tokenizer.eos_token_ids,
+            )
+    if not asked.asked:
+        raise DataError(f"no token of {sum(map(len, samples))} documents was decided. Use a larger --max-new-tokens.")
+    with suppress(OSError):  # it is found again, in seconds
+        file.parent.mkdir(parents=True, exist_ok=True)
+        replace_files({file: json.dumps({repr(at): share for at, share in asked.shares.items()}).encode()})
+    return asked.shares
+
+
+def _further(plan: Plan, one: Family, config: RunConfig, count: int) -> list[list[Sample]]:
+    """Draw documents of each task that are not among those of the run."""
+    limit = 0 if config.limit is None else config.limit + count
+    other = plan.config.model_copy(update={"seed": (config.seed + 1) % 2**32, "limit": limit or None})
+    found = []
+    for own, drawn in zip(plan.tasks, make_plan(other).tasks, strict=True):
+        taken = {sample.sample_id for sample in own.data.samples}
+        further = [sample for sample in drawn.data.samples if sample.sample_id not in taken][:count]
+        if not further:
+            raise DataError(
+                f"all {len(taken)} documents of {shell_word(config.source)} are in use, and percentiles are of others. "
+                f"Use a --limit below {len(taken)}, or list values: --strategy '{one.at('VALUE,VALUE')}'."
+            )
+        found.append(further)
+    return found
+
+
+def _key(asked: SharesOfExits, plan: Plan, samples: Sequence[Sequence[Sample]]) -> str:
+    """Return what tells observations from others: the strategy and its code, the model, and the tokens."""
+    (*_, point), info = plan.points, plan.model.info
+    code = inspect.getsourcefile(type(build_strategy(asked.anywhere)))
+    facts = [
+        FORMAT, str(asked.one.spec), None if code is None else hashlib.sha256(Path(code).read_bytes()).hexdigest(),
+        point.record.exit_points, point.record.artefacts, info.fingerprint, info.exit_head, info.dtype,
+        plan.config.weights_formats,
+        [(sample.sample_id, list(sample.prompt_ids), sample.max_new_tokens) for each in samples for sample in each],
+    ]  # fmt: skip
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
+
+
+def _kept(file: Path) -> Shares | None:
+    """Return what was observed before; ``None`` where that cannot be read."""
+    try:
+        found = read_json(file)
+        return {float(at): float(share) for at, share in found.items()}
+    except (OSError, DocumentError, AttributeError, TypeError, ValueError):
+        return None
