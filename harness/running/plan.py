@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.config import RunConfig, demo_strategies, parse_all
+from harness.config.stops import NO_STOP
 from harness.contracts import OWN_FORMAT, ModelInfo, ModelRequest, Sample, StopRule, Task, TaskData, TaskRequest
 from harness.decoding import packing
 from harness.errors import ArtefactError, ConfigError, DataError, OutOfReachError
@@ -103,6 +104,9 @@ def make_plan(config: RunConfig) -> Plan:
         if name not in ("auto", OWN_FORMAT[model.info.dtype]):
             packing.usable(name, device)
     points = operating_points(built, config, [replace(model.info, weights_format=name) for name in formats])
+    for stop in {point.stop.written: point.stop for point in points if point.stop is not None}.values():
+        for task in tasks:
+            stop.check(model.info, task.language)
     ngrams = model.seen.ngrams()
     planned = tuple(_draw(task, config, model, ngrams) for task in tasks)
     return Plan(config, device, built, points, model, planned)
@@ -153,6 +157,10 @@ def _refuse_contradictions(config: RunConfig) -> None:
     if config.batch_size > 1 or config.arrival_rate is not None:
         raise ConfigError(
             "--attribute counts what single requests did, back to back. Omit --batch-size and --arrival-rate."
+        )
+    if config.stops != (NO_STOP,):
+        raise ConfigError(
+            "--attribute compares costs of the same tokens, and a stop rule leaves some out. Omit --stop."
         )
     if config.kv_policies and not any(KV_POLICIES.load(kv).facts.keeps_cache for kv in config.kv_policies):
         raise ConfigError("--attribute needs a KV cache: without one every token is a prefill. Use another --kv.")
