@@ -130,7 +130,7 @@ class Model:
                 oracle has in place of any that is not exact.
             max_new_tokens: limit.
             stop: text or texts that end it and are no part of it.
-            stop_rule: a rule of ``harness list stops`` that ends it, ``NAME[:option=value]…``. One that parses must know
+            stop_rule: a rule of ``harness list stops`` that ends it, ``NAME[:option=value]…``. One that parses needs
                 the language: ``statement:language=python``.
             seed: of a random strategy.
             decode: ``lossy`` takes what exits say. ``lossless`` lets them draft and yields full depth's tokens;
