@@ -31,6 +31,7 @@ __all__ = [
     "RECIPES",
     "REGISTRIES",
     "SCORES",
+    "STOPS",
     "STRATEGIES",
     "TASKS",
     "WEIGHTS_FORMATS",
@@ -204,6 +205,7 @@ METRICS: Registry[Any] = Registry("harness.metrics", "metric")
 KV_POLICIES: Registry[Any] = Registry("harness.kv", "KV policy")
 HEADS: Registry[Any] = Registry("harness.heads", "head")
 DRAFTS: Registry[Any] = Registry("harness.drafts", "draft source")
+STOPS: Registry[Any] = Registry("harness.stops", "stop rule")
 FAMILIES: Registry[Any] = Registry("harness.families", "model family")
 WEIGHTS_FORMATS: Registry[Any] = Registry("harness.weights_formats", "weights format")
 EXECUTORS: Registry[Any] = Registry("harness.executors", "executor")
@@ -211,7 +213,8 @@ EXECUTORS: Registry[Any] = Registry("harness.executors", "executor")
 REGISTRIES: dict[str, Registry[Any]] = {
     registry.group.removeprefix("harness."): registry
     for registry in (
-        *(STRATEGIES, RECIPES, KV_POLICIES, WEIGHTS_FORMATS, HEADS, DRAFTS, TASKS, PROTOCOLS, SCORES, METRICS, MODELS),
+        *(STRATEGIES, RECIPES, KV_POLICIES, WEIGHTS_FORMATS, HEADS, DRAFTS, STOPS, TASKS, PROTOCOLS, SCORES, METRICS),
+        MODELS,
         FAMILIES,
         METERS,
         EXECUTORS,

@@ -118,6 +118,7 @@ SAMPLES: Sequence[Column[SampleRecord]] = (
     Column("text", "", "the completion that was scored", lambda sample: sample.text),
     Column("reference", "", "what it was scored against", lambda sample: sample.reference),
     Column("finish_reason", "", "stop, eos, length or strategy", lambda sample: sample.finish_reason),
+    Column("stop_rule", "", "of stop, the rule that it was", lambda sample: sample.stop_rule),
     Column("ttft_s", "s", "from the batch's start, or the arrival, to the first token", lambda sample: sample.ttft_s),
     Column("latency_s", "s", "from the same to the last token", lambda sample: sample.latency_s),
     Column("queue_s", "s", "waiting time; only with an arrival rate", lambda sample: sample.queue_s),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from harness.api.columns import GENERATED, frame
 from harness.appearance.visible_text import visible
-from harness.contracts import Batch
+from harness.contracts import Batch, Cursor
 from harness.decoding.draft_facts import DraftFacts
 from harness.decoding.engine import Engine
 from harness.decoding.exits import AskedExits
@@ -32,7 +32,8 @@ class Completion:
     Attributes:
         text: all of it, without the text that stopped it.
         steps: its tokens, the same objects that a stream yields.
-        finish_reason: ``stop`` (a stop text), ``eos`` (the model's end token), ``length`` or ``strategy``.
+        finish_reason: ``stop`` (a stop text or rule), ``eos`` (the model's end token), ``length`` or ``strategy``.
+        stop_rule: name of the stop rule that ended it; empty for anything else.
         strategy: the operating point.
         kv: what happened to keys and values of skipped layers.
         decode: ``lossy``, or ``lossless`` with its draft source.
@@ -45,6 +46,7 @@ class Completion:
     text: str
     steps: tuple[Token, ...]
     finish_reason: FinishReason
+    stop_rule: str
     strategy: str
     kv: str
     decode: str
@@ -65,7 +67,7 @@ class Completion:
             what = f"{self.drafts}, {self.strategy}, {self.decode}"
         return (
             f"{visible(self.text)}\n[{len(self.steps)} tokens in {self.steps[-1].time_s:.2f} s, {what}, kv {self.kv}, "
-            f"ended by {self.finish_reason}]"
+            f"ended by {self.stop_rule or self.finish_reason}]"
         )
 
 
@@ -79,7 +81,7 @@ class Stream(Iterator[Token]):
         engine: decodes.
         tokenizer: spells tokens.
         prompt: token ids, at least one.
-        point: what exits where, and the KV policy.
+        point: what exits where, the KV policy, and the stop rule.
         max_new_tokens: limit.
         stop: texts that end it.
         seed: of a random strategy.
@@ -111,6 +113,8 @@ class Stream(Iterator[Token]):
         self._batch.with_log_probabilities = True
         self._limit, self._eos = max_new_tokens, tokenizer.eos_token_ids
         self._steps: list[Token] = []
+        cursor = Cursor(prompt, tokenizer, "", engine.info, batch.device)
+        self._rule = None if point.stop is None else point.stop.start(cursor)
 
     def __next__(self) -> Token:
         if not self._steps:
@@ -144,6 +148,7 @@ class Stream(Iterator[Token]):
             text=self._transcript.text,
             steps=tuple(self._steps),
             finish_reason=made.finish_reason,
+            stop_rule=made.stopped_by,
             strategy=self._point.name,
             kv=self._point.kv,
             decode=self._point.record.decode,
@@ -161,6 +166,7 @@ class Stream(Iterator[Token]):
         """Run the prompt; without a cache that yields no token yet."""
         started = time.perf_counter()
         self._batch.join(
-            0, self._prompt, self._limit, self._transcript.follow, self._eos, started, lossless=self._drafts
-        )
+            0, self._prompt, self._limit, self._transcript.follow, self._eos, started, lossless=self._drafts,
+            rule=self._rule,
+        )  # fmt: skip
         self._batch.prefill([0])

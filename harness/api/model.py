@@ -13,6 +13,7 @@ from harness.appearance.visible_text import one_line
 from harness.config import BASELINE, RunConfig, parse_all
 from harness.config.decode import DRAFT_MAX, parse_decode
 from harness.config.model import ModelConfiguration
+from harness.config.stops import NO_STOP, build_stop
 from harness.config.strategies import as_strategy
 from harness.contracts import ExitHead, ModelInfo, Strategy, WeightsChoice
 from harness.decoding.engine import Engine
@@ -113,6 +114,7 @@ class Model:
         kv: str = "auto",
         max_new_tokens: int = 64,
         stop: str | Sequence[str] = (),
+        stop_rule: str = NO_STOP,
         seed: int = 0,
         decode: str | None = None,
         draft_max: int = DRAFT_MAX,
@@ -128,6 +130,8 @@ class Model:
                 oracle has in place of any that is not exact.
             max_new_tokens: limit.
             stop: text or texts that end it and are no part of it.
+            stop_rule: a rule of ``harness list stops`` that ends it, ``NAME[:option=value]…``. One that parses needs
+                the language: ``statement:language=python``.
             seed: of a random strategy.
             decode: ``lossy`` takes what exits say. ``lossless`` lets them draft and yields full depth's tokens;
                 ``lossless+SOURCE[:option=value]…`` lets a draft source propose tokens first, as ``lossless+lookup``.
@@ -140,8 +144,8 @@ class Model:
             HarnessError: what was asked for cannot be had, in one line with the remedy.
         """
         return self.stream(
-            text, strategy, kv=kv, max_new_tokens=max_new_tokens, stop=stop, seed=seed, decode=decode,
-            draft_max=draft_max, draft_head=draft_head,
+            text, strategy, kv=kv, max_new_tokens=max_new_tokens, stop=stop, stop_rule=stop_rule, seed=seed,
+            decode=decode, draft_max=draft_max, draft_head=draft_head,
         ).completion()  # fmt: skip
 
     def stream(
@@ -152,6 +156,7 @@ class Model:
         kv: str = "auto",
         max_new_tokens: int = 64,
         stop: str | Sequence[str] = (),
+        stop_rule: str = NO_STOP,
         seed: int = 0,
         decode: str | None = None,
         draft_max: int = DRAFT_MAX,
@@ -162,7 +167,7 @@ class Model:
         """
         if max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens = {max_new_tokens}: give 1 or more.")
-        point = self._point(strategy, kv, decode, draft_max, draft_head)
+        point = self._point(strategy, kv, decode, draft_max, draft_head, stop_rule)
         texts = (stop,) if isinstance(stop, str) else tuple(stop)
         if "" in texts:
             raise ConfigError("stop = '': give the text that ends a completion, or nothing.")
@@ -201,7 +206,13 @@ class Model:
         return token_ids
 
     def _point(
-        self, strategy: str | Strategy | type[Strategy], kv: str, decode: str | None, draft_max: int, draft_head: str
+        self,
+        strategy: str | Strategy | type[Strategy],
+        kv: str,
+        decode: str | None,
+        draft_max: int,
+        draft_head: str,
+        stop_rule: str,
     ) -> OperatingPoint:
         given = strategy if isinstance(strategy, str) else as_strategy(strategy)
         built = build_all(parse_all([given]))
@@ -215,4 +226,8 @@ class Model:
         lossless = drafting(how, draft_max, draft_head, one, self.info)
         # A strategy's own policy may keep nothing to be verified.
         own = None if lossless is None else Strategy.default_kv
-        return operating_point(spec, one, self.info, policies[0] if policies else own, decode=how, lossless=lossless)
+        stop = build_stop(stop_rule)
+        if stop is not None:
+            stop.check(self.info, "")
+        kept = policies[0] if policies else own
+        return operating_point(spec, one, self.info, kept, decode=how, lossless=lossless, stop=stop)

@@ -53,6 +53,7 @@ class CalibrateOptions(Certainty, RunConfig):
     limit: int | None = Field(default=200, ge=0, le=10**9, description="Documents to calibrate on; 0 for all.")
 
     decode: Literal["lossy"] = "lossy"  # of one value: no flag
+    stop: Literal["none"] = "none"
     repeats: Literal[1] = 1
     arrival_rate: Literal[None] = None
     attribute: Literal[False] = False

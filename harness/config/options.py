@@ -1,4 +1,4 @@
-"""From a strategy or a draft source as written to one as built: its options, their ranges and their defaults.
+"""From a strategy, a draft source or a stop rule as written to one as built: options, their ranges and defaults.
 
 The options are the fields of its dataclass; their annotations carry range and description
 (``Annotated[float, Field(ge=0, le=1, description=…)]``). Values are validated by pydantic, one by one, so
@@ -19,7 +19,7 @@ from harness.config.model import limits
 from harness.config.strategies import StrategySpec
 from harness.contracts import Strategy
 from harness.errors import OptionError, RegistryError, complaint, did_you_mean
-from harness.registry import DRAFTS, STRATEGIES, Registry
+from harness.registry import DRAFTS, STOPS, STRATEGIES, Registry
 
 __all__ = [
     "OptionFacts",
@@ -38,6 +38,7 @@ _PROMISES = {
         ("rehearsed", "exit_points", "artefacts", "trained_defaults", "start", "should_exit"),
     ),
     DRAFTS.group: ("DraftSource", ("proposes", "start")),
+    STOPS.group: ("Stop", ("check", "artefacts", "start")),
 }
 """What has options: group → base class, and what a class must have."""
 

@@ -11,6 +11,7 @@ from pydantic import Field, PlainSerializer, PlainValidator, ValidationInfo, fie
 from harness.config.decode import DRAFT_MAX, DraftHead, DraftMax, draft_limits, parse_decodes
 from harness.config.model import DEFAULT_MODEL, Folder, ModelConfiguration, ModelName, Placeholder, Seed, TaskName
 from harness.config.registered import registered
+from harness.config.stops import NO_STOP, parse_stops
 from harness.config.strategies import StrategySpec, as_strategy, parse_all, spec_of
 from harness.contracts import Duplicates, ModelRequest, Strategy
 from harness.errors import ConfigError
@@ -89,6 +90,11 @@ class RunConfig(ModelConfiguration):
     draft_head: DraftHead = "auto"
     draft_max: DraftMax | tuple[DraftMax, ...] = Field(
         default=DRAFT_MAX, description="Tokens of a draft at most, lossless; a comma list compares"
+    )
+    stop: str | tuple[str, ...] = Field(
+        default=NO_STOP,
+        description="What ends a completion before the protocol does: none, or NAME[:option=value]… of `harness list "
+        "stops` (line, statement, block, excess); a comma list compares. Full depth also runs without.",
     )
     weights_format: str | tuple[str, ...] = Field(  # type: ignore[assignment]  # a list is for runs alone
         default="auto",
@@ -172,6 +178,11 @@ class RunConfig(ModelConfiguration):
     def _drafts_listed(cls, value: Any) -> Any:
         return draft_limits(value)
 
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _stops_listed(cls, value: Any) -> Any:
+        return parse_stops(value)
+
     @field_validator("weights_format", mode="after")
     @classmethod
     def _formats_known(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
@@ -204,6 +215,11 @@ class RunConfig(ModelConfiguration):
     def longest_drafts(self) -> tuple[int, ...]:
         """The longest drafts to compare."""
         return self.draft_max if isinstance(self.draft_max, tuple) else (self.draft_max,)
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The stop rules to compare; ``none`` may be one of them."""
+        return self.stop if isinstance(self.stop, tuple) else (self.stop,)
 
     @property
     def weights_formats(self) -> tuple[str, ...]:

@@ -37,6 +37,7 @@ from harness.contracts.models import (
 )
 from harness.contracts.recipes import Progress, Recipe, Trained, TrainingRun
 from harness.contracts.scores import Completion, Score, common_prefix, first_line
+from harness.contracts.stops import CONTEXT, Cursor, NamedStop, RowStop, Stop
 from harness.contracts.strategies import Batch, ExitRule, ExitView, Strategy
 from harness.contracts.tasks import (
     LONGEST_ID,
@@ -56,6 +57,7 @@ from harness.contracts.tasks import (
 from harness.contracts.weights import OWN_FORMAT, Accuracy, LinearMap, WeightsFacts, WeightsFormat, numbers
 
 __all__ = [
+    "CONTEXT",
     "FULL_HEAD",
     "LM_HEAD",
     "LONGEST_ID",
@@ -67,6 +69,7 @@ __all__ = [
     "CheapHead",
     "Completion",
     "Corpus",
+    "Cursor",
     "Document",
     "Draft",
     "DraftRule",
@@ -92,13 +95,16 @@ __all__ = [
     "Metric",
     "ModelInfo",
     "ModelRequest",
+    "NamedStop",
     "Progress",
     "Reading",
     "Recipe",
+    "RowStop",
     "Sample",
     "Score",
     "SourceInfo",
     "Split",
+    "Stop",
     "StopRule",
     "Strategy",
     "Task",

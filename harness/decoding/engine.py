@@ -24,6 +24,7 @@ from harness.contracts import (
     KVPolicy,
     Lossless,
     ModelInfo,
+    NamedStop,
     StopRule,
     Strategy,
 )
@@ -80,6 +81,7 @@ class Engine:
         stop: StopRule | None = None,
         eos_token_ids: frozenset[int] = frozenset(),
         lossless: Lossless | None = None,
+        rules: Sequence[NamedStop] | None = None,
     ) -> list[Generation]:
         """Decode one batch, asking ``strategy`` at its exit points; a row that could not go on says why it failed.
 
@@ -92,6 +94,7 @@ class Engine:
             stop: ends a row when true of the tokens it has generated.
             eos_token_ids: tokens that end a row.
             lossless: let exits draft, and yield full depth's tokens; ``None`` takes what they say.
+            rules: a stop rule for each row, asked after ``stop``.
 
         Raises:
             ModelError: an empty prompt, a token that is none of the model's, or more than its positions.
@@ -104,7 +107,7 @@ class Engine:
         rule = strategy.start(self.facts(strategy, lossless), batch)
         exits = AskedExits(rule, strategy.exit_points(self.info), tally)
         drafts = self.drafts(lossless, batch, kv, strategy, rule)
-        return self._decode(prompts, exits, tally, kv, max_new_tokens, stop, eos_token_ids, drafts)
+        return self._decode(prompts, exits, tally, kv, max_new_tokens, stop, eos_token_ids, drafts, rules)
 
     def facts(self, strategy: Strategy | None, lossless: Lossless | None) -> ModelInfo:
         """Return the model's facts for a strategy and the draft rules beside it, with what they may ask the cost of.
@@ -176,13 +179,14 @@ class Engine:
         stop: StopRule | None = None,
         eos_token_ids: frozenset[int] = frozenset(),
         lossless: Lossless | None = None,
+        rules: Sequence[NamedStop] | None = None,
     ) -> list[Generation]:
         """Decode one batch with known exit layers; arguments as :meth:`decode`."""
         tally = [Generation() for _ in prompts]
         exits = ScheduledExits(exit_layers, self.info.num_layers, tally)
         batch = Batch((0,) * len(prompts), str(self.backbone.device))
         drafts = self.drafts(lossless, batch, kv)
-        return self._decode(prompts, exits, tally, kv, max_new_tokens, stop, eos_token_ids, drafts)
+        return self._decode(prompts, exits, tally, kv, max_new_tokens, stop, eos_token_ids, drafts, rules)
 
     def open(
         self, rows: int, positions: int, kv: str, exits: Exits, tally: list[Generation], kept_prompts: int = 0
@@ -244,11 +248,13 @@ class Engine:
         stop: StopRule | None,
         eos_token_ids: frozenset[int],
         lossless: DraftSettings | None,
+        rules: Sequence[NamedStop] | None,
     ) -> list[Generation]:
         batch = self.open(len(prompts), self.check(prompts, max_new_tokens), kv, exits, tally)
         started = time.perf_counter()
         for row, (prompt, limit) in enumerate(zip(prompts, max_new_tokens, strict=True)):
-            batch.join(row, prompt, limit, stop, eos_token_ids, started, lossless=lossless)
+            rule = None if rules is None else rules[row]
+            batch.join(row, prompt, limit, stop, eos_token_ids, started, lossless=lossless, rule=rule)
         batch.prefill(range(len(prompts)))
         while batch.running:
             batch.step()

@@ -38,6 +38,7 @@ class Generation:
         token_times_s: seconds from when its time began (the batch's start, or its arrival) to each token.
         finish_reason: why it ended: a stop rule, an end-of-sequence token, the limit of new tokens, or the strategy, of
             which nothing is among the tokens; ``None`` while it runs.
+        stopped_by: name of the registered stop rule that ended it; empty for anything else.
         failure: why it could not go on (logits that are not finite, a stop rule that raised); what there is until then
             means nothing. ``None`` for a row that runs or has ended.
         exit_checks: times a strategy was asked about it.
@@ -69,6 +70,7 @@ class Generation:
     exit_layers: list[int] = field(default_factory=list)
     token_times_s: list[float] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    stopped_by: str = ""
     failure: ModelError | None = None
     exit_checks: int = 0
     lm_head_evaluations: int = 0

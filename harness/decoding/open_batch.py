@@ -25,7 +25,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from harness.contracts import DraftRule, HeadChoice, KVPolicy, Leaving, StopRule
+from harness.contracts import DraftRule, HeadChoice, KVPolicy, Leaving, NamedStop, StopRule
 from harness.decoding import certainty
 from harness.decoding.backbone import Backbone
 from harness.decoding.blocks import Rotary
@@ -54,6 +54,12 @@ class _Row:
     eos: frozenset[int]
     started: float
     owner: str | None
+    rule: NamedStop | None
+
+    @property
+    def reads_states(self) -> bool:
+        """Whether its stop rule decides by more than tokens."""
+        return self.rule is not None and self.rule.rule.reads_states
 
 
 class OpenBatch:
@@ -110,6 +116,7 @@ class OpenBatch:
         started: float | None = None,
         owner: str | None = None,
         lossless: DraftSettings | None = None,
+        rule: NamedStop | None = None,
     ) -> int:
         """Put a prompt into a free row. :meth:`prefill` must read it to its end before the row makes more tokens.
 
@@ -122,14 +129,16 @@ class OpenBatch:
             started: when its time began, by ``time.perf_counter``; now when left out.
             owner: prompts of one owner share keys and values where they begin alike; ``None``: with nobody.
             lossless: how it drafts, to yield full depth's tokens; the KV policy must defer.
+            rule: its own stop rule, asked after ``stop``.
 
         Returns:
             How many of the prompt's tokens are not read again, since a row holds their keys and values.
         """
         reused = self._reuse(row, prompt, owner)
         self._rows[row] = _Row(
-            prompt, max_new_tokens, stop, eos_token_ids, time.perf_counter() if started is None else started, owner
-        )
+            prompt, max_new_tokens, stop, eos_token_ids, time.perf_counter() if started is None else started, owner,
+            rule,
+        )  # fmt: skip
         made = self._tally[row] = Generation(lossless=lossless is not None)
         self._drafting.pop(row, None)
         if lossless is not None:
@@ -326,7 +335,9 @@ class OpenBatch:
         if full:
             chosen.update(zip(full, view.choices(full), strict=True))
         taken = [place for place in full if drafting[place] is None]
-        self._record([current.rows[place] for place in taken], [chosen[place] for place in taken], view.exit_layer)
+        rows = [current.rows[place] for place in taken]
+        states = view.hidden_state[taken] if self._any_reads(rows) else None
+        self._record(rows, [chosen[place] for place in taken], view.exit_layer, states)
         noted = taken if self.with_log_probabilities else []
         if noted or not needed.isdisjoint(full):
             every = view.probabilities(full)
@@ -344,7 +355,7 @@ class OpenBatch:
             self._fail(row, "logits", layer, len(one.token_ids) + len(one.draft) + 1)
             return
         try:
-            ends = _ending([*one.token_ids, *one.draft, token], facts) is not None
+            ends = _ending([*one.token_ids, *one.draft, token], facts, drafted=True) is not None
         except Exception as error:  # asked again when the token is verified
             if is_out_of_memory(error):
                 raise
@@ -372,20 +383,27 @@ class OpenBatch:
             count = length if all_of_them else 1
             self._tally[row].lm_head_evaluations += count
             self._written[row] = max(self._written[row], position + 1)
-            made = self._keep(row, found[at : at + count])
+            seen = states[slots[at] : slots[at] + count] if self._rows[row].reads_states else None
+            made = self._keep(row, found[at : at + count], seen)
             if probabilities is not None:
                 self._note([row] * made, probabilities[at : at + made])
             at += count
 
-    def _keep(self, row: int, said: Sequence[tuple[int, float]]) -> int:
-        """Note what stands of what full depth said at the places of a row's draft; return how many tokens that are."""
+    def _keep(self, row: int, said: Sequence[tuple[int, float]], states: Tensor | None) -> int:
+        """Note what stands of what full depth said at the places of a row's draft; return how many tokens that are.
+
+        ``states`` are the last layer's there, for a stop rule that reads them.
+        """
         one, drafting = self._tally[row], self._drafting.get(row)
         now, before, accepted = time.perf_counter(), len(one.token_ids), 0
         for place, (token, logit) in enumerate(said):
             stands = one.draft[place : place + 1] == [token]
             layer = None if drafting is None else drafting.drafted_at(place)
-            goes_on = stands and drafting is not None and drafting.goes_on(place)
-            self._take(row, token, logit, self._backbone.num_layers, now, layer, accepted=stands, goes_on=goes_on)
+            goes_on = stands and drafting is not None and drafting.goes_on(place) and states is None
+            self._take(
+                row, token, logit, self._backbone.num_layers, now, layer, accepted=stands, goes_on=goes_on,
+                state=None if states is None else states[place],
+            )  # fmt: skip
             accepted += stands
             if not stands or one.finish_reason is not None:
                 break
@@ -399,15 +417,23 @@ class OpenBatch:
     def _read_out(self, rows: Sequence[int], state: Tensor) -> None:
         """Take the tokens of rows from the last layer's hidden states."""
         logits = self._backbone.logits(state)
-        self._record(rows, choices(best(logits)), self._backbone.num_layers)
+        self._record(rows, choices(best(logits)), self._backbone.num_layers, state)
         if self.with_log_probabilities:
             self._note(rows, certainty.top_probability(logits))
 
-    def _record(self, rows: Sequence[int], chosen: Sequence[tuple[int, float]], layer: int) -> None:
-        """Note tokens with their times, and end rows; a row fails where the best logit is not finite."""
+    def _record(
+        self, rows: Sequence[int], chosen: Sequence[tuple[int, float]], layer: int, states: Tensor | None
+    ) -> None:
+        """Note tokens with their times, and end rows; a row fails where the best logit is not finite.
+
+        ``states`` are those that the tokens come from; ``None`` where no stop rule reads them.
+        """
         now = time.perf_counter()
-        for row, (token, logit) in zip(rows, chosen, strict=True):
-            self._take(row, token, logit, layer, now)
+        for place, (row, (token, logit)) in enumerate(zip(rows, chosen, strict=True)):
+            self._take(row, token, logit, layer, now, state=None if states is None else states[place])
+
+    def _any_reads(self, rows: Iterable[int]) -> bool:
+        return any(self._rows[row].reads_states for row in rows)
 
     def _take(
         self,
@@ -420,8 +446,9 @@ class OpenBatch:
         *,
         accepted: bool = False,
         goes_on: bool = False,
+        state: Tensor | None = None,
     ) -> None:
-        """Note a token; ``goes_on`` says that the row is known not to end with it."""
+        """Note a token; ``goes_on`` says that the row is known not to end with it, ``state`` what it comes from."""
         one, facts = self._tally[row], self._rows[row]
         if not math.isfinite(logit):
             self._fail(row, "logits", layer, len(one.token_ids) + 1)
@@ -436,7 +463,11 @@ class OpenBatch:
         if goes_on:
             return
         try:
-            one.finish_reason = _ending(one.token_ids, facts)
+            if facts.rule is not None and facts.reads_states and state is not None:
+                facts.rule.rule.see(layer, state)
+            ending = _ending(one.token_ids, facts)
+            if ending is not None:
+                one.finish_reason, one.stopped_by = ending
         except Exception as error:  # a protocol's or the tokenizer's: other rows are decoding
             if is_out_of_memory(error):
                 raise
@@ -472,13 +503,18 @@ class OpenBatch:
         return [one.token_ids[-1]], len(self._rows[row].prompt) + len(one.token_ids) - 1
 
 
-def _ending(token_ids: Sequence[int], facts: _Row) -> FinishReason | None:
-    """Say why a row ends with the last of its tokens; ``None`` where it goes on."""
+def _ending(token_ids: Sequence[int], facts: _Row, *, drafted: bool = False) -> tuple[FinishReason, str] | None:
+    """Say why a row ends with the last of its tokens, and the name of its rule if that is why; ``None``: it goes on.
+
+    Of drafted tokens a rule that reads states is not asked: it will see those of full depth.
+    """
     if token_ids[-1] in facts.eos:
-        return "eos"
+        return "eos", ""
     if facts.stop is not None and facts.stop(token_ids):
-        return "stop"
-    return "length" if len(token_ids) >= facts.limit else None
+        return "stop", ""
+    if facts.rule is not None and not (drafted and facts.reads_states) and facts.rule.rule.over(token_ids):
+        return "stop", facts.rule.name
+    return ("length", "") if len(token_ids) >= facts.limit else None
 
 
 def _leaving(current: TokenPass, view: LayerView, places: list[int]) -> Leaving:

@@ -7,17 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from harness.contracts import Tokenizer
+from harness.contracts import CONTEXT, Tokenizer
 from harness.decoding.generation import Generation
 
-__all__ = ["CONTEXT", "Token", "Transcript"]
+__all__ = ["Token", "Transcript"]
 
 INCOMPLETE = "\ufffd"
 """What a tokenizer puts in place of an incomplete character."""
-
-
-CONTEXT = 5
-"""Tokens of the prompt that a completion's first ones are spelled with."""
 
 
 @dataclass(frozen=True, slots=True)

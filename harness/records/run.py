@@ -54,6 +54,7 @@ class OperatingPointRecord(Record):
             full depth's tokens come out.
         draft_max: tokens of a draft at most; ``None`` where nothing is drafted.
         draft_sources: names of what proposes tokens before exits draft; empty where only exits do.
+        stop: the stop rule beside the protocol's own end, as written; empty for none, and in older runs.
         weights_format: how the matrices it multiplies with are stored; empty in older runs, where it is the model's.
         heads: cheap heads that its checks read → what their readings approximate; empty where they read the LM head.
         never_exits: the strategy is asked at every exit point and its answer ignored: full depth plus the cost of
@@ -71,6 +72,7 @@ class OperatingPointRecord(Record):
     decode: str = "lossy"
     draft_max: Positive | None = None
     draft_sources: tuple[str, ...] = ()
+    stop: str = ""
     weights_format: str = ""
     heads: dict[str, str] = Field(default_factory=dict)
     never_exits: bool = False
@@ -366,7 +368,10 @@ class SampleRecord(Record):
         scores: per-sample scores.
         latency_s: start of the batch to this sample's last token.
         ttft_s: start of the batch to the first token.
-        finish_reason: ``stop`` (line's end), ``eos``, ``length`` or ``strategy``, which made no token of it.
+        finish_reason: ``stop`` (a rule), ``eos``, ``length`` or ``strategy``, which made no token of it.
+        stop_rule: of ``stop``, whose rule it was: a name of `harness list stops`, which may be the protocol's own
+            (``line``), or the protocol's name where its rule has none. Empty for any other reason, and in older runs,
+            where it was the protocol's.
         exit_checks: times the strategy was asked about this sample.
         lm_head_evaluations: LM-head evaluations after prefill charged to this sample, outputs included.
         layers_executed: decoder layers run for generated tokens after prefill, by recomputation included.
@@ -410,6 +415,7 @@ class SampleRecord(Record):
     latency_s: float | None = None
     ttft_s: float | None = None
     finish_reason: Literal["stop", "eos", "length", "strategy"] | None = None
+    stop_rule: str = ""
     exit_checks: Count = 0
     lm_head_evaluations: Count = 0
     layers_executed: Count = 0

@@ -30,6 +30,7 @@ class SummaryRow(Record):
             batch_size, dtype, weights_format: what ran; the format is the dtype's own in summaries of before formats.
         decode: ``lossy``, or ``lossless`` with its draft source: full depth verified every token.
         draft_max: tokens of a draft at most; ``None`` where nothing is drafted.
+        stop: the stop rule beside the protocol's own end, as written; empty for none.
         baseline_format: weights format of the full depth that its tokens and scores are compared with.
         n: samples scored. errors: samples that failed. repeats: repetitions timed.
         energy_source: where its energy comes from. energy_measured: a sensor measured it.
@@ -56,6 +57,7 @@ class SummaryRow(Record):
     weights_format: str = Field(default_factory=lambda row: OWN_FORMAT.get(row["dtype"], row["dtype"]))
     decode: str = "lossy"
     draft_max: int | None = None
+    stop: str = ""
     baseline_format: str = Field(default_factory=lambda row: row["weights_format"])
     n: int
     errors: int

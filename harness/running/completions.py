@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness.contracts import BadRow, Completion, Sample, Tokenizer, common_prefix
+from harness.contracts import CONTEXT, BadRow, Completion, Sample, Tokenizer, common_prefix
 from harness.decoding.generation import Discarded, Generation
-from harness.decoding.transcript import CONTEXT
 from harness.errors import HarnessError, is_out_of_memory, reason
 from harness.records import DiscardedRecord, SampleRecord, WindowRecord
 from harness.running.plan import Plan, PlannedTask
@@ -71,6 +70,7 @@ def sample_record(window: WindowRecord, plan: Plan, planned: PlannedTask, outcom
         latency_s=waited + made.token_times_s[-1],
         ttft_s=waited + made.token_times_s[0],
         finish_reason=made.finish_reason,
+        stop_rule=_stop_rule(planned, made),
         exit_checks=made.exit_checks,
         lm_head_evaluations=made.lm_head_evaluations,
         layers_executed=made.layers_executed,
@@ -91,6 +91,13 @@ def sample_record(window: WindowRecord, plan: Plan, planned: PlannedTask, outcom
         arrival_s=arrival_s,
         queue_s=queue_s,
     )
+
+
+def _stop_rule(planned: PlannedTask, made: Generation) -> str:
+    """Return whose rule ended a completion: its own, or the protocol's, which has the protocol's name or a better."""
+    if made.finish_reason != "stop" or made.stopped_by:
+        return made.stopped_by
+    return str(getattr(planned.stop, "name", planned.record.protocol))
 
 
 def _text_and_scores(plan: Plan, planned: PlannedTask, sample: Sample, made: Generation) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 A run may compare more than strategies: KV policies, ways to decode, weights formats. Each such **dimension** has its
 values by strategy, and operating points are their product. What a run compares stands in their names, ``@VALUE`` for
-each dimension in order: ``fixed:layer=14@propagate@int4``. That a point decodes losslessly always stands there. Longest
-drafts are a dimension of lossless decoding alone: ``fixed:layer=14@lossless@draft=4``.
+each dimension in order: ``fixed:layer=14@propagate@int4``. That a point decodes losslessly, and the stop rule it has,
+always stand there: ``fixed:layer=14@lossless@stop=statement``; full depth runs without a rule, too. Longest drafts are
+a dimension of lossless decoding alone: ``fixed:layer=14@lossless@draft=4``.
 
 A **probe** is an operating point that asks its strategy at every exit point and ignores the answer: full depth plus the
 cost of asking. It is what the attribution of costs needs (GREEN-CODE's Table IV was measured by nesting sensor windows
@@ -22,6 +23,7 @@ from torch import Tensor
 from harness.config import BASELINE, RunConfig, StrategySpec
 from harness.config.decode import LOSSY, DecodeSpec, build_decode, check_defers, parse_decode
 from harness.config.options import build_strategy, effective_options
+from harness.config.stops import NO_STOP, BuiltStop, build_stop
 from harness.contracts import Batch, ExitRule, ExitView, HeadChoice, KVFacts, Lossless, ModelInfo, Strategy
 from harness.errors import ArtefactError, OptionError
 from harness.models.heads import draft_head, head_artefacts
@@ -54,12 +56,14 @@ class OperatingPoint:
         record: what the run directory says of it.
         kv: name of the KV policy, what happens to K,V of the layers it skips.
         lossless: how it drafts; ``None`` where its exits say what comes out.
+        stop: what ends its completions beside the protocol; ``None`` for nothing.
     """
 
     strategy: Strategy
     record: OperatingPointRecord
     kv: str
     lossless: Lossless | None = None
+    stop: BuiltStop | None = None
 
     @property
     def name(self) -> str:
@@ -166,6 +170,7 @@ def operating_points(built: Built, config: RunConfig, models: Sequence[ModelInfo
         Dimension("kv", lambda _, one, __: _policies(one, policies or (one.default_kv,), own), len(policies) > 1),
         Dimension("decode", lambda spec, one, _: _decodes(spec, one, config.decodes, own), compared=False),
         Dimension("draft", lambda _, __, so_far: _drafts(so_far["decode"], longest), len(longest) > 1),
+        Dimension("stop", lambda spec, *_: _stops(spec, config.stops), compared=False),
         Dimension("weights_format", lambda *_: formats, len(formats) > 1),
     )
     points: dict[str, OperatingPoint] = {}
@@ -187,6 +192,7 @@ def operating_points(built: Built, config: RunConfig, models: Sequence[ModelInfo
                 suffix=_suffix(setting, dimensions),
                 decode=decode,
                 lossless=lossless,
+                stop=build_stop(setting["stop"].partition("=")[2] or NO_STOP),
             )
             points.setdefault(point.name, point)
     found = list(points.values())
@@ -218,8 +224,14 @@ def _crossed(spec: StrategySpec, strategy: Strategy, dimensions: Sequence[Dimens
 
 def _suffix(setting: Mapping[str, str], dimensions: Sequence[Dimension]) -> str:
     """Return what a setting adds to the operating point's name."""
-    said = (one for one in dimensions if one.compared or setting[one.name].startswith("lossless"))
+    said = (one for one in dimensions if one.compared or setting[one.name].startswith(("lossless", "stop=")))
     return "".join(f"@{setting[one.name]}" for one in said if setting[one.name])
+
+
+def _stops(spec: StrategySpec, stops: Sequence[str]) -> Iterable[str]:
+    """The stop rules of a strategy; full depth also runs without, since that is what tokens saved are saved from."""
+    wanted = [NO_STOP, *stops] if spec == StrategySpec(BASELINE) else stops
+    return dict.fromkeys("" if one == NO_STOP else f"stop={one}" for one in wanted)
 
 
 def _drafts(decode: str, longest: Sequence[int]) -> Iterable[str]:
@@ -321,6 +333,7 @@ def operating_point(
     suffix: str = "",
     decode: DecodeSpec = LOSSY,
     lossless: Lossless | None = None,
+    stop: BuiltStop | None = None,
 ) -> OperatingPoint:
     """Check a built strategy against a model.
 
@@ -333,6 +346,7 @@ def operating_point(
         suffix: what follows the specification in the name.
         decode: how it decodes, as written.
         lossless: the same, built.
+        stop: what ends its completions beside the protocol; whether it can is :meth:`BuiltStop.check`'s to say.
 
     Raises:
         HarnessError: it does not fit, or what it runs on is missing or made for another model.
@@ -358,13 +372,18 @@ def operating_point(
         options=effective_options(strategy),
         exit_points=points,
         rehearsed=strategy.rehearsed,
-        artefacts={**strategy.artefacts(info), **({} if lossless is None else head_artefacts(lossless.head, info))},
+        artefacts={
+            **strategy.artefacts(info),
+            **({} if lossless is None else head_artefacts(lossless.head, info)),
+            **({} if stop is None else stop.rule.artefacts(info)),
+        },
         kv=policy,
         kv_facts=_facts(policy),
         decode=str(decode),
         draft_max=None if lossless is None else lossless.most,
         draft_sources=() if lossless is None else decode.proposing,
+        stop="" if stop is None else stop.written,
         weights_format=info.weights_format,
         heads={str(choice): HEADS.load(choice.name).facts.note for choice in heads},
     )
-    return OperatingPoint(strategy, record, policy, lossless)
+    return OperatingPoint(strategy, record, policy, lossless, stop)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from harness.config import RunConfig, demo_strategies, parse_all
+from harness.config.stops import NO_STOP
 from harness.contracts import OWN_FORMAT, ModelInfo, ModelRequest, Sample, StopRule, Task, TaskData, TaskRequest
 from harness.decoding import packing
 from harness.errors import ArtefactError, ConfigError, DataError, OutOfReachError
@@ -122,7 +123,11 @@ def make_plan(config: RunConfig, draw: Draw | None = None) -> Plan:
         if name not in ("auto", OWN_FORMAT[model.info.dtype]):
             packing.usable(name, device)
     points = operating_points(built, config, [replace(model.info, weights_format=name) for name in formats])
-    return Plan(config, device, built, points, model, draw(model))
+    planned = draw(model)
+    for stop in {point.stop.written: point.stop for point in points if point.stop is not None}.values():
+        for task in planned:
+            stop.check(model.info, task.task.language)
+    return Plan(config, device, built, points, model, planned)
 
 
 def _registered(config: RunConfig) -> Draw:
@@ -184,6 +189,10 @@ def _refuse_contradictions(config: RunConfig) -> None:
     if config.batch_size > 1 or config.arrival_rate is not None:
         raise ConfigError(
             "--attribute counts what single requests did, back to back. Omit --batch-size and --arrival-rate."
+        )
+    if config.stops != (NO_STOP,):
+        raise ConfigError(
+            "--attribute compares costs of the same tokens, and a stop rule leaves some out. Omit --stop."
         )
     if config.kv_policies and not any(KV_POLICIES.load(kv).facts.keeps_cache for kv in config.kv_policies):
         raise ConfigError("--attribute needs a KV cache: without one every token is a prefill. Use another --kv.")

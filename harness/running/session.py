@@ -17,7 +17,7 @@ from typing import Protocol
 from zlib import crc32
 
 from harness.appearance.visible_text import shell_word
-from harness.contracts import Meter, Sample
+from harness.contracts import Cursor, Meter, NamedStop, Sample
 from harness.decoding.engine import Engine
 from harness.decoding.generation import Generation
 from harness.errors import MeterError, ModelError, OutOfMemoryError
@@ -305,6 +305,7 @@ class Session:
             stop=planned.stop,
             eos_token_ids=self._plan.model.tokenizer.eos_token_ids,
             lossless=point.lossless,
+            rules=self._rules(planned, point, batch),
         )
         failures = (failure for _, failure in known)
         return [replace(made, failure=why or made.failure) for made, why in zip(replayed, failures, strict=True)]
@@ -319,7 +320,19 @@ class Session:
             stop=planned.stop,
             eos_token_ids=self._plan.model.tokenizer.eos_token_ids,
             lossless=point.lossless,
+            rules=self._rules(planned, point, batch),
         )
+
+    def _rules(self, planned: PlannedTask, point: OperatingPoint, batch: Sequence[Sample]) -> list[NamedStop] | None:
+        """Return the stop rule of each sample's completion."""
+        if point.stop is None:
+            return None
+        model, language = self._plan.model, planned.task.language
+        device = str(self._engines[point.weights_format].backbone.device)
+        return [
+            point.stop.start(Cursor(sample.prompt_ids, model.tokenizer, language, model.info, device))
+            for sample in batch
+        ]
 
 
 def _or_why_not(made: Generation) -> Generation | str:

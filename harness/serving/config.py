@@ -9,6 +9,7 @@ from pydantic import Field
 from harness.config.decode import DRAFT_MAX, DecodeText, DraftHead, DraftMax
 from harness.config.model import File, ModelConfiguration, OperatingPoint, Placeholder
 from harness.config.registered import KVName
+from harness.config.stops import NO_STOP, StopText
 from harness.contracts import ModelInfo, Strategy
 from harness.errors import ConfigError
 
@@ -39,6 +40,11 @@ class ServeConfig(ModelConfiguration):
     draft_head: DraftHead = "auto"
     draft_max: DraftMax = Field(
         default=DRAFT_MAX, description="Tokens that lossless decoding drafts before it verifies."
+    )
+    stop: Annotated[StopText, Placeholder("RULE")] = Field(
+        default=NO_STOP,
+        description="What ends completions of requests that do not say, beside their stop texts: none, or "
+        "NAME[:option=value]… of `harness list stops`, as statement:language=python.",
     )
     host: str = Field(
         default="127.0.0.1", min_length=1, description="Address to listen at; 127.0.0.1 is this machine only."

@@ -20,10 +20,11 @@ from harness.config.decode import (
     parse_decode,
 )
 from harness.config.options import effective_options, option_facts, option_range, option_value
+from harness.config.stops import NO_STOP, build_stop
 from harness.contracts import KVPolicy, ModelInfo, Strategy
 from harness.errors import ConfigError, HarnessError, did_you_mean
 from harness.models.heads import draft_head as found_draft_head
-from harness.registry import DRAFTS, KV_POLICIES
+from harness.registry import DRAFTS, KV_POLICIES, STOPS
 from harness.running.operating_points import build_all, drafting, operating_point, usable
 from harness.serving.failures import InvalidRequestError
 from harness.serving.jobs import Setting
@@ -34,7 +35,7 @@ KEPT_SETTINGS = 256
 """Settings that are kept built. Requests with the same one are asked together where their strategy has no state."""
 
 
-WORDS = ("strategy", "decode", "draft", "draft_max")
+WORDS = ("strategy", "decode", "draft", "draft_max", "stop_rule")
 """Of a request's ``early_exit``: everything else is an option of the strategy."""
 
 
@@ -69,6 +70,7 @@ class Settings:
         draft_max: tokens of a draft at most, of such requests.
         kv: the server's KV policy.
         draft_head: what reads the tokens that exits draft.
+        stop: the stop rule of requests that do not say, as written.
 
     Attributes:
         loaded: what requests may name, the default first.
@@ -76,6 +78,7 @@ class Settings:
         draft_max: longest draft of a request that says nothing, if it is lossless.
         decodes: ``lossless``, where the KV policy defers, and ``lossy``.
         sources: names of draft sources that lossless requests may name.
+        stop: the stop rule of a request that says nothing, as written.
 
     Raises:
         HarnessError: one of them cannot be had, does not fit the model, or cannot serve.
@@ -89,9 +92,12 @@ class Settings:
         draft_max: int = DRAFT_MAX,
         kv: str = Strategy.default_kv,
         draft_head: str = "auto",
+        stop: str = NO_STOP,
     ) -> None:
         self._info, self._kv, self._draft_head = info, kv, str(found_draft_head(draft_head, info))
-        self._decode, self.draft_max = decode, draft_max
+        self._decode, self.draft_max, self.stop = decode, draft_max, stop
+        if (rule := build_stop(stop)) is not None:
+            rule.check(info, "")
         policy: type[KVPolicy] = KV_POLICIES.load(kv)
         self.decodes = ("lossless", "lossy") if policy.facts.defers else ("lossy",)
         self.sources = (
@@ -109,11 +115,11 @@ class Settings:
         self._build = lru_cache(maxsize=KEPT_SETTINGS)(self._built)
         first = next(iter(self._strategies))
         self.loaded = tuple(self._facts(label, default=label == first) for label in self._strategies)
-        self.default = self._build(first, (), decode, draft_max)
+        self.default = self._build(first, (), decode, draft_max, stop)
 
     def resolve(self, given: Mapping[str, Any] | None) -> Setting:
         """Return the setting of a request, ``{strategy: NAME, option: value…, decode: SPEC, draft: SOURCE, draft_max:
-        tokens}``; what it does not say is the server's default.
+        tokens, stop_rule: RULE}``; what it does not say is the server's default.
 
         Raises:
             InvalidRequestError: not loaded, no such option, out of range, or an option that only the server may set; or
@@ -130,9 +136,10 @@ class Settings:
         values = {name: value for name, value in given.items() if name not in WORDS and value is not None}
         try:
             decode, draft_max = self._decoding(given)
+            stop = self._stopping(given)
         except HarnessError as error:
             raise InvalidRequestError(f"early_exit: {error}") from None
-        return self._build(label, tuple(sorted(self._checked(label, values).items())), decode, draft_max)
+        return self._build(label, tuple(sorted(self._checked(label, values).items())), decode, draft_max, stop)
 
     def _decoding(self, given: Mapping[str, Any]) -> tuple[DecodeSpec, int]:
         """Return how a request decodes, and its longest draft."""
@@ -154,6 +161,21 @@ class Settings:
                 if option not in settable and option in {facts.name for facts in option_facts(draft.name, DRAFTS)}:
                     raise ConfigError(f"a request cannot set '{option}' of {draft.name}.")
         return decode, self.draft_max if most is None else draft_limit(most)
+
+    def _stopping(self, given: Mapping[str, Any]) -> str:
+        """Return the stop rule of a request, as written: never with an option that names a file."""
+        said = given.get("stop_rule")
+        if said is None:
+            return self.stop
+        stop = build_stop(str(said))
+        if stop is None or stop.written == self.stop:
+            return NO_STOP if stop is None else stop.written
+        settable = _settable(STOPS.load(stop.name))
+        for option in effective_options(stop.rule):
+            if option not in settable and f":{option}=" in stop.written:
+                raise ConfigError(f"a request cannot set '{option}' of {stop.name}.")
+        stop.check(self._info, "")
+        return stop.written
 
     def strategies(self) -> list[Strategy]:
         """Every loaded strategy, as built for the server."""
@@ -177,7 +199,9 @@ class Settings:
                 ) from None
         return checked
 
-    def _built(self, label: str, values: tuple[tuple[str, Any], ...], decode: DecodeSpec, draft_max: int) -> Setting:
+    def _built(
+        self, label: str, values: tuple[tuple[str, Any], ...], decode: DecodeSpec, draft_max: int, stop: str
+    ) -> Setting:
         name, base = self._strategies[label]
         strategy: Strategy = dataclasses.replace(base, **dict(values))  # type: ignore[type-var]
         try:
@@ -194,12 +218,12 @@ class Settings:
             for option, value in told.items()
             if option in settable
         }
-        return Setting(name, effective, strategy, decode, lossless)
+        return Setting(name, effective, strategy, decode, lossless, build_stop(stop))
 
     def _facts(self, label: str, *, default: bool) -> Loaded:
         name, strategy = self._strategies[label]
         settable = _settable(type(strategy))
-        setting = self._build(label, (), self._decode, self.draft_max)
+        setting = self._build(label, (), self._decode, self.draft_max, self.stop)
         ranges = {option: option_range(name, option) for option in settable}
         return Loaded(
             name=label,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from harness.config.decode import LOSSY, DecodeSpec
+from harness.config.stops import BuiltStop
 from harness.contracts import Lossless, Strategy
 from harness.decoding.draft_facts import DraftFacts
 from harness.decoding.transcript import Token
@@ -22,7 +23,7 @@ __all__ = [
 ]
 
 Ending = Literal["eos", "stop", "length", "strategy", "deadline"]
-"""Why a completion ended: the model's end token, a stop text, the limit of new tokens, its strategy, or time is up."""
+"""Why a completion ended: the end token, a stop text or rule, the limit of new tokens, its strategy, or time is up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,7 @@ class Setting:
         strategy: as built.
         decode: whether full depth verifies what exits, and a draft source, draft.
         lossless: the same as built; ``None`` where it takes what exits say.
+        stop: ends completions beside stop texts; ``None`` for nothing.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Setting:
     strategy: Strategy
     decode: DecodeSpec = LOSSY
     lossless: Lossless | None = None
+    stop: BuiltStop | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +100,7 @@ class Finished:
         text: all of it; the texts of the tokens and ``rest``, joined, are this.
         rest: text held back until now, since it might have become a stop text.
         ending: why it ended.
+        stopped_by: name of the stop rule that ended it; empty for anything else.
         tokens: all of them.
         prompt: what was read. prompt_reused: its first tokens that were not, since their keys and values were there.
         setting: how it exited. kv: what happened to K,V of skipped layers.
@@ -130,6 +134,7 @@ class Finished:
     energy_j: float | None
     energy_source: str
     drafts: DraftFacts | None = None
+    stopped_by: str = ""
 
 
 class Ticket(Protocol):

@@ -69,7 +69,9 @@ class Service:
         if config.kv_input == "shortcut" and self._model.shortcut is None:
             raise ConfigError("--kv-input shortcut needs the exits' shortcuts, and the exit head is shared.")
         self.info: ModelInfo = self._model.info
-        self.settings = Settings(config.strategies, self.info, decode, config.draft_max, config.kv, config.draft_head)
+        self.settings = Settings(
+            config.strategies, self.info, decode, config.draft_max, config.kv, config.draft_head, config.stop
+        )
         self.max_prompt_tokens = prompt_cap(config, self.info)
         self._tokenizer = self._model.tokenizer
         self._longest = max(map(len, self._tokenizer.wrapped.get_vocab()), default=1)

@@ -12,7 +12,7 @@ from pydantic import Field
 from harness.contracts.recipes import Trained, TrainingRun
 from harness.training.agents.options import AgentOptions
 from harness.training.cheap_heads.options import LowRankOptions, ShortlistOptions
-from harness.training.heads.options import ActionOptions, HeadOptions, ReturnOptions
+from harness.training.heads.options import ActionOptions, ExcessOptions, HeadOptions, ReturnOptions
 from harness.training.lite.options import LiteOptions
 from harness.training.options import ControllerOptions
 from harness.training.predictor_options import PredictorOptions
@@ -25,6 +25,7 @@ __all__ = [
     "CandidatePredictors",
     "CertaintyHead",
     "ConsistentHeads",
+    "ExcessHeads",
     "LikelihoodHeads",
     "Lite",
     "LowRankHead",
@@ -124,6 +125,16 @@ class ActionHeads(ActionOptions):
         from harness.training.heads.train_actions import train_actions
 
         return train_actions(self, run)
+
+
+class ExcessHeads(ExcessOptions):
+    """Train one head per exit point and one for the last layer that tells where a function ends (CodeFast)."""
+
+    def train(self, run: TrainingRun) -> Trained:
+        """Train; see :func:`harness.training.heads.train_excess.train_excess`."""
+        from harness.training.heads.train_excess import train_excess
+
+        return train_excess(self, run)
 
 
 class TokenTable(ControllerOptions):

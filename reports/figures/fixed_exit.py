@@ -80,7 +80,11 @@ def _lines(table: TaskTable) -> list[_Line]:
     depth = table.run.manifest.model.num_layers
     found = []
     for kv, stored in dict.fromkeys((point.row.kv, point.row.weights_format) for point in table.points):
-        alike = [point for point in table.points if point.row.weights_format == stored and not point.row.lossless]
+        alike = [
+            point
+            for point in table.points
+            if point.row.weights_format == stored and not (point.row.lossless or point.row.stop)
+        ]
         places = {}
         for point in alike:
             if point.row.kv == kv and point.row.strategy in {"fixed", "full"}:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from harness.contracts import Metric
 from reports.figures.task_table import PlacedPoint, TaskTable
 from reports.metrics.depth import EXIT_LAYER
-from reports.metrics.energy import ENERGY_PER_TOKEN
+from reports.metrics.energy import ENERGY_PER_REQUEST, ENERGY_PER_TOKEN
 from reports.metrics.faithfulness import EXACT_PREFIX, exact_prefixes
 from reports.metrics.time import LATENCY_P50
 from reports.summary.hypervolume import Candidate, Hypervolume, hypervolumes
-from reports.summary.pareto import QUALITY, front
+from reports.summary.pareto import QUALITY, front, stops
 from reports.summary.resampling import Resampled
 
 __all__ = ["COSTS", "QUALITIES", "Cost", "Front", "front_of", "has_front"]
@@ -35,6 +35,7 @@ class Cost:
 COSTS = (
     Cost("latency", "median latency of a request", LATENCY_P50),
     Cost("energy", "energy per generated token", ENERGY_PER_TOKEN),
+    Cost("request-energy", "energy of a request", ENERGY_PER_REQUEST),
     Cost("layers", "layers executed per decoded token", EXIT_LAYER),
 )
 QUALITIES = {QUALITY: "edit similarity to the reference", EXACT_PREFIX.name: "exact prefix of full depth's tokens"}
@@ -78,8 +79,10 @@ def has_front(table: TaskTable, cost: Cost) -> bool:
     """Whether a front means anything: real weights, two points, and a cost that all of them have."""
     if table.random_weights or len(table.points) < 2 or table.full is None:
         return False
+    if (cost.metric is ENERGY_PER_REQUEST) != stops(table.table.rows) and cost.metric is not LATENCY_P50:
+        return False  # where completions are cut short, what a token costs says nothing of what they cost
     sources = {point.row.energy_source for point in table.points}
-    if cost.metric is ENERGY_PER_TOKEN and (len(sources) > 1 or sources <= {"none", "mixed"}):
+    if cost.metric in (ENERGY_PER_TOKEN, ENERGY_PER_REQUEST) and (len(sources) > 1 or sources <= {"none", "mixed"}):
         return False
     return all(_cost(table, point, cost) is not None for point in table.points)
 
@@ -87,8 +90,8 @@ def has_front(table: TaskTable, cost: Cost) -> bool:
 def _cost(table: TaskTable, point: PlacedPoint, cost: Cost) -> Resampled | None:
     if cost.metric is LATENCY_P50:
         return table.resampling.latency(point.cell)
-    if cost.metric is ENERGY_PER_TOKEN:
-        return table.resampling.energy(point.cell)
+    if cost.metric in (ENERGY_PER_TOKEN, ENERGY_PER_REQUEST):
+        return table.resampling.energy(point.cell, of_requests=cost.metric is ENERGY_PER_REQUEST)
     return table.resampling.layers(point.cell, table.run.manifest.model.num_layers)
 
 

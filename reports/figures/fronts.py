@@ -16,7 +16,7 @@ from reports.figures.labels import Labelled, place_labels
 from reports.figures.style import BOUND, INK, look_of
 from reports.figures.task_table import TaskTable, shortened, task_tables
 from reports.metrics.depth import EXIT_LAYER
-from reports.metrics.energy import ENERGY_PER_TOKEN
+from reports.metrics.energy import ENERGY_PER_REQUEST, ENERGY_PER_TOKEN
 from reports.metrics.time import LATENCY_P50, LATENCY_P99
 from reports.recorded import RecordedRun
 from reports.summary.energy import energy_origin
@@ -54,7 +54,7 @@ def absence(run: RecordedRun) -> str:
         return "no figures of quality: with random weights every score is meaningless"
     if all(len(table.points) < 2 for table in tables):
         return "no Pareto fronts: only one operating point was measured"
-    if not any(has_front(table, COSTS[1]) for table in tables):
+    if not any(has_front(table, cost) for table in tables for cost in COSTS if cost.metric.kind == "energy"):
         return "no front of energy: it was not measured in every window, or not by one source"
     return ""
 
@@ -68,9 +68,10 @@ def _axis(table: TaskTable, cost: Cost) -> tuple[str, float]:
         return "layers executed per token (% of full depth)", 100.0
     row = table.points[0].row
     label = row.energy_source if row.energy_measured else energy_origin(row.energy_source)
-    largest = max((point.row.value(ENERGY_PER_TOKEN) or 0.0 for point in table.points), default=0.0)
+    largest = max((point.row.value(cost.metric) or 0.0 for point in table.points), default=0.0)
     unit, scale = ("mJ", 1e3) if largest < 1 else ("J", 1.0)
-    return f"energy per token, {label} ({unit})", scale
+    per = "of a request" if cost.metric is ENERGY_PER_REQUEST else "per token"
+    return f"energy {per}, {label} ({unit})", scale
 
 
 def _caption(table: TaskTable, cost: Cost) -> str:
@@ -86,7 +87,7 @@ def _caption(table: TaskTable, cost: Cost) -> str:
     if decides:
         parts.append("The front of edit similarity is the one that the tables mark with ●.")
     row = table.points[0].row
-    if cost.metric is ENERGY_PER_TOKEN and not row.energy_measured:
+    if cost.metric in (ENERGY_PER_TOKEN, ENERGY_PER_REQUEST) and not row.energy_measured:
         parts.append(
             f"Energy is {energy_origin(row.energy_source)}, not measured by a sensor: this figure adds nothing to that "
             "of latency and decides no ranking."

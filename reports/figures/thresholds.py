@@ -97,20 +97,21 @@ def _parts(points: Sequence[PlacedPoint]) -> list[Sequence[PlacedPoint]]:
 
 def _families(table: TaskTable) -> dict[str, list[PlacedPoint]]:
     """Return the points that differ in their threshold alone, lowest first, by a name for them."""
-    groups: dict[tuple[str, str, str, str], list[PlacedPoint]] = {}
+    groups: dict[tuple[str, str, str, str, str], list[PlacedPoint]] = {}
     for point in table.points:
         row = point.row
         if not row.lossless and OPTION in row.options and isinstance(row.options[OPTION], int | float | None):
             others = json.dumps({key: value for key, value in row.options.items() if key != OPTION}, sort_keys=True)
-            groups.setdefault((row.strategy, others, row.kv, row.weights_format), []).append(point)
+            groups.setdefault((row.strategy, others, row.kv, row.weights_format, row.stop), []).append(point)
     several = len(table.table.formats) > 1
     found: dict[str, list[PlacedPoint]] = {}
-    for (strategy, others, kv, stored), points in groups.items():
+    for (strategy, others, kv, stored, stop), points in groups.items():
         if len({point.row.options[OPTION] for point in points}) < 2:
             continue
         same = [key for key in groups if key[0] == strategy and len(groups[key]) > 1]
         settings = ":".join(f"{key}={value}" for key, value in json.loads(others).items() if value is not None)
         name = strategy if len(same) == 1 else f"{strategy}:{settings}@{kv}" + several * f"@{stored}"
+        name += f"@stop={stop}" if stop else ""
         found[name] = sorted(points, key=lambda point: _threshold(point) or 0.0)
     return found
 

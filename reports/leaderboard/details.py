@@ -134,6 +134,7 @@ def _settings(run: RecordedRun, cell: Measured) -> list[list[str]]:
         *options,
         ["KV policy", kv if source == "hidden" or not cell.regime.facts.fills else f"{kv}, filled from {source}"],
         ["decoding", f"{point.decode}{most}"],
+        *([["stop rule", point.stop]] if point.stop else []),
         ["asked at layers", exits],
         *([f"SHA-256 of {name}", digest] for name, digest in point.artefacts.items()),
     ]

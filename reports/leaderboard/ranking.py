@@ -85,8 +85,8 @@ def is_baseline(row: SummaryRow) -> bool:
 
 
 def is_exact(row: SummaryRow) -> bool:
-    """Whether a row's tokens are full depth's by how it decodes: it is full depth, or lossless."""
-    return row.lossless or row.strategy == "full"
+    """Whether a row's tokens are full depth's by how it decodes: it is full depth, or lossless, and never cut."""
+    return (row.lossless or row.strategy == "full") and not row.stop
 
 
 def is_asserted(row: SummaryRow) -> bool:

@@ -94,7 +94,7 @@ def _own_text(cell: Measured, full: Measured) -> Mapping[str, float]:
         reference = full.samples.get((sample.sample_id, 0))
         if reference is not None:
             known = reference.token_ids[: common_prefix(sample.token_ids, reference.token_ids) + 1]
-            chosen[: len(known)] = known
+            chosen[: len(known)] = known[: len(chosen)]  # one that was cut short is all alike
         same = [a == b for a, b in zip(cell.decoded(sample.token_ids), cell.decoded(chosen), strict=True)]
         if same:
             found[sample.sample_id] = sum(same) / len(same)

@@ -24,6 +24,7 @@ __all__ = [
     "REPEATS",
     "SCORES",
     "SCORE_DIFFERENCES",
+    "STOPS",
     "TIME",
     "in_section",
     "sections_of",
@@ -39,6 +40,7 @@ FIGURES = "figures"
 AGAINST_FULL = "Against full depth"
 AGREEMENTS = "Agreement with full depth"
 DRAFTS = "Drafts of lossless decoding"
+STOPS = "Tokens saved, and what accepted text costs"
 BYTE_MODEL = "Expected and realised decoding speed-up"
 TIME = "Time of a request"
 ENERGY = "Energy and power"
@@ -49,7 +51,7 @@ SCORES = "Scores"
 SCORE_DIFFERENCES = "Scores minus full depth's"
 
 _ORDER = (
-    *(AGAINST_FULL, AGREEMENTS, DRAFTS, BYTE_MODEL, TIME, REPEATS, ENERGY, DEPTH, EQUAL_DEPTH, SCORES),
+    *(AGAINST_FULL, AGREEMENTS, STOPS, DRAFTS, BYTE_MODEL, TIME, REPEATS, ENERGY, DEPTH, EQUAL_DEPTH, SCORES),
     SCORE_DIFFERENCES,
 )
 

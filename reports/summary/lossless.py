@@ -23,6 +23,8 @@ def about_lossless(cells: Sequence[Measured]) -> Iterator[str]:
             assert full is not None
             compared += 1
             mine, reference = cell.samples[key].token_ids, full.samples[key].token_ids
+            if cell.samples[key].finish_reason == "stop" and cell.point.stop:  # it ends a completion that would go on
+                reference = reference[: len(mine)]
             if mine != reference:
                 wrong.append((cell, key[0], common_prefix(mine, reference) + 1))
     if wrong:
@@ -33,7 +35,12 @@ def about_lossless(cells: Sequence[Measured]) -> Iterator[str]:
             "a near-tie; anything else is a defect. `harness verify` tells one from the other."
         )
     elif compared:
-        yield f"lossless rows: the tokens are full depth's in all {compared} completions."
+        cut = (
+            ", up to where a stop rule ends them"
+            if any(cell.point.lossless and cell.point.stop for cell in cells)
+            else ""
+        )
+        yield f"lossless rows: the tokens are full depth's in all {compared} completions{cut}."
     if not all(tells_discarded(cell) for cell in cells if cell.point.lossless):
         yield (
             "which drafts stood, by source, layer and kind, is not known: the run was recorded before discarded drafts "

@@ -37,12 +37,14 @@ class Regime:
         batch_size: samples decoded together.
         facts: what that policy is.
         weights_format: how the matrices are stored.
+        stop: the stop rule beside the protocol's own end; empty for none.
     """
 
     kv: str
     batch_size: int
     facts: KVFacts
     weights_format: str = ""
+    stop: str = ""
 
     @classmethod
     def of(cls, manifest: Manifest, point: OperatingPointRecord) -> Regime:
@@ -54,7 +56,8 @@ class Regime:
         try:
             kv = point.kv or str(manifest.config["kv"])
             facts = point.kv_facts or KV_POLICIES.load(kv).facts  # older runs know the built-in policies alone
-            return cls(kv, int(manifest.config["batch_size"]), facts, point.weights_format or manifest.model.stored_in)
+            stored_in = point.weights_format or manifest.model.stored_in
+            return cls(kv, int(manifest.config["batch_size"]), facts, stored_in, point.stop)
         except (KeyError, ValueError, TypeError, UnknownNameError) as error:
             raise StoreError(
                 f"the manifest's config has no usable 'kv' and 'batch_size' ({error}). "
@@ -133,6 +136,7 @@ class Measured:
             and self.regime.cached
             and other.regime.batch_size == self.regime.batch_size
             and other.regime.weights_format == self.regime.weights_format
+            and other.regime.stop == self.regime.stop
             and (self.constant_layer is not None or other.constant_layer is not None)
         ]
         return kept + same
@@ -232,10 +236,14 @@ class Measured:
 
 
 def full_depths(cells: Iterable[Measured]) -> dict[str, Measured]:
-    """Return the full depth of each weights format, the run's own first; of several, as KV policies have, the first."""
+    """Return the full depth of each weights format, the run's own first; of several, as KV policies have, the first.
+
+    None has a stop rule.
+    """
     found: dict[str, Measured] = {}
     for cell in cells:
-        if cell.point.strategy == "full" and not cell.point.never_exits and not cell.point.lossless:
+        point = cell.point
+        if point.strategy == "full" and not (point.never_exits or point.lossless or point.stop):
             found.setdefault(cell.regime.weights_format, cell)
     return found
 

@@ -22,6 +22,7 @@ from reports.summary.degenerate import degenerate
 from reports.summary.energy import MIXED, REPLAY, is_measured
 from reports.summary.lossless import about_lossless
 from reports.summary.measured import Measured
+from reports.summary.stopping import about_stops
 from reports.summary.window_notes import about_windows
 
 __all__ = ["notes"]
@@ -53,6 +54,7 @@ def notes(
     return (
         *_about_full_depth(manifest, cells),
         *about_lossless(cells),
+        *about_stops(cells),
         *_about_model(manifest),
         *_about_data(manifest, rows),
         *missing_scores,

@@ -2,9 +2,10 @@
 
 Quality is edit similarity, the one task score that both protocols and both languages report and that moves
 with every token (exact match is mostly 0 for small models, and agreement with full depth is faithfulness,
-not quality). Cost is measured energy per token where **every** row of the table has it from one sensor;
-otherwise the median latency of a request. An estimate of energy is a function of CPU time: it would only
-repeat the time axis under a more impressive name, so it never decides a front.
+not quality). Cost is measured energy per token where **every** row of the table has it from one sensor, per
+request where stop rules cut completions short, so that prefill is spread over fewer tokens; otherwise the median
+latency of a request. An estimate of energy is a function of CPU time: it would only repeat the time axis under a
+more impressive name, so it never decides a front.
 
 The oracle is a bound and never a candidate. With random weights quality means nothing and there is no front.
 """
@@ -16,12 +17,12 @@ from dataclasses import dataclass
 
 from harness.contracts import Metric
 from harness.records.summary import Summary, SummaryRow
-from reports.metrics.energy import ENERGY_PER_TOKEN
+from reports.metrics.energy import ENERGY_PER_REQUEST, ENERGY_PER_TOKEN
 from reports.metrics.scores import EDIT_SIMILARITY
 from reports.metrics.time import LATENCY_P50
 from reports.tables.result import ResultTable, is_candidate, split_tables
 
-__all__ = ["QUALITY", "Axes", "choose_axes", "coordinates", "front", "mark_front"]
+__all__ = ["QUALITY", "Axes", "choose_axes", "coordinates", "front", "mark_front", "stops"]
 
 QUALITY = EDIT_SIMILARITY
 
@@ -41,7 +42,10 @@ class Axes:
     @property
     def names(self) -> tuple[str, str]:
         """Quality and cost in words, without units."""
-        cost = self.cost.meaning if self.cost is LATENCY_P50 else "measured energy per token"
+        if self.cost is LATENCY_P50:
+            cost = self.cost.meaning
+        else:
+            cost = f"measured energy per {'request' if self.cost is ENERGY_PER_REQUEST else 'token'}"
         return self.quality.replace("_", " "), cost
 
 
@@ -55,9 +59,15 @@ def choose_axes(rows: Sequence[SummaryRow]) -> Axes | None:
         return None
     sources = {row.energy_source for row in measured}
     sensor = len(sources) == 1 and all(row.energy_measured for row in measured)
-    if sensor and all(row.value(ENERGY_PER_TOKEN) is not None for row in measured):
-        return Axes(QUALITY, ENERGY_PER_TOKEN)
+    energy = ENERGY_PER_REQUEST if stops(rows) else ENERGY_PER_TOKEN
+    if sensor and all(row.value(energy) is not None for row in measured):
+        return Axes(QUALITY, energy)
     return Axes(QUALITY, LATENCY_P50)
+
+
+def stops(rows: Sequence[SummaryRow]) -> bool:
+    """Whether some rows have a stop rule, so that rows differ in how much they generate."""
+    return any(row.stop for row in rows)
 
 
 def coordinates(row: SummaryRow, axes: Axes) -> tuple[float, float] | None:

@@ -87,12 +87,15 @@ class Resampling:
 
         return self._ratio(terms())
 
-    def energy(self, cell: Measured) -> Resampled | None:
-        """Return joules per generated token; ``None`` unless every window has a reading, all from one source."""
+    def energy(self, cell: Measured, *, of_requests: bool = False) -> Resampled | None:
+        """Return joules per generated token or request; ``None`` unless all windows have a reading of one source."""
         windows = list(cell.windows.values())
         if len({window.energy_source for window in windows}) != 1:
             return None
-        read = [(window.block, window.energy_j, float(window.tokens)) for window in windows]
+        read = [
+            (window.block, window.energy_j, float(window.samples if of_requests else window.tokens))
+            for window in windows
+        ]
         terms = [(block, joules, tokens) for block, joules, tokens in read if joules is not None]
         return self._ratio(terms) if len(terms) == len(read) else None
 

@@ -156,6 +156,7 @@ def _table(points: Sequence[Point], metrics: Sequence[Metric]) -> list[SummaryRo
             weights_format=point.model.stored_in,
             decode=point.cell.point.decode,
             draft_max=point.cell.point.draft_max,
+            stop=point.cell.point.stop,
             baseline_format=point.full.regime.weights_format,
             n=len(point.cell.scored),
             errors=point.cell.errors,

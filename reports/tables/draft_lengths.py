@@ -24,7 +24,9 @@ def draft_families(rows: Sequence[SummaryRow]) -> dict[str, list[int]]:
     for place, row in enumerate(rows):
         if row.draft_max is not None:
             options = json.dumps(row.options, sort_keys=True, default=str)
-            groups.setdefault((row.strategy, options, row.decode, row.kv, row.weights_format), []).append(place)
+            groups.setdefault((row.strategy, options, row.decode, row.kv, row.weights_format, row.stop), []).append(
+                place
+            )
     several = [places for places in groups.values() if len({rows[place].draft_max for place in places}) > 1]
     found = {}
     for places in several:

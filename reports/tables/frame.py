@@ -39,6 +39,7 @@ _FIELDS = {
     "weights_format": "how matrices are stored and multiplied",
     "decode": "lossy; or lossless, with its draft source: full depth verified every token",
     "draft_max": "tokens of a draft at most",
+    "stop": "stop rule beside the protocol's own end",
     "baseline_format": "weights format of the full depth that its tokens and scores are compared with",
     "n": "samples scored",
     "errors": "samples that failed",

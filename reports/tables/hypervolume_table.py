@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from reports.figures.front_points import COSTS, front_of
 from reports.figures.task_table import TaskTable, task_tables
-from reports.metrics.energy import ENERGY_PER_TOKEN
+from reports.metrics.energy import ENERGY_PER_REQUEST, ENERGY_PER_TOKEN
 from reports.recorded import RecordedRun
 from reports.summary.hypervolume import Hypervolume, Share
 from reports.summary.pareto import QUALITY
@@ -20,7 +20,9 @@ NOTE = (
     "cost (0 where nothing fits). Alone: by the strategy's own operating points. Adds: what the front loses without "
     "it. Full depth itself spans none, and neither does what costs more. Brackets: 95 % bootstrap intervals."
 )
-_SHOWN = tuple(cost for cost in COSTS if cost.metric is not ENERGY_PER_TOKEN)  # an estimate decides nothing
+_SHOWN = tuple(
+    cost for cost in COSTS if cost.metric not in (ENERGY_PER_TOKEN, ENERGY_PER_REQUEST)
+)  # an estimate decides nothing
 
 
 def hypervolume_tables(run: RecordedRun) -> Iterator[tuple[str, TextTable]]:

@@ -25,6 +25,7 @@ _LEGEND = (
     "– not measured, or not defined",
 )
 _LOSSLESS = "@lossless: what exits or a draft source say is verified, and full depth's tokens come out"
+_STOP = "@stop=: a rule ends completions early; what is left is scored against the whole reference"
 _LETTERS = string.ascii_uppercase + string.ascii_lowercase
 
 
@@ -121,7 +122,8 @@ def mark(row: SummaryRow) -> str:
 
 def legend(rows: Iterable[SummaryRow]) -> tuple[str, ...]:
     """Return what the marks of these rows mean, a line each."""
-    return (*_LEGEND, _LOSSLESS) if any(row.lossless for row in rows) else _LEGEND
+    rows = list(rows)
+    return (*_LEGEND, *[_LOSSLESS] * any(row.lossless for row in rows), *[_STOP] * any(row.stop for row in rows))
 
 
 def _span(values: Sequence[int]) -> str:

@@ -17,13 +17,14 @@ own test set: at a random token of a random line (see :mod:`tasks.protocols.line
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import ClassVar
 
 from harness.contracts import BadRow, Sample, StopRule, TaskRequest, Tokenizer
 from tasks.protocols import Protocol, Skipped, too_long
 from tasks.protocols.line_cut import cut_line
 from tasks.rows import Document, LineRow
+from tasks.stops.line import LineEnd
 
 __all__ = ["MAX_CONTEXT", "NEW_TOKENS", "CodexglueLine"]
 
@@ -67,23 +68,8 @@ class CodexglueLine(Protocol[Document | LineRow]):
         return Sample(row.sample_id, prompt_ids, rest.strip(), tuple(tokenizer.encode(rest.rstrip())), new)
 
     def stop_rule(self, tokenizer: Tokenizer) -> StopRule:
-        """Return a rule that is true once the line has ended.
-
-        An end mark may span tokens, so the text of all tokens is searched; but only when some token holds a
-        character that can complete a mark, which one dictionary look-up per token tells.
-        """
-        suspects: dict[int, bool] = {}
-
-        def line_is_over(token_ids: Sequence[int]) -> bool:
-            suspicious = False
-            for token_id in token_ids:
-                known = suspects.get(token_id)
-                if known is None:
-                    known = suspects[token_id] = self.language.may_end_line(tokenizer.decode([token_id]))
-                suspicious = suspicious or known
-            return suspicious and self.language.line_end(tokenizer.decode(token_ids)) is not None
-
-        return line_is_over
+        """Return a rule that is true once the line has ended: that of :mod:`tasks.stops.line`."""
+        return LineEnd(self.language, tokenizer)
 
     def completion(self, text: str) -> str:
         """Return the text up to the line's end, outer white space removed."""

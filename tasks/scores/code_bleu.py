@@ -25,21 +25,19 @@ what the parser recovers from them, for text and reference alike.
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib import import_module
 from pathlib import Path
 from statistics import fmean
 from typing import Any, ClassVar, TypeAlias
 
 from harness.contracts import Score
 from harness.contracts.scores import Pair
-from harness.errors import ConfigError
+from tasks.grammars import grammar, parser
 from tasks.scores.text import as_source, code_tokens, restored
 
 __all__ = ["CodeBleu", "Components", "Dataflow", "DataflowDefined", "Syntax", "components", "data_flow", "parser"]
@@ -49,9 +47,6 @@ _PLAIN_WEIGHT = 0.2
 
 _MALFORMED = (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError)
 """What the library's extraction raises on trees with holes; it then says "no data flow", and so do we."""
-
-_CAPSULE_NAME = b"tree_sitter.Language"
-"""What tree-sitter asks for; a capsule keeps the pointer to its name, so this must live as long as the process."""
 
 Edge: TypeAlias = tuple[int, str, tuple[int, ...]]
 
@@ -182,7 +177,7 @@ def components(pairs: Sequence[tuple[str, str]], language: str) -> Components | 
                 [[reference] for _, reference in sources],
                 [text for text, _ in sources],
                 language,
-                tree_sitter_language=_grammar(language),
+                tree_sitter_language=grammar(language),
             )
         ),
         dataflow=_flow_match(defined) if defined else None,
@@ -249,45 +244,6 @@ def _leaves(root: Any) -> list[Any]:
         else:
             stack.extend(reversed(node.children))
     return leaves
-
-
-@lru_cache(maxsize=8)
-def _grammar(language: str) -> Any:
-    from tree_sitter import Language
-
-    package = f"tree-sitter-{language.replace('_', '-')}"
-    try:
-        module = import_module(package.replace("-", "_"))
-    except ImportError:
-        raise ConfigError(f"CodeBLEU needs the grammar of {language}. Run `pip install {package}`.") from None
-    grammar = getattr(module, "language", None) or getattr(module, f"language_{language}")  # PHP's has two
-    address = grammar()
-    try:
-        return Language(_capsule(address) if isinstance(address, int) else address)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(
-            f"CodeBLEU cannot read the grammar {package}: the installed tree-sitter does not fit it ({error}). "
-            "Run `pip install 'tree-sitter>=0.25'`."
-        ) from None
-
-
-def _capsule(address: int) -> Any:
-    """Wrap the address of a grammar as later grammars do themselves; tree-sitter deprecates bare numbers."""
-    wrap = ctypes.pythonapi.PyCapsule_New
-    wrap.restype, wrap.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
-    return wrap(address, _CAPSULE_NAME, None)
-
-
-@lru_cache(maxsize=8)
-def parser(language: str) -> Any:
-    """Return a tree-sitter parser of a language.
-
-    Raises:
-        ConfigError: its grammar is not installed, or the installed tree-sitter does not fit it.
-    """
-    from tree_sitter import Parser
-
-    return Parser(_grammar(language))
 
 
 @lru_cache(maxsize=8)

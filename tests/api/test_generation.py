@@ -273,3 +273,19 @@ def test_a_strategy_may_end_a_completion(model: Model) -> None:
     ]
     lossless = model.generate(PROMPT, StopAfter(4), max_new_tokens=9, decode="lossless")
     assert (lossless.finish_reason, lossless.text) == (whole.finish_reason, whole.text)
+
+
+def test_a_stop_rule_ends_it(model: Model) -> None:
+    """``line`` of Java, whose marks even random weights make soon."""
+    free = model.generate(PROMPT, max_new_tokens=64)
+    marks = [place for place, text in enumerate(free.tokens.text) if set(text) & set("\n;{}")]
+    found = model.generate(
+        PROMPT, "fixed:layer=4", max_new_tokens=64, decode="lossless", stop_rule="line:language=java"
+    )
+    assert marks
+    assert (found.finish_reason, found.stop_rule) == ("stop", "line")
+    assert found.tokens.token_id.tolist() == free.tokens.token_id.tolist()[: marks[0] + 1]
+    assert found.steps[-1].last
+    assert "ended by line" in repr(found)
+    with pytest.raises(OptionError, match="must know the language"):
+        model.generate(PROMPT, stop_rule="statement")

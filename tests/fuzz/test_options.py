@@ -24,7 +24,7 @@ Fuzz = Callable[..., None]
 Fresh = Callable[[], AbstractContextManager[Path]]
 Workshop = Callable[[], AbstractContextManager[Path]]
 
-TRACED = ("shortcut", "classifier", "lte", "rl", "lowrank", "hash", "predictor", "consistent", "sec")
+TRACED = ("shortcut", "classifier", "lte", "rl", "lowrank", "hash", "predictor", "consistent", "sec", "excess")
 RUN = {
     "model": "model", "source": "rows.jsonl", "limit": "2", "max_new_tokens": "2", "energy": "none", "threads": "1",
     "strategies": "full",

@@ -32,6 +32,7 @@ KINDS = {
     "predictor": "predictor",
     "consistent": "consistent",
     "sec": "sec",
+    "excess": "excess",
 }
 
 

@@ -201,7 +201,8 @@ def _point(name: str) -> OperatingPointRecord:
     written, *said = name.removesuffix(" (never exits)").split("@")
     decode = next((one for one in said if one.startswith("lossless")), "lossy")
     length = next((one for one in said if one.startswith("draft=")), "draft=16")
-    kv = next((one for one in said if one not in (decode, length)), None)
+    stop = next((one for one in said if one.startswith("stop=")), "")
+    kv = next((one for one in said if one not in (decode, length, stop)), None)
     strategy, _, rest = written.partition(":")
     options = dict(part.split("=") for part in rest.split(":")) if rest else {}
     return OperatingPointRecord(
@@ -212,6 +213,7 @@ def _point(name: str) -> OperatingPointRecord:
         rehearsed=strategy == "oracle",
         kv=kv,
         decode=decode,
+        stop=stop.removeprefix("stop="),
         draft_max=None if decode == "lossy" else int(length.removeprefix("draft=")),
         draft_sources=tuple(decode.split("+")[1:]),
     )

@@ -14,11 +14,12 @@ import pytest
 from harness.errors import ConfigError
 from harness.running.scoring import score_corpora
 from reports.summary.quality import Corpus
+from tasks import grammars
 from tasks.scores import code_bleu
 from tasks.scores.code_bleu import CodeBleu, data_flow
 from tasks.scores.text import as_source, restore_literals
 
-GRAMMAR = code_bleu._grammar.__wrapped__  # what is not kept from an earlier test
+GRAMMAR = grammars.grammar.__wrapped__  # what is not kept from an earlier test
 FLOW = "total = first + second"
 NO_FLOW = "print ( )"
 
@@ -180,7 +181,7 @@ def test_a_grammar_is_handed_over_as_tree_sitter_wants_it(language: str) -> None
 def test_a_grammar_that_comes_in_a_capsule_is_read_too(monkeypatch: pytest.MonkeyPatch) -> None:
     import tree_sitter_python
 
-    wrapped = code_bleu._capsule(tree_sitter_python.language())
+    wrapped = grammars._capsule(tree_sitter_python.language())
     monkeypatch.setitem(sys.modules, "tree_sitter_python", SimpleNamespace(language=lambda: wrapped))
     assert GRAMMAR("python").abi_version == 14
 
@@ -188,7 +189,7 @@ def test_a_grammar_that_comes_in_a_capsule_is_read_too(monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("module", "message"),
     [
-        (None, r"needs the grammar of python\. Run `pip install tree-sitter-python`"),
+        (None, r"the grammar of python is not installed\. Run `pip install tree-sitter-python`"),
         (SimpleNamespace(language=lambda: "no grammar"), r"does not fit it .* Run `pip install 'tree-sitter>=0\.25'`"),
     ],
 )

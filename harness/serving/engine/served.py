@@ -81,6 +81,7 @@ class Served:
             energy_j=energy_j,
             energy_source=energy_source,
             drafts=DraftFacts.of(made),
+            stopped_by=made.stopped_by,
         )
 
     def _is_late(self, made: Generation) -> bool:

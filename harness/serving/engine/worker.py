@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from harness.contracts import Tokenizer
+from harness.contracts import Cursor, Tokenizer
 from harness.decoding.engine import Engine
 from harness.decoding.generation import Generation
 from harness.decoding.open_batch import OpenBatch
@@ -197,9 +197,12 @@ class Worker:
             strategy, lossless = job.setting.strategy, job.setting.lossless
             rows, rule = self._exits.join(row, strategy, job.seed, self._engine.facts(strategy, lossless))
             drafts = self._engine.drafts(lossless, rows, self._kv, strategy, rule)
+            info, stop = self._engine.info, job.setting.stop
+            cursor = Cursor(prompt, self._tokenizer, "", info, rows.device)
             served.prompt_reused = batch.join(
                 row, prompt, job.max_new_tokens, served.stop, job.end_token_ids, ticket.submitted, job.owner,
                 None if drafts is None else replace(drafts, rules=self._exits.guarded(drafts.rules)),
+                None if stop is None else stop.start(cursor),
             )  # fmt: skip
 
     def _read(self, batch: OpenBatch) -> None:

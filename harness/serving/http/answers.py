@@ -150,6 +150,8 @@ def early_exit_report(done: Finished) -> dict[str, Any]:
         "decode": str(done.setting.decode),
         "draft_max": None if lossless is None else lossless.most,
         "draft_head": None if lossless is None else str(lossless.head),
+        "stop_rule": None if done.setting.stop is None else done.setting.stop.written,
+        "stopped_by": done.stopped_by or None,
         "drafts": None if done.drafts is None else DraftReport.model_validate(done.drafts),
         "num_layers": done.num_layers,
         "exit_layers": layers,

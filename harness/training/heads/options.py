@@ -6,10 +6,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from harness.config.model import Configuration
-from harness.training.options import ControllerOptions, ObservationName, Resume
+from harness.config.model import Configuration, TaskName
+from harness.training.options import ControllerOptions, ObservationName, Resume, TraceOptions
 
-__all__ = ["ActionOptions", "HeadOptions", "HeadRecipe", "ReturnOptions", "ReturnRecipe"]
+__all__ = ["ActionOptions", "ExcessOptions", "HeadOptions", "HeadRecipe", "ReturnOptions", "ReturnRecipe"]
 
 
 class HeadRecipe(Configuration):
@@ -68,3 +68,15 @@ class ActionOptions(ControllerOptions):
         le=1,
         description="Share of stopped tokens that no layer gets right, which --keep is to exits.",
     )
+
+
+class ExcessOptions(TraceOptions):
+    """What the recipe of CodeFast's heads can be told."""
+
+    tasks: tuple[TaskName, ...] = Field(
+        default=(), description="Learn from this task's documents only. Repeatable. Default: all."
+    )
+    precision: float = Field(
+        default=0.9, gt=0, le=1, description="Share of held-out stops that must be ends of functions."
+    )
+    l2: float = Field(default=1e-4, ge=0, le=1, description="Weight of the squared weights beside the cross-entropy.")

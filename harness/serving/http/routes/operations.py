@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
+from harness.registry import STOPS
 from harness.serving.failures import DrainingError, LoadingError, ServingError
 from harness.serving.service import Service
 
@@ -96,9 +97,11 @@ async def info(request: Request) -> dict[str, Any]:
                 "options": default.options,
                 "decode": str(default.decode),
                 "draft_max": service.settings.draft_max,
+                "stop_rule": service.settings.stop,
             },
             "decode": list(service.settings.decodes),
             "drafts": list(service.settings.sources),
+            "stops": list(STOPS.names()),
             "strategies": [
                 {
                     "name": loaded.name,

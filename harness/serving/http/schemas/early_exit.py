@@ -62,6 +62,8 @@ class EarlyExitReport(Answer):
     draft_head: Annotated[
         str | None, Field(description="What reads the tokens that exits draft; null of lossy decoding.")
     ]
+    stop_rule: Annotated[str | None, Field(description="Rule that might end it beside its stop texts; null without.")]
+    stopped_by: Annotated[str | None, Field(description="Name of that rule if it ended it; null for anything else.")]
     drafts: Annotated[DraftReport | None, Field(description="null of lossy decoding.")]
     num_layers: Annotated[int, Field(description="Decoder layers of the model.")]
     exit_layers: Annotated[list[int], Field(description="Decoder layers executed for each token.")]

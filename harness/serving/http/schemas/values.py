@@ -40,7 +40,8 @@ Controls = Annotated[
             "description": "Early exit of this request: {strategy: NAME, option: value, …}, or 'NAME:option=value'. "
             "GET /info lists strategies, options and limits. Beside them: decode, lossless (exits draft, full depth "
             "verifies: its own tokens, in bursts) or lossy (what exits say); draft, a source that proposes tokens "
-            "first, as lookup; draft_max, the longest draft. Without it the header X-Early-Exit, then the query's "
+            "first, as lookup; draft_max, the longest draft; stop_rule, what ends it beside its stop texts, as "
+            "statement:language=python, or none. Without it the header X-Early-Exit, then the query's "
             "early_exit, then the server's default counts.",
             "examples": [{"threshold": 0.9, "decode": "lossless", "draft": "lookup", "draft_max": 8}],
             "anyOf": [
@@ -51,6 +52,7 @@ Controls = Annotated[
                         "decode": {"type": ["string", "null"]},
                         "draft": {"type": ["string", "null"]},
                         "draft_max": {"type": ["integer", "string", "null"]},
+                        "stop_rule": {"type": ["string", "null"]},
                     },
                     "additionalProperties": {"type": ["string", "number", "boolean", "null"]},
                 },

@@ -82,6 +82,7 @@ class ThreeStrategies:
     )
 
     decodes, sources, draft_max = ("lossless", "lossy"), ("lookup",), 16
+    stop = "none"
 
     def __init__(self) -> None:
         self.default = self.resolve({"threshold": 0.9, "decode": "lossy"})

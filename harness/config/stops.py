@@ -1,0 +1,94 @@
+"""Stop rules as written: ``none``, or ``NAME[:option=value]…`` of ``harness list stops``; a comma list compares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, TypeAlias
+
+from pydantic import AfterValidator
+
+from harness.config.options import build
+from harness.contracts import Cursor, ModelInfo, NamedStop, Stop
+from harness.errors import ConfigError
+from harness.registry import STOPS
+
+__all__ = ["NO_STOP", "BuiltStop", "StopText", "build_stop", "parse_stops"]
+
+NO_STOP = "none"
+"""What is written where no rule is wanted."""
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltStop:
+    """A stop rule, built.
+
+    Attributes:
+        name: registered name.
+        rule: the rule.
+        written: as it was written, in canonical form.
+    """
+
+    name: str
+    rule: Stop
+    written: str
+
+    def check(self, model: ModelInfo, language: str) -> None:
+        """Refuse what cannot be decided here; see :meth:`harness.contracts.Stop.check`."""
+        self.rule.check(model, language)
+
+    def start(self, cursor: Cursor) -> NamedStop:
+        """Return the rule of one completion."""
+        return NamedStop(self.name, self.rule.start(cursor))
+
+
+def build_stop(text: str) -> BuiltStop | None:
+    """Return a stop rule; ``None`` for ``none``.
+
+    Raises:
+        ConfigError: the text does not have that form.
+        UnknownNameError: no such rule.
+        OptionError: it has no such option, or a value is out of range.
+    """
+    name, *given = (piece.strip() for piece in text.split(":"))
+    if not name:
+        raise ConfigError(
+            f"stop = '{text}' names no stop rule. Write none or NAME[:option=value]… (harness list stops)."
+        )
+    options: dict[str, str] = {}
+    for item in given:
+        option, _, value = (part.strip() for part in item.partition("="))
+        if not option or not value:
+            raise ConfigError(f"stop = '{text}' cannot be read at '{item}'. Write NAME[:option=value]….")
+        if option in options:
+            raise ConfigError(f"stop = '{text}' gives option '{option}' twice.")
+        options[option] = value
+    if name == NO_STOP and not options:
+        return None
+    written = ":".join([name, *(f"{option}={value}" for option, value in options.items())])
+    return BuiltStop(name, build(STOPS, name, options.items()), written)
+
+
+def parse_stops(value: object) -> object:
+    """Take ``none,statement`` apart: rules in canonical form, each once; what is no such list is left alone.
+
+    Raises:
+        HarnessError: as :func:`build_stop`.
+        ValueError: there is none.
+    """
+    if isinstance(value, str):
+        value = value.split(",")
+    if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
+        return value
+    if not value:
+        raise ValueError("names nothing")
+    once = tuple(dict.fromkeys(_canonical(each) for each in value))
+    return once[0] if len(once) == 1 else once
+
+
+def _canonical(text: str) -> str:
+    built = build_stop(text)
+    return NO_STOP if built is None else built.written
+
+
+StopText: TypeAlias = Annotated[str, AfterValidator(_canonical)]
+"""One stop rule in a configuration, checked."""

@@ -1,0 +1,73 @@
+"""A completion ends with its line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from harness.contracts import Cursor, ModelInfo, RowStop, Stop, Tokenizer
+from tasks import languages
+from tasks.languages import Language
+from tasks.stops.language import language_of
+
+__all__ = ["Line", "LineEnd"]
+
+KNOWN = {one.name: one for one in vars(languages).values() if isinstance(one, Language)}
+
+
+@dataclass(frozen=True)
+class Line(Stop):
+    """End a completion with the line that the cursor stands in.
+
+    A line is CodeXGLUE's (:mod:`tasks.languages`): up to a newline, in Java also up to the first ``;`` or ``}``, or
+    before ``{``, outside literals. It is the rule by which the protocol ``codexglue-line`` ends completions of itself.
+    """
+
+    language: Annotated[str, Field(description="of the code; the task's where it is left out")] = ""
+
+    def check(self, model: ModelInfo, language: str) -> None:
+        """The lines of the language must be known."""
+        language_of("line", self.language, language, KNOWN)
+
+    def start(self, cursor: Cursor) -> RowStop:
+        """Search the completion alone."""
+        return LineEnd(KNOWN[self.language or cursor.language], cursor.tokenizer)
+
+
+class LineEnd(RowStop):
+    """Tells whether the line has ended; one object may serve several completions.
+
+    An end mark may span tokens, so the text of all tokens is searched; but only when some token holds a character that
+    can complete a mark, which one dictionary look-up per token tells.
+
+    Args:
+        language: of the code.
+        tokenizer: spells tokens.
+
+    Attributes:
+        name: what records call it.
+    """
+
+    name: ClassVar[str] = "line"
+
+    def __init__(self, language: Language, tokenizer: Tokenizer) -> None:
+        self._language, self._tokenizer = language, tokenizer
+        self._suspects: dict[int, bool] = {}
+
+    def __call__(self, token_ids: Sequence[int]) -> bool:
+        """Return whether the line has ended."""
+        return self.over(token_ids)
+
+    def over(self, token_ids: Sequence[int]) -> bool:
+        """Return whether the line has ended."""
+        suspicious = False
+        for token_id in token_ids:
+            known = self._suspects.get(token_id)
+            if known is None:
+                spelled = self._tokenizer.decode([token_id])
+                known = self._suspects[token_id] = self._language.may_end_line(spelled)
+            suspicious = suspicious or known
+        return suspicious and self._language.line_end(self._tokenizer.decode(token_ids)) is not None

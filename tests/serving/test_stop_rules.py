@@ -1,0 +1,112 @@
+"""Requests end by stop rules, the server's or their own, lossy and lossless beside each other, streamed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from harness.errors import ArtefactError, OptionError
+from harness.registry import STOPS
+from harness.serving.failures import InvalidRequestError
+from harness.serving.http.answers import early_exit_report
+from harness.serving.jobs import Finished
+from harness.serving.service import Service
+from tests.serving.test_lossless import alone, collect, ids, job
+
+SOURCE = """
+    from harness.contracts import RowStop, Stop
+
+    @dataclass(frozen=True)
+    class Outside(Stop):
+        tokens: int = 5
+        states: bool = False
+        file: str = ""
+
+        def start(self, cursor):
+            return Rule(self, cursor)
+
+    class Rule(RowStop):
+        def __init__(self, options, cursor):
+            self.options, self.reads_states, self.seen = options, options.states, 0
+            assert cursor.before.startswith("def load") and cursor.language == ""
+
+        def see(self, layer, state):
+            assert state.shape == (self_width,)
+            self.seen += 1
+
+        def over(self, token_ids):
+            if self.options.tokens == 99:
+                raise ValueError("not today")
+            return (self.seen if self.reads_states else len(token_ids)) >= self.options.tokens
+"""
+
+
+@pytest.fixture
+def after(plug_in: Callable[..., None], tiny_llama: Any) -> None:
+    """A rule that ends completions after some tokens, or some states."""
+    import json
+
+    width = json.loads((tiny_llama / "config.json").read_text())["hidden_size"]
+    plug_in("after", SOURCE.replace("self_width", str(width)), STOPS)
+
+
+def test_rules_end_requests_lossy_and_lossless(own: Callable[..., Service], after: None) -> None:
+    service = own(strategies=("fixed:layer=4",), stop="after", decode="lossless")
+    ways: list[tuple[dict[str, Any], int]] = [
+        ({}, 5),
+        ({"stop_rule": "none"}, 24),
+        ({"stop_rule": "after:tokens=3", "decode": "lossy"}, 3),
+        ({"stop_rule": "after:tokens=3:states=true"}, 3),
+        ({"stop_rule": "after:tokens=7:states=true", "decode": "lossy"}, 7),
+        ({"stop_rule": "after:tokens=7", "draft": "lookup:least=1"}, 7),
+    ]
+    jobs = [job(service, tokens=24, **given) for given, _ in ways]
+
+    async def at_once() -> list[Finished]:
+        return await asyncio.gather(*(collect(service, wanted) for wanted in jobs))
+
+    for (_, tokens), wanted, done in zip(ways, jobs, asyncio.run(at_once()), strict=True):
+        assert ids(done) == alone(service, wanted).token_ids[:tokens]
+        assert (done.ending, done.stopped_by) == (("length", "") if tokens == 24 else ("stop", "after"))
+        report = early_exit_report(done)
+        rule = None if wanted.setting.stop is None else wanted.setting.stop.written
+        assert (report["stop_rule"], report["stopped_by"]) == (rule, done.stopped_by or None)
+
+
+def test_a_rule_that_raises_fails_its_request_only(own: Callable[..., Service], after: None) -> None:
+    service = own(strategies=("fixed:layer=4",))
+
+    async def both() -> list[Any]:
+        wanted = [job(service, stop_rule="after:tokens=99"), job(service)]
+        return await asyncio.gather(*(collect(service, one) for one in wanted), return_exceptions=True)
+
+    failed, fine = asyncio.run(both())
+    assert "not today" in str(failed)
+    assert len(ids(fine)) == 24
+
+
+def test_what_a_request_may_not_say_is_refused(own: Callable[..., Service], after: None) -> None:
+    service = own(strategies=("fixed:layer=4",))
+    for rule, said in (
+        ("after:file=/etc/passwd", "a request cannot set 'file' of after"),
+        ("excess:heads=/etc/passwd", "a request cannot set 'heads' of excess"),
+        ("statement", "must know the language of the code. Write statement:language=NAME"),
+        ("statment", "Did you mean 'statement'"),
+        ("excess", "there is no excess.json"),
+    ):
+        with pytest.raises(InvalidRequestError, match=said):
+            service.settings.resolve({"stop_rule": rule})
+    setting = service.settings.resolve({"stop_rule": "block:language=java"})
+    assert setting.stop is not None
+    assert setting.stop.written == "block:language=java"
+
+
+@pytest.mark.parametrize(("stop", "error"), [("block", OptionError), ("excess", ArtefactError)])
+def test_a_server_s_rule_is_checked_before_weights_are_read(
+    serve_config: Callable[..., Any], stop: str, error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        Service(serve_config(stop=stop))
