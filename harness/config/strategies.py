@@ -1,8 +1,9 @@
 """The strategy mini-language: operating points as written, still text.
 
 ``NAME[:option=value[,value…]]…``: a comma list of values makes one operating point each; several
-options are separated by ``:`` (or by a comma before ``option=``), and several lists make their product. In a run
-``@lossless``, ``@lossless+SOURCE[:option=value]…`` or ``@lossy`` behind it says how these decode.
+options are separated by ``:`` (or by a comma before ``option=``), and several lists make their product. A value may
+hold colons where no ``option=`` follows them. In a run ``@lossless``, ``@lossless+SOURCE[:option=value]…`` or
+``@lossy`` behind it says how these decode.
 Nothing here knows which strategies exist; :mod:`harness.config.options` builds them. From Python a strategy may also be
 given as an object or a class, of a notebook cell for example.
 """
@@ -22,6 +23,7 @@ from harness.errors import ConfigError
 __all__ = ["BASELINE", "StrategySpec", "as_strategy", "demo_strategies", "parse_all", "parse_strategies", "spec_of"]
 
 _DECODE = re.compile("@los[a-z]*([+].*)?$")
+_OPTION = re.compile(r":(?=\s*\w+\s*=|\s*$|\s*:)")  # any other colon belongs to a value: http://localhost:8080
 
 BASELINE = "full"  # the operating point every other one is paired with
 
@@ -89,7 +91,7 @@ def parse_strategies(text: str, *, in_run: bool = False) -> list[StrategySpec]:
         raise ConfigError(f"--strategy '{text}' names no strategy. Write NAME or NAME:option=value.")
     choices: dict[str, list[str]] = {}
     current: str | None = None
-    for group in rest.split(":") if rest else []:
+    for group in _OPTION.split(rest) if rest else []:
         current = None
         for item in group.split(","):
             key, equals, value = item.partition("=")

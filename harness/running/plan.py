@@ -14,9 +14,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.config import RunConfig, demo_strategies, parse_all
-from harness.contracts import OWN_FORMAT, ModelInfo, ModelRequest, Sample, StopRule, Task, TaskData, TaskRequest
+from harness.contracts import (
+    OWN_FORMAT,
+    BlackBox,
+    ModelInfo,
+    ModelRequest,
+    Sample,
+    StopRule,
+    Task,
+    TaskData,
+    TaskRequest,
+)
 from harness.decoding import packing
-from harness.errors import ArtefactError, ConfigError, DataError, OutOfReachError
+from harness.errors import ArtefactError, ConfigError, DataError, EndpointError, OutOfReachError
 from harness.host.device import resolve_device
 from harness.host.foreign_files import real_path
 from harness.models.model import ResolvedModel, foresee, resolve
@@ -89,6 +99,8 @@ def make_plan(config: RunConfig) -> Plan:
     PROTOCOLS.load(config.protocol)
     score_names(task.language for task in tasks)  # imports them: what cannot be scored is not measured for hours
     device = resolve_device(config.device)
+    for strategy in (strategy for _, strategy in specs if isinstance(strategy, BlackBox)):
+        _reach(strategy)
     model = _find_model(config.request(config.seed), specs)
     if config.kv_input == "shortcut" and model.shortcut is None:
         raise ConfigError(
@@ -106,6 +118,21 @@ def make_plan(config: RunConfig) -> Plan:
     ngrams = model.seen.ngrams()
     planned = tuple(_draw(task, config, model, ngrams) for task in tasks)
     return Plan(config, device, built, points, model, planned)
+
+
+def _reach(strategy: BlackBox) -> None:
+    """Ask a black box for one token: what is down now would fail on every sample.
+
+    Raises:
+        EndpointError: it does not complete; with the remedy.
+    """
+    connection = strategy.connect()
+    try:
+        connection.complete("def f(x):", 1, lambda _: False)
+    except EndpointError as error:
+        raise EndpointError(f"{error} {strategy.remedy()}") from None
+    finally:
+        connection.close()
 
 
 def _find_model(request: ModelRequest, built: Built) -> ResolvedModel:
@@ -132,7 +159,7 @@ def _lacking(request: ModelRequest, built: Built) -> list[ArtefactError]:
         info = foresee(request)
         if info is None:
             return []
-        for _, strategy in built:
+        for strategy in (strategy for _, strategy in built if not isinstance(strategy, BlackBox)):
             try:
                 strategy.exit_points(info)
             except ArtefactError as error:

@@ -6,6 +6,7 @@ measured window, so that drift of the machine favours no operating point and eve
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Sequence
@@ -125,7 +126,8 @@ def _measure(config: RunConfig, resume: Path | None, repeat: int, observer: Obse
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     meter, unavailable = open_meter(config.energy, plan.device, config.tdp_w)
-    try:
+    with contextlib.ExitStack() as closing:
+        closing.callback(meter.close)
         observer.stage(f"loading {plan.model.info.name}")
         loaded = plan.model.load_all(plan.device, observer.stage, _formats(config, before))
         plan = plan.stored_in([one.info for one in loaded])
@@ -137,6 +139,7 @@ def _measure(config: RunConfig, resume: Path | None, repeat: int, observer: Obse
             for name in [one.info.weights_format]
         }
         session = Session(plan, engines, meter)
+        closing.callback(session.close)
         if session.idle_s:
             observer.stage(f"measuring the machine at rest for {session.idle_s:g} s")
         idle = session.rest()
@@ -149,8 +152,6 @@ def _measure(config: RunConfig, resume: Path | None, repeat: int, observer: Obse
         with _open(path, manifest, resume=resume is not None) as store:
             _warn_of_few_blocks(plan, manifest.block_size)
             session.measure(store, [*idle, *warmup], observer, repeat)
-    finally:
-        meter.close()
     return path
 
 

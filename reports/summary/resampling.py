@@ -92,8 +92,12 @@ class Resampling:
         windows = list(cell.windows.values())
         if len({window.energy_source for window in windows}) != 1:
             return None
-        read = [(window.block, window.energy_j, float(window.tokens)) for window in windows]
-        terms = [(block, joules, tokens) for block, joules, tokens in read if joules is not None]
+        read = [(window.block, window.energy_j, window.tokens) for window in windows]
+        terms = [
+            (block, joules, float(tokens))
+            for block, joules, tokens in read
+            if joules is not None and tokens is not None
+        ]
         return self._ratio(terms) if len(terms) == len(read) else None
 
     def latency(self, cell: Measured) -> Resampled | None:
