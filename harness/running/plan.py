@@ -32,7 +32,15 @@ from harness.host.foreign_files import real_path
 from harness.models.model import ResolvedModel, foresee, resolve
 from harness.records import TaskRecord
 from harness.registry import KV_POLICIES, PROTOCOLS, TASKS
-from harness.running.operating_points import Built, OperatingPoint, build_all, operating_points, usable, with_baseline
+from harness.running.operating_points import (
+    Built,
+    OperatingPoint,
+    black_box,
+    build_all,
+    operating_points,
+    usable,
+    with_baseline,
+)
 from harness.running.scoring import score_names
 
 if TYPE_CHECKING:
@@ -99,8 +107,10 @@ def make_plan(config: RunConfig) -> Plan:
     PROTOCOLS.load(config.protocol)
     score_names(task.language for task in tasks)  # imports them: what cannot be scored is not measured for hours
     device = resolve_device(config.device)
-    for strategy in (strategy for _, strategy in specs if isinstance(strategy, BlackBox)):
-        _reach(strategy)
+    for spec, strategy in specs:
+        if isinstance(strategy, BlackBox):
+            black_box(spec, strategy)
+            _reach(strategy)
     model = _find_model(config.request(config.seed), specs)
     if config.kv_input == "shortcut" and model.shortcut is None:
         raise ConfigError(

@@ -190,4 +190,4 @@ class BlackBoxRunner:
         except Exception as error:  # a stop rule's, or a plug-in's
             if is_out_of_memory(error):
                 raise
-            return f"no completion: {reason(error)}."
+            return f"the answer cannot be read: {reason(error)}."
