@@ -15,7 +15,7 @@ from tasks.rows import Rows
 from tasks.sources import HubDataset
 from tasks.sources.embedded import SourceFiles
 from tasks.sources.hub import open_hub
-from tasks.sources.path import open_path
+from tasks.sources.path import FORMS, open_path
 
 __all__ = ["CodeCompletion"]
 
@@ -30,12 +30,14 @@ class CodeCompletion:
         code: the language.
         documents: hub dataset of whole files, for the protocols that read documents.
         lines: hub dataset of contexts and the lines they break off in.
+        row_format: in words, what ``--source PATH`` may hold.
     """
 
     name: ClassVar[str]
     code: ClassVar[Language]
     documents: ClassVar[HubDataset]
     lines: ClassVar[HubDataset]
+    row_format: ClassVar[str] = FORMS
 
     @property
     def language(self) -> str:
