@@ -85,7 +85,7 @@ def evaluate(metric: Metric, point: Point) -> Estimate | None:
     Raises:
         RegistryError: the metric yields something that is no number.
     """
-    if not _can_have(metric, point):
+    if not point.can_have(metric):
         return None
     if metric.of_sample is not None:
         values = [value for sample in point.samples if (value := metric.of_sample(sample)) is not None]
@@ -119,15 +119,10 @@ def is_distinguishable(metric: Metric, estimate: Estimate | None) -> bool:
     return estimate.p_holm <= LEVEL and not estimate.interval[0] <= no_difference <= estimate.interval[1]
 
 
-def _can_have(metric: Metric, point: Point) -> bool:
-    """Whether a metric is defined here: what only the engine knows is missing of a black box."""
-    return metric.black_box or point.cell.point.black_box is None
-
-
 def _compare(metric: Metric, point: Point) -> Comparison:
     """Compare one operating point; full depth itself has a ratio of 1 by definition, without interval or test."""
     assert metric.compute is not None
-    if not _can_have(metric, point):
+    if not point.can_have(metric):
         return Comparison(metric)
     itself = point.cell is point.reference(metric.against)
     if metric.paired == "difference":

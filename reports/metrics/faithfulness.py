@@ -67,6 +67,8 @@ def _kept_of(cell: Measured, full: Measured) -> dict[str, tuple[int, int]]:
     """
     found = {}
     for mine, reference in _compared(cell, full):
+        if mine.answer is not None:
+            continue
         given = len(reference.token_ids) - len(cell.decoded(reference.token_ids))
         if len(reference.token_ids) > given:
             kept = max(common_prefix(mine.token_ids, reference.token_ids) - given, 0)

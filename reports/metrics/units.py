@@ -25,6 +25,8 @@ Units: TypeAlias = Mapping[frozenset[str], tuple[float, ...]]
 
 def units_of(metric: Metric, point: Point) -> Units | None:
     """Return what a metric is made of, unit by unit: empty if it was not measured, ``None`` if it has none."""
+    if not point.can_have(metric):
+        return {}
     if metric.units is not None:
         units: Units = metric.units(point)
         return units

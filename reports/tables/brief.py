@@ -23,7 +23,7 @@ WIDEST = 100
 
 @dataclass(frozen=True)
 class Brief:
-    """The headline of each table, with its verdict.
+    """The headline of each table with its verdict, and the first note.
 
     Attributes:
         summary: what to show.
@@ -33,9 +33,11 @@ class Brief:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         options = options.update(width=min(options.max_width, WIDEST))
-        for table in split_tables(self.summary):
-            for part in _parts(table, console, options):
-                yield from console.render(part, options)
+        parts = [part for table in split_tables(self.summary) for part in _parts(table, console, options)]
+        if self.summary.notes:  # the most misleading first
+            parts += [Text(), Line(f"First of {len(self.summary.notes)} notes: {self.summary.notes[0]}", "dim")]
+        for part in parts:
+            yield from console.render(part, options)
 
 
 def _parts(table: ResultTable, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:

@@ -216,7 +216,7 @@ def served(serve_config: Callable[..., Any]) -> Iterator[str]:  # noqa: F811
 
 
 def test_our_own_server_at_full_depth_is_a_row_with_full_depth_s_scores(
-    tiny_run: Command, served: str, tmp_path: Path
+    tiny_run: Command, cli: Command, served: str, tmp_path: Path
 ) -> None:
     points = [f"endpoint:url={served}", f"endpoint:url={served}/completion"]
     out = tmp_path / "out"
@@ -253,6 +253,13 @@ def test_our_own_server_at_full_depth_is_a_row_with_full_depth_s_scores(
     assert all(s["answer"]["tokens"] <= 4 and s["token_ids"] == s["exit_layers"] == [] for s in answers)
     report = (out / "report.md").read_text()
     assert "is a black box: it gets the prompt as text" in report
+    compared = cli("compare", out, out, "--point-a", "full", "--point-b", points[0])
+    assert compared.code == 0, compared.err
+    assert "A = B: no token in both" in compared.out
+    together = cli("report", out, "--out", tmp_path / "together", "--no-figures")
+    assert together.code == 0, together.err
+    assert points[0] in (tmp_path / "together" / "summary.csv").read_text()
+    assert cli("leaderboard", out, "--out", tmp_path / "site").code == 0
     assert "engine" in report
 
 
