@@ -47,7 +47,7 @@ PANELS = {
             "calibrate:calibrate",
             "harness calibrate --strategy confidence --target agreement=0.95 --out point.json",
         ),
-        "sweep": ("sweep:sweep", "harness sweep traces --strategy confidence:threshold=0.5,0.7,0.9"),
+        "sweep": ("sweep:sweep", "harness sweep --replay traces --strategy confidence:threshold=0.5,0.7,0.9"),
         "reproduce": ("reproduce:reproduce", "harness reproduce green-code"),
     },
     "Learn exits": {

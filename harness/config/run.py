@@ -51,8 +51,8 @@ class RunConfig(ModelConfiguration):
 
     panels: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "What is compared": ("strategies", "kv", "decode", "draft_head", "draft_max", "weights_format"),
-        "On which samples": ("tasks", "protocol", "source", "limit", "duplicates", "max_new_tokens", "seed"),
         "The model": ("model", "weights", "exit_points", "exit_head", "artefacts", "dtype", "kv_input"),
+        "On which samples": ("tasks", "protocol", "source", "limit", "duplicates", "max_new_tokens", "seed"),
         "How it is measured": (
             *("batch_size", "repeats", "arrival_rate", "block_size", "attribute", "strict", "idle_s"),
             *("energy", "tdp_w", "device", "threads"),
