@@ -128,9 +128,10 @@ class _Client:
         began = time.perf_counter()
         try:
             with self._http.stream("POST", self._url, json=self._body(prompt, max_new_tokens)) as response:
+                chunks = self._on_time(response.iter_bytes(), began + self._timeout_s)
                 if response.status_code != httpx.codes.OK:
-                    raise self._error(f"answers {response.status_code}: {_beginning(response.iter_bytes())}")
-                answer = self._read(response.iter_bytes(), began, is_over)
+                    raise self._error(f"answers {response.status_code}: {_beginning(chunks)}")
+                answer = self._read(chunks, began, is_over)
         except httpx.TimeoutException:
             raise self._late() from None
         except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL) as error:
@@ -154,7 +155,7 @@ class _Client:
         text, first, model = "", None, ""
         tokens: int | None = None
         ended: object = None
-        for event in self._events(chunks, began + self._timeout_s):
+        for event in self._events(chunks):
             now = time.perf_counter() - began
             piece, ending = self._piece(event)
             tokens, model = _tokens(event, tokens), str(event.get("model") or model)
@@ -167,12 +168,17 @@ class _Client:
             raise self._error("ended its answer before the completion was over")
         return Answer(text, time.perf_counter() - began, first, _ENDINGS.get(ended), tokens, model)
 
-    def _events(self, chunks: Iterable[bytes], deadline: float) -> Iterator[dict[str, Any]]:
-        """Yield the objects of a stream of server-sent events; every chunk is held against the deadline."""
-        pending, read = b"", 0
+    def _on_time(self, chunks: Iterable[bytes], deadline: float) -> Iterator[bytes]:
+        """Yield what comes until the deadline, however slowly it comes."""
         for chunk in chunks:
             if time.perf_counter() > deadline:
                 raise self._late()
+            yield chunk
+
+    def _events(self, chunks: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+        """Yield the objects of a stream of server-sent events."""
+        pending, read = b"", 0
+        for chunk in chunks:
             read += len(chunk)
             if read > MOST_BYTES:
                 raise self._error(f"answers more than {MOST_BYTES >> 20} MiB")
