@@ -38,30 +38,45 @@ _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 _formatwarning = warnings.formatwarning
 
+PANELS = {
+    "Measure and compare": {
+        "run": ("run:run", "harness run --strategy confidence:threshold=0.8,0.9 --limit 50"),
+        "report": ("report:report", "harness report runs/mine --out report"),
+        "compare": ("compare:compare", "harness compare runs/before runs/after --fail-if 'edit_similarity<-0.01'"),
+        "calibrate": (
+            "calibrate:calibrate",
+            "harness calibrate --strategy confidence --target agreement=0.95 --out point.json",
+        ),
+        "sweep": ("sweep:sweep", "harness sweep --replay traces --strategy confidence:threshold=0.5,0.7,0.9"),
+        "study": ("study:study", "harness study quick --dry-run"),
+        "watch": ("watch:watch", "harness watch studies/quick --once"),
+        "reproduce": ("reproduce:reproduce", "harness reproduce green-code"),
+    },
+    "Learn exits": {
+        "suitability": ("suitability:suitability", "harness suitability smollm2-135m --documents 8"),
+        "trace": ("trace:trace", "harness trace --task py150 --out traces"),
+        "train": ("training:Recipes", "harness train classifier --traces traces"),
+    },
+    "Use and publish": {
+        "lm-eval": ("lm_eval:lm_eval", "harness lm-eval --model smollm2-135m --strategy classifier --tasks gsm8k"),
+        "export": ("export:export", "harness export tuned --model smollm2-135m"),
+        "serve": ("serve:serve", "harness serve --strategy classifier --port 8000"),
+        "leaderboard": ("leaderboard:leaderboard", "harness leaderboard runs --out site"),
+        "submit": ("submit:submit", "harness submit runs/mine"),
+    },
+    "Look up and check": {
+        "list": ("catalogue:list_", "harness list strategies"),
+        "show": ("catalogue:show", "harness show classifier"),
+        "doctor": ("doctor:doctor", "harness doctor"),
+        "verify": ("verify:verify", "harness verify --weights-format fp16"),
+    },
+}
+"""Panel of ``harness --help`` → its commands → where each is, and an example of it."""
+
 COMMANDS = {
     name: EntryPoint(name, f"harness.commands.{module}", "harness.commands")
-    for name, module in {
-        "run": "run:run",
-        "report": "report:report",
-        "compare": "compare:compare",
-        "list": "catalogue:list_",
-        "show": "catalogue:show",
-        "doctor": "doctor:doctor",
-        "calibrate": "calibrate:calibrate",
-        "verify": "verify:verify",
-        "reproduce": "reproduce:reproduce",
-        "trace": "trace:trace",
-        "sweep": "sweep:sweep",
-        "study": "study:study",
-        "watch": "watch:watch",
-        "suitability": "suitability:suitability",
-        "serve": "serve:serve",
-        "leaderboard": "leaderboard:leaderboard",
-        "submit": "submit:submit",
-        "lm-eval": "lm_eval:lm_eval",
-        "train": "training:Recipes",
-        "export": "export:export",
-    }.items()
+    for panel in PANELS.values()
+    for name, (module, _) in panel.items()
 }
 
 
@@ -74,6 +89,12 @@ class _Commands(LazyGroup):
 
     def load(self, name: str) -> Any:
         return COMMANDS[name].load()
+
+    def panel(self, name: str) -> str:
+        return next(f"{title}: {next(iter(of.values()))[1]}" for title, of in PANELS.items() if name in of)
+
+    def example(self, name: str) -> str:
+        return next(of[name][1] for of in PANELS.values() if name in of)
 
 
 app = typer.Typer(

@@ -18,6 +18,7 @@ __all__ = [
     "ArtefactError",
     "ConfigError",
     "DataError",
+    "EndpointError",
     "HarnessError",
     "MeterError",
     "ModelError",
@@ -91,6 +92,10 @@ class OutOfReachError(ModelError):
 
 class DataError(HarnessError):
     """A data source that cannot be read, or that cannot be scored honestly."""
+
+
+class EndpointError(HarnessError):
+    """A server that is measured as a black box and is down, fails, or answers what is no completion."""
 
 
 class MeterError(HarnessError):

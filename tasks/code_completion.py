@@ -15,7 +15,7 @@ from tasks.rows import Rows
 from tasks.sources import HubDataset
 from tasks.sources.embedded import SourceFiles
 from tasks.sources.hub import open_hub
-from tasks.sources.path import open_path
+from tasks.sources.path import FORMS, open_path
 
 __all__ = ["CodeCompletion"]
 
@@ -32,6 +32,7 @@ class CodeCompletion:
         lines: hub dataset of contexts and the lines they break off in.
         offers: what protocols can read of it (:attr:`tasks.protocols.Protocol.wants`).
         default_protocol: of a run that names none.
+        row_format: in words, what ``--source PATH`` may hold.
     """
 
     name: ClassVar[str]
@@ -40,6 +41,7 @@ class CodeCompletion:
     lines: ClassVar[HubDataset]
     offers: ClassVar[frozenset[str]] = frozenset({"documents", "lines"})
     default_protocol: ClassVar[str] = "green-code"
+    row_format: ClassVar[str] = FORMS
 
     @property
     def language(self) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import pty
+import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -15,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from harness.cli import DEFECT, READER_GONE
+from harness.cli import COMMANDS, DEFECT, PANELS, READER_GONE
+from harness.commands.lazy import as_command
 from harness.config import RunConfig, parse_strategies
 from harness.config.options import build_strategy
 from harness.records import WindowRecord
@@ -159,7 +162,7 @@ def test_a_run_in_a_terminal_draws_a_bar_and_takes_it_away(tmp_path: Path, tiny_
     assert "━" in said
     assert "\x1b[?25h" in said  # the cursor is back
     assert said.count("out") >= 1
-    assert "Pareto" in said
+    assert "What each operating point gives and saves" in said
 
 
 # ---------------------------------------------------------------------------------- progress
@@ -259,6 +262,7 @@ def test_a_run_says_nothing_but_its_stages(
         "32 windows into out",
         "scoring …",
         "Records, report.md, summary.csv and summary.json are in out",
+        "All tables, the front and all notes: harness report out",
     ]
 
 
@@ -267,11 +271,66 @@ def test_a_report_fits_its_terminal(
     tiny_run: Command, cli: Command, monkeypatch: pytest.MonkeyPatch, columns: str
 ) -> None:
     monkeypatch.setenv("COLUMNS", columns)
-    ran = tiny_run("--strategy", "margin:threshold=0.1,0.2:decay=0,1", "--strategy", "oracle", "--out", "out")
+    given = ["--strategy", "margin:threshold=0.1,0.2:decay=0,1", "--strategy", "oracle", "--out", "out"]
+    ran = tiny_run(*given, "--verbose")
     assert ran.code == 0
     assert max(map(len, ran.out.splitlines())) <= int(columns)
     assert "…" not in ran.out  # nothing cut off
     assert cli("report", "out").out == ran.out
+
+
+@pytest.mark.parametrize("columns", ["80", "200"])
+def test_a_run_ends_with_one_table_and_two_sentences(
+    tiny_run: Command, monkeypatch: pytest.MonkeyPatch, columns: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    ran = tiny_run("--strategy", "margin:threshold=0.1,0.2", "--strategy", "oracle", "--out", "out")
+    assert ran.code == 0
+    lines = ran.out.splitlines()
+    assert max(map(len, lines)) <= min(int(columns), 100)
+    assert len(lines) <= 24
+    said = " ".join(ran.out.split())
+    assert "3 samples are too few to tell any operating point from full depth. Use --limit 50 or more." in said
+    assert "margin:threshold=0.2" in said
+    assert "First of" in said
+    for rest in ("Pareto front", "How to read this", "Against full depth"):
+        assert rest not in said
+
+
+def test_every_example_of_the_help_can_be_parsed(cli: Command) -> None:
+    for name, entry in COMMANDS.items():
+        (example,) = [of[name][1] for of in PANELS.values() if name in of]
+        program, command, *arguments = shlex.split(example)
+        assert (program, command) == ("harness", name)
+        parsed = as_command(name, entry.load())
+        if name == "train":
+            recipe, *arguments = arguments
+            _, parsed, _ = parsed.resolve_command(parsed.make_context(name, [recipe]), [recipe])
+        parsed.make_context(name, arguments)  # which refuses unknown flags
+        said = " ".join(cli(name, "--help").out.split())
+        assert f"Example: {example}" in said
+        assert "<bool>" not in said
+
+
+def test_help_of_run_is_in_panels(cli: Command) -> None:
+    said = cli("run", "--help").out
+    places = [said.index(f"─ {title} ─") for title in RunConfig.panels]
+    assert places == sorted(places)
+    shown = {field for fields in RunConfig.panels.values() for field in fields}
+    assert shown == {*RunConfig.model_fields}
+
+
+def test_what_is_shown_is_text(cli: Command) -> None:
+    said = cli("show", "rl").out
+    assert "``" not in said
+    assert ":mod:" not in said
+    assert "rl, rl-java, rl-python" in said  # the shipped agents
+    model = cli("show", "smollm2-135m").out
+    assert "{" not in model
+    assert re.search(r"^num hidden layers +30", model, re.M)
+    task = " ".join(cli("show", "py150").out.split())
+    assert "protocol green-code" in task
+    assert "a JSONL file of {id, input, gt} or {id, code} rows" in task
 
 
 def test_a_report_of_a_folder_that_may_only_be_read(

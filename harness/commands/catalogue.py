@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from harness.appearance.docstrings import paragraphs
 from harness.commands.console import escape, stdout
 from harness.errors import UnknownNameError
 from harness.registry import REGISTRIES
@@ -63,12 +64,23 @@ def _show_entry(noun: str, name: str) -> None:
     console.print(f"[bold cyan]{escape(name)}[/] [dim]{origin}[/]")
     thing = registry.load(name)
     if isinstance(thing, type):
-        console.print(escape(inspect.getdoc(thing) or ""), highlight=False)
+        for number, paragraph in enumerate(paragraphs(inspect.getdoc(thing) or "")):
+            console.print(("\n" if number else "") + escape(paragraph), highlight=False)
     else:
         console.print(escape(entry.summary), highlight=False)
-        _show_facts(console, _metric_facts(thing) if noun == "metrics" else _fields(thing))
+        if noun == "metrics":
+            _show_facts(console, _metric_facts(thing))
+        else:
+            _show_table(console, _fields(thing))
+    if noun == "tasks":
+        _show_table(console, _task_facts(thing))
     if noun in _EXAMPLES:
         _show_options(console, noun, name)
+    if noun == "strategies" and (shipped := _shipped(name)):
+        console.print(
+            f"\nShipped with the package ([dim]harness/shipped/SET/{escape(name)}*.json[/]):", highlight=False
+        )
+        _show_table(console, {folder: ", ".join(names) for folder, names in shipped.items()})
     if noun == "scores":
         _show_facts(console, _score_facts(thing()))
     if noun == "recipes":
@@ -82,13 +94,65 @@ def _show_facts(console: Console, facts: Mapping[str, Any]) -> None:
             console.print(f"  [dim]{escape(fact)}[/] {escape(value)}", highlight=False)
 
 
+def _show_table(console: Console, facts: Mapping[str, Any]) -> None:
+    """Print facts a row each; those of a mapping, and of a dataclass, one by one."""
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for fact, value in facts.items():
+        if value not in (None, "", {}, ()):
+            table.add_row(escape(fact.replace("_", " ")), escape(value))
+    if table.row_count:
+        console.print()
+        console.print(table)
+
+
 def _fields(thing: Any) -> dict[str, Any]:
-    """Return the fields of a catalogue entry."""
+    """Return the fields of a catalogue entry, those within them beside their own."""
     import dataclasses
+    from collections.abc import Mapping
 
     if not dataclasses.is_dataclass(thing):
         return {}
-    return {field.name: getattr(thing, field.name) for field in dataclasses.fields(thing) if field.name != "name"}
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(thing):
+        value = getattr(thing, field.name)
+        if dataclasses.is_dataclass(value):
+            found |= {f"{field.name} {key}": one for key, one in _fields(value).items()}
+        elif isinstance(value, Mapping):
+            for key, one in value.items():
+                found |= (
+                    {f"{key} {name}": each for name, each in one.items()} if isinstance(one, Mapping) else {key: one}
+                )
+        elif field.name != "name":
+            found[field.name] = value
+    return found
+
+
+def _task_facts(task: Any) -> dict[str, Any]:
+    """Return what a task can be drawn under and from; what a class of another shape does not say is left out."""
+    named = {"whole files": "documents", "lines": "lines"}
+    datasets = {what: getattr(task, name, None) for what, name in named.items()}
+    return {
+        **{f"protocol {entry.name}": entry.summary for entry in REGISTRIES["protocols"].entries()},
+        "--source PATH": getattr(task, "row_format", ""),
+        **{f"--source hub, {what}": getattr(one, "repository", "") for what, one in datasets.items()},
+    }
+
+
+def _shipped(name: str) -> dict[str, list[str]]:
+    """Return what is shipped of a strategy's trained parts: set → their names, the model's own first."""
+    from harness.models.artefacts import SHIPPED
+
+    found = {
+        folder.name: sorted(
+            (file.stem for file in folder.glob("*.json") if file.stem.partition("-")[0] == name), key=len
+        )
+        for folder in sorted(SHIPPED.iterdir())
+    }
+    return {folder: names for folder, names in found.items() if names}
 
 
 def _metric_facts(metric: Metric) -> dict[str, Any]:

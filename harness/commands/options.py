@@ -82,7 +82,10 @@ def _parameter(model: type[Configuration], name: str, field: FieldInfo) -> inspe
     if kind is bool and _defaults(model, name, field).keys() != {"off"}:
         shown += f"/--no-{shown.removeprefix('--')}"
     placeholder = next((piece.text for piece in _pieces(field) if isinstance(piece, Placeholder)), None)
-    option = typer.Option(shown, help=_help(model, name, field), metavar=placeholder, show_default=False)
+    panel = next((title for title, names in model.panels.items() if name in names), None)
+    option = typer.Option(
+        shown, help=_help(model, name, field), metavar=placeholder, show_default=False, rich_help_panel=panel
+    )
     needed = field.is_required()
     annotation: Any = list[kind] if _is_list(field) else kind  # type: ignore[valid-type]
     return inspect.Parameter(

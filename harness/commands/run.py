@@ -7,10 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
-from harness.appearance.visible_text import one_line
+from harness.appearance.visible_text import one_line, shell_word
 from harness.commands.console import escape, log_to, stderr, stdout, write_json
 from harness.commands.options import configured_by
 from harness.config import RunConfig
+from harness.config.run import OUTPUT
 
 __all__ = ["run"]
 
@@ -18,15 +19,24 @@ __all__ = ["run"]
 @configured_by(RunConfig)
 def run(
     given: dict[str, Any],
-    resume: Annotated[Path | None, typer.Option(help="Continue a run directory.", metavar="DIR")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Continue a run directory.", metavar="DIR", rich_help_panel=OUTPUT)
+    ] = None,
     config: Annotated[
         Path | None,
         typer.Option(
             help="TOML file; flags win. Names as here, with underscores; strategies and tasks are lists.",
             metavar="FILE",
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print summary.json instead of the table.")] = False,
+    verbose: Annotated[
+        bool,
+        typer.Option("--verbose", help="Print all of report.md: every table, notes, glossary.", rich_help_panel=OUTPUT),
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print summary.json instead of the table.", rich_help_panel=OUTPUT)
+    ] = False,
 ) -> None:
     """Run operating points over a task and print the comparison. Without options: the demo."""
     from harness.running.settings import resolve_settings
@@ -36,6 +46,7 @@ def run(
     log_to(console)
     from harness.commands.progress import RunProgress
     from harness.running.runner import execute
+    from reports.tables.brief import Brief
     from reports.tables.terminal import render
 
     with RunProgress(console) as progress:
@@ -47,8 +58,9 @@ def run(
     if as_json:
         write_json(result.summary.model_dump_json(indent=2))
     else:
-        stdout().print(render(result.summary))
-    console.print(
-        f"[dim]Records, report.md, summary.csv and summary.json are in {escape(one_line(str(result.directory)))}[/]",
-        soft_wrap=True,
-    )
+        stdout().print(render(result.summary) if verbose else Brief(result.summary))
+    where = escape(one_line(str(result.directory)))
+    console.print(f"[dim]Records, report.md, summary.csv and summary.json are in {where}[/]", soft_wrap=True)
+    if not (verbose or as_json):
+        shown = escape(shell_word(result.directory))
+        console.print(f"[dim]All tables, the front and all notes: harness report {shown}[/]", soft_wrap=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -65,8 +65,12 @@ class Configuration(BaseModel):
 
     Raises:
         ConfigError: unknown name, wrong type or out of range; says which and what is allowed.
+
+    Attributes:
+        panels: title of a panel of the help → the fields whose flags stand in it; the others stand in one for all.
     """
 
+    panels: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     @field_validator("*", mode="before")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Any, Self, TypeAlias
+from typing import Annotated, Any, ClassVar, Self, TypeAlias
 
 from pydantic import Field, PlainSerializer, PlainValidator, ValidationInfo, field_validator, model_validator
 
@@ -17,7 +17,10 @@ from harness.contracts import Duplicates, ModelRequest, Strategy
 from harness.errors import ConfigError
 from harness.registry import KV_POLICIES, WEIGHTS_FORMATS
 
-__all__ = ["RunConfig"]
+__all__ = ["OUTPUT", "RunConfig"]
+
+OUTPUT = "The run and what is printed"
+"""Panel of the help for what no result depends on."""
 
 
 def _read_strategy(value: Any) -> Any:
@@ -46,6 +49,17 @@ GivenStrategy: TypeAlias = Annotated[str | Strategy, PlainValidator(_read_strate
 
 class RunConfig(ModelConfiguration):
     """Everything that decides a run, beside the model's configuration; saved whole in the manifest."""
+
+    panels: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "What is compared": ("strategies", "kv", "decode", "draft_head", "draft_max", "weights_format"),
+        "The model": ("model", "weights", "exit_points", "exit_head", "artefacts", "dtype", "kv_input"),
+        "On which samples": ("tasks", "protocol", "source", "limit", "duplicates", "max_new_tokens", "seed"),
+        "How it is measured": (
+            *("batch_size", "repeats", "arrival_rate", "block_size", "attribute", "strict", "idle_s"),
+            *("energy", "tdp_w", "device", "threads"),
+        ),
+        OUTPUT: ("out",),
+    }
 
     strategies: tuple[Annotated[GivenStrategy, Placeholder("SPEC")], ...] = Field(
         default=(),

@@ -1,8 +1,9 @@
 """The strategy mini-language: operating points as written, still text.
 
 ``NAME[:option=value[,value…]]…``: a comma list of values makes one operating point each; several
-options are separated by ``:`` (or by a comma before ``option=``), and several lists make their product. In a run
-``@lossless``, ``@lossless+SOURCE[:option=value]…`` or ``@lossy`` behind it says how these decode.
+options are separated by ``:`` (or by a comma before ``option=``), and several lists make their product. A value that is
+no number may hold colons: ``url=http://localhost:8080``. In a run ``@lossless``, ``@lossless+SOURCE[:option=value]…``
+or ``@lossy`` behind it says how these decode.
 Nothing here knows which strategies exist; :mod:`harness.config.options` builds them. From Python a strategy may also be
 given as an object or a class, of a notebook cell for example.
 """
@@ -22,6 +23,7 @@ from harness.errors import ConfigError
 __all__ = ["BASELINE", "StrategySpec", "as_strategy", "demo_strategies", "parse_all", "parse_strategies", "spec_of"]
 
 _DECODE = re.compile("@los[a-z]*([+].*)?$")
+_NUMBER = re.compile(r"[-+.\d]*")
 
 BASELINE = "full"  # the operating point every other one is paired with
 
@@ -89,7 +91,7 @@ def parse_strategies(text: str, *, in_run: bool = False) -> list[StrategySpec]:
         raise ConfigError(f"--strategy '{text}' names no strategy. Write NAME or NAME:option=value.")
     choices: dict[str, list[str]] = {}
     current: str | None = None
-    for group in rest.split(":") if rest else []:
+    for group in _groups(rest):
         current = None
         for item in group.split(","):
             key, equals, value = item.partition("=")
@@ -107,6 +109,18 @@ def parse_strategies(text: str, *, in_run: bool = False) -> list[StrategySpec]:
     return [
         StrategySpec(name.strip(), tuple(zip(choices, values, strict=True)), decode=decode) for values in combinations
     ]
+
+
+def _groups(rest: str) -> list[str]:
+    """Split at the colons that separate options; any other one belongs to the value before it."""
+    groups: list[str] = []
+    for piece in rest.split(":") if rest else []:
+        before = groups[-1].rpartition("=")[2].strip() if groups and "=" in groups[-1] else ""
+        if piece.strip() and "=" not in piece.partition(",")[0] and not _NUMBER.fullmatch(before):
+            groups[-1] += f":{piece}"
+        else:
+            groups.append(piece)
+    return groups
 
 
 def parse_all(given: Sequence[str | Strategy], *, in_run: bool = False) -> list[StrategySpec]:

@@ -11,6 +11,7 @@ norm; quantities carry SI suffixes (``_s``, ``_j``, ``_w``, ``_bytes``); ``None`
 
 from __future__ import annotations
 
+from harness.contracts.black_boxes import Answer, BlackBox, Connection
 from harness.contracts.drafts import Draft, DraftRule, DraftSource, DraftView, Lossless
 from harness.contracts.heads import (
     FULL_HEAD,
@@ -63,11 +64,14 @@ __all__ = [
     "LONGEST_ID",
     "OWN_FORMAT",
     "Accuracy",
+    "Answer",
     "BadRow",
     "Batch",
     "Better",
+    "BlackBox",
     "CheapHead",
     "Completion",
+    "Connection",
     "Corpus",
     "Cursor",
     "Document",

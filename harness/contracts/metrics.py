@@ -75,6 +75,8 @@ class Metric:
         units: independent units of a point for comparisons of runs: prompts → numbers
             (:data:`reports.metrics.units.Units`).
         kind: what two runs must share to compare it.
+        black_box: texts, times of whole requests and windows are all it needs, so that what the engine does not run has
+            it, too; without this it is missing there, never zero.
         better: which direction is; ``None`` where neither is.
         unit: SI symbol or word; empty for a pure number.
         form: how it is written.
@@ -98,6 +100,7 @@ class Metric:
     interval: bool = False
     units: Callable[[Any], Any] | None = None
     kind: Kind = "cost"
+    black_box: bool = False
     better: Better | None = None
     unit: str = ""
     form: Form = "number"

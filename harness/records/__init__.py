@@ -4,6 +4,8 @@ from harness.records.discarded import DiscardedRecord
 from harness.records.draft_work import DraftWork
 from harness.records.run import (
     SCHEMA_VERSION,
+    AnswerRecord,
+    BlackBoxRecord,
     FormatChoiceRecord,
     FormatRecord,
     Manifest,
@@ -20,6 +22,8 @@ from harness.records.unit_times import DraftTimes, UnitTimes
 
 __all__ = [
     "SCHEMA_VERSION",
+    "AnswerRecord",
+    "BlackBoxRecord",
     "DiscardedRecord",
     "DraftTimes",
     "DraftWork",

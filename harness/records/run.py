@@ -23,6 +23,8 @@ from harness.records.unit_times import UnitTimes
 
 __all__ = [
     "SCHEMA_VERSION",
+    "AnswerRecord",
+    "BlackBoxRecord",
     "FormatChoiceRecord",
     "FormatRecord",
     "Manifest",
@@ -36,6 +38,16 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 1
+
+
+class BlackBoxRecord(Record):
+    """What is known of an operating point that the engine does not run.
+
+    Attributes:
+        local: it runs on this machine, whose energy sensor sees it.
+    """
+
+    local: bool
 
 
 class OperatingPointRecord(Record):
@@ -59,6 +71,8 @@ class OperatingPointRecord(Record):
         heads: cheap heads that its checks read → what their readings approximate; empty where they read the LM head.
         never_exits: the strategy is asked at every exit point and its answer ignored: full depth plus the cost of
             asking. A probe for the attribution of costs, never a candidate.
+        black_box: it is no strategy of the engine, and completes texts by itself; ``None`` for all others. Nothing that
+            only the engine knows stands in its samples, and it has neither KV policy nor weights format.
     """
 
     name: str
@@ -76,6 +90,7 @@ class OperatingPointRecord(Record):
     weights_format: str = ""
     heads: dict[str, str] = Field(default_factory=dict)
     never_exits: bool = False
+    black_box: BlackBoxRecord | None = None
 
     @property
     def lossless(self) -> bool:
@@ -334,7 +349,7 @@ class Manifest(Record):
         kv = self.config.get("kv")
         if isinstance(kv, str) and kv != "auto" and any(point.kv is None for point in self.operating_points):
             points = tuple(
-                point if point.kv is not None else point.model_copy(update={"kv": kv})
+                point if point.kv is not None or point.black_box else point.model_copy(update={"kv": kv})
                 for point in self.operating_points
             )
             object.__setattr__(self, "operating_points", points)
@@ -346,6 +361,18 @@ class Manifest(Record):
         if strange:
             raise ValueError(f"operating points in {', '.join(sorted(strange))}, which the model was not stored in")
         return self
+
+
+class AnswerRecord(Record):
+    """What a black box says of its completion.
+
+    Attributes:
+        tokens: how many, by its own tokenizer; ``None`` where it does not say.
+        model: what it calls its model; empty where it does not say.
+    """
+
+    tokens: Count | None = None
+    model: str = ""
 
 
 class SampleRecord(Record):
@@ -393,6 +420,8 @@ class SampleRecord(Record):
         layers_discarded: decoder layers run for drafts that were discarded.
         drafting: what the passes did that drafted tokens at exits. rolled_back: the same of those whose token did not
             stand. ``None`` in lossy rows and in older runs.
+        answer: of a black box, what it says of the completion. Tokens, layers and counts are then empty and 0, and mean
+            nothing; ``ttft_s`` is ``None`` where no text came.
         error: one line when the sample failed; the measured fields are then empty or ``None``.
     """
 
@@ -436,6 +465,7 @@ class SampleRecord(Record):
     rolled_back: DraftWork | None = None
     arrival_s: float | None = None
     queue_s: float | None = None
+    answer: AnswerRecord | None = None
     error: str | None = None
 
 
@@ -450,7 +480,7 @@ class WindowRecord(Record):
         superseded: contaminated and measured again (``--strict``); left out of every summary and counted there.
         samples: number of sample lines this window commits.
         failed: how many of those are error records.
-        tokens: generated tokens.
+        tokens: generated tokens; ``None`` where a black box does not count its own.
         started: UTC time, ISO 8601.
         duration_s: window length, monotonic clock.
         cpu_time_s: CPU seconds of this process.
@@ -469,7 +499,7 @@ class WindowRecord(Record):
     superseded: bool = False
     samples: Count
     failed: Count = 0
-    tokens: Count
+    tokens: Count | None
     started: str
     duration_s: float
     cpu_time_s: float

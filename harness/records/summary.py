@@ -28,6 +28,8 @@ class SummaryRow(Record):
     Attributes:
         operating_point, strategy, options, task, language, protocol, source, model, weights, exit_head, kv,
             batch_size, dtype, weights_format: what ran; the format is the dtype's own in summaries of before formats.
+        black_box: the engine does not run it; it has no KV policy, and its weights format is that of the full depth it
+            is held against.
         decode: ``lossy``, or ``lossless`` with its draft source: full depth verified every token.
         draft_max: tokens of a draft at most; ``None`` where nothing is drafted.
         stop: the stop rule beside the protocol's own end, as written; empty for none.
@@ -54,6 +56,7 @@ class SummaryRow(Record):
     kv: str
     batch_size: int
     dtype: str
+    black_box: bool = False
     weights_format: str = Field(default_factory=lambda row: OWN_FORMAT.get(row["dtype"], row["dtype"]))
     decode: str = "lossy"
     draft_max: int | None = None

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness.contracts import CONTEXT, BadRow, Completion, Sample, Tokenizer, common_prefix
+from harness.contracts import CONTEXT, Answer, BadRow, Completion, Sample, Tokenizer, common_prefix
 from harness.decoding.generation import Discarded, Generation
 from harness.errors import HarnessError, is_out_of_memory, reason
-from harness.records import DiscardedRecord, SampleRecord, WindowRecord
+from harness.records import AnswerRecord, DiscardedRecord, SampleRecord, WindowRecord
 from harness.running.plan import Plan, PlannedTask
 from harness.running.scoring import score_sample
 
-__all__ = ["Outcome", "bad_record", "sample_record", "token_texts"]
+__all__ = ["Outcome", "bad_record", "sample_record", "token_texts", "tokens_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +23,13 @@ class Outcome:
 
     Attributes:
         sample: which.
-        made: what was decoded, or why nothing was.
+        made: what was decoded or answered, or why nothing was.
         came: with a fixed arrival rate, seconds from the window's start to its arrival, and how long it waited.
         full_depth_ids: full depth's choices along what was decoded; empty where nobody asked.
     """
 
     sample: Sample
-    made: Generation | str
+    made: Generation | Answer | str
     came: tuple[float, float] | None = None
     full_depth_ids: tuple[int, ...] = ()
 
@@ -51,7 +51,10 @@ def sample_record(window: WindowRecord, plan: Plan, planned: PlannedTask, outcom
     if isinstance(made, str):
         return SampleRecord(**base, error=made)
     try:
-        read = _text_and_scores(plan, planned, sample, made)
+        if isinstance(made, Answer):
+            read = _of_answer(plan, planned, sample, made)
+        else:
+            read = _of_generation(plan, planned, sample, made)
     except HarnessError:  # a refusal is meant for the whole run
         raise
     except Exception as error:  # the tokenizer's, a protocol's or a score's, over this one completion
@@ -60,37 +63,65 @@ def sample_record(window: WindowRecord, plan: Plan, planned: PlannedTask, outcom
         return SampleRecord(**base, error=f"the completion cannot be read and scored: {reason(error)}.")
     arrival_s, queue_s = outcome.came or (None, None)
     waited = queue_s or 0.0
-    return SampleRecord(
-        **base,
-        token_ids=tuple(made.token_ids),
-        exit_layers=tuple(made.exit_layers),
-        token_times_s=tuple(round(t, 7) for t in made.token_times_s),
-        **read,
-        full_depth_ids=outcome.full_depth_ids,
-        latency_s=waited + made.token_times_s[-1],
-        ttft_s=waited + made.token_times_s[0],
-        finish_reason=made.finish_reason,
-        stop_rule=_stop_rule(planned, made),
-        exit_checks=made.exit_checks,
-        lm_head_evaluations=made.lm_head_evaluations,
-        layers_executed=made.layers_executed,
-        layers_read=made.layers_read,
-        kv_fill_layers=made.kv_fill_layers,
-        shortcut_evaluations=made.shortcut_evaluations,
-        cheap_head_evaluations=made.cheap_head_evaluations,
-        cheap_head_bytes=made.cheap_head_bytes,
-        cheap_head_misses=made.cheap_head_misses,
-        cheap_head_tokens=made.cheap_head_tokens,
-        drafted_at=tuple(made.drafted_at),
-        accepted=tuple(made.accepted),
-        drafts=made.drafts,
-        verifications=made.verifications,
-        layers_discarded=made.layers_discarded,
-        drafting=made.drafting if made.lossless else None,
-        rolled_back=made.rolled_back if made.lossless else None,
-        arrival_s=arrival_s,
-        queue_s=queue_s,
-    )
+    for time in ("latency_s", "ttft_s"):
+        read[time] = None if read[time] is None else waited + read[time]
+    return SampleRecord(**base, **read, full_depth_ids=outcome.full_depth_ids, arrival_s=arrival_s, queue_s=queue_s)
+
+
+def tokens_of(outcomes: Sequence[Outcome]) -> int | None:
+    """Return how many tokens were generated; ``None`` where a black box does not count its own."""
+    counts = [
+        one.made.tokens if isinstance(one.made, Answer) else len(one.made.token_ids)
+        for one in outcomes
+        if not isinstance(one.made, str)
+    ]
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else None
+
+
+def _of_answer(plan: Plan, planned: PlannedTask, sample: Sample, made: Answer) -> dict[str, Any]:
+    """What is known of a black box's completion; scores of tokens read its text as the run's tokenizer spells it."""
+    text = planned.task.completion(planned.record.protocol, made.text, sample.around)
+    made.text.encode()  # a text that no file can hold breaks here
+    token_ids = plan.model.tokenizer.encode(made.text)
+    return {
+        "text": text,
+        "scores": _scores(planned, sample, text, token_ids),
+        "latency_s": made.total_s,
+        "ttft_s": made.ttft_s,
+        "finish_reason": made.finish_reason,
+        "answer": AnswerRecord(tokens=made.tokens, model=made.model),
+    }
+
+
+def _of_generation(plan: Plan, planned: PlannedTask, sample: Sample, made: Generation) -> dict[str, Any]:
+    return {
+        **_text_and_scores(plan, planned, sample, made),
+        "token_ids": tuple(made.token_ids),
+        "exit_layers": tuple(made.exit_layers),
+        "token_times_s": tuple(round(t, 7) for t in made.token_times_s),
+        "latency_s": made.token_times_s[-1],
+        "ttft_s": made.token_times_s[0],
+        "finish_reason": made.finish_reason,
+        "stop_rule": _stop_rule(planned, made),
+        "exit_checks": made.exit_checks,
+        "lm_head_evaluations": made.lm_head_evaluations,
+        "layers_executed": made.layers_executed,
+        "layers_read": made.layers_read,
+        "kv_fill_layers": made.kv_fill_layers,
+        "shortcut_evaluations": made.shortcut_evaluations,
+        "cheap_head_evaluations": made.cheap_head_evaluations,
+        "cheap_head_bytes": made.cheap_head_bytes,
+        "cheap_head_misses": made.cheap_head_misses,
+        "cheap_head_tokens": made.cheap_head_tokens,
+        "drafted_at": tuple(made.drafted_at),
+        "accepted": tuple(made.accepted),
+        "drafts": made.drafts,
+        "verifications": made.verifications,
+        "layers_discarded": made.layers_discarded,
+        "drafting": made.drafting if made.lossless else None,
+        "rolled_back": made.rolled_back if made.lossless else None,
+    }
 
 
 def _stop_rule(planned: PlannedTask, made: Generation) -> str:
@@ -111,22 +142,22 @@ def _text_and_scores(plan: Plan, planned: PlannedTask, sample: Sample, made: Gen
         "text": text,
         "discarded": discarded,
         "token_texts": (*pieces, *[""] * (len(made.token_ids) - len(pieces))),
-        "scores": {
-            **score_sample(
-                Completion(
-                    text,
-                    sample.reference,
-                    made.token_ids,
-                    sample.reference_ids,
-                    planned.task.language,
-                    planned.record.protocol,
-                    sample.around,
-                    sample.tests,
-                )
-            ),
-            **planned.score(sample, made.token_ids),
-        },
+        "scores": _scores(planned, sample, text, made.token_ids),
     }
+
+
+def _scores(planned: PlannedTask, sample: Sample, text: str, token_ids: Sequence[int]) -> dict[str, float | None]:
+    completion = Completion(
+        text,
+        sample.reference,
+        token_ids,
+        sample.reference_ids,
+        planned.task.language,
+        planned.record.protocol,
+        sample.around,
+        sample.tests,
+    )
+    return {**score_sample(completion), **planned.score(sample, token_ids)}
 
 
 def _discarded(tokenizer: Tokenizer, spoken: Sequence[int], one: Discarded) -> DiscardedRecord:

@@ -24,16 +24,17 @@ from harness.config import BASELINE, RunConfig, StrategySpec
 from harness.config.decode import LOSSY, DecodeSpec, build_decode, check_defers, parse_decode
 from harness.config.options import build_strategy, effective_options
 from harness.config.stops import NO_STOP, BuiltStop, build_stop
-from harness.contracts import Batch, ExitRule, ExitView, HeadChoice, KVFacts, Lossless, ModelInfo, Strategy
+from harness.contracts import Batch, BlackBox, ExitRule, ExitView, HeadChoice, KVFacts, Lossless, ModelInfo, Strategy
 from harness.errors import ArtefactError, OptionError
 from harness.models.heads import draft_head, head_artefacts
-from harness.records import OperatingPointRecord
+from harness.records import BlackBoxRecord, OperatingPointRecord
 from harness.registry import HEADS, KV_POLICIES
 
 __all__ = [
     "Built",
     "NeverExits",
     "OperatingPoint",
+    "black_box",
     "build_all",
     "drafting",
     "operating_point",
@@ -54,7 +55,7 @@ class OperatingPoint:
     Attributes:
         strategy: the built strategy.
         record: what the run directory says of it.
-        kv: name of the KV policy, what happens to K,V of the layers it skips.
+        kv: name of the KV policy, what happens to K,V of the layers it skips; empty for a black box.
         lossless: how it drafts; ``None`` where its exits say what comes out.
         stop: what ends its completions beside the protocol; ``None`` for nothing.
     """
@@ -175,6 +176,9 @@ def operating_points(built: Built, config: RunConfig, models: Sequence[ModelInfo
     )
     points: dict[str, OperatingPoint] = {}
     for spec, strategy in built:
+        if isinstance(strategy, BlackBox):
+            points.setdefault(str(spec), black_box(spec, strategy))
+            continue
         for setting in _crossed(spec, strategy, dimensions):
             decode, info = parse_decode(setting["decode"]), in_format[setting["weights_format"]]
             if decode.lossless and not _facts(setting["kv"]).defers:
@@ -197,6 +201,24 @@ def operating_points(built: Built, config: RunConfig, models: Sequence[ModelInfo
             points.setdefault(point.name, point)
     found = list(points.values())
     return (*found, *_probes(found)) if config.attribute else tuple(found)
+
+
+def black_box(spec: StrategySpec, strategy: BlackBox) -> OperatingPoint:
+    """Return the operating point of a black box: there is one, whatever a run compares.
+
+    Raises:
+        OptionError: a way to decode was given.
+    """
+    if spec.decode is not None:
+        raise OptionError(f"{spec}@{spec.decode}: how {spec.name} decodes is its own affair. Leave @{spec.decode} out.")
+    record = OperatingPointRecord(
+        name=str(spec),
+        strategy=spec.name,
+        options=effective_options(strategy),
+        exit_points=(),
+        black_box=BlackBoxRecord(local=strategy.local),
+    )
+    return OperatingPoint(strategy, record, kv="")
 
 
 @dataclass(frozen=True)

@@ -15,15 +15,33 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from harness.config import RunConfig, demo_strategies, parse_all
 from harness.config.stops import NO_STOP
-from harness.contracts import OWN_FORMAT, ModelInfo, ModelRequest, Sample, StopRule, Task, TaskData, TaskRequest
+from harness.contracts import (
+    OWN_FORMAT,
+    BlackBox,
+    ModelInfo,
+    ModelRequest,
+    Sample,
+    StopRule,
+    Task,
+    TaskData,
+    TaskRequest,
+)
 from harness.decoding import packing
-from harness.errors import ArtefactError, ConfigError, DataError, OutOfReachError
+from harness.errors import ArtefactError, ConfigError, DataError, EndpointError, OutOfReachError
 from harness.host.device import resolve_device
 from harness.host.foreign_files import real_path
 from harness.models.model import ResolvedModel, foresee, resolve
 from harness.records import TaskRecord
 from harness.registry import KV_POLICIES, PROTOCOLS, TASKS
-from harness.running.operating_points import Built, OperatingPoint, build_all, operating_points, usable, with_baseline
+from harness.running.operating_points import (
+    Built,
+    OperatingPoint,
+    black_box,
+    build_all,
+    operating_points,
+    usable,
+    with_baseline,
+)
 from harness.running.scoring import score_names
 
 if TYPE_CHECKING:
@@ -109,6 +127,10 @@ def make_plan(config: RunConfig, draw: Draw | None = None) -> Plan:
     specs = build_all(config.specs())
     draw = draw or _registered(config)
     device = resolve_device(config.device)
+    for spec, strategy in specs:
+        if isinstance(strategy, BlackBox):
+            black_box(spec, strategy)
+            _reach(strategy)
     model = _find_model(config.request(config.seed), specs)
     if config.kv_input == "shortcut" and model.shortcut is None:
         raise ConfigError(
@@ -144,6 +166,21 @@ def _registered(config: RunConfig) -> Draw:
     return draw
 
 
+def _reach(strategy: BlackBox) -> None:
+    """Ask a black box for one token: what is down now would fail on every sample.
+
+    Raises:
+        EndpointError: it does not complete; with the remedy.
+    """
+    connection = strategy.connect()
+    try:
+        connection.complete("def f(x):", 1, lambda _: False)
+    except EndpointError as error:
+        raise EndpointError(f"{error} {strategy.remedy()}") from None
+    finally:
+        connection.close()
+
+
 def _find_model(request: ModelRequest, built: Built) -> ResolvedModel:
     """Find the model; where it is out of reach, say at once what the strategies would lack when it is not.
 
@@ -168,7 +205,7 @@ def _lacking(request: ModelRequest, built: Built) -> list[ArtefactError]:
         info = foresee(request)
         if info is None:
             return []
-        for _, strategy in built:
+        for strategy in (strategy for _, strategy in built if not isinstance(strategy, BlackBox)):
             try:
                 strategy.exit_points(info)
             except ArtefactError as error:

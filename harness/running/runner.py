@@ -6,10 +6,10 @@ measured window, so that drift of the machine favours no operating point and eve
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -160,7 +160,8 @@ def _measure(
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     meter, unavailable = open_meter(config.energy, plan.device, config.tdp_w)
-    try:
+    with contextlib.ExitStack() as closing:
+        closing.callback(meter.close)
         loaded = model.load(plan, _formats(config, before), observer.stage)
         plan = plan.stored_in([one.info for one in loaded])
         for line in departures(plan):
@@ -171,6 +172,7 @@ def _measure(
             for name in [one.info.weights_format]
         }
         session = Session(plan, engines, meter)
+        closing.callback(session.close)
         if session.idle_s:
             observer.stage(f"measuring the machine at rest for {session.idle_s:g} s")
         idle = session.rest()
@@ -181,13 +183,11 @@ def _measure(
         manifest = describe_run(plan, loaded, meter, unavailable, block_size, before, times)
         manifest = manifest.model_copy(update={"placement": dict(placement)})
         path = resume or config.out or default_directory(config, f"{datetime.now(UTC):%Y%m%d-%H%M%S}")
-        with ExitStack() as on_error:
+        with contextlib.ExitStack() as on_error:
             store = on_error.enter_context(_open(path, manifest, resume=resume is not None, lock=lock))
             _warn_of_few_blocks(plan, manifest.block_size)
             session.measure(store, [*idle, *warmup], observer, repeat)
             on_error.pop_all()
-    finally:
-        meter.close()
     return store
 
 

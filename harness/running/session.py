@@ -1,9 +1,9 @@
 """Measures the windows of one run: what is timed, what is not, and what becomes a record.
 
-Inside a window there is decoding and nothing else. Rehearsals of strategies that look at the answer come
-before it; full depth's choices along what was generated, texts and scores after it. What else the machine did
-is read at its edges, outside the clock. A window line commits its samples, so whatever is killed loses at most
-the window it was in.
+Inside a window there is what completes the samples (:mod:`harness.running.runners`) and nothing else. Rehearsals of
+strategies that look at the answer come before it; full depth's choices along what was generated, texts and scores after
+it. What else the machine did is read at its edges, outside the clock. A window line commits its samples, so whatever is
+killed loses at most the window it was in.
 """
 
 from __future__ import annotations
@@ -14,23 +14,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
-from zlib import crc32
 
 from harness.appearance.visible_text import shell_word
-from harness.contracts import Cursor, Meter, NamedStop, Sample
+from harness.contracts import Meter, Sample
 from harness.decoding.engine import Engine
-from harness.decoding.generation import Generation
-from harness.errors import MeterError, ModelError, OutOfMemoryError
+from harness.errors import MeterError, OutOfMemoryError
 from harness.metering import Surroundings, observed
 from harness.metering.idle import default_idle_s, rest
 from harness.metering.pacing import WARMUP_PASSES, settled
 from harness.records import WindowRecord
 from harness.running.arrivals import Schedule, poisson
-from harness.running.completions import Outcome, bad_record, sample_record
+from harness.running.completions import Outcome, bad_record, sample_record, tokens_of
 from harness.running.manifest import is_out_of_memory, utc_now
 from harness.running.operating_points import OperatingPoint
 from harness.running.own_text import OwnText
 from harness.running.plan import Plan, PlannedTask
+from harness.running.runners import Made, runners
 from harness.running.windows import judged, window_record
 from harness.store.run_directory import RunDirectory
 
@@ -59,7 +58,7 @@ class Session:
 
     Args:
         plan: what runs.
-        engines: decode it, by weights format, the run's own first.
+        engines: by weights format, the run's own first.
         meter: opens the windows.
         surroundings: what else the machine does; by default that of the plan's device.
     """
@@ -69,7 +68,7 @@ class Session:
     ) -> None:
         self._plan, self._engines, self._meter = plan, engines, meter
         self._surroundings = surroundings or Surroundings.of(plan.device)
-        self._rehearsed: dict[tuple[str, str, str], tuple[list[int], ModelError | None]] = {}
+        self._runners = runners(plan, engines, meter)
 
     @property
     def idle_s(self) -> float:
@@ -117,14 +116,9 @@ class Session:
         """Let every operating point decode a few tokens, so that none loads or makes in a window what it runs on."""
         few = replace(sample, prompt_ids=sample.prompt_ids[-READY_PROMPT:], max_new_tokens=READY_TOKENS)
         for point in self._plan.points:
-            heads = point.strategy.cheap_heads()
-            self._engines[point.weights_format].prepare(
-                heads if point.lossless is None else (*heads, point.lossless.head)
-            )
-            try:
-                self._decode(planned, point, [few])
-            except ModelError:  # said of the sample that it happens to
-                continue
+            runner = self._runners[point.name]
+            runner.prepare(point)
+            runner.complete(planned, point, [few])  # where it fails, that is said of the sample that it happens to
 
     def measure(self, store: RunDirectory, before: Sequence[WindowRecord], observer: Observer, repeat: int = 0) -> None:
         """Measure every window of one repeat that is not on disk yet.
@@ -146,6 +140,11 @@ class Session:
                 f"{error} {len(store.finished())} finished windows are kept in {store.path}; when the meter works "
                 f"again, continue with --resume {shell_word(store.path)}."
             ) from error
+
+    def close(self) -> None:
+        """Let go of what completes the samples."""
+        for runner in self._runners.values():
+            runner.close()
 
     def _measure(self, store: RunDirectory, before: Sequence[WindowRecord], observer: Observer, repeat: int) -> None:
         blocks = {task.record.name: self._blocks(task, store.manifest.block_size) for task in self._plan.tasks}
@@ -213,7 +212,8 @@ class Session:
     ) -> tuple[WindowRecord, list[Outcome]]:
         size = self._plan.config.batch_size
         try:
-            self._rehearse(planned, point, batches)
+            for batch in batches:
+                self._runners[point.name].rehearse(planned, point, batch)
             window, outcomes = self._window(store.next_window, planned, block, repeat, point, batches)
             return window, outcomes if own_text is None else [own_text.of(point, outcome) for outcome in outcomes]
         except (RuntimeError, MemoryError) as error:
@@ -224,20 +224,6 @@ class Session:
                 f"{len(store.finished())} finished windows are kept in {store.path}. "
                 "Free memory and use --resume, or start again with a smaller --batch-size."
             ) from error
-
-    def _rehearse(self, planned: PlannedTask, point: OperatingPoint, batches: Sequence[Sequence[Sample]]) -> None:
-        """Let a strategy that looks at the answer do so outside the window; its exits are replayed inside."""
-        if not point.strategy.rehearsed:
-            return
-        for batch in batches:
-            keys = [(planned.record.name, point.name, sample.sample_id) for sample in batch]
-            if all(key in self._rehearsed for key in keys):
-                continue
-            for key, sample, made in zip(keys, batch, self._decode(planned, point, batch), strict=True):
-                layers = self._plan.model.info.num_layers
-                stops = made.first_stops(layers)
-                rest = sample.max_new_tokens - len(stops)  # where it failed the replay may go on
-                self._rehearsed[key] = [*stops, *[layers] * rest], made.failure
 
     def _window(
         self,
@@ -250,24 +236,19 @@ class Session:
         *,
         warmup: bool = False,
     ) -> tuple[WindowRecord, list[Outcome]]:
-        """Decode the batches of one block inside one measured window."""
-        started = utc_now()
+        """Complete the batches of one block inside one measured window."""
+        started, runner = utc_now(), self._runners[point.name]
         schedule = None if warmup else self._schedule(planned, block, repeat, len(batches))
-        results: list[list[Generation] | str] = []
+        results: list[Sequence[Made]] = []
         queued: list[float] = []
         with observed(self._meter, self._surroundings) as closed:
             opened = time.perf_counter()
             for place, batch in enumerate(batches):
                 if schedule is not None:
                     queued.append(schedule.wait(place, opened))
-                try:
-                    results.append(self._decode_measured(planned, point, batch))
-                except ModelError as error:
-                    results.append(str(error))
+                results.append(runner.complete(planned, point, batch))
         outcomes: list[Outcome] = []
-        for place, (batch, result) in enumerate(zip(batches, results, strict=True)):
-            each: list[Generation | str]
-            each = [result] * len(batch) if isinstance(result, str) else [_or_why_not(made) for made in result]
+        for place, (batch, each) in enumerate(zip(batches, results, strict=True)):
             came = None if schedule is None else (schedule.arrivals_s[place], queued[place])
             outcomes.extend(Outcome(sample, made, came) for sample, made in zip(batch, each, strict=True))
         record = window_record(
@@ -279,10 +260,10 @@ class Session:
             operating_point=point.name,
             warmup=warmup,
             samples=0,
-            tokens=sum(len(o.made.token_ids) for o in outcomes if isinstance(o.made, Generation)),
+            tokens=tokens_of(outcomes),
             started=started,
         )
-        return record, outcomes
+        return runner.counted(record, point), outcomes
 
     def _schedule(self, planned: PlannedTask, block: int, repeat: int, requests: int) -> Schedule | None:
         """Return when the requests of a block come, alike for every operating point; ``None`` back to back."""
@@ -290,53 +271,6 @@ class Session:
         if config.arrival_rate is None:
             return None
         return poisson(config.arrival_rate, requests, (config.seed, planned.record.name, block, repeat))
-
-    def _decode_measured(
-        self, planned: PlannedTask, point: OperatingPoint, batch: Sequence[Sample]
-    ) -> list[Generation]:
-        if not point.strategy.rehearsed:
-            return self._decode(planned, point, batch)
-        known = [self._rehearsed[planned.record.name, point.name, sample.sample_id] for sample in batch]
-        replayed = self._engines[point.weights_format].replay(
-            [sample.prompt_ids for sample in batch],
-            [layers for layers, _ in known],
-            kv=point.kv,
-            max_new_tokens=[sample.max_new_tokens for sample in batch],
-            stop=planned.stop,
-            eos_token_ids=self._plan.model.tokenizer.eos_token_ids,
-            lossless=point.lossless,
-            rules=self._rules(planned, point, batch),
-        )
-        failures = (failure for _, failure in known)
-        return [replace(made, failure=why or made.failure) for made, why in zip(replayed, failures, strict=True)]
-
-    def _decode(self, planned: PlannedTask, point: OperatingPoint, batch: Sequence[Sample]) -> list[Generation]:
-        return self._engines[point.weights_format].decode(
-            [sample.prompt_ids for sample in batch],
-            point.strategy,
-            kv=point.kv,
-            max_new_tokens=[sample.max_new_tokens for sample in batch],
-            seeds=[self._plan.config.seed + crc32(sample.sample_id.encode()) for sample in batch],
-            stop=planned.stop,
-            eos_token_ids=self._plan.model.tokenizer.eos_token_ids,
-            lossless=point.lossless,
-            rules=self._rules(planned, point, batch),
-        )
-
-    def _rules(self, planned: PlannedTask, point: OperatingPoint, batch: Sequence[Sample]) -> list[NamedStop] | None:
-        """Return the stop rule of each sample's completion."""
-        if point.stop is None:
-            return None
-        model, language = self._plan.model, planned.task.language
-        device = str(self._engines[point.weights_format].backbone.device)
-        return [
-            point.stop.start(Cursor(sample.prompt_ids, model.tokenizer, language, model.info, device))
-            for sample in batch
-        ]
-
-
-def _or_why_not(made: Generation) -> Generation | str:
-    return made if made.failure is None else str(made.failure)
 
 
 def _commit_bare(store: RunDirectory, records: Sequence[WindowRecord]) -> None:

@@ -54,7 +54,7 @@ def agreement_units(a: Measured, b: Measured, matched: Matched) -> Units:
     found = {}
     for sample_id in sorted(matched.same):
         mine, theirs = a.samples.get((sample_id, 0)), b.samples.get((sample_id, 0))
-        if mine is not None and theirs is not None:
+        if mine is not None and theirs is not None and not (mine.answer or theirs.answer):
             alike = sum(x == y for x, y in zip(theirs.token_ids, mine.token_ids, strict=False))
             found[frozenset([sample_id])] = (float(alike), float(max(len(mine.token_ids), len(theirs.token_ids))))
     return found

@@ -27,6 +27,8 @@ def coloured_tokens(sample: SampleRecord, num_layers: int, full: SampleRecord | 
     same place is underlined. Of lossless decoding it is the layer of the draft, if that was accepted, and none where a
     source proposed it; accepted and replaced drafts are marked.
 
+    Of a black box's completion there is the text that is scored, without colours.
+
     Args:
         sample: finished; a run of before ``token_texts`` gets one line instead.
         num_layers: of the model.
@@ -35,6 +37,8 @@ def coloured_tokens(sample: SampleRecord, num_layers: int, full: SampleRecord | 
     """
     if sample.error is not None:
         return f'<div class="tokens missing">failed: {escape_html(sample.error)}</div>'
+    if sample.answer is not None:
+        return f'<div class="tokens">{"".join(map(_visible, sample.text)) or "no text"}</div>'
     if len(sample.token_texts) != len(sample.token_ids) or len(sample.exit_layers) != len(sample.token_ids):
         return f'<div class="tokens missing">{escape_html(OLD_RUN)}</div>'
     if not sample.token_ids:
@@ -45,7 +49,7 @@ def coloured_tokens(sample: SampleRecord, num_layers: int, full: SampleRecord | 
 
 def follows(sample: SampleRecord, full: SampleRecord) -> float | None:
     """Return the share of full depth's tokens that stand at the same place; ``None`` without any."""
-    if sample.error is not None or full.error is not None or not full.token_ids:
+    if sample.error is not None or full.error is not None or not full.token_ids or sample.answer is not None:
         return None
     return sum(a == b for a, b in zip(sample.token_ids, full.token_ids, strict=False)) / len(full.token_ids)
 

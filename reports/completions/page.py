@@ -147,7 +147,9 @@ def _rows(
         if sample is None:
             continue
         beside = None if cell.point.strategy == "full" else full
-        if sample.error is None and sample.text and not sample.token_texts:  # an old run; said once, above
+        if (
+            sample.error is None and sample.text and not sample.token_texts and not sample.answer
+        ):  # an old run; said once, above
             tokens = f'<div class="tokens missing">{escape_html(sample.text)}</div>'
         else:
             tokens = coloured_tokens(sample, layers, beside, cached=cell.regime.cached)
@@ -157,6 +159,8 @@ def _rows(
 def _note(point: OperatingPointRecord) -> str:
     if point.strategy == "full":
         return f"never exits; {' or '.join(point.draft_sources)} drafts" if point.draft_sources else "never exits"
+    if point.black_box is not None:
+        return "a black box: no tokens, no layers"
     return "a bound: it looked at the answer" if point.rehearsed else ""
 
 

@@ -13,7 +13,7 @@ from harness.contracts import Metric, Wording
 from harness.records import WindowRecord
 from reports.metrics.point import Point
 from reports.metrics.sections import DRAFTS, ENERGY, HEADLINE
-from reports.metrics.units import Units, blocks
+from reports.metrics.units import Units, blocks, tokens
 from reports.statistics.intervals import ratio
 from reports.summary.energy import idle_power_w, total
 
@@ -27,28 +27,24 @@ __all__ = [
     "VERIFIED_ENERGY",
 ]
 
-_energy = partial(Metric, kind="energy", better="lower")
+_energy = partial(Metric, kind="energy", better="lower", black_box=True)
 
 
 def _total(point: Point) -> float | None:
     return total(point.windows)[1]
 
 
-def _tokens(point: Point) -> int:
-    return sum(window.tokens for window in point.windows)
-
-
 def _time_s(point: Point) -> float:
     return math.fsum(window.duration_s for window in point.windows)
 
 
-def _per(point: Point, count: float) -> float | None:
+def _per(point: Point, count: float | None) -> float | None:
     joules = _total(point)
-    return None if joules is None else ratio(joules, count)
+    return None if joules is None or count is None else ratio(joules, count)
 
 
 def _per_token(point: Point) -> float | None:
-    return _per(point, _tokens(point))
+    return _per(point, tokens(point.cell))
 
 
 def _per_request(point: Point) -> float | None:
@@ -64,8 +60,10 @@ def _idle_power(point: Point) -> float | None:
 
 
 def _net_per_token(point: Point) -> float | None:
-    joules, idle_w = _total(point), _idle_power(point)
-    return None if joules is None or idle_w is None else ratio(joules - idle_w * _time_s(point), _tokens(point))
+    joules, idle_w, made = _total(point), _idle_power(point), tokens(point.cell)
+    if joules is None or idle_w is None or made is None:
+        return None
+    return ratio(joules - idle_w * _time_s(point), made)
 
 
 def _per_verified(point: Point) -> float | None:
@@ -73,7 +71,7 @@ def _per_verified(point: Point) -> float | None:
 
 
 def _units(point: Point) -> Units:
-    return blocks(point.cell, _joules, tokens=True)
+    return blocks(point.cell, _joules, per_token=True)
 
 
 def _joules(window: WindowRecord) -> float | None:

@@ -85,6 +85,8 @@ def evaluate(metric: Metric, point: Point) -> Estimate | None:
     Raises:
         RegistryError: the metric yields something that is no number.
     """
+    if not point.can_have(metric):
+        return None
     if metric.of_sample is not None:
         values = [value for sample in point.samples if (value := metric.of_sample(sample)) is not None]
         found = mean(values) if metric.percentile is None else percentile(values, metric.percentile)
@@ -120,6 +122,8 @@ def is_distinguishable(metric: Metric, estimate: Estimate | None) -> bool:
 def _compare(metric: Metric, point: Point) -> Comparison:
     """Compare one operating point; full depth itself has a ratio of 1 by definition, without interval or test."""
     assert metric.compute is not None
+    if not point.can_have(metric):
+        return Comparison(metric)
     itself = point.cell is point.reference(metric.against)
     if metric.paired == "difference":
         return Comparison(metric) if itself else _compare_means(metric, point)

@@ -43,6 +43,7 @@ __all__ = [
     "EXACT_PREFIX",
     "EXACT_PREFIX_OVER_FIXED",
     "EXACT_PREFIX_TOKENS",
+    "EXACT_TEXT",
     "OWN_TEXT",
     "exact_prefixes",
 ]
@@ -66,6 +67,8 @@ def _kept_of(cell: Measured, full: Measured) -> dict[str, tuple[int, int]]:
     """
     found = {}
     for mine, reference in _compared(cell, full):
+        if mine.answer is not None:
+            continue
         given = len(reference.token_ids) - len(cell.decoded(reference.token_ids))
         if len(reference.token_ids) > given:
             kept = max(common_prefix(mine.token_ids, reference.token_ids) - given, 0)
@@ -78,6 +81,15 @@ def _exact_lines(cell: Measured, full: Measured) -> Mapping[str, float]:
     return {
         mine.sample_id: float(first_line(mine.text).split() == first_line(reference.text).split())
         for mine, reference in _compared(cell, full)
+    }
+
+
+def _exact_texts(cell: Measured, full: Measured) -> Mapping[str, float]:
+    """Share of full depth's characters before the first that differs, by sample; all there is of a black box."""
+    return {
+        mine.sample_id: common_prefix(mine.text, reference.text) / len(reference.text)
+        for mine, reference in _compared(cell, full)
+        if reference.text
     }
 
 
@@ -195,12 +207,23 @@ EXACT_PREFIX_TOKENS = Metric(
 )
 EXACT_LINE = _share(
     name="exact_line",
+    black_box=True,
     header="exact\nline",
     meaning="share of completions whose first line is full depth's, white space aside",
     compute=lambda point: mean(_exact_lines(point.cell, point.full).values()),
     units=partial(_units, _exact_lines),
     sections={HEADLINE: 1.5, AGREEMENTS: 3},
     priority=3,
+)
+EXACT_TEXT = _share(
+    name="exact_text",
+    header="exact\ntext",
+    meaning="share of full depth's characters before the first that differs, of what is scored",
+    compute=partial(_mean, _exact_texts),
+    units=partial(_units, _exact_texts),
+    interval=True,
+    black_box=True,
+    sections={AGREEMENTS: 3.5},
 )
 OWN_TEXT = _share(
     name="own_text_agreement",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from harness.contracts.metrics import Against
+from harness.contracts.metrics import Against, Metric
 from harness.records import Manifest, ModelRecord, SampleRecord, WindowRecord
 from reports.statistics.intervals import paired_ratio
 from reports.summary.measured import Measured, full_depths
@@ -56,6 +56,10 @@ class Point:
         """Return the full depth that a metric is held against."""
         found: Measured | None = getattr(self, against)
         return found
+
+    def can_have(self, metric: Metric) -> bool:
+        """Whether a metric is defined here: what only the engine knows is missing of a black box."""
+        return metric.black_box or self.cell.point.black_box is None
 
     @property
     def is_full(self) -> bool:

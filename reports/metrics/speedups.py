@@ -37,7 +37,7 @@ __all__ = [
     "SPEEDUP_OVER_FASTEST",
 ]
 
-_ratio = partial(Metric, paired="ratio", form="ratio", unit="×", better="higher")
+_ratio = partial(Metric, paired="ratio", form="ratio", unit="×", better="higher", black_box=True)
 
 
 def _requests(point: Point, full: Measured) -> list[Pair]:
@@ -121,6 +121,7 @@ def _over_repeats(
 DECODE_SPEEDUP = _over_own(
     _decoding,
     name="decode_speedup",
+    black_box=False,
     header="decoding speed-up",
     meaning="speed-up of the time per token after the first",
     units=_decoding_units,
@@ -184,7 +185,7 @@ NET_ENERGY_RATIO_OVER_FASTEST = _over_fastest(
     meaning="net energy ratio over the fastest full depth of the run in a format that keeps the model's tokens",
 )
 
-_extreme = partial(Metric, form="ratio", unit="×")
+_extreme = partial(Metric, form="ratio", unit="×", black_box=True)
 
 SPEEDUP_LOWEST = _extreme(
     name="speedup_range_low",
@@ -202,6 +203,7 @@ SPEEDUP_HIGHEST = _extreme(
 )
 DECODE_SPEEDUP_LOWEST = _extreme(
     name="decode_speedup_range_low",
+    black_box=False,
     header="lowest\ndecoding",
     meaning="smallest decoding speed-up of a repeat by itself",
     compute=partial(_over_repeats, Measured.decode_pairs, min),
@@ -209,6 +211,7 @@ DECODE_SPEEDUP_LOWEST = _extreme(
 )
 DECODE_SPEEDUP_HIGHEST = _extreme(
     name="decode_speedup_range_high",
+    black_box=False,
     header="highest\ndecoding",
     meaning="largest decoding speed-up of a repeat by itself",
     compute=partial(_over_repeats, Measured.decode_pairs, max),

@@ -13,7 +13,7 @@ from harness.contracts import Metric, Wording
 from harness.records import SampleRecord, WindowRecord
 from reports.metrics.point import Point
 from reports.metrics.sections import HEADLINE, TIME
-from reports.metrics.units import Units, blocks
+from reports.metrics.units import Units, blocks, tokens
 from reports.statistics.intervals import ratio
 
 __all__ = [
@@ -30,7 +30,7 @@ __all__ = [
     "TTFT_P50",
 ]
 
-_seconds = partial(Metric, unit="s", form="seconds", better="lower", kind="cost")
+_seconds = partial(Metric, unit="s", form="seconds", better="lower", kind="cost", black_box=True)
 
 
 def _latency(sample: SampleRecord) -> float | None:
@@ -67,13 +67,13 @@ def _prefill_share(point: Point) -> float | None:
 
 
 def _throughput(point: Point) -> float | None:
-    windows = point.windows
-    return ratio(sum(window.tokens for window in windows), math.fsum(window.duration_s for window in windows))
+    made = tokens(point.cell)
+    return None if made is None else ratio(made, math.fsum(window.duration_s for window in point.windows))
 
 
 def _throughput_units(point: Point) -> Units:
-    spent = blocks(point.cell, _duration, tokens=True)
-    return {key: (tokens, seconds) for key, (seconds, tokens) in spent.items()}
+    spent = blocks(point.cell, _duration, per_token=True)
+    return {key: (made, seconds) for key, (seconds, made) in spent.items()}
 
 
 def _duration(window: WindowRecord) -> float:
@@ -140,6 +140,7 @@ TPOT_P50 = _seconds(
     title="TPOT p50",
     meaning="median time per later token",
     of_sample=_tpot,
+    black_box=False,
     percentile=50,
     sections={TIME: 7},
     change=Wording("decodes {} faster", "decodes {} slower"),
@@ -151,6 +152,7 @@ TOKENS_PER_S = Metric(
     meaning="all tokens over all time",
     compute=_throughput,
     units=_throughput_units,
+    black_box=True,
     better="higher",
     unit="1/s",
     sections={TIME: 8},
@@ -174,6 +176,7 @@ PREFILL_SHARE = Metric(
     header="prefill\nshare",
     meaning="prefill over prefill and decode, all requests",
     compute=_prefill_share,
+    black_box=True,
     form="percent",
     sections={TIME: 11},
 )

@@ -17,7 +17,7 @@ from harness.records import SampleRecord, WindowRecord
 from reports.metrics.point import Point
 from reports.summary.measured import Measured
 
-__all__ = ["Units", "added", "blocks", "by_block", "joined", "rates", "units_of"]
+__all__ = ["Units", "added", "blocks", "by_block", "joined", "rates", "tokens", "units_of"]
 
 Units: TypeAlias = Mapping[frozenset[str], tuple[float, ...]]
 """Prompts of a unit → its row: totals (of what stands above and below the line of a rate), or one value per repeat."""
@@ -25,6 +25,8 @@ Units: TypeAlias = Mapping[frozenset[str], tuple[float, ...]]
 
 def units_of(metric: Metric, point: Point) -> Units | None:
     """Return what a metric is made of, unit by unit: empty if it was not measured, ``None`` if it has none."""
+    if not point.can_have(metric):
+        return {}
     if metric.units is not None:
         units: Units = metric.units(point)
         return units
@@ -66,14 +68,21 @@ def rates(cell: Measured, read: Callable[[SampleRecord], tuple[float, float] | f
     return _added(rows)
 
 
-def blocks(cell: Measured, cost: Callable[[WindowRecord], float | None], *, tokens: bool = False) -> Units:
+def tokens(cell: Measured) -> int | None:
+    """Return the tokens of all windows; ``None`` where a black box does not count its own."""
+    counts = [window.tokens for window in cell.windows.values()]
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else None
+
+
+def blocks(cell: Measured, cost: Callable[[WindowRecord], float | None], *, per_token: bool = False) -> Units:
     """Return a cost of whole windows, and the windows or tokens it bought; a window with a failed sample has none."""
     rows = []
     for number, members in _windows(cell).items():
         window = cell.windows[number]
-        spent = cost(window)
-        if spent is not None and not window.failed:
-            rows.append((_names(members), (spent, float(window.tokens) if tokens else 1.0)))
+        spent, bought = cost(window), window.tokens if per_token else 1
+        if spent is not None and bought is not None and not window.failed:
+            rows.append((_names(members), (spent, float(bought))))
     return _added(rows)
 
 

@@ -51,7 +51,8 @@ def refuse_sample(sample: SampleRecord, num_layers: int) -> str | None:
     if not all(map(is_measurable, timed)) or not all_plausible([*measured, *scores]):
         return ABSURD
     counts = {len(sample.token_ids), len(sample.exit_layers), len(times)}
-    if len(counts) > 1 or not times:
+    told = bool(times) if sample.answer is None else sample.latency_s is not None and not times
+    if len(counts) > 1 or not told:
         return "tokens, exit layers and times that are missing or not equally many"
     if not all(1 <= layer <= num_layers for layer in sample.exit_layers):
         return f"an exit layer outside 1…{num_layers}"

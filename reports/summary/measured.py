@@ -33,10 +33,10 @@ class Regime:
     """How an operating point decoded.
 
     Attributes:
-        kv: name of the policy for the keys and values of skipped layers.
+        kv: name of the policy for the keys and values of skipped layers; empty for a black box.
         batch_size: samples decoded together.
         facts: what that policy is.
-        weights_format: how the matrices are stored.
+        weights_format: how the matrices are stored; of a black box, those of the full depth that it is held against.
         stop: the stop rule beside the protocol's own end; empty for none.
     """
 
@@ -54,6 +54,8 @@ class Regime:
             StoreError: the configuration does not say, or says something unknown.
         """
         try:
+            if point.black_box is not None:
+                return cls("", int(manifest.config["batch_size"]), KVFacts(keeps_cache=False), manifest.model.stored_in)
             kv = point.kv or str(manifest.config["kv"])
             facts = point.kv_facts or KV_POLICIES.load(kv).facts  # older runs know the built-in policies alone
             stored_in = point.weights_format or manifest.model.stored_in

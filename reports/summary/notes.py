@@ -64,7 +64,8 @@ def notes(
         *_about_energy(manifest.meter, cells),
         *about_windows(everything, windows),
         *_about_power(rows),
-        *_about_regimes(cells, manifest),
+        *_about_regimes([cell for cell in cells if cell.point.black_box is None], manifest),
+        *_about_black_boxes(cells),
         *_about_heads(cells),
         *_about_sample_size(cells, rows, manifest.operating_points[0].name),
         *_about_chance(rows),
@@ -238,6 +239,26 @@ def _about_regimes(cells: Sequence[Measured], manifest: Manifest) -> Iterator[st
         yield (
             "requests arrive at a fixed rate: latency, TTFT and speed-up count from the arrival, waiting included; "
             "tokens per second and energy include idling between requests."
+        )
+
+
+def _about_black_boxes(cells: Sequence[Measured]) -> Iterator[str]:
+    for point in {cell.point.name: cell.point for cell in cells if cell.point.black_box}.values():
+        answers = [
+            sample.answer
+            for cell in cells
+            if cell.point.name == point.name
+            for sample in cell.scored
+            if sample.answer is not None
+        ]
+        models = sorted({answer.model for answer in answers if answer.model})
+        named = f" It calls its model {', '.join(models)}." if models else ""
+        counts = answers and all(answer.tokens is not None for answer in answers)
+        tokens = "Its tokens are its own count." if counts else "It does not count its tokens, so nothing is per token."
+        yield (
+            f"{point.name} is a black box: it gets the prompt as text and makes tokens of it itself, and times are its "
+            "client's. What only the engine knows (layers, own tokens, exact prefix) is missing; scores of tokens read "
+            f"its text.{named} {tokens}"
         )
 
 

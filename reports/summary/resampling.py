@@ -92,11 +92,10 @@ class Resampling:
         windows = list(cell.windows.values())
         if len({window.energy_source for window in windows}) != 1:
             return None
-        read = [
-            (window.block, window.energy_j, float(window.samples if of_requests else window.tokens))
-            for window in windows
+        read = [(window.block, window.energy_j, window.samples if of_requests else window.tokens) for window in windows]
+        terms = [
+            (block, joules, float(count)) for block, joules, count in read if joules is not None and count is not None
         ]
-        terms = [(block, joules, tokens) for block, joules, tokens in read if joules is not None]
         return self._ratio(terms) if len(terms) == len(read) else None
 
     def latency(self, cell: Measured) -> Resampled | None:

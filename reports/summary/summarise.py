@@ -151,6 +151,7 @@ def _table(points: Sequence[Point], metrics: Sequence[Metric]) -> list[SummaryRo
             weights=point.model.weights,
             exit_head=point.model.exit_head.partition(":")[0],
             kv=point.cell.regime.kv,
+            black_box=point.cell.point.black_box is not None,
             batch_size=point.cell.regime.batch_size,
             dtype=point.model.dtype,
             weights_format=point.model.stored_in,

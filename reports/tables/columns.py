@@ -109,7 +109,9 @@ def headline_columns(table: ResultTable, columns: Mapping[str, Column]) -> list[
         Column("n", "n", tuple(str(row.n) for row in table.rows), "samples scored"),
         Column("errors", "errors", tuple(str(row.errors) for row in table.rows), "samples that failed"),
     ]
-    policies = Column("kv", "KV", tuple(row.kv for row in table.rows), "what skipped layers leave", left=True)
+    policies = Column(
+        "kv", "KV", tuple(row.kv or MISSING for row in table.rows), "what skipped layers leave", left=True
+    )
     return [
         policies,
         *(counts if table.uneven else []),

@@ -43,7 +43,7 @@ def _table(table: TaskTable, volumes: list[Hypervolume]) -> TextTable:
     rows = [
         (
             strategy,
-            *(_cell(shares[strategy]) for volume in volumes for shares in (volume.alone, volume.contribution)),
+            *(_cell(shares.get(strategy)) for volume in volumes for shares in (volume.alone, volume.contribution)),
         )
         for strategy in strategies
     ]
@@ -51,6 +51,8 @@ def _table(table: TaskTable, volumes: list[Hypervolume]) -> TextTable:
     return TextTable("Dominated hypervolume of edit similarity against cost", header, (*rows, whole))
 
 
-def _cell(share: Share) -> str:
+def _cell(share: Share | None) -> str:
+    if share is None:  # a black box has no layers
+        return MISSING
     text = f"{share.value:.3f}"
     return text if share.ci is None else f"{text} [{share.ci[0]:.3f}, {share.ci[1]:.3f}]"

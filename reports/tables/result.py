@@ -78,7 +78,7 @@ class ResultTable:
     @property
     def policies(self) -> str:
         """KV policies of the rows, full depth's first."""
-        return ", ".join(dict.fromkeys(row.kv for row in self.rows))
+        return ", ".join(dict.fromkeys(row.kv for row in self.rows if row.kv))
 
     @property
     def size(self) -> str:

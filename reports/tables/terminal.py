@@ -40,7 +40,7 @@ from reports.tables.draft_lengths import draft_length_table, without_intervals
 from reports.tables.plot import BOUND, FRONT, draw_front
 from reports.tables.result import HEADLINE_TITLE, ResultTable, is_candidate, legend, mark, split_tables
 
-__all__ = ["Report", "fold_label", "render"]
+__all__ = ["Report", "fold_label", "headline", "render"]
 
 WHOLE = (BYTE_MODEL, DRAFTS)
 """Sections that are read from left to right: what the headline shows already is repeated in them."""
@@ -98,18 +98,23 @@ def fold_label(label: str, width: int) -> str:
     return "\n".join(lines)
 
 
-def _one_table(
-    table: ResultTable, details: bool, console: Console, options: ConsoleOptions
-) -> Iterator[RenderableType]:
-    columns = columns_of(table)
+def headline(table: ResultTable, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+    """Yield what was run on what, and the columns that matter most, as many as fit."""
     yield Text()
     yield _banner(table.heading, options)
     for line in table.subheadings:
         yield Line(line, "dim")
-    shown = _fitting(table, headline_columns(table, columns), console, options)
     yield Text()
     yield _section_title(HEADLINE_TITLE)
-    yield _grid(table, shown, options)
+    yield _grid(table, _fitting(table, headline_columns(table, columns_of(table)), console, options), options)
+
+
+def _one_table(
+    table: ResultTable, details: bool, console: Console, options: ConsoleOptions
+) -> Iterator[RenderableType]:
+    columns = columns_of(table)
+    shown = _fitting(table, headline_columns(table, columns), console, options)
+    yield from headline(table, console, options)
     yield from _plot(table, options)
     for title in section_titles(columns) if details else ():
         numbers = [column for column in section_columns(title, columns) if column not in shown or title in WHOLE]

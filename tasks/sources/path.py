@@ -22,12 +22,12 @@ from tasks.sources import HubDataset
 from tasks.sources.jsonl import JsonLines
 from tasks.sources.parquet import parquet_rows
 
-__all__ = ["open_path"]
+__all__ = ["FORMS", "open_path"]
 
 _LINE_FOLDER = "codexglue_line"
 _OFFICIAL = re.compile(r"\bofficial\b(?:\s+\S+){0,2}\s+dev\s+rows\b", re.IGNORECASE)
 _LARGEST_README = 1 << 20
-_FORMS = "a JSONL file of {id, input, gt} or {id, code} rows, a dataset folder in hub layout, or a folder of those"
+FORMS = "a JSONL file of {id, input, gt} or {id, code} rows, a dataset folder in hub layout, or a folder of those"
 
 
 def open_path(source: str, dataset: HubDataset) -> Rows:
@@ -41,7 +41,7 @@ def open_path(source: str, dataset: HubDataset) -> Rows:
         DataError: nothing there, nothing usable there, or the file cannot be read.
     """
     if not source:
-        raise DataError(f"--source is empty. Give {_FORMS}; or --source embedded.")
+        raise DataError(f"--source is empty. Give {FORMS}; or --source embedded.")
     try:
         path = Path(source).expanduser()
         if path.is_dir():
@@ -52,13 +52,13 @@ def open_path(source: str, dataset: HubDataset) -> Rows:
     except OSError as error:
         raise DataError(f"cannot read --source '{source}': {error.strerror or error}.") from None
     except RuntimeError:  # what pathlib says of ~nobody
-        raise DataError(f"--source '{source}': there is no such user. Give {_FORMS}; or --source embedded.") from None
+        raise DataError(f"--source '{source}': there is no such user. Give {FORMS}; or --source embedded.") from None
     if exists:
-        raise DataError(f"--source '{source}' is neither a file nor a folder. Give {_FORMS}.")
+        raise DataError(f"--source '{source}' is neither a file nor a folder. Give {FORMS}.")
     if leads_nowhere:
-        raise DataError(f"--source '{source}' is a link to itself, or to what does not exist. Give {_FORMS}.")
+        raise DataError(f"--source '{source}' is a link to itself, or to what does not exist. Give {FORMS}.")
     hint = did_you_mean(source, ("embedded", "hub"))
-    raise DataError(f"--source '{source}' does not exist.{hint} Give {_FORMS}; or --source embedded.")
+    raise DataError(f"--source '{source}' does not exist.{hint} Give {FORMS}; or --source embedded.")
 
 
 def _open_folder(folder: Path, dataset: HubDataset) -> Rows:
@@ -124,5 +124,5 @@ def _not_found(folder: Path, dataset: HubDataset) -> str:
     listing = f" It has {', '.join(found[:6])}." if found else ""
     return (
         f"{folder} holds no {wanted}: neither {dataset.folder}/{dataset.config}/{dataset.split}-*.parquet nor "
-        f"{_LINE_FOLDER}/{dataset.config}.jsonl.{listing} Give {_FORMS}; or --source embedded."
+        f"{_LINE_FOLDER}/{dataset.config}.jsonl.{listing} Give {FORMS}; or --source embedded."
     )

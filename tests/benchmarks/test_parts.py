@@ -113,7 +113,7 @@ def views(smollm2: Any, prompt: list[int]) -> Callable[[], list[LayerView]]:
     return make
 
 
-@pytest.mark.parametrize("name", STRATEGIES.names())
+@pytest.mark.parametrize("name", sorted({*STRATEGIES.names()} - {"endpoint"}))  # which the engine does not ask
 def test_check(benchmark: Any, views: Callable[[], list[LayerView]], name: str) -> None:
     """A strategy with its default options, asked once at every exit point, whatever it answers."""
     info = resolve(ModelRequest("smollm2-135m")).info

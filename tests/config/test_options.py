@@ -100,7 +100,7 @@ def test_defaults_are_the_dataclass_s_own() -> None:
         (
             "zzz",
             UnknownNameError,
-            r"unknown strategy 'zzz'\. Known: classifier, confidence, consistent, del, entropy, .*saturation",
+            r"unknown strategy 'zzz'\. Known: classifier, confidence, consistent, del, endpoint, entropy, .*saturation",
         ),
         (
             "confidence:treshold=1",

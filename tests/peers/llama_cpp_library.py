@@ -198,8 +198,15 @@ class Context:
         self._clear = library.call("llama_memory_clear", None, c_void_p, c_bool)
         self._decode = library.call("llama_decode", c_int32, c_void_p, Tokens)
         self._logits = library.call("llama_get_logits_ith", POINTER(c_float), c_void_p, c_int32)
-        vocabulary = library.call("llama_model_get_vocab", c_void_p, c_void_p)(model)
+        self._vocabulary = vocabulary = library.call("llama_model_get_vocab", c_void_p, c_void_p)(model)
         self._words = library.call("llama_vocab_n_tokens", c_int32, c_void_p)(vocabulary)
+        self._tokenize = library.call(
+            "llama_tokenize", c_int32, c_void_p, c_char_p, c_int32, POINTER(c_int32), c_int32, c_bool, c_bool
+        )
+        self._spell = library.call(
+            "llama_token_to_piece", c_int32, c_void_p, c_int32, c_char_p, c_int32, c_int32, c_bool
+        )
+        self._ends = library.call("llama_vocab_is_eog", c_bool, c_void_p, c_int32)
 
     def clear(self) -> None:
         """Forget the sequence."""
@@ -216,6 +223,29 @@ class Context:
         if refused:
             raise RuntimeError(f"llama.cpp refuses {len(token_ids)} tokens (code {refused})")
         return int(np.ctypeslib.as_array(self._logits(self._context, -1), (self._words,)).argmax())
+
+    def tokens(self, text: str) -> list[int]:
+        """Return the tokens of a text as llama.cpp's server reads a prompt: with those that the model wants around it.
+
+        Raises:
+            RuntimeError: llama.cpp refuses it.
+        """
+        spelled = text.encode()
+        held = (c_int32 * (len(spelled) + 2))()
+        count = self._tokenize(self._vocabulary, spelled, len(spelled), held, len(held), True, True)
+        if count < 0:
+            raise RuntimeError(f"llama.cpp makes no tokens of {len(text)} characters")
+        return list(held[:count])
+
+    def piece(self, token: int) -> bytes:
+        """Return what a token spells; it may end inside a character."""
+        held = ctypes.create_string_buffer(256)
+        count = self._spell(self._vocabulary, token, held, len(held), 0, False)
+        return held.raw[: max(count, 0)]
+
+    def ends(self, token: int) -> bool:
+        """Whether a token ends a completion."""
+        return bool(self._ends(self._vocabulary, token))
 
     def rest(self) -> None:
         """Let its threads sleep until the next tokens come."""

@@ -144,7 +144,7 @@ def rows_of(run: Path) -> list[dict[str, Any]]:
 
 
 def test_a_run_skips_them_and_says_how_many(tiny_run: Callable[..., Any], learned: Path, tmp_path: Path) -> None:
-    ran = tiny_run("--limit", 0, "--max-new-tokens", 15, "--out", "out")
+    ran = tiny_run("--limit", 0, "--max-new-tokens", 15, "--verbose", "--out", "out")
     assert ran.code == 0, ran.err
     assert task_of(tmp_path / "out")["duplicates"] == 1
     assert {row["sample_id"] for row in rows_of(tmp_path / "out")} == {f"doc-{n}" for n in range(8) if n != 3}
@@ -154,7 +154,7 @@ def test_a_run_skips_them_and_says_how_many(tiny_run: Callable[..., Any], learne
 def test_a_run_may_keep_them_and_its_report_leave_them_out(
     tiny_run: Callable[..., Any], cli: Callable[..., Any], learned: Path, tmp_path: Path
 ) -> None:
-    ran = tiny_run("--limit", 0, "--max-new-tokens", 15, "--duplicates", "keep", "--out", "out")
+    ran = tiny_run("--limit", 0, "--max-new-tokens", 15, "--duplicates", "keep", "--verbose", "--out", "out")
     assert ran.code == 0, ran.err
     assert {row["sample_id"] for row in rows_of(tmp_path / "out") if row["duplicate"]} == {"doc-3"}
     assert "py150: 1 of 8 samples are near-duplicates" in " ".join(ran.out.split())
@@ -183,7 +183,7 @@ def test_an_artefact_without_an_index_is_named(tiny_run: Callable[..., Any], lea
     facts = json.loads((learned / "tuning.json").read_text())
     del facts["ngrams"]
     (learned / "tuning.json").write_text(json.dumps(facts))
-    ran = tiny_run("--limit", 2, "--out", "out")
+    ran = tiny_run("--limit", 2, "--verbose", "--out", "out")
     assert ran.code == 0, ran.err
     assert task_of(tmp_path / "out")["unindexed"] == ["tuning"]
     assert task_of(tmp_path / "out")["duplicates"] is None

@@ -119,6 +119,7 @@ def test_a_complete_run_has_every_metric(build) -> None:
         scores = {"edit_similarity": 0.5, "exact_match": 0.0, "codebleu": 0.5, "accepted_prefix": 2.0}
         sample = {"exit_layers": depths[point], "scores": scores, "arrival_s": 0.0, "queue_s": 0.0}
         sample |= {"token_ids": (1, 2, 3 if point == FULL else 9), "full_depth_ids": (1, 2, 3)}
+        sample |= {"text": "abc" if point == FULL else "abx"}
         run.window(point, sample, block=block, repeat=repeat, energy_j=1.0, energy_source="rapl")
     run.idle(energy_j=0.1, duration=1.0, energy_source="rapl")
     row = run.row("oracle", score_corpus=lambda *_: dict.fromkeys(SCORES.names(), 0.5))

@@ -1,0 +1,206 @@
+"""Who completes the samples of an operating point: the engine, or a black box beside it.
+
+A session opens the same windows for both and asks a runner to fill them; what of a window's readings speaks of its
+operating point is the runner's to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Protocol, TypeAlias
+from zlib import crc32
+
+from harness.contracts import Answer, BlackBox, Cursor, Meter, NamedStop, Sample
+from harness.contracts.meters import is_measured
+from harness.decoding.engine import Engine
+from harness.decoding.generation import Generation
+from harness.errors import HarnessError, ModelError, is_out_of_memory, reason
+from harness.records import WindowRecord
+from harness.running.operating_points import OperatingPoint
+from harness.running.plan import Plan, PlannedTask
+
+__all__ = ["BlackBoxRunner", "EngineRunner", "Made", "Runner", "runners"]
+
+Made: TypeAlias = Generation | Answer | str
+"""What was made of a sample, or why nothing was."""
+
+
+class Runner(Protocol):
+    """Completes batches of samples at the operating points that are its own."""
+
+    def prepare(self, point: OperatingPoint) -> None:
+        """Load or make what an operating point runs on, before anything is measured."""
+
+    def rehearse(self, planned: PlannedTask, point: OperatingPoint, batch: Sequence[Sample]) -> None:
+        """Do what belongs to an operating point and not into its window."""
+
+    def complete(self, planned: PlannedTask, point: OperatingPoint, batch: Sequence[Sample]) -> Sequence[Made]:
+        """Complete a batch, inside a window; one that fails says why, and the others stand."""
+
+    def counted(self, window: WindowRecord, point: OperatingPoint) -> WindowRecord:
+        """Return a window's record with those readings alone that speak of the operating point."""
+
+    def close(self) -> None:
+        """Let go of what it holds."""
+
+
+def runners(plan: Plan, engines: Mapping[str, Engine], meter: Meter) -> Mapping[str, Runner]:
+    """Return the runner of each operating point, by its name.
+
+    Args:
+        plan: what runs.
+        engines: by weights format.
+        meter: opens the windows.
+    """
+    engine = EngineRunner(plan, engines)
+    return {
+        point.name: BlackBoxRunner(plan, point.strategy, meter) if isinstance(point.strategy, BlackBox) else engine
+        for point in plan.points
+    }
+
+
+class EngineRunner:
+    """The engine, in the weights format of each operating point.
+
+    Args:
+        plan: what runs.
+        engines: by weights format.
+    """
+
+    def __init__(self, plan: Plan, engines: Mapping[str, Engine]) -> None:
+        self._plan, self._engines = plan, engines
+        self._rehearsed: dict[tuple[str, str, str], tuple[list[int], ModelError | None]] = {}
+
+    def prepare(self, point: OperatingPoint) -> None:
+        """Make the cheap heads that it reads."""
+        heads = point.strategy.cheap_heads()
+        self._engines[point.weights_format].prepare(heads if point.lossless is None else (*heads, point.lossless.head))
+
+    def rehearse(self, planned: PlannedTask, point: OperatingPoint, batch: Sequence[Sample]) -> None:
+        """Let a strategy that looks at the answer do so; its exits are replayed in the window."""
+        keys = [(planned.record.name, point.name, sample.sample_id) for sample in batch]
+        if not point.strategy.rehearsed or all(key in self._rehearsed for key in keys):
+            return
+        for key, sample, made in zip(keys, batch, self._decode(planned, point, batch), strict=True):
+            layers = self._plan.model.info.num_layers
+            stops = made.first_stops(layers)
+            rest = sample.max_new_tokens - len(stops)  # where it failed the replay may go on
+            self._rehearsed[key] = [*stops, *[layers] * rest], made.failure
+
+    def complete(self, planned: PlannedTask, point: OperatingPoint, batch: Sequence[Sample]) -> Sequence[Made]:
+        """Decode a batch together."""
+        try:
+            decoded = (self._replay if self._is_known(planned, point, batch) else self._decode)(planned, point, batch)
+        except ModelError as error:
+            return [str(error)] * len(batch)
+        return [made if made.failure is None else str(made.failure) for made in decoded]
+
+    def counted(self, window: WindowRecord, point: OperatingPoint) -> WindowRecord:
+        """Return it as it is: this process is what was measured."""
+        return window
+
+    def close(self) -> None:
+        """Engines belong to whoever made them."""
+
+    def _is_known(self, planned: PlannedTask, point: OperatingPoint, batch: Sequence[Sample]) -> bool:
+        return all((planned.record.name, point.name, sample.sample_id) in self._rehearsed for sample in batch)
+
+    def _replay(self, planned: PlannedTask, point: OperatingPoint, batch: Sequence[Sample]) -> list[Generation]:
+        known = [self._rehearsed[planned.record.name, point.name, sample.sample_id] for sample in batch]
+        replayed = self._engines[point.weights_format].replay(
+            [sample.prompt_ids for sample in batch],
+            [layers for layers, _ in known],
+            kv=point.kv,
+            max_new_tokens=[sample.max_new_tokens for sample in batch],
+            stop=planned.stop,
+            eos_token_ids=self._plan.model.tokenizer.eos_token_ids,
+            lossless=point.lossless,
+            rules=self._rules(planned, point, batch),
+        )
+        failures = (failure for _, failure in known)
+        return [replace(made, failure=why or made.failure) for made, why in zip(replayed, failures, strict=True)]
+
+    def _decode(self, planned: PlannedTask, point: OperatingPoint, batch: Sequence[Sample]) -> list[Generation]:
+        return self._engines[point.weights_format].decode(
+            [sample.prompt_ids for sample in batch],
+            point.strategy,
+            kv=point.kv,
+            max_new_tokens=[sample.max_new_tokens for sample in batch],
+            seeds=[self._plan.config.seed + crc32(sample.sample_id.encode()) for sample in batch],
+            stop=planned.stop,
+            eos_token_ids=self._plan.model.tokenizer.eos_token_ids,
+            lossless=point.lossless,
+            rules=self._rules(planned, point, batch),
+        )
+
+    def _rules(self, planned: PlannedTask, point: OperatingPoint, batch: Sequence[Sample]) -> list[NamedStop] | None:
+        """Return the stop rule of each sample's completion."""
+        if point.stop is None:
+            return None
+        model, language = self._plan.model, planned.task.language
+        device = str(self._engines[point.weights_format].backbone.device)
+        return [
+            point.stop.start(Cursor(sample.prompt_ids, model.tokenizer, language, model.info, device))
+            for sample in batch
+        ]
+
+
+class BlackBoxRunner:
+    """A black box: prompts as text, one request for each, those of a batch at the same time.
+
+    Args:
+        plan: what runs.
+        asked: the black box.
+        meter: opens the windows.
+    """
+
+    def __init__(self, plan: Plan, asked: BlackBox, meter: Meter) -> None:
+        self._tokenizer, self._asked, self._meter = plan.model.tokenizer, asked, meter
+        self._connection = asked.connect()
+
+    def prepare(self, point: OperatingPoint) -> None:
+        """It is reached by now."""
+
+    def rehearse(self, planned: PlannedTask, point: OperatingPoint, batch: Sequence[Sample]) -> None:
+        """It looks at no answer."""
+
+    def complete(self, planned: PlannedTask, point: OperatingPoint, batch: Sequence[Sample]) -> Sequence[Made]:
+        """Ask for every sample of a batch."""
+        if len(batch) == 1:
+            return [self._ask(planned, batch[0])]
+        with ThreadPoolExecutor(len(batch)) as threads:
+            return list(threads.map(lambda sample: self._ask(planned, sample), batch))
+
+    def counted(self, window: WindowRecord, point: OperatingPoint) -> WindowRecord:
+        """Return it without what is of this process, or of this machine where the black box is elsewhere.
+
+        What else ran is what was measured, so that its load contaminates nothing; and it cannot be told from others'.
+        """
+        flags = tuple(flag for flag in window.flags if flag != "foreign-cpu" or not self._asked.local)
+        why = None
+        if not self._asked.local:
+            why = f"{point.name} is not on this machine, whose energy says nothing of it"
+        elif not is_measured(self._meter):
+            why = f"{point.name} is another process, of which '{window.energy_source}' knows nothing"
+        silent = {"energy_j": None, "energy_reason": why} if why and window.energy_j is not None else {}
+        return window.model_copy(update={"flags": flags, **silent})
+
+    def close(self) -> None:
+        """Close its connection."""
+        self._connection.close()
+
+    def _ask(self, planned: PlannedTask, sample: Sample) -> Made:
+        try:
+            return self._connection.complete(
+                self._tokenizer.decode(sample.prompt_ids),
+                sample.max_new_tokens,
+                lambda text: planned.stop(self._tokenizer.encode(text)),
+            )
+        except HarnessError as error:
+            return str(error)
+        except Exception as error:  # a stop rule's, or a plug-in's
+            if is_out_of_memory(error):
+                raise
+            return f"the answer cannot be read: {reason(error)}."

