@@ -51,9 +51,12 @@ class RunConfig(ModelConfiguration):
     """Everything that decides a run, beside the model's configuration; saved whole in the manifest."""
 
     panels: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "What is compared": ("strategies", "kv", "decode", "draft_head", "draft_max", "weights_format"),
+        "What is compared": ("strategies", "kv", "decode", "draft_head", "draft_max", "stop", "weights_format"),
         "The model": ("model", "weights", "exit_points", "exit_head", "artefacts", "dtype", "kv_input"),
-        "On which samples": ("tasks", "protocol", "source", "limit", "duplicates", "max_new_tokens", "seed"),
+        "On which samples": (
+            *("tasks", "protocol", "source", "limit", "duplicates", "max_new_tokens", "seed"),
+            "allow_code_execution",
+        ),
         "How it is measured": (
             *("batch_size", "repeats", "arrival_rate", "block_size", "attribute", "strict", "idle_s"),
             *("energy", "tdp_w", "device", "threads"),
