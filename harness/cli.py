@@ -68,6 +68,7 @@ PANELS = {
         "list": ("catalogue:list_", "harness list strategies"),
         "show": ("catalogue:show", "harness show classifier"),
         "doctor": ("doctor:doctor", "harness doctor"),
+        "cache": ("cache:Cache", "harness cache list"),
         "verify": ("verify:verify", "harness verify --weights-format fp16"),
     },
 }

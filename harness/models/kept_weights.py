@@ -27,6 +27,7 @@ from harness.contracts import ModelInfo, WeightsFormat
 from harness.decoding.packed_tensors import Packed, filled, tensors_of
 from harness.decoding.packing import usable
 from harness.errors import reason
+from harness.host.cache import cache_folder
 from harness.host.foreign_files import require_regular
 from harness.registry import WEIGHTS_FORMATS
 
@@ -107,11 +108,7 @@ class KeptWeights:
     source_name: str
     shortcut: str
     note: Callable[[str], None]
-    folder: Path = field(
-        default_factory=lambda: (
-            Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "early-exit-harness" / "packed"
-        )
-    )
+    folder: Path = field(default_factory=lambda: cache_folder() / "packed")
 
     def file(self, name: str) -> Path:
         """Return where a format's weights are, if they are kept."""

