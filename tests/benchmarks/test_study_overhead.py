@@ -1,4 +1,4 @@
-"""What a study adds to its points (the grid, two flushed lines of the log), and what going on takes when all is done."""
+"""What a study adds to its points (grid, two flushed lines of the log), and how soon it goes on when all is done."""
 
 from __future__ import annotations
 
