@@ -25,7 +25,8 @@ MEDIA = {
 SPEAKERS = {
     "harness/commands/console.py",
     "harness/serving/server.py",  # one line, before there is a log
-    "harness/running/repeat_process.py",  # JSON, to its parent process
+    "harness/running/reporter.py",  # JSON, to its parent process
+    "reports/gallery/suitability.py",  # a script
 }
 """Modules that may print."""
 
@@ -99,7 +100,24 @@ def test_no_command_prints_a_text_of_others_as_markup() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-OURS = {"total", "kept", "mark", "style", "where", "width", "text", "origin", "detail", "packed", "written"}
+OURS = {
+    *(
+        "detail",
+        "failed",
+        "kept",
+        "kind",
+        "mark",
+        "origin",
+        "packed",
+        "said",
+        "shown",
+        "size",
+        "style",
+        "text",
+        "total",
+    ),
+    *("what", "where", "width", "written"),
+}
 """Names of fields that hold numbers, or what was escaped on the lines before."""
 
 

@@ -43,7 +43,8 @@ def _list(
     for kind, what in KINDS.items():
         held = [one.size_bytes for one in found if one.kind == kind]
         if held:
-            console.print(f"{kind}: {what}; {_size(sum(held))} in {len(held)}.", highlight=False, soft_wrap=True)
+            size = _size(sum(held))
+            console.print(f"{kind}: {what}; {size} in {len(held):d}.", highlight=False, soft_wrap=True)
     if not found:
         console.print("Nothing is kept.")
 
@@ -57,8 +58,8 @@ def _clear(
     for kind in kinds or ():
         if kind not in KINDS:
             raise UnknownNameError("kind", kind, KINDS)
-    freed = clear(frozenset(kinds or KINDS))
-    stdout().print(f"{_size(freed)} freed.", highlight=False)
+    size = _size(clear(frozenset(kinds or KINDS)))
+    stdout().print(f"{size} freed.", highlight=False)
 
 
 def _size(count: int) -> str:

@@ -72,7 +72,7 @@ def study(
     with StudyDirectory(folder, grid, points) as directory:
         for other in merge or []:
             taken = sum(1 for _ in directory.merge(other))
-            console.print(f"{taken} finished points came from {escape(one_line(str(other)))}", soft_wrap=True)
+            console.print(f"{taken:d} finished points came from {escape(one_line(str(other)))}", soft_wrap=True)
         with EXECUTORS.load(executor).open(_options(options or [], address)) as runs:
             if dry_run:
                 _foresee(directory, runs, console)
@@ -126,7 +126,7 @@ def _say_outcome(outcome: Outcome, folder: Path) -> None:
         console.print(f"[red]✗[/] {escape(name)}: {escape(one_line(reason))}", highlight=False, soft_wrap=True)
     where = escape(shell_word(folder / "runs"))
     failed = f", {len(outcome.failed)} failed (`--retry-failed` tries them again)" if outcome.failed else ""
-    console.print(f"{outcome.finished} points are measured{failed}.", highlight=False, soft_wrap=True)
+    console.print(f"{outcome.finished:d} points are measured{failed}.", highlight=False, soft_wrap=True)
     if outcome.finished:
         console.print(
             f"Compare them with `harness leaderboard {where}/* --out SITE`; every point is a run directory.",

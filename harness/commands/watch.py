@@ -52,8 +52,8 @@ def watch(
 def _shown(directory: Path, status: Status) -> RenderableType:
     from rich.console import Group
     from rich.table import Table
-    from rich.text import Text
 
+    from harness.appearance.terminal import escape
     from harness.appearance.visible_text import one_line
     from harness.commands.study_progress import duration
     from harness.study.status import best_points, seconds_since
@@ -69,13 +69,15 @@ def _shown(directory: Path, status: Status) -> RenderableType:
         f"{done} of {status.points} points measured{merged} · {len(status.running)} running · {len(status.failed)} "
         f"failed · {status.waiting} waiting{left}"
     )
-    parts: list[RenderableType] = [Text(head, style="bold")]
+    parts: list[RenderableType] = [f"[bold]{head}[/]"]
     now = datetime.now(UTC)
     parts += [
-        Text(f"▸ {one_line(each.point)}: {each.windows} windows, for {duration(seconds_since(each.since, now))}")
+        f"▸ {escape(one_line(each.point))}: {each.windows} windows, for {duration(seconds_since(each.since, now))}"
         for each in status.running
     ]
-    parts += [Text(f"✗ {one_line(name)}: {one_line(reason)}", style="red") for name, reason in status.failed.items()]
+    parts += [
+        f"[red]✗ {escape(one_line(name))}: {escape(one_line(reason))}[/]" for name, reason in status.failed.items()
+    ]
     best = best_points(directory, (*status.finished, *status.merged))
     if best:
         table = Table(title="Fastest so far, over full depth of the same run", title_justify="left", box=None)
@@ -91,6 +93,13 @@ def _shown(directory: Path, status: Status) -> RenderableType:
         for one in best:
             similarity = "–" if one.edit_similarity is None else f"{one.edit_similarity:.3f}"
             kind = "lossless" if one.lossless else "lossy"
-            table.add_row(kind, one_line(one.operating_point), one.task, f"{one.speedup:.2f}×", similarity, one.point)
+            table.add_row(
+                kind,
+                escape(one_line(one.operating_point)),
+                escape(one.task),
+                f"{one.speedup:.2f}×",
+                similarity,
+                escape(one.point),
+            )
         parts.append(table)
     return Group(*parts)

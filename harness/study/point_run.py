@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-import traceback
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from harness.running.session import Observer
 from harness.store.run_directory import MANIFEST, SUMMARY, RunDirectory
 
 __all__ = ["is_measured", "measure_point"]
+
+logger = logging.getLogger(__name__)
 
 
 def measure_point(
@@ -50,7 +52,7 @@ def measure_point(
     except OSError as error:
         return ("stopped" if error.errno in _FULL else "refused"), reason(error)
     except Exception as error:  # a defect of a plug-in, or ours: the study goes on, the traceback stands in the log
-        traceback.print_exc()
+        logger.exception("a defect in %s", directory)
         return "refused", f"a defect: {reason(error)}"
     return "done", ""
 
