@@ -125,6 +125,14 @@ def _options(
     pass
 
 
+def _can_be_encoded(argument: str) -> bool:
+    try:
+        os.fsencode(argument)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _visible_warning(*parts: Any, **settings: Any) -> str:
     return visible(_formatwarning(*parts, **settings))
 
@@ -136,6 +144,8 @@ def main() -> None:
     try:
         if any("\0" in argument for argument in sys.argv):
             raise ConfigError("an argument holds a NUL character, which no name and no path can have. Omit it.")
+        if not all(map(_can_be_encoded, sys.argv)):
+            raise ConfigError("an argument holds half of a surrogate pair, which no name and no path can have. Omit it.")
         code = app(args=sys.argv[1:] or ["--help"], prog_name="harness", standalone_mode=False)
     except HarnessError as error:
         refuse(error.message, error.commands)

@@ -32,7 +32,7 @@ def made(site: Path, shell: Shell, tiny_llama: Path, rows_file: Path, tmp_path_f
         *("run", "--strategy", "fixed:layer=4", "--stop", "none,after,after:tokens=1", "--decode", "lossy,lossless"),
         *("--weights-format", "float32,int8"),
         *("--model", tiny_llama, "--source", rows_file, "--limit", 3, "--max-new-tokens", NEW),
-        *("--energy", "none", "--threads", 1, "--out", "out"),
+        *("--energy", "none", "--threads", 1, "--out", "out", "--verbose"),
         cwd=folder,
         **seeing(site),
     )

@@ -28,7 +28,7 @@ from harness.decoding.packed_tensors import Packed, filled, tensors_of
 from harness.decoding.packing import usable
 from harness.errors import reason
 from harness.host.cache import cache_folder
-from harness.host.foreign_files import require_regular
+from harness.host.foreign_files import real_path, require_regular
 from harness.registry import WEIGHTS_FORMATS
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def key_of(info: ModelInfo, folder: Path, shortcut: str, weights_format: str) ->
     total.update(f"{_LAYOUT} {info.fingerprint} {info.dtype} {shortcut} {points} {weights_format}".encode())
     for file in sorted(folder.glob("*.safetensors")):
         facts = file.stat()
-        total.update(f"{file.resolve()} {facts.st_size} {facts.st_mtime_ns} {facts.st_ctime_ns}".encode())
+        total.update(f"{real_path(file)} {facts.st_size} {facts.st_mtime_ns} {facts.st_ctime_ns}".encode())
     made: WeightsFormat = WEIGHTS_FORMATS.load(weights_format)()
     for kind in (type(made), type(made.head)):
         total.update(Path(inspect.getfile(kind)).read_bytes())

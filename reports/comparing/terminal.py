@@ -142,7 +142,7 @@ def _details(point: PointChange, width: int) -> Group:
     wide, without_p = width >= _DETAILS_SIDE_BY_SIDE, width < _DETAILS_WITH_P
     kept = [0, 1, 2, 3, *([4] if wide else []), *([] if without_p else [5])]
     for index in kept:
-        table.add_column(DETAIL_HEADER[index], justify="right" if index else "left", no_wrap=True)
+        table.add_column(DETAIL_HEADER[index], justify="right" if index else "left", no_wrap=index > 0, overflow="fold")
     reasons: dict[str, list[str]] = {}
     for row in detail_rows(point):
         cells = list(row.cells)

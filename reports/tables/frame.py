@@ -105,6 +105,7 @@ def flat(summary: Summary) -> Iterator[dict[str, Any]]:
     for row in summary.rows:
         values = {"machine": summary.machine, **row.model_dump(mode="json", exclude={"metrics", "acceptances"})}
         values["options"] = json.dumps(values["options"], sort_keys=True)
+        values["stop"] = values["stop"] or None  # most rows have no rule, and an empty cell is read as nothing
         for name, estimate in row.metrics.items():
             found = estimate.model_dump(exclude_none=True)
             values |= {name if part == "value" else f"{name}_{part}": number for part, number in found.items()}

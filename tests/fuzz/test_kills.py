@@ -61,7 +61,7 @@ def measured(folder: Path) -> list[tuple[Any, ...]]:
     return [tuple(one[name] for name in names) for one in windows if not (one["warmup"] or one["idle"])]
 
 
-@pytest.mark.parametrize("kills", [1000] if MINUTES else [6, pytest.param(60, marks=pytest.mark.matrix)])
+@pytest.mark.parametrize("kills", [1000] if MINUTES else [6, pytest.param(20, marks=pytest.mark.matrix)])
 def test_what_is_killed_goes_on_where_it_was(
     warm: Warm, fresh: Fresh, model: Path, rows_file: Path, kills: int, record_property: Callable[[str, str], None]
 ) -> None:

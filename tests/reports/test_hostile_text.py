@@ -86,7 +86,7 @@ def write(folder: Path, made: Any, number: int) -> None:
     manifest["created"] = f"2025-01-0{number}T00:00:00Z"
     manifest["config"] |= {"kv": "propagate", "batch_size": 1}
     manifest["run"] = ""  # a run without seals, which anybody may have written
-    manifest["operating_points"][0]["strategy"] = "full"
+    manifest["operating_points"][0] |= {"strategy": "full", "stop": ""}
     manifest["model"]["weights_format"] = HOSTILE
     for point in manifest["operating_points"]:
         point |= {"artefacts": {f"{HOSTILE}x": "ef" * 32}, "weights_format": HOSTILE}

@@ -424,6 +424,7 @@ def test_what_is_offered_is_described_and_what_was_drafted_is_counted(url: str) 
     told = httpx.get(f"{url}/info").json()["early_exit"]
     assert told["default"] == {
         "strategy": "random", "options": told["default"]["options"], "decode": "lossless+lookup", "draft_max": 6,
+        "stop_rule": "none",
     }  # fmt: skip
     assert told["decode"] == ["lossless", "lossy"]
     assert "lookup" in told["drafts"]

@@ -182,11 +182,10 @@ def test_a_verification_that_believes_every_draft_is_a_defect(
 ) -> None:
     keep = OpenBatch._keep
 
-    def believing(self: OpenBatch, row: int, said: Any) -> int:
+    def believing(self: OpenBatch, row: int, said: Any, *seen: Any) -> int:
         draft = self._tally[row].draft
-        return keep(
-            self, row, [*((token, logit) for token, (_, logit) in zip(draft, said, strict=False)), *said[len(draft) :]]
-        )
+        believed = [*((token, logit) for token, (_, logit) in zip(draft, said, strict=False)), *said[len(draft) :]]
+        return keep(self, row, believed, *seen)
 
     monkeypatch.setattr(OpenBatch, "_keep", believing)
     ran = verify("--weights-format", "fp16", "--batch-size", 1, *DRAFTING, "--json", tmp_path / "c.json")
