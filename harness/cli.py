@@ -145,7 +145,7 @@ def main() -> None:
         if any("\0" in argument for argument in sys.argv):
             raise ConfigError("an argument holds a NUL character, which no name and no path can have. Omit it.")
         if not all(map(_can_be_encoded, sys.argv)):
-            raise ConfigError("an argument holds half of a surrogate pair, which no name and no path can have. Omit it.")
+            raise ConfigError("an argument holds half of a surrogate pair, which no path can have. Omit it.")
         code = app(args=sys.argv[1:] or ["--help"], prog_name="harness", standalone_mode=False)
     except HarnessError as error:
         refuse(error.message, error.commands)
