@@ -23,6 +23,7 @@ from harness.host.foreign_files import NotRegularError, open_regular
 from harness.records.calibration import Calibration
 from reports.figures.catalogue import Catalogue, Page, catalogue, pages
 from reports.figures.figure import Figure, save_figures
+from reports.figures.layout import Width
 from reports.files import write_files
 from reports.identity import identity
 from reports.published.section import reference_markdown
@@ -146,6 +147,7 @@ def write_collection(
     out: Path,
     *,
     figures: bool | None = None,
+    width: Width = "text",
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Path]:
     """Write a report, ``report.md`` last; return the paths of its files, ``report.md`` first.
@@ -155,6 +157,7 @@ def write_collection(
         out: folder, made where it is missing. Files of an earlier report are replaced.
         figures: draw them; ``None``: those that runs share, and those of each run unless there are more than
             ``MOST_RUNS_DRAWN``.
+        width: of the figures.
         progress: is told after each figure how many of how many are drawn.
 
     Raises:
@@ -182,7 +185,7 @@ def write_collection(
     written = list(write_files(out, texts | {page.name: page.content() for page in further}))
     everything = drawn.figures
     for number, figure in enumerate(everything, 1):
-        written += save_figures([figure], out / FIGURES)
+        written += save_figures([figure], out / FIGURES, width)
         if progress is not None:
             progress(number, len(everything))
     return [*write_files(out, {"report.md": report}), *written]

@@ -50,7 +50,7 @@ def made(*scores: tuple[str, bool], auroc: float | None = 0.8, interval: bool = 
 
 def drawn(figure: Any) -> Any:
     with styled(figure.name):
-        return figure.draw()
+        return figure.draw("text")
 
 
 def test_three_figures_all_labelled_replayed() -> None:
