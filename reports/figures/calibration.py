@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from harness.records.calibration import Calibration, ExitCalibration, ScoreCalibration
 from reports.figures.curves import exit_colours
 from reports.figures.figure import Figure, slug
-from reports.figures.layout import Width, blank, legend_below, panels
+from reports.figures.layout import Width, blank, legend_below, panels, say_size
 from reports.figures.style import INK, QUIET, Look, look_of
 
 if TYPE_CHECKING:
@@ -43,7 +43,8 @@ def reliability(calibration: Calibration, prefix: str) -> list[Figure]:
         f"{_where(calibration)} Share of tokens that are the last layer's, against the score that estimates its "
         "probability, in ten bins of about equal size; on the dashed line the estimate holds, below it the score is "
         "too sure. Black: all exit points together, with 95 % intervals (bootstrap over documents). Coloured: single "
-        "exit points, shallow bright, deep dark. ECE: expected calibration error of all together."
+        "exit points, shallow bright, deep dark. n counts tokens, once per exit point. ECE: "
+        "expected calibration error of all together."
     )
     return [Figure(f"calibration-{prefix}-reliability", "Does the probability hold?", caption, partial(_grid, scores))]
 
@@ -97,14 +98,14 @@ def _grid(scores: Sequence[ScoreCalibration], width: Width) -> Canvas:
             )
         _with_intervals(axes, *_points(score.pooled), score.pooled, Look(INK, "o"), "all exit points")
         axes.set_title(_wrapped(score.score, 26 if width == "text" else 20), fontsize=7)
-        error = "" if score.pooled.ece is None else f"ECE {score.pooled.ece:.3f}"
+        error = f"n = {score.pooled.tokens:,}" + ("" if score.pooled.ece is None else f"\nECE {score.pooled.ece:.3f}")
         axes.text(0.97, 0.05, error, transform=axes.transAxes, ha="right", fontsize=7, color=INK)
         right = max([1.0, *(b.score for each in score.exits for b in each.bins)])
         axes.set(xlim=(-0.02, right + 0.02), ylim=(-0.02, 1.02))
     for axes in grid[::columns]:
         axes.set_ylabel("agreement with last layer")
     for axes in grid[-columns:]:
-        axes.set_xlabel("score: estimated probability")
+        axes.set_xlabel("estimated probability")
     legend_below(canvas, *grid[0].get_legend_handles_labels())
     return canvas
 
@@ -124,6 +125,7 @@ def _quantiles(scores: Sequence[ScoreCalibration], width: Width) -> Canvas:
                 axes.hlines(each.agreement, 100 * low, 100 * high, color=look.colour, linewidth=0.8)
     axes.set(xlabel="quantile of the score, % (most certain right)", ylabel="agreement with the last layer")
     axes.set(xlim=(0, 100), ylim=(0, 1.02))
+    say_size(axes, f"n = {scores[0].pooled.documents} documents")
     legend_below(canvas, *axes.get_legend_handles_labels())
     return canvas
 
@@ -149,6 +151,7 @@ def _aurocs(scores: Sequence[ScoreCalibration], exit_points: Sequence[int], widt
     axes.grid(visible=False, axis="x")
     low = min([0.5, *(each.auroc for score in scores for each in score.exits if each.auroc is not None)])
     axes.set(xlabel="exit layer", ylabel="AUROC", ylim=(max(0.0, low - 0.06), 1.0))
+    say_size(axes, f"n = {scores[0].pooled.documents} documents")
     legend_below(canvas, *axes.get_legend_handles_labels())
     return canvas
 

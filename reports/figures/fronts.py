@@ -84,7 +84,7 @@ def _caption(table: TaskTable, cost: Cost) -> str:
     parts.append(
         "Line: the Pareto front of the measured values (filled points), which does not consider chance. Dashed: the "
         "oracle, which knows full depth's answer and is no candidate (in older runs without exact K,V it bounds "
-        "nothing). Labels are settings; of many points, those of the front."
+        "nothing). Labels are settings, where they have room; of many points, those of the front."
     )
     if decides:
         parts.append("The front of edit similarity is the one that the tables mark with ●.")

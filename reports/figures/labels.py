@@ -16,6 +16,7 @@ __all__ = ["Labelled", "place_labels"]
 
 _RADII = (9.0, 12.0, 17.0, 24.0, 34.0)  # points
 _LED = 13.0  # beyond this distance a line says whose label it is
+_WORST = 100.0  # a label that would cover another, or leave the axes, is left out
 _HALF = 4.8  # half of a label's height, points
 _LETTER = 4.3  # a letter's width
 _POINT = 3.5  # half of a marker's
@@ -40,7 +41,8 @@ class Labelled:
 def place_labels(axes: Axes, points: Sequence[Labelled]) -> None:
     """Write each label next to its point; call it last, when limits and layout are final.
 
-    Greedy: the point with most neighbours first, each label at the place that covers least.
+    Greedy: the point with most neighbours first, each label at the place that covers least; one that has no room is
+    left out.
     """
     from matplotlib.patheffects import withStroke
 
@@ -80,7 +82,10 @@ def place_labels(axes: Axes, points: Sequence[Labelled]) -> None:
         x, y = centres[index]
         half = _LETTER * len(points[index].text) / 2
         rated = [(covered(index, x + dx, y + dy, half), number) for number, (dx, dy, _) in enumerate(_places(half))]
-        dx, dy, radius = _places(half)[min(rated)[1]]
+        cost, best = min(rated)
+        if cost >= _WORST:
+            continue
+        dx, dy, radius = _places(half)[best]
         placed.append((x + dx, y + dy, half))
         label = axes.annotate(
             points[index].text,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.records.cost import PARTS, Attribution
 from reports.figures.figure import Figure, slug
-from reports.figures.layout import Width, legend_below, panels
+from reports.figures.layout import Width, legend_below, panels, say_size
 from reports.figures.style import INK, look_of
 from reports.figures.task_table import shortened
 from reports.recorded import RecordedRun
@@ -84,8 +84,9 @@ def _drawer(run: RecordedRun, one: Attribution) -> Callable[[Width], Canvas]:
         bars.invert_yaxis()
         bars.set_xlabel(f"{label} of a request ({unit})")
         bars.set_title("by the fit")
+        say_size(bars, f"n = {one.blocks} blocks of samples")
         _overheads(points, run, one)
-        points.set_xlabel(f"overhead\n(% of full depth's {label})")
+        points.set_xlabel(f"overhead, % of\nfull depth's {label}")
         points.set_title("deciding, by probes")
         legend_below(canvas, *bars.get_legend_handles_labels())
         return canvas
