@@ -1,10 +1,10 @@
 """One report of many runs in a folder of its own: tables, LaTeX, figures; the run directories are only read.
 
-``report.md`` for people, ``summary.csv``, ``acceptance.csv`` (of lossless rows) and ``summary.json`` for programs,
-``tables.tex`` for papers, ``figures/`` with each figure as SVG, PDF and PNG. Runs that could not be read stand in it
-with the reason, and those that are not finished say so wherever their numbers do. ``report.md`` is written last, so
-that no link of it is dead, whenever the making is stopped; ``tables.tex`` is first, and tells an unfinished report from
-somebody else's files.
+``index.html`` and ``report.md`` for people, ``summary.csv``, ``acceptance.csv`` (of lossless rows) and
+``summary.json`` for programs, ``tables.tex`` and ``tables-details.tex`` for papers, ``figures/`` with each figure as
+SVG, PDF and PNG. Runs that could not be read stand in it with the reason, and those that are not finished say so
+wherever their numbers do. ``report.md`` and ``index.html`` are written last, so that no link of theirs is dead,
+whenever the making is stopped; ``tables.tex`` is first, and tells an unfinished report from somebody else's files.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from harness.host.foreign_files import NotRegularError, open_regular
 from harness.records.calibration import Calibration
 from reports.figures.catalogue import Catalogue, Page, catalogue, pages
 from reports.figures.figure import Figure, save_figures
+from reports.figures.layout import Width
 from reports.files import write_files
+from reports.front_page import HEAD, front_page
 from reports.identity import identity
 from reports.published.section import reference_markdown
 from reports.recorded import RecordedRun
@@ -36,17 +38,27 @@ from reports.tables.export import (
     runs_to_csv,
 )
 from reports.tables.hypervolume_table import NOTE, hypervolume_tables
-from reports.tables.latex import FIRST_LINE, to_latex
+from reports.tables.latex import FIRST_LINE, to_latex, to_latex_details
 from reports.tables.markdown import escape_markdown, markdown_row
+from reports.tables.task_results import task_results
 from reports.training.logs import TrainingLogs
 
 __all__ = ["FIGURES", "MOST_RUNS_DRAWN", "Collection", "check_folder", "write_collection"]
 
 FIGURES = "figures"
+DETAILS = "tables-details.tex"
+_FILES = {
+    "report.md": "everything in one text",
+    "tables.tex": "LaTeX tables",
+    DETAILS: "LaTeX, details",
+    "summary.csv": "CSV",
+    ACCEPTANCE_FILE: "CSV of drafts",
+    "summary.json": "JSON",
+}
 MOST_RUNS_DRAWN = 20
 """With more runs than this, figures of each are drawn only when asked for: they take seconds a run."""
 _HEADING = "# Early-exit benchmark report"
-_HEADS = {"report.md": _HEADING, "tables.tex": FIRST_LINE}
+_HEADS = {"report.md": _HEADING, "index.html": HEAD, "tables.tex": FIRST_LINE}
 """How the files begin that tell a report, finished or not, from other files."""
 
 
@@ -136,7 +148,7 @@ def _foreign(out: Path) -> Path | None:
             except NotRegularError:
                 return out / name
             marked = True
-    names = ("summary.csv", "summary.json", ACCEPTANCE_FILE, FIGURES)
+    names = (DETAILS, "summary.csv", "summary.json", ACCEPTANCE_FILE, FIGURES)
     others = [*(out / name for name in names), *sorted(out.glob("completions-*.html"))]
     return None if marked else next((path for path in others if path.exists()), None)
 
@@ -146,15 +158,17 @@ def write_collection(
     out: Path,
     *,
     figures: bool | None = None,
+    width: Width = "text",
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Path]:
-    """Write a report, ``report.md`` last; return the paths of its files, ``report.md`` first.
+    """Write a report, ``index.html`` last; return the paths of its files, ``index.html`` first.
 
     Args:
         collection: what to report.
         out: folder, made where it is missing. Files of an earlier report are replaced.
         figures: draw them; ``None``: those that runs share, and those of each run unless there are more than
             ``MOST_RUNS_DRAWN``.
+        width: of the figures.
         progress: is told after each figure how many of how many are drawn.
 
     Raises:
@@ -175,6 +189,7 @@ def write_collection(
     report = "\n".join(_markdown(collection, drawn, further, undrawn)) + "\n"
     texts = {
         "tables.tex": to_latex(collection.named),
+        DETAILS: to_latex_details(collection.named),
         "summary.csv": runs_to_csv((name, run.summary) for name, run in collection.named),
         **acceptance_csv((name, run.summary) for name, run in collection.named),
         "summary.json": escape_json(json.dumps(collection.as_json(), indent=2)) + "\n",
@@ -182,10 +197,23 @@ def write_collection(
     written = list(write_files(out, texts | {page.name: page.content() for page in further}))
     everything = drawn.figures
     for number, figure in enumerate(everything, 1):
-        written += save_figures([figure], out / FIGURES)
+        written += save_figures([figure], out / FIGURES, width)
         if progress is not None:
             progress(number, len(everything))
-    return [*write_files(out, {"report.md": report}), *written]
+    page = front_page(
+        list(_overview_rows(collection)),
+        task_results(collection.named),
+        everything,
+        further,
+        files={name: what for name, what in _FILES.items() if name in texts or name == "report.md"},
+        folder=FIGURES,
+        notes=[(name, run.summary.notes) for name, run in collection.named],
+        refused=collection.refused,
+        undrawn=undrawn,
+        width=width,
+    )
+    last = write_files(out, {"report.md": report, "index.html": page})
+    return [*reversed(last), *written]
 
 
 def _markdown(collection: Collection, drawn: Catalogue, further: Sequence[Page], undrawn: str) -> Iterator[str]:
@@ -232,18 +260,24 @@ def _without_token_texts(runs: Sequence[RecordedRun]) -> bool:
 
 
 def _overview(collection: Collection) -> Iterator[str]:
-    yield from ("", markdown_row(["run", "model", "weights", "tasks", "operating points", "what to know"]))
-    yield markdown_row([":--", ":--", ":--", ":--", "--:", ":--"])
+    header, *rows = _overview_rows(collection)
+    yield from ("", markdown_row(header), markdown_row([":--", ":--", ":--", ":--", "--:", ":--"]))
+    yield from (markdown_row(map(escape_markdown, row)) for row in rows)
+    if collection.refused:
+        yield from ("", f"**Left out, because they could not be read ({len(collection.refused)}):**", "")
+        yield from (f"- {escape_markdown(path)}: {escape_markdown(why)}" for path, why in collection.refused)
+
+
+def _overview_rows(collection: Collection) -> Iterator[tuple[str, ...]]:
+    """Yield the header of the table of runs, and its rows."""
+    yield ("run", "model", "weights", "tasks", "operating points", "what to know")
     for name, run in collection.named:
         model = run.manifest.model
         tasks = ", ".join(f"{task.name} ({task.protocol})" for task in run.manifest.tasks)
         points = sum(not point.never_exits for point in run.manifest.operating_points)
         copy = f"a copy of {collection.copies[name]}, not a run of its own" if name in collection.copies else ""
         known = "; ".join(filter(None, (copy, run.state)))
-        yield markdown_row(map(escape_markdown, (name, model.name, model.weights, tasks, str(points), known)))
-    if collection.refused:
-        yield from ("", f"**Left out, because they could not be read ({len(collection.refused)}):**", "")
-        yield from (f"- {escape_markdown(path)}: {escape_markdown(why)}" for path, why in collection.refused)
+        yield (name, model.name, model.weights, tasks, str(points), known)
 
 
 def _figures(figures: Sequence[Figure], absent: Sequence[str]) -> Iterator[str]:

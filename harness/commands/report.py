@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from harness.commands.progress import TrainingProgress
     from harness.records.summary import Summary
     from reports.collection import Collection
+    from reports.figures.layout import Width
 
 __all__ = ["report"]
 
@@ -51,6 +52,13 @@ def report(
             "--figures/--no-figures", help="With --out: draw figures of every run, or none. Default: of up to 20 runs."
         ),
     ] = None,
+    width: Annotated[
+        Literal["column", "text"] | None,
+        typer.Option(
+            help="With --out: width of the figures, a column (3.5 in) or the text (7 in) of a two-column paper. "
+            "Default: text."
+        ),
+    ] = None,
     without_duplicates: Annotated[
         bool,
         typer.Option(
@@ -64,8 +72,8 @@ def report(
     if out is not None and without_duplicates:
         raise ConfigError("--without-duplicates prints tables and writes no files. Omit --out.")
     if out is not None:
-        _together(directories, out, figures, as_json=as_json)
-    elif figures is not None:
+        _together(directories, out, figures, width or "text", as_json=as_json)
+    elif figures is not None or width is not None:
         raise ConfigError("figures need a folder. Add --out DIR.")
     else:
         _each(directories, as_json=as_json, duplicates=not without_duplicates)
@@ -99,7 +107,7 @@ def _each(directories: list[Path], *, as_json: bool, duplicates: bool) -> None:
         raise StoreError(f"{len(refused)} of {len(directories)} run directories cannot be read (above).")
 
 
-def _together(directories: list[Path], out: Path, figures: bool | None, *, as_json: bool) -> None:
+def _together(directories: list[Path], out: Path, figures: bool | None, width: Width, *, as_json: bool) -> None:
     from harness.commands.progress import TrainingProgress
     from reports.collection import check_folder, write_collection
 
@@ -117,7 +125,9 @@ def _together(directories: list[Path], out: Path, figures: bool | None, *, as_js
             raise StoreError(
                 f"none of {asked} run directories, sweeps and trainings can be read. Make a run with `harness run`."
             )
-        files = write_collection(collection, out, figures=figures, progress=_steps(progress, "figures drawn"))
+        files = write_collection(
+            collection, out, figures=figures, width=width, progress=_steps(progress, "figures drawn")
+        )
     if as_json:
         write_json(json.dumps(collection.as_json(), indent=2))
         return

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from reports.figures.curves import SMOOTHING, blank, exit_colours, smoothed
+from reports.figures.curves import SMOOTHING, exit_colours, smoothed
 from reports.figures.figure import Figure
+from reports.figures.layout import Width, panels
 from reports.figures.style import INK, QUIET
 from reports.training.logs import AgentLog, TrainingLogs
 
@@ -59,9 +60,9 @@ def exits_of_training(logs: TrainingLogs, prefix: str) -> list[Figure]:
 # ------------------------------------------------------------------------------------- drawing
 
 
-def _rewards(agents: Sequence[AgentLog]) -> Canvas:
-    canvas = blank(7.4, 1.9 * len(agents) + 0.3)
-    grid = canvas.subplots(len(agents), 2, squeeze=False)
+def _rewards(agents: Sequence[AgentLog], width: Width) -> Canvas:
+    canvas, flat = panels(width, 2 * len(agents), 1.6, across=2)
+    grid = list(zip(flat[::2], flat[1::2], strict=True))
     for row, agent in zip(grid, agents, strict=True):
         steps = [step.steps / 1000 for step in agent.steps]
         ended = [
@@ -96,15 +97,15 @@ def _leave_out_the_beginning(axes: Axes, values: Sequence[float]) -> None:
         axes.text(0.98, 0.05, where, transform=axes.transAxes, ha="right", fontsize=7, color=INK)
 
 
-def _exits(agents: Sequence[AgentLog]) -> Canvas:
-    canvas = blank(7.8, 2.3 * len(agents) + 0.4)
-    grid = canvas.subplots(len(agents), 2, squeeze=False, width_ratios=(1.15, 1))
+def _exits(agents: Sequence[AgentLog], width: Width) -> Canvas:
+    canvas, flat = panels(width, 2 * len(agents), 2.0, across=2)
+    grid = list(zip(flat[::2], flat[1::2], strict=True))
     for number, (row, agent) in enumerate(zip(grid, agents, strict=True)):
         layers = sorted({*agent.optimal_exits, *(layer for step in agent.steps for layer in step.exits)})
         _histogram(row[0], agent, layers)
         _stack(row[1], agent, layers)
         row[0].set_title(agent.name)
-        row[1].set_title("exits taken, layer at the right edge" if number == 0 else "", fontweight="normal", fontsize=8)
+        row[1].set_title("exits taken, layer at the right edge" if number == 0 else "", fontweight="normal")
     grid[-1][0].set_xlabel("layer")
     grid[-1][1].set_xlabel("decisions, thousands")
     return canvas
@@ -129,7 +130,7 @@ def _histogram(axes: Axes, agent: AgentLog, layers: Sequence[int]) -> None:
     axes.set_xticks(range(len(layers)), [str(layer) for layer in layers])
     axes.grid(visible=False, axis="x")
     axes.set_ylabel("tokens, %")
-    axes.margins(y=0.3)
+    axes.margins(y=0.45)
     axes.legend(loc="upper center", fontsize=7)
 
 

@@ -10,8 +10,9 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from harness.records.calibration import Calibration, ExitCalibration, ScoreCalibration
-from reports.figures.curves import blank, exit_colours
+from reports.figures.curves import exit_colours
 from reports.figures.figure import Figure, slug
+from reports.figures.layout import Width, blank, legend_below, panels, say_size
 from reports.figures.style import INK, QUIET, Look, look_of
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["agreement_by_score", "auroc_by_exit", "calibration_figures", "reliability"]
 
-_COLUMNS = 3
 _LINES = ("-", "--", ":", "-.")
 
 
@@ -43,7 +43,8 @@ def reliability(calibration: Calibration, prefix: str) -> list[Figure]:
         f"{_where(calibration)} Share of tokens that are the last layer's, against the score that estimates its "
         "probability, in ten bins of about equal size; on the dashed line the estimate holds, below it the score is "
         "too sure. Black: all exit points together, with 95 % intervals (bootstrap over documents). Coloured: single "
-        "exit points, shallow bright, deep dark. ECE: expected calibration error of all together."
+        "exit points, shallow bright, deep dark. n counts tokens, once per exit point. ECE: "
+        "expected calibration error of all together."
     )
     return [Figure(f"calibration-{prefix}-reliability", "Does the probability hold?", caption, partial(_grid, scores))]
 
@@ -83,12 +84,10 @@ def auroc_by_exit(calibration: Calibration, prefix: str) -> list[Figure]:
 # ------------------------------------------------------------------------------------- drawing
 
 
-def _grid(scores: Sequence[ScoreCalibration]) -> Canvas:
-    columns = min(_COLUMNS, len(scores))
-    rows = -(-len(scores) // columns)
-    canvas = blank(2.6 * columns + 0.9, 2.65 * rows + 0.35)
-    grid = canvas.subplots(rows, columns, squeeze=False, sharey=True)
-    for axes, score in zip(grid.flat, scores, strict=False):
+def _grid(scores: Sequence[ScoreCalibration], width: Width) -> Canvas:
+    columns = min(3 if width == "text" else 2, len(scores))
+    canvas, grid = panels(width, len(scores), 2.2, across=columns, in_column=columns, sharey=True)
+    for axes, score in zip(grid, scores, strict=True):
         axes.plot([0, 1], [0, 1], "--", color=QUIET, linewidth=1)
         deepest = max(each.exit_layer or 0 for each in score.exits)
         colours = exit_colours([each.exit_layer or 0 for each in score.exits])
@@ -98,23 +97,21 @@ def _grid(scores: Sequence[ScoreCalibration]) -> Canvas:
                 *_points(each), color=colour, linewidth=1, alpha=0.9, label=f"layer {each.exit_layer}" if deep else None
             )
         _with_intervals(axes, *_points(score.pooled), score.pooled, Look(INK, "o"), "all exit points")
-        axes.set_title(_wrapped(score.score, 26))
-        error = "" if score.pooled.ece is None else f"ECE {score.pooled.ece:.3f}"
-        axes.text(0.97, 0.05, error, transform=axes.transAxes, ha="right", fontsize=8, color=INK)
+        axes.set_title(_wrapped(score.score, 26 if width == "text" else 20), fontsize=7)
+        error = f"n = {score.pooled.tokens:,}" + ("" if score.pooled.ece is None else f"\nECE {score.pooled.ece:.3f}")
+        axes.text(0.97, 0.05, error, transform=axes.transAxes, ha="right", fontsize=7, color=INK)
         right = max([1.0, *(b.score for each in score.exits for b in each.bins)])
         axes.set(xlim=(-0.02, right + 0.02), ylim=(-0.02, 1.02))
-    for axes in grid.flat[len(scores) :]:
-        axes.set_visible(False)
-    for axes in grid[:, 0]:
-        axes.set_ylabel("agreement with the last layer")
-    for column in range(columns):
-        grid[(len(scores) - 1 - column) // columns][column].set_xlabel("score: estimated probability")
-    grid[0][0].legend(loc="upper left", fontsize=7, handlelength=1.4)
+    for axes in grid[::columns]:
+        axes.set_ylabel("agreement with last layer")
+    for axes in grid[-columns:]:
+        axes.set_xlabel("estimated probability")
+    legend_below(canvas, *grid[0].get_legend_handles_labels())
     return canvas
 
 
-def _quantiles(scores: Sequence[ScoreCalibration]) -> Canvas:
-    canvas = blank(6.4, 3.9)
+def _quantiles(scores: Sequence[ScoreCalibration], width: Width) -> Canvas:
+    canvas = blank(width, 2.8)
     axes = canvas.subplots()
     axes.axhline(scores[0].pooled.agreement, color=QUIET, linewidth=1)
     for score, line in _lines(scores):
@@ -126,14 +123,15 @@ def _quantiles(scores: Sequence[ScoreCalibration]) -> Canvas:
             if each.quantiles[1] - each.quantiles[0] > 0.2:  # a tie: no more than that is known
                 low, high = each.quantiles
                 axes.hlines(each.agreement, 100 * low, 100 * high, color=look.colour, linewidth=0.8)
-    axes.set(xlabel="quantile of the score, %: least certain to most certain", ylabel="agreement with the last layer")
+    axes.set(xlabel="quantile of the score, % (most certain right)", ylabel="agreement with the last layer")
     axes.set(xlim=(0, 100), ylim=(0, 1.02))
-    _legend_beside(axes)
+    say_size(axes, f"n = {scores[0].pooled.documents} documents")
+    legend_below(canvas, *axes.get_legend_handles_labels())
     return canvas
 
 
-def _aurocs(scores: Sequence[ScoreCalibration], exit_points: Sequence[int]) -> Canvas:
-    canvas = blank(max(5.6, 0.62 * len(exit_points) + 2.4), 3.8)
+def _aurocs(scores: Sequence[ScoreCalibration], exit_points: Sequence[int], width: Width) -> Canvas:
+    canvas = blank(width, 2.8)
     axes = canvas.subplots()
     axes.axhline(0.5, color=QUIET, linewidth=1, linestyle="--")
     axes.annotate("chance", (1, 0.5), xycoords=("axes fraction", "data"), xytext=(3, 0), textcoords="offset points",
@@ -153,7 +151,8 @@ def _aurocs(scores: Sequence[ScoreCalibration], exit_points: Sequence[int]) -> C
     axes.grid(visible=False, axis="x")
     low = min([0.5, *(each.auroc for score in scores for each in score.exits if each.auroc is not None)])
     axes.set(xlabel="exit layer", ylabel="AUROC", ylim=(max(0.0, low - 0.06), 1.0))
-    _legend_beside(axes)
+    say_size(axes, f"n = {scores[0].pooled.documents} documents")
+    legend_below(canvas, *axes.get_legend_handles_labels())
     return canvas
 
 
@@ -187,10 +186,6 @@ def _lines(scores: Sequence[ScoreCalibration]) -> list[tuple[ScoreCalibration, s
         number = seen[score.strategy] = seen.get(score.strategy, -1) + 1
         found.append((score, _LINES[number % len(_LINES)]))
     return found
-
-
-def _legend_beside(axes: Axes) -> None:
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0, handlelength=2.2)
 
 
 def _where(calibration: Calibration) -> str:

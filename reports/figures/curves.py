@@ -1,4 +1,4 @@
-"""What figures of trainings and of scores share: blank canvases, smoothed lines, colours and names of exits."""
+"""What figures of trainings and of scores share: smoothed lines, colours and names of exits."""
 
 from __future__ import annotations
 
@@ -10,19 +10,11 @@ from reports.figures.style import INK
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure as Canvas
 
-__all__ = ["SMOOTHING", "blank", "exit_colours", "label_ends", "smoothed"]
+__all__ = ["SMOOTHING", "exit_colours", "label_ends", "smoothed"]
 
 SMOOTHING = 0.05
 """Share of a log that one point of a smoothed line looks at."""
-
-
-def blank(width: float, height: float) -> Canvas:
-    """Return an empty canvas of so many inches, without a window."""
-    from matplotlib.figure import Figure as Canvas
-
-    return Canvas(figsize=(width, height))
 
 
 def smoothed(values: Sequence[float]) -> list[float]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from harness.contracts import Metric
 from reports.figures.figure import Figure
+from reports.figures.layout import Width, legend_below, panels, say_size
 from reports.figures.style import INK
 from reports.figures.task_table import PlacedPoint, TaskTable, shortened, task_tables
 from reports.metrics.drafts import ACCEPTANCE, TOKENS_PER_VERIFICATION
@@ -33,7 +34,9 @@ def figures(run: RecordedRun) -> list[Figure]:
         families = _families(table)
         if families:
             title = f"What longer drafts bring: {table.task}"
-            found.append(Figure(table.stem("draft-lengths"), title, _caption(table, families), _drawer(families)))
+            found.append(
+                Figure(table.stem("draft-lengths"), title, _caption(table, families), _drawer(table, families))
+            )
     return found
 
 
@@ -62,13 +65,11 @@ def _caption(table: TaskTable, families: Mapping[str, object]) -> str:
     )
 
 
-def _drawer(families: Mapping[str, Sequence[PlacedPoint]]) -> Callable[[], Canvas]:
-    def draw() -> Canvas:
-        from matplotlib.figure import Figure as Canvas
-
+def _drawer(table: TaskTable, families: Mapping[str, Sequence[PlacedPoint]]) -> Callable[[Width], Canvas]:
+    def draw(width: Width) -> Canvas:
         shown = list(families.items())[:_MOST]
-        canvas = Canvas(figsize=(9.2, 2.7 + 0.2 * len(shown)))
-        for axes, metric in zip(canvas.subplots(1, len(_PANELS)), _PANELS, strict=True):
+        canvas, found = panels(width, len(_PANELS), 2.1, across=3)
+        for axes, metric in zip(found, _PANELS, strict=True):
             lengths = sorted({point.row.draft_max or 0 for _, points in shown for point in points})
             for place, (name, points) in enumerate(shown):
                 apart = 2 ** (0.06 * (place - (len(shown) - 1) / 2))  # so that bars at one length can be told apart
@@ -76,13 +77,13 @@ def _drawer(families: Mapping[str, Sequence[PlacedPoint]]) -> Callable[[], Canva
             axes.set_xscale("log", base=2)
             axes.set_xticks(lengths, [str(length) for length in lengths], minor=False)
             axes.set_xlabel("longest draft, tokens")
-            axes.set_title(metric.term)
+            axes.set_ylabel(metric.term)
             if metric is ACCEPTANCE:
                 axes.set_ylim(0, 1.03)
             elif metric is DECODE_SPEEDUP:
                 axes.axhline(1.0, color=INK, linestyle=":", linewidth=1.0, zorder=1)
-        handles, labels = canvas.axes[0].get_legend_handles_labels()
-        canvas.legend(handles, labels, loc="outside lower center", ncols=1 if len(shown) < 3 else 2)
+        say_size(found[-1 if width == "text" else 0], table.size)
+        legend_below(canvas, *found[0].get_legend_handles_labels())
         return canvas
 
     return draw
@@ -97,7 +98,7 @@ def _line(axes: Axes, metric: Metric, place: int, name: str, points: Sequence[Pl
         marker=_MARKERS[place],
         markersize=4,
         linewidth=1.2,
-        label=shortened(name, 60),
+        label=shortened(name, 50),
         zorder=3,
     )
     for length, one in known:

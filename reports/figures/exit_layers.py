@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from reports.completions.token_kinds import KINDS, kinds_of
 from reports.figures.figure import Figure
+from reports.figures.layout import Width, panels, say_size
 from reports.figures.task_table import PlacedPoint, TaskTable, shortened, task_tables
 from reports.recorded import RecordedRun
 from reports.summary.resampling import Resampled
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Histogram", "absence", "by_kind", "by_position", "figures"]
 
-_ROWS = 6  # operating points in one figure
+_ROWS = 3  # operating points in one figure
 _MOST_POSITIONS = 64
 _MEAN = "#d55e00"
 _FEWEST = 10  # tokens; of fewer a column says nothing
@@ -144,13 +145,11 @@ def _caption(table: TaskTable, points: Sequence[PlacedPoint]) -> str:
     return " ".join(parts)
 
 
-def _drawer(table: TaskTable, points: Sequence[PlacedPoint]) -> Callable[[], Canvas]:
-    def draw() -> Canvas:
-        from matplotlib.figure import Figure as Canvas
-
+def _drawer(table: TaskTable, points: Sequence[PlacedPoint]) -> Callable[[Width], Canvas]:
+    def draw(width: Width) -> Canvas:
         kinds = any(_has_texts(point) for point in points)
-        canvas = Canvas(figsize=(9.2 if kinds else 6.0, 1.75 * len(points) + 0.9))
-        grid = canvas.subplots(len(points), 2 if kinds else 1, squeeze=False, sharey=True)
+        halves = 2 if kinds else 1
+        canvas, grid = panels(width, halves * len(points), 1.8, across=halves, sharey=True)
         depth = table.run.manifest.model.num_layers
         layers = sorted(
             {layer for p in points for sample in p.cell.scored for layer in p.cell.decoded_layers(sample)} | {depth}
@@ -159,12 +158,16 @@ def _drawer(table: TaskTable, points: Sequence[PlacedPoint]) -> Callable[[], Can
         for row, point in enumerate(points):
             histogram = by_position(table, point)
             places: list[Hashable] = sorted(histogram.means, key=lambda place: int(str(place)))
-            mesh = _heat(grid[row, 0], histogram, places, layers) or mesh
-            grid[row, 0].set_title(shortened(f"{point.letter}  {point.row.operating_point}"))
-            grid[row, 0].set_ylabel("exit layer")
+            left = grid[halves * row]
+            mesh = _heat(left, histogram, places, layers) or mesh
+            left.set_title(shortened(point.row.operating_point, 36))
+            left.set_ylabel("exit layer")
+            left.set_xlabel("place of the token in the completion")
             if kinds:
-                _kinds(grid[row, 1], by_kind(table, point), layers)
-        grid[-1, 0].set_xlabel("place of the token in the completion")
+                _kinds(grid[halves * row + 1], by_kind(table, point), layers)
+                say_size(grid[halves * row + 1], f"n = {point.row.n} samples")
+                if width == "column":
+                    grid[halves * row + 1].set_ylabel("exit layer")
         if mesh is not None:
             canvas.colorbar(mesh, ax=grid, label="share of tokens", shrink=min(1.0, 1.6 / len(points) + 0.2), pad=0.01)
         return canvas
@@ -180,8 +183,10 @@ def _kinds(axes: Axes, histogram: Histogram, layers: Sequence[int]) -> None:
     _heat(axes, histogram, shown, layers, joined=False)
     axes.set_xticks(
         range(len(shown)),
-        [f"{kind}\nn {histogram.means[kind][0]}" for kind in shown],
-        fontsize=7,
+        [f"{kind} (n {histogram.means[kind][0]})" for kind in shown],
+        rotation=25,
+        ha="right",
+        rotation_mode="anchor",
     )
 
 
@@ -217,8 +222,7 @@ def _heat(
         linewidth=1.0,
         elinewidth=0.9,
     )
-    axes.set_yticks(layers if len(layers) <= 12 else layers[:: -(-len(layers) // 12)])
-    axes.tick_params(axis="y", labelsize=7)
+    axes.set_yticks(layers[:: -(-len(layers) // 6)])
     axes.grid(visible=False)
     return mesh
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.appearance.visible_text import visible
 from harness.errors import StoreError
+from reports.figures.layout import Width
 from reports.figures.style import styled
 from reports.files import replace_file
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["FORMATS", "Figure", "make_visible", "save_figures", "slug"]
 
 FORMATS = ("svg", "pdf", "png")
-_DPI = 160
+_DPI = 300
 _UNDATED = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {"Software": None}}
 
 
@@ -37,13 +38,13 @@ class Figure:
         title: what it shows, a few words.
         caption: what a reader must know to trust it: where the numbers come from, how many samples, what the
             intervals are, what is estimated or replayed. Plain text.
-        draw: makes it; called inside the project's style.
+        draw: makes it as wide as it is told; called inside the project's style.
     """
 
     name: str
     title: str
     caption: str
-    draw: Callable[[], Canvas]
+    draw: Callable[[Width], Canvas]
 
 
 def slug(text: str) -> str:
@@ -51,7 +52,7 @@ def slug(text: str) -> str:
     return re.sub("[^a-z0-9]+", "-", text.lower()).strip("-")[:48].strip("-") or "x"
 
 
-def save_figures(figures: Iterable[Figure], folder: Path) -> list[Path]:
+def save_figures(figures: Iterable[Figure], folder: Path, width: Width = "text") -> list[Path]:
     """Draw figures and write ``NAME.svg``, ``NAME.pdf`` and ``NAME.png`` of each, every file replaced whole.
 
     Raises:
@@ -63,7 +64,7 @@ def save_figures(figures: Iterable[Figure], folder: Path) -> list[Path]:
     except OSError as error:
         raise StoreError(f"cannot make the folder {folder}: {error.strerror}. Use another --out.") from None
     for figure in figures:
-        for suffix, content in _drawn(figure).items():
+        for suffix, content in _drawn(figure, width).items():
             path = folder / f"{figure.name}.{suffix}"
             replace_file(path, content)
             paths.append(path)
@@ -87,10 +88,10 @@ def make_visible(canvas: Canvas) -> None:
         text.set_text(visible(text.get_text()))
 
 
-def _drawn(figure: Figure) -> dict[str, bytes]:
+def _drawn(figure: Figure, width: Width) -> dict[str, bytes]:
     contents = {}
     with styled(figure.name):
-        canvas = figure.draw()
+        canvas = figure.draw(width)
         make_visible(canvas)
         canvas.draw_without_rendering()
         canvas.set_layout_engine("none")  # it is final, and each format would work it out again

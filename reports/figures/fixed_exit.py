@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.contracts import Metric
 from reports.figures.figure import Figure, slug
+from reports.figures.layout import Width, legend_below, panels, say_size
 from reports.figures.style import QUIET
 from reports.figures.task_table import PlacedPoint, TaskTable, shortened, task_tables
 from reports.green_code.published_runs import PublishedRun, green_code
@@ -206,40 +207,31 @@ def _fingerprint(line: _Line) -> str:
 
 def _drawer(
     lines: Sequence[_Line], metrics: Sequence[Metric], published: Sequence[tuple[str, str, list[PublishedRun]]]
-) -> Callable[[], Canvas]:
-    def draw() -> Canvas:
-        from matplotlib.figure import Figure as Canvas
+) -> Callable[[Width], Canvas]:
+    def draw(width: Width) -> Canvas:
         from matplotlib.ticker import MaxNLocator
 
-        across = 3 if len(metrics) > 4 else 2 if len(metrics) > 1 else 1
-        down = -(-len(metrics) // across)
-        canvas = Canvas(figsize=(3.1 * across + (0 if len(metrics) < across * down else 2.6), 2.5 * down + 0.4))
-        grid = canvas.subplots(down, across, squeeze=False, sharex=True)
-        panels: list[Axes] = list(grid.flat)
+        across = (3 if len(metrics) > 4 else 2) if width == "text" else min(2, len(metrics))
+        canvas, grid = panels(width, len(metrics), 1.9, across=across, in_column=across, sharex=True)
         depth = lines[0].table.run.manifest.model.num_layers
-        for axes, metric in zip(panels, metrics, strict=False):
+        for axes, metric in zip(grid, metrics, strict=True):
             if metric.name in _PUBLISHED_PANELS:
                 _draw_published(axes, metric.name, depth, published)
             for place, line in enumerate(lines):
                 _draw_line(axes, line, metric, place)
-            axes.set_title(_title(metric))
+            axes.set_ylabel(_title(metric))
             axes.set_ylim(0, max(axes.get_ylim()[1], 0.05))
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        for axes in panels[len(metrics) :]:
-            axes.set_axis_off()
-        for column in range(across):
-            used = [row for row in range(down) if row * across + column < len(metrics)]
-            grid[used[-1]][column].set_xlabel("layers executed per token")
-            grid[used[-1]][column].xaxis.set_tick_params(labelbottom=True)
+        for axes in grid[-across:]:
+            axes.set_xlabel("layers executed")
+            axes.xaxis.set_tick_params(labelbottom=True)
         handles: dict[str, Any] = {}
-        for axes in panels[: len(metrics)]:
+        for axes in grid:
             for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
                 handles.setdefault(label, handle)
-        spare = panels[len(metrics)] if len(panels) > len(metrics) else None
-        if spare is not None:
-            spare.legend(handles=list(handles.values()), loc="center left", bbox_to_anchor=(-0.12, 0.5))
-        else:
-            canvas.legend(handles=list(handles.values()), loc="outside right center")
+        sizes = dict.fromkeys(line.table.size for line in lines)
+        say_size(grid[min(across, len(grid)) - 1], " or ".join(sizes))
+        legend_below(canvas, list(handles.values()), list(handles))
         return canvas
 
     return draw

@@ -38,7 +38,7 @@ COSTS = (
     Cost("request-energy", "energy of a request", ENERGY_PER_REQUEST),
     Cost("layers", "layers executed per decoded token", EXIT_LAYER),
 )
-QUALITIES = {QUALITY: "edit similarity to the reference", EXACT_PREFIX.name: "exact prefix of full depth's tokens"}
+QUALITIES = {QUALITY: "edit similarity", EXACT_PREFIX.name: "exact prefix of full depth"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Pareto fronts: quality against what a completion costs, with intervals on both axes and the hypervolume.
+"""Pareto fronts: quality against what a completion costs, with intervals on both axes.
 
 One figure per cost (time, energy, layers), two qualities beside each other: edit similarity to the reference, and
 the exact prefix of full depth's tokens, which is faithfulness and says nothing about being right. A front is
@@ -7,12 +7,14 @@ that of the measured points; whether two of them really differ is what the table
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from reports.figures.figure import Figure, make_visible
 from reports.figures.front_points import COSTS, QUALITIES, Cost, Front, front_of, has_front
 from reports.figures.labels import Labelled, place_labels
+from reports.figures.layout import Width, legend_below, panels, say_size
+from reports.figures.settings import settings
 from reports.figures.style import BOUND, INK, look_of
 from reports.figures.task_table import TaskTable, shortened, task_tables
 from reports.metrics.depth import EXIT_LAYER
@@ -30,7 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = ["absence", "figures"]
 
-_MANY = 26  # points; beyond that a letter and a line of the legend each would cover the plot
+_MANY: Mapping[Width, int] = {"column": 8, "text": 16}
+"""Points that can all have a label; of more, only those on the front have."""
 
 
 def figures(run: RecordedRun) -> list[Figure]:
@@ -81,8 +84,7 @@ def _caption(table: TaskTable, cost: Cost) -> str:
     parts.append(
         "Line: the Pareto front of the measured values (filled points), which does not consider chance. Dashed: the "
         "oracle, which knows full depth's answer and is no candidate (in older runs without exact K,V it bounds "
-        "nothing). HV: hypervolume, the best quality within a budget, averaged over budgets from 0 "
-        "to full depth's cost (reference point: quality 0 at full depth's cost)."
+        "nothing). Labels are settings, where they have room; of many points, those of the front."
     )
     if decides:
         parts.append("The front of edit similarity is the one that the tables mark with ●.")
@@ -96,45 +98,31 @@ def _caption(table: TaskTable, cost: Cost) -> str:
     return " ".join(parts)
 
 
-def _drawer(table: TaskTable, cost: Cost) -> Callable[[], Canvas]:
-    def draw() -> Canvas:
-        from matplotlib.figure import Figure as Canvas
-
+def _drawer(table: TaskTable, cost: Cost) -> Callable[[Width], Canvas]:
+    def draw(width: Width) -> Canvas:
         label, scale = _axis(table, cost)
-        canvas = Canvas(figsize=(9.6, max(3.7, 0.19 * min(len(table.points), _MANY) + 0.8)))
-        panels: Sequence[Axes] = canvas.subplots(1, 2)
+        legend, names = settings([point.row for point in table.points])
+        texts = {point.row.operating_point: name for point, name in zip(table.points, names, strict=True)}
+        canvas, found = panels(width, len(QUALITIES), 2.5, across=2)
         labelled = []
-        for axes, (quality, title) in zip(panels, QUALITIES.items(), strict=True):
-            placed = front_of(table, cost, quality)
-            labelled.append(_panel(axes, placed, scale))
-            axes.set_title(title)
+        for axes, (quality, title) in zip(found, QUALITIES.items(), strict=True):
+            labelled.append(_panel(axes, front_of(table, cost, quality), scale, texts, _MANY[width]))
             axes.set_xlabel(label)
-            if placed.hypervolume is not None:
-                total = placed.hypervolume.total
-                interval = f" [{total.ci[0]:.3f}, {total.ci[1]:.3f}]" if total.ci else ""
-                axes.text(
-                    0.98,
-                    0.03,
-                    f"HV {total.value:.3f}{interval}",
-                    transform=axes.transAxes,
-                    ha="right",
-                    fontsize=8,
-                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
-                )
-        panels[0].set_ylabel("quality")
-        _legend(canvas, table)
+            axes.set_ylabel(title)
+            say_size(axes, table.size)
+        _legend(canvas, table, legend)
         make_visible(canvas)
         canvas.draw_without_rendering()
-        for axes, points in zip(panels, labelled, strict=True):
+        for axes, points in zip(found, labelled, strict=True):
             place_labels(axes, points)
         return canvas
 
     return draw
 
 
-def _panel(axes: Axes, placed: Front, scale: float) -> list[Labelled]:
-    """Draw one front; return the letters that belong to it."""
-    letters = []
+def _panel(axes: Axes, placed: Front, scale: float, texts: Mapping[str, str], many: int) -> list[Labelled]:
+    """Draw one front; return its points with their labels, which are empty where there are too many."""
+    labelled = []
     for (point, x, y), best in zip(placed.points, placed.on_front, strict=True):
         look = look_of(point.row.strategy)
         colour = BOUND if point.bound else look.colour
@@ -146,15 +134,16 @@ def _panel(axes: Axes, placed: Front, scale: float) -> list[Labelled]:
             fmt=look.marker,
             color=colour,
             markerfacecolor=colour if best else "white",
-            markersize=9 if look.marker == "*" else 6,
-            elinewidth=0.8,
+            markersize=8 if look.marker == "*" else 5,
+            ecolor=colour + "90",
+            elinewidth=0.7,
             capsize=0,
             zorder=4 if best else 3,
         )
-        if len(placed.points) <= _MANY:
-            left, right = x.ci or (x.value, x.value)
-            bars = (left * scale, right * scale, *(y.ci or (y.value, y.value)))
-            letters.append(Labelled(x.value * scale, y.value, point.letter, bars))
+        left, right = x.ci or (x.value, x.value)
+        bars = (left * scale, right * scale, *(y.ci or (y.value, y.value)))
+        text = texts[point.row.operating_point] if best or len(placed.points) <= many else ""
+        labelled.append(Labelled(x.value * scale, y.value, text, bars))
     low, high = axes.get_ylim()
     room = 0.03 * (high - low)
     axes.set_ylim(low - room, high + room)
@@ -168,7 +157,7 @@ def _panel(axes: Axes, placed: Front, scale: float) -> list[Labelled]:
         if reached:
             _staircase(axes, reached, bound=bound)
     axes.set_xlim(left, right)
-    return letters
+    return labelled
 
 
 def _staircase(axes: Axes, reached: list[tuple[float, float]], *, bound: bool) -> None:
@@ -190,22 +179,14 @@ def _reach(estimate: Resampled, scale: float = 1.0) -> list[list[float]] | None:
     return [[max(0.0, estimate.value - low) * scale], [max(0.0, high - estimate.value) * scale]]
 
 
-def _legend(canvas: Canvas, table: TaskTable) -> None:
+def _legend(canvas: Canvas, table: TaskTable, legend: Mapping[str, str]) -> None:
     from matplotlib.lines import Line2D
 
-    handles: list[Any] = []
-    seen: dict[str, None] = {}
-    many = len(table.points) > _MANY
+    drawn: dict[str, Any] = {}
     for point in table.points:
-        name = point.row.strategy if many else f"{point.letter}  {point.row.operating_point}"
-        if name in seen:
-            continue
-        seen[name] = None
         look = look_of(point.row.strategy)
         colour = BOUND if point.bound else look.colour
-        label = shortened(name) + (" (a bound)" if point.bound else "")
-        handles.append(
-            Line2D([], [], marker=look.marker, color=colour, linestyle="", markerfacecolor="white", label=label)
-        )
-    handles.append(Line2D([], [], color=INK, linewidth=1.0, marker="o", markersize=5, label="Pareto front (filled)"))
-    canvas.legend(handles=handles, loc="outside right center", handletextpad=0.4)
+        label = shortened(legend[point.row.strategy]) + (" (a bound)" if point.bound else "")
+        drawn.setdefault(label, Line2D([], [], marker=look.marker, color=colour, linestyle="", markerfacecolor="white"))
+    drawn["Pareto front (filled)"] = Line2D([], [], color=INK, linewidth=1.0, marker="o", markersize=5)
+    legend_below(canvas, list(drawn.values()), list(drawn), handletextpad=0.4)

@@ -8,10 +8,11 @@ nothing with the fit but full depth's windows.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness.records.cost import PARTS, Attribution
 from reports.figures.figure import Figure, slug
+from reports.figures.layout import Width, legend_below, panels, say_size
 from reports.figures.style import INK, look_of
 from reports.figures.task_table import shortened
 from reports.recorded import RecordedRun
@@ -69,25 +70,25 @@ def _caption(run: RecordedRun, one: Attribution) -> str:
     return " ".join(parts)
 
 
-def _drawer(run: RecordedRun, one: Attribution) -> Callable[[], Canvas]:
-    def draw() -> Canvas:
-        from matplotlib.figure import Figure as Canvas
-
+def _drawer(run: RecordedRun, one: Attribution) -> Callable[[Width], Canvas]:
+    def draw(width: Width) -> Canvas:
         largest, unit = max(row.total for row in one.rows), "s" if one.quantity == "time" else "J"
         scale, unit = (1.0, unit) if largest >= (10 if unit == "s" else 1) else (1e3, f"m{unit}")
         label = one.quantity if one.measured else f"estimated {one.quantity}"
-        canvas = Canvas(figsize=(9.2, 0.36 * len(one.rows) + 1.9))
-        bars, points = canvas.subplots(1, 2, sharey=True, width_ratios=(3, 1.6))
+        ratios: dict[str, Any] = {"width_ratios": (3, 1.6)} if width == "text" else {}
+        canvas, (bars, points) = panels(width, 2, 0.34 * len(one.rows) + 1.0, across=2, sharey=True, **ratios)
         _stack(bars, one, scale)
-        bars.set_yticks(range(len(one.rows)), [shortened(row.operating_point, 34) for row in one.rows])
+        bars.set_yticks(
+            range(len(one.rows)), [shortened(row.operating_point, 34 if width == "text" else 24) for row in one.rows]
+        )
         bars.invert_yaxis()
         bars.set_xlabel(f"{label} of a request ({unit})")
         bars.set_title("by the fit")
+        say_size(bars, f"n = {one.blocks} blocks of samples")
         _overheads(points, run, one)
-        points.set_xlabel(f"overhead\n(% of full depth's {label})")
+        points.set_xlabel(f"overhead, % of\nfull depth's {label}")
         points.set_title("deciding, by probes")
-        handles, labels = bars.get_legend_handles_labels()
-        canvas.legend(handles, labels, loc="outside lower center", ncols=4, columnspacing=1.6)
+        legend_below(canvas, *bars.get_legend_handles_labels())
         return canvas
 
     return draw
@@ -109,7 +110,7 @@ def _stack(axes: Axes, one: Attribution, scale: float) -> None:
         axes.vlines(total, place - 0.36, place + 0.36, color=INK, linewidth=1.4, zorder=3)
         text = f"{total:.{decimals}f}"
         end = (max(total, ends[place][1]), place)
-        axes.annotate(text, end, (4, 0), textcoords="offset points", va="center", fontsize=8)
+        axes.annotate(text, end, (4, 0), textcoords="offset points", va="center", fontsize=7)
     axes.plot([], [], color=INK, linewidth=1.4, label="measured total" if one.measured else "estimated total")
     axes.grid(visible=False, axis="y")
     lowest, highest = min(low for low, _ in ends), max(high for _, high in ends)

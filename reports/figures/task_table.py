@@ -72,6 +72,11 @@ class TaskTable:
         return next((point for point in self.points if point.row.operating_point == first), None)
 
     @property
+    def size(self) -> str:
+        """How many samples, as a range where operating points differ: ``n = 24 samples``."""
+        return self.table.size.partition(" ×")[0]
+
+    @property
     def random_weights(self) -> bool:
         """Whether quality means nothing here."""
         return self.table.rows[0].weights == "random"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from harness.contracts import Metric
 from harness.records.estimate import Estimate
 from reports.figures.figure import Figure, slug
+from reports.figures.layout import Width, legend_below, panels, say_size
 from reports.figures.style import INK
 from reports.figures.task_table import PlacedPoint, TaskTable, shortened, task_tables
 from reports.metrics.sections import FIGURES, in_section
@@ -197,28 +198,33 @@ def _caption(table: TaskTable, points: Sequence[PlacedPoint]) -> str:
     return " ".join(parts)
 
 
-def _drawer(table: TaskTable, points: Sequence[PlacedPoint]) -> Callable[[], Canvas]:
-    def draw() -> Canvas:
-        from matplotlib.figure import Figure as Canvas
-
+def _drawer(table: TaskTable, points: Sequence[PlacedPoint]) -> Callable[[Width], Canvas]:
+    def draw(width: Width) -> Canvas:
         scores, costs = _scores(table, points), resources(table, points)
-        panels = [("accuracy", scores), ("resources", costs)] if scores else [("resources", costs)]
-        canvas = Canvas(figsize=(max(5.8, 0.75 * len(points) + 4.0), 2.3 * len(panels) + 0.4))
-        grid = canvas.subplots(len(panels), 1, squeeze=False, sharex=True)
+        halves = [("accuracy", scores), ("resources", costs)] if scores else [("resources", costs)]
+        canvas, grid = panels(width, len(halves), 1.8, across=1, sharex=True)
         full = [table.full] if table.full is not None and scores else []
-        for axes, (title, series) in zip(grid[:, 0], panels, strict=True):
+        handles: list[Any] = []
+        labels: list[str] = []
+        for axes, (title, series) in zip(grid, halves, strict=True):
             _bars(axes, series)
             axes.set_title(title)
-            axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+            axes.set_ylabel(series[0].label if len(series) == 1 else "score" if series is scores else "share")
+            drawn, names = axes.get_legend_handles_labels()
+            handles, labels = handles + drawn, labels + names
         if full:
             for one, metric in zip(scores, _drawn(points), strict=True):
                 value = full[0].row.value(metric)
                 if value is not None:
-                    grid[0, 0].axhline(value, color=one.colour, linestyle=":", linewidth=1.0, zorder=1)
-        grid[-1, 0].axhline(1.0, color=INK, linestyle=":", linewidth=1.0, zorder=1)
+                    grid[0].axhline(value, color=one.colour, linestyle=":", linewidth=1.0, zorder=1)
+        grid[-1].axhline(1.0, color=INK, linestyle=":", linewidth=1.0, zorder=1)
         names = ["its own" if (value := _threshold(point)) is None else f"{value:.4g}" for point in points]
-        grid[-1, 0].set_xticks(range(len(points)), names)
-        grid[-1, 0].set_xlabel("threshold")
+        grid[-1].set_xticks(range(len(points)), names)
+        grid[-1].set_xlabel("threshold")
+        if width == "column" and len(points) > 8:
+            grid[-1].tick_params(axis="x", rotation=90)
+        say_size(grid[0], table.size)
+        legend_below(canvas, handles, labels)
         return canvas
 
     return draw

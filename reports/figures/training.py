@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from harness.contracts.loss_weights import loss_weights
 from reports.figures.agents import exits_of_training, rewards
-from reports.figures.curves import SMOOTHING, blank, exit_colours, label_ends, smoothed
+from reports.figures.curves import SMOOTHING, exit_colours, label_ends, smoothed
 from reports.figures.figure import Figure, slug
+from reports.figures.layout import Width, blank, legend_below
 from reports.figures.style import INK
 from reports.training.logs import LiteLog, TrainingLogs
 
@@ -78,7 +79,7 @@ def cross_entropy(logs: TrainingLogs, prefix: str) -> list[Figure]:
 # ------------------------------------------------------------------------------------- drawing
 
 
-def _bars(lite: LiteLog) -> Canvas:
+def _bars(lite: LiteLog, width: Width) -> Canvas:
     assert lite.num_layers is not None
     layers = (*lite.exit_points, lite.num_layers)
     series = {"GREEN-CODE's rule": (loss_weights(lite.exit_points, lite.num_layers, "green-code"), _PAPER, "//")}
@@ -87,22 +88,23 @@ def _bars(lite: LiteLog) -> Canvas:
     elif lite.weights_rule is not None:
         own = loss_weights(lite.exit_points, lite.num_layers, lite.weights_rule)
         series["this training (all alike)"] = (own, _OWN, "")
-    canvas = blank(max(5.0, 0.62 * len(layers) + 1.0), 3.0)
+    canvas = blank(width, 2.4)
     axes = canvas.subplots()
-    width = 0.8 / len(series)
+    wide = 0.8 / len(series)
     for number, (label, (weights, colour, hatch)) in enumerate(series.items()):
-        places = [place + width * (number - (len(series) - 1) / 2) for place in range(len(layers))]
-        bars = axes.bar(places, weights, width * 0.94, label=label, color=colour, hatch=hatch, edgecolor="white")
-        axes.bar_label(bars, [f"{weight:.3f}" for weight in weights], fontsize=6, padding=2, color=INK, rotation=90)
+        places = [place + wide * (number - (len(series) - 1) / 2) for place in range(len(layers))]
+        bars = axes.bar(places, weights, wide * 0.94, label=label, color=colour, hatch=hatch, edgecolor="white")
+        if width == "text":
+            axes.bar_label(bars, [f"{weight:.3f}" for weight in weights], fontsize=7, padding=2, color=INK, rotation=90)
     axes.set_xticks(range(len(layers)), [*map(str, lite.exit_points), f"{lite.num_layers}\n(last)"])
     axes.grid(visible=False, axis="x")
     axes.margins(y=0.22)
     axes.set(xlabel="exit layer", ylabel="loss weight")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.14), ncols=2)
+    legend_below(canvas, *axes.get_legend_handles_labels())
     return canvas
 
 
-def _losses(lite: LiteLog) -> Canvas:
+def _losses(lite: LiteLog, width: Width) -> Canvas:
     by_layer: dict[int, tuple[list[int], list[float]]] = {}
     for step in lite.steps:
         for layer, loss in step.cross_entropy.items():
@@ -111,7 +113,7 @@ def _losses(lite: LiteLog) -> Canvas:
             losses.append(loss)
     last = lite.num_layers or max(by_layer)
     colours = {**exit_colours(sorted(by_layer)), last: INK}
-    canvas = blank(7.0, 4.2)
+    canvas = blank(width, 3.2)
     axes = canvas.subplots()
     ends = {}
     for layer, (at, losses) in sorted(by_layer.items()):

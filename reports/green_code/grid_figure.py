@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from reports.figures.figure import Figure
+from reports.figures.layout import Width, legend_below, panels
 from reports.figures.style import INK, QUIET
 from reports.green_code.numbers import Estimate, Numbers
 from reports.green_code.table import QUANTITIES, GridComparison, GridPoint, GridTable
@@ -69,12 +71,9 @@ def _caption(table: GridTable) -> str:
     )
 
 
-def _draw(table: GridTable) -> Canvas:
-    from matplotlib.figure import Figure as NewCanvas
-
+def _draw(table: GridTable, width: Width) -> Canvas:
     points = [point for point in table.points if point.key not in ("base", "full", "never")]
-    canvas = NewCanvas(figsize=(9.2, 5.6))
-    axes = canvas.subplots(2, 3).flat
+    canvas, axes = panels(width, len(PANELS), 2.3, across=3)
     for ax, (quantity, title) in zip(axes, PANELS, strict=True):
         _panel(ax, table, points, quantity, title)
     canvas.axes[0].set_ylabel("% of full depth")
@@ -82,9 +81,10 @@ def _draw(table: GridTable) -> Canvas:
     for ax in canvas.axes[3:]:
         ax.set_xlabel("agent's threshold")
     handles, labels = canvas.axes[0].get_legend_handles_labels()
-    said = f"{heading(table)[-1]}\nblack lines: 95 % intervals; published numbers have none"
-    canvas.legend(handles, labels, loc="outside lower center", ncols=2, title=said, title_fontsize=8)
-    canvas.suptitle(_title(table), x=0.01, ha="left", fontweight="bold")
+    letters = 56 if width == "column" else 110
+    said = fill(f"{heading(table)[-1]}. Black lines: 95 % intervals; published numbers have none.", letters)
+    legend_below(canvas, handles, labels, title=said, title_fontsize=7)
+    canvas.suptitle(fill(_title(table), letters - 12), x=0.01, ha="left", fontweight="bold", fontsize=8)
     return canvas
 
 

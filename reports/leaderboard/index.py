@@ -54,7 +54,7 @@ def index_of(runs: Sequence[RunEntry]) -> dict[str, Any]:
     for number, run in enumerate(runs):
         for point in run.points:
             members.setdefault(group_of(run, point), []).append((number, point))
-    groups = sorted(members, key=lambda group: (-len(members[group]), group.id))
+    groups = sorted(members, key=lambda group: (*_first(members[group], runs), group.id))
     shown = front_page_metrics(point.row for run in runs for point in run.points)
     points = [line for number, group in enumerate(groups) for line in _lines(number, members[group], runs, shown)]
     strategies = sorted({point.row.strategy for run in runs for point in run.points})
@@ -70,6 +70,12 @@ def index_of(runs: Sequence[RunEntry]) -> dict[str, Any]:
         "looks": {name: _look(name) for name in strategies},
         "points": points,
     }
+
+
+def _first(members: Sequence[tuple[int, PointEntry]], runs: Sequence[RunEntry]) -> tuple[bool, int, int]:
+    """Order rankings: those that compare something first, of them the one with most samples, then the longest."""
+    ranked = [point.row.n for number, point in members if not runs[number].unranked]
+    return len(ranked) < 2, -max(ranked, default=0), -len(members)
 
 
 def _facets(group: Group) -> dict[str, Any]:

@@ -8,24 +8,28 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
 from harness.appearance.visible_text import one_line
-from reports.metrics.energy import ENERGY_PER_TOKEN
+from harness.records.summary import SummaryRow
+from reports.figures.figure import slug
 from reports.recorded import RecordedRun
 from reports.tables.acceptance_columns import ACCEPTANCE_NOTE, acceptance_sections
 from reports.tables.attribution_table import TextTable, attribution_notes, attribution_tables
-from reports.tables.columns import Column, columns_of, headline_columns
+from reports.tables.columns import Column
 from reports.tables.draft_lengths import draft_length_table
 from reports.tables.hypervolume_table import NOTE, hypervolume_tables
-from reports.tables.result import ResultTable, mark, split_tables
+from reports.tables.result import mark, split_tables
+from reports.tables.task_results import TaskResults, task_results
 
-__all__ = ["escape_latex", "to_latex"]
+__all__ = ["escape_latex", "to_latex", "to_latex_details"]
 
 Cell: TypeAlias = str | tuple[str]
 """A text, or the name of something in a tuple: names are set in typewriter."""
 
+_LETTERS = 105
+"""Letters of a row that 7 inches have room for at 8 points."""
 _SPECIAL = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
     "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}", ">": r"\textgreater{}",
@@ -60,80 +64,131 @@ def escape_latex(text: str) -> str:
 
 
 def to_latex(runs: Sequence[tuple[str, RecordedRun]]) -> str:
-    """Return a LaTeX file with the headline, overhead and hypervolume tables of runs, each given with its name."""
+    """Return a LaTeX file with one table per task of all runs, each given with its name."""
+    labels = _Labels()
+    parts = [_PREAMBLE]
+    tables = task_results(runs)
+    for name, run in runs:
+        if run.state and not any(group.name == name for table in tables for group in table.groups):
+            parts.append(f"\n\\noindent {escape_latex(f'{name} is not complete: {run.state}')}.\\par")
+    for table in tables:
+        several = sum(other.task == table.task for other in tables) > 1
+        label = labels.new(f"{table.task} {table.protocol}" if several else table.task)
+        parts.append(_tabular(table.title, label, list(table.notes), *_together(table)))
+    return "\n".join([*parts, "\n\\endoftables\n"])
+
+
+def to_latex_details(runs: Sequence[tuple[str, RecordedRun]]) -> str:
+    """Return a LaTeX file with the tables of drafts, overhead and hypervolume of each run, where it has them."""
+    labels = _Labels()
     parts = [_PREAMBLE]
     for name, run in runs:
         parts.append(f"\n% {_commented(name)}")
         warning = [f"{name} is not complete: {run.state}"] if run.state else []
-        tables = list(_tables(name, run, warning))
-        if warning and not tables:
-            parts.append(f"\n\\noindent {escape_latex(warning[0])}.\\par")
-        parts.extend(tables)
+        parts.extend(_details(name, run, warning, labels))
     return "\n".join([*parts, "\n\\endoftables\n"])
 
 
-def _tables(name: str, run: RecordedRun, warning: Sequence[str]) -> Iterator[str]:
+class _Labels:
+    """Labels of one file, no two alike."""
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+
+    def new(self, text: str) -> str:
+        stem, number = slug(text), 1
+        label = stem
+        while label in self._taken:
+            number += 1
+            label = f"{stem}-{number}"
+        self._taken.add(label)
+        return f"tab:{label}"
+
+
+def _details(name: str, run: RecordedRun, warning: Sequence[str], labels: _Labels) -> Iterator[str]:
+    def written(title: str, notes: Sequence[str], table: TextTable, where: str) -> str:
+        label = labels.new(f"{name} {title}")
+        rows: list[list[Cell]] = [[(row[0],), *row[1:]] for row in table.rows]
+        spec = "l" + "r" * (len(table.header) - 1)
+        return _tabular(f"{name}: {title}, {where}.", label, notes, spec, list(table.header), rows)
+
     for table in split_tables(run.summary):
         if any(row.n for row in table.rows):
-            yield _headline(name, table, warning)
             for title, columns in acceptance_sections(table):
-                yield _columns(f"{name}: {title}, {table.heading}.", [*warning, ACCEPTANCE_NOTE], table, columns)
+                notes = [*warning, ACCEPTANCE_NOTE]
+                label = labels.new(f"{name} {title}")
+                yield _tabular(f"{name}: {title}, {table.heading}.", label, notes, *_columns(table.rows, columns))
             lengths = draft_length_table(table)
             if lengths is not None:
-                yield _text_table(f"{name}: {lengths.title}, {table.heading}.", warning, lengths)
+                yield written(lengths.title, warning, lengths, table.heading)
     for task, text in hypervolume_tables(run):
-        yield _text_table(f"{name}: {text.title}, {task}.", [*warning, NOTE], text)
+        yield written(text.title, [*warning, NOTE], text, task)
     for attribution in run.summary.attributions:
-        notes = [*warning, *attribution_notes(attribution)]
         for text in attribution_tables(attribution):
-            yield _text_table(f"{name}: {text.title}, {attribution.where}.", notes, text)
+            yield written(text.title, [*warning, *attribution_notes(attribution)], text, attribution.where)
 
 
-def _headline(name: str, table: ResultTable, warning: Sequence[str]) -> str:
-    columns = columns_of(table)
-    shown = headline_columns(table, columns)
-    labelled = [line.partition(" ") for line in table.subheadings]
-    facts = [f"{label.capitalize()}: {text.strip()}" for label, _, text in labelled]
-    notes = [
-        "● on the Pareto front; ◇ an upper bound, not a candidate; * differs from full depth (Holm-corrected "
-        "p ≤ 0.05); brackets: 95 % intervals, or too few blocks or samples for one."
+def _together(table: TaskResults) -> tuple[str, list[str], list[list[Cell]]]:
+    """Return column types, header and rows of a task, a line of its own above the rows of each of several groups."""
+    spec, header, rows = _columns(table.rows, table.columns)
+    if len(table.groups) == 1:
+        return spec, header, rows
+    grouped: list[list[Cell]] = []
+    start = 0
+    for group in table.groups:
+        end = start + len(group.table.rows)
+        grouped += [[group.heading], *rows[start:end]]
+        start = end
+    return spec, header, grouped
+
+
+def _columns(rows: Sequence[SummaryRow], shown: Sequence[Column]) -> tuple[str, list[str], list[list[Cell]]]:
+    marks = [mark(row).strip() for row in rows]
+    header = ["", "operating point", *(column.lines for column in shown)]
+    cells: list[list[Cell]] = [
+        [marks[index], (row.operating_point,), *(column.cells[index] for column in shown)]
+        for index, row in enumerate(rows)
     ]
-    if any(row.value(ENERGY_PER_TOKEN) is not None and not row.energy_measured for row in table.rows):
-        notes.append("Energy is an estimate from CPU time, not a measurement, and decides no ranking.")
-    return _columns(f"{name}: {table.heading}.", [*warning, *facts, *notes], table, shown)
+    return "cl" + "".join("l" if column.left else "r" for column in shown), header, cells
 
 
-def _columns(title: str, notes: Sequence[str], table: ResultTable, shown: Sequence[Column]) -> str:
-    header = ["", "", "operating point", *(f"{column.term}\n{column.unit}" for column in shown)]
-    rows: list[list[Cell]] = [
-        [mark(row).strip(), letter, (row.operating_point,), *(column.cells[index] for column in shown)]
-        for index, (row, letter) in enumerate(zip(table.rows, table.letters, strict=True))
-    ]
-    spec = "ccl" + "".join("l" if column.left else "r" for column in shown)
-    return _tabular(title, notes, spec, header, rows)
-
-
-def _text_table(title: str, notes: Sequence[str], table: TextTable) -> str:
-    rows: list[list[Cell]] = [[(row[0],), *row[1:]] for row in table.rows]
-    return _tabular(title, notes, "l" + "r" * (len(table.header) - 1), list(table.header), rows)
-
-
-def _tabular(title: str, notes: Sequence[str], spec: str, header: Sequence[str], rows: Iterable[Sequence[Cell]]) -> str:
-    """Return one table environment."""
+def _tabular(
+    title: str, label: str, notes: Sequence[str], spec: str, header: Sequence[str], rows: Sequence[Sequence[Cell]]
+) -> str:
+    """Return one table environment; a row of a single cell is a heading above those that follow."""
+    cells = [[max(cell.split("\n"), key=len) for cell in header], *(row for row in rows if len(row) > 1)]
+    letters = sum(max(len("".join(row[place])) for row in cells) for place in range(len(header)))
+    size = "footnotesize" if letters <= _LETTERS else "scriptsize"
+    body: list[str] = []
+    for number, row in enumerate(rows):
+        if len(row) > 1:
+            body.append(f"    {' & '.join(_cell(cell) for cell in row)} \\\\")
+        else:
+            body += [r"    \addlinespace"] * (number > 0)
+            body.append(rf"    \multicolumn{{{len(spec)}}}{{@{{}}l}}{{\emph{{{_cell(row[0])}}}}} \\")
     lines = [
-        r"\begin{table}[htbp]",
-        r"  \centering\footnotesize\setlength{\tabcolsep}{4pt}\setlength{\belowcaptionskip}{4pt}",
-        rf"  \caption{{{escape_latex(title)} {escape_latex(' '.join(_sentence(note) for note in notes))}}}",
+        r"\begin{table*}[htbp]",
+        rf"  \centering\{size}\setlength{{\tabcolsep}}{{3pt}}\setlength{{\belowcaptionskip}}{{4pt}}",
+        rf"  \caption{{{escape_latex(title)}}}",
+        rf"  \label{{{label}}}",
         rf"  \begin{{tabular}}{{@{{}}{spec}@{{}}}}",
         r"    \toprule",
         *(f"    {' & '.join(cells)} \\\\" for cells in _header_lines(header)),
         r"    \midrule",
-        *(f"    {' & '.join(_cell(cell) for cell in row)} \\\\" for row in rows),
+        *body,
         r"    \bottomrule",
         r"  \end{tabular}",
-        r"\end{table}",
+        *_below(notes),
+        r"\end{table*}",
     ]
     return "\n" + "\n".join(lines)
+
+
+def _below(notes: Sequence[str]) -> Iterator[str]:
+    """Yield what stands under a table, so that its caption stays short."""
+    if notes:
+        text = escape_latex(" ".join(map(_sentence, notes)))
+        yield rf"  \par\vspace{{3pt}}\begin{{minipage}}{{\linewidth}}\raggedright\scriptsize {text}\end{{minipage}}"
 
 
 def _header_lines(header: Sequence[str]) -> Iterator[list[str]]:

@@ -60,13 +60,19 @@ def test_a_whole_report(cli: Command, finished: Path, tmp_path: Path) -> None:
     before = contents(finished)
     ran = cli("report", "runs", "--out", "out")
     assert ran.code == 0, ran.err
-    assert "out/report.md" in ran.out
+    assert "out/index.html" in ran.out
     assert contents(finished) == before  # the run is only read
     text = (tmp_path / "out" / "report.md").read_text()
     linked = set(re.findall(r"\((figures/[^)]*)\)", text))
     drawn = {f"figures/{path.name}" for path in (tmp_path / "out" / "figures").iterdir()}
     assert linked == drawn
     assert {Path(path).suffix[1:] for path in drawn} == set(FORMATS)
+    page = (tmp_path / "out" / "index.html").read_text()
+    links = set(re.findall(r'(?:href|src)="([^"#]+)"', page))
+    assert drawn | {"report.md", "tables.tex", "tables-details.tex", "completions-one.html"} <= links
+    assert all((tmp_path / "out" / link).is_file() for link in links)
+    assert set(re.findall(r'href="#(\w+)"', page)) <= set(re.findall(r'id="([\w-]+)"', page))
+    assert page.count('<th scope="row">') == 4
     stems = {Path(path).stem for path in drawn}
     assert {"one-py150-front-latency", "one-py150-front-layers", "one-py150-thresholds-margin", "one-py150-exit-layers",
             } <= stems  # fmt: skip
@@ -81,6 +87,13 @@ def test_a_whole_report(cli: Command, finished: Path, tmp_path: Path) -> None:
     assert (entry["run"], entry["state"]) == ("one", "")
     assert len(entry["summary"]["rows"]) == len(rows) == 4
     assert r"\texttt{margin:threshold=0.4}" in (tmp_path / "out" / "tables.tex").read_text()
+
+
+def test_a_figure_for_a_column(cli: Command, small: Path, tmp_path: Path) -> None:
+    assert cli("report", small, "--out", "out", "--width", "column").code == 0
+    figures = list((tmp_path / "out" / "figures").glob("*.svg"))
+    assert figures
+    assert {re.search(r'width="([\d.]+)pt"', figure.read_text()).group(1) for figure in figures} == {"252"}  # type: ignore[union-attr]
 
 
 def test_the_rest_is_reported_when_some_cannot_be_read(cli: Command, finished: Path, tmp_path: Path) -> None:
@@ -159,6 +172,7 @@ def test_a_folder_whose_files_would_be_lost(cli: Command, finished: Path, tmp_pa
     assert "is a file" in cli("report", finished, "--out", "file").error
     assert (tmp_path / "file").read_text() == "mine"
     assert "Add --out" in cli("report", finished, "--no-figures").error
+    assert "Add --out" in cli("report", finished, "--width", "column").error
 
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, RuntimeError])
@@ -174,6 +188,7 @@ def test_stopped_it_leaves_no_report_with_dead_links(
         patched.setattr(collection, "save_figures", stop)
         assert cli("report", small, "--out", "out").code == (130 if failure is KeyboardInterrupt else DEFECT)
     assert not (tmp_path / "out" / "report.md").exists()
+    assert not (tmp_path / "out" / "index.html").exists()
     assert (tmp_path / "out" / "summary.csv").exists()
     ran = cli("report", small, "--out", "out")  # and it can be made again in the same place
     assert ran.code == 0, ran.err
@@ -188,6 +203,8 @@ def test_stopped_it_leaves_no_report_with_dead_links(
         ("report.md", "my thesis"),
         ("report.md", ""),
         ("tables.tex", "\\section{Results}"),
+        ("tables-details.tex", "\\section{Results}"),
+        ("index.html", "<!doctype html><p>mine"),
         ("summary.csv", "a,b"),
         ("summary.json", "{}"),
         ("completions-one.html", "<p>"),

@@ -58,7 +58,7 @@ def test_a_site_s_mark_that_is_none_is_refused(tmp_path: Path, broken: bytes) ->
     assert str(tmp_path) in refusal(lambda: Site(tmp_path, merge=True))
 
 
-@pytest.mark.parametrize("name", ["report.md", "tables.tex"])
+@pytest.mark.parametrize("name", ["report.md", "index.html", "tables.tex"])
 def test_a_report_s_folder_with_what_is_no_file_is_refused(tmp_path: Path, put: Put, name: str) -> None:
     said = put(tmp_path / name)
     if not said.startswith("Too many"):

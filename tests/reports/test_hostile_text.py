@@ -140,10 +140,11 @@ def test_a_whole_report(cli: Command, hostile: tuple[Path, Path], tmp_path: Path
             ET.fromstring(text)
     check_markdown(found["report.md"])
     check_latex(found["tables.tex"])
+    check_latex(found["tables-details.tex"])
     check_csv(found["summary.csv"])
     assert json.loads(found["summary.json"])[0]["summary"]["rows"][1]["operating_point"].startswith(HOSTILE)
     pages = [text for name, text in found.items() if name.endswith(".html")]
-    assert len(pages) == 2
+    assert len(pages) == 3
     for page in pages:
         check_html(page)
 

@@ -83,7 +83,7 @@
       const narrow = place.clientWidth < 600;
       const layout = {
         paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: colour.ink, family: getComputedStyle(document.body).fontFamily, size: 13 },
-        margin: { l: 56, r: 12, t: 32, b: 48 }, modebar: { bgcolor: "rgba(0,0,0,0)", color: colour.quiet, activecolor: colour.ink }, height: narrow ? 380 : 400, hovermode: "closest", dragmode: narrow ? false : "zoom",
+        margin: { l: 56, r: 12, t: 44, b: 48 }, modebar: { bgcolor: "rgba(0,0,0,0)", color: colour.quiet, activecolor: colour.ink }, height: narrow ? 380 : 400, hovermode: "closest", dragmode: narrow ? false : "zoom",
         xaxis: { ...axis, title: { text: x.title + (x.better === "higher" ? " →" : ""), standoff: 8 } }, yaxis: { ...axis, title: { text: y.title, standoff: 8 } },
         legend: narrow ? { orientation: "h", y: -0.25 } : { x: 1.01, y: 1 },
         hoverlabel: { bgcolor: colour.ground, bordercolor: colour.line, font: { color: colour.ink } },

@@ -23,7 +23,7 @@ def line(label: str) -> Any:
 
 
 def test_three_formats_of_the_same_bytes_every_time(tmp_path: Path) -> None:
-    figure = Figure("a-line", "A line", "Made up.", lambda: line("rl"))
+    figure = Figure("a-line", "A line", "Made up.", lambda _: line("rl"))
     first = {path.name: path.read_bytes() for path in save_figures([figure], tmp_path / "a")}
     again = {path.name: path.read_bytes() for path in save_figures([figure], tmp_path / "b")}
     assert sorted(first) == ["a-line.pdf", "a-line.png", "a-line.svg"]
@@ -34,7 +34,7 @@ def test_three_formats_of_the_same_bytes_every_time(tmp_path: Path) -> None:
 
 
 def test_a_name_is_never_a_formula(tmp_path: Path) -> None:
-    assert len(save_figures([Figure("odd", "Odd", "Made up.", lambda: line("$\\frac$ <b>"))], tmp_path)) == 3
+    assert len(save_figures([Figure("odd", "Odd", "Made up.", lambda _: line("$\\frac$ <b>"))], tmp_path)) == 3
 
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
@@ -52,5 +52,5 @@ def test_known_strategies_look_different_and_unknown_ones_always_the_same() -> N
 def test_a_figure_that_cannot_be_put_in_place_leaves_no_part(tmp_path: Path) -> None:
     (tmp_path / "a-line.svg").mkdir()
     with pytest.raises(StoreError, match=r"cannot write .*a-line\.svg"):
-        save_figures([Figure("a-line", "A line", "Made up.", lambda: line("rl"))], tmp_path)
+        save_figures([Figure("a-line", "A line", "Made up.", lambda _: line("rl"))], tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["a-line.svg"]

@@ -15,6 +15,7 @@ from reports.figures import exit_layers, fixed_exit, fronts, overhead, threshold
 from reports.figures.catalogue import catalogue
 from reports.figures.figure import Figure, save_figures, slug
 from reports.figures.front_points import COSTS, front_of
+from reports.figures.settings import settings
 from reports.figures.style import styled
 from reports.figures.task_table import shortened, task_tables
 from reports.metrics.scores import EDIT_SIMILARITY
@@ -75,7 +76,7 @@ def make(build: Any) -> Make:
 
 def drawn(figure: Figure) -> Any:
     with styled(figure.name):
-        return figure.draw()
+        return figure.draw("text")
 
 
 def test_a_front_by_hand(make: Make) -> None:
@@ -124,13 +125,44 @@ def test_random_weights_have_no_quality(make: Make) -> None:
     assert [axes.get_title("left") for axes in drawn(figure).axes] == ["resources"]
 
 
-def test_every_operating_point_has_its_letter_and_its_line_in_the_legend(make: Make) -> None:
+def test_a_marker_per_strategy_and_its_setting_at_the_point(make: Make) -> None:
     canvas = drawn(fronts.figures(make())[0])
-    for axes in canvas.axes:
-        assert sorted(text.get_text() for text in axes.texts if len(text.get_text()) == 1) == list("ABCDE")
+    for axes, quality in zip(canvas.axes, ("edit similarity", "exact prefix of full depth"), strict=True):
+        assert sorted(text.get_text() for text in axes.texts) == ["0.5", "0.9", "5"]
+        assert axes.get_ylabel() == quality
+        assert axes.get_title("right") == "n = 6 samples"
     named = [text.get_text() for text in canvas.legends[0].get_texts()]
-    assert [name.split()[0] for name in named[:5]] == list("ABCDE")
-    assert named[4].endswith("(a bound)")
+    assert named == ["full", "fixed: layer", "rl: threshold", "oracle (a bound)", "Pareto front (filled)"]
+
+
+def test_what_a_strategy_has_one_value_of_stands_in_the_legend(build: Any) -> None:
+    names = ("full", "full@lossless+lookup", "rl:threshold=0.9:seed=1", "rl:threshold=0.5:seed=1@lossless",
+             "mine:path=a", "mine:path=a@lossless")  # fmt: skip
+    run = build(points=names)
+    for name in names:
+        run.window(name, {})
+    legend, labels = settings(run.summary().rows)
+    assert legend == {"full": "full", "rl": "rl: threshold (seed=1)", "mine": "mine: path"}
+    assert labels == ["", "lossless+lookup", "0.9", "0.5 lossless", "a", "a lossless"]
+
+
+def test_every_figure_of_a_run_has_its_width_and_no_small_letters(make: Make) -> None:
+    from matplotlib.text import Text
+
+    for figure in catalogue([make()]).figures:
+        for width, inches in (("column", 3.5), ("text", 7.0)):
+            with styled(figure.name):
+                canvas = figure.draw(width)  # type: ignore[arg-type]
+            canvas.draw_without_rendering()
+            assert canvas.get_size_inches()[0] == inches
+            shown = [text for text in canvas.findobj(Text) if text.get_visible() and text.get_text().strip()]
+            assert min(text.get_fontsize() for text in shown) >= 7
+            assert "HV" not in " ".join(text.get_text() for text in shown)
+            assert any(text.get_text().startswith("n = 6 samples") for text in shown), figure.name
+            for axes in canvas.axes:  # a name beside an axis is not cut off
+                box = axes.yaxis.label.get_window_extent()
+                assert box.x0 >= 0, (figure.name, width)
+                assert box.height <= canvas.bbox.height
 
 
 def test_bars_of_thresholds_by_hand(make: Make) -> None:
@@ -165,7 +197,7 @@ def test_base_and_tuned_are_lines_of_one_figure(make: Make) -> None:
     (figure,) = fixed_exit.figures([base, tuned, again])
     assert "1 further curves of the same kinds are left out" in figure.caption
     assert "published results of GREEN-CODE's authors, not measured here" in figure.caption
-    panels = {axes.get_title("left"): axes for axes in drawn(figure).axes}
+    panels = {axes.get_ylabel(): axes for axes in drawn(figure).axes}
     lines = {line.get_label(): line for line in panels["edit similarity"].get_lines()}
     assert set(lines) == {"base weights, shared head, kv propagate", "tuned weights, shared head, kv propagate"}
     assert [list(line.get_xdata()) for line in lines.values()] == [[5, 10]] * 2
@@ -182,7 +214,7 @@ def test_full_depth_ends_the_curve_of_another_policy(make: Make) -> None:
         row.model_copy(update={"kv": "recompute"}) if row.strategy == "full" else row for row in run.summary.rows
     )
     (figure,) = fixed_exit.figures([replace(run, summary=run.summary.model_copy(update={"rows": rows}))])
-    panel = next(axes for axes in drawn(figure).axes if axes.get_title("left") == "edit similarity")
+    panel = next(axes for axes in drawn(figure).axes if axes.get_ylabel() == "edit similarity")
     line, *_ = panel.get_lines()
     assert list(line.get_xdata()) == [5, 10]
 
@@ -199,7 +231,7 @@ def test_published_curves_are_of_the_same_language_and_score(make: Make) -> None
     assert "not measured here: Llama-3.2-3B on one Quadro" in figure.caption
     assert "Their CodeBLEU is not drawn" in figure.caption
     published = {
-        axes.get_title("left"): [line for line in axes.get_lines() if "published" in str(line.get_label())]
+        axes.get_ylabel(): [line for line in axes.get_lines() if "published" in str(line.get_label())]
         for axes in drawn(figure).axes
     }
     assert [line.get_label() for line in published["ROUGE-L"]] == ["published (GREEN-CODE): Llama-3.2-3B, base"]

@@ -33,7 +33,7 @@ def logs(name: str = "tiny", *, tuned: LiteLog | None = None, agents: tuple[Agen
 
 def drawn(figure: Any) -> Any:
     with styled(figure.name):
-        return figure.draw()
+        return figure.draw("text")
 
 
 def test_one_figure_each_of_what_there_is() -> None:

@@ -134,7 +134,7 @@ def test_overhead_is_the_price_of_a_check_times_the_checks() -> None:
 def test_the_figure_s_bars_are_of_full_depth_like_its_words() -> None:
     (figure,) = grid_figures(compared())
     assert "relative to the same system's own full depth" in figure.caption
-    titles = {axes.get_title() or axes.get_title("left"): axes for axes in figure.draw().axes}
+    titles = {axes.get_title() or axes.get_title("left"): axes for axes in figure.draw("text").axes}
     heights = [bar.get_height() for bar in titles["agent over full depth, time"].patches if isinstance(bar, Rectangle)]
     assert any(height == pytest.approx(100 * (11.0 - 10.0) / 9 * 8 / 10.0) for height in heights)
     assert any(height == pytest.approx(7.94) for height in heights)  # Table IV: Llama, 0.9, over full depth

@@ -230,6 +230,28 @@ def test_a_point_opens_by_clicking_the_plot(reader: Reader) -> None:
     assert page.inner_text("h1").startswith("oracle")
 
 
+BOXES = """() => Object.fromEntries([['bar', '.modebar'], ['area', '.nsewdrag'], ['plot', '#plot'],
+    ['filters', '#filters'], ['table', '#table']].map(([name, place]) => {
+      const { top, bottom } = document.querySelector(place).getBoundingClientRect();
+      return [name, { top, bottom }]; }))"""
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_without_a_mouse_the_toolbar_stands_above_the_plot(chromium: Any, site: Path, width: int) -> None:
+    screen = {"viewport": {"width": width, "height": 844}, "has_touch": True, "is_mobile": width < 500}
+    reader = Reader(chromium, site, plot=True, **screen)
+    page = reader.open(wait="#plot[data-drawn] .modebar")
+    assert page.evaluate("matchMedia('(hover: none)').matches")
+    boxes = page.evaluate(BOXES)
+    assert boxes["bar"]["bottom"] <= boxes["area"]["top"]
+    assert boxes["plot"]["bottom"] <= boxes["table"]["top"]
+    above = boxes["filters"]["bottom"] <= boxes["plot"]["top"]
+    assert above == (width == 1280), "on a phone the plot comes before the filters"
+    assert above or boxes["plot"]["bottom"] <= boxes["filters"]["top"] <= boxes["table"]["top"]
+    assert reader.faults == []
+    reader.context.close()
+
+
 TRACES = "document.getElementById('plot').data.filter(t => t.meta).map(t => [!!t.error_x, t.hovertemplate])"
 
 

@@ -420,3 +420,20 @@ def test_the_published_numbers_never_enter_the_data(tmp_path: Path, recorded: Re
     files = publish(tmp_path / "a", recorded())
     assert b"OPT-2.7B" in files["index.html"]
     assert not [name for name, content in files.items() if name.startswith("data/") and b"OPT-2.7B" in content]
+
+
+def test_the_first_ranking_is_the_one_with_most_samples_that_ranks_anything(tmp_path: Path, recorded: Recorded) -> None:
+    def scored(run: RecordedRun, n: int) -> RecordedRun:
+        rows = tuple(row.model_copy(update={"n": n}) for row in run.summary.rows)
+        return replace(run, summary=run.summary.model_copy(update={"rows": rows}))
+
+    many_points = recorded("points", points={f"fixed:layer={layer}": 0.5 for layer in range(1, 6)})
+    many_samples = recorded("samples", cpu="Second", points={"fixed:layer=5": 0.5})
+    spoilt = recorded("spoilt", cpu="Third")
+    flagged = tuple(window.model_copy(update={"flags": ("stolen-cpu",)}) for window in spoilt.windows)
+    alone = recorded("alone", cpu="Fourth", points={"full": 1.0})
+    runs = (scored(many_points, 20), scored(many_samples, 40), scored(replace(spoilt, windows=flagged), 60))
+    publish(tmp_path, *runs, scored(alone, 80))
+    shown = index(tmp_path)
+    assert [group["hardware"].split(",")[0] for group in shown["groups"]][:2] == ["Second", "Test Chip"]
+    assert shown["points"][0]["n"] == 40

@@ -63,8 +63,8 @@ def test_a_lossy_run_lacks_nothing(build: Any) -> None:
 
 def test_the_figure_has_a_line_of_all_lengths_in_each_panel(run: Any) -> None:
     (figure,) = draft_lengths.figures(recorded(run))
-    axes = figure.draw().axes
-    assert [one.get_title() for one in axes] == ["tokens / verification", "accepted", "decoding speed-up"]
+    axes = figure.draw("text").axes
+    assert [one.get_ylabel() for one in axes] == ["tokens / verification", "accepted", "decoding speed-up"]
     (line,) = axes[0].lines
     assert (line.get_label(), list(line.get_xdata()), list(line.get_ydata())) == (EXITS, [2, 8], [1.0, 3.0])
     assert draft_lengths.absence(recorded(run)) == ""

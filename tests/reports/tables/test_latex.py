@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from reports.recorded import RecordedRun
-from reports.tables.latex import escape_latex, to_latex
+from reports.tables.latex import escape_latex, to_latex, to_latex_details
 
 NASTY = "a_b%c&d#e$f^g~h{i}j\\k<l>m|n\"o'p`q--r,,s [x]\n\\end{document} \\input{/etc/passwd} é 中 – × ●"
 
@@ -62,20 +62,27 @@ def nasty(build: Any) -> RecordedRun:
 
 def test_tables_balance(nasty: RecordedRun) -> None:
     latex = to_latex([(NASTY, nasty)])
-    assert latex.count(r"\begin{table}") == latex.count(r"\end{table}") == 2  # headline and hypervolume
+    details = to_latex_details([(NASTY, nasty)])  # hypervolume
+    for text in (latex, details):
+        assert text.count(r"\begin{table*}") == text.count(r"\end{table*}") == text.count(r"\label{tab:") == 1
+        check(text)
+
+
+def check(latex: str) -> None:
     for tabular in re.findall(r"\\begin\{tabular\}.*?\\end\{tabular\}", latex, re.DOTALL):
         spec = re.search(r"@\{\}([lcr]+)@\{\}", tabular)
         assert spec is not None
         rows = [line for line in tabular.splitlines() if line.endswith(r"\\")]
         assert len(rows) >= 3
-        assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {len(spec.group(1)) - 1}
+        counts = {len(re.findall(r"(?<!\\)&", row)) for row in rows if r"\multicolumn" not in row}
+        assert counts == {len(spec.group(1)) - 1}
     assert not any(r"\input{/etc" in line for line in latex.splitlines() if not line.startswith("%"))
     assert latex.rstrip().endswith(r"\endoftables")
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex")
 def test_it_compiles_alone_and_inside_a_paper(nasty: RecordedRun, tmp_path: Path) -> None:
-    (tmp_path / "tables.tex").write_text(to_latex([(NASTY, nasty)]), encoding="utf-8")
+    (tmp_path / "tables.tex").write_text(to_latex([(NASTY, nasty), ("again", nasty)]), encoding="utf-8")
     paper = r"\documentclass{article}\usepackage{booktabs}\begin{document}Before.\input{tables}After.\end{document}"
     (tmp_path / "paper.tex").write_text(paper, encoding="utf-8")
     for name in ("tables", "paper"):
@@ -95,3 +102,25 @@ def test_the_head_of_a_column_says_that_its_energy_is_estimated(build: Any) -> N
     first, second = re.findall(r"\\toprule\n(.*)\n(.*)\n", to_latex([("one", run)]))[0]
     cells = [[cell.strip(" \\") for cell in line.split("&")] for line in (first, second)]
     assert ("J/token", "estimate") in list(zip(*cells, strict=True))
+
+
+def test_runs_of_a_task_share_one_table_with_a_short_caption_and_a_label(nasty: RecordedRun) -> None:
+    latex = to_latex([("first", nasty), ("second", nasty)])
+    check(latex)
+    assert re.findall(r"\\label\{(.*)\}", latex) == ["tab:py150"]
+    (caption,) = re.findall(r"\\caption\{(.*)\}", latex)
+    assert "2 runs" in caption
+    assert len(caption.split()) < 40
+    headings = re.findall(r"\\multicolumn\{(\d+)\}\{@\{\}l\}\{\\emph\{(\w+): ", latex)
+    assert [name for _, name in headings] == ["first", "second"]
+    assert latex.count(r"\texttt{full}") == 2
+    below = latex.partition(r"\begin{minipage}")[2]  # what is too long for a caption
+    assert "Machine:" in below
+    assert "Holm-corrected" in below
+
+
+def test_every_caption_is_short_and_every_label_is_another(nasty: RecordedRun) -> None:
+    latex = to_latex_details([("one", nasty), ("one", nasty)])
+    labels = re.findall(r"\\label\{(.*)\}", latex)
+    assert len(labels) == len(set(labels)) == 2
+    assert all(len(caption.split()) < 40 for caption in re.findall(r"\\caption\{(.*)\}", latex))
