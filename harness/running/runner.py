@@ -226,11 +226,16 @@ def _warn_of_others(load: LoadReading | str, threads: int) -> None:
     if isinstance(load, str) or load.span_s < SHORTEST_LOOK_S or load.foreign_share <= FOREIGN_SHARE:
         return
     fewer = threads_left(load.foreign_share, load.cores)
+    waiting = ", and decoding loses more than that, since its threads wait for each other" if threads > 1 else ""
+    cures = ["Stop them"]
+    cures += [f"use --threads {fewer}"] if threads > fewer else []
+    cures += ["set GOMP_SPINCOUNT=1000 before the command"] if threads > 1 and not os.getenv("GOMP_SPINCOUNT") else []
     logger.warning(
-        "other processes take %.0f%% of the cores' time, and decoding loses more than that, since its threads wait for "
-        "each other. Stop them%s; windows they disturb are flagged, and --strict measures those again",
+        "other processes take %.0f%% of the cores' time%s. %s; windows they disturb are flagged, and --strict measures "
+        "those again",
         100 * load.foreign_share,
-        f", or use --threads {fewer}" if threads > fewer else "",
+        waiting,
+        ", or ".join(cures),
     )
 
 
