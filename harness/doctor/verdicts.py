@@ -13,6 +13,7 @@ from enum import StrEnum
 
 from harness.metering.bandwidth import CACHE_MULTIPLE
 from harness.metering.contamination import FOREIGN_SHARE, STOLEN_SHARE
+from harness.metering.cpu_load import threads_left
 from harness.records.machine import MachineRecord
 
 __all__ = ["Level", "Remark", "Verdict", "judge"]
@@ -101,7 +102,11 @@ def _disturbances(facts: MachineRecord) -> Iterator[Remark]:
         yield Remark(Level.CARE, "the load of other processes cannot be seen here", "make sure that nothing else runs")
     elif foreign > FOREIGN_SHARE:
         reason = f"other processes take {foreign:.0%} of the usable cores' time"
-        yield Remark(Level.CARE, reason, "stop them, or wait; trust paired ratios rather than times")
+        fewer = threads_left(foreign, facts.load_cores or 1)
+        crowded = facts.device.startswith("cpu") and facts.threads is not None and facts.threads > fewer
+        reason += f", and {facts.threads} threads wait for whichever is held up" if crowded else ""
+        remedy = f"stop them, or --threads {fewer}" if crowded else "stop them, or wait"
+        yield Remark(Level.CARE, reason, f"{remedy}; trust paired ratios rather than times")
     if stolen is not None and stolen > STOLEN_SHARE:
         reason = f"the hypervisor gave {stolen:.1%} of the cores' time to other machines"
         yield Remark(Level.CARE, reason, "use a machine with cores of its own, or more --repeats")

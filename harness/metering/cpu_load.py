@@ -16,9 +16,20 @@ from pathlib import Path
 
 from harness.host.processor import usable_cores
 
-__all__ = ["STAT", "CoreTimes", "LoadReading", "LoadWatch", "read_core_times"]
+__all__ = [
+    "SHORTEST_LOOK_S",
+    "STAT",
+    "CoreTimes",
+    "LoadReading",
+    "LoadWatch",
+    "read_core_times",
+    "threads_left",
+]
 
 STAT = Path("/proc/stat")
+
+SHORTEST_LOOK_S = 1.0
+"""The kernel counts in ticks of 10 ms: of a shorter look, one tick would be more than 1 %."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +99,14 @@ class LoadWatch:
         if busy_s + stolen_s + now.idle_s - self._times.idle_s <= 0:
             return f"{STAT} did not move in {span_s:.2g} s: this system hides what other processes do"
         return LoadReading(span_s, len(self._cores), own_s, max(0.0, busy_s - own_s), max(0.0, stolen_s))
+
+
+def threads_left(foreign_share: float, cores: int) -> int:
+    """Return how many threads still have a core of their own beside what others take, at least one.
+
+    Threads wait for each other many times in every layer, so one that has to share its core holds up all.
+    """
+    return max(1, round(cores * (1 - foreign_share)))
 
 
 def read_core_times(cores: Collection[int] | None, stat: Path = STAT) -> CoreTimes | None:

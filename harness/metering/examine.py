@@ -14,15 +14,12 @@ from harness.errors import is_out_of_memory
 from harness.host import processor
 from harness.metering import measure_bandwidth
 from harness.metering.compute import measure_compute
-from harness.metering.cpu_load import LoadReading, LoadWatch
+from harness.metering.cpu_load import SHORTEST_LOOK_S, LoadReading, LoadWatch
 from harness.metering.dispatch import measure_dispatch
 from harness.metering.timer import measure_timer
 from harness.records.machine import MachineRecord, SensorRecord
 
 __all__ = ["examine"]
-
-SHORTEST_LOOK_S = 1.0
-"""The kernel counts in ticks of 10 ms: of a shorter look, one tick would be more than 1 %."""
 
 _Reading = TypeVar("_Reading")
 

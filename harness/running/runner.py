@@ -21,6 +21,8 @@ from harness.decoding.engine import Engine
 from harness.decoding.unit_costs import Timing
 from harness.errors import ConfigError, OutOfMemoryError
 from harness.metering import open_meter
+from harness.metering.contamination import FOREIGN_SHARE
+from harness.metering.cpu_load import SHORTEST_LOOK_S, LoadReading, LoadWatch, threads_left
 from harness.metering.pacing import samples_per_block
 from harness.records import Manifest, WindowRecord
 from harness.records.summary import Summary
@@ -177,7 +179,10 @@ def _measure(
             observer.stage(f"measuring the machine at rest for {session.idle_s:g} s")
         idle = session.rest()
         observer.stage("warming up")
+        load = LoadWatch()
         warmup = _warm_up(session, config)
+        if repeat == 0 and plan.device.startswith("cpu"):
+            _warn_of_others(load.read(), torch.get_num_threads())
         times = {name: engine.timing.times for name, engine in engines.items()}
         block_size = _block_size(config, before, meter, warmup)
         manifest = describe_run(plan, loaded, meter, unavailable, block_size, before, times)
@@ -214,6 +219,24 @@ def _warn_of_few_blocks(plan: Plan, block_size: int) -> None:
             fewest,
             MINIMUM_PAIRS * block_size,
         )
+
+
+def _warn_of_others(load: LoadReading | str, threads: int) -> None:
+    """Say before anything is measured that the machine is not this run's alone; a short look would see ticks."""
+    if isinstance(load, str) or load.span_s < SHORTEST_LOOK_S or load.foreign_share <= FOREIGN_SHARE:
+        return
+    fewer = threads_left(load.foreign_share, load.cores)
+    waiting = ", and decoding loses more than that, since its threads wait for each other" if threads > 1 else ""
+    cures = ["Stop them"]
+    cures += [f"use --threads {fewer}"] if threads > fewer else []
+    cures += ["set GOMP_SPINCOUNT=1000 before the command"] if threads > 1 and not os.getenv("GOMP_SPINCOUNT") else []
+    logger.warning(
+        "other processes take %.0f%% of the cores' time%s. %s; windows they disturb are flagged, and --strict measures "
+        "those again",
+        100 * load.foreign_share,
+        waiting,
+        ", or ".join(cures),
+    )
 
 
 def _warm_up(session: Session, config: RunConfig) -> list[WindowRecord]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from harness.appearance.pages import templates
 from harness.appearance.token_style import TOKEN_CSS
-from harness.errors import HarnessError
+from harness.errors import ConfigError
 from reports.leaderboard.details import SAMPLES_SHOWN
 from reports.leaderboard.entries import RunEntry
 from reports.leaderboard.groups import group_of
@@ -54,7 +54,7 @@ def assets() -> Iterator[tuple[str, bytes]]:
     """Yield (file name, content) of what every page loads.
 
     Raises:
-        HarnessError: plotly is not installed.
+        ConfigError: plotly is not installed.
     """
     folder = resources.files("reports.leaderboard") / "static"
     for file in sorted(folder.iterdir(), key=lambda file: file.name):
@@ -71,7 +71,10 @@ def _plotly() -> Path:
         file = Path(folder) / "package_data" / _PLOTLY
         if file.is_file():
             return file
-    raise HarnessError("plotly's library, which draws the leaderboard's plot, is missing. Run `pip install plotly`.")
+    raise ConfigError(
+        "plotly, which draws the leaderboard's plot, is not installed:",
+        ["pip install 'early-exit-harness[leaderboard]'"],
+    )
 
 
 def _published() -> list[dict[str, Any]]:

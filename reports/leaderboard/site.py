@@ -62,6 +62,7 @@ class Site:
 
     Raises:
         StoreError: the folder holds something else, is not writable, or holds a damaged site or one of another version.
+        ConfigError: plotly is not installed.
     """
 
     def __init__(self, folder: Path, *, merge: bool = False, shown: int = SAMPLES_SHOWN) -> None:
@@ -69,6 +70,7 @@ class Site:
         self.runs: dict[str, RunEntry] = {}
         self._held: set[str] = set()
         self._new: list[Path] = []
+        self._assets = list(assets())  # before anything is written: what they need may not be installed
         try:
             mark = _read_mark(folder)
             if mark is None and folder.exists() and not _is_blank(folder):
@@ -139,7 +141,7 @@ class Site:
                 "Add --merge to keep them, or use another --out."
             )
         runs = sorted(self.runs.values(), key=lambda run: run.id)
-        for name, content in assets():
+        for name, content in self._assets:
             self._write(f"assets/{name}", content)
         self._write("data/columns.js", script("columns", describe_columns(runs)).encode())
         self._write("data/index.js", script("index", index_of(runs)).encode())

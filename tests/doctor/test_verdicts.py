@@ -120,7 +120,11 @@ def test_an_estimate_is_called_one_and_the_sensors_say_how_to_do_better() -> Non
 
 
 def test_reasons_carry_their_numbers_and_remedies() -> None:
-    assert "other processes take 25% of the usable cores' time → stop them" in words("latency", foreign_cpu_s=4.0)
+    loaded = words("latency", foreign_cpu_s=4.0)  # of 16 core-seconds: two of eight cores
+    assert "other processes take 25% of the usable cores' time, and 8 threads wait for whichever is held up" in loaded
+    assert "→ stop them, or --threads 6;" in loaded
+    assert "usable cores' time → stop them, or wait;" in words("latency", foreign_cpu_s=4.0, threads=6)
+    assert "usable cores' time → stop them, or wait;" in words("latency", foreign_cpu_s=4.0, device="cuda")
     assert "gave 5.0% of the cores' time" in words("latency", stolen_cpu_s=0.8)
     assert "8 threads share 1.5 cores and wait for each other → --threads 1" in words("latency", quota_cores=1.5)
     assert "'powersave'" in words("latency", governors=("powersave",))

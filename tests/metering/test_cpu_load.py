@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from harness.metering import cpu_load
-from harness.metering.cpu_load import CoreTimes, LoadReading, LoadWatch, read_core_times
+from harness.metering.cpu_load import CoreTimes, LoadReading, LoadWatch, read_core_times, threads_left
 
 TICK = os.sysconf("SC_CLK_TCK")
 
@@ -92,3 +92,8 @@ def test_a_process_that_burns_is_seen() -> None:
     if isinstance(load, str):
         pytest.skip(load)
     assert load.foreign_cpu_s >= 0.4
+
+
+def test_threads_have_what_others_leave() -> None:
+    assert [threads_left(share, 2) for share in (0, 0.2, 0.3, 0.9)] == [2, 2, 1, 1]
+    assert threads_left(0.25, 8) == 6

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from html import unescape
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from harness.errors import StoreError
+from harness.errors import ConfigError, StoreError
 from reports.leaderboard import pages
 from reports.leaderboard.scripts import read_script, script
 from reports.leaderboard.site import Site
@@ -361,6 +362,16 @@ def test_estimates_are_shown_and_never_ranked(tmp_path: Path, recorded: Recorded
     estimated, measured = ({p["name"]: p["ranks"][place] for p in index(tmp_path / s)["points"]} for s in "ab")
     assert set(estimated.values()) == {None}
     assert measured["fixed:layer=5"] == 1
+
+
+def test_without_plotly_nothing_is_written_and_the_cure_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "plotly", None)  # as find_spec sees what is not there
+    with pytest.raises(ConfigError, match="plotly, which draws") as refused:
+        Site(tmp_path / "a")
+    assert refused.value.commands == ("pip install 'early-exit-harness[leaderboard]'",)
+    assert not (tmp_path / "a").exists()
 
 
 def test_pages_load_nothing_from_elsewhere(tmp_path: Path, recorded: Recorded) -> None:
