@@ -27,6 +27,7 @@ from harness.appearance.visible_text import visible
 from harness.commands.console import OneLine, print_defect, refuse, stderr
 from harness.commands.lazy import SETTINGS, LazyGroup
 from harness.errors import ConfigError, HarnessError
+from harness.host.wait_policy import spin_briefly
 from harness.registry import summary
 
 __all__ = ["app", "main"]
@@ -139,6 +140,7 @@ def _visible_warning(*parts: Any, **settings: Any) -> str:
 
 def main() -> None:
     """Run the command and turn refusals into one line, the commands that cure them, and an exit code."""
+    spin_briefly()
     logging.lastResort = OneLine(stderr, logging.WARNING)  # for commands that draw no progress bar
     warnings.formatwarning = _visible_warning
     try:

@@ -229,7 +229,6 @@ def _warn_of_others(load: LoadReading | str, threads: int) -> None:
     waiting = ", and decoding loses more than that, since its threads wait for each other" if threads > 1 else ""
     cures = ["Stop them"]
     cures += [f"use --threads {fewer}"] if threads > fewer else []
-    cures += ["set GOMP_SPINCOUNT=1000 before the command"] if threads > 1 and not os.getenv("GOMP_SPINCOUNT") else []
     logger.warning(
         "other processes take %.0f%% of the cores' time%s. %s; windows they disturb are flagged, and --strict measures "
         "those again",
