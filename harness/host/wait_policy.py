@@ -1,8 +1,8 @@
 """How long threads that wait for each other spin before they sleep.
 
 GNU's OpenMP, which torch's CPU wheels bring, spins some ten milliseconds: longer than the kernel lets a thread run
-beside others. A thread that has to share its core is then waited for by one that takes the time it needs. It reads the number
-once, when it is loaded; so whoever starts the process decides, before torch is imported.
+beside others. A thread that has to share its core is then waited for by one that takes the time it needs. It reads the
+number once, when it is loaded; so whoever starts the process decides, before torch is imported.
 """
 
 from __future__ import annotations
