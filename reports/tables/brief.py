@@ -71,12 +71,13 @@ def in_two_sentences(table: ResultTable) -> str:
             f"None of {len(others)} operating points is faster than full depth beyond chance. That does not make them "
             "equal: more samples (--limit) tell smaller differences."
         )
-    free = next((row for row in faster if not _loses(row)), None)
-    first = (
-        "No operating point that is faster beyond chance keeps full depth's edit similarity."
-        if free is None
-        else f"Fastest without a loss of edit similarity that can be told from chance: {_said(free)}."
-    )
+    free = next((row for row in faster if _keeps(row)), None)
+    if free is None:
+        first = "No operating point that is faster beyond chance is known to keep full depth's edit similarity."
+    elif free.lossless:
+        first = f"Fastest with full depth's own text: {_said(free)}."
+    else:
+        first = f"Fastest without a loss of edit similarity that can be told from chance: {_said(free)}."
     fastest = faster[0]
     second = f"It is the fastest of all {len(others)}." if fastest is free else f"Fastest of all: {_said(fastest)}."
     return f"{first} {second}"
@@ -90,10 +91,12 @@ def _speedup(row: SummaryRow) -> float:
     return row.value(SPEEDUP) or 0.0
 
 
-def _loses(row: SummaryRow) -> bool:
-    """Whether its edit similarity is lower than full depth's beyond chance, or nothing is known of it."""
+def _keeps(row: SummaryRow) -> bool:
+    """Whether its text is full depth's, or a loss of edit similarity was looked for and could not be told."""
     if row.lossless:
-        return False
+        return True
     _, difference = score_metrics(EDIT_SIMILARITY_DIFFERENCE.removesuffix("_difference"))
     estimate = row.estimate(difference)
-    return estimate is None or (is_distinguishable(difference, estimate) and estimate.value < 0)
+    if estimate is None or estimate.interval is None:
+        return False
+    return not (is_distinguishable(difference, estimate) and estimate.value < 0)

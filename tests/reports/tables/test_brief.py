@@ -31,6 +31,10 @@ BOLD = row("bold", (1.8, 1.6, 2.0, SURE), (-0.2, -0.3, -0.1, SURE))
 SAFE = row("safe", (1.2, 1.1, 1.3, SURE), (-0.01, -0.05, 0.03, UNSURE))
 SLOW = row("slow", (0.8, 0.7, 0.9, SURE), (0.0, -0.1, 0.1, UNSURE))
 CHANCE = row("chance", (1.4, 0.9, 2.0, UNSURE), (0.0, -0.1, 0.1, UNSURE))
+UNTRIED = row("untried", (1.5, 1.4, 1.6, SURE))
+UNTRIED = UNTRIED.model_copy(
+    update={"metrics": {**UNTRIED.metrics, "edit_similarity_difference": Estimate.of(-0.1, NoInterval.FEW_PAIRS)}}
+)
 EXACT = row("exact", (1.3, 1.2, 1.4, SURE), decode="lossless")
 ORACLE = row("oracle", (3.0, 2.9, 3.1, SURE), (0.0, -0.1, 0.1, UNSURE), rehearsed=True)
 
@@ -45,13 +49,17 @@ ORACLE = row("oracle", (3.0, 2.9, 3.1, SURE), (0.0, -0.1, 0.1, UNSURE), rehearse
         ),
         (
             [SAFE, EXACT],
-            "Fastest without a loss of edit similarity that can be told from chance: exact (words of exact). "
-            "It is the fastest of all 2.",
+            "Fastest with full depth's own text: exact (words of exact). It is the fastest of all 2.",
         ),
         (
             [BOLD, SLOW],
-            "No operating point that is faster beyond chance keeps full depth's edit similarity. "
+            "No operating point that is faster beyond chance is known to keep full depth's edit similarity. "
             "Fastest of all: bold (words of bold).",
+        ),
+        (
+            [UNTRIED, SLOW],
+            "No operating point that is faster beyond chance is known to keep full depth's edit similarity. "
+            "Fastest of all: untried (words of untried).",
         ),
         (
             [SLOW, CHANCE],
