@@ -14,6 +14,7 @@ from typing import Annotated, TypeAlias
 from pydantic import AfterValidator, Field
 
 from harness.config.options import build, option_value
+from harness.config.texts import parse_named
 from harness.contracts import KVPolicy, Lossless
 from harness.errors import ConfigError, OptionError, did_you_mean
 from harness.registry import DRAFTS, KV_POLICIES
@@ -113,17 +114,7 @@ def parse_decode(text: str) -> DecodeSpec:
 
 def _parse_draft(part: str, text: str) -> DraftSpec:
     """Read ``NAME[:option=value]…``, a part of a whole text."""
-    source, *given = (piece.strip() for piece in part.split(":"))
-    if not source:
-        raise ConfigError(f"decode = '{text}' names no draft source. {FORM}")
-    options: dict[str, str] = {}
-    for item in given:
-        name, _, value = (part.strip() for part in item.partition("="))
-        if not name or not value:
-            raise ConfigError(f"decode = '{text}' cannot be read at '{item}'. {FORM}")
-        if name in options:
-            raise ConfigError(f"decode = '{text}' gives option '{name}' twice.")
-        options[name] = value
+    source, options = parse_named(part, f"decode = '{text}'", "draft source", FORM)
     return DraftSpec(source, tuple(options.items()))
 
 

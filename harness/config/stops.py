@@ -8,11 +8,13 @@ from typing import Annotated, TypeAlias
 from pydantic import AfterValidator
 
 from harness.config.options import build
+from harness.config.texts import parse_named
 from harness.contracts import Cursor, ModelInfo, NamedStop, Stop
-from harness.errors import ConfigError
 from harness.registry import STOPS
 
 __all__ = ["NO_STOP", "BuiltStop", "StopText", "build_stop", "parse_stops"]
+
+FORM = "Write none or NAME[:option=value]… (harness list stops)."
 
 NO_STOP = "none"
 """What is written where no rule is wanted."""
@@ -49,19 +51,7 @@ def build_stop(text: str) -> BuiltStop | None:
         UnknownNameError: no such rule.
         OptionError: it has no such option, or a value is out of range.
     """
-    name, *given = (piece.strip() for piece in text.split(":"))
-    if not name:
-        raise ConfigError(
-            f"stop = '{text}' names no stop rule. Write none or NAME[:option=value]… (harness list stops)."
-        )
-    options: dict[str, str] = {}
-    for item in given:
-        option, _, value = (part.strip() for part in item.partition("="))
-        if not option or not value:
-            raise ConfigError(f"stop = '{text}' cannot be read at '{item}'. Write NAME[:option=value]….")
-        if option in options:
-            raise ConfigError(f"stop = '{text}' gives option '{option}' twice.")
-        options[option] = value
+    name, options = parse_named(text, f"stop = '{text}'", "stop rule", FORM)
     if name == NO_STOP and not options:
         return None
     written = ":".join([name, *(f"{option}={value}" for option, value in options.items())])

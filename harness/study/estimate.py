@@ -16,11 +16,13 @@ from pathlib import Path
 
 from harness.contracts.executors import Executor, Happened, Job
 from harness.errors import HarnessError
+from harness.host.atomic_files import replace_files
 from harness.records import WindowRecord
 from harness.running.plan import make_plan
 from harness.store.run_directory import RunDirectory
 from harness.study.grid import Point
 from harness.study.ledger import StudyDirectory
+from harness.study.point_run import is_measured
 
 __all__ = ["PROBES", "PROBE_REQUESTS", "Estimate", "estimates"]
 
@@ -116,14 +118,18 @@ def _measure(directory: Path, point: Point, executor: Executor, told: Callable[[
     kept = {name: point.settings[name] for name in _OF_A_KIND if name in point.settings}
     batch = int(point.settings.get("batch_size", 1))
     settings = {**kept, "strategies": ["full"], "limit": PROBE_REQUESTS * batch, "block_size": batch, "idle_s": 0}
-    executor.start(Job(directory.name, directory, settings, point.model))
-    while not (event := executor.wait()).ended:
-        told(event)
-    if event.how != "done":
-        return event.text
+    peak = directory.with_name(f"{directory.name}.memory")  # of the process that measured it, which is not this one
+    if not is_measured(directory):
+        executor.start(Job(directory.name, directory, settings, point.model))
+        while not (event := executor.wait()).ended:
+            told(event)
+        if event.how != "done":
+            return event.text
+        if event.memory_bytes is not None:
+            replace_files({peak: str(event.memory_bytes).encode()})
     with RunDirectory.read(directory) as store:
         windows = [window for window in store.windows() if not (window.warmup or window.idle or window.superseded)]
-    return _of_windows(windows, event.memory_bytes)
+    return _of_windows(windows, int(peak.read_text()) if peak.exists() else None)
 
 
 def _of_windows(windows: Sequence[WindowRecord], memory_bytes: int | None) -> _Measured:

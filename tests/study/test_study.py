@@ -114,7 +114,13 @@ def test_a_dry_run_says_what_is_left_and_measures_no_point(cli: Command, declare
     assert "3 points are left, 0 measured" in text
     assert "cannot run" in text
     assert not list((tmp_path / "s" / "runs").iterdir())
-    assert len(list((tmp_path / "s" / "probes").iterdir())) == 1  # seeds share what a request takes
+    probes = tmp_path / "s" / "probes"
+    (probe,) = probes.glob("*/windows.jsonl")  # seeds share what a request takes
+    before = probe.read_bytes()
+    (probe.parent.parent / f"{probe.parent.name}.memory").write_text("1500000000")  # of the process that measured it
+    again = cli("study", file, "--out", "s", "--dry-run")
+    assert (again.code, again.out.count("1.50 GB")) == (0, 3)  # each seed, and both together
+    assert probe.read_bytes() == before
 
 
 @pytest.mark.parametrize(
