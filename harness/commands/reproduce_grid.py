@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from harness.errors import ConfigError
 from harness.green_code.grid import AGENTS, PAPER_MODELS, STAND_IN, GridSettings, fixed_layers, plan, read_scale
 from harness.green_code.measure import GridProgress, measure, open_grid, read_settings
 from harness.green_code.needs import available_tasks, check, facts, needs, weights_of
+from harness.store.run_directory import fresh_directory
 from reports.figures.figure import save_figures
 from reports.files import write_files
 from reports.green_code.compare import compare_grid
@@ -50,7 +50,7 @@ def grid(given: Mapping[str, Any], scale: str | None, resume: Path | None, *, as
         _refuse_changes(given, scale, resume)
     else:
         settings, notes = _settings(given, scale or "small")
-        folder = given.get("out") or Path("runs") / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-green-code"
+        folder = given.get("out") or fresh_directory("green-code")
     runs = plan(settings)
     for line in (*notes, *needs(settings, runs)):
         console.print(f"[dim]• {escape(one_line(line))}[/]", soft_wrap=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,7 @@ from harness.running.operating_points import OperatingPoint, operating_points, w
 from harness.running.reading import read_run
 from harness.running.runner import execute
 from harness.running.session import Observer
-from harness.store.run_directory import refuse_occupied
+from harness.store.run_directory import fresh_directory, refuse_occupied
 from reports.recorded import RecordedRun
 
 __all__ = ["Evaluation", "evaluate"]
@@ -67,8 +66,7 @@ def evaluate(options: LmEvalOptions, observer: Observer) -> Evaluation:
     Raises:
         HarnessError: it cannot be done, or could not go on, in one line with the remedy.
     """
-    stamp = f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
-    out = options.out or Path("runs") / f"{stamp}-{real_path(options.model).name}-{PROTOCOL}"
+    out = options.out or fresh_directory(f"{real_path(options.model).name}-{PROTOCOL}")
     if out.exists():
         refuse_occupied(out)
     lm = _MeasuredLM(options, out, observer)

@@ -10,7 +10,6 @@ import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from harness.config import RunConfig, demo_strategies, parse_all
@@ -29,7 +28,6 @@ from harness.contracts import (
 from harness.decoding import packing
 from harness.errors import ArtefactError, ConfigError, DataError, EndpointError, OutOfReachError
 from harness.host.device import resolve_device
-from harness.host.foreign_files import real_path
 from harness.models.model import ResolvedModel, foresee, resolve
 from harness.records import TaskRecord
 from harness.registry import KV_POLICIES, PROTOCOLS, TASKS
@@ -47,7 +45,7 @@ from harness.running.scoring import score_names
 if TYPE_CHECKING:
     from harness.models.ngrams import NgramIndex
 
-__all__ = ["Draw", "Judge", "Plan", "PlannedTask", "default_directory", "make_plan", "prompts_digest"]
+__all__ = ["Draw", "Judge", "Plan", "PlannedTask", "make_plan", "prompts_digest"]
 
 logger = logging.getLogger(__name__)
 
@@ -286,9 +284,3 @@ def prompts_digest(samples: Sequence[Sample]) -> str:
     for sample in samples:
         digest.update(repr((sample.sample_id, list(sample.prompt_ids), list(sample.reference_ids))).encode())
     return digest.hexdigest()
-
-
-def default_directory(config: RunConfig, stamp: str) -> Path:
-    """Return a new run directory's path under ``runs/``, named by time, model and tasks."""
-    model = real_path(config.model).name  # "." has no name
-    return Path("runs") / f"{stamp}-{model}-{'-'.join(config.tasks)}"

@@ -11,7 +11,6 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
 
@@ -20,6 +19,7 @@ from harness.contracts import Meter
 from harness.decoding.engine import Engine
 from harness.decoding.unit_costs import Timing
 from harness.errors import ConfigError, OutOfMemoryError
+from harness.host.foreign_files import real_path
 from harness.metering import open_meter
 from harness.metering.contamination import FOREIGN_SHARE
 from harness.metering.cpu_load import SHORTEST_LOOK_S, LoadReading, LoadWatch, threads_left
@@ -30,11 +30,11 @@ from harness.running.calibrated import departures, with_calibrated_points
 from harness.running.kept_model import KeptModel
 from harness.running.manifest import describe_run, is_out_of_memory
 from harness.running.observing import with_observed_thresholds
-from harness.running.plan import Draw, Plan, default_directory, make_plan
+from harness.running.plan import Draw, Plan, make_plan
 from harness.running.reading import read_run
 from harness.running.repeats import run_repeat
 from harness.running.session import Observer, Session
-from harness.store.run_directory import RunDirectory, refuse_occupied
+from harness.store.run_directory import RunDirectory, fresh_directory, refuse_occupied
 from harness.store.same_run import refuse_other_configuration
 from reports.statistics.intervals import MINIMUM_PAIRS
 from reports.tables.export import write_report
@@ -187,7 +187,7 @@ def _measure(
         block_size = _block_size(config, before, meter, warmup)
         manifest = describe_run(plan, loaded, meter, unavailable, block_size, before, times)
         manifest = manifest.model_copy(update={"placement": dict(placement)})
-        path = resume or config.out or default_directory(config, f"{datetime.now(UTC):%Y%m%d-%H%M%S}")
+        path = resume or config.out or fresh_directory("-".join((real_path(config.model).name, *config.tasks)))
         with contextlib.ExitStack() as on_error:
             store = on_error.enter_context(_open(path, manifest, resume=resume is not None, lock=lock))
             _warn_of_few_blocks(plan, manifest.block_size)

@@ -16,6 +16,8 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
+from datetime import UTC, datetime
+from itertools import chain, count
 from pathlib import Path
 from typing import IO, Self
 
@@ -48,6 +50,7 @@ __all__ = [
     "WINDOWS",
     "RunDirectory",
     "WindowKey",
+    "fresh_directory",
     "lock_folder",
     "refuse_occupied",
 ]
@@ -273,6 +276,13 @@ def _key(window: WindowRecord) -> WindowKey:
 def _counts(window: WindowRecord) -> bool:
     """Whether it finishes what it measured."""
     return not (window.warmup or window.idle or window.superseded)
+
+
+def fresh_directory(name: str) -> Path:
+    """Return a path under ``runs/`` named by the time and ``name``, where nothing is yet."""
+    path = Path("runs") / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{name}"
+    others = (path.with_name(f"{path.name}-{number}") for number in count(2))
+    return next(one for one in chain([path], others) if not one.exists())
 
 
 def refuse_occupied(path: Path) -> None:

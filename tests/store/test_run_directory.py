@@ -30,7 +30,7 @@ from harness.records import (
 )
 from harness.records.estimate import Estimate
 from harness.records.summary import SUMMARY_VERSION, Summary, SummaryRow
-from harness.store.run_directory import RunDirectory
+from harness.store.run_directory import RunDirectory, fresh_directory
 from harness.store.seals import sealed_document
 
 
@@ -602,3 +602,15 @@ def test_a_configuration_of_python_objects_is_compared_as_written(tmp_path: Path
     RunDirectory.create(tmp_path / "run", make_manifest(config=config)).close()
     with RunDirectory.resume(tmp_path / "run", make_manifest(config=config)) as run:
         assert run.manifest.config["tasks"] == ["py150"]
+
+
+def test_runs_that_begin_in_the_same_second_get_folders_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = []
+    for _ in range(5):
+        made.append(fresh_directory("model-task"))
+        made[-1].mkdir(parents=True)
+    assert len({str(path) for path in made}) == 5
+    assert all(path.parent == Path("runs") and "-model-task" in path.name for path in made)
