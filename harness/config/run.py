@@ -54,7 +54,7 @@ class RunConfig(ModelConfiguration):
         "What is compared": ("strategies", "kv", "decode", "draft_head", "draft_max", "stop", "weights_format"),
         "The model": ("model", "weights", "exit_points", "exit_head", "artefacts", "dtype", "kv_input"),
         "On which samples": (
-            *("tasks", "protocol", "source", "limit", "duplicates", "max_new_tokens", "seed"),
+            *("tasks", "protocol", "source", "limit", "skip", "duplicates", "max_new_tokens", "seed"),
             "allow_code_execution",
         ),
         "How it is measured": (
@@ -79,6 +79,12 @@ class RunConfig(ModelConfiguration):
         default="embedded", min_length=1, description="embedded, hub, or PATH of a JSONL file or dataset folder."
     )
     limit: int | None = Field(default=16, ge=0, le=10**9, description="Samples per task; 0 for all.")
+    skip: int = Field(
+        default=0,
+        ge=0,
+        le=10**9,
+        description="Samples left out before the first: those that a run with this --limit and the same seed draws.",
+    )
     duplicates: Duplicates = Field(
         default="skip",
         description="Samples whose next tokens tuning has read, 20 in a row with the context before them: skip, or "

@@ -99,5 +99,5 @@ def _of_documents(promised: Guarantee, tasks: Iterable[PlannedTask]) -> Iterator
         elif known := sum(sample.sample_id in calibrated for sample in samples):
             yield (
                 f"was made on {known} of these {len(samples)} documents: what is measured on them is no test of it. "
-                "Draw others with --seed."
+                "Draw others with --skip or --seed."
             )

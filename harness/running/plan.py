@@ -238,7 +238,7 @@ def _draw(task: Task, config: RunConfig, model: ResolvedModel, ngrams: NgramInde
     request = TaskRequest(
         protocol=protocol,
         source=config.source,
-        limit=config.limit,
+        limit=None if config.limit is None else config.skip + config.limit,
         seed=config.seed,
         max_new_tokens=config.max_new_tokens,
         max_positions=model.info.max_positions,
@@ -252,6 +252,8 @@ def _draw(task: Task, config: RunConfig, model: ResolvedModel, ngrams: NgramInde
     if not data.samples:
         reason = f" First reason: {data.bad_rows[0].reason}" if data.bad_rows else ""
         raise DataError(f"{task.name}: no row of {data.source.label} can be used.{reason}")
+    if config.skip:
+        data = _after(config.skip, data, task.name)
     for row in data.bad_rows[:SHOWN_BAD_ROWS]:
         logger.warning("%s: %s", task.name, row.reason)
     if len(data.bad_rows) > SHOWN_BAD_ROWS:
@@ -271,6 +273,24 @@ def _draw(task: Task, config: RunConfig, model: ResolvedModel, ngrams: NgramInde
         detail=dict(data.source.detail),
     )
     return PlannedTask(task, data, task.stop_rule(protocol, model.tokenizer), record)
+
+
+def _after(skip: int, data: TaskData, task: str) -> TaskData:
+    """Leave out the first samples, which another run drew."""
+    samples, source = data.samples[skip:], data.source
+    if not samples:
+        raise DataError(
+            f"{task}: {source.label} has {len(data.samples)} samples, and --skip {skip} leaves none. Use a smaller one."
+        )
+    kept = sum(sample.duplicate for sample in data.samples)
+    fingerprint = hashlib.sha256(f"{source.fingerprint} after {skip}".encode()).hexdigest()
+    source = replace(source, fingerprint=fingerprint, detail={**source.detail, "left_out_first": str(skip)})
+    return replace(
+        data,
+        samples=samples,
+        source=source,
+        duplicates=sum(sample.duplicate for sample in samples) if kept else data.duplicates,
+    )
 
 
 def _protocol(task: Task, config: RunConfig) -> str:

@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 
 from harness import RunConfig, run
-from harness.errors import StoreError
+from harness.errors import DataError, StoreError
 from harness.records import Manifest, SampleRecord, WindowRecord
 from harness.records.summary import Summary, SummaryRow
+from harness.running.plan import make_plan
 
 Command = Callable[..., Any]
 
@@ -206,6 +207,21 @@ def test_another_seed_draws_another_order_and_the_same_seed_the_same(config: dic
     first = order(1, "a")
     assert order(1, "b") == first
     assert order(2, "c") != first
+
+
+def test_what_is_skipped_is_what_a_run_with_that_limit_draws(config: dict[str, Any], tmp_path: Path) -> None:
+    def drawn(skip: int, limit: int) -> tuple[list[str], str]:
+        plan = make_plan(RunConfig(**config | {"limit": limit, "skip": skip}))
+        (task,) = plan.tasks
+        assert task.record.samples == len(task.data.samples)
+        return [sample.sample_id for sample in task.data.samples], task.record.fingerprint
+
+    (six, whole), (first, _), (later, after) = drawn(0, 6), drawn(0, 2), drawn(2, 4)
+    assert six == first + later
+    assert drawn(2, 4)[1] == after != whole  # other documents have another fingerprint
+    assert drawn(2, 0)[0][:4] == later
+    with pytest.raises(DataError, match="--skip 1000 leaves none. Use a smaller one"):
+        drawn(1000, 2)
 
 
 @pytest.mark.parametrize("given", [["oracle"], ["full", "oracle"], ["oracle", "full"]])
