@@ -104,7 +104,7 @@ def stream(source: str, language: str) -> str:
 def rows_of(runs: Iterable[RecordedRun], **more: str) -> pd.DataFrame:
     """Return the rows of runs, a stream after the other; ``more`` are columns with one value."""
     frames = [to_frame(run.summary) for run in runs]
-    found = pd.concat(frames, ignore_index=True).assign(**more)
+    found = pd.concat(frames, ignore_index=True).copy().assign(**more)  # in one piece
     found["text"] = [stream(*pair) for pair in zip(found["source"], found["language"], strict=True)]
     return found.sort_values("text", key=lambda names: names.map(STREAMS.index), kind="stable")
 
@@ -324,7 +324,7 @@ _STUDIES = (
 STUDIES = {
     **{name: f"harness study {_FOLDER}/{name}.toml" for name in _STUDIES},
     "green-code-kv": "harness reproduce green-code --figure kv --limit 16",
-    "green-code-grid": "harness reproduce green-code",
+    "green-code-grid": "harness reproduce green-code --figure grid",
     "scores": "harness sweep --replay traces/smollm2-135m --points 94",
 }
 """Folder → the command that makes it."""
