@@ -15,6 +15,8 @@ import pytest
 
 from harness.errors import HarnessError
 from harness.records.summary import SummaryRow
+from harness.running.reading import read_run
+from harness.store.record_files import write_document
 from harness.store.run_directory import RunDirectory
 from harness.study.grid import expand, read_study
 from reports.gallery import measured, tables
@@ -114,7 +116,7 @@ def test_a_mark_that_means_nothing_is_refused(tmp_path: Path, text: str) -> None
 
 @pytest.fixture
 def runs(tmp_path: Path, build: Any) -> Path:
-    """A study of keys and values: one kind of text, six samples, full depth and a fixed exit under two policies.
+    """A study of keys and values: one kind of text, six samples, full depth and a fixed exit.
 
     Full depth decodes two tokens in 0.2 s, the exit in 0.1 s. Half of its completions leave full depth's text at the
     last of two decoded tokens; it runs 5 of 10 layers.
@@ -127,10 +129,11 @@ def runs(tmp_path: Path, build: Any) -> Path:
     manifest = builder.manifest
     task = manifest.tasks[0].model_copy(update={"samples": 6})
     folder = tmp_path / "studies" / "kv"
-    with RunDirectory.create(folder / "runs" / "py150-abcdef", manifest.model_copy(update={"tasks": (task,)})) as store:
+    run = folder / "runs" / "py150-abcdef"
+    with RunDirectory.create(run, manifest.model_copy(update={"tasks": (task,)})) as store:
         for window in builder.windows:
             store.commit(window, [sample for sample in builder.samples if sample.window == window.window])
-        store.write_summary(builder.summary())
+    write_document(run / "summary.json", read_run(run).summary)
     (folder / "study.json").write_text(json.dumps({"points": {"any-name-abcdef": "abcdef0123"}}))
     return tmp_path / "studies"
 
@@ -168,7 +171,7 @@ def test_a_table_is_what_its_runs_hold(runs: Path, docs: Path, capsys: pytest.Ca
     assert skipped.startswith("50.0 %")  # 5 of 10 layers
     assert decoding.startswith("2.00×")  # 0.2 s and 0.1 s
     assert lines[-1] == (
-        "*`harness study reports/gallery/results/kv.toml`; 1 January 2025; Test CPU; float32; 6 documents of each "
+        "*`harness study reports/gallery/results/kv.toml`; 1 January 2025; Test, Linux; float32; 6 documents of each "
         "kind; in brackets 95 % intervals over documents.*"
     )
     assert rest == before.split("<!-- /table -->", 1)[1]  # the runs of the other table are not there
