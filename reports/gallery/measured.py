@@ -106,7 +106,15 @@ def rows_of(runs: Iterable[RecordedRun], **more: str) -> pd.DataFrame:
     frames = [to_frame(run.summary) for run in runs]
     found = pd.concat(frames, ignore_index=True).copy().assign(**more)  # in one piece
     found["text"] = [stream(*pair) for pair in zip(found["source"], found["language"], strict=True)]
-    return found.sort_values("text", key=lambda names: names.map(STREAMS.index), kind="stable")
+    return ordered(found, "text")
+
+
+def ordered(rows: pd.DataFrame, *names: str) -> pd.DataFrame:
+    """Sort rows by columns: kinds of text as in :data:`STREAMS`, what else there is as it comes first."""
+    return rows.sort_values(
+        list(names), kind="stable",
+        key=lambda values: values.map(list(STREAMS if values.name == "text" else values.unique()).index),
+    )  # fmt: skip
 
 
 def listing(rows: pd.DataFrame, names: Mapping[str, str], columns: Sequence[Column]) -> Iterator[str]:
@@ -210,10 +218,7 @@ def draft_lengths(found: Found, _: Path) -> Iterator[str]:
         drafts=lambda f: f["decode"].map({"lossless": "exits", "lossless+lookup": "look-up, then exits"}),
         most=lambda f: f["draft_max"].map("{:.0f}".format),
     )
-    rows = rows.sort_values(
-        ["text", "drafts", "draft_max"], kind="stable",
-        key=lambda values: values.map(STREAMS.index) if values.name == "text" else values,
-    )  # fmt: skip
+    rows = ordered(rows, "text", "drafts", "draft_max")
     names = {"text": "text", "drafts": "drafts", "most": "at most"}
     return listing(rows, names, (VERIFIED, ACCEPTED, BYTES, DECODING))
 
@@ -228,14 +233,13 @@ def kv(found: Found, _: Path) -> Iterator[str]:
 def duplicates(found: Found, _: Path) -> Iterator[str]:
     """Yield each row twice: of all samples, and of those that tuning has not read."""
     runs = found["duplicates"]
-    without = [read_run(run.directory, duplicates=False) for run in runs]
+    without = [
+        read_run(run.directory, duplicates=False) if any(sample.duplicate for sample in run.samples) else run
+        for run in runs
+    ]
     rows = pd.concat([rows_of(runs, rows="all"), rows_of(without, rows="without")], ignore_index=True)
     rows["n"] = rows["n"].map("{:.0f}".format)
-    order = {name: place for place, name in enumerate(rows["operating_point"].unique())}
-    rows = rows.sort_values(
-        ["text", "operating_point", "rows"], kind="stable",
-        key=lambda values: values.map(order) if values.name == "operating_point" else values,
-    )  # fmt: skip
+    rows = ordered(rows, "text", "operating_point", "rows")
     names = {"text": "text", "rows": "rows", "operating_point": "operating point", "n": "files"}
     return listing(rows, names, (PREFIX, MATCH, SIMILARITY, SKIPPED, DECODING))
 
@@ -245,7 +249,7 @@ def weights(found: Found, _: Path) -> Iterator[str]:
     kinds = {"untuned": "base", "shared-head": "tuned, one head", "exits": "tuned, a map per exit"}
     rows = pd.concat([rows_of(found[study], kind=kind) for study, kind in kinds.items()], ignore_index=True)
     rows = rows[rows["operating_point"].isin(["full", "fixed:layer=26", "rl"])]
-    rows = rows.sort_values("text", key=lambda names: names.map(STREAMS.index), kind="stable")
+    rows = ordered(rows, "text")
     names = {"text": "text", "kind": "weights", "operating_point": "operating point"}
     return listing(rows, names, (SIMILARITY, PREFIX, OWN_TEXT, SKIPPED))
 

@@ -20,7 +20,10 @@ from harness.store.record_files import write_document
 from harness.store.run_directory import RunDirectory
 from harness.study.grid import expand, read_study
 from reports.gallery import measured, tables
-from reports.gallery.measured import MISSING, STUDIES, TABLES, Column, stood
+from reports.gallery.measured import STUDIES, TABLES, Column, stood
+from reports.green_code.files import grid_json
+from reports.tables.columns import MISSING
+from tests.reports.green_code.test_compare_grid import compared
 
 ROOT = Path(__file__).parents[2]
 GALLERY = ROOT / "reports" / "gallery"
@@ -207,6 +210,27 @@ def acceptance() -> Callable[..., Any]:
     return lambda drafted, accepted, **interval: Acceptance.model_validate(
         {"drafted": drafted, "accepted": accepted, "share": {"value": accepted / drafted, **interval}}
     )
+
+
+def test_the_grid_is_shown_beside_the_papers(tmp_path: Path) -> None:
+    (tmp_path / "green-code-grid").mkdir()
+    (tmp_path / "green-code-grid" / "grid.json").write_text(grid_json(compared()))
+    lines = list(measured.published_grid({}, tmp_path))
+    assert "| Python, threshold 0.6 | 70 to 79 % | 60 % | 60 % | 25 % |" in lines  # 4 s for 10 s, 1.5 s for 2 s
+    assert lines[-1] == "| Python, switching the cache on |  |  | 80 % |  |"  # 2 s for 10 s
+
+
+def test_scores_are_shown_the_best_first(tmp_path: Path) -> None:
+    (tmp_path / "scores").mkdir()
+    worse = {"score": "margin", "pooled": {"auroc": 0.8, "auroc_ci": None, "ece": None}}
+    better = {"score": "lte", "pooled": {"auroc": 0.9, "auroc_ci": [0.85, 0.95], "ece": 0.0123}}
+    (tmp_path / "scores" / "calibration.json").write_text(json.dumps({"scores": [worse, better]}))
+    assert list(measured.scores({}, tmp_path))[2:] == [
+        "| `lte` | 0.900 [0.850, 0.950] | 0.012 |",
+        f"| `margin` | 0.800 | {MISSING} |",
+    ]
+    with pytest.raises(measured.MissingRunsError):
+        list(measured.scores({}, tmp_path / "elsewhere"))
 
 
 def test_kinds_of_text_are_told_by_source_and_language() -> None:
