@@ -312,6 +312,8 @@ def scores(_: Found, folder: Path) -> Iterator[str]:
         )
         cells = [Column("", name, "{:.3f}").cell(row.astype("float64")) for name in ("auroc", "ece")]
         yield markdown_row([markdown_code(one["score"]), *cells])
+    sweep = _document(folder / "scores" / "sweep.json")
+    yield from ("", f"{sweep['tokens']:,} tokens of {sweep['documents']:,} documents, replayed: no time is in it.")
 
 
 def _document(file: Path) -> dict[str, Any]:

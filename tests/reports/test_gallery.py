@@ -225,9 +225,12 @@ def test_scores_are_shown_the_best_first(tmp_path: Path) -> None:
     worse = {"score": "margin", "pooled": {"auroc": 0.8, "auroc_ci": None, "ece": None}}
     better = {"score": "lte", "pooled": {"auroc": 0.9, "auroc_ci": [0.85, 0.95], "ece": 0.0123}}
     (tmp_path / "scores" / "calibration.json").write_text(json.dumps({"scores": [worse, better]}))
+    (tmp_path / "scores" / "sweep.json").write_text(json.dumps({"tokens": 28598, "documents": 150}))
     assert list(measured.scores({}, tmp_path))[2:] == [
         "| `lte` | 0.900 [0.850, 0.950] | 0.012 |",
         f"| `margin` | 0.800 | {MISSING} |",
+        "",
+        "28,598 tokens of 150 documents, replayed: no time is in it.",
     ]
     with pytest.raises(measured.MissingRunsError):
         list(measured.scores({}, tmp_path / "elsewhere"))
