@@ -90,6 +90,7 @@ READ = Column("layers read / token", "layers_read_per_token", "{:.1f}")
 BYTES = Column("byte model", "byte_model_speedup", unit="×")
 DECODING = Column("decoding", "decode_speedup", unit="×")
 REQUEST = Column("whole request", "speedup", unit="×")
+LOST = Column("to full depth's", "edit_similarity_difference", "{:+.3f}")
 PREFIX_OVER = Column("exact prefix over a fixed exit", "exact_prefix_over_fixed", "{:+.2f}")
 SIMILARITY_OVER = Column("edit sim. over it", "edit_similarity_over_fixed", "{:+.3f}")
 
@@ -335,7 +336,7 @@ STUDIES = {
 }
 """Folder → the command that makes it."""
 
-_EXITS = (PREFIX, SIMILARITY, SKIPPED, DECODING, REQUEST, PREFIX_OVER, SIMILARITY_OVER)
+_EXITS = (PREFIX, SIMILARITY, LOST, SKIPPED, DECODING, REQUEST, PREFIX_OVER, SIMILARITY_OVER)
 _ALONE = (
     *("full", "fixed:layer=14", "fixed:layer=22", "fixed:layer=26", "confidence:threshold=0.9", "entropy"),
     *("classifier", "lte", "rl", "rl:agent=rl-python", "oracle"),
