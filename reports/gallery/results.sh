@@ -10,6 +10,7 @@ set -euo pipefail
 data=$(cd "${1:?give the folder of CodeXGLUE rows}" && pwd)
 cd "$(dirname "$0")/../.."
 [ -e data ] || ln -s "$data" data
+[ data -ef "$data" ] || { echo "./data is another folder than $data: rename it" >&2 && exit 2; }
 failed=0
 
 points() { # COMMAND…: code 1 says that something in it failed, others that all of it ends here

@@ -88,6 +88,13 @@ def test_a_dry_run_measures_nothing(checkout: Path) -> None:
     assert len(made) == len(list((GALLERY / "results").glob("*.toml")))
 
 
+def test_other_rows_than_those_asked_for_are_refused(checkout: Path) -> None:
+    (checkout / "data").mkdir()
+    done = script(checkout)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "DATA_FOLDER: rename it" in done.stderr
+
+
 @pytest.mark.parametrize("file", sorted((GALLERY / "results").glob("*.toml")), ids=lambda file: file.stem)
 def test_every_study_is_accepted(file: Path) -> None:
     for point in expand(read_study(str(file))):
