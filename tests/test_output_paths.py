@@ -26,7 +26,7 @@ SPEAKERS = {
     "harness/commands/console.py",
     "harness/serving/server.py",  # one line, before there is a log
     "harness/running/reporter.py",  # JSON, to its parent process
-    "reports/gallery/suitability.py",  # a script
+    *("reports/gallery/suitability.py", "reports/gallery/tables.py"),  # scripts
 }
 """Modules that may print."""
 

@@ -1,21 +1,35 @@
-"""The script that makes the runs behind the documentation's tables makes those that it names, with the same options."""
+"""The runs behind the documentation's tables are made by one script, and the tables are what these runs hold."""
 
 from __future__ import annotations
 
+import json
 import os
-import shlex
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import pytest
 
-from tests.docs.pages import NAMES
-from tests.docs.pages import commands as shown
+from harness.errors import HarnessError
+from harness.records.summary import SummaryRow
+from harness.running.reading import read_run
+from harness.store.record_files import write_document
+from harness.store.run_directory import RunDirectory
+from harness.study.grid import expand, read_study
+from reports.gallery import measured, tables
+from reports.gallery.measured import STUDIES, TABLES, Column, stood
+from reports.green_code.files import grid_json
+from reports.tables.columns import MISSING
+from tests.reports.green_code.test_compare_grid import compared
 
 ROOT = Path(__file__).parents[2]
+GALLERY = ROOT / "reports" / "gallery"
 FAKE = """#!/bin/sh
 printf 'harness %s\\n' "$*"
+case "$*" in study*/kv.toml*) exit ${KV_CODE:-0};; esac
 """
 
 
@@ -24,9 +38,8 @@ def checkout(tmp_path: Path) -> Path:
     """The script in a tree of its own."""
     if shutil.which("bash") is None:
         pytest.skip("there is no bash")
-    folder = tmp_path / "reports" / "gallery"
-    folder.mkdir(parents=True)
-    shutil.copy(ROOT / "reports" / "gallery" / "results.sh", folder)
+    shutil.copytree(GALLERY / "results", tmp_path / "reports" / "gallery" / "results")
+    shutil.copy(GALLERY / "results.sh", tmp_path / "reports" / "gallery")
     (tmp_path / "bin").mkdir()
     (tmp_path / "some" / "where" / "DATA_FOLDER").mkdir(parents=True)
     (tmp_path / "bin" / "harness").write_text(FAKE)
@@ -34,38 +47,204 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def commands(checkout: Path) -> list[str]:
-    """What the script runs, with a command that only prints what it was asked for."""
+def script(checkout: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the script with a command that only prints what it was asked for."""
     path = f"{checkout / 'bin'}{os.pathsep}{os.environ['PATH']}"
-    ran = subprocess.run(
-        ["bash", "../../reports/gallery/results.sh", "DATA_FOLDER"], cwd=checkout / "some" / "where",
-        env={**os.environ, "PATH": path}, capture_output=True, text=True, check=True,
+    return subprocess.run(
+        ["bash", "../../reports/gallery/results.sh", "DATA_FOLDER", *options], cwd=checkout / "some" / "where",
+        env={**os.environ, "PATH": path, **environment}, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    return ran.stdout.replace(str(checkout / "some" / "where" / "DATA_FOLDER"), "DATA_FOLDER").splitlines()
 
 
-def options(words: list[str]) -> list[tuple[str, ...]]:
-    """Return the words of a command, each option with its value, in no order."""
-    marked = [f"\n{word}" if word.startswith("--") else word for word in words]
-    return sorted(tuple(part.split()) for part in " ".join(marked).split("\n"))
-
-
-def test_every_run_that_the_documentation_names_is_made_as_it_says(checkout: Path) -> None:
-    made = [shlex.split(command) for command in commands(checkout)]
-    by_out = {words[words.index("--out") + 1]: options(words) for words in made if "--out" in words}
-    named = [words for name in NAMES for words in shown(name) if words[1] in ("run", "reproduce") and "--out" in words]
-    found = [words for words in named if words[words.index("--out") + 1] in by_out]
-    assert len(found) >= 9
-    for words in found:
-        assert by_out[words[words.index("--out") + 1]] == options(words)
+def test_the_script_makes_what_every_table_is_made_of(checkout: Path) -> None:
+    done = script(checkout)
+    made = done.stdout.splitlines()
+    assert done.returncode == 0
+    assert {study for table in TABLES.values() for study in table.studies} == STUDIES.keys()
+    for command in STUDIES.values():  # what stands under a table may leave out where things lie
+        assert any(set(command.split()) <= set(line.split()) for line in made), command
+    assert (checkout / "data").resolve() == checkout / "some" / "where" / "DATA_FOLDER"
 
 
 def test_what_is_finished_is_left_alone_and_what_is_not_goes_on(checkout: Path) -> None:
-    for folder, file in (("demo", "summary.json"), ("grid", "grid.json"), ("kv", "manifest.json")):
-        (checkout / "runs" / folder).mkdir(parents=True)
-        (checkout / "runs" / folder / file).touch()
-    ran = commands(checkout)
-    assert "runs/demo is there" in ran
-    assert "runs/grid is there" in ran
-    assert "harness reproduce --resume runs/kv" in ran
-    assert not any("runs/demo" in command for command in ran if command.startswith("harness"))
+    for file in ("green-code-grid/grid.json", "green-code-kv/manifest.json"):
+        (checkout / "studies" / file).parent.mkdir(parents=True)
+        (checkout / "studies" / file).touch()
+    made = script(checkout).stdout.splitlines()
+    assert "studies/green-code-grid is there" in made
+    assert "harness reproduce --resume studies/green-code-kv" in made
+
+
+@pytest.mark.parametrize(("code", "goes_on"), [("1", True), ("130", False)])
+def test_failed_points_do_not_end_it_but_an_interruption_does(checkout: Path, code: str, goes_on: bool) -> None:
+    done = script(checkout, KV_CODE=code)
+    assert done.returncode == int(code)
+    assert ("harness study reports/gallery/results/untuned.toml" in done.stdout) is goes_on
+
+
+def test_a_dry_run_measures_nothing(checkout: Path) -> None:
+    made = script(checkout, "--dry-run").stdout.splitlines()
+    assert all(line.startswith("harness study") and line.endswith("--dry-run") for line in made)
+    assert len(made) == len(list((GALLERY / "results").glob("*.toml")))
+
+
+def test_other_rows_than_those_asked_for_are_refused(checkout: Path) -> None:
+    (checkout / "data").mkdir()
+    done = script(checkout)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "DATA_FOLDER: rename it" in done.stderr
+
+
+@pytest.mark.parametrize("file", sorted((GALLERY / "results").glob("*.toml")), ids=lambda file: file.stem)
+def test_every_study_is_accepted(file: Path) -> None:
+    for point in expand(read_study(str(file))):
+        point.config()
+
+
+# ------------------------------------------------------------------------------ tables
+
+
+def test_every_marked_table_of_the_documentation_is_known_and_stands_once() -> None:
+    found = [name for page in sorted((ROOT / "docs").rglob("*.md")) for name in tables.blocks(page)]
+    assert sorted(found) == sorted(TABLES)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<!-- table: kv -->\n\nnever closed\n",
+        "no beginning\n<!-- /table -->\n",
+        "<!-- table: kv -->\n<!-- table: duplicates -->\n<!-- /table -->\n",
+        "<!-- table: kw -->\n<!-- /table -->\n",
+    ],
+)
+def test_a_mark_that_means_nothing_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "page.md").write_text(text)
+    with pytest.raises(HarnessError, match=r"page\.md"):
+        tables.blocks(tmp_path / "page.md")
+
+
+@pytest.fixture
+def runs(tmp_path: Path, build: Any) -> Path:
+    """A study of keys and values: one kind of text, six samples, full depth and a fixed exit.
+
+    Full depth decodes two tokens in 0.2 s, the exit in 0.1 s. Half of its completions leave full depth's text at the
+    last of two decoded tokens; it runs 5 of 10 layers.
+    """
+    builder = build(points=("full", "fixed:layer=5"), source_kind="embedded", source="embedded: some library")
+    for block in range(6):
+        builder.window("full", {}, block=block, duration=0.3)
+        changed = {"token_ids": (1, 2, 9 if block % 2 else 3), "exit_layers": (10, 5, 5)}
+        builder.window("fixed:layer=5", {**changed, "token_times_s": (0.1, 0.15, 0.2)}, block=block, duration=0.2)
+    manifest = builder.manifest
+    task = manifest.tasks[0].model_copy(update={"samples": 6})
+    folder = tmp_path / "studies" / "kv"
+    run = folder / "runs" / "py150-abcdef"
+    with RunDirectory.create(run, manifest.model_copy(update={"tasks": (task,)})) as store:
+        for window in builder.windows:
+            store.commit(window, [sample for sample in builder.samples if sample.window == window.window])
+    write_document(run / "summary.json", read_run(run).summary)
+    (folder / "study.json").write_text(json.dumps({"points": {"any-name-abcdef": "abcdef0123"}}))
+    return tmp_path / "studies"
+
+
+@pytest.fixture
+def docs(tmp_path: Path) -> Path:
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    marked = "<!-- table: {} -->\n\nmeasured before\n\n<!-- /table -->\n"
+    (folder / "page.md").write_text(
+        f"# Page\n\n{marked.format('kv')}\nAnd:\n\n{marked.format('duplicates')}\nThe end.\n"
+    )
+    return folder
+
+
+def test_a_table_is_what_its_runs_hold(runs: Path, docs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = [str(runs), "--docs", str(docs)]
+    before = (docs / "page.md").read_text()
+    assert tables.main([*given, "--check"]) == 1
+    assert "page.md: kv: would change" in capsys.readouterr().out
+    assert (docs / "page.md").read_text() == before
+    assert tables.main(given) == 0
+    after = (docs / "page.md").read_text()
+    block, rest = after.split("<!-- /table -->", 1)
+    lines = [line for line in block.splitlines() if line]
+    assert lines[2:4] == [
+        "| text | strategy | KV | exact prefix | own text | exact line | layers skipped | decoding |",
+        "| :-- | :-- | :-- | --: | --: | --: | --: | --: |",
+    ]
+    (row,) = lines[4:-1]
+    text, strategy, kv, prefix, own, _, skipped, decoding = [cell.strip() for cell in row.strip("|").split("|")]
+    assert (text, strategy, kv) == ("Python's library", "fixed", "`propagate`")
+    assert prefix.startswith("0.75")  # three samples keep both decoded tokens, three one of them
+    assert own == MISSING  # nobody asked full depth what it would have said
+    assert skipped.startswith("50.0 %")  # 5 of 10 layers
+    assert decoding.startswith("2.00×")  # 0.2 s and 0.1 s
+    assert lines[-1] == (
+        "*`harness study reports/gallery/results/kv.toml`; 1 January 2025; Test, Linux; float32; 6 documents of each "
+        "kind; in brackets 95 % intervals over documents.*"
+    )
+    assert rest == before.split("<!-- /table -->", 1)[1]  # the runs of the other table are not there
+    assert "duplicates: left alone, there is no" in capsys.readouterr().out
+    assert tables.main([*given, "--check"]) == 0
+
+
+def test_a_study_that_is_not_finished_makes_no_table(runs: Path, docs: Path) -> None:
+    (runs / "kv" / "study.json").write_text(json.dumps({"points": {"one-abcdef": "", "other-123456": ""}}))
+    (what, _) = [what for _, what in tables.update(docs, runs, write=True)]
+    assert what == f"left alone, 1 of 2 points of {runs / 'kv'} are measured"
+    assert "measured before" in (docs / "page.md").read_text().split("<!-- /table -->")[0]
+
+
+def test_cells_round_and_say_what_is_missing() -> None:
+    column = Column("", "speed", "{:+.1f}", " %", 100)
+    assert column.cell(pd.Series({"speed": -0.0321, "speed_low": -0.05, "speed_high": 0.01})) == "−3.2 % [−5.0, +1.0]"
+    assert column.cell(pd.Series({"speed": 0.5})) == "+50.0 %"
+    assert column.cell(pd.Series({"speed": float("nan")})) == column.cell(pd.Series({"other": 1.0})) == MISSING
+
+
+def test_drafts_are_pooled_by_tokens(acceptance: Callable[..., Any]) -> None:
+    few, many = acceptance(drafted=10, accepted=9), acceptance(drafted=990, accepted=491, low=0.4, high=0.6)
+    assert stood([few, many, None]) == "0.50 (1,000)"  # 500 of 1,000
+    assert stood([many]) == "0.50 [0.40, 0.60] (990)"
+    assert stood([None]) == MISSING
+
+
+@pytest.fixture
+def acceptance() -> Callable[..., Any]:
+    from harness.records.acceptance import Acceptance
+
+    return lambda drafted, accepted, **interval: Acceptance.model_validate(
+        {"drafted": drafted, "accepted": accepted, "share": {"value": accepted / drafted, **interval}}
+    )
+
+
+def test_the_grid_is_shown_beside_the_papers(tmp_path: Path) -> None:
+    (tmp_path / "green-code-grid").mkdir()
+    (tmp_path / "green-code-grid" / "grid.json").write_text(grid_json(compared()))
+    lines = list(measured.published_grid({}, tmp_path))
+    assert "| Python, threshold 0.6 | 70 to 79 % | 60 % | 60 % | 25 % |" in lines  # 4 s for 10 s, 1.5 s for 2 s
+    assert lines[-1] == "| Python, switching the cache on |  |  | 80 % |  |"  # 2 s for 10 s
+
+
+def test_scores_are_shown_the_best_first(tmp_path: Path) -> None:
+    (tmp_path / "scores").mkdir()
+    worse = {"score": "margin", "pooled": {"auroc": 0.8, "auroc_ci": None, "ece": None}}
+    better = {"score": "lte", "pooled": {"auroc": 0.9, "auroc_ci": [0.85, 0.95], "ece": 0.0123}}
+    (tmp_path / "scores" / "calibration.json").write_text(json.dumps({"scores": [worse, better]}))
+    (tmp_path / "scores" / "sweep.json").write_text(json.dumps({"tokens": 28598, "documents": 150}))
+    assert list(measured.scores({}, tmp_path))[2:] == [
+        "| `lte` | 0.900 [0.850, 0.950] | 0.012 |",
+        f"| `margin` | 0.800 | {MISSING} |",
+        "",
+        "28,598 tokens of 150 documents, replayed: no time is in it.",
+    ]
+    with pytest.raises(measured.MissingRunsError):
+        list(measured.scores({}, tmp_path / "elsewhere"))
+
+
+def test_kinds_of_text_are_told_by_source_and_language() -> None:
+    rows = [("embedded: Python 3.11 standard library", "python"), ("embedded: JDK 25 java.base sources", "java")]
+    rows += [("official CodeXGLUE dev rows (path: python.jsonl)", "python"), ("… (path: java.jsonl)", "java")]
+    assert tuple(measured.stream(*row) for row in rows) == measured.STREAMS
+    assert {"source", "language"} <= SummaryRow.model_fields.keys()

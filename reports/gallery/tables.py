@@ -1,0 +1,170 @@
+"""Write the tables of the documentation from run directories, so that they cannot drift from what was measured.
+
+    python reports/gallery/tables.py [RUNS] [--check] [--docs DIR]
+
+``reports/gallery/results.sh`` makes RUNS (default: studies). Between ``<!-- table: NAME -->`` and ``<!-- /table -->``
+of a page stands the table of that name, with its command, date and machine in one line under it. A block whose runs are
+missing, or not finished, is left as it is and said so. ``--check`` writes nothing, names the blocks that would change
+and then ends with code 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+
+from harness.errors import DataError, HarnessError, UnknownNameError
+from harness.running.reading import find_runs, read_run
+from reports.gallery.measured import STUDIES, TABLES, MissingRunsError, Table
+from reports.recorded import RecordedRun
+
+ROOT = Path(__file__).resolve().parents[2]
+OPENING = re.compile(r"^<!-- table: (\S+) -->$", re.M)
+BLOCK = re.compile(r"^<!-- table: (\S+) -->\n(.*?)^<!-- /table -->$", re.M | re.S)
+
+
+class Runs:
+    """The runs below a folder, each read once.
+
+    Args:
+        folder: with a folder per study.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._read: dict[str, list[RecordedRun]] = {}
+
+    def of(self, study: str) -> list[RecordedRun]:
+        """Return the runs of a study in its order, or all below a folder that is none.
+
+        Raises:
+            MissingRunsError: not all of them are there.
+        """
+        if study not in self._read:
+            runs = [read_run(path, stored=True) for path in self._directories(self._folder / study)]
+            for run in runs:
+                if run.state:
+                    raise MissingRunsError(f"{run.directory} is {run.state}")
+            self._read[study] = runs
+        return self._read[study]
+
+    def _directories(self, folder: Path) -> Iterable[Path]:
+        if not folder.is_dir():
+            raise MissingRunsError(f"there is no {folder}")
+        if not (folder / "study.json").is_file():
+            return find_runs([folder]) if any(folder.rglob("manifest.json")) else []
+        points = json.loads((folder / "study.json").read_text(encoding="utf-8"))["points"]
+        ends = [name.rpartition("-")[2] for name in points]  # of a hash, by which a folder is found whatever its name
+        found = [run for end in ends for run in folder.glob(f"runs/*-{end}") if (run / "summary.json").is_file()]
+        if len(found) < len(points):
+            raise MissingRunsError(f"{len(found)} of {len(points)} points of {folder} are measured")
+        return found
+
+
+def blocks(page: Path) -> list[str]:
+    """Return the names of a page's tables.
+
+    Raises:
+        DataError: a mark without its other end.
+        UnknownNameError: no such table.
+    """
+    text = page.read_text(encoding="utf-8")
+    names = [name for name, _ in BLOCK.findall(text)]
+    if names != OPENING.findall(text) or len(names) != text.count("<!-- /table -->"):
+        raise DataError(
+            f"{page} has a table mark without its other end. Close each <!-- table: NAME --> before the next."
+        )
+    for name in names:
+        if name not in TABLES:
+            raise UnknownNameError("table", name, TABLES, f"It stands in {page}.")
+    return names
+
+
+def rendered(table: Table, runs: Runs, folder: Path) -> str:
+    """Return a table in Markdown, and where it comes from.
+
+    Raises:
+        MissingRunsError: its runs are not there.
+    """
+    found = {study: runs.of(study) for study in table.studies}
+    lines = list(table.lines(found, folder))
+    return "\n".join(["", *lines, "", provenance(table, found), "", ""])
+
+
+def provenance(table: Table, found: Mapping[str, Sequence[RecordedRun]]) -> str:
+    """Return the line under a table: commands, days, machines, number formats and documents."""
+    runs = [run for study in found.values() for run in study]
+    said = [*dict.fromkeys(f"`{STUDIES[study]}`" for study in table.studies), _days(runs)]
+    said += dict.fromkeys(run.summary.machine for run in runs)
+    rows = [row for run in runs for row in run.summary.rows]
+    said.append(", ".join(dict.fromkeys(row.numbers for row in rows)))
+    counts = sorted({row.n for row in rows if row.strategy == "full"})
+    span = f"{counts[0]}" if len(counts) < 2 else f"{counts[0]} to {counts[-1]}" if counts else ""
+    said.append(f"{span} documents of each kind; in brackets 95 % intervals over documents" if counts else "")
+    return f"*{'; '.join(part for part in said if part)}.*"
+
+
+def _days(runs: Iterable[RecordedRun]) -> str:
+    days = sorted({datetime.fromisoformat(run.manifest.created).date() for run in runs})
+    return " to ".join(dict.fromkeys(f"{day.day} {day:%B %Y}" for day in (*days[:1], *days[-1:])))
+
+
+def update(docs: Path, folder: Path, *, write: bool) -> Iterator[tuple[str, str]]:
+    """Yield each block's page and name, and what becomes of it: ``changed``, ``as it was``, or why it is left alone.
+
+    Args:
+        docs: folder of pages.
+        folder: of the runs.
+        write: the pages, once all their tables are made.
+    """
+    runs = Runs(folder)
+    for page in sorted(docs.rglob("*.md")):
+        names = blocks(page)
+        text = page.read_text(encoding="utf-8")
+        made: dict[str, str] = {}
+        for name in names:
+            where = f"{page.relative_to(docs).as_posix()}: {name}"
+            try:
+                made[name] = rendered(TABLES[name], runs, folder)
+            except MissingRunsError as missing:
+                yield where, f"left alone, {missing}"
+            else:
+                changed = any(found != made[name] for other, found in BLOCK.findall(text) if other == name)
+                yield where, "changed" if changed else "as it was"
+        if write and made:
+            page.write_text(_filled(text, made), encoding="utf-8")
+
+
+def _filled(text: str, made: Mapping[str, str]) -> str:
+    def block(found: re.Match[str]) -> str:
+        name = found[1]
+        return f"<!-- table: {name} -->\n{made[name]}<!-- /table -->" if name in made else found[0]
+
+    return BLOCK.sub(block, text)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Return the exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("runs", nargs="?", type=Path, default=Path("studies"), metavar="RUNS")
+    parser.add_argument("--check", action="store_true", help="write nothing; code 1 where a table would change")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs", metavar="DIR")
+    given = parser.parse_args(arguments)
+    stale = False
+    try:
+        for where, what in update(given.docs, given.runs, write=not given.check):
+            stale |= what == "changed"
+            print(f"{where}: {'would change' if given.check and what == 'changed' else what}", flush=True)
+    except HarnessError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return int(given.check and stale)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
