@@ -20,9 +20,12 @@ from pathlib import Path
 
 from harness.errors import DataError, HarnessError, UnknownNameError
 from harness.running.reading import find_runs, read_run
-from reports.gallery.measured import STUDIES, TABLES, MissingRunsError, Table
+from reports.gallery import measured, ranked
+from reports.gallery.measured import MissingRunsError, Table
 from reports.recorded import RecordedRun
 
+STUDIES = {**measured.STUDIES, **ranked.STUDIES}
+TABLES = {**measured.TABLES, **ranked.TABLES}
 ROOT = Path(__file__).resolve().parents[2]
 OPENING = re.compile(r"^<!-- table: (\S+) -->$", re.M)
 BLOCK = re.compile(r"^<!-- table: (\S+) -->\n(.*?)^<!-- /table -->$", re.M | re.S)

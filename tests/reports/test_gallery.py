@@ -19,9 +19,11 @@ from harness.running.reading import read_run
 from harness.store.record_files import write_document
 from harness.store.run_directory import RunDirectory
 from harness.study.grid import expand, read_study
-from reports.gallery import measured, tables
-from reports.gallery.measured import STUDIES, TABLES, Column, stood
+from reports.gallery import measured, ranked, tables
+from reports.gallery.measured import Column, stood
+from reports.gallery.tables import STUDIES, TABLES
 from reports.green_code.files import grid_json
+from reports.recorded import RecordedRun
 from reports.tables.columns import MISSING
 from tests.reports.green_code.test_compare_grid import compared
 
@@ -124,6 +126,18 @@ def test_a_mark_that_means_nothing_is_refused(tmp_path: Path, text: str) -> None
         tables.blocks(tmp_path / "page.md")
 
 
+def stored(builder: Any, run: Path) -> RecordedRun:
+    """Write a run to a folder, and read it back."""
+    manifest = builder.manifest
+    samples = len({sample.sample_id for sample in builder.samples})
+    task = manifest.tasks[0].model_copy(update={"samples": samples})
+    with RunDirectory.create(run, manifest.model_copy(update={"tasks": (task,)})) as store:
+        for window in builder.windows:
+            store.commit(window, [sample for sample in builder.samples if sample.window == window.window])
+    write_document(run / "summary.json", read_run(run).summary)
+    return read_run(run, stored=True)
+
+
 @pytest.fixture
 def runs(tmp_path: Path, build: Any) -> Path:
     """A study of keys and values: one kind of text, six samples, full depth and a fixed exit.
@@ -136,14 +150,8 @@ def runs(tmp_path: Path, build: Any) -> Path:
         builder.window("full", {}, block=block, duration=0.3)
         changed = {"token_ids": (1, 2, 9 if block % 2 else 3), "exit_layers": (10, 5, 5)}
         builder.window("fixed:layer=5", {**changed, "token_times_s": (0.1, 0.15, 0.2)}, block=block, duration=0.2)
-    manifest = builder.manifest
-    task = manifest.tasks[0].model_copy(update={"samples": 6})
     folder = tmp_path / "studies" / "kv"
-    run = folder / "runs" / "py150-abcdef"
-    with RunDirectory.create(run, manifest.model_copy(update={"tasks": (task,)})) as store:
-        for window in builder.windows:
-            store.commit(window, [sample for sample in builder.samples if sample.window == window.window])
-    write_document(run / "summary.json", read_run(run).summary)
+    stored(builder, folder / "runs" / "py150-abcdef")
     (folder / "study.json").write_text(json.dumps({"points": {"any-name-abcdef": "abcdef0123"}}))
     return tmp_path / "studies"
 
@@ -248,3 +256,52 @@ def test_kinds_of_text_are_told_by_source_and_language() -> None:
     rows += [("official CodeXGLUE dev rows (path: python.jsonl)", "python"), ("… (path: java.jsonl)", "java")]
     assert tuple(measured.stream(*row) for row in rows) == measured.STREAMS
     assert {"source", "language"} <= SummaryRow.model_fields.keys()
+
+
+# ------------------------------------------------------------------------------ the ranking
+
+
+def test_kinds_of_text_stand_together_by_their_geometric_mean() -> None:
+    faster = pd.Series({"decode_speedup": 1.21, "decode_speedup_low": 1.1, "decode_speedup_high": 1.331})
+    value, low, high = ranked.together([faster, None])  # nothing certified there: full depth
+    assert value == pytest.approx(1.1)  # √1.21
+    assert [low, high] == pytest.approx([1.1**0.5, 1.1**1.5])  # half of ln 1.1 either way
+    _, low, high = ranked.together([faster] * 4)
+    assert high / low == pytest.approx(1.1)  # independent: twice as narrow as each, whose ends are 1.1² apart
+
+
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [
+        ({"layers_speedup": 1.02}, "the layers it skips would bring 1.02× were deciding free"),
+        (
+            {"byte_model_speedup": 0.8, "lm_head_per_token": 5.3},
+            "it reads 5.3 LM heads a token to skip layers worth 1.50×",
+        ),
+        ({"byte_model_speedup": 1.3}, "bytes read say 1.30×, and deciding takes time beside them"),
+        ({"byte_model_speedup": 1.04}, "bytes read say 1.04× as well"),
+        (
+            {"lossless": True, "byte_model_speedup": 0.9, "acceptance": 0.25},
+            "25% of its drafts stand, and bytes read say 0.90×",
+        ),
+    ],
+)
+def test_why_nothing_is_gained_is_read_off_the_counts(counts: dict[str, Any], said: str) -> None:
+    row = {"layers_speedup": 1.5, "lm_head_per_token": 1.0, "byte_model_speedup": 1.2, "decode_speedup": 1.0}
+    assert ranked.why([pd.Series({**row, "lossless": False, **counts})]) == said
+
+
+def test_a_strategy_stands_at_what_other_documents_certify(tmp_path: Path, build: Any) -> None:
+    """The exit decodes twice as fast. Where it keeps every token it is certified, where it keeps few it is not."""
+    kept, lost = (1, 2, 3), (1, 9, 9)
+    found = {}
+    for study, token_ids in (("kept", kept), ("lost", lost)):
+        builder = build(points=("full", "fixed:layer=5"), source_kind="embedded", source="embedded: some library")
+        for block in range(16):
+            builder.window("full", {}, block=block, duration=0.3)
+            changed = {"token_ids": token_ids, "exit_layers": (10, 5, 5)}
+            builder.window("fixed:layer=5", {**changed, "token_times_s": (0.1, 0.15, 0.2)}, block=block, duration=0.2)
+        found[study] = stored(builder, tmp_path / study)
+    rank = {study: ranked.Ranking({"ranking": [], "ranking-calibration": [run]}) for study, run in found.items()}
+    assert rank["kept"].certified == {("Python's library", "fixed:layer=5")}
+    assert rank["lost"].certified == set()
