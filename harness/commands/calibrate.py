@@ -85,6 +85,9 @@ def _decoded(
         changed = (given.keys() & options.run_fields) - {"strategies"}
         if changed:
             raise ConfigError(f"--resume {resume} has its settings: omit {', '.join(sorted(changed))}.")
+        name, *listed = options.strategies[0].split(":") if options.strategies else [""]
+        if listed:
+            raise ConfigError(f"--resume {resume} has its settings, and all are tested: give --strategy {name} alone.")
         run = read_run(resume, stored=True)
         if not run.state:
             return run

@@ -21,7 +21,7 @@ Command = Callable[..., Any]
 
 @pytest.fixture
 def stopping(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A ``sec`` for the tiny model that stops wherever it does not exit, and never exits at its own threshold; its file."""
+    """The file of a ``sec`` for the tiny model that never exits and always stops, by its own thresholds."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     info = resolve(ModelRequest(str(tiny_llama), exit_head="shared")).info
     generator = torch.Generator().manual_seed(0)
