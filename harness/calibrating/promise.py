@@ -19,6 +19,7 @@ from harness.config import BASELINE
 from harness.errors import ConfigError, DataError
 from harness.records import OperatingPointRecord
 from harness.records.guarantee import CalibratedPoint, Guarantee, TestedSetting
+from harness.registry import PROTOCOLS
 from reports.recorded import RecordedRun
 from reports.statistics.risk_control import (
     P_VALUES,
@@ -58,6 +59,18 @@ class Settings:
     def task(self) -> str:
         """The run's task."""
         return self.run.manifest.tasks[0].name
+
+    @property
+    def shared(self) -> str:
+        """What the documents may share, in one sentence, so that they are not independent; empty for nothing."""
+        protocol = self.run.manifest.tasks[0].protocol
+        wants = PROTOCOLS.load(protocol).wants if protocol in PROTOCOLS else "documents"
+        if wants in ("documents", "lines"):
+            return ""
+        return (
+            f"rows of {wants} may be of one file, problem or repository, and count as independent documents here: the "
+            "promise is too strong where several are."
+        )
 
     def depth(self, point: OperatingPointRecord) -> float | None:
         """Return the mean decoder layers of a decided token."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from reports.recorded import RecordedRun
 
 __all__ = ["calibrate"]
+
+logger = logging.getLogger(__name__)
 
 
 @configured_by(CalibrateOptions)
@@ -56,6 +59,8 @@ def calibrate(
     name = options.strategies[0].partition(":")[0] if options.strategies else ""
     settings = settings_of(run, target, name)
     refuse_too_few(len(settings.documents), options, target)
+    if settings.shared:
+        logger.warning("%s", settings.shared)
     others = [settings_of(_finished(other), target, settings.points[0].strategy) for other in options.against]
     point = calibrated(settings, target, options)
     count = certified(options, target.risk)

@@ -105,6 +105,15 @@ def test_settings_stand_from_strict_to_lax(decoded: RecordedRun) -> None:
         settings_of(decoded, parse_target("agreement=0.5"), "margin")
 
 
+def test_rows_that_share_a_file_are_warned_of(decoded: RecordedRun) -> None:
+    settings = settings_of(decoded, parse_target("agreement=0.5"))
+    assert not settings.shared
+    task = decoded.manifest.tasks[0].model_copy(update={"protocol": "repobench"})
+    manifest = decoded.manifest.model_copy(update={"tasks": (task,)})
+    other = replace(settings, run=replace(decoded, manifest=manifest))
+    assert other.shared.startswith("rows of repobench may be of one file")
+
+
 def test_the_laxest_setting_that_passes_in_order_is_chosen(decoded: RecordedRun) -> None:
     target = parse_target("agreement=0.6")
     settings = with_losses(settings_of(decoded, target), [[0.0] * 40, [0.1, 0.0] * 20, [1.0] * 40])
