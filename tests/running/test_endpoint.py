@@ -188,6 +188,32 @@ def test_a_key_is_sent_and_never_said(monkeypatch: pytest.MonkeyPatch) -> None:
         Endpoint(key_env="OWN_KEY").connect()
 
 
+@pytest.mark.parametrize("before", [0, 180, 195])
+def test_no_part_of_a_key_is_said_where_an_answer_is_cut(monkeypatch: pytest.MonkeyPatch, before: int) -> None:
+    """What is shown ends after 200 characters, and what is read somewhere behind them."""
+    monkeypatch.setenv("OWN_KEY", "sk-secret-of-mine\n")  # as a file of it ends
+    pieces = [b"x" * before + b"sk-secret-", b"of-mine" + b"y" * 300]
+    for body in (pieces, [b"".join(pieces)]):
+        with scripted((401, body)) as (url, handler), pytest.raises(EndpointError) as refusal:
+            ask(url, key_env="OWN_KEY")
+        assert handler.headers_heard[0]["Authorization"] == "Bearer sk-secret-of-mine"
+        assert "sk-s" not in str(refusal.value)
+        assert "answers 401: " in str(refusal.value)
+
+
+@pytest.mark.parametrize("key", ["sk\nsecret", "ключ", "\x7f"])
+def test_what_no_header_can_carry_is_no_key_and_is_not_said(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setenv("OWN_KEY", key)
+    with pytest.raises(OptionError, match="holds characters that no HTTP header can") as refusal:
+        Endpoint(key_env="OWN_KEY").connect()
+    assert key not in str(refusal.value)
+
+
+def test_a_host_that_is_no_name_cannot_be_reached() -> None:
+    with pytest.raises(EndpointError, match="cannot be reached: "):
+        ask("http://a..b")
+
+
 @pytest.mark.parametrize(
     "url", ["localhost:8080", "ftp://x", "http://", "http://u:p@h", "http://h/?key=1", "http://h:x"]
 )
