@@ -69,7 +69,7 @@ class SweepOptions(Configuration):
     @field_validator("stop", mode="before")
     @classmethod
     def _nothing_to_end(cls, value: Any) -> Any:
-        rules = parse_stops(value)
+        rules: Any = parse_stops(value)
         if rules != NO_STOP:
             raise ValueError(
                 "a replay has no completions to end: exits are judged behind the trace's text, and what a strategy "
