@@ -217,6 +217,8 @@ class _Client:
             choice = choices[0] if isinstance(choices, list) and isinstance(choices[0], dict) else {}
             piece, ending = choice.get("text"), choice.get("finish_reason")
             piece = "" if piece is None and ending else piece
+        if ending is not None and not isinstance(ending, str):
+            raise self._error(f"ends a completion by what is no word: {self._beginning([json.dumps(ending).encode()])}")
         if not isinstance(piece, str):
             raise self._error(f"answers an event without text: {self._beginning([json.dumps(event).encode()])}")
         return piece, ending

@@ -162,6 +162,7 @@ def test_no_text_has_no_time_of_its_first_token() -> None:
         (200, [event(error={"message": "gone"})], 'fails: {"error": {"message": "gone"}}.'),
         (200, [event(choices=[{"text": 5}])], "an event without text"),
         (200, [event(object="x")], "an event without text"),
+        (200, [event(choices=[{"text": "a", "finish_reason": ["x"]}])], 'ends a completion by what is no word: ["x"].'),
         (200, [word("a")], "ended its answer before the completion was over."),
         (200, [], "ended its answer before the completion was over."),
         (200, [word("a"), END, event(choices=[], usage={"completion_tokens": 9})], "made 9 tokens where 5 were asked"),
@@ -327,6 +328,20 @@ def test_failures_are_error_records_and_the_run_goes_on(tiny_run: Command, tmp_p
     assert errors[2].endswith("answers what is no stream of completions: what?.")
     assert "tokens_per_s" not in row["metrics"], "nobody said how many tokens there were"
     assert rows(out)["full"]["n"] == 4
+
+
+def test_one_that_dies_before_the_next_repeat_fails_its_samples(tiny_run: Command, tmp_path: Path) -> None:
+    good = (200, [word("x = 1"), END])
+    with scripted(good) as (url, handler):
+        assert tiny_run("--strategy", f"endpoint:url={url}", "--limit", 2, "--out", tmp_path / "one").code == 0
+        once = len(handler.heard)
+    out = tmp_path / "two"
+    with scripted(*[good] * once, (503, [b"gone"])) as (url, _):
+        ran = tiny_run("--strategy", f"endpoint:url={url}", "--limit", 2, "--repeats", 2, "--out", out)
+    assert ran.code == 0, ran.err
+    made = [one for one in samples(out) if one["operating_point"].startswith("endpoint")]
+    assert [(one["repeat"], bool(one["error"])) for one in made] == [(0, False), (0, False), (1, True), (1, True)]
+    assert {one["repeat"] for one in samples(out) if one["operating_point"] == "full" and not one["error"]} == {0, 1}
 
 
 def test_one_that_is_down_at_the_start_is_refused_with_the_remedy(refused: Callable[..., str]) -> None:
