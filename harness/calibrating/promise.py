@@ -72,6 +72,12 @@ class Settings:
             "promise is too strong where several are."
         )
 
+    def known_in(self, other: Settings) -> frozenset[str]:
+        """Return ids of documents that are another run's as well, drawn from the same source."""
+        mine, theirs = self.run.manifest.tasks[0], other.run.manifest.tasks[0]
+        same = (mine.name, mine.source_kind, mine.source) == (theirs.name, theirs.source_kind, theirs.source)
+        return frozenset(self.documents) & frozenset(other.documents) if same else frozenset()
+
     def depth(self, point: OperatingPointRecord) -> float | None:
         """Return the mean decoder layers of a decided token."""
         cell = self.run.cells[self.task, point.name]

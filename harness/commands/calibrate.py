@@ -62,6 +62,14 @@ def calibrate(
     if settings.shared:
         logger.warning("%s", settings.shared)
     others = [settings_of(_finished(other), target, settings.points[0].strategy) for other in options.against]
+    for each in others:
+        if known := len(settings.known_in(each)):
+            logger.warning(
+                "--against %s: it was calibrated on %d of these %d documents, and is not tested by them",
+                one_line(str(each.run.directory)),
+                known,
+                len(each.documents),
+            )
     point = calibrated(settings, target, options)
     count = certified(options, target.risk)
     chosen = sum(each.passed for each in point.guarantee.tested) - 1

@@ -59,7 +59,7 @@ def test_percentiles_are_observed_on_other_documents_and_a_run_takes_the_point(
 
 
 def test_a_finished_run_is_calibrated_without_decoding(
-    calibrate: Command, decoded: RecordedRun, tmp_path: Path
+    calibrate: Command, decoded: RecordedRun, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     asked = ("--resume", decoded.directory, "--target", "edit_similarity_loss=0.6", "--file", tmp_path / "point.json")
     ran = calibrate(*asked, "--method", "conformal", "--against", decoded.directory, "--json")
@@ -68,6 +68,7 @@ def test_a_finished_run_is_calibrated_without_decoding(
     point = CalibratedPoint.model_validate_json(ran.out)
     assert point == read_document(CalibratedPoint, tmp_path / "point.json")[0]
     assert point.guarantee.confidence is None
+    assert "it was calibrated on 6 of these 6 documents, and is not tested by them" in caplog.text
     assert [one.value for one in point.guarantee.tested] == [0.99, 0.15, 0.05]
 
 
