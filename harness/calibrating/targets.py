@@ -61,7 +61,7 @@ def parse_target(text: str) -> Target:
     if not NEAREST <= given <= 1 - NEAREST:
         raise ConfigError(
             f"--target '{text}': give a value between 0 and 1, as in agreement=0.95 or "
-            f"{name if name in SCORES else 'edit_similarity'}_loss=0.02, and {NEAREST:g} from either end at least."
+            f"{name if name in SCORES else 'SCORE'}_loss=0.02, and {NEAREST:g} from either end at least."
         )
     known = list(SCORES.names()) if of_score else [AGREEMENT.name, *_agreements()]
     if name not in known:
