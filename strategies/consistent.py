@@ -25,8 +25,10 @@ class Consistent(LearnedStrategy):
     Source: Zeng et al., "ConsistentEE", AAAI 2024, arXiv 2312.11882 (exiting as reinforcement learning; hardness by
     the memorised layer). What differs: the paper samples exits and uses REINFORCE, and trains the classifiers in turn;
     here exits are the model's own, the return is expected over all exits in closed form, and being right is 0 or 1
-    where the paper takes the classifier's loss. The paper exits where exit is the likelier action, ``threshold=0.5``;
-    left out, it is the one that kept 98 % of held-out tokens as the last layer would have them, replayed.
+    where the paper takes the classifier's loss. The authors' code (ZeroNLP/ConsistentEE) counts l in layers, so that
+    its α is this one over L, and leaves hardness out for language models. The paper exits where exit is the likelier
+    action, ``threshold=0.5``; left out, it is the one that kept 98 % of held-out tokens as the last layer would have
+    them, replayed.
     """
 
     kind: ClassVar[str] = "consistent"

@@ -85,11 +85,16 @@ class Endpoint(BlackBox):
         """Make an HTTP client.
 
         Raises:
-            OptionError: there is no such environment variable.
+            OptionError: there is no such environment variable, or what it holds can be no key.
         """
-        key = os.environ.get(self.key_env, "") if self.key_env else ""
+        key = os.environ.get(self.key_env, "").strip() if self.key_env else ""  # files of keys end with a newline
         if self.key_env and not key:
             raise OptionError(f"endpoint:key_env={self.key_env}: that environment variable is not set. Export it.")
+        if not (key.isascii() and key.isprintable()):
+            raise OptionError(
+                f"endpoint:key_env={self.key_env}: that environment variable holds characters that no HTTP header can, "
+                "so it is no key. Export it again."
+            )
         return _Client(self, key)
 
     def remedy(self) -> str:
@@ -130,11 +135,11 @@ class _Client:
             with self._http.stream("POST", self._url, json=self._body(prompt, max_new_tokens)) as response:
                 chunks = self._on_time(response.iter_bytes(), began + self._timeout_s)
                 if response.status_code != httpx.codes.OK:
-                    raise self._error(f"answers {response.status_code}: {_beginning(chunks)}")
+                    raise self._error(f"answers {response.status_code}: {self._beginning(chunks)}")
                 answer = self._read(chunks, began, is_over)
         except httpx.TimeoutException:
             raise self._late() from None
-        except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL) as error:
+        except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, UnicodeError) as error:  # a host may be no name
             raise self._error(f"cannot be reached: {reason(error)}") from None
         if answer.tokens is not None and answer.tokens > max_new_tokens:
             raise self._error(f"made {answer.tokens} tokens where {max_new_tokens} were asked for")
@@ -196,9 +201,9 @@ class _Client:
             except (ValueError, RecursionError):
                 event = None
             if not isinstance(event, dict):
-                raise self._error(f"answers what is no stream of completions: {_beginning([line])}")
+                raise self._error(f"answers what is no stream of completions: {self._beginning([line])}")
             if event.get("error") or kind == b"error":
-                raise self._error(f"fails: {_beginning([data])}")
+                raise self._error(f"fails: {self._beginning([data])}")
             yield event
 
     def _piece(self, event: Mapping[str, Any]) -> tuple[str, object]:
@@ -212,30 +217,36 @@ class _Client:
             choice = choices[0] if isinstance(choices, list) and isinstance(choices[0], dict) else {}
             piece, ending = choice.get("text"), choice.get("finish_reason")
             piece = "" if piece is None and ending else piece
+        if ending is not None and not isinstance(ending, str):
+            raise self._error(f"ends a completion by what is no word: {self._beginning([json.dumps(ending).encode()])}")
         if not isinstance(piece, str):
-            raise self._error(f"answers an event without text: {_beginning([json.dumps(event).encode()])}")
+            raise self._error(f"answers an event without text: {self._beginning([json.dumps(event).encode()])}")
         return piece, ending
+
+    def _beginning(self, chunks: Iterable[bytes]) -> str:
+        """Return what a server says, as far as one line shows it, without the key or the beginning of one."""
+        said = b""
+        for chunk in chunks:
+            said += chunk
+            if len(said) > _SHOWN + len(self._key):
+                break
+        text = " ".join(self._without_key(said.decode(errors="replace")).split())
+        cut = next((n for n in range(len(self._key) - 1, 3, -1) if text.endswith(self._key[:n])), 0)
+        text = text[: len(text) - cut]
+        return f"{text[:_SHOWN]}…" if cut or len(text) > _SHOWN else text or "nothing"
+
+    def _without_key(self, text: str) -> str:
+        return text.replace(self._key, "…") if self._key else text
 
     def _late(self) -> EndpointError:
         return self._error(f"was not done after {self._timeout_s:g} s (timeout_s)")
 
     def _error(self, what: str) -> EndpointError:
-        said = one_line(f"the endpoint {self._url} {what}")
-        return EndpointError(f"{(said.replace(self._key, '…') if self._key else said).rstrip('.')}.")
+        said = self._without_key(one_line(f"the endpoint {self._url} {what}"))
+        return EndpointError(f"{said.rstrip('.')}.")
 
 
 def _tokens(event: Mapping[str, Any], before: int | None) -> int | None:
     usage = event.get("usage")
     told = usage.get("completion_tokens") if isinstance(usage, dict) else event.get("tokens_predicted")
     return told if type(told) is int and told >= 0 else before
-
-
-def _beginning(chunks: Iterable[bytes]) -> str:
-    """Return what a server says, as far as one line shows it."""
-    said = b""
-    for chunk in chunks:
-        said += chunk
-        if len(said) > _SHOWN:
-            break
-    text = " ".join(said.decode(errors="replace").split())
-    return f"{text[:_SHOWN]}…" if len(text) > _SHOWN else text or "nothing"

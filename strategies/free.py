@@ -37,7 +37,9 @@ class Free(ReadsHead):
     of all stacked positions when they go deep; in lossy decoding here exited tokens run their missing layers without an
     LM head, so that only those that went deep teach: one of ``every`` confident ones is sent deep for it, and counts
     for all of them. Losslessly verified drafts teach each, and none is sent. A row learns from its own tokens alone,
-    starting from ``threshold``, until two of either kind are known; the paper shares one mixture between samples.
+    starting from ``threshold``, until two of either kind are known; the paper shares one mixture between samples. The
+    authors' code (raymin0223/fast_robust_early_exit) compares the lead of the best token over the second, leaves π out,
+    refits between sequences, three hundred times, and looks for τ among ten confidences from 0.3 to 0.9 with ζ = 0.4.
     """
 
     layer: Annotated[int, Field(ge=1, description="S, decoder layers of the shallow path; an exit point")] = 14

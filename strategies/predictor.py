@@ -35,7 +35,8 @@ class Predictor(TrainedStrategy):
     layer; verification by the full head). What differs: the paper's candidates come from a draft model's tree; here
     from a head, since no draft model is had. The paper schedules which layers are asked by how often they exit; here
     every exit point is. The label that the predictors learn is 1 where the exit's token is the last layer's and a
-    candidate.
+    candidate. At the first exit point nothing has changed yet, which is 0 here and the softmax itself in the authors'
+    code (MathsCode/ISCA25-SpecEE); that has four candidates and 512 hidden units, which are the recipe's options here.
     """
 
     kind: ClassVar[str] = "predictor"

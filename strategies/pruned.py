@@ -23,12 +23,12 @@ class Pruned(Strategy):
     model's own norm and LM head (``--exit-head shared``: without a map), or a linear map before them (``shortcut``:
     with one), as pruning is healed. Cost per check: 0.
 
-    Source: Gromov et al., "The Unreasonable Ineffectiveness of the Deeper Layers", 2024, arXiv 2403.17887, and Men et
-    al., "ShortGPT", Findings of ACL 2025, arXiv 2403.03853. What differs: a consecutive block at the end is dropped,
-    where Gromov et al. choose a block by how alike the states before and after it are, and Men et al. single layers, by
-    the same ("block influence"); and prompts still run all layers, which yields the first token from full depth, too:
-    the time until it is no pruned model's. The tokens after it read keys and values of the kept layers alone, as in
-    one, and what they skip is never run.
+    Source: Gromov et al., "The Unreasonable Ineffectiveness of the Deeper Layers", ICLR 2025, arXiv 2403.17887, and
+    Men et al., "ShortGPT", Findings of ACL 2025, arXiv 2403.03853. What differs: a consecutive block at the end is
+    dropped, where Gromov et al. choose a block by how alike the states before and after it are (or all of the deepest
+    but the last), and Men et al. single layers, by the same ("block influence"); and prompts still run all layers,
+    which yields the first token from full depth, too: the time until it is no pruned model's. The tokens after it read
+    keys and values of the kept layers alone, as in one, and what they skip is never run.
     """
 
     layers: Annotated[

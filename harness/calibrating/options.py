@@ -19,7 +19,7 @@ class Certainty(Configuration):
     """How sure a promise is that comes with a probability."""
 
     confidence: float = Field(
-        default=0.95, gt=0, lt=1, description="Least probability that the promise holds; of learn-then-test."
+        default=0.95, ge=0.001, le=0.999999, description="Least probability that the promise holds; of learn-then-test."
     )
     p_value: PValueName = Field(default="empirical-bernstein", description="How a threshold is tested")
 

@@ -19,6 +19,7 @@ from harness.config import BASELINE
 from harness.errors import ConfigError, DataError
 from harness.records import OperatingPointRecord
 from harness.records.guarantee import CalibratedPoint, Guarantee, TestedSetting
+from harness.registry import PROTOCOLS
 from reports.recorded import RecordedRun
 from reports.statistics.risk_control import (
     P_VALUES,
@@ -59,6 +60,24 @@ class Settings:
         """The run's task."""
         return self.run.manifest.tasks[0].name
 
+    @property
+    def shared(self) -> str:
+        """What the documents may share, in one sentence, so that they are not independent; empty for nothing."""
+        protocol = self.run.manifest.tasks[0].protocol
+        wants = PROTOCOLS.load(protocol).wants if protocol in PROTOCOLS else "documents"
+        if wants in ("documents", "lines"):
+            return ""
+        return (
+            f"rows of {wants} may be of one file, problem or repository, and count as independent documents here: the "
+            "promise is too strong where several are."
+        )
+
+    def known_in(self, other: Settings) -> frozenset[str]:
+        """Return ids of documents that are another run's as well, drawn from the same source."""
+        mine, theirs = self.run.manifest.tasks[0], other.run.manifest.tasks[0]
+        same = (mine.name, mine.source_kind, mine.source) == (theirs.name, theirs.source_kind, theirs.source)
+        return frozenset(self.documents) & frozenset(other.documents) if same else frozenset()
+
     def depth(self, point: OperatingPointRecord) -> float | None:
         """Return the mean decoder layers of a decided token."""
         cell = self.run.cells[self.task, point.name]
@@ -75,7 +94,8 @@ def settings_of(run: RecordedRun, target: Target, strategy: str = "") -> Setting
         strategy: name of the one that is calibrated; may be left out where the run has no other.
 
     Raises:
-        ConfigError: the run is of several tasks, or its operating points are no settings of one strategy.
+        ConfigError: the run is of several tasks, or its operating points are no settings of one strategy. Those that
+            verify, look at the answer, have a stop rule or are no strategy of the engine are passed over.
         DataError: no document has a loss.
     """
     if len(run.manifest.tasks) > 1:
@@ -83,15 +103,16 @@ def settings_of(run: RecordedRun, target: Target, strategy: str = "") -> Setting
     points = [
         point
         for point in run.manifest.operating_points
-        if point.strategy != BASELINE and not (point.never_exits or point.lossless or point.rehearsed)
+        if point.strategy != BASELINE
+        and not (point.never_exits or point.lossless or point.rehearsed or point.stop or point.black_box)
     ]
     names = list(dict.fromkeys(point.strategy for point in points))
     if strategy:
         points = [point for point in points if point.strategy == strategy]
     if not points or (not strategy and len(names) > 1):
         raise ConfigError(
-            f"{run.directory} decodes {', '.join(names) or 'nothing'} lossily. Name one with --strategy"
-            f"{f', not {strategy}' if strategy else ''}."
+            f"{run.directory} decodes {', '.join(names) or 'nothing'} lossily and without a stop rule. Name one with "
+            f"--strategy{f', not {strategy}' if strategy else ''}."
         )
     option = _varied(run, points)
     ordered = sorted(points, key=lambda point: float(point.options[option]))
@@ -124,8 +145,8 @@ def _varied(run: RecordedRun, points: list[OperatingPointRecord]) -> str:
     return varied[0]
 
 
-def least_documents(options: CalibrateOptions, risk: float) -> int:
-    """Return how many documents a promise takes if none of them loses anything."""
+def least_documents(options: CalibrateOptions, risk: float) -> int | None:
+    """Return how many documents a promise takes if none of them loses anything; ``None``: more than a million."""
     if options.method == "conformal":
         return fewest_in_expectation(risk)
     return fewest_documents(risk, options.delta, P_VALUES[options.p_value])

@@ -13,6 +13,7 @@ from harness.running.runner import execute
 from harness.running.session import Observer
 from harness.running.thresholds import family, percentiles
 from harness.store.run_directory import refuse_occupied
+from reports.statistics.risk_control import MOST_DOCUMENTS
 
 __all__ = ["record"]
 
@@ -32,6 +33,11 @@ def record(options: CalibrateOptions, target: Target, observer: Observer) -> Pat
         raise ConfigError(
             "there is nothing to calibrate. Give --strategy NAME, or --resume DIR of a run at several values."
         )
+    if options.strategies[0].startswith("@"):
+        raise ConfigError(
+            f"--strategy {options.strategies[0]} is calibrated: `harness run` takes it. Give NAME or "
+            "NAME:option=value,value, or another question of the same run: --resume DIR --target TARGET."
+        )
     one = family(options.strategies[0], options.points)
     refuse_too_few(options.limit, options, target)
     if options.out is not None and options.out.exists():
@@ -44,9 +50,11 @@ def record(options: CalibrateOptions, target: Target, observer: Observer) -> Pat
 def refuse_too_few(documents: int | None, options: CalibrateOptions, target: Target) -> None:
     """Raise where no losses of so many documents could certify the target."""
     least = least_documents(options, target.risk)
-    if documents is not None and documents < least:
+    if documents is not None and (least is None or documents < least):
         how = "" if options.method == "conformal" else f" with confidence {options.confidence:g}"
+        takes = f"more than {MOST_DOCUMENTS:,}" if least is None else str(least)
+        remedy = "Make a weaker promise" if least is None else f"Use --limit {least} or more, or a weaker promise"
         raise DataError(
-            f"{documents} documents cannot certify {target.text}{how}: it takes {least} even if none of them loses "
-            f"anything. Use --limit {least} or more, or a weaker promise."
+            f"{documents} documents cannot certify {target.text}{how}: it takes {takes} even if none of them loses "
+            f"anything. {remedy}."
         )

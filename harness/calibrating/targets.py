@@ -24,6 +24,8 @@ from reports.metrics.sections import AGREEMENTS
 __all__ = ["Target", "document_losses", "parse_target"]
 
 LOSS = "_loss"
+NEAREST = 1e-6
+"""Distance that a target keeps from 0 and 1: nearer to them nothing, or everything, would do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +58,11 @@ def parse_target(text: str) -> Target:
         given = float(value)
     except ValueError:
         given = 0.0
-    if not 0 < given < 1:
-        raise ConfigError(f"--target '{text}': give a value between 0 and 1, as in agreement=0.95 or {name}_loss=0.02.")
+    if not NEAREST <= given <= 1 - NEAREST:
+        raise ConfigError(
+            f"--target '{text}': give a value between 0 and 1, as in agreement=0.95 or "
+            f"{name if name in SCORES else 'SCORE'}_loss=0.02, and {NEAREST:g} from either end at least."
+        )
     known = list(SCORES.names()) if of_score else [AGREEMENT.name, *_agreements()]
     if name not in known:
         what = "score" if of_score else "agreement"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from reports.recorded import RecordedRun
 
 __all__ = ["calibrate"]
+
+logger = logging.getLogger(__name__)
 
 
 @configured_by(CalibrateOptions)
@@ -56,7 +59,17 @@ def calibrate(
     name = options.strategies[0].partition(":")[0] if options.strategies else ""
     settings = settings_of(run, target, name)
     refuse_too_few(len(settings.documents), options, target)
+    if settings.shared:
+        logger.warning("%s", settings.shared)
     others = [settings_of(_finished(other), target, settings.points[0].strategy) for other in options.against]
+    for each in others:
+        if known := len(settings.known_in(each)):
+            logger.warning(
+                "--against %s: it was calibrated on %d of these %d documents, and is not tested by them",
+                one_line(str(each.run.directory)),
+                known,
+                len(each.documents),
+            )
     point = calibrated(settings, target, options)
     count = certified(options, target.risk)
     chosen = sum(each.passed for each in point.guarantee.tested) - 1
@@ -85,6 +98,9 @@ def _decoded(
         changed = (given.keys() & options.run_fields) - {"strategies"}
         if changed:
             raise ConfigError(f"--resume {resume} has its settings: omit {', '.join(sorted(changed))}.")
+        name, *listed = options.strategies[0].split(":") if options.strategies else [""]
+        if listed:
+            raise ConfigError(f"--resume {resume} has its settings, and all are tested: give --strategy {name} alone.")
         run = read_run(resume, stored=True)
         if not run.state:
             return run

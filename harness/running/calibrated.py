@@ -82,6 +82,7 @@ def _of_decoding(promised: Guarantee, plan: Plan, points: Iterable[OperatingPoin
         pairs += [
             ("KV policy", promised.kv, point.kv),
             ("weights format", promised.weights_format, point.weights_format),
+            ("stop rule", "none", point.stop or "none"),
             ("trained parts", promised.artefacts, point.artefacts),
         ]
     for what, theirs, ours in dict.fromkeys((what, str(a), str(b)) for what, a, b in pairs):

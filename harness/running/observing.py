@@ -36,7 +36,8 @@ logger = logging.getLogger(__name__)
 
 OBSERVED = 8
 """Further documents of each task that scores are observed on."""
-FORMAT = 1
+FORMAT = 2
+"""Of what is kept; 1 ended completions where a strategy stopped them."""
 
 
 class ObservedText(str):

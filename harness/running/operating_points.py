@@ -29,6 +29,7 @@ from harness.errors import ArtefactError, OptionError
 from harness.models.heads import draft_head, head_artefacts
 from harness.records import BlackBoxRecord, OperatingPointRecord
 from harness.registry import HEADS, KV_POLICIES
+from harness.running.unheard import unheard
 
 __all__ = [
     "Built",
@@ -118,7 +119,7 @@ class _Deaf:
 
     def should_exit(self, view: ExitView) -> Tensor:
         """Ask, and answer no."""
-        return torch.zeros_like(self.rule.should_exit(view))
+        return torch.zeros_like(self.rule.should_exit(unheard(view)))
 
 
 def build_all(specs: Sequence[StrategySpec]) -> Built:

@@ -111,12 +111,13 @@ class Plan:
         return replace(self, points=operating_points(self.built, self.config, models))
 
 
-def make_plan(config: RunConfig, draw: Draw | None = None) -> Plan:
+def make_plan(config: RunConfig, draw: Draw | None = None, *, begins: bool = True) -> Plan:
     """Check a configuration and gather what it names; reads no weights and writes nothing.
 
     Args:
         config: what to run.
         draw: in place of the registered tasks and protocol that it names.
+        begins: a black box that is down is refused; later its samples fail, and the run goes on.
 
     Raises:
         HarnessError: anything that cannot be run, in one line with the remedy.
@@ -128,7 +129,8 @@ def make_plan(config: RunConfig, draw: Draw | None = None) -> Plan:
     for spec, strategy in specs:
         if isinstance(strategy, BlackBox):
             black_box(spec, strategy)
-            _reach(strategy)
+            if begins:
+                _reach(strategy)
     model = _find_model(config.request(config.seed), specs)
     if config.kv_input == "shortcut" and model.shortcut is None:
         raise ConfigError(

@@ -158,7 +158,7 @@ def _measure(
 
     before = _before(config, resume)
     observer.stage("checking the configuration and drawing samples")
-    plan = make_plan(config, draw)
+    plan = make_plan(config, draw, begins=repeat == 0)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     meter, unavailable = open_meter(config.energy, plan.device, config.tdp_w)

@@ -19,6 +19,7 @@ from harness.config import StrategySpec, parse_strategies
 from harness.config.options import build_strategy, option_range
 from harness.contracts import Batch, ExitRule, ExitView, ModelInfo, Strategy
 from harness.errors import ConfigError
+from harness.running.unheard import unheard
 
 __all__ = ["THRESHOLD", "Family", "Shares", "SharesOfExits", "family", "is_percentile", "percentiles"]
 
@@ -200,7 +201,8 @@ class _Counting:
 
     def should_exit(self, view: ExitView) -> Tensor:
         """Ask all, count, and answer no."""
+        asked = unheard(view)
         for threshold, rule in self.rules.items():
-            self.exits[threshold] = self.exits.get(threshold, 0) + int(rule.should_exit(view).sum())
+            self.exits[threshold] = self.exits.get(threshold, 0) + int(rule.should_exit(asked).sum())
         self.asked.append(len(view.rows))
         return torch.zeros(len(view.rows), dtype=torch.bool, device=view.rows.device)

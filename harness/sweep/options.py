@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 from harness.config.decode import DRAFT_MAX, parse_decodes
 from harness.config.model import Artefacts, Configuration, Folder, OperatingPoint, Seed, TaskName
 from harness.config.registered import KVName
+from harness.config.stops import NO_STOP, parse_stops
 
 __all__ = ["SweepOptions"]
 
@@ -25,6 +26,9 @@ class SweepOptions(Configuration):
         default="lossy",
         description="lossy, lossless, or lossless+SOURCE[:option=value]… of `harness list drafts`; a comma list "
         "replays every strategy in each way. Drafts need a trace of --new-tokens.",
+    )
+    stop: str | tuple[str, ...] = Field(
+        default=NO_STOP, description="none alone: a replay has no completions to end (`harness run --stop RULE`)."
     )
     draft_max: int = Field(default=DRAFT_MAX, ge=1, le=1024, description="Tokens of a draft at most, lossless.")
     points: int = Field(
@@ -61,6 +65,18 @@ class SweepOptions(Configuration):
     @classmethod
     def _decodes_listed(cls, value: Any) -> Any:
         return parse_decodes(value)
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _nothing_to_end(cls, value: Any) -> Any:
+        rules: Any = parse_stops(value)
+        if rules != NO_STOP:
+            raise ValueError(
+                "a replay has no completions to end: exits are judged behind the trace's text, and what a strategy "
+                "would have written itself is not there to be read. Run it live: `harness run --stop "
+                f"{rules if isinstance(rules, str) else ','.join(rules)} --strategy NAME`"
+            )
+        return rules
 
     @property
     def decodes(self) -> tuple[str, ...]:

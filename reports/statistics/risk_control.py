@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "MOST_DOCUMENTS",
     "P_VALUES",
     "Losses",
     "PValue",
@@ -41,6 +42,7 @@ PValue: TypeAlias = Callable[[Losses, float, float], float]
 """``(losses, ε, δ) -> p``: how likely losses like these were, at most, if the risk were above ε."""
 
 MOST_DOCUMENTS = 1_000_000
+"""Where a search for a number of documents ends."""
 
 
 def hoeffding_bentkus(losses: Losses, risk: float, delta: float = 0.05) -> float:
@@ -118,9 +120,9 @@ def certified_in_expectation(losses: Losses, risk: float) -> int:
     return sum(bound <= risk for bound in expectation_bounds(losses))
 
 
-def fewest_documents(risk: float, delta: float, p_value: PValue) -> int:
-    """Return how many documents it takes if none of them has any loss."""
-    return _fewest(lambda n: p_value(np.zeros(n), risk, delta) <= delta) or MOST_DOCUMENTS
+def fewest_documents(risk: float, delta: float, p_value: PValue) -> int | None:
+    """Return how many documents it takes if none of them has any loss; ``None``: more than a million."""
+    return _fewest(lambda n: p_value(np.zeros(n), risk, delta) <= delta)
 
 
 def fewest_in_expectation(risk: float) -> int:

@@ -59,7 +59,7 @@ def test_percentiles_are_observed_on_other_documents_and_a_run_takes_the_point(
 
 
 def test_a_finished_run_is_calibrated_without_decoding(
-    calibrate: Command, decoded: RecordedRun, tmp_path: Path
+    calibrate: Command, decoded: RecordedRun, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     asked = ("--resume", decoded.directory, "--target", "edit_similarity_loss=0.6", "--file", tmp_path / "point.json")
     ran = calibrate(*asked, "--method", "conformal", "--against", decoded.directory, "--json")
@@ -68,6 +68,7 @@ def test_a_finished_run_is_calibrated_without_decoding(
     point = CalibratedPoint.model_validate_json(ran.out)
     assert point == read_document(CalibratedPoint, tmp_path / "point.json")[0]
     assert point.guarantee.confidence is None
+    assert "it was calibrated on 6 of these 6 documents, and is not tested by them" in caplog.text
     assert [one.value for one in point.guarantee.tested] == [0.99, 0.15, 0.05]
 
 
@@ -95,6 +96,8 @@ def test_a_run_that_was_cut_is_finished_first(calibrate: Command, tmp_path: Path
         ),
         (["--target", "agreement=0.95", "--strategy", "confidence", "--method", "conformal"], "it takes 19 even if"),
         (["--target", "agreement=2", "--strategy", "confidence"], "give a value between 0 and 1"),
+        (["--target", "agreement=0.999999", "--strategy", "confidence"], "it takes more than 1,000,000 even if none"),
+        (["--target", "agreement=0.2", "--strategy", "@point.json"], "@point.json is calibrated: `harness run` takes"),
         (
             ["--target", "agreement=0.2", "--strategy", "confidence", "--confidence", 0.8, "--limit", 8],
             "all 8 documents",
@@ -122,8 +125,29 @@ def test_a_folder_that_is_taken_is_refused_before_scores_are_observed(calibrate:
 def test_what_a_resumed_calibration_cannot_change(calibrate: Command, decoded: RecordedRun) -> None:
     asked = ("--resume", decoded.directory, "--target")
     assert "has its settings: omit limit" in calibrate(*asked, "agreement=0.5", "--limit", 6).error
+    listed = calibrate(*asked, "agreement=0.5", "--strategy", "confidence:threshold=0.15").error
+    assert "all are tested: give --strategy confidence alone" in listed
     assert "6 documents cannot certify agreement=0.95" in calibrate(*asked, "agreement=0.95").err
-    assert "Name one with --strategy, not margin" in calibrate(*asked, "agreement=0.5", "--strategy", "margin").err
+    other = " ".join(calibrate(*asked, "agreement=0.5", "--strategy", "margin").err.split())
+    assert "Name one with --strategy, not margin" in other
+
+
+def test_rows_of_a_run_that_a_certificate_does_not_speak_of_are_passed_over(
+    calibrate: Command, tiny_run: Command, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Lossless rows, and those with a stop rule: two of six settings are left."""
+    asked = ("--limit", 6, "--strategy", f"{SETTINGS[0]},0.15", "--stop", "none,line", "--decode", "lossy,lossless")
+    assert tiny_run(*asked, "--out", "mixed").code == 0
+    promise = ("--target", "agreement=0.2", "--confidence", 0.8)
+    assert calibrate("--resume", "mixed", *promise).code == 0
+    point, _ = read_document(CalibratedPoint, tmp_path / "mixed" / "operating-point.json")
+    assert [one.value for one in point.guarantee.tested] == [0.99, 0.15]
+    again = tiny_run("--strategy", "@mixed/operating-point.json", "--stop", "line", "--seed", 1, "--out", "stopped")
+    assert again.code == 0, again.err
+    assert "is of another stop rule (none there, line here): nothing is promised of this run" in caplog.text
+    assert tiny_run("--strategy", SETTINGS[1], "--stop", "line", "--out", "rule").code == 0
+    said = calibrate("--resume", "rule", *promise).err
+    assert "rule decodes nothing lossily and without a stop rule" in " ".join(said.split())
 
 
 def test_files_that_are_no_operating_point_are_refused(refused: Command, tmp_path: Path) -> None:

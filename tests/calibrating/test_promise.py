@@ -49,6 +49,8 @@ def test_a_target_is_read(text: str, name: str, risk: float, of_score: bool) -> 
         ("agreement", "give a value between 0 and 1, as in agreement=0.95"),
         ("agreement=1", "between 0 and 1"),
         ("agreement=nan", "between 0 and 1"),
+        ("agreement=0.9999999999999", "between 0 and 1"),  # whose loss would be rounded to 0
+        ("agreement=1e-13", "1e-06 from either end"),
         ("agrement=0.9", "Did you mean 'agreement'"),
         ("edit_similarity=0.9", "A score's fall is edit_similarity_loss"),
         ("nothing_loss=0.9", "no score 'nothing'"),
@@ -99,8 +101,17 @@ def test_settings_stand_from_strict_to_lax(decoded: RecordedRun) -> None:
     assert settings.losses.shape == (3, 6)
     assert not settings.losses[0].any()  # it never exits
     assert settings.losses[2].mean() > 0.2
-    with pytest.raises(ConfigError, match=r"decodes confidence lossily\. Name one with --strategy, not margin"):
+    with pytest.raises(ConfigError, match=r"decodes confidence lossily .* --strategy, not margin"):
         settings_of(decoded, parse_target("agreement=0.5"), "margin")
+
+
+def test_rows_that_share_a_file_are_warned_of(decoded: RecordedRun) -> None:
+    settings = settings_of(decoded, parse_target("agreement=0.5"))
+    assert not settings.shared
+    task = decoded.manifest.tasks[0].model_copy(update={"protocol": "repobench"})
+    manifest = decoded.manifest.model_copy(update={"tasks": (task,)})
+    other = replace(settings, run=replace(decoded, manifest=manifest))
+    assert other.shared.startswith("rows of repobench may be of one file")
 
 
 def test_the_laxest_setting_that_passes_in_order_is_chosen(decoded: RecordedRun) -> None:
@@ -190,6 +201,8 @@ def test_a_promise_is_held_against_other_documents(decoded: RecordedRun) -> None
         ({"repeats": 2}, "repeats"),
         ({"method": "conformal"}, "--confidence and --p-value belong to learn-then-test"),
         ({"confidence": 1}, "confidence"),
+        ({"confidence": 0.9999999999999}, "confidence"),
+        ({"confidence": 1e-13}, "confidence"),
     ],
 )
 def test_options_that_make_no_calibration_are_refused(given: dict[str, object], said: str) -> None:

@@ -162,6 +162,7 @@ def test_no_text_has_no_time_of_its_first_token() -> None:
         (200, [event(error={"message": "gone"})], 'fails: {"error": {"message": "gone"}}.'),
         (200, [event(choices=[{"text": 5}])], "an event without text"),
         (200, [event(object="x")], "an event without text"),
+        (200, [event(choices=[{"text": "a", "finish_reason": ["x"]}])], 'ends a completion by what is no word: ["x"].'),
         (200, [word("a")], "ended its answer before the completion was over."),
         (200, [], "ended its answer before the completion was over."),
         (200, [word("a"), END, event(choices=[], usage={"completion_tokens": 9})], "made 9 tokens where 5 were asked"),
@@ -186,6 +187,32 @@ def test_a_key_is_sent_and_never_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OWN_KEY")
     with pytest.raises(OptionError, match=r"endpoint:key_env=OWN_KEY: that environment variable is not set"):
         Endpoint(key_env="OWN_KEY").connect()
+
+
+@pytest.mark.parametrize("before", [0, 180, 195])
+def test_no_part_of_a_key_is_said_where_an_answer_is_cut(monkeypatch: pytest.MonkeyPatch, before: int) -> None:
+    """What is shown ends after 200 characters, and what is read somewhere behind them."""
+    monkeypatch.setenv("OWN_KEY", "sk-secret-of-mine\n")  # as a file of it ends
+    pieces = [b"x" * before + b"sk-secret-", b"of-mine" + b"y" * 300]
+    for body in (pieces, [b"".join(pieces)]):
+        with scripted((401, body)) as (url, handler), pytest.raises(EndpointError) as refusal:
+            ask(url, key_env="OWN_KEY")
+        assert handler.headers_heard[0]["Authorization"] == "Bearer sk-secret-of-mine"
+        assert "sk-s" not in str(refusal.value)
+        assert "answers 401: " in str(refusal.value)
+
+
+@pytest.mark.parametrize("key", ["sk\nsecret", "ключ", "\x7f"])
+def test_what_no_header_can_carry_is_no_key_and_is_not_said(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setenv("OWN_KEY", key)
+    with pytest.raises(OptionError, match="holds characters that no HTTP header can") as refusal:
+        Endpoint(key_env="OWN_KEY").connect()
+    assert key not in str(refusal.value)
+
+
+def test_a_host_that_is_no_name_cannot_be_reached() -> None:
+    with pytest.raises(EndpointError, match="cannot be reached: "):
+        ask("http://a..b")
 
 
 @pytest.mark.parametrize(
@@ -301,6 +328,20 @@ def test_failures_are_error_records_and_the_run_goes_on(tiny_run: Command, tmp_p
     assert errors[2].endswith("answers what is no stream of completions: what?.")
     assert "tokens_per_s" not in row["metrics"], "nobody said how many tokens there were"
     assert rows(out)["full"]["n"] == 4
+
+
+def test_one_that_dies_before_the_next_repeat_fails_its_samples(tiny_run: Command, tmp_path: Path) -> None:
+    good = (200, [word("x = 1"), END])
+    with scripted(good) as (url, handler):
+        assert tiny_run("--strategy", f"endpoint:url={url}", "--limit", 2, "--out", tmp_path / "one").code == 0
+        once = len(handler.heard)
+    out = tmp_path / "two"
+    with scripted(*[good] * once, (503, [b"gone"])) as (url, _):
+        ran = tiny_run("--strategy", f"endpoint:url={url}", "--limit", 2, "--repeats", 2, "--out", out)
+    assert ran.code == 0, ran.err
+    made = [one for one in samples(out) if one["operating_point"].startswith("endpoint")]
+    assert [(one["repeat"], bool(one["error"])) for one in made] == [(0, False), (0, False), (1, True), (1, True)]
+    assert {one["repeat"] for one in samples(out) if one["operating_point"] == "full" and not one["error"]} == {0, 1}
 
 
 def test_one_that_is_down_at_the_start_is_refused_with_the_remedy(refused: Callable[..., str]) -> None:

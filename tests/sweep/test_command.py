@@ -88,6 +88,8 @@ def test_the_model_is_the_trace_s_unless_it_is_named(cli: Command, traced: Path)
         (("--strategy", "confidence", "--task", "javacorpus"), "no document of javacorpus; it has py150"),
         (("--strategy", "margin:decay=2"), "harness trace --new-tokens 15"),
         (("--strategy", "classifier"), "harness train classifier"),
+        (("--strategy", "confidence", "--stop", "none,line"), "live: `harness run --stop none,line --strategy NAME`."),
+        (("--strategy", "confidence", "--stop", "lines"), "unknown stop rule 'lines'. Did you mean 'line'?"),
         ((), "Missing option '--strategy'"),
     ],
 )

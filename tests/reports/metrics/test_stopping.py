@@ -81,11 +81,30 @@ def test_the_front_weighs_requests_where_completions_are_cut(run: Any) -> None:
     assert (rows[FULL].pareto, rows[STOPPED].pareto) == (False, True)
 
 
-def test_a_rule_that_always_stops_is_warned_of(build: Any) -> None:
-    run = build(points=(FULL, STOPPED), kv="recompute")
-    run.window(FULL, {"finish_reason": "length"})
-    run.window(STOPPED, stopped(1, 0.0))
-    assert any(note.startswith(f"{STOPPED} on py150 always stops") for note in run.summary().notes)
+@pytest.mark.parametrize(
+    ("name", "samples", "said"),
+    [
+        (STOPPED, [stopped(1, 0.0), stopped(1, 0.0)], "the rule ended all of its 2 completions with their first"),
+        # what reads states is not asked of the first token, whose state is the prompt's
+        (STOPPED, [stopped(2, 0.0), stopped(2, 0.0)], "the rule ended all of its 2 completions with their second"),
+        (
+            "sec",
+            [stopped(1, 0.0, finish_reason="strategy", stop_rule="")],
+            "the strategy ended all of its 1 ",
+        ),
+        (STOPPED, [stopped(2, 0.0), stopped(1, 0.0)], None),
+        (STOPPED, [stopped(1, 0.0), stopped(1, 0.0, finish_reason="eos", stop_rule="")], None),
+        ("sec", [stopped(2, 0.0, finish_reason="strategy", stop_rule="")], None),
+    ],
+)
+def test_what_always_stops_is_warned_of(build: Any, name: str, samples: list[dict[str, Any]], said: str | None) -> None:
+    run = build(points=(FULL, name), kv="recompute")
+    for block, sample in enumerate(samples):
+        run.window(FULL, {"finish_reason": "length"}, block=block)
+        run.window(name, sample, block=block)
+    found = [note for note in run.summary().notes if note.startswith(f"{name} on py150 always stops")]
+    assert len(found) == (said is not None)
+    assert all(said in note for note in found if said)
 
 
 def test_older_records_say_stop_of_the_protocol_s_rule_alone() -> None:

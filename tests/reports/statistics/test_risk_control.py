@@ -120,6 +120,7 @@ def test_how_many_documents_it_takes() -> None:
     assert fewest_documents(0.05, 0.05, hoeffding_bentkus) == 59  # 0.95^58 = 0.0510
     assert fewest_documents(0.02, 0.05, hoeffding_bentkus) == 149
     assert fewest_documents(0.05, 0.05, empirical_bernstein) == 63
+    assert fewest_documents(1e-6, 0.05, hoeffding_bentkus) is None  # 2,995,731
     assert [fewest_in_expectation(risk) for risk in (0.05, 0.1, 0.3)] == [19, 9, 3]  # 1 / (n + 1) ≤ ε
 
 
