@@ -23,13 +23,14 @@ __all__ = ["CodeCompletion"]
 class CodeCompletion:
     """A task of :class:`harness.contracts.Task` over one programming language.
 
-    Subclass it, set the class attributes, and return local code from :meth:`embedded` where there is any.
+    Subclass it, set ``name`` and ``code``, and return local code from :meth:`embedded` where there is any; datasets of
+    the hub where there are some.
 
     Attributes:
         name: registered name.
         code: the language.
-        documents: hub dataset of whole files, for the protocols that read documents.
-        lines: hub dataset of contexts and the lines they break off in.
+        documents: hub dataset of whole files, for the protocols that read documents; ``None``: there is none.
+        lines: hub dataset of contexts and the lines they break off in; ``None``: there is none.
         offers: what protocols can read of it (:attr:`tasks.protocols.Protocol.wants`).
         default_protocol: of a run that names none.
         row_format: in words, what ``--source PATH`` may hold.
@@ -37,8 +38,8 @@ class CodeCompletion:
 
     name: ClassVar[str]
     code: ClassVar[Language]
-    documents: ClassVar[HubDataset]
-    lines: ClassVar[HubDataset]
+    documents: ClassVar[HubDataset | None] = None
+    lines: ClassVar[HubDataset | None] = None
     offers: ClassVar[frozenset[str]] = frozenset({"documents", "lines"})
     default_protocol: ClassVar[str] = "green-code"
     row_format: ClassVar[str] = FORMS
@@ -54,7 +55,8 @@ class CodeCompletion:
         Raises:
             DataError: there are none on this machine; says how to get them.
         """
-        raise DataError(f"the task '{self.name}' has no embedded source. Use --source PATH or --source hub.")
+        hub = " or --source hub" if self.documents or self.lines else ""
+        raise DataError(f"the task '{self.name}' has no embedded source. Use --source PATH{hub}.")
 
     def load(self, request: TaskRequest, tokenizer: Tokenizer) -> TaskData:
         """Draw the samples; see :mod:`tasks.draw` for the order.
@@ -78,10 +80,13 @@ class CodeCompletion:
         with closing(self._open(source, self.documents, split)) as rows:
             return collect(rows, limit=limit, seed=seed)
 
-    def _open(self, source: str, dataset: HubDataset, split: Split) -> Rows:
+    def _open(self, source: str, dataset: HubDataset | None, split: Split) -> Rows:
         if source == "embedded":
             rows = self.embedded()
             return rows.part(split) if isinstance(rows, SourceFiles) else rows
+        if dataset is None and source == "hub":
+            raise DataError(f"the task '{self.name}' names no such dataset of the hub. Use --source PATH.")
+        dataset = dataset or HubDataset(self.name, self.code.name, split)  # how folders are laid out
         if source == "hub":
             return open_hub(dataset.at(split))
         return open_path(source, dataset.at(split))

@@ -8,7 +8,8 @@ Texts that are only scored are read once, for all points: a strategy decides not
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -92,7 +93,7 @@ def evaluate(options: LmEvalOptions, observer: Observer) -> Evaluation:
 
 
 def _simple_evaluate(lm: _MeasuredLM, options: LmEvalOptions) -> dict[str, Any]:
-    with own_metrics():
+    with own_metrics(), _asking_git_where_it_is_used():
         found: dict[str, Any] = lm_eval.simple_evaluate(
             lm,
             tasks=lm.found.names,
@@ -105,6 +106,21 @@ def _simple_evaluate(lm: _MeasuredLM, options: LmEvalOptions) -> dict[str, Any]:
         )
     found["config"]["model"] = lm.config.model
     return found
+
+
+@contextmanager
+def _asking_git_where_it_is_used() -> Iterator[None]:
+    """Keep lm-eval, which notes the commit that it is called at, from having git complain outside of a repository."""
+    from lm_eval import evaluator
+
+    here = Path.cwd()
+    before = evaluator.get_git_commit_hash
+    if not any((folder / ".git").exists() for folder in (here, *here.parents)):
+        evaluator.get_git_commit_hash = lambda: None
+    try:
+        yield
+    finally:
+        evaluator.get_git_commit_hash = before
 
 
 class _MeasuredLM(EarlyExitLM):

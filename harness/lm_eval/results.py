@@ -47,8 +47,7 @@ def render(results: Results) -> RenderableType:
         results: operating point → lm-eval's results.
     """
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for column in ("task", "metric", "operating point"):
-        table.add_column(column, overflow="fold")
+    table.add_column("", overflow="fold")
     for column in ("value", "layers", "ms/token", "J/token"):
         table.add_column(column, justify="right", no_wrap=True)
     first = next(iter(results.values()))
@@ -56,25 +55,23 @@ def render(results: Results) -> RenderableType:
     kinds: set[str] = set()
     nothing: tuple[str, dict[str, Any]] = ("", {})
     for task in first["results"]:
-        told = ""
         for metric in _metrics(first["results"][task]):
+            name, _, pipeline = metric.partition(",")
+            table.add_row(f"{task}: {name if pipeline == 'none' else metric}")
             for point, found in results.items():
                 values, facts = found["results"][task], found["config"]["early_exit"]["tasks"].get(task, {})
                 kind, spent = next(iter(facts.items()), nothing)
                 kinds.add(kind)
                 if spent.get("j_per_token") is not None:
                     sources[spent["energy_source"]] = spent["energy_measured"]
-                name, _, pipeline = metric.partition(",")
+                where = point if kind != "scored" else found["config"]["early_exit"]["loglikelihood_at"]
                 table.add_row(
-                    "" if told == task else task,
-                    name if pipeline == "none" else metric,
-                    point if kind != "scored" else found["config"]["early_exit"]["loglikelihood_at"],
+                    f"  {where}",
                     _value(values.get(metric), values.get(f"{name}_stderr,{pipeline}")),
                     _number(spent.get("exit_layer_mean"), "{:.1f}"),
                     _number(spent.get("s_per_token"), "{:.2f}", 1000),
                     _number(spent.get("j_per_token"), "{:.3g}"),
                 )
-                told = task
                 if kind == "scored":  # the same at every operating point
                     break
     return Group(table, *(Text(line, "dim") for line in _notes(first, sources, kinds)))

@@ -30,8 +30,8 @@ def identity(info: ModelInfo, tokenizer: str) -> dict[str, Any]:
 
 def exit_head_note(exit_head: str) -> str:
     """Say which exit head a controller was trained for, and how a run comes by it."""
-    flag = "shared" if exit_head == "shared" else "auto"
-    return f"It was trained for exit head {exit_head}: run it with --exit-head {flag}."
+    how = "run it with --exit-head shared" if exit_head == "shared" else "a run takes it by itself"
+    return f"It was trained for exit head {exit_head}: {how}."
 
 
 def provenance(command: str) -> dict[str, Any]:

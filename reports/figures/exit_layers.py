@@ -149,7 +149,8 @@ def _drawer(table: TaskTable, points: Sequence[PlacedPoint]) -> Callable[[Width]
     def draw(width: Width) -> Canvas:
         kinds = any(_has_texts(point) for point in points)
         halves = 2 if kinds else 1
-        canvas, grid = panels(width, halves * len(points), 1.8, across=halves, sharey=True)
+        height = 1.8 if width == "text" else 1.4  # six below each other stay on a page
+        canvas, grid = panels(width, halves * len(points), height, across=halves, sharey=True)
         depth = table.run.manifest.model.num_layers
         layers = sorted(
             {layer for p in points for sample in p.cell.scored for layer in p.cell.decoded_layers(sample)} | {depth}
@@ -169,7 +170,9 @@ def _drawer(table: TaskTable, points: Sequence[PlacedPoint]) -> Callable[[Width]
                 if width == "column":
                     grid[halves * row + 1].set_ylabel("exit layer")
         if mesh is not None:
-            canvas.colorbar(mesh, ax=grid, label="share of tokens", shrink=min(1.0, 1.6 / len(points) + 0.2), pad=0.01)
+            shrink = min(1.0, 1.6 / len(points) + 0.2)
+            aspect = 20 if width == "text" else 10 * len(grid)
+            canvas.colorbar(mesh, ax=grid, label="share of tokens", shrink=shrink, aspect=aspect, pad=0.01)
         return canvas
 
     return draw

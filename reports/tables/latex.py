@@ -28,12 +28,14 @@ __all__ = ["escape_latex", "to_latex", "to_latex_details"]
 Cell: TypeAlias = str | tuple[str]
 """A text, or the name of something in a tuple: names are set in typewriter."""
 
-_LETTERS = 105
-"""Letters of a row that 7 inches have room for at 8 points."""
+_POINTS = 504.0
+"""Room for a row, 7 inches."""
+_SIZES = (("footnotesize", 8.0, 3), ("scriptsize", 7.0, 3), ("scriptsize", 7.0, 2))
+"""Letters and their size, and the room on each side of a column, points: the first that fits is taken."""
 _SPECIAL = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
     "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", '"': r"{\char34}", "'": r"\textquotesingle{}", "`": r"\textasciigrave{}",
+    "|": r"\textbar{}", '"': r"{\char34}", "`": r"\textasciigrave{}",
     "–": "{--}", "—": "{---}", "×": r"$\times$", "≥": r"$\geq$", "≤": r"$\leq$", "±": r"$\pm$", "−": r"$-$",
     "Δ": r"$\Delta$", "µ": r"\textmu{}", "σ": r"$\sigma$", "●": r"$\bullet$", "◇": r"$\diamond$", "…": r"\dots{}",
     "\ue000": "{}", "·": r"$\cdot$", "≈": r"$\approx$", "’": "'", "→": r"$\rightarrow$",
@@ -58,8 +60,8 @@ _PREAMBLE = (
 
 
 def escape_latex(text: str) -> str:
-    """Return LaTeX that prints a text of one line as it stands, in any engine."""
-    apart = re.sub(r"([-,])(?=\1)", "\\1\ue000", one_line(text))  # two hyphens or commas would become one character
+    """Return LaTeX that prints a text of one line as it stands, in any engine; an apostrophe as books have it."""
+    apart = re.sub(r"([-,'])(?=\1)", "\\1\ue000", one_line(text))  # two of them would become one character
     return "".join(_character(character) for character in apart)
 
 
@@ -117,7 +119,9 @@ def _details(name: str, run: RecordedRun, warning: Sequence[str], labels: _Label
             for title, columns in acceptance_sections(table):
                 notes = [*warning, ACCEPTANCE_NOTE]
                 label = labels.new(f"{name} {title}")
-                yield _tabular(f"{name}: {title}, {table.heading}.", label, notes, *_columns(table.rows, columns))
+                spec, header, rows = _columns(table.rows, columns)
+                rows = [row for row in rows if set(row[2:]) - {"–", ""}]  # who drafted none has no row
+                yield _tabular(f"{name}: {title}, {table.heading}.", label, notes, spec, header, rows)
             lengths = draft_length_table(table)
             if lengths is not None:
                 yield written(lengths.title, warning, lengths, table.heading)
@@ -156,32 +160,63 @@ def _tabular(
     title: str, label: str, notes: Sequence[str], spec: str, header: Sequence[str], rows: Sequence[Sequence[Cell]]
 ) -> str:
     """Return one table environment; a row of a single cell is a heading above those that follow."""
-    cells = [[max(cell.split("\n"), key=len) for cell in header], *(row for row in rows if len(row) > 1)]
-    letters = sum(max(len("".join(row[place])) for row in cells) for place in range(len(header)))
-    size = "footnotesize" if letters <= _LETTERS else "scriptsize"
-    body: list[str] = []
-    for number, row in enumerate(rows):
-        if len(row) > 1:
-            body.append(f"    {' & '.join(_cell(cell) for cell in row)} \\\\")
-        else:
-            body += [r"    \addlinespace"] * (number > 0)
-            body.append(rf"    \multicolumn{{{len(spec)}}}{{@{{}}l}}{{\emph{{{_cell(row[0])}}}}} \\")
+    size, room, blocks = _layout(header, [row for row in rows if len(row) > 1])
     lines = [
         r"\begin{table*}[htbp]",
-        rf"  \centering\{size}\setlength{{\tabcolsep}}{{3pt}}\setlength{{\belowcaptionskip}}{{4pt}}",
+        rf"  \centering\{size}\setlength{{\tabcolsep}}{{{room}pt}}\setlength{{\belowcaptionskip}}{{4pt}}",
         rf"  \caption{{{escape_latex(title)}}}",
         rf"  \label{{{label}}}",
-        rf"  \begin{{tabular}}{{@{{}}{spec}@{{}}}}",
-        r"    \toprule",
-        *(f"    {' & '.join(cells)} \\\\" for cells in _header_lines(header)),
-        r"    \midrule",
-        *body,
-        r"    \bottomrule",
-        r"  \end{tabular}",
-        *_below(notes),
-        r"\end{table*}",
     ]
-    return "\n" + "\n".join(lines)
+    for number, places in enumerate(blocks):
+        lines += [r"  \par\vspace{6pt}"] * (number > 0)
+        lines += _block(spec, header, rows, places)
+    return "\n" + "\n".join([*lines, *_below(notes), r"\end{table*}"])
+
+
+def _block(spec: str, header: Sequence[str], rows: Sequence[Sequence[Cell]], places: Sequence[int]) -> Iterator[str]:
+    """Yield a tabular of some of the columns."""
+    yield rf"  \begin{{tabular}}{{@{{}}{''.join(spec[place] for place in places)}@{{}}}}"
+    yield r"    \toprule"
+    for cells in _header_lines([header[place] for place in places]):
+        yield f"    {' & '.join(cells)} \\\\"
+    yield r"    \midrule"
+    for number, row in enumerate(rows):
+        if len(row) > 1:
+            yield f"    {' & '.join(_cell(row[place]) for place in places)} \\\\"
+        else:
+            if number:
+                yield r"    \addlinespace"
+            yield rf"    \multicolumn{{{len(places)}}}{{@{{}}l}}{{\emph{{{_cell(row[0])}}}}} \\"
+    yield r"    \bottomrule"
+    yield r"  \end{tabular}"
+
+
+def _layout(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> tuple[str, int, list[list[int]]]:
+    """Return size, room beside columns, and the columns of each tabular, several where one would be too wide."""
+    cells = [[max(cell.split("\n"), key=_ems) for cell in header], *rows]
+    ems = [max(_ems(row[place]) for row in cells) for place in range(len(header))]
+    for size, points, room in _SIZES:
+        widths = [points * wide + 2 * room for wide in ems]
+        if sum(widths) <= _POINTS:
+            return size, room, [list(range(len(header)))]
+    names = list(range(1 if header[0] else 2))
+    if sum(widths[one] for one in names) > _POINTS / 2:
+        return size, room, [list(range(len(header)))]  # names alone leave little room for more
+    blocks: list[list[int]] = [[*names]]
+    for place in range(len(names), len(header)):
+        if len(blocks[-1]) > len(names) and sum(widths[one] for one in (*blocks[-1], place)) > _POINTS:
+            blocks.append([*names])
+        blocks[-1].append(place)
+    return size, room, blocks
+
+
+def _ems(cell: Cell) -> float:
+    """Return about how wide Computer Modern sets a cell at 7 points, in sizes of the letter; a little less at 8."""
+    if isinstance(cell, tuple):
+        return 0.531 * len(cell[0])
+    return sum(
+        0.34 if one in " .,:;[]()|'ijlftr/" else 0.9 if one in "×±≥≤−Δ●◇mw%–ABCDGHMNOQUVWX" else 0.57 for one in cell
+    )
 
 
 def _below(notes: Sequence[str]) -> Iterator[str]:

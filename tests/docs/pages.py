@@ -18,12 +18,13 @@ def blocks(name: str, language: str) -> list[str]:
     return [code for said, code in re.findall(r"^```(\w*)\n(.*?)^```", text, re.S | re.M) if said == language]
 
 
-def commands(name: str) -> Iterator[list[str]]:
+def commands(name: str, *, in_sentences: bool = True) -> Iterator[list[str]]:
     """Yield the words of every ``harness`` command that a page shows, in a block or within a sentence."""
     text = (ROOT / name).read_text(encoding="utf-8")
     shown = [line for block in blocks(name, "") for line in block.replace("\\\n", " ").splitlines()]
     prose = re.sub(r"^```.*?^```", "", text, flags=re.S | re.M)
-    shown += [" ".join(code.split()) for code in re.findall(r"(?<!`)`(harness [^`]+)`", prose)]
+    if in_sentences:
+        shown += [" ".join(code.split()) for code in re.findall(r"(?<!`)`(harness [^`]+)`", prose)]
     for line in shown:
         for part in line.removeprefix("$ ").split(";"):
             if part.strip().startswith("harness "):

@@ -16,7 +16,7 @@ from harness.config.options import build_strategy
 from harness.registry import STRATEGIES
 from tests.docs.pages import NAMES, ROOT, commands
 
-THEIRS = {"norm-growth", "mean-difference", "every-nth", "head=first/2000", "NAME", "S"}
+THEIRS = {"norm-growth", "mean-difference", "every-nth", "turning", "head=first/2000", "NAME", "S"}
 """What pages themselves define, or leave open, of strategies and recipes."""
 
 

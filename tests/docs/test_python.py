@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import shlex
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.docs.pages import NAMES, blocks, commands
+from tests.docs.pages import NAMES, blocks
 
 NEED_A_MODEL = {"README.md": 1, "docs/tutorials/python.md": 4, "docs/tutorials/own-model.md": 1}
 """Page → its blocks of Python that other tests of this file run."""
-API, OWN_MODEL = "docs/tutorials/python.md", "docs/tutorials/own-model.md"
+API = "docs/tutorials/python.md"
 
 
 def run(name: str, code: str, names: dict[str, Any]) -> None:
@@ -57,21 +54,3 @@ def test_the_blocks_of_the_api_run_as_written(tmp_path: Path, monkeypatch: pytes
     run("README.md", blocks("README.md", "python")[0], names)  # here, since the model's kernels are compiled
     full = names["model"].generate("def fibonacci(n):\n    ", "full", max_new_tokens=24)
     assert names["answer"].tokens.token_id.tolist() == full.tokens.token_id.tolist()
-
-
-@pytest.mark.slow
-def test_an_own_model_goes_the_way_that_its_page_goes(
-    tmp_path: Path, cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """From the folder that the block makes, by every command below it, to a run of classifier and agent."""
-    (block,) = blocks(OWN_MODEL, "python")
-    run(OWN_MODEL, block, {"__name__": "shown"})  # in tmp_path, where cli is
-    path = [words for words in commands(OWN_MODEL) if "my-model" in words]
-    assert [words[1:3] for words in path][:2] == [["trace", "--model"], ["train", "shortcut"]]
-    for words in path:
-        ran = cli(*words[1:])
-        assert ran.code == 0, (shlex.join(words), ran.err)
-    assert {"classifier.json", "rl.json", "shortcut.json"} <= set(os.listdir(tmp_path / "artefacts" / "my-model"))
-    summary = (tmp_path / "runs" / "my-model" / "summary.csv").read_text()
-    assert all(point in summary for point in ("full", "classifier", "rl", "oracle"))
-    assert "not was" not in summary

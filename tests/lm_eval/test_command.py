@@ -40,6 +40,9 @@ def test_the_results_of_every_operating_point_and_a_run_that_reports_read(
         "Energy: estimate, not measured by a sensor",
     ):
         assert word in ran.out
+    assert "ours_line: exact_match" in ran.out
+    assert f"\n  {EXIT} " in ran.out  # a row of its own, below
+    assert "not a git repository" not in ran.err
 
     full, early = (json.loads(Path("out/lm-eval", point, "results.json").read_text()) for point in ("full", EXIT))
     for task in ("ours_line", "ours_choice", "ours_whole"):

@@ -14,7 +14,9 @@ import pytest
 from harness.contracts import TaskRequest
 from harness.errors import DataError
 from harness.host.hub import PATIENCE_S
+from tasks.code_completion import CodeCompletion
 from tasks.javacorpus import JavaCorpus
+from tasks.languages import PYTHON
 from tasks.py150 import Py150
 from tasks.sources import HubDataset, embedded
 from tasks.sources.path import open_path
@@ -284,6 +286,21 @@ def test_a_damaged_or_empty_archive_is_refused(
     monkeypatch.setattr(embedded, "jdk_homes", lambda: iter([home]))
     with pytest.raises(DataError, match=r"src\.zip"):
         embedded.jdk_sources()
+
+
+def test_a_task_that_no_hub_has_needs_a_name_and_a_language(words: Any, tmp_path: Path) -> None:
+    class Own(CodeCompletion):
+        name = "own"
+        code = PYTHON
+
+    rows = [{"id": row, "code": "\n".join(f"name{row} = {line}" for line in range(60))} for row in range(3)]
+    file = write_jsonl(tmp_path / "rows.jsonl", rows)
+    for protocol in ("green-code", "codexglue-line"):
+        assert len(Own().load(TaskRequest(protocol, str(file)), words).samples) == 3
+    with pytest.raises(DataError, match=r"the task 'own' names no such dataset of the hub\. Use --source PATH\."):
+        Own().load(TaskRequest("green-code", "hub"), words)
+    with pytest.raises(DataError, match=r"has no embedded source\. Use --source PATH\.$"):
+        Own().load(TaskRequest("green-code", "embedded"), words)
 
 
 def test_dataset_folder_is_the_repository_name() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from reports.recorded import RecordedRun
+from reports.tables import latex as latex_module
 from reports.tables.latex import escape_latex, to_latex, to_latex_details
 
 NASTY = "a_b%c&d#e$f^g~h{i}j\\k<l>m|n\"o'p`q--r,,s [x]\n\\end{document} \\input{/etc/passwd} é 中 – × ●"
@@ -24,6 +25,7 @@ NASTY = "a_b%c&d#e$f^g~h{i}j\\k<l>m|n\"o'p`q--r,,s [x]\n\\end{document} \\input{
         ("a_b & c#d$", r"a\_b \& c\#d\$"),
         (r"\end{document}", r"\textbackslash{}end\{document\}"),
         ("x--y,,z", "x-{}-y,{},z"),
+        ("it's ''", "it's '{}'"),
         ("two\nlines\t", "two lines"),
         ("1.24× [1.17, 1.31] *", r"1.24$\times$ [1.17, 1.31] *"),
         ("–", "{--}"),
@@ -78,6 +80,24 @@ def check(latex: str) -> None:
         assert counts == {len(spec.group(1)) - 1}
     assert not any(r"\input{/etc" in line for line in latex.splitlines() if not line.startswith("%"))
     assert latex.rstrip().endswith(r"\endoftables")
+
+
+def test_a_table_wider_than_the_text_goes_on_below_itself(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = build()
+    for block in range(6):
+        for point in made.points:
+            made.window(point, {"scores": {"edit_similarity": 0.5 + block / 20}}, block=block)
+    run = RecordedRun(Path("runs/one"), made.manifest, tuple(made.windows), tuple(made.samples), made.summary())
+    whole = to_latex([("one", run)])
+    monkeypatch.setattr(latex_module, "_POINTS", 250.0)
+    split = to_latex([("one", run)])
+    check(split)
+    assert whole.count(r"\begin{table*}") == split.count(r"\begin{table*}") == 1
+    heads = [re.findall(r"\\toprule\n(.*)\n", text) for text in (whole, split)]
+    assert len(heads[0]) == 1 < len(heads[1])
+    columns = [[cell.strip(" \\") for head in found for cell in head.split(" & ")[2:]] for found in heads]
+    assert columns[0] == columns[1]
+    assert all(head.split(" & ")[1] == "operating point" for head in heads[1])
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex")
