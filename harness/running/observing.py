@@ -157,7 +157,8 @@ def _key(asked: SharesOfExits, plan: Plan, samples: Sequence[Sequence[Sample]]) 
     (*_, point), info = plan.points, plan.model.info
     own = inspect.getsourcefile(type(build_strategy(asked.anywhere)))
     code = hashlib.sha256()
-    for file in [*sorted(Path(decoding.__path__[0]).rglob("*.py")), *([] if own is None else [Path(own)])]:
+    asking = (__file__, inspect.getfile(SharesOfExits), *([] if own is None else [own]))
+    for file in [*sorted(Path(decoding.__path__[0]).rglob("*.py")), *map(Path, asking)]:
         code.update(file.read_bytes())
     facts = [
         str(asked.one.spec), code.hexdigest(), torch.__version__, plan.device, plan.config.kv_input,
