@@ -9,9 +9,10 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 MARKERS ?= not matrix
 MINUTES ?= 7
+KILLS ?= 1000
 PEERS ?= peers
 
-.PHONY: demo test lint docs fuzz bench peers clean
+.PHONY: demo test lint docs fuzz kills bench peers clean
 
 demo: $(VENV)/.installed
 	$(BIN)/harness run
@@ -35,6 +36,10 @@ docs: $(VENV)/.installed-docs
 # many cases there were; what breaks is in .hypothesis/found with the command that tries it again.
 fuzz: $(VENV)/.installed-dev
 	FUZZ_MINUTES=$(MINUTES) $(BIN)/python -m pytest tests/fuzz --timeout=0 --numprocesses=$(WORKERS) --dist=worksteal $(PYTESTFLAGS)
+
+# A study killed so often at random moments, on one core; what an interrupted call has done counts, while the code stays.
+kills: $(VENV)/.installed-dev
+	FUZZ_KILLS=$(KILLS) OMP_NUM_THREADS=1 nice -n 19 $(BIN)/python -m pytest tests/fuzz/test_study_kills.py --timeout=0 -q $(PYTESTFLAGS)
 
 # Paired ratios against transformers and the byte model. Each benchmark's ratio to an in-process reference is compared
 # with the last saved run of this class of machine; make bench BENCHFLAGS=--benchmark-ratio-fail=20 makes it fail.

@@ -40,11 +40,11 @@ def _list(
         table.add_row(one.kind, escape(one_line(one.path.name)), _size(one.size_bytes), used)
     console = stdout()
     console.print(table)
-    for kind, what in KINDS.items():
+    for kind, facts in KINDS.items():
         held = [one.size_bytes for one in found if one.kind == kind]
         if held:
-            size = _size(sum(held))
-            console.print(f"{kind}: {what}; {size} in {len(held):d}.", highlight=False, soft_wrap=True)
+            count = f"{len(held):d}" if facts.most is None else f"{len(held):d} of at most {facts.most:d}"
+            console.print(f"{kind}: {facts.what}; {_size(sum(held))} in {count}.", highlight=False, soft_wrap=True)
     if not found:
         console.print("Nothing is kept.")
 

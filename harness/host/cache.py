@@ -1,21 +1,51 @@
-"""What the harness keeps in the user's cache: everything there can be made again, by whoever needs it next."""
+"""What the harness keeps in the user's cache: everything there can be made again, by whoever needs it next.
+
+A file is named by a hash of all that decides what it holds, is written under a name of its writer's own and renamed,
+and is verified when it is read, so that any number of processes may share it. Nothing that was measured is kept: times
+and energy are measured anew in every run.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
+import tempfile
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-__all__ = ["KINDS", "Kept", "cache_folder", "clear", "kept"]
+from harness.host.foreign_files import DocumentError, read_json
+
+__all__ = ["KINDS", "Kept", "Kind", "being_written", "cache_folder", "clear", "drop_old", "keep_document", "kept",
+           "kept_document"]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """Something that is kept.
+
+    Attributes:
+        what: in words.
+        most: files of it; those that were not used for longest go first. ``None``: one for each that is installed.
+    """
+
+    what: str
+    most: int | None
+
 
 KINDS = {
-    "converted": "models converted from GGUF, which takes ten seconds",
-    "packed": "weights packed for decoding, adapter merged",
-    "observed": "scores that thresholds given as percentiles come from",
+    "converted": Kind("models converted from GGUF, which takes ten seconds", None),
+    "packed": Kind("weights packed for decoding, adapter merged", 6),  # three formats of two models
+    "observed": Kind("scores that thresholds given as percentiles come from", 256),  # a kilobyte each
 }
-"""What is kept, by kind; ``packed`` and ``observed`` are folders of their own."""
+"""What is kept, by kind; those with a bound are folders of their own."""
+
+_ABANDONED_S = 3600  # age from which an unfinished file has no writer any more
 
 
 def cache_folder() -> Path:
@@ -61,6 +91,71 @@ def clear(kinds: frozenset[str] = frozenset(KINDS)) -> int:
             one.path.unlink(missing_ok=True)
         freed += 0 if one.path.exists() else one.size_bytes
     return freed
+
+
+@contextmanager
+def being_written(file: Path) -> Iterator[Path]:
+    """Yield a path that no other writer has; what is there at the end becomes the file, whole.
+
+    Raises:
+        OSError: it cannot be written. Nothing unfinished is left.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=".", suffix=".part", dir=file.parent)
+    os.close(descriptor)
+    try:
+        yield Path(name)
+        os.replace(name, file)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def drop_old(kind: str) -> None:
+    """Remove what was used least recently beyond a kind's bound, and what killed writers left."""
+    ages: list[tuple[float, Path]] = []
+    for path in _entries(cache_folder() / kind):
+        with suppress(OSError):  # another process may have removed it
+            ages.append((path.stat().st_mtime, path))
+    whole = sorted((age, path) for age, path in ages if path.suffix != ".part")
+    parts = [path for age, path in ages if path.suffix == ".part" and age < time.time() - _ABANDONED_S]
+    most = KINDS[kind].most
+    for path in [*parts, *(path for _, path in whole[: -most if most else 0])]:
+        with suppress(OSError):
+            path.unlink()
+
+
+def kept_document(kind: str, key: str) -> Any:
+    """Return the JSON value that is kept under a key; ``None`` without one, or where it is not what was written."""
+    file = _document(kind, key)
+    try:
+        found = read_json(file)
+        if found["key"] != key or found["sha256"] != _sealed(key, found["value"])["sha256"]:
+            raise DocumentError("it is not what was written")
+        os.utime(file)
+    except FileNotFoundError:
+        return None
+    except (OSError, DocumentError, KeyError, TypeError):
+        with suppress(OSError):
+            file.unlink()
+        return None
+    return found["value"]
+
+
+def keep_document(kind: str, key: str, value: Any) -> None:
+    """Keep a JSON value under a key, a hash of all that decides it; without room, or permission, it is not kept."""
+    with suppress(OSError):
+        with being_written(_document(kind, key)) as file:
+            file.write_text(json.dumps(_sealed(key, value)), encoding="utf-8")
+        drop_old(kind)
+
+
+def _document(kind: str, key: str) -> Path:
+    return cache_folder() / kind / f"{key}.json"
+
+
+def _sealed(key: str, value: Any) -> dict[str, Any]:
+    content = json.dumps([key, value], sort_keys=True).encode()
+    return {"key": key, "value": value, "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -13,8 +13,6 @@ import inspect
 import math
 import os
 import shutil
-import tempfile
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -27,7 +25,7 @@ from harness.contracts import ModelInfo, WeightsFormat
 from harness.decoding.packed_tensors import Packed, filled, tensors_of
 from harness.decoding.packing import usable
 from harness.errors import reason
-from harness.host.cache import cache_folder
+from harness.host.cache import being_written, cache_folder, drop_old
 from harness.host.foreign_files import real_path, require_regular
 from harness.registry import WEIGHTS_FORMATS
 
@@ -36,15 +34,11 @@ if TYPE_CHECKING:
 
     from harness.decoding.backbone import Backbone
 
-__all__ = ["KEPT", "KeptWeights", "key_of"]
-
-KEPT = 6
-"""Files at most: three formats of two models. Those that were not used for longest go first."""
+__all__ = ["KeptWeights", "key_of"]
 
 _LAYOUT = 1
 """Of the files. A format's own code is part of the key."""
 
-_ABANDONED_S = 3600  # age from which an unfinished file has no writer any more
 _SPARE = 4  # times a file's size that must be free before it is written
 
 
@@ -160,33 +154,15 @@ class KeptWeights:
         contents: dict[str, Tensor] = {}
         slots = {slot: _described(packed, contents) for slot, packed in tensors.items()}
         header = _Header(key=file.stem, weights_sha256=weights_sha256, slots=slots)
-        unfinished = None
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if shutil.disk_usage(self.folder).free < _SPARE * sum(content.nbytes for content in contents.values()):
                 return
-            descriptor, unfinished = tempfile.mkstemp(prefix=".", suffix=".part", dir=self.folder)  # one per writer
-            os.close(descriptor)
-            save_file(contents, unfinished, {"harness": header.model_dump_json()})
-            os.replace(unfinished, file)
-            self._drop_old()
+            with being_written(file) as unfinished:
+                save_file(contents, unfinished, {"harness": header.model_dump_json()})
+            drop_old("packed")
         except (OSError, SafetensorError) as error:
             self.note(f"packed weights of {self.info.name} are not kept ({reason(error)})")
-        finally:
-            if unfinished is not None:
-                Path(unfinished).unlink(missing_ok=True)
-
-    def _drop_old(self) -> None:
-        """Remove what was used least recently, and what killed writers left."""
-        ages: list[tuple[float, Path]] = []
-        for path in self.folder.iterdir():
-            with suppress(OSError):  # another process may have removed it
-                ages.append((path.stat().st_mtime, path))
-        whole = sorted((age, path) for age, path in ages if path.suffix == ".safetensors")
-        parts = [path for age, path in ages if path.suffix == ".part" and age < time.time() - _ABANDONED_S]
-        for path in [*parts, *(path for _, path in whole[:-KEPT])]:
-            with suppress(OSError):
-                path.unlink()
 
 
 def _bytes_of(tensor: Tensor) -> Tensor:

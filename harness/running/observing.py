@@ -9,23 +9,21 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import json
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from harness import decoding
 from harness.appearance.visible_text import shell_word
 from harness.config import RunConfig, StrategySpec, parse_all
 from harness.config.options import build_strategy
 from harness.contracts import Sample, Strategy
 from harness.decoding.engine import Engine
 from harness.errors import DataError
-from harness.host.atomic_files import replace_files
-from harness.host.cache import cache_folder
-from harness.host.foreign_files import DocumentError, read_json
+from harness.host.cache import keep_document, kept_document
 from harness.records import ObservedThreshold
 from harness.running.plan import Plan, make_plan
 from harness.running.thresholds import THRESHOLD, Family, Shares, SharesOfExits, family, is_percentile, percentiles
@@ -36,8 +34,6 @@ logger = logging.getLogger(__name__)
 
 OBSERVED = 8
 """Further documents of each task that scores are observed on."""
-FORMAT = 2
-"""Of what is kept; 1 ended completions where a strategy stopped them."""
 
 
 class ObservedText(str):
@@ -114,8 +110,8 @@ def observe(one: Family, config: RunConfig, count: int, stage: Callable[[str], N
     asked = SharesOfExits(one)
     plan = make_plan(config.model_copy(update={"strategies": (str(asked.anywhere),)}))
     samples = _further(plan, one, config, count)
-    file = cache_folder() / "observed" / f"{_key(asked, plan, samples)}.json"
-    kept = _kept(file)
+    key = _key(asked, plan, samples)
+    kept = _shares(kept_document("observed", key))
     if kept is not None:
         return kept
     stage(f"observing the scores of {one.spec} on {sum(map(len, samples))} further documents")
@@ -135,9 +131,7 @@ def observe(one: Family, config: RunConfig, count: int, stage: Callable[[str], N
             )
     if not asked.asked:
         raise DataError(f"no token of {sum(map(len, samples))} documents was decided. Use a larger --max-new-tokens.")
-    with suppress(OSError):  # it is found again, in seconds
-        file.parent.mkdir(parents=True, exist_ok=True)
-        replace_files({file: json.dumps({repr(at): share for at, share in asked.shares.items()}).encode()})
+    keep_document("observed", key, {repr(at): share for at, share in asked.shares.items()})
     return asked.shares
 
 
@@ -159,11 +153,15 @@ def _further(plan: Plan, one: Family, config: RunConfig, count: int) -> list[lis
 
 
 def _key(asked: SharesOfExits, plan: Plan, samples: Sequence[Sequence[Sample]]) -> str:
-    """Return what tells observations from others: the strategy and its code, the model, and the tokens."""
+    """Return what tells observations from others: the strategy and all code that decodes, the model, the tokens."""
     (*_, point), info = plan.points, plan.model.info
-    code = inspect.getsourcefile(type(build_strategy(asked.anywhere)))
+    own = inspect.getsourcefile(type(build_strategy(asked.anywhere)))
+    code = hashlib.sha256()
+    asking = (__file__, inspect.getfile(SharesOfExits), *([] if own is None else [own]))
+    for file in [*sorted(Path(decoding.__path__[0]).rglob("*.py")), *map(Path, asking)]:
+        code.update(file.read_bytes())
     facts = [
-        FORMAT, str(asked.one.spec), None if code is None else hashlib.sha256(Path(code).read_bytes()).hexdigest(),
+        str(asked.one.spec), code.hexdigest(), torch.__version__, plan.device, plan.config.kv_input,
         point.record.exit_points, point.record.artefacts, info.fingerprint, info.exit_head, info.dtype,
         plan.config.weights_formats,
         [(sample.sample_id, list(sample.prompt_ids), sample.max_new_tokens) for each in samples for sample in each],
@@ -171,10 +169,6 @@ def _key(asked: SharesOfExits, plan: Plan, samples: Sequence[Sequence[Sample]]) 
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
 
 
-def _kept(file: Path) -> Shares | None:
-    """Return what was observed before; ``None`` where that cannot be read."""
-    try:
-        found = read_json(file)
-        return {float(at): float(share) for at, share in found.items()}
-    except (OSError, DocumentError, AttributeError, TypeError, ValueError):
-        return None
+def _shares(found: Any) -> Shares | None:
+    """Return what was observed before; ``None`` where nothing was."""
+    return None if found is None else {float(at): float(share) for at, share in found.items()}

@@ -3,7 +3,8 @@
 ``study.json`` is written once; ``events.jsonl`` is appended to, a line per event, each flushed to the disk (``fsync``);
 a torn last line is cut off. One process at a time writes them, under a lock that dies with it. The log only speeds
 things up and says why something failed: whether a point is measured, its run directory decides. Nothing in here is an
-absolute path, so that the folder can be moved, and copied while it grows.
+absolute path, so that the folder can be moved, and copied while it grows: of a run whose files were copied at different
+moments, all windows that are whole are kept (:mod:`harness.store.intact`).
 """
 
 from __future__ import annotations
@@ -17,16 +18,21 @@ from typing import IO, Any, Literal, Self
 
 from harness.appearance.visible_text import shell_word
 from harness.errors import StoreError
+from harness.host.atomic_files import unfinished
 from harness.records import SCHEMA_VERSION
 from harness.records.record import Record
+from harness.store.intact import keep_intact
 from harness.store.record_files import append, line_of, lines, parse, read_document, write_document
-from harness.store.run_directory import LOCK, MANIFEST, SUMMARY, RunDirectory, lock_folder
+from harness.store.run_directory import LOCK, SAMPLES, SUMMARY, WINDOWS, RunDirectory, lock_folder
 from harness.study.grid import Point, StudyConfig
 from harness.study.point_run import is_measured
 
 __all__ = ["EVENTS", "RUNS", "STUDY", "Event", "StudyDirectory", "StudyRecord", "read_events"]
 
 STUDY, EVENTS, RUNS = "study.json", "events.jsonl", "runs"
+
+DONE = ("finished", "merged")
+"""What says that a point is measured."""
 
 What = Literal["started", "finished", "failed", "retried", "merged"]
 
@@ -58,6 +64,7 @@ class Event(Record):
         place: where it ran: host and process.
         reason: why it failed.
         took_s: seconds from the start of the attempt.
+        records_bytes: of what is finished or merged, size of its records: a copy that was made before it has less.
     """
 
     at: str
@@ -67,6 +74,7 @@ class Event(Record):
     place: str = ""
     reason: str = ""
     took_s: float | None = None
+    records_bytes: int | None = None
 
 
 class StudyDirectory:
@@ -85,7 +93,7 @@ class StudyDirectory:
         self.path, self.points = path, tuple(points)
         self._lock: IO[bytes] | None = None
         try:
-            (path / RUNS).mkdir(parents=True, exist_ok=True) if _is_ours(path) else _refuse(path)
+            path.mkdir(parents=True, exist_ok=True) if _is_ours(path) else _refuse(path)
         except OSError as error:
             raise StoreError(f"cannot make the folder {path}: {error.strerror}. Use another --out.") from None
         self._lock = lock_folder(path, "study")
@@ -97,6 +105,7 @@ class StudyDirectory:
         )
         if not (path / STUDY).exists() or _read(path) != record:
             write_document(path / STUDY, record)
+        (path / RUNS).mkdir(exist_ok=True)  # now: a kill, or a copy, before this line finds nothing that is not ours
         _cut_torn_line(path / EVENTS)
         self._last = {event.identity: event for event in read_events(path)}
         self._folders = _folders(path)
@@ -119,10 +128,11 @@ class StudyDirectory:
         Raises:
             StoreError: it cannot be written.
         """
-        folder = self.directory(point).name
+        directory = self.directory(point)
         event = Event(
-            at=_now(), point=folder, identity=point.identity, what=what, place=place, reason=reason, took_s=took_s
-        )
+            at=_now(), point=directory.name, identity=point.identity, what=what, place=place, reason=reason,
+            took_s=took_s, records_bytes=_records_bytes(directory) if what in DONE else None,
+        )  # fmt: skip
         try:
             append(self.path / EVENTS, line_of(event))
         except OSError as error:
@@ -139,21 +149,25 @@ class StudyDirectory:
     def settle(self, point: Point) -> bool:
         """Return whether a point is measured; one that was finished when the log was not written gets its line.
 
-        A run directory that cannot be read is moved aside, so that the point can be measured again.
+        Of a run directory that cannot be read, such as one that was copied while it was written, the windows that are
+        whole with all their samples are kept; what it held lies beside it then.
         """
         directory = self.directory(point)
         event = self.last(point)
-        if event is not None and event.what in ("finished", "merged") and (directory / SUMMARY).exists():
+        said = event is not None and event.what in DONE and event.records_bytes == _records_bytes(directory)
+        if said and (directory / SUMMARY).exists():
             return True
-        if not (directory / MANIFEST).exists():
-            return False
         try:
+            if not _holds_a_run(directory):
+                return False
             with RunDirectory.read(directory):
                 measured = is_measured(directory)
         except StoreError as error:
             aside = _aside(directory)
-            os.replace(directory, aside)
-            self.log(point, "retried", reason=f"{error} It lies in {aside.name} now.")
+            kept = keep_intact(directory, aside)
+            self.log(
+                point, "retried", reason=f"{error} What it held lies in {aside.name} now; {kept} windows are kept."
+            )
             return False
         if measured:
             self.log(point, "finished", reason="finished before")
@@ -171,12 +185,12 @@ class StudyDirectory:
             source, target = other / RUNS / folders.get(point.short, point.name), self.directory(point)
             if self.settle(point) or not (source / SUMMARY).exists() or not is_measured(source):
                 continue
-            unfinished = target.with_name(f".{target.name}.part")
-            shutil.rmtree(unfinished, ignore_errors=True)
-            shutil.copytree(source, unfinished, ignore=shutil.ignore_patterns(LOCK))
+            part = unfinished(target)
+            shutil.rmtree(part, ignore_errors=True)
+            shutil.copytree(source, part, ignore=shutil.ignore_patterns(LOCK))
             if target.exists():
                 os.replace(target, _aside(target))
-            os.replace(unfinished, target)
+            os.replace(part, target)
             self.log(point, "merged", reason=f"from {other.name}")
             yield point
 
@@ -196,7 +210,9 @@ def _read(path: Path) -> StudyRecord:
 
 
 def _is_ours(path: Path) -> bool:
-    return not path.exists() or not any(entry.name != LOCK for entry in path.iterdir()) or (path / STUDY).exists()
+    """Whether it is a study, is not there, or holds no more than a process leaves that was killed at its beginning."""
+    begun = {LOCK, unfinished(path / STUDY).name}
+    return not path.exists() or (path / STUDY).exists() or all(entry.name in begun for entry in path.iterdir())
 
 
 def _refuse(path: Path) -> None:
@@ -207,6 +223,16 @@ def _folders(path: Path) -> dict[str, str]:
     """Return short identity → name of every run directory of a study."""
     names = (entry.name for entry in (path / RUNS).iterdir()) if (path / RUNS).is_dir() else ()
     return {name.rpartition("-")[2]: name for name in names if not name.startswith(".")}
+
+
+def _holds_a_run(directory: Path) -> bool:
+    """Whether there is anything of a run: more than the lock, and what a killed process leaves of a manifest."""
+    return directory.is_dir() and any(not entry.name.startswith(".") for entry in directory.iterdir())
+
+
+def _records_bytes(directory: Path) -> int:
+    """Return how large the records of a run are; they only grow."""
+    return sum(file.stat().st_size for name in (WINDOWS, SAMPLES) if (file := directory / name).exists())
 
 
 def _aside(directory: Path) -> Path:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import random
 import shutil
 import time
@@ -13,20 +15,27 @@ from typing import Any
 
 import pytest
 
+from harness.host.atomic_files import replace_files
+
 from .cases import Warm
-from .conftest import MINUTES, RUN
+from .conftest import FOUND, MINUTES, RUN
 from .test_kills import committed, measured, outcomes
+from .warm import PACKAGES
 
 Fresh = Callable[[], AbstractContextManager[Path]]
 
 STRATEGIES = '["random:probability=0.4", "fixed:layer=4"]'
+KILLS = int(os.environ.get("FUZZ_KILLS") or (1000 if MINUTES else 0))
+"""In all (``make kills``, ``make fuzz``), those of interrupted calls with the same code included; 0 for the few."""
+ROOT = Path(__file__).parents[2]
+PROGRESS = ROOT / FOUND.with_name("study-kills.json")
 
 
-@pytest.mark.parametrize("kills", [1000] if MINUTES else [5, pytest.param(50, marks=pytest.mark.matrix)])
+@pytest.mark.parametrize("kills", [KILLS] if KILLS else [5, pytest.param(50, marks=pytest.mark.matrix)])
 def test_a_study_that_is_killed_comes_to_what_it_would_have_come_to(
     warm: Warm, fresh: Fresh, model: Path, rows_file: Path, kills: int, record_property: Callable[[str, str], None]
 ) -> None:
-    chance = random.Random(None if MINUTES else kills)
+    chance = random.Random(None if KILLS else kills)
     with fresh() as place:
         settings = dict(zip((name.removeprefix("--").replace("-", "_") for name in RUN[::2]), RUN[1::2], strict=True))
         settings |= {"model": str(model), "source": str(rows_file), "limit": 3, "exit_points": "all"}
@@ -38,14 +47,18 @@ def test_a_study_that_is_killed_comes_to_what_it_would_have_come_to(
         assert whole.judge() == 0, whole
         expected = runs(place / "whole")
         assert len(expected) == 3
-        done = ends = 0
+        code = _code()
+        done, ends = _progress(code, kills) if KILLS else (0, 0)
         try:
             while done < kills:
-                ends += 1
-                done += _run_through(warm, place, seconds, chance, kills - done)
+                more = _run_through(warm, place, seconds, chance, kills - done)
                 assert runs(place / "out") == expected
                 assert warm.run("watch", "out", "--json", cwd=place).judge() == 0
                 shutil.rmtree(place / "out")
+                done, ends = done + more, ends + 1
+                if KILLS:
+                    PROGRESS.parent.mkdir(parents=True, exist_ok=True)
+                    replace_files({PROGRESS: json.dumps({"code": code, "killed": done, "ended": ends}).encode()})
         finally:
             record_property("fuzz", json.dumps({"kills of a study": {"killed": done, "come to an end": ends}}))
 
@@ -53,6 +66,23 @@ def test_a_study_that_is_killed_comes_to_what_it_would_have_come_to(
 def runs(folder: Path) -> dict[str, Any]:
     """Return what every point of a study decoded and which windows it measured, by its folder."""
     return {run.name: (outcomes(run), measured(run)) for run in sorted((folder / "runs").iterdir())}
+
+
+def _code() -> str:
+    """Return a hash over the code that is killed: kills of other code prove nothing of it."""
+    total = hashlib.sha256()
+    for package in PACKAGES:
+        for file in sorted((ROOT / package).rglob("*.py")):
+            content = file.read_bytes()
+            total.update(f"{file.relative_to(ROOT).as_posix()} {len(content)} ".encode() + content)
+    return total.hexdigest()
+
+
+def _progress(code: str, kills: int) -> tuple[int, int]:
+    """Return how many kills, and studies that came to an end, an interrupted call with this code has behind it."""
+    found = json.loads(PROGRESS.read_bytes()) if PROGRESS.exists() else {}
+    again = found.get("code") == code and found["killed"] < kills
+    return (found["killed"], found["ended"]) if again else (0, 0)
 
 
 def _run_through(warm: Warm, place: Path, seconds: float, chance: random.Random, most: int) -> int:

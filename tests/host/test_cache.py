@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from harness.host import cache as kept_files
+from harness.host.cache import KINDS, Kind, keep_document, kept_document
 
 Command = Callable[..., Any]
 
@@ -29,7 +35,7 @@ def test_what_is_kept_is_listed_by_kind(cli: Command, cache: Path) -> None:
         ("packed", "a.safetensors", 300),
     ]
     shown = cli("cache", "list").out
-    assert "packed: weights packed for decoding, adapter merged; 0.00 MB in 1." in shown
+    assert "packed: weights packed for decoding, adapter merged; 0.00 MB in 1 of at most 6." in shown
 
 
 def test_a_kind_or_everything_is_deleted(cli: Command, cache: Path) -> None:
@@ -58,3 +64,55 @@ def test_without_a_cache_nothing_is_kept(cli: Command, monkeypatch: pytest.Monke
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "none"))
     assert "Nothing is kept." in cli("cache", "list").out
     assert "0.00 MB freed." in cli("cache", "clear").out
+
+
+def test_documents_are_bounded_and_the_least_used_go(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(KINDS, "observed", Kind("three", 3))
+    for number in range(3):
+        keep_document("observed", f"key{number}", {"value": number})
+        os.utime(cache / "observed" / f"key{number}.json", (number, number))
+    (cache / "observed" / ".abandoned.part").touch()
+    os.utime(cache / "observed" / ".abandoned.part", (1, 1))
+    (cache / "observed" / ".writing.part").touch()
+    assert kept_document("observed", "key0") == {"value": 0}  # is used again
+    keep_document("observed", "key3", {"value": 3})
+    assert {file.name for file in (cache / "observed").iterdir()} == {
+        *("key0.json", "key2.json", "key3.json", ".writing.part")
+    }
+    assert kept_document("observed", "key1") is None
+
+
+def test_a_document_under_another_name_is_not_taken(cache: Path) -> None:
+    keep_document("observed", "one", [1])
+    (cache / "observed" / "one.json").rename(cache / "observed" / "two.json")
+    assert kept_document("observed", "two") is None
+
+
+def test_nothing_unfinished_is_left_by_a_disk_that_is_full(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(kept_files.os, "replace", full)
+    keep_document("observed", "one", [1])
+    assert list((cache / "observed").iterdir()) == []
+
+
+WRITER = """
+import sys
+from harness.host.cache import keep_document, kept_document
+
+for turn in range(60):
+    for key in "ab":
+        found = kept_document("observed", key)
+        assert found is None or found == [key] * 20_000, found[:3]
+        keep_document("observed", key, [key] * 20_000)
+"""
+
+
+def test_writers_at_the_same_time_leave_whole_documents(cache: Path) -> None:
+    writers = [subprocess.Popen([sys.executable, "-c", WRITER], stderr=subprocess.PIPE) for _ in range(3)]
+    for writer in writers:
+        _, said = writer.communicate(timeout=120)
+        assert writer.returncode == 0, said.decode()
+    assert kept_document("observed", "a") == ["a"] * 20_000
+    assert {file.name for file in (cache / "observed").iterdir()} == {"a.json", "b.json"}

@@ -16,6 +16,7 @@ import torch
 from harness.decoding import packing
 from harness.decoding.engine import Engine
 from harness.decoding.packed_tensors import tensors_of
+from harness.host.cache import KINDS, Kind
 from harness.models import kept_weights, model
 from harness.models.model import LoadedModel, ResolvedModel
 from strategies.full import Full
@@ -196,7 +197,7 @@ def test_two_writers_leave_one_whole_file(resolved: Any, tiny_llama: Path, folde
 def test_what_was_not_used_for_longest_goes(
     resolved: Any, tiny_llama: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kept_weights, "KEPT", 2)
+    monkeypatch.setitem(KINDS, "packed", Kind("two formats", 2))
     fp16, int8, int4 = (pretrained(resolved, tiny_llama, weights_format=name) for name in ("fp16", "int8", "int4"))
     fp16.load("cpu")
     int8.load("cpu")

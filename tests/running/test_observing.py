@@ -36,7 +36,7 @@ def test_percentiles_become_numbers_and_are_observed_once(
     assert names == ["full", *(one["strategy"] for one in observed)]
     assert len(list(cache.iterdir())) == 2
     for file in cache.iterdir():  # what it holds is shares by threshold
-        shares = json.loads(file.read_text())
+        shares = json.loads(file.read_text())["value"]
         assert all(0 <= share <= 1 and 0 < float(at) < 1 for at, share in shares.items())
     again = tiny_run(*asked, "--out", "second")
     assert "observing" not in again.err
@@ -70,12 +70,15 @@ def test_what_is_no_score_takes_one_line(refused: Command, strategy: str, said: 
     assert said in refused("--strategy", strategy)
 
 
-def test_a_damaged_observation_is_made_again(tiny_run: Command, cache: Path) -> None:
+def test_a_damaged_or_changed_observation_is_made_again(tiny_run: Command, cache: Path) -> None:
     asked = ("--strategy", "confidence:threshold=q50@lossless", "--limit", 2)
     assert tiny_run(*asked, "--out", "first").code == 0
     (file,) = cache.iterdir()
     good = file.read_bytes()
-    file.write_text("[1]")
-    ran = tiny_run(*asked, "--out", "second")
-    assert ran.code == 0, ran.err
-    assert file.read_bytes() == good
+    changed = json.loads(good)
+    changed["value"] = dict.fromkeys(changed["value"], 0.5)
+    for number, bad in enumerate((b"[1]", json.dumps(changed).encode())):
+        file.write_bytes(bad)
+        ran = tiny_run(*asked, "--out", f"again-{number}")
+        assert ran.code == 0, ran.err
+        assert file.read_bytes() == good

@@ -32,7 +32,10 @@ def test_ten_thousand_finished_points_resume_in_three_seconds(tmp_path: Path) ->
         folder.mkdir(parents=True)
         (folder / "summary.json").touch()
         event = {"at": "2026-01-01T00:00:00+00:00", "point": point.name, "identity": point.identity}
-        lines += [Event(**event, what="started").model_dump_json(), Event(**event, what="finished").model_dump_json()]
+        lines += [
+            Event(**event, what="started").model_dump_json(),
+            Event(**event, what="finished", records_bytes=0).model_dump_json(),
+        ]
     (tmp_path / EVENTS).write_text("\n".join(lines) + "\n")
     (tmp_path / "study.json").write_text(
         '{"schema_version": 1, "created": "2026-01-01T00:00:00+00:00", "declared": {}, "points": {}}'
