@@ -18,7 +18,9 @@ def trace(given: dict[str, Any]) -> None:
     options = configure(TraceCommand, given)
     import torch
 
+    from harness.contracts.recipes import Silent
     from harness.host.device import resolve_device
+    from harness.training.processes import is_main, own_device
     from harness.training.traces.record_trace import trace as record
 
     folder = options.out or Path("traces") / Path(options.model).name
@@ -30,9 +32,11 @@ def trace(given: dict[str, Any]) -> None:
             traces = record(
                 options.model, options.tasks, options.sources, folder, request, weights=options.weights,
                 exit_head=options.exit_head, artefacts=options.artefacts, exit_points=options.exit_points,
-                dtype=options.dtype, device=resolve_device(options.device), resume=options.resume, progress=progress,
+                dtype=options.dtype, device=own_device(resolve_device(options.device)), resume=options.resume,
+                progress=progress if is_main() else Silent(), device_map=options.device_map,
             )  # fmt: skip
         except KeyboardInterrupt:
             say(f"Stopped; finished shards are kept. Go on with the same command and --resume. ({folder})")
             raise
-    say(f"{traces.tokens} tokens of {len(traces.documents)} documents are in {folder}")
+    if is_main():
+        say(f"{traces.tokens} tokens of {len(traces.documents)} documents are in {folder}")

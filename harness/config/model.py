@@ -7,12 +7,14 @@ A field declares an option once: its name, type, range, default and description 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from harness.config.device_map import DeviceMap
+from harness.config.placeholder import Placeholder
 from harness.config.registered import FormatName
 from harness.config.texts import writable
 from harness.contracts import ExitHead, KVInput, ModelRequest, WeightsChoice
@@ -132,13 +134,6 @@ def limits(metadata: Iterable[Any]) -> str:
     return ", ".join(dict.fromkeys(f"{sign} {value}" for sign, value in pairs if value is not None))
 
 
-@dataclass(frozen=True, slots=True)
-class Placeholder:
-    """What stands for a value in a command's help: ``Annotated[Path, Placeholder("DIR")]``."""
-
-    text: str
-
-
 ModelName = Annotated[str, Field(min_length=1, description="Catalogue name, hub id or folder.")]
 Artefacts = Annotated[
     str | None,
@@ -188,13 +183,14 @@ class ModelConfiguration(ModelChoice):
 
     def request(self, seed: int = 0) -> ModelRequest:
         """Return which model is asked for; ``seed`` draws random weights."""
-        return replace(super().request(seed), weights_format=self.weights_format)
+        return replace(super().request(seed), weights_format=self.weights_format, device_map=self.device_map)
 
     weights_format: FormatName = Field(
         default="auto",
         description="How matrices are stored and multiplied: auto (the fastest here that keeps float32's tokens, timed "
         "when the model is loaded), or a format of `harness list`: float32, fp16, bfloat16, int8, int4.",
     )
+    device_map: DeviceMap = None
     kv_input: KVInput = Field(
         default="hidden",
         description="What propagate fills K,V of skipped layers from: the exit's hidden state, or the line from "

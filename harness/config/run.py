@@ -59,7 +59,7 @@ class RunConfig(ModelConfiguration):
         ),
         "How it is measured": (
             *("batch_size", "repeats", "arrival_rate", "block_size", "attribute", "strict", "idle_s"),
-            *("energy", "tdp_w", "device", "threads"),
+            *("energy", "tdp_w", "device", "device_map", "threads"),
         ),
         OUTPUT: ("out",),
     }

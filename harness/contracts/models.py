@@ -40,6 +40,7 @@ class ModelRequest:
         seed: of random weights.
         weights_format: registered name, ``auto`` for the fastest that keeps float32's tokens, or ``None`` for the
             format of the dtype.
+        device_map: layers beyond the model's own device, ``auto`` or ``17-32=cuda:1,…``; ``None`` for none.
     """
 
     model: str = ""
@@ -50,6 +51,7 @@ class ModelRequest:
     artefacts: str | None = None
     seed: int = 0
     weights_format: str | None = None
+    device_map: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -230,7 +230,7 @@ class EarlyExitLM(TemplateLM):  # type: ignore[misc]
     @cached_property
     def meter(self) -> Meter:
         """What measures energy."""
-        return open_meter(self.config.energy, self._device, self.config.tdp_w)[0]
+        return open_meter(self.config.energy, self._resolved.devices(self._device), self.config.tdp_w)[0]
 
     @cached_property
     def engine(self) -> Engine:

@@ -23,7 +23,8 @@ def open_meter(choice: str, device: str, tdp_w: float | None = None) -> tuple[Me
         choice: ``auto`` or a registered meter, a third party's included. A registered class is called
             with ``device=`` and ``tdp_w=``; its classmethod ``probe(device) -> str | None``, if it has
             one, is asked first. What follows a colon (``replay:FILE``) is given to it as ``argument=``.
-        device: torch device on which the measured work runs, ``cpu`` or ``cuda[:N]``.
+        device: torch device on which the measured work runs, ``cpu`` or ``cuda[:N]``; several joined by commas. A meter
+            counts all of them or is not available.
         tdp_w: power an estimate assumes for all logical cores, watts; ``None`` for its default.
 
     Returns:

@@ -66,7 +66,7 @@ class Estimate(WindowedMeter):
         return f"estimate, not measured: CPU seconds of this process × {self._tdp_w:g} W / {cores} ({origin})"
 
     def _end_sensor(self, elapsed: Elapsed) -> EnergyReading:
-        on_cpu = self._device.startswith("cpu")
+        on_cpu = all(one.startswith("cpu") for one in self._device.split(","))
         return EnergyReading(
             energy_j=elapsed.cpu_time_s * self._tdp_w / self._cores if on_cpu else None,
             source=self.source,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.metering.clock import SYSTEM_CLOCK, Clock
@@ -23,7 +23,7 @@ class Nvml(ZeusMeter):
     torch and NVML may count them in different orders.
 
     Args:
-        device: ``cuda`` or ``cuda:N``.
+        device: ``cuda`` or ``cuda:N``; several joined by commas, whose energy is summed.
         tdp_w: not used.
         clock: what times the windows.
 
@@ -36,13 +36,16 @@ class Nvml(ZeusMeter):
     period_s = NVML_PERIOD_S
 
     def __init__(self, *, device: str, tdp_w: float | None = None, clock: Clock = SYSTEM_CLOCK) -> None:
-        self._index = gpu_index(device)
-        super().__init__(device, gpu_indices=[self._index], clock=clock)
+        self._indices = [gpu_index(one) for one in device.split(",")]
+        super().__init__(device, gpu_indices=self._indices, clock=clock)
 
     @classmethod
     def probe(cls, device: str) -> str | None:
         """Return why the counter of this device cannot be read and how to enable it; ``None`` if it can."""
-        if not device.startswith("cuda"):
+        devices = device.split(",")
+        if not all(one.startswith("cuda") for one in devices):
+            if len(devices) > 1:
+                return f"NVML reads NVIDIA GPUs, and of {device} not all are (use --energy none or other layers)"
             return f"NVML reads NVIDIA GPUs and the device is '{device}' (use --device cuda)"
         quiet_zeus()
         try:
@@ -53,18 +56,24 @@ class Nvml(ZeusMeter):
             return f"NVML's Python bindings cannot be imported ({error}; run `pip install nvidia-ml-py`)"
         if not available:
             return "no NVIDIA driver answers (install it; in a container, start that with the GPU passed through)"
-        return _counter_missing(gpu_index(device))
+        return next((reason for one in devices if (reason := _counter_missing(gpu_index(one)))), None)
 
     @property
     def description(self) -> str:
         """One line: counter, scope, tick."""
         return (
-            f"NVML energy counter of GPU {self._index}: {self.scope} without the host, "
+            f"NVML energy {_of(self._indices)}: {self.scope} without the host, "
             f"ticks about every {self.period_s * 1000:g} ms"
         )
 
     def _joules(self, measurement: Any) -> Mapping[str, float | None]:
-        return {f"GPU {self._index}": measurement.gpu_energy.get(self._index)}
+        return {f"GPU {index}": measurement.gpu_energy.get(index) for index in self._indices}
+
+
+def _of(indices: Sequence[int]) -> str:
+    if len(indices) == 1:
+        return f"counter of GPU {indices[0]}"
+    return f"counters of GPUs {', '.join(map(str, indices))}, summed"
 
 
 def gpu_index(device: str) -> int:

@@ -67,7 +67,7 @@ class Rapl(ZeusMeter):
     @classmethod
     def probe(cls, device: str) -> str | None:
         """Return why the counters cannot be read and how to enable them; ``None`` if they can."""
-        if not device.startswith("cpu"):
+        if not all(one.startswith("cpu") for one in device.split(",")):
             return f"RAPL counts CPU packages and the work runs on '{device}' (use --energy nvml)"
         root = _root()
         if root is None:

@@ -83,18 +83,19 @@ def sound(reading: EnergyReading) -> EnergyReading:
 
 
 def synchronise(device: str) -> None:
-    """Wait until the device has done what was queued; returns at once unless it is a CUDA device."""
-    if device.startswith("cuda"):
-        import torch
+    """Wait until the device, or each of several, has done what was queued; returns at once on a CPU."""
+    for one in device.split(","):
+        if one.startswith("cuda"):
+            import torch
 
-        torch.cuda.synchronize(device)
+            torch.cuda.synchronize(one)
 
 
 class WindowedMeter(ABC):
     """A meter that has its window edges from here and adds a sensor.
 
     Args:
-        device: torch device on which the measured work runs.
+        device: torch device on which the measured work runs, or several joined by commas.
         clock: what times the windows.
     """
 

@@ -31,6 +31,7 @@ from harness.models.exported import MERGED, PARTS, Exported, read_exported
 from harness.models.facts import base_facts, in_format, shortcut_bytes
 from harness.models.heads import head_tensors
 from harness.models.kept_weights import KeptWeights
+from harness.models.placement import check_map, devices_of, in_words, layer_devices, read_placed
 from harness.models.seen import Seen, find_seen
 from harness.models.source import ModelSpec, find_spec, read_config
 from harness.models.tokenizer import TransformersTokenizer, read_tokenizer
@@ -86,6 +87,19 @@ class ResolvedModel:
             ModelError: it cannot be had.
         """
         return read_tokenizer(self.spec, self.config, self.info)
+
+    def devices(self, device: str) -> str:
+        """Return all devices that multiply, the model's own first, joined by commas, as a meter takes them.
+
+        Raises:
+            OutOfMemoryError: ``--device-map auto`` finds no room.
+        """
+        return devices_of(device, layer_devices(self.info, device))
+
+    def placement(self, device: str) -> dict[str, str]:
+        """Return which layers are where, in words, under ``layers``; nothing where all are on one device."""
+        elsewhere = layer_devices(self.info, device)
+        return {"layers": in_words(device, elsewhere)} if any(elsewhere) else {}
 
     @property
     def tuned_on(self) -> frozenset[str] | None:
@@ -163,15 +177,20 @@ class ResolvedModel:
             ) from error
 
     def _load(self, device: str, note: Callable[[str], None], formats: Sequence[str | None]) -> tuple[LoadedModel, ...]:
-        prepare(formats, self._matrix_bytes, device)
-        kept = self._kept(device, note)
+        elsewhere = layer_devices(self.info, device)
+        spread = any(elsewhere)
+        prepare(() if spread else formats, self._matrix_bytes, device)
+        kept = None if spread else self._kept(device, note)
         if kept is not None and (found := self._load_kept(kept, formats)):
             return found
         module, source = self.module(note)
         sha256 = None if self.info.weights == "random" else digest(module)
-        module = module.to(device).eval().requires_grad_(requires_grad=False)
         with library_border(f"{self.info.name} cannot be decoded with"):
-            backbone = read(module)
+            if spread:
+                backbone, module = read_placed(module, device, elsewhere), None
+            else:
+                module = module.to(device).eval().requires_grad_(requires_grad=False)
+                backbone = read(module)
         if self.shortcut is not None:
             shortcuts = read_shortcuts(
                 self.shortcut, self.info.exit_points, backbone.dtype, device,
@@ -252,8 +271,10 @@ class ResolvedModel:
 
     def _format(self, backbone: Backbone, device: str, given: str | None) -> FormatChoice:
         asked = given or self.info.asked.weights_format
-        if asked == "auto":
+        if asked == "auto" and not self.info.asked.device_map:
             return fastest(backbone, device)
+        if asked == "auto":
+            asked = None
         return FormatChoice(asked or OWN_FORMAT[self.info.dtype])
 
 
@@ -265,7 +286,7 @@ class LoadedModel:
         resolved: what it was before: facts and tokenizer.
         backbone: weights and arithmetic.
         module: the transformers model they came from, sharing storage; ``None`` where a format packs them, so that
-            they are in memory once.
+            they are in memory once, and where they are on several devices.
         weights_source: where the weights came from, in words.
         weights_sha256: hash over names, dtypes and bytes of all weights; ``None`` for random ones.
         format_choice: the weights format, and why that one.
@@ -334,6 +355,7 @@ def _check_room(info: ModelInfo) -> None:
 def _resolved(spec: ModelSpec, config: Any, request: ModelRequest) -> ResolvedModel:
     exported = read_exported(spec, request)
     info = base_facts(spec, config, request, exported)
+    check_map(info)
     folders = [Path(folder) for folder in info.artefacts]
     seen = find_seen(info.base_fingerprint, folders)
     adapter = shortcut = None

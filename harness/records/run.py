@@ -316,7 +316,8 @@ class Manifest(Record):
         environment: machine, operating system, threads, git commit, package versions.
         plugins: what of it came from packages of other projects.
         machine: what decided, at the start, how far its numbers can be trusted; ``None`` in older runs.
-        placement: of a study's point: its executor, host and process, and processor cores.
+        placement: of a study's point: its executor, host and process, and processor cores; and, under ``--device-map``,
+            ``layers``: which are where, in words.
         observed_thresholds: those that were given as percentiles.
     """
 

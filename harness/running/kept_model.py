@@ -29,7 +29,7 @@ class KeptModel:
         model = plan.model
         trained = tuple(None if part is None else part.sha256 for part in (model.adapter, model.shortcut))
         seed = model.info.asked.seed if model.info.weights == "random" else None
-        key = (model.info, trained, seed, plan.device, plan.config.threads, tuple(formats))
+        key = (model.info, trained, seed, model.devices(plan.device), plan.config.threads, tuple(formats))
         if key != self._key:
             self._key, self._loaded = None, ()
             note(f"loading {model.info.name}")

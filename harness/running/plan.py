@@ -29,6 +29,7 @@ from harness.decoding import packing
 from harness.errors import ArtefactError, ConfigError, DataError, EndpointError, OutOfReachError
 from harness.host.device import resolve_device
 from harness.models.model import ResolvedModel, foresee, resolve
+from harness.models.placement import check_format
 from harness.records import TaskRecord
 from harness.registry import KV_POLICIES, PROTOCOLS, TASKS
 from harness.running.operating_points import (
@@ -142,6 +143,7 @@ def make_plan(config: RunConfig, draw: Draw | None = None, *, begins: bool = Tru
     built = with_baseline(specs)
     formats = config.weights_formats
     for name in formats:
+        check_format(model.info, name)
         if name not in ("auto", OWN_FORMAT[model.info.dtype]):
             packing.usable(name, device)
     points = operating_points(built, config, [replace(model.info, weights_format=name) for name in formats])

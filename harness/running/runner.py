@@ -161,7 +161,7 @@ def _measure(
     plan = make_plan(config, draw, begins=repeat == 0)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    meter, unavailable = open_meter(config.energy, plan.device, config.tdp_w)
+    meter, unavailable = open_meter(config.energy, plan.model.devices(plan.device), config.tdp_w)
     with contextlib.ExitStack() as closing:
         closing.callback(meter.close)
         loaded = model.load(plan, _formats(config, before), observer.stage)
@@ -186,7 +186,7 @@ def _measure(
         times = {name: engine.timing.times for name, engine in engines.items()}
         block_size = _block_size(config, before, meter, warmup)
         manifest = describe_run(plan, loaded, meter, unavailable, block_size, before, times)
-        manifest = manifest.model_copy(update={"placement": dict(placement)})
+        manifest = manifest.model_copy(update={"placement": {**placement, **plan.model.placement(plan.device)}})
         path = resume or config.out or fresh_directory("-".join((real_path(config.model).name, *config.tasks)))
         with contextlib.ExitStack() as on_error:
             store = on_error.enter_context(_open(path, manifest, resume=resume is not None, lock=lock))

@@ -76,7 +76,7 @@ class Service:
         self._tokenizer = self._model.tokenizer
         self._longest = max(map(len, self._tokenizer.wrapped.get_vocab()), default=1)
         self._special = self._tokenizer.special_ids
-        self._meter, _ = open_meter(config.energy, self.device, config.tdp_w)
+        self._meter, _ = open_meter(config.energy, self._model.devices(self.device), config.tdp_w)
         self.energy_source, self.energy_description = self._meter.source, self._meter.description
         self.energy_measured = is_measured(self._meter)
         self.fim = fill_in_the_middle(self._tokenizer.wrapped)

@@ -31,7 +31,7 @@ PROBES = "probes"
 PROBE_REQUESTS = 8
 _OF_A_KIND = (
     *("model", "weights", "dtype", "device", "exit_points", "exit_head", "artefacts", "threads", "weights_format"),
-    *("tasks", "source", "protocol", "max_new_tokens", "batch_size", "energy", "tdp_w", "duplicates"),
+    *("device_map", "tasks", "source", "protocol", "max_new_tokens", "batch_size", "energy", "tdp_w", "duplicates"),
 )
 Z_95 = 1.96
 

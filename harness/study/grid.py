@@ -90,7 +90,7 @@ class Point:
     def model(self) -> tuple[str, ...]:
         """What a process loads for it; points that share it can follow one another in one process."""
         names = ("model", "weights", "dtype", "device", "exit_points", "exit_head", "artefacts", "weights_format")
-        return tuple(json.dumps(self.settings.get(name)) for name in (*names, "threads"))
+        return tuple(json.dumps(self.settings.get(name)) for name in (*names, "device_map", "threads"))
 
     def config(self) -> RunConfig:
         """Return the configuration of its run.

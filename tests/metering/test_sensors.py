@@ -14,6 +14,7 @@ import pytest
 from harness.contracts import EnergyReading
 from harness.errors import MeterError
 from harness.metering import rapl, window
+from harness.metering.estimate import Estimate
 from harness.metering.nvml import NVML_PERIOD_S, Nvml
 from harness.metering.rapl import RAPL_PERIOD_S, Rapl
 
@@ -129,6 +130,39 @@ def test_a_sensor_that_cannot_be_opened_is_one_line(monitors: Any) -> None:
     with pytest.raises(MeterError, match=r"nvml sensor cannot be opened: No GPUs available\. Use") as caught:
         Nvml(device="cuda")
     assert "\n" not in str(caught.value)
+
+
+def test_energy_of_several_gpus_is_summed_and_never_in_part(
+    clock: Any, monitors: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model whose layers are on two GPUs: both are waited for, and one that is missing makes the sum missing."""
+    waited: list[str] = []
+    monkeypatch.setattr("torch.cuda.synchronize", waited.append)
+    meter = Nvml(device="cuda:0,cuda:2", clock=clock)
+    assert monitors.opened[-1].gpu_indices == [0, 2]
+    assert "GPUs 0, 2, summed" in meter.description
+    readings = []
+    for energy in ({0: 1000.0, 2: 250.0}, {0: 1000.0}):
+        monitors.opened[-1].energy = {"gpu_energy": energy}
+        meter.begin()
+        clock.work(wall_s=10.0, cpu_s=0.25)
+        readings.append(meter.end())
+    assert readings[0].energy_j == 1250.0
+    assert readings[1].energy_j is None
+    assert "GPU 2" in (readings[1].reason or "")
+    assert waited == ["cuda:0", "cuda:2"] * 4
+
+
+def test_no_meter_counts_a_gpu_and_leaves_the_cpu_out(clock: Any, no_sync: None) -> None:
+    assert "of cuda:0,cpu not all are" in (Nvml.probe("cuda:0,cpu") or "")
+    assert "the work runs on 'cpu,cuda:0'" in (Rapl.probe("cpu,cuda:0") or "")
+    meter = Estimate(device="cpu,cuda:0", clock=clock)
+    meter.begin()
+    clock.work(wall_s=1.0, cpu_s=1.0)
+    reading = meter.end()
+    assert (reading.energy_j, reading.reason) == (
+        None, "an estimate from CPU time says nothing of the device 'cpu,cuda:0'"
+    )  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------- rapl

@@ -27,7 +27,7 @@ from harness.training.interrupt import stop_on_interrupt
 from harness.training.lite.exit_table import ExitRow, exit_table, render
 from harness.training.lite.lite_model import LiteModel
 from harness.training.lite.options import LiteRecipe
-from harness.training.lite.resuming import begin_log, check_beginning, forget_steps_after, last_checkpoint
+from harness.training.lite.resuming import PROCESSES, begin_log, check_beginning, forget_steps_after, last_checkpoint
 from harness.training.lite.start import Start, factor_name
 from harness.training.lite.trainer import StepWatcher, build_trainer
 from harness.training.processes import is_main, world_size
@@ -70,6 +70,7 @@ def fit(
     progress: Progress,
     start: Start | None = None,
     skip: int = 0,
+    reread: Callable[[], Any] | None = None,
 ) -> FitResult:
     """Tune a model and write what came of it to a folder.
 
@@ -89,6 +90,7 @@ def fit(
         progress: is told how it goes on.
         start: begin with these factors and shortcuts; the log goes on from theirs.
         skip: sequences that it has read already.
+        reread: reads the module again, where FSDP has spread its weights over processes.
 
     Raises:
         ArtefactError: the start's factors are those of another model.
@@ -127,8 +129,13 @@ def fit(
         trainer.train(resume_from_checkpoint=str(kept) if kept else None)
     if trainer.state.global_step < recipe.steps:
         return FitResult(False, before, (), "", recipe)
+    weights = trainer.finished_weights() if trainer.is_fsdp_enabled else None
     if not is_main():
         return FitResult(True, (), (), "", recipe)
+    if weights is not None:
+        assert reread is not None
+        model = LiteModel(_prepare(reread(), recipe), exit_points, recipe, shortcuts)
+        model.load_state_dict(weights, strict=False)
     after = measure(model, held_out, recipe.length, progress, "measuring the exits after tuning")
     report = render(before, after)
     replace_files({out / "exits.md": f"{report}\n".encode()})
@@ -239,6 +246,7 @@ def _beginning(start: Start | None, recipe: LiteRecipe, seed: int, data: Sequenc
         "--start-from": start.adapter.sha256 if start else None,
         **{f"--{name.replace('_', '-')}": value for name, value in recipe.model_dump().items()},
         "--seed": seed,
+        PROCESSES: world_size(),
         "the documents of": [
             f"{stream['stream']} ({stream['fingerprint'][:12]}, {stream['documents']} documents)" for stream in data
         ],

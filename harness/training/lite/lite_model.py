@@ -44,6 +44,7 @@ class LiteModel(nn.Module):
         super().__init__()
         self.module = module
         self.config = module.config
+        self._no_split_modules = module._no_split_modules  # what FSDP gathers at a time: a layer
         self.exit_points = tuple(exit_points)
         self.num_layers = int(module.config.num_hidden_layers)
         self.recipe = recipe

@@ -21,9 +21,10 @@ from harness.host.foreign_files import (
     require_regular,
 )
 
-__all__ = ["begin_log", "check_beginning", "forget_steps_after", "last_checkpoint"]
+__all__ = ["PROCESSES", "begin_log", "check_beginning", "forget_steps_after", "last_checkpoint"]
 
 BEGINNING = "begun.json"
+PROCESSES = "a number of processes of"
 
 
 def last_checkpoint(checkpoints: Path) -> Path | None:
@@ -73,7 +74,8 @@ def check_beginning(checkpoints: Path, began: Mapping[str, Any], resume: bool) -
     if theirs is None:  # of a version that kept none
         return
     for flag, now in ours.items():
-        then = theirs.get(flag) if isinstance(theirs, dict) else None
+        unsaid = 1 if flag == PROCESSES else None  # older versions did not say it
+        then = theirs.get(flag, unsaid) if isinstance(theirs, dict) else None
         if then != now:
             raise TrainingError(
                 f"the checkpoints in {checkpoints} began with {flag} {_short(then)}, and now it is {_short(now)}. "

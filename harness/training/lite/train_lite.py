@@ -89,7 +89,7 @@ def train_lite(options: LiteOptions, run: TrainingRun) -> FitResult:
     result = fit(
         module, resolved.info.exit_points, recipe, streams, options.folder,
         facts=facts, seed=seed, save_steps=options.save_steps, resume=options.resume, progress=progress, start=start,
-        skip=skip,
+        skip=skip, reread=lambda: resolved.module(progress.stage)[0],
     )  # fmt: skip
     if result.finished and recipe.method == "full" and is_main():
         tokenizer.wrapped.save_pretrained(options.folder / "model")

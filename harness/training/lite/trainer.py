@@ -22,6 +22,14 @@ from harness.training.corpus import PackedStreams
 from harness.training.lite.lite_model import LiteModel
 from harness.training.lite.options import LiteRecipe
 from harness.training.lite.resuming import last_checkpoint
+from harness.training.lite.sharded import (
+    check_plugin,
+    load_optimizer,
+    load_weights,
+    save_optimizer,
+    whole_weights,
+)
+from harness.training.processes import PATIENCE, sum_over_all
 
 __all__ = ["LiteTrainer", "StepWatcher", "build_trainer"]
 
@@ -52,6 +60,7 @@ def build_trainer(
         dataloader_pin_memory=cuda,
         remove_unused_columns=False,
         eval_strategy="no",
+        ddp_timeout=round(PATIENCE.total_seconds()),  # the others wait while the first measures
     )
     trainer = LiteTrainer(model=model, args=arguments, train_dataset=sequences, recipe=recipe)
     trainer.remove_callback(PrinterCallback)
@@ -64,6 +73,9 @@ class LiteTrainer(Trainer):  # type: ignore[misc]
     def __init__(self, *, recipe: LiteRecipe, **arguments: Any) -> None:
         super().__init__(**arguments)
         self._recipe = recipe
+        self._shapes = {name: tuple(tensor.shape) for name, tensor in trained_weights(self.model).items()}
+        if self.is_fsdp_enabled:
+            check_plugin(self.accelerator.state.fsdp_plugin)
         self.model_accepts_loss_kwargs = False  # the loss is a mean over the batch, so accumulation averages it
 
     def create_optimizer(self, model: Any = None) -> Any:
@@ -96,26 +108,54 @@ class LiteTrainer(Trainer):  # type: ignore[misc]
         return loss
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        folder = Path(output_dir or self.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(_trained(self.model), folder / "model.safetensors")
+        if self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(self._trained(state_dict), folder / "model.safetensors")
+
+    def _trained(self, whole: dict[str, Tensor] | None) -> dict[str, Tensor]:
+        """Return the weights that are trained: of all of them, where FSDP has spread the model's own."""
+        return trained_weights(self.model) if whole is None else {name: whole[name] for name in self._shapes}
+
+    def finished_weights(self) -> dict[str, Tensor]:
+        """Return the weights that were trained, in the first process; where FSDP has spread them, all must ask."""
+        if not self.is_fsdp_enabled:
+            return self._trained(None)
+        whole = whole_weights(self.model)
+        return self._trained(whole) if self.args.should_save else {}
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         with _damaged(resume_from_checkpoint):
             state = load_file(Path(resume_from_checkpoint) / "model.safetensors")
         theirs = {name: tuple(tensor.shape) for name, tensor in state.items()}
-        ours = {name: tuple(tensor.shape) for name, tensor in _trained(model or self.model).items()}
+        ours = self._shapes
         if theirs != ours:
             name = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))[0]
             raise TrainingError(
                 f"{resume_from_checkpoint} is of another recipe: {name} is {theirs.get(name, 'not in it')}, and now "
                 f"{ours.get(name, 'not trained')}. Resume with the flags it began with, or give another --out."
             )
-        (model or self.model).load_state_dict(state, strict=False)
+        if self.is_fsdp_enabled:
+            load_weights(self.model, state)
+        else:
+            self.model.load_state_dict(state, strict=False)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        folder, write = Path(output_dir), self.args.should_save
+        save_optimizer(self.model, self.optimizer, folder / "optimizer.pt", write=write)
+        if write:
+            torch.save(self.lr_scheduler.state_dict(), folder / "scheduler.pt")
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with _damaged(checkpoint):
-            super()._load_optimizer_and_scheduler(checkpoint)
+            if not self.is_fsdp_enabled:
+                super()._load_optimizer_and_scheduler(checkpoint)
+            elif checkpoint is not None:
+                load_optimizer(self.model, self.optimizer, Path(checkpoint) / "optimizer.pt")
+                self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         with _damaged(checkpoint):
@@ -128,7 +168,7 @@ def _damaged(checkpoint: str | None) -> AbstractContextManager[None]:
     )
 
 
-def _trained(model: LiteModel) -> dict[str, Tensor]:
+def trained_weights(model: LiteModel) -> dict[str, Tensor]:
     """Return the parameters that are trained, tied ones once."""
     found: dict[str, Tensor] = {}
     seen: set[int] = set()
@@ -166,12 +206,17 @@ class StepWatcher(TrainerCallback):  # type: ignore[misc]
             self._losses.setdefault(layer, []).append(loss)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Log the step, each exit's loss a mean over the micro-batches it was in; stop where that was asked for."""
+        """Log the step, each exit's loss a mean over all micro-batches it was in; stop where that was asked for."""
         took = time.perf_counter() - self._since
         self.on_substep_end(args, state, control)
-        losses = {layer: sum(values) / len(values) for layer, values in sorted(self._losses.items())}
+        sums = torch.zeros(self._model.num_layers + 1, 2, dtype=torch.float64)  # of losses, and how many, by layer
+        for layer, values in self._losses.items():
+            sums[layer, 0], sums[layer, 1] = sum(values), len(values)
+        sums[0, 1] = self._stop.is_set()  # no process stops alone
         self._losses.clear()
-        if self._stop.is_set():
+        sums = sum_over_all(sums, args.device)
+        losses = {layer: (sums[layer, 0] / sums[layer, 1]).item() for layer in range(1, len(sums)) if sums[layer, 1]}
+        if sums[0, 1]:
             control.should_save = control.should_training_stop = True
         if not state.is_world_process_zero:
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, field_validator
 
+from harness.config.device_map import DeviceMap
 from harness.config.model import DOCUMENT_TASKS, Configuration, Folder, ModelChoice, Seed, Source, TaskName, Threads
 from harness.contracts import Split
 
@@ -40,5 +41,6 @@ class TraceCommand(ModelChoice, TraceRequest):
         default=("embedded",), description="embedded, hub, or PATH. Repeatable; each in equal shares."
     )
     threads: Threads = None
+    device_map: DeviceMap = None
     out: Folder | None = Field(default=None, description="Folder of the trace. Default: traces/MODEL.")
     resume: bool = Field(default=False, description="Go on with the trace in --out.")

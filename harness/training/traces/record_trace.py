@@ -20,7 +20,9 @@ from harness.errors import ConfigError, DataError
 from harness.models.model import resolve
 from harness.registry import TASKS
 from harness.training.identity import identity
+from harness.training.processes import is_main, rank, together, wait_for_all, world_size
 from harness.training.traces.options import TraceRequest
+from harness.training.traces.parts import merge_parts, own_part
 from harness.training.traces.store import Traces, TraceWriter
 
 __all__ = ["TraceRequest", "exit_columns", "read_exits", "trace"]
@@ -49,12 +51,20 @@ def trace(
     device: str,
     resume: bool,
     progress: Progress,
+    device_map: str | None = None,
 ) -> Traces:
     """Trace documents into a folder; see :mod:`harness.training.traces.store` for what it holds.
+
+    Several processes share the documents; see :mod:`harness.training.traces.parts`. All need the same folder.
 
     Raises:
         HarnessError: anything that cannot be done, in one line with the remedy.
     """
+    if device_map is not None and world_size() > 1:
+        raise ConfigError(
+            f"--device-map spreads the layers of one process, and {world_size()} would each take all devices. Use one "
+            "process, or leave it out."
+        )
     loaders = [TASKS.load(name)() for name in tasks]
     resolved = resolve(
         ModelRequest(
@@ -65,6 +75,7 @@ def trace(
             exit_head=exit_head,
             artefacts=artefacts,
             seed=request.seed,
+            device_map=device_map,
         )
     )
     info = resolved.info
@@ -86,43 +97,54 @@ def trace(
             f"--new-tokens {request.new_tokens} leaves no room for a context: documents have {length} tokens."
         )
     wanted = list(_documents(loaders, sources, request, progress))
-    writer = TraceWriter(out, facts, resume=resume)
+    part = own_part(out, rank(), world_size(), resume=resume)
+    whole = TraceWriter(out, facts, resume=resume)
+    writer = whole if world_size() == 1 else TraceWriter(part, facts, resume=resume)
     progress.stage(f"loading {info.name}")
     engine = Engine(resolved.load(device, progress.stage).backbone, info)
-    done = set(writer.documents)
-    progress.begin("tracing", len(wanted), len(done))
-    for number, (stream, document) in enumerate(wanted, start=1):
-        key = document_key(document.text)
-        identifier = f"{stream}, {document.sample_id}, {key[:12]}"  # names repeat, in files of several sources
-        if identifier in done:
-            continue
-        prepared = _prepare(document, tokenizer, engine, request, length)
-        if prepared is not None:
-            token_ids, first, whole = prepared
-            columns = exit_columns(engine, token_ids, first)
-            described = {"id": identifier, "stream": stream, "key": key, "length": whole}
-            if request.new_tokens:
-                described["prompt"] = " ".join(map(str, token_ids[: first + 1]))
-            writer.add(described, columns)
-        progress.step(number, f"{writer.tokens} tokens on disk")
-    writer.flush()
-    if not writer.documents:
-        with suppress(OSError):
-            out.rmdir()  # empty
-        raise DataError(f"not one document is longer than {FIRST + 1} tokens. Give other data with --source.")
-    return Traces.open(out)
+    done = {*whole.documents, *writer.documents}
+    own = wanted[rank() :: world_size()]
+    progress.begin("tracing", len(own), sum(identifier in done for identifier, *_ in own))
+    with together():
+        for number, (identifier, stream, document) in enumerate(own, start=1):
+            if identifier in done:
+                continue
+            prepared = _prepare(document, tokenizer, engine, request, length)
+            if prepared is not None:
+                token_ids, first, size = prepared
+                columns = exit_columns(engine, token_ids, first)
+                described = {
+                    "id": identifier, "stream": stream, "key": document_key(document.text), "length": size
+                }  # fmt: skip
+                if request.new_tokens:
+                    described["prompt"] = " ".join(map(str, token_ids[: first + 1]))
+                writer.add(described, columns)
+            progress.step(number, f"{writer.tokens} tokens on disk")
+        writer.flush()
+        wait_for_all()
+        if is_main():
+            if writer is not whole:
+                merge_parts(out, whole, [identifier for identifier, *_ in wanted])
+            if not whole.documents:
+                with suppress(OSError):
+                    out.rmdir()  # empty
+                raise DataError(f"not one document is longer than {FIRST + 1} tokens. Give other data with --source.")
+        wait_for_all()
+        return Traces.open(out)
 
 
 def _documents(
     loaders: Sequence[Task], sources: Sequence[str], request: TraceRequest, progress: Progress
-) -> Iterator[tuple[str, Document]]:
-    """Yield every task's documents from every source, each with the name of its stream."""
+) -> Iterator[tuple[str, str, Document]]:
+    """Yield every task's documents from every source, each with an id of its own and the name of its stream."""
     for task in loaders:
         for source in sources:
             progress.stage(f"reading {task.name} from {source}")
             corpus = task.corpus(source, request.split, limit=request.documents, seed=request.seed)
             for document in corpus.documents:
-                yield f"{task.name}, {corpus.source.label}", document
+                stream, key = f"{task.name}, {corpus.source.label}", document_key(document.text)
+                # names repeat, in files of several sources
+                yield f"{stream}, {document.sample_id}, {key[:12]}", stream, document
 
 
 def _prepare(

@@ -43,7 +43,7 @@ from harness.models.finite import fault_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["TraceWriter", "Traces", "beside", "trace_command"]
+__all__ = ["COLUMNS", "TraceWriter", "Traces", "beside", "trace_command"]
 
 FORMAT = 1
 SHARD_TOKENS = 8192
@@ -52,6 +52,8 @@ LARGEST_INDEX_BYTES = 1 << 30
 
 _SIZES = {"hidden": "ED", "last": "D", **dict.fromkeys(("top", "top1", "top2", "entropy"), "E")}
 _WHOLE = frozenset({"top", "final", "input", "position", "document"})
+COLUMNS = (*_SIZES, "final", "final1", "input", "position", "document")
+"""Of every shard; see the module docstring."""
 
 _FACTS = {
     "shards", "documents", "model", "model_fingerprint", "tokenizer_fingerprint", "exit_head", "exit_points",

@@ -1,0 +1,176 @@
+"""Which layer of a model lies where, before its weights are read; and how they are read to there."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from harness.config.device_map import DISK, parse_device_map
+from harness.contracts import OWN_FORMAT, ModelInfo
+from harness.decoding.backbone import Backbone
+from harness.decoding.families import read
+from harness.decoding.placed import placed
+from harness.errors import ConfigError, ModelError, OutOfMemoryError
+from harness.host.cache import cache_folder
+from harness.host.device import resolve_device
+
+__all__ = ["check_format", "check_map", "devices_of", "in_words", "layer_devices", "read_placed"]
+
+KV_POSITIONS = 8192
+"""Positions of keys and values that the model's own device has room left for under ``auto``, where it covers more."""
+SHARE = 0.9
+"""Of the free memory of every device, which weights may take under ``auto``."""
+
+_planned: dict[tuple[str, str, str], list[str | None]] = {}
+
+
+def check_map(info: ModelInfo) -> None:
+    """Refuse a map that does not fit a model, or cannot be combined with what else was asked for.
+
+    Raises:
+        ConfigError: says which of the two to leave out.
+    """
+    given = info.asked.device_map
+    if given is None:
+        return
+    check_format(info, info.asked.weights_format)
+    for _, last, device in parse_device_map(given):
+        if last > info.num_layers:
+            raise ConfigError(f"--device-map {given}: {info.name} has {info.num_layers} layers, not {last}.")
+        if device != DISK:
+            resolve_device(device)
+
+
+def check_format(info: ModelInfo, name: str | None) -> None:
+    """Refuse a weights format that a map cannot be combined with.
+
+    Raises:
+        ConfigError: it packs matrices.
+    """
+    own = OWN_FORMAT[info.dtype]
+    if info.asked.device_map is not None and name not in (None, "auto", own):
+        raise ConfigError(
+            f"--device-map takes matrices as they were read, and --weights-format {name} packs them and compiles "
+            f"layers for one device. Leave one of them out, or use --weights-format {own}."
+        )
+
+
+def layer_devices(info: ModelInfo, device: str) -> tuple[str | None, ...]:
+    """Return each layer's device, ``None`` where that is the model's own.
+
+    Args:
+        info: of the model, whose ``asked`` holds the map.
+        device: its own, resolved.
+
+    Raises:
+        OutOfMemoryError: ``auto`` finds no room for it.
+    """
+    given = info.asked.device_map
+    where: list[str | None] = [None] * info.num_layers
+    if given == "auto":
+        key = (info.fingerprint, info.dtype, device)
+        if key not in _planned:  # once in a process: weights that are loaded would be in the way of a second plan
+            _planned[key] = _automatic(info, device)
+        where = _planned[key]
+    elif given is not None:
+        for first, last, there in parse_device_map(given):
+            where[first - 1 : last] = [there] * (last - first + 1)
+    own = torch.device(device)
+    return tuple(None if one is not None and one != DISK and _same(torch.device(one), own) else one for one in where)
+
+
+def _same(one: torch.device, other: torch.device) -> bool:
+    return one.type == other.type and (one.index or 0) == (other.index or 0)
+
+
+def _automatic(info: ModelInfo, device: str) -> list[str | None]:
+    """Return every layer's device: accelerate fills the model's own, then other GPUs, then the CPU."""
+    from accelerate import infer_auto_device_map
+    from accelerate.utils import get_max_memory
+
+    own = torch.device(device)
+    first: int | str = "cpu" if own.type == "cpu" else own.index or 0
+    free = {name: int(SHARE * room) for name, room in get_max_memory().items()}
+    positions = min(info.max_positions, KV_POSITIONS)
+    kept = 2 * info.lm_head_bytes + info.num_layers * info.kv_entry_bytes * positions  # embeddings are as large
+    others = {} if first == "cpu" else {name: room for name, room in free.items() if name != first}
+    free = {first: max(0, free[first] - kept), **others}
+    layers = nn.ModuleList(_Layer(info.layer_bytes) for _ in range(info.num_layers))
+    found = infer_auto_device_map(layers, free, no_split_module_classes=[_Layer.__name__])
+    whole = found.get("")
+    chosen = [whole if whole is not None else found[str(layer)] for layer in range(info.num_layers)]
+    if DISK in chosen:
+        left = chosen.index(DISK) + 1
+        raise OutOfMemoryError(
+            f"--device-map auto: layers {left} to {info.num_layers} of {info.name} fit no device here. Use --dtype "
+            f"bfloat16, a smaller --model, or keep them in a file: --device-map {left}-{info.num_layers}={DISK}."
+        )
+    return [f"cuda:{one}" if isinstance(one, int) else one for one in chosen]
+
+
+class _Layer(nn.Module):
+    """A layer's size, for accelerate's plan."""
+
+    def __init__(self, nbytes: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(nbytes, dtype=torch.uint8, device="meta"), requires_grad=False)
+
+
+def devices_of(device: str, elsewhere: Sequence[str | None]) -> str:
+    """Return all devices that multiply, the model's own first, as meters take them: ``cuda:0,cuda:1``."""
+    others = ("cpu" if where == DISK else where for where in elsewhere if where is not None)
+    return ",".join(dict.fromkeys([device, *others]))
+
+
+def in_words(device: str, elsewhere: Sequence[str | None]) -> str:
+    """Return which layers are where: ``layers 1–16 on cuda:0, 17–32 on cpu``."""
+    parts, first = [], 1
+    for where, group in groupby(one or device for one in elsewhere):
+        last = first + len(list(group)) - 1
+        parts.append(f"{first}–{last} on {where}")
+        first = last + 1
+    return f"layers {', '.join(parts)}"
+
+
+def read_placed(module: Any, device: str, elsewhere: Sequence[str | None]) -> Backbone:
+    """Move a transformers model on the CPU to its devices, layer by layer, and read it.
+
+    The module is of no use afterwards: its layers are on several devices, and some in files.
+
+    Args:
+        module: a causal LM.
+        device: the model's own.
+        elsewhere: of each layer, its device where that is not the model's own.
+    """
+    kinds = set(module._no_split_modules)
+    found = next(
+        part
+        for part in module.modules()
+        if isinstance(part, nn.ModuleList) and len(part) == len(elsewhere) and type(part[0]).__name__ in kinds
+    )
+    layers = list(found)
+    for number, where in enumerate(elsewhere):
+        if where is not None:
+            found[number] = nn.Identity()
+    module.to(device)
+    for number, where in enumerate(elsewhere):
+        if where is not None:
+            found[number] = layers[number].to("cpu" if where == DISK else where)
+    backbone = read(module.eval().requires_grad_(requires_grad=False))
+    if DISK not in elsewhere:
+        return placed(backbone, elsewhere)
+    base = cache_folder()
+    try:
+        base.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="layers-", dir=base) as folder:
+            return placed(backbone, elsewhere, Path(folder))  # a file without a name lasts as long as it is mapped
+    except OSError as error:
+        raise ModelError(
+            f"layers cannot be kept in {base}: {error.strerror}. Make room, or keep fewer there."
+        ) from None

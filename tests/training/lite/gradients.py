@@ -1,0 +1,75 @@
+"""``harness train lite`` as a function that keeps every step's gradients; a script that several processes run.
+
+Whole weights learn in float32, which training itself does not use for its products: what differs then is no rounding of
+bfloat16. accelerate spreads weights with FSDP over GPUs only; where the environment asks for that, it is told to do so
+over CPUs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import TrainingArguments
+
+from harness.contracts.recipes import TrainingRun
+from harness.training.lite import trainer
+from harness.training.lite.train_lite import train_lite
+from harness.training.recipes import Lite
+
+
+class KeepsGradients(trainer.StepWatcher):
+    """Writes the gradients beside the log, once they are those of all processes."""
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **named: Any) -> None:
+        found: dict[str, Tensor] = {}
+        for name, parameter in named["model"].named_parameters():
+            if parameter.grad is not None:
+                whole = getattr(parameter.grad, "full_tensor", lambda grad=parameter.grad: grad)()  # of every process
+                found[name.removeprefix("module.")] = whole.detach().clone()
+        if state.is_world_process_zero:
+            save_file(found, self._log.with_name(f"gradients-{state.global_step + 1}.safetensors"))
+
+
+def in_float32(**settings: Any) -> TrainingArguments:
+    return TrainingArguments(**{**settings, "bf16": False})
+
+
+def spread_over_cpus() -> None:
+    """Let accelerate do over processes on a CPU what it does over GPUs."""
+    from accelerate.state import AcceleratorState, PartialState
+    from accelerate.utils import DistributedType
+
+    real = AcceleratorState.__init__
+
+    def begin(self: Any, *arguments: Any, fsdp_plugin: Any = None, **named: Any) -> None:
+        real(self, *arguments, fsdp_plugin=fsdp_plugin, **named)
+        if fsdp_plugin is not None:
+            self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
+            PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+            if self._mixed_precision != "no":
+                fsdp_plugin.set_mixed_precision(self._mixed_precision)
+
+    AcceleratorState.__init__ = begin
+
+
+def main(settings: dict[str, Any]) -> None:
+    from harness.training.lite import fit
+
+    torch.set_num_threads(1)
+    if os.environ.get("ACCELERATE_USE_FSDP"):
+        spread_over_cpus()
+    fit.StepWatcher = KeepsGradients  # type: ignore[misc]
+    if settings["method"] == "full":  # LoRA's base weights are bfloat16
+        trainer.TrainingArguments = in_float32
+    train_lite(Lite.build({**settings, "out": Path(settings["out"])}), TrainingRun("lite", "harness train lite"))
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

@@ -1,0 +1,154 @@
+"""Several processes tune one model: their loss and gradients are those of one process with the same global batch."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from harness.errors import ConfigError, TrainingError
+from harness.models.artefacts import read_artefact
+from harness.training.lite.fit import FitResult
+from harness.training.lite.sharded import check_plugin
+from tests.docs.pages import ROOT
+from tests.training.lite.test_fit import log_of
+
+WORKER = Path(__file__).with_name("gradients.py")
+FSDP = {
+    "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT", "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+}  # fmt: skip
+STEPS = 3
+
+Tuned = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def tuned(tiny_llama: Path, corpus_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Tuned:
+    """``tuned(name, processes, batch of each, environment, …)``: the folder of a tuning, gradients included."""
+    root = tmp_path_factory.mktemp("processes")
+
+    def run(name: str, processes: int, batch: int, env: dict[str, str] | None = None, **changes: Any) -> Path:
+        settings = {
+            "preset": "cpu", "model": str(tiny_llama), "out": str(root / name), "tasks": ["py150"],
+            "sources": [str(corpus_file)], "documents": 30, "method": "full", "steps": STEPS, "length": 32,
+            "batch": batch, "exits_per_step": 0, "token_share": 1.0, "save_steps": 2, **changes,
+        }  # fmt: skip
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        ran = subprocess.run(
+            [sys.executable, *(torchrun if processes > 1 else []), str(WORKER), json.dumps(settings)],
+            capture_output=True, text=True, check=False, timeout=300,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)} | (env or {}),
+        )  # fmt: skip
+        assert ran.returncode == 0, ran.stderr
+        return root / name
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def alone(tuned: Tuned) -> Path:
+    """One process with four sequences a step."""
+    return tuned("alone", 1, 4)
+
+
+def gradients(folder: Path, step: int = 1) -> dict[str, Tensor]:
+    return load_file(folder / f"gradients-{step}.safetensors")
+
+
+def assert_equal_training(one: Path, other: Path, loss: float = 2e-4, error: float = 1e-3) -> None:
+    """Losses apart by so many nats at most, gradients by such a share of their norm: the order of sums in float32."""
+    for ours, theirs in zip(log_of(one), log_of(other), strict=True):
+        assert ours["tokens"] == theirs["tokens"]
+        assert ours["cross_entropy"] == pytest.approx(theirs["cross_entropy"], abs=loss)
+    ours, theirs = gradients(one), gradients(other)
+    assert ours.keys() == theirs.keys()
+    assert farthest(ours, theirs) < error
+
+
+def farthest(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
+    """The largest error of a parameter's gradient, as a share of its norm."""
+    return max(
+        float((theirs[name] - gradient).norm() / gradient.norm()) for name, gradient in ours.items() if gradient.any()
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_gradients_of_one(tuned: Tuned, alone: Path) -> None:
+    assert_equal_training(alone, tuned("two", 2, 2))
+    half = gradients(tuned("half", 1, 2, steps=1))  # what the first of them alone would have
+    assert farthest(gradients(alone), half) > 0.1
+
+
+@pytest.mark.slow
+def test_weights_spread_by_fsdp_learn_the_same_and_go_on(tuned: Tuned, alone: Path) -> None:
+    """The tuned model that is written is one process's, also where the last step was done after a kill."""
+    spread = tuned("fsdp", 2, 2, FSDP)
+    assert_equal_training(alone, spread)
+    written = load_file(spread / "model" / "model.safetensors")
+    for name, weight in load_file(alone / "model" / "model.safetensors").items():
+        torch.testing.assert_close(written[name], weight, rtol=0, atol=2e-5)  # Adam: signs of gradients about 0
+    shutil.rmtree(spread / "checkpoints" / f"checkpoint-{STEPS}")
+    tuned("fsdp", 2, 2, FSDP, resume=True)
+    assert_equal_training(alone, spread)
+    for name, weight in load_file(spread / "model" / "model.safetensors").items():
+        torch.testing.assert_close(weight, written[name])
+
+
+@pytest.mark.slow
+def test_lora_spread_by_fsdp_learns_the_same(tuned: Tuned) -> None:
+    """Its base weights are bfloat16, and so is what processes send."""
+    expected, spread = tuned("lora", 1, 4, method="lora"), tuned("fsdp-lora", 2, 2, FSDP, method="lora")
+    assert_equal_training(expected, spread, loss=0.02, error=0.05)
+    adapters = [read_artefact(folder / "adapter.json", "adapter") for folder in (expected, spread)]
+    assert adapters[0].tensors().keys() == adapters[1].tensors().keys()
+    assert adapters[0].facts["packs_read"] == adapters[1].facts["packs_read"] == 4 * STEPS
+
+
+def test_another_number_of_processes_does_not_resume(
+    tune: Callable[..., FitResult], tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused before processes meet: each would read other sequences than were left."""
+    tune(tiny_llama, tmp_path / "out", steps=1)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(TrainingError, match=r"began with a number of processes of 1, and now it is 2\. Resume with"):
+        tune(tiny_llama, tmp_path / "out", steps=1, resume=True)
+
+
+def test_the_preset_of_the_docs_is_one_that_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As accelerate reads it; and each of its settings that matters is asked for where it is another."""
+    from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.utils import FullyShardedDataParallelPlugin
+
+    page = (ROOT / "docs" / "large-models.md").read_text(encoding="utf-8")
+    (preset,) = re.findall(r"^```yaml\n(.*?)^```", page, re.S | re.M)
+    (tmp_path / "fsdp.yaml").write_text(preset)
+    config = load_config_from_file(str(tmp_path / "fsdp.yaml"))
+    assert (str(config.distributed_type).rpartition(".")[2], config.mixed_precision) == ("FSDP", "bf16")
+    said = {name.upper(): str(value) for name, value in config.fsdp_config.items()}
+    assert FSDP.items() <= {"ACCELERATE_USE_FSDP": "true", **{name: v.lower() if v in ("True", "False") else v
+                            for name, v in said.items()}}.items()  # fmt: skip
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    check_plugin(FullyShardedDataParallelPlugin())
+    for name, value, needed in (
+        ("FSDP_VERSION", "1", "fsdp_version: 2"),
+        ("FSDP_CPU_RAM_EFFICIENT_LOADING", "true", "fsdp_cpu_ram_efficient_loading: false"),
+        ("FSDP_STATE_DICT_TYPE", "SHARDED_STATE_DICT", "fsdp_state_dict_type: FULL_STATE_DICT"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            with pytest.raises(ConfigError, match=f"needs `{needed}`"):
+                check_plugin(FullyShardedDataParallelPlugin())
