@@ -64,16 +64,16 @@ class KVCache:
         """Store slots ``[n, 2 KV, head_dim]`` at ``rows``, ``positions``, both ``[n]``."""
         self.entries[layer, rows, :, positions] = entries
 
-    def visible(self, positions: Tensor) -> Tensor:
-        """Return which cached positions slots at ``positions`` ``[n]`` may attend to, ``[n, longest]`` bool."""
-        return self._positions[: int(positions.max()) + 1] <= positions.unsqueeze(1)
+    def visible(self, positions: Tensor, length: int) -> Tensor:
+        """Return which of the first positions slots at ``positions`` ``[n]`` may attend to, ``[n, length]`` bool."""
+        return self._positions[:length] <= positions.unsqueeze(1)
 
-    def mask(self, positions: Tensor) -> Tensor:
-        """Return what attention adds to the scores of slots at ``positions`` ``[n]``: 0 or −∞, ``[n, longest]``.
+    def mask(self, positions: Tensor, length: int) -> Tensor:
+        """Return what attention adds to the scores of slots at ``positions`` ``[n]``: 0 or −∞, ``[n, length]``.
 
         Attention makes this of a bool mask anyway, in every layer.
         """
-        hidden = ~self.visible(positions)
+        hidden = ~self.visible(positions, length)
         return torch.zeros(hidden.shape, dtype=self.entries.dtype, device=hidden.device).masked_fill_(hidden, -math.inf)
 
     def views(self, rows: slice, length: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:

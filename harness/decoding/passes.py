@@ -22,6 +22,7 @@ from harness.decoding.backbone import Backbone
 from harness.decoding.blocks import Rotary, Tables
 from harness.decoding.cache import KVCache, attend, attend_span
 from harness.decoding.generation import Generation
+from harness.decoding.transfer import pick, upload
 from harness.errors import OptionError
 
 if TYPE_CHECKING:
@@ -99,16 +100,17 @@ class PrefixPass:
         lengths = [len(prefix) for prefix in prefixes]
         longest = max(lengths)
         device = backbone.device
-        padded = torch.tensor([[*prefix, *[0] * (longest - len(prefix))] for prefix in prefixes], device=device)
+        padded = upload([[*prefix, *[0] * (longest - len(prefix))] for prefix in prefixes], device)
         places = torch.arange(longest, device=device).repeat(len(prefixes))
         self._hidden = backbone.embed(padded.flatten(), places).view(len(prefixes), longest, -1)
-        self._last = torch.tensor(lengths, device=device) - 1
+        self._positions = [length - 1 for length in lengths]
+        self._last = upload(self._positions, device)
         self._tables = None if rotary is None else rotary.tables(torch.arange(longest, device=device))
 
     @property
     def positions(self) -> list[int]:
         """Position of each row's last token."""
-        return [int(last) for last in self._last.tolist()]
+        return self._positions
 
     def advance(self, layer: int) -> None:
         """Run whole prefixes up to ``layer``."""
@@ -126,8 +128,9 @@ class PrefixPass:
 
     def leave(self, staying: Sequence[int]) -> None:
         """Keep some rows."""
-        index = torch.tensor(staying, dtype=torch.int64, device=self._hidden.device)
+        index = upload(staying, self._hidden.device)
         self.rows = [self.rows[place] for place in staying]
+        self._positions = [self._positions[place] for place in staying]
         self._hidden, self._last = self._hidden[index], self._last[index]
 
     def rehearse(self) -> Tensor:
@@ -240,14 +243,9 @@ class TokenPass:
         # First position of each row's run of slots; the run ends at its last token.
         self._starts = [end - len(run) + 1 for run, end in zip(tokens, positions, strict=True)]
         device = backbone.device
-        places = torch.tensor(
-            [start + i for run, start in zip(tokens, self._starts, strict=True) for i in range(len(run))],
-            dtype=torch.int64,
-            device=device,
-        )
-        self._state = backbone.embed(
-            torch.tensor([token for run in tokens for token in run], dtype=torch.int64, device=device), places
-        )
+        places = [start + i for run, start in zip(tokens, self._starts, strict=True) for i in range(len(run))]
+        newest = [token for run in tokens for token in run]
+        self._state = backbone.embed(upload(newest, device), upload(places, device))
         self._frame: _Frame | None = None
         self._joined: _Runs | None = None
         self._compiled: _Compiled | None = None
@@ -268,8 +266,7 @@ class TokenPass:
         """Return the newest token's state of each row; undefined for one that has none and that nothing joined yet."""
         if self._starts == self._positions:
             return self._state
-        ends = torch.tensor(self._lengths(), device=self._state.device).cumsum(0) - 1
-        return self._state[ends.clamp(min=0)]
+        return pick(self._state, [max(end - 1, 0) for end in accumulate(self._lengths())])
 
     def states(self) -> tuple[Tensor, list[int]]:
         """Return the states of everything the rows carry, ``[slots, hidden_size]``, and how many slots each row has."""
@@ -377,7 +374,7 @@ class TokenPass:
             self._frame = self._make_frame()
         frame, cache, heads, state = self._frame, self._cache, self._backbone.heads, self._state
         visible = self._policy.visible(frame.rows, frame.positions, stop)
-        mask = frame.mask if visible is None else visible[:, None, None, :]
+        mask = frame.mask if visible is None else visible[:, None, None, : frame.length]
         for index in range(self.layer, stop):
             block = self._backbone.blocks[index]
             queries, entries = block.project(state, self._rotary, frame.tables)
@@ -395,8 +392,7 @@ class TokenPass:
     def _make_frame(self) -> _Frame:
         """Gather what is the same in every segment until a row leaves."""
         device, cache = self._state.device, self._cache
-        positions = torch.tensor(self._positions, device=device)
-        rows = torch.tensor(self.rows, device=device)
+        positions, rows = upload(self._positions, device), upload(self.rows, device)
         length = max(self._positions) + 1
         ragged = min(self._positions) + 1 < length
         first, last = self.rows[0], self.rows[-1]
@@ -407,7 +403,7 @@ class TokenPass:
             rows=rows,
             length=length,
             tables=None if self._rotary is None else self._rotary.tables(positions),
-            mask=cache.mask(positions)[:, None, None, :] if ragged else None,
+            mask=cache.mask(positions, length)[:, None, None, :] if ragged else None,
             keys=keys,
             values=values,
             slots=cache.slots(first, length - 1, length) if len(self.rows) == 1 else (),
@@ -437,15 +433,15 @@ class TokenPass:
         ends = [position + 1 for position in self._positions]
         each = [torch.arange(start, end, device=device) for start, end in zip(self._starts, ends, strict=True)]
         positions = torch.cat(each)
-        rows = torch.tensor(self.rows, device=device)
+        rows = [row for row, length in zip(self.rows, self._lengths(), strict=True) for _ in range(length)]
         runs = tuple(
-            _Run(span, cache.mask(places), *cache.views(slice(row, row + 1), end), cache.slots(row, start, end))
+            _Run(span, cache.mask(places, end), *cache.views(slice(row, row + 1), end), cache.slots(row, start, end))
             for row, start, end, span, places in zip(self.rows, self._starts, ends, self._spans(), each, strict=True)
             if start < end
         )
         return _Runs(
             positions=positions,
-            rows=rows.repeat_interleave(torch.tensor(self._lengths(), device=device)),
+            rows=upload(rows, device),
             tables=None if self._rotary is None else self._rotary.tables(positions),
             runs=runs,
         )
