@@ -6,6 +6,7 @@ What the layers hold that a token skipped is the KV policy's business.
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -13,6 +14,9 @@ from torch import Tensor
 
 from harness.decoding.blocks import HeadShape
 from harness.decoding.kernels.pages import in_large_pages
+
+if TYPE_CHECKING:
+    from harness.decoding.graphs import Segments
 
 __all__ = ["KVCache", "attend", "attend_span"]
 
@@ -29,7 +33,10 @@ class KVCache:
 
     Attributes:
         entries: the cache.
+        segments: recorded work over it, where it stays (:mod:`harness.decoding.graphs`); its last position is spare.
     """
+
+    segments: Segments | None = None
 
     def __init__(self, num_layers: int, rows: int, positions: int, heads: HeadShape, like: Tensor) -> None:
         shape = (num_layers, rows, 2 * heads.kv_heads, positions, heads.head_dim)
@@ -59,6 +66,8 @@ class KVCache:
     def wipe(self, row: int, start: int, end: int) -> None:
         """Fill positions of a row with zeros."""
         self.entries[:, row, :, start:end] = 0
+        if self.segments is not None:
+            self.entries[:, row, :, -1] = 0
 
     def write(self, layer: int, rows: Tensor, positions: Tensor, entries: Tensor) -> None:
         """Store slots ``[n, 2 KV, head_dim]`` at ``rows``, ``positions``, both ``[n]``."""

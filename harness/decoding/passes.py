@@ -26,6 +26,7 @@ from harness.decoding.transfer import pick, upload
 from harness.errors import OptionError
 
 if TYPE_CHECKING:
+    from harness.decoding.graphs import RowSlots
     from harness.decoding.kernels.layers import Slots
 
 __all__ = ["Pass", "Places", "PrefixPass", "Standing", "TokenPass"]
@@ -249,6 +250,7 @@ class TokenPass:
         self._frame: _Frame | None = None
         self._joined: _Runs | None = None
         self._compiled: _Compiled | None = None
+        self._recorded: RowSlots | None = None
 
     @property
     def positions(self) -> list[int]:
@@ -295,7 +297,7 @@ class TokenPass:
         if staying:
             spans = self._spans()
             self._state = torch.cat([self._state[spans[place]] for place in staying])
-        self._frame = self._joined = self._compiled = None
+        self._frame = self._joined = self._compiled = self._recorded = None
         self.rows = [self.rows[place] for place in staying]
         self._positions = [self._positions[place] for place in staying]
         self._starts = [self._starts[place] for place in staying]
@@ -334,7 +336,8 @@ class TokenPass:
                 parts.append(waiting.hidden)
                 self._starts[place] = waiting.start
             parts.append(self._state[span])
-        self._state, self._joined, self._compiled = torch.cat(parts), None, None
+        self._state = torch.cat(parts)
+        self._joined = self._compiled = self._recorded = None
 
     def _run(self, stop: int) -> None:
         layers = stop - self.layer
@@ -343,12 +346,24 @@ class TokenPass:
         for row, length in zip(self.rows, self._lengths(), strict=True):
             self._tally[row].layers_executed += layers * length
             self._tally[row].layers_read += layers if length else 0
-        if self._run_compiled(stop):
+        if self._run_recorded(stop) or self._run_compiled(stop):
             return
         if self._starts == self._positions:
             self._run_tokens(stop)
         else:
             self._run_spans(stop)
+
+    def _run_recorded(self, stop: int) -> bool:
+        """Run the slots as recorded work; return whether that can be."""
+        segments = self._cache.segments
+        if segments is None or type(self._policy).visible is not KVPolicy.visible:
+            return False
+        if self._recorded is None:
+            self._recorded = segments.slots(self.rows, self._starts, self._positions)
+        if self._recorded is None:
+            return False
+        self._state = self._recorded.run(self._state, self.layer, stop)
+        return True
 
     def _run_compiled(self, stop: int) -> bool:
         """Run the slots, however many a row has, in one call; return whether that can be."""

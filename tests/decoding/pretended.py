@@ -24,7 +24,7 @@ from harness.decoding.backbone import Backbone
 from harness.decoding.blocks import Rotary
 from harness.decoding.engine import Engine
 
-__all__ = ["DEVICE", "Crossings", "crossings", "moved"]
+__all__ = ["DEVICE", "Crossings", "Tape", "crossings", "moved"]
 
 _setup_privateuseone_for_python_backend("pretended")
 DEVICE = torch.device("pretended:0")
@@ -88,9 +88,46 @@ class Crossings(TorchDispatchMode):
 
 
 _watching: list[Crossings] = []
+_tapes: list[list[tuple[Any, Any, dict[str, Any], Any]]] = []
+
+
+@dataclass
+class Tape:
+    """Records work as a graph does: kernels and the memory they work on, and nothing that Python decides.
+
+    Attributes:
+        recorded: how often work was recorded.
+        replayed: how often it was done again.
+    """
+
+    recorded: int = 0
+    replayed: int = 0
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        self.recorded += 1
+        _tapes.append([])
+        try:
+            work()
+        finally:
+            tape = _tapes.pop()
+        return lambda: self._play(tape)
+
+    def _play(self, tape: list[tuple[Any, Any, dict[str, Any], Any]]) -> None:
+        self.replayed += 1
+        with torch.utils._python_dispatch._disable_current_modes():
+            for func, args, kwargs, out in tape:
+                before = {one.untyped_storage().data_ptr() for one in tree_leaves((args, kwargs)) if _is(one)}
+                for kept, made in zip(tree_leaves(out), tree_leaves(func(*args, **kwargs)), strict=True):
+                    if _is(kept) and kept.untyped_storage().data_ptr() not in before:
+                        kept.copy_(made)
+
+
+def _is(value: Any) -> bool:
+    return isinstance(value, Tensor)
 
 
 def _note(kind: str) -> None:
+    assert not _tapes, f"{kind} of the host while a graph is recorded"
     for one in _watching:
         frame: FrameType | None = sys._getframe()
         while frame is not None and not any(f"/{host}" in frame.f_code.co_filename for host in _HOSTS):
@@ -128,7 +165,11 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         elif not (kwargs.get("non_blocking") or True in args[2:]):
             _note("uploads")
     with torch.utils._python_dispatch._disable_current_modes():
-        out = func(*tree_map(_near, args), **tree_map(_near, kwargs))
+        near = tree_map(_near, args), tree_map(_near, kwargs)
+        out = func(*near[0], **near[1])
+    if _tapes:
+        assert far or not tensors, f"{name} on the host, or an upload, while a graph is recorded"
+        _tapes[-1].append((func, *near, out))
     if target is not None and to_far and not far:  # `to` may return what it was given
         out = tree_map(lambda one: one.clone() if any(one is other for other in tensors) else one, out)
     if name.endswith("_") and not name.endswith("__") and isinstance(args[0], Tensor):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pytest
+import torch
 
 from harness.contracts import Batch, ExitRule, ModelInfo, Strategy
 from strategies.confidence import Confidence
@@ -16,7 +17,7 @@ from strategies.hash import _Layers
 from strategies.patience import Patience
 from strategies.random import Random
 from strategies.schedule import Schedule
-from tests.decoding.pretended import crossings, moved
+from tests.decoding.pretended import DEVICE, Tape, crossings, moved
 
 TOKENS = (3, 9)
 
@@ -40,9 +41,11 @@ ASKED = {
 }  # fmt: skip
 
 
-def per_token(case: Any, prompts: list[list[int]], strategy: Strategy, kv: str) -> tuple[float, float, float]:
+def per_token(
+    case: Any, prompts: list[list[int]], strategy: Strategy, kv: str, recorder: Tape | None = None
+) -> tuple[float, float, float]:
     """Return reads, uploads that wait and checks per step; what comes out is what the CPU makes."""
-    engine, found, checks = moved(case.engine), [], []
+    engine, found, checks = moved(case.engine, recorder=recorder), [], []
     for count in TOKENS:
         arguments: dict[str, Any] = {"kv": kv, "max_new_tokens": [count] * len(prompts)}
         made: list[Any] = []
@@ -69,6 +72,14 @@ def test_what_the_host_knows_costs_no_read(llama: Any, prompts: list[list[int]],
     assert checks >= (0 if name == "full" else 1)
 
 
+@pytest.mark.parametrize("name", ["fixed", "schedule", "hash"])
+def test_recorded_segments_cost_no_read(llama: Any, prompts: list[list[int]], name: str) -> None:
+    tape, strategy = Tape(), KNOWN[name]
+
+    assert per_token(llama, prompts[:1], strategy, strategy.default_kv, tape)[:2] == (1, 0)
+    assert tape.replayed > 0
+
+
 @pytest.mark.parametrize("name", ASKED)
 @pytest.mark.parametrize("kv", ["recompute", "propagate", "skip", "none"])
 @pytest.mark.crossed
@@ -87,11 +98,7 @@ def test_rows_that_leave_apart_are_read_apart(llama: Any, prompts: list[list[int
     assert uploads == 0
 
 
-def test_counting_counts(llama: Any) -> None:
-    import torch
-
-    from tests.decoding.pretended import DEVICE
-
+def test_counting_counts() -> None:
     def work() -> None:
         there = torch.zeros(3).to(DEVICE, non_blocking=True)
         torch.tensor([1], device=DEVICE)  # waits
