@@ -83,8 +83,9 @@ class CudaGraphs:
 
 def recorder_for(backbone: Backbone) -> Recorder | None:
     """Return what records a model's segments; ``None`` where they are not to be recorded."""
-    plain = all(isinstance(one, Linear) for one in backbone.linear_maps())
-    return CudaGraphs(backbone.device) if backbone.device.type == "cuda" and plain else None
+    if backbone.device.type != "cuda" or not all(isinstance(one, Linear) for one in backbone.linear_maps()):
+        return None
+    return CudaGraphs(backbone.device)
 
 
 class StaticCaches:
