@@ -158,7 +158,7 @@ class _Chooser(DraftRule):
             answer.append(leaves)
             if not leaves and self._reads(row):  # where it leaves, the draft has the token
                 row.seen.append((cast("DraftView", view), [place]))
-        return torch.tensor(answer, device=view.rows.device)
+        return torch.tensor(answer)
 
     def verify_now(self, draft: Draft) -> bool:
         """End a draft that is long enough, or whose last token is doubtful."""

@@ -39,4 +39,4 @@ class Fixed(Strategy):
 
     def should_exit(self, view: ExitView) -> Tensor:
         """Leave."""
-        return torch.ones_like(view.rows, dtype=torch.bool)
+        return torch.ones(len(view.rows), dtype=torch.bool)

@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from harness.contracts import Batch, Draft, DraftRule, ExitRule, ExitView, ModelInfo
+from harness.decoding.transfer import read
 from harness.models.heads import ReadsHead
 
 __all__ = ["Free", "Seen", "beta_of", "threshold_of"]
@@ -129,9 +130,9 @@ class _Fitting(DraftRule):
     def should_exit(self, view: ExitView) -> Tensor:
         """Compare with the row's threshold, and remember what is to be compared with full depth."""
         reading = self._options.reading(view)
-        read = zip(reading.top_probability.tolist(), reading.top_token.tolist(), strict=True)
+        rows, *said = read(view.rows, reading.top_probability, reading.top_token)
         answer = []
-        for number, made, (confidence, token) in zip(view.rows.tolist(), view.token_ids, read, strict=True):
+        for number, made, (confidence, token) in zip(rows, view.token_ids, zip(*said, strict=True), strict=True):
             row = self._row(number)
             if not row.drafts:
                 self._learn(row, made)
@@ -141,7 +142,7 @@ class _Fitting(DraftRule):
             answer.append(sure and not sent)
             if row.drafts or not answer[-1]:
                 row.waiting[len(made)] = token, confidence, float(self._options.every if sent else 1)
-        return torch.tensor(answer, device=view.rows.device)
+        return torch.tensor(answer)
 
     def propose(self, draft: Draft, most: int) -> Sequence[int]:
         """Nothing; but the row decodes losslessly, so that drafts are compared."""

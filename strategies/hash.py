@@ -69,4 +69,4 @@ class _Layers:
     def should_exit(self, view: ExitView) -> Tensor:
         """Look the last token up."""
         layers = [self.of_token.get(tokens[-1], math.inf) if tokens else math.inf for tokens in view.token_ids]
-        return torch.tensor([view.exit_layer >= layer for layer in layers], device=view.rows.device)
+        return torch.tensor([view.exit_layer >= layer for layer in layers])

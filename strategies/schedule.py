@@ -52,6 +52,6 @@ class Schedule(Strategy):
 
     def should_exit(self, view: ExitView) -> Tensor:
         """Compare the layers that ran with those that are due."""
-        made = torch.tensor([len(tokens) for tokens in view.token_ids], device=view.rows.device)
+        made = torch.tensor([len(tokens) for tokens in view.token_ids])
         progress = (made / self.horizon).clamp(max=1) ** self.power
         return view.exit_layer >= self.first - (self.first - self.last) * progress

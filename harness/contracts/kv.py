@@ -146,7 +146,7 @@ class KVPolicy:
         return None
 
     def visible(self, rows: Tensor, positions: Tensor, layers: int) -> Tensor | None:
-        """Return what slots may attend to in the layers up to ``layers``, ``[n, longest position + 1]`` bool.
+        """Return what slots may attend to in the layers up to ``layers``, ``[n, longest position + 1 or more]`` bool.
 
         Args:
             rows: rows of the slots, ``[n]``.

@@ -144,7 +144,7 @@ class ExitRule(Protocol):
     """Per-batch decision maker, made by :meth:`Strategy.start`."""
 
     def should_exit(self, view: ExitView) -> Tensor:
-        """Return which rows stop here, ``[n]`` bool."""
+        """Return which rows stop here, ``[n]`` bool. On an accelerator nobody waits for an answer on the CPU."""
 
 
 class Strategy(Protocol):

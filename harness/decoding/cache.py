@@ -6,6 +6,7 @@ What the layers hold that a token skipped is the KV policy's business.
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -13,6 +14,9 @@ from torch import Tensor
 
 from harness.decoding.blocks import HeadShape
 from harness.decoding.kernels.pages import in_large_pages
+
+if TYPE_CHECKING:
+    from harness.decoding.graphs import Segments
 
 __all__ = ["KVCache", "attend", "attend_span"]
 
@@ -29,7 +33,10 @@ class KVCache:
 
     Attributes:
         entries: the cache.
+        segments: recorded work over it, where it stays (:mod:`harness.decoding.graphs`); its last position is spare.
     """
+
+    segments: Segments | None = None
 
     def __init__(self, num_layers: int, rows: int, positions: int, heads: HeadShape, like: Tensor) -> None:
         shape = (num_layers, rows, 2 * heads.kv_heads, positions, heads.head_dim)
@@ -59,21 +66,23 @@ class KVCache:
     def wipe(self, row: int, start: int, end: int) -> None:
         """Fill positions of a row with zeros."""
         self.entries[:, row, :, start:end] = 0
+        if self.segments is not None:
+            self.entries[:, row, :, -1] = 0
 
     def write(self, layer: int, rows: Tensor, positions: Tensor, entries: Tensor) -> None:
         """Store slots ``[n, 2 KV, head_dim]`` at ``rows``, ``positions``, both ``[n]``."""
         self.entries[layer, rows, :, positions] = entries
 
-    def visible(self, positions: Tensor) -> Tensor:
-        """Return which cached positions slots at ``positions`` ``[n]`` may attend to, ``[n, longest]`` bool."""
-        return self._positions[: int(positions.max()) + 1] <= positions.unsqueeze(1)
+    def visible(self, positions: Tensor, length: int) -> Tensor:
+        """Return which of the first positions slots at ``positions`` ``[n]`` may attend to, ``[n, length]`` bool."""
+        return self._positions[:length] <= positions.unsqueeze(1)
 
-    def mask(self, positions: Tensor) -> Tensor:
-        """Return what attention adds to the scores of slots at ``positions`` ``[n]``: 0 or −∞, ``[n, longest]``.
+    def mask(self, positions: Tensor, length: int) -> Tensor:
+        """Return what attention adds to the scores of slots at ``positions`` ``[n]``: 0 or −∞, ``[n, length]``.
 
         Attention makes this of a bool mask anyway, in every layer.
         """
-        hidden = ~self.visible(positions)
+        hidden = ~self.visible(positions, length)
         return torch.zeros(hidden.shape, dtype=self.entries.dtype, device=hidden.device).masked_fill_(hidden, -math.inf)
 
     def views(self, rows: slice, length: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:

@@ -14,6 +14,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from harness.decoding.transfer import read
 from harness.errors import ModelError
 
 __all__ = ["Best", "Scores", "best", "choices", "not_finite", "undefined"]
@@ -33,16 +34,13 @@ def best(logits: Tensor) -> Best:
 
 def choices(found: Best) -> list[tuple[int, float]]:
     """Return best tokens and their logits to the host."""
-    tokens, logits = found
-    return list(zip(tokens.tolist(), logits.tolist(), strict=True))
+    return list(zip(*read(*found), strict=True))
 
 
 def undefined(scores: Sequence[Scores]) -> Iterator[tuple[int, int]]:
     """Yield (row, layer) of every score that is NaN, which compares with nothing; all come to the host at once."""
-    if scores:
-        numbers = torch.cat([numbers for _, _, numbers in scores]).tolist()
-        places = ((row, layer) for layer, rows, _ in scores for row in rows)
-        yield from (place for place, number in zip(places, numbers, strict=True) if math.isnan(number))
+    for (layer, rows, _), numbers in zip(scores, read(*(numbers for _, _, numbers in scores)), strict=True):
+        yield from ((row, layer) for row, number in zip(rows, numbers, strict=True) if math.isnan(number))
 
 
 def not_finite(what: str, layer: int, token: int, dtype: torch.dtype) -> ModelError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -35,6 +36,7 @@ from harness.decoding.drafting import DraftSettings
 from harness.decoding.exits import AskedExits, Exits, ScheduledExits
 from harness.decoding.fill import KVFiller
 from harness.decoding.generation import Generation
+from harness.decoding.graphs import Recorder, StaticCaches, recorder_for
 from harness.decoding.open_batch import OpenBatch
 from harness.decoding.passes import PrefixPass, TokenPass
 from harness.decoding.readings import Heads
@@ -56,10 +58,17 @@ class Engine:
             from there to what its ``shortcut`` makes of it.
         timing: what its parts are known to cost here, and whether to measure it when somebody asks; bytes of weights
             when left out.
+        recorder: records segments between exits to run them again; ``None`` runs them kernel by kernel. ``"auto"``
+            records CUDA graphs on CUDA devices, and nothing elsewhere.
     """
 
     def __init__(
-        self, backbone: Backbone, info: ModelInfo, kv_input: KVInput = "hidden", timing: Timing | None = None
+        self,
+        backbone: Backbone,
+        info: ModelInfo,
+        kv_input: KVInput = "hidden",
+        timing: Timing | None = None,
+        recorder: Recorder | Literal["auto"] | None = "auto",
     ) -> None:
         self.backbone = backbone
         self.timing = timing or Timing(measures=False)
@@ -69,6 +78,8 @@ class Engine:
         self._heads = Heads(backbone)
         self._rotary: Rotary | None = None
         self._rotary_reach = 0
+        recorder = recorder_for(backbone) if recorder == "auto" else recorder
+        self._static = None if recorder is None else StaticCaches(backbone, recorder)
 
     def decode(
         self,
@@ -223,6 +234,8 @@ class Engine:
 
     def cache(self, rows: int, positions: int) -> KVCache:
         """Return an empty cache."""
+        if self._static is not None:
+            return self._static.take(rows, positions, self._rotary_within)
         return KVCache(self.backbone.num_layers, rows, positions, self.backbone.heads, self.backbone.like)
 
     def kv_batch(self, cache: KVCache, positions: int, tally: Sequence[Generation]) -> KVBatch:
@@ -281,6 +294,9 @@ class Engine:
             self._rotary_reach = min(max(2 * positions, 512), self.info.max_positions)
             self._rotary = self.backbone.rotary(self._rotary_reach)
         return self._rotary
+
+    def _rotary_within(self, positions: int) -> Rotary | None:
+        return self.rotary(min(positions, self.info.max_positions))
 
     def check(self, prompts: Sequence[Sequence[int]], max_new_tokens: Sequence[int]) -> int:
         """Return how many positions the longest prompt and completion take together.

@@ -50,7 +50,7 @@ class AskedExits:
 
 
 def ask(rule: ExitRule, view: LayerView) -> list[bool]:
-    """Return which rows of a view a rule stops.
+    """Return which rows of a view a rule stops; what it compared comes to the host with its answer.
 
     Raises:
         OptionError: it does not answer with one bool per row.
@@ -58,7 +58,7 @@ def ask(rule: ExitRule, view: LayerView) -> list[bool]:
     decided = rule.should_exit(view)
     if not isinstance(decided, Tensor) or decided.dtype is not torch.bool or decided.dim() != 1:
         raise OptionError(complaint(rule, decided, view.exit_layer, len(view.row_list)))
-    answer: list[bool] = decided.tolist()
+    answer = view.answered(decided)
     if len(answer) != len(view.row_list):
         raise OptionError(complaint(rule, decided, view.exit_layer, len(view.row_list)))
     return answer

@@ -21,6 +21,7 @@ from harness.contracts import LinearMap
 from harness.decoding.backbone import Backbone
 from harness.decoding.blocks import LayerNorm, RMSNorm, Rotary
 from harness.decoding.cache import KVCache
+from harness.decoding.transfer import upload
 
 __all__ = ["KVFiller"]
 
@@ -70,9 +71,9 @@ class KVFiller:
                 point between the two where it stands, instead of from the exit hidden state.
         """
         device = hidden.device
-        places = torch.tensor(positions, device=device)
+        places = upload(positions, device)
         tables = None if rotary is None else rotary.tables(places)
-        index = torch.tensor(rows, device=device)
+        index = upload(rows, device)
         if not self._joint:
             for deeper in range(layer, self._backbone.num_layers):
                 share = (deeper - layer) / (self._backbone.num_layers - layer)

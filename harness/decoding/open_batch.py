@@ -38,6 +38,7 @@ from harness.decoding.kept_prompts import KeptPrompts
 from harness.decoding.passes import Pass, PrefixPass, TokenPass
 from harness.decoding.prompt_pass import PromptPass
 from harness.decoding.readings import Heads
+from harness.decoding.transfer import pick
 from harness.decoding.view import LayerView
 from harness.errors import ModelError, OptionError, is_out_of_memory, reason
 
@@ -248,7 +249,7 @@ class OpenBatch:
             self._fail(row, "scores", layer, len(self._tally[row].token_ids))
 
     def _run_through(self, current: Pass, due: frozenset[int], compared: list[Scores]) -> None:
-        """Do so, and gather what exits compared; whether those are numbers is read once, after the token."""
+        """Do so, and gather what exits compared; whether those are numbers is asked once, after the token."""
         exits = UnlessDue(self._exits, due) if due else self._exits
         previous: LayerView | None = None
         places: list[int] | None = None
@@ -336,7 +337,7 @@ class OpenBatch:
             chosen.update(zip(full, view.choices(full), strict=True))
         taken = [place for place in full if drafting[place] is None]
         rows = [current.rows[place] for place in taken]
-        states = view.hidden_state[taken] if self._any_reads(rows) else None
+        states = pick(view.hidden_state, taken) if self._any_reads(rows) else None
         self._record(rows, [chosen[place] for place in taken], view.exit_layer, states)
         noted = taken if self.with_log_probabilities else []
         if noted or not needed.isdisjoint(full):
@@ -375,7 +376,7 @@ class OpenBatch:
             for end, length, all_of_them in zip(ends, lengths, drafted, strict=True)
             for slot in range(end - length if all_of_them else end - 1, end)
         ]
-        logits = self._backbone.logits(states if len(slots) == len(states) else states[slots])
+        logits = self._backbone.logits(states if len(slots) == len(states) else pick(states, slots))
         found = choices(best(logits))
         probabilities = certainty.top_probability(logits) if self.with_log_probabilities else None
         at = 0
@@ -524,7 +525,7 @@ def _leaving(current: TokenPass, view: LayerView, places: list[int]) -> Leaving:
         layer=current.layer,
         rows=[current.rows[place] for place in places],
         positions=[current.positions[place] for place in places],
-        hidden=lambda: view.hidden_state if all_rows else view.hidden_state[places],
+        hidden=lambda: view.hidden_state if all_rows else pick(view.hidden_state, places),
         estimates=lambda: view.leaving_states(places),
         runs=lambda: current.runs(places),
     )

@@ -22,9 +22,11 @@ from harness.decoding.backbone import Backbone
 from harness.decoding.blocks import Rotary, Tables
 from harness.decoding.cache import KVCache, attend, attend_span
 from harness.decoding.generation import Generation
+from harness.decoding.transfer import pick, upload
 from harness.errors import OptionError
 
 if TYPE_CHECKING:
+    from harness.decoding.graphs import RowSlots
     from harness.decoding.kernels.layers import Slots
 
 __all__ = ["Pass", "Places", "PrefixPass", "Standing", "TokenPass"]
@@ -99,16 +101,17 @@ class PrefixPass:
         lengths = [len(prefix) for prefix in prefixes]
         longest = max(lengths)
         device = backbone.device
-        padded = torch.tensor([[*prefix, *[0] * (longest - len(prefix))] for prefix in prefixes], device=device)
+        padded = upload([[*prefix, *[0] * (longest - len(prefix))] for prefix in prefixes], device)
         places = torch.arange(longest, device=device).repeat(len(prefixes))
         self._hidden = backbone.embed(padded.flatten(), places).view(len(prefixes), longest, -1)
-        self._last = torch.tensor(lengths, device=device) - 1
+        self._positions = [length - 1 for length in lengths]
+        self._last = upload(self._positions, device)
         self._tables = None if rotary is None else rotary.tables(torch.arange(longest, device=device))
 
     @property
     def positions(self) -> list[int]:
         """Position of each row's last token."""
-        return [int(last) for last in self._last.tolist()]
+        return self._positions
 
     def advance(self, layer: int) -> None:
         """Run whole prefixes up to ``layer``."""
@@ -126,8 +129,9 @@ class PrefixPass:
 
     def leave(self, staying: Sequence[int]) -> None:
         """Keep some rows."""
-        index = torch.tensor(staying, dtype=torch.int64, device=self._hidden.device)
+        index = upload(staying, self._hidden.device)
         self.rows = [self.rows[place] for place in staying]
+        self._positions = [self._positions[place] for place in staying]
         self._hidden, self._last = self._hidden[index], self._last[index]
 
     def rehearse(self) -> Tensor:
@@ -240,17 +244,13 @@ class TokenPass:
         # First position of each row's run of slots; the run ends at its last token.
         self._starts = [end - len(run) + 1 for run, end in zip(tokens, positions, strict=True)]
         device = backbone.device
-        places = torch.tensor(
-            [start + i for run, start in zip(tokens, self._starts, strict=True) for i in range(len(run))],
-            dtype=torch.int64,
-            device=device,
-        )
-        self._state = backbone.embed(
-            torch.tensor([token for run in tokens for token in run], dtype=torch.int64, device=device), places
-        )
+        places = [start + i for run, start in zip(tokens, self._starts, strict=True) for i in range(len(run))]
+        newest = [token for run in tokens for token in run]
+        self._state = backbone.embed(upload(newest, device), upload(places, device))
         self._frame: _Frame | None = None
         self._joined: _Runs | None = None
         self._compiled: _Compiled | None = None
+        self._recorded: RowSlots | None = None
 
     @property
     def positions(self) -> list[int]:
@@ -268,8 +268,7 @@ class TokenPass:
         """Return the newest token's state of each row; undefined for one that has none and that nothing joined yet."""
         if self._starts == self._positions:
             return self._state
-        ends = torch.tensor(self._lengths(), device=self._state.device).cumsum(0) - 1
-        return self._state[ends.clamp(min=0)]
+        return pick(self._state, [max(end - 1, 0) for end in accumulate(self._lengths())])
 
     def states(self) -> tuple[Tensor, list[int]]:
         """Return the states of everything the rows carry, ``[slots, hidden_size]``, and how many slots each row has."""
@@ -298,7 +297,7 @@ class TokenPass:
         if staying:
             spans = self._spans()
             self._state = torch.cat([self._state[spans[place]] for place in staying])
-        self._frame = self._joined = self._compiled = None
+        self._frame = self._joined = self._compiled = self._recorded = None
         self.rows = [self.rows[place] for place in staying]
         self._positions = [self._positions[place] for place in staying]
         self._starts = [self._starts[place] for place in staying]
@@ -337,7 +336,8 @@ class TokenPass:
                 parts.append(waiting.hidden)
                 self._starts[place] = waiting.start
             parts.append(self._state[span])
-        self._state, self._joined, self._compiled = torch.cat(parts), None, None
+        self._state = torch.cat(parts)
+        self._joined = self._compiled = self._recorded = None
 
     def _run(self, stop: int) -> None:
         layers = stop - self.layer
@@ -346,12 +346,24 @@ class TokenPass:
         for row, length in zip(self.rows, self._lengths(), strict=True):
             self._tally[row].layers_executed += layers * length
             self._tally[row].layers_read += layers if length else 0
-        if self._run_compiled(stop):
+        if self._run_recorded(stop) or self._run_compiled(stop):
             return
         if self._starts == self._positions:
             self._run_tokens(stop)
         else:
             self._run_spans(stop)
+
+    def _run_recorded(self, stop: int) -> bool:
+        """Run the slots as recorded work; return whether that can be."""
+        segments = self._cache.segments
+        if segments is None or type(self._policy).visible is not KVPolicy.visible:
+            return False
+        if self._recorded is None:
+            self._recorded = segments.slots(self.rows, self._starts, self._positions)
+        if self._recorded is None:
+            return False
+        self._state = self._recorded.run(self._state, self.layer, stop)
+        return True
 
     def _run_compiled(self, stop: int) -> bool:
         """Run the slots, however many a row has, in one call; return whether that can be."""
@@ -377,7 +389,7 @@ class TokenPass:
             self._frame = self._make_frame()
         frame, cache, heads, state = self._frame, self._cache, self._backbone.heads, self._state
         visible = self._policy.visible(frame.rows, frame.positions, stop)
-        mask = frame.mask if visible is None else visible[:, None, None, :]
+        mask = frame.mask if visible is None else visible[:, None, None, : frame.length]
         for index in range(self.layer, stop):
             block = self._backbone.blocks[index]
             queries, entries = block.project(state, self._rotary, frame.tables)
@@ -395,8 +407,7 @@ class TokenPass:
     def _make_frame(self) -> _Frame:
         """Gather what is the same in every segment until a row leaves."""
         device, cache = self._state.device, self._cache
-        positions = torch.tensor(self._positions, device=device)
-        rows = torch.tensor(self.rows, device=device)
+        positions, rows = upload(self._positions, device), upload(self.rows, device)
         length = max(self._positions) + 1
         ragged = min(self._positions) + 1 < length
         first, last = self.rows[0], self.rows[-1]
@@ -407,7 +418,7 @@ class TokenPass:
             rows=rows,
             length=length,
             tables=None if self._rotary is None else self._rotary.tables(positions),
-            mask=cache.mask(positions)[:, None, None, :] if ragged else None,
+            mask=cache.mask(positions, length)[:, None, None, :] if ragged else None,
             keys=keys,
             values=values,
             slots=cache.slots(first, length - 1, length) if len(self.rows) == 1 else (),
@@ -437,15 +448,15 @@ class TokenPass:
         ends = [position + 1 for position in self._positions]
         each = [torch.arange(start, end, device=device) for start, end in zip(self._starts, ends, strict=True)]
         positions = torch.cat(each)
-        rows = torch.tensor(self.rows, device=device)
+        rows = [row for row, length in zip(self.rows, self._lengths(), strict=True) for _ in range(length)]
         runs = tuple(
-            _Run(span, cache.mask(places), *cache.views(slice(row, row + 1), end), cache.slots(row, start, end))
+            _Run(span, cache.mask(places, end), *cache.views(slice(row, row + 1), end), cache.slots(row, start, end))
             for row, start, end, span, places in zip(self.rows, self._starts, ends, self._spans(), each, strict=True)
             if start < end
         )
         return _Runs(
             positions=positions,
-            rows=rows.repeat_interleave(torch.tensor(self._lengths(), device=device)),
+            rows=upload(rows, device),
             tables=None if self._rotary is None else self._rotary.tables(positions),
             runs=runs,
         )

@@ -20,6 +20,7 @@ from harness.decoding.backbone import Backbone
 from harness.decoding.blocks import Rotary
 from harness.decoding.cache import KVCache, attend
 from harness.decoding.products import FEW
+from harness.decoding.transfer import upload
 
 __all__ = ["PromptPass"]
 
@@ -51,16 +52,18 @@ class PromptPass:
         device, lengths = backbone.device, [len(piece) for piece in pieces]
         self._count, self._length = len(pieces), max(lengths)
         neighbours = rows[-1] - rows[0] + 1 == len(rows)
-        self._rows = slice(rows[0], rows[-1] + 1) if neighbours else torch.tensor(rows, device=device)
-        self._ends = torch.tensor(lengths, device=device) - 1  # of each piece its last token, counted from its start
-        padded = torch.tensor([[*piece, *[0] * (self._length - len(piece))] for piece in pieces], device=device)
+        self._rows = slice(rows[0], rows[-1] + 1) if neighbours else upload(rows, device)
+        self._ragged = min(lengths) < self._length
+        # The last token of each piece, in what follows.
+        self._ends = upload([place * self._length + length - 1 for place, length in enumerate(lengths)], device)
+        padded = upload([[*piece, *[0] * (self._length - len(piece))] for piece in pieces], device)
         positions = torch.arange(start, start + self._length, device=device)
         self._places = positions.repeat(self._count)
         self._state = backbone.embed(padded.flatten(), self._places)  # [rows × length, hidden_size]
         self._tables = None if rotary is None else rotary.tables(self._places)
         self._mask: Tensor | None = None
         if start:  # as numbers, once: torch would make them of booleans in every layer
-            self._mask = cache.mask(positions)
+            self._mask = cache.mask(positions, start + self._length)
 
     def fill(self) -> None:
         """Store keys and values, and compute nothing else: more of the prompt follows."""
@@ -70,17 +73,15 @@ class PromptPass:
 
     def last(self) -> Tensor:
         """Store keys and values, and return the hidden state of each row's last token, ``[n, hidden_size]``."""
-        ends = self._ends + torch.arange(self._count, device=self._ends.device) * self._length
         if len(self._state) <= FEW:  # they cost what one costs
             self._run(self._backbone.num_layers)
-            return self._state[ends]
+            return self._state[self._ends]
         self.fill()
-        block, state = self._backbone.blocks[-1], self._state[ends]
-        positions = self._places[ends]
+        block, state = self._backbone.blocks[-1], self._state[self._ends]
+        positions = self._places[self._ends]
         tables = None if self._rotary is None else self._rotary.tables(positions)
         queries, _ = block.project(state, self._rotary, tables)
-        ragged = self._count > 1 and bool((self._ends < self._length - 1).any())
-        mask = self._cache.mask(positions)[:, None, None, :] if ragged else None
+        mask = self._cache.mask(positions, self._start + self._length)[:, None, None, :] if self._ragged else None
         keys, values = self._kept(self._backbone.num_layers - 1)
         return block.finish(state, attend(queries, keys, values, mask, self._backbone.heads, block.scale))
 

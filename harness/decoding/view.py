@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from harness.decoding.choice import Best, Scores, best, choices
 from harness.decoding.generation import Generation
 from harness.decoding.passes import Places, Standing
 from harness.decoding.readings import HeadReading, Heads
+from harness.decoding.transfer import near, pick, read, upload
 
 __all__ = ["LayerView"]
 
@@ -32,8 +34,19 @@ class LayerView:
     """
 
     __slots__ = (
-        *("_answering", "_backbone", "_best", "_deep", "_derived", "_exit_state", "_given", "_heads", "_hidden"),
-        *("_layer", "_leaving", "_logits", "_output", "_parts", "_pass", "_places", "_positions", "_previous"),
+        *("_answering", "_backbone", "_best", "_compared", "_deep", "_derived", "_exit_state", "_given", "_heads"),
+        *(
+            "_hidden",
+            "_layer",
+            "_leaving",
+            "_logits",
+            "_output",
+            "_parts",
+            "_pass",
+            "_places",
+            "_positions",
+            "_previous",
+        ),
         *("_readings", "_rows", "_stopping", "_tally"),
     )
 
@@ -64,6 +77,7 @@ class LayerView:
         self._answering: HeadChoice | None = None
         self._given: tuple[Tensor, Tensor] | None = None
         self._stopping: Tensor | None = None
+        self._compared: list[Scores] | None = None
 
     @property
     def exit_layer(self) -> int:
@@ -78,12 +92,12 @@ class LayerView:
     @property
     def rows(self) -> Tensor:
         """Rows of the batch, ``[n]``."""
-        return torch.tensor(self._rows, device=self._hidden.device)
+        return upload(self._rows, self._hidden.device)
 
     @property
     def position(self) -> Tensor:
         """Position of the token being processed, ``[n]``."""
-        return torch.tensor(self._positions, device=self._hidden.device)
+        return upload(self._positions, self._hidden.device)
 
     @property
     def token_ids(self) -> Sequence[Sequence[int]]:
@@ -224,13 +238,13 @@ class LayerView:
         """Return rows of several views as one; each is read through the shortcut of its own exit."""
         chosen = [(view, list(places)) for view, places in parts]
         one = Places(
-            [row for view, places in chosen for row in view.rows[places].tolist()],
-            [position for view, places in chosen for position in view.position[places].tolist()],
+            [row for view, places in chosen for row in _at(view.rows, places)],
+            [position for view, places in chosen for position in _at(view.position, places)],
             self._layer,
-            torch.cat([view.hidden_state[places] for view, places in chosen]),
+            torch.cat([pick(view.hidden_state, places) for view, places in chosen]),
         )
         twin = LayerView(self._backbone, one, self._tally, None, None, self._heads)
-        twin._exit_state = torch.cat([view.exit_state[places] for view, places in chosen])
+        twin._exit_state = torch.cat([pick(view.exit_state, places) for view, places in chosen])
         return twin
 
     def part(self, places: list[int], before: LayerView | None = None) -> LayerView:
@@ -248,12 +262,24 @@ class LayerView:
         self._parts.append((places, twin))
         return twin
 
+    def answered(self, decided: Tensor) -> list[bool]:
+        """Return a rule's answer ``[n]``; what it compared comes along if the host has to wait for that."""
+        if decided.device.type == "cpu":
+            return cast("list[bool]", decided.tolist())
+        compared = list(self.scores())
+        answer, *numbers = near(decided, *(of_rows for _, _, of_rows in compared))
+        self._compared = [(layer, rows, own) for (layer, rows, _), own in zip(compared, numbers, strict=True)]
+        return cast("list[bool]", answer.tolist())
+
     def scores(self) -> Iterator[Scores]:
         """Yield what a rule compared: NaN where it was no number, so that the rule answered and did not decide.
 
         That is what was computed of logits or by :meth:`once`, and else the best logit of rules that look at tokens or
         at logits themselves.
         """
+        if self._compared is not None:
+            yield from self._compared
+            return
         for _, part in self._parts:
             yield from part.scores()
         if self._logits is not None and not self._derived:
@@ -274,23 +300,33 @@ class LayerView:
         deciders = self._deciders(places)
         if not any(view._readings or view._given for view, _ in deciders):
             return self._full_choices(places)
+        views = list({id(view): view for view, _ in deciders}.values())
+        said = {id(view): view._said() for view in views}
+        wanted = [one for view in views for one in said[id(view)]]
+        found = dict(zip(map(id, wanted), read(*wanted), strict=True))
         chosen: dict[int, tuple[int, float]] = {}
         for place, (view, row) in zip(places, deciders, strict=True):
-            if view._given is not None:
-                tokens, probabilities = view._given
-                chosen[place] = (int(tokens[row]), float(probabilities[row]))
-                self._tally[self._rows[place]].cheap_head_tokens += 1
-            elif view._answering is not None:
-                reading = view.read(view._answering)
-                chosen[place] = (int(reading.top_token[row]), float(reading.top_probability[row]))
+            if view._given is not None or view._answering is not None:
+                tokens, probabilities = (found[id(one)] for one in said[id(view)][:2])
+                chosen[place] = (tokens[row], probabilities[row])
                 self._tally[self._rows[place]].cheap_head_tokens += 1
         others = [place for place in places if place not in chosen]
         chosen.update(zip(others, self._full_choices(others) if others else (), strict=True))
         for place, (view, row) in zip(places, deciders, strict=True):
-            read = [reading for reading in view._readings.values() if reading.is_made]
-            if any(int(reading.top_token[row]) != chosen[place][0] for reading in read):
+            own = view._given is not None or view._answering is not None
+            if any(found[id(one)][row] != chosen[place][0] for one in said[id(view)][2 if own else 0 :]):
                 self._tally[self._rows[place]].cheap_head_misses += 1
         return [chosen[place] for place in places]
+
+    def _said(self) -> list[Tensor]:
+        """Return the tokens and probabilities that rows take unless from the LM head, and the tokens of heads read."""
+        own: list[Tensor] = []
+        if self._given is not None:
+            own += self._given
+        elif self._answering is not None:
+            reading = self.read(self._answering)
+            own += reading.top_token, reading.top_probability
+        return own + [reading.top_token for reading in self._readings.values() if reading.is_made]
 
     def reads_full(self, place: int, head: HeadChoice) -> bool:
         """Return whether the row at a place drafts by the LM head: evaluated already, or asked for."""
@@ -353,7 +389,7 @@ class LayerView:
         Logits that were computed already are reused.
         """
         if self._logits is not None:
-            return self._logits if len(places) == len(self._rows) else self._logits[places]
+            return self._logits if len(places) == len(self._rows) else pick(self._logits, places)
         if self._output is None:
             known = self._known(places, "_logits")
             missing = [place for place in places if place not in known]
@@ -380,7 +416,7 @@ class LayerView:
         """Exit states of the rows that leave, ``[len(places), hidden_size]``; the others are not mapped for it."""
         if len(places) == len(self._rows) and not self._parts:
             return self.exit_state
-        index = torch.tensor(places, device=self._hidden.device)
+        index = upload(places, self._hidden.device)
         if self._exit_state is not None:
             return self._exit_state[index]
         if self._leaving is None or self._leaving[0] != places:
@@ -390,8 +426,7 @@ class LayerView:
             missing = [place for place in places if place not in known]
             if missing:
                 self._charge_shortcut([self._rows[place] for place in missing])
-                fresh = torch.tensor(missing, device=self._hidden.device)
-                made = self._backbone.exit_state(self._hidden[fresh], self._layer)
+                made = self._backbone.exit_state(pick(self._hidden, missing), self._layer)
                 known.update(zip(missing, made, strict=True))
             whole = len(missing) == len(places)
             self._leaving = places, made if whole else torch.stack([known[place] for place in places])
@@ -408,7 +443,7 @@ class LayerView:
 
     def _narrow(self, places: list[int]) -> LayerView:
         """This view over fewer rows; what was computed is kept."""
-        index = torch.tensor(places, device=self._hidden.device)
+        index = upload(places, self._hidden.device)
         twin = object.__new__(LayerView)
         twin._backbone, twin._pass, twin._tally, twin._heads = self._backbone, self._pass, self._tally, self._heads
         twin._answering = self._answering
@@ -418,7 +453,7 @@ class LayerView:
         twin._rows = [self._rows[place] for place in places]
         twin._positions = [self._positions[place] for place in places]
         twin._hidden = self._hidden[index]
-        twin._leaving = twin._output = twin._stopping = None
+        twin._leaving = twin._output = twin._stopping = twin._compared = None
         twin._parts = []
         twin._exit_state = None if self._exit_state is None else self._exit_state[index]
         twin._logits = None if self._logits is None else self._logits[index]
@@ -430,3 +465,8 @@ class LayerView:
             if reading.is_made:
                 twin._readings[head] = twin._reading(head, partial(reading.of_rows, index))
         return twin
+
+
+def _at(values: Tensor, places: Sequence[int]) -> list[int]:
+    every = values.tolist()
+    return [every[place] for place in places]

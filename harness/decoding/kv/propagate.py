@@ -62,10 +62,12 @@ class _Unfilled:
         places = [place for place, row in enumerate(self.rows) if row in rows]
         if len(places) == len(self.rows):
             return self
+        from harness.decoding.transfer import pick
+
         return _Unfilled(
             self.layer,
             [self.rows[place] for place in places],
             [self.positions[place] for place in places],
-            self.hidden[places],
-            None if self.final is None else self.final[places],
+            pick(self.hidden, places),
+            None if self.final is None else pick(self.final, places),
         )

@@ -25,6 +25,7 @@ class Skip(KVPolicy):
         device = batch.entries.device
         self._depth = torch.zeros((batch.rows, batch.positions), dtype=torch.int64, device=device)
         self._positions = torch.arange(batch.positions, device=device)
+        self._length = batch.positions  # of the longest row, with the token that is processed
         self._exits: set[int] = set()  # depths at which a token of this batch has left
 
     def join(self, row: int, length: int) -> None:
@@ -33,17 +34,24 @@ class Skip(KVPolicy):
 
     def begin(self, rows: Sequence[int], positions: Sequence[int]) -> Sequence[int]:
         """A token sees itself in every layer; pause where holes begin."""
-        self._depth[rows, positions] = self.batch.num_layers
+        self._note(rows, positions, self.batch.num_layers)
+        self._length = max(positions) + 1
         return sorted(self._exits)
 
     def visible(self, rows: Tensor, positions: Tensor, layers: int) -> Tensor | None:
         """Hide positions that hold fewer layers."""
         if not self._exits:
             return None
-        length = int(positions.max()) + 1
+        length = self._length
         return (self._positions[:length] <= positions.unsqueeze(1)) & (self._depth[rows, :length] >= layers)
 
     def leave(self, leaving: Leaving) -> None:
         """Note how deep each token went."""
-        self._depth[leaving.rows, leaving.positions] = leaving.layer
+        self._note(leaving.rows, leaving.positions, leaving.layer)
         self._exits.add(leaving.layer)
+
+    def _note(self, rows: Sequence[int], positions: Sequence[int], depth: int) -> None:
+        from harness.decoding.transfer import upload
+
+        device = self._depth.device
+        self._depth[upload(rows, device), upload(positions, device)] = depth
