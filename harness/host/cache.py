@@ -14,8 +14,9 @@ KINDS = {
     "converted": "models converted from GGUF, which takes ten seconds",
     "packed": "weights packed for decoding, adapter merged",
     "observed": "scores that thresholds given as percentiles come from",
+    "summaries": "summaries of runs, for the next report or leaderboard of many",
 }
-"""What is kept, by kind; ``packed`` and ``observed`` are folders of their own."""
+"""What is kept, by kind; all but ``converted`` are folders of their own."""
 
 
 def cache_folder() -> Path:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from harness.contracts import Metric
@@ -107,7 +107,7 @@ def flat(summary: Summary) -> Iterator[dict[str, Any]]:
         values["options"] = json.dumps(values["options"], sort_keys=True)
         values["stop"] = values["stop"] or None  # most rows have no rule, and an empty cell is read as nothing
         for name, estimate in row.metrics.items():
-            found = estimate.model_dump(exclude_none=True)
+            found = {part: number for part, number in asdict(estimate).items() if number is not None}
             values |= {name if part == "value" else f"{name}_{part}": number for part, number in found.items()}
         yield values
 
