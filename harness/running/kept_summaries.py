@@ -2,7 +2,7 @@
 
 A summary is a function of a run's sealed records, of the code that makes it and of the scores that are available. Its
 file's name is a hash of all three: a record, a line of this project's code or an installed package that changes makes
-another name, so that nothing stale is ever read. Runs without seals, and installations with metrics or scores of other
+another name, so that nothing stale is read. Runs without seals, and installations with metrics or scores of other
 projects, whose code may change unseen, are summarised every time.
 """
 
@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 from harness.host.atomic_files import replace_files
 from harness.host.cache import cache_folder
-from harness.host.foreign_files import NotRegularError, read_bytes
+from harness.host.foreign_files import read_bytes
 from harness.records.summary import Summary
 from harness.registry import METRICS, SCORES
 from harness.running.scoring import missing_scores
@@ -42,8 +42,9 @@ def kept_summary(seal: str, make: Callable[[], Summary]) -> Summary:
     """
     if not seal or METRICS.has_plugins or SCORES.has_plugins:
         return make()
-    file = cache_folder() / FOLDER / f"{_hash(seal, _code(), *missing_scores())}.json.gz"
-    with suppress(OSError, NotRegularError, EOFError, zlib.error, ValidationError):  # absent, or damaged: made again
+    state = _hash(seal, _code(), *METRICS.names(), *SCORES.names(), *missing_scores())
+    file = cache_folder() / FOLDER / f"{state}.json.gz"
+    with suppress(OSError, EOFError, zlib.error, ValidationError):  # absent, or damaged: made again
         return Summary.model_validate_json(gzip.decompress(read_bytes(file)))
     summary = make()
     with suppress(OSError):
