@@ -28,8 +28,11 @@ def replace_files(contents: Mapping[Path, bytes | Iterable[bytes]], *, durable: 
     """
     try:
         for file, content in contents.items():
-            with unfinished(file).open("wb") as stream:
-                stream.writelines([content] if isinstance(content, bytes) else content)
+            if isinstance(content, bytes):
+                unfinished(file).write_bytes(content)
+            else:
+                with unfinished(file).open("wb") as stream:
+                    stream.writelines(content)
             if durable:
                 _sync(unfinished(file))
         for file in contents:

@@ -91,7 +91,7 @@ def test_an_unnamed_processor_is_a_class_of_its_own(recorded: Recorded) -> None:
 
 def test_identity_is_what_was_measured_not_where_it_lies(recorded: Recorded) -> None:
     run = recorded("one")
-    assert run.identity == identity(recorded("elsewhere"))
+    assert run.identity == recorded("elsewhere").identity
     shorter = run.windows[0].model_copy(update={"duration_s": 0.5})
     for changed in (
         recorded("one", text="x = 2"),
