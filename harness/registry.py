@@ -110,6 +110,11 @@ class Registry(Generic[T]):
         """Return what is registered, sorted by name, without importing any of it."""
         return tuple(self.entry(name) for name in self.names())
 
+    @cached_property
+    def has_plugins(self) -> bool:
+        """Whether another project than this one registers a name."""
+        return any(_distribution(point) != OWN_DISTRIBUTION for point in self._points.values())
+
     def entry(self, name: str) -> Entry:
         """Return one entry without importing its object.
 

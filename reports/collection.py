@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,6 @@ from reports.figures.figure import Figure, save_figures
 from reports.figures.layout import Width
 from reports.files import write_files
 from reports.front_page import HEAD, front_page
-from reports.identity import identity
 from reports.published.section import reference_markdown
 from reports.recorded import RecordedRun
 from reports.tables.export import (
@@ -98,21 +98,23 @@ class Collection:
     def copies(self) -> dict[str, str]:
         """Which names are of runs that an earlier one is the same as, with that one's name."""
         first: dict[str, str] = {}
-        found = [(name, first.setdefault(identity(run), name)) for name, run in self.named]
+        found = [(name, first.setdefault(run.identity, name)) for name, run in self.named]
         return {name: original for name, original in found if name != original}
 
-    def as_json(self) -> list[dict[str, Any]]:
-        """Return one entry per run, those that could not be read last, without a summary and with the reason."""
-        found: list[dict[str, Any]] = [
-            {
-                "run": name,
-                "directory": str(run.directory),
-                "state": run.state,
-                "summary": run.summary.model_dump(mode="json"),
-            }
-            for name, run in self.named
-        ]
-        return found + [{"run": path, "directory": path, "refused": why, "summary": None} for path, why in self.refused]
+    def as_json(self) -> Iterator[str]:
+        """Yield a JSON array in parts, one entry per run: those that could not be read last, with the reason."""
+        yield "["
+        for number, entry in enumerate(self._entries()):
+            text = json.dumps(entry, indent=2).replace("\n", "\n  ")  # as the array's own indentation would
+            yield f"{',' * bool(number)}\n  {escape_json(text)}"
+        yield "\n]"
+
+    def _entries(self) -> Iterator[dict[str, Any]]:
+        for name, run in self.named:
+            summary = run.summary.model_dump(mode="json")
+            yield {"run": name, "directory": str(run.directory), "state": run.state, "summary": summary}
+        for path, why in self.refused:
+            yield {"run": path, "directory": path, "refused": why, "summary": None}
 
 
 def check_folder(out: Path) -> None:
@@ -187,12 +189,12 @@ def write_collection(
     except OSError as error:
         raise StoreError(f"cannot make the folder {out}: {error.strerror}. Use another --out.") from None
     report = "\n".join(_markdown(collection, drawn, further, undrawn)) + "\n"
-    texts = {
+    texts: dict[str, str | Iterable[str]] = {
         "tables.tex": to_latex(collection.named),
         DETAILS: to_latex_details(collection.named),
         "summary.csv": runs_to_csv((name, run.summary) for name, run in collection.named),
         **acceptance_csv((name, run.summary) for name, run in collection.named),
-        "summary.json": escape_json(json.dumps(collection.as_json(), indent=2)) + "\n",
+        "summary.json": chain(collection.as_json(), "\n"),
     }
     written = list(write_files(out, texts | {page.name: page.content() for page in further}))
     everything = drawn.figures
@@ -233,7 +235,7 @@ def _markdown(collection: Collection, drawn: Catalogue, further: Sequence[Page],
         if run.state:
             yield from ("", f"**Not complete:** {escape_markdown(run.state)}.")
         yield from markdown_results(run.summary, 3)
-        for task, table in hypervolume_tables(run):
+        for task, table in run.once(hypervolume_tables):
             title = escape_markdown(f"{task}: {table.title}")
             yield from ("", f"**{title}**", "", *markdown_table(table), "", NOTE)
         if drawn.of_one:
@@ -255,8 +257,8 @@ def _markdown(collection: Collection, drawn: Catalogue, further: Sequence[Page],
 
 def _without_token_texts(runs: Sequence[RecordedRun]) -> bool:
     """Whether there are completions and none says which token added which text."""
-    samples = [sample for run in runs for sample in run.samples if sample.error is None]
-    return bool(samples) and not any(sample.token_texts for sample in samples)
+    told = {run.token_texts for run in runs} - {None}
+    return bool(told) and not any(told)
 
 
 def _overview(collection: Collection) -> Iterator[str]:

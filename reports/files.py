@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from harness.errors import StoreError
@@ -11,7 +11,7 @@ from harness.host.atomic_files import replace_files
 __all__ = ["replace_file", "write_files"]
 
 
-def replace_file(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes | Iterable[bytes]) -> None:
     """Write a file whole; whatever happens, no half of it is left.
 
     Raises:
@@ -23,12 +23,12 @@ def replace_file(path: Path, content: bytes) -> None:
         raise StoreError(f"cannot write {path}: {error.strerror}. Use --out with a folder that can be.") from None
 
 
-def write_files(folder: Path, texts: Mapping[str, str]) -> tuple[Path, ...]:
-    """Write name → text into a folder that exists; return the paths.
+def write_files(folder: Path, texts: Mapping[str, str | Iterable[str]]) -> tuple[Path, ...]:
+    """Write name → text, whole or in parts, into a folder that exists; return the paths.
 
     Raises:
         StoreError: a file cannot be written.
     """
     for name, text in texts.items():
-        replace_file(folder / name, text.encode())
+        replace_file(folder / name, text.encode() if isinstance(text, str) else (part.encode() for part in text))
     return tuple(folder / name for name in texts)

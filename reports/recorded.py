@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from math import ceil
 from pathlib import Path
+from typing import TypeVar
 
 from harness.appearance.visible_text import shell_word
 from harness.errors import StoreError
@@ -16,7 +19,28 @@ from reports.metrics.point import Point
 from reports.summary.admission import idle_windows
 from reports.summary.measured import Measured, select
 
-__all__ = ["RecordedRun"]
+__all__ = ["RecordedRun", "Records", "ReleasedRun"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Records:
+    """What a run directory holds, and what of it counts.
+
+    Attributes:
+        manifest: what was run, on what.
+        windows, samples: committed records in the order written, those that do not count included.
+    """
+
+    manifest: Manifest
+    windows: tuple[WindowRecord, ...]
+    samples: tuple[SampleRecord, ...]
+
+    @cached_property
+    def cells(self) -> dict[tuple[str, str], Measured]:
+        """What counts, by (task, operating point), in the manifest's order; probes that never exit included."""
+        return select(self.manifest, self.windows, self.samples)
 
 
 @dataclass(frozen=True)
@@ -46,12 +70,60 @@ class RecordedRun:
     @cached_property
     def cells(self) -> dict[tuple[str, str], Measured]:
         """What counts, by (task, operating point), in the manifest's order; probes that never exit included."""
-        return select(self.manifest, self.windows, self.samples)
+        return Records(self.manifest, self.windows, self.samples).cells
 
     def point(self, task: str, operating_point: str) -> Point:
         """Return an operating point as metrics see it, without scores of completions together."""
         cells = [cell for (name, _), cell in self.cells.items() if name == task and not cell.point.never_exits]
         return Point(self.cells[task, operating_point], cells, self.manifest, idle_windows(self.windows))
+
+    @cached_property
+    def finished_points(self) -> frozenset[tuple[str, str]]:
+        """Which (task, operating point) have a finished sample, in any repeat."""
+        return frozenset(key for key, cell in self.cells.items() if cell.samples)
+
+    @cached_property
+    def token_texts(self) -> bool | None:
+        """Whether a completion says which token added which text; ``None`` without a completion."""
+        told = [bool(sample.token_texts) for sample in self.samples if sample.error is None]
+        return any(told) if told else None
+
+    @cached_property
+    def identity(self) -> str:
+        """Permanent identity, 16 hexadecimal digits: of what was measured, wherever it lies; equal for copies of it.
+
+        Names of files are part of it, so that what is published is identified without its private paths.
+        """
+        digest = hashlib.sha256()
+        tasks = (task.fingerprint for task in self.manifest.tasks)
+        facts: list[object] = [self.manifest.created, self.manifest.model.weights_sha256, *tasks]
+        digest.update(repr(facts).encode())
+        for window in self.windows:
+            facts = [window.window, window.task, window.operating_point, window.block, window.repeat, window.duration_s]
+            digest.update(repr(facts).encode())
+        for sample in self.samples:
+            tokens = [
+                *(sample.window, sample.sample_id, sample.token_ids),
+                *(sample.exit_layers, sample.latency_s, sample.text),
+            ]
+            digest.update(repr(tokens).encode("utf-8", "backslashreplace"))
+        return digest.hexdigest()[:16]
+
+    def once(self, make: Callable[[RecordedRun], T]) -> T:
+        """Return what a function makes of this run: made once, and kept when the records are released."""
+        made: dict[Callable[[RecordedRun], T], T] = vars(self).setdefault("_made", {})
+        if make not in made:
+            made[make] = make(self)
+        return made[make]
+
+    def released(self, again: Callable[[], Records]) -> ReleasedRun:
+        """Return the same run without its records, so that many can be held.
+
+        Args:
+            again: reads the same records once more.
+        """
+        _ = self.state, self.windows_finished, self.finished_points, self.token_texts, self.identity
+        return ReleasedRun(self, again)
 
     @property
     def windows_expected(self) -> int:
@@ -66,7 +138,7 @@ class RecordedRun:
             raise StoreError(f"the manifest's config has no usable 'repeats' ({repeats!r}): it is damaged or foreign.")
         return blocks * len(self.manifest.operating_points) * repeats
 
-    @property
+    @cached_property
     def windows_finished(self) -> int:
         """Measured windows that count."""
         return sum(not (window.warmup or window.idle or window.superseded) for window in self.windows)
@@ -78,7 +150,7 @@ class RecordedRun:
             return f"Continue it with `harness run --resume {shell_word(self.directory)}`."
         return "Nothing is left to resume: start another run when the cause is gone."
 
-    @property
+    @cached_property
     def state(self) -> str:
         """Say in words what is missing; empty for a run that is finished and has at least one good sample."""
         if self.windows_finished < self.windows_expected:
@@ -89,3 +161,34 @@ class RecordedRun:
             reasons = [sample.error for cell in self.cells.values() for sample in cell.failed.values()]
             return f"every sample failed, the first with: {reasons[0]}" if reasons else "no sample was finished"
         return ""
+
+
+class ReleasedRun(RecordedRun):
+    """A run whose records are read again whenever they are asked for; those of one run are held at a time.
+
+    What was made of them with :meth:`RecordedRun.once`, and what :meth:`RecordedRun.released` asks for, is kept.
+    """
+
+    def __init__(self, run: RecordedRun, again: Callable[[], Records]) -> None:
+        kept = {name: value for name, value in vars(run).items() if name not in {"windows", "samples", "cells"}}
+        vars(self).update(kept, _again=again)
+
+    @property
+    def windows(self) -> tuple[WindowRecord, ...]:
+        """Read again."""
+        return _read(vars(self)["_again"]).windows
+
+    @property
+    def samples(self) -> tuple[SampleRecord, ...]:
+        """Read again."""
+        return _read(vars(self)["_again"]).samples
+
+    @property
+    def cells(self) -> dict[tuple[str, str], Measured]:
+        """Made again."""
+        return _read(vars(self)["_again"]).cells
+
+
+@lru_cache(maxsize=1)
+def _read(again: Callable[[], Records]) -> Records:
+    return again()

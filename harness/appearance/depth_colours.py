@@ -6,6 +6,7 @@ without colour vision and in print.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from itertools import pairwise
 
 __all__ = ["Shade", "contrast", "depth_colour", "depth_shade"]
@@ -31,6 +32,7 @@ def depth_colour(share: float) -> str:
     return "#" + "".join(f"{channel:02x}" for channel in mixed)
 
 
+@lru_cache(maxsize=1024)
 def depth_shade(layer: int, num_layers: int) -> Shade:
     """Return ground and ink of a token that ran so many of a model's layers; their contrast is at least 4.5 to 1."""
     ground = depth_colour((layer - 1) / max(1, num_layers - 1))

@@ -51,7 +51,8 @@ def _list(
 
 def _clear(
     kinds: Annotated[
-        list[str] | None, typer.Argument(help="converted, packed, observed. Default: all.", metavar="[KIND]...")
+        list[str] | None,
+        typer.Argument(help="converted, packed, observed, summaries. Default: all.", metavar="[KIND]..."),
     ] = None,
 ) -> None:
     """Delete what is kept; whoever needs it next makes it again."""

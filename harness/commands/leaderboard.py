@@ -127,7 +127,7 @@ def _publish(site: Site, directory: Path, source: Path, *, stored: bool) -> str 
     from reports.leaderboard.conditions import conditions
 
     try:
-        run = read_run(directory, stored=stored)
+        run = read_run(directory, stored=stored, keep=True)
         if not site.add(run):
             return None
         return " ".join(check.detail for check in conditions(run) if not check.passed).replace(

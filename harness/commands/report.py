@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from harness.appearance.visible_text import one_line
-from harness.commands.console import escape, stderr, stdout, tell, write_json
+from harness.commands.console import escape, stderr, stdout, tell, write, write_json
 from harness.commands.refusals import tell_refused
 from harness.errors import ConfigError, HarnessError, StoreError
 
@@ -66,13 +67,21 @@ def report(
             help="Print the tables without what a run with --duplicates keep has marked. Writes no files.",
         ),
     ] = False,
+    stored: Annotated[
+        bool,
+        typer.Option(
+            "--stored", help="With --out: trust each summary.json instead of computing it again: faster the first time."
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Print the tables and Pareto fronts of run directories, and write report.md, summary.csv and summary.json."""
     if out is not None and without_duplicates:
         raise ConfigError("--without-duplicates prints tables and writes no files. Omit --out.")
     if out is not None:
-        _together(directories, out, figures, width or "text", as_json=as_json)
+        _together(directories, out, figures, width or "text", stored=stored, as_json=as_json)
+    elif stored:
+        raise ConfigError("--stored is for a report of many runs. Add --out DIR.")
     elif figures is not None or width is not None:
         raise ConfigError("figures need a folder. Add --out DIR.")
     else:
@@ -107,14 +116,16 @@ def _each(directories: list[Path], *, as_json: bool, duplicates: bool) -> None:
         raise StoreError(f"{len(refused)} of {len(directories)} run directories cannot be read (above).")
 
 
-def _together(directories: list[Path], out: Path, figures: bool | None, width: Width, *, as_json: bool) -> None:
+def _together(
+    directories: list[Path], out: Path, figures: bool | None, width: Width, *, stored: bool, as_json: bool
+) -> None:
     from harness.commands.progress import TrainingProgress
     from reports.collection import check_folder, write_collection
 
     check_folder(out)
     console = stderr()
     with TrainingProgress(console) as progress:
-        collection = _collected(directories, progress)
+        collection = _collected(directories, progress, stored=stored)
         refused = [(Path(path), reason) for path, reason in collection.refused]
         tell_refused(refused, console)
         problems = [problem for logs in collection.trainings for problem in logs.problems]
@@ -129,7 +140,8 @@ def _together(directories: list[Path], out: Path, figures: bool | None, width: W
             collection, out, figures=figures, width=width, progress=_steps(progress, "figures drawn")
         )
     if as_json:
-        write_json(json.dumps(collection.as_json(), indent=2))
+        for part in chain(collection.as_json(), "\n"):
+            write(part, end="")
         return
     for name, run in collection.named:
         if run.state:
@@ -144,18 +156,26 @@ def _together(directories: list[Path], out: Path, figures: bool | None, width: W
     stdout().print(text, soft_wrap=True)
 
 
-def _collected(directories: list[Path], progress: TrainingProgress) -> Collection:
+def _collected(directories: list[Path], progress: TrainingProgress, *, stored: bool) -> Collection:
     """Read runs, calibrations and trainings, each by itself: what cannot be read costs the others nothing."""
     from harness.running.reading import read_runs
     from reports.calibrations import find_calibrations, read_calibration
-    from reports.collection import Collection
+    from reports.collection import MOST_RUNS_DRAWN, Collection
+    from reports.tables.hypervolume_table import hypervolume_tables
     from reports.training.folders import training_folders
     from reports.training.logs import holds_training, read_training
 
     given = [path for path in directories if holds_training(path)]
     sweeps = find_calibrations(path for path in directories if path not in given)
     runs_asked = [path for path in directories if path not in given and path not in sweeps]
-    runs, unread = read_runs(runs_asked, progress=_steps(progress, "runs read"))
+    runs, unread = read_runs(
+        runs_asked,
+        stored=stored,
+        keep=True,
+        held=MOST_RUNS_DRAWN,
+        before=hypervolume_tables,
+        progress=_steps(progress, "runs read"),
+    )
     refused = [(str(one.directory), one.reason) for one in unread]
     calibrations = []
     for folder in sweeps:

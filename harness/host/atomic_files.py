@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,11 +16,11 @@ def unfinished(file: Path) -> Path:
     return file.with_name(f".{file.name}.part")
 
 
-def replace_files(contents: Mapping[Path, bytes], *, durable: bool = False) -> None:
+def replace_files(contents: Mapping[Path, bytes | Iterable[bytes]], *, durable: bool = False) -> None:
     """Write files, each whole, in the order given; all are complete before the first one is replaced.
 
     Args:
-        contents: of each file. Folders must exist.
+        contents: of each file, whole or in parts. Folders must exist.
         durable: flush contents and names to the disk, so that they survive a power failure.
 
     Raises:
@@ -28,7 +28,11 @@ def replace_files(contents: Mapping[Path, bytes], *, durable: bool = False) -> N
     """
     try:
         for file, content in contents.items():
-            unfinished(file).write_bytes(content)
+            if isinstance(content, bytes):
+                unfinished(file).write_bytes(content)
+            else:
+                with unfinished(file).open("wb") as stream:
+                    stream.writelines(content)
             if durable:
                 _sync(unfinished(file))
         for file in contents:

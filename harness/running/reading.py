@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from harness.appearance.visible_text import one_line, shell_word
@@ -18,11 +19,12 @@ from harness.host import environment
 from harness.host.foreign_files import open_regular, real_path
 from harness.records import Manifest, SampleRecord, WindowRecord
 from harness.records.summary import Summary
+from harness.running.kept_summaries import kept_summary
 from harness.running.plugins import absent_plugins
 from harness.running.scoring import CorpusScores
 from harness.store.record_files import REMEDY
 from harness.store.run_directory import LOCK, MANIFEST, SAMPLES, WINDOWS, RunDirectory
-from reports.recorded import RecordedRun
+from reports.recorded import RecordedRun, Records
 from reports.summary.absurd import without_absurd
 from reports.summary.outlived import with_recorded
 from reports.summary.quality import corpora
@@ -51,19 +53,20 @@ class Refusal:
     reason: str
 
 
-def read_run(path: Path, *, stored: bool = False, duplicates: bool = True) -> RecordedRun:
+def read_run(path: Path, *, stored: bool = False, duplicates: bool = True, keep: bool = False) -> RecordedRun:
     """Read a run directory as far as it got, and summarise it.
 
     Args:
         path: of the run; a run may be writing it meanwhile.
         stored: take the ``summary.json`` that lies there rather than score everything again, where there is one.
         duplicates: count windows with samples that tuning has read, which a run with ``--duplicates keep`` has.
+        keep: look for the summary in the user's cache, and keep it there (:mod:`harness.running.kept_summaries`).
 
     Raises:
         StoreError: missing, damaged or foreign directory, or one without a finished window.
     """
     in_use = _in_use(path)
-    with RunDirectory.read(path) as store:
+    with RunDirectory.read(path, keep=True) as store:
         if not store.finished():
             raise StoreError(
                 f"{path} holds no finished window yet. Continue it with `harness run --resume {shell_word(path)}`."
@@ -73,7 +76,12 @@ def read_run(path: Path, *, stored: bool = False, duplicates: bool = True) -> Re
     if not duplicates:
         manifest, windows, samples = _without_duplicates(path, manifest, windows, samples)
     try:
-        summary = recorded if stored and recorded else _summarise(manifest, windows, samples)
+        if stored and recorded:
+            summary = recorded
+        elif keep and duplicates:
+            summary = kept_summary(seal, lambda: _summarise(manifest, windows, samples))
+        else:
+            summary = _summarise(manifest, windows, samples)
         summary = without_absurd(with_recorded(summary, recorded) if recorded else summary)
         absent = absent_plugins(manifest, {name for sample in samples for name in sample.scores})
         notes = (*summary.notes, *(note for note in absent if note not in summary.notes))
@@ -146,13 +154,22 @@ def _below(path: Path) -> list[Path]:
 
 
 def read_runs(
-    paths: Iterable[Path], *, stored: bool = False, progress: Callable[[int, int], None] | None = None
+    paths: Iterable[Path],
+    *,
+    stored: bool = False,
+    keep: bool = False,
+    held: int | None = None,
+    before: Callable[[RecordedRun], object] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[list[RecordedRun], list[Refusal]]:
     """Read every run that :func:`find_runs` finds; what cannot be read is returned with the reason.
 
     Args:
         paths: run directories, or folders of them.
         stored: as in :func:`read_run`.
+        keep: likewise.
+        held: with more runs than this, records are not held but read again where they are asked for.
+        before: is asked for with :meth:`RecordedRun.once` while the records are there.
         progress: is told after each how many of how many were read.
     """
     directories = find_runs(paths)
@@ -160,12 +177,30 @@ def read_runs(
     refused: list[Refusal] = []
     for done, directory in enumerate(directories, 1):
         try:
-            runs.append(read_run(directory, stored=stored))
+            run = read_run(directory, stored=stored, keep=keep)
+            if held is not None and len(directories) > held:
+                if before is not None:
+                    run.once(before)
+                run = run.released(partial(_again, run.directory, run.manifest, len(run.windows), len(run.samples)))
+            runs.append(run)
         except HarnessError as error:
             refused.append(Refusal(directory, one_line(str(error))))
         if progress is not None:
             progress(done, len(directories))
     return runs, refused
+
+
+def _again(path: Path, manifest: Manifest, windows: int, samples: int) -> Records:
+    """Read what a run had when it was read first; one that is being written may have more by now.
+
+    Raises:
+        StoreError: it is damaged by now, or another run.
+    """
+    with RunDirectory.read(path, keep=True) as store:
+        found = Records(manifest, tuple(store.windows())[:windows], tuple(store.samples())[:samples])
+        if store.manifest != manifest or (len(found.windows), len(found.samples)) != (windows, samples):
+            raise StoreError(f"{path} was changed while it was reported. Report again.")
+    return found
 
 
 def _in_use(path: Path) -> bool:

@@ -45,12 +45,14 @@ class Committed:
         windows: in the order written.
         windows_end, samples_end: offsets behind the last committed line of each file, bytes.
         seal: over everything committed; empty in a run of before there were seals.
+        samples: in the order written, where they were asked for.
     """
 
     windows: list[WindowRecord]
     windows_end: int
     samples_end: int
     seal: str
+    samples: list[SampleRecord] | None = None
 
 
 @dataclass(frozen=True)
@@ -121,13 +123,14 @@ def read_manifest(path: Path) -> tuple[Manifest, str]:
     return read_document(Manifest, file)
 
 
-def read_committed(path: Path, manifest: Manifest, seal: str) -> Committed:
+def read_committed(path: Path, manifest: Manifest, seal: str, *, keep: bool = False) -> Committed:
     """Read windows and samples up to the last commit.
 
     Args:
         path: of the run directory.
         manifest: of the run.
         seal: of its manifest.
+        keep: the samples, too, and not only where they end.
 
     Raises:
         StoreError: damaged; not what the run wrote; more that is not committed than a crash leaves.
@@ -136,6 +139,7 @@ def read_committed(path: Path, manifest: Manifest, seal: str) -> Committed:
     written = _size(path / SAMPLES)  # before the windows: what is committed meanwhile is no excess
     windows = _read_windows(path / WINDOWS, manifest)
     committed = Committed([window for window, _ in windows], sum(len(line) for _, line in windows), 0, seal)
+    committed.samples = [] if keep else None
     samples = enumerate(lines(path / SAMPLES), 1)
     found = 0
     for number, (window, line) in enumerate(windows, 1):
@@ -144,8 +148,10 @@ def read_committed(path: Path, manifest: Manifest, seal: str) -> Committed:
             found, sample = next(samples, (0, b""))
             if not found:
                 _refuse_lost(path, committed, len(own) + _count(committed.windows[: number - 1]))
-            _check_sample(path / SAMPLES, found, sample, window, manifest)
+            record = _checked_sample(path / SAMPLES, found, sample, window, manifest)
             own.append(sample)
+            if committed.samples is not None:
+                committed.samples.append(record)
         body, sealed = split_seal(line)
         committed.seal = seal_of(committed.seal, [*own, body]) if run else ""
         if committed.seal != sealed:
@@ -179,7 +185,7 @@ def _read_windows(file: Path, manifest: Manifest) -> list[tuple[WindowRecord, by
     return windows
 
 
-def _check_sample(file: Path, number: int, line: bytes, window: WindowRecord, manifest: Manifest) -> None:
+def _checked_sample(file: Path, number: int, line: bytes, window: WindowRecord, manifest: Manifest) -> SampleRecord:
     sample = parse(SampleRecord, line, file, number)
     if sample.window != window.window:
         raise StoreError(
@@ -192,6 +198,7 @@ def _check_sample(file: Path, number: int, line: bytes, window: WindowRecord, ma
             f"{file}, line {number} is not of the model in {MANIFEST}, which has {layers} layers and {vocabulary} "
             f"tokens. {_TOGETHER}"
         )
+    return sample
 
 
 def _refuse_other_run(file: Path, number: int, line: bytes, run: str) -> None:

@@ -73,10 +73,12 @@ class RunDirectory:
         manifest: as written when the run was created.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, seal: str, lock: IO[bytes] | None = None) -> None:
+    def __init__(
+        self, path: Path, manifest: Manifest, seal: str, lock: IO[bytes] | None = None, *, keep: bool = False
+    ) -> None:
         self.path, self.manifest = path, manifest
         self._lock = lock
-        self._committed = read_committed(path, manifest, seal)
+        self._committed = read_committed(path, manifest, seal, keep=keep)
         self._finished = {_key(window) for window in self._committed.windows if _counts(window)}
 
     # ------------------------------------------------------------------------------- opening
@@ -128,13 +130,17 @@ class RunDirectory:
         return store
 
     @classmethod
-    def read(cls, path: Path) -> Self:
+    def read(cls, path: Path, *, keep: bool = False) -> Self:
         """Open a run directory for reading; a run may be writing it meanwhile.
+
+        Args:
+            path: of the run.
+            keep: hold the samples, which are parsed here in any case, for whoever wants all of them.
 
         Raises:
             StoreError: the directory is missing, damaged or foreign, or its files are not of one run.
         """
-        return cls(path, *read_manifest(path))
+        return cls(path, *read_manifest(path), keep=keep)
 
     def close(self) -> None:
         """Release the lock; closing twice is allowed."""
@@ -181,6 +187,9 @@ class RunDirectory:
         Raises:
             StoreError: a line is damaged.
         """
+        if self._committed.samples is not None:
+            yield from self._committed.samples
+            return
         file = self.path / SAMPLES
         count = sum(window.samples for window in self._committed.windows)
         for number, line in zip(range(1, count + 1), lines(file), strict=False):

@@ -28,12 +28,17 @@ class PlacedPoint:
     Attributes:
         letter: its letter in every table of the report.
         row: its summary.
-        cell: its records.
+        run: what it is of.
     """
 
     letter: str
     row: SummaryRow
-    cell: Measured
+    run: RecordedRun
+
+    @property
+    def cell(self) -> Measured:
+        """Its records."""
+        return self.run.cells[self.row.task, self.row.operating_point]
 
     @property
     def bound(self) -> bool:
@@ -113,9 +118,9 @@ def task_tables(run: RecordedRun) -> Iterator[TaskTable]:
     """Yield the tables of a run that have a finished sample."""
     for table in split_tables(run.summary):
         points = tuple(
-            PlacedPoint(letter, row, cell)
+            PlacedPoint(letter, row, run)
             for letter, row in zip(table.letters, table.rows, strict=True)
-            if row.n and (cell := run.cells.get((row.task, row.operating_point))) is not None and cell.samples
+            if row.n and (row.task, row.operating_point) in run.finished_points
         )
         if points:
             yield TaskTable(run, table, points)

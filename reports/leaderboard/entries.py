@@ -15,12 +15,11 @@ from pydantic import Field
 from harness.records import Manifest
 from harness.records.record import Record
 from harness.records.summary import SummaryRow
-from reports.identity import identity
 from reports.leaderboard.conditions import conditions
 from reports.recorded import RecordedRun
 from reports.summary.measured import Measured, Regime
 
-__all__ = ["SITE_SCHEMA", "PointEntry", "RunEntry", "entry_of", "identity"]
+__all__ = ["SITE_SCHEMA", "PointEntry", "RunEntry", "entry_of"]
 
 SITE_SCHEMA = 2
 """Of the site's data files. Raised when an older program would misread them."""
@@ -77,7 +76,7 @@ def entry_of(run: RecordedRun, run_id: str) -> RunEntry:
 
     Args:
         run: without private paths.
-        run_id: its :func:`identity`.
+        run_id: its identity.
     """
     manifest = run.manifest
     baseline_kv = Regime.of(manifest, manifest.operating_points[0]).kv

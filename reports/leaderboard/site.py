@@ -23,7 +23,7 @@ from harness.records import SCHEMA_VERSION
 from harness.records.record import Record
 from reports.files import replace_file
 from reports.leaderboard.details import SAMPLES_SHOWN, describe_columns, describe_point
-from reports.leaderboard.entries import SITE_SCHEMA, RunEntry, entry_of, identity
+from reports.leaderboard.entries import SITE_SCHEMA, RunEntry, entry_of
 from reports.leaderboard.index import index_of
 from reports.leaderboard.pages import assets, pages
 from reports.leaderboard.redaction import redact_run
@@ -106,7 +106,7 @@ class Site:
         if run.manifest.meter.source == REPLAY:
             raise StoreError(f"{run.directory} has replayed energy, which is never ranked. Run with another --energy.")
         run = redacted.run
-        run_id = identity(run)
+        run_id = run.identity
         if run_id in self.runs:
             return False
         entry = entry_of(run, run_id)

@@ -87,6 +87,7 @@ def evaluate(metric: Metric, point: Point) -> Estimate | None:
     """
     if not point.can_have(metric):
         return None
+    found: float | Estimate | None
     if metric.of_sample is not None:
         values = [value for sample in point.samples if (value := metric.of_sample(sample)) is not None]
         found = mean(values) if metric.percentile is None else percentile(values, metric.percentile)

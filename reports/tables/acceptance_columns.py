@@ -47,7 +47,7 @@ def acceptance_lines(summary: Summary) -> Iterator[dict[str, object]]:
     """Yield lines of CSV, by :data:`ACCEPTANCE_COLUMNS`; what is missing, or all, has none."""
     for row in summary.rows:
         for one in row.acceptances:
-            share = one.share.model_dump(include={"low", "high"}, exclude_none=True)
+            share = dict(zip(("low", "high"), one.share.interval or (), strict=False))
             counts = one.model_dump(exclude={"share"}, exclude_none=True)
             yield {
                 "task": row.task, "operating_point": row.operating_point, **counts, "share": one.share.value, **share,

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from harness.contracts import Metric
+from harness.records.estimate import Estimate
 from harness.records.summary import Summary, SummaryRow
 from reports.metrics.vocabulary import all_metrics, metrics_of
 
@@ -64,6 +65,8 @@ PARTS = {
 }
 """What an estimate holds besides its value: ending of the column → what it is, of a metric in words."""
 
+_PARTS = tuple(field.name for field in fields(Estimate))
+
 
 @dataclass(frozen=True, slots=True)
 class ColumnFact:
@@ -107,7 +110,7 @@ def flat(summary: Summary) -> Iterator[dict[str, Any]]:
         values["options"] = json.dumps(values["options"], sort_keys=True)
         values["stop"] = values["stop"] or None  # most rows have no rule, and an empty cell is read as nothing
         for name, estimate in row.metrics.items():
-            found = estimate.model_dump(exclude_none=True)
+            found = {part: number for part in _PARTS if (number := getattr(estimate, part)) is not None}
             values |= {name if part == "value" else f"{name}_{part}": number for part, number in found.items()}
         yield values
 

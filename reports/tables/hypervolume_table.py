@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from reports.figures.front_points import COSTS, front_of
 from reports.figures.task_table import TaskTable, task_tables
 from reports.metrics.energy import ENERGY_PER_REQUEST, ENERGY_PER_TOKEN
@@ -25,15 +23,17 @@ _SHOWN = tuple(
 )  # an estimate decides nothing
 
 
-def hypervolume_tables(run: RecordedRun) -> Iterator[tuple[str, TextTable]]:
-    """Yield (task, table) of a run whose quality means something and that has more than full depth."""
+def hypervolume_tables(run: RecordedRun) -> list[tuple[str, TextTable]]:
+    """Return (task, table) of a run whose quality means something and that has more than full depth."""
+    tables = []
     for table in task_tables(run):
         if table.random_weights or table.full is None or len(table.points) < 2:
             continue
         found = [front_of(table, cost, QUALITY).hypervolume for cost in _SHOWN]
         volumes = [volume for volume in found if volume is not None]
         if len(volumes) == len(_SHOWN):
-            yield table.task, _table(table, volumes)
+            tables.append((table.task, _table(table, volumes)))
+    return tables
 
 
 def _table(table: TaskTable, volumes: list[Hypervolume]) -> TextTable:

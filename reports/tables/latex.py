@@ -125,7 +125,7 @@ def _details(name: str, run: RecordedRun, warning: Sequence[str], labels: _Label
             lengths = draft_length_table(table)
             if lengths is not None:
                 yield written(lengths.title, warning, lengths, table.heading)
-    for task, text in hypervolume_tables(run):
+    for task, text in run.once(hypervolume_tables):
         yield written(text.title, [*warning, NOTE], text, task)
     for attribution in run.summary.attributions:
         for text in attribution_tables(attribution):

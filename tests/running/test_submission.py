@@ -23,7 +23,6 @@ from harness.running.reading import read_run
 from harness.running.submission import Submission, examine_submission, pack
 from harness.store.packed_run import LARGEST_BYTES, RECORDS, unpacked, write_archive
 from harness.store.run_directory import RunDirectory
-from reports.leaderboard.entries import identity
 from reports.leaderboard.redaction import redact_run
 from tests.run_files import unseal
 
@@ -187,7 +186,7 @@ def test_the_packed_copy_is_clean_complete_and_hashed(finished: Path, tmp_path: 
         name: hashlib.sha256(content).hexdigest() for name, content in contents.items() if name != "submission.json"
     }
     original = redact_run(read_run(finished)).run
-    assert identity(run) == identity(original)
+    assert run.identity == original.identity
     assert run.summary == original.summary
     assert (finished / "manifest.json").read_bytes() == before
 

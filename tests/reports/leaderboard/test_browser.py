@@ -463,7 +463,7 @@ def test_the_policy_forbids_scripts_of_markup(reader: Reader) -> None:
 
 def scaled(estimate: Estimate, factor: float) -> Estimate:
     bounds = ("value", "low", "high")
-    return estimate.model_copy(update={name: factor * getattr(estimate, name) for name in bounds})
+    return replace(estimate, **{name: factor * getattr(estimate, name) for name in bounds})
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from harness.records.machine import MachineRecord
-from reports.leaderboard.entries import entry_of, identity
+from reports.leaderboard.entries import entry_of
 from reports.leaderboard.groups import Group, group_of
 from reports.leaderboard.hardware import hardware_class
 from reports.recorded import RecordedRun
@@ -17,7 +17,7 @@ Recorded = Callable[..., RecordedRun]
 
 
 def group(run: RecordedRun) -> Group:
-    entry = entry_of(run, identity(run))
+    entry = entry_of(run, run.identity)
     return group_of(entry, entry.points[1])
 
 
@@ -91,14 +91,14 @@ def test_an_unnamed_processor_is_a_class_of_its_own(recorded: Recorded) -> None:
 
 def test_identity_is_what_was_measured_not_where_it_lies(recorded: Recorded) -> None:
     run = recorded("one")
-    assert identity(run) == identity(recorded("elsewhere"))
+    assert run.identity == recorded("elsewhere").identity
     shorter = run.windows[0].model_copy(update={"duration_s": 0.5})
     for changed in (
         recorded("one", text="x = 2"),
         RecordedRun(run.directory, run.manifest, (shorter, *run.windows[1:]), run.samples, run.summary),
         recorded("one", manifest={"created": "2026-01-01T00:00:00Z"}),
     ):
-        assert identity(changed) != identity(run)
+        assert changed.identity != run.identity
 
 
 def test_rows_of_another_format_have_a_group_of_their_own_that_says_what_scores_are_against(
@@ -107,7 +107,7 @@ def test_rows_of_another_format_have_a_group_of_their_own_that_says_what_scores_
     """Scores of int4 in a run that began with fp16 are against fp16's; of int4 alone against its own."""
     names = ("full@int4", "fixed:layer=5@fp16", "fixed:layer=5@int4")  # after full depth in fp16
     several = recorded(points=dict.fromkeys(names, 0.5), formats=("fp16", "int4"))
-    entry = entry_of(several, identity(several))
+    entry = entry_of(several, several.identity)
     groups = [group_of(entry, point) for point in entry.points]
     assert [one.dtype.partition(" ")[0] for one in groups] == ["fp16", "int4", "fp16", "int4"]
     assert groups[0] == groups[2]

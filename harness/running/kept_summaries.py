@@ -1,0 +1,70 @@
+"""Summaries of runs in the user's cache, so that a second report of many runs does not score and resample them again.
+
+A summary is a function of a run's sealed records, of the code that makes it and of the scores that are available. Its
+file's name is a hash of all three: a record, a line of this project's code or an installed package that changes makes
+another name, so that nothing stale is read. Runs without seals, and installations with metrics or scores of other
+projects, whose code may change unseen, are summarised every time.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import platform
+import sys
+import zlib
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from harness.host.cache import being_written, cache_folder, drop_old
+from harness.host.foreign_files import read_bytes
+from harness.records.summary import Summary
+from harness.registry import METRICS, SCORES
+from harness.running.scoring import missing_scores
+
+__all__ = ["FOLDER", "kept_summary"]
+
+FOLDER = "summaries"
+_CODE = ("harness", "reports", "tasks")
+
+
+def kept_summary(seal: str, make: Callable[[], Summary]) -> Summary:
+    """Return the summary of a run's records: kept, or made and kept where the cache can be written.
+
+    Args:
+        seal: over the records; empty in older runs.
+        make: the summary of them.
+    """
+    if not seal or METRICS.has_plugins or SCORES.has_plugins:
+        return make()
+    state = _hash(seal, _code(), *METRICS.names(), *SCORES.names(), *missing_scores())
+    file = cache_folder() / FOLDER / f"{state}.json.gz"
+    with suppress(OSError, EOFError, zlib.error, ValidationError):  # absent, or damaged: made again
+        os.utime(file)
+        return Summary.model_validate_json(gzip.decompress(read_bytes(file)))
+    summary = make()
+    with suppress(OSError):
+        with being_written(file) as part:
+            part.write_bytes(gzip.compress(summary.model_dump_json().encode(), 1, mtime=0))
+        drop_old(FOLDER)
+    return summary
+
+
+@cache
+def _code() -> str:
+    """Return a hash of everything installed that a summary is made with."""
+    packages = [Path(str(sys.modules["harness"].__file__)).parents[1] / name for name in _CODE]
+    own = [
+        hashlib.sha256(file.read_bytes()).hexdigest() for folder in packages for file in sorted(folder.rglob("*.py"))
+    ]
+    installed = {path.name for folder in sys.path if folder for path in Path(folder).glob("*.dist-info")}
+    return _hash(platform.python_version(), platform.machine(), *sorted(installed), *own)
+
+
+def _hash(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
