@@ -44,7 +44,9 @@ def _list(
         held = [one.size_bytes for one in found if one.kind == kind]
         if held:
             count = f"{len(held):d}" if facts.most is None else f"{len(held):d} of at most {facts.most:d}"
-            console.print(f"{kind}: {facts.what}; {_size(sum(held))} in {count}.", highlight=False, soft_wrap=True)
+            console.print(
+                escape(f"{kind}: {facts.what}; {_size(sum(held))} in {count}."), highlight=False, soft_wrap=True
+            )
     if not found:
         console.print("Nothing is kept.")
 

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from tests.docs.pages import ROOT, blocks, commands
+from tests.test_plugin import seeing
 
 WALK, OWN_MODEL = "docs/tutorials/walk.md", "docs/tutorials/own-model.md"
 
@@ -37,19 +38,20 @@ def test_the_page_of_an_own_model_goes_the_same_way() -> None:
 
 @pytest.mark.slow
 def test_the_walk_arrives(
-    tmp_path: Path, cli: Callable[..., Any], install: Callable[[Path], Path], see: Callable[[Path], None]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forked: Callable[..., Any], install: Callable[[Path], Path]
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     for name, text in files().items():
-        Path(name).parent.mkdir(exist_ok=True)  # in tmp_path, where cli is
+        Path(name).parent.mkdir(exist_ok=True)
         Path(name).write_text(text, encoding="utf-8")
     (block,) = blocks(OWN_MODEL, "python")
     exec(compile(block, OWN_MODEL, "exec", dont_inherit=True), {"__name__": "shown"})
-    see(install(tmp_path / "my-plugins"))
+    site = install(tmp_path / "my-plugins")
     for words in commands(WALK, in_sentences=False):
-        ran = cli(*words[1:])
-        assert ran.code == 0, (shlex.join(words), ran.err)
+        ran = forked(*words[1:], cwd=tmp_path, **seeing(site))
+        assert ran.returncode == 0, (shlex.join(words), ran.stderr)
     *_, run = [words for words in commands(OWN_MODEL) if "my-model" in words]
-    assert cli(*run[1:]).code == 0
+    assert forked(*run[1:], cwd=tmp_path, **seeing(site)).returncode == 0
 
     assert {"classifier.json", "rl.json", "shortcut.json"} <= set(os.listdir("artefacts/my-model"))
     with Path("runs/accessors/summary.csv").open(encoding="utf-8") as text:

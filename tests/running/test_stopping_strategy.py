@@ -56,6 +56,6 @@ def test_scores_of_one_that_stops_are_observed_on_whole_completions(
     ran = tiny_run("--strategy", f"sec:heads={stopping}:threshold=q50", "--out", "run")
     assert ran.code == 0, ran.err
     (file,) = (tmp_path / "cache").rglob("observed/*.json")
-    shares = json.loads(file.read_text()).values()
+    shares = json.loads(file.read_text())["value"].values()
     assert any(abs(share * 5 - round(share * 5)) > 1e-6 for share in shares)
     assert all(abs(share * 45 - round(share * 45)) < 1e-6 for share in shares)
