@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -143,7 +143,7 @@ class _Client:
             raise self._error(f"cannot be reached: {reason(error)}") from None
         if answer.tokens is not None and answer.tokens > max_new_tokens:
             raise self._error(f"made {answer.tokens} tokens where {max_new_tokens} were asked for")
-        return answer
+        return replace(answer, text=self._without_key(answer.text), model=self._without_key(answer.model))
 
     def close(self) -> None:
         """Close its connections."""

@@ -83,7 +83,7 @@ class RunConfig(ModelConfiguration):
         default=0,
         ge=0,
         le=10**9,
-        description="Samples left out before the first: those that a run with this --limit and the same seed draws.",
+        description="Samples left out before the first: those that a run with so large a --limit draws.",
     )
     duplicates: Duplicates = Field(
         default="skip",

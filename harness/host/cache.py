@@ -1,8 +1,8 @@
 """What the harness keeps in the user's cache: everything there can be made again, by whoever needs it next.
 
-A file is named by a hash of all that decides what it holds, is written under a name of its writer's own and renamed,
-and is verified when it is read, so that any number of processes may share it. Nothing that was measured is kept: times
-and energy are measured anew in every run.
+A file is named by a hash of what decides what it holds, and is written under a name of its writer's own and renamed,
+so that any number of processes may share it; documents and packed weights are verified when they are read. Nothing
+that was measured is kept: times and energy are measured anew in every run.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from harness.host.foreign_files import DocumentError, read_json
 
-__all__ = ["KINDS", "Kept", "Kind", "being_written", "cache_folder", "clear", "drop_old", "keep_document", "kept",
-           "kept_document"]  # fmt: skip
+__all__ = ["KINDS", "Kept", "Kind", "being_written", "cache_folder", "clear", "drop_old", "hash_of_code",
+           "keep_document", "kept", "kept_document"]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,16 @@ class Kept:
     path: Path
     size_bytes: int
     used: float
+
+
+@cache
+def hash_of_code(*folders: str) -> str:
+    """Return a hash over this project's source files in folders, such as ``harness/decoding``."""
+    found = hashlib.sha256()
+    for folder in folders:
+        for file in sorted((Path(__file__).parents[2] / folder).rglob("*.py")):
+            found.update(file.read_bytes())
+    return found.hexdigest()
 
 
 def kept() -> Iterator[Kept]:
@@ -132,7 +143,8 @@ def kept_document(kind: str, key: str) -> Any:
         found = read_json(file)
         if found["key"] != key or found["sha256"] != _sealed(key, found["value"])["sha256"]:
             raise DocumentError("it is not what was written")
-        os.utime(file)
+        with suppress(OSError):  # another user's
+            os.utime(file)
     except FileNotFoundError:
         return None
     except (OSError, DocumentError, KeyError, TypeError):

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from harness.host.cache import being_written, cache_folder, drop_old
+from harness.host.cache import being_written, cache_folder, drop_old, hash_of_code
 from harness.host.foreign_files import read_bytes
 from harness.records.summary import Summary
 from harness.registry import METRICS, SCORES
@@ -45,8 +45,10 @@ def kept_summary(seal: str, make: Callable[[], Summary]) -> Summary:
     state = _hash(seal, _code(), *METRICS.names(), *SCORES.names(), *missing_scores())
     file = cache_folder() / FOLDER / f"{state}.json.gz"
     with suppress(OSError, EOFError, zlib.error, ValidationError):  # absent, or damaged: made again
-        os.utime(file)
-        return Summary.model_validate_json(gzip.decompress(read_bytes(file)))
+        found = Summary.model_validate_json(gzip.decompress(read_bytes(file)))
+        with suppress(OSError):  # another user's
+            os.utime(file)
+        return found
     summary = make()
     with suppress(OSError):
         with being_written(file) as part:
@@ -58,12 +60,8 @@ def kept_summary(seal: str, make: Callable[[], Summary]) -> Summary:
 @cache
 def _code() -> str:
     """Return a hash of everything installed that a summary is made with."""
-    packages = [Path(str(sys.modules["harness"].__file__)).parents[1] / name for name in _CODE]
-    own = [
-        hashlib.sha256(file.read_bytes()).hexdigest() for folder in packages for file in sorted(folder.rglob("*.py"))
-    ]
     installed = {path.name for folder in sys.path if folder for path in Path(folder).glob("*.dist-info")}
-    return _hash(platform.python_version(), platform.machine(), *sorted(installed), *own)
+    return _hash(platform.python_version(), platform.machine(), *sorted(installed), hash_of_code(*_CODE))
 
 
 def _hash(*parts: str) -> str:

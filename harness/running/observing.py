@@ -16,14 +16,13 @@ from typing import Any
 
 import torch
 
-from harness import decoding
 from harness.appearance.visible_text import shell_word
 from harness.config import RunConfig, StrategySpec, parse_all
 from harness.config.options import build_strategy
 from harness.contracts import Sample, Strategy
 from harness.decoding.engine import Engine
 from harness.errors import DataError
-from harness.host.cache import keep_document, kept_document
+from harness.host.cache import hash_of_code, keep_document, kept_document
 from harness.records import ObservedThreshold
 from harness.running.plan import Plan, make_plan
 from harness.running.thresholds import THRESHOLD, Family, Shares, SharesOfExits, family, is_percentile, percentiles
@@ -34,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 OBSERVED = 8
 """Further documents of each task that scores are observed on."""
+_CODE = ("harness/decoding", "harness/models", "harness/running", "strategies", "tasks")
+"""Folders of what observes; a strategy of another project is hashed beside them."""
 
 
 class ObservedText(str):
@@ -138,7 +139,7 @@ def observe(one: Family, config: RunConfig, count: int, stage: Callable[[str], N
 def _further(plan: Plan, one: Family, config: RunConfig, count: int) -> list[list[Sample]]:
     """Draw documents of each task that are not among those of the run."""
     limit = 0 if config.limit is None else config.limit + count
-    other = plan.config.model_copy(update={"seed": (config.seed + 1) % 2**32, "limit": limit or None})
+    other = plan.config.model_copy(update={"seed": (config.seed + 1) % 2**32, "limit": limit or None, "skip": 0})
     found = []
     for own, drawn in zip(plan.tasks, make_plan(other).tasks, strict=True):
         taken = {sample.sample_id for sample in own.data.samples}
@@ -156,14 +157,11 @@ def _key(asked: SharesOfExits, plan: Plan, samples: Sequence[Sequence[Sample]]) 
     """Return what tells observations from others: the strategy and all code that decodes, the model, the tokens."""
     (*_, point), info = plan.points, plan.model.info
     own = inspect.getsourcefile(type(build_strategy(asked.anywhere)))
-    code = hashlib.sha256()
-    asking = (__file__, inspect.getfile(SharesOfExits), *([] if own is None else [own]))
-    for file in [*sorted(Path(decoding.__path__[0]).rglob("*.py")), *map(Path, asking)]:
-        code.update(file.read_bytes())
+    code = [hash_of_code(*_CODE), None if own is None else hashlib.sha256(Path(own).read_bytes()).hexdigest()]
     facts = [
-        str(asked.one.spec), code.hexdigest(), torch.__version__, plan.device, plan.config.kv_input,
+        str(asked.one.spec), *code, torch.__version__, plan.device, plan.config.kv_input,
         point.record.exit_points, point.record.artefacts, info.fingerprint, info.exit_head, info.dtype,
-        plan.config.weights_formats,
+        plan.config.weights_formats, [(task.record.name, task.record.protocol) for task in plan.tasks],
         [(sample.sample_id, list(sample.prompt_ids), sample.max_new_tokens) for each in samples for sample in each],
     ]  # fmt: skip
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]

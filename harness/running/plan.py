@@ -286,7 +286,7 @@ def _after(skip: int, data: TaskData, task: str) -> TaskData:
         raise DataError(
             f"{task}: {source.label} has {len(data.samples)} samples, and --skip {skip} leaves none. Use a smaller one."
         )
-    kept = sum(sample.duplicate for sample in data.samples)
+    kept = any(sample.duplicate for sample in data.samples)
     fingerprint = hashlib.sha256(f"{source.fingerprint} after {skip}".encode()).hexdigest()
     source = replace(source, fingerprint=fingerprint, detail={**source.detail, "left_out_first": str(skip)})
     return replace(

@@ -36,11 +36,11 @@ def keep_intact(directory: Path, aside: Path) -> int:
         StoreError: another process writes it.
         OSError: it cannot be copied or cut.
     """
-    count, ends = _intact(directory)
-    if not count:
-        os.replace(directory, aside)
-        return 0
     with lock_folder(directory):
+        count, ends = _intact(directory)
+        if not count:
+            os.replace(directory, aside)
+            return 0
         part = unfinished(aside)
         shutil.rmtree(part, ignore_errors=True)
         shutil.copytree(directory, part, ignore=shutil.ignore_patterns(LOCK))

@@ -29,7 +29,7 @@ from harness.study.point_run import is_measured
 
 __all__ = ["EVENTS", "RUNS", "STUDY", "Event", "StudyDirectory", "StudyRecord", "read_events"]
 
-STUDY, EVENTS, RUNS = "study.json", "events.jsonl", "runs"
+STUDY, EVENTS, RUNS, ASIDE = "study.json", "events.jsonl", "runs", "aside"
 
 DONE = ("finished", "merged")
 """What says that a point is measured."""
@@ -236,9 +236,10 @@ def _records_bytes(directory: Path) -> int:
 
 
 def _aside(directory: Path) -> Path:
-    """Return a free name beside a run directory, which no point has."""
+    """Return a free path in the study's folder of what was set aside, where no report looks."""
+    (directory.parents[1] / ASIDE).mkdir(exist_ok=True)
     number = 1
-    while (aside := directory.with_name(f"{directory.name}.unreadable.{number}")).exists():
+    while (aside := directory.parents[1] / ASIDE / f"{directory.name}.{number}").exists():
         number += 1
     return aside
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,13 @@ import pandas as pd
 
 from harness.calibrating.targets import document_losses, parse_target
 from harness.config import BASELINE
+from harness.records import OperatingPointRecord
 from reports.gallery.measured import (
     BYTES,
     DECODING,
     LOST,
     PREFIX,
+    REQUEST,
     SKIPPED,
     STREAMS,
     Column,
@@ -27,6 +28,7 @@ from reports.gallery.measured import (
     rows_of,
     stream,
 )
+from reports.recorded import RecordedRun
 from reports.statistics.risk_control import P_VALUES, certified_by_tests
 from reports.tables.columns import MISSING
 from reports.tables.markdown import markdown_code, markdown_row
@@ -37,8 +39,6 @@ STUDIES = {
     "ranking": "harness study reports/gallery/results/ranking.toml",
     "ranking-calibration": "harness study reports/gallery/results/ranking-calibration.toml",
 }
-LETTERS = dict(zip(STREAMS, ("P", "J", "p", "j"), strict=True))
-"""Kind of text → its sign in the table of settings."""
 LITTLE = 1.05
 """Layers skipped that would bring less, were deciding free, are too few to pay."""
 NOT_BYTES = 1.05
@@ -46,63 +46,51 @@ NOT_BYTES = 1.05
 
 HEADS = Column("LM heads / token", "lm_head_per_token", "{:.1f}")
 
+Setting = tuple[str, str, str]
+"""Kind of text, strategy, and its options as JSON: what it runs with, however it was written."""
 
-def family(row: Mapping[str, Any]) -> str:
+
+def family(strategy: str, options: Mapping[str, Any]) -> str:
     """Return what a strategy's settings have in common: its name, and what reads its checks if not the LM head."""
-    head = row["options"].get("head", "full") if row["strategy"] == "confidence" else "full"
-    return str(row["strategy"]) + ("" if head == "full" else f", {head}")
+    head = options.get("head", "full") if strategy == "confidence" else "full"
+    return strategy + ("" if head == "full" else f", {head}")
 
 
-@dataclass(frozen=True)
-class Ranking:
-    """What was measured, and what other documents certify.
+def setting(text: str, strategy: str, options: Mapping[str, Any]) -> Setting:
+    """Return what tells an operating point from others."""
+    return text, strategy, json.dumps(options, sort_keys=True)
 
-    Attributes:
-        found: runs of both studies.
-    """
 
-    found: Found
+def ranked_rows(found: Found) -> pd.DataFrame:
+    """Return a row per kind of text and operating point, with its family, its setting and whether it is lossless."""
+    rows = rows_of(found["ranking"])
+    rows = rows[rows["operating_point"] != BASELINE].copy()
+    options = [json.loads(text) for text in rows["options"]]
+    rows["family"] = [family(*pair) for pair in zip(rows["strategy"], options, strict=True)]
+    rows["setting"] = [setting(*each) for each in zip(rows["text"], rows["strategy"], options, strict=True)]
+    rows["lossless"] = rows["decode"].str.startswith("lossless")
+    return rows
 
-    @cached_property
-    def rows(self) -> pd.DataFrame:
-        """A row per kind of text and operating point, with ``family`` and whether it is ``lossless``."""
-        rows = rows_of(self.found["ranking"])
-        rows = rows[rows["operating_point"] != "full"].copy()
-        rows["family"] = [family(dict(row)) for _, row in rows.iterrows()]
-        rows["lossless"] = rows["decode"].str.startswith("lossless")
-        return rows
 
-    @cached_property
-    def certified(self) -> set[tuple[str, str]]:
-        """Kinds of text and operating points that a promise stands behind."""
-        target, certified = parse_target(TARGET), set()
-        for run in self.found["ranking-calibration"]:
-            (task,) = run.manifest.tasks
+def certified(runs: Iterable[RecordedRun]) -> set[Setting]:
+    """Return the settings that a promise stands behind, each on the kind of text that it was tested on."""
+    target, delta = parse_target(TARGET), 1 - CONFIDENCE
+    sure = set()
+    for run in runs:
+        (task,) = run.manifest.tasks
+        families: dict[str, list[OperatingPointRecord]] = {}
+        for point in run.manifest.operating_points:
+            if point.strategy != BASELINE:
+                families.setdefault(family(point.strategy, point.options), []).append(point)
+        for points in families.values():  # from strict to lax, as they are declared
+            losses = [document_losses(run.point(task.name, point.name), target) for point in points]
+            drawn = [name for name in losses[0] if all(name in each for each in losses)]  # tests bet in this order
+            table = np.array([[each[name] for name in drawn] for each in losses])
+            tests = certified_by_tests(table, target.risk, delta, P_VALUES["empirical-bernstein"])
             text = stream(task.source, task.language)
-            families: dict[str, list[str]] = {}
-            for point in run.manifest.operating_points:
-                if point.strategy != BASELINE:
-                    families.setdefault(family(vars(point)), []).append(point.name)
-            for names in families.values():  # from strict to lax, as they are declared
-                losses = [document_losses(run.point(task.name, name), target) for name in names]
-                documents = set.intersection(*map(set, losses))
-                table = np.array([[each[name] for name in sorted(documents)] for each in losses])
-                delta = 1 - CONFIDENCE
-                tests = certified_by_tests(table, target.risk, delta, P_VALUES["empirical-bernstein"])
-                certified |= {(text, name) for name, p in zip(names, tests, strict=False) if p <= delta}
-        return certified
-
-    @cached_property
-    def calibrated(self) -> set[str]:
-        """Families whose settings were tested on other documents."""
-        runs = self.found["ranking-calibration"]
-        return {family(vars(point)) for run in runs for point in run.manifest.operating_points}
-
-    def chosen(self, rows: pd.DataFrame, text: str) -> pd.Series[Any] | None:
-        """Return a family's laxest certified setting on a kind of text."""
-        rows = rows[rows["text"] == text]
-        rows = rows[[(text, point) in self.certified for point in rows["operating_point"]]]
-        return None if rows.empty else rows.iloc[-1]
+            passed = [point for point, p in zip(points, tests, strict=False) if p <= delta]
+            sure |= {setting(text, point.strategy, point.options) for point in passed}
+    return sure
 
 
 def together(rows: Sequence[pd.Series[Any] | None], name: str = "decode_speedup") -> tuple[float, float, float]:
@@ -119,7 +107,8 @@ def together(rows: Sequence[pd.Series[Any] | None], name: str = "decode_speedup"
 
 
 def _said(ratio: tuple[float, float, float]) -> str:
-    return "{:.2f}× [{:.2f}, {:.2f}]".format(*ratio)
+    value, low, high = ratio
+    return f"{value:.2f}×" if math.isnan(low) else f"{value:.2f}× [{low:.2f}, {high:.2f}]"
 
 
 def why(rows: Sequence[pd.Series[Any]]) -> str:
@@ -144,79 +133,77 @@ def why(rows: Sequence[pd.Series[Any]]) -> str:
     return f"bytes read say {read:.2f}× as well"
 
 
-def calibrated(found: Found, _: Path) -> Iterator[str]:
-    """Yield a line per strategy: its fastest setting, whatever that loses, and its certified or lossless one."""
-    ranking = Ranking(found)
-    lines = []
-    rows = ranking.rows[ranking.rows["strategy"] != "oracle"]
+def ranking(found: Found, _: Path) -> Iterator[str]:
+    """Yield a line per strategy at its fastest setting: lossless ones first, the faster before the slower."""
+    rows = ranked_rows(found)
+    rows = rows[rows["strategy"] != "oracle"]
     names = rows["operating_point"].where(rows["lossless"], rows["family"])
+    lines = []
     for (name, lossless), own in rows.groupby([names, rows["lossless"]], sort=False):
-        settings = {
-            str(point): [row for _, row in each.iterrows()]
-            for point, each in own.groupby("operating_point", sort=False)
-        }
-        fastest = max(settings, key=lambda point: together(settings[point])[0])
-        best = together(settings[fastest])
-        each = settings[fastest] if lossless else [ranking.chosen(own, text) for text in STREAMS]
-        kept = [row for row in each if row is not None]
-        sure = together(each)
-        if lossless or kept:
-            told = "**worth using**" if sure[1] > 1 else _no_gain(sure, kept)
-        elif best[1] > 1 and name in ranking.calibrated:
-            told = f"gains only where more is lost than {TARGET.replace('=', ' ')} allows"
+        speeds = {point: together(each) for point, each in _points(own)}
+        fastest, best = max(speeds.items(), key=lambda item: item[1][0])
+        each = dict(_points(own))[fastest]
+        prefix, lost = (float(np.mean([row[one.name] for row in each])) for one in (PREFIX, LOST))
+        if best[1] <= 1:
+            told = f"{'costs more than it saves' if best[2] < 1 else 'no gain that can be told'}: {why(each)}"
         else:
-            told = _no_gain(best, settings[fastest])
-        cells = [MISSING if row is None else f"{row['decode_speedup']:.2f}×" for row in each]
-        prefix = f"{float(np.mean([row['exact_prefix'] for row in settings[fastest]])):.2f}"
-        setting = MISSING if lossless else f"{best[0]:.2f}× ({_setting(fastest)})"
-        order = (bool(kept), sure[0] if kept else best[0])
-        lines.append(
-            (order, [markdown_code(str(name)), setting, prefix, *cells, _said(sure) if kept else MISSING, told])
-        )
-    yield markdown_row(["strategy", "fastest of its settings", "exact prefix there", *STREAMS, "together", "verdict"])
-    yield markdown_row([":--", ":--", *["--:"] * 6, ":--"])
+            told = "**worth using**" if lossless else f"faster by {1 - prefix:.0%} of the text"
+        cells = [f"{row['decode_speedup']:.2f}×" for row in each]
+        words = [MISSING if lossless else _options(fastest), f"{prefix:.2f}", f"{lost:+.3f}".replace("-", "−"), told]
+        lines.append(((bool(lossless), best[0]), [markdown_code(str(name)), *cells, _said(best), *words]))
+    yield markdown_row(
+        ["strategy", *STREAMS, "together", "its setting", "exact prefix", "edit sim. to full depth's", "verdict"]
+    )
+    yield markdown_row([":--", *["--:"] * 5, ":--", "--:", "--:", ":--"])
     yield from (markdown_row(cells) for _, cells in sorted(lines, key=lambda line: line[0], reverse=True))
 
 
-def _no_gain(ratio: tuple[float, float, float], rows: Sequence[pd.Series[Any]]) -> str:
-    return f"{'costs more than it saves' if ratio[2] < 1 else 'no gain that can be told'}: {why(rows)}"
+def promised(found: Found, _: Path) -> Iterator[str]:
+    """Yield a line per lossy strategy that something is certified of: its laxest certified setting on each text."""
+    rows, sure = ranked_rows(found), certified(found["ranking-calibration"])
+    rows = rows[~rows["lossless"] & [one in sure for one in rows["setting"]]]
+    lines = []
+    for name, own in rows.groupby("family", sort=False):
+        last = {row["text"]: row for _, row in own.iterrows()}  # settings stand from strict to lax
+        each = [last.get(text) for text in STREAMS]
+        cells = [
+            MISSING if row is None else f"{row['decode_speedup']:.2f}× ({_options(row['operating_point'])})"
+            for row in each
+        ]
+        lines.append((together(each), [markdown_code(str(name)), *cells]))
+    yield markdown_row(["strategy", *STREAMS, "together"])
+    yield markdown_row([":--", *["--:"] * 5])
+    for ratio, cells in sorted(lines, key=lambda line: line[0], reverse=True):
+        yield markdown_row([*cells, _said(ratio)])
 
 
-def _setting(point: str) -> str:
+def _points(rows: pd.DataFrame) -> Iterator[tuple[str, list[pd.Series[Any]]]]:
+    """Yield each operating point with its rows, one per kind of text."""
+    for point, each in rows.groupby("operating_point", sort=False):
+        yield str(point), [row for _, row in each.iterrows()]
+
+
+def _options(point: str) -> str:
     """Return an operating point's options that are not the family's own."""
     options = [option for option in point.split(":")[1:] if not option.startswith("head=")]
-    return ", ".join(options) or "its own"
+    return ", ".join(options) or "as it ships"
 
 
 def settings(found: Found, _: Path) -> Iterator[str]:
     """Yield a line per operating point, all kinds of text together."""
-    ranking = Ranking(found)
     columns = (SKIPPED, HEADS, BYTES)
-    yield markdown_row(
-        [
-            "operating point",
-            *(one.title for one in columns),
-            "decoding",
-            "whole request",
-            "exact prefix",
-            LOST.title,
-            "certified on",
-        ]
-    )
-    yield markdown_row([":--", *["--:"] * 7, ":--"])
-    for name, rows in ranking.rows.groupby("operating_point", sort=False):
-        each = [row for _, row in rows.iterrows()]
-        means = [one.cell(rows[[one.name]].mean()) for one in columns]
-        speeds = [_said(together(each, metric)) for metric in (DECODING.name, "speedup")]
-        kept = [f"{rows[PREFIX.name].mean():.2f}", f"{rows[LOST.name].mean():+.3f}".replace("-", "−")]
-        sure = "".join(letter for text, letter in LETTERS.items() if (text, name) in ranking.certified)
-        certified = (
-            "full depth's text" if rows["lossless"].all() else "a bound" if name == "oracle" else sure or MISSING
-        )
-        yield markdown_row([markdown_code(str(name)), *means, *speeds, *kept, certified])
+    titles = [one.title for one in columns]
+    yield markdown_row(["operating point", *titles, "decoding", "whole request", "exact prefix", LOST.title])
+    yield markdown_row([":--", *["--:"] * 7])
+    for name, each in _points(ranked_rows(found)):
+        means = pd.DataFrame(each)[[one.name for one in (*columns, PREFIX, LOST)]].astype("float64").mean()
+        speeds = [_said(together(each, one.name)) for one in (DECODING, REQUEST)]
+        cells = [one.cell(means) for one in (*columns, PREFIX, LOST)]
+        yield markdown_row([markdown_code(name), *cells[:3], *speeds, *cells[3:]])
 
 
 TABLES = {
-    "ranking": Table(tuple(STUDIES), calibrated),
-    "ranking-settings": Table(tuple(STUDIES), settings),
+    "ranking": Table(("ranking",), ranking),
+    "ranking-promised": Table(tuple(STUDIES), promised),
+    "ranking-settings": Table(("ranking",), settings),
 }

@@ -150,9 +150,9 @@ def _fewest(passes: Callable[[int], bool], start: int = 1) -> int | None:
     """Return the least number that passes, by doubling and bisection; ``None`` above ``MOST_DOCUMENTS``."""
     low, high = 0, start
     while not passes(high):
-        low, high = high, 2 * high
-        if high > MOST_DOCUMENTS:
+        if high >= MOST_DOCUMENTS:
             return None
+        low, high = high, min(2 * high, MOST_DOCUMENTS)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if passes(middle) else (middle, high)

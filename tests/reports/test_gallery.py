@@ -302,6 +302,13 @@ def test_a_strategy_stands_at_what_other_documents_certify(tmp_path: Path, build
             changed = {"token_ids": token_ids, "exit_layers": (10, 5, 5)}
             builder.window("fixed:layer=5", {**changed, "token_times_s": (0.1, 0.15, 0.2)}, block=block, duration=0.2)
         found[study] = stored(builder, tmp_path / study)
-    rank = {study: ranked.Ranking({"ranking": [], "ranking-calibration": [run]}) for study, run in found.items()}
-    assert rank["kept"].certified == {("Python's library", "fixed:layer=5")}
-    assert rank["lost"].certified == set()
+    sure = {study: ranked.certified([run]) for study, run in found.items()}
+    assert sure["lost"] == set()
+    assert sure["kept"] == {("Python's library", "fixed", '{"layer": "5"}')}
+    (line,) = list(ranked.promised({"ranking": [found["lost"]], "ranking-calibration": [found["kept"]]}, tmp_path))[2:]
+    assert "2.00× (layer=5)" in line  # a promise is of a setting, wherever its speed was measured
+    *_, line = ranked.ranking({"ranking": [found["lost"]]}, tmp_path)
+    assert line.startswith("| `fixed` | 2.00× |")
+    assert line.endswith("| layer=5 | 0.00 | +0.000 | faster by 100% of the text |")
+    *_, line = ranked.settings({"ranking": [found["lost"]]}, tmp_path)
+    assert line.startswith("| `fixed:layer=5` | 50.0 % | 1.0 |")

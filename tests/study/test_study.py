@@ -88,7 +88,7 @@ def test_what_was_cut_off_is_put_right(cli: Command, declare: Declare, tmp_path:
         *[("seed=1", what) for what in ("retried", "started", "finished")],
     ]
     assert (first / "windows.jsonl").read_bytes() == kept
-    assert (folder / "runs" / f"{second.name}.unreadable.1" / "windows.jsonl").read_bytes() == bytes(damaged)
+    assert (folder / "aside" / f"{second.name}.1" / "windows.jsonl").read_bytes() == bytes(damaged)
 
 
 @pytest.mark.usefixtures("inline")
