@@ -147,9 +147,14 @@ def ranking(found: Found, _: Path) -> Iterator[str]:
         if best[1] <= 1:
             told = f"{'costs more than it saves' if best[2] < 1 else 'no gain that can be told'}: {why(each)}"
         else:
-            told = "**worth using**" if lossless else f"faster by {1 - prefix:.0%} of the text"
+            told = "**worth using**" if lossless else f"faster, with {1 - prefix:.0%} of the text lost"
         cells = [f"{row['decode_speedup']:.2f}×" for row in each]
-        words = [MISSING if lossless else _options(fastest), f"{prefix:.2f}", f"{lost:+.3f}".replace("-", "−"), told]
+        words = [
+            MISSING if lossless else _options(fastest),
+            f"{prefix:.2f}",
+            LOST.cell(pd.Series({LOST.name: lost})),
+            told,
+        ]
         lines.append(((bool(lossless), best[0]), [markdown_code(str(name)), *cells, _said(best), *words]))
     yield markdown_row(
         ["strategy", *STREAMS, "together", "its setting", "exact prefix", "edit sim. to full depth's", "verdict"]
@@ -161,7 +166,7 @@ def ranking(found: Found, _: Path) -> Iterator[str]:
 def promised(found: Found, _: Path) -> Iterator[str]:
     """Yield a line per lossy strategy that something is certified of: its laxest certified setting on each text."""
     rows, sure = ranked_rows(found), certified(found["ranking-calibration"])
-    rows = rows[~rows["lossless"] & [one in sure for one in rows["setting"]]]
+    rows = rows[~rows["lossless"] & rows["setting"].isin(sure)]
     lines = []
     for name, own in rows.groupby("family", sort=False):
         last = {row["text"]: row for _, row in own.iterrows()}  # settings stand from strict to lax

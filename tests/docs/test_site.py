@@ -31,12 +31,11 @@ def test_the_readme_leads_to_what_is_there(target: str) -> None:
 
 def test_the_readme_and_the_first_run_show_one_table() -> None:
     def rows(text: str) -> list[str]:
-        return re.findall(
-            r"^\|[^|]*\| (?:operating point|full|fixed|confidence|saturation|classifier|rl|oracle).*", text, re.M
-        )
+        strategies = "full|fixed|confidence|saturation|classifier|rl|predictor|consistent|sec|hash|oracle"
+        return re.findall(rf"^\|[^|]*\| (?:operating point|{strategies}).*", text, re.M)
 
     page = (ROOT / "docs" / "tutorials" / "first-run.md").read_text(encoding="utf-8")
-    assert len(rows(README)) == 12
+    assert len(rows(README)) == 16
     assert rows(README) == rows(page)
 
 
