@@ -111,13 +111,14 @@ class StaticCaches:
         length = max(SHORTEST, 1 << positions.bit_length())  # more than positions: the last one is spare
         shape = (rows, length)
         found = next((one for one in self._free if one.entries.shape[1:4:2] == shape), None)
-        if found is None:
-            heads, like = self._backbone.heads, self._backbone.like
-            found = KVCache(self._backbone.num_layers, rows, length, heads, like)
-            found.segments = Segments(self._backbone, rotary(length), found, self._recorder)
-        else:
-            self._free.remove(found)
-            found.entries.zero_()
+        with torch.inference_mode(mode=False):  # whoever takes it first: tensors of that mode are not wiped outside
+            if found is None:
+                heads, like = self._backbone.heads, self._backbone.like
+                found = KVCache(self._backbone.num_layers, rows, length, heads, like)
+                found.segments = Segments(self._backbone, rotary(length), found, self._recorder)
+            else:
+                self._free.remove(found)
+                found.entries.zero_()
         lent = copy.copy(found)
         weakref.finalize(lent, self._give_back, found).atexit = False
         return lent

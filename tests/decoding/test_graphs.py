@@ -10,10 +10,27 @@ import pytest
 import torch
 
 from harness.contracts import Lossless
+from harness.decoding.engine import Engine
 from harness.decoding.graphs import WIDTHS, recorder_for
 from strategies.fixed import Fixed
 from strategies.full import Full
 from tests.decoding.pretended import DEVICE, Crossings, Tape, moved
+
+
+class Again:
+    """Does the work itself once more, on any device.
+
+    Attributes:
+        recorded: how often work was new.
+    """
+
+    def __init__(self) -> None:
+        self.recorded = 0
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        self.recorded += 1
+        work()
+        return work
 
 
 def generate(engine: Any, prompts: list[list[int]], strategy: Any, kv: str, count: int, **more: Any) -> list[Any]:
@@ -84,6 +101,20 @@ def test_batches_at_one_time_have_caches_of_their_own(llama: Any) -> None:
         assert again.entries is kept
         assert not kept.cpu().any()
         assert again.segments is not second.segments
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_cache_serves_inside_and_outside_of_inference_mode(llama: Any, first: bool) -> None:
+    engine = Engine(llama.engine.backbone, llama.info, recorder=Again())
+    with torch.inference_mode(mode=first):
+        taken = engine.cache(1, 30)
+        taken.entries.fill_(1)
+        kept = taken.entries
+    del taken
+    with torch.inference_mode(mode=not first):
+        again = engine.cache(1, 40)
+    assert again.entries is kept
+    assert not kept.any()
 
 
 def test_a_recorder_refuses_what_a_graph_cannot_hold() -> None:
