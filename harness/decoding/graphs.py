@@ -62,21 +62,22 @@ class CudaGraphs:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool: Any = None
+        self._stream: Any = None  # torch's own default is one of the first device that any graph was captured on
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
         """Do the work once on a stream of its own, since libraries set themselves up, and capture it."""
         with torch.cuda.device(self._device):
-            if self._pool is None:
+            if self._stream is None:
                 self._pool = torch.cuda.graph_pool_handle()
-            stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+                self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
             current = torch.cuda.current_stream()
-            stream.wait_stream(current)
-            with torch.cuda.stream(stream):
+            self._stream.wait_stream(current)
+            with torch.cuda.stream(self._stream):
                 work()
-            current.wait_stream(stream)
+            current.wait_stream(self._stream)
             graph = torch.cuda.CUDAGraph()
             # Other threads, as a server's or a meter's, may use CUDA meanwhile.
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                 work()
         return graph.replay
 
