@@ -139,7 +139,7 @@ class _Buffers:
     mask: Tensor  # [rows, 1, width × group, length], added to scores
     cos: Tensor | None  # [S, heads, rotary_dim]
     sin: Tensor | None
-    holder: RowSlots | None = None
+    loaded: Tensor | None = None  # positions of the slots they hold; not the slots, which hold the cache's segments
 
 
 class Segments:
@@ -189,8 +189,8 @@ class Segments:
         found = self._buffers.get(held.width)
         if found is None:
             found = self._buffers[held.width] = self._make(held.width)
-        if found.holder is not held:
-            found.holder = held
+        if found.loaded is not held.positions:
+            found.loaded = held.positions
             found.positions.copy_(held.positions)
             self._do(held.width, 0, 0, lambda: self._begin(held.width, found))
         return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -131,6 +132,21 @@ def test_a_cache_serves_inside_and_outside_of_inference_mode(llama: Any, first: 
         again = engine.cache(1, 40)
     assert again.entries is kept
     assert not kept.any()
+
+
+def test_a_model_gives_its_graphs_back_at_once(llama: Any, prompts: list[list[int]]) -> None:
+    """Graphs hold a GPU's memory, which the next model needs before Python would collect a cycle."""
+    engine = moved(llama.engine, recorder=Tape())
+    gc.disable()
+    try:
+        with Crossings():
+            graphs = weakref.ref(engine.cache(3, 20).segments)
+        generate(engine, prompts, Full(), "propagate", 3)  # on that cache
+        assert graphs() is not None
+        del engine
+        assert graphs() is None
+    finally:
+        gc.enable()
 
 
 def test_a_recorder_refuses_what_a_graph_cannot_hold() -> None:
