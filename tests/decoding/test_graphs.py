@@ -16,23 +16,7 @@ from harness.decoding.graphs import WIDTHS, recorder_for
 from harness.decoding.teacher_forcing import TeacherForcing
 from strategies.fixed import Fixed
 from strategies.full import Full
-from tests.decoding.pretended import DEVICE, Crossings, Tape, moved
-
-
-class Again:
-    """Does the work itself once more, on any device.
-
-    Attributes:
-        recorded: how often work was new.
-    """
-
-    def __init__(self) -> None:
-        self.recorded = 0
-
-    def record(self, work: Callable[[], None]) -> Callable[[], None]:
-        self.recorded += 1
-        work()
-        return work
+from tests.decoding.pretended import DEVICE, Again, Crossings, Tape, moved
 
 
 def generate(engine: Any, prompts: list[list[int]], strategy: Any, kv: str, count: int, **more: Any) -> list[Any]:
