@@ -121,31 +121,52 @@ def test_no_product_mixes_devices(
             backbone.blocks[-1].qkv.matrix(hidden)  # type: ignore[attr-defined]
 
 
-def test_the_plan_fills_devices_in_their_order(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """accelerate's own plan, for a machine that it is told of: the first GPU also holds keys, values and the head."""
+@pytest.mark.parametrize(("own", "other"), [("cuda:0", "cuda:1"), ("cuda:1", "cuda:0")])
+def test_the_plan_fills_the_own_device_then_the_others(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, own: str, other: str
+) -> None:
+    """accelerate's own plan, for a machine that it is told of: the own GPU also holds keys, values and the head."""
     import accelerate.utils
 
     info = info_of(tiny_llama, "auto")
     kept = 2 * info.lm_head_bytes + 12 * info.kv_entry_bytes * info.max_positions
-    room = {0: kept + 5.5 * info.layer_bytes, 1: 6.5 * info.layer_bytes, "cpu": 100 * info.layer_bytes}
-    monkeypatch.setattr(accelerate.utils, "get_max_memory", lambda: {key: size / 0.9 + 1 for key, size in room.items()})
-    monkeypatch.setattr("accelerate.utils.modeling.get_max_memory", lambda given: given)
+    room = {own: kept + 5.5 * info.layer_bytes, other: 6.5 * info.layer_bytes, "cpu": 100 * info.layer_bytes}
+    names = {0: "cuda:0", 1: "cuda:1", "cpu": "cpu"}
+    monkeypatch.setattr(
+        accelerate.utils, "get_max_memory", lambda: {key: room[name] / 0.9 + 1 for key, name in names.items()}
+    )
     _planned.clear()
-    where = layer_devices(info, "cuda:0")
+    where = layer_devices(info, own)
     assert where[0] is None
-    assert set(where) == {None, "cuda:1", "cpu"}
-    counts = [where.count(None), where.count("cuda:1"), where.count("cpu")]
+    assert set(where) == {None, other, "cpu"}
+    counts = [where.count(None), where.count(other), where.count("cpu")]
     assert sum(counts) == 12
     assert counts[0] in (4, 5)  # it keeps room for one layer that may come from elsewhere
     assert counts[1] == 6
-    assert list(where) == sorted(where, key=[None, "cuda:1", "cpu"].index)
-    assert devices_of("cuda:0", where) == "cuda:0,cuda:1,cpu"
+    assert list(where) == sorted(where, key=[None, other, "cpu"].index)
+    assert devices_of(own, where) == f"{own},{other},cpu"
     room["cpu"] = 0
-    assert layer_devices(info, "cuda:0") == where  # planned once: loaded weights would be in the way
+    assert layer_devices(info, own) == where  # planned once: loaded weights would be in the way
     _planned.clear()
     with pytest.raises(OutOfMemoryError, match=r"to 12 of .* fit no device here\. .*=disk\."):
-        layer_devices(info, "cuda:0")
+        layer_devices(info, own)
     _planned.clear()
+
+
+def test_a_plan_needs_to_know_the_own_device_s_memory(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """accelerate leaves out GPUs that do not answer, and the CPU beside a GPU that shares its memory."""
+    import accelerate.utils
+
+    info = info_of(tiny_llama, "auto")
+    monkeypatch.setattr(accelerate.utils, "get_max_memory", lambda: {0: 1 << 40})
+    _planned.clear()
+    assert layer_devices(info, "cpu") == (None,) * 12
+    with pytest.raises(ConfigError, match=r"how much memory cuda:1 has free cannot be told\. Use another --device"):
+        layer_devices(info, "cuda:1")
+    monkeypatch.setattr("harness.models.placement.available_memory_bytes", lambda: None)
+    _planned.clear()
+    with pytest.raises(ConfigError, match="how much memory cpu has free"):
+        layer_devices(info, "cpu")
 
 
 def test_what_fits_stays_on_one_device(tiny_llama: Path) -> None:
