@@ -216,6 +216,31 @@ def test_a_run_says_where_its_layers_were(
     assert "packs them" in refused("--device-map", "7-12=disk", "--weights-format", "float32,int8")
 
 
+def test_a_run_goes_on_only_where_its_layers_were(
+    tiny_run: Callable[..., Any], cli: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So does a repeat, which continues the run of the first one in a process that plans for itself."""
+
+    def free_for(layers: int) -> None:
+        _planned.clear()
+        monkeypatch.setattr(
+            "harness.models.placement._automatic", lambda info, device: [None] * layers + ["disk"] * (12 - layers)
+        )
+
+    free_for(6)
+    ran = tiny_run("--device-map", "auto", "--weights-format", "float32", "--out", tmp_path / "out")
+    assert ran.code == 0, ran.err
+    free_for(8)
+    said = cli("run", "--resume", tmp_path / "out").error
+    assert "was measured with layers 1–6 on cpu, 7–12 on disk; by" in said
+    assert "it would go on with layers 1–8 on cpu, 9–12 on disk. Free memory" in said
+    free_for(12)
+    assert "would go on with all layers on one device" in cli("run", "--resume", tmp_path / "out").error
+    free_for(6)
+    assert cli("run", "--resume", tmp_path / "out").code == 0
+    _planned.clear()
+
+
 def test_a_map_does_not_move_what_is_there_already(tiny_llama: Path) -> None:
     info = info_of(tiny_llama, "1-6=cpu")
     assert layer_devices(replace(info), "cpu") == (None,) * 12
