@@ -6,6 +6,7 @@ transfers of a few rows, and saves it the memory of four matrices.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -81,6 +82,9 @@ def _placed(block: Block, device: torch.device, name: str, folder: Path | None) 
 
 
 def _on_disk(weight: Tensor, file: Path) -> Tensor:
-    """Write a matrix and return it mapped from the file, whose pages memory may drop."""
+    """Write a matrix and return it mapped from the file, whose pages memory may drop and whose name is gone."""
     weight.detach().contiguous().view(torch.uint8).numpy().tofile(file)
-    return torch.from_file(str(file), shared=True, size=weight.numel(), dtype=weight.dtype).view(weight.shape)
+    there = torch.from_file(str(file), shared=True, size=weight.numel(), dtype=weight.dtype).view(weight.shape)
+    with contextlib.suppress(PermissionError):  # Windows keeps the name of what is mapped
+        file.unlink()
+    return there

@@ -16,7 +16,7 @@ from harness.contracts import OWN_FORMAT, ModelInfo
 from harness.decoding.backbone import Backbone
 from harness.decoding.families import read
 from harness.decoding.placed import placed
-from harness.errors import ConfigError, ModelError, OutOfMemoryError
+from harness.errors import ConfigError, ModelError, OutOfMemoryError, reason
 from harness.host.cache import cache_folder
 from harness.host.device import resolve_device
 from harness.host.memory import available_memory_bytes
@@ -191,9 +191,7 @@ def read_placed(module: Any, device: str, elsewhere: Sequence[str | None]) -> Ba
     base = cache_folder()
     try:
         base.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="layers-", dir=base) as folder:
+        with tempfile.TemporaryDirectory(prefix="layers-", dir=base, ignore_cleanup_errors=True) as folder:
             return placed(backbone, elsewhere, Path(folder))  # a file without a name lasts as long as it is mapped
-    except OSError as error:
-        raise ModelError(
-            f"layers cannot be kept in {base}: {error.strerror}. Make room, or keep fewer there."
-        ) from None
+    except OSError as error:  # numpy's own has no strerror
+        raise ModelError(f"layers cannot be kept in {base}: {reason(error)}. Make room, or keep fewer there.") from None

@@ -16,8 +16,8 @@ from torch import nn
 from harness.config.device_map import parse_device_map
 from harness.contracts import ModelInfo, ModelRequest
 from harness.decoding.engine import Engine
-from harness.decoding.placed import PlacedLinear
-from harness.errors import ConfigError, OutOfMemoryError
+from harness.decoding.placed import PlacedLinear, _on_disk
+from harness.errors import ConfigError, ModelError, OutOfMemoryError
 from harness.models.model import resolve
 from harness.models.placement import _planned, devices_of, in_words, layer_devices, read_placed
 from strategies.fixed import Fixed
@@ -73,6 +73,32 @@ def test_layers_in_a_file_give_the_same_tokens(make_model: Callable[..., Path], 
             for one in (whole, spread)
         )
         assert [made.token_ids for made in got] == [made.token_ids for made in expected]
+
+
+def test_a_layer_s_file_has_no_name_once_it_is_mapped(tmp_path: Path) -> None:
+    weight = torch.randn(3, 5).to(torch.bfloat16)
+    there = _on_disk(weight, tmp_path / "0.qkv")
+    assert list(tmp_path.iterdir()) == []
+    assert torch.equal(there, weight)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError("300 requested and 12 written"), "300 requested and 12 written"),  # numpy's
+        (OSError(28, "No space left on device", "layers-x/4.qkv"), "layers-x/4.qkv: No space left on device"),
+    ],
+)
+def test_a_full_disk_is_named(
+    make_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, error: OSError, said: str
+) -> None:
+    def full(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("harness.decoding.placed._on_disk", full)
+    resolved = resolve(ModelRequest(str(make_model("llama")), device_map="5-9=disk", weights_format="auto"))
+    with pytest.raises(ModelError, match=rf"layers cannot be kept in .*: {said}\. Make room"):
+        resolved.load("cpu")
 
 
 def moved(module: nn.Module, device: str) -> nn.Module:
