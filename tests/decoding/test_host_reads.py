@@ -16,8 +16,10 @@ from strategies.entropy import Entropy
 from strategies.fixed import Fixed
 from strategies.full import Full
 from strategies.hash import _Layers
+from strategies.margin import Margin
 from strategies.patience import Patience
 from strategies.random import Random
+from strategies.saturation import Saturation
 from strategies.schedule import Schedule
 from tests.decoding.pretended import DEVICE, Crossings, Tape, crossings, moved
 
@@ -40,6 +42,7 @@ class Table(Full):
 KNOWN = {"full": Full(), "fixed": Fixed(layer=3), "hash": Table(), "schedule": Schedule(first=5, last=2, horizon=9)}
 ASKED = {
     "confidence": Confidence(threshold=0.5), "entropy": Entropy(), "patience": Patience(), "random": Random(),
+    "margin": Margin(threshold=0.5, decay=2.0), "saturation": Saturation(),
 }  # fmt: skip
 
 
