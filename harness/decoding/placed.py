@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness.config.device_map import DISK
 from harness.decoding.backbone import Backbone
 from harness.decoding.blocks import Block, LayerNorm, Linear, Norm, RMSNorm
 
@@ -52,10 +53,10 @@ def placed(backbone: Backbone, elsewhere: Sequence[str | None], folder: Path | N
     Args:
         backbone: its layers' matrices each on the device where they shall stay, all else on the model's own.
         elsewhere: of each layer, its device where that is not the model's own.
-        folder: receives the matrices of layers on ``disk``; nothing else may be in it.
+        folder: receives the matrices of layers on :data:`~harness.config.device_map.DISK`; nothing else may be in it.
     """
     blocks = [
-        block if where is None else _placed(block, backbone.device, f"{number}", folder if where == "disk" else None)
+        block if where is None else _placed(block, backbone.device, f"{number}", folder if where == DISK else None)
         for number, (block, where) in enumerate(zip(backbone.blocks, elsewhere, strict=True))
     ]
     return replace(backbone, blocks=blocks)

@@ -156,7 +156,7 @@ def in_words(device: str, elsewhere: Sequence[str | None]) -> str:
     parts, first = [], 1
     for where, group in groupby(one or device for one in elsewhere):
         last = first + len(list(group)) - 1
-        parts.append(f"{first}–{last} on {where}")
+        parts.append(f"{first if first == last else f'{first}–{last}'} on {where}")
         first = last + 1
     return f"layers {', '.join(parts)}"
 

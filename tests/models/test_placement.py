@@ -207,7 +207,7 @@ def test_what_fits_stays_on_one_device(tiny_llama: Path) -> None:
 def test_devices_are_each_named_once() -> None:
     assert devices_of("cuda:0", [None, "cuda:1", "disk", "cuda:1"]) == "cuda:0,cuda:1,cpu"
     assert devices_of("cpu", [None, "disk"]) == "cpu"
-    assert in_words("cuda:0", ["cuda:1", None, None]) == "layers 1–1 on cuda:1, 2–3 on cuda:0"
+    assert in_words("cuda:0", ["cuda:1", None, None]) == "layers 1 on cuda:1, 2–3 on cuda:0"
 
 
 @pytest.mark.parametrize(
