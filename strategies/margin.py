@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from harness.contracts import Batch, ExitRule, ExitView, ModelInfo
+from harness.decoding.transfer import upload
 from harness.models.heads import ReadsHead
 
 __all__ = ["Margin"]
@@ -44,6 +45,6 @@ class Margin(ReadsHead):
     def _threshold(self, view: ExitView) -> Tensor | float:
         if self.decay == 0:
             return self.threshold
-        generated = torch.tensor([len(tokens) for tokens in view.token_ids], device=view.rows.device)
+        generated = upload([len(tokens) for tokens in view.token_ids], view.rows.device)
         decayed = 0.9 * self.threshold + 0.1 * torch.exp(-self.decay * generated / self.horizon)
         return decayed.clamp(0, 1)

@@ -62,21 +62,22 @@ class CudaGraphs:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool: Any = None
+        self._stream: Any = None  # torch's own default is one of the first device that any graph was captured on
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
         """Do the work once on a stream of its own, since libraries set themselves up, and capture it."""
         with torch.cuda.device(self._device):
-            if self._pool is None:
+            if self._stream is None:
                 self._pool = torch.cuda.graph_pool_handle()
-            stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+                self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
             current = torch.cuda.current_stream()
-            stream.wait_stream(current)
-            with torch.cuda.stream(stream):
+            self._stream.wait_stream(current)
+            with torch.cuda.stream(self._stream):
                 work()
-            current.wait_stream(stream)
+            current.wait_stream(self._stream)
             graph = torch.cuda.CUDAGraph()
             # Other threads, as a server's or a meter's, may use CUDA meanwhile.
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                 work()
         return graph.replay
 
@@ -111,13 +112,14 @@ class StaticCaches:
         length = max(SHORTEST, 1 << positions.bit_length())  # more than positions: the last one is spare
         shape = (rows, length)
         found = next((one for one in self._free if one.entries.shape[1:4:2] == shape), None)
-        if found is None:
-            heads, like = self._backbone.heads, self._backbone.like
-            found = KVCache(self._backbone.num_layers, rows, length, heads, like)
-            found.segments = Segments(self._backbone, rotary(length), found, self._recorder)
-        else:
-            self._free.remove(found)
-            found.entries.zero_()
+        with torch.inference_mode(mode=False):  # whoever takes it first: tensors of that mode are not wiped outside
+            if found is None:
+                heads, like = self._backbone.heads, self._backbone.like
+                found = KVCache(self._backbone.num_layers, rows, length, heads, like)
+                found.segments = Segments(self._backbone, rotary(length), found, self._recorder)
+            else:
+                self._free.remove(found)
+                found.entries.zero_()
         lent = copy.copy(found)
         weakref.finalize(lent, self._give_back, found).atexit = False
         return lent
@@ -137,7 +139,7 @@ class _Buffers:
     mask: Tensor  # [rows, 1, width × group, length], added to scores
     cos: Tensor | None  # [S, heads, rotary_dim]
     sin: Tensor | None
-    holder: RowSlots | None = None
+    loaded: Tensor | None = None  # positions of the slots they hold; not the slots, which hold the cache's segments
 
 
 class Segments:
@@ -187,8 +189,8 @@ class Segments:
         found = self._buffers.get(held.width)
         if found is None:
             found = self._buffers[held.width] = self._make(held.width)
-        if found.holder is not held:
-            found.holder = held
+        if found.loaded is not held.positions:
+            found.loaded = held.positions
             found.positions.copy_(held.positions)
             self._do(held.width, 0, 0, lambda: self._begin(held.width, found))
         return found

@@ -339,12 +339,14 @@ class OpenBatch:
         rows = [current.rows[place] for place in taken]
         states = pick(view.hidden_state, taken) if self._any_reads(rows) else None
         self._record(rows, [chosen[place] for place in taken], view.exit_layer, states)
-        noted = taken if self.with_log_probabilities else []
-        if noted or not needed.isdisjoint(full):
+        noted, drafted = taken if self.with_log_probabilities else [], not needed.isdisjoint(full)
+        if noted or drafted:
             every = view.probabilities(full)
             if noted:
-                self._note([current.rows[place] for place in noted], every[[full.index(place) for place in noted]])
-            known.update(zip(full, every.tolist(), strict=True))
+                said = every if noted == full else pick(every, [full.index(place) for place in noted])
+                self._note([current.rows[place] for place in noted], said)
+            if drafted:
+                known.update(zip(full, every.tolist(), strict=True))
         for place, one in drafting.items():
             if one is not None:
                 self._draft(current.rows[place], *chosen[place], view.exit_layer, known.get(place))

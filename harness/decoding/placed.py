@@ -6,6 +6,7 @@ transfers of a few rows, and saves it the memory of four matrices.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness.config.device_map import DISK
 from harness.decoding.backbone import Backbone
 from harness.decoding.blocks import Block, LayerNorm, Linear, Norm, RMSNorm
 
@@ -51,10 +53,10 @@ def placed(backbone: Backbone, elsewhere: Sequence[str | None], folder: Path | N
     Args:
         backbone: its layers' matrices each on the device where they shall stay, all else on the model's own.
         elsewhere: of each layer, its device where that is not the model's own.
-        folder: receives the matrices of layers on ``disk``; nothing else may be in it.
+        folder: receives the matrices of layers on :data:`~harness.config.device_map.DISK`; nothing else may be in it.
     """
     blocks = [
-        block if where is None else _placed(block, backbone.device, f"{number}", folder if where == "disk" else None)
+        block if where is None else _placed(block, backbone.device, f"{number}", folder if where == DISK else None)
         for number, (block, where) in enumerate(zip(backbone.blocks, elsewhere, strict=True))
     ]
     return replace(backbone, blocks=blocks)
@@ -81,6 +83,9 @@ def _placed(block: Block, device: torch.device, name: str, folder: Path | None) 
 
 
 def _on_disk(weight: Tensor, file: Path) -> Tensor:
-    """Write a matrix and return it mapped from the file, whose pages memory may drop."""
+    """Write a matrix and return it mapped from the file, whose pages memory may drop and whose name is gone."""
     weight.detach().contiguous().view(torch.uint8).numpy().tofile(file)
-    return torch.from_file(str(file), shared=True, size=weight.numel(), dtype=weight.dtype).view(weight.shape)
+    there = torch.from_file(str(file), shared=True, size=weight.numel(), dtype=weight.dtype).view(weight.shape)
+    with contextlib.suppress(PermissionError):  # Windows keeps the name of what is mapped
+        file.unlink()
+    return there

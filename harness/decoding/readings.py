@@ -76,14 +76,15 @@ class HeadReading:
     """What a cheap head says of some rows. Implements :class:`harness.contracts.Reading`.
 
     Args:
-        read: makes the logits when they are first needed.
+        read: makes the logits when they are first needed, and is let go of then: it holds the view, and its cache.
         once: computes what belongs to a key at most once for these rows.
     """
 
     __slots__ = ("_logits", "_once", "_read")
 
     def __init__(self, read: Callable[[], HeadLogits], once: Callable[[str, Callable[[], Tensor]], Tensor]) -> None:
-        self._read, self._once = read, once
+        self._read: Callable[[], HeadLogits] | None = read
+        self._once = once
         self._logits: HeadLogits | None = None
 
     @classmethod
@@ -111,7 +112,8 @@ class HeadReading:
     @property
     def _found(self) -> HeadLogits:
         if self._logits is None:
-            self._logits = self._read()
+            assert self._read is not None
+            self._logits, self._read = self._read(), None
         return self._logits
 
     @property

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from harness.decoding.cache import KVCache
 from harness.decoding.choice import best, choices, not_finite
 from harness.decoding.engine import Engine
 from harness.decoding.prompt_pass import PromptPass
@@ -40,7 +41,8 @@ class TeacherForcing:
     def __init__(self, engine: Engine, prompt: Sequence[int], new_tokens: int) -> None:
         reach = engine.check([prompt], [new_tokens])
         self._backbone, self._rotary, self._start = engine.backbone, engine.rotary(reach), len(prompt)
-        self._cache = engine.cache(1, reach)
+        of = engine.backbone  # nothing is recorded here: a cache that is keeps its graphs for decoding
+        self._cache = KVCache(of.num_layers, 1, reach, of.heads, of.like)
         self._first = self._backbone.logits(PromptPass(self._backbone, self._rotary, self._cache, [0], [prompt]).last())
         self._choices(self._first, 1)
         self.nbytes = self._cache.entries.nbytes

@@ -15,12 +15,12 @@ from torch import Tensor
 __all__ = ["near", "pick", "read", "upload"]
 
 
-def upload(values: Sequence[Any], device: torch.device, dtype: torch.dtype = torch.int64) -> Tensor:
-    """Return numbers of the host as a tensor of a device; work that uses it is queued behind it."""
+def upload(values: Sequence[Any], device: torch.device) -> Tensor:
+    """Return integers of the host as a tensor of a device, int64; work that uses it is queued behind it."""
     if device.type == "cpu":
-        return torch.tensor(values, dtype=dtype)
+        return torch.tensor(values, dtype=torch.int64)
     # The pinned memory is not used again before it has been copied: torch's allocator sees to that.
-    return torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+    return torch.tensor(values, dtype=torch.int64, pin_memory=device.type == "cuda").to(device, non_blocking=True)
 
 
 def pick(states: Tensor, places: Sequence[int]) -> Tensor:
@@ -34,6 +34,8 @@ def near(*tensors: Tensor) -> list[Tensor]:
     Token ids and activations of any precision are exact in float64, as which they cross.
     """
     far = [one for one in tensors if one.device.type != "cpu"]
+    if not far:
+        return list(tensors)
     if len(far) < 2:
         return [one.cpu() for one in tensors]
     together = torch.cat([one.double() for one in far]).cpu()

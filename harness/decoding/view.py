@@ -197,7 +197,8 @@ class LayerView:
         self._answering = None if head.is_full else head
 
     def _reading(self, head: HeadChoice, read: Callable[[], HeadLogits]) -> HeadReading:
-        return HeadReading(read, lambda key, compute: self.once((head, key), compute))
+        derived = self._derived  # not the view, which holds the reading, and the pass with its cache
+        return HeadReading(read, lambda key, compute: _once(derived, (head, key), compute))
 
     def _read_by(self, head: HeadChoice) -> HeadLogits:
         for row in self._rows:
@@ -206,10 +207,7 @@ class LayerView:
 
     def once(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
         """Compute something once for these rows, or for those of them that are left later."""
-        found = self._derived.get(key)
-        if found is None:
-            found = self._derived[key] = compute()
-        return found
+        return _once(self._derived, key, compute)
 
     @property
     def full_depth_token(self) -> Tensor:
@@ -465,6 +463,13 @@ class LayerView:
             if reading.is_made:
                 twin._readings[head] = twin._reading(head, partial(reading.of_rows, index))
         return twin
+
+
+def _once(derived: dict[Hashable, Tensor], key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
+    found = derived.get(key)
+    if found is None:
+        found = derived[key] = compute()
+    return found
 
 
 def _at(values: Tensor, places: Sequence[int]) -> list[int]:

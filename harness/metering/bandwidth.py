@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from harness.host.memory import available_memory_bytes
 from harness.metering.window import synchronise
 
 if TYPE_CHECKING:
@@ -49,8 +50,6 @@ TOTAL_BUDGET_S = 1.8
 MAX_ROUNDS = 5
 
 SYSFS_CPU = Path("/sys/devices/system/cpu")
-MEMINFO = Path("/proc/meminfo")
-CGROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,23 +189,6 @@ def last_level_cache_bytes(root: Path = SYSFS_CPU) -> int | None:
             instances[int(level), shared] = int(size.rstrip("KMG")) << {"K": 10, "M": 20, "G": 30}.get(size[-1], 0)
     last = max((level for level, _ in instances), default=0)
     return sum(size for (level, _), size in instances.items() if level == last) or None
-
-
-def available_memory_bytes(meminfo: Path = MEMINFO, cgroup: Path = CGROUP) -> int | None:
-    """Return the memory this process could still take, its cgroup's limit respected; ``None`` if not readable."""
-    found: list[int] = []
-    try:
-        lines = meminfo.read_text(encoding="ascii").splitlines()
-        found += [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")]
-    except OSError:
-        pass
-    try:
-        limit = (cgroup / "memory.max").read_text(encoding="ascii").strip()
-        if limit != "max":
-            found.append(int(limit) - int((cgroup / "memory.current").read_text(encoding="ascii")))
-    except OSError:
-        pass
-    return max(0, min(found)) if found else None
 
 
 def _cuda_cache_bytes(device: str) -> int | None:

@@ -16,9 +16,10 @@ from harness.contracts import OWN_FORMAT, ModelInfo
 from harness.decoding.backbone import Backbone
 from harness.decoding.families import read
 from harness.decoding.placed import placed
-from harness.errors import ConfigError, ModelError, OutOfMemoryError
+from harness.errors import ConfigError, ModelError, OutOfMemoryError, reason
 from harness.host.cache import cache_folder
 from harness.host.device import resolve_device
+from harness.host.memory import available_memory_bytes
 
 __all__ = ["check_format", "check_map", "devices_of", "in_words", "layer_devices", "read_placed"]
 
@@ -92,15 +93,13 @@ def _same(one: torch.device, other: torch.device) -> bool:
 def _automatic(info: ModelInfo, device: str) -> list[str | None]:
     """Return every layer's device: accelerate fills the model's own, then other GPUs, then the CPU."""
     from accelerate import infer_auto_device_map
-    from accelerate.utils import get_max_memory
 
-    own = torch.device(device)
-    first: int | str = "cpu" if own.type == "cpu" else own.index or 0
-    free = {name: int(SHARE * room) for name, room in get_max_memory().items()}
+    names, rooms = _rooms(device)
     positions = min(info.max_positions, KV_POSITIONS)
     kept = 2 * info.lm_head_bytes + info.num_layers * info.kv_entry_bytes * positions  # embeddings are as large
-    others = {} if first == "cpu" else {name: room for name, room in free.items() if name != first}
-    free = {first: max(0, free[first] - kept), **others}
+    rooms[0] = max(0, rooms[0] - kept)
+    # GPUs by their places here, since accelerate fills them in the order of their numbers.
+    free = {name if name == "cpu" else place: room for place, (name, room) in enumerate(zip(names, rooms, strict=True))}
     layers = nn.ModuleList(_Layer(info.layer_bytes) for _ in range(info.num_layers))
     found = infer_auto_device_map(layers, free, no_split_module_classes=[_Layer.__name__])
     whole = found.get("")
@@ -111,7 +110,31 @@ def _automatic(info: ModelInfo, device: str) -> list[str | None]:
             f"--device-map auto: layers {left} to {info.num_layers} of {info.name} fit no device here. Use --dtype "
             f"bfloat16, a smaller --model, or keep them in a file: --device-map {left}-{info.num_layers}={DISK}."
         )
-    return [f"cuda:{one}" if isinstance(one, int) else one for one in chosen]
+    return [names[one] if isinstance(one, int) else one for one in chosen]
+
+
+def _rooms(device: str) -> tuple[list[str], list[int]]:
+    """Return the devices that layers may lie on, the model's own first, and the bytes that weights may take of each.
+
+    Raises:
+        ConfigError: how much memory its own has free is not known.
+    """
+    from accelerate.utils import get_max_memory
+
+    own = torch.device(device)
+    first: int | str = "cpu" if own.type == "cpu" else own.index or 0
+    free: dict[int | str, int] = get_max_memory()
+    room = free.pop(first, None)
+    if room is None and first == "cpu":  # accelerate names no CPU beside a GPU that shares its memory
+        room = available_memory_bytes()
+    if room is None:
+        raise ConfigError(
+            f"--device-map auto: how much memory {device} has free cannot be told. Use another --device, or say which "
+            "layers lie elsewhere, such as --device-map 17-32=cpu."
+        )
+    others = [] if first == "cpu" else [name for name in free if name == "cpu" or isinstance(name, int)]
+    names = [name if isinstance(name, str) else f"cuda:{name}" for name in (first, *others)]
+    return names, [int(SHARE * one) for one in (room, *(free[name] for name in others))]
 
 
 class _Layer(nn.Module):
@@ -133,7 +156,7 @@ def in_words(device: str, elsewhere: Sequence[str | None]) -> str:
     parts, first = [], 1
     for where, group in groupby(one or device for one in elsewhere):
         last = first + len(list(group)) - 1
-        parts.append(f"{first}–{last} on {where}")
+        parts.append(f"{first if first == last else f'{first}–{last}'} on {where}")
         first = last + 1
     return f"layers {', '.join(parts)}"
 
@@ -168,9 +191,7 @@ def read_placed(module: Any, device: str, elsewhere: Sequence[str | None]) -> Ba
     base = cache_folder()
     try:
         base.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="layers-", dir=base) as folder:
+        with tempfile.TemporaryDirectory(prefix="layers-", dir=base, ignore_cleanup_errors=True) as folder:
             return placed(backbone, elsewhere, Path(folder))  # a file without a name lasts as long as it is mapped
-    except OSError as error:
-        raise ModelError(
-            f"layers cannot be kept in {base}: {error.strerror}. Make room, or keep fewer there."
-        ) from None
+    except OSError as error:  # numpy's own has no strerror
+        raise ModelError(f"layers cannot be kept in {base}: {reason(error)}. Make room, or keep fewer there.") from None

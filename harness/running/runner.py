@@ -35,7 +35,7 @@ from harness.running.reading import read_run
 from harness.running.repeats import run_repeat
 from harness.running.session import Observer, Session
 from harness.store.run_directory import RunDirectory, fresh_directory, refuse_occupied
-from harness.store.same_run import refuse_other_configuration
+from harness.store.same_run import refuse_other_configuration, refuse_other_placement
 from reports.statistics.intervals import MINIMUM_PAIRS
 from reports.tables.export import write_report
 
@@ -159,6 +159,9 @@ def _measure(
     before = _before(config, resume)
     observer.stage("checking the configuration and drawing samples")
     plan = make_plan(config, draw, begins=repeat == 0)
+    placement = {**placement, **plan.model.placement(plan.device)}
+    if resume is not None and before is not None:
+        refuse_other_placement(resume, before, placement)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     meter, unavailable = open_meter(config.energy, plan.model.devices(plan.device), config.tdp_w)
@@ -186,7 +189,7 @@ def _measure(
         times = {name: engine.timing.times for name, engine in engines.items()}
         block_size = _block_size(config, before, meter, warmup)
         manifest = describe_run(plan, loaded, meter, unavailable, block_size, before, times)
-        manifest = manifest.model_copy(update={"placement": {**placement, **plan.model.placement(plan.device)}})
+        manifest = manifest.model_copy(update={"placement": placement})
         path = resume or config.out or fresh_directory("-".join((real_path(config.model).name, *config.tasks)))
         with contextlib.ExitStack() as on_error:
             store = on_error.enter_context(_open(path, manifest, resume=resume is not None, lock=lock))

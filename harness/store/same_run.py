@@ -11,7 +11,7 @@ from harness.config import RunConfig
 from harness.errors import StoreError
 from harness.records import Manifest
 
-__all__ = ["refuse_other_configuration", "refuse_other_run"]
+__all__ = ["refuse_other_configuration", "refuse_other_placement", "refuse_other_run"]
 
 DECIDING = ("config", "operating_points", "model", "tasks", "block_size", "meter", "plugins", "environment")
 """Parts of a manifest that decide results, in the order in which a difference is looked for."""
@@ -61,6 +61,25 @@ def refuse_other_configuration(path: Path, before: Manifest, config: Mapping[str
     difference = _first_difference("config", _deciding("config", before.config), _deciding("config", dict(config)))
     if difference is not None:
         raise _other_configuration(path, *difference)
+
+
+def refuse_other_placement(path: Path, before: Manifest, placement: Mapping[str, str]) -> None:
+    """Compare where layers lie, before weights are read: ``auto`` plans by the memory that is free at the time.
+
+    Args:
+        path: of the run to be continued.
+        before: its manifest.
+        placement: as a manifest has it; layers alone are compared.
+
+    Raises:
+        StoreError: says where they were, and where they would be.
+    """
+    was, is_now = (one.get("layers", "all layers on one device") for one in (before.placement, placement))
+    if was != is_now:
+        raise StoreError(
+            f"{path} was measured with {was}; by the memory that is free now it would go on with {is_now}. Free memory "
+            "of those devices, or start a new run with another --out and the layers named in --device-map."
+        )
 
 
 def _other_configuration(path: Path, key: str, was: str, is_now: str) -> StoreError:

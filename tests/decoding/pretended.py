@@ -24,7 +24,7 @@ from harness.decoding.backbone import Backbone
 from harness.decoding.blocks import Rotary
 from harness.decoding.engine import Engine
 
-__all__ = ["DEVICE", "Crossings", "Tape", "crossings", "moved"]
+__all__ = ["DEVICE", "Again", "Crossings", "Tape", "crossings", "moved"]
 
 _setup_privateuseone_for_python_backend("pretended")
 DEVICE = torch.device("pretended:0")
@@ -120,6 +120,22 @@ class Tape:
                 for kept, made in zip(tree_leaves(out), tree_leaves(func(*args, **kwargs)), strict=True):
                     if _is(kept) and kept.untyped_storage().data_ptr() not in before:
                         kept.copy_(made)
+
+
+@dataclass
+class Again:
+    """Records by keeping the work itself, on any device.
+
+    Attributes:
+        recorded: how often work was recorded.
+    """
+
+    recorded: int = 0
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        self.recorded += 1
+        work()
+        return work
 
 
 def _is(value: Any) -> bool:

@@ -54,6 +54,17 @@ def test_drafts_yield_full_depths_tokens(engine: Callable[..., Engine], prompts:
     assert [row.token_ids for row in made] == [row.token_ids for row in full]
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_each_gpu_records_on_a_stream_of_its_own(engine: Callable[..., Engine], prompts: list[list[int]]) -> None:
+    made = []
+    for device in range(2):
+        with torch.cuda.device(device):
+            one = engine()
+        done = one.decode(prompts, Full(), kv="propagate", max_new_tokens=[12] * 3)
+        made.append([row.token_ids for row in done])
+    assert made[0] == made[1]
+
+
 def test_how_often_the_host_waits(engine: Callable[..., Engine], prompts: list[list[int]]) -> None:
     """Torch's own count: once per token, and once per check of a strategy that looks at the state."""
     one = engine()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -10,10 +11,12 @@ import pytest
 import torch
 
 from harness.contracts import Lossless
+from harness.decoding.engine import Engine
 from harness.decoding.graphs import WIDTHS, recorder_for
+from harness.decoding.teacher_forcing import TeacherForcing
 from strategies.fixed import Fixed
 from strategies.full import Full
-from tests.decoding.pretended import DEVICE, Crossings, Tape, moved
+from tests.decoding.pretended import DEVICE, Again, Crossings, Tape, moved
 
 
 def generate(engine: Any, prompts: list[list[int]], strategy: Any, kv: str, count: int, **more: Any) -> list[Any]:
@@ -60,6 +63,21 @@ def test_a_graph_is_recorded_once_per_batch_and_segment(llama: Any, prompts: lis
     assert tape.recorded == 5  # three rows, a cache of their own
 
 
+def test_reading_a_prompt_borrows_no_graphs(llama: Any, prompts: list[list[int]]) -> None:
+    """What full depth says along a completion is asked between measured windows, and its prompts are kept."""
+    tape = Tape()
+    engine = moved(llama.engine, recorder=tape)
+    (made,) = generate(engine, prompts[:1], Full(), "propagate", 6)
+    recorded = tape.recorded
+    gc.collect()
+    with Crossings():
+        reader = TeacherForcing(engine, prompts[0], 6)
+        assert reader.choices(made.token_ids) == made.token_ids
+
+    assert facts(generate(engine, prompts[:1], Full(), "propagate", 6)) == facts([made])
+    assert tape.recorded == recorded
+
+
 def test_drafts_are_verified_in_recorded_segments(llama: Any, prompts: list[list[int]]) -> None:
     tape = Tape()
     engine = moved(llama.engine, recorder=tape)
@@ -84,6 +102,35 @@ def test_batches_at_one_time_have_caches_of_their_own(llama: Any) -> None:
         assert again.entries is kept
         assert not kept.cpu().any()
         assert again.segments is not second.segments
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_cache_serves_inside_and_outside_of_inference_mode(llama: Any, first: bool) -> None:
+    engine = Engine(llama.engine.backbone, llama.info, recorder=Again())
+    with torch.inference_mode(mode=first):
+        taken = engine.cache(1, 30)
+        taken.entries.fill_(1)
+        kept = taken.entries
+    del taken
+    with torch.inference_mode(mode=not first):
+        again = engine.cache(1, 40)
+    assert again.entries is kept
+    assert not kept.any()
+
+
+def test_a_model_gives_its_graphs_back_at_once(llama: Any, prompts: list[list[int]]) -> None:
+    """Graphs hold a GPU's memory, which the next model needs before Python would collect a cycle."""
+    engine = moved(llama.engine, recorder=Tape())
+    gc.disable()
+    try:
+        with Crossings():
+            graphs = weakref.ref(engine.cache(3, 20).segments)
+        generate(engine, prompts, Full(), "propagate", 3)  # on that cache
+        assert graphs() is not None
+        del engine
+        assert graphs() is None
+    finally:
+        gc.enable()
 
 
 def test_a_recorder_refuses_what_a_graph_cannot_hold() -> None:

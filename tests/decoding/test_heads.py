@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,7 @@ from harness.models.heads import head_tensors
 from strategies.confidence import Confidence
 from strategies.entropy import Entropy
 from strategies.margin import Margin
+from tests.decoding.pretended import Again
 
 VOCABULARY, WIDTH = 3000, 32
 
@@ -254,6 +256,21 @@ def test_rows_of_several_heads_decode_together_as_alone(engine: Engine, prompts:
         for count in ("lm_head_evaluations", "cheap_head_evaluations", "cheap_head_misses", "cheap_head_tokens"):
             assert getattr(made, count) == getattr(alone, count), count
         assert len(made.log_probabilities) == 12
+
+
+@pytest.mark.parametrize("strategy", READERS, ids=str)
+def test_what_reads_a_head_holds_no_cache(engine: Engine, prompts: list[list[int]], strategy: Any) -> None:
+    """A cache with its graphs serves the next batch at once, not when Python has collected cycles."""
+    again, recorded = Again(), []
+    recording = Engine(engine.backbone, engine.info, recorder=again)
+    gc.disable()
+    try:
+        for _ in range(2):
+            recording.decode(prompts, strategy, kv="recompute", max_new_tokens=[6] * 3)
+            recorded.append(again.recorded)
+    finally:
+        gc.enable()
+    assert recorded[0] == recorded[1] > 0
 
 
 def test_scores_that_are_no_number_fail_the_row(engine: Engine, prompts: list[list[int]]) -> None:

@@ -69,15 +69,3 @@ def test_cache_instances_count_once_each(tmp_path: Path) -> None:
     (tmp_path / "cpu0" / "cache" / "index9").mkdir()
     assert bandwidth.last_level_cache_bytes(tmp_path) == 2 * 32 << 20
     assert bandwidth.last_level_cache_bytes(tmp_path / "cpu0") is None
-
-
-def test_available_memory_respects_the_control_group(tmp_path: Path) -> None:
-    meminfo = tmp_path / "meminfo"
-    meminfo.write_text("MemTotal: 2048 kB\nMemAvailable:    1024 kB\n")
-    assert bandwidth.available_memory_bytes(meminfo, tmp_path) == 1 << 20
-    (tmp_path / "memory.max").write_text("max\n")
-    assert bandwidth.available_memory_bytes(meminfo, tmp_path) == 1 << 20
-    (tmp_path / "memory.max").write_text("700000\n")
-    (tmp_path / "memory.current").write_text("200000\n")
-    assert bandwidth.available_memory_bytes(meminfo, tmp_path) == 500000
-    assert bandwidth.available_memory_bytes(tmp_path / "gone", tmp_path / "gone") is None

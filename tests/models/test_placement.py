@@ -16,8 +16,8 @@ from torch import nn
 from harness.config.device_map import parse_device_map
 from harness.contracts import ModelInfo, ModelRequest
 from harness.decoding.engine import Engine
-from harness.decoding.placed import PlacedLinear
-from harness.errors import ConfigError, OutOfMemoryError
+from harness.decoding.placed import PlacedLinear, _on_disk
+from harness.errors import ConfigError, ModelError, OutOfMemoryError
 from harness.models.model import resolve
 from harness.models.placement import _planned, devices_of, in_words, layer_devices, read_placed
 from strategies.fixed import Fixed
@@ -75,6 +75,32 @@ def test_layers_in_a_file_give_the_same_tokens(make_model: Callable[..., Path], 
         assert [made.token_ids for made in got] == [made.token_ids for made in expected]
 
 
+def test_a_layer_s_file_has_no_name_once_it_is_mapped(tmp_path: Path) -> None:
+    weight = torch.randn(3, 5).to(torch.bfloat16)
+    there = _on_disk(weight, tmp_path / "0.qkv")
+    assert list(tmp_path.iterdir()) == []
+    assert torch.equal(there, weight)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError("300 requested and 12 written"), "300 requested and 12 written"),  # numpy's
+        (OSError(28, "No space left on device", "layers-x/4.qkv"), "layers-x/4.qkv: No space left on device"),
+    ],
+)
+def test_a_full_disk_is_named(
+    make_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, error: OSError, said: str
+) -> None:
+    def full(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("harness.decoding.placed._on_disk", full)
+    resolved = resolve(ModelRequest(str(make_model("llama")), device_map="5-9=disk", weights_format="auto"))
+    with pytest.raises(ModelError, match=rf"layers cannot be kept in .*: {said}\. Make room"):
+        resolved.load("cpu")
+
+
 def moved(module: nn.Module, device: str) -> nn.Module:
     """``module.to(device)``, which tensors without numbers refuse: their memory cannot be swapped."""
     for part in module.modules():
@@ -121,31 +147,52 @@ def test_no_product_mixes_devices(
             backbone.blocks[-1].qkv.matrix(hidden)  # type: ignore[attr-defined]
 
 
-def test_the_plan_fills_devices_in_their_order(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """accelerate's own plan, for a machine that it is told of: the first GPU also holds keys, values and the head."""
+@pytest.mark.parametrize(("own", "other"), [("cuda:0", "cuda:1"), ("cuda:1", "cuda:0")])
+def test_the_plan_fills_the_own_device_then_the_others(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, own: str, other: str
+) -> None:
+    """accelerate's own plan, for a machine that it is told of: the own GPU also holds keys, values and the head."""
     import accelerate.utils
 
     info = info_of(tiny_llama, "auto")
     kept = 2 * info.lm_head_bytes + 12 * info.kv_entry_bytes * info.max_positions
-    room = {0: kept + 5.5 * info.layer_bytes, 1: 6.5 * info.layer_bytes, "cpu": 100 * info.layer_bytes}
-    monkeypatch.setattr(accelerate.utils, "get_max_memory", lambda: {key: size / 0.9 + 1 for key, size in room.items()})
-    monkeypatch.setattr("accelerate.utils.modeling.get_max_memory", lambda given: given)
+    room = {own: kept + 5.5 * info.layer_bytes, other: 6.5 * info.layer_bytes, "cpu": 100 * info.layer_bytes}
+    names = {0: "cuda:0", 1: "cuda:1", "cpu": "cpu"}
+    monkeypatch.setattr(
+        accelerate.utils, "get_max_memory", lambda: {key: room[name] / 0.9 + 1 for key, name in names.items()}
+    )
     _planned.clear()
-    where = layer_devices(info, "cuda:0")
+    where = layer_devices(info, own)
     assert where[0] is None
-    assert set(where) == {None, "cuda:1", "cpu"}
-    counts = [where.count(None), where.count("cuda:1"), where.count("cpu")]
+    assert set(where) == {None, other, "cpu"}
+    counts = [where.count(None), where.count(other), where.count("cpu")]
     assert sum(counts) == 12
     assert counts[0] in (4, 5)  # it keeps room for one layer that may come from elsewhere
     assert counts[1] == 6
-    assert list(where) == sorted(where, key=[None, "cuda:1", "cpu"].index)
-    assert devices_of("cuda:0", where) == "cuda:0,cuda:1,cpu"
+    assert list(where) == sorted(where, key=[None, other, "cpu"].index)
+    assert devices_of(own, where) == f"{own},{other},cpu"
     room["cpu"] = 0
-    assert layer_devices(info, "cuda:0") == where  # planned once: loaded weights would be in the way
+    assert layer_devices(info, own) == where  # planned once: loaded weights would be in the way
     _planned.clear()
     with pytest.raises(OutOfMemoryError, match=r"to 12 of .* fit no device here\. .*=disk\."):
-        layer_devices(info, "cuda:0")
+        layer_devices(info, own)
     _planned.clear()
+
+
+def test_a_plan_needs_to_know_the_own_device_s_memory(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """accelerate leaves out GPUs that do not answer, and the CPU beside a GPU that shares its memory."""
+    import accelerate.utils
+
+    info = info_of(tiny_llama, "auto")
+    monkeypatch.setattr(accelerate.utils, "get_max_memory", lambda: {0: 1 << 40})
+    _planned.clear()
+    assert layer_devices(info, "cpu") == (None,) * 12
+    with pytest.raises(ConfigError, match=r"how much memory cuda:1 has free cannot be told\. Use another --device"):
+        layer_devices(info, "cuda:1")
+    monkeypatch.setattr("harness.models.placement.available_memory_bytes", lambda: None)
+    _planned.clear()
+    with pytest.raises(ConfigError, match="how much memory cpu has free"):
+        layer_devices(info, "cpu")
 
 
 def test_what_fits_stays_on_one_device(tiny_llama: Path) -> None:
@@ -160,7 +207,7 @@ def test_what_fits_stays_on_one_device(tiny_llama: Path) -> None:
 def test_devices_are_each_named_once() -> None:
     assert devices_of("cuda:0", [None, "cuda:1", "disk", "cuda:1"]) == "cuda:0,cuda:1,cpu"
     assert devices_of("cpu", [None, "disk"]) == "cpu"
-    assert in_words("cuda:0", ["cuda:1", None, None]) == "layers 1–1 on cuda:1, 2–3 on cuda:0"
+    assert in_words("cuda:0", ["cuda:1", None, None]) == "layers 1 on cuda:1, 2–3 on cuda:0"
 
 
 @pytest.mark.parametrize(
@@ -193,6 +240,31 @@ def test_a_run_says_where_its_layers_were(
         texts.append(sorted((one["operating_point"], one["sample_id"], one["text"]) for one in lines))
     assert texts[0] == texts[1]
     assert "packs them" in refused("--device-map", "7-12=disk", "--weights-format", "float32,int8")
+
+
+def test_a_run_goes_on_only_where_its_layers_were(
+    tiny_run: Callable[..., Any], cli: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So does a repeat, which continues the run of the first one in a process that plans for itself."""
+
+    def free_for(layers: int) -> None:
+        _planned.clear()
+        monkeypatch.setattr(
+            "harness.models.placement._automatic", lambda info, device: [None] * layers + ["disk"] * (12 - layers)
+        )
+
+    free_for(6)
+    ran = tiny_run("--device-map", "auto", "--weights-format", "float32", "--out", tmp_path / "out")
+    assert ran.code == 0, ran.err
+    free_for(8)
+    said = cli("run", "--resume", tmp_path / "out").error
+    assert "was measured with layers 1–6 on cpu, 7–12 on disk; by" in said
+    assert "it would go on with layers 1–8 on cpu, 9–12 on disk. Free memory" in said
+    free_for(12)
+    assert "would go on with all layers on one device" in cli("run", "--resume", tmp_path / "out").error
+    free_for(6)
+    assert cli("run", "--resume", tmp_path / "out").code == 0
+    _planned.clear()
 
 
 def test_a_map_does_not_move_what_is_there_already(tiny_llama: Path) -> None:
