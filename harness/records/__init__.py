@@ -1,10 +1,15 @@
-"""The file formats of a run directory: what others may build on, versioned."""
+"""The file formats of a run directory: what others may build on, versioned.
+
+``manifest.json`` (:class:`Manifest`), ``samples.jsonl`` (one :class:`SampleRecord` a line), ``windows.jsonl`` (one
+:class:`WindowRecord` a line) and ``summary.json`` (:class:`harness.records.summary.Summary`, with a version of its
+own). Readers ignore fields they do not know; a change that would mislead an older reader raises ``SCHEMA_VERSION``.
+``None`` always means "not measured" or "not defined", never zero.
+"""
 
 from harness.records.discarded import DiscardedRecord
 from harness.records.draft_work import DraftWork
-from harness.records.run import (
+from harness.records.manifest import (
     SCHEMA_VERSION,
-    AnswerRecord,
     BlackBoxRecord,
     FormatChoiceRecord,
     FormatRecord,
@@ -14,11 +19,11 @@ from harness.records.run import (
     ObservedThreshold,
     OperatingPointRecord,
     PluginRecord,
-    SampleRecord,
     TaskRecord,
-    WindowRecord,
 )
+from harness.records.sample import AnswerRecord, SampleRecord
 from harness.records.unit_times import DraftTimes, UnitTimes
+from harness.records.window import WindowRecord
 
 __all__ = [
     "SCHEMA_VERSION",

@@ -10,8 +10,8 @@ from typing import Literal, TypeAlias
 from pydantic import Field
 
 from harness.contracts import Weights
+from harness.records.manifest import TaskRecord
 from harness.records.record import Count, Positive, Record
-from harness.records.run import TaskRecord
 
 __all__ = ["CalibratedPoint", "Guarantee", "Method", "PValueName", "TestedSetting"]
 
