@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from harness.contracts import HeadChoice, ModelInfo
+from harness.contracts import HeadChoice, ModelInfo, ModelRequest
 from harness.decoding import certainty
+from harness.decoding.engine import Engine
+from harness.models.model import resolve
 
 
 @dataclass
@@ -163,11 +166,20 @@ def probabilities() -> Callable[..., Tensor]:
     return make
 
 
-@pytest.fixture(scope="session")
-def model() -> ModelInfo:
+@pytest.fixture
+def model(tmp_path: Path) -> ModelInfo:
+    """Facts of a model whose artefacts are what a test writes."""
     return ModelInfo(
-        "model", "llama", 28, 8, 5, (4, 6, 8, 10, 12, 14, 18, 22, 26), 100, "float32", "random", 1, 1, 1, 1
-    )
+        "model", "llama", 28, 8, 5, (4, 6, 8, 10, 12, 14, 18, 22, 26), 100, "float32", "random", 1, 1, 1, 1,
+        fingerprint="5ca1ab1e", artefacts=(str(tmp_path),),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def engine(tiny_llama: Path, tmp_path: Path) -> Engine:
+    """A tiny model in the engine, whose artefacts are what a test writes."""
+    resolved = resolve(ModelRequest(str(tiny_llama), weights="pretrained", artefacts=str(tmp_path), exit_head="shared"))
+    return Engine(resolved.load("cpu").backbone, resolved.info)
 
 
 @pytest.fixture(scope="session")

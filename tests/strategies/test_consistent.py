@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -52,11 +51,6 @@ def test_tokens_are_averaged_and_the_best_policy_is_found() -> None:
     assert (logits[0] > 0).tolist() == [True, False]  # the easy token at the first, the other one not there
     assert logits[1, 1] > 0
     assert -expected_return(logits, right, DEPTHS, 0.4).item() == pytest.approx(-(0.925 + 0.9) / 2, abs=0.02)
-
-
-@pytest.fixture
-def model(model: ModelInfo, tmp_path: Path) -> ModelInfo:
-    return dataclasses.replace(model, fingerprint="5ca1ab1e", artefacts=(str(tmp_path),))
 
 
 def test_a_row_leaves_where_its_policy_would(view: Any, model: ModelInfo) -> None:

@@ -24,11 +24,6 @@ SHARES = {
 }
 
 
-@pytest.fixture
-def model(model: ModelInfo, tmp_path: Path) -> ModelInfo:
-    return dataclasses.replace(model, fingerprint="5ca1ab1e", artefacts=(str(tmp_path),))
-
-
 def write(
     model: ModelInfo, counted: Mapping[int, Sequence[float]] = SHARES, name: str = "hash", **tensors: Tensor
 ) -> None:

@@ -13,22 +13,17 @@ from torch import Tensor
 
 from harness.config import StrategySpec
 from harness.config.options import build_strategy, option_facts
-from harness.contracts import Batch, ModelInfo, ModelRequest
+from harness.contracts import ModelInfo
 from harness.decoding.engine import Engine
 from harness.errors import ArtefactError, OptionError
 from harness.models.artefacts import Artefact
 from harness.models.controllers import OBSERVATIONS, Network, Observation, write_controller
-from harness.models.model import resolve
 from harness.registry import KV_POLICIES
 from harness.training.identity import identity
 from strategies.lte import LearnToExit
+from tests.trained_strategies import NEW, PROMPTS, answer, check_costs
 
 ROWS, HIDDEN, OWN = 12, 5, 0.6
-
-
-@pytest.fixture
-def model(model: ModelInfo, tmp_path: Path) -> ModelInfo:
-    return dataclasses.replace(model, fingerprint="5ca1ab1e", artefacts=(str(tmp_path),))
 
 
 def head_of(model: ModelInfo, *, extra: int = 3, seed: int = 2) -> Network:
@@ -79,14 +74,6 @@ def chain(view: Any, states: dict[int, Tensor], upto: int, rows: Tensor | None =
     for layer in (layer for layer in states if layer <= upto):
         made = view(hidden_state=states[layer][rows], previous=made, rows=rows.tolist(), exit_layer=layer)
     return made
-
-
-def answer(strategy: LearnToExit, model: ModelInfo, seen: Any) -> list[bool]:
-    decided = strategy.start(model, Batch((0,) * len(seen.rows), "cpu")).should_exit(seen)
-    assert decided.dtype == torch.bool
-    assert decided.shape == (len(seen.rows),)
-    answers: list[bool] = decided.tolist()
-    return answers
 
 
 # -------------------------------------------------------------------------------------- decisions
@@ -219,15 +206,6 @@ def test_a_head_that_looks_back_wants_the_exit_points_it_was_trained_at(model: M
 # --------------------------------------------------------------------------------- in the engine
 
 
-@pytest.fixture
-def engine(tiny_llama: Path, tmp_path: Path) -> Engine:
-    resolved = resolve(ModelRequest(str(tiny_llama), weights="pretrained", artefacts=str(tmp_path), exit_head="shared"))
-    return Engine(resolved.load("cpu").backbone, resolved.info)
-
-
-PROMPTS, NEW = [[5, 6, 7, 8, 9, 10, 11], [20, 21, 22], [300, 7, 4, 99, 12]], 8
-
-
 def test_the_engine_leaves_where_the_head_says(engine: Engine) -> None:
     """Every exit layer worked out again from the hidden states of the sequence that came out."""
     info, head = engine.info, head_of(engine.info, seed=0)
@@ -252,11 +230,4 @@ def test_the_engine_leaves_where_the_head_says(engine: Engine) -> None:
 def test_checks_cost_no_lm_head_and_batches_change_nothing(engine: Engine, kv: str) -> None:
     """Neighbours that leave between two exit points change nothing for a head that looks back."""
     write(engine.info, head_of(engine.info, seed=0))
-    together = engine.decode(PROMPTS, LearnToExit(), kv=kv, max_new_tokens=[NEW] * 3)
-    for prompt, one in zip(PROMPTS, together, strict=True):
-        (alone,) = engine.decode([prompt], LearnToExit(), kv=kv, max_new_tokens=[NEW])
-        assert (one.token_ids, one.exit_layers) == (alone.token_ids, alone.exit_layers)
-        asked = one.exit_layers if kv == "none" else one.exit_layers[1:]
-        assert one.lm_head_evaluations == len(asked)  # the output's own
-        assert one.exit_checks == sum(sum(point <= layer for point in engine.info.exit_points) for layer in asked)
-    assert any(layer < engine.info.num_layers for one in together for layer in one.exit_layers)
+    check_costs(engine, LearnToExit(), kv)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,6 @@ from strategies.predictor import Predictor
 
 FIRST = [[5.0, 4.0, 0.0, -1.0], [0.0, 1.0, 4.0, 5.0], [9.0, 8.0, 0.0, 0.0]]  # candidates 0 1, 3 2 and 0 1
 THEN = [[1.0, 3.0, 2.0, 0.0], [9.0, 0.0, 2.0, 4.0], [2.0, 2.0, 0.0, 0.0]]
-
-
-@pytest.fixture
-def model(model: ModelInfo, tmp_path: Path) -> ModelInfo:
-    return dataclasses.replace(model, fingerprint="5ca1ab1e", artefacts=(str(tmp_path),))
 
 
 def write(model: ModelInfo, weight: list[float], bias: float = 0.0, **facts: Any) -> None:

@@ -14,23 +14,18 @@ from torch import Tensor
 
 from harness.config import StrategySpec
 from harness.config.options import build_strategy, option_facts
-from harness.contracts import Batch, ModelInfo, ModelRequest
+from harness.contracts import ModelInfo
 from harness.decoding.engine import Engine
 from harness.errors import ArtefactError, OptionError
 from harness.models.artefacts import Artefact
 from harness.models.controllers import Network, Observation, write_controller
-from harness.models.model import resolve
 from harness.registry import KV_POLICIES
 from harness.training.agents.reward import CONTINUE, EXIT
 from harness.training.identity import identity
 from strategies.rl import ReinforcementLearning
+from tests.trained_strategies import NEW, PROMPTS, answer, check_costs
 
 ROWS, HIDDEN, OWN = 12, 6, 0.8
-
-
-@pytest.fixture
-def model(model: ModelInfo, tmp_path: Path) -> ModelInfo:
-    return dataclasses.replace(model, fingerprint="5ca1ab1e", artefacts=(str(tmp_path),))
 
 
 def policy_of(model: ModelInfo, *, seed: int = 0, scale: float = 1.0) -> Network:
@@ -70,14 +65,6 @@ def leaves(both: list[float], threshold: float, temperature: float = 1.0) -> boo
 @pytest.fixture
 def states() -> Tensor:
     return torch.randn(ROWS, 8, generator=torch.Generator().manual_seed(1))
-
-
-def answer(strategy: ReinforcementLearning, model: ModelInfo, seen: Any) -> list[bool]:
-    decided = strategy.start(model, Batch((0,) * len(seen.rows), "cpu")).should_exit(seen)
-    assert decided.dtype == torch.bool
-    assert decided.shape == (len(seen.rows),)
-    answers: list[bool] = decided.tolist()
-    return answers
 
 
 # -------------------------------------------------------------------------------------- decisions
@@ -285,15 +272,6 @@ def test_an_agent_of_other_weights_is_refused_before_anything_is_loaded(model: M
 # --------------------------------------------------------------------------------- in the engine
 
 
-@pytest.fixture
-def engine(tiny_llama: Path, tmp_path: Path) -> Engine:
-    resolved = resolve(ModelRequest(str(tiny_llama), weights="pretrained", artefacts=str(tmp_path), exit_head="shared"))
-    return Engine(resolved.load("cpu").backbone, resolved.info)
-
-
-PROMPTS, NEW = [[5, 6, 7, 8, 9, 10, 11], [20, 21, 22], [300, 7, 4, 99, 12]], 8
-
-
 def test_the_engine_leaves_where_the_agent_says(engine: Engine) -> None:
     """Every exit layer worked out again from the hidden states of the sequence that came out."""
     info, policy = engine.info, policy_of(engine.info, scale=0.02)
@@ -316,14 +294,7 @@ def test_the_engine_leaves_where_the_agent_says(engine: Engine) -> None:
 @pytest.mark.parametrize("kv", KV_POLICIES.names())
 def test_checks_cost_no_lm_head_and_batches_change_nothing(engine: Engine, kv: str) -> None:
     write(engine.info, policy_of(engine.info, scale=0.02))
-    together = engine.decode(PROMPTS, ReinforcementLearning(), kv=kv, max_new_tokens=[NEW] * 3)
-    for prompt, one in zip(PROMPTS, together, strict=True):
-        (alone,) = engine.decode([prompt], ReinforcementLearning(), kv=kv, max_new_tokens=[NEW])
-        assert (one.token_ids, one.exit_layers) == (alone.token_ids, alone.exit_layers)
-        asked = one.exit_layers if kv == "none" else one.exit_layers[1:]
-        assert one.lm_head_evaluations == len(asked)  # the output's own
-        assert one.exit_checks == sum(sum(point <= layer for point in engine.info.exit_points) for layer in asked)
-    assert any(layer < engine.info.num_layers for one in together for layer in one.exit_layers)
+    check_costs(engine, ReinforcementLearning(), kv)
 
 
 def test_a_threshold_of_1_is_full_depth(engine: Engine) -> None:

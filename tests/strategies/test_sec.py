@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,6 @@ from harness.training.identity import identity
 from strategies.sec import StopExit
 
 CHANCES = [[0.7, 0.1, 0.2], [0.4, 0.3, 0.3], [0.45, 0.05, 0.5], [0.1, 0.8, 0.1], [0.25, 0.35, 0.4]]
-
-
-@pytest.fixture
-def model(model: ModelInfo, tmp_path: Path) -> ModelInfo:
-    return dataclasses.replace(model, fingerprint="5ca1ab1e", artefacts=(str(tmp_path),))
 
 
 def write(model: ModelInfo, outputs: int = 3, **facts: Any) -> None:
