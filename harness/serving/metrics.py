@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import Counter as Tally
 from collections.abc import Iterator
+from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -68,113 +69,88 @@ class Metrics:
         self._energy_measured = energy_measured
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
-        self._http = Counter(
+        counter, histogram = partial(Counter, registry=registry), partial(Histogram, registry=registry)
+        gauge = partial(Gauge, registry=registry)
+        self._http = counter(
             "early_exit_http_requests",
             "HTTP requests by route and status; 499: the client went away before its answer was complete.",
             ("method", "route", "status"),
-            registry=registry,
         )
-        self._http_s = Histogram(
+        self._http_s = histogram(
             "early_exit_http_request_duration_seconds",
             "Seconds from the request's head to the end of its answer, streaming included.",
             ("method", "route"),
             buckets=REQUEST_S,
-            registry=registry,
         )
-        self._completions = Counter(
-            "early_exit_completions",
-            "Completions by outcome: success, or why there is none.",
-            ("outcome",),
-            registry=registry,
+        self._completions = counter(
+            "early_exit_completions", "Completions by outcome: success, or why there is none.", ("outcome",)
         )
         for outcome in ("success", *KINDS):
             self._completions.labels(outcome)
-        self._queue_s = Histogram(
+        self._queue_s = histogram(
             "early_exit_queue_wait_seconds",
             "Seconds from a job's submission to the start of its prefill.",
             buckets=WAIT_S,
-            registry=registry,
         )
-        self._ttft_s = Histogram(
+        self._ttft_s = histogram(
             "early_exit_time_to_first_token_seconds",
             "Seconds from a job's submission to its first token, waiting included.",
             buckets=WAIT_S,
-            registry=registry,
         )
-        self._tpot_s = Histogram(
+        self._tpot_s = histogram(
             "early_exit_time_per_output_token_seconds",
             "Mean seconds per token after a completion's first; completions of one token have none.",
             buckets=TOKEN_S,
-            registry=registry,
         )
-        self._waiting = Gauge("early_exit_queue_size", "Requests that wait for a free row.", registry=registry)
-        self._running = Gauge("early_exit_running_requests", "Requests that are being decoded.", registry=registry)
-        self._prompt = Counter("early_exit_prompt_tokens", "Prompt tokens of finished completions.", registry=registry)
-        self._reused = Counter(
+        self._waiting = gauge("early_exit_queue_size", "Requests that wait for a free row.")
+        self._running = gauge("early_exit_running_requests", "Requests that are being decoded.")
+        self._prompt = counter("early_exit_prompt_tokens", "Prompt tokens of finished completions.")
+        self._reused = counter(
             "early_exit_prompt_tokens_reused",
             "Of these, those not read again: an earlier prompt of the same API key began with them.",
-            registry=registry,
         )
-        self._computed = Counter(
-            "early_exit_prompt_tokens_computed", "Of these, those that were read.", registry=registry
-        )
+        self._computed = counter("early_exit_prompt_tokens_computed", "Of these, those that were read.")
         by_strategy = ("strategy",)
-        self._generated = Counter(
-            "early_exit_generated_tokens", "Tokens of finished completions.", by_strategy, registry=registry
-        )
-        self._exits = Counter(
+        self._generated = counter("early_exit_generated_tokens", "Tokens of finished completions.", by_strategy)
+        self._exits = counter(
             "early_exit_tokens_by_exit_layer",
             "Generated tokens by the number of decoder layers executed for them.",
             ("strategy", "exit_layer"),
-            registry=registry,
         )
-        self._executed = Counter(
+        self._executed = counter(
             "early_exit_layers_executed",
             "Decoder layers executed for generated tokens, first token of prefill included.",
             by_strategy,
-            registry=registry,
         )
-        self._skipped = Counter(
+        self._skipped = counter(
             "early_exit_layers_skipped",
             "Decoder layers that generated tokens skipped; with executed: tokens x layers of the model.",
             by_strategy,
-            registry=registry,
         )
-        self._decode_layers = Counter(
+        self._decode_layers = counter(
             "early_exit_decode_layers",
             "Decoder layers run after prefill, catch-up work of the KV policy included.",
             by_strategy,
-            registry=registry,
         )
-        self._checks = Counter(
-            "early_exit_exit_checks", "Times the strategy was asked whether to exit.", by_strategy, registry=registry
-        )
-        self._heads = Counter(
+        self._checks = counter("early_exit_exit_checks", "Times the strategy was asked whether to exit.", by_strategy)
+        self._heads = counter(
             "early_exit_lm_head_evaluations",
             "LM-head evaluations after prefill, the outputs' own included.",
             by_strategy,
-            registry=registry,
         )
-        self._drafted = Counter(
-            "early_exit_drafted_tokens",
-            "Tokens that lossless decoding drafted, discarded ones included.",
-            by_strategy,
-            registry=registry,
+        self._drafted = counter(
+            "early_exit_drafted_tokens", "Tokens that lossless decoding drafted, discarded ones included.", by_strategy
         )
-        self._accepted = Counter(
-            "early_exit_accepted_tokens", "Of these, those that full depth agreed with.", by_strategy, registry=registry
+        self._accepted = counter(
+            "early_exit_accepted_tokens", "Of these, those that full depth agreed with.", by_strategy
         )
-        self._verifications = Counter(
+        self._verifications = counter(
             "early_exit_verifications",
             "Passes of lossless decoding through all layers after prefill, one per completion and pass.",
             by_strategy,
-            registry=registry,
         )
-        self._discarded = Counter(
-            "early_exit_layers_discarded",
-            "Decoder layers run for drafted tokens that were discarded.",
-            by_strategy,
-            registry=registry,
+        self._discarded = counter(
+            "early_exit_layers_discarded", "Decoder layers run for drafted tokens that were discarded.", by_strategy
         )
         self._energy: Counter | None = None
         self._lock = Lock()
