@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,6 @@ import pytest
 from harness import RunConfig, run
 from harness.errors import ConfigError
 from harness.running.arrivals import Schedule, poisson
-
-Command = Callable[..., Any]
 
 
 def test_gaps_are_exponential_with_the_mean_of_the_rate() -> None:
@@ -42,11 +39,8 @@ def test_a_request_is_waited_for_and_a_late_server_finds_it_waiting() -> None:
 
 
 @pytest.fixture
-def config(cli: Command, tiny_llama: Path, rows_file: Path, tmp_path: Path) -> dict[str, Any]:
-    return {
-        "model": str(tiny_llama), "source": str(rows_file), "limit": 8, "max_new_tokens": 4, "energy": "none",
-        "threads": 1, "strategies": ("fixed:layer=4",), "out": tmp_path / "out",
-    }  # fmt: skip
+def config(config: dict[str, Any]) -> dict[str, Any]:
+    return config | {"limit": 8, "strategies": ("fixed:layer=4",)}
 
 
 def records(folder: Path, name: str) -> list[dict[str, Any]]:

@@ -18,7 +18,6 @@ from harness.models.model import resolve
 from harness.running.operating_points import OperatingPoint, build_all, operating_points, with_baseline
 from tests.run_files import cut, samples, unseal
 
-Command = Callable[..., Any]
 EXITS = "random:probability=0.6"
 
 
@@ -44,18 +43,8 @@ def names(found: tuple[OperatingPoint, ...]) -> list[str]:
 
 
 @pytest.fixture
-def config(cli: Command, tiny_llama: Path, rows_file: Path, tmp_path: Path) -> dict[str, Any]:
-    return {
-        "model": str(tiny_llama),
-        "weights_format": "float32",
-        "source": str(rows_file),
-        "exit_points": "all",
-        "limit": 3,
-        "max_new_tokens": 8,
-        "energy": "none",
-        "threads": 1,
-        "out": tmp_path / "out",
-    }
+def config(config: dict[str, Any]) -> dict[str, Any]:
+    return config | {"weights_format": "float32", "exit_points": "all", "max_new_tokens": 8}
 
 
 # ---------------------------------------------------------------------------------- names and order

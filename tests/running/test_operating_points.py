@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +12,10 @@ from harness import RunConfig, run
 from harness.errors import ConfigError, OptionError
 from tests.run_files import samples, unseal
 
-Command = Callable[..., Any]
-
 
 @pytest.fixture
-def config(cli: Command, tiny_llama: Path, rows_file: Path, tmp_path: Path) -> dict[str, Any]:
-    return {
-        "model": str(tiny_llama),
-        "source": str(rows_file),
-        "limit": 3,
-        "max_new_tokens": 5,
-        "energy": "none",
-        "threads": 1,
-        "out": tmp_path / "out",
-    }
+def config(config: dict[str, Any]) -> dict[str, Any]:
+    return config | {"max_new_tokens": 5}
 
 
 @pytest.mark.parametrize(

@@ -15,21 +15,14 @@ from harness import RunConfig, read, run
 from harness.decoding.teacher_forcing import TeacherForcing
 from tests.run_files import cut, unseal
 
-Command = Callable[..., Any]
-
 
 @pytest.fixture
-def config(cli: Command, tiny_llama: Path, rows_file: Path, tmp_path: Path) -> dict[str, Any]:
-    return {
-        "model": str(tiny_llama),
-        "source": str(rows_file),
+def config(config: dict[str, Any]) -> dict[str, Any]:
+    return config | {
         "limit": 4,
         "max_new_tokens": 8,
-        "energy": "none",
-        "threads": 1,
         "exit_points": "all",
         "strategies": ("fixed:layer=6", "random:probability=0.3"),
-        "out": tmp_path / "out",
     }
 
 

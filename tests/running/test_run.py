@@ -67,18 +67,8 @@ def outcomes(folder: Path) -> dict[tuple[Any, ...], tuple[Any, ...]]:
 
 
 @pytest.fixture
-def config(cli: Command, tiny_llama: Path, rows_file: Path, tmp_path: Path) -> dict[str, Any]:
-    """Arguments of a small run in Python; ``cli`` is asked for its cheap surroundings."""
-    return {
-        "model": str(tiny_llama),
-        "source": str(rows_file),
-        "limit": 3,
-        "max_new_tokens": 4,
-        "energy": "none",
-        "threads": 1,
-        "strategies": ("fixed:layer=4,6", "oracle"),
-        "out": tmp_path / "out",
-    }
+def config(config: dict[str, Any]) -> dict[str, Any]:
+    return config | {"strategies": ("fixed:layer=4,6", "oracle")}
 
 
 # -------------------------------------------------------------------------------- what comes out

@@ -53,17 +53,8 @@ WARM = [(), (), ()]
 
 
 @pytest.fixture
-def config(cli: Command, tiny_llama: Path, rows_file: Path, tmp_path: Path) -> dict[str, Any]:
-    return {
-        "model": str(tiny_llama),
-        "source": str(rows_file),
-        "limit": 2,
-        "max_new_tokens": 3,
-        "energy": "none",
-        "threads": 1,
-        "strategies": ("fixed:layer=4",),
-        "out": tmp_path / "out",
-    }
+def config(config: dict[str, Any]) -> dict[str, Any]:
+    return config | {"limit": 2, "max_new_tokens": 3, "strategies": ("fixed:layer=4",)}
 
 
 def recording(file: Path, edges: int, failure: str | None = None, **more: Any) -> str:

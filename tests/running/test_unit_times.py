@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,12 @@ COUNTS = ("token_ids", "drafted_at", "drafts", "verifications", "layers_read")
 
 
 @pytest.fixture
-def config(cli: Callable[..., Any], tiny_llama: Path, rows_file: Path, tmp_path: Path) -> dict[str, Any]:
-    return {
-        "model": str(tiny_llama), "weights_format": "float32", "source": str(rows_file), "limit": 3, "energy": "none",
-        "max_new_tokens": 8, "threads": 1, "strategies": ("del", "fixed:layer=10@lossless+expected"),
-        "out": tmp_path / "out",
-    }  # fmt: skip
+def config(config: dict[str, Any]) -> dict[str, Any]:
+    return config | {
+        "weights_format": "float32",
+        "max_new_tokens": 8,
+        "strategies": ("del", "fixed:layer=10@lossless+expected"),
+    }
 
 
 def manifest(folder: Path) -> dict[str, Any]:
