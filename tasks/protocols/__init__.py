@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -11,7 +11,7 @@ from harness.contracts import BadRow, Sample, StopRule, TaskRequest, Tokenizer
 from tasks.languages import Language
 from tasks.rows import Document, GapRow, LineRow
 
-__all__ = ["AnyProtocol", "Protocol", "Skipped", "too_long"]
+__all__ = ["AnyProtocol", "Protocol", "Skipped", "never", "too_long"]
 
 R = TypeVar("R", bound=Document | LineRow | GapRow)
 
@@ -80,6 +80,11 @@ class Protocol(ABC, Generic[R]):
 
 AnyProtocol = Protocol[Any]
 """One whose rows do not matter here."""
+
+
+def never(token_ids: Sequence[int]) -> bool:
+    """Stop at nothing: the length limit does."""
+    return False
 
 
 def too_long(row: Document | LineRow | GapRow, prompt: int, new: int, request: TaskRequest) -> BadRow | None:

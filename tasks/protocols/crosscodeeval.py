@@ -22,7 +22,7 @@ from functools import lru_cache
 from typing import Any, ClassVar
 
 from harness.contracts import BadRow, Sample, StopRule, TaskRequest, Tokenizer
-from tasks.protocols import Protocol, Skipped, too_long
+from tasks.protocols import Protocol, Skipped, never, too_long
 from tasks.protocols.infilling import markers, stop_at_the_end, without_end
 from tasks.rows import GapRow
 
@@ -128,7 +128,7 @@ class CrossCodeEval(Protocol[GapRow]):
     def stop_rule(self, tokenizer: Tokenizer) -> StopRule:
         """Return a rule that is true once a mark has ended the statement; Python runs to the limit, as officially."""
         if self.language.name == "python":
-            return _never
+            return never
 
         def statement_is_over(token_ids: Sequence[int]) -> bool:
             if not token_ids or _MARKS.isdisjoint(tokenizer.decode(token_ids[-1:])):
@@ -166,7 +166,3 @@ class CrossCodeEvalFim(CrossCodeEval):
     def completion_between(self, before: str, text: str, after: str) -> str:
         """Return the statement that the text begins with, without comments and without the token that ended it."""
         return super().completion_between(before, without_end(text), after)
-
-
-def _never(token_ids: Sequence[int]) -> bool:
-    return False

@@ -13,11 +13,11 @@ operating point, which they were not in the published Python runs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import ClassVar
 
 from harness.contracts import BadRow, Sample, StopRule, TaskRequest, Tokenizer
-from tasks.protocols import Protocol, Skipped, too_long
+from tasks.protocols import Protocol, Skipped, never, too_long
 from tasks.rows import Document, LineRow, whole
 
 __all__ = ["CONTEXT_PART", "MAX_CONTEXT", "NEW_TOKENS", "GreenCode"]
@@ -62,12 +62,8 @@ class GreenCode(Protocol[Document | LineRow]):
 
     def stop_rule(self, tokenizer: Tokenizer) -> StopRule:
         """Return a rule that never stops: the length limit does."""
-        return _never
+        return never
 
     def completion(self, text: str) -> str:
         """Return the text unchanged: all of it is scored."""
         return text
-
-
-def _never(token_ids: Sequence[int]) -> bool:
-    return False

@@ -11,12 +11,12 @@ line of the suffix begins. Results of the two protocols are never one table's: t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from harness.contracts import BadRow, Sample, StopRule, TaskRequest, Tokenizer
 from harness.errors import ConfigError
 from harness.models.fill_in_the_middle import FAMILIES, FillInTheMiddle, fill_in_the_middle_of
-from tasks.protocols import Protocol, Skipped, too_long
+from tasks.protocols import Protocol, Skipped, never, too_long
 from tasks.rows import GapRow
 
 __all__ = ["NEW_TOKENS", "Infilling", "InfillingLeft", "markers", "stop_at_the_end", "without_end"]
@@ -117,7 +117,7 @@ class InfillingLeft(_Gap):
 
     def stop_rule(self, tokenizer: Tokenizer) -> StopRule:
         """Return a rule that never stops: the length limit does."""
-        return _never
+        return never
 
     def completion(self, text: str) -> str:
         """Return the text unchanged."""
@@ -127,7 +127,3 @@ class InfillingLeft(_Gap):
         """Return the text up to where the first line after the gap begins; all of it where it does not come."""
         following = next((line for line in after.splitlines(keepends=True) if line.strip()), "")
         return text.partition(following)[0] if following else text
-
-
-def _never(token_ids: Sequence[Any]) -> bool:
-    return False
