@@ -5,10 +5,6 @@ values by strategy, and operating points are their product. What a run compares 
 each dimension in order: ``fixed:layer=14@propagate@int4``. That a point decodes losslessly, and the stop rule it has,
 always stand there: ``fixed:layer=14@lossless@stop=statement``; full depth runs without a rule, too. Longest drafts are
 a dimension of lossless decoding alone: ``fixed:layer=14@lossless@draft=4``.
-
-A **probe** is an operating point that asks its strategy at every exit point and ignores the answer: full depth plus the
-cost of asking. It is what the attribution of costs needs (GREEN-CODE's Table IV was measured by nesting sensor windows
-instead, and is contradicted by its own never-exit run), and it is no candidate in any table.
 """
 
 from __future__ import annotations
@@ -17,23 +13,19 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import torch
-from torch import Tensor
-
 from harness.config import BASELINE, RunConfig, StrategySpec
 from harness.config.decode import LOSSY, DecodeSpec, build_decode, check_defers, parse_decode
 from harness.config.options import build_strategy, effective_options
 from harness.config.stops import NO_STOP, BuiltStop, build_stop
-from harness.contracts import Batch, BlackBox, ExitRule, ExitView, HeadChoice, KVFacts, Lossless, ModelInfo, Strategy
+from harness.contracts import BlackBox, KVFacts, Lossless, ModelInfo, Strategy
 from harness.errors import ArtefactError, OptionError
 from harness.models.heads import draft_head, head_artefacts
 from harness.records import BlackBoxRecord, OperatingPointRecord
 from harness.registry import HEADS, KV_POLICIES
-from harness.running.unheard import unheard
+from harness.running.never_exits import NeverExits
 
 __all__ = [
     "Built",
-    "NeverExits",
     "OperatingPoint",
     "black_box",
     "build_all",
@@ -76,50 +68,6 @@ class OperatingPoint:
     def weights_format(self) -> str:
         """Name of the format of the matrices it multiplies with."""
         return self.record.weights_format
-
-
-@dataclass(frozen=True)
-class NeverExits(Strategy):
-    """Ask a strategy at every exit point it wants, and go on whatever it says.
-
-    Attributes:
-        asked: the strategy.
-    """
-
-    asked: Strategy
-
-    def exit_points(self, model: ModelInfo) -> tuple[int, ...]:
-        """Those of the strategy."""
-        return self.asked.exit_points(model)
-
-    def artefacts(self, model: ModelInfo) -> Mapping[str, str]:
-        """Those of the strategy."""
-        return self.asked.artefacts(model)
-
-    def cheap_heads(self) -> tuple[HeadChoice, ...]:
-        """Those of the strategy."""
-        return self.asked.cheap_heads()
-
-    def trained_defaults(self, model: ModelInfo) -> Mapping[str, float]:
-        """Those of the strategy."""
-        return self.asked.trained_defaults(model)
-
-    def start(self, model: ModelInfo, batch: Batch) -> ExitRule:
-        """Start the strategy."""
-        return _Deaf(self.asked.start(model, batch))
-
-    def should_exit(self, view: ExitView) -> Tensor:
-        """Ask the strategy without a start, and answer no."""
-        return _Deaf(self.asked).should_exit(view)
-
-
-@dataclass(frozen=True, slots=True)
-class _Deaf:
-    rule: ExitRule
-
-    def should_exit(self, view: ExitView) -> Tensor:
-        """Ask, and answer no."""
-        return torch.zeros_like(self.rule.should_exit(unheard(view)))
 
 
 def build_all(specs: Sequence[StrategySpec]) -> Built:
