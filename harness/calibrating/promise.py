@@ -169,7 +169,7 @@ def calibrated(settings: Settings, target: Target, options: CalibrateOptions) ->
     count = certified(options, target.risk)
     passed = count(settings.losses)
     if not passed:
-        raise DataError(_refusal(settings, target, options, count))
+        raise DataError(_refusal(settings, target, count))
     manifest, chosen = settings.run.manifest, settings.points[passed - 1]
     conformal = options.method == "conformal"
     guarantee = Guarantee(
@@ -218,7 +218,7 @@ def _tested(settings: Settings, target: Target, options: CalibrateOptions, passe
     )
 
 
-def _refusal(settings: Settings, target: Target, options: CalibrateOptions, count: Callable[[Losses], int]) -> str:
+def _refusal(settings: Settings, target: Target, count: Callable[[Losses], int]) -> str:
     """Say why nothing is promised, and how many documents it would take."""
     strictest, risk, n = settings.points[0], float(settings.losses[0].mean()), len(settings.documents)
     head = (

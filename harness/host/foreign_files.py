@@ -188,7 +188,7 @@ def parse_json(data: bytes | str, *, digits: int = LONGEST_INTEGER, finite: bool
     return value
 
 
-def read_toml(path: Path, limit: int = LARGEST_TOML_BYTES) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
     """Return what a TOML file holds.
 
     Raises:
@@ -197,7 +197,7 @@ def read_toml(path: Path, limit: int = LARGEST_TOML_BYTES) -> dict[str, Any]:
             an integer of more than :data:`LONGEST_INTEGER` digits.
     """
     try:
-        text = read_text(path, limit)
+        text = read_text(path, LARGEST_TOML_BYTES)
         if _LONG_KEY.search(text):
             _too_deep()
         value = tomllib.loads(text, parse_float=_finite)

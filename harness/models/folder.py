@@ -82,14 +82,14 @@ def model_file(location: str, name: str, *, local_files_only: bool) -> Path | No
     return None if found is None else Path(found)
 
 
-def read_object(path: Path, limit: int = LARGEST_TEXT_BYTES) -> Mapping[str, Any]:
+def read_object(path: Path) -> Mapping[str, Any]:
     """Return what one of a model's JSON files says.
 
     Raises:
         ModelError: it cannot be read, or is no JSON object within bounds.
     """
     try:
-        found = read_json(path, limit, digits=DIGITS)
+        found = read_json(path, LARGEST_TEXT_BYTES, digits=DIGITS)
     except OSError as error:
         raise ModelError(f"cannot read {path}: {error.strerror}. {_REMEDY}") from None
     except DocumentError as error:

@@ -60,14 +60,11 @@ class Session:
         plan: what runs.
         engines: by weights format, the run's own first.
         meter: opens the windows.
-        surroundings: what else the machine does; by default that of the plan's device.
     """
 
-    def __init__(
-        self, plan: Plan, engines: Mapping[str, Engine], meter: Meter, surroundings: Surroundings | None = None
-    ) -> None:
+    def __init__(self, plan: Plan, engines: Mapping[str, Engine], meter: Meter) -> None:
         self._plan, self._engines, self._meter = plan, engines, meter
-        self._surroundings = surroundings or Surroundings.of(plan.device)
+        self._surroundings = Surroundings.of(plan.device)
         self._runners = runners(plan, engines, meter)
 
     @property

@@ -140,21 +140,21 @@ def references(languages: Collection[str] = LANGUAGES) -> tuple[Reference, ...]:
     )
 
 
-def reference_markdown(languages: Collection[str] = LANGUAGES, *, level: int = 2) -> str:
-    """Return the whole section as Markdown, its heading at ``level``; empty where nothing is published."""
-    parts = list(_markdown(references(languages), level))
+def reference_markdown(languages: Collection[str] = LANGUAGES) -> str:
+    """Return the whole section as Markdown; empty where nothing is published."""
+    parts = list(_markdown(references(languages)))
     return "\n".join(parts) + "\n" if parts else ""
 
 
-def _markdown(found: tuple[Reference, ...], level: int) -> Iterator[str]:
+def _markdown(found: tuple[Reference, ...]) -> Iterator[str]:
     if not found:
         return
-    yield f"{'#' * level} {TITLE}"
+    yield f"## {TITLE}"
     yield "\nOther people's models, machines and data: never ranked with the rows above, never on their front."
     for key in dict.fromkeys(reference.key for reference in found):
         alike = [reference for reference in found if reference.key == key]
         for reference in alike:
-            yield f"\n{'#' * (level + 1)} {reference.title}\n"
+            yield f"\n### {reference.title}\n"
             yield f"{reference.source}. {reference.difference}\n"
             yield "| " + " | ".join(column.header.replace("\n", " ") for column in reference.columns) + " |"
             yield "|---" + "|--:" * (len(reference.columns) - 1) + "|"
