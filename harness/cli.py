@@ -43,12 +43,9 @@ PANELS = {
     "Measure and compare": {
         "run": ("run:run", "harness run --strategy confidence:threshold=0.8,0.9 --limit 50"),
         "report": ("report:report", "harness report runs/mine --out report"),
-        "compare": ("compare:compare", "harness compare runs/before runs/after --fail-if 'edit_similarity<-0.01'"),
-        "calibrate": (
-            "calibrate:calibrate",
-            "harness calibrate --strategy confidence --target agreement=0.95 --out point.json",
-        ),
-        "sweep": ("sweep:sweep", "harness sweep --replay traces --strategy confidence:threshold=0.5,0.7,0.9"),
+        "compare": ("compare:compare", "harness compare runs/before runs/after --fail-if 'speedup<-3%'"),
+        "calibrate": ("calibrate:calibrate", "harness calibrate --strategy confidence --target agreement=0.95"),
+        "sweep": ("sweep:sweep", "harness sweep --replay traces --strategy confidence:threshold=0.5,0.9"),
         "study": ("study:study", "harness study quick --dry-run"),
         "watch": ("watch:watch", "harness watch studies/quick --once"),
         "reproduce": ("reproduce:reproduce", "harness reproduce green-code"),
@@ -59,7 +56,7 @@ PANELS = {
         "train": ("training:Recipes", "harness train classifier --traces traces"),
     },
     "Use and publish": {
-        "lm-eval": ("lm_eval:lm_eval", "harness lm-eval --model smollm2-135m --strategy classifier --tasks gsm8k"),
+        "lm-eval": ("lm_eval:lm_eval", "harness lm-eval --strategy classifier --tasks gsm8k"),
         "export": ("export:export", "harness export tuned --model smollm2-135m"),
         "serve": ("serve:serve", "harness serve --strategy classifier --port 8000"),
         "leaderboard": ("leaderboard:leaderboard", "harness leaderboard runs --out site"),
@@ -73,7 +70,7 @@ PANELS = {
         "verify": ("verify:verify", "harness verify --weights-format fp16"),
     },
 }
-"""Panel of ``harness --help`` → its commands → where each is, and an example of it."""
+"""Panel of ``harness --help`` → its commands → where each is, and an example of it; the first one's is shown there."""
 
 COMMANDS = {
     name: EntryPoint(name, f"harness.commands.{module}", "harness.commands")
@@ -93,7 +90,7 @@ class _Commands(LazyGroup):
         return COMMANDS[name].load()
 
     def panel(self, name: str) -> str:
-        return next(f"{title}: {next(iter(of.values()))[1]}" for title, of in PANELS.items() if name in of)
+        return next(title for title, of in PANELS.items() if name in of)
 
     def example(self, name: str) -> str:
         return next(of[name][1] for of in PANELS.values() if name in of)

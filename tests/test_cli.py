@@ -6,7 +6,6 @@ import io
 import os
 import pty
 import re
-import shlex
 import subprocess
 import sys
 import tomllib
@@ -17,8 +16,7 @@ from typing import Any
 
 import pytest
 
-from harness.cli import COMMANDS, DEFECT, PANELS, READER_GONE
-from harness.commands.lazy import as_command
+from harness.cli import DEFECT, READER_GONE
 from harness.config import RunConfig, parse_strategies
 from harness.config.options import build_strategy
 from harness.records import WindowRecord
@@ -295,21 +293,6 @@ def test_a_run_ends_with_one_table_and_two_sentences(
     assert "First of" in said
     for rest in ("Pareto front", "How to read this", "Against full depth"):
         assert rest not in said
-
-
-def test_every_example_of_the_help_can_be_parsed(cli: Command) -> None:
-    for name, entry in COMMANDS.items():
-        (example,) = [of[name][1] for of in PANELS.values() if name in of]
-        program, command, *arguments = shlex.split(example)
-        assert (program, command) == ("harness", name)
-        parsed = as_command(name, entry.load())
-        if name in ("train", "cache"):
-            recipe, *arguments = arguments
-            _, parsed, _ = parsed.resolve_command(parsed.make_context(name, [recipe]), [recipe])
-        parsed.make_context(name, arguments)  # which refuses unknown flags
-        said = " ".join(cli(name, "--help").out.split())
-        assert f"Example: {example}" in said
-        assert "<bool>" not in said
 
 
 def test_help_of_run_is_in_panels(cli: Command) -> None:

@@ -83,6 +83,8 @@ def _parameter(model: type[Configuration], name: str, field: FieldInfo) -> inspe
         shown += f"/--no-{shown.removeprefix('--')}"
     placeholder = next((piece.text for piece in _pieces(field) if isinstance(piece, Placeholder)), None)
     panel = next((title for title, names in model.panels.items() if name in names), None)
+    if placeholder is None and _is_list(field):
+        placeholder = f"<{kind.__name__}>"  # typer would name a list
     option = typer.Option(
         shown, help=_help(model, name, field), metavar=placeholder, show_default=False, rich_help_panel=panel
     )
