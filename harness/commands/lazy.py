@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from harness.commands.help import write_help
+from harness.errors import ConfigError
 
 __all__ = ["LazyGroup", "PlainCommand", "as_command"]
 
@@ -16,7 +18,18 @@ SETTINGS = {"help_option_names": ["-h", "--help"]}
 
 
 class PlainCommand(TyperCommand):
-    """A command whose help is what it declares, word for word."""
+    """A command whose help is what it declares, word for word, and that takes no empty path for the working folder."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> Any:
+        """Read the arguments."""
+        has_empty = any(word == "" or (word.startswith("--") and word.endswith("=")) for word in args)
+        rest = super().parse_args(ctx, args)
+        for param in self.params if has_empty else ():
+            value = ctx.params.get(param.name)
+            if Path() in (value if isinstance(value, list | tuple) else [value]):
+                named = param.opts[0] if param.opts[0].startswith("-") else param.metavar or param.name
+                raise ConfigError(f"{named} is empty. Name a file or folder; . is this one.")
+        return rest
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Print the help."""

@@ -61,10 +61,11 @@ def test_a_help_has_panels_and_an_example_that_can_be_pasted(cli: Command, monke
         program, *rest = shlex.split(example)
         assert [program, *rest[: len(words)]] == ["harness", *words]
         arguments = rest[len(words) :]
+        called = command
         if isinstance(command, LazyGroup):
             below, *arguments = arguments
-            command = as_command(below, command.load(below))
-        command.make_context(" ".join(words), arguments)  # which refuses unknown flags and missing ones
+            called = as_command(below, command.load(below))
+        called.make_context(" ".join(words), arguments)  # which refuses unknown flags and missing ones
 
 
 def test_a_summary_is_a_whole_sentence(cli: Command) -> None:
