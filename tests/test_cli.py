@@ -339,3 +339,14 @@ def test_a_logged_exception_keeps_its_traceback_and_one_line_of_text() -> None:
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert ran.stderr.startswith("error: it [b]failed[/b] here\nTraceback")
     assert "IndexError: list index out of range" in ran.stderr
+
+
+@pytest.mark.parametrize("kind", REGISTRIES)
+def test_what_is_listed_and_shown_has_no_marks_of_its_source(
+    cli: Command, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    few = sorted(REGISTRIES[kind].names())[-4:]
+    for said in (cli("list", kind).out, *(cli("show", name).out for name in few)):
+        assert not re.search(r"``|:\w+:`|::$", said, re.M)
+        assert max(map(len, said.splitlines())) <= 80

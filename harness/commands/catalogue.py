@@ -40,7 +40,8 @@ def list_(
         table.add_column("what it is", overflow="fold")
         table.add_column("from", style="dim", overflow="fold")
         for entry in REGISTRIES[noun].entries():
-            table.add_row(*map(escape, (entry.name, entry.summary, entry.distribution)))
+            what = next(paragraphs(entry.summary), "")
+            table.add_row(*map(escape, (entry.name, what, entry.distribution)))
         console.print(table)
         console.print()
 

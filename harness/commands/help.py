@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from harness.appearance.docstrings import paragraphs
 from harness.commands.console import stdout
 
 if TYPE_CHECKING:
@@ -39,9 +40,9 @@ def write_help(command: Any, ctx: Any, listed: Mapping[str, Rows], examples: Map
     widest = max(len(name) for rows in panels.values() for name, _ in rows)
     console.print()
     console.print(Text(command.get_usage(ctx), style="bold"))
-    for paragraph in inspect.cleandoc(command.help or "").split("\n\n"):
+    for paragraph in paragraphs(inspect.cleandoc(command.help or "")):
         console.print()
-        console.print(Text(" ".join(paragraph.split())))
+        console.print(Text(paragraph))
     console.print()
     for title, rows in panels.items():
         console.print(_panel(title, rows, min(widest, console.width * 2 // 5), examples.get(title, "")))
@@ -79,6 +80,6 @@ def _panel(title: str, rows: Rows, width: int, example: str) -> Panel:
     for name, said in rows:
         shown = Text(name, style="" if name.startswith("-") else "bold cyan")
         shown.highlight_regex(_FLAG, "bold cyan")
-        table.add_row(shown, Text(said))
+        table.add_row(shown, Text(next(paragraphs(said), "")))
     below = [Text(f"Example: {example}", style="dim")] if example else []
     return Panel(Group(table, *below), title=Text(title), title_align="left", border_style="dim")
