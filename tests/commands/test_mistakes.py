@@ -23,6 +23,7 @@ Command = Callable[..., Any]
         (("run", "--idle-s", "long"), "'--idle-s': give a number. See `harness run --help`."),
         (("run", "--limit", -1), "error: --limit -1: input should be greater than or equal to 0."),
         (("run", "--dtype", "float"), "error: --dtype 'float': input should be 'float32', 'bfloat16' or 'float16'."),
+        (("serve", "--port", 99999), "error: --port 99999: input should be less than or equal to 65535."),
         (("run", "--strategy"), "'--strategy' requires an argument. See `harness run --help`."),
         (("run", "--out", ""), "error: --out is empty. Name a file or folder"),
         (("run", "--resume="), "error: --resume is empty. Name a file or folder"),

@@ -51,8 +51,8 @@ def test_repeated_flags_become_lists(cli: Callable[..., Any], served: list[Serve
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--port", 70000], "port = 70000"),
-        (["--max-new-tokens", 0], "max_new_tokens = 0"),
+        (["--port", 70000], "--port 70000"),
+        (["--max-new-tokens", 0], "--max-new-tokens 0"),
         (["--suffix", "maybe"], "suffix = 'maybe'"),
         (["--kv", "telepathy"], "kv = 'telepathy'"),
         (["--drain-s", "nan"], "drain_s"),
