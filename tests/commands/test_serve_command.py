@@ -53,9 +53,9 @@ def test_repeated_flags_become_lists(cli: Callable[..., Any], served: list[Serve
     [
         (["--port", 70000], "--port 70000"),
         (["--max-new-tokens", 0], "--max-new-tokens 0"),
-        (["--suffix", "maybe"], "suffix = 'maybe'"),
-        (["--kv", "telepathy"], "kv = 'telepathy'"),
-        (["--drain-s", "nan"], "drain_s"),
+        (["--suffix", "maybe"], "--suffix 'maybe'"),
+        (["--kv", "telepathy"], "--kv 'telepathy'"),
+        (["--drain-s", "nan"], "--drain-s"),
         (["--config", "nowhere.toml"], "cannot read configuration nowhere.toml"),
         (["--host", "0.0.0.0"], "--api-key-file"),
         (["--host", "no-such-host.invalid"], "cannot be resolved"),
