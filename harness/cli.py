@@ -9,13 +9,20 @@ imported when it is called, and what is heavy inside it, so that ``--help`` and 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 if __name__ == "__main__" and not sys.flags.safe_path and os.path.join(sys.path[0], "harness", "cli.py") != __file__:
     del sys.path[0]  # `python -m` puts the working directory there, where a user's `tasks.py` would pass for ours
 
+if os.path.basename(sys.argv[0]) in ("harness", "cli.py") and signal.getsignal(signal.SIGINT) is (
+    signal.default_int_handler
+):
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `main` begins: who interrupts an import wants no traceback
+
 import errno
 import logging
+import re
 import warnings
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint
@@ -43,12 +50,9 @@ PANELS = {
     "Measure and compare": {
         "run": ("run:run", "harness run --strategy confidence:threshold=0.8,0.9 --limit 50"),
         "report": ("report:report", "harness report runs/mine --out report"),
-        "compare": ("compare:compare", "harness compare runs/before runs/after --fail-if 'edit_similarity<-0.01'"),
-        "calibrate": (
-            "calibrate:calibrate",
-            "harness calibrate --strategy confidence --target agreement=0.95 --out point.json",
-        ),
-        "sweep": ("sweep:sweep", "harness sweep --replay traces --strategy confidence:threshold=0.5,0.7,0.9"),
+        "compare": ("compare:compare", "harness compare runs/before runs/after --fail-if 'speedup<-3%'"),
+        "calibrate": ("calibrate:calibrate", "harness calibrate --strategy confidence --target agreement=0.95"),
+        "sweep": ("sweep:sweep", "harness sweep --replay traces --strategy confidence:threshold=0.5,0.9"),
         "study": ("study:study", "harness study quick --dry-run"),
         "watch": ("watch:watch", "harness watch studies/quick --once"),
         "reproduce": ("reproduce:reproduce", "harness reproduce green-code"),
@@ -59,7 +63,7 @@ PANELS = {
         "train": ("training:Recipes", "harness train classifier --traces traces"),
     },
     "Use and publish": {
-        "lm-eval": ("lm_eval:lm_eval", "harness lm-eval --model smollm2-135m --strategy classifier --tasks gsm8k"),
+        "lm-eval": ("lm_eval:lm_eval", "harness lm-eval --strategy classifier --tasks gsm8k"),
         "export": ("export:export", "harness export tuned --model smollm2-135m"),
         "serve": ("serve:serve", "harness serve --strategy classifier --port 8000"),
         "leaderboard": ("leaderboard:leaderboard", "harness leaderboard runs --out site"),
@@ -73,7 +77,7 @@ PANELS = {
         "verify": ("verify:verify", "harness verify --weights-format fp16"),
     },
 }
-"""Panel of ``harness --help`` → its commands → where each is, and an example of it."""
+"""Panel of ``harness --help`` → its commands → where each is, and an example of it; the first one's is shown there."""
 
 COMMANDS = {
     name: EntryPoint(name, f"harness.commands.{module}", "harness.commands")
@@ -93,7 +97,7 @@ class _Commands(LazyGroup):
         return COMMANDS[name].load()
 
     def panel(self, name: str) -> str:
-        return next(f"{title}: {next(iter(of.values()))[1]}" for title, of in PANELS.items() if name in of)
+        return next(title for title, of in PANELS.items() if name in of)
 
     def example(self, name: str) -> str:
         return next(of[name][1] for of in PANELS.values() if name in of)
@@ -138,8 +142,29 @@ def _visible_warning(*parts: Any, **settings: Any) -> str:
     return visible(_formatwarning(*parts, **settings))
 
 
+def _complaint(error: Any) -> str:
+    """Return what the parser complains of, as a sentence: what it says of pydantic's in plain words."""
+    if possible := getattr(error, "possibilities", None):
+        return f"No such option: {error.option_name}. Did you mean {' or '.join(sorted(possible))}?"
+    message: str = error.format_message().replace("Value error, ", "")
+    for kind, plainly in (("integer", "a whole number"), ("number", "a number")):
+        message = re.sub(f"Input should be a valid {kind}.*", f"give {plainly}", message)
+    message = message.replace("Input should be", "it should be")
+    return message if message.endswith((".", "?")) else f"{message}."
+
+
+def _called(error: Any) -> str:
+    """Return the command whose arguments are refused, also where the parser does not say."""
+    context = getattr(error, "ctx", None)
+    if context is not None:
+        return str(context.command_path)
+    return " ".join(["harness", *(word for word in sys.argv[1:2] if word in COMMANDS)])
+
+
 def main() -> None:
     """Run the command and turn refusals into one line, the commands that cure them, and an exit code."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     spin_briefly()
     logging.lastResort = OneLine(stderr, logging.WARNING)  # for commands that draw no progress bar
     warnings.formatwarning = _visible_warning
@@ -153,10 +178,7 @@ def main() -> None:
         refuse(error.message, error.commands)
         sys.exit(error.exit_code)
     except _UsageError as error:
-        context = getattr(error, "ctx", None)
-        where = getattr(context, "command_path", "harness")
-        message = error.format_message()  # type: ignore[attr-defined]
-        refuse(f"{message if message.endswith(('.', '?')) else f'{message}.'} See `{where} --help`.")
+        refuse(f"{_complaint(error)} See `{_called(error)} --help`.")
         sys.exit(HarnessError.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)

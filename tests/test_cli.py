@@ -6,7 +6,6 @@ import io
 import os
 import pty
 import re
-import shlex
 import subprocess
 import sys
 import tomllib
@@ -17,8 +16,7 @@ from typing import Any
 
 import pytest
 
-from harness.cli import COMMANDS, DEFECT, PANELS, READER_GONE
-from harness.commands.lazy import as_command
+from harness.cli import DEFECT, READER_GONE
 from harness.config import RunConfig, parse_strategies
 from harness.config.options import build_strategy
 from harness.records import WindowRecord
@@ -297,21 +295,6 @@ def test_a_run_ends_with_one_table_and_two_sentences(
         assert rest not in said
 
 
-def test_every_example_of_the_help_can_be_parsed(cli: Command) -> None:
-    for name, entry in COMMANDS.items():
-        (example,) = [of[name][1] for of in PANELS.values() if name in of]
-        program, command, *arguments = shlex.split(example)
-        assert (program, command) == ("harness", name)
-        parsed = as_command(name, entry.load())
-        if name in ("train", "cache"):
-            recipe, *arguments = arguments
-            _, parsed, _ = parsed.resolve_command(parsed.make_context(name, [recipe]), [recipe])
-        parsed.make_context(name, arguments)  # which refuses unknown flags
-        said = " ".join(cli(name, "--help").out.split())
-        assert f"Example: {example}" in said
-        assert "<bool>" not in said
-
-
 def test_help_of_run_is_in_panels(cli: Command) -> None:
     said = cli("run", "--help").out
     places = [said.index(f"─ {title} ─") for title in RunConfig.panels]
@@ -356,3 +339,14 @@ def test_a_logged_exception_keeps_its_traceback_and_one_line_of_text() -> None:
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert ran.stderr.startswith("error: it [b]failed[/b] here\nTraceback")
     assert "IndexError: list index out of range" in ran.stderr
+
+
+@pytest.mark.parametrize("kind", REGISTRIES)
+def test_what_is_listed_and_shown_has_no_marks_of_its_source(
+    cli: Command, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    few = sorted(REGISTRIES[kind].names())[-4:]
+    for said in (cli("list", kind).out, *(cli("show", name).out for name in few)):
+        assert not re.search(r"``|:\w+:`|::$", said, re.M)
+        assert max(map(len, said.splitlines())) <= 80

@@ -104,7 +104,7 @@ def _command(called: str, command: Any, level: str) -> Iterator[str]:
     below = [f"{name.upper()} …" for name in (["recipe"] if hasattr(command, "commands") else ())]
     arguments = [param for param in command.params if param.param_type_name == "argument"]
     options = [param for param in command.params if param.param_type_name == "option"]
-    names = [param.metavar or param.name.upper() for param in arguments]
+    names = [f"{param.metavar or param.name.upper()}{'…' if param.nargs != 1 else ''}" for param in arguments]
     shown = [name if param.required else f"[{name}]" for name, param in zip(names, arguments, strict=True)]
     yield f"\n{level} {called}\n"
     usage = " ".join([called, *below, *shown, *(["[OPTION]…"] if options else [])])

@@ -25,4 +25,5 @@ def paragraphs(docstring: str) -> Iterator[str]:
                 lines[-1] = f"{lines[-1]} {line}"
             else:
                 lines.append(line)
-        yield "\n".join(_LITERAL.sub(r"\1", _ROLE.sub(r"\1", line)) for line in lines)
+        shown = "\n".join(_LITERAL.sub(r"\1", _ROLE.sub(r"\1", line)) for line in lines)
+        yield shown[:-1] if shown.endswith("::") else shown  # what an example follows

@@ -54,7 +54,7 @@ def _list(
 def _clear(
     kinds: Annotated[
         list[str] | None,
-        typer.Argument(help="converted, packed, observed, summaries. Default: all.", metavar="[KIND]..."),
+        typer.Argument(help="converted, packed, observed, summaries. Default: all.", metavar="KIND"),
     ] = None,
 ) -> None:
     """Delete what is kept; whoever needs it next makes it again."""
@@ -85,3 +85,7 @@ class Cache(LazyGroup):
     def load(self, name: str) -> Callable[..., Any]:
         """Its command."""
         return self._commands[name]
+
+    def example(self, name: str) -> str:
+        """How it is called."""
+        return {"list": "harness cache list", "clear": "harness cache clear summaries"}[name]

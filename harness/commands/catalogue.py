@@ -25,7 +25,7 @@ _EXAMPLES = {"strategies": "--strategy ", "drafts": "--decode lossless+", "stops
 
 def list_(
     kind: Annotated[
-        str | None, typer.Argument(help=f"One of {', '.join(REGISTRIES)}; all of them when left out.")
+        str | None, typer.Argument(help=f"One of {', '.join(REGISTRIES)}; all of them when left out.", metavar="KIND")
     ] = None,
 ) -> None:
     """List what is registered, third-party packages included."""
@@ -40,12 +40,13 @@ def list_(
         table.add_column("what it is", overflow="fold")
         table.add_column("from", style="dim", overflow="fold")
         for entry in REGISTRIES[noun].entries():
-            table.add_row(*map(escape, (entry.name, entry.summary, entry.distribution)))
+            what = next(paragraphs(entry.summary), "")
+            table.add_row(*map(escape, (entry.name, what, entry.distribution)))
         console.print(table)
         console.print()
 
 
-def show(name: Annotated[str, typer.Argument(help="A name that `harness list` lists.")]) -> None:
+def show(name: Annotated[str, typer.Argument(help="A name that `harness list` lists.", metavar="NAME")]) -> None:
     """Show what one name stands for: source paper, options, ranges and defaults."""
     holders = [noun for noun, registry in REGISTRIES.items() if name in registry]
     if not holders:

@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
+
+from harness.commands.help import write_help
+from harness.errors import ConfigError
 
 __all__ = ["LazyGroup", "PlainCommand", "as_command"]
 
 SETTINGS = {"help_option_names": ["-h", "--help"]}
 
 
-def _without_kinds_of_flags(command: Any, ctx: Any) -> None:
-    """Leave out of a help what kind of value a flag takes: none."""
-    for option in command.get_params(ctx):
-        if getattr(option, "is_flag", False):
-            option.metavar = ""
-
-
 class PlainCommand(TyperCommand):
-    """A command whose help says of a flag that it is one by saying nothing."""
+    """A command whose help is what it declares, word for word, and that takes no empty path for the working folder."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> Any:
+        """Read the arguments."""
+        has_empty = any(word == "" or (word.startswith("--") and word.endswith("=")) for word in args)
+        rest = super().parse_args(ctx, args)
+        for param in self.params if has_empty else ():
+            value = ctx.params.get(param.name)
+            if Path() in (value if isinstance(value, list | tuple) else [value]):
+                named = param.opts[0] if param.opts[0].startswith("-") else param.metavar or param.name
+                raise ConfigError(f"{named} is empty. Name a file or folder; . is this one.")
+        return rest
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Write the help."""
-        _without_kinds_of_flags(self, ctx)
-        super().format_help(ctx, formatter)
+        """Print the help."""
+        write_help(self, ctx, {}, {})
 
 
 class LazyGroup(TyperGroup):
@@ -54,20 +61,18 @@ class LazyGroup(TyperGroup):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        listed = {name: TyperCommand(name, rich_help_panel=self.panel(name)) for name in self.names()}
-        self.commands = {**listed, **self.commands}
+        self.commands = {**{name: TyperCommand(name) for name in self.names()}, **self.commands}
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Write the help."""
-        _without_kinds_of_flags(self, ctx)
-        super().format_help(ctx, formatter)
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Return what is listed of a command."""
-        command = super().get_command(ctx, cmd_name)
-        if command is not None and command.help is None:
-            command.help = self.summary(cmd_name)
-        return command
+        """Print the help, and the commands' own in a line each."""
+        panels: dict[str, list[tuple[str, str]]] = {}
+        examples: dict[str, str] = {}
+        for name in self.names():
+            title = self.panel(name)
+            panels.setdefault(title or "Commands", []).append((name, self.summary(name)))
+            if title:
+                examples.setdefault(title, self.example(name))
+        write_help(self, ctx, panels, examples)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         """Load the command that is called."""

@@ -27,7 +27,7 @@ def leaderboard(
     paths: Annotated[
         list[Path],
         typer.Argument(
-            help="Run directories, archives of `harness submit`, or folders of them.", metavar="RUN…", readable=False
+            help="Run directories, archives of `harness submit`, or folders of them.", metavar="RUN", readable=False
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the site.", metavar="SITE", readable=False)],
@@ -37,7 +37,9 @@ def leaderboard(
     stored: Annotated[
         bool, typer.Option("--stored", help="Trust each summary.json instead of computing it again: faster.")
     ] = False,
-    samples: Annotated[int, typer.Option(help="Completions to show per operating point.", min=0, max=1000)] = 8,
+    samples: Annotated[
+        int, typer.Option(help="Completions to show per operating point.", min=0, max=1000, metavar="N")
+    ] = 8,
 ) -> None:
     """Merge run directories into a leaderboard: a static site that needs no server and no network.
 

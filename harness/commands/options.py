@@ -21,7 +21,7 @@ from harness.config.model import Configuration, Placeholder, RefusedValueError, 
 from harness.config.presets import WithPresets
 from harness.errors import ConfigError
 
-__all__ = ["configure", "configured_by", "flag"]
+__all__ = ["configure", "configured_by", "flag", "named_by_flag"]
 
 C = TypeVar("C", bound=Configuration)
 
@@ -65,8 +65,13 @@ def configure(model: type[C], given: Mapping[str, Any]) -> C:
     except RefusedValueError as error:
         if not error.name:
             raise
-        shown = f"'{error.value}'" if isinstance(error.value, str) else _said(error.value)
-        raise ConfigError(f"{flag(error.name, model.model_fields[error.name])} {shown}: {error.reason}.") from None
+        raise named_by_flag(model, error) from None
+
+
+def named_by_flag(model: type[Configuration], error: RefusedValueError) -> ConfigError:
+    """Return the refusal of a value that a flag gave, by the name of the flag."""
+    shown = f"'{error.value}'" if isinstance(error.value, str) else _said(error.value)
+    return ConfigError(f"{flag(error.name, model.model_fields[error.name])} {shown}: {error.reason}.")
 
 
 def flag(name: str, field: FieldInfo) -> str:
@@ -83,6 +88,8 @@ def _parameter(model: type[Configuration], name: str, field: FieldInfo) -> inspe
         shown += f"/--no-{shown.removeprefix('--')}"
     placeholder = next((piece.text for piece in _pieces(field) if isinstance(piece, Placeholder)), None)
     panel = next((title for title, names in model.panels.items() if name in names), None)
+    if placeholder is None and _is_list(field):
+        placeholder = f"<{kind.__name__}>"  # typer would name a list
     option = typer.Option(
         shown, help=_help(model, name, field), metavar=placeholder, show_default=False, rich_help_panel=panel
     )

@@ -35,7 +35,7 @@ def report(
     directories: Annotated[
         list[Path],
         typer.Argument(
-            help="Run directories; with --out also sweeps and trainings.", metavar="RUN_DIR…", readable=False
+            help="Run directories; with --out also sweeps and trainings.", metavar="RUN_DIR", readable=False
         ),
     ],
     out: Annotated[

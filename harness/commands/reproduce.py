@@ -62,7 +62,7 @@ class FigureOptions(Configuration):
 @configured_by(FigureOptions)
 def reproduce(
     given: dict[str, Any],
-    paper: Annotated[str, typer.Argument(help="green-code.")] = "green-code",
+    paper: Annotated[str, typer.Argument(help="green-code.", metavar="PAPER")] = "green-code",
     figure: Annotated[
         str | None,
         typer.Option(

@@ -36,7 +36,7 @@ def study(
     out: Annotated[Path | None, typer.Option(help="Folder of the study. Default: studies/NAME.", metavar="DIR")] = None,
     executor: Annotated[
         str,
-        typer.Option(help="What measures the points, see `harness list executors`. Default: local.", metavar="NAME"),
+        typer.Option(help="What measures the points, see `harness list executors`.", metavar="NAME"),
     ] = "local",
     address: Annotated[
         str | None,

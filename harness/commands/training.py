@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 import typer
@@ -31,6 +32,14 @@ class Recipes(LazyGroup):
     def load(self, name: str) -> Callable[..., Any]:
         """Its command."""
         return _command(name)
+
+    def example(self, name: str) -> str:
+        """What it needs, and no more."""
+        from harness.commands.options import flag
+
+        fields = RECIPES.load(name).model_fields
+        needed = [(flag(field, of), field) for field, of in fields.items() if of.is_required()]
+        return shlex.join(["harness", "train", name, *chain.from_iterable(needed)])
 
 
 def _command(name: str) -> Callable[..., None]:

@@ -25,8 +25,9 @@ def verify(
         typer.Option("--json", help="Also write the certificate, with every difference.", metavar="FILE"),
     ] = None,
 ) -> None:
-    """Certify that tokens are those they must be: weights formats against float32, batches against rows
-    alone, lossless decoding against full depth.
+    """Certify that tokens are those they must be, whatever weights format, batch or lossless decoding made them.
+
+    Weights formats are held against float32, batches against rows alone, lossless decoding against full depth.
 
     Every difference is listed with the two logits. Exit code 1: one of them is more than rounding explains.
     """

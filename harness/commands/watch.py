@@ -23,7 +23,7 @@ __all__ = ["watch"]
 
 def watch(
     directory: Annotated[Path, typer.Argument(help="Folder of the study.", metavar="STUDY", readable=False)],
-    every: Annotated[float, typer.Option(help="Seconds between two looks (≥ 0.5).", min=0.5, metavar="S")] = 5.0,
+    every: Annotated[float, typer.Option(help="Seconds between two looks.", min=0.5, metavar="S")] = 5.0,
     once: Annotated[bool, typer.Option("--once", help="Look once and end.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Look once and print it as JSON.")] = False,
 ) -> None:

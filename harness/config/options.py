@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
@@ -49,7 +49,7 @@ class OptionFacts:
 
     Attributes:
         name: option name.
-        kind: type name, for example ``float``.
+        kind: type name, for example ``float``; of a choice what can be chosen.
         limits: allowed range in words; empty when there is none.
         default: default value, ``None`` when it must be given.
         description: what it means.
@@ -139,7 +139,8 @@ def option_facts(name: str, registry: Registry[Any] = STRATEGIES) -> list[Option
     facts = []
     for field in _fields(cls):
         info = FieldInfo.from_annotation(hints[field.name])
-        kind = getattr(info.annotation, "__name__", str(info.annotation))
+        kind = " | ".join(filter(None, get_args(info.annotation))) if get_origin(info.annotation) is Literal else ""
+        kind = kind or getattr(info.annotation, "__name__", str(info.annotation))
         default = None if field.default is dataclasses.MISSING else field.default
         facts.append(OptionFacts(field.name, kind, limits(info.metadata), default, info.description or ""))
     return facts

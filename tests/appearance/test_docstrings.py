@@ -21,3 +21,7 @@ on"""
         "    indented = stays\n    as it is",
         "Rule: a score of Score or whole.\n- one\n- two goes on",
     ]
+
+
+def test_what_an_example_follows_ends_with_one_colon() -> None:
+    assert list(paragraphs("The file is::\n\n    x = 1")) == ["The file is:", "    x = 1"]

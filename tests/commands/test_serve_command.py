@@ -51,11 +51,11 @@ def test_repeated_flags_become_lists(cli: Callable[..., Any], served: list[Serve
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--port", 70000], "port = 70000"),
-        (["--max-new-tokens", 0], "max_new_tokens = 0"),
-        (["--suffix", "maybe"], "suffix = 'maybe'"),
-        (["--kv", "telepathy"], "kv = 'telepathy'"),
-        (["--drain-s", "nan"], "drain_s"),
+        (["--port", 70000], "--port 70000"),
+        (["--max-new-tokens", 0], "--max-new-tokens 0"),
+        (["--suffix", "maybe"], "--suffix 'maybe'"),
+        (["--kv", "telepathy"], "--kv 'telepathy'"),
+        (["--drain-s", "nan"], "--drain-s"),
         (["--config", "nowhere.toml"], "cannot read configuration nowhere.toml"),
         (["--host", "0.0.0.0"], "--api-key-file"),
         (["--host", "no-such-host.invalid"], "cannot be resolved"),
