@@ -315,7 +315,8 @@ class Manifest(Record):
         bandwidth_detail: kernel, buffer and what limited it, or why it was not measured.
         environment: machine, operating system, threads, git commit, package versions.
         plugins: what of it came from packages of other projects.
-        machine: what decided, at the start, how far its numbers can be trusted; ``None`` in older runs.
+        machine: what decided, at the start, how far its numbers can be trusted; ``None`` in older runs, and in those
+            that were not timed.
         placement: of a study's point: its executor, host and process, and processor cores; and, under ``--device-map``,
             ``layers``: which are where, in words.
         observed_thresholds: those that were given as percentiles.
@@ -337,6 +338,11 @@ class Manifest(Record):
     machine: MachineRecord | None = None
     placement: dict[str, str] = Field(default_factory=dict)
     observed_thresholds: tuple[ObservedThreshold, ...] = ()
+
+    @property
+    def timed(self) -> bool:
+        """Whether times were recorded; without them other work may have shared the machine, and nothing is a cost."""
+        return not self.config.get("untimed", False)
 
     @field_validator("config", mode="after")
     @classmethod
@@ -387,7 +393,8 @@ class SampleRecord(Record):
         prompt_ids, token_ids, reference_ids: model tokens.
         exit_layers: layers executed for each generated token. With a KV cache the first token comes
             from prefill, at full depth, and no strategy is asked for it.
-        token_times_s: seconds from the start of the batch to each token.
+        token_times_s: seconds from the start of the batch to each token; none in a run that was not timed, whose
+            ``latency_s`` and ``ttft_s`` are ``None`` as well.
         text, reference: what is scored against what.
         token_texts: what each token added; together all that was spoken, of which ``text`` may be a part. A token that
             ends inside a character adds nothing, the one that completes it adds it. Empty in older runs.
@@ -483,8 +490,8 @@ class WindowRecord(Record):
         failed: how many of those are error records.
         tokens: generated tokens; ``None`` where a black box does not count its own.
         started: UTC time, ISO 8601.
-        duration_s: window length, monotonic clock.
-        cpu_time_s: CPU seconds of this process.
+        duration_s: window length, monotonic clock; ``None`` in a run that was not timed (``untimed``).
+        cpu_time_s: CPU seconds of this process; likewise.
         foreign_cpu_s: CPU seconds of everything else on the usable cores; ``None`` where it cannot be read.
         stolen_cpu_s: CPU seconds the hypervisor gave to others; ``None`` where it cannot be read.
         energy_j, energy_source, energy_scope, sensor_period_s, flags, energy_reason: see ``EnergyReading``.
@@ -502,8 +509,8 @@ class WindowRecord(Record):
     failed: Count = 0
     tokens: Count | None
     started: str
-    duration_s: float
-    cpu_time_s: float
+    duration_s: float | None
+    cpu_time_s: float | None
     foreign_cpu_s: float | None = None
     stolen_cpu_s: float | None = None
     energy_j: float | None = None
