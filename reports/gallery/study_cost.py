@@ -56,7 +56,7 @@ class Instant(Executor):
         """Start it; it has no options."""
         return cls()
 
-    def has_room(self) -> bool:
+    def has_room(self, job: Job) -> bool:
         """Whether nothing was begun."""
         return self._job is None
 
