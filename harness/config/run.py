@@ -59,7 +59,7 @@ class RunConfig(ModelConfiguration):
         ),
         "How it is measured": (
             *("batch_size", "repeats", "arrival_rate", "block_size", "attribute", "strict", "idle_s"),
-            *("energy", "tdp_w", "device", "device_map", "threads"),
+            *("untimed", "energy", "tdp_w", "device", "device_map", "threads"),
         ),
         OUTPUT: ("out",),
     }
@@ -153,6 +153,11 @@ class RunConfig(ModelConfiguration):
         allow_inf_nan=False,
         description="Seconds of idle power before and after the work; 0 for none. Default: from the sensor.",
     )
+    untimed: bool = Field(
+        default=False,
+        description="Record no time: for tokens, scores and work alone, on a machine that other work may share. Wants "
+        "--energy none and a named --weights-format.",
+    )
     seed: Seed = Field(default=0, description="Decides sampling, order and random strategies.")
     out: Folder | None = Field(default=None, description="Run directory. Default: runs/TIME-MODEL-TASK.")
 
@@ -220,6 +225,24 @@ class RunConfig(ModelConfiguration):
                 f"repeats = {self.repeats} needs fresh processes, and a strategy given as an object exists only in "
                 "this one. Register it as an entry point, or use repeats = 1."
             )
+        return self
+
+    @model_validator(mode="after")
+    def _untimed_asks_for_no_time(self) -> Self:
+        if not self.untimed:
+            return self
+        wrong = [
+            ("energy", self.energy, self.energy == "none", 'energy = "none"'),
+            ("weights_format", "auto", "auto" not in self.weights_formats, "a format by its name: auto is timed"),
+            ("strict", True, not self.strict, "strict = false"),
+            ("attribute", True, not self.attribute, "attribute = false"),
+            ("arrival_rate", self.arrival_rate, self.arrival_rate is None, "no arrival_rate"),
+            ("repeats", self.repeats, self.repeats == 1, "repeats = 1: tokens are the same again"),
+            ("idle_s", self.idle_s, not self.idle_s, "idle_s = 0"),
+        ]
+        for name, value, fits, remedy in wrong:
+            if not fits:
+                raise ConfigError(f"untimed = true records no time, and {name} = {value} is about time. Use {remedy}.")
         return self
 
     @property

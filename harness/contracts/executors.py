@@ -24,12 +24,14 @@ class Job:
         directory: its run directory, which may hold the beginning of the run.
         settings: of its run, as JSON holds them, without ``out``.
         model: what a process loads for it; jobs that share it can follow one another in one process.
+        shares: nothing of it is timed, so that it may run beside others that share.
     """
 
     name: str
     directory: Path
     settings: Mapping[str, Any]
     model: tuple[str, ...]
+    shares: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,8 @@ class Happened:
 class Executor(ABC):
     """Runs jobs in processes somewhere; a context manager, whose end stops what runs.
 
-    A job owns the device that it measures on, or a set of processor cores, while it runs. It resumes what its
+    A job owns the device that it measures on, or a set of processor cores, while it runs; jobs that share may run
+    beside each other, and never on a machine where one is measured. A job resumes what its
     directory holds and leaves an ordinary run directory there; every window that was finished is in the directory,
     whatever dies.
     """
@@ -82,8 +85,8 @@ class Executor(ABC):
         """
 
     @abstractmethod
-    def has_room(self) -> bool:
-        """Whether one more job could begin now."""
+    def has_room(self, job: Job) -> bool:
+        """Whether this job could begin now; one always can where nothing runs."""
 
     @abstractmethod
     def start(self, job: Job) -> None:

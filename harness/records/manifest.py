@@ -304,7 +304,8 @@ class Manifest(Record):
         bandwidth_detail: kernel, buffer and what limited it, or why it was not measured.
         environment: machine, operating system, threads, git commit, package versions.
         plugins: what of it came from packages of other projects.
-        machine: what decided, at the start, how far its numbers can be trusted; ``None`` in older runs.
+        machine: what decided, at the start, how far its numbers can be trusted; ``None`` in older runs, and in those
+            that were not timed.
         placement: of a study's point: its executor, host and process, and processor cores; and, under ``--device-map``,
             ``layers``: which are where, in words.
         observed_thresholds: those that were given as percentiles.
@@ -326,6 +327,11 @@ class Manifest(Record):
     machine: MachineRecord | None = None
     placement: dict[str, str] = Field(default_factory=dict)
     observed_thresholds: tuple[ObservedThreshold, ...] = ()
+
+    @property
+    def timed(self) -> bool:
+        """Whether times were recorded; without them other work may have shared the machine, and nothing is a cost."""
+        return not self.config.get("untimed", False)
 
     @field_validator("config", mode="after")
     @classmethod

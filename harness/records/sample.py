@@ -36,7 +36,8 @@ class SampleRecord(Record):
         prompt_ids, token_ids, reference_ids: model tokens.
         exit_layers: layers executed for each generated token. With a KV cache the first token comes
             from prefill, at full depth, and no strategy is asked for it.
-        token_times_s: seconds from the start of the batch to each token.
+        token_times_s: seconds from the start of the batch to each token; none in a run that was not timed, whose
+            ``latency_s`` and ``ttft_s`` are ``None`` as well.
         text, reference: what is scored against what.
         token_texts: what each token added; together all that was spoken, of which ``text`` may be a part. A token that
             ends inside a character adds nothing, the one that completes it adds it. Empty in older runs.

@@ -20,8 +20,8 @@ class WindowRecord(Record):
         failed: how many of those are error records.
         tokens: generated tokens; ``None`` where a black box does not count its own.
         started: UTC time, ISO 8601.
-        duration_s: window length, monotonic clock.
-        cpu_time_s: CPU seconds of this process.
+        duration_s: window length, monotonic clock; ``None`` in a run that was not timed (``untimed``).
+        cpu_time_s: CPU seconds of this process; likewise.
         foreign_cpu_s: CPU seconds of everything else on the usable cores; ``None`` where it cannot be read.
         stolen_cpu_s: CPU seconds the hypervisor gave to others; ``None`` where it cannot be read.
         energy_j, energy_source, energy_scope, sensor_period_s, flags, energy_reason: see ``EnergyReading``.
@@ -39,8 +39,8 @@ class WindowRecord(Record):
     failed: Count = 0
     tokens: Count | None
     started: str
-    duration_s: float
-    cpu_time_s: float
+    duration_s: float | None
+    cpu_time_s: float | None
     foreign_cpu_s: float | None = None
     stolen_cpu_s: float | None = None
     energy_j: float | None = None

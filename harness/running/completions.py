@@ -62,6 +62,8 @@ def sample_record(window: WindowRecord, plan: Plan, planned: PlannedTask, outcom
             raise
         return SampleRecord(**base, error=f"the completion cannot be read and scored: {reason(error)}.")
     arrival_s, queue_s = outcome.came or (None, None)
+    if plan.config.untimed:
+        read |= {"latency_s": None, "ttft_s": None, "token_times_s": ()}
     waited = queue_s or 0.0
     for time in ("latency_s", "ttft_s"):
         read[time] = None if read[time] is None else waited + read[time]

@@ -62,11 +62,12 @@ def describe_run(
     )
     info = loaded[0].info
     surroundings = environment.describe()
-    machine = before.machine if before is not None else _examine(plan, meter, unavailable, surroundings)
     if before is not None:
-        bandwidth, detail = before.bandwidth_bytes_per_s, before.bandwidth_detail
+        machine, bandwidth, detail = before.machine, before.bandwidth_bytes_per_s, before.bandwidth_detail
+    elif plan.config.untimed:
+        machine, bandwidth, detail = None, None, {"reason": "the run was not timed"}
     else:
-        assert machine is not None
+        machine = _examine(plan, meter, unavailable, surroundings)
         bandwidth, detail = machine.bandwidth_bytes_per_s, _bandwidth_detail(machine)
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,

@@ -34,6 +34,7 @@ from harness.running.plan import Draw, Plan, make_plan
 from harness.running.reading import read_run
 from harness.running.repeats import run_repeat
 from harness.running.session import Observer, Session
+from harness.running.windows import durations
 from harness.store.run_directory import RunDirectory, fresh_directory, refuse_occupied
 from harness.store.same_run import refuse_other_configuration, refuse_other_placement
 from reports.statistics.intervals import MINIMUM_PAIRS
@@ -172,7 +173,7 @@ def _measure(
         for line in departures(plan):
             logger.warning("%s", line)
         engines = {
-            name: Engine(one.backbone, one.info, config.kv_input, _timing(name, before))
+            name: Engine(one.backbone, one.info, config.kv_input, _timing(name, before, config))
             for one in loaded
             for name in [one.info.weights_format]
         }
@@ -184,7 +185,7 @@ def _measure(
         observer.stage("warming up")
         load = LoadWatch()
         warmup = _warm_up(session, config)
-        if repeat == 0 and plan.device.startswith("cpu"):
+        if repeat == 0 and plan.device.startswith("cpu") and not config.untimed:
             _warn_of_others(load.read(), torch.get_num_threads())
         times = {name: engine.timing.times for name, engine in engines.items()}
         block_size = _block_size(config, before, meter, warmup)
@@ -204,10 +205,10 @@ def _formats(config: RunConfig, before: Manifest | None) -> Sequence[str | None]
     return config.weights_formats if before is None else before.model.formats
 
 
-def _timing(weights_format: str, before: Manifest | None) -> Timing:
-    """Let strategies ask what decoding costs; a run goes on with the costs that it began with."""
+def _timing(weights_format: str, before: Manifest | None, config: RunConfig) -> Timing:
+    """Let strategies ask what decoding costs; a run goes on with the costs that it began with, and bytes untimed."""
     if before is None:
-        return Timing()
+        return Timing(measures=not config.untimed)
     return Timing(before.model.stored(weights_format).unit_times, measures=False)
 
 
@@ -284,5 +285,5 @@ def _block_size(config: RunConfig, before: Manifest | None, meter: Meter, warmup
         return before.block_size
     if config.block_size is not None:
         return config.block_size
-    needed = samples_per_block(meter.sensor_period_s, [record.duration_s for record in warmup], config.batch_size)
+    needed = samples_per_block(meter.sensor_period_s, durations(warmup), config.batch_size)
     return needed if config.arrival_rate is None else max(needed, QUEUED_REQUESTS)

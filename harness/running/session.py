@@ -30,7 +30,7 @@ from harness.running.operating_points import OperatingPoint
 from harness.running.own_text import OwnText
 from harness.running.plan import Plan, PlannedTask
 from harness.running.runners import Made, runners
-from harness.running.windows import judged, window_record
+from harness.running.windows import durations, judged, window_record
 from harness.store.run_directory import RunDirectory
 
 __all__ = ["Observer", "Session"]
@@ -70,6 +70,8 @@ class Session:
     @property
     def idle_s(self) -> float:
         """Seconds of each idle window; 0 for none."""
+        if self._plan.config.untimed:
+            return 0.0
         given = self._plan.config.idle_s
         return default_idle_s(self._meter.sensor_period_s) if given is None else given
 
@@ -100,11 +102,12 @@ class Session:
         for name in self._engines:
             point = next(point for point in self._plan.points if point.weights_format == name)
             passes: list[WindowRecord] = []
-            while len(passes) < WARMUP_PASSES and not settled([record.duration_s for record in passes]):
+            wanted = 1 if self._plan.config.untimed else WARMUP_PASSES
+            while len(passes) < wanted and not settled(durations(passes)):
                 number = len(records) + len(passes)
                 record, _ = self._window(number, planned, 0, 0, point, [batch], warmup=True)
                 passes.append(record)
-            if not settled([record.duration_s for record in passes]):
+            if not self._plan.config.untimed and not settled(durations(passes)):
                 passes[-1] = passes[-1].model_copy(update={"flags": (*passes[-1].flags, "not-settled")})
             records.extend(passes)
         return records
@@ -250,6 +253,7 @@ class Session:
             outcomes.extend(Outcome(sample, made, came) for sample, made in zip(batch, each, strict=True))
         record = window_record(
             closed,
+            timed=not self._plan.config.untimed,
             window=number,
             task=planned.record.name,
             block=block,

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from harness.metering import CONTAMINATED, ObservedWindow
 from harness.records import WindowRecord
 
-__all__ = ["ATTEMPTS", "is_contaminated", "judged", "window_record"]
+__all__ = ["ATTEMPTS", "durations", "is_contaminated", "judged", "window_record"]
 
 ATTEMPTS = 3
 """How often ``--strict`` measures a contaminated window at most; the last time counts, with its flags."""
 
 
-def window_record(observed: ObservedWindow, **facts: Any) -> WindowRecord:
+def window_record(observed: ObservedWindow, *, timed: bool = True, **facts: Any) -> WindowRecord:
     """Return the record of a closed window.
 
     Args:
         observed: what was read at its edges.
+        timed: it was a measurement; otherwise neither times nor what disturbed them are recorded.
         facts: the fields that say what ran in it; see :class:`harness.records.WindowRecord`.
     """
     reading, contamination = observed.reading, observed.contamination
     assert reading is not None, "the window is open, or its work raised"
     assert contamination is not None
+    if not timed:
+        return WindowRecord(
+            **facts, duration_s=None, cpu_time_s=None, energy_source=reading.source, energy_reason=reading.reason
+        )
     return WindowRecord(
         **facts,
         duration_s=reading.duration_s,
@@ -36,6 +42,11 @@ def window_record(observed: ObservedWindow, **facts: Any) -> WindowRecord:
         flags=(*reading.flags, *contamination.flags),
         energy_reason=reading.reason,
     )
+
+
+def durations(windows: Iterable[WindowRecord]) -> list[float]:
+    """Return the seconds of those windows that were timed."""
+    return [window.duration_s for window in windows if window.duration_s is not None]
 
 
 def is_contaminated(window: WindowRecord) -> bool:

@@ -74,12 +74,12 @@ def conduct(study: StudyDirectory, executor: Executor, watcher: Watcher, *, retr
     attempts: Counter[str] = Counter()
     began: dict[str, float] = {}
     while queue or began:
-        while queue and executor.has_room():
+        while queue and executor.has_room(job := _job(study, queue[0], attempts[queue[0].name])):
             point = queue.popleft()
             attempts[point.name] += 1
             study.log(point, "started")
             began[point.name] = time.monotonic()
-            executor.start(Job(point.name, study.directory(point), point.settings, point.model))
+            executor.start(job)
         event = executor.wait()
         watcher.happened(event)
         if not event.ended:
@@ -103,7 +103,13 @@ def conduct(study: StudyDirectory, executor: Executor, watcher: Watcher, *, retr
     return outcome
 
 
+def _job(study: StudyDirectory, point: Point, attempts: int) -> Job:
+    """Return the job of a point; what was lost, or ran out of memory beside others, has the machine to itself then."""
+    shares = point.is_untimed and not attempts
+    return Job(point.name, study.directory(point), point.settings, point.model, shares)
+
+
 def _by_model(points: Sequence[Point]) -> list[Point]:
-    """Order points so that those of a model follow one another, models as they come."""
+    """Order points so that those of a model follow one another, models as they come, and what shares comes last."""
     order = {model: place for place, model in enumerate(dict.fromkeys(point.model for point in points))}
-    return sorted(points, key=lambda point: order[point.model])
+    return sorted(points, key=lambda point: (point.is_untimed, order[point.model]))

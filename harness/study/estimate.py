@@ -134,7 +134,7 @@ def _measure(directory: Path, point: Point, executor: Executor, told: Callable[[
 
 def _of_windows(windows: Sequence[WindowRecord], memory_bytes: int | None) -> _Measured:
     """Return what a request took: its mean, the standard error of the mean, its energy."""
-    each = [window.duration_s / window.samples for window in windows]
+    each = [seconds / window.samples for window in windows if (seconds := window.duration_s) is not None]
     error = statistics.stdev(each) / math.sqrt(len(each)) if len(each) > 1 else math.inf
     joules = [window.energy_j for window in windows]
     known = [value for value in joules if value is not None]

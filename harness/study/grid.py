@@ -92,6 +92,11 @@ class Point:
         names = ("model", "weights", "dtype", "device", "exit_points", "exit_head", "artefacts", "weights_format")
         return tuple(json.dumps(self.settings.get(name)) for name in (*names, "device_map", "threads"))
 
+    @property
+    def is_untimed(self) -> bool:
+        """Whether nothing of it is timed, so that it may share its machine with others like it."""
+        return bool(self.settings.get("untimed"))
+
     def config(self) -> RunConfig:
         """Return the configuration of its run.
 

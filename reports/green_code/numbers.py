@@ -97,7 +97,7 @@ def measured_numbers(
     """
     same = cell is full
     windows = [window for window in cell.windows.values() if window.samples]
-    seconds = [window.duration_s / window.samples for window in windows]
+    seconds = [spent_s / window.samples for window in windows if (spent_s := window.duration_s) is not None]
     joules = [window.energy_j / window.samples for window in windows if window.energy_j is not None]
     source, spent = total(cell.windows.values())
     has_joules = spent is not None and bool(joules)

@@ -101,6 +101,8 @@ def _data(run: RecordedRun) -> Check:
 
 
 def _windows(run: RecordedRun) -> Check:
+    if not run.manifest.timed:
+        return Check("windows", "the run was not timed", "Run again without --untimed.")
     counted = [window for cell in run.cells.values() for window in cell.windows.values()]
     flagged = [window for window in counted if CONTAMINATED & set(window.flags)]
     if flagged:

@@ -6,13 +6,13 @@ evidence of its own: where all rows draw the same, energy saved is time saved (:
 
 from __future__ import annotations
 
-import math
 from functools import partial
 
 from harness.contracts import Metric, Wording
 from harness.records import WindowRecord
 from reports.metrics.point import Point
 from reports.metrics.sections import DRAFTS, ENERGY, HEADLINE
+from reports.metrics.time import total_s
 from reports.metrics.units import Units, blocks, tokens
 from reports.statistics.intervals import ratio
 from reports.summary.energy import idle_power_w, total
@@ -34,10 +34,6 @@ def _total(point: Point) -> float | None:
     return total(point.windows)[1]
 
 
-def _time_s(point: Point) -> float:
-    return math.fsum(window.duration_s for window in point.windows)
-
-
 def _per(point: Point, count: float | None) -> float | None:
     joules = _total(point)
     return None if joules is None or count is None else ratio(joules, count)
@@ -52,7 +48,7 @@ def _per_request(point: Point) -> float | None:
 
 
 def _mean_power(point: Point) -> float | None:
-    return _per(point, _time_s(point))
+    return _per(point, total_s(point))
 
 
 def _idle_power(point: Point) -> float | None:
@@ -63,7 +59,7 @@ def _net_per_token(point: Point) -> float | None:
     joules, idle_w, made = _total(point), _idle_power(point), tokens(point.cell)
     if joules is None or idle_w is None or made is None:
         return None
-    return ratio(joules - idle_w * _time_s(point), made)
+    return ratio(joules - idle_w * total_s(point), made)
 
 
 def _per_verified(point: Point) -> float | None:

@@ -58,8 +58,12 @@ class Point:
         return found
 
     def can_have(self, metric: Metric) -> bool:
-        """Whether a metric is defined here: what only the engine knows is missing of a black box."""
-        return metric.black_box or self.cell.point.black_box is None
+        """Whether a metric is defined here.
+
+        What only the engine knows is missing of a black box, and every cost of a run that was not timed.
+        """
+        known = metric.black_box or self.cell.point.black_box is None
+        return known and (self.manifest.timed or not metric.is_cost)
 
     @property
     def is_full(self) -> bool:

@@ -28,9 +28,15 @@ __all__ = [
     "TOKENS_PER_S",
     "TPOT_P50",
     "TTFT_P50",
+    "total_s",
 ]
 
 _seconds = partial(Metric, unit="s", form="seconds", better="lower", kind="cost", black_box=True)
+
+
+def total_s(point: Point) -> float:
+    """Return the seconds of its windows, which were timed."""
+    return math.fsum(window.duration_s for window in point.windows if window.duration_s is not None)
 
 
 def _latency(sample: SampleRecord) -> float | None:
@@ -68,7 +74,7 @@ def _prefill_share(point: Point) -> float | None:
 
 def _throughput(point: Point) -> float | None:
     made = tokens(point.cell)
-    return None if made is None else ratio(made, math.fsum(window.duration_s for window in point.windows))
+    return None if made is None else ratio(made, total_s(point))
 
 
 def _throughput_units(point: Point) -> Units:
@@ -76,7 +82,7 @@ def _throughput_units(point: Point) -> Units:
     return {key: (made, seconds) for key, (seconds, made) in spent.items()}
 
 
-def _duration(window: WindowRecord) -> float:
+def _duration(window: WindowRecord) -> float | None:
     return window.duration_s
 
 

@@ -22,6 +22,7 @@ __all__ = ["describe_left_out", "idle_windows", "is_idle", "refuse_sample", "ref
 SUPERSEDED = "a measurement that was repeated"
 BACKWARDS = "a clock that stood still or ran backwards"
 ABSURD = f"a number that no machine reaches (beyond {LARGEST:g}, or a time below {SMALLEST:g} s)"
+UNTIMED = "no time in a run that was timed"
 FOREIGN = "a task or operating point that the manifest does not name"
 STRAY = "a window that was not committed"
 
@@ -32,13 +33,16 @@ def refuse_window(window: WindowRecord, manifest: Manifest) -> str | None:
         return SUPERSEDED
     if not _known(window.task, window.operating_point, manifest):
         return FOREIGN
+    if window.duration_s is None:
+        return UNTIMED if manifest.timed else None
     if not math.isfinite(window.duration_s) or window.duration_s <= 0:
         return BACKWARDS
     return None if is_measurable(window.duration_s) else ABSURD
 
 
-def refuse_sample(sample: SampleRecord, num_layers: int) -> str | None:
+def refuse_sample(sample: SampleRecord, manifest: Manifest) -> str | None:
     """Return why a finished sample is left out; ``None`` when it counts."""
+    num_layers = manifest.model.num_layers
     times = sample.token_times_s
     measured = [value for value in (sample.latency_s, sample.ttft_s, sample.queue_s, *times) if value is not None]
     scores = [score for score in sample.scores.values() if score is not None]
@@ -50,8 +54,12 @@ def refuse_sample(sample: SampleRecord, num_layers: int) -> str | None:
     timed = [value for value in (sample.latency_s, sample.ttft_s, *times) if value is not None]
     if not all(map(is_measurable, timed)) or not all_plausible([*measured, *scores]):
         return ABSURD
-    counts = {len(sample.token_ids), len(sample.exit_layers), len(times)}
-    told = bool(times) if sample.answer is None else sample.latency_s is not None and not times
+    counts = {len(sample.token_ids), len(sample.exit_layers)}
+    if not manifest.timed:
+        told = not measured and (bool(sample.token_ids) or sample.answer is not None)
+    else:
+        counts.add(len(times))
+        told = bool(times) if sample.answer is None else sample.latency_s is not None and not times
     if len(counts) > 1 or not told:
         return "tokens, exit layers and times that are missing or not equally many"
     if not all(1 <= layer <= num_layers for layer in sample.exit_layers):
@@ -70,7 +78,7 @@ def without_false_reading(window: WindowRecord) -> WindowRecord:
 def is_idle(window: WindowRecord) -> bool:
     """Whether a window has an idle energy reading that counts."""
     usable = window.idle and not window.superseded and not window.warmup
-    return usable and window.duration_s > 0 and is_measurable(window.duration_s)
+    return usable and window.duration_s is not None and window.duration_s > 0 and is_measurable(window.duration_s)
 
 
 def idle_windows(windows: Iterable[WindowRecord]) -> list[WindowRecord]:
@@ -98,7 +106,7 @@ def describe_left_out(
         if owner is None or (owner.task, owner.operating_point) != (sample.task, sample.operating_point):
             strange[STRAY if owner is None else "a window of another task or operating point"] += 1
         elif not owner.warmup and not owner.idle and refuse_window(owner, manifest) is None and sample.error is None:
-            strange.update(filter(None, [refuse_sample(sample, manifest.model.num_layers)]))
+            strange.update(filter(None, [refuse_sample(sample, manifest)]))
     for reason, count in strange.most_common():
         yield f"{count} of {len(samples)} sample records left out for {reason}."
 

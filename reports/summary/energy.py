@@ -43,9 +43,12 @@ def idle_power_w(cell: Measured, idle: Sequence[WindowRecord], meter: MeterRecor
     source, _ = total(cell.windows.values())
     if not is_measured(source, meter):
         return None
-    read = [(window.energy_j, window.duration_s) for window in idle if window.energy_source == source]
-    joules = [energy_j for energy_j, _ in read if energy_j is not None]
-    return ratio(math.fsum(joules), math.fsum(seconds for energy_j, seconds in read if energy_j is not None))
+    read = [
+        (window.energy_j, window.duration_s)
+        for window in idle
+        if window.energy_source == source and window.energy_j is not None and window.duration_s is not None
+    ]
+    return ratio(math.fsum(joules for joules, _ in read), math.fsum(seconds for _, seconds in read))
 
 
 def total(windows: Iterable[WindowRecord]) -> tuple[str, float | None]:

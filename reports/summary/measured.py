@@ -173,7 +173,9 @@ class Measured:
         """
 
         def joules(_: Measured, window: WindowRecord) -> float | None:
-            return None if window.energy_j is None else window.energy_j - idle_w * window.duration_s
+            if window.energy_j is None or window.duration_s is None:
+                return None
+            return window.energy_j - idle_w * window.duration_s
 
         return self._block_pairs(baseline, joules)
 
@@ -274,7 +276,7 @@ def select(
         cell.failed.pop(key, None)
         if sample.error is not None:
             cell.failed[key] = sample
-        elif refuse_sample(sample, manifest.model.num_layers) is None:
+        elif refuse_sample(sample, manifest) is None:
             cell.samples[key] = sample
     return cells
 

@@ -53,6 +53,7 @@ def notes(
     everything, cells = cells, [cell for cell in cells if not cell.point.never_exits]
     return (
         *_about_full_depth(manifest, cells),
+        *_about_time(manifest),
         *about_lossless(cells),
         *about_stops(cells),
         *_about_model(manifest),
@@ -79,6 +80,14 @@ def _about_full_depth(manifest: Manifest, cells: Sequence[Measured]) -> Iterator
         yield (
             f"{wrong}: nothing can be compared with that, so agreement, speed-up and quality here mean nothing, no row "
             "is on the front and the run is never ranked. Check the weights, and --dtype float32 if they overflow."
+        )
+
+
+def _about_time(manifest: Manifest) -> Iterator[str]:
+    if not manifest.timed:
+        yield (
+            "this run was not timed (untimed): other work may have shared its machine, so there are tokens, scores and "
+            "counts of work here, and no time, speed-up or energy."
         )
 
 

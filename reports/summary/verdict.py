@@ -24,9 +24,10 @@ EXACT = "full depth's tokens"
 
 
 def verdict(point: Point, comparisons: Mapping[Metric, Comparison], *, energy_measured: bool) -> str | None:
-    """Say in words how an operating point compares with full depth; ``None`` when one has no finished sample.
+    """Say in words how an operating point compares with full depth.
 
-    Energy is named when a sensor measured it, accuracy unless the weights are random.
+    ``None`` when one has no finished sample, or when nothing is left to tell of a run that was not timed. Energy is
+    named when a sensor measured it, accuracy unless the weights are random.
 
     Args:
         point: the operating point.
@@ -48,6 +49,8 @@ def verdict(point: Point, comparisons: Mapping[Metric, Comparison], *, energy_me
     if point.is_exact:
         costs = [one for one in told if one.metric.kind != "score"]
         return "; ".join([EXACT, *(_words(one) + _against(one.metric, point) for one in costs)])
+    if not told and not point.manifest.timed:
+        return None
     if all(one.too_few for one in told):
         reasons = {_too_few(one) for one in told}
         return reasons.pop() if len(reasons) == 1 else TOO_FEW

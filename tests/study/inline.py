@@ -23,7 +23,7 @@ class Inline(Executor):
     def open(cls, options: Mapping[str, str]) -> Self:
         return cls()
 
-    def has_room(self) -> bool:
+    def has_room(self, job: Job) -> bool:
         return self._job is None
 
     def start(self, job: Job) -> None:

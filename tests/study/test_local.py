@@ -9,16 +9,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harness.contracts.executors import Happened, Job
+from harness.errors import ConfigError
+from harness.running.reading import read_run
 from harness.study.conduct import ATTEMPTS, conduct
 from harness.study.executors.local import Local
+from harness.study.executors.sharing import fits, part_of
 from harness.study.grid import expand, read_study
-from harness.study.ledger import EVENTS, StudyDirectory
+from harness.study.ledger import EVENTS, StudyDirectory, read_events
 
 Declare = Callable[..., Path]
 
@@ -137,10 +141,74 @@ def test_a_model_is_loaded_once_and_another_one_gets_a_process_of_its_own(
 
 def test_an_executor_takes_one_job_at_a_time(tmp_path: Path) -> None:
     with Local.open({}) as executor:
-        assert executor.has_room()
-        executor.start(Job("a", tmp_path / "a", {"limit": -1}, ("m",)))
-        assert not executor.has_room()
+        job = Job("a", tmp_path / "a", {"limit": -1}, ("m",))
+        assert executor.has_room(job)
+        executor.start(job)
+        assert not executor.has_room(job)
         event: Any = executor.wait()
         assert (event.how, event.ended) == ("refused", True)
         assert "limit = -1" in event.text
-        assert executor.has_room()
+        assert executor.has_room(job)
+
+
+def test_what_is_measured_and_what_shares_keep_apart(tmp_path: Path) -> None:
+    measured = Job("m", tmp_path / "m", {"threads": 1}, ("m",))
+    shared, wide = (Job("s", tmp_path / "s", {"threads": threads}, ("m",), shares=True) for threads in (1, None))
+    assert (part_of(measured, 4, None), part_of(shared, 4, None), part_of(wide, 4, None)) == (1, Fraction(1, 4), 1)
+    assert (part_of(measured, 4, 3), part_of(shared, 4, 3), part_of(wide, 4, 3)) == (1, Fraction(1, 3), Fraction(1, 3))
+    quarter = Fraction(1, 4)
+    assert fits(shared, quarter, [(shared, quarter)] * 3, 1)
+    assert not fits(shared, quarter, [(shared, quarter)] * 4, 1)
+    assert fits(shared, quarter, [(shared, quarter)] * 4, 2)
+    assert not fits(shared, quarter, [(measured, Fraction(1))], 2)
+    assert not fits(measured, Fraction(1), [(shared, quarter)], 2)
+    assert fits(measured, Fraction(1), [(measured, Fraction(1))], 2)
+    with pytest.raises(ConfigError, match=r"share=0 is no number of points\."):
+        Local.open({"share": "0"})
+
+
+def at_once(folder: Path) -> list[set[str]]:
+    """The points that run at the start of each, by the study's log."""
+    running: set[str] = set()
+    found = []
+    for event in read_events(folder):
+        if event.what == "started":
+            running.add(event.point)
+            found.append(set(running))
+        else:
+            running.remove(event.point)
+    return found
+
+
+def test_points_that_are_not_timed_run_side_by_side_after_those_that_are(declare: Declare, tmp_path: Path) -> None:
+    untimed = "\n".join(f"[[include]]\nseed = {seed}\nuntimed = true" for seed in (7, 8))
+    grid = read_study(str(declare(seed=[0], run={"limit": 4}, more=untimed)))
+    points = expand(grid)
+    with StudyDirectory(tmp_path / "s", grid, points) as study, Local.open({"share": "2"}) as executor:
+        assert conduct(study, executor, Watching(lambda event: None)).finished == 3
+        timed = [read_run(study.directory(point)).manifest.timed for point in points]
+    measured, *shared = (point.name for point in points)
+    assert timed == [True, False, False]
+    assert at_once(tmp_path / "s") == [{measured}, {shared[0]}, set(shared)]
+
+
+def test_what_shared_and_was_lost_has_the_machine_to_itself_then(declare: Declare, tmp_path: Path) -> None:
+    grid = read_study(str(declare(seed=[0, 1], run={"limit": 4, "untimed": True})))
+    killed: list[str] = []
+    tries: list[tuple[str, bool]] = []
+
+    def once(event: Happened) -> None:
+        if not killed:
+            killed.append(event.job.name)
+            kill(event)
+
+    class Noting(Watching):
+        def happened(self, event: Happened) -> None:
+            super().happened(event)
+            if event.ended:
+                tries.append((event.how, event.job.shares))
+
+    with StudyDirectory(tmp_path / "s", grid, expand(grid)) as study, Local.open({"share": "2"}) as executor:
+        assert conduct(study, executor, Noting(once)).finished == 2
+    assert tries[-1] == ("done", False)
+    assert sorted(tries[:-1]) == [("done", True), ("lost", True)]

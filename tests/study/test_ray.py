@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 from harness.errors import ConfigError
+from harness.running.reading import read_run
 from harness.study.conduct import conduct
 from harness.study.grid import expand, read_study
 from harness.study.ledger import StudyDirectory
 
-from .test_local import Watching
+from .test_local import Watching, at_once
 
 ray = pytest.importorskip("ray", reason="the extra `cluster` is not installed")
 
@@ -79,6 +80,28 @@ def test_points_run_side_by_side_and_what_dies_goes_on_elsewhere(
         assert manifest["placement"]["executor"] == "ray"
 
 
+def test_points_that_are_not_timed_share_nodes_and_never_with_one_that_is(
+    cluster: Any, declare: Declare, tmp_path: Path
+) -> None:
+    from harness.study.executors.ray import Ray
+
+    untimed = "\n".join(f"[[include]]\nseed = {seed}\nuntimed = true" for seed in range(4, 8))
+    grid = read_study(str(declare(seed=[0], run={"limit": 4}, more=untimed)))
+    points = expand(grid)
+    with (
+        StudyDirectory(tmp_path / "s", grid, points) as study,
+        Ray.open({"address": cluster.address, "cpus": "1", "share": "2"}) as executor,
+    ):
+        outcome = conduct(study, executor, Watching(lambda event: None))
+        timed = [read_run(study.directory(point)).manifest.timed for point in points]
+    assert (outcome.finished, outcome.failed) == (5, {})
+    assert timed == [True, *[False] * 4]
+    found = at_once(tmp_path / "s")
+    assert found[0] == {points[0].name}
+    assert found[4] == {point.name for point in points[1:]}  # four on two nodes
+    assert not any(points[0].name in names for names in found[1:])
+
+
 def _process(directory: Path) -> str:
     """The process that began a run, as its manifest has it."""
     manifest = json.loads((directory / "manifest.json").read_text())
@@ -88,7 +111,7 @@ def _process(directory: Path) -> str:
 def test_refusals() -> None:
     from harness.study.executors.ray import Ray
 
-    with pytest.raises(ConfigError, match=r"no option 'cores'\. Known: address, cpus, gpus\."):
+    with pytest.raises(ConfigError, match=r"no option 'cores'\. Known: address, cpus, gpus, share\."):
         Ray.open({"cores": "1"})
     with pytest.raises(ConfigError, match=r"no Ray cluster answers at 127\.0\.0\.1:1: "):
         Ray.open({"address": "127.0.0.1:1"})

@@ -130,7 +130,7 @@ def test_a_dry_run_says_what_is_left_and_measures_no_point(cli: Command, declare
         (["qick"], "unknown preset 'qick'. Did you mean 'quick'?"),
         (["STUDY", "--executor", "rai"], "unknown executor 'rai'. Did you mean 'ray'?"),
         (["STUDY", "--executor-option", "cpus"], "--executor-option 'cpus' is no NAME=VALUE."),
-        (["STUDY", "--address", "auto"], "the local executor has no option 'address'."),
+        (["STUDY", "--address", "auto"], "the local executor has no option 'address'. Known: share."),
         (["STUDY", "--out", "full"], "full is not empty, and no study."),
         (["STUDY", "--merge", "full"], "full"),
     ],

@@ -1,110 +1,159 @@
-"""Processes of this machine, one at a time, so that no two points share a device or a core."""
+"""Processes of this machine, one at a time, so that no two points that are measured share a device or a core."""
 
 from __future__ import annotations
 
 import json
 import platform
+import queue
 import subprocess
+import threading
 from collections.abc import Mapping
 from contextlib import suppress
+from fractions import Fraction
 from typing import Any, Self, get_args
 
 from harness.contracts.executors import Executor, Happened, How, Job
 from harness.errors import ConfigError
 from harness.host.interpreter import fresh_interpreter
+from harness.host.processor import core_count
 from harness.running.reporter import message_of
+from harness.study.executors.sharing import SHARE, fits, part_of, share_of
 
 __all__ = ["Local"]
+
+
+ANSWER_S = 5.0
 
 
 class Local(Executor):
     """Measure one point after the other in a process of this machine, which loads each model once.
 
     Points of another model get a process of their own, and so does what follows one that died or ran out of memory.
+    Points that are not timed run several at once, each in a process of its own: as many as their ``threads`` leave
+    cores for. Options: ``share`` (so many of them, whatever their threads).
     """
 
-    def __init__(self) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
-        self._job: Job | None = None
-        self._model: tuple[str, ...] = ()
-        self._windows: tuple[int, int] | None = None
+    options = (SHARE,)
+
+    def __init__(self, share: int | None = None) -> None:
+        self._share = share
+        self._workers: list[_Worker] = []
+        self._heard: queue.SimpleQueue[tuple[_Worker, bytes]] = queue.SimpleQueue()
 
     @classmethod
     def open(cls, options: Mapping[str, str]) -> Self:
-        """Start it; it has no options."""
-        if options:
-            raise ConfigError(
-                f"the local executor has no option '{next(iter(options))}'. Use --executor ray, or omit it."
-            )
-        return cls()
+        """Start it."""
+        for name in options:
+            if name not in cls.options:
+                raise ConfigError(
+                    f"the local executor has no option '{name}'. Known: {SHARE}. Use --executor ray, or omit it."
+                )
+        return cls(share_of(options))
 
-    def has_room(self) -> bool:
-        """Whether nothing is being measured."""
-        return self._job is None
+    def has_room(self, job: Job) -> bool:
+        """Whether nothing is being measured, and no more runs beside it than may share."""
+        running = [(each.job, self._part(each.job)) for each in self._workers if each.job is not None]
+        return fits(job, self._part(job), running, 1)
+
+    def _part(self, job: Job) -> Fraction:
+        return part_of(job, core_count() or 1, self._share)
 
     def start(self, job: Job) -> None:
-        """Hand a job to the process of its model."""
-        if self._process is None or job.model != self._model:
-            self._end()
-            self._process = fresh_interpreter("harness.study.worker", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-            self._model = job.model
-        self._job, self._windows = job, None
-        self._say(json.dumps({"directory": str(job.directory.absolute()), "settings": dict(job.settings)}))
+        """Hand a job to an idle process of its model, or to a new one; no other idle process stays beside it."""
+        idle = [worker for worker in self._workers if worker.job is None]
+        kept = next((worker for worker in idle if worker.model == job.model), None)
+        for worker in idle:
+            if worker is not kept and (worker.model != job.model or not job.shares):
+                self._end(worker)
+        if kept is None:
+            kept = _Worker(job.model, self._heard)
+            self._workers.append(kept)
+        kept.job, kept.windows = job, None
+        kept.say(json.dumps({"directory": str(job.directory.absolute()), "settings": dict(job.settings)}))
 
     def wait(self) -> Happened:
-        """Wait for the next message of the process, or its death."""
-        job, process = self._job, self._process
-        assert job is not None
-        assert process is not None
-        assert process.stdout is not None
-        place = f"{platform.node()}:{process.pid}"
-        for line in process.stdout:
+        """Wait for the next message of a process, or its death."""
+        while True:
+            worker, line = self._heard.get()
+            job = worker.job
+            if worker not in self._workers:  # its end was told
+                continue
+            if job is None:
+                if not line:  # an idle one died
+                    self._end(worker)
+                continue
+            if not line:
+                return self._lost(worker, job)
             message = message_of(line)
             if message is None:
                 continue
             if "ended" in message:
-                self._job = None
+                worker.job = None
                 if message["ended"] != "done":
-                    self._end()  # what failed may have left memory, or a sensor, in a state that the next would meet
-                return Happened(
-                    job, _how(message["ended"]), message["text"], place, self._windows, message["memory_bytes"]
-                )
-            text = self._progress(message)
-            self._say("")  # the process waits, so that nothing here is drawn inside a window
-            return Happened(job, "progress", text, place, self._windows)
-        self._job = None
-        code = process.wait()
-        self._end()
-        said = f"signal {-code}" if code < 0 else f"exit code {code}"
-        return Happened(job, "lost", f"its process ended with {said}", place, self._windows)
+                    self._end(worker)  # what failed may have left memory, or a sensor, in a state the next would meet
+                how, text, memory = _how(message["ended"]), message["text"], message["memory_bytes"]
+                return Happened(job, how, text, worker.place, worker.windows, memory)
+            text = worker.progress(message)
+            worker.say("")  # the process waits, so that nothing here is drawn inside a window
+            return Happened(job, "progress", text, worker.place, worker.windows)
 
-    def _progress(self, message: Mapping[str, Any]) -> str:
+    def _lost(self, worker: _Worker, job: Job) -> Happened:
+        code = worker.process.wait()
+        self._end(worker)
+        said = f"signal {-code}" if code < 0 else f"exit code {code}"
+        return Happened(job, "lost", f"its process ended with {said}", worker.place, worker.windows)
+
+    def close(self) -> None:
+        """End the processes, in the middle of a window perhaps: on disk none is half there."""
+        for worker in list(self._workers):
+            self._end(worker)
+
+    def _end(self, worker: _Worker) -> None:
+        self._workers.remove(worker)
+        worker.end()
+
+
+class _Worker:
+    """A process with the model that it holds and the job that it measures; what it says goes into a queue."""
+
+    def __init__(self, model: tuple[str, ...], heard: queue.SimpleQueue[tuple[_Worker, bytes]]) -> None:
+        self.model = model
+        self.job: Job | None = None
+        self.windows: tuple[int, int] | None = None
+        self.process = fresh_interpreter("harness.study.worker", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.place = f"{platform.node()}:{self.process.pid}"
+        self._listener = threading.Thread(target=self._listen, args=(heard,), daemon=True)
+        self._listener.start()
+
+    def _listen(self, heard: queue.SimpleQueue[tuple[_Worker, bytes]]) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            heard.put((self, line))
+        heard.put((self, b""))
+
+    def progress(self, message: Mapping[str, Any]) -> str:
+        """Take in what a process says of its job, and return what it is doing."""
         if "stage" in message:
             return str(message["stage"])
         if "begin" in message:
-            self._windows = (message["done"], message["begin"])
+            self.windows = (message["done"], message["begin"])
             return "measuring"
-        if self._windows is not None:
-            self._windows = (self._windows[0] + 1, self._windows[1])
+        if self.windows is not None:
+            self.windows = (self.windows[0] + 1, self.windows[1])
         return str(message.get("operating_point", ""))
 
-    def close(self) -> None:
-        """End the process, in the middle of a window perhaps: on disk none is half there."""
-        self._end()
-
-    def _say(self, line: str) -> None:
-        assert self._process is not None
-        assert self._process.stdin is not None
+    def say(self, line: str) -> None:
+        """Write a line to the process."""
+        assert self.process.stdin is not None
         with suppress(BrokenPipeError):  # it died; waiting for it says so
-            self._process.stdin.write(f"{line}\n".encode())
-            self._process.stdin.flush()
+            self.process.stdin.write(f"{line}\n".encode())
+            self.process.stdin.flush()
 
-    def _end(self) -> None:
-        process, self._process = self._process, None
-        if process is None:
-            return
-        process.kill()
-        with suppress(OSError), process:
+    def end(self) -> None:
+        """Kill the process."""
+        self.process.kill()
+        self._listener.join(timeout=ANSWER_S)
+        with suppress(OSError), self.process:
             pass
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import socket
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from fractions import Fraction
 from importlib import import_module
 from typing import Any, Self
 
@@ -16,6 +18,7 @@ from harness.contracts.executors import Executor, Happened, How, Job
 from harness.errors import ConfigError, reason
 from harness.store.run_directory import MANIFEST, SAMPLES, WINDOWS
 from harness.study.executors.ray_worker import Collector, PointWorker
+from harness.study.executors.sharing import SHARE, fits, part_of, share_of
 
 __all__ = ["Ray"]
 
@@ -36,6 +39,7 @@ class _Worker:
     job: Job
     result: Any
     greeting: Any
+    part: Fraction = Fraction(1)
     place: str = ""
     windows: tuple[int, int] | None = None
 
@@ -45,14 +49,15 @@ class Ray(Executor):
 
     Options: ``address`` of the cluster (``auto``, ``HOST:6379``, ``ray://HOST:10001``; without it RAY_ADDRESS, or a
     cluster on this machine); ``cpus`` per point (default: all of the smallest node, so that a point has a node to
-    itself) and ``gpus`` per point (default: 1 where nodes have some). Nodes need this package and the weights, and no
-    file system in common with the driver.
+    itself) and ``gpus`` per point (default: 1 where nodes have some). Points that are not timed run several at once on
+    what one that is measured would own, ``share`` of them (default: as many as their ``threads`` leave cores for), and
+    only while none is measured. Nodes need this package and the weights, and no file system in common with the driver.
     """
 
-    options = ("address", "cpus", "gpus")
+    options = ("address", "cpus", "gpus", SHARE)
 
-    def __init__(self, ray: Any, cpus: int, gpus: float, capacity: int) -> None:
-        self._ray, self._cpus, self._gpus, self._capacity = ray, cpus, gpus, capacity
+    def __init__(self, ray: Any, cpus: int, gpus: int, capacity: int, share: int | None = None) -> None:
+        self._ray, self._cpus, self._gpus, self._capacity, self._share = ray, cpus, gpus, capacity, share
         here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             ray.get_runtime_context().get_node_id(), soft=False
         )
@@ -72,7 +77,7 @@ class Ray(Executor):
             import_module("ray.util.scheduling_strategies")
         except ImportError:
             raise ConfigError("Ray is not installed:", ["pip install 'early-exit-harness[cluster]'"]) from None
-        address = options.get("address")
+        address, share = options.get("address"), share_of(options)
         try:
             _require_answer(address)
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, ignore_reinit_error=True)
@@ -92,31 +97,44 @@ class Ray(Executor):
         )
         if not capacity:
             raise ConfigError(f"no node has cpus={cpus} and gpus={gpus} for a point. Use fewer.")
-        return cls(ray, cpus, gpus, capacity)
+        return cls(ray, cpus, gpus, capacity, share)
 
-    def has_room(self) -> bool:
-        """Whether a slot of the cluster is free."""
-        return len(self._running) < self._capacity
+    def has_room(self, job: Job) -> bool:
+        """Whether a slot of the cluster, or of one that it may share, is free."""
+        running = [(worker.job, worker.part) for worker in self._running]
+        return fits(job, self._part(job), running, self._capacity)
+
+    def _part(self, job: Job) -> Fraction:
+        return part_of(job, self._cpus, self._share)
 
     def start(self, job: Job) -> None:
         """Hand a job to an idle process that holds its model, or to a new one."""
-        kept = next((worker for worker in self._idle if worker.model == job.model), None)
-        if kept is None and len(self._running) + len(self._idle) >= self._capacity:
+        part, owns = self._part(job), not job.shares
+        for worker in [each for each in self._idle if each.job.shares != job.shares]:
+            self._idle.remove(worker)
+            self._kill(worker)
+        kept = next((each for each in self._idle if (each.model, each.part) == (job.model, part)), None)
+        while kept is None and self._idle and part + self._taken() > self._capacity:
             self._kill(self._idle.pop(0))
         if kept is not None:
             self._idle.remove(kept)
             actor = kept.actor
         else:
             actor = self._ray.remote(PointWorker).options(
-                num_cpus=self._cpus, num_gpus=self._gpus, max_restarts=0, max_task_retries=0
-            ).remote(self._cpus)  # fmt: skip
+                num_cpus=_resource(self._cpus, part), num_gpus=_resource(self._gpus, part), max_restarts=0,
+                max_task_retries=0,
+            ).remote(self._cpus if owns else 0)  # fmt: skip
         files = [job.directory / name for name in (MANIFEST, SAMPLES, WINDOWS)]
         beginning = {file.name: file.read_bytes() for file in files if file.exists()}
         send = _Sender(self._collector)
         settings = json.dumps(dict(job.settings))
         result = actor.measure.remote(job.name, str(job.directory.absolute()), beginning, settings, send)
         greeting = actor.place.remote() if kept is None else None
-        self._running.append(_Worker(actor, job.model, job, result, greeting, kept.place if kept else ""))
+        place = kept.place if kept else ""
+        self._running.append(_Worker(actor, job.model, job, result, greeting, part, place))
+
+    def _taken(self) -> Fraction:
+        return sum((worker.part for worker in (*self._running, *self._idle)), Fraction(0))
 
     def wait(self) -> Happened:
         """Wait until a job says something, ends or is lost."""
@@ -195,6 +213,12 @@ def _require_answer(address: str | None) -> None:
     host, _, port = (address or "").removeprefix("ray://").rpartition(":")
     if host and port.isdigit():
         socket.create_connection((host, int(port)), timeout=ANSWER_S).close()
+
+
+def _resource(of_measured: int, part: Fraction) -> float:
+    """Return what to ask Ray for: above 1 it takes whole numbers alone."""
+    asked = of_measured * part
+    return int(asked) if asked >= 1 else math.floor(asked * 1000) / 1000
 
 
 def _number(options: Mapping[str, str], name: str, default: int) -> int:

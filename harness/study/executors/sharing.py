@@ -1,0 +1,56 @@
+"""How points that are not timed share what a measured one has to itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from fractions import Fraction
+
+from harness.contracts.executors import Job
+from harness.errors import ConfigError
+
+__all__ = ["SHARE", "fits", "part_of", "share_of"]
+
+SHARE = "share"
+"""Option of an executor: how many points that are not timed run at once where a measured one would be alone."""
+
+
+def share_of(options: Mapping[str, str]) -> int | None:
+    """Return the option; ``None`` where the threads of each point decide.
+
+    Raises:
+        ConfigError: it is no number of points.
+    """
+    text = options.get(SHARE)
+    if text is None:
+        return None
+    if not text.isdigit() or not int(text):
+        raise ConfigError(f"{SHARE}={text} is no number of points. Use {SHARE}=2, for example.")
+    return int(text)
+
+
+def part_of(job: Job, cores: int, share: int | None) -> Fraction:
+    """Return which part of what a measured job owns a job takes: 1, if it does not share or names no threads.
+
+    Args:
+        job: which.
+        cores: that a measured job owns.
+        share: of :func:`share_of`.
+    """
+    if not job.shares:
+        return Fraction(1)
+    threads = job.settings.get("threads")
+    return Fraction(1, share or (max(1, cores // threads) if threads else 1))
+
+
+def fits(job: Job, part: Fraction, running: Iterable[tuple[Job, Fraction]], capacity: int) -> bool:
+    """Return whether a job may begin: what is measured never runs while something shares, nor the other way round.
+
+    Args:
+        job: which.
+        part: that it takes.
+        running: jobs with the parts that they take.
+        capacity: measured jobs at once.
+    """
+    running = list(running)
+    alike = all(other.shares == job.shares for other, _ in running)
+    return alike and sum((taken for _, taken in running), part) <= capacity
