@@ -100,9 +100,9 @@ class Ray(Executor):
         return cls(ray, cpus, gpus, capacity, share)
 
     def has_room(self, job: Job) -> bool:
-        """Whether a slot of the cluster, or of one that it may share, is free."""
+        """Whether a slot of the cluster, or of one that it may share, is free, and nothing is left to be told."""
         running = [(worker.job, worker.part) for worker in self._running]
-        return fits(job, self._part(job), running, self._capacity)
+        return not self._events and fits(job, self._part(job), running, self._capacity)
 
     def _part(self, job: Job) -> Fraction:
         return part_of(job, self._cpus, self._share)
