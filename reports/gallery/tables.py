@@ -15,7 +15,7 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import date, datetime
 from pathlib import Path
 
 from harness.errors import DataError, HarnessError, UnknownNameError
@@ -102,8 +102,9 @@ def rendered(table: Table, runs: Runs, folder: Path) -> str:
 def provenance(table: Table, found: Mapping[str, Sequence[RecordedRun]]) -> str:
     """Return the line under a table: commands, days, machines, number formats and documents."""
     runs = [run for study in found.values() for run in study]
-    said = [*dict.fromkeys(f"`{STUDIES[study]}`" for study in table.studies), _days(runs)]
-    said += dict.fromkeys(run.summary.machine for run in runs)
+    said = list(dict.fromkeys(f"`{STUDIES[study]}`" for study in table.studies))
+    said.append(days(datetime.fromisoformat(run.manifest.created).date() for run in runs))
+    said += machines(run.summary.machine for run in runs)
     rows = [row for run in found[table.studies[0]] for row in run.summary.rows]
     said.append(", ".join(dict.fromkeys(row.numbers for row in rows)))
     counts = sorted({row.n for row in rows if row.strategy == "full"})
@@ -112,9 +113,23 @@ def provenance(table: Table, found: Mapping[str, Sequence[RecordedRun]]) -> str:
     return f"*{'; '.join(part for part in said if part)}.*"
 
 
-def _days(runs: Iterable[RecordedRun]) -> str:
-    days = sorted({datetime.fromisoformat(run.manifest.created).date() for run in runs})
-    return " to ".join(dict.fromkeys(f"{day.day} {day:%B %Y}" for day in (*days[:1], *days[-1:])))
+def days(dates: Iterable[date]) -> str:
+    """Say from which day to which, a month in common once."""
+    known = set(dates)
+    first, last = min(known), max(known)
+    if first == last:
+        return f"{last.day} {last:%B %Y}"
+    beginning = f"{first.day}" if (first.year, first.month) == (last.year, last.month) else f"{first.day} {first:%B %Y}"
+    return f"{beginning} to {last.day} {last:%B %Y}"
+
+
+def machines(lines: Iterable[str]) -> list[str]:
+    """Say a machine once, with each number of threads that it ran."""
+    found: dict[str, dict[str, None]] = {}
+    for line in lines:
+        machine, _, threads = line.rpartition(" (") if line.endswith(("thread)", "threads)")) else (line, "", "")
+        found.setdefault(machine, {}).update({threads.rstrip(")"): None} if threads else {})
+    return [f"{machine} ({', '.join(threads)})" if threads else machine for machine, threads in found.items()]
 
 
 def update(docs: Path, folder: Path, *, write: bool) -> Iterator[tuple[str, str]]:

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -256,6 +257,15 @@ def test_kinds_of_text_are_told_by_source_and_language() -> None:
     rows += [("official CodeXGLUE dev rows (path: python.jsonl)", "python"), ("… (path: java.jsonl)", "java")]
     assert tuple(measured.stream(*row) for row in rows) == measured.STREAMS
     assert {"source", "language"} <= SummaryRow.model_fields.keys()
+
+
+def test_days_and_machines_are_said_once() -> None:
+    november, december = date(2026, 11, 27), date(2026, 12, 1)
+    assert tables.days([november]) == "27 November 2026"
+    assert tables.days([date(2026, 11, 28), november]) == "27 to 28 November 2026"
+    assert tables.days([november, december]) == "27 November 2026 to 1 December 2026"
+    lines = ["I (2 cores), torch 2.13 (2 threads)", "I (2 cores), torch 2.13 (1 thread)", "Y (2 cores)", "Y (2 cores)"]
+    assert tables.machines(lines) == ["I (2 cores), torch 2.13 (2 threads, 1 thread)", "Y (2 cores)"]
 
 
 # ------------------------------------------------------------------------------ the ranking
