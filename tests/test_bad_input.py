@@ -45,7 +45,7 @@ def test_unknown_names(refused: Refused, arguments: list[str], named: str, sugge
         (["list", "strategie"], "Did you mean 'strategies'?"),
         (["show", "confidense"], "Did you mean 'confidence'?"),
         (["shwo"], "shwo"),
-        (["show"], "name"),
+        (["show"], "NAME"),
         (["report"], "RUN_DIR"),
         (["report", "nowhere"], "nowhere does not exist"),
         (["run", "--limit"], "--limit"),

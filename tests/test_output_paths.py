@@ -26,7 +26,7 @@ SPEAKERS = {
     "harness/commands/console.py",
     "harness/serving/server.py",  # one line, before there is a log
     "harness/running/reporter.py",  # JSON, to its parent process
-    *("reports/gallery/suitability.py", "reports/gallery/tables.py"),  # scripts
+    *(f"reports/gallery/{script}.py" for script in ("study_cost", "suitability", "tables")),
 }
 """Modules that may print."""
 

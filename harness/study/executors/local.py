@@ -1,4 +1,4 @@
-"""Processes of this machine, one at a time, so that no two points that are measured share a device or a core."""
+"""Processes of this machine: a point that is measured runs alone, so that it shares neither a device nor a core."""
 
 from __future__ import annotations
 
