@@ -91,6 +91,10 @@ BYTES = Column("byte model", "byte_model_speedup", unit="×")
 DECODING = Column("decoding", "decode_speedup", unit="×")
 REQUEST = Column("whole request", "speedup", unit="×")
 LOST = Column("to full depth's", "edit_similarity_difference", "{:+.3f}")
+SAVED = Column("tokens saved", "tokens_saved", "{:.0f}", " %", 100)
+ENDED = Column("ended by it", "stopped", "{:.0f}", " %", 100)
+KEPT = Column("accepted characters", "accepted_prefix", "{:.1f}")
+PER_CHARACTER = Column("time per accepted character", "accepted_character_s", "{:.1f}", " ms", 1000)
 PREFIX_OVER = Column("exact prefix over a fixed exit", "exact_prefix_over_fixed", "{:+.2f}")
 SIMILARITY_OVER = Column("edit sim. over it", "edit_similarity_over_fixed", "{:+.3f}")
 
@@ -326,7 +330,8 @@ def _document(file: Path) -> dict[str, Any]:
 
 _FOLDER = "reports/gallery/results"
 _STUDIES = (
-    "attribution", "draft-lengths", "duplicates", "exits", "float32", "heads", "kv", "shared-head", "untuned",
+    "attribution", "draft-lengths", "duplicates", "exits", "float32", "heads", "kv", "shared-head",
+    "stopping", "untuned",
 )  # fmt: skip
 STUDIES = {
     **{name: f"harness study {_FOLDER}/{name}.toml" for name in _STUDIES},
@@ -356,6 +361,7 @@ TABLES = {
     "duplicates": Table(("duplicates",), duplicates),
     "attribution": Table(("attribution",), attribution),
     "heads": points("heads", (PREFIX, BYTES, DECODING, REQUEST)),
+    "stopping": points("stopping", (SAVED, ENDED, KEPT, SIMILARITY, REQUEST, PER_CHARACTER), texts=STREAMS[:2]),
     "green-code-kv": Table(("green-code-kv",), published_cache),
     "green-code-grid": Table(("green-code-grid",), published_grid),
 }
