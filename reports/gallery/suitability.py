@@ -35,6 +35,8 @@ from reports.metrics.byte_model import decode_bytes
 KEEP = 0.9
 MODEL = "smollm2-135m"
 LOSSY = ("fixed depth", "check by the LM head")
+SINGLE = "one check by the LM head"
+"""What a check at every exit point is called where there is one."""
 LOSSLESS = ("drafts of fixed length", "drafts while sure")
 PRETRAINED = ("--weights", "pretrained")
 SHARED = ("--exit-head", "shared")
@@ -184,12 +186,10 @@ def _predicted(pair: Pair, folder: Path, given: argparse.Namespace) -> tuple[flo
     by = "time_speedup" if given.time else "bytes_speedup"
 
     def best(families: Sequence[str]) -> float:
-        return max(
-            (one[by] for one in found["chances"] if one["head"] == own["name"] and one["family"] in families),
-            default=0.0,
-        )
+        return max(one[by] for one in found["chances"] if one["head"] == own["name"] and one["family"] in families)
 
-    return best(LOSSY), best(LOSSLESS), float(own["oracle_skip"])
+    lossy = LOSSY if len(pair.points) > 1 else (*LOSSY, SINGLE)
+    return best(lossy), best(LOSSLESS), float(own["oracle_skip"])
 
 
 def _realised(pair: Pair, folder: Path, given: argparse.Namespace) -> tuple[float, float]:
