@@ -186,7 +186,8 @@ def _predicted(pair: Pair, folder: Path, given: argparse.Namespace) -> tuple[flo
     by = "time_speedup" if given.time else "bytes_speedup"
 
     def best(families: Sequence[str]) -> float:
-        return max(one[by] for one in found["chances"] if one["head"] == own["name"] and one["family"] in families)
+        own_chances = (one for one in found["chances"] if one["head"] == own["name"])
+        return max(float(one[by]) for one in own_chances if one["family"] in families)
 
     lossy = LOSSY if len(pair.points) > 1 else (*LOSSY, SINGLE)
     return best(lossy), best(LOSSLESS), float(own["oracle_skip"])
