@@ -9,7 +9,8 @@ from __future__ import annotations
 import functools
 import inspect
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
@@ -60,18 +61,24 @@ def configure(model: type[C], given: Mapping[str, Any]) -> C:
     Raises:
         ConfigError: a value that is not allowed; names the flag and what is.
     """
-    try:
+    with named_by_flag(model, model.model_fields):
         return model.build(given)
+
+
+@contextmanager
+def named_by_flag(model: type[Configuration], given: Collection[str]) -> Iterator[None]:
+    """Refuse the values of those settings that flags gave by the names of the flags, others as they are refused.
+
+    Raises:
+        ConfigError: a value that is not allowed.
+    """
+    try:
+        yield
     except RefusedValueError as error:
-        if not error.name:
+        if error.name not in given:
             raise
-        raise named_by_flag(model, error) from None
-
-
-def named_by_flag(model: type[Configuration], error: RefusedValueError) -> ConfigError:
-    """Return the refusal of a value that a flag gave, by the name of the flag."""
-    shown = f"'{error.value}'" if isinstance(error.value, str) else _said(error.value)
-    return ConfigError(f"{flag(error.name, model.model_fields[error.name])} {shown}: {error.reason}.")
+        shown = f"'{error.value}'" if isinstance(error.value, str) else _said(error.value)
+        raise ConfigError(f"{flag(error.name, model.model_fields[error.name])} {shown}: {error.reason}.") from None
 
 
 def flag(name: str, field: FieldInfo) -> str:

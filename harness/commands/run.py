@@ -11,7 +11,6 @@ from harness.appearance.visible_text import one_line, shell_word
 from harness.commands.console import escape, log_to, stderr, stdout, write_json
 from harness.commands.options import configured_by, named_by_flag
 from harness.config import RunConfig
-from harness.config.model import RefusedValueError
 from harness.config.run import OUTPUT
 
 __all__ = ["run"]
@@ -42,12 +41,8 @@ def run(
     """Run operating points over a task and print the comparison. Without options: the demo."""
     from harness.running.settings import resolve_settings
 
-    try:
+    with named_by_flag(RunConfig, given):  # what a file says is named as there
         settings = resolve_settings(given, config, resume)
-    except RefusedValueError as error:
-        if error.name not in given:  # a file says so
-            raise
-        raise named_by_flag(RunConfig, error) from None
     console = stderr()
     log_to(console)
     from harness.commands.progress import RunProgress

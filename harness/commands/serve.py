@@ -11,7 +11,6 @@ import typer
 
 from harness.commands.console import log_to, stderr, write
 from harness.commands.options import configured_by, named_by_flag
-from harness.config.model import RefusedValueError
 from harness.errors import ConfigError
 from harness.serving.config import ServeConfig, prompt_cap
 
@@ -46,12 +45,8 @@ def serve(
     SIGTERM or Ctrl-C lets running answers finish; a second one stops at once.
     """
     before = ServeConfig.read_toml(config) if config is not None else {}
-    try:
+    with named_by_flag(ServeConfig, given):  # what a file says is named as there
         settings = ServeConfig.build({**before, **given})
-    except RefusedValueError as error:
-        if error.name not in given:  # a file says so
-            raise
-        raise named_by_flag(ServeConfig, error) from None
     if print_config is not None:
         write(_snippet(print_config, settings), end="")
         return
