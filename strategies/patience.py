@@ -27,10 +27,15 @@ class Patience(Strategy):
 
     patience: Annotated[int, Field(ge=2, le=64, description="P, exit points in a row with the same best token")] = 3
 
+    @property
+    def capturable(self) -> bool:
+        """It compares tokens of exits."""
+        return True
+
     def should_exit(self, view: ExitView) -> Tensor:
         """Walk back over this token's exit points."""
-        same = torch.ones_like(view.rows, dtype=torch.bool)
         token = view.top_token
+        same = torch.ones_like(token, dtype=torch.bool)
         earlier = view.previous
         for _ in range(self.patience - 1):
             if earlier is None:

@@ -13,7 +13,7 @@ from harness.config.model import DEFAULT_MODEL, Folder, ModelConfiguration, Mode
 from harness.config.registered import registered
 from harness.config.stops import NO_STOP, parse_stops
 from harness.config.strategies import StrategySpec, as_strategy, parse_all, spec_of
-from harness.contracts import Duplicates, ModelRequest, Strategy
+from harness.contracts import Duplicates, Graphs, ModelRequest, Strategy
 from harness.errors import ConfigError
 from harness.registry import KV_POLICIES, WEIGHTS_FORMATS
 
@@ -59,7 +59,7 @@ class RunConfig(ModelConfiguration):
         ),
         "How it is measured": (
             *("batch_size", "repeats", "arrival_rate", "block_size", "attribute", "strict", "idle_s"),
-            *("untimed", "energy", "tdp_w", "device", "device_map", "threads"),
+            *("untimed", "energy", "tdp_w", "device", "device_map", "graphs", "threads"),
         ),
         OUTPUT: ("out",),
     }
@@ -157,6 +157,11 @@ class RunConfig(ModelConfiguration):
         default=False,
         description="Record no time: for tokens, scores and work alone, on a machine that other work may share. Wants "
         "--energy none and a named --weights-format.",
+    )
+    graphs: Graphs = Field(
+        default="segments",
+        description="What a CUDA device is handed as one graph: segments between exits; conditional, an experiment: "
+        "whole tokens, whose exits it decides itself; or none.",
     )
     seed: Seed = Field(default=0, description="Decides sampling, order and random strategies.")
     out: Folder | None = Field(default=None, description="Run directory. Default: runs/TIME-MODEL-TASK.")

@@ -28,6 +28,7 @@ from harness.contracts.meters import EnergyReading, Meter
 from harness.contracts.metrics import Better, Metric, Wording
 from harness.contracts.models import (
     ExitHead,
+    Graphs,
     KVInput,
     ModelInfo,
     ModelRequest,
@@ -84,6 +85,7 @@ __all__ = [
     "ExitHead",
     "ExitRule",
     "ExitView",
+    "Graphs",
     "HeadChoice",
     "HeadFacts",
     "HeadLogits",

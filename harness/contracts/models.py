@@ -11,6 +11,7 @@ from harness.errors import OptionError
 
 __all__ = [
     "ExitHead",
+    "Graphs",
     "KVInput",
     "ModelInfo",
     "ModelRequest",
@@ -24,6 +25,7 @@ Weights: TypeAlias = Literal["pretrained", "tuned", "random"]
 WeightsChoice: TypeAlias = Literal["auto", "pretrained", "tuned", "random"]
 ExitHead: TypeAlias = Literal["auto", "shared", "shortcut"]
 KVInput: TypeAlias = Literal["hidden", "shortcut"]
+Graphs: TypeAlias = Literal["segments", "conditional", "none"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,7 +141,10 @@ class ExitView(Reading, Protocol):
 
 
 class ExitRule(Protocol):
-    """Per-batch decision maker, made by :meth:`Strategy.start`."""
+    """Per-batch decision maker, made by :meth:`Strategy.start`.
+
+    One that has a true attribute ``capturable``, as :attr:`Strategy.capturable`, may be recorded in a graph.
+    """
 
     def should_exit(self, view: ExitView) -> Tensor:
         """Return which rows stop here, ``[n]`` bool. On an accelerator nobody waits for an answer on the CPU."""
@@ -164,6 +167,15 @@ class Strategy(Protocol):
     default_decode: ClassVar[str] = "lossy"
     rehearsed: ClassVar[bool] = False
     probabilistic: ClassVar[bool] = False
+
+    @property
+    def capturable(self) -> bool:
+        """Whether its checks can be recorded in a graph of the device, if it is its own rule, which is hashable then.
+
+        Each check computes the same kernels from the states and logits of its view and of the views before. Nothing is
+        read on the host, no position or token either; there is no state, and nothing comes of a check but its answer.
+        """
+        return False
 
     def exit_points(self, model: ModelInfo) -> tuple[int, ...]:
         """Return the layers at which this strategy wants to be asked, sorted, a subset of the model's.

@@ -13,7 +13,7 @@ from harness.decoding.generation import Generation
 from harness.decoding.view import LayerView
 from harness.errors import OptionError
 
-__all__ = ["AskedExits", "Exits", "ScheduledExits", "ask", "complaint"]
+__all__ = ["AskedExits", "Exits", "ScheduledExits", "ask", "complaint", "decision"]
 
 
 class Exits(Protocol):
@@ -48,6 +48,11 @@ class AskedExits:
             self._tally[row].exit_checks += 1
         return ask(self._rule, view)
 
+    @property
+    def capturable(self) -> ExitRule | None:
+        """The rule, if its checks can be recorded in a graph."""
+        return self._rule if getattr(self._rule, "capturable", False) else None
+
 
 def ask(rule: ExitRule, view: LayerView) -> list[bool]:
     """Return which rows of a view a rule stops; what it compared comes to the host with its answer.
@@ -55,13 +60,19 @@ def ask(rule: ExitRule, view: LayerView) -> list[bool]:
     Raises:
         OptionError: it does not answer with one bool per row.
     """
+    return view.answered(decision(rule, view))
+
+
+def decision(rule: ExitRule, view: LayerView) -> Tensor:
+    """Return a rule's answer about a view, ``[n]`` bool, where it is.
+
+    Raises:
+        OptionError: it does not answer with one bool per row.
+    """
     decided = rule.should_exit(view)
-    if not isinstance(decided, Tensor) or decided.dtype is not torch.bool or decided.dim() != 1:
+    if not isinstance(decided, Tensor) or decided.dtype is not torch.bool or decided.shape != (len(view.row_list),):
         raise OptionError(complaint(rule, decided, view.exit_layer, len(view.row_list)))
-    answer = view.answered(decided)
-    if len(answer) != len(view.row_list):
-        raise OptionError(complaint(rule, decided, view.exit_layer, len(view.row_list)))
-    return answer
+    return decided
 
 
 def complaint(rule: ExitRule, decided: object, exit_layer: int, rows: int) -> str:

@@ -205,6 +205,16 @@ class LayerView:
             self._charge_cheap(row, head)
         return self._heads.read(head, self.exit_state)
 
+    def best(self) -> Best:
+        """Return the LM head's best tokens and their logits, ``[n]`` each, where they are."""
+        return self._found()
+
+    @property
+    def only_answers(self) -> bool:
+        """Whether the rule has done nothing but answer, and has read no cheap head, and not the last layer."""
+        asked = (self._given, self._answering, self._stopping, self._deep)
+        return all(one is None for one in asked) and not (self._readings or self._parts)
+
     def once(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
         """Compute something once for these rows, or for those of them that are left later."""
         return _once(self._derived, key, compute)

@@ -17,6 +17,7 @@ from types import MappingProxyType
 from harness.config import RunConfig
 from harness.contracts import Meter
 from harness.decoding.engine import Engine
+from harness.decoding.graphs import recorder_for
 from harness.decoding.unit_costs import Timing
 from harness.errors import ConfigError, OutOfMemoryError
 from harness.host.foreign_files import real_path
@@ -173,9 +174,9 @@ def _measure(
         for line in departures(plan):
             logger.warning("%s", line)
         engines = {
-            name: Engine(one.backbone, one.info, config.kv_input, _timing(name, before, config))
+            name: Engine(one.backbone, one.info, config.kv_input, _timing(name, before, config), recorder)
             for one in loaded
-            for name in [one.info.weights_format]
+            for name, recorder in [(one.info.weights_format, recorder_for(one.backbone, config.graphs))]
         }
         session = Session(plan, engines, meter)
         closing.callback(session.close)

@@ -36,20 +36,26 @@ model=(--model llama-3.2-3b --weights random --dtype bfloat16 --weights-format b
 once gpu-3b run "${model[@]}" --energy nvml --strategy fixed:layer=10,14,18,22 --strategy random:probability=0.1 \
 	--strategy confidence:threshold=0.9 --max-new-tokens 128 --limit 32
 
-# 4. What graphs save: full depth by graphs and kernel by kernel.
+# 4. What graphs save: full depth by graphs and kernel by kernel; then checks that the host reads, and that the device decides.
 python - "$device" <<'PY'
 import statistics, sys
 import harness
 from harness.decoding.engine import Engine
+from harness.decoding.graphs import recorder_for
+from strategies.confidence import Confidence
 from strategies.full import Full
+from strategies.saturation import Saturation
 
 loaded = harness.load("llama-3.2-3b", weights="random", dtype="bfloat16", weights_format="bfloat16", device=sys.argv[1]).loaded
-for name, recorder in (("kernel by kernel", None), ("graphs", "auto")):
-    engine, rates = Engine(loaded.backbone, loaded.info, recorder=recorder), []
-    for _ in range(6):
-        (row,) = engine.decode([list(range(1, 257))], Full(), kv="recompute", max_new_tokens=[128])
-        rates.append((len(row.token_times_s) - 1) / (row.token_times_s[-1] - row.token_times_s[0]))
-    print(f"{name:>16}: {statistics.median(rates[1:]):.1f} tokens/s (first {rates[0]:.1f}, which records)")
+never = (Confidence(threshold=1.0), Saturation(threshold=2.0))  # all that checks cost, and no token leaves
+for strategy in (Full(), *never):
+    for graphs in ("none", "segments", "conditional"):
+        engine, rates = Engine(loaded.backbone, loaded.info, recorder=recorder_for(loaded.backbone, graphs)), []
+        for _ in range(6):
+            (row,) = engine.decode([list(range(1, 257))], strategy, kv="recompute", max_new_tokens=[128])
+            rates.append((len(row.token_times_s) - 1) / (row.token_times_s[-1] - row.token_times_s[0]))
+        name = f"{type(strategy).__name__}, --graphs {graphs}"
+        print(f"{name:>34}: {statistics.median(rates[1:]):.1f} tokens/s (first {rates[0]:.1f}, which records)")
 PY
 
 # 5. The claims.

@@ -13,9 +13,11 @@ import torch
 from harness.contracts import Lossless
 from harness.decoding.engine import Engine
 from harness.decoding.families import read
+from harness.decoding.graphs import recorder_for
 from strategies.confidence import Confidence
 from strategies.fixed import Fixed
 from strategies.full import Full
+from strategies.saturation import Saturation
 
 pytestmark = [
     pytest.mark.gpu,
@@ -52,6 +54,22 @@ def test_drafts_yield_full_depths_tokens(engine: Callable[..., Engine], prompts:
     full = one.decode(prompts, Full(), kv="recompute", max_new_tokens=[16] * 3)
     made = one.decode(prompts, Fixed(layer=3), kv="recompute", max_new_tokens=[16] * 3, lossless=Lossless(most=4))
     assert [row.token_ids for row in made] == [row.token_ids for row in full]
+
+
+@pytest.mark.parametrize("kv", ["propagate", "recompute"])
+@pytest.mark.parametrize("strategy", [Confidence(threshold=0.5), Saturation(threshold=0.5)])
+def test_exits_decided_on_the_device_are_the_same(
+    engine: Callable[..., Engine], prompts: list[list[int]], kv: str, strategy: Any
+) -> None:
+    """An experiment: conditional nodes of graphs; the host waits once per token."""
+    plain = engine(recorder=None)
+    recorder = recorder_for(plain.backbone, "conditional")
+    made = []
+    for one in (plain, engine(recorder=recorder)):
+        for _ in range(2):
+            (row,) = one.decode(prompts[:1], strategy, kv=kv, max_new_tokens=[24])
+            made.append((row.token_ids, row.exit_layers, row.exit_checks, row.lm_head_evaluations))
+    assert made[1:] == made[:1] * 3
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
