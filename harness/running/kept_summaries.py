@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
+from itertools import count
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -31,6 +32,9 @@ __all__ = ["FOLDER", "kept_summary"]
 
 FOLDER = "summaries"
 _CODE = ("harness", "reports", "tasks")
+_SWEPT = 100
+"""Summaries that a process writes between two looks for old ones: a look goes through all that are kept."""
+_written = count()
 
 
 def kept_summary(seal: str, make: Callable[[], Summary]) -> Summary:
@@ -53,7 +57,8 @@ def kept_summary(seal: str, make: Callable[[], Summary]) -> Summary:
     with suppress(OSError):
         with being_written(file) as part:
             part.write_bytes(gzip.compress(summary.model_dump_json().encode(), 1, mtime=0))
-        drop_old(FOLDER)
+        if next(_written) % _SWEPT == 0:
+            drop_old(FOLDER)
     return summary
 
 

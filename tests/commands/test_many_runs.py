@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -123,3 +124,15 @@ def test_what_cannot_be_kept_is_made_every_time(runs: Path, tmp_path: Path) -> N
     unseal(runs / "0000")
     read_run(runs / "0000", keep=True)
     assert not (tmp_path / "cache").exists()
+
+
+def test_old_summaries_are_looked_for_with_the_first_that_is_written_and_then_rarely(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[str] = []
+    monkeypatch.setattr(kept_summaries, "_written", itertools.count())
+    monkeypatch.setattr(kept_summaries, "_SWEPT", 2)
+    monkeypatch.setattr(kept_summaries, "drop_old", looked.append)
+    for number, seen in enumerate((1, 1, 2)):
+        kept_summaries.kept_summary(f"{number:064x}", lambda: read_run(runs / "0000", stored=True).summary)
+        assert looked == ["summaries"] * seen
