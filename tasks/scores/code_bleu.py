@@ -1,8 +1,10 @@
 """CodeBLEU from its components, with an honest dataflow.
 
 Source: Ren et al., "CodeBLEU: a Method for Automatic Evaluation of Code Synthesis", 2020, arXiv 2009.10297; the library
-codebleu 0.7.0 for n-grams, syntax trees and the extraction of data flow. Its own final formula is not used, for it
-takes ``dataflow or 1``: a dataflow of 0, whether nothing matched or nothing was there to match, becomes full marks.
+codebleu 0.7.0 for n-grams and the extraction of data flow. Syntax is counted as its ``corpus_syntax_match`` does, of
+trees that are parsed once for both and, of references, once for all operating points. Its own final formula is not
+used, for it takes ``dataflow or 1``: a dataflow of 0, whether nothing matched or nothing was there to match, becomes
+full marks.
 
 Deviations from the library:
 
@@ -25,6 +27,7 @@ what the parser recovers from them, for text and reference alike.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 from abc import abstractmethod
 from collections import Counter
@@ -37,13 +40,16 @@ from typing import Any, ClassVar, TypeAlias
 
 from harness.contracts import Score
 from harness.contracts.scores import Pair
-from tasks.grammars import grammar, parser
+from tasks.grammars import parser
 from tasks.scores.text import as_source, code_tokens, restored
 
 __all__ = ["CodeBleu", "Components", "Dataflow", "DataflowDefined", "Syntax", "components", "data_flow", "parser"]
 
 _PLAIN_WEIGHT = 0.2
 """Weight of a token that is no keyword, as in the library."""
+
+_REFERENCES = 512
+"""References that are kept as they were parsed, for the next operating point; a whole file takes 0.1 MB."""
 
 _MALFORMED = (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError)
 """What the library's extraction raises on trees with holes; it then says "no data flow", and so do we."""
@@ -167,21 +173,14 @@ def components(pairs: Sequence[tuple[str, str]], language: str) -> Components | 
         [[reference, {token: 1 if token in keywords else _PLAIN_WEIGHT for token in reference}]]
         for reference in references
     ]
-    flows = [(data_flow(text, language), data_flow(reference, language)) for text, reference in sources]
-    defined = [(found, wanted) for found, wanted in flows if wanted]
+    parsed = [(_parsed(text, language), _parsed_reference(reference, language)) for text, reference in sources]
+    defined = [(found.flow, wanted.flow) for found, wanted in parsed if wanted.flow]
     return Components(
         ngram=float(bleu.corpus_bleu([[reference] for reference in references], texts)),
         weighted_ngram=float(weighted_ngram_match.corpus_bleu(weighted, texts)),
-        syntax=float(
-            syntax_match.corpus_syntax_match(
-                [[reference] for _, reference in sources],
-                [text for text, _ in sources],
-                language,
-                tree_sitter_language=grammar(language),
-            )
-        ),
+        syntax=_syntax_match(parsed),
         dataflow=_flow_match(defined) if defined else None,
-        dataflow_defined=len(defined) / len(flows),
+        dataflow_defined=len(defined) / len(parsed),
     )
 
 
@@ -190,10 +189,17 @@ def data_flow(code: str, language: str) -> list[Edge]:
 
     Variables are numbered in the order they appear, so that renaming them changes nothing.
     """
+    return _flow_of(_tree(code, language), language)
+
+
+def _tree(code: str, language: str) -> Any:
+    """Return the root of the syntax tree of code without its comments."""
+    return parser(language).parse(_without_comments(code, language).encode()).root_node
+
+
+def _flow_of(root: Any, language: str) -> list[Edge]:
     from codebleu.dataflow_match import dfg_function
 
-    code = _without_comments(code, language)
-    root = parser(language).parse(code.encode()).root_node
     names, index_to_code = [], {}
     for position, leaf in enumerate(_leaves(root)):
         names.append(leaf.text.decode())
@@ -217,7 +223,49 @@ def data_flow(code: str, language: str) -> list[Edge]:
     return edges
 
 
-def _flow_match(flows: Sequence[tuple[list[Edge], list[Edge]]]) -> float:
+@dataclass(frozen=True, slots=True)
+class _Parsed:
+    """What is compared of a text.
+
+    Attributes:
+        flow: its data-flow edges.
+        subtrees: a hash of its syntax tree and of every one below that has children: as text they take megabytes.
+    """
+
+    flow: tuple[Edge, ...]
+    subtrees: tuple[bytes, ...]
+
+
+def _parsed(code: str, language: str) -> _Parsed:
+    root = _tree(code, language)
+    return _Parsed(tuple(_flow_of(root, language)), _subtrees(root))
+
+
+@lru_cache(maxsize=_REFERENCES)
+def _parsed_reference(code: str, language: str) -> _Parsed:
+    """Parse a reference once for all operating points of a run, which are scored against the same ones."""
+    return _parsed(code, language)
+
+
+def _subtrees(root: Any) -> tuple[bytes, ...]:
+    found, stack = [], [root]
+    while stack:
+        node = stack.pop()
+        found.append(hashlib.blake2b(str(node).encode(), digest_size=16).digest())
+        stack.extend(child for child in node.children if child.children)
+    return tuple(found)
+
+
+def _syntax_match(parsed: Sequence[tuple[_Parsed, _Parsed]]) -> float:
+    """Return the share of the references' subtrees that the texts have, each counted by itself, as the library does."""
+    matched = 0
+    for text, reference in parsed:
+        there = frozenset(text.subtrees)
+        matched += sum(subtree in there for subtree in reference.subtrees)
+    return matched / sum(len(reference.subtrees) for _, reference in parsed)
+
+
+def _flow_match(flows: Sequence[tuple[Sequence[Edge], Sequence[Edge]]]) -> float:
     matched = sum((Counter(found) & Counter(wanted)).total() for found, wanted in flows)
     return matched / sum(len(wanted) for _, wanted in flows)
 

@@ -152,6 +152,24 @@ def test_a_later_tree_sitter_scores_completions_as_before(golden, language: str,
     assert components([golden(language)[index]], language).score == pytest.approx(score, rel=1e-12)
 
 
+@pytest.mark.parametrize("language", ["python", "java"])
+def test_syntax_is_the_library_s_also_of_references_that_were_seen_before(golden, language: str) -> None:  # type: ignore[no-untyped-def]
+    from codebleu.syntax_match import corpus_syntax_match
+
+    fragments = [("", "x"), ("if x : # why", "if x : # why not"), ("a b (", ""), ("f(a, a, a)", "f(b, b)")]
+    pairs = [*golden(language), *fragments]
+    for texts in ([text for text, _ in pairs], [text for text, _ in reversed(pairs)]):
+        mixed = [(text, reference) for text, (_, reference) in zip(texts, pairs, strict=True)]
+        sources = [[as_source(part).strip() for part in pair] for pair in mixed]
+        expected = corpus_syntax_match(
+            [[reference] for _, reference in sources],
+            [text for text, _ in sources],
+            language,
+            tree_sitter_language=grammars.grammar(language),
+        )
+        assert components(mixed, language).syntax == expected
+
+
 @pytest.mark.parametrize(
     ("language", "expected"),
     [
