@@ -14,6 +14,9 @@ from typing import IO
 
 __all__ = ["fresh_interpreter"]
 
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+"""What numerical libraries take the number of their threads from."""
+
 
 def fresh_interpreter(
     module: str,
@@ -22,6 +25,7 @@ def fresh_interpreter(
     stdout: int | IO[bytes],
     stderr: int | IO[bytes] | None = None,
     inherited: Sequence[int] = (),
+    threads: int | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start ``python -P -m MODULE ARGUMENTS…`` with the import path of this process.
 
@@ -36,8 +40,11 @@ def fresh_interpreter(
         stdout: likewise.
         stderr: likewise.
         inherited: descriptors that stay open in it, under the same numbers.
+        threads: of numerical libraries in it; ``None``: as many as they choose.
     """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    if threads is not None:
+        environment |= dict.fromkeys(_THREADS, str(threads))
     return subprocess.Popen(
         [sys.executable, "-P", "-m", module, *arguments],
         stdin=stdin,
