@@ -91,14 +91,16 @@ def _add_all(site: Site, sources: list[Path], *, stored: bool) -> tuple[Refused,
         What was left out, and what was added without a rank, both with reasons; and the number of doubles.
     """
     from harness.commands.progress import TrainingProgress
+    from harness.running.read_ahead import read_ahead
     from harness.running.reading import DAMAGE
 
     refused: Refused = []
     marked: Refused = []
     double = 0
-    with TrainingProgress(stderr()) as progress:
+    with TrainingProgress(stderr()) as progress, read_ahead(() if stored else sources) as wait:
         progress.begin("reading runs", len(sources))
         for done, source in enumerate(sources, 1):
+            wait(source)
             try:
                 reasons = _add(site, source, stored=stored)
                 double += reasons is None

@@ -13,6 +13,7 @@ import hashlib
 import os
 import platform
 import sys
+import tempfile
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
@@ -28,7 +29,7 @@ from harness.records.summary import Summary
 from harness.registry import METRICS, SCORES
 from harness.running.scoring import missing_scores
 
-__all__ = ["FOLDER", "kept_summary"]
+__all__ = ["FOLDER", "can_keep", "is_kept", "kept_summary"]
 
 FOLDER = "summaries"
 _CODE = ("harness", "reports", "tasks")
@@ -44,10 +45,9 @@ def kept_summary(seal: str, make: Callable[[], Summary]) -> Summary:
         seal: over the records; empty in older runs.
         make: the summary of them.
     """
-    if not seal or METRICS.has_plugins or SCORES.has_plugins:
+    if not seal or _may_change_unseen():
         return make()
-    state = _hash(seal, _code(), *METRICS.names(), *SCORES.names(), *missing_scores())
-    file = cache_folder() / FOLDER / f"{state}.json.gz"
+    file = _file(seal)
     with suppress(OSError, EOFError, zlib.error, ValidationError):  # absent, or damaged: made again
         found = Summary.model_validate_json(gzip.decompress(read_bytes(file)))
         with suppress(OSError):  # another user's
@@ -60,6 +60,34 @@ def kept_summary(seal: str, make: Callable[[], Summary]) -> Summary:
         if next(_written) % _SWEPT == 0:
             drop_old(FOLDER)
     return summary
+
+
+def can_keep() -> bool:
+    """Whether summaries can be kept at all, here and now."""
+    if _may_change_unseen():
+        return False
+    folder = cache_folder() / FOLDER
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
+def is_kept(seal: str) -> bool:
+    """Whether the summary of a run's records is kept; what is damaged counts as kept until it is read."""
+    return os.path.exists(_file(seal))
+
+
+def _may_change_unseen() -> bool:
+    """Whether a summary is also made by code of other projects."""
+    return METRICS.has_plugins or SCORES.has_plugins
+
+
+def _file(seal: str) -> Path:
+    state = _hash(seal, _code(), *METRICS.names(), *SCORES.names(), *missing_scores())
+    return cache_folder() / FOLDER / f"{state}.json.gz"
 
 
 @cache

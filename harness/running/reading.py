@@ -21,6 +21,7 @@ from harness.records import Manifest, SampleRecord, WindowRecord
 from harness.records.summary import Summary
 from harness.running.kept_summaries import kept_summary
 from harness.running.plugins import absent_plugins
+from harness.running.read_ahead import read_ahead
 from harness.running.scoring import CorpusScores
 from harness.store.record_files import REMEDY
 from harness.store.run_directory import LOCK, MANIFEST, SAMPLES, WINDOWS, RunDirectory
@@ -33,7 +34,7 @@ from reports.summary.summarise import candidates, summarise
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["DAMAGE", "Refusal", "find_runs", "read_run", "read_runs"]
+__all__ = ["DAMAGE", "Refusal", "find_runs", "keep_summary", "read_run", "read_runs"]
 
 
 DAMAGE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
@@ -97,6 +98,17 @@ def read_run(path: Path, *, stored: bool = False, duplicates: bool = True, keep:
     return run
 
 
+def keep_summary(path: Path) -> None:
+    """Leave a run's summary where :func:`read_run` with ``keep`` finds it; no other process is started for it.
+
+    Raises:
+        StoreError: missing, damaged or foreign directory.
+    """
+    with RunDirectory.read(path, keep=True) as store:
+        manifest, windows, samples, seal = store.manifest, tuple(store.windows()), tuple(store.samples()), store.seal
+    kept_summary(seal, lambda: _summarise(manifest, windows, samples, 1))
+
+
 def _without_duplicates(
     path: Path, manifest: Manifest, windows: tuple[WindowRecord, ...], samples: tuple[SampleRecord, ...]
 ) -> tuple[Manifest, tuple[WindowRecord, ...], tuple[SampleRecord, ...]]:
@@ -124,8 +136,13 @@ def _stored(store: RunDirectory) -> Summary | None:
         return None
 
 
-def _summarise(manifest: Manifest, windows: tuple[WindowRecord, ...], samples: tuple[SampleRecord, ...]) -> Summary:
-    scores = CorpusScores(corpora(candidates(manifest, windows, samples)))
+def _summarise(
+    manifest: Manifest,
+    windows: tuple[WindowRecord, ...],
+    samples: tuple[SampleRecord, ...],
+    processes: int | None = None,
+) -> Summary:
+    scores = CorpusScores(corpora(candidates(manifest, windows, samples)), processes)
     machine = environment.machine_line(manifest.environment)
     return summarise(manifest, windows, samples, scores, machine=machine, missing_scores=scores.missing())
 
@@ -167,7 +184,7 @@ def read_runs(
     Args:
         paths: run directories, or folders of them.
         stored: as in :func:`read_run`.
-        keep: likewise.
+        keep: likewise; many runs whose summaries are to be made are read ahead (:mod:`harness.running.read_ahead`).
         held: with more runs than this, records are not held but read again where they are asked for.
         before: is asked for with :meth:`RecordedRun.once` while the records are there.
         progress: is told after each how many of how many were read.
@@ -175,18 +192,21 @@ def read_runs(
     directories = find_runs(paths)
     runs: list[RecordedRun] = []
     refused: list[Refusal] = []
-    for done, directory in enumerate(directories, 1):
-        try:
-            run = read_run(directory, stored=stored, keep=keep)
-            if held is not None and len(directories) > held:
-                if before is not None:
-                    run.once(before)
-                run = run.released(partial(_again, run.directory, run.manifest, len(run.windows), len(run.samples)))
-            runs.append(run)
-        except HarnessError as error:
-            refused.append(Refusal(directory, one_line(str(error))))
-        if progress is not None:
-            progress(done, len(directories))
+    with read_ahead(directories if keep and not stored else ()) as wait:
+        for done, directory in enumerate(directories, 1):
+            wait(directory)
+            try:
+                run = read_run(directory, stored=stored, keep=keep)
+                if held is not None and len(directories) > held:
+                    if before is not None:
+                        run.once(before)
+                    again = partial(_again, run.directory, run.manifest, len(run.windows), len(run.samples))
+                    run = run.released(again)
+                runs.append(run)
+            except HarnessError as error:
+                refused.append(Refusal(directory, one_line(str(error))))
+            if progress is not None:
+                progress(done, len(directories))
     return runs, refused
 
 

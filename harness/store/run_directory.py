@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
@@ -37,7 +38,7 @@ from harness.store.committed import (
 )
 from harness.store.record_files import append, lines, parse, read_document, write_document
 from harness.store.same_run import refuse_other_run
-from harness.store.seals import new_run
+from harness.store.seals import new_run, split_seal
 
 if sys.platform != "win32":
     import fcntl
@@ -51,6 +52,7 @@ __all__ = [
     "RunDirectory",
     "WindowKey",
     "fresh_directory",
+    "last_seal",
     "lock_folder",
     "refuse_occupied",
 ]
@@ -292,6 +294,16 @@ def fresh_directory(name: str) -> Path:
     path = Path("runs") / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{name}"
     others = (path.with_name(f"{path.name}-{number}") for number in count(2))
     return next(one for one in chain([path], others) if not one.exists())
+
+
+def last_seal(path: Path) -> str:
+    """Return the seal that the last window of a run bears, as it stands there; empty without one. Nothing is verified.
+
+    Raises:
+        StoreError: the windows cannot be read.
+    """
+    last = deque(lines(path / WINDOWS), maxlen=1)
+    return split_seal(last[0])[1] if last else ""
 
 
 def refuse_occupied(path: Path) -> None:
