@@ -24,7 +24,7 @@ def made_up(chance: random.Random, depth: int) -> Any:
     return parts if kind == "list" else tuple(parts)
 
 
-@pytest@pytest.mark.parametrize("seed", range(50))
+@pytest.mark.parametrize("seed", range(50))
 def test_it_is_what_the_standard_library_writes(seed: int) -> None:
     value = made_up(random.Random(seed), 5)
     text = indented(value)
