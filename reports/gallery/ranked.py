@@ -149,17 +149,13 @@ def ranking(found: Found, _: Path) -> Iterator[str]:
         else:
             told = "**worth using**" if lossless else f"faster, with {1 - prefix:.0%} of the text lost"
         cells = [f"{row['decode_speedup']:.2f}×" for row in each]
-        words = [
-            MISSING if lossless else _options(fastest),
-            f"{prefix:.2f}",
-            LOST.cell(pd.Series({LOST.name: lost})),
-            told,
-        ]
-        lines.append(((bool(lossless), best[0]), [markdown_code(str(name)), *cells, _said(best), *words]))
+        setting = MISSING if lossless else _options(fastest)
+        words = [markdown_code(str(name)), setting, _said(best), f"{prefix:.2f}", told]
+        lines.append(((bool(lossless), best[0]), [*words, *cells, LOST.cell(pd.Series({LOST.name: lost}))]))
     yield markdown_row(
-        ["strategy", *STREAMS, "together", "its setting", "exact prefix", "edit sim. to full depth's", "verdict"]
+        ["strategy", "its setting", "together", "exact prefix", "verdict", *STREAMS, "edit sim. to full depth's"]
     )
-    yield markdown_row([":--", *["--:"] * 5, ":--", "--:", "--:", ":--"])
+    yield markdown_row([":--", ":--", "--:", "--:", ":--", *["--:"] * 5])
     yield from (markdown_row(cells) for _, cells in sorted(lines, key=lambda line: line[0], reverse=True))
 
 

@@ -318,7 +318,7 @@ def test_a_strategy_stands_at_what_other_documents_certify(tmp_path: Path, build
     (line,) = list(ranked.promised({"ranking": [found["lost"]], "ranking-calibration": [found["kept"]]}, tmp_path))[2:]
     assert "2.00× (layer=5)" in line  # a promise is of a setting, wherever its speed was measured
     *_, line = ranked.ranking({"ranking": [found["lost"]]}, tmp_path)
-    assert line.startswith("| `fixed` | 2.00× |")
-    assert line.endswith(f"| layer=5 | 0.00 | {MISSING} | faster, with 100% of the text lost |")
+    assert line.startswith("| `fixed` | layer=5 | 2.00×")
+    assert line.endswith(f"| 0.00 | faster, with 100% of the text lost | 2.00× | {MISSING} |")
     *_, line = ranked.settings({"ranking": [found["lost"]]}, tmp_path)
     assert line.startswith("| `fixed:layer=5` | 50.0 % | 1.0 |")
