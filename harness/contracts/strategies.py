@@ -170,10 +170,11 @@ class Strategy(Protocol):
 
     @property
     def capturable(self) -> bool:
-        """Whether its checks can be recorded in a graph of the device, if it is its own rule, which is hashable then.
+        """Whether its checks can be recorded in a graph of the device, if it is its own rule.
 
         Each check computes the same kernels from the states and logits of its view and of the views before. Nothing is
         read on the host, no position or token either; there is no state, and nothing comes of a check but its answer.
+        Rules of equal settings are equal: each is recorded once.
         """
         return False
 

@@ -14,7 +14,8 @@ Never run on a GPU by its authors: tests replay it by a recorder of their own (`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
@@ -35,10 +36,10 @@ from harness.errors import OptionError
 
 __all__ = ["Decided", "carry"]
 
-MOST = 64
-"""Recorded tokens of a cache; the oldest goes for a further one."""
+MOST = 16
+"""Recorded tokens of a cache, each of which may take a GPU's memory by the gigabyte; the oldest goes for another."""
 
-_HOST = "a capturable rule cannot see {}, which the host knows. Let it say capturable = False."
+_UNSEEN = "a capturable rule cannot see {}. Let it say capturable = False."
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,9 @@ def carry(current: TokenPass, exits: Exits, heads: Heads, tally: Sequence[Genera
         OptionError: a rule that says that its checks can be recorded does more than answer.
     """
     segments, rule = current.segments, exits.capturable if isinstance(exits, AskedExits) else None
-    if rule is None or segments is None or segments.rows > 1 or not segments.recorder.conditional:
+    if segments is None or segments.rows > 1 or not segments.recorder.conditional:
+        return None
+    if rule is None or not isinstance(rule, Hashable):
         return None
     points, ahead = tuple(exits.points(current.rows)), current.ahead()
     waiting = sorted(ahead, key=lambda one: one[1].start)  # oldest first
@@ -227,8 +230,10 @@ class _Work:
         view = _RecordedView(backbone, Places([0], [0], point, state), [self.tally], self.view, None, self.heads)
         answer = decision(self.rule, view)
         scores = [numbers.isnan() for _, _, numbers in view.scores()]
-        if not view.only_answers:
-            raise OptionError(f"{type(self.rule).__name__} says that it is capturable, and does more than answer.")
+        if not view.only_answers or answer.device != state.device:
+            raise OptionError(
+                f"{type(self.rule).__name__} says that it is capturable, and does more than answer on the device."
+            )
         if scores:
             self.buffers.undefined[place : place + 1].copy_(torch.stack(scores).any(0))
         self.buffers.leaves.copy_(answer)
@@ -238,7 +243,8 @@ class _Work:
 
     def _leave(self, point: int) -> None:
         assert self.view is not None
-        self._choose(self.view.best(), point)
+        # A later check that looks back must not find what is computed only where the token leaves here.
+        self._choose(copy.copy(self.view).best(), point)
         self.buffers.leaves.zero_()
 
     def _end(self, first: int) -> None:
@@ -276,9 +282,18 @@ class _RecordedView(LayerView):
     @property
     def position(self) -> Tensor:
         """Refuse."""
-        raise OptionError(_HOST.format("positions"))
+        raise OptionError(_UNSEEN.format("positions, which the host knows"))
 
     @property
     def token_ids(self) -> Sequence[Sequence[int]]:
         """Refuse."""
-        raise OptionError(_HOST.format("tokens"))
+        raise OptionError(_UNSEEN.format("tokens, which the host knows"))
+
+    def logits_of(self, token_ids: Tensor) -> Tensor:
+        """Refuse."""
+        raise OptionError(_UNSEEN.format("logits of some tokens alone"))
+
+    @property
+    def full_depth_token(self) -> Tensor:
+        """Refuse."""
+        raise OptionError(_UNSEEN.format("the last layer"))

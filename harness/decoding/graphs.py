@@ -29,7 +29,7 @@ from harness.decoding.backbone import Backbone
 from harness.decoding.blocks import Linear, Rotary
 from harness.decoding.cache import KVCache
 from harness.decoding.transfer import upload
-from harness.errors import ModelError
+from harness.errors import ModelError, OptionError, reason
 
 if TYPE_CHECKING:
     from harness.decoding.blocks import Block
@@ -78,33 +78,55 @@ class CudaGraphs:
     """
 
     def __init__(self, device: torch.device, *, conditional: bool = False) -> None:
-        if conditional and not hasattr(torch.cuda.CUDAGraph, "begin_capture_to_if_node"):
+        if conditional and not _has_conditional_nodes():
             raise ModelError(
-                f"torch {torch.__version__} has no conditional nodes of CUDA graphs. Use torch 2.13 or newer, or "
-                "--graphs segments."
+                f"torch {torch.__version__} has no conditional nodes of CUDA graphs here. Use torch 2.13 or newer and "
+                "a driver for CUDA 12.4 or newer, or --graphs segments."
             )
         self._device, self.conditional = device, conditional
         self._pool: Any = None
         self._stream: Any = None  # torch's own default is one of the first device that any graph was captured on
+        self._aside: Any = None
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Do the work once on a stream of its own, since libraries set themselves up, and capture it."""
+        """Do the work once, since libraries set themselves up, and capture it.
+
+        Raises:
+            OptionError: it waits for the device, which cannot be captured.
+        """
         with torch.cuda.device(self._device):
             if self._stream is None:
                 self._pool = torch.cuda.graph_pool_handle()
-                # Of high priority: conditional nodes take theirs from the 32 of ordinary priority, one after the other,
-                # and none may be the one that the graph itself is captured on.
-                self._stream = torch.cuda.Stream(self._device, priority=-1)  # type: ignore[no-untyped-call]
-            current = torch.cuda.current_stream()
-            self._stream.wait_stream(current)
-            with torch.cuda.stream(self._stream):
-                work()
-            current.wait_stream(self._stream)
+                self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+                self._aside = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+            self._do_aside(work)
             graph = torch.cuda.CUDAGraph()
             # Other threads, as a server's or a meter's, may use CUDA meanwhile.
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                 work()
         return graph.replay
+
+    def _do_aside(self, work: Callable[[], None]) -> None:
+        """Do it on a stream that no graph is captured on.
+
+        What cuBLAS keeps for a stream would else lie outside the graphs' pool, and be freed under those that use it
+        when the first of them goes.
+        """
+        current, before = torch.cuda.current_stream(), torch.cuda.get_sync_debug_mode()
+        self._aside.wait_stream(current)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            with torch.cuda.stream(self._aside):
+                work()
+        except RuntimeError as error:
+            if "synchronizing CUDA operation" not in str(error):
+                raise
+            raise OptionError(
+                f"what is to be recorded waits for the device: {reason(error)}. Use --graphs none."
+            ) from error
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+            current.wait_stream(self._aside)
 
     def when(self, condition: Tensor, work: Callable[[], None]) -> None:
         """Capture the work into a conditional node."""
@@ -113,10 +135,13 @@ class CudaGraphs:
             return
         graph = torch.cuda.CUDAGraph.get_currently_capturing_graph()
         graph.begin_capture_to_if_node(condition.view(()))  # type: ignore[no-untyped-call]
-        try:
-            work()
-        finally:
-            graph.end_capture_to_conditional_node()  # type: ignore[no-untyped-call]
+        work()
+        graph.end_capture_to_conditional_node()  # type: ignore[no-untyped-call]
+
+
+def _has_conditional_nodes() -> bool:
+    known = hasattr(torch.cuda.CUDAGraph, "begin_capture_to_if_node") and torch.version.hip is None
+    return known and torch._C._cuda_getDriverVersion() >= 12040  # type: ignore[attr-defined]
 
 
 def recorder_for(backbone: Backbone, graphs: Graphs = "segments") -> Recorder | None:

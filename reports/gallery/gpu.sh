@@ -39,9 +39,11 @@ once gpu-3b run "${model[@]}" --energy nvml --strategy fixed:layer=10,14,18,22 -
 # 4. What graphs save: full depth by graphs and kernel by kernel; then checks that the host reads, and that the device decides.
 python - "$device" <<'PY'
 import statistics, sys
+import torch
 import harness
 from harness.decoding.engine import Engine
 from harness.decoding.graphs import recorder_for
+from harness.errors import HarnessError
 from strategies.confidence import Confidence
 from strategies.full import Full
 from strategies.saturation import Saturation
@@ -50,12 +52,18 @@ loaded = harness.load("llama-3.2-3b", weights="random", dtype="bfloat16", weight
 never = (Confidence(threshold=1.0), Saturation(threshold=2.0))  # all that checks cost, and no token leaves
 for strategy in (Full(), *never):
     for graphs in ("none", "segments", "conditional"):
-        engine, rates = Engine(loaded.backbone, loaded.info, recorder=recorder_for(loaded.backbone, graphs)), []
+        try:
+            engine, rates = Engine(loaded.backbone, loaded.info, recorder=recorder_for(loaded.backbone, graphs)), []
+        except HarnessError as error:
+            print(error)
+            continue
         for _ in range(6):
             (row,) = engine.decode([list(range(1, 257))], strategy, kv="recompute", max_new_tokens=[128])
             rates.append((len(row.token_times_s) - 1) / (row.token_times_s[-1] - row.token_times_s[0]))
-        name = f"{type(strategy).__name__}, --graphs {graphs}"
-        print(f"{name:>34}: {statistics.median(rates[1:]):.1f} tokens/s (first {rates[0]:.1f}, which records)")
+        name, held = f"{type(strategy).__name__}, --graphs {graphs}", torch.cuda.memory_reserved() / 1e9
+        print(f"{name:>34}: {statistics.median(rates[1:]):.1f} tokens/s (first {rates[0]:.1f}, which records), {held:.1f} GB")
+        del engine
+        torch.cuda.empty_cache()
 PY
 
 # 5. The claims.

@@ -40,9 +40,20 @@ class Turning(Strategy):
         return (view.hidden_state.float().sum(-1) * 3).remainder(1) < self.share
 
 
+@dataclass(frozen=True)
+class Agreeing(Turning):
+    """Looks back at what nobody has read: the token of the exit before, where that has not left."""
+
+    def should_exit(self, view: ExitView) -> Tensor:
+        if view.previous is None:
+            return torch.zeros_like(view.hidden_state[:, 0], dtype=torch.bool)
+        return view.previous.top_token == view.top_token
+
+
 RULES: dict[str, Strategy] = {
     "confidence": Confidence(threshold=0.5), "entropy": Entropy(threshold=0.5), "margin": Margin(threshold=0.1),
     "patience": Patience(patience=2), "saturation": Saturation(threshold=0.5), "turning": Turning(),
+    "agreeing": Agreeing(),
 }  # fmt: skip
 
 
@@ -123,6 +134,9 @@ def test_scores_that_are_no_numbers_fail_the_row(llama: Any, prompts: list[list[
         (lambda view: view.hidden_state.sum(-1) > len(view.token_ids[0]), "cannot see tokens"),
         (lambda view: view.answer_with(view.top_token, view.top_probability) or view.top_token > 0, "more than answer"),
         (lambda view: view.hidden_state.sum() > 0, "returned a tensor of shape"),
+        (lambda view: torch.tensor([False]), "more than answer on the device"),
+        (lambda view: view.logits_of(view.top_token.unsqueeze(1))[:, 0] > 0, "cannot see logits of some tokens"),
+        (lambda view: view.full_depth_token > 0, "cannot see the last layer"),
     ],
 )
 def test_a_rule_that_cannot_be_recorded_is_refused(
