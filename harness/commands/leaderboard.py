@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import ExitStack
 from os.path import exists, isdir, isfile  # of pathlib they fail where one may not look
 from pathlib import Path
 from textwrap import shorten
@@ -97,8 +98,10 @@ def _add_all(site: Site, sources: list[Path], *, stored: bool) -> tuple[Refused,
     refused: Refused = []
     marked: Refused = []
     double = 0
-    with TrainingProgress(stderr()) as progress, read_ahead(() if stored else sources) as wait:
+    with ExitStack() as open_ones:
+        progress = open_ones.enter_context(TrainingProgress(stderr()))
         progress.begin("reading runs", len(sources))
+        wait = open_ones.enter_context(read_ahead(() if stored else sources))
         for done, source in enumerate(sources, 1):
             wait(source)
             try:

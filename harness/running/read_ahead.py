@@ -11,17 +11,18 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from harness.errors import StoreError
+from harness.errors import HarnessError, StoreError
 from harness.host.interpreter import fresh_interpreter
-from harness.host.processor import core_count
+from harness.host.processor import core_count, quota_cores
 from harness.running.kept_summaries import can_keep, is_kept
-from harness.store.run_directory import last_seal
+from harness.store.run_directory import SAMPLES, last_seal
 
 __all__ = ["DONE", "FEWEST_RUNS", "MOST_PROCESSES", "read_ahead"]
 
@@ -33,6 +34,10 @@ the demo's size a sixth of one."""
 
 MOST_PROCESSES = 4
 """More would wait for the reader, which reads every run itself, and each holds a run and its libraries in memory."""
+
+LARGEST_BYTES = 20_000_000
+"""A run with more samples than that is left to the reader, which alone holds it then, and scores it by several
+processes."""
 
 DONE = b"done\n"
 """What a process says of each run, in a line of its own."""
@@ -66,20 +71,22 @@ def read_ahead(directories: Sequence[Path]) -> Iterator[Callable[[Path], None]]:
 
 def _shares(directories: Sequence[Path]) -> list[list[Path]]:
     """Return what each process reads: none where that is not worth its start, or nothing can be kept."""
-    count = min(core_count(), MOST_PROCESSES)
-    if count < 2 or len(directories) < FEWEST_RUNS or not can_keep():
+    count = int(min(core_count(), quota_cores() or MOST_PROCESSES, MOST_PROCESSES))
+    try:
+        if count < 2 or len(directories) < FEWEST_RUNS or not can_keep():
+            return []
+        new = list(dict.fromkeys(directory for directory in directories if _is_new(directory)))
+    except HarnessError:  # a score or metric that cannot be loaded, which the reader will say
         return []
-    new = list(dict.fromkeys(directory for directory in directories if _is_new(directory)))
     return [new[first::count] for first in range(count)] if len(new) >= FEWEST_RUNS else []
 
 
 def _is_new(directory: Path) -> bool:
     """Whether a run has a seal under which no summary is kept; what the seal is worth, whoever reads the run finds."""
-    try:
-        seal = last_seal(directory)
-    except StoreError:
-        return False
-    return bool(seal) and not is_kept(seal)
+    with suppress(OSError, StoreError):
+        seal = last_seal(directory) if os.path.getsize(directory / SAMPLES) <= LARGEST_BYTES else ""
+        return bool(seal) and not is_kept(seal)
+    return False
 
 
 @contextmanager

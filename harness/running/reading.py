@@ -187,11 +187,13 @@ def read_runs(
         keep: likewise; many runs whose summaries are to be made are read ahead (:mod:`harness.running.read_ahead`).
         held: with more runs than this, records are not held but read again where they are asked for.
         before: is asked for with :meth:`RecordedRun.once` while the records are there.
-        progress: is told after each how many of how many were read.
+        progress: is told at first, and after each, how many of how many were read.
     """
     directories = find_runs(paths)
     runs: list[RecordedRun] = []
     refused: list[Refusal] = []
+    if progress is not None:
+        progress(0, len(directories))
     with read_ahead(directories if keep and not stored else ()) as wait:
         for done, directory in enumerate(directories, 1):
             wait(directory)

@@ -48,9 +48,6 @@ __all__ = ["CodeBleu", "Components", "Dataflow", "DataflowDefined", "Syntax", "c
 _PLAIN_WEIGHT = 0.2
 """Weight of a token that is no keyword, as in the library."""
 
-_REFERENCES = 512
-"""References that are kept as they were parsed, for the next operating point; a whole file takes 0.1 MB."""
-
 _MALFORMED = (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError)
 """What the library's extraction raises on trees with holes; it then says "no data flow", and so do we."""
 
@@ -173,7 +170,8 @@ def components(pairs: Sequence[tuple[str, str]], language: str) -> Components | 
         [[reference, {token: 1 if token in keywords else _PLAIN_WEIGHT for token in reference}]]
         for reference in references
     ]
-    parsed = [(_parsed(text, language), _parsed_reference(reference, language)) for text, reference in sources]
+    theirs = _parsed_references(tuple(reference for _, reference in sources), language)
+    parsed = [(_parsed(text, language), each) for (text, _), each in zip(sources, theirs, strict=True)]
     defined = [(found.flow, wanted.flow) for found, wanted in parsed if wanted.flow]
     return Components(
         ngram=float(bleu.corpus_bleu([[reference] for reference in references], texts)),
@@ -241,10 +239,10 @@ def _parsed(code: str, language: str) -> _Parsed:
     return _Parsed(tuple(_flow_of(root, language)), _subtrees(root))
 
 
-@lru_cache(maxsize=_REFERENCES)
-def _parsed_reference(code: str, language: str) -> _Parsed:
-    """Parse a reference once for all operating points of a run, which are scored against the same ones."""
-    return _parsed(code, language)
+@lru_cache(maxsize=1)
+def _parsed_references(references: tuple[str, ...], language: str) -> tuple[_Parsed, ...]:
+    """Parse references once for all operating points of a run, which are scored against the same ones."""
+    return tuple(_parsed(reference, language) for reference in references)
 
 
 def _subtrees(root: Any) -> tuple[bytes, ...]:

@@ -10,7 +10,24 @@ import pytest
 
 from reports.indented_json import indented
 
-LEAVES = (None, True, 0, -7, 10**17, 0.1, 1e-05, 1e22, -0.0, "", "a", 'quoted "\\', "line\nline", "\x1b\u202eé😀")
+LEAVES = (
+    None,
+    True,
+    0,
+    -7,
+    10**17,
+    0.1,
+    1e-05,
+    1e22,
+    -0.0,
+    float("inf"),
+    float("nan"),
+    "",
+    "a",
+    'quoted "\\',
+    "line\nline",
+    "\x1b\u202eé😀",
+)
 
 
 def made_up(chance: random.Random, depth: int) -> Any:
