@@ -192,7 +192,7 @@ def read_runs(
     directories = find_runs(paths)
     runs: list[RecordedRun] = []
     refused: list[Refusal] = []
-    if progress is not None:
+    if progress is not None and directories:
         progress(0, len(directories))
     with read_ahead(directories if keep and not stored else ()) as wait:
         for done, directory in enumerate(directories, 1):
