@@ -1,6 +1,6 @@
 """What two runs were made with that differs, and what for that reason must not be compared.
 
-Costs compare only on one class of machine: same processor, cores, accelerator, threads, number format, device, and way
+Costs compare only on one hardware class: same processor, cores, accelerator, threads, number format, device, and way
 of arriving. Energy compares only within one source. Versions of packages and of this harness may differ: that is what
 one wants to compare, so they are named, not refused.
 """
@@ -19,7 +19,7 @@ from reports.summary.measured import Measured
 __all__ = ["Difference", "cost_obstacle", "differences", "energy_obstacle", "machine_class", "score_obstacle"]
 
 HARDWARE = ("cpu", "architecture", "logical_cores", "usable_cores", "gpus", "torch_threads")
-"""Parts of the environment that make a machine class."""
+"""Parts of the environment that make a hardware class."""
 
 _WRITTEN_ELSEWHERE = frozenset(
     {
@@ -85,7 +85,7 @@ def cost_obstacle(a: Manifest, b: Manifest, formats: tuple[str, str]) -> str:
     for key in HARDWARE:
         one, other = a.environment.get(key), b.environment.get(key)
         if one != other:
-            return f"another machine class: {key.replace('_', ' ')} is {_short(one)} in A, {_short(other)} in B"
+            return f"another hardware class: {key.replace('_', ' ')} is {_short(one)} in A, {_short(other)} in B"
     for what, one, other in (
         ("number format", *numbers),
         ("device", _device(a), _device(b)),
@@ -115,7 +115,7 @@ def score_obstacle(a: RecordedRun, b: RecordedRun) -> str:
 
 
 def machine_class(environment: Mapping[str, Any], numbers: str) -> str:
-    """Return the machine class of a run in one line: what must be equal for its costs to be compared."""
+    """Return the hardware class of a run in one line: what must be equal for its costs to be compared."""
     values = [environment.get(key) for key in HARDWARE]
     cpu, architecture, logical, usable, gpus, threads = (("?" if value is None else value) for value in values)
     accelerator = "no GPU" if gpus in ([], "?") else ", ".join(map(str, gpus))

@@ -170,9 +170,9 @@ def test_other_references_forbid_scores_alone(recorded: Make) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"environment": {"cpu": "Other CPU"}}, "another machine class: cpu is Test CPU in A, Other CPU in B"),
-        ({"environment": {"torch_threads": 4}}, "another machine class: torch threads is – in A, 4 in B"),
-        ({"environment": {"gpus": ["H100"]}}, "another machine class: gpus is – in A, H100 in B"),
+        ({"environment": {"cpu": "Other CPU"}}, "another hardware class: cpu is Test CPU in A, Other CPU in B"),
+        ({"environment": {"torch_threads": 4}}, "another hardware class: torch threads is – in A, 4 in B"),
+        ({"environment": {"gpus": ["H100"]}}, "another hardware class: gpus is – in A, H100 in B"),
         ({"model": {"dtype": "bfloat16"}}, "another number format: float32 in A, bfloat16 in B"),
         (
             {"manifest": {"config": {"kv": "propagate", "batch_size": 1, "arrival_rate": 2.0}}},

@@ -106,7 +106,7 @@ def test_what_cannot_be_judged_does_not_pass(recorded: Make, points: tuple[Point
     other = recorded("b", **run, environment={"cpu": "Other"})
     elsewhere = compare_runs(recorded("a", **run), other, Wanted()).points
     (one, _) = judge(parse_condition("latency_p50>+5%"), elsewhere)
-    assert one.about == "cannot be judged: another machine class: cpu is Test CPU in A, Other in B."
+    assert one.about == "cannot be judged: another hardware class: cpu is Test CPU in A, Other in B."
 
 
 def test_scores_of_few_prompts_cannot_be_judged(recorded: Make) -> None:
