@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every run behind the tables of the documentation, each once: what is finished is left alone, what was stopped goes on.
 #
-#   reports/gallery/results.sh DATA_FOLDER              three hours on two cores; nothing else may run beside it
+#   reports/gallery/results.sh DATA_FOLDER              four and a half hours on two cores; nothing else may run beside it
 #   reports/gallery/results.sh DATA_FOLDER --dry-run    what the studies will take, from a few requests of each kind
 #   python reports/gallery/tables.py studies            then writes the tables
 #
