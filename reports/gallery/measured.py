@@ -42,10 +42,12 @@ class Table:
     Attributes:
         studies: whose runs it is made of.
         lines: yields its lines in Markdown, given those runs and the folder of all studies.
+        intervals: whether they stand in brackets.
     """
 
     studies: tuple[str, ...]
     lines: Callable[[Found, Path], Iterable[str]]
+    intervals: bool = True
 
 
 @dataclass(frozen=True)
@@ -153,8 +155,8 @@ def worth(found: Found, _: Path) -> Iterator[str]:
     yield "|:--|--:|--:|--:|--:|--:|"
     for text in STREAMS:
         speed = {point: by[text, point] for point in (lossy, EXITS, LOOKUP, BOTH)}
-        cells = {point: f"{DECODING.cell(row)} ({row['speedup']:.2f}×)" for point, row in speed.items()}
-        prefix = PREFIX.cell(speed[lossy])
+        cells = {point: f"{row['decode_speedup']:.2f}× ({row['speedup']:.2f}×)" for point, row in speed.items()}
+        prefix = f"{speed[lossy][PREFIX.name]:.2f}"
         yield markdown_row([text, cells[lossy], prefix, cells[EXITS], cells[LOOKUP], cells[BOTH]])
 
 
@@ -347,7 +349,7 @@ _ALONE = (
     *("classifier", "lte", "rl", "rl:agent=rl-python", "oracle"),
 )
 TABLES = {
-    "worth": Table(("exits",), worth),
+    "worth": Table(("exits",), worth, intervals=False),
     "lossless": points("exits", (PREFIX, VERIFIED, ACCEPTED, READ, BYTES, DECODING, REQUEST), *LOSSLESS),
     "lossless-float32": points("float32", (PREFIX, VERIFIED, ACCEPTED, BYTES, DECODING, REQUEST), *LOSSLESS),
     "draft-sources": Table(("exits",), draft_sources),

@@ -109,7 +109,8 @@ def provenance(table: Table, found: Mapping[str, Sequence[RecordedRun]]) -> str:
     said.append(", ".join(dict.fromkeys(row.numbers for row in rows)))
     counts = sorted({row.n for row in rows if row.strategy == "full"})
     span = f"{counts[0]}" if len(counts) < 2 else f"{counts[0]} to {counts[-1]}" if counts else ""
-    said.append(f"{span} documents of each kind; in brackets 95 % intervals over documents" if counts else "")
+    said.append(f"{span} documents of each kind" if counts else "")
+    said.append("in brackets 95 % intervals over documents" if counts and table.intervals else "")
     return f"*{'; '.join(part for part in said if part)}.*"
 
 
