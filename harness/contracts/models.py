@@ -25,7 +25,7 @@ Weights: TypeAlias = Literal["pretrained", "tuned", "random"]
 WeightsChoice: TypeAlias = Literal["auto", "pretrained", "tuned", "random"]
 ExitHead: TypeAlias = Literal["auto", "shared", "shortcut"]
 KVInput: TypeAlias = Literal["hidden", "shortcut"]
-Graphs: TypeAlias = Literal["segments", "conditional", "none"]
+Graphs: TypeAlias = Literal["segments", "conditional", "off"]
 
 
 @dataclass(frozen=True, slots=True)

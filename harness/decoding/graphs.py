@@ -122,7 +122,7 @@ class CudaGraphs:
             if "synchronizing CUDA operation" not in str(error):
                 raise
             raise OptionError(
-                f"what is to be recorded waits for the device: {reason(error)}. Use --graphs none."
+                f"what is to be recorded waits for the device: {reason(error)}. Use --graphs off."
             ) from error
         finally:
             torch.cuda.set_sync_debug_mode(before)
@@ -156,7 +156,7 @@ def recorder_for(backbone: Backbone, graphs: Graphs = "segments") -> Recorder | 
             f"--graphs conditional needs plain matrices on a CUDA device; this model is on {backbone.device}"
             f"{'' if backbone.device.type != 'cuda' else ' in a packed format'}. Use --graphs segments."
         )
-    if graphs == "none" or not able:
+    if graphs == "off" or not able:
         return None
     return CudaGraphs(backbone.device, conditional=graphs == "conditional")
 

@@ -51,7 +51,7 @@ from strategies.saturation import Saturation
 loaded = harness.load("llama-3.2-3b", weights="random", dtype="bfloat16", weights_format="bfloat16", device=sys.argv[1]).loaded
 never = (Confidence(threshold=1.0), Saturation(threshold=2.0))  # all that checks cost, and no token leaves
 for strategy in (Full(), *never):
-    for graphs in ("none", "segments", "conditional"):
+    for graphs in ("off", "segments", "conditional"):
         try:
             engine, rates = Engine(loaded.backbone, loaded.info, recorder=recorder_for(loaded.backbone, graphs)), []
         except HarnessError as error:
