@@ -114,6 +114,10 @@ class _Server(uvicorn.Server):
             self.force_exit = True
             # It would log every answer that breaks off, with a traceback.
             logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+            # From Python 3.12 on a server is closed when its connections are, and uvicorn waits for that.
+            loop = asyncio.get_running_loop()
+            for connection in list(self.server_state.connections):
+                loop.call_soon_threadsafe(connection.transport.abort)
         else:
             self._service.drain()
             self.should_exit = True

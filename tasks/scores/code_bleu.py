@@ -275,7 +275,8 @@ def _without_comments(code: str, language: str) -> str:
 
     try:
         return str(remove_comments_and_docstrings(code, language))
-    except (SyntaxError, tokenize.TokenError):  # a fragment that Python's own tokenizer refuses stays as it is
+    except (SyntaxError, SystemError, UnicodeError, tokenize.TokenError):
+        # What Python's own tokenizer refuses, or fails on (that of 3.12 and newer at null bytes), stays as it is.
         return code
 
 

@@ -273,3 +273,9 @@ def test_the_score_does_not_depend_on_the_hash_seed() -> None:
         for seed in ("1", "2", "3")
     }
     assert len(outputs) == 1
+
+
+@pytest.mark.parametrize("text", ["x = 1\x00\n", "\x00", "é\x00'", "f'{\x00"])
+def test_what_no_tokenizer_takes_is_scored(text: str) -> None:
+    """Python's own raises what is no refusal at null bytes, from 3.12 on."""
+    assert components([(text, "x = 1\n")], "python") is not None
