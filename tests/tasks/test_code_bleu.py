@@ -275,7 +275,7 @@ def test_the_score_does_not_depend_on_the_hash_seed() -> None:
     assert len(outputs) == 1
 
 
-@pytest.mark.parametrize("text", ["x = 1\x00\n", "\x00", "é\x00'", "f'{\x00"])
+@pytest.mark.parametrize("text", ["x = 1\x00\n", " a\n\x00"])
 def test_what_no_tokenizer_takes_is_scored(text: str) -> None:
     """Python's own raises what is no refusal at null bytes, from 3.12 on."""
     assert components([(text, "x = 1\n")], "python") is not None
