@@ -275,7 +275,14 @@ def test_the_score_does_not_depend_on_the_hash_seed() -> None:
     assert len(outputs) == 1
 
 
-@pytest.mark.parametrize("text", ["x = 1\x00\n", " a\n\x00"])
-def test_what_no_tokenizer_takes_is_scored(text: str) -> None:
-    """Python's own raises what is no refusal at null bytes, from 3.12 on."""
-    assert components([(text, "x = 1\n")], "python") is not None
+@pytest.mark.parametrize(
+    "error", [SystemError("an exception set"), UnicodeDecodeError("utf-8", b"a\xef", 1, 2, "unexpected end of data")]
+)
+def test_what_the_tokenizer_fails_on_is_scored(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """Python's own, from 3.12 on, at null bytes and at texts that end within a character."""
+
+    def fails(*_: object) -> str:
+        raise error
+
+    monkeypatch.setattr("codebleu.parser.remove_comments_and_docstrings", fails)
+    assert components([("y = 1\x00\n", "x = 1\n")], "python") is not None
