@@ -9,6 +9,7 @@ whenever the making is stopped; ``tables.tex`` is first, and tells an unfinished
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,6 @@ from reports.figures.figure import Figure, save_figures
 from reports.figures.layout import Width
 from reports.files import write_files
 from reports.front_page import HEAD, front_page
-from reports.indented_json import indented
 from reports.published.section import reference_markdown
 from reports.recorded import RecordedRun
 from reports.tables.export import (
@@ -57,7 +57,6 @@ _FILES = {
 }
 MOST_RUNS_DRAWN = 20
 """With more runs than this, figures of each are drawn only when asked for: they take seconds a run."""
-_MARGIN = "\n  "  # of an entry of an array
 _HEADING = "# Early-exit benchmark report"
 _HEADS = {"report.md": _HEADING, "index.html": HEAD, "tables.tex": FIRST_LINE}
 """How the files begin that tell a report, finished or not, from other files."""
@@ -106,7 +105,8 @@ class Collection:
         """Yield a JSON array in parts, one entry per run: those that could not be read last, with the reason."""
         yield "["
         for number, entry in enumerate(self._entries()):
-            yield f"{',' * bool(number)}\n  {escape_json(indented(entry, _MARGIN))}"
+            text = json.dumps(entry, indent=2).replace("\n", "\n  ")  # as the array's own indentation would
+            yield f"{',' * bool(number)}\n  {escape_json(text)}"
         yield "\n]"
 
     def _entries(self) -> Iterator[dict[str, Any]]:

@@ -122,7 +122,7 @@ class CudaGraphs:
             if "synchronizing CUDA operation" not in str(error):
                 raise
             raise OptionError(
-                f"what is to be recorded waits for the device: {reason(error)}. Use --graphs off."
+                f"what is to be recorded waits for the device: {reason(error)}. Use --graphs segments, or off."
             ) from error
         finally:
             torch.cuda.set_sync_debug_mode(before)

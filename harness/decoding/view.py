@@ -129,9 +129,10 @@ class LayerView:
     @property
     def top_token(self) -> Tensor:
         """Arg-max of the logits, ``[n]``."""
-        return self._found()[0]
+        return self.best()[0]
 
-    def _found(self) -> Best:
+    def best(self) -> Best:
+        """Return the LM head's best tokens and their logits, ``[n]`` each, where they are."""
         if self._best is None:
             self._best = best(self.logits)
         return self._best
@@ -205,14 +206,10 @@ class LayerView:
             self._charge_cheap(row, head)
         return self._heads.read(head, self.exit_state)
 
-    def best(self) -> Best:
-        """Return the LM head's best tokens and their logits, ``[n]`` each, where they are."""
-        return self._found()
-
     @property
     def only_answers(self) -> bool:
-        """Whether the rule has done nothing but answer, and has read no cheap head, and not the last layer."""
-        asked = (self._given, self._answering, self._stopping, self._deep)
+        """Whether the rule has chosen no tokens, ended nothing, and read no cheap head."""
+        asked = (self._given, self._answering, self._stopping)
         return all(one is None for one in asked) and not (self._readings or self._parts)
 
     def once(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
@@ -291,7 +288,7 @@ class LayerView:
         for _, part in self._parts:
             yield from part.scores()
         if self._logits is not None and not self._derived:
-            self._found()  # which makes the token of what leaves, too
+            self.best()  # which makes the token of what leaves, too
         for known in (self._best, self._deep):
             if known is not None:
                 yield self._layer, self._rows, known[1] - known[1]  # NaN where it is infinite, too
@@ -387,7 +384,7 @@ class LayerView:
     def _full_choices(self, places: list[int]) -> list[tuple[int, float]]:
         """Return tokens of the LM head and their logits."""
         if self._logits is not None or (len(places) == len(self._rows) and not self._parts):
-            every = choices(self._found())
+            every = choices(self.best())
             return [every[place] for place in places]
         return choices(best(self.output_logits(places)))
 

@@ -104,10 +104,8 @@ def evaluate(metric: Metric, point: Point) -> Estimate | None:
 def compare_all(metrics: Sequence[Metric], points: Sequence[Point]) -> list[Mapping[Metric, Comparison]]:
     """Return for each operating point of one table its comparisons with full depth, corrected."""
     found: list[dict[Metric, Comparison]] = [{} for _ in points]
-    named = {metric.name: metric for metric in metrics}
     for metric in metrics:
-        first = named.get(metric.restates, metric)
-        column = [_compare(metric, point, at.get(first)) for at, point in zip(found, points, strict=True)]
+        column = [_compare(metric, point) for point in points]
         tested = sum(one.p is not None for one in column)
         for at, one, p in zip(found, column, holm([one.p for one in column]), strict=True):
             at[metric] = replace(one, p_holm=p, family=tested)
@@ -122,14 +120,8 @@ def is_distinguishable(metric: Metric, estimate: Estimate | None) -> bool:
     return estimate.p_holm <= LEVEL and not estimate.interval[0] <= no_difference <= estimate.interval[1]
 
 
-def _compare(metric: Metric, point: Point, restated: Comparison | None = None) -> Comparison:
-    """Compare one operating point; full depth itself has a ratio of 1 by definition, without interval or test.
-
-    Args:
-        metric: what is compared.
-        point: with full depth.
-        restated: the same of the metric that this one restates: of equal pairs interval and test are equal.
-    """
+def _compare(metric: Metric, point: Point) -> Comparison:
+    """Compare one operating point; full depth itself has a ratio of 1 by definition, without interval or test."""
     assert metric.compute is not None
     if not point.can_have(metric):
         return Comparison(metric)
@@ -140,15 +132,9 @@ def _compare(metric: Metric, point: Point, restated: Comparison | None = None) -
     if itself:
         return Comparison(metric, 1.0 if point.samples and pairs is not None else None)
     pairs = pairs or []
-    if restated is not None and restated.pairs and _pairs(restated.metric, point) == pairs:
-        return replace(restated, metric=metric)
     interval = ratio_interval(pairs)
     p = ratio_p(pairs) if isinstance(interval, tuple) else None
     return Comparison(metric, paired_ratio(pairs), interval, p, len(pairs))
-
-
-def _pairs(metric: Metric, point: Point) -> object:
-    return None if metric.compute is None else metric.compute(point)
 
 
 def _compare_means(metric: Metric, point: Point) -> Comparison:

@@ -92,18 +92,12 @@ def time_unit(seconds: Iterable[float | None]) -> tuple[str, float]:
     return ("ms", 1e3) if longest < _MILLISECONDS_BELOW_S else ("s", 1.0)
 
 
-def columns_of(table: ResultTable, section: str | None = None) -> Mapping[str, Column]:
+def columns_of(table: ResultTable) -> Mapping[str, Column]:
     """Return every column of a table in reading order, by the name of its metric.
 
     One that says in every row what the metric says that it restates is left out.
-
-    Args:
-        table: its rows.
-        section: of which alone the columns are wanted.
     """
-    metrics = metrics_of(table.rows)
-    chosen = metrics if section is None else [metric for metric in metrics if section in metric.sections]
-    return {metric.name: _column(table, metric) for metric in chosen if not _restated(table, metric)}
+    return {metric.name: _column(table, metric) for metric in metrics_of(table.rows) if not _restated(table, metric)}
 
 
 def headline_columns(table: ResultTable, columns: Mapping[str, Column]) -> list[Column]:

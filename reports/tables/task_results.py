@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from harness.records.summary import SummaryRow
 from reports.metrics.energy import ENERGY_PER_TOKEN
-from reports.metrics.sections import HEADLINE
 from reports.recorded import RecordedRun
 from reports.tables.columns import Column, columns_of, headline_columns
 from reports.tables.result import ResultTable, is_candidate, split_tables
@@ -114,6 +113,6 @@ def _columns(groups: Sequence[Group]) -> Iterator[Column]:
     """Yield the columns of the first table of a report; what all rows of a group share is among its facts."""
     shared = {"n", "errors"} if not any(group.table.uneven for group in groups) else set()
     together = ResultTable(tuple(row for group in groups for row in group.table.rows), "")
-    for column in headline_columns(together, columns_of(together, HEADLINE)):
+    for column in headline_columns(together, columns_of(together)):
         if column.key not in shared and (column.key != "kv" or len(set(column.cells)) > 1):
             yield column
