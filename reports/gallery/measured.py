@@ -350,8 +350,8 @@ _ALONE = (
 )
 TABLES = {
     "worth": Table(("exits",), worth, intervals=False),
-    "lossless": points("exits", (PREFIX, VERIFIED, ACCEPTED, READ, BYTES, DECODING, REQUEST), *LOSSLESS),
-    "lossless-float32": points("float32", (PREFIX, VERIFIED, ACCEPTED, BYTES, DECODING, REQUEST), *LOSSLESS),
+    "lossless": points("exits", (PREFIX, DECODING, REQUEST, VERIFIED, ACCEPTED, READ, BYTES), *LOSSLESS),
+    "lossless-float32": points("float32", (PREFIX, DECODING, REQUEST, VERIFIED, ACCEPTED, BYTES), *LOSSLESS),
     "draft-sources": Table(("exits",), draft_sources),
     "draft-kinds": Table(("exits",), draft_kinds),
     "draft-lengths": Table(("draft-lengths",), draft_lengths),
