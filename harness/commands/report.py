@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from harness.appearance.visible_text import one_line
 from harness.commands.console import escape, stderr, stdout, tell, write, write_json
+from harness.commands.options import FigureWidth
 from harness.commands.refusals import tell_refused
 from harness.errors import ConfigError, HarnessError, StoreError
+from harness.host.extras import require
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,13 +55,7 @@ def report(
             "--figures/--no-figures", help="With --out: draw figures of every run, or none. Default: of up to 20 runs."
         ),
     ] = None,
-    width: Annotated[
-        Literal["column", "text"] | None,
-        typer.Option(
-            help="With --out: width of the figures, a column (3.5 in) or the text (7 in) of a two-column paper. "
-            "Default: text."
-        ),
-    ] = None,
+    width: FigureWidth = None,
     without_duplicates: Annotated[
         bool,
         typer.Option(
@@ -122,6 +118,8 @@ def _together(
     from harness.commands.progress import TrainingProgress
     from reports.collection import check_folder, write_collection
 
+    if figures is not False:
+        require("figures", "matplotlib", otherwise="--no-figures leaves them out")
     check_folder(out)
     console = stderr()
     with TrainingProgress(console) as progress:

@@ -12,6 +12,7 @@ import typer
 from harness.commands.console import log_to, stderr, write
 from harness.commands.options import configured_by, named_by_flag
 from harness.errors import ConfigError
+from harness.host.extras import require
 from harness.serving.config import ServeConfig, prompt_cap
 
 __all__ = ["serve"]
@@ -50,7 +51,7 @@ def serve(
     if print_config is not None:
         write(_snippet(print_config, settings), end="")
         return
-    _check_extra()
+    require("serve", *EXTRA)
     log_to(stderr())
     if settings.log_prompts:
         import logging
@@ -104,11 +105,3 @@ def _reads(settings: Any) -> tuple[Any, int]:
 
     model = resolve(settings.request())
     return fill_in_the_middle(model.tokenizer.wrapped), prompt_cap(settings, model.info)
-
-
-def _check_extra() -> None:
-    from importlib.util import find_spec
-
-    missing = [name for name in EXTRA if find_spec(name) is None]
-    if missing:
-        raise ConfigError(f"serving needs {', '.join(missing)}: pip install 'early-exit-harness[serve]'")

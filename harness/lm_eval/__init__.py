@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from harness.lm_eval.requirements import require
+from harness.host.extras import require
 
 if TYPE_CHECKING:
     from harness.lm_eval.model import EarlyExitLM
@@ -19,7 +19,7 @@ __all__ = ["EarlyExitLM"]
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'harness.lm_eval' has no attribute '{name}'")
-    require()
+    require("lm-eval", "lm_eval")
     from harness.lm_eval.model import EarlyExitLM
 
     return EarlyExitLM

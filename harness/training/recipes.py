@@ -10,13 +10,13 @@ from typing import Literal
 from pydantic import Field
 
 from harness.contracts.recipes import Trained, TrainingRun
+from harness.host.extras import require
 from harness.training.agents.options import AgentOptions
 from harness.training.cheap_heads.options import LowRankOptions, ShortlistOptions
 from harness.training.heads.options import ActionOptions, ExcessOptions, HeadOptions, ReturnOptions
 from harness.training.lite.options import LiteOptions
 from harness.training.options import ControllerOptions
 from harness.training.predictor_options import PredictorOptions
-from harness.training.requirements import require
 from harness.training.shortcut.options import ShortcutOptions
 
 __all__ = [
@@ -171,7 +171,7 @@ class Agent(AgentOptions):
             from harness.training.agents.find_optimum import find_optimum
 
             return find_optimum(self.filled(), run)
-        require("stable_baselines3", "gymnasium")
+        require("train", "stable_baselines3", "gymnasium")
         from harness.models.artefacts import read_artefact
         from harness.training.agents.train_agent import train_agent
         from harness.training.identity import exit_head_note

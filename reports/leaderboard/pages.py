@@ -14,7 +14,7 @@ from typing import Any
 
 from harness.appearance.pages import templates
 from harness.appearance.token_style import TOKEN_CSS
-from harness.errors import ConfigError
+from harness.host.extras import require
 from reports.leaderboard.details import SAMPLES_SHOWN
 from reports.leaderboard.entries import RunEntry
 from reports.leaderboard.groups import group_of
@@ -66,15 +66,11 @@ def assets() -> Iterator[tuple[str, bytes]]:
 
 def _plotly() -> Path:
     """The library's one file, found without importing the package."""
+    require("leaderboard", "plotly")
     spec = find_spec("plotly")
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        file = Path(folder) / "package_data" / _PLOTLY
-        if file.is_file():
-            return file
-    raise ConfigError(
-        "plotly, which draws the leaderboard's plot, is not installed:",
-        ["pip install 'early-exit-harness[leaderboard]'"],
-    )
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).with_name("package_data") / _PLOTLY
 
 
 def _published() -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from harness.errors import DataError
+from harness.host.extras import require
 from harness.host.hub import hub_offline, hub_trouble
 from tasks.rows import RecordRows
 from tasks.sources import HubDataset
@@ -23,7 +24,9 @@ def open_hub(dataset: HubDataset) -> RecordRows:
 
     Raises:
         DataError: the hub is out of reach, or it has no such dataset.
+        ConfigError: the extra ``hub`` is not installed.
     """
+    require("hub", "datasets")
     import datasets  # late: half a second
     from huggingface_hub import constants
     from huggingface_hub.errors import HfHubHTTPError

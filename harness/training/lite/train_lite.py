@@ -9,6 +9,7 @@ import torch
 from harness.contracts import ModelRequest, Split
 from harness.contracts.recipes import Silent, TrainingRun
 from harness.errors import ConfigError
+from harness.host.extras import require
 from harness.models.model import resolve
 from harness.registry import TASKS
 from harness.training.corpus import Stream, read_streams
@@ -17,7 +18,6 @@ from harness.training.lite.fit import FitResult, fit
 from harness.training.lite.options import LiteOptions, LiteRecipe
 from harness.training.lite.start import find_start
 from harness.training.processes import is_main
-from harness.training.requirements import require
 
 __all__ = ["lite_recipe", "train_lite"]
 
@@ -40,7 +40,7 @@ def train_lite(options: LiteOptions, run: TrainingRun) -> FitResult:
         HarnessError: anything that cannot be done, in one line with the remedy.
     """
     recipe, seed, split = lite_recipe(options), options.seed, options.split
-    require("accelerate", *(["peft"] if recipe.method == "lora" else []))
+    require("train", "accelerate", *(["peft"] if recipe.method == "lora" else []))
     progress = run.progress if is_main() else Silent()
     loaders = [TASKS.load(name)() for name in options.tasks]
     # bfloat16 would round away whole-weight steps of 1e-5; LoRA's factors are float32 anyway

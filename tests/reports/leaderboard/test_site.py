@@ -368,7 +368,7 @@ def test_without_plotly_nothing_is_written_and_the_cure_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "plotly", None)  # as find_spec sees what is not there
-    with pytest.raises(ConfigError, match="plotly, which draws") as refused:
+    with pytest.raises(ConfigError, match="plot needs plotly, which is not installed") as refused:
         Site(tmp_path / "a")
     assert refused.value.commands == ("pip install 'early-exit-harness[leaderboard]'",)
     assert not (tmp_path / "a").exists()
