@@ -85,6 +85,7 @@ class CudaGraphs:
             )
         self._device, self.conditional = device, conditional
         self._pool: Any = None
+        self._living: weakref.WeakSet[Any] = weakref.WeakSet()  # graphs of the pool, which torch takes no other for once all are gone
         self._stream: Any = None  # torch's own default is one of the first device that any graph was captured on
         self._aside: Any = None
 
@@ -96,11 +97,13 @@ class CudaGraphs:
         """
         with torch.cuda.device(self._device):
             if self._stream is None:
-                self._pool = torch.cuda.graph_pool_handle()
                 self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
                 self._aside = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
             self._do_aside(work)
+            if not self._living:
+                self._pool = torch.cuda.graph_pool_handle()
             graph = torch.cuda.CUDAGraph()
+            self._living.add(graph)
             # Other threads, as a server's or a meter's, may use CUDA meanwhile.
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                 work()
@@ -140,7 +143,8 @@ class CudaGraphs:
 
 
 def _has_conditional_nodes() -> bool:
-    known = hasattr(torch.cuda.CUDAGraph, "begin_capture_to_if_node") and torch.version.hip is None
+    """Ask the version, too: before 2.13 torch took the stream of every such node from a few that all captures share."""
+    known = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13) and torch.version.hip is None
     return known and torch._C._cuda_getDriverVersion() >= 12040  # type: ignore[attr-defined]
 
 

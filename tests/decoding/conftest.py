@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,11 @@ from harness.contracts import Batch, ExitRule, ExitView, ModelInfo, Strategy
 from harness.decoding.cache import KVCache
 from harness.decoding.engine import Engine
 from harness.decoding.families import read
+from harness.models.controllers import OBSERVATIONS, Network, write_controller
+from harness.training.identity import identity
+from strategies.classifier import Classifier
+from strategies.lte import LearnToExit
+from strategies.rl import ReinforcementLearning
 
 LAYERS, VOCABULARY, POSITIONS = 6, 97, 160
 EXIT_POINTS = (1, 2, 3, 4, 5)
@@ -165,6 +171,33 @@ def prompts() -> list[list[int]]:
 
 
 # ----------------------------------------------------------------------- strategies of the tests
+
+
+def learned_network(width: int, chance: torch.Generator, scale: float = 3.0) -> Network:
+    """Return a random linear map to one number."""
+    weight = scale * torch.randn(1, width, generator=chance) / math.sqrt(width)
+    return Network(((weight, torch.randn(1, generator=chance)),), "relu")
+
+
+@pytest.fixture(scope="session")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, ModelInfo], Strategy]:
+    """``learned("rl", model)``: a strategy that a trained controller decides for, with random weights."""
+    makers: dict[str, Callable[[str], Strategy]] = {
+        "classifier": lambda path: Classifier(heads=path),
+        "lte": lambda path: LearnToExit(heads=path),
+        "rl": lambda path: ReinforcementLearning(agent=path),
+    }
+
+    def make(name: str, model: ModelInfo) -> Strategy:
+        chance, width = torch.Generator().manual_seed(3), model.hidden_size + 3
+        names = map(str, model.exit_points) if name == "classifier" else ("shared",)
+        networks = {each: learned_network(width, chance) for each in names}
+        path = tmp_path_factory.mktemp(name) / f"{name}.json"
+        facts = identity(model, "t") | {"threshold": 0.6}
+        write_controller(path, name, OBSERVATIONS["rich"], networks, facts)
+        return makers[name](str(path))
+
+    return make
 
 
 @dataclass(frozen=True)

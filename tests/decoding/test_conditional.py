@@ -84,6 +84,34 @@ def test_the_device_decides_as_the_host_does(
                 assert decoded(tokens, [prompt], strategy, kv) == asked
 
 
+@pytest.mark.parametrize("name", ["classifier", "lte", "rl"])
+@pytest.mark.parametrize("kv", ["propagate", "recompute"])
+def test_learned_exits_are_decided_alike(
+    llama: Any, learned: Callable[..., Strategy], name: str, kv: str, prompts: list[list[int]]
+) -> None:
+    tape = Tape(conditional=True)
+    segments, tokens = moved(llama.engine, recorder=Tape()), moved(llama.engine, recorder=tape)
+    strategy = learned(name, llama.info)
+    with Crossings():
+        asked = decoded(segments, prompts[:1], strategy, kv, 24)
+        assert len(set(asked[0]["exit_layers"])) >= 3
+        for _ in range(2):
+            assert decoded(tokens, prompts[:1], strategy, kv, 24) == asked
+    assert tape.skipped > 0
+
+
+def test_a_rule_that_cannot_be_a_key_is_asked_by_the_host(llama: Any, prompts: list[list[int]]) -> None:
+    @dataclass(frozen=True)
+    class Listed(Turning):
+        layers: Any = ()
+
+    tape = Tape(conditional=True)
+    with Crossings():
+        found = decoded(moved(llama.engine, recorder=tape), prompts[:1], Listed(layers=[1, 2]), "recompute")
+        assert found == decoded(moved(llama.engine, recorder=Tape()), prompts[:1], Turning(), "recompute")
+    assert tape.recorded > 1  # segments
+
+
 def test_tokens_leave_at_several_layers(llama: Any, prompts: list[list[int]]) -> None:
     """What the comparison above compares, so that it is one: exits of all depths, and runs that join."""
     (made,) = decoded(llama.engine, prompts[:1], Turning(), "recompute", 30)

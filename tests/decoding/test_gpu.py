@@ -59,6 +59,18 @@ def test_drafts_yield_full_depths_tokens(engine: Callable[..., Engine], prompts:
     assert [row.token_ids for row in made] == [row.token_ids for row in full]
 
 
+def test_all_graphs_can_go_and_others_be_recorded() -> None:
+    """torch takes no graph into a pool that has none left."""
+    recorder, one = graphs.CudaGraphs(torch.device("cuda")), torch.zeros(3, device="cuda")
+    for count in (2, 4):
+        again = recorder.record(lambda: one.add_(1))
+        again()
+        torch.cuda.synchronize()
+        assert one.tolist() == [count] * 3  # done once to set libraries up
+        del again
+        gc.collect()
+
+
 @pytest.fixture
 def conditional(engine: Callable[..., Engine]) -> Engine:
     try:

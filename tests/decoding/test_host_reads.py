@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -92,6 +93,17 @@ def test_a_check_is_one_read_at_most(llama: Any, prompts: list[list[int]], name:
     reads, uploads, checks = per_token(llama, prompts[:1], ASKED[name], kv)
 
     assert 1 < reads <= checks + 1
+    assert uploads == 0
+
+
+@pytest.mark.parametrize("name", ["classifier", "lte", "rl"])
+@pytest.mark.parametrize("kv", ["recompute", "propagate"])
+def test_a_check_of_a_learned_exit_is_one_read_at_most(
+    llama: Any, learned: Callable[..., Strategy], prompts: list[list[int]], name: str, kv: str
+) -> None:
+    reads, uploads, checks = per_token(llama, prompts[:1], learned(name, llama.info), kv)
+
+    assert 1 < reads <= checks + 1 + 1e-9
     assert uploads == 0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 from harness.contracts import Lossless, ModelInfo, Strategy
 from harness.decoding.generation import Generation
 from harness.models.artefacts import write_artefact
-from harness.models.controllers import OBSERVATIONS, Network, write_controller
+from harness.models.controllers import OBSERVATIONS, write_controller
 from harness.registry import KV_POLICIES
 from harness.training.identity import identity
 from strategies.consistent import Consistent
@@ -21,13 +20,9 @@ from strategies.full import Full
 from strategies.hash import Hash
 from strategies.predictor import Predictor
 from strategies.shortlist import Shortlist
+from tests.decoding.conftest import learned_network
 
 NEW, SEEDS = 16, [1, 2, 3]
-
-
-def network(width: int, chance: torch.Generator, scale: float = 3.0) -> Network:
-    weight = scale * torch.randn(1, width, generator=chance) / math.sqrt(width)
-    return Network(((weight, torch.randn(1, generator=chance)),), "relu")
 
 
 def of_hash(info: ModelInfo, folder: Path, chance: torch.Generator) -> Strategy:
@@ -40,14 +35,14 @@ def of_hash(info: ModelInfo, folder: Path, chance: torch.Generator) -> Strategy:
 def of_predictor(info: ModelInfo, folder: Path, chance: torch.Generator) -> Strategy:
     tensors = {}
     for point in info.exit_points:
-        tensors |= network(12, chance).tensors(str(point))
+        tensors |= learned_network(12, chance).tensors(str(point))
     facts = identity(info, "t") | {"threshold": 0.6, "candidates": 4, "head": "full", "activation": "relu"}
     write_artefact(folder / "predictor.json", "predictor", tensors, facts)
     return Predictor(head="full", predictor=str(folder / "predictor.json"))
 
 
 def of_policies(info: ModelInfo, folder: Path, chance: torch.Generator) -> Strategy:
-    networks = {str(point): network(info.hidden_size + 3, chance) for point in info.exit_points}
+    networks = {str(point): learned_network(info.hidden_size + 3, chance) for point in info.exit_points}
     facts = identity(info, "t") | {"threshold": 0.7}
     write_controller(folder / "consistent.json", "consistent", OBSERVATIONS["rich"], networks, facts)
     return Consistent(policies=str(folder / "consistent.json"))
