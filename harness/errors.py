@@ -23,6 +23,7 @@ __all__ = [
     "MeterError",
     "ModelError",
     "OptionError",
+    "OtherMachineError",
     "OutOfMemoryError",
     "OutOfReachError",
     "RegistryError",
@@ -104,6 +105,10 @@ class MeterError(HarnessError):
 
 class StoreError(HarnessError):
     """A run directory that is damaged, foreign, or belongs to another configuration."""
+
+
+class OtherMachineError(StoreError):
+    """A run that was begun on another machine or with other packages, and cannot go on here."""
 
 
 class ArtefactError(HarnessError):

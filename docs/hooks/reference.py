@@ -1,7 +1,8 @@
 """A hook of MkDocs: pages of the reference, made when the site is built of what the code declares.
 
 They are never files of the repository, so that they cannot drift from it: the command line is read from the parser,
-columns from their declarations, file formats from the records, the HTTP interface from the server's schema.
+columns and settings from their declarations, file formats from the records, the HTTP interface from the server's
+schema. One file, since all of them share how words, types and tables become Markdown.
 """
 
 from __future__ import annotations
@@ -12,24 +13,16 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, cast, get_args, get_origin
 
 if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig
     from mkdocs.structure.files import Files
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Put pages beside index.md that the navigation does not name into a section of their own."""
-    named = json.dumps(config.nav)
-    pages = sorted(Path(config.docs_dir).glob("*.md"))
-    others: list[Any] = [page.name for page in pages if f'"{page.name}"' not in named]
-    if others:
-        cast("list[Any]", config.nav).insert(2, {"Guides": others})
-    return config
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
@@ -41,6 +34,16 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     for picture in sorted((ROOT / "reports" / "gallery").glob("*.png")):
         files.append(File.generated(config, f"gallery/{picture.name}", abs_src_path=str(picture)))
     return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Put the fields of a configuration where a page leaves room for them: `<!-- fields of MODULE.CLASS -->`."""
+    return re.sub(r"^<!-- fields of (\S+) -->$", lambda found: "\n".join(settings(found[1])), markdown, flags=re.M)
+
+
+def on_page_content(content: str, **_: Any) -> str:
+    """Take out what docstrings tell other programs of a name, as `:class:` and `~` do."""
+    return re.sub(r":\w+:(<code>)~?", r"\1", content)
 
 
 def generated() -> Iterator[tuple[str, str]]:
@@ -77,7 +80,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
 
 def code(words: object) -> str:
     """Return words as code, in a cell too; nothing for nothing."""
-    shown = str(words).replace("|", "\\|")
+    shown = str(words)
     return f"`{shown}`" if shown else ""
 
 
@@ -116,6 +119,43 @@ def _command(called: str, command: Any, level: str) -> Iterator[str]:
         flags, said = option.get_help_record(context)
         needed = " *(required)*" if option.required else ""
         yield f"{code(flags)}{needed}\n:   {text(said.removesuffix('[required]').strip())}\n"
+
+
+# ------------------------------------------------------------------------------ settings from Python
+
+
+def settings(name: str) -> Iterator[str]:
+    """Yield the fields of a configuration, named with its module: by its panels, or by who declares them."""
+    module, _, cls = name.rpartition(".")
+    model = getattr(import_module(module), cls)
+    by_class = {base.__name__: inspect.get_annotations(base) for base in reversed(model.__mro__)}
+    for title, names in (model.panels or by_class).items():
+        fields = {each: model.model_fields[each] for each in names if each in model.model_fields}
+        yield f"\n**{title}**\n" if fields else ""
+        yield from table(
+            ("field", "type", "default", "meaning"),
+            (
+                (code(each), text(written(field.annotation)),
+                 "*required*" if field.is_required() else code(repr(field.get_default(call_default_factory=True))),
+                 text(field.description or ""))
+                for each, field in fields.items()
+            ),
+        )  # fmt: skip
+
+
+def written(annotation: Any) -> str:
+    """Return a type as one writes it, without what its parts are annotated with."""
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return written(parts[0])
+    if origin is Literal:
+        return " | ".join(map(repr, parts))
+    if origin in (Union, UnionType):
+        return " | ".join(map(written, parts))
+    if parts:
+        return f"{origin.__name__}[{', '.join(map(written, parts))}]"
+    signs = {NoneType: "None", Ellipsis: "..."}
+    return signs[annotation] if annotation in signs else str(getattr(annotation, "__name__", annotation))
 
 
 # ------------------------------------------------------------------------------ what is registered
@@ -202,10 +242,16 @@ def columns() -> Iterator[str]:
 
 def documents() -> Mapping[str, Any]:
     """Return file → record of a line, or of the whole file."""
+    from harness.models.artefact_facts import ArtefactFacts
+    from harness.models.exported import Exported
     from harness.records import Manifest, SampleRecord, WindowRecord
+    from harness.records.calibration import Calibration
     from harness.records.certificate import Certificate
     from harness.records.guarantee import CalibratedPoint
     from harness.records.summary import Summary
+    from harness.study.ledger import Event, StudyRecord
+    from harness.suitability.record import Suitability
+    from harness.sweep.records import Sweep
 
     return {
         "manifest.json": Manifest,
@@ -214,6 +260,13 @@ def documents() -> Mapping[str, Any]:
         "summary.json": Summary,
         "operating-point.json": CalibratedPoint,
         "certificate.json": Certificate,
+        "suitability.json": Suitability,
+        "sweep.json": Sweep,
+        "calibration.json": Calibration,
+        "study.json": StudyRecord,
+        "events.jsonl": Event,
+        "artefact.json": ArtefactFacts,
+        "early_exit.json": Exported,
     }
 
 
@@ -224,6 +277,13 @@ MADE_BY = {
     "summary.json": "`harness run` and `harness report`: can be made of the other files again.",
     "operating-point.json": "`harness calibrate`; `harness run --strategy @FILE` takes it.",
     "certificate.json": "`harness verify --json FILE`.",
+    "suitability.json": "`harness suitability --out DIR`.",
+    "sweep.json": "`harness sweep --out DIR`; `sweep.csv` has its rows.",
+    "calibration.json": "`harness sweep --out DIR`, of its scores: which thresholds tell right exits from wrong ones.",
+    "study.json": "`harness study`, when it begins or its grid has changed.",
+    "events.jsonl": "`harness study`: a line for whatever becomes of a point.",
+    "artefact.json": "`harness train NAME`, as `artefacts/MODEL/NAME.json` beside the tensors, `NAME.safetensors`.",
+    "early_exit.json": "`harness export`, in the exported folder.",
 }
 
 
@@ -246,10 +306,26 @@ def formats() -> Iterator[str]:
         yield f"Written by {MADE_BY[name]} [JSON Schema](schemas/{schema_file(name)}).\n"
         yield from _fields(schema)
         below |= schema.get("$defs", {})
+    yield from trace()
     yield "\n## Records within\n"
     for name, schema in sorted(below.items()):
         yield f"\n### {name}\n"
         yield from _fields(schema)
+
+
+def trace() -> Iterator[str]:
+    """Yield what a trace consists of, from the docstring of what writes it."""
+    from harness.training.traces import store
+
+    said = re.sub(r"\n {8,}", " ", store.__doc__ or "")
+    rows = [re.split(r"\s{2,}", line) for line in said.splitlines() if line.startswith("``")]
+    yield "\n## A trace\n"
+    yield "A folder, written by `harness trace` and `harness suitability --out DIR`. `index.json` says what it is of"
+    yield "and lists shards, files of safetensors:\n"
+    yield from table(("field", "meaning"), (list(map(text, row)) for row in rows if len(row) == 2))
+    yield "A shard has a row per token, the rows of a document one after the other (n tokens, E exit points, D hidden"
+    yield "size):\n"
+    yield from table(("column", "shape, type", "meaning"), (list(map(text, row)) for row in rows if len(row) == 3))
 
 
 def _fields(schema: Mapping[str, Any]) -> Iterator[str]:

@@ -10,8 +10,10 @@ from typing import Any, ClassVar, Literal, Self
 
 __all__ = ["Executor", "Happened", "How", "Job"]
 
-How = Literal["progress", "done", "refused", "out-of-memory", "stopped", "lost"]
+How = Literal["progress", "done", "refused", "out-of-memory", "elsewhere", "unfit", "stopped", "lost"]
 """``refused``: it cannot be measured, here or elsewhere; ``out-of-memory``: it may fit where nothing else was before;
+``elsewhere``: it was begun on another machine or with other packages, and numbers of two are not mixed in one run;
+``unfit``: its machine lacks something and takes no more of its kind, and another one is left;
 ``stopped``: nothing can be written any more, so that the study ends; ``lost``: the process or its machine died."""
 
 

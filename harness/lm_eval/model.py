@@ -6,12 +6,14 @@ how contexts and continuations are encoded, truncated and windowed, where answer
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 from zlib import crc32
 
+import torch
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.models.utils import has_bos_prefix
@@ -20,7 +22,7 @@ from tqdm import tqdm
 
 from harness.config import BASELINE, RunConfig
 from harness.config.model import DEFAULT_MODEL
-from harness.contracts import OWN_FORMAT, Meter, Strategy
+from harness.contracts import OWN_FORMAT, Meter, StopRule, Strategy
 from harness.contracts.meters import is_measured
 from harness.decoding.engine import Engine
 from harness.decoding.unit_costs import Timing
@@ -57,6 +59,7 @@ class EarlyExitLM(TemplateLM):  # type: ignore[misc]
         strategy: ``NAME[:option=value]…``, one operating point, or a strategy as an object or class.
         max_gen_toks: new tokens where a task names no limit.
         loglikelihood_exit: exit point whose head scores texts; ``None`` for full depth.
+        max_batch_size: lm-eval hands one to every model; ``batch_size`` decides here.
         settings: further ones of :class:`harness.RunConfig`: ``weights``, ``dtype``, ``weights_format``, ``exit_head``,
             ``kv``, ``decode``, ``batch_size``, ``device``, ``threads``, ``energy``, ``seed``. The weights format is the
             dtype's own unless named, so that full depth is ``hf``'s.
@@ -207,6 +210,8 @@ class EarlyExitLM(TemplateLM):  # type: ignore[misc]
             "dtype": info.dtype,
             "exit_head": info.exit_head.partition(":")[0],
             "num_layers": info.num_layers,
+            "device": self._device,
+            "threads": torch.get_num_threads(),
             "loglikelihood_at": "full depth" if full else f"exit after layer {self._scoring_layer}",
             "loglikelihood_layer": self._scoring_layer,
             "tasks": self.facts(),
@@ -236,8 +241,6 @@ class EarlyExitLM(TemplateLM):  # type: ignore[misc]
     def engine(self) -> Engine:
         """The model, its weights read when first asked for."""
         if self.config.threads is not None:
-            import torch
-
             torch.set_num_threads(self.config.threads)
         loaded = self._resolved.load(self._device)
         return Engine(loaded.backbone, loaded.info, self.config.kv_input, Timing())
@@ -259,8 +262,15 @@ class EarlyExitLM(TemplateLM):  # type: ignore[misc]
             raise ConfigError(f"{len(found)} operating points were asked for, and one can answer lm-eval. Name one.")
         return found[0]
 
-    def _spent(self, kind: str, task: str) -> Spent:
-        return self.spent.setdefault((kind, task), Spent(self.meter.source, is_measured(self.meter)))
+    @contextmanager
+    def _measured(self, kind: str, task: str) -> Iterator[Spent]:
+        """Measure the body as one window, since a sensor that ticks slowly sees nothing of a batch; count it there."""
+        _ = self.point  # which reads the model, before
+        spent = self.spent.setdefault((kind, task), Spent(self.meter.source, is_measured(self.meter)))
+        with metered(self.meter) as window:
+            yield spent
+        assert window.reading is not None
+        spent.add(window.reading)
 
     # ------------------------------------------------------------------------------- generation
 
@@ -292,34 +302,33 @@ class EarlyExitLM(TemplateLM):  # type: ignore[misc]
             for (task, until), places in alike.items():
                 rule = stop_rule(self._resolved.tokenizer, until)
                 longest_first = sorted(places, key=lambda place: -len(asks[place].prompt_ids))
-                for start in range(0, len(places), self.batch_size):
-                    batch = longest_first[start : start + self.batch_size]
-                    made = self._decode([asks[place] for place in batch], rule, task)
-                    found.update(zip(batch, made, strict=True))
-                    bar.update(len(batch))
+                with self._measured("generated", task) as spent:
+                    for start in range(0, len(places), self.batch_size):
+                        batch = longest_first[start : start + self.batch_size]
+                        made = self._decode([asks[place] for place in batch], rule, spent)
+                        found.update(zip(batch, made, strict=True))
+                        bar.update(len(batch))
         return [found[place] for place in range(len(asks))]
 
-    def _decode(self, asks: Sequence[Ask], stop: Callable[[Sequence[int]], bool], task: str) -> list[Sequence[int]]:
-        point, spent = self.point, self._spent("generated", task)
-        with metered(self.meter) as window:
-            made = self.engine.decode(
-                [ask.prompt_ids for ask in asks],
-                point.strategy,
-                kv=point.kv,
-                max_new_tokens=[ask.limit for ask in asks],
-                seeds=[self.config.seed + crc32(ask.sample_id.encode()) for ask in asks],
-                stop=stop,
-                eos_token_ids=self._resolved.tokenizer.eos_token_ids,
-                lossless=point.lossless,
-            )
+    def _decode(self, asks: Sequence[Ask], stop: StopRule, spent: Spent) -> list[Sequence[int]]:
+        point = self.point
+        made = self.engine.decode(
+            [ask.prompt_ids for ask in asks],
+            point.strategy,
+            kv=point.kv,
+            max_new_tokens=[ask.limit for ask in asks],
+            seeds=[self.config.seed + crc32(ask.sample_id.encode()) for ask in asks],
+            stop=stop,
+            eos_token_ids=self._resolved.tokenizer.eos_token_ids,
+            lossless=point.lossless,
+        )
         for ask, one in zip(asks, made, strict=True):
             if one.failure is not None:
-                raise ModelError(f"{task}, request {ask.sample_id}: {one.failure}")
+                raise ModelError(f"{ask.task}, request {ask.sample_id}: {one.failure}")
         facts = point.record.kv_facts
         first = int(facts is not None and facts.keeps_cache)  # a prompt pass has no depth to choose
-        assert window.reading is not None
         layers = [layer for one in made for layer in one.exit_layers[first:]]
-        spent.add(window.reading, len(asks), sum(len(one.token_ids) for one in made), layers)
+        spent.count(len(asks), sum(len(one.token_ids) for one in made), layers)
         return [one.token_ids for one in made]
 
     # ------------------------------------------------------------------------------- scoring
@@ -355,10 +364,11 @@ class EarlyExitLM(TemplateLM):  # type: ignore[misc]
             alike.setdefault(read, []).append(place)
         found: dict[int, tuple[float, bool]] = {}
         longest_first = sorted(alike.items(), key=lambda item: -len(item[0]))
-        with tqdm(total=len(requests), disable=disable_tqdm, desc="Running loglikelihood requests") as bar:
+        bar = tqdm(total=len(requests), disable=disable_tqdm, desc="Running loglikelihood requests")
+        with bar, self._measured("scored", self._task) as spent:
             for start in range(0, len(longest_first), self.batch_size):
                 batch = longest_first[start : start + self.batch_size]
-                found.update(self._score(requests, dict(batch)))
+                found.update(self._score(requests, dict(batch), spent))
                 bar.update(sum(len(places) for _, places in batch))
         answers = [found[place] for place in range(len(requests))]
         for (texts, _context, _continuation), answer in zip(requests, answers, strict=True):
@@ -367,14 +377,11 @@ class EarlyExitLM(TemplateLM):  # type: ignore[misc]
         return answers
 
     def _score(
-        self, requests: Sequence[Encoded], batch: Mapping[tuple[int, ...], Sequence[int]]
+        self, requests: Sequence[Encoded], batch: Mapping[tuple[int, ...], Sequence[int]], spent: Spent
     ) -> dict[int, tuple[float, bool]]:
         targets = [[requests[place][2] for place in places] for places in batch.values()]
-        engine, spent = self.engine, self._spent("scored", self._task)
-        with metered(self.meter) as window:
-            scores = log_likelihoods(engine, list(batch), targets, self._scoring_layer)
-        assert window.reading is not None
+        scores = log_likelihoods(self.engine, list(batch), targets, self._scoring_layer)
         tokens = sum(len(target) for each in targets for target in each)
-        spent.add(window.reading, sum(map(len, targets)), tokens, [self._scoring_layer] * tokens)
+        spent.count(sum(map(len, targets)), tokens, [self._scoring_layer] * tokens)
         places = (place for each in batch.values() for place in each)
         return dict(zip(places, (one for each in scores for one in each), strict=True))

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from harness.errors import complaint
 
-__all__ = ["NEEDED", "fault_in"]
+__all__ = ["NEEDED", "ArtefactFacts", "fault_in"]
 
 NEEDED: Mapping[str, tuple[str, ...]] = {
     "adapter": ("model_fingerprint",),
@@ -21,8 +21,25 @@ _Layer = Annotated[int, Field(ge=1, le=1000)]
 _Count = Annotated[int, Field(ge=0)]
 
 
-class _Facts(BaseModel):
-    """Facts of any kind of artefact, those that are absent left out; what is not read here may be anything."""
+class ArtefactFacts(BaseModel):
+    """Facts of any kind of artefact, those that are absent left out; what is not read here may be anything.
+
+    Attributes:
+        kind: ``adapter``, ``shortcut``, or the recipe that made it.
+        sha256: of the tensor file beside it.
+        model, model_fingerprint: the weights that it belongs to. base_fingerprint: of those before tuning.
+        adapter_sha256: of the adapter that was tuned together with a shortcut.
+        tokenizer_fingerprint: of the model's tokenizer.
+        exit_head: that it was trained for: ``shared``, or ``shortcut:`` and a hash.
+        num_layers, hidden_size, exit_points: of the model.
+        documents: keys of what it has read. ngrams: index of all its texts, in a file beside it.
+        data: what a tuning has read, by task and source. trained_on: likewise, of any other training.
+        recipe: how it was trained. training: of a checkpoint, the settings that it goes on with.
+        start: the tuning that this one went on from. seed: of all that was random. steps, tokens: trained on so far.
+        scale: of an adapter's products.
+        threshold: to begin with. temperature: of an agent's decision.
+        activation: of a network. observation: what it looks at.
+    """
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, protected_namespaces=())
 
@@ -72,7 +89,7 @@ def fault_in(facts: Mapping[str, Any], needed: tuple[str, ...] = ()) -> str:
         if name not in facts:
             return repr(name)
     try:
-        _Facts.model_validate(facts)
+        ArtefactFacts.model_validate(facts)
     except ValidationError as error:
         return f"{'.'.join(map(str, error.errors()[0]['loc']))}: {complaint(error)}"
     return ""

@@ -95,6 +95,7 @@ class Calibration(Record):
     """``calibration.json``.
 
     Attributes:
+        schema_version: of this document.
         measurement: how all of it was found out.
         title: what was replayed, in words.
         traces: folder of the trace.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.config import RunConfig
-from harness.errors import StoreError
+from harness.errors import OtherMachineError, StoreError
 from harness.records import Manifest
 
 __all__ = ["refuse_other_configuration", "refuse_other_placement", "refuse_other_run"]
@@ -34,6 +34,7 @@ def refuse_other_run(path: Path, before: Manifest, now: Manifest) -> None:
 
     Raises:
         StoreError: the first difference that affects results, with both values.
+        OtherMachineError: it lies in the machine or its packages.
     """
     old, new = before.model_dump(mode="json"), now.model_dump(mode="json")
     for document in (old, new):
@@ -49,7 +50,7 @@ def refuse_other_run(path: Path, before: Manifest, now: Manifest) -> None:
             continue
         key, was, is_now = difference
         if part == "environment":
-            raise StoreError(
+            raise OtherMachineError(
                 f"{path} was measured in another environment: {key} was {was}, now {is_now}. Numbers of two machines "
                 "or package versions must not be mixed in one run; start a new one with another --out."
             )
@@ -72,11 +73,11 @@ def refuse_other_placement(path: Path, before: Manifest, placement: Mapping[str,
         placement: as a manifest has it; layers alone are compared.
 
     Raises:
-        StoreError: says where they were, and where they would be.
+        OtherMachineError: says where they were, and where they would be.
     """
     was, is_now = (one.get("layers", "all layers on one device") for one in (before.placement, placement))
     if was != is_now:
-        raise StoreError(
+        raise OtherMachineError(
             f"{path} was measured with {was}; by the memory that is free now it would go on with {is_now}. Free memory "
             "of those devices, or start a new run with another --out and the layers named in --device-map."
         )

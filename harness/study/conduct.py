@@ -18,6 +18,9 @@ __all__ = ["ATTEMPTS", "Outcome", "Watcher", "conduct"]
 ATTEMPTS = 3
 """Times that a point is tried whose process died or ran out of memory."""
 
+AGAIN = ("lost", "out-of-memory", "elsewhere", "unfit")
+"""Ends of an attempt after which another one may do."""
+
 
 class Watcher(Protocol):
     """Is told how a study goes on."""
@@ -86,21 +89,30 @@ def conduct(study: StudyDirectory, executor: Executor, watcher: Watcher, *, retr
             continue
         point = points[event.job.name]
         took_s = round(time.monotonic() - began.pop(point.name), 3)
-        again = event.how in ("lost", "out-of-memory") and attempts[point.name] < ATTEMPTS
+        if event.how == "unfit":  # no attempt: that machine takes no more of them
+            attempts[point.name] -= 1
         if event.how == "done":
             study.log(point, "finished", place=event.place, took_s=took_s)
             outcome.finished += 1
             watcher.ended(point.name, "")
         elif event.how == "stopped":
             raise StoreError(f"{event.text} The study stops; give the same command again to go on.")
+        elif event.how in AGAIN and attempts[point.name] < ATTEMPTS:
+            text = _made_ready(study, point, event)
+            study.log(point, "retried", place=event.place, reason=text, took_s=took_s)
+            queue.append(point)
         else:
-            study.log(point, "retried" if again else "failed", place=event.place, reason=event.text, took_s=took_s)
-            if again:
-                queue.append(point)
-            else:
-                outcome.failed[point.name] = event.text
-                watcher.ended(point.name, event.text)
+            study.log(point, "failed", place=event.place, reason=event.text, took_s=took_s)
+            outcome.failed[point.name] = event.text
+            watcher.ended(point.name, event.text)
     return outcome
+
+
+def _made_ready(study: StudyDirectory, point: Point, event: Happened) -> str:
+    """Make room for another attempt where the last one cannot be gone on with; return why it is tried again."""
+    if event.how != "elsewhere":
+        return event.text
+    return f"It is measured anew, and what it held lies in {study.set_aside(point)} now: {event.text}"
 
 
 def _job(study: StudyDirectory, point: Point, attempts: int) -> Job:

@@ -10,13 +10,13 @@ from typing import Any
 
 from harness.config import RunConfig
 from harness.contracts.executors import How
-from harness.errors import ConfigError, HarnessError, OutOfMemoryError, StoreError, reason
+from harness.errors import ConfigError, HarnessError, OtherMachineError, OutOfMemoryError, StoreError, reason
 from harness.running.kept_model import KeptModel
 from harness.running.runner import execute
 from harness.running.session import Observer
 from harness.store.run_directory import MANIFEST, SUMMARY, RunDirectory
 
-__all__ = ["is_measured", "measure_point"]
+__all__ = ["is_full", "is_measured", "measure_point"]
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +47,10 @@ def measure_point(
             execute(config, resume=resume, observer=observer, model=model, placement=placement)
     except OutOfMemoryError as error:
         return "out-of-memory", str(error)
+    except OtherMachineError as error:
+        return "elsewhere", str(error)
     except HarnessError as error:
-        return ("stopped" if _is_full(error) else "refused"), str(error)
+        return ("stopped" if is_full(error) else "refused"), str(error)
     except OSError as error:
         return ("stopped" if error.errno in _FULL else "refused"), reason(error)
     except Exception as error:  # a defect of a plug-in, or ours: the study goes on, the traceback stands in the log
@@ -66,7 +68,7 @@ def _begun(directory: Path) -> RunConfig:
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
-def _is_full(error: BaseException) -> bool:
+def is_full(error: BaseException) -> bool:
     """Whether nothing can be written any more, so that the next point would fail as well."""
     seen: BaseException | None = error
     while seen is not None:

@@ -81,6 +81,7 @@ class Suitability(Record):
     """A model's suitability for early exit on a machine.
 
     Attributes:
+        schema_version: of this document.
         model, weights, exit_head, weights_format, num_layers, exit_points, fingerprint: the model, as a run has it.
         documents, tokens: read, teacher-forced. streams: task and source of each.
         keep: share of tokens that lossy settings had to keep.

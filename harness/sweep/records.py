@@ -129,6 +129,7 @@ class Sweep(Record):
     """A whole sweep.
 
     Attributes:
+        schema_version: of this document.
         measurement: of its rows.
         title: what was replayed, in words.
         traces: folder of the trace. traced_documents: which of its documents.

@@ -105,7 +105,7 @@ def provenance(table: Table, found: Mapping[str, Sequence[RecordedRun]]) -> str:
     said = list(dict.fromkeys(f"`{STUDIES[study]}`" for study in table.studies))
     said.append(days(datetime.fromisoformat(run.manifest.created).date() for run in runs))
     said += machines(run.summary.machine for run in runs)
-    rows = [row for run in found[table.studies[0]] for row in run.summary.rows]
+    rows = [row for run in runs for row in run.summary.rows]
     said.append(", ".join(dict.fromkeys(row.numbers for row in rows)))
     counts = sorted({row.n for row in rows if row.strategy == "full"})
     span = f"{counts[0]}" if len(counts) < 2 else f"{counts[0]} to {counts[-1]}" if counts else ""

@@ -178,7 +178,7 @@ def kv_markdown(summary: Summary) -> str:
 
 
 def _pipes(rows: Sequence[KVFigureRow]) -> Iterator[str]:
-    yield "| operating point | published time | published energy | measured time | measured energy | layers skipped |"
+    yield "| operating point | published time | published energy | time here | energy here | layers skipped |"
     yield "|---|--:|--:|--:|--:|--:|"
     for row in rows:
         skipped = MISSING if row.layers_skipped is None else f"{100 * row.layers_skipped:.1f} %"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
@@ -29,3 +31,8 @@ def commands(name: str, *, in_sentences: bool = True) -> Iterator[list[str]]:
         for part in line.removeprefix("$ ").split(";"):
             if part.strip().startswith("harness "):
                 yield shlex.split(part, comments=True)
+
+
+def hook(name: str) -> dict[str, Any]:
+    """Return what one of the hooks that build the site defines."""
+    return runpy.run_path(str(ROOT / "docs" / "hooks" / f"{name}.py"))

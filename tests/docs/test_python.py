@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ import torch
 
 from tests.docs.pages import NAMES, blocks
 
-NEED_A_MODEL = {"README.md": 1, "docs/tutorials/python.md": 4, "docs/tutorials/own-model.md": 1}
-"""Page → its blocks of Python that other tests of this file run."""
+NEED_A_MODEL = {"README.md": 1, "docs/lm-eval.md": 1, "docs/tutorials/python.md": 4, "docs/tutorials/own-model.md": 1}
+"""Page → its blocks of Python that other tests run."""
 API = "docs/tutorials/python.md"
 
 
@@ -54,3 +55,23 @@ def test_the_blocks_of_the_api_run_as_written(tmp_path: Path, monkeypatch: pytes
     run("README.md", blocks("README.md", "python")[0], names)  # here, since the model's kernels are compiled
     full = names["model"].generate("def fibonacci(n):\n    ", "full", max_new_tokens=24)
     assert names["answer"].tokens.token_id.tolist() == full.tokens.token_id.tolist()
+
+
+@pytest.mark.model
+def test_the_block_of_lm_eval_runs_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: None) -> None:
+    """On the row that its page shows, and the task that the walk's does."""
+    evaluator = pytest.importorskip("lm_eval.evaluator")
+    name = "docs/lm-eval.md"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    none_of_its_own = partial(evaluator.TaskManager, include_defaults=False)  # they take seconds to list
+    monkeypatch.setattr(evaluator, "TaskManager", none_of_its_own)
+    (row,), (task,) = blocks(name, "json"), blocks("docs/tutorials/walk.md", "yaml")
+    Path("lines.jsonl").write_text(row, encoding="utf-8")
+    Path("line.yaml").write_text(task, encoding="utf-8")
+    names: dict[str, Any] = {"__name__": "shown"}
+    (block,) = blocks(name, "python")
+    run(name, block, names)
+    assert (names["spent"]["requests"], names["results"]["config"]["early_exit"]["num_layers"]) == (1, 30)
+    assert 4 <= names["spent"]["exit_layer_mean"] <= 30
+    assert names["spent"]["s_per_token"] > 0

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-import runpy
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,7 +13,7 @@ import harness
 from harness.cli import COMMANDS
 from harness.records import SampleRecord
 from harness.registry import RECIPES, REGISTRIES
-from tests.docs.pages import ROOT
+from tests.docs.pages import ROOT, hook
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -24,9 +22,24 @@ def test_the_readme_is_read_in_ten_minutes() -> None:
     assert len(README.splitlines()) <= 160
 
 
-@pytest.mark.parametrize("target", re.findall(r"\]\(([^)#]+)", README))
-def test_the_readme_leads_to_what_is_there(target: str) -> None:
+LINKS = re.findall(r"\]\(([^)#]*)#?([^)]*)\)", README)
+
+
+@pytest.mark.parametrize(("target", "anchor"), LINKS)
+def test_the_readme_leads_to_what_is_there(target: str, anchor: str) -> None:
     assert (ROOT / target).is_file()
+    assert not anchor or anchor in anchors((ROOT / target).read_text(encoding="utf-8"))
+
+
+def anchors(page: str) -> set[str]:
+    """What GitHub calls the headings of a page."""
+    text = re.sub(r"^```.*?^```", "", page, flags=re.S | re.M)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.+)$", text, re.M)}
+
+
+def test_an_anchor_that_is_not_there_would_be_found() -> None:
+    page = "# Why no speed-up?\n\n```\n# no heading\n```\n\n## How `much` does it install?\n"
+    assert anchors(page) == {"why-no-speed-up", "how-much-does-it-install"}
 
 
 def test_the_readme_and_the_first_run_show_one_table() -> None:
@@ -42,7 +55,7 @@ def test_the_readme_and_the_first_run_show_one_table() -> None:
 @pytest.fixture(scope="module")
 def generated() -> dict[str, str]:
     """What the site's hook makes: path → text."""
-    return dict(runpy.run_path(str(ROOT / "docs" / "hooks" / "reference.py"))["generated"]())
+    return dict(hook("reference")["generated"]())
 
 
 def test_the_command_line_is_all_there(generated: dict[str, str]) -> None:
@@ -70,24 +83,12 @@ def test_every_column_has_its_line(generated: dict[str, str]) -> None:
         ), name
 
 
-def test_a_schema_is_that_of_the_file(generated: dict[str, str], tiny_run: Callable[..., Any], tmp_path: Path) -> None:
-    jsonschema = pytest.importorskip("jsonschema_rs")  # comes with schemathesis
-    ran = tiny_run("--strategy", "fixed:layer=4", "--out", "run")
-    assert ran.code == 0, ran.err
-    for name, lines in (("manifest", False), ("samples", True), ("windows", True), ("summary", False)):
-        file = next((tmp_path / "run").glob(f"{name}.json*"))
-        schema = json.loads(generated[f"reference/schemas/{name}.schema.json"])
-        texts = file.read_text().splitlines() if lines else [file.read_text()]
-        assert texts
-        for text in texts:
-            jsonschema.validate(schema, json.loads(text))
-
-
 def test_every_field_of_a_record_is_explained(generated: dict[str, str]) -> None:
-    page = generated["reference/files.md"].partition("## samples.jsonl")[2].partition("\n## ")[0]
-    said = dict(re.findall(r"^\| `(\w+)` \| [^|]* \| (.*) \|$", page, re.M))
-    assert set(said) == set(SampleRecord.model_fields)
-    assert {name for name, meaning in said.items() if not meaning.strip()} == set()
+    sections = re.split(r"^##+ ", generated["reference/files.md"], flags=re.M)
+    rows = {section.split("\n")[0]: re.findall(r"^\| `(\w+)` \| .* \| (.*) \|$", section, re.M) for section in sections}
+    assert {name for name, _ in rows["samples.jsonl"]} == set(SampleRecord.model_fields)
+    unexplained = [f"{title}: {name}" for title, fields in rows.items() for name, meaning in fields if not meaning]
+    assert unexplained == []
 
 
 def test_every_route_of_the_server_is_there(generated: dict[str, str]) -> None:
@@ -95,3 +96,32 @@ def test_every_route_of_the_server_is_there(generated: dict[str, str]) -> None:
     assert {"/generate", "/v1/completions", "/health"} <= set(paths)
     for path in paths:
         assert f" {path}\n" in generated["reference/http.md"]
+
+
+@pytest.mark.parametrize(
+    ("text", "addresses"),
+    [
+        ('<script async src="https://unpkg.com/a.js"></script>', ["https://unpkg.com/a.js"]),
+        ("<img alt=b src=//host/b.png> <img src=b.png>", ["//host/b.png"]),
+        ('<link href="https://fonts.example/css" rel="stylesheet">', ["https://fonts.example/css"]),
+        ('<link rel="preconnect" href="https://fonts.example">', ["https://fonts.example"]),
+        ("@font-face { src: url('https://host/c.woff2') }", ["https://host/c.woff2"]),
+        ('@import "https://host/d.css";', ["https://host/d.css"]),
+        ('<script src="../assets/a.js"></script><link rel="icon" href="b.png"><a href="https://host">there</a>', []),
+        ('<link rel="canonical" href="https://host/page"><link rel="prev" href="https://host/other">', []),
+        ("a { background: url(\"data:image/svg+xml,<svg xmlns='http://www.w3.org/2000/svg'>\") }", []),
+    ],
+)
+def test_what_a_page_loads_from_elsewhere_is_found(text: str, addresses: list[str]) -> None:
+    assert hook("offline")["loaded_from_elsewhere"](text) == addresses
+
+
+def test_a_site_that_needs_another_host_is_not_built(tmp_path: Path) -> None:
+    refused = pytest.importorskip("mkdocs.exceptions").PluginError
+    built = SimpleNamespace(site_dir=str(tmp_path))
+    (tmp_path / "assets").mkdir()
+    (tmp_path / "index.html").write_text('<script src="assets/a.js"></script>')
+    hook("offline")["on_post_build"](config=built)
+    (tmp_path / "assets" / "site.css").write_text("@import url(https://host/a.css);")
+    with pytest.raises(refused, match=r"assets/site\.css: https://host/a\.css"):
+        hook("offline")["on_post_build"](config=built)

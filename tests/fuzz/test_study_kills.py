@@ -7,9 +7,13 @@ import json
 import os
 import random
 import shutil
+import signal
+import subprocess
+import sys
 import time
+from collections import Counter
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +41,7 @@ def test_a_study_that_is_killed_comes_to_what_it_would_have_come_to(
 ) -> None:
     chance = random.Random(None if KILLS else kills)
     with fresh() as place:
-        settings = dict(zip((name.removeprefix("--").replace("-", "_") for name in RUN[::2]), RUN[1::2], strict=True))
-        settings |= {"model": str(model), "source": str(rows_file), "limit": 3, "exit_points": "all"}
-        shared = "\n".join(f"{name} = {json.dumps(value)}" for name, value in settings.items())
-        (place / "tiny.toml").write_text(f"[run]\n{shared}\nstrategies = {STRATEGIES}\n[grid]\nseed = [0, 1, 2]\n")
+        declare(place, model, rows_file, "seed = [0, 1, 2]")
         began = time.monotonic()
         whole = warm.run("study", "tiny.toml", "--out", "whole", cwd=place, door="study")
         seconds = time.monotonic() - began
@@ -61,6 +62,67 @@ def test_a_study_that_is_killed_comes_to_what_it_would_have_come_to(
                     replace_files({PROGRESS: json.dumps({"code": code, "killed": done, "ended": ends}).encode()})
         finally:
             record_property("fuzz", json.dumps({"kills of a study": {"killed": done, "come to an end": ends}}))
+
+
+@pytest.mark.slow
+@pytest.mark.matrix
+@pytest.mark.parametrize("kills", [max(4, KILLS // 20)])
+def test_a_driver_and_a_worker_that_are_killed_lose_nothing(
+    fresh: Fresh, model: Path, rows_file: Path, kills: int
+) -> None:
+    """Processes of their own, as a user has them, one of which is killed; a point of two repeats has a third."""
+    chance = random.Random(None if KILLS else kills)
+    with fresh() as place:
+        declare(place, model, rows_file, "repeats = [1, 2]")
+        began = time.monotonic()
+        assert _command(place, "whole").wait() == 0
+        seconds = time.monotonic() - began
+        expected = runs(place / "whole")
+        done = Counter[str]()
+        while done.total() < kills:
+            before = {run: committed(run) for run in sorted((place / "out" / "runs").glob("*"))}
+            driver = _command(place, "out")
+            victim = "driver" if done["driver"] <= done["worker"] else "worker"
+            with suppress(subprocess.TimeoutExpired):
+                driver.wait(timeout=chance.uniform(0, seconds))
+            if driver.poll() is None:
+                done[victim] += 1
+                _kill(driver.pid if victim == "driver" else _child(driver.pid))
+            assert driver.wait() in (0, -signal.SIGKILL)
+            for run, files in before.items():
+                for old, new in zip(files, committed(run), strict=True):
+                    assert new.startswith(old), "loses or changes what was finished"
+            if driver.returncode == 0:
+                assert runs(place / "out") == expected
+                shutil.rmtree(place / "out")
+        assert _command(place, "out").wait() == 0
+        assert runs(place / "out") == expected
+
+
+def declare(place: Path, model: Path, rows_file: Path, grid: str) -> None:
+    """Write the file of a small study."""
+    settings = dict(zip((name.removeprefix("--").replace("-", "_") for name in RUN[::2]), RUN[1::2], strict=True))
+    settings |= {"model": str(model), "source": str(rows_file), "limit": 3, "exit_points": "all"}
+    shared = "\n".join(f"{name} = {json.dumps(value)}" for name, value in settings.items())
+    (place / "tiny.toml").write_text(f"[run]\n{shared}\nstrategies = {STRATEGIES}\n[grid]\n{grid}\n")
+
+
+def _command(place: Path, out: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-P", "-m", "harness.cli", "study", "tiny.toml", "--out", out]
+    return subprocess.Popen(command, cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def _child(pid: int) -> int | None:
+    """Return the one process that another has started; ``None`` when it has none (yet)."""
+    with suppress(OSError):
+        return next(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()), None)
+    return None
+
+
+def _kill(pid: int | None) -> None:
+    if pid is not None:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def runs(folder: Path) -> dict[str, Any]:

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
+from harness.host import environment
 from harness.study.ledger import EVENTS
+from tests.run_files import cut
 
 Command = Callable[..., Any]
 Declare = Callable[..., Path]
@@ -113,7 +115,7 @@ def test_a_dry_run_says_what_is_left_and_measures_no_point(cli: Command, declare
     text = " ".join(foreseen.out.split())
     assert "3 points are left, 0 measured" in text
     assert "cannot run" in text
-    assert not list((tmp_path / "s" / "runs").iterdir())
+    assert not (tmp_path / "s" / "runs").exists()
     probes = tmp_path / "s" / "probes"
     (probe,) = probes.glob("*/windows.jsonl")  # seeds share what a request takes
     before = probe.read_bytes()
@@ -181,3 +183,24 @@ def test_a_disk_that_is_full_stops_the_study_and_fails_no_point(
     assert "The study stops; give the same command again to go on." in ran.err.replace("\n", " ")
     assert events(tmp_path / "s") == [("seed=0", "started")]
     assert cli("study", declare(seed=[0, 1]), "--out", "s").code == 0
+
+
+@pytest.mark.usefixtures("inline")
+def test_what_was_begun_on_another_machine_is_set_aside_and_measured_anew(
+    cli: Command, declare: Declare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numbers of two machines are not mixed in one run, and no point fails for it."""
+    cli("study", declare(seed=[0, 1]), "--out", "s")
+    whole, half = sorted((tmp_path / "s" / "runs").iterdir())
+    cut(half, 2)
+    (half / "summary.json").unlink()
+    kept = (half / "windows.jsonl").read_bytes()
+    here = environment.describe
+    monkeypatch.setattr(environment, "describe", lambda: here() | {"cpu": "Another"})
+    again = cli("study", declare(seed=[0, 1]), "--out", "s")
+    assert (again.code, again.out.splitlines()[0]) == (0, "2 points are measured.")
+    assert events(tmp_path / "s")[4:] == [("seed=1", what) for what in ("started", "retried", "started", "finished")]
+    assert 'environment.cpu was \\"' in (tmp_path / "s" / EVENTS).read_text().splitlines()[5]
+    assert (tmp_path / "s" / "aside" / f"{half.name}.1" / "windows.jsonl").read_bytes() == kept
+    machines = [json.loads((run / "manifest.json").read_text())["environment"]["cpu"] for run in (whole, half)]
+    assert machines == [here()["cpu"], "Another"]

@@ -39,6 +39,7 @@ class Local(Executor):
         self._share = share
         self._workers: list[_Worker] = []
         self._heard: queue.SimpleQueue[tuple[_Worker, bytes]] = queue.SimpleQueue()
+        self._unanswered: _Worker | None = None
 
     @classmethod
     def open(cls, options: Mapping[str, str]) -> Self:
@@ -72,7 +73,13 @@ class Local(Executor):
         kept.say(json.dumps({"directory": str(job.directory.absolute()), "settings": dict(job.settings)}))
 
     def wait(self) -> Happened:
-        """Wait for the next message of a process, or its death."""
+        """Wait for the next message of a process, or its death.
+
+        What told the message before waited until now, so that nothing is drawn here inside a window.
+        """
+        if self._unanswered is not None:
+            self._unanswered.say("")
+            self._unanswered = None
         while True:
             worker, line = self._heard.get()
             job = worker.job
@@ -94,7 +101,7 @@ class Local(Executor):
                 how, text, memory = _how(message["ended"]), message["text"], message["memory_bytes"]
                 return Happened(job, how, text, worker.place, worker.windows, memory)
             text = worker.progress(message)
-            worker.say("")  # the process waits, so that nothing here is drawn inside a window
+            self._unanswered = worker
             return Happened(job, "progress", text, worker.place, worker.windows)
 
     def _lost(self, worker: _Worker, job: Job) -> Happened:

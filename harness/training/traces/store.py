@@ -19,6 +19,25 @@ Columns, one row per token, the rows of a document consecutive (E exit points, D
 ``position``    ``[n]`` i32         its position, from 0
 ``document``    ``[n]`` i32         index into the index's documents
 ==============  ==================  =============================================================
+
+Fields of ``index.json``:
+
+=================================  ====================================================================================
+``format``                         1
+``model``, ``weights``, ``dtype``  what was traced: its name, ``pretrained``, ``tuned`` or ``random``, its activations
+``model_fingerprint``              of its weights
+``base_fingerprint``               of its weights before tuning
+``tokenizer_fingerprint``          of its tokenizer
+``num_layers``, ``hidden_size``    its shape
+``exit_points``, ``exit_head``     layers; ``shared``, or ``shortcut:`` and a hash
+``split``                          part of each dataset
+``length``                         tokens at which a document was cut, at most
+``new_tokens``                     generated behind a part of each document; 0 where its own were read
+``seed``                           drew the documents
+``shards``                         of each ``file``, ``bytes``, ``tokens``, and ``threads`` of the CPU
+``documents``                      of each ``id``, ``stream`` (task and source), ``key`` (hash of its text), ``length``,
+                                   ``tokens``; and ``prompt``, token ids, of what was generated
+=================================  ====================================================================================
 """
 
 from __future__ import annotations
