@@ -29,6 +29,11 @@ class BenchmarkTask(CodeCompletion):
     benchmark: ClassVar[Benchmark]
     tests: ClassVar[bool] = False
 
+    @property
+    def row_format(self) -> str:
+        """What ``--source PATH`` may hold, in words."""
+        return self.benchmark.row_format
+
     def load(self, request: TaskRequest, tokenizer: Tokenizer) -> TaskData:
         """Draw the samples; see :mod:`tasks.draw` for the order.
 

@@ -33,7 +33,6 @@ class CodeCompletion:
         lines: hub dataset of contexts and the lines they break off in; ``None``: there is none.
         offers: what protocols can read of it (:attr:`tasks.protocols.Protocol.wants`).
         default_protocol: of a run that names none.
-        row_format: in words, what ``--source PATH`` may hold.
     """
 
     name: ClassVar[str]
@@ -42,12 +41,20 @@ class CodeCompletion:
     lines: ClassVar[HubDataset | None] = None
     offers: ClassVar[frozenset[str]] = frozenset({"documents", "lines"})
     default_protocol: ClassVar[str] = "green-code"
-    row_format: ClassVar[str] = FORMS
 
     @property
     def language(self) -> str:
         """Programming language."""
         return self.code.name
+
+    @property
+    def row_format(self) -> str:
+        """What ``--source PATH`` may hold, in words."""
+        return FORMS
+
+    def protocols(self) -> tuple[str, ...]:
+        """Return the registered protocols that it can be drawn under, by name."""
+        return tuple(filter(self._fits, PROTOCOLS.names()))
 
     def embedded(self) -> Rows:
         """Return rows that need no download.
@@ -108,11 +115,13 @@ class CodeCompletion:
             ConfigError: it reads other rows than this task has.
         """
         protocol: AnyProtocol = PROTOCOLS.load(name)(self.code)
-        if protocol.wants not in self.offers:
-            fitting = [known for known in PROTOCOLS.names() if PROTOCOLS.load(known).wants in self.offers]
+        if not self._fits(name):
             raise ConfigError(
                 f"the protocol '{name}' does not fit the task '{self.name}': it reads rows of {protocol.wants}, and "
                 f"these are of {' and '.join(sorted(self.offers))}. Omit --protocol for '{self.default_protocol}', or "
-                f"use one of: {', '.join(fitting)}."
+                f"use one of: {', '.join(self.protocols())}."
             )
         return protocol
+
+    def _fits(self, protocol: str) -> bool:
+        return PROTOCOLS.load(protocol).wants in self.offers

@@ -20,7 +20,7 @@ from harness.cli import DEFECT, READER_GONE
 from harness.config import RunConfig, parse_strategies
 from harness.config.options import build_strategy
 from harness.records import WindowRecord
-from harness.registry import REGISTRIES, STRATEGIES
+from harness.registry import REGISTRIES, STRATEGIES, TASKS
 
 Command = Callable[..., Any]
 Shell = Callable[..., subprocess.CompletedProcess[str]]
@@ -314,6 +314,76 @@ def test_what_is_shown_is_text(cli: Command) -> None:
     task = " ".join(cli("show", "py150").out.split())
     assert "protocol green-code" in task
     assert "a JSONL file of {id, input, gt} or {id, code} rows" in task
+
+
+FAMILIES = {
+    "py150": (["codexglue-line", "green-code (default)"], "a JSONL file of {id, input, gt} or {id, code} rows"),
+    "repobench-java": (["repobench (default)"], "a folder with data/cross_file_first-*.parquet, "),
+    "crosscodeeval-csharp": (
+        ["crosscodeeval (default)", "crosscodeeval-fim"],
+        "a folder with csharp/line_completion_rg1_unixcoder_cosine_sim.jsonl, or",
+    ),
+    "humaneval-infilling-span": (
+        ["infilling (default)", "infilling-left"],
+        "a folder with HumanEval-RandomSpanInfilling/test-*.parquet or data/HumanEval-RandomSpanInfilling.jsonl.gz or "
+        "data/HumanEval-RandomSpanInfilling.jsonl, or",
+    ),
+}
+"""A task of each kind → the protocols that it takes, and how what it says of ``--source PATH`` begins."""
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_task_is_shown_with_what_fits_it_and_nothing_else(
+    cli: Command, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "2000")
+    protocols, source = FAMILIES[name]
+    said = cli("show", name).out
+    assert re.findall(r"^protocol (\S+(?: \(default\))?) ", said, re.M) == protocols
+    (path,) = re.findall(r"^--source PATH +(.+?) *$", said, re.M)
+    assert path.startswith(source)
+    for other, (_, begins) in FAMILIES.items():
+        assert (begins in said) == (other == name)
+
+
+@pytest.mark.parametrize("name", ["repobench-python", "crosscodeeval-python", "humaneval-infilling-single"])
+def test_the_columns_of_a_benchmark_are_those_of_its_description(
+    cli: Command, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "2000")
+    said = cli("show", name).out
+    (columns,) = re.findall(r"^--source PATH .* of \{(.+)\} rows *$", said, re.M)
+    (described,) = re.findall(r"^Rows \(.*", said, re.M)
+    assert set(columns.split(", ")) <= set(re.findall(r"\w+", described))
+    assert {"id", "input", "gt", "code"}.isdisjoint(columns.split(", "))
+
+
+ODD_TASKS = '''
+class Says:
+    """A task that is not built on ours."""
+
+    name, language, default_protocol = "odd", "python", "green-code"
+
+
+class Silent:
+    """A task that says nothing."""
+'''
+
+
+@pytest.mark.parametrize(("attribute", "protocols"), [("Says", ["green-code (default)"]), ("Silent", [])])
+def test_a_task_of_another_shape_is_shown(
+    cli: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, attribute: str, protocols: list[str]
+) -> None:
+    (tmp_path / "odd_tasks.py").write_text(ODD_TASKS)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "odd_tasks", raising=False)
+    point = metadata.EntryPoint("odd", f"odd_tasks:{attribute}", TASKS.group)
+    monkeypatch.setitem(TASKS._points, "odd", point)
+    ran = cli("show", "odd")
+    assert ran.code == 0, ran.err
+    assert "\nA task that " in ran.out
+    assert re.findall(r"^protocol (\S+(?: \(default\))?) ", ran.out, re.M) == protocols
+    assert "--source" not in ran.out
 
 
 def test_a_report_of_a_folder_that_may_only_be_read(

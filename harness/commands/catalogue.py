@@ -9,7 +9,7 @@ import typer
 from harness.appearance.docstrings import paragraphs
 from harness.commands.console import escape, stdout
 from harness.errors import UnknownNameError
-from harness.registry import REGISTRIES
+from harness.registry import PROTOCOLS, REGISTRIES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -74,7 +74,7 @@ def _show_entry(noun: str, name: str) -> None:
         else:
             _show_table(console, _fields(thing))
     if noun == "tasks":
-        _show_table(console, _task_facts(thing))
+        _show_table(console, _task_facts(thing()))
     if noun in _EXAMPLES:
         _show_options(console, noun, name)
     if noun == "strategies" and (shipped := _shipped(name)):
@@ -133,11 +133,16 @@ def _fields(thing: Any) -> dict[str, Any]:
 
 
 def _task_facts(task: Any) -> dict[str, Any]:
-    """Return what a task can be drawn under and from; what a class of another shape does not say is left out."""
+    """Return what a task can be drawn under and from; what one of another shape does not say is left out."""
+    from tasks.code_completion import CodeCompletion
+
+    default = getattr(task, "default_protocol", "")
+    fitting = task.protocols() if isinstance(task, CodeCompletion) else (default,)
+    protocols = [PROTOCOLS.entry(name) for name in fitting if name in PROTOCOLS]
     named = {"whole files": "documents", "lines": "lines"}
     datasets = {what: getattr(task, name, None) for what, name in named.items()}
     return {
-        **{f"protocol {entry.name}": entry.summary for entry in REGISTRIES["protocols"].entries()},
+        **{f"protocol {one.name}{' (default)' if one.name == default else ''}": one.summary for one in protocols},
         "--source PATH": getattr(task, "row_format", ""),
         **{f"--source hub, {what}": getattr(one, "repository", "") for what, one in datasets.items()},
     }

@@ -15,6 +15,25 @@ LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens
 """Names of the limit of new tokens, the first that is given counts."""
 OF_SAMPLING = frozenset({"do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "seed"})
 """Settings of sampling, which say nothing where it is off."""
+NEUTRAL: Mapping[str, int] = {
+    "num_beams": 1,
+    "num_beam_groups": 1,
+    "num_return_sequences": 1,
+    "repetition_penalty": 1,
+    "encoder_repetition_penalty": 1,
+    "length_penalty": 1,
+    "guidance_scale": 1,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "diversity_penalty": 0,
+    "presence_penalty": 0,
+    "frequency_penalty": 0,
+    "penalty_alpha": 0,
+    "min_length": 0,
+    "min_new_tokens": 0,
+    "min_tokens": 0,
+}
+"""What a setting that greedy decoding has not may be nevertheless: the number at which it changes nothing."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,7 +75,7 @@ def read_generation(task: str, settings: Mapping[str, Any], limit: int, end: str
             "Set do_sample: false in its generation_kwargs, or omit it."
         )
     strange = settings.keys() - OF_SAMPLING - {*LIMITS, "until"}
-    if changing := [name for name in sorted(strange) if settings[name] not in (None, False, 1, 1.0)]:
+    if changing := [name for name in sorted(strange) if _changes(name, settings[name])]:
         raise ConfigError(
             f"the task {task} sets {', '.join(changing)} in its generation_kwargs, which greedy decoding has not. "
             "Remove it there, or omit the task."
@@ -65,6 +84,13 @@ def read_generation(task: str, settings: Mapping[str, Any], limit: int, end: str
     until = [given] if isinstance(given, str) else list(given)
     found = next((settings[name] for name in LIMITS if settings.get(name) is not None), limit)
     return tuple(dict.fromkeys(text for text in [*until, end] if text)), int(found)
+
+
+def _changes(name: str, value: object) -> bool:
+    """Return whether a setting alters what is generated. ``True`` is no 1 here."""
+    if isinstance(value, bool) or value is None:
+        return value is True
+    return value != NEUTRAL.get(name)
 
 
 def stop_rule(tokenizer: Tokenizer, until: Sequence[str]) -> StopRule:

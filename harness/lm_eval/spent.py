@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from harness.contracts import EnergyReading
@@ -24,6 +24,7 @@ class Spent:
         layers: decoder layers executed, summed over ``decoded`` tokens.
         decoded: tokens whose depth counts: with a KV cache not the first of a completion, which the prompt yields.
         source: of the energy. measured: a sensor measured it.
+        flags: quality remarks on its windows. reason: why there are no joules.
     """
 
     source: str
@@ -34,18 +35,25 @@ class Spent:
     joules: float | None = 0.0
     layers: int = 0
     decoded: int = 0
+    flags: set[str] = field(default_factory=set)
+    reason: str | None = None
 
-    def add(self, reading: EnergyReading, requests: int, tokens: int, layers: Iterable[int]) -> None:
-        """Count a window: its requests and tokens, and the layers that each decoded one ran."""
+    def count(self, requests: int, tokens: int, layers: Iterable[int]) -> None:
+        """Count requests and tokens, and the layers that each decoded one ran."""
         depths = list(layers)
         self.requests, self.tokens = self.requests + requests, self.tokens + tokens
         self.layers, self.decoded = self.layers + sum(depths), self.decoded + len(depths)
+
+    def add(self, reading: EnergyReading) -> None:
+        """Add a window."""
         self.seconds += reading.duration_s
         self.joules = None if self.joules is None or reading.energy_j is None else self.joules + reading.energy_j
+        self.flags.update(reading.flags)
+        self.reason = self.reason or reading.reason
 
     def facts(self) -> dict[str, Any]:
         """Return the facts of a result; what was not measured is ``None``."""
-        return _facts(
+        facts = _facts(
             self.requests,
             self.tokens,
             self.layers / self.decoded if self.decoded else None,
@@ -54,6 +62,7 @@ class Spent:
             self.source,
             self.measured,
         )
+        return facts | {"energy_flags": sorted(self.flags), "energy_reason": self.reason}
 
 
 def facts_of_row(row: SummaryRow, tokens: int) -> dict[str, Any]:

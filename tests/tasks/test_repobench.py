@@ -1,7 +1,7 @@
-"""RepoBench: rows in the hub's layout, the official prompt and line by hand, and refusals that say what to get.
+"""RepoBench: rows in the hub's layout, the official prompt by hand, pairs as officially scored, and refusals.
 
-Prompts, lines and scores were also held against the authors' own code (docs/tasks.md says on how many); what stands
-here needs none of it.
+Prompts, lines and scores were also held against the authors' own code (docs/tasks.md says on how many); some pairs
+stand here with what that code said of them.
 """
 
 from __future__ import annotations
@@ -136,6 +136,44 @@ def test_the_line_is_the_first_that_is_no_comment(language: Any, text: str, line
     assert bool(ends) == over
     if ends:
         assert protocol.completion(words.decode(ids[: ends[0]])) == line
+
+
+@pytest.mark.parametrize(
+    ("language", "generated", "answer", "line", "match", "similarity"),
+    [
+        (PYTHON, "    return sum(map(price, items))\n\ndef", "    return sum(map(price, items))",
+         "    return sum(map(price, items))", 1, 100),
+        (PYTHON, "return sum(map(price, items))\n", "    return sum(map(price, items))",
+         "return sum(map(price, items))", 1, 94),
+        (PYTHON, "\tself.till.add(item)\n", "        self.till.add(item)", "\tself.till.add(item)", 1, 81),
+        (PYTHON, "\n    # what is due\n    due = price(item)\n", "    due = price(item, today)",
+         "    due = price(item)", 0, 86),
+        (PYTHON, '    """Pay."""\n    return 1\n', "    return 1", '    """Pay."""', 0, 31),
+        (PYTHON, "    x=total+1  \n", "    x = total + 1", "    x=total+1  ", 0, 81),
+        (PYTHON, "    raise ValueError(name)\n", "    for key, value in sorted(found.items()):",
+         "    raise ValueError(name)", 0, 49),  # difflib, in place of python-Levenshtein, says 40
+        (PYTHON, "", "    pass", "", 0, 0),
+        (PYTHON, "abcdefgh\n", "abcxdyez", "abcdefgh", 0, 62),  # 62.5, halves to even
+        (PYTHON, "    größe = 'weiß'\n", "    größe = 'weiss'", "    größe = 'weiß'", 0, 92),
+        (JAVA, "    /* what\n     * is due */\n    return total(items);\n", "    return total(item);",
+         "    return total(items);", 0, 98),
+        (JAVA, "// later\n}\n", "        }", "}", 1, 20),
+        (JAVA, "        List<String> names = new ArrayList<>();\n", "        names.add(new ArrayList<String>());",
+         "        List<String> names = new ArrayList<>();", 0, 69),
+    ],
+)  # fmt: skip
+def test_pairs_are_cut_and_score_as_officially(
+    language: Any, generated: str, answer: str, line: str, match: int, similarity: int
+) -> None:
+    """Expected is what ``get_first_line_not_comment``, ``exact_match_score`` and ``edit_similarity_score`` returned.
+
+    Those of Leolty/repobench, commit 630c865, with fuzzywuzzy 0.18.0 on Levenshtein 0.27.5, a pair at a time.
+    """
+    text = RepoBench(language).completion(generated)
+    assert text == line
+    scores = score_sample(Completion(text, answer, (), (), language.name, "repobench"))
+    assert scores["exact_match"] == match
+    assert scores["edit_similarity_indented"] == similarity / 100
 
 
 def test_indentation_counts_where_the_official_score_counts_it() -> None:

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 import pytest
 
 from harness.contracts import TaskRequest
-from harness.errors import DataError
-from harness.registry import TASKS
+from harness.errors import ConfigError, DataError
+from harness.registry import PROTOCOLS, TASKS
 from tasks.code_completion import CodeCompletion
 from tasks.javacorpus import JavaCorpus
 from tasks.languages import JAVA
@@ -59,6 +59,18 @@ def test_a_task_without_embedded_code_says_so(words: Any) -> None:
 
     with pytest.raises(DataError, match="'bare' has no embedded source"):
         Bare().load(TaskRequest("green-code", "embedded"), words)
+
+
+@pytest.mark.parametrize("name", TASKS.names())
+def test_a_task_takes_the_protocols_that_it_names_and_refuses_all_others(name: str) -> None:
+    task = TASKS.load(name)()
+    assert task.default_protocol in task.protocols()
+    for protocol in PROTOCOLS.names():
+        if protocol in task.protocols():
+            assert isinstance(task.completion(protocol, "x = 1\n"), str)
+        else:
+            with pytest.raises(ConfigError, match=rf"use one of: {', '.join(task.protocols())}\.$"):
+                task.completion(protocol, "x = 1\n")
 
 
 def test_importing_a_task_is_light() -> None:

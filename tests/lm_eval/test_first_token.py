@@ -1,0 +1,128 @@
+"""A tokenizer that puts a token before every text, as Llama's does: the model reads what lm-eval's own ``hf`` reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+
+from tests.lm_eval.conftest import KINDS
+
+Read: TypeAlias = set[tuple[int, ...]]
+FIRST = "<bos>"
+
+
+@pytest.fixture(scope="module")
+def begun(make_model: Callable[..., Path], tiny_tokenizer: Any, datasets_cache: None) -> Path:
+    from tokenizers import Tokenizer, processors
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer.from_str(tiny_tokenizer.backend_tokenizer.to_str())
+    backend.add_special_tokens([FIRST])
+    template = processors.TemplateProcessing(single=f"{FIRST} $A", special_tokens=[(FIRST, backend.token_to_id(FIRST))])
+    backend.post_processor = template
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=FIRST, eos_token="<eos>")
+    folder = make_model("llama", vocab_size=len(tokenizer))
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ours(begun: Path) -> Any:
+    from harness.lm_eval import EarlyExitLM
+
+    return EarlyExitLM(str(begun), energy="none", threads=1)
+
+
+@pytest.fixture(scope="module")
+def theirs(begun: Path) -> Any:
+    from lm_eval.models.huggingface import HFLM
+
+    return HFLM(str(begun), batch_size=1, device="cpu", dtype="float32", trust_remote_code=False)
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> tuple[Read, Read]:
+    """What reached our model, and theirs, one row of tokens at a time."""
+    from lm_eval.models.huggingface import HFLM
+
+    import harness.lm_eval.model as room
+    from harness.decoding.engine import Engine
+
+    mine: Read = set()
+    other: Read = set()
+    decode, score, generate, call = Engine.decode, room.log_likelihoods, HFLM._model_generate, HFLM._model_call
+
+    def decoding(engine: Engine, prompts: Sequence[Sequence[int]], *given: Any, **settings: Any) -> Any:
+        mine.update(map(tuple, prompts))
+        return decode(engine, prompts, *given, **settings)
+
+    def scoring(engine: Engine, inputs: Sequence[Sequence[int]], *given: Any) -> Any:
+        mine.update(map(tuple, inputs))
+        return score(engine, inputs, *given)
+
+    def generating(lm: Any, context: Any, *given: Any, **settings: Any) -> Any:
+        other.update(map(tuple, context.tolist()))
+        return generate(lm, context, *given, **settings)
+
+    def calling(lm: Any, inputs: Any, *given: Any, **settings: Any) -> Any:
+        other.update(map(tuple, inputs.tolist()))
+        return call(lm, inputs, *given, **settings)
+
+    monkeypatch.setattr(Engine, "decode", decoding)
+    monkeypatch.setattr(room, "log_likelihoods", scoring)
+    monkeypatch.setattr(HFLM, "_model_generate", generating)
+    monkeypatch.setattr(HFLM, "_model_call", calling)
+    return mine, other
+
+
+def numbers(answers: Sequence[Any]) -> list[Any]:
+    """Log-likelihoods within float32's rounding; whatever else was answered as it is."""
+    flat = [value for answer in answers for value in (answer if isinstance(answer, tuple) else (answer,))]
+    return [pytest.approx(value, rel=1e-5, abs=1e-4) if isinstance(value, float) else value for value in flat]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_task_is_read_and_answered_as_by_hf(
+    ours: Any, theirs: Any, read: tuple[Read, Read], evaluate: Callable[..., dict[str, Any]], kind: str
+) -> None:
+    found, wanted = (evaluate(lm, kind) for lm in (ours, theirs))
+    mine, other = read
+    assert mine == other
+    first = ours.tokenizer.bos_token_id
+    assert len(mine) >= 7
+    assert {row[0] for row in mine} == {first}
+    if kind != "whole":  # there the token that stands for no context comes before the tokenizer's own
+        assert first not in {row[1] for row in mine}
+    for name, value in wanted["results"][f"ours_{kind}"].items():
+        if isinstance(value, float):
+            assert found["results"][f"ours_{kind}"][name] == pytest.approx(value, rel=1e-5)
+
+
+CONTEXTS = {
+    "none": "",
+    "that begins with it": f"{FIRST}def load_path(",
+    "that ends in spaces": "def save_name(items)  ",
+    "longer than the model reads": "for item in items:\n    total = item.path + limit\n" * 30,
+}
+
+
+@pytest.mark.parametrize("context", CONTEXTS.values(), ids=CONTEXTS)
+def test_a_context_is_read_and_answered_as_by_hf(ours: Any, theirs: Any, read: tuple[Read, Read], context: str) -> None:
+    from lm_eval.api.instance import Instance
+
+    mine, other = read
+    to_write = [Instance("generate_until", {}, (context, {"until": ["never"], "max_gen_toks": 3}), 0, ("odd", 0, 1))]
+    assert ours.generate_until(to_write, disable_tqdm=True) == theirs.generate_until(to_write, disable_tqdm=True)
+    assert len(mine) == 1
+    assert mine == other
+    endings = (" total", f"{FIRST}x = 1", "x")
+    to_score = [Instance("loglikelihood", {}, (context, text), at, ("odd", 0, 1)) for at, text in enumerate(endings)]
+    scores = numbers(theirs.loglikelihood(to_score, disable_tqdm=True))
+    assert [value for answer in ours.loglikelihood(to_score, disable_tqdm=True) for value in answer] == scores
+    assert mine == other
+    is_long = len(context) > 1000
+    assert all((row[0] == ours.tokenizer.bos_token_id) != is_long for row in mine)
+    assert all(row[1:2] != (ours.tokenizer.bos_token_id,) for row in mine)
