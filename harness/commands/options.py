@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, Union, get_args, get_origin
 
 import typer
 from pydantic.fields import FieldInfo
@@ -21,10 +21,20 @@ from pydantic.fields import FieldInfo
 from harness.config.model import Configuration, Placeholder, RefusedValueError, limits
 from harness.config.presets import WithPresets
 from harness.errors import ConfigError
+from reports.figures.layout import Width
 
-__all__ = ["configure", "configured_by", "flag", "named_by_flag"]
+__all__ = ["FigureWidth", "configure", "configured_by", "flag", "named_by_flag"]
 
 C = TypeVar("C", bound=Configuration)
+
+FigureWidth: TypeAlias = Annotated[
+    Width | None,
+    typer.Option(
+        "--width",
+        help="Width of the figures: a column (3.5 in) or the text (7 in) of a two-column paper. Default: text.",
+    ),
+]
+"""The flag of every command that writes figures; ``None``: not given."""
 
 
 def configured_by(model: type[Configuration]) -> Callable[[Callable[..., None]], Callable[..., None]]:

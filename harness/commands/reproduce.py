@@ -10,7 +10,7 @@ from pydantic import Field
 
 from harness.appearance.visible_text import one_line
 from harness.commands.console import escape, stderr, stdout, write_json
-from harness.commands.options import configured_by
+from harness.commands.options import FigureWidth, configured_by
 from harness.config.model import Configuration, Folder, OperatingPoint, TaskName
 from harness.errors import ConfigError
 
@@ -77,6 +77,7 @@ def reproduce(
             "with that model, or full (its models and samples: days without a GPU). Default: small."
         ),
     ] = None,
+    width: FigureWidth = None,
     resume: Annotated[Path | None, typer.Option(help="Continue a folder.", metavar="DIR")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -88,10 +89,12 @@ def reproduce(
     if figure == "grid":
         from harness.commands.reproduce_grid import grid
 
-        grid(given, scale, resume, as_json=as_json)
+        grid(given, scale, resume, width or "text", as_json=as_json)
         return
     if scale is not None:
         raise ConfigError("--scale belongs to --figure grid. Use --limit for the samples of --figure kv.")
+    if width is not None:
+        raise ConfigError("--width belongs to --figure grid. --figure kv draws nothing: omit it.")
     from harness.running.settings import resolve_settings
 
     if resume is None:

@@ -13,8 +13,10 @@ from harness.errors import ConfigError
 from harness.green_code.grid import AGENTS, PAPER_MODELS, STAND_IN, GridSettings, fixed_layers, plan, read_scale
 from harness.green_code.measure import GridProgress, measure, open_grid, read_settings
 from harness.green_code.needs import available_tasks, check, facts, needs, weights_of
+from harness.host.extras import require
 from harness.store.run_directory import fresh_directory
 from reports.figures.figure import save_figures
+from reports.figures.layout import Width
 from reports.files import write_files
 from reports.green_code.compare import compare_grid
 from reports.green_code.files import grid_csv, grid_json, grid_markdown
@@ -28,13 +30,14 @@ FAST_BFLOAT16 = frozenset({"amx_bf16", "avx512_bf16"})
 """Processor flags: half precision is faster than single there, and slower without."""
 
 
-def grid(given: Mapping[str, Any], scale: str | None, resume: Path | None, *, as_json: bool) -> None:
+def grid(given: Mapping[str, Any], scale: str | None, resume: Path | None, width: Width, *, as_json: bool) -> None:
     """Measure the grid, or go on with it, and show it beside the paper's.
 
     Args:
         given: flags by the names of a run's configuration.
         scale: as asked for; ``None`` for small.
         resume: folder of a grid.
+        width: of the figures.
         as_json: print it as JSON.
 
     Raises:
@@ -44,6 +47,7 @@ def grid(given: Mapping[str, Any], scale: str | None, resume: Path | None, *, as
     log_to(console)
     if given.get("strategies"):
         raise ConfigError("--strategy belongs to --figure kv; the grid's operating points are the paper's.")
+    require("figures", "matplotlib")
     notes: tuple[str, ...] = ()
     if resume is not None:
         folder, settings = resume, read_settings(resume)
@@ -72,7 +76,7 @@ def grid(given: Mapping[str, Any], scale: str | None, resume: Path | None, *, as
     comparison = compare_grid(settings.thresholds, [(run.kind, run.stands_for, record) for run, record in measured])
     texts = {"grid.md": grid_markdown(comparison), "grid.csv": grid_csv(comparison), "grid.json": grid_json(comparison)}
     write_files(folder, texts)
-    save_figures(grid_figures(comparison), folder)
+    save_figures(grid_figures(comparison), folder, width)
     if as_json:
         write_json(texts["grid.json"].rstrip())
         return

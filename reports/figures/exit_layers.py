@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from reports.completions.token_kinds import KINDS, kinds_of
 from reports.figures.figure import Figure
-from reports.figures.layout import Width, panels, say_size
+from reports.figures.layout import ROWS, STACKED, Width, panels, say_size
 from reports.figures.task_table import PlacedPoint, TaskTable, shortened, task_tables
 from reports.recorded import RecordedRun
 from reports.summary.resampling import Resampled
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Histogram", "absence", "by_kind", "by_position", "figures"]
 
-_ROWS = 3  # operating points in one figure
 _MOST_POSITIONS = 64
 _MEAN = "#d55e00"
 _FEWEST = 10  # tokens; of fewer a column says nothing
@@ -54,7 +53,7 @@ def figures(run: RecordedRun) -> list[Figure]:
     found = []
     for table in task_tables(run):
         deciding = [point for point in table.points if _varies(point)]
-        parts = [deciding[start : start + _ROWS] for start in range(0, len(deciding), _ROWS)]
+        parts = [deciding[start : start + ROWS] for start in range(0, len(deciding), ROWS)]
         for number, points in enumerate(parts, 1):
             suffix = f"-{number}" if len(parts) > 1 else ""
             found.append(
@@ -149,7 +148,7 @@ def _drawer(table: TaskTable, points: Sequence[PlacedPoint]) -> Callable[[Width]
     def draw(width: Width) -> Canvas:
         kinds = any(_has_texts(point) for point in points)
         halves = 2 if kinds else 1
-        height = 1.8 if width == "text" else 1.4  # six below each other stay on a page
+        height = 1.8 if width == "text" else STACKED
         canvas, grid = panels(width, halves * len(points), height, across=halves, sharey=True)
         depth = table.run.manifest.model.num_layers
         layers = sorted(
@@ -161,14 +160,14 @@ def _drawer(table: TaskTable, points: Sequence[PlacedPoint]) -> Callable[[Width]
             places: list[Hashable] = sorted(histogram.means, key=lambda place: int(str(place)))
             left = grid[halves * row]
             mesh = _heat(left, histogram, places, layers) or mesh
-            left.set_title(shortened(point.row.operating_point, 36))
+            left.set_title(shortened(point.row.operating_point, 36 if kinds or width == "text" else 20))
             left.set_ylabel("exit layer")
             left.set_xlabel("place of the token in the completion")
             if kinds:
                 _kinds(grid[halves * row + 1], by_kind(table, point), layers)
-                say_size(grid[halves * row + 1], f"n = {point.row.n} samples")
                 if width == "column":
                     grid[halves * row + 1].set_ylabel("exit layer")
+            say_size(grid[halves * (row + 1) - 1], f"n = {point.row.n} samples")
         if mesh is not None:
             shrink = min(1.0, 1.6 / len(points) + 0.2)
             aspect = 20 if width == "text" else 10 * len(grid)

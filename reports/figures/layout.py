@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
 
-__all__ = ["INCHES", "Width", "blank", "legend_below", "panels", "say_size"]
+__all__ = ["INCHES", "ROWS", "STACKED", "Width", "blank", "legend_below", "panels", "say_size"]
 
 Width: TypeAlias = Literal["column", "text"]
 INCHES: Mapping[Width, float] = {"column": 3.5, "text": 7.0}
 """Include a figure at its own size, and the smallest letters on paper have 7 points."""
+ROWS = 3
+"""Rows of two panels that one figure has: in a column the six stand below each other."""
+STACKED = 1.4
+"""Height of one of them, inches, with which they stay on a page."""
 _LETTER = 0.06  # inches, a letter of a legend on average
 _LINE = 0.16  # inches, a line of one
 _HANDLE = 0.45  # inches, a line's or marker's sample with the room around it
@@ -48,16 +53,27 @@ def panels(
     return canvas, grid[:count]
 
 
-def legend_below(canvas: Canvas, handles: Sequence[Any], labels: Sequence[str], **options: Any) -> None:
-    """Write a legend under all panels in as many columns as fit, and make the canvas higher by its lines."""
+def legend_below(
+    canvas: Canvas, handles: Sequence[Any], labels: Sequence[str], *, title: str = "", **options: Any
+) -> None:
+    """Write a legend under all panels in as many columns as fit, and make the canvas higher by its lines.
+
+    A title or label for which a line has no room goes on in the next one.
+    """
     if not handles:
         return
     wide, high = canvas.get_size_inches()
     columns = max(1, min(len(labels), int(wide / (_HANDLE + _LETTER * max(map(len, labels))))))
-    canvas.set_size_inches(wide, high + _LINE * -(-len(labels) // columns))
-    canvas.legend(handles, labels, loc="outside lower center", ncols=columns, columnspacing=1.2, **options)
+    said = fill(title, int(wide / _LETTER) - 2)
+    written = [fill(label, int((wide - _HANDLE) / _LETTER)) for label in labels]
+    lines = -(-sum(len(label.split("\n")) for label in written) // columns) + len(said.splitlines())
+    canvas.set_size_inches(wide, high + _LINE * lines)
+    canvas.legend(
+        handles, written, loc="outside lower center", ncols=columns, columnspacing=1.2, title=said or None,
+        title_fontsize=7, **options,
+    )  # fmt: skip
 
 
 def say_size(axes: Axes, size: str) -> None:
-    """Write how many samples are behind a panel above its right end, where no point can be."""
+    """Write how much is behind a panel above its right end, where no point can be: ``n = 24 samples``."""
     axes.set_title(size, loc="right", fontsize=7, fontweight="normal")

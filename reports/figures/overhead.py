@@ -76,7 +76,8 @@ def _drawer(run: RecordedRun, one: Attribution) -> Callable[[Width], Canvas]:
         scale, unit = (1.0, unit) if largest >= (10 if unit == "s" else 1) else (1e3, f"m{unit}")
         label = one.quantity if one.measured else f"estimated {one.quantity}"
         ratios: dict[str, Any] = {"width_ratios": (3, 1.6)} if width == "text" else {}
-        canvas, (bars, points) = panels(width, 2, 0.34 * len(one.rows) + 1.0, across=2, sharey=True, **ratios)
+        height = (0.34 if width == "text" else 0.24) * len(one.rows) + 1.0
+        canvas, (bars, points) = panels(width, 2, height, across=2, sharey=True, **ratios)
         _stack(bars, one, scale)
         bars.set_yticks(
             range(len(one.rows)), [shortened(row.operating_point, 34 if width == "text" else 24) for row in one.rows]
@@ -84,7 +85,7 @@ def _drawer(run: RecordedRun, one: Attribution) -> Callable[[Width], Canvas]:
         bars.invert_yaxis()
         bars.set_xlabel(f"{label} of a request ({unit})")
         bars.set_title("by the fit")
-        say_size(bars, f"n = {one.blocks} blocks of samples")
+        say_size(bars, f"n = {one.blocks} blocks")
         _overheads(points, run, one)
         points.set_xlabel(f"overhead, % of\nfull depth's {label}")
         points.set_title("deciding, by probes")

@@ -13,7 +13,7 @@ from harness.contracts.loss_weights import loss_weights
 from reports.figures.agents import exits_of_training, rewards
 from reports.figures.curves import SMOOTHING, exit_colours, label_ends, smoothed
 from reports.figures.figure import Figure, slug
-from reports.figures.layout import Width, blank, legend_below
+from reports.figures.layout import Width, blank, legend_below, say_size
 from reports.figures.style import INK
 from reports.training.logs import LiteLog, TrainingLogs
 
@@ -128,6 +128,7 @@ def _losses(lite: LiteLog, width: Width) -> Canvas:
     else:
         axes.set_ylim(bottom=0)
     axes.set(xlabel="optimiser step", ylabel="cross-entropy, nats per token", xlim=(0, lite.steps[-1].step))
+    say_size(axes, f"n = {len(lite.steps):,} optimiser steps")
     label_ends(axes, ends)
     return canvas
 

@@ -12,7 +12,7 @@ from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from reports.figures.figure import Figure
-from reports.figures.layout import Width, legend_below, panels
+from reports.figures.layout import Width, legend_below, panels, say_size
 from reports.figures.style import INK, QUIET
 from reports.green_code.numbers import Estimate, Numbers
 from reports.green_code.table import QUANTITIES, GridComparison, GridPoint, GridTable
@@ -53,7 +53,7 @@ def grid_figures(comparison: GridComparison) -> list[Figure]:
 
 
 def _title(table: GridTable) -> str:
-    return f"GREEN-CODE's grid, published and measured: {table.language.title()}, {table.samples} samples here"
+    return f"GREEN-CODE's grid, published and measured: {table.language.title()}"
 
 
 def _caption(table: GridTable) -> str:
@@ -73,22 +73,25 @@ def _caption(table: GridTable) -> str:
 
 def _draw(table: GridTable, width: Width) -> Canvas:
     points = [point for point in table.points if point.key not in ("base", "full", "never")]
-    canvas, axes = panels(width, len(PANELS), 2.3, across=3)
+    beside, height, letters = (3, 2.3, 24) if width == "text" else (1, 1.2, 40)
+    canvas, axes = panels(width, len(PANELS), height, across=beside, sharex=True)
     for ax, (quantity, title) in zip(axes, PANELS, strict=True):
-        _panel(ax, table, points, quantity, title)
-    canvas.axes[0].set_ylabel("% of full depth")
-    canvas.axes[3].set_ylabel("% of full depth")
-    for ax in canvas.axes[3:]:
+        _panel(ax, table, points, quantity)
+        estimated = quantity.startswith("energy") and not table.energy_measured
+        ax.set_title(fill(f"{title} (ours: {table.energy_source})" if estimated else title, letters))
+    for ax in axes[::beside]:
+        ax.set_ylabel("% of full depth")
+    for ax in axes[-beside:]:
         ax.set_xlabel("agent's threshold")
-    handles, labels = canvas.axes[0].get_legend_handles_labels()
-    letters = 56 if width == "column" else 110
-    said = fill(f"{heading(table)[-1]}. Black lines: 95 % intervals; published numbers have none.", letters)
-    legend_below(canvas, handles, labels, title=said, title_fontsize=7)
-    canvas.suptitle(fill(_title(table), letters - 12), x=0.01, ha="left", fontweight="bold", fontsize=8)
+    say_size(axes[beside // 2], f"n = {table.samples} samples")  # beside the shortest title
+    said = f"{heading(table)[-1]}. n: measured here. Black lines: 95 % intervals; published numbers have none."
+    legend_below(canvas, *axes[0].get_legend_handles_labels(), title=said)
+    above = fill(_title(table), 44 if width == "column" else 90)
+    canvas.suptitle(above, x=0.01, ha="left", fontweight="bold", fontsize=8)
     return canvas
 
 
-def _panel(ax: Axes, table: GridTable, points: list[GridPoint], quantity: str, title: str) -> None:
+def _panel(ax: Axes, table: GridTable, points: list[GridPoint], quantity: str) -> None:
     series = list(_series(table, points))
     width = 0.8 / len(series)
     missing = True
@@ -103,8 +106,6 @@ def _panel(ax: Axes, table: GridTable, points: list[GridPoint], quantity: str, t
             if value.low is not None and value.high is not None:
                 ax.vlines(x, 100 * value.low, 100 * value.high, color=INK, linewidth=0.9)
         ax.bar(0, 0, 0, label=label, **look)  # the legend has every series, whatever is missing
-    estimated = quantity.startswith("energy") and not table.energy_measured
-    ax.set_title(f"{title} (ours: {table.energy_source})" if estimated else title)
     ax.set_xticks(range(len(points)), [point.key for point in points])
     ax.axhline(0, color=QUIET, linewidth=0.8)
     ax.grid(axis="x", visible=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from harness.appearance.visible_text import one_line
@@ -27,11 +28,23 @@ __all__ = ["escape_latex", "to_latex", "to_latex_details"]
 
 Cell: TypeAlias = str | tuple[str]
 """A text, or the name of something in a tuple: names are set in typewriter."""
+Row: TypeAlias = Sequence[Cell] | str
+"""Its cells, or the heading of the rows that follow."""
 
 _POINTS = 504.0
 """Room for a row, 7 inches."""
-_SIZES = (("footnotesize", 8.0, 3), ("scriptsize", 7.0, 3), ("scriptsize", 7.0, 2))
-"""Letters and their size, and the room on each side of a column, points: the first that fits is taken."""
+_SIZES = (("footnotesize", 8.0, 9.5, 3), ("scriptsize", 7.0, 8.0, 3), ("scriptsize", 7.0, 8.0, 2))
+"""Letters, their size, the height of a row, and the room on each side of a column, points: the first that fits."""
+_HEIGHT = 520.0
+"""Room for a table with its caption and notes, points: a page of this file, which is landscape; papers have more."""
+_CAPTION = 62.0
+"""What a caption of four lines takes of it."""
+_RULES = 18.0
+"""The same of the rules of a tabular, and what is between two."""
+_NOTE_LINE, _NOTE_LETTERS = 8.0, 120
+"""Height of a line of notes, points, and how many letters it has."""
+_WAITING = 16
+"""Tables of a file after which all that wait for a page get theirs: LaTeX lets few wait."""
 _SPECIAL = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
     "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}", ">": r"\textgreater{}",
@@ -68,7 +81,7 @@ def escape_latex(text: str) -> str:
 def to_latex(runs: Sequence[tuple[str, RecordedRun]]) -> str:
     """Return a LaTeX file with one table per task of all runs, each given with its name."""
     labels = _Labels()
-    parts = [_PREAMBLE]
+    parts = []
     tables = task_results(runs)
     for name, run in runs:
         if run.state and not any(group.name == name for table in tables for group in table.groups):
@@ -76,19 +89,27 @@ def to_latex(runs: Sequence[tuple[str, RecordedRun]]) -> str:
     for table in tables:
         several = sum(other.task == table.task for other in tables) > 1
         label = labels.new(f"{table.task} {table.protocol}" if several else table.task)
-        parts.append(_tabular(table.title, label, list(table.notes), *_together(table)))
-    return "\n".join([*parts, "\n\\endoftables\n"])
+        parts.extend(_tabular(table.title, label, list(table.notes), *_together(table)))
+    return _file(parts)
 
 
 def to_latex_details(runs: Sequence[tuple[str, RecordedRun]]) -> str:
     """Return a LaTeX file with the tables of drafts, overhead and hypervolume of each run, where it has them."""
     labels = _Labels()
-    parts = [_PREAMBLE]
+    parts = []
     for name, run in runs:
         parts.append(f"\n% {_commented(name)}")
         warning = [f"{name} is not complete: {run.state}"] if run.state else []
         parts.extend(_details(name, run, warning, labels))
-    return "\n".join([*parts, "\n\\endoftables\n"])
+    return _file(parts)
+
+
+def _file(parts: Sequence[str]) -> str:
+    written = [_PREAMBLE]
+    for number, part in enumerate(parts):
+        written += ["\n\\clearpage"] * (number > 0 and number % _WAITING == 0)
+        written.append(part)
+    return "\n".join([*written, "\n\\endoftables\n"])
 
 
 class _Labels:
@@ -108,7 +129,7 @@ class _Labels:
 
 
 def _details(name: str, run: RecordedRun, warning: Sequence[str], labels: _Labels) -> Iterator[str]:
-    def written(title: str, notes: Sequence[str], table: TextTable, where: str) -> str:
+    def written(title: str, notes: Sequence[str], table: TextTable, where: str) -> Iterator[str]:
         label = labels.new(f"{name} {title}")
         rows: list[list[Cell]] = [[(row[0],), *row[1:]] for row in table.rows]
         spec = "l" + "r" * (len(table.header) - 1)
@@ -121,27 +142,27 @@ def _details(name: str, run: RecordedRun, warning: Sequence[str], labels: _Label
                 label = labels.new(f"{name} {title}")
                 spec, header, rows = _columns(table.rows, columns)
                 rows = [row for row in rows if set(row[2:]) - {"–", ""}]  # who drafted none has no row
-                yield _tabular(f"{name}: {title}, {table.heading}.", label, notes, spec, header, rows)
+                yield from _tabular(f"{name}: {title}, {table.heading}.", label, notes, spec, header, rows)
             lengths = draft_length_table(table)
             if lengths is not None:
-                yield written(lengths.title, warning, lengths, table.heading)
+                yield from written(lengths.title, warning, lengths, table.heading)
     for task, text in run.once(hypervolume_tables):
-        yield written(text.title, [*warning, NOTE], text, task)
+        yield from written(text.title, [*warning, NOTE], text, task)
     for attribution in run.summary.attributions:
         for text in attribution_tables(attribution):
-            yield written(text.title, [*warning, *attribution_notes(attribution)], text, attribution.where)
+            yield from written(text.title, [*warning, *attribution_notes(attribution)], text, attribution.where)
 
 
-def _together(table: TaskResults) -> tuple[str, list[str], list[list[Cell]]]:
+def _together(table: TaskResults) -> tuple[str, list[str], Sequence[Row]]:
     """Return column types, header and rows of a task, a line of its own above the rows of each of several groups."""
     spec, header, rows = _columns(table.rows, table.columns)
     if len(table.groups) == 1:
         return spec, header, rows
-    grouped: list[list[Cell]] = []
+    grouped: list[Row] = []
     start = 0
     for group in table.groups:
         end = start + len(group.table.rows)
-        grouped += [[group.heading], *rows[start:end]]
+        grouped += [group.heading, *rows[start:end]]
         start = end
     return spec, header, grouped
 
@@ -157,23 +178,62 @@ def _columns(rows: Sequence[SummaryRow], shown: Sequence[Column]) -> tuple[str, 
 
 
 def _tabular(
-    title: str, label: str, notes: Sequence[str], spec: str, header: Sequence[str], rows: Sequence[Sequence[Cell]]
-) -> str:
-    """Return one table environment; a row of a single cell is a heading above those that follow."""
-    size, room, blocks = _layout(header, [row for row in rows if len(row) > 1])
-    lines = [
-        r"\begin{table*}[htbp]",
-        rf"  \centering\{size}\setlength{{\tabcolsep}}{{{room}pt}}\setlength{{\belowcaptionskip}}{{4pt}}",
-        rf"  \caption{{{escape_latex(title)}}}",
-        rf"  \label{{{label}}}",
-    ]
-    for number, places in enumerate(blocks):
-        lines += [r"  \par\vspace{6pt}"] * (number > 0)
-        lines += _block(spec, header, rows, places)
-    return "\n" + "\n".join([*lines, *_below(notes), r"\end{table*}"])
+    title: str, label: str, notes: Sequence[str], spec: str, header: Sequence[str], rows: Sequence[Row]
+) -> Iterator[str]:
+    """Yield the environments of a table, one for each page that its rows and notes fill; they share a number."""
+    layout = _layout(header, [row for row in rows if not isinstance(row, str)])
+    for number, (shown, below) in enumerate(_pages(layout, header, rows, notes)):
+        caption = f"{title.rstrip('.')} (continued)." if number else title
+        lines = [
+            r"\begin{table*}[htbp]",
+            *[r"  \addtocounter{table}{-1}"] * (number > 0),
+            rf"  \centering\{layout.size}\setlength{{\tabcolsep}}{{{layout.room}pt}}"
+            r"\setlength{\belowcaptionskip}{4pt}",
+            rf"  \caption{{{escape_latex(caption)}}}",
+            *[rf"  \label{{{label}}}"] * (number == 0),
+        ]
+        for place, columns in enumerate(layout.blocks if shown or not number else ()):
+            lines += [r"  \par\vspace{6pt}"] * (place > 0)
+            lines += _block(spec, header, shown, columns)
+        yield "\n" + "\n".join([*lines, *_below(below), r"\end{table*}"])
 
 
-def _block(spec: str, header: Sequence[str], rows: Sequence[Sequence[Cell]], places: Sequence[int]) -> Iterator[str]:
+def _pages(
+    layout: _Layout, header: Sequence[str], rows: Sequence[Row], notes: Sequence[str]
+) -> list[tuple[list[Row], list[str]]]:
+    """Cut a table into what stands on one page each: rows, below the last ones notes, which may go on as well.
+
+    A heading has the room of two rows and is written again above those of its rows that go on.
+    """
+    step = layout.line * len(layout.blocks)
+    page = _HEIGHT - _CAPTION
+    above = len(layout.blocks) * (_RULES + layout.line * len(list(_header_lines(header))))
+    pages: list[tuple[list[Row], list[str]]] = [([], [])]
+    left, heading, due = page - above, "", ""
+    for row in rows:
+        if isinstance(row, str):
+            heading = due = row
+            continue
+        if left < step * (3 if due else 1) and pages[-1][0]:
+            pages.append(([], []))
+            left = page - above
+            due = due or (f"{heading} (continued)" if heading else "")
+        if due:
+            pages[-1][0].append(due)
+            left, due = left - 2 * step, ""
+        pages[-1][0].append(row)
+        left -= step
+    for note in map(_sentence, notes):
+        height = _NOTE_LINE * -(-len(note) // _NOTE_LETTERS)
+        if left < height:
+            pages.append(([], []))
+            left = page
+        pages[-1][1].append(note)
+        left -= height
+    return pages
+
+
+def _block(spec: str, header: Sequence[str], rows: Sequence[Row], places: Sequence[int]) -> Iterator[str]:
     """Yield a tabular of some of the columns."""
     yield rf"  \begin{{tabular}}{{@{{}}{''.join(spec[place] for place in places)}@{{}}}}"
     yield r"    \toprule"
@@ -181,33 +241,49 @@ def _block(spec: str, header: Sequence[str], rows: Sequence[Sequence[Cell]], pla
         yield f"    {' & '.join(cells)} \\\\"
     yield r"    \midrule"
     for number, row in enumerate(rows):
-        if len(row) > 1:
+        if not isinstance(row, str):
             yield f"    {' & '.join(_cell(row[place]) for place in places)} \\\\"
         else:
             if number:
                 yield r"    \addlinespace"
-            yield rf"    \multicolumn{{{len(places)}}}{{@{{}}l}}{{\emph{{{_cell(row[0])}}}}} \\"
+            yield rf"    \multicolumn{{{len(places)}}}{{@{{}}l}}{{\emph{{{_cell(row)}}}}} \\"
     yield r"    \bottomrule"
     yield r"  \end{tabular}"
 
 
-def _layout(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> tuple[str, int, list[list[int]]]:
-    """Return size, room beside columns, and the columns of each tabular, several where one would be too wide."""
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """How a table is set.
+
+    Attributes:
+        size: of its letters.
+        line: height of a row, points.
+        room: on each side of a column, points.
+        blocks: columns of each tabular, several where one would be too wide.
+    """
+
+    size: str
+    line: float
+    room: int
+    blocks: list[list[int]]
+
+
+def _layout(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> _Layout:
     cells = [[max(cell.split("\n"), key=_ems) for cell in header], *rows]
     ems = [max(_ems(row[place]) for row in cells) for place in range(len(header))]
-    for size, points, room in _SIZES:
+    for size, points, line, room in _SIZES:
         widths = [points * wide + 2 * room for wide in ems]
         if sum(widths) <= _POINTS:
-            return size, room, [list(range(len(header)))]
+            return _Layout(size, line, room, [list(range(len(header)))])
     names = list(range(1 if header[0] else 2))
     if sum(widths[one] for one in names) > _POINTS / 2:
-        return size, room, [list(range(len(header)))]  # names alone leave little room for more
+        return _Layout(size, line, room, [list(range(len(header)))])  # names alone leave little room for more
     blocks: list[list[int]] = [[*names]]
     for place in range(len(names), len(header)):
         if len(blocks[-1]) > len(names) and sum(widths[one] for one in (*blocks[-1], place)) > _POINTS:
             blocks.append([*names])
         blocks[-1].append(place)
-    return size, room, blocks
+    return _Layout(size, line, room, blocks)
 
 
 def _ems(cell: Cell) -> float:
@@ -222,7 +298,7 @@ def _ems(cell: Cell) -> float:
 def _below(notes: Sequence[str]) -> Iterator[str]:
     """Yield what stands under a table, so that its caption stays short."""
     if notes:
-        text = escape_latex(" ".join(map(_sentence, notes)))
+        text = escape_latex(" ".join(notes))
         yield rf"  \par\vspace{{3pt}}\begin{{minipage}}{{\linewidth}}\raggedright\scriptsize {text}\end{{minipage}}"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,7 @@ def test_the_grid_is_measured_shown_written_and_goes_on(
     grid = tmp_path / "grid"
     stems = {path.name for path in grid.iterdir() if path.is_file()}
     assert {"plan.json", "grid.md", "grid.csv", "grid.json", "grid-1-python.svg", "grid-1-python.pdf"} <= stems
+    assert 'width="504pt"' in (grid / "grid-1-python.svg").read_text(encoding="utf-8")
     with (grid / "grid.csv").open(encoding="utf-8") as lines:
         rows = list(csv.DictReader(lines))
     skipped = {
@@ -79,9 +81,10 @@ def test_the_grid_is_measured_shown_written_and_goes_on(
     windows = next(grid.glob("*/windows.jsonl"))
     before = windows.read_bytes()
     monkeypatch.setattr(measuring, "execute", may_not_run)
-    again = cli("reproduce", "green-code", "--resume", "grid", "--json")
+    again = cli("reproduce", "green-code", "--resume", "grid", "--width", "column", "--json")
     assert again.code == 0, again.err
     assert "finished before" in again.err
+    assert 'width="252pt"' in (grid / "grid-1-python.svg").read_text(encoding="utf-8")
     assert windows.read_bytes() == before
     (table,) = json.loads(again.out)["tables"]
     assert [point["key"] for point in table["points"]] == ["full", "0.6", "0.8", "0.9", "0.91", "0.92", "never"]
@@ -105,6 +108,7 @@ def test_the_grid_is_measured_shown_written_and_goes_on(
         (["--scale", "huge"], "--scale 'huge' is not a scale"),
         (["--strategy", "rl"], "--strategy belongs to --figure kv"),
         (["--figure", "kv", "--scale", "small"], "--scale belongs to --figure grid"),
+        (["--figure", "kv", "--width", "column"], "--width belongs to --figure grid"),
         (["--task", "humaneval"], "--task humaneval is not in the paper's grid. Use javacorpus or py150."),
         (["--limit", "0"], "the grid needs 1 sample or more"),
         (["--resume", "nowhere"], "nowhere is not a grid"),
@@ -122,6 +126,14 @@ def test_a_model_without_an_agent_is_refused_before_anything_is_written(
     assert f"{tiny_llama.name} has no agent rl-python. Use --scale small, or make them in this order" in ran.error
     assert [line.split()[:2] for line in ran.commands] == [["harness", "trace"], ["harness", "train"]]
     assert all(f"--model {tiny_llama}" in line for line in ran.commands)
+    assert not (tmp_path / "grid").exists()
+
+
+def test_what_draws_its_figures_is_asked_for_before_it_measures(
+    cli: Command, arguments: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert "figures need matplotlib, which is not installed" in cli(*arguments, "--out", "grid").error
     assert not (tmp_path / "grid").exists()
 
 

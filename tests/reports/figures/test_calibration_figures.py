@@ -13,6 +13,7 @@ from reports.calibrations import find_calibrations, read_calibration
 from reports.figures.calibration import calibration_figures
 from reports.figures.figure import save_figures
 from reports.figures.style import styled
+from tests.reports.figures.on_paper import check_on_paper
 
 
 def exit_part(layer: int | None, auroc: float | None, *, interval: bool = True) -> dict[str, Any]:
@@ -77,6 +78,14 @@ def test_what_is_drawn_is_what_the_file_says() -> None:
     for bars in drawn(auroc).axes[0].containers:
         assert list(bars[0].get_ydata()) == [0.8], "an exit without a value has no point"
         assert round(float(bars[0].get_xdata()[0])) == 1
+
+
+def test_every_figure_stays_on_paper() -> None:
+    names = ("confidence", "classifier", *(f"rl:agent=rl-python-of-another-model:seed={seed}" for seed in range(3)))
+    found = calibration_figures([made(*((name, True) for name in names))])
+    assert len(found) == 3
+    for figure, size in zip(found, ("n = 40", "n = 6 documents", "n = 6 documents"), strict=True):
+        check_on_paper(figure, size)
 
 
 def test_odd_names_and_missing_intervals_can_be_drawn(tmp_path: Path) -> None:

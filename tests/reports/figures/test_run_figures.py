@@ -12,7 +12,7 @@ import pytest
 from harness.records.cost import PARTS, Attribution, OperatingPointCost, Ranged
 from harness.records.estimate import Estimate
 from reports.figures import exit_layers, fixed_exit, fronts, overhead, thresholds
-from reports.figures.catalogue import catalogue
+from reports.figures.catalogue import OF_ALL_RUNS, OF_ONE_RUN, catalogue
 from reports.figures.figure import Figure, save_figures, slug
 from reports.figures.front_points import COSTS, front_of
 from reports.figures.settings import settings
@@ -20,39 +20,53 @@ from reports.figures.style import styled
 from reports.figures.task_table import shortened, task_tables
 from reports.metrics.scores import EDIT_SIMILARITY
 from reports.recorded import RecordedRun
+from tests.reports.figures.on_paper import check_on_paper
 
 POINTS = ("full", "fixed:layer=5", "rl:threshold=0.5", "rl:threshold=0.9", "oracle")
+LONG = "rl:temperature=0.123456789:seed=1234:threshold="
+LONG_NAMES = ("full", "fixed:layer=5:seed=123456789", *(f"{LONG}{value}" for value in (0.5, 0.9)), "oracle",
+              *(f"{LONG}0.5@lossless+lookup@draft={length}" for length in (2, 4)))  # fmt: skip
 QUALITY = {"full": 0.6, "fixed:layer=5": 0.3, "rl:threshold=0.5": 0.45, "rl:threshold=0.9": 0.4, "oracle": 0.58}
 LATENCY = {"full": 1.0, "fixed:layer=5": 0.5, "rl:threshold=0.5": 0.75, "rl:threshold=0.9": 0.8, "oracle": 0.4}
 LAYERS = {"full": (10, 10), "fixed:layer=5": (5, 5), "rl:threshold=0.5": (5, 8), "rl:threshold=0.9": (8, 10),
           "oracle": (2, 5)}  # fmt: skip
+DRAFTED = {"drafted_at": (None, 5, 5), "accepted": (False, True, True), "drafts": 2, "verifications": 1}
 
 Make = Callable[..., RecordedRun]
 
 
 @pytest.fixture
 def make(build: Any) -> Make:
-    """A run of five operating points and six blocks, with a name."""
+    """A run of some operating points and blocks, with a name; points that are not in the facts above have others."""
 
     def made(
-        name: str = "one", *, source: str = "estimate", energy: bool = True, texts: bool = True, **more: Any
+        name: str = "one",
+        *,
+        source: str = "estimate",
+        energy: bool = True,
+        texts: bool = True,
+        blocks: int = 6,
+        **more: Any,
     ) -> Any:
         run = build(**{"points": POINTS, **more})
-        for block in range(6):
+        for block in range(blocks):
             for point in run.points:
+                lossless = "@lossless" in point
+                latency, quality = LATENCY.get(point, 0.7), QUALITY.get(point, 0.4)
                 run.window(
                     point,
                     {
-                        "token_ids": (1, 2, 3) if point == "full" or block % 2 else (1, 2, 4),
-                        "exit_layers": (10, *LAYERS[point]),
-                        "latency_s": LATENCY[point],
-                        "scores": {"edit_similarity": QUALITY[point], "rouge_l": QUALITY[point]},
+                        "token_ids": (1, 2, 3) if point == "full" or lossless or block % 2 else (1, 2, 4),
+                        "exit_layers": (10, *LAYERS.get(point, (10, 10) if lossless else (5, 8))),
+                        "latency_s": latency,
+                        "scores": {"edit_similarity": quality, "rouge_l": quality},
                         "token_texts": ("def", " x", " 1") if texts else (),
+                        **(DRAFTED if lossless else {}),
                     },
-                    duration=LATENCY[point],
+                    duration=latency,
                     block=block,
                     energy_source=source if energy else "none",
-                    energy_j=10 * LATENCY[point] if energy else None,
+                    energy_j=10 * latency if energy else None,
                 )
         manifest = run.manifest
         points = tuple(
@@ -146,23 +160,41 @@ def test_what_a_strategy_has_one_value_of_stands_in_the_legend(build: Any) -> No
     assert labels == ["", "lossless+lookup", "0.9", "0.5 lossless", "a", "a lossless"]
 
 
-def test_every_figure_of_a_run_has_its_width_and_no_small_letters(make: Make) -> None:
-    from matplotlib.text import Text
+@pytest.mark.parametrize(
+    "figures", [figures for figures, _ in OF_ONE_RUN], ids=lambda figures: figures.__module__.rpartition(".")[2]
+)
+def test_every_figure_of_a_run_stays_on_paper(make: Make, figures: Callable[[RecordedRun], list[Figure]]) -> None:
+    found = figures(attributed(make(points=LONG_NAMES, blocks=12)))  # of fewer tokens a kind is not drawn
+    assert found
+    for figure in found:
+        assert "HV" not in " ".join(check_on_paper(figure, "n = 12 "))
 
-    for figure in catalogue([make()]).figures:
-        for width, inches in (("column", 3.5), ("text", 7.0)):
-            with styled(figure.name):
-                canvas = figure.draw(width)  # type: ignore[arg-type]
-            canvas.draw_without_rendering()
-            assert canvas.get_size_inches()[0] == inches
-            shown = [text for text in canvas.findobj(Text) if text.get_visible() and text.get_text().strip()]
-            assert min(text.get_fontsize() for text in shown) >= 7
-            assert "HV" not in " ".join(text.get_text() for text in shown)
-            assert any(text.get_text().startswith("n = 6 samples") for text in shown), figure.name
-            for axes in canvas.axes:  # a name beside an axis is not cut off
-                box = axes.yaxis.label.get_window_extent()
-                assert box.x0 >= 0, (figure.name, width)
-                assert box.height <= canvas.bbox.height
+
+def test_every_figure_of_all_runs_stays_on_paper(make: Make) -> None:
+    runs = [make(points=LONG_NAMES, blocks=12), make("tuned", weights="tuned")]
+    for figures, _ in OF_ALL_RUNS:
+        found = figures(runs)
+        assert found
+        for figure in found:
+            check_on_paper(figure, "n = 12 samples or n = 6 samples")
+
+
+def test_a_run_without_texts_of_tokens_says_its_size(make: Make) -> None:
+    (figure,) = exit_layers.figures(make(texts=False))
+    check_on_paper(figure, "n = 6 samples")
+
+
+def attributed(run: RecordedRun) -> RecordedRun:
+    """The run as if time and energy of its requests had been taken apart."""
+    cost: Any = {"total": 0.7, "parts": dict.fromkeys(PARTS, Ranged(value=0.1)),
+                 "overhead_of_full": Ranged(value=0.05, ci=(0.02, 0.08))}  # fmt: skip
+    rows = tuple(OperatingPointCost(operating_point=row.operating_point, **cost) for row in run.summary.rows)
+    shared: Any = {"task": "py150", "blocks": 12, "residual": 0.02, "unit_costs": {}, "rows": rows, "checks": ()}
+    found = (
+        Attribution(quantity="time", source="clock", **shared),
+        Attribution(quantity="energy", source="estimate", measured=False, **shared),
+    )
+    return replace(run, summary=run.summary.model_copy(update={"attributions": found}))
 
 
 def test_bars_of_thresholds_by_hand(make: Make) -> None:
@@ -180,16 +212,14 @@ def test_bars_of_thresholds_by_hand(make: Make) -> None:
     assert all(axes.get_ylim()[0] == 0 for axes in canvas.axes)
 
 
-def test_no_threshold_is_left_out_of_many(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_threshold_is_left_out_of_many(make: Make) -> None:
     names = [f"rl:threshold={number / 20}" for number in range(1, 21)]
-    for name in names:
-        for facts, like in ((LAYERS, (5, 5)), (QUALITY, 0.5), (LATENCY, 0.3)):
-            monkeypatch.setitem(facts, name, like)  # type: ignore[arg-type]
     first, second = thresholds.figures(make(points=("full", *names)))
     assert [first.name, second.name] == ["one-py150-thresholds-rl", "one-py150-thresholds-rl-2"]
     assert "part 2 of 2" in second.title
     shown = [label.get_text() for one in (first, second) for label in drawn(one).axes[-1].get_xticklabels()]
     assert [float(text) for text in shown] == [number / 20 for number in range(1, 21)]
+    check_on_paper(first)
 
 
 def test_base_and_tuned_are_lines_of_one_figure(make: Make) -> None:

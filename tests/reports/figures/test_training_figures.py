@@ -15,6 +15,7 @@ from reports.figures.figure import save_figures
 from reports.figures.style import styled
 from reports.figures.training import training_figures
 from reports.training.logs import AgentLog, AgentStep, LiteLog, LiteStep, TrainingLogs, read_training
+from tests.reports.figures.on_paper import check_on_paper
 
 
 def lite(**changes: Any) -> LiteLog:
@@ -82,6 +83,30 @@ def test_optimal_exits_are_shares_of_all_tokens() -> None:
     assert "mean layer 6.0" in axes.get_legend().get_texts()[0].get_text()
     _, unfinished = training_figures([logs(agents=(agent("rl", optimal_exits={}),))])
     assert len(drawn(unfinished).axes[0].containers) == 1
+
+
+def test_every_figure_stays_on_paper_and_says_how_much_it_is_of() -> None:
+    exits = tuple(range(4, 31, 2))
+    steps = tuple(LiteStep(n, dict.fromkeys(exits, 3.0 - n / 100)) for n in range(1, 41))
+    agents = (agent("rl"), agent("rl-" + "x" * 80), agent("rl-java", optimal_exits={}))
+    weights, loss, reward, taken = training_figures(
+        [logs(tuned=lite(steps=steps, exit_points=exits[:-1], num_layers=30), agents=agents)]
+    )
+    check_on_paper(weights, "")  # a rule, of nothing that was counted
+    assert "n = 40 optimiser steps" in check_on_paper(loss)
+    assert {"n = 87 episodes", "n = 2,900 decisions"} <= set(check_on_paper(reward))
+    assert {"n = 40 tokens", "n = 2,900 decisions"} <= set(check_on_paper(taken))
+
+
+def test_agents_that_a_figure_has_no_room_for_have_another() -> None:
+    found = training_figures([logs(agents=tuple(agent(f"rl-{number}") for number in range(4)))])
+    assert [figure.name for figure in found] == [
+        "training-tiny-reward-1", "training-tiny-reward-2", "training-tiny-exits-1", "training-tiny-exits-2",
+    ]  # fmt: skip
+    shown = [axes.get_title("left") for figure in found[:2] for axes in drawn(figure).axes]
+    assert [title for title in shown if title] == ["rl-0", "rl-1", "rl-2", "rl-3"]
+    assert "rl-3" in found[1].caption
+    assert "rl-3" not in found[0].caption
 
 
 def test_a_smoothed_line_keeps_constants_and_slopes() -> None:

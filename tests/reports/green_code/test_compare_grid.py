@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from reports.green_code.text import render_grid
 from reports.green_code.words import caveats, estimate, matched_table, remarks
 from reports.recorded import RecordedRun
 from tests.reports.conftest import RunBuilder
+from tests.reports.figures.on_paper import check_on_paper
 
 NAMES = (
     "full",
@@ -134,11 +136,21 @@ def test_overhead_is_the_price_of_a_check_times_the_checks() -> None:
 def test_the_figure_s_bars_are_of_full_depth_like_its_words() -> None:
     (figure,) = grid_figures(compared())
     assert "relative to the same system's own full depth" in figure.caption
-    titles = {axes.get_title() or axes.get_title("left"): axes for axes in figure.draw("text").axes}
+    drawn = figure.draw("text").axes
+    titles = {(axes.get_title() or axes.get_title("left")).replace("\n", " "): axes for axes in drawn}
     heights = [bar.get_height() for bar in titles["agent over full depth, time"].patches if isinstance(bar, Rectangle)]
     assert any(height == pytest.approx(100 * (11.0 - 10.0) / 9 * 8 / 10.0) for height in heights)
     assert any(height == pytest.approx(7.94) for height in heights)  # Table IV: Llama, 0.9, over full depth
     assert not any(height == pytest.approx(10.63) for height in heights)  # the same over the run itself
+
+
+@pytest.mark.parametrize("options", [{}, {"energy": 3.0, "source": "estimate"}])
+def test_the_figure_stays_on_paper_and_says_how_much_it_is_of(options: dict[str, float | str]) -> None:
+    comparison = compared(**options)
+    long = replace(table_of(comparison), model="a-model-of-another-family-instruct-0.5B")
+    for one in (comparison, replace(comparison, tables=(long,))):
+        (figure,) = grid_figures(one)
+        check_on_paper(figure, "n = 6 samples")
 
 
 def test_words_name_the_exception_and_the_weights() -> None:

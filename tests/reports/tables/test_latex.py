@@ -100,16 +100,81 @@ def test_a_table_wider_than_the_text_goes_on_below_itself(build: Any, monkeypatc
     assert all(head.split(" & ")[1] == "operating point" for head in heads[1])
 
 
+@pytest.fixture
+def long(build: Any) -> list[tuple[str, RecordedRun]]:
+    """Four runs of two tasks and 31 operating points each."""
+    tasks = ("py150", "javacorpus")
+    made = build(points=("full", *(f"fixed:layer={layer}" for layer in range(1, 31))), tasks=tasks)
+    for task in tasks:
+        for point in made.points:
+            made.window(point, {}, task=task)
+    run = RecordedRun(Path("runs/long"), made.manifest, tuple(made.windows), tuple(made.samples), made.summary())
+    return [(f"run {number}", run) for number in range(4)]
+
+
+def parts_of(latex: str) -> list[str]:
+    return re.findall(r"\\begin\{table\*\}.*?\\end\{table\*\}", latex, re.DOTALL)
+
+
+def test_a_table_longer_than_a_page_goes_on_in_others(long: list[tuple[str, RecordedRun]]) -> None:
+    latex = to_latex(long)
+    check(latex)
+    assert re.findall(r"\\label\{(.*)\}", latex) == ["tab:py150", "tab:javacorpus"]
+    half = len(parts_of(latex)) // 2
+    for parts, label in ((parts_of(latex)[:half], "py150"), (parts_of(latex)[half:], "javacorpus")):
+        assert f"\\label{{tab:{label}}}" in parts[0]
+        shown = []
+        for number, part in enumerate(parts):
+            rows = re.findall(r"\\emph\{(.*?):|\\texttt\{(.*?)\}", part)
+            names = [name for _, name in rows if name]
+            lines = len(names) + 2 * (len(rows) - len(names))
+            size = part.partition("\\centering\\")[2].partition("\\")[0]
+            # of 520 points 62 are the caption's, 18 the rules', and one or two lines the header's
+            assert lines <= {"footnotesize": 45, "scriptsize": 54}[size]
+            assert part.count(r"\toprule") == 1
+            assert "operating point" in part.partition(r"\midrule")[0]
+            assert (r"(continued)" in re.findall(r"\\caption\{(.*)\}", part)[0]) == (number > 0)
+            assert (r"\addtocounter{table}{-1}" in part) == (number > 0)
+            assert rows[0][0], "rows stand below the name of their run"
+            assert rows[-1][1], "no name stands alone at the end"
+            shown += names
+        assert shown == 4 * ["full", *(f"fixed:layer={layer}" for layer in range(1, 31))]
+        assert len(parts) > 2
+
+
+def test_notes_that_a_page_has_no_room_for_go_on_as_well(long: list[tuple[str, RecordedRun]]) -> None:
+    latex = to_latex([(f"run {number}", long[0][1]) for number in range(80)])
+    parts = parts_of(latex)
+    notes = [part.partition(r"\scriptsize ")[2] for part in parts if r"\begin{minipage}" in part]
+    assert max(map(len, notes)) <= 57 * 120  # lines of 8 points in 520 - 62, and letters in a line
+    numbers = [int(found) for found in re.findall(r"run (\d+)\. Data:", " ".join(notes))]
+    assert numbers == 2 * list(range(80))
+    assert len(notes) > 2
+    assert len(re.findall(r"\\label", latex)) == 2
+
+
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex")
-def test_it_compiles_alone_and_inside_a_paper(nasty: RecordedRun, tmp_path: Path) -> None:
-    (tmp_path / "tables.tex").write_text(to_latex([(NASTY, nasty), ("again", nasty)]), encoding="utf-8")
-    paper = r"\documentclass{article}\usepackage{booktabs}\begin{document}Before.\input{tables}After.\end{document}"
+def test_it_compiles_alone_and_inside_a_paper(
+    nasty: RecordedRun, long: list[tuple[str, RecordedRun]], tmp_path: Path
+) -> None:
+    many = [(f"{name}, again {number}", run) for number in range(10) for name, run in long]
+    runs = [(NASTY, nasty), ("again", nasty), *many]
+    (tmp_path / "tables.tex").write_text(to_latex(runs), encoding="utf-8")
+    paper = (
+        r"\documentclass[twocolumn]{article}\usepackage[letterpaper,textwidth=7in,textheight=9in]{geometry}"
+        r"\usepackage{booktabs}\begin{document}Before.\input{tables}After.\end{document}"
+    )
     (tmp_path / "paper.tex").write_text(paper, encoding="utf-8")
     for name in ("tables", "paper"):
         command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", f"{name}.tex"]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=120, check=False)
         assert done.returncode == 0, done.stdout[-2000:]
         assert (tmp_path / f"{name}.pdf").stat().st_size > 1000
+        assert b"Float too large" not in done.stdout
+        numbers = re.findall(
+            r"newlabel\{tab:(\w+)\}\{\{(\d+)\}", (tmp_path / f"{name}.aux").read_text(encoding="utf-8")
+        )
+        assert numbers == [("py150", "1"), ("javacorpus", "2")]
 
 
 def test_the_head_of_a_column_says_that_its_energy_is_estimated(build: Any) -> None:
