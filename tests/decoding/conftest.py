@@ -170,6 +170,27 @@ def prompts() -> list[list[int]]:
     return [torch.randint(1, VOCABULARY, (length,), generator=generator).tolist() for length in (7, 12, 5)]
 
 
+@dataclass
+class Again:
+    """Records by keeping the work itself, on any device.
+
+    Attributes:
+        recorded: how often work was recorded.
+    """
+
+    conditional: bool = False
+    recorded: int = 0
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        self.recorded += 1
+        work()
+        return work
+
+    def when(self, condition: Tensor, work: Callable[[], None]) -> None:
+        if condition.item():
+            work()
+
+
 # ----------------------------------------------------------------------- strategies of the tests
 
 

@@ -14,18 +14,22 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from types import FrameType
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 from harness.decoding.backbone import Backbone
 from harness.decoding.blocks import Rotary
 from harness.decoding.engine import Engine
 
-__all__ = ["DEVICE", "Again", "Crossings", "Tape", "crossings", "moved"]
+__all__ = ["DEVICE", "Crossings", "Tape", "crossings", "moved"]
 
+try:
+    from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+except ImportError:
+    pytest.skip(f"torch {torch.__version__} has no devices that are written in Python", allow_module_level=True)
 _setup_privateuseone_for_python_backend("pretended")
 DEVICE = torch.device("pretended:0")
 
@@ -143,27 +147,6 @@ class Tape:
                     if _is(kept) and kept.untyped_storage().data_ptr() not in before:
                         kept.copy_(made)
         return ()
-
-
-@dataclass
-class Again:
-    """Records by keeping the work itself, on any device.
-
-    Attributes:
-        recorded: how often work was recorded.
-    """
-
-    conditional: bool = False
-    recorded: int = 0
-
-    def record(self, work: Callable[[], None]) -> Callable[[], None]:
-        self.recorded += 1
-        work()
-        return work
-
-    def when(self, condition: Tensor, work: Callable[[], None]) -> None:
-        if condition.item():
-            work()
 
 
 def _is(value: Any) -> bool:

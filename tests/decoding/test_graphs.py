@@ -16,7 +16,8 @@ from harness.decoding.graphs import WIDTHS, recorder_for
 from harness.decoding.teacher_forcing import TeacherForcing
 from strategies.fixed import Fixed
 from strategies.full import Full
-from tests.decoding.pretended import DEVICE, Again, Crossings, Tape, moved
+from tests.decoding.conftest import Again
+from tests.decoding.pretended import DEVICE, Crossings, Tape, moved
 
 
 def generate(engine: Any, prompts: list[list[int]], strategy: Any, kv: str, count: int, **more: Any) -> list[Any]:

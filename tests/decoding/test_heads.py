@@ -30,7 +30,7 @@ from harness.models.heads import head_tensors
 from strategies.confidence import Confidence
 from strategies.entropy import Entropy
 from strategies.margin import Margin
-from tests.decoding.pretended import Again
+from tests.decoding.conftest import Again
 
 VOCABULARY, WIDTH = 3000, 32
 

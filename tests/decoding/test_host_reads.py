@@ -101,9 +101,11 @@ def test_a_check_is_one_read_at_most(llama: Any, prompts: list[list[int]], name:
 def test_a_check_of_a_learned_exit_is_one_read_at_most(
     llama: Any, learned: Callable[..., Strategy], prompts: list[list[int]], name: str, kv: str
 ) -> None:
-    reads, uploads, checks = per_token(llama, prompts[:1], learned(name, llama.info), kv)
+    strategy = learned(name, llama.info)
+    per_token(llama, prompts[:1], strategy, kv)  # takes the controller to the device
+    reads, uploads, checks = per_token(llama, prompts[:1], strategy, kv)
 
-    assert 1 < reads <= checks + 1 + 1e-9
+    assert 1 < reads <= checks + 1 + 1e-9  # of thirds
     assert uploads == 0
 
 
