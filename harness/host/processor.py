@@ -19,6 +19,7 @@ __all__ = [
     "hypervisor",
     "quota_cores",
     "read_text",
+    "sibling_sets",
     "usable_cores",
 ]
 
@@ -62,6 +63,17 @@ def usable_cores() -> tuple[int, ...] | None:
 def core_count() -> int:
     """Return the number of cores this process may run on; else all of the machine's."""
     return len(usable_cores() or ()) or os.cpu_count() or 1
+
+
+def sibling_sets(sys: Path = SYS) -> tuple[tuple[int, ...], ...]:
+    """Return the usable logical CPUs, those of one physical core together; each alone where the system hides that.
+
+    Empty where it does not report them at all.
+    """
+    cores = usable_cores() or ()
+    root = sys / "devices" / "system" / "cpu"
+    stated = {core: read_text(root / f"cpu{core}" / "topology" / "thread_siblings_list") or "" for core in cores}
+    return tuple(sorted({tuple(sorted({core, *_listed(text)} & set(cores))) for core, text in stated.items()}))
 
 
 def quota_cores(proc: Path = PROC, sys: Path = SYS) -> float | None:
@@ -117,6 +129,13 @@ def _core_folders(sys: Path, cores: tuple[int, ...] | None) -> list[Path]:
     root = sys / "devices" / "system" / "cpu"
     folders = {int(path.name[3:]): path for path in root.glob("cpu[0-9]*") if path.name[3:].isdigit()}
     return [path for core, path in sorted(folders.items()) if cores is None or core in cores]
+
+
+def _listed(text: str) -> Iterator[int]:
+    """Numbers of the kernel's lists, such as ``0-1,8``."""
+    for part in filter(None, text.split(",")):
+        first, _, last = part.partition("-")
+        yield from range(int(first), int(last or first) + 1)
 
 
 def _quotas(proc: Path, root: Path) -> Iterator[float | None]:

@@ -126,3 +126,16 @@ def test_this_machine_answers_without_a_fault() -> None:
     assert found is None or all(mhz > 0 for mhz in found.mhz)
     quota = processor.quota_cores()
     assert quota is None or quota > 0
+
+
+def test_siblings_share_a_physical_core(proc: Path, sys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processor, "usable_cores", lambda: (0, 1, 2, 8, 9))
+    assert processor.sibling_sets(sys) == ((0,), (1,), (2,), (8,), (9,))  # hidden
+    for core, listed in ((0, "0,8"), (1, "1,9"), (2, "2,10"), (8, "0,8"), (9, "1,9")):
+        write(sys / "devices" / "system" / "cpu" / f"cpu{core}" / "topology" / "thread_siblings_list", listed)
+    assert processor.sibling_sets(sys) == ((0, 8), (1, 9), (2,))  # core 10 is not ours
+    for core in (0, 1):
+        write(sys / "devices" / "system" / "cpu" / f"cpu{core}" / "topology" / "thread_siblings_list", "0-1")
+    assert processor.sibling_sets(sys)[0] == (0, 1)
+    monkeypatch.setattr(processor, "usable_cores", lambda: None)
+    assert processor.sibling_sets(sys) == ()

@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-import json
-import logging
+import itertools
 import math
-import socket
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Self
 
 from harness.contracts.executors import Executor, Happened, How, Job
-from harness.errors import ConfigError, reason
-from harness.store.run_directory import MANIFEST, SAMPLES, WINDOWS
-from harness.study.executors.ray_worker import Collector, PointWorker
-from harness.study.executors.sharing import SHARE, fits, part_of, share_of
+from harness.errors import ConfigError, StoreError, reason
+from harness.study.executors.ray_cluster import connect
+from harness.study.executors.ray_collector import Collector, Windows
+from harness.study.executors.ray_nodes import INSTALL, Node, Nodes, with_processors
+from harness.study.executors.ray_worker import Ended, PointWorker
+from harness.study.executors.sharing import SHARE, alike, fits, part_of, share_of
+from harness.study.point_run import is_measured
 
 __all__ = ["Ray"]
 
-logger = logging.getLogger(__name__)
-
 LOOK_S = 0.5
 ANSWER_S = 5.0
-SKEW_S = 5.0
-"""Difference of two clocks that is worth a line."""
+COMING_S = 60.0
+"""Seconds to wait for a node where the last one was lost."""
 
 
 @dataclass
@@ -35,33 +35,32 @@ class _Worker:
     """A process on a node, with the model that it holds and the job that it measures."""
 
     actor: Any
-    model: tuple[str, ...]
+    node: Node
     job: Job
+    attempt: int
     result: Any
-    greeting: Any
-    part: Fraction = Fraction(1)
-    place: str = ""
-    windows: tuple[int, int] | None = None
+    part: Fraction
+    place: str
+    windows: Windows | None = None
 
 
 class Ray(Executor):
     """Measure points on a Ray cluster, each on processor cores or an accelerator of its own.
 
-    Options: ``address`` of the cluster (``auto``, ``HOST:6379``, ``ray://HOST:10001``; without it RAY_ADDRESS, or a
-    cluster on this machine); ``cpus`` per point (default: all of the smallest node, so that a point has a node to
-    itself) and ``gpus`` per point (default: 1 where nodes have some). Points that are not timed run several at once on
-    what one that is measured would own, ``share`` of them (default: as many as their ``threads`` leave cores for), and
-    only while none is measured. Nodes need this package and the weights, and no file system in common with the driver.
+    Options: ``address`` of the cluster (``auto``, ``HOST:6379``; without it RAY_ADDRESS, or a cluster on this machine);
+    ``cpus`` per point (default: all of the smallest node, so that a point has a node to itself) and ``gpus`` per point
+    (default: 1 where nodes have some). Points that are not timed run several at once on what one that is measured would
+    own, ``share`` of them (default: as many as their ``threads`` leave cores for), and only while none is measured.
+    Nodes need this package and the weights, and no file system in common with the driver.
     """
 
     options = ("address", "cpus", "gpus", SHARE)
 
-    def __init__(self, ray: Any, cpus: int, gpus: int, capacity: int, share: int | None = None) -> None:
-        self._ray, self._cpus, self._gpus, self._capacity, self._share = ray, cpus, gpus, capacity, share
-        here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
-            ray.get_runtime_context().get_node_id(), soft=False
-        )
+    def __init__(self, ray: Any, nodes: Nodes, cpus: int, gpus: int, share: int | None = None) -> None:
+        self._ray, self._nodes, self._cpus, self._gpus, self._share = ray, nodes, cpus, gpus, share
+        here = nodes.on(ray.get_runtime_context().get_node_id())
         self._collector = ray.remote(Collector).options(num_cpus=0, scheduling_strategy=here).remote()
+        self._attempts = itertools.count(1)
         self._running: list[_Worker] = []
         self._idle: list[_Worker] = []
         self._events: list[Happened] = []
@@ -72,114 +71,187 @@ class Ray(Executor):
         for name in options:
             if name not in cls.options:
                 raise ConfigError(f"the ray executor has no option '{name}'. Known: {', '.join(cls.options)}.")
-        try:
-            ray: Any = import_module("ray")
-            import_module("ray.util.scheduling_strategies")
-        except ImportError:
-            raise ConfigError("Ray is not installed:", ["pip install 'early-exit-harness[cluster]'"]) from None
-        address, share = options.get("address"), share_of(options)
-        try:
-            _require_answer(address)
-            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, ignore_reinit_error=True)
-        except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-            raise ConfigError(
-                f"no Ray cluster answers at {address or 'RAY_ADDRESS'}: {reason(error)}. Start one (`ray start "
-                "--head`), or leave --address out for one on this machine."
-            ) from None
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
-        if not nodes:
+        share = share_of(options)
+        ray = connect(options.get("address"))
+        with ExitStack() as on_error:
+            on_error.callback(ray.shutdown)
+            opened = cls._on(ray, options, share)
+            on_error.pop_all()
+        return opened
+
+    @classmethod
+    def _on(cls, ray: Any, options: Mapping[str, str], share: int | None) -> Self:
+        """Look at the nodes of a cluster that answers.
+
+        Raises:
+            ConfigError: none can take a point, or this machine cannot collect what they send.
+        """
+        rows = [row["Resources"] for row in with_processors(ray)]
+        if not rows:
             raise ConfigError("the Ray cluster has no node with processors. Add one: `ray start --address=HOST:6379`.")
-        smallest = min(int(node["CPU"]) for node in nodes)
-        cpus = _number(options, "cpus", smallest)
-        gpus = _number(options, "gpus", 1 if any(node.get("GPU") for node in nodes) else 0)
-        capacity = sum(
-            min([int(node["CPU"]) // cpus, *([int(node.get("GPU", 0)) // gpus] if gpus else [])]) for node in nodes
-        )
-        if not capacity:
+        cpus = _number(options, "cpus", max(1, min(int(row["CPU"]) for row in rows)))
+        gpus = _number(options, "gpus", 1 if any(row.get("GPU") for row in rows) else 0)
+        nodes = Nodes(ray, cpus, gpus)
+        if not any(node.slots for node in nodes.there()):
             raise ConfigError(f"no node has cpus={cpus} and gpus={gpus} for a point. Use fewer.")
-        return cls(ray, cpus, gpus, capacity, share)
+        if not nodes.usable():
+            raise ConfigError(nodes.nowhere(())[1])
+        opened = cls(ray, nodes, cpus, gpus, share)
+        try:
+            ray.get(opened._collector.told.remote())
+        except ray.exceptions.RayError as error:
+            raise ConfigError(
+                f"Ray's node on this machine cannot collect what others measure: {_said(error)}. Start Ray "
+                "there with the Python of this command."
+            ) from None
+        return opened
 
     def has_room(self, job: Job) -> bool:
-        """Whether a slot of the cluster, or of one that it may share, is free, and nothing is left to be told."""
-        running = [(worker.job, worker.part) for worker in self._running]
-        return not self._events and fits(job, self._part(job), running, self._capacity)
+        """Whether a node has room, or none ever will, and nothing is left to be told."""
+        if self._events:
+            return False
+        with self._answering():
+            return not self._running or self._nodes.lacks(job.model) or bool(self._with_room(job))
 
     def _part(self, job: Job) -> Fraction:
         return part_of(job, self._cpus, self._share)
 
+    def _with_room(self, job: Job) -> list[Node]:
+        """Return the nodes that a job could begin on now."""
+        if not alike(job, (worker.job for worker in self._running)):
+            return []
+        part = self._part(job)
+        return [
+            node
+            for node in self._nodes.usable(job.model)
+            if fits(job, part, [(each.job, each.part) for each in _at(node, self._running)], node.slots)
+        ]
+
+    def _node_for(self, job: Job) -> Node | None:
+        """Return the node with most processors free among those with room; waits for one to come where all are lost."""
+        deadline = time.monotonic() + COMING_S
+        while not self._nodes.there() and time.monotonic() < deadline:
+            time.sleep(LOOK_S)
+        found = self._with_room(job)
+        if len(found) < 2:
+            return next(iter(found), None)
+        free = self._nodes.free_cpus()  # of other users of the cluster, too, and late
+        return max(
+            found,
+            key=lambda node: min(
+                node.cpus - self._cpus * _taken(_at(node, self._running)),
+                free.get(node.id, 0.0) + self._cpus * _taken(_at(node, self._idle)),
+            ),
+        )
+
     def start(self, job: Job) -> None:
         """Hand a job to an idle process that holds its model, or to a new one."""
-        part, owns = self._part(job), not job.shares
-        for worker in [each for each in self._idle if each.job.shares != job.shares]:
+        with self._answering():
+            self._start(job, self._part(job))
+
+    def _start(self, job: Job, part: Fraction) -> None:
+        usable = self._nodes.usable()
+        for worker in [each for each in self._idle if each.job.shares != job.shares or each.node not in usable]:
             self._idle.remove(worker)
             self._kill(worker)
-        kept = next((each for each in self._idle if (each.model, each.part) == (job.model, part)), None)
-        while kept is None and self._idle and part + self._taken() > self._capacity:
-            self._kill(self._idle.pop(0))
+        kept = next((each for each in self._idle if (each.job.model, each.part) == (job.model, part)), None)
+        node = self._node_for(job) if kept is None else kept.node
+        if node is None:
+            self._events.append(Happened(job, *self._nodes.nowhere(job.model)))
+            return
         if kept is not None:
             self._idle.remove(kept)
-            actor = kept.actor
-        else:
-            actor = self._ray.remote(PointWorker).options(
-                num_cpus=_resource(self._cpus, part), num_gpus=_resource(self._gpus, part), max_restarts=0,
-                max_task_retries=0,
-            ).remote(self._cpus if owns else 0)  # fmt: skip
-        files = [job.directory / name for name in (MANIFEST, SAMPLES, WINDOWS)]
-        beginning = {file.name: file.read_bytes() for file in files if file.exists()}
-        send = _Sender(self._collector)
-        settings = json.dumps(dict(job.settings))
-        result = actor.measure.remote(job.name, str(job.directory.absolute()), beginning, settings, send)
-        greeting = actor.place.remote() if kept is None else None
-        place = kept.place if kept else ""
-        self._running.append(_Worker(actor, job.model, job, result, greeting, part, place))
+        actor = self._new(node, part, owns=not job.shares) if kept is None else kept.actor
+        attempt = next(self._attempts)
+        folder, send = str(job.directory.absolute()), _Sender(self._collector)
+        result = actor.measure.remote(attempt, job.name, folder, dict(job.settings), send)
+        place = node.host if kept is None else kept.place
+        self._running.append(_Worker(actor, node, job, attempt, result, part, place))
 
-    def _taken(self) -> Fraction:
-        return sum((worker.part for worker in (*self._running, *self._idle)), Fraction(0))
+    def _new(self, node: Node, part: Fraction, *, owns: bool) -> Any:
+        """Return a new process on a node, where idle ones make room for it."""
+        for worker in _at(node, self._idle):
+            if part + _taken(_at(node, (*self._running, *self._idle))) > node.slots:
+                self._idle.remove(worker)
+                self._kill(worker)
+        options = {"num_cpus": _resource(self._cpus, part), "num_gpus": _resource(self._gpus, part)}
+        started = self._ray.remote(PointWorker).options(
+            **options, max_restarts=0, max_task_retries=0, scheduling_strategy=self._nodes.on(node.id)
+        )
+        return started.remote(self._cpus if owns else 0)
 
     def wait(self) -> Happened:
         """Wait until a job says something, ends or is lost."""
         while not self._events:
-            ended, _ = self._ray.wait([worker.result for worker in self._running], timeout=LOOK_S)
-            self._listen()
-            for worker in [each for each in self._running if each.result in ended]:
-                self._running.remove(worker)
-                self._events.append(self._end(worker))
+            with self._answering():
+                ended, _ = self._ray.wait([worker.result for worker in self._running], timeout=LOOK_S)
+                self._listen()
+                for worker in [each for each in self._running if each.result in ended]:
+                    self._running.remove(worker)
+                    self._events.append(self._end(worker))
         return self._events.pop(0)
 
     def _listen(self) -> None:
         """Turn what the collector was told into events."""
-        by_name = {worker.job.name: worker for worker in self._running}
-        for name, text, windows in self._ray.get(self._collector.told.remote()):
-            if (worker := by_name.get(name)) is not None:
-                worker.windows = windows
-                self._events.append(Happened(worker.job, "progress", text, worker.place, windows))
+        running = {worker.attempt: worker for worker in self._running}
+        for attempt, place, text, windows in self._ray.get(self._collector.told.remote()):
+            if (worker := running.get(attempt)) is not None:
+                worker.place, worker.windows = place, windows
+                self._events.append(Happened(worker.job, "progress", text, place, windows))
 
     def _end(self, worker: _Worker) -> Happened:
-        errors = self._ray.exceptions
-        memory = None
-        how: How
-        try:
-            how, text, memory = self._ray.get(worker.result)
-            self._greet(worker)
-        except errors.OutOfMemoryError as error:
-            how, text = "out-of-memory", reason(error)
-        except errors.RayError as error:
-            how, text = "lost", f"its process or node died: {_said(error)}"
+        """Return how a job ended; from now on nothing of it is taken, whatever its process still sends."""
+        ended = self._ended(worker)
+        self._ray.get(self._collector.end.remote(worker.attempt))
+        how, text = ended.how, ended.text
+        if how == "done" and not _has_arrived(worker.job.directory):
+            how, text = "lost", f"what it measured did not arrive in {worker.job.directory}"
+        if how == "unfit":
+            how, text = self._leave_out(worker, ended)
         if how == "done":
             self._idle.append(worker)
         else:
             self._kill(worker)
-        return Happened(worker.job, how, text, worker.place, worker.windows, memory)
+        return Happened(worker.job, how, text, worker.place, worker.windows, ended.memory_bytes)
 
-    def _greet(self, worker: _Worker) -> None:
-        """Learn where a new process is, and whether its clock is another one."""
-        if worker.greeting is None:
-            return
-        worker.place, clock = self._ray.get(worker.greeting)
-        worker.greeting = None
-        ahead = clock - time.time()  # it answered when its job had ended, which was just now
-        if abs(ahead) > SKEW_S:
-            logger.warning("the clock of %s is %.0f s ahead; no duration depends on it", worker.place, ahead)
+    def _ended(self, worker: _Worker) -> Ended:
+        errors = self._ray.exceptions
+        try:
+            ended: Ended = self._ray.get(worker.result)
+        except errors.OutOfMemoryError as error:
+            return Ended("out-of-memory", reason(error), None)
+        except errors.RayTaskError as error:
+            return Ended("lost", f"its process failed: {_said(error)}", None)
+        except errors.RayError as error:
+            if getattr(error, "actor_init_failed", False):  # it had nothing to do yet but to import this package
+                return Ended("unfit", _said(error), None)
+            return Ended("lost", f"its process or node died: {_said(error)}", None)
+        return ended
+
+    def _leave_out(self, worker: _Worker, ended: Ended) -> tuple[How, str]:
+        """Give a node no more points, or none of a model, and return what becomes of the one that it had."""
+        why, model = f"it cannot import the harness ({ended.text}). {INSTALL}", None
+        if ended.lacks == "room":
+            why = f"{ended.text}. Make room there; the next command uses it again."
+        elif ended.lacks == "model":
+            why, model = ended.text, worker.job.model
+        said = self._nodes.leave_out(worker.node, why, model)
+        return ("unfit", said) if self._nodes.usable(worker.job.model) else self._nodes.nowhere(worker.job.model)
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        """Say in one line that the cluster, or what collects the records, is gone.
+
+        Raises:
+            StoreError: so that no point is said to have failed for it.
+        """
+        try:
+            yield
+        except self._ray.exceptions.RayError as error:
+            raise StoreError(
+                f"the Ray cluster does not answer any more: {_said(error)}. Every window that arrived is kept; give "
+                "the same command again to go on."
+            ) from None
 
     def _kill(self, worker: _Worker) -> None:
         with suppress(Exception):  # it is gone already
@@ -189,6 +261,9 @@ class Ray(Executor):
         """Stop what runs, and leave the cluster."""
         for worker in (*self._running, *self._idle):
             self._kill(worker)
+        for worker in self._running:  # now: a process that is being ended may hold the folder's lock for a while
+            with suppress(self._ray.exceptions.RayError):
+                self._ray.get(self._collector.end.remote(worker.attempt), timeout=ANSWER_S)
         self._running, self._idle = [], []
         self._ray.shutdown()
 
@@ -201,18 +276,26 @@ class _Sender:
 
     def __call__(self, method: str, *arguments: Any) -> Any:
         ray: Any = import_module("ray")
-        return ray.get(getattr(self.collector, method).remote(*arguments))
+        try:
+            return ray.get(getattr(self.collector, method).remote(*arguments))
+        except ray.exceptions.RayTaskError as error:  # what the collector raised, of which this has the words alone
+            raise error.cause from None
 
 
-def _require_answer(address: str | None) -> None:
-    """Knock at a cluster's port: Ray itself waits for minutes before it says that nobody is there.
+def _has_arrived(directory: Path) -> bool:
+    """Whether a run directory here is that of a finished run."""
+    try:
+        return is_measured(directory)
+    except StoreError:
+        return False
 
-    Raises:
-        OSError: nobody answers.
-    """
-    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
-    if host and port.isdigit():
-        socket.create_connection((host, int(port)), timeout=ANSWER_S).close()
+
+def _at(node: Node, workers: Iterable[_Worker]) -> list[_Worker]:
+    return [worker for worker in workers if worker.node == node]
+
+
+def _taken(workers: Iterable[_Worker]) -> Fraction:
+    return sum((worker.part for worker in workers), Fraction(0))
 
 
 def _resource(of_measured: int, part: Fraction) -> float:

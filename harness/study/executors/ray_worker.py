@@ -1,8 +1,9 @@
-"""The two ends of a point on a cluster: what measures it on its node, and what collects its records beside the driver.
+"""What measures points on a node of a cluster, and sends their records to the study.
 
 Records cross as bytes of an append-only file from an offset on, samples before the window that commits them, and each
-window is acknowledged before the next one begins. So the study's folder always holds a run that can go on elsewhere,
-whatever dies, and nodes need no file system in common. Imports no Ray: a node needs this package, and the weights.
+window is acknowledged before the next one begins (:mod:`.ray_collector`). So the study's folder always holds a run that
+can go on elsewhere, whatever dies, and nodes need no file system in common. Imports no Ray: a node needs this package,
+and the weights.
 """
 
 from __future__ import annotations
@@ -10,124 +11,197 @@ from __future__ import annotations
 import json
 import os
 import platform
-import shutil
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
-from typing import IO, Any
+from tempfile import TemporaryDirectory
+from typing import IO, Any, Literal
 
+from harness.config import RunConfig
 from harness.contracts.executors import How
-from harness.errors import ConfigError
-from harness.host.atomic_files import replace_files
+from harness.errors import ArtefactError, ConfigError, HarnessError, ModelError, StoreError, reason
 from harness.host.memory import peak_memory_bytes
+from harness.models.model import LoadedModel, resolve
 from harness.records import WindowRecord
 from harness.running.kept_model import KeptModel
-from harness.store.record_files import append
-from harness.store.run_directory import LOCK, MANIFEST, SAMPLES, WINDOWS
-from harness.study.point_run import measure_point
+from harness.running.plan import Plan
+from harness.store.run_directory import LOCK, MANIFEST, SAMPLES, SUMMARY, WINDOWS
+from harness.study.executors.own_cores import hold_cores
+from harness.study.executors.ray_collector import GROWING, Windows
+from harness.study.point_run import is_full, measure_point
 
-if sys.platform != "win32":
-    import fcntl
+__all__ = ["Ended", "Lacks", "PointWorker", "Send"]
 
-__all__ = ["Collector", "PointWorker"]
-
-GROWING = (SAMPLES, WINDOWS)
 Send = Callable[..., Any]
+"""``send(method, attempt, *arguments)`` calls the collector and waits; raises what it raised."""
+Lacks = Literal["", "model", "room"]
+
+BUSY_S = 30.0
+"""Seconds in which what an earlier driver left behind lets go of a run directory."""
+LOOK_S = 0.2
 
 
-class Collector:
-    """Writes what nodes send into the study's folder; one for all points, on the driver's machine."""
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How an attempt ended.
 
-    def __init__(self) -> None:
-        self._told: list[tuple[str, str, tuple[int, int] | None]] = []
+    Attributes:
+        how: ``unfit`` where the node lacks something that another may have.
+        text: why.
+        memory_bytes: the most that the process held; ``None`` where it died.
+        lacks: what, of an unfit node: the point's model, or room on its disk.
+    """
 
-    def grow(self, directory: str, name: str, offset: int, data: bytes) -> None:
-        """Append to a file of records from an offset on; what stands behind the offset was never committed."""
-        file = Path(directory) / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        size = file.stat().st_size if file.exists() else 0
-        if size > offset:
-            with file.open("r+b") as stream:
-                stream.truncate(offset)
-        elif size < offset:
-            raise OSError(f"{file} has {size} bytes where {offset} were sent before")
-        if data:
-            append(file, data)
-
-    def put(self, directory: str, files: Mapping[str, bytes]) -> None:
-        """Write or replace whole files of a run."""
-        folder = Path(directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        replace_files({folder / name: data for name, data in files.items()}, durable=True)
-
-    def tell(self, job: str, text: str, windows: tuple[int, int] | None) -> None:
-        """Note what a job is doing."""
-        self._told.append((job, text, windows))
-
-    def told(self) -> list[tuple[str, str, tuple[int, int] | None]]:
-        """Return what was noted since the last call."""
-        told, self._told = self._told, []
-        return told
+    how: How
+    text: str
+    memory_bytes: int | None
+    lacks: Lacks = ""
 
 
 class PointWorker:
     """Measures points on a node, on processor cores of its own, and sends every window where the study is.
 
     Args:
-        cores: how many to hold; 0 for all that the process may use.
+        cores: how many logical CPUs to hold; 0 for all that the process may use.
     """
 
     def __init__(self, cores: int) -> None:
-        self._model = KeptModel()
-        self._held = _own_cores(cores)
+        self._cores = cores
+        self._held: list[IO[bytes]] | None = None
+        self._model = _Model()
 
-    def place(self) -> tuple[str, float]:
-        """Return host and process, and the clock of the node, seconds since 1970."""
-        return f"{platform.node()}:{os.getpid()}", time.time()
-
-    def measure(
-        self, name: str, directory: str, beginning: Mapping[str, bytes], settings: str, send: Send
-    ) -> tuple[How, str, int]:
+    def measure(self, attempt: int, name: str, directory: str, settings: Mapping[str, Any], send: Send) -> Ended:
         """Measure a point, or go on with it.
 
         Args:
+            attempt: number of this try.
             name: of the point.
             directory: its run directory on the driver's machine.
-            beginning: what it holds.
-            settings: of the run, JSON.
-            send: ``send(method, *arguments)`` calls the collector and waits.
-
-        Returns:
-            How it ended, why, and the most memory that the process held.
+            settings: of the run.
+            send: calls the collector.
         """
-        scratch = Path(tempfile.mkdtemp(prefix="harness-point-"))
-        folder = scratch / name
-        folder.mkdir()
+        stream = _Stream(attempt, f"{platform.node()}:{os.getpid()}", send)
+        how: How
         try:
-            for file, data in beginning.items():
-                (folder / file).write_bytes(data)
-            stream = _Stream(name, directory, folder, send)
-            placement = {"executor": "ray", "process": self.place()[0], "cores": _cores()}
-            how, text = measure_point(folder, json.loads(settings), stream, self._model, placement)
-            if how == "done":
-                stream.send_rest()
-            return how, text, peak_memory_bytes()
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+            if self._held is None:
+                self._held = hold_cores(self._cores)
+            beginning = stream.beginning(directory)
+            with TemporaryDirectory(prefix="harness-point-", ignore_cleanup_errors=True) as scratch:
+                folder = Path(scratch) / name
+                how, text = self._measure(folder, beginning, settings, stream)
+                text = text if how == "stopped" else text.replace(str(folder), directory)
+        except ConfigError as error:  # another process has the cores, for now
+            how, text = "lost", str(error)
+        except HarnessError as error:
+            how, text = "refused", str(error)
+        except OSError as error:  # from the scratch folder, unless the stream knows better
+            full = stream.failed is None or is_full(error)
+            how, text = "stopped" if full else "refused", reason(error)
+        return self._judged(how, text, directory, settings, stream.failed)
+
+    def _measure(
+        self, folder: Path, beginning: Mapping[str, bytes], settings: Mapping[str, Any], stream: _Stream
+    ) -> tuple[How, str]:
+        folder.mkdir()
+        for file, data in beginning.items():
+            (folder / file).write_bytes(data)
+        stream.folder = folder
+        placement = {"executor": "ray", "process": stream.place, "cores": _cores()}
+        how, text = measure_point(folder, settings, stream, self._model, placement)
+        if how == "done":
+            stream.send_rest()
+        return how, text
+
+    def _judged(
+        self, how: How, text: str, directory: str, settings: Mapping[str, Any], failed: Exception | None
+    ) -> Ended:
+        """Return how an attempt ended, with who is to blame: this node, the study's end, or the point itself.
+
+        Args:
+            how: it ended, as far as this node can see.
+            text: why.
+            directory: of the run, on the driver's machine.
+            settings: of the run.
+            failed: what went wrong at the study's end.
+        """
+        lacks: Lacks = ""
+        if failed is not None and not isinstance(failed, (HarnessError, OSError)):
+            raise failed  # the collector is out of reach; whatever became of the run meanwhile follows from that
+        if how == "stopped" and isinstance(failed, OSError):
+            text = f"cannot write to {directory}: {failed.strerror}. Every finished window is kept; make room."
+        elif how == "stopped":
+            how, lacks, text = "unfit", "room", f"it cannot write what it measures: {text.partition('. ')[0]}"
+        elif how == "refused" and failed is None and self._lacks_model(settings):
+            how, lacks = "unfit", "model"
+        return Ended(how, text, peak_memory_bytes(), lacks)
+
+    def _lacks_model(self, settings: Mapping[str, Any]) -> bool:
+        """Whether the model cannot be had on this machine; another one may have it."""
+        if self._model.is_unread:
+            return True
+        try:
+            config = RunConfig.build(settings)
+            resolve(config.request(config.seed))
+        except (ModelError, ArtefactError):
+            return True
+        except HarnessError:
+            return False
+        return False
+
+
+class _Model(KeptModel):
+    """A model that is kept, and remembers when it could not be read."""
+
+    is_unread = False
+
+    def load(
+        self, plan: Plan, formats: Sequence[str | None], note: Callable[[str], None] = lambda text: None
+    ) -> tuple[LoadedModel, ...]:
+        self.is_unread = True
+        loaded = super().load(plan, formats, note)
+        self.is_unread = False
+        return loaded
 
 
 class _Stream:
-    """Implements :class:`harness.running.session.Observer`: sends what was committed, between windows."""
+    """Implements :class:`harness.running.session.Observer`: sends what was committed, between windows.
 
-    def __init__(self, job: str, directory: str, folder: Path, send: Send) -> None:
-        self._job, self._directory, self._folder, self._send = job, directory, folder, send
+    Attributes:
+        place: host and process.
+        folder: of the run on this node.
+        failed: why the last call of the collector did not succeed.
+    """
+
+    def __init__(self, attempt: int, place: str, send: Send) -> None:
+        self.place = place
+        self.folder = Path()
+        self.failed: Exception | None = None
+        self._attempt, self._send = attempt, send
         self._sent: dict[str, int] | None = None
-        self._windows: tuple[int, int] | None = None
+        self._windows: Windows | None = None
+
+    def beginning(self, directory: str) -> dict[str, bytes]:
+        """Return what the run directory holds; waits for a process that holds it and may be about to end.
+
+        Raises:
+            StoreError: it does not end.
+        """
+        self.stage("beginning")
+        deadline = time.monotonic() + BUSY_S
+        while True:
+            try:
+                found: dict[str, bytes] = self._call("begin", directory)
+                return found
+            except StoreError:
+                if time.monotonic() > deadline:
+                    raise
+            self.failed = None
+            time.sleep(LOOK_S)
 
     def stage(self, text: str) -> None:
-        self._send("tell", self._job, text, self._windows)
+        self._call("tell", self.place, text, self._windows)
 
     def begin(self, total: int, done: int, directory: Path) -> None:
         self._windows = (done, total)
@@ -137,58 +211,54 @@ class _Stream:
         self._grow()
         assert self._windows is not None
         self._windows = (self._windows[0] + 1, self._windows[1])
-        self._send("tell", self._job, record.operating_point, self._windows)
+        self.stage(record.operating_point)
 
     def send_rest(self) -> None:
         """Send the windows that nobody was told of, and the reports; the summary, which says it is done, last."""
         self._grow()
-        others = [file for file in self._folder.iterdir() if file.is_file() and file.name not in (*GROWING, LOCK)]
-        others.sort(key=lambda file: (file.name == "summary.json", file.name))
+        others = [file for file in self.folder.iterdir() if file.is_file() and file.name not in (*GROWING, LOCK)]
+        others.sort(key=lambda file: (file.name == SUMMARY, file.name))
         for file in others:
-            self._send("put", self._directory, {file.name: file.read_bytes()})
+            self._call("put", file.name, file.read_bytes())
 
     def _grow(self) -> None:
-        if self._sent is None:  # what the node cut off after the last commit goes there, too
-            self._send("put", self._directory, {MANIFEST: (self._folder / MANIFEST).read_bytes()})
+        """Send what was committed since the last call: at no moment samples of more than the window that comes next."""
+        if self._sent is None:
+            self._call("put", MANIFEST, (self.folder / MANIFEST).read_bytes())
             self._sent = dict.fromkeys(GROWING, 0)
-        for name in GROWING:
-            file = self._folder / name
-            if not file.exists():
-                continue
-            with file.open("rb") as stream:
-                stream.seek(self._sent[name])
-                data = stream.read()
-            self._send("grow", self._directory, name, self._sent[name], data)
+            for name in GROWING:  # as it was there, less what no window commits
+                self._add(name, self._new(name))
+        samples, lines = BytesIO(self._new(SAMPLES)), b""
+        for line in self._new(WINDOWS).splitlines(keepends=True):
+            if count := json.loads(line)["samples"]:
+                self._add(WINDOWS, lines)
+                self._add(SAMPLES, b"".join(samples.readline() for _ in range(count)))
+                lines = b""
+            lines += line
+        self._add(WINDOWS, lines)
+
+    def _new(self, name: str) -> bytes:
+        """Return what was not sent yet of a file."""
+        assert self._sent is not None
+        file = self.folder / name
+        if not file.exists():
+            return b""
+        with file.open("rb") as stream:
+            stream.seek(self._sent[name])
+            return stream.read()
+
+    def _add(self, name: str, data: bytes) -> None:
+        assert self._sent is not None
+        if data or not self._sent[name]:
+            self._call("grow", name, self._sent[name], data)
             self._sent[name] += len(data)
 
-
-def _own_cores(count: int) -> list[IO[bytes]]:
-    """Pin this process to cores that no other point on this machine holds; locks die with the process.
-
-    Raises:
-        ConfigError: there are not so many free.
-    """
-    if not count or sys.platform == "win32" or not hasattr(os, "sched_setaffinity"):
-        return []
-    folder = Path(tempfile.gettempdir()) / f"harness-cores-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    held: dict[int, IO[bytes]] = {}
-    for core in sorted(os.sched_getaffinity(0)):
-        lock = (folder / str(core)).open("ab")
+    def _call(self, method: str, *arguments: Any) -> Any:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.close()
-            continue
-        held[core] = lock
-        if len(held) == count:
-            break
-    if len(held) < count:
-        raise ConfigError(
-            f"{platform.node()} has {len(held)} free cores where a point wants {count}. Use fewer: cpus=N."
-        )
-    os.sched_setaffinity(0, held)
-    return list(held.values())
+            return self._send(method, self._attempt, *arguments)
+        except Exception as error:
+            self.failed = error
+            raise
 
 
 def _cores() -> str:

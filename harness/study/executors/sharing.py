@@ -8,7 +8,7 @@ from fractions import Fraction
 from harness.contracts.executors import Job
 from harness.errors import ConfigError
 
-__all__ = ["SHARE", "fits", "part_of", "share_of"]
+__all__ = ["SHARE", "alike", "fits", "part_of", "share_of"]
 
 SHARE = "share"
 """Option of an executor: how many points that are not timed run at once where a measured one would be alone."""
@@ -42,8 +42,13 @@ def part_of(job: Job, cores: int, share: int | None) -> Fraction:
     return Fraction(1, share or (max(1, cores // threads) if threads else 1))
 
 
+def alike(job: Job, running: Iterable[Job]) -> bool:
+    """Whether a job may run beside others: what is measured never does beside what shares, nor the other way round."""
+    return all(other.shares == job.shares for other in running)
+
+
 def fits(job: Job, part: Fraction, running: Iterable[tuple[Job, Fraction]], capacity: int) -> bool:
-    """Return whether a job may begin: what is measured never runs while something shares, nor the other way round.
+    """Return whether a job may begin beside others.
 
     Args:
         job: which.
@@ -52,5 +57,5 @@ def fits(job: Job, part: Fraction, running: Iterable[tuple[Job, Fraction]], capa
         capacity: measured jobs at once.
     """
     running = list(running)
-    alike = all(other.shares == job.shares for other, _ in running)
-    return alike and sum((taken for _, taken in running), part) <= capacity
+    taken = sum((each for _, each in running), part)
+    return alike(job, (other for other, _ in running)) and taken <= capacity

@@ -1,0 +1,145 @@
+"""What collects the records of points beside the driver of a study: the other end of :mod:`.ray_worker`.
+
+It holds the lock of each run directory that it writes, until the attempt is over. So nobody else writes one meanwhile,
+and what a process sends whose attempt the driver has given up comes to nothing. It never makes a file shorter than
+what is committed in it. Imports no Ray.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from harness.errors import StoreError
+from harness.host.atomic_files import replace_files
+from harness.store.record_files import append
+from harness.store.run_directory import MANIFEST, SAMPLES, WINDOWS, lock_folder, refuse_occupied
+
+__all__ = ["GROWING", "Collector", "Told", "Windows"]
+
+GROWING = (SAMPLES, WINDOWS)
+"""Files that are appended to, in the order in which a window goes into them."""
+
+Windows = tuple[int, int]
+"""Finished and expected."""
+Told = tuple[int, str, str, Windows | None]
+"""Attempt, its host and process, what it is doing, how far it is."""
+
+
+@dataclass
+class _Held:
+    """What an attempt writes; there is no lock before there is a folder."""
+
+    folder: Path
+    lock: IO[bytes] | None
+
+
+class Collector:
+    """Writes what nodes send into the study's folder; one for all points, on the driver's machine.
+
+    An attempt is one try at one point. Its number is never used again.
+    """
+
+    def __init__(self) -> None:
+        self._told: list[Told] = []
+        self._held: dict[int, _Held] = {}
+        self._over: set[int] = set()
+
+    def begin(self, attempt: int, directory: str) -> dict[str, bytes]:
+        """Lock a run directory for an attempt, and return what it holds of records.
+
+        Raises:
+            StoreError: another process or attempt writes it, or this attempt is over.
+        """
+        if attempt in self._over:
+            raise _over(attempt)
+        if attempt not in self._held:
+            folder = Path(directory)
+            self._held[attempt] = _Held(folder, lock_folder(folder) if folder.is_dir() else None)
+        files = [self._held[attempt].folder / name for name in (MANIFEST, *GROWING)]
+        return {file.name: file.read_bytes() for file in files if file.exists()}
+
+    def grow(self, attempt: int, name: str, offset: int, data: bytes) -> None:
+        """Bring a file of records to what an attempt has of it.
+
+        Args:
+            attempt: whose.
+            name: of the file.
+            offset: bytes before it were sent before.
+            data: all that the attempt has behind it; only what nobody committed can stand behind that here.
+
+        Raises:
+            StoreError: the attempt is over, or other records stand there; they are left alone.
+            OSError: it cannot be written.
+        """
+        file = self._folder(attempt) / name
+        there = _behind(file, offset)
+        if there is None or not (there.startswith(data) or data.startswith(there)):
+            raise StoreError(f"{file} holds other records than those that were sent before. It is left as it is.")
+        if len(there) > len(data):
+            _cut(file, offset + len(data))
+        elif len(there) < len(data):
+            append(file, data[len(there) :])
+
+    def put(self, attempt: int, name: str, data: bytes) -> None:
+        """Write or replace a whole file of a run.
+
+        Raises:
+            StoreError: the attempt is over, or another process writes the run, or has made one there meanwhile.
+            OSError: it cannot be written.
+        """
+        replace_files({self._folder(attempt) / name: data}, durable=True)
+
+    def tell(self, attempt: int, place: str, text: str, windows: Windows | None) -> None:
+        """Note where an attempt is and what it is doing."""
+        self._told.append((attempt, place, text, windows))
+
+    def told(self) -> list[Told]:
+        """Return what was noted since the last call."""
+        told, self._told = self._told, []
+        return told
+
+    def end(self, attempt: int) -> None:
+        """Let go of an attempt's run directory, and take nothing more from it."""
+        self._over.add(attempt)
+        held = self._held.pop(attempt, None)
+        if held is not None and held.lock is not None:
+            held.lock.close()
+
+    def _folder(self, attempt: int) -> Path:
+        """Return an attempt's run directory, which is made for its first file."""
+        held = self._held.get(attempt)
+        if held is None:
+            raise _over(attempt)
+        if held.lock is None:
+            held.folder.mkdir(parents=True, exist_ok=True)
+            with ExitStack() as on_error:
+                lock = on_error.enter_context(lock_folder(held.folder))
+                refuse_occupied(held.folder)
+                on_error.pop_all()
+            held.lock = lock
+        return held.folder
+
+
+def _over(attempt: int) -> StoreError:
+    return StoreError(f"attempt {attempt} is over: another one may have its point.")
+
+
+def _behind(file: Path, offset: int) -> bytes | None:
+    """Return what a file holds from an offset on; ``None`` where it does not come so far."""
+    if not file.exists():
+        return None if offset else b""
+    with file.open("rb") as stream:
+        if stream.seek(0, os.SEEK_END) < offset:
+            return None
+        stream.seek(offset)
+        return stream.read()
+
+
+def _cut(file: Path, end: int) -> None:
+    with file.open("r+b") as stream:
+        stream.truncate(end)
+        os.fsync(stream.fileno())
