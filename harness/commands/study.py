@@ -9,6 +9,7 @@ import typer
 
 from harness.appearance.visible_text import one_line, shell_word
 from harness.commands.console import escape, log_to, stderr, stdout
+from harness.commands.refusals import tell_refused
 from harness.errors import ConfigError
 from harness.registry import EXECUTORS
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["study"]
 
 FAILED = 1
+NAMED = 20
+"""Measured points that a dry run names."""
 
 
 def study(
@@ -40,7 +43,7 @@ def study(
     ] = "local",
     address: Annotated[
         str | None,
-        typer.Option(help="Of a cluster: auto, HOST:6379 or ray://HOST:10001.", metavar="ADDRESS"),
+        typer.Option(help="Of a cluster: auto or HOST:6379.", metavar="ADDRESS"),
     ] = None,
     options: Annotated[
         list[str] | None,
@@ -49,7 +52,7 @@ def study(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the points and what they will take; measure no point.")
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Measure more than 1000 points.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Go on with more than 1000 points.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try those again that failed before.")] = False,
     merge: Annotated[
         list[Path] | None,
@@ -58,21 +61,23 @@ def study(
 ) -> None:
     """Measure every point of a grid that is not measured yet; the same command again goes on. See `harness watch`."""
     from harness.study.conduct import conduct
-    from harness.study.grid import MANY, expand, read_study
+    from harness.study.grid import MANY, expand, read_study, size
     from harness.study.ledger import StudyDirectory
 
     console = stderr()
     log_to(console)
+    if dry_run and merge:
+        raise ConfigError("--merge takes points over, and --dry-run changes nothing. Omit one of them.")
     grid = read_study(declared)
+    if (count := size(grid)) > MANY and not yes:
+        raise ConfigError(f"the study has {count} points, more than {MANY}. Say --yes if it is meant to.")
     points = expand(grid)
-    if len(points) > MANY and not (yes or dry_run):
-        raise ConfigError(f"the study has {len(points)} points, more than {MANY}. Say --yes if it is meant to.")
-    _check(points)
+    for point in points:
+        point.config()  # refuses what no run would accept, before anything is written
     folder = out or Path("studies") / Path(declared).stem
-    with StudyDirectory(folder, grid, points) as directory:
+    with StudyDirectory(folder, grid, points, dry=dry_run) as directory:
         for other in merge or []:
-            taken = sum(1 for _ in directory.merge(other))
-            console.print(f"{taken:d} finished points came from {escape(one_line(str(other)))}", soft_wrap=True)
+            _merge(directory, other, console)
         with EXECUTORS.load(executor).open(_options(options or [], address)) as runs:
             if dry_run:
                 _foresee(directory, runs, console)
@@ -90,16 +95,6 @@ def study(
         raise typer.Exit(FAILED)
 
 
-def _check(points: tuple[Point, ...]) -> None:
-    """Refuse what no run would accept before anything is measured; points that differ in seeds alone are alike."""
-    seen = set()
-    for point in points:
-        key = str({name: value for name, value in point.settings.items() if name != "seed"})
-        if key not in seen:
-            seen.add(key)
-            point.config()
-
-
 def _options(given: list[str], address: str | None) -> dict[str, str]:
     found = {} if address is None else {"address": address}
     for text in given:
@@ -110,14 +105,29 @@ def _options(given: list[str], address: str | None) -> dict[str, str]:
     return found
 
 
+def _merge(directory: StudyDirectory, other: Path, console: Console) -> None:
+    """Take over what another study has measured, and say what is left out."""
+    found = list(directory.merge(other))
+    taken = sum(not reason for _, reason in found)
+    console.print(f"{taken:d} finished points came from {escape(one_line(str(other)))}", soft_wrap=True)
+    tell_refused([(Path(point.name), reason) for point, reason in found if reason], console)
+
+
 def _foresee(directory: StudyDirectory, runs: Executor, console: Console) -> None:
     from harness.commands.study_progress import StudyProgress, estimate_table
     from harness.study.estimate import estimates
 
-    left = [point for point in directory.points if not directory.settle(point)]
+    done: list[Point] = []
+    left: list[Point] = []
+    for point in directory.points:
+        (done if directory.is_done(point) else left).append(point)
     with StudyProgress(console) as progress:
         found = list(estimates(directory, left, runs, progress.happened))
-    stdout().print(estimate_table(found, done=len(directory.points) - len(left)))
+    stdout().print(estimate_table(found, done=len(done)))
+    if done:
+        named = ", ".join(directory.directory(point).name for point in done[:NAMED])
+        more = f" and {len(done) - NAMED} more" if len(done) > NAMED else ""
+        stdout().print(f"Measured: {escape(named)}{more}", highlight=False, soft_wrap=True)
 
 
 def _say_outcome(outcome: Outcome, folder: Path) -> None:

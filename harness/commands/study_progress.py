@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -13,7 +13,9 @@ from rich.table import Table
 from harness.appearance.terminal import Console, escape
 from harness.appearance.visible_text import one_line
 from harness.contracts.executors import Happened
-from harness.study.estimate import Estimate
+
+if TYPE_CHECKING:
+    from harness.study.estimate import Estimate  # which loads torch
 
 __all__ = ["StudyProgress", "duration", "estimate_table"]
 
@@ -106,14 +108,15 @@ class StudyProgress:
 
 
 def estimate_table(found: Sequence[Estimate], done: int) -> Table:
-    """Return what points will take: requests, time with its interval, energy, memory; and all of them together."""
+    """Return what points will take: requests, time with its interval, energy, host memory; and all of them together."""
     table = Table(
         title=f"{len(found)} points are left, {done} measured", title_justify="left", box=None,
         caption="Time as if every request ran at full depth, ± what few requests leave open (95 %); exits make it "
-        "less, checks more. Loading and scoring are not counted.", caption_justify="left",
+        "less, checks more. Loading and scoring are not counted. Host memory: the peak of the process, a GPU's own "
+        "memory apart.", caption_justify="left",
     )  # fmt: skip
     table.add_column("point")
-    for name in ("requests", "time", "energy", "memory"):
+    for name in ("requests", "time", "energy", "host memory"):
         table.add_column(name, justify="right")
     for one in found:
         if one.refused:

@@ -14,9 +14,12 @@ import typer
 from harness.commands.console import stdout, write_json
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from collections.abc import Sequence
 
-    from harness.study.status import Status
+    from rich.console import RenderableType
+    from rich.table import Table
+
+    from harness.study.status import Best, Status, StudyView
 
 __all__ = ["watch"]
 
@@ -27,49 +30,51 @@ def watch(
     once: Annotated[bool, typer.Option("--once", help="Look once and end.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Look once and print it as JSON.")] = False,
 ) -> None:
-    """Show what a study has done, what runs and what is left. Exit code: 0 all measured, 1 some failed, 3 some left."""
-    from harness.study.status import best_points, read_status
+    """Show what a study has done, what runs and what is left, until it is over or stopped.
 
-    status = read_status(directory)
+    Exit code: 0 all points are measured; 1 it is over, and some failed; 3 some are left, and it goes on; 4 some are
+    left, and no process measures them: the same `harness study` command goes on.
+    """
+    from harness.study.status import RUNNING, StudyView
+
+    study = StudyView(directory)
+    status = study.look()
     if as_json:
-        best = [asdict(one) for one in best_points(directory, (*status.finished, *status.merged))]
+        best = [asdict(one) for one in study.best()]
         write_json(json.dumps({**asdict(status), "waiting": status.waiting, "best": best}, indent=2))
         raise typer.Exit(status.exit_code)
     console = stdout()
     if once or not console.is_terminal:
-        console.print(_shown(directory, status))
+        console.print(_shown(study, status))
         raise typer.Exit(status.exit_code)
     from rich.live import Live
 
-    with Live(_shown(directory, status), console=console, auto_refresh=False) as live:
-        while status.exit_code == 3 or status.running:  # some are left
+    with Live(_shown(study, status), console=console, auto_refresh=False) as live:
+        while status.exit_code == RUNNING:
             time.sleep(every)
-            status = read_status(directory)
-            live.update(_shown(directory, status), refresh=True)
+            status = study.look()
+            live.update(_shown(study, status), refresh=True)
     raise typer.Exit(status.exit_code)
 
 
-def _shown(directory: Path, status: Status) -> RenderableType:
+def _shown(study: StudyView, status: Status) -> RenderableType:
     from rich.console import Group
-    from rich.table import Table
 
     from harness.appearance.terminal import escape
     from harness.appearance.visible_text import one_line
     from harness.commands.study_progress import duration
-    from harness.study.status import best_points, seconds_since
+    from harness.study.status import STOPPED, seconds_since
 
     done = len(status.finished) + len(status.merged)
-    left = (
-        ""
-        if status.left_s is None or not status.waiting + len(status.running)
-        else f" · about {duration(status.left_s)} left"
-    )
+    left = f" · about {duration(status.left_s)} left" if status.left and status.left_s is not None else ""
     merged = f" ({len(status.merged)} merged)" if status.merged else ""
     head = (
         f"{done} of {status.points} points measured{merged} · {len(status.running)} running · {len(status.failed)} "
         f"failed · {status.waiting} waiting{left}"
     )
     parts: list[RenderableType] = [f"[bold]{head}[/]"]
+    if status.exit_code == STOPPED:
+        parts.append("[yellow]Stopped: no process measures it. The same `harness study` command goes on.[/]")
     now = datetime.now(UTC)
     parts += [
         f"▸ {escape(one_line(each.point))}: {each.windows} windows, for {duration(seconds_since(each.since, now))}"
@@ -78,28 +83,35 @@ def _shown(directory: Path, status: Status) -> RenderableType:
     parts += [
         f"[red]✗ {escape(one_line(name))}: {escape(one_line(reason))}[/]" for name, reason in status.failed.items()
     ]
-    best = best_points(directory, (*status.finished, *status.merged))
-    if best:
-        table = Table(title="Fastest so far, over full depth of the same run", title_justify="left", box=None)
-        for name, justify in (
-            ("", "left"),
-            ("operating point", "left"),
-            ("task", "left"),
-            ("whole request", "right"),
-            ("edit sim.", "right"),
-            ("point", "left"),
-        ):
-            table.add_column(name, justify=justify)  # type: ignore[arg-type]
-        for one in best:
-            similarity = "–" if one.edit_similarity is None else f"{one.edit_similarity:.3f}"
-            kind = "lossless" if one.lossless else "lossy"
-            table.add_row(
-                kind,
-                escape(one_line(one.operating_point)),
-                escape(one.task),
-                f"{one.speedup:.2f}×",
-                similarity,
-                escape(one.point),
-            )
-        parts.append(table)
-    return Group(*parts)
+    best = study.best()
+    return Group(*parts, *([_table(best)] if best else []))
+
+
+def _table(best: Sequence[Best]) -> Table:
+    from rich.table import Table
+
+    from harness.appearance.terminal import escape
+    from harness.appearance.visible_text import one_line
+
+    table = Table(title="Fastest so far, over full depth of the same run", title_justify="left", box=None)
+    for name, justify in (
+        ("", "left"),
+        ("operating point", "left"),
+        ("task", "left"),
+        ("whole request", "right"),
+        ("edit sim.", "right"),
+        ("point", "left"),
+    ):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    for one in best:
+        similarity = "–" if one.edit_similarity is None else f"{one.edit_similarity:.3f}"
+        kind = "lossless" if one.lossless else "lossy"
+        table.add_row(
+            kind,
+            escape(one_line(one.operating_point)),
+            escape(one.task),
+            f"{one.speedup:.2f}×",
+            similarity,
+            escape(one.point),
+        )
+    return table

@@ -33,7 +33,12 @@ which did not stand, and rows of verifications that were discarded.
 
 
 class Ranged(Record):
-    """A number with its bootstrap 95 % interval, ``None`` where too few blocks were measured."""
+    """A number and how sure it is.
+
+    Attributes:
+        value: the number.
+        ci: bootstrap 95 % interval; ``None`` where too few blocks were measured.
+    """
 
     value: float
     ci: Interval | None = None

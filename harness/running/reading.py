@@ -16,7 +16,7 @@ from pathlib import Path
 from harness.appearance.visible_text import one_line, shell_word
 from harness.errors import HarnessError, StoreError
 from harness.host import environment
-from harness.host.foreign_files import open_regular, real_path
+from harness.host.foreign_files import real_path
 from harness.records import Manifest, SampleRecord, WindowRecord
 from harness.records.summary import Summary
 from harness.running.kept_summaries import kept_summary
@@ -24,7 +24,7 @@ from harness.running.plugins import absent_plugins
 from harness.running.read_ahead import read_ahead
 from harness.running.scoring import CorpusScores
 from harness.store.record_files import REMEDY
-from harness.store.run_directory import LOCK, MANIFEST, SAMPLES, WINDOWS, RunDirectory
+from harness.store.run_directory import MANIFEST, SAMPLES, WINDOWS, RunDirectory, is_held
 from reports.recorded import RecordedRun, Records
 from reports.summary.absurd import without_absurd
 from reports.summary.outlived import with_recorded
@@ -32,7 +32,7 @@ from reports.summary.quality import corpora
 from reports.summary.summarise import candidates, summarise
 
 if sys.platform != "win32":
-    import fcntl
+    pass
 
 __all__ = ["DAMAGE", "Refusal", "find_runs", "keep_summary", "read_run", "read_runs"]
 
@@ -66,7 +66,7 @@ def read_run(path: Path, *, stored: bool = False, duplicates: bool = True, keep:
     Raises:
         StoreError: missing, damaged or foreign directory, or one without a finished window.
     """
-    in_use = _in_use(path)
+    in_use = bool(is_held(path))
     with RunDirectory.read(path, keep=True) as store:
         if not store.finished():
             raise StoreError(
@@ -223,17 +223,3 @@ def _again(path: Path, manifest: Manifest, windows: int, samples: int) -> Record
         if store.manifest != manifest or (len(found.windows), len(found.samples)) != (windows, samples):
             raise StoreError(f"{path} was changed while it was reported. Report again.")
     return found
-
-
-def _in_use(path: Path) -> bool:
-    """Whether a run holds the directory's lock; where locks cannot be asked for, no."""
-    if sys.platform == "win32":
-        return False
-    try:
-        with open_regular(path / LOCK) as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # no lock file, or a file system without locks
-        return False
-    return False

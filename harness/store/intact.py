@@ -14,13 +14,14 @@ from pathlib import Path
 
 from harness.errors import StoreError
 from harness.host.atomic_files import unfinished
-from harness.records import WindowRecord
-from harness.store.committed import SAMPLES, WINDOWS, read_manifest
+from harness.host.foreign_files import DocumentError, read_json
+from harness.records import SCHEMA_VERSION, WindowRecord
+from harness.store.committed import MANIFEST, SAMPLES, WINDOWS, read_manifest
 from harness.store.record_files import lines, parse
 from harness.store.run_directory import LOCK, lock_folder
 from harness.store.seals import seal_of, split_seal
 
-__all__ = ["keep_intact"]
+__all__ = ["is_damaged", "keep_intact"]
 
 
 def keep_intact(directory: Path, aside: Path) -> int:
@@ -33,7 +34,7 @@ def keep_intact(directory: Path, aside: Path) -> int:
         aside: where all that it held lies afterwards; nothing may be there.
 
     Raises:
-        StoreError: another process writes it.
+        StoreError: another process writes it, or its files cannot be read now, or by this version; it stays as it is.
         OSError: it cannot be copied or cut.
     """
     with lock_folder(directory):
@@ -52,8 +53,35 @@ def keep_intact(directory: Path, aside: Path) -> int:
     return count
 
 
+def is_damaged(directory: Path, error: StoreError) -> bool:
+    """Return whether a run was refused for what its files hold, so that cutting it helps.
+
+    It does not where files cannot be opened or read now (a missing right, a disk that fails, no descriptor that is
+    left), nor where another version of the harness wrote them: such a run may be whole.
+
+    Args:
+        directory: of the run.
+        error: that reading it raised.
+    """
+    cause = error.__context__
+    if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError):
+        return False
+    try:
+        manifest = read_json(directory / MANIFEST)
+    except (FileNotFoundError, DocumentError):
+        return True
+    except OSError:
+        return False
+    version = manifest.get("schema_version") if isinstance(manifest, dict) else None
+    return not isinstance(version, int) or version == SCHEMA_VERSION
+
+
 def _intact(directory: Path) -> tuple[int, dict[str, int]]:
-    """Return how many windows are whole, and where they end in each file, windows first: bytes."""
+    """Return how many windows are whole, and where they end in each file, windows first: bytes.
+
+    Raises:
+        StoreError: they cannot be read now, or by this version.
+    """
     count, ends = 0, {WINDOWS: 0, SAMPLES: 0}
     try:
         manifest, seal = read_manifest(directory)
@@ -66,6 +94,7 @@ def _intact(directory: Path) -> tuple[int, dict[str, int]]:
                 break
             count += 1
             ends = {WINDOWS: ends[WINDOWS] + len(line), SAMPLES: ends[SAMPLES] + sum(map(len, own))}
-    except StoreError:
-        pass
+    except StoreError as error:
+        if not is_damaged(directory, error):
+            raise
     return count, ends

@@ -52,6 +52,7 @@ __all__ = [
     "RunDirectory",
     "WindowKey",
     "fresh_directory",
+    "is_held",
     "last_seal",
     "lock_folder",
     "refuse_occupied",
@@ -329,3 +330,19 @@ def lock_folder(path: Path, what: str = "run directory") -> IO[bytes]:
             raise StoreError(f"cannot lock the {what} {path}: {error.strerror}.") from None
         on_error.pop_all()
     return lock
+
+
+def is_held(path: Path) -> bool | None:
+    """Return whether a process holds a folder's lock, and so writes to it; ``None`` where locks cannot be asked for."""
+    if sys.platform == "win32":
+        return None
+    try:
+        with open_regular(path / LOCK) as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:  # a copy without it
+        return False
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks
+        return None
+    return False

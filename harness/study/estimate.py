@@ -14,25 +14,26 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.config import RunConfig
 from harness.contracts.executors import Executor, Happened, Job
 from harness.errors import HarnessError
 from harness.host.atomic_files import replace_files
 from harness.records import WindowRecord
-from harness.running.plan import make_plan
+from harness.running.plan import PlannedTask, make_plan
 from harness.store.run_directory import RunDirectory
 from harness.study.grid import Point
-from harness.study.ledger import StudyDirectory
-from harness.study.point_run import is_measured
+from harness.study.kept_run import is_measured
+from harness.study.ledger import PROBES, StudyDirectory
 
-__all__ = ["PROBES", "PROBE_REQUESTS", "Estimate", "estimates"]
+__all__ = ["PROBE_REQUESTS", "Estimate", "estimates"]
 
-PROBES = "probes"
-"""Folder of the small runs, below the study's."""
 PROBE_REQUESTS = 8
 _OF_A_KIND = (
     *("model", "weights", "dtype", "device", "exit_points", "exit_head", "artefacts", "threads", "weights_format"),
     *("device_map", "tasks", "source", "protocol", "max_new_tokens", "batch_size", "energy", "tdp_w", "duplicates"),
 )
+_OF_A_DRAW = tuple({*RunConfig.panels["The model"], *RunConfig.panels["On which samples"]} - {"seed"})
+"""What decides how many samples a point has; its seed decides which."""
 Z_95 = 1.96
 
 
@@ -45,7 +46,7 @@ class Estimate:
         requests: samples × operating points × repeats.
         seconds: expected, and the half width of a 95 % interval of the mean of its requests.
         joules: by the meter of the runs.
-        memory_bytes: peak of the process.
+        memory_bytes: most that its process held of the machine's own memory, a GPU's apart.
         refused: why it cannot run here.
     """
 
@@ -77,11 +78,12 @@ def estimates(
         told: how these go on.
     """
     counts: dict[str, tuple[int, int] | str] = {}
+    drawn: dict[str, tuple[PlannedTask, ...]] = {}
     kinds: dict[str, _Measured | str] = {}
     for point in points:
         planned = _key(point, [name for name in point.settings if name != "seed"])
         if planned not in counts:
-            counts[planned] = _count(point)
+            counts[planned] = _count(point, drawn)
         count = counts[planned]
         if isinstance(count, str):
             yield Estimate(point, refused=count)
@@ -105,13 +107,20 @@ def _key(point: Point, names: Sequence[str]) -> str:
     return hashlib.sha256(json.dumps(chosen, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def _count(point: Point) -> tuple[int, int] | str:
-    """Return samples, and operating points times repeats; or why the point cannot run."""
+def _count(point: Point, drawn: dict[str, tuple[PlannedTask, ...]]) -> tuple[int, int] | str:
+    """Return samples, and operating points times repeats; or why the point cannot run.
+
+    Args:
+        point: which.
+        drawn: samples of points that draw the same ones, by what decides that; added to.
+    """
+    key = _key(point, _OF_A_DRAW)
     try:
-        plan = make_plan(point.config())
+        plan = make_plan(point.config(), (lambda model: drawn[key]) if key in drawn else None)
     except HarnessError as error:
         return str(error)
-    return sum(len(task.data.samples) for task in plan.tasks), len(plan.points) * plan.config.repeats
+    tasks = drawn.setdefault(key, plan.tasks)
+    return sum(len(task.data.samples) for task in tasks), len(plan.points) * plan.config.repeats
 
 
 def _measure(directory: Path, point: Point, executor: Executor, told: Callable[[Happened], None]) -> _Measured | str:
@@ -120,9 +129,7 @@ def _measure(directory: Path, point: Point, executor: Executor, told: Callable[[
     settings = {**kept, "strategies": ["full"], "limit": PROBE_REQUESTS * batch, "block_size": batch, "idle_s": 0}
     peak = directory.with_name(f"{directory.name}.memory")  # of the process that measured it, which is not this one
     if not is_measured(directory):
-        executor.start(Job(directory.name, directory, settings, point.model))
-        while not (event := executor.wait()).ended:
-            told(event)
+        event = _ended(Job(directory.name, directory, settings, point.model), executor, told)
         if event.how != "done":
             return event.text
         if event.memory_bytes is not None:
@@ -130,6 +137,14 @@ def _measure(directory: Path, point: Point, executor: Executor, told: Callable[[
     with RunDirectory.read(directory) as store:
         windows = [window for window in store.windows() if not (window.warmup or window.idle or window.superseded)]
     return _of_windows(windows, int(peak.read_text()) if peak.exists() else None)
+
+
+def _ended(job: Job, executor: Executor, told: Callable[[Happened], None]) -> Happened:
+    """Run a job, on another machine where the first one lacks something."""
+    executor.start(job)
+    while not (event := executor.wait()).ended:
+        told(event)
+    return _ended(job, executor, told) if event.how == "unfit" else event
 
 
 def _of_windows(windows: Sequence[WindowRecord], memory_bytes: int | None) -> _Measured:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,10 +27,12 @@ from harness.config import RunConfig
 from harness.config.model import Configuration
 from harness.errors import ConfigError, UnknownNameError, did_you_mean
 
-__all__ = ["MANY", "Point", "StudyConfig", "expand", "presets", "read_study"]
+__all__ = ["MANY", "MOST", "Point", "StudyConfig", "expand", "presets", "read_study", "size"]
 
 MANY = 1000
 """Points beyond which a study asks whether it was meant."""
+MOST = 1_000_000
+"""Points of a study at most: they are held in memory."""
 
 _LISTS = ("strategies", "tasks")
 _NOT_OF_A_POINT = ("out",)
@@ -136,19 +139,25 @@ def read_study(given: str) -> StudyConfig:
     return study.over(known[study.preset])
 
 
+def size(study: StudyConfig) -> int:
+    """Return how many points a study declares, before any is excluded or found twice. None of them is made."""
+    of_grid = math.prod(map(len, study.grid.values())) if study.grid or not study.include else 0
+    return of_grid + len(study.include)
+
+
 def expand(study: StudyConfig) -> tuple[Point, ...]:
     """Return the points of a study, each once, in the order of the grid.
 
     Raises:
-        ConfigError: an unknown setting; a setting without values; what excludes or overrides nothing; overrides that
-            contradict each other; no point at all.
+        ConfigError: an unknown setting; a setting without values; more points than :data:`MOST`; what excludes or
+            overrides nothing; overrides that contradict each other; no point at all.
     """
     _check_names(study)
+    if (count := size(study)) > MOST:
+        raise ConfigError(f"the study has {count} points, and one has {MOST} at most. Make several of it.")
     axes = [[(name, value) for value in values] for name, values in study.grid.items()]
-    combined: list[Settings] = [dict(chosen) for chosen in itertools.product(*axes)] if axes else []
-    if not axes and not study.include:
-        combined = [{}]
-    kept: list[Settings] = [{**study.run, **chosen} for chosen in combined]
+    combined = itertools.product(*axes) if axes or not study.include else ()
+    kept: list[Settings] = [{**study.run, **dict(chosen)} for chosen in combined]
     for place, values in enumerate(study.exclude, 1):
         left = [settings for settings in kept if not _matches(settings, values)]
         if len(left) == len(kept):

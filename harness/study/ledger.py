@@ -1,35 +1,57 @@
 """The directory of a study: what was declared, a run directory per point, and a log of what became of each.
 
 ``study.json`` is written once; ``events.jsonl`` is appended to, a line per event, each flushed to the disk (``fsync``);
-a torn last line is cut off. One process at a time writes them, under a lock that dies with it. The log only speeds
-things up and says why something failed: whether a point is measured, its run directory decides. Nothing in here is an
-absolute path, so that the folder can be moved, and copied while it grows: of a run whose files were copied at different
-moments, all windows that are whole are kept (:mod:`harness.store.intact`).
+a torn last line is cut off, a damaged one is passed over. One process at a time writes them, under a lock that dies
+with it. The log only speeds things up and says why something failed: whether a point is measured, its run directory
+decides. Nothing in here is an absolute path, so that the folder can be moved, and copied while it grows: of a run whose
+files were copied at different moments, all windows that are whole are kept (:mod:`harness.store.intact`). Loads no
+torch, so that who only looks at a study (:mod:`harness.study.status`) takes little from the machine that measures it.
 """
 
 from __future__ import annotations
 
+import logging
 import os
-import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, Literal, Self
+
+from pydantic import ValidationError
 
 from harness.appearance.visible_text import shell_word
 from harness.errors import StoreError
 from harness.host.atomic_files import unfinished
 from harness.records import SCHEMA_VERSION
 from harness.records.record import Record
-from harness.store.intact import keep_intact
-from harness.store.record_files import append, line_of, lines, parse, read_document, write_document
-from harness.store.run_directory import LOCK, SAMPLES, SUMMARY, WINDOWS, RunDirectory, lock_folder
+from harness.store.intact import is_damaged, keep_intact
+from harness.store.record_files import append, line_of, lines, read_document, write_document
+from harness.store.run_directory import LOCK, SUMMARY, lock_folder
 from harness.study.grid import Point, StudyConfig
-from harness.study.point_run import is_measured
+from harness.study.kept_run import ASIDE, free_aside, holds_a_run, is_finished, is_measured, records_bytes, take_over
 
-__all__ = ["EVENTS", "RUNS", "STUDY", "Event", "StudyDirectory", "StudyRecord", "read_events"]
+if sys.platform != "win32":
+    pass
 
-STUDY, EVENTS, RUNS, ASIDE = "study.json", "events.jsonl", "runs", "aside"
+__all__ = [
+    "DONE",
+    "EVENTS",
+    "PROBES",
+    "RUNS",
+    "STUDY",
+    "Event",
+    "EventLog",
+    "StudyDirectory",
+    "StudyRecord",
+    "read_events",
+]
+
+logger = logging.getLogger(__name__)
+
+STUDY, EVENTS, RUNS = "study.json", "events.jsonl", "runs"
+PROBES = "probes"
+"""Folder of the small runs that an estimate is made from."""
 
 DONE = ("finished", "merged")
 """What says that a point is measured."""
@@ -84,12 +106,13 @@ class StudyDirectory:
         path: the folder, made where it is missing.
         declared: the grid.
         points: what follows from it.
+        dry: leave what the folder holds of the study as it is; only :data:`PROBES` may be written in it.
 
     Raises:
         StoreError: it is in use, is no study, or cannot be written.
     """
 
-    def __init__(self, path: Path, declared: StudyConfig, points: Sequence[Point]) -> None:
+    def __init__(self, path: Path, declared: StudyConfig, points: Sequence[Point], *, dry: bool = False) -> None:
         self.path, self.points = path, tuple(points)
         self._lock: IO[bytes] | None = None
         try:
@@ -97,18 +120,24 @@ class StudyDirectory:
         except OSError as error:
             raise StoreError(f"cannot make the folder {path}: {error.strerror}. Use another --out.") from None
         self._lock = lock_folder(path, "study")
-        record = StudyRecord(
-            schema_version=SCHEMA_VERSION,
-            created=_now() if not (path / STUDY).exists() else _read(path).created,
-            declared=declared.model_dump(mode="json"),
-            points={point.name: point.identity for point in points},
-        )
-        if not (path / STUDY).exists() or _read(path) != record:
-            write_document(path / STUDY, record)
-        (path / RUNS).mkdir(exist_ok=True)  # now: a kill, or a copy, before this line finds nothing that is not ours
-        _cut_torn_line(path / EVENTS)
+        if not dry:
+            self._declare(declared)
         self._last = {event.identity: event for event in read_events(path)}
         self._folders = _folders(path)
+
+    def _declare(self, declared: StudyConfig) -> None:
+        """Say what the study is made of, and make its files ready to be added to."""
+        before = _read(self.path) if (self.path / STUDY).exists() else None
+        record = StudyRecord(
+            schema_version=SCHEMA_VERSION,
+            created=_now() if before is None else before.created,
+            declared=declared.model_dump(mode="json"),
+            points={point.name: point.identity for point in self.points},
+        )
+        if before != record:
+            write_document(self.path / STUDY, record)
+        (self.path / RUNS).mkdir(exist_ok=True)  # now: a kill, or a copy, before this finds nothing that is not ours
+        _cut_torn_line(self.path / EVENTS)
 
     def __enter__(self) -> Self:
         return self
@@ -131,7 +160,7 @@ class StudyDirectory:
         directory = self.directory(point)
         event = Event(
             at=_now(), point=directory.name, identity=point.identity, what=what, place=place, reason=reason,
-            took_s=took_s, records_bytes=_records_bytes(directory) if what in DONE else None,
+            took_s=took_s, records_bytes=records_bytes(directory) if what in DONE else None,
         )  # fmt: skip
         try:
             append(self.path / EVENTS, line_of(event))
@@ -146,63 +175,124 @@ class StudyDirectory:
         """Return the last event of a point."""
         return self._last.get(point.identity)
 
+    def is_done(self, point: Point) -> bool:
+        """Return whether a point is measured, and write nothing; one whose run is damaged is not.
+
+        Raises:
+            StoreError: its run cannot be read now, or by this version.
+        """
+        return self._is_said(point) or self._look_into(point)[0]
+
     def settle(self, point: Point) -> bool:
         """Return whether a point is measured; one that was finished when the log was not written gets its line.
 
-        Of a run directory that cannot be read, such as one that was copied while it was written, the windows that are
+        Of a run directory that is damaged, such as one that was copied while it was written, the windows that are
         whole with all their samples are kept; what it held lies beside it then.
+
+        Raises:
+            StoreError: its run cannot be read now, or by this version; it is left as it is.
         """
-        directory = self.directory(point)
-        event = self.last(point)
-        said = event is not None and event.what in DONE and event.records_bytes == _records_bytes(directory)
-        if said and (directory / SUMMARY).exists():
+        if self._is_said(point):
             return True
-        try:
-            if not _holds_a_run(directory):
-                return False
-            with RunDirectory.read(directory):
-                measured = is_measured(directory)
-        except StoreError as error:
-            aside = _aside(directory)
-            kept = keep_intact(directory, aside)
+        measured, damage = self._look_into(point)
+        if damage is not None:
+            aside = free_aside(self.directory(point))
+            kept = keep_intact(self.directory(point), aside)
             self.log(
-                point, "retried", reason=f"{error} What it held lies in {aside.name} now; {kept} windows are kept."
+                point, "retried", reason=f"{damage} What it held lies in {aside.name} now; {kept} windows are kept."
             )
-            return False
-        if measured:
+        elif measured:
             self.log(point, "finished", reason="finished before")
         return measured
 
-    def merge(self, other: Path) -> Iterator[Point]:
-        """Take over the points that another study has measured and this one has not, one after the other.
+    def _is_said(self, point: Point) -> bool:
+        """Whether the log says that a point is measured, and its files have not changed in size since."""
+        directory, event = self.directory(point), self.last(point)
+        said = event is not None and event.what in DONE and event.records_bytes == records_bytes(directory)
+        return said and (directory / SUMMARY).exists()
+
+    def _look_into(self, point: Point) -> tuple[bool, StoreError | None]:
+        """Return whether a run directory holds a finished run, and what is damaged in it."""
+        directory = self.directory(point)
+        try:
+            return holds_a_run(directory) and is_finished(directory), None
+        except StoreError as error:
+            if not is_damaged(directory, error):
+                raise
+            return False, error
+
+    def set_aside(self, point: Point) -> str:
+        """Move what is measured of a point to where no report looks, so that it begins anew; return where it lies.
 
         Raises:
-            StoreError: the other folder is no study, or cannot be read.
+            StoreError: it cannot be moved.
+        """
+        directory = self.directory(point)
+        try:
+            aside = free_aside(directory)
+            os.replace(directory, aside)
+        except OSError as error:
+            raise StoreError(f"cannot move {directory}: {error.strerror}. Move or delete it.") from None
+        return f"{ASIDE}/{aside.name}"
+
+    def merge(self, other: Path) -> Iterator[tuple[Point, str]]:
+        """Take over the points that another study has measured and this one has not, one after the other.
+
+        Yields:
+            Each with why it is left out: its run there cannot be read. Empty where it was taken over.
+
+        Raises:
+            StoreError: the other folder is no study, or this one cannot be read or written.
         """
         _read(other)
         folders = _folders(other)
         for point in self.points:
             source, target = other / RUNS / folders.get(point.short, point.name), self.directory(point)
-            if self.settle(point) or not (source / SUMMARY).exists() or not is_measured(source):
+            if self.settle(point):
                 continue
-            part = unfinished(target)
-            shutil.rmtree(part, ignore_errors=True)
-            shutil.copytree(source, part, ignore=shutil.ignore_patterns(LOCK))
-            if target.exists():
-                os.replace(target, _aside(target))
-            os.replace(part, target)
+            try:
+                if not is_measured(source):
+                    continue
+            except (StoreError, OSError) as error:
+                yield point, str(error)
+                continue
+            take_over(source, target)
             self.log(point, "merged", reason=f"from {other.name}")
-            yield point
+            yield point, ""
+
+
+class EventLog:
+    """Reads the log of a study, which may be running meanwhile; each time what was added since the last.
+
+    Args:
+        path: folder of the study.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path / EVENTS
+        self._line = self._end = 0
+
+    def read(self) -> Iterator[Event]:
+        """Iterate the new events in the order written. One that is damaged is passed over with a warning.
+
+        Raises:
+            StoreError: the log cannot be read.
+        """
+        for line in lines(self._file, self._end):
+            self._line, self._end = self._line + 1, self._end + len(line)
+            try:
+                yield Event.model_validate_json(line)
+            except ValidationError:
+                logger.warning(
+                    "%s, line %d is damaged and passed over: run directories decide what is measured",
+                    self._file,
+                    self._line,
+                )
 
 
 def read_events(path: Path) -> Iterator[Event]:
-    """Iterate the events of a study in the order written; a study may be running meanwhile.
-
-    Raises:
-        StoreError: a line is damaged.
-    """
-    for number, line in enumerate(lines(path / EVENTS), 1):
-        yield parse(Event, line, path / EVENTS, number)
+    """Iterate all events of a study, as :meth:`EventLog.read` does."""
+    return EventLog(path).read()
 
 
 def _read(path: Path) -> StudyRecord:
@@ -210,8 +300,8 @@ def _read(path: Path) -> StudyRecord:
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether it is a study, is not there, or holds no more than a process leaves that was killed at its beginning."""
-    begun = {LOCK, unfinished(path / STUDY).name}
+    """Whether it is a study, is not there, or holds only what an estimate leaves, or a process killed at the start."""
+    begun = {LOCK, PROBES, unfinished(path / STUDY).name}
     return not path.exists() or (path / STUDY).exists() or all(entry.name in begun for entry in path.iterdir())
 
 
@@ -223,25 +313,6 @@ def _folders(path: Path) -> dict[str, str]:
     """Return short identity → name of every run directory of a study."""
     names = (entry.name for entry in (path / RUNS).iterdir()) if (path / RUNS).is_dir() else ()
     return {name.rpartition("-")[2]: name for name in names if not name.startswith(".")}
-
-
-def _holds_a_run(directory: Path) -> bool:
-    """Whether there is anything of a run: more than the lock, and what a killed process leaves of a manifest."""
-    return directory.is_dir() and any(not entry.name.startswith(".") for entry in directory.iterdir())
-
-
-def _records_bytes(directory: Path) -> int:
-    """Return how large the records of a run are; they only grow."""
-    return sum(file.stat().st_size for name in (WINDOWS, SAMPLES) if (file := directory / name).exists())
-
-
-def _aside(directory: Path) -> Path:
-    """Return a free path in the study's folder of what was set aside, where no report looks."""
-    (directory.parents[1] / ASIDE).mkdir(exist_ok=True)
-    number = 1
-    while (aside := directory.parents[1] / ASIDE / f"{directory.name}.{number}").exists():
-        number += 1
-    return aside
 
 
 def _cut_torn_line(file: Path) -> None:

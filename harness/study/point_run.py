@@ -10,13 +10,14 @@ from typing import Any
 
 from harness.config import RunConfig
 from harness.contracts.executors import How
-from harness.errors import ConfigError, HarnessError, OtherMachineError, OutOfMemoryError, StoreError, reason
+from harness.errors import HarnessError, OtherMachineError, OutOfMemoryError, reason
 from harness.running.kept_model import KeptModel
 from harness.running.runner import execute
 from harness.running.session import Observer
-from harness.store.run_directory import MANIFEST, SUMMARY, RunDirectory
+from harness.store.run_directory import MANIFEST, RunDirectory
+from harness.study.kept_run import is_measured
 
-__all__ = ["is_full", "is_measured", "measure_point"]
+__all__ = ["is_full", "measure_point"]
 
 logger = logging.getLogger(__name__)
 
@@ -76,18 +77,3 @@ def is_full(error: BaseException) -> bool:
             return True
         seen = seen.__cause__ or seen.__context__
     return False
-
-
-def is_measured(directory: Path) -> bool:
-    """Whether a run directory holds a finished run: its summary is of all that it holds.
-
-    Raises:
-        StoreError: it is damaged or foreign.
-    """
-    if not (directory / SUMMARY).exists():
-        return False
-    with RunDirectory.read(directory) as store:
-        try:
-            return store.read_summary() is not None
-        except (StoreError, ConfigError):
-            return False

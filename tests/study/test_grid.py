@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from harness.config import RunConfig
 from harness.errors import HarnessError
-from harness.study.grid import StudyConfig, expand, presets, read_study
+from harness.study import grid
+from harness.study.grid import MOST, StudyConfig, expand, presets, read_study, size
 
 
 def settings(**tables: Any) -> list[dict[str, Any]]:
@@ -118,3 +121,51 @@ def test_a_file_lies_over_its_preset(tmp_path: Path) -> None:
         read_study(str(file))
     with pytest.raises(HarnessError, match="unknown preset 'qick'"):
         read_study("qick")
+
+
+# -------------------------------------------------------------------------------------- grids that are too large
+
+AXES = (
+    *("seed", "limit", "skip", "max_new_tokens", "batch_size"),
+    *("repeats", "block_size", "idle_s", "threads", "draft_max"),
+)
+HUGE = {name: list(range(1, 11)) for name in AXES}
+"""10^10 points."""
+
+
+@pytest.fixture
+def uncombined(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Combine no values: that would take all memory."""
+
+    def product(*axes: object) -> None:
+        raise AssertionError("combines them")
+
+    monkeypatch.setattr(grid, "itertools", SimpleNamespace(product=product))
+
+
+def test_points_are_counted_before_they_are_made() -> None:
+    assert size(StudyConfig.build({})) == 1
+    assert size(StudyConfig.build({"include": [{"seed": 1}]})) == 1
+    declared = StudyConfig.build({"grid": {"seed": [0, 1, 2], "limit": [1, 2]}, "include": [{"seed": 7}]})
+    assert size(declared) == len(expand(declared)) == 7
+
+
+@pytest.mark.usefixtures("uncombined")
+def test_ten_billion_points_are_refused_at_once(cli: Callable[..., Any], tmp_path: Path) -> None:
+    file = tmp_path / "huge.toml"
+    file.write_text("\n".join(["[grid]", *(f"{name} = {values}" for name, values in HUGE.items())]) + "\n")
+    for more in ([], ["--dry-run"]):
+        said = cli("study", file, "--out", "s", *more).error
+        assert "the study has 10000000000 points, more than 1000. Say --yes if it is meant to." in said
+    said = cli("study", file, "--out", "s", "--yes").error
+    assert f"the study has 10000000000 points, and one has {MOST} at most. Make several of it." in said
+    assert not (tmp_path / "s").exists()
+
+
+def test_what_no_run_would_accept_is_refused_before_anything_is_written(
+    cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    file = tmp_path / "wrong.toml"
+    file.write_text('[run]\nmodel = "nowhere/such-model"\n[grid]\nseed = [0, -1]\n')
+    assert "seed = -1: input should be greater than or equal to 0" in cli("study", file, "--out", "s").error
+    assert not (tmp_path / "s").exists()

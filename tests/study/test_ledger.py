@@ -1,51 +1,241 @@
-"""What a study's folder holds, and how soon it is read when it is large."""
+"""What a study's folder holds, what is made of it when something is wrong, and how soon it is read when it is large."""
 
 from __future__ import annotations
 
+import errno
+import json
+import os
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from harness.study.conduct import Outcome, conduct
-from harness.study.grid import StudyConfig, expand
-from harness.study.ledger import EVENTS, RUNS, Event, StudyDirectory
-from harness.study.status import read_status
+import pytest
 
-from .inline import Inline
+from harness.errors import StoreError
+from harness.host import foreign_files
+from harness.host.foreign_files import open_regular
+from harness.store import record_files
+from harness.store.intact import keep_intact
+from harness.store.run_directory import LOCK, MANIFEST, SAMPLES, SUMMARY, WINDOWS
+from harness.study.grid import expand, read_study
+from harness.study.ledger import EVENTS, RUNS, STUDY, Event, StudyDirectory
+from harness.study.status import StudyView
+from tests.conftest import snapshot
+from tests.run_files import cut
+
+from .made_up import damage, open_study, put_runs
+
+Command = Callable[..., Any]
+Declare = Callable[..., Path]
 
 
-class Nobody:
-    def begin(self, total: int, done: int) -> None:
-        self.counts = (total, done)
-
-    def happened(self, event: object) -> None:
-        raise AssertionError("nothing is left to do")
-
-    def ended(self, name: str, reason: str) -> None:
-        raise AssertionError("nothing is left to do")
-
-
-def test_ten_thousand_finished_points_resume_in_three_seconds(tmp_path: Path) -> None:
-    grid = StudyConfig.build({"grid": {"seed": list(range(5000)), "tasks": ["py150", "javacorpus"]}})
+def test_ten_thousand_finished_points_resume_in_three_seconds(cli: Command, tmp_path: Path) -> None:
+    """Of which no two are of one configuration, seeds apart."""
+    file = tmp_path / "large.toml"
+    file.write_text(f'[grid]\nlimit = {list(range(1, 5001))}\ntasks = ["py150", "javacorpus"]\n')
     lines = []
-    for point in expand(grid):
-        folder = tmp_path / RUNS / point.name
+    for point in expand(read_study(str(file))):
+        folder = tmp_path / "s" / RUNS / point.name
         folder.mkdir(parents=True)
-        (folder / "summary.json").touch()
+        (folder / SUMMARY).touch()
         event = {"at": "2026-01-01T00:00:00+00:00", "point": point.name, "identity": point.identity}
         lines += [
             Event(**event, what="started").model_dump_json(),
             Event(**event, what="finished", records_bytes=0).model_dump_json(),
         ]
-    (tmp_path / EVENTS).write_text("\n".join(lines) + "\n")
-    (tmp_path / "study.json").write_text(
+    (tmp_path / "s" / EVENTS).write_text("\n".join(lines) + "\n")
+    (tmp_path / "s" / STUDY).write_text(
         '{"schema_version": 1, "created": "2026-01-01T00:00:00+00:00", "declared": {}, "points": {}}'
     )
-    nobody = Nobody()
     began = time.process_time()
-    with StudyDirectory(tmp_path, grid, expand(grid)) as study:
-        outcome = conduct(study, Inline(), nobody)
+    ran = cli("study", file, "--out", "s", "--yes")
     seconds = time.process_time() - began
-    assert outcome == Outcome(finished=10_000)
-    assert nobody.counts == (10_000, 10_000)
+    assert (ran.code, ran.out.splitlines()[0]) == (0, "10000 points are measured.")
     assert seconds < 3
-    assert read_status(tmp_path).exit_code == 0
+    assert StudyView(tmp_path / "s").look().exit_code == 0
+
+
+# --------------------------------------------------------------------------------- damaged, or not readable
+
+
+def refuse(patch: pytest.MonkeyPatch, name: str, code: int) -> None:
+    """Let the files of this name be opened by nobody."""
+
+    def opened(path: Path) -> Any:
+        if path.name == name:
+            raise OSError(code, os.strerror(code), str(path))
+        return open_regular(path)
+
+    for module in (record_files, foreign_files):
+        patch.setattr(module, "open_regular", opened)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [(MANIFEST, errno.EACCES), (WINDOWS, errno.EIO), (SAMPLES, errno.EMFILE), (SAMPLES, errno.ESTALE)],
+)
+def test_a_run_that_cannot_be_read_now_stays_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, code: int, finished: bool
+) -> None:
+    with open_study(tmp_path / "s", 1) as study:
+        (point,) = study.points
+        put_runs(study, point)
+        if not finished:
+            cut(study.directory(point), 2)
+            (study.directory(point) / SUMMARY).unlink()
+        before = snapshot(tmp_path)
+        with monkeypatch.context() as patch:
+            refuse(patch, name, code)
+            for look in (study.settle, study.is_done):
+                with pytest.raises(StoreError, match=rf"cannot read .*/{name}: {os.strerror(code)}\."):
+                    look(point)
+        assert snapshot(tmp_path) == before
+        assert study.settle(point) is finished  # of what the log does not say
+
+
+def test_a_run_of_another_version_stays_as_it_is(tmp_path: Path) -> None:
+    with open_study(tmp_path / "s", 1) as study:
+        (point,) = study.points
+        put_runs(study, point)
+        file = study.directory(point) / MANIFEST
+        file.write_text(json.dumps(json.loads(file.read_bytes()) | {"schema_version": 2}))
+        before = snapshot(tmp_path)
+        with pytest.raises(StoreError, match=r"has schema version 2 and this harness reads 1\. Use the version"):
+            study.settle(point)
+    assert snapshot(tmp_path) == before
+
+
+def test_a_damaged_run_is_not_cut_where_the_rest_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_study(tmp_path / "s", 1) as study:
+        (point,) = study.points
+        put_runs(study, point)
+        run = study.directory(point)
+    damage(run / WINDOWS, 4)
+    (run / LOCK).touch()
+    before = snapshot(tmp_path)
+    with monkeypatch.context() as patch:
+        refuse(patch, SAMPLES, errno.EIO)
+        with pytest.raises(StoreError, match="Input/output error"):
+            keep_intact(run, tmp_path / "aside")
+    assert snapshot(tmp_path) == before
+    assert keep_intact(run, tmp_path / "aside") == 3
+
+
+def test_an_access_error_is_one_line_of_the_command(
+    cli: Command, declare: Declare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = declare(seed=[0])
+    grid = read_study(str(file))
+    with StudyDirectory(tmp_path / "s", grid, expand(grid)) as study:
+        put_runs(study, *study.points)
+    before = snapshot(tmp_path)
+    with monkeypatch.context() as patch:
+        refuse(patch, SAMPLES, errno.EIO)
+        said = cli("study", file, "--out", "s").error
+    assert "samples.jsonl: Input/output error. Make it readable" in said
+    assert snapshot(tmp_path) == before
+    assert cli("study", file, "--out", "s").code == 0
+
+
+def test_a_damaged_line_of_the_log_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with open_study(tmp_path / "s", 2) as study:
+        put_runs(study, *study.points)
+        for point in study.points:
+            study.log(point, "started")
+            study.log(point, "finished")
+    damage(tmp_path / "s" / EVENTS, 2)
+    with open_study(tmp_path / "s", 2) as study:
+        first, second = study.points
+        assert StudyView(tmp_path / "s").look().waiting == 0  # begun, as far as the log says
+        assert [study.settle(point) for point in (first, second)] == [True, True]
+        found = [study.last(point) for point in (first, second)]
+    assert [None if event is None else event.reason for event in found] == ["finished before", ""]
+    assert "events.jsonl, line 2 is damaged and passed over" in caplog.text
+    assert StudyView(tmp_path / "s").look().exit_code == 0
+
+
+def test_a_dry_study_changes_nothing(tmp_path: Path) -> None:
+    with open_study(tmp_path / "s", 2) as study:
+        put_runs(study, *study.points)
+        damage(study.directory(study.points[1]) / WINDOWS, 1)
+    before = snapshot(tmp_path)
+    with open_study(tmp_path / "s", 3, dry=True) as study:
+        assert [study.is_done(point) for point in study.points] == [True, False, False]
+    assert snapshot(tmp_path) == before
+
+
+# ---------------------------------------------------------------------------------------------- merging
+
+
+def test_what_is_damaged_elsewhere_is_left_out_and_the_rest_taken_over(tmp_path: Path) -> None:
+    with open_study(tmp_path / "other", 4) as other:
+        put_runs(other, *other.points[:3])
+        damage(other.directory(other.points[0]) / WINDOWS, 1)
+    before = snapshot(tmp_path / "other")
+    with open_study(tmp_path / "s", 4) as study:
+        put_runs(study, study.points[1])
+        found = [(point.settings["seed"], reason) for point, reason in study.merge(tmp_path / "other")]
+        assert [seed for seed, _ in found] == [0, 2]
+        assert "windows.jsonl, line 1 is damaged" in found[0][1]
+        assert found[1][1] == ""
+        assert [study.settle(point) for point in study.points] == [False, True, True, False]
+        run, theirs = (each.directory(study.points[2]) for each in (study, other))
+        assert not study.directory(study.points[0]).exists()
+    assert snapshot(tmp_path / "other") == before
+    assert {file.name: file.read_bytes() for file in run.iterdir()} == {
+        file.name: file.read_bytes() for file in theirs.iterdir() if file.name != LOCK
+    }
+
+
+@pytest.mark.usefixtures("inline")
+def test_what_is_left_out_of_a_merge_is_said_and_measured_here(cli: Command, declare: Declare, tmp_path: Path) -> None:
+    file = declare(seed=[0, 1])
+    grid = read_study(str(file))
+    with StudyDirectory(tmp_path / "other", grid, expand(grid)) as other:
+        put_runs(other, *other.points)
+        damage(other.directory(other.points[1]) / WINDOWS, 1)
+    ran = cli("study", file, "--out", "s", "--merge", "other")
+    assert (ran.code, ran.out.splitlines()[0]) == (0, "2 points are measured.")
+    said = " ".join(ran.err.split())
+    assert "1 finished points came from other" in said
+    assert f"left out: other/runs/{other.points[1].name}/windows.jsonl, line 1 is damaged" in said
+
+
+def test_what_is_taken_over_is_on_the_disk_before_the_log_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_study(tmp_path / "other", 1) as other:
+        put_runs(other, *other.points)
+    flushed: list[int] = []
+    fsync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        flushed.append(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    with open_study(tmp_path / "s", 1) as study, monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", noted)
+        assert len(list(study.merge(tmp_path / "other"))) == 1
+        run = study.directory(study.points[0])
+    before = flushed[: flushed.index((tmp_path / "s" / EVENTS).stat().st_ino)]
+    assert {path.stat().st_ino for path in (run.parent, run, *run.iterdir())} <= set(before)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+def test_a_copy_that_fails_leaves_no_half_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    with open_study(tmp_path / "other", 1) as other:
+        put_runs(other, *other.points)
+
+    def full(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with open_study(tmp_path / "s", 1) as study:
+        monkeypatch.setattr("harness.study.kept_run.shutil.copyfileobj", full)
+        with pytest.raises(StoreError, match=f"cannot copy .*{os.strerror(number)}"):
+            list(study.merge(tmp_path / "other"))
+        assert list((tmp_path / "s" / RUNS).iterdir()) == []
+        assert study.last(study.points[0]) is None

@@ -20,7 +20,7 @@ from harness.study.executors.ray_collector import Collector, Windows
 from harness.study.executors.ray_nodes import INSTALL, Node, Nodes, with_processors
 from harness.study.executors.ray_worker import Ended, PointWorker
 from harness.study.executors.sharing import SHARE, alike, fits, part_of, share_of
-from harness.study.point_run import is_measured
+from harness.study.kept_run import is_measured
 
 __all__ = ["Ray"]
 

@@ -1,0 +1,268 @@
+"""How far a study is, as it is read, shown and answered with an exit code; and what it costs to look."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from harness.appearance.terminal import Console
+from harness.errors import StoreError
+from harness.records.estimate import Estimate
+from harness.records.summary import SUMMARY_VERSION, Summary, SummaryRow
+from harness.store.record_files import write_document
+from harness.store.run_directory import SAMPLES, SUMMARY, is_held, last_seal
+from harness.study.grid import Point
+from harness.study.ledger import EVENTS, StudyDirectory
+from harness.study.status import StudyView
+
+from .made_up import open_study, put_runs
+
+Command = Callable[..., Any]
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("happened", "while_it_runs", "afterwards"),
+    [
+        ("", 3, 4),
+        ("0 started", 3, 4),
+        ("0 started, 0 failed", 3, 4),  # one has failed, and one is left
+        ("0 failed, 1 started, 1 retried", 3, 4),
+        ("0 failed, 1 finished", 3, 1),  # the driver may yet try the failed one again
+        ("0 finished, 1 merged", 0, 0),
+        ("0 failed, 0 started, 0 finished, 1 finished", 0, 0),
+    ],
+)
+def test_the_exit_code_says_whether_it_is_worth_waiting(
+    cli: Command, tmp_path: Path, happened: str, while_it_runs: int, afterwards: int
+) -> None:
+    with open_study(tmp_path / "s", 2) as study:
+        for number, what in (each.split() for each in happened.split(", ") if each):
+            study.log(study.points[int(number)], what)
+        assert [cli("watch", "s", flag).code for flag in ("--json", "--once")] == [while_it_runs] * 2
+    assert [cli("watch", "s", flag).code for flag in ("--json", "--once")] == [afterwards] * 2
+
+
+def test_nothing_runs_in_a_study_that_nobody_measures(cli: Command, tmp_path: Path) -> None:
+    with open_study(tmp_path / "s", 3) as study:
+        for point in study.points[:2]:
+            study.log(point, "started")
+        study.log(study.points[1], "retried", reason="its process ended with signal 9")  # waits for its turn
+        status = StudyView(tmp_path / "s").look()
+        assert ([each.point for each in status.running], status.waiting) == ([study.points[0].name], 2)
+        assert "Stopped" not in cli("watch", "s", "--once").out
+    stopped = StudyView(tmp_path / "s").look()
+    assert (stopped.running, stopped.waiting, stopped.left_s) == ((), 3, None)
+    shown = cli("watch", "s", "--once").out
+    assert "Stopped: no process measures it. The same `harness study` command goes on." in shown
+    assert json.loads(cli("watch", "s", "--json").out)["is_held"] is False
+
+
+def test_a_driver_that_ends_during_a_look_has_not_been_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_study(tmp_path / "s", 1) as study:
+        study.log(study.points[0], "started")
+
+        def ends(path: Path) -> bool | None:
+            study.log(study.points[0], "finished")
+            study.__exit__()
+            return is_held(path)
+
+        monkeypatch.setattr("harness.study.status.is_held", ends)
+        assert StudyView(tmp_path / "s").look().exit_code == 0
+
+
+def test_time_left_is_shared_by_the_points_that_run_at_once(tmp_path: Path) -> None:
+    def left_s() -> float | None:
+        return StudyView(tmp_path / "s").look().left_s
+
+    with open_study(tmp_path / "s", 6) as study:
+        study.log(study.points[0], "started")
+        assert left_s() is None
+        study.log(study.points[0], "finished", took_s=10)
+        study.log(study.points[1], "finished", took_s=20)
+        assert left_s() == 4 * 15  # between two points
+        study.log(study.points[2], "started")
+        assert left_s() == 4 * 15
+        study.log(study.points[3], "started")
+        assert left_s() == 4 * 15 / 2
+        study.log(study.points[3], "retried", took_s=1000)
+        assert left_s() == 4 * 15
+        for point in study.points[2:]:
+            study.log(point, "failed", reason="no")
+        assert left_s() == 0
+
+
+def test_a_grid_that_grows_is_seen_and_another_log_is_read_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with open_study(tmp_path / "s", 2) as study:
+        study.log(study.points[0], "finished")
+    view = StudyView(tmp_path / "s")
+    assert (view.look().points, len(view.look().finished)) == (2, 1)
+    log = (tmp_path / "s" / EVENTS).read_bytes()
+    (tmp_path / "s" / EVENTS).write_bytes(b"?" * (len(log) - 1) + b"\n")  # what was read is not read again
+    with open_study(tmp_path / "s", 3) as study:
+        caplog.clear()
+        study.log(study.points[2], "finished")
+        status = view.look()
+    assert (status.points, len(status.finished)) == (3, 2)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("name", ["none", "file"])
+def test_what_is_no_study_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match=r"is no study: it has no study\.json"):
+        StudyView(tmp_path / name).look()
+
+
+# ---------------------------------------------------------------------------------------- best points
+
+
+def row(operating_point: str, speedup: float | None, *, lossless: bool = False) -> SummaryRow:
+    metrics = {} if speedup is None else {"speedup": Estimate(value=speedup)}
+    return SummaryRow(
+        operating_point=operating_point, strategy=operating_point.partition(":")[0], options={}, task="py150",
+        language="python", protocol="green-code", source="made up", model="m", weights="tuned", kv="propagate",
+        batch_size=1, dtype="float32", decode="lossless" if lossless else "lossy", n=2, errors=0, repeats=1,
+        metrics=metrics | ({} if lossless else {"edit_similarity": Estimate(value=0.5)}),
+    )  # fmt: skip
+
+
+def summarise(directory: Path, *rows: SummaryRow, records: str | None = None) -> None:
+    """Leave nothing of a run but its windows and a summary with these rows."""
+    (directory / SAMPLES).unlink(missing_ok=True)
+    seal = last_seal(directory) if records is None else records
+    write_document(
+        directory / SUMMARY,
+        Summary(schema_version=SUMMARY_VERSION, machine="a machine", notes=(), rows=rows, records=seal),
+    )
+
+
+@pytest.fixture
+def measured(tmp_path: Path) -> Iterator[tuple[StudyDirectory, tuple[Point, ...]]]:
+    with open_study(tmp_path / "s", 3) as study:
+        put_runs(study, *study.points)
+        for point in study.points:
+            study.log(point, "finished")
+        yield study, study.points
+
+
+def test_the_fastest_points_are_lossless_ones_first_and_neither_full_depth_nor_bounds(
+    cli: Command, measured: tuple[StudyDirectory, tuple[Point, ...]]
+) -> None:
+    study, (first, second, third) = measured
+    summarise(
+        study.directory(first),
+        row("full", 1.0),
+        row("oracle", 9.0),
+        row("fixed:layer=4", 3.0),
+        row("lte", None),
+        row("full@lossless", 1.5, lossless=True),
+    )
+    summarise(study.directory(second), row("classifier", 4.0), row("classifier@lossless", 2.0, lossless=True))
+    summarise(study.directory(third), row("fixed:layer=6", 8.0), records="0" * 64)  # of other records
+    view = StudyView(study.path)
+    view.look()
+    assert [(each.operating_point, each.speedup) for each in view.best()] == [
+        ("classifier@lossless", 2.0), ("full@lossless", 1.5), ("classifier", 4.0), ("fixed:layer=4", 3.0)
+    ]  # fmt: skip
+    assert [each.operating_point for each in view.best(1)] == ["classifier@lossless", "classifier"]
+    found = json.loads(cli("watch", study.path, "--json").out)["best"]
+    assert found[0] == {
+        "point": second.name, "task": "py150", "operating_point": "classifier@lossless", "lossless": True,
+        "speedup": 2.0, "edit_similarity": None,
+    }  # fmt: skip
+    assert "2.00×" in cli("watch", study.path, "--once").out
+
+
+def test_a_summary_is_read_once_and_records_never(
+    measured: tuple[StudyDirectory, tuple[Point, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, points = measured
+    for point in points:
+        summarise(study.directory(point), row("fixed:layer=4", 3.0))
+    (study.directory(points[2]) / SUMMARY).write_bytes(b"{}")
+    view = StudyView(study.path)
+    view.look()
+    found = view.best()  # there are no samples
+    assert [each.point for each in found] == [point.name for point in points[:2]]
+
+    def opened(*_: object) -> None:
+        raise AssertionError("it was read before")
+
+    monkeypatch.setattr("harness.study.status.read_document", opened)
+    monkeypatch.setattr("harness.study.status.last_seal", opened)
+    view.look()
+    assert view.best() == found
+
+
+def test_looking_loads_no_torch(measured: tuple[StudyDirectory, tuple[Point, ...]]) -> None:
+    study, _ = measured
+    probe = (
+        f"import sys\nsys.argv = ['harness', 'watch', {str(study.path)!r}, '--once']\nfrom harness.cli import main\n"
+        "try:\n    main()\nfinally:\n    print(sorted({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "3 of 3 points measured" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+# -------------------------------------------------------------------------------------------- live view
+
+
+@pytest.fixture
+def live(cli: Command, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str]]:
+    """``live(study, *steps)`` watches on a terminal, a step between two looks; returns exit code and what was shown."""
+
+    def watched(study: StudyDirectory, *steps: Callable[[], object]) -> tuple[int, str]:
+        file, left = io.StringIO(), iter(steps)
+
+        def sleep(seconds: float) -> None:
+            step = next(left, None)
+            assert step is not None, "it goes on looking"
+            step()
+
+        console = Console(file=file, force_terminal=True, color_system=None, width=100)
+        with monkeypatch.context() as patch:
+            patch.setattr("harness.commands.watch.stdout", lambda: console)
+            patch.setattr("harness.commands.watch.time", SimpleNamespace(sleep=sleep))
+            code = cli("watch", study.path).code
+        assert next(left, None) is None, "it stopped looking"
+        return code, file.getvalue()
+
+    return watched
+
+
+def test_the_live_view_goes_on_between_two_points_after_a_failure(
+    live: Callable[..., tuple[int, str]], tmp_path: Path
+) -> None:
+    with open_study(tmp_path / "s", 2) as study:
+        first, second = study.points
+        code, shown = live(
+            study,
+            lambda: study.log(first, "started"),
+            lambda: study.log(first, "failed", reason="layer 3 is no exit point"),
+            lambda: study.log(second, "started"),
+            lambda: study.log(second, "finished", took_s=5),
+            study.__exit__,
+        )
+    assert code == 1
+    assert f"✗ {first.name}: layer 3 is no exit point" in shown
+    assert "1 of 2 points measured · 0 running · 1 failed · 0 waiting" in shown
+
+
+def test_the_live_view_ends_when_the_driver_has_died(live: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
+    with open_study(tmp_path / "s", 2) as study:
+        code, shown = live(study, lambda: study.log(study.points[0], "started"), study.__exit__)
+    assert code == 4
+    assert "Stopped: no process measures it." in shown
+    assert "0 of 2 points measured · 0 running · 0 failed · 2 waiting" in shown
