@@ -85,9 +85,7 @@ class CudaGraphs:
             )
         self._device, self.conditional = device, conditional
         self._pool: Any = None
-        self._living: weakref.WeakSet[Any] = (
-            weakref.WeakSet()
-        )  # graphs of the pool, which torch takes no other for once all are gone
+        self._living: weakref.WeakSet[Any] = weakref.WeakSet()  # the pool takes no other once all are gone
         self._stream: Any = None  # torch's own default is one of the first device that any graph was captured on
         self._aside: Any = None
 

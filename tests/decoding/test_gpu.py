@@ -20,7 +20,7 @@ from harness.errors import ModelError
 from strategies.confidence import Confidence
 from strategies.fixed import Fixed
 from strategies.full import Full
-from tests.decoding.test_conditional import RULES
+from tests.decoding.capturable_rules import RULES
 
 pytestmark = [
     pytest.mark.gpu,
