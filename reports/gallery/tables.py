@@ -100,9 +100,11 @@ def rendered(table: Table, runs: Runs, folder: Path) -> str:
 
 
 def provenance(table: Table, found: Mapping[str, Sequence[RecordedRun]]) -> str:
-    """Return the line under a table: commands, days, machines, number formats and documents."""
+    """Return the line under a table: commands, and of runs days, machines, number formats and documents."""
     runs = [run for study in found.values() for run in study]
     said = list(dict.fromkeys(f"`{STUDIES[study]}`" for study in table.studies))
+    if not runs:  # what was replayed has neither times nor a machine
+        return f"*{said[0]}; in brackets 95 % intervals over documents.*"
     said.append(days(datetime.fromisoformat(run.manifest.created).date() for run in runs))
     said += machines(run.summary.machine for run in runs)
     rows = [row for run in runs for row in run.summary.rows]

@@ -37,10 +37,16 @@ class GPT2(Family):
         return HeadModules(core.ln_f, None, model.lm_head)
 
 
+def _scale(attention: Any) -> float:
+    """Return what attention scores are multiplied by, which older transformers has in no attribute."""
+    scale: float = attention.head_dim**-0.5 if attention.scale_attn_weights else 1.0
+    return scale / (attention.layer_idx + 1) if attention.scale_attn_by_inverse_layer_idx else scale
+
+
 def _block(layer: Any, heads: HeadShape) -> Block:
     return Block(
         heads=heads,
-        scale=layer.attn.scaling,
+        scale=_scale(layer.attn),
         attention_norm=layer_norm(layer.ln_1),
         mlp_norm=layer_norm(layer.ln_2),
         qkv=linear(layer.attn.c_attn),
