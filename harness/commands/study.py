@@ -126,8 +126,9 @@ def _foresee(directory: StudyDirectory, runs: Executor, console: Console) -> Non
     stdout().print(estimate_table(found, done=len(done)))
     if done:
         named = ", ".join(directory.directory(point).name for point in done[:NAMED])
-        more = f" and {len(done) - NAMED} more" if len(done) > NAMED else ""
-        stdout().print(f"Measured: {escape(named)}{more}", highlight=False, soft_wrap=True)
+        if len(done) > NAMED:
+            named += f" and {len(done) - NAMED} more"
+        stdout().print(f"Measured: {escape(named)}", highlight=False, soft_wrap=True)
 
 
 def _say_outcome(outcome: Outcome, folder: Path) -> None:

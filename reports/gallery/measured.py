@@ -339,7 +339,8 @@ STUDIES = {
     **{name: f"harness study {_FOLDER}/{name}.toml" for name in _STUDIES},
     "green-code-kv": "harness reproduce green-code --figure kv --limit 16",
     "green-code-grid": "harness reproduce green-code --figure grid",
-    "scores": "harness sweep --replay traces/smollm2-135m --points 94",
+    "scores": "harness sweep --replay traces/smollm2-135m --strategy confidence --strategy margin --strategy entropy "
+    "--strategy saturation --strategy classifier --strategy lte --points 94",
 }
 """Folder → the command that makes it."""
 

@@ -46,12 +46,15 @@ def test_a_value_of_a_file_is_named_as_the_file_names_it(cli: Command, tmp_path:
 
 def test_an_interrupt_while_modules_are_imported_leaves_no_traceback() -> None:
     command = [sys.executable, "-X", "importtime", "-m", "harness.cli", "--help"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    for line in process.stderr:
-        if "typer" in line:  # the first of its modules has been imported; the rest follow
+    for _ in range(5):  # a busy machine may hand over the line when all is done
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "typer" in line:  # the first of its modules has been imported; the rest follow
+                break
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+        assert "Traceback" not in said
+        if process.returncode:
             break
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
     assert process.returncode in (-signal.SIGINT, 130)  # a shell says 130 of either
-    assert "Traceback" not in said
