@@ -66,7 +66,7 @@ def test_a_study_that_is_killed_comes_to_what_it_would_have_come_to(
 
 @pytest.mark.slow
 @pytest.mark.matrix
-@pytest.mark.parametrize("kills", [max(4, KILLS // 20)])
+@pytest.mark.parametrize("kills", [max(3, KILLS // 20)])
 def test_a_driver_and_a_worker_that_are_killed_lose_nothing(
     fresh: Fresh, model: Path, rows_file: Path, kills: int
 ) -> None:
