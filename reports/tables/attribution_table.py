@@ -125,8 +125,8 @@ def _plus_minus(part: Ranged, scale: float) -> str:
 def _interval(part: Ranged | None, scale: float, decimals: int) -> str:
     if part is None:
         return MISSING
-    text = f"{part.value * scale:.{decimals}f}"
-    return text if part.ci is None else f"{text} [{part.ci[0] * scale:.{decimals}f}, {part.ci[1] * scale:.{decimals}f}]"
+    value, *ends = (f"{number * scale:.{decimals}f}".replace("-", "−") for number in (part.value, *(part.ci or ())))
+    return f"{value} [{', '.join(ends)}]" if ends else value
 
 
 def _overhead(row: OperatingPointCost, scale: float) -> tuple[str, ...]:
