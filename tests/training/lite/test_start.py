@@ -45,7 +45,7 @@ def facts_of(out: Path) -> dict[str, Any]:
 def test_it_begins_with_the_weights_that_are_there(
     family: str, exit_head: Any, tune: Callable[..., FitResult], make_model: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """At a learning rate of nothing, what comes out is what went in, bit for bit, and so are its exits."""
+    """At a learning rate of nothing, what comes out is what went in, and so are its exits."""
     folder = make_model(family)
     made = tune(folder, tmp_path / "a", QUICK.replace(exit_head=exit_head))
     again = tune(folder, tmp_path / "b", STILL.replace(exit_head=exit_head), start_from=str(tmp_path / "a"))
@@ -53,7 +53,8 @@ def test_it_begins_with_the_weights_that_are_there(
     for name in names:
         theirs, ours = (load_file(tmp_path / side / f"{name}.safetensors") for side in "ab")
         assert theirs.keys() == ours.keys()
-        assert all(torch.equal(theirs[key], ours[key]) for key in theirs), name
+        # a step of nothing is 1e-30 where a weight was zero, with torch 2.6
+        assert all(torch.allclose(theirs[key], ours[key], rtol=0, atol=1e-20) for key in theirs), name
     fresh = tune(folder, tmp_path / "c", STILL.replace(exit_head=exit_head))
     for was, now, base in zip(made.after, again.before, fresh.before, strict=True):
         assert now["agreement"] == pytest.approx(was["agreement"], abs=0.04)  # bfloat16 in between
