@@ -275,7 +275,8 @@ def attribution(found: Found, _: Path) -> Iterator[str]:
 def published_cache(found: Found, _: Path) -> Iterator[str]:
     """Yield early exit without a cache, published and measured, beside full depth with one."""
     for run in found["green-code-kv"]:
-        yield from (line for line in kv_markdown(run.summary).splitlines() if line.startswith("|"))
+        # the site would show the backslash
+        yield from (line.replace(r"\~", "~") for line in kv_markdown(run.summary).splitlines() if line.startswith("|"))
 
 
 def published_grid(found: Found, folder: Path) -> Iterator[str]:
@@ -287,11 +288,12 @@ def published_grid(found: Found, folder: Path) -> Iterator[str]:
         for point in table["points"]:
             if point["key"] in ("0.6", "0.9"):
                 paper = [one["layers_skipped"]["value"] for one in point["published"].values() if one["layers_skipped"]]
-                span = f"{100 * min(paper):.0f} to {100 * max(paper):.0f} %" if paper else MISSING
+                ends = dict.fromkeys(f"{100 * share:.0f}" for share in sorted(paper)[:: max(1, len(paper) - 1)])
+                span = f"{' to '.join(ends)} %" if ends else MISSING
                 ours = [_percent(point, *where) for where in _OURS]
                 yield markdown_row([f"{table['language'].capitalize()}, threshold {point['key']}", span, *ours])
         time = _percent({"cache": {"time": table["cache"][0]}}, "cache", "time")
-        yield markdown_row([f"{table['language'].capitalize()}, switching the cache on", "", "", time, ""])
+        yield markdown_row([f"{table['language'].capitalize()}, switching the cache on", "", "", "", time])
 
 
 _OURS = (("uncached", "layers_skipped"), ("uncached", "time_saving"), ("cached", "time_saving"))
@@ -301,7 +303,7 @@ def _percent(point: Mapping[str, Any], side: str, quantity: str) -> str:
     estimate = (point[side] or {}).get(quantity)
     if estimate is None:
         return MISSING
-    shown = Column("", "share", "{:.0f}", " %", 100)
+    shown = Column("", "share", "{:z.0f}", " %", 100)
     return shown.cell(
         pd.Series({"share": estimate["value"], "share_low": estimate["low"], "share_high": estimate["high"]})
     )

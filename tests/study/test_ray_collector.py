@@ -63,6 +63,7 @@ def test_what_is_there_is_not_written_again(run: Path, collector: Collector, mon
         monkeypatch.setattr(ray_collector, step, fail)
     collector.grow(1, WINDOWS, 0, COMMITTED)
     collector.grow(1, WINDOWS, len(COMMITTED), b"")
+    assert (run / WINDOWS).read_bytes() == COMMITTED
 
 
 @pytest.mark.parametrize(("offset", "data"), [(0, MORE), (5, COMMITTED), (1000, MORE)])
