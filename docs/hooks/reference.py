@@ -250,6 +250,7 @@ def documents() -> Mapping[str, Any]:
     from harness.records.guarantee import CalibratedPoint
     from harness.records.summary import Summary
     from harness.study.ledger import Event, StudyRecord
+    from harness.study.step_folder import StepRecord
     from harness.suitability.record import Suitability
     from harness.sweep.records import Sweep
 
@@ -265,6 +266,7 @@ def documents() -> Mapping[str, Any]:
         "calibration.json": Calibration,
         "study.json": StudyRecord,
         "events.jsonl": Event,
+        "step.json": StepRecord,
         "artefact.json": ArtefactFacts,
         "early_exit.json": Exported,
     }
@@ -281,7 +283,8 @@ MADE_BY = {
     "sweep.json": "`harness sweep --out DIR`; `sweep.csv` has its rows.",
     "calibration.json": "`harness sweep --out DIR`, of its scores: which thresholds tell right exits from wrong ones.",
     "study.json": "`harness study`, when it begins or its grid has changed.",
-    "events.jsonl": "`harness study`: a line for whatever becomes of a point.",
+    "events.jsonl": "`harness study`: a line for whatever becomes of a point or a step.",
+    "step.json": "`harness study`, last, in the folder of a step: without it, the folder is not used.",
     "artefact.json": "`harness train NAME`, as `artefacts/MODEL/NAME.json` beside the tensors, `NAME.safetensors`.",
     "early_exit.json": "`harness export`, in the exported folder.",
 }

@@ -63,6 +63,7 @@ def study(
     from harness.study.conduct import conduct
     from harness.study.grid import MANY, expand, read_study, size
     from harness.study.ledger import StudyDirectory
+    from harness.study.steps import steps_of
 
     console = stderr()
     log_to(console)
@@ -74,6 +75,10 @@ def study(
     points = expand(grid)
     for point in points:
         point.config()  # refuses what no run would accept, before anything is written
+    if steps := steps_of(grid.step):
+        from harness.commands.study_steps import check_steps
+
+        check_steps(steps)
     folder = out or Path("studies") / Path(declared).stem
     with StudyDirectory(folder, grid, points, dry=dry_run) as directory:
         for other in merge or []:
@@ -84,13 +89,13 @@ def study(
                 return
             from harness.commands.study_progress import StudyProgress
 
-            with StudyProgress(console) as progress:
+            with StudyProgress(console, "steps and points" if steps else "points") as progress:
                 try:
                     outcome = conduct(directory, runs, progress, retry_failed=retry_failed)
                 except KeyboardInterrupt:
                     progress.interrupted()
                     raise
-    _say_outcome(outcome, folder)
+    _say_outcome(outcome, folder, len(steps))
     if outcome.failed:
         raise typer.Exit(FAILED)
 
@@ -107,10 +112,15 @@ def _options(given: list[str], address: str | None) -> dict[str, str]:
 
 def _merge(directory: StudyDirectory, other: Path, console: Console) -> None:
     """Take over what another study has measured, and say what is left out."""
+    from harness.study.steps import Step
+
     found = list(directory.merge(other))
-    taken = sum(not reason for _, reason in found)
-    console.print(f"{taken:d} finished points came from {escape(one_line(str(other)))}", soft_wrap=True)
-    tell_refused([(Path(point.name), reason) for point, reason in found if reason], console)
+    taken = [part for part, reason in found if not reason]
+    steps = sum(isinstance(part, Step) for part in taken)
+    said = f"{steps} steps and " if steps else ""
+    said += f"{len(taken) - steps} finished points came from {escape(one_line(str(other)))}"
+    console.print(said, soft_wrap=True)
+    tell_refused([(Path(part.title), reason) for part, reason in found if reason], console)
 
 
 def _foresee(directory: StudyDirectory, runs: Executor, console: Console) -> None:
@@ -123,6 +133,9 @@ def _foresee(directory: StudyDirectory, runs: Executor, console: Console) -> Non
         (done if directory.is_done(point) else left).append(point)
     with StudyProgress(console) as progress:
         found = list(estimates(directory, left, runs, progress.happened))
+    for step in directory.steps:
+        made = "[green]✓[/] made" if directory.is_done(step) else "to be made"
+        stdout().print(f"{escape(step.title)}: {made}", highlight=False, soft_wrap=True)
     stdout().print(estimate_table(found, done=len(done)))
     if done:
         named = ", ".join(directory.directory(point).name for point in done[:NAMED])
@@ -131,13 +144,14 @@ def _foresee(directory: StudyDirectory, runs: Executor, console: Console) -> Non
         stdout().print(f"Measured: {escape(named)}", highlight=False, soft_wrap=True)
 
 
-def _say_outcome(outcome: Outcome, folder: Path) -> None:
+def _say_outcome(outcome: Outcome, folder: Path, steps: int) -> None:
     console = stdout()
     for name, reason in outcome.failed.items():
         console.print(f"[red]✗[/] {escape(name)}: {escape(one_line(reason))}", highlight=False, soft_wrap=True)
     where = escape(shell_word(folder / "runs"))
     failed = f", {len(outcome.failed)} failed (`--retry-failed` tries them again)" if outcome.failed else ""
-    console.print(f"{outcome.finished:d} points are measured{failed}.", highlight=False, soft_wrap=True)
+    made = f"{outcome.made:d} steps are made, " if steps else ""
+    console.print(f"{made}{outcome.finished:d} points are measured{failed}.", highlight=False, soft_wrap=True)
     if outcome.finished:
         console.print(
             f"Compare them with `harness leaderboard {where}/* --out SITE`; every point is a run directory.",

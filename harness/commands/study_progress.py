@@ -1,4 +1,4 @@
-"""How a study is shown while it runs and before it does: a bar over its points, and a table of what they will take."""
+"""How a study is shown while it runs and before it does: a bar over its parts, and a table of what points will take."""
 
 from __future__ import annotations
 
@@ -37,11 +37,12 @@ class StudyProgress:
     Redrawn when something happened only: a timer thread that redraws inside a window would be measured.
 
     Args:
-        console: where to draw; a console that is not a terminal gets a line per point.
+        console: where to draw; a console that is not a terminal gets a line per part.
+        parts: what a study is made of.
     """
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def __init__(self, console: Console, parts: str = "points") -> None:
+        self._console, self._parts = console, parts
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=28),
@@ -67,14 +68,14 @@ class StudyProgress:
 
     def begin(self, total: int, done: int) -> None:
         """Start the bar."""
-        kept = f", {done} measured before" if done else ""
-        self._console.print(f"[dim]{total} points{kept}[/]", highlight=False)
-        self._task = self._bar.add_task("points", total=total, completed=done, note="")
+        kept = f", {done} done before" if done else ""
+        self._console.print(f"[dim]{total} {self._parts}{kept}[/]", highlight=False)
+        self._task = self._bar.add_task(self._parts, total=total, completed=done, note="")
         if self._console.is_terminal:
             self._bar.start()
 
     def happened(self, event: Happened) -> None:
-        """Say what a point is doing."""
+        """Say what a point or a step is doing."""
         if not self._console.is_terminal:
             return
         if self._task is None:
@@ -85,7 +86,7 @@ class StudyProgress:
         self._bar.refresh()
 
     def ended(self, name: str, reason: str) -> None:
-        """Advance the bar, and say which point ended."""
+        """Advance the bar, and say what ended."""
         mark = f"[red]✗[/] {escape(name)}: {escape(one_line(reason))}" if reason else f"[green]✓[/] {escape(name)}"
         self._here += 1
         if self._task is not None:
@@ -119,13 +120,15 @@ def estimate_table(found: Sequence[Estimate], done: int) -> Table:
     for name in ("requests", "time", "energy", "host memory"):
         table.add_column(name, justify="right")
     for one in found:
-        if one.refused:
+        if one.waits:
+            table.add_row(one.point.name, f"[dim]after[/] {escape(one_line(one.waits))}")
+        elif one.refused:
             table.add_row(one.point.name, f"[red]cannot run[/]: {escape(one_line(one.refused))}")
         else:
             table.add_row(
                 one.point.name, str(one.requests), _time(one.seconds), _joules(one.joules), _bytes(one.memory_bytes)
             )
-    able = [one for one in found if not one.refused]
+    able = [one for one in found if not one.refused and not one.waits]
     if len(able) > 1:
         times = [one.seconds for one in able if one.seconds is not None]
         joules = [one.joules for one in able if one.joules is not None]

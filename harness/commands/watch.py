@@ -32,8 +32,8 @@ def watch(
 ) -> None:
     """Show what a study has done, what runs and what is left, until it is over or stopped.
 
-    Exit code: 0 all points are measured; 1 it is over, and some failed; 3 some are left, and it goes on; 4 some are
-    left, and no process measures them: the same `harness study` command goes on.
+    Exit code: 0 all is made and measured; 1 it is over, and some failed; 3 some is left, and it goes on; 4 some is
+    left, and no process measures it: the same `harness study` command goes on.
     """
     from harness.study.status import RUNNING, StudyView
 
@@ -68,18 +68,19 @@ def _shown(study: StudyView, status: Status) -> RenderableType:
     done = len(status.finished) + len(status.merged)
     left = f" · about {duration(status.left_s)} left" if status.left and status.left_s is not None else ""
     merged = f" ({len(status.merged)} merged)" if status.merged else ""
+    steps = f"{len(status.made)} of {status.steps} steps made · " if status.steps else ""
     head = (
-        f"{done} of {status.points} points measured{merged} · {len(status.running)} running · {len(status.failed)} "
-        f"failed · {status.waiting} waiting{left}"
+        f"{steps}{done} of {status.points} points measured{merged} · {len(status.running)} running · "
+        f"{len(status.failed)} failed · {status.waiting} waiting{left}"
     )
     parts: list[RenderableType] = [f"[bold]{head}[/]"]
     if status.exit_code == STOPPED:
         parts.append("[yellow]Stopped: no process measures it. The same `harness study` command goes on.[/]")
     now = datetime.now(UTC)
-    parts += [
-        f"▸ {escape(one_line(each.point))}: {each.windows} windows, for {duration(seconds_since(each.since, now))}"
-        for each in status.running
-    ]
+    for each in status.running:
+        windows = f"{each.windows} windows, " if each.windows is not None else ""
+        since = duration(seconds_since(each.since, now))
+        parts.append(f"▸ {escape(one_line(each.point))}: {windows}for {since}")
     parts += [
         f"[red]✗ {escape(one_line(name))}: {escape(one_line(reason))}[/]" for name, reason in status.failed.items()
     ]

@@ -1,14 +1,14 @@
-"""What an executor promises: it runs the points of a study in processes somewhere, and says how each one ended."""
+"""What an executor promises: it runs the parts of a study in processes somewhere, and says how each one ended."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-__all__ = ["Executor", "Happened", "How", "Job"]
+__all__ = ["Command", "Executor", "Happened", "How", "Job"]
 
 How = Literal["progress", "done", "refused", "out-of-memory", "elsewhere", "unfit", "stopped", "lost"]
 """``refused``: it cannot be measured, here or elsewhere; ``out-of-memory``: it may fit where nothing else was before;
@@ -18,15 +18,34 @@ How = Literal["progress", "done", "refused", "out-of-memory", "elsewhere", "unfi
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """One point that is to be measured.
+class Command:
+    """A command of the harness that makes a folder.
 
     Attributes:
-        name: of the point.
-        directory: its run directory, which may hold the beginning of the run.
-        settings: of its run, as JSON holds them, without ``out``.
+        words: as one types it, without ``harness`` and without ``--out``; ``{NAME}`` stands for the folder of an input.
+        identity: hash over the words, with the identities of the inputs in their place.
+        begin_with: the input whose files the folder begins with; empty for none.
+        threads: of its numerical libraries; ``None`` for as many as they choose.
+    """
+
+    words: tuple[str, ...]
+    identity: str
+    begin_with: str = ""
+    threads: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One point that is to be measured, or one step whose folder is to be made.
+
+    Attributes:
+        name: of the point, or of the step.
+        directory: its run directory, which may hold the beginning of the run; or the folder of the step.
+        settings: of its run, as JSON holds them, without ``out``; ``{NAME}`` stands for the folder of an input.
         model: what a process loads for it; jobs that share it can follow one another in one process.
         shares: nothing of it is timed, so that it may run beside others that share.
+        command: of a step; ``None`` for a point.
+        inputs: name → folder of each step that it reads.
     """
 
     name: str
@@ -34,6 +53,13 @@ class Job:
     settings: Mapping[str, Any]
     model: tuple[str, ...]
     shares: bool = False
+    command: Command | None = None
+    inputs: Mapping[str, Path] = field(default_factory=dict)
+
+    @property
+    def threads(self) -> int | None:
+        """CPU threads that it uses; ``None`` where nothing says how many."""
+        return self.settings.get("threads") if self.command is None else self.command.threads
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +94,7 @@ class Executor(ABC):
     A job owns the device that it measures on, or a set of processor cores, while it runs; jobs that share may run
     beside each other, and never on a machine where one is measured. A job resumes what its
     directory holds and leaves an ordinary run directory there; every window that was finished is in the directory,
-    whatever dies.
+    whatever dies. A step leaves its folder whole, or without the file that says so.
     """
 
     options: ClassVar[tuple[str, ...]] = ()

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,11 +19,13 @@ from harness.contracts.executors import Executor, Happened, Job
 from harness.errors import HarnessError
 from harness.host.atomic_files import replace_files
 from harness.records import WindowRecord
+from harness.running.calibrated import with_calibrated_points
 from harness.running.plan import PlannedTask, make_plan
 from harness.store.run_directory import RunDirectory
 from harness.study.grid import Point
 from harness.study.kept_run import is_measured
 from harness.study.ledger import PROBES, StudyDirectory
+from harness.study.steps import filled_settings
 
 __all__ = ["PROBE_REQUESTS", "Estimate", "estimates"]
 
@@ -48,6 +50,7 @@ class Estimate:
         joules: by the meter of the runs.
         memory_bytes: most that its process held of the machine's own memory, a GPU's apart.
         refused: why it cannot run here.
+        waits: the steps that have to be made first.
     """
 
     point: Point
@@ -56,6 +59,7 @@ class Estimate:
     joules: float | None = None
     memory_bytes: int | None = None
     refused: str = ""
+    waits: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,16 +85,20 @@ def estimates(
     drawn: dict[str, tuple[PlannedTask, ...]] = {}
     kinds: dict[str, _Measured | str] = {}
     for point in points:
+        if unmade := [step.title for step in point.steps.values() if not study.is_done(step)]:
+            yield Estimate(point, waits=", ".join(unmade))
+            continue
+        inputs = study.inputs(point)
         planned = _key(point, [name for name in point.settings if name != "seed"])
         if planned not in counts:
-            counts[planned] = _count(point, drawn)
+            counts[planned] = _count(point, inputs, drawn)
         count = counts[planned]
         if isinstance(count, str):
             yield Estimate(point, refused=count)
             continue
         kind = _key(point, _OF_A_KIND)
         if kind not in kinds:
-            kinds[kind] = _measure(study.path / PROBES / kind, point, executor, told)
+            kinds[kind] = _measure(study.path / PROBES / kind, point, inputs, executor, told)
         measured = kinds[kind]
         samples, of_each = count
         requests = samples * of_each
@@ -104,32 +112,41 @@ def estimates(
 
 def _key(point: Point, names: Sequence[str]) -> str:
     chosen = {name: point.settings[name] for name in sorted(names) if name in point.settings}
+    if point.steps:
+        chosen = filled_settings(chosen, {name: step.identity for name, step in point.steps.items()})
     return hashlib.sha256(json.dumps(chosen, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def _count(point: Point, drawn: dict[str, tuple[PlannedTask, ...]]) -> tuple[int, int] | str:
+def _count(
+    point: Point, inputs: Mapping[str, Path], drawn: dict[str, tuple[PlannedTask, ...]]
+) -> tuple[int, int] | str:
     """Return samples, and operating points times repeats; or why the point cannot run.
 
     Args:
         point: which.
+        inputs: name → folder of each step that it names.
         drawn: samples of points that draw the same ones, by what decides that; added to.
     """
     key = _key(point, _OF_A_DRAW)
     try:
-        plan = make_plan(point.config(), (lambda model: drawn[key]) if key in drawn else None)
+        plan = make_plan(
+            with_calibrated_points(point.config(inputs)), (lambda model: drawn[key]) if key in drawn else None
+        )
     except HarnessError as error:
         return str(error)
     tasks = drawn.setdefault(key, plan.tasks)
     return sum(len(task.data.samples) for task in tasks), len(plan.points) * plan.config.repeats
 
 
-def _measure(directory: Path, point: Point, executor: Executor, told: Callable[[Happened], None]) -> _Measured | str:
+def _measure(
+    directory: Path, point: Point, inputs: Mapping[str, Path], executor: Executor, told: Callable[[Happened], None]
+) -> _Measured | str:
     kept = {name: point.settings[name] for name in _OF_A_KIND if name in point.settings}
     batch = int(point.settings.get("batch_size", 1))
     settings = {**kept, "strategies": ["full"], "limit": PROBE_REQUESTS * batch, "block_size": batch, "idle_s": 0}
     peak = directory.with_name(f"{directory.name}.memory")  # of the process that measured it, which is not this one
     if not is_measured(directory):
-        event = _ended(Job(directory.name, directory, settings, point.model), executor, told)
+        event = _ended(Job(directory.name, directory, settings, point.model, inputs=inputs), executor, told)
         if event.how != "done":
             return event.text
         if event.memory_bytes is not None:

@@ -4,7 +4,8 @@
 ``[[exclude]]`` takes away the points that have all the values it names, ``[[include]]`` adds one, ``[[override]]``
 changes settings of the points that ``where`` matches. A point is one run, full depth included; what its ``strategies``
 name is compared inside it, window by window, as in any run. Its identity is a hash of its settings, so that a file may
-grow, shrink or be reordered while what was measured stays what it was.
+grow, shrink or be reordered while what was measured stays what it was. ``[[step]]`` declares what is made before
+(:mod:`harness.study.steps`).
 """
 
 from __future__ import annotations
@@ -15,19 +16,21 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeAlias
 
 from pydantic import Field
 
 from harness.config import RunConfig
 from harness.config.model import Configuration
 from harness.errors import ConfigError, UnknownNameError, did_you_mean
+from harness.study.steps import Step, StepConfig, filled_settings, steps_in, steps_of
 
-__all__ = ["MANY", "MOST", "Point", "StudyConfig", "expand", "presets", "read_study", "size"]
+__all__ = ["MANY", "MOST", "Part", "Point", "StudyConfig", "expand", "presets", "read_study", "size"]
 
 MANY = 1000
 """Points beyond which a study asks whether it was meant."""
@@ -57,13 +60,16 @@ class StudyConfig(Configuration):
     override: tuple[dict[str, Any], ...] = Field(
         default=(), description="Settings of the points that `where` matches; a list in it matches any of its values."
     )
+    step: tuple[StepConfig, ...] = Field(default=(), description="Commands whose folders points and steps name.")
 
     def over(self, preset: StudyConfig) -> StudyConfig:
         """Return a preset with what this study says laid over it: tables by setting, lists behind one another."""
         return StudyConfig(
             run={**preset.run, **self.run},
             grid={**preset.grid, **self.grid},
-            **{name: getattr(preset, name) + getattr(self, name) for name in ("exclude", "include", "override")},
+            **{
+                name: getattr(preset, name) + getattr(self, name) for name in ("exclude", "include", "override", "step")
+            },
         )
 
 
@@ -73,21 +79,28 @@ class Point:
 
     Attributes:
         name: what a new folder of it is called: the values in which points differ, and :attr:`short`.
-        settings: as for :class:`~harness.config.RunConfig`, without ``out``.
+        settings: as for :class:`~harness.config.RunConfig`, without ``out``; ``{NAME}`` is the folder of a step.
+        steps: name → those that it names.
     """
 
     name: str
     settings: Settings
+    steps: Mapping[str, Step] = field(default_factory=dict)
 
     @cached_property
     def identity(self) -> str:
-        """Hash over the settings, 64 hexadecimal digits."""
-        return _identity(self.settings)
+        """Hash over the settings, with the identities of steps in their place, 64 hexadecimal digits."""
+        return _identity(self.settings, self.steps)
 
     @property
     def short(self) -> str:
         """The beginning of the identity, by which its folder is found whatever else a file says of other points."""
         return self.identity[:_SHORT]
+
+    @property
+    def title(self) -> str:
+        """What people read of it."""
+        return self.name
 
     @property
     def model(self) -> tuple[str, ...]:
@@ -100,16 +113,23 @@ class Point:
         """Whether nothing of it is timed, so that it may share its machine with others like it."""
         return bool(self.settings.get("untimed"))
 
-    def config(self) -> RunConfig:
+    def config(self, folders: Mapping[str, Path] = MappingProxyType({})) -> RunConfig:
         """Return the configuration of its run.
+
+        Args:
+            folders: name → folder of each step that it names; those that are not given stay names.
 
         Raises:
             ConfigError: a value that is not allowed; names the point.
         """
         try:
-            return RunConfig.build(self.settings)
+            return RunConfig.build(filled_settings(self.settings, folders))
         except ConfigError as error:
             raise ConfigError(f"{self.name}: {error.message}", error.commands) from None
+
+
+Part: TypeAlias = Point | Step
+"""Of a study."""
 
 
 def presets() -> dict[str, StudyConfig]:
@@ -141,8 +161,13 @@ def read_study(given: str) -> StudyConfig:
 
 def size(study: StudyConfig) -> int:
     """Return how many points a study declares, before any is excluded or found twice. None of them is made."""
-    of_grid = math.prod(map(len, study.grid.values())) if study.grid or not study.include else 0
+    of_grid = math.prod(map(len, study.grid.values())) if study.grid or _is_one_run(study) else 0
     return of_grid + len(study.include)
+
+
+def _is_one_run(study: StudyConfig) -> bool:
+    """Whether a study without a grid is the run of its settings, and does not just make steps."""
+    return not study.include and bool(study.run or not study.step)
 
 
 def expand(study: StudyConfig) -> tuple[Point, ...]:
@@ -150,13 +175,14 @@ def expand(study: StudyConfig) -> tuple[Point, ...]:
 
     Raises:
         ConfigError: an unknown setting; a setting without values; more points than :data:`MOST`; what excludes or
-            overrides nothing; overrides that contradict each other; no point at all.
+            overrides nothing; overrides that contradict each other; no point at all; a step that cannot
+            be one, or that does not exist.
     """
     _check_names(study)
     if (count := size(study)) > MOST:
         raise ConfigError(f"the study has {count} points, and one has {MOST} at most. Make several of it.")
     axes = [[(name, value) for value in values] for name, values in study.grid.items()]
-    combined = itertools.product(*axes) if axes or not study.include else ()
+    combined = itertools.product(*axes) if axes or _is_one_run(study) else ()
     kept: list[Settings] = [{**study.run, **dict(chosen)} for chosen in combined]
     for place, values in enumerate(study.exclude, 1):
         left = [settings for settings in kept if not _matches(settings, values)]
@@ -165,8 +191,10 @@ def expand(study: StudyConfig) -> tuple[Point, ...]:
         kept = left
     kept += [{**study.run, **values} for values in study.include]
     overridden = _overridden([_plain(settings) for settings in kept], study.override)
-    unique = list({_identity(settings): settings for settings in overridden}.values())
-    if not unique:
+    known = {step.name: step for step in steps_of(study.step)}
+    made = (Point("", settings, steps_in(settings, known)) for settings in overridden)
+    unique = list({point.identity: point for point in made}.values())
+    if not unique and size(study):
         raise ConfigError("the study has no points: what [grid] makes is excluded. Add values or an [[include]].")
     return _named(unique)
 
@@ -246,15 +274,16 @@ def _plain(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _identity(settings: Settings) -> str:
+def _identity(settings: Settings, steps: Mapping[str, Step]) -> str:
+    settings = filled_settings(settings, {name: step.identity for name, step in steps.items()})
     given = {name: value for name, value in settings.items() if name not in _NOT_OF_A_POINT}
     return hashlib.sha256(json.dumps(given, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _named(points: Sequence[Settings]) -> tuple[Point, ...]:
-    names = dict.fromkeys(name for settings in points for name in settings)
-    vary = [name for name in names if len({json.dumps(each.get(name), default=str) for each in points}) > 1]
-    return tuple(Point(f"{_slug(settings, vary)}-{_identity(settings)[:_SHORT]}", settings) for settings in points)
+def _named(points: Sequence[Point]) -> tuple[Point, ...]:
+    names = dict.fromkeys(name for point in points for name in point.settings)
+    vary = [name for name in names if len({json.dumps(each.settings.get(name), default=str) for each in points}) > 1]
+    return tuple(replace(point, name=f"{_slug(point.settings, vary)}-{point.short}") for point in points)
 
 
 def _slug(settings: Settings, vary: Sequence[str]) -> str:

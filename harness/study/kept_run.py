@@ -5,6 +5,7 @@ Loads no torch, unlike what measures it (:mod:`harness.study.point_run`).
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -15,10 +16,12 @@ from harness.host.foreign_files import open_regular
 from harness.store.intact import is_damaged
 from harness.store.run_directory import LOCK, SAMPLES, SUMMARY, WINDOWS, RunDirectory
 
-__all__ = ["ASIDE", "free_aside", "holds_a_run", "is_finished", "is_measured", "records_bytes", "take_over"]
+__all__ = ["ASIDE", "FULL", "free_aside", "holds_a_run", "is_finished", "is_measured", "records_bytes", "take_over"]
 
 ASIDE = "aside"
 """Folder in a study's of what was set aside."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""Numbers of errors after which nothing can be written any more."""
 
 
 def holds_a_run(directory: Path) -> bool:

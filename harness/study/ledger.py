@@ -1,11 +1,12 @@
-"""The directory of a study: what was declared, a run directory per point, and a log of what became of each.
+"""The directory of a study: what was declared, a folder per step and point, and a log of what became of each.
 
 ``study.json`` is written once; ``events.jsonl`` is appended to, a line per event, each flushed to the disk (``fsync``);
 a torn last line is cut off, a damaged one is passed over. One process at a time writes them, under a lock that dies
-with it. The log only speeds things up and says why something failed: whether a point is measured, its run directory
-decides. Nothing in here is an absolute path, so that the folder can be moved, and copied while it grows: of a run whose
-files were copied at different moments, all windows that are whole are kept (:mod:`harness.store.intact`). Loads no
-torch, so that who only looks at a study (:mod:`harness.study.status`) takes little from the machine that measures it.
+with it. The log only speeds things up and says why something failed: whether a point is measured, or a step made,
+its folder decides. Nothing that decides is an absolute path, so that the folder can be moved, and copied while it
+grows: of a run whose files were copied at different moments, all windows that are whole are kept
+(:mod:`harness.store.intact`). Loads no torch, so that who only looks at a study (:mod:`harness.study.status`) takes
+little from the machine that measures it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, Literal, Self
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from harness.appearance.visible_text import shell_word
 from harness.errors import StoreError
@@ -28,8 +29,10 @@ from harness.records.record import Record
 from harness.store.intact import is_damaged, keep_intact
 from harness.store.record_files import append, line_of, lines, read_document, write_document
 from harness.store.run_directory import LOCK, SUMMARY, lock_folder
-from harness.study.grid import Point, StudyConfig
+from harness.study.grid import Part, Point, StudyConfig
 from harness.study.kept_run import ASIDE, free_aside, holds_a_run, is_finished, is_measured, records_bytes, take_over
+from harness.study.step_folder import STEP, read_step
+from harness.study.steps import Step, steps_of
 
 if sys.platform != "win32":
     pass
@@ -39,6 +42,7 @@ __all__ = [
     "EVENTS",
     "PROBES",
     "RUNS",
+    "STEPS",
     "STUDY",
     "Event",
     "EventLog",
@@ -49,12 +53,12 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-STUDY, EVENTS, RUNS = "study.json", "events.jsonl", "runs"
+STUDY, EVENTS, RUNS, STEPS = "study.json", "events.jsonl", "runs", "steps"
 PROBES = "probes"
 """Folder of the small runs that an estimate is made from."""
 
 DONE = ("finished", "merged")
-"""What says that a point is measured."""
+"""What says that a point is measured, or a step made."""
 
 What = Literal["started", "finished", "failed", "retried", "merged"]
 
@@ -67,26 +71,29 @@ class StudyRecord(Record):
         created: UTC time, ISO 8601.
         declared: the grid, its preset laid under it; the last one that was given.
         points: name → identity of every point of the grid.
+        steps: name → identity of every step.
     """
 
     schema_version: int
     created: str
     declared: dict[str, Any]
     points: dict[str, str]
+    steps: dict[str, str] = Field(default={})
 
 
 class Event(Record):
-    """Something that became of a point.
+    """Something that became of a point or a step.
 
     Attributes:
         at: UTC time, ISO 8601.
-        point: name of its run directory.
-        identity: hash over its settings.
+        point: name of its run directory, or ``step NAME``.
+        identity: hash over its settings, or of the step.
         what: happened; ``retried`` says that an attempt ended badly and another one follows.
         place: where it ran: host and process.
         reason: why it failed.
         took_s: seconds from the start of the attempt.
-        records_bytes: of what is finished or merged, size of its records: a copy that was made before it has less.
+        records_bytes: of a point that is finished or merged, size of its records: a copy that was made before it has
+            less.
     """
 
     at: str
@@ -113,7 +120,7 @@ class StudyDirectory:
     """
 
     def __init__(self, path: Path, declared: StudyConfig, points: Sequence[Point], *, dry: bool = False) -> None:
-        self.path, self.points = path, tuple(points)
+        self.path, self.points, self.steps = path, tuple(points), steps_of(declared.step)
         self._lock: IO[bytes] | None = None
         try:
             path.mkdir(parents=True, exist_ok=True) if _is_ours(path) else _refuse(path)
@@ -123,7 +130,7 @@ class StudyDirectory:
         if not dry:
             self._declare(declared)
         self._last = {event.identity: event for event in read_events(path)}
-        self._folders = _folders(path)
+        self._folders = {place: _folders(path / place) for place in (RUNS, STEPS)}
 
     def _declare(self, declared: StudyConfig) -> None:
         """Say what the study is made of, and make its files ready to be added to."""
@@ -133,6 +140,7 @@ class StudyDirectory:
             created=_now() if before is None else before.created,
             declared=declared.model_dump(mode="json"),
             points={point.name: point.identity for point in self.points},
+            steps={step.name: step.identity for step in self.steps},
         )
         if before != record:
             write_document(self.path / STUDY, record)
@@ -147,20 +155,27 @@ class StudyDirectory:
             self._lock.close()
             self._lock = None
 
-    def directory(self, point: Point) -> Path:
-        """Return the run directory of a point, which may have been named beside other points than today's."""
-        return self.path / RUNS / self._folders.get(point.short, point.name)
+    def directory(self, part: Part) -> Path:
+        """Return the folder of a point or a step, which may have been named otherwise than today."""
+        place, name = (STEPS, part.folder) if isinstance(part, Step) else (RUNS, part.name)
+        return self.path / place / self._folders[place].get(part.short, name)
 
-    def log(self, point: Point, what: What, *, place: str = "", reason: str = "", took_s: float | None = None) -> None:
+    def inputs(self, part: Part) -> dict[str, Path]:
+        """Return name → folder of the steps that a point or a step names."""
+        return {name: self.directory(step) for name, step in part.steps.items()}
+
+    def log(self, part: Part, what: What, *, place: str = "", reason: str = "", took_s: float | None = None) -> None:
         """Append an event; on return it is on the disk.
 
         Raises:
             StoreError: it cannot be written.
         """
-        directory = self.directory(point)
+        directory = self.directory(part)
+        is_step = isinstance(part, Step)
         event = Event(
-            at=_now(), point=directory.name, identity=point.identity, what=what, place=place, reason=reason,
-            took_s=took_s, records_bytes=records_bytes(directory) if what in DONE else None,
+            at=_now(), point=part.title if is_step else directory.name, identity=part.identity, what=what, place=place,
+            reason=reason, took_s=took_s,
+            records_bytes=records_bytes(directory) if what in DONE and not is_step else None,
         )  # fmt: skip
         try:
             append(self.path / EVENTS, line_of(event))
@@ -169,29 +184,46 @@ class StudyDirectory:
                 f"cannot write to {self.path}: {error.strerror}. Every finished window is kept; make room, then give "
                 "the same command again."
             ) from None
-        self._last[point.identity] = event
+        self._last[part.identity] = event
 
-    def last(self, point: Point) -> Event | None:
-        """Return the last event of a point."""
-        return self._last.get(point.identity)
+    def last(self, part: Part) -> Event | None:
+        """Return the last event of a point or a step."""
+        return self._last.get(part.identity)
 
-    def is_done(self, point: Point) -> bool:
-        """Return whether a point is measured, and write nothing; one whose run is damaged is not.
+    def is_done(self, part: Part) -> bool:
+        """Return whether a point is measured, or a step made, and write nothing; one that is damaged is not.
 
         Raises:
             StoreError: its run cannot be read now, or by this version.
         """
-        return self._is_said(point) or self._look_into(point)[0]
+        if isinstance(part, Step):
+            return read_step(self.directory(part), part.identity) is not None
+        return self._is_said(part) or self._look_into(part)[0]
 
-    def settle(self, point: Point) -> bool:
-        """Return whether a point is measured; one that was finished when the log was not written gets its line.
+    def settle(self, part: Part) -> bool:
+        """Return whether a point is measured, or a step made; what was finished and not logged gets its line.
 
         Of a run directory that is damaged, such as one that was copied while it was written, the windows that are
-        whole with all their samples are kept; what it held lies beside it then.
+        whole with all their samples are kept; of a step none. What it held lies beside it then.
 
         Raises:
             StoreError: its run cannot be read now, or by this version; it is left as it is.
         """
+        if isinstance(part, Step):
+            return self._settle_step(part)
+        return self._settle_point(part)
+
+    def _settle_step(self, step: Step) -> bool:
+        if self.is_done(step):
+            if (last := self.last(step)) is None or last.what not in DONE:
+                self.log(step, "finished", reason="finished before")
+            return True
+        if os.path.lexists(self.directory(step) / STEP):
+            lies = self.set_aside(step)
+            self.log(step, "retried", reason=f"Files of it lack or are damaged. What it held lies in {lies} now.")
+        return False
+
+    def _settle_point(self, point: Point) -> bool:
         if self._is_said(point):
             return True
         measured, damage = self._look_into(point)
@@ -221,13 +253,13 @@ class StudyDirectory:
                 raise
             return False, error
 
-    def set_aside(self, point: Point) -> str:
-        """Move what is measured of a point to where no report looks, so that it begins anew; return where it lies.
+    def set_aside(self, part: Part) -> str:
+        """Move what a point or a step has to where no report looks, so that it begins anew; return where it lies.
 
         Raises:
             StoreError: it cannot be moved.
         """
-        directory = self.directory(point)
+        directory = self.directory(part)
         try:
             aside = free_aside(directory)
             os.replace(directory, aside)
@@ -235,8 +267,8 @@ class StudyDirectory:
             raise StoreError(f"cannot move {directory}: {error.strerror}. Move or delete it.") from None
         return f"{ASIDE}/{aside.name}"
 
-    def merge(self, other: Path) -> Iterator[tuple[Point, str]]:
-        """Take over the points that another study has measured and this one has not, one after the other.
+    def merge(self, other: Path) -> Iterator[tuple[Part, str]]:
+        """Take over what another study has made and measured and this one has not, one after the other.
 
         Yields:
             Each with why it is left out: its run there cannot be read. Empty where it was taken over.
@@ -245,7 +277,15 @@ class StudyDirectory:
             StoreError: the other folder is no study, or this one cannot be read or written.
         """
         _read(other)
-        folders = _folders(other)
+        made = _folders(other / STEPS)
+        for step in self.steps:
+            source = other / STEPS / made.get(step.short, step.folder)
+            if not self.settle(step) and read_step(source, step.identity) is not None:
+                (self.path / STEPS).mkdir(exist_ok=True)
+                take_over(source, self.directory(step))
+                self.log(step, "merged", reason=f"from {other.name}")
+                yield step, ""
+        folders = _folders(other / RUNS)
         for point in self.points:
             source, target = other / RUNS / folders.get(point.short, point.name), self.directory(point)
             if self.settle(point):
@@ -309,9 +349,9 @@ def _refuse(path: Path) -> None:
     raise StoreError(f"{path} is not empty, and no study. Use another --out, such as {shell_word(path / 'study')}.")
 
 
-def _folders(path: Path) -> dict[str, str]:
-    """Return short identity → name of every run directory of a study."""
-    names = (entry.name for entry in (path / RUNS).iterdir()) if (path / RUNS).is_dir() else ()
+def _folders(place: Path) -> dict[str, str]:
+    """Return short identity → name of every folder of a study's points, or of its steps."""
+    names = (entry.name for entry in place.iterdir()) if place.is_dir() else ()
     return {name.rpartition("-")[2]: name for name in names if not name.startswith(".")}
 
 

@@ -6,6 +6,7 @@ finished run its summary alone, and that once.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -25,16 +26,16 @@ MEASURED, FAILED, RUNNING, STOPPED = 0, 1, 3, 4
 
 @dataclass(frozen=True)
 class Running:
-    """A point that is being measured.
+    """A point that is being measured, or a step that is being made.
 
     Attributes:
-        point: its name.
-        windows: finished so far.
+        point: its name; of a step ``step NAME``.
+        windows: finished so far; ``None`` of a step.
         since: UTC time, ISO 8601.
     """
 
     point: str
-    windows: int
+    windows: int | None
     since: str
 
 
@@ -65,11 +66,13 @@ class Status:
     Attributes:
         points: how many there are.
         finished, merged: names of those that are measured; merged ones elsewhere.
-        failed: name → reason.
-        running: begun and not ended; none where nobody measures the study.
+        failed: name → reason, of points and of steps.
+        running: points and steps that are begun and not ended; none where nobody measures the study.
         is_held: whether a process measures the study; ``None`` where locks cannot be asked for.
-        left_s: seconds that what is left will take at the mean pace so far, with as many points at once as run now;
-            ``None`` before the first is finished, and where nobody measures them.
+        left_s: seconds that the points that are left will take at the mean pace so far, with as many at once as run
+            now; ``None`` before the first is finished, and where nobody measures them.
+        steps: how many there are.
+        made: names of those that are made, here or elsewhere.
     """
 
     points: int
@@ -79,25 +82,31 @@ class Status:
     running: tuple[Running, ...]
     is_held: bool | None
     left_s: float | None
+    steps: int = 0
+    made: tuple[str, ...] = ()
 
     @property
     def left(self) -> int:
-        """Points that are neither measured nor failed."""
-        return self.points - len(self.finished) - len(self.merged) - len(self.failed)
+        """Points and steps that are neither done nor failed."""
+        return self.points + self.steps - self._done - len(self.failed)
+
+    @property
+    def _done(self) -> int:
+        return len(self.finished) + len(self.merged) + len(self.made)
 
     @property
     def waiting(self) -> int:
-        """Points that are left and not being measured: not begun, to be tried again, or interrupted."""
+        """Points and steps that are left and not running: not begun, to be tried again, or interrupted."""
         return self.left - len(self.running)
 
     @property
     def exit_code(self) -> int:
-        """0 where all are measured, 3 while it goes on, 1 where it is over and some failed, 4 where it was stopped.
+        """0 where all is done, 3 while it goes on, 1 where it is over and some failed, 4 where it was stopped.
 
         It goes on while a process holds it, which may try failed points again. Where locks cannot be asked for, what is
         left counts as going on.
         """
-        if len(self.finished) + len(self.merged) == self.points:
+        if self._done == self.points + self.steps:
             return MEASURED
         if self.is_held or (self.is_held is None and self.left):
             return RUNNING
@@ -119,7 +128,8 @@ class StudyView:
         self._done: list[Event] = []
         self._best: dict[Event, tuple[Best, ...]] = {}
         self._state: tuple[int, int, int] | None = None
-        self._identities: frozenset[str] = frozenset()
+        self._points: frozenset[str] = frozenset()
+        self._steps: frozenset[str] = frozenset()
 
     def look(self) -> Status:
         """Read how far the study is now.
@@ -133,20 +143,27 @@ class StudyView:
             self._last[event.identity] = event
             if event.what == "finished" and event.took_s is not None:
                 self._took[event.identity] = event.took_s
-        last = [event for identity, event in self._last.items() if identity in self._identities]
-        self._done = [event for event in last if event.what in DONE]
-        failed = {event.point: event.reason for event in last if event.what == "failed"}
+        known = self._points | self._steps if self._steps else self._points
+        last = [event for identity, event in self._last.items() if identity in known]
+        done = [event for event in last if event.what in DONE]
+        self._done = [event for event in done if event.identity in self._points]
+        failed = [event for event in last if event.what == "failed"]
         begun = [event for event in last if event.what == "started" and held is not False]
-        left = len(self._identities) - len(self._done) - len(failed)
+        left = len(self._points) - len(self._done) - sum(event.identity in self._points for event in failed)
         return Status(
-            points=len(self._identities),
+            points=len(self._points),
             finished=tuple(event.point for event in self._done if event.what == "finished"),
             merged=tuple(event.point for event in self._done if event.what == "merged"),
-            failed=failed,
-            running=tuple(Running(each.point, _windows(self._path / RUNS / each.point), each.at) for each in begun),
+            failed={event.point: event.reason for event in failed},
+            running=tuple(Running(each.point, self._windows(each), each.at) for each in begun),
             is_held=held,
-            left_s=0.0 if not left else None if held is False else self._left_s(left, len(begun)),
+            left_s=0.0 if not left else None if held is False else self._left_s(left, begun),
+            steps=len(self._steps),
+            made=tuple(event.point for event in done if event.identity in self._steps),
         )
+
+    def _windows(self, event: Event) -> int | None:
+        return None if event.identity in self._steps else _windows(self._path / RUNS / event.point)
 
     def _read_points(self) -> None:
         """Read which points there are, where that has changed: the study may be given a larger grid."""
@@ -160,10 +177,12 @@ class StudyView:
         state = (facts.st_ino, facts.st_mtime_ns, facts.st_size)
         if state != self._state:
             record, _ = read_document(StudyRecord, file)
-            self._state, self._identities = state, frozenset(record.points.values())
+            self._points, self._steps = frozenset(record.points.values()), frozenset(record.steps.values())
+            self._state = state
 
-    def _left_s(self, left: int, at_once: int) -> float | None:
-        took = [seconds for identity, seconds in self._took.items() if identity in self._identities]
+    def _left_s(self, left: int, begun: Sequence[Event]) -> float | None:
+        took = [seconds for identity, seconds in self._took.items() if identity in self._points]
+        at_once = sum(event.identity in self._points for event in begun)
         return fmean(took) * left / max(1, at_once) if took else None
 
     def best(self, count: int = 5) -> list[Best]:

@@ -1,7 +1,7 @@
-"""A process that measures points one after the other, ``python -m harness.study.worker``.
+"""A process that does one part of a study after the other, ``python -m harness.study.worker``.
 
-:mod:`harness.study.executors.local` starts it and sends a JSON line per point; a model that follows itself is loaded
-once. How the two speak is said in :mod:`harness.running.reporter`.
+:mod:`harness.study.executors.local` starts it and sends a JSON line per point or step; a model that follows itself is
+loaded once. How the two speak is said in :mod:`harness.running.reporter`.
 """
 
 from __future__ import annotations
@@ -10,27 +10,49 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any, TypeAlias
 
+from harness.contracts.executors import Command, How
 from harness.host.memory import peak_memory_bytes
-from harness.running.kept_model import KeptModel
 from harness.running.reporter import Reporter
-from harness.study.point_run import measure_point
+from harness.study.step_run import make_step
+from harness.study.steps import filled_settings
 
 __all__ = ["main"]
+
+Measure: TypeAlias = Callable[[Path, Mapping[str, Any]], tuple[How, str]]
 
 
 def main() -> None:
     """Entry point of the process."""
-    reporter, model = Reporter(), KeptModel()
-    place = {"executor": "local", "process": f"{platform.node()}:{os.getpid()}"}
+    reporter = Reporter()
+    measure: Measure | None = None
     try:
         while True:
             job = json.loads(reporter.heard())
-            how, text = measure_point(Path(job["directory"]), job["settings"], reporter, model, place)
+            directory = Path(job["directory"])
+            if job["command"] is not None:
+                command = Command(**{**job["command"], "words": tuple(job["command"]["words"])})
+                inputs = {name: Path(folder) for name, folder in job["inputs"].items()}
+                how, text = make_step(directory, command, inputs, reporter.stage)
+            else:
+                measure = measure or _measure(reporter)
+                how, text = measure(directory, filled_settings(job["settings"], job["inputs"]))
             reporter.tell({"ended": how, "text": text, "memory_bytes": peak_memory_bytes()})
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _measure(reporter: Reporter) -> Measure:
+    """Return what measures points here; loads torch, which steps do in processes of their own."""
+    from harness.running.kept_model import KeptModel
+    from harness.study.point_run import measure_point
+
+    place = {"executor": "local", "process": f"{platform.node()}:{os.getpid()}"}
+    return partial(measure_point, observer=reporter, model=KeptModel(), placement=place)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def test_toml_is_that_of_a_package_or_a_study(name: str, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("change", [("[run]", "[runs]"), ("limit = 100", "limits = 100"), ("=0.9,0.95", "=9")])
 def test_a_study_that_errs_would_be_found(change: tuple[str, str], tmp_path: Path) -> None:
-    block, _ = blocks("docs/studies.md", "toml")
+    block, *_ = blocks("docs/studies.md", "toml")
     with pytest.raises(HarnessError):
         study(block.replace(*change), tmp_path)
 

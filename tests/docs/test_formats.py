@@ -25,6 +25,10 @@ max_new_tokens = 4
 energy = "none"
 threads = 1
 strategies = ["fixed:layer=4"]
+
+[[step]]
+name = "traces"
+command = "trace --model {model} --source {rows} --task py150 --documents 3 --length 48 --split test --threads 1"
 """
 OF_THE_STORE = {"run", "sha256"}
 """What seals add to a record, see :mod:`harness.store.seals`."""

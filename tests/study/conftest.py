@@ -47,3 +47,18 @@ def declare(tmp_path: Path, tiny_llama: Path, rows_file: Path) -> Declare:
         return file
 
     return write
+
+
+@pytest.fixture
+def steps(tiny_llama: Path, rows_file: Path) -> Callable[..., str]:
+    """``steps(heads=True)`` declares a trace of the small documents, and heads that are trained on it."""
+
+    def declared(source: Path = rows_file, options: str = "--documents 4 --length 64", *, heads: bool = True) -> str:
+        trace = f"trace --model {tiny_llama} --task py150 --source {source} --threads 1 {options}"
+        train = f"train classifier --model {tiny_llama} --traces {{traces}} --epochs 2 --hidden 8 --observation paper"
+        lines = ["[[step]]", 'name = "traces"', f"command = {json.dumps(trace)}"]
+        if heads:
+            lines += ["[[step]]", 'name = "heads"', f"command = {json.dumps(train)}", "threads = 1"]
+        return "\n".join([*lines, ""])
+
+    return declared

@@ -9,6 +9,7 @@ import subprocess
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import asdict
 from fractions import Fraction
 from typing import Any, Self, get_args
 
@@ -29,8 +30,8 @@ class Local(Executor):
     """Measure one point after the other in a process of this machine, which loads each model once.
 
     Points of another model get a process of their own, and so does what follows one that died or ran out of memory.
-    Points that are not timed run several at once, each in a process of its own: as many as their ``threads`` leave
-    cores for. Options: ``share`` (so many of them, whatever their threads).
+    Points that are not timed, and steps, run several at once, each in a process of its own: as many as their
+    ``threads`` leave cores for. Options: ``share`` (so many of them, whatever their threads).
     """
 
     options = (SHARE,)
@@ -70,7 +71,7 @@ class Local(Executor):
             kept = _Worker(job.model, self._heard)
             self._workers.append(kept)
         kept.job, kept.windows = job, None
-        kept.say(json.dumps({"directory": str(job.directory.absolute()), "settings": dict(job.settings)}))
+        kept.say(json.dumps(_said(job)))
 
     def wait(self) -> Happened:
         """Wait for the next message of a process, or its death.
@@ -162,6 +163,16 @@ class _Worker:
         self._listener.join(timeout=ANSWER_S)
         with suppress(OSError), self.process:
             pass
+
+
+def _said(job: Job) -> dict[str, Any]:
+    """Return what a process is told of a job."""
+    return {
+        "directory": str(job.directory.absolute()),
+        "settings": dict(job.settings),
+        "command": None if job.command is None else asdict(job.command),
+        "inputs": {name: str(folder.absolute()) for name, folder in job.inputs.items()},
+    }
 
 
 def _how(text: str) -> How:

@@ -10,7 +10,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from importlib import import_module
-from pathlib import Path
 from typing import Any, Self
 
 from harness.contracts.executors import Executor, Happened, How, Job
@@ -21,6 +20,7 @@ from harness.study.executors.ray_nodes import INSTALL, Node, Nodes, with_process
 from harness.study.executors.ray_worker import Ended, PointWorker
 from harness.study.executors.sharing import SHARE, alike, fits, part_of, share_of
 from harness.study.kept_run import is_measured
+from harness.study.step_folder import read_step
 
 __all__ = ["Ray"]
 
@@ -45,12 +45,13 @@ class _Worker:
 
 
 class Ray(Executor):
-    """Measure points on a Ray cluster, each on processor cores or an accelerator of its own.
+    """Measure points and make steps on a Ray cluster, on processor cores or an accelerator of their own.
 
     Options: ``address`` of the cluster (``auto``, ``HOST:6379``; without it RAY_ADDRESS, or a cluster on this machine);
     ``cpus`` per point (default: all of the smallest node, so that a point has a node to itself) and ``gpus`` per point
-    (default: 1 where nodes have some). Points that are not timed run several at once on what one that is measured would
-    own, ``share`` of them (default: as many as their ``threads`` leave cores for), and only while none is measured.
+    (default: 1 where nodes have some). Steps, and points that are not timed, run several at once on what one that is
+    measured would own, ``share`` of them (default: as many as their ``threads`` leave cores for), and only while none
+    is measured.
     Nodes need this package and the weights, and no file system in common with the driver.
     """
 
@@ -164,7 +165,11 @@ class Ray(Executor):
         actor = self._new(node, part, owns=not job.shares) if kept is None else kept.actor
         attempt = next(self._attempts)
         folder, send = str(job.directory.absolute()), _Sender(self._collector)
-        result = actor.measure.remote(attempt, job.name, folder, dict(job.settings), send)
+        inputs = {name: str(path.absolute()) for name, path in job.inputs.items()}
+        if job.command is None:
+            result = actor.measure.remote(attempt, job.name, folder, dict(job.settings), send, inputs)
+        else:
+            result = actor.make.remote(attempt, folder, job.command, inputs, send)
         place = node.host if kept is None else kept.place
         self._running.append(_Worker(actor, node, job, attempt, result, part, place))
 
@@ -204,7 +209,7 @@ class Ray(Executor):
         ended = self._ended(worker)
         self._ray.get(self._collector.end.remote(worker.attempt))
         how, text = ended.how, ended.text
-        if how == "done" and not _has_arrived(worker.job.directory):
+        if how == "done" and not _has_arrived(worker.job):
             how, text = "lost", f"what it measured did not arrive in {worker.job.directory}"
         if how == "unfit":
             how, text = self._leave_out(worker, ended)
@@ -282,10 +287,12 @@ class _Sender:
             raise error.cause from None
 
 
-def _has_arrived(directory: Path) -> bool:
-    """Whether a run directory here is that of a finished run."""
+def _has_arrived(job: Job) -> bool:
+    """Whether the directory here is that of a finished run, or of a step that is whole."""
     try:
-        return is_measured(directory)
+        if job.command is not None:
+            return read_step(job.directory, job.command.identity) is not None
+        return is_measured(job.directory)
     except StoreError:
         return False
 

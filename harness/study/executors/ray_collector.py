@@ -1,27 +1,31 @@
-"""What collects the records of points beside the driver of a study: the other end of :mod:`.ray_worker`.
+"""What collects records of points, and folders of steps, beside a study's driver: the other end of :mod:`.ray_worker`.
 
 It holds the lock of each run directory that it writes, until the attempt is over. So nobody else writes one meanwhile,
 and what a process sends whose attempt the driver has given up comes to nothing. It never makes a file shorter than
-what is committed in it. Imports no Ray.
+what is committed in it. A step arrives beside its folder, and takes its place when it is whole. Imports no Ray.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from harness.errors import StoreError
-from harness.host.atomic_files import replace_files
+from harness.host.atomic_files import replace_files, unfinished
 from harness.store.record_files import append
-from harness.store.run_directory import MANIFEST, SAMPLES, WINDOWS, lock_folder, refuse_occupied
+from harness.store.run_directory import LOCK, MANIFEST, SAMPLES, WINDOWS, lock_folder, refuse_occupied
+from harness.study.step_folder import STEP, put_in_place, read_step
 
-__all__ = ["GROWING", "Collector", "Told", "Windows"]
+__all__ = ["GROWING", "PIECE", "Collector", "Told", "Windows"]
 
 GROWING = (SAMPLES, WINDOWS)
 """Files that are appended to, in the order in which a window goes into them."""
+PIECE = 16 << 20
+"""Bytes of a file that cross at a time."""
 
 Windows = tuple[int, int]
 """Finished and expected."""
@@ -31,10 +35,11 @@ Told = tuple[int, str, str, Windows | None]
 
 @dataclass
 class _Held:
-    """What an attempt writes; there is no lock before there is a folder."""
+    """What an attempt writes; there is no lock before there is a folder, and a target for a step alone."""
 
     folder: Path
     lock: IO[bytes] | None
+    target: Path | None = None
 
 
 class Collector:
@@ -92,6 +97,71 @@ class Collector:
             OSError: it cannot be written.
         """
         replace_files({self._folder(attempt) / name: data}, durable=True)
+
+    def begin_step(self, attempt: int, directory: str) -> None:
+        """Lock the place beside a step's folder where an attempt's files arrive, and empty it.
+
+        Raises:
+            StoreError: another process or attempt writes there, or this attempt is over.
+        """
+        if attempt in self._over:
+            raise _over(attempt)
+        target = Path(directory)
+        arriving = unfinished(target)
+        arriving.mkdir(parents=True, exist_ok=True)
+        self._held[attempt] = _Held(arriving, lock_folder(arriving, "step"), target)
+        for entry in arriving.iterdir():
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            elif entry.name != LOCK:
+                entry.unlink()
+
+    def add(self, attempt: int, name: str, data: bytes) -> None:
+        """Append a piece to a file of a step.
+
+        Raises:
+            StoreError: the attempt is over.
+            OSError: it cannot be written.
+        """
+        file = self._folder(attempt) / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        append(file, data)
+
+    def finish_step(self, attempt: int, record: bytes) -> None:
+        """Let the files that arrived be the folder of the step.
+
+        Args:
+            attempt: whose.
+            record: its ``step.json``.
+
+        Raises:
+            StoreError: the attempt is over, or not all of them arrived.
+            OSError: it cannot be written.
+        """
+        replace_files({self._folder(attempt) / STEP: record}, durable=True)
+        held = self._held[attempt]
+        if held.target is None or read_step(held.folder) is None:
+            raise StoreError(f"not all files of the step arrived in {held.folder}.")
+        (held.folder / LOCK).unlink()
+        put_in_place(held.folder, held.target)
+
+    def step(self, attempt: int, directory: str) -> bytes:
+        """Return the ``step.json`` of a folder here.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        return (Path(directory) / STEP).read_bytes()
+
+    def piece(self, attempt: int, directory: str, name: str, offset: int) -> bytes:
+        """Return what a file of a step's folder here holds from an offset on, :data:`PIECE` bytes at most.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        with (Path(directory) / name).open("rb") as stream:
+            stream.seek(offset)
+            return stream.read(PIECE)
 
     def tell(self, attempt: int, place: str, text: str, windows: Windows | None) -> None:
         """Note where an attempt is and what it is doing."""

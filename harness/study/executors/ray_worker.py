@@ -1,9 +1,9 @@
-"""What measures points on a node of a cluster, and sends their records to the study.
+"""What measures points and makes steps on a node of a cluster, and sends what they leave to the study.
 
 Records cross as bytes of an append-only file from an offset on, samples before the window that commits them, and each
 window is acknowledged before the next one begins (:mod:`.ray_collector`). So the study's folder always holds a run that
-can go on elsewhere, whatever dies, and nodes need no file system in common. Imports no Ray: a node needs this package,
-and the weights.
+can go on elsewhere, whatever dies, and nodes need no file system in common. Folders of steps cross whole
+(:mod:`.ray_steps`). Imports no Ray: a node needs this package, and the weights.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import IO, Any, Literal
 
 from harness.config import RunConfig
-from harness.contracts.executors import How
+from harness.config.model import DEFAULT_MODEL
+from harness.contracts.executors import Command, How
 from harness.errors import ArtefactError, ConfigError, HarnessError, ModelError, StoreError, reason
 from harness.host.memory import peak_memory_bytes
 from harness.models.model import LoadedModel, resolve
@@ -30,7 +32,10 @@ from harness.running.plan import Plan
 from harness.store.run_directory import LOCK, MANIFEST, SAMPLES, SUMMARY, WINDOWS
 from harness.study.executors.own_cores import hold_cores
 from harness.study.executors.ray_collector import GROWING, Windows
+from harness.study.executors.ray_steps import fetch, send_step
 from harness.study.point_run import is_full, measure_point
+from harness.study.step_run import make_step
+from harness.study.steps import filled, filled_settings, option
 
 __all__ = ["Ended", "Lacks", "PointWorker", "Send"]
 
@@ -51,7 +56,7 @@ class Ended:
         how: ``unfit`` where the node lacks something that another may have.
         text: why.
         memory_bytes: the most that the process held; ``None`` where it died.
-        lacks: what, of an unfit node: the point's model, or room on its disk.
+        lacks: what, of an unfit node: the model, or room on its disk.
     """
 
     how: How
@@ -61,7 +66,7 @@ class Ended:
 
 
 class PointWorker:
-    """Measures points on a node, on processor cores of its own, and sends every window where the study is.
+    """Measures points and makes steps on a node, on processor cores of its own, and sends them where the study is.
 
     Args:
         cores: how many logical CPUs to hold; 0 for all that the process may use.
@@ -72,7 +77,15 @@ class PointWorker:
         self._held: list[IO[bytes]] | None = None
         self._model = _Model()
 
-    def measure(self, attempt: int, name: str, directory: str, settings: Mapping[str, Any], send: Send) -> Ended:
+    def measure(
+        self,
+        attempt: int,
+        name: str,
+        directory: str,
+        settings: Mapping[str, Any],
+        send: Send,
+        inputs: Mapping[str, str] = MappingProxyType({}),
+    ) -> Ended:
         """Measure a point, or go on with it.
 
         Args:
@@ -81,16 +94,59 @@ class PointWorker:
             directory: its run directory on the driver's machine.
             settings: of the run.
             send: calls the collector.
+            inputs: name → folder of each step that it names, on the driver's machine.
         """
-        stream = _Stream(attempt, f"{platform.node()}:{os.getpid()}", send)
+        stream = self._stream(attempt, send)
+
+        def measured(folder: Path) -> tuple[How, str]:
+            nonlocal settings
+            beginning = stream.beginning(directory)
+            settings = filled_settings(settings, stream.fetched(inputs))
+            return self._measure(folder, beginning, settings, stream)
+
+        how, text = self._tried(stream, name, directory, measured)
+        return self._judged(how, text, directory, settings, stream.failed)
+
+    def make(self, attempt: int, directory: str, command: Command, inputs: Mapping[str, str], send: Send) -> Ended:
+        """Make the folder of a step, from its beginning.
+
+        Args:
+            attempt: number of this try.
+            directory: of the step, on the driver's machine.
+            command: what makes it.
+            inputs: name → folder of each step that it names, on the driver's machine.
+            send: calls the collector.
+        """
+        stream = self._stream(attempt, send)
+        model = option(command.words, "--model") or DEFAULT_MODEL
+
+        def made(folder: Path) -> tuple[How, str]:
+            nonlocal model
+            stream.begin_step(directory)
+            folders = stream.fetched(inputs)
+            model = filled(model, folders)
+            how, text = make_step(folder, command, folders, stream.stage)
+            if how == "done":
+                send_step(folder, stream.call)
+            return how, text
+
+        how, text = self._tried(stream, Path(directory).name, directory, made)
+        return self._judged(how, text, directory, {"model": model}, stream.failed)
+
+    def _stream(self, attempt: int, send: Send) -> _Stream:
+        return _Stream(attempt, f"{platform.node()}:{os.getpid()}", send)
+
+    def _tried(
+        self, stream: _Stream, name: str, directory: str, work: Callable[[Path], tuple[How, str]]
+    ) -> tuple[How, str]:
+        """Work in a folder of this name on this node, and return how that ended, as far as this node can see."""
         how: How
         try:
             if self._held is None:
                 self._held = hold_cores(self._cores)
-            beginning = stream.beginning(directory)
             with TemporaryDirectory(prefix="harness-point-", ignore_cleanup_errors=True) as scratch:
                 folder = Path(scratch) / name
-                how, text = self._measure(folder, beginning, settings, stream)
+                how, text = work(folder)
                 text = text if how == "stopped" else text.replace(str(folder), directory)
         except ConfigError as error:  # another process has the cores, for now
             how, text = "lost", str(error)
@@ -99,7 +155,7 @@ class PointWorker:
         except OSError as error:  # from the scratch folder, unless the stream knows better
             full = stream.failed is None or is_full(error)
             how, text = "stopped" if full else "refused", reason(error)
-        return self._judged(how, text, directory, settings, stream.failed)
+        return how, text
 
     def _measure(
         self, folder: Path, beginning: Mapping[str, bytes], settings: Mapping[str, Any], stream: _Stream
@@ -122,8 +178,8 @@ class PointWorker:
         Args:
             how: it ended, as far as this node can see.
             text: why.
-            directory: of the run, on the driver's machine.
-            settings: of the run.
+            directory: of the run or the step, on the driver's machine.
+            settings: of the run; of a step the model alone.
             failed: what went wrong at the study's end.
         """
         lacks: Lacks = ""
@@ -188,12 +244,23 @@ class _Stream:
         Raises:
             StoreError: it does not end.
         """
+        found: dict[str, bytes] = self._begun("begin", directory)
+        return found
+
+    def begin_step(self, directory: str) -> None:
+        """Let the folder of a step arrive; waits, and raises, as :meth:`beginning` does."""
+        self._begun("begin_step", directory)
+
+    def fetched(self, inputs: Mapping[str, str]) -> dict[str, Path]:
+        """Return name → folder of steps on this node, brought here where they are not."""
+        return {name: fetch(directory, self.call) for name, directory in inputs.items()}
+
+    def _begun(self, method: str, directory: str) -> Any:
         self.stage("beginning")
         deadline = time.monotonic() + BUSY_S
         while True:
             try:
-                found: dict[str, bytes] = self._call("begin", directory)
-                return found
+                return self.call(method, directory)
             except StoreError:
                 if time.monotonic() > deadline:
                     raise
@@ -201,7 +268,7 @@ class _Stream:
             time.sleep(LOOK_S)
 
     def stage(self, text: str) -> None:
-        self._call("tell", self.place, text, self._windows)
+        self.call("tell", self.place, text, self._windows)
 
     def begin(self, total: int, done: int, directory: Path) -> None:
         self._windows = (done, total)
@@ -219,12 +286,12 @@ class _Stream:
         others = [file for file in self.folder.iterdir() if file.is_file() and file.name not in (*GROWING, LOCK)]
         others.sort(key=lambda file: (file.name == SUMMARY, file.name))
         for file in others:
-            self._call("put", file.name, file.read_bytes())
+            self.call("put", file.name, file.read_bytes())
 
     def _grow(self) -> None:
         """Send what was committed since the last call: at no moment samples of more than the window that comes next."""
         if self._sent is None:
-            self._call("put", MANIFEST, (self.folder / MANIFEST).read_bytes())
+            self.call("put", MANIFEST, (self.folder / MANIFEST).read_bytes())
             self._sent = dict.fromkeys(GROWING, 0)
             for name in GROWING:  # as it was there, less what no window commits
                 self._add(name, self._new(name))
@@ -250,10 +317,11 @@ class _Stream:
     def _add(self, name: str, data: bytes) -> None:
         assert self._sent is not None
         if data or not self._sent[name]:
-            self._call("grow", name, self._sent[name], data)
+            self.call("grow", name, self._sent[name], data)
             self._sent[name] += len(data)
 
-    def _call(self, method: str, *arguments: Any) -> Any:
+    def call(self, method: str, *arguments: Any) -> Any:
+        """Call the collector and wait; raises what it raised."""
         try:
             return self._send(method, self._attempt, *arguments)
         except Exception as error:

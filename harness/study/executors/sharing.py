@@ -1,4 +1,4 @@
-"""How points that are not timed share what a measured one has to itself."""
+"""How steps, and points that are not timed, share what a measured point has to itself."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from harness.errors import ConfigError
 __all__ = ["SHARE", "alike", "fits", "part_of", "share_of"]
 
 SHARE = "share"
-"""Option of an executor: how many points that are not timed run at once where a measured one would be alone."""
+"""Option of an executor: how many steps, or points that are not timed, run where a measured one would be alone."""
 
 
 def share_of(options: Mapping[str, str]) -> int | None:
@@ -38,8 +38,7 @@ def part_of(job: Job, cores: int, share: int | None) -> Fraction:
     """
     if not job.shares:
         return Fraction(1)
-    threads = job.settings.get("threads")
-    return Fraction(1, share or (max(1, cores // threads) if threads else 1))
+    return Fraction(1, share or (max(1, cores // job.threads) if job.threads else 1))
 
 
 def alike(job: Job, running: Iterable[Job]) -> bool:

@@ -1,0 +1,241 @@
+"""The steps of a study: commands of the harness whose folders its points, and other steps, are made with.
+
+``[[step]]`` declares one by a name and a command line without ``--out``; ``{NAME}`` stands in commands and settings for
+the folder of a step. A step's identity is a hash of its command line with the identities of the steps that it names in
+their place, so that one that is changed is made anew, and so is all that is made of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from harness.config.model import DEFAULT_MODEL, Configuration, Threads
+from harness.contracts.executors import Command
+from harness.errors import ConfigError, UnknownNameError, did_you_mean
+from harness.registry import RECIPES
+
+__all__ = ["COMMANDS", "FOLDERS", "Step", "StepConfig", "filled", "filled_settings", "option", "steps_in", "steps_of"]
+
+COMMANDS = ("trace", "train", "calibrate")
+"""What a step can be: commands that leave a folder, and time nothing."""
+
+_OF_THE_STUDY = ("--out", "--resume", "--file", "--help", "-h")
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,79}", re.ASCII)
+_NAMED = re.compile(r"\{([^{}]*)\}")
+_SHORT = 10
+FOLDERS = ("model", "artefacts")
+"""Settings of a run that may name a step, beside ``strategies``: there it is ``@{NAME}/FILE``."""
+
+
+class StepConfig(Configuration):
+    """What the file of a study declares of a step.
+
+    Raises:
+        ConfigError: unknown key, or a name that is none of a file.
+    """
+
+    name: str = Field(description="By which settings and other steps name its folder, as {NAME}.")
+    command: str = Field(description="As one types it, without --out; {NAME} is the folder of a step before it.")
+    begin_with: str | None = Field(
+        default=None, description="{NAME} of a step before it, whose files its folder begins with."
+    )
+    threads: Threads = None
+
+    @field_validator("name")
+    @classmethod
+    def _plain(cls, value: str) -> str:
+        if not _NAME.fullmatch(value):
+            raise ValueError("input should be a plain file name: letters, digits, and . _ - after the first")
+        return value
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a study.
+
+    Attributes:
+        name: as declared.
+        command: what makes its folder.
+        steps: name → those that it names.
+    """
+
+    name: str
+    command: Command
+    steps: Mapping[str, Step]
+
+    @property
+    def identity(self) -> str:
+        """Hash over the command, 64 hexadecimal digits."""
+        return self.command.identity
+
+    @property
+    def short(self) -> str:
+        """The beginning of the identity, by which its folder is found whatever the step is called."""
+        return self.identity[:_SHORT]
+
+    @property
+    def title(self) -> str:
+        """What people read of it, where points stand beside it."""
+        return f"step {self.name}"
+
+    @property
+    def folder(self) -> str:
+        """What a new folder of it is called."""
+        return f"{self.name}-{self.short}"
+
+    @property
+    def model(self) -> tuple[str, ...]:
+        """What a machine must have for it."""
+        return ("step", option(self.command.words, "--model") or DEFAULT_MODEL)
+
+
+def steps_of(declared: Iterable[StepConfig]) -> tuple[Step, ...]:
+    """Return the steps of a study, each behind those that it names.
+
+    Raises:
+        ConfigError: a command that is no step, or says what the study decides; a name that is given twice, or that no
+            step before has.
+    """
+    known: dict[str, Step] = {}
+    for one in declared:
+        if one.name in known:
+            raise ConfigError(f"two steps are called {one.name}. Give each a name of its own.")
+        known[one.name] = made = _step(one, known)
+        if same := next((step for step in known.values() if step.identity == made.identity and step is not made), None):
+            raise ConfigError(f"steps {same.name} and {one.name} are the same. Omit one of them.")
+    return tuple(known.values())
+
+
+def _step(one: StepConfig, before: Mapping[str, Step]) -> Step:
+    words = _words(one)
+    named = {name: _known(one, name, before) for word in words for name in _NAMED.findall(word)}
+    begin_with = ""
+    if one.begin_with is not None:
+        found = _NAMED.fullmatch(one.begin_with)
+        if found is None:
+            raise ConfigError(f"step {one.name}: begin_with = '{one.begin_with}' names no step. Write {{NAME}}.")
+        begin_with = found[1]
+        named[begin_with] = _known(one, begin_with, before)
+    identities = {name: step.identity for name, step in named.items()}
+    said: dict[str, Any] = {"command": [filled(word, identities) for word in words]}
+    if begin_with:
+        said["begin_with"] = identities[begin_with]
+    identity = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    return Step(one.name, Command(words, identity, begin_with, _threads(one, words)), named)
+
+
+def _words(one: StepConfig) -> tuple[str, ...]:
+    """Return the words of a step's command line, as a shell would have them; none is run."""
+    try:
+        words = shlex.split(one.command)
+    except ValueError as error:
+        raise ConfigError(f"step {one.name}: cannot read the command `{one.command}`: {error}.") from None
+    if words[:1] == ["harness"]:
+        del words[0]
+    if not words or words[0] not in COMMANDS:
+        said = f"'{words[0]}'" if words else "nothing"
+        raise ConfigError(f"step {one.name} runs {said}, and a step is trace, train NAME or calibrate.")
+    if words[0] == "train":
+        name = words[1] if len(words) > 1 else ""
+        if name not in RECIPES.names():
+            raise UnknownNameError("recipe", name, RECIPES.names(), f"Step {one.name} trains it.")
+    for flag in (word.partition("=")[0] for word in words):
+        if flag in _OF_THE_STUDY:
+            raise ConfigError(f"step {one.name} gives {flag}: where its folder is, the study decides. Omit it.")
+    if words[0] == "calibrate" and "--untimed" not in words:
+        raise ConfigError(
+            f"step {one.name} would time what it decodes, beside other steps. Add --untimed --energy none "
+            "--weights-format FORMAT: a promise is about tokens."
+        )
+    return tuple(words)
+
+
+def _known(one: StepConfig, name: str, before: Mapping[str, Step]) -> Step:
+    if name not in before:
+        raise ConfigError(
+            f"step {one.name} names {{{name}}}, and no step before it has that name.{did_you_mean(name, before)}"
+        )
+    return before[name]
+
+
+def _threads(one: StepConfig, words: Sequence[str]) -> int | None:
+    text = option(words, "--threads")
+    if text is None:
+        return one.threads
+    if one.threads is not None:
+        raise ConfigError(f"step {one.name} says twice how many threads it has. Omit `threads` or --threads.")
+    return int(text) if text.isdigit() and int(text) else None  # the command refuses it
+
+
+def option(words: Sequence[str], flag: str) -> str | None:
+    """Return the value that a command line gives a flag; ``None`` where it does not."""
+    for word, following in zip(words, [*words[1:], None], strict=True):
+        name, equals, value = word.partition("=")
+        if name == flag:
+            return value if equals else following
+    return None
+
+
+def filled(text: str, values: Mapping[str, str] | Mapping[str, Path]) -> str:
+    """Return a text with the value of each ``{NAME}`` that has one in its place."""
+    return _NAMED.sub(lambda found: str(values.get(found[1], found[0])), text)
+
+
+def filled_settings(settings: Mapping[str, Any], values: Mapping[str, str] | Mapping[str, Path]) -> dict[str, Any]:
+    """Return the settings of a run with values in the places of the steps that it names."""
+    found = dict(settings)
+    if values:
+        found |= {name: filled(found[name], values) for name in FOLDERS if isinstance(found.get(name), str)}
+        if "strategies" in found:
+            found["strategies"] = [filled(given, values) if _is_file(given) else given for given in found["strategies"]]
+    return found
+
+
+def _is_file(strategy: Any) -> bool:
+    return isinstance(strategy, str) and strategy.startswith("@")
+
+
+def steps_in(settings: Mapping[str, Any], known: Mapping[str, Step]) -> dict[str, Step]:
+    """Return the steps that the settings of a run name.
+
+    Args:
+        settings: of the run.
+        known: name → every step of the study.
+
+    Raises:
+        ConfigError: a name that no step has, or that stands where a run takes no folder.
+    """
+    named = list(dict.fromkeys(name for text in _naming(settings) for name in _NAMED.findall(text)))
+    for name in named:
+        if name not in known:
+            raise ConfigError(f"a point names {{{name}}}, and no [[step]] has that name.{did_you_mean(name, known)}")
+    for setting, text in _others(settings) if known else ():
+        if known.keys() & set(_NAMED.findall(text)):
+            raise ConfigError(
+                f"{setting} = {text!r} names a step where none is read. Use {{NAME}} in model or artefacts, or "
+                "@{NAME}/FILE in strategies."
+            )
+    return {name: known[name] for name in named}
+
+
+def _naming(settings: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the texts that may name a step."""
+    yield from (text for name in FOLDERS if isinstance(text := settings.get(name), str))
+    yield from filter(_is_file, settings.get("strategies", ()))
+
+
+def _others(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for name, value in settings.items():
+        if name not in FOLDERS:
+            listed = value if isinstance(value, list) else [value]
+            texts = (text for text in listed if isinstance(text, str))
+            yield from ((name, text) for text in texts if name != "strategies" or not _is_file(text))

@@ -1,0 +1,127 @@
+"""Steps in processes of this machine: traced, trained, measured with; and a worker that is killed in the middle."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.contracts.executors import Happened
+from harness.running.reading import read_run
+from harness.study.conduct import conduct
+from harness.study.executors.local import Local
+from harness.study.grid import expand, read_study
+from harness.study.ledger import StudyDirectory, read_events
+from harness.study.step_folder import read_step
+from harness.study.step_run import LOG
+
+from .test_local import Watching, at_once
+
+Declare = Callable[..., Path]
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.slow
+def test_what_is_traced_and_trained_is_measured_with(
+    declare: Declare, tmp_path: Path, tiny_llama: Path, rows_file: Path, steps: Callable[..., str]
+) -> None:
+    promise = (
+        f"calibrate --model {tiny_llama} --source {rows_file} --limit 6 --max-new-tokens 5 --threads 1 --untimed "
+        "--energy none --weights-format float32 --strategy confidence:threshold=0.99,0.15 --target agreement=0.3 "
+        "--confidence 0.8"
+    )
+    more = f'{steps()}[[step]]\nname = "promise"\ncommand = {json.dumps(promise)}\n'
+    more += '[[include]]\nartefacts = "{heads}"\nstrategies = ["classifier:threshold=0.5"]\nduplicates = "keep"\n'
+    promised = "@{promise}/operating-point.json"
+    grid = read_study(str(declare(seed=[0], more=more, run={"strategies": [promised]})))
+    points = expand(grid)
+    certified, learned = (point.name for point in points)
+
+    def conducted() -> Any:
+        with StudyDirectory(tmp_path / "s", grid, points) as study, Local.open({"share": "2"}) as executor:
+            return conduct(study, executor, Watching(lambda event: None))
+
+    outcome = conducted()
+    assert (outcome.made, outcome.finished, outcome.failed) == (3, 2, {})
+    found = at_once(tmp_path / "s")
+    assert found[:2] == [{"step traces"}, {"step traces", "step promise"}]
+    assert [names for names in found if names & {certified, learned}] == [
+        {certified},
+        {learned},
+    ]  # each has the machine
+    (heads,) = (tmp_path / "s" / "steps").glob("heads-*")
+    artefact = json.loads((heads / "classifier.json").read_text())
+    assert artefact["made"]["command"].startswith("harness train classifier --model ")
+    assert "agreement from threshold" in (heads / LOG).read_text() or "No exit keeps" in (heads / LOG).read_text()
+    manifest = read_run(tmp_path / "s" / "runs" / learned).manifest
+    assert manifest.config["artefacts"] == str(heads)
+    (used,) = (point.artefacts for point in manifest.operating_points if point.strategy == "classifier")
+    assert set(used.values()) == {artefact["sha256"]}
+    (point,) = (tmp_path / "s" / "steps").glob("promise-*/operating-point.json")
+    chosen = json.loads(point.read_text())["strategy"]
+    assert read_run(tmp_path / "s" / "runs" / certified).manifest.config["strategies"] == [chosen]
+
+    before = len(list(read_events(tmp_path / "s")))
+    again = conducted()
+    assert (again.made, again.finished, len(list(read_events(tmp_path / "s")))) == (3, 2, before)
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_in_mid_step_is_replaced_and_the_step_goes_on(
+    declare: Declare, tmp_path: Path, documents: list[str], steps: Callable[..., str]
+) -> None:
+    source = tmp_path / "many.jsonl"  # three shards of a trace
+    codes = ["\n".join([text, f"# {number}", text]) for number in range(15) for text in documents]
+    source.write_text("".join(json.dumps({"id": str(n), "code": code}) + "\n" for n, code in enumerate(codes)))
+    grid = read_study(str(declare(more=steps(source, "--documents 0 --length 256", heads=False))))
+    grid = grid.model_copy(update={"run": {}})
+    shards: dict[str, int] = {}
+    ends: list[str] = []
+
+    class Killing(Watching):
+        def happened(self, event: Happened) -> None:
+            super().happened(event)
+            if event.ended:
+                ends.append(event.how)
+            elif not shards and (index := event.job.directory / "index.json").is_file():
+                shards.update({shard["file"]: shard["bytes"] for shard in json.loads(index.read_text())["shards"]})
+                os.kill(int(event.place.rpartition(":")[2]), signal.SIGKILL)
+
+    with StudyDirectory(tmp_path / "s", grid, ()) as study, Local.open({}) as executor:
+        outcome = conduct(study, executor, Killing(lambda event: None))
+        folder = study.directory(study.steps[0])
+    assert (outcome.made, outcome.failed) == (1, {})
+    assert ends == ["lost", "done"]
+    assert [event.reason for event in read_events(tmp_path / "s")][1] == "its process ended with signal 9"
+    record = read_step(folder)
+    assert record is not None
+    assert (folder / LOG).read_text().splitlines()[0].endswith(" --resume")
+    assert {name: record.files[name].bytes for name in shards} == shards
+    traced = [document["id"] for document in json.loads((folder / "index.json").read_text())["documents"]]
+    assert len(traced) == len(set(traced)) == len(codes)
+
+
+def test_a_command_ends_with_what_started_it() -> None:
+    """Else it would write on into a folder that the next worker goes on with."""
+    program = (
+        "import runpy, time\n"
+        "runpy.run_module = lambda *_, **__: print('works', flush=True) or time.sleep(600)\n"
+        "from harness.study.step_process import main\n"
+        "main()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdin is not None
+        assert child.stdout.readline() == b"works\n"
+        assert child.poll() is None
+        child.stdin.close()  # as the kernel does for a process that dies
+        assert child.wait(timeout=30) == 1

@@ -1,0 +1,442 @@
+"""What a study declares of steps, in which order they and the points that name them come, and what fails with one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from harness.config.model import DEFAULT_MODEL
+from harness.contracts.executors import Command, Job
+from harness.errors import HarnessError
+from harness.study import step_run
+from harness.study.conduct import ATTEMPTS, Outcome, conduct
+from harness.study.executors.sharing import fits, part_of
+from harness.study.grid import Point, StudyConfig, expand, size
+from harness.study.ledger import EVENTS, STEPS, StudyDirectory, read_events
+from harness.study.status import StudyView
+from harness.study.step_folder import STEP, StepRecord, read_step
+from harness.study.step_run import LOG, make_step
+from harness.study.steps import Step, steps_of
+from tests.run_files import cut
+
+from .step_commands import HEADS, TRACES, Commands, Instant, open_steps
+from .test_local import Watching
+
+Cli = Callable[..., Any]
+Declare = Callable[..., Path]
+
+WITH_HEADS = {"run": {"artefacts": "{heads}"}}
+MAPS = "no maps. Make them with: `harness trace` ; `harness train shortcut`"
+
+
+def declared(*steps: dict[str, Any], **tables: Any) -> tuple[dict[str, Step], tuple[Point, ...]]:
+    study = StudyConfig.build({"step": list(steps), **tables})
+    return {step.name: step for step in steps_of(study.step)}, expand(study)
+
+
+@pytest.fixture
+def commands(monkeypatch: pytest.MonkeyPatch) -> Commands:
+    made = Commands()
+    monkeypatch.setattr(step_run, "_run", made)
+    return made
+
+
+def conducted(study: StudyDirectory, **options: Any) -> tuple[Outcome, list[str]]:
+    """What became of a study, and the names of what was begun, in this order."""
+    executor = Instant()
+    with study:
+        outcome = conduct(study, executor, Watching(lambda event: None), **options)
+    return outcome, [job.name for job in executor.jobs]
+
+
+# ------------------------------------------------------------------------------------- what is declared
+
+
+def test_a_step_that_changes_changes_what_is_made_of_it_and_nothing_else() -> None:
+    tables = {"grid": {"artefacts": ["{heads}", "{traces}", "mine"]}}
+    before, points = declared(TRACES, HEADS, **tables)
+    same, same_points = declared(
+        {"name": "t", "command": "harness trace  --model 'm' --threads 1"},
+        {"name": "h", "command": HEADS["command"].replace("traces}", "t}"), "threads": 2},
+        grid={"artefacts": ["{h}", "{t}", "mine"]},
+    )
+    assert [step.identity for step in before.values()] == [step.identity for step in same.values()]
+    assert [point.identity for point in points] == [point.identity for point in same_points]
+
+    longer = {**TRACES, "command": TRACES["command"] + " --length 99"}
+    after, others = declared(longer, HEADS, **tables)
+    assert all(after[name].identity != step.identity for name, step in before.items())
+    assert [a.identity == b.identity for a, b in zip(points, others, strict=True)] == [False, False, True]
+    wider, others = declared(TRACES, {**HEADS, "command": HEADS["command"] + " --hidden 9"}, **tables)
+    assert [wider[name].identity == step.identity for name, step in before.items()] == [True, False]
+    assert [a.identity == b.identity for a, b in zip(points, others, strict=True)] == [False, True, True]
+    assert before["traces"].folder == f"traces-{before['traces'].identity[:10]}"
+    assert before["heads"].model == ("step", "m")
+    assert steps_of(StudyConfig.build({"step": [{"name": "a", "command": "trace"}]}).step)[0].model[1] == DEFAULT_MODEL
+
+
+def test_a_point_that_names_no_step_is_the_point_that_it_was() -> None:
+    settings = {"limit": 3, "strategies": ["full", "@mine.json"], "artefacts": "mine"}
+    _, (alone,) = declared(run=settings)
+    _, (beside,) = declared(TRACES, run=settings)
+    hashed = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    assert alone.identity == beside.identity == hashed
+
+
+def test_a_point_may_name_the_files_of_a_step() -> None:
+    promise = {"name": "promise", "command": "calibrate --target agreement=0.9 --untimed"}
+    run = {"model": "{tuned}/model", "strategies": ["full", "@{promise}/operating-point.json"]}
+    steps, (point,) = declared({"name": "tuned", "command": "train lite"}, promise, run=run)
+    assert point.steps == steps
+    settings = point.config({"tuned": Path("/t"), "promise": Path("/p")})
+    assert (settings.model, settings.strategies) == ("/t/model", ("full", "@/p/operating-point.json"))
+
+
+def test_a_study_may_make_steps_alone() -> None:
+    study = StudyConfig.build({"step": [TRACES]})
+    assert (size(study), expand(study)) == (0, ())
+    assert len(expand(StudyConfig.build({"step": [TRACES], "run": {"limit": 3}}))) == 1
+
+
+@pytest.mark.parametrize(
+    ("tables", "said"),
+    [
+        ({"step": [{"name": "a", "command": "run"}]}, "step a runs 'run', and a step is trace, train NAME or"),
+        ({"step": [{"name": "a", "command": ""}]}, "step a runs nothing, and"),
+        ({"step": [{"name": "a", "command": "trace; rm -r x"}]}, "step a runs 'trace;', and"),
+        ({"step": [{"name": "a", "command": "trace 'x"}]}, "step a: cannot read the command `trace 'x`: No clo"),
+        ({"step": [{"name": "a", "command": "train clasifier"}]}, "unknown recipe 'clasifier'. Did you mean 'classif"),
+        ({"step": [{"name": "a", "command": "train"}]}, "unknown recipe ''."),
+        ({"step": [{"name": "a", "command": "trace --out x"}]}, "step a gives --out: where its folder is, the st"),
+        ({"step": [{"name": "a", "command": "trace --resume"}]}, "step a gives --resume:"),
+        ({"step": [{"name": "a", "command": "calibrate --untimed --file=x"}]}, "step a gives --file:"),
+        ({"step": [{"name": "a", "command": "calibrate"}]}, "step a would time what it decodes, beside other steps."),
+        ({"step": [{"name": "a", "command": "trace --threads 1", "threads": 1}]}, "step a says twice how many threads"),
+        ({"step": [{"name": "a/b", "command": "trace"}]}, "name = 'a/b': input should be a plain file name"),
+        ({"step": [{"name": "..", "command": "trace"}]}, "name = '..': input should be a plain file name"),
+        ({"step": [{"name": "a", "comand": "trace"}]}, "unknown configuration key 'comand'. Did you mean 'command'?"),
+        ({"step": [TRACES, TRACES]}, "two steps are called traces. Give each a name of its own."),
+        ({"step": [TRACES, {**TRACES, "name": "again"}]}, "steps traces and again are the same. Omit one of them."),
+        ({"step": [HEADS, TRACES]}, "step heads names {traces}, and no step before it has that name."),
+        (
+            {"step": [TRACES, {**HEADS, "command": "train classifier --traces {trace}"}]},
+            "step heads names {trace}, and no step before it has that name. Did you mean 'traces'?",
+        ),
+        ({"step": [{"name": "a", "command": "train lte --traces {a}"}]}, "step a names {a}, and no step before it"),
+        ({"step": [TRACES, {**HEADS, "begin_with": "traces"}]}, "begin_with = 'traces' names no step. Write {NAME}."),
+        ({"step": [{**TRACES, "begin_with": "{maps}"}]}, "step traces names {maps}, and no step before it"),
+        ({"step": [TRACES], "run": {"artefacts": "{trace}"}}, "a point names {trace}, and no [[step]] has that name."),
+        ({"run": {"artefacts": "{heads}"}}, "a point names {heads}, and no [[step]] has that name."),
+        ({"step": [TRACES], "run": {"source": "{traces}/x"}}, "source = '{traces}/x' names a step where none is read."),
+        (
+            {"step": [TRACES], "run": {"strategies": ["classifier:heads={traces}/a.json"]}},
+            "strategies = 'classifier:heads={traces}/a.json' names a step where none is read. Use {NAME} in model or",
+        ),
+    ],
+)  # fmt: skip
+def test_refusals(tables: dict[str, Any], said: str) -> None:
+    with pytest.raises(HarnessError) as refused:
+        expand(StudyConfig.build(tables))
+    assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("trace --limit 200", "step traces: No such option: --limit. See `harness trace --help`."),
+        ("trace --documents -1", "step traces: --documents -1: input should be greater than or equal to 0."),
+        ("trace --documents few", "step traces: Invalid value for '--documents'"),
+        ("train classifier", "step traces: Missing option '--traces'"),
+        (
+            "train classifier --traces t --epochs 0",
+            "step traces: --epochs 0: input should be greater than or equal to 1.",
+        ),
+        (
+            "calibrate --untimed --target agreement=0.9",
+            "step traces: untimed = true records no time, and energy = auto",
+        ),
+    ],
+)
+def test_a_command_that_would_be_refused_is_before_anything_is_written(
+    cli: Cli, declare: Declare, tmp_path: Path, command: str, said: str
+) -> None:
+    file = declare(more=f'[[step]]\nname = "traces"\ncommand = "{command}"')
+    assert said in " ".join(cli("study", file, "--out", "s").error.split())
+    assert not (tmp_path / "s").exists()
+
+
+def test_steps_share_as_far_as_their_threads_leave_cores(tmp_path: Path) -> None:
+    steps, _ = declared(TRACES, {**HEADS, "threads": 2}, {"name": "wide", "command": "trace --length 99"})
+    one, two, wide = (Job(name, tmp_path, {}, ("m",), True, step.command) for name, step in steps.items())
+    assert [part_of(job, 4, None) for job in (one, two, wide)] == [Fraction(1, 4), Fraction(1, 2), 1]
+    assert fits(one, Fraction(1, 4), [(two, Fraction(1, 2)), (one, Fraction(1, 4))], 1)
+    assert not fits(two, Fraction(1, 2), [(two, Fraction(1, 2)), (one, Fraction(1, 4))], 1)
+    measured = Job("m", tmp_path, {"threads": 1}, ("m",))
+    assert not fits(one, Fraction(1, 4), [(measured, Fraction(1))], 4)
+    assert not fits(measured, Fraction(1), [(one, Fraction(1, 4))], 4)
+
+
+# ----------------------------------------------------------------------------- order, failures, going on
+
+
+def test_steps_come_first_each_behind_what_it_names(tmp_path: Path, commands: Commands) -> None:
+    untimed = {"untimed": True, "energy": "none", "weights_format": "float32"}
+    tables = {"grid": {"seed": [0, 1]}, "include": [{"artefacts": "{heads}"}, {**untimed, "artefacts": "{traces}"}]}
+    study = open_steps(tmp_path / "s", TRACES, HEADS, **tables)
+    zero, one, heads, traces = (point.name for point in study.points)
+    outcome, begun = conducted(study)
+    assert (outcome.made, outcome.finished, outcome.failed) == (2, 4, {})
+    assert begun == ["step traces", "step heads", zero, one, heads, traces]
+    folder = {step.name: study.directory(step) for step in study.steps}
+    assert [words[:2] for words in commands.called] == [["trace", "--model"], ["train", "classifier"]]
+    assert commands.called[1][2:] == ["--model", "m", "--traces", str(folder["traces"]), "--out", str(folder["heads"])]
+    record = read_step(folder["heads"], study.steps[1].identity)
+    assert record is not None
+    assert record.command == tuple(HEADS["command"].split())
+    assert record.files.keys() == {"made.json", LOG}
+    said = json.loads((tmp_path / "s" / "study.json").read_text())
+    assert said["steps"] == {step.name: step.identity for step in study.steps}
+    assert [event.point for event in read_events(tmp_path / "s")][:4] == ["step traces"] * 2 + ["step heads"] * 2
+
+    outcome, begun = conducted(open_steps(tmp_path / "s", TRACES, HEADS))
+    assert (outcome.made, begun, len(commands.called)) == (2, [], 2)
+
+
+def test_a_step_that_fails_fails_what_needs_it_alone(tmp_path: Path, commands: Commands) -> None:
+    other = {"name": "other", "command": "trace --length 99"}
+    tables = {"grid": {"artefacts": ["{heads}", "{other}", "mine"]}}
+    commands.ends["traces"] = [(2, "error: model m does not exist.")]
+    study = open_steps(tmp_path / "s", TRACES, HEADS, other, **tables)
+    needs, uses, free = (point.name for point in study.points)
+    outcome, begun = conducted(study)
+    assert begun == ["step traces", "step other", uses, free]
+    why = "step traces failed: model m does not exist."
+    assert outcome.failed == {"step traces": "model m does not exist.", "step heads": why, needs: why}
+    assert (outcome.made, outcome.finished) == (1, 2)
+    status = StudyView(tmp_path / "s").look()
+    assert (status.made, len(status.finished), len(status.failed), status.exit_code) == (("step other",), 2, 3, 1)
+
+    study = open_steps(tmp_path / "s", TRACES, HEADS, other, grid={"artefacts": ["{heads}", "{heads}/more"]})
+    more = study.points[1].name
+    outcome, begun = conducted(study)
+    assert begun == []
+    behind = f"step heads failed: {why}"
+    assert outcome.failed == {"step traces": "model m does not exist.", "step heads": why, needs: why, more: behind}
+    study = open_steps(tmp_path / "s", TRACES, HEADS, other, grid={"artefacts": ["{heads}"]})
+    outcome, begun = conducted(study, retry_failed=True)
+    assert (outcome.failed, begun) == ({}, ["step traces", "step heads", study.points[0].name])
+
+
+def test_a_step_that_is_lost_is_tried_again_alone_before_all_else(tmp_path: Path, commands: Commands) -> None:
+    killed = (-9, "tracing: 3 of 8")
+    commands.ends["traces"] = [killed] * (ATTEMPTS - 1)
+    study = open_steps(tmp_path / "s", TRACES, HEADS, **WITH_HEADS)
+    executor = Instant()
+    with study:
+        assert conduct(study, executor, Watching(lambda event: None)).failed == {}
+    assert [(job.name, job.shares) for job in executor.jobs[: ATTEMPTS + 1]] == [
+        ("step traces", True), *[("step traces", False)] * (ATTEMPTS - 1), ("step heads", True)
+    ]  # fmt: skip
+    retried = [event for event in read_events(tmp_path / "s") if event.what == "retried"]
+    assert [event.reason for event in retried] == ["its command ended with signal 9"] * (ATTEMPTS - 1)
+
+    commands.ends["heads"] = [killed] * ATTEMPTS
+    outcome, _ = conducted(open_steps(tmp_path / "other", TRACES, HEADS))
+    assert outcome.failed == {"step heads": "its command ended with signal 9"}
+
+
+def test_what_is_damaged_is_made_anew_and_what_nothing_needs_is_not(tmp_path: Path, commands: Commands) -> None:
+    def again() -> list[str]:
+        return conducted(open_steps(tmp_path / "s", TRACES, HEADS))[1]
+
+    assert again() == ["step traces", "step heads"]
+    traces, heads = (next((tmp_path / "s" / STEPS).glob(f"{name}-*")) for name in ("traces", "heads"))
+    (heads / "made.json").write_text("shorter")
+    assert again() == ["step heads"]
+    assert (tmp_path / "s" / "aside" / f"{heads.name}.1" / "made.json").read_text() == "shorter"
+    shutil.rmtree(traces)  # to make room
+    assert again() == []
+    with open_steps(tmp_path / "s", TRACES, HEADS) as study:
+        assert StudyView(study.path).look().exit_code == 0
+    shutil.rmtree(heads)
+    more = open_steps(tmp_path / "s", TRACES, HEADS, **WITH_HEADS)
+    assert conducted(more)[1] == ["step traces", "step heads", more.points[0].name]
+    assert len(commands.called) == 5
+
+
+@pytest.mark.usefixtures("inline")
+def test_another_study_s_steps_are_taken_over_and_seen(cli: Cli, tmp_path: Path, commands: Commands) -> None:
+    file = tmp_path / "steps.toml"
+    steps = [f'[[step]]\nname = "{step["name"]}"\ncommand = "{step["command"]}"' for step in (TRACES, HEADS)]
+    file.write_text("\n".join(steps))
+    conducted(open_steps(tmp_path / "other", TRACES, HEADS))
+    source = next((tmp_path / "other" / STEPS).glob("traces-*"))
+    (source / STEP).unlink()  # copied before it was whole
+    with open_steps(tmp_path / "s", TRACES, HEADS, dry=True) as study:
+        assert [study.is_done(step) for step in study.steps] == [False, False]
+
+    foreseen = cli("study", file, "--out", "s", "--dry-run")
+    assert "step traces: to be made\nstep heads: to be made\n" in foreseen.out
+    merged = cli("study", file, "--out", "s", "--merge", "other")
+    assert merged.code == 0, merged.err
+    assert "1 steps and 0 finished points came from other" in merged.err
+    assert merged.out.splitlines()[0] == "2 steps are made, 0 points are measured."
+    whats = [(event.point, event.what) for event in read_events(tmp_path / "s")]
+    assert whats == [("step heads", "merged"), ("step traces", "started"), ("step traces", "finished")]
+    assert "step traces: ✓ made\nstep heads: ✓ made\n" in cli("study", file, "--out", "s", "--dry-run").out
+    seen = cli("watch", "s", "--once")
+    assert (seen.code, "2 of 2 steps made · 0 of 0 points measured" in seen.out) == (0, True)
+
+
+@pytest.mark.usefixtures("inline")
+def test_a_dry_run_says_what_waits_for_a_step(cli: Cli, declare: Declare, tmp_path: Path) -> None:
+    file = declare(run=WITH_HEADS["run"], more="\n".join(
+        f'[[step]]\nname = "{step["name"]}"\ncommand = "{step["command"]}"' for step in (TRACES, HEADS)
+    ))  # fmt: skip
+    foreseen = cli("study", file, "--out", "s", "--dry-run")
+    assert foreseen.code == 0, foreseen.err
+    assert "after step heads" in " ".join(foreseen.out.split())
+    assert not (tmp_path / "s" / EVENTS).exists()
+    assert not (tmp_path / "s" / STEPS).exists()
+
+
+@pytest.mark.usefixtures("inline", "commands")
+def test_a_point_that_was_begun_with_a_step_that_lay_elsewhere_is_measured_anew(
+    cli: Cli, declare: Declare, tmp_path: Path
+) -> None:
+    step = f'[[step]]\nname = "traces"\ncommand = "{TRACES["command"]}"'
+    file = declare(run={"artefacts": "{traces}", "limit": 3}, more=step)
+    assert cli("study", file, "--out", "s").code == 0
+    (run,) = (tmp_path / "s" / "runs").iterdir()
+    cut(run, 2)
+    (run / "summary.json").unlink()
+    kept = (run / "windows.jsonl").read_bytes()
+    (tmp_path / "s").rename(tmp_path / "moved")
+    again = cli("study", file, "--out", "moved")
+    assert (again.code, again.out.splitlines()[0]) == (0, "1 steps are made, 1 points are measured.")
+    whats = [event.what for event in read_events(tmp_path / "moved")]
+    assert whats[4:] == ["started", "retried", "started", "finished"]
+    (aside,) = (tmp_path / "moved" / "aside").iterdir()
+    assert (aside / "windows.jsonl").read_bytes() == kept
+    config = json.loads((tmp_path / "moved" / "runs" / run.name / "manifest.json").read_text())["config"]
+    assert config["artefacts"].startswith("moved/steps/traces-")
+
+
+# --------------------------------------------------------------------------------------- one step's folder
+
+
+def test_what_can_go_on_does_and_else_begins_anew(tmp_path: Path, commands: Commands) -> None:
+    folder = tmp_path / "t-0"
+    command = Command(("trace",), "id")
+
+    def flags() -> list[bool]:
+        found = ["--resume" in words for words in commands.called]
+        commands.called.clear()
+        return found
+
+    commands.ends["t"] = [(-9, "")]
+    assert make_step(folder, command, {}, lambda line: None)[0] == "lost"
+    assert flags() == [False]
+    commands.ends["t"] = [(2, "error: holds no checkpoint")]
+    (folder / "rest").touch()
+    assert make_step(folder, command, {}, lambda line: None) == ("done", "")
+    assert flags() == [True, False]
+    assert not (folder / "rest").exists()
+    assert (folder / LOG).read_text().splitlines() == [f"$ harness trace --out {folder}", "warning: mind", "made"]
+    assert make_step(folder, command, {}, lambda line: None) == ("done", "")
+    assert flags() == []
+    commands.ends["t"] = [(0, "made")]
+    (folder / STEP).unlink()
+    assert make_step(folder, command, {}, lambda line: None) == ("done", "")
+    assert flags() == [True]
+
+    for words in (("calibrate", "--untimed"), ("train", "shortcut")):  # which know no --resume, or another one
+        shutil.rmtree(folder)
+        folder.mkdir()
+        (folder / "half").touch()
+        assert make_step(folder, Command(words, "id"), {}, lambda line: None)[0] == "done"
+        assert flags() == [False]
+
+
+@pytest.mark.parametrize(
+    ("code", "line", "how", "said"),
+    [
+        (2, "error: no such thing.", "refused", "no such thing."),
+        (2, "", "refused", "warning: mind"),
+        (70, "error: this is a defect of the harness", "refused", "a defect: warning: mind"),
+        (2, "error: no maps. Make them with:\nharness trace\nharness train shortcut", "refused", MAPS),
+        (1, "last words", "refused", "last words"),
+        (-15, "tracing", "lost", "its command ended with signal 15"),
+        (130, "Stopped.", "lost", "its command ended with an interrupt"),
+        (2, "error: CUDA out of memory.", "out-of-memory", "CUDA out of memory."),
+        (2, "error: cannot write /s: No space left on device.", "stopped", "cannot write /s: No space left on device."),
+    ],
+)
+def test_how_a_command_ended(tmp_path: Path, commands: Commands, code: int, line: str, how: str, said: str) -> None:
+    commands.ends["t"] = [(code, line)]
+    assert make_step(tmp_path / "t-0", Command(("trace",), "id"), {}, lambda line: None) == (how, said)
+    assert read_step(tmp_path / "t-0") is None
+
+
+def test_a_folder_may_begin_with_anothers_files(tmp_path: Path, commands: Commands) -> None:
+    maps = {"name": "maps", "command": "train shortcut --traces t"}
+    heads = {"name": "heads", "command": "train lte --traces t --artefacts {maps}", "begin_with": "{maps}"}
+    study = open_steps(tmp_path / "s", maps, heads)
+    conducted(study)
+    first, second = (study.directory(step) for step in study.steps)
+    (first / "made.json").rename(first / "map.json")
+    (first / STEP).unlink()
+    shutil.rmtree(second)
+    step = study.steps[1]
+    make_step(second, step.command, {"maps": first}, lambda line: None)
+    record = read_step(second, step.identity)
+    assert record is not None
+    assert record.files.keys() == {"made.json", "map.json", LOG}
+    without, _ = declared(maps, {key: value for key, value in heads.items() if key != "begin_with"})
+    assert without["heads"].identity != step.identity
+
+
+def test_a_folder_is_used_as_long_as_it_is_what_was_made(tmp_path: Path, commands: Commands) -> None:
+    folder = tmp_path / "t-0"
+
+    def leave(words: list[str], threads: int | None, tell: Callable[[str], None]) -> Any:
+        for name in ("a.json", "below/b.bin", "checkpoints/x/step-1.json", "rl-checkpoint/step-1.json", ".lock"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(name)
+        return commands([*words], threads, tell)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(step_run, "_run", leave)
+        make_step(folder, Command(("trace",), "id"), {}, lambda line: None)
+    record = read_step(folder, "id")
+    assert record is not None
+    assert record.files.keys() == {"a.json", "below/b.bin", "made.json", LOG}
+    assert record.files["a.json"].sha256 == hashlib.sha256(b"a.json").hexdigest()
+    assert read_step(folder, "another") is None
+    (folder / "a.json").write_text("a")
+    assert read_step(folder) is None
+    (folder / "a.json").write_text("a.json")
+    assert read_step(folder) is not None
+    (folder / "below" / "b.bin").unlink()
+    assert read_step(folder) is None
+
+
+@pytest.mark.parametrize("name", ["../a", "/a", "below/../../a", "", "a\\b"])
+def test_a_record_lists_no_file_outside_of_its_folder(name: str) -> None:
+    facts = {
+        "schema_version": 1,
+        "created": "",
+        "command": [],
+        "identity": "",
+        "files": {name: {"bytes": 1, "sha256": ""}},
+    }
+    with pytest.raises(ValidationError, match="is no path below a folder"):
+        StepRecord.model_validate(facts)
