@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -9,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from harness.contracts import ExitView, Strategy
+from harness.contracts import ExitView, StateScore, StateTest, Strategy
 
 __all__ = ["Saturation"]
 
@@ -44,3 +46,9 @@ class Saturation(Strategy):
         )
         dots = view.once("saturation: dots", lambda: torch.linalg.vecdot(here, there))
         return dots >= self.threshold * norms
+
+    def state_test(self, points: Sequence[int]) -> StateTest:
+        """Let compiled layers compare the cosine."""
+        never = StateScore(bias=torch.tensor([-math.inf]))
+        cosine = StateScore(bias=torch.zeros(1), change=torch.tensor([[0.0], [1.0], [0.0]]))
+        return StateTest((never, *[cosine] * (len(points) - 1)), self.threshold)

@@ -39,6 +39,7 @@ from harness.contracts.models import (
 )
 from harness.contracts.recipes import Progress, Recipe, Trained, TrainingRun
 from harness.contracts.scores import Completion, Score, common_prefix, first_line
+from harness.contracts.state_tests import StateScore, StateTest
 from harness.contracts.stops import CONTEXT, Cursor, NamedStop, RowStop, Stop
 from harness.contracts.strategies import Batch, ExitRule, ExitView, Strategy
 from harness.contracts.tasks import (
@@ -110,6 +111,8 @@ __all__ = [
     "Score",
     "SourceInfo",
     "Split",
+    "StateScore",
+    "StateTest",
     "Stop",
     "StopRule",
     "Strategy",

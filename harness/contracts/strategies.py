@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from harness.contracts.heads import HeadChoice, Reading
 from harness.contracts.models import ModelInfo
+from harness.contracts.state_tests import StateTest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -143,7 +144,8 @@ class ExitView(Reading, Protocol):
 class ExitRule(Protocol):
     """Per-batch decision maker, made by :meth:`Strategy.start`.
 
-    One that has a true attribute ``capturable``, as :attr:`Strategy.capturable`, may be recorded in a graph.
+    One that has a true attribute ``capturable``, as :attr:`Strategy.capturable`, may be recorded in a graph. One that
+    has a method :meth:`Strategy.state_test` need not be asked where compiled layers can make its test.
     """
 
     def should_exit(self, view: ExitView) -> Tensor:
@@ -177,6 +179,17 @@ class Strategy(Protocol):
         Rules of equal settings are equal: each is recorded once.
         """
         return False
+
+    def state_test(self, points: Sequence[int]) -> StateTest | None:
+        """Return its checks as numbers, if it is its own rule; ``None``: it has to be asked.
+
+        One row on a CPU then runs through compiled layers to where it exits without coming back. Nothing else may come
+        of a check than its answer, and :meth:`should_exit` must answer as the test does, up to rounding.
+
+        Args:
+            points: exit points at which it is asked.
+        """
+        return None
 
     def exit_points(self, model: ModelInfo) -> tuple[int, ...]:
         """Return the layers at which this strategy wants to be asked, sorted, a subset of the model's.

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from harness.contracts import LM_HEAD, Draft, DraftRule, HeadChoice
+from harness.contracts import LM_HEAD, Draft, DraftRule, HeadChoice, StateTest
 from harness.decoding.exits import Exits
 from harness.decoding.generation import Discarded, Generation
 from harness.decoding.view import LayerView
@@ -180,3 +180,7 @@ class UnlessDue:
             for place, leaves in zip(places, self._exits.leaving(part), strict=True):
                 answer[place] = leaves
         return answer
+
+    def state_test(self, row: int, points: Sequence[int]) -> StateTest | None:
+        """None: rows that are asked share the pass with those that are not."""
+        return None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from harness.contracts import ExitRule
+from harness.contracts import ExitRule, StateTest
+from harness.contracts.state_tests import test_of
 from harness.decoding.generation import Generation
 from harness.decoding.view import LayerView
 from harness.errors import OptionError
@@ -24,6 +26,9 @@ class Exits(Protocol):
 
     def leaving(self, view: LayerView) -> list[bool]:
         """Return which rows of the view stop here."""
+
+    def state_test(self, row: int, points: Sequence[int]) -> StateTest | None:
+        """Return the test that decides alone about a row at these layers; ``None`` where somebody has to ask."""
 
 
 class AskedExits:
@@ -47,6 +52,14 @@ class AskedExits:
         for row in view.row_list:
             self._tally[row].exit_checks += 1
         return ask(self._rule, view)
+
+    def state_test(self, row: int, points: Sequence[int]) -> StateTest | None:
+        """That of the rule, made once."""
+        return self._test
+
+    @cached_property
+    def _test(self) -> StateTest | None:
+        return test_of(self._rule, self._points)
 
     @property
     def capturable(self) -> ExitRule | None:
@@ -105,6 +118,10 @@ class ScheduledExits:
     def leaving(self, view: LayerView) -> list[bool]:
         """Rows scheduled for this layer."""
         return [self._due(row) == view.exit_layer for row in view.row_list]
+
+    def state_test(self, row: int, points: Sequence[int]) -> StateTest | None:
+        """None."""
+        return None
 
     def _due(self, row: int) -> int:
         return self._layers[row][len(self._tally[row].token_ids) + len(self._tally[row].draft)]

@@ -254,10 +254,12 @@ class OpenBatch:
         if isinstance(current, TokenPass) and self._policy is not None and self._decided_there(current, compared):
             return
         exits = UnlessDue(self._exits, due) if due else self._exits
+        points = exits.points(current.rows)
+        if self._asked_inside(current, exits, points, compared):
+            return
         previous: LayerView | None = None
         places: list[int] | None = None
         watched = self._watched(due) if due else {}
-        points = exits.points(current.rows)
         for point in sorted({*points, *watched}) if watched else points:
             if due.issuperset(current.rows) and not watched:
                 break
@@ -277,18 +279,39 @@ class OpenBatch:
             places = [place for place, leaves in enumerate(leaving) if not leaves and place not in stopped]
             if going:
                 self._leave(current, view, going)
-                if isinstance(current, TokenPass) and self._policy is not None:
-                    self._policy.leave(_leaving(current, view, going))
             current.leave(places)
             if not places:
                 return
         current.advance(self._backbone.num_layers)
+        self._end(current)
+
+    def _end(self, current: Pass) -> None:
+        """Take the tokens of the rows that have passed all layers, or verify their drafts."""
         if isinstance(current, TokenPass) and not self._drafting.keys().isdisjoint(current.rows):
             self._verify(current)
             return
         for row in current.rows:
             self._tally[row].lm_head_evaluations += 1
         self._read_out(current.rows, current.hidden())
+
+    def _asked_inside(self, current: Pass, exits: Exits, points: Sequence[int], compared: list[Scores]) -> bool:
+        """Take the token of one row through layers that make its rule's checks; return whether they can."""
+        if not isinstance(current, TokenPass) or len(current.rows) != 1 or not points:
+            return False
+        (row,) = current.rows
+        test = exits.state_test(row, points)
+        asking = None if test is None else current.asking(test, points)
+        if asking is None:
+            return False
+        current.advance_asking(asking)
+        self._tally[row].exit_checks += asking.made
+        made = zip(points, asking.scores, strict=False)
+        compared.extend((point, [row], torch.tensor([score])) for point, score in made if math.isnan(score))
+        if asking.left is None:
+            self._end(current)
+        else:
+            self._leave(current, LayerView(self._backbone, current, self._tally, None, None, self._heads), [0])
+        return True
 
     def _decided_there(self, current: TokenPass, compared: list[Scores]) -> bool:
         """Take a token through recorded work that decides its exit on the device; return whether that can be."""
@@ -338,7 +361,7 @@ class OpenBatch:
             rule.watch(LayerView(self._backbone, places, self._tally, None, None, self._heads))
 
     def _leave(self, current: Pass, view: LayerView, going: list[int]) -> None:
-        """Take the tokens of the rows at some places of a view: theirs, or drafts where they decode losslessly."""
+        """Let rows at some places of a view leave with their tokens, or with drafts where they decode losslessly."""
         drafting = {place: self._drafting.get(current.rows[place]) for place in going}
         cheap: dict[HeadChoice, list[int]] = {}
         for place, one in drafting.items():
@@ -369,6 +392,8 @@ class OpenBatch:
         for place, one in drafting.items():
             if one is not None:
                 self._draft(current.rows[place], *chosen[place], view.exit_layer, known.get(place))
+        if isinstance(current, TokenPass) and self._policy is not None:
+            self._policy.leave(_leaving(current, view, going))
 
     def _draft(self, row: int, token: int, logit: float, layer: int, probability: float | None) -> None:
         """Draft a token of an exit; a row whose logits are not finite fails here as anywhere."""

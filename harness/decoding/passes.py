@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from harness.contracts import KVPolicy, Waiting
+from harness.contracts import KVPolicy, StateTest, Waiting
 from harness.decoding.backbone import Backbone
 from harness.decoding.blocks import Rotary, Tables
 from harness.decoding.cache import KVCache, attend, attend_span
@@ -28,6 +28,7 @@ from harness.errors import OptionError
 if TYPE_CHECKING:
     from harness.decoding.graphs import RowSlots, Segments
     from harness.decoding.kernels.layers import Slots
+    from harness.decoding.kernels.state_tests import Asking
 
 __all__ = ["Pass", "Places", "PrefixPass", "Standing", "TokenPass"]
 
@@ -393,10 +394,27 @@ class TokenPass:
         self._state = self._recorded.run(self._state, self.layer, stop)
         return True
 
-    def _run_compiled(self, stop: int) -> bool:
-        """Run the slots, however many a row has, in one call; return whether that can be."""
-        if self._backbone.compiled is None:
-            return False
+    def asking(self, test: StateTest, points: Sequence[int]) -> Asking | None:
+        """Return the checks of the one row's newest token, to be made on its way; ``None``: somebody has to ask."""
+        compiled, states = self._backbone.compiled, test.state
+        if compiled is None or len(self.rows) != 1 or type(self._policy).visible is not KVPolicy.visible:
+            return None
+        if states == "exit" and not self._backbone.shortcuts.keys().isdisjoint(points):
+            return None
+        return compiled.asking(test, points)
+
+    def advance_asking(self, asking: Asking) -> None:
+        """Run to the exit point where a check lets the newest token go, or through all layers."""
+        last = self._backbone.num_layers
+        while self.layer < last and asking.left is None:
+            stop = self._pause(last) if self._pauses else last
+            slots = self._compiled_slots()
+            self._state, reached = slots.run_asking(self._state, self.layer, stop, asking)
+            self._charge(reached - self.layer)
+            self.layer = reached
+
+    def _compiled_slots(self) -> Slots:
+        assert self._backbone.compiled is not None
         if self._compiled is None:
             rows = [row for row, length in zip(self.rows, self._lengths(), strict=True) for _ in range(length)]
             starts_and_ends = zip(self._starts, self._positions, strict=True)
@@ -406,9 +424,17 @@ class TokenPass:
                 torch.tensor(positions),
                 self._backbone.compiled.slots(self._cache, self._rotary, rows, positions),
             )
+        return self._compiled.slots
+
+    def _run_compiled(self, stop: int) -> bool:
+        """Run the slots, however many a row has, in one call; return whether that can be."""
+        if self._backbone.compiled is None:
+            return False
+        slots = self._compiled_slots()
+        assert self._compiled is not None
         if self._policy.visible(self._compiled.rows, self._compiled.positions, stop) is not None:
             return False
-        self._state = self._compiled.slots.run(self._state, self.layer, stop)
+        self._state = slots.run(self._state, self.layer, stop)
         return True
 
     def _run_tokens(self, stop: int) -> None:

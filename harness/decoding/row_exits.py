@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from harness.contracts import Batch, Draft, DraftRule, DraftView, ExitRule, ModelInfo, Strategy
+from harness.contracts import Batch, Draft, DraftRule, DraftView, ExitRule, ModelInfo, StateTest, Strategy
+from harness.contracts.state_tests import test_of
 from harness.decoding.drafting import proposal
 from harness.decoding.exits import ask
 from harness.decoding.generation import Generation
@@ -24,6 +25,7 @@ T = TypeVar("T")
 class _Asked:
     rule: ExitRule
     points: frozenset[int]
+    test: StateTest | None
 
     @property
     def key(self) -> tuple[int, frozenset[int]]:
@@ -66,7 +68,7 @@ class RowExits:
         points = frozenset(strategy.exit_points(self._info))
         batch = Batch((seed,) * len(self._tally), self._device)
         rule = strategy.start(facts or self._info, batch)
-        self._asked[row] = _Asked(rule, points)
+        self._asked[row] = _Asked(rule, points, test_of(rule, sorted(points)))
         return batch, rule
 
     def guarded(self, rules: Sequence[DraftRule]) -> tuple[DraftRule, ...]:
@@ -97,6 +99,10 @@ class RowExits:
             for place, leaves in zip(places, self._answer(rule, part), strict=True):
                 answer[place] = leaves
         return answer
+
+    def state_test(self, row: int, points: Sequence[int]) -> StateTest | None:
+        """That of its rule."""
+        return self._asked[row].test
 
     def _charge(self, view: LayerView) -> None:
         for row in view.row_list:

@@ -8,14 +8,16 @@ A run states them and goes on with them; where nothing was measured, costs are b
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from harness.contracts import Batch, ExitRule, ExitView, HeadChoice, ModelInfo, Strategy, UnitCosts
+from harness.contracts.state_tests import test_of
 from harness.decoding.backbone import Backbone
 from harness.decoding.choice import best, choices
 from harness.decoding.exits import ask
@@ -161,23 +163,38 @@ class Bench:
             batch = Batch((0,), str(self.backbone.device))
             rule: ExitRule = _Silent() if strategy is None else strategy.start(self.info, batch)
             current, tally = self.token_pass(1, self.positions)
+            inside = self._inside(rule, points)
             previous: LayerView | None = None
             checks = reads = 0.0
             for point in points:
                 current.advance(point)
                 started = self._now()
                 previous = LayerView(self.backbone, current, tally, previous, None, self.heads)
-                ask(rule, previous)
+                if inside is None:
+                    ask(rule, previous)
                 asked = self._now()
                 if previous.reads_full(0, head):
                     previous.choices([0])
                 else:
                     previous.drafts([0], head)
                 checks, reads = checks + asked - started, reads + self._now() - asked
-            return [checks / len(points), reads / len(points)]
+            return [reads, *(inside or (checks, 0.0))]
 
-        check, read = _least(once)
-        return DraftTimes(check_s=0.0 if strategy is None else check, read_s=read)
+        read, with_checks, without = (seconds / len(points) for seconds in _least(once))
+        return DraftTimes(check_s=0.0 if strategy is None else max(with_checks - without, 0.0), read_s=read)
+
+    def _inside(self, rule: ExitRule, points: Sequence[int]) -> tuple[float, float] | None:
+        """Return seconds of a token that makes all checks of a rule on its way, and of one that makes none."""
+        (current, _), (plain, _) = self.token_pass(1, self.positions), self.token_pass(1, self.positions)
+        test = test_of(rule, points)
+        asking = None if test is None else current.asking(replace(test, least=math.inf), points)
+        if asking is None:
+            return None
+        started = self._now()
+        current.advance_asking(asking)
+        asked = self._now()
+        plain.advance(self.backbone.num_layers)
+        return asked - started, self._now() - asked
 
     def _read(self, logits: Tensor) -> None:
         choices(best(logits))

@@ -7,13 +7,15 @@ instead, and is contradicted by its own never-exit run), and it is no candidate 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from harness.contracts import Batch, ExitRule, ExitView, HeadChoice, ModelInfo, Strategy
+from harness.contracts import Batch, ExitRule, ExitView, HeadChoice, ModelInfo, StateTest, Strategy
+from harness.contracts.state_tests import test_of
 from harness.running.unheard import unheard
 
 __all__ = ["NeverExits"]
@@ -61,3 +63,8 @@ class _Deaf:
     def should_exit(self, view: ExitView) -> Tensor:
         """Ask, and answer no."""
         return torch.zeros_like(self.rule.should_exit(unheard(view)))
+
+    def state_test(self, points: Sequence[int]) -> StateTest | None:
+        """Make the same test, which nothing passes."""
+        test = test_of(self.rule, points)
+        return None if test is None else replace(test, least=math.inf)

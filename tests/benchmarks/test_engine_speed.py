@@ -1,7 +1,7 @@
 """How fast the engine is, as paired ratios inside one process.
 
-SmolLM2-135M, float32, two threads, 400 prompt tokens, 30 new tokens. Every round runs transformers'
-``generate``, full depth, fixed exits and a never-exiting strategy once, with the bandwidth of matrix ×
+SmolLM2-135M, float32 and fp16 weights, two threads, 400 prompt tokens, 30 new tokens. Every round runs transformers'
+``generate`` in float32, full depth, fixed exits and a never-exiting strategy once, with the bandwidth of matrix ×
 vector before and after; figures are medians over the rounds. They are printed beside their targets and fail beyond
 twice as bad, which a shared machine does not make of a paired ratio. Run with ``make bench``.
 """
@@ -19,7 +19,9 @@ from typing import Any
 import pytest
 import torch
 
+import harness
 from harness.contracts import ModelInfo, Strategy
+from harness.decoding.engine import Engine
 from harness.decoding.products import choose, multiply
 from harness.metering import measure_bandwidth
 from strategies.fixed import Fixed
@@ -63,12 +65,19 @@ def stream_bandwidth(matrices: list[torch.Tensor]) -> float:
     return sum(matrix.nbytes for matrix in matrices) / (time.perf_counter() - start)
 
 
-@pytest.fixture(scope="module")
-def rounds(smollm2: Any, rounds_of: Callable[[int], int]) -> Rounds:
+@pytest.fixture(scope="module", params=["float32", "fp16"])
+def engine(request: pytest.FixtureRequest) -> Engine:
+    """The default model in one weights format, with the shared exit head."""
     torch.set_num_threads(2)
+    loaded = harness.load("smollm2-135m", weights_format=request.param, exit_head="shared").loaded
+    return Engine(loaded.backbone, loaded.info)
+
+
+@pytest.fixture(scope="module")
+def rounds(engine: Engine, smollm2: Any, rounds_of: Callable[[int], int]) -> Rounds:
     prompt = torch.randint(100, 40_000, (PROMPT,), generator=torch.Generator().manual_seed(0)).tolist()
     ids = torch.tensor([prompt])
-    matrices = [torch.randn(8192, smollm2.info.hidden_size) for _ in range(60)]
+    matrices = [torch.randn(8192, engine.info.hidden_size) for _ in range(60)]
     choose(matrices)
     strategies: dict[str, Strategy] = {
         "full": Full(),
@@ -92,7 +101,7 @@ def rounds(smollm2: Any, rounds_of: Callable[[int], int]) -> Rounds:
         seconds = {"generate": time.perf_counter() - start}
         per_token = {}
         for name, strategy in strategies.items():
-            (made,) = smollm2.engine.decode([prompt], strategy, kv="propagate", max_new_tokens=[NEW])
+            (made,) = engine.decode([prompt], strategy, kv="propagate", max_new_tokens=[NEW])
             seconds[name] = made.token_times_s[-1]
             per_token[name] = (made.token_times_s[-1] - made.token_times_s[0]) / (NEW - 1)
         after = stream_bandwidth(matrices)
@@ -116,50 +125,50 @@ def report(
     assert at_most is None or value < 2 * at_most
 
 
-def track(benchmark: Any, smollm2: Any, strategy: Strategy) -> None:
+def track(benchmark: Any, engine: Engine, strategy: Strategy) -> None:
     """Let pytest-benchmark time whole requests too, so that its comparison notices a regression."""
     prompt = list(range(100, 100 + PROMPT))
 
     def request() -> None:
-        smollm2.engine.decode([prompt], strategy, kv="propagate", max_new_tokens=[NEW])
+        engine.decode([prompt], strategy, kv="propagate", max_new_tokens=[NEW])
 
     benchmark.pedantic(request, rounds=4, warmup_rounds=1)
 
 
-def test_full_depth_against_generate(benchmark: Any, rounds: Rounds, smollm2: Any) -> None:
-    track(benchmark, smollm2, Full())
+def test_full_depth_against_generate(benchmark: Any, rounds: Rounds, engine: Engine) -> None:
+    track(benchmark, engine, Full())
     speed_up = rounds.ratio(rounds.whole_s["generate"], rounds.whole_s["full"])
     report(benchmark, "full depth over transformers' generate, whole request", speed_up, at_least=1.05)
 
 
-def test_full_depth_against_bandwidth(benchmark: Any, rounds: Rounds, smollm2: Any) -> None:
-    track(benchmark, smollm2, Full())
-    moved = decode_bytes(smollm2.info, smollm2.info.num_layers)
+def test_full_depth_against_bandwidth(benchmark: Any, rounds: Rounds, engine: Engine) -> None:
+    track(benchmark, engine, Full())
+    moved = decode_bytes(engine.info, engine.info.num_layers)
     share = rounds.ratio([moved / s for s in rounds.per_token_s["full"]], rounds.bandwidth)
     report(benchmark, "full depth, share of the bandwidth of matrices as wide as the model's", share, at_least=0.8)
-    wide = measure_bandwidth(smollm2.info.dtype, "cpu").bytes_per_s
+    wide = measure_bandwidth(engine.info.dtype, "cpu").bytes_per_s
     fastest = moved / statistics.median(rounds.per_token_s["full"]) / wide
     print(f"  (of what wide matrices reach, {wide / 1e9:.1f} GB/s, as `harness report` counts: {fastest:.3f})")
 
 
 @pytest.mark.parametrize("layer", FIXED)
-def test_fixed_exit_against_the_byte_model(benchmark: Any, rounds: Rounds, smollm2: Any, layer: int) -> None:
-    track(benchmark, smollm2, Fixed(layer=layer))
-    info = smollm2.info
+def test_fixed_exit_against_the_byte_model(benchmark: Any, rounds: Rounds, engine: Engine, layer: int) -> None:
+    track(benchmark, engine, Fixed(layer=layer))
+    info = engine.info
     predicted = decode_bytes(info, info.num_layers) / decode_bytes(info, layer)
     speed_up = rounds.ratio(rounds.per_token_s["full"], rounds.per_token_s[f"fixed {layer}"])
     print(f"\n  fixed at {layer}: {speed_up:.2f}× per token, byte model {predicted:.2f}×", end="")
     report(benchmark, f"fixed at {layer}, share of the byte model's speed-up", speed_up / predicted, at_least=0.92)
 
 
-def test_time_per_byte_by_depth(benchmark: Any, rounds: Rounds, smollm2: Any) -> None:
+def test_time_per_byte_by_depth(benchmark: Any, rounds: Rounds, engine: Engine) -> None:
     """Why measured speed-ups can pass the byte model: what streams slower than the mean, shallow layers or the rest?
 
     If fewer layers fitted the caches better, a byte of the first layers would cost less than one of the last. The rest
     is a step to the shallowest exit without its layers: LM head, K,V fills and everything that does not grow.
     """
-    track(benchmark, smollm2, Fixed(layer=FIXED[-1]))
-    info, last = smollm2.info, smollm2.info.num_layers
+    track(benchmark, engine, Fixed(layer=FIXED[-1]))
+    info, last = engine.info, engine.info.num_layers
     times = {layer: rounds.per_token_s[f"fixed {layer}"] for layer in FIXED} | {last: rounds.per_token_s["full"]}
     stops = sorted(times)
     per_byte = {
@@ -183,7 +192,7 @@ def test_time_per_byte_by_depth(benchmark: Any, rounds: Rounds, smollm2: Any) ->
         print(f"  time per byte, {name}, over that of layers {stops[0] + 1} to {last}: {share:.3f}")
 
 
-def test_cost_of_asking(benchmark: Any, rounds: Rounds, smollm2: Any) -> None:
-    track(benchmark, smollm2, Saturation(threshold=2.0))
+def test_cost_of_asking(benchmark: Any, rounds: Rounds, engine: Engine) -> None:
+    track(benchmark, engine, Saturation(threshold=2.0))
     cost = rounds.ratio(rounds.per_token_s["saturation, never exiting"], rounds.per_token_s["full"])
     report(benchmark, "never-exiting saturation over full depth, per token", cost, at_most=1.03)

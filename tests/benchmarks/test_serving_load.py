@@ -7,6 +7,7 @@ Errors and memory are asserted, since neither is moody; times are printed beside
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import random
 import re
@@ -25,7 +26,7 @@ import numpy as np
 import pytest
 import torch
 
-from harness.contracts import ModelRequest, Strategy
+from harness.contracts import ModelRequest, Strategy, Tokenizer
 from harness.decoding.engine import Engine
 from harness.decoding.generation import Generation
 from harness.decoding.row_exits import RowExits
@@ -143,22 +144,29 @@ def test_a_minute_of_load(benchmark: Any, endpoint: tuple[str, int]) -> None:
     assert growth <= 0.05
 
 
-def test_the_first_token_of_an_idle_server(benchmark: Any, endpoint: tuple[str, int], smollm2: Any) -> None:
-    """A short prompt's first token over HTTP, against prefill of the same tokens in this process, in turns."""
+def test_the_first_token_of_an_idle_server(
+    benchmark: Any, endpoint: tuple[str, int], tuned: tuple[Engine, Tokenizer]
+) -> None:
+    """A short prompt's first token over HTTP, against prefill of the same tokens in this process, in turns.
+
+    Each prompt is another one from its first token on, since a server reads a beginning that it knows no second time.
+    """
     url, _ = endpoint
-    torch.set_num_threads(2)
-    text = "def fibonacci(n):\n    if n < 2:\n        return n\n    return "
-    ids = smollm2.tokenizer.encode(text)
-    body = {"inputs": text, "parameters": {"max_new_tokens": 1, "early_exit": {"strategy": "full"}}}
+    here, tokenizer = tuned
+    number = itertools.count(1000)
+
+    def text() -> str:
+        return f"{next(number)}\ndef fibonacci(n):\n    if n < 2:\n        return n\n    return "
 
     def engine() -> float:
-        (made,) = smollm2.engine.decode([ids], Full(), kv="propagate", max_new_tokens=[1])
+        (made,) = here.decode([tokenizer.encode(text())], Full(), kv="propagate", max_new_tokens=[1])
         seconds: float = made.token_times_s[0]
         return seconds
 
     with httpx.Client() as session:
 
         def served() -> float:
+            body = {"inputs": text(), "parameters": {"max_new_tokens": 1, "early_exit": {"strategy": "full"}}}
             start = time.perf_counter()
             with session.stream("POST", f"{url}/generate_stream", json=body) as answer:
                 assert answer.status_code == 200
@@ -187,23 +195,27 @@ def alternating(benchmark: Any, one: Callable[[], float], other: Callable[[], fl
 
 
 @pytest.fixture(scope="module")
-def tuned() -> tuple[Engine, list[int]]:
-    """The default model as it is served, and a prompt."""
+def tuned() -> tuple[Engine, Tokenizer]:
+    """The default model as it is served, and its tokenizer."""
     torch.set_num_threads(2)
     found = resolve(ModelRequest("smollm2-135m", weights_format="auto"))
-    tokenizer = found.tokenizer
-    text = "class Stack:\n    def __init__(self):\n        self.items = []\n\n    def push(self, item):\n        "
     loaded = found.load("cpu")
-    return Engine(loaded.backbone, loaded.info), tokenizer.encode(text)
+    return Engine(loaded.backbone, loaded.info), found.tokenizer
+
+
+@pytest.fixture(scope="module")
+def prompt(tuned: tuple[Engine, Tokenizer]) -> list[int]:
+    text = "class Stack:\n    def __init__(self):\n        self.items = []\n\n    def push(self, item):\n        "
+    return list(tuned[1].encode(text))
 
 
 class Open:
-    """An open batch that decodes one prompt in so many rows."""
+    """An open batch that decodes one prompt in so many rows, under a KV policy."""
 
-    def __init__(self, engine: Engine, rows: int) -> None:
+    def __init__(self, engine: Engine, rows: int, kv: str) -> None:
         self.tally = [Generation() for _ in range(rows)]
         self.exits = RowExits(engine.info, "cpu", self.tally)
-        self.batch = engine.open(rows, 256, "propagate", self.exits, self.tally)
+        self.batch = engine.open(rows, 256, kv, self.exits, self.tally)
         self.batch.with_log_probabilities = True
 
     def step_s(self, prompt: list[int], strategy: Strategy) -> float:
@@ -219,10 +231,10 @@ class Open:
         return (time.perf_counter() - start) / steps
 
 
-def test_an_open_batch_of_one(benchmark: Any, tuned: tuple[Engine, list[int]]) -> None:
+def test_an_open_batch_of_one(benchmark: Any, tuned: tuple[Engine, Tokenizer], prompt: list[int]) -> None:
     """A token of a served request, log-probability included, against one of a closed batch, in turns."""
-    engine, prompt = tuned
-    strategy, opened = Classifier(), Open(engine, 1)
+    engine, _ = tuned
+    strategy, opened = Classifier(), Open(engine, 1, "propagate")
 
     def closed() -> float:
         (made,) = engine.decode([prompt], strategy, kv="propagate", max_new_tokens=[SHORT])
@@ -233,9 +245,12 @@ def test_an_open_batch_of_one(benchmark: Any, tuned: tuple[Engine, list[int]]) -
 
 
 @pytest.mark.parametrize("rows", [1, 4, 8])
-def test_early_exit_with_several_at_once(benchmark: Any, tuned: tuple[Engine, list[int]], rows: int) -> None:
+@pytest.mark.parametrize("kv", ["recompute", "propagate"])
+def test_early_exit_with_several_at_once(
+    benchmark: Any, tuned: tuple[Engine, Tokenizer], prompt: list[int], kv: str, rows: int
+) -> None:
     """Full depth's seconds per step over the classifier's, so many requests at once."""
-    engine, prompt = tuned
-    opened = Open(engine, rows)
+    engine, _ = tuned
+    opened = Open(engine, rows, kv)
     ratios = alternating(benchmark, lambda: opened.step_s(prompt, Full()), lambda: opened.step_s(prompt, Classifier()))
-    report(benchmark, f"speed-up of the classifier, {rows} at once", statistics.median(ratios), "–")
+    report(benchmark, f"speed-up of the classifier under {kv}, {rows} at once", statistics.median(ratios), "–")

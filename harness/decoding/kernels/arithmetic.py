@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import ctypes
 import math
-from functools import partial
 from typing import Any
 
 import numpy as np
 from numba import carray  # type: ignore[attr-defined]
 
 from harness.decoding.kernels import once
+from harness.decoding.kernels.elements import exponential, floats, reordered, wait
 from harness.decoding.kernels.lanes import (
     Bits,
     Float32,
     c_function,
-    call,
     compiled,
     fetch,
     float_of_bits,
@@ -29,9 +28,7 @@ from harness.decoding.kernels.lanes import (
     share,
     which,
 )
-
-_reordered = partial(compiled, fastmath={"reassoc", "contract", "nsz", "arcp"})
-"""Lets sums be reordered, the same way for every token; what is not finite stays so."""
+from harness.decoding.kernels.state_tests import AT, TEST_COLUMNS, score
 
 RELU, SILU, TANH, ERF = range(4)  # the last two are GELU's forms
 
@@ -39,11 +36,13 @@ RELU, SILU, TANH, ERF = range(4)  # the last two are GELU's forms
 _NAMES = (
     "hidden", "heads", "kv_heads", "head_dim", "inner", "turning", "gated", "parallel", "activation", "table", "cos",
     "sin", "entries", "layer_stride", "head_stride", "rows", "positions", "slots", "work", "own", "own_size", "size",
-    "member", "barrier", "state", "first", "last",
+    "member", "barrier", "state", "first", "last", "tests", "asked", "tests_end", "least", "kept", "sums", "scores",
+    "left",
 )  # fmt: skip
 (
     HIDDEN, HEADS, KV_HEADS, HEAD_DIM, INNER, TURNING, GATED, PARALLEL, ACTIVATION, TABLE, COS, SIN, ENTRIES,
     LAYER_STRIDE, HEAD_STRIDE, ROWS, POSITIONS, SLOTS, WORK, OWN, OWN_SIZE, SIZE, MEMBER, BARRIER, STATE, FIRST, LAST,
+    TESTS, ASKED, TESTS_END, LEAST, KEPT, SUMS, SCORES, LEFT,
 ) = range(len(_NAMES))  # fmt: skip
 _FIELDS = len(_NAMES)
 
@@ -62,30 +61,7 @@ _AHEAD = 8  # positions whose values are asked for before they are read
 NO_NORM, RMS_NORM, LAYER_NORM = range(3)
 
 
-@compiled
-def floats(address: int, count: int) -> Any:
-    """Return numbers at an address."""
-    return carray(pointer(address), count, np.float32)
-
-
-@_reordered
-def exponential(x: Any) -> Any:
-    """Return e to a number that is at most 0, to float32's precision: Cody and Waite's reduction, as in Cephes."""
-    bounded = max(x, np.float32(-87.0))
-    whole = np.floor(bounded * np.float32(1.44269504088896341) + np.float32(0.5))
-    rest = bounded - whole * np.float32(0.693359375)
-    rest = rest - whole * np.float32(-2.12194440e-4)
-    value = np.float32(1.9875691500e-4)
-    value = value * rest + np.float32(1.3981999507e-3)
-    value = value * rest + np.float32(8.3334519073e-3)
-    value = value * rest + np.float32(4.1665795894e-2)
-    value = value * rest + np.float32(1.6666665459e-1)
-    value = value * rest + np.float32(5.0000001201e-1)
-    value = value * rest * rest + rest + np.float32(1.0)
-    return value * float_of_bits((np.int32(whole) + np.int32(127)) << np.int32(23)) + (x - x)
-
-
-@_reordered
+@reordered
 def normalise(x: Any, out: Any, count: int, norm: Any) -> None:
     """``norm``: which it is, addresses of gain and bias, ε's bits. ``out`` may be ``x``."""
     mean = np.float32(0.0)
@@ -110,7 +86,7 @@ def normalise(x: Any, out: Any, count: int, norm: Any) -> None:
             out[place] += bias[place]
 
 
-@_reordered
+@reordered
 def activate(kind: int, x: Any, count: int) -> None:
     """Apply a non-linearity in place."""
     if kind == RELU:
@@ -130,7 +106,7 @@ def activate(kind: int, x: Any, count: int) -> None:
             x[place] = value * (np.float32(1.0) if z >= 0 else small) / (np.float32(1.0) + small)
 
 
-@_reordered
+@reordered
 def rotate(x: Any, out: Any, dim: int, turning: int, cos: Any, sin: Any) -> None:
     """Turn the first dimensions of a head, halves paired; the sines of the first half are negative."""
     half = turning // 2
@@ -142,7 +118,7 @@ def rotate(x: Any, out: Any, dim: int, turning: int, cos: Any, sin: Any) -> None
         out[place] = x[place]
 
 
-@_reordered
+@reordered
 def normalise_all(x: Any, out: Any, slots: int, count: int, norm: Any) -> None:
     """Normalise every slot's row."""
     for slot in range(slots):
@@ -150,7 +126,7 @@ def normalise_all(x: Any, out: Any, slots: int, count: int, norm: Any) -> None:
         normalise(x[part], out[part], count, norm)
 
 
-@_reordered
+@reordered
 def turn(given: Any, x: Any, out: Any, position: int, norm: Any) -> None:
     """Normalise a head in place where the model does, and rotate it."""
     dim, turning = given[HEAD_DIM], given[TURNING]
@@ -161,7 +137,7 @@ def turn(given: Any, x: Any, out: Any, position: int, norm: Any) -> None:
     rotate(x, out, dim, turning, cos, sin)
 
 
-@_reordered
+@reordered
 def weigh(at: int, scores: Any, out: Any, length: int, dim: int) -> None:
     """Softmax of scores, in place, and the mean in these weights of the values at an address."""
     values = floats(at, length * dim)
@@ -225,13 +201,6 @@ def attend(
 
 
 @compiled
-def wait(given: Any, members: int) -> None:
-    """Wait for the other threads."""
-    if members > 1:
-        call(given[BARRIER])
-
-
-@compiled
 def add_to(state: Any, sums: Any, slots: int, hidden: int, first: int, last: int) -> None:
     """Add columns of every slot's row."""
     for slot in range(slots):
@@ -268,7 +237,7 @@ def layers_for(bits: type[Bits]) -> Any:  # noqa: PLR0915  # half of it says wha
                     numbers[place] += bias[place]
 
     @c_function
-    def run(data: Any) -> None:
+    def run(data: Any) -> None:  # noqa: PLR0915
         given = carray(data, _FIELDS, np.int64)
         members, member = which(given[SIZE], given[MEMBER])
         slots, hidden, inner = given[SLOTS], given[HIDDEN], given[INNER]
@@ -292,6 +261,8 @@ def layers_for(bits: type[Bits]) -> Any:  # noqa: PLR0915  # half of it says wha
         first, last = share(hidden, member, members)  # this thread's columns of the state
         inner_first, inner_last = share(inner, member, members)
         fused_first, fused_last = share(fused, member, members)
+        left, asked, newest = 0, given[ASKED], given[STATE] + 4 * (slots - 1) * hidden
+        scores = floats(given[SCORES], given[TESTS_END])
         for layer in range(given[FIRST], given[LAST]):
             table = carray(pointer(given[TABLE] + 8 * TABLE_COLUMNS * layer), TABLE_COLUMNS, np.int64)
             entries = given[ENTRIES] + 4 * layer * given[LAYER_STRIDE]
@@ -299,21 +270,21 @@ def layers_for(bits: type[Bits]) -> Any:  # noqa: PLR0915  # half of it says wha
             if given[PARALLEL]:
                 normalise_all(state, second, slots, hidden, table[MLP_NORM:])
             multiply(table[QKV:], at_normed, hidden, slots, at_fused, fused, fused_first, fused_last, own)
-            wait(given, members)
+            wait(given[BARRIER], members)
             units = slots * kv_heads
             keep(
                 given, table, entries, qkv, rows, positions, units * member // members, units * (member + 1) // members
             )
-            wait(given, members)
+            wait(given[BARRIER], members)
             units = slots * heads
             attend(
                 given, table, entries, qkv, rows, positions, attended, own, units * member // members,
                 units * (member + 1) // members,
             )  # fmt: skip
-            wait(given, members)
+            wait(given[BARRIER], members)
             multiply(table[OUTPUT:], at_attended, wide, slots, at_sums, hidden, first, last, own)
             add_to(state, sums, slots, hidden, first, last)
-            wait(given, members)
+            wait(given[BARRIER], members)
             if not given[PARALLEL]:
                 normalise_all(state, second, slots, hidden, table[MLP_NORM:])
             multiply(table[MLP_IN:], at_second, hidden, slots, at_inner, inner, inner_first, inner_last, own)
@@ -323,9 +294,23 @@ def layers_for(bits: type[Bits]) -> Any:  # noqa: PLR0915  # half of it says wha
                     inner + inner_last, own,
                 )  # fmt: skip
             let_through(given[ACTIVATION], given[GATED], middle, up, slots, inner, inner_first, inner_last)
-            wait(given, members)
+            wait(given[BARRIER], members)
             multiply(table[MLP_OUT:], at_inner, inner, slots, at_sums, hidden, first, last, own)
             add_to(state, sums, slots, hidden, first, last)
-            wait(given, members)
+            wait(given[BARRIER], members)
+            if asked < given[TESTS_END]:
+                test = carray(pointer(given[TESTS] + 8 * TEST_COLUMNS * asked), TEST_COLUMNS, np.int64)
+                if test[AT] == layer + 1:
+                    found = score(
+                        test, asked > 0, newest, given[KEPT], hidden, given[SUMS], own, given[BARRIER], members, member
+                    )
+                    if member == 0:
+                        scores[asked] = found
+                    asked += 1
+                    if found >= float_of_bits(np.int32(given[LEAST])):
+                        left = layer + 1
+                        break
+        if member == 0 and given[TESTS_END] != 0:
+            given[ASKED], given[LEFT] = asked, left
 
     return run

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -21,9 +22,11 @@ from harness.decoding.blocks import LayerNorm, RMSNorm
 from harness.decoding.kernels import arithmetic
 from harness.decoding.kernels.lanes import COLUMNS, STEP, Bits
 from harness.decoding.kernels.matrix import CompiledLinear
+from harness.decoding.kernels.state_tests import Asking, PackedTest
 from harness.decoding.kernels.team import team
 
 if TYPE_CHECKING:
+    from harness.contracts import StateTest
     from harness.decoding.blocks import Block, Norm, Rotary
     from harness.decoding.cache import KVCache
 
@@ -45,9 +48,11 @@ class CompiledLayers:
         block, layers = blocks[0], [_facts(block) for block in blocks]
         self._table = torch.tensor(layers, dtype=torch.int64)
         self._threads = threading.local()
+        self._packed: WeakKeyDictionary[StateTest, PackedTest | None] = WeakKeyDictionary()
         heads = block.heads
         self._inner = block.mlp_out.shape[1]
         self._hidden = block.qkv.shape[1]
+        self._longest = max(self._hidden, self._inner, heads.query_width)
         self._model = arithmetic.Parameters(
             hidden=self._hidden, heads=heads.query_heads, kv_heads=heads.kv_heads, head_dim=heads.head_dim,
             inner=self._inner, gated=block.gated, parallel=block.parallel, activation=activation,
@@ -92,7 +97,7 @@ class CompiledLayers:
         at = torch.tensor([[row * strides[1] for row in rows], list(positions)], dtype=torch.int64)
         shared = count * ((heads.query_heads + 2 * heads.kv_heads) * heads.head_dim + heads.query_width)
         shared += count * (2 * self._inner + self._hidden)
-        longest = max(self._hidden, self._inner, heads.query_width)
+        longest = self._longest
         own = 2 * count * self._hidden + max(heads.head_dim + max(positions) + 1, COLUMNS * longest)
         own += -own % 16
         threads = torch.get_num_threads()
@@ -105,6 +110,13 @@ class CompiledLayers:
         given.rows, given.positions, given.slots = at[0].data_ptr(), at[1].data_ptr(), count
         given.work, given.own, given.own_size = work.data_ptr(), work.data_ptr() + 4 * shared, own
         return Slots(given, arithmetic.layers_for(self._bits).address, threads, (at, work, tables, cache.entries, self))
+
+    def asking(self, test: StateTest, points: Sequence[int]) -> Asking | None:
+        """Return the checks of one token that are made after some layers; ``None`` where they are not compiled here."""
+        if test not in self._packed:
+            self._packed[test] = PackedTest.of(test, points, self._hidden, self._longest)
+        packed = self._packed[test]
+        return None if packed is None else Asking(packed, test.least, self._hidden)
 
     def _work(self, size: int) -> Tensor:
         """Return numbers to compute with, the same for every call of a thread."""
@@ -129,6 +141,12 @@ class Slots:
         self.given.state, self.given.first, self.given.last = state.data_ptr(), first, last
         team().run(self.function, ctypes.addressof(self.given), self.threads)
         return state
+
+    def run_asking(self, state: Tensor, first: int, last: int, asking: Asking) -> tuple[Tensor, int]:
+        """Run so as far as the checks of the last token let it; return the states, and how many layers have run."""
+        asking.put(self.given)
+        state = self.run(state, first, last)
+        return state, asking.take(self.given)
 
 
 def _facts(block: Block) -> list[int]:

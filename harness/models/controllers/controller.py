@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -11,12 +11,12 @@ from typing import Any
 
 from torch import Tensor
 
-from harness.contracts import ExitView, ModelInfo
+from harness.contracts import ExitView, ModelInfo, StateScore
 from harness.models.artefacts import Artefact, look_into, write_artefact
 from harness.models.controllers.network import Network
 from harness.models.controllers.observation import Observation
 from harness.models.controllers.search import find_trained
-from harness.models.controllers.single_row import SingleRow, Sizes
+from harness.models.controllers.single_row import SingleRow, Sizes, score_at
 
 __all__ = ["Controller", "Scorer", "controllers_of", "find_controller", "write_controller"]
 
@@ -60,34 +60,45 @@ class Scorer:
     Args:
         controller: which one.
         device: where its tensors shall be.
+
+    Attributes:
+        observation: what it looks at.
     """
 
     def __init__(self, controller: Controller, device: str) -> None:
         networks, points = controller.networks(device), controller.exit_points
         names = ["shared"] * len(points) if "shared" in networks else [str(point) for point in points]
-        self._observation = controller.observation
+        self.observation = controller.observation
         self._exits = len(points)
         self._networks = {
             point: (place, networks[name]) for place, (point, name) in enumerate(zip(points, names, strict=True))
         }
+        self._scores = {
+            point: score_at(self.observation, network, place, self._exits)
+            for point, (place, network) in self._networks.items()
+        }
         sizes = Sizes()
-        single = {name: SingleRow(self._observation, network, self._exits, sizes) for name, network in networks.items()}
-        self._single = dict(zip(points, map(single.__getitem__, names), strict=True)) if device == "cpu" else {}
+        single = {point: SingleRow(score, sizes) for point, score in self._scores.items()}
+        self._single = single if device == "cpu" else {}
 
     def __call__(self, view: ExitView) -> Tensor:
         """Return the score of each row of a view, ``[n]`` float32; what it means is the strategy's business."""
         return view.once(self, lambda: self._score(view))
 
+    def scores(self, points: Sequence[int]) -> tuple[StateScore, ...]:
+        """Return the score at each of some exit points, for one row."""
+        return tuple(self._scores[point] for point in points)
+
     def _score(self, view: ExitView) -> Tensor:
         place, network = self._networks[view.exit_layer]
-        observation = self._observation
+        observation = self.observation
         before = view.previous if observation.change and place else None
         if observation.state == "exit":
             state, earlier = view.exit_state, None if before is None else before.exit_state
         else:
             state, earlier = view.hidden_state, None if before is None else before.hidden_state
         if self._single and state.shape[0] == 1:
-            score = self._single[view.exit_layer](state, earlier, place)
+            score = self._single[view.exit_layer](state, earlier)
             if score is not None:
                 return score
         return network(observation.build(state, earlier, place, self._exits)).squeeze(-1)

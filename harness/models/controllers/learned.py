@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import ClassVar, get_type_hints
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from harness.config.options import option_value
-from harness.contracts import Batch, ExitRule, ExitView, ModelInfo, Strategy
+from harness.contracts import Batch, ExitRule, ExitView, ModelInfo, StateTest, Strategy
 from harness.errors import ArtefactError
 from harness.models.artefacts import Artefact
 from harness.models.controllers.controller import Controller, Scorer, find_controller
@@ -139,3 +139,7 @@ class AtLeast:
         if score.shape[0] == 1 and score.dtype is torch.float32 and score.device.type == "cpu":
             return self._answers[score.item() >= self._rounded]
         return score >= self._least
+
+    def state_test(self, points: Sequence[int]) -> StateTest:
+        """Return the same for compiled layers."""
+        return StateTest(self._score.scores(points), self._least, self._score.observation.state)

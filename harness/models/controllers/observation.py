@@ -8,12 +8,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from harness.contracts.state_tests import TINY
 from harness.errors import ArtefactError
 
-__all__ = ["OBSERVATIONS", "TINY", "Observation"]
-
-TINY = 1e-12
-"""Added to mean squares, which may be zero."""
+__all__ = ["OBSERVATIONS", "Observation"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,8 @@
 """One row's score in few operations: what a controller costs a token is mostly the number of small kernels it starts.
 
-Observation and first layer become one formula. The columns of the first weight that read the state, the three numbers
-of the change and the exit point are ``W = [S | C | P]``. With state ``x``, its inverse root mean square ``r``, the
-change ``c`` and exit point ``e``: ``W · [r·x, c, one-hot(e)] + b = r·(S x) + C c + (b + P_e)``. Nothing is scaled or
-joined.
+Observation and first layer become one formula, :class:`harness.contracts.StateScore`: the columns of the first weight
+that read the state, the three numbers of the change and the exit point are ``W = [S | C | P]``, and
+``W · [r·x, c, one-hot(e)] + b = r·(S x) + C c + (b + P_e)``. Nothing is scaled or joined.
 """
 
 from __future__ import annotations
@@ -13,10 +12,33 @@ import math
 import torch
 from torch import Tensor
 
+from harness.contracts import StateScore
+from harness.contracts.state_tests import TINY
 from harness.models.controllers.network import Network
-from harness.models.controllers.observation import TINY, Observation
+from harness.models.controllers.observation import Observation
 
-__all__ = ["SingleRow", "Sizes"]
+__all__ = ["SingleRow", "Sizes", "score_at"]
+
+
+def score_at(observation: Observation, network: Network, place: int, exits: int) -> StateScore:
+    """Return ``network(observation.build(…))`` of one row at one exit point as one formula.
+
+    Args:
+        observation: what the network looks at.
+        network: maps inputs ``[n, width]`` to ``[n, 1]``.
+        place: which exit point, from 0.
+        exits: how many there are.
+    """
+    (weight, bias), *later = network.layers
+    width = weight.shape[1] - observation.width(0, exits)
+    return StateScore(
+        bias=bias + weight[:, place - exits] if observation.place else bias,
+        weight=weight[:, :width].contiguous(),
+        change=weight[:, width : width + 3].t().contiguous() if observation.change else None,
+        normalise=observation.normalise,
+        later=tuple(later),
+        activation=network.activation,
+    )
 
 
 class Sizes:
@@ -43,50 +65,41 @@ class Sizes:
 
 
 class SingleRow:
-    """A network of a controller, for one row on the CPU.
-
-    Equal to ``network(observation.build(…))`` up to rounding.
+    """A score, for one row on the CPU.
 
     Args:
-        observation: what it looks at.
-        network: maps inputs ``[n, width]`` to ``[n, 1]``.
-        exits: how many exit points there are.
-        sizes: of states, shared by the networks that are asked about the same ones.
+        score: of :func:`score_at`.
+        sizes: of states, shared by those that are asked about the same ones.
     """
 
-    def __init__(self, observation: Observation, network: Network, exits: int, sizes: Sizes | None = None) -> None:
+    def __init__(self, score: StateScore, sizes: Sizes | None = None) -> None:
+        assert score.weight is not None
+        self._score, self._weight = score, score.weight
         self._sizes = sizes or Sizes()
-        (weight, bias), *self._later = network.layers
-        self._width = weight.shape[1] - observation.width(0, exits)
-        self._state = weight[:, : self._width].contiguous()
-        self._biases = [bias + weight[:, place - exits] if observation.place else bias for place in range(exits)]
-        self._normalise = observation.normalise
-        change = weight[:, self._width : self._width + 3] if observation.change else weight[:, :0]
-        self._change = tuple(column.contiguous() for column in change.unbind(1))
-        self._act = torch.tanh_ if network.activation == "tanh" else torch.relu_
+        self._act = torch.tanh_ if score.activation == "tanh" else torch.relu_
 
-    def __call__(self, state: Tensor, previous: Tensor | None, place: int) -> Tensor | None:
+    def __call__(self, state: Tensor, previous: Tensor | None) -> Tensor | None:
         """Return the score ``[1]``; ``None`` where the state's size is no finite number.
 
         Args:
             state: at this exit point, ``[1, hidden_size]``.
             previous: at the exit point before, ``[1, hidden_size]``; ``None`` at the first.
-            place: which exit point this is, from 0.
         """
-        if self._normalise or self._change:
+        score = self._score
+        if score.normalise or score.change is not None:
             y, before = (state, 0.0) if previous is None else self._sizes.of(previous)
             x, scale = self._sizes.of(state)
             if not math.isfinite(scale):
                 return None
         else:
             x, scale = state.squeeze(0).float(), 1.0
-        out = torch.addmv(self._biases[place], self._state, x, alpha=scale if self._normalise else 1.0)
-        if self._change:
-            size, cosine, growth = self._change
+        out = torch.addmv(score.bias, self._weight, x, alpha=scale if score.normalise else 1.0)
+        if score.change is not None:
+            size, cosine, growth = score.change
             out.add_(size, alpha=-math.log(scale))
             if previous is not None:
-                out.add_(cosine, alpha=torch.dot(x, y).item() / self._width * scale * before)
+                out.add_(cosine, alpha=torch.dot(x, y).item() / x.shape[0] * scale * before)
                 out.add_(growth, alpha=math.log(before) - math.log(scale))
-        for weight, bias in self._later:
+        for weight, bias in score.later:
             out = torch.addmv(bias, weight, self._act(out))
         return out

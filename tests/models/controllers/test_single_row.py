@@ -12,7 +12,7 @@ from torch import Tensor
 
 from harness.models.controllers import Network, Observation
 from harness.models.controllers.learned import AtLeast
-from harness.models.controllers.single_row import SingleRow, Sizes
+from harness.models.controllers.single_row import SingleRow, Sizes, score_at
 
 EXITS, WIDTH = 4, 24
 EVERY = [Observation("hidden", *flags) for flags in itertools.product((False, True), repeat=3)]
@@ -27,6 +27,10 @@ def network(observation: Observation, activation: Literal["tanh", "relu"], *hidd
         for columns, rows in itertools.pairwise(widths)
     )
     return Network(tuple(layers), activation)
+
+
+def single(observation: Observation, net: Network, place: int, sizes: Sizes | None = None) -> SingleRow:
+    return SingleRow(score_at(observation, net, place, EXITS), sizes)
 
 
 @pytest.fixture(params=[torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -48,7 +52,7 @@ def test_both_ways_score_alike(
     for place in range(EXITS):
         previous = states[place - 1] if place else None
         expected = net(observation.build(states[place], previous, place, EXITS)).squeeze(-1)
-        got = SingleRow(observation, net, EXITS)(states[place], previous, place)
+        got = single(observation, net, place)(states[place], previous)
         assert got is not None
         assert (got.shape, got.dtype) == ((1,), torch.float32)
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
@@ -57,12 +61,12 @@ def test_both_ways_score_alike(
 
 def test_asking_twice_gives_the_same() -> None:
     observation = Observation(normalise=True, change=True, place=True)
-    row = SingleRow(observation, network(observation, "tanh", 5), EXITS)
+    row = single(observation, network(observation, "tanh", 5), 1)
     x, y = torch.randn(1, WIDTH), torch.randn(1, WIDTH)
-    first = row(x, y, 1)
+    first = row(x, y)
     assert first is not None
-    row(torch.randn(1, WIDTH), None, 0)
-    again = row(x, y, 1)
+    row(torch.randn(1, WIDTH), None)
+    again = row(x, y)
     assert again is not None
     assert torch.equal(first, again)
 
@@ -71,12 +75,12 @@ def test_networks_that_share_sizes_give_what_each_gives_alone(states: Tensor) ->
     """Bit for bit, whichever state was measured last."""
     observation, sizes = Observation(normalise=True, change=True), Sizes()
     nets = [network(observation, "relu", 5 + place) for place in range(EXITS)]
-    together = [SingleRow(observation, net, EXITS, sizes) for net in nets]
+    together = [single(observation, net, place, sizes) for place, net in enumerate(nets)]
     each = list(states.unbind(0))
     for place in [0, 1, 2, 3, 1, 3]:
         previous = each[place - 1] if place else None
-        alone = SingleRow(observation, nets[place], EXITS)(each[place], previous, place)
-        shared = together[place](each[place], previous, place)
+        alone = single(observation, nets[place], place)(each[place], previous)
+        shared = together[place](each[place], previous)
         assert alone is not None
         assert shared is not None
         assert torch.equal(alone, shared)
@@ -86,7 +90,7 @@ def test_a_state_of_zeros_has_a_score() -> None:
     observation = Observation(normalise=True, change=True)
     net = network(observation, "tanh", 5)
     zeros = torch.zeros(1, WIDTH)
-    got = SingleRow(observation, net, EXITS)(zeros, zeros, 1)
+    got = single(observation, net, 1)(zeros, zeros)
     assert got is not None
     torch.testing.assert_close(got, net(observation.build(zeros, zeros, 1, EXITS)).squeeze(-1))
 
@@ -96,13 +100,13 @@ def test_a_state_of_zeros_has_a_score() -> None:
 def test_a_state_without_a_size_is_left_to_the_long_way(observation: Observation, bad: float) -> None:
     state = torch.ones(1, WIDTH)
     state[0, 3] = bad
-    assert SingleRow(observation, network(observation, "relu", 5), EXITS)(state, None, 0) is None
+    assert single(observation, network(observation, "relu", 5), 0)(state, None) is None
 
 
 def test_an_earlier_state_without_a_size_gives_no_number() -> None:
     observation = Observation(normalise=True, change=True)
     earlier = torch.full((1, WIDTH), float("inf"))
-    got = SingleRow(observation, network(observation, "tanh", 5), EXITS)(torch.ones(1, WIDTH), earlier, 1)
+    got = single(observation, network(observation, "tanh", 5), 1)(torch.ones(1, WIDTH), earlier)
     assert got is not None
     assert not bool(got >= 0)
 

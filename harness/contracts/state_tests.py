@@ -1,0 +1,63 @@
+"""A rule as numbers: what layers that are compiled into one call can ask on a strategy's behalf."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["TINY", "StateScore", "StateTest", "test_of"]
+
+TINY = 1e-12
+"""Added to mean squares, which may be zero."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StateScore:
+    """A small network's score of the state at one exit point.
+
+    Of a state ``x`` its first layer makes ``r · (weight x) + change c + bias``, where ``r`` is the inverse root mean
+    square of ``x``, or 1, and ``c`` are three numbers: the logarithm of the root mean square, the cosine with the state
+    at the exit point before, and the change of that logarithm since then; the latter two are 0 at the first.
+
+    Attributes:
+        bias: ``[k]`` float32, as all its tensors.
+        weight: ``[k, hidden_size]``; ``None`` for zeros.
+        change: ``[3, k]``; ``None`` for zeros.
+        normalise: whether ``r`` is not 1.
+        later: weight ``[out, in]`` and bias ``[out]`` of the layers behind, the last with one output; an activation
+            stands before each.
+        activation: which.
+    """
+
+    bias: Tensor
+    weight: Tensor | None = None
+    change: Tensor | None = None
+    normalise: bool = False
+    later: tuple[tuple[Tensor, Tensor], ...] = ()
+    activation: Literal["tanh", "relu"] = "tanh"
+
+
+@dataclass(frozen=True, eq=False)
+class StateTest:
+    """Exit where the score of a row's state reaches a least value; NaN decides nothing, and the row fails.
+
+    Attributes:
+        scores: of the exit points at which the rule is asked, in their order.
+        least: score from which a token exits, as float32 rounds it.
+        state: ``hidden``, the residual stream; or ``exit``, that through the exit's shortcut.
+    """
+
+    scores: tuple[StateScore, ...]
+    least: float
+    state: Literal["hidden", "exit"] = "hidden"
+
+
+def test_of(rule: object, points: Sequence[int]) -> StateTest | None:
+    """Return the test of a rule that is asked at some exit points; ``None`` where it has to be asked."""
+    make = getattr(rule, "state_test", None)
+    found: StateTest | None = None if make is None else make(points)
+    return found

@@ -1,0 +1,321 @@
+"""Checks inside compiled layers score as controllers do, and a token leaves where somebody who asks would let it go."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+import pytest
+import torch
+from torch import Tensor
+
+from harness.contracts import Batch, ExitRule, Lossless, ModelInfo, StateScore, StateTest, Strategy
+from harness.decoding.blocks import Linear
+from harness.decoding.engine import Engine
+from harness.decoding.generation import Generation
+from harness.decoding.kernels.state_tests import Asking
+from harness.decoding.open_batch import OpenBatch
+from harness.decoding.packing import pack
+from harness.decoding.row_exits import RowExits
+from harness.models.controllers import Network, Observation
+from harness.models.controllers.learned import AtLeast
+from harness.models.controllers.single_row import score_at
+from harness.running.never_exits import NeverExits
+from strategies.fixed import Fixed
+from strategies.saturation import Saturation
+
+WIDTH, LENGTH, NEW = 128, 40, 12
+EVERY = [Observation("hidden", *flags) for flags in itertools.product((False, True), repeat=3)]
+POINTS = (1, 3, 4)
+
+Activation = Literal["tanh", "relu"]
+
+
+@pytest.fixture(scope="module")
+def engine(make_case: Callable[..., Any]) -> Engine:
+    case = make_case("llama", hidden_size=WIDTH, num_attention_heads=4, head_dim=32)
+    found = Engine(pack(case.engine.backbone, "fp16", "cpu"), case.info)
+    assert found.backbone.compiled is not None
+    return found
+
+
+def network(width: int, hidden: Sequence[int], activation: Activation = "tanh", seed: int = 7) -> Network:
+    chance, widths = torch.Generator().manual_seed(seed), (width, *hidden, 1)
+    layers = [
+        (torch.randn(rows, columns, generator=chance) / columns**0.5, torch.randn(rows, generator=chance))
+        for columns, rows in itertools.pairwise(widths)
+    ]
+    return Network(tuple(layers), activation)
+
+
+def state_at_start(slots: int = 1) -> Tensor:
+    return torch.randn(slots, WIDTH, generator=torch.Generator().manual_seed(1))
+
+
+def slots_of(engine: Engine, positions: Sequence[int] = (LENGTH,)) -> Any:
+    """Tokens of one row behind others that were read before."""
+    cache = engine.cache(1, LENGTH + 8)
+    cache.entries.copy_(torch.randn(cache.entries.shape, generator=torch.Generator().manual_seed(3)))
+    assert engine.backbone.compiled is not None
+    return engine.backbone.compiled.slots(cache, engine.rotary(LENGTH + 8), [0] * len(positions), positions)
+
+
+def asking(engine: Engine, scores: Sequence[StateScore], least: float = math.inf) -> Asking:
+    assert engine.backbone.compiled is not None
+    found = engine.backbone.compiled.asking(StateTest(tuple(scores), least), POINTS)
+    assert found is not None
+    return found
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("hidden", [(), (5,), (70, 5)], ids=["linear", "one hidden layer", "two"])
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+@pytest.mark.parametrize("observation", EVERY, ids=str)
+def test_scores_are_those_of_the_network(
+    engine: Engine, observation: Observation, activation: Activation, hidden: tuple[int, ...]
+) -> None:
+    net = network(observation.width(WIDTH, len(POINTS)), hidden, activation)
+    asked = asking(engine, [score_at(observation, net, place, len(POINTS)) for place in range(len(POINTS))])
+    state, reached = slots_of(engine).run_asking(state_at_start(), 0, engine.info.num_layers, asked)
+    assert (reached, asked.made, asked.left) == (engine.info.num_layers, len(POINTS), None)
+    plain, expected, previous = slots_of(engine), [], None
+    there, first = state_at_start(), 0
+    for place, point in enumerate(POINTS):
+        there, first = plain.run(there, first, point), point
+        expected.append(net(observation.build(there, previous, place, len(POINTS))).squeeze(-1))
+        previous = there
+    torch.testing.assert_close(torch.tensor(asked.scores), torch.cat(expected), rtol=1e-4, atol=1e-4)
+    assert torch.equal(state, plain.run(there, first, engine.info.num_layers))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    "positions", [(LENGTH,), (LENGTH - 2, LENGTH - 1, LENGTH)], ids=["alone", "with two that wait"]
+)
+def test_a_token_leaves_where_its_score_reaches_the_least(engine: Engine, positions: tuple[int, ...]) -> None:
+    """The newest one's, bit for bit as if it had been run there."""
+    net = network(WIDTH, (9,))
+    scores = [score_at(Observation(), net, place, len(POINTS)) for place in range(len(POINTS))]
+    given = state_at_start(len(positions))
+    every = asking(engine, scores)
+    slots_of(engine, positions).run_asking(given, 0, engine.info.num_layers, every)
+    ordered = sorted(every.scores)
+    for least in (*ordered, ordered[-1] + 1e-3):
+        wanted = next((place for place, one in enumerate(every.scores) if one >= least), None)
+        asked = asking(engine, scores, least)
+        state, reached = slots_of(engine, positions).run_asking(given, 0, engine.info.num_layers, asked)
+        assert asked.left == (None if wanted is None else POINTS[wanted])
+        assert reached == (asked.left or engine.info.num_layers)
+        assert asked.made == (len(POINTS) if wanted is None else wanted + 1)
+        assert torch.equal(state, slots_of(engine, positions).run(given, 0, reached))
+
+
+@torch.inference_mode()
+def test_threads_share_a_score_and_do_not_change_it(engine: Engine) -> None:
+    observation = Observation(normalise=True, change=True)
+    net = network(observation.width(WIDTH, len(POINTS)), (33, 6))
+    found = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        asked = asking(engine, [score_at(observation, net, place, len(POINTS)) for place in range(len(POINTS))])
+        slots_of(engine).run_asking(state_at_start(), 0, engine.info.num_layers, asked)
+        found.append(asked.scores)
+    assert found[0] == found[1] == found[2]
+
+
+@torch.inference_mode()
+def test_checks_go_on_where_a_call_was_interrupted(engine: Engine) -> None:
+    """What joined between two calls does not make the test forget the state of the exit point before."""
+    observation = Observation(normalise=True, change=True)
+    net = network(observation.width(WIDTH, len(POINTS)), (5,))
+    scores = [score_at(observation, net, place, len(POINTS)) for place in range(len(POINTS))]
+    whole, parts = asking(engine, scores), asking(engine, scores)
+    slots_of(engine).run_asking(state_at_start(), 0, engine.info.num_layers, whole)
+    slots, state, first = slots_of(engine), state_at_start(), 0
+    for stop in (2, 3, engine.info.num_layers):
+        state, first = slots.run_asking(state, first, stop, parts)
+    assert parts.scores == whole.scores
+
+
+@torch.inference_mode()
+def test_a_run_after_asking_asks_nothing(engine: Engine) -> None:
+    slots, net = slots_of(engine), network(WIDTH, ())
+    asked = asking(
+        engine, [score_at(Observation(), net, place, len(POINTS)) for place in range(len(POINTS))], -math.inf
+    )
+    _, reached = slots.run_asking(state_at_start(), 0, engine.info.num_layers, asked)
+    assert reached == POINTS[0]
+    assert torch.equal(
+        slots.run(state_at_start(), 0, engine.info.num_layers),
+        slots_of(engine).run(state_at_start(), 0, engine.info.num_layers),
+    )
+
+
+@pytest.mark.parametrize(
+    "score",
+    [
+        StateScore(torch.zeros(1), torch.zeros(1, WIDTH, dtype=torch.float64)),
+        StateScore(torch.zeros(1), torch.zeros(1, WIDTH - 1)),
+        StateScore(torch.zeros(2), torch.zeros(2, WIDTH)),
+        StateScore(torch.zeros(10_000), later=((torch.zeros(1, 10_000), torch.zeros(1)),)),
+        StateScore(torch.zeros(2), later=((torch.zeros(3, 2), torch.zeros(3)), (torch.zeros(1, 3), torch.zeros(1)))),
+        StateScore(torch.zeros(2), later=((torch.zeros(1, 3), torch.zeros(1)),)),
+        StateScore(torch.zeros(1), change=torch.zeros(2, 1)),
+    ],
+    ids=["float64", "another width", "two scores", "too wide", "wider behind", "does not follow", "two numbers"],
+)
+def test_what_is_not_compiled_is_asked_for(engine: Engine, score: StateScore) -> None:
+    assert engine.backbone.compiled is not None
+    assert engine.backbone.compiled.asking(StateTest((score,) * len(POINTS), 0.0), POINTS) is None
+
+
+# ------------------------------------------------------------------------------------------- in the engine
+
+
+@dataclass(frozen=True)
+class Learned(Strategy):
+    """A network's score of the state, as trained strategies have one."""
+
+    least: float = 1.0
+    state: Literal["hidden", "exit"] = "hidden"
+    bad: bool = False
+
+    def start(self, model: ModelInfo, batch: Batch) -> ExitRule:
+        observation = Observation(self.state, normalise=True, change=True)
+        net = network(observation.width(model.hidden_size, len(model.exit_points)), (6,), seed=13)
+        if self.bad:
+            net.layers[0][0].fill_(math.nan)
+        return AtLeast(_Scores(observation, net, model.exit_points), self.least)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, eq=False)
+class _Scores:
+    observation: Observation
+    network: Network
+    exit_points: tuple[int, ...]
+
+    def __call__(self, view: Any) -> Tensor:
+        return view.once(self, lambda: self._score(view))  # type: ignore[no-any-return]
+
+    def _score(self, view: Any) -> Tensor:
+        place = self.exit_points.index(view.exit_layer)
+        before = view.previous if place else None
+        name = "hidden_state" if self.observation.state == "hidden" else "exit_state"
+        earlier = None if before is None else getattr(before, name)
+        return self.network(self.observation.build(getattr(view, name), earlier, place, len(self.exit_points))).squeeze(
+            -1
+        )
+
+    def scores(self, points: Sequence[int]) -> tuple[StateScore, ...]:
+        return tuple(
+            score_at(self.observation, self.network, self.exit_points.index(point), len(self.exit_points))
+            for point in points
+        )
+
+
+STRATEGIES = [
+    Saturation(threshold=0.9),
+    Saturation(threshold=0.93),
+    Learned(),
+    Learned(least=0.5),
+    Learned(state="exit"),
+]
+
+
+def facts(one: Generation) -> dict[str, Any]:
+    """Everything but times."""
+    return {field.name: getattr(one, field.name) for field in fields(one) if field.name != "token_times_s"}
+
+
+@pytest.fixture
+def inside(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether each token's checks were made inside the layers, so far."""
+    found: list[bool] = []
+    there = OpenBatch._asked_inside
+
+    def noting(batch: OpenBatch, *given: Any) -> bool:
+        found.append(there(batch, *given))
+        return found[-1]
+
+    monkeypatch.setattr(OpenBatch, "_asked_inside", noting)
+    return found
+
+
+def asked_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OpenBatch, "_asked_inside", lambda *_: False)
+
+
+@pytest.mark.parametrize("lossless", [None, Lossless(4)], ids=["lossy", "lossless"])
+@pytest.mark.parametrize("kv", ["recompute", "propagate"])
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=str)
+def test_tokens_and_counts_are_those_of_asking(
+    engine: Engine, prompts: list[list[int]], strategy: Strategy, kv: str, lossless: Lossless | None,
+    inside: list[bool], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    if lossless and kv == "propagate":
+        pytest.skip("lossless decoding defers")
+    layers = set()
+    for prompt in prompts:
+        settings: dict[str, Any] = {"kv": kv, "max_new_tokens": [NEW], "lossless": lossless}
+        (made,) = engine.decode([prompt], strategy, **settings)
+        with monkeypatch.context() as patch:
+            asked_by_hand(patch)
+            (expected,) = engine.decode([prompt], strategy, **settings)
+        assert facts(made) == facts(expected)
+        assert made.drafts or not lossless
+        layers.update(made.exit_layers[1:])
+    assert any(inside)
+    assert lossless or len(layers) > 1
+
+
+def test_a_probe_is_asked_inside_and_never_leaves(engine: Engine, prompts: list[list[int]], inside: list[bool]) -> None:
+    (made,) = engine.decode([prompts[0]], NeverExits(Learned()), kv="recompute", max_new_tokens=[NEW])
+    assert set(made.exit_layers) == {engine.info.num_layers}
+    assert made.exit_checks == len(engine.info.exit_points) * (NEW - 1)
+    assert all(inside)
+
+
+def test_a_score_that_is_no_number_fails_the_row(
+    engine: Engine, prompts: list[list[int]], inside: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (made,) = engine.decode([prompts[0]], Learned(bad=True), kv="recompute", max_new_tokens=[NEW])
+    assert any(inside)
+    asked_by_hand(monkeypatch)
+    (expected,) = engine.decode([prompts[0]], Learned(bad=True), kv="recompute", max_new_tokens=[NEW])
+    assert str(made.failure) == str(expected.failure)
+    assert "scores of layer 1 are not finite" in str(made.failure)
+
+
+def test_rows_of_a_batch_are_asked_together_until_one_is_left(
+    engine: Engine, prompts: list[list[int]], inside: list[bool]
+) -> None:
+    limits = [NEW, 4, 6]
+    together = engine.decode(prompts, Learned(least=0.5), kv="recompute", max_new_tokens=limits)
+    assert inside.count(True) == NEW - 6
+    for prompt, limit, one in zip(prompts, limits, together, strict=True):
+        (alone,) = engine.decode([prompt], Learned(least=0.5), kv="recompute", max_new_tokens=[limit])
+        assert (one.token_ids, one.exit_layers) == (alone.token_ids, alone.exit_layers)
+
+
+def test_the_state_behind_a_shortcut_is_asked_for(make_case: Callable[..., Any], inside: list[bool]) -> None:
+    case = make_case("llama", hidden_size=WIDTH, num_attention_heads=4, head_dim=32)
+    shortcut = {point: Linear(torch.eye(WIDTH)) for point in case.info.exit_points}
+    packed = pack(replace(case.engine.backbone, shortcuts=shortcut), "fp16", "cpu")
+    engine = Engine(packed, case.info)
+    engine.decode([[1, 2, 3]], Learned(state="exit"), kv="recompute", max_new_tokens=[4])
+    assert not any(inside)
+    engine.decode([[1, 2, 3]], Learned(), kv="recompute", max_new_tokens=[4])
+    assert any(inside)
+
+
+def test_a_row_of_an_open_batch_has_the_test_of_its_rule(engine: Engine) -> None:
+    exits = RowExits(engine.info, "cpu", [Generation(), Generation()])
+    exits.join(0, Saturation(threshold=0.9), 0)
+    exits.join(1, Fixed(layer=2), 0)
+    test = exits.state_test(0, engine.info.exit_points)
+    assert test is not None
+    assert (test.least, len(test.scores)) == (0.9, len(engine.info.exit_points))
+    assert exits.state_test(1, (2,)) is None
