@@ -184,7 +184,8 @@ class Strategy(Protocol):
         """Return its checks as numbers, if it is its own rule; ``None``: it has to be asked.
 
         One row on a CPU then runs through compiled layers to where it exits without coming back. Nothing else may come
-        of a check than its answer, and :meth:`should_exit` must answer as the test does, up to rounding.
+        of a check than its answer, and :meth:`should_exit` must answer as the test does, up to rounding. A subclass
+        that overrides that one alone is asked.
 
         Args:
             points: exit points at which it is asked.

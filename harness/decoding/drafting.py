@@ -181,6 +181,6 @@ class UnlessDue:
                 answer[place] = leaves
         return answer
 
-    def state_test(self, row: int, points: Sequence[int]) -> StateTest | None:
+    def state_test(self, row: int) -> StateTest | None:
         """None: rows that are asked share the pass with those that are not."""
         return None

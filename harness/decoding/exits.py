@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from harness.contracts import ExitRule, StateTest
-from harness.contracts.state_tests import test_of
+from harness.contracts.state_tests import state_test_of
 from harness.decoding.generation import Generation
 from harness.decoding.view import LayerView
 from harness.errors import OptionError
@@ -27,8 +27,8 @@ class Exits(Protocol):
     def leaving(self, view: LayerView) -> list[bool]:
         """Return which rows of the view stop here."""
 
-    def state_test(self, row: int, points: Sequence[int]) -> StateTest | None:
-        """Return the test that decides alone about a row at these layers; ``None`` where somebody has to ask."""
+    def state_test(self, row: int) -> StateTest | None:
+        """Return the test that alone decides about a row at its points; ``None`` where somebody has to ask."""
 
 
 class AskedExits:
@@ -53,13 +53,13 @@ class AskedExits:
             self._tally[row].exit_checks += 1
         return ask(self._rule, view)
 
-    def state_test(self, row: int, points: Sequence[int]) -> StateTest | None:
+    def state_test(self, row: int) -> StateTest | None:
         """That of the rule, made once."""
         return self._test
 
     @cached_property
     def _test(self) -> StateTest | None:
-        return test_of(self._rule, self._points)
+        return state_test_of(self._rule, self._points)
 
     @property
     def capturable(self) -> ExitRule | None:
@@ -119,7 +119,7 @@ class ScheduledExits:
         """Rows scheduled for this layer."""
         return [self._due(row) == view.exit_layer for row in view.row_list]
 
-    def state_test(self, row: int, points: Sequence[int]) -> StateTest | None:
+    def state_test(self, row: int) -> StateTest | None:
         """None."""
         return None
 

@@ -299,7 +299,7 @@ class OpenBatch:
         if not isinstance(current, TokenPass) or len(current.rows) != 1 or not points:
             return False
         (row,) = current.rows
-        test = exits.state_test(row, points)
+        test = exits.state_test(row)
         asking = None if test is None else current.asking(test, points)
         if asking is None:
             return False

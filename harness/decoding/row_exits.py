@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from harness.contracts import Batch, Draft, DraftRule, DraftView, ExitRule, ModelInfo, StateTest, Strategy
-from harness.contracts.state_tests import test_of
+from harness.contracts.state_tests import state_test_of
 from harness.decoding.drafting import proposal
 from harness.decoding.exits import ask
 from harness.decoding.generation import Generation
@@ -68,7 +68,7 @@ class RowExits:
         points = frozenset(strategy.exit_points(self._info))
         batch = Batch((seed,) * len(self._tally), self._device)
         rule = strategy.start(facts or self._info, batch)
-        self._asked[row] = _Asked(rule, points, test_of(rule, sorted(points)))
+        self._asked[row] = _Asked(rule, points, state_test_of(rule, sorted(points)))
         return batch, rule
 
     def guarded(self, rules: Sequence[DraftRule]) -> tuple[DraftRule, ...]:
@@ -100,7 +100,7 @@ class RowExits:
                 answer[place] = leaves
         return answer
 
-    def state_test(self, row: int, points: Sequence[int]) -> StateTest | None:
+    def state_test(self, row: int) -> StateTest | None:
         """That of its rule."""
         return self._asked[row].test
 

@@ -8,6 +8,7 @@ A run states them and goes on with them; where nothing was measured, costs are b
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from harness.contracts import Batch, ExitRule, ExitView, HeadChoice, ModelInfo, Strategy, UnitCosts
-from harness.contracts.state_tests import test_of
+from harness.contracts.state_tests import state_test_of
 from harness.decoding.backbone import Backbone
 from harness.decoding.choice import best, choices
 from harness.decoding.exits import ask
@@ -35,6 +36,8 @@ ROWS = 5
 """Rows of the pass that several tokens share."""
 ROUNDS = (3, 9)
 """Rounds at least and at most, besides a first one that does not count."""
+PAIRS = 12
+"""Rounds where what counts is a small difference."""
 ENOUGH_S = 0.12
 """Seconds after which a measurement has had rounds enough."""
 
@@ -159,11 +162,13 @@ class Bench:
         if not points:
             return DraftTimes(check_s=0.0, read_s=0.0)
 
+        batch = Batch((0,), str(self.backbone.device))
+        rule: ExitRule = _Silent() if strategy is None else strategy.start(self.info, batch)
+        inside = self._inside(rule, points)
+
         def once() -> list[float]:
-            batch = Batch((0,), str(self.backbone.device))
-            rule: ExitRule = _Silent() if strategy is None else strategy.start(self.info, batch)
+            asked: ExitRule = _Silent() if strategy is None else strategy.start(self.info, batch)
             current, tally = self.token_pass(1, self.positions)
-            inside = self._inside(rule, points)
             previous: LayerView | None = None
             checks = reads = 0.0
             for point in points:
@@ -171,30 +176,41 @@ class Bench:
                 started = self._now()
                 previous = LayerView(self.backbone, current, tally, previous, None, self.heads)
                 if inside is None:
-                    ask(rule, previous)
-                asked = self._now()
+                    ask(asked, previous)
+                answered = self._now()
                 if previous.reads_full(0, head):
                     previous.choices([0])
                 else:
                     previous.drafts([0], head)
-                checks, reads = checks + asked - started, reads + self._now() - asked
-            return [reads, *(inside or (checks, 0.0))]
+                checks, reads = checks + answered - started, reads + self._now() - answered
+            return [checks / len(points), reads / len(points)]
 
-        read, with_checks, without = (seconds / len(points) for seconds in _least(once))
-        return DraftTimes(check_s=0.0 if strategy is None else max(with_checks - without, 0.0), read_s=read)
+        check, read = _least(once)
+        return DraftTimes(check_s=0.0 if strategy is None else check if inside is None else inside, read_s=read)
 
-    def _inside(self, rule: ExitRule, points: Sequence[int]) -> tuple[float, float] | None:
-        """Return seconds of a token that makes all checks of a rule on its way, and of one that makes none."""
-        (current, _), (plain, _) = self.token_pass(1, self.positions), self.token_pass(1, self.positions)
-        test = test_of(rule, points)
-        asking = None if test is None else current.asking(replace(test, least=math.inf), points)
-        if asking is None:
+    def _inside(self, rule: ExitRule, points: Sequence[int]) -> float | None:
+        """Return seconds of a check that is made inside the layers: a token with all checks, less one with none."""
+        test = state_test_of(rule, points)
+        if test is None or self.backbone.compiled is None:
             return None
-        started = self._now()
-        current.advance_asking(asking)
-        asked = self._now()
-        plain.advance(self.backbone.num_layers)
-        return asked - started, self._now() - asked
+        never, turn = replace(test, least=math.nan), itertools.count()
+
+        def once() -> list[float]:
+            found = [0.0, 0.0]
+            first = next(turn) % 2
+            for which in (first, 1 - first):
+                current, _ = self.token_pass(1, self.positions)
+                asking = current.asking(never, points) if which else None
+                started = self._now()
+                if asking is None:
+                    current.advance(self.backbone.num_layers)
+                else:
+                    current.advance_asking(asking)
+                found[which] = self._now() - started
+            return found
+
+        without, with_checks = _least(once, (PAIRS, PAIRS))
+        return max(with_checks - without, 0.0) / len(points)
 
     def _read(self, logits: Tensor) -> None:
         choices(best(logits))
@@ -213,11 +229,11 @@ class _Silent:
         return torch.zeros_like(view.rows, dtype=torch.bool)
 
 
-def _least(once: Callable[[], list[float]]) -> list[float]:
+def _least(once: Callable[[], list[float]], limits: tuple[int, int] = ROUNDS) -> list[float]:
     """Return the least of several rounds of measurements, each of several numbers."""
     once()
     started = time.perf_counter()
     rounds: list[list[float]] = []
-    while len(rounds) < ROUNDS[0] or (len(rounds) < ROUNDS[1] and time.perf_counter() - started < ENOUGH_S):
+    while len(rounds) < limits[0] or (len(rounds) < limits[1] and time.perf_counter() - started < ENOUGH_S):
         rounds.append(once())
     return [min(column) for column in zip(*rounds, strict=True)]

@@ -13,7 +13,8 @@ class DraftTimes(Record):
     """What drafting takes beside layers, in seconds.
 
     Attributes:
-        check_s: asking the strategy at one exit point, whatever it reads there.
+        check_s: one check of the strategy, whatever it reads there: asked for, or made inside compiled layers where one
+            row under a KV policy that hides nothing has it made there.
         read_s: taking the token that an exit drafts, shortcut included; next to nothing where a check has read it.
     """
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from harness.contracts import Batch, ExitRule, ExitView, HeadChoice, ModelInfo, StateTest, Strategy
-from harness.contracts.state_tests import test_of
+from harness.contracts.state_tests import state_test_of
 from harness.running.unheard import unheard
 
 __all__ = ["NeverExits"]
@@ -66,5 +66,5 @@ class _Deaf:
 
     def state_test(self, points: Sequence[int]) -> StateTest | None:
         """Make the same test, which nothing passes."""
-        test = test_of(self.rule, points)
-        return None if test is None else replace(test, least=math.inf)
+        test = state_test_of(self.rule, points)
+        return None if test is None else replace(test, least=math.nan)

@@ -6,13 +6,14 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 import torch
 from torch import Tensor
 
-from harness.contracts import Batch, ExitRule, Lossless, ModelInfo, StateScore, StateTest, Strategy
+from harness.contracts import LM_HEAD, ExitView, Lossless, ModelInfo, StateScore, StateTest, Strategy
 from harness.decoding.blocks import Linear
 from harness.decoding.engine import Engine
 from harness.decoding.generation import Generation
@@ -20,11 +21,13 @@ from harness.decoding.kernels.state_tests import Asking
 from harness.decoding.open_batch import OpenBatch
 from harness.decoding.packing import pack
 from harness.decoding.row_exits import RowExits
-from harness.models.controllers import Network, Observation
-from harness.models.controllers.learned import AtLeast
-from harness.models.controllers.single_row import score_at
+from harness.models.controllers import Network, Observation, write_controller
+from harness.models.controllers.single_row import SingleRow, score_at
 from harness.running.never_exits import NeverExits
+from harness.training.identity import identity
+from strategies.classifier import Classifier
 from strategies.fixed import Fixed
+from strategies.lte import LearnToExit
 from strategies.saturation import Saturation
 
 WIDTH, LENGTH, NEW = 128, 40, 12
@@ -175,54 +178,32 @@ def test_what_is_not_compiled_is_asked_for(engine: Engine, score: StateScore) ->
 # ------------------------------------------------------------------------------------------- in the engine
 
 
-@dataclass(frozen=True)
-class Learned(Strategy):
-    """A network's score of the state, as trained strategies have one."""
-
-    least: float = 1.0
-    state: Literal["hidden", "exit"] = "hidden"
-    bad: bool = False
-
-    def start(self, model: ModelInfo, batch: Batch) -> ExitRule:
-        observation = Observation(self.state, normalise=True, change=True)
-        net = network(observation.width(model.hidden_size, len(model.exit_points)), (6,), seed=13)
-        if self.bad:
-            net.layers[0][0].fill_(math.nan)
-        return AtLeast(_Scores(observation, net, model.exit_points), self.least)  # type: ignore[arg-type]
+Make = Callable[..., Strategy]
 
 
-@dataclass(frozen=True, eq=False)
-class _Scores:
-    observation: Observation
-    network: Network
-    exit_points: tuple[int, ...]
+@pytest.fixture
+def learned(tmp_path: Path) -> Make:
+    """``learned(model, kind, threshold, …)`` writes a controller of random networks, and returns its strategy."""
 
-    def __call__(self, view: Any) -> Tensor:
-        return view.once(self, lambda: self._score(view))  # type: ignore[no-any-return]
+    def make(
+        model: ModelInfo, kind: str, threshold: float, *, state: Literal["hidden", "exit"] = "hidden", bad: bool = False
+    ) -> Strategy:
+        shared, points = kind == "lte", model.exit_points
+        observation = Observation(state, normalise=True, change=True, place=shared)
+        width = observation.width(model.hidden_size, len(points))
+        networks = {
+            name: network(width, (6,), seed=13 + place)
+            for place, name in enumerate(["shared"] if shared else map(str, points))
+        }
+        if bad:
+            networks[str(points[1])].layers[0][0].fill_(3e38)  # times a state of both signs: infinity less infinity
+        path = tmp_path / f"{kind}.json"
+        write_controller(path, kind, observation, networks, identity(model, "t") | {"threshold": 0.5})
+        if shared:
+            return LearnToExit(threshold=threshold, heads=str(path))
+        return Classifier(threshold=threshold, heads=str(path))
 
-    def _score(self, view: Any) -> Tensor:
-        place = self.exit_points.index(view.exit_layer)
-        before = view.previous if place else None
-        name = "hidden_state" if self.observation.state == "hidden" else "exit_state"
-        earlier = None if before is None else getattr(before, name)
-        return self.network(self.observation.build(getattr(view, name), earlier, place, len(self.exit_points))).squeeze(
-            -1
-        )
-
-    def scores(self, points: Sequence[int]) -> tuple[StateScore, ...]:
-        return tuple(
-            score_at(self.observation, self.network, self.exit_points.index(point), len(self.exit_points))
-            for point in points
-        )
-
-
-STRATEGIES = [
-    Saturation(threshold=0.9),
-    Saturation(threshold=0.93),
-    Learned(),
-    Learned(least=0.5),
-    Learned(state="exit"),
-]
+    return make
 
 
 def facts(one: Generation) -> dict[str, Any]:
@@ -248,74 +229,166 @@ def asked_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(OpenBatch, "_asked_inside", lambda *_: False)
 
 
-@pytest.mark.parametrize("lossless", [None, Lossless(4)], ids=["lossy", "lossless"])
-@pytest.mark.parametrize("kv", ["recompute", "propagate"])
-@pytest.mark.parametrize("strategy", STRATEGIES, ids=str)
+FAMILIES: dict[str, Callable[[ModelInfo, Make], list[Strategy]]] = {
+    "saturation": lambda _, __: [Saturation(threshold=each) for each in (0.85, 0.9, 0.93)],
+    "classifier": lambda model, make: [make(model, "classifier", each) for each in (0.4, 0.55, 0.7)],
+    "of the exit": lambda model, make: [make(model, "classifier", each, state="exit") for each in (0.4, 0.55, 0.7)],
+    "lte": lambda model, make: [make(model, "lte", each) for each in (0.1, 0.5, 0.9)],
+}
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    ("kv", "lossless"),
+    [("recompute", None), ("propagate", None), ("recompute", Lossless(4))],
+    ids=["recompute", "propagate", "lossless"],
+)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_tokens_and_counts_are_those_of_asking(
-    engine: Engine, prompts: list[list[int]], strategy: Strategy, kv: str, lossless: Lossless | None,
-    inside: list[bool], monkeypatch: pytest.MonkeyPatch,
+    engine: Engine, prompts: list[list[int]], learned: Make, family: str, kv: str, lossless: Lossless | None,
+    threads: int, inside: list[bool], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    if lossless and kv == "propagate":
-        pytest.skip("lossless decoding defers")
-    layers = set()
+    torch.set_num_threads(threads)
+    layers, drafts = set(), 0
+    for strategy in FAMILIES[family](engine.info, learned):
+        for prompt in prompts:
+            settings: dict[str, Any] = {"kv": kv, "max_new_tokens": [NEW], "lossless": lossless}
+            (made,) = engine.decode([prompt], strategy, **settings)
+            with monkeypatch.context() as patch:
+                asked_by_hand(patch)
+                (expected,) = engine.decode([prompt], strategy, **settings)
+            assert facts(made) == facts(expected)
+            drafts += made.drafts
+            layers.update(made.exit_layers[1:])
+    assert any(inside)
+    assert drafts if lossless else len(layers) > 2
+
+
+def test_a_strategy_that_is_asked_at_fewer_points_reads_its_own_networks(
+    engine: Engine, prompts: list[list[int]], learned: Make, inside: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the change, which has to be asked at all of them."""
+    points = engine.info.exit_points
+    scores = {
+        point: score_at(Observation(), network(WIDTH, (6,), seed=place), 0, 1) for place, point in enumerate(points)
+    }
+
+    @dataclass(frozen=True)
+    class Some(Strategy):
+        def exit_points(self, model: ModelInfo) -> tuple[int, ...]:
+            return points[1::2]
+
+        def should_exit(self, view: ExitView) -> Tensor:
+            single = SingleRow(scores[view.exit_layer])(view.hidden_state, None)
+            assert single is not None
+            return single >= 0.0
+
+        def state_test(self, asked: Sequence[int]) -> StateTest:
+            return StateTest(tuple(scores[point] for point in asked), 0.0)
+
     for prompt in prompts:
-        settings: dict[str, Any] = {"kv": kv, "max_new_tokens": [NEW], "lossless": lossless}
-        (made,) = engine.decode([prompt], strategy, **settings)
+        (made,) = engine.decode([prompt], Some(), kv="recompute", max_new_tokens=[NEW])
         with monkeypatch.context() as patch:
             asked_by_hand(patch)
-            (expected,) = engine.decode([prompt], strategy, **settings)
+            (expected,) = engine.decode([prompt], Some(), kv="recompute", max_new_tokens=[NEW])
         assert facts(made) == facts(expected)
-        assert made.drafts or not lossless
-        layers.update(made.exit_layers[1:])
-    assert any(inside)
-    assert lossless or len(layers) > 1
-
-
-def test_a_probe_is_asked_inside_and_never_leaves(engine: Engine, prompts: list[list[int]], inside: list[bool]) -> None:
-    (made,) = engine.decode([prompts[0]], NeverExits(Learned()), kv="recompute", max_new_tokens=[NEW])
-    assert set(made.exit_layers) == {engine.info.num_layers}
-    assert made.exit_checks == len(engine.info.exit_points) * (NEW - 1)
+        assert set(made.exit_layers[1:]) <= {*points[1::2], engine.info.num_layers}
     assert all(inside)
 
 
-def test_a_score_that_is_no_number_fails_the_row(
-    engine: Engine, prompts: list[list[int]], inside: list[bool], monkeypatch: pytest.MonkeyPatch
+@dataclass(frozen=True)
+class Always(Saturation):
+    """Exits at its first point, however much is asked for."""
+
+    def should_exit(self, view: ExitView) -> Tensor:
+        return torch.ones(len(view.hidden_state), dtype=torch.bool)
+
+    def state_test(self, points: Sequence[int]) -> StateTest:
+        return StateTest((StateScore(bias=torch.tensor([math.inf])),) * len(points), math.inf)
+
+
+@pytest.mark.parametrize("strategy", [Always(), Saturation()])
+def test_a_probe_is_asked_inside_and_never_leaves(
+    engine: Engine, prompts: list[list[int]], strategy: Strategy, inside: list[bool]
 ) -> None:
-    (made,) = engine.decode([prompts[0]], Learned(bad=True), kv="recompute", max_new_tokens=[NEW])
+    (made,) = engine.decode([prompts[0]], NeverExits(strategy), kv="recompute", max_new_tokens=[NEW])
+    assert set(made.exit_layers) == {engine.info.num_layers}
+    assert made.exit_checks == len(engine.info.exit_points) * (NEW - 1)
+    assert all(inside)
+    (gone,) = engine.decode([prompts[0]], Always(), kv="recompute", max_new_tokens=[NEW])
+    assert set(gone.exit_layers[1:]) == {1}
+
+
+def test_a_score_that_is_no_number_fails_the_row(
+    engine: Engine, prompts: list[list[int]], learned: Make, inside: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strategy = learned(engine.info, "classifier", 1.0, bad=True)
+    (made,) = engine.decode([prompts[0]], strategy, kv="recompute", max_new_tokens=[NEW])
     assert any(inside)
     asked_by_hand(monkeypatch)
-    (expected,) = engine.decode([prompts[0]], Learned(bad=True), kv="recompute", max_new_tokens=[NEW])
+    (expected,) = engine.decode([prompts[0]], strategy, kv="recompute", max_new_tokens=[NEW])
     assert str(made.failure) == str(expected.failure)
-    assert "scores of layer 1 are not finite" in str(made.failure)
+    assert "scores of layer 2 are not finite" in str(made.failure)
 
 
 def test_rows_of_a_batch_are_asked_together_until_one_is_left(
-    engine: Engine, prompts: list[list[int]], inside: list[bool]
+    engine: Engine, prompts: list[list[int]], learned: Make, inside: list[bool]
 ) -> None:
-    limits = [NEW, 4, 6]
-    together = engine.decode(prompts, Learned(least=0.5), kv="recompute", max_new_tokens=limits)
+    limits, strategy = [NEW, 4, 6], learned(engine.info, "classifier", 0.55)
+    together = engine.decode(prompts, strategy, kv="recompute", max_new_tokens=limits)
     assert inside.count(True) == NEW - 6
     for prompt, limit, one in zip(prompts, limits, together, strict=True):
-        (alone,) = engine.decode([prompt], Learned(least=0.5), kv="recompute", max_new_tokens=[limit])
+        (alone,) = engine.decode([prompt], strategy, kv="recompute", max_new_tokens=[limit])
         assert (one.token_ids, one.exit_layers) == (alone.token_ids, alone.exit_layers)
 
 
-def test_the_state_behind_a_shortcut_is_asked_for(make_case: Callable[..., Any], inside: list[bool]) -> None:
+def test_the_state_behind_a_shortcut_is_asked_for(
+    make_case: Callable[..., Any], learned: Make, inside: list[bool]
+) -> None:
     case = make_case("llama", hidden_size=WIDTH, num_attention_heads=4, head_dim=32)
     shortcut = {point: Linear(torch.eye(WIDTH)) for point in case.info.exit_points}
     packed = pack(replace(case.engine.backbone, shortcuts=shortcut), "fp16", "cpu")
     engine = Engine(packed, case.info)
-    engine.decode([[1, 2, 3]], Learned(state="exit"), kv="recompute", max_new_tokens=[4])
+    engine.decode([[1, 2, 3]], learned(case.info, "classifier", 0.5, state="exit"), kv="recompute", max_new_tokens=[4])
     assert not any(inside)
-    engine.decode([[1, 2, 3]], Learned(), kv="recompute", max_new_tokens=[4])
+    engine.decode([[1, 2, 3]], learned(case.info, "classifier", 0.5), kv="recompute", max_new_tokens=[4])
     assert any(inside)
+
+
+def test_a_policy_that_hides_positions_is_asked(engine: Engine, prompts: list[list[int]], inside: list[bool]) -> None:
+    engine.decode([prompts[0]], Saturation(), kv="skip", max_new_tokens=[4])
+    assert not any(inside)
+
+
+@pytest.mark.parametrize("strategy", [Saturation(), Fixed(layer=2)])
+def test_what_a_check_takes_is_measured_where_it_is_made(engine: Engine, strategy: Strategy) -> None:
+    """Inside, as what checks add to a token; else by asking."""
+    bench = engine._bench()
+    times = bench.drafting(strategy, LM_HEAD)
+    assert (bench._inside(strategy, strategy.exit_points(engine.info)) is None) == isinstance(strategy, Fixed)
+    assert 0.0 <= times.check_s < 0.01
+    assert times.read_s > 0.0
+
+
+@dataclass(frozen=True)
+class Never(Saturation):
+    """Inherits a test and answers otherwise."""
+
+    def should_exit(self, view: ExitView) -> Tensor:
+        return torch.zeros(len(view.hidden_state), dtype=torch.bool)
+
+
+def test_a_class_that_answers_anew_is_asked(engine: Engine, prompts: list[list[int]], inside: list[bool]) -> None:
+    (made,) = engine.decode([prompts[0]], Never(threshold=-1), kv="recompute", max_new_tokens=[NEW])
+    assert set(made.exit_layers) == {engine.info.num_layers}
+    assert not any(inside)
 
 
 def test_a_row_of_an_open_batch_has_the_test_of_its_rule(engine: Engine) -> None:
     exits = RowExits(engine.info, "cpu", [Generation(), Generation()])
     exits.join(0, Saturation(threshold=0.9), 0)
     exits.join(1, Fixed(layer=2), 0)
-    test = exits.state_test(0, engine.info.exit_points)
+    test = exits.state_test(0)
     assert test is not None
     assert (test.least, len(test.scores)) == (0.9, len(engine.info.exit_points))
-    assert exits.state_test(1, (2,)) is None
+    assert exits.state_test(1) is None

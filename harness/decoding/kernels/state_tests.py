@@ -22,7 +22,9 @@ __all__ = ["AT", "TEST_COLUMNS", "Asking", "PackedTest", "score"]
 AT, COUNT, WEIGHT, BIAS, CHANGE, NORMALISE, ACTIVATION, DEPTH, LATER, TEST_COLUMNS = range(10)
 # Of a layer behind the first: addresses of weight and bias, and its outputs.
 _WEIGHT, _BIAS, _COUNT, _COLUMNS = range(4)
-_TANH, _RELU = range(2)
+_KINDS = {"tanh": 0, "relu": 1}
+_RELU = _KINDS["relu"]
+_FLAT = 44.0  # from where on 1 - tanh is none in float32
 
 _products = one_row_of(Float32())
 
@@ -41,7 +43,7 @@ def _activate(kind: int, x: Any, count: int) -> None:
         if kind == _RELU:
             x[place] = value if not value < 0 else np.float32(0.0)
         else:
-            small = exponential(np.float32(-2.0) * abs(value))
+            small = exponential(np.float32(-2.0) * (np.float32(_FLAT) if abs(value) > _FLAT else abs(value)))
             size = (np.float32(1.0) - small) / (np.float32(1.0) + small)
             x[place] = size if value >= 0 else -size
 
@@ -131,6 +133,7 @@ def _fits(one: StateScore, hidden: int, most: int) -> bool:
             return False
     given = [(tensor, shape) for tensor, shape in shapes if tensor is not None]
     plain = all(tensor.dtype is torch.float32 and tensor.device.type == "cpu" for tensor, _ in given)
+    plain &= one.activation in _KINDS
     return plain and width == 1 and count <= most and all(tensor.shape == shape for tensor, shape in given)
 
 
@@ -154,15 +157,15 @@ class PackedTest:
             hidden: width of a state, a multiple of 32.
             most: outputs that a layer of a network may have.
         """
-        fits = len(test.scores) == len(points) and all(_fits(one, hidden, most) for one in test.scores)
-        return cls(test.scores, points) if fits else None
+        in_order = list(points) == sorted(set(points)) and len(points) == len(test.scores)
+        return cls(test.scores, points) if in_order and all(_fits(one, hidden, most) for one in test.scores) else None
 
     def _row(self, one: StateScore, point: int) -> list[int]:
         later = [[self._at(weight), self._at(bias), len(bias)] for weight, bias in one.later]
         packed = torch.tensor(later, dtype=torch.int64).reshape(-1, _COLUMNS)
         return [
             point, len(one.bias), self._at(one.weight), self._at(one.bias), self._at(one.change), one.normalise,
-            _RELU if one.activation == "relu" else _TANH, len(later), self._at(packed),
+            _KINDS[one.activation], len(later), self._at(packed),
         ]  # fmt: skip
 
     def _at(self, tensor: Tensor | None) -> int:

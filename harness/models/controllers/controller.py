@@ -73,10 +73,13 @@ class Scorer:
         self._networks = {
             point: (place, networks[name]) for place, (point, name) in enumerate(zip(points, names, strict=True))
         }
-        self._scores = {
-            point: score_at(self.observation, network, place, self._exits)
-            for point, (place, network) in self._networks.items()
-        }
+        made: dict[tuple[str, int], StateScore] = {}
+        self._scores: dict[int, StateScore] = {}
+        for place, (point, name) in enumerate(zip(points, names, strict=True)):
+            key = name, place if self.observation.place else 0
+            if key not in made:
+                made[key] = score_at(self.observation, networks[name], place, self._exits)
+            self._scores[point] = made[key]
         sizes = Sizes()
         single = {point: SingleRow(score, sizes) for point, score in self._scores.items()}
         self._single = single if device == "cpu" else {}

@@ -140,6 +140,8 @@ class AtLeast:
             return self._answers[score.item() >= self._rounded]
         return score >= self._least
 
-    def state_test(self, points: Sequence[int]) -> StateTest:
-        """Return the same for compiled layers."""
+    def state_test(self, points: Sequence[int]) -> StateTest | None:
+        """Return the same for compiled layers, of what scores as controllers do."""
+        if type(self._score) is not Scorer:
+            return None
         return StateTest(self._score.scores(points), self._least, self._score.observation.state)

@@ -75,6 +75,7 @@ class SingleRow:
     def __init__(self, score: StateScore, sizes: Sizes | None = None) -> None:
         assert score.weight is not None
         self._score, self._weight = score, score.weight
+        self._change = None if score.change is None else tuple(score.change.unbind(0))
         self._sizes = sizes or Sizes()
         self._act = torch.tanh_ if score.activation == "tanh" else torch.relu_
 
@@ -86,7 +87,7 @@ class SingleRow:
             previous: at the exit point before, ``[1, hidden_size]``; ``None`` at the first.
         """
         score = self._score
-        if score.normalise or score.change is not None:
+        if score.normalise or self._change is not None:
             y, before = (state, 0.0) if previous is None else self._sizes.of(previous)
             x, scale = self._sizes.of(state)
             if not math.isfinite(scale):
@@ -94,8 +95,8 @@ class SingleRow:
         else:
             x, scale = state.squeeze(0).float(), 1.0
         out = torch.addmv(score.bias, self._weight, x, alpha=scale if score.normalise else 1.0)
-        if score.change is not None:
-            size, cosine, growth = score.change
+        if self._change is not None:
+            size, cosine, growth = self._change
             out.add_(size, alpha=-math.log(scale))
             if previous is not None:
                 out.add_(cosine, alpha=torch.dot(x, y).item() / x.shape[0] * scale * before)
