@@ -4,7 +4,7 @@ CALM (Schuster 2022, arXiv 2207.07061, section 3): a token that exits after laye
 deeper layer, the keys and values that layer would compute from the exit hidden state. Only the norm
 and the key and value projections run. Norms of one vector differ between layers in gain and bias
 alone, and rotation is the same in all of them, so both are done once for all layers; what remains
-is one matrix per layer, read at memory bandwidth.
+is one matrix per layer, read at memory bandwidth; compiled layers do it in one call.
 """
 
 from __future__ import annotations
@@ -70,6 +70,10 @@ class KVFiller:
             final: estimates of the last layer's hidden states, same shape; each skipped layer is then filled from the
                 point between the two where it stands, instead of from the exit hidden state.
         """
+        if self._backbone.compiled is not None and final is None:
+            slots = self._backbone.compiled.slots(cache, rotary, rows, positions)
+            slots.fill(hidden, layer, self._backbone.num_layers)
+            return
         device = hidden.device
         places = upload(positions, device)
         tables = None if rotary is None else rotary.tables(places)

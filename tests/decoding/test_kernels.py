@@ -15,6 +15,7 @@ from harness.decoding import kernels
 from harness.decoding.backbone import Backbone
 from harness.decoding.cache import KVCache, attend
 from harness.decoding.engine import Engine
+from harness.decoding.fill import KVFiller
 from harness.decoding.packing import ENOUGH, pack, prepare
 from harness.registry import WEIGHTS_FORMATS
 
@@ -91,6 +92,29 @@ def test_layers_are_torch_s(packed: Callable[[str, str], Engine], form: str, slo
     assert (mine.entries - theirs.entries).norm() <= 1e-4 * theirs.entries.norm()
     untouched = mine.entries == filled(engine).entries
     assert untouched.sum() == mine.entries.numel() - mine.entries[:, 0, :, 0].numel() * len(slots)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("slots", SLOTS)
+@pytest.mark.parametrize("form", FORMS)
+def test_keys_and_values_of_skipped_layers_are_torch_s(
+    packed: Callable[[str, str], Engine], form: str, slots: list[tuple[int, int]], threads: int
+) -> None:
+    engine = packed(form, "fp16")
+    torch.set_num_threads(threads)
+    mine, theirs, rotary = filled(engine), filled(engine), engine.rotary(LENGTH + 8)
+    hidden = torch.randn(len(slots), 128, generator=torch.Generator().manual_seed(1))
+    rows, positions = zip(*slots, strict=True)
+    KVFiller(engine.backbone).fill(mine, rotary, 2, rows, positions, hidden)
+    for index, block in list(enumerate(engine.backbone.blocks))[2:]:
+        places = torch.tensor(positions)
+        entries = block.fill(hidden, rotary, None if rotary is None else rotary.tables(places))
+        theirs.write(index, torch.tensor(rows), places, entries)
+    assert (mine.entries - theirs.entries).norm() <= 1e-4 * theirs.entries.norm()
+    untouched = mine.entries == filled(engine).entries
+    layers = engine.info.num_layers - 2
+    assert untouched.sum() == mine.entries.numel() - mine.entries[0, 0, :, 0].numel() * layers * len(slots)
 
 
 @torch.inference_mode()

@@ -37,12 +37,12 @@ _NAMES = (
     "hidden", "heads", "kv_heads", "head_dim", "inner", "turning", "gated", "parallel", "activation", "table", "cos",
     "sin", "entries", "layer_stride", "head_stride", "rows", "positions", "slots", "work", "own", "own_size", "size",
     "member", "barrier", "state", "first", "last", "tests", "asked", "tests_end", "least", "kept", "sums", "scores",
-    "left",
+    "left", "fills",
 )  # fmt: skip
 (
     HIDDEN, HEADS, KV_HEADS, HEAD_DIM, INNER, TURNING, GATED, PARALLEL, ACTIVATION, TABLE, COS, SIN, ENTRIES,
     LAYER_STRIDE, HEAD_STRIDE, ROWS, POSITIONS, SLOTS, WORK, OWN, OWN_SIZE, SIZE, MEMBER, BARRIER, STATE, FIRST, LAST,
-    TESTS, ASKED, TESTS_END, LEAST, KEPT, SUMS, SCORES, LEFT,
+    TESTS, ASKED, TESTS_END, LEAST, KEPT, SUMS, SCORES, LEFT, FILLS,
 ) = range(len(_NAMES))  # fmt: skip
 _FIELDS = len(_NAMES)
 
@@ -260,7 +260,9 @@ def layers_for(bits: type[Bits]) -> Any:  # noqa: PLR0915  # half of it says wha
         positions = carray(pointer(given[POSITIONS]), slots, np.int64)
         first, last = share(hidden, member, members)  # this thread's columns of the state
         inner_first, inner_last = share(inner, member, members)
-        fused_first, fused_last = share(fused, member, members)
+        skipped = wide if given[FILLS] else 0  # queries, which nobody asks where only keys and values are filled in
+        fused_first, fused_last = share(fused - skipped, member, members)
+        fused_first, fused_last = fused_first + skipped, fused_last + skipped
         left, asked, newest = 0, given[ASKED], given[STATE] + 4 * (slots - 1) * hidden
         scores = floats(given[SCORES], given[TESTS_END])
         for layer in range(given[FIRST], given[LAST]):
@@ -276,6 +278,8 @@ def layers_for(bits: type[Bits]) -> Any:  # noqa: PLR0915  # half of it says wha
                 given, table, entries, qkv, rows, positions, units * member // members, units * (member + 1) // members
             )
             wait(given[BARRIER], members)
+            if given[FILLS]:
+                continue
             units = slots * heads
             attend(
                 given, table, entries, qkv, rows, positions, attended, own, units * member // members,

@@ -48,7 +48,7 @@ class CompiledLayers:
         block, layers = blocks[0], [_facts(block) for block in blocks]
         self._table = torch.tensor(layers, dtype=torch.int64)
         self._threads = threading.local()
-        self._packed: WeakKeyDictionary[StateTest, PackedTest | None] = WeakKeyDictionary()
+        self._packed: WeakKeyDictionary[StateTest, dict[tuple[int, ...], PackedTest | None]] = WeakKeyDictionary()
         heads = block.heads
         self._inner = block.mlp_out.shape[1]
         self._hidden = block.qkv.shape[1]
@@ -97,8 +97,8 @@ class CompiledLayers:
         at = torch.tensor([[row * strides[1] for row in rows], list(positions)], dtype=torch.int64)
         shared = count * ((heads.query_heads + 2 * heads.kv_heads) * heads.head_dim + heads.query_width)
         shared += count * (2 * self._inner + self._hidden)
-        longest = self._longest
-        own = 2 * count * self._hidden + max(heads.head_dim + max(positions) + 1, COLUMNS * longest)
+        rows_of_own = max(COLUMNS, 2)  # 2: of a check
+        own = 2 * count * self._hidden + max(heads.head_dim + max(positions) + 1, rows_of_own * self._longest)
         own += -own % 16
         threads = torch.get_num_threads()
         work = self._work(shared + threads * own)
@@ -113,9 +113,10 @@ class CompiledLayers:
 
     def asking(self, test: StateTest, points: Sequence[int]) -> Asking | None:
         """Return the checks of one token that are made after some layers; ``None`` where they are not compiled here."""
-        if test not in self._packed:
-            self._packed[test] = PackedTest.of(test, points, self._hidden, self._longest)
-        packed = self._packed[test]
+        by_points, key = self._packed.setdefault(test, {}), tuple(points)
+        if key not in by_points:
+            by_points[key] = PackedTest.of(test, key, self._hidden, self._longest)
+        packed = by_points[key]
         return None if packed is None else Asking(packed, test.least, self._hidden)
 
     def _work(self, size: int) -> Tensor:
@@ -141,6 +142,12 @@ class Slots:
         self.given.state, self.given.first, self.given.last = state.data_ptr(), first, last
         team().run(self.function, ctypes.addressof(self.given), self.threads)
         return state
+
+    def fill(self, state: Tensor, first: int, last: int) -> None:
+        """Keep what layers ``first`` to ``last - 1`` make keys and values of, were ``state`` the input of each."""
+        self.given.fills = 1
+        self.run(state, first, last)
+        self.given.fills = 0
 
     def run_asking(self, state: Tensor, first: int, last: int, asking: Asking) -> tuple[Tensor, int]:
         """Run so as far as the checks of the last token let it; return the states, and how many layers have run."""
