@@ -32,7 +32,7 @@ def study(
         str,
         typer.Argument(
             help="TOML file with [run], [grid], [[include]], [[exclude]] and [[override]]; or a preset: quick, "
-            "all-strategies, green-code.",
+            "all-strategies, green-code. A [[step]] makes what points are measured with.",
             metavar="STUDY",
         ),
     ],
@@ -117,7 +117,7 @@ def _merge(directory: StudyDirectory, other: Path, console: Console) -> None:
     found = list(directory.merge(other))
     taken = [part for part, reason in found if not reason]
     steps = sum(isinstance(part, Step) for part in taken)
-    said = f"{steps} steps and " if steps else ""
+    said = f"{_steps(steps)} and " if steps else ""
     said += f"{len(taken) - steps} finished points came from {escape(one_line(str(other)))}"
     console.print(said, soft_wrap=True)
     tell_refused([(Path(part.title), reason) for part, reason in found if reason], console)
@@ -134,8 +134,8 @@ def _foresee(directory: StudyDirectory, runs: Executor, console: Console) -> Non
     with StudyProgress(console) as progress:
         found = list(estimates(directory, left, runs, progress.happened))
     for step in directory.steps:
-        made = "[green]✓[/] made" if directory.is_done(step) else "to be made"
-        stdout().print(f"{escape(step.title)}: {made}", highlight=False, soft_wrap=True)
+        shown = "[green]✓[/] made" if directory.is_done(step) else "to be made"
+        stdout().print(f"{escape(step.title)}: {shown}", highlight=False, soft_wrap=True)
     stdout().print(estimate_table(found, done=len(done)))
     if done:
         named = ", ".join(directory.directory(point).name for point in done[:NAMED])
@@ -150,11 +150,15 @@ def _say_outcome(outcome: Outcome, folder: Path, steps: int) -> None:
         console.print(f"[red]✗[/] {escape(name)}: {escape(one_line(reason))}", highlight=False, soft_wrap=True)
     where = escape(shell_word(folder / "runs"))
     failed = f", {len(outcome.failed)} failed (`--retry-failed` tries them again)" if outcome.failed else ""
-    made = f"{outcome.made:d} steps are made, " if steps else ""
-    console.print(f"{made}{outcome.finished:d} points are measured{failed}.", highlight=False, soft_wrap=True)
+    said = f"{_steps(outcome.made)} {'is' if outcome.made == 1 else 'are'} made, " if steps else ""
+    console.print(f"{said}{outcome.finished:d} points are measured{failed}.", highlight=False, soft_wrap=True)
     if outcome.finished:
         console.print(
             f"Compare them with `harness leaderboard {where}/* --out SITE`; every point is a run directory.",
             highlight=False,
             soft_wrap=True,
         )
+
+
+def _steps(count: int) -> str:
+    return "1 step" if count == 1 else f"{count} steps"

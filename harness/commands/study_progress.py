@@ -69,7 +69,8 @@ class StudyProgress:
     def begin(self, total: int, done: int) -> None:
         """Start the bar."""
         kept = f", {done} done before" if done else ""
-        self._console.print(f"[dim]{total} {self._parts}{kept}[/]", highlight=False)
+        what = self._parts
+        self._console.print(f"[dim]{total} {what}{kept}[/]", highlight=False)
         self._task = self._bar.add_task(self._parts, total=total, completed=done, note="")
         if self._console.is_terminal:
             self._bar.start()

@@ -66,7 +66,7 @@ def _shown(study: StudyView, status: Status) -> RenderableType:
     from harness.study.status import STOPPED, seconds_since
 
     done = len(status.finished) + len(status.merged)
-    left = f" · about {duration(status.left_s)} left" if status.left and status.left_s is not None else ""
+    left = f" · about {duration(status.left_s)} left" if status.left_s else ""  # of points: steps are not in it
     merged = f" ({len(status.merged)} merged)" if status.merged else ""
     steps = f"{len(status.made)} of {status.steps} steps made · " if status.steps else ""
     head = (

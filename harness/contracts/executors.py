@@ -92,7 +92,7 @@ class Executor(ABC):
     """Runs jobs in processes somewhere; a context manager, whose end stops what runs.
 
     A job owns the device that it measures on, or a set of processor cores, while it runs; jobs that share may run
-    beside each other, and never on a machine where one is measured. A job resumes what its
+    beside each other; neither they nor steps do beside one that is measured. A job resumes what its
     directory holds and leaves an ordinary run directory there; every window that was finished is in the directory,
     whatever dies. A step leaves its folder whole, or without the file that says so.
     """

@@ -150,12 +150,21 @@ def conduct(study: StudyDirectory, executor: Executor, watcher: Watcher, *, retr
     for point in study.points:
         if study.settle(point):
             outcome.add(point)
-        elif not _failed_before(study, point, outcome, retry_failed):
+        elif (why := _failed_before(study, point, retry_failed)) is not None:
+            outcome.failed[point.title] = why
+        else:
             points.append(point)
-    unmade = _steps_left(study, points, outcome)
-    gone = [step for step in unmade if _failed_before(study, step, outcome, retry_failed)]
+    unmade = _steps_left(study, points, outcome, retry_failed)
+    tried: list[Part] = []
+    gone: list[Step] = []
+    for step in unmade:
+        if (why := _failed_before(study, step, retry_failed)) is not None:
+            outcome.failed[step.title] = why
+            gone.append(step)
+        else:
+            tried.append(step)
     watcher.begin(len(study.steps) + len(study.points), outcome.made + outcome.finished)
-    queue = _Queue(unmade, [*(step for step in unmade if step not in gone), *_by_model(points)])
+    queue = _Queue(unmade, [*tried, *_by_model(points)])
     going = _Going(study, executor, watcher, outcome, queue)
     for step in gone:
         going.fail_without(step)
@@ -229,19 +238,16 @@ class _Going:
         self._watcher.ended(part.title, why)
 
 
-def _failed_before(study: StudyDirectory, part: Part, outcome: Outcome, retry_failed: bool) -> bool:
-    """Whether a part failed before and is not to be tried again, which is noted."""
+def _failed_before(study: StudyDirectory, part: Part, retry_failed: bool) -> str | None:
+    """Return why a part failed before that is not to be tried again; ``None`` of any other."""
     last = study.last(part)
-    if last is None or last.what != "failed" or retry_failed:
-        return False
-    outcome.failed[part.title] = last.reason
-    return True
+    return last.reason if last is not None and last.what == "failed" and not retry_failed else None
 
 
-def _steps_left(study: StudyDirectory, points: Iterable[Part], outcome: Outcome) -> list[Step]:
-    """Return the steps that are to be made, in their order.
+def _steps_left(study: StudyDirectory, points: Iterable[Part], outcome: Outcome, retry_failed: bool) -> list[Step]:
+    """Return the steps without a folder, in their order.
 
-    One that was made, and whose folder is gone since, is made again only where something that is left names it.
+    One that was made, and whose folder is gone since, is made again only where something that is tried names it.
     """
     needed = {identity for point in points for identity in _needed(point)}
     left: list[Step] = []
@@ -252,7 +258,8 @@ def _steps_left(study: StudyDirectory, points: Iterable[Part], outcome: Outcome)
             outcome.add(step)
         else:
             left.append(step)
-            needed.update(_needed(step))
+            if _failed_before(study, step, retry_failed) is None:
+                needed.update(_needed(step))
     return left[::-1]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from harness.errors import ConfigError, StoreError, reason
@@ -15,13 +16,29 @@ from harness.host.atomic_files import sync_folder, unfinished
 from harness.host.foreign_files import open_regular
 from harness.store.intact import is_damaged
 from harness.store.run_directory import LOCK, SAMPLES, SUMMARY, WINDOWS, RunDirectory
+from harness.study.step_folder import copy_files
 
-__all__ = ["ASIDE", "FULL", "free_aside", "holds_a_run", "is_finished", "is_measured", "records_bytes", "take_over"]
+__all__ = [
+    "ASIDE",
+    "FULL",
+    "free_aside",
+    "holds_a_run",
+    "is_finished",
+    "is_measured",
+    "records_bytes",
+    "says_full",
+    "take_over",
+]
 
 ASIDE = "aside"
 """Folder in a study's of what was set aside."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 """Numbers of errors after which nothing can be written any more."""
+
+
+def says_full(text: str) -> bool:
+    """Whether what an error says is that nothing can be written any more."""
+    return any(os.strerror(number) in text for number in FULL)
 
 
 def holds_a_run(directory: Path) -> bool:
@@ -55,8 +72,13 @@ def is_finished(directory: Path) -> bool:
             return False
 
 
-def take_over(source: Path, target: Path) -> None:
-    """Copy a finished run; on return all of it is on the disk, and what stood in its place lies aside.
+def take_over(source: Path, target: Path, files: Iterable[str] | None = None) -> None:
+    """Copy what is finished; on return all of it is on the disk, and what stood in its place lies aside.
+
+    Args:
+        source: the folder of a run or a step.
+        target: where it comes to lie.
+        files: paths below it; ``None`` for all.
 
     Raises:
         StoreError: it cannot be copied.
@@ -64,7 +86,10 @@ def take_over(source: Path, target: Path) -> None:
     part = unfinished(target)
     try:
         shutil.rmtree(part, ignore_errors=True)
-        _copy_folder(source, part)
+        if files is None:
+            _copy_folder(source, part)
+        else:
+            copy_files(source, part, files)
         if target.exists():
             os.replace(target, free_aside(target))
         os.replace(part, target)

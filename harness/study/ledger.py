@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +22,7 @@ from pydantic import Field, ValidationError
 
 from harness.appearance.visible_text import shell_word
 from harness.errors import StoreError
-from harness.host.atomic_files import unfinished
+from harness.host.atomic_files import sync_folder, unfinished
 from harness.records import SCHEMA_VERSION
 from harness.records.record import Record
 from harness.store.intact import is_damaged, keep_intact
@@ -31,11 +30,8 @@ from harness.store.record_files import append, line_of, lines, read_document, wr
 from harness.store.run_directory import LOCK, SUMMARY, lock_folder
 from harness.study.grid import Part, Point, StudyConfig
 from harness.study.kept_run import ASIDE, free_aside, holds_a_run, is_finished, is_measured, records_bytes, take_over
-from harness.study.step_folder import STEP, read_step
+from harness.study.step_folder import LOG, STEP, read_step
 from harness.study.steps import Step, steps_of
-
-if sys.platform != "win32":
-    pass
 
 __all__ = [
     "DONE",
@@ -145,6 +141,9 @@ class StudyDirectory:
         if before != record:
             write_document(self.path / STUDY, record)
         (self.path / RUNS).mkdir(exist_ok=True)  # now: a kill, or a copy, before this finds nothing that is not ours
+        if self.steps:
+            (self.path / STEPS).mkdir(exist_ok=True)
+        sync_folder(self.path)
         _cut_torn_line(self.path / EVENTS)
 
     def __enter__(self) -> Self:
@@ -197,7 +196,9 @@ class StudyDirectory:
             StoreError: its run cannot be read now, or by this version.
         """
         if isinstance(part, Step):
-            return read_step(self.directory(part), part.identity) is not None
+            last = self.last(part)
+            said = last is not None and last.what in DONE
+            return read_step(self.directory(part), part.identity, verify=not said) is not None
         return self._is_said(part) or self._look_into(part)[0]
 
     def settle(self, part: Part) -> bool:
@@ -220,7 +221,7 @@ class StudyDirectory:
             return True
         if os.path.lexists(self.directory(step) / STEP):
             lies = self.set_aside(step)
-            self.log(step, "retried", reason=f"Files of it lack or are damaged. What it held lies in {lies} now.")
+            self.log(step, "retried", reason=f"Files of it are missing or damaged. What it held lies in {lies} now.")
         return False
 
     def _settle_point(self, point: Point) -> bool:
@@ -280,11 +281,22 @@ class StudyDirectory:
         made = _folders(other / STEPS)
         for step in self.steps:
             source = other / STEPS / made.get(step.short, step.folder)
-            if not self.settle(step) and read_step(source, step.identity) is not None:
-                (self.path / STEPS).mkdir(exist_ok=True)
-                take_over(source, self.directory(step))
-                self.log(step, "merged", reason=f"from {other.name}")
-                yield step, ""
+            if self.settle(step):
+                continue
+            try:
+                if read_step(source, step.identity) is None:
+                    continue
+                record = read_step(source, step.identity, verify=True)
+            except StoreError as error:
+                yield step, str(error)
+                continue
+            if record is None:
+                yield step, f"files of {source} were changed since they were made; it is made again here."
+                continue
+            others = (name for name in (LOG, STEP) if (source / name).exists())
+            take_over(source, self.directory(step), [*record.made, *others])
+            self.log(step, "merged", reason=f"from {other.name}")
+            yield step, ""
         folders = _folders(other / RUNS)
         for point in self.points:
             source, target = other / RUNS / folders.get(point.short, point.name), self.directory(point)

@@ -1,30 +1,54 @@
 """The folder of a step: what its command made, and ``step.json``, written last, which says that it is whole.
 
-A folder without that file, or without one of the files that it lists, is never used. Loads no torch.
+A folder without that file, or without one of the files that it lists, is never used. Sizes are compared whenever it is
+looked at, hashes where it comes from elsewhere, or nothing but the folder says that it was made. Loads no torch.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from pydantic import field_validator
 
 from harness.contracts.executors import Command
 from harness.errors import StoreError
 from harness.host.atomic_files import sync_folder
+from harness.host.foreign_files import DocumentError, open_regular, read_json, real_path
 from harness.records import SCHEMA_VERSION
 from harness.records.record import Count, Record
 from harness.store.record_files import read_document, write_document
 
-__all__ = ["STEP", "StepFile", "StepRecord", "finish_step", "put_in_place", "read_step"]
+__all__ = [
+    "LOG",
+    "STEP",
+    "StepFile",
+    "StepRecord",
+    "copy_files",
+    "finish_step",
+    "is_below",
+    "put_in_place",
+    "read_step",
+]
 
 STEP = "step.json"
+LOG = "step.log"
+"""What the command printed: nothing is made of it, and it may be deleted."""
 _PIECE = 1 << 20
+
+
+def is_below(name: str) -> bool:
+    """Whether a name can only be that of a file below a folder."""
+    path = PurePosixPath(name)
+    return bool(name) and "\\" not in name and not path.is_absolute() and ".." not in path.parts
 
 
 class StepFile(Record):
@@ -60,26 +84,63 @@ class StepRecord(Record):
     @classmethod
     def _below(cls, value: dict[str, StepFile]) -> dict[str, StepFile]:
         for name in value:
-            if not name or "\\" in name or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            if not is_below(name):
                 raise ValueError(f"{name!r} is no path below a folder")
         return value
 
+    @property
+    def made(self) -> dict[str, StepFile]:
+        """The files that others read: all but the log."""
+        return {name: file for name, file in self.files.items() if name != LOG}
 
-def read_step(folder: Path, identity: str | None = None) -> StepRecord | None:
-    """Return what says that a folder is whole; ``None`` where nothing does, or a file lacks or has another size.
+
+def read_step(folder: Path, identity: str | None = None, *, verify: bool = False) -> StepRecord | None:
+    """Return what says that a folder is whole; ``None`` where nothing does, or a file is missing or has another size.
 
     Args:
         folder: of the step.
         identity: that it must have; ``None`` for any.
+        verify: whether files must also have the content that was made.
+
+    Raises:
+        StoreError: it cannot be read now, or by this version of the harness; it may be whole.
     """
-    if not (folder / STEP).is_file():
+    try:
+        record = _read(folder / STEP)
+        if record is None or identity not in (None, record.identity):
+            return None
+        is_whole = all(_size(folder / name) == file.bytes for name, file in record.made.items()) and (
+            not verify or all(_hash(folder / name) == file.sha256 for name, file in record.made.items())
+        )
+    except OSError as error:
+        raise StoreError(
+            f"cannot read {error.filename or folder}: {error.strerror}. Make it readable, or delete {folder}: what "
+            "needs it has it made again."
+        ) from None
+    return record if is_whole else None
+
+
+def _read(file: Path) -> StepRecord | None:
+    """Return a record; ``None`` where there is none, or it is damaged.
+
+    Raises:
+        StoreError: another version of the harness wrote it.
+        OSError: it cannot be read.
+    """
+    if _size(file) is None:
         return None
     try:
-        record, _ = read_document(StepRecord, folder / STEP)
-    except StoreError:
+        return read_document(StepRecord, file)[0]
+    except StoreError as error:
+        cause = error.__context__
+        if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError):
+            raise cause from None
+        with suppress(DocumentError, FileNotFoundError):
+            content = read_json(file)
+            version = content.get("schema_version") if isinstance(content, dict) else None
+            if isinstance(version, int) and version != SCHEMA_VERSION:
+                raise
         return None
-    is_whole = all(_size(folder / name) == file.bytes for name, file in record.files.items())
-    return record if is_whole and identity in (None, record.identity) else None
 
 
 def finish_step(folder: Path, command: Command) -> None:
@@ -90,9 +151,11 @@ def finish_step(folder: Path, command: Command) -> None:
         OSError: a file cannot be read.
     """
     files = {name: _flushed(folder / name) for name in _files(folder)}
-    if not files:
-        raise StoreError("it left no file")
-    for inside in {folder, *((folder / name).parent for name in files)}:
+    if not files.keys() - {LOG}:
+        raise StoreError(
+            "its command ended well and left no file. Give it by itself, with --out DIR, to see what it does."
+        )
+    for inside in {folder.parent, folder, *((folder / name).parent for name in files)}:
         sync_folder(inside)
     record = StepRecord(
         schema_version=SCHEMA_VERSION,
@@ -111,6 +174,32 @@ def put_in_place(folder: Path, target: Path) -> None:
     sync_folder(target.parent)
 
 
+def copy_files(source: Path, target: Path, names: Iterable[str]) -> None:
+    """Copy files of a folder into another one, and flush them to the disk.
+
+    Args:
+        source: where they lie.
+        target: a folder, made where it is missing.
+        names: paths below both.
+
+    Raises:
+        OSError: one cannot be copied, or lies behind a link, which may lead anywhere.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    folders = {target}
+    for name in names:
+        if real_path(source / name) != real_path(source) / name:
+            raise OSError(errno.ELOOP, "it lies behind a link", str(source / name))
+        folders.add((target / name).parent)
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        with open_regular(source / name) as read, (target / name).open("xb") as written:
+            shutil.copyfileobj(read, written)
+            written.flush()
+            os.fsync(written.fileno())
+    for folder in folders:
+        sync_folder(folder)
+
+
 def _files(folder: Path) -> Iterator[str]:
     """Yield the files of a result; what is hidden, and checkpoints, are none."""
     for path in sorted(folder.rglob("*")):
@@ -121,16 +210,27 @@ def _files(folder: Path) -> Iterator[str]:
 
 
 def _flushed(file: Path) -> StepFile:
-    digest = hashlib.sha256()
-    with file.open("r+b") as stream:
-        while piece := stream.read(_PIECE):
-            digest.update(piece)
+    with file.open("rb" if sys.platform != "win32" else "r+b") as stream:  # there only a writer may flush
+        digest = _digest(stream)
         os.fsync(stream.fileno())
-        return StepFile(bytes=stream.tell(), sha256=digest.hexdigest())
+        return StepFile(bytes=stream.tell(), sha256=digest)
+
+
+def _hash(file: Path) -> str:
+    with open_regular(file) as stream:
+        return _digest(stream)
+
+
+def _digest(stream: IO[bytes]) -> str:
+    digest = hashlib.sha256()
+    while piece := stream.read(_PIECE):
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 def _size(file: Path) -> int | None:
+    """Return a file's size; ``None`` where there is none."""
     try:
         return file.stat().st_size
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return None

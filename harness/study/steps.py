@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ __all__ = ["COMMANDS", "FOLDERS", "Step", "StepConfig", "filled", "filled_settin
 COMMANDS = ("trace", "train", "calibrate")
 """What a step can be: commands that leave a folder, and time nothing."""
 
-_OF_THE_STUDY = ("--out", "--resume", "--file", "--help", "-h")
+_OF_THE_STUDY = ("--out", "--resume", "--file", "--help", "-h", "--")
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,79}", re.ASCII)
 _NAMED = re.compile(r"\{([^{}]*)\}")
 _SHORT = 10
@@ -106,25 +106,30 @@ def steps_of(declared: Iterable[StepConfig]) -> tuple[Step, ...]:
             step before has.
     """
     known: dict[str, Step] = {}
+    names: dict[str, str] = {}
+    declared = tuple(declared)
+    every = frozenset(one.name for one in declared)
     for one in declared:
         if one.name in known:
             raise ConfigError(f"two steps are called {one.name}. Give each a name of its own.")
-        known[one.name] = made = _step(one, known)
-        if same := next((step for step in known.values() if step.identity == made.identity and step is not made), None):
-            raise ConfigError(f"steps {same.name} and {one.name} are the same. Omit one of them.")
+        known[one.name] = made = _step(one, known, every)
+        if (same := names.setdefault(made.identity, one.name)) != one.name:
+            raise ConfigError(f"steps {same} and {one.name} are the same. Omit one of them.")
     return tuple(known.values())
 
 
-def _step(one: StepConfig, before: Mapping[str, Step]) -> Step:
+def _step(one: StepConfig, before: Mapping[str, Step], every: Set[str]) -> Step:
     words = _words(one)
-    named = {name: _known(one, name, before) for word in words for name in _NAMED.findall(word)}
+    named = {name: _known(one, name, before, every) for word in words for name in _NAMED.findall(word)}
     begin_with = ""
     if one.begin_with is not None:
+        if words[0] == "calibrate":
+            raise ConfigError(f"step {one.name}: a calibration begins with an empty folder. Omit begin_with.")
         found = _NAMED.fullmatch(one.begin_with)
         if found is None:
             raise ConfigError(f"step {one.name}: begin_with = '{one.begin_with}' names no step. Write {{NAME}}.")
         begin_with = found[1]
-        named[begin_with] = _known(one, begin_with, before)
+        named[begin_with] = _known(one, begin_with, before, every)
     identities = {name: step.identity for name, step in named.items()}
     said: dict[str, Any] = {"command": [filled(word, identities) for word in words]}
     if begin_with:
@@ -159,11 +164,10 @@ def _words(one: StepConfig) -> tuple[str, ...]:
     return tuple(words)
 
 
-def _known(one: StepConfig, name: str, before: Mapping[str, Step]) -> Step:
+def _known(one: StepConfig, name: str, before: Mapping[str, Step], every: Set[str]) -> Step:
     if name not in before:
-        raise ConfigError(
-            f"step {one.name} names {{{name}}}, and no step before it has that name.{did_you_mean(name, before)}"
-        )
+        hint = " Move it up." if name in every and name != one.name else did_you_mean(name, before)
+        raise ConfigError(f"step {one.name} names {{{name}}}, and no step before it has that name.{hint}")
     return before[name]
 
 
@@ -177,12 +181,13 @@ def _threads(one: StepConfig, words: Sequence[str]) -> int | None:
 
 
 def option(words: Sequence[str], flag: str) -> str | None:
-    """Return the value that a command line gives a flag; ``None`` where it does not."""
+    """Return the value that a command line gives a flag last; ``None`` where it gives none."""
+    found: str | None = None
     for word, following in zip(words, [*words[1:], None], strict=True):
         name, equals, value = word.partition("=")
         if name == flag:
-            return value if equals else following
-    return None
+            found = value if equals else following
+    return found
 
 
 def filled(text: str, values: Mapping[str, str] | Mapping[str, Path]) -> str:
@@ -214,11 +219,13 @@ def steps_in(settings: Mapping[str, Any], known: Mapping[str, Step]) -> dict[str
     Raises:
         ConfigError: a name that no step has, or that stands where a run takes no folder.
     """
+    if not known:  # braces are braces in a study without steps
+        return {}
     named = list(dict.fromkeys(name for text in _naming(settings) for name in _NAMED.findall(text)))
     for name in named:
         if name not in known:
             raise ConfigError(f"a point names {{{name}}}, and no [[step]] has that name.{did_you_mean(name, known)}")
-    for setting, text in _others(settings) if known else ():
+    for setting, text in _others(settings):
         if known.keys() & set(_NAMED.findall(text)):
             raise ConfigError(
                 f"{setting} = {text!r} names a step where none is read. Use {{NAME}} in model or artefacts, or "

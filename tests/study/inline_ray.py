@@ -80,7 +80,9 @@ class Remote:
     def remote(self, *arguments: Any) -> Any:
         if not isinstance(self._what, type):
             return Answer(self._ray.greetings.get(self._node, self._what()))
-        return Actor(self._ray, self._what(*arguments), self._node)
+        made = self._what(*arguments)
+        made.node = self._node
+        return Actor(self._ray, made, self._node)
 
 
 class Actor:
@@ -106,6 +108,7 @@ class Scripted:
     """Stands for a process that measures; ``measures(node, point)`` says how that ends, or raises."""
 
     measures: Callable[[str, str], Ended]
+    node = ""
 
     def __init__(self, cores: int) -> None: ...
 

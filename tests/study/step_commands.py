@@ -30,7 +30,9 @@ class Commands:
         self.called: list[list[str]] = []
         self.ends: dict[str, list[tuple[int, str]]] = {}
 
-    def __call__(self, words: list[str], threads: int | None, tell: Callable[[str], None]) -> tuple[int, deque[str]]:
+    def __call__(
+        self, words: list[str], threads: int | None, tell: Callable[[str], None], lock: object
+    ) -> tuple[int, deque[str]]:
         self.called.append(words)
         tell(f"{words[0]} …")
         out = Path(words[words.index("--out") + 1])

@@ -13,15 +13,16 @@ from typing import Any
 
 import pytest
 
-from harness.contracts.executors import Happened
+from harness.contracts.executors import Command, Happened
 from harness.running.reading import read_run
+from harness.study import step_run
 from harness.study.conduct import conduct
 from harness.study.executors.local import Local
 from harness.study.grid import expand, read_study
 from harness.study.ledger import StudyDirectory, read_events
-from harness.study.step_folder import read_step
-from harness.study.step_run import LOG
+from harness.study.step_folder import LOG, read_step
 
+from .step_commands import Commands
 from .test_local import Watching, at_once
 
 Declare = Callable[..., Path]
@@ -59,7 +60,7 @@ def test_what_is_traced_and_trained_is_measured_with(
     (heads,) = (tmp_path / "s" / "steps").glob("heads-*")
     artefact = json.loads((heads / "classifier.json").read_text())
     assert artefact["made"]["command"].startswith("harness train classifier --model ")
-    assert "agreement from threshold" in (heads / LOG).read_text() or "No exit keeps" in (heads / LOG).read_text()
+    assert "% agreement from threshold" in (heads / LOG).read_text()
     manifest = read_run(tmp_path / "s" / "runs" / learned).manifest
     assert manifest.config["artefacts"] == str(heads)
     (used,) = (point.artefacts for point in manifest.operating_points if point.strategy == "classifier")
@@ -125,3 +126,40 @@ def test_a_command_ends_with_what_started_it() -> None:
         assert child.poll() is None
         child.stdin.close()  # as the kernel does for a process that dies
         assert child.wait(timeout=30) == 1
+
+
+def test_nothing_writes_before_what_a_killed_process_began_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its command holds the folder, even where it is slow to notice that it shall end."""
+    program = (
+        "import subprocess, sys\n"
+        "from pathlib import Path\n"
+        "from harness.contracts.executors import Command\n"
+        "from harness.study import step_run\n"
+        "slow = 'import os, time; print(os.getpid(), flush=True); time.sleep(600)'\n"
+        "step_run.fresh_interpreter = lambda *_, stdin, stdout, stderr, inherited, threads: subprocess.Popen(\n"
+        "    [sys.executable, '-c', slow], stdin=stdin, stdout=stdout, pass_fds=inherited)\n"
+        "step_run.make_step(Path(sys.argv[1]), Command(('trace',), 'id'), {}, lambda line: print(line, flush=True))"
+    )
+    folder, commands = tmp_path / "t-0", Commands()
+    monkeypatch.setattr(step_run, "_run", commands)
+
+    def made() -> tuple[str, str]:
+        return step_run.make_step(folder, Command(("trace",), "id"), {}, lambda line: None)
+
+    with subprocess.Popen([sys.executable, "-c", program, str(folder)], stdout=subprocess.PIPE, cwd=ROOT) as worker:
+        assert worker.stdout is not None
+        command = int(worker.stdout.readline())
+        worker.kill()
+        worker.wait()
+        try:
+            with monkeypatch.context() as patch:
+                patch.setattr(step_run, "BUSY_S", 0.0)
+                how, text = made()
+            assert (how, text[:46]) == ("lost", "the command of another attempt still writes: /")
+            assert commands.called == []
+        finally:
+            os.kill(command, signal.SIGKILL)
+    assert made() == ("done", "")
+    assert len(commands.called) == 1

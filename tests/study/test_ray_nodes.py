@@ -22,12 +22,14 @@ from harness.study.grid import expand, read_study
 from harness.study.ledger import StudyDirectory, read_events
 
 from .inline_ray import InlineRay, Scripted, ray
+from .step_commands import open_steps
 from .test_local import Watching
 
 Declare = Callable[..., Path]
 DONE = Ended("done", "", 1)
 NO_MODEL = Ended("unfit", "--model /m does not exist. Copy it there.", 1, "model")
 NO_ROOM = Ended("unfit", "it cannot write what it measures: /tmp: No space left on device", 1, "room")
+NO_FOLDER = Ended("unfit", "/tmp/harness-steps-1 belongs to another user of full. Set TMPDIR there.", 1, "folder")
 
 
 def raised(cause: Exception) -> Exception:
@@ -169,16 +171,21 @@ def test_where_no_node_has_a_model_its_points_fail_and_the_others_go_on(
     assert len(cluster.attempts) == 3  # the first one is not even begun again
 
 
-def test_a_node_whose_disk_is_full_is_left_out(
-    measure: Callable[..., Outcome], tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("ended", "said"),
+    [
+        (NO_ROOM, f"{NO_ROOM.text}. Make room there; the next command uses it again."),
+        (NO_FOLDER, NO_FOLDER.text),
+    ],
+)
+def test_a_node_that_cannot_write_is_left_out(
+    measure: Callable[..., Outcome], caplog: pytest.LogCaptureFixture, ended: Ended, said: str
 ) -> None:
     cluster = InlineRay("full", "whole")
-    outcome = measure(cluster, lambda node, name: NO_ROOM if node == "full" else DONE, seed=[0, 1, 2])
+    outcome = measure(cluster, lambda node, name: ended if node == "full" else DONE, seed=[0, 1, 2])
     assert (outcome.finished, outcome.failed) == (3, {})
     assert [node for node, _, _ in cluster.attempts].count("full") == 1
-    assert caplog.messages == [
-        f"full measures no more points: {NO_ROOM.text}. Make room there; the next command uses it again."
-    ]
+    assert caplog.messages == [f"full measures no more points: {said}"]
 
 
 @pytest.mark.parametrize(
@@ -196,6 +203,39 @@ def test_a_full_disk_stops_a_study_and_no_point_fails_for_it(
     assert str(refused.value).startswith(said)
     assert whats(tmp_path / "s") == {"started": 1}
     assert measure(InlineRay("one"), lambda node, name: DONE, seed=[0, 1]).finished == 2
+
+
+def test_a_step_that_is_too_large_for_a_node_leaves_it_out_for_that_step_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[str, str]] = []
+
+    def make(self: Any, attempt: int, directory: str, *_: Any) -> Ended:
+        made.append((self.node, Path(directory).name.rpartition("-")[0]))
+        return NO_ROOM if made[-1] in no_room else DONE
+
+    monkeypatch.setattr(Scripted, "make", make, raising=False)
+    monkeypatch.setattr(executor, "read_step", lambda directory, identity: object())
+    no_room = {("full", "large")}
+    large, small = {"name": "large", "command": "trace"}, {"name": "small", "command": "trace --length 9"}
+    with (
+        open_steps(tmp_path / "s", large, small) as folder,
+        executor.Ray(cluster := InlineRay("full", "whole"), Nodes(cluster, 1, 0), 1, 0) as runs,
+    ):
+        outcome = conduct(folder, runs, Watching(lambda event: None))
+    assert (outcome.made, outcome.failed) == (2, {})
+    assert Counter(made)["full", "large"] == 1
+    assert Counter(made)["whole", "large"] == 1
+    said = f"full does not make step large: {NO_ROOM.text}. Make room there; the next command uses it again."
+    assert caplog.messages == [said]
+
+    with (
+        open_steps(tmp_path / "t", large, small) as folder,
+        executor.Ray(cluster := InlineRay("full"), Nodes(cluster, 1, 0), 1, 0) as runs,
+    ):
+        outcome = conduct(folder, runs, Watching(lambda event: None))
+    assert (outcome.made, outcome.failed) == (1, {"step large": said})
+    assert made[-1] == ("full", "small")
 
 
 def test_a_process_that_cannot_begin_makes_its_node_unfit(measure: Callable[..., Outcome]) -> None:

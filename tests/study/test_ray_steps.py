@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from harness.contracts.executors import Command, Happened
 from harness.errors import StoreError
 from harness.running.reading import read_run
 from harness.store.run_directory import lock_folder
-from harness.study import step_run
+from harness.study import step_run, waiting_lock
 from harness.study.conduct import conduct
 from harness.study.executors import ray_collector, ray_steps, ray_worker
 from harness.study.executors.ray_collector import Collector
@@ -27,6 +28,7 @@ from harness.study.executors.ray_worker import Ended, PointWorker
 from harness.study.grid import expand, read_study
 from harness.study.ledger import StudyDirectory, read_events
 from harness.study.step_folder import STEP, read_step
+from harness.study.waiting_lock import lock_of, wait_for_lock
 from tests.run_files import cut
 
 from .step_commands import Commands
@@ -138,7 +140,7 @@ def test_what_did_not_arrive_whole_is_no_folder(made: Made, monkeypatch: pytest.
     append = ray_collector.append
     monkeypatch.setattr(ray_collector, "append", lambda file, data: append(file, data[:-1]))
     ended = made.make("traces", TRACE)
-    assert (ended.how, ended.text[:38]) == ("refused", "not all files of the step arrived in /")
+    assert (ended.how, ended.text[:38]) == ("lost", "not all files of the step arrived in /")
     assert not made.folder("traces").exists()
 
 
@@ -164,6 +166,7 @@ def test_whose_disk_is_full_decides_what_becomes_of_it(made: Made, tiny_llama: P
     made.commands.ends["traces"] = [(2, "error: cannot write /tmp/x: No space left on device.")]
     ended = made.make("traces", TRACE)
     assert (ended.how, ended.lacks) == ("unfit", "room")
+    assert ended.text == "it cannot write what it measures: cannot write /tmp/x: No space left on device"
     made.commands.ends["traces"] = [(2, f"error: {made.folder('traces')} is refused.")]
     ended = made.make("traces", Command(("trace", "--model", "/nowhere"), "id"))
     assert (ended.how, ended.lacks) == ("unfit", "model")
@@ -189,13 +192,73 @@ def test_what_is_brought_to_a_node_is_what_the_study_has(made: Made, node: Calla
     os.utime(old, (0, time.time() - UNUSED_S - 60))
     shutil.rmtree(there)
     assert fetch(str(traces), call) == there
-    assert [entry.name for entry in there.parent.iterdir()] == [there.name]
+    assert kept(here) == [there.name]
     shutil.rmtree(there)
     text = (traces / "made.json").read_text()
     (traces / "made.json").write_text(text.swapcase())  # as long as it was
-    with pytest.raises(StoreError, match=r"made\.json was changed since the step was made\."):
+    with pytest.raises(StoreError, match=r"made\.json was changed since the step was made\. Delete /") as refused:
         fetch(str(traces), call)
-    assert list(here.glob("harness-steps-*/*")) == []
+    assert f"Delete {traces}; the same command with --retry-failed makes it again." in str(refused.value)
+    assert kept(here) == []
+
+
+def kept(node: Path) -> list[str]:
+    """What was brought to a node, locks apart."""
+    return [entry.name for entry in node.glob("harness-steps-*/*") if entry.suffix != ".lock"]
+
+
+def test_one_process_of_a_node_brings_a_step_and_another_waits_for_it(
+    made: Made, node: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made.make("traces", TRACE)
+    traces, here = str(made.folder("traces")), node("here")
+    monkeypatch.setattr(waiting_lock, "LOOK_S", 0.01)
+    found: list[Path] = []
+    pieces: list[str] = []
+    second = threading.Thread(target=lambda: found.append(fetch(traces, call)))
+
+    def call(method: str, *arguments: Any) -> Any:
+        if method == "piece":
+            pieces.append(threading.current_thread().name)
+            if second.ident is None:  # in the middle of the first one's
+                second.start()
+                second.join(timeout=0.3)
+                assert second.is_alive()
+        return made.send(method, 0, *arguments)
+
+    first = fetch(traces, call)
+    second.join(timeout=30)
+    assert found == [first]
+    assert set(pieces) == {threading.current_thread().name}
+    assert read_step(first, verify=True) is not None
+    assert kept(here) == [first.name]
+
+
+def test_what_somebody_is_about_to_use_is_not_removed(made: Made, node: Callable[[str], Path]) -> None:
+    made.make("traces", TRACE)
+    made.make("others", Command(("trace", "--length", "9"), "id of others"))
+    node("here")
+
+    def call(method: str, *arguments: Any) -> Any:
+        return made.send(method, 0, *arguments)
+
+    used = fetch(str(made.folder("traces")), call)
+    os.utime(used, (0, time.time() - UNUSED_S - 60))
+    with wait_for_lock(lock_of(used)):
+        there = fetch(str(made.folder("others")), call)
+    assert used.is_dir()
+    shutil.rmtree(there)
+    fetch(str(made.folder("others")), call)
+    assert not used.exists()
+
+
+@pytest.mark.parametrize("name", ["../../outside", "/outside", ""])
+def test_a_node_names_no_file_outside_of_a_step(made: Made, tmp_path: Path, name: str) -> None:
+    made.collector.begin_step(1, str(made.folder("traces")))
+    with pytest.raises(StoreError, match="is no path below"):
+        made.collector.add(1, name, b"data")
+    with pytest.raises(StoreError, match="is no path below"):
+        made.collector.piece(1, str(made.folder("traces")), name, 0)
 
 
 def test_a_folder_of_somebody_else_is_not_read(
@@ -206,8 +269,9 @@ def test_a_folder_of_somebody_else_is_not_read(
     user = os.getuid() + 1
     monkeypatch.setattr(os, "getuid", lambda: user)
     (node("here") / f"harness-steps-{user}").mkdir()
-    with pytest.raises(StoreError, match="belongs to another user"):
-        fetch(str(made.folder("traces")), lambda method, *given: made.send(method, 0, *given))
+    ended = made.make("heads", HEADS, traces=made.folder("traces"))
+    assert (ended.how, ended.lacks) == ("unfit", "folder")  # of this node: another one can
+    assert "belongs to another user" in ended.text
 
 
 def test_a_point_goes_on_where_its_steps_lie_as_before_and_else_says_so(

@@ -112,7 +112,7 @@ class Ray(Executor):
         if self._events:
             return False
         with self._answering():
-            return not self._running or self._nodes.lacks(job.model) or bool(self._with_room(job))
+            return not self._running or self._nodes.lacks(*_models(job)) or bool(self._with_room(job))
 
     def _part(self, job: Job) -> Fraction:
         return part_of(job, self._cpus, self._share)
@@ -124,7 +124,7 @@ class Ray(Executor):
         part = self._part(job)
         return [
             node
-            for node in self._nodes.usable(job.model)
+            for node in self._nodes.usable(*_models(job))
             if fits(job, part, [(each.job, each.part) for each in _at(node, self._running)], node.slots)
         ]
 
@@ -155,10 +155,12 @@ class Ray(Executor):
         for worker in [each for each in self._idle if each.job.shares != job.shares or each.node not in usable]:
             self._idle.remove(worker)
             self._kill(worker)
-        kept = next((each for each in self._idle if (each.job.model, each.part) == (job.model, part)), None)
+        fitting = self._nodes.usable(*_models(job))
+        same = (each for each in self._idle if (each.job.model, each.part) == (job.model, part))
+        kept = next((each for each in same if each.node in fitting), None)
         node = self._node_for(job) if kept is None else kept.node
         if node is None:
-            self._events.append(Happened(job, *self._nodes.nowhere(job.model)))
+            self._events.append(Happened(job, *self._nodes.nowhere(*_models(job))))
             return
         if kept is not None:
             self._idle.remove(kept)
@@ -210,7 +212,7 @@ class Ray(Executor):
         self._ray.get(self._collector.end.remote(worker.attempt))
         how, text = ended.how, ended.text
         if how == "done" and not _has_arrived(worker.job):
-            how, text = "lost", f"what it measured did not arrive in {worker.job.directory}"
+            how, text = "lost", f"what it measured did not arrive in {worker.job.directory}. Look at that disk."
         if how == "unfit":
             how, text = self._leave_out(worker, ended)
         if how == "done":
@@ -234,14 +236,19 @@ class Ray(Executor):
         return ended
 
     def _leave_out(self, worker: _Worker, ended: Ended) -> tuple[How, str]:
-        """Give a node no more points, or none of a model, and return what becomes of the one that it had."""
+        """Give a node no more points, or none of a kind, and return what becomes of the one that it had."""
+        job, does = worker.job, ""
         why, model = f"it cannot import the harness ({ended.text}). {INSTALL}", None
         if ended.lacks == "room":
             why = f"{ended.text}. Make room there; the next command uses it again."
+            if job.command is not None:  # others may need less
+                model, does = _alone(job), f"does not make {job.name}"
         elif ended.lacks == "model":
-            why, model = ended.text, worker.job.model
-        said = self._nodes.leave_out(worker.node, why, model)
-        return ("unfit", said) if self._nodes.usable(worker.job.model) else self._nodes.nowhere(worker.job.model)
+            why, model = ended.text, job.model
+        elif ended.lacks == "folder":
+            why = ended.text
+        said = self._nodes.leave_out(worker.node, why, model, does)
+        return ("unfit", said) if self._nodes.usable(*_models(job)) else self._nodes.nowhere(*_models(job))
 
     @contextmanager
     def _answering(self) -> Iterator[None]:
@@ -295,6 +302,15 @@ def _has_arrived(job: Job) -> bool:
         return is_measured(job.directory)
     except StoreError:
         return False
+
+
+def _models(job: Job) -> tuple[tuple[str, ...], ...]:
+    """Return for what a node may lack something that a job needs."""
+    return (job.model,) if job.command is None else (job.model, _alone(job))
+
+
+def _alone(job: Job) -> tuple[str, ...]:
+    return ("job", job.name)
 
 
 def _at(node: Node, workers: Iterable[_Worker]) -> list[_Worker]:

@@ -18,9 +18,9 @@ from harness.errors import StoreError
 from harness.host.atomic_files import replace_files, unfinished
 from harness.store.record_files import append
 from harness.store.run_directory import LOCK, MANIFEST, SAMPLES, WINDOWS, lock_folder, refuse_occupied
-from harness.study.step_folder import STEP, put_in_place, read_step
+from harness.study.step_folder import STEP, is_below, put_in_place, read_step
 
-__all__ = ["GROWING", "PIECE", "Collector", "Told", "Windows"]
+__all__ = ["GROWING", "PIECE", "Collector", "NotArrivedError", "Told", "Windows"]
 
 GROWING = (SAMPLES, WINDOWS)
 """Files that are appended to, in the order in which a window goes into them."""
@@ -40,6 +40,10 @@ class _Held:
     folder: Path
     lock: IO[bytes] | None
     target: Path | None = None
+
+
+class NotArrivedError(StoreError):
+    """Files of a step that are not all there, though all were sent."""
 
 
 class Collector:
@@ -120,10 +124,10 @@ class Collector:
         """Append a piece to a file of a step.
 
         Raises:
-            StoreError: the attempt is over.
+            StoreError: the attempt is over, or the name is none of a file below the folder.
             OSError: it cannot be written.
         """
-        file = self._folder(attempt) / name
+        file = _below(self._folder(attempt), name)
         file.parent.mkdir(parents=True, exist_ok=True)
         append(file, data)
 
@@ -135,13 +139,16 @@ class Collector:
             record: its ``step.json``.
 
         Raises:
-            StoreError: the attempt is over, or not all of them arrived.
+            NotArrivedError: not all of them are there.
+            StoreError: the attempt is over.
             OSError: it cannot be written.
         """
         replace_files({self._folder(attempt) / STEP: record}, durable=True)
         held = self._held[attempt]
         if held.target is None or read_step(held.folder) is None:
-            raise StoreError(f"not all files of the step arrived in {held.folder}.")
+            raise NotArrivedError(
+                f"not all files of the step arrived in {held.folder}. Look whether something else writes there."
+            )
         (held.folder / LOCK).unlink()
         put_in_place(held.folder, held.target)
 
@@ -157,9 +164,10 @@ class Collector:
         """Return what a file of a step's folder here holds from an offset on, :data:`PIECE` bytes at most.
 
         Raises:
+            StoreError: the name is none of a file below the folder.
             OSError: it cannot be read.
         """
-        with (Path(directory) / name).open("rb") as stream:
+        with _below(Path(directory), name).open("rb") as stream:
             stream.seek(offset)
             return stream.read(PIECE)
 
@@ -196,6 +204,12 @@ class Collector:
 
 def _over(attempt: int) -> StoreError:
     return StoreError(f"attempt {attempt} is over: another one may have its point.")
+
+
+def _below(folder: Path, name: str) -> Path:
+    if not is_below(name):
+        raise StoreError(f"{name!r} is no path below {folder}.")
+    return folder / name
 
 
 def _behind(file: Path, offset: int) -> bytes | None:

@@ -26,7 +26,7 @@ SKEW_S = 5.0
 INSTALL = "Install it there: `pip install 'early-exit-harness[cluster]'`."
 
 Model = tuple[str, ...]
-"""As :class:`harness.contracts.executors.Job` has it."""
+"""As :class:`harness.contracts.executors.Job` has it; or what stands for one job alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,17 +71,17 @@ class Nodes:
             self._looked = time.monotonic()
         return self._there
 
-    def usable(self, model: Model | None = None) -> list[Node]:
-        """Return the nodes that can take points; those of a model, where one is given."""
+    def usable(self, *models: Model) -> list[Node]:
+        """Return the nodes that can take points; those of models, where some are given."""
         return [
             node
             for node in self.there()
-            if node.slots and not {(node.id, None), (node.id, model)} & self._left_out.keys()
+            if node.slots and not {(node.id, model) for model in (None, *models)} & self._left_out.keys()
         ]
 
-    def lacks(self, model: Model) -> bool:
-        """Whether there are nodes for other models, and none for this one."""
-        return bool(self.usable()) and not self.usable(model)
+    def lacks(self, *models: Model) -> bool:
+        """Whether there are nodes for others, and none for these."""
+        return bool(self.usable()) and not self.usable(*models)
 
     def free_cpus(self) -> Mapping[str, float]:
         """Return the logical CPUs of each node that Ray had handed out to nobody a moment ago."""
@@ -92,27 +92,29 @@ class Nodes:
         """Return what tells Ray to start something on this node and on no other."""
         return self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node_id, soft=False)
 
-    def leave_out(self, node: Node, why: str, model: Model | None = None) -> str:
+    def leave_out(self, node: Node, why: str, model: Model | None = None, does: str = "") -> str:
         """Give a node no more points, of a model or at all, and say so once.
 
         Args:
             node: which.
             why: ends with the remedy.
             model: of the points; ``None`` for all.
+            does: what becomes of that, to be said.
 
         Returns:
             What was said.
         """
-        said = f"{node.host} measures no more points{'' if model is None else ' of this model'}: {why}"
+        does = does or f"measures no more points{'' if model is None else ' of this model'}"
+        said = f"{node.host} {does}: {why}"
         if (node.id, model) not in self._left_out:
             self._left_out[node.id, model] = said
             logger.warning("%s", said)
         return said
 
-    def nowhere(self, model: Model) -> tuple[How, str]:
+    def nowhere(self, *models: Model) -> tuple[How, str]:
         """Return what becomes of a point that no node can take, and why."""
-        lacking = [said for (_, of), said in self._left_out.items() if of == model]
-        if lacking and self.lacks(model):
+        lacking = [said for (_, of), said in self._left_out.items() if of in models]
+        if lacking and self.lacks(*models):
             return "refused", lacking[-1]
         lines = [said for node in self.there() if (said := self._left_out.get((node.id, None)))]
         none = "the cluster has no node for a point any more. Add one: `ray start --address=HOST:6379`."

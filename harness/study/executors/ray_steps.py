@@ -1,7 +1,8 @@
 """Folders of steps on their way between the study and a node, in pieces.
 
 What a node reads it gets once, by whatever process came first, into a folder of its temporary one that is named by the
-content: points that follow one another, and a point that goes on after its process was lost, find it where it was.
+content: points that follow one another, and a point that goes on after its process was lost, find it where it was. One
+process of a node brings a folder, and the others wait for it.
 """
 
 from __future__ import annotations
@@ -18,16 +19,22 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import StoreError
+from harness.host.atomic_files import unfinished
 from harness.study.executors.ray_collector import PIECE
-from harness.study.step_folder import STEP, StepRecord, read_step
+from harness.study.step_folder import STEP, StepRecord, put_in_place, read_step
+from harness.study.waiting_lock import lock_of, wait_for_lock
 
-__all__ = ["fetch", "send_step"]
+__all__ = ["ForeignFolderError", "fetch", "send_step"]
 
 Call = Callable[..., Any]
 """``call(method, *arguments)`` of the collector, which waits."""
 
 UNUSED_S = 7 * 24 * 3600.0
 """Seconds after which what nothing has used is removed, when something else arrives."""
+
+
+class ForeignFolderError(StoreError):
+    """Another user of the node has, and could write, the folder of what is brought there."""
 
 
 def send_step(folder: Path, call: Call) -> None:
@@ -39,7 +46,9 @@ def send_step(folder: Path, call: Call) -> None:
     """
     record = read_step(folder)
     if record is None:
-        raise StoreError(f"{folder} is not whole.")
+        raise StoreError(
+            f"{folder} lost files before they were sent. Set TMPDIR on {platform.node()} to where nothing removes them."
+        )
     for name in record.files:
         with (folder / name).open("rb") as stream:
             piece = stream.read(PIECE)
@@ -57,14 +66,16 @@ def fetch(directory: str, call: Call) -> Path:
         call: of the collector.
 
     Raises:
-        StoreError: it is not what the study has, or others may write where it would lie.
+        ForeignFolderError: another user may write where it would lie.
+        StoreError: it is not what the study has.
         OSError: it cannot be read there, or written here.
     """
     content = call("step", directory)
     folder = _kept() / f"{Path(directory).name}-{hashlib.sha256(content).hexdigest()[:10]}"
-    if read_step(folder) is None:
-        _bring(directory, content, folder, call)
-    os.utime(folder)
+    with wait_for_lock(lock_of(folder)):
+        if read_step(folder) is None:
+            _bring(directory, content, folder, call)
+        os.utime(folder)
     return folder
 
 
@@ -74,16 +85,20 @@ def _kept() -> Path:
     kept = Path(tempfile.gettempdir()) / f"harness-steps-{'user' if user is None else user}"
     kept.mkdir(mode=0o700, parents=True, exist_ok=True)
     if user is not None and kept.lstat().st_uid != user:
-        raise StoreError(f"{kept} belongs to another user of {platform.node()}. Set TMPDIR there, or have it removed.")
+        raise ForeignFolderError(
+            f"{kept} belongs to another user of {platform.node()}. Set TMPDIR there, or have it removed."
+        )
     return kept
 
 
 def _bring(directory: str, content: bytes, folder: Path, call: Call) -> None:
     _remove_unused(folder.parent)
-    arriving = Path(tempfile.mkdtemp(prefix=".", dir=folder.parent))
+    arriving = unfinished(folder)
+    shutil.rmtree(arriving, ignore_errors=True)
+    arriving.mkdir()
     try:
         (arriving / STEP).write_bytes(content)
-        for name, facts in StepRecord.model_validate_json(content).files.items():
+        for name, facts in StepRecord.model_validate_json(content).made.items():
             digest = hashlib.sha256()
             (arriving / name).parent.mkdir(parents=True, exist_ok=True)
             with (arriving / name).open("wb") as stream:
@@ -91,16 +106,25 @@ def _bring(directory: str, content: bytes, folder: Path, call: Call) -> None:
                     stream.write(piece)
                     digest.update(piece)
             if digest.hexdigest() != facts.sha256:
-                raise StoreError(f"{directory}/{name} was changed since the step was made. Make the step again.")
-        shutil.rmtree(folder, ignore_errors=True)
-        with suppress(OSError):  # another process was first
-            os.replace(arriving, folder)
+                raise StoreError(
+                    f"{directory}/{name} was changed since the step was made. Delete {directory}; the same command "
+                    "with --retry-failed makes it again."
+                )
+        put_in_place(arriving, folder)
     finally:
         shutil.rmtree(arriving, ignore_errors=True)
 
 
 def _remove_unused(kept: Path) -> None:
+    """Remove what nothing has used for long; locks stay, for somebody may be about to take one."""
     for entry in kept.iterdir():
-        with suppress(OSError):
-            if time.time() - entry.stat().st_mtime > UNUSED_S:
-                shutil.rmtree(entry)
+        if entry.is_dir() and _is_unused(entry):
+            with suppress(OSError, StoreError), wait_for_lock(lock_of(entry), 0):
+                if _is_unused(entry):  # still, now that nobody can be about to use it
+                    shutil.rmtree(entry)
+
+
+def _is_unused(entry: Path) -> bool:
+    with suppress(FileNotFoundError):
+        return time.time() - entry.stat().st_mtime > UNUSED_S
+    return False

@@ -31,8 +31,8 @@ from harness.running.kept_model import KeptModel
 from harness.running.plan import Plan
 from harness.store.run_directory import LOCK, MANIFEST, SAMPLES, SUMMARY, WINDOWS
 from harness.study.executors.own_cores import hold_cores
-from harness.study.executors.ray_collector import GROWING, Windows
-from harness.study.executors.ray_steps import fetch, send_step
+from harness.study.executors.ray_collector import GROWING, NotArrivedError, Windows
+from harness.study.executors.ray_steps import ForeignFolderError, fetch, send_step
 from harness.study.point_run import is_full, measure_point
 from harness.study.step_run import make_step
 from harness.study.steps import filled, filled_settings, option
@@ -41,7 +41,7 @@ __all__ = ["Ended", "Lacks", "PointWorker", "Send"]
 
 Send = Callable[..., Any]
 """``send(method, attempt, *arguments)`` calls the collector and waits; raises what it raised."""
-Lacks = Literal["", "model", "room"]
+Lacks = Literal["", "model", "room", "folder"]
 
 BUSY_S = 30.0
 """Seconds in which what an earlier driver left behind lets go of a run directory."""
@@ -56,7 +56,7 @@ class Ended:
         how: ``unfit`` where the node lacks something that another may have.
         text: why.
         memory_bytes: the most that the process held; ``None`` where it died.
-        lacks: what, of an unfit node: the model, or room on its disk.
+        lacks: what, of an unfit node: the model, room on its disk, or a folder that nobody else may write.
     """
 
     how: How
@@ -148,7 +148,9 @@ class PointWorker:
                 folder = Path(scratch) / name
                 how, text = work(folder)
                 text = text if how == "stopped" else text.replace(str(folder), directory)
-        except ConfigError as error:  # another process has the cores, for now
+        except ForeignFolderError as error:
+            how, text = "unfit", str(error)
+        except (ConfigError, NotArrivedError) as error:  # another process has the cores, for now; or wrote meanwhile
             how, text = "lost", str(error)
         except HarnessError as error:
             how, text = "refused", str(error)
@@ -185,10 +187,13 @@ class PointWorker:
         lacks: Lacks = ""
         if failed is not None and not isinstance(failed, (HarnessError, OSError)):
             raise failed  # the collector is out of reach; whatever became of the run meanwhile follows from that
-        if how == "stopped" and isinstance(failed, OSError):
+        if how == "unfit":
+            lacks = "folder"
+        elif how == "stopped" and isinstance(failed, OSError):
             text = f"cannot write to {directory}: {failed.strerror}. Every finished window is kept; make room."
         elif how == "stopped":
-            how, lacks, text = "unfit", "room", f"it cannot write what it measures: {text.partition('. ')[0]}"
+            how, lacks = "unfit", "room"
+            text = f"it cannot write what it measures: {text.partition('. ')[0].rstrip('.')}"
         elif how == "refused" and failed is None and self._lacks_model(settings):
             how, lacks = "unfit", "model"
         return Ended(how, text, peak_memory_bytes(), lacks)

@@ -42,8 +42,15 @@ def part_of(job: Job, cores: int, share: int | None) -> Fraction:
 
 
 def alike(job: Job, running: Iterable[Job]) -> bool:
-    """Whether a job may run beside others: what is measured never does beside what shares, nor the other way round."""
-    return all(other.shares == job.shares for other in running)
+    """Whether a job may run beside others.
+
+    What is measured never does beside what shares, nor beside a step, which times nothing even where it does not share;
+    nor the other way round.
+    """
+    return all(
+        other.shares == job.shares and (job.shares or (other.command is None) == (job.command is None))
+        for other in running
+    )
 
 
 def fits(job: Job, part: Fraction, running: Iterable[tuple[Job, Fraction]], capacity: int) -> bool:
