@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
-from harness.contracts.executors import Executor, Happened, Job
+from harness.contracts.executors import Executor, Happened, How, Job
 from harness.records import WindowRecord
 from harness.running.kept_model import KeptModel
 from harness.study.point_run import measure_point
@@ -40,9 +40,12 @@ class Inline(Executor):
         if job.command is not None:
             how, text = make_step(job.directory.absolute(), job.command, job.inputs, lambda line: None)
             return Happened(job, how, text, "here")
+        return Happened(job, *self.measured(job), "here")
+
+    def measured(self, job: Job) -> tuple[How, str]:
+        """Measure a point; return how it ended, and why."""
         settings = filled_settings(job.settings, job.inputs)
-        how, text = measure_point(job.directory, settings, _Silent(), self._model, {"executor": "inline"})
-        return Happened(job, how, text, "here")
+        return measure_point(job.directory, settings, _Silent(), self._model, {"executor": "inline"})
 
     def close(self) -> None:
         pass

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-from harness.contracts.executors import Executor, Happened, Job
+from harness.contracts.executors import How, Job
 from harness.study.grid import StudyConfig, expand
 from harness.study.ledger import StudyDirectory
-from harness.study.step_run import make_step
+
+from .inline import Inline
 
 __all__ = ["HEADS", "TRACES", "Commands", "Instant", "open_steps"]
 
@@ -42,33 +43,19 @@ class Commands:
         return code, deque(["warning: mind", *line.splitlines()])
 
 
-class Instant(Executor):
+class Instant(Inline):
     """Makes steps at once, and says of points that they are measured."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.jobs: list[Job] = []
-        self._job: Job | None = None
-
-    @classmethod
-    def open(cls, options: Mapping[str, str]) -> Self:
-        return cls()
-
-    def has_room(self, job: Job) -> bool:
-        return self._job is None
 
     def start(self, job: Job) -> None:
         self.jobs.append(job)
-        self._job = job
+        super().start(job)
 
-    def wait(self) -> Happened:
-        job, self._job = self._job, None
-        assert job is not None
-        if job.command is None:
-            return Happened(job, "done")
-        return Happened(job, *make_step(job.directory, job.command, job.inputs, lambda line: None), "here")
-
-    def close(self) -> None:
-        pass
+    def measured(self, job: Job) -> tuple[How, str]:
+        return "done", ""
 
 
 def open_steps(folder: Path, *steps: dict[str, Any], dry: bool = False, **tables: Any) -> StudyDirectory:
