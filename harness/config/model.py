@@ -23,7 +23,6 @@ from harness.host.foreign_files import DocumentError, read_toml
 
 __all__ = [
     "DEFAULT_MODEL",
-    "DOCUMENT_TASKS",
     "Artefacts",
     "Configuration",
     "File",
@@ -42,8 +41,6 @@ __all__ = [
 ]
 
 DEFAULT_MODEL = "smollm2-135m"
-DOCUMENT_TASKS = ("py150", "javacorpus")
-"""What is trained and traced on unless tasks are named."""
 
 
 class RefusedValueError(ConfigError):

@@ -6,7 +6,8 @@ from typing import Self
 
 from pydantic import Field, field_validator, model_validator
 
-from harness.config.model import DOCUMENT_TASKS, Folder, ModelChoice, Seed, Source, TaskName, Threads
+from harness.config.documents import DocumentChoice
+from harness.config.model import Folder, ModelChoice, Seed, Threads
 from harness.config.registered import FormatName
 from harness.contracts import Split
 from harness.errors import ConfigError
@@ -15,15 +16,9 @@ from harness.training.traces.options import TraceRequest
 __all__ = ["SuitabilityOptions"]
 
 
-class SuitabilityOptions(ModelChoice):
+class SuitabilityOptions(ModelChoice, DocumentChoice):
     """What ``harness suitability`` can be told."""
 
-    tasks: tuple[TaskName, ...] = Field(
-        default=DOCUMENT_TASKS, description="Task whose documents are read. Repeatable."
-    )
-    sources: tuple[Source, ...] = Field(
-        default=("embedded",), description="embedded, hub, or PATH. Repeatable; each in equal shares."
-    )
     documents: int = Field(default=12, ge=4, le=10_000, description="Documents of each task and source.")
     length: int = Field(default=384, ge=32, description="Tokens a document is cut at.")
     split: Split = Field(default="validation", description="Part of each dataset; runs are measured on test")

@@ -227,7 +227,20 @@ def test_threads_out_of_range(refusal: Refusal, tiny_llama: Path) -> None:
 def test_a_trace_into_a_file(refusal: Refusal, tiny_llama: Path, rows_file: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("thesis")
     for out in ("mine", "mine/below"):
-        assert f"cannot make {out}" in refusal("trace", "--model", tiny_llama, "--source", rows_file, "--out", out)
+        given = ("--model", tiny_llama, "--task", "py150", "--source", rows_file, "--out", out)
+        assert f"cannot make {out}" in refusal("trace", *given)
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize(
+    "command", [("trace",), ("train", "lite"), ("train", "shortlist"), ("suitability",)], ids=" ".join
+)
+def test_a_file_is_not_read_as_two_languages(
+    refusal: Refusal, command: tuple[str, ...], tiny_llama: Path, rows_file: Path
+) -> None:
+    model = (tiny_llama,) if command == ("suitability",) else ("--model", tiny_llama)
+    line = refusal(*command, *model, "--source", rows_file)
+    assert f"--source {rows_file} is one file and would be read as py150 and as javacorpus. Name its --task." in line
 
 
 # ------------------------------------------------------------------------------------- harness train lite

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from harness.config.model import DOCUMENT_TASKS, Folder, Source, TaskName
+from harness.config.documents import DocumentChoice
+from harness.config.model import Folder
 from harness.training.options import TrainingOptions
 
 __all__ = ["LowRankOptions", "ShortlistOptions"]
@@ -12,15 +13,9 @@ __all__ = ["LowRankOptions", "ShortlistOptions"]
 ARTEFACTS = "Where the model's adapter and shortcuts are: a folder of `harness train`, or a shipped set."
 
 
-class ShortlistOptions(TrainingOptions):
+class ShortlistOptions(DocumentChoice, TrainingOptions):
     """What ``harness train shortlist`` can be told."""
 
-    tasks: tuple[TaskName, ...] = Field(
-        default=DOCUMENT_TASKS, description="Task whose train split is counted. Repeatable; each in equal shares."
-    )
-    sources: tuple[Source, ...] = Field(
-        default=("embedded",), description="embedded, hub, or PATH. Repeatable; each in equal shares."
-    )
     documents: int | None = Field(default=None, ge=2, description="Documents of each source at most. Default: all.")
     size: int = Field(default=16384, ge=2, description="Tokens that are ranked: the largest shortlist there can be.")
 

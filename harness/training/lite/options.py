@@ -7,7 +7,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from harness.config.model import DOCUMENT_TASKS, Configuration, Source, TaskName
+from harness.config.documents import DocumentChoice
+from harness.config.model import Configuration
 from harness.config.presets import WithPresets
 from harness.contracts import Split
 from harness.contracts.loss_weights import WeightsRule
@@ -59,7 +60,7 @@ class LiteRecipe(Configuration):
         return self.length * self.batch * self.accumulate
 
 
-class LiteOptions(LiteRecipe, TrainingOptions, WithPresets):
+class LiteOptions(LiteRecipe, DocumentChoice, TrainingOptions, WithPresets):
     """What ``harness train lite`` can be told.
 
     Preset paper is GREEN-CODE's setting: 4 × 32 sequences a step, 2–3k steps, all exits, all tokens.
@@ -86,12 +87,6 @@ class LiteOptions(LiteRecipe, TrainingOptions, WithPresets):
 
     preset: Literal["auto", "paper", "cpu"] = Field(
         default="auto", description="paper, cpu, or auto: paper where there is a GPU."
-    )
-    tasks: tuple[TaskName, ...] = Field(
-        default=DOCUMENT_TASKS, description="Task whose documents it learns from. Repeatable."
-    )
-    sources: tuple[Source, ...] = Field(
-        default=("embedded",), description="embedded, hub, or PATH. Repeatable; each in equal shares."
     )
     split: Split = Field(default="train", description="Part of each dataset to learn from")
     documents: int | None = Field(default=None, ge=1, description="Documents of each source at most. Default: all.")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pydantic import Field, field_validator
 
 from harness.config.device_map import DeviceMap
-from harness.config.model import DOCUMENT_TASKS, Configuration, Folder, ModelChoice, Seed, Source, TaskName, Threads
+from harness.config.documents import DocumentChoice
+from harness.config.model import Configuration, Folder, ModelChoice, Seed, Threads
 from harness.contracts import Split
 
 __all__ = ["TraceCommand", "TraceRequest"]
@@ -31,15 +32,9 @@ class TraceRequest(Configuration):
         return value or None
 
 
-class TraceCommand(ModelChoice, TraceRequest):
+class TraceCommand(ModelChoice, DocumentChoice, TraceRequest):
     """What ``harness trace`` can be told."""
 
-    tasks: tuple[TaskName, ...] = Field(
-        default=DOCUMENT_TASKS, description="Task whose documents are traced. Repeatable."
-    )
-    sources: tuple[Source, ...] = Field(
-        default=("embedded",), description="embedded, hub, or PATH. Repeatable; each in equal shares."
-    )
     threads: Threads = None
     device_map: DeviceMap = None
     out: Folder | None = Field(default=None, description="Folder of the trace. Default: traces/MODEL.")

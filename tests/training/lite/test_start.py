@@ -310,7 +310,8 @@ def test_factors_that_do_not_fit_are_refused(
 def test_a_folder_that_is_not_there_is_refused_in_one_line(
     cli: Any, tiny_llama: Path, corpus_file: Path, tmp_path: Path
 ) -> None:
-    ran = cli("train", "lite", "--model", tiny_llama, "--source", corpus_file, "--start-from", "nowhere")
+    data = ("--task", "py150", "--source", corpus_file)
+    ran = cli("train", "lite", "--model", tiny_llama, *data, "--start-from", "nowhere")
     assert ran.code == 2
     assert ran.err.strip().count("\n") == 0
     assert "--start-from nowhere is no folder. Shipped sets: smollm2-135m" in ran.err
