@@ -1,12 +1,13 @@
 """Runs a Python program that a model wrote, in a process with limits, and says whether it came to its end.
 
-The program runs in an interpreter of its own, in an empty folder, without this process's environment, input, output or
-installed packages; with limits of time, memory, file size and open files; and, by what :mod:`tasks.sandbox.inside`
-refuses, without processes, network, ``ctypes`` and changes to files. On Linux, where the system allows it, it
-has no network and no other process besides (``unshare``).
+The program runs in an interpreter of its own, in an empty folder, without this process's environment (save
+``LD_LIBRARY_PATH``), input, output or installed packages; with limits of time, memory, file size and open files; and,
+by what :mod:`tasks.sandbox.inside` refuses, without processes, network, ``ctypes`` and changes to files. On Linux,
+where the system allows it, it has no network and sees no other process besides (``unshare``).
 
-That stops accidents, such as a completion that removes files or forks without end. It is **no security boundary**: code
-that means harm can read files and may find a way out. Run untrusted models in a container or a virtual machine.
+That stops accidents and plain mischief, such as a completion that removes files or forks without end. It is **no
+security boundary**: code that means harm can read files, and a hook within CPython can be got around. Run untrusted
+models in a container or a virtual machine.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
+from harness.errors import ConfigError, reason
+
 __all__ = ["MEMORY_BYTES", "SECONDS", "isolation", "passes"]
 
 SECONDS = 3.0
@@ -34,11 +37,17 @@ _START_S = 10.0
 """Seconds that an interpreter may take to start and end, beside the program's, on a busy machine."""
 
 _INSIDE = Path(__file__).with_name("inside.py")
+_SOUND = "import collections, hashlib, math, random, re, typing\nassert math.gcd(4, 6) == 2"
+"""A program that passes wherever programs run."""
+
+_LONGEST_SAID = 300
+
 _NAMESPACES = (
+    ("--user", "--net", "--pid", "--ipc", "--mount-proc", "--fork", "--kill-child"),
     ("--user", "--net", "--pid", "--ipc", "--fork", "--kill-child"),
     ("--user", "--net"),
 )
-"""What ``unshare`` is asked for: the first of these that works."""
+"""What ``unshare`` is asked for: the first of these that works. Many containers let no ``/proc`` be mounted."""
 
 
 def passes(program: str, *, seconds: float = SECONDS, memory_bytes: int = MEMORY_BYTES) -> bool:
@@ -49,6 +58,35 @@ def passes(program: str, *, seconds: float = SECONDS, memory_bytes: int = MEMORY
         seconds: limit of time.
         memory_bytes: limit of address space.
     """
+    return _run(program, seconds, memory_bytes)[0]
+
+
+def isolation() -> str:
+    """Try a program that must pass, and return in words what keeps programs from network and other processes here.
+
+    Raises:
+        ConfigError: it does not pass, so no other would.
+    """
+    if os.name == "posix":
+        try:
+            passed, why = _run(_SOUND, _START_S, MEMORY_BYTES)
+        except OSError as error:
+            passed, why = False, reason(error)
+        if not passed:
+            raise ConfigError(
+                f"--allow-code-execution: a program that must pass did not ({why}), so every pass@1 would be 0. Use a "
+                "Python that starts in an empty environment, or omit the option: then there is no pass@1."
+            )
+    wanted = _unshare()
+    if not wanted:
+        return "network and processes refused by the interpreter alone"
+    if "--pid" not in wanted:
+        return "no network (namespaces)"
+    return f"no network, {'no' if '--mount-proc' in wanted else 'no signals to'} other processes (namespaces)"
+
+
+def _run(program: str, seconds: float, memory_bytes: int) -> tuple[bool, str]:
+    """Return whether a program passes, and what an interpreter that did not start says."""
     proof = secrets.token_hex(16).encode()  # a program that only ends its process does not know it
     command = [
         *_unshare(),
@@ -59,6 +97,7 @@ def passes(program: str, *, seconds: float = SECONDS, memory_bytes: int = MEMORY
         tempfile.TemporaryDirectory(prefix="harness-tests-") as folder,
         tempfile.TemporaryFile() as source,
         tempfile.TemporaryFile() as answer,
+        tempfile.TemporaryFile() as errors,
     ):
         source.write(proof + b"\n" + program.encode("utf-8", "backslashreplace"))
         source.seek(0)
@@ -66,9 +105,9 @@ def passes(program: str, *, seconds: float = SECONDS, memory_bytes: int = MEMORY
             command,
             stdin=source,
             stdout=answer,
-            stderr=subprocess.DEVNULL,
+            stderr=errors,
             cwd=folder,
-            env={"PYTHONHASHSEED": "0"},  # sets have one order, so that a result can be had again
+            env=_environment(),
             start_new_session=True,
         )
         try:
@@ -80,15 +119,23 @@ def passes(program: str, *, seconds: float = SECONDS, memory_bytes: int = MEMORY
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         answer.seek(0)
-        return answer.read(len(proof) + 1) == proof
+        errors.seek(0)
+        return answer.read(len(proof) + 1) == proof, _telling(errors.read(), process.returncode)
 
 
-def isolation() -> str:
-    """Return in words what keeps a program from network and other processes here."""
-    wanted = _unshare()
-    if not wanted:
-        return "network and processes refused by the interpreter alone"
-    return "no network" + (", no other processes" if "--pid" in wanted else "") + " (namespaces)"
+def _environment() -> dict[str, str]:
+    """Return what an interpreter needs to start, and no more."""
+    needed = {"PYTHONHASHSEED": "0"}  # sets have one order, so that a result can be had again
+    if libraries := os.environ.get("LD_LIBRARY_PATH"):  # the interpreter's own may lie there
+        needed["LD_LIBRARY_PATH"] = libraries
+    return needed
+
+
+def _telling(written: bytes, status: int) -> str:
+    """Return the line that names the error among what a process wrote, or how it ended where it wrote nothing."""
+    lines = [" ".join(line.split()) for line in written.decode(errors="backslashreplace").splitlines() if line.strip()]
+    telling = [line for line in lines if "error" in line.lower()] or lines or [f"exit status {status}"]
+    return telling[-1][:_LONGEST_SAID]
 
 
 @lru_cache(maxsize=1)
