@@ -20,7 +20,7 @@ import lm_eval
 from harness.config import BASELINE, RunConfig
 from harness.config.model import ModelConfiguration
 from harness.contracts import OWN_FORMAT
-from harness.errors import ModelError
+from harness.errors import DataError, HarnessError, ModelError, reason
 from harness.host.foreign_files import real_path
 from harness.lm_eval.model import EarlyExitLM, Encoded
 from harness.lm_eval.options import LmEvalOptions
@@ -71,6 +71,8 @@ def evaluate(options: LmEvalOptions, observer: Observer) -> Evaluation:
     if out.exists():
         refuse_occupied(out)
     lm = _MeasuredLM(options, out, observer)
+    if options.apply_chat_template:
+        lm.chat.check()
     observer.stage("loading the tasks of lm-eval")
     lm.found = find_tasks(options.names, options.include_path)
     logging.getLogger(lm_eval.__name__).setLevel(logging.ERROR)  # what it says of tasks was said when they were loaded
@@ -94,18 +96,49 @@ def evaluate(options: LmEvalOptions, observer: Observer) -> Evaluation:
 
 def _simple_evaluate(lm: _MeasuredLM, options: LmEvalOptions) -> dict[str, Any]:
     with own_metrics(), _asking_git_where_it_is_used():
-        found: dict[str, Any] = lm_eval.simple_evaluate(
-            lm,
-            tasks=lm.found.names,
-            task_manager=lm.found.manager,
-            num_fewshot=options.num_fewshot,
-            limit=options.limit,
-            apply_chat_template=options.apply_chat_template,
-            batch_size=options.batch_size,
-            log_samples=False,
-        )
+        try:
+            found: dict[str, Any] = lm_eval.simple_evaluate(
+                lm,
+                tasks=lm.found.names,
+                task_manager=lm.found.manager,
+                num_fewshot=options.num_fewshot,
+                limit=options.limit,
+                apply_chat_template=options.apply_chat_template,
+                batch_size=options.batch_size,
+                log_samples=False,
+            )
+        except (HarnessError, MemoryError):
+            raise
+        except Exception as error:  # the task's own, its data set's, lm-eval's, or a defect of ours
+            place = _place_outside(error)
+            if place is None:
+                raise
+            raise DataError(
+                f"lm-eval cannot evaluate {', '.join(options.names)}: {reason(error)} ({place}). "
+                "Check the task's YAML file, its functions and its data."
+            ) from error
     found["config"]["model"] = lm.config.model
     return found
+
+
+def _place_outside(error: Exception) -> str | None:
+    """Return where lm-eval, or what it called last, failed; ``None`` for an error that passed through the harness.
+
+    lm-eval calls the code of tasks and the model, which is ours: a frame of ours below the first, which called lm-eval,
+    is the model's. What a run itself calls of a task, to score a completion, becomes an error of that completion.
+    """
+    place: str | None = None
+    called = False
+    trace = error.__traceback__ and error.__traceback__.tb_next
+    while trace is not None:
+        code, package = trace.tb_frame.f_code, str(trace.tb_frame.f_globals.get("__name__")).partition(".")[0]
+        if package == __name__.partition(".")[0]:
+            return None
+        is_theirs = package == lm_eval.__name__
+        if is_theirs or called:
+            place = f"{code.co_filename}, line {trace.tb_lineno}"
+        called, trace = is_theirs, trace.tb_next
+    return place
 
 
 @contextmanager
@@ -150,6 +183,7 @@ class _MeasuredLM(EarlyExitLM):
             }
         )
         super(EarlyExitLM, self).__init__()
+        self._options = options
         self.configure(config, options.max_gen_toks, options.loglikelihood_exit)
         self.run: RecordedRun | None = None
         self.answering: OperatingPointRecord | None = None
@@ -190,7 +224,7 @@ class _MeasuredLM(EarlyExitLM):
             result = execute(
                 self.config,
                 observer=self._observer,
-                draw=lambda model: planned_tasks(self, model, asks, self.found.tasks),
+                draw=lambda model: planned_tasks(self, model, asks, self.found.tasks, self._options),
             )
             self.run = read_run(result.directory, stored=True)
         name = self.operating_point.name

@@ -28,6 +28,7 @@ from harness.decoding.engine import Engine
 from harness.decoding.unit_costs import Timing
 from harness.errors import ConfigError, ModelError
 from harness.host.device import resolve_device
+from harness.lm_eval.chat_template import ChatTemplate
 from harness.lm_eval.likelihood import log_likelihoods
 from harness.lm_eval.requests import Ask, cut, read_generation, stop_rule
 from harness.lm_eval.spent import Spent
@@ -66,6 +67,7 @@ class EarlyExitLM(TemplateLM):  # type: ignore[misc]
 
     Attributes:
         config: all of these.
+        chat: writes conversations.
         spent: what generation and scoring took, by (``generated`` or ``scored``, task).
 
     Raises:
@@ -104,6 +106,7 @@ class EarlyExitLM(TemplateLM):  # type: ignore[misc]
             )
         self._scoring_layer = loglikelihood_exit or info.num_layers
         self.tokenizer = self._resolved.tokenizer.wrapped
+        self.chat = ChatTemplate(self.tokenizer, config.model)
         self.spent: dict[tuple[str, str], Spent] = {}
         self._task = ""
 
@@ -146,14 +149,8 @@ class EarlyExitLM(TemplateLM):  # type: ignore[misc]
         return self.config.model.replace("/", "__")
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Return a conversation as the tokenizer's template writes it."""
-        text: str = self.tokenizer.apply_chat_template(
-            chat_history,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=not add_generation_prompt,
-        )
-        return text
+        """Return a conversation as the tokenizer's template writes it, or refuse it: :meth:`ChatTemplate.write`."""
+        return self.chat.write(chat_history, add_generation_prompt=add_generation_prompt)
 
     def tok_encode(
         self,

@@ -15,6 +15,7 @@ from typing import Any
 from harness.contracts import Sample, SourceInfo, TaskData
 from harness.errors import ConfigError
 from harness.lm_eval.model import EarlyExitLM
+from harness.lm_eval.options import LmEvalOptions
 from harness.lm_eval.requests import Ask, cut, stop_rule
 from harness.models.model import ResolvedModel
 from harness.records import TaskRecord
@@ -31,7 +32,7 @@ FILES = frozenset({"json", "csv", "parquet", "text", "arrow"})
 
 
 def planned_tasks(
-    lm: EarlyExitLM, model: ResolvedModel, asks: Sequence[Ask], tasks: Mapping[str, Any]
+    lm: EarlyExitLM, model: ResolvedModel, asks: Sequence[Ask], tasks: Mapping[str, Any], options: LmEvalOptions
 ) -> tuple[PlannedTask, ...]:
     """Return the tasks of some requests, each with its samples in the order asked, repetitions left out.
 
@@ -40,6 +41,7 @@ def planned_tasks(
         model: whose tokens they are.
         asks: all requests to generate.
         tasks: name → lm-eval's task.
+        options: that lm-eval made the prompts with.
 
     Raises:
         ConfigError: requests of one task that end at different texts.
@@ -47,10 +49,12 @@ def planned_tasks(
     by_task: dict[str, dict[str, Ask]] = {}
     for ask in asks:
         by_task.setdefault(ask.task, {}).setdefault(ask.sample_id, ask)
-    return tuple(_planned(lm, model, name, list(each.values()), tasks[name]) for name, each in by_task.items())
+    return tuple(_planned(lm, model, name, list(each.values()), tasks[name], options) for name, each in by_task.items())
 
 
-def _planned(lm: EarlyExitLM, model: ResolvedModel, name: str, asks: list[Ask], task: Any) -> PlannedTask:
+def _planned(
+    lm: EarlyExitLM, model: ResolvedModel, name: str, asks: list[Ask], task: Any, options: LmEvalOptions
+) -> PlannedTask:
     untils = {ask.until for ask in asks}
     if len(untils) > 1:
         raise ConfigError(
@@ -63,7 +67,7 @@ def _planned(lm: EarlyExitLM, model: ResolvedModel, name: str, asks: list[Ask], 
         Sample(ask.sample_id, ask.prompt_ids, target, tuple(model.tokenizer.encode(target)), ask.limit)
         for ask, target in zip(asks, targets, strict=True)
     )
-    source = _source(name, task, asks)
+    source = _source(name, task, asks, options)
     record = TaskRecord(
         name=name,
         language=LANGUAGE,
@@ -136,7 +140,7 @@ def _target(task: Any, ask: Ask) -> str:
     return str(target)
 
 
-def _source(name: str, task: Any, asks: Sequence[Ask]) -> SourceInfo:
+def _source(name: str, task: Any, asks: Sequence[Ask], options: LmEvalOptions) -> SourceInfo:
     path = str(task.config.dataset_path or "")
     local = path in FILES or not path or Path(path).exists()
     rows = json.dumps([[ask.sample_id, ask.instance.doc] for ask in asks], sort_keys=True, default=str)
@@ -149,6 +153,12 @@ def _source(name: str, task: Any, asks: Sequence[Ask]) -> SourceInfo:
             DEFINED_BY: version("lm_eval"),
             "dataset_path": path,
             "split": str(task.config.test_split or task.config.validation_split or ""),
-            "num_fewshot": str(task.config.num_fewshot),
+            "num_fewshot": str(_examples(task.config.num_fewshot, options.num_fewshot)),
+            "apply_chat_template": str(options.apply_chat_template),
         },
     )
+
+
+def _examples(own: int | None, asked: int | None) -> int:
+    """Return how many examples lm-eval puts before each document; a task's own 0 it never overrides."""
+    return (own or 0) if asked is None or own == 0 else asked

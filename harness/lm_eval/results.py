@@ -12,7 +12,7 @@ from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from harness.appearance.terminal import Text
+from harness.appearance.terminal import Line, Text
 from reports.files import write_files
 
 __all__ = ["FOLDER", "render", "write_results"]
@@ -57,7 +57,7 @@ def render(results: Results) -> RenderableType:
     for task in first["results"]:
         for metric in _metrics(first["results"][task]):
             name, _, pipeline = metric.partition(",")
-            table.add_row(f"{task}: {name if pipeline == 'none' else metric}")
+            table.add_row(Line(f"{task}: {name if pipeline == 'none' else metric}"))
             for point, found in results.items():
                 values, facts = found["results"][task], found["config"]["early_exit"]["tasks"].get(task, {})
                 kind, spent = next(iter(facts.items()), nothing)
@@ -66,7 +66,7 @@ def render(results: Results) -> RenderableType:
                     sources[spent["energy_source"]] = spent["energy_measured"]
                 where = point if kind != "scored" else found["config"]["early_exit"]["loglikelihood_at"]
                 table.add_row(
-                    f"  {where}",
+                    Line(f"  {where}"),
                     _value(values.get(metric), values.get(f"{name}_stderr,{pipeline}")),
                     _number(spent.get("exit_layer_mean"), "{:.1f}"),
                     _number(spent.get("s_per_token"), "{:.2f}", 1000),

@@ -39,11 +39,19 @@ def find_tasks(names: list[str], include_path: Path | None) -> FoundTasks:
 
     Raises:
         UnknownNameError: one that lm-eval does not know.
-        ConfigError: a task that reads pictures or sounds, runs code that a model wrote, or has a foreign metric.
+        ConfigError: a task that reads pictures or sounds, runs code that a model wrote, or has a foreign metric; or a
+            version of ``datasets`` that runs programs of data sets.
         DataError: its documents cannot be had.
     """
+    import datasets
     from lm_eval.tasks import TaskManager
 
+    if int(datasets.__version__.partition(".")[0]) < 4:
+        raise ConfigError(
+            f"datasets {datasets.__version__} runs programs that come with data sets where a task asks for that "
+            "(trust_remote_code), and version 4 runs none:",
+            ["pip install 'datasets>=4'"],
+        )
     if not names:
         raise ConfigError("--tasks names nothing. Give tasks of lm-eval, or YAML files, as a comma list.")
     if include_path is not None and not include_path.is_dir():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from harness.records import Manifest
+from tests.lm_eval.conftest import KINDS
 
 Command = Callable[..., Any]
 EXIT = "fixed:layer=4"
@@ -157,6 +159,88 @@ def test_what_cannot_be_right_is_refused(lm_eval: Command, write_task: Callable[
     assert words in " ".join(ran.err.split())
     assert ran.err.count("error:") == 1
     assert not Path("out", "manifest.json").exists()
+
+
+def test_without_a_chat_template_it_is_refused_before_a_task_is_read(
+    lm_eval: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.lm_eval.evaluate.find_tasks", None)
+    line = lm_eval("--tasks", "ours_line", "--apply-chat-template").error
+    assert "has no default chat template. Omit --apply-chat-template" in line
+
+
+def test_a_library_that_runs_code_of_data_sets_is_refused(lm_eval: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.__version__", "3.6.0")
+    ran = lm_eval("--tasks", "ours_line")
+    assert "datasets 3.6.0 runs programs that come with data sets" in ran.error
+    assert ran.commands == ["pip install 'datasets>=4'"]
+
+
+@pytest.mark.parametrize("chat", [False, True], ids=["plain", "chat"])
+def test_the_run_records_what_lm_eval_made_the_prompts_with(
+    lm_eval: Command, write_task: Callable[[str, str], Path], tiny_llama: Path, tmp_path: Path, chat: bool
+) -> None:
+    model = shutil.copytree(tiny_llama, tmp_path / "model")
+    (model / "chat_template.jinja").write_text("{% for message in messages %}{{ message['content'] }}\n{% endfor %}")
+    bodies = {"none": GENERATING, "one": f"{GENERATING}num_fewshot: 1\n", "zero": f"{GENERATING}num_fewshot: 0\n"}
+    files = [str(write_task(f"{name}_of_its_own", body)) for name, body in bodies.items()]
+    asked = ("--num-fewshot", 2, "--apply-chat-template") if chat else ()
+    ran = lm_eval("--model", model, "--tasks", ",".join(files), "--limit", 1, *asked, "--out", "out")
+    assert ran.code == 0, ran.err
+    used = dict(zip(bodies, (2, 2, 0) if chat else (0, 1, 0), strict=True))
+    wanted = {f"{name}_of_its_own": count for name, count in used.items()}
+    assert json.loads(Path("out/lm-eval/full/results.json").read_text())["n-shot"] == wanted
+    tasks = Manifest.model_validate_json(Path("out/manifest.json").read_text()).tasks
+    assert {task.name: int(task.detail["num_fewshot"]) for task in tasks} == wanted
+    assert {task.detail["apply_chat_template"] for task in tasks} == {str(chat)}
+
+
+FUNCTIONS = """\
+def text(doc):
+    return doc["prompt" if len(doc["prompt"]) < 50 else "absent"]
+
+
+def judge(doc, results):
+    raise ArithmeticError("nothing suits")
+
+
+def total(values):
+    raise ArithmeticError("no sum")
+"""
+FAILING = {
+    "text": ("doc_to_text: !function own.text\n", "KeyError: 'absent'", 2),
+    "results": ("process_results: !function own.judge\n", "ArithmeticError: nothing suits", 6),
+    "total": (
+        "metric_list:\n  - metric: acc\n    aggregation: !function own.total\n    higher_is_better: true\n",
+        "ArithmeticError: no sum",
+        10,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAILING)
+def test_what_a_tasks_own_function_raises_is_one_line(
+    lm_eval: Command, write_task: Callable[[str, str], Path], name: str
+) -> None:
+    lines, words, number = FAILING[name]
+    file = write_task(f"failing_{name}", KINDS["choice"] + lines)
+    (file.parent / "own.py").write_text(FUNCTIONS)
+    ran = lm_eval("--tasks", file)
+    assert ran.code == 2, ran.err
+    assert f"lm-eval cannot evaluate {file}: {words} ({file.parent / 'own.py'}, line {number})" in ran.err
+    assert ran.err.count("error:") == 1
+    assert "Traceback" not in ran.err
+
+
+def test_what_the_model_raises_stays_a_defect_of_ours(lm_eval: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> Any:
+        raise ArithmeticError("ours")
+
+    monkeypatch.setattr("harness.lm_eval.model.log_likelihoods", broken)
+    ran = lm_eval("--tasks", "ours_choice")
+    assert ran.code == 70
+    assert "ArithmeticError: ours" in ran.err
+    assert "this is a defect of the harness" in ran.err
 
 
 @pytest.mark.slow  # the names of thousands of tasks are read

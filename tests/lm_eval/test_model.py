@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from harness.errors import ConfigError
+from harness.errors import ConfigError, ModelError
 from tests.lm_eval.conftest import KINDS
 
 Evaluate = Callable[..., dict[str, Any]]
@@ -136,3 +136,32 @@ def test_a_text_longer_than_the_positions_is_scored_in_windows_as_by_hf(
 def test_two_operating_points_cannot_answer_at_once(make: Callable[..., Any]) -> None:
     with pytest.raises(ConfigError, match="2 operating points were asked for"):
         _ = make("fixed:layer=4,6").point
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        (None, "has no default chat template"),
+        ({"one": "{{ messages }}", "other": "{{ messages }}"}, "has no default chat template"),
+        ("{{ raise_exception('never') }}", r"fails: TemplateError: never\. Omit --apply-chat-template"),
+    ],
+    ids=["none", "several", "a refusal"],
+)
+def test_a_conversation_that_cannot_be_written_is_refused(
+    make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, template: Any, words: str
+) -> None:
+    lm = make()
+    monkeypatch.setattr(lm.tokenizer, "chat_template", template)
+    with pytest.raises(ModelError, match=words):
+        lm.apply_chat_template([{"role": "system", "content": "Go on."}, {"role": "user", "content": "def f("}])
+
+
+def test_a_system_message_that_a_template_refuses_is_left_out_with_one_warning(
+    make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    lm = make()
+    refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}"
+    monkeypatch.setattr(lm.tokenizer, "chat_template", f"{refusing}{{{{ messages[0]['content'] }}}}")
+    asked = [{"role": "system", "content": "Go on."}, {"role": "user", "content": "def f("}]
+    assert [lm.apply_chat_template(asked) for _ in range(2)] == ["def f("] * 2
+    assert caplog.text.count("takes no system message") == 1
