@@ -31,6 +31,7 @@ from harness.contracts import (
     TaskData,
     TaskRequest,
     Tokenizer,
+    common_prefix,
     document_key,
 )  # fmt: skip
 from harness.errors import DataError, HarnessError, is_out_of_memory, reason
@@ -73,9 +74,9 @@ def draw(rows: Rows, protocol: AnyProtocol, tokenizer: Tokenizer, request: TaskR
             made = Skipped(SEEN)
         else:
             made = _unless_it_breaks(partial(_sample, protocol, row, tokenizer, request), index, row.sample_id)
-        if isinstance(made, Sample) and request.was_read is not None and request.was_read(_compared(made)):
+        if isinstance(made, Sample) and made.duplicate:
             duplicates += 1
-            made = replace(made, duplicate=True) if request.duplicates == "keep" else Skipped(DUPLICATE)
+            made = made if request.duplicates == "keep" else Skipped(DUPLICATE)
         if isinstance(made, Skipped):
             skipped[made.reason] += 1
         elif isinstance(made, BadRow):
@@ -109,7 +110,10 @@ def _read(rows: Rows, index: int) -> Row:
 def _sample(
     protocol: AnyProtocol, row: Document | LineRow | GapRow, tokenizer: Tokenizer, request: TaskRequest
 ) -> Sample | BadRow | Skipped:
-    """Return what a protocol makes of a row, unless its tokens are none of the model's or its text fits no record."""
+    """Return what a protocol makes of a row, marked where tuning has read it.
+
+    A sample whose tokens are none of the model's is a bad row, and so is one whose text fits no record.
+    """
     made = protocol.sample(row, tokenizer, request)
     if not isinstance(made, Sample):
         return made
@@ -118,7 +122,8 @@ def _sample(
     token_ids = (*made.prompt_ids, *made.reference_ids)
     wrong = next((token for token in token_ids if not (isinstance(token, int) and 0 <= token < size)), None)
     if wrong is None:
-        return made
+        was_read = request.was_read is not None and request.was_read(_compared(row, made, tokenizer))
+        return replace(made, duplicate=True) if was_read else made
     return BadRow(row.sample_id, f"row {row.number}: the tokenizer makes {wrong!r} of it, no token of the model")
 
 
@@ -146,8 +151,17 @@ def _told_apart(bad: Mapping[int, BadRow], taken: Collection[str]) -> tuple[BadR
     return tuple(kept)
 
 
-def _compared(sample: Sample) -> tuple[int, ...]:
-    """Return the tokens by which a duplicate is told: 15 of the reference, or all, and those before them."""
+def _compared(row: Document | LineRow | GapRow, sample: Sample, tokenizer: Tokenizer) -> Sequence[int]:
+    """Return the tokens by which a duplicate is told: 15 of the reference, or all, and those before them.
+
+    Around a gap they are those of the whole file, as tuning reads it: a prompt may end with the code after the gap, and
+    a token of the file may lie on its edge.
+    """
+    if isinstance(row, GapRow) and any(sample.around):
+        token_ids = tokenizer.encode(whole(row))
+        begin = common_prefix(tokenizer.encode(row.before), token_ids)
+        end = begin + min(len(sample.reference_ids), COMPARED_OF_REFERENCE)
+        return token_ids[max(0, end - COMPARED) : end]
     return (*sample.prompt_ids[-COMPARED:], *sample.reference_ids[:COMPARED_OF_REFERENCE])[-COMPARED:]
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import ClassVar
 
 from harness.contracts import LONGEST_ID
+from harness.errors import DataError
 from tasks.benchmark_task import BenchmarkTask
 from tasks.languages import PYTHON
 from tasks.rows import FieldError, GapRow, field_text
@@ -14,15 +16,28 @@ from tasks.sources.benchmark import Benchmark, Part, texts
 __all__ = ["MultiLineInfilling", "RandomSpanInfilling", "SingleLineInfilling"]
 
 _TEXTS = ("entry_point", "prompt", "suffix", "canonical_solution", "test")
+_TASKS = {
+    "SingleLine": "humaneval-infilling-single",
+    "MultiLine": "humaneval-infilling-multi",
+    "RandomSpan": "humaneval-infilling-span",
+}
+"""Kind of gap, as the ids of rows begin → its task. In all else the rows of one are laid out as another's."""
 
 
-def _row(part: str, number: int, record: Mapping[str, object]) -> GapRow:
+def _row(kind: str, part: str, number: int, record: Mapping[str, object]) -> GapRow:
+    sample_id = field_text("task_id", record["task_id"], LONGEST_ID)
+    other = next((one for one in _TASKS if sample_id.startswith(f"{one}Infilling")), kind)
+    if other != kind:
+        raise DataError(
+            f"these are rows of {_TASKS[other]}: row {number} is one of {other}Infilling. Use --task {_TASKS[other]}, "
+            f"or give the data of {_TASKS[kind]} with --source."
+        )
     found = texts(record, *_TEXTS)
     if not found["entry_point"].isidentifier():
         raise FieldError("'entry_point' is no name of a function")
     return GapRow(
         number,
-        field_text("task_id", record["task_id"], LONGEST_ID),
+        sample_id,
         before=found["prompt"],
         answer=found["canonical_solution"],
         after=found["suffix"],
@@ -38,7 +53,7 @@ def _benchmark(kind: str) -> Benchmark:
         title=name,
         parts=(Part(name, (*forms, *files)),),
         columns=("task_id", *_TEXTS),
-        parse=_row,
+        parse=partial(_row, kind),
         origin="github.com/openai/human-eval-infilling (on the hub loubnabnl/humaneval_infilling)",
         download="git clone https://github.com/openai/human-eval-infilling FOLDER",
     )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import date
+from functools import partial
 from typing import ClassVar
 
+from harness.errors import DataError
 from tasks.benchmark_task import BenchmarkTask
 from tasks.languages import JAVA, PYTHON
 from tasks.rows import FieldError, Fragment, GapRow, field_text
@@ -15,10 +17,18 @@ __all__ = ["RepoBenchJava", "RepoBenchPython"]
 
 _SETTINGS = ("cross_file_first", "cross_file_random", "in_file")
 _TEXTS = ("repo_name", "file_path", "import_statement", "cropped_code", "next_line", "level")
+_SUFFIXES = {"python": ".py", "java": ".java"}
+"""Language → how the names of its files end. In all else its rows are laid out as the other's."""
 
 
-def _row(setting: str, number: int, record: Mapping[str, object]) -> GapRow:
+def _row(language: str, setting: str, number: int, record: Mapping[str, object]) -> GapRow:
     found = texts(record, *_TEXTS)
+    other = next((name for name, suffix in _SUFFIXES.items() if found["file_path"].endswith(suffix)), language)
+    if other != language:
+        raise DataError(
+            f"these are rows of repobench-{other}: row {number} of {setting} is of a {_SUFFIXES[other]} file. Use "
+            f"--task repobench-{other}, or give the data of repobench-{language} with --source."
+        )
     pieces = record["context"]
     if not isinstance(pieces, list) or not all(isinstance(piece, Mapping) for piece in pieces):
         raise FieldError("'context' is no list of {path, snippet}")
@@ -44,7 +54,7 @@ def _benchmark(language: str) -> Benchmark:
         title=f"RepoBench v1.1 ({language})",
         parts=tuple(Part(name, (f"data/{name}-*.parquet", f"{name}-*.parquet")) for name in _SETTINGS),
         columns=(*_TEXTS, "context", "created_at"),
-        parse=_row,
+        parse=partial(_row, language),
         origin=f"{repository} (hub)",
         download=f"hf download {repository} --repo-type dataset --local-dir FOLDER",
     )

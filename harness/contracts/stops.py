@@ -16,10 +16,21 @@ from harness.contracts.models import ModelInfo, Tokenizer
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["CONTEXT", "Cursor", "NamedStop", "RowStop", "Stop"]
+__all__ = ["CONTEXT", "Cursor", "NamedStop", "RowStop", "Stop", "spelled_behind"]
 
 CONTEXT = 5
 """Tokens of the prompt that a completion's first ones are spelled with."""
+
+
+def spelled_behind(tokenizer: Tokenizer, before: Sequence[int], token_ids: Sequence[int]) -> str:
+    """Return what tokens add to the text of those before them.
+
+    By themselves some tokenizers (SentencePiece's) spell them without the space that they begin with. Where they
+    complete a character that those before them begin, they are spelled by themselves.
+    """
+    context = before[-CONTEXT:]
+    known, whole = tokenizer.decode(context), tokenizer.decode([*context, *token_ids])
+    return whole[len(known) :] if whole.startswith(known) else tokenizer.decode(token_ids)
 
 
 @dataclass(frozen=True)
@@ -32,6 +43,7 @@ class Cursor:
         language: of the code, as the task names it; empty where nobody knows.
         model: its facts.
         device: torch device of its states.
+        code: code before it, where the prompt shows more than that (what comes after a gap, other files).
     """
 
     prompt_ids: Sequence[int]
@@ -39,16 +51,16 @@ class Cursor:
     language: str
     model: ModelInfo
     device: str = "cpu"
+    code: str | None = None
 
     @cached_property
     def before(self) -> str:
         """Text before it."""
-        return self.tokenizer.decode(self.prompt_ids)
+        return self.tokenizer.decode(self.prompt_ids) if self.code is None else self.code
 
     def text(self, token_ids: Sequence[int]) -> str:
         """Return what the tokens of a completion add to the text before it."""
-        context = [*self.prompt_ids[-CONTEXT:]]
-        return self.tokenizer.decode([*context, *token_ids])[len(self.tokenizer.decode(context)) :]
+        return spelled_behind(self.tokenizer, self.prompt_ids, token_ids)
 
 
 class RowStop:

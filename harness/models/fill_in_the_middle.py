@@ -14,7 +14,18 @@ from typing import Any
 
 from harness.contracts import Tokenizer
 
-__all__ = ["FAMILIES", "Family", "FillInTheMiddle", "detect", "fill_in_the_middle", "fill_in_the_middle_of"]
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "FillInTheMiddle",
+    "detect",
+    "encode_inside",
+    "fill_in_the_middle",
+    "fill_in_the_middle_of",
+]
+
+_JOINS_NOTHING = "☺"
+"""A character that becomes no token together with others, as the authors of CodeLlama and Codestral use it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +169,14 @@ class FillInTheMiddle:
         after = min(len(suffix_ids), max(room // 4, room - len(prefix_ids)))
         before = min(len(prefix_ids), room - after)
         return list(prefix_ids[len(prefix_ids) - before :]), list(suffix_ids[:after])
+
+
+def encode_inside(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Return the tokens of text within other text: without the space that some tokenizers begin every text with."""
+    alone = tokenizer.encode("x")
+    if tokenizer.decode([*alone, *alone]) == "xx":
+        return tokenizer.encode(text)
+    return tokenizer.encode(_JOINS_NOTHING + text)[len(tokenizer.encode(_JOINS_NOTHING)) :]
 
 
 def detect(vocabulary: Mapping[str, int], added: Collection[int]) -> FillInTheMiddle | None:

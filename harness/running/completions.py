@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.contracts import CONTEXT, Answer, BadRow, Completion, Sample, Tokenizer, common_prefix
+from harness.contracts.stops import spelled_behind
 from harness.decoding.generation import Discarded, Generation
 from harness.errors import HarnessError, is_out_of_memory, reason
 from harness.records import AnswerRecord, DiscardedRecord, SampleRecord, WindowRecord
@@ -136,10 +137,10 @@ def _stop_rule(planned: PlannedTask, made: Generation) -> str:
 def _text_and_scores(plan: Plan, planned: PlannedTask, sample: Sample, made: Generation) -> dict[str, Any]:
     tokenizer = plan.model.tokenizer
     spoken = made.token_ids[:-1] if made.finish_reason == "eos" else made.token_ids
-    text = planned.task.completion(planned.record.protocol, tokenizer.decode(spoken), sample.around)
-    pieces = token_texts(tokenizer, spoken)
+    pieces = token_texts(tokenizer, spoken, sample.prompt_ids)
+    text = planned.task.completion(planned.record.protocol, "".join(pieces), sample.around)
     "".join((text, *pieces)).encode()  # a text that no file can hold breaks here
-    discarded = tuple(_discarded(tokenizer, spoken, one) for one in made.discarded)
+    discarded = tuple(_discarded(tokenizer, sample.prompt_ids, spoken, one) for one in made.discarded)
     return {
         "text": text,
         "discarded": discarded,
@@ -162,23 +163,31 @@ def _scores(planned: PlannedTask, sample: Sample, text: str, token_ids: Sequence
     return {**score_sample(completion), **planned.score(sample, token_ids)}
 
 
-def _discarded(tokenizer: Tokenizer, spoken: Sequence[int], one: Discarded) -> DiscardedRecord:
+def _discarded(
+    tokenizer: Tokenizer, prompt_ids: Sequence[int], spoken: Sequence[int], one: Discarded
+) -> DiscardedRecord:
     """Return what a verification threw away with its texts, spelled behind the tokens before it."""
-    before = spoken[max(0, one.place - CONTEXT) : one.place]
-    texts = token_texts(tokenizer, [*before, *one.token_ids])[len(before) :]
+    start = max(0, one.place - CONTEXT)
+    before, earlier = spoken[start : one.place], [*prompt_ids[-CONTEXT:], *spoken[:start]]
+    texts = token_texts(tokenizer, [*before, *one.token_ids], earlier)[len(before) :]
     "".join(texts).encode()  # as above
     return DiscardedRecord(place=one.place, token_ids=one.token_ids, drafted_at=one.drafted_at, token_texts=texts)
 
 
-def token_texts(tokenizer: Tokenizer, token_ids: Sequence[int]) -> tuple[str, ...]:
+def token_texts(tokenizer: Tokenizer, token_ids: Sequence[int], before: Sequence[int] = ()) -> tuple[str, ...]:
     """Return what each token adds to the text of all; joined they are that text.
 
     A token that ends inside a character adds nothing, the one that completes it adds the character.
+
+    Args:
+        tokenizer: spells them.
+        token_ids: the tokens.
+        before: tokens that they are spelled behind.
     """
-    whole = tokenizer.decode(token_ids)
+    whole = spelled_behind(tokenizer, before, token_ids)
     ends = [0]
     for count in range(1, len(token_ids)):
-        so_far = tokenizer.decode(token_ids[:count])
+        so_far = spelled_behind(tokenizer, before, token_ids[:count])
         ends.append(max(ends[-1], common_prefix(so_far, whole)))
     ends.append(len(whole))
     return tuple(whole[start:end] for start, end in itertools.pairwise(ends)) if token_ids else ()

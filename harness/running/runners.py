@@ -142,9 +142,16 @@ class EngineRunner:
         model, language = self._plan.model, planned.task.language
         device = str(self._engines[point.weights_format].backbone.device)
         return [
-            point.stop.start(Cursor(sample.prompt_ids, model.tokenizer, language, model.info, device))
+            point.stop.start(
+                Cursor(sample.prompt_ids, model.tokenizer, language, model.info, device, _code_before(sample))
+            )
             for sample in batch
         ]
+
+
+def _code_before(sample: Sample) -> str | None:
+    """Return the code before a gap; ``None`` where the prompt is all there is."""
+    return sample.around[0] if any(sample.around) else None
 
 
 class BlackBoxRunner:

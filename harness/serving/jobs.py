@@ -35,11 +35,13 @@ class Prompt:
         truncated: tokens cut off its beginning because they did not fit.
         suffix: what became of the text after the cursor: ``none`` was given, ``used`` by fill-in-the-middle tokens, or
             ``ignored`` because the model has none and the server is configured to.
+        before: tokens of the text before a gap; ``None`` where the prompt is all there is.
     """
 
     token_ids: tuple[int, ...]
     truncated: int = 0
     suffix: Literal["none", "used", "ignored"] = "none"
+    before: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

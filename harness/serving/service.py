@@ -17,7 +17,7 @@ from harness.contracts.meters import is_measured
 from harness.errors import ConfigError, HarnessError, is_out_of_memory
 from harness.host.device import resolve_device
 from harness.metering import open_meter
-from harness.models.fill_in_the_middle import FillInTheMiddle, fill_in_the_middle
+from harness.models.fill_in_the_middle import FillInTheMiddle, encode_inside, fill_in_the_middle
 from harness.models.model import resolve
 from harness.serving.config import ServeConfig, prompt_cap
 from harness.serving.engine.energy_shares import EnergyShares
@@ -126,7 +126,8 @@ class Service:
         """
         tokens = self._tokens(prompt, truncate=truncate)
         if suffix and self.fim is not None:
-            return self._between(self.fim, tokens, self._tokens(suffix, truncate=truncate), truncate=truncate)
+            after = self._tokens(suffix, truncate=truncate, after=True)
+            return self._between(self.fim, tokens, after, truncate=truncate)
         if suffix and self.config.suffix == "refuse":
             raise InvalidRequestError(
                 f"{self.model_name} has no fill-in-the-middle tokens and cannot read a suffix. Send none, or serve "
@@ -142,7 +143,7 @@ class Service:
         over = self._over(len(before) + len(after) + middle.markers, truncate=truncate)
         if over:
             before, after = middle.fit(before, after, self.max_prompt_tokens)
-        return Prompt(tuple(middle.token_ids(before, after)), truncated=over, suffix="used")
+        return Prompt(tuple(middle.token_ids(before, after)), truncated=over, suffix="used", before=tuple(before))
 
     def _over(self, tokens: int, *, truncate: bool) -> int:
         """Return how many tokens of a prompt are too many.
@@ -253,7 +254,8 @@ class Service:
         self.load_s = time.perf_counter() - started
         return worker
 
-    def _tokens(self, prompt: str | Sequence[int], *, truncate: bool) -> list[int]:
+    def _tokens(self, prompt: str | Sequence[int], *, truncate: bool, after: bool = False) -> list[int]:
+        """Return the tokens of text before the cursor, or after it; of text that is far too long those next to it."""
         if not isinstance(prompt, str):
             wrong = next((token for token in prompt if not 0 <= token < self.info.vocab_size), None)
             if wrong is not None:
@@ -268,8 +270,8 @@ class Service:
                     f"the prompt has {len(prompt)} characters, which is more than {self.max_prompt_tokens} tokens. "
                     "Send less, or serve with a larger --max-prompt-tokens."
                 )
-            prompt = prompt[-enough:]
-        return self._tokenizer.encode(prompt)
+            prompt = prompt[:enough] if after else prompt[-enough:]
+        return encode_inside(self._tokenizer, prompt) if after else self._tokenizer.encode(prompt)
 
 
 def _why(error: Exception, name: str) -> str:

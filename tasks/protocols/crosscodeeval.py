@@ -22,6 +22,7 @@ from functools import lru_cache
 from typing import Any, ClassVar
 
 from harness.contracts import BadRow, Sample, StopRule, TaskRequest, Tokenizer
+from harness.models.fill_in_the_middle import encode_inside
 from tasks.protocols import Protocol, Skipped, never, too_long
 from tasks.protocols.infilling import markers, stop_at_the_end, without_end
 from tasks.rows import GapRow
@@ -101,7 +102,7 @@ class CrossCodeEval(Protocol[GapRow]):
             row.sample_id,
             tuple(prompt_ids),
             reference,
-            tuple(tokenizer.encode(row.answer)),
+            tuple(encode_inside(tokenizer, row.answer)),
             new,
             around=(row.before, row.after),
         )
@@ -155,7 +156,8 @@ class CrossCodeEvalFim(CrossCodeEval):
     def _prompt(self, row: GapRow, tokenizer: Tokenizer, room: int) -> list[int]:
         marked = markers(tokenizer, "crosscodeeval")
         others = self._others(row, tokenizer, room)
-        before, after = marked.fit(tokenizer.encode(row.before), tokenizer.encode(row.after), room - len(others))
+        before_ids, after_ids = tokenizer.encode(row.before), encode_inside(tokenizer, row.after)
+        before, after = marked.fit(before_ids, after_ids, room - len(others))
         return marked.token_ids([*others, *before], after)
 
     def stop_rule(self, tokenizer: Tokenizer) -> StopRule:

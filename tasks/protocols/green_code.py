@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from harness.contracts import BadRow, Sample, StopRule, TaskRequest, Tokenizer
+from harness.contracts.stops import spelled_behind
 from tasks.protocols import Protocol, Skipped, never, too_long
 from tasks.rows import Document, LineRow, whole
 
@@ -55,7 +56,7 @@ class GreenCode(Protocol[Document | LineRow]):
         return Sample(
             sample_id=row.sample_id,
             prompt_ids=tuple(token_ids[:context]),
-            reference=tokenizer.decode(reference_ids),
+            reference=spelled_behind(tokenizer, token_ids[:context], reference_ids),
             reference_ids=reference_ids,
             max_new_tokens=new,
         )

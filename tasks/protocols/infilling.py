@@ -15,7 +15,7 @@ from typing import ClassVar
 
 from harness.contracts import BadRow, Sample, StopRule, TaskRequest, Tokenizer
 from harness.errors import ConfigError
-from harness.models.fill_in_the_middle import FAMILIES, FillInTheMiddle, fill_in_the_middle_of
+from harness.models.fill_in_the_middle import FAMILIES, FillInTheMiddle, encode_inside, fill_in_the_middle_of
 from tasks.protocols import Protocol, Skipped, never, too_long
 from tasks.rows import GapRow
 
@@ -24,7 +24,8 @@ __all__ = ["NEW_TOKENS", "Infilling", "InfillingLeft", "markers", "stop_at_the_e
 NEW_TOKENS = 256
 """Limit of a completion, tokens, unless the request overrides it; the benchmark sets none."""
 
-_ENDS = tuple({end for family in FAMILIES for end in family.ends})
+_ENDS = tuple({spelled for family in FAMILIES for end in family.ends for spelled in (end, end.replace("▁", " "))})
+"""As vocabularies have them, and as SentencePiece's tokenizers spell them."""
 
 
 def markers(tokenizer: Tokenizer, instead: str) -> FillInTheMiddle:
@@ -76,7 +77,7 @@ class _Gap(Protocol[GapRow]):
             row.sample_id,
             tuple(prompt_ids),
             row.answer,
-            tuple(tokenizer.encode(row.answer)),
+            tuple(encode_inside(tokenizer, row.answer)),
             new,
             around=(row.before, row.after),
             tests=tests,
@@ -91,7 +92,7 @@ class Infilling(_Gap):
     def sample(self, row: GapRow, tokenizer: Tokenizer, request: TaskRequest) -> Sample | BadRow | Skipped:
         """Encode both sides and mark them; a model without markers is refused."""
         marked = markers(tokenizer, "infilling-left")
-        prompt_ids = marked.token_ids(tokenizer.encode(row.before), tokenizer.encode(row.after))
+        prompt_ids = marked.token_ids(tokenizer.encode(row.before), encode_inside(tokenizer, row.after))
         return self._sample(row, prompt_ids, tokenizer, request)
 
     def stop_rule(self, tokenizer: Tokenizer) -> StopRule:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -27,7 +28,10 @@ _LARGEST = 256 << 20
 """Bytes of a compressed file's content, at most."""
 
 Parse: TypeAlias = Callable[[str, int, Mapping[str, object]], GapRow]
-"""Makes a row of a part's name, a 1-based number and a record; raises ``FieldError`` where it cannot."""
+"""Makes a row of a part's name, a 1-based number and a record.
+
+Raises ``FieldError`` where it cannot, and ``DataError`` where the record is one of another task.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +111,8 @@ def open_benchmark(source: str, benchmark: Benchmark) -> Rows:
     """
     if source in ("", "embedded", "hub"):
         raise DataError(f"{benchmark.title} neither ships with the harness nor is fetched by it. {benchmark.remedy}")
-    path = Path(source).expanduser()
     try:
+        path = Path(source).expanduser()
         if path.is_dir():
             found = {part.name: _files(path, part) for part in benchmark.parts}
         elif path.is_file():
@@ -117,6 +121,8 @@ def open_benchmark(source: str, benchmark: Benchmark) -> Rows:
             raise DataError(f"--source '{source}' is neither a file nor a folder. {benchmark.remedy}")
     except OSError as error:
         raise DataError(f"cannot read --source '{source}': {error.strerror or error}.") from None
+    except RuntimeError:  # what pathlib says of ~nobody
+        raise DataError(f"--source '{source}': there is no such user. {benchmark.remedy}") from None
     if missing := [part for part in benchmark.parts if part.name in found and not found[part.name]]:
         there = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.suffix in _ENDINGS)
         raise DataError(
@@ -173,7 +179,7 @@ def _compressed(file: Path, part: str, parse: Callable[[int, object], Row]) -> R
     try:
         with open_regular(file) as stream, gzip.open(stream) as content:
             data = content.read(_LARGEST + 1)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"cannot read {file}: {error}. Fetch it again.") from None
     if len(data) > _LARGEST:
         raise DataError(f"{file} holds more than {_LARGEST} bytes, which no file of a benchmark does.")

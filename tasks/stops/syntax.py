@@ -1,7 +1,8 @@
 """What rules that parse share: the code so far as tokens of its grammar, with their brackets.
 
-Code is parsed from the beginning of the prompt. A prompt that was cut at its left may begin anywhere: tree-sitter
-recovers, and the rules look only at what stands around the cursor. ``<EOL>`` of CodeXGLUE's rows counts as a newline.
+Code is parsed from the beginning of the prompt, or of the file that a gap is in. A prompt that was cut at its left may
+begin anywhere: tree-sitter recovers, and the rules look only at what stands around the cursor. ``<EOL>`` of CodeXGLUE's
+rows counts as a newline.
 """
 
 from __future__ import annotations

@@ -511,11 +511,19 @@ def test_what_is_far_from_the_cursor_goes_when_prefix_and_suffix_do_not_fit(fill
         filler.encode(before, after, truncate=False)
     prompt = filler.encode(before, after, truncate=True)
     assert len(prompt.token_ids) == filler.max_prompt_tokens
+    assert filler.encode(1000 * before, 1000 * after, truncate=True).token_ids == prompt.token_ids
     hole = prompt.token_ids.index(filler.fim.suffix)  # type: ignore[union-attr]
     assert list(prompt.token_ids[1:hole]) == filler._tokenizer.encode(before)[1 - hole :]
+    assert prompt.before == prompt.token_ids[1:hole]
     kept = prompt.token_ids[hole + 1 : -1]
     assert list(kept) == filler._tokenizer.encode(after)[: len(kept)]
     assert prompt.truncated > 0
+
+
+@pytest.mark.parametrize("suffix", ["\n    return y", None])
+def test_a_stop_rule_reads_the_code_before_the_cursor_alone(filler: Service, suffix: str | None) -> None:
+    prompt = filler.encode("def f(x):\n", suffix, truncate=False)
+    assert filler._worker._cursor(prompt, "cpu").before == "def f(x):\n"  # type: ignore[union-attr]
 
 
 def test_a_suffix_is_refused_or_ignored_and_said(service: Service, own: Callable[..., Service]) -> None:

@@ -18,6 +18,8 @@ from tasks.draw import draw
 from tasks.languages import PYTHON
 from tasks.protocols.codexglue_line import CodexglueLine
 from tasks.protocols.green_code import GreenCode
+from tasks.protocols.infilling import Infilling, InfillingLeft
+from tasks.rows import GapRow, RecordRows
 from tests.run_files import unseal
 
 LINES = CodexglueLine(PYTHON)
@@ -91,6 +93,19 @@ def test_of_a_short_line_more_context_is_compared(make_rows: Callable[..., Any],
     head, _, tail = MIDDLE.rpartition(" + ")
     rows = make_rows([{"id": 0, "input": head + " +", "gt": tail.strip()}, {"id": 1, "input": "x =", "gt": "y"}])
     assert ids(drawn(rows, words, [MIDDLE], LINES)) == {"1"}  # the other one has nothing to compare
+
+
+@pytest.mark.parametrize("protocol", [Infilling(PYTHON), InfillingLeft(PYTHON)])
+def test_a_gap_is_compared_within_its_file(marked: Any, protocol: Any) -> None:
+    """The prompt may end with the code after it, and a token of the file may lie on its edge."""
+    gaps = []
+    for name, text in {"copy": MIDDLE, **{str(number): function(100 + number) for number in range(4)}}.items():
+        lines = text.splitlines(keepends=True)
+        gaps.append(GapRow(1, name, "".join(lines[:5]), lines[5], "".join(lines[6:])))
+    rows = RecordRows("path", "gaps", len(gaps), lambda index: {}, {}, lambda number, record: gaps[number - 1])
+    data = drawn(rows, marked, [function(2), function(3) + MIDDLE + function(4)], protocol)
+    assert ids(data) == {"0", "1", "2", "3"}
+    assert data.duplicates == 1
 
 
 def test_kept_they_are_marked_and_nothing_else_changes(make_rows: Callable[..., Any], words: Any) -> None:

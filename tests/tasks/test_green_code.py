@@ -38,6 +38,14 @@ def test_prompt_and_reference_are_the_document_itself(tokenizer: Any) -> None:
     assert tokenizer.decode(sample.reference_ids) == sample.reference
 
 
+def test_a_reference_keeps_the_space_that_a_tokenizer_leaves_out(words: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    spelled = words.decode
+    monkeypatch.setattr(words, "decode", lambda token_ids: spelled(token_ids).removeprefix(" "))
+    sample = PROTOCOL.sample(numbered(100), words, REQUEST)
+    assert isinstance(sample, Sample)
+    assert sample.reference == "".join(f" w{index}" for index in range(20, 35))
+
+
 @pytest.mark.parametrize("size", [0, 1, 4, 15, 17])
 def test_documents_too_short_are_skipped(words: Any, size: int) -> None:
     assert isinstance(PROTOCOL.sample(numbered(size), words, REQUEST), Skipped)

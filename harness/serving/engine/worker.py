@@ -26,7 +26,7 @@ from harness.serving.engine.energy_shares import EnergyShares
 from harness.serving.engine.served import Served
 from harness.serving.engine.tickets import EngineTicket
 from harness.serving.failures import DrainingError, GenerationError, OverloadedError, ServingError
-from harness.serving.jobs import Finished
+from harness.serving.jobs import Finished, Prompt
 from harness.serving.metrics import Metrics
 
 __all__ = ["PROMPTS", "Worker"]
@@ -197,13 +197,16 @@ class Worker:
             strategy, lossless = job.setting.strategy, job.setting.lossless
             rows, rule = self._exits.join(row, strategy, job.seed, self._engine.facts(strategy, lossless))
             drafts = self._engine.drafts(lossless, rows, self._kv, strategy, rule)
-            info, stop = self._engine.info, job.setting.stop
-            cursor = Cursor(prompt, self._tokenizer, "", info, rows.device)
+            stop = job.setting.stop
             served.prompt_reused = batch.join(
                 row, prompt, job.max_new_tokens, served.stop, job.end_token_ids, ticket.submitted, job.owner,
                 None if drafts is None else replace(drafts, rules=self._exits.guarded(drafts.rules)),
-                None if stop is None else stop.start(cursor),
+                None if stop is None else stop.start(self._cursor(job.prompt, rows.device)),
             )  # fmt: skip
+
+    def _cursor(self, prompt: Prompt, device: str) -> Cursor:
+        code = None if prompt.before is None else self._tokenizer.decode(prompt.before)
+        return Cursor(prompt.token_ids, self._tokenizer, "", self._engine.info, device, code)
 
     def _read(self, batch: OpenBatch) -> None:
         """Read the next piece of a prompt, if there is one."""

@@ -102,6 +102,16 @@ def test_a_block_of_python(before: str, text: str, wanted: str | None) -> None:
     assert cut(Block(), "python", before, text) == wanted
 
 
+def test_a_gap_is_read_behind_the_code_before_it() -> None:
+    characters: Any = Characters()
+    before, after = "def f():\n    if x:\n        y = 1\n", "    return y\n"
+    prompt = characters.encode(f"<fim_prefix>{before}<fim_suffix>{after}<fim_middle>")
+    asked = Block().start(Cursor(prompt, characters, "python", None, code=before))  # type: ignore[arg-type]
+    text = "        z = 2\n    return"
+    ends = [count for count in range(1, len(text) + 1) if asked.over(characters.encode(text[:count]))]
+    assert text[: ends[0]] == "        z = 2\n    r"
+
+
 def test_a_line_is_the_protocol_s() -> None:
     assert (
         cut(
