@@ -53,7 +53,7 @@ class StateTest:
         state: ``hidden``, the residual stream; or ``exit``, that through the exit's shortcut.
 
     Raises:
-        OptionError: a score holds something else than tensors.
+        OptionError: a score holds something else than tensors, or there is no such state.
     """
 
     scores: tuple[StateScore, ...]
@@ -65,8 +65,10 @@ class StateTest:
             pairs = all(isinstance(layer, tuple) and len(layer) == 2 for layer in one.later)
             held = [each for each in (one.bias, one.weight, one.change) if each is not None]
             held += [each for layer in one.later for each in layer] if pairs else []
-            if not pairs or one.bias is None or not all(hasattr(each, "shape") for each in held):
+            if not pairs or one.bias is None or not all(hasattr(each, "data_ptr") for each in held):
                 raise OptionError("a StateScore holds tensors, and in later pairs of them: weight and bias.")
+        if self.state not in ("hidden", "exit"):
+            raise OptionError(f"a StateTest reads the state 'hidden' or 'exit', not {self.state!r}.")
 
 
 def state_test_of(rule: object, points: Sequence[int]) -> StateTest | None:

@@ -70,6 +70,8 @@ class KVFiller:
             final: estimates of the last layer's hidden states, same shape; each skipped layer is then filled from the
                 point between the two where it stands, instead of from the exit hidden state.
         """
+        if not rows:
+            return
         if self._backbone.compiled is not None and final is None:
             slots = self._backbone.compiled.slots(cache, rotary, rows, positions)
             slots.fill(hidden, layer, self._backbone.num_layers)

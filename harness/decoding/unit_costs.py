@@ -36,10 +36,10 @@ ROWS = 5
 """Rows of the pass that several tokens share."""
 ROUNDS = (3, 9)
 """Rounds at least and at most, besides a first one that does not count."""
-PAIRS = 12
-"""Rounds where what counts is a small difference."""
 ENOUGH_S = 0.12
 """Seconds after which a measurement has had rounds enough."""
+PAIRS, PAIRS_ENOUGH_S = (3, 12), 1.0
+"""The same where what counts is a small difference."""
 
 
 class Timing:
@@ -189,11 +189,16 @@ class Bench:
         return DraftTimes(check_s=0.0 if strategy is None else check if inside is None else inside, read_s=read)
 
     def _inside(self, rule: ExitRule, points: Sequence[int]) -> float | None:
-        """Return seconds of a check that is made inside the layers: a token with all checks, less one with none."""
+        """Return seconds of a check that is made inside the layers, ``None`` where it has to be asked.
+
+        They are those of a token with all checks, less one with none.
+        """
         test = state_test_of(rule, points)
         if test is None or self.backbone.compiled is None:
             return None
         never, turn = replace(test, least=math.nan), itertools.count()
+        if self.token_pass(1, self.positions)[0].asking(never, points) is None:
+            return None
 
         def once() -> list[float]:
             found = [0.0, 0.0]
@@ -209,7 +214,7 @@ class Bench:
                 found[which] = self._now() - started
             return found
 
-        without, with_checks = _least(once, (PAIRS, PAIRS))
+        without, with_checks = _least(once, PAIRS, PAIRS_ENOUGH_S)
         return max(with_checks - without, 0.0) / len(points)
 
     def _read(self, logits: Tensor) -> None:
@@ -229,11 +234,13 @@ class _Silent:
         return torch.zeros_like(view.rows, dtype=torch.bool)
 
 
-def _least(once: Callable[[], list[float]], limits: tuple[int, int] = ROUNDS) -> list[float]:
+def _least(
+    once: Callable[[], list[float]], limits: tuple[int, int] = ROUNDS, enough_s: float = ENOUGH_S
+) -> list[float]:
     """Return the least of several rounds of measurements, each of several numbers."""
     once()
     started = time.perf_counter()
     rounds: list[list[float]] = []
-    while len(rounds) < limits[0] or (len(rounds) < limits[1] and time.perf_counter() - started < ENOUGH_S):
+    while len(rounds) < limits[0] or (len(rounds) < limits[1] and time.perf_counter() - started < enough_s):
         rounds.append(once())
     return [min(column) for column in zip(*rounds, strict=True)]

@@ -118,6 +118,21 @@ def test_keys_and_values_of_skipped_layers_are_torch_s(
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_states_that_a_policy_kept_in_another_type_are_filled_in(
+    packed: Callable[[str, str], Engine], dtype: torch.dtype
+) -> None:
+    engine = packed("llama", "fp16")
+    mine, theirs, rotary = filled(engine), filled(engine), engine.rotary(LENGTH + 8)
+    hidden = torch.randn(1, 128, generator=torch.Generator().manual_seed(1)).to(dtype)
+    fill = KVFiller(engine.backbone).fill
+    fill(mine, rotary, 2, [0], [LENGTH], hidden)
+    fill(theirs, rotary, 2, [0], [LENGTH], hidden.float())
+    fill(theirs, rotary, 2, [], [], hidden[:0])
+    assert mine.entries.equal(theirs.entries)
+
+
+@torch.inference_mode()
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("name", PACKED)
 @pytest.mark.parametrize("form", ["llama", "neox-parallel"])

@@ -349,7 +349,9 @@ def test_the_state_behind_a_shortcut_is_asked_for(
     shortcut = {point: Linear(torch.eye(WIDTH)) for point in case.info.exit_points}
     packed = pack(replace(case.engine.backbone, shortcuts=shortcut), "fp16", "cpu")
     engine = Engine(packed, case.info)
-    engine.decode([[1, 2, 3]], learned(case.info, "classifier", 0.5, state="exit"), kv="recompute", max_new_tokens=[4])
+    through = learned(case.info, "classifier", 0.5, state="exit")
+    engine.decode([[1, 2, 3]], through, kv="recompute", max_new_tokens=[4])
+    assert engine._bench()._inside(through, through.exit_points(case.info)) is None
     assert not any(inside)
     engine.decode([[1, 2, 3]], learned(case.info, "classifier", 0.5), kv="recompute", max_new_tokens=[4])
     assert any(inside)

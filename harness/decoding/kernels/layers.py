@@ -138,7 +138,7 @@ class Slots:
 
     def run(self, state: Tensor, first: int, last: int) -> Tensor:
         """Return the states ``[tokens, hidden_size]`` after layers ``first`` to ``last - 1``; keeps keys and values."""
-        state = state.clone(memory_format=torch.contiguous_format)
+        state = state.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
         self.given.state, self.given.first, self.given.last = state.data_ptr(), first, last
         team().run(self.function, ctypes.addressof(self.given), self.threads)
         return state
