@@ -5,11 +5,13 @@
 SVG, PDF and PNG. Runs that could not be read stand in it with the reason, and those that are not finished say so
 wherever their numbers do. ``report.md`` and ``index.html`` are written last, so that no link of theirs is dead,
 whenever the making is stopped; ``tables.tex`` is first, and tells an unfinished report from somebody else's files.
+What the front page of an earlier report in the folder links and this report does not have is removed in the end.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,10 +22,10 @@ from typing import Any
 
 from harness.appearance.visible_text import escape_json
 from harness.errors import ConfigError, StoreError
-from harness.host.foreign_files import NotRegularError, open_regular
+from harness.host.foreign_files import LARGEST_LOG_BYTES, NotRegularError, open_regular, read_bytes
 from harness.records.calibration import Calibration
 from reports.figures.catalogue import Catalogue, Page, catalogue, pages
-from reports.figures.figure import Figure, save_figures
+from reports.figures.figure import FORMATS, Figure, save_figures
 from reports.figures.layout import Width
 from reports.files import write_files
 from reports.front_page import HEAD, front_page
@@ -60,6 +62,11 @@ MOST_RUNS_DRAWN = 20
 _HEADING = "# Early-exit benchmark report"
 _HEADS = {"report.md": _HEADING, "index.html": HEAD, "tables.tex": FIRST_LINE}
 """How the files begin that tell a report, finished or not, from other files."""
+_LINKED = re.compile(
+    rf'(?:href|src)="({FIGURES}/[a-z0-9-]+\.(?:{"|".join(FORMATS)})|completions-[a-z0-9-]+\.html'
+    rf'|{re.escape(ACCEPTANCE_FILE)})"'
+)
+"""What a front page links and not every report has; in texts of others a quotation mark is escaped there."""
 
 
 @dataclass(frozen=True)
@@ -167,14 +174,15 @@ def write_collection(
 
     Args:
         collection: what to report.
-        out: folder, made where it is missing. Files of an earlier report are replaced.
+        out: folder, made where it is missing. Files of an earlier report are replaced, or removed where this one has
+            none of that name; other files and links stay.
         figures: draw them; ``None``: those that runs share, and those of each run unless there are more than
             ``MOST_RUNS_DRAWN``.
         width: of the figures.
         progress: is told after each figure how many of how many are drawn.
 
     Raises:
-        StoreError: a file cannot be written.
+        StoreError: a file cannot be written or removed.
     """
     each = figures if figures is not None else len(collection.runs) <= MOST_RUNS_DRAWN
     drawn = Catalogue()
@@ -188,6 +196,7 @@ def write_collection(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StoreError(f"cannot make the folder {out}: {error.strerror}. Use another --out.") from None
+    earlier = _linked(out)
     report = "\n".join(_markdown(collection, drawn, further, undrawn)) + "\n"
     texts: dict[str, str | Iterable[str]] = {
         "tables.tex": to_latex(collection.named),
@@ -215,7 +224,30 @@ def write_collection(
         width=width,
     )
     last = write_files(out, {"report.md": report, "index.html": page})
+    _remove(out, earlier.difference(written))
     return [*reversed(last), *written]
+
+
+def _linked(out: Path) -> set[Path]:
+    """Return the files of an earlier report that the next one may not have, as its front page links them."""
+    try:
+        page = read_bytes(out / "index.html", LARGEST_LOG_BYTES).decode(errors="replace")
+    except OSError:  # there is none: one that cannot be read was refused
+        return set()
+    return {out / name for name in _LINKED.findall(page)} if page.startswith(HEAD) else set()
+
+
+def _remove(out: Path, files: Iterable[Path]) -> None:
+    """Remove files of an earlier report; a link is somebody else's, and so is what a link leads to."""
+    try:
+        for file in sorted(files):
+            linked = file.is_symlink() or (file.parent != out and file.parent.is_symlink())
+            if not linked and file.is_file():
+                file.unlink()
+    except OSError as error:
+        raise StoreError(
+            f"cannot remove {error.filename}, which is of an earlier report: {error.strerror}. Use another --out."
+        ) from None
 
 
 def _markdown(collection: Collection, drawn: Catalogue, further: Sequence[Page], undrawn: str) -> Iterator[str]:

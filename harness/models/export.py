@@ -6,10 +6,11 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from harness.errors import ConfigError
+from harness.errors import ConfigError, StoreError, reason
 from harness.models.artefacts import look_into
 from harness.models.exported import FILE, FORMAT, MERGED, PARTS, Exported
 from harness.models.facts import fingerprint_of_files
@@ -40,7 +41,7 @@ def export(
     Raises:
         ConfigError: there is something in the folder, or the tokenizer is another model's.
         ModelError, ArtefactError: the model cannot be read.
-        OSError: the folder cannot be written to.
+        OSError, StoreError: the folder cannot be written to.
     """
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise ConfigError(f"{folder} is not empty. Name a folder that does not exist yet.")
@@ -51,7 +52,7 @@ def export(
     folder.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        with quiet():
+        with quiet(), _writing_to(folder):
             module.config.name_or_path = resolved.tokenizer.wrapped.name_or_path = resolved.info.name  # not a path
             module.save_pretrained(building)
             resolved.tokenizer.wrapped.save_pretrained(building)
@@ -65,6 +66,19 @@ def export(
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return exported
+
+
+@contextmanager
+def _writing_to(folder: Path) -> Iterator[None]:
+    """Refuse a folder that safetensors or tokenizers cannot write to, of which neither raises an ``OSError``."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except Exception as error:  # broad: tokenizers raises no class of its own
+        if not isinstance(error, SafetensorError) and "(os error " not in str(error):
+            raise
+        raise StoreError(f"cannot write {folder}: {reason(error)}. Make room, or name another folder.") from error
 
 
 def _facts(resolved: ResolvedModel, files: str) -> Exported:

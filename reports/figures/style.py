@@ -56,11 +56,20 @@ class Look:
 
 
 def look_of(strategy: str) -> Look:
-    """Return the look of a strategy by its registered name; that of an unknown one depends on its name alone."""
+    """Return the look of a strategy by its registered name.
+
+    That of one which does not ship depends on its name alone, and is none of those that do.
+    """
     if strategy in _KNOWN:
         return Look(*_KNOWN[strategy])
     number = crc32(strategy.encode())
-    return Look(_PALETTE[number % len(_PALETTE)], _MARKERS[number // len(_PALETTE) % len(_MARKERS)])
+    while (look := _numbered(number)) in _KNOWN.values():
+        number += len(_PALETTE)  # the next marker of that colour
+    return Look(*look)
+
+
+def _numbered(number: int) -> tuple[str, str]:
+    return _PALETTE[number % len(_PALETTE)], _MARKERS[number // len(_PALETTE) % len(_MARKERS)]
 
 
 @contextmanager

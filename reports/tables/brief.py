@@ -66,6 +66,11 @@ def in_two_sentences(table: ResultTable) -> str:
             f"{table.rows[0].n} samples are too few to tell any operating point from full depth. "
             "Use --limit 50 or more."
         )
+    if not faster and all(is_distinguishable(SPEEDUP, row.estimate(SPEEDUP)) for row in others):
+        return (
+            f"None of {len(others)} operating points is faster than full depth: each is slower beyond chance. "
+            f"Fastest of all: {_said(max(others, key=_speedup))}."
+        )
     if not faster:
         return (
             f"None of {len(others)} operating points is faster than full depth beyond chance. That does not make them "

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import resource
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,10 +16,10 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from harness.contracts import ModelRequest, document_key
-from harness.errors import ConfigError, ModelError
+from harness.errors import ConfigError, ModelError, StoreError
 from harness.models.artefacts import write_artefact
 from harness.models.exported import FILE, MERGED, PARTS
 from harness.models.model import ResolvedModel, resolve
@@ -155,6 +157,26 @@ def test_weights_whose_reading_nobody_knows_are_refused(copy: Path) -> None:
     (copy / PARTS / f"{MERGED}.json").unlink()
     with pytest.raises(ModelError, match="no sample could be trusted to be new"):
         resolve(ModelRequest(str(copy)))
+
+
+@pytest.mark.parametrize(("full", "room"), [("weights", 64 << 10), ("tokenizer", 4 << 10)])
+def test_a_full_disk_is_a_refusal_that_leaves_nothing(
+    tuned: ResolvedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: str, room: int
+) -> None:
+    """No file may be larger than ``room`` bytes, as on a disk that is full then."""
+    from harness.models.export import export
+
+    if full == "tokenizer":
+        monkeypatch.setattr(PreTrainedModel, "save_pretrained", lambda self, folder: None)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # Python would keep half of a compiled module
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        with pytest.raises(StoreError, match=r"^cannot write .*made: .*File too large.*\. Make room, or name another"):
+            export(tuned, tmp_path / "made", lambda facts, read: "")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
 
 
 def test_base_weights_are_not_in_a_tuned_folder(exported: Path, tiny_llama: Path) -> None:

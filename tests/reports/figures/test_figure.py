@@ -50,6 +50,13 @@ def test_strategies_that_ship_look_different_and_unknown_ones_always_the_same() 
     assert look_of("norm-growth") == look_of("norm-growth")
 
 
+def test_a_plug_in_never_looks_like_a_strategy_that_ships() -> None:
+    shipped = {look_of(entry.name) for entry in STRATEGIES.entries() if not entry.is_plugin}
+    looks = {look_of(f"plug-in-{number}") for number in range(2000)}
+    assert not looks & shipped
+    assert len(looks) > 40
+
+
 def test_a_figure_that_cannot_be_put_in_place_leaves_no_part(tmp_path: Path) -> None:
     (tmp_path / "a-line.svg").mkdir()
     with pytest.raises(StoreError, match=r"cannot write .*a-line\.svg"):

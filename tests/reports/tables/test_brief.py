@@ -30,6 +30,7 @@ FULL = row("full", verdict="the baseline")
 BOLD = row("bold", (1.8, 1.6, 2.0, SURE), (-0.2, -0.3, -0.1, SURE))
 SAFE = row("safe", (1.2, 1.1, 1.3, SURE), (-0.01, -0.05, 0.03, UNSURE))
 SLOW = row("slow", (0.8, 0.7, 0.9, SURE), (0.0, -0.1, 0.1, UNSURE))
+SLOWEST = row("slowest", (0.5, 0.4, 0.6, SURE), (0.0, -0.1, 0.1, UNSURE))
 CHANCE = row("chance", (1.4, 0.9, 2.0, UNSURE), (0.0, -0.1, 0.1, UNSURE))
 UNTRIED = row("untried", (1.5, 1.4, 1.6, SURE))
 UNTRIED = UNTRIED.model_copy(
@@ -65,6 +66,11 @@ ORACLE = row("oracle", (3.0, 2.9, 3.1, SURE), (0.0, -0.1, 0.1, UNSURE), rehearse
             [SLOW, CHANCE],
             "None of 2 operating points is faster than full depth beyond chance. That does not make them equal: more "
             "samples (--limit) tell smaller differences.",
+        ),
+        (
+            [SLOWEST, SLOW, ORACLE],
+            "None of 2 operating points is faster than full depth: each is slower beyond chance. "
+            "Fastest of all: slow (words of slow).",
         ),
         ([ORACLE], "Nothing was compared with full depth. Name strategies with --strategy."),
     ],
