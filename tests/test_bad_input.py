@@ -284,7 +284,7 @@ def test_many_malformed_rows_do_not_flood_the_screen(
     file = write_rows({"id": 1, "code": documents[0]}, *["{broken"] * 40)
     ran = tiny_run("--source", file, "--limit", 0, "--json")
     assert json.loads(ran.out)["rows"][0]["errors"] == 40
-    warnings = [said for said in caplog.messages if "other processes take" not in said]  # those of other tests
+    warnings = [record.getMessage() for record in caplog.records]
     assert len(warnings) == 6
     assert warnings[-1] == "py150: 35 further rows cannot be used"
 

@@ -227,13 +227,8 @@ def _warn_of_few_blocks(plan: Plan, block_size: int) -> None:
 
 
 def _warn_of_others(load: LoadReading | str, threads: int) -> None:
-    """Say before anything is measured that the machine is not this run's alone.
-
-    The kernel counts in ticks, and a short look sees few: it must find as much CPU time as is too much in a long one.
-    """
-    if isinstance(load, str):
-        return
-    if load.foreign_cpu_s <= FOREIGN_SHARE * load.cores * max(load.span_s, SHORTEST_LOOK_S):
+    """Say before anything is measured that the machine is not this run's alone; a short look would see ticks."""
+    if isinstance(load, str) or load.span_s < SHORTEST_LOOK_S or load.foreign_share <= FOREIGN_SHARE:
         return
     fewer = threads_left(load.foreign_share, load.cores)
     waiting = ", and decoding loses more than that, since its threads wait for each other" if threads > 1 else ""
