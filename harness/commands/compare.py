@@ -55,8 +55,8 @@ def compare(
     from reports.comparing.markdown import comparison_markdown
     from reports.comparing.terminal import render_comparison
     from reports.files import write_files
+    from reports.metrics.scores import recorded_scores
 
-    conditions = [parse_condition(text) for text in fail_if or ()]
     if (point_a is None) != (point_b is None):
         missing = "--point-b" if point_b is None else "--point-a"
         raise ConfigError(f"--point-a and --point-b go together; {missing} is missing.")
@@ -65,7 +65,10 @@ def compare(
     if markdown is not None and not markdown.parent.is_dir():
         raise ConfigError(f"--markdown {markdown}: the folder {markdown.parent} does not exist.")
     pair = (point_a, point_b) if point_a is not None and point_b is not None else None
-    found = compare_runs(read_run(a, stored=True), read_run(b, stored=True), Wanted(tuple(point or ()), pair))
+    runs = read_run(a, stored=True), read_run(b, stored=True)
+    scores = recorded_scores(cell for run in runs for cell in run.cells.values())
+    conditions = [parse_condition(text, scores) for text in fail_if or ()]
+    found = compare_runs(*runs, Wanted(tuple(point or ()), pair))
     judged = [one for condition in conditions for one in judge(condition, found.points)]
     if markdown is not None:
         write_files(markdown.parent, {markdown.name: comparison_markdown(found, judged)})

@@ -51,6 +51,12 @@ def write_archive(file: Path, name: str, records: Mapping[str, bytes], facts: Ma
     listed = {each: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for each, data in records.items()}
     about = {"schema_version": SCHEMA_VERSION, "files": listed, **facts}
     files = {**records, LIST: json.dumps(about, indent=2).encode() + b"\n"}
+    size = sum(map(len, files.values()))
+    if size > LARGEST_BYTES * 0.99:  # which leaves room for the archive's own headers
+        raise StoreError(
+            f"{name} has {size >> 20} MiB of records, and what is submitted may have {LARGEST_BYTES >> 20}. "
+            "Measure fewer samples or operating points in a run: --limit, or one run per strategy."
+        )
     content = io.BytesIO()
     with (
         gzip.GzipFile(filename="", mode="wb", fileobj=content, mtime=0) as packed,

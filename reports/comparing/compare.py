@@ -163,11 +163,11 @@ def _change(
     baseline: bool,
 ) -> Change:
     cells = points[0].cell, points[1].cell
-    if metric.paired and baseline:
+    references = [letter for point, letter in zip(points, "AB", strict=True) if _is_reference(metric, point)]
+    if metric.paired and (baseline or len(references) == len(points)):
         return Change(metric, reason="full depth is what it is compared with", applies=False)
-    for point, letter in zip(points, "AB", strict=True):
-        if metric.paired and point.cell is point.reference(metric.against):
-            return Change(metric, reason=f"{letter} is full depth, whose own is 1 by definition")
+    if references:
+        return Change(metric, reason=f"{references[0]} is full depth, whose own is 1 by definition")
     reason, source = _obstacle(metric, a, b, cells, matched)
     measured = all(is_measured(source, run.manifest.meter) for run in (a, b)) if metric.kind == "energy" else True
     if reason:
@@ -188,6 +188,11 @@ def _change(
     found = change(metric, pairs.a, pairs.b, paired=True, differing=differing)
     said = [found.reason, JOINED if pairs.joined else "", _left_out(found, matched) if metric.is_cost else ""]
     return replace(found, source=source, measured=measured, reason="; ".join(filter(None, said)))
+
+
+def _is_reference(metric: Metric, point: Point) -> bool:
+    """Whether an operating point is the full depth that a metric holds it against."""
+    return bool(metric.paired) and point.cell is point.reference(metric.against)
 
 
 def _left_out(found: Change, matched: Matched) -> str:

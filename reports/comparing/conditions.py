@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -85,8 +85,12 @@ class Judgement:
         return f"{what}{where}: {self.about}"
 
 
-def parse_condition(text: str) -> Condition:
+def parse_condition(text: str, scores: Iterable[str] = ()) -> Condition:
     """Read a condition.
+
+    Args:
+        text: as it was written.
+        scores: names of scores that the runs recorded.
 
     Raises:
         ConfigError: it is none, or one that would surprise.
@@ -95,7 +99,7 @@ def parse_condition(text: str) -> Condition:
     found = _GRAMMAR.fullmatch(text)
     if found is None:
         raise ConfigError(f"--fail-if '{text}' is no condition. {_EXAMPLE}")
-    metric = find_metric(found["metric"])
+    metric = find_metric(found["metric"], scores)
     number, relative = found["number"].replace("−", "-"), bool(found["percent"])
     threshold = float(number) / (100 if relative else 1)
     if metric is AGREEMENT:

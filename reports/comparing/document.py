@@ -19,7 +19,8 @@ SCHEMA_VERSION = 2
 def comparison_document(comparison: RunChange, judgements: Sequence[Judgement]) -> dict[str, Any]:
     """Return a JSON-able document; ``null`` is "not compared", with the reason beside it.
 
-    Changes are fractions (0.05 is 5 %), levels in SI units. ``interval`` is the bootstrap 95 % interval of the change.
+    Changes are fractions (0.05 is 5 %), levels in SI units; intervals are of 95 %. ``measured`` is false of an energy
+    that no sensor of both runs measured: an estimate, of which no condition can be judged.
     """
     return {
         "schema_version": SCHEMA_VERSION,
@@ -90,6 +91,7 @@ def _change(one: Change) -> dict[str, Any]:
         "prompts": one.prompts,
         "paired": one.paired,
         "source": one.source or None,
+        "measured": one.measured,
         "reason": one.reason or None,
         "no_interval": one.no_interval,
     }

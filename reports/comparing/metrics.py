@@ -34,13 +34,17 @@ def compared_metrics(scores: Iterable[str] = ()) -> tuple[Metric, ...]:
     return (*judged, AGREEMENT, *(metric for metric in found if metric.kind != "score"))
 
 
-def find_metric(name: str) -> Metric:
+def find_metric(name: str, scores: Iterable[str] = ()) -> Metric:
     """Return a metric by name, or by its name without the unit: ``latency_p50`` is ``latency_p50_s``.
+
+    Args:
+        name: of the metric.
+        scores: names of scores that the runs recorded.
 
     Raises:
         UnknownNameError: there is none; names the closest one.
     """
-    metrics = {metric.name: metric for metric in compared_metrics()}
+    metrics = {metric.name: metric for metric in compared_metrics(scores)}
     plain = {re.sub(r"_[sjw](?=_|$)", "", known): metric for known, metric in metrics.items()}
     found = metrics.get(name) or plain.get(name)
     if found is None:

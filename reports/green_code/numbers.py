@@ -96,9 +96,9 @@ def measured_numbers(
         scored: scores mean something; with random weights they do not, and there are none.
     """
     same = cell is full
-    windows = [window for window in cell.windows.values() if window.samples]
-    seconds = [spent_s / window.samples for window in windows if (spent_s := window.duration_s) is not None]
-    joules = [window.energy_j / window.samples for window in windows if window.energy_j is not None]
+    windows = [(cell.windows[number], len(samples)) for number, samples in cell.whole.items()]
+    seconds = [window.duration_s / count for window, count in windows if window.duration_s is not None]
+    joules = [window.energy_j / count for window, count in windows if window.energy_j is not None]
     source, spent = total(cell.windows.values())
     has_joules = spent is not None and bool(joules)
     scores = [score for sample in cell.scored if (score := sample.scores.get("rouge_l")) is not None]
@@ -172,16 +172,12 @@ def overhead(
 
 def _by_window(cell: Measured, quantity: str) -> dict[tuple[int, int], tuple[float, float]]:
     """Cost and exit checks of each block and repeat that finished whole."""
-    checks: dict[int, int] = {}
-    finished: dict[int, int] = {}
-    for sample in cell.samples.values():
-        checks[sample.window] = checks.get(sample.window, 0) + sample.exit_checks
-        finished[sample.window] = finished.get(sample.window, 0) + 1
     found = {}
-    for window in cell.windows.values():
+    for number, samples in cell.whole.items():
+        window = cell.windows[number]
         cost = window.duration_s if quantity == "time" else window.energy_j
-        if cost is not None and window.samples and finished.get(window.window) == window.samples:
-            found[window.block, window.repeat] = (cost, float(checks[window.window]))
+        if cost is not None:
+            found[window.block, window.repeat] = (cost, float(sum(sample.exit_checks for sample in samples)))
     return found
 
 
@@ -245,5 +241,5 @@ def _by_block(cell: Measured, pairs: Mapping[str, Pair]) -> list[Pair]:
 
 def _spread(cell: Measured, values: Sequence[float]) -> float | None:
     """Standard deviation over samples; where a window holds several, there is none."""
-    alone = all(window.samples == 1 for window in cell.windows.values())
+    alone = all(len(samples) == 1 for samples in cell.whole.values())
     return stdev(values) if alone and len(values) > 1 else None

@@ -13,14 +13,14 @@ from reports.figures.style import look_of
 from reports.leaderboard.details import described
 from reports.leaderboard.entries import PointEntry, RunEntry
 from reports.leaderboard.groups import Group, group_of
-from reports.leaderboard.ranking import CRITERIA, is_asserted, is_baseline, is_exact, on_front, quality_of, ranks
+from reports.leaderboard.ranking import CRITERIA, is_baseline, is_exact, on_front, quality_of, ranks
 from reports.metrics.sections import HEADLINE, LEADERBOARD, in_section
 from reports.metrics.speedups import SPEEDUP
 from reports.metrics.vocabulary import metrics_of
 from reports.summary.energy import energy_origin
 from reports.summary.measured import Regime
 from reports.summary.pareto import QUALITY
-from reports.tables.result import is_candidate
+from reports.tables.result import is_asserted, is_candidate
 
 __all__ = ["FIELDS", "index_of"]
 

@@ -26,20 +26,18 @@ from harness.contracts import Metric
 from harness.records.estimate import Estimate, NoInterval
 from harness.records.summary import SummaryRow
 from reports.metrics.evaluation import is_distinguishable
-from reports.metrics.faithfulness import EXACT_PREFIX
 from reports.metrics.scores import EDIT_SIMILARITY_DIFFERENCE
 from reports.metrics.speedups import DECODE_SPEEDUP, ENERGY_RATIO, SPEEDUP
 from reports.metrics.vocabulary import metrics_of
 from reports.statistics.intervals import largest_share
 from reports.summary.pareto import QUALITY, front
-from reports.tables.result import is_candidate
+from reports.tables.result import is_asserted, is_candidate
 
 __all__ = [
     "CRITERIA",
     "MARGIN",
     "Criterion",
     "Quality",
-    "is_asserted",
     "is_baseline",
     "is_exact",
     "on_front",
@@ -87,14 +85,6 @@ def is_baseline(row: SummaryRow) -> bool:
 def is_exact(row: SummaryRow) -> bool:
     """Whether a row's tokens are full depth's by how it decodes: it is full depth, or lossless, and never cut."""
     return (row.lossless or row.strategy == "full") and not row.stop
-
-
-def is_asserted(row: SummaryRow) -> bool:
-    """Whether a row is lossless and its tokens are full depth's in every completion, so that it scores the same."""
-    same = row.estimate(EXACT_PREFIX)
-    return (
-        row.lossless and same is not None and same.value == 1.0 and same.interval is None and same.no_interval is None
-    )
 
 
 def _keeps_by_definition(row: SummaryRow) -> bool:

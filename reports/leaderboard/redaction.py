@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from harness.records import Manifest
+from harness.records import Manifest, SampleRecord
 from harness.records.record import Record
 from harness.records.summary import Summary
 from reports.recorded import RecordedRun
@@ -74,7 +74,7 @@ def redact_run(run: RecordedRun) -> Redacted:
     names = {point.name for point in run.manifest.operating_points}
     samples_before = {sample.sample_id for sample in run.samples}
     windows = tuple(_record(window, ("operating_point", "energy_reason", "energy_scope")) for window in run.windows)
-    samples = tuple(_record(sample, ("operating_point", "sample_id", "error")) for sample in run.samples)
+    samples = tuple(_sample(sample) for sample in run.samples)
     places += ["windows"] if windows != run.windows else []
     places += ["samples"] if samples != run.samples else []
     merged = [
@@ -87,6 +87,13 @@ def redact_run(run: RecordedRun) -> Redacted:
     summary = Summary.model_validate(_redacted(run.summary.model_dump(mode="json")))
     published = replace(run, manifest=manifest, windows=windows, samples=samples, summary=summary)
     return Redacted(published, tuple(dict.fromkeys(places)), tuple(merged))
+
+
+def _sample(sample: SampleRecord) -> SampleRecord:
+    """Redact a sample; a server may call its model by the folder that it lies in."""
+    found = _record(sample, ("operating_point", "sample_id", "error"))
+    answer = found.answer and _record(found.answer, ("model",))
+    return found if answer is found.answer else found.model_copy(update={"answer": answer})
 
 
 def _shortened(path: str) -> str:

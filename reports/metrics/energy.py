@@ -34,8 +34,13 @@ def _total(point: Point) -> float | None:
     return total(point.windows)[1]
 
 
+def _of_finished(point: Point) -> float | None:
+    """Joules of windows without a failed sample, where all windows have a reading."""
+    return None if _total(point) is None else total(point.cell.whole_windows)[1]
+
+
 def _per(point: Point, count: float | None) -> float | None:
-    joules = _total(point)
+    joules = _of_finished(point)
     return None if joules is None or count is None else ratio(joules, count)
 
 
@@ -44,7 +49,7 @@ def _per_token(point: Point) -> float | None:
 
 
 def _per_request(point: Point) -> float | None:
-    return _per(point, len(point.samples))
+    return _per(point, sum(map(len, point.cell.whole.values())))
 
 
 def _mean_power(point: Point) -> float | None:
@@ -56,7 +61,7 @@ def _idle_power(point: Point) -> float | None:
 
 
 def _net_per_token(point: Point) -> float | None:
-    joules, idle_w, made = _total(point), _idle_power(point), tokens(point.cell)
+    joules, idle_w, made = _of_finished(point), _idle_power(point), tokens(point.cell)
     if joules is None or idle_w is None or made is None:
         return None
     return ratio(joules - idle_w * total_s(point), made)

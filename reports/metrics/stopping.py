@@ -15,7 +15,7 @@ Totals over totals, all repeats; intervals by bootstrap over blocks of samples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from harness.contracts import Metric
@@ -24,7 +24,7 @@ from harness.records.estimate import Estimate, NoInterval
 from reports.metrics.point import Point
 from reports.metrics.sections import STOPS
 from reports.metrics.units import Units
-from reports.statistics.intervals import Pair, bootstrap_share, pooled, ratio
+from reports.statistics.intervals import Pair, bootstrap_share, pooled, ratio, share_interval
 from reports.summary.energy import total
 from reports.summary.measured import Measured
 
@@ -47,12 +47,10 @@ def _may_stop(point: Point) -> bool:
 
 
 def _estimate(cell: Measured, pairs: Mapping[tuple[str, int], Pair]) -> Estimate | None:
-    """Σ baseline over Σ other of samples, with its interval over their blocks; ``None`` where that is not defined."""
+    """A share, Σ baseline of Σ other of samples, with its interval over their blocks; ``None`` where there is none."""
     units = pooled((cell.windows[cell.samples[key].window].block, pair) for key, pair in pairs.items())
     value = ratio(sum(pair.baseline for pair in units), sum(pair.other for pair in units))
-    if value is None:
-        return None
-    return Estimate.of(value, bootstrap_share(units) or NoInterval.FEW_PAIRS, n=len(units))
+    return None if value is None else Estimate.of(value, share_interval(units), n=len(units))
 
 
 def _saved(point: Point) -> Estimate | None:
@@ -75,16 +73,11 @@ def _accepted(sample: SampleRecord) -> float | None:
     return sample.scores.get(ACCEPTED_SCORE)
 
 
-def _spent(cost: _Cost, point: Point) -> list[tuple[WindowRecord, list[SampleRecord], float, float]] | None:
+def _spent(cost: _Cost, point: Point) -> list[tuple[WindowRecord, Sequence[SampleRecord], float, float]] | None:
     """Each window with its samples, cost and accepted characters; ``None`` where one of these is not known."""
-    members: dict[int, list[SampleRecord]] = {number: [] for number in point.cell.windows}
-    for sample in point.samples:
-        members[sample.window].append(sample)
     found = []
-    for number, samples in members.items():
+    for number, samples in point.cell.whole.items():
         window = point.cell.windows[number]
-        if window.failed or not samples:
-            continue
         spent, characters = cost(point, window), [_accepted(sample) for sample in samples]
         if spent is None or None in characters:
             return None

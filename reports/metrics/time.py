@@ -35,8 +35,8 @@ _seconds = partial(Metric, unit="s", form="seconds", better="lower", kind="cost"
 
 
 def total_s(point: Point) -> float:
-    """Return the seconds of its windows, which were timed."""
-    return math.fsum(window.duration_s for window in point.windows if window.duration_s is not None)
+    """Return the seconds of its windows, which were timed, without those in which a sample failed."""
+    return math.fsum(window.duration_s for window in point.cell.whole_windows if window.duration_s is not None)
 
 
 def _latency(sample: SampleRecord) -> float | None:

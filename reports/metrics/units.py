@@ -69,8 +69,8 @@ def rates(cell: Measured, read: Callable[[SampleRecord], tuple[float, float] | f
 
 
 def tokens(cell: Measured) -> int | None:
-    """Return the tokens of all windows; ``None`` where a black box does not count its own."""
-    counts = [window.tokens for window in cell.windows.values()]
+    """Return the tokens of windows without a failed sample; ``None`` where a black box does not count its own."""
+    counts = [window.tokens for window in cell.whole_windows]
     known = [count for count in counts if count is not None]
     return sum(known) if len(known) == len(counts) else None
 
@@ -78,28 +78,17 @@ def tokens(cell: Measured) -> int | None:
 def blocks(cell: Measured, cost: Callable[[WindowRecord], float | None], *, per_token: bool = False) -> Units:
     """Return a cost of whole windows, and the windows or tokens it bought; a window with a failed sample has none."""
     rows = []
-    for number, members in _windows(cell).items():
+    for number, members in cell.whole.items():
         window = cell.windows[number]
         spent, bought = cost(window), window.tokens if per_token else 1
-        if spent is not None and bought is not None and not window.failed:
-            rows.append((_names(members), (spent, float(bought))))
+        if spent is not None and bought is not None:
+            rows.append((frozenset(sample.sample_id for sample in members), (spent, float(bought))))
     return _added(rows)
 
 
 def joined(above: Units, below: Units) -> Units:
     """Return the units of a ratio of two rates."""
     return {key: (*row, *below[key]) for key, row in above.items() if key in below}
-
-
-def _windows(cell: Measured) -> dict[int, list[SampleRecord]]:
-    found: dict[int, list[SampleRecord]] = {}
-    for sample in cell.samples.values():
-        found.setdefault(sample.window, []).append(sample)
-    return found
-
-
-def _names(members: Sequence[SampleRecord]) -> frozenset[str]:
-    return frozenset(sample.sample_id for sample in members)
 
 
 def _added(rows: Iterable[tuple[frozenset[str], tuple[float, ...]]]) -> Units:

@@ -31,7 +31,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.records import MeterRecord, SampleRecord, WindowRecord
+from harness.records import MeterRecord, WindowRecord
 from harness.records.cost import PARTS, PHASES, Attribution, CheckCost, OperatingPointCost, Quantity, Ranged
 from reports.statistics.intervals import MINIMUM_PAIRS, replicate_interval
 from reports.summary.attribution_counts import COMMON, PREFILL, counts_of
@@ -287,7 +287,7 @@ class _Ranged:
         return float(self._results[0][key])
 
     def required(self, key: str) -> Ranged:
-        replicates = np.array([result[key] for result in self._results[1:]])
+        replicates = np.array([result.get(key, math.nan) for result in self._results[1:]])  # without a check, no price
         return Ranged(value=self.value(key), ci=replicate_interval(replicates, self._blocks))
 
     def __call__(self, key: str) -> Ranged | None:
@@ -304,21 +304,16 @@ def _by_block(
     cell: Measured, names: tuple[str, ...], read: Callable[[WindowRecord], float | None]
 ) -> dict[tuple[int, int], list[float]] | None:
     """Return (block, repeat) → counts of each kind, cost, seconds, those of prefill, free heads; no failed ones."""
-    samples: dict[int, list[SampleRecord]] = {}
-    for sample in cell.samples.values():
-        samples.setdefault(sample.window, []).append(sample)
-    failed = {sample.window for sample in cell.failed.values() if sample.prompt_ids}  # a bad row has no prompt
+    if any(read(window) is None for window in cell.windows.values()):
+        return None
     found: dict[tuple[int, int], list[float]] = {}
-    for window in cell.windows.values():
-        cost = read(window)
-        if cost is None:
-            return None
-        if window.window in failed or window.window not in samples:
-            continue
-        did = [counts_of(sample, f"check {cell.point.strategy}", names) for sample in samples[window.window]]
+    for number, samples in cell.whole.items():
+        window = cell.windows[number]
+        did = [counts_of(sample, f"check {cell.point.strategy}", names) for sample in samples]
         whole = sum(did[1:], did[0])
-        prefill_s = sum(sample.token_times_s[0] for sample in samples[window.window])
-        row = [*whole.all, *whole.drafting, *whole.rolled_back, cost, window.duration_s, prefill_s, whole.free_heads]
+        prefill_s = sum(sample.token_times_s[0] for sample in samples)
+        spent = (read(window), window.duration_s)
+        row = [*whole.all, *whole.drafting, *whole.rolled_back, *spent, prefill_s, whole.free_heads]
         found[window.block, window.repeat] = row
     return found
 

@@ -102,6 +102,11 @@ class Measured:
         return len({sample_id for sample_id, _ in self.failed})
 
     @property
+    def broken(self) -> set[str]:
+        """Samples whose completion failed in some repeat; a row of the data that could not become a prompt is none."""
+        return {sample_id for (sample_id, _), sample in self.failed.items() if sample.prompt_ids}
+
+    @property
     def repeats(self) -> int:
         """Repetitions that were timed."""
         return len({window.repeat for window in self.windows.values()})
@@ -203,7 +208,10 @@ class Measured:
     ) -> list[Pair]:
         """Pair windows by block and repeat, where both finished the same samples; a block's repeats are added up."""
         others = {(window.block, window.repeat): window for window in baseline.windows.values()}
-        mine, theirs = self._finished_by_window(), baseline._finished_by_window()
+        mine, theirs = (
+            {number: {sample.sample_id for sample in samples} for number, samples in cell.whole.items()}
+            for cell in (self, baseline)
+        )
         pairs: list[tuple[Hashable, Pair]] = []
         for window in self.windows.values():
             other = others.get((window.block, window.repeat))
@@ -224,8 +232,20 @@ class Measured:
         latencies = [sample.latency_s for sample in arrived if sample.latency_s is not None]
         return math.fsum(latencies) if len(latencies) == len(arrived) else None
 
-    def _finished_by_window(self) -> dict[int, set[str]]:
-        return {window: {sample.sample_id for sample in samples} for window, samples in self._by_window.items()}
+    @cached_property
+    def whole(self) -> Mapping[int, Sequence[SampleRecord]]:
+        """Finished samples of those windows, by id, in which none failed.
+
+        Of another window's time and energy it is not known what the finished ones took. A row that could not become a
+        prompt failed before there was a window.
+        """
+        failed = {sample.window for sample in self.failed.values() if sample.prompt_ids}
+        return {number: samples for number, samples in self._by_window.items() if number not in failed}
+
+    @property
+    def whole_windows(self) -> list[WindowRecord]:
+        """The windows of :attr:`whole`."""
+        return [self.windows[number] for number in self.whole]
 
     @cached_property
     def _blocks(self) -> dict[str, int]:

@@ -57,7 +57,7 @@ def notes(
         *about_lossless(cells),
         *about_stops(cells),
         *_about_model(manifest),
-        *_about_data(manifest, rows),
+        *_about_data(manifest, rows, cells),
         *missing_scores,
         *_about_probes(everything),
         *_about_baseline(manifest, cells),
@@ -114,7 +114,7 @@ def _about_model(manifest: Manifest) -> Iterator[str]:
         yield f"tokenizer {model.tokenizer_source}. Token counts and texts are not the real model's."
 
 
-def _about_data(manifest: Manifest, rows: Sequence[SummaryRow]) -> Iterator[str]:
+def _about_data(manifest: Manifest, rows: Sequence[SummaryRow], cells: Sequence[Measured]) -> Iterator[str]:
     for task in manifest.tasks:
         if task.source_kind == "embedded":
             yield (
@@ -124,7 +124,7 @@ def _about_data(manifest: Manifest, rows: Sequence[SummaryRow]) -> Iterator[str]
         if task.bad_rows:
             yield f"{task.name}: {task.bad_rows} row(s) of the data could not become samples."
         yield from _about_duplicates(task, manifest)
-    for task_name, failed in _totals((row.task, row.errors) for row in rows):
+    for task_name, failed in _totals((cell.task.name, len(cell.broken)) for cell in cells):
         yield (
             f"{task_name}: {failed} failure(s) over the operating points, counted as errors; they are neither "
             "scored nor timed; paired columns leave those samples out, and ratios of requests and energy their blocks."
@@ -158,7 +158,7 @@ def _about_duplicates(task: TaskRecord, manifest: Manifest) -> Iterator[str]:
 
 def _about_probes(cells: Sequence[Measured]) -> Iterator[str]:
     probes = [cell for cell in cells if cell.point.never_exits]
-    failed = sum(sample.repeat == 0 and bool(sample.prompt_ids) for cell in probes for sample in cell.failed.values())
+    failed = sum(len(cell.broken) for cell in probes)
     if failed:
         yield f"{failed} failure(s) of probes that never exit: their blocks are missing in the attribution."
 

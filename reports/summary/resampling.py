@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from harness.records import SampleRecord
 from reports.statistics.intervals import MINIMUM_PAIRS, draws, replicate_interval
+from reports.summary.energy import total
 from reports.summary.measured import Measured
 
 __all__ = ["Resampled", "Resampling"]
@@ -89,12 +90,14 @@ class Resampling:
 
     def energy(self, cell: Measured, *, of_requests: bool = False) -> Resampled | None:
         """Return joules per generated token or request; ``None`` unless all windows have a reading of one source."""
-        windows = list(cell.windows.values())
-        if len({window.energy_source for window in windows}) != 1:
+        if total(cell.windows.values())[1] is None:
             return None
-        read = [(window.block, window.energy_j, window.samples if of_requests else window.tokens) for window in windows]
+        read = [(cell.windows[number], samples) for number, samples in cell.whole.items()]
+        counts = [len(samples) if of_requests else window.tokens for window, samples in read]
         terms = [
-            (block, joules, float(count)) for block, joules, count in read if joules is not None and count is not None
+            (window.block, window.energy_j, float(count))
+            for (window, _), count in zip(read, counts, strict=True)
+            if window.energy_j is not None and count is not None
         ]
         return self._ratio(terms) if len(terms) == len(read) else None
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 
 from harness.appearance.terminal import Line, Text
+from harness.contracts import Metric
+from harness.records.estimate import Estimate
 from harness.records.summary import Summary, SummaryRow
 from reports.metrics.evaluation import is_distinguishable
 from reports.metrics.scores import EDIT_SIMILARITY_DIFFERENCE, score_metrics
-from reports.metrics.speedups import SPEEDUP
-from reports.tables.result import ResultTable, is_candidate, split_tables
+from reports.metrics.speedups import SPEEDUP, SPEEDUP_OVER_FASTEST
+from reports.statistics.intervals import MINIMUM_PAIRS
+from reports.tables.result import ResultTable, is_asserted, is_candidate, split_tables
 from reports.tables.terminal import headline
 
 __all__ = ["Brief", "in_two_sentences"]
@@ -51,25 +54,48 @@ def _parts(table: ResultTable, console: Console, options: ConsoleOptions) -> Ite
 def in_two_sentences(table: ResultTable) -> str:
     """Return what a table says of its operating points against full depth: the best without a loss, and with one.
 
-    Only differences that passed their test are told; the words are those of the rows' verdicts.
+    Only differences that passed their test are told; the words are those of the rows' verdicts. Rows of several weights
+    formats are held against the fastest full depth of them, as one of them is itself.
     """
-    others = [row for row in table.rows[1:] if is_candidate(row) and row.n and row.verdict]
+    full, metric = table.rows[0], SPEEDUP
+    if len({row.weights_format for row in table.rows}) > 1 and any(map(_over_fastest, table.rows)):
+        metric = SPEEDUP_OVER_FASTEST
+    others = [
+        row for row in table.rows[1:] if is_candidate(row) and row.n and row.verdict and not _is_reference(row, metric)
+    ]
+    told = [found for row in others if (found := row.estimate(metric)) is not None]
+    if not full.n:
+        return "Full depth finished no sample, so that nothing can be compared with it; samples.jsonl says why."
     if not others:
         return "Nothing was compared with full depth. Name strategies with --strategy."
-    faster = sorted(
-        (row for row in others if is_distinguishable(SPEEDUP, row.estimate(SPEEDUP)) and _speedup(row) > 1),
-        key=_speedup,
-        reverse=True,
+    if not told:
+        return "There are no times to compare with full depth's; the report has what was scored."
+    if all(one.interval is None for one in told):
+        return _too_few(full.n, max(one.n or 0 for one in told))
+    return _best(others, metric)
+
+
+def _too_few(samples: int, blocks: int) -> str:
+    in_blocks = f", measured in {blocks} blocks," if 0 < blocks < samples else ""
+    enough = max(50, MINIMUM_PAIRS * -(-samples // blocks) if blocks else 0)
+    return (
+        f"{samples} samples{in_blocks} are too few to tell any operating point from full depth. "
+        f"Use --limit {enough} or more."
     )
-    if not any((one := row.estimate(SPEEDUP)) is not None and one.interval is not None for row in others):
-        return (
-            f"{table.rows[0].n} samples are too few to tell any operating point from full depth. "
-            "Use --limit 50 or more."
-        )
-    if not faster and all(is_distinguishable(SPEEDUP, row.estimate(SPEEDUP)) for row in others):
+
+
+def _best(others: Sequence[SummaryRow], metric: Metric) -> str:
+    """Say which rows are faster, by a comparison with full depth."""
+
+    def speedup(row: SummaryRow) -> float:
+        return row.value(metric) or 0.0
+
+    distinct = [row for row in others if is_distinguishable(metric, row.estimate(metric))]
+    faster = sorted((row for row in distinct if speedup(row) > 1), key=speedup, reverse=True)
+    if not faster and len(distinct) == len(others):
         return (
             f"None of {len(others)} operating points is faster than full depth: each is slower beyond chance. "
-            f"Fastest of all: {_said(max(others, key=_speedup))}."
+            f"Fastest of all: {_said(max(others, key=speedup))}."
         )
     if not faster:
         return (
@@ -79,7 +105,7 @@ def in_two_sentences(table: ResultTable) -> str:
     free = next((row for row in faster if _keeps(row)), None)
     if free is None:
         first = "No operating point that is faster beyond chance is known to keep full depth's edit similarity."
-    elif free.lossless:
+    elif _has_its_text(free):
         first = f"Fastest with full depth's own text: {_said(free)}."
     else:
         first = f"Fastest without a loss of edit similarity that can be told from chance: {_said(free)}."
@@ -92,13 +118,24 @@ def _said(row: SummaryRow) -> str:
     return f"{row.operating_point} ({row.verdict})"
 
 
-def _speedup(row: SummaryRow) -> float:
-    return row.value(SPEEDUP) or 0.0
+def _over_fastest(row: SummaryRow) -> Estimate | None:
+    return row.estimate(SPEEDUP_OVER_FASTEST)
+
+
+def _is_reference(row: SummaryRow, metric: Metric) -> bool:
+    """Whether a row is the full depth that the others are held against: 1 by definition."""
+    found = row.estimate(metric)
+    return row.strategy == "full" and found == Estimate(value=1.0)
+
+
+def _has_its_text(row: SummaryRow) -> bool:
+    """Whether a row's texts are those of the full depth that scores are compared with, in every completion."""
+    return is_asserted(row) and not row.stop and row.baseline_format == row.weights_format
 
 
 def _keeps(row: SummaryRow) -> bool:
     """Whether its text is full depth's, or a loss of edit similarity was looked for and could not be told."""
-    if row.lossless:
+    if _has_its_text(row):
         return True
     _, difference = score_metrics(EDIT_SIMILARITY_DIFFERENCE.removesuffix("_difference"))
     estimate = row.estimate(difference)

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 from harness.contracts import numbers
 from harness.records.summary import Summary, SummaryRow
+from reports.metrics.faithfulness import EXACT_PREFIX
 
-__all__ = ["HEADLINE_TITLE", "ResultTable", "is_candidate", "legend", "mark", "split_tables"]
+__all__ = ["HEADLINE_TITLE", "ResultTable", "is_asserted", "is_candidate", "legend", "mark", "split_tables"]
 
 HEADLINE_TITLE = "What each operating point gives and saves"
 _LEGEND = (
@@ -113,6 +114,14 @@ def split_tables(summary: Summary) -> tuple[ResultTable, ...]:
 def is_candidate(row: SummaryRow) -> bool:
     """Whether a row is something one could deploy. A rehearsed one is a bound: it knows the answer for free."""
     return not row.rehearsed
+
+
+def is_asserted(row: SummaryRow) -> bool:
+    """Whether a row is lossless and its tokens are full depth's in every completion, so that it scores the same."""
+    same = row.estimate(EXACT_PREFIX)
+    return (
+        row.lossless and same is not None and same.value == 1.0 and same.interval is None and same.no_interval is None
+    )
 
 
 def mark(row: SummaryRow) -> str:

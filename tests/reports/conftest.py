@@ -92,13 +92,14 @@ class RunBuilder:
         self.window("", duration=duration, task="", energy_j=energy_j, idle=True, **more)
 
     def _sample(self, window: int, point: str, task: str, repeat: int, values: dict[str, Any]) -> SampleRecord:
-        defaults: dict[str, Any] = {"window": window, "operating_point": point, "task": task, "repeat": repeat}
+        defaults: dict[str, Any] = {
+            "window": window, "operating_point": point, "task": task, "repeat": repeat, "prompt_ids": (7,) * 4,
+        }  # fmt: skip
         if values.get("error") is None:
             tokens = values.get("token_ids", (1, 2, 3))
             layers = values.get("exit_layers", (LAYERS,) * len(tokens))
             decoded = layers if self.kv == "none" else layers[1:]
             defaults |= {
-                "prompt_ids": (7,) * 4,
                 "token_ids": tokens,
                 "exit_layers": layers,
                 "token_times_s": tuple(0.1 * (index + 1) for index in range(len(tokens))),

@@ -320,6 +320,13 @@ def test_an_archive_does_not_fill_the_disk(tmp_path: Path) -> None:
         pass
 
 
+def test_what_would_be_too_large_to_read_is_not_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.store.packed_run.LARGEST_BYTES", 2_000)
+    with pytest.raises(StoreError, match="Measure fewer samples or operating points"):
+        write_archive(tmp_path / "one.tar.gz", "one", {"samples.jsonl": b"x" * 2_000}, {})
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_limit_counts_all_files_together(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = archive_of(finished, tmp_path)
     monkeypatch.setattr("harness.store.packed_run.LARGEST_BYTES", 2_000)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from harness.errors import HarnessError
+from harness.errors import HarnessError, UnknownNameError
 from reports.comparing.compare import Wanted, compare_runs
 from reports.comparing.conditions import grouped, judge, parse_condition
 from reports.comparing.results import PointChange
@@ -90,6 +92,26 @@ def test_full_depth_has_no_speed_up_to_fail(points: tuple[PointChange, ...]) -> 
     (alone,) = judge(parse_condition("speedup<-50% @ full"), points)
     assert alone.outcome == "unknown"
     assert alone.words == "speedup<-50% @ full: cannot be judged: full depth is what it is compared with."
+
+
+def test_full_depth_of_each_format_has_no_speed_up_to_fail(build: Any) -> None:
+    def run(name: str, slower: float) -> RecordedRun:
+        made = build(points=("full", "full@int8", FIXED), formats=("float32", "int8"))
+        for block in range(12):
+            for point in made.points:
+                made.window(point, {}, block=block, duration=slower + 0.01 * block)
+        return RecordedRun(Path(name), made.manifest, tuple(made.windows), tuple(made.samples), made.summary())
+
+    found = compare_runs(run("a", 1.0), run("b", 1.1), Wanted()).points
+    assert {point.name for point in found} == {"full", "full@int8", FIXED}
+    assert outcome("speedup<-5%", found) == {FIXED: "passed"}
+
+
+def test_a_condition_may_be_of_a_score_that_only_one_benchmark_has(recorded: Make) -> None:
+    with pytest.raises(UnknownNameError):
+        parse_condition("pass_at_1<-0.02")
+    assert parse_condition("pass_at_1<-0.02", {"pass_at_1"}).metric.name == "pass_at_1"
+    assert parse_condition("lm_eval_acc<-0.02", {"lm_eval_acc"}).metric.name == "lm_eval_acc"
 
 
 def test_what_cannot_be_judged_does_not_pass(recorded: Make, points: tuple[PointChange, ...]) -> None:

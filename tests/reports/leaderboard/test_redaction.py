@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from harness.records.sample import AnswerRecord
 from reports.leaderboard.redaction import private_paths, redact, redact_run
 from reports.recorded import RecordedRun
 
@@ -83,6 +84,14 @@ def test_errors_are_cleaned(build: Any) -> None:
     failed = run.samples[0].model_copy(update={"error": "cannot open /home/alice/cache/x"})
     redacted = redact_run(replace(run, samples=(failed, *run.samples[1:])))
     assert redacted.run.samples[0].error == "cannot open …/x"
+    assert redacted.places == ("samples",)
+
+
+def test_what_a_server_calls_its_model_is_cleaned(build: Any) -> None:
+    run = run_with(build)
+    answered = run.samples[0].model_copy(update={"answer": AnswerRecord(tokens=3, model="/home/alice/models/x")})
+    redacted = redact_run(replace(run, samples=(answered, *run.samples[1:])))
+    assert redacted.run.samples[0].answer == AnswerRecord(tokens=3, model="…/x")
     assert redacted.places == ("samples",)
 
 

@@ -55,7 +55,17 @@ def test_without_accepted_characters_none_has_a_cost(build: Any, accepted: float
     row = run.row(STOPPED)
     assert row.estimate(TIME) is row.estimate(ENERGY) is None
     assert row.value(SAVED) == 0.0
-    assert row.estimate(SAVED).no_interval is NoInterval.FEW_PAIRS
+    assert row.estimate(SAVED).no_interval is NoInterval.FEW_DIFFERING
+
+
+def test_what_a_rule_ends_in_a_few_completions_is_no_certainty(build: Any) -> None:
+    """All of five: a bootstrap would know it exactly."""
+    run = build(points=(FULL, STOPPED), kv="recompute")
+    for block in range(5):
+        run.window(FULL, {}, block=block)
+        run.window(STOPPED, stopped(1, 2.0), block=block)
+    ended = run.row(STOPPED).estimate("stopped")
+    assert (ended.value, ended.interval, ended.no_interval) == (1.0, None, NoInterval.FEW_DIFFERING)
 
 
 def test_energy_that_was_not_measured_is_none(build: Any) -> None:

@@ -101,6 +101,18 @@ def test_costs_that_were_put_in_come_out() -> None:
     assert units["check confidence"] == pytest.approx(COSTS["confidence"], rel=1e-6)
 
 
+def test_resamplings_in_which_nothing_was_asked_have_no_price() -> None:
+    """Completions of one token: with a cache nobody is asked about it, and some draws hold nothing else."""
+    cells = built(6)
+    for cell in cells:
+        if cell.point.never_exits:
+            for key, sample in list(cell.samples.items())[:3]:
+                cell.samples[key] = sample.model_copy(update={"exit_checks": 0})
+    found = {check.strategy: check.direct for check in only(attribute(cells)).checks}
+    assert found["confidence"] is not None
+    assert found["confidence"].ci is None
+
+
 def test_parts_add_up_to_what_was_measured() -> None:
     for row in only(attribute(built(8, noise=0.05))).rows:
         assert tuple(row.parts) == PARTS

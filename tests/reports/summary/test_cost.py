@@ -7,6 +7,7 @@ import pytest
 from reports.statistics.intervals import MINIMUM_PAIRS
 
 FULL, OTHER = "full", "fixed:layer=5"
+BAD_ROW = {"error": "row 3: is too short", "prompt_ids": ()}
 
 
 def test_throughput_is_total_tokens_over_total_window_time(build) -> None:
@@ -79,8 +80,11 @@ def test_a_block_where_only_one_side_failed_is_not_compared(build) -> None:
     run.window(FULL, {}, {}, duration=10.0, block=0)
     run.window(OTHER, {}, {"error": "out of memory"}, duration=1.0, block=0)
     assert run.row(OTHER).value("speedup") is None
-    run.window(FULL, {}, {"error": "bad row"}, duration=3.0, block=1)
-    run.window(OTHER, {}, {"error": "bad row"}, duration=2.0, block=1)
+    run.window(FULL, {}, {"error": "out of memory"}, duration=10.0, block=1)
+    run.window(OTHER, {}, {"error": "out of memory"}, duration=1.0, block=1)  # the same one: what it took is not known
+    assert run.row(OTHER).value("speedup") is None
+    run.window(FULL, {}, BAD_ROW, duration=3.0, block=2)
+    run.window(OTHER, {}, BAD_ROW, duration=2.0, block=2)  # took nothing
     assert run.row(OTHER).value("speedup") == pytest.approx(1.5)
 
 

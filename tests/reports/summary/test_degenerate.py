@@ -70,7 +70,7 @@ def test_every_sample_failed(build: Any) -> None:
 
 
 def test_rows_of_the_data_that_could_not_become_samples_say_nothing_of_the_model(build: Any) -> None:
-    assert of(measured(build, {"error": "row 1: is not JSON"})) is None
+    assert of(measured(build, {"error": "row 1: is not JSON", "prompt_ids": ()})) is None
 
 
 def test_one_task_of_two_is_enough(build: Any) -> None:

@@ -54,10 +54,26 @@ def test_energy_per_request_and_power(build) -> None:
     assert row.value("mean_power_w") == pytest.approx(20.0)
 
 
-def test_a_failed_sample_is_no_request(build) -> None:
+def test_a_window_with_a_failed_sample_counts_in_no_cost(build) -> None:
+    """What the failure took is not known; the energy of all windows has it nevertheless."""
     run = build()
-    run.window(FULL, {}, {"error": "broken"}, energy_j=6.0, energy_source="rapl")
-    assert run.row(FULL).value("energy_j_per_request") == 6.0
+    run.window(FULL, {}, {}, energy_j=6.0, energy_source="rapl", duration=2.0, block=0)
+    run.window(FULL, {}, {"error": "timed out"}, energy_j=600.0, energy_source="rapl", duration=120.0, block=1)
+    row = run.row(FULL)
+    assert row.value("energy_j_per_request") == 3.0
+    assert row.value("energy_j_per_token") == 1.0
+    assert row.value("tokens_per_s") == 3.0
+    assert row.value("energy_j") == 606.0
+
+
+def test_a_row_of_the_data_that_is_no_prompt_takes_nothing(build) -> None:
+    run = build(bad_rows=1)
+    bad = {"error": "row 3: is too short", "prompt_ids": ()}
+    run.window(FULL, {}, {}, bad, energy_j=6.0, energy_source="rapl", duration=2.0, failed=1)
+    row = run.row(FULL)
+    assert row.value("energy_j_per_request") == 3.0
+    assert row.value("tokens_per_s") == 3.0
+    assert "failure(s)" not in " ".join(run.summary().notes)
 
 
 def test_net_of_idle_takes_off_idle_power_times_time(build) -> None:
