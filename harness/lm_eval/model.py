@@ -25,6 +25,7 @@ from harness.config.model import DEFAULT_MODEL
 from harness.contracts import OWN_FORMAT, Meter, StopRule, Strategy
 from harness.contracts.meters import is_measured
 from harness.decoding.engine import Engine
+from harness.decoding.in_turn import decode_in_turn
 from harness.decoding.unit_costs import Timing
 from harness.errors import ConfigError, ModelError
 from harness.host.device import resolve_device
@@ -50,10 +51,10 @@ Encoded = tuple[Any, list[int], list[int]]
 class EarlyExitLM(TemplateLM):  # type: ignore[misc]
     """A model whose completions are decoded with a strategy, for ``lm_eval.simple_evaluate(model=…)``.
 
-    ``generate_until`` decodes greedily with the strategy, ``batch_size`` requests together. ``loglikelihood`` and
-    ``loglikelihood_rolling`` score texts that are known, at full depth unless ``loglikelihood_exit`` names a layer:
-    a strategy decides about tokens that are made, not about those. What it took, per task, is in the results at
-    ``config`` → ``early_exit``.
+    ``generate_until`` decodes greedily with the strategy, ``batch_size`` requests together: where one ends, the next
+    one joins. ``loglikelihood`` and ``loglikelihood_rolling`` score texts that are known, at full depth unless
+    ``loglikelihood_exit`` names a layer: a strategy decides about tokens that are made, not about those. What it took,
+    per task, is in the results at ``config`` → ``early_exit``.
 
     Args:
         model: catalogue name, hub id or folder.
@@ -300,33 +301,32 @@ class EarlyExitLM(TemplateLM):  # type: ignore[misc]
                 rule = stop_rule(self._resolved.tokenizer, until)
                 longest_first = sorted(places, key=lambda place: -len(asks[place].prompt_ids))
                 with self._measured("generated", task) as spent:
-                    for start in range(0, len(places), self.batch_size):
-                        batch = longest_first[start : start + self.batch_size]
-                        made = self._decode([asks[place] for place in batch], rule, spent)
-                        found.update(zip(batch, made, strict=True))
-                        bar.update(len(batch))
+                    for place, token_ids in self._decode([asks[place] for place in longest_first], rule, spent):
+                        found[longest_first[place]] = token_ids
+                        bar.update()
         return [found[place] for place in range(len(asks))]
 
-    def _decode(self, asks: Sequence[Ask], stop: StopRule, spent: Spent) -> list[Sequence[int]]:
+    def _decode(self, asks: Sequence[Ask], stop: StopRule, spent: Spent) -> Iterator[tuple[int, Sequence[int]]]:
+        """Yield the place and the tokens of each completion as it ends, and count it."""
         point = self.point
-        made = self.engine.decode(
+        facts = point.record.kv_facts
+        first = int(facts is not None and facts.keeps_cache)  # a prompt pass has no depth to choose
+        for place, made in decode_in_turn(
+            self.engine,
             [ask.prompt_ids for ask in asks],
             point.strategy,
+            rows=self.batch_size,
             kv=point.kv,
             max_new_tokens=[ask.limit for ask in asks],
             seeds=[self.config.seed + crc32(ask.sample_id.encode()) for ask in asks],
             stop=stop,
             eos_token_ids=self._resolved.tokenizer.eos_token_ids,
             lossless=point.lossless,
-        )
-        for ask, one in zip(asks, made, strict=True):
-            if one.failure is not None:
-                raise ModelError(f"{ask.task}, request {ask.sample_id}: {one.failure}")
-        facts = point.record.kv_facts
-        first = int(facts is not None and facts.keeps_cache)  # a prompt pass has no depth to choose
-        layers = [layer for one in made for layer in one.exit_layers[first:]]
-        spent.count(len(asks), sum(len(one.token_ids) for one in made), layers)
-        return [one.token_ids for one in made]
+        ):
+            if made.failure is not None:
+                raise ModelError(f"{asks[place].task}, request {asks[place].sample_id}: {made.failure}")
+            spent.count(1, len(made.token_ids), made.exit_layers[first:])
+            yield place, made.token_ids
 
     # ------------------------------------------------------------------------------- scoring
 
