@@ -67,16 +67,26 @@ def notes_of(
     if (tuned_on := resolved.tuned_on) is not None:
         known = len(replayed & tuned_on)
         notes.append(f"{known} of these {len(replayed)} documents were among those the weights were tuned on.")
-    everything = {str(document["key"]) for document in traces.documents}
     for name, facts in _trained(resolved.info, points):
-        learned = set(facts.get("documents", ()))
-        held_out = split == "held-out" and learned == everything and facts.get("seed") == seed
-        if not held_out and learned & replayed:
+        given = set(facts.get("documents", ()))
+        if held_out := set(facts.get("held_out_documents", ())):
+            if learned := (given - held_out) & replayed:
+                notes.append(f"{name} learned from {len(learned)} of the {len(replayed)} documents that are replayed.")
+        elif given & replayed and not (split == "held-out" and _same_split(traces, facts, seed)):
             notes.append(
-                f"{name} was trained with seed {facts.get('seed')} on {len(learned)} documents, "
-                f"{len(learned & replayed)} of these among them; it may have learned from some of what is replayed."
+                f"{name} was trained with seed {facts.get('seed')} on {len(given)} documents, "
+                f"{len(given & replayed)} of these among them; it may have learned from some of what is replayed."
             )
     return tuple(notes)
+
+
+def _same_split(traces: Traces, facts: Mapping[str, Any], seed: int) -> bool:
+    """Tell whether a controller that does not say what it held out must have held out what this trace does."""
+    keys = {str(document["key"]) for document in traces.documents}
+    streams = {str(document["stream"]) for document in traces.documents}
+    trained_on = facts.get("trained_on") or {}
+    told = set(trained_on.get("streams", streams))  # an agent of one task drew its tenth from that task's alone
+    return set(facts.get("documents", ())) == keys and told == streams and facts.get("seed") == seed
 
 
 def notes_of_heads(rows: Sequence[SweepRow]) -> tuple[str, ...]:

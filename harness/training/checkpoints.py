@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from harness.errors import ArtefactError, TrainingError
 from harness.host.libraries import library_border
-from harness.models.artefacts import Artefact, read_artefact, write_artefact
+from harness.models.artefacts import Artefact, look_into, read_artefact, write_artefact
 
 __all__ = ["Checkpoints", "damaged", "network_tensors", "restore_network", "tensors_under"]
 
@@ -39,6 +39,13 @@ class Checkpoints:
         """Return the JSON of the one with the most steps; while training, of those this run has written."""
         found = self._written or (path for path in self._folder.glob("step-*.json") if _STEPS.fullmatch(path.stem))
         return max(found, key=_steps, default=None)
+
+    def unfinished(self, steps: int) -> Path | None:
+        """Return the latest if it is of this training and comes before so many steps: what a kill has left."""
+        path = self.latest()
+        if path is None or _steps(path) >= steps:
+            return None
+        return path if look_into(path).get("training") == self._facts else None
 
     def write(self, steps: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Write one, whole or not at all, and remove all but it and the one before.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -174,8 +176,28 @@ def test_who_learned_from_what_is_said(swept: Swept, heads: Path) -> None:
     whole = swept("classifier", points=2, documents="all", artefacts=str(heads)).sweep
     assert "those the heads learned from included" in whole.title
     assert any("includes documents the heads learned from" in note for note in whole.notes)
+    own = swept("classifier", points=2, artefacts=str(heads)).sweep
+    assert not any("classifier.json" in note for note in own.notes)
     other = swept("classifier", points=2, seed=1, artefacts=str(heads)).sweep
-    assert any("classifier.json was trained with seed 0" in note and "may have learned" in note for note in other.notes)
+    assert any(note.startswith("classifier.json learned from ") for note in other.notes)
+
+
+def test_who_may_have_learned_from_what_is_said_of_heads_that_do_not_say_it(
+    swept: Swept, heads: Path, tmp_path: Path
+) -> None:
+    """Those of an earlier version; an agent of one task drew what it held out from that task's documents alone."""
+    older = tmp_path / "older"
+    shutil.copytree(heads, older)
+    facts = json.loads((older / "classifier.json").read_text())
+    del facts["held_out_documents"]
+    (older / "classifier.json").write_text(json.dumps(facts))
+    assert not any(
+        "classifier.json" in note for note in swept("classifier", points=2, artefacts=str(older)).sweep.notes
+    )
+    facts["trained_on"]["streams"] = ["javacorpus, embedded"]
+    (older / "classifier.json").write_text(json.dumps(facts))
+    notes = swept("classifier", points=2, artefacts=str(older)).sweep.notes
+    assert any("classifier.json was trained with seed 0" in note and "may have learned" in note for note in notes)
 
 
 # --------------------------------------------------------------------------------------- refusals

@@ -99,6 +99,10 @@ def learn(
                 raise ValueError(f"it counts the exits of {total.exits.shape} layers")
             if isinstance(env, ExitVecEnv) and saved.env:
                 env.restore(saved.env)
+    elif (left := checkpoints.unfinished(settings.steps)) is not None:
+        raise TrainingError(
+            f"{left} is of this very training, which was interrupted. Add --resume to go on, or remove {left.parent}."
+        )
     _truncate(log, steps)
     model.policy.optimizer.register_step_pre_hook(lambda *_: _refuse_nan(model, steps, checkpoints))
     progress.begin("learning", settings.steps, min(steps, settings.steps))

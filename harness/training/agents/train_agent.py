@@ -32,7 +32,15 @@ from harness.training.agents.replay_agent import agent_scores, replay_agent
 from harness.training.agents.reward import CONTINUE, EXIT, Reward, describe
 from harness.training.identity import identity, provenance
 from harness.training.interrupt import stop_on_interrupt
-from harness.training.traces.reading import exit_maps, held_out_rows, index_of, open_traces, rows_of_tasks
+from harness.training.traces.reading import (
+    exit_maps,
+    held_out_rows,
+    index_of,
+    keys_of,
+    matches,
+    open_traces,
+    rows_of_tasks,
+)
 from harness.training.traces.store import Traces
 
 __all__ = ["AGENT_OBSERVATIONS", "AgentResult", "train_agent"]
@@ -83,7 +91,8 @@ def train_agent(options: AgentOptions, run: TrainingRun) -> AgentResult:
     maps = exit_maps(traces, resolved, observation)
     everything = read_episodes(traces, options.tasks, options.tokens, observation, maps, reward)
     number = traces.columns("document")["document"]
-    held = set(number[held_out_rows(traces, number, seed=seed, tasks=options.tasks)].tolist())
+    held_rows = held_out_rows(traces, number, seed=seed, tasks=options.tasks)
+    held = set(number[held_rows].tolist())
     learning, held_out = split(everything, held)
     if options.live:
         env = _live(resolved, traces, learning, observation, reward, options, progress)
@@ -118,7 +127,8 @@ def train_agent(options: AgentOptions, run: TrainingRun) -> AgentResult:
         "threshold": threshold,
         "temperature": 1.0,
         "steps": learned.steps,
-        "documents": sorted({str(document["key"]) for document in traces.documents}),
+        "documents": sorted({str(found["key"]) for found in traces.documents if matches(found, options.tasks)}),
+        "held_out_documents": keys_of(traces, number, held_rows),
         "ngrams": index_of(traces, options.folder),
         "optimal_exits": dict(zip(map(str, layers), learned.tally.optimal.tolist(), strict=True)),
         "replayed": replayed,
@@ -181,7 +191,8 @@ def _live(
     progress.stage(f"loading {resolved.info.name}, for {len(texts)} of {len(keys)} documents")
     loaded = resolved.load(resolve_device(options.device), progress.stage)
     tokens = LiveTokens(
-        Engine(loaded.backbone, resolved.info), [tokenizer.encode(texts[key])[:cut] for key in sorted(texts)],
+        Engine(loaded.backbone, resolved.info),
+        [[*tokenizer.start_ids, *tokenizer.encode(texts[key])][:cut] for key in sorted(texts)],
         options.tokens, observation, reward, tokenizer.eos_token_ids,
     )  # fmt: skip
     return DummyVecEnv([lambda: ExitEnv(tokens)])

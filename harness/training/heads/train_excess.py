@@ -22,7 +22,7 @@ from harness.models.controllers import Network
 from harness.registry import TASKS
 from harness.training.heads.options import ExcessOptions
 from harness.training.identity import exit_head_note, identity, provenance
-from harness.training.traces.reading import held_out_rows, index_of, matches, open_traces, rows_of_tasks
+from harness.training.traces.reading import held_out_rows, index_of, keys_of, matches, open_traces, rows_of_tasks
 from harness.training.traces.store import Traces
 from tasks.stops.excess import SEES
 from tasks.stops.functions import function_ends
@@ -78,6 +78,7 @@ def train_excess(options: ExcessOptions, run: TrainingRun) -> Trained:
             "ends": int(labels[learned].sum()),
         },
         "documents": sorted({d["key"] for d in traces.documents if matches(d, options.tasks)}),
+        "held_out_documents": keys_of(traces, document, held),
         "ngrams": index_of(traces, options.folder),
         "replayed": {"held_out_tokens": int(checked.sum()), "ends": int(labels[checked].sum()), "rows": told},
         "made": provenance(run.command),

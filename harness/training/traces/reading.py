@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,6 +25,7 @@ __all__ = [
     "exit_states",
     "held_out_rows",
     "index_of",
+    "keys_of",
     "matches",
     "open_traces",
     "rows_of_tasks",
@@ -97,11 +99,15 @@ def exit_states(traces: Traces, maps: Mapping[int, Linear], rows: Tensor | None 
 def index_of(traces: Traces, folder: Path) -> dict[str, Any]:
     """Write the index of all tokens that were traced into a folder; return what an artefact says of it, as ``ngrams``.
 
-    A controller that learned from a part of the trace has the index of the whole.
+    A controller that learned from a part of the trace has the index of the whole. What was generated stands behind the
+    prompt that it was generated from, whose last token is the first that has a row.
     """
     columns = traces.columns("input", "document")
     ends = columns["document"].diff().nonzero().flatten() + 1
-    return write_index(folder, NgramIndex.of(text.numpy() for text in columns["input"].tensor_split(ends)))
+    numbers = columns["document"][torch.cat([torch.zeros(1, dtype=torch.long), ends])].tolist()
+    prompts = [[int(token) for token in str(traces.documents[at].get("prompt", "")).split()][:-1] for at in numbers]
+    texts = zip(prompts, columns["input"].tensor_split(ends), strict=True)
+    return write_index(folder, NgramIndex.of(np.array([*prompt, *text.tolist()]) for prompt, text in texts))
 
 
 def matches(document: Mapping[str, Any], tasks: Sequence[str]) -> bool:
@@ -141,11 +147,23 @@ def held_out_rows(traces: Traces, document: Tensor, *, seed: int, tasks: Sequenc
     return torch.isin(document.long(), torch.tensor(chosen))
 
 
+def keys_of(traces: Traces, document: Tensor, rows: Tensor) -> list[str]:
+    """Return the keys of the documents that some rows are of, sorted.
+
+    Args:
+        traces: whose rows.
+        document: number of each row's document, ``[n]``.
+        rows: which, ``[n]`` bool.
+    """
+    return sorted({str(traces.documents[number]["key"]) for number in set(document[rows].tolist())})
+
+
 def unseen_rows(traces: Traces, document: Tensor, facts: Mapping[str, Any]) -> Tensor:
     """Return which rows belong to documents that a controller has not learned from, ``[n]`` bool.
 
-    A controller records the keys of all documents of its trace, those it held out among them. Of its own trace the
-    held-out ones are found again by its seed; of another trace, those it has never met.
+    A controller records the keys of all documents that it was given, and which of them it held out. One of an earlier
+    version does not say the latter: of its own trace the held-out ones are found again by its seed; of another trace
+    those count that it has never met.
 
     Args:
         traces: whose rows.
@@ -164,7 +182,9 @@ def unseen_rows(traces: Traces, document: Tensor, facts: Mapping[str, Any]) -> T
         ) from None
     keys = {str(found["key"]) for found in traces.documents}
     of_streams = {str(found["key"]) for found in traces.documents if found["stream"] in streams}
-    if met in (keys, of_streams):
+    if held_out := facts.get("held_out_documents"):
+        met -= set(held_out)
+    elif met in (keys, of_streams):
         tasks = sorted({stream.partition(",")[0] for stream in streams})
         return held_out_rows(traces, document, seed=seed, tasks=tasks)
     unmet = [number for number, found in enumerate(traces.documents) if found["key"] not in met]

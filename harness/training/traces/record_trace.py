@@ -151,7 +151,7 @@ def _prepare(
     document: Document, tokenizer: Tokenizer, engine: Engine, request: TraceRequest, length: int
 ) -> tuple[list[int], int, int] | None:
     """Return the tokens to run, the first position to keep, and the document's own length; ``None`` if too short."""
-    token_ids = tokenizer.encode(document.text)[:length]
+    token_ids = [*tokenizer.start_ids, *tokenizer.encode(document.text)][:length]
     if len(token_ids) <= FIRST + 1:
         return None
     if not request.new_tokens:

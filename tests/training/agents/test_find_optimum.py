@@ -82,7 +82,8 @@ def test_a_trace_of_documents_the_agent_knows_is_refused(
     assert train("rl", "--steps", 4096).code == 0
     index = json.loads((trace / "index.json").read_text())
     facts = json.loads((tmp_path / "a" / "rl.json").read_text())
-    facts["documents"] = [*facts["documents"], "another"]  # of a larger trace than this
+    facts["documents"] = [*facts["documents"], "another"]  # of a larger trace than this, where it held out another
+    facts["held_out_documents"] = ["another"]
     (tmp_path / "a" / "rl.json").write_text(json.dumps(facts))
     assert "has learned from every document of" in train("rl", "--optimum").error
     index["documents"][0]["key"] = "new"
@@ -100,6 +101,8 @@ def test_unseen_rows_are_those_held_out_of_its_own_trace(trace: Path) -> None:
     other = own | {"documents": ["x", keys[1]]}
     assert torch.equal(unseen_rows(traces, document, other), document != 1)
     assert unseen_rows(traces, document, own | {"documents": ["x"]}).all()
+    said = own | {"held_out_documents": [keys[2], "x"], "seed": 7}  # whatever order another trace has them in
+    assert torch.equal(unseen_rows(traces, document, said), document == 2)
 
 
 def tokens(documents: int = 20, each: int = 100) -> TracedTokens:

@@ -21,8 +21,17 @@ from harness.errors import ArtefactError, DataError
 from harness.models.artefacts import write_artefact
 from harness.models.controllers import OBSERVATIONS
 from harness.models.model import resolve
+from harness.models.ngrams import read_index
 from harness.training.identity import identity
-from harness.training.traces.reading import HELD_OUT, exit_maps, exit_states, held_out_rows, matches, open_traces
+from harness.training.traces.reading import (
+    HELD_OUT,
+    exit_maps,
+    exit_states,
+    held_out_rows,
+    index_of,
+    matches,
+    open_traces,
+)
 from harness.training.traces.record_trace import TraceRequest, trace
 from harness.training.traces.store import Traces, TraceWriter
 
@@ -41,7 +50,7 @@ def toy(folder: Path, streams: Sequence[str], keys: Sequence[str] | None = None,
     writer = TraceWriter(folder, FACTS, resume=False)
     for number, stream in enumerate(streams):
         count = tokens + number % 4
-        columns = {"final": torch.zeros(count, dtype=torch.int32)}
+        columns = {name: torch.zeros(count, dtype=torch.int32) for name in ("final", "input")}
         key = f"k{number}" if keys is None else keys[number]
         writer.add({"id": str(number), "stream": stream, "key": key, "length": count}, columns)
     writer.flush()
@@ -69,6 +78,17 @@ def test_a_tenth_of_each_stream_is_held_out_and_at_least_one(tmp_path: Path) -> 
         counts = {name: sum(traces.documents[number]["stream"] == name for number in held) for name in sizes}
         assert counts == {name: max(1, round(HELD_OUT * size)) for name, size in sizes.items()}
         assert counts == {"py150, a": 4, "javacorpus, b": 1, "py150, c": 1}
+
+
+def test_what_was_generated_is_indexed_behind_its_prompt(tmp_path: Path) -> None:
+    """The prompt is a fifth of a file and more, and the model has read it."""
+    traces = toy(tmp_path / "t", ["py150, a"] * 2)
+    index = json.loads((traces.folder / "index.json").read_text())
+    for number, found in enumerate(index["documents"]):
+        found["prompt"] = " ".join(str(1000 * number + at) for at in range(200))
+    assert not read_index(tmp_path, index_of(traces, tmp_path)).has_run_of(range(1000, 1199))
+    (traces.folder / "index.json").write_text(json.dumps(index))
+    assert read_index(tmp_path, index_of(Traces.open(traces.folder), tmp_path)).has_run_of(range(1000, 1199))
 
 
 def test_the_seed_decides_which(tmp_path: Path) -> None:
