@@ -58,6 +58,7 @@ def draw(rows: Rows, protocol: AnyProtocol, tokenizer: Tokenizer, request: TaskR
         DataError: not one row became a sample; says why, and what to use instead.
     """
     order = _order(rows, request.seed)
+    request = _with_room(request, len(tokenizer.start_ids))
     samples: dict[str, Sample] = {}
     bad: dict[int, BadRow] = {}
     skipped: Counter[str] = Counter()
@@ -103,6 +104,12 @@ def draw(rows: Rows, protocol: AnyProtocol, tokenizer: Tokenizer, request: TaskR
     return TaskData(drawn, bad_rows, source, None if request.was_read is None else duplicates)
 
 
+def _with_room(request: TaskRequest, tokens: int) -> TaskRequest:
+    """Return a request that leaves room for what comes before every prompt."""
+    most = request.max_positions
+    return request if most is None else replace(request, max_positions=most - tokens)
+
+
 def _read(rows: Rows, index: int) -> Row:
     return _unless_it_breaks(partial(rows.read, index), index, f"row-{index + 1}")
 
@@ -123,7 +130,10 @@ def _sample(
     wrong = next((token for token in token_ids if not (isinstance(token, int) and 0 <= token < size)), None)
     if wrong is None:
         was_read = request.was_read is not None and request.was_read(_compared(row, made, tokenizer))
-        return replace(made, duplicate=True) if was_read else made
+        start = tokenizer.start_ids
+        begun = made.prompt_ids[: len(start)] == start  # as around a gap, where a family's markers begin so
+        prompt_ids = made.prompt_ids if begun else (*start, *made.prompt_ids)
+        return replace(made, prompt_ids=prompt_ids, duplicate=was_read)
     return BadRow(row.sample_id, f"row {row.number}: the tokenizer makes {wrong!r} of it, no token of the model")
 
 

@@ -180,6 +180,23 @@ def tiny_llama(make_model: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
+def begun(make_model: Callable[..., Path], tiny_tokenizer: Any) -> Path:
+    """A model whose tokenizer puts ``<bos>`` before every text, as those of Llama and OPT do."""
+    from tokenizers import Tokenizer, processors
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer.from_str(tiny_tokenizer.backend_tokenizer.to_str())
+    backend.add_special_tokens(["<bos>"])
+    backend.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", backend.token_to_id("<bos>"))]
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<bos>", eos_token="<eos>")
+    folder = make_model("llama", vocab_size=len(tokenizer))
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_opt(make_model: Callable[..., Path]) -> Path:
     return make_model("opt")
 

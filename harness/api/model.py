@@ -202,6 +202,8 @@ class Model:
         token_ids = self.loaded.tokenizer.encode(text) if isinstance(text, str) else list(text)
         if not token_ids:
             raise ModelError("the prompt is empty. Give the text to continue.")
+        if isinstance(text, str):
+            token_ids = [*self.loaded.tokenizer.start_ids, *token_ids]
         self._engine.check([token_ids], [0])
         return token_ids
 

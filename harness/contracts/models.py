@@ -186,6 +186,10 @@ class Tokenizer(Protocol):
     def eos_token_ids(self) -> frozenset[int]:
         """Ids that end a generation."""
 
+    @property
+    def start_ids(self) -> tuple[int, ...]:
+        """Ids before a text that a model reads from its beginning, as it was trained with them; empty without any."""
+
     def encode(self, text: str) -> list[int]:
         """Return token ids without special tokens added."""
 

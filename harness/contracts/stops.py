@@ -16,7 +16,7 @@ from harness.contracts.models import ModelInfo, Tokenizer
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["CONTEXT", "Cursor", "NamedStop", "RowStop", "Stop", "spelled_behind"]
+__all__ = ["CONTEXT", "Cursor", "NamedStop", "RowStop", "Stop", "spelled_behind", "spelled_prompt"]
 
 CONTEXT = 5
 """Tokens of the prompt that a completion's first ones are spelled with."""
@@ -31,6 +31,12 @@ def spelled_behind(tokenizer: Tokenizer, before: Sequence[int], token_ids: Seque
     context = before[-CONTEXT:]
     known, whole = tokenizer.decode(context), tokenizer.decode([*context, *token_ids])
     return whole[len(known) :] if whole.startswith(known) else tokenizer.decode(token_ids)
+
+
+def spelled_prompt(tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> str:
+    """Return the text of a prompt, without what a tokenizer puts before every text."""
+    start = tokenizer.start_ids
+    return tokenizer.decode(prompt_ids[len(start) :] if tuple(prompt_ids[: len(start)]) == start else prompt_ids)
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,7 @@ class Cursor:
     @cached_property
     def before(self) -> str:
         """Text before it."""
-        return self.tokenizer.decode(self.prompt_ids) if self.code is None else self.code
+        return spelled_prompt(self.tokenizer, self.prompt_ids) if self.code is None else self.code
 
     def text(self, token_ids: Sequence[int]) -> str:
         """Return what the tokens of a completion add to the text before it."""

@@ -149,6 +149,14 @@ class FillInTheMiddle:
             return [*self.start, self.suffix, *suffix_ids, self.prefix, *prefix_ids]
         return [*self.start, self.prefix, *prefix_ids, self.suffix, *suffix_ids, self.middle]
 
+    def before_gap(self, token_ids: Sequence[int]) -> tuple[int, ...] | None:
+        """Return the text before the gap of a prompt that somebody has marked himself; ``None`` where it has none."""
+        marks = (self.prefix, self.suffix) if self.middle is None else (self.prefix, self.suffix, self.middle)
+        if any(token_ids.count(mark) != 1 for mark in marks):
+            return None
+        begin, suffix = token_ids.index(self.prefix) + 1, token_ids.index(self.suffix)
+        return tuple(token_ids[begin : suffix if suffix >= begin else len(token_ids)])
+
     def fit(self, prefix_ids: Sequence[int], suffix_ids: Sequence[int], budget: int) -> tuple[list[int], list[int]]:
         """Trim both texts until their prompt has at most ``budget`` tokens, markers included.
 

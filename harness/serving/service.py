@@ -135,8 +135,15 @@ class Service:
             )
         if not tokens:
             raise InvalidRequestError("the prompt is empty. Send the text before the cursor.")
-        over = self._over(len(tokens), truncate=truncate)
-        return Prompt(tuple(tokens[over:]), truncated=over, suffix="ignored" if suffix else "none")
+        start = self._tokenizer.start_ids if isinstance(prompt, str) else ()  # tokens are read as they are sent
+        if tuple(tokens[: len(start)]) == start:
+            start = ()
+        over = self._over(len(start) + len(tokens), truncate=truncate)
+        read = [*start, *tokens[over:]]
+        marked = None if suffix or self.fim is None else self.fim.before_gap(read)  # by the client, as llm-vscode does
+        if marked is not None:
+            return Prompt(tuple(read), truncated=over, suffix="used", before=marked)
+        return Prompt(tuple(read), truncated=over, suffix="ignored" if suffix else "none")
 
     def _between(self, middle: FillInTheMiddle, before: list[int], after: list[int], *, truncate: bool) -> Prompt:
         """Return the prompt of the gap between two texts."""

@@ -86,7 +86,8 @@ def read_streams(
     for name, corpus, kept in corpora:
         # a copy of what is held out, here or in another source, is not learned from either
         learned = [document for document in corpus.documents if document_key(document.text) not in unseen]
-        encoded = (torch.tensor(tokenizer.encode(document.text), dtype=torch.int32) for document in kept)
+        texts = ([*tokenizer.start_ids, *tokenizer.encode(document.text)] for document in kept)
+        encoded = (torch.tensor(token_ids, dtype=torch.int32) for token_ids in texts)
         held_out = tuple(tokens for tokens in encoded if len(tokens) > 1)
         sequences = pack(learned, tokenizer, length)
         if not len(sequences) or not held_out:
@@ -111,7 +112,7 @@ def pack(documents: Sequence[Document], tokenizer: Tokenizer, length: int) -> Te
     end = sorted(tokenizer.eos_token_ids)[:1]
     tokens: list[int] = []
     for document in documents:
-        tokens += [*tokenizer.encode(document.text), *end]
+        tokens += [*tokenizer.start_ids, *tokenizer.encode(document.text), *end]
     rows = len(tokens) // length
     return torch.tensor(tokens[: rows * length], dtype=torch.int32).view(rows, length)
 

@@ -17,6 +17,7 @@ class Bytes:
     """A tokenizer whose tokens are single bytes."""
 
     eos_token_ids: frozenset[int] = frozenset()
+    start_ids: tuple[int, ...] = ()
     fingerprint = "bytes"
 
     def encode(self, text: str) -> list[int]:

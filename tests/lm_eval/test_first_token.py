@@ -18,29 +18,14 @@ FIRST = "<bos>"
 
 
 @pytest.fixture(scope="module")
-def begun(make_model: Callable[..., Path], tiny_tokenizer: Any, datasets_cache: None) -> Path:
-    from tokenizers import Tokenizer, processors
-    from transformers import PreTrainedTokenizerFast
-
-    backend = Tokenizer.from_str(tiny_tokenizer.backend_tokenizer.to_str())
-    backend.add_special_tokens([FIRST])
-    template = processors.TemplateProcessing(single=f"{FIRST} $A", special_tokens=[(FIRST, backend.token_to_id(FIRST))])
-    backend.post_processor = template
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=FIRST, eos_token="<eos>")
-    folder = make_model("llama", vocab_size=len(tokenizer))
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def ours(begun: Path) -> Any:
+def ours(begun: Path, datasets_cache: None) -> Any:
     from harness.lm_eval import EarlyExitLM
 
     return EarlyExitLM(str(begun), energy="none", threads=1)
 
 
 @pytest.fixture(scope="module")
-def theirs(begun: Path) -> Any:
+def theirs(begun: Path, datasets_cache: None) -> Any:
     from lm_eval.models.huggingface import HFLM
 
     return HFLM(str(begun), batch_size=1, device="cpu", dtype="float32", trust_remote_code=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -178,6 +179,30 @@ def test_a_wheel_that_is_not_installed_names_the_command(resolved: Any, monkeypa
 
 
 # ------------------------------------------------------------------------------------ tokenizers
+
+
+def test_a_generation_ends_where_transformers_ends_it(resolved: Any, tiny_llama: Path, tmp_path: Path) -> None:
+    """At each end of ``generation_config.json``, too: Qwen's instruct models have one there that the config lacks."""
+    from transformers import AutoModelForCausalLM
+
+    folder = shutil.copytree(tiny_llama, tmp_path / "model")
+    found = resolved(str(folder), weights="pretrained")
+    prompt = found.tokenizer.encode("def load_path(items):")
+    engine = Engine(found.load("cpu").backbone, found.info)
+    ends = found.tokenizer.eos_token_ids
+    made = engine.decode([prompt], Full(), kv="propagate", max_new_tokens=[9], eos_token_ids=ends)[0].token_ids
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [made[3], 7]}))
+    again = resolved(str(folder), weights="pretrained").tokenizer.eos_token_ids
+    assert again == ends | {made[3], 7}
+    short = engine.decode([prompt], Full(), kv="propagate", max_new_tokens=[9], eos_token_ids=again)[0].token_ids
+    theirs = AutoModelForCausalLM.from_pretrained(folder).generate(
+        torch.tensor([prompt]), max_new_tokens=9, do_sample=False, pad_token_id=0
+    )
+    assert short == theirs[0, len(prompt) :].tolist()
+    assert len(short) <= 4
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [10**6]}))
+    with pytest.raises(ModelError, match="no token of"):
+        _ = resolved(str(folder), weights="pretrained").tokenizer
 
 
 def test_a_folder_brings_its_own_tokenizer(resolved: Any, tiny_llama: Path) -> None:

@@ -13,6 +13,7 @@ class Bytes:
     """A tokenizer of one byte a token; half a character decodes to a replacement character, as real tokenizers' do."""
 
     eos_token_ids: frozenset[int] = frozenset()
+    start_ids: tuple[int, ...] = ()
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())

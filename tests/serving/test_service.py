@@ -505,6 +505,14 @@ def test_a_suffix_is_read_where_the_tokenizer_can(filler: Service) -> None:
     assert [token.token_id for token in tokens] == alone(filler, wanted).token_ids[: len(tokens)]
 
 
+def test_a_prompt_that_the_client_has_marked_ends_where_the_gap_ends(filler: Service) -> None:
+    """As llm-vscode and Continue send it, set up by --print-config: markers within the prompt, and no suffix."""
+    asked = filler.encode("def f(x):\n", "\n    return y", truncate=False)
+    sent = filler.encode("<fim_prefix>def f(x):\n<fim_suffix>\n    return y<fim_middle>", None, truncate=False)
+    assert sent == asked
+    assert filler.encode("<fim_prefix>def f(x):\n", None, truncate=False).suffix == "none"
+
+
 def test_what_is_far_from_the_cursor_goes_when_prefix_and_suffix_do_not_fit(filler: Service) -> None:
     before, after = ("".join(f"x{n} = {n}\n" for n in range(80)), "".join(f"y{n} = {n}\n" for n in range(80)))
     with pytest.raises(InvalidRequestError, match="allowed"):

@@ -19,6 +19,7 @@ class PieceTokenizer:
     """Cuts text by a pattern and numbers the pieces as it meets them; decoding joins them. Loses nothing."""
 
     eos_token_ids: frozenset[int] = frozenset()
+    start_ids: tuple[int, ...] = ()
 
     def __init__(self, pattern: str) -> None:
         self.pattern = re.compile(pattern, re.DOTALL)
@@ -46,6 +47,7 @@ class ByteTokenizer:
     """One token per UTF-8 byte, so that every mark longer than one character spans tokens."""
 
     eos_token_ids: frozenset[int] = frozenset()
+    start_ids: tuple[int, ...] = ()
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())

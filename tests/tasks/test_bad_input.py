@@ -113,6 +113,7 @@ def test_what_a_reader_a_protocol_or_a_tokenizer_raises_is_that_row_s(words: Any
 
     class Picky:
         eos_token_ids: frozenset[int] = frozenset()
+        start_ids: tuple[int, ...] = ()
         decode = words.decode
 
         def encode(self, text: str) -> list[int]:

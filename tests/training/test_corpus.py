@@ -24,6 +24,7 @@ class NumberTokenizer:
     """A text of numbers is its tokens."""
 
     eos_token_ids = frozenset({END, 9})
+    start_ids: tuple[int, ...] = ()
 
     def encode(self, text: str) -> list[int]:
         return [int(number) for number in re.findall(r"\d+", text)]

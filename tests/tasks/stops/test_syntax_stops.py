@@ -19,6 +19,7 @@ class Characters:
     """A tokenizer whose tokens are characters."""
 
     eos_token_ids: frozenset[int] = frozenset()
+    start_ids: tuple[int, ...] = ()
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return "".join(map(chr, token_ids))
