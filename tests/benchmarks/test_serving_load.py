@@ -36,7 +36,9 @@ from strategies.full import Full
 
 pytestmark = pytest.mark.model
 
-CLIENTS, LOAD_S, WARM_UP_S, NEW = 32, 60, 20, 16
+CLIENTS, LOAD_S, NEW = 32, 60, 16
+QUICK_LOAD_S = 24
+"""With ``--benchmark-quick``; a third of either warms up."""
 BATCH, QUEUE = 8, 20  # four of the clients find no place
 PAIRS, SHORT = 10, 24
 READY_S = 300
@@ -99,9 +101,9 @@ async def ask(client: httpx.AsyncClient, url: str, text: str, load: Load) -> Non
         await asyncio.sleep(0.5)  # as it was told
 
 
-async def press(url: str, pid: int) -> tuple[Load, list[int]]:
+async def press(url: str, pid: int, seconds: int) -> tuple[Load, list[int]]:
     """32 clients, each asking again as soon as it is answered; memory is read every second."""
-    load, memory, end = Load(), list[int](), time.monotonic() + LOAD_S
+    load, memory, end = Load(), list[int](), time.monotonic() + seconds
 
     async def client(number: int) -> None:
         drawn = random.Random(number)
@@ -124,18 +126,19 @@ def report(benchmark: Any, what: str, value: float, target: str) -> None:
     print(f"\n  {what}: {value:.4g}  (target {target})")
 
 
-def test_a_minute_of_load(benchmark: Any, endpoint: tuple[str, int]) -> None:
+def test_a_minute_of_load(request: pytest.FixtureRequest, benchmark: Any, endpoint: tuple[str, int]) -> None:
     url, pid = endpoint
+    seconds = QUICK_LOAD_S if request.config.getoption("benchmark_quick") else LOAD_S
     asked = []
-    benchmark.pedantic(lambda: asked.append(asyncio.run(press(url, pid))), rounds=1)
+    benchmark.pedantic(lambda: asked.append(asyncio.run(press(url, pid, seconds))), rounds=1)
     ((load, memory),) = asked
     assert set(load.statuses) <= {200, 429}, load.statuses
     assert load.statuses[200] > CLIENTS
-    warm = max(memory[:WARM_UP_S])
-    growth = max(memory[WARM_UP_S:]) / warm - 1
+    warm_up = len(memory) // 3
+    growth = max(memory[warm_up:]) / max(memory[:warm_up]) - 1
     report(benchmark, "completions", load.statuses[200], "no error")
     report(benchmark, "refused beyond the queue (429)", load.statuses[429], "some: clients − batch − queue = 4")
-    report(benchmark, "tokens per second, 32 clients", load.tokens / LOAD_S, "more than one client's")
+    report(benchmark, "tokens per second, 32 clients", load.tokens / seconds, "more than one client's")
     report(benchmark, "p50 queue wait, s", statistics.median(load.queue_s), "–")
     report(benchmark, "p99 queue wait, s", float(np.quantile(load.queue_s, 0.99)), "–")
     report(benchmark, "p99 time to first token, s", float(np.quantile(load.ttft_s, 0.99)), "–")

@@ -31,7 +31,13 @@ LEAST = 5000
 MANY, BATCH = 2, 100
 FOUND = Path(".hypothesis") / "found"
 
-BUDGETS = ["long"] if MINUTES else ["few", pytest.param("many", marks=pytest.mark.matrix)]
+
+def few_and_many(few: Any, many: Any) -> list[Any]:
+    """Return two budgets: one for every day, and one for the gate, which spares itself the other."""
+    return [pytest.param(few, marks=pytest.mark.few), pytest.param(many, marks=pytest.mark.matrix)]
+
+
+BUDGETS = ["long"] if MINUTES else few_and_many("few", "many")
 
 Case = Callable[[Draw], Ran | str]
 Fuzz = Callable[..., None]

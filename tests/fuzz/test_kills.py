@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from .cases import Ran, Warm
-from .conftest import MINUTES, RUN
+from .conftest import MINUTES, RUN, few_and_many
 
 Fresh = Callable[[], AbstractContextManager[Path]]
 
@@ -61,7 +61,7 @@ def measured(folder: Path) -> list[tuple[Any, ...]]:
     return [tuple(one[name] for name in names) for one in windows if not (one["warmup"] or one["idle"])]
 
 
-@pytest.mark.parametrize("kills", [1000] if MINUTES else [6, pytest.param(20, marks=pytest.mark.matrix)])
+@pytest.mark.parametrize("kills", [1000] if MINUTES else few_and_many(6, 20))
 def test_what_is_killed_goes_on_where_it_was(
     warm: Warm, fresh: Fresh, model: Path, rows_file: Path, kills: int, record_property: Callable[[str, str], None]
 ) -> None:

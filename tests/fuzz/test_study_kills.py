@@ -22,7 +22,7 @@ import pytest
 from harness.host.atomic_files import replace_files
 
 from .cases import Warm
-from .conftest import FOUND, MINUTES, RUN
+from .conftest import FOUND, MINUTES, RUN, few_and_many
 from .test_kills import committed, measured, outcomes
 from .warm import PACKAGES
 
@@ -35,7 +35,7 @@ ROOT = Path(__file__).parents[2]
 PROGRESS = ROOT / FOUND.with_name("study-kills.json")
 
 
-@pytest.mark.parametrize("kills", [KILLS] if KILLS else [5, pytest.param(50, marks=pytest.mark.matrix)])
+@pytest.mark.parametrize("kills", [KILLS] if KILLS else few_and_many(5, 25))
 def test_a_study_that_is_killed_comes_to_what_it_would_have_come_to(
     warm: Warm, fresh: Fresh, model: Path, rows_file: Path, kills: int, record_property: Callable[[str, str], None]
 ) -> None:
@@ -66,7 +66,7 @@ def test_a_study_that_is_killed_comes_to_what_it_would_have_come_to(
 
 @pytest.mark.slow
 @pytest.mark.matrix
-@pytest.mark.parametrize("kills", [max(3, KILLS // 20)])
+@pytest.mark.parametrize("kills", [max(2, KILLS // 20)])
 def test_a_driver_and_a_worker_that_are_killed_lose_nothing(
     fresh: Fresh, model: Path, rows_file: Path, kills: int
 ) -> None:

@@ -144,7 +144,7 @@ def test_the_default_model_s_drafts_are_verified(cli: Command, tmp_path: Path) -
     """What the run that names nothing decodes losslessly, with the shipped classifier, shortlist and exits; in float32
     and fp16.
     """
-    ran = cli("verify", "--prompts", 2, "--max-new-tokens", 12, "--json", tmp_path / "c.json")
+    ran = cli("verify", "--task", "py150", "--prompts", 2, "--max-new-tokens", 12, "--json", tmp_path / "c.json")
     assert ran.code == 0, ran.out
     claims = Certificate.model_validate_json((tmp_path / "c.json").read_bytes()).claims
     assert {claim.what.partition(",")[0] for claim in claims if "lossless" in claim.what} == {
@@ -167,8 +167,8 @@ def test_what_was_trained_drafts_losslessly(
 ) -> None:
     named = [word for strategy in strategies for word in ("--strategy", strategy)]
     ran = cli(
-        "verify", *named, "--artefacts", artefacts, "--prompts", 2, "--max-new-tokens", 10, "--batch-size", "1,2",
-        "--weights-format", "fp16", "--json", tmp_path / "c.json",
+        "verify", *named, "--artefacts", artefacts, "--task", "py150", "--prompts", 2, "--max-new-tokens", 10,
+        "--batch-size", "1,2", "--weights-format", "fp16", "--json", tmp_path / "c.json",
     )  # fmt: skip
     assert ran.code == 0, ran.out
     claims = Certificate.model_validate_json((tmp_path / "c.json").read_bytes()).claims
