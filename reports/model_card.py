@@ -29,7 +29,7 @@ def model_card(
         name: of the folder.
         base_model: hub id, or the name of a folder.
         exported: what ``early_exit.json`` says.
-        read: facts of the adapter that was merged; empty without one.
+        read: facts of the tuning; empty without one.
         summaries: of runs of these weights. Upper bounds that saw the answer are left out.
     """
     rows = [row for summary in summaries for row in summary.rows if not row.rehearsed and row.n]
@@ -55,7 +55,7 @@ def _metadata(name: str, base_model: str, rows: Sequence[SummaryRow], shown: Seq
             dataset_type=row.task,
             dataset_name=one_line(f"{row.task}, {row.protocol}, {row.source}"),
             metric_type=metric.name,
-            metric_name=one_line(f"{metric.title}, {row.operating_point}, {row.decode}"),
+            metric_name=one_line(f"{metric.title}, {row.operating_point}, {row.decode}, {row.numbers}"),
             metric_value=value,
         )
         for row in rows
@@ -96,18 +96,19 @@ def _read(facts: Mapping[str, Any]) -> str:
         said = f"{stream.get('documents', '?')} documents, {stream.get('tokens', '?')} tokens"
         lines.append(f"- {escape_markdown(str(stream.get('stream', '?')))} ({stream.get('split', '?')}): {said}")
     known = len(facts.get("documents", ()))
-    lines.append(f"\n`early_exit/merged.json` has the keys of all {known} documents that tuning read or held out.\n")
+    lines.append(f"\n`early_exit` has the keys of all {known} documents that tuning read or held out.\n")
     return "\n".join(lines)
 
 
 def _results(rows: Sequence[SummaryRow], shown: Sequence[Metric]) -> str:
     used = [metric for metric in shown if any(row.value(metric) is not None for row in rows)]
-    head = ["task", "operating point", "tokens", "samples", *(metric.title for metric in used)]
-    lines = ["## Results\n", markdown_row(head), markdown_row(["---"] * 4 + ["--:"] * len(used))]
+    head = ["task", "operating point", "tokens", "numbers", "samples", *(metric.title for metric in used)]
+    lines = ["## Results\n", markdown_row(head), markdown_row(["---"] * 5 + ["--:"] * len(used))]
     for row in rows:
         values = (row.value(metric) for metric in used)
         written = ["–" if value is None else f"{value:.4g}" for value in values]
-        cells = [markdown_code(row.task), markdown_code(row.operating_point), row.decode, str(row.n), *written]
+        point = markdown_code(row.operating_point)
+        cells = [markdown_code(row.task), point, row.decode, row.numbers, str(row.n), *written]
         lines.append(markdown_row(cells))
     lines.append("\nLossless rows have the tokens of full depth; in lossy rows exits change them.\n")
     return "\n".join(lines)

@@ -136,7 +136,7 @@ def _varied(run: RecordedRun, points: list[OperatingPointRecord]) -> str:
     ways = {(point.kv, point.weights_format) for point in points}
     if (
         len(varied) != 1
-        or varied[0] not in numbers
+        or not all(isinstance(point.options.get(varied[0]), int | float) for point in points)
         or len(ways) > 1
         or len(points) != len({str(p.options) for p in points})
     ):
@@ -195,6 +195,8 @@ def calibrated(settings: Settings, target: Target, options: CalibrateOptions) ->
         kv=settings.run.cells[settings.task, chosen.name].regime.kv,
         batch_size=settings.run.cells[settings.task, chosen.name].regime.batch_size,
         artefacts=chosen.artefacts,
+        exit_points=tuple(chosen.exit_points),
+        kv_input=manifest.config.get("kv_input"),
     )
     return CalibratedPoint(strategy=chosen.name.partition("@")[0], guarantee=guarantee)
 

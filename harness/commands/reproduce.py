@@ -111,11 +111,10 @@ def _figure_of(resume: Path | None) -> str:
 def _early_exits(config: RunConfig) -> list[str]:
     """The paper's agent where there is one for the model, and the plainest exit halfway."""
     from harness.config import parse_all
-    from harness.contracts import ModelRequest
     from harness.models.model import resolve
     from harness.running.operating_points import build_all, usable
 
-    info = resolve(ModelRequest(config.model, weights=config.weights)).info
+    info = resolve(config.request(config.seed)).info
     if not info.exit_points:
         raise ConfigError(f"{info.name} has {info.num_layers} layers and no exit point. Name exits with --strategy.")
     middle = min(info.exit_points, key=lambda point: abs(point - info.num_layers / 2))

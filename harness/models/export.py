@@ -35,7 +35,7 @@ def export(
     Args:
         resolved: the model, of pretrained or tuned weights.
         folder: to be made; may exist when it is empty.
-        card: makes the text of README.md of what is exported and of the adapter's facts, which may be empty.
+        card: makes the text of README.md of what is exported and of the facts of its tuning, empty without one.
         note: is told what is being done.
 
     Raises:
@@ -59,8 +59,9 @@ def export(
         _copy_artefacts(resolved, building / PARTS)
         exported = _facts(resolved, fingerprint_of_files(sorted(building.glob("*.safetensors"))))
         (building / FILE).write_text(exported.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        merged = look_into(building / PARTS / f"{MERGED}.json")
-        (building / "README.md").write_text(card(exported, merged), encoding="utf-8")
+        told = [building / PARTS / name for name in (f"{MERGED}.json", "tuning.json")]  # of weights tuned as a whole
+        read = next((facts for file in told if (facts := look_into(file))), {})
+        (building / "README.md").write_text(card(exported, read), encoding="utf-8")
         building.chmod(0o755)
         building.replace(folder)
     finally:
@@ -131,6 +132,8 @@ def _belonging(resolved: ResolvedModel) -> Iterator[tuple[Path, Mapping[str, Any
             ours = facts.get("base_fingerprint", facts.get("model_fingerprint")) == info.base_fingerprint
             if facts.get("kind") in ("adapter", MERGED):
                 wanted = ours and (facts["kind"] == MERGED or (resolved.adapter and file == resolved.adapter.path))
+            elif facts.get("kind") == "shortcut" and info.exit_head == "shared":
+                wanted = False  # a run of the folder would take it
             else:
                 wanted = belongs_to(facts) == info.fingerprint if "model_fingerprint" in facts else ours
             if wanted and file.name not in names:

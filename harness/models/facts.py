@@ -68,7 +68,10 @@ def base_facts(spec: ModelSpec, config: Any, request: ModelRequest, exported: Ex
     if exported is not None:
         weights = exported_weights(spec, exported, base)
         base, whole = exported.base_fingerprint, exported.fingerprint
-        folders = (*folders, Path(spec.location) / PARTS)
+    if (
+        spec.location and (own := Path(spec.location) / PARTS).is_dir()
+    ):  # an export's, or what tuned them as a whole left
+        folders = (*folders, own)
     return ModelInfo(
         name=spec.name,
         family=config.model_type,

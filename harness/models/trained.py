@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.appearance.visible_text import shell_word
 from harness.contracts import ModelInfo
 from harness.errors import ArtefactError, ConfigError
 from harness.models.artefacts import SHIPPED, Artefact, read_artefact
@@ -84,6 +85,9 @@ def require_adapter(model: ModelInfo, folders: Sequence[Path]) -> Artefact:
     for file in (folder / "adapter.json" for folder in folders if os.path.lexists(folder / "adapter.json")):
         theirs = read_artefact(file, "adapter").facts["model_fingerprint"]
         others += f" {file} was trained on weights {theirs}, these are {model.fingerprint}."
+    for folder in (folder for folder in folders if (folder / "tuning.json").is_file()):
+        whole = f"--model {shell_word(folder / 'model')} --artefacts {shell_word(folder)}"
+        others += f" {folder} holds weights that were tuned as a whole, a model of their own: {whole}."
     make = remedy("adapter", model, "adapter")
     lead = "Use --weights pretrained, or make it" if model.asked.weights == "tuned" else "Make it"
     raise ArtefactError(f"there is no adapter for {model.name}.{others} {lead} with ({make.effort}):", make.commands)

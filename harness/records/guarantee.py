@@ -58,6 +58,8 @@ class Guarantee(Record):
         run: id of the run that decoded them. records: its seal.
         model, weights, dtype, exit_head, fingerprint: of the model. weights_format, kv, batch_size: how it decoded.
         artefacts: what trained parts the strategy runs on: name → SHA-256.
+        exit_points: layers after which it is asked. kv_input: what skipped keys and values are filled in from. Both
+            ``None`` in certificates of before they were recorded.
     """
 
     target: str
@@ -82,6 +84,8 @@ class Guarantee(Record):
     kv: str
     batch_size: Positive
     artefacts: dict[str, str] = Field(default_factory=dict)
+    exit_points: tuple[Count, ...] | None = None
+    kv_input: str | None = None
 
     @property
     def promise(self) -> str:

@@ -78,6 +78,8 @@ def _of_decoding(promised: Guarantee, plan: Plan, points: Iterable[OperatingPoin
         ("batch size", promised.batch_size, config.batch_size),
         ("limit of new tokens", promised.max_new_tokens, config.max_new_tokens),
     ]
+    if promised.kv_input is not None:
+        pairs.append(("input of filled-in keys and values", promised.kv_input, config.kv_input))
     for point in points:
         pairs += [
             ("KV policy", promised.kv, point.kv),
@@ -85,6 +87,8 @@ def _of_decoding(promised: Guarantee, plan: Plan, points: Iterable[OperatingPoin
             ("stop rule", "none", point.stop or "none"),
             ("trained parts", promised.artefacts, point.artefacts),
         ]
+        if promised.exit_points is not None:
+            pairs.append(("choice of exit points", list(promised.exit_points), list(point.exit_points)))
     for what, theirs, ours in dict.fromkeys((what, str(a), str(b)) for what, a, b in pairs):
         if theirs != ours:
             yield f"is of another {what} ({theirs} there, {ours} here): nothing is promised of this run."

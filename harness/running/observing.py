@@ -21,7 +21,7 @@ from harness.config import RunConfig, StrategySpec, parse_all
 from harness.config.options import build_strategy
 from harness.contracts import Sample, Strategy
 from harness.decoding.engine import Engine
-from harness.errors import DataError
+from harness.errors import ConfigError, DataError
 from harness.host.cache import hash_of_code, keep_document, kept_document
 from harness.records import ObservedThreshold
 from harness.running.plan import Plan, make_plan
@@ -110,6 +110,9 @@ def observe(one: Family, config: RunConfig, count: int, stage: Callable[[str], N
     """
     asked = SharesOfExits(one)
     plan = make_plan(config.model_copy(update={"strategies": (str(asked.anywhere),)}))
+    if not plan.model.info.exit_points:
+        name = plan.model.info.name
+        raise ConfigError(f"{name} has no exit points, where scores could be observed. Give --exit-points.")
     samples = _further(plan, one, config, count)
     key = _key(asked, plan, samples)
     kept = _shares(kept_document("observed", key))

@@ -327,8 +327,8 @@ def operating_point(
         check_defers(policy)
     elif parse_decode(strategy.default_decode).lossless and not decode.lossless:
         raise OptionError(
-            f"{spec}@{decode}: {spec.name} only drafts, and its tokens have to be verified. Use "
-            f"{spec}@{strategy.default_decode}."
+            f"{spec}@{decode}: {spec.name} only drafts, and its tokens have to be verified. Decode it "
+            f"losslessly: {spec}@{strategy.default_decode} in a run, else --decode {strategy.default_decode}."
         )
     points = tuple(strategy.exit_points(info))
     if list(points) != sorted(set(points) & set(info.exit_points)):

@@ -7,7 +7,6 @@ protocol or a meter, and a score that is absent is shown as far as it was record
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -30,9 +29,6 @@ from reports.summary.absurd import without_absurd
 from reports.summary.outlived import with_recorded
 from reports.summary.quality import corpora
 from reports.summary.summarise import candidates, summarise
-
-if sys.platform != "win32":
-    pass
 
 __all__ = ["DAMAGE", "Refusal", "find_runs", "keep_summary", "read_run", "read_runs"]
 

@@ -20,6 +20,7 @@ from harness.decoding.readings import lm_head_of
 from harness.decoding.unit_costs import Timing
 from harness.host.atomic_files import replace_files
 from harness.host.device import resolve_device
+from harness.metering.window import synchronise
 from harness.suitability.chances import SHORT, Prices
 from harness.suitability.chances import chances as chances_of
 from harness.suitability.exits import describe, read_all, readings, sampled
@@ -128,7 +129,7 @@ def _prices(engine: Engine, backbone: Backbone) -> Prices:
     assert found is not None  # it measures
     times, draft = found
     lm_head = lm_head_of(backbone)
-    width = lm_head.width
+    width, device = lm_head.width, str(backbone.device)
     some = torch.arange(min(SHORT, lm_head.vocab_size), device=backbone.device)
     short = lm_head.pack(lm_head.rows(some))
     state = torch.ones(1, width, device=backbone.device)
@@ -139,17 +140,19 @@ def _prices(engine: Engine, backbone: Backbone) -> Prices:
         return Prices(
             times=times.model_copy(update={"drafts": {}}),
             check=draft.check_s,
-            map=_least(lambda: square(state)),
-            short=_least(lambda: choices(best(short(state)))),
+            map=_least(lambda: square(state), device),
+            short=_least(lambda: choices(best(short(state))), device),
         )
 
 
-def _least(once: Callable[[], object]) -> float:
-    """Return the least seconds of several rounds, besides a first one."""
+def _least(once: Callable[[], object], device: str) -> float:
+    """Return the least seconds of several rounds, besides a first one, until the device has done what it was given."""
     once()
     seconds = []
     for _ in range(ROUNDS):
+        synchronise(device)
         started = time.perf_counter()
         once()
+        synchronise(device)
         seconds.append(time.perf_counter() - started)
     return min(seconds)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from harness.contracts import Metric
 from reports.figures.figure import Figure
 from reports.figures.layout import Width, legend_below, panels, say_size
-from reports.figures.style import INK
+from reports.figures.style import INK, LINE_COLOURS, LINE_MARKERS
 from reports.figures.task_table import PlacedPoint, TaskTable, shortened, task_tables
 from reports.metrics.drafts import ACCEPTANCE, TOKENS_PER_VERIFICATION
 from reports.metrics.speedups import DECODE_SPEEDUP
@@ -23,8 +23,6 @@ __all__ = ["absence", "figures"]
 
 _PANELS = (TOKENS_PER_VERIFICATION, ACCEPTANCE, DECODE_SPEEDUP)
 _MOST = 8  # lines that can be told apart
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#7f5af0", "#8c6d31", "#56b4e9")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
 
 
 def figures(run: RecordedRun) -> list[Figure]:
@@ -94,8 +92,8 @@ def _line(axes: Axes, metric: Metric, place: int, name: str, points: Sequence[Pl
     axes.plot(
         [length for length, _ in known],
         [one.value for _, one in known],
-        color=_COLOURS[place],
-        marker=_MARKERS[place],
+        color=LINE_COLOURS[place],
+        marker=LINE_MARKERS[place],
         markersize=4,
         linewidth=1.2,
         label=shortened(name, 50),
@@ -103,4 +101,4 @@ def _line(axes: Axes, metric: Metric, place: int, name: str, points: Sequence[Pl
     )
     for length, one in known:
         if one.interval is not None:
-            axes.vlines(length, *one.interval, color=_COLOURS[place], linewidth=0.9, alpha=0.7, zorder=2)
+            axes.vlines(length, *one.interval, color=LINE_COLOURS[place], linewidth=0.9, alpha=0.7, zorder=2)

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from harness.contracts import Metric
 from reports.figures.figure import Figure, slug
 from reports.figures.layout import Width, legend_below, panels, say_size
-from reports.figures.style import QUIET
+from reports.figures.style import LINE_COLOURS, LINE_MARKERS, QUIET
 from reports.figures.task_table import PlacedPoint, TaskTable, shortened, task_tables
-from reports.green_code.published_runs import PublishedRun, green_code
+from reports.green_code.published_runs import LAYERS, PublishedRun, green_code
 from reports.metrics.faithfulness import EXACT_PREFIX, exact_prefixes
 from reports.metrics.sections import FIGURES, in_section
 from reports.metrics.vocabulary import metrics_of
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 __all__ = ["absence", "figures"]
 
 _MOST_LINES = 8
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#7f5af0", "#8c6d31", "#56b4e9")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
-_PUBLISHED_LAYERS = {"Llama-3.2-3B": 28, "OPT-2.7B": 32}
 _PUBLISHED_STYLES = {"Llama-3.2-3B": (0, (1, 1.2)), "OPT-2.7B": (0, (5, 2))}
 _PUBLISHED_WEIGHTS = {"pretrained": "base", "tuned": "tuned"}
 _PUBLISHED_PANELS = ("exact_match", "rouge_l")  # columns of their results
@@ -151,7 +148,7 @@ def _published(lines: Sequence[_Line]) -> list[tuple[str, str, list[PublishedRun
         return []
     wanted = {_PUBLISHED_WEIGHTS[line.weights] for line in lines if line.weights in _PUBLISHED_WEIGHTS}
     curves = []
-    for model in _PUBLISHED_LAYERS:
+    for model in LAYERS:
         for weights in sorted(wanted):
             runs = [
                 run
@@ -245,8 +242,8 @@ def _draw_line(axes: Axes, line: _Line, metric: Metric, place: int) -> None:
     curve = line.curves.get(metric)
     if not curve:
         return
-    colour, layers = _COLOURS[place], [layer for layer, _ in curve]
-    look: Any = {"color": colour, "marker": _MARKERS[place], "markersize": 4.5, "zorder": 4, "clip_on": False}
+    colour, layers = LINE_COLOURS[place], [layer for layer, _ in curve]
+    look: Any = {"color": colour, "marker": LINE_MARKERS[place], "markersize": 4.5, "zorder": 4, "clip_on": False}
     axes.plot(layers, [estimate.value for _, estimate in curve], label=shortened(line.label, 48), **look)
     banded = [(layer, estimate.ci) for layer, estimate in curve if estimate.ci is not None]
     if len(banded) == len(curve):
@@ -264,7 +261,7 @@ def _draw_line(axes: Axes, line: _Line, metric: Metric, place: int) -> None:
 def _draw_published(axes: Axes, name: str, depth: int, curves: Sequence[tuple[str, str, list[PublishedRun]]]) -> None:
     for model, weights, runs in curves:
         places = [
-            (depth * run.exit_layer_mean / _PUBLISHED_LAYERS[model], score)
+            (depth * run.exit_layer_mean / LAYERS[model], score)
             for run in runs
             if (score := getattr(run, name, None)) is not None
         ]

@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from typing import Any
 from zlib import crc32
 
-__all__ = ["BOUND", "FULL", "INK", "QUIET", "Look", "look_of", "styled"]
+__all__ = ["BOUND", "FULL", "INK", "LINE_COLOURS", "LINE_MARKERS", "QUIET", "Look", "look_of", "styled"]
 
 INK = "#1b1b1b"
 QUIET = "#8a8a8a"
 FULL = "#000000"
 BOUND = "#56b4e9"
+LINE_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#7f5af0", "#8c6d31", "#56b4e9")
+LINE_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
+"""Of lines that stand for no strategy each, by their place."""
 _PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#7f5af0", "#8c6d31", "#5b5b5b")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
 _KNOWN = {

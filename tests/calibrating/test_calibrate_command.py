@@ -56,6 +56,10 @@ def test_percentiles_are_observed_on_other_documents_and_a_run_takes_the_point(
     assert "is of another KV policy (recompute there, skip here): nothing is promised of this run" in caplog.text
     assert "is of another limit of new tokens (5 there, 4 here)" in caplog.text
     assert other.code == 0, other.err
+    caplog.clear()
+    fewer = tiny_run("--strategy", "@run/operating-point.json", "--exit-points", "4,10", "--out", "fewer")
+    assert fewer.code == 0, fewer.err
+    assert "is of another choice of exit points ([4, 6, 10] there, [4, 10] here): nothing is promised" in caplog.text
 
 
 def test_a_finished_run_is_calibrated_without_decoding(

@@ -105,6 +105,15 @@ def test_settings_stand_from_strict_to_lax(decoded: RecordedRun) -> None:
         settings_of(decoded, parse_target("agreement=0.5"), "margin")
 
 
+def test_a_row_with_a_trained_strategy_s_own_threshold_is_no_value(decoded: RecordedRun) -> None:
+    """Its record has none: it is refused, whatever stands before it."""
+    points = decoded.manifest.operating_points
+    default = points[-1].model_copy(update={"name": "confidence", "options": {**points[-1].options, "threshold": None}})
+    manifest = decoded.manifest.model_copy(update={"operating_points": (*points[:-1], default)})
+    with pytest.raises(ConfigError, match="no values of one numeric option"):
+        settings_of(replace(decoded, manifest=manifest), parse_target("agreement=0.6"), "confidence")
+
+
 def test_rows_that_share_a_file_are_warned_of(decoded: RecordedRun) -> None:
     settings = settings_of(decoded, parse_target("agreement=0.5"))
     assert not settings.shared

@@ -250,7 +250,7 @@ def test_a_file_is_not_read_as_two_languages(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--preset", "fast"), "--preset 'fast': input should be 'auto', 'paper' or 'cpu'."),
+        (("--preset", "fast"), "--preset 'fast': input should be 'paper' or 'lora'."),
         (("--method", "qlora"), "--method 'qlora': input should be 'lora' or 'full'."),
         (("--exit-head", "own"), "--exit-head 'own': input should be 'shared' or 'shortcut'."),
         (("--weights-rule", "flat"), "--weights-rule 'flat': input should be 'green-code' or 'uniform'."),
@@ -284,13 +284,13 @@ def test_a_tuning_that_cannot_begin(
     refusal: Refusal, tiny_llama: Path, rows_file: Path, arguments: tuple[object, ...], said: str
 ) -> None:
     given = ("train", "lite", "--model", tiny_llama, "--task", "py150", "--source", rows_file, "--length", 64)
-    line = refusal(*given, "--preset", "cpu", "--out", "o", *arguments)
+    line = refusal(*given, "--preset", "lora", "--out", "o", *arguments)
     assert said.format(name=tiny_llama.name) in line
 
 
 def test_a_tuning_without_a_checkpoint_to_resume_from(refusal: Refusal, tiny_llama: Path, rows_file: Path) -> None:
     given = ("train", "lite", "--model", tiny_llama, "--task", "py150", "--source", rows_file, "--length", 64)
-    line = refusal(*given, "--preset", "cpu", "--out", "o", "--resume")
+    line = refusal(*given, "--preset", "lora", "--out", "o", "--resume")
     assert "o holds no checkpoint to resume from. Omit --resume to begin." in line
 
 
@@ -459,7 +459,7 @@ def test_training_needs_its_packages(
     refusal: Refusal, uninstall: Callable[..., None], traces: Path, tiny_llama: Path, rows_file: Path, kind: str,
     missing: list[str], said: str,
 ) -> None:  # fmt: skip
-    given = ("--traces", "t") if kind == "rl" else ("--task", "py150", "--source", rows_file, "--preset", "cpu")
+    given = ("--traces", "t") if kind == "rl" else ("--task", "py150", "--source", rows_file, "--preset", "lora")
     uninstall(*missing)
     line = refusal("train", kind, "--model", tiny_llama, *given, "--out", "o")
     assert line.startswith(f"error: training needs {said}, which ")

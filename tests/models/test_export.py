@@ -136,6 +136,15 @@ def test_exit_points_are_the_folder_s(tiny_llama: Path, tmp_path: Path) -> None:
     assert resolve(ModelRequest(str(tmp_path / "own"), exit_points="4")).info.exit_points == (4,)
 
 
+def test_exits_that_the_model_s_own_head_reads_stay_so(tuned: ResolvedModel, tmp_path: Path) -> None:
+    """With shortcuts beside them a run of the folder would take those."""
+    from harness.models.export import export
+
+    own = resolve(ModelRequest(tuned.spec.location, artefacts=str(tuned.info.artefacts[0]), exit_head="shared"))
+    export(own, tmp_path / "out", lambda facts, read: "")
+    assert resolve(ModelRequest(str(tmp_path / "out"))).info.exit_head == "shared"
+
+
 def test_no_file_names_a_path_of_this_machine(tiny_llama: Path, exported: Path) -> None:
     for file in [*exported.glob("*.json"), exported / "README.md"]:
         assert str(tiny_llama) not in file.read_text(), file.name

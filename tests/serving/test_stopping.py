@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
 from typing import Any, get_args
 
@@ -51,6 +52,35 @@ def test_a_strategy_ends_its_own_request(own: Callable[..., Service], plug_in: C
     assert len(whole.tokens) > 4
     assert (lossless.text, lossless.ending) == (whole.text, whole.ending)
     assert asyncio.run(collect(service, wanted[1])).text == ended.text  # its row was freed
+
+
+def test_a_stream_tells_each_token_once_where_a_strategy_ends_it(
+    own: Callable[..., Service], plug_in: Callable[..., None]
+) -> None:
+    """The last one is sent before it is known to be that; the ending comes with its index and without its text."""
+    plug_in(
+        "ender",
+        """
+        @dataclass(frozen=True)
+        class Outside(Strategy):
+            def should_exit(self, view):
+                view.stop(torch.tensor([len(made) >= 4 for made in view.token_ids]))
+                return torch.zeros(len(view.rows), dtype=torch.bool)
+        """,
+    )
+    service = own(strategies=("ender", "full"))
+
+    async def streamed(wanted: Job) -> list[dict[str, Any]]:
+        lines = tgi._events("", None)
+        sent = [line async for piece in service.submit(wanted) for line in lines(piece)]
+        return [json.loads(line.removeprefix(b"data:")) for line in sent]
+
+    for strategy, again in (("ender", True), ("full", False)):
+        events = asyncio.run(streamed(job(service, strategy, "lossy")))
+        *_, last = events
+        assert "".join(event["token"]["text"] for event in events) == last["generated_text"]
+        assert len({event["index"] for event in events}) == last["details"]["generated_tokens"]
+        assert (len(events) > last["details"]["generated_tokens"]) == again
 
 
 @pytest.mark.parametrize(

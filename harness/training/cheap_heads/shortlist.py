@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,7 +50,8 @@ def count_tokens(options: ShortlistOptions, run: TrainingRun) -> Trained:
     resolved = resolve(ModelRequest(options.model, weights="auto", seed=options.seed))
     info, tokenizer = resolved.info, resolved.tokenizer
     streams = list(_read(options, tokenizer, run))
-    counts = [_count(stream.texts[stream.held_out :], info.vocab_size) for stream in streams]
+    held = {document_key(one.text) for stream in streams for one in stream.corpus.documents[: stream.held_out]}
+    counts = [_count(_counted(stream, held), info.vocab_size) for stream in streams]
     ranked = rank(counts)[: options.size]
     covered = {stream.name: _coverage(stream, ranked) for stream in streams}
     documents = {document_key(one.text) for stream in streams for one in stream.corpus.documents}
@@ -107,6 +108,19 @@ def _read(options: ShortlistOptions, tokenizer: Tokenizer, run: TrainingRun) -> 
                     "one to check on. Give more documents."
                 )
             yield _Stream(f"{task.name}, {corpus.source.label}", corpus, texts, held_out)
+
+
+def _counted(stream: _Stream, held: Collection[str]) -> list[Tensor]:
+    """Return the documents that are counted: no copy of one that is held out of any stream.
+
+    Raises:
+        DataError: there is none.
+    """
+    pairs = zip(stream.corpus.documents, stream.texts, strict=True)
+    found = [text for document, text in pairs if len(text) and document_key(document.text) not in held]
+    if not found:
+        raise DataError(f"{stream.name}: every document is a copy of one that is held out. Give other documents.")
+    return found
 
 
 def _count(texts: Sequence[Tensor], vocab_size: int) -> Tensor:

@@ -19,6 +19,7 @@ from harness.errors import TrainingError
 from harness.host.atomic_files import replace_files
 from harness.host.foreign_files import read_json
 from harness.models.artefacts import write_artefact
+from harness.models.exported import PARTS
 from harness.models.facts import fingerprint_of_files
 from harness.models.ngrams import NgramIndex, write_index
 from harness.models.quiet import quiet
@@ -317,3 +318,9 @@ def _write(model: LiteModel, recipe: LiteRecipe, out: Path, facts: Mapping[str, 
         }
         tuned = adapter.sha256 if adapter else None
         write_artefact(out / "shortcut.json", "shortcut", maps, {**belongs, "adapter_sha256": tuned})
+    if adapter is None:  # what the model has read is known wherever its folder goes
+        index = str(facts["ngrams"]["file"])
+        parts = ("shortcut.safetensors", "shortcut.json", index, "tuning.json")
+        known = {out / "model" / PARTS / name: (out / name).read_bytes() for name in parts if (out / name).is_file()}
+        (out / "model" / PARTS).mkdir(exist_ok=True)
+        replace_files(known)

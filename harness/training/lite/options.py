@@ -82,11 +82,12 @@ class LiteOptions(LiteRecipe, DocumentChoice, TrainingOptions, WithPresets):
             "distill": 0.0,
             "checkpointing": True,
         },
-        "cpu": {},
+        "lora": {},
     }
 
-    preset: Literal["auto", "paper", "cpu"] = Field(
-        default="auto", description="paper, cpu, or auto: paper where there is a GPU."
+    preset: Literal["paper", "lora"] = Field(
+        default="lora",
+        description="lora makes an adapter that runs find; paper tunes all weights, into a model folder of its own.",
     )
     split: Split = Field(default="train", description="Part of each dataset to learn from")
     documents: int | None = Field(default=None, ge=1, description="Documents of each source at most. Default: all.")

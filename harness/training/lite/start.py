@@ -183,7 +183,10 @@ def find_start(given: str, info: ModelInfo, recipe: LiteRecipe) -> Start:
             it has read is missing or damaged.
     """
     if recipe.method != "lora":
-        raise ConfigError("--start-from goes on with a LoRA adapter. To go on with whole weights give them as --model.")
+        raise ConfigError(
+            "--start-from goes on with a LoRA adapter: use --method lora. To go on with whole weights give them as "
+            "--model."
+        )
     try:
         folders = artefact_folders(info.name, given)
     except ConfigError as error:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from harness.contracts import ModelRequest, Split
 from harness.contracts.recipes import Silent, TrainingRun
 from harness.errors import ConfigError
@@ -24,10 +22,7 @@ __all__ = ["lite_recipe", "train_lite"]
 
 def lite_recipe(options: LiteOptions) -> LiteRecipe:
     """Return how to tune: what was given, over the preset."""
-    preset = options.preset
-    if preset == "auto":
-        preset = "paper" if torch.cuda.is_available() else "cpu"
-    return LiteRecipe.part_of(options.under(preset))
+    return LiteRecipe.part_of(options.under(options.preset))
 
 
 def train_lite(options: LiteOptions, run: TrainingRun) -> FitResult:

@@ -110,7 +110,7 @@ def test_prefix_and_line_are_one_text_that_may_lose_its_beginning(server: Any, s
 def test_a_blank_suffix_means_nothing_to_a_model_without_markers(
     server: Any, seen: Seen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server.service, "fim", False)
+    monkeypatch.setattr(server.service, "fim", None)
     assert ask(server, input_suffix="\n\n").status_code == 200
     monkeypatch.setattr(server.service, "fim", True)
     ask(server, input_suffix="\n\n")
@@ -222,3 +222,14 @@ def test_completion_takes_one_prompt(server: Any) -> None:
     answer = httpx.post(f"{server.url}/completion", json={"prompt": ["a", "b"]})
     assert answer.status_code == 422
     assert "send one" in answer.json()["error"]["message"]
+
+
+def test_a_file_s_first_position_has_text_after_it_alone(
+    server: Any, seen: Seen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model without markers has nothing to complete there."""
+    monkeypatch.setattr(server.service, "fim", None)
+    assert ask(server, input_prefix="", prompt="", input_suffix="x = 1").status_code == 422
+    monkeypatch.setattr(server.service, "fim", True)
+    ask(server, input_prefix="", prompt="", input_suffix="x = 1")
+    assert [(prompt, suffix) for prompt, suffix, _ in seen.prompts] == [("", "x = 1")]

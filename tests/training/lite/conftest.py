@@ -25,7 +25,7 @@ def tune(corpus_file: Path) -> Callable[..., FitResult]:
         model: Path, out: Path, recipe: LiteRecipe = QUICK, source: Path = corpus_file, **changes: Any
     ) -> FitResult:
         settings: dict[str, Any] = {
-            "preset": "cpu", "model": str(model), "out": out, "tasks": ["py150"], "sources": [str(source)],
+            "preset": "lora", "model": str(model), "out": out, "tasks": ["py150"], "sources": [str(source)],
             "documents": 30, "save_steps": 2,
         }  # fmt: skip
         options = Lite.build({**recipe.model_dump(), **settings, **changes})

@@ -32,7 +32,7 @@ from harness.training.lite.options import LiteRecipe
 from tasks.py150 import Py150
 
 QUICK = LiteRecipe(steps=4, length=32, batch=2, rank=4, learning_rate=0.01, token_share=1.0)
-FLAGS = ("--task", "py150", "--preset", "cpu", "--length", 32, "--batch", 2, "--rank", 4)
+FLAGS = ("--task", "py150", "--preset", "lora", "--length", 32, "--batch", 2, "--rank", 4)
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +223,19 @@ def test_whole_weights_are_a_model_of_their_own(
 
     base = resolve(ModelRequest(str(tiny_llama), artefacts=str(out)))
     assert (base.info.weights, base.info.exit_head) == ("pretrained", "shared")
-    assert base.seen == found.seen
+    assert base.seen.documents == found.seen.documents
+
+
+def test_a_wholly_tuned_folder_knows_what_it_has_read_wherever_it_goes(
+    tune: Callable[..., FitResult], tiny_llama: Path, tmp_path: Path
+) -> None:
+    """Without ``--artefacts``: a run of it would be scored on what it has learned from."""
+    tune(tiny_llama, tmp_path / "out", QUICK.replace(method="full", steps=1))
+    moved = (tmp_path / "out" / "model").rename(tmp_path / "elsewhere")
+    found = resolve(ModelRequest(str(moved)))
+    assert len(found.seen.documents) == 30
+    assert found.seen.ngrams() is not None
+    assert found.info.exit_head.startswith("shortcut:")
 
 
 def test_documents_are_known_without_maps_too(tune: Callable[..., FitResult], tiny_llama: Path, tmp_path: Path) -> None:

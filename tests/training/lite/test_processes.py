@@ -46,7 +46,7 @@ def tuned(tiny_llama: Path, corpus_file: Path, tmp_path_factory: pytest.TempPath
 
     def run(name: str, processes: int, batch: int, env: dict[str, str] | None = None, **changes: Any) -> Path:
         settings = {
-            "preset": "cpu", "model": str(tiny_llama), "out": str(root / name), "tasks": ["py150"],
+            "preset": "lora", "model": str(tiny_llama), "out": str(root / name), "tasks": ["py150"],
             "sources": [str(corpus_file)], "documents": 30, "method": "full", "steps": STEPS, "length": 32,
             "batch": batch, "exits_per_step": 0, "token_share": 1.0, "save_steps": 2, **changes,
         }  # fmt: skip

@@ -263,7 +263,7 @@ def test_an_older_adapter_that_does_not_say_what_it_held_out(
         (
             {"method": "full"},
             ConfigError,
-            r"goes on with a LoRA adapter\. To go on with whole weights give them as --m",
+            r"goes on with a LoRA adapter: use --method lora\. To go on with whole weights give them as --m",
         ),
         ({"exit_head": "shared"}, ConfigError, r"was tuned with --exit-head shortcut, not shared\. Give that one"),
         ({"rank": 8}, ConfigError, r"has rank 4, not 8\. Give that as --rank"),
@@ -319,7 +319,7 @@ def test_a_folder_that_is_not_there_is_refused_in_one_line(
 
 def test_the_command_goes_on(cli: Any, tiny_llama: Path, first: Path, corpus_file: Path, tmp_path: Path) -> None:
     ran = cli(
-        "train", "lite", "--model", tiny_llama, "--source", corpus_file, "--task", "py150", "--preset", "cpu",
+        "train", "lite", "--model", tiny_llama, "--source", corpus_file, "--task", "py150", "--preset", "lora",
         "--length", 32, "--batch", 2, "--rank", 4, "--documents", 30, "--steps", 1, "--start-from", first,
         "--out", "made",
     )  # fmt: skip

@@ -7,7 +7,7 @@ A prompt that begins as an earlier one of the same API key is read from where it
 false. ``n_predict = 0``, which llama.vim sends to have its ``input_extra`` read in advance, is answered at once and
 evaluates nothing; −1 (no end, the default) and −2 (to the end of the context) stand for the server's cap; what
 is no integer from there on is refused. ``input_extra``, samplers and ``t_max_prompt_ms`` are accepted and ignored.
-``t_max_predict_ms`` ends a completion where it is, also inside its first line.
+``t_max_predict_ms`` ends a completion that has a line break, as llama.cpp does: half a line is useless.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ async def infill(request: Request, body: Infill) -> Response:
     suffix = body.input_suffix if isinstance(body.input_suffix, str) else None
     if suffix is not None and not suffix.strip() and not service.fim:
         suffix = None  # llama.vim always sends a line break; a model without these tokens loses nothing
-    if not prefix and not _only_warms(body):
+    if not prefix and not (suffix and service.fim) and not _only_warms(body):
         raise InvalidRequestError("input_prefix and prompt are empty: there is nothing to complete. Send one of them.")
     return await _complete(request, body, prefix, suffix)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -120,7 +121,11 @@ async def _streamed(request: Request, body: Generate) -> StreamingResponse:
 
 
 def _events(begin: str, seed: int | None) -> Callable[[Token | Finished], list[bytes]]:
-    """Return what to send for each piece: each token at once, the last one with the whole text and the details."""
+    """Return what to send for each piece: each token at once, the last one with the whole text and the details.
+
+    Where a strategy ends a completion without a further token, the last one is sent already: its index comes again,
+    without its text.
+    """
     last: Token | None = None
 
     def event_of(token: Token, rest: str = "", done: Finished | None = None) -> bytes:
@@ -142,7 +147,8 @@ def _events(begin: str, seed: int | None) -> Callable[[Token | Finished], list[b
         nonlocal last
         if isinstance(piece, Finished):
             assert last is not None, "an ending comes after its last token"
-            return [event_of(last, piece.rest, piece)]
+            said = last if last.last else replace(last, text="", special=not piece.rest)
+            return [event_of(said, piece.rest, piece)]
         last = piece
         return [] if piece.last else [event_of(piece)]
 

@@ -69,7 +69,7 @@ class Run {
     this.say("waiting for the first token");
     try {
       for await (const event of complete(request(this.early), key, signal)) {
-        if (event.token) {
+        if (event.token && event.index > this.tokens.length) { // the last one may come again, with the ending
           this.times.push((performance.now() - began) / 1000);
           this.drawn.push(draw(this.line, event.token, this.tokens.length, facts));
           this.tokens.push(event.token);
