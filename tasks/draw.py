@@ -34,6 +34,7 @@ from harness.contracts import (
     common_prefix,
     document_key,
 )  # fmt: skip
+from harness.contracts.models import begun
 from harness.errors import DataError, HarnessError, is_out_of_memory, reason
 from tasks.protocols import AnyProtocol, Skipped
 from tasks.rows import GapRow, LineRow, Row, Rows, whole
@@ -130,10 +131,7 @@ def _sample(
     wrong = next((token for token in token_ids if not (isinstance(token, int) and 0 <= token < size)), None)
     if wrong is None:
         was_read = request.was_read is not None and request.was_read(_compared(row, made, tokenizer))
-        start = tokenizer.start_ids
-        begun = made.prompt_ids[: len(start)] == start  # as around a gap, where a family's markers begin so
-        prompt_ids = made.prompt_ids if begun else (*start, *made.prompt_ids)
-        return replace(made, prompt_ids=prompt_ids, duplicate=was_read)
+        return replace(made, prompt_ids=tuple(begun(tokenizer, made.prompt_ids)), duplicate=was_read)
     return BadRow(row.sample_id, f"row {row.number}: the tokenizer makes {wrong!r} of it, no token of the model")
 
 

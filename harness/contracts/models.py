@@ -19,6 +19,7 @@ __all__ = [
     "UnitCosts",
     "Weights",
     "WeightsChoice",
+    "begun",
 ]
 
 Weights: TypeAlias = Literal["pretrained", "tuned", "random"]
@@ -195,3 +196,9 @@ class Tokenizer(Protocol):
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of token ids; special tokens are kept, nothing is cleaned up."""
+
+
+def begun(tokenizer: Tokenizer, token_ids: Sequence[int]) -> list[int]:
+    """Return the tokens of a text as a model reads it from its beginning: behind ``start_ids``, which come once."""
+    start = tokenizer.start_ids
+    return list(token_ids) if tuple(token_ids[: len(start)]) == start else [*start, *token_ids]

@@ -68,9 +68,8 @@ def base_facts(spec: ModelSpec, config: Any, request: ModelRequest, exported: Ex
     if exported is not None:
         weights = exported_weights(spec, exported, base)
         base, whole = exported.base_fingerprint, exported.fingerprint
-    if (
-        spec.location and (own := Path(spec.location) / PARTS).is_dir()
-    ):  # an export's, or what tuned them as a whole left
+    own = Path(spec.location) / PARTS  # of an export, or of weights that were tuned as a whole
+    if spec.location and own.is_dir():
         folders = (*folders, own)
     return ModelInfo(
         name=spec.name,

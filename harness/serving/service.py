@@ -14,6 +14,7 @@ from harness.appearance.visible_text import one_line
 from harness.config.decode import check_defers, parse_decode
 from harness.contracts import ModelInfo
 from harness.contracts.meters import is_measured
+from harness.contracts.models import begun
 from harness.errors import ConfigError, HarnessError, is_out_of_memory
 from harness.host.device import resolve_device
 from harness.metering import open_meter
@@ -136,8 +137,7 @@ class Service:
         if not tokens:
             raise InvalidRequestError("the prompt is empty. Send the text before the cursor.")
         start = self._tokenizer.start_ids if isinstance(prompt, str) else ()  # tokens are read as they are sent
-        if tuple(tokens[: len(start)]) == start:
-            start = ()
+        tokens = tokens[len(start) :] if tuple(tokens[: len(start)]) == start else tokens
         over = self._over(len(start) + len(tokens), truncate=truncate)
         read = [*start, *tokens[over:]]
         marked = None if suffix or self.fim is None else self.fim.before_gap(read)  # by the client, as llm-vscode does
@@ -147,10 +147,12 @@ class Service:
 
     def _between(self, middle: FillInTheMiddle, before: list[int], after: list[int], *, truncate: bool) -> Prompt:
         """Return the prompt of the gap between two texts."""
-        over = self._over(len(before) + len(after) + middle.markers, truncate=truncate)
+        more = len(begun(self._tokenizer, middle.token_ids([], []))) - middle.markers
+        over = self._over(more + len(before) + len(after) + middle.markers, truncate=truncate)
         if over:
-            before, after = middle.fit(before, after, self.max_prompt_tokens)
-        return Prompt(tuple(middle.token_ids(before, after)), truncated=over, suffix="used", before=tuple(before))
+            before, after = middle.fit(before, after, self.max_prompt_tokens - more)
+        read = begun(self._tokenizer, middle.token_ids(before, after))
+        return Prompt(tuple(read), truncated=over, suffix="used", before=tuple(before))
 
     def _over(self, tokens: int, *, truncate: bool) -> int:
         """Return how many tokens of a prompt are too many.

@@ -40,6 +40,8 @@ def refuse_other_run(path: Path, before: Manifest, now: Manifest) -> None:
     for document in (old, new):
         for point in document["operating_points"]:  # an older run does not say
             point["weights_format"] = point["weights_format"] or document["model"]["weights_format"]
+    if old["model"]["end_ids"] is None:
+        old["model"]["end_ids"] = new["model"]["end_ids"]
     for was, now_is in zip(old["tasks"], new["tasks"], strict=False):
         was["prompts"] = was["prompts"] or now_is["prompts"]  # likewise
     for part in DECIDING:

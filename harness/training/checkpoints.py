@@ -40,12 +40,12 @@ class Checkpoints:
         found = self._written or (path for path in self._folder.glob("step-*.json") if _STEPS.fullmatch(path.stem))
         return max(found, key=_steps, default=None)
 
-    def unfinished(self, steps: int) -> Path | None:
-        """Return the latest if it is of this training and comes before so many steps: what a kill has left."""
+    def unfinished(self) -> Path | None:
+        """Return the latest if it is of this training and short of the steps that it was on its way to."""
         path = self.latest()
-        if path is None or _steps(path) >= steps:
-            return None
-        return path if look_into(path).get("training") == self._facts else None
+        facts = {} if path is None else look_into(path)
+        is_short = facts.get("steps", 0) < facts.get("goal", 0)
+        return path if is_short and facts.get("training") == self._facts else None
 
     def write(self, steps: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Write one, whole or not at all, and remove all but it and the one before.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from harness.contracts import Corpus, Document, SourceInfo, Split, Task, Tokenizer, document_key
+from harness.contracts.models import begun
 from harness.errors import DataError
 
 __all__ = ["PackedStreams", "Stream", "pack", "read_streams"]
@@ -86,7 +87,7 @@ def read_streams(
     for name, corpus, kept in corpora:
         # a copy of what is held out, here or in another source, is not learned from either
         learned = [document for document in corpus.documents if document_key(document.text) not in unseen]
-        texts = ([*tokenizer.start_ids, *tokenizer.encode(document.text)] for document in kept)
+        texts = (begun(tokenizer, tokenizer.encode(document.text)) for document in kept)
         encoded = (torch.tensor(token_ids, dtype=torch.int32) for token_ids in texts)
         held_out = tuple(tokens for tokens in encoded if len(tokens) > 1)
         sequences = pack(learned, tokenizer, length)
@@ -107,12 +108,13 @@ def read_streams(
 def pack(documents: Sequence[Document], tokenizer: Tokenizer, length: int) -> Tensor:
     """Return the tokens of documents, end-of-text between them, cut into rows ``[n, length]`` int32.
 
-    What does not fill the last row is left out.
+    What does not fill the last row is left out. Where a text begins with the token that ends one, as OPT's does, one of
+    them stands between two.
     """
-    end = sorted(tokenizer.eos_token_ids)[:1]
+    end = sorted(tokenizer.eos_token_ids - {*tokenizer.start_ids[:1]})[:1]
     tokens: list[int] = []
     for document in documents:
-        tokens += [*tokenizer.start_ids, *tokenizer.encode(document.text), *end]
+        tokens += [*begun(tokenizer, tokenizer.encode(document.text)), *end]
     rows = len(tokens) // length
     return torch.tensor(tokens[: rows * length], dtype=torch.int32).view(rows, length)
 

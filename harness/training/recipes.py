@@ -50,7 +50,10 @@ class Lite(LiteOptions):
             return Trained(finished=result.finished)
         if result.recipe.method == "full":
             model = self.folder / "model"
-            note = f"The tuned model is {model}: use it with --model {model} --artefacts {self.folder}"
+            note = (
+                f"The tuned model is {model}: use it with --model {model} --artefacts {self.folder}, and give what "
+                f"learns from it --out {self.folder}, too"
+            )
         else:
             note = f"Adapter, shortcuts, exits.md and training.jsonl are in {self.folder}"
         return Trained(result.report, note)

@@ -138,7 +138,7 @@ def _models(folder: Path, needed: set[str]) -> None:
         if f"lite-{steps}" in needed and not (out / "adapter.json").is_file():
             small = ("--length", 128, "--batch", 4, "--documents", 60, "--exit-head", "shared")
             more = ("--resume",) if out.is_dir() else ()
-            _harness("train", "lite", "--preset", "cpu", "--steps", steps, *small, "--out", out, *more)
+            _harness("train", "lite", "--steps", steps, *small, "--out", out, *more)
     if "pruned" in needed and not (folder / "pruned" / "config.json").is_file():
         _cut(folder / "pruned")
 

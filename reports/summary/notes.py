@@ -126,8 +126,9 @@ def _about_data(manifest: Manifest, rows: Sequence[SummaryRow], cells: Sequence[
         yield from _about_duplicates(task, manifest)
     for task_name, failed in _totals((cell.task.name, len(cell.broken)) for cell in cells):
         yield (
-            f"{task_name}: {failed} failure(s) over the operating points, counted as errors; they are neither "
-            "scored nor timed; paired columns leave those samples out, and ratios of requests and energy their blocks."
+            f"{task_name}: {failed} failure(s) over the operating points, counted as errors; they are neither scored "
+            "nor timed; paired columns leave those samples out, and throughput, energy and ratios of requests their "
+            "blocks."
         )
     for task in manifest.tasks:
         counts = {row.n for row in rows if row.task == task.name}

@@ -6,8 +6,8 @@ a9e8377). It is not line completion: nothing stops at a line's end, and the refe
 of the language.
 
 Deviations from the published code: a context longer than 512 tokens keeps exactly 512 (there it falls to
-512 − 1 − 15); no begin-of-sequence token is added, because a tokenizer adds none; documents too short for a full
-reference are skipped (there they are scored on what is left). All references are the same for every
+512 − 1 − 15), the token that a tokenizer begins a text with before them; documents too short for a full reference are
+skipped (there they are scored on what is left). All references are the same for every
 operating point, which they were not in the published Python runs.
 """
 

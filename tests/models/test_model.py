@@ -182,7 +182,7 @@ def test_a_wheel_that_is_not_installed_names_the_command(resolved: Any, monkeypa
 
 
 def test_a_generation_ends_where_transformers_ends_it(resolved: Any, tiny_llama: Path, tmp_path: Path) -> None:
-    """At each end of ``generation_config.json``, too: Qwen's instruct models have one there that the config lacks."""
+    """At the ends of ``generation_config.json``: Qwen's instruct models have one there that the config lacks."""
     from transformers import AutoModelForCausalLM
 
     folder = shutil.copytree(tiny_llama, tmp_path / "model")
@@ -193,7 +193,7 @@ def test_a_generation_ends_where_transformers_ends_it(resolved: Any, tiny_llama:
     made = engine.decode([prompt], Full(), kv="propagate", max_new_tokens=[9], eos_token_ids=ends)[0].token_ids
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [made[3], 7]}))
     again = resolved(str(folder), weights="pretrained").tokenizer.eos_token_ids
-    assert again == ends | {made[3], 7}
+    assert again == {made[3], 7} != ends
     short = engine.decode([prompt], Full(), kv="propagate", max_new_tokens=[9], eos_token_ids=again)[0].token_ids
     theirs = AutoModelForCausalLM.from_pretrained(folder).generate(
         torch.tensor([prompt]), max_new_tokens=9, do_sample=False, pad_token_id=0

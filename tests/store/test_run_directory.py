@@ -52,6 +52,7 @@ def make_manifest(**changes: Any) -> Manifest:
             weights_source="a folder",
             weights_sha256="ab" * 32,
             tokenizer_source="the same folder",
+            end_ids=(2,),
             num_layers=4,
             hidden_size=8,
             vocab_size=16,
@@ -559,6 +560,7 @@ def changed(path: str, value: Any) -> Manifest:
         ("operating_points", [], r"operating_points was .*, now \[\]"),
         ("model.weights_sha256", "ee", r"model\.weights_sha256 was \"abab"),
         ("tasks.0.fingerprint", "ee", r"tasks\[0\]\.fingerprint was \"cdcd"),
+        ("model.end_ids", [2, 7], r"model\.end_ids was \[2\], now \[2, 7\]"),
         ("block_size", 3, "block_size was 2, now 3"),
         ("meter.source", "rapl", r'meter\.source was "none", now "rapl"'),
         (

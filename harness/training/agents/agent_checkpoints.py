@@ -33,19 +33,21 @@ class AgentCheckpoint:
 class AgentCheckpoints(Checkpoints):
     """The checkpoints of one agent in training; the last two stay."""
 
-    def save(self, policy: Any, steps: int, env: Mapping[str, NDArray[Any]], tally: Tally) -> None:
+    def save(self, policy: Any, steps: int, env: Mapping[str, NDArray[Any]], tally: Tally, goal: int) -> None:
         """Write one, and remove all but it and the one before.
 
         Args:
             policy: of stable-baselines3, with its optimiser.
             steps: as in :class:`AgentCheckpoint`, like the rest.
+            goal: steps that there shall be.
             env: where the episodes stand.
             tally: of all episodes.
         """
         tensors = network_tensors("policy", policy, policy.optimizer)
         tensors |= {f"env.{name}": torch.from_numpy(array) for name, array in env.items()}
         tensors |= {"tally.exits": torch.from_numpy(tally.exits), "tally.optimal": torch.from_numpy(tally.optimal)}
-        self.write(steps, tensors, {"episodes": tally.episodes, "episode_rewards": tally.reward})
+        facts = {"episodes": tally.episodes, "episode_rewards": tally.reward, "goal": goal}
+        self.write(steps, tensors, facts)
 
     def load(self, policy: Any) -> AgentCheckpoint:
         """Read the latest into a policy and its optimiser.

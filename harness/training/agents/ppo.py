@@ -99,7 +99,7 @@ def learn(
                 raise ValueError(f"it counts the exits of {total.exits.shape} layers")
             if isinstance(env, ExitVecEnv) and saved.env:
                 env.restore(saved.env)
-    elif (left := checkpoints.unfinished(settings.steps)) is not None:
+    elif (left := checkpoints.unfinished()) is not None:
         raise TrainingError(
             f"{left} is of this very training, which was interrupted. Add --resume to go on, or remove {left.parent}."
         )
@@ -117,7 +117,7 @@ def learn(
         model.learn(settings.rollout, callback, log_interval=None, reset_num_timesteps=False)
         tally = _take(env)
         if callback.stopped:
-            checkpoints.save(model.policy, steps, before, total)
+            checkpoints.save(model.policy, steps, before, total, settings.steps)
             break
         steps += settings.rollout
         total.add(tally)
@@ -126,7 +126,8 @@ def learn(
         mean = sum(share * int(layer) for layer, share in line["exits"].items())
         progress.step(min(steps, settings.steps), f"reward {line['reward_per_step']:+.3f} a step, mean exit {mean:.1f}")
         if steps - kept >= save_steps or steps >= settings.steps or stop.is_set():
-            checkpoints.save(model.policy, steps, env.state() if isinstance(env, ExitVecEnv) else {}, total)
+            state = env.state() if isinstance(env, ExitVecEnv) else {}
+            checkpoints.save(model.policy, steps, state, total, settings.steps)
             kept = steps
     finished = steps >= settings.steps
     if finished:

@@ -11,6 +11,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch import Tensor
 
 from harness.contracts import Split, document_key
+from harness.contracts.models import begun
 from harness.contracts.recipes import Progress, TrainingRun
 from harness.decoding.engine import Engine
 from harness.errors import DataError
@@ -192,7 +193,7 @@ def _live(
     loaded = resolved.load(resolve_device(options.device), progress.stage)
     tokens = LiveTokens(
         Engine(loaded.backbone, resolved.info),
-        [[*tokenizer.start_ids, *tokenizer.encode(texts[key])][:cut] for key in sorted(texts)],
+        [begun(tokenizer, tokenizer.encode(texts[key]))[:cut] for key in sorted(texts)],
         options.tokens, observation, reward, tokenizer.eos_token_ids,
     )  # fmt: skip
     return DummyVecEnv([lambda: ExitEnv(tokens)])

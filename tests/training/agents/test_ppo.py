@@ -163,6 +163,8 @@ def test_resuming_equals_going_on(
         stopped = another(settings, progress=StopAt(1024 if where == "after a rollout" else 10**9, stop), stop=stop)
     assert not stopped.finished
     assert stopped.steps == 1024
+    with pytest.raises(TrainingError, match=r"of this very training, which was interrupted\. Add --resume"):
+        another(settings)  # hours may lie there
     resumed = another(settings, resume=True)
     assert resumed.finished
     for (weight, bias), (weight_again, bias_again) in zip(whole.policy.layers, resumed.policy.layers, strict=True):
@@ -177,7 +179,7 @@ def test_the_last_two_checkpoints_stay(trainer: Trainer) -> None:
     assert sorted(path.name for path in trainer.folder.iterdir()) == [
         f"step-{steps:09d}.{kind}" for steps in (1536, 2048) for kind in ("json", "safetensors")
     ]
-    trainer(QUICK.replace(steps=512))  # a new run: the old one's are not taken for its own
+    trainer(QUICK.replace(steps=512))  # a new run: the old one's, which was finished, are not taken for its own
     assert [path.name for path in sorted(trainer.folder.glob("*.json"))] == ["step-000000512.json"]
 
 
