@@ -95,5 +95,5 @@ def test_taken_for_an_answer_it_is_refused(
     assert ran.code == 2
     assert ran.error == (
         "error: believer:layer=4@lossy: believer only drafts, and its tokens have to be verified. "
-        "Use believer:layer=4@lossless."
+        "Decode it losslessly: believer:layer=4@lossless in a run, else --decode lossless."
     )

@@ -201,6 +201,7 @@ class _Bytes:
     """One token per byte."""
 
     eos_token_ids: frozenset[int] = frozenset()
+    start_ids: tuple[int, ...] = ()
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())

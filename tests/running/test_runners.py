@@ -11,7 +11,7 @@ from harness.running.runners import EngineRunner
 
 def test_a_rule_reads_the_code_before_a_gap_and_not_the_marks_of_the_prompt() -> None:
     asked: list[Cursor] = []
-    tokenizer = SimpleNamespace(decode=lambda token_ids: "".join(map(chr, token_ids)))
+    tokenizer = SimpleNamespace(start_ids=(), decode=lambda token_ids: "".join(map(chr, token_ids)))
     plan: Any = SimpleNamespace(model=SimpleNamespace(tokenizer=tokenizer, info=None))
     engine: Any = SimpleNamespace(backbone=SimpleNamespace(device="cpu"))
     planned: Any = SimpleNamespace(task=SimpleNamespace(language="python"))
