@@ -75,7 +75,8 @@ class Stream(Iterator[Token]):
     """Yields tokens as they are decoded; :meth:`completion` is all of them.
 
     Greedy, one row. The engine's own loop makes the tokens, so they are those of a run and of the server. Those of
-    lossless decoding come when they are verified, several at once.
+    lossless decoding come when they are verified, several at once. Where a strategy ends a completion without a token,
+    text that was held back until then is in :meth:`completion` alone.
 
     Args:
         engine: decodes.
