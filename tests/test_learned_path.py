@@ -33,19 +33,19 @@ def test_without_an_agent_the_commands_are_named_in_order(tmp_path: Path) -> Non
 @pytest.mark.model
 def test_the_whole_path_with_random_weights(tmp_path: Path) -> None:
     traced = harness(
-        tmp_path, "trace", *MODEL, "--task", "py150", "--documents", "6", "--length", "96", "--out", "traces/opt-125m"
+        tmp_path, "trace", *MODEL, "--task", "py150", "--documents", "4", "--length", "64", "--out", "traces/opt-125m"
     )
     assert traced.returncode == 0, traced.stderr
     index = json.loads((tmp_path / "traces" / "opt-125m" / "index.json").read_text())
     assert index["exit_points"] == [4, 6, 10]
     assert index["weights"] == "random"
     trained = harness(
-        tmp_path, "train", "rl", "--model", "opt-125m", "--traces", "traces/opt-125m", "--steps", "4096", "--envs", "16"
+        tmp_path, "train", "rl", "--model", "opt-125m", "--traces", "traces/opt-125m", "--steps", "2048", "--envs", "16"
     )
     assert trained.returncode == 0, trained.stderr
     run = harness(
-        tmp_path, "run", "--strategy", "rl:threshold=0.5,1", *MODEL, "--limit", "2", "--max-new-tokens", "5",
-        "--energy", "none", "--out", "run",
+        tmp_path, "run", "--strategy", "rl:threshold=0.5,1", *MODEL, "--task", "py150", "--limit", "2",
+        "--max-new-tokens", "5", "--energy", "none", "--out", "run",
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())

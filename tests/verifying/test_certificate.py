@@ -167,7 +167,7 @@ def test_what_was_trained_drafts_losslessly(
 ) -> None:
     named = [word for strategy in strategies for word in ("--strategy", strategy)]
     ran = cli(
-        "verify", *named, "--artefacts", artefacts, "--task", "py150", "--prompts", 2, "--max-new-tokens", 10,
+        "verify", *named, "--artefacts", artefacts, "--task", "py150", "--prompts", 2, "--max-new-tokens", 8,
         "--batch-size", "1,2", "--weights-format", "fp16", "--json", tmp_path / "c.json",
     )  # fmt: skip
     assert ran.code == 0, ran.out
