@@ -14,6 +14,13 @@ from harness.serving.jobs import Ending, Finished, Job
 from harness.serving.service import Service
 
 PROMPT = "def add(a, b):\n    return "
+ENDS_AT_FOUR_TOKENS = """
+@dataclass(frozen=True)
+class Outside(Strategy):
+    def should_exit(self, view):
+        view.stop(torch.tensor([len(made) >= 4 for made in view.token_ids]))
+        return torch.zeros(len(view.rows), dtype=torch.bool)
+"""
 
 
 def job(service: Service, strategy: str, decode: str) -> Job:
@@ -30,16 +37,7 @@ async def collect(service: Service, wanted: Job) -> Finished:
 
 
 def test_a_strategy_ends_its_own_request(own: Callable[..., Service], plug_in: Callable[..., None]) -> None:
-    plug_in(
-        "ender",
-        """
-        @dataclass(frozen=True)
-        class Outside(Strategy):
-            def should_exit(self, view):
-                view.stop(torch.tensor([len(made) >= 4 for made in view.token_ids]))
-                return torch.zeros(len(view.rows), dtype=torch.bool)
-        """,
-    )
+    plug_in("ender", ENDS_AT_FOUR_TOKENS)
     service = own(strategies=("ender", "full"))
     wanted = [job(service, *how) for how in (("full", "lossy"), ("ender", "lossy"), ("ender", "lossless"))]
 
@@ -58,16 +56,7 @@ def test_a_stream_tells_each_token_once_where_a_strategy_ends_it(
     own: Callable[..., Service], plug_in: Callable[..., None]
 ) -> None:
     """The last one is sent before it is known to be that; the ending comes with its index and without its text."""
-    plug_in(
-        "ender",
-        """
-        @dataclass(frozen=True)
-        class Outside(Strategy):
-            def should_exit(self, view):
-                view.stop(torch.tensor([len(made) >= 4 for made in view.token_ids]))
-                return torch.zeros(len(view.rows), dtype=torch.bool)
-        """,
-    )
+    plug_in("ender", ENDS_AT_FOUR_TOKENS)
     service = own(strategies=("ender", "full"))
 
     async def streamed(wanted: Job) -> list[dict[str, Any]]:
