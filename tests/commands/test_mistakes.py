@@ -54,6 +54,7 @@ class Interrupting:
             os.kill(os.getpid(), signal.SIGINT)
 
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so do its children
 sys.meta_path.insert(0, Interrupting())
 sys.argv = ["harness", "--help"]
 runpy.run_module("harness.cli", run_name="__main__", alter_sys=True)
