@@ -22,6 +22,7 @@ from torch import Tensor
 from harness.contracts import ModelRequest, document_key
 from harness.errors import TrainingError
 from harness.models.artefacts import read_artefact
+from harness.models.export import export
 from harness.models.facts import fingerprint_of_files
 from harness.models.model import resolve
 from harness.models.seen import find_seen
@@ -236,6 +237,10 @@ def test_a_wholly_tuned_folder_knows_what_it_has_read_wherever_it_goes(
     assert len(found.seen.documents) == 30
     assert found.seen.ngrams() is not None
     assert found.info.exit_head.startswith("shortcut:")
+    read: list[Any] = []
+    export(found, tmp_path / "exported", lambda _, facts: read.append(facts) or "")  # type: ignore[func-returns-value]
+    assert len(read[0]["documents"]) == 30  # its card does not say that nothing was tuned
+    assert len(resolve(ModelRequest(str(tmp_path / "exported"))).seen.documents) == 30
 
 
 def test_documents_are_known_without_maps_too(tune: Callable[..., FitResult], tiny_llama: Path, tmp_path: Path) -> None:
