@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,11 +52,18 @@ def tuned(tiny_llama: Path, corpus_file: Path, tmp_path_factory: pytest.TempPath
             "batch": batch, "exits_per_step": 0, "token_share": 1.0, "save_steps": 2, **changes,
         }  # fmt: skip
         torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        ran = subprocess.run(
-            [sys.executable, *(torchrun if processes > 1 else []), str(WORKER), json.dumps(settings)],
-            capture_output=True, text=True, check=False, timeout=300,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)} | (env or {}),
-        )  # fmt: skip
+        command = [sys.executable, *(torchrun if processes > 1 else []), str(WORKER), json.dumps(settings)]
+        path = {"PYTHONPATH": os.pathsep.join(sys.path)}
+        environment = os.environ | path | {"OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"} | (env or {})
+        for last in (False, True):
+            ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=environment)
+            # Gloo, by which torch spreads weights over CPUs (which only tests do), crashed in one of dozens of gates;
+            # in 60 repeats and 5,000 further steps it did not. What was begun is done anew; a second crash fails.
+            if last or "SIGSEGV" not in ran.stderr:
+                break
+            warnings.warn(f"{name} crashed and is run again:\n{ran.stderr}", stacklevel=2)
+            if not changes.get("resume"):
+                shutil.rmtree(root / name, ignore_errors=True)
         assert ran.returncode == 0, ran.stderr
         return root / name
 
