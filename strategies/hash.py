@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
-from harness.contracts import Batch, ExitRule, ExitView, ModelInfo
+from harness.contracts import Batch, ExitRule, ModelInfo, PlannedRule
 from harness.errors import ArtefactError
 from harness.models.artefacts import Artefact
 from harness.models.controllers import TrainedStrategy
@@ -63,10 +61,9 @@ def _rule(artefact: Artefact, threshold: float) -> ExitRule:
 
 
 @dataclass(frozen=True, slots=True)
-class _Layers:
+class _Layers(PlannedRule):
     of_token: Mapping[int, int]
 
-    def should_exit(self, view: ExitView) -> Tensor:
+    def planned_layer(self, token_ids: Sequence[int]) -> int | None:
         """Look the last token up."""
-        layers = [self.of_token.get(tokens[-1], math.inf) if tokens else math.inf for tokens in view.token_ids]
-        return torch.tensor([view.exit_layer >= layer for layer in layers])
+        return self.of_token.get(token_ids[-1]) if token_ids else None

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
-from harness.contracts import ExitView, ModelInfo, Strategy
+from harness.contracts import ModelInfo, PlannedRule, Strategy
 from harness.errors import OptionError
 
 __all__ = ["Schedule"]
 
 
 @dataclass(frozen=True)
-class Schedule(Strategy):
+class Schedule(PlannedRule, Strategy):
     """Exit after a number of layers that falls with the position in the completion.
 
     Rule: after t tokens the next one leaves at the first exit point of at least
@@ -50,8 +50,7 @@ class Schedule(Strategy):
         deepest = next((point for point in model.exit_points if point >= self.first), model.num_layers)
         return tuple(point for point in model.exit_points if self.last <= point <= deepest)
 
-    def should_exit(self, view: ExitView) -> Tensor:
-        """Compare the layers that ran with those that are due."""
-        made = torch.tensor([len(tokens) for tokens in view.token_ids])
-        progress = (made / self.horizon).clamp(max=1) ** self.power
-        return view.exit_layer >= self.first - (self.first - self.last) * progress
+    def planned_layer(self, token_ids: Sequence[int]) -> int:
+        """Say how many layers are due."""
+        progress = min(len(token_ids) / self.horizon, 1.0) ** self.power
+        return math.ceil(self.first - (self.first - self.last) * progress)

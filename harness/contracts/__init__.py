@@ -37,6 +37,7 @@ from harness.contracts.models import (
     Weights,
     WeightsChoice,
 )
+from harness.contracts.plans import PlannedRule
 from harness.contracts.recipes import Progress, Recipe, Trained, TrainingRun
 from harness.contracts.scores import Completion, Score, common_prefix, first_line
 from harness.contracts.state_tests import StateScore, StateTest
@@ -103,6 +104,7 @@ __all__ = [
     "ModelInfo",
     "ModelRequest",
     "NamedStop",
+    "PlannedRule",
     "Progress",
     "Reading",
     "Recipe",

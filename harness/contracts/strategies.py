@@ -145,7 +145,8 @@ class ExitRule(Protocol):
     """Per-batch decision maker, made by :meth:`Strategy.start`.
 
     One that has a true attribute ``capturable``, as :attr:`Strategy.capturable`, may be recorded in a graph. One that
-    has a method :meth:`Strategy.state_test` need not be asked where compiled layers can make its test.
+    has a method :meth:`Strategy.state_test` need not be asked where compiled layers can make its test, and a
+    :class:`harness.contracts.PlannedRule` nowhere.
     """
 
     def should_exit(self, view: ExitView) -> Tensor:

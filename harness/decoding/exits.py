@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Protocol
@@ -9,20 +10,21 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from harness.contracts import ExitRule, StateTest
+from harness.contracts import ExitRule, PlannedRule, StateTest
+from harness.contracts.plans import plan_of
 from harness.contracts.state_tests import state_test_of
 from harness.decoding.generation import Generation
 from harness.decoding.view import LayerView
 from harness.errors import OptionError
 
-__all__ = ["AskedExits", "Exits", "ScheduledExits", "ask", "complaint", "decision"]
+__all__ = ["AskedExits", "Exits", "ScheduledExits", "ask", "complaint", "decision", "due_layer"]
 
 
 class Exits(Protocol):
     """Decides, row by row, where tokens stop."""
 
     def points(self, rows: Sequence[int]) -> Sequence[int]:
-        """Return the layers to stop at and decide, sorted, for the next token of these rows."""
+        """Return the layers to stop at and decide, sorted, for the next token of these rows; once per token."""
 
     def leaving(self, view: LayerView) -> list[bool]:
         """Return which rows of the view stop here."""
@@ -31,8 +33,19 @@ class Exits(Protocol):
         """Return the test that alone decides about a row at its points; ``None`` where somebody has to ask."""
 
 
+def due_layer(plan: PlannedRule, points: Sequence[int], row: Generation) -> int | None:
+    """Return the exit point at which a row's next token leaves by a plan, and charge the checks on the way to it.
+
+    ``None``: it passes them all.
+    """
+    planned = plan.planned_layer([*row.token_ids, *row.draft] if row.draft else row.token_ids)
+    place = len(points) if planned is None else bisect_left(points, planned)
+    row.exit_checks += min(place + 1, len(points))
+    return points[place] if place < len(points) else None
+
+
 class AskedExits:
-    """Asks a strategy's rule.
+    """Asks a strategy's rule, unless that has a plan.
 
     Args:
         rule: per-batch decision maker.
@@ -42,13 +55,19 @@ class AskedExits:
 
     def __init__(self, rule: ExitRule, points: Sequence[int], tally: Sequence[Generation]) -> None:
         self._rule, self._points, self._tally = rule, tuple(points), tally
+        self._plan, self._due = plan_of(rule), dict[int, int | None]()
 
     def points(self, rows: Sequence[int]) -> Sequence[int]:
-        """The strategy's points, always."""
-        return self._points
+        """The strategy's points; of a plan, those where a token leaves."""
+        if self._plan is None:
+            return self._points
+        self._due = {row: due_layer(self._plan, self._points, self._tally[row]) for row in rows}
+        return sorted({layer for layer in self._due.values() if layer is not None})
 
     def leaving(self, view: LayerView) -> list[bool]:
-        """Ask, and charge a check to every row."""
+        """Ask, and charge a check to every row; or follow the plan, whose checks are charged."""
+        if self._plan is not None:
+            return [self._due[row] == view.exit_layer for row in view.row_list]
         for row in view.row_list:
             self._tally[row].exit_checks += 1
         return ask(self._rule, view)

@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from harness.contracts import Batch, Draft, DraftRule, DraftView, ExitRule, ModelInfo, StateTest, Strategy
+from harness.contracts import Batch, Draft, DraftRule, DraftView, ExitRule, ModelInfo, PlannedRule, StateTest, Strategy
+from harness.contracts.plans import plan_of
 from harness.contracts.state_tests import state_test_of
 from harness.decoding.drafting import proposal
-from harness.decoding.exits import ask
+from harness.decoding.exits import ask, due_layer
 from harness.decoding.generation import Generation
 from harness.decoding.view import LayerView
 
@@ -26,6 +27,7 @@ class _Asked:
     rule: ExitRule
     points: frozenset[int]
     test: StateTest | None
+    plan: PlannedRule | None
 
     @property
     def key(self) -> tuple[int, frozenset[int]]:
@@ -50,6 +52,7 @@ class RowExits:
         self._asked: dict[int, _Asked] = {}
         self._before: dict[tuple[int, frozenset[int]], LayerView] = {}
         self._one: _Asked | None = None
+        self._due: dict[int, int | None] = {}
         self.failures: dict[int, Exception] = {}
 
     def join(self, row: int, strategy: Strategy, seed: int, facts: ModelInfo | None = None) -> tuple[Batch, ExitRule]:
@@ -68,7 +71,7 @@ class RowExits:
         points = frozenset(strategy.exit_points(self._info))
         batch = Batch((seed,) * len(self._tally), self._device)
         rule = strategy.start(facts or self._info, batch)
-        self._asked[row] = _Asked(rule, points, state_test_of(rule, sorted(points)))
+        self._asked[row] = _Asked(rule, points, state_test_of(rule, sorted(points)), plan_of(rule))
         return batch, rule
 
     def guarded(self, rules: Sequence[DraftRule]) -> tuple[DraftRule, ...]:
@@ -76,11 +79,14 @@ class RowExits:
         return tuple(_Guarded(rule, self.failures, self._info.vocab_size) for rule in rules)
 
     def points(self, rows: Sequence[int]) -> Sequence[int]:
-        """The layers at which some of these rows is asked."""
+        """The layers at which some of these rows is asked, or leaves as planned."""
         self._before.clear()
-        asked = [self._asked[row] for row in rows]
-        self._one = asked[0] if all(other.key == asked[0].key for other in asked) else None
-        return sorted(frozenset().union(*(one.points for one in asked)))
+        self._due = {row: self._due_layer(row) for row in rows if self._asked[row].plan is not None}
+        asked = [self._asked[row] for row in rows if row not in self._due]
+        alike = len(asked) == len(rows) and all(other.key == asked[0].key for other in asked)
+        self._one = asked[0] if alike else None
+        due = {layer for layer in self._due.values() if layer is not None}
+        return sorted(due.union(*(one.points for one in asked)))
 
     def leaving(self, view: LayerView) -> list[bool]:
         """Ask each rule about its rows, and charge a check to each."""
@@ -89,9 +95,9 @@ class RowExits:
             return self._answer(self._one.rule, view)
         groups: dict[tuple[int, frozenset[int]], list[int]] = {}
         for place, row in enumerate(view.row_list):
-            if view.exit_layer in self._asked[row].points:
+            if row not in self._due and view.exit_layer in self._asked[row].points:
                 groups.setdefault(self._asked[row].key, []).append(place)
-        answer = [False] * len(view.row_list)
+        answer = [self._due.get(row) == view.exit_layer for row in view.row_list]
         for key, places in groups.items():
             part = self._before[key] = view.part(places, self._before.get(key))
             self._charge(part)
@@ -103,6 +109,16 @@ class RowExits:
     def state_test(self, row: int) -> StateTest | None:
         """That of its rule."""
         return self._asked[row].test
+
+    def _due_layer(self, row: int) -> int | None:
+        """Ask a row's plan; where that fails, the row leaves at once."""
+        plan, points = self._asked[row].plan, sorted(self._asked[row].points)
+        assert plan is not None
+        try:
+            return due_layer(plan, points, self._tally[row])
+        except Exception as error:  # strategies may be third-party code, and a failure must not reach the other rows
+            self.failures[row] = error
+            return points[0] if points else None
 
     def _charge(self, view: LayerView) -> None:
         for row in view.row_list:

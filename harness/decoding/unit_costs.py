@@ -13,11 +13,13 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from timeit import timeit
 
 import torch
 from torch import Tensor
 
 from harness.contracts import Batch, ExitRule, ExitView, HeadChoice, ModelInfo, Strategy, UnitCosts
+from harness.contracts.plans import plan_of
 from harness.contracts.state_tests import state_test_of
 from harness.decoding.backbone import Backbone
 from harness.decoding.choice import best, choices
@@ -189,10 +191,13 @@ class Bench:
         return DraftTimes(check_s=0.0 if strategy is None else check if inside is None else inside, read_s=read)
 
     def _inside(self, rule: ExitRule, points: Sequence[int]) -> float | None:
-        """Return seconds of a check that is made inside the layers, ``None`` where it has to be asked.
+        """Return seconds of a check that is made inside the layers or planned, ``None`` where it has to be asked.
 
-        They are those of a token with all checks, less one with none.
+        They are those of a token with all checks, less one with none; or its share of making the plan.
         """
+        plan = plan_of(rule)
+        if plan is not None:
+            return timeit(lambda: plan.planned_layer(()), number=100) / 100 / len(points)
         test = state_test_of(rule, points)
         if test is None or self.backbone.compiled is None:
             return None

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from harness.contracts import Batch, ExitRule, ExitView, HeadChoice, ModelInfo, StateTest, Strategy
+from harness.contracts import Batch, ExitRule, ExitView, HeadChoice, ModelInfo, PlannedRule, StateTest, Strategy
+from harness.contracts.plans import plan_of
 from harness.contracts.state_tests import state_test_of
 from harness.running.unheard import unheard
 
@@ -49,7 +50,9 @@ class NeverExits(Strategy):
 
     def start(self, model: ModelInfo, batch: Batch) -> ExitRule:
         """Start the strategy."""
-        return _Deaf(self.asked.start(model, batch))
+        rule = self.asked.start(model, batch)
+        plan = plan_of(rule)
+        return _Deaf(rule) if plan is None else _DeafPlan(plan)
 
     def should_exit(self, view: ExitView) -> Tensor:
         """Ask the strategy without a start, and answer no."""
@@ -68,3 +71,12 @@ class _Deaf:
         """Make the same test, which nothing passes."""
         test = state_test_of(self.rule, points)
         return None if test is None else replace(test, least=math.nan)
+
+
+@dataclass(frozen=True, slots=True)
+class _DeafPlan(PlannedRule):
+    plan: PlannedRule
+
+    def planned_layer(self, token_ids: Sequence[int]) -> None:
+        """Plan, and take all layers."""
+        self.plan.planned_layer(token_ids)

@@ -1,0 +1,185 @@
+"""A rule that knows where a token leaves before its first layer is followed and not asked, and nothing else changes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from harness.contracts import LM_HEAD, ExitView, Lossless, ModelInfo, PlannedRule, Strategy
+from harness.contracts import plans as contract
+from harness.decoding import exits as engine_exits
+from harness.decoding import row_exits
+from harness.decoding.generation import Generation
+from harness.decoding.row_exits import RowExits
+from harness.registry import KV_POLICIES
+from harness.running.never_exits import NeverExits
+from strategies.confidence import Confidence
+from strategies.schedule import Schedule
+
+NEW, LAYERS = 10, 6
+
+
+@dataclass(frozen=True)
+class OfToken(PlannedRule, Strategy):
+    """Leaves by the last token, between exit points and behind all of them, too."""
+
+    factor: int = 3
+
+    def planned_layer(self, token_ids: Sequence[int]) -> int | None:
+        return (None, 1, 2, 3, 5, 6, 9)[token_ids[-1] * self.factor % 7] if token_ids else None
+
+
+@dataclass(frozen=True)
+class AtSome(OfToken):
+    """The same, asked at fewer points."""
+
+    def exit_points(self, model: ModelInfo) -> tuple[int, ...]:
+        return (2, 4)
+
+
+PLANNED: tuple[Strategy, ...] = (OfToken(), AtSome(), Schedule(first=5, last=2, horizon=6))
+
+
+def facts(one: Generation) -> dict[str, Any]:
+    """Everything but times."""
+    return {field.name: getattr(one, field.name) for field in fields(one) if field.name != "token_times_s"}
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """The layers at which somebody asked a planned rule."""
+    found: list[int] = []
+    there = PlannedRule.should_exit
+
+    def noting(rule: PlannedRule, view: ExitView) -> Tensor:
+        found.append(view.exit_layer)
+        return there(rule, view)
+
+    monkeypatch.setattr(PlannedRule, "should_exit", noting)
+    yield found
+
+
+def by_asking(patch: pytest.MonkeyPatch) -> None:
+    for module in (engine_exits, row_exits):
+        patch.setattr(module, "plan_of", lambda _: None)
+
+
+@pytest.mark.parametrize(
+    ("kv", "lossless"),
+    [*((kv, None) for kv in KV_POLICIES.names()), ("recompute", Lossless(4))],
+    ids=[*KV_POLICIES.names(), "lossless"],
+)
+@pytest.mark.parametrize("strategy", PLANNED, ids=lambda one: type(one).__name__)
+def test_tokens_and_counts_are_those_of_asking(
+    llama: Any, prompts: list[list[int]], strategy: Strategy, kv: str, lossless: Lossless | None,
+    asked: list[int], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Of one row, and of rows that leave at different layers and end at different places."""
+    layers, drafts = set(), 0
+    for rows, limits in ((prompts[:1], [NEW]), (prompts, [NEW, 4, 7])):
+        settings: dict[str, Any] = {"kv": kv, "max_new_tokens": limits, "lossless": lossless}
+        made = llama.engine.decode(rows, strategy, **settings)
+        assert not asked
+        with monkeypatch.context() as patch:
+            by_asking(patch)
+            expected = llama.engine.decode(rows, strategy, **settings)
+        assert asked
+        asked.clear()
+        assert [facts(one) for one in made] == [facts(one) for one in expected]
+        layers.update(layer for one in made for layer in one.exit_layers)
+        drafts += sum(one.drafts for one in made)
+    assert drafts if lossless else len(layers) > 2
+
+
+def test_rows_of_an_open_batch_follow_their_plans_beside_rows_that_are_asked(
+    llama: Any, prompts: list[list[int]], asked: list[int]
+) -> None:
+    strategies: tuple[Strategy, ...] = (OfToken(), Confidence(threshold=0.6), AtSome(factor=2))
+    tally = [Generation() for _ in strategies]
+    exits = RowExits(llama.engine.info, "cpu", tally)
+    batch = llama.engine.open(3, 60, "recompute", exits, tally)
+    for row, strategy in enumerate(strategies):
+        exits.join(row, strategy, 0)
+        batch.join(row, prompts[row], NEW)
+        batch.prefill([row])
+    while batch.running:
+        batch.step()
+    assert not asked
+    for row, strategy in enumerate(strategies):
+        (alone,) = llama.engine.decode([prompts[row]], strategy, kv="recompute", max_new_tokens=[NEW])
+        made = tally[row]
+        assert (made.token_ids, made.exit_layers, made.exit_checks) == (
+            alone.token_ids, alone.exit_layers, alone.exit_checks,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Forgetful(PlannedRule, Strategy):
+    """Raises when a row has two tokens."""
+
+    def planned_layer(self, token_ids: Sequence[int]) -> None:
+        if len(token_ids) >= 2:
+            raise RuntimeError("no more")
+
+
+def test_a_plan_that_fails_stops_its_own_row_only(llama: Any, prompts: list[list[int]]) -> None:
+    tally = [Generation(), Generation()]
+    exits = RowExits(llama.engine.info, "cpu", tally)
+    batch = llama.engine.open(2, 60, "propagate", exits, tally)
+    for row, strategy in enumerate((Forgetful(), OfToken())):
+        exits.join(row, strategy, 0)
+        batch.join(row, prompts[row], NEW)
+        batch.prefill([row])
+    while batch.running:
+        batch.step()
+        for row in exits.failures:
+            batch.drop(row)
+    assert str(exits.failures[0]) == "no more"
+    (alone,) = llama.engine.decode([prompts[1]], OfToken(), kv="propagate", max_new_tokens=[NEW])
+    assert tally[1].token_ids == alone.token_ids
+    with pytest.raises(RuntimeError, match="no more"):
+        llama.engine.decode([prompts[0]], Forgetful(), kv="propagate", max_new_tokens=[NEW])
+
+
+@dataclass(frozen=True)
+class AnswersAnew(OfToken):
+    """Has a plan that it does not keep to."""
+
+    def should_exit(self, view: ExitView) -> Tensor:
+        return torch.zeros(len(view.rows), dtype=torch.bool)
+
+
+def test_a_class_that_answers_anew_is_asked(llama: Any, prompts: list[list[int]]) -> None:
+    (made,) = llama.engine.decode([prompts[0]], AnswersAnew(), kv="propagate", max_new_tokens=[NEW])
+    assert set(made.exit_layers) == {LAYERS}
+    assert contract.plan_of(AnswersAnew()) is None
+    assert contract.plan_of(Confidence()) is None
+    assert contract.plan_of(OfToken()) == OfToken()
+
+
+def test_a_probe_plans_and_never_leaves(llama: Any, prompts: list[list[int]], asked: list[int]) -> None:
+    (made,) = llama.engine.decode([prompts[0]], NeverExits(OfToken()), kv="recompute", max_new_tokens=[NEW])
+    assert set(made.exit_layers) == {LAYERS}
+    assert made.exit_checks == len(llama.engine.info.exit_points) * (NEW - 1)
+    assert not asked
+
+
+def test_what_a_check_takes_is_its_share_of_a_plan(llama: Any, asked: list[int]) -> None:
+    times = llama.engine._bench().drafting(OfToken(), LM_HEAD)
+    assert 0.0 < times.check_s < 1e-4
+    assert not asked
+
+
+@pytest.mark.parametrize("power", [0.3, 1.0, 2.0])
+def test_a_schedule_plans_what_its_formula_says(power: float) -> None:
+    """In whole layers, whatever the rounding of the formula's numbers."""
+    for first, last, horizon in itertools.product((30, 26, 9), (4, 8, 9), (7, 30)):
+        planned = [Schedule(first, last, horizon, power).planned_layer(range(made)) for made in range(40)]
+        exact = [first - (first - last) * min(made / horizon, 1) ** power for made in range(40)]
+        assert all(layer >= least > layer - 1 for layer, least in zip(planned, exact, strict=True))
