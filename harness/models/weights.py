@@ -12,7 +12,7 @@ from harness.errors import ModelError
 from harness.host.hub import hub_in_reach
 from harness.host.libraries import library_border
 from harness.models.finite import fault_of
-from harness.models.folder import check_files, check_index, read_object
+from harness.models.folder import check_files, check_index, commit_of, read_object
 from harness.models.quiet import quiet
 from harness.models.source import ALTERNATIVES, ModelSpec, remake, snapshot
 
@@ -78,7 +78,7 @@ def read_weights(spec: ModelSpec, dtype: str) -> tuple[Any, str]:
     with quiet(), library_border(failure, remedy):
         _check_files(folder, local_files_only=local)
         module = _read_safetensors(spec, folder, source, getattr(torch, dtype), local_files_only=local)
-    commit = getattr(module.config, "_commit_hash", None)
+    commit = None if found is not None else commit_of(spec.location)
     return module, f"{source} at {commit[:12]}" if commit else source
 
 
