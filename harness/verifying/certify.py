@@ -45,11 +45,12 @@ def certify(options: VerifyOptions, progress: Progress) -> Certificate:
         _check_lossless(plan.points)
     names = _formats(options, plan.device)
     samples = [sample for task in plan.tasks for sample in task.data.samples]
+    sizes = _batch_sizes(options, len(samples))
     progress.stage(f"loading {plan.model.info.name}")
     loaded = plan.model.load(plan.device, progress.stage)
     eos = plan.model.tokenizer.eos_token_ids
     float32 = Engine(loaded.backbone, loaded.info)
-    steps = Steps(progress, len(samples), _parts(names, options.batch_sizes, len(drafting)))
+    steps = Steps(progress, len(samples), _parts(names, sizes, len(drafting)))
     written = decode(float32, samples, 1, eos, steps.next(f"{REFERENCE} writes"))
     claims: list[Claim] = []
     for name in names:
@@ -59,7 +60,7 @@ def certify(options: VerifyOptions, progress: Progress) -> Certificate:
         alone = written
         if engine is not float32:
             alone = decode(engine, samples, 1, eos, steps.next(f"{name}, rows alone"))
-        for size in options.batch_sizes:
+        for size in sizes:
             if size > 1:
                 together = decode(engine, samples, size, eos, steps.next(f"{name}, batches of {size}"))
                 claims.append(verify_batches(name, engine, alone, together, size, options.seed))
@@ -111,6 +112,20 @@ def _check_lossless(points: Sequence[OperatingPoint]) -> None:
             raise ConfigError(
                 f"--strategy {point.name}: a lossy strategy's tokens are its own. Write {point.name}@lossless."
             )
+
+
+def _batch_sizes(options: VerifyOptions, prompts: int) -> Sequence[int]:
+    """Return how many rows to decode together, each number once and none above the number of prompts.
+
+    Raises:
+        ConfigError: rows were asked for beside the only prompt.
+    """
+    largest = max(options.batch_sizes)
+    if prompts == 1 < largest and "batch_size" in options.model_fields_set:
+        raise ConfigError(
+            f"--batch-size {largest}: one prompt has no other beside it. Give more (--prompts), or --batch-size 1."
+        )
+    return list(dict.fromkeys(min(size, prompts) for size in options.batch_sizes))
 
 
 def _parts(formats: Sequence[str], sizes: Sequence[int], drafting: int) -> int:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from harness.config import BASELINE, StrategySpec
 from harness.config.options import build_strategy
 from harness.contracts import Sample, WeightsFacts
+from harness.decoding.blocks import Linear
 from harness.decoding.engine import Engine
 from harness.decoding.generation import Generation
 from harness.decoding.rounding import FLOAT32_ERROR, disturbed, largest_error, product_error
@@ -161,11 +162,13 @@ def _ended(written: Completion, place: int, token: int | None, other: int | None
 
 
 def reference_of(name: str, engine: Engine, seed: int) -> tuple[WeightsFacts, Reference]:
-    """Return a format's facts, and its engine as what rows decoded together are held against.
+    """Return a format's facts as they hold of an engine, and that as what rows decoded together are held against.
 
     Where a format promises the same bits for a row whatever is beside it, only sums of attention are left to differ.
+    torch's products keep no such promise, and fp16 is multiplied by them off the CPU.
     """
     facts: WeightsFacts = WEIGHTS_FORMATS.load(name).facts
+    facts = replace(facts, invariant=facts.invariant and not isinstance(engine.backbone.lm_head, Linear))
     return facts, Reference(engine, FLOAT32_ERROR if facts.invariant else product_error(facts), seed)
 
 

@@ -44,7 +44,9 @@ class VerifyOptions(Configuration):
         "every near-exact one that this machine runs.",
     )
     batch_size: str | tuple[int, ...] = Field(
-        default=(1, 3), description="Rows to decode together, a comma list; each above 1 is held against rows alone."
+        default=(1, 3),
+        description="Rows to decode together, a comma list; each above 1 is held against rows alone. No more "
+        "than there are prompts.",
     )
     prompts: int = Field(default=50, ge=1, le=10**6, description="Prompts of each task.")
     max_new_tokens: int = Field(default=30, ge=1, le=4096, description="New tokens per prompt.")

@@ -39,9 +39,9 @@ def render(found: Certificate) -> RenderableType:
             _outcome(claim),
         )
     legend = (
-        "drafts: how many stood of how many; equal: of the places that are no near-ties; gap: the widest between two "
-        "logits of the reference whose tokens are exchanged. A near-tie's is no wider than rounding may move a logit "
-        "(bound)."
+        "drafts: how many stood of how many; equal: of all places where they are counted, else of those that are no "
+        "near-ties; gap: the widest between two logits of the reference whose tokens are exchanged. A near-tie's is no "
+        "wider than rounding may move a logit (bound)."
     )
     return Group(Line(head, "bold"), table, Text(legend, "dim"), *_listed(found), Text(), _verdict_line(found))
 

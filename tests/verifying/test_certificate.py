@@ -12,12 +12,15 @@ import pytest
 import torch
 
 from harness.contracts import Sample
+from harness.decoding.blocks import Linear
 from harness.decoding.engine import Engine
 from harness.decoding.open_batch import OpenBatch
+from harness.decoding.packing import pack
+from harness.decoding.rounding import FLOAT32_ERROR
 from harness.decoding.weights.fp16 import Fp16
 from harness.records.certificate import Certificate, Claim, TokenDifference
 from harness.registry import WEIGHTS_FORMATS
-from harness.verifying.formats import Completion, Reference, decode, verify_batches, verify_format
+from harness.verifying.formats import Completion, Reference, decode, reference_of, verify_batches, verify_format
 from harness.verifying.terminal import LISTED, verdict
 
 Command = Callable[..., Any]
@@ -201,6 +204,7 @@ def test_a_verification_that_believes_every_draft_is_a_defect(
         (("--weights-format", ""), "unknown weights format ''"),
         (("--batch-size", "1,x"), "'x' is no number of rows from 1 to 64"),
         (("--batch-size", "0"), "'0' is no number of rows"),
+        (("--prompts", 1, "--batch-size", "1,3"), "--batch-size 3: one prompt has no other beside it."),
         (("--json", "no/such/folder/c.json"), "give a file in a folder that exists"),
         (("--prompts", 0), "--prompts '0'"),
         (("--task", "py15"), "Did you mean 'py150'"),
@@ -225,6 +229,21 @@ def test_a_format_this_machine_lacks_is_refused_and_left_out(verify: Command, mo
     ran = verify("--prompts", 1, "--batch-size", 1)
     assert ran.code == 0
     assert "fp16" not in ran.out
+
+
+@pytest.mark.parametrize(
+    ("given", "sizes"),
+    [(("--batch-size", "1,3,4,64"), [3, 4]), (("--prompts", 2, "--batch-size", 64), [2]), (("--prompts", 1), [])],
+)
+def test_no_batch_is_certified_of_more_rows_than_were_decoded_together(
+    verify: Command, tmp_path: Path, given: tuple[Any, ...], sizes: list[int]
+) -> None:
+    ran = verify("--weights-format", "fp16", "--strategy", "full", *given, "--json", tmp_path / "c.json")
+    assert ran.code == 0, ran.err
+    claims = Certificate.model_validate_json((tmp_path / "c.json").read_bytes()).claims[1:]
+    assert [(claim.batch_size, claim.what) for claim in claims] == [
+        (size, f"batches of {size} as alone") for size in sizes
+    ]
 
 
 # ------------------------------------------------------------------------------------- differences
@@ -258,8 +277,6 @@ def test_every_place_is_compared_and_judged_by_the_reference_s_gap(llama: Any, w
 
 def test_a_near_tie_is_none_of_its_neighbours_business(llama: Any, written: list[Completion]) -> None:
     """Two tokens with one row of the LM head between them tie exactly; whichever comes is right."""
-    from harness.decoding.blocks import Linear
-
     token = written[0].tokens[2]
     twin = next(number for number in range(llama.info.vocab_size) if number not in written[0].tokens)
     weight = llama.engine.backbone.lm_head.weight.clone()
@@ -291,10 +308,23 @@ def test_a_completion_that_ends_too_early_or_too_late_is_a_defect(
     assert (found.token, found.other) == ((long[0].tokens[5], None) if cut else (None, long[0].tokens[5]))
 
 
+@pytest.mark.parametrize("compiled", [True, False])
+def test_only_compiled_products_are_held_to_the_same_bits_in_a_batch(
+    llama: Any, written: list[Completion], compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Off the CPU fp16 is multiplied by torch, whose sums are of another order for another number of rows."""
+    if not compiled:
+        monkeypatch.setattr(Fp16, "pack", lambda self, weight, bias: Linear(weight, bias).to(torch.float16))
+    engine = Engine(pack(llama.engine.backbone, "fp16", "cpu"), replace(llama.info, weights_format="fp16"))
+    facts, reference = reference_of("fp16", engine, 0)
+    expected = Reference(engine, FLOAT32_ERROR if compiled else facts.relative_error, 0)
+    (found,), (same,) = (one.differences(written[0], [(1, 0)]) for one in (reference, expected))
+    assert facts.invariant == compiled
+    assert found.bound == same.bound
+
+
 @pytest.mark.parametrize("name", sorted(NEAR_EXACT))
 def test_every_family_is_certified(case: Any, name: str, prompts: list[list[int]]) -> None:
-    from harness.decoding.packing import pack
-
     samples = [Sample(f"s{number}", tuple(ids), "", (), 16) for number, ids in enumerate(prompts)]
     engine = Engine(pack(case.engine.backbone, name, "cpu"), replace(case.info, weights_format=name))
     written = decode(case.engine, samples, 1, frozenset(), lambda done: None)
@@ -328,6 +358,14 @@ def test_near_ties_are_taken_out_of_the_share(claim: Callable[..., Claim]) -> No
     assert found.share == pytest.approx(97 / 98)
     assert claim(2.0, judged=False).defects == ()
     assert claim(0.1, places=1).share is None
+
+
+def test_what_is_counted_has_the_plain_share(claim: Callable[..., Claim]) -> None:
+    """An error that can explain any difference makes near-ties of all of them."""
+    found = claim(0.1, 0.5, judged=False, places=10)
+    assert (found.near_ties, found.beyond, found.share) == (2, (), 0.8)
+    assert claim(0.1, judged=False, places=1).share == 0.0
+    assert claim(judged=False, places=0).share is None
 
 
 def test_the_terminal_lists_the_widest_and_says_how_many_more(claim: Callable[..., Claim]) -> None:

@@ -23,7 +23,7 @@ class Fp16(WeightsFormat):
         table="float16",
         largest=torch.finfo(torch.float16).max,
         relative_error=1e-3,
-        invariant=True,
+        invariant=True,  # compiled; torch's product is not
     )
 
     def obstacle(self, device: str) -> str | None:
