@@ -2,9 +2,9 @@
 
 One test item per task × operating point; its rounds are the latencies that the run recorded for every sample, nothing
 is measured again. What else the run knows of the operating point stands in ``extra_info``. Node ids are made of model,
-weights, number format, task, protocol, KV policy, batch size, arrival rate if there is one, and operating point, never
-of a folder or a machine, so that ``--benchmark-compare`` finds them in the history and compares like with like. Without
-paths on the command line only the runs are collected.
+weights, dtype, task, protocol, KV policy, batch size, arrival rate if there is one, weights format if it is not the
+dtype's own, and operating point, never of a folder or a machine, so that ``--benchmark-compare`` finds them in the
+history and compares like with like. Without paths on the command line only the runs are collected.
 
 Loaded by every pytest of an environment that the harness is installed in: nothing heavy is imported before the option
 is used.
@@ -145,17 +145,20 @@ def _replay(latencies_s: tuple[float, ...], facts: dict[str, Any]) -> Callable[[
 
 
 def _model(run: RecordedRun) -> str:
-    """Model, weights and number format; of a local folder its name alone."""
+    """Model, weights and dtype; of a local folder its name alone."""
     model = run.manifest.model
     name = Path(model.name).name if Path(model.name).is_absolute() else model.name
     return _line(f"{name}-{model.weights}-{model.dtype}")
 
 
 def _item(run: RecordedRun, cell: Measured) -> str:
-    """Task, protocol, how it decoded, operating point; the policy is not told twice where the run compares several."""
-    kv, rate = cell.regime.kv, run.manifest.config.get("arrival_rate")
-    how = f"{kv}-batch{cell.regime.batch_size}{f'-rate{rate:g}' if rate else ''}"
-    return _line(f"{cell.task.name}-{cell.task.protocol}-{how}[{cell.point.name.replace(f'@{kv}', '')}]")
+    """Task, protocol, how it decoded, operating point; no policy or format twice where the run compares several."""
+    kv, stored, rate = cell.regime.kv, cell.regime.weights_format, run.manifest.config.get("arrival_rate")
+    model = run.manifest.model
+    packed = cell.point.black_box is None and model.stored(stored).numbers != model.dtype
+    how = f"{kv}-batch{cell.regime.batch_size}{f'-rate{rate:g}' if rate else ''}{f'-{stored}' if packed else ''}"
+    point = cell.point.name.replace(f"@{kv}", "").replace(f"@{stored}", "")
+    return _line(f"{cell.task.name}-{cell.task.protocol}-{how}[{point}]")
 
 
 def _line(text: str) -> str:

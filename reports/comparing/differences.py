@@ -1,8 +1,8 @@
 """What two runs were made with that differs, and what for that reason must not be compared.
 
-Costs compare only on one hardware class: same processor, cores, accelerator, threads, number format, device, and way
-of arriving. Energy compares only within one source. Versions of packages and of this harness may differ: that is what
-one wants to compare, so they are named, not refused.
+Costs compare only on one hardware class: same processor, cores, accelerator, threads, number format, device, places of
+layers, use of CUDA graphs, and way of arriving. Energy compares only within one source. Versions of packages and of
+this harness may differ: that is what one wants to compare, so they are named, not refused.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 from harness.records import Manifest, OperatingPointRecord, TaskRecord
 from reports.recorded import RecordedRun
+from reports.summary.devices import device_of, graphs_of, layers_of
 from reports.summary.energy import MIXED, REPLAY, total
 from reports.summary.measured import Measured
 
@@ -88,7 +89,9 @@ def cost_obstacle(a: Manifest, b: Manifest, formats: tuple[str, str]) -> str:
             return f"another hardware class: {key.replace('_', ' ')} is {_short(one)} in A, {_short(other)} in B"
     for what, one, other in (
         ("number format", *numbers),
-        ("device", _device(a), _device(b)),
+        ("device", device_of(a), device_of(b)),
+        ("placement", *(layers_of(run) or "all layers on one device" for run in (a, b))),
+        ("use of CUDA graphs", *(graphs_of(run) or "segments" for run in (a, b))),
         ("arrival rate", a.config.get("arrival_rate"), b.config.get("arrival_rate")),
     ):
         if one != other:
@@ -133,6 +136,7 @@ def _facts(manifest: Manifest) -> Iterator[tuple[str, object]]:
     yield "number format", model.numbers
     yield "kv", manifest.config.get("kv")
     yield "block size", manifest.block_size
+    yield "placement", layers_of(manifest)
     yield "energy from", manifest.meter.source
     for key in (*HARDWARE, "memory_bytes", "os", "python", "governor", "gpu_driver", "cuda"):
         yield key.replace("_", " "), environment.get(key)
@@ -145,15 +149,6 @@ def _facts(manifest: Manifest) -> Iterator[tuple[str, object]]:
 
 def _packages(manifest: Manifest) -> dict[str, Any]:
     return dict(manifest.environment.get("packages") or {})
-
-
-def _device(manifest: Manifest) -> object:
-    machine = manifest.machine
-    gpus = manifest.environment.get("gpus")
-    asked = manifest.config.get("device")
-    if machine is not None:
-        return machine.device
-    return "cpu" if asked == "auto" and not gpus else asked
 
 
 def _of_task(a: TaskRecord, b: TaskRecord) -> Iterator[Difference]:

@@ -2,7 +2,7 @@
 
 A change is named only where test and interval agree that there is one. "No distinguishable change" does not mean equal;
 "too few" means that so few prompts could not have shown one, "too many" that no number of prompts could have, for all
-the operating points that are tested together.
+the operating points that are tested together. Work (layers skipped) that did not change says nothing of time or score.
 """
 
 from __future__ import annotations
@@ -28,15 +28,19 @@ TOO_MANY = "too many operating points to tell"
 def verdict(point: PointChange) -> str:
     """Say in words what changed at one operating point.
 
-    Energy is named only where a sensor measured it.
+    Energy is named only where a sensor measured it, and what has no words of its own only where nothing else changed.
     """
-    told = [one for one in point.changes if one.metric.change and one.measured and _can_be_told(one)]
+    known = [one for one in point.changes if one.measured and _can_be_told(one)]
+    told = [one for one in known if one.metric.change]
     told.sort(key=lambda one: not one.metric.is_cost)
-    if not told:
-        return "nothing could be compared"
     said = [_words(one) for one in told if one.distinguishable]
-    if not said:
-        silences = {_silence(one) for one in told}
+    others = [one.metric.title or one.metric.term for one in known if one.distinguishable]
+    if not said and others:
+        said = [f"changed: {', '.join(others)}"]
+    elif not told:
+        return "nothing could be compared"
+    elif not said:
+        silences = {_silence(one) for one in [one for one in told if one.metric.kind != "work"] or told}
         said = [next(words for words in (NO_CHANGE, TOO_MANY, TOO_ALIKE, TOO_FEW) if words in silences)]
     return "; ".join([*said, *_tokens(point)])
 

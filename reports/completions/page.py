@@ -95,7 +95,7 @@ def choose_samples(run: RecordedRun, samples: int) -> list[Shown]:
     found: dict[tuple[str, str], float | None] = {}
     for task in run.manifest.tasks:
         cells = _cells(run, task.name)
-        full = next((cell for cell in cells if cell.point.strategy == "full"), None)
+        full = cells[0] if cells else None
         for sample_id in dict.fromkeys(sample.sample_id for cell in cells for sample in cell.scored):
             found[task.name, sample_id] = _followed(cells, full, sample_id)
     each = max(1, samples // 3) if samples < len(found) else 0
@@ -133,32 +133,32 @@ def _followed(cells: Sequence[Measured], full: Measured | None, sample_id: str) 
 def _card(run: RecordedRun, number: int, shown: Shown) -> _Card:
     cells = _cells(run, shown.task)
     key = (shown.sample_id, 0)
-    full = next((cell.samples.get(key) for cell in cells if cell.point.strategy == "full"), None)
     reference = next((cell.samples[key].reference for cell in cells if key in cell.samples), "")
-    return _Card(shown, number, reference, tuple(_rows(run, cells, key, full)))
+    return _Card(shown, number, reference, tuple(_rows(run, cells, key)))
 
 
-def _rows(
-    run: RecordedRun, cells: Sequence[Measured], key: tuple[str, int], full: SampleRecord | None
-) -> Iterator[_Row]:
-    layers = run.manifest.model.num_layers
+def _rows(run: RecordedRun, cells: Sequence[Measured], key: tuple[str, int]) -> Iterator[_Row]:
+    """One row per operating point, held against the first: full depth, of which a run may have others beside it."""
+    layers, formats, full = run.manifest.model.num_layers, run.manifest.model.formats, cells[0].samples.get(key)
     for cell in cells:
         sample = cell.samples.get(key) or cell.failed.get(key)
         if sample is None:
             continue
-        beside = None if cell.point.strategy == "full" else full
+        beside = None if cell is cells[0] else full
         if (
             sample.error is None and sample.text and not sample.token_texts and not sample.answer
         ):  # an old run; said once, above
             tokens = f'<div class="tokens missing">{escape_html(sample.text)}</div>'
         else:
             tokens = coloured_tokens(sample, layers, beside, cached=cell.regime.cached)
-        yield _Row(cell.point.name, _note(cell.point), tokens, tuple(_facts(cell, sample, beside)))
+        stored = cell.regime.weights_format if len(formats) > 1 else ""
+        yield _Row(cell.point.name, _note(cell.point, stored), tokens, tuple(_facts(cell, sample, beside)))
 
 
-def _note(point: OperatingPointRecord) -> str:
+def _note(point: OperatingPointRecord, stored: str) -> str:
     if point.strategy == "full":
-        return f"never exits; {' or '.join(point.draft_sources)} drafts" if point.draft_sources else "never exits"
+        drafts = f"{' or '.join(point.draft_sources)} drafts" if point.draft_sources else ""
+        return "; ".join(filter(None, ("never exits", stored and f"matrices in {stored}", drafts)))
     if point.black_box is not None:
         return "a black box: no tokens, no layers"
     return "a bound: it looked at the answer" if point.rehearsed else ""

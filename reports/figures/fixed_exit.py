@@ -1,16 +1,18 @@
 """Quality against the layer of a fixed exit (the form of GREEN-CODE's Fig. 1), base and tuned weights side by side.
 
-Runs of one task, data source and model share a figure, with a line for each kind of weights, exit head and KV policy.
+Runs of one task, data source and model share a figure, with a line for each kind of weights, exit head, KV policy,
+weights format, dtype and batch size.
 GREEN-CODE's own curves stand behind them in grey, as what they are: published, of other models on another machine.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from harness.contracts import Metric
+from harness.records.summary import SummaryRow
 from reports.figures.figure import Figure, slug
 from reports.figures.layout import Width, legend_below, panels, say_size
 from reports.figures.style import LINE_COLOURS, LINE_MARKERS, QUIET
@@ -44,6 +46,11 @@ class _Line:
     table: TaskTable
     places: tuple[tuple[int, PlacedPoint], ...]
     curves: dict[Metric, list[tuple[int, Resampled]]] = field(default_factory=dict)
+
+    @property
+    def row(self) -> SummaryRow:
+        """Of its shallowest exit; how it decoded is the same at all."""
+        return self.places[0][1].row
 
 
 def figures(runs: Sequence[RecordedRun]) -> list[Figure]:
@@ -96,18 +103,16 @@ def _lines(table: TaskTable) -> list[_Line]:
             row = table.table.rows[0]
             weights = {"pretrained": "base"}.get(row.weights, row.weights)
             label = f"{weights} weights, {row.exit_head} head, kv {kv}"
-            if len(table.table.formats) > 1:
-                label += f", {stored}"
             found.append(_Line(label, row.weights, table, tuple(sorted(places.items())), {}))
     return found
 
 
 def _figure(key: tuple[str, ...], lines: list[_Line]) -> Figure:
     task, _, _, model = key
-    shown: dict[str, _Line] = {}
+    shown: dict[tuple[object, ...], _Line] = {}
     for line in lines:  # a second run of the same kind is another sample of it, not another curve
-        shown.setdefault(line.label, line)
-    kept = list(shown.values())[:_MOST_LINES]
+        shown.setdefault((line.label, line.row.weights_format, line.row.dtype, line.row.batch_size), line)
+    kept = _told_apart(list(shown.values())[:_MOST_LINES])
     for line in kept:
         line.curves.update(_curves(line))
     metrics = [metric for metric in _panels(kept) if any(line.curves.get(metric) for line in kept)]
@@ -118,6 +123,20 @@ def _figure(key: tuple[str, ...], lines: list[_Line]) -> Figure:
         " ".join((_caption(kept, len(lines) - len(kept), metrics), *_published_caption(published, metrics))),
         _drawer(kept, metrics, published),
     )
+
+
+def _told_apart(lines: Sequence[_Line]) -> list[_Line]:
+    """Add weights format, dtype and batch size to the labels where lines, or their runs' formats, differ in them."""
+    formats = {name for line in lines for name in line.table.table.formats}
+    dtypes, batches = {line.row.dtype for line in lines}, {line.row.batch_size for line in lines}
+    found = []
+    for line in lines:
+        stored, dtype = line.row.weights_format, line.row.dtype
+        numbers = f"{stored} with {dtype}" if len(dtypes) > 1 and line.row.numbers != dtype else stored
+        label = f"{line.label}, {numbers}" if len(formats) > 1 or len(dtypes) > 1 else line.label
+        label += f", batch {line.row.batch_size}" if len(batches) > 1 else ""
+        found.append(replace(line, label=label))
+    return found
 
 
 def _panels(lines: Sequence[_Line]) -> list[Metric]:
@@ -244,7 +263,7 @@ def _draw_line(axes: Axes, line: _Line, metric: Metric, place: int) -> None:
         return
     colour, layers = LINE_COLOURS[place], [layer for layer, _ in curve]
     look: Any = {"color": colour, "marker": LINE_MARKERS[place], "markersize": 4.5, "zorder": 4, "clip_on": False}
-    axes.plot(layers, [estimate.value for _, estimate in curve], label=shortened(line.label, 48), **look)
+    axes.plot(layers, [estimate.value for _, estimate in curve], label=shortened(line.label, 72), **look)
     banded = [(layer, estimate.ci) for layer, estimate in curve if estimate.ci is not None]
     if len(banded) == len(curve):
         axes.fill_between(

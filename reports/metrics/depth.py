@@ -44,9 +44,12 @@ def _layer_units(point: Point, *, skipped: bool) -> Units:
 def oracle_of(cells: Sequence[Measured], cell: Measured) -> Measured | None:
     """Return the oracle that an operating point is held against, its own regime's before another's.
 
-    ``None`` where the run has none under exact keys and values: one that ran under others bounds nothing.
+    ``None`` where the run has none under exact keys and values: one that ran under others bounds nothing. Neither does
+    one that only drafts, since its tokens come from full depth.
     """
-    exact = [other for other in cells if other.point.rehearsed and other.regime.facts.exact]
+    exact = [
+        other for other in cells if other.point.rehearsed and other.regime.facts.exact and not other.point.lossless
+    ]
     alike = [other for other in exact if other.regime.weights_format == cell.regime.weights_format]
     return next((other for other in alike if other.regime == cell.regime), alike[0] if alike else None)
 

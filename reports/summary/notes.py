@@ -19,6 +19,7 @@ from reports.metrics.speedups import SPEEDUP, SPEEDUP_HIGHEST, SPEEDUP_LOWEST
 from reports.statistics.intervals import MINIMUM_DIFFERING, MINIMUM_PAIRS, MINIMUM_SAMPLES
 from reports.summary.admission import describe_left_out
 from reports.summary.degenerate import degenerate
+from reports.summary.devices import graphs_of, layers_of
 from reports.summary.energy import MIXED, REPLAY, is_measured
 from reports.summary.lossless import about_lossless
 from reports.summary.measured import Measured
@@ -54,6 +55,7 @@ def notes(
     return (
         *_about_full_depth(manifest, cells),
         *_about_time(manifest),
+        *_about_devices(manifest),
         *about_lossless(cells),
         *about_stops(cells),
         *_about_model(manifest),
@@ -89,6 +91,14 @@ def _about_time(manifest: Manifest) -> Iterator[str]:
             "this run was not timed (untimed): other work may have shared its machine, so there are tokens, scores and "
             "counts of work here, and no time, speed-up or energy."
         )
+
+
+def _about_devices(manifest: Manifest) -> Iterator[str]:
+    layers, graphs = layers_of(manifest), graphs_of(manifest)
+    if layers:
+        yield f"{layers} (--device-map): times and energy are of these places, and not of one device."
+    if graphs:
+        yield f"CUDA graphs: {graphs} (--graphs), not segments, which is the default: times and energy are of that."
 
 
 def _about_model(manifest: Manifest) -> Iterator[str]:
@@ -364,7 +374,11 @@ def _about_repeats(measured: Sequence[SummaryRow]) -> Iterator[str]:
 
 
 def _about_oracle(cells: Sequence[Measured]) -> Iterator[str]:
-    found = {cell.point.name: cell.regime for cell in cells if cell.samples and cell.point.rehearsed}
+    found = {
+        cell.point.name: cell.regime
+        for cell in cells
+        if cell.samples and cell.point.rehearsed and not cell.point.lossless
+    }
     for name, regime in found.items():
         first = f"{name} leaves at the first exit point that has full depth's token and pays nothing to know it"
         if regime.facts.exact:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from reports.figures.front_points import COSTS, front_of
 from reports.figures.task_table import TaskTable, task_tables
-from reports.metrics.energy import ENERGY_PER_REQUEST, ENERGY_PER_TOKEN
 from reports.recorded import RecordedRun
 from reports.summary.hypervolume import Hypervolume, Share
-from reports.summary.pareto import QUALITY
+from reports.summary.pareto import QUALITY, stops
 from reports.tables.attribution_table import TextTable
 from reports.tables.columns import MISSING
 
@@ -16,38 +17,45 @@ __all__ = ["NOTE", "hypervolume_tables"]
 NOTE = (
     "Hypervolume: the best edit similarity to be had within a budget, averaged over budgets from 0 to full depth's "
     "cost (0 where nothing fits). Alone: by the strategy's own operating points. Adds: what the front loses without "
-    "it. Full depth itself spans none, and neither does what costs more. Brackets: 95 % bootstrap intervals."
+    "it. The full depth that costs are divided by spans none, and neither does what costs more. Brackets: 95 % "
+    "bootstrap intervals."
 )
-_SHOWN = tuple(
-    cost for cost in COSTS if cost.metric not in (ENERGY_PER_TOKEN, ENERGY_PER_REQUEST)
-)  # an estimate decides nothing
 
 
 def hypervolume_tables(run: RecordedRun) -> list[tuple[str, TextTable]]:
-    """Return (task, table) of a run whose quality means something and that has more than full depth."""
+    """Return (task, table) of a run whose quality means something and that has more than full depth.
+
+    Layers are left out where stop rules cut completions short: what a token costs says nothing of what they cost.
+    """
     tables = []
     for table in task_tables(run):
         if table.random_weights or table.full is None or len(table.points) < 2:
             continue
-        found = [front_of(table, cost, QUALITY).hypervolume for cost in _SHOWN]
-        volumes = [volume for volume in found if volume is not None]
-        if len(volumes) == len(_SHOWN):
+        shown = ("latency",) if stops(table.table.rows) else ("latency", "layers")
+        costs = [cost for cost in COSTS if cost.key in shown]  # no energy: an estimate decides nothing
+        found = {cost.key: front_of(table, cost, QUALITY).hypervolume for cost in costs}
+        volumes = {key: volume for key, volume in found.items() if volume is not None}
+        if len(volumes) == len(costs):
             tables.append((table.task, _table(table, volumes)))
     return tables
 
 
-def _table(table: TaskTable, volumes: list[Hypervolume]) -> TextTable:
-    names = ("latency", "layers")
-    header = ("strategy", *(f"{name},\n{what}" for name in names for what in ("alone", "adds")))
-    strategies = [name for name in volumes[0].alone if name != (table.full.row.strategy if table.full else "")]
+def _table(table: TaskTable, volumes: Mapping[str, Hypervolume]) -> TextTable:
+    header = ("strategy", *(f"{name},\n{what}" for name in volumes for what in ("alone", "adds")))
+    beside = [point.row.strategy for point in table.points if point is not table.full]
     rows = [
         (
             strategy,
-            *(_cell(shares.get(strategy)) for volume in volumes for shares in (volume.alone, volume.contribution)),
+            *(
+                _cell(shares.get(strategy))
+                for volume in volumes.values()
+                for shares in (volume.alone, volume.contribution)
+            ),
         )
-        for strategy in strategies
+        for strategy in volumes["latency"].alone
+        if strategy in beside
     ]
-    whole = ("all together", *(text for volume in volumes for text in (_cell(volume.total), MISSING)))
+    whole = ("all together", *(text for volume in volumes.values() for text in (_cell(volume.total), MISSING)))
     return TextTable("Dominated hypervolume of edit similarity against cost", header, (*rows, whole))
 
 

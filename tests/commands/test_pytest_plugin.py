@@ -106,24 +106,29 @@ def test_a_moved_run_is_found_in_the_history(users_pytest: Pytest, finished: Pat
 
 
 def test_other_ways_to_decode_have_other_histories(users_pytest: Pytest, tiny_run: Command, tmp_path: Path) -> None:
-    """A cache, no cache, a batch of two, arrivals: four benchmarks; a run of two policies has the ids of two runs."""
+    """A cache, no cache, a batch of two, arrivals, packed weights: benchmarks of their own.
+
+    A run of two policies, or of two weights formats, has the ids of two runs.
+    """
     ways = {
         "one": ["--kv", "propagate"],
         "none": ["--kv", "none"],
         "two": ["--batch-size", 2],
         "queue": ["--arrival-rate", 500],
+        "packed": ["--kv", "none", "--weights-format", "int8"],
     }
     for name, how in ways.items():
         assert tiny_run("--limit", 2, *how, "--out", tmp_path / name).code == 0
     ran = users_pytest("--collect-only", "-q", *chain(*(("--harness-run", tmp_path / name) for name in ways)))
     ids = [line.partition("::py150-")[2] for line in ran.stdout.splitlines() if line.startswith("harness::")]
-    how = ("propagate-batch1", "none-batch1", "recompute-batch2", "recompute-batch1-rate500")
+    how = ("propagate-batch1", "none-batch1", "recompute-batch2", "recompute-batch1-rate500", "none-batch1-int8")
     assert ids == [f"green-code-{name}[full]" for name in how], ran.stdout + ran.stderr
-    both = tmp_path / "both"
-    assert tiny_run("--limit", 2, "--kv", "propagate,none", "--out", both).code == 0
-    ran = users_pytest("--collect-only", "-q", "--harness-run", both)
-    again = [line.partition("::py150-")[2] for line in ran.stdout.splitlines() if line.startswith("harness::")]
-    assert again == ids[:2]
+    several = {"policies": ["--kv", "propagate,none"], "formats": ["--kv", "none", "--weights-format", "float32,int8"]}
+    for (name, given), same in zip(several.items(), (ids[:2], ids[1::3]), strict=True):
+        assert tiny_run("--limit", 2, *given, "--out", tmp_path / name).code == 0
+        ran = users_pytest("--collect-only", "-q", "--harness-run", tmp_path / name)
+        again = [line.partition("::py150-")[2] for line in ran.stdout.splitlines() if line.startswith("harness::")]
+        assert again == same
 
 
 def test_paths_are_collected_as_well(users_pytest: Pytest, finished: Path) -> None:

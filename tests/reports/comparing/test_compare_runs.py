@@ -43,6 +43,7 @@ def test_a_slower_machine_cancels_in_the_speed_up(recorded: Make) -> None:
     )
     assert any("full depth itself is 30.0 % slower in B" in note for note in found.notes)
     assert any("not interleaved" in note for note in found.notes)
+    assert "t intervals of rates and means, a bootstrap of percentiles and of A = B" in found.notes[-1]
     assert "slower at 2 of 2" in found.verdict
     assert "Against full depth of its own run: no distinguishable change at 1 of 1" in found.verdict
 
@@ -178,6 +179,10 @@ def test_other_references_forbid_scores_alone(recorded: Make) -> None:
             {"manifest": {"config": {"kv": "propagate", "batch_size": 1, "arrival_rate": 2.0}}},
             "another arrival rate: – in A, 2.0 in B",
         ),
+        (
+            {"manifest": {"placement": {"layers": "layers 1–5 on cpu, 6–10 on disk"}}},
+            "another placement: all layers on one device in A, layers 1–5 on cpu, 6–10 on disk in B",
+        ),
     ],
 )
 def test_costs_of_two_machines_have_no_ratio(recorded: Make, change: dict[str, Any], reason: str) -> None:
@@ -190,6 +195,16 @@ def test_costs_of_two_machines_have_no_ratio(recorded: Make, change: dict[str, A
             assert one.reason == reason
     assert fixed.of("edit_similarity").absolute == 0.0
     assert f"Costs are not compared: {reason}." in found.notes
+
+
+def test_another_use_of_cuda_graphs_has_no_ratio_on_cuda_alone(recorded: Make) -> None:
+    facts: dict[str, Any] = {"kv": "propagate", "batch_size": 1}
+    for device, reason in (("cuda", "another use of CUDA graphs: segments in A, off in B"), ("cpu", "")):
+        runs = [
+            recorded(name, manifest={"config": {**facts, "device": device, **graphs}})
+            for name, graphs in (("a", {}), ("b", {"graphs": "off"}))
+        ]
+        assert compared(*runs).points[1].of("latency_p50_s").reason.startswith(reason or "an interval needs")
 
 
 def test_package_versions_may_differ_and_are_named(recorded: Make) -> None:

@@ -53,6 +53,17 @@ def test_the_page_says_what_was_measured(build: Any) -> None:
     assert "https://" not in page
 
 
+def test_full_depth_in_another_format_is_held_against_the_baseline(build: Any) -> None:
+    made = build(points=("full@float32", "full@int8", "full@stop=line@int8"), formats=("float32", "int8"))
+    for point, ids in zip(made.points, ((1, 2, 3, 4), (1, 2, 9, 9), (1, 2)), strict=True):
+        texts = tuple(f"t{n} " for n in ids)
+        made.window(point, {"token_ids": ids, "exit_layers": (10,) * len(ids), "token_texts": texts, "text": "t"})
+    page = completion_page(recorded(made))
+    assert page.count("; full depth: ") == 2, "the baseline has nothing beside it, the others differ in two tokens"
+    assert re.findall(r"<dt>agreement</dt><dd>([\d.]+)</dd>", page) == ["0.50", "0.50"]
+    assert [page.count(f"never exits; matrices in {stored}") for stored in ("float32", "int8")] == [1, 2]
+
+
 def test_an_old_run_says_once_what_is_missing_and_shows_its_text(build: Any) -> None:
     made = build(points=("full",))
     made.window("full", {"token_ids": (1, 2), "text": "old <text>"})

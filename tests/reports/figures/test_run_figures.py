@@ -20,6 +20,7 @@ from reports.figures.style import styled
 from reports.figures.task_table import shortened, task_tables
 from reports.metrics.scores import EDIT_SIMILARITY
 from reports.recorded import RecordedRun
+from reports.tables.hypervolume_table import hypervolume_tables
 from tests.reports.figures.on_paper import check_on_paper
 
 POINTS = ("full", "fixed:layer=5", "rl:threshold=0.5", "rl:threshold=0.9", "oracle")
@@ -160,6 +161,17 @@ def test_what_a_strategy_has_one_value_of_stands_in_the_legend(build: Any) -> No
     assert labels == ["", "lossless+lookup", "0.9", "0.5 lossless", "a", "a lossless"]
 
 
+def test_full_depth_in_another_way_has_a_hypervolume_of_its_own(make: Make) -> None:
+    """The baseline alone spans none; layers per token compare nothing where a rule stops completions."""
+    ((_, table),) = hypervolume_tables(make())
+    assert [row[0] for row in table.rows] == ["fixed", "rl", "all together"]
+    assert len(table.header) == 5
+    ((_, table),) = hypervolume_tables(make(points=("full", "fixed:layer=5", "full@stop=line")))
+    assert [row[0] for row in table.rows] == ["full", "fixed", "all together"]
+    assert table.header == ("strategy", "latency,\nalone", "latency,\nadds")
+    assert table.rows[0][1].startswith("0.120"), "(1 − 0.7) × 0.4"
+
+
 @pytest.mark.parametrize(
     "figures", [figures for figures, _ in OF_ONE_RUN], ids=lambda figures: figures.__module__.rpartition(".")[2]
 )
@@ -235,6 +247,16 @@ def test_base_and_tuned_are_lines_of_one_figure(make: Make) -> None:
     published = [line.get_label() for line in panels["ROUGE-L"].get_lines() if "published" in str(line.get_label())]
     assert len(published) == 4
     assert "CodeBLEU" not in panels
+
+
+def test_curves_of_other_numbers_and_batches_are_other_lines(make: Make) -> None:
+    runs = [make("own"), make("int4", formats=("int4",)), make("pairs", batch_size=2), make("again")]
+    (figure,) = fixed_exit.figures(runs)
+    panel = next(axes for axes in drawn(figure).axes if axes.get_ylabel() == "edit similarity")
+    told = [str(line.get_label()).partition("propagate, ")[2] for line in panel.get_lines()]
+    assert told == ["float32, batch 1", "int4, batch 1", "float32, batch 2"]
+    assert "1 further curves of the same kinds are left out" in figure.caption
+    check_on_paper(figure)
 
 
 def test_full_depth_ends_the_curve_of_another_policy(make: Make) -> None:

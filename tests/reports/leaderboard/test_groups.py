@@ -46,10 +46,25 @@ def test_two_runs_of_one_kind_are_one_group(recorded: Recorded) -> None:
         {"model": {"exit_head": "shortcut:1"}},
         {"manifest": {"config": {"kv": "propagate", "batch_size": 1, "arrival_rate": 0.5}}},
         {"manifest": {"config": {"kv": "propagate", "batch_size": 1, "max_new_tokens": 3}}},
+        {"manifest": {"placement": {"layers": "layers 1–5 on cpu, 6–10 on disk"}}},
     ],
 )
 def test_whatever_could_move_a_number_makes_another_group(recorded: Recorded, given: dict[str, Any]) -> None:
     assert group(recorded()).id != group(recorded(**given)).id
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"placement": {"executor": "slurm", "host": "node1"}},  # of a study's point
+        *({"config": {"kv": "propagate", "batch_size": 1, **more}} for more in (
+            {"device_map": "auto"}, {"graphs": "segments"}, {"graphs": "off"},  # on a CPU there are no graphs
+        )),
+    ],
+)  # fmt: skip
+def test_a_usual_run_keeps_the_group_s_permanent_id(recorded: Recorded, given: dict[str, Any]) -> None:
+    assert group(recorded(manifest=given)).id == "909e2eaf48"
 
 
 def test_other_rows_make_another_group(recorded: Recorded) -> None:
@@ -78,6 +93,24 @@ def machine(**given: Any) -> dict[str, Any]:
         ({"manifest": machine(device="cuda"), "gpus": ("NVIDIA A100",)}, "NVIDIA A100, host Test Chip"),
         ({"manifest": machine(device="cuda:1"), "gpus": ("NVIDIA T4", "NVIDIA A100")}, "NVIDIA A100, host Test Chip"),
         ({"gpus": ("NVIDIA A100",)}, "NVIDIA A100, host Test Chip"),
+        (
+            {"manifest": {"placement": {"layers": "layers 1–5 on cpu, 6–10 on disk"}}},
+            "Test Chip, 2 threads on 2 cores; layers 1–5 on cpu, 6–10 on disk",
+        ),
+        (
+            {
+                "manifest": {**machine(device="cuda"), "placement": {"layers": "layers 1–5 on cuda, 6–10 on cuda:1"}},
+                "gpus": ("NVIDIA A100", "NVIDIA T4"),
+            },
+            "NVIDIA A100, host Test Chip; layers 1–5 on cuda, 6–10 on cuda:1 (NVIDIA T4)",
+        ),
+        (
+            {
+                "manifest": {**machine(device="cuda"), "config": {"kv": "propagate", "batch_size": 1, "graphs": "off"}},
+                "gpus": ("NVIDIA A100",),
+            },
+            "NVIDIA A100, host Test Chip; CUDA graphs: off",
+        ),
     ],
 )
 def test_the_hardware_class_says_what_decoded(recorded: Recorded, given: dict[str, Any], expected: str) -> None:

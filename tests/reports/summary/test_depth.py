@@ -169,6 +169,15 @@ def test_the_oracle_s_share_is_over_the_samples_both_finished(build) -> None:
     assert run.row(FIXED).value("oracle_share") == pytest.approx((2 + 2) / 8)
 
 
+def test_an_oracle_that_only_drafts_is_held_against_nothing(build) -> None:
+    run = build(points=(FULL, "oracle@lossless", FIXED, "oracle"), kv="recompute")
+    run.window(FULL, {})
+    run.window("oracle@lossless", {})
+    run.window(FIXED, {"exit_layers": (10, 5, 5)})
+    run.window("oracle", {"exit_layers": (10, 5, 2)})
+    assert run.row(FIXED).value("oracle_share") == pytest.approx(10 / 13)
+
+
 def test_no_share_without_an_oracle_or_when_it_skipped_nothing(build) -> None:
     run = build()
     run.window(FULL, {})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from harness.records import MeterRecord
+from reports.summary.summarise import summarise
 
 FULL, OTHER = "full", "fixed:layer=5"
 
@@ -135,3 +136,19 @@ def test_a_run_without_windows_says_so(build) -> None:
 def test_scores_that_cannot_be_made_are_said(build) -> None:
     said = "a score is not shown: its package is not installed (pip install it)."
     assert said in finished(build()).summary(missing_scores=(said,)).notes
+
+
+def test_layers_on_several_devices_and_other_graphs_are_said(build) -> None:
+    run = finished(build())
+    config = {**run.manifest.config, "device": "cuda", "graphs": "off"}
+    changed = {"placement": {"layers": "layers 1–5 on cuda, 6–10 on cpu"}, "config": config}
+    summary = summarise(run.manifest.model_copy(update=changed), run.windows, run.samples, lambda *_: {})
+    said = [note for note in summary.notes if note.startswith(("layers 1–5 on cuda, 6–10 on cpu", "CUDA graphs: off"))]
+    assert len(said) == 2
+    assert not any(word in notes_of(run) for word in ("--device-map", "CUDA graphs"))
+
+
+def test_an_oracle_that_only_drafts_is_no_bound(build) -> None:
+    run = finished(build(points=("full", "oracle@lossless", "oracle"), kv="recompute"))
+    bounds = [note for note in run.summary().notes if "an upper bound on the layers" in note]
+    assert [note.partition(" ")[0] for note in bounds] == ["oracle"]
