@@ -5,7 +5,7 @@ files, so that the three can never disagree. The definition is CodeXGLUE's, read
 its own tokenizer's break tokens (microsoft/CodeXGLUE, Code-Code/CodeCompletion-line, README and
 ``code/run_lm.py``): Python ends at ``<EOL>``; Java ends at the first ``;`` or ``}``, which belong to the line,
 or at ``{``, which does not. Two additions for models that were never trained on that format: a newline ends a
-line too, and in Java a mark inside a string or character literal does not count.
+line too, and in Java a mark inside a string or character literal, or a comment, does not count.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ _TEXT = r'"""(?:\\.|[^\\])*?(?:"""|\Z)|' + r"'''(?:\\.|[^\\])*?(?:'''|\Z)"
 _WORD_OR_OPERATOR = r"\d[\w.]*|\w+|[-+*/%&|^=<>!~]+|\.\.\.|::|[^\w\s]"
 # A literal that the generated text has not closed yet runs to the end of the text or of the line.
 _OPEN_STRING = r'"(?:\\.|[^"\\\n])*"?|' + r"'(?:\\.|[^'\\\n])*'?"
+_OPEN_COMMENT = r"//[^\n]*|/\*(?:(?!\*/)[^\n])*(?:\*/)?"
+_OPENERS = {"comment": "/*", "text": '"'}
+"""What begins again, on each of its lines, a token that spans lines."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +56,8 @@ class Language:
 
     Attributes:
         name: as CodeBLEU and the hub datasets call it.
-        line_marks: pattern of everything that matters when a line's end is searched: string literals, which
-            are stepped over, and the marks themselves, in a group named ``mark``.
+        line_marks: pattern of everything that matters when a line's end is searched: string literals and comments,
+            which are stepped over, and the marks themselves, in a group named ``mark``.
         kept_marks: the marks that belong to the line they end.
         lexer: pattern with the groups of :attr:`Token.kind`; what matches none of them is white space.
         mark_characters: the characters that can be the last of a mark.
@@ -71,7 +74,8 @@ class Language:
     def line_end(self, text: str, start: int = 0) -> int | None:
         """Return the offset where the line that runs at ``start`` ends, or ``None`` when it does not.
 
-        ``start`` must lie outside a string literal. Appending text never moves an end once found.
+        ``start`` must lie outside literals and comments, or :meth:`open_line` stand before the text. Appending text
+        never moves an end once found.
         """
         for match in self.line_marks.finditer(text, start):
             mark = match["mark"]
@@ -82,6 +86,16 @@ class Language:
     def line(self, text: str) -> str:
         """Return the line that ``text`` begins with, without its end mark and outer white space."""
         return text[: self.line_end(text)].strip()
+
+    def open_line(self, text: str) -> str:
+        """Return what stands behind the last end mark of a text, which the literals behind it must be read with.
+
+        A comment, or a string, that has spanned lines begins anew on the last one.
+        """
+        start = text.rfind("\n") + 1
+        spans = (token for token in self.tokens(text) if token.kind in _OPENERS and token.start < start <= token.end)
+        line = next((_OPENERS[token.kind] for token in spans), "") + text[start:]
+        return line[max((match.end() for match in self.line_marks.finditer(line) if match["mark"]), default=0) :]
 
     def may_end_line(self, piece: str) -> bool:
         """Return whether a piece of text holds a character that can complete an end mark."""
@@ -134,7 +148,7 @@ PYTHON = Language(
 
 JAVA = Language(
     name="java",
-    line_marks=re.compile(rf"{_OPEN_STRING}|(?P<mark>[\n;{{}}])"),
+    line_marks=re.compile(rf"{_OPEN_STRING}|{_OPEN_COMMENT}|(?P<mark>[\n;{{}}])"),
     kept_marks=frozenset(";}"),
     lexer=re.compile(
         r"(?P<newline>\n)"

@@ -255,6 +255,10 @@ class _MeasuredLM(EarlyExitLM):
     ) -> list[tuple[float, bool]]:
         keys = [(tuple(context), tuple(continuation)) for _, context, continuation in requests]
         new = [request for key, request in zip(keys, requests, strict=True) if key not in self._known]
+        known = [len(key[1]) for key in keys if key in self._known]
+        if known and self.answering is None:  # from another task
+            layers = [self._scoring_layer] * sum(known)
+            self.spent_on("scored", self._task).count(len(known), sum(known), layers, known=True)
         if new:
             scored = super()._loglikelihood_tokens(new, disable_tqdm, **settings)
             fresh = [(tuple(context), tuple(continuation)) for _, context, continuation in new]

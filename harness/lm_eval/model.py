@@ -260,11 +260,15 @@ class EarlyExitLM(TemplateLM):  # type: ignore[misc]
             raise ConfigError(f"{len(found)} operating points were asked for, and one can answer lm-eval. Name one.")
         return found[0]
 
+    def spent_on(self, kind: str, task: str) -> Spent:
+        """Return what generation or scoring took for a task so far."""
+        return self.spent.setdefault((kind, task), Spent(self.meter.source, is_measured(self.meter)))
+
     @contextmanager
     def _measured(self, kind: str, task: str) -> Iterator[Spent]:
         """Measure the body as one window, since a sensor that ticks slowly sees nothing of a batch; count it there."""
         _ = self.point  # which reads the model, before
-        spent = self.spent.setdefault((kind, task), Spent(self.meter.source, is_measured(self.meter)))
+        spent = self.spent_on(kind, task)
         with metered(self.meter) as window:
             yield spent
         assert window.reading is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -107,7 +108,8 @@ class _Scores:
     """Scores one completion as lm-eval scores a document: by the task's filters and its own metrics.
 
     Nothing for documents of several requests, which are scored together, and for metrics that are not a number per
-    document (perplexity's weights, the pairs of a corpus' BLEU); those stand in lm-eval's results alone.
+    document (perplexity's weights, the pairs of a corpus' BLEU); those stand in lm-eval's results alone. A number that
+    is not finite is not defined.
     """
 
     lm: EarlyExitLM
@@ -128,7 +130,7 @@ class _Scores:
             for metric, value in self.task.process_results(instance.doc, [answer]).items():
                 if isinstance(value, Real):
                     label = f"{DEFINED_BY}_{metric}" if name == "none" else f"{DEFINED_BY}_{metric}_{name}"
-                    found[label] = float(value)
+                    found[label] = float(value) if math.isfinite(value) else None
         return found
 
 

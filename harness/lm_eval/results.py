@@ -53,28 +53,40 @@ def render(results: Results) -> RenderableType:
     first = next(iter(results.values()))
     sources: dict[str, bool] = {}
     kinds: set[str] = set()
-    nothing: tuple[str, dict[str, Any]] = ("", {})
+    known = False
     for task in first["results"]:
         for metric in _metrics(first["results"][task]):
             name, _, pipeline = metric.partition(",")
             table.add_row(Line(f"{task}: {name if pipeline == 'none' else metric}"))
             for point, found in results.items():
                 values, facts = found["results"][task], found["config"]["early_exit"]["tasks"].get(task, {})
-                kind, spent = next(iter(facts.items()), nothing)
-                kinds.add(kind)
+                asked, spent = _kinds(found, task), facts.get("generated") or facts.get("scored", {})
+                kinds |= asked
+                known = known or bool(spent.get("known_requests"))
                 if spent.get("j_per_token") is not None:
                     sources[spent["energy_source"]] = spent["energy_measured"]
-                where = point if kind != "scored" else found["config"]["early_exit"]["loglikelihood_at"]
                 table.add_row(
-                    Line(f"  {where}"),
+                    Line(f"  {_where(found, point, asked)}"),
                     _value(values.get(metric), values.get(f"{name}_stderr,{pipeline}")),
                     _number(spent.get("exit_layer_mean"), "{:.1f}"),
                     _number(spent.get("s_per_token"), "{:.2f}", 1000),
                     _number(spent.get("j_per_token"), "{:.3g}"),
                 )
-                if kind == "scored":  # the same at every operating point
+                if asked == {"scored"}:  # the same at every operating point
                     break
-    return Group(table, *(Text(line, "dim") for line in _notes(first, sources, kinds)))
+    return Group(table, *(Text(line, "dim") for line in _notes(first, sources, kinds, known)))
+
+
+def _kinds(results: Mapping[str, Any], name: str) -> set[str]:
+    """What a task, or the members of a group, asked for: ``generated``, ``scored``."""
+    members = results.get("group_subtasks", {}).get(name, ())
+    return set(results["config"]["early_exit"]["tasks"].get(name, ())).union(*(_kinds(results, one) for one in members))
+
+
+def _where(results: Mapping[str, Any], point: str, kinds: set[str]) -> str:
+    """Where the numbers of a row come from: an operating point, the layer that scores given texts, or both."""
+    at: str = results["config"]["early_exit"]["loglikelihood_at"] if "scored" in kinds else ""
+    return point if not at else at if kinds == {"scored"} else f"{point}; scored: {at}"
 
 
 def _metrics(values: Mapping[str, Any]) -> list[str]:
@@ -91,12 +103,14 @@ def _number(value: Any, form: str, factor: float = 1) -> str:
     return form.format(value * factor) if isinstance(value, int | float) else "–"
 
 
-def _notes(results: Mapping[str, Any], sources: Mapping[str, bool], kinds: set[str]) -> Iterator[str]:
+def _notes(results: Mapping[str, Any], sources: Mapping[str, bool], kinds: set[str], known: bool) -> Iterator[str]:
     facts = results["config"]["early_exit"]
     yield f"{facts['model']}, {facts['weights']} weights, {facts['num_layers']} layers, {facts['weights_format']}."
     if "generated" in kinds:
         yield "ms/token, J/token: of generated tokens, prompts included; layers: of a decoded token."
     if "scored" in kinds:
         yield f"Given texts were scored at {facts['loglikelihood_at']}, contexts included; no strategy decides there."
+    if known:
+        yield "Texts that another task had scored were not read again: ms/token, J/token are of the others."
     for source, measured in sources.items():
         yield f"Energy: {source}, {'measured by a sensor' if measured else 'not measured by a sensor'}."

@@ -23,6 +23,7 @@ class Spent:
         joules: the same; ``None`` where one window has no number.
         layers: decoder layers executed, summed over ``decoded`` tokens.
         decoded: tokens whose depth counts: with a KV cache not the first of a completion, which the prompt yields.
+        known_requests, known_tokens: those of another task, too, which had been scored for it: no window has them.
         source: of the energy. measured: a sensor measured it.
         flags: quality remarks on its windows. reason: why there are no joules.
     """
@@ -35,14 +36,18 @@ class Spent:
     joules: float | None = 0.0
     layers: int = 0
     decoded: int = 0
+    known_requests: int = 0
+    known_tokens: int = 0
     flags: set[str] = field(default_factory=set)
     reason: str | None = None
 
-    def count(self, requests: int, tokens: int, layers: Iterable[int]) -> None:
-        """Count requests and tokens, and the layers that each decoded one ran."""
+    def count(self, requests: int, tokens: int, layers: Iterable[int], *, known: bool = False) -> None:
+        """Count requests and tokens, the layers that each decoded one ran, and whether another task's window has it."""
         depths = list(layers)
         self.requests, self.tokens = self.requests + requests, self.tokens + tokens
         self.layers, self.decoded = self.layers + sum(depths), self.decoded + len(depths)
+        if known:
+            self.known_requests, self.known_tokens = self.known_requests + requests, self.known_tokens + tokens
 
     def add(self, reading: EnergyReading) -> None:
         """Add a window."""
@@ -53,16 +58,22 @@ class Spent:
 
     def facts(self) -> dict[str, Any]:
         """Return the facts of a result; what was not measured is ``None``."""
+        read = self.tokens - self.known_tokens
         facts = _facts(
             self.requests,
             self.tokens,
             self.layers / self.decoded if self.decoded else None,
-            self.seconds / self.tokens if self.tokens else None,
-            self.joules / self.tokens if self.tokens and self.joules is not None else None,
+            self.seconds / read if read else None,
+            self.joules / read if read and self.joules is not None else None,
             self.source,
             self.measured,
         )
-        return facts | {"energy_flags": sorted(self.flags), "energy_reason": self.reason}
+        return facts | {
+            "known_requests": self.known_requests,
+            "known_tokens": self.known_tokens,
+            "energy_flags": sorted(self.flags),
+            "energy_reason": self.reason or (None if read or not self.tokens else "scored for another task"),
+        }
 
 
 def facts_of_row(row: SummaryRow, tokens: int) -> dict[str, Any]:

@@ -10,6 +10,7 @@ line of the suffix begins. Results of the two protocols are never one table's: t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
@@ -125,6 +126,19 @@ class InfillingLeft(_Gap):
         return text
 
     def completion_between(self, before: str, text: str, after: str) -> str:
-        """Return the text up to where the first line after the gap begins; all of it where it does not come."""
+        """Return the text up to where the first line after the gap begins; all of it where it does not come.
+
+        What surely is a whole line, since a line break stands before it, is looked for where lines begin. A gap that
+        begins a line is most likely one of whole lines: an indented line is not the end of one that is indented deeper.
+        Where the gap begins inside a line, what follows may as well be the rest of one, of its indentation, too.
+        """
         following = next((line for line in after.splitlines(keepends=True) if line.strip()), "")
-        return text.partition(following)[0] if following else text
+        if not following:
+            return text
+        before_it = ""
+        if not after.startswith(following):
+            before_it = "^"
+        elif before[-1:] in ("", "\n") and following[0].isspace():
+            before_it = r"(?<![ \t])"
+        found = re.search(before_it + re.escape(following), text, re.MULTILINE)
+        return text[: found.start()] if found else text

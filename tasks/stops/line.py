@@ -23,7 +23,8 @@ class Line(Stop):
     """End a completion with the line that the cursor stands in.
 
     A line is CodeXGLUE's (:mod:`tasks.languages`): up to a newline, in Java also up to the first ``;`` or ``}``, or
-    before ``{``, outside literals. It is the rule by which the protocol ``codexglue-line`` ends completions of itself.
+    before ``{``, outside literals and comments; the cursor may stand inside one. It is the rule by which the protocol
+    ``codexglue-line`` ends completions of itself.
     """
 
     language: Annotated[str, Field(description="of the code; the task's where it is left out")] = ""
@@ -33,8 +34,9 @@ class Line(Stop):
         language_of("line", self.language, language, KNOWN)
 
     def start(self, cursor: Cursor) -> RowStop:
-        """Search the completion alone."""
-        return LineEnd(KNOWN[self.language or cursor.language], cursor.tokenizer)
+        """Search the completion, read from where the cursor's line begins."""
+        language = KNOWN[self.language or cursor.language]
+        return LineEnd(language, cursor.tokenizer, language.open_line(cursor.before))
 
 
 class LineEnd(RowStop):
@@ -46,6 +48,7 @@ class LineEnd(RowStop):
     Args:
         language: of the code.
         tokenizer: spells tokens.
+        before: the line up to the cursor (:meth:`Language.open_line`); not needed where no literal or comment is open.
 
     Attributes:
         name: what records call it.
@@ -53,8 +56,8 @@ class LineEnd(RowStop):
 
     name: ClassVar[str] = "line"
 
-    def __init__(self, language: Language, tokenizer: Tokenizer) -> None:
-        self._language, self._tokenizer = language, tokenizer
+    def __init__(self, language: Language, tokenizer: Tokenizer, before: str = "") -> None:
+        self._language, self._tokenizer, self._before = language, tokenizer, before
         self._suspects: dict[int, bool] = {}
 
     def __call__(self, token_ids: Sequence[int]) -> bool:
@@ -70,4 +73,4 @@ class LineEnd(RowStop):
                 spelled = self._tokenizer.decode([token_id])
                 known = self._suspects[token_id] = self._language.may_end_line(spelled)
             suspicious = suspicious or known
-        return suspicious and self._language.line_end(self._tokenizer.decode(token_ids)) is not None
+        return suspicious and self._language.line_end(self._before + self._tokenizer.decode(token_ids)) is not None

@@ -76,10 +76,17 @@ class Code:
 
     @property
     def in_literal(self) -> bool:
-        """Whether a string or a comment was opened and not closed; of one that is closed the whole is one leaf."""
+        """Whether a string or a comment was opened and not closed.
+
+        A string that is closed is one leaf; so is one whose end the parser wished for, to go on behind it.
+        """
         pairs = zip(self.leaves, self.leaves[1:], strict=False)
         comment = any((a.type, b.type) == ("/", "*") and a.end_byte == b.start_byte for a, b in pairs)
-        return comment or any(leaf.type in ("string_start", '"', "'", '"""') for leaf in self.leaves)
+        return comment or any(
+            leaf.type in ("string_start", '"', "'", '"""')
+            or (leaf.type in _WHOLE and any(child.is_missing for child in leaf.children[-1:]))
+            for leaf in self.leaves
+        )
 
 
 @dataclass(frozen=True)

@@ -112,6 +112,36 @@ def test_scored_texts_alone_make_no_run_and_their_results_say_what_it_took(
     assert "it is not a run directory" in cli("report", "out").error
 
 
+def test_groups_and_tasks_whose_texts_another_one_had_are_scored_ones_too(
+    lm_eval: Command, write_task: Callable[[str, str], Path], task_folder: Path, tmp_path: Path
+) -> None:
+    own = shutil.copytree(task_folder, tmp_path / "own")
+    for name, body in {"twin": KINDS["choice"], "part": KINDS["choice"].replace("'x'", "'y'")}.items():
+        shutil.copy(write_task(f"ours_{name}", body), own)
+    metrics = "aggregate_metric_list: [{metric: acc, weight_by_size: true}]\n"
+    (own / "group.yaml").write_text(f"group: ours_group\ntask: [ours_choice, ours_twin]\n{metrics}")
+    tasks = "ours_line,ours_group,ours_part"
+    asked = ("--include-path", own, "--strategy", EXIT, "--loglikelihood-exit", 10, "--limit", 2, "--out", "out")
+    ran = lm_eval("--tasks", tasks, *asked)
+    assert ran.code == 0, ran.err
+    lines = ran.out.splitlines()
+    for task in ("choice", "twin", "part", "group"):
+        below = lines[lines.index(next(line for line in lines if line.startswith(f"ours_{task}: acc "))) + 1 :]
+        assert below[0].startswith("  exit after layer 10 ")
+        assert not below[1].startswith("  ")  # one row for all operating points
+    assert "Texts that another task had scored were not read again" in ran.out
+    for point in ("full", EXIT):
+        said = json.loads(Path("out/lm-eval", point, "results.json").read_text())["config"]["early_exit"]["tasks"]
+        facts = {task: said[f"ours_{task}"]["scored"] for task in ("choice", "twin", "part")}
+        assert {task: each["requests"] for task, each in facts.items()} == {"choice": 6, "twin": 6, "part": 6}
+        assert {task: each["known_requests"] for task, each in facts.items()} == {"choice": 0, "twin": 6, "part": 4}
+        assert facts["twin"]["tokens"] == facts["twin"]["known_tokens"] == facts["choice"]["tokens"]
+        assert {each["exit_layer_mean"] for each in facts.values()} == {10}
+        assert (facts["twin"]["s_per_token"], facts["twin"]["j_per_token"]) == (None, None)
+        assert facts["twin"]["energy_reason"] == "scored for another task"
+        assert facts["part"]["s_per_token"] > 0 < facts["part"]["j_per_token"]
+
+
 @pytest.mark.parametrize(("period_s", "reason"), [(1e-6, None), (1e3, "is shorter than 10 sensor periods")])
 def test_what_a_task_has_scored_is_one_window(lm_eval: Command, period_s: float, reason: str | None) -> None:
     """So that a sensor that ticks slowly sees it; the recording ends with that window's second edge."""
@@ -230,6 +260,16 @@ def test_what_a_tasks_own_function_raises_is_one_line(
     assert f"lm-eval cannot evaluate {file}: {words} ({file.parent / 'own.py'}, line {number})" in ran.err
     assert ran.err.count("error:") == 1
     assert "Traceback" not in ran.err
+
+
+def test_a_score_that_is_not_finite_is_not_defined(lm_eval: Command, write_task: Callable[[str, str], Path]) -> None:
+    file = write_task("undefined", f"{GENERATING}process_results: !function own.judge\n")
+    judge = 'def judge(doc, results):\n    return {"exact_match": float("nan") if len(doc["prompt"]) < 50 else 1.0}\n'
+    (file.parent / "own.py").write_text(judge)
+    ran = lm_eval("--tasks", file, "--limit", 2, "--out", "out")
+    assert ran.code == 0, ran.err
+    samples = [json.loads(line) for line in Path("out/samples.jsonl").read_text().splitlines()]
+    assert [sample["scores"]["lm_eval_exact_match"] for sample in samples] == [None, 1.0]
 
 
 def test_what_the_model_raises_stays_a_defect_of_ours(lm_eval: Command, monkeypatch: pytest.MonkeyPatch) -> None:

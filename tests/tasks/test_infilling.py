@@ -171,6 +171,24 @@ def test_a_model_without_marks_is_refused_or_sees_the_left_alone(folder: Path, w
     assert completion("infilling-left", "    x += 1\n", around) == "    x += 1\n"
 
 
+@pytest.mark.parametrize(
+    ("before", "text", "after", "wanted"),
+    [
+        # whole lines: the end of a line that is indented deeper is none
+        ("if a:\n", "        return x\n    return x\n", "    return x\n", "        return x\n"),
+        ("if a:\n", "        return x\n", "    return x\n", "        return x\n"),
+        ("", "    return x\n", "    return x\n", ""),
+        ("x = ", "1\n        return x\n    return x\n", "\n    return x\n", "1\n        return x\n"),
+        # the rest of a line
+        ("def f():\n", "    return 1\n", "1\n", "    return "),
+        ("def f():\n", "    return a + b\n", " + b\n", "    return a"),
+        ("x = ", "1\n    return x\n", "  return x\n", "1\n  "),  # of its indentation
+    ],
+)
+def test_left_context_ends_where_the_line_after_the_gap_begins(before: str, text: str, after: str, wanted: str) -> None:
+    assert SingleLineInfilling().completion("infilling-left", text, (before, after)) == wanted
+
+
 def test_a_run_by_each_way_says_which_and_scores_what_it_may(
     tiny_run: Callable[..., Any], fim_model: Path, tiny_llama: Path, folder: Path, tmp_path: Path
 ) -> None:

@@ -38,6 +38,10 @@ def test_python_line_ends_at_the_mark_or_newline(text: str, line: str) -> None:
         (" f ( '<CHAR_LIT:;>' ) ; g", "f ( '<CHAR_LIT:;>' ) ;"),
         (r' f("a\";{") ; g', r'f("a\";{") ;'),
         (' f("never closed ;\n g', 'f("never closed ;'),
+        (" x /* ; */ // }\n ;", "x /* ; */ // }"),
+        (" x / y ; z", "x / y ;"),
+        (' f("http://a") ; g', 'f("http://a") ;'),
+        (" /* never closed ;\n g", "/* never closed ;"),
         (" no mark at all", "no mark at all"),
     ],
 )
@@ -50,7 +54,8 @@ def test_an_end_once_found_never_moves(language: object) -> None:
     chance = random.Random(7)
     for _ in range(500):
         text = "".join(
-            chance.choice(["a", " ", '"', "'", "\\", ";", "{", "}", "\n", "<EOL>", ">", "<"]) for _ in range(30)
+            chance.choice(["a", " ", '"', "'", "\\", ";", "{", "}", "\n", "<EOL>", ">", "<", "/", "*"])
+            for _ in range(30)
         )
         ends = [language.line_end(text[:size]) for size in range(len(text) + 1)]  # type: ignore[attr-defined]
         found = [end for end in ends if end is not None]

@@ -47,6 +47,7 @@ def cut(rule: Stop, language: str, before: str, text: str) -> str | None:
         ("x = 1", "\ny", "\n"),
         ("for i in x", ":\n    y(i)\nz\n", ":\n    y(i)\n"),  # a head is none, what stands inside is
         ("x = ", "'''a\nb;\n''' ; y\n", "'''a\nb;\n''' ;"),  # nor does a string's line or semicolon
+        ('import os\nX = """\\\n[a]\nb', "s =\n    c\n", None),  # a parser that goes on behind it closes none
         ("x = a +", " \\\n b\n", " \\\n b\n"),
         ("x =", "\n", None),  # an error is no statement
         ("# x", " = 1\ny = 1\n", " = 1\ny = 1\n"),
@@ -125,6 +126,25 @@ def test_a_line_is_the_protocol_s() -> None:
     )
     assert cut(Line(language="python"), "java", "x", " = ';' ;\ny") == " = ';' ;\n"
     assert LineEnd(JAVA, Characters()).name == "line"  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("before", "text", "wanted"),
+    [
+        ('class A {\n  String s = "a', '; b; c" + x;\n', '; b; c" + x;'),  # inside a literal
+        ('f("a\\', '";"); g();', '";");'),  # and behind its backslash
+        ('g(\'"\', "a"', ', "b;"); h();', ', "b;");'),  # what is closed is over
+        ("x(); // it is so", "; and {so}\ny();", "; and {so}\n"),  # inside a comment
+        ("/* it's */ f(x", ", ';'); g();", ", ';');"),
+        ("/** It's\n * one; ", "isn't; */ int x; int y;", "isn't; */ int x;"),  # that began lines before
+        ("/* a\n", "b; c\n", "b; c\n"),
+        ('s = """\n  it', ' is; """; f();', ' is; """;'),
+        ("/* a */\n", "b; c\n", "b;"),
+        ("f(); ", "g(); h();", "g();"),  # marks before the cursor are none
+    ],
+)
+def test_a_line_of_java_is_read_from_its_beginning(before: str, text: str, wanted: str) -> None:
+    assert cut(Line(), "java", before, text) == wanted
 
 
 @pytest.mark.parametrize("rule", [Statement(), Block(), Line()])
